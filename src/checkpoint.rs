@@ -1,0 +1,185 @@
+//! How far a shard has been read, and how far it may be said to have been.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::error::{Error, ErrorKind};
+use crate::record::SequenceNumber;
+
+/// How far one shard has been read: what a [`CheckpointStore`](crate::CheckpointStore) keeps.
+///
+/// Its text form, by [`Display`](fmt::Display) and [`FromStr`], is what `RedisStore` writes and
+/// is stable:
+///
+/// | checkpoint | text |
+/// |---|---|
+/// | [`TrimHorizon`](Self::TrimHorizon) | `TRIM_HORIZON` |
+/// | [`AtTimestamp`](Self::AtTimestamp) | `AT_TIMESTAMP:1767225600000`, milliseconds since 1970 |
+/// | [`AfterSequence`](Self::AfterSequence) | `AFTER_SEQUENCE_NUMBER:49590338`, with `:7` behind it inside an aggregated record |
+/// | [`ShardEnd`](Self::ShardEnd) | `SHARD_END` |
+///
+/// ```
+/// use kinestream::Checkpoint;
+///
+/// let read: Checkpoint = "AFTER_SEQUENCE_NUMBER:49590338".parse()?;
+/// assert!(read.supersedes(&Checkpoint::TrimHorizon));
+/// assert!(Checkpoint::ShardEnd.supersedes(&read));
+/// assert!(!read.supersedes(&Checkpoint::ShardEnd));
+/// # Ok::<(), kinestream::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Checkpoint {
+    /// Nothing is read yet: begin with the oldest record that is kept.
+    TrimHorizon,
+    /// Nothing is read yet: begin with the first record that arrived at this time or later.
+    /// Kept, as Kinesis keeps it, to the millisecond.
+    AtTimestamp(SystemTime),
+    /// This record, and all before it, are finished.
+    AfterSequence {
+        /// The last finished record.
+        sequence_number: SequenceNumber,
+        /// Where the record is an aggregate that is not finished as a whole: the last of its
+        /// parts that is.
+        sub_sequence_number: Option<u64>,
+    },
+    /// Every record of the shard is finished, and the shard is closed: it is never read again.
+    ShardEnd,
+}
+
+impl Checkpoint {
+    /// Whether a store that holds `stored` is to hold `self` instead.
+    ///
+    /// A position never moves backwards, and a starting position never replaces another one:
+    /// whoever pinned the start first has pinned it for all.
+    pub fn supersedes(&self, stored: &Self) -> bool {
+        match (self, stored) {
+            (Self::TrimHorizon | Self::AtTimestamp(_), _) | (_, Self::ShardEnd) => false,
+            (Self::AfterSequence { .. }, Self::AfterSequence { .. }) => self.place() > stored.place(),
+            (Self::AfterSequence { .. } | Self::ShardEnd, _) => true,
+        }
+    }
+
+    /// The place after which to go on. Without a part, the whole record is finished, which is
+    /// further than any part of it.
+    fn place(&self) -> Option<(&SequenceNumber, u64)> {
+        match self {
+            Self::AfterSequence { sequence_number, sub_sequence_number } => {
+                Some((sequence_number, sub_sequence_number.unwrap_or(u64::MAX)))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Checkpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TrimHorizon => formatter.write_str("TRIM_HORIZON"),
+            Self::AtTimestamp(time) => {
+                let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+                write!(formatter, "AT_TIMESTAMP:{}", since.as_millis())
+            }
+            Self::AfterSequence { sequence_number, sub_sequence_number } => {
+                write!(formatter, "AFTER_SEQUENCE_NUMBER:{sequence_number}")?;
+                match sub_sequence_number {
+                    Some(part) => write!(formatter, ":{part}"),
+                    None => Ok(()),
+                }
+            }
+            Self::ShardEnd => formatter.write_str("SHARD_END"),
+        }
+    }
+}
+
+impl FromStr for Checkpoint {
+    type Err = Error;
+
+    /// # Errors
+    ///
+    /// [`ErrorKind::StoreCorrupt`] where the text is none of the four forms.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let parsed = match text.split_once(':') {
+            None if text == "TRIM_HORIZON" => Some(Self::TrimHorizon),
+            None if text == "SHARD_END" => Some(Self::ShardEnd),
+            Some(("AT_TIMESTAMP", millis)) => parse_digits(millis)
+                .and_then(|millis| UNIX_EPOCH.checked_add(Duration::from_millis(millis)))
+                .map(Self::AtTimestamp),
+            Some(("AFTER_SEQUENCE_NUMBER", place)) => parse_place(place),
+            _ => None,
+        };
+        parsed.ok_or_else(|| {
+            let shown: String = text.chars().take(60).collect();
+            Error::new(ErrorKind::StoreCorrupt, format!("{shown:?} is not a checkpoint"))
+        })
+    }
+}
+
+fn parse_place(place: &str) -> Option<Checkpoint> {
+    let (number, part) = match place.split_once(':') {
+        Some((number, part)) => (number, Some(parse_digits(part)?)),
+        None => (place, None),
+    };
+    Some(Checkpoint::AfterSequence {
+        sequence_number: number.parse().ok()?,
+        sub_sequence_number: part,
+    })
+}
+
+/// Digits alone: `u64::from_str` would let a sign through.
+fn parse_digits(text: &str) -> Option<u64> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_checkpoint() -> impl Strategy<Value = Checkpoint> {
+        prop_oneof![
+            Just(Checkpoint::TrimHorizon),
+            (0..u64::from(u32::MAX)).prop_map(|millis| {
+                Checkpoint::AtTimestamp(UNIX_EPOCH + Duration::from_millis(millis))
+            }),
+            ("[1-9][0-9]{0,2}", prop::option::of(0..9_u64)).prop_map(|(number, part)| {
+                Checkpoint::AfterSequence {
+                    sequence_number: number.parse().unwrap(),
+                    sub_sequence_number: part,
+                }
+            }),
+            Just(Checkpoint::ShardEnd),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn is_read_back_as_it_was_written(checkpoint in any_checkpoint()) {
+            prop_assert_eq!(checkpoint.to_string().parse::<Checkpoint>().unwrap(), checkpoint);
+        }
+
+        #[test]
+        fn refuses_what_is_not_one(text in ".{0,200}") {
+            prop_assert!(text.parse::<Checkpoint>().is_err());
+        }
+
+        #[test]
+        fn superseding_never_goes_round(checkpoints in prop::collection::vec(any_checkpoint(), 3)) {
+            let [a, b, c] = &checkpoints[..] else { unreachable!() };
+            prop_assert!(!a.supersedes(a));
+            prop_assert!(!(a.supersedes(b) && b.supersedes(a)));
+            prop_assert!(!(a.supersedes(b) && b.supersedes(c)) || a.supersedes(c));
+        }
+    }
+
+    #[test]
+    fn a_whole_record_is_further_than_a_part_of_it() {
+        let whole: Checkpoint = "AFTER_SEQUENCE_NUMBER:7".parse().unwrap();
+        let part: Checkpoint = "AFTER_SEQUENCE_NUMBER:7:3".parse().unwrap();
+        assert!(whole.supersedes(&part));
+        assert!(!part.supersedes(&whole));
+        assert!("AFTER_SEQUENCE_NUMBER:7:+3".parse::<Checkpoint>().is_err());
+    }
+}

@@ -1,0 +1,182 @@
+//! The one table that says what each answer of Kinesis other than success asks for.
+
+use std::error::Error as StdError;
+
+use aws_sdk_kinesis::config::http::HttpResponse;
+use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
+
+use super::{Error, ErrorKind};
+
+/// What a failed call asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Remedy {
+    /// Fewer calls: back off, keep the iterator.
+    SlowDown,
+    /// The same call again, after a back-off.
+    Retry,
+    /// A new iterator after the last record fetched.
+    RestartIterator,
+    /// The listing again from its first page.
+    RestartListing,
+    /// The sequence number is not one of this shard's any more: the policy decides.
+    Trimmed,
+    /// The stream or the shard is not there.
+    Gone,
+    /// Nothing that this crate can cure: tell the caller, try again slowly.
+    Report,
+}
+
+/// A failed call: what to do about it, and what to tell the caller where that is not enough.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) remedy: Remedy,
+    pub(crate) error: Error,
+}
+
+impl Failure {
+    /// Sorts the error of the call `action`, such as `"GetRecords"`.
+    pub(crate) fn of<E>(action: &'static str, error: SdkError<E, HttpResponse>) -> Self
+    where
+        E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
+    {
+        let (remedy, kind, message) = sort(action, &error);
+        Self { remedy, error: Error::new(kind, message).with_source(error) }
+    }
+
+    /// A call that gave no answer in time.
+    pub(crate) fn timed_out(action: &'static str, seconds: u64) -> Self {
+        Self {
+            remedy: Remedy::Retry,
+            error: Error::new(
+                ErrorKind::Unavailable,
+                format!("Kinesis did not answer {action} within {seconds} s"),
+            ),
+        }
+    }
+}
+
+fn sort<E>(action: &str, error: &SdkError<E, HttpResponse>) -> (Remedy, ErrorKind, String)
+where
+    E: ProvideErrorMetadata + StdError + 'static,
+{
+    match error {
+        SdkError::ServiceError(answer) => {
+            let status = answer.raw().status();
+            let code = answer.err().code().unwrap_or_default();
+            let message = answer.err().message().unwrap_or_default();
+            sort_answer(action, status.as_u16(), code, message)
+        }
+        // The answer was cut short, or is not Kinesis's: something between us failed.
+        SdkError::ResponseError(_) => retry(action, "the answer could not be read"),
+        SdkError::TimeoutError(_) => retry(action, "it did not answer in time"),
+        SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() => {
+            retry(action, "no connection; check the endpoint, the region and the network")
+        }
+        _ => sort_unsent(action, error),
+    }
+}
+
+/// The request never left: credentials, region, endpoint.
+fn sort_unsent(action: &str, error: &(dyn StdError + 'static)) -> (Remedy, ErrorKind, String) {
+    let causes = std::iter::successors(Some(error), |error| (**error).source())
+        .map(|error| error.to_string().to_lowercase())
+        .collect::<Vec<_>>()
+        .join(": ");
+    let (kind, advice) = if causes.contains("credential") || causes.contains("identity") {
+        (
+            ErrorKind::Denied,
+            "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a \
+             role, and build the client from aws_config",
+        )
+    } else if causes.contains("region") {
+        (ErrorKind::Configuration, "no AWS region; set AWS_REGION or the client's region")
+    } else {
+        return retry(action, "the request could not be sent");
+    };
+    (Remedy::Report, kind, format!("{action} was not sent: {advice}"))
+}
+
+/// Error codes as the API reference of each operation lists them, and the general ones of
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/CommonErrors.html>.
+fn sort_answer(
+    action: &str,
+    status: u16,
+    code: &str,
+    message: &str,
+) -> (Remedy, ErrorKind, String) {
+    let about = |subject: &str| message.to_lowercase().contains(subject);
+    let (remedy, kind, advice) = match code {
+        "ProvisionedThroughputExceededException"
+        | "KMSThrottlingException"
+        | "LimitExceededException"
+        | "ThrottlingException"
+        | "Throttling"
+        | "RequestLimitExceeded" => {
+            (Remedy::SlowDown, ErrorKind::Throttled, "Kinesis asks for fewer calls")
+        }
+        "ExpiredIteratorException" => {
+            (Remedy::RestartIterator, ErrorKind::Unavailable, "the shard iterator has expired")
+        }
+        "ExpiredNextTokenException" => {
+            (Remedy::RestartListing, ErrorKind::Unavailable, "the page token has expired")
+        }
+        "InvalidArgumentException" if about("sequence") => (
+            Remedy::Trimmed,
+            ErrorKind::Trimmed,
+            "the position has left the stream's retention, or belongs to an earlier stream of \
+             the same name",
+        ),
+        // A timestamp ahead of the server's clock: it will catch up.
+        "InvalidArgumentException" if about("timestamp") => {
+            (Remedy::Retry, ErrorKind::Rejected, "the timestamp was refused")
+        }
+        "ResourceNotFoundException" => (
+            Remedy::Gone,
+            ErrorKind::NotFound,
+            "there is no such stream or shard; check the stream's name, the region and the \
+             account",
+        ),
+        "AccessDeniedException" | "KMSAccessDeniedException" => (
+            Remedy::Report,
+            ErrorKind::Denied,
+            "access was denied; the README lists the IAM actions that are needed",
+        ),
+        "KMSDisabledException"
+        | "KMSInvalidStateException"
+        | "KMSNotFoundException"
+        | "KMSOptInRequired" => (
+            Remedy::Report,
+            ErrorKind::Denied,
+            "the stream's KMS key cannot be used; check that it exists, is enabled and may be \
+             used for kms:Decrypt",
+        ),
+        "UnrecognizedClientException"
+        | "InvalidClientTokenId"
+        | "InvalidSignatureException"
+        | "IncompleteSignatureException"
+        | "IncompleteSignature"
+        | "MissingAuthenticationTokenException"
+        | "MissingAuthenticationToken"
+        | "ExpiredTokenException"
+        | "OptInRequired" => (
+            Remedy::Report,
+            ErrorKind::Denied,
+            "the credentials were refused; check that they are valid, not expired and for this \
+             account and region",
+        ),
+        _ if status >= 500 || status == 408 => {
+            (Remedy::Retry, ErrorKind::Unavailable, "Kinesis failed")
+        }
+        _ if status == 429 => {
+            (Remedy::SlowDown, ErrorKind::Throttled, "Kinesis asks for fewer calls")
+        }
+        _ => (Remedy::Report, ErrorKind::Rejected, "Kinesis refused the call"),
+    };
+    let code = if code.is_empty() { "no error code" } else { code };
+    let detail = if message.is_empty() { String::new() } else { format!(": {message}") };
+    (remedy, kind, format!("{action}: {advice} ({status} {code}{detail})"))
+}
+
+fn retry(action: &str, why: &str) -> (Remedy, ErrorKind, String) {
+    (Remedy::Retry, ErrorKind::Unavailable, format!("{action} cannot reach Kinesis: {why}"))
+}

@@ -1,0 +1,205 @@
+//! One record, and the names of where it stands.
+
+mod sequence_number;
+mod shard_id;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+pub use sequence_number::SequenceNumber;
+pub use shard_id::ShardId;
+
+/// One record of a stream, in the order of its shard.
+///
+/// Cheap to move: the payload and the partition key are the SDK's own allocations, and what all
+/// records of one `GetRecords` answer share (shard, stream, sequence numbers, times) stands in
+/// one place behind an [`Arc`]. Holding one record therefore keeps the sequence numbers of its
+/// batch, not the payloads of the others.
+///
+/// ```no_run
+/// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
+/// use futures::StreamExt;
+/// use kinestream::Consumer;
+///
+/// let mut records = Consumer::builder(client, "orders").build()?.records();
+/// while let Some(record) = records.next().await {
+///     let record = record?;
+///     println!("{} {} {:?}", record.shard_id(), record.sequence_number(), record.data());
+/// }
+/// # Ok(()) }
+/// ```
+#[must_use = "a record that is dropped unread was pulled for nothing; with `CheckpointOn::Ack` it \
+              also holds the shard's position where it is"]
+pub struct Record {
+    data: Vec<u8>,
+    partition_key: Option<String>,
+    batch: Arc<Batch>,
+    index: u32,
+}
+
+/// What the records of one answer share.
+pub(crate) struct Batch {
+    pub(crate) stream: Arc<str>,
+    pub(crate) shard_id: ShardId,
+    pub(crate) millis_behind_latest: i64,
+    pub(crate) entries: Vec<Entry>,
+    /// Where it is said that a record is finished.
+    pub(crate) finish: Arc<dyn Finish>,
+    /// The number, in order of delivery in this shard, of the first record.
+    pub(crate) first: u64,
+}
+
+/// What is known of one record beside its payload and its key.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) sequence_number: SequenceNumber,
+    pub(crate) sub_sequence_number: u64,
+    pub(crate) approximate_arrival: Option<SystemTime>,
+    pub(crate) encryption_type: EncryptionType,
+}
+
+/// The way back for acknowledgements: the only thing that points backwards.
+pub(crate) trait Finish: Send + Sync {
+    /// Record number `number` of the shard, in order of delivery, is done with. Saying it twice
+    /// changes nothing.
+    fn finish(&self, number: u64);
+}
+
+/// How a record is encrypted at rest.
+///
+/// ```
+/// assert_eq!(kinestream::EncryptionType::Kms.to_string(), "KMS");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EncryptionType {
+    /// Not encrypted, or not said.
+    None,
+    /// By a key of the AWS Key Management Service.
+    Kms,
+}
+
+impl fmt::Display for EncryptionType {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::None => "NONE",
+            Self::Kms => "KMS",
+        })
+    }
+}
+
+impl Record {
+    pub(crate) fn new(
+        batch: Arc<Batch>,
+        index: u32,
+        data: Vec<u8>,
+        partition_key: Option<String>,
+    ) -> Self {
+        Self { data, partition_key, batch, index }
+    }
+
+    /// The payload.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// The payload, taken out without a copy.
+    pub fn into_data(self) -> Bytes {
+        Bytes::from(self.data)
+    }
+
+    /// The key that chose the shard. `None` where the producer gave none, as it may on a stream
+    /// with the `AUTO` record distribution strategy.
+    pub fn partition_key(&self) -> Option<&str> {
+        self.partition_key.as_deref()
+    }
+
+    /// The place of the record in its shard.
+    pub fn sequence_number(&self) -> &SequenceNumber {
+        &self.entry().sequence_number
+    }
+
+    /// The place of the record among those that a producer packed into one: 0 where it was not
+    /// aggregated.
+    pub fn sub_sequence_number(&self) -> u64 {
+        self.entry().sub_sequence_number
+    }
+
+    /// The shard it was read from.
+    pub fn shard_id(&self) -> &ShardId {
+        &self.batch.shard_id
+    }
+
+    /// The name of the stream, also where the consumer was built with an ARN.
+    pub fn stream(&self) -> &str {
+        &self.batch.stream
+    }
+
+    /// When Kinesis took the record in, to the millisecond, without a promise that it rises
+    /// along a shard.
+    pub fn approximate_arrival(&self) -> Option<SystemTime> {
+        self.entry().approximate_arrival
+    }
+
+    /// How far, in milliseconds, the answer that held this record was from the tip of the shard:
+    /// 0 where it reached the tip.
+    pub fn millis_behind_latest(&self) -> i64 {
+        self.batch.millis_behind_latest
+    }
+
+    /// How the record is encrypted at rest.
+    pub fn encryption_type(&self) -> EncryptionType {
+        self.entry().encryption_type
+    }
+
+    /// Says that this record is done with, from any task and in any order.
+    ///
+    /// With [`CheckpointOn::Ack`](crate::CheckpointOn::Ack) the position of the shard advances
+    /// over records that are all acknowledged, and no further. With
+    /// [`CheckpointOn::Pull`](crate::CheckpointOn::Pull) nobody needs to call it: use it to say
+    /// early that the record in hand is done with, before leaving the loop. Calling it twice
+    /// changes nothing, and it never blocks.
+    pub fn ack(&self) {
+        self.receipt().finish();
+    }
+
+    /// What is left of the record when the caller has it: the means to say that it is finished.
+    pub(crate) fn receipt(&self) -> Receipt {
+        Receipt { batch: Arc::clone(&self.batch), number: self.batch.first + u64::from(self.index) }
+    }
+
+    fn entry(&self) -> &Entry {
+        // In range: `index` is that of the entry that the record was made with.
+        &self.batch.entries[self.index as usize]
+    }
+}
+
+impl fmt::Debug for Record {
+    /// Without the payload, which is the caller's secret to keep.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Record")
+            .field("stream", &self.stream())
+            .field("shard_id", self.shard_id())
+            .field("sequence_number", self.sequence_number())
+            .field("sub_sequence_number", &self.sub_sequence_number())
+            .field("partition_key", &self.partition_key)
+            .field("bytes", &self.data.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The right to say that a record is finished.
+pub(crate) struct Receipt {
+    batch: Arc<Batch>,
+    number: u64,
+}
+
+impl Receipt {
+    pub(crate) fn finish(&self) {
+        self.batch.finish.finish(self.number);
+    }
+}

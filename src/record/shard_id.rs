@@ -1,0 +1,60 @@
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::error::{Error, ErrorKind};
+
+/// The longest name that the API lets through.
+const MAX_LENGTH: usize = 128;
+
+/// The name of a shard, such as `shardId-000000000000`. Cheap to clone.
+///
+/// ```
+/// use kinestream::ShardId;
+///
+/// let shard: ShardId = "shardId-000000000000".parse()?;
+/// assert_eq!(shard.as_str(), "shardId-000000000000");
+/// assert!("no spaces".parse::<ShardId>().is_err());
+/// # Ok::<(), kinestream::Error>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(Arc<str>);
+
+impl ShardId {
+    /// The name as Kinesis writes it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ShardId {
+    type Err = Error;
+
+    /// # Errors
+    ///
+    /// [`ErrorKind::Configuration`] where the name is not 1 to 128 letters, digits, `_`, `.` and
+    /// `-`, the pattern of the API.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+        if (1..=MAX_LENGTH).contains(&text.len()) && text.bytes().all(allowed) {
+            Ok(Self(text.into()))
+        } else {
+            Err(Error::new(
+                ErrorKind::Configuration,
+                format!("{text:?} is not a shard's name, such as shardId-000000000000"),
+            ))
+        }
+    }
+}
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for ShardId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "ShardId({})", self.0)
+    }
+}

@@ -1,0 +1,199 @@
+//! Where positions are kept: [`CheckpointStore`], and the stores that come with the crate.
+//!
+//! # A store of your own
+//!
+//! Implement the two methods of [`CheckpointStore`] and run [`conformance::check`] on it in a test
+//! of yours. A whole store in a file:
+//!
+//! ```
+//! use std::collections::HashMap;
+//! use std::path::PathBuf;
+//!
+//! use futures::future::BoxFuture;
+//! use futures::FutureExt;
+//! use kinestream::store::{conformance, CheckpointStore, Scope};
+//! use kinestream::{Checkpoint, Error, Result, ShardId};
+//!
+//! /// A file for each application and stream, a line for each shard.
+//! #[derive(Debug)]
+//! struct FileStore {
+//!     folder: PathBuf,
+//!     /// One writer at a time.
+//!     writing: tokio::sync::Mutex<()>,
+//! }
+//!
+//! impl FileStore {
+//!     fn path(&self, scope: &Scope) -> PathBuf {
+//!         self.folder.join(format!("{}.{}.txt", scope.application(), scope.stream()))
+//!     }
+//!
+//!     fn read(&self, scope: &Scope) -> Result<HashMap<ShardId, Checkpoint>> {
+//!         let path = self.path(scope);
+//!         let text = match std::fs::read_to_string(&path) {
+//!             Ok(text) => text,
+//!             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+//!             Err(error) => {
+//!                 return Err(Error::store_unavailable(format!("cannot read {path:?}"), error));
+//!             }
+//!         };
+//!         text.lines()
+//!             .map(|line| {
+//!                 let (shard, checkpoint) = line
+//!                     .split_once(' ')
+//!                     .ok_or_else(|| Error::store_corrupt(format!("{path:?} has line {line:?}")))?;
+//!                 Ok((shard.parse()?, checkpoint.parse()?))
+//!             })
+//!             .collect()
+//!     }
+//! }
+//!
+//! impl CheckpointStore for FileStore {
+//!     fn load<'a>(
+//!         &'a self,
+//!         scope: &'a Scope,
+//!     ) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
+//!         async move { self.read(scope) }.boxed()
+//!     }
+//!
+//!     fn save<'a>(
+//!         &'a self,
+//!         scope: &'a Scope,
+//!         checkpoints: &'a [(ShardId, Checkpoint)],
+//!     ) -> BoxFuture<'a, Result<()>> {
+//!         async move {
+//!             let _alone = self.writing.lock().await;
+//!             let mut all = self.read(scope)?;
+//!             for (shard, checkpoint) in checkpoints {
+//!                 if all.get(shard).is_none_or(|stored| checkpoint.supersedes(stored)) {
+//!                     all.insert(shard.clone(), checkpoint.clone());
+//!                 }
+//!             }
+//!             let text: String =
+//!                 all.iter().map(|(shard, checkpoint)| format!("{shard} {checkpoint}\n")).collect();
+//!             let new = self.path(scope).with_extension("new");
+//!             std::fs::write(&new, text)
+//!                 .and_then(|()| std::fs::rename(&new, self.path(scope)))
+//!                 .map_err(|error| Error::store_unavailable("cannot write checkpoints", error))
+//!         }
+//!         .boxed()
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let folder = std::env::temp_dir().join(format!("kinestream-{}", std::process::id()));
+//! std::fs::create_dir_all(&folder).unwrap();
+//! let store = FileStore { folder: folder.clone(), writing: Default::default() };
+//! conformance::check(&store).await;
+//! # std::fs::remove_dir_all(folder).unwrap();
+//! # }
+//! ```
+
+pub mod conformance;
+mod memory;
+#[cfg(feature = "redis")]
+mod redis;
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+
+use crate::checkpoint::Checkpoint;
+use crate::error::Result;
+use crate::record::ShardId;
+
+pub use memory::MemoryStore;
+#[cfg(feature = "redis")]
+// pub use redis::RedisStore;
+
+/// Keeps, for each application and stream, how far each shard has been read.
+///
+/// One store serves many consumers at once, of any application and stream. It is called from
+/// tasks of its own, so a slow store delays no record until
+/// [`max_unflushed`](crate::ConsumerBuilder::max_unflushed).
+///
+/// # Errors
+///
+/// [`ErrorKind::StoreUnavailable`](crate::ErrorKind::StoreUnavailable)
+/// ([`Error::store_unavailable`](crate::Error::store_unavailable)) is tried again with a back-off;
+/// any other kind is reported to the caller, once, and then tried again as well.
+///
+/// # Cancel safety
+///
+/// A future may be dropped before it is ready. What it was to save is then saved again later,
+/// and `save` must bear that: [`Checkpoint::supersedes`] makes it so.
+pub trait CheckpointStore: Debug + Send + Sync + 'static {
+    /// All checkpoints of one application and stream. Where nothing was ever saved: an empty map.
+    fn load<'a>(
+        &'a self,
+        scope: &'a Scope,
+    ) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>>;
+
+    /// Saves the checkpoints of some shards, each once in the list, and leaves all other shards
+    /// as they are.
+    ///
+    /// For each shard the store keeps what it has unless the new checkpoint
+    /// [supersedes](Checkpoint::supersedes) it or nothing is stored. Comparing and storing must be
+    /// one step, since other processes may save at the same time. What is kept is not an error.
+    fn save<'a>(
+        &'a self,
+        scope: &'a Scope,
+        checkpoints: &'a [(ShardId, Checkpoint)],
+    ) -> BoxFuture<'a, Result<()>>;
+}
+
+impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {
+    fn load<'a>(
+        &'a self,
+        scope: &'a Scope,
+    ) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
+        (**self).load(scope)
+    }
+
+    fn save<'a>(
+        &'a self,
+        scope: &'a Scope,
+        checkpoints: &'a [(ShardId, Checkpoint)],
+    ) -> BoxFuture<'a, Result<()>> {
+        (**self).save(scope, checkpoints)
+    }
+}
+
+/// Whose checkpoints: one application's, of one stream.
+///
+/// ```
+/// use kinestream::store::Scope;
+///
+/// let scope = Scope::new("billing", "orders");
+/// assert_eq!(scope.to_string(), "billing:orders");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Scope {
+    application: Arc<str>,
+    stream: Arc<str>,
+}
+
+impl Scope {
+    /// The checkpoints of `application` for the stream of this name.
+    pub fn new(application: impl Into<Arc<str>>, stream: impl Into<Arc<str>>) -> Self {
+        Self { application: application.into(), stream: stream.into() }
+    }
+
+    /// The application that reads.
+    pub fn application(&self) -> &str {
+        &self.application
+    }
+
+    /// The name of the stream that is read.
+    pub fn stream(&self) -> &str {
+        &self.stream
+    }
+}
+
+impl std::fmt::Display for Scope {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}:{}", self.application, self.stream)
+    }
+}
