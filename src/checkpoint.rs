@@ -1,11 +1,15 @@
 //! How far a shard has been read, and how far it may be said to have been.
 
+mod watermark;
+
 use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, ErrorKind};
 use crate::record::SequenceNumber;
+
+pub(crate) use watermark::{Advance, Watermark};
 
 /// How far one shard has been read: what a [`CheckpointStore`](crate::CheckpointStore) keeps.
 ///

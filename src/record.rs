@@ -45,7 +45,8 @@ pub(crate) struct Batch {
     pub(crate) stream: Arc<str>,
     pub(crate) shard_id: ShardId,
     pub(crate) millis_behind_latest: i64,
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) epoch: u64,
+    pub(crate) entries: Arc<Vec<Entry>>,
     /// Where it is said that a record is finished.
     pub(crate) finish: Arc<dyn Finish>,
     /// The number, in order of delivery in this shard, of the first record.
@@ -63,9 +64,9 @@ pub(crate) struct Entry {
 
 /// The way back for acknowledgements: the only thing that points backwards.
 pub(crate) trait Finish: Send + Sync {
-    /// Record number `number` of the shard, in order of delivery, is done with. Saying it twice
-    /// changes nothing.
-    fn finish(&self, number: u64);
+    /// Record number `number` of the shard, in order of delivery, is done with; it is
+    /// `entries[index]`. Saying it twice changes nothing.
+    fn finish(&self, number: u64, entries: &Arc<Vec<Entry>>, index: usize);
 }
 
 /// How a record is encrypted at rest.
@@ -150,6 +151,13 @@ impl Record {
         self.batch.millis_behind_latest
     }
 
+    /// The epoch of the lease under which the shard is read, which rises with every change of
+    /// owner: a fencing token for sinks. 0 for a shard that is read without a lease, as all are
+    /// where one worker reads alone.
+    pub fn epoch(&self) -> u64 {
+        self.batch.epoch
+    }
+
     /// How the record is encrypted at rest.
     pub fn encryption_type(&self) -> EncryptionType {
         self.entry().encryption_type
@@ -166,9 +174,14 @@ impl Record {
         self.receipt().finish();
     }
 
+    /// The bytes that Kinesis counts: payload and key.
+    pub(crate) fn size(&self) -> usize {
+        self.data.len() + self.partition_key.as_ref().map_or(0, String::len)
+    }
+
     /// What is left of the record when the caller has it: the means to say that it is finished.
     pub(crate) fn receipt(&self) -> Receipt {
-        Receipt { batch: Arc::clone(&self.batch), number: self.batch.first + u64::from(self.index) }
+        Receipt { batch: Arc::clone(&self.batch), index: self.index }
     }
 
     fn entry(&self) -> &Entry {
@@ -193,13 +206,15 @@ impl fmt::Debug for Record {
 }
 
 /// The right to say that a record is finished.
+#[derive(Clone)]
 pub(crate) struct Receipt {
     batch: Arc<Batch>,
-    number: u64,
+    index: u32,
 }
 
 impl Receipt {
     pub(crate) fn finish(&self) {
-        self.batch.finish.finish(self.number);
+        let Batch { finish, first, entries, .. } = &*self.batch;
+        finish.finish(first + u64::from(self.index), entries, self.index as usize);
     }
 }

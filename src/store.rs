@@ -93,6 +93,7 @@ pub mod conformance;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
+mod writer;
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -105,6 +106,7 @@ use crate::error::Result;
 use crate::record::ShardId;
 
 pub use memory::MemoryStore;
+pub(crate) use writer::{Rhythm, Writer};
 #[cfg(feature = "redis")]
 // pub use redis::RedisStore;
 

@@ -1,0 +1,334 @@
+//! What turns finished records, in whatever order, into one position that only advances.
+//!
+//! Records are numbered in the order in which their shard hands them out. A number, and not the
+//! sequence number, is what orders them: counting is exact, while sequence numbers have gaps.
+//!
+//! ```text
+//!  finished      gap     island     gap   handed out
+//! ├──────────────┤......├────────┤.......┤
+//! 0          prefix                      handed_out
+//! ```
+//!
+//! A finished record either lengthens the prefix, which is what a checkpoint may say, or belongs
+//! to an island beyond a record that is not finished yet. An island remembers where it ends and
+//! nothing of what it covers, so a record that is never finished costs no memory for those
+//! finished after it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use super::Checkpoint;
+use crate::record::{Entry, Finish};
+
+/// What a finished record has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Advance {
+    /// The position of the shard.
+    Position,
+    /// The shard is closed, read to its end, and every record of it is finished.
+    End,
+}
+
+/// The position of one shard while it is read.
+pub(crate) struct Watermark {
+    state: Mutex<State>,
+    tell: Box<dyn Fn(Advance) + Send + Sync>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Every record below this number is finished.
+    prefix: u64,
+    /// Where the last record of the prefix stands.
+    position: Option<Place>,
+    /// Finished records beyond a gap: from the first number of a run to its end.
+    islands: BTreeMap<u64, Island>,
+    handed_out: u64,
+    unfinished: usize,
+    /// No record will be handed out any more: the shard is closed and read to its end.
+    ended: bool,
+    /// The checkpoint has changed since it was last taken.
+    changed: bool,
+    /// The stream that waits for records to be finished.
+    waiting: Option<Waker>,
+}
+
+/// An entry, in the list of its batch.
+#[derive(Clone)]
+struct Place {
+    entries: Arc<Vec<Entry>>,
+    index: usize,
+}
+
+struct Island {
+    /// The number behind the last one.
+    end: u64,
+    last: Place,
+}
+
+impl Watermark {
+    /// `tell` is called, without any lock held, after each advance.
+    pub(crate) fn new(tell: impl Fn(Advance) + Send + Sync + 'static) -> Self {
+        Self { state: Mutex::default(), tell: Box::new(tell) }
+    }
+
+    /// The next `records` are with the caller now.
+    pub(crate) fn hand_out(&self, records: usize) {
+        let mut state = self.lock();
+        state.handed_out += records as u64;
+        state.unfinished += records;
+    }
+
+    /// How many records may be handed out so that at most `limit` are unfinished; waits while
+    /// that is none.
+    pub(crate) fn poll_room(&self, context: &mut Context<'_>, limit: usize) -> Poll<usize> {
+        let mut state = self.lock();
+        match limit.saturating_sub(state.unfinished) {
+            0 => {
+                state.waiting = Some(context.waker().clone());
+                Poll::Pending
+            }
+            room => Poll::Ready(room),
+        }
+    }
+
+    /// The shard is closed and its last record has been handed out.
+    pub(crate) fn end(&self) {
+        let complete = {
+            let mut state = self.lock();
+            state.ended = true;
+            state.changed |= state.is_complete();
+            state.is_complete()
+        };
+        if complete {
+            (self.tell)(Advance::End);
+        }
+    }
+
+    /// The checkpoint, if it has changed since it was last taken.
+    pub(crate) fn take_changed(&self) -> Option<Checkpoint> {
+        let mut state = self.lock();
+        if !std::mem::take(&mut state.changed) {
+            return None;
+        }
+        if state.is_complete() {
+            return Some(Checkpoint::ShardEnd);
+        }
+        state.position.as_ref().map(|Place { entries, index }| Checkpoint::AfterSequence {
+            sequence_number: entries[*index].sequence_number.clone(),
+            sub_sequence_number: None,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing under the lock panics; if it did, a position that is behind is safe.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Finish for Watermark {
+    fn finish(&self, number: u64, entries: &Arc<Vec<Entry>>, index: usize) {
+        let (advance, waker) = {
+            let mut state = self.lock();
+            if state.is_finished(number) {
+                return;
+            }
+            state.unfinished = state.unfinished.saturating_sub(1);
+            let advanced = state.insert(number, entries, index);
+            state.changed |= advanced;
+            let advance = match advanced {
+                true if state.is_complete() => Some(Advance::End),
+                true => Some(Advance::Position),
+                false => None,
+            };
+            (advance, state.waiting.take())
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        if let Some(advance) = advance {
+            (self.tell)(advance);
+        }
+    }
+}
+
+impl State {
+    fn is_complete(&self) -> bool {
+        self.ended && self.prefix == self.handed_out
+    }
+
+    fn is_finished(&self, number: u64) -> bool {
+        number < self.prefix
+            || self.islands.range(..=number).next_back().is_some_and(|(_, run)| number < run.end)
+    }
+
+    /// Adds an unfinished number to the finished ones; whether the prefix has become longer.
+    fn insert(&mut self, number: u64, entries: &Arc<Vec<Entry>>, index: usize) -> bool {
+        let mut end = number + 1;
+        let mut last = None;
+        if let Some(next) = self.islands.remove(&end) {
+            end = next.end;
+            last = Some(next.last);
+        }
+        if number == self.prefix {
+            self.prefix = end;
+            match (&mut self.position, last) {
+                (position, Some(last)) => *position = Some(last),
+                // The common case, record after record of one batch, touches no counter.
+                (Some(place), None) if Arc::ptr_eq(&place.entries, entries) => place.index = index,
+                (position, None) => {
+                    *position = Some(Place { entries: Arc::clone(entries), index });
+                }
+            }
+            return true;
+        }
+        let last = last.unwrap_or_else(|| Place { entries: Arc::clone(entries), index });
+        match self.islands.range_mut(..number).next_back() {
+            Some((_, run)) if run.end == number => *run = Island { end, last },
+            _ => {
+                self.islands.insert(number, Island { end, last });
+            }
+        }
+        false
+    }
+}
+
+impl fmt::Debug for Watermark {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        formatter
+            .debug_struct("Watermark")
+            .field("prefix", &state.prefix)
+            .field("islands", &state.islands.len())
+            .field("handed_out", &state.handed_out)
+            .field("unfinished", &state.unfinished)
+            .field("ended", &state.ended)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::EncryptionType;
+
+    /// Batches of the given sizes, whose sequence numbers are 1000 and up, with gaps.
+    fn batches(sizes: &[usize]) -> Vec<Arc<Vec<Entry>>> {
+        let mut number = 1000;
+        sizes
+            .iter()
+            .map(|size| {
+                let entries = (0..*size).map(|_| {
+                    number += 7;
+                    Entry {
+                        sequence_number: number.to_string().parse().unwrap(),
+                        sub_sequence_number: 0,
+                        approximate_arrival: None,
+                        encryption_type: EncryptionType::None,
+                    }
+                });
+                Arc::new(entries.collect())
+            })
+            .collect()
+    }
+
+    /// Every record with its number, its batch and its index there.
+    fn records(batches: &[Arc<Vec<Entry>>]) -> Vec<(u64, Arc<Vec<Entry>>, usize)> {
+        let all = batches
+            .iter()
+            .flat_map(|entries| (0..entries.len()).map(move |index| (Arc::clone(entries), index)));
+        (0..).zip(all).map(|(number, (entries, index))| (number, entries, index)).collect()
+    }
+
+    proptest! {
+        /// Against the plainest model there is: a list of flags.
+        #[test]
+        fn advances_over_the_finished_prefix_and_no_further(
+            sizes in prop::collection::vec(1..6_usize, 1..6),
+            picks in prop::collection::vec(any::<prop::sample::Index>(), 0..60),
+            end_after in 0..60_usize,
+        ) {
+            let batches = batches(&sizes);
+            let records = records(&batches);
+            let ends = Arc::new(AtomicUsize::new(0));
+            let watermark = Watermark::new({
+                let ends = Arc::clone(&ends);
+                move |advance| { ends.fetch_add(usize::from(advance == Advance::End), Ordering::Relaxed); }
+            });
+            watermark.hand_out(records.len());
+            let mut flags = vec![false; records.len()];
+            let mut ended = false;
+            let mut last = None;
+            for (step, pick) in picks.iter().enumerate() {
+                if step == end_after {
+                    watermark.end();
+                    ended = true;
+                }
+                let (number, entries, index) = pick.get(&records);
+                watermark.finish(*number, entries, *index);
+                flags[usize::try_from(*number).unwrap()] = true;
+
+                let prefix = flags.iter().take_while(|flag| **flag).count();
+                let unfinished = flags.iter().filter(|flag| !**flag).count();
+                let complete = ended && prefix == records.len();
+                let expected = match prefix {
+                    _ if complete => Some(Checkpoint::ShardEnd),
+                    0 => None,
+                    _ => Some(Checkpoint::AfterSequence {
+                        sequence_number: records[prefix - 1].1[records[prefix - 1].2].sequence_number.clone(),
+                        sub_sequence_number: None,
+                    }),
+                };
+                if let Some(checkpoint) = watermark.take_changed() {
+                    last = Some(checkpoint);
+                }
+                prop_assert_eq!(&last, &expected);
+                prop_assert_eq!(watermark.lock().unfinished, unfinished);
+                prop_assert_eq!(ends.load(Ordering::Relaxed), usize::from(complete));
+            }
+        }
+    }
+
+    #[test]
+    fn a_forgotten_record_costs_nothing_for_those_after_it() {
+        let watermark = Watermark::new(|_| {});
+        for (number, entries, index) in records(&batches(&[10; 100])).into_iter().skip(1) {
+            watermark.hand_out(1);
+            watermark.finish(number, &entries, index);
+        }
+        assert_eq!(watermark.lock().islands.len(), 1);
+        assert_eq!(watermark.take_changed(), None);
+    }
+
+    #[test]
+    fn room_is_made_by_finishing() {
+        let watermark = Watermark::new(|_| {});
+        let (waker, count) = futures_test_waker();
+        let mut context = Context::from_waker(&waker);
+        let records = records(&batches(&[2]));
+        watermark.hand_out(2);
+        assert!(watermark.poll_room(&mut context, 2).is_pending());
+        watermark.finish(1, &records[1].1, 1);
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        assert_eq!(watermark.poll_room(&mut context, 2), Poll::Ready(1));
+    }
+
+    struct Count(AtomicUsize);
+
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn futures_test_waker() -> (Waker, Arc<Count>) {
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        (Waker::from(Arc::clone(&count)), count)
+    }
+}

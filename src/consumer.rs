@@ -1,0 +1,152 @@
+//! The consumer: what it reads, its two doors, and its end.
+
+mod builder;
+mod records;
+mod session;
+mod shards;
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering as Atomic};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_sdk_kinesis::Client;
+use tokio::time::timeout;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::shard::Closing;
+use crate::source::Kinesis;
+use crate::store::{CheckpointStore, Scope, Writer};
+
+pub use builder::ConsumerBuilder;
+use builder::Settings;
+pub use records::Records;
+use session::Session;
+pub use shards::Shards;
+
+/// How long [`Consumer::close`] tries to save what is pending.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Reads one stream for one application.
+///
+/// Cheap to clone: the clones are one consumer. Nothing happens before [`records`](Self::records)
+/// or [`shards`](Self::shards) is polled; dropping all clones and streams ends every task, after
+/// a last attempt to save what is finished.
+///
+/// ```no_run
+/// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
+/// use futures::StreamExt;
+/// use kinestream::{Consumer, StartingPosition};
+///
+/// let consumer = Consumer::builder(client, "orders")
+///     .application("billing")
+///     .starting_position(StartingPosition::TrimHorizon)
+///     .build()?;
+///
+/// let mut records = consumer.records();
+/// while let Some(record) = records.next().await {
+///     println!("{:?}", record?.data());
+/// }
+/// consumer.close().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Consumer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    kinesis: Kinesis,
+    store: Arc<dyn CheckpointStore>,
+    scope: Scope,
+    settings: Settings,
+    closing: Closing,
+    /// A session is alive.
+    reading: Arc<AtomicBool>,
+    writer: Mutex<Option<Writer>>,
+}
+
+impl Consumer {
+    /// Begins to build a consumer of `stream`, a name or an ARN.
+    ///
+    /// The client is used as it is: its region, credentials, endpoint, TLS and connections. Only
+    /// its retries are switched off for this crate's calls, which paces and repeats them itself.
+    pub fn builder(client: Client, stream: impl Into<String>) -> ConsumerBuilder {
+        ConsumerBuilder::new(client, stream.into())
+    }
+
+    /// Every record of the stream: all shards, merged, in order within each shard.
+    ///
+    /// One reading at a time: while a stream of this consumer is alive, a second one yields one
+    /// error of kind [`InUse`](ErrorKind::InUse) and ends. So does one of a closed consumer.
+    pub fn records(&self) -> Records {
+        Records::new(self.shards(), self.inner.settings.checkpoint_on)
+    }
+
+    /// Every shard as a stream of its own: those there are at the start, and those that come by
+    /// resharding when their parents are finished.
+    ///
+    /// One reading at a time, as with [`records`](Self::records); the [`ShardStream`]s count.
+    ///
+    /// [`ShardStream`]: crate::ShardStream
+    pub fn shards(&self) -> Shards {
+        if self.inner.closing.is_closed() {
+            return Shards::refused(self.in_use("the consumer is closed; build another one"));
+        }
+        if self.inner.reading.swap(true, Atomic::SeqCst) {
+            return Shards::refused(self.in_use(
+                "the consumer is already being read; drop its streams first, or build another \
+                 one with an application of its own",
+            ));
+        }
+        Shards::new(Session::new(self.clone()))
+    }
+
+    /// Stops reading and saves what is finished: after it, nothing that was finished is read
+    /// again.
+    ///
+    /// The streams of this consumer end at their next poll. It does not wait for records that
+    /// are still being worked on. When they are finished, call it again: it may be called any
+    /// number of times.
+    ///
+    /// With [`CheckpointOn::Pull`](crate::CheckpointOn::Pull) the last record yielded is finished
+    /// when the stream was polled once more, as the end of a `while let` loop has done. Who
+    /// leaves the loop early calls [`Record::ack`](crate::Record::ack) on that record, or has it
+    /// repeated.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreUnavailable`](ErrorKind::StoreUnavailable) where the store did not take the
+    /// checkpoints within 30 s, or the store's own error.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped early, the consumer is closed all the same, and saving goes on.
+    pub async fn close(&self) -> Result<()> {
+        self.inner.closing.close();
+        let writer = self.inner.writer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(writer) = writer else { return Ok(()) };
+        timeout(CLOSE_TIMEOUT, writer.flush()).await.unwrap_or_else(|elapsed| {
+            let message = format!(
+                "the checkpoint store took no checkpoints within {CLOSE_TIMEOUT:?}; records since \
+                 the last checkpoint will be read again"
+            );
+            Err(Error::store_unavailable(message, elapsed).in_stream(self.inner.kinesis.name()))
+        })
+    }
+
+    fn in_use(&self, message: &str) -> Error {
+        Error::new(ErrorKind::InUse, message).in_stream(self.inner.kinesis.name())
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Consumer")
+            .field("stream", self.inner.kinesis.name())
+            .field("application", &self.inner.scope.application())
+            .field("store", &self.inner.store)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,321 @@
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_kinesis::Client;
+
+use super::{Consumer, Inner};
+use crate::error::{Error, ErrorKind, Result};
+use crate::lineage::{Ordering, ShardPosition, Start, StartingPosition};
+use crate::pace::SHORTEST_PAUSE;
+use crate::record::ShardId;
+use crate::shard::CheckpointOn;
+use crate::source::{Kinesis, OnTrimmed};
+use crate::store::{CheckpointStore, MemoryStore, Rhythm, Scope};
+
+/// The most records that one call may ask for:
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
+const MOST_RECORDS: u32 = 10_000;
+
+/// Longer times than this are taken for mistakes, and could overflow a clock.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// What a reading needs to know.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    pub(super) start: Start,
+    pub(super) interval: Duration,
+    pub(super) limit: u32,
+    pub(super) checkpoint_on: CheckpointOn,
+    pub(super) rhythm: Rhythm,
+    pub(super) max_in_flight: usize,
+    pub(super) prefetch: usize,
+    pub(super) max_buffered_bytes: usize,
+    pub(super) ordering: Ordering,
+    pub(super) on_trimmed: OnTrimmed,
+    pub(super) discovery_interval: Duration,
+}
+
+/// The options of a [`Consumer`], each with a default that suits most.
+///
+/// [`build`](Self::build) checks them all, and its error names the one that is wrong and the
+/// allowed range.
+///
+/// ```no_run
+/// # fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
+/// use std::time::Duration;
+///
+/// use kinestream::{Consumer, MemoryStore, StartingPosition};
+///
+/// let consumer = Consumer::builder(client, "arn:aws:kinesis:eu-west-1:123456789012:stream/orders")
+///     .application("billing")
+///     .starting_position(StartingPosition::TrimHorizon)
+///     .store(MemoryStore::new())
+///     .interval(Duration::from_millis(250))
+///     .build()?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct ConsumerBuilder {
+    client: Client,
+    stream: String,
+    application: String,
+    store: Arc<dyn CheckpointStore>,
+    settings: Settings,
+}
+
+impl ConsumerBuilder {
+    pub(super) fn new(client: Client, stream: String) -> Self {
+        Self {
+            client,
+            stream,
+            application: "default".to_owned(),
+            store: Arc::new(MemoryStore::new()),
+            settings: Settings {
+                start: Start::default(),
+                interval: Duration::from_secs(1),
+                limit: MOST_RECORDS,
+                checkpoint_on: CheckpointOn::default(),
+                rhythm: Rhythm {
+                    interval: Duration::from_secs(1),
+                    max_unflushed: Duration::from_secs(60),
+                },
+                max_in_flight: 10_000,
+                prefetch: 1,
+                max_buffered_bytes: 64 * 1024 * 1024,
+                ordering: Ordering::default(),
+                on_trimmed: OnTrimmed::default(),
+                discovery_interval: Duration::from_secs(30),
+            },
+        }
+    }
+
+    /// Whose checkpoints these are. Two applications read the same stream apart from each other.
+    ///
+    /// Default: `"default"`. Not empty, and without braces and control characters.
+    pub fn application(mut self, name: impl Into<String>) -> Self {
+        self.application = name.into();
+        self
+    }
+
+    /// Where to begin when the store has no checkpoint of this application and stream at all.
+    ///
+    /// Default: [`StartingPosition::Latest`]. A timestamp must not lie in the future.
+    pub fn starting_position(mut self, position: StartingPosition) -> Self {
+        self.settings.start.all = position;
+        self
+    }
+
+    /// Where to begin with one shard when the store has no checkpoint of it.
+    ///
+    /// Default: none. May be called for many shards.
+    pub fn starting_position_for(mut self, shard: ShardId, position: ShardPosition) -> Self {
+        self.settings.start.each.insert(shard, position);
+        self
+    }
+
+    /// Where positions are kept. One store serves many consumers.
+    ///
+    /// Default: a new [`MemoryStore`], which forgets when the process ends.
+    pub fn store(mut self, store: impl CheckpointStore) -> Self {
+        self.store = Arc::new(store);
+        self
+    }
+
+    /// The pause between two calls of a shard that has nothing new: the longest that a record
+    /// waits. A shard that is behind is asked every 200 ms, which is what Kinesis allows.
+    ///
+    /// Default: 1 s. At least 200 ms. The five calls a second of a shard are shared by all that
+    /// read it, so with several applications use a longer one.
+    pub fn interval(mut self, interval: Duration) -> Self {
+        self.settings.interval = interval;
+        self
+    }
+
+    /// The most records that one call returns.
+    ///
+    /// Default: 10,000, the most that Kinesis allows. 1 to 10,000. A smaller one only limits how
+    /// much is read at a time; memory is limited by
+    /// [`max_buffered_bytes`](Self::max_buffered_bytes).
+    pub fn limit(mut self, records: u32) -> Self {
+        self.settings.limit = records;
+        self
+    }
+
+    /// When a record counts as finished.
+    ///
+    /// Default: [`CheckpointOn::Pull`].
+    pub fn checkpoint_on(mut self, when: CheckpointOn) -> Self {
+        self.settings.checkpoint_on = when;
+        self
+    }
+
+    /// Positions are written to the store at most once in this time, all shards in one call. It
+    /// bounds what a crash repeats.
+    ///
+    /// Default: 1 s. At most a year. Zero writes each: while the store answers, the next record is
+    /// yielded when the last position is written.
+    pub fn checkpoint_interval(mut self, interval: Duration) -> Self {
+        self.settings.rhythm.interval = interval;
+        self
+    }
+
+    /// With [`CheckpointOn::Ack`]: the most records of a shard that are handed out and not yet
+    /// acknowledged. The shard waits while there are so many.
+    ///
+    /// Default: 10,000. At least 1.
+    pub fn max_in_flight(mut self, records: usize) -> Self {
+        self.settings.max_in_flight = records;
+        self
+    }
+
+    /// How long the store may fail before records stop. They go on when it answers again.
+    ///
+    /// Default: 60 s. At most a year.
+    pub fn max_unflushed(mut self, time: Duration) -> Self {
+        self.settings.rhythm.max_unflushed = time;
+        self
+    }
+
+    /// How many batches of a shard are fetched ahead of demand. 0 fetches only when a record is
+    /// asked for.
+    ///
+    /// Default: 1. At most 1,000.
+    pub fn prefetch(mut self, batches: usize) -> Self {
+        self.settings.prefetch = batches;
+        self
+    }
+
+    /// The most bytes of payloads and partition keys that are buffered, over all shards. One
+    /// batch, which may have 10 MiB, always fits.
+    ///
+    /// Default: 64 MiB. At least 1.
+    pub fn max_buffered_bytes(mut self, bytes: usize) -> Self {
+        self.settings.max_buffered_bytes = bytes;
+        self
+    }
+
+    /// Whether children wait for their parents.
+    ///
+    /// Default: [`Ordering::ParentFirst`].
+    pub fn ordering(mut self, ordering: Ordering) -> Self {
+        self.settings.ordering = ordering;
+        self
+    }
+
+    /// What to do about a checkpoint that has left retention.
+    ///
+    /// Default: [`OnTrimmed::Fail`].
+    pub fn on_trimmed(mut self, policy: OnTrimmed) -> Self {
+        self.settings.on_trimmed = policy;
+        self
+    }
+
+    /// How often the shards are listed anew. A closed shard names its children itself, so this
+    /// is for what that misses.
+    ///
+    /// Default: 30 s. 1 s to a year.
+    pub fn discovery_interval(mut self, interval: Duration) -> Self {
+        self.settings.discovery_interval = interval;
+        self
+    }
+
+    /// Checks the options.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Configuration`] for the first option that is out of its range.
+    pub fn build(self) -> Result<Consumer> {
+        let kinesis = Kinesis::new(self.client.clone(), &self.stream);
+        self.check().map_err(|message| {
+            Error::new(ErrorKind::Configuration, message).in_stream(kinesis.name())
+        })?;
+        let scope = Scope::new(self.application, kinesis.name().clone());
+        Ok(Consumer {
+            inner: Arc::new(Inner {
+                kinesis,
+                store: self.store,
+                scope,
+                settings: self.settings,
+                closing: crate::shard::Closing::default(),
+                reading: Arc::default(),
+                writer: std::sync::Mutex::default(),
+            }),
+        })
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let settings = &self.settings;
+        check_stream(&self.stream)?;
+        check_application(&self.application)?;
+        let positions = settings.start.each.values().filter_map(|position| match position {
+            ShardPosition::AtTimestamp(time) => Some(*time),
+            _ => None,
+        });
+        let start = match settings.start.all {
+            StartingPosition::AtTimestamp(time) => Some(time),
+            _ => None,
+        };
+        if positions.chain(start).any(|time| time > SystemTime::now()) {
+            return Err("starting_position is a timestamp in the future, but must be past".into());
+        }
+        check_time("interval", settings.interval, SHORTEST_PAUSE)?;
+        if !(1..=MOST_RECORDS).contains(&settings.limit) {
+            return Err(format!(
+                "limit is {}, but must be 1 to {MOST_RECORDS} records a call",
+                settings.limit
+            ));
+        }
+        check_time("checkpoint_interval", settings.rhythm.interval, Duration::ZERO)?;
+        check_time("max_unflushed", settings.rhythm.max_unflushed, Duration::ZERO)?;
+        check_time("discovery_interval", settings.discovery_interval, Duration::from_secs(1))?;
+        if settings.max_in_flight == 0 {
+            return Err("max_in_flight is 0, but must be at least 1 record".into());
+        }
+        if settings.prefetch > 1000 {
+            return Err(format!(
+                "prefetch is {}, but must be 0 to 1000 batches",
+                settings.prefetch
+            ));
+        }
+        if settings.max_buffered_bytes == 0 {
+            return Err("max_buffered_bytes is 0, but must be at least 1 byte".into());
+        }
+        Ok(())
+    }
+}
+
+fn check_stream(stream: &str) -> Result<(), String> {
+    let name = match stream.strip_prefix("arn:") {
+        Some(rest) => rest.split_once(":stream/").map(|(_, name)| name),
+        None => Some(stream),
+    };
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    match name {
+        Some(name) if (1..=128).contains(&name.len()) && name.bytes().all(allowed) => Ok(()),
+        _ => Err(format!(
+            "stream is {stream:?}, but must be a name of 1 to 128 letters, digits, '_', '.' and \
+             '-', or an ARN such as arn:aws:kinesis:eu-west-1:123456789012:stream/orders"
+        )),
+    }
+}
+
+fn check_application(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("application is empty, but must be a name".into());
+    }
+    if name.chars().any(|letter| letter.is_control() || "{}".contains(letter)) {
+        return Err(format!(
+            "application is {name:?}, but must have no braces and no control characters"
+        ));
+    }
+    Ok(())
+}
+
+fn check_time(option: &str, time: Duration, least: Duration) -> Result<(), String> {
+    if (least..=LONGEST).contains(&time) {
+        Ok(())
+    } else {
+        Err(format!("{option} is {time:?}, but must be at least {least:?} and at most a year"))
+    }
+}

@@ -1,0 +1,114 @@
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures::Stream;
+use futures::stream::{FusedStream, SelectAll};
+
+use super::Shards;
+use crate::error::Result;
+use crate::record::Record;
+use crate::shard::{CheckpointOn, Handout, Reading};
+
+/// Every record of a stream: its shards, merged.
+///
+/// Made by [`Consumer::records`](crate::Consumer::records). Records of one shard come in order,
+/// and shards take turns: a shard with much to say can't keep the others from speaking. Ends
+/// when the consumer is closed and when the stream does not exist; after an `Err` it goes on with
+/// what can go on.
+///
+/// Nothing is fetched before the first poll, and at most
+/// [`prefetch`](crate::ConsumerBuilder::prefetch) batches a shard while nobody polls, so the
+/// stream may be left alone for as long as its records are in retention.
+///
+/// # Cancel safety
+///
+/// Dropping `next()` loses nothing. Dropping the stream gives up what was buffered, which is read
+/// again from the checkpoints; what was finished is still saved, if the runtime goes on.
+///
+/// # Panics
+///
+/// When polled outside of a tokio runtime with time enabled.
+///
+/// ```no_run
+/// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
+/// use futures::TryStreamExt;
+///
+/// let mut records = consumer.records();
+/// while let Some(record) = records.try_next().await? {
+///     println!("{} {:?}", record.shard_id(), record.data());
+/// }
+/// # Ok(()) }
+/// ```
+#[must_use = "streams do nothing unless polled"]
+pub struct Records {
+    /// Where shards come from, until there are no more to come.
+    shards: Option<Shards>,
+    merged: SelectAll<Reading>,
+    handout: Handout,
+}
+
+impl Records {
+    pub(super) fn new(shards: Shards, checkpoint_on: CheckpointOn) -> Self {
+        Self {
+            shards: Some(shards),
+            merged: SelectAll::new(),
+            handout: Handout::new(checkpoint_on),
+        }
+    }
+
+    /// Takes in the shards that may be read now. An error is the caller's to see.
+    fn poll_shards(&mut self, context: &mut Context<'_>) -> Result<()> {
+        while let Some(shards) = &mut self.shards {
+            match Pin::new(shards).poll_next(context) {
+                Poll::Ready(Some(shard)) => self.merged.push(shard?.into_runs()),
+                Poll::Ready(None) => self.shards = None,
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Stream for Records {
+    type Item = Result<Record>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        this.handout.finish_last();
+        if this.shards.as_ref().is_some_and(Shards::is_closed) {
+            this.handout.clear();
+        }
+        loop {
+            if let Some(record) = this.handout.next() {
+                return Poll::Ready(Some(Ok(record)));
+            }
+            if let Err(error) = this.poll_shards(context) {
+                return Poll::Ready(Some(Err(error)));
+            }
+            match Pin::new(&mut this.merged).poll_next(context) {
+                Poll::Ready(Some(Ok(run))) => this.handout.give(run),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
+                // Between a parent and its children there may be nothing to read for a while.
+                Poll::Ready(None) if this.shards.is_some() => return Poll::Pending,
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+impl FusedStream for Records {
+    fn is_terminated(&self) -> bool {
+        self.shards.is_none() && self.merged.is_empty() && self.handout.is_empty()
+    }
+}
+
+impl fmt::Debug for Records {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Records")
+            .field("shards", &self.merged.len())
+            .finish_non_exhaustive()
+    }
+}

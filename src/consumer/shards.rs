@@ -1,0 +1,117 @@
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use futures::Stream;
+use futures::stream::FusedStream;
+
+use super::session::{Running, Session};
+use crate::error::{Error, Result};
+use crate::shard::ShardStream;
+
+/// The shards of a stream, each as a [`ShardStream`]: those there are at the start, and those
+/// that come by resharding when their parents are finished.
+///
+/// Made by [`Consumer::shards`](crate::Consumer::shards). Ends when the consumer is closed and
+/// when the stream does not exist. It must go on being polled for new shards to appear, and
+/// dropping it means that none will; the shards that it has yielded go on.
+///
+/// # Cancel safety
+///
+/// Dropping `next()` loses nothing.
+///
+/// # Panics
+///
+/// When polled outside of a tokio runtime with time enabled.
+///
+/// ```no_run
+/// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
+/// use futures::TryStreamExt;
+///
+/// let mut shards = consumer.shards();
+/// while let Some(shard) = shards.try_next().await? {
+///     println!("{} from {:?}", shard.shard_id(), shard.parents());
+/// }
+/// # Ok(()) }
+/// ```
+#[must_use = "streams do nothing unless polled"]
+pub struct Shards {
+    state: State,
+}
+
+enum State {
+    /// One error is left to say.
+    Refused(Error),
+    /// Not polled yet.
+    Idle(Arc<Session>),
+    Running { running: Running, session: Arc<Session> },
+    Done,
+}
+
+impl Shards {
+    pub(super) fn refused(error: Error) -> Self {
+        Self { state: State::Refused(error) }
+    }
+
+    pub(super) fn new(session: Session) -> Self {
+        Self { state: State::Idle(Arc::new(session)) }
+    }
+
+    /// Whether the consumer is closed.
+    pub(super) fn is_closed(&self) -> bool {
+        match &self.state {
+            State::Idle(session) | State::Running { session, .. } => {
+                session.consumer().inner.closing.is_closed()
+            }
+            State::Refused(_) | State::Done => false,
+        }
+    }
+}
+
+impl Stream for Shards {
+    type Item = Result<ShardStream>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            match std::mem::replace(&mut self.state, State::Done) {
+                State::Done => return Poll::Ready(None),
+                State::Refused(error) => return Poll::Ready(Some(Err(error))),
+                State::Idle(session) => {
+                    let running = session.start();
+                    self.state = State::Running { running, session };
+                }
+                State::Running { mut running, session } => {
+                    if session.consumer().inner.closing.poll_closed(context).is_ready() {
+                        return Poll::Ready(None);
+                    }
+                    let opening = running.openings.poll_recv(context);
+                    if let Poll::Ready(None) = opening {
+                        return Poll::Ready(None);
+                    }
+                    let shard = opening.map_ok(|opening| running.open(opening));
+                    self.state = State::Running { running, session };
+                    return Poll::Ready(ready!(shard));
+                }
+            }
+        }
+    }
+}
+
+impl FusedStream for Shards {
+    fn is_terminated(&self) -> bool {
+        matches!(self.state, State::Done)
+    }
+}
+
+impl fmt::Debug for Shards {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state {
+            State::Refused(_) => "refused",
+            State::Idle(_) => "idle",
+            State::Running { .. } => "running",
+            State::Done => "done",
+        };
+        formatter.debug_struct("Shards").field("state", &state).finish_non_exhaustive()
+    }
+}

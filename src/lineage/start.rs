@@ -1,0 +1,124 @@
+//! Where a shard begins that has no checkpoint.
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use crate::checkpoint::Checkpoint;
+use crate::record::{SequenceNumber, ShardId};
+use crate::source::Position;
+
+/// Where an application begins to read a stream of which it has no checkpoint at all.
+///
+/// It counts once: at the very first start every shard that exists is given this position in the
+/// store, before anything is read. From then on the checkpoints rule, and shards that come later
+/// are children, which are read from their beginning.
+///
+/// ```no_run
+/// # fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
+/// use std::time::{Duration, SystemTime};
+///
+/// use kinestream::{Consumer, StartingPosition};
+///
+/// let an_hour_ago = SystemTime::now() - Duration::from_secs(3600);
+/// let consumer = Consumer::builder(client, "orders")
+///     .starting_position(StartingPosition::AtTimestamp(an_hour_ago))
+///     .build()?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum StartingPosition {
+    /// What arrives from now on. `now` is the moment of the first start, by Kinesis's clock: it
+    /// is kept in the store, so that a retry or a restart skips nothing.
+    #[default]
+    Latest,
+    /// The oldest record that is kept.
+    TrimHorizon,
+    /// The first record that arrived at this time or later, to the millisecond. A time before
+    /// retention means the oldest record that is kept.
+    AtTimestamp(SystemTime),
+}
+
+/// Where one shard begins that has no checkpoint.
+///
+/// ```no_run
+/// # fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
+/// use kinestream::{Consumer, ShardPosition};
+///
+/// // The place was stored beside the data, in the caller's own database.
+/// let consumer = Consumer::builder(client, "orders")
+///     .starting_position_for(
+///         "shardId-000000000000".parse()?,
+///         ShardPosition::AfterSequenceNumber("49590338271490256608559692538361571095".parse()?),
+///     )
+///     .build()?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ShardPosition {
+    /// As [`StartingPosition::Latest`].
+    Latest,
+    /// As [`StartingPosition::TrimHorizon`].
+    TrimHorizon,
+    /// As [`StartingPosition::AtTimestamp`].
+    AtTimestamp(SystemTime),
+    /// This record.
+    AtSequenceNumber(SequenceNumber),
+    /// The record behind this one.
+    AfterSequenceNumber(SequenceNumber),
+}
+
+impl From<StartingPosition> for ShardPosition {
+    fn from(position: StartingPosition) -> Self {
+        match position {
+            StartingPosition::Latest => Self::Latest,
+            StartingPosition::TrimHorizon => Self::TrimHorizon,
+            StartingPosition::AtTimestamp(time) => Self::AtTimestamp(time),
+        }
+    }
+}
+
+/// Where shards without a checkpoint begin.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Start {
+    pub(crate) all: StartingPosition,
+    pub(crate) each: HashMap<ShardId, ShardPosition>,
+}
+
+/// A starting position, made exact.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Pin {
+    /// Kept in the store before the shard is read.
+    Kept(Checkpoint),
+    /// The caller names it at every start.
+    Named(Position),
+}
+
+impl Start {
+    /// The start of a shard. `first` says that the application has no checkpoint of the stream;
+    /// `now` is a moment by the server's clock.
+    pub(super) fn pin(&self, shard: &ShardId, first: bool, now: SystemTime) -> Pin {
+        let position = match self.each.get(shard) {
+            Some(position) => position.clone(),
+            None if first => self.all.into(),
+            None => ShardPosition::TrimHorizon,
+        };
+        match position {
+            ShardPosition::Latest => Pin::Kept(Checkpoint::AtTimestamp(now)),
+            ShardPosition::TrimHorizon => Pin::Kept(Checkpoint::TrimHorizon),
+            ShardPosition::AtTimestamp(time) => Pin::Kept(Checkpoint::AtTimestamp(time)),
+            ShardPosition::AtSequenceNumber(number) => Pin::Named(Position::AtSequence(number)),
+            ShardPosition::AfterSequenceNumber(number) => Pin::Named(Position::After(number, None)),
+        }
+    }
+
+    /// The time from which shards can hold anything to read, at a first start.
+    pub(super) fn since(&self, now: SystemTime) -> Option<SystemTime> {
+        match self.all {
+            StartingPosition::Latest => Some(now),
+            StartingPosition::AtTimestamp(time) => Some(time),
+            StartingPosition::TrimHorizon => None,
+        }
+    }
+}

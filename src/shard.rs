@@ -1,0 +1,165 @@
+//! One shard as a `Stream`, from its checkpoint to its end.
+
+mod closing;
+mod feed;
+mod reading;
+mod run;
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures::Stream;
+use futures::stream::FusedStream;
+
+use crate::error::Result;
+use crate::record::{Record, ShardId};
+
+pub(crate) use closing::Closing;
+pub(crate) use reading::{Plan, Reading};
+pub(crate) use run::Handout;
+
+/// When a record counts as finished, so that the checkpoint may pass it.
+///
+/// ```no_run
+/// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
+/// use futures::TryStreamExt;
+/// use kinestream::{CheckpointOn, Consumer};
+///
+/// let consumer =
+///     Consumer::builder(client, "orders").checkpoint_on(CheckpointOn::Ack).build()?;
+/// consumer
+///     .records()
+///     .try_for_each_concurrent(64, |record| async move {
+///         println!("{:?}", record.data());
+///         record.ack();
+///         Ok(())
+///     })
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum CheckpointOn {
+    /// When the stream that yielded it is polled again. Right for `while let`, `for_each` and
+    /// `then`, where a record is done with before the next one is asked for.
+    ///
+    /// **Wrong** for whatever asks for the next record while it still works on this one:
+    /// `buffered`, `buffer_unordered`, `for_each_concurrent`, `try_for_each_concurrent`,
+    /// `ready_chunks`, `chunks`, `tokio::spawn`, a channel. A crash then loses the records under
+    /// way. Use [`Ack`](Self::Ack) there.
+    #[default]
+    Pull,
+    /// When [`Record::ack`] was called, in any order, from any task. The position advances over
+    /// records that are all acknowledged and no further, so a record that is dropped without it
+    /// holds the position of its shard where it is.
+    Ack,
+}
+
+/// One shard, from its checkpoint to its end.
+///
+/// Yielded by [`Consumer::shards`](crate::Consumer::shards), to be read in a task of its own.
+/// Ends when the shard was closed and is read to its end, when the consumer is closed, and after
+/// an error that ends the shard. After an error that does not, it goes on.
+///
+/// Nothing is read before the first poll. Then at most [`prefetch`] batches are read ahead, in
+/// a task that ends when the stream is dropped.
+///
+/// # Cancel safety
+///
+/// Dropping `next()` loses nothing: what is under way lives in the stream. Dropping the stream
+/// gives up what was buffered; it is read again from the checkpoint. With
+/// [`CheckpointOn::Pull`] the last record yielded counts as finished only when the stream is
+/// polled once more, so a stream that is dropped instead has it repeated.
+///
+/// # Panics
+///
+/// When polled outside of a tokio runtime with time enabled.
+///
+/// ```no_run
+/// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
+/// use futures::{StreamExt, TryStreamExt};
+/// use kinestream::Consumer;
+///
+/// let consumer = Consumer::builder(client, "orders").build()?;
+/// consumer
+///     .shards()
+///     .try_for_each(|mut shard| async {
+///         tokio::spawn(async move {
+///             while let Some(Ok(record)) = shard.next().await {
+///                 println!("{}: {:?}", shard.shard_id(), record.data());
+///             }
+///         });
+///         Ok(())
+///     })
+///     .await?;
+/// # Ok(()) }
+/// ```
+///
+/// [`prefetch`]: crate::ConsumerBuilder::prefetch
+#[must_use = "streams do nothing unless polled"]
+pub struct ShardStream {
+    reading: Reading,
+    handout: Handout,
+}
+
+impl ShardStream {
+    pub(crate) fn new(reading: Reading) -> Self {
+        let handout = Handout::new(reading.checkpoint_on());
+        Self { reading, handout }
+    }
+
+    /// The shard's name.
+    pub fn shard_id(&self) -> &ShardId {
+        self.reading.shard_id()
+    }
+
+    /// The shards it was split or merged from: none, one, or the two of a merge. They are named
+    /// also where they have left retention.
+    pub fn parents(&self) -> &[ShardId] {
+        self.reading.parents()
+    }
+
+    /// The same shard in runs of records, for merging.
+    pub(crate) fn into_runs(self) -> Reading {
+        self.reading
+    }
+}
+
+impl Stream for ShardStream {
+    type Item = Result<Record>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Self { reading, handout } = &mut *self;
+        loop {
+            handout.finish_last();
+            if reading.is_closed() {
+                handout.clear();
+            }
+            if let Some(record) = handout.next() {
+                return Poll::Ready(Some(Ok(record)));
+            }
+            match ready!(reading.poll_run(context)) {
+                Some(Ok(run)) => handout.give(run),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
+        }
+    }
+}
+
+impl FusedStream for ShardStream {
+    fn is_terminated(&self) -> bool {
+        self.reading.is_done() && self.handout.is_empty()
+    }
+}
+
+impl fmt::Debug for ShardStream {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("ShardStream")
+            .field("shard_id", self.shard_id())
+            .field("parents", &self.parents())
+            .finish_non_exhaustive()
+    }
+}

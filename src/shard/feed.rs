@@ -1,0 +1,65 @@
+//! The task that drives a source, as far as there is demand.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::StreamExt;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use crate::error::Result;
+use crate::source::{Fetched, Source};
+
+/// Batches of a source, fetched by a task of its own: a fetch under way goes on while the caller
+/// is busy elsewhere. Dropping the feed ends the task.
+pub(crate) struct Feed {
+    /// A permit for each batch that may be fetched.
+    demand: Arc<Semaphore>,
+    /// Permits given out, less what has come in.
+    outstanding: usize,
+    received: mpsc::UnboundedReceiver<Result<Fetched>>,
+    _task: JoinSet<()>,
+}
+
+impl Feed {
+    /// Fetches nothing until something is wanted.
+    pub(crate) fn start(mut source: Source) -> Self {
+        let demand = Arc::new(Semaphore::new(0));
+        // Never holds more than what was wanted.
+        let (sender, received) = mpsc::unbounded_channel();
+        let mut task = JoinSet::new();
+        task.spawn({
+            let demand = Arc::clone(&demand);
+            async move {
+                // The permit stays with the item: it is given anew when the item was received.
+                while let Ok(permit) = demand.acquire().await {
+                    permit.forget();
+                    let Some(fetched) = source.next().await else { return };
+                    if sender.send(fetched).is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Self { demand, outstanding: 0, received, _task: task }
+    }
+
+    /// Has at least so many batches fetched or under way.
+    pub(crate) fn want(&mut self, batches: usize) {
+        let missing = batches.saturating_sub(self.outstanding);
+        self.demand.add_permits(missing);
+        self.outstanding += missing;
+    }
+
+    /// The next batch; `None` when the source has ended.
+    pub(crate) fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Fetched>>> {
+        let received = self.received.poll_recv(context);
+        if let Poll::Ready(Some(_)) = received {
+            self.outstanding = self.outstanding.saturating_sub(1);
+        }
+        received
+    }
+}

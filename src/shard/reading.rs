@@ -1,0 +1,172 @@
+//! The state of one shard that is read.
+//!
+//! ```text
+//!   Idle ──first poll──► Reading ──end, fatal error, close──► Done
+//! ```
+//!
+//! Everything under way lives here or in the feed's task, so a dropped `next()` loses nothing.
+//! In `Reading`, a poll looks in this order at what could hold it up: the close, the store, the
+//! caller's unfinished records, and then at what has been fetched. Each registers the waker
+//! before it says `Pending`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use futures::Stream;
+
+use super::feed::Feed;
+use super::run::{Buffer, Run};
+use super::{CheckpointOn, Closing};
+use crate::checkpoint::Watermark;
+use crate::error::Result;
+use crate::record::ShardId;
+use crate::source::{Fetched, KnownShard, Source};
+use crate::store::Writer;
+
+/// What a shard is read with.
+pub(crate) struct Plan {
+    pub(crate) shard_id: ShardId,
+    pub(crate) parents: Vec<ShardId>,
+    pub(crate) source: Source,
+    pub(crate) checkpoint_on: CheckpointOn,
+    pub(crate) max_in_flight: usize,
+    pub(crate) prefetch: usize,
+    pub(crate) watermark: Arc<Watermark>,
+    pub(crate) writer: Writer,
+    pub(crate) closing: Closing,
+    /// Told of the children when the shard is read to its end.
+    pub(crate) ended: Box<dyn Fn(Vec<KnownShard>) + Send + Sync>,
+    /// What all streams of one reading keep alive together.
+    pub(crate) session: Arc<dyn Send + Sync>,
+}
+
+/// One shard as a stream of runs.
+pub(crate) struct Reading {
+    shard_id: ShardId,
+    parents: Vec<ShardId>,
+    checkpoint_on: CheckpointOn,
+    max_in_flight: usize,
+    prefetch: usize,
+    watermark: Arc<Watermark>,
+    writer: Writer,
+    closing: Closing,
+    ended: Box<dyn Fn(Vec<KnownShard>) + Send + Sync>,
+    state: State,
+    _session: Arc<dyn Send + Sync>,
+}
+
+enum State {
+    /// Not polled yet.
+    Idle(Source),
+    Reading { feed: Feed, buffer: Option<Buffer> },
+    Done,
+}
+
+impl Reading {
+    pub(crate) fn new(plan: Plan) -> Self {
+        Self {
+            shard_id: plan.shard_id,
+            parents: plan.parents,
+            checkpoint_on: plan.checkpoint_on,
+            max_in_flight: match plan.checkpoint_on {
+                // Only the record in hand is unfinished, and asking for the next finishes it.
+                CheckpointOn::Pull => usize::MAX,
+                CheckpointOn::Ack => plan.max_in_flight,
+            },
+            prefetch: plan.prefetch,
+            watermark: plan.watermark,
+            writer: plan.writer,
+            closing: plan.closing,
+            ended: plan.ended,
+            state: State::Idle(plan.source),
+            _session: plan.session,
+        }
+    }
+
+    pub(crate) fn shard_id(&self) -> &ShardId {
+        &self.shard_id
+    }
+
+    pub(crate) fn parents(&self) -> &[ShardId] {
+        &self.parents
+    }
+
+    pub(crate) fn checkpoint_on(&self) -> CheckpointOn {
+        self.checkpoint_on
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closing.is_closed()
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.state, State::Done)
+    }
+
+    /// The next run of records.
+    pub(crate) fn poll_run(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Run>>> {
+        if self.is_done() {
+            return Poll::Ready(None);
+        }
+        if self.closing.poll_closed(context).is_ready() {
+            self.state = State::Done;
+            return Poll::Ready(None);
+        }
+        if let Err(error) = ready!(self.writer.poll_open(context)) {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let room = ready!(self.watermark.poll_room(context, self.max_in_flight));
+        loop {
+            let (feed, buffer) = self.started();
+            if let Some(run) = buffer.as_mut().and_then(|batch| batch.next_run(room)) {
+                self.watermark.hand_out(run.len());
+                return Poll::Ready(Some(Ok(run)));
+            }
+            *buffer = None;
+            let fetched = ready!(feed.poll_receive(context));
+            match fetched {
+                Some(Ok(Fetched::Records(records, space))) => {
+                    *buffer = Some(Buffer::new(records, space));
+                }
+                Some(Ok(Fetched::End(children))) => {
+                    self.state = State::Done;
+                    (self.ended)(children);
+                    self.watermark.end();
+                    return Poll::Ready(None);
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => {
+                    self.state = State::Done;
+                    return Poll::Ready(None);
+                }
+            }
+        }
+    }
+
+    /// The feed, wanting what is missing: beside the batch that runs are taken of, as many as
+    /// are to be fetched ahead; without one, at least one.
+    fn started(&mut self) -> (&mut Feed, &mut Option<Buffer>) {
+        if let State::Idle(_) = self.state
+            && let State::Idle(source) = std::mem::replace(&mut self.state, State::Done)
+        {
+            self.state = State::Reading { feed: Feed::start(source), buffer: None };
+        }
+        match &mut self.state {
+            State::Reading { feed, buffer } => {
+                let at_hand = buffer.as_ref().is_some_and(|batch| !batch.is_empty());
+                feed.want(if at_hand { self.prefetch } else { self.prefetch.max(1) });
+                (feed, buffer)
+            }
+            State::Idle(_) | State::Done => unreachable!("only called while there is a source"),
+        }
+    }
+}
+
+impl Stream for Reading {
+    type Item = Result<Run>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_run(context)
+    }
+}

@@ -1,0 +1,110 @@
+//! How many bytes may be buffered, over all shards of a consumer.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// The unit of the account: a semaphore counts in `u32`, and budgets may be larger than 4 GiB.
+const UNIT: usize = 1024;
+
+/// The memory that all shards of a consumer share. First come, first served.
+#[derive(Debug, Clone)]
+pub(crate) struct Budget {
+    free: Arc<Semaphore>,
+    units: u32,
+}
+
+/// A part of a [`Budget`], given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Space(OwnedSemaphorePermit);
+
+impl Budget {
+    pub(crate) fn new(bytes: usize) -> Self {
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).max(1);
+        Self { free: Arc::new(Semaphore::new(units as usize)), units }
+    }
+
+    /// Waits for so many bytes, or for the whole budget where that is less: one batch always
+    /// fits.
+    ///
+    /// Cancel safe: dropped before it is ready, it has taken nothing.
+    pub(crate) async fn reserve(&self, bytes: usize) -> Space {
+        let permit = Arc::clone(&self.free).acquire_many_owned(self.units_of(bytes)).await;
+        match permit {
+            Ok(permit) => Space(permit),
+            // Nothing ever closes the semaphore.
+            Err(_closed) => std::future::pending().await,
+        }
+    }
+
+    /// Makes the space as large as so many bytes need; `false` where that is not free now.
+    pub(crate) fn resize(&self, space: &mut Space, bytes: usize) -> bool {
+        let (held, wanted) = (space.0.num_permits(), self.units_of(bytes) as usize);
+        if wanted <= held {
+            drop(space.0.split(held - wanted));
+            return true;
+        }
+        // Both are at most `units`.
+        let missing = u32::try_from(wanted - held).unwrap_or(u32::MAX);
+        match Arc::clone(&self.free).try_acquire_many_owned(missing) {
+            Ok(more) => {
+                space.0.merge(more);
+                true
+            }
+            Err(_not_free) => false,
+        }
+    }
+
+    fn units_of(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(self.units)
+    }
+}
+
+impl Space {
+    /// Takes out the part for so many bytes, or all that is left.
+    pub(crate) fn split(&mut self, bytes: usize) -> Self {
+        let units = (bytes / UNIT).min(self.0.num_permits());
+        match self.0.split(units) {
+            Some(part) => Self(part),
+            None => unreachable!("no more is split off than there is"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn gives_back_what_is_dropped() {
+        let budget = Budget::new(10 * UNIT);
+        let mut space = budget.reserve(8 * UNIT).await;
+        assert!(budget.reserve(3 * UNIT).now_or_never().is_none());
+        let part = space.split(4 * UNIT);
+        assert!(budget.reserve(3 * UNIT).now_or_never().is_none());
+        drop(part);
+        assert!(budget.reserve(3 * UNIT).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn one_batch_always_fits() {
+        let budget = Budget::new(UNIT);
+        let mut space = budget.reserve(10 << 20).await;
+        assert!(budget.resize(&mut space, 10 << 20));
+        assert!(budget.reserve(1).now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn grows_only_into_what_is_free() {
+        let budget = Budget::new(10 * UNIT);
+        let mut space = budget.reserve(4 * UNIT).await;
+        let other = budget.reserve(4 * UNIT).await;
+        assert!(!budget.resize(&mut space, 7 * UNIT));
+        drop(other);
+        assert!(budget.resize(&mut space, 7 * UNIT));
+        assert!(budget.resize(&mut space, UNIT));
+        assert!(budget.reserve(9 * UNIT).now_or_never().is_some());
+    }
+}

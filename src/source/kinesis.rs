@@ -1,0 +1,280 @@
+//! The calls of Kinesis, in the crate's words. Nothing else in the crate speaks to the SDK.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::config::http::HttpResponse;
+use aws_sdk_kinesis::config::interceptors::BeforeDeserializationInterceptorContextRef;
+use aws_sdk_kinesis::config::retry::RetryConfig;
+use aws_sdk_kinesis::config::{Builder, ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_kinesis::error::{BoxError, ProvideErrorMetadata, SdkError};
+use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
+use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
+use aws_sdk_kinesis::primitives::{DateTime, DateTimeFormat};
+use aws_sdk_kinesis::types::{ShardFilter, ShardFilterType, ShardIteratorType};
+
+use super::Position;
+use crate::error::{Failure, Remedy, Result};
+use crate::record::ShardId;
+
+/// A call that has not answered by then has failed: ten times what a 10 MiB answer takes at
+/// 30 Mbit/s.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Signed requests from a clock that is further off are refused, so no clock that works is:
+/// <https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html>.
+const MOST_CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
+
+/// One stream, by the user's client.
+#[derive(Debug, Clone)]
+pub(crate) struct Kinesis {
+    client: Client,
+    name: Arc<str>,
+    arn: Option<Arc<str>>,
+}
+
+/// A shard, as a listing or the end of its parent tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KnownShard {
+    pub(crate) id: ShardId,
+    pub(crate) parents: Vec<ShardId>,
+}
+
+/// A listing, and a moment by the server's clock that is not after it.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    pub(crate) shards: Vec<KnownShard>,
+    pub(crate) taken: SystemTime,
+}
+
+impl Kinesis {
+    /// `stream` is a name or an ARN.
+    pub(crate) fn new(client: Client, stream: &str) -> Self {
+        let (name, arn) = match stream.rsplit_once(":stream/") {
+            Some((_, name)) if stream.starts_with("arn:") => (name, Some(stream.into())),
+            _ => (stream, None),
+        };
+        Self { client, name: name.into(), arn }
+    }
+
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// The same client for a single attempt: how often a shard is asked is this crate's to say,
+    /// and each attempt of the SDK's own would count as a call of the shard.
+    fn once() -> Builder {
+        Builder::new().retry_config(RetryConfig::disabled())
+    }
+
+    fn target(&self) -> (Option<String>, Option<String>) {
+        match &self.arn {
+            Some(arn) => (None, Some(arn.to_string())),
+            None => (Some(self.name.to_string()), None),
+        }
+    }
+
+    pub(crate) async fn shard_iterator(
+        &self,
+        shard: &ShardId,
+        position: &Position,
+    ) -> Result<Option<String>, Failure> {
+        let (name, arn) = self.target();
+        let call = self
+            .client
+            .get_shard_iterator()
+            .set_stream_name(name)
+            .set_stream_arn(arn)
+            .shard_id(shard.as_str());
+        let call = match position {
+            Position::TrimHorizon => call.shard_iterator_type(ShardIteratorType::TrimHorizon),
+            Position::AtTimestamp(time) => {
+                call.shard_iterator_type(ShardIteratorType::AtTimestamp).timestamp((*time).into())
+            }
+            // Within an aggregate: from its beginning, less what is finished.
+            Position::AtSequence(number) | Position::After(number, Some(_)) => call
+                .shard_iterator_type(ShardIteratorType::AtSequenceNumber)
+                .starting_sequence_number(number.as_str()),
+            Position::After(number, None) => call
+                .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
+                .starting_sequence_number(number.as_str()),
+        };
+        let call = call.customize().config_override(Self::once()).send();
+        Ok(answer("GetShardIterator", call).await?.shard_iterator)
+    }
+
+    pub(crate) async fn records(
+        &self,
+        iterator: &str,
+        limit: i32,
+    ) -> Result<GetRecordsOutput, Failure> {
+        let call = self
+            .client
+            .get_records()
+            .shard_iterator(iterator)
+            .limit(limit)
+            .set_stream_arn(self.arn.as_deref().map(str::to_owned))
+            .customize()
+            .config_override(Self::once())
+            .send();
+        answer("GetRecords", call).await
+    }
+
+    /// All shards of the stream that are not past retention; with `since`, those of them that
+    /// were open then or later.
+    pub(crate) async fn shards(&self, since: Option<SystemTime>) -> Result<Listing, Failure> {
+        'listing: loop {
+            let before = SystemTime::now();
+            let (first, date) = self.page(Page::First(since)).await?;
+            let taken = server_time(before, date);
+            let mut shards = known(first.shards());
+            let mut token = first.next_token;
+            while let Some(next) = token {
+                match self.page(Page::Next(next)).await {
+                    Ok((page, _)) => {
+                        shards.extend(known(page.shards()));
+                        token = page.next_token;
+                    }
+                    Err(failure) if failure.remedy == Remedy::RestartListing => continue 'listing,
+                    Err(failure) => return Err(failure),
+                }
+            }
+            return Ok(Listing { shards, taken });
+        }
+    }
+
+    async fn page(&self, page: Page) -> Result<(ListShardsOutput, Option<SystemTime>), Failure> {
+        let call = self.client.list_shards();
+        let call = match page {
+            Page::First(since) => {
+                let (name, arn) = self.target();
+                let filter = since.map(|time| {
+                    ShardFilter::builder()
+                        .r#type(ShardFilterType::FromTimestamp)
+                        .timestamp(time.into())
+                        .build()
+                });
+                call.set_stream_name(name)
+                    .set_stream_arn(arn)
+                    // The type is given, so the filter is complete.
+                    .set_shard_filter(filter.and_then(std::result::Result::ok))
+            }
+            // A token names its stream, and is refused beside a name.
+            Page::Next(token) => call.next_token(token),
+        };
+        let date = ServerDate::default();
+        let call =
+            call.customize().config_override(Self::once()).interceptor(date.clone()).send();
+        let listed = answer("ListShards", call).await?;
+        Ok((listed, date.read()))
+    }
+}
+
+enum Page {
+    First(Option<SystemTime>),
+    Next(String),
+}
+
+async fn answer<T, E>(
+    action: &'static str,
+    call: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+) -> Result<T, Failure>
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+        Ok(result) => result.map_err(|error| Failure::of(action, error)),
+        Err(_elapsed) => Err(Failure::timed_out(action, CALL_TIMEOUT.as_secs())),
+    }
+}
+
+/// Shards whose names are not of the API's pattern can't be asked for, and are passed over.
+fn known(shards: &[aws_sdk_kinesis::types::Shard]) -> Vec<KnownShard> {
+    let parents = |shard: &aws_sdk_kinesis::types::Shard| {
+        [shard.parent_shard_id(), shard.adjacent_parent_shard_id()]
+            .into_iter()
+            .flatten()
+            .filter_map(|parent| parent.parse().ok())
+            .collect()
+    };
+    shards
+        .iter()
+        .filter_map(|shard| {
+            Some(KnownShard { id: shard.shard_id().parse().ok()?, parents: parents(shard) })
+        })
+        .collect()
+}
+
+/// A moment before the answer, by the server's clock as nearly as can be told: our own clock
+/// where it agrees with the second that the answer's `Date` names, else the bounds of that second.
+fn server_time(before: SystemTime, date: Option<SystemTime>) -> SystemTime {
+    match date {
+        Some(date) => before.clamp(date, date + Duration::from_millis(999)),
+        None => before.checked_sub(MOST_CLOCK_SKEW).unwrap_or(before),
+    }
+}
+
+/// Reads the `Date` of an answer, which the SDK does not pass on.
+#[derive(Debug, Clone, Default)]
+struct ServerDate(Arc<Mutex<Option<SystemTime>>>);
+
+impl ServerDate {
+    fn read(&self) -> Option<SystemTime> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Intercept for ServerDate {
+    fn name(&self) -> &'static str {
+        "ServerDate"
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let date = context
+            .response()
+            .headers()
+            .get("date")
+            .and_then(|date| DateTime::from_str(date, DateTimeFormat::HttpDate).ok())
+            .and_then(|date| SystemTime::try_from(date).ok());
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = date;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    #[test]
+    fn an_arn_names_its_stream() {
+        let config = Builder::new()
+            .behavior_version(aws_sdk_kinesis::config::BehaviorVersion::latest())
+            .build();
+        let client = Client::from_conf(config);
+        let arn = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
+        let kinesis = Kinesis::new(client.clone(), arn);
+        assert_eq!(&**kinesis.name(), "orders");
+        assert_eq!(kinesis.target(), (None, Some(arn.to_owned())));
+        let kinesis = Kinesis::new(client, "orders");
+        assert_eq!(kinesis.target(), (Some("orders".to_owned()), None));
+    }
+
+    #[test]
+    fn the_servers_second_bounds_our_own_clock() {
+        let second = UNIX_EPOCH + Duration::from_secs(1000);
+        let millis = Duration::from_millis;
+        assert_eq!(server_time(second + millis(300), Some(second)), second + millis(300));
+        assert_eq!(server_time(second + millis(5000), Some(second)), second + millis(999));
+        assert_eq!(server_time(second - millis(5000), Some(second)), second);
+        assert_eq!(server_time(second, None), second - MOST_CLOCK_SKEW);
+    }
+}

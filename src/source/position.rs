@@ -1,0 +1,63 @@
+use std::time::SystemTime;
+
+use crate::checkpoint::Checkpoint;
+use crate::record::{Entry, SequenceNumber};
+
+/// What to do about a checkpoint that has left the stream's retention, so that records were lost
+/// before they were read.
+///
+/// ```no_run
+/// # fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
+/// use kinestream::{Consumer, OnTrimmed};
+///
+/// let consumer = Consumer::builder(client, "orders").on_trimmed(OnTrimmed::TrimHorizon).build()?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum OnTrimmed {
+    /// The shard yields one error of kind [`Trimmed`](crate::ErrorKind::Trimmed) and ends. Its
+    /// children wait. The others go on.
+    #[default]
+    Fail,
+    /// Go on with the oldest record that is kept, and report the gap as a warning.
+    TrimHorizon,
+    /// Go on with what arrives from now on, and report the gap as a warning.
+    Latest,
+}
+
+/// Where a source reads on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Position {
+    TrimHorizon,
+    AtTimestamp(SystemTime),
+    AtSequence(SequenceNumber),
+    /// Behind this record, or behind this part of it.
+    After(SequenceNumber, Option<u64>),
+}
+
+impl Position {
+    /// Where to go on from a checkpoint; `None` at the end of a shard.
+    pub(crate) fn of(checkpoint: Checkpoint) -> Option<Self> {
+        match checkpoint {
+            Checkpoint::TrimHorizon => Some(Self::TrimHorizon),
+            Checkpoint::AtTimestamp(time) => Some(Self::AtTimestamp(time)),
+            Checkpoint::AfterSequence { sequence_number, sub_sequence_number } => {
+                Some(Self::After(sequence_number, sub_sequence_number))
+            }
+            Checkpoint::ShardEnd => None,
+        }
+    }
+
+    /// Whether the record lies before this position, as it may where the iterator is placed at a
+    /// record that is finished.
+    pub(crate) fn is_past(&self, entry: &Entry) -> bool {
+        match self {
+            Self::After(number, None) => entry.sequence_number <= *number,
+            Self::After(number, Some(part)) => {
+                (&entry.sequence_number, entry.sub_sequence_number) <= (number, *part)
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! The task that saves checkpoints, apart from whoever reads.
+//!
+//! ```text
+//!            changed and the interval is over, or urgent
+//!   resting ───────────────────────────────────────────► saving
+//!      ▲  ▲                                              │    │
+//!      │  └──────────────── saved ───────────────────────┘    │ failed
+//!      └──────────────── back-off is over ◄── waiting ◄───────┘
+//! ```
+//!
+//! What is to be saved stands in `pending` until the store has said that it is saved, so a failed
+//! or dropped save forgets nothing. When the last handle is dropped the task saves what is
+//! finished, as far as the store lets it within [`LAST_WORDS`], and ends.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::{CheckpointStore, Scope};
+use crate::checkpoint::{Checkpoint, Watermark};
+use crate::error::{Error, ErrorKind, Result};
+use crate::pace::jitter;
+use crate::record::ShardId;
+
+/// A store that does not answer a save within this time has failed.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The pauses between saves to a failing store: from the first to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long the task goes on trying when nobody holds a handle any more.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
+/// How the writer works.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rhythm {
+    /// At most one write each; zero writes whenever there is something to write.
+    pub(crate) interval: Duration,
+    /// How long the store may fail before records stop.
+    pub(crate) max_unflushed: Duration,
+}
+
+/// A handle of the task. The task ends when the last one is dropped.
+#[derive(Debug, Clone)]
+pub(crate) struct Writer {
+    shared: Arc<Shared>,
+    requests: mpsc::UnboundedSender<oneshot::Sender<Result<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Arc<dyn CheckpointStore>,
+    scope: Scope,
+    rhythm: Rhythm,
+    state: Mutex<State>,
+    /// Something is to be written at once.
+    urgent: Notify,
+    /// Whether readers have to look at the gate: the one word they read for each record.
+    attention: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    watched: Vec<(ShardId, Arc<Watermark>)>,
+    pending: HashMap<ShardId, Checkpoint>,
+    gate: Gate,
+    /// The last save failed.
+    failing: bool,
+    /// What the reader is to be told, once.
+    report: Option<Error>,
+    waiting: Vec<Waker>,
+}
+
+/// Whether records may be handed out.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    #[default]
+    Open,
+    /// Each record is saved before the next one, and one is being saved.
+    Saving,
+    /// The store has failed for too long.
+    Shut,
+}
+
+impl Writer {
+    /// Starts the task, on the runtime of the caller.
+    pub(crate) fn spawn(store: Arc<dyn CheckpointStore>, scope: Scope, rhythm: Rhythm) -> Self {
+        let shared = Arc::new(Shared {
+            store,
+            scope,
+            rhythm,
+            state: Mutex::default(),
+            urgent: Notify::new(),
+            attention: AtomicBool::new(false),
+        });
+        let (requests, received) = mpsc::unbounded_channel();
+        tokio::spawn(run(Arc::clone(&shared), received));
+        Self { shared, requests }
+    }
+
+    /// Whether the task still runs: it does not outlive the runtime that it was started on.
+    pub(crate) fn is_running(&self) -> bool {
+        !self.requests.is_closed()
+    }
+
+    /// Saves the position of this shard from now on.
+    pub(crate) fn watch(&self, shard: ShardId, watermark: Arc<Watermark>) {
+        self.shared.lock().watched.push((shard, watermark));
+    }
+
+    /// Saves this checkpoint with the next write.
+    pub(crate) fn put(&self, shard: ShardId, checkpoint: Checkpoint) {
+        self.shared.lock().pending.insert(shard, checkpoint);
+        self.shared.urgent.notify_one();
+    }
+
+    /// What tells the writer that a watermark has advanced. It keeps no handle, so that records
+    /// that live on do not keep the task alive.
+    pub(crate) fn bell(&self) -> Bell {
+        Bell(Arc::clone(&self.shared))
+    }
+
+    /// Saves everything that is finished, and waits until it is saved.
+    pub(crate) async fn flush(&self) -> Result<()> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || Error::new(ErrorKind::StoreUnavailable, "the runtime that saved checkpoints has ended");
+        self.requests.send(answer).map_err(|_closed| gone())?;
+        answered.await.unwrap_or_else(|_closed| Err(gone()))
+    }
+
+    /// Ready when records may be handed out; an error where the store's failing is to be told.
+    pub(crate) fn poll_open(&self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        if !self.shared.attention.load(Ordering::Acquire) {
+            return Poll::Ready(Ok(()));
+        }
+        let mut state = self.shared.lock();
+        if let Some(error) = state.report.take() {
+            return Poll::Ready(Err(error));
+        }
+        if state.gate == Gate::Open {
+            self.shared.attention.store(false, Ordering::Release);
+            return Poll::Ready(Ok(()));
+        }
+        if !state.waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+            state.waiting.push(context.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+/// Tells the writer that there is something to write.
+#[derive(Debug, Clone)]
+pub(crate) struct Bell(Arc<Shared>);
+
+impl Bell {
+    /// A position has advanced.
+    pub(crate) fn advanced(&self) {
+        if self.0.rhythm.interval.is_zero() {
+            let mut state = self.0.lock();
+            // A store that fails holds nobody up until it has failed for too long.
+            if state.gate == Gate::Open && !state.failing {
+                self.0.set_gate(&mut state, Gate::Saving);
+            }
+            self.0.urgent.notify_one();
+        }
+    }
+
+    /// A shard is finished: that is written at once.
+    pub(crate) fn ended(&self) {
+        self.0.urgent.notify_one();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_gate(&self, state: &mut State, gate: Gate) {
+        state.gate = gate;
+        self.attention.store(gate != Gate::Open || state.report.is_some(), Ordering::Release);
+        if gate != Gate::Saving {
+            state.waiting.drain(..).for_each(Waker::wake);
+        }
+    }
+
+    /// Moves what has changed to `pending`, and gives a copy of it all.
+    fn collect(&self) -> Vec<(ShardId, Checkpoint)> {
+        let mut state = self.lock();
+        let State { watched, pending, .. } = &mut *state;
+        watched.retain(|(shard, watermark)| {
+            if let Some(checkpoint) = watermark.take_changed() {
+                if pending.get(shard).is_none_or(|earlier| checkpoint.supersedes(earlier)) {
+                    pending.insert(shard.clone(), checkpoint);
+                }
+                return true;
+            }
+            // Neither a stream nor a record is left that could advance it.
+            Arc::strong_count(watermark) > 1
+        });
+        pending.iter().map(|(shard, checkpoint)| (shard.clone(), checkpoint.clone())).collect()
+    }
+
+    /// One attempt to save all that is pending.
+    async fn save(&self) -> Result<()> {
+        let checkpoints = self.collect();
+        if !checkpoints.is_empty() {
+            let limit = self.rhythm.max_unflushed.clamp(Duration::from_secs(1), SAVE_TIMEOUT);
+            timeout(limit, self.store.save(&self.scope, &checkpoints)).await.unwrap_or_else(
+                |elapsed| {
+                    let message = format!("the checkpoint store did not answer within {limit:?}");
+                    Err(Error::store_unavailable(message, elapsed))
+                },
+            )?;
+        }
+        let mut state = self.lock();
+        for (shard, saved) in &checkpoints {
+            if state.pending.get(shard) == Some(saved) {
+                state.pending.remove(shard);
+            }
+        }
+        state.failing = false;
+        // What advanced meanwhile has rung the bell again, and waits for the next save.
+        self.set_gate(&mut state, Gate::Open);
+        Ok(())
+    }
+}
+
+/// A row of failed saves.
+struct Outage {
+    since: Instant,
+    pause: Duration,
+    told: bool,
+}
+
+async fn run(
+    shared: Arc<Shared>,
+    mut requests: mpsc::UnboundedReceiver<oneshot::Sender<Result<()>>>,
+) {
+    let mut asking: Vec<oneshot::Sender<Result<()>>> = Vec::new();
+    let mut outage: Option<Outage> = None;
+    let mut written = Instant::now();
+    loop {
+        // While the store fails, nothing but time and a wish to flush brings the next attempt.
+        let next = match &outage {
+            Some(outage) => Instant::now() + jitter(outage.pause),
+            None => written + shared.rhythm.interval.max(Duration::from_millis(1)),
+        };
+        let resting = outage.is_none() && shared.rhythm.interval.is_zero();
+        tokio::select! {
+            request = requests.recv() => match request {
+                Some(answer) => asking.push(answer),
+                None => break,
+            },
+            () = shared.urgent.notified(), if outage.is_none() => {}
+            () = sleep_until(next), if !resting => {}
+        }
+        while let Ok(answer) = requests.try_recv() {
+            asking.push(answer);
+        }
+        let started = Instant::now();
+        match shared.save().await {
+            Ok(()) => {
+                if let Some(ended) = outage.take() {
+                    tracing::info!(scope = %shared.scope, after = ?ended.since.elapsed(), "checkpoints are saved again");
+                }
+                written = started;
+                for answer in asking.drain(..) {
+                    let _ = answer.send(Ok(()));
+                }
+            }
+            Err(error) => {
+                asking.retain(|answer| !answer.is_closed());
+                fail(&shared, &mut outage, started, error, &mut asking);
+            }
+        }
+    }
+    last_words(&shared).await;
+}
+
+/// Counts a failed save, and tells who is to know of it.
+fn fail(
+    shared: &Shared,
+    outage: &mut Option<Outage>,
+    started: Instant,
+    error: Error,
+    asking: &mut Vec<oneshot::Sender<Result<()>>>,
+) {
+    let error = error.in_stream(&shared.scope.stream);
+    let outage = outage.get_or_insert_with(|| {
+        tracing::warn!(scope = %shared.scope, %error, "checkpoints cannot be saved; trying again");
+        Outage { since: started, pause: FIRST_PAUSE, told: false }
+    });
+    outage.pause = (outage.pause * 2).min(LONGEST_PAUSE);
+    let mut state = shared.lock();
+    state.failing = true;
+    let too_long = outage.since.elapsed() >= shared.rhythm.max_unflushed;
+    let curable = error.is_temporary();
+    if !curable && let Some(answer) = asking.pop() {
+        let _ = answer.send(Err(error));
+    } else if !outage.told && (too_long || !curable) {
+        outage.told = true;
+        state.report = Some(if curable { overdue(error, shared.rhythm.max_unflushed) } else { error });
+    }
+    shared.set_gate(&mut state, if too_long { Gate::Shut } else { Gate::Open });
+}
+
+fn overdue(cause: Error, limit: Duration) -> Error {
+    let message = format!(
+        "the checkpoint store has been failing for longer than max_unflushed ({limit:?}); \
+         records go on when it answers: {cause}"
+    );
+    Error::new(ErrorKind::StoreUnavailable, message).with_source(cause)
+}
+
+/// Nobody is there to be told: what is finished is saved if the store lets us.
+async fn last_words(shared: &Shared) {
+    let saved = timeout(LAST_WORDS, async {
+        let mut pause = FIRST_PAUSE;
+        while let Err(error) = shared.save().await {
+            tracing::debug!(scope = %shared.scope, %error, "the last checkpoints cannot be saved yet");
+            sleep(jitter(pause)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    });
+    if saved.await.is_err() {
+        tracing::warn!(scope = %shared.scope, "the last checkpoints were not saved: some records will be read again");
+    }
+}
