@@ -1,0 +1,135 @@
+//! The main job, on a Kinesis in this process: no account, no server.
+//!
+//!     cargo run --example quickstart
+//!
+//! Writes records to a stream of three shards, splits a shard meanwhile, reads half of them,
+//! stops, goes on from the checkpoints, and counts. Exits with 1 if any record was lost.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::primitives::Blob;
+use aws_sdk_kinesis::types::PutRecordsRequestEntry;
+use futures::StreamExt;
+use kinestream::{Consumer, MemoryStore, StartingPosition};
+
+const STREAM: &str = "orders";
+const ORDERS: usize = 3000;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often each order was read.
+type Seen = BTreeMap<usize, usize>;
+
+#[tokio::main]
+async fn main() -> Result<ExitCode, Box<dyn Error>> {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+
+    println!("Starting a Kinesis in this process, with stream {STREAM:?} of 3 shards.");
+    let client = support::start_kinesis().await?;
+    support::create_stream(&client, STREAM, 3).await?;
+
+    let writing = tokio::spawn(write(client.clone()));
+    let store = MemoryStore::new();
+    let mut seen = Seen::new();
+
+    println!("\nReading the first half:");
+    let began = Instant::now();
+    read(&client, &store, &mut seen, ORDERS / 2).await?;
+    println!("  stopped after {:.1?}; the positions are in the store", began.elapsed());
+
+    println!("\nGoing on from the checkpoints:");
+    read(&client, &store, &mut seen, ORDERS).await?;
+    writing.await??;
+
+    let read: usize = seen.values().sum();
+    let lost = ORDERS - seen.len();
+    let repeated = read - seen.len();
+    println!("\nwritten {ORDERS}, read {read}, repeated {repeated}, lost {lost}");
+    Ok(if lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Reads until so many different orders have been seen.
+async fn read(
+    client: &Client,
+    store: &MemoryStore,
+    seen: &mut Seen,
+    enough: usize,
+) -> Result<(), Box<dyn Error>> {
+    let consumer = Consumer::builder(client.clone(), STREAM)
+        .application("billing")
+        .starting_position(StartingPosition::TrimHorizon)
+        .store(store.clone())
+        .build()?;
+
+    let mut shards = BTreeMap::<String, usize>::new();
+    let mut records = consumer.records();
+    let give_up = tokio::time::sleep(PATIENCE);
+    tokio::pin!(give_up);
+    while seen.len() < enough {
+        let record = tokio::select! {
+            record = records.next() => record.ok_or("the stream has ended")??,
+            () = &mut give_up => break,
+        };
+        let order: usize = std::str::from_utf8(record.data())?.parse()?;
+        *seen.entry(order).or_default() += 1;
+        let count = shards.entry(record.shard_id().to_string()).or_default();
+        *count += 1;
+        if *count == 1 {
+            let key = record.partition_key().unwrap_or("none");
+            println!("  {} begins with order {order} of {key}", record.shard_id());
+        }
+        // We may leave the loop after this record, so we say that it is done with.
+        record.ack();
+    }
+    consumer.close().await?;
+    for (shard, count) in shards {
+        println!("  {shard}: {count} records");
+    }
+    Ok(())
+}
+
+/// Writes the orders, and splits a shard when a third of them is written.
+async fn write(client: Client) -> Result<(), aws_sdk_kinesis::Error> {
+    let orders: Vec<usize> = (0..ORDERS).collect();
+    for (round, orders) in orders.chunks(100).enumerate() {
+        if round == ORDERS / 300 {
+            split_first_shard(&client).await?;
+        }
+        let entry = |order: &usize| {
+            PutRecordsRequestEntry::builder()
+                .partition_key(format!("customer-{}", order % 97))
+                .data(Blob::new(order.to_string()))
+                .build()
+        };
+        let entries = orders.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+        client.put_records().stream_name(STREAM).set_records(Some(entries)).send().await?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+async fn split_first_shard(client: &Client) -> Result<(), aws_sdk_kinesis::Error> {
+    let listed = client.list_shards().stream_name(STREAM).send().await?;
+    let Some(shard) = listed.shards().first() else { return Ok(()) };
+    let end: u128 = shard
+        .hash_key_range()
+        .and_then(|range| range.ending_hash_key().parse().ok())
+        .unwrap_or(u128::MAX);
+    println!("  (splitting {})", shard.shard_id());
+    client
+        .split_shard()
+        .stream_name(STREAM)
+        .shard_to_split(shard.shard_id())
+        .new_starting_hash_key((end / 2).to_string())
+        .send()
+        .await?;
+    support::wait_until_active(client, STREAM).await
+}

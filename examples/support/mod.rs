@@ -1,0 +1,49 @@
+//! A Kinesis in this process, for examples that need no account and no server.
+
+use std::time::Duration;
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::config::{BehaviorVersion, Config, Credentials, Region};
+use aws_sdk_kinesis::types::StreamStatus;
+use ferrokinesis::store::StoreOptions;
+
+/// Starts a Kinesis on a free port of this machine, and gives a client of it.
+pub(crate) async fn start_kinesis() -> std::io::Result<Client> {
+    let (app, _store) = ferrokinesis::create_app(StoreOptions {
+        create_stream_ms: 10,
+        update_stream_ms: 10,
+        shard_limit: 1000,
+        ..StoreOptions::default()
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(ferrokinesis::serve_plain_http(listener, app, std::future::pending()));
+
+    let http = aws_smithy_http_client::Builder::new().build_http();
+    let config = Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .http_client(http)
+        .endpoint_url(format!("http://{address}"))
+        .region(Region::new("us-east-1"))
+        .credentials_provider(Credentials::new("local", "local", None, None, "local"))
+        .build();
+    Ok(Client::from_conf(config))
+}
+
+/// Makes a stream and waits until it can be used.
+pub(crate) async fn create_stream(client: &Client, name: &str, shards: i32) -> Result<(), aws_sdk_kinesis::Error> {
+    client.create_stream().stream_name(name).shard_count(shards).send().await?;
+    wait_until_active(client, name).await
+}
+
+/// Waits until the stream has done what it was asked to.
+pub(crate) async fn wait_until_active(client: &Client, name: &str) -> Result<(), aws_sdk_kinesis::Error> {
+    loop {
+        let answer = client.describe_stream_summary().stream_name(name).send().await?;
+        let status = answer.stream_description_summary.map(|summary| summary.stream_status);
+        if status == Some(StreamStatus::Active) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
