@@ -43,7 +43,10 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     println!("\nReading the first half:");
     let began = Instant::now();
     read(&client, &store, &mut seen, ORDERS / 2).await?;
-    println!("  stopped after {:.1?}; the positions are in the store", began.elapsed());
+    println!(
+        "  stopped after {:.1?}; the positions are in the store",
+        began.elapsed()
+    );
 
     println!("\nGoing on from the checkpoints:");
     read(&client, &store, &mut seen, ORDERS).await?;
@@ -53,7 +56,11 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let lost = ORDERS - seen.len();
     let repeated = read - seen.len();
     println!("\nwritten {ORDERS}, read {read}, repeated {repeated}, lost {lost}");
-    Ok(if lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if lost == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Reads until so many different orders have been seen.
@@ -110,7 +117,12 @@ async fn write(client: Client) -> Result<(), aws_sdk_kinesis::Error> {
                 .build()
         };
         let entries = orders.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
-        client.put_records().stream_name(STREAM).set_records(Some(entries)).send().await?;
+        client
+            .put_records()
+            .stream_name(STREAM)
+            .set_records(Some(entries))
+            .send()
+            .await?;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     Ok(())
@@ -118,7 +130,9 @@ async fn write(client: Client) -> Result<(), aws_sdk_kinesis::Error> {
 
 async fn split_first_shard(client: &Client) -> Result<(), aws_sdk_kinesis::Error> {
     let listed = client.list_shards().stream_name(STREAM).send().await?;
-    let Some(shard) = listed.shards().first() else { return Ok(()) };
+    let Some(shard) = listed.shards().first() else {
+        return Ok(());
+    };
     let end: u128 = shard
         .hash_key_range()
         .and_then(|range| range.ending_hash_key().parse().ok())

@@ -17,8 +17,8 @@ use crate::record::Record;
 pub(crate) use budget::{Budget, Space};
 pub(crate) use kinesis::{Kinesis, KnownShard, Listing};
 pub(crate) use polling::Polling;
-pub(crate) use position::Position;
 pub use position::OnTrimmed;
+pub(crate) use position::Position;
 
 /// What a source yields.
 pub(crate) enum Fetched {

@@ -128,10 +128,7 @@ pub(crate) use writer::{Rhythm, Writer};
 /// and `save` must bear that: [`Checkpoint::supersedes`] makes it so.
 pub trait CheckpointStore: Debug + Send + Sync + 'static {
     /// All checkpoints of one application and stream. Where nothing was ever saved: an empty map.
-    fn load<'a>(
-        &'a self,
-        scope: &'a Scope,
-    ) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>>;
+    fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>>;
 
     /// Saves the checkpoints of some shards, each once in the list, and leaves all other shards
     /// as they are.
@@ -147,10 +144,7 @@ pub trait CheckpointStore: Debug + Send + Sync + 'static {
 }
 
 impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {
-    fn load<'a>(
-        &'a self,
-        scope: &'a Scope,
-    ) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
+    fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
         (**self).load(scope)
     }
 
@@ -180,7 +174,10 @@ pub struct Scope {
 impl Scope {
     /// The checkpoints of `application` for the stream of this name.
     pub fn new(application: impl Into<Arc<str>>, stream: impl Into<Arc<str>>) -> Self {
-        Self { application: application.into(), stream: stream.into() }
+        Self {
+            application: application.into(),
+            stream: stream.into(),
+        }
     }
 
     /// The application that reads.

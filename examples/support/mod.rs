@@ -17,30 +17,56 @@ pub(crate) async fn start_kinesis() -> std::io::Result<Client> {
     });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    tokio::spawn(ferrokinesis::serve_plain_http(listener, app, std::future::pending()));
+    tokio::spawn(ferrokinesis::serve_plain_http(
+        listener,
+        app,
+        std::future::pending(),
+    ));
 
-    let http = aws_smithy_http_client::Builder::new().build_http();
+    Ok(client_of(address.port()))
+}
+
+/// A client of a Kinesis on a port of this machine.
+pub(crate) fn client_of(port: u16) -> Client {
     let config = Config::builder()
         .behavior_version(BehaviorVersion::latest())
-        .http_client(http)
-        .endpoint_url(format!("http://{address}"))
+        .http_client(aws_smithy_http_client::Builder::new().build_http())
+        .endpoint_url(format!("http://127.0.0.1:{port}"))
         .region(Region::new("us-east-1"))
         .credentials_provider(Credentials::new("local", "local", None, None, "local"))
         .build();
-    Ok(Client::from_conf(config))
+    Client::from_conf(config)
 }
 
 /// Makes a stream and waits until it can be used.
-pub(crate) async fn create_stream(client: &Client, name: &str, shards: i32) -> Result<(), aws_sdk_kinesis::Error> {
-    client.create_stream().stream_name(name).shard_count(shards).send().await?;
+pub(crate) async fn create_stream(
+    client: &Client,
+    name: &str,
+    shards: i32,
+) -> Result<(), aws_sdk_kinesis::Error> {
+    client
+        .create_stream()
+        .stream_name(name)
+        .shard_count(shards)
+        .send()
+        .await?;
     wait_until_active(client, name).await
 }
 
 /// Waits until the stream has done what it was asked to.
-pub(crate) async fn wait_until_active(client: &Client, name: &str) -> Result<(), aws_sdk_kinesis::Error> {
+pub(crate) async fn wait_until_active(
+    client: &Client,
+    name: &str,
+) -> Result<(), aws_sdk_kinesis::Error> {
     loop {
-        let answer = client.describe_stream_summary().stream_name(name).send().await?;
-        let status = answer.stream_description_summary.map(|summary| summary.stream_status);
+        let answer = client
+            .describe_stream_summary()
+            .stream_name(name)
+            .send()
+            .await?;
+        let status = answer
+            .stream_description_summary
+            .map(|summary| summary.stream_status);
         if status == Some(StreamStatus::Active) {
             return Ok(());
         }

@@ -28,8 +28,9 @@ use crate::source::Position;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum StartingPosition {
-    /// What arrives from now on. `now` is the moment of the first start, by Kinesis's clock: it
-    /// is kept in the store, so that a retry or a restart skips nothing.
+    /// What arrives from now on. `now` is the second of the first start, by Kinesis's clock: it
+    /// is kept in the store, so that a retry or a restart skips nothing. What arrived earlier in
+    /// that second comes as well.
     #[default]
     Latest,
     /// The oldest record that is kept.

@@ -34,14 +34,21 @@ impl Feed {
                 // The permit stays with the item: it is given anew when the item was received.
                 while let Ok(permit) = demand.acquire().await {
                     permit.forget();
-                    let Some(fetched) = source.next().await else { return };
+                    let Some(fetched) = source.next().await else {
+                        return;
+                    };
                     if sender.send(fetched).is_err() {
                         return;
                     }
                 }
             }
         });
-        Self { demand, outstanding: 0, received, _task: task }
+        Self {
+            demand,
+            outstanding: 0,
+            received,
+            _task: task,
+        }
     }
 
     /// Has at least so many batches fetched or under way.

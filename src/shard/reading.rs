@@ -59,7 +59,10 @@ pub(crate) struct Reading {
 enum State {
     /// Not polled yet.
     Idle(Source),
-    Reading { feed: Feed, buffer: Option<Buffer> },
+    Reading {
+        feed: Feed,
+        buffer: Option<Buffer>,
+    },
     Done,
 }
 
@@ -150,12 +153,19 @@ impl Reading {
         if let State::Idle(_) = self.state
             && let State::Idle(source) = std::mem::replace(&mut self.state, State::Done)
         {
-            self.state = State::Reading { feed: Feed::start(source), buffer: None };
+            self.state = State::Reading {
+                feed: Feed::start(source),
+                buffer: None,
+            };
         }
         match &mut self.state {
             State::Reading { feed, buffer } => {
                 let at_hand = buffer.as_ref().is_some_and(|batch| !batch.is_empty());
-                feed.want(if at_hand { self.prefetch } else { self.prefetch.max(1) });
+                feed.want(if at_hand {
+                    self.prefetch
+                } else {
+                    self.prefetch.max(1)
+                });
                 (feed, buffer)
             }
             State::Idle(_) | State::Done => unreachable!("only called while there is a source"),

@@ -27,7 +27,10 @@ pub(crate) struct Run {
 
 impl Buffer {
     pub(crate) fn new(records: Vec<Record>, space: Space) -> Self {
-        Self { records: records.into_iter(), space }
+        Self {
+            records: records.into_iter(),
+            space,
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -36,8 +39,7 @@ impl Buffer {
 
     /// The next records, at most `room` of them; `None` when there are no more.
     pub(crate) fn next_run(&mut self, room: usize) -> Option<Run> {
-        let records: Vec<Record> =
-            self.records.by_ref().take(room.min(LONGEST_RUN)).collect();
+        let records: Vec<Record> = self.records.by_ref().take(room.min(LONGEST_RUN)).collect();
         if records.is_empty() {
             return None;
         }
@@ -47,7 +49,10 @@ impl Buffer {
         } else {
             records.iter().map(Record::size).sum()
         };
-        Some(Run { records: records.into_iter(), _space: Some(self.space.split(bytes)) })
+        Some(Run {
+            records: records.into_iter(),
+            _space: Some(self.space.split(bytes)),
+        })
     }
 }
 
@@ -68,7 +73,10 @@ pub(crate) struct Handout {
 
 impl Handout {
     pub(crate) fn new(checkpoint_on: CheckpointOn) -> Self {
-        Self { on_pull: checkpoint_on == CheckpointOn::Pull, ..Self::default() }
+        Self {
+            on_pull: checkpoint_on == CheckpointOn::Pull,
+            ..Self::default()
+        }
     }
 
     /// The caller has polled again: it is done with the last record.

@@ -1,4 +1,4 @@
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::checkpoint::Checkpoint;
 use crate::record::{Entry, SequenceNumber};
@@ -42,22 +42,35 @@ impl Position {
         match checkpoint {
             Checkpoint::TrimHorizon => Some(Self::TrimHorizon),
             Checkpoint::AtTimestamp(time) => Some(Self::AtTimestamp(time)),
-            Checkpoint::AfterSequence { sequence_number, sub_sequence_number } => {
-                Some(Self::After(sequence_number, sub_sequence_number))
-            }
+            Checkpoint::AfterSequence {
+                sequence_number,
+                sub_sequence_number,
+            } => Some(Self::After(sequence_number, sub_sequence_number)),
             Checkpoint::ShardEnd => None,
         }
     }
 
-    /// Whether the record lies before this position, as it may where the iterator is placed at a
-    /// record that is finished.
+    /// Whether a record at the beginning of what an iterator gave lies before this position.
+    ///
+    /// It may where the iterator was placed at a record that is finished, and where a server that
+    /// finds nothing at a time begins with what it has.
     pub(crate) fn is_past(&self, entry: &Entry) -> bool {
         match self {
             Self::After(number, None) => entry.sequence_number <= *number,
             Self::After(number, Some(part)) => {
                 (&entry.sequence_number, entry.sub_sequence_number) <= (number, *part)
             }
-            _ => false,
+            Self::AtTimestamp(time) => entry
+                .approximate_arrival
+                // A time that was cut to its second says no more than that.
+                .is_some_and(|arrival| seconds(arrival) < seconds(*time)),
+            Self::TrimHorizon | Self::AtSequence(_) => false,
         }
     }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }

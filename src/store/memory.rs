@@ -38,18 +38,21 @@ impl MemoryStore {
         Self::default()
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut HashMap<Scope, HashMap<ShardId, Checkpoint>>) -> T) -> T {
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&mut HashMap<Scope, HashMap<ShardId, Checkpoint>>) -> T,
+    ) -> T {
         // A panic under the lock cannot leave half a checkpoint: inserting is all that happens.
         work(&mut self.scopes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl CheckpointStore for MemoryStore {
-    fn load<'a>(
-        &'a self,
-        scope: &'a Scope,
-    ) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
-        ready(Ok(self.with(|scopes| scopes.get(scope).cloned().unwrap_or_default()))).boxed()
+    fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
+        ready(Ok(self.with(|scopes| {
+            scopes.get(scope).cloned().unwrap_or_default()
+        })))
+        .boxed()
     }
 
     fn save<'a>(
@@ -60,7 +63,10 @@ impl CheckpointStore for MemoryStore {
         self.with(|scopes| {
             let shards = scopes.entry(scope.clone()).or_default();
             for (shard, checkpoint) in checkpoints {
-                if shards.get(shard).is_none_or(|stored| checkpoint.supersedes(stored)) {
+                if shards
+                    .get(shard)
+                    .is_none_or(|stored| checkpoint.supersedes(stored))
+                {
                     shards.insert(shard.clone(), checkpoint.clone());
                 }
             }

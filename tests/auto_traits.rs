@@ -1,0 +1,37 @@
+//! The auto traits of every public type: losing one would break callers who spawn or store it.
+
+use kinestream::store::Scope;
+use kinestream::{
+    Checkpoint, CheckpointOn, Consumer, ConsumerBuilder, EncryptionType, Error, ErrorKind,
+    MemoryStore, OnTrimmed, Ordering, Record, Records, SequenceNumber, ShardId, ShardPosition,
+    ShardStream, Shards, StartingPosition,
+};
+
+fn assert_all<T: Send + Sync + Unpin + std::fmt::Debug + 'static>() {}
+fn assert_send<T: Send + Unpin + std::fmt::Debug + 'static>() {}
+
+#[test]
+fn public_types_cross_threads() {
+    assert_all::<Checkpoint>();
+    assert_all::<CheckpointOn>();
+    assert_all::<Consumer>();
+    assert_all::<ConsumerBuilder>();
+    assert_all::<EncryptionType>();
+    assert_all::<Error>();
+    assert_all::<ErrorKind>();
+    assert_all::<MemoryStore>();
+    assert_all::<OnTrimmed>();
+    assert_all::<Ordering>();
+    assert_all::<Record>();
+    assert_all::<Scope>();
+    assert_all::<SequenceNumber>();
+    assert_all::<ShardId>();
+    assert_all::<ShardPosition>();
+    assert_all::<StartingPosition>();
+    #[cfg(feature = "redis")]
+    assert_all::<kinestream::RedisStore>();
+    // Streams are polled by one task at a time.
+    assert_send::<Records>();
+    assert_send::<ShardStream>();
+    assert_send::<Shards>();
+}

@@ -1,0 +1,132 @@
+//! Every bad option, by the text that the user sees.
+
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::config::{BehaviorVersion, Config};
+use kinestream::{Consumer, ConsumerBuilder, ErrorKind, ShardPosition, StartingPosition};
+
+fn client() -> Client {
+    Client::from_conf(
+        Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .build(),
+    )
+}
+
+/// What `build` says of the options.
+fn refused(options: impl FnOnce(ConsumerBuilder) -> ConsumerBuilder) -> String {
+    let error = options(Consumer::builder(client(), "orders"))
+        .build()
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Configuration);
+    assert_eq!(error.stream(), Some("orders"));
+    assert!(!error.is_temporary());
+    error.to_string()
+}
+
+#[test]
+fn the_defaults_are_valid() {
+    Consumer::builder(client(), "orders").build().unwrap();
+}
+
+#[test]
+fn names_the_limit_and_its_range() {
+    assert_eq!(
+        refused(|builder| builder.limit(0)),
+        "stream orders: limit is 0, but must be 1 to 10000 records a call"
+    );
+    assert_eq!(
+        refused(|builder| builder.limit(10_001)),
+        "stream orders: limit is 10001, but must be 1 to 10000 records a call"
+    );
+}
+
+#[test]
+fn names_times_and_their_ranges() {
+    assert_eq!(
+        refused(|builder| builder.interval(Duration::ZERO)),
+        "stream orders: interval is 0ns, but must be at least 200ms and at most a year"
+    );
+    assert_eq!(
+        refused(|builder| builder.interval(Duration::from_millis(199))),
+        "stream orders: interval is 199ms, but must be at least 200ms and at most a year"
+    );
+    assert!(
+        refused(|builder| builder.checkpoint_interval(Duration::MAX))
+            .contains("checkpoint_interval is")
+    );
+    assert!(refused(|builder| builder.max_unflushed(Duration::MAX)).contains("max_unflushed is"));
+    assert_eq!(
+        refused(|builder| builder.discovery_interval(Duration::ZERO)),
+        "stream orders: discovery_interval is 0ns, but must be at least 1s and at most a year"
+    );
+}
+
+#[test]
+fn names_the_application() {
+    assert_eq!(
+        refused(|builder| builder.application("")),
+        "stream orders: application is empty, but must be a name"
+    );
+    for name in ["a{b", "a}b", "a\nb"] {
+        assert_eq!(
+            refused(|builder| builder.application(name)),
+            format!(
+                "stream orders: application is {name:?}, but must have no braces and no control \
+                 characters"
+            )
+        );
+    }
+}
+
+#[test]
+fn names_counts_of_nothing() {
+    assert_eq!(
+        refused(|builder| builder.max_in_flight(0)),
+        "stream orders: max_in_flight is 0, but must be at least 1 record"
+    );
+    assert_eq!(
+        refused(|builder| builder.max_buffered_bytes(0)),
+        "stream orders: max_buffered_bytes is 0, but must be at least 1 byte"
+    );
+    assert_eq!(
+        refused(|builder| builder.prefetch(1001)),
+        "stream orders: prefetch is 1001, but must be 0 to 1000 batches"
+    );
+}
+
+#[test]
+fn a_start_in_the_future_is_refused() {
+    let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
+    let message = "stream orders: starting_position is a timestamp in the future, but must be past";
+    assert_eq!(
+        refused(|builder| builder.starting_position(StartingPosition::AtTimestamp(tomorrow))),
+        message
+    );
+    let shard = "shardId-000000000000".parse().unwrap();
+    let position = ShardPosition::AtTimestamp(tomorrow);
+    assert_eq!(
+        refused(|builder| builder.starting_position_for(shard, position)),
+        message
+    );
+}
+
+#[test]
+fn names_the_stream_and_shows_an_arn() {
+    for stream in [
+        "",
+        "no spaces",
+        "arn:aws:kinesis:eu-west-1:123456789012:orders",
+    ] {
+        let error = Consumer::builder(client(), stream).build().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration);
+        let text = error.to_string();
+        assert!(
+            text.contains(&format!("stream is {stream:?}, but must be a name")),
+            "{text}"
+        );
+    }
+    let arn = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
+    Consumer::builder(client(), arn).build().unwrap();
+}

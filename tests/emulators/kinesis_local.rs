@@ -1,0 +1,81 @@
+//! The npm emulator kinesis-local, as a process of its own on a free port.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use aws_sdk_kinesis::Client;
+use tokio::process::{Child, Command};
+
+use crate::ferrokinesis_server::client_of;
+
+/// A server that ends when it is dropped.
+pub(crate) struct KinesisLocal {
+    port: u16,
+    _process: Child,
+}
+
+impl KinesisLocal {
+    pub(crate) async fn start() -> Self {
+        let home = std::env::var_os("KINESIS_LOCAL").map_or_else(
+            || {
+                let target = concat!(env!("CARGO_MANIFEST_DIR"), "/target");
+                PathBuf::from(target).join("kinesis-local/node_modules/kinesis-local")
+            },
+            PathBuf::from,
+        );
+        assert!(
+            home.join("main.js").exists(),
+            "kinesis-local is not installed in {}; run ./tests/run, which installs it",
+            home.display()
+        );
+        // Another process may take a port between our letting go of it and the server's start,
+        // and then the server ends at once: another port is tried.
+        for _ in 0..5 {
+            let (plain, tls) = (free_port(), free_port());
+            let mut process = Command::new("node")
+                .arg("main.js")
+                .current_dir(&home)
+                .env("KINESIS_MOCK_PLAIN_PORT", plain.to_string())
+                .env("KINESIS_MOCK_TLS_PORT", tls.to_string())
+                .env("SHARD_LIMIT", "500")
+                .env("LOG_LEVEL", "ERROR")
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .kill_on_drop(true)
+                .spawn()
+                .expect("node starts");
+            if Self::answers(plain, &mut process).await {
+                return Self {
+                    port: plain,
+                    _process: process,
+                };
+            }
+        }
+        panic!("kinesis-local did not start on five free ports in turn");
+    }
+
+    async fn answers(port: u16, process: &mut Child) -> bool {
+        let client = client_of(port);
+        for _ in 0..600 {
+            if client.list_streams().send().await.is_ok() {
+                return true;
+            }
+            if process.try_wait().expect("the process is ours").is_some() {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("kinesis-local did not answer within a minute");
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        client_of(self.port)
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").port()
+}

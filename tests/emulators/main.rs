@@ -1,0 +1,61 @@
+//! The consumer against servers that speak Kinesis over HTTP: ferrokinesis in this process, and
+//! kinesis-local where it is installed. Each goes through the same stories.
+
+#[path = "../../examples/support/mod.rs"]
+mod ferrokinesis_server;
+mod kinesis_local;
+mod stories;
+
+use aws_sdk_kinesis::Client;
+
+mod ferrokinesis {
+    use super::{Client, ferrokinesis_server, stories};
+
+    async fn client() -> Client {
+        ferrokinesis_server::start_kinesis()
+            .await
+            .expect("a free port on 127.0.0.1")
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn reads_splits_merges_and_restarts() {
+        stories::reads_splits_merges_and_restarts(&client().await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn latest_begins_with_what_comes_after() {
+        stories::latest_begins_with_what_comes_after(&client().await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn latest_after_a_split_leaves_the_parent_alone() {
+        stories::latest_after_a_split_leaves_the_parent_alone(&client().await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn every_position_begins_where_it_says() {
+        stories::every_position_begins_where_it_says(&client().await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_unknown_stream_is_told_and_ends() {
+        stories::an_unknown_stream_is_told_and_ends(&client().await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_task_for_each_shard_reads_all() {
+        stories::a_task_for_each_shard_reads_all(&client().await).await;
+    }
+}
+
+/// One server for all of them, one after another: it takes its time to start.
+#[tokio::test(flavor = "multi_thread")]
+async fn kinesis_local_goes_through_the_same_stories() {
+    let server = kinesis_local::KinesisLocal::start().await;
+    let client = server.client();
+    stories::reads_splits_merges_and_restarts(&client).await;
+    stories::latest_begins_with_what_comes_after(&client).await;
+    stories::every_position_begins_where_it_says(&client).await;
+    stories::an_unknown_stream_is_told_and_ends(&client).await;
+    stories::a_task_for_each_shard_reads_all(&client).await;
+}
