@@ -33,7 +33,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
         .init();
 
     println!("Starting a Kinesis in this process, with stream {STREAM:?} of 3 shards.");
-    let client = support::start_kinesis().await?;
+    let (client, _port) = support::start_kinesis().await?;
     support::create_stream(&client, STREAM, 3).await?;
 
     let writing = tokio::spawn(write(client.clone()));

@@ -17,4 +17,6 @@ pub use lineage::{Ordering, ShardPosition, StartingPosition};
 pub use record::{EncryptionType, Record, SequenceNumber, ShardId};
 pub use shard::{CheckpointOn, ShardStream};
 pub use source::OnTrimmed;
+#[cfg(feature = "redis")]
+pub use store::RedisStore;
 pub use store::{CheckpointStore, MemoryStore};

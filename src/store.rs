@@ -88,6 +88,30 @@
 //! # std::fs::remove_dir_all(folder).unwrap();
 //! # }
 //! ```
+//!
+//! # What is in Redis
+//!
+//! Two keys for each application and stream, in format 1, which both hold plain text:
+//!
+//! | key | type | what |
+//! |---|---|---|
+//! | `kinestream:{application:stream}:format` | string | `1` |
+//! | `kinestream:{application:stream}:checkpoints` | hash | for each shard its [`Checkpoint`] as text |
+//!
+//! A `:` in the application's name is written `%3A`, and a `%` is written `%25`. The braces are a
+//! hash tag: in Redis Cluster both keys live on one node. They never expire.
+//!
+//! ```text
+//! 127.0.0.1:6379> HGETALL kinestream:{billing:orders}:checkpoints
+//! 1) "shardId-000000000000"
+//! 2) "SHARD_END"
+//! 3) "shardId-000000000001"
+//! 4) "AFTER_SEQUENCE_NUMBER:49590338271490256608559692538361571095921575989136588898"
+//! ```
+//!
+//! To have an application begin anew, stop it and delete both keys. To have one shard read again,
+//! stop it and set the shard's field to an earlier checkpoint; a field that is deleted means the
+//! oldest record that is kept.
 
 pub mod conformance;
 mod memory;
@@ -106,9 +130,9 @@ use crate::error::Result;
 use crate::record::ShardId;
 
 pub use memory::MemoryStore;
-pub(crate) use writer::{Rhythm, Writer};
 #[cfg(feature = "redis")]
-// pub use redis::RedisStore;
+pub use redis::RedisStore;
+pub(crate) use writer::{Rhythm, Writer};
 
 /// Keeps, for each application and stream, how far each shard has been read.
 ///

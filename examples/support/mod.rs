@@ -7,8 +7,8 @@ use aws_sdk_kinesis::config::{BehaviorVersion, Config, Credentials, Region};
 use aws_sdk_kinesis::types::StreamStatus;
 use ferrokinesis::store::StoreOptions;
 
-/// Starts a Kinesis on a free port of this machine, and gives a client of it.
-pub(crate) async fn start_kinesis() -> std::io::Result<Client> {
+/// Starts a Kinesis on a free port of this machine, and gives a client of it and the port.
+pub(crate) async fn start_kinesis() -> std::io::Result<(Client, u16)> {
     let (app, _store) = ferrokinesis::create_app(StoreOptions {
         create_stream_ms: 10,
         update_stream_ms: 10,
@@ -16,14 +16,14 @@ pub(crate) async fn start_kinesis() -> std::io::Result<Client> {
         ..StoreOptions::default()
     });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
+    let port = listener.local_addr()?.port();
     tokio::spawn(ferrokinesis::serve_plain_http(
         listener,
         app,
         std::future::pending(),
     ));
 
-    Ok(client_of(address.port()))
+    Ok((client_of(port), port))
 }
 
 /// A client of a Kinesis on a port of this machine.

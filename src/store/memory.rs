@@ -47,6 +47,17 @@ impl MemoryStore {
     }
 }
 
+#[cfg(test)]
+impl MemoryStore {
+    /// Forgets what is stored of these shards.
+    pub(super) fn forget(&self, scope: &Scope, checkpoints: &[(ShardId, Checkpoint)]) {
+        self.with(|scopes| {
+            let shards = scopes.entry(scope.clone()).or_default();
+            shards.retain(|shard, _| checkpoints.iter().all(|(other, _)| other != shard));
+        });
+    }
+}
+
 impl CheckpointStore for MemoryStore {
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
         ready(Ok(self.with(|scopes| {

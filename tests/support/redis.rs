@@ -1,0 +1,113 @@
+//! A real redis-server on a free port, for one test.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A server that is ended, and whose folder is removed, when it is dropped.
+pub(crate) struct RedisServer {
+    port: u16,
+    folder: PathBuf,
+    options: Vec<String>,
+    process: Option<Child>,
+}
+
+impl RedisServer {
+    /// Starts a server with these options beside those that keep it apart from others.
+    pub(crate) fn start(options: &[&str]) -> Self {
+        let options: Vec<String> = options.iter().map(ToString::to_string).collect();
+        // Another process may take a port between our letting go of it and the server's start:
+        // then the server ends at once, and another port is tried.
+        for _ in 0..5 {
+            let port = TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap()
+                .port();
+            let folder = std::env::temp_dir()
+                .join(format!("kinestream-redis-{}-{port}", std::process::id()));
+            std::fs::create_dir_all(&folder).unwrap();
+            let mut server = Self {
+                port,
+                folder,
+                options: options.clone(),
+                process: None,
+            };
+            if server.launch() {
+                return server;
+            }
+        }
+        panic!("redis-server did not start on five free ports in turn");
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Ends the server as a crash does.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    /// Starts a server that was killed, on the same port, with what it had written.
+    pub(crate) fn restart(&mut self) {
+        assert!(self.process.is_none(), "the server is killed first");
+        assert!(self.launch(), "the server starts again on its port");
+    }
+
+    /// Whether the server answers; `false` where it has ended instead.
+    fn launch(&mut self) -> bool {
+        let process = Command::new("redis-server")
+            .args([
+                "--port",
+                &self.port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+            ])
+            .arg("--dir")
+            .arg(&self.folder)
+            .args(&self.options)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let mut process = match process {
+            Ok(process) => process,
+            Err(error) => panic!(
+                "redis-server cannot be started ({error}); run ./tests/run, which installs it"
+            ),
+        };
+        let began = Instant::now();
+        let answers = loop {
+            if process.try_wait().unwrap().is_some() {
+                break false;
+            }
+            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+                break true;
+            }
+            assert!(
+                began.elapsed() < Duration::from_secs(30),
+                "redis-server did not answer in 30 s"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        self.process = answers.then_some(process);
+        answers
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+        let _may_be_gone = std::fs::remove_dir_all(&self.folder);
+    }
+}
