@@ -13,8 +13,6 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::primitives::Blob;
-use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use futures::StreamExt;
 use kinestream::{Consumer, MemoryStore, StartingPosition};
 
@@ -105,45 +103,13 @@ async fn read(
 
 /// Writes the orders, and splits a shard when a third of them is written.
 async fn write(client: Client) -> Result<(), aws_sdk_kinesis::Error> {
-    let orders: Vec<usize> = (0..ORDERS).collect();
-    for (round, orders) in orders.chunks(100).enumerate() {
-        if round == ORDERS / 300 {
-            split_first_shard(&client).await?;
+    for first in (0..ORDERS).step_by(100) {
+        if first == ORDERS / 3 {
+            println!("  (splitting a shard)");
+            support::split_first_shard(&client, STREAM).await?;
         }
-        let entry = |order: &usize| {
-            PutRecordsRequestEntry::builder()
-                .partition_key(format!("customer-{}", order % 97))
-                .data(Blob::new(order.to_string()))
-                .build()
-        };
-        let entries = orders.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
-        client
-            .put_records()
-            .stream_name(STREAM)
-            .set_records(Some(entries))
-            .send()
-            .await?;
+        support::put_numbers(&client, STREAM, first..first + 100).await?;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     Ok(())
-}
-
-async fn split_first_shard(client: &Client) -> Result<(), aws_sdk_kinesis::Error> {
-    let listed = client.list_shards().stream_name(STREAM).send().await?;
-    let Some(shard) = listed.shards().first() else {
-        return Ok(());
-    };
-    let end: u128 = shard
-        .hash_key_range()
-        .and_then(|range| range.ending_hash_key().parse().ok())
-        .unwrap_or(u128::MAX);
-    println!("  (splitting {})", shard.shard_id());
-    client
-        .split_shard()
-        .stream_name(STREAM)
-        .shard_to_split(shard.shard_id())
-        .new_starting_hash_key((end / 2).to_string())
-        .send()
-        .await?;
-    support::wait_until_active(client, STREAM).await
 }

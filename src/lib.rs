@@ -1,4 +1,97 @@
-//! Amazon Kinesis shards as futures `Stream`s.
+//! Amazon Kinesis Data Streams as futures `Stream`s.
+//!
+//! A [`Consumer`] reads one stream for one application. It has two doors: [`Consumer::records`],
+//! every record of all shards, merged; and [`Consumer::shards`], each shard as a
+//! [`ShardStream`] of its own. Both are streams that you drive, with `.next().await` or any
+//! combinator. What a long-running reader of Kinesis has to deal with (limits, throttling, expired
+//! iterators, resharding, lost connections, restarts) happens inside.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use futures::StreamExt;
+//! use kinestream::{Consumer, StartingPosition};
+//!
+//! let config = aws_config::load_defaults(aws_config::BehaviorVersion::latest()).await;
+//! let client = aws_sdk_kinesis::Client::new(&config);
+//!
+//! let consumer = Consumer::builder(client, "orders")       // a name or an ARN
+//!     .application("billing")                              // whose checkpoints these are
+//!     .starting_position(StartingPosition::TrimHorizon)    // where no checkpoint exists yet
+//!     .build()?;                                           // positions are kept in memory
+//!
+//! let mut records = consumer.records();
+//! while let Some(record) = records.next().await {
+//!     let record = record?;
+//!     println!("{} {} {:?}", record.shard_id(), record.sequence_number(), record.data());
+//! }
+//! consumer.close().await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # Positions
+//!
+//! How far each shard is finished is its [`Checkpoint`], and a [`CheckpointStore`] keeps it:
+//! [`MemoryStore`] for as long as the process runs, `RedisStore` in Redis, or [one of your
+//! own](store#a-store-of-your-own). Checkpoints are written by a task of their own, at most once in
+//! [`checkpoint_interval`], all shards in one call, and at once at the end of a shard and on
+//! [`Consumer::close`]. A crash repeats what was finished since the last write, and loses nothing.
+//!
+//! # When a record is finished
+//!
+//! With [`CheckpointOn::Pull`], the default, when the stream is polled again: right for a loop
+//! that is done with one record before it asks for the next, wrong for anything concurrent or
+//! buffered. With [`CheckpointOn::Ack`], when [`Record::ack`] was called:
+//!
+//! ```no_run
+//! # async fn write(record: &kinestream::Record) -> kinestream::Result<()> { Ok(()) }
+//! # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
+//! use futures::TryStreamExt;
+//! use kinestream::{CheckpointOn, Consumer};
+//!
+//! let consumer = Consumer::builder(client, "orders")
+//!     .application("billing")
+//!     .checkpoint_on(CheckpointOn::Ack)
+//!     .build()?;
+//! consumer
+//!     .records()
+//!     .try_for_each_concurrent(64, |record| async move {
+//!         write(&record).await?;
+//!         record.ack();
+//!         Ok(())
+//!     })
+//!     .await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # Order
+//!
+//! Records of a shard come in order; shards take turns. When a shard is split or merged, its
+//! children are read once it is read to its end *and* finished, so the records of one partition
+//! key come in order over a reshard as well ([`Ordering::ParentFirst`]).
+//!
+//! # Pace and memory
+//!
+//! A shard is asked at most every 200 ms, and every [`interval`] when it has nothing new; no more
+//! bytes are asked for than its 2 MiB a second allow. Throttling slows it down and it recovers step
+//! by step. Nothing is fetched without demand beyond [`prefetch`] batches a shard, nor beyond
+//! [`max_buffered_bytes`] over all shards. A fetch under way goes on while you are busy elsewhere.
+//!
+//! # Errors
+//!
+//! A stream of records yields `Err` for what no retry cures: a stream that does not exist, denied
+//! access, a checkpoint past retention, a store that has failed for too long. Each comes once,
+//! says where it happened ([`Error`]), and does not end the stream unless nothing is left to read.
+//! So `?` in the loop is a choice: to log and go on is another.
+//!
+//! # Runtime
+//!
+//! Streams must be polled, and dropped, within a tokio runtime with time enabled. Dropping
+//! everything ends all tasks; what is finished is saved first if the runtime lives on.
+//!
+//! [`checkpoint_interval`]: ConsumerBuilder::checkpoint_interval
+//! [`interval`]: ConsumerBuilder::interval
+//! [`prefetch`]: ConsumerBuilder::prefetch
+//! [`max_buffered_bytes`]: ConsumerBuilder::max_buffered_bytes
 
 mod checkpoint;
 mod consumer;

@@ -1,4 +1,6 @@
 //! Every bad option, by the text that the user sees.
+// A test that cannot go on says so by a panic, in its helpers too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::time::{Duration, SystemTime};
 

@@ -1,10 +1,15 @@
 //! A Kinesis in this process, for examples that need no account and no server.
 
+// Each example uses a part of it.
+#![allow(dead_code)]
+
+use std::ops::Range;
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{BehaviorVersion, Config, Credentials, Region};
-use aws_sdk_kinesis::types::StreamStatus;
+use aws_sdk_kinesis::primitives::Blob;
+use aws_sdk_kinesis::types::{PutRecordsRequestEntry, StreamStatus};
 use ferrokinesis::store::StoreOptions;
 
 /// Starts a Kinesis on a free port of this machine, and gives a client of it and the port.
@@ -72,4 +77,55 @@ pub(crate) async fn wait_until_active(
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Puts these numbers as text, one a record, for 97 customers.
+pub(crate) async fn put_numbers(
+    client: &Client,
+    stream: &str,
+    numbers: Range<usize>,
+) -> Result<(), aws_sdk_kinesis::Error> {
+    let entry = |number: usize| {
+        PutRecordsRequestEntry::builder()
+            .partition_key(format!("customer-{}", number % 97))
+            .data(Blob::new(number.to_string()))
+            .build()
+    };
+    let numbers: Vec<usize> = numbers.collect();
+    for some in numbers.chunks(500) {
+        let entries = some
+            .iter()
+            .map(|number| entry(*number))
+            .collect::<Result<Vec<_>, _>>()?;
+        client
+            .put_records()
+            .stream_name(stream)
+            .set_records(Some(entries))
+            .send()
+            .await?;
+    }
+    Ok(())
+}
+
+/// Splits the first shard of the listing in two halves, and waits until it is done.
+pub(crate) async fn split_first_shard(
+    client: &Client,
+    stream: &str,
+) -> Result<(), aws_sdk_kinesis::Error> {
+    let listed = client.list_shards().stream_name(stream).send().await?;
+    let Some(shard) = listed.shards().first() else {
+        return Ok(());
+    };
+    let end: u128 = shard
+        .hash_key_range()
+        .and_then(|range| range.ending_hash_key().parse().ok())
+        .unwrap_or(u128::MAX);
+    client
+        .split_shard()
+        .stream_name(stream)
+        .shard_to_split(shard.shard_id())
+        .new_starting_hash_key((end / 2).to_string())
+        .send()
+        .await?;
+    wait_until_active(client, stream).await
 }

@@ -134,12 +134,12 @@ impl Kinesis {
             let (first, date) = self.page(Page::First(since)).await?;
             let taken = server_time(asked, date);
             let mut shards = known(first.shards());
-            let mut token = first.next_token;
-            while let Some(next) = token {
+            let mut rest = first.next_token;
+            while let Some(next) = rest {
                 match self.page(Page::Next(next)).await {
                     Ok((page, _)) => {
                         shards.extend(known(page.shards()));
-                        token = page.next_token;
+                        rest = page.next_token;
                     }
                     Err(failure) if failure.remedy == Remedy::RestartListing => continue 'listing,
                     Err(failure) => return Err(failure),

@@ -1,5 +1,7 @@
 //! The consumer against servers that speak Kinesis over HTTP: ferrokinesis in this process, and
 //! kinesis-local where it is installed. Each goes through the same stories.
+// A test that cannot go on says so by a panic, in its helpers too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
@@ -15,6 +17,7 @@ mod ferrokinesis {
         ferrokinesis_server::start_kinesis()
             .await
             .expect("a free port on 127.0.0.1")
+            .0
     }
 
     #[tokio::test(flavor = "multi_thread")]

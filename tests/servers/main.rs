@@ -1,4 +1,6 @@
 //! The store and the consumer against a real redis-server, which each test starts for itself.
+// A test that cannot go on says so by a panic, in its helpers too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(feature = "redis")]
 
 #[path = "../../examples/support/mod.rs"]

@@ -6,8 +6,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::primitives::Blob;
-use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use futures::StreamExt;
 use kinestream::{Consumer, ErrorKind, RedisStore, StartingPosition};
 use redis::AsyncCommands;
@@ -15,28 +13,14 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::{Instant, timeout};
 
-use crate::ferrokinesis_server::{create_stream, start_kinesis};
+use crate::ferrokinesis_server::{create_stream, put_numbers, start_kinesis};
 use crate::support::redis::RedisServer;
 
 const STREAM: &str = "orders";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn put(client: &Client, numbers: std::ops::Range<usize>) {
-    let entry = |number: usize| {
-        PutRecordsRequestEntry::builder()
-            .partition_key(number.to_string())
-            .data(Blob::new(number.to_string()))
-            .build()
-            .unwrap()
-    };
-    let entries = numbers.map(entry).collect();
-    client
-        .put_records()
-        .stream_name(STREAM)
-        .set_records(Some(entries))
-        .send()
-        .await
-        .unwrap();
+    put_numbers(client, STREAM, numbers).await.unwrap();
 }
 
 fn consumer(client: &Client, store: RedisStore) -> Consumer {

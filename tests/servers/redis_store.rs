@@ -1,6 +1,5 @@
 //! `RedisStore` against a real server.
 
-use std::error::Error as _;
 use std::time::{Duration, UNIX_EPOCH};
 
 use kinestream::store::{CheckpointStore, Scope, conformance};
@@ -34,13 +33,11 @@ async fn raw(server: &RedisServer) -> MultiplexedConnection {
 
 /// Everything that an error says, down to its first cause.
 fn whole_text(error: &Error) -> String {
-    let mut text = format!("{error} {error:?}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(" {error} {error:?}"));
-        cause = error.source();
-    }
-    text
+    let first: &dyn std::error::Error = error;
+    std::iter::successors(Some(first), |error| (**error).source())
+        .map(|error| format!("{error} {error:?}"))
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 #[tokio::test]
