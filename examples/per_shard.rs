@@ -39,11 +39,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn process(mut shard: ShardStream, read: Arc<AtomicUsize>, consumer: Consumer) {
-    println!(
-        "{} begins; its parents: {:?}",
-        shard.shard_id(),
-        shard.parents()
-    );
+    println!("{} begins; its parents: {:?}", shard.shard_id(), shard.parents());
     let mut count = 0;
     while let Some(record) = shard.next().await {
         match record {

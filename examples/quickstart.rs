@@ -41,10 +41,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     println!("\nReading the first half:");
     let began = Instant::now();
     read(&client, &store, &mut seen, ORDERS / 2).await?;
-    println!(
-        "  stopped after {:.1?}; the positions are in the store",
-        began.elapsed()
-    );
+    println!("  stopped after {:.1?}; the positions are in the store", began.elapsed());
 
     println!("\nGoing on from the checkpoints:");
     read(&client, &store, &mut seen, ORDERS).await?;
@@ -54,11 +51,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let lost = ORDERS - seen.len();
     let repeated = read - seen.len();
     println!("\nwritten {ORDERS}, read {read}, repeated {repeated}, lost {lost}");
-    Ok(if lost == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Reads until so many different orders have been seen.

@@ -71,10 +71,9 @@ impl Checkpoint {
     /// further than any part of it.
     fn place(&self) -> Option<(&SequenceNumber, u64)> {
         match self {
-            Self::AfterSequence {
-                sequence_number,
-                sub_sequence_number,
-            } => Some((sequence_number, sub_sequence_number.unwrap_or(u64::MAX))),
+            Self::AfterSequence { sequence_number, sub_sequence_number } => {
+                Some((sequence_number, sub_sequence_number.unwrap_or(u64::MAX)))
+            }
             _ => None,
         }
     }
@@ -88,10 +87,7 @@ impl fmt::Display for Checkpoint {
                 let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
                 write!(formatter, "AT_TIMESTAMP:{}", since.as_millis())
             }
-            Self::AfterSequence {
-                sequence_number,
-                sub_sequence_number,
-            } => {
+            Self::AfterSequence { sequence_number, sub_sequence_number } => {
                 write!(formatter, "AFTER_SEQUENCE_NUMBER:{sequence_number}")?;
                 match sub_sequence_number {
                     Some(part) => write!(formatter, ":{part}"),
@@ -121,10 +117,7 @@ impl FromStr for Checkpoint {
         };
         parsed.ok_or_else(|| {
             let shown: String = text.chars().take(60).collect();
-            Error::new(
-                ErrorKind::StoreCorrupt,
-                format!("{shown:?} is not a checkpoint"),
-            )
+            Error::new(ErrorKind::StoreCorrupt, format!("{shown:?} is not a checkpoint"))
         })
     }
 }
@@ -142,9 +135,7 @@ fn parse_place(place: &str) -> Option<Checkpoint> {
 
 /// Digits alone: `u64::from_str` would let a sign through.
 fn parse_digits(text: &str) -> Option<u64> {
-    text.bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| text.parse().ok())?
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 #[cfg(test)]

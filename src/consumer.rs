@@ -124,12 +124,7 @@ impl Consumer {
     /// Dropped early, the consumer is closed all the same, and saving goes on.
     pub async fn close(&self) -> Result<()> {
         self.inner.closing.close();
-        let writer = self
-            .inner
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let writer = self.inner.writer.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(writer) = writer else { return Ok(()) };
         timeout(CLOSE_TIMEOUT, writer.flush()).await.unwrap_or_else(|elapsed| {
             let message = format!(

@@ -154,13 +154,7 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner {
-            kind,
-            message,
-            stream,
-            shard,
-            source,
-        } = &*self.0;
+        let Inner { kind, message, stream, shard, source } = &*self.0;
         formatter
             .debug_struct("Error")
             .field("kind", kind)

@@ -62,10 +62,7 @@ enum State {
 
 impl Lineage {
     pub(crate) fn new(ordering: Ordering) -> Self {
-        Self {
-            ordering,
-            shards: BTreeMap::new(),
-        }
+        Self { ordering, shards: BTreeMap::new() }
     }
 
     pub(crate) fn knows(&self, shard: &ShardId) -> bool {
@@ -90,19 +87,12 @@ impl Lineage {
 
     /// Adds a shard that can never be read, nor finished: its children wait.
     pub(crate) fn block(&mut self, shard: ShardId) {
-        self.shards.insert(
-            shard,
-            Node {
-                parents: Vec::new(),
-                state: State::Open,
-            },
-        );
+        self.shards.insert(shard, Node { parents: Vec::new(), state: State::Open });
     }
 
     /// Forgets finished shards that are not listed any more.
     pub(crate) fn forget_unlisted(&mut self, listed: impl Fn(&ShardId) -> bool) {
-        self.shards
-            .retain(|shard, node| node.state != State::Finished || listed(shard));
+        self.shards.retain(|shard, node| node.state != State::Finished || listed(shard));
     }
 
     /// The shards that may be read now and have not been given before.
@@ -118,13 +108,7 @@ impl Lineage {
             if let Some(node) = self.shards.get_mut(&id)
                 && let State::Waiting(position) = std::mem::replace(&mut node.state, State::Open)
             {
-                opened.push((
-                    KnownShard {
-                        id,
-                        parents: node.parents.clone(),
-                    },
-                    position,
-                ));
+                opened.push((KnownShard { id, parents: node.parents.clone() }, position));
             }
         }
         opened
@@ -133,9 +117,7 @@ impl Lineage {
     fn may_open(&self, node: &Node) -> bool {
         self.ordering == Ordering::Unordered
             || node.parents.iter().all(|parent| {
-                self.shards
-                    .get(parent)
-                    .is_none_or(|parent| parent.state == State::Finished)
+                self.shards.get(parent).is_none_or(|parent| parent.state == State::Finished)
             })
     }
 }
@@ -148,18 +130,11 @@ mod tests {
 
     fn shard(number: usize, parents: &[usize]) -> KnownShard {
         let id = |number: &usize| format!("shardId-{number:012}").parse().unwrap();
-        KnownShard {
-            id: id(&number),
-            parents: parents.iter().map(id).collect(),
-        }
+        KnownShard { id: id(&number), parents: parents.iter().map(id).collect() }
     }
 
     fn opened(lineage: &mut Lineage) -> Vec<ShardId> {
-        lineage
-            .open()
-            .into_iter()
-            .map(|(shard, _)| shard.id)
-            .collect()
+        lineage.open().into_iter().map(|(shard, _)| shard.id).collect()
     }
 
     #[test]

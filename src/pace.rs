@@ -45,13 +45,7 @@ impl Pace {
         let mut ticks = interval_at(start, SHORTEST_PAUSE);
         // A late tick must not be made up for: two calls would fall together.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self {
-            ticks,
-            idle,
-            asked: start,
-            throttled: 0,
-            failed: 0,
-        }
+        Self { ticks, idle, asked: start, throttled: 0, failed: 0 }
     }
 
     /// Waits until the shard may be asked.
@@ -101,8 +95,7 @@ impl Pace {
     }
 
     fn pause(&mut self, pause: Duration) {
-        self.ticks
-            .reset_at((self.asked + pause).max(Instant::now()));
+        self.ticks.reset_at((self.asked + pause).max(Instant::now()));
     }
 }
 
@@ -128,10 +121,7 @@ mod tests {
 
     fn assert_near(pause: Duration, expected: Duration) {
         // tokio's timer counts whole milliseconds, and never fires early.
-        assert!(
-            pause >= expected && pause <= expected + Duration::from_millis(2),
-            "{pause:?}"
-        );
+        assert!(pause >= expected && pause <= expected + Duration::from_millis(2), "{pause:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -156,18 +146,12 @@ mod tests {
         for level in [2, 4, 8, 16, 32, 32] {
             let pause = pause_after(&mut pace, Pace::throttled).await;
             let most = SHORTEST_PAUSE * level;
-            assert!(
-                pause >= most / 2 && pause <= most + Duration::from_millis(2),
-                "{pause:?}"
-            );
+            assert!(pause >= most / 2 && pause <= most + Duration::from_millis(2), "{pause:?}");
         }
         for level in [16, 8, 4, 2] {
             let pause = pause_after(&mut pace, |pace| pace.answered(1, true)).await;
             let most = SHORTEST_PAUSE * level;
-            assert!(
-                pause >= most / 2 && pause <= most + Duration::from_millis(2),
-                "{pause:?}"
-            );
+            assert!(pause >= most / 2 && pause <= most + Duration::from_millis(2), "{pause:?}");
         }
         let recovered = pause_after(&mut pace, |pace| pace.answered(1, true)).await;
         assert_near(recovered, Duration::from_millis(200));

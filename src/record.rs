@@ -31,8 +31,6 @@ pub use shard_id::ShardId;
 /// }
 /// # Ok(()) }
 /// ```
-#[must_use = "a record that is dropped unread was pulled for nothing; with `CheckpointOn::Ack` it \
-              also holds the shard's position where it is"]
 pub struct Record {
     data: Vec<u8>,
     partition_key: Option<String>,
@@ -99,12 +97,7 @@ impl Record {
         data: Vec<u8>,
         partition_key: Option<String>,
     ) -> Self {
-        Self {
-            data,
-            partition_key,
-            batch,
-            index,
-        }
+        Self { data, partition_key, batch, index }
     }
 
     /// The payload.
@@ -186,10 +179,7 @@ impl Record {
 
     /// What is left of the record when the caller has it: the means to say that it is finished.
     pub(crate) fn receipt(&self) -> Receipt {
-        Receipt {
-            batch: Arc::clone(&self.batch),
-            index: self.index,
-        }
+        Receipt { batch: Arc::clone(&self.batch), index: self.index }
     }
 
     fn entry(&self) -> &Entry {
@@ -222,12 +212,7 @@ pub(crate) struct Receipt {
 
 impl Receipt {
     pub(crate) fn finish(&self) {
-        let Batch {
-            finish,
-            first,
-            entries,
-            ..
-        } = &*self.batch;
+        let Batch { finish, first, entries, .. } = &*self.batch;
         finish.finish(first + u64::from(self.index), entries, self.index as usize);
     }
 }

@@ -198,10 +198,7 @@ pub struct Scope {
 impl Scope {
     /// The checkpoints of `application` for the stream of this name.
     pub fn new(application: impl Into<Arc<str>>, stream: impl Into<Arc<str>>) -> Self {
-        Self {
-            application: application.into(),
-            stream: stream.into(),
-        }
+        Self { application: application.into(), stream: stream.into() }
     }
 
     /// The application that reads.

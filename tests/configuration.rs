@@ -9,18 +9,12 @@ use aws_sdk_kinesis::config::{BehaviorVersion, Config};
 use kinestream::{Consumer, ConsumerBuilder, ErrorKind, ShardPosition, StartingPosition};
 
 fn client() -> Client {
-    Client::from_conf(
-        Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .build(),
-    )
+    Client::from_conf(Config::builder().behavior_version(BehaviorVersion::latest()).build())
 }
 
 /// What `build` says of the options.
 fn refused(options: impl FnOnce(ConsumerBuilder) -> ConsumerBuilder) -> String {
-    let error = options(Consumer::builder(client(), "orders"))
-        .build()
-        .unwrap_err();
+    let error = options(Consumer::builder(client(), "orders")).build().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Configuration);
     assert_eq!(error.stream(), Some("orders"));
     assert!(!error.is_temporary());
@@ -108,26 +102,16 @@ fn a_start_in_the_future_is_refused() {
     );
     let shard = "shardId-000000000000".parse().unwrap();
     let position = ShardPosition::AtTimestamp(tomorrow);
-    assert_eq!(
-        refused(|builder| builder.starting_position_for(shard, position)),
-        message
-    );
+    assert_eq!(refused(|builder| builder.starting_position_for(shard, position)), message);
 }
 
 #[test]
 fn names_the_stream_and_shows_an_arn() {
-    for stream in [
-        "",
-        "no spaces",
-        "arn:aws:kinesis:eu-west-1:123456789012:orders",
-    ] {
+    for stream in ["", "no spaces", "arn:aws:kinesis:eu-west-1:123456789012:orders"] {
         let error = Consumer::builder(client(), stream).build().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Configuration);
         let text = error.to_string();
-        assert!(
-            text.contains(&format!("stream is {stream:?}, but must be a name")),
-            "{text}"
-        );
+        assert!(text.contains(&format!("stream is {stream:?}, but must be a name")), "{text}");
     }
     let arn = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
     Consumer::builder(client(), arn).build().unwrap();

@@ -22,11 +22,7 @@ pub(crate) async fn start_kinesis() -> std::io::Result<(Client, u16)> {
     });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let port = listener.local_addr()?.port();
-    tokio::spawn(ferrokinesis::serve_plain_http(
-        listener,
-        app,
-        std::future::pending(),
-    ));
+    tokio::spawn(ferrokinesis::serve_plain_http(listener, app, std::future::pending()));
 
     Ok((client_of(port), port))
 }
@@ -49,12 +45,7 @@ pub(crate) async fn create_stream(
     name: &str,
     shards: i32,
 ) -> Result<(), aws_sdk_kinesis::Error> {
-    client
-        .create_stream()
-        .stream_name(name)
-        .shard_count(shards)
-        .send()
-        .await?;
+    client.create_stream().stream_name(name).shard_count(shards).send().await?;
     wait_until_active(client, name).await
 }
 
@@ -64,14 +55,8 @@ pub(crate) async fn wait_until_active(
     name: &str,
 ) -> Result<(), aws_sdk_kinesis::Error> {
     loop {
-        let answer = client
-            .describe_stream_summary()
-            .stream_name(name)
-            .send()
-            .await?;
-        let status = answer
-            .stream_description_summary
-            .map(|summary| summary.stream_status);
+        let answer = client.describe_stream_summary().stream_name(name).send().await?;
+        let status = answer.stream_description_summary.map(|summary| summary.stream_status);
         if status == Some(StreamStatus::Active) {
             return Ok(());
         }
@@ -93,16 +78,8 @@ pub(crate) async fn put_numbers(
     };
     let numbers: Vec<usize> = numbers.collect();
     for some in numbers.chunks(500) {
-        let entries = some
-            .iter()
-            .map(|number| entry(*number))
-            .collect::<Result<Vec<_>, _>>()?;
-        client
-            .put_records()
-            .stream_name(stream)
-            .set_records(Some(entries))
-            .send()
-            .await?;
+        let entries = some.iter().map(|number| entry(*number)).collect::<Result<Vec<_>, _>>()?;
+        client.put_records().stream_name(stream).set_records(Some(entries)).send().await?;
     }
     Ok(())
 }

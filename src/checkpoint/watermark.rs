@@ -71,10 +71,7 @@ struct Island {
 impl Watermark {
     /// `tell` is called, without any lock held, after each advance.
     pub(crate) fn new(tell: impl Fn(Advance) + Send + Sync + 'static) -> Self {
-        Self {
-            state: Mutex::default(),
-            tell: Box::new(tell),
-        }
+        Self { state: Mutex::default(), tell: Box::new(tell) }
     }
 
     /// The next `records` are with the caller now.
@@ -119,13 +116,10 @@ impl Watermark {
         if state.is_complete() {
             return Some(Checkpoint::ShardEnd);
         }
-        state
-            .position
-            .as_ref()
-            .map(|Place { entries, index }| Checkpoint::AfterSequence {
-                sequence_number: entries[*index].sequence_number.clone(),
-                sub_sequence_number: None,
-            })
+        state.position.as_ref().map(|Place { entries, index }| Checkpoint::AfterSequence {
+            sequence_number: entries[*index].sequence_number.clone(),
+            sub_sequence_number: None,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -167,11 +161,7 @@ impl State {
 
     fn is_finished(&self, number: u64) -> bool {
         number < self.prefix
-            || self
-                .islands
-                .range(..=number)
-                .next_back()
-                .is_some_and(|(_, run)| number < run.end)
+            || self.islands.range(..=number).next_back().is_some_and(|(_, run)| number < run.end)
     }
 
     /// Adds an unfinished number to the finished ones; whether the prefix has become longer.
@@ -189,18 +179,12 @@ impl State {
                 // The common case, record after record of one batch, touches no counter.
                 (Some(place), None) if Arc::ptr_eq(&place.entries, entries) => place.index = index,
                 (position, None) => {
-                    *position = Some(Place {
-                        entries: Arc::clone(entries),
-                        index,
-                    });
+                    *position = Some(Place { entries: Arc::clone(entries), index });
                 }
             }
             return true;
         }
-        let last = last.unwrap_or_else(|| Place {
-            entries: Arc::clone(entries),
-            index,
-        });
+        let last = last.unwrap_or_else(|| Place { entries: Arc::clone(entries), index });
         match self.islands.range_mut(..number).next_back() {
             Some((_, run)) if run.end == number => *run = Island { end, last },
             _ => {
@@ -259,10 +243,7 @@ mod tests {
         let all = batches
             .iter()
             .flat_map(|entries| (0..entries.len()).map(move |index| (Arc::clone(entries), index)));
-        (0..)
-            .zip(all)
-            .map(|(number, (entries, index))| (number, entries, index))
-            .collect()
+        (0..).zip(all).map(|(number, (entries, index))| (number, entries, index)).collect()
     }
 
     proptest! {

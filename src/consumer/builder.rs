@@ -248,14 +248,10 @@ impl ConsumerBuilder {
         let settings = &self.settings;
         check_stream(&self.stream)?;
         check_application(&self.application)?;
-        let positions = settings
-            .start
-            .each
-            .values()
-            .filter_map(|position| match position {
-                ShardPosition::AtTimestamp(time) => Some(*time),
-                _ => None,
-            });
+        let positions = settings.start.each.values().filter_map(|position| match position {
+            ShardPosition::AtTimestamp(time) => Some(*time),
+            _ => None,
+        });
         let start = match settings.start.all {
             StartingPosition::AtTimestamp(time) => Some(time),
             _ => None,
@@ -270,21 +266,9 @@ impl ConsumerBuilder {
                 settings.limit
             ));
         }
-        check_time(
-            "checkpoint_interval",
-            settings.rhythm.interval,
-            Duration::ZERO,
-        )?;
-        check_time(
-            "max_unflushed",
-            settings.rhythm.max_unflushed,
-            Duration::ZERO,
-        )?;
-        check_time(
-            "discovery_interval",
-            settings.discovery_interval,
-            Duration::from_secs(1),
-        )?;
+        check_time("checkpoint_interval", settings.rhythm.interval, Duration::ZERO)?;
+        check_time("max_unflushed", settings.rhythm.max_unflushed, Duration::ZERO)?;
+        check_time("discovery_interval", settings.discovery_interval, Duration::from_secs(1))?;
         if settings.max_in_flight == 0 {
             return Err("max_in_flight is 0, but must be at least 1 record".into());
         }
@@ -320,10 +304,7 @@ fn check_application(name: &str) -> Result<(), String> {
     if name.is_empty() {
         return Err("application is empty, but must be a name".into());
     }
-    if name
-        .chars()
-        .any(|letter| letter.is_control() || "{}".contains(letter))
-    {
+    if name.chars().any(|letter| letter.is_control() || "{}".contains(letter)) {
         return Err(format!(
             "application is {name:?}, but must have no braces and no control characters"
         ));
@@ -335,8 +316,6 @@ fn check_time(option: &str, time: Duration, least: Duration) -> Result<(), Strin
     if (least..=LONGEST).contains(&time) {
         Ok(())
     } else {
-        Err(format!(
-            "{option} is {time:?}, but must be at least {least:?} and at most a year"
-        ))
+        Err(format!("{option} is {time:?}, but must be at least {least:?} and at most a year"))
     }
 }

@@ -140,6 +140,7 @@ impl Running {
             checkpoint_on: inner.settings.checkpoint_on,
             max_in_flight: inner.settings.max_in_flight,
             prefetch: inner.settings.prefetch,
+            save_each: inner.settings.rhythm.interval.is_zero(),
             watermark,
             writer: self.writer.clone(),
             closing: inner.closing.clone(),

@@ -54,15 +54,11 @@ enum State {
 
 impl Shards {
     pub(super) fn refused(error: Error) -> Self {
-        Self {
-            state: State::Refused(error),
-        }
+        Self { state: State::Refused(error) }
     }
 
     pub(super) fn new(session: Session) -> Self {
-        Self {
-            state: State::Idle(Arc::new(session)),
-        }
+        Self { state: State::Idle(Arc::new(session)) }
     }
 
     /// Whether the consumer is closed.
@@ -88,17 +84,8 @@ impl Stream for Shards {
                     let running = session.start();
                     self.state = State::Running { running, session };
                 }
-                State::Running {
-                    mut running,
-                    session,
-                } => {
-                    if session
-                        .consumer()
-                        .inner
-                        .closing
-                        .poll_closed(context)
-                        .is_ready()
-                    {
+                State::Running { mut running, session } => {
+                    if session.consumer().inner.closing.poll_closed(context).is_ready() {
                         return Poll::Ready(None);
                     }
                     let opening = running.openings.poll_recv(context);
@@ -128,9 +115,6 @@ impl fmt::Debug for Shards {
             State::Running { .. } => "running",
             State::Done => "done",
         };
-        formatter
-            .debug_struct("Shards")
-            .field("state", &state)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Shards").field("state", &state).finish_non_exhaustive()
     }
 }

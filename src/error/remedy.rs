@@ -40,10 +40,7 @@ impl Failure {
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
     {
         let (remedy, kind, message) = sort(action, &error);
-        Self {
-            remedy,
-            error: Error::new(kind, message).with_source(error),
-        }
+        Self { remedy, error: Error::new(kind, message).with_source(error) }
     }
 
     /// A call that gave no answer in time.
@@ -72,10 +69,9 @@ where
         // The answer was cut short, or is not Kinesis's: something between us failed.
         SdkError::ResponseError(_) => retry(action, "the answer could not be read"),
         SdkError::TimeoutError(_) => retry(action, "it did not answer in time"),
-        SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() => retry(
-            action,
-            "no connection; check the endpoint, the region and the network",
-        ),
+        SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() => {
+            retry(action, "no connection; check the endpoint, the region and the network")
+        }
         _ => sort_unsent(action, error),
     }
 }
@@ -93,18 +89,11 @@ fn sort_unsent(action: &str, error: &(dyn StdError + 'static)) -> (Remedy, Error
              role, and build the client from aws_config",
         )
     } else if causes.contains("region") {
-        (
-            ErrorKind::Configuration,
-            "no AWS region; set AWS_REGION or the client's region",
-        )
+        (ErrorKind::Configuration, "no AWS region; set AWS_REGION or the client's region")
     } else {
         return retry(action, "the request could not be sent");
     };
-    (
-        Remedy::Report,
-        kind,
-        format!("{action} was not sent: {advice}"),
-    )
+    (Remedy::Report, kind, format!("{action} was not sent: {advice}"))
 }
 
 /// Error codes as the API reference of each operation lists them, and the general ones of
@@ -122,21 +111,15 @@ fn sort_answer(
         | "LimitExceededException"
         | "ThrottlingException"
         | "Throttling"
-        | "RequestLimitExceeded" => (
-            Remedy::SlowDown,
-            ErrorKind::Throttled,
-            "Kinesis asks for fewer calls",
-        ),
-        "ExpiredIteratorException" => (
-            Remedy::RestartIterator,
-            ErrorKind::Unavailable,
-            "the shard iterator has expired",
-        ),
-        "ExpiredNextTokenException" => (
-            Remedy::RestartListing,
-            ErrorKind::Unavailable,
-            "the page token has expired",
-        ),
+        | "RequestLimitExceeded" => {
+            (Remedy::SlowDown, ErrorKind::Throttled, "Kinesis asks for fewer calls")
+        }
+        "ExpiredIteratorException" => {
+            (Remedy::RestartIterator, ErrorKind::Unavailable, "the shard iterator has expired")
+        }
+        "ExpiredNextTokenException" => {
+            (Remedy::RestartListing, ErrorKind::Unavailable, "the page token has expired")
+        }
         "InvalidArgumentException" if about("sequence") => (
             Remedy::Trimmed,
             ErrorKind::Trimmed,
@@ -144,11 +127,9 @@ fn sort_answer(
              the same name",
         ),
         // A timestamp ahead of the server's clock: it will catch up.
-        "InvalidArgumentException" if about("timestamp") => (
-            Remedy::Retry,
-            ErrorKind::Rejected,
-            "the timestamp was refused",
-        ),
+        "InvalidArgumentException" if about("timestamp") => {
+            (Remedy::Retry, ErrorKind::Rejected, "the timestamp was refused")
+        }
         "ResourceNotFoundException" => (
             Remedy::Gone,
             ErrorKind::NotFound,
@@ -186,38 +167,16 @@ fn sort_answer(
         _ if status >= 500 || status == 408 => {
             (Remedy::Retry, ErrorKind::Unavailable, "Kinesis failed")
         }
-        _ if status == 429 => (
-            Remedy::SlowDown,
-            ErrorKind::Throttled,
-            "Kinesis asks for fewer calls",
-        ),
-        _ => (
-            Remedy::Report,
-            ErrorKind::Rejected,
-            "Kinesis refused the call",
-        ),
+        _ if status == 429 => {
+            (Remedy::SlowDown, ErrorKind::Throttled, "Kinesis asks for fewer calls")
+        }
+        _ => (Remedy::Report, ErrorKind::Rejected, "Kinesis refused the call"),
     };
-    let code = if code.is_empty() {
-        "no error code"
-    } else {
-        code
-    };
-    let detail = if message.is_empty() {
-        String::new()
-    } else {
-        format!(": {message}")
-    };
-    (
-        remedy,
-        kind,
-        format!("{action}: {advice} ({status} {code}{detail})"),
-    )
+    let code = if code.is_empty() { "no error code" } else { code };
+    let detail = if message.is_empty() { String::new() } else { format!(": {message}") };
+    (remedy, kind, format!("{action}: {advice} ({status} {code}{detail})"))
 }
 
 fn retry(action: &str, why: &str) -> (Remedy, ErrorKind, String) {
-    (
-        Remedy::Retry,
-        ErrorKind::Unavailable,
-        format!("{action} cannot reach Kinesis: {why}"),
-    )
+    (Remedy::Retry, ErrorKind::Unavailable, format!("{action} cannot reach Kinesis: {why}"))
 }

@@ -113,11 +113,7 @@ impl Discovery {
     }
 
     fn add_listed(&self, lineage: &mut Lineage, listing: Listing) {
-        let ids: BTreeSet<ShardId> = listing
-            .shards
-            .iter()
-            .map(|shard| shard.id.clone())
-            .collect();
+        let ids: BTreeSet<ShardId> = listing.shards.iter().map(|shard| shard.id.clone()).collect();
         lineage.forget_unlisted(|shard| ids.contains(shard));
         for shard in listing.shards {
             if !lineage.knows(&shard.id) {
@@ -139,10 +135,8 @@ impl Discovery {
         if !pins.is_empty() {
             // In one step, and before anything is read: half a start would be taken for a later
             // one. Who came first has pinned it for all, so what counts is what is stored now.
-            self.retry_store("save the starting positions", || {
-                self.store.save(&self.scope, &pins)
-            })
-            .await?;
+            self.retry_store("save the starting positions", || self.store.save(&self.scope, &pins))
+                .await?;
             stored = self.load().await?;
         }
         let mut unlisted = stored.clone();
@@ -182,11 +176,7 @@ impl Discovery {
                 continue;
             }
             let named = self.start.each.contains_key(&shard.id);
-            if !named
-                && reachable
-                    .as_ref()
-                    .is_some_and(|open| !open.contains(&shard.id))
-            {
+            if !named && reachable.as_ref().is_some_and(|open| !open.contains(&shard.id)) {
                 pins.push((shard.id.clone(), Checkpoint::ShardEnd));
             } else if let Pin::Kept(checkpoint) = self.start.pin(&shard.id, first, listing.taken) {
                 pins.push((shard.id.clone(), checkpoint));
@@ -222,8 +212,7 @@ impl Discovery {
     }
 
     async fn load(&self) -> Option<HashMap<ShardId, Checkpoint>> {
-        self.retry_store("load the checkpoints", || self.store.load(&self.scope))
-            .await
+        self.retry_store("load the checkpoints", || self.store.load(&self.scope)).await
     }
 
     /// Tries until the store has done it. `None` when nobody listens.

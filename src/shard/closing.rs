@@ -16,13 +16,8 @@ impl Closing {
     pub(crate) fn close(&self) {
         // Set first: who registers later sees it.
         self.0.closed.store(true, Ordering::SeqCst);
-        let waiting = std::mem::take(
-            &mut *self
-                .0
-                .waiting
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        let waiting =
+            std::mem::take(&mut *self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         waiting.into_iter().for_each(Waker::wake);
     }
 
@@ -33,19 +28,11 @@ impl Closing {
     /// Ready when closed.
     pub(crate) fn poll_closed(&self, context: &mut Context<'_>) -> Poll<()> {
         {
-            let mut waiting = self
-                .0
-                .waiting
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
             if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
                 waiting.push(context.waker().clone());
             }
         }
-        if self.is_closed() {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
+        if self.is_closed() { Poll::Ready(()) } else { Poll::Pending }
     }
 }

@@ -43,12 +43,7 @@ impl Feed {
                 }
             }
         });
-        Self {
-            demand,
-            outstanding: 0,
-            received,
-            _task: task,
-        }
+        Self { demand, outstanding: 0, received, _task: task }
     }
 
     /// Has at least so many batches fetched or under way.

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, ready};
 use futures::Stream;
 
 use super::feed::Feed;
-use super::run::{Buffer, Run};
+use super::run::{Buffer, LONGEST_RUN, Run};
 use super::{CheckpointOn, Closing};
 use crate::checkpoint::Watermark;
 use crate::error::Result;
@@ -32,6 +32,8 @@ pub(crate) struct Plan {
     pub(crate) checkpoint_on: CheckpointOn,
     pub(crate) max_in_flight: usize,
     pub(crate) prefetch: usize,
+    /// Whether a record is handed out only when the position before it is saved.
+    pub(crate) save_each: bool,
     pub(crate) watermark: Arc<Watermark>,
     pub(crate) writer: Writer,
     pub(crate) closing: Closing,
@@ -48,6 +50,8 @@ pub(crate) struct Reading {
     checkpoint_on: CheckpointOn,
     max_in_flight: usize,
     prefetch: usize,
+    /// The store is looked at once a run.
+    longest_run: usize,
     watermark: Arc<Watermark>,
     writer: Writer,
     closing: Closing,
@@ -78,6 +82,7 @@ impl Reading {
                 CheckpointOn::Ack => plan.max_in_flight,
             },
             prefetch: plan.prefetch,
+            longest_run: if plan.save_each { 1 } else { LONGEST_RUN },
             watermark: plan.watermark,
             writer: plan.writer,
             closing: plan.closing,
@@ -120,9 +125,10 @@ impl Reading {
             return Poll::Ready(Some(Err(error)));
         }
         let room = ready!(self.watermark.poll_room(context, self.max_in_flight));
+        let most = room.min(self.longest_run);
         loop {
             let (feed, buffer) = self.started();
-            if let Some(run) = buffer.as_mut().and_then(|batch| batch.next_run(room)) {
+            if let Some(run) = buffer.as_mut().and_then(|batch| batch.next_run(most)) {
                 self.watermark.hand_out(run.len());
                 return Poll::Ready(Some(Ok(run)));
             }
@@ -153,19 +159,12 @@ impl Reading {
         if let State::Idle(_) = self.state
             && let State::Idle(source) = std::mem::replace(&mut self.state, State::Done)
         {
-            self.state = State::Reading {
-                feed: Feed::start(source),
-                buffer: None,
-            };
+            self.state = State::Reading { feed: Feed::start(source), buffer: None };
         }
         match &mut self.state {
             State::Reading { feed, buffer } => {
                 let at_hand = buffer.as_ref().is_some_and(|batch| !batch.is_empty());
-                feed.want(if at_hand {
-                    self.prefetch
-                } else {
-                    self.prefetch.max(1)
-                });
+                feed.want(if at_hand { self.prefetch } else { self.prefetch.max(1) });
                 (feed, buffer)
             }
             State::Idle(_) | State::Done => unreachable!("only called while there is a source"),

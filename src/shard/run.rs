@@ -10,7 +10,7 @@ use crate::record::{Receipt, Record};
 use crate::source::Space;
 
 /// The most records of one shard before the next shard's turn.
-const LONGEST_RUN: usize = 128;
+pub(super) const LONGEST_RUN: usize = 128;
 
 /// A batch of which runs are taken.
 pub(crate) struct Buffer {
@@ -27,32 +27,23 @@ pub(crate) struct Run {
 
 impl Buffer {
     pub(crate) fn new(records: Vec<Record>, space: Space) -> Self {
-        Self {
-            records: records.into_iter(),
-            space,
-        }
+        Self { records: records.into_iter(), space }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.records.len() == 0
     }
 
-    /// The next records, at most `room` of them; `None` when there are no more.
-    pub(crate) fn next_run(&mut self, room: usize) -> Option<Run> {
-        let records: Vec<Record> = self.records.by_ref().take(room.min(LONGEST_RUN)).collect();
+    /// The next records, at most so many; `None` when there are no more.
+    pub(crate) fn next_run(&mut self, most: usize) -> Option<Run> {
+        let records: Vec<Record> = self.records.by_ref().take(most).collect();
         if records.is_empty() {
             return None;
         }
         // The last run takes what the rounding has left.
-        let bytes = if self.is_empty() {
-            usize::MAX
-        } else {
-            records.iter().map(Record::size).sum()
-        };
-        Some(Run {
-            records: records.into_iter(),
-            _space: Some(self.space.split(bytes)),
-        })
+        let bytes =
+            if self.is_empty() { usize::MAX } else { records.iter().map(Record::size).sum() };
+        Some(Run { records: records.into_iter(), _space: Some(self.space.split(bytes)) })
     }
 }
 
@@ -73,10 +64,7 @@ pub(crate) struct Handout {
 
 impl Handout {
     pub(crate) fn new(checkpoint_on: CheckpointOn) -> Self {
-        Self {
-            on_pull: checkpoint_on == CheckpointOn::Pull,
-            ..Self::default()
-        }
+        Self { on_pull: checkpoint_on == CheckpointOn::Pull, ..Self::default() }
     }
 
     /// The caller has polled again: it is done with the last record.

@@ -20,13 +20,8 @@ pub(crate) struct Space(OwnedSemaphorePermit);
 
 impl Budget {
     pub(crate) fn new(bytes: usize) -> Self {
-        let units = u32::try_from(bytes.div_ceil(UNIT))
-            .unwrap_or(u32::MAX)
-            .max(1);
-        Self {
-            free: Arc::new(Semaphore::new(units as usize)),
-            units,
-        }
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).max(1);
+        Self { free: Arc::new(Semaphore::new(units as usize)), units }
     }
 
     /// Waits for so many bytes, or for the whole budget where that is less: one batch always
@@ -34,9 +29,7 @@ impl Budget {
     ///
     /// Cancel safe: dropped before it is ready, it has taken nothing.
     pub(crate) async fn reserve(&self, bytes: usize) -> Space {
-        let permit = Arc::clone(&self.free)
-            .acquire_many_owned(self.units_of(bytes))
-            .await;
+        let permit = Arc::clone(&self.free).acquire_many_owned(self.units_of(bytes)).await;
         match permit {
             Ok(permit) => Space(permit),
             // Nothing ever closes the semaphore.
@@ -63,9 +56,7 @@ impl Budget {
     }
 
     fn units_of(&self, bytes: usize) -> u32 {
-        u32::try_from(bytes.div_ceil(UNIT))
-            .unwrap_or(u32::MAX)
-            .min(self.units)
+        u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(self.units)
     }
 }
 

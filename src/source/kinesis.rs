@@ -56,11 +56,7 @@ impl Kinesis {
             Some((_, name)) if stream.starts_with("arn:") => (name, Some(stream.into())),
             _ => (stream, None),
         };
-        Self {
-            client,
-            name: name.into(),
-            arn,
-        }
+        Self { client, name: name.into(), arn }
     }
 
     pub(crate) fn name(&self) -> &Arc<str> {
@@ -94,9 +90,9 @@ impl Kinesis {
             .shard_id(shard.as_str());
         let call = match position {
             Position::TrimHorizon => call.shard_iterator_type(ShardIteratorType::TrimHorizon),
-            Position::AtTimestamp(time) => call
-                .shard_iterator_type(ShardIteratorType::AtTimestamp)
-                .timestamp((*time).into()),
+            Position::AtTimestamp(time) => {
+                call.shard_iterator_type(ShardIteratorType::AtTimestamp).timestamp((*time).into())
+            }
             // Within an aggregate: from its beginning, less what is finished.
             Position::AtSequence(number) | Position::After(number, Some(_)) => call
                 .shard_iterator_type(ShardIteratorType::AtSequenceNumber)
@@ -169,11 +165,7 @@ impl Kinesis {
             Page::Next(token) => call.next_token(token),
         };
         let date = ServerDate::default();
-        let call = call
-            .customize()
-            .config_override(Self::once())
-            .interceptor(date.clone())
-            .send();
+        let call = call.customize().config_override(Self::once()).interceptor(date.clone()).send();
         let listed = answer("ListShards", call).await?;
         Ok((listed, date.read()))
     }
@@ -209,10 +201,7 @@ fn known(shards: &[aws_sdk_kinesis::types::Shard]) -> Vec<KnownShard> {
     shards
         .iter()
         .filter_map(|shard| {
-            Some(KnownShard {
-                id: shard.shard_id().parse().ok()?,
-                parents: parents(shard),
-            })
+            Some(KnownShard { id: shard.shard_id().parse().ok()?, parents: parents(shard) })
         })
         .collect()
 }

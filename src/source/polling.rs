@@ -138,33 +138,20 @@ impl Polling {
 
     /// An iterator at the position.
     async fn place(&self) -> Result<Iterator, Failure> {
-        let placed = match self
-            .kinesis
-            .shard_iterator(&self.shard_id, &self.position)
-            .await
-        {
+        let placed = match self.kinesis.shard_iterator(&self.shard_id, &self.position).await {
             // The last number of a closed shard may be refused as what to read after, and yet
             // be there: then it is read once more, and passed over.
-            Err(Failure {
-                remedy: Remedy::Trimmed,
-                error,
-            }) => match &self.position {
+            Err(Failure { remedy: Remedy::Trimmed, error }) => match &self.position {
                 Position::After(number, None) => {
                     let at = Position::AtSequence(number.clone());
                     let again = self.kinesis.shard_iterator(&self.shard_id, &at).await;
                     again.map_err(|failure| match failure.remedy {
-                        Remedy::Trimmed => Failure {
-                            remedy: Remedy::Trimmed,
-                            error,
-                        },
+                        Remedy::Trimmed => Failure { remedy: Remedy::Trimmed, error },
                         _ => failure,
                     })?
                 }
                 _ => {
-                    return Err(Failure {
-                        remedy: Remedy::Trimmed,
-                        error,
-                    });
+                    return Err(Failure { remedy: Remedy::Trimmed, error });
                 }
             },
             placed => placed?,
@@ -185,10 +172,7 @@ impl Polling {
         pace: &mut Pace,
         told: &mut Option<ErrorKind>,
     ) -> Recovery {
-        let error = failure
-            .error
-            .in_stream(self.kinesis.name())
-            .in_shard(self.shard_id.as_str());
+        let error = failure.error.in_stream(self.kinesis.name()).in_shard(self.shard_id.as_str());
         match failure.remedy {
             Remedy::SlowDown => {
                 tracing::debug!(%error, "throttled");
@@ -237,13 +221,10 @@ impl Polling {
         for record in answer.records {
             let sequence_number: SequenceNumber =
                 record.sequence_number.try_into().map_err(|error: Error| {
-                    Error::new(
-                        ErrorKind::Rejected,
-                        "GetRecords gave a record without a place",
-                    )
-                    .with_source(error)
-                    .in_stream(self.kinesis.name())
-                    .in_shard(self.shard_id.as_str())
+                    Error::new(ErrorKind::Rejected, "GetRecords gave a record without a place")
+                        .with_source(error)
+                        .in_stream(self.kinesis.name())
+                        .in_shard(self.shard_id.as_str())
                 })?;
             let entry = Entry {
                 sequence_number,
@@ -297,10 +278,7 @@ struct Iterator {
 
 impl Iterator {
     fn new(text: String) -> Self {
-        Self {
-            text,
-            given: Instant::now(),
-        }
+        Self { text, given: Instant::now() }
     }
 
     fn is_young(&self) -> bool {
@@ -316,11 +294,7 @@ fn children(answer: &GetRecordsOutput) -> Vec<KnownShard> {
     let parsed = |child: &types::ChildShard| {
         Some(KnownShard {
             id: child.shard_id().parse().ok()?,
-            parents: child
-                .parent_shards()
-                .iter()
-                .filter_map(|id| id.parse().ok())
-                .collect(),
+            parents: child.parent_shards().iter().filter_map(|id| id.parse().ok()).collect(),
         })
     };
     answer.child_shards().iter().filter_map(parsed).collect()

@@ -42,10 +42,9 @@ impl Position {
         match checkpoint {
             Checkpoint::TrimHorizon => Some(Self::TrimHorizon),
             Checkpoint::AtTimestamp(time) => Some(Self::AtTimestamp(time)),
-            Checkpoint::AfterSequence {
-                sequence_number,
-                sub_sequence_number,
-            } => Some(Self::After(sequence_number, sub_sequence_number)),
+            Checkpoint::AfterSequence { sequence_number, sub_sequence_number } => {
+                Some(Self::After(sequence_number, sub_sequence_number))
+            }
             Checkpoint::ShardEnd => None,
         }
     }
@@ -70,7 +69,5 @@ impl Position {
 }
 
 fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

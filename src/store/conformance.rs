@@ -28,10 +28,7 @@ use crate::record::ShardId;
 ///
 /// Where the store does not do what [`CheckpointStore`] asks for; the message names the rule.
 pub async fn check(store: &dyn CheckpointStore) {
-    let suite = Suite {
-        store,
-        run: unique(),
-    };
+    let suite = Suite { store, run: unique() };
     suite.begins_empty().await;
     suite.gives_back_every_form().await;
     suite.never_moves_backwards().await;
@@ -78,16 +75,10 @@ impl Suite<'_> {
     async fn begins_empty(&self) {
         let scope = self.scope("empty");
         let loaded = self.load(&scope).await;
-        assert!(
-            loaded.is_empty(),
-            "a scope in which nothing was saved loads as empty: {loaded:?}"
-        );
+        assert!(loaded.is_empty(), "a scope in which nothing was saved loads as empty: {loaded:?}");
         self.save(&scope, &[]).await;
         let loaded = self.load(&scope).await;
-        assert!(
-            loaded.is_empty(),
-            "saving nothing saves nothing: {loaded:?}"
-        );
+        assert!(loaded.is_empty(), "saving nothing saves nothing: {loaded:?}");
     }
 
     async fn gives_back_every_form(&self) {
@@ -109,11 +100,7 @@ impl Suite<'_> {
             .collect();
         self.save(&scope, &saved).await;
         let expected: HashMap<_, _> = saved.into_iter().collect();
-        assert_eq!(
-            self.load(&scope).await,
-            expected,
-            "what was saved is loaded"
-        );
+        assert_eq!(self.load(&scope).await, expected, "what was saved is loaded");
     }
 
     async fn never_moves_backwards(&self) {
@@ -168,23 +155,13 @@ impl Suite<'_> {
     async fn saves_many_at_once(&self) {
         let scope = self.scope("many");
         let many: HashMap<_, _> = (0..2000)
-            .map(|index| {
-                (
-                    shard(index),
-                    checkpoint(&format!("AFTER_SEQUENCE_NUMBER:{index}")),
-                )
-            })
+            .map(|index| (shard(index), checkpoint(&format!("AFTER_SEQUENCE_NUMBER:{index}"))))
             .collect();
-        self.save(&scope, &many.clone().into_iter().collect::<Vec<_>>())
-            .await;
+        self.save(&scope, &many.clone().into_iter().collect::<Vec<_>>()).await;
         self.save(&scope, &[(shard(7), Checkpoint::ShardEnd)]).await;
         let mut expected = many;
         expected.insert(shard(7), Checkpoint::ShardEnd);
-        assert_eq!(
-            self.load(&scope).await,
-            expected,
-            "2,000 shards are saved, one is moved on"
-        );
+        assert_eq!(self.load(&scope).await, expected, "2,000 shards are saved, one is moved on");
     }
 
     async fn races_end_with_the_furthest(&self) {
@@ -209,11 +186,7 @@ impl Suite<'_> {
             // Polled once, and dropped.
             let _carried_out_or_not = self.store.save(&scope, &[(shard(0), place)]).now_or_never();
         }
-        self.save(
-            &scope,
-            &[(shard(0), checkpoint("AFTER_SEQUENCE_NUMBER:20"))],
-        )
-        .await;
+        self.save(&scope, &[(shard(0), checkpoint("AFTER_SEQUENCE_NUMBER:20"))]).await;
         assert_eq!(
             self.load(&scope).await.get(&shard(0)),
             Some(&checkpoint("AFTER_SEQUENCE_NUMBER:20")),
@@ -242,15 +215,9 @@ impl Suite<'_> {
 /// A name that no other run has, in this process or another.
 fn unique() -> String {
     static RUNS: AtomicU64 = AtomicU64::new(0);
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let run = RUNS.fetch_add(1, Ordering::Relaxed);
-    format!(
-        "conformance-{}-{}-{run}",
-        now.as_nanos(),
-        std::process::id()
-    )
+    format!("conformance-{}-{}-{run}", now.as_nanos(), std::process::id())
 }
 
 fn shard(index: usize) -> ShardId {
@@ -281,16 +248,10 @@ mod tests {
     #[tokio::test]
     async fn the_tables_agree_with_the_rule() {
         for (stored, new) in BACKWARDS {
-            assert!(
-                !checkpoint(new).supersedes(&checkpoint(stored)),
-                "{stored} {new}"
-            );
+            assert!(!checkpoint(new).supersedes(&checkpoint(stored)), "{stored} {new}");
         }
         for (stored, new) in FORWARDS {
-            assert!(
-                checkpoint(new).supersedes(&checkpoint(stored)),
-                "{stored} {new}"
-            );
+            assert!(checkpoint(new).supersedes(&checkpoint(stored)), "{stored} {new}");
         }
     }
 
@@ -331,11 +292,8 @@ mod tests {
     }
 
     async fn complaint(overwrites: bool, alter: Alter) -> String {
-        let store: Arc<dyn CheckpointStore> = Arc::new(Broken {
-            stored: MemoryStore::new(),
-            overwrites,
-            alter,
-        });
+        let store: Arc<dyn CheckpointStore> =
+            Arc::new(Broken { stored: MemoryStore::new(), overwrites, alter });
         let checked = AssertUnwindSafe(check(&store)).catch_unwind().await;
         let panic = checked.expect_err("the mistake is seen");
         panic.downcast_ref::<String>().cloned().unwrap_or_default()
@@ -345,59 +303,27 @@ mod tests {
     async fn sees_each_mistake() {
         let kept: Alter = |scope, checkpoints| (scope.clone(), checkpoints.to_vec());
         assert!(
-            complaint(true, kept)
-                .await
-                .contains("saving AT_TIMESTAMP:1000 leaves TRIM_HORIZON")
+            complaint(true, kept).await.contains("saving AT_TIMESTAMP:1000 leaves TRIM_HORIZON")
         );
 
-        let one_stream: Alter = |scope, checkpoints| {
-            (
-                Scope::new(scope.application(), "orders"),
-                checkpoints.to_vec(),
-            )
-        };
-        assert!(
-            complaint(false, one_stream)
-                .await
-                .contains("checkpoints of its own")
-        );
+        let one_stream: Alter =
+            |scope, checkpoints| (Scope::new(scope.application(), "orders"), checkpoints.to_vec());
+        assert!(complaint(false, one_stream).await.contains("checkpoints of its own"));
 
         let joined: Alter = |scope, checkpoints| {
-            (
-                Scope::new(scope.to_string().replace("%3A", ":"), "orders"),
-                checkpoints.to_vec(),
-            )
+            (Scope::new(scope.to_string().replace("%3A", ":"), "orders"), checkpoints.to_vec())
         };
-        assert!(
-            complaint(false, joined)
-                .await
-                .contains("checkpoints of its own")
-        );
+        assert!(complaint(false, joined).await.contains("checkpoints of its own"));
 
-        let first_thousand: Alter = |scope, checkpoints| {
-            (
-                scope.clone(),
-                checkpoints.iter().take(1000).cloned().collect(),
-            )
-        };
-        assert!(
-            complaint(false, first_thousand)
-                .await
-                .contains("2,000 shards are saved")
-        );
+        let first_thousand: Alter =
+            |scope, checkpoints| (scope.clone(), checkpoints.iter().take(1000).cloned().collect());
+        assert!(complaint(false, first_thousand).await.contains("2,000 shards are saved"));
 
         let no_ends: Alter = |scope, checkpoints| {
             let open =
                 |(_, checkpoint): &&(ShardId, Checkpoint)| *checkpoint != Checkpoint::ShardEnd;
-            (
-                scope.clone(),
-                checkpoints.iter().filter(open).cloned().collect(),
-            )
+            (scope.clone(), checkpoints.iter().filter(open).cloned().collect())
         };
-        assert!(
-            complaint(false, no_ends)
-                .await
-                .contains("what was saved is loaded")
-        );
+        assert!(complaint(false, no_ends).await.contains("what was saved is loaded"));
     }
 }

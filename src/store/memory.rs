@@ -60,10 +60,7 @@ impl MemoryStore {
 
 impl CheckpointStore for MemoryStore {
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
-        ready(Ok(self.with(|scopes| {
-            scopes.get(scope).cloned().unwrap_or_default()
-        })))
-        .boxed()
+        ready(Ok(self.with(|scopes| scopes.get(scope).cloned().unwrap_or_default()))).boxed()
     }
 
     fn save<'a>(
@@ -74,10 +71,7 @@ impl CheckpointStore for MemoryStore {
         self.with(|scopes| {
             let shards = scopes.entry(scope.clone()).or_default();
             for (shard, checkpoint) in checkpoints {
-                if shards
-                    .get(shard)
-                    .is_none_or(|stored| checkpoint.supersedes(stored))
-                {
+                if shards.get(shard).is_none_or(|stored| checkpoint.supersedes(stored)) {
                     shards.insert(shard.clone(), checkpoint.clone());
                 }
             }

@@ -98,24 +98,16 @@ impl RedisStore {
 
     async fn check_version(&self) -> Result<()> {
         let mut connection = self.connection.clone();
-        let asked = redis::cmd("INFO")
-            .arg("server")
-            .query_async::<String>(&mut connection)
-            .await;
+        let asked = redis::cmd("INFO").arg("server").query_async::<String>(&mut connection).await;
         let information = match asked {
             Ok(information) => information,
             // A user who may not ask is not kept from saving checkpoints.
             Err(error) if error.kind() == ServerErrorKind::NoPerm.into() => return Ok(()),
             Err(error) => return Err(sort(error, &self.address, "its server")),
         };
-        let version = information
-            .lines()
-            .find_map(|line| line.strip_prefix("redis_version:"));
+        let version = information.lines().find_map(|line| line.strip_prefix("redis_version:"));
         let number = version.map(|version| {
-            let mut parts = version
-                .trim()
-                .split('.')
-                .map(|part| part.parse().unwrap_or(0));
+            let mut parts = version.trim().split('.').map(|part| part.parse().unwrap_or(0));
             (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
         });
         match (version, number) {
@@ -156,12 +148,10 @@ impl CheckpointStore for RedisStore {
             }
             fields
                 .into_iter()
-                .map(
-                    |(shard, checkpoint)| match (shard.parse(), checkpoint.parse()) {
-                        (Ok(shard), Ok(checkpoint)) => Ok((shard, checkpoint)),
-                        _ => Err(no_checkpoint(&keys, &shard)),
-                    },
-                )
+                .map(|(shard, checkpoint)| match (shard.parse(), checkpoint.parse()) {
+                    (Ok(shard), Ok(checkpoint)) => Ok((shard, checkpoint)),
+                    _ => Err(no_checkpoint(&keys, &shard)),
+                })
                 .collect()
         }
         .boxed()
@@ -200,10 +190,7 @@ impl CheckpointStore for RedisStore {
 
 impl fmt::Debug for RedisStore {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("RedisStore")
-            .field("address", &self.address)
-            .finish_non_exhaustive()
+        formatter.debug_struct("RedisStore").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
@@ -218,10 +205,7 @@ impl Keys {
         // A colon in the application's name must not pass for the one before the stream's.
         let application = scope.application().replace('%', "%25").replace(':', "%3A");
         let prefix = format!("kinestream:{{{application}:{}}}", scope.stream());
-        Self {
-            format: format!("{prefix}:format"),
-            checkpoints: format!("{prefix}:checkpoints"),
-        }
+        Self { format: format!("{prefix}:format"), checkpoints: format!("{prefix}:checkpoints") }
     }
 }
 

@@ -130,10 +130,7 @@ impl Writer {
     pub(crate) async fn flush(&self) -> Result<()> {
         let (answer, answered) = oneshot::channel();
         let gone = || {
-            Error::new(
-                ErrorKind::StoreUnavailable,
-                "the runtime that saved checkpoints has ended",
-            )
+            Error::new(ErrorKind::StoreUnavailable, "the runtime that saved checkpoints has ended")
         };
         self.requests.send(answer).map_err(|_closed| gone())?;
         answered.await.unwrap_or_else(|_closed| Err(gone()))
@@ -152,11 +149,7 @@ impl Writer {
             self.shared.attention.store(false, Ordering::Release);
             return Poll::Ready(Ok(()));
         }
-        if !state
-            .waiting
-            .iter()
-            .any(|waker| waker.will_wake(context.waker()))
-        {
+        if !state.waiting.iter().any(|waker| waker.will_wake(context.waker())) {
             state.waiting.push(context.waker().clone());
         }
         Poll::Pending
@@ -193,10 +186,7 @@ impl Shared {
 
     fn set_gate(&self, state: &mut State, gate: Gate) {
         state.gate = gate;
-        self.attention.store(
-            gate != Gate::Open || state.report.is_some(),
-            Ordering::Release,
-        );
+        self.attention.store(gate != Gate::Open || state.report.is_some(), Ordering::Release);
         if gate != Gate::Saving {
             state.waiting.drain(..).for_each(Waker::wake);
         }
@@ -205,15 +195,10 @@ impl Shared {
     /// Moves what has changed to `pending`, and gives a copy of it all.
     fn collect(&self) -> Vec<(ShardId, Checkpoint)> {
         let mut state = self.lock();
-        let State {
-            watched, pending, ..
-        } = &mut *state;
+        let State { watched, pending, .. } = &mut *state;
         watched.retain(|(shard, watermark)| {
             if let Some(checkpoint) = watermark.take_changed() {
-                if pending
-                    .get(shard)
-                    .is_none_or(|earlier| checkpoint.supersedes(earlier))
-                {
+                if pending.get(shard).is_none_or(|earlier| checkpoint.supersedes(earlier)) {
                     pending.insert(shard.clone(), checkpoint);
                 }
                 return true;
@@ -221,26 +206,20 @@ impl Shared {
             // Neither a stream nor a record is left that could advance it.
             Arc::strong_count(watermark) > 1
         });
-        pending
-            .iter()
-            .map(|(shard, checkpoint)| (shard.clone(), checkpoint.clone()))
-            .collect()
+        pending.iter().map(|(shard, checkpoint)| (shard.clone(), checkpoint.clone())).collect()
     }
 
     /// One attempt to save all that is pending.
     async fn save(&self) -> Result<()> {
         let checkpoints = self.collect();
         if !checkpoints.is_empty() {
-            let limit = self
-                .rhythm
-                .max_unflushed
-                .clamp(Duration::from_secs(1), SAVE_TIMEOUT);
-            timeout(limit, self.store.save(&self.scope, &checkpoints))
-                .await
-                .unwrap_or_else(|elapsed| {
+            let limit = self.rhythm.max_unflushed.clamp(Duration::from_secs(1), SAVE_TIMEOUT);
+            timeout(limit, self.store.save(&self.scope, &checkpoints)).await.unwrap_or_else(
+                |elapsed| {
                     let message = format!("the checkpoint store did not answer within {limit:?}");
                     Err(Error::store_unavailable(message, elapsed))
-                })?;
+                },
+            )?;
         }
         let mut state = self.lock();
         for (shard, saved) in &checkpoints {
@@ -318,11 +297,7 @@ fn fail(
     let error = error.in_stream(&shared.scope.stream);
     let outage = outage.get_or_insert_with(|| {
         tracing::warn!(scope = %shared.scope, %error, "checkpoints cannot be saved; trying again");
-        Outage {
-            since: started,
-            pause: FIRST_PAUSE,
-            told: false,
-        }
+        Outage { since: started, pause: FIRST_PAUSE, told: false }
     });
     outage.pause = (outage.pause * 2).min(LONGEST_PAUSE);
     let mut state = shared.lock();
@@ -333,11 +308,8 @@ fn fail(
         let _ = answer.send(Err(error));
     } else if !outage.told && (too_long || !curable) {
         outage.told = true;
-        state.report = Some(if curable {
-            overdue(error, shared.rhythm.max_unflushed)
-        } else {
-            error
-        });
+        state.report =
+            Some(if curable { overdue(error, shared.rhythm.max_unflushed) } else { error });
     }
     shared.set_gate(&mut state, if too_long { Gate::Shut } else { Gate::Open });
 }

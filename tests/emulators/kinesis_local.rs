@@ -47,10 +47,7 @@ impl KinesisLocal {
                 .spawn()
                 .expect("node starts");
             if Self::answers(plain, &mut process).await {
-                return Self {
-                    port: plain,
-                    _process: process,
-                };
+                return Self { port: plain, _process: process };
             }
         }
         panic!("kinesis-local did not start on five free ports in turn");

@@ -14,10 +14,7 @@ mod ferrokinesis {
     use super::{Client, ferrokinesis_server, stories};
 
     async fn client() -> Client {
-        ferrokinesis_server::start_kinesis()
-            .await
-            .expect("a free port on 127.0.0.1")
-            .0
+        ferrokinesis_server::start_kinesis().await.expect("a free port on 127.0.0.1").0
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -47,19 +47,10 @@ fn number(record: &Record) -> u32 {
 
 /// Reads until so many records have come, and closes: all of them are finished.
 async fn read(consumer: &Consumer, count: usize) -> Vec<Record> {
-    let records = consumer
-        .records()
-        .take(count)
-        .inspect_ok(Record::ack)
-        .try_collect();
-    let read: Vec<Record> = timeout(PATIENCE, records)
-        .await
-        .expect("the records come in time")
-        .expect("no error");
-    consumer
-        .close()
-        .await
-        .expect("the store takes the checkpoints");
+    let records = consumer.records().take(count).inspect_ok(Record::ack).try_collect();
+    let read: Vec<Record> =
+        timeout(PATIENCE, records).await.expect("the records come in time").expect("no error");
+    consumer.close().await.expect("the store takes the checkpoints");
     read
 }
 
@@ -86,30 +77,13 @@ fn assert_in_order(records: &[Record]) {
 }
 
 async fn open_shards(client: &Client, stream: &str) -> Vec<aws_sdk_kinesis::types::Shard> {
-    let listed = client
-        .list_shards()
-        .stream_name(stream)
-        .send()
-        .await
-        .expect("a listing");
+    let listed = client.list_shards().stream_name(stream).send().await.expect("a listing");
     let open = |shard: &aws_sdk_kinesis::types::Shard| {
-        shard
-            .sequence_number_range()
-            .is_none_or(|range| range.ending_sequence_number().is_none())
+        shard.sequence_number_range().is_none_or(|range| range.ending_sequence_number().is_none())
     };
-    let mut shards: Vec<_> = listed
-        .shards()
-        .iter()
-        .filter(|shard| open(shard))
-        .cloned()
-        .collect();
+    let mut shards: Vec<_> = listed.shards().iter().filter(|shard| open(shard)).cloned().collect();
     let start = |shard: &aws_sdk_kinesis::types::Shard| {
-        shard
-            .hash_key_range()
-            .unwrap()
-            .starting_hash_key()
-            .parse::<u128>()
-            .unwrap()
+        shard.hash_key_range().unwrap().starting_hash_key().parse::<u128>().unwrap()
     };
     shards.sort_by_key(start);
     shards
@@ -128,9 +102,7 @@ async fn split_first(client: &Client, stream: &str) {
         .send()
         .await
         .expect("the shard is split");
-    wait_until_active(client, stream)
-        .await
-        .expect("the split is done");
+    wait_until_active(client, stream).await.expect("the split is done");
 }
 
 async fn merge_first_two(client: &Client, stream: &str) {
@@ -143,9 +115,7 @@ async fn merge_first_two(client: &Client, stream: &str) {
         .send()
         .await
         .expect("the shards are merged");
-    wait_until_active(client, stream)
-        .await
-        .expect("the merge is done");
+    wait_until_active(client, stream).await.expect("the merge is done");
 }
 
 pub(crate) async fn reads_splits_merges_and_restarts(client: &Client) {
@@ -170,11 +140,7 @@ pub(crate) async fn reads_splits_merges_and_restarts(client: &Client) {
     put(client, stream, 150..200).await;
     all.extend(reading.await.unwrap());
 
-    assert_eq!(
-        numbers(&all),
-        (0..200).collect::<Vec<_>>(),
-        "each record once"
-    );
+    assert_eq!(numbers(&all), (0..200).collect::<Vec<_>>(), "each record once");
     assert_in_order(&all);
 }
 
@@ -193,19 +159,12 @@ pub(crate) async fn latest_begins_with_what_comes_after(client: &Client) {
     // Starts, and stops before it has read anything.
     let first = latest();
     let mut records = first.records();
-    assert!(
-        timeout(Duration::from_secs(2), records.next())
-            .await
-            .is_err()
-    );
+    assert!(timeout(Duration::from_secs(2), records.next()).await.is_err());
     drop(records);
     first.close().await.unwrap();
     // What has come while it was away is read by the next one.
     put(client, stream, 20..40).await;
-    assert_eq!(
-        numbers(&read(&latest(), 20).await),
-        (20..40).collect::<Vec<_>>()
-    );
+    assert_eq!(numbers(&read(&latest(), 20).await), (20..40).collect::<Vec<_>>());
 }
 
 pub(crate) async fn latest_after_a_split_leaves_the_parent_alone(client: &Client) {
@@ -222,10 +181,7 @@ pub(crate) async fn latest_after_a_split_leaves_the_parent_alone(client: &Client
     let reading = tokio::spawn(async move { read(&consumer, 20).await });
     tokio::time::sleep(Duration::from_secs(1)).await;
     put(client, stream, 20..40).await;
-    assert_eq!(
-        numbers(&reading.await.unwrap()),
-        (20..40).collect::<Vec<_>>()
-    );
+    assert_eq!(numbers(&reading.await.unwrap()), (20..40).collect::<Vec<_>>());
 }
 
 pub(crate) async fn every_position_begins_where_it_says(client: &Client) {
@@ -264,15 +220,9 @@ pub(crate) async fn every_position_begins_where_it_says(client: &Client) {
 }
 
 pub(crate) async fn an_unknown_stream_is_told_and_ends(client: &Client) {
-    let consumer = consumer(client, "no-such-stream", &MemoryStore::new())
-        .build()
-        .unwrap();
+    let consumer = consumer(client, "no-such-stream", &MemoryStore::new()).build().unwrap();
     let mut records = consumer.records();
-    let error = timeout(PATIENCE, records.next())
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap_err();
+    let error = timeout(PATIENCE, records.next()).await.unwrap().unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     let text = error.to_string();
     assert!(
@@ -292,9 +242,7 @@ pub(crate) async fn a_task_for_each_shard_reads_all(client: &Client) {
     split_first(client, stream).await;
     put(client, stream, 30..60).await;
 
-    let consumer = consumer(client, stream, &MemoryStore::new())
-        .build()
-        .unwrap();
+    let consumer = consumer(client, stream, &MemoryStore::new()).build().unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let reading = consumer.shards().try_for_each({
         let (seen, consumer) = (&seen, &consumer);

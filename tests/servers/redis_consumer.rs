@@ -47,11 +47,7 @@ async fn a_store_that_is_killed_under_a_reader_is_waited_for() {
     for round in 0..3 {
         put(&client, round * 100..(round + 1) * 100).await;
         while seen.len() < (round + 1) * 100 {
-            let record = timeout(PATIENCE, records.next())
-                .await
-                .unwrap()
-                .unwrap()
-                .unwrap();
+            let record = timeout(PATIENCE, records.next()).await.unwrap().unwrap().unwrap();
             assert!(seen.insert(record.data().to_vec()), "no record twice");
             record.ack();
         }
@@ -67,11 +63,7 @@ async fn a_store_that_is_killed_under_a_reader_is_waited_for() {
 
     put(&client, 300..301).await;
     let second = consumer(&client, RedisStore::connect(&server.url()).await.unwrap());
-    let record = timeout(PATIENCE, second.records().next())
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap();
+    let record = timeout(PATIENCE, second.records().next()).await.unwrap().unwrap().unwrap();
     assert_eq!(record.data(), b"300", "nothing finished is read again");
 }
 
@@ -80,17 +72,11 @@ async fn keys_of_something_else_are_told_to_the_reader() {
     let server = RedisServer::start(&[]);
     let redis = redis::Client::open(server.url()).unwrap();
     let mut raw = redis.get_multiplexed_async_connection().await.unwrap();
-    raw.set::<_, _, ()>("kinestream:{billing:orders}:checkpoints", "?")
-        .await
-        .unwrap();
+    raw.set::<_, _, ()>("kinestream:{billing:orders}:checkpoints", "?").await.unwrap();
     let (client, _port) = start_kinesis().await.unwrap();
     create_stream(&client, STREAM, 1).await.unwrap();
     let consumer = consumer(&client, RedisStore::connect(&server.url()).await.unwrap());
-    let error = timeout(PATIENCE, consumer.records().next())
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap_err();
+    let error = timeout(PATIENCE, consumer.records().next()).await.unwrap().unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreCorrupt);
     assert_eq!(
         error.to_string(),
@@ -106,9 +92,7 @@ async fn keys_of_something_else_are_told_to_the_reader() {
 async fn reader() {
     use std::io::Write;
     let port = std::env::var("TEST_KINESIS_PORT").unwrap().parse().unwrap();
-    let store = RedisStore::connect(&std::env::var("TEST_REDIS_URL").unwrap())
-        .await
-        .unwrap();
+    let store = RedisStore::connect(&std::env::var("TEST_REDIS_URL").unwrap()).await.unwrap();
     let client = crate::ferrokinesis_server::client_of(port);
     let mut records = consumer(&client, store).records();
     let mut output = std::io::stdout();
@@ -142,18 +126,9 @@ async fn readers_that_are_killed_lose_nothing() {
     let mut kills = 0;
     let began = Instant::now();
     while seen.len() < RECORDS {
-        assert!(
-            began.elapsed() < PATIENCE * 2,
-            "only {} of {RECORDS} were read",
-            seen.len()
-        );
+        assert!(began.elapsed() < PATIENCE * 2, "only {} of {RECORDS} were read", seen.len());
         let mut reader = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "redis_consumer::reader",
-                "--exact",
-                "--ignored",
-                "--nocapture",
-            ])
+            .args(["redis_consumer::reader", "--exact", "--ignored", "--nocapture"])
             .env("TEST_KINESIS_PORT", port.to_string())
             .env("TEST_REDIS_URL", redis.url())
             .stdout(Stdio::piped())
@@ -165,9 +140,7 @@ async fn readers_that_are_killed_lose_nothing() {
         let (mut read, mut repeated) = (0, 0);
         while read < 500 && seen.len() < RECORDS {
             let line = timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap();
-            let Some(line) = line else {
-                panic!("the reader has ended by itself")
-            };
+            let Some(line) = line else { panic!("the reader has ended by itself") };
             let Some((_, number)) = line.split_once("read ") else {
                 continue;
             };
@@ -179,10 +152,7 @@ async fn readers_that_are_killed_lose_nothing() {
         }
         reader.kill().await.unwrap();
         kills += 1;
-        assert!(
-            repeated <= MOST_REPEATED,
-            "{repeated} records were repeated after one kill"
-        );
+        assert!(repeated <= MOST_REPEATED, "{repeated} records were repeated after one kill");
     }
     writing.await.unwrap();
     assert!(kills >= RECORDS / 500, "{kills} kills");

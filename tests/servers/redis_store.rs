@@ -53,10 +53,7 @@ async fn is_laid_out_as_documented() {
     let store = RedisStore::connect(&server.url()).await.unwrap();
     let saved = [
         (shard(0), Checkpoint::TrimHorizon),
-        (
-            shard(1),
-            Checkpoint::AtTimestamp(UNIX_EPOCH + Duration::from_millis(1234)),
-        ),
+        (shard(1), Checkpoint::AtTimestamp(UNIX_EPOCH + Duration::from_millis(1234))),
         (shard(2), after(42)),
         (shard(3), Checkpoint::ShardEnd),
     ];
@@ -69,12 +66,7 @@ async fn is_laid_out_as_documented() {
     assert_eq!(raw.get::<_, String>(FORMAT).await.unwrap(), "1");
     let mut fields: Vec<(String, String)> = raw.hgetall(CHECKPOINTS).await.unwrap();
     fields.sort();
-    let expected = [
-        "TRIM_HORIZON",
-        "AT_TIMESTAMP:1234",
-        "AFTER_SEQUENCE_NUMBER:42",
-        "SHARD_END",
-    ];
+    let expected = ["TRIM_HORIZON", "AT_TIMESTAMP:1234", "AFTER_SEQUENCE_NUMBER:42", "SHARD_END"];
     let expected: Vec<(String, String)> = (0..)
         .zip(expected)
         .map(|(index, text)| (shard(index).to_string(), text.to_owned()))
@@ -85,13 +77,8 @@ async fn is_laid_out_as_documented() {
 #[test]
 fn the_script_judges_as_supersedes_does() {
     let server = RedisServer::start(&[]);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let store = runtime
-        .block_on(RedisStore::connect(&server.url()))
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let store = runtime.block_on(RedisStore::connect(&server.url())).unwrap();
     let place = "AFTER_SEQUENCE_NUMBER:([1-9][0-9]{0,3}|[1-9][0-9]{55,128})(:[1-9][0-9]{0,2})?";
     let any = prop_oneof![
         1 => Just("TRIM_HORIZON".to_owned()),
@@ -100,57 +87,35 @@ fn the_script_judges_as_supersedes_does() {
         1 => Just("SHARD_END".to_owned()),
     ];
     let cases = std::cell::Cell::new(0);
-    TestRunner::new(ProptestConfig {
-        cases: 500,
-        failure_persistence: None,
-        ..Default::default()
-    })
-    .run(&(any.clone(), any), |(stored, new)| {
-        let [stored, new]: [Checkpoint; 2] = [stored, new].map(|text| text.parse().unwrap());
-        cases.set(cases.get() + 1);
-        let shard = shard(cases.get());
-        let kept = runtime.block_on(async {
-            store
-                .save(&scope(), &[(shard.clone(), stored.clone())])
-                .await
-                .unwrap();
-            store
-                .save(&scope(), &[(shard.clone(), new.clone())])
-                .await
-                .unwrap();
-            store.load(&scope()).await.unwrap().remove(&shard)
-        });
-        let expected = if new.supersedes(&stored) { new } else { stored };
-        prop_assert_eq!(kept, Some(expected));
-        Ok(())
-    })
-    .unwrap();
+    TestRunner::new(ProptestConfig { cases: 500, failure_persistence: None, ..Default::default() })
+        .run(&(any.clone(), any), |(stored, new)| {
+            let [stored, new]: [Checkpoint; 2] = [stored, new].map(|text| text.parse().unwrap());
+            cases.set(cases.get() + 1);
+            let shard = shard(cases.get());
+            let kept = runtime.block_on(async {
+                store.save(&scope(), &[(shard.clone(), stored.clone())]).await.unwrap();
+                store.save(&scope(), &[(shard.clone(), new.clone())]).await.unwrap();
+                store.load(&scope()).await.unwrap().remove(&shard)
+            });
+            let expected = if new.supersedes(&stored) { new } else { stored };
+            prop_assert_eq!(kept, Some(expected));
+            Ok(())
+        })
+        .unwrap();
 }
 
 #[tokio::test]
 async fn a_thousand_shards_are_one_command() {
     let server = RedisServer::start(&[]);
     let store = RedisStore::connect(&server.url()).await.unwrap();
-    let many: Vec<_> = (0..1000)
-        .map(|index| (shard(index), after(index)))
-        .collect();
+    let many: Vec<_> = (0..1000).map(|index| (shard(index), after(index))).collect();
     store.save(&scope(), &many).await.unwrap();
     let mut raw = raw(&server).await;
-    redis::cmd("CONFIG")
-        .arg("RESETSTAT")
-        .exec_async(&mut raw)
-        .await
-        .unwrap();
+    redis::cmd("CONFIG").arg("RESETSTAT").exec_async(&mut raw).await.unwrap();
     store.save(&scope(), &many).await.unwrap();
-    let statistics: String = redis::cmd("INFO")
-        .arg("commandstats")
-        .query_async(&mut raw)
-        .await
-        .unwrap();
-    assert!(
-        statistics.contains("cmdstat_evalsha:calls=1,"),
-        "{statistics}"
-    );
+    let statistics: String =
+        redis::cmd("INFO").arg("commandstats").query_async(&mut raw).await.unwrap();
+    assert!(statistics.contains("cmdstat_evalsha:calls=1,"), "{statistics}");
     assert!(!statistics.contains("cmdstat_eval:"), "{statistics}");
 }
 
@@ -159,11 +124,7 @@ async fn a_forgotten_script_is_sent_again() {
     let server = RedisServer::start(&[]);
     let store = RedisStore::connect(&server.url()).await.unwrap();
     store.save(&scope(), &[(shard(0), after(1))]).await.unwrap();
-    redis::cmd("SCRIPT")
-        .arg("FLUSH")
-        .exec_async(&mut raw(&server).await)
-        .await
-        .unwrap();
+    redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut raw(&server).await).await.unwrap();
     store.save(&scope(), &[(shard(0), after(2))]).await.unwrap();
     assert_eq!(store.load(&scope()).await.unwrap()[&shard(0)], after(2));
 }
@@ -176,27 +137,15 @@ async fn comes_back_when_the_server_does() {
     for round in 2..5 {
         server.kill();
         for _ in 0..3 {
-            let error = store
-                .save(&scope(), &[(shard(0), after(round))])
-                .await
-                .unwrap_err();
-            assert_eq!(
-                error.kind(),
-                ErrorKind::StoreUnavailable,
-                "{}",
-                whole_text(&error)
-            );
+            let error = store.save(&scope(), &[(shard(0), after(round))]).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{}", whole_text(&error));
             assert!(error.is_temporary());
         }
         server.restart();
         let began = tokio::time::Instant::now();
         while let Err(error) = store.save(&scope(), &[(shard(0), after(round))]).await {
             assert!(error.is_temporary(), "{}", whole_text(&error));
-            assert!(
-                began.elapsed() < Duration::from_secs(20),
-                "{}",
-                whole_text(&error)
-            );
+            assert!(began.elapsed() < Duration::from_secs(20), "{}", whole_text(&error));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(store.load(&scope()).await.unwrap()[&shard(0)], after(round));
@@ -209,12 +158,7 @@ async fn keys_of_something_else_are_told_and_left_alone() {
     let store = RedisStore::connect(&server.url()).await.unwrap();
     let mut raw = raw(&server).await;
     let both = |error: Error| {
-        assert_eq!(
-            error.kind(),
-            ErrorKind::StoreCorrupt,
-            "{}",
-            whole_text(&error)
-        );
+        assert_eq!(error.kind(), ErrorKind::StoreCorrupt, "{}", whole_text(&error));
         assert!(!error.is_temporary());
         error.to_string()
     };
@@ -228,19 +172,13 @@ async fn keys_of_something_else_are_told_and_left_alone() {
     assert_eq!(raw.get::<_, String>(CHECKPOINTS).await.unwrap(), "a string");
 
     raw.del::<_, ()>(CHECKPOINTS).await.unwrap();
-    raw.hset::<_, _, _, ()>(CHECKPOINTS, shard(1).as_str(), "yesterday")
-        .await
-        .unwrap();
+    raw.hset::<_, _, _, ()>(CHECKPOINTS, shard(1).as_str(), "yesterday").await.unwrap();
     let text = "the Redis key kinestream:{billing:orders}:checkpoints holds something that is not \
                 a checkpoint in field \"shardId-000000000001\"; delete the field if it is a \
                 leftover, or use another application";
     assert_eq!(both(store.load(&scope()).await.unwrap_err()), text);
     assert_eq!(both(store.save(&scope(), &new).await.unwrap_err()), text);
-    assert_eq!(
-        raw.hlen::<_, u32>(CHECKPOINTS).await.unwrap(),
-        1,
-        "nothing was written"
-    );
+    assert_eq!(raw.hlen::<_, u32>(CHECKPOINTS).await.unwrap(), 1, "nothing was written");
 
     raw.del::<_, ()>(CHECKPOINTS).await.unwrap();
     raw.set::<_, _, ()>(FORMAT, "2").await.unwrap();
@@ -269,29 +207,18 @@ async fn connecting_says_what_is_wrong_and_no_secret() {
         let error = RedisStore::connect(&url).await.unwrap_err();
         assert_eq!(error.to_string(), text, "{}", whole_text(&error));
         assert_eq!(error.kind(), kind, "{}", whole_text(&error));
-        assert!(
-            !whole_text(&error).contains("hunter2"),
-            "{}",
-            whole_text(&error)
-        );
+        assert!(!whole_text(&error).contains("hunter2"), "{}", whole_text(&error));
     }
-    let store = RedisStore::connect(&format!("redis://:right@{address}/3"))
-        .await
-        .unwrap();
+    let store = RedisStore::connect(&format!("redis://:right@{address}/3")).await.unwrap();
     let shown = format!("{store:?}");
-    assert!(
-        !shown.contains("right") && shown.contains(&address),
-        "{shown}"
-    );
+    assert!(!shown.contains("right") && shown.contains(&address), "{shown}");
     conformance::check(&store).await;
 }
 
 #[cfg(not(feature = "redis-tls"))]
 #[tokio::test]
 async fn tls_without_its_feature_is_named() {
-    let error = RedisStore::connect("rediss://:hunter2@localhost/")
-        .await
-        .unwrap_err();
+    let error = RedisStore::connect("rediss://:hunter2@localhost/").await.unwrap_err();
     assert_eq!(
         error.to_string(),
         "a rediss:// URL needs the cargo feature redis-tls of kinestream"

@@ -20,20 +20,11 @@ impl RedisServer {
         // Another process may take a port between our letting go of it and the server's start:
         // then the server ends at once, and another port is tried.
         for _ in 0..5 {
-            let port = TcpListener::bind("127.0.0.1:0")
-                .unwrap()
-                .local_addr()
-                .unwrap()
-                .port();
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let folder = std::env::temp_dir()
                 .join(format!("kinestream-redis-{}-{port}", std::process::id()));
             std::fs::create_dir_all(&folder).unwrap();
-            let mut server = Self {
-                port,
-                folder,
-                options: options.clone(),
-                process: None,
-            };
+            let mut server = Self { port, folder, options: options.clone(), process: None };
             if server.launch() {
                 return server;
             }
@@ -66,14 +57,7 @@ impl RedisServer {
     /// Whether the server answers; `false` where it has ended instead.
     fn launch(&mut self) -> bool {
         let process = Command::new("redis-server")
-            .args([
-                "--port",
-                &self.port.to_string(),
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-            ])
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
             .arg("--dir")
             .arg(&self.folder)
             .args(&self.options)

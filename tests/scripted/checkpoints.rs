@@ -1,0 +1,305 @@
+//! When positions are saved, and what happens while they can't be.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use kinestream::store::Scope;
+use kinestream::{
+    Checkpoint, CheckpointOn, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId,
+};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::support::kinesis::Kinesis;
+use crate::{assert_silent, consumer, next, number};
+
+/// A store that counts its saves, and fails while it is told to.
+#[derive(Debug, Clone, Default)]
+struct Watched {
+    stored: MemoryStore,
+    saves: Arc<Mutex<Vec<(Instant, usize)>>>,
+    down: Arc<AtomicBool>,
+    attempts: Arc<AtomicUsize>,
+}
+
+impl CheckpointStore for Watched {
+    fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
+        self.stored.load(scope)
+    }
+
+    fn save<'a>(
+        &'a self,
+        scope: &'a Scope,
+        checkpoints: &'a [(ShardId, Checkpoint)],
+    ) -> BoxFuture<'a, Result<()>> {
+        async move {
+            self.attempts.fetch_add(1, Ordering::SeqCst);
+            if self.down.load(Ordering::SeqCst) {
+                return Err(Error::store_unavailable("the store is down", "by order"));
+            }
+            self.saves.lock().unwrap().push((Instant::now(), checkpoints.len()));
+            self.stored.save(scope, checkpoints).await
+        }
+        .boxed()
+    }
+}
+
+impl Watched {
+    async fn position(&self, shard: usize) -> Option<String> {
+        let scope = Scope::new("default", "orders");
+        let shard = format!("shardId-{shard:012}").parse().unwrap();
+        self.stored.load(&scope).await.unwrap().get(&shard).map(ToString::to_string)
+    }
+
+    fn set_down(&self, down: bool) {
+        self.down.store(down, Ordering::SeqCst);
+    }
+}
+
+fn after(number: &str) -> Option<String> {
+    Some(format!("AFTER_SEQUENCE_NUMBER:{number}"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_shards_are_saved_together_once_an_interval() {
+    let kinesis = Kinesis::with_shards(10);
+    for number in 0..600 {
+        kinesis.put(number % 10, number.to_string());
+    }
+    let store = Watched::default();
+    let consumer = consumer(&kinesis).limit(3).store(store.clone()).build().unwrap();
+    let mut records = consumer.records();
+    let began = Instant::now();
+    for _ in 0..600 {
+        next(&mut records).await;
+        sleep(Duration::from_millis(10)).await;
+    }
+    let saves = store.saves.lock().unwrap().clone();
+    for pair in saves[1..].windows(2) {
+        assert!(pair[1].0 - pair[0].0 >= Duration::from_millis(999), "{:?}", pair);
+    }
+    let intervals = usize::try_from(began.elapsed().as_secs()).unwrap();
+    assert!(saves.len() <= intervals + 2, "{} saves in {intervals} s", saves.len());
+    assert!(saves[1..].iter().any(|(_, shards)| *shards > 5), "many shards in one save");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_record_in_hand_is_not_finished() {
+    let kinesis = Kinesis::with_shards(1);
+    let numbers: Vec<String> = (0..3).map(|number| kinesis.put(0, number.to_string())).collect();
+    let store = Watched::default();
+    let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
+    let mut records = consumer.records();
+    next(&mut records).await;
+    next(&mut records).await;
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(store.position(0).await, after(&numbers[0]));
+    consumer.close().await.unwrap();
+    assert_eq!(store.position(0).await, after(&numbers[0]));
+    assert!(records.next().await.is_none(), "closed");
+    consumer.close().await.unwrap();
+    assert_eq!(store.position(0).await, after(&numbers[1]), "finished by the poll for the next");
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_saves_what_was_finished_and_not_the_last() {
+    let kinesis = Kinesis::with_shards(1);
+    let numbers: Vec<String> = (0..3).map(|number| kinesis.put(0, number.to_string())).collect();
+    let store = Watched::default();
+    let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
+    let mut records = consumer.records();
+    next(&mut records).await;
+    next(&mut records).await;
+    drop((records, consumer));
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(store.position(0).await, after(&numbers[0]));
+    assert_eq!(kinesis.in_flight(), 0, "no call is left behind");
+}
+
+#[tokio::test(start_paused = true)]
+async fn acks_in_any_order_advance_over_the_prefix() {
+    let kinesis = Kinesis::with_shards(1);
+    let numbers: Vec<String> = (0..6).map(|number| kinesis.put(0, number.to_string())).collect();
+    let store = Watched::default();
+    let consumer = consumer(&kinesis)
+        .checkpoint_on(CheckpointOn::Ack)
+        .checkpoint_interval(Duration::ZERO)
+        .store(store.clone())
+        .build()
+        .unwrap();
+    let mut records = consumer.records();
+    let mut held = Vec::new();
+    for _ in 0..6 {
+        held.push(next(&mut records).await);
+    }
+    for (acked, expected) in [(1, None), (4, None), (0, Some(1)), (2, Some(2)), (3, Some(4))] {
+        held[acked].ack();
+        sleep(Duration::from_secs(1)).await;
+        let expected = match expected {
+            None => Some("TRIM_HORIZON".to_owned()),
+            Some(index) => after(&numbers[index]),
+        };
+        assert_eq!(store.position(0).await, expected);
+    }
+    // The last one is dropped without an ack: it is read again.
+    drop((held, records));
+    consumer.close().await.unwrap();
+    let again = crate::consumer(&kinesis).store(store).build().unwrap();
+    assert_eq!(number(&next(&mut again.records()).await), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_no_interval_each_position_is_saved_before_the_next_record() {
+    let kinesis = Kinesis::with_shards(1);
+    let numbers: Vec<String> = (0..20).map(|number| kinesis.put(0, number.to_string())).collect();
+    let store = Watched::default();
+    let consumer = consumer(&kinesis)
+        .checkpoint_interval(Duration::ZERO)
+        .store(store.clone())
+        .build()
+        .unwrap();
+    let mut records = consumer.records();
+    next(&mut records).await;
+    for number in &numbers[..19] {
+        next(&mut records).await;
+        assert_eq!(store.position(0).await, after(number));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_down_stops_records_only_when_it_is_down_for_too_long() {
+    for interval in [Duration::from_secs(1), Duration::ZERO] {
+        let kinesis = Kinesis::with_shards(2);
+        let store = Watched::default();
+        let consumer = consumer(&kinesis)
+            .checkpoint_interval(interval)
+            .max_unflushed(Duration::from_secs(30))
+            .store(store.clone())
+            .build()
+            .unwrap();
+        let mut records = consumer.records();
+        kinesis.put(0, "0");
+        next(&mut records).await;
+        store.set_down(true);
+        let down = Instant::now();
+        let mut last = Vec::new();
+        let error = loop {
+            last.push(kinesis.put(last.len() % 2, "1"));
+            match timeout(Duration::from_secs(60), records.next()).await.unwrap().unwrap() {
+                Ok(_record) => sleep(Duration::from_secs(1)).await,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+        let text = error.to_string();
+        assert!(
+            text.contains("max_unflushed (30s)") && text.contains("the store is down"),
+            "{text}"
+        );
+        let held = down.elapsed();
+        assert!(held > Duration::from_secs(28) && held < Duration::from_secs(45), "{held:?}");
+        assert_silent(&mut records).await;
+        let attempts = store.attempts.load(Ordering::SeqCst);
+        assert!(attempts < 60, "{attempts} attempts");
+        store.set_down(false);
+        next(&mut records).await;
+        // Asking for one more finishes that one.
+        kinesis.put(0, "2");
+        next(&mut records).await;
+        sleep(Duration::from_secs(2)).await;
+        let place = last.len() - 1;
+        assert_eq!(store.position(place % 2).await, after(&last[place]), "nothing is forgotten");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_reader_of_one_consumer_is_refused() {
+    let kinesis = Kinesis::with_shards(1);
+    kinesis.put(0, "0");
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut first = consumer.records();
+    let mut second = consumer.clone().records();
+    let error = second.next().await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InUse);
+    assert_eq!(
+        error.to_string(),
+        "stream orders: the consumer is already being read; drop its streams first, or build \
+         another one with an application of its own"
+    );
+    assert!(second.next().await.is_none());
+    assert_eq!(number(&next(&mut first).await), 0);
+    drop(first);
+    // Unfinished, so it comes again.
+    assert_eq!(number(&next(&mut consumer.records()).await), 0);
+    consumer.close().await.unwrap();
+    assert!(consumer.shards().next().await.unwrap().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_ends_a_reader_that_waits() {
+    let kinesis = Kinesis::with_shards(2);
+    let consumer = consumer(&kinesis).build().unwrap();
+    let reading = tokio::spawn({
+        let consumer = consumer.clone();
+        async move { consumer.records().next().await.is_none() }
+    });
+    sleep(Duration::from_secs(10)).await;
+    consumer.close().await.unwrap();
+    assert!(timeout(Duration::from_secs(1), reading).await.unwrap().unwrap());
+    assert_eq!(kinesis.in_flight(), 0);
+}
+
+/// The stream is dropped after each number of polls in turn, which is at each of its await
+/// points; another one reads the rest.
+#[tokio::test(start_paused = true)]
+async fn dropping_at_any_point_skips_nothing() {
+    for polls in 1..80 {
+        let kinesis = Kinesis::with_shards(2);
+        kinesis.set_latency(Duration::from_millis(3));
+        for number in 0..20 {
+            kinesis.put(number % 2, number.to_string());
+        }
+        let store = MemoryStore::new();
+        let build = || consumer(&kinesis).limit(3).store(store.clone()).build().unwrap();
+        let mut seen = Vec::new();
+        let first = build();
+        let mut records = first.records();
+        let mut left = polls;
+        let mut in_hand = false;
+        while left > 0 && seen.len() < 20 {
+            let polled = std::future::poll_fn(|context| {
+                left -= 1;
+                in_hand = false;
+                match records.poll_next_unpin(context) {
+                    Poll::Pending if left == 0 => Poll::Ready(None),
+                    polled => polled,
+                }
+            });
+            if let Some(record) = polled.await {
+                seen.push(number(&record.unwrap()));
+                in_hand = true;
+            }
+        }
+        drop((records, first));
+        // The record in hand was not finished, and nothing else is repeated.
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(kinesis.in_flight(), 0, "no call is left behind");
+        let unfinished = if in_hand { seen.pop() } else { None };
+        let second = build();
+        let mut records = second.records();
+        while seen.len() < 20 {
+            seen.push(number(&next(&mut records).await));
+        }
+        assert!(unfinished.is_none_or(|number| seen.contains(&number)));
+        for shard in 0..2 {
+            let order: Vec<_> = seen.iter().filter(|number| *number % 2 == shard).collect();
+            assert_eq!(order.len(), 10, "{polls} polls: {seen:?}");
+            assert!(order.is_sorted(), "{polls} polls: {seen:?}");
+        }
+        assert_silent(&mut records).await;
+    }
+}

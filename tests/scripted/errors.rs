@@ -1,0 +1,220 @@
+//! Each row of the error table, from an answer on the wire to what the caller sees.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::store::Scope;
+use kinestream::{Checkpoint, CheckpointStore, ErrorKind, MemoryStore, OnTrimmed};
+use tokio::time::{Instant, timeout};
+
+use crate::support::kinesis::{Action, Kinesis};
+use crate::{assert_silent, consumer, next, number};
+
+/// What is cured within: twice in a row, on each operation, and the caller sees nothing of it.
+#[tokio::test(start_paused = true)]
+async fn what_a_retry_cures_is_not_seen() {
+    let fail = |status, code, message| Action::Fail { status, code, message };
+    let cures = [
+        fail(400, "ProvisionedThroughputExceededException", "Rate exceeded for shard"),
+        fail(400, "KMSThrottlingException", "slow down"),
+        fail(400, "LimitExceededException", "Rate exceeded"),
+        fail(400, "ThrottlingException", "Rate exceeded"),
+        fail(500, "InternalFailureException", "we are sorry"),
+        fail(500, "", ""),
+        fail(503, "ServiceUnavailable", "we are sorry"),
+        fail(400, "ExpiredIteratorException", "Iterator expired"),
+        fail(400, "ExpiredNextTokenException", "Token expired"),
+        Action::Raw { status: 200, body: "{\"Records\": [" },
+        Action::Raw { status: 502, body: "<html>bad gateway</html>" },
+        Action::Refuse,
+        Action::Hang,
+        Action::Lose,
+        Action::Delay(Duration::from_secs(20)),
+    ];
+    for action in cures {
+        for operation in ["ListShards", "GetShardIterator", "GetRecords"] {
+            let kinesis = Kinesis::with_shards(1);
+            for number in 0..10 {
+                kinesis.put(0, number.to_string());
+            }
+            kinesis.fail_next(operation, action.clone(), 2);
+            let consumer = consumer(&kinesis).build().unwrap();
+            let mut records = consumer.records();
+            // A Kinesis that was never reached for so long is told of, and still waited for.
+            let unreached = operation == "ListShards" && matches!(action, Action::Hang);
+            if unreached {
+                let error = records.next().await.unwrap().unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Unavailable);
+            }
+            for expected in 0..10 {
+                assert_eq!(number(&next(&mut records).await), expected, "{operation} {action:?}");
+            }
+            assert_eq!(kinesis.violations(), [""; 0], "{operation} {action:?}");
+            let tried_again = kinesis.calls(operation).len() >= 3;
+            assert!(tried_again || matches!(action, Action::Delay(_)), "{operation} {action:?}");
+        }
+    }
+}
+
+/// What only the caller can cure: told once, naming the place, and tried again slowly.
+#[tokio::test(start_paused = true)]
+async fn what_a_retry_cannot_cure_is_told_once() {
+    let denials = [
+        (
+            "AccessDeniedException",
+            ErrorKind::Denied,
+            "access was denied; the README lists the IAM actions that are needed",
+        ),
+        (
+            "KMSAccessDeniedException",
+            ErrorKind::Denied,
+            "access was denied; the README lists the IAM actions that are needed",
+        ),
+        (
+            "KMSDisabledException",
+            ErrorKind::Denied,
+            "the stream's KMS key cannot be used; check that it exists, is enabled and may be used for kms:Decrypt",
+        ),
+        (
+            "KMSInvalidStateException",
+            ErrorKind::Denied,
+            "the stream's KMS key cannot be used; check that it exists, is enabled and may be used for kms:Decrypt",
+        ),
+        (
+            "KMSNotFoundException",
+            ErrorKind::Denied,
+            "the stream's KMS key cannot be used; check that it exists, is enabled and may be used for kms:Decrypt",
+        ),
+        (
+            "KMSOptInRequired",
+            ErrorKind::Denied,
+            "the stream's KMS key cannot be used; check that it exists, is enabled and may be used for kms:Decrypt",
+        ),
+        (
+            "UnrecognizedClientException",
+            ErrorKind::Denied,
+            "the credentials were refused; check that they are valid, not expired and for this account and region",
+        ),
+        (
+            "ExpiredTokenException",
+            ErrorKind::Denied,
+            "the credentials were refused; check that they are valid, not expired and for this account and region",
+        ),
+        ("ValidationException", ErrorKind::Rejected, "Kinesis refused the call"),
+    ];
+    for (code, kind, advice) in denials {
+        let kinesis = Kinesis::with_shards(2);
+        kinesis.put(0, "0");
+        kinesis.put(1, "1");
+        let mut times = 3;
+        kinesis.on_call(move |call| {
+            if call.operation == "GetRecords" && call.shard == Some(0) && times > 0 {
+                times -= 1;
+                return Action::Fail { status: 400, code, message: "no" };
+            }
+            Action::Serve
+        });
+        let consumer = consumer(&kinesis).build().unwrap();
+        let mut records = consumer.records();
+        let (mut told, mut read) = (Vec::new(), Vec::new());
+        let began = Instant::now();
+        while read.len() < 2 {
+            match timeout(Duration::from_secs(600), records.next()).await.unwrap().unwrap() {
+                Ok(record) => read.push(number(&record)),
+                Err(error) => told.push(error),
+            }
+        }
+        assert_eq!(told.len(), 1, "{code}");
+        assert_eq!(told[0].kind(), kind, "{code}");
+        assert_eq!(
+            told[0].to_string(),
+            format!(
+                "stream orders, shard shardId-000000000000: GetRecords: {advice} (400 {code}: no)"
+            )
+        );
+        assert_eq!(read, [1, 0], "the other shard goes on, and this one when it can");
+        assert!(began.elapsed() >= Duration::from_secs(45), "three slow attempts");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_deleted_ends() {
+    let kinesis = Kinesis::with_shards(2);
+    kinesis.put(0, "0");
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    assert_eq!(number(&next(&mut records).await), 0);
+    kinesis.delete_stream();
+    let mut told = Vec::new();
+    while let Some(error) = timeout(Duration::from_secs(600), records.next()).await.unwrap() {
+        let error = error.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert_eq!(error.stream(), Some("orders"));
+        told.push(error.shard_id().map(str::to_owned));
+    }
+    told.sort();
+    let shard = |index| Some(format!("shardId-{index:012}"));
+    assert_eq!(told, [None, shard(0), shard(1)], "the stream, and each shard, once");
+    assert!(records.next().await.is_none(), "fused");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kinesis_out_of_reach_at_the_start_is_told_and_waited_for() {
+    let kinesis = Kinesis::with_shards(1);
+    kinesis.put(0, "0");
+    kinesis.fail_next("ListShards", Action::Refuse, 10);
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    let error = records.next().await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.is_temporary());
+    assert_eq!(
+        error.to_string(),
+        "stream orders: ListShards cannot reach Kinesis: no connection; check the endpoint, the \
+         region and the network"
+    );
+    assert_eq!(number(&next(&mut records).await), 0);
+}
+
+/// A store that has a checkpoint of a record which is not there any more.
+async fn trimmed_store(kinesis: &Kinesis) -> MemoryStore {
+    let store = MemoryStore::new();
+    let numbers: Vec<String> = (0..10).map(|number| kinesis.put(0, number.to_string())).collect();
+    let checkpoint = Checkpoint::AfterSequence {
+        sequence_number: numbers[2].parse().unwrap(),
+        sub_sequence_number: None,
+    };
+    let shard = "shardId-000000000000".parse().unwrap();
+    store.save(&Scope::new("default", "orders"), &[(shard, checkpoint)]).await.unwrap();
+    kinesis.orders(|orders, _| orders.shards[0].trimmed = 5);
+    store
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trimmed_checkpoint_follows_the_policy() {
+    let kinesis = Kinesis::with_shards(2);
+    let store = trimmed_store(&kinesis).await;
+    kinesis.put(1, "100");
+    let reader = consumer(&kinesis).store(store).build().unwrap();
+    let mut records = reader.records();
+    let (mut told, mut read) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        match records.next().await.unwrap() {
+            Ok(record) => read.push(number(&record)),
+            Err(error) => told.push(error),
+        }
+    }
+    assert_eq!(told[0].kind(), ErrorKind::Trimmed);
+    assert_eq!(told[0].shard_id(), Some("shardId-000000000000"));
+    assert_eq!(read, [100], "the other shard goes on");
+    assert_silent(&mut records).await;
+
+    let kinesis = Kinesis::with_shards(1);
+    let store = trimmed_store(&kinesis).await;
+    let reader =
+        consumer(&kinesis).store(store).on_trimmed(OnTrimmed::TrimHorizon).build().unwrap();
+    let mut records = reader.records();
+    for expected in 5..10 {
+        assert_eq!(number(&next(&mut records).await), expected);
+    }
+}

@@ -1,0 +1,45 @@
+//! The consumer against a model of Kinesis in memory, on a paused clock: the real SDK client, no
+//! socket, and no waiting.
+// A test that cannot go on says so by a panic, in its helpers too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod checkpoints;
+mod errors;
+mod pacing;
+mod property;
+mod resharding;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::{Consumer, ConsumerBuilder, Record, Records, StartingPosition};
+use tokio::time::timeout;
+
+use support::kinesis::Kinesis;
+
+/// A consumer of the stream `orders`, from its beginning.
+fn consumer(kinesis: &Kinesis) -> ConsumerBuilder {
+    Consumer::builder(kinesis.client(), "orders").starting_position(StartingPosition::TrimHorizon)
+}
+
+/// The next record, which comes within ten minutes and is no error.
+async fn next(records: &mut Records) -> Record {
+    timeout(Duration::from_secs(600), records.next())
+        .await
+        .expect("a record within ten minutes")
+        .expect("the stream goes on")
+        .expect("no error")
+}
+
+/// The payload as the number that it was put as.
+fn number(record: &Record) -> usize {
+    std::str::from_utf8(record.data()).unwrap().parse().unwrap()
+}
+
+/// Nothing comes for a minute.
+async fn assert_silent(records: &mut Records) {
+    let quiet = timeout(Duration::from_secs(60), records.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+}

@@ -1,0 +1,229 @@
+//! The limits of Kinesis, the caller's demand, and the memory.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::CheckpointOn;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::support::kinesis::{Action, Kinesis};
+use crate::{consumer, next, number};
+
+const MEBIBYTE: usize = 1 << 20;
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_is_behind_is_asked_five_times_a_second_and_no_more() {
+    let kinesis = Kinesis::with_shards(1);
+    for number in 0..100 {
+        kinesis.put(0, number.to_string());
+    }
+    sleep(Duration::from_secs(10)).await;
+    let consumer = consumer(&kinesis).limit(1).build().unwrap();
+    let mut records = consumer.records();
+    let began = Instant::now();
+    for expected in 0..100 {
+        assert_eq!(number(&next(&mut records).await), expected);
+    }
+    let took = began.elapsed();
+    assert_eq!(kinesis.violations(), [""; 0]);
+    assert!(took < Duration::from_secs(22), "as fast as the limit allows: {took:?}");
+    for window in kinesis.calls("GetRecords").windows(6) {
+        assert!(window[5].at - window[0].at >= Duration::from_secs(1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_are_paid_for() {
+    let kinesis = Kinesis::with_shards(1);
+    for _ in 0..40 {
+        kinesis.put(0, vec![0; MEBIBYTE]);
+    }
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    let began = Instant::now();
+    for _ in 0..40 {
+        next(&mut records).await;
+    }
+    assert_eq!(kinesis.violations(), [""; 0]);
+    let took = began.elapsed();
+    // What was read before the last answer is paid for: 36 of 40 MiB, at 2 MiB a second.
+    assert!(took >= Duration::from_secs(15) && took < Duration::from_secs(21), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_without_news_is_asked_every_interval() {
+    let kinesis = Kinesis::with_shards(1);
+    let consumer = consumer(&kinesis).interval(Duration::from_secs(3)).build().unwrap();
+    let mut records = consumer.records();
+    assert!(timeout(Duration::from_secs(60), records.next()).await.is_err());
+    let calls = kinesis.calls("GetRecords").len();
+    assert!((19..=21).contains(&calls), "{calls} calls in a minute");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_demand_nothing_is_read() {
+    for prefetch in [0, 1, 3] {
+        let kinesis = Kinesis::with_shards(1);
+        for number in 0..100 {
+            kinesis.put(0, number.to_string());
+        }
+        let consumer = consumer(&kinesis).limit(10).prefetch(prefetch).build().unwrap();
+        let mut records = consumer.records();
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(kinesis.calls("GetRecords").len(), 0, "not polled yet");
+        next(&mut records).await;
+        sleep(Duration::from_secs(60)).await;
+        // The batch in hand, and those ahead of it.
+        assert_eq!(kinesis.calls("GetRecords").len(), 1 + prefetch);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_minutes_between_records_lose_nothing_and_time_nothing_out() {
+    let kinesis = Kinesis::with_shards(2);
+    for number in 0..20 {
+        kinesis.put(number % 2, number.to_string());
+    }
+    let consumer = consumer(&kinesis).limit(2).build().unwrap();
+    let mut records = consumer.records();
+    let mut seen = Vec::new();
+    for _ in 0..20 {
+        seen.push(number(&next(&mut records).await));
+        sleep(Duration::from_secs(600)).await;
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (0..20).collect::<Vec<_>>());
+    assert!(kinesis.calls("GetRecords").iter().all(|call| call.status == Some(200)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hot_shard_lets_the_others_speak() {
+    let kinesis = Kinesis::with_shards(20);
+    for number in 0..50_000 {
+        kinesis.put(0, number.to_string());
+    }
+    for shard in 1..20 {
+        for number in 0..10 {
+            kinesis.put(shard, number.to_string());
+        }
+    }
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    let mut quiet = 0;
+    let mut hot = 0;
+    while quiet < 190 {
+        match next(&mut records).await.shard_id().as_str() {
+            "shardId-000000000000" => hot += 1,
+            _ => quiet += 1,
+        }
+    }
+    // Their first batches come within the first fifth of a second, and then they take turns.
+    assert!(hot <= 20_000, "{hot} records of the hot shard came before the last of the others");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bytes_buffered_stay_within_the_budget() {
+    let kinesis = Kinesis::with_shards(8);
+    kinesis.set_latency(Duration::from_millis(50));
+    for shard in 0..8 {
+        for _ in 0..4 {
+            kinesis.put(shard, vec![0; 10 * MEBIBYTE - 3]);
+        }
+    }
+    let consumer = consumer(&kinesis).max_buffered_bytes(32 * MEBIBYTE).build().unwrap();
+    let mut records = consumer.records();
+    let mut taken = 0;
+    for _ in 0..32 {
+        taken += next(&mut records).await.data().len() + 3;
+        sleep(Duration::from_secs(20)).await;
+        let fetched: usize = kinesis.calls("GetRecords").iter().map(|call| call.bytes).sum();
+        assert!(fetched - taken <= 32 * MEBIBYTE, "{} bytes are buffered", fetched - taken);
+    }
+    assert_eq!(kinesis.violations(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_smaller_than_a_record_lets_one_batch_through_at_a_time() {
+    let kinesis = Kinesis::with_shards(3);
+    for shard in 0..3 {
+        kinesis.put(shard, vec![0; 10 * MEBIBYTE - 3]);
+    }
+    let consumer = consumer(&kinesis).max_buffered_bytes(1).build().unwrap();
+    let mut records = consumer.records();
+    for _ in 0..3 {
+        next(&mut records).await;
+    }
+}
+
+/// A burst that is larger than a quiet shard was granted is read again with room for it.
+#[tokio::test(start_paused = true)]
+async fn a_burst_on_quiet_shards_stays_within_the_budget() {
+    let kinesis = Kinesis::with_shards(8);
+    let consumer = consumer(&kinesis).max_buffered_bytes(20 * MEBIBYTE).build().unwrap();
+    let mut records = consumer.records();
+    assert!(timeout(Duration::from_secs(5), records.next()).await.is_err());
+    for shard in 0..8 {
+        kinesis.put(shard, vec![u8::try_from(shard).unwrap(); 9 * MEBIBYTE]);
+    }
+    let mut seen = Vec::new();
+    for _ in 0..8 {
+        seen.push(next(&mut records).await.data()[0]);
+        sleep(Duration::from_secs(10)).await;
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (0..8).collect::<Vec<u8>>());
+    assert_eq!(kinesis.violations(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn unfinished_records_hold_a_shard_up() {
+    let kinesis = Kinesis::with_shards(1);
+    for number in 0..10 {
+        kinesis.put(0, number.to_string());
+    }
+    let consumer =
+        consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).max_in_flight(3).build().unwrap();
+    let mut records = consumer.records();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(next(&mut records).await);
+    }
+    assert!(timeout(Duration::from_secs(60), records.next()).await.is_err());
+    held[1].ack();
+    assert_eq!(number(&next(&mut records).await), 3);
+    assert!(timeout(Duration::from_secs(60), records.next()).await.is_err());
+}
+
+/// Throttled by others who read the same shard, it slows down, and recovers when they are gone.
+#[tokio::test(start_paused = true)]
+async fn throttling_slows_down_and_passes() {
+    let kinesis = Kinesis::with_shards(1);
+    for number in 0..200 {
+        kinesis.put(0, number.to_string());
+    }
+    sleep(Duration::from_secs(1)).await;
+    let until = Instant::now() + Duration::from_secs(30);
+    kinesis.on_call(move |call| {
+        if call.operation == "GetRecords" && call.at < until {
+            return Action::Fail {
+                status: 400,
+                code: "ProvisionedThroughputExceededException",
+                message: "Rate exceeded",
+            };
+        }
+        Action::Serve
+    });
+    let consumer = consumer(&kinesis).limit(1).build().unwrap();
+    let mut records = consumer.records();
+    next(&mut records).await;
+    let refused = kinesis.calls("GetRecords").iter().filter(|call| call.at < until).count();
+    assert!((5..20).contains(&refused), "{refused} calls in 30 throttled seconds");
+    for _ in 0..20 {
+        next(&mut records).await;
+    }
+    let began = Instant::now();
+    for _ in 0..50 {
+        next(&mut records).await;
+    }
+    assert!(began.elapsed() < Duration::from_millis(10_500), "recovered: {:?}", began.elapsed());
+}

@@ -1,0 +1,306 @@
+//! Random shard trees, batches, faults, restarts and orders of acknowledgement: whatever the
+//! schedule, every record comes at least once, in order, children after parents, and no position
+//! passes an unfinished record.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::store::Scope;
+use kinestream::{Checkpoint, CheckpointOn, CheckpointStore, MemoryStore, Record};
+use proptest::prelude::*;
+use tokio::time::{sleep, timeout};
+
+use crate::consumer;
+use crate::support::kinesis::{Action, Kinesis, Numbers};
+
+/// One thing that happens between records.
+#[derive(Debug, Clone)]
+enum Step {
+    Put(usize),
+    Split(usize),
+    Merge(usize, usize),
+    /// The next calls go wrong like this.
+    Fail(usize, u8),
+    /// The caller takes its time, in seconds.
+    Wait(u64),
+    /// So many records are pulled.
+    Read(usize),
+    /// One of the records in hand is finished.
+    Finish(usize),
+    /// The reader is dropped without a word, as by a crash, or closed.
+    Restart {
+        close: bool,
+    },
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..8_usize).prop_map(Step::Put),
+        1 => (0..8_usize).prop_map(Step::Split),
+        1 => (0..8_usize, 0..8_usize).prop_map(|(one, other)| Step::Merge(one, other)),
+        2 => (1..4_usize, 0..6_u8).prop_map(|(times, kind)| Step::Fail(times, kind)),
+        2 => (0..400_u64).prop_map(Step::Wait),
+        6 => (1..6_usize).prop_map(Step::Read),
+        6 => any::<usize>().prop_map(Step::Finish),
+        1 => any::<bool>().prop_map(|close| Step::Restart { close }),
+    ]
+}
+
+fn fault(kind: u8) -> Action {
+    match kind {
+        0 => Action::Fail {
+            status: 400,
+            code: "ProvisionedThroughputExceededException",
+            message: "Rate exceeded",
+        },
+        1 => Action::Fail { status: 500, code: "InternalFailureException", message: "" },
+        2 => Action::Fail { status: 400, code: "ExpiredIteratorException", message: "expired" },
+        3 => Action::Refuse,
+        4 => Action::Lose,
+        _ => Action::Delay(Duration::from_secs(3)),
+    }
+}
+
+/// What the test knows of the world.
+struct World {
+    kinesis: Kinesis,
+    store: MemoryStore,
+    mode: CheckpointOn,
+    /// For each shard, what was put, and its parents.
+    put: Vec<Vec<String>>,
+    /// What the caller has finished with.
+    finished: Vec<BTreeSet<String>>,
+}
+
+impl World {
+    fn new(shards: usize, mode: CheckpointOn) -> Self {
+        let kinesis = Kinesis::with_shards(shards);
+        kinesis.orders(|orders, _| {
+            *orders = crate::support::kinesis::Stream::new(shards, Numbers::Short);
+        });
+        Self {
+            kinesis,
+            store: MemoryStore::new(),
+            mode,
+            put: vec![Vec::new(); shards],
+            finished: vec![BTreeSet::new(); shards],
+        }
+    }
+
+    fn open(&self) -> Vec<usize> {
+        self.kinesis.orders(|orders, _| {
+            (0..orders.shards.len()).filter(|shard| orders.shards[*shard].open).collect()
+        })
+    }
+
+    fn change(&mut self, step: &Step) {
+        let open = self.open();
+        match *step {
+            Step::Put(pick) => {
+                let shard = open[pick % open.len()];
+                self.put[shard].push(self.kinesis.put(shard, "x"));
+            }
+            Step::Split(pick) if self.put.len() < 12 => {
+                self.kinesis.orders(|orders, now| orders.split(open[pick % open.len()], now));
+                self.grow(2);
+            }
+            Step::Merge(one, other) if open.len() > 1 && one % open.len() != other % open.len() => {
+                let pair = [open[one % open.len()], open[other % open.len()]];
+                self.kinesis.orders(|orders, now| orders.merge(pair[0], pair[1], now));
+                self.grow(1);
+            }
+            Step::Fail(times, kind) => {
+                let mut times = times;
+                self.kinesis.on_call(move |call| {
+                    // A listing before the first answer may take its time to be told of.
+                    if times == 0 || call.operation == "ListShards" {
+                        return Action::Serve;
+                    }
+                    times -= 1;
+                    fault(kind)
+                });
+            }
+            _ => {}
+        }
+    }
+
+    fn grow(&mut self, shards: usize) {
+        for _ in 0..shards {
+            self.put.push(Vec::new());
+            self.finished.push(BTreeSet::new());
+        }
+    }
+
+    fn all_finished(&self) -> bool {
+        self.put.iter().zip(&self.finished).all(|(put, finished)| put.len() == finished.len())
+    }
+
+    fn finish(&mut self, record: &Record) {
+        self.finished[shard_of(record)].insert(record.sequence_number().to_string());
+    }
+
+    /// How many records of each shard the stored position has passed.
+    async fn positions(&self) -> BTreeMap<usize, usize> {
+        let stored = self.store.load(&Scope::new("default", "orders")).await.unwrap();
+        let passed = stored.into_iter().map(|(shard, checkpoint)| {
+            let shard: usize = shard.as_str()[8..].parse().unwrap();
+            let passed = match checkpoint {
+                Checkpoint::AfterSequence { sequence_number, .. } => {
+                    let place = |number: &String| *number == sequence_number.to_string();
+                    1 + self.put[shard].iter().position(place).expect("a record of this shard")
+                }
+                Checkpoint::ShardEnd => self.put[shard].len(),
+                _ => 0,
+            };
+            (shard, passed)
+        });
+        passed.collect()
+    }
+
+    /// No stored position is past a record that is not finished.
+    async fn check_positions(&self) {
+        for (shard, passed) in self.positions().await {
+            for number in &self.put[shard][..passed] {
+                assert!(
+                    self.finished[shard].contains(number),
+                    "shard {shard}: the position has passed {number}, which is not finished"
+                );
+            }
+        }
+    }
+
+    /// Nothing that is finished up to a gap will come again.
+    async fn check_saved(&self) {
+        let positions = self.positions().await;
+        for (shard, (put, finished)) in self.put.iter().zip(&self.finished).enumerate() {
+            let prefix = put.iter().take_while(|number| finished.contains(*number)).count();
+            let passed = positions.get(&shard).copied().unwrap_or(0);
+            assert_eq!(passed, prefix, "shard {shard}: not all that is finished is saved");
+        }
+    }
+}
+
+fn shard_of(record: &Record) -> usize {
+    record.shard_id().as_str()[8..].parse().unwrap()
+}
+
+/// Runs a schedule, and then reads on without faults until everything is finished.
+async fn run(shards: usize, mode: CheckpointOn, limit: u32, steps: &[Step]) {
+    let mut world = World::new(shards, mode);
+    let mut steps = steps.iter();
+    let mut over = false;
+    while !(over && world.all_finished()) {
+        let reader = consumer(&world.kinesis)
+            .limit(limit)
+            .checkpoint_on(world.mode)
+            .max_in_flight(4)
+            .store(world.store.clone())
+            .build()
+            .unwrap();
+        let mut records = reader.records();
+        let mut held: Vec<Record> = Vec::new();
+        let mut last_in_shard: BTreeMap<usize, usize> = BTreeMap::new();
+        let mut close = true;
+        loop {
+            let step = steps.next();
+            over |= step.is_none();
+            // When the schedule is over, everything is read and finished in turn.
+            let step = match step {
+                Some(step) => step.clone(),
+                None if world.all_finished() => break,
+                None => {
+                    world.kinesis.on_call(|_| Action::Serve);
+                    held.drain(..).for_each(|record| {
+                        world.finish(&record);
+                        record.ack();
+                    });
+                    Step::Read(1)
+                }
+            };
+            match step {
+                Step::Read(count) => {
+                    for _ in 0..count {
+                        // What is in hand is finished by asking for more.
+                        if world.mode == CheckpointOn::Pull {
+                            held.drain(..).for_each(|record| world.finish(&record));
+                        }
+                        let patience = Duration::from_secs(if over { 300 } else { 5 });
+                        let Ok(record) = timeout(patience, records.next()).await else {
+                            assert!(!over || world.all_finished(), "nothing comes any more");
+                            break;
+                        };
+                        let record = record.expect("goes on").expect("no error");
+                        check_order(&world, &mut last_in_shard, &record);
+                        held.push(record);
+                    }
+                }
+                Step::Finish(pick) if world.mode == CheckpointOn::Ack && !held.is_empty() => {
+                    let record = held.swap_remove(pick % held.len());
+                    world.finish(&record);
+                    record.ack();
+                }
+                Step::Wait(seconds) => sleep(Duration::from_secs(seconds)).await,
+                Step::Restart { close: graceful } => {
+                    close = graceful;
+                    break;
+                }
+                other => world.change(&other),
+            }
+            world.check_positions().await;
+        }
+        if close {
+            drop(records);
+            reader.close().await.unwrap();
+        } else {
+            drop((records, reader));
+        }
+        // The limits count for all readers of a shard, and the next one knows nothing of the last.
+        sleep(Duration::from_secs(6)).await;
+        world.check_positions().await;
+        world.check_saved().await;
+    }
+    assert_eq!(world.kinesis.violations(), [""; 0]);
+}
+
+/// In its shard each record follows the one before it, and all its parents are finished.
+fn check_order(world: &World, last: &mut BTreeMap<usize, usize>, record: &Record) {
+    let shard = shard_of(record);
+    let number = record.sequence_number().to_string();
+    let place = world.put[shard].iter().position(|other| *other == number).expect("was put");
+    if let Some(before) = last.insert(shard, place) {
+        assert_eq!(place, before + 1, "shard {shard} skips or repeats a record");
+    } else {
+        for skipped in &world.put[shard][..place] {
+            assert!(world.finished[shard].contains(skipped), "shard {shard} skipped {skipped}");
+        }
+    }
+    let parents = world.kinesis.orders(|orders, _| orders.shards[shard].parents.clone());
+    for parent in parents {
+        assert_eq!(
+            world.finished[parent].len(),
+            world.put[parent].len(),
+            "shard {shard} begins before its parent {parent} is finished"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn no_schedule_loses_a_record(
+        shards in 1..4_usize,
+        ack: bool,
+        limit in prop_oneof![Just(1_u32), Just(3), Just(10_000)],
+        steps in prop::collection::vec(any_step(), 1..80),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let mode = if ack { CheckpointOn::Ack } else { CheckpointOn::Pull };
+        runtime.block_on(run(shards, mode, limit, &steps));
+    }
+}
