@@ -40,7 +40,9 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (0..8_usize).prop_map(Step::Split),
         1 => (0..8_usize, 0..8_usize).prop_map(|(one, other)| Step::Merge(one, other)),
         2 => (1..4_usize, 0..6_u8).prop_map(|(times, kind)| Step::Fail(times, kind)),
-        2 => (0..400_u64).prop_map(Step::Wait),
+        4 => (0..5_u64).prop_map(Step::Wait),
+        // Longer than an iterator lives, which is rare: idle shards are asked all the while.
+        1 => Just(Step::Wait(310)),
         6 => (1..6_usize).prop_map(Step::Read),
         6 => any::<usize>().prop_map(Step::Finish),
         1 => any::<bool>().prop_map(|close| Step::Restart { close }),
@@ -71,6 +73,8 @@ struct World {
     put: Vec<Vec<String>>,
     /// What the caller has finished with.
     finished: Vec<BTreeSet<String>>,
+    /// What it has finished with since the last restart.
+    lately: BTreeSet<String>,
 }
 
 impl World {
@@ -85,6 +89,7 @@ impl World {
             mode,
             put: vec![Vec::new(); shards],
             finished: vec![BTreeSet::new(); shards],
+            lately: BTreeSet::new(),
         }
     }
 
@@ -137,7 +142,9 @@ impl World {
     }
 
     fn finish(&mut self, record: &Record) {
-        self.finished[shard_of(record)].insert(record.sequence_number().to_string());
+        let number = record.sequence_number().to_string();
+        self.lately.insert(number.clone());
+        self.finished[shard_of(record)].insert(number);
     }
 
     /// How many records of each shard the stored position has passed.
@@ -170,13 +177,16 @@ impl World {
         }
     }
 
-    /// Nothing that is finished up to a gap will come again.
-    async fn check_saved(&self) {
+    /// What was finished up to a gap, since the reader began at these positions, will not come
+    /// again.
+    async fn check_saved(&self, began: &BTreeMap<usize, usize>) {
         let positions = self.positions().await;
-        for (shard, (put, finished)) in self.put.iter().zip(&self.finished).enumerate() {
-            let prefix = put.iter().take_while(|number| finished.contains(*number)).count();
+        for (shard, put) in self.put.iter().enumerate() {
+            let before = began.get(&shard).copied().unwrap_or(0);
+            let lately = |number: &&String| self.lately.contains(*number);
+            let finished = before + put[before..].iter().take_while(lately).count();
             let passed = positions.get(&shard).copied().unwrap_or(0);
-            assert_eq!(passed, prefix, "shard {shard}: not all that is finished is saved");
+            assert_eq!(passed, finished, "shard {shard}: not all that is finished is saved");
         }
     }
 }
@@ -199,6 +209,8 @@ async fn run(shards: usize, mode: CheckpointOn, limit: u32, steps: &[Step]) {
             .build()
             .unwrap();
         let mut records = reader.records();
+        let began = world.positions().await;
+        world.lately.clear();
         let mut held: Vec<Record> = Vec::new();
         let mut last_in_shard: BTreeMap<usize, usize> = BTreeMap::new();
         let mut close = true;
@@ -258,7 +270,7 @@ async fn run(shards: usize, mode: CheckpointOn, limit: u32, steps: &[Step]) {
         // The limits count for all readers of a shard, and the next one knows nothing of the last.
         sleep(Duration::from_secs(6)).await;
         world.check_positions().await;
-        world.check_saved().await;
+        world.check_saved(&began).await;
     }
     assert_eq!(world.kinesis.violations(), [""; 0]);
 }
@@ -286,14 +298,14 @@ fn check_order(world: &World, last: &mut BTreeMap<usize, usize>, record: &Record
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 50, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn no_schedule_loses_a_record(
         shards in 1..4_usize,
         ack: bool,
         limit in prop_oneof![Just(1_u32), Just(3), Just(10_000)],
-        steps in prop::collection::vec(any_step(), 1..80),
+        steps in prop::collection::vec(any_step(), 1..60),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
