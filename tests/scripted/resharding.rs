@@ -33,7 +33,7 @@ async fn children_come_after_their_parents_over_generations() {
         let consumer = consumer(&kinesis).limit(7).build().unwrap();
         let mut records = consumer.records();
         let mut seen = BTreeSet::new();
-        let mut last = vec![None; 5];
+        let mut last = [None; 5];
         for _ in 0..150 {
             let record = next(&mut records).await;
             let shard: usize = record.shard_id().as_str()[8..].parse().unwrap();
