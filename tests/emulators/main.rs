@@ -59,3 +59,8 @@ async fn kinesis_local_goes_through_the_same_stories() {
     stories::an_unknown_stream_is_told_and_ends(&client).await;
     stories::a_task_for_each_shard_reads_all(&client).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_connection_is_told() {
+    stories::a_refused_connection_is_told(&ferrokinesis_server::client_of(1)).await;
+}

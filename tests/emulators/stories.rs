@@ -267,3 +267,15 @@ pub(crate) async fn a_task_for_each_shard_reads_all(client: &Client) {
     assert_eq!(numbers(&seen), (0..60).collect::<Vec<_>>());
     assert_in_order(&seen);
 }
+
+/// Nobody listens at this port.
+pub(crate) async fn a_refused_connection_is_told(client: &Client) {
+    let consumer = consumer(client, "orders", &MemoryStore::new()).build().unwrap();
+    let error = timeout(PATIENCE, consumer.records().next()).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(
+        error.to_string(),
+        "stream orders: ListShards cannot reach Kinesis: no connection; check the endpoint, the \
+         region and the network"
+    );
+}

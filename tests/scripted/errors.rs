@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::config::{BehaviorVersion, Config, Credentials, Region};
 use futures::StreamExt;
 use kinestream::store::Scope;
-use kinestream::{Checkpoint, CheckpointStore, ErrorKind, MemoryStore, OnTrimmed};
+use kinestream::{Checkpoint, CheckpointStore, Consumer, ErrorKind, MemoryStore, OnTrimmed};
 use tokio::time::{Instant, timeout};
 
 use crate::support::kinesis::{Action, Kinesis};
@@ -216,5 +218,37 @@ async fn a_trimmed_checkpoint_follows_the_policy() {
     let mut records = reader.records();
     for expected in 5..10 {
         assert_eq!(number(&next(&mut records).await), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_credentials_or_region_the_user_is_told_what_to_set() {
+    let kinesis = Kinesis::with_shards(1);
+    let bare = || {
+        Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .http_client(kinesis.http_client())
+    };
+    let cases = [
+        (
+            bare().region(Region::new("eu-west-1")).build(),
+            ErrorKind::Denied,
+            "stream orders: ListShards was not sent: no AWS credentials; set AWS_ACCESS_KEY_ID and \
+             AWS_SECRET_ACCESS_KEY, a profile or a role, and build the client from aws_config",
+        ),
+        (
+            bare().credentials_provider(Credentials::new("a", "b", None, None, "test")).build(),
+            ErrorKind::Configuration,
+            "stream orders: ListShards was not sent: no AWS region; set AWS_REGION or the \
+             client's region",
+        ),
+    ];
+    for (config, kind, text) in cases {
+        let consumer = Consumer::builder(Client::from_conf(config), "orders").build().unwrap();
+        let mut records = consumer.records();
+        let error = records.next().await.unwrap().unwrap_err();
+        assert_eq!(error.to_string(), text, "{error:?}");
+        assert_eq!(error.kind(), kind);
+        assert_silent(&mut records).await;
     }
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::retry::RetryConfig;
 use aws_sdk_kinesis::config::{
-    BehaviorVersion, Config, Credentials, Region, StalledStreamProtectionConfig,
+    BehaviorVersion, Config, Credentials, Region, SharedHttpClient, StalledStreamProtectionConfig,
 };
 use tokio::time::Instant;
 
@@ -111,9 +111,14 @@ impl Kinesis {
             .credentials_provider(Credentials::new("test", "test", None, None, "test"))
             .retry_config(RetryConfig::disabled())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .http_client(wire::http_client(self.clone()))
+            .http_client(self.http_client())
             .build();
         Client::from_conf(config)
+    }
+
+    /// What a client of one's own making sends its calls through.
+    pub(crate) fn http_client(&self) -> SharedHttpClient {
+        wire::http_client(self.clone())
     }
 
     /// Changes the stream `orders`.
