@@ -1,64 +1,14 @@
 //! When positions are saved, and what happens while they can't be.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::task::Poll;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt};
-use kinestream::store::Scope;
-use kinestream::{
-    Checkpoint, CheckpointOn, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId,
-};
+use futures::StreamExt;
+use kinestream::{CheckpointOn, ErrorKind};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::kinesis::Kinesis;
+use crate::watched::Watched;
 use crate::{assert_silent, consumer, next, number};
-
-/// A store that counts its saves, and fails while it is told to.
-#[derive(Debug, Clone, Default)]
-struct Watched {
-    stored: MemoryStore,
-    saves: Arc<Mutex<Vec<(Instant, usize)>>>,
-    down: Arc<AtomicBool>,
-    attempts: Arc<AtomicUsize>,
-}
-
-impl CheckpointStore for Watched {
-    fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
-        self.stored.load(scope)
-    }
-
-    fn save<'a>(
-        &'a self,
-        scope: &'a Scope,
-        checkpoints: &'a [(ShardId, Checkpoint)],
-    ) -> BoxFuture<'a, Result<()>> {
-        async move {
-            self.attempts.fetch_add(1, Ordering::SeqCst);
-            if self.down.load(Ordering::SeqCst) {
-                return Err(Error::store_unavailable("the store is down", "by order"));
-            }
-            self.saves.lock().unwrap().push((Instant::now(), checkpoints.len()));
-            self.stored.save(scope, checkpoints).await
-        }
-        .boxed()
-    }
-}
-
-impl Watched {
-    async fn position(&self, shard: usize) -> Option<String> {
-        let scope = Scope::new("default", "orders");
-        let shard = format!("shardId-{shard:012}").parse().unwrap();
-        self.stored.load(&scope).await.unwrap().get(&shard).map(ToString::to_string)
-    }
-
-    fn set_down(&self, down: bool) {
-        self.down.store(down, Ordering::SeqCst);
-    }
-}
 
 fn after(number: &str) -> String {
     format!("AFTER_SEQUENCE_NUMBER:{number}")
@@ -78,7 +28,7 @@ async fn all_shards_are_saved_together_once_an_interval() {
         next(&mut records).await;
         sleep(Duration::from_millis(10)).await;
     }
-    let saves = store.saves.lock().unwrap().clone();
+    let saves = store.saves();
     for pair in saves[1..].windows(2) {
         assert!(pair[1].0 - pair[0].0 >= Duration::from_millis(999), "{pair:?}");
     }
@@ -207,7 +157,7 @@ async fn a_store_that_is_down_stops_records_only_when_it_is_down_for_too_long() 
         let held = down.elapsed();
         assert!(held > Duration::from_secs(28) && held < Duration::from_secs(45), "{held:?}");
         assert_silent(&mut records).await;
-        let attempts = store.attempts.load(Ordering::SeqCst);
+        let attempts = store.attempts();
         assert!(attempts < 60, "{attempts} attempts");
         store.set_down(false);
         next(&mut records).await;
@@ -259,55 +209,4 @@ async fn a_close_ends_a_reader_that_waits() {
     consumer.close().await.unwrap();
     assert!(timeout(Duration::from_secs(1), reading).await.unwrap().unwrap());
     assert_eq!(kinesis.in_flight(), 0);
-}
-
-/// The stream is dropped after each number of polls in turn, which is at each of its await
-/// points; another one reads the rest.
-#[tokio::test(start_paused = true)]
-async fn dropping_at_any_point_skips_nothing() {
-    for polls in 1..80 {
-        let kinesis = Kinesis::with_shards(2);
-        kinesis.set_latency(Duration::from_millis(3));
-        for number in 0..20 {
-            kinesis.put(number % 2, number.to_string());
-        }
-        let store = MemoryStore::new();
-        let build = || consumer(&kinesis).limit(3).store(store.clone()).build().unwrap();
-        let mut seen = Vec::new();
-        let first = build();
-        let mut records = first.records();
-        let mut left = polls;
-        let mut in_hand = false;
-        while left > 0 && seen.len() < 20 {
-            let polled = std::future::poll_fn(|context| {
-                left -= 1;
-                in_hand = false;
-                match records.poll_next_unpin(context) {
-                    Poll::Pending if left == 0 => Poll::Ready(None),
-                    polled => polled,
-                }
-            });
-            if let Some(record) = polled.await {
-                seen.push(number(&record.unwrap()));
-                in_hand = true;
-            }
-        }
-        drop((records, first));
-        // The record in hand was not finished, and nothing else is repeated.
-        sleep(Duration::from_millis(1)).await;
-        assert_eq!(kinesis.in_flight(), 0, "no call is left behind");
-        let unfinished = if in_hand { seen.pop() } else { None };
-        let second = build();
-        let mut records = second.records();
-        while seen.len() < 20 {
-            seen.push(number(&next(&mut records).await));
-        }
-        assert!(unfinished.is_none_or(|number| seen.contains(&number)));
-        for shard in 0..2 {
-            let order: Vec<_> = seen.iter().filter(|number| *number % 2 == shard).collect();
-            assert_eq!(order.len(), 10, "{polls} polls: {seen:?}");
-            assert!(order.is_sorted(), "{polls} polls: {seen:?}");
-        }
-        assert_silent(&mut records).await;
-    }
 }

@@ -4,12 +4,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod checkpoints;
+mod dropping;
 mod errors;
 mod pacing;
 mod property;
 mod resharding;
 #[path = "../support/mod.rs"]
 mod support;
+mod watched;
 
 use std::time::Duration;
 

@@ -167,6 +167,11 @@ impl Kinesis {
         self.lock().calls.iter().filter(|call| call.operation == operation).cloned().collect()
     }
 
+    /// How many calls there were.
+    pub(crate) fn all_calls(&self) -> usize {
+        self.lock().calls.len()
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
         self.lock().in_flight
     }

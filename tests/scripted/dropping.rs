@@ -1,0 +1,234 @@
+//! Dropping everything at each await point in turn: nothing is skipped, nothing that was finished
+//! is repeated, and nothing is left running.
+//!
+//! A reading goes on step by step, each task a poll at a time; after each step in which something
+//! may have happened (a call, a save, a record) there is a run that stops there, by dropping the
+//! caller's future with the streams and the consumer in it.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use kinestream::{CheckpointOn, Consumer, Record};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::support::kinesis::Kinesis;
+use crate::watched::Watched;
+use crate::{consumer, next};
+
+/// How many records each shard has. Shard 0 is split into 2 and 3.
+const RECORDS: [usize; 4] = [4, 4, 2, 2];
+const ALL: usize = 12;
+
+/// What a caller does, until it is stopped.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    /// Reads the merged stream, finishing by pulling.
+    Records,
+    /// Reads each shard by itself, finishing by acknowledging.
+    Shards,
+    /// Reads everything, and closes.
+    Close,
+}
+
+/// How far a shard was read and finished, and the record in the caller's hands.
+#[derive(Debug, Default)]
+struct Seen {
+    came: BTreeMap<usize, usize>,
+    finished: BTreeMap<usize, usize>,
+    in_hand: Option<usize>,
+}
+
+impl Seen {
+    /// The next record of its shard.
+    fn take(&mut self, record: &Record) {
+        let shard = record.shard_id().as_str()[8..].parse().unwrap();
+        let place: usize = std::str::from_utf8(record.data()).unwrap().parse().unwrap();
+        let came = self.came.entry(shard).or_default();
+        assert_eq!(place, *came, "shard {shard} skips or repeats a record");
+        *came += 1;
+        if [2, 3].contains(&shard) {
+            assert_eq!(
+                self.finished.get(&0),
+                Some(&RECORDS[0]),
+                "{shard} begins before its parent ends"
+            );
+        }
+        self.in_hand = Some(shard);
+    }
+
+    fn finish(&mut self) {
+        if let Some(shard) = self.in_hand.take() {
+            self.finished.insert(shard, self.came[&shard]);
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.came.values().sum()
+    }
+}
+
+struct World {
+    kinesis: Kinesis,
+    store: Watched,
+    seen: RefCell<Seen>,
+}
+
+impl World {
+    fn new() -> Self {
+        let kinesis = Kinesis::with_shards(2);
+        kinesis.set_latency(Duration::from_millis(3));
+        let put = |shard: usize| {
+            for place in 0..RECORDS[shard] {
+                kinesis.put(shard, place.to_string());
+            }
+        };
+        put(0);
+        put(1);
+        kinesis.orders(|orders, now| orders.split(0, now));
+        put(2);
+        put(3);
+        let store = Watched::slow(Duration::from_millis(2));
+        Self { kinesis, store, seen: RefCell::default() }
+    }
+
+    fn consumer(&self, mode: CheckpointOn) -> Consumer {
+        consumer(&self.kinesis)
+            .limit(2)
+            .checkpoint_on(mode)
+            .checkpoint_interval(Duration::from_millis(150))
+            .store(self.store.clone())
+            .build()
+            .unwrap()
+    }
+
+    async fn read(&self, way: Way) {
+        let seen = &self.seen;
+        if way == Way::Shards {
+            let shards = self.consumer(CheckpointOn::Ack).shards();
+            let each = |record: kinestream::Result<Record>| {
+                let record = record.expect("no error");
+                seen.borrow_mut().take(&record);
+                record.ack();
+                seen.borrow_mut().finish();
+                std::future::ready(())
+            };
+            return shards
+                .for_each_concurrent(None, |shard| shard.expect("no error").for_each(each))
+                .await;
+        }
+        let consumer = self.consumer(CheckpointOn::Pull);
+        let mut records = consumer.records();
+        while seen.borrow().count() < ALL || way == Way::Records {
+            // The poll that asks for the next record says that this one is finished.
+            seen.borrow_mut().finish();
+            let record = records.next().await.expect("goes on").expect("no error");
+            seen.borrow_mut().take(&record);
+            if seen.borrow().count() == ALL {
+                record.ack();
+                seen.borrow_mut().finish();
+            }
+        }
+        consumer.close().await.unwrap();
+    }
+
+    /// What changes whenever something happens.
+    fn pulse(&self) -> [usize; 5] {
+        let saves = self.store.saves().len();
+        let count = self.seen.borrow().count();
+        let calls = self.kinesis.all_calls();
+        [calls, self.kinesis.in_flight(), self.store.attempts(), saves, count]
+    }
+
+    /// Reads for so many steps, and drops what reads. `false` where it was over before: all is read,
+    /// and has long been saved.
+    async fn interrupt(&self, way: Way, steps: usize) -> bool {
+        /// Longer than whatever the tasks hand on to each other without the clock.
+        const QUIET: usize = 8;
+        let mut reading = pin!(self.read(way));
+        let (mut pulse, mut quiet) = (self.pulse(), 0);
+        let mut all_read = None;
+        for _ in 0..steps {
+            if reading.as_mut().now_or_never().is_some() {
+                return false;
+            }
+            tokio::task::yield_now().await;
+            let now = self.pulse();
+            quiet = if now == pulse { quiet + 1 } else { 0 };
+            pulse = now;
+            if self.seen.borrow().count() == ALL {
+                let since: &mut Instant = all_read.get_or_insert_with(Instant::now);
+                if since.elapsed() > Duration::from_millis(300) {
+                    return false;
+                }
+            }
+            // Nothing happens before the clock moves on.
+            while quiet >= QUIET && self.pulse() == pulse {
+                if timeout(Duration::from_millis(1), reading.as_mut()).await.is_ok() {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Nothing runs any more, and what is stored is what is finished.
+    async fn check(&self, context: &str) {
+        sleep(Duration::from_millis(50)).await;
+        assert_eq!(self.kinesis.in_flight(), 0, "{context}: a call is left behind");
+        assert_eq!(
+            Handle::current().metrics().num_alive_tasks(),
+            0,
+            "{context}: a task is left behind"
+        );
+        for (shard, finished) in &self.seen.borrow().finished {
+            let stored = self.store.position(*shard).await;
+            let number = self
+                .kinesis
+                .orders(|orders, _| orders.shards[*shard].records[finished - 1].number.clone());
+            let place = format!("AFTER_SEQUENCE_NUMBER:{number}");
+            let whole = *finished == RECORDS[*shard] && stored.as_deref() == Some("SHARD_END");
+            assert!(
+                whole || stored.as_ref() == Some(&place),
+                "{context}: shard {shard} is at {stored:?}, not {place}"
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_any_point_skips_and_repeats_and_leaves_nothing() {
+    for way in [Way::Records, Way::Shards, Way::Close] {
+        let mut steps = 0;
+        loop {
+            steps += 1;
+            let context = format!("{way:?} dropped after {steps} steps");
+            let world = World::new();
+            let interrupted = world.interrupt(way, steps).await;
+            world.check(&context).await;
+            // The next reader takes up where the last one was finished, record by record.
+            {
+                let mut seen = world.seen.borrow_mut();
+                seen.came = seen.finished.clone();
+                seen.in_hand = None;
+            }
+            if world.seen.borrow().count() < ALL {
+                let consumer = world.consumer(CheckpointOn::Pull);
+                let mut records = consumer.records();
+                while world.seen.borrow().count() < ALL {
+                    world.seen.borrow_mut().finish();
+                    let record = next(&mut records).await;
+                    world.seen.borrow_mut().take(&record);
+                }
+            }
+            assert_eq!(world.kinesis.violations(), [""; 0], "{context}");
+            if !interrupted {
+                break;
+            }
+        }
+        assert!(steps > 100, "{way:?} has only {steps} points to be dropped at");
+    }
+}

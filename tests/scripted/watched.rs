@@ -1,0 +1,84 @@
+//! A store that is watched, slow, or down.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use kinestream::store::Scope;
+use kinestream::{Checkpoint, CheckpointStore, Error, MemoryStore, Result, ShardId};
+use tokio::time::{Instant, sleep};
+
+/// Counts its saves, takes its time, and fails while it is told to.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Watched {
+    stored: MemoryStore,
+    latency: Duration,
+    saves: Arc<Mutex<Vec<(Instant, usize)>>>,
+    down: Arc<AtomicBool>,
+    attempts: Arc<AtomicUsize>,
+}
+
+impl CheckpointStore for Watched {
+    fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
+        async move {
+            self.pause().await;
+            self.stored.load(scope).await
+        }
+        .boxed()
+    }
+
+    fn save<'a>(
+        &'a self,
+        scope: &'a Scope,
+        checkpoints: &'a [(ShardId, Checkpoint)],
+    ) -> BoxFuture<'a, Result<()>> {
+        async move {
+            self.attempts.fetch_add(1, Ordering::SeqCst);
+            self.pause().await;
+            if self.down.load(Ordering::SeqCst) {
+                return Err(Error::store_unavailable("the store is down", "by order"));
+            }
+            self.saves.lock().unwrap().push((Instant::now(), checkpoints.len()));
+            self.stored.save(scope, checkpoints).await?;
+            self.pause().await;
+            Ok(())
+        }
+        .boxed()
+    }
+}
+
+impl Watched {
+    /// A store that lets so much time pass before it does something, and again before it says so.
+    pub(crate) fn slow(latency: Duration) -> Self {
+        Self { latency, ..Self::default() }
+    }
+
+    pub(crate) async fn position(&self, shard: usize) -> Option<String> {
+        let scope = Scope::new("default", "orders");
+        let shard = format!("shardId-{shard:012}").parse().unwrap();
+        self.stored.load(&scope).await.unwrap().get(&shard).map(ToString::to_string)
+    }
+
+    pub(crate) fn set_down(&self, down: bool) {
+        self.down.store(down, Ordering::SeqCst);
+    }
+
+    /// When each save was carried out, and of how many shards.
+    pub(crate) fn saves(&self) -> Vec<(Instant, usize)> {
+        self.saves.lock().unwrap().clone()
+    }
+
+    /// How many saves were tried.
+    pub(crate) fn attempts(&self) -> usize {
+        self.attempts.load(Ordering::SeqCst)
+    }
+
+    async fn pause(&self) {
+        if !self.latency.is_zero() {
+            sleep(self.latency).await;
+        }
+    }
+}
