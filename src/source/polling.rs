@@ -64,6 +64,8 @@ impl Polling {
             let mut expected = LARGEST_ANSWER;
             let mut fetched = 0;
             let mut told = None;
+            // Nothing has been read since the iterator was placed but what lay there already.
+            let mut placed = true;
             loop {
                 pace.turn().await;
                 let granted = expected;
@@ -71,7 +73,10 @@ impl Polling {
                 let token = match iterator.take().filter(Iterator::is_young) {
                     Some(fresh) => fresh,
                     None => match self.place().await {
-                        Ok(placed) => placed,
+                        Ok(fresh) => {
+                            placed = true;
+                            fresh
+                        }
                         Err(failure) => {
                             pace.asks();
                             drop(space);
@@ -115,10 +120,11 @@ impl Polling {
                 }
                 let end = answer.next_shard_iterator.is_none().then(|| children(&answer));
                 iterator = answer.next_shard_iterator.clone().map(Iterator::new);
-                let records = match self.unpack(answer, fetched) {
+                let records = match self.unpack(answer, fetched, placed) {
                     Ok(records) => records,
                     Err(error) => { yield Err(error); return }
                 };
+                placed &= behind && records.is_empty();
                 if !records.is_empty() {
                     fetched += records.len() as u64;
                     yield Ok(Fetched::Records(records, space));
@@ -213,8 +219,14 @@ impl Polling {
         Recovery::Again
     }
 
-    /// Makes records of the answer, less those that are finished, and moves the position.
-    fn unpack(&mut self, answer: GetRecordsOutput, first: u64) -> Result<Vec<Record>> {
+    /// Makes records of the answer, less those before the position, and moves the position.
+    /// `placed` says that the iterator has just been placed.
+    fn unpack(
+        &mut self,
+        answer: GetRecordsOutput,
+        first: u64,
+        placed: bool,
+    ) -> Result<Vec<Record>> {
         let millis_behind_latest = answer.millis_behind_latest.unwrap_or(0);
         let mut entries = Vec::with_capacity(answer.records.len());
         let mut payloads = Vec::with_capacity(answer.records.len());
@@ -238,7 +250,7 @@ impl Polling {
                 },
             };
             // Only at the beginning: times of arrival do not rise from record to record.
-            if !entries.is_empty() || !self.position.is_past(&entry) {
+            if !entries.is_empty() || !placed || !self.position.is_past(&entry) {
                 entries.push(entry);
                 payloads.push((record.data.into_inner(), record.partition_key));
             }

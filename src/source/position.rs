@@ -49,10 +49,11 @@ impl Position {
         }
     }
 
-    /// Whether a record at the beginning of what an iterator gave lies before this position.
+    /// Whether a record that an iterator finds where it was just placed lies before this position.
     ///
     /// It may where the iterator was placed at a record that is finished, and where a server that
-    /// finds nothing at a time begins with what it has.
+    /// finds nothing at a time begins with what it has. What comes later is new, whatever time
+    /// the clock of another host has given it.
     pub(crate) fn is_past(&self, entry: &Entry) -> bool {
         match self {
             Self::After(number, None) => entry.sequence_number <= *number,

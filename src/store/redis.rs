@@ -242,8 +242,9 @@ fn sort(error: RedisError, address: &str, key: &str) -> Error {
         ) => (
             ErrorKind::Configuration,
             format!(
-                "Redis at {address} is a node of a cluster that does not hold {key}; name the \
-                 node that does"
+                "Redis at {address} is a node of a cluster that does not hold these keys; name \
+                 the one that does{}",
+                error.redirect_node().map_or_else(String::new, |(node, _slot)| format!(", {node}"))
             ),
         ),
         _ if code == "WRONGTYPE" => (
@@ -269,10 +270,27 @@ fn sort(error: RedisError, address: &str, key: &str) -> Error {
             ErrorKind::Configuration,
             format!("Redis at {address} has no such database; check the number at the URL's end"),
         ),
+        Kind::Server(ServerErrorKind::ClusterDown) => (
+            ErrorKind::StoreUnavailable,
+            format!(
+                "Redis at {address} is a node of a cluster that is down or not complete; check it \
+                 with CLUSTER INFO"
+            ),
+        ),
+        Kind::Io if error.to_string().contains("certificate") => (
+            ErrorKind::Configuration,
+            format!(
+                "Redis at {address} has a certificate that this system does not trust for that \
+                 name; add its authority to the system's certificates, or name it in SSL_CERT_FILE"
+            ),
+        ),
         // Loading, failing over, out of memory, busy, refused, reset, slow: all pass.
         _ => (
             ErrorKind::StoreUnavailable,
-            format!("Redis at {address} is out of reach; check that it runs and takes connections"),
+            format!(
+                "Redis at {address} is out of reach; check that it runs and takes connections, \
+                 with TLS for rediss:// and without for redis://"
+            ),
         ),
     };
     Error::new(kind, message).with_source(error)

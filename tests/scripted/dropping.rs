@@ -184,7 +184,8 @@ impl World {
             0,
             "{context}: a task is left behind"
         );
-        for (shard, finished) in &self.seen.borrow().finished {
+        let finished = self.seen.borrow().finished.clone();
+        for (shard, finished) in &finished {
             let stored = self.store.position(*shard).await;
             let number = self
                 .kinesis

@@ -9,6 +9,7 @@ mod errors;
 mod pacing;
 mod property;
 mod resharding;
+mod starting;
 #[path = "../support/mod.rs"]
 mod support;
 mod watched;

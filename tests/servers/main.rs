@@ -5,7 +5,10 @@
 
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
+mod redis_cluster;
 mod redis_consumer;
 mod redis_store;
+#[cfg(feature = "redis-tls")]
+mod redis_tls;
 #[path = "../support/mod.rs"]
 mod support;

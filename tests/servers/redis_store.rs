@@ -201,7 +201,7 @@ async fn connecting_says_what_is_wrong_and_no_secret() {
         (format!("redis://hunter2:hunter2@{address}/"), ErrorKind::Denied, format!("Redis at {address} refused the user or password; check both in the URL")),
         (format!("redis://{address}/"), ErrorKind::Denied, format!("Redis at {address} refused the user or password; check both in the URL")),
         (format!("redis://:right@{address}/99"), ErrorKind::Configuration, format!("Redis at {address} has no such database; check the number at the URL's end")),
-        ("redis://:hunter2@127.0.0.1:1/".to_owned(), ErrorKind::StoreUnavailable, "Redis at 127.0.0.1:1 is out of reach; check that it runs and takes connections".to_owned()),
+        ("redis://:hunter2@127.0.0.1:1/".to_owned(), ErrorKind::StoreUnavailable, "Redis at 127.0.0.1:1 is out of reach; check that it runs and takes connections, with TLS for rediss:// and without for redis://".to_owned()),
     ];
     for (url, kind, text) in cases {
         let error = RedisStore::connect(&url).await.unwrap_err();

@@ -1,0 +1,82 @@
+//! `RedisStore` over TLS, against a real server.
+
+use std::time::Duration;
+
+use kinestream::store::conformance;
+use kinestream::{Error, ErrorKind, RedisStore};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::support::redis::RedisServer;
+
+const USER: [&str; 6] = ["--user", "billing", "on", ">hunter2", "~*", "+@all"];
+
+/// Run by the test below in a process whose system certificates are the server's authority.
+#[tokio::test]
+#[ignore = "run by over_tls_with_user_password_and_database, which starts the server"]
+async fn trusting_process() {
+    let url = std::env::var("TEST_REDIS_URL").unwrap();
+    let store = RedisStore::connect(&url).await.unwrap();
+    conformance::check(&store).await;
+    let shown = format!("{store:?}");
+    assert!(shown.contains("localhost") && !shown.contains("hunter2"), "{shown}");
+    let client = redis::Client::open(url).unwrap();
+    let mut raw = client.get_multiplexed_async_connection().await.unwrap();
+    let keys: String = redis::cmd("INFO").arg("keyspace").query_async(&mut raw).await.unwrap();
+    assert!(keys.contains("db3:") && !keys.contains("db0:"), "{keys}");
+}
+
+#[tokio::test]
+async fn over_tls_with_user_password_and_database() {
+    let server = RedisServer::start_tls(&USER);
+    let ran = Command::new(std::env::current_exe().unwrap())
+        .args(["redis_tls::trusting_process", "--exact", "--ignored", "--nocapture"])
+        .env("SSL_CERT_FILE", server.authority())
+        .env("TEST_REDIS_URL", format!("rediss://billing:hunter2@localhost:{}/3", server.port()))
+        .kill_on_drop(true)
+        .output();
+    let output = timeout(Duration::from_secs(60), ran).await.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+async fn refused(url: &str) -> Error {
+    let connected = timeout(Duration::from_secs(20), RedisStore::connect(url)).await;
+    let error = connected.expect("within seconds").unwrap_err();
+    assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+    error
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_trusted_is_named() {
+    let server = RedisServer::start_tls(&USER);
+    let address = format!("localhost:{}", server.port());
+    let error = refused(&format!("rediss://billing:hunter2@{address}/")).await;
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "Redis at {address} has a certificate that this system does not trust for that name; \
+             add its authority to the system's certificates, or name it in SSL_CERT_FILE"
+        ),
+        "{error:?}"
+    );
+    assert_eq!(error.kind(), ErrorKind::Configuration);
+}
+
+#[tokio::test]
+async fn tls_on_one_side_alone_is_told() {
+    let tls = RedisServer::start_tls(&USER);
+    let plain = RedisServer::start(&[]);
+    for (scheme, port) in [("redis", tls.port()), ("rediss", plain.port())] {
+        let error = refused(&format!("{scheme}://billing:hunter2@localhost:{port}/")).await;
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "Redis at localhost:{port} is out of reach; check that it runs and takes \
+                 connections, with TLS for rediss:// and without for redis://"
+            ),
+            "{error:?}"
+        );
+        assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+    }
+}
