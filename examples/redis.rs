@@ -6,12 +6,23 @@
 //! from the environment, as aws-config finds them.
 
 use std::error::Error;
+use std::process::ExitCode;
 
 use futures::StreamExt;
 use kinestream::{Consumer, RedisStore, StartingPosition};
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let (Some(stream), Some(redis)) = (arguments.next(), arguments.next()) else {
         return Err("usage: redis STREAM REDIS_URL [ENDPOINT_URL]".into());

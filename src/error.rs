@@ -153,15 +153,19 @@ impl fmt::Display for Error {
 }
 
 impl fmt::Debug for Error {
+    /// The causes in their own words: in full, those of the SDK go on for a page.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { kind, message, stream, shard, source } = &*self.0;
+        let Inner { kind, message, stream, shard, .. } = &*self.0;
+        let causes: Vec<String> = std::iter::successors(self.source(), |cause| (*cause).source())
+            .map(ToString::to_string)
+            .collect();
         formatter
             .debug_struct("Error")
             .field("kind", kind)
             .field("message", message)
             .field("stream", stream)
             .field("shard", shard)
-            .field("source", source)
+            .field("causes", &causes)
             .finish()
     }
 }
