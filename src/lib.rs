@@ -102,6 +102,8 @@ mod record;
 mod shard;
 mod source;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use checkpoint::Checkpoint;
 pub use consumer::{Consumer, ConsumerBuilder, Records, Shards};

@@ -30,6 +30,14 @@ fn public_types_cross_threads() {
     assert_all::<StartingPosition>();
     #[cfg(feature = "redis")]
     assert_all::<kinestream::RedisStore>();
+    #[cfg(feature = "testing")]
+    {
+        assert_all::<kinestream::testing::Call>();
+        assert_all::<kinestream::testing::Kinesis>();
+        assert_all::<kinestream::testing::Outcome>();
+        assert_all::<kinestream::testing::Shard>();
+        assert_all::<kinestream::testing::Stream>();
+    }
     // Streams are polled by one task at a time.
     assert_send::<Records>();
     assert_send::<ShardStream>();

@@ -3,22 +3,21 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use kinestream::{CheckpointOn, ErrorKind};
+use kinestream::{CheckpointOn, ErrorKind, SequenceNumber};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::kinesis::Kinesis;
 use crate::watched::Watched;
-use crate::{assert_silent, consumer, next, number};
+use crate::{assert_silent, consumer, next, number, orders};
 
-fn after(number: &str) -> String {
+fn after(number: &SequenceNumber) -> String {
     format!("AFTER_SEQUENCE_NUMBER:{number}")
 }
 
 #[tokio::test(start_paused = true)]
 async fn all_shards_are_saved_together_once_an_interval() {
-    let kinesis = Kinesis::with_shards(10);
+    let (kinesis, orders) = orders(10);
     for number in 0..600 {
-        kinesis.put(number % 10, number.to_string());
+        orders.shard(number % 10).put(number.to_string());
     }
     let store = Watched::default();
     let consumer = consumer(&kinesis).limit(3).store(store.clone()).build().unwrap();
@@ -39,8 +38,9 @@ async fn all_shards_are_saved_together_once_an_interval() {
 
 #[tokio::test(start_paused = true)]
 async fn the_record_in_hand_is_not_finished() {
-    let kinesis = Kinesis::with_shards(1);
-    let numbers: Vec<String> = (0..3).map(|number| kinesis.put(0, number.to_string())).collect();
+    let (kinesis, orders) = orders(1);
+    let numbers: Vec<SequenceNumber> =
+        (0..3).map(|number| orders.shard(0).put(number.to_string())).collect();
     let store = Watched::default();
     let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
     let mut records = consumer.records();
@@ -61,8 +61,9 @@ async fn the_record_in_hand_is_not_finished() {
 
 #[tokio::test(start_paused = true)]
 async fn dropping_saves_what_was_finished_and_not_the_last() {
-    let kinesis = Kinesis::with_shards(1);
-    let numbers: Vec<String> = (0..3).map(|number| kinesis.put(0, number.to_string())).collect();
+    let (kinesis, orders) = orders(1);
+    let numbers: Vec<SequenceNumber> =
+        (0..3).map(|number| orders.shard(0).put(number.to_string())).collect();
     let store = Watched::default();
     let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
     let mut records = consumer.records();
@@ -76,8 +77,9 @@ async fn dropping_saves_what_was_finished_and_not_the_last() {
 
 #[tokio::test(start_paused = true)]
 async fn acks_in_any_order_advance_over_the_prefix() {
-    let kinesis = Kinesis::with_shards(1);
-    let numbers: Vec<String> = (0..6).map(|number| kinesis.put(0, number.to_string())).collect();
+    let (kinesis, orders) = orders(1);
+    let numbers: Vec<SequenceNumber> =
+        (0..6).map(|number| orders.shard(0).put(number.to_string())).collect();
     let store = Watched::default();
     let consumer = consumer(&kinesis)
         .checkpoint_on(CheckpointOn::Ack)
@@ -108,8 +110,9 @@ async fn acks_in_any_order_advance_over_the_prefix() {
 
 #[tokio::test(start_paused = true)]
 async fn with_no_interval_each_position_is_saved_before_the_next_record() {
-    let kinesis = Kinesis::with_shards(1);
-    let numbers: Vec<String> = (0..20).map(|number| kinesis.put(0, number.to_string())).collect();
+    let (kinesis, orders) = orders(1);
+    let numbers: Vec<SequenceNumber> =
+        (0..20).map(|number| orders.shard(0).put(number.to_string())).collect();
     let store = Watched::default();
     let consumer = consumer(&kinesis)
         .checkpoint_interval(Duration::ZERO)
@@ -127,7 +130,7 @@ async fn with_no_interval_each_position_is_saved_before_the_next_record() {
 #[tokio::test(start_paused = true)]
 async fn a_store_that_is_down_stops_records_only_when_it_is_down_for_too_long() {
     for interval in [Duration::from_secs(1), Duration::ZERO] {
-        let kinesis = Kinesis::with_shards(2);
+        let (kinesis, orders) = orders(2);
         let store = Watched::default();
         let consumer = consumer(&kinesis)
             .checkpoint_interval(interval)
@@ -136,13 +139,13 @@ async fn a_store_that_is_down_stops_records_only_when_it_is_down_for_too_long() 
             .build()
             .unwrap();
         let mut records = consumer.records();
-        kinesis.put(0, "0");
+        orders.shard(0).put("0");
         next(&mut records).await;
         store.set_down(true);
         let down = Instant::now();
         let mut last = Vec::new();
         let error = loop {
-            last.push(kinesis.put(last.len() % 2, "1"));
+            last.push(orders.shard(last.len() % 2).put("1"));
             match timeout(Duration::from_secs(60), records.next()).await.unwrap().unwrap() {
                 Ok(_record) => sleep(Duration::from_secs(1)).await,
                 Err(error) => break error,
@@ -162,7 +165,7 @@ async fn a_store_that_is_down_stops_records_only_when_it_is_down_for_too_long() 
         store.set_down(false);
         next(&mut records).await;
         // Asking for one more finishes that one.
-        kinesis.put(0, "2");
+        orders.shard(0).put("2");
         next(&mut records).await;
         sleep(Duration::from_secs(2)).await;
         let place = last.len() - 1;
@@ -176,8 +179,8 @@ async fn a_store_that_is_down_stops_records_only_when_it_is_down_for_too_long() 
 
 #[tokio::test(start_paused = true)]
 async fn a_second_reader_of_one_consumer_is_refused() {
-    let kinesis = Kinesis::with_shards(1);
-    kinesis.put(0, "0");
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put("0");
     let consumer = consumer(&kinesis).build().unwrap();
     let mut first = consumer.records();
     let mut second = consumer.clone().records();
@@ -199,7 +202,7 @@ async fn a_second_reader_of_one_consumer_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn a_close_ends_a_reader_that_waits() {
-    let kinesis = Kinesis::with_shards(2);
+    let (kinesis, _orders) = orders(2);
     let consumer = consumer(&kinesis).build().unwrap();
     let reading = tokio::spawn({
         let consumer = consumer.clone();

@@ -15,9 +15,9 @@ use kinestream::{CheckpointOn, Consumer, Record};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::kinesis::Kinesis;
 use crate::watched::Watched;
-use crate::{consumer, next};
+use crate::{consumer, next, orders, shard_of};
+use kinestream::testing::{Kinesis, Stream};
 
 /// How many records each shard has. Shard 0 is split into 2 and 3.
 const RECORDS: [usize; 4] = [4, 4, 2, 2];
@@ -45,7 +45,7 @@ struct Seen {
 impl Seen {
     /// The next record of its shard.
     fn take(&mut self, record: &Record) {
-        let shard = record.shard_id().as_str()[8..].parse().unwrap();
+        let shard = shard_of(record);
         let place: usize = std::str::from_utf8(record.data()).unwrap().parse().unwrap();
         let came = self.came.entry(shard).or_default();
         assert_eq!(place, *came, "shard {shard} skips or repeats a record");
@@ -73,26 +73,27 @@ impl Seen {
 
 struct World {
     kinesis: Kinesis,
+    orders: Stream,
     store: Watched,
     seen: RefCell<Seen>,
 }
 
 impl World {
     fn new() -> Self {
-        let kinesis = Kinesis::with_shards(2);
+        let (kinesis, orders) = orders(2);
         kinesis.set_latency(Duration::from_millis(3));
         let put = |shard: usize| {
             for place in 0..RECORDS[shard] {
-                kinesis.put(shard, place.to_string());
+                orders.shard(shard).put(place.to_string());
             }
         };
         put(0);
         put(1);
-        kinesis.orders(|orders, now| orders.split(0, now));
+        orders.shard(0).split();
         put(2);
         put(3);
         let store = Watched::slow(Duration::from_millis(2));
-        Self { kinesis, store, seen: RefCell::default() }
+        Self { kinesis, orders, store, seen: RefCell::default() }
     }
 
     fn consumer(&self, mode: CheckpointOn) -> Consumer {
@@ -139,7 +140,7 @@ impl World {
     fn pulse(&self) -> [usize; 5] {
         let saves = self.store.saves().len();
         let count = self.seen.borrow().count();
-        let calls = self.kinesis.all_calls();
+        let calls = self.kinesis.call_count();
         [calls, self.kinesis.in_flight(), self.store.attempts(), saves, count]
     }
 
@@ -187,9 +188,7 @@ impl World {
         let finished = self.seen.borrow().finished.clone();
         for (shard, finished) in &finished {
             let stored = self.store.position(*shard).await;
-            let number = self
-                .kinesis
-                .orders(|orders, _| orders.shards[*shard].records[finished - 1].number.clone());
+            let number = &self.orders.shard(*shard).sequence_numbers()[finished - 1];
             let place = format!("AFTER_SEQUENCE_NUMBER:{number}");
             let whole = *finished == RECORDS[*shard] && stored.as_deref() == Some("SHARD_END");
             assert!(

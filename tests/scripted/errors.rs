@@ -9,13 +9,13 @@ use kinestream::store::Scope;
 use kinestream::{Checkpoint, CheckpointStore, Consumer, ErrorKind, MemoryStore, OnTrimmed};
 use tokio::time::{Instant, timeout};
 
-use crate::support::kinesis::{Action, Kinesis};
-use crate::{assert_silent, consumer, next, number};
+use crate::{assert_silent, calls, consumer, next, number, orders};
+use kinestream::testing::{Outcome, Stream};
 
 /// What is cured within: twice in a row, on each operation, and the caller sees nothing of it.
 #[tokio::test(start_paused = true)]
 async fn what_a_retry_cures_is_not_seen() {
-    let fail = |status, code, message| Action::Fail { status, code, message };
+    let fail = |status, code, message| Outcome::failed(status, code, message);
     let cures = [
         fail(400, "ProvisionedThroughputExceededException", "Rate exceeded for shard"),
         fail(400, "KMSThrottlingException", "slow down"),
@@ -26,24 +26,24 @@ async fn what_a_retry_cures_is_not_seen() {
         fail(503, "ServiceUnavailable", "we are sorry"),
         fail(400, "ExpiredIteratorException", "Iterator expired"),
         fail(400, "ExpiredNextTokenException", "Token expired"),
-        Action::Raw { status: 200, body: "{\"Records\": [" },
-        Action::Raw { status: 502, body: "<html>bad gateway</html>" },
-        Action::Refuse,
-        Action::Hang,
-        Action::Lose,
-        Action::Delay(Duration::from_secs(20)),
+        Outcome::Garbled { status: 200, body: "{\"Records\": [".into() },
+        Outcome::Garbled { status: 502, body: "<html>bad gateway</html>".into() },
+        Outcome::Refused,
+        Outcome::Hangs,
+        Outcome::Lost,
+        Outcome::Delayed(Duration::from_secs(20)),
     ];
     for action in cures {
         for operation in ["ListShards", "GetShardIterator", "GetRecords"] {
-            let kinesis = Kinesis::with_shards(1);
+            let (kinesis, orders) = orders(1);
             for number in 0..10 {
-                kinesis.put(0, number.to_string());
+                orders.shard(0).put(number.to_string());
             }
-            kinesis.fail_next(operation, action.clone(), 2);
+            kinesis.next_calls(operation, 2, action.clone());
             let consumer = consumer(&kinesis).build().unwrap();
             let mut records = consumer.records();
             // A Kinesis that was never reached for so long is told of, and still waited for.
-            let unreached = operation == "ListShards" && matches!(action, Action::Hang);
+            let unreached = operation == "ListShards" && matches!(action, Outcome::Hangs);
             if unreached {
                 let error = records.next().await.unwrap().unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::Unavailable);
@@ -52,8 +52,8 @@ async fn what_a_retry_cures_is_not_seen() {
                 assert_eq!(number(&next(&mut records).await), expected, "{operation} {action:?}");
             }
             assert_eq!(kinesis.violations(), [""; 0], "{operation} {action:?}");
-            let tried_again = kinesis.calls(operation).len() >= 3;
-            assert!(tried_again || matches!(action, Action::Delay(_)), "{operation} {action:?}");
+            let tried_again = calls(&kinesis, operation).len() >= 3;
+            assert!(tried_again || matches!(action, Outcome::Delayed(_)), "{operation} {action:?}");
         }
     }
 }
@@ -105,16 +105,17 @@ async fn what_a_retry_cannot_cure_is_told_once() {
         ("ValidationException", ErrorKind::Rejected, "Kinesis refused the call"),
     ];
     for (code, kind, advice) in denials {
-        let kinesis = Kinesis::with_shards(2);
-        kinesis.put(0, "0");
-        kinesis.put(1, "1");
-        let mut times = 3;
+        let (kinesis, orders) = orders(2);
+        orders.shard(0).put("0");
+        orders.shard(1).put("1");
+        let (first, mut times) = (orders.shard(0).id(), 3);
         kinesis.on_call(move |call| {
-            if call.operation == "GetRecords" && call.shard == Some(0) && times > 0 {
+            if call.operation == "GetRecords" && call.shard_id.as_ref() == Some(&first) && times > 0
+            {
                 times -= 1;
-                return Action::Fail { status: 400, code, message: "no" };
+                return Outcome::failed(400, code, "no");
             }
-            Action::Serve
+            Outcome::Served
         });
         let consumer = consumer(&kinesis).build().unwrap();
         let mut records = consumer.records();
@@ -141,12 +142,12 @@ async fn what_a_retry_cannot_cure_is_told_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_is_deleted_ends() {
-    let kinesis = Kinesis::with_shards(2);
-    kinesis.put(0, "0");
+    let (kinesis, orders) = orders(2);
+    orders.shard(0).put("0");
     let consumer = consumer(&kinesis).build().unwrap();
     let mut records = consumer.records();
     assert_eq!(number(&next(&mut records).await), 0);
-    kinesis.delete_stream();
+    kinesis.delete_stream("orders");
     let mut told = Vec::new();
     while let Some(error) = timeout(Duration::from_secs(600), records.next()).await.unwrap() {
         let error = error.unwrap_err();
@@ -162,9 +163,9 @@ async fn a_stream_that_is_deleted_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn a_kinesis_out_of_reach_at_the_start_is_told_and_waited_for() {
-    let kinesis = Kinesis::with_shards(1);
-    kinesis.put(0, "0");
-    kinesis.fail_next("ListShards", Action::Refuse, 10);
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put("0");
+    kinesis.next_calls("ListShards", 10, Outcome::Refused);
     let consumer = consumer(&kinesis).build().unwrap();
     let mut records = consumer.records();
     let error = records.next().await.unwrap().unwrap_err();
@@ -179,24 +180,24 @@ async fn a_kinesis_out_of_reach_at_the_start_is_told_and_waited_for() {
 }
 
 /// A store that has a checkpoint of a record which is not there any more.
-async fn trimmed_store(kinesis: &Kinesis) -> MemoryStore {
+async fn trimmed_store(orders: &Stream) -> MemoryStore {
     let store = MemoryStore::new();
-    let numbers: Vec<String> = (0..10).map(|number| kinesis.put(0, number.to_string())).collect();
+    let numbers: Vec<_> = (0..10).map(|number| orders.shard(0).put(number.to_string())).collect();
     let checkpoint = Checkpoint::AfterSequence {
-        sequence_number: numbers[2].parse().unwrap(),
+        sequence_number: numbers[2].clone(),
         sub_sequence_number: None,
     };
     let shard = "shardId-000000000000".parse().unwrap();
     store.save(&Scope::new("default", "orders"), &[(shard, checkpoint)]).await.unwrap();
-    kinesis.orders(|orders, _| orders.shards[0].trimmed = 5);
+    orders.shard(0).trim(5);
     store
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_trimmed_checkpoint_follows_the_policy() {
-    let kinesis = Kinesis::with_shards(2);
-    let store = trimmed_store(&kinesis).await;
-    kinesis.put(1, "100");
+    let (kinesis, orders) = orders(2);
+    let store = trimmed_store(&orders).await;
+    orders.shard(1).put("100");
     let reader = consumer(&kinesis).store(store).build().unwrap();
     let mut records = reader.records();
     let (mut told, mut read) = (Vec::new(), Vec::new());
@@ -211,8 +212,8 @@ async fn a_trimmed_checkpoint_follows_the_policy() {
     assert_eq!(read, [100], "the other shard goes on");
     assert_silent(&mut records).await;
 
-    let kinesis = Kinesis::with_shards(1);
-    let store = trimmed_store(&kinesis).await;
+    let (kinesis, orders) = crate::orders(1);
+    let store = trimmed_store(&orders).await;
     let reader =
         consumer(&kinesis).store(store).on_trimmed(OnTrimmed::TrimHorizon).build().unwrap();
     let mut records = reader.records();
@@ -223,7 +224,7 @@ async fn a_trimmed_checkpoint_follows_the_policy() {
 
 #[tokio::test(start_paused = true)]
 async fn without_credentials_or_region_the_user_is_told_what_to_set() {
-    let kinesis = Kinesis::with_shards(1);
+    let (kinesis, _orders) = orders(1);
     let bare = || {
         Config::builder()
             .behavior_version(BehaviorVersion::latest())

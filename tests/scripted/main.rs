@@ -10,17 +10,28 @@ mod pacing;
 mod property;
 mod resharding;
 mod starting;
-#[path = "../support/mod.rs"]
-mod support;
 mod watched;
 
 use std::time::Duration;
 
 use futures::StreamExt;
+use kinestream::testing::{Call, Kinesis, Stream};
 use kinestream::{Consumer, ConsumerBuilder, Record, Records, StartingPosition};
 use tokio::time::timeout;
 
-use support::kinesis::Kinesis;
+/// A Kinesis with a stream `orders`.
+fn orders(shards: usize) -> (Kinesis, Stream) {
+    let kinesis = Kinesis::new();
+    let orders = kinesis.create_stream("orders", shards);
+    (kinesis, orders)
+}
+
+/// The calls of an operation so far.
+fn calls(kinesis: &Kinesis, operation: &str) -> Vec<Call> {
+    let mut calls = kinesis.calls();
+    calls.retain(|call| call.operation == operation);
+    calls
+}
 
 /// A consumer of the stream `orders`, from its beginning.
 fn consumer(kinesis: &Kinesis) -> ConsumerBuilder {
@@ -45,4 +56,9 @@ fn number(record: &Record) -> usize {
 async fn assert_silent(records: &mut Records) {
     let quiet = timeout(Duration::from_secs(60), records.next()).await;
     assert!(quiet.is_err(), "{quiet:?}");
+}
+
+/// The number that the name of a record's shard ends with.
+fn shard_of(record: &Record) -> usize {
+    record.shard_id().as_str()[8..].parse().unwrap()
 }

@@ -6,16 +6,16 @@ use futures::StreamExt;
 use kinestream::CheckpointOn;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::kinesis::{Action, Kinesis};
-use crate::{consumer, next, number};
+use crate::{calls, consumer, next, number, orders};
+use kinestream::testing::Outcome;
 
 const MEBIBYTE: usize = 1 << 20;
 
 #[tokio::test(start_paused = true)]
 async fn a_shard_that_is_behind_is_asked_five_times_a_second_and_no_more() {
-    let kinesis = Kinesis::with_shards(1);
+    let (kinesis, orders) = orders(1);
     for number in 0..100 {
-        kinesis.put(0, number.to_string());
+        orders.shard(0).put(number.to_string());
     }
     sleep(Duration::from_secs(10)).await;
     let consumer = consumer(&kinesis).limit(1).build().unwrap();
@@ -27,16 +27,16 @@ async fn a_shard_that_is_behind_is_asked_five_times_a_second_and_no_more() {
     let took = began.elapsed();
     assert_eq!(kinesis.violations(), [""; 0]);
     assert!(took < Duration::from_secs(22), "as fast as the limit allows: {took:?}");
-    for window in kinesis.calls("GetRecords").windows(6) {
+    for window in calls(&kinesis, "GetRecords").windows(6) {
         assert!(window[5].at - window[0].at >= Duration::from_secs(1));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn bytes_are_paid_for() {
-    let kinesis = Kinesis::with_shards(1);
+    let (kinesis, orders) = orders(1);
     for _ in 0..40 {
-        kinesis.put(0, vec![0; MEBIBYTE]);
+        orders.shard(0).put(vec![0; MEBIBYTE]);
     }
     let consumer = consumer(&kinesis).build().unwrap();
     let mut records = consumer.records();
@@ -52,37 +52,37 @@ async fn bytes_are_paid_for() {
 
 #[tokio::test(start_paused = true)]
 async fn a_shard_without_news_is_asked_every_interval() {
-    let kinesis = Kinesis::with_shards(1);
+    let (kinesis, _orders) = orders(1);
     let consumer = consumer(&kinesis).interval(Duration::from_secs(3)).build().unwrap();
     let mut records = consumer.records();
     assert!(timeout(Duration::from_secs(60), records.next()).await.is_err());
-    let calls = kinesis.calls("GetRecords").len();
+    let calls = calls(&kinesis, "GetRecords").len();
     assert!((19..=21).contains(&calls), "{calls} calls in a minute");
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_demand_nothing_is_read() {
     for prefetch in [0, 1, 3] {
-        let kinesis = Kinesis::with_shards(1);
+        let (kinesis, orders) = orders(1);
         for number in 0..100 {
-            kinesis.put(0, number.to_string());
+            orders.shard(0).put(number.to_string());
         }
         let consumer = consumer(&kinesis).limit(10).prefetch(prefetch).build().unwrap();
         let mut records = consumer.records();
         sleep(Duration::from_secs(60)).await;
-        assert_eq!(kinesis.calls("GetRecords").len(), 0, "not polled yet");
+        assert_eq!(calls(&kinesis, "GetRecords").len(), 0, "not polled yet");
         next(&mut records).await;
         sleep(Duration::from_secs(60)).await;
         // The batch in hand, and those ahead of it.
-        assert_eq!(kinesis.calls("GetRecords").len(), 1 + prefetch);
+        assert_eq!(calls(&kinesis, "GetRecords").len(), 1 + prefetch);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn ten_minutes_between_records_lose_nothing_and_time_nothing_out() {
-    let kinesis = Kinesis::with_shards(2);
+    let (kinesis, orders) = orders(2);
     for number in 0..20 {
-        kinesis.put(number % 2, number.to_string());
+        orders.shard(number % 2).put(number.to_string());
     }
     let consumer = consumer(&kinesis).limit(2).build().unwrap();
     let mut records = consumer.records();
@@ -93,18 +93,18 @@ async fn ten_minutes_between_records_lose_nothing_and_time_nothing_out() {
     }
     seen.sort_unstable();
     assert_eq!(seen, (0..20).collect::<Vec<_>>());
-    assert!(kinesis.calls("GetRecords").iter().all(|call| call.status == Some(200)));
+    assert!(calls(&kinesis, "GetRecords").iter().all(|call| call.status == Some(200)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_hot_shard_lets_the_others_speak() {
-    let kinesis = Kinesis::with_shards(20);
+    let (kinesis, orders) = orders(20);
     for number in 0..50_000 {
-        kinesis.put(0, number.to_string());
+        orders.shard(0).put(number.to_string());
     }
     for shard in 1..20 {
         for number in 0..10 {
-            kinesis.put(shard, number.to_string());
+            orders.shard(shard).put(number.to_string());
         }
     }
     let consumer = consumer(&kinesis).build().unwrap();
@@ -123,11 +123,11 @@ async fn a_hot_shard_lets_the_others_speak() {
 
 #[tokio::test(start_paused = true)]
 async fn the_bytes_buffered_stay_within_the_budget() {
-    let kinesis = Kinesis::with_shards(8);
+    let (kinesis, orders) = orders(8);
     kinesis.set_latency(Duration::from_millis(50));
     for shard in 0..8 {
         for _ in 0..4 {
-            kinesis.put(shard, vec![0; 10 * MEBIBYTE - 3]);
+            orders.shard(shard).put(vec![0; 10 * MEBIBYTE - 3]);
         }
     }
     let consumer = consumer(&kinesis).max_buffered_bytes(32 * MEBIBYTE).build().unwrap();
@@ -136,7 +136,7 @@ async fn the_bytes_buffered_stay_within_the_budget() {
     for _ in 0..32 {
         taken += next(&mut records).await.data().len() + 3;
         sleep(Duration::from_secs(20)).await;
-        let fetched: usize = kinesis.calls("GetRecords").iter().map(|call| call.bytes).sum();
+        let fetched: usize = calls(&kinesis, "GetRecords").iter().map(|call| call.bytes).sum();
         assert!(fetched - taken <= 32 * MEBIBYTE, "{} bytes are buffered", fetched - taken);
     }
     assert_eq!(kinesis.violations(), [""; 0]);
@@ -144,9 +144,9 @@ async fn the_bytes_buffered_stay_within_the_budget() {
 
 #[tokio::test(start_paused = true)]
 async fn a_budget_smaller_than_a_record_lets_one_batch_through_at_a_time() {
-    let kinesis = Kinesis::with_shards(3);
+    let (kinesis, orders) = orders(3);
     for shard in 0..3 {
-        kinesis.put(shard, vec![0; 10 * MEBIBYTE - 3]);
+        orders.shard(shard).put(vec![0; 10 * MEBIBYTE - 3]);
     }
     let consumer = consumer(&kinesis).max_buffered_bytes(1).build().unwrap();
     let mut records = consumer.records();
@@ -158,12 +158,12 @@ async fn a_budget_smaller_than_a_record_lets_one_batch_through_at_a_time() {
 /// A burst that is larger than a quiet shard was granted is read again with room for it.
 #[tokio::test(start_paused = true)]
 async fn a_burst_on_quiet_shards_stays_within_the_budget() {
-    let kinesis = Kinesis::with_shards(8);
+    let (kinesis, orders) = orders(8);
     let consumer = consumer(&kinesis).max_buffered_bytes(20 * MEBIBYTE).build().unwrap();
     let mut records = consumer.records();
     assert!(timeout(Duration::from_secs(5), records.next()).await.is_err());
     for shard in 0..8 {
-        kinesis.put(shard, vec![u8::try_from(shard).unwrap(); 9 * MEBIBYTE]);
+        orders.shard(shard).put(vec![u8::try_from(shard).unwrap(); 9 * MEBIBYTE]);
     }
     let mut seen = Vec::new();
     for _ in 0..8 {
@@ -177,9 +177,9 @@ async fn a_burst_on_quiet_shards_stays_within_the_budget() {
 
 #[tokio::test(start_paused = true)]
 async fn unfinished_records_hold_a_shard_up() {
-    let kinesis = Kinesis::with_shards(1);
+    let (kinesis, orders) = orders(1);
     for number in 0..10 {
-        kinesis.put(0, number.to_string());
+        orders.shard(0).put(number.to_string());
     }
     let consumer =
         consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).max_in_flight(3).build().unwrap();
@@ -197,26 +197,22 @@ async fn unfinished_records_hold_a_shard_up() {
 /// Throttled by others who read the same shard, it slows down, and recovers when they are gone.
 #[tokio::test(start_paused = true)]
 async fn throttling_slows_down_and_passes() {
-    let kinesis = Kinesis::with_shards(1);
+    let (kinesis, orders) = orders(1);
     for number in 0..200 {
-        kinesis.put(0, number.to_string());
+        orders.shard(0).put(number.to_string());
     }
     sleep(Duration::from_secs(1)).await;
     let until = Instant::now() + Duration::from_secs(30);
     kinesis.on_call(move |call| {
         if call.operation == "GetRecords" && call.at < until {
-            return Action::Fail {
-                status: 400,
-                code: "ProvisionedThroughputExceededException",
-                message: "Rate exceeded",
-            };
+            return Outcome::failed(400, "ProvisionedThroughputExceededException", "Rate exceeded");
         }
-        Action::Serve
+        Outcome::Served
     });
     let consumer = consumer(&kinesis).limit(1).build().unwrap();
     let mut records = consumer.records();
     next(&mut records).await;
-    let refused = kinesis.calls("GetRecords").iter().filter(|call| call.at < until).count();
+    let refused = calls(&kinesis, "GetRecords").iter().filter(|call| call.at < until).count();
     assert!((5..20).contains(&refused), "{refused} calls in 30 throttled seconds");
     for _ in 0..20 {
         next(&mut records).await;

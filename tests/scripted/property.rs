@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::store::Scope;
+use kinestream::testing::{Kinesis, Outcome, Stream};
 use kinestream::{Checkpoint, CheckpointOn, CheckpointStore, MemoryStore, Record};
 use proptest::prelude::*;
 use tokio::time::{sleep, timeout};
 
-use crate::consumer;
-use crate::support::kinesis::{Action, Kinesis, Numbers};
+use crate::{consumer, shard_of};
 
 /// One thing that happens between records.
 #[derive(Debug, Clone)]
 enum Step {
     Put(usize),
     Split(usize),
-    Merge(usize, usize),
+    Merge(usize),
     /// The next calls go wrong like this.
     Fail(usize, u8),
     /// The caller takes its time, in seconds.
@@ -38,7 +38,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0..8_usize).prop_map(Step::Put),
         1 => (0..8_usize).prop_map(Step::Split),
-        1 => (0..8_usize, 0..8_usize).prop_map(|(one, other)| Step::Merge(one, other)),
+        1 => (0..8_usize).prop_map(Step::Merge),
         2 => (1..4_usize, 0..6_u8).prop_map(|(times, kind)| Step::Fail(times, kind)),
         4 => (0..5_u64).prop_map(Step::Wait),
         // Longer than an iterator lives, which is rare: idle shards are asked all the while.
@@ -49,24 +49,21 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn fault(kind: u8) -> Action {
+fn fault(kind: u8) -> Outcome {
     match kind {
-        0 => Action::Fail {
-            status: 400,
-            code: "ProvisionedThroughputExceededException",
-            message: "Rate exceeded",
-        },
-        1 => Action::Fail { status: 500, code: "InternalFailureException", message: "" },
-        2 => Action::Fail { status: 400, code: "ExpiredIteratorException", message: "expired" },
-        3 => Action::Refuse,
-        4 => Action::Lose,
-        _ => Action::Delay(Duration::from_secs(3)),
+        0 => Outcome::failed(400, "ProvisionedThroughputExceededException", "Rate exceeded"),
+        1 => Outcome::failed(500, "InternalFailureException", ""),
+        2 => Outcome::failed(400, "ExpiredIteratorException", "expired"),
+        3 => Outcome::Refused,
+        4 => Outcome::Lost,
+        _ => Outcome::Delayed(Duration::from_secs(3)),
     }
 }
 
 /// What the test knows of the world.
 struct World {
     kinesis: Kinesis,
+    orders: Stream,
     store: MemoryStore,
     mode: CheckpointOn,
     /// For each shard, what was put, and its parents.
@@ -79,12 +76,11 @@ struct World {
 
 impl World {
     fn new(shards: usize, mode: CheckpointOn) -> Self {
-        let kinesis = Kinesis::with_shards(shards);
-        kinesis.orders(|orders, _| {
-            *orders = crate::support::kinesis::Stream::new(shards, Numbers::Short);
-        });
+        let (kinesis, orders) = crate::orders(shards);
+        orders.number_from(8);
         Self {
             kinesis,
+            orders,
             store: MemoryStore::new(),
             mode,
             put: vec![Vec::new(); shards],
@@ -93,26 +89,20 @@ impl World {
         }
     }
 
-    fn open(&self) -> Vec<usize> {
-        self.kinesis.orders(|orders, _| {
-            (0..orders.shards.len()).filter(|shard| orders.shards[*shard].open).collect()
-        })
-    }
-
     fn change(&mut self, step: &Step) {
-        let open = self.open();
+        let open = self.orders.open_shards();
         match *step {
             Step::Put(pick) => {
-                let shard = open[pick % open.len()];
-                self.put[shard].push(self.kinesis.put(shard, "x"));
+                let shard = &open[pick % open.len()];
+                self.put[shard.index()].push(shard.put("x").to_string());
             }
             Step::Split(pick) if self.put.len() < 12 => {
-                self.kinesis.orders(|orders, now| orders.split(open[pick % open.len()], now));
+                open[pick % open.len()].split();
                 self.grow(2);
             }
-            Step::Merge(one, other) if open.len() > 1 && one % open.len() != other % open.len() => {
-                let pair = [open[one % open.len()], open[other % open.len()]];
-                self.kinesis.orders(|orders, now| orders.merge(pair[0], pair[1], now));
+            Step::Merge(pick) if open.len() > 1 => {
+                let low = pick % (open.len() - 1);
+                open[low].merge(&open[low + 1]);
                 self.grow(1);
             }
             Step::Fail(times, kind) => {
@@ -120,7 +110,7 @@ impl World {
                 self.kinesis.on_call(move |call| {
                     // A listing before the first answer may take its time to be told of.
                     if times == 0 || call.operation == "ListShards" {
-                        return Action::Serve;
+                        return Outcome::Served;
                     }
                     times -= 1;
                     fault(kind)
@@ -191,10 +181,6 @@ impl World {
     }
 }
 
-fn shard_of(record: &Record) -> usize {
-    record.shard_id().as_str()[8..].parse().unwrap()
-}
-
 /// Runs a schedule, and then reads on without faults until everything is finished.
 async fn run(shards: usize, mode: CheckpointOn, limit: u32, steps: &[Step]) {
     let mut world = World::new(shards, mode);
@@ -222,7 +208,7 @@ async fn run(shards: usize, mode: CheckpointOn, limit: u32, steps: &[Step]) {
                 Some(step) => step.clone(),
                 None if world.all_finished() => break,
                 None => {
-                    world.kinesis.on_call(|_| Action::Serve);
+                    world.kinesis.on_call(|_| Outcome::Served);
                     held.drain(..).for_each(|record| {
                         world.finish(&record);
                         record.ack();
@@ -287,8 +273,8 @@ fn check_order(world: &World, last: &mut BTreeMap<usize, usize>, record: &Record
             assert!(world.finished[shard].contains(skipped), "shard {shard} skipped {skipped}");
         }
     }
-    let parents = world.kinesis.orders(|orders, _| orders.shards[shard].parents.clone());
-    for parent in parents {
+    for parent in world.orders.shard(shard).parents() {
+        let parent: usize = parent.as_str()[8..].parse().unwrap();
         assert_eq!(
             world.finished[parent].len(),
             world.put[parent].len(),

@@ -11,42 +11,39 @@ use kinestream::{
 };
 use tokio::time::Instant;
 
-use crate::support::kinesis::{Action, Kinesis};
-use crate::{assert_silent, consumer, next, number};
+use crate::{assert_silent, calls, consumer, next, number, orders, shard_of};
+use kinestream::testing::{Kinesis, Outcome, Shard};
 
 #[tokio::test(start_paused = true)]
 async fn children_come_after_their_parents_over_generations() {
     for child_shards in [true, false] {
-        let kinesis = Kinesis::with_shards(2);
+        let (kinesis, orders) = orders(2);
         kinesis.set_child_shards(child_shards);
-        for number in 0..50 {
-            kinesis.put(number % 2, number.to_string());
-        }
-        let [left, right] = kinesis.orders(|orders, now| orders.split(0, now));
-        for number in 50..100 {
-            kinesis.put([left, right, 1][number % 3], number.to_string());
-        }
-        let merged = kinesis.orders(|orders, now| orders.merge(right, 1, now));
-        for number in 100..150 {
-            kinesis.put([left, merged][number % 2], number.to_string());
-        }
+        // From left to right: 0 is split into 2 and 3, and 3 merged with 1 into 4.
+        let first = [orders.shard(0), orders.shard(1)];
+        let put = |shards: &[Shard], numbers: std::ops::Range<usize>| {
+            for number in numbers {
+                shards[number % shards.len()].put(number.to_string());
+            }
+        };
+        put(&first, 0..50);
+        let [left, right] = first[0].split();
+        put(&[left.clone(), right.clone(), first[1].clone()], 50..100);
+        let merged = right.merge(&first[1]);
+        put(&[left, merged], 100..150);
         let consumer = consumer(&kinesis).limit(7).build().unwrap();
         let mut records = consumer.records();
-        let mut seen = BTreeSet::new();
-        let mut last = [None; 5];
+        let mut seen: Vec<Vec<usize>> = vec![Vec::new(); 5];
         for _ in 0..150 {
             let record = next(&mut records).await;
-            let shard: usize = record.shard_id().as_str()[8..].parse().unwrap();
-            for (parent, count) in [(0, 25), (right, 17), (1, 42)] {
-                let children: &[usize] = if parent == 0 { &[left, right] } else { &[merged] };
-                if children.contains(&shard) {
-                    let read = seen.iter().filter(|(of, _)| *of == parent).count();
-                    let all = kinesis.orders(|orders, _| orders.shards[parent].records.len());
-                    assert_eq!(read, all, "shard {parent} ({count}) is read before {shard}");
-                }
+            let shard = shard_of(&record);
+            for parent in orders.shard(shard).parents() {
+                let parent: usize = parent.as_str()[8..].parse().unwrap();
+                let all = orders.shard(parent).sequence_numbers().len();
+                assert_eq!(seen[parent].len(), all, "{parent} is read before {shard}");
             }
-            assert!(last[shard].replace(number(&record)) < Some(number(&record)));
-            assert!(seen.insert((shard, number(&record))));
+            assert!(seen[shard].last() < Some(&number(&record)));
+            seen[shard].push(number(&record));
         }
         assert_silent(&mut records).await;
         assert_eq!(kinesis.violations(), [""; 0]);
@@ -55,11 +52,11 @@ async fn children_come_after_their_parents_over_generations() {
 
 #[tokio::test(start_paused = true)]
 async fn children_wait_until_the_parent_is_finished_and_not_only_read() {
-    let kinesis = Kinesis::with_shards(1);
-    kinesis.put(0, "0");
-    kinesis.put(0, "1");
-    let [left, _right] = kinesis.orders(|orders, now| orders.split(0, now));
-    kinesis.put(left, "2");
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put("0");
+    orders.shard(0).put("1");
+    let [left, _right] = orders.shard(0).split();
+    left.put("2");
     let consumer = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).build().unwrap();
     let mut records = consumer.records();
     let parents = [next(&mut records).await, next(&mut records).await];
@@ -72,10 +69,10 @@ async fn children_wait_until_the_parent_is_finished_and_not_only_read() {
 
 #[tokio::test(start_paused = true)]
 async fn unordered_reads_children_at_once() {
-    let kinesis = Kinesis::with_shards(1);
-    kinesis.put(0, "0");
-    let [left, _right] = kinesis.orders(|orders, now| orders.split(0, now));
-    kinesis.put(left, "1");
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put("0");
+    let [left, _right] = orders.shard(0).split();
+    left.put("1");
     let consumer = consumer(&kinesis)
         .checkpoint_on(CheckpointOn::Ack)
         .ordering(Ordering::Unordered)
@@ -90,9 +87,9 @@ async fn unordered_reads_children_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_finished_shard_is_stored_and_never_read_again() {
-    let kinesis = Kinesis::with_shards(1);
-    kinesis.put(0, "0");
-    let [left, _right] = kinesis.orders(|orders, now| orders.split(0, now));
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put("0");
+    let [left, _right] = orders.shard(0).split();
     let store = MemoryStore::new();
     let first = consumer(&kinesis).store(store.clone()).build().unwrap();
     let mut records = first.records();
@@ -101,11 +98,14 @@ async fn a_finished_shard_is_stored_and_never_read_again() {
     drop(records);
     first.close().await.unwrap();
     let stored = store.load(&Scope::new("default", "orders")).await.unwrap();
-    assert_eq!(stored[&"shardId-000000000000".parse().unwrap()], Checkpoint::ShardEnd);
+    assert_eq!(stored[&orders.shard(0).id()], Checkpoint::ShardEnd);
 
-    kinesis.put(left, "1");
+    left.put("1");
     let reads = |kinesis: &Kinesis| {
-        kinesis.calls("GetRecords").iter().filter(|call| call.shard == Some(0)).count()
+        calls(kinesis, "GetRecords")
+            .iter()
+            .filter(|call| call.shard_id == Some(orders.shard(0).id()))
+            .count()
     };
     let before = reads(&kinesis);
     let second = consumer(&kinesis).store(store).build().unwrap();
@@ -116,15 +116,12 @@ async fn a_finished_shard_is_stored_and_never_read_again() {
 /// A stop at the very last record of a closed shard, which some servers refuse to read after.
 #[tokio::test(start_paused = true)]
 async fn a_restart_behind_the_last_record_of_a_closed_shard_finds_its_end() {
-    let kinesis = Kinesis::with_shards(1);
-    let last = kinesis.put(0, "0");
-    let [left, _right] = kinesis.orders(|orders, now| orders.split(0, now));
-    kinesis.put(left, "1");
+    let (kinesis, orders) = orders(1);
+    let last = orders.shard(0).put("0");
+    let [left, _right] = orders.shard(0).split();
+    left.put("1");
     let store = MemoryStore::new();
-    let checkpoint = Checkpoint::AfterSequence {
-        sequence_number: last.parse().unwrap(),
-        sub_sequence_number: None,
-    };
+    let checkpoint = Checkpoint::AfterSequence { sequence_number: last, sub_sequence_number: None };
     let shard = "shardId-000000000000".parse().unwrap();
     store.save(&Scope::new("default", "orders"), &[(shard, checkpoint)]).await.unwrap();
     let consumer = consumer(&kinesis).store(store).build().unwrap();
@@ -134,17 +131,15 @@ async fn a_restart_behind_the_last_record_of_a_closed_shard_finds_its_end() {
 #[tokio::test(start_paused = true)]
 async fn shards_that_expired_between_two_runs_follow_the_policy() {
     for policy in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
-        let kinesis = Kinesis::with_shards(1);
-        let read = kinesis.put(0, "0");
-        kinesis.put(0, "1");
-        let [left, _right] = kinesis.orders(|orders, now| orders.split(0, now));
-        kinesis.put(left, "2");
-        kinesis.orders(|orders, _| orders.shards[0].expired = true);
+        let (kinesis, orders) = orders(1);
+        let read = orders.shard(0).put("0");
+        orders.shard(0).put("1");
+        let [left, _right] = orders.shard(0).split();
+        left.put("2");
+        orders.shard(0).expire();
         let store = MemoryStore::new();
-        let checkpoint = Checkpoint::AfterSequence {
-            sequence_number: read.parse().unwrap(),
-            sub_sequence_number: None,
-        };
+        let checkpoint =
+            Checkpoint::AfterSequence { sequence_number: read.clone(), sub_sequence_number: None };
         let scope = Scope::new("default", "orders");
         let shard = "shardId-000000000000".parse().unwrap();
         store.save(&scope, &[(shard, checkpoint)]).await.unwrap();
@@ -169,9 +164,9 @@ async fn shards_that_expired_between_two_runs_follow_the_policy() {
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_shards_and_more_are_listed_page_by_page() {
-    let kinesis = Kinesis::with_shards(2500);
+    let (kinesis, orders) = orders(2500);
     for shard in 0..2500 {
-        kinesis.put(shard, shard.to_string());
+        orders.shard(shard).put(shard.to_string());
     }
     // The second page of the first listing is refused: its token has expired.
     let mut listings = 0;
@@ -179,14 +174,10 @@ async fn a_thousand_shards_and_more_are_listed_page_by_page() {
         if call.operation == "ListShards" {
             listings += 1;
             if listings == 2 {
-                return Action::Fail {
-                    status: 400,
-                    code: "ExpiredNextTokenException",
-                    message: "expired",
-                };
+                return Outcome::failed(400, "ExpiredNextTokenException", "expired");
             }
         }
-        Action::Serve
+        Outcome::Served
     });
     let consumer = consumer(&kinesis).build().unwrap();
     let mut records = consumer.records();
@@ -196,6 +187,6 @@ async fn a_thousand_shards_and_more_are_listed_page_by_page() {
         seen.insert(number(&next(&mut records).await));
     }
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
-    assert_eq!(kinesis.calls("ListShards").len(), 5, "two calls, and three again");
+    assert_eq!(calls(&kinesis, "ListShards").len(), 5, "two calls, and three again");
     assert_eq!(kinesis.violations(), [""; 0]);
 }

@@ -6,15 +6,15 @@ use futures::StreamExt;
 use kinestream::{MemoryStore, StartingPosition};
 use tokio::time::{sleep, timeout};
 
-use crate::support::kinesis::{Action, Kinesis};
-use crate::{assert_silent, consumer, next, number};
+use crate::{assert_silent, calls, consumer, next, number, orders};
+use kinestream::testing::Outcome;
 
 #[tokio::test(start_paused = true)]
 async fn latest_is_pinned_before_the_first_read() {
-    let kinesis = Kinesis::with_shards(2);
-    kinesis.put(0, "0");
-    let [left, right] = kinesis.orders(|orders, now| orders.split(0, now));
-    kinesis.put(left, "1");
+    let (kinesis, orders) = orders(2);
+    orders.shard(0).put("0");
+    let [left, right] = orders.shard(0).split();
+    left.put("1");
     sleep(Duration::from_secs(2)).await;
     let store = MemoryStore::new();
     let latest = || {
@@ -25,17 +25,17 @@ async fn latest_is_pinned_before_the_first_read() {
             .unwrap()
     };
     // The first reader never gets to read: it is throttled, and then it is dropped.
-    kinesis.fail_next(
+    kinesis.next_calls(
         "GetRecords",
-        Action::Fail { status: 500, code: "InternalFailureException", message: "" },
         usize::MAX,
+        Outcome::failed(500, "InternalFailureException", ""),
     );
     let first = latest();
     assert!(timeout(Duration::from_secs(20), first.records().next()).await.is_err());
     drop(first);
-    kinesis.put(left, "2");
-    kinesis.put(right, "3");
-    kinesis.on_call(|_| Action::Serve);
+    left.put("2");
+    right.put("3");
+    kinesis.on_call(|_| Outcome::Served);
     let second = latest();
     let mut records = second.records();
     let mut read = [number(&next(&mut records).await), number(&next(&mut records).await)];
@@ -44,7 +44,9 @@ async fn latest_is_pinned_before_the_first_read() {
     assert_silent(&mut records).await;
     assert_eq!(kinesis.violations(), [""; 0]);
     assert!(
-        kinesis.calls("GetRecords").iter().all(|call| call.shard != Some(0)),
+        calls(&kinesis, "GetRecords")
+            .iter()
+            .all(|call| call.shard_id != Some(orders.shard(0).id())),
         "a shard that was closed before the start holds nothing to read"
     );
 }
@@ -53,12 +55,12 @@ async fn latest_is_pinned_before_the_first_read() {
 /// before the start, and yet come after it.
 #[tokio::test(start_paused = true)]
 async fn latest_takes_what_comes_later_whatever_time_it_bears() {
-    let kinesis = Kinesis::with_shards(1);
-    kinesis.put(0, "0");
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put("0");
     sleep(Duration::from_secs(60)).await;
     let consumer = consumer(&kinesis).starting_position(StartingPosition::Latest).build().unwrap();
     let mut records = consumer.records();
     assert_silent(&mut records).await;
-    kinesis.orders(|orders, now| orders.put(0, "1".into(), now - 90_000));
+    orders.shard(0).put_at(kinesis.now() - Duration::from_secs(90), "1");
     assert_eq!(number(&next(&mut records).await), 1);
 }

@@ -7,8 +7,8 @@
 mod ferrokinesis_server;
 mod redis_cluster;
 mod redis_consumer;
+#[path = "../support/redis.rs"]
+mod redis_server;
 mod redis_store;
 #[cfg(feature = "redis-tls")]
 mod redis_tls;
-#[path = "../support/mod.rs"]
-mod support;

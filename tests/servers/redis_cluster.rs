@@ -9,7 +9,7 @@ use redis::FromRedisValue;
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
 
-use crate::support::redis::RedisServer;
+use crate::redis_server::RedisServer;
 
 const SLOTS: u16 = 16_384;
 const CHECKPOINTS: &str = "kinestream:{billing:orders}:checkpoints";

@@ -14,7 +14,7 @@ use tokio::process::Command;
 use tokio::time::{Instant, timeout};
 
 use crate::ferrokinesis_server::{create_stream, put_numbers, start_kinesis};
-use crate::support::redis::RedisServer;
+use crate::redis_server::RedisServer;
 
 const STREAM: &str = "orders";
 const PATIENCE: Duration = Duration::from_secs(60);

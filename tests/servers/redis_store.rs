@@ -9,7 +9,7 @@ use proptest::test_runner::TestRunner;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 
-use crate::support::redis::RedisServer;
+use crate::redis_server::RedisServer;
 
 const CHECKPOINTS: &str = "kinestream:{billing:orders}:checkpoints";
 const FORMAT: &str = "kinestream:{billing:orders}:format";

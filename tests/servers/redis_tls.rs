@@ -7,7 +7,7 @@ use kinestream::{Error, ErrorKind, RedisStore};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::support::redis::RedisServer;
+use crate::redis_server::RedisServer;
 
 const USER: [&str; 6] = ["--user", "billing", "on", ">hunter2", "~*", "+@all"];
 

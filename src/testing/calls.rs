@@ -1,0 +1,93 @@
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::record::ShardId;
+
+/// A call that a [`Kinesis`](super::Kinesis) was asked for.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let kinesis = kinestream::testing::Kinesis::new();
+/// kinesis.create_stream("orders", 1);
+/// kinesis.client().list_shards().stream_name("orders").send().await.unwrap();
+/// assert_eq!(kinesis.calls()[0].operation, "ListShards");
+/// assert_eq!(kinesis.calls()[0].status, Some(200));
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Call {
+    /// What was asked for, such as `GetRecords`.
+    pub operation: String,
+    /// The shard that it is about, where it names one.
+    pub shard_id: Option<ShardId>,
+    /// When it came in.
+    pub at: Instant,
+    /// The status of the answer: `None` while it is under way, and for ever where the caller
+    /// has gone or the connection was lost.
+    pub status: Option<u16>,
+    /// How many records the answer holds.
+    pub records: usize,
+    /// How many bytes of payloads and partition keys the answer holds.
+    pub bytes: usize,
+}
+
+/// What becomes of a call.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use kinestream::testing::{Kinesis, Outcome};
+///
+/// let kinesis = Kinesis::new();
+/// kinesis.next_calls("ListShards", 1, Outcome::failed(400, "AccessDeniedException", "no"));
+/// let refused = kinesis.client().list_shards().stream_name("orders").send().await;
+/// assert!(refused.unwrap_err().into_service_error().is_access_denied_exception());
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// It is served.
+    Served,
+    /// It is refused with an error as Kinesis words it.
+    Failed {
+        /// The HTTP status.
+        status: u16,
+        /// The code, such as `ExpiredIteratorException`.
+        code: String,
+        /// The message.
+        message: String,
+    },
+    /// The answer is something else than Kinesis's, as that of a proxy may be.
+    Garbled {
+        /// The HTTP status.
+        status: u16,
+        /// The body.
+        body: String,
+    },
+    /// No connection is made.
+    Refused,
+    /// No answer ever comes.
+    Hangs,
+    /// It is carried out at once, and answered after this time.
+    Delayed(Duration),
+    /// It is carried out, and then the connection is lost.
+    Lost,
+    /// It is carried out, and half of the answer comes.
+    Cut,
+}
+
+impl Outcome {
+    /// An error as Kinesis words it.
+    pub fn failed(status: u16, code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Failed { status, code: code.into(), message: message.into() }
+    }
+
+    /// `ProvisionedThroughputExceededException`: others have used up the shard's share.
+    pub fn throttled() -> Self {
+        Self::failed(400, "ProvisionedThroughputExceededException", "Rate exceeded for shard")
+    }
+}

@@ -1,0 +1,44 @@
+//! What one shard serves in a second.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
+const CALLS_PER_SECOND: usize = 5;
+const BYTES_PER_SECOND: u64 = 2 << 20;
+
+/// The calls of one kind in the last second.
+#[derive(Debug, Default)]
+pub(super) struct Calls(VecDeque<Instant>);
+
+impl Calls {
+    /// Whether one more is within the limit; counts it if so.
+    pub(super) fn admits(&mut self, now: Instant) -> bool {
+        while self.0.front().is_some_and(|call| now - *call >= Duration::from_secs(1)) {
+            self.0.pop_front();
+        }
+        let admitted = self.0.len() < CALLS_PER_SECOND;
+        if admitted {
+            self.0.push_back(now);
+        }
+        admitted
+    }
+}
+
+/// The bytes that were read, and when they are paid for.
+#[derive(Debug, Default)]
+pub(super) struct Bytes(Option<Instant>);
+
+impl Bytes {
+    pub(super) fn are_paid_for(&self, now: Instant) -> bool {
+        self.0.is_none_or(|paid| now >= paid)
+    }
+
+    pub(super) fn read(&mut self, now: Instant, bytes: usize) {
+        // To the millisecond, which is how fine the clock is.
+        let millis = bytes as u64 * 1000 / BYTES_PER_SECOND;
+        self.0 = Some(now + Duration::from_millis(millis));
+    }
+}

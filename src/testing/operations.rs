@@ -1,0 +1,293 @@
+//! What Kinesis does about each call.
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::kinesis::Model;
+use super::stream::{Contents, Shards, Stored, hash_key, id_of, index_of};
+use super::wire::{Answer, refusal};
+
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetShardIterator.html>.
+const ITERATOR_LIFE: u64 = 5 * 60 * 1000;
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_ListShards.html>.
+const TOKEN_LIFE: u64 = 300 * 1000;
+const LARGEST_PAGE: u64 = 1000;
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
+const LARGEST_ANSWER: usize = 10 << 20;
+const MOST_RECORDS: u64 = 10_000;
+
+const NUMBER_REFUSED: &str = "StartingSequenceNumber used in GetShardIterator is invalid";
+
+fn invalid(message: &str) -> Answer {
+    refusal(400, "InvalidArgumentException", message)
+}
+
+fn not_found(what: &str) -> Answer {
+    refusal(400, "ResourceNotFoundException", &format!("{what} not found"))
+}
+
+fn throttled(limit: &str) -> Answer {
+    refusal(400, "ProvisionedThroughputExceededException", limit)
+}
+
+/// An iterator, or a page token: the stream, the shard, the next record and the time it was given.
+fn token(stream: &str, shard: usize, next: usize, now: u64) -> String {
+    format!("{stream}/{shard}/{next}/{now}")
+}
+
+fn parse_token(token: &str) -> Option<(String, usize, usize, u64)> {
+    let mut parts = token.split('/');
+    let stream = parts.next()?.to_owned();
+    let mut number = || parts.next()?.parse::<u64>().ok();
+    let (shard, next, given) = (number()?, number()?, number()?);
+    Some((stream, usize::try_from(shard).ok()?, usize::try_from(next).ok()?, given))
+}
+
+/// A time on the wire, in seconds, as milliseconds.
+fn millis(seconds: &Value) -> Option<u64> {
+    Some((seconds.as_f64()? * 1000.0).max(0.0) as u64)
+}
+
+impl Model {
+    pub(super) fn serve(&mut self, call: usize, operation: &str, body: &Value) -> Answer {
+        let answer = match operation {
+            "ListShards" => self.list_shards(body),
+            "GetShardIterator" => self.shard_iterator(body),
+            "GetRecords" => self.records(call, body),
+            "PutRecord" => self.put_record(body),
+            "PutRecords" => self.put_records(body),
+            _ => Err(refusal(400, "UnknownOperationException", operation)),
+        };
+        answer.map_or_else(|refused| refused, |answer| (200, answer.to_string()))
+    }
+
+    fn violation(&mut self, what: &str) -> Answer {
+        self.violations.push(what.to_owned());
+        throttled(what)
+    }
+
+    fn stream_of(&self, body: &Value) -> Result<(String, &Shards), Answer> {
+        let name = match (&body["StreamName"], &body["StreamARN"]) {
+            (Value::String(name), _) => name,
+            (_, Value::String(arn)) => arn.rsplit('/').next().unwrap_or_default(),
+            _ => return Err(invalid("no stream is named")),
+        };
+        let stream = self.streams.get(name).ok_or_else(|| not_found("Stream"))?;
+        Ok((name.to_owned(), stream))
+    }
+
+    fn has_expired(&self, given: u64, life: u64) -> bool {
+        given < self.expired || self.now() - given > life
+    }
+
+    fn list_shards(&mut self, body: &Value) -> Result<Value, Answer> {
+        let now = self.now();
+        let (name, from, since) = if let Value::String(next) = &body["NextToken"] {
+            if body.get("StreamName").is_some() || body.get("StreamARN").is_some() {
+                self.violations.push("a NextToken beside the name of a stream".to_owned());
+                return Err(invalid("NextToken and StreamName cannot be provided together"));
+            }
+            let (name, from, since, given) =
+                parse_token(next).ok_or_else(|| invalid("NextToken is not one"))?;
+            if self.has_expired(given, TOKEN_LIFE) {
+                return Err(refusal(400, "ExpiredNextTokenException", "the token has expired"));
+            }
+            (name, from, since as u64)
+        } else {
+            let since = millis(&body["ShardFilter"]["Timestamp"]).unwrap_or_default();
+            (self.stream_of(body)?.0, 0, since)
+        };
+        let page = body["MaxResults"].as_u64().unwrap_or(LARGEST_PAGE).min(LARGEST_PAGE) as usize;
+        let stream = self.streams.get(&name).ok_or_else(|| not_found("Stream"))?;
+        let listed: Vec<usize> = (from..stream.shards.len())
+            .filter(|index| !stream.shards[*index].expired)
+            .filter(|index| stream.shards[*index].closed.is_none_or(|closed| closed >= since))
+            .collect();
+        let next = listed.get(page).map(|next| token(&name, *next, since as usize, now));
+        let page: Vec<Value> = listed
+            .into_iter()
+            .take(page)
+            .map(|index| describe(index, &stream.shards[index]))
+            .collect();
+        Ok(json!({ "Shards": page, "NextToken": next }))
+    }
+
+    fn shard_iterator(&mut self, body: &Value) -> Result<Value, Answer> {
+        let (now, instant) = (self.now(), Instant::now());
+        let (name, _) = self.stream_of(body)?;
+        let index = body["ShardId"].as_str().and_then(index_of).unwrap_or(usize::MAX);
+        let shard = self
+            .streams
+            .get_mut(&name)
+            .and_then(|stream| stream.shards.get_mut(index))
+            .filter(|shard| !shard.expired)
+            .ok_or_else(|| not_found("Shard"))?;
+        if !shard.iterators.admits(instant) {
+            return Err(
+                self.violation(&format!("more than 5 iterators in a second, of shard {index}"))
+            );
+        }
+        let next = place(shard, body, now)?;
+        Ok(json!({ "ShardIterator": token(&name, index, next, now) }))
+    }
+
+    fn records(&mut self, call: usize, body: &Value) -> Result<Value, Answer> {
+        let (now, instant) = (self.now(), Instant::now());
+        let named = body["ShardIterator"].as_str().unwrap_or_default();
+        let Some((name, index, next, given)) = parse_token(named) else {
+            self.violations.push(format!("an iterator that was never given: {named:?}"));
+            return Err(invalid("no such iterator"));
+        };
+        if self.has_expired(given, ITERATOR_LIFE) {
+            return Err(refusal(400, "ExpiredIteratorException", "Iterator expired"));
+        }
+        let child_shards = self.child_shards;
+        let stream = self.streams.get_mut(&name).ok_or_else(|| not_found("Stream"))?;
+        let children = stream.children(index);
+        let shard = stream
+            .shards
+            .get_mut(index)
+            .filter(|shard| !shard.expired)
+            .ok_or_else(|| not_found("Shard"))?;
+        if shard.occupied.is_some_and(|until| instant < until) {
+            return Err(throttled("Rate exceeded for shard"));
+        }
+        if !shard.reads.admits(instant) {
+            return Err(self.violation(&format!("more than 5 reads in a second, of shard {index}")));
+        }
+        if !shard.bytes.are_paid_for(instant) {
+            return Err(self.violation(&format!("more than 2 MiB in a second, of shard {index}")));
+        }
+        let limit = body["Limit"].as_u64().unwrap_or(MOST_RECORDS).min(MOST_RECORDS) as usize;
+        let first = next.max(shard.trimmed);
+        let (count, bytes) = fill(&shard.records[first..], limit);
+        let found = shard.records[first..first + count].iter().map(on_the_wire).collect::<Vec<_>>();
+        shard.bytes.read(instant, bytes);
+        let next = first + count;
+        let behind = shard.records.get(next).map_or(0, |record| now.saturating_sub(record.arrival));
+        let at_end = shard.closed.is_some() && next >= shard.records.len();
+        let call = &mut self.calls[call];
+        (call.records, call.bytes) = (count, bytes);
+        let mut answer = json!({ "Records": found, "MillisBehindLatest": behind });
+        if !at_end {
+            answer["NextShardIterator"] = json!(token(&name, index, next, now));
+        } else if child_shards {
+            let shards = &stream.shards;
+            answer["ChildShards"] =
+                children.into_iter().map(|child| describe_child(child, &shards[child])).collect();
+        }
+        Ok(answer)
+    }
+
+    fn put_record(&mut self, body: &Value) -> Result<Value, Answer> {
+        let (name, _) = self.stream_of(body)?;
+        self.put(&name, body)
+    }
+
+    fn put_records(&mut self, body: &Value) -> Result<Value, Answer> {
+        let (name, _) = self.stream_of(body)?;
+        let entries = body["Records"].as_array().cloned().unwrap_or_default();
+        let put = entries.iter().map(|entry| self.put(&name, entry));
+        let put = put.collect::<Result<Vec<_>, _>>()?;
+        Ok(json!({ "FailedRecordCount": 0, "Records": put }))
+    }
+
+    fn put(&mut self, stream: &str, entry: &Value) -> Result<Value, Answer> {
+        let now = self.now();
+        let stream = self.streams.get_mut(stream).ok_or_else(|| not_found("Stream"))?;
+        let key = entry["PartitionKey"].as_str().unwrap_or_default().to_owned();
+        let data = entry["Data"].as_str().map(aws_smithy_types::base64::decode);
+        let Some(Ok(data)) = data else { return Err(invalid("Data is not base64")) };
+        let hash = match entry["ExplicitHashKey"].as_str() {
+            Some(explicit) => {
+                explicit.parse().map_err(|_| invalid("ExplicitHashKey is not a number"))?
+            }
+            None => hash_key(&key),
+        };
+        let shard = stream.of_key(hash).ok_or_else(|| not_found("Shard"))?;
+        let number = stream.put(shard, key, data, now);
+        Ok(json!({ "ShardId": id_of(shard), "SequenceNumber": number }))
+    }
+}
+
+/// The index of the record that an iterator begins with.
+fn place(shard: &Contents, body: &Value, now: u64) -> Result<usize, Answer> {
+    let number = body["StartingSequenceNumber"].as_str().unwrap_or_default();
+    let named = || {
+        let found = shard.records.iter().position(|record| record.number == number);
+        found.filter(|place| *place >= shard.trimmed).ok_or_else(|| invalid(NUMBER_REFUSED))
+    };
+    match body["ShardIteratorType"].as_str().unwrap_or_default() {
+        "TRIM_HORIZON" => Ok(shard.trimmed),
+        "LATEST" => Ok(shard.records.len()),
+        "AT_TIMESTAMP" => {
+            let time = millis(&body["Timestamp"]).unwrap_or_default();
+            if time > now {
+                return Err(invalid("The timestamp cannot be greater than the current timestamp"));
+            }
+            let found = shard.records.iter().position(|record| record.arrival >= time);
+            Ok(found.unwrap_or(shard.records.len()).max(shard.trimmed))
+        }
+        "AT_SEQUENCE_NUMBER" => named(),
+        "AFTER_SEQUENCE_NUMBER" => match named()? {
+            // As some servers do.
+            last if shard.closed.is_some() && last + 1 == shard.records.len() => {
+                Err(invalid(NUMBER_REFUSED))
+            }
+            place => Ok(place + 1),
+        },
+        other => Err(invalid(&format!("no iterator type {other}"))),
+    }
+}
+
+/// How many records fit into an answer, and their bytes. A single record always does.
+fn fill(records: &[Stored], limit: usize) -> (usize, usize) {
+    let (mut count, mut bytes) = (0, 0);
+    for record in records.iter().take(limit) {
+        if count > 0 && bytes + record.size() > LARGEST_ANSWER {
+            break;
+        }
+        bytes += record.size();
+        count += 1;
+    }
+    (count, bytes)
+}
+
+fn on_the_wire(record: &Stored) -> Value {
+    json!({
+        "SequenceNumber": record.number,
+        "ApproximateArrivalTimestamp": record.arrival as f64 / 1000.0,
+        "Data": aws_smithy_types::base64::encode(&record.data),
+        "PartitionKey": record.partition_key,
+    })
+}
+
+fn hash_keys(shard: &Contents) -> Value {
+    json!({
+        "StartingHashKey": shard.first_key.to_string(),
+        "EndingHashKey": shard.last_key.to_string(),
+    })
+}
+
+fn describe_child(index: usize, shard: &Contents) -> Value {
+    let parents: Vec<String> = shard.parents.iter().map(|parent| id_of(*parent)).collect();
+    json!({ "ShardId": id_of(index), "ParentShards": parents, "HashKeyRange": hash_keys(shard) })
+}
+
+fn describe(index: usize, shard: &Contents) -> Value {
+    let mut described = json!({
+        "ShardId": id_of(index),
+        "HashKeyRange": hash_keys(shard),
+        "SequenceNumberRange": { "StartingSequenceNumber": "1" },
+    });
+    if let Some(parent) = shard.parents.first() {
+        described["ParentShardId"] = json!(id_of(*parent));
+    }
+    if let Some(parent) = shard.parents.get(1) {
+        described["AdjacentParentShardId"] = json!(id_of(*parent));
+    }
+    if shard.closed.is_some() {
+        described["SequenceNumberRange"]["EndingSequenceNumber"] = json!("9");
+    }
+    described
+}
