@@ -6,7 +6,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
-pub(crate) use remedy::{Failure, Remedy};
+pub(crate) use remedy::{Failure, Remedy, date_of};
 
 /// A `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -157,7 +157,8 @@ async fn lag_is_the_age_of_the_next_record_and_the_end_names_the_children() {
     let last = read(&client, first.next_shard_iterator().unwrap()).await.unwrap();
     assert_eq!(last.millis_behind_latest(), Some(0));
     assert_eq!(last.next_shard_iterator(), None);
-    let children: Vec<&str> = last.child_shards().iter().map(|child| child.shard_id()).collect();
+    let children: Vec<&str> =
+        last.child_shards().iter().map(aws_sdk_kinesis::types::ChildShard::shard_id).collect();
     assert_eq!(children, [left.id().as_str(), right.id().as_str()]);
     assert_eq!(last.child_shards()[0].parent_shards(), [shard.id().as_str()]);
 }

@@ -1,9 +1,11 @@
 //! The one table that says what each answer of Kinesis other than success asks for.
 
 use std::error::Error as StdError;
+use std::time::SystemTime;
 
 use aws_sdk_kinesis::config::http::HttpResponse;
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_kinesis::primitives::{DateTime, DateTimeFormat};
 
 use super::{Error, ErrorKind};
 
@@ -31,6 +33,8 @@ pub(crate) enum Remedy {
 pub(crate) struct Failure {
     pub(crate) remedy: Remedy,
     pub(crate) error: Error,
+    /// When it was answered, by the server's clock, in whole seconds.
+    pub(crate) answered: Option<SystemTime>,
 }
 
 impl Failure {
@@ -40,7 +44,8 @@ impl Failure {
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
     {
         let (remedy, kind, message) = sort(action, &error);
-        Self { remedy, error: Error::new(kind, message).with_source(error) }
+        let answered = error.raw_response().and_then(date_of);
+        Self { remedy, error: Error::new(kind, message).with_source(error), answered }
     }
 
     /// A call that gave no answer in time.
@@ -51,8 +56,16 @@ impl Failure {
                 ErrorKind::Unavailable,
                 format!("Kinesis did not answer {action} within {seconds} s"),
             ),
+            answered: None,
         }
     }
+}
+
+/// What an answer says of the time at which it was given: its `Date`, which the SDK does not pass
+/// on.
+pub(crate) fn date_of(answer: &HttpResponse) -> Option<SystemTime> {
+    let date = DateTime::from_str(answer.headers().get("date")?, DateTimeFormat::HttpDate).ok()?;
+    date.try_into().ok()
 }
 
 fn sort<E>(action: &str, error: &SdkError<E, HttpResponse>) -> (Remedy, ErrorKind, String)

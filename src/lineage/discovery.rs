@@ -5,7 +5,7 @@
 //! list again. It holds no lock and owns the [`Lineage`]; dropping its task stops it anywhere,
 //! since whatever it has done is either in the store or found out anew.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -78,7 +78,9 @@ impl Discovery {
             for (shard, position) in lineage.open() {
                 self.openings.send(Ok(Opening { shard, position })).ok()?;
             }
+            // In this order, so that what happens depends on nothing but what happened.
             tokio::select! {
+                biased;
                 word = words.recv() => match word? {
                     Word::Finished(shard) => lineage.finish(&shard),
                     Word::Children(children) => {
@@ -139,7 +141,7 @@ impl Discovery {
                 .await?;
             stored = self.load().await?;
         }
-        let mut unlisted = stored.clone();
+        let mut unlisted: BTreeMap<_, _> = stored.clone().into_iter().collect();
         for shard in listing.shards {
             unlisted.remove(&shard.id);
             let position = match stored.get(&shard.id) {
@@ -186,7 +188,7 @@ impl Discovery {
     }
 
     /// Shards that were begun and have left retention meanwhile.
-    fn lose(&self, lineage: &mut Lineage, unlisted: HashMap<ShardId, Checkpoint>) {
+    fn lose(&self, lineage: &mut Lineage, unlisted: BTreeMap<ShardId, Checkpoint>) {
         for (shard, checkpoint) in unlisted {
             if checkpoint == Checkpoint::ShardEnd {
                 continue;
@@ -245,7 +247,7 @@ impl Discovery {
         let mut pause = FIRST_PAUSE;
         let mut told = None;
         loop {
-            let Failure { remedy, error } = match self.kinesis.shards(since).await {
+            let Failure { remedy, error, .. } = match self.kinesis.shards(since).await {
                 Ok(listing) => return Some(listing),
                 Err(failure) => failure,
             };

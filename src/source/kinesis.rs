@@ -12,11 +12,10 @@ use aws_sdk_kinesis::config::{Builder, ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_kinesis::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
-use aws_sdk_kinesis::primitives::{DateTime, DateTimeFormat};
 use aws_sdk_kinesis::types::{ShardFilter, ShardFilterType, ShardIteratorType};
 
 use super::Position;
-use crate::error::{Failure, Remedy, Result};
+use crate::error::{Failure, Remedy, Result, date_of};
 use crate::record::ShardId;
 
 /// A call that has not answered by then has failed: ten times what a 10 MiB answer takes at
@@ -128,7 +127,7 @@ impl Kinesis {
         'listing: loop {
             let asked = SystemTime::now();
             let (first, date) = self.page(Page::First(since)).await?;
-            let taken = server_time(asked, date);
+            let taken = server_time(date, asked);
             let mut shards = known(first.shards());
             let mut rest = first.next_token;
             while let Some(next) = rest {
@@ -209,7 +208,7 @@ fn known(shards: &[aws_sdk_kinesis::types::Shard]) -> Vec<KnownShard> {
 /// A moment that is not after the answer, by the server's clock: the second that its `Date` names.
 /// Nothing that arrives from now on has an earlier time, not even where a server keeps times to
 /// the second.
-fn server_time(asked: SystemTime, date: Option<SystemTime>) -> SystemTime {
+pub(super) fn server_time(date: Option<SystemTime>, asked: SystemTime) -> SystemTime {
     date.unwrap_or_else(|| asked.checked_sub(MOST_CLOCK_SKEW).unwrap_or(asked))
 }
 
@@ -234,12 +233,7 @@ impl Intercept for ServerDate {
         _components: &RuntimeComponents,
         _config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let date = context
-            .response()
-            .headers()
-            .get("date")
-            .and_then(|date| DateTime::from_str(date, DateTimeFormat::HttpDate).ok())
-            .and_then(|date| SystemTime::try_from(date).ok());
+        let date = date_of(context.response());
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = date;
         Ok(())
     }
@@ -268,7 +262,7 @@ mod tests {
     #[test]
     fn without_a_date_our_own_clock_may_be_ahead() {
         let second = UNIX_EPOCH + Duration::from_secs(1000);
-        assert_eq!(server_time(second, None), second - MOST_CLOCK_SKEW);
-        assert_eq!(server_time(second + MOST_CLOCK_SKEW, Some(second)), second);
+        assert_eq!(server_time(None, second), second - MOST_CLOCK_SKEW);
+        assert_eq!(server_time(Some(second), second + MOST_CLOCK_SKEW), second);
     }
 }

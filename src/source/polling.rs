@@ -22,6 +22,7 @@ use aws_sdk_kinesis::types;
 use futures::{Stream, StreamExt};
 use tokio::time::Instant;
 
+use super::kinesis::server_time;
 use super::{Budget, Fetched, Kinesis, KnownShard, OnTrimmed, Position, Source};
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
 use crate::pace::Pace;
@@ -147,18 +148,16 @@ impl Polling {
         let placed = match self.kinesis.shard_iterator(&self.shard_id, &self.position).await {
             // The last number of a closed shard may be refused as what to read after, and yet
             // be there: then it is read once more, and passed over.
-            Err(Failure { remedy: Remedy::Trimmed, error }) => match &self.position {
+            Err(trimmed) if trimmed.remedy == Remedy::Trimmed => match &self.position {
                 Position::After(number, None) => {
                     let at = Position::AtSequence(number.clone());
                     let again = self.kinesis.shard_iterator(&self.shard_id, &at).await;
                     again.map_err(|failure| match failure.remedy {
-                        Remedy::Trimmed => Failure { remedy: Remedy::Trimmed, error },
+                        Remedy::Trimmed => trimmed,
                         _ => failure,
                     })?
                 }
-                _ => {
-                    return Err(Failure { remedy: Remedy::Trimmed, error });
-                }
+                _ => return Err(trimmed),
             },
             placed => placed?,
         };
@@ -167,6 +166,7 @@ impl Polling {
             None => Err(Failure {
                 remedy: Remedy::Retry,
                 error: Error::new(ErrorKind::Unavailable, "GetShardIterator gave no iterator"),
+                answered: None,
             }),
         }
     }
@@ -195,7 +195,9 @@ impl Polling {
                 pace.failed();
                 Recovery::Again
             }
-            Remedy::Trimmed => self.trimmed(error, pace),
+            Remedy::Trimmed => {
+                self.trimmed(error, server_time(failure.answered, SystemTime::now()), pace)
+            }
             Remedy::Gone => Recovery::End(error),
             Remedy::Report => {
                 pace.reported();
@@ -207,11 +209,11 @@ impl Polling {
         }
     }
 
-    fn trimmed(&mut self, error: Error, pace: &mut Pace) -> Recovery {
+    fn trimmed(&mut self, error: Error, now: SystemTime, pace: &mut Pace) -> Recovery {
         let position = match self.on_trimmed {
             OnTrimmed::Fail => return Recovery::End(error),
             OnTrimmed::TrimHorizon => Position::TrimHorizon,
-            OnTrimmed::Latest => Position::AtTimestamp(SystemTime::now()),
+            OnTrimmed::Latest => Position::AtTimestamp(now),
         };
         tracing::warn!(%error, ?position, "records were lost before they were read: going on");
         self.position = position;

@@ -12,7 +12,7 @@
 //! or dropped save forgets nothing. When the last handle is dropped the task saves what is
 //! finished, as far as the store lets it within [`LAST_WORDS`], and ends.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -68,7 +68,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     watched: Vec<(ShardId, Arc<Watermark>)>,
-    pending: HashMap<ShardId, Checkpoint>,
+    pending: BTreeMap<ShardId, Checkpoint>,
     gate: Gate,
     /// The last save failed.
     failing: bool,
@@ -255,7 +255,9 @@ async fn run(
             None => written + shared.rhythm.interval.max(Duration::from_millis(1)),
         };
         let resting = outage.is_none() && shared.rhythm.interval.is_zero();
+        // In this order, so that what happens depends on nothing but what happened.
         tokio::select! {
+            biased;
             request = requests.recv() => match request {
                 Some(answer) => asking.push(answer),
                 None => break,

@@ -1,16 +1,16 @@
 //! Each row of the error table, from an answer on the wire to what the caller sees.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{BehaviorVersion, Config, Credentials, Region};
 use futures::StreamExt;
 use kinestream::store::Scope;
 use kinestream::{Checkpoint, CheckpointStore, Consumer, ErrorKind, MemoryStore, OnTrimmed};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{assert_silent, calls, consumer, next, number, orders};
-use kinestream::testing::{Outcome, Stream};
+use kinestream::testing::{Kinesis, Outcome, Stream};
 
 /// What is cured within: twice in a row, on each operation, and the caller sees nothing of it.
 #[tokio::test(start_paused = true)]
@@ -220,6 +220,17 @@ async fn a_trimmed_checkpoint_follows_the_policy() {
     for expected in 5..10 {
         assert_eq!(number(&next(&mut records).await), expected);
     }
+
+    // By the server's clock, which is a day away from ours.
+    let kinesis = Kinesis::at(SystemTime::now() - Duration::from_secs(86_400));
+    let orders = kinesis.create_stream("orders", 1);
+    let store = trimmed_store(&orders).await;
+    sleep(Duration::from_secs(5)).await;
+    let reader = consumer(&kinesis).store(store).on_trimmed(OnTrimmed::Latest).build().unwrap();
+    let mut records = reader.records();
+    assert_silent(&mut records).await;
+    orders.shard(0).put("10");
+    assert_eq!(number(&next(&mut records).await), 10);
 }
 
 #[tokio::test(start_paused = true)]
