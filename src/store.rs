@@ -122,11 +122,13 @@ mod writer;
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
+use tokio::time::timeout;
 
 use crate::checkpoint::Checkpoint;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::record::ShardId;
 
 pub use memory::MemoryStore;
@@ -148,7 +150,7 @@ pub(crate) use writer::{Rhythm, Writer};
 ///
 /// # Cancel safety
 ///
-/// A future may be dropped before it is ready. What it was to save is then saved again later,
+/// A future may be dropped before it is ready, as one that takes longer than 10 s is. What it was to save is then saved again later,
 /// and `save` must bear that: [`Checkpoint::supersedes`] makes it so.
 pub trait CheckpointStore: Debug + Send + Sync + 'static {
     /// All checkpoints of one application and stream. Where nothing was ever saved: an empty map.
@@ -179,6 +181,17 @@ impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {
     ) -> BoxFuture<'a, Result<()>> {
         (**self).save(scope, checkpoints)
     }
+}
+
+/// How long a call of a store may take.
+const LONGEST_CALL: Duration = Duration::from_secs(10);
+
+/// The answer of a store, or an error where it does not come in time.
+pub(crate) async fn in_time<T>(call: BoxFuture<'_, Result<T>>) -> Result<T> {
+    timeout(LONGEST_CALL, call).await.unwrap_or_else(|elapsed| {
+        let message = format!("the checkpoint store did not answer within {LONGEST_CALL:?}");
+        Err(Error::store_unavailable(message, elapsed))
+    })
 }
 
 /// Whose checkpoints: one application's, of one stream.

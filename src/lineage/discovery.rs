@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
 use crate::pace::jitter;
 use crate::record::ShardId;
 use crate::source::{Kinesis, KnownShard, Listing, OnTrimmed, Position};
-use crate::store::{CheckpointStore, Scope, Writer};
+use crate::store::{CheckpointStore, Scope, Writer, in_time};
 
 /// The pauses between attempts that failed.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -227,7 +227,7 @@ impl Discovery {
         let mut pause = FIRST_PAUSE;
         let mut told = false;
         loop {
-            let error = match attempt().await {
+            let error = match in_time(attempt()).await {
                 Ok(done) => return Some(done),
                 Err(error) => error.in_stream(self.kinesis.name()),
             };

@@ -21,14 +21,11 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::{CheckpointStore, Scope};
+use super::{CheckpointStore, Scope, in_time};
 use crate::checkpoint::{Checkpoint, Watermark};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pace::jitter;
 use crate::record::ShardId;
-
-/// A store that does not answer a save within this time has failed.
-const SAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The pauses between saves to a failing store: from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -213,13 +210,7 @@ impl Shared {
     async fn save(&self) -> Result<()> {
         let checkpoints = self.collect();
         if !checkpoints.is_empty() {
-            let limit = self.rhythm.max_unflushed.clamp(Duration::from_secs(1), SAVE_TIMEOUT);
-            timeout(limit, self.store.save(&self.scope, &checkpoints)).await.unwrap_or_else(
-                |elapsed| {
-                    let message = format!("the checkpoint store did not answer within {limit:?}");
-                    Err(Error::store_unavailable(message, elapsed))
-                },
-            )?;
+            in_time(self.store.save(&self.scope, &checkpoints)).await?;
         }
         let mut state = self.lock();
         for (shard, saved) in &checkpoints {
@@ -228,6 +219,8 @@ impl Shared {
             }
         }
         state.failing = false;
+        // What nobody was told in time is over.
+        state.report = None;
         // What advanced meanwhile has rung the bell again, and waits for the next save.
         self.set_gate(&mut state, Gate::Open);
         Ok(())

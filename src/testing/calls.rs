@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::record::ShardId;
+use crate::record::{SequenceNumber, ShardId};
 
 /// A call that a [`Kinesis`](super::Kinesis) was asked for.
 ///
@@ -28,10 +28,12 @@ pub struct Call {
     /// The status of the answer: `None` while it is under way, and for ever where the caller
     /// has gone or the connection was lost.
     pub status: Option<u16>,
-    /// How many records the answer holds.
+    /// How many records the answer holds: none where it did not arrive as a whole.
     pub records: usize,
     /// How many bytes of payloads and partition keys the answer holds.
     pub bytes: usize,
+    /// The last of the records.
+    pub last: Option<SequenceNumber>,
 }
 
 /// What becomes of a call.

@@ -147,6 +147,11 @@ impl Kinesis {
         self.lock().calls.clone()
     }
 
+    /// The calls so far but for the first so many.
+    pub fn calls_from(&self, first: usize) -> Vec<Call> {
+        self.lock().calls.get(first..).unwrap_or_default().to_vec()
+    }
+
     /// How many calls there were so far.
     pub fn call_count(&self) -> usize {
         self.lock().calls.len()

@@ -29,16 +29,26 @@ impl Calls {
 
 /// The bytes that were read, and when they are paid for.
 #[derive(Debug, Default)]
-pub(super) struct Bytes(Option<Instant>);
+pub(super) struct Bytes {
+    paid: Option<Instant>,
+    /// The answer did not arrive, so the client can't know what it costs.
+    lost: bool,
+}
 
 impl Bytes {
     pub(super) fn are_paid_for(&self, now: Instant) -> bool {
-        self.0.is_none_or(|paid| now >= paid)
+        self.paid.is_none_or(|paid| now >= paid)
     }
 
-    pub(super) fn read(&mut self, now: Instant, bytes: usize) {
+    /// Whether the client was told of the bytes that are not paid for.
+    pub(super) fn are_known(&self) -> bool {
+        !self.lost
+    }
+
+    pub(super) fn read(&mut self, now: Instant, bytes: usize, arrives: bool) {
         // To the millisecond, which is how fine the clock is.
         let millis = bytes as u64 * 1000 / BYTES_PER_SECOND;
-        self.0 = Some(now + Duration::from_millis(millis));
+        self.paid = Some(now + Duration::from_millis(millis));
+        self.lost = !arrives;
     }
 }

@@ -49,11 +49,18 @@ fn millis(seconds: &Value) -> Option<u64> {
 }
 
 impl Model {
-    pub(super) fn serve(&mut self, call: usize, operation: &str, body: &Value) -> Answer {
+    /// Carries a call out; `arrives` says whether its answer will be heard as a whole.
+    pub(super) fn serve(
+        &mut self,
+        call: usize,
+        operation: &str,
+        body: &Value,
+        arrives: bool,
+    ) -> Answer {
         let answer = match operation {
             "ListShards" => self.list_shards(body),
             "GetShardIterator" => self.shard_iterator(body),
-            "GetRecords" => self.records(call, body),
+            "GetRecords" => self.records(call, body, arrives),
             "PutRecord" => self.put_record(body),
             "PutRecords" => self.put_records(body),
             _ => Err(refusal(400, "UnknownOperationException", operation)),
@@ -131,7 +138,7 @@ impl Model {
         Ok(json!({ "ShardIterator": token(&name, index, next, now) }))
     }
 
-    fn records(&mut self, call: usize, body: &Value) -> Result<Value, Answer> {
+    fn records(&mut self, call: usize, body: &Value, arrives: bool) -> Result<Value, Answer> {
         let (now, instant) = (self.now(), Instant::now());
         let named = body["ShardIterator"].as_str().unwrap_or_default();
         let Some((name, index, next, given)) = parse_token(named) else {
@@ -156,18 +163,25 @@ impl Model {
             return Err(self.violation(&format!("more than 5 reads in a second, of shard {index}")));
         }
         if !shard.bytes.are_paid_for(instant) {
+            if !shard.bytes.are_known() {
+                return Err(throttled("Rate exceeded for shard"));
+            }
             return Err(self.violation(&format!("more than 2 MiB in a second, of shard {index}")));
         }
         let limit = body["Limit"].as_u64().unwrap_or(MOST_RECORDS).min(MOST_RECORDS) as usize;
         let first = next.max(shard.trimmed);
         let (count, bytes) = fill(&shard.records[first..], limit);
         let found = shard.records[first..first + count].iter().map(on_the_wire).collect::<Vec<_>>();
-        shard.bytes.read(instant, bytes);
+        shard.bytes.read(instant, bytes, arrives);
         let next = first + count;
         let behind = shard.records.get(next).map_or(0, |record| now.saturating_sub(record.arrival));
         let at_end = shard.closed.is_some() && next >= shard.records.len();
-        let call = &mut self.calls[call];
-        (call.records, call.bytes) = (count, bytes);
+        if arrives {
+            let call = &mut self.calls[call];
+            (call.records, call.bytes) = (count, bytes);
+            let last = shard.records[first..next].last();
+            call.last = last.and_then(|record| record.number.parse().ok());
+        }
         let mut answer = json!({ "Records": found, "MillisBehindLatest": behind });
         if !at_end {
             answer["NextShardIterator"] = json!(token(&name, index, next, now));

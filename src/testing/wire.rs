@@ -63,6 +63,7 @@ impl UnderWay {
             status: None,
             records: 0,
             bytes: 0,
+            last: None,
         };
         let mut model = kinesis.lock();
         model.in_flight += 1;
@@ -81,7 +82,7 @@ impl UnderWay {
             sleep(latency).await;
         }
         match &self.outcome {
-            Outcome::Served => Ok(self.answer(self.serve())),
+            Outcome::Served => Ok(self.answer(self.serve(true))),
             Outcome::Failed { status, code, message } => {
                 Ok(self.answer(refusal(*status, code, message)))
             }
@@ -89,24 +90,24 @@ impl UnderWay {
             Outcome::Refused => Err(ConnectorError::io("connection refused".into())),
             Outcome::Hangs => std::future::pending().await,
             Outcome::Delayed(time) => {
-                let answer = self.serve();
+                let answer = self.serve(true);
                 sleep(*time).await;
                 Ok(self.answer(answer))
             }
             Outcome::Lost => {
-                self.serve();
+                self.serve(false);
                 Err(ConnectorError::io("connection reset".into()))
             }
             Outcome::Cut => {
-                let (status, mut body) = self.serve();
+                let (status, mut body) = self.serve(false);
                 body.truncate(body.len() / 2);
                 Ok(self.answer((status, body)))
             }
         }
     }
 
-    fn serve(&self) -> Answer {
-        self.kinesis.lock().serve(self.index, &self.operation, &self.body)
+    fn serve(&self, arrives: bool) -> Answer {
+        self.kinesis.lock().serve(self.index, &self.operation, &self.body, arrives)
     }
 
     fn answer(&self, (status, body): Answer) -> HttpResponse {

@@ -7,7 +7,6 @@ mod checkpoints;
 mod dropping;
 mod errors;
 mod pacing;
-mod property;
 mod resharding;
 mod starting;
 mod watched;

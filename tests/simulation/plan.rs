@@ -1,0 +1,92 @@
+//! What a seed stands for: the options of the readers, and how bad the world is.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use kinestream::{CheckpointOn, ConsumerBuilder, Ordering, StartingPosition};
+
+/// Which of the two doors of a consumer is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Door {
+    Records,
+    Shards,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) shards: usize,
+    pub(crate) door: Door,
+    pub(crate) mode: CheckpointOn,
+    pub(crate) start: StartingPosition,
+    pub(crate) ordering: Ordering,
+    pub(crate) limit: u32,
+    pub(crate) interval: Duration,
+    pub(crate) checkpoint_interval: Duration,
+    pub(crate) max_in_flight: usize,
+    pub(crate) max_unflushed: Duration,
+    pub(crate) prefetch: usize,
+    pub(crate) max_buffered_bytes: usize,
+    pub(crate) discovery_interval: Duration,
+    /// Whether the end of a shard names its children.
+    pub(crate) child_shards: bool,
+    pub(crate) latency: Duration,
+    /// Records of mebibytes, and few of them.
+    pub(crate) large: bool,
+    pub(crate) steps: usize,
+    /// How often, in percent of the steps, calls go wrong, and how often the store does.
+    pub(crate) faults: u8,
+    pub(crate) store_faults: u8,
+}
+
+fn pick<T: Copy>(rng: &mut Rng, choices: &[T]) -> T {
+    choices[rng.usize(..choices.len())]
+}
+
+impl Plan {
+    pub(crate) fn new(rng: &mut Rng) -> Self {
+        let milliseconds = Duration::from_millis;
+        let large = rng.u8(..12) == 0;
+        let door = if rng.u8(..4) == 0 { Door::Shards } else { Door::Records };
+        // What a shard by itself has finished by pulling, the world could not tell.
+        let pull = door == Door::Records && rng.bool();
+        Self {
+            shards: if large { rng.usize(2..6) } else { rng.usize(1..4) },
+            door,
+            mode: if pull { CheckpointOn::Pull } else { CheckpointOn::Ack },
+            start: match rng.u8(..3) {
+                0 => StartingPosition::Latest,
+                _ => StartingPosition::TrimHorizon,
+            },
+            ordering: if rng.u8(..6) == 0 { Ordering::Unordered } else { Ordering::ParentFirst },
+            limit: pick(rng, &[1, 2, 3, 10_000]),
+            interval: milliseconds(pick(rng, &[200, 500, 1000, 1000, 3000])),
+            checkpoint_interval: milliseconds(pick(rng, &[0, 100, 1000, 1000, 5000])),
+            max_in_flight: pick(rng, &[1, 2, 5, 10_000]),
+            max_unflushed: milliseconds(pick(rng, &[0, 2000, 20_000, 60_000])),
+            prefetch: pick(rng, &[0, 1, 1, 3]),
+            max_buffered_bytes: if large { pick(rng, &[1, 4 << 20, 12 << 20]) } else { 64 << 20 },
+            discovery_interval: milliseconds(pick(rng, &[1000, 5000, 30_000])),
+            child_shards: rng.u8(..4) != 0,
+            latency: milliseconds(pick(rng, &[0, 0, 5, 80])),
+            large,
+            steps: rng.usize(5..50),
+            faults: pick(rng, &[0, 5, 15, 30]),
+            store_faults: pick(rng, &[0, 0, 5, 15]),
+        }
+    }
+
+    pub(crate) fn apply(&self, builder: ConsumerBuilder) -> ConsumerBuilder {
+        builder
+            .starting_position(self.start)
+            .checkpoint_on(self.mode)
+            .ordering(self.ordering)
+            .limit(self.limit)
+            .interval(self.interval)
+            .checkpoint_interval(self.checkpoint_interval)
+            .max_in_flight(self.max_in_flight)
+            .max_unflushed(self.max_unflushed)
+            .prefetch(self.prefetch)
+            .max_buffered_bytes(self.max_buffered_bytes)
+            .discovery_interval(self.discovery_interval)
+    }
+}

@@ -1,0 +1,257 @@
+//! One life of a reader: from its first poll to its close, its drop or its sudden end.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use fastrand::Rng;
+use futures::stream::SelectAll;
+use futures::{FutureExt, Stream, StreamExt};
+use kinestream::testing::Kinesis;
+use kinestream::{
+    CheckpointOn, Consumer, Error, ErrorKind, Ordering, Record, Records, ShardStream, Shards,
+};
+use tokio::time::{Instant, timeout};
+
+use crate::plan::{Door, Plan};
+use crate::store::SimulatedStore;
+use crate::truth::{Facts, Promise, Truth};
+
+type Place = (usize, usize);
+
+pub(crate) struct Reader {
+    pub(crate) consumer: Consumer,
+    pub(crate) store: SimulatedStore,
+    stream: Merged,
+    truth: Truth,
+    plan: Plan,
+    /// With `Pull`, what the next poll finishes.
+    in_hand: Option<Place>,
+    /// With `Ack`, what the caller works on.
+    held: Vec<(Record, Place)>,
+    /// A record was dropped without an ack: its shard stays where it is.
+    pub(crate) forgot: bool,
+    /// For each shard, the place of the record that comes next.
+    pub(crate) next: BTreeMap<usize, usize>,
+    /// How many calls there had been when it began.
+    pub(crate) first_call: usize,
+    pub(crate) ended: bool,
+    told: Vec<ErrorKind>,
+    /// When the caller last listened.
+    polled: Instant,
+}
+
+/// The records of all shards, by either door.
+enum Merged {
+    Records(Records),
+    Shards { shards: Shards, open: SelectAll<ShardStream>, more: bool },
+}
+
+impl Stream for Merged {
+    type Item = kinestream::Result<Record>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match self.get_mut() {
+            Self::Records(records) => records.poll_next_unpin(context),
+            Self::Shards { shards, open, more } => {
+                while *more {
+                    match shards.poll_next_unpin(context) {
+                        Poll::Ready(Some(Ok(shard))) => open.push(shard),
+                        Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
+                        Poll::Ready(None) => *more = false,
+                        Poll::Pending => break,
+                    }
+                }
+                match open.poll_next_unpin(context) {
+                    Poll::Ready(None) if *more => Poll::Pending,
+                    polled => polled,
+                }
+            }
+        }
+    }
+}
+
+impl Reader {
+    pub(crate) async fn begin(
+        kinesis: &Kinesis,
+        store: SimulatedStore,
+        truth: Truth,
+        plan: Plan,
+    ) -> Self {
+        let builder = Consumer::builder(kinesis.client(), "orders").store(store.clone());
+        let consumer = plan.apply(builder).build().expect("the plan's options are valid");
+        let stream = match plan.door {
+            Door::Records => Merged::Records(consumer.records()),
+            Door::Shards => {
+                Merged::Shards { shards: consumer.shards(), open: SelectAll::new(), more: true }
+            }
+        };
+        let positions = store.positions().await;
+        truth.lock().begin_reader(&positions);
+        truth.tell(format_args!("a reader begins"));
+        Self {
+            consumer,
+            store,
+            stream,
+            truth,
+            plan,
+            in_hand: None,
+            held: Vec::new(),
+            forgot: false,
+            next: BTreeMap::new(),
+            first_call: kinesis.call_count(),
+            ended: false,
+            told: Vec::new(),
+            polled: Instant::now(),
+        }
+    }
+
+    /// Asks for a record and waits so long. Whether one came.
+    pub(crate) async fn read(&mut self, patience: Duration) -> bool {
+        self.finish_in_hand();
+        let polled = timeout(patience, self.stream.next()).await;
+        let came = polled.is_ok_and(|next| self.take(next));
+        self.polled = Instant::now();
+        came
+    }
+
+    /// Polls once, and drops what would wait.
+    pub(crate) fn glance(&mut self) -> bool {
+        self.finish_in_hand();
+        let polled = self.stream.next().now_or_never();
+        let came = polled.is_some_and(|next| self.take(next));
+        self.polled = Instant::now();
+        came
+    }
+
+    /// Finishes one of the records that the caller works on, whichever.
+    pub(crate) fn ack(&mut self, rng: &mut Rng) {
+        if !self.held.is_empty() {
+            let (record, place) = self.held.swap_remove(rng.usize(..self.held.len()));
+            self.truth.lock().finish(place);
+            self.truth.tell(format_args!("ack of shard {} record {}", place.0, place.1));
+            record.ack();
+        }
+    }
+
+    pub(crate) fn ack_all(&mut self, rng: &mut Rng) {
+        while !self.held.is_empty() {
+            self.ack(rng);
+        }
+    }
+
+    /// Drops one of the records that the caller works on.
+    pub(crate) fn forget(&mut self, rng: &mut Rng) {
+        if !self.held.is_empty() {
+            let (_record, place) = self.held.swap_remove(rng.usize(..self.held.len()));
+            self.truth.tell(format_args!("shard {} record {} is forgotten", place.0, place.1));
+            self.forgot = true;
+        }
+    }
+
+    fn finish_in_hand(&mut self) {
+        if let Some(place) = self.in_hand.take() {
+            self.truth.lock().finish(place);
+        }
+    }
+
+    fn take(&mut self, next: Option<kinestream::Result<Record>>) -> bool {
+        match next {
+            None => {
+                self.truth.tell(format_args!("the stream ends"));
+                self.ended = true;
+                false
+            }
+            Some(Err(error)) => {
+                self.hear(&error);
+                false
+            }
+            Some(Ok(record)) => {
+                let place = self.judge(&record);
+                if self.plan.mode == CheckpointOn::Pull {
+                    self.in_hand = Some(place);
+                } else {
+                    self.held.push((record, place));
+                }
+                true
+            }
+        }
+    }
+
+    /// Only what no retry cures is told, and once for each reason.
+    fn hear(&mut self, error: &Error) {
+        self.truth.tell(format_args!("error: {error}"));
+        let kind = error.kind();
+        let cause = match kind {
+            // A caller who was away hears late of what was wrong.
+            ErrorKind::StoreUnavailable => {
+                self.store.well_for() < self.polled.elapsed() + Duration::from_secs(20)
+            }
+            // Not even the first listing was answered for seconds.
+            ErrorKind::Unavailable => self.next.is_empty() && !self.told.contains(&kind),
+            _ => false,
+        };
+        if !cause {
+            self.truth.breaks(Promise::FewErrors, format_args!("{error}"));
+        }
+        self.told.push(kind);
+    }
+
+    /// Holds a record to the promises.
+    fn judge(&mut self, record: &Record) -> Place {
+        let mut facts = self.truth.lock();
+        let (shard, place) = facts.place(record.sequence_number());
+        facts.tell(format_args!("record: shard {shard} record {place}"));
+        let before = self.next.insert(shard, place + 1);
+        let known = before.or(facts.shards[shard].base).or(facts.shards[shard].start);
+        match known {
+            Some(expected) if place > expected => facts.breaks(
+                Promise::NothingIsLost,
+                format_args!("shard {shard} skips from record {expected} to {place}"),
+            ),
+            Some(expected) if place < expected && before.is_some() => facts.breaks(
+                Promise::Order,
+                format_args!("shard {shard} goes back from record {expected} to {place}"),
+            ),
+            Some(expected) if place < expected => facts.breaks(
+                Promise::FewRepeats,
+                format_args!(
+                    "shard {shard} was stored at record {expected}, and begins at {place}"
+                ),
+            ),
+            Some(_) => {}
+            None => Self::judge_first(&mut facts, shard, place),
+        }
+        if self.plan.ordering == Ordering::ParentFirst {
+            let mut parents = facts.shards[shard].parents.clone();
+            parents.retain(|parent| !facts.shards[*parent].is_finished());
+            for parent in parents {
+                facts.breaks(
+                    Promise::ParentsFirst,
+                    format_args!("shard {shard} begins before its parent {parent} is finished"),
+                );
+            }
+        }
+        (shard, place)
+    }
+
+    /// The very first record of a shard.
+    fn judge_first(facts: &mut Facts, shard: usize, place: usize) {
+        facts.shards[shard].start = Some(place);
+        if let Some(skipped) =
+            facts.shards[shard].records[..place].iter().position(|fact| fact.required)
+        {
+            facts.breaks(
+                Promise::NothingIsLost,
+                format_args!("shard {shard} begins with record {place}, and skips {skipped}"),
+            );
+        }
+        if facts.shards[shard].records[place].old {
+            facts.breaks(
+                Promise::NotBeforeTheStart,
+                format_args!("shard {shard} begins with record {place}, from before the start"),
+            );
+        }
+    }
+}

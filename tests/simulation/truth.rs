@@ -1,0 +1,231 @@
+//! What is true in a simulated world, and the promises that it is held to.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use kinestream::{Checkpoint, SequenceNumber, ShardId};
+use tokio::time::Instant;
+
+/// What must hold, whatever happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Promise {
+    /// Every record put since the start is read and finished in the end.
+    NothingIsLost,
+    /// In a shard each record follows the one before it.
+    Order,
+    /// A shard begins when all its parents are finished.
+    ParentsFirst,
+    /// No position is stored beyond a record that is not finished.
+    NotPastUnfinished,
+    /// No reader stores a position behind one that it has stored.
+    NeverBackwards,
+    /// What was saved, or had the time to be, does not come again.
+    FewRepeats,
+    /// No record from before the start comes.
+    NotBeforeTheStart,
+    /// Kinesis refuses nothing for being asked too often or wrongly.
+    CallLimits,
+    /// No more is buffered than was allowed.
+    MemoryBudget,
+    /// The stream goes on when what was wrong is over.
+    Progress,
+    /// Only what no retry cures is told, and only once.
+    FewErrors,
+    /// After the end no call and no task is left.
+    NothingLeftRunning,
+}
+
+/// A promise that was broken, and the story of how.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    pub(crate) promise: Promise,
+    pub(crate) detail: String,
+}
+
+/// One record.
+#[derive(Debug)]
+pub(crate) struct Fact {
+    pub(crate) size: usize,
+    /// The caller has finished with it.
+    pub(crate) finished: bool,
+    /// When the caller of this reader had finished with it.
+    pub(crate) finished_here: Option<Instant>,
+    /// It must be read: it was put after the start.
+    pub(crate) required: bool,
+    /// It must not be read: it was put before a start at the latest.
+    pub(crate) old: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Shard {
+    pub(crate) parents: Vec<usize>,
+    pub(crate) records: Vec<Fact>,
+    /// The first record that was ever read, which is the first that counts.
+    pub(crate) start: Option<usize>,
+    /// How many records were stored as passed when this reader began.
+    pub(crate) base: Option<usize>,
+}
+
+impl Shard {
+    /// The first record before `end` that counts and is not finished.
+    fn unfinished(&self, end: usize) -> Option<usize> {
+        let counts = |place: usize| {
+            self.records[place].required || self.start.is_some_and(|start| place >= start)
+        };
+        (0..end).find(|index| counts(*index) && !self.records[*index].finished)
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        self.unfinished(self.records.len()).is_none()
+    }
+}
+
+/// Everything that is true. Its clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Truth(Arc<Mutex<Facts>>);
+
+#[derive(Debug)]
+pub(crate) struct Facts {
+    began: Instant,
+    pub(crate) shards: Vec<Shard>,
+    places: BTreeMap<SequenceNumber, (usize, usize)>,
+    /// The application has begun: what is put from now on is to be read.
+    pub(crate) started: bool,
+    /// What is put now comes before a start at the latest.
+    pub(crate) too_early: bool,
+    trace: Vec<String>,
+    broken: Option<Broken>,
+}
+
+impl Truth {
+    pub(crate) fn new(shards: usize) -> Self {
+        let shards = (0..shards).map(|_| Shard::default()).collect();
+        Self(Arc::new(Mutex::new(Facts {
+            began: Instant::now(),
+            shards,
+            places: BTreeMap::new(),
+            started: false,
+            too_early: false,
+            trace: Vec::new(),
+            broken: None,
+        })))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Facts> {
+        self.0.lock().expect("nothing panics under the lock")
+    }
+
+    /// A line of the story.
+    pub(crate) fn tell(&self, line: fmt::Arguments<'_>) {
+        self.lock().tell(line);
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.lock().broken.is_some()
+    }
+
+    pub(crate) fn breaks(&self, promise: Promise, detail: fmt::Arguments<'_>) {
+        self.lock().breaks(promise, detail);
+    }
+
+    /// The end of the story.
+    pub(crate) fn end(&self) -> (Vec<String>, Option<Broken>) {
+        let mut facts = self.lock();
+        (std::mem::take(&mut facts.trace), facts.broken.take())
+    }
+}
+
+impl Facts {
+    pub(crate) fn tell(&mut self, line: fmt::Arguments<'_>) {
+        self.tell_at(Instant::now(), line);
+    }
+
+    pub(crate) fn tell_at(&mut self, at: Instant, line: fmt::Arguments<'_>) {
+        let at = at.duration_since(self.began);
+        self.trace.push(format!("{:9.3} s  {line}", at.as_secs_f64()));
+    }
+
+    /// The first broken promise counts: what follows may be its consequence.
+    pub(crate) fn breaks(&mut self, promise: Promise, detail: fmt::Arguments<'_>) {
+        self.tell(format_args!("BROKEN {promise:?}: {detail}"));
+        if self.broken.is_none() {
+            self.broken = Some(Broken { promise, detail: detail.to_string() });
+        }
+    }
+
+    pub(crate) fn put(&mut self, shard: usize, number: SequenceNumber, size: usize) {
+        let records = &mut self.shards[shard].records;
+        self.places.insert(number, (shard, records.len()));
+        let (required, old) = (self.started, self.too_early);
+        records.push(Fact { size, finished: false, finished_here: None, required, old });
+    }
+
+    /// Where a record stands: its shard, and its place there.
+    pub(crate) fn place(&self, number: &SequenceNumber) -> (usize, usize) {
+        self.places[number]
+    }
+
+    pub(crate) fn finish(&mut self, (shard, place): (usize, usize)) {
+        let fact = &mut self.shards[shard].records[place];
+        fact.finished = true;
+        fact.finished_here.get_or_insert_with(Instant::now);
+    }
+
+    pub(crate) fn all_finished(&self) -> bool {
+        self.shards.iter().all(Shard::is_finished)
+    }
+
+    /// How many records of its shard a checkpoint has passed; `None` for a starting position.
+    pub(crate) fn passed(&self, shard: usize, checkpoint: &Checkpoint) -> Option<usize> {
+        match checkpoint {
+            Checkpoint::AfterSequence { sequence_number, .. } => {
+                Some(self.places[sequence_number].1 + 1)
+            }
+            Checkpoint::ShardEnd => Some(self.shards[shard].records.len()),
+            _ => None,
+        }
+    }
+
+    /// A position is being stored.
+    pub(crate) fn check_position(&mut self, id: &ShardId, checkpoint: &Checkpoint) {
+        let shard = index_of(id);
+        let Some(passed) = self.passed(shard, checkpoint) else { return };
+        if let Some(place) = self.shards[shard].unfinished(passed) {
+            self.breaks(
+                Promise::NotPastUnfinished,
+                format_args!(
+                    "shard {shard} is stored as {checkpoint}, but record {place} is not finished"
+                ),
+            );
+        }
+    }
+
+    /// A reader begins at these positions.
+    pub(crate) fn begin_reader(&mut self, positions: &BTreeMap<ShardId, Checkpoint>) {
+        for shard in &mut self.shards {
+            shard.base = None;
+            for fact in &mut shard.records {
+                fact.finished_here = None;
+            }
+        }
+        for (id, checkpoint) in positions {
+            let shard = index_of(id);
+            self.shards[shard].base = self.passed(shard, checkpoint);
+        }
+    }
+
+    /// How many records of a shard have been finished, one behind the other, for so long.
+    pub(crate) fn finished_for(&self, shard: usize, time: Duration) -> usize {
+        let shard = &self.shards[shard];
+        let Some(base) = shard.base.or(shard.start) else { return 0 };
+        let long_finished =
+            |fact: &&Fact| fact.finished_here.is_some_and(|at| at.elapsed() >= time);
+        base + shard.records[base..].iter().take_while(long_finished).count()
+    }
+}
+
+pub(crate) fn index_of(id: &ShardId) -> usize {
+    id.as_str()[8..].parse().expect("the name of a shard of the model")
+}

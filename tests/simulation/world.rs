@@ -1,0 +1,451 @@
+//! A simulated world: what happens in it, step by step, from a seed.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, UNIX_EPOCH};
+
+use fastrand::Rng;
+use kinestream::testing::{Kinesis, Outcome, Stream};
+use kinestream::{Checkpoint, StartingPosition};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep};
+
+use crate::plan::Plan;
+use crate::reader::Reader;
+use crate::store::{Health, SimulatedStore};
+use crate::truth::{Promise, Truth, index_of};
+
+/// 2026-01-01, so that no story depends on the day that it is told.
+const BEGINNING: Duration = Duration::from_secs(1_767_225_600);
+
+/// Longer than any pause between attempts, and than what is left of one.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The longest that a save may be under way, and the longest pause after one that failed.
+const STORE_RECOVERY: Duration = Duration::from_secs(16);
+
+const MOST_SHARDS: usize = 10;
+
+/// How a reader ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The streams are dropped, and the consumer is closed.
+    DropAndClose,
+    /// The consumer is closed, and the streams are read to their end.
+    CloseAndRead,
+    /// Everything is dropped.
+    Drop,
+    /// The process is killed.
+    Kill,
+}
+
+/// What becomes of the next calls of an operation, or of any.
+type Faults = Arc<Mutex<VecDeque<(Option<&'static str>, Outcome)>>>;
+
+pub(crate) struct World {
+    plan: Plan,
+    rng: Rng,
+    pub(crate) kinesis: Kinesis,
+    orders: Stream,
+    pub(crate) truth: Truth,
+    store: SimulatedStore,
+    faults: Faults,
+    /// How many calls are told in the story.
+    told_calls: usize,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        // What the crate itself leaves to chance.
+        fastrand::seed(rng.u64(..));
+        let plan = Plan::new(&mut rng);
+        let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
+        let orders = kinesis.create_stream("orders", plan.shards);
+        // From one digit to two and three.
+        orders.number_from(8);
+        kinesis.set_latency(plan.latency);
+        kinesis.set_child_shards(plan.child_shards);
+        let faults = Faults::default();
+        kinesis.on_call({
+            let faults = Arc::clone(&faults);
+            move |call| {
+                let mut faults = faults.lock().unwrap();
+                let meant = |(operation, _): &(Option<&'static str>, Outcome)| {
+                    operation.is_none_or(|operation| operation == call.operation)
+                };
+                let next = faults.iter().position(meant);
+                next.and_then(|next| faults.remove(next))
+                    .map_or(Outcome::Served, |(_, outcome)| outcome)
+            }
+        });
+        let truth = Truth::new(plan.shards);
+        truth.tell(format_args!("{plan:?}"));
+        let store = SimulatedStore::new(truth.clone());
+        Self { plan, rng, kinesis, orders, truth, store, faults, told_calls: 0 }
+    }
+
+    pub(crate) async fn run(&mut self) {
+        self.before_the_start().await;
+        let mut steps = self.plan.steps;
+        loop {
+            let mut reader = self.reader().await;
+            let mut end = None;
+            while end.is_none() && steps > 0 && !self.truth.is_broken() {
+                steps -= 1;
+                end = self.step(&mut reader).await;
+                self.tell_calls();
+                self.check_memory(&reader);
+            }
+            if steps == 0 && end.is_none() {
+                self.heal();
+                self.read_everything(&mut reader).await;
+                end = Some(if reader.forgot { End::DropAndClose } else { End::CloseAndRead });
+            }
+            if self.truth.is_broken() {
+                return;
+            }
+            self.end(reader, end.unwrap_or(End::Drop)).await;
+            if self.truth.is_broken() || steps == 0 && self.truth.lock().all_finished() {
+                return;
+            }
+        }
+    }
+
+    /// Records and a split from before anybody reads.
+    async fn before_the_start(&mut self) {
+        let latest = self.plan.start == StartingPosition::Latest;
+        self.truth.lock().too_early = latest;
+        self.truth.lock().started = !latest;
+        for _ in 0..self.rng.usize(..6) {
+            self.put();
+        }
+        if self.rng.u8(..4) == 0 {
+            self.reshard();
+            self.put();
+        }
+        self.truth.lock().too_early = false;
+        // A start at the latest is exact to the second.
+        sleep(Duration::from_secs(2)).await;
+    }
+
+    async fn reader(&mut self) -> Reader {
+        let store = self.store.for_another();
+        Reader::begin(&self.kinesis, store, self.truth.clone(), self.plan.clone()).await
+    }
+
+    /// One thing that happens.
+    async fn step(&mut self, reader: &mut Reader) -> Option<End> {
+        if reader.ended {
+            return Some(End::DropAndClose);
+        }
+        let chance = self.rng.u8(..100);
+        if chance < self.plan.faults {
+            self.fail_calls();
+            return None;
+        }
+        if chance < self.plan.faults + self.plan.store_faults {
+            self.fail_store();
+            return None;
+        }
+        match self.rng.u8(..40) {
+            0..=9 => (0..self.rng.usize(1..5)).for_each(|_| self.put()),
+            10 | 11 => self.reshard(),
+            12 => self.leave_retention().await,
+            13..=15 => sleep(self.time(5000)).await,
+            // Longer than an iterator lives.
+            16 => sleep(Duration::from_secs(310)).await,
+            17..=20 => {
+                for _ in 0..self.rng.usize(1..20) {
+                    reader.glance();
+                    tokio::task::yield_now().await;
+                }
+            }
+            21..=31 => {
+                for _ in 0..self.rng.usize(1..8) {
+                    if !reader.read(self.time(3000)).await {
+                        break;
+                    }
+                    if self.rng.bool() {
+                        reader.ack(&mut self.rng);
+                    }
+                }
+            }
+            32..=35 => (0..self.rng.usize(1..6)).for_each(|_| reader.ack(&mut self.rng)),
+            36 if self.rng.u8(..3) == 0 => reader.forget(&mut self.rng),
+            37 | 38 => {
+                let ends = [End::DropAndClose, End::CloseAndRead, End::Drop, End::Kill];
+                return Some(ends[self.rng.usize(..ends.len())]);
+            }
+            _ => reader.ack_all(&mut self.rng),
+        }
+        None
+    }
+
+    fn time(&mut self, most: u64) -> Duration {
+        Duration::from_millis(self.rng.u64(..most))
+    }
+
+    fn put(&mut self) {
+        let open = self.orders.open_shards();
+        let shard = &open[self.rng.usize(..open.len())];
+        let size = if self.plan.large { self.rng.usize(100_000..3_000_000) } else { 3 };
+        let number = shard.put(vec![0; size]);
+        let mut facts = self.truth.lock();
+        let place = facts.shards[shard.index()].records.len();
+        facts.tell(format_args!("put: shard {} record {place} as {number}", shard.index()));
+        facts.put(shard.index(), number, size);
+    }
+
+    fn reshard(&mut self) {
+        let open = self.orders.open_shards();
+        if self.orders.shards().len() + 2 > MOST_SHARDS {
+            return;
+        }
+        let low = self.rng.usize(..open.len());
+        if open.len() > 1 && low + 1 < open.len() && self.rng.bool() {
+            open[low].merge(&open[low + 1]);
+        } else {
+            open[low].split();
+        }
+        let known = self.truth.lock().shards.len();
+        for shard in &self.orders.shards()[known..] {
+            let parents: Vec<usize> = shard.parents().iter().map(index_of).collect();
+            let mut facts = self.truth.lock();
+            facts.tell(format_args!("reshard: shard {} of {parents:?}", shard.index()));
+            facts.shards.push(crate::truth::Shard { parents, ..Default::default() });
+        }
+    }
+
+    /// What is stored as finished is trimmed, up to the record that a position names.
+    async fn leave_retention(&mut self) {
+        for (id, checkpoint) in self.store.positions().await {
+            let shard = self.orders.shard(index_of(&id));
+            let passed = self.truth.lock().passed(shard.index(), &checkpoint);
+            match passed {
+                Some(_) if checkpoint == Checkpoint::ShardEnd && !shard.is_open() => {
+                    self.truth.tell(format_args!("shard {} expires", shard.index()));
+                    shard.expire();
+                }
+                Some(passed) => shard.trim(passed.saturating_sub(1)),
+                None => {}
+            }
+        }
+    }
+
+    fn fail_calls(&mut self) {
+        let operation =
+            [None, None, Some("ListShards"), Some("GetShardIterator"), Some("GetRecords")]
+                [self.rng.usize(..5)];
+        let outcome = match self.rng.u8(..12) {
+            0 | 1 => Outcome::throttled(),
+            2 => Outcome::failed(500, "InternalFailureException", ""),
+            3 => Outcome::failed(400, "ExpiredIteratorException", "expired"),
+            4 => Outcome::Refused,
+            5 => Outcome::Lost,
+            6 => Outcome::Cut,
+            7 => Outcome::Garbled { status: 503, body: "<html>".into() },
+            8 => Outcome::Hangs,
+            9 => Outcome::Delayed(self.time(40_000)),
+            10 => {
+                self.truth.tell(format_args!("all iterators expire"));
+                return self.kinesis.expire_iterators();
+            }
+            _ => {
+                let open = self.orders.open_shards();
+                let (shard, time) = (self.rng.usize(..open.len()), self.time(10_000));
+                self.truth.tell(format_args!("shard {} is occupied", open[shard].index()));
+                return open[shard].occupy(time);
+            }
+        };
+        let times = self.rng.usize(1..5);
+        self.truth.tell(format_args!("next {times} calls of {operation:?}: {outcome:?}"));
+        let mut faults = self.faults.lock().unwrap();
+        faults.extend(std::iter::repeat_n((operation, outcome), times));
+    }
+
+    fn fail_store(&mut self) {
+        let health = match self.rng.u8(..7) {
+            0 => Health::Slow(self.time(3000)),
+            1 => Health::Down,
+            2 => Health::Forgetful,
+            3 => Health::Hangs,
+            _ => Health::Well,
+        };
+        self.truth.tell(format_args!("the store is {health:?}"));
+        self.store.set_health(health);
+    }
+
+    /// From now on nothing goes wrong.
+    fn heal(&mut self) {
+        self.truth.tell(format_args!("everything is well from now on"));
+        self.faults.lock().unwrap().clear();
+        self.store.set_health(Health::Well);
+    }
+
+    async fn read_everything(&mut self, reader: &mut Reader) {
+        let mut quiet = Instant::now();
+        while !self.truth.is_broken() {
+            reader.ack_all(&mut self.rng);
+            let shards: Vec<bool> =
+                self.truth.lock().shards.iter().map(crate::truth::Shard::is_finished).collect();
+            if shards.iter().all(|finished| *finished) || reader.ended || reader.forgot {
+                return;
+            }
+            if reader.read(Duration::from_secs(10)).await {
+                quiet = Instant::now();
+            } else if quiet.elapsed() > PATIENCE {
+                let left = shards.iter().filter(|finished| !**finished).count();
+                self.truth.breaks(
+                    Promise::Progress,
+                    format_args!("nothing comes for {PATIENCE:?}, with {left} shards unfinished"),
+                );
+            }
+            self.tell_calls();
+            self.check_memory(reader);
+        }
+    }
+
+    async fn end(&mut self, mut reader: Reader, end: End) {
+        self.truth.tell(format_args!("{end:?}"));
+        let interval = self.plan.checkpoint_interval + Duration::from_millis(50);
+        let well = self.store.well_for();
+        // How long a record must have been finished for to be saved by now.
+        let saved_after = match end {
+            End::DropAndClose | End::CloseAndRead => {
+                let closed = if end == End::CloseAndRead {
+                    let first = reader.consumer.close().await;
+                    while !reader.ended && reader.read(PATIENCE).await {}
+                    if !reader.ended {
+                        self.truth
+                            .breaks(Promise::Progress, format_args!("a closed stream goes on"));
+                    }
+                    let last = reader.consumer.close().await;
+                    drop(reader);
+                    first.and(last)
+                } else {
+                    let consumer = reader.consumer.clone();
+                    drop(reader);
+                    consumer.close().await
+                };
+                match closed {
+                    Ok(()) => Some(Duration::ZERO),
+                    Err(error) => {
+                        self.truth.tell(format_args!("close: {error}"));
+                        if self.store.well_for() > STORE_RECOVERY {
+                            self.truth.breaks(Promise::FewErrors, format_args!("close: {error}"));
+                        }
+                        None
+                    }
+                }
+            }
+            End::Drop => {
+                drop(reader);
+                (well > STORE_RECOVERY).then_some(Duration::ZERO)
+            }
+            End::Kill => {
+                reader.store.cut_off();
+                drop(reader);
+                (well > STORE_RECOVERY + interval).then_some(interval)
+            }
+        };
+        let due: Option<Vec<usize>> = saved_after.map(|time| {
+            let facts = self.truth.lock();
+            (0..facts.shards.len()).map(|shard| facts.finished_for(shard, time)).collect()
+        });
+        // The limits count for all readers of a shard, and a writer may have last words.
+        sleep(Duration::from_secs(25)).await;
+        self.tell_calls();
+        self.check_saved(due.unwrap_or_default()).await;
+        self.check_rest();
+    }
+
+    /// What had the time to be saved is saved.
+    async fn check_saved(&self, due: Vec<usize>) {
+        let positions = self.store.positions().await;
+        let mut facts = self.truth.lock();
+        for (shard, due) in due.into_iter().enumerate() {
+            let position = positions.iter().find(|(id, _)| index_of(id) == shard);
+            let passed = position.and_then(|(_, checkpoint)| facts.passed(shard, checkpoint));
+            let passed = passed.or(facts.shards[shard].start).unwrap_or(0);
+            if passed < due {
+                facts.breaks(
+                    Promise::FewRepeats,
+                    format_args!(
+                        "shard {shard} is finished to record {due}, and stored to {passed}"
+                    ),
+                );
+            }
+        }
+    }
+
+    /// Nothing runs, and nobody was asked too much.
+    fn check_rest(&self) {
+        let (calls, tasks) =
+            (self.kinesis.in_flight(), Handle::current().metrics().num_alive_tasks());
+        if calls + tasks > 0 {
+            self.truth.breaks(
+                Promise::NothingLeftRunning,
+                format_args!("{calls} calls and {tasks} tasks are left"),
+            );
+        }
+        for violation in self.kinesis.violations() {
+            self.truth.breaks(Promise::CallLimits, format_args!("{violation}"));
+        }
+    }
+
+    /// The calls since the last time, as a part of the story.
+    fn tell_calls(&mut self) {
+        let calls = self.kinesis.calls_from(self.told_calls);
+        self.told_calls += calls.len();
+        let mut facts = self.truth.lock();
+        for call in calls {
+            let shard = call.shard_id.as_ref().map(index_of);
+            let shard = shard.map_or_else(String::new, |shard| format!(" of shard {shard}"));
+            let status =
+                call.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+            facts.tell_at(
+                call.at,
+                format_args!("call: {}{shard}: {status}, {} records", call.operation, call.records),
+            );
+        }
+    }
+
+    /// What was fetched and not handed out is no more than was allowed.
+    fn check_memory(&self, reader: &Reader) {
+        let mut facts = self.truth.lock();
+        let mut buffered = 0;
+        for (shard, known) in facts.shards.iter().enumerate() {
+            let mut granted = usize::MAX;
+            let mut fetched = None;
+            for call in self.kinesis.calls_from(reader.first_call) {
+                let of_shard = call.shard_id.as_ref().map(index_of) == Some(shard);
+                if !of_shard || call.operation != "GetRecords" || call.status != Some(200) {
+                    continue;
+                }
+                // An answer larger than a quiet shard expects may be given up for want of room,
+                // and is read again then.
+                if call.last.is_some() && call.bytes <= granted {
+                    fetched = call.last;
+                }
+                let quiet = call.records < self.plan.limit as usize;
+                granted = if quiet { (2 * call.bytes).max(256 << 10) } else { usize::MAX };
+            }
+            let Some(last) = fetched else { continue };
+            let fetched = facts.place(&last).1 + 1;
+            let taken = reader.next.get(&shard).copied();
+            let taken = taken.or(known.base).or(known.start).unwrap_or(0);
+            buffered += known.records[taken.min(fetched)..fetched]
+                .iter()
+                .map(|fact| fact.size)
+                .sum::<usize>();
+        }
+        let allowed = self.plan.max_buffered_bytes.max(10 << 20);
+        if buffered > allowed {
+            facts.breaks(
+                Promise::MemoryBudget,
+                format_args!("{buffered} bytes are buffered, and {allowed} are allowed"),
+            );
+        }
+    }
+}
