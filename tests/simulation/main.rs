@@ -14,6 +14,7 @@
 // A test that cannot go on says so by a panic, in its helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod checks;
 mod plan;
 mod reader;
 mod store;

@@ -23,6 +23,8 @@ pub(crate) enum Promise {
     NeverBackwards,
     /// What was saved, or had the time to be, does not come again.
     FewRepeats,
+    /// A finished shard is stored as finished, and never read again.
+    EndsAreKept,
     /// No record from before the start comes.
     NotBeforeTheStart,
     /// Kinesis refuses nothing for being asked too often or wrongly.
@@ -66,6 +68,10 @@ pub(crate) struct Shard {
     pub(crate) start: Option<usize>,
     /// How many records were stored as passed when this reader began.
     pub(crate) base: Option<usize>,
+    /// It has left retention.
+    pub(crate) expired: bool,
+    /// It was stored as finished when this reader began.
+    pub(crate) ended: bool,
 }
 
 impl Shard {
@@ -205,7 +211,7 @@ impl Facts {
     /// A reader begins at these positions.
     pub(crate) fn begin_reader(&mut self, positions: &BTreeMap<ShardId, Checkpoint>) {
         for shard in &mut self.shards {
-            shard.base = None;
+            (shard.base, shard.ended) = (None, false);
             for fact in &mut shard.records {
                 fact.finished_here = None;
             }
@@ -213,6 +219,7 @@ impl Facts {
         for (id, checkpoint) in positions {
             let shard = index_of(id);
             self.shards[shard].base = self.passed(shard, checkpoint);
+            self.shards[shard].ended = *checkpoint == Checkpoint::ShardEnd;
         }
     }
 

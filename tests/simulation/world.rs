@@ -5,9 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fastrand::Rng;
-use kinestream::testing::{Kinesis, Outcome, Stream};
+use kinestream::testing::{Kinesis, Outcome, Shard, Stream};
 use kinestream::{Checkpoint, StartingPosition};
-use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
 use crate::plan::Plan;
@@ -43,15 +42,15 @@ enum End {
 type Faults = Arc<Mutex<VecDeque<(Option<&'static str>, Outcome)>>>;
 
 pub(crate) struct World {
-    plan: Plan,
+    pub(crate) plan: Plan,
     rng: Rng,
     pub(crate) kinesis: Kinesis,
     orders: Stream,
     pub(crate) truth: Truth,
-    store: SimulatedStore,
+    pub(crate) store: SimulatedStore,
     faults: Faults,
     /// How many calls are told in the story.
-    told_calls: usize,
+    pub(crate) told_calls: usize,
 }
 
 impl World {
@@ -221,10 +220,20 @@ impl World {
     async fn leave_retention(&mut self) {
         for (id, checkpoint) in self.store.positions().await {
             let shard = self.orders.shard(index_of(&id));
-            let passed = self.truth.lock().passed(shard.index(), &checkpoint);
+            let (passed, oldest) = {
+                let facts = self.truth.lock();
+                let parents = &facts.shards[shard.index()].parents;
+                // Children are younger than their parents, and stay longer.
+                let oldest = parents.iter().all(|parent| facts.shards[*parent].expired);
+                (facts.passed(shard.index(), &checkpoint), oldest)
+            };
             match passed {
-                Some(_) if checkpoint == Checkpoint::ShardEnd && !shard.is_open() => {
+                Some(_) if checkpoint == Checkpoint::ShardEnd => {
+                    if !oldest || shard.is_open() {
+                        continue;
+                    }
                     self.truth.tell(format_args!("shard {} expires", shard.index()));
+                    self.truth.lock().shards[shard.index()].expired = true;
                     shard.expire();
                 }
                 Some(passed) => shard.trim(passed.saturating_sub(1)),
@@ -287,23 +296,32 @@ impl World {
         let mut quiet = Instant::now();
         while !self.truth.is_broken() {
             reader.ack_all(&mut self.rng);
-            let shards: Vec<bool> =
-                self.truth.lock().shards.iter().map(crate::truth::Shard::is_finished).collect();
-            if shards.iter().all(|finished| *finished) || reader.ended || reader.forgot {
+            let unfinished = self.unfinished_shards().await;
+            if unfinished.is_empty() || reader.ended || reader.forgot {
                 return;
             }
             if reader.read(Duration::from_secs(10)).await {
                 quiet = Instant::now();
             } else if quiet.elapsed() > PATIENCE {
-                let left = shards.iter().filter(|finished| !**finished).count();
                 self.truth.breaks(
                     Promise::Progress,
-                    format_args!("nothing comes for {PATIENCE:?}, with {left} shards unfinished"),
+                    format_args!("nothing comes for {PATIENCE:?}; unfinished: {unfinished:?}"),
                 );
             }
             self.tell_calls();
             self.check_memory(reader);
         }
+    }
+
+    /// The shards with records to finish, or with an end that is not stored.
+    async fn unfinished_shards(&self) -> Vec<usize> {
+        let positions = self.store.positions().await;
+        let facts = self.truth.lock();
+        let stored = |shard: &Shard| positions.get(&shard.id()) == Some(&Checkpoint::ShardEnd);
+        let unfinished = |shard: &Shard| {
+            !facts.shards[shard.index()].is_finished() || !shard.is_open() && !stored(shard)
+        };
+        self.orders.shards().iter().filter(|shard| unfinished(shard)).map(Shard::index).collect()
     }
 
     async fn end(&mut self, mut reader: Reader, end: End) {
@@ -358,94 +376,5 @@ impl World {
         self.tell_calls();
         self.check_saved(due.unwrap_or_default()).await;
         self.check_rest();
-    }
-
-    /// What had the time to be saved is saved.
-    async fn check_saved(&self, due: Vec<usize>) {
-        let positions = self.store.positions().await;
-        let mut facts = self.truth.lock();
-        for (shard, due) in due.into_iter().enumerate() {
-            let position = positions.iter().find(|(id, _)| index_of(id) == shard);
-            let passed = position.and_then(|(_, checkpoint)| facts.passed(shard, checkpoint));
-            let passed = passed.or(facts.shards[shard].start).unwrap_or(0);
-            if passed < due {
-                facts.breaks(
-                    Promise::FewRepeats,
-                    format_args!(
-                        "shard {shard} is finished to record {due}, and stored to {passed}"
-                    ),
-                );
-            }
-        }
-    }
-
-    /// Nothing runs, and nobody was asked too much.
-    fn check_rest(&self) {
-        let (calls, tasks) =
-            (self.kinesis.in_flight(), Handle::current().metrics().num_alive_tasks());
-        if calls + tasks > 0 {
-            self.truth.breaks(
-                Promise::NothingLeftRunning,
-                format_args!("{calls} calls and {tasks} tasks are left"),
-            );
-        }
-        for violation in self.kinesis.violations() {
-            self.truth.breaks(Promise::CallLimits, format_args!("{violation}"));
-        }
-    }
-
-    /// The calls since the last time, as a part of the story.
-    fn tell_calls(&mut self) {
-        let calls = self.kinesis.calls_from(self.told_calls);
-        self.told_calls += calls.len();
-        let mut facts = self.truth.lock();
-        for call in calls {
-            let shard = call.shard_id.as_ref().map(index_of);
-            let shard = shard.map_or_else(String::new, |shard| format!(" of shard {shard}"));
-            let status =
-                call.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
-            facts.tell_at(
-                call.at,
-                format_args!("call: {}{shard}: {status}, {} records", call.operation, call.records),
-            );
-        }
-    }
-
-    /// What was fetched and not handed out is no more than was allowed.
-    fn check_memory(&self, reader: &Reader) {
-        let mut facts = self.truth.lock();
-        let mut buffered = 0;
-        for (shard, known) in facts.shards.iter().enumerate() {
-            let mut granted = usize::MAX;
-            let mut fetched = None;
-            for call in self.kinesis.calls_from(reader.first_call) {
-                let of_shard = call.shard_id.as_ref().map(index_of) == Some(shard);
-                if !of_shard || call.operation != "GetRecords" || call.status != Some(200) {
-                    continue;
-                }
-                // An answer larger than a quiet shard expects may be given up for want of room,
-                // and is read again then.
-                if call.last.is_some() && call.bytes <= granted {
-                    fetched = call.last;
-                }
-                let quiet = call.records < self.plan.limit as usize;
-                granted = if quiet { (2 * call.bytes).max(256 << 10) } else { usize::MAX };
-            }
-            let Some(last) = fetched else { continue };
-            let fetched = facts.place(&last).1 + 1;
-            let taken = reader.next.get(&shard).copied();
-            let taken = taken.or(known.base).or(known.start).unwrap_or(0);
-            buffered += known.records[taken.min(fetched)..fetched]
-                .iter()
-                .map(|fact| fact.size)
-                .sum::<usize>();
-        }
-        let allowed = self.plan.max_buffered_bytes.max(10 << 20);
-        if buffered > allowed {
-            facts.breaks(
-                Promise::MemoryBudget,
-                format_args!("{buffered} bytes are buffered, and {allowed} are allowed"),
-            );
-        }
     }
 }

@@ -1,0 +1,239 @@
+//! Proof that the simulation can see: deliberate mistakes, each of which it must find.
+//!
+//! Each mistake is made in a copy of the crate, in a text that must be found there once, so that
+//! none goes out of date unnoticed. The copy is built and simulated until a promise is broken, and
+//! it must be one that this mistake breaks.
+//!
+//!     cargo test --features testing --test mutants -- --ignored
+// A test that cannot go on says so by a panic, in its helpers too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Every mistake is found within this many seeds.
+const SEEDS: &str = "0..600";
+
+struct Mistake {
+    what: &'static str,
+    file: &'static str,
+    right: &'static str,
+    wrong: &'static str,
+    /// The promises that it may break.
+    breaks: &'static [&'static str],
+}
+
+const MISTAKES: &[Mistake] = &[
+    Mistake {
+        what: "a record is finished as soon as it is handed out",
+        file: "shard/run.rs",
+        right: "self.last = Some(record.receipt())",
+        wrong: "record.receipt().finish()",
+        breaks: &["NotPastUnfinished"],
+    },
+    Mistake {
+        what: "an acknowledgement finishes all records before it",
+        file: "checkpoint/watermark.rs",
+        right: "if number == self.prefix {",
+        wrong: "if number >= self.prefix {",
+        breaks: &["NotPastUnfinished"],
+    },
+    Mistake {
+        what: "the end of a shard does not wait for its unfinished records",
+        file: "checkpoint/watermark.rs",
+        right: "self.ended && self.prefix == self.handed_out",
+        wrong: "self.ended",
+        breaks: &["NotPastUnfinished", "ParentsFirst"],
+    },
+    Mistake {
+        what: "children begin when their parents are opened",
+        file: "lineage.rs",
+        right: "parent.state == State::Finished)",
+        wrong: "!matches!(parent.state, State::Waiting(_)))",
+        breaks: &["ParentsFirst"],
+    },
+    Mistake {
+        what: "a merged child waits for one of its parents",
+        file: "lineage.rs",
+        right: "|| node.parents.iter().all(|parent| {",
+        wrong: "|| node.parents.is_empty() || node.parents.iter().any(|parent| {",
+        breaks: &["ParentsFirst"],
+    },
+    Mistake {
+        what: "a new iterator begins where the reader began",
+        file: "source/polling.rs",
+        right: "if let Some(last) = entries.last() {",
+        wrong: "if let Some(last) = entries.last().filter(|_| false) {",
+        breaks: &["Order"],
+    },
+    Mistake {
+        what: "an expired iterator is used again",
+        file: "source/polling.rs",
+        right: "if failure.remedy != Remedy::RestartIterator {",
+        wrong: "if failure.remedy != Remedy::Gone {",
+        breaks: &["Progress"],
+    },
+    Mistake {
+        what: "a lost answer is taken for an empty one",
+        file: "source/polling.rs",
+        right: "self.position = Position::After(last.sequence_number.clone(), None);",
+        wrong: "self.position = Position::AtTimestamp(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_767_225_600));",
+        breaks: &["Order", "FewRepeats"],
+    },
+    Mistake {
+        what: "the budget is ignored",
+        file: "source/budget.rs",
+        right: "acquire_many_owned(self.units_of(bytes)).await",
+        wrong: "acquire_many_owned(self.units_of(bytes).min(0)).await",
+        breaks: &["MemoryBudget"],
+    },
+    Mistake {
+        what: "the latest is found anew at every start",
+        file: "lineage/start.rs",
+        right: "ShardPosition::Latest => Pin::Kept(Checkpoint::AtTimestamp(now)),",
+        wrong: "ShardPosition::Latest => Pin::Named(Position::AtTimestamp(now)),",
+        breaks: &["NothingIsLost"],
+    },
+    Mistake {
+        what: "the end of a shard is not stored",
+        file: "checkpoint/watermark.rs",
+        right: "return Some(Checkpoint::ShardEnd);",
+        wrong: "return None;",
+        breaks: &["EndsAreKept", "FewRepeats"],
+    },
+    Mistake {
+        what: "calls are not paced",
+        file: "pace.rs",
+        right: "self.ticks.reset_at((self.asked + pause).max(Instant::now()));",
+        wrong: "self.ticks.reset_at((self.asked + pause / 4).max(Instant::now()));",
+        breaks: &["CallLimits"],
+    },
+    Mistake {
+        what: "bytes are not paid for",
+        file: "pace.rs",
+        right: "self.pause(earned.max(wanted).max(self.throttle()));",
+        wrong: "self.pause(wanted.max(self.throttle() + earned / 1000));",
+        breaks: &["CallLimits"],
+    },
+    Mistake {
+        what: "what a failing store was to save is forgotten",
+        file: "store/writer.rs",
+        right: "state.failing = true;",
+        wrong: "state.failing = true; state.pending.clear();",
+        breaks: &["FewRepeats", "Progress"],
+    },
+    Mistake {
+        what: "a close does not save",
+        file: "store/writer.rs",
+        right: "self.requests.send(answer).map_err(|_closed| gone())?;",
+        wrong: "if self.is_running() { return Ok(()) } self.requests.send(answer).map_err(|_closed| gone())?;",
+        breaks: &["FewRepeats"],
+    },
+    Mistake {
+        what: "a drop does not save",
+        file: "store/writer.rs",
+        right: "    last_words(&shared).await;",
+        wrong: "    if false { last_words(&shared).await; }",
+        breaks: &["FewRepeats"],
+    },
+    Mistake {
+        what: "a shard is read on when its stream is dropped",
+        file: "shard/feed.rs",
+        right: "        task.spawn({",
+        wrong: "        tokio::spawn({",
+        breaks: &["NothingLeftRunning"],
+    },
+    Mistake {
+        what: "shards are listed once",
+        file: "lineage/discovery.rs",
+        right: "() = sleep_until(due) => {",
+        wrong: "() = sleep_until(due + Duration::from_secs(1_000_000)) => {",
+        breaks: &["Progress"],
+    },
+    Mistake {
+        what: "a store that does not answer is waited for",
+        file: "store.rs",
+        right: "timeout(LONGEST_CALL, call)",
+        wrong: "timeout(LONGEST_CALL * 10_000, call)",
+        breaks: &["Progress", "FewErrors", "FewRepeats", "NothingLeftRunning"],
+    },
+];
+
+/// A copy of the crate, beside the builds.
+struct Copy {
+    folder: PathBuf,
+    target: PathBuf,
+}
+
+impl Copy {
+    fn new() -> Self {
+        // The folder of this test's own binary is target/<profile>/deps.
+        let binary = std::env::current_exe().unwrap();
+        let target = binary.ancestors().nth(3).unwrap().to_path_buf();
+        let folder = target.join("mutants");
+        let _not_there = fs::remove_dir_all(&folder);
+        let origin = Path::new(env!("CARGO_MANIFEST_DIR"));
+        for part in ["src", "tests", "examples", "Cargo.toml", "Cargo.lock", "README.md"] {
+            copy(&origin.join(part), &folder.join(part));
+        }
+        Self { folder, target }
+    }
+
+    /// What the simulation of the copy says; `None` where it finds nothing.
+    fn simulate(&self) -> Option<String> {
+        let mut command = Command::new(env!("CARGO"));
+        command
+            .args(["test", "--locked", "--features", "testing", "--test", "simulation", "--"])
+            .args(["--ignored", "--nocapture", "many"])
+            .current_dir(&self.folder)
+            .env("CARGO_TARGET_DIR", &self.target)
+            // The copy alone is built without optimisation: it is built often, and run once.
+            .env("CARGO_PROFILE_TEST_OPT_LEVEL", "0")
+            .env("SEEDS", SEEDS)
+            .env("RUST_BACKTRACE", "0");
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("running 1 test"), "the copy is not built:\n{said}");
+        (!output.status.success()).then_some(said)
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    if from.is_dir() {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let name = entry.unwrap().file_name();
+            copy(&from.join(&name), &to.join(&name));
+        }
+    } else {
+        fs::copy(from, to).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "builds the crate once for each mistake, which takes minutes"]
+fn the_simulation_finds_every_mistake() {
+    let copy = Copy::new();
+    let mut missed = Vec::new();
+    for mistake in MISTAKES {
+        let file = copy.folder.join("src").join(mistake.file);
+        let right = fs::read_to_string(&file).unwrap();
+        let times = right.matches(mistake.right).count();
+        assert_eq!(times, 1, "{}: {:?} stands {times} times in it", mistake.file, mistake.right);
+        fs::write(&file, right.replace(mistake.right, mistake.wrong)).unwrap();
+        let found = copy.simulate();
+        fs::write(&file, right).unwrap();
+        let first =
+            found.as_ref().and_then(|said| said.lines().find(|line| line.contains(" breaks ")));
+        println!("{}: {}", mistake.what, first.unwrap_or("not found"));
+        let seen = |line: &str| {
+            mistake.breaks.iter().any(|promise| line.contains(&format!(" breaks {promise}:")))
+        };
+        if !first.is_some_and(seen) {
+            missed.push(mistake.what);
+        }
+    }
+    assert!(missed.is_empty(), "not found, or not for what they are: {missed:#?}");
+}

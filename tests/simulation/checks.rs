@@ -1,0 +1,107 @@
+//! What is looked at from outside, between the steps and at the end of each reader.
+
+use tokio::runtime::Handle;
+
+use crate::reader::Reader;
+use crate::truth::{Promise, index_of};
+use crate::world::World;
+
+impl World {
+    /// What had the time to be saved is saved.
+    pub(crate) async fn check_saved(&self, due: Vec<usize>) {
+        let positions = self.store.positions().await;
+        let mut facts = self.truth.lock();
+        for (shard, due) in due.into_iter().enumerate() {
+            let position = positions.iter().find(|(id, _)| index_of(id) == shard);
+            let passed = position.and_then(|(_, checkpoint)| facts.passed(shard, checkpoint));
+            let passed = passed.or(facts.shards[shard].start).unwrap_or(0);
+            if passed < due {
+                facts.breaks(
+                    Promise::FewRepeats,
+                    format_args!(
+                        "shard {shard} is finished to record {due}, and stored to {passed}"
+                    ),
+                );
+            }
+        }
+    }
+
+    /// Nothing runs, and nobody was asked too much.
+    pub(crate) fn check_rest(&self) {
+        let (calls, tasks) =
+            (self.kinesis.in_flight(), Handle::current().metrics().num_alive_tasks());
+        if calls + tasks > 0 {
+            self.truth.breaks(
+                Promise::NothingLeftRunning,
+                format_args!("{calls} calls and {tasks} tasks are left"),
+            );
+        }
+        for violation in self.kinesis.violations() {
+            self.truth.breaks(Promise::CallLimits, format_args!("{violation}"));
+        }
+    }
+
+    /// The calls since the last time, as a part of the story.
+    pub(crate) fn tell_calls(&mut self) {
+        let calls = self.kinesis.calls_from(self.told_calls);
+        self.told_calls += calls.len();
+        let mut facts = self.truth.lock();
+        for call in calls {
+            let shard = call.shard_id.as_ref().map(index_of);
+            let shard = shard.map_or_else(String::new, |shard| format!(" of shard {shard}"));
+            let status =
+                call.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+            let ended = call.shard_id.as_ref().is_some_and(|id| facts.shards[index_of(id)].ended);
+            if call.operation == "GetRecords" && ended {
+                facts
+                    .breaks(Promise::EndsAreKept, format_args!("a finished shard is read:{shard}"));
+            }
+            facts.tell_at(
+                call.at,
+                format_args!("call: {}{shard}: {status}, {} records", call.operation, call.records),
+            );
+        }
+    }
+
+    /// What was fetched and not handed out is no more than was allowed.
+    pub(crate) fn check_memory(&self, reader: &Reader) {
+        if !self.plan.large {
+            return;
+        }
+        let mut facts = self.truth.lock();
+        let calls = self.kinesis.calls_from(reader.first_call);
+        let mut buffered = 0;
+        for (shard, known) in facts.shards.iter().enumerate() {
+            let mut granted = usize::MAX;
+            let mut fetched = None;
+            for call in &calls {
+                let of_shard = call.shard_id.as_ref().map(index_of) == Some(shard);
+                if !of_shard || call.operation != "GetRecords" || call.status != Some(200) {
+                    continue;
+                }
+                // An answer larger than a quiet shard expects may be given up for want of room,
+                // and is read again then.
+                if call.last.is_some() && call.bytes <= granted {
+                    fetched = call.last.as_ref();
+                }
+                let quiet = call.records < self.plan.limit as usize;
+                granted = if quiet { (2 * call.bytes).max(256 << 10) } else { usize::MAX };
+            }
+            let Some(last) = fetched else { continue };
+            let fetched = facts.place(last).1 + 1;
+            let taken = reader.next.get(&shard).copied();
+            let taken = taken.or(known.base).or(known.start).unwrap_or(0);
+            buffered += known.records[taken.min(fetched)..fetched]
+                .iter()
+                .map(|fact| fact.size)
+                .sum::<usize>();
+        }
+        let allowed = self.plan.max_buffered_bytes.max(10 << 20);
+        if buffered > allowed {
+            facts.breaks(
+                Promise::MemoryBudget,
+                format_args!("{buffered} bytes are buffered, and {allowed} are allowed"),
+            );
+        }
+    }
+}
