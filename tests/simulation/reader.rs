@@ -30,14 +30,17 @@ pub(crate) struct Reader {
     in_hand: Option<Place>,
     /// With `Ack`, what the caller works on.
     held: Vec<(Record, Place)>,
-    /// A record was dropped without an ack: its shard stays where it is.
-    pub(crate) forgot: bool,
+    /// The records that were dropped without an ack: their shards stay where they are.
+    forgotten: Vec<Place>,
     /// For each shard, the place of the record that comes next.
     pub(crate) next: BTreeMap<usize, usize>,
     /// How many calls there had been when it began.
     pub(crate) first_call: usize,
     pub(crate) ended: bool,
     told: Vec<ErrorKind>,
+    /// When each shard was last said to be denied.
+    denied: BTreeMap<String, Instant>,
+    kinesis: Kinesis,
     /// When the caller last listened.
     polled: Instant,
 }
@@ -98,11 +101,13 @@ impl Reader {
             plan,
             in_hand: None,
             held: Vec::new(),
-            forgot: false,
+            forgotten: Vec::new(),
             next: BTreeMap::new(),
             first_call: kinesis.call_count(),
             ended: false,
             told: Vec::new(),
+            denied: BTreeMap::new(),
+            kinesis: kinesis.clone(),
             polled: Instant::now(),
         }
     }
@@ -123,6 +128,11 @@ impl Reader {
         let came = polled.is_some_and(|next| self.take(next));
         self.polled = Instant::now();
         came
+    }
+
+    /// Whether a shard can't be finished by this reader any more.
+    pub(crate) fn forgot(&self) -> bool {
+        !self.forgotten.is_empty()
     }
 
     /// Finishes one of the records that the caller works on, whichever.
@@ -146,7 +156,7 @@ impl Reader {
         if !self.held.is_empty() {
             let (_record, place) = self.held.swap_remove(rng.usize(..self.held.len()));
             self.truth.tell(format_args!("shard {} record {} is forgotten", place.0, place.1));
-            self.forgot = true;
+            self.forgotten.push(place);
         }
     }
 
@@ -173,10 +183,32 @@ impl Reader {
                     self.in_hand = Some(place);
                 } else {
                     self.held.push((record, place));
+                    self.judge_in_flight(place.0);
                 }
                 true
             }
         }
+    }
+
+    fn judge_in_flight(&self, shard: usize) {
+        let held = self.held.iter().filter(|(_, place)| place.0 == shard).count();
+        let forgotten = self.forgotten.iter().filter(|place| place.0 == shard).count();
+        if held + forgotten > self.plan.max_in_flight {
+            self.truth.breaks(
+                Promise::InFlight,
+                format_args!("{held} records of shard {shard} are held, {forgotten} forgotten"),
+            );
+        }
+    }
+
+    /// Whether a read of this shard was answered since a time.
+    fn was_read_since(&self, shard: &str, since: Instant) -> bool {
+        self.kinesis.calls_from(self.first_call).iter().any(|call| {
+            call.operation == "GetRecords"
+                && call.status == Some(200)
+                && call.at >= since
+                && call.shard_id.as_ref().is_some_and(|id| id.as_str() == shard)
+        })
     }
 
     /// Only what no retry cures is told, and once for each reason.
@@ -190,6 +222,11 @@ impl Reader {
             }
             // Not even the first listing was answered for seconds.
             ErrorKind::Unavailable => self.next.is_empty() && !self.told.contains(&kind),
+            // Once, until the shard has been read again.
+            ErrorKind::Denied => error.shard_id().is_some_and(|shard| {
+                let before = self.denied.insert(shard.to_owned(), Instant::now());
+                before.is_none_or(|before| self.was_read_since(shard, before))
+            }),
             _ => false,
         };
         if !cause {

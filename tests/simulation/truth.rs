@@ -27,6 +27,8 @@ pub(crate) enum Promise {
     EndsAreKept,
     /// No record from before the start comes.
     NotBeforeTheStart,
+    /// No more records of a shard are with the caller than was allowed.
+    InFlight,
     /// Kinesis refuses nothing for being asked too often or wrongly.
     CallLimits,
     /// No more is buffered than was allowed.

@@ -18,7 +18,7 @@ use crate::truth::{Promise, Truth, index_of};
 const BEGINNING: Duration = Duration::from_secs(1_767_225_600);
 
 /// Longer than any pause between attempts, and than what is left of one.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The longest that a save may be under way, and the longest pause after one that failed.
 const STORE_RECOVERY: Duration = Duration::from_secs(16);
@@ -99,7 +99,7 @@ impl World {
             if steps == 0 && end.is_none() {
                 self.heal();
                 self.read_everything(&mut reader).await;
-                end = Some(if reader.forgot { End::DropAndClose } else { End::CloseAndRead });
+                end = Some(if reader.forgot() { End::DropAndClose } else { End::CloseAndRead });
             }
             if self.truth.is_broken() {
                 return;
@@ -116,7 +116,8 @@ impl World {
         let latest = self.plan.start == StartingPosition::Latest;
         self.truth.lock().too_early = latest;
         self.truth.lock().started = !latest;
-        for _ in 0..self.rng.usize(..6) {
+        let most = if self.plan.large { 16 } else { 6 };
+        for _ in 0..self.rng.usize(..most) {
             self.put();
         }
         if self.rng.u8(..4) == 0 {
@@ -188,7 +189,7 @@ impl World {
     fn put(&mut self) {
         let open = self.orders.open_shards();
         let shard = &open[self.rng.usize(..open.len())];
-        let size = if self.plan.large { self.rng.usize(100_000..3_000_000) } else { 3 };
+        let size = if self.plan.large { self.rng.usize(100_000..4_000_000) } else { 3 };
         let number = shard.put(vec![0; size]);
         let mut facts = self.truth.lock();
         let place = facts.shards[shard.index()].records.len();
@@ -243,10 +244,10 @@ impl World {
     }
 
     fn fail_calls(&mut self) {
-        let operation =
+        let mut operation =
             [None, None, Some("ListShards"), Some("GetShardIterator"), Some("GetRecords")]
                 [self.rng.usize(..5)];
-        let outcome = match self.rng.u8(..12) {
+        let outcome = match self.rng.u8(..13) {
             0 | 1 => Outcome::throttled(),
             2 => Outcome::failed(500, "InternalFailureException", ""),
             3 => Outcome::failed(400, "ExpiredIteratorException", "expired"),
@@ -257,6 +258,10 @@ impl World {
             8 => Outcome::Hangs,
             9 => Outcome::Delayed(self.time(40_000)),
             10 => {
+                operation = Some("GetRecords");
+                Outcome::failed(400, "AccessDeniedException", "no")
+            }
+            11 => {
                 self.truth.tell(format_args!("all iterators expire"));
                 return self.kinesis.expire_iterators();
             }
@@ -297,14 +302,16 @@ impl World {
         while !self.truth.is_broken() {
             reader.ack_all(&mut self.rng);
             let unfinished = self.unfinished_shards().await;
-            if unfinished.is_empty() || reader.ended || reader.forgot {
+            if unfinished.is_empty() || reader.ended || reader.forgot() {
                 return;
             }
             if reader.read(Duration::from_secs(10)).await {
                 quiet = Instant::now();
             } else if quiet.elapsed() > PATIENCE {
+                let finished = self.truth.lock().all_finished();
+                let promise = if finished { Promise::EndsAreKept } else { Promise::Progress };
                 self.truth.breaks(
-                    Promise::Progress,
+                    promise,
                     format_args!("nothing comes for {PATIENCE:?}; unfinished: {unfinished:?}"),
                 );
             }
