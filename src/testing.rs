@@ -59,8 +59,10 @@
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 mod calls;
+mod contents;
 mod kinesis;
 mod limits;
+mod model;
 mod operations;
 mod stream;
 mod wire;

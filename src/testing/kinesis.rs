@@ -1,6 +1,4 @@
-use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_sdk_kinesis::Client;
@@ -8,9 +6,9 @@ use aws_sdk_kinesis::config::retry::RetryConfig;
 use aws_sdk_kinesis::config::{
     BehaviorVersion, Config, Credentials, Region, SharedHttpClient, StalledStreamProtectionConfig,
 };
-use tokio::time::Instant;
 
-use super::stream::Shards;
+use super::contents::Shards;
+use super::model::Shared;
 use super::{Call, Outcome, Stream, wire};
 
 /// A Kinesis in memory. Its clones are the same one.
@@ -28,23 +26,7 @@ use super::{Call, Outcome, Stream, wire};
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Kinesis(Arc<Mutex<Model>>);
-
-pub(super) struct Model {
-    began: Instant,
-    epoch: SystemTime,
-    pub(super) streams: BTreeMap<String, Shards>,
-    pub(super) calls: Vec<Call>,
-    pub(super) violations: Vec<String>,
-    pub(super) latency: Duration,
-    hook: Option<Hook>,
-    pub(super) child_shards: bool,
-    pub(super) in_flight: usize,
-    /// Iterators and page tokens that were given before this moment have expired.
-    pub(super) expired: u64,
-}
-
-type Hook = Box<dyn FnMut(&Call) -> Outcome + Send>;
+pub struct Kinesis(Shared);
 
 impl Kinesis {
     /// One without streams, whose time is that of this machine's clock.
@@ -54,18 +36,7 @@ impl Kinesis {
 
     /// One without streams, whose time is `time` now.
     pub fn at(time: SystemTime) -> Self {
-        Self(Arc::new(Mutex::new(Model {
-            began: Instant::now(),
-            epoch: time,
-            streams: BTreeMap::new(),
-            calls: Vec::new(),
-            violations: Vec::new(),
-            latency: Duration::ZERO,
-            hook: None,
-            child_shards: true,
-            in_flight: 0,
-            expired: 0,
-        })))
+        Self(Shared::at(time))
     }
 
     /// A client of it, with credentials and a region, and without retries of its own.
@@ -83,7 +54,7 @@ impl Kinesis {
 
     /// What a client that you configure yourself sends its calls through.
     pub fn http_client(&self) -> SharedHttpClient {
-        wire::http_client(self.clone())
+        wire::http_client(self.0.clone())
     }
 
     /// Creates a stream, whose shards share the hash keys evenly.
@@ -92,36 +63,36 @@ impl Kinesis {
     ///
     /// Where there is one of this name, and where `shards` is 0.
     pub fn create_stream(&self, name: &str, shards: usize) -> Stream {
-        let before = self.lock().streams.insert(name.to_owned(), Shards::new(shards));
+        let before = self.0.lock().streams.insert(name.to_owned(), Shards::new(shards));
         assert!(before.is_none(), "there is a stream {name} already");
-        Stream::new(self.clone(), name)
+        Stream::new(self.0.clone(), name)
     }
 
     /// Deletes a stream with all that is in it.
     pub fn delete_stream(&self, name: &str) {
-        self.lock().streams.remove(name);
+        self.0.lock().streams.remove(name);
     }
 
     /// The time, to the millisecond.
     pub fn now(&self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_millis(self.lock().now())
+        UNIX_EPOCH + Duration::from_millis(self.0.lock().now())
     }
 
     /// How long every call takes from now on, before it is carried out. At first: no time.
     pub fn set_latency(&self, latency: Duration) {
-        self.lock().latency = latency;
+        self.0.lock().latency = latency;
     }
 
     /// Whether the end of a shard names its children. At first it does, as that of Kinesis;
     /// ferrokinesis does not.
     pub fn set_child_shards(&self, named: bool) {
-        self.lock().child_shards = named;
+        self.0.lock().child_shards = named;
     }
 
     /// Decides about every call from now on, instead of whatever decided until now. It must not
     /// call this Kinesis.
     pub fn on_call(&self, decide: impl FnMut(&Call) -> Outcome + Send + 'static) {
-        self.lock().hook = Some(Box::new(decide));
+        self.0.lock().on_call(decide);
     }
 
     /// The next calls of this operation have this outcome, and all others are served.
@@ -138,38 +109,33 @@ impl Kinesis {
 
     /// Has every iterator and page token that was given until now expire.
     pub fn expire_iterators(&self) {
-        let mut model = self.lock();
+        let mut model = self.0.lock();
         model.expired = model.now();
     }
 
     /// The calls so far.
     pub fn calls(&self) -> Vec<Call> {
-        self.lock().calls.clone()
+        self.0.lock().calls.clone()
     }
 
     /// The calls so far but for the first so many.
     pub fn calls_from(&self, first: usize) -> Vec<Call> {
-        self.lock().calls.get(first..).unwrap_or_default().to_vec()
+        self.0.lock().calls.get(first..).unwrap_or_default().to_vec()
     }
 
     /// How many calls there were so far.
     pub fn call_count(&self) -> usize {
-        self.lock().calls.len()
+        self.0.lock().calls.len()
     }
 
     /// How many calls are under way.
     pub fn in_flight(&self) -> usize {
-        self.lock().in_flight
+        self.0.lock().in_flight
     }
 
     /// What clients did that Kinesis forbids, in words. Each was refused as well.
     pub fn violations(&self) -> Vec<String> {
-        self.lock().violations.clone()
-    }
-
-    pub(super) fn lock(&self) -> MutexGuard<'_, Model> {
-        // A test that panics under the lock has said why; others may look on.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().violations.clone()
     }
 }
 
@@ -181,20 +147,6 @@ impl Default for Kinesis {
 
 impl fmt::Debug for Kinesis {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let streams: Vec<String> = self.lock().streams.keys().cloned().collect();
-        formatter.debug_struct("Kinesis").field("streams", &streams).finish_non_exhaustive()
-    }
-}
-
-impl Model {
-    /// Milliseconds since 1970, by the model's clock.
-    pub(super) fn now(&self) -> u64 {
-        let time = self.epoch + self.began.elapsed();
-        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    }
-
-    pub(super) fn decide(&mut self, call: &Call) -> Outcome {
-        self.hook.as_mut().map_or(Outcome::Served, |decide| decide(call))
+        self.0.fmt(formatter)
     }
 }

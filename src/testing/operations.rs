@@ -3,9 +3,8 @@
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::kinesis::Model;
-use super::stream::{Contents, Shards, Stored, hash_key, id_of, index_of};
-use super::wire::{Answer, refusal};
+use super::contents::{Contents, Shards, Stored, hash_key, id_of, index_of};
+use super::model::Model;
 
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetShardIterator.html>.
 const ITERATOR_LIFE: u64 = 5 * 60 * 1000;
@@ -15,6 +14,13 @@ const LARGEST_PAGE: u64 = 1000;
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
 const LARGEST_ANSWER: usize = 10 << 20;
 const MOST_RECORDS: u64 = 10_000;
+
+/// An answer: its status and its body.
+pub(super) type Answer = (u16, String);
+
+pub(super) fn refusal(status: u16, code: &str, message: &str) -> Answer {
+    (status, json!({ "__type": code, "message": message }).to_string())
+}
 
 const NUMBER_REFUSED: &str = "StartingSequenceNumber used in GetShardIterator is invalid";
 

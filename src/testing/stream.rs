@@ -1,11 +1,9 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use md5::{Digest, Md5};
 use tokio::time::Instant;
 
-use super::Kinesis;
-use super::kinesis::Model;
-use super::limits::{Bytes, Calls};
+use super::contents::{Contents, Shards, Stored, hash_key, id_of};
+use super::model::{Model, Shared};
 use crate::record::{SequenceNumber, ShardId};
 
 /// A stream of a [`Kinesis`].
@@ -21,7 +19,7 @@ use crate::record::{SequenceNumber, ShardId};
 /// ```
 #[derive(Debug, Clone)]
 pub struct Stream {
-    kinesis: Kinesis,
+    kinesis: Shared,
     name: String,
 }
 
@@ -50,125 +48,8 @@ impl PartialEq for Shard {
     }
 }
 
-/// What is in a stream.
-#[derive(Debug)]
-pub(super) struct Shards {
-    pub(super) shards: Vec<Contents>,
-    next_number: u128,
-}
-
-/// What is in a shard.
-#[derive(Debug)]
-pub(super) struct Contents {
-    pub(super) parents: Vec<usize>,
-    pub(super) first_key: u128,
-    pub(super) last_key: u128,
-    /// When it was split or merged, in milliseconds since 1970.
-    pub(super) closed: Option<u64>,
-    /// Past retention: nobody knows of it any more.
-    pub(super) expired: bool,
-    pub(super) records: Vec<Stored>,
-    /// The records before this one have left retention.
-    pub(super) trimmed: usize,
-    pub(super) reads: Calls,
-    pub(super) iterators: Calls,
-    pub(super) bytes: Bytes,
-    /// Until then somebody else uses up what the shard serves.
-    pub(super) occupied: Option<Instant>,
-}
-
-#[derive(Debug)]
-pub(super) struct Stored {
-    pub(super) number: String,
-    pub(super) arrival: u64,
-    pub(super) partition_key: String,
-    pub(super) data: Vec<u8>,
-}
-
-impl Stored {
-    pub(super) fn size(&self) -> usize {
-        self.data.len() + self.partition_key.len()
-    }
-}
-
-/// Numbers of 56 digits, as long as Kinesis has them.
-const FIRST_NUMBER: u128 = 495_903_382_714_902_566_085_596_925_383_615;
-
-impl Shards {
-    pub(super) fn new(count: usize) -> Self {
-        assert!(count > 0, "a stream has at least one shard");
-        let mut shards = Self { shards: Vec::new(), next_number: FIRST_NUMBER };
-        let share = u128::MAX / count as u128;
-        for index in 0..count as u128 {
-            let last = if index + 1 == count as u128 { u128::MAX } else { share * (index + 1) - 1 };
-            shards.add(Vec::new(), share * index, last);
-        }
-        shards
-    }
-
-    fn add(&mut self, parents: Vec<usize>, first_key: u128, last_key: u128) -> usize {
-        self.shards.push(Contents {
-            parents,
-            first_key,
-            last_key,
-            closed: None,
-            expired: false,
-            records: Vec::new(),
-            trimmed: 0,
-            reads: Calls::default(),
-            iterators: Calls::default(),
-            bytes: Bytes::default(),
-            occupied: None,
-        });
-        self.shards.len() - 1
-    }
-
-    pub(super) fn put(&mut self, shard: usize, key: String, data: Vec<u8>, now: u64) -> String {
-        assert!(self.shards[shard].closed.is_none(), "shard {shard} is closed");
-        let number = self.next_number;
-        self.next_number += 1;
-        // Those that begin as Kinesis's do are as long as Kinesis's.
-        let number =
-            if number >= FIRST_NUMBER { format!("{number:0<56}") } else { number.to_string() };
-        let stored = Stored { number: number.clone(), arrival: now, partition_key: key, data };
-        self.shards[shard].records.push(stored);
-        number
-    }
-
-    /// The open shard that has this hash key.
-    pub(super) fn of_key(&self, key: u128) -> Option<usize> {
-        self.shards.iter().position(|shard| {
-            shard.closed.is_none() && (shard.first_key..=shard.last_key).contains(&key)
-        })
-    }
-
-    pub(super) fn children(&self, shard: usize) -> Vec<usize> {
-        (0..self.shards.len())
-            .filter(|child| self.shards[*child].parents.contains(&shard))
-            .collect()
-    }
-
-    fn close(&mut self, shard: usize, now: u64) {
-        let closed = self.shards[shard].closed.replace(now);
-        assert!(closed.is_none(), "shard {shard} is closed already");
-    }
-}
-
-/// The hash key of a partition key, which decides about the shard.
-pub(super) fn hash_key(partition_key: &str) -> u128 {
-    u128::from_be_bytes(Md5::digest(partition_key).into())
-}
-
-pub(super) fn id_of(shard: usize) -> String {
-    format!("shardId-{shard:012}")
-}
-
-pub(super) fn index_of(id: &str) -> Option<usize> {
-    id.strip_prefix("shardId-")?.parse().ok()
-}
-
 impl Stream {
-    pub(super) fn new(kinesis: Kinesis, name: &str) -> Self {
+    pub(super) fn new(kinesis: Shared, name: &str) -> Self {
         Self { kinesis, name: name.to_owned() }
     }
 

@@ -8,26 +8,21 @@ use aws_smithy_runtime_api::client::http::{
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::http::StatusCode;
 use aws_smithy_types::body::SdkBody;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::stream::{id_of, index_of};
-use super::{Call, Kinesis, Outcome};
+use super::contents::{id_of, index_of};
+use super::model::Shared;
+use super::operations::{Answer, refusal};
+use super::{Call, Outcome};
 
-/// An answer: its status and its body.
-pub(super) type Answer = (u16, String);
-
-pub(super) fn refusal(status: u16, code: &str, message: &str) -> Answer {
-    (status, json!({ "__type": code, "message": message }).to_string())
-}
-
-pub(super) fn http_client(kinesis: Kinesis) -> SharedHttpClient {
+pub(super) fn http_client(kinesis: Shared) -> SharedHttpClient {
     let connector = SharedHttpConnector::new(Connector(kinesis));
     http_client_fn(move |_settings, _components| connector.clone())
 }
 
 #[derive(Debug, Clone)]
-struct Connector(Kinesis);
+struct Connector(Shared);
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
@@ -37,7 +32,7 @@ impl HttpConnector for Connector {
 
 /// A call that counts as under way until it is dropped.
 struct UnderWay {
-    kinesis: Kinesis,
+    kinesis: Shared,
     index: usize,
     operation: String,
     body: Value,
@@ -51,7 +46,7 @@ impl Drop for UnderWay {
 }
 
 impl UnderWay {
-    fn begin(kinesis: &Kinesis, request: &HttpRequest) -> Self {
+    fn begin(kinesis: &Shared, request: &HttpRequest) -> Self {
         let target = request.headers().get("x-amz-target").unwrap_or_default();
         let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
         let body = serde_json::from_slice(request.body().bytes().unwrap_or_default());

@@ -1,0 +1,77 @@
+//! What all handles of a Kinesis share.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+
+use super::contents::Shards;
+use super::{Call, Outcome};
+
+/// A handle of the model.
+#[derive(Clone)]
+pub(super) struct Shared(Arc<Mutex<Model>>);
+
+pub(super) struct Model {
+    began: Instant,
+    epoch: SystemTime,
+    pub(super) streams: BTreeMap<String, Shards>,
+    pub(super) calls: Vec<Call>,
+    pub(super) violations: Vec<String>,
+    pub(super) latency: Duration,
+    hook: Option<Hook>,
+    pub(super) child_shards: bool,
+    pub(super) in_flight: usize,
+    /// Iterators and page tokens that were given before this moment have expired.
+    pub(super) expired: u64,
+}
+
+type Hook = Box<dyn FnMut(&Call) -> Outcome + Send>;
+
+impl Shared {
+    pub(super) fn at(time: SystemTime) -> Self {
+        Self(Arc::new(Mutex::new(Model {
+            began: Instant::now(),
+            epoch: time,
+            streams: BTreeMap::new(),
+            calls: Vec::new(),
+            violations: Vec::new(),
+            latency: Duration::ZERO,
+            hook: None,
+            child_shards: true,
+            in_flight: 0,
+            expired: 0,
+        })))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Model> {
+        // A test that panics under the lock has said why; others may look on.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let streams: Vec<String> = self.lock().streams.keys().cloned().collect();
+        formatter.debug_struct("Kinesis").field("streams", &streams).finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// Milliseconds since 1970, by the model's clock.
+    pub(super) fn now(&self) -> u64 {
+        let time = self.epoch + self.began.elapsed();
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn decide(&mut self, call: &Call) -> Outcome {
+        self.hook.as_mut().map_or(Outcome::Served, |decide| decide(call))
+    }
+
+    pub(super) fn on_call(&mut self, decide: impl FnMut(&Call) -> Outcome + Send + 'static) {
+        self.hook = Some(Box::new(decide));
+    }
+}
