@@ -23,6 +23,7 @@ mod world;
 
 use std::fmt::Write;
 use std::ops::Range;
+use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -63,12 +64,20 @@ fn report(seed: u64, story: &Story) -> Option<String> {
     for line in &story.trace {
         let _ = writeln!(report, "{line}");
     }
-    let _ = writeln!(
-        report,
-        "seed {seed} breaks {promise:?}: {detail}\nagain: SEED={seed} cargo test --features \
-         testing --test simulation -- --ignored --nocapture one"
-    );
+    let _ = writeln!(report, "seed {seed} breaks {promise:?}: {detail}\n{}", again(seed));
     Some(report)
+}
+
+fn again(seed: u64) -> String {
+    format!(
+        "again: SEED={seed} cargo test --features testing --test simulation -- --ignored \
+         --nocapture one"
+    )
+}
+
+fn sum(seeds: u64, records: &AtomicU64, calls: &AtomicU64, began: Instant) -> String {
+    let [records, calls] = [records, calls].map(|count| count.load(Ordering::Relaxed));
+    format!("{seeds} seeds, {records} records, {calls} calls in {:.0?}", began.elapsed())
 }
 
 /// Goes through all seeds, on all cores, up to the first that breaks a promise.
@@ -82,12 +91,22 @@ fn go_through(seeds: Range<u64>) {
             if seed >= seeds.end {
                 return None;
             }
-            let story = simulate(seed);
-            records.fetch_add(story.records as u64, Ordering::Relaxed);
-            calls.fetch_add(story.calls as u64, Ordering::Relaxed);
-            if let Some(report) = report(seed, &story) {
+            let told = catch_unwind(|| simulate(seed));
+            let report = match &told {
+                Ok(story) => {
+                    records.fetch_add(story.records as u64, Ordering::Relaxed);
+                    calls.fetch_add(story.calls as u64, Ordering::Relaxed);
+                    report(seed, story)
+                }
+                Err(_said_already) => Some(format!("seed {seed} breaks off\n{}", again(seed))),
+            };
+            if let Some(report) = report {
                 next.store(seeds.end, Ordering::Relaxed);
                 return Some(report);
+            }
+            let done = seed + 1 - seeds.start;
+            if done.is_multiple_of(10_000) {
+                println!("{}", sum(done, &records, &calls, began));
             }
         }
     };
@@ -96,13 +115,7 @@ fn go_through(seeds: Range<u64>) {
         let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
         threads.into_iter().filter_map(|thread| thread.join().expect("no panic")).collect()
     });
-    println!(
-        "{} seeds, {} records, {} calls in {:.1?}",
-        seeds.end - seeds.start,
-        records.into_inner(),
-        calls.into_inner(),
-        began.elapsed()
-    );
+    println!("{}", sum(seeds.end - seeds.start, &records, &calls, began));
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
