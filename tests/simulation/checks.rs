@@ -90,7 +90,8 @@ impl World {
             let Some(last) = fetched else { continue };
             let fetched = facts.place(last).1 + 1;
             let taken = reader.next.get(&shard).copied();
-            let taken = taken.or(known.base).or(known.start).unwrap_or(0);
+            let oldest = known.records.iter().take_while(|fact| fact.old).count();
+            let taken = taken.or(known.base).or(known.start).unwrap_or(oldest);
             buffered += known.records[taken.min(fetched)..fetched]
                 .iter()
                 .map(|fact| fact.size)

@@ -47,12 +47,10 @@ impl Plan {
         let milliseconds = Duration::from_millis;
         let large = rng.u8(..10) == 0;
         let door = if rng.u8(..4) == 0 { Door::Shards } else { Door::Records };
-        // What a shard by itself has finished by pulling, the world could not tell.
-        let pull = door == Door::Records && rng.bool();
         Self {
             shards: if large { rng.usize(3..7) } else { rng.usize(1..4) },
             door,
-            mode: if pull { CheckpointOn::Pull } else { CheckpointOn::Ack },
+            mode: if rng.bool() { CheckpointOn::Pull } else { CheckpointOn::Ack },
             start: match rng.u8(..3) {
                 0 => StartingPosition::Latest,
                 _ => StartingPosition::TrimHorizon,

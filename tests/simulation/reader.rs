@@ -1,24 +1,18 @@
 //! One life of a reader: from its first poll to its close, its drop or its sudden end.
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use fastrand::Rng;
-use futures::stream::SelectAll;
-use futures::{FutureExt, Stream, StreamExt};
+use futures::{FutureExt, StreamExt};
 use kinestream::testing::Kinesis;
-use kinestream::{
-    CheckpointOn, Consumer, Error, ErrorKind, Ordering, Record, Records, ShardStream, Shards,
-};
+use kinestream::{CheckpointOn, Consumer, Error, ErrorKind, Ordering, Record};
 use tokio::time::{Instant, timeout};
 
-use crate::plan::{Door, Plan};
+use crate::merged::Merged;
+use crate::plan::Plan;
 use crate::store::SimulatedStore;
-use crate::truth::{Facts, Promise, Truth};
-
-type Place = (usize, usize);
+use crate::truth::{Facts, Place, Promise, Truth};
 
 pub(crate) struct Reader {
     pub(crate) consumer: Consumer,
@@ -26,8 +20,6 @@ pub(crate) struct Reader {
     stream: Merged,
     truth: Truth,
     plan: Plan,
-    /// With `Pull`, what the next poll finishes.
-    in_hand: Option<Place>,
     /// With `Ack`, what the caller works on.
     held: Vec<(Record, Place)>,
     /// The records that were dropped without an ack: their shards stay where they are.
@@ -45,36 +37,6 @@ pub(crate) struct Reader {
     polled: Instant,
 }
 
-/// The records of all shards, by either door.
-enum Merged {
-    Records(Records),
-    Shards { shards: Shards, open: SelectAll<ShardStream>, more: bool },
-}
-
-impl Stream for Merged {
-    type Item = kinestream::Result<Record>;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        match self.get_mut() {
-            Self::Records(records) => records.poll_next_unpin(context),
-            Self::Shards { shards, open, more } => {
-                while *more {
-                    match shards.poll_next_unpin(context) {
-                        Poll::Ready(Some(Ok(shard))) => open.push(shard),
-                        Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
-                        Poll::Ready(None) => *more = false,
-                        Poll::Pending => break,
-                    }
-                }
-                match open.poll_next_unpin(context) {
-                    Poll::Ready(None) if *more => Poll::Pending,
-                    polled => polled,
-                }
-            }
-        }
-    }
-}
-
 impl Reader {
     pub(crate) async fn begin(
         kinesis: &Kinesis,
@@ -84,12 +46,7 @@ impl Reader {
     ) -> Self {
         let builder = Consumer::builder(kinesis.client(), "orders").store(store.clone());
         let consumer = plan.apply(builder).build().expect("the plan's options are valid");
-        let stream = match plan.door {
-            Door::Records => Merged::Records(consumer.records()),
-            Door::Shards => {
-                Merged::Shards { shards: consumer.shards(), open: SelectAll::new(), more: true }
-            }
-        };
+        let stream = Merged::new(&consumer, truth.clone(), &plan);
         let positions = store.positions().await;
         truth.lock().begin_reader(&positions);
         truth.tell(format_args!("a reader begins"));
@@ -99,7 +56,6 @@ impl Reader {
             stream,
             truth,
             plan,
-            in_hand: None,
             held: Vec::new(),
             forgotten: Vec::new(),
             next: BTreeMap::new(),
@@ -114,7 +70,6 @@ impl Reader {
 
     /// Asks for a record and waits so long. Whether one came.
     pub(crate) async fn read(&mut self, patience: Duration) -> bool {
-        self.finish_in_hand();
         let polled = timeout(patience, self.stream.next()).await;
         let came = polled.is_ok_and(|next| self.take(next));
         self.polled = Instant::now();
@@ -123,7 +78,6 @@ impl Reader {
 
     /// Polls once, and drops what would wait.
     pub(crate) fn glance(&mut self) -> bool {
-        self.finish_in_hand();
         let polled = self.stream.next().now_or_never();
         let came = polled.is_some_and(|next| self.take(next));
         self.polled = Instant::now();
@@ -160,12 +114,6 @@ impl Reader {
         }
     }
 
-    fn finish_in_hand(&mut self) {
-        if let Some(place) = self.in_hand.take() {
-            self.truth.lock().finish(place);
-        }
-    }
-
     fn take(&mut self, next: Option<kinestream::Result<Record>>) -> bool {
         match next {
             None => {
@@ -180,7 +128,7 @@ impl Reader {
             Some(Ok(record)) => {
                 let place = self.judge(&record);
                 if self.plan.mode == CheckpointOn::Pull {
-                    self.in_hand = Some(place);
+                    self.stream.hold(place);
                 } else {
                     self.held.push((record, place));
                     self.judge_in_flight(place.0);

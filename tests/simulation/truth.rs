@@ -48,6 +48,9 @@ pub(crate) struct Broken {
     pub(crate) detail: String,
 }
 
+/// Where a record stands: its shard, and its place there.
+pub(crate) type Place = (usize, usize);
+
 /// One record.
 #[derive(Debug)]
 pub(crate) struct Fact {
@@ -98,7 +101,7 @@ pub(crate) struct Truth(Arc<Mutex<Facts>>);
 pub(crate) struct Facts {
     began: Instant,
     pub(crate) shards: Vec<Shard>,
-    places: BTreeMap<SequenceNumber, (usize, usize)>,
+    places: BTreeMap<SequenceNumber, Place>,
     /// The application has begun: what is put from now on is to be read.
     pub(crate) started: bool,
     /// What is put now comes before a start at the latest.
@@ -170,12 +173,11 @@ impl Facts {
         records.push(Fact { size, finished: false, finished_here: None, required, old });
     }
 
-    /// Where a record stands: its shard, and its place there.
-    pub(crate) fn place(&self, number: &SequenceNumber) -> (usize, usize) {
+    pub(crate) fn place(&self, number: &SequenceNumber) -> Place {
         self.places[number]
     }
 
-    pub(crate) fn finish(&mut self, (shard, place): (usize, usize)) {
+    pub(crate) fn finish(&mut self, (shard, place): Place) {
         let fact = &mut self.shards[shard].records[place];
         fact.finished = true;
         fact.finished_here.get_or_insert_with(Instant::now);

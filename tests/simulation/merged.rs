@@ -1,0 +1,94 @@
+//! The records of all shards by either door of a consumer, and what asking for more finishes.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures::{Stream, StreamExt};
+use kinestream::{Consumer, Record, Records, ShardStream, Shards};
+
+use crate::plan::{Door, Plan};
+use crate::truth::{Place, Truth};
+
+pub(crate) struct Merged {
+    truth: Truth,
+    open: Open,
+}
+
+enum Open {
+    Records { records: Records, in_hand: Option<Place> },
+    Shards { shards: Option<Shards>, open: Vec<OpenShard>, turn: usize },
+}
+
+struct OpenShard {
+    stream: ShardStream,
+    in_hand: Option<Place>,
+}
+
+impl Merged {
+    pub(crate) fn new(consumer: &Consumer, truth: Truth, plan: &Plan) -> Self {
+        let open = match plan.door {
+            Door::Records => Open::Records { records: consumer.records(), in_hand: None },
+            Door::Shards => {
+                Open::Shards { shards: Some(consumer.shards()), open: Vec::new(), turn: 0 }
+            }
+        };
+        Self { truth, open }
+    }
+
+    /// With `Pull`: the record that has just come is finished when more is asked for, by the
+    /// stream that it came from.
+    pub(crate) fn hold(&mut self, place: Place) {
+        match &mut self.open {
+            Open::Records { in_hand, .. } => *in_hand = Some(place),
+            Open::Shards { open, turn, .. } => open[*turn].in_hand = Some(place),
+        }
+    }
+}
+
+impl Stream for Merged {
+    type Item = kinestream::Result<Record>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Self { truth, open } = self.get_mut();
+        let finish = |in_hand: &mut Option<Place>| {
+            if let Some(place) = in_hand.take() {
+                truth.lock().finish(place);
+            }
+        };
+        match open {
+            Open::Records { records, in_hand } => {
+                finish(in_hand);
+                records.poll_next_unpin(context)
+            }
+            Open::Shards { shards, open, turn } => {
+                while let Some(more) = shards {
+                    match more.poll_next_unpin(context) {
+                        Poll::Ready(Some(Ok(stream))) => {
+                            open.push(OpenShard { stream, in_hand: None });
+                        }
+                        Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
+                        Poll::Ready(None) => *shards = None,
+                        Poll::Pending => break,
+                    }
+                }
+                let mut left = open.len();
+                while left > 0 {
+                    left -= 1;
+                    *turn = (*turn + 1) % open.len();
+                    let shard = &mut open[*turn];
+                    finish(&mut shard.in_hand);
+                    match shard.stream.poll_next_unpin(context) {
+                        Poll::Ready(Some(next)) => return Poll::Ready(Some(next)),
+                        Poll::Ready(None) => {
+                            open.remove(*turn);
+                            // The one that has come to stand here is the next one's turn.
+                            *turn = turn.checked_sub(1).unwrap_or(open.len().saturating_sub(1));
+                        }
+                        Poll::Pending => {}
+                    }
+                }
+                if open.is_empty() && shards.is_none() { Poll::Ready(None) } else { Poll::Pending }
+            }
+        }
+    }
+}
