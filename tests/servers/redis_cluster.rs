@@ -1,6 +1,7 @@
 //! `RedisStore` against real nodes of a cluster.
 
 use std::ops::Range;
+use std::path::Path;
 use std::time::Duration;
 
 use kinestream::store::{CheckpointStore, Scope, conformance};
@@ -9,7 +10,7 @@ use redis::FromRedisValue;
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
 
-use crate::redis_server::RedisServer;
+use crate::redis_server::{RedisServer, free_port};
 
 const SLOTS: u16 = 16_384;
 const CHECKPOINTS: &str = "kinestream:{billing:orders}:checkpoints";
@@ -17,16 +18,24 @@ const CHECKPOINTS: &str = "kinestream:{billing:orders}:checkpoints";
 /// A node of a cluster.
 struct Node {
     server: RedisServer,
+    cluster_port: String,
     raw: MultiplexedConnection,
 }
 
 impl Node {
     /// Holds these slots, and knows no other node.
     async fn start(slots: Range<u16>) -> Self {
-        let server = RedisServer::start_cluster_node();
+        let mut cluster_port = 0;
+        let listens = |port: u16, _folder: &Path| {
+            cluster_port = free_port();
+            ["--port", &port.to_string(), "--cluster-port", &cluster_port.to_string()]
+                .map(str::to_owned)
+                .to_vec()
+        };
+        let server = RedisServer::launched(listens, &["--cluster-enabled", "yes"]);
         let client = redis::Client::open(server.url()).unwrap();
         let raw = client.get_multiplexed_async_connection().await.unwrap();
-        let mut node = Self { server, raw };
+        let mut node = Self { server, cluster_port: cluster_port.to_string(), raw };
         let [first, last] = [slots.start, slots.end - 1].map(|slot| slot.to_string());
         node.cluster::<()>(&["ADDSLOTSRANGE", &first, &last]).await;
         node
@@ -94,7 +103,7 @@ async fn says_what_is_wrong_with_a_cluster() {
     }
 
     let port = high.server.port().to_string();
-    low.cluster::<()>(&["MEET", "127.0.0.1", &port, high.server.cluster_port()]).await;
+    low.cluster::<()>(&["MEET", "127.0.0.1", &port, &high.cluster_port]).await;
     low.wait_until_complete().await;
     high.wait_until_complete().await;
     for error in refused().await {

@@ -1,5 +1,7 @@
 //! `RedisStore` over TLS, against a real server.
 
+use std::path::{Path, PathBuf};
+use std::process::{Command as Tool, Stdio};
 use std::time::Duration;
 
 use kinestream::store::conformance;
@@ -10,6 +12,46 @@ use tokio::time::timeout;
 use crate::redis_server::RedisServer;
 
 const USER: [&str; 6] = ["--user", "billing", "on", ">hunter2", "~*", "+@all"];
+
+/// Starts a server that speaks TLS, as `localhost`, by a certificate of an authority that nobody
+/// knows. The server, and that authority's certificate.
+fn start_tls() -> (RedisServer, PathBuf) {
+    let mut authority = PathBuf::new();
+    let listens = |port: u16, folder: &Path| {
+        make_certificates(folder);
+        authority = folder.join("authority.crt");
+        let files = "--tls-cert-file server.crt --tls-key-file server.key \
+                     --tls-ca-cert-file authority.crt --tls-auth-clients no --port 0 --tls-port";
+        files.split(' ').map(str::to_owned).chain([port.to_string()]).collect()
+    };
+    let server = RedisServer::launched(listens, &USER);
+    (server, authority)
+}
+
+/// An authority, and a certificate of it for `localhost`, valid for a day.
+fn make_certificates(folder: &Path) {
+    let openssl = |arguments: &str| {
+        let ran = Tool::new("openssl")
+            .args(arguments.split(' '))
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap_or_else(|error| {
+                panic!("openssl cannot be started ({error}); run ./tests/run, which installs it")
+            });
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!(
+        "req -x509 {key} -keyout authority.key -out authority.crt -days 1 -subj /CN=authority"
+    ));
+    openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=localhost"));
+    std::fs::write(folder.join("names"), "subjectAltName=DNS:localhost").unwrap();
+    openssl(
+        "x509 -req -in server.csr -CA authority.crt -CAkey authority.key -CAcreateserial \
+         -out server.crt -days 1 -extfile names",
+    );
+}
 
 /// Run by the test below in a process whose system certificates are the server's authority.
 #[tokio::test]
@@ -28,10 +70,10 @@ async fn trusting_process() {
 
 #[tokio::test]
 async fn over_tls_with_user_password_and_database() {
-    let server = RedisServer::start_tls(&USER);
+    let (server, authority) = start_tls();
     let ran = Command::new(std::env::current_exe().unwrap())
         .args(["redis_tls::trusting_process", "--exact", "--ignored", "--nocapture"])
-        .env("SSL_CERT_FILE", server.authority())
+        .env("SSL_CERT_FILE", authority)
         .env("TEST_REDIS_URL", format!("rediss://billing:hunter2@localhost:{}/3", server.port()))
         .kill_on_drop(true)
         .output();
@@ -49,7 +91,7 @@ async fn refused(url: &str) -> Error {
 
 #[tokio::test]
 async fn a_certificate_that_is_not_trusted_is_named() {
-    let server = RedisServer::start_tls(&USER);
+    let (server, _authority) = start_tls();
     let address = format!("localhost:{}", server.port());
     let error = refused(&format!("rediss://billing:hunter2@{address}/")).await;
     assert_eq!(
@@ -65,7 +107,7 @@ async fn a_certificate_that_is_not_trusted_is_named() {
 
 #[tokio::test]
 async fn tls_on_one_side_alone_is_told() {
-    let tls = RedisServer::start_tls(&USER);
+    let (tls, _authority) = start_tls();
     let plain = RedisServer::start(&[]);
     for (scheme, port) in [("redis", tls.port()), ("rediss", plain.port())] {
         let error = refused(&format!("{scheme}://billing:hunter2@localhost:{port}/")).await;

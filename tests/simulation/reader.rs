@@ -164,9 +164,11 @@ impl Reader {
         self.truth.tell(format_args!("error: {error}"));
         let kind = error.kind();
         let cause = match kind {
-            // A caller who was away hears late of what was wrong.
+            // Nobody hears of an outage that is over, unless it delayed the very start.
             ErrorKind::StoreUnavailable => {
-                self.store.well_for() < self.polled.elapsed() + Duration::from_secs(20)
+                let away =
+                    if self.next.is_empty() { self.polled.elapsed() } else { Duration::ZERO };
+                self.store.well_for() < away + Duration::from_secs(20)
             }
             // Not even the first listing was answered for seconds.
             ErrorKind::Unavailable => self.next.is_empty() && !self.told.contains(&kind),

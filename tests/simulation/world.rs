@@ -145,7 +145,7 @@ impl World {
             return None;
         }
         if chance < self.plan.faults + self.plan.store_faults {
-            self.fail_store();
+            self.fail_store().await;
             return None;
         }
         match self.rng.u8(..40) {
@@ -278,8 +278,16 @@ impl World {
         faults.extend(std::iter::repeat_n((operation, outcome), times));
     }
 
-    fn fail_store(&mut self) {
-        let health = match self.rng.u8(..7) {
+    async fn fail_store(&mut self) {
+        let health = match self.rng.u8(..8) {
+            // An outage while the caller is busy elsewhere.
+            7 => {
+                self.truth.tell(format_args!("the store is down for a while"));
+                self.store.set_health(Health::Down);
+                sleep(self.time(40_000)).await;
+                self.store.set_health(Health::Well);
+                return sleep(self.time(40_000)).await;
+            }
             0 => Health::Slow(self.time(3000)),
             1 => Health::Down,
             2 => Health::Forgetful,

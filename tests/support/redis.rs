@@ -19,39 +19,11 @@ impl RedisServer {
         Self::launched(|port, _folder| vec!["--port".to_owned(), port.to_string()], options)
     }
 
-    /// Starts a node of a cluster, which holds no slots yet.
-    pub(crate) fn start_cluster_node() -> Self {
-        let listens = |port: u16, _folder: &Path| {
-            let options = ["--port", &port.to_string(), "--cluster-port", &free_port().to_string()];
-            options.map(str::to_owned).to_vec()
-        };
-        Self::launched(listens, &["--cluster-enabled", "yes"])
-    }
-
-    /// Starts a server that speaks TLS, as `localhost`, by a certificate of an authority that
-    /// nobody knows: [`authority`](Self::authority).
-    pub(crate) fn start_tls(options: &[&str]) -> Self {
-        let listens = |port: u16, folder: &Path| {
-            make_certificates(folder);
-            let files = "--tls-cert-file server.crt --tls-key-file server.key \
-                         --tls-ca-cert-file authority.crt --tls-auth-clients no --port 0 --tls-port";
-            files.split(' ').map(str::to_owned).chain([port.to_string()]).collect()
-        };
-        Self::launched(listens, options)
-    }
-
-    /// Where a node of a cluster speaks to the others.
-    pub(crate) fn cluster_port(&self) -> &str {
-        let named = self.options.iter().position(|option| option == "--cluster-port");
-        &self.options[named.expect("a node of a cluster") + 1]
-    }
-
-    /// The certificate of the authority that a TLS server's certificate is of.
-    pub(crate) fn authority(&self) -> PathBuf {
-        self.folder.join("authority.crt")
-    }
-
-    fn launched(listens: impl Fn(u16, &Path) -> Vec<String>, options: &[&str]) -> Self {
+    /// Starts a server that listens as these options of a port and the server's folder say.
+    pub(crate) fn launched(
+        mut listens: impl FnMut(u16, &Path) -> Vec<String>,
+        options: &[&str],
+    ) -> Self {
         // Another process may take a port between our letting go of it and the server's start:
         // then the server ends at once, and another port is tried.
         for _ in 0..5 {
@@ -132,31 +104,6 @@ impl Drop for RedisServer {
     }
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// An authority, and a certificate of it for `localhost`, valid for a day.
-fn make_certificates(folder: &Path) {
-    let openssl = |arguments: &str| {
-        let ran = Command::new("openssl")
-            .args(arguments.split(' '))
-            .current_dir(folder)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap_or_else(|error| {
-                panic!("openssl cannot be started ({error}); run ./tests/run, which installs it")
-            });
-        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
-    };
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    openssl(&format!(
-        "req -x509 {key} -keyout authority.key -out authority.crt -days 1 -subj /CN=authority"
-    ));
-    openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=localhost"));
-    std::fs::write(folder.join("names"), "subjectAltName=DNS:localhost").unwrap();
-    openssl(
-        "x509 -req -in server.csr -CA authority.crt -CAkey authority.key -CAcreateserial \
-         -out server.crt -days 1 -extfile names",
-    );
 }
