@@ -16,7 +16,11 @@ pub(crate) struct Budget {
 
 /// A part of a [`Budget`], given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Space(OwnedSemaphorePermit);
+pub(crate) struct Space {
+    permit: OwnedSemaphorePermit,
+    /// What it is for, which may be more than the whole budget.
+    bytes: usize,
+}
 
 impl Budget {
     pub(crate) fn new(bytes: usize) -> Self {
@@ -31,7 +35,7 @@ impl Budget {
     pub(crate) async fn reserve(&self, bytes: usize) -> Space {
         let permit = Arc::clone(&self.free).acquire_many_owned(self.units_of(bytes)).await;
         match permit {
-            Ok(permit) => Space(permit),
+            Ok(permit) => Space { permit, bytes },
             // Nothing ever closes the semaphore.
             Err(_closed) => std::future::pending().await,
         }
@@ -39,20 +43,19 @@ impl Budget {
 
     /// Makes the space as large as so many bytes need; `false` where that is not free now.
     pub(crate) fn resize(&self, space: &mut Space, bytes: usize) -> bool {
-        let (held, wanted) = (space.0.num_permits(), self.units_of(bytes) as usize);
+        let (held, wanted) = (space.permit.num_permits(), self.units_of(bytes) as usize);
         if wanted <= held {
-            drop(space.0.split(held - wanted));
-            return true;
-        }
-        // Both are at most `units`.
-        let missing = u32::try_from(wanted - held).unwrap_or(u32::MAX);
-        match Arc::clone(&self.free).try_acquire_many_owned(missing) {
-            Ok(more) => {
-                space.0.merge(more);
-                true
+            drop(space.permit.split(held - wanted));
+        } else {
+            // Both are at most `units`.
+            let missing = u32::try_from(wanted - held).unwrap_or(u32::MAX);
+            match Arc::clone(&self.free).try_acquire_many_owned(missing) {
+                Ok(more) => space.permit.merge(more),
+                Err(_not_free) => return false,
             }
-            Err(_not_free) => false,
         }
+        space.bytes = bytes;
+        true
     }
 
     fn units_of(&self, bytes: usize) -> u32 {
@@ -61,11 +64,15 @@ impl Budget {
 }
 
 impl Space {
-    /// Takes out the part for so many bytes, or all that is left.
+    /// Takes out the part for so many bytes, or all that is left. What stays covers the rest, as
+    /// far as the budget covered it at all: its last part is given back last.
     pub(crate) fn split(&mut self, bytes: usize) -> Self {
-        let units = (bytes / UNIT).min(self.0.num_permits());
-        match self.0.split(units) {
-            Some(part) => Self(part),
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        let held = self.permit.num_permits();
+        let kept = self.bytes.div_ceil(UNIT).min(held);
+        match self.permit.split(held - kept) {
+            Some(permit) => Self { permit, bytes },
             None => unreachable!("no more is split off than there is"),
         }
     }
@@ -94,6 +101,20 @@ mod tests {
         let mut space = budget.reserve(10 << 20).await;
         assert!(budget.resize(&mut space, 10 << 20));
         assert!(budget.reserve(1).now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_more_than_the_budget_is_covered_to_its_last_byte() {
+        let budget = Budget::new(2 * UNIT);
+        let mut space = budget.reserve(5 * UNIT).await;
+        let mut parts = Vec::new();
+        for left in [2, 2, 2, 0] {
+            parts.push(space.split(UNIT + UNIT / 4));
+            drop(parts.pop());
+            let free = 2 - left;
+            assert!(budget.reserve(free * UNIT).now_or_never().is_some());
+            assert!(budget.reserve((free + 1) * UNIT).now_or_never().is_none() || left == 0);
+        }
     }
 
     #[tokio::test]
