@@ -14,10 +14,8 @@ pub use shard_id::ShardId;
 
 /// One record of a stream, in the order of its shard.
 ///
-/// Cheap to move: the payload and the partition key are the SDK's own allocations, and what all
-/// records of one `GetRecords` answer share (shard, stream, sequence numbers, times) stands in
-/// one place behind an [`Arc`]. Holding one record therefore keeps the sequence numbers of its
-/// batch, not the payloads of the others.
+/// Cheap to move, and to keep: the payload and the partition key are the SDK's own allocations, and
+/// what all records of one `GetRecords` answer share stands in one place behind an [`Arc`].
 ///
 /// ```no_run
 /// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
@@ -32,39 +30,32 @@ pub use shard_id::ShardId;
 /// # Ok(()) }
 /// ```
 pub struct Record {
-    data: Vec<u8>,
-    partition_key: Option<String>,
-    batch: Arc<Batch>,
-    index: u32,
-}
-
-/// What the records of one answer share.
-pub(crate) struct Batch {
-    pub(crate) stream: Arc<str>,
-    pub(crate) shard_id: ShardId,
-    pub(crate) millis_behind_latest: i64,
-    pub(crate) epoch: u64,
-    pub(crate) entries: Arc<Vec<Entry>>,
-    /// Where it is said that a record is finished.
-    pub(crate) finish: Arc<dyn Finish>,
-    /// The number, in order of delivery in this shard, of the first record.
-    pub(crate) first: u64,
-}
-
-/// What is known of one record beside its payload and its key.
-#[derive(Debug, Clone)]
-pub(crate) struct Entry {
+    pub(crate) data: Bytes,
+    pub(crate) partition_key: Option<String>,
     pub(crate) sequence_number: SequenceNumber,
     pub(crate) sub_sequence_number: u64,
     pub(crate) approximate_arrival: Option<SystemTime>,
     pub(crate) encryption_type: EncryptionType,
+    /// In the order of delivery in this shard, from 0.
+    pub(crate) number: u64,
+    pub(crate) origin: Arc<Origin>,
+}
+
+/// What the records of one answer share.
+pub(crate) struct Origin {
+    pub(crate) stream: Arc<str>,
+    pub(crate) shard_id: ShardId,
+    pub(crate) millis_behind_latest: i64,
+    pub(crate) epoch: u64,
+    /// Where it is said that a record is finished.
+    pub(crate) finish: Arc<dyn Finish>,
 }
 
 /// The way back for acknowledgements: the only thing that points backwards.
 pub(crate) trait Finish: Send + Sync {
-    /// Record number `number` of the shard, in order of delivery, is done with; it is
-    /// `entries[index]`. Saying it twice changes nothing.
-    fn finish(&self, number: u64, entries: &Arc<Vec<Entry>>, index: usize);
+    /// Record number `number` of the shard, in order of delivery, which stands at this sequence
+    /// number, is done with. Saying it twice changes nothing.
+    fn finish(&self, number: u64, sequence_number: &SequenceNumber);
 }
 
 /// How a record is encrypted at rest.
@@ -91,15 +82,6 @@ impl fmt::Display for EncryptionType {
 }
 
 impl Record {
-    pub(crate) fn new(
-        batch: Arc<Batch>,
-        index: u32,
-        data: Vec<u8>,
-        partition_key: Option<String>,
-    ) -> Self {
-        Self { data, partition_key, batch, index }
-    }
-
     /// The payload.
     pub fn data(&self) -> &[u8] {
         &self.data
@@ -107,7 +89,7 @@ impl Record {
 
     /// The payload, taken out without a copy.
     pub fn into_data(self) -> Bytes {
-        Bytes::from(self.data)
+        self.data
     }
 
     /// The key that chose the shard. `None` where the producer gave none, as it may on a stream
@@ -118,47 +100,47 @@ impl Record {
 
     /// The place of the record in its shard.
     pub fn sequence_number(&self) -> &SequenceNumber {
-        &self.entry().sequence_number
+        &self.sequence_number
     }
 
     /// The place of the record among those that a producer packed into one: 0 where it was not
     /// aggregated.
     pub fn sub_sequence_number(&self) -> u64 {
-        self.entry().sub_sequence_number
+        self.sub_sequence_number
     }
 
     /// The shard it was read from.
     pub fn shard_id(&self) -> &ShardId {
-        &self.batch.shard_id
+        &self.origin.shard_id
     }
 
     /// The name of the stream, also where the consumer was built with an ARN.
     pub fn stream(&self) -> &str {
-        &self.batch.stream
+        &self.origin.stream
     }
 
     /// When Kinesis took the record in, to the millisecond, without a promise that it rises
     /// along a shard.
     pub fn approximate_arrival(&self) -> Option<SystemTime> {
-        self.entry().approximate_arrival
+        self.approximate_arrival
     }
 
     /// How far, in milliseconds, the answer that held this record was from the tip of the shard:
     /// 0 where it reached the tip.
     pub fn millis_behind_latest(&self) -> i64 {
-        self.batch.millis_behind_latest
+        self.origin.millis_behind_latest
     }
 
     /// The epoch of the lease under which the shard is read, which rises with every change of
     /// owner: a fencing token for sinks. 0 for a shard that is read without a lease, as all are
     /// where one worker reads alone.
     pub fn epoch(&self) -> u64 {
-        self.batch.epoch
+        self.origin.epoch
     }
 
     /// How the record is encrypted at rest.
     pub fn encryption_type(&self) -> EncryptionType {
-        self.entry().encryption_type
+        self.encryption_type
     }
 
     /// Says that this record is done with, from any task and in any order.
@@ -169,22 +151,12 @@ impl Record {
     /// early that the record in hand is done with, before leaving the loop. Calling it twice
     /// changes nothing, and it never blocks.
     pub fn ack(&self) {
-        self.receipt().finish();
+        self.origin.finish.finish(self.number, &self.sequence_number);
     }
 
     /// The bytes that Kinesis counts: payload and key.
     pub(crate) fn size(&self) -> usize {
         self.data.len() + self.partition_key.as_ref().map_or(0, String::len)
-    }
-
-    /// What is left of the record when the caller has it: the means to say that it is finished.
-    pub(crate) fn receipt(&self) -> Receipt {
-        Receipt { batch: Arc::clone(&self.batch), index: self.index }
-    }
-
-    fn entry(&self) -> &Entry {
-        // In range: `index` is that of the entry that the record was made with.
-        &self.batch.entries[self.index as usize]
     }
 }
 
@@ -197,22 +169,8 @@ impl fmt::Debug for Record {
             .field("shard_id", self.shard_id())
             .field("sequence_number", self.sequence_number())
             .field("sub_sequence_number", &self.sub_sequence_number())
-            .field("partition_key", &self.partition_key)
-            .field("bytes", &self.data.len())
+            .field("partition_key", &self.partition_key())
+            .field("bytes", &self.data().len())
             .finish_non_exhaustive()
-    }
-}
-
-/// The right to say that a record is finished.
-#[derive(Clone)]
-pub(crate) struct Receipt {
-    batch: Arc<Batch>,
-    index: u32,
-}
-
-impl Receipt {
-    pub(crate) fn finish(&self) {
-        let Batch { finish, first, entries, .. } = &*self.batch;
-        finish.finish(first + u64::from(self.index), entries, self.index as usize);
     }
 }

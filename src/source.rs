@@ -4,6 +4,7 @@
 //! position, that of the last record *fetched*. Dropping it drops what it was about to fetch and
 //! nothing else; whoever needs the rest makes a new source from a checkpoint.
 
+mod batch;
 mod budget;
 mod kinesis;
 mod polling;
@@ -12,8 +13,8 @@ mod position;
 use futures::stream::BoxStream;
 
 use crate::error::Result;
-use crate::record::Record;
 
+pub(crate) use batch::Batch;
 pub(crate) use budget::{Budget, Space};
 pub(crate) use kinesis::{Kinesis, KnownShard, Listing};
 pub(crate) use polling::Polling;
@@ -23,7 +24,7 @@ pub(crate) use position::Position;
 /// What a source yields.
 pub(crate) enum Fetched {
     /// At least one record, and the memory that they were granted.
-    Records(Vec<Record>, Space),
+    Records(Batch, Space),
     /// The shard is closed and read to its end. The children are known where the server names
     /// them; nothing follows.
     End(Vec<KnownShard>),

@@ -16,11 +16,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::Checkpoint;
-use crate::record::{Entry, Finish};
+use crate::record::{Finish, SequenceNumber};
 
 /// What a finished record has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +42,7 @@ struct State {
     /// Every record below this number is finished.
     prefix: u64,
     /// Where the last record of the prefix stands.
-    position: Option<Place>,
+    position: Option<SequenceNumber>,
     /// Finished records beyond a gap: from the first number of a run to its end.
     islands: BTreeMap<u64, Island>,
     handed_out: u64,
@@ -55,17 +55,10 @@ struct State {
     waiting: Option<Waker>,
 }
 
-/// An entry, in the list of its batch.
-#[derive(Clone)]
-struct Place {
-    entries: Arc<Vec<Entry>>,
-    index: usize,
-}
-
 struct Island {
     /// The number behind the last one.
     end: u64,
-    last: Place,
+    last: SequenceNumber,
 }
 
 impl Watermark {
@@ -116,8 +109,8 @@ impl Watermark {
         if state.is_complete() {
             return Some(Checkpoint::ShardEnd);
         }
-        state.position.as_ref().map(|Place { entries, index }| Checkpoint::AfterSequence {
-            sequence_number: entries[*index].sequence_number.clone(),
+        state.position.clone().map(|sequence_number| Checkpoint::AfterSequence {
+            sequence_number,
             sub_sequence_number: None,
         })
     }
@@ -129,14 +122,14 @@ impl Watermark {
 }
 
 impl Finish for Watermark {
-    fn finish(&self, number: u64, entries: &Arc<Vec<Entry>>, index: usize) {
+    fn finish(&self, number: u64, sequence_number: &SequenceNumber) {
         let (advance, waker) = {
             let mut state = self.lock();
             if state.is_finished(number) {
                 return;
             }
             state.unfinished = state.unfinished.saturating_sub(1);
-            let advanced = state.insert(number, entries, index);
+            let advanced = state.insert(number, sequence_number);
             state.changed |= advanced;
             let advance = match advanced {
                 true if state.is_complete() => Some(Advance::End),
@@ -165,26 +158,22 @@ impl State {
     }
 
     /// Adds an unfinished number to the finished ones; whether the prefix has become longer.
-    fn insert(&mut self, number: u64, entries: &Arc<Vec<Entry>>, index: usize) -> bool {
+    fn insert(&mut self, number: u64, sequence_number: &SequenceNumber) -> bool {
         let mut end = number + 1;
         let mut last = None;
-        if let Some(next) = self.islands.remove(&end) {
+        // The common case, record after record, looks at no map.
+        if !self.islands.is_empty()
+            && let Some(next) = self.islands.remove(&end)
+        {
             end = next.end;
             last = Some(next.last);
         }
+        let last = last.unwrap_or_else(|| sequence_number.clone());
         if number == self.prefix {
             self.prefix = end;
-            match (&mut self.position, last) {
-                (position, Some(last)) => *position = Some(last),
-                // The common case, record after record of one batch, touches no counter.
-                (Some(place), None) if Arc::ptr_eq(&place.entries, entries) => place.index = index,
-                (position, None) => {
-                    *position = Some(Place { entries: Arc::clone(entries), index });
-                }
-            }
+            self.position = Some(last);
             return true;
         }
-        let last = last.unwrap_or_else(|| Place { entries: Arc::clone(entries), index });
         match self.islands.range_mut(..number).next_back() {
             Some((_, run)) if run.end == number => *run = Island { end, last },
             _ => {
@@ -211,51 +200,28 @@ impl fmt::Debug for Watermark {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use proptest::prelude::*;
 
     use super::*;
-    use crate::record::EncryptionType;
-
-    /// Batches of the given sizes, whose sequence numbers are 1000 and up, with gaps.
-    fn batches(sizes: &[usize]) -> Vec<Arc<Vec<Entry>>> {
-        let mut number = 1000;
-        sizes
-            .iter()
-            .map(|size| {
-                let entries = (0..*size).map(|_| {
-                    number += 7;
-                    Entry {
-                        sequence_number: number.to_string().parse().unwrap(),
-                        sub_sequence_number: 0,
-                        approximate_arrival: None,
-                        encryption_type: EncryptionType::None,
-                    }
-                });
-                Arc::new(entries.collect())
-            })
+    /// So many records: each with its number, and a sequence number of 1000 and up with gaps.
+    fn records(count: usize) -> Vec<(u64, SequenceNumber)> {
+        (0..count as u64)
+            .map(|number| (number, (1007 + 7 * number).to_string().parse().unwrap()))
             .collect()
-    }
-
-    /// Every record with its number, its batch and its index there.
-    fn records(batches: &[Arc<Vec<Entry>>]) -> Vec<(u64, Arc<Vec<Entry>>, usize)> {
-        let all = batches
-            .iter()
-            .flat_map(|entries| (0..entries.len()).map(move |index| (Arc::clone(entries), index)));
-        (0..).zip(all).map(|(number, (entries, index))| (number, entries, index)).collect()
     }
 
     proptest! {
         /// Against the plainest model there is: a list of flags.
         #[test]
         fn advances_over_the_finished_prefix_and_no_further(
-            sizes in prop::collection::vec(1..6_usize, 1..6),
+            count in 1..30_usize,
             picks in prop::collection::vec(any::<prop::sample::Index>(), 0..60),
             end_after in 0..60_usize,
         ) {
-            let batches = batches(&sizes);
-            let records = records(&batches);
+            let records = records(count);
             let ends = Arc::new(AtomicUsize::new(0));
             let watermark = Watermark::new({
                 let ends = Arc::clone(&ends);
@@ -270,8 +236,8 @@ mod tests {
                     watermark.end();
                     ended = true;
                 }
-                let (number, entries, index) = pick.get(&records);
-                watermark.finish(*number, entries, *index);
+                let (number, sequence_number) = pick.get(&records);
+                watermark.finish(*number, sequence_number);
                 flags[usize::try_from(*number).unwrap()] = true;
 
                 let prefix = flags.iter().take_while(|flag| **flag).count();
@@ -281,7 +247,7 @@ mod tests {
                     _ if complete => Some(Checkpoint::ShardEnd),
                     0 => None,
                     _ => Some(Checkpoint::AfterSequence {
-                        sequence_number: records[prefix - 1].1[records[prefix - 1].2].sequence_number.clone(),
+                        sequence_number: records[prefix - 1].1.clone(),
                         sub_sequence_number: None,
                     }),
                 };
@@ -298,9 +264,9 @@ mod tests {
     #[test]
     fn a_forgotten_record_costs_nothing_for_those_after_it() {
         let watermark = Watermark::new(|_| {});
-        for (number, entries, index) in records(&batches(&[10; 100])).into_iter().skip(1) {
+        for (number, sequence_number) in records(1000).into_iter().skip(1) {
             watermark.hand_out(1);
-            watermark.finish(number, &entries, index);
+            watermark.finish(number, &sequence_number);
         }
         assert_eq!(watermark.lock().islands.len(), 1);
         assert_eq!(watermark.take_changed(), None);
@@ -311,10 +277,10 @@ mod tests {
         let watermark = Watermark::new(|_| {});
         let (waker, count) = futures_test_waker();
         let mut context = Context::from_waker(&waker);
-        let records = records(&batches(&[2]));
+        let records = records(2);
         watermark.hand_out(2);
         assert!(watermark.poll_room(&mut context, 2).is_pending());
-        watermark.finish(1, &records[1].1, 1);
+        watermark.finish(1, &records[1].1);
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
         assert_eq!(watermark.poll_room(&mut context, 2), Poll::Ready(1));
     }

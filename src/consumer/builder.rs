@@ -237,7 +237,7 @@ impl ConsumerBuilder {
                 store: self.store,
                 scope,
                 settings: self.settings,
-                closing: crate::shard::Closing::default(),
+                closing: crate::shard::Closing::new(),
                 reading: Arc::default(),
                 writer: std::sync::Mutex::default(),
             }),

@@ -131,6 +131,7 @@ impl Running {
             on_trimmed: inner.settings.on_trimmed,
             budget: self.budget.clone(),
             finish: Arc::clone(&watermark) as _,
+            again: false,
         };
         let word = self.word.clone();
         ShardStream::new(Reading::new(Plan {

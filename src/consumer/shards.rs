@@ -8,7 +8,7 @@ use futures::stream::FusedStream;
 
 use super::session::{Running, Session};
 use crate::error::{Error, Result};
-use crate::shard::ShardStream;
+use crate::shard::{Closing, ShardStream};
 
 /// The shards of a stream, each as a [`ShardStream`]: those there are at the start, and those
 /// that come by resharding when their parents are finished.
@@ -47,6 +47,7 @@ enum State {
     Idle(Arc<Session>),
     Running {
         running: Running,
+        closing: Closing,
         session: Arc<Session>,
     },
     Done,
@@ -82,10 +83,11 @@ impl Stream for Shards {
                 State::Refused(error) => return Poll::Ready(Some(Err(error))),
                 State::Idle(session) => {
                     let running = session.start();
-                    self.state = State::Running { running, session };
+                    let closing = session.consumer().inner.closing.clone();
+                    self.state = State::Running { running, closing, session };
                 }
-                State::Running { mut running, session } => {
-                    if session.consumer().inner.closing.poll_closed(context).is_ready() {
+                State::Running { mut running, mut closing, session } => {
+                    if closing.poll_closed(context).is_ready() {
                         return Poll::Ready(None);
                     }
                     let opening = running.openings.poll_recv(context);
@@ -93,7 +95,7 @@ impl Stream for Shards {
                         return Poll::Ready(None);
                     }
                     let shard = opening.map_ok(|opening| running.open(opening));
-                    self.state = State::Running { running, session };
+                    self.state = State::Running { running, closing, session };
                     return Poll::Ready(ready!(shard));
                 }
             }

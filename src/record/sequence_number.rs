@@ -1,11 +1,15 @@
 use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
 use crate::error::{Error, ErrorKind};
 
 /// The longest number that the API's pattern, `0|([1-9]\d{0,128})`, lets through.
 const MAX_DIGITS: usize = 129;
+
+/// Numbers up to this length, as the 56 digits of Kinesis are, need no memory of their own.
+const IN_PLACE: usize = 62;
 
 /// The place of a record in its shard: a decimal number of up to 129 digits, ordered as a number.
 ///
@@ -21,57 +25,93 @@ const MAX_DIGITS: usize = 129;
 /// assert!("-1".parse::<SequenceNumber>().is_err());
 /// # Ok::<(), kinestream::Error>(())
 /// ```
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct SequenceNumber(String);
+#[derive(Clone)]
+pub struct SequenceNumber(Digits);
+
+#[derive(Clone)]
+enum Digits {
+    InPlace { length: u8, bytes: [u8; IN_PLACE] },
+    Boxed(Box<str>),
+}
 
 impl SequenceNumber {
     /// The number as Kinesis writes it.
     pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for SequenceNumber {
-    type Error = Error;
-
-    /// Takes the string without a copy.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Configuration`] where it is not a decimal number of at most 129 digits
-    /// without leading zeros.
-    fn try_from(text: String) -> Result<Self, Error> {
-        let digits = text.as_bytes();
-        let valid = !digits.is_empty()
-            && digits.len() <= MAX_DIGITS
-            && digits.iter().all(u8::is_ascii_digit)
-            && (digits[0] != b'0' || digits.len() == 1);
-        if valid {
-            Ok(Self(text))
-        } else {
-            Err(Error::new(
-                ErrorKind::Configuration,
-                format!(
-                    "{text:?} is not a sequence number: a decimal number of at most 129 digits, \
-                     without leading zeros"
-                ),
-            ))
+        match &self.0 {
+            // Digits are text, so there is no other case.
+            Digits::InPlace { length, bytes } => {
+                std::str::from_utf8(&bytes[..usize::from(*length)]).unwrap_or_default()
+            }
+            Digits::Boxed(text) => text,
         }
+    }
+
+    /// What orders numbers without leading zeros: the longer one is the greater one.
+    fn order(&self) -> (usize, &[u8]) {
+        let digits = match &self.0 {
+            Digits::InPlace { length, bytes } => &bytes[..usize::from(*length)],
+            Digits::Boxed(text) => text.as_bytes(),
+        };
+        (digits.len(), digits)
     }
 }
 
 impl FromStr for SequenceNumber {
     type Err = Error;
 
+    /// # Errors
+    ///
+    /// [`ErrorKind::Configuration`] where it is not a decimal number of at most 129 digits
+    /// without leading zeros.
     fn from_str(text: &str) -> Result<Self, Error> {
-        text.to_owned().try_into()
+        let digits = text.as_bytes();
+        let valid = !digits.is_empty()
+            && digits.len() <= MAX_DIGITS
+            && all_digits(digits)
+            && (digits[0] != b'0' || digits.len() == 1);
+        if !valid {
+            return Err(Error::new(
+                ErrorKind::Configuration,
+                format!(
+                    "{text:?} is not a sequence number: a decimal number of at most 129 digits, \
+                     without leading zeros"
+                ),
+            ));
+        }
+        let mut bytes = [0; IN_PLACE];
+        Ok(Self(match (bytes.get_mut(..digits.len()), u8::try_from(digits.len())) {
+            (Some(place), Ok(length)) => {
+                place.copy_from_slice(digits);
+                Digits::InPlace { length, bytes }
+            }
+            _ => Digits::Boxed(text.into()),
+        }))
+    }
+}
+
+/// Looks at all of them, whatever the first ones are: that is many at a time, and there is one
+/// such text for each record.
+fn all_digits(text: &[u8]) -> bool {
+    text.iter().fold(true, |all, byte| all & byte.is_ascii_digit())
+}
+
+impl PartialEq for SequenceNumber {
+    fn eq(&self, other: &Self) -> bool {
+        self.order() == other.order()
+    }
+}
+
+impl Eq for SequenceNumber {}
+
+impl Hash for SequenceNumber {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.order().hash(state);
     }
 }
 
 impl Ord for SequenceNumber {
     fn cmp(&self, other: &Self) -> Ordering {
-        // Without leading zeros the longer number is the greater one.
-        (self.0.len(), &self.0).cmp(&(other.0.len(), &other.0))
+        self.order().cmp(&other.order())
     }
 }
 
@@ -83,13 +123,13 @@ impl PartialOrd for SequenceNumber {
 
 impl fmt::Display for SequenceNumber {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.pad(&self.0)
+        formatter.pad(self.as_str())
     }
 }
 
 impl fmt::Debug for SequenceNumber {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "SequenceNumber({})", self.0)
+        write!(formatter, "SequenceNumber({self})")
     }
 }
 

@@ -1,38 +1,68 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
-/// Says once, to all streams of a consumer, that it is closed.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Closing(Arc<Shared>);
+use futures::FutureExt;
+use futures::channel::oneshot;
+use futures::future::Shared;
 
-#[derive(Debug, Default)]
-struct Shared {
-    closed: AtomicBool,
-    waiting: Mutex<Vec<Waker>>,
+/// Says once, to all streams of a consumer, that it is closed. Each stream has a clone of its own,
+/// which wakes whoever polled it last: a merge polls with another waker each time.
+#[derive(Debug, Clone)]
+pub(crate) struct Closing {
+    closed: Arc<AtomicBool>,
+    sender: Arc<Mutex<Option<oneshot::Sender<()>>>>,
+    signal: Shared<oneshot::Receiver<()>>,
 }
 
 impl Closing {
+    pub(crate) fn new() -> Self {
+        let (sender, receiver) = oneshot::channel();
+        Self {
+            closed: Arc::default(),
+            sender: Arc::new(Mutex::new(Some(sender))),
+            signal: receiver.shared(),
+        }
+    }
+
     pub(crate) fn close(&self) {
-        // Set first: who registers later sees it.
-        self.0.closed.store(true, Ordering::SeqCst);
-        let waiting =
-            std::mem::take(&mut *self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-        waiting.into_iter().for_each(Waker::wake);
+        self.closed.store(true, Ordering::SeqCst);
+        // Whoever waits is woken by the sender's end.
+        drop(self.sender.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.0.closed.load(Ordering::SeqCst)
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// Ready when closed.
-    pub(crate) fn poll_closed(&self, context: &mut Context<'_>) -> Poll<()> {
-        {
-            let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
-                waiting.push(context.waker().clone());
-            }
+    pub(crate) fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.is_closed() || self.signal.poll_unpin(context).is_ready() {
+            return Poll::Ready(());
         }
-        if self.is_closed() { Poll::Ready(()) } else { Poll::Pending }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn wakes_every_clone_once_whoever_polled_it_last() {
+        let closing = Closing::new();
+        let (first, second) = (closing.clone(), closing.clone());
+        let wait = |mut closing: Closing| {
+            tokio::spawn(std::future::poll_fn(move |context| closing.poll_closed(context)))
+        };
+        let waiting = [wait(first), wait(second)];
+        tokio::task::yield_now().await;
+        assert!(!closing.is_closed());
+        closing.close();
+        closing.close();
+        for waiting in waiting {
+            waiting.await.unwrap();
+        }
+        wait(closing.clone()).await.unwrap();
     }
 }

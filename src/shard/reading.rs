@@ -50,6 +50,8 @@ pub(crate) struct Reading {
     checkpoint_on: CheckpointOn,
     max_in_flight: usize,
     prefetch: usize,
+    /// How many records were handed out, which is the number of the next one.
+    handed_out: u64,
     /// The store is looked at once a run.
     longest_run: usize,
     watermark: Arc<Watermark>,
@@ -82,6 +84,7 @@ impl Reading {
                 CheckpointOn::Ack => plan.max_in_flight,
             },
             prefetch: plan.prefetch,
+            handed_out: 0,
             longest_run: if plan.save_each { 1 } else { LONGEST_RUN },
             watermark: plan.watermark,
             writer: plan.writer,
@@ -126,17 +129,26 @@ impl Reading {
         }
         let room = ready!(self.watermark.poll_room(context, self.max_in_flight));
         let most = room.min(self.longest_run);
+        let handed_out = self.handed_out;
         loop {
             let (feed, buffer) = self.started();
-            if let Some(run) = buffer.as_mut().and_then(|batch| batch.next_run(most)) {
-                self.watermark.hand_out(run.len());
-                return Poll::Ready(Some(Ok(run)));
+            match buffer.as_mut().and_then(|batch| batch.next_run(most, handed_out)) {
+                Some(Ok(run)) => {
+                    self.handed_out += run.len() as u64;
+                    self.watermark.hand_out(run.len());
+                    return Poll::Ready(Some(Ok(run)));
+                }
+                Some(Err(error)) => {
+                    self.state = State::Done;
+                    return Poll::Ready(Some(Err(error)));
+                }
+                None => {}
             }
             *buffer = None;
             let fetched = ready!(feed.poll_receive(context));
             match fetched {
-                Some(Ok(Fetched::Records(records, space))) => {
-                    *buffer = Some(Buffer::new(records, space));
+                Some(Ok(Fetched::Records(batch, space))) => {
+                    *buffer = Some(Buffer::new(batch, space));
                 }
                 Some(Ok(Fetched::End(children))) => {
                     self.state = State::Done;

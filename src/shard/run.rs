@@ -3,19 +3,23 @@
 //! A merge allocates each time it takes a stream back, so it takes runs and not records; a run is
 //! short, so that a shard with much to say lets the others speak.
 
+use std::sync::Arc;
 use std::vec;
 
 use super::CheckpointOn;
-use crate::record::{Receipt, Record};
-use crate::source::Space;
+use crate::error::{Error, Result};
+use crate::record::{Origin, Record, SequenceNumber};
+use crate::source::{Batch, Space};
 
 /// The most records of one shard before the next shard's turn.
 pub(super) const LONGEST_RUN: usize = 128;
 
 /// A batch of which runs are taken.
 pub(crate) struct Buffer {
-    records: vec::IntoIter<Record>,
+    batch: Batch,
     space: Space,
+    /// What was wrong with the record behind the last run.
+    wrong: Option<Error>,
 }
 
 /// Records of one shard, in order, and the memory they were granted.
@@ -26,24 +30,33 @@ pub(crate) struct Run {
 }
 
 impl Buffer {
-    pub(crate) fn new(records: Vec<Record>, space: Space) -> Self {
-        Self { records: records.into_iter(), space }
+    pub(crate) fn new(batch: Batch, space: Space) -> Self {
+        Self { batch, space, wrong: None }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.records.len() == 0
+        self.batch.len() == 0
     }
 
-    /// The next records, at most so many; `None` when there are no more.
-    pub(crate) fn next_run(&mut self, most: usize) -> Option<Run> {
-        let records: Vec<Record> = self.records.by_ref().take(most).collect();
+    /// The next records, at most so many, numbered from `first`; `None` when there are no more.
+    pub(crate) fn next_run(&mut self, most: usize, first: u64) -> Option<Result<Run>> {
+        let mut records = Vec::with_capacity(most.min(self.batch.len()));
+        while self.wrong.is_none()
+            && records.len() < most
+            && let Some(record) = self.batch.next(first + records.len() as u64)
+        {
+            match record {
+                Ok(record) => records.push(record),
+                Err(error) => self.wrong = Some(error),
+            }
+        }
         if records.is_empty() {
-            return None;
+            return self.wrong.take().map(Err);
         }
         // The last run takes what the rounding has left.
         let bytes =
             if self.is_empty() { usize::MAX } else { records.iter().map(Record::size).sum() };
-        Some(Run { records: records.into_iter(), _space: Some(self.space.split(bytes)) })
+        Some(Ok(Run { records: records.into_iter(), _space: Some(self.space.split(bytes)) }))
     }
 }
 
@@ -58,8 +71,11 @@ impl Run {
 #[derive(Default)]
 pub(crate) struct Handout {
     run: Run,
+    /// Where the records of the run come from.
+    origin: Option<Arc<Origin>>,
     on_pull: bool,
-    last: Option<Receipt>,
+    /// The record that the caller has in hand: its number, and its place in the shard.
+    last: Option<(u64, SequenceNumber)>,
 }
 
 impl Handout {
@@ -69,15 +85,17 @@ impl Handout {
 
     /// The caller has polled again: it is done with the last record.
     pub(crate) fn finish_last(&mut self) {
-        if let Some(receipt) = self.last.take() {
-            receipt.finish();
+        if let (Some((number, place)), Some(origin)) = (self.last.take(), &self.origin) {
+            origin.finish.finish(number, &place);
         }
     }
 
     pub(crate) fn next(&mut self) -> Option<Record> {
         let record = self.run.records.next();
         match &record {
-            Some(record) if self.on_pull => self.last = Some(record.receipt()),
+            Some(record) if self.on_pull => {
+                self.last = Some((record.number, record.sequence_number.clone()));
+            }
             Some(_) => {}
             // The space is given back as soon as its last record is with the caller.
             None => self.clear(),
@@ -85,7 +103,9 @@ impl Handout {
         record
     }
 
+    /// The next run. The last record of the one before is finished, or its caller has it.
     pub(crate) fn give(&mut self, run: Run) {
+        self.origin = run.records.as_slice().first().map(|record| Arc::clone(&record.origin));
         self.run = run;
     }
 

@@ -22,11 +22,12 @@ use aws_sdk_kinesis::types;
 use futures::{Stream, StreamExt};
 use tokio::time::Instant;
 
+use super::batch::Batch;
 use super::kinesis::server_time;
 use super::{Budget, Fetched, Kinesis, KnownShard, OnTrimmed, Position, Source};
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
 use crate::pace::Pace;
-use crate::record::{Batch, EncryptionType, Entry, Finish, Record, SequenceNumber, ShardId};
+use crate::record::{Finish, Origin, ShardId};
 
 /// An iterator lives for 5 minutes; one that waited this long for a slow caller is replaced
 /// before it is refused:
@@ -50,6 +51,8 @@ pub(crate) struct Polling {
     pub(crate) on_trimmed: OnTrimmed,
     pub(crate) budget: Budget,
     pub(crate) finish: Arc<dyn Finish>,
+    /// The record that the position is behind is read again; at first it is not.
+    pub(crate) again: bool,
 }
 
 impl Polling {
@@ -63,7 +66,6 @@ impl Polling {
             let mut pace = Pace::new(self.interval);
             let mut iterator: Option<Iterator> = None;
             let mut expected = LARGEST_ANSWER;
-            let mut fetched = 0;
             let mut told = None;
             // Nothing has been read since the iterator was placed but what lay there already.
             let mut placed = true;
@@ -121,14 +123,13 @@ impl Polling {
                 }
                 let end = answer.next_shard_iterator.is_none().then(|| children(&answer));
                 iterator = answer.next_shard_iterator.clone().map(Iterator::new);
-                let records = match self.unpack(answer, fetched, placed) {
-                    Ok(records) => records,
+                let batch = match self.unpack(answer, placed) {
+                    Ok(batch) => batch,
                     Err(error) => { yield Err(error); return }
                 };
-                placed &= behind && records.is_empty();
-                if !records.is_empty() {
-                    fetched += records.len() as u64;
-                    yield Ok(Fetched::Records(records, space));
+                placed &= behind && batch.len() == 0;
+                if batch.len() > 0 {
+                    yield Ok(Fetched::Records(batch, space));
                 }
                 if let Some(children) = end {
                     yield Ok(Fetched::End(children));
@@ -145,23 +146,14 @@ impl Polling {
 
     /// An iterator at the position.
     async fn place(&self) -> Result<Iterator, Failure> {
-        let placed = match self.kinesis.shard_iterator(&self.shard_id, &self.position).await {
-            // The last number of a closed shard may be refused as what to read after, and yet
-            // be there: then it is read once more, and passed over.
-            Err(trimmed) if trimmed.remedy == Remedy::Trimmed => match &self.position {
-                Position::After(number, None) => {
-                    let at = Position::AtSequence(number.clone());
-                    let again = self.kinesis.shard_iterator(&self.shard_id, &at).await;
-                    again.map_err(|failure| match failure.remedy {
-                        Remedy::Trimmed => trimmed,
-                        _ => failure,
-                    })?
-                }
-                _ => return Err(trimmed),
-            },
-            placed => placed?,
+        let at = match &self.position {
+            Position::After(number, None) if self.again => {
+                Some(Position::AtSequence(number.clone()))
+            }
+            _ => None,
         };
-        match placed {
+        let position = at.as_ref().unwrap_or(&self.position);
+        match self.kinesis.shard_iterator(&self.shard_id, position).await? {
             Some(text) => Ok(Iterator::new(text)),
             None => Err(Failure {
                 remedy: Remedy::Retry,
@@ -210,69 +202,44 @@ impl Polling {
     }
 
     fn trimmed(&mut self, error: Error, now: SystemTime, pace: &mut Pace) -> Recovery {
+        // The last number of a closed shard may be refused as what to read after, and yet be
+        // there: then it is read once more, and passed over.
+        if matches!(self.position, Position::After(_, None)) && !self.again {
+            self.again = true;
+            pace.failed();
+            return Recovery::Again;
+        }
         let position = match self.on_trimmed {
             OnTrimmed::Fail => return Recovery::End(error),
             OnTrimmed::TrimHorizon => Position::TrimHorizon,
             OnTrimmed::Latest => Position::AtTimestamp(now),
         };
         tracing::warn!(%error, ?position, "records were lost before they were read: going on");
-        self.position = position;
+        (self.position, self.again) = (position, false);
         pace.failed();
         Recovery::Again
     }
 
-    /// Makes records of the answer, less those before the position, and moves the position.
+    /// The records of the answer, less those before the position, and moves the position.
     /// `placed` says that the iterator has just been placed.
-    fn unpack(
-        &mut self,
-        answer: GetRecordsOutput,
-        first: u64,
-        placed: bool,
-    ) -> Result<Vec<Record>> {
-        let millis_behind_latest = answer.millis_behind_latest.unwrap_or(0);
-        let mut entries = Vec::with_capacity(answer.records.len());
-        let mut payloads = Vec::with_capacity(answer.records.len());
-        for record in answer.records {
-            let sequence_number: SequenceNumber =
-                record.sequence_number.try_into().map_err(|error: Error| {
-                    Error::new(ErrorKind::Rejected, "GetRecords gave a record without a place")
-                        .with_source(error)
-                        .in_stream(self.kinesis.name())
-                        .in_shard(self.shard_id.as_str())
-                })?;
-            let entry = Entry {
-                sequence_number,
-                sub_sequence_number: 0,
-                approximate_arrival: record
-                    .approximate_arrival_timestamp
-                    .and_then(|time| time.try_into().ok()),
-                encryption_type: match record.encryption_type {
-                    Some(types::EncryptionType::Kms) => EncryptionType::Kms,
-                    _ => EncryptionType::None,
-                },
-            };
-            // Only at the beginning: times of arrival do not rise from record to record.
-            if !entries.is_empty() || !placed || !self.position.is_past(&entry) {
-                entries.push(entry);
-                payloads.push((record.data.into_inner(), record.partition_key));
-            }
-        }
-        if let Some(last) = entries.last() {
-            self.position = Position::After(last.sequence_number.clone(), None);
-        }
-        let batch = Arc::new(Batch {
+    fn unpack(&mut self, answer: GetRecordsOutput, placed: bool) -> Result<Batch> {
+        let last = answer.records.last().map(|record| record.sequence_number.parse());
+        let origin = Origin {
             stream: Arc::clone(self.kinesis.name()),
             shard_id: self.shard_id.clone(),
-            millis_behind_latest,
+            millis_behind_latest: answer.millis_behind_latest.unwrap_or(0),
             epoch: 0,
-            entries: Arc::new(entries),
             finish: Arc::clone(&self.finish),
-            first,
-        });
-        Ok((0..)
-            .zip(payloads)
-            .map(|(index, (data, key))| Record::new(Arc::clone(&batch), index, data, key))
-            .collect())
+        };
+        let mut batch = Batch::new(answer.records, origin);
+        if placed {
+            batch.skip_past(&self.position)?;
+        }
+        // A place that is none is told by the record that has it.
+        if let (1.., Some(Ok(last))) = (batch.len(), last) {
+            (self.position, self.again) = (Position::After(last, None), false);
+        }
+        Ok(batch)
     }
 }
 

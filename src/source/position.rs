@@ -1,7 +1,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::checkpoint::Checkpoint;
-use crate::record::{Entry, SequenceNumber};
+use crate::record::SequenceNumber;
 
 /// What to do about a checkpoint that has left the stream's retention, so that records were lost
 /// before they were read.
@@ -54,16 +54,12 @@ impl Position {
     /// It may where the iterator was placed at a record that is finished, and where a server that
     /// finds nothing at a time begins with what it has. What comes later is new, whatever time
     /// the clock of another host has given it.
-    pub(crate) fn is_past(&self, entry: &Entry) -> bool {
+    pub(crate) fn is_past(&self, place: &SequenceNumber, arrival: Option<SystemTime>) -> bool {
         match self {
-            Self::After(number, None) => entry.sequence_number <= *number,
-            Self::After(number, Some(part)) => {
-                (&entry.sequence_number, entry.sub_sequence_number) <= (number, *part)
-            }
-            Self::AtTimestamp(time) => entry
-                .approximate_arrival
-                // A time that was cut to its second says no more than that.
-                .is_some_and(|arrival| seconds(arrival) < seconds(*time)),
+            Self::After(number, None) => place <= number,
+            Self::After(number, Some(_)) => place < number,
+            // A time that was cut to its second says no more than that.
+            Self::AtTimestamp(time) => arrival.is_some_and(|at| seconds(at) < seconds(*time)),
             Self::TrimHorizon | Self::AtSequence(_) => false,
         }
     }

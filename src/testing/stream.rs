@@ -141,7 +141,7 @@ impl Shard {
     /// Where the shard is closed.
     pub fn put_as(&self, partition_key: &str, data: impl Into<Vec<u8>>) -> SequenceNumber {
         let key = partition_key.to_owned();
-        numbered(self.stream.change(|shards, now| shards.put(self.index, key, data.into(), now)))
+        numbered(&self.stream.change(|shards, now| shards.put(self.index, key, data.into(), now)))
     }
 
     /// Puts a record that bears this time of arrival, as one taken in by a host whose clock is
@@ -155,12 +155,12 @@ impl Shard {
         let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         let put =
             |shards: &mut Shards, _| shards.put(self.index, "key".into(), data.into(), millis);
-        numbered(self.stream.change(put))
+        numbered(&self.stream.change(put))
     }
 
     /// The numbers of all records that were put, also of those that are trimmed.
     pub fn sequence_numbers(&self) -> Vec<SequenceNumber> {
-        let number = |record: &Stored| numbered(record.number.clone());
+        let number = |record: &Stored| numbered(&record.number);
         self.stream
             .change(|shards, _now| shards.shards[self.index].records.iter().map(number).collect())
     }
@@ -240,8 +240,8 @@ impl Shard {
     }
 }
 
-fn numbered(number: String) -> SequenceNumber {
-    match number.try_into() {
+fn numbered(number: &str) -> SequenceNumber {
+    match number.parse() {
         Ok(number) => number,
         Err(error) => unreachable!("{error}"),
     }

@@ -264,3 +264,24 @@ async fn without_credentials_or_region_the_user_is_told_what_to_set() {
         assert_silent(&mut records).await;
     }
 }
+
+/// The records before it are handed out, and none is passed over.
+#[tokio::test(start_paused = true)]
+async fn a_record_without_a_place_ends_its_shard_behind_the_one_before() {
+    let (kinesis, _orders) = orders(1);
+    let record =
+        |place| format!(r#"{{"SequenceNumber":"{place}","Data":"MQ==","PartitionKey":"k"}}"#);
+    let body = [record("1"), record("two"), record("3")].join(",");
+    let body = format!(r#"{{"Records":[{body}],"NextShardIterator":"next"}}"#);
+    kinesis.next_calls("GetRecords", 1, Outcome::Garbled { status: 200, body: body.into() });
+    let mut records = consumer(&kinesis).build().unwrap().records();
+    assert_eq!(next(&mut records).await.sequence_number().as_str(), "1");
+    let error = records.next().await.unwrap().unwrap_err();
+    assert_eq!(
+        (error.kind(), error.to_string().as_str()),
+        (
+            ErrorKind::Rejected,
+            "stream orders, shard shardId-000000000000: GetRecords gave a record without a place"
+        )
+    );
+}

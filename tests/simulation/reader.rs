@@ -7,7 +7,7 @@ use fastrand::Rng;
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::Kinesis;
 use kinestream::{CheckpointOn, Consumer, Error, ErrorKind, Ordering, Record};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::merged::Merged;
 use crate::plan::Plan;
@@ -30,11 +30,9 @@ pub(crate) struct Reader {
     pub(crate) first_call: usize,
     pub(crate) ended: bool,
     told: Vec<ErrorKind>,
-    /// When each shard was last said to be denied.
-    denied: BTreeMap<String, Instant>,
+    /// How often each shard was said to be denied.
+    denied: BTreeMap<String, usize>,
     kinesis: Kinesis,
-    /// When the caller last listened.
-    polled: Instant,
 }
 
 impl Reader {
@@ -64,24 +62,19 @@ impl Reader {
             told: Vec::new(),
             denied: BTreeMap::new(),
             kinesis: kinesis.clone(),
-            polled: Instant::now(),
         }
     }
 
     /// Asks for a record and waits so long. Whether one came.
     pub(crate) async fn read(&mut self, patience: Duration) -> bool {
         let polled = timeout(patience, self.stream.next()).await;
-        let came = polled.is_ok_and(|next| self.take(next));
-        self.polled = Instant::now();
-        came
+        polled.is_ok_and(|next| self.take(next))
     }
 
     /// Polls once, and drops what would wait.
     pub(crate) fn glance(&mut self) -> bool {
         let polled = self.stream.next().now_or_never();
-        let came = polled.is_some_and(|next| self.take(next));
-        self.polled = Instant::now();
-        came
+        polled.is_some_and(|next| self.take(next))
     }
 
     /// Whether a shard can't be finished by this reader any more.
@@ -149,14 +142,16 @@ impl Reader {
         }
     }
 
-    /// Whether a read of this shard was answered since a time.
-    fn was_read_since(&self, shard: &str, since: Instant) -> bool {
-        self.kinesis.calls_from(self.first_call).iter().any(|call| {
+    /// How often reads of this shard were refused after none was, or after one was answered.
+    fn outages(&self, shard: &str) -> usize {
+        let calls = self.kinesis.calls_from(self.first_call);
+        let reads = calls.iter().filter(|call| {
             call.operation == "GetRecords"
-                && call.status == Some(200)
-                && call.at >= since
                 && call.shard_id.as_ref().is_some_and(|id| id.as_str() == shard)
-        })
+        });
+        let mut answered: Vec<bool> = reads.map(|call| call.status == Some(200)).collect();
+        answered.dedup();
+        answered.into_iter().filter(|answered| !answered).count()
     }
 
     /// Only what no retry cures is told, and once for each reason.
@@ -166,16 +161,16 @@ impl Reader {
         let cause = match kind {
             // Nobody hears of an outage that is over, unless it delayed the very start.
             ErrorKind::StoreUnavailable => {
-                let away =
-                    if self.next.is_empty() { self.polled.elapsed() } else { Duration::ZERO };
-                self.store.well_for() < away + Duration::from_secs(20)
+                self.store.well_for() < Duration::from_secs(20)
+                    || self.next.is_empty() && !self.told.contains(&kind)
             }
             // Not even the first listing was answered for seconds.
             ErrorKind::Unavailable => self.next.is_empty() && !self.told.contains(&kind),
-            // Once, until the shard has been read again.
+            // Once, until the shard has been read again; a caller who was away hears of each.
             ErrorKind::Denied => error.shard_id().is_some_and(|shard| {
-                let before = self.denied.insert(shard.to_owned(), Instant::now());
-                before.is_none_or(|before| self.was_read_since(shard, before))
+                let told = self.denied.entry(shard.to_owned()).or_default();
+                *told += 1;
+                *told <= self.outages(shard)
             }),
             _ => false,
         };

@@ -191,7 +191,8 @@ impl Facts {
     pub(crate) fn passed(&self, shard: usize, checkpoint: &Checkpoint) -> Option<usize> {
         match checkpoint {
             Checkpoint::AfterSequence { sequence_number, .. } => {
-                Some(self.places[sequence_number].1 + 1)
+                let mut before = self.places.range(..=sequence_number).rev().map(|found| found.1);
+                Some(before.find(|place| place.0 == shard).map_or(0, |place| place.1 + 1))
             }
             Checkpoint::ShardEnd => Some(self.shards[shard].records.len()),
             _ => None,

@@ -1,5 +1,8 @@
 //! A real redis-server on a free port, for one test.
 
+// Each program uses a part of it.
+#![allow(dead_code)]
+
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

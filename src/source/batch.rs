@@ -1,0 +1,70 @@
+use std::sync::Arc;
+use std::time::SystemTime;
+use std::vec;
+
+use aws_sdk_kinesis::types;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::{EncryptionType, Origin, Record, SequenceNumber};
+
+use super::Position;
+
+/// The records of one answer, each made when it is handed out: until then it is as the SDK has
+/// read it, and nothing is made of those that nobody asks for.
+pub(crate) struct Batch {
+    records: vec::IntoIter<types::Record>,
+    origin: Arc<Origin>,
+}
+
+impl Batch {
+    pub(super) fn new(records: Vec<types::Record>, origin: Origin) -> Self {
+        Self { records: records.into_iter(), origin: Arc::new(origin) }
+    }
+
+    /// Passes over what lies before a position where an iterator was just placed. Only at the
+    /// beginning: times of arrival do not rise from record to record.
+    pub(super) fn skip_past(&mut self, position: &Position) -> Result<()> {
+        while let Some(record) = self.records.as_slice().first() {
+            if !position.is_past(&self.place(record)?, arrival(record)) {
+                break;
+            }
+            self.records.next();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// The next record, which is number `number` of the shard's.
+    pub(crate) fn next(&mut self, number: u64) -> Option<Result<Record>> {
+        let record = self.records.next()?;
+        Some(self.place(&record).map(|sequence_number| Record {
+            sequence_number,
+            sub_sequence_number: 0,
+            approximate_arrival: arrival(&record),
+            encryption_type: match record.encryption_type {
+                Some(types::EncryptionType::Kms) => EncryptionType::Kms,
+                _ => EncryptionType::None,
+            },
+            data: record.data.into_bytes(),
+            partition_key: record.partition_key,
+            number,
+            origin: Arc::clone(&self.origin),
+        }))
+    }
+
+    fn place(&self, record: &types::Record) -> Result<SequenceNumber> {
+        record.sequence_number.parse().map_err(|error: Error| {
+            Error::new(ErrorKind::Rejected, "GetRecords gave a record without a place")
+                .with_source(error)
+                .in_stream(&self.origin.stream)
+                .in_shard(self.origin.shard_id.as_str())
+        })
+    }
+}
+
+fn arrival(record: &types::Record) -> Option<SystemTime> {
+    record.approximate_arrival_timestamp.and_then(|time| time.try_into().ok())
+}
