@@ -1,0 +1,159 @@
+//! What reading costs, next to the bare loop of the SDK.
+//!
+//!     KINESTREAM_UNPACED=1 cargo bench --bench consumption
+//!
+//! `KINESTREAM_UNPACED`, set when the crate is built, lets a shard that is behind be read without a
+//! pause. Behind `--`: `--rounds 5`, `--sizes 100,1000`, `--only records-16`, `--json FILE`.
+//!
+//! Canned answers come over loopback from a process of their own. Each measurement is a process of
+//! its own as well, on one thread: its CPU time, of all its threads, from before the first call of
+//! a reader to its last record, and the most memory it held. In each round every subject is
+//! measured once, in a random order, and compared with the bare loop of the same round.
+// A benchmark that cannot go on says so by a panic.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../../tests/support/canned.rs"]
+mod canned;
+#[path = "../../examples/support/mod.rs"]
+mod ferrokinesis_server;
+#[path = "../../tests/support/redis.rs"]
+mod redis_server;
+mod report;
+mod server;
+mod subject;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use redis_server::RedisServer;
+use report::Report;
+use subject::{Cost, Reader, Subject, Task};
+
+/// As many bytes as make a second or two of reading.
+const BYTES: usize = 500 << 20;
+
+/// At least as many answers, so that what a start costs is little beside them.
+const FEWEST_ANSWERS: usize = 50;
+
+fn subjects() -> Vec<Subject> {
+    let subject = |name: &str, reader, shards| Subject {
+        name: name.to_owned(),
+        reader,
+        shards,
+        ack: false,
+        redis: false,
+    };
+    let records = |name: &str, shards| subject(name, Reader::Records, shards);
+    vec![
+        subject("bare", Reader::Bare, 1),
+        subject("shards-1", Reader::Shards, 1),
+        records("records-1", 1),
+        records("records-16", 16),
+        records("records-256", 256),
+        Subject { ack: true, ..records("records-16-ack", 16) },
+        Subject { redis: true, ..records("records-16-redis", 16) },
+        Subject { ack: true, redis: true, ..records("records-16-redis-ack", 16) },
+    ]
+}
+
+struct Options {
+    rounds: usize,
+    sizes: Vec<usize>,
+    only: Option<String>,
+    json: Option<String>,
+}
+
+impl Options {
+    fn of(arguments: &[String]) -> Self {
+        let value = |name: &str| {
+            let at = arguments.iter().position(|argument| argument == name)?;
+            Some(arguments.get(at + 1).unwrap_or_else(|| panic!("{name} wants a value")).clone())
+        };
+        let sizes = value("--sizes").unwrap_or_else(|| "100,1000,10000,1000000".to_owned());
+        Self {
+            rounds: value("--rounds").map_or(5, |rounds| rounds.parse().expect("a number")),
+            sizes: sizes.split(',').map(|size| size.parse().expect("a number")).collect(),
+            only: value("--only"),
+            json: value("--json"),
+        }
+    }
+}
+
+/// A process of this program, which is killed when it is dropped.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn this_program(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(arguments);
+    command
+}
+
+fn start_server() -> (Server, u16) {
+    let mut child = this_program(&["serve"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut port = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
+    (Server(child), port.trim().parse().unwrap())
+}
+
+fn run(task: &Task) -> Cost {
+    let task = serde_json::to_string(task).unwrap();
+    let output = this_program(&["read", &task]).stderr(Stdio::inherit()).output().unwrap();
+    assert!(output.status.success(), "{task}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        Some("serve") => server::serve(),
+        Some("read") => {
+            let task = serde_json::from_str(&arguments[1]).unwrap();
+            println!("{}", serde_json::to_string(&subject::measure(&task)).unwrap());
+        }
+        // So do `cargo test --benches` and an accidental build with pauses end at once.
+        _ if option_env!("KINESTREAM_UNPACED").is_none() => {
+            println!("build it with KINESTREAM_UNPACED=1, or it measures the pauses of Kinesis");
+        }
+        _ => compare(&Options::of(&arguments)),
+    }
+}
+
+fn compare(options: &Options) {
+    let redis = RedisServer::start(&[]);
+    let mut report = Report::default();
+    let mut unique = 0;
+    for &record_bytes in &options.sizes {
+        // A server for each size: it keeps the answers of every stream.
+        for round in 0..options.rounds {
+            let (_server, kinesis) = start_server();
+            let mut subjects = subjects();
+            let wanted = |subject: &Subject| {
+                subject.reader == Reader::Bare
+                    || options.only.as_ref().is_none_or(|only| subject.name == *only)
+            };
+            subjects.retain(wanted);
+            fastrand::shuffle(&mut subjects);
+            for subject in subjects {
+                unique += 1;
+                let an_answer =
+                    canned::Contents { shards: 1, record_bytes, answers: 1 }.records_an_answer();
+                let answers = (BYTES / (an_answer * record_bytes)).clamp(FEWEST_ANSWERS, 300);
+                let redis = redis.url();
+                let task = Task { subject, kinesis, redis, record_bytes, answers, unique };
+                eprintln!("{record_bytes} bytes, round {}: {}", round + 1, task.subject.name);
+                report.add(record_bytes, round, &task.subject.name, run(&task));
+            }
+        }
+    }
+    println!("{report}");
+    if let Some(file) = &options.json {
+        std::fs::write(file, report.to_json()).unwrap();
+    }
+}

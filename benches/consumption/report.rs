@@ -1,0 +1,124 @@
+//! The figures as a table for people and as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use crate::subject::Cost;
+
+/// All measurements: by size of the records, and by subject in the order of their rounds.
+#[derive(Default)]
+pub(crate) struct Report {
+    costs: BTreeMap<usize, BTreeMap<String, BTreeMap<usize, Cost>>>,
+}
+
+/// What is said of a subject.
+struct Row {
+    cpu_a_million: f64,
+    /// To the bare loop of the same round: the least, the middle and the most.
+    ratios: [f64; 3],
+    records_a_second: f64,
+    peak_mebibytes: f64,
+}
+
+impl Report {
+    pub(crate) fn add(&mut self, record_bytes: usize, round: usize, subject: &str, cost: Cost) {
+        let subjects = self.costs.entry(record_bytes).or_default();
+        subjects.entry(subject.to_owned()).or_default().insert(round, cost);
+    }
+
+    fn rows(&self) -> Vec<(usize, &str, Row)> {
+        let mut rows = Vec::new();
+        for (record_bytes, subjects) in &self.costs {
+            let bare = &subjects["bare"];
+            for (subject, rounds) in subjects {
+                rows.push((*record_bytes, subject.as_str(), Row::of(rounds, bare)));
+            }
+        }
+        rows
+    }
+
+    pub(crate) fn to_json(&self) -> String {
+        let rows = self.rows().into_iter().map(|(record_bytes, subject, row)| {
+            json!({
+                "record_bytes": record_bytes,
+                "subject": subject,
+                "cpu_seconds_per_million_records": row.cpu_a_million,
+                "ratio_to_bare": { "least": row.ratios[0], "median": row.ratios[1], "most": row.ratios[2] },
+                "records_per_second": row.records_a_second,
+                "peak_mebibytes": row.peak_mebibytes,
+            })
+        });
+        Value::from(rows.collect::<Vec<_>>()).to_string()
+    }
+}
+
+impl Row {
+    fn of(rounds: &BTreeMap<usize, Cost>, bare: &BTreeMap<usize, Cost>) -> Self {
+        let of_each = |figure: &dyn Fn(&Cost) -> f64| {
+            let mut figures: Vec<f64> = rounds.values().map(figure).collect();
+            figures.sort_by(f64::total_cmp);
+            figures
+        };
+        let mut ratios: Vec<f64> = rounds
+            .iter()
+            .map(|(round, cost)| {
+                a_record(cost, cost.cpu_seconds) / {
+                    let bare = &bare[round];
+                    a_record(bare, bare.cpu_seconds)
+                }
+            })
+            .collect();
+        ratios.sort_by(f64::total_cmp);
+        let cpu = of_each(&|cost| a_record(cost, cost.cpu_seconds) * 1e6);
+        let speed = of_each(&|cost| 1.0 / a_record(cost, cost.seconds));
+        let peak = of_each(&|cost| mebibytes(cost.peak_bytes));
+        Self {
+            cpu_a_million: middle(&cpu),
+            ratios: [ratios[0], middle(&ratios), ratios[ratios.len() - 1]],
+            records_a_second: middle(&speed),
+            peak_mebibytes: middle(&peak),
+        }
+    }
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn a_record(cost: &Cost, seconds: f64) -> f64 {
+    seconds / cost.records as f64
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn middle(sorted: &[f64]) -> f64 {
+    sorted[sorted.len() / 2]
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            formatter,
+            "{:>9}  {:<22}{:>14}{:>9}{:>18}{:>12}{:>10}",
+            "record B",
+            "subject",
+            "CPU s/million",
+            "ratio",
+            "(least to most)",
+            "records/s",
+            "peak MiB"
+        )?;
+        for (record_bytes, subject, row) in self.rows() {
+            let [least, middle, most] = row.ratios;
+            let spread = format!("({least:.3} to {most:.3})");
+            writeln!(
+                formatter,
+                "{record_bytes:>9}  {subject:<22}{:>14.3}{middle:>9.3}{spread:>18}{:>12.0}{:>10.0}",
+                row.cpu_a_million, row.records_a_second, row.peak_mebibytes
+            )?;
+        }
+        Ok(())
+    }
+}

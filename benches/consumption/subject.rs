@@ -1,0 +1,140 @@
+//! One measurement: a process that reads a canned stream in one way, and says what it cost.
+
+use std::time::Instant;
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::types::ShardIteratorType;
+use cpu_time::ProcessTime;
+use futures::{Stream, StreamExt};
+use kinestream::{CheckpointOn, Consumer, Record, RedisStore, StartingPosition};
+use serde::{Deserialize, Serialize};
+
+use crate::canned::Contents;
+use crate::ferrokinesis_server::client_of;
+
+/// What is measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Subject {
+    pub(crate) name: String,
+    pub(crate) reader: Reader,
+    pub(crate) shards: usize,
+    pub(crate) ack: bool,
+    /// With checkpoints in Redis instead of in memory.
+    pub(crate) redis: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Reader {
+    /// `GetRecords` again and again by the SDK, each record counted and dropped.
+    Bare,
+    Shards,
+    Records,
+}
+
+/// Where and how much.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Task {
+    pub(crate) subject: Subject,
+    pub(crate) kinesis: u16,
+    pub(crate) redis: String,
+    pub(crate) record_bytes: usize,
+    pub(crate) answers: usize,
+    pub(crate) unique: u32,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Cost {
+    pub(crate) records: usize,
+    pub(crate) cpu_seconds: f64,
+    pub(crate) seconds: f64,
+    pub(crate) peak_bytes: u64,
+}
+
+/// Reads all, on one thread.
+pub(crate) fn measure(task: &Task) -> Cost {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let contents = Contents {
+        shards: task.subject.shards,
+        record_bytes: task.record_bytes,
+        answers: task.answers,
+    };
+    let stream = contents.stream(task.unique);
+    let records = contents.records();
+    let client = client_of(task.kinesis);
+    runtime.block_on(async {
+        // The client's first call builds what all of its calls use.
+        client.list_shards().stream_name(&stream).send().await.unwrap();
+        let (cpu, began) = (ProcessTime::now(), Instant::now());
+        match task.subject.reader {
+            Reader::Bare => bare(&client, &stream, records).await,
+            Reader::Shards => {
+                let consumer = consumer(client, &stream, task).await;
+                let shard = consumer.shards().next().await.unwrap().unwrap();
+                drain(shard, records, task.subject.ack).await;
+            }
+            Reader::Records => {
+                let consumer = consumer(client, &stream, task).await;
+                drain(consumer.records(), records, task.subject.ack).await;
+            }
+        }
+        Cost {
+            records,
+            cpu_seconds: cpu.elapsed().as_secs_f64(),
+            seconds: began.elapsed().as_secs_f64(),
+            peak_bytes: peak_bytes(),
+        }
+    })
+}
+
+async fn consumer(client: Client, stream: &str, task: &Task) -> Consumer {
+    let builder = Consumer::builder(client, stream)
+        .starting_position(StartingPosition::TrimHorizon)
+        .checkpoint_on(if task.subject.ack { CheckpointOn::Ack } else { CheckpointOn::Pull });
+    let builder = if task.subject.redis {
+        builder.store(RedisStore::connect(&task.redis).await.unwrap())
+    } else {
+        builder
+    };
+    builder.build().unwrap()
+}
+
+async fn drain(
+    stream: impl Stream<Item = kinestream::Result<Record>>,
+    records: usize,
+    acknowledged: bool,
+) {
+    let mut stream = std::pin::pin!(stream);
+    for _ in 0..records {
+        let record = stream.next().await.unwrap().unwrap();
+        if acknowledged {
+            record.ack();
+        }
+    }
+}
+
+pub(crate) async fn bare(client: &Client, stream: &str, records: usize) {
+    let placed = client
+        .get_shard_iterator()
+        .stream_name(stream)
+        .shard_id("shardId-000000000000")
+        .shard_iterator_type(ShardIteratorType::TrimHorizon);
+    let mut iterator = placed.send().await.unwrap().shard_iterator;
+    let mut read = 0;
+    while read < records {
+        let call = client.get_records().set_shard_iterator(iterator).limit(10_000);
+        let answer = call.send().await.unwrap();
+        iterator = answer.next_shard_iterator;
+        for record in answer.records {
+            read += 1;
+            drop(record);
+        }
+    }
+}
+
+/// The most memory that this process ever held; 0 where the system does not say.
+fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kibibytes.unwrap_or(0) * 1024
+}
