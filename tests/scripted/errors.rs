@@ -273,7 +273,7 @@ async fn a_record_without_a_place_ends_its_shard_behind_the_one_before() {
         |place| format!(r#"{{"SequenceNumber":"{place}","Data":"MQ==","PartitionKey":"k"}}"#);
     let body = [record("1"), record("two"), record("3")].join(",");
     let body = format!(r#"{{"Records":[{body}],"NextShardIterator":"next"}}"#);
-    kinesis.next_calls("GetRecords", 1, Outcome::Garbled { status: 200, body: body.into() });
+    kinesis.next_calls("GetRecords", 1, Outcome::Garbled { status: 200, body });
     let mut records = consumer(&kinesis).build().unwrap().records();
     assert_eq!(next(&mut records).await.sequence_number().as_str(), "1");
     let error = records.next().await.unwrap().unwrap_err();

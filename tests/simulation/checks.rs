@@ -73,7 +73,7 @@ impl World {
         let mut buffered = 0;
         for (shard, known) in facts.shards.iter().enumerate() {
             let mut granted = usize::MAX;
-            let mut fetched = None;
+            let (mut first, mut fetched) = (None, None);
             for call in &calls {
                 let of_shard = call.shard_id.as_ref().map(index_of) == Some(shard);
                 if !of_shard || call.operation != "GetRecords" || call.status != Some(200) {
@@ -81,17 +81,19 @@ impl World {
                 }
                 // An answer larger than a quiet shard expects may be given up for want of room,
                 // and is read again then.
-                if call.last.is_some() && call.bytes <= granted {
-                    fetched = call.last.as_ref();
+                if let Some(last) = &call.last
+                    && call.bytes <= granted
+                {
+                    let end = facts.place(last).1 + 1;
+                    first.get_or_insert(end - call.records);
+                    fetched = Some(end);
                 }
                 let quiet = call.records < self.plan.limit as usize;
                 granted = if quiet { (2 * call.bytes).max(256 << 10) } else { usize::MAX };
             }
-            let Some(last) = fetched else { continue };
-            let fetched = facts.place(last).1 + 1;
+            let (Some(first), Some(fetched)) = (first, fetched) else { continue };
             let taken = reader.next.get(&shard).copied();
-            let oldest = known.records.iter().take_while(|fact| fact.old).count();
-            let taken = taken.or(known.base).or(known.start).unwrap_or(oldest);
+            let taken = taken.or(known.base).or(known.start).unwrap_or(first);
             buffered += known.records[taken.min(fetched)..fetched]
                 .iter()
                 .map(|fact| fact.size)
