@@ -159,10 +159,11 @@ impl Reader {
         self.truth.tell(format_args!("error: {error}"));
         let kind = error.kind();
         let cause = match kind {
-            // Nobody hears of an outage that is over, unless it delayed the very start.
+            // Nobody hears of an outage that is over, unless it delayed the very start: that loads
+            // what is stored, stores where shards begin, and loads what has come of it.
             ErrorKind::StoreUnavailable => {
-                self.store.well_for() < Duration::from_secs(20)
-                    || self.next.is_empty() && !self.told.contains(&kind)
+                let told = self.told.iter().filter(|told| **told == kind).count();
+                self.store.well_for() < Duration::from_secs(20) || self.next.is_empty() && told < 3
             }
             // Not even the first listing was answered for seconds.
             ErrorKind::Unavailable => self.next.is_empty() && !self.told.contains(&kind),
