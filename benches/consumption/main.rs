@@ -12,6 +12,8 @@
 // A benchmark that cannot go on says so by a panic.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../../tests/support/bare.rs"]
+mod bare;
 #[path = "../../tests/support/canned.rs"]
 mod canned;
 #[path = "../../examples/support/mod.rs"]

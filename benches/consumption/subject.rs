@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::types::ShardIteratorType;
 use cpu_time::ProcessTime;
 use futures::{Stream, StreamExt};
 use kinestream::{CheckpointOn, Consumer, Record, RedisStore, StartingPosition};
 use serde::{Deserialize, Serialize};
 
+use crate::bare;
 use crate::canned::Contents;
 use crate::ferrokinesis_server::client_of;
 
@@ -66,7 +66,7 @@ pub(crate) fn measure(task: &Task) -> Cost {
         client.list_shards().stream_name(&stream).send().await.unwrap();
         let (cpu, began) = (ProcessTime::now(), Instant::now());
         match task.subject.reader {
-            Reader::Bare => bare(&client, &stream, records).await,
+            Reader::Bare => bare::read(&client, &stream, records).await,
             Reader::Shards => {
                 let consumer = consumer(client, &stream, task).await;
                 let shard = consumer.shards().next().await.unwrap().unwrap();
@@ -108,25 +108,6 @@ async fn drain(
         let record = stream.next().await.unwrap().unwrap();
         if acknowledged {
             record.ack();
-        }
-    }
-}
-
-pub(crate) async fn bare(client: &Client, stream: &str, records: usize) {
-    let placed = client
-        .get_shard_iterator()
-        .stream_name(stream)
-        .shard_id("shardId-000000000000")
-        .shard_iterator_type(ShardIteratorType::TrimHorizon);
-    let mut iterator = placed.send().await.unwrap().shard_iterator;
-    let mut read = 0;
-    while read < records {
-        let call = client.get_records().set_shard_iterator(iterator).limit(10_000);
-        let answer = call.send().await.unwrap();
-        iterator = answer.next_shard_iterator;
-        for record in answer.records {
-            read += 1;
-            drop(record);
         }
     }
 }

@@ -46,7 +46,28 @@ impl Closing {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Wake, Waker};
+
     use super::*;
+
+    struct Unwoken;
+
+    impl Wake for Unwoken {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    #[test]
+    fn keeps_no_waker_but_the_last() {
+        let mut closing = Closing::new();
+        let wakers: Vec<_> = (0..100).map(|_| Arc::new(Unwoken)).collect();
+        for waker in &wakers {
+            let waker = Waker::from(Arc::clone(waker));
+            assert!(closing.poll_closed(&mut Context::from_waker(&waker)).is_pending());
+        }
+        let kept = |waker: &&Arc<Unwoken>| Arc::strong_count(waker) > 1;
+        assert!(wakers.iter().rposition(|waker| kept(&waker)) == Some(99));
+        assert_eq!(wakers.iter().filter(kept).count(), 1);
+    }
 
     #[tokio::test]
     async fn wakes_every_clone_once_whoever_polled_it_last() {
