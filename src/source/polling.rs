@@ -1,12 +1,12 @@
 //! A shard read by `GetRecords`.
 //!
 //! ```text
-//!           ┌──────────── no iterator, or an old one ◄────────────┐
-//!           ▼                                                     │ expired
-//!   turn ─► space ─► GetShardIterator ─► GetRecords ─► records ─► yield
-//!    ▲                                        │           │ none
-//!    └────────── throttled, failed ◄──────────┴───────────┘
-//!                                             └─► end of the shard
+//!            no iterator, or an old one ◄── expired
+//!            ▼                                 │
+//!   turn ─► GetShardIterator ─► space ─► GetRecords ─► records ─► yield
+//!    ▲                                         │          │ none
+//!    └────────── throttled, failed ◄───────────┴──────────┘
+//!                                              └─► end of the shard
 //! ```
 //!
 //! What moves on is the position: it follows the last record fetched, as soon as its answer is
@@ -71,8 +71,6 @@ impl Polling {
             let mut placed = true;
             loop {
                 pace.turn().await;
-                let granted = expected;
-                let mut space = self.budget.reserve(granted).await;
                 let token = match iterator.take().filter(Iterator::is_young) {
                     Some(fresh) => fresh,
                     None => match self.place().await {
@@ -82,7 +80,6 @@ impl Polling {
                         }
                         Err(failure) => {
                             pace.asks();
-                            drop(space);
                             match self.recover(failure, &mut pace, &mut told) {
                                 Recovery::Again => continue,
                                 Recovery::Tell(error) => { yield Err(error); continue }
@@ -91,6 +88,12 @@ impl Polling {
                         }
                     },
                 };
+                // Only an answer takes memory: iterators are asked for without waiting for it.
+                let granted = expected;
+                let mut space = self.budget.reserve(granted).await;
+                if !token.is_young() {
+                    continue;
+                }
                 pace.asks();
                 let answer = match self.kinesis.records(&token.text, self.limit()).await {
                     Ok(answer) => answer,
