@@ -12,39 +12,19 @@
 mod bare;
 #[path = "support/canned.rs"]
 mod canned;
+#[path = "support/in_memory.rs"]
+mod in_memory;
 
 use std::process::Command;
 
 use allocation_counter::{AllocationInfo, measure};
 use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::config::http::{HttpRequest, HttpResponse};
-use aws_sdk_kinesis::config::{BehaviorVersion, Config, Credentials, Region};
-use aws_smithy_runtime_api::client::http::{
-    HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
-};
-use aws_smithy_types::body::SdkBody;
 use canned::{Canned, Contents};
 use futures::StreamExt;
 use kinestream::{CheckpointOn, Consumer, StartingPosition};
 
 /// Two lengths of a stream, in answers.
 const LENGTHS: [usize; 2] = [16, 48];
-
-/// The canned answers, without a socket.
-#[derive(Debug, Clone)]
-struct Connector(Canned);
-
-impl HttpConnector for Connector {
-    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let target = request.headers().get("x-amz-target").unwrap();
-        let operation = target.rsplit('.').next().unwrap();
-        let body = self.0.answer(operation, request.body().bytes().unwrap());
-        HttpConnectorFuture::new(async {
-            tokio::task::yield_now().await;
-            Ok(HttpResponse::new(200.try_into().unwrap(), SdkBody::from(body)))
-        })
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Reader {
@@ -89,15 +69,7 @@ impl Subject {
         let stream = contents.stream(0);
         let canned = Canned::default();
         canned.answer("GetShardIterator", format!(r#"{{"StreamName":"{stream}"}}"#).as_bytes());
-        let connector = SharedHttpConnector::new(Connector(canned));
-        let client = Client::from_conf(
-            Config::builder()
-                .behavior_version(BehaviorVersion::latest())
-                .region(Region::new("eu-west-1"))
-                .credentials_provider(Credentials::for_tests())
-                .http_client(http_client_fn(move |_, _| connector.clone()))
-                .build(),
-        );
+        let client = in_memory::client(canned);
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_all().start_paused(true).build().unwrap();
         watch(&mut || runtime.block_on(self.read(client.clone(), &stream, contents.records())))

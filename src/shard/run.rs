@@ -41,6 +41,7 @@ impl Buffer {
     /// The next records, at most so many, numbered from `first`; `None` when there are no more.
     pub(crate) fn next_run(&mut self, most: usize, first: u64) -> Option<Result<Run>> {
         let mut records = Vec::with_capacity(most.min(self.batch.len()));
+        self.batch.look_ahead(most);
         while self.wrong.is_none()
             && records.len() < most
             && let Some(record) = self.batch.next(first + records.len() as u64)

@@ -1,0 +1,190 @@
+//! What many shards cost, what more cores give, and how long a record takes.
+//!
+//!     KINESTREAM_UNPACED=1 cargo bench --features testing --bench scale
+//!
+//! Kinesis is in memory. Where time passes, it is tokio's paused clock that does, so an hour's pauses
+//! take no time; what is said of CPU is the process's own.
+// A benchmark that cannot go on says so by a panic.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss)]
+
+#[path = "../tests/support/canned.rs"]
+mod canned;
+#[path = "../tests/support/in_memory.rs"]
+mod in_memory;
+
+use std::time::{Duration, Instant, SystemTime};
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::types::ShardIteratorType;
+use canned::{Canned, Contents};
+use cpu_time::ProcessTime;
+use futures::{FutureExt, StreamExt};
+use kinestream::testing::Kinesis;
+use kinestream::{Consumer, Records, StartingPosition};
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::{sleep, timeout};
+
+const MANY: usize = 1000;
+
+fn paused() -> Runtime {
+    Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
+}
+
+fn records(client: Client, stream: &str) -> Records {
+    let consumer =
+        Consumer::builder(client, stream).starting_position(StartingPosition::TrimHorizon);
+    consumer.build().unwrap().records()
+}
+
+/// Nanoseconds for a poll that yields a record which is there already.
+async fn polls() -> f64 {
+    let contents = Contents { shards: MANY, record_bytes: 100, answers: 100 };
+    let mut stream = records(in_memory::client(Canned::default()), &contents.stream(0));
+    let (mut read, mut polling) = (0, Duration::ZERO);
+    // Dropped when the clock stands: what the SDK has allocated is not ours to free.
+    let mut kept = Vec::new();
+    while read < contents.records() {
+        kept.push(stream.next().await.unwrap().unwrap());
+        let began = Instant::now();
+        while let Some(Some(record)) = stream.next().now_or_never() {
+            kept.push(record.unwrap());
+        }
+        polling += began.elapsed();
+        read += kept.len();
+        kept.clear();
+    }
+    polling.as_nanos() as f64 / read as f64
+}
+
+/// Seconds of CPU in a second of reading shards that have caught up, by the crate and by tasks that
+/// make the same calls by the SDK alone.
+async fn idle(by_crate: bool) -> f64 {
+    const TIME: Duration = Duration::from_secs(120);
+    let stream = Contents { shards: MANY, record_bytes: 100, answers: 0 }.stream(0);
+    let client = in_memory::client(Canned::default());
+    let mut reading = records(client.clone(), &stream);
+    let mut tasks = tokio::task::JoinSet::new();
+    if by_crate {
+        let _nothing = timeout(Duration::from_secs(5), reading.next()).await;
+    } else {
+        (0..MANY)
+            .for_each(|shard| drop(tasks.spawn(poll_shard(client.clone(), stream.clone(), shard))));
+        sleep(Duration::from_secs(5)).await;
+    }
+    let cpu = ProcessTime::now();
+    if by_crate {
+        let nothing = timeout(TIME, reading.next()).await;
+        assert!(nothing.is_err());
+    } else {
+        sleep(TIME).await;
+    }
+    cpu.elapsed().as_secs_f64() / TIME.as_secs_f64()
+}
+
+async fn poll_shard(client: Client, stream: String, shard: usize) {
+    let placed = client
+        .get_shard_iterator()
+        .stream_name(stream)
+        .shard_id(format!("shardId-{shard:012}"))
+        .shard_iterator_type(ShardIteratorType::TrimHorizon);
+    let mut iterator = placed.send().await.unwrap().shard_iterator;
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        ticks.tick().await;
+        let call = client.get_records().set_shard_iterator(iterator).limit(10_000);
+        iterator = call.send().await.unwrap().next_shard_iterator;
+    }
+}
+
+/// Seconds to read what 16 shards hold, on so many threads.
+fn busy(threads: usize) -> f64 {
+    let contents = Contents { shards: 16, record_bytes: 1000, answers: 200 };
+    let canned = Canned::default();
+    let stream = contents.stream(0);
+    canned.answer("GetShardIterator", format!(r#"{{"StreamName":"{stream}"}}"#).as_bytes());
+    let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap();
+    let reading = runtime.spawn(async move {
+        let mut stream = records(in_memory::client(canned), &stream);
+        let began = Instant::now();
+        for _ in 0..contents.records() {
+            stream.next().await.unwrap().unwrap();
+        }
+        began.elapsed().as_secs_f64()
+    });
+    runtime.block_on(reading).unwrap()
+}
+
+/// How long after its start a reader of so many shards has a record of each, where every call takes
+/// so long.
+async fn start(shards: usize, latency: Duration) -> [Duration; 2] {
+    let kinesis = Kinesis::new();
+    let orders = kinesis.create_stream("orders", shards);
+    for shard in orders.shards() {
+        shard.put("a record");
+    }
+    kinesis.set_latency(latency);
+    let began = tokio::time::Instant::now();
+    let mut stream = records(kinesis.client(), "orders");
+    let mut first = None;
+    for _ in 0..shards {
+        stream.next().await.unwrap().unwrap();
+        first.get_or_insert(began.elapsed());
+    }
+    [first.unwrap_or_default(), began.elapsed()]
+}
+
+/// From a put to its yield, while caught up: the middle and the longest of a thousand.
+async fn delays(interval: Duration, latency: Duration) -> [Duration; 2] {
+    let kinesis = Kinesis::new();
+    let orders = kinesis.create_stream("orders", 1);
+    kinesis.set_latency(latency);
+    let consumer = Consumer::builder(kinesis.client(), "orders")
+        .interval(interval)
+        .starting_position(StartingPosition::AtTimestamp(SystemTime::UNIX_EPOCH));
+    let mut stream = consumer.build().unwrap().records();
+    let mut delays = Vec::new();
+    for number in 0..1000 {
+        // At every moment of an interval, and after a pause in which there was nothing.
+        let _nothing = timeout(interval * 3 + interval * number / 1000, stream.next()).await;
+        let put = tokio::time::Instant::now();
+        orders.shard(0).put("a record");
+        stream.next().await.unwrap().unwrap();
+        delays.push(put.elapsed());
+    }
+    delays.sort();
+    [delays[500], delays[999]]
+}
+
+fn main() {
+    if option_env!("KINESTREAM_UNPACED").is_none() {
+        println!("build it with KINESTREAM_UNPACED=1, or it measures the pauses of Kinesis");
+        return;
+    }
+    let best = |measure: &dyn Fn() -> f64| (0..5).map(|_| measure()).fold(f64::MAX, f64::min);
+    let poll = best(&|| paused().block_on(polls()));
+    println!("a poll that yields a record, of {MANY} shards: {poll:.0} ns");
+    let ours = best(&|| paused().block_on(idle(true)));
+    let bare = best(&|| paused().block_on(idle(false)));
+    println!(
+        "{MANY} shards that have caught up, each second: {:.2} % of a core, and {:.2} % beyond the \
+         same calls by the SDK alone",
+        ours * 100.0,
+        (ours - bare) * 100.0
+    );
+    let [one, two] = [1, 2].map(|threads| best(&|| busy(threads)));
+    println!("16 busy shards on 2 threads: {:.2} times as fast as on 1", one / two);
+    for shards in [1, MANY] {
+        let latency = Duration::from_millis(10);
+        let [first, all] = paused().block_on(start(shards, latency));
+        println!(
+            "{shards} shards, {latency:?} a call: the first record after {first:?}, one of each after {all:?}"
+        );
+    }
+    for millis in [200, 1000] {
+        let interval = Duration::from_millis(millis);
+        let [middle, longest] = paused().block_on(delays(interval, Duration::from_millis(10)));
+        println!(
+            "from put to yield at an interval of {interval:?}: {middle:?} mostly, {longest:?} at most"
+        );
+    }
+}

@@ -1,0 +1,39 @@
+//! A client of canned answers, without a socket.
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::config::http::{HttpRequest, HttpResponse};
+use aws_sdk_kinesis::config::{BehaviorVersion, Config, Credentials, Region};
+use aws_smithy_runtime_api::client::http::{
+    HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
+};
+use aws_smithy_types::body::SdkBody;
+
+use crate::canned::Canned;
+
+#[derive(Debug)]
+struct Connector(Canned);
+
+impl HttpConnector for Connector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let target = request.headers().get("x-amz-target").unwrap();
+        let operation = target.rsplit('.').next().unwrap();
+        let body = self.0.answer(operation, request.body().bytes().unwrap());
+        HttpConnectorFuture::new(async {
+            // As a socket would: nothing is there at once.
+            tokio::task::yield_now().await;
+            Ok(HttpResponse::new(200.try_into().unwrap(), SdkBody::from(body)))
+        })
+    }
+}
+
+pub(crate) fn client(canned: Canned) -> Client {
+    let connector = SharedHttpConnector::new(Connector(canned));
+    Client::from_conf(
+        Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("eu-west-1"))
+            .credentials_provider(Credentials::for_tests())
+            .http_client(http_client_fn(move |_settings, _components| connector.clone()))
+            .build(),
+    )
+}
