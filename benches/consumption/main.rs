@@ -18,6 +18,8 @@ mod bare;
 mod canned;
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
+#[path = "../../tests/support/free_port.rs"]
+mod free_port;
 #[path = "../../tests/support/redis.rs"]
 mod redis_server;
 mod report;

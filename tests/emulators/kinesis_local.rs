@@ -1,6 +1,5 @@
 //! The npm emulator kinesis-local, as a process of its own on a free port.
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -9,6 +8,7 @@ use aws_sdk_kinesis::Client;
 use tokio::process::{Child, Command};
 
 use crate::ferrokinesis_server::client_of;
+use crate::free_port::free_port;
 
 /// A server that ends when it is dropped.
 pub(crate) struct KinesisLocal {
@@ -70,9 +70,4 @@ impl KinesisLocal {
     pub(crate) fn client(&self) -> Client {
         client_of(self.port)
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").port()
 }

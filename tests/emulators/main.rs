@@ -5,6 +5,8 @@
 
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
+#[path = "../support/free_port.rs"]
+mod free_port;
 mod kinesis_local;
 mod stories;
 

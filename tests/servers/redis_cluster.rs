@@ -10,7 +10,8 @@ use redis::FromRedisValue;
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
 
-use crate::redis_server::{RedisServer, free_port};
+use crate::free_port::free_port;
+use crate::redis_server::RedisServer;
 
 const SLOTS: u16 = 16_384;
 const CHECKPOINTS: &str = "kinestream:{billing:orders}:checkpoints";

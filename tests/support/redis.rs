@@ -3,10 +3,15 @@
 // Each program uses a part of it.
 #![allow(dead_code)]
 
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::free_port::free_port;
+
+/// A folder for each server of this process.
+static FOLDERS: AtomicUsize = AtomicUsize::new(0);
 
 /// A server that is ended, and whose folder is removed, when it is dropped.
 pub(crate) struct RedisServer {
@@ -31,8 +36,8 @@ impl RedisServer {
         // then the server ends at once, and another port is tried.
         for _ in 0..5 {
             let port = free_port();
-            let folder = std::env::temp_dir()
-                .join(format!("kinestream-redis-{}-{port}", std::process::id()));
+            let (process, number) = (std::process::id(), FOLDERS.fetch_add(1, Ordering::Relaxed));
+            let folder = std::env::temp_dir().join(format!("kinestream-redis-{process}-{number}"));
             std::fs::create_dir_all(&folder).unwrap();
             let mut all = listens(port, &folder);
             all.extend(options.iter().map(ToString::to_string));
@@ -66,13 +71,13 @@ impl RedisServer {
         assert!(self.launch(), "the server starts again on its port");
     }
 
-    /// Whether the server answers; `false` where it has ended instead.
+    /// Whether the server is ready; `false` where it has ended instead.
     fn launch(&mut self) -> bool {
         let process = Command::new("redis-server")
             .current_dir(&self.folder)
             .args(["--bind", "127.0.0.1", "--save", ""])
             .args(&self.options)
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn();
         let mut process = match process {
@@ -81,22 +86,18 @@ impl RedisServer {
                 "redis-server cannot be started ({error}); run ./tests/run, which installs it"
             ),
         };
-        let began = Instant::now();
-        let answers = loop {
-            if process.try_wait().unwrap().is_some() {
-                break false;
-            }
-            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
-                break true;
-            }
-            assert!(
-                began.elapsed() < Duration::from_secs(30),
-                "redis-server did not answer in 30 s"
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        };
-        self.process = answers.then_some(process);
-        answers
+        // Its own word is taken: whoever answers on the port may be another one's server.
+        let mut log = BufReader::new(process.stdout.take().unwrap());
+        let ready = |line: &String| line.contains("Ready to accept connections");
+        let ready = log.by_ref().lines().map_while(Result::ok).any(|line| ready(&line));
+        if ready {
+            // A full pipe would stop it.
+            std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+            self.process = Some(process);
+        } else {
+            process.wait().unwrap();
+        }
+        ready
     }
 }
 
@@ -105,8 +106,4 @@ impl Drop for RedisServer {
         self.kill();
         let _may_be_gone = std::fs::remove_dir_all(&self.folder);
     }
-}
-
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
