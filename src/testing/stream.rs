@@ -6,7 +6,7 @@ use super::contents::{Contents, Shards, Stored, hash_key, id_of};
 use super::model::{Model, Shared};
 use crate::record::{SequenceNumber, ShardId};
 
-/// A stream of a [`Kinesis`].
+/// A stream of a [`Kinesis`](super::Kinesis).
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
