@@ -9,6 +9,7 @@ mod budget;
 mod kinesis;
 mod polling;
 mod position;
+mod room;
 
 use futures::stream::BoxStream;
 

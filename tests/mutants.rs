@@ -112,11 +112,11 @@ const MISTAKES: &[Mistake] = &[
         breaks: &["MemoryBudget"],
     },
     Mistake {
-        what: "an answer for which there is no room is dropped for good",
-        file: "source/polling.rs",
-        right: "                    iterator = Some(token);\n                    continue;",
-        wrong: "                    iterator = answer.next_shard_iterator.clone().map(Iterator::new);\n                    continue;",
-        breaks: &["NothingIsLost"],
+        what: "an answer is read without room for it",
+        file: "source/room.rs",
+        right: "if !self.fit(length) {",
+        wrong: "if self.fit(length) {",
+        breaks: &["MemoryBudget"],
     },
     Mistake {
         what: "a position goes back to the beginning at every third record",

@@ -15,6 +15,7 @@ use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
 use aws_sdk_kinesis::types::{ShardFilter, ShardFilterType, ShardIteratorType};
 
 use super::Position;
+use super::room::Room;
 use crate::error::{Failure, Remedy, Result, date_of};
 use crate::record::ShardId;
 
@@ -104,10 +105,12 @@ impl Kinesis {
         Ok(answer("GetShardIterator", call).await?.shard_iterator)
     }
 
-    pub(crate) async fn records(
+    /// The answer is read when there is room for it.
+    pub(super) async fn records(
         &self,
         iterator: &str,
         limit: i32,
+        room: &Room,
     ) -> Result<GetRecordsOutput, Failure> {
         let call = self
             .client
@@ -117,6 +120,7 @@ impl Kinesis {
             .set_stream_arn(self.arn.as_deref().map(str::to_owned))
             .customize()
             .config_override(Self::once())
+            .interceptor(room.clone())
             .send();
         answer("GetRecords", call).await
     }

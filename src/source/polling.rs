@@ -24,6 +24,7 @@ use tokio::time::Instant;
 
 use super::batch::Batch;
 use super::kinesis::server_time;
+use super::room::Room;
 use super::{Budget, Fetched, Kinesis, KnownShard, OnTrimmed, Position, Source};
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
 use crate::pace::Pace;
@@ -38,8 +39,8 @@ const ITERATOR_LIFE: Duration = Duration::from_secs(270);
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
 const LARGEST_ANSWER: usize = 10 * 1024 * 1024;
 
-/// What the answer of a shard that has caught up is granted at least.
-const SMALL_ANSWER: usize = 256 * 1024;
+/// What is granted at least, before it is known how much it takes.
+const SMALL_ANSWER: usize = 64 * 1024;
 
 /// What it takes to poll one shard.
 pub(crate) struct Polling {
@@ -65,7 +66,7 @@ impl Polling {
         stream! {
             let mut pace = Pace::new(self.interval);
             let mut iterator: Option<Iterator> = None;
-            let mut expected = LARGEST_ANSWER;
+            let mut expected = SMALL_ANSWER;
             let mut told = None;
             // Nothing has been read since the iterator was placed but what lay there already.
             let mut placed = true;
@@ -89,19 +90,25 @@ impl Polling {
                     },
                 };
                 // Only an answer takes memory: iterators are asked for without waiting for it.
-                let granted = expected;
-                let mut space = self.budget.reserve(granted).await;
+                let room = Room::reserve(&self.budget, expected).await;
                 if !token.is_young() {
                     continue;
                 }
                 pace.asks();
-                let answer = match self.kinesis.records(&token.text, self.limit()).await {
+                let answer = match self.kinesis.records(&token.text, self.limit(), &room).await {
                     Ok(answer) => answer,
                     Err(failure) => {
-                        drop(space);
                         if failure.remedy != Remedy::RestartIterator {
                             iterator = Some(token);
                         }
+                        if room.waits() {
+                            // Nothing failed but our patience. Later the same again, with room.
+                            expected = room.length();
+                            tracing::debug!(shard = %self.shard_id, expected, "no room for an answer");
+                            pace.answered(expected.min(LARGEST_ANSWER), true);
+                            continue;
+                        }
+                        drop(room);
                         match self.recover(failure, &mut pace, &mut told) {
                             Recovery::Again => continue,
                             Recovery::Tell(error) => { yield Err(error); continue }
@@ -116,14 +123,8 @@ impl Polling {
                     || answer.records.len() >= self.limit as usize
                     || bytes > LARGEST_ANSWER / 2;
                 pace.answered(bytes, behind);
-                expected = if behind { LARGEST_ANSWER } else { (2 * bytes).clamp(SMALL_ANSWER, LARGEST_ANSWER) };
-                if !self.budget.resize(&mut space, bytes) && granted < LARGEST_ANSWER {
-                    // More than was granted, and no room for it: the same again with room.
-                    tracing::debug!(shard = %self.shard_id, bytes, "answer larger than the memory granted");
-                    expected = LARGEST_ANSWER;
-                    iterator = Some(token);
-                    continue;
-                }
+                expected = room.length().max(SMALL_ANSWER);
+                let space = room.keep(bytes).await;
                 let end = answer.next_shard_iterator.is_none().then(|| children(&answer));
                 iterator = answer.next_shard_iterator.clone().map(Iterator::new);
                 let batch = match self.unpack(answer, placed) {

@@ -25,8 +25,8 @@ pub struct Call {
     pub shard_id: Option<ShardId>,
     /// When it came in.
     pub at: Instant,
-    /// The status of the answer: `None` while it is under way, and for ever where the caller
-    /// has gone or the connection was lost.
+    /// The status of the answer: `None` until the caller has read it, and for ever where the
+    /// caller has gone or the connection was lost.
     pub status: Option<u16>,
     /// How many records the answer holds: none where it did not arrive as a whole.
     pub records: usize,

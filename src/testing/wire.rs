@@ -1,4 +1,11 @@
 //! The model behind the SDK's HTTP interface: JSON in, JSON out, no socket.
+//!
+//! An answer is on its way until it is read, as it would be in a socket.
+
+use std::convert::Infallible;
+use std::mem;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use aws_sdk_kinesis::config::SharedHttpClient;
 use aws_sdk_kinesis::config::http::{HttpRequest, HttpResponse};
@@ -7,7 +14,11 @@ use aws_smithy_runtime_api::client::http::{
 };
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::http::StatusCode;
+use aws_smithy_types::DateTime;
 use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::date_time::Format;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -30,7 +41,7 @@ impl HttpConnector for Connector {
     }
 }
 
-/// A call that counts as under way until it is dropped.
+/// A call that counts as under way until its answer is read, or nobody waits for it any more.
 struct UnderWay {
     kinesis: Shared,
     index: usize,
@@ -76,50 +87,76 @@ impl UnderWay {
         if !latency.is_zero() {
             sleep(latency).await;
         }
-        match &self.outcome {
-            Outcome::Served => Ok(self.answer(self.serve(true))),
-            Outcome::Failed { status, code, message } => {
-                Ok(self.answer(refusal(*status, code, message)))
-            }
-            Outcome::Garbled { status, body } => Ok(self.answer((*status, body.clone()))),
-            Outcome::Refused => Err(ConnectorError::io("connection refused".into())),
+        let answer = match &self.outcome {
+            Outcome::Served => self.serve(true),
+            Outcome::Failed { status, code, message } => refusal(*status, code, message),
+            Outcome::Garbled { status, body } => (*status, body.clone()),
+            Outcome::Refused => return Err(ConnectorError::io("connection refused".into())),
             Outcome::Hangs => std::future::pending().await,
             Outcome::Delayed(time) => {
                 let answer = self.serve(true);
                 sleep(*time).await;
-                Ok(self.answer(answer))
+                answer
             }
             Outcome::Lost => {
                 self.serve(false);
-                Err(ConnectorError::io("connection reset".into()))
+                return Err(ConnectorError::io("connection reset".into()));
             }
             Outcome::Cut => {
                 let (status, mut body) = self.serve(false);
                 body.truncate(body.len() / 2);
-                Ok(self.answer((status, body)))
+                (status, body)
             }
-        }
+        };
+        Ok(self.answer(answer))
     }
 
     fn serve(&self, arrives: bool) -> Answer {
         self.kinesis.lock().serve(self.index, &self.operation, &self.body, arrives)
     }
 
-    fn answer(&self, (status, body): Answer) -> HttpResponse {
-        let seconds = {
-            let mut model = self.kinesis.lock();
-            model.calls[self.index].status = Some(status);
-            i64::try_from(model.now() / 1000).unwrap_or_default()
-        };
-        let date = aws_smithy_types::DateTime::from_secs(seconds)
-            .fmt(aws_smithy_types::date_time::Format::HttpDate)
-            .unwrap_or_default();
-        let status = StatusCode::try_from(status)
+    fn answer(self, (status, text): Answer) -> HttpResponse {
+        let seconds = self.kinesis.lock().now() / 1000;
+        let date = DateTime::from_secs(i64::try_from(seconds).unwrap_or_default());
+        let date = date.fmt(Format::HttpDate).unwrap_or_default();
+        let code = StatusCode::try_from(status)
             .unwrap_or_else(|error| panic!("an outcome has a status that is none: {error}"));
-        let mut response = HttpResponse::new(status, SdkBody::from(body));
+        let unread = Unread { call: Some(self), status, text: text.into() };
+        let mut response = HttpResponse::new(code, SdkBody::from_body_1_x(unread));
         response.headers_mut().insert("date", date);
         response.headers_mut().insert("content-type", "application/x-amz-json-1.1");
         response
+    }
+}
+
+/// The body of an answer. It is read as a whole, and what is under way is then over.
+struct Unread {
+    call: Option<UnderWay>,
+    status: u16,
+    text: Bytes,
+}
+
+impl Body for Unread {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let read = self.call.take().map(|call| {
+            call.kinesis.lock().calls[call.index].status = Some(self.status);
+            Ok(Frame::data(mem::take(&mut self.text)))
+        });
+        Poll::Ready(read)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.call.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.text.len() as u64)
     }
 }
 

@@ -136,7 +136,8 @@ async fn the_bytes_buffered_stay_within_the_budget() {
     for _ in 0..32 {
         taken += next(&mut records).await.data().len() + 3;
         sleep(Duration::from_secs(20)).await;
-        let fetched: usize = calls(&kinesis, "GetRecords").iter().map(|call| call.bytes).sum();
+        let read = calls(&kinesis, "GetRecords").into_iter().filter(|call| call.status.is_some());
+        let fetched: usize = read.map(|call| call.bytes).sum();
         assert!(fetched - taken <= 32 * MEBIBYTE, "{} bytes are buffered", fetched - taken);
     }
     assert_eq!(kinesis.violations(), [""; 0]);
@@ -155,7 +156,7 @@ async fn a_budget_smaller_than_a_record_lets_one_batch_through_at_a_time() {
     }
 }
 
-/// A burst that is larger than a quiet shard was granted is read again with room for it.
+/// A burst that is larger than what a quiet shard expects is read when there is room for it.
 #[tokio::test(start_paused = true)]
 async fn a_burst_on_quiet_shards_stays_within_the_budget() {
     let (kinesis, orders) = orders(8);
@@ -173,6 +174,62 @@ async fn a_burst_on_quiet_shards_stays_within_the_budget() {
     seen.sort_unstable();
     assert_eq!(seen, (0..8).collect::<Vec<u8>>());
     assert_eq!(kinesis.violations(), [""; 0]);
+}
+
+/// An answer for which there is no room stays on its way, and is not asked for twice.
+#[tokio::test(start_paused = true)]
+async fn an_answer_waits_for_room_before_it_is_read() {
+    let (kinesis, orders) = orders(8);
+    for shard in 0..8 {
+        orders.shard(shard).put(vec![0; 9 * MEBIBYTE]);
+    }
+    let consumer = consumer(&kinesis).max_buffered_bytes(20 * MEBIBYTE).build().unwrap();
+    let mut records = consumer.records();
+    for taken in 1..=8 {
+        next(&mut records).await;
+        sleep(Duration::from_secs(2)).await;
+        let answers = calls(&kinesis, "GetRecords").into_iter().filter(|call| call.bytes > 0);
+        let (read, waiting): (Vec<_>, Vec<_>) = answers.partition(|call| call.status.is_some());
+        assert_eq!(read.len(), taken);
+        assert!(read.len() + waiting.len() <= 8, "an answer is asked for twice");
+    }
+    assert_eq!(kinesis.violations(), [""; 0]);
+}
+
+/// A connection is not held up for ever: after its time the call is given up, and made again when
+/// there is room.
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_makes_no_room_holds_no_connections() {
+    let (kinesis, orders) = orders(8);
+    for shard in 0..8 {
+        orders.shard(shard).put(vec![0; 9 * MEBIBYTE]);
+    }
+    let consumer = consumer(&kinesis).max_buffered_bytes(20 * MEBIBYTE).build().unwrap();
+    let mut records = consumer.records();
+    next(&mut records).await;
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!(kinesis.in_flight(), 0);
+    let asked = calls(&kinesis, "GetRecords").len();
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(calls(&kinesis, "GetRecords").len(), asked);
+    for _ in 1..8 {
+        next(&mut records).await;
+    }
+    assert_eq!(kinesis.violations(), [""; 0]);
+}
+
+/// How many shards may be asked at once is the API's to say, and not our memory's.
+#[tokio::test(start_paused = true)]
+async fn a_thousand_quiet_shards_are_asked_at_once() {
+    let (kinesis, _orders) = orders(1000);
+    kinesis.set_latency(Duration::from_secs(1));
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    // Three calls one after the other, for the shards, an iterator and records.
+    assert!(timeout(Duration::from_millis(3500), records.next()).await.is_err());
+    let answered =
+        calls(&kinesis, "GetRecords").iter().filter(|call| call.status.is_some()).count();
+    assert_eq!(answered, 1000);
 }
 
 #[tokio::test(start_paused = true)]

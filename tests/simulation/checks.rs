@@ -72,24 +72,17 @@ impl World {
         let calls = self.kinesis.calls_from(reader.first_call);
         let mut buffered = 0;
         for (shard, known) in facts.shards.iter().enumerate() {
-            let mut granted = usize::MAX;
             let (mut first, mut fetched) = (None, None);
             for call in &calls {
                 let of_shard = call.shard_id.as_ref().map(index_of) == Some(shard);
                 if !of_shard || call.operation != "GetRecords" || call.status != Some(200) {
                     continue;
                 }
-                // An answer larger than a quiet shard expects may be given up for want of room,
-                // and is read again then.
-                if let Some(last) = &call.last
-                    && call.bytes <= granted
-                {
+                if let Some(last) = &call.last {
                     let end = facts.place(last).1 + 1;
                     first.get_or_insert(end - call.records);
                     fetched = Some(end);
                 }
-                let quiet = call.records < self.plan.limit as usize;
-                granted = if quiet { (2 * call.bytes).max(256 << 10) } else { usize::MAX };
             }
             let (Some(first), Some(fetched)) = (first, fetched) else { continue };
             let taken = reader.next.get(&shard).copied();
