@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use aws_sdk_kinesis::primitives::DateTime;
 use bytes::Bytes;
 
 pub use sequence_number::SequenceNumber;
@@ -34,7 +35,7 @@ pub struct Record {
     pub(crate) partition_key: Option<String>,
     pub(crate) sequence_number: SequenceNumber,
     pub(crate) sub_sequence_number: u64,
-    pub(crate) approximate_arrival: Option<SystemTime>,
+    pub(crate) approximate_arrival: Option<DateTime>,
     pub(crate) encryption_type: EncryptionType,
     /// In the order of delivery in this shard, from 0.
     pub(crate) number: u64,
@@ -122,7 +123,7 @@ impl Record {
     /// When Kinesis took the record in, to the millisecond, without a promise that it rises
     /// along a shard.
     pub fn approximate_arrival(&self) -> Option<SystemTime> {
-        self.approximate_arrival
+        self.approximate_arrival.and_then(|time| time.try_into().ok())
     }
 
     /// How far, in milliseconds, the answer that held this record was from the tip of the shard:

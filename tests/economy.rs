@@ -139,9 +139,9 @@ fn a_record_takes_no_allocation_and_its_payload_is_not_copied() {
                  record beside the {:.2} and {:.0} of the bare loop",
                 bare.0, bare.1
             );
-            // A few for each run of 128 records, which are moved into it.
+            // A few for each run of 128 records.
             assert!(count < 0.02, "{count}");
-            assert!(bytes < 180.0, "{bytes}");
+            assert!(bytes < 10.0, "{bytes}");
         }
     }
 }
@@ -154,7 +154,7 @@ fn a_record_takes_few_instructions() {
     for reader in [Reader::Pull, Reader::Ack] {
         let more = Subject { reader, record_bytes }.instructions() - bare;
         println!("{reader:?}: {more:.0} instructions a record beside {bare:.0} in the bare loop");
-        // In the tests' build. It was 1375 for Pull and 1329 for Ack when this was written.
-        assert!(more < 1450.0, "{more}");
+        // In the tests' build. It was 1311 for Pull and 1257 for Ack when this was written.
+        assert!(more < 1380.0, "{more}");
     }
 }

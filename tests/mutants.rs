@@ -115,8 +115,15 @@ const MISTAKES: &[Mistake] = &[
         what: "an answer is read without room for it",
         file: "source/room.rs",
         right: "if !self.fit(length) {",
-        wrong: "if self.fit(length) {",
+        wrong: "if !self.fit(length) && length == 0 {",
         breaks: &["MemoryBudget"],
+    },
+    Mistake {
+        what: "what a run leaves of its batch is dropped",
+        file: "shard/run.rs",
+        right: "Place::Taken(self.buffer)\n",
+        wrong: "Place::Empty\n",
+        breaks: &["NothingIsLost"],
     },
     Mistake {
         what: "a position goes back to the beginning at every third record",

@@ -189,6 +189,9 @@ impl ConsumerBuilder {
     /// The most bytes of payloads and partition keys that are buffered, over all shards. One
     /// batch, which may have 10 MiB, always fits.
     ///
+    /// An answer for which there is no room is left in its connection, for 30 s at most. After
+    /// that the shard asks again when there is room.
+    ///
     /// Default: 64 MiB. At least 1.
     pub fn max_buffered_bytes(mut self, bytes: usize) -> Self {
         self.settings.max_buffered_bytes = bytes;

@@ -65,10 +65,20 @@ impl FromStr for SequenceNumber {
     /// without leading zeros.
     fn from_str(text: &str) -> Result<Self, Error> {
         let digits = text.as_bytes();
-        let valid = !digits.is_empty()
-            && digits.len() <= MAX_DIGITS
-            && all_digits(digits)
-            && (digits[0] != b'0' || digits.len() == 1);
+        // What is left of the place is digits too, so that all of it is looked at in the same way.
+        let mut bytes = [b'0'; IN_PLACE];
+        let length = match (bytes.get_mut(..digits.len()), u8::try_from(digits.len())) {
+            (Some(place), Ok(length)) => {
+                place.copy_from_slice(digits);
+                Some(length)
+            }
+            _ => None,
+        };
+        let valid = matches!(digits, b"0" | [b'1'..=b'9', ..])
+            && match length {
+                Some(_) => all_digits(&bytes),
+                None => digits.len() <= MAX_DIGITS && all_digits(digits),
+            };
         if !valid {
             return Err(Error::new(
                 ErrorKind::Configuration,
@@ -78,21 +88,18 @@ impl FromStr for SequenceNumber {
                 ),
             ));
         }
-        let mut bytes = [0; IN_PLACE];
-        Ok(Self(match (bytes.get_mut(..digits.len()), u8::try_from(digits.len())) {
-            (Some(place), Ok(length)) => {
-                place.copy_from_slice(digits);
-                Digits::InPlace { length, bytes }
-            }
-            _ => Digits::Boxed(text.into()),
+        Ok(Self(match length {
+            Some(length) => Digits::InPlace { length, bytes },
+            None => Digits::Boxed(text.into()),
         }))
     }
 }
 
 /// Looks at all of them, whatever the first ones are: that is many at a time, and there is one
 /// such text for each record.
+#[inline]
 fn all_digits(text: &[u8]) -> bool {
-    text.iter().fold(true, |all, byte| all & byte.is_ascii_digit())
+    text.iter().fold(0, |most: u8, byte| most.max(byte.wrapping_sub(b'0'))) <= 9
 }
 
 impl PartialEq for SequenceNumber {

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, ready};
 use futures::Stream;
 
 use super::feed::Feed;
-use super::run::{Buffer, LONGEST_RUN, Run};
+use super::run::{Desk, LONGEST_RUN, Run};
 use super::{CheckpointOn, Closing};
 use crate::checkpoint::Watermark;
 use crate::error::Result;
@@ -67,7 +67,7 @@ enum State {
     Idle(Source),
     Reading {
         feed: Feed,
-        buffer: Option<Buffer>,
+        desk: Desk,
     },
     Done,
 }
@@ -131,8 +131,8 @@ impl Reading {
         let most = room.min(self.longest_run);
         let handed_out = self.handed_out;
         loop {
-            let (feed, buffer) = self.started();
-            match buffer.as_mut().and_then(|batch| batch.next_run(most, handed_out)) {
+            let (feed, desk) = self.started();
+            match desk.next_run(most, handed_out) {
                 Some(Ok(run)) => {
                     self.handed_out += run.len() as u64;
                     self.watermark.hand_out(run.len());
@@ -144,12 +144,9 @@ impl Reading {
                 }
                 None => {}
             }
-            *buffer = None;
             let fetched = ready!(feed.poll_receive(context));
             match fetched {
-                Some(Ok(Fetched::Records(batch, space))) => {
-                    *buffer = Some(Buffer::new(batch, space));
-                }
+                Some(Ok(Fetched::Records(batch, space))) => desk.put(batch, space),
                 Some(Ok(Fetched::End(children))) => {
                     self.state = State::Done;
                     (self.ended)(children);
@@ -167,17 +164,16 @@ impl Reading {
 
     /// The feed, wanting what is missing: beside the batch that runs are taken of, as many as
     /// are to be fetched ahead; without one, at least one.
-    fn started(&mut self) -> (&mut Feed, &mut Option<Buffer>) {
+    fn started(&mut self) -> (&mut Feed, &Desk) {
         if let State::Idle(_) = self.state
             && let State::Idle(source) = std::mem::replace(&mut self.state, State::Done)
         {
-            self.state = State::Reading { feed: Feed::start(source), buffer: None };
+            self.state = State::Reading { feed: Feed::start(source), desk: Desk::default() };
         }
         match &mut self.state {
-            State::Reading { feed, buffer } => {
-                let at_hand = buffer.as_ref().is_some_and(|batch| !batch.is_empty());
-                feed.want(if at_hand { self.prefetch } else { self.prefetch.max(1) });
-                (feed, buffer)
+            State::Reading { feed, desk } => {
+                feed.want(if desk.is_empty() { self.prefetch.max(1) } else { self.prefetch });
+                (feed, desk)
             }
             State::Idle(_) | State::Done => unreachable!("only called while there is a source"),
         }

@@ -1,10 +1,11 @@
 //! Batches in short runs, and runs record by record.
 //!
 //! A merge allocates each time it takes a stream back, so it takes runs and not records; a run is
-//! short, so that a shard with much to say lets the others speak.
+//! short, so that a shard with much to say lets the others speak. No record is moved for that: a
+//! run is the batch itself, lent for so many of its records, and goes back behind the last.
 
-use std::sync::Arc;
-use std::vec;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::CheckpointOn;
 use crate::error::{Error, Result};
@@ -14,56 +15,108 @@ use crate::source::{Batch, Space};
 /// The most records of one shard before the next shard's turn.
 pub(super) const LONGEST_RUN: usize = 128;
 
-/// A batch of which runs are taken.
-pub(crate) struct Buffer {
+/// Where the batch of a shard lies, of which runs are taken one after the other.
+#[derive(Clone, Default)]
+pub(crate) struct Desk(Arc<Mutex<Place>>);
+
+#[derive(Default)]
+enum Place {
+    #[default]
+    Empty,
+    Taken(Buffer),
+    /// A run is handed out.
+    Lent,
+}
+
+/// A batch, less what was handed out of it.
+struct Buffer {
     batch: Batch,
     space: Space,
-    /// What was wrong with the record behind the last run.
+    /// What was wrong with the record behind the last one.
     wrong: Option<Error>,
 }
 
-/// Records of one shard, in order, and the memory they were granted.
-#[derive(Default)]
+/// The next records of a batch, in order.
 pub(crate) struct Run {
-    records: vec::IntoIter<Record>,
-    _space: Option<Space>,
+    buffer: Buffer,
+    /// The number of the next record in its shard.
+    next: u64,
+    left: usize,
+    /// What was handed out.
+    bytes: usize,
+    desk: Desk,
 }
 
-impl Buffer {
-    pub(crate) fn new(batch: Batch, space: Space) -> Self {
-        Self { batch, space, wrong: None }
+impl Desk {
+    /// A batch, and the memory that it was granted, for an empty desk.
+    pub(crate) fn put(&self, batch: Batch, space: Space) {
+        *self.lock() = Place::Taken(Buffer { batch, space, wrong: None });
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.batch.len() == 0
+        matches!(*self.lock(), Place::Empty)
     }
 
     /// The next records, at most so many, numbered from `first`; `None` when there are no more.
-    pub(crate) fn next_run(&mut self, most: usize, first: u64) -> Option<Result<Run>> {
-        let mut records = Vec::with_capacity(most.min(self.batch.len()));
-        self.batch.look_ahead(most);
-        while self.wrong.is_none()
-            && records.len() < most
-            && let Some(record) = self.batch.next(first + records.len() as u64)
-        {
-            match record {
-                Ok(record) => records.push(record),
-                Err(error) => self.wrong = Some(error),
+    pub(crate) fn next_run(&self, most: usize, first: u64) -> Option<Result<Run>> {
+        let mut place = self.lock();
+        let mut buffer = match mem::replace(&mut *place, Place::Lent) {
+            Place::Taken(buffer) => buffer,
+            Place::Empty => {
+                *place = Place::Empty;
+                return None;
             }
+            Place::Lent => unreachable!("a run ends before the next one is asked for"),
+        };
+        if let Some(wrong) = buffer.wrong.take() {
+            *place = Place::Empty;
+            return Some(Err(wrong));
         }
-        if records.is_empty() {
-            return self.wrong.take().map(Err);
-        }
-        // The last run takes what the rounding has left.
-        let bytes =
-            if self.is_empty() { usize::MAX } else { records.iter().map(Record::size).sum() };
-        Some(Ok(Run { records: records.into_iter(), _space: Some(self.space.split(bytes)) }))
+        let left = most.min(buffer.batch.len());
+        buffer.batch.look_ahead(left);
+        Some(Ok(Run { buffer, next: first, left, bytes: 0, desk: self.clone() }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Place> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Run {
     pub(crate) fn len(&self) -> usize {
-        self.records.len()
+        self.left
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<Record> {
+        if self.left == 0 {
+            return None;
+        }
+        match self.buffer.batch.next(self.next)? {
+            Ok(record) => {
+                self.next += 1;
+                self.left -= 1;
+                self.bytes += record.size();
+                Some(record)
+            }
+            Err(error) => {
+                // Its shard tells of it, where it is polled next.
+                self.left = 0;
+                self.buffer.wrong = Some(error);
+                None
+            }
+        }
+    }
+
+    /// The batch goes back, and the memory of what was handed out is given back.
+    fn end(mut self) {
+        let is_over = self.buffer.batch.len() == 0 && self.buffer.wrong.is_none();
+        *self.desk.lock() = if is_over {
+            Place::Empty
+        } else {
+            drop(self.buffer.space.split(self.bytes));
+            Place::Taken(self.buffer)
+        };
     }
 }
 
@@ -71,7 +124,7 @@ impl Run {
 /// that is what finishing means.
 #[derive(Default)]
 pub(crate) struct Handout {
-    run: Run,
+    run: Option<Run>,
     /// Where the records of the run come from.
     origin: Option<Arc<Origin>>,
     on_pull: bool,
@@ -91,14 +144,15 @@ impl Handout {
         }
     }
 
+    #[inline]
     pub(crate) fn next(&mut self) -> Option<Record> {
-        let record = self.run.records.next();
+        let record = self.run.as_mut().and_then(Run::next);
         match &record {
             Some(record) if self.on_pull => {
                 self.last = Some((record.number, record.sequence_number.clone()));
             }
             Some(_) => {}
-            // The space is given back as soon as its last record is with the caller.
+            // The memory is given back as soon as the caller is done with the last record.
             None => self.clear(),
         }
         record
@@ -106,15 +160,17 @@ impl Handout {
 
     /// The next run. The last record of the one before is finished, or its caller has it.
     pub(crate) fn give(&mut self, run: Run) {
-        self.origin = run.records.as_slice().first().map(|record| Arc::clone(&record.origin));
-        self.run = run;
+        self.origin = Some(Arc::clone(run.buffer.batch.origin()));
+        self.run = Some(run);
     }
 
     pub(crate) fn clear(&mut self) {
-        self.run = Run::default();
+        if let Some(run) = self.run.take() {
+            run.end();
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.run.len() == 0
+        self.run.as_ref().is_none_or(|run| run.left == 0)
     }
 }

@@ -1,5 +1,4 @@
 use std::sync::Arc;
-use std::time::SystemTime;
 use std::vec;
 
 use aws_sdk_kinesis::types;
@@ -25,12 +24,18 @@ impl Batch {
     /// beginning: times of arrival do not rise from record to record.
     pub(super) fn skip_past(&mut self, position: &Position) -> Result<()> {
         while let Some(record) = self.records.as_slice().first() {
-            if !position.is_past(&self.place(record)?, arrival(record)) {
+            let arrival =
+                record.approximate_arrival_timestamp.and_then(|time| time.try_into().ok());
+            if !position.is_past(&self.place(record)?, arrival) {
                 break;
             }
             self.records.next();
         }
         Ok(())
+    }
+
+    pub(crate) fn origin(&self) -> &Arc<Origin> {
+        &self.origin
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -46,12 +51,13 @@ impl Batch {
     }
 
     /// The next record, which is number `number` of the shard's.
+    #[inline]
     pub(crate) fn next(&mut self, number: u64) -> Option<Result<Record>> {
         let record = self.records.next()?;
         Some(self.place(&record).map(|sequence_number| Record {
             sequence_number,
             sub_sequence_number: 0,
-            approximate_arrival: arrival(&record),
+            approximate_arrival: record.approximate_arrival_timestamp,
             encryption_type: match record.encryption_type {
                 Some(types::EncryptionType::Kms) => EncryptionType::Kms,
                 _ => EncryptionType::None,
@@ -71,8 +77,4 @@ impl Batch {
                 .in_shard(self.origin.shard_id.as_str())
         })
     }
-}
-
-fn arrival(record: &types::Record) -> Option<SystemTime> {
-    record.approximate_arrival_timestamp.and_then(|time| time.try_into().ok())
 }

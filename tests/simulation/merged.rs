@@ -15,7 +15,7 @@ pub(crate) struct Merged {
 }
 
 enum Open {
-    Records { records: Records, in_hand: Option<Place> },
+    Records { records: Box<Records>, in_hand: Option<Place> },
     Shards { shards: Option<Shards>, open: Vec<OpenShard>, turn: usize },
 }
 
@@ -27,7 +27,7 @@ struct OpenShard {
 impl Merged {
     pub(crate) fn new(consumer: &Consumer, truth: Truth, plan: &Plan) -> Self {
         let open = match plan.door {
-            Door::Records => Open::Records { records: consumer.records(), in_hand: None },
+            Door::Records => Open::Records { records: Box::new(consumer.records()), in_hand: None },
             Door::Shards => {
                 Open::Shards { shards: Some(consumer.shards()), open: Vec::new(), turn: 0 }
             }
