@@ -107,15 +107,15 @@ const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "the budget is ignored",
         file: "source/budget.rs",
-        right: "acquire_many_owned(self.units_of(bytes)).await",
-        wrong: "acquire_many_owned(self.units_of(bytes).min(0)).await",
+        right: ".min(self.units)\n",
+        wrong: ".min(self.units.min(0))\n",
         breaks: &["MemoryBudget"],
     },
     Mistake {
         what: "an answer is read without room for it",
         file: "source/room.rs",
-        right: "if !self.fit(length) {",
-        wrong: "if !self.fit(length) && length == 0 {",
+        right: "if self.fit(length) {",
+        wrong: "if self.fit(length) || length > 0 {",
         breaks: &["MemoryBudget"],
     },
     Mistake {

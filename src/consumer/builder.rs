@@ -189,8 +189,7 @@ impl ConsumerBuilder {
     /// The most bytes of payloads and partition keys that are buffered, over all shards. One
     /// batch, which may have 10 MiB, always fits.
     ///
-    /// An answer for which there is no room is left in its connection, for 30 s at most. After
-    /// that the shard asks again when there is room.
+    /// An answer for which there is no room is not read: its shard asks again when there is.
     ///
     /// Default: 64 MiB. At least 1.
     pub fn max_buffered_bytes(mut self, bytes: usize) -> Self {

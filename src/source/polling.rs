@@ -3,9 +3,9 @@
 //! ```text
 //!            no iterator, or an old one ◄── expired
 //!            ▼                                 │
-//!   turn ─► GetShardIterator ─► space ─► GetRecords ─► records ─► yield
+//!   turn ─► GetShardIterator ─► room ──► GetRecords ─► records ─► yield
 //!    ▲                                         │          │ none
-//!    └────────── throttled, failed ◄───────────┴──────────┘
+//!    └───── throttled, failed, no room ◄───────┴──────────┘
 //!                                              └─► end of the shard
 //! ```
 //!
@@ -101,9 +101,9 @@ impl Polling {
                         if failure.remedy != Remedy::RestartIterator {
                             iterator = Some(token);
                         }
-                        if room.waits() {
-                            // Nothing failed but our patience. Later the same again, with room.
-                            expected = room.length();
+                        // Asked again, it will be as long: then the room is there before.
+                        expected = expected.max(room.length());
+                        if room.was_short() {
                             tracing::debug!(shard = %self.shard_id, expected, "no room for an answer");
                             pace.answered(expected.min(LARGEST_ANSWER), true);
                             continue;

@@ -1,25 +1,17 @@
 //! The memory of one answer, taken when its length is known and before it is read.
 //!
 //! ```text
-//!   granted, as much as is expected ──the length is known──► granted, as much as it takes ─► read
-//!                                        │ not that much is free             ▲
-//!                                        └──► waits, holding nothing ────────┘
+//!   as much as is expected ──the length is known──► as much as it takes ──► read
+//!                                └── not that much is free ──► turned away
 //! ```
-//! An answer that waits is held up in its connection: what the caller does not ask for stays on
-//! the way. Whoever waits holds nothing, so no two can wait for each other. Dropped at any moment,
-//! it has taken nothing.
+//! What is turned away is asked for again when there is room. It is not kept waiting in its
+//! connection: answers share one by HTTP/2, and those that nobody reads would hold up the others.
 
-use std::mem;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
 
-use aws_sdk_kinesis::config::interceptors::BeforeDeserializationInterceptorContextMut;
+use aws_sdk_kinesis::config::interceptors::BeforeDeserializationInterceptorContextRef;
 use aws_sdk_kinesis::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_kinesis::error::BoxError;
-use aws_smithy_types::body::SdkBody;
-use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
 
 use super::budget::{Budget, Space};
 
@@ -38,7 +30,7 @@ pub(crate) struct Room {
 struct Answer {
     /// As it is expected, until it is known.
     length: usize,
-    /// `None` while it waits.
+    /// `None` where it was turned away.
     space: Option<Space>,
 }
 
@@ -54,8 +46,8 @@ impl Room {
         self.lock().length
     }
 
-    /// Whether there is an answer that waits.
-    pub(super) fn waits(&self) -> bool {
+    /// Whether there was an answer that did not fit.
+    pub(super) fn was_short(&self) -> bool {
         self.lock().space.is_none()
     }
 
@@ -92,56 +84,16 @@ impl Intercept for Room {
         "Room"
     }
 
-    fn modify_before_deserialization(
+    fn read_before_deserialization(
         &self,
-        context: &mut BeforeDeserializationInterceptorContextMut<'_>,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
         _components: &RuntimeComponents,
         _config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let body = context.response_mut().body_mut();
-        let length = body.content_length().map_or(LARGEST_ANSWER, |length| {
-            // What is more than all the memory waits for all of it.
+        let length = context.response().body().content_length().map_or(LARGEST_ANSWER, |length| {
+            // What is more than all the memory takes all of it.
             usize::try_from(length).unwrap_or(usize::MAX)
         });
-        if !self.fit(length) {
-            let room = self.clone();
-            let memory = Box::pin(async move {
-                let space = room.budget.reserve(length).await;
-                room.lock().space = Some(space);
-            });
-            let held = Held { memory: Some(memory), body: mem::replace(body, SdkBody::taken()) };
-            *body = SdkBody::from_body_1_x(held);
-        }
-        Ok(())
-    }
-}
-
-/// The body of an answer that is not read before there is memory for it.
-struct Held {
-    memory: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
-    body: SdkBody,
-}
-
-impl Body for Held {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if let Some(memory) = &mut self.memory {
-            ready!(memory.as_mut().poll(context));
-            self.memory = None;
-        }
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        Body::size_hint(&self.body)
+        if self.fit(length) { Ok(()) } else { Err("there is no room for the answer".into()) }
     }
 }
