@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use axum::Router;
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
@@ -30,5 +30,5 @@ async fn answer(
 ) -> impl IntoResponse {
     let target = headers["x-amz-target"].to_str().unwrap();
     let operation = target.rsplit('.').next().unwrap();
-    ([(CONTENT_TYPE, "application/x-amz-json-1.1")], canned.answer(operation, &body))
+    ([(CONTENT_TYPE, "application/x-amz-json-1.1")], Body::new(canned.answer(operation, &body)))
 }

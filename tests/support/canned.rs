@@ -3,12 +3,18 @@
 //! A stream is made by being asked for. Its name says what is in it:
 //! `canned-<shards>-<bytes a record>-<answers>-<anything>`. That many answers, as large as Kinesis
 //! gives them, are shared by its shards; after them there is nothing new.
+//!
+//! An iterator has a number, and asked for once more gives the same again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::fmt::Write;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
 use serde_json::{Value, json};
 
 /// The most that one answer of Kinesis holds.
@@ -57,26 +63,51 @@ struct Stream {
     full: Bytes,
     empty: Bytes,
     left: usize,
+    iterators: u64,
+    /// Iterators that have a full answer.
+    given: HashSet<u64>,
 }
 
 impl Canned {
-    /// The body of the answer to a call.
-    pub(crate) fn answer(&self, operation: &str, body: &[u8]) -> Bytes {
+    /// The answer to a call.
+    pub(crate) fn answer(&self, operation: &str, body: &[u8]) -> Answer {
         let asked: Value = serde_json::from_slice(body).expect("the client sends JSON");
-        let name = asked["StreamName"].as_str().or(asked["ShardIterator"].as_str()).unwrap();
-        let name = name.trim_end_matches('=');
+        let iterator = asked["ShardIterator"].as_str().map(numbered);
+        let name = asked["StreamName"].as_str().or(iterator.map(|(name, _)| name)).unwrap();
         let mut streams = self.0.lock().unwrap();
         let stream = streams.entry(name.to_owned()).or_insert_with(|| Stream::new(name));
-        match operation {
-            "ListShards" => stream.list(),
-            "GetShardIterator" => json!({ "ShardIterator": iterator(name) }).to_string().into(),
-            "GetRecords" if stream.left == 0 => stream.empty.clone(),
+        stream.iterators += 1;
+        let next = format!("{:=<ITERATOR_LENGTH$}", format!("{name}#{}", stream.iterators));
+        let (head, rest) = match operation {
+            "ListShards" => (stream.list(), Bytes::new()),
+            "GetShardIterator" => (json!({ "ShardIterator": next }).to_string(), Bytes::new()),
             "GetRecords" => {
-                stream.left -= 1;
-                stream.full.clone()
+                (format!(r#"{{"NextShardIterator":"{next}","#), stream.rest(iterator.unwrap().1))
             }
             _ => panic!("{operation} is not canned"),
-        }
+        };
+        Answer([head.into(), rest])
+    }
+}
+
+/// An answer: what is made for its call, and what is canned.
+#[derive(Debug)]
+pub(crate) struct Answer([Bytes; 2]);
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let next = self.0.iter_mut().find(|part| !part.is_empty());
+        Poll::Ready(next.map(|part| Ok(Frame::data(std::mem::take(part)))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.iter().map(|part| part.len() as u64).sum())
     }
 }
 
@@ -85,13 +116,22 @@ impl Stream {
         let contents = Contents::of(name);
         Self {
             contents,
-            full: answer(name, contents.records_an_answer(), contents.record_bytes),
-            empty: answer(name, 0, 0),
+            full: records(contents.records_an_answer(), contents.record_bytes),
+            empty: records(0, 0),
             left: contents.answers,
+            iterators: 0,
+            given: HashSet::new(),
         }
     }
 
-    fn list(&self) -> Bytes {
+    fn rest(&mut self, iterator: u64) -> Bytes {
+        if self.left > 0 && self.given.insert(iterator) {
+            self.left -= 1;
+        }
+        if self.given.contains(&iterator) { self.full.clone() } else { self.empty.clone() }
+    }
+
+    fn list(&self) -> String {
         let shard = |number: usize| {
             json!({
                 "ShardId": format!("shardId-{number:012}"),
@@ -100,28 +140,26 @@ impl Stream {
             })
         };
         let shards: Vec<Value> = (0..self.contents.shards).map(shard).collect();
-        json!({ "Shards": shards }).to_string().into()
+        json!({ "Shards": shards }).to_string()
     }
 }
 
-fn iterator(stream: &str) -> String {
-    format!("{stream:=<ITERATOR_LENGTH$}")
+fn numbered(iterator: &str) -> (&str, u64) {
+    let (name, number) = iterator.trim_end_matches('=').split_once('#').expect("an iterator");
+    (name, number.parse().expect("its number"))
 }
 
 fn key(record: usize) -> String {
     format!("customer-{:04}", record % 1000)
 }
 
-fn answer(stream: &str, records: usize, bytes: usize) -> Bytes {
+fn records(records: usize, bytes: usize) -> Bytes {
     // Base64 of zeros; its length is what makes its bytes.
     let mut data = "A".repeat(bytes.div_ceil(3) * 4);
     let padding = (3 - bytes % 3) % 3;
     data.replace_range(data.len() - padding.min(data.len()).., &"=".repeat(padding));
     let behind = if records == 0 { 0 } else { 60_000 };
-    let mut text = format!(
-        r#"{{"NextShardIterator":"{}","MillisBehindLatest":{behind},"Records":["#,
-        iterator(stream)
-    );
+    let mut text = format!(r#""MillisBehindLatest":{behind},"Records":["#);
     for record in 0..records {
         let comma = if record == 0 { "" } else { "," };
         let number = SEQUENCE_NUMBER + record as u128;

@@ -21,7 +21,7 @@ impl HttpConnector for Connector {
         HttpConnectorFuture::new(async {
             // As a socket would: nothing is there at once.
             tokio::task::yield_now().await;
-            Ok(HttpResponse::new(200.try_into().unwrap(), SdkBody::from(body)))
+            Ok(HttpResponse::new(200.try_into().unwrap(), SdkBody::from_body_1_x(body)))
         })
     }
 }
