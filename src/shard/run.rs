@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::CheckpointOn;
 use crate::error::{Error, Result};
-use crate::record::{Origin, Record, SequenceNumber};
+use crate::record::{Record, SequenceNumber};
 use crate::source::{Batch, Space};
 
 /// The most records of one shard before the next shard's turn.
@@ -125,8 +125,6 @@ impl Run {
 #[derive(Default)]
 pub(crate) struct Handout {
     run: Option<Run>,
-    /// Where the records of the run come from.
-    origin: Option<Arc<Origin>>,
     on_pull: bool,
     /// The record that the caller has in hand: its number, and its place in the shard.
     last: Option<(u64, SequenceNumber)>,
@@ -139,8 +137,9 @@ impl Handout {
 
     /// The caller has polled again: it is done with the last record.
     pub(crate) fn finish_last(&mut self) {
-        if let (Some((number, place)), Some(origin)) = (self.last.take(), &self.origin) {
-            origin.finish.finish(number, &place);
+        // It is of this run, which ends only when it is polled beyond its last record.
+        if let (Some((number, place)), Some(run)) = (self.last.take(), &self.run) {
+            run.buffer.batch.origin().finish.finish(number, &place);
         }
     }
 
@@ -160,7 +159,6 @@ impl Handout {
 
     /// The next run. The last record of the one before is finished, or its caller has it.
     pub(crate) fn give(&mut self, run: Run) {
-        self.origin = Some(Arc::clone(run.buffer.batch.origin()));
         self.run = Some(run);
     }
 

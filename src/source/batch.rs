@@ -34,7 +34,7 @@ impl Batch {
         Ok(())
     }
 
-    pub(crate) fn origin(&self) -> &Arc<Origin> {
+    pub(crate) fn origin(&self) -> &Origin {
         &self.origin
     }
 

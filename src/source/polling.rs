@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use super::batch::Batch;
 use super::kinesis::server_time;
-use super::room::Room;
+use super::room::{LARGEST_ANSWER, Room};
 use super::{Budget, Fetched, Kinesis, KnownShard, OnTrimmed, Position, Source};
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
 use crate::pace::Pace;
@@ -34,10 +34,6 @@ use crate::record::{Finish, Origin, ShardId};
 /// before it is refused:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetShardIterator.html>.
 const ITERATOR_LIFE: Duration = Duration::from_secs(270);
-
-/// The most that one answer holds:
-/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
-const LARGEST_ANSWER: usize = 10 * 1024 * 1024;
 
 /// What is granted at least, before it is known how much it takes.
 const SMALL_ANSWER: usize = 64 * 1024;
@@ -124,7 +120,7 @@ impl Polling {
                     || bytes > LARGEST_ANSWER / 2;
                 pace.answered(bytes, behind);
                 expected = room.length().max(SMALL_ANSWER);
-                let space = room.keep(bytes).await;
+                let space = room.keep(bytes);
                 let end = answer.next_shard_iterator.is_none().then(|| children(&answer));
                 iterator = answer.next_shard_iterator.clone().map(Iterator::new);
                 let batch = match self.unpack(answer, placed) {

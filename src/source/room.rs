@@ -15,9 +15,9 @@ use aws_sdk_kinesis::error::BoxError;
 
 use super::budget::{Budget, Space};
 
-/// What an answer is taken to hold that does not say how long it is: the most that there is,
+/// The most that one answer holds, and what one is taken to hold that does not say how long it is:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
-const LARGEST_ANSWER: usize = 10 * 1024 * 1024;
+pub(super) const LARGEST_ANSWER: usize = 10 * 1024 * 1024;
 
 /// The memory of one answer.
 #[derive(Debug, Clone)]
@@ -30,15 +30,16 @@ pub(crate) struct Room {
 struct Answer {
     /// As it is expected, until it is known.
     length: usize,
-    /// `None` where it was turned away.
-    space: Option<Space>,
+    space: Space,
+    was_short: bool,
 }
 
 impl Room {
     /// Waits for the memory of an answer that is expected to be so long.
     pub(super) async fn reserve(budget: &Budget, length: usize) -> Self {
-        let space = Some(budget.reserve(length).await);
-        Self { budget: budget.clone(), answer: Arc::new(Mutex::new(Answer { length, space })) }
+        let space = budget.reserve(length).await;
+        let answer = Answer { length, space, was_short: false };
+        Self { budget: budget.clone(), answer: Arc::new(Mutex::new(answer)) }
     }
 
     /// How long the answer is.
@@ -48,30 +49,22 @@ impl Room {
 
     /// Whether there was an answer that did not fit.
     pub(super) fn was_short(&self) -> bool {
-        self.lock().space.is_none()
+        self.lock().was_short
     }
 
     /// The memory of so many bytes, which are what the answer was found to hold.
-    pub(super) async fn keep(self, bytes: usize) -> Space {
-        let space = self.lock().space.take();
-        match space {
-            Some(mut space) => {
-                self.budget.resize(&mut space, bytes);
-                space
-            }
-            None => self.budget.reserve(bytes).await,
-        }
+    pub(super) fn keep(self, bytes: usize) -> Space {
+        let mut answer = self.lock();
+        self.budget.resize(&mut answer.space, bytes);
+        answer.space.split(usize::MAX)
     }
 
     /// Makes room for an answer of that length, where that much is free.
     fn fit(&self, length: usize) -> bool {
         let mut answer = self.lock();
         answer.length = length;
-        let fits = answer.space.as_mut().is_some_and(|space| self.budget.resize(space, length));
-        if !fits {
-            answer.space = None;
-        }
-        fits
+        answer.was_short = !self.budget.resize(&mut answer.space, length);
+        !answer.was_short
     }
 
     fn lock(&self) -> MutexGuard<'_, Answer> {
