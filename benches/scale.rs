@@ -9,6 +9,8 @@
 
 #[path = "../tests/support/canned.rs"]
 mod canned;
+#[path = "../tests/support/drain.rs"]
+mod drain;
 #[path = "../tests/support/in_memory.rs"]
 mod in_memory;
 
@@ -16,8 +18,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::types::ShardIteratorType;
-use canned::{Canned, Contents};
+use canned::Contents;
 use cpu_time::ProcessTime;
+use drain::drain;
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::Kinesis;
 use kinestream::{Consumer, Records, StartingPosition};
@@ -39,7 +42,8 @@ fn records(client: Client, stream: &str) -> Records {
 /// Nanoseconds for a poll that yields a record which is there already.
 async fn polls() -> f64 {
     let contents = Contents { shards: MANY, record_bytes: 100, answers: 100 };
-    let mut stream = records(in_memory::client(Canned::default()), &contents.stream(0));
+    let stream = contents.stream(0);
+    let mut stream = records(in_memory::client(&stream), &stream);
     let (mut read, mut polling) = (0, Duration::ZERO);
     // Dropped when the clock stands: what the SDK has allocated is not ours to free.
     let mut kept = Vec::new();
@@ -61,7 +65,7 @@ async fn polls() -> f64 {
 async fn idle(by_crate: bool) -> f64 {
     const TIME: Duration = Duration::from_secs(120);
     let stream = Contents { shards: MANY, record_bytes: 100, answers: 0 }.stream(0);
-    let client = in_memory::client(Canned::default());
+    let client = in_memory::client(&stream);
     let mut reading = records(client.clone(), &stream);
     let mut tasks = tokio::task::JoinSet::new();
     if by_crate {
@@ -99,16 +103,12 @@ async fn poll_shard(client: Client, stream: String, shard: usize) {
 /// Seconds to read what 16 shards hold, on so many threads.
 fn busy(threads: usize) -> f64 {
     let contents = Contents { shards: 16, record_bytes: 1000, answers: 200 };
-    let canned = Canned::default();
     let stream = contents.stream(0);
-    canned.answer("GetShardIterator", format!(r#"{{"StreamName":"{stream}"}}"#).as_bytes());
+    let client = in_memory::client(&stream);
     let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap();
     let reading = runtime.spawn(async move {
-        let mut stream = records(in_memory::client(canned), &stream);
         let began = Instant::now();
-        for _ in 0..contents.records() {
-            stream.next().await.unwrap().unwrap();
-        }
+        drain(records(client, &stream), contents.records(), false).await;
         began.elapsed().as_secs_f64()
     });
     runtime.block_on(reading).unwrap()

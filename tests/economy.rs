@@ -12,6 +12,8 @@
 mod bare;
 #[path = "support/canned.rs"]
 mod canned;
+#[path = "support/drain.rs"]
+mod drain;
 #[path = "support/in_memory.rs"]
 mod in_memory;
 
@@ -19,8 +21,8 @@ use std::process::Command;
 
 use allocation_counter::{AllocationInfo, measure};
 use aws_sdk_kinesis::Client;
-use canned::{Canned, Contents};
-use futures::StreamExt;
+use canned::Contents;
+use drain::drain;
 use kinestream::{CheckpointOn, Consumer, StartingPosition};
 
 /// Two lengths of a stream, in answers.
@@ -54,22 +56,14 @@ impl Subject {
         let consumer = Consumer::builder(client, stream)
             .starting_position(StartingPosition::TrimHorizon)
             .checkpoint_on(if acknowledged { CheckpointOn::Ack } else { CheckpointOn::Pull });
-        let mut stream = consumer.build().unwrap().records();
-        for _ in 0..records {
-            let record = stream.next().await.unwrap().unwrap();
-            if acknowledged {
-                record.ack();
-            }
-        }
+        drain(consumer.build().unwrap().records(), records, acknowledged).await;
     }
 
     /// What it takes to read so many answers; the answers themselves are made before.
     fn run<T>(self, answers: usize, watch: impl FnOnce(&mut dyn FnMut()) -> T) -> T {
         let contents = self.contents(answers);
         let stream = contents.stream(0);
-        let canned = Canned::default();
-        canned.answer("GetShardIterator", format!(r#"{{"StreamName":"{stream}"}}"#).as_bytes());
-        let client = in_memory::client(canned);
+        let client = in_memory::client(&stream);
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_all().start_paused(true).build().unwrap();
         watch(&mut || runtime.block_on(self.read(client.clone(), &stream, contents.records())))

@@ -16,6 +16,8 @@
 mod bare;
 #[path = "../../tests/support/canned.rs"]
 mod canned;
+#[path = "../../tests/support/drain.rs"]
+mod drain;
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
 #[path = "../../tests/support/free_port.rs"]

@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use aws_sdk_kinesis::Client;
 use cpu_time::ProcessTime;
-use futures::{Stream, StreamExt};
-use kinestream::{CheckpointOn, Consumer, Record, RedisStore, StartingPosition};
+use futures::StreamExt;
+use kinestream::{CheckpointOn, Consumer, RedisStore, StartingPosition};
 use serde::{Deserialize, Serialize};
 
 use crate::bare;
 use crate::canned::Contents;
+use crate::drain::drain;
 use crate::ferrokinesis_server::client_of;
 
 /// What is measured.
@@ -96,20 +97,6 @@ async fn consumer(client: Client, stream: &str, task: &Task) -> Consumer {
         builder
     };
     builder.build().unwrap()
-}
-
-async fn drain(
-    stream: impl Stream<Item = kinestream::Result<Record>>,
-    records: usize,
-    acknowledged: bool,
-) {
-    let mut stream = std::pin::pin!(stream);
-    for _ in 0..records {
-        let record = stream.next().await.unwrap().unwrap();
-        if acknowledged {
-            record.ack();
-        }
-    }
 }
 
 /// The most memory that this process ever held; 0 where the system does not say.

@@ -26,7 +26,10 @@ impl HttpConnector for Connector {
     }
 }
 
-pub(crate) fn client(canned: Canned) -> Client {
+/// The client, for which the answers of that stream are made already.
+pub(crate) fn client(stream: &str) -> Client {
+    let canned = Canned::default();
+    canned.answer("GetShardIterator", format!(r#"{{"StreamName":"{stream}"}}"#).as_bytes());
     let connector = SharedHttpConnector::new(Connector(canned));
     Client::from_conf(
         Config::builder()

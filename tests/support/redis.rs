@@ -3,10 +3,12 @@
 // Each program uses a part of it.
 #![allow(dead_code)]
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use crate::free_port::free_port;
 
@@ -87,17 +89,23 @@ impl RedisServer {
             ),
         };
         // Its own word is taken: whoever answers on the port may be another one's server.
-        let mut log = BufReader::new(process.stdout.take().unwrap());
-        let ready = |line: &String| line.contains("Ready to accept connections");
-        let ready = log.by_ref().lines().map_while(Result::ok).any(|line| ready(&line));
-        if ready {
-            // A full pipe would stop it.
-            std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-            self.process = Some(process);
-        } else {
-            process.wait().unwrap();
+        let log = BufReader::new(process.stdout.take().unwrap());
+        let (tell, told) = mpsc::channel();
+        // To its end: a full pipe would stop the server.
+        std::thread::spawn(move || {
+            for line in log.lines().map_while(Result::ok) {
+                if line.contains("Ready to accept connections") {
+                    let _nobody_waits = tell.send(());
+                }
+            }
+        });
+        self.process = Some(process);
+        let ready = told.recv_timeout(Duration::from_secs(30));
+        assert!(ready != Err(RecvTimeoutError::Timeout), "redis-server was not ready in 30 s");
+        if ready.is_err() {
+            self.kill();
         }
-        ready
+        ready.is_ok()
     }
 }
 
