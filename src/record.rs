@@ -1,5 +1,6 @@
 //! One record, and the names of where it stands.
 
+mod mark;
 mod sequence_number;
 mod shard_id;
 
@@ -10,6 +11,7 @@ use std::time::SystemTime;
 use aws_sdk_kinesis::primitives::DateTime;
 use bytes::Bytes;
 
+pub(crate) use mark::Mark;
 pub use sequence_number::SequenceNumber;
 pub use shard_id::ShardId;
 
@@ -56,7 +58,7 @@ pub(crate) struct Origin {
 pub(crate) trait Finish: Send + Sync {
     /// Record number `number` of the shard, in order of delivery, which stands at this sequence
     /// number, is done with. Saying it twice changes nothing.
-    fn finish(&self, number: u64, sequence_number: &SequenceNumber);
+    fn finish(&self, number: u64, mark: Mark);
 }
 
 /// How a record is encrypted at rest.
@@ -152,7 +154,7 @@ impl Record {
     /// early that the record in hand is done with, before leaving the loop. Calling it twice
     /// changes nothing, and it never blocks.
     pub fn ack(&self) {
-        self.origin.finish.finish(self.number, &self.sequence_number);
+        self.origin.finish.finish(self.number, Mark::from(&self.sequence_number));
     }
 
     /// The bytes that Kinesis counts: payload and key.

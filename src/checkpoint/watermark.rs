@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::Checkpoint;
-use crate::record::{Finish, SequenceNumber};
+use crate::record::{Finish, Mark};
 
 /// What a finished record has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +42,7 @@ struct State {
     /// Every record below this number is finished.
     prefix: u64,
     /// Where the last record of the prefix stands.
-    position: Option<SequenceNumber>,
+    position: Option<Mark>,
     /// Finished records beyond a gap: from the first number of a run to its end.
     islands: BTreeMap<u64, Island>,
     handed_out: u64,
@@ -58,7 +58,7 @@ struct State {
 struct Island {
     /// The number behind the last one.
     end: u64,
-    last: SequenceNumber,
+    last: Mark,
 }
 
 impl Watermark {
@@ -109,8 +109,8 @@ impl Watermark {
         if state.is_complete() {
             return Some(Checkpoint::ShardEnd);
         }
-        state.position.clone().map(|sequence_number| Checkpoint::AfterSequence {
-            sequence_number,
+        state.position.as_ref().map(|mark| Checkpoint::AfterSequence {
+            sequence_number: mark.into(),
             sub_sequence_number: None,
         })
     }
@@ -122,14 +122,14 @@ impl Watermark {
 }
 
 impl Finish for Watermark {
-    fn finish(&self, number: u64, sequence_number: &SequenceNumber) {
+    fn finish(&self, number: u64, mark: Mark) {
         let (advance, waker) = {
             let mut state = self.lock();
             if state.is_finished(number) {
                 return;
             }
             state.unfinished = state.unfinished.saturating_sub(1);
-            let advanced = state.insert(number, sequence_number);
+            let advanced = state.insert(number, mark);
             state.changed |= advanced;
             let advance = match advanced {
                 true if state.is_complete() => Some(Advance::End),
@@ -158,17 +158,16 @@ impl State {
     }
 
     /// Adds an unfinished number to the finished ones; whether the prefix has become longer.
-    fn insert(&mut self, number: u64, sequence_number: &SequenceNumber) -> bool {
+    fn insert(&mut self, number: u64, mark: Mark) -> bool {
         let mut end = number + 1;
-        let mut last = None;
+        let mut last = mark;
         // The common case, record after record, looks at no map.
         if !self.islands.is_empty()
             && let Some(next) = self.islands.remove(&end)
         {
             end = next.end;
-            last = Some(next.last);
+            last = next.last;
         }
-        let last = last.unwrap_or_else(|| sequence_number.clone());
         if number == self.prefix {
             self.prefix = end;
             self.position = Some(last);
@@ -206,6 +205,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::record::SequenceNumber;
+
     /// So many records: each with its number, and a sequence number of 1000 and up with gaps.
     fn records(count: usize) -> Vec<(u64, SequenceNumber)> {
         (0..count as u64)
@@ -237,7 +238,7 @@ mod tests {
                     ended = true;
                 }
                 let (number, sequence_number) = pick.get(&records);
-                watermark.finish(*number, sequence_number);
+                watermark.finish(*number, sequence_number.into());
                 flags[usize::try_from(*number).unwrap()] = true;
 
                 let prefix = flags.iter().take_while(|flag| **flag).count();
@@ -266,7 +267,7 @@ mod tests {
         let watermark = Watermark::new(|_| {});
         for (number, sequence_number) in records(1000).into_iter().skip(1) {
             watermark.hand_out(1);
-            watermark.finish(number, &sequence_number);
+            watermark.finish(number, (&sequence_number).into());
         }
         assert_eq!(watermark.lock().islands.len(), 1);
         assert_eq!(watermark.take_changed(), None);
@@ -280,7 +281,7 @@ mod tests {
         let records = records(2);
         watermark.hand_out(2);
         assert!(watermark.poll_room(&mut context, 2).is_pending());
-        watermark.finish(1, &records[1].1);
+        watermark.finish(1, (&records[1].1).into());
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
         assert_eq!(watermark.poll_room(&mut context, 2), Poll::Ready(1));
     }

@@ -8,9 +8,6 @@ use crate::error::{Error, ErrorKind};
 /// The longest number that the API's pattern, `0|([1-9]\d{0,128})`, lets through.
 const MAX_DIGITS: usize = 129;
 
-/// Numbers up to this length, as the 56 digits of Kinesis are, need no memory of their own.
-const IN_PLACE: usize = 62;
-
 /// The place of a record in its shard: a decimal number of up to 129 digits, ordered as a number.
 ///
 /// Sequence numbers rise along a shard, and with time; between shards they mean nothing.
@@ -26,33 +23,23 @@ const IN_PLACE: usize = 62;
 /// # Ok::<(), kinestream::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct SequenceNumber(Digits);
-
-#[derive(Clone)]
-enum Digits {
-    InPlace { length: u8, bytes: [u8; IN_PLACE] },
-    Boxed(Box<str>),
-}
+pub struct SequenceNumber(pub(super) String);
 
 impl SequenceNumber {
     /// The number as Kinesis writes it.
     pub fn as_str(&self) -> &str {
-        match &self.0 {
-            // Digits are text, so there is no other case.
-            Digits::InPlace { length, bytes } => {
-                std::str::from_utf8(&bytes[..usize::from(*length)]).unwrap_or_default()
-            }
-            Digits::Boxed(text) => text,
-        }
+        &self.0
+    }
+
+    /// The number that Kinesis has written, in the memory that it is in.
+    #[inline]
+    pub(crate) fn of(text: String) -> Result<Self, Error> {
+        if is_valid(text.as_bytes()) { Ok(Self(text)) } else { Err(refused(&text)) }
     }
 
     /// What orders numbers without leading zeros: the longer one is the greater one.
-    fn order(&self) -> (usize, &[u8]) {
-        let digits = match &self.0 {
-            Digits::InPlace { length, bytes } => &bytes[..usize::from(*length)],
-            Digits::Boxed(text) => text.as_bytes(),
-        };
-        (digits.len(), digits)
+    fn order(&self) -> (usize, &str) {
+        (self.0.len(), &self.0)
     }
 }
 
@@ -64,35 +51,23 @@ impl FromStr for SequenceNumber {
     /// [`ErrorKind::Configuration`] where it is not a decimal number of at most 129 digits
     /// without leading zeros.
     fn from_str(text: &str) -> Result<Self, Error> {
-        let digits = text.as_bytes();
-        // What is left of the place is digits too, so that all of it is looked at in the same way.
-        let mut bytes = [b'0'; IN_PLACE];
-        let length = match (bytes.get_mut(..digits.len()), u8::try_from(digits.len())) {
-            (Some(place), Ok(length)) => {
-                place.copy_from_slice(digits);
-                Some(length)
-            }
-            _ => None,
-        };
-        let valid = matches!(digits, b"0" | [b'1'..=b'9', ..])
-            && match length {
-                Some(_) => all_digits(&bytes),
-                None => digits.len() <= MAX_DIGITS && all_digits(digits),
-            };
-        if !valid {
-            return Err(Error::new(
-                ErrorKind::Configuration,
-                format!(
-                    "{text:?} is not a sequence number: a decimal number of at most 129 digits, \
-                     without leading zeros"
-                ),
-            ));
-        }
-        Ok(Self(match length {
-            Some(length) => Digits::InPlace { length, bytes },
-            None => Digits::Boxed(text.into()),
-        }))
+        Self::of(text.to_owned())
     }
+}
+
+fn is_valid(digits: &[u8]) -> bool {
+    matches!(digits, b"0" | [b'1'..=b'9', ..]) && digits.len() <= MAX_DIGITS && all_digits(digits)
+}
+
+#[cold]
+fn refused(text: &str) -> Error {
+    Error::new(
+        ErrorKind::Configuration,
+        format!(
+            "{text:?} is not a sequence number: a decimal number of at most 129 digits, without \
+             leading zeros"
+        ),
+    )
 }
 
 /// Looks at all of them, whatever the first ones are: that is many at a time, and there is one

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::CheckpointOn;
 use crate::error::{Error, Result};
-use crate::record::{Record, SequenceNumber};
+use crate::record::{Mark, Record};
 use crate::source::{Batch, Space};
 
 /// The most records of one shard before the next shard's turn.
@@ -127,7 +127,7 @@ pub(crate) struct Handout {
     run: Option<Run>,
     on_pull: bool,
     /// The record that the caller has in hand: its number, and its place in the shard.
-    last: Option<(u64, SequenceNumber)>,
+    last: Option<(u64, Mark)>,
 }
 
 impl Handout {
@@ -138,8 +138,8 @@ impl Handout {
     /// The caller has polled again: it is done with the last record.
     pub(crate) fn finish_last(&mut self) {
         // It is of this run, which ends only when it is polled beyond its last record.
-        if let (Some((number, place)), Some(run)) = (self.last.take(), &self.run) {
-            run.buffer.batch.origin().finish.finish(number, &place);
+        if let (Some((number, mark)), Some(run)) = (self.last.take(), &self.run) {
+            run.buffer.batch.origin().finish.finish(number, mark);
         }
     }
 
@@ -148,7 +148,7 @@ impl Handout {
         let record = self.run.as_mut().and_then(Run::next);
         match &record {
             Some(record) if self.on_pull => {
-                self.last = Some((record.number, record.sequence_number.clone()));
+                self.last = Some((record.number, Mark::from(&record.sequence_number)));
             }
             Some(_) => {}
             // The memory is given back as soon as the caller is done with the last record.

@@ -26,7 +26,8 @@ impl Batch {
         while let Some(record) = self.records.as_slice().first() {
             let arrival =
                 record.approximate_arrival_timestamp.and_then(|time| time.try_into().ok());
-            if !position.is_past(&self.place(record)?, arrival) {
+            let place = record.sequence_number.parse().map_err(|error| self.misplaced(error))?;
+            if !position.is_past(&place, arrival) {
                 break;
             }
             self.records.next();
@@ -54,7 +55,13 @@ impl Batch {
     #[inline]
     pub(crate) fn next(&mut self, number: u64) -> Option<Result<Record>> {
         let record = self.records.next()?;
-        Some(self.place(&record).map(|sequence_number| Record {
+        let sequence_number = match SequenceNumber::of(record.sequence_number) {
+            Ok(sequence_number) => sequence_number,
+            Err(error) => return Some(Err(self.misplaced(error))),
+        };
+        Some(Ok(Record {
+            data: record.data.into_bytes(),
+            partition_key: record.partition_key,
             sequence_number,
             sub_sequence_number: 0,
             approximate_arrival: record.approximate_arrival_timestamp,
@@ -62,19 +69,16 @@ impl Batch {
                 Some(types::EncryptionType::Kms) => EncryptionType::Kms,
                 _ => EncryptionType::None,
             },
-            data: record.data.into_bytes(),
-            partition_key: record.partition_key,
             number,
             origin: Arc::clone(&self.origin),
         }))
     }
 
-    fn place(&self, record: &types::Record) -> Result<SequenceNumber> {
-        record.sequence_number.parse().map_err(|error: Error| {
-            Error::new(ErrorKind::Rejected, "GetRecords gave a record without a place")
-                .with_source(error)
-                .in_stream(&self.origin.stream)
-                .in_shard(self.origin.shard_id.as_str())
-        })
+    #[cold]
+    fn misplaced(&self, error: Error) -> Error {
+        Error::new(ErrorKind::Rejected, "GetRecords gave a record without a place")
+            .with_source(error)
+            .in_stream(&self.origin.stream)
+            .in_shard(self.origin.shard_id.as_str())
     }
 }
