@@ -37,7 +37,9 @@ pub struct Record {
     pub(crate) partition_key: Option<String>,
     pub(crate) sequence_number: SequenceNumber,
     pub(crate) sub_sequence_number: u64,
-    pub(crate) approximate_arrival: Option<DateTime>,
+    /// In milliseconds, which is all that Kinesis says: a record is moved from hand to hand, and
+    /// up to 128 bytes are moved at once.
+    pub(crate) arrival_millis: Option<i64>,
     pub(crate) encryption_type: EncryptionType,
     /// In the order of delivery in this shard, from 0.
     pub(crate) number: u64,
@@ -58,7 +60,7 @@ pub(crate) struct Origin {
 pub(crate) trait Finish: Send + Sync {
     /// Record number `number` of the shard, in order of delivery, which stands at this sequence
     /// number, is done with. Saying it twice changes nothing.
-    fn finish(&self, number: u64, mark: Mark);
+    fn finish(&self, number: u64, mark: &Mark);
 }
 
 /// How a record is encrypted at rest.
@@ -125,7 +127,7 @@ impl Record {
     /// When Kinesis took the record in, to the millisecond, without a promise that it rises
     /// along a shard.
     pub fn approximate_arrival(&self) -> Option<SystemTime> {
-        self.approximate_arrival.and_then(|time| time.try_into().ok())
+        self.arrival_millis.and_then(|millis| DateTime::from_millis(millis).try_into().ok())
     }
 
     /// How far, in milliseconds, the answer that held this record was from the tip of the shard:
@@ -154,7 +156,7 @@ impl Record {
     /// early that the record in hand is done with, before leaving the loop. Calling it twice
     /// changes nothing, and it never blocks.
     pub fn ack(&self) {
-        self.origin.finish.finish(self.number, Mark::from(&self.sequence_number));
+        self.origin.finish.finish(self.number, &Mark::from(&self.sequence_number));
     }
 
     /// The bytes that Kinesis counts: payload and key.

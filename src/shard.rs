@@ -136,8 +136,9 @@ impl Stream for ShardStream {
             if reading.is_closed() {
                 handout.clear();
             }
-            if let Some(record) = handout.next() {
-                return Poll::Ready(Some(Ok(record)));
+            let record = handout.next();
+            if record.is_some() {
+                return Poll::Ready(record);
             }
             match ready!(reading.poll_run(context)) {
                 Some(Ok(run)) => handout.give(run),

@@ -41,8 +41,8 @@ pub(crate) struct Watermark {
 struct State {
     /// Every record below this number is finished.
     prefix: u64,
-    /// Where the last record of the prefix stands.
-    position: Option<Mark>,
+    /// Where the last record of the prefix stands, once there is one.
+    position: Mark,
     /// Finished records beyond a gap: from the first number of a run to its end.
     islands: BTreeMap<u64, Island>,
     handed_out: u64,
@@ -109,8 +109,8 @@ impl Watermark {
         if state.is_complete() {
             return Some(Checkpoint::ShardEnd);
         }
-        state.position.as_ref().map(|mark| Checkpoint::AfterSequence {
-            sequence_number: mark.into(),
+        Some(Checkpoint::AfterSequence {
+            sequence_number: (&state.position).into(),
             sub_sequence_number: None,
         })
     }
@@ -122,7 +122,7 @@ impl Watermark {
 }
 
 impl Finish for Watermark {
-    fn finish(&self, number: u64, mark: Mark) {
+    fn finish(&self, number: u64, mark: &Mark) {
         let (advance, waker) = {
             let mut state = self.lock();
             if state.is_finished(number) {
@@ -158,19 +158,20 @@ impl State {
     }
 
     /// Adds an unfinished number to the finished ones; whether the prefix has become longer.
-    fn insert(&mut self, number: u64, mark: Mark) -> bool {
-        let mut end = number + 1;
-        let mut last = mark;
+    fn insert(&mut self, number: u64, mark: &Mark) -> bool {
         // The common case, record after record, looks at no map.
-        if !self.islands.is_empty()
-            && let Some(next) = self.islands.remove(&end)
-        {
-            end = next.end;
-            last = next.last;
+        if number == self.prefix && self.islands.is_empty() {
+            self.prefix += 1;
+            self.position = *mark;
+            return true;
         }
+        let (end, last) = match self.islands.remove(&(number + 1)) {
+            Some(next) => (next.end, next.last),
+            None => (number + 1, *mark),
+        };
         if number == self.prefix {
             self.prefix = end;
-            self.position = Some(last);
+            self.position = last;
             return true;
         }
         match self.islands.range_mut(..number).next_back() {
@@ -238,7 +239,7 @@ mod tests {
                     ended = true;
                 }
                 let (number, sequence_number) = pick.get(&records);
-                watermark.finish(*number, sequence_number.into());
+                watermark.finish(*number, &sequence_number.into());
                 flags[usize::try_from(*number).unwrap()] = true;
 
                 let prefix = flags.iter().take_while(|flag| **flag).count();
@@ -267,7 +268,7 @@ mod tests {
         let watermark = Watermark::new(|_| {});
         for (number, sequence_number) in records(1000).into_iter().skip(1) {
             watermark.hand_out(1);
-            watermark.finish(number, (&sequence_number).into());
+            watermark.finish(number, &(&sequence_number).into());
         }
         assert_eq!(watermark.lock().islands.len(), 1);
         assert_eq!(watermark.take_changed(), None);
@@ -281,7 +282,7 @@ mod tests {
         let records = records(2);
         watermark.hand_out(2);
         assert!(watermark.poll_room(&mut context, 2).is_pending());
-        watermark.finish(1, (&records[1].1).into());
+        watermark.finish(1, &(&records[1].1).into());
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
         assert_eq!(watermark.poll_room(&mut context, 2), Poll::Ready(1));
     }

@@ -80,8 +80,9 @@ impl Stream for Records {
             this.handout.clear();
         }
         loop {
-            if let Some(record) = this.handout.next() {
-                return Poll::Ready(Some(Ok(record)));
+            let record = this.handout.next();
+            if record.is_some() {
+                return Poll::Ready(record);
             }
             if let Err(error) = this.poll_shards(context) {
                 return Poll::Ready(Some(Err(error)));

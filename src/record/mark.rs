@@ -1,43 +1,48 @@
 use super::SequenceNumber;
+use super::sequence_number::MAX_DIGITS;
 
-/// Numbers up to this length, as the 56 digits of Kinesis are, need no memory of their own.
-const IN_PLACE: usize = 62;
+/// A copy of a sequence number, which there is one of for each record that is finished: made and
+/// copied without taking memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Mark {
+    length: u8,
+    digits: [u8; MAX_DIGITS],
+}
 
-/// A copy of a sequence number, which there is one of for each record that is finished: as long
-/// as Kinesis's are, it is made without taking memory.
-#[derive(Clone)]
-pub(crate) struct Mark(Digits);
+impl Mark {
+    /// Becomes a copy of the number.
+    #[inline]
+    pub(crate) fn set(&mut self, number: &SequenceNumber) {
+        let digits = number.as_str().as_bytes();
+        // No number is longer.
+        if let (Ok(length), Some(place)) =
+            (u8::try_from(digits.len()), self.digits.get_mut(..digits.len()))
+        {
+            place.copy_from_slice(digits);
+            self.length = length;
+        }
+    }
+}
 
-#[derive(Clone)]
-enum Digits {
-    InPlace { length: u8, bytes: [u8; IN_PLACE] },
-    Boxed(Box<str>),
+impl Default for Mark {
+    fn default() -> Self {
+        Self { length: 1, digits: [b'0'; MAX_DIGITS] }
+    }
 }
 
 impl From<&SequenceNumber> for Mark {
     #[inline]
     fn from(number: &SequenceNumber) -> Self {
-        let digits = number.as_str().as_bytes();
-        let mut bytes = [0; IN_PLACE];
-        Self(match (bytes.get_mut(..digits.len()), u8::try_from(digits.len())) {
-            (Some(place), Ok(length)) => {
-                place.copy_from_slice(digits);
-                Digits::InPlace { length, bytes }
-            }
-            _ => Digits::Boxed(number.as_str().into()),
-        })
+        let mut mark = Self::default();
+        mark.set(number);
+        mark
     }
 }
 
 impl From<&Mark> for SequenceNumber {
     fn from(mark: &Mark) -> Self {
-        Self(match &mark.0 {
-            // Digits are text, so nothing is replaced.
-            Digits::InPlace { length, bytes } => {
-                String::from_utf8_lossy(&bytes[..usize::from(*length)]).into_owned()
-            }
-            Digits::Boxed(text) => text.to_string(),
-        })
+        // Digits are text, so nothing is replaced.
+        Self(String::from_utf8_lossy(&mark.digits[..usize::from(mark.length)]).into_owned())
     }
 }
 

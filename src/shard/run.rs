@@ -126,8 +126,10 @@ impl Run {
 pub(crate) struct Handout {
     run: Option<Run>,
     on_pull: bool,
-    /// The record that the caller has in hand: its number, and its place in the shard.
-    last: Option<(u64, Mark)>,
+    /// The number of the record that the caller has in hand.
+    in_hand: Option<u64>,
+    /// Where that record stands in its shard.
+    mark: Mark,
 }
 
 impl Handout {
@@ -138,17 +140,18 @@ impl Handout {
     /// The caller has polled again: it is done with the last record.
     pub(crate) fn finish_last(&mut self) {
         // It is of this run, which ends only when it is polled beyond its last record.
-        if let (Some((number, mark)), Some(run)) = (self.last.take(), &self.run) {
-            run.buffer.batch.origin().finish.finish(number, mark);
+        if let (Some(number), Some(run)) = (self.in_hand.take(), &self.run) {
+            run.buffer.batch.origin().finish.finish(number, &self.mark);
         }
     }
 
     #[inline]
-    pub(crate) fn next(&mut self) -> Option<Record> {
-        let record = self.run.as_mut().and_then(Run::next);
+    pub(crate) fn next(&mut self) -> Option<Result<Record>> {
+        let record = self.run.as_mut().and_then(Run::next).map(Ok);
         match &record {
-            Some(record) if self.on_pull => {
-                self.last = Some((record.number, Mark::from(&record.sequence_number)));
+            Some(Ok(record)) if self.on_pull => {
+                self.in_hand = Some(record.number);
+                self.mark.set(&record.sequence_number);
             }
             Some(_) => {}
             // The memory is given back as soon as the caller is done with the last record.

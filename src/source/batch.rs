@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::vec;
 
+use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -64,7 +65,7 @@ impl Batch {
             partition_key: record.partition_key,
             sequence_number,
             sub_sequence_number: 0,
-            approximate_arrival: record.approximate_arrival_timestamp,
+            arrival_millis: record.approximate_arrival_timestamp.and_then(millis),
             encryption_type: match record.encryption_type {
                 Some(types::EncryptionType::Kms) => EncryptionType::Kms,
                 _ => EncryptionType::None,
@@ -81,4 +82,9 @@ impl Batch {
             .in_stream(&self.origin.stream)
             .in_shard(self.origin.shard_id.as_str())
     }
+}
+
+#[inline]
+fn millis(time: DateTime) -> Option<i64> {
+    time.secs().checked_mul(1000)?.checked_add(i64::from(time.subsec_nanos() / 1_000_000))
 }
