@@ -189,7 +189,8 @@ impl ConsumerBuilder {
     /// The most bytes of payloads and partition keys that are buffered, over all shards. One
     /// batch, which may have 10 MiB, always fits.
     ///
-    /// An answer for which there is no room is not read: its shard asks again when there is.
+    /// While an answer is read it counts twice, as its text and as the records made of it. One for
+    /// which there is no room is not read: its shard asks again when there is.
     ///
     /// Default: 64 MiB. At least 1.
     pub fn max_buffered_bytes(mut self, bytes: usize) -> Self {

@@ -36,7 +36,7 @@ use crate::record::{Finish, Origin, ShardId};
 const ITERATOR_LIFE: Duration = Duration::from_secs(270);
 
 /// What is granted at least, before it is known how much it takes.
-const SMALL_ANSWER: usize = 64 * 1024;
+const SMALL_ANSWER: usize = 32 * 1024;
 
 /// What it takes to poll one shard.
 pub(crate) struct Polling {

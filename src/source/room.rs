@@ -19,6 +19,10 @@ use super::budget::{Budget, Space};
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
 pub(super) const LARGEST_ANSWER: usize = 10 * 1024 * 1024;
 
+/// What an answer takes while it is read, in lengths of its text: the text, and the records that
+/// are made of it, which hold three quarters of it as payloads, beside their keys and numbers.
+const WHILE_READ: usize = 2;
+
 /// The memory of one answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Room {
@@ -37,7 +41,7 @@ struct Answer {
 impl Room {
     /// Waits for the memory of an answer that is expected to be so long.
     pub(super) async fn reserve(budget: &Budget, length: usize) -> Self {
-        let space = budget.reserve(length).await;
+        let space = budget.reserve(while_read(length)).await;
         let answer = Answer { length, space, was_short: false };
         Self { budget: budget.clone(), answer: Arc::new(Mutex::new(answer)) }
     }
@@ -63,13 +67,17 @@ impl Room {
     fn fit(&self, length: usize) -> bool {
         let mut answer = self.lock();
         answer.length = length;
-        answer.was_short = !self.budget.resize(&mut answer.space, length);
+        answer.was_short = !self.budget.resize(&mut answer.space, while_read(length));
         !answer.was_short
     }
 
     fn lock(&self) -> MutexGuard<'_, Answer> {
         self.answer.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn while_read(length: usize) -> usize {
+    length.saturating_mul(WHILE_READ)
 }
 
 impl Intercept for Room {
