@@ -1,9 +1,11 @@
 //! What another wire protocol would spare: the bare loop of the SDK over JSON, which it speaks, and over
 //! CBOR, which Kinesis speaks too and in which payloads are bytes and not base64.
 //!
-//!     cargo bench --features testing --bench protocols
+//!     cargo bench --bench protocols
 // A benchmark that cannot go on says so by a panic.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss)]
+
+use std::fmt::Write;
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::http::{HttpRequest, HttpResponse};
@@ -96,13 +98,14 @@ fn answers(records: usize, bytes: usize) -> Canned {
         );
         let key = format!("customer-{:04}", record % 1000);
         let comma = if record == 0 { "" } else { "," };
-        json += &format!(
-            r#"{comma}{{"SequenceNumber":"{number}","PartitionKey":"{key}","ApproximateArrivalTimestamp":1767225600.{:03},"Data":"{text}"}}"#,
-            record % 1000
+        let millis = record % 1000;
+        let _ = write!(
+            json,
+            r#"{comma}{{"SequenceNumber":"{number}","PartitionKey":"{key}","ApproximateArrivalTimestamp":1767225600.{millis:03},"Data":"{text}"}}"#,
         );
         cbor.map(4).str("SequenceNumber").str(&number).str("PartitionKey").str(&key);
         cbor.str("ApproximateArrivalTimestamp")
-            .timestamp(&DateTime::from_millis(1_767_225_600_000 + record as i64 % 1000));
+            .timestamp(&DateTime::from_secs_and_nanos(1_767_225_600, millis as u32 * 1_000_000));
         cbor.str("Data").blob_bytes(&data);
     }
     json += "]}";

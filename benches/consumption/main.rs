@@ -52,6 +52,7 @@ fn subjects() -> Vec<Subject> {
     let records = |name: &str, shards| subject(name, Reader::Records, shards);
     vec![
         subject("bare", Reader::Bare, 1),
+        subject("bare-16", Reader::Bare, 16),
         subject("shards-1", Reader::Shards, 1),
         records("records-1", 1),
         records("records-16", 16),
@@ -136,12 +137,12 @@ fn compare(options: &Options) {
     let mut report = Report::default();
     let mut unique = 0;
     for &record_bytes in &options.sizes {
-        // A server for each size: it keeps the answers of every stream.
         for round in 0..options.rounds {
+            // One for each round: it keeps the answers of every stream.
             let (_server, kinesis) = start_server();
             let mut subjects = subjects();
             let wanted = |subject: &Subject| {
-                subject.reader == Reader::Bare
+                subject.name == "bare"
                     || options.only.as_ref().is_none_or(|only| subject.name == *only)
             };
             subjects.retain(wanted);

@@ -67,7 +67,7 @@ pub(crate) fn measure(task: &Task) -> Cost {
         client.list_shards().stream_name(&stream).send().await.unwrap();
         let (cpu, began) = (ProcessTime::now(), Instant::now());
         match task.subject.reader {
-            Reader::Bare => bare::read(&client, &stream, records).await,
+            Reader::Bare => bare::read(&client, &stream, task.subject.shards, records).await,
             Reader::Shards => {
                 let consumer = consumer(client, &stream, task).await;
                 let shard = consumer.shards().next().await.unwrap().unwrap();
@@ -95,6 +95,10 @@ async fn consumer(client: Client, stream: &str, task: &Task) -> Consumer {
         builder.store(RedisStore::connect(&task.redis).await.unwrap())
     } else {
         builder
+    };
+    let builder = match std::env::var("BUF") {
+        Ok(b) => builder.max_buffered_bytes(b.parse::<usize>().unwrap() << 20),
+        _ => builder,
     };
     builder.build().unwrap()
 }
