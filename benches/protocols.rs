@@ -91,10 +91,10 @@ fn answers(records: usize, bytes: usize) -> Canned {
     cbor.str("Records").array(records);
     let data = vec![0; bytes];
     let text = aws_smithy_types::base64::encode(&data);
-    for record in 0..records {
+    for record in 0..u32::try_from(records).unwrap() {
         let number = format!(
             "{}40286938361538357109",
-            495_903_382_714_902_566_085_596_925_383_u128 + record as u128
+            495_903_382_714_902_566_085_596_925_383_u128 + u128::from(record)
         );
         let key = format!("customer-{:04}", record % 1000);
         let comma = if record == 0 { "" } else { "," };
@@ -105,7 +105,7 @@ fn answers(records: usize, bytes: usize) -> Canned {
         );
         cbor.map(4).str("SequenceNumber").str(&number).str("PartitionKey").str(&key);
         cbor.str("ApproximateArrivalTimestamp")
-            .timestamp(&DateTime::from_secs_and_nanos(1_767_225_600, millis as u32 * 1_000_000));
+            .timestamp(&DateTime::from_secs_and_nanos(1_767_225_600, millis * 1_000_000));
         cbor.str("Data").blob_bytes(&data);
     }
     json += "]}";

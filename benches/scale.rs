@@ -7,6 +7,8 @@
 // A benchmark that cannot go on says so by a panic.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss)]
 
+#[path = "../tests/support/bare.rs"]
+mod bare;
 #[path = "../tests/support/canned.rs"]
 mod canned;
 #[path = "../tests/support/drain.rs"]
@@ -17,7 +19,6 @@ mod in_memory;
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::types::ShardIteratorType;
 use canned::Contents;
 use cpu_time::ProcessTime;
 use drain::drain;
@@ -71,8 +72,9 @@ async fn idle(by_crate: bool) -> f64 {
     if by_crate {
         let _nothing = timeout(Duration::from_secs(5), reading.next()).await;
     } else {
-        (0..MANY)
-            .for_each(|shard| drop(tasks.spawn(poll_shard(client.clone(), stream.clone(), shard))));
+        (0..MANY).for_each(|shard| {
+            drop(tasks.spawn(bare::follow(client.clone(), stream.clone(), shard)));
+        });
         sleep(Duration::from_secs(5)).await;
     }
     let cpu = ProcessTime::now();
@@ -83,21 +85,6 @@ async fn idle(by_crate: bool) -> f64 {
         sleep(TIME).await;
     }
     cpu.elapsed().as_secs_f64() / TIME.as_secs_f64()
-}
-
-async fn poll_shard(client: Client, stream: String, shard: usize) {
-    let placed = client
-        .get_shard_iterator()
-        .stream_name(stream)
-        .shard_id(format!("shardId-{shard:012}"))
-        .shard_iterator_type(ShardIteratorType::TrimHorizon);
-    let mut iterator = placed.send().await.unwrap().shard_iterator;
-    let mut ticks = tokio::time::interval(Duration::from_secs(1));
-    loop {
-        ticks.tick().await;
-        let call = client.get_records().set_shard_iterator(iterator).limit(10_000);
-        iterator = call.send().await.unwrap().next_shard_iterator;
-    }
 }
 
 /// Seconds to read what 16 shards hold, on so many threads.

@@ -22,6 +22,7 @@ mod drain;
 mod ferrokinesis_server;
 #[path = "../../tests/support/free_port.rs"]
 mod free_port;
+mod idle;
 #[path = "../../tests/support/redis.rs"]
 mod redis_server;
 mod report;
@@ -31,9 +32,12 @@ mod subject;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
+use idle::{Effort, Following};
 use redis_server::RedisServer;
 use report::Report;
-use subject::{Cost, Reader, Subject, Task};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use subject::{Reader, Subject, Task};
 
 /// As many bytes as make a second or two of reading.
 const BYTES: usize = 500 << 20;
@@ -109,9 +113,10 @@ fn start_server() -> (Server, u16) {
     (Server(child), port.trim().parse().unwrap())
 }
 
-fn run(task: &Task) -> Cost {
+/// What a process of its own finds.
+fn run<T: DeserializeOwned>(what: &str, task: &impl Serialize) -> T {
     let task = serde_json::to_string(task).unwrap();
-    let output = this_program(&["read", &task]).stderr(Stdio::inherit()).output().unwrap();
+    let output = this_program(&[what, &task]).stderr(Stdio::inherit()).output().unwrap();
     assert!(output.status.success(), "{task}");
     serde_json::from_slice(&output.stdout).unwrap()
 }
@@ -124,12 +129,35 @@ fn main() {
             let task = serde_json::from_str(&arguments[1]).unwrap();
             println!("{}", serde_json::to_string(&subject::measure(&task)).unwrap());
         }
+        Some("follow") => {
+            let following = serde_json::from_str(&arguments[1]).unwrap();
+            println!("{}", serde_json::to_string(&idle::measure(&following)).unwrap());
+        }
         // So do `cargo test --benches` and an accidental build with pauses end at once.
         _ if option_env!("KINESTREAM_UNPACED").is_none() => {
             println!("build it with KINESTREAM_UNPACED=1, or it measures the pauses of Kinesis");
         }
         _ => compare(&Options::of(&arguments)),
     }
+}
+
+/// Compares what it takes to follow shards that have nothing new.
+fn follow() {
+    let (_server, kinesis) = start_server();
+    let [bare, ours] = [false, true].map(|by_crate| {
+        eprintln!("{} shards without news, by the crate: {by_crate}", idle::SHARDS);
+        run::<Effort>("follow", &Following { by_crate, kinesis })
+    });
+    let mebibytes = |effort: Effort| effort.peak_bytes >> 20;
+    println!(
+        "{} shards without news, asked each second: {:.2} % of a core and {} MiB, beside {:.2} % \
+         and {} MiB by loops of the SDK",
+        idle::SHARDS,
+        ours.cores * 100.0,
+        mebibytes(ours),
+        bare.cores * 100.0,
+        mebibytes(bare),
+    );
 }
 
 fn compare(options: &Options) {
@@ -155,11 +183,14 @@ fn compare(options: &Options) {
                 let redis = redis.url();
                 let task = Task { subject, kinesis, redis, record_bytes, answers, unique };
                 eprintln!("{record_bytes} bytes, round {}: {}", round + 1, task.subject.name);
-                report.add(record_bytes, round, &task.subject.name, run(&task));
+                report.add(record_bytes, round, &task.subject.name, run("read", &task));
             }
         }
     }
     println!("{report}");
+    if options.only.is_none() {
+        follow();
+    }
     if let Some(file) = &options.json {
         std::fs::write(file, report.to_json()).unwrap();
     }

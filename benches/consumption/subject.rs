@@ -104,7 +104,7 @@ async fn consumer(client: Client, stream: &str, task: &Task) -> Consumer {
 }
 
 /// The most memory that this process ever held; 0 where the system does not say.
-fn peak_bytes() -> u64 {
+pub(crate) fn peak_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());

@@ -1,6 +1,10 @@
 //! The loop that all is compared with: the SDK's `GetRecords`, again and again.
 
+// Each program uses a part of it.
+#![allow(dead_code)]
+
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::types::ShardIteratorType;
@@ -13,12 +17,7 @@ pub(crate) async fn read(client: &Client, stream: &str, shards: usize, records: 
 }
 
 async fn read_shard(client: &Client, stream: &str, shard: usize, left: &AtomicUsize) {
-    let placed = client
-        .get_shard_iterator()
-        .stream_name(stream)
-        .shard_id(format!("shardId-{shard:012}"))
-        .shard_iterator_type(ShardIteratorType::TrimHorizon);
-    let mut iterator = placed.send().await.unwrap().shard_iterator;
+    let mut iterator = iterator(client, stream, shard).await;
     while left.load(Ordering::Relaxed) > 0 {
         let call = client.get_records().set_shard_iterator(iterator).limit(10_000);
         let answer = call.send().await.unwrap();
@@ -26,4 +25,24 @@ async fn read_shard(client: &Client, stream: &str, shard: usize, left: &AtomicUs
         left.fetch_sub(answer.records.len(), Ordering::Relaxed);
         answer.records.into_iter().for_each(drop);
     }
+}
+
+/// Asks one shard for news each second.
+pub(crate) async fn follow(client: Client, stream: String, shard: usize) {
+    let mut iterator = iterator(&client, &stream, shard).await;
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        ticks.tick().await;
+        let call = client.get_records().set_shard_iterator(iterator).limit(10_000);
+        iterator = call.send().await.unwrap().next_shard_iterator;
+    }
+}
+
+async fn iterator(client: &Client, stream: &str, shard: usize) -> Option<String> {
+    let placed = client
+        .get_shard_iterator()
+        .stream_name(stream)
+        .shard_id(format!("shardId-{shard:012}"))
+        .shard_iterator_type(ShardIteratorType::TrimHorizon);
+    placed.send().await.unwrap().shard_iterator
 }
