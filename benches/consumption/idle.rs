@@ -25,6 +25,7 @@ pub(crate) struct Following {
     /// By the crate, or by a loop of the SDK for each shard.
     pub(crate) by_crate: bool,
     pub(crate) kinesis: u16,
+    pub(crate) round: u32,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -40,7 +41,7 @@ pub(crate) fn measure(following: &Following) -> Effort {
     runtime.block_on(async {
         let client = client_of(following.kinesis);
         let contents = Contents { shards: SHARDS, record_bytes: 100, answers: 0 };
-        let stream = contents.stream(u32::from(following.by_crate));
+        let stream = contents.stream(2 * following.round + u32::from(following.by_crate));
         let builder = Consumer::builder(client.clone(), &stream)
             .starting_position(StartingPosition::TrimHorizon);
         let mut records = builder.build().unwrap().records();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::types::ShardIteratorType;
 use futures::future::join_all;
+use tokio::time::{interval, sleep};
 
 /// Reads so many records, by a loop for each shard, and drops each.
 pub(crate) async fn read(client: &Client, stream: &str, shards: usize, records: usize) {
@@ -27,10 +28,11 @@ async fn read_shard(client: &Client, stream: &str, shard: usize, left: &AtomicUs
     }
 }
 
-/// Asks one shard for news each second.
+/// Asks one shard for news each second, at a moment of its own.
 pub(crate) async fn follow(client: Client, stream: String, shard: usize) {
     let mut iterator = iterator(&client, &stream, shard).await;
-    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    sleep(Duration::from_millis(fastrand::u64(..1000))).await;
+    let mut ticks = interval(Duration::from_secs(1));
     loop {
         ticks.tick().await;
         let call = client.get_records().set_shard_iterator(iterator).limit(10_000);
