@@ -1,7 +1,7 @@
 //! What another wire protocol would spare: the bare loop of the SDK over JSON, which it speaks, and over
 //! CBOR, which Kinesis speaks too and in which payloads are bytes and not base64.
 //!
-//!     cargo bench --bench protocols
+//!     cargo bench --features testing --bench protocols
 // A benchmark that cannot go on says so by a panic.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss)]
 
