@@ -30,7 +30,7 @@ const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a record is finished as soon as it is handed out",
         file: "shard/run.rs",
-        right: "self.last = Some((record.number, record.sequence_number.clone()));",
+        right: "self.in_hand = Some(record.number);",
         wrong: "record.ack();",
         breaks: &["NotPastUnfinished"],
     },
@@ -128,8 +128,8 @@ const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a position goes back to the beginning at every third record",
         file: "checkpoint/watermark.rs",
-        right: "self.position = Some(last);",
-        wrong: "self.position = Some(if end % 3 == 2 { \"1\".parse().unwrap_or(last) } else { last });",
+        right: "self.position = *mark;",
+        wrong: "self.position = if self.prefix % 3 == 2 { Mark::default() } else { *mark };",
         breaks: &["NeverBackwards", "FewRepeats"],
     },
     Mistake {
