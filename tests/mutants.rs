@@ -229,7 +229,7 @@ impl Copy {
     fn simulate(&self) -> Option<String> {
         let mut command = Command::new(env!("CARGO"));
         command
-            .args(["test", "--locked", "--features", "redis-tls,testing"])
+            .args(["test", "--locked", "--all-features"])
             .args(["--test", "simulation", "--"])
             .args(["--ignored", "--nocapture", "many"])
             .current_dir(&self.folder)

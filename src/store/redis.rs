@@ -1,12 +1,17 @@
+mod connection;
+mod errors;
+#[cfg(feature = "redis-sentinel")]
+mod sentinel;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
+use connection::{Connection, parse};
+use errors::{no_checkpoint, other_format, sort};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, RedisError, RedisResult, Script, ServerErrorKind};
+use redis::{RedisResult, Script, ServerErrorKind};
 
 use super::{CheckpointStore, Scope};
 use crate::checkpoint::Checkpoint;
@@ -16,12 +21,6 @@ use crate::record::ShardId;
 /// The version of the layout of keys and values.
 const FORMAT: &str = "1";
 
-/// A server in the same network answers a connection in milliseconds.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A save of a thousand shards takes Redis a few milliseconds.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Keeps positions in Redis 6.2 or newer, or Valkey.
 ///
 /// One connection, which is made anew whenever it is lost; the clones of a store share it. All
@@ -29,11 +28,17 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// to it that none moves backwards. The keys are laid out for people to read: see
 /// [the module's page](crate::store#what-is-in-redis).
 ///
+/// # Clusters and sentinels
+///
+/// All keys of one application and stream share a hash tag, so they live on one node of a Redis
+/// Cluster. With the cargo feature `redis-cluster` the store finds that node, also when it changes:
+/// `connect` sees for itself that a server is one of a cluster, and `connect_cluster` takes several
+/// of its nodes, so that one may be down. With `redis-sentinel`, `connect_sentinel` follows the
+/// master that sentinels name.
+///
 /// # Limits
 ///
-/// A connection or an answer that takes longer than 5 seconds has failed. All keys of one
-/// application and stream share a hash tag, as Redis Cluster needs it, but the store speaks to
-/// the one server that the URL names.
+/// A connection or an answer that takes longer than 5 seconds has failed.
 ///
 /// ```no_run
 /// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
@@ -46,7 +51,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// ```
 #[derive(Clone)]
 pub struct RedisStore {
-    connection: ConnectionManager,
+    connection: Connection,
     save: Arc<Script>,
     /// Where the server is, without its secrets.
     address: Arc<str>,
@@ -64,63 +69,145 @@ impl RedisStore {
     /// missing password; [`StoreUnavailable`](ErrorKind::StoreUnavailable) where there is no
     /// server. The URL's secrets are in none of them.
     pub async fn connect(url: &str) -> Result<Self> {
-        if url.starts_with("rediss:") && cfg!(not(feature = "redis-tls")) {
-            return Err(Error::new(
-                ErrorKind::Configuration,
-                "a rediss:// URL needs the cargo feature redis-tls of kinestream",
-            ));
+        let server = parse(url)?;
+        let address = server.addr().to_string();
+        let connection = Connection::to_server(server.clone()).await;
+        let store = Self::new(connection, address)?;
+        let information = store.information().await?;
+        check_version(&information, &store.address)?;
+        if information.lines().all(|line| line.trim() != "redis_mode:cluster") {
+            return Ok(store);
         }
-        // Neither the URL nor what the parser says of it is shown: it may hold a password.
-        let client = Client::open(url).map_err(|_unshown| {
-            Error::new(
-                ErrorKind::Configuration,
-                "the Redis URL is not valid; it must be like \
-                 redis://user:password@host:6379/0, rediss://… for TLS, or unix:///path",
-            )
-        })?;
-        let address = client.get_connection_info().addr().to_string();
-        let config = ConnectionManagerConfig::new()
-            // Whoever calls tries again, with a back-off of its own.
-            .set_number_of_retries(0)
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(ANSWER_TIMEOUT));
-        let connection = ConnectionManager::new_with_config(client, config)
-            .await
-            .map_err(|error| sort(error, &address, "its server"))?;
-        let store = Self {
-            connection,
-            save: Arc::new(Script::new(include_str!("redis/save.lua"))),
-            address: address.into(),
-        };
-        store.check_version().await?;
+        store.of_its_cluster(server).await
+    }
+
+    #[cfg(feature = "redis-cluster")]
+    async fn of_its_cluster(self, node: redis::ConnectionInfo) -> Result<Self> {
+        Self::new(Connection::to_cluster(vec![node]).await, self.address.to_string())
+    }
+
+    #[cfg(not(feature = "redis-cluster"))]
+    #[allow(clippy::unused_async)] // The other one waits.
+    async fn of_its_cluster(self, _node: redis::ConnectionInfo) -> Result<Self> {
+        let message = format!(
+            "Redis at {} is a node of a cluster, which needs the cargo feature redis-cluster of \
+             kinestream",
+            self.address
+        );
+        Err(Error::new(ErrorKind::Configuration, message))
+    }
+
+    /// Connects to the cluster that these nodes belong to; it is enough that one of them answers.
+    /// Each URL is like that of [`connect`](Self::connect).
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect).
+    ///
+    /// ```no_run
+    /// # async fn example() -> kinestream::Result<()> {
+    /// use kinestream::RedisStore;
+    ///
+    /// let store = RedisStore::connect_cluster(["redis://10.0.0.1/", "redis://10.0.0.2/"]).await?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "redis-cluster")]
+    pub async fn connect_cluster<'a>(urls: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        let (nodes, addresses) = parse_all(urls)?;
+        let store = Self::new(Connection::to_cluster(nodes).await, addresses)?;
+        check_version(&store.information().await?, &store.address)?;
         Ok(store)
     }
 
-    async fn check_version(&self) -> Result<()> {
-        let mut connection = self.connection.clone();
-        let asked = redis::cmd("INFO").arg("server").query_async::<String>(&mut connection).await;
-        let information = match asked {
-            Ok(information) => information,
-            // A user who may not ask is not kept from saving checkpoints.
-            Err(error) if error.kind() == ServerErrorKind::NoPerm.into() => return Ok(()),
-            Err(error) => return Err(sort(error, &self.address, "its server")),
-        };
-        let version = information.lines().find_map(|line| line.strip_prefix("redis_version:"));
-        let number = version.map(|version| {
-            let mut parts = version.trim().split('.').map(|part| part.parse().unwrap_or(0));
-            (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
-        });
-        match (version, number) {
-            (Some(version), Some(number)) if number < (6, 2) => Err(Error::new(
-                ErrorKind::Configuration,
-                format!(
-                    "Redis at {} is version {version}, but 6.2 or newer is needed",
-                    self.address
-                ),
-            )),
-            _ => Ok(()),
+    /// Connects to the server that sentinels name as the master, and to another one when they name
+    /// another. It is enough that one of the sentinels answers.
+    ///
+    /// `master` is the URL of that server with the master's name in place of the host: its user,
+    /// password and database, and `rediss://` for TLS.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect).
+    ///
+    /// ```no_run
+    /// # async fn example() -> kinestream::Result<()> {
+    /// use kinestream::RedisStore;
+    ///
+    /// let sentinels = ["redis://10.0.0.1:26379/", "redis://10.0.0.2:26379/"];
+    /// let store = RedisStore::connect_sentinel(sentinels, "redis://:secret@mymaster/").await?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "redis-sentinel")]
+    pub async fn connect_sentinel<'a>(
+        sentinels: impl IntoIterator<Item = &'a str>,
+        master: &str,
+    ) -> Result<Self> {
+        let (sentinels, addresses) = parse_all(sentinels)?;
+        let master = parse(master)?;
+        let name = master.addr().to_string();
+        let name = name.split_once(':').map_or(&*name, |(host, _port)| host);
+        let address = format!("{name} (sentinels {addresses})");
+        let connection = Connection::to_master(sentinels, &master).await;
+        if let Err(error) = &connection
+            && error.kind() == redis::ErrorKind::MasterNameNotFoundBySentinel
+        {
+            let message = format!(
+                "the sentinels {addresses} name no master {name} that answers; check the host of \
+                 the master's URL"
+            );
+            return Err(Error::new(ErrorKind::Configuration, message));
+        }
+        let store = Self::new(connection, address)?;
+        check_version(&store.information().await?, &store.address)?;
+        Ok(store)
+    }
+
+    fn new(connection: RedisResult<Connection>, address: String) -> Result<Self> {
+        Ok(Self {
+            connection: connection.map_err(|error| sort(error, &address, "its server"))?,
+            save: Arc::new(Script::new(include_str!("redis/save.lua"))),
+            address: address.into(),
+        })
+    }
+
+    /// What the server says of itself; nothing where this user may not ask, which does not keep it
+    /// from saving checkpoints.
+    async fn information(&self) -> Result<String> {
+        match self.connection.clone().information().await {
+            Ok(information) => Ok(information),
+            Err(error) if error.kind() == ServerErrorKind::NoPerm.into() => Ok(String::new()),
+            Err(error) => Err(sort(error, &self.address, "its server")),
         }
     }
+}
+
+fn check_version(information: &str, address: &str) -> Result<()> {
+    let version = information.lines().find_map(|line| line.strip_prefix("redis_version:"));
+    let number = version.map(|version| {
+        let mut parts = version.trim().split('.').map(|part| part.parse().unwrap_or(0));
+        (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+    });
+    match (version, number) {
+        (Some(version), Some(number)) if number < (6, 2) => Err(Error::new(
+            ErrorKind::Configuration,
+            format!("Redis at {address} is version {version}, but 6.2 or newer is needed"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Several servers, and where they are.
+#[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
+fn parse_all<'a>(
+    urls: impl IntoIterator<Item = &'a str>,
+) -> Result<(Vec<redis::ConnectionInfo>, String)> {
+    let servers = urls.into_iter().map(parse).collect::<Result<Vec<_>>>()?;
+    if servers.is_empty() {
+        let message = "at least one Redis URL is needed";
+        return Err(Error::new(ErrorKind::Configuration, message));
+    }
+    let addresses: Vec<_> = servers.iter().map(|server| server.addr().to_string()).collect();
+    Ok((servers, addresses.join(", ")))
 }
 
 impl CheckpointStore for RedisStore {
@@ -207,95 +294,4 @@ impl Keys {
         let prefix = format!("kinestream:{{{application}:{}}}", scope.stream());
         Self { format: format!("{prefix}:format"), checkpoints: format!("{prefix}:checkpoints") }
     }
-}
-
-fn other_format(keys: &Keys, format: &str) -> Error {
-    Error::store_corrupt(format!(
-        "the Redis key {} says format {format:?}, but this version of kinestream knows {FORMAT:?}; \
-         use the version that wrote it, or another application",
-        keys.format
-    ))
-}
-
-fn no_checkpoint(keys: &Keys, shard: &str) -> Error {
-    Error::store_corrupt(format!(
-        "the Redis key {} holds something that is not a checkpoint in field {shard:?}; delete the \
-         field if it is a leftover, or use another application",
-        keys.checkpoints
-    ))
-}
-
-/// What an error of Redis means for a store: whether waiting cures it, and what to do.
-fn sort(error: RedisError, address: &str, key: &str) -> Error {
-    use redis::ErrorKind as Kind;
-    let code = error.code().unwrap_or_default().to_owned();
-    let detail = error.detail().unwrap_or_default().to_owned();
-    let (kind, message) = match error.kind() {
-        Kind::AuthenticationFailed => (ErrorKind::Denied, denied(address)),
-        Kind::Server(ServerErrorKind::NoPerm) => (
-            ErrorKind::Denied,
-            format!("Redis at {address} does not let this user do what is needed: {detail}"),
-        ),
-        _ if matches!(&*code, "NOAUTH" | "WRONGPASS") => (ErrorKind::Denied, denied(address)),
-        Kind::Server(
-            ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot,
-        ) => (
-            ErrorKind::Configuration,
-            format!(
-                "Redis at {address} is a node of a cluster that does not hold these keys; name \
-                 the one that does{}",
-                error.redirect_node().map_or_else(String::new, |(node, _slot)| format!(", {node}"))
-            ),
-        ),
-        _ if code == "WRONGTYPE" => (
-            ErrorKind::StoreCorrupt,
-            format!(
-                "the Redis key {key} holds something else than checkpoints; delete it if it is a \
-                 leftover, or use another application"
-            ),
-        ),
-        Kind::Parse | Kind::UnexpectedReturnType => (
-            ErrorKind::StoreCorrupt,
-            format!(
-                "the Redis key {key} holds something that is not text; use another application"
-            ),
-        ),
-        Kind::InvalidClientConfig => (
-            ErrorKind::Configuration,
-            format!(
-                "Redis at {address} cannot be used as the URL says; check the database's number"
-            ),
-        ),
-        _ if detail.contains("DB index") || detail.contains("database") => (
-            ErrorKind::Configuration,
-            format!("Redis at {address} has no such database; check the number at the URL's end"),
-        ),
-        Kind::Server(ServerErrorKind::ClusterDown) => (
-            ErrorKind::StoreUnavailable,
-            format!(
-                "Redis at {address} is a node of a cluster that is down or not complete; check it \
-                 with CLUSTER INFO"
-            ),
-        ),
-        Kind::Io if error.to_string().contains("certificate") => (
-            ErrorKind::Configuration,
-            format!(
-                "Redis at {address} has a certificate that this system does not trust for that \
-                 name; add its authority to the system's certificates, or name it in SSL_CERT_FILE"
-            ),
-        ),
-        // Loading, failing over, out of memory, busy, refused, reset, slow: all pass.
-        _ => (
-            ErrorKind::StoreUnavailable,
-            format!(
-                "Redis at {address} is out of reach; check that it runs and takes connections, \
-                 with TLS for rediss:// and without for redis://"
-            ),
-        ),
-    };
-    Error::new(kind, message).with_source(error)
-}
-
-fn denied(address: &str) -> String {
-    format!("Redis at {address} refused the user or password; check both in the URL")
 }

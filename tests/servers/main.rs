@@ -7,8 +7,11 @@
 mod ferrokinesis_server;
 #[path = "../support/free_port.rs"]
 mod free_port;
+#[cfg(feature = "redis-cluster")]
 mod redis_cluster;
 mod redis_consumer;
+#[cfg(feature = "redis-sentinel")]
+mod redis_sentinel;
 #[path = "../support/redis.rs"]
 mod redis_server;
 mod redis_store;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use kinestream::store::{CheckpointStore, Scope, conformance};
-use kinestream::{Checkpoint, ErrorKind, RedisStore};
+use kinestream::{Checkpoint, ErrorKind, RedisStore, ShardId};
 use redis::FromRedisValue;
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
@@ -77,45 +77,96 @@ async fn keeps_what_belongs_together_in_one_slot() {
     assert_ne!(node.slot("kinestream:{billing:parcels}:checkpoints").await, checkpoints);
 }
 
-#[tokio::test]
-async fn says_what_is_wrong_with_a_cluster() {
-    let scope = Scope::new("billing", "orders");
-    let saved = [("shardId-000000000000".parse().unwrap(), Checkpoint::TrimHorizon)];
+/// The nodes of a cluster, of which each holds half of the slots, and which of them holds these keys.
+async fn two_nodes() -> ([Node; 2], usize) {
     let middle = SLOTS / 2;
     let mut low = Node::start(0..middle).await;
     let mut high = Node::start(middle..SLOTS).await;
-    let holds_it = low.slot(CHECKPOINTS).await < middle;
-    let (named, needed) = if holds_it { (&high, &low) } else { (&low, &high) };
-    let [address, other] = [named, needed].map(|node| format!("127.0.0.1:{}", node.server.port()));
-    let store = RedisStore::connect(&named.server.url()).await.unwrap();
-    let refused = async || {
-        [store.load(&scope).await.unwrap_err(), store.save(&scope, &saved).await.unwrap_err()]
-    };
-    for error in refused().await {
-        assert_eq!(
-            error.to_string(),
-            format!(
-                "Redis at {address} is a node of a cluster that is down or not complete; check \
-                 it with CLUSTER INFO"
-            ),
-            "{error:?}"
-        );
-        assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
-    }
-
     let port = high.server.port().to_string();
     low.cluster::<()>(&["MEET", "127.0.0.1", &port, &high.cluster_port]).await;
     low.wait_until_complete().await;
     high.wait_until_complete().await;
-    for error in refused().await {
-        assert_eq!(
-            error.to_string(),
-            format!(
-                "Redis at {address} is a node of a cluster that does not hold these keys; name \
-                 the one that does, {other}"
-            ),
-            "{error:?}"
-        );
-        assert_eq!(error.kind(), ErrorKind::Configuration);
+    let holder = usize::from(low.slot(CHECKPOINTS).await >= middle);
+    ([low, high], holder)
+}
+
+#[tokio::test]
+async fn finds_the_node_that_holds_the_keys() {
+    let (nodes, holder) = two_nodes().await;
+    let store = RedisStore::connect(&nodes[1 - holder].server.url()).await.unwrap();
+    conformance::check(&store).await;
+    let urls = nodes.each_ref().map(|node| node.server.url());
+    let store = RedisStore::connect_cluster(urls.iter().map(String::as_str)).await.unwrap();
+    conformance::check(&store).await;
+}
+
+#[tokio::test]
+async fn follows_the_keys_to_another_node() {
+    let (mut nodes, holder) = two_nodes().await;
+    let store = RedisStore::connect(&nodes[holder].server.url()).await.unwrap();
+    store.save(&scope(), &saved("1")).await.unwrap();
+
+    let slot = nodes[holder].slot(CHECKPOINTS).await.to_string();
+    let port = nodes[1 - holder].server.port().to_string();
+    let [from, to]: [String; 2] =
+        [nodes[holder].cluster(&["MYID"]).await, nodes[1 - holder].cluster(&["MYID"]).await];
+    nodes[1 - holder].cluster::<()>(&["SETSLOT", &slot, "IMPORTING", &from]).await;
+    nodes[holder].cluster::<()>(&["SETSLOT", &slot, "MIGRATING", &to]).await;
+    let keys: Vec<String> = nodes[holder].cluster(&["GETKEYSINSLOT", &slot, "100"]).await;
+    let moved: String = redis::cmd("MIGRATE")
+        .arg(&["127.0.0.1", &port, "", "0", "10000", "KEYS"])
+        .arg(&keys)
+        .query_async(&mut nodes[holder].raw)
+        .await
+        .unwrap();
+    assert_eq!(moved, "OK");
+    for node in [1 - holder, holder] {
+        nodes[node].cluster::<()>(&["SETSLOT", &slot, "NODE", &to]).await;
     }
+
+    assert_eq!(store.load(&scope()).await.unwrap().len(), 1);
+    store.save(&scope(), &saved("2")).await.unwrap();
+    let there = RedisStore::connect(&nodes[1 - holder].server.url()).await.unwrap();
+    let stored = there.load(&scope()).await.unwrap();
+    assert_eq!(stored.into_iter().collect::<Vec<_>>(), saved("2"));
+}
+
+#[tokio::test]
+async fn waits_for_a_cluster_that_is_not_complete() {
+    let node = Node::start(0..SLOTS / 2).await;
+    let address = format!("127.0.0.1:{}", node.server.port());
+    let error = match RedisStore::connect(&node.server.url()).await {
+        Ok(store) => store.save(&scope(), &saved("1")).await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error:?}");
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "Redis at {address} is a node of a cluster that is down or not complete; check it \
+             with CLUSTER INFO"
+        ),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn needs_a_node_that_answers() {
+    let (nodes, _holder) = two_nodes().await;
+    let nobody = format!("redis://127.0.0.1:{}/", free_port());
+    let error = RedisStore::connect_cluster([&*nobody]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error:?}");
+    let urls = [nobody, nodes[0].server.url()];
+    RedisStore::connect_cluster(urls.iter().map(String::as_str)).await.unwrap();
+    let error = RedisStore::connect_cluster([]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Configuration, "{error:?}");
+}
+
+fn scope() -> Scope {
+    Scope::new("billing", "orders")
+}
+
+fn saved(number: &str) -> Vec<(ShardId, Checkpoint)> {
+    let checkpoint = format!("AFTER_SEQUENCE_NUMBER:{number}");
+    vec![("shardId-000000000000".parse().unwrap(), checkpoint.parse().unwrap())]
 }

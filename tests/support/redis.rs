@@ -20,6 +20,8 @@ pub(crate) struct RedisServer {
     port: u16,
     folder: PathBuf,
     options: Vec<String>,
+    /// What it says in its log when it is ready.
+    ready: &'static str,
     process: Option<Child>,
 }
 
@@ -34,6 +36,24 @@ impl RedisServer {
         mut listens: impl FnMut(u16, &Path) -> Vec<String>,
         options: &[&str],
     ) -> Self {
+        let apart = ["--bind", "127.0.0.1", "--save", ""];
+        Self::ready_at("Ready to accept connections", |port, folder| {
+            let options = apart.iter().chain(options).map(ToString::to_string);
+            listens(port, folder).into_iter().chain(options).collect()
+        })
+    }
+
+    /// Starts a sentinel that watches as these lines of its configuration say.
+    pub(crate) fn sentinel(lines: &str) -> Self {
+        Self::ready_at("+monitor master", |port, folder| {
+            let file = folder.join("sentinel.conf");
+            std::fs::write(&file, format!("bind 127.0.0.1\nport {port}\n{lines}")).unwrap();
+            vec![file.to_str().unwrap().to_owned(), "--sentinel".to_owned()]
+        })
+    }
+
+    /// Starts a server that says this in its log when it is ready.
+    fn ready_at(ready: &'static str, mut options: impl FnMut(u16, &Path) -> Vec<String>) -> Self {
         // Another process may take a port between our letting go of it and the server's start:
         // then the server ends at once, and another port is tried.
         for _ in 0..5 {
@@ -41,9 +61,8 @@ impl RedisServer {
             let (process, number) = (std::process::id(), FOLDERS.fetch_add(1, Ordering::Relaxed));
             let folder = std::env::temp_dir().join(format!("kinestream-redis-{process}-{number}"));
             std::fs::create_dir_all(&folder).unwrap();
-            let mut all = listens(port, &folder);
-            all.extend(options.iter().map(ToString::to_string));
-            let mut server = Self { port, folder, options: all, process: None };
+            let options = options(port, &folder);
+            let mut server = Self { port, folder, options, ready, process: None };
             if server.launch() {
                 return server;
             }
@@ -77,7 +96,6 @@ impl RedisServer {
     fn launch(&mut self) -> bool {
         let process = Command::new("redis-server")
             .current_dir(&self.folder)
-            .args(["--bind", "127.0.0.1", "--save", ""])
             .args(&self.options)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -91,10 +109,11 @@ impl RedisServer {
         // Its own word is taken: whoever answers on the port may be another one's server.
         let log = BufReader::new(process.stdout.take().unwrap());
         let (tell, told) = mpsc::channel();
+        let ready = self.ready;
         // To its end: a full pipe would stop the server.
         std::thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
-                if line.contains("Ready to accept connections") {
+                if line.contains(ready) {
                     let _nobody_waits = tell.send(());
                 }
             }

@@ -1,0 +1,120 @@
+//! `RedisStore` against a real sentinel, with a master and a replica.
+
+use std::time::Duration;
+
+use kinestream::store::{CheckpointStore, Scope, conformance};
+use kinestream::{Checkpoint, ErrorKind, RedisStore, ShardId};
+use tokio::time::{Instant, sleep};
+
+use crate::free_port::free_port;
+use crate::redis_server::RedisServer;
+
+const PASSWORD: &str = "secret-of-the-master";
+
+struct Watched {
+    sentinel: RedisServer,
+    master: RedisServer,
+    replica: RedisServer,
+}
+
+impl Watched {
+    async fn start() -> Self {
+        let guarded = ["--requirepass", PASSWORD, "--masterauth", PASSWORD];
+        let master = RedisServer::start(&guarded);
+        let port = master.port().to_string();
+        let follows = ["--replicaof", "127.0.0.1", &port, "--repl-diskless-sync-delay", "0"];
+        let replica = RedisServer::start(&[&guarded[..], &follows[..]].concat());
+        let sentinel = RedisServer::sentinel(&format!(
+            "sentinel monitor orders 127.0.0.1 {port} 1\n\
+             sentinel auth-pass orders {PASSWORD}\n\
+             sentinel down-after-milliseconds orders 300\n\
+             sentinel failover-timeout orders 2000\n"
+        ));
+        let watched = Self { sentinel, master, replica };
+        watched.wait_for_the_replica().await;
+        watched
+    }
+
+    /// Until the sentinel knows of the replica, and the replica of all that the master has.
+    async fn wait_for_the_replica(&self) {
+        let began = Instant::now();
+        loop {
+            let client = redis::Client::open(self.sentinel.url()).unwrap();
+            let mut raw = client.get_multiplexed_async_connection().await.unwrap();
+            let said: String =
+                redis::cmd("INFO").arg("sentinel").query_async(&mut raw).await.unwrap();
+            let url = format!("redis://:{PASSWORD}@127.0.0.1:{}/", self.replica.port());
+            let client = redis::Client::open(url).unwrap();
+            let mut raw = client.get_multiplexed_async_connection().await.unwrap();
+            let link: String =
+                redis::cmd("INFO").arg("replication").query_async(&mut raw).await.unwrap();
+            if said.contains("slaves=1") && link.contains("master_link_status:up") {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "{said} {link}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn store(&self) -> RedisStore {
+        let master = format!("redis://:{PASSWORD}@orders/");
+        RedisStore::connect_sentinel([&*self.sentinel.url()], &master).await.unwrap()
+    }
+}
+
+fn scope() -> Scope {
+    Scope::new("billing", "orders")
+}
+
+fn saved(number: u32) -> Vec<(ShardId, Checkpoint)> {
+    let checkpoint = format!("AFTER_SEQUENCE_NUMBER:{number}");
+    vec![("shardId-000000000000".parse().unwrap(), checkpoint.parse().unwrap())]
+}
+
+#[tokio::test]
+async fn conforms() {
+    let watched = Watched::start().await;
+    conformance::check(&watched.store().await).await;
+}
+
+#[tokio::test]
+async fn follows_the_master_to_another_server() {
+    let mut watched = Watched::start().await;
+    let store = watched.store().await;
+    store.save(&scope(), &saved(1)).await.unwrap();
+    watched.master.kill();
+    let began = Instant::now();
+    while let Err(error) = store.save(&scope(), &saved(2)).await {
+        assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error:?}");
+        assert!(began.elapsed() < Duration::from_secs(60), "{error:?}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(store.load(&scope()).await.unwrap().into_iter().collect::<Vec<_>>(), saved(2));
+    let url = format!("redis://:{PASSWORD}@127.0.0.1:{}/", watched.replica.port());
+    let there = RedisStore::connect(&url).await.unwrap();
+    assert_eq!(there.load(&scope()).await.unwrap().into_iter().collect::<Vec<_>>(), saved(2));
+}
+
+#[tokio::test]
+async fn says_what_is_wrong_with_sentinels() {
+    let watched = Watched::start().await;
+    let sentinel = watched.sentinel.url();
+    let nobody = format!("redis://127.0.0.1:{}/", free_port());
+    let connect = async |sentinels: &[&str], master: &str| {
+        RedisStore::connect_sentinel(sentinels.iter().copied(), master).await.unwrap_err()
+    };
+    let master = format!("redis://:{PASSWORD}@orders/");
+    let error = connect(&[&nobody], &master).await;
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error:?}");
+    let error = connect(&[&sentinel], &format!("redis://:{PASSWORD}@parcels/")).await;
+    assert_eq!(error.kind(), ErrorKind::Configuration, "{error:?}");
+    assert!(error.to_string().contains("parcels"), "{error}");
+    let error = connect(&[&sentinel], "redis://:wrong@orders/").await;
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
+    for error in [connect(&[], &master).await, connect(&[&sentinel], "unix:///socket").await] {
+        assert_eq!(error.kind(), ErrorKind::Configuration, "{error:?}");
+    }
+    // One that answers is enough.
+    let urls = [&*nobody, &*sentinel];
+    RedisStore::connect_sentinel(urls, &master).await.unwrap();
+}
