@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
-use kinestream::store::{CheckpointStore, Scope, conformance};
+use kinestream::store::{CheckpointStore, conformance};
 use kinestream::{Checkpoint, ErrorKind, RedisStore, ShardId};
 use redis::FromRedisValue;
 use redis::aio::MultiplexedConnection;
@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::free_port::free_port;
 use crate::redis_server::RedisServer;
+use crate::redis_store::{after, scope, shard};
 
 const SLOTS: u16 = 16_384;
 const CHECKPOINTS: &str = "kinestream:{billing:orders}:checkpoints";
@@ -104,7 +105,7 @@ async fn finds_the_node_that_holds_the_keys() {
 async fn follows_the_keys_to_another_node() {
     let (mut nodes, holder) = two_nodes().await;
     let store = RedisStore::connect(&nodes[holder].server.url()).await.unwrap();
-    store.save(&scope(), &saved("1")).await.unwrap();
+    store.save(&scope(), &saved(1)).await.unwrap();
 
     let slot = nodes[holder].slot(CHECKPOINTS).await.to_string();
     let port = nodes[1 - holder].server.port().to_string();
@@ -125,10 +126,10 @@ async fn follows_the_keys_to_another_node() {
     }
 
     assert_eq!(store.load(&scope()).await.unwrap().len(), 1);
-    store.save(&scope(), &saved("2")).await.unwrap();
+    store.save(&scope(), &saved(2)).await.unwrap();
     let there = RedisStore::connect(&nodes[1 - holder].server.url()).await.unwrap();
     let stored = there.load(&scope()).await.unwrap();
-    assert_eq!(stored.into_iter().collect::<Vec<_>>(), saved("2"));
+    assert_eq!(stored.into_iter().collect::<Vec<_>>(), saved(2));
 }
 
 #[tokio::test]
@@ -136,7 +137,7 @@ async fn waits_for_a_cluster_that_is_not_complete() {
     let node = Node::start(0..SLOTS / 2).await;
     let address = format!("127.0.0.1:{}", node.server.port());
     let error = match RedisStore::connect(&node.server.url()).await {
-        Ok(store) => store.save(&scope(), &saved("1")).await.unwrap_err(),
+        Ok(store) => store.save(&scope(), &saved(1)).await.unwrap_err(),
         Err(error) => error,
     };
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error:?}");
@@ -148,6 +149,54 @@ async fn waits_for_a_cluster_that_is_not_complete() {
         ),
         "{error:?}"
     );
+}
+
+/// A user who may not ask what the server is gets a store of that server alone.
+#[tokio::test]
+async fn says_what_is_wrong_with_a_cluster() {
+    let saved = saved(1);
+    let middle = SLOTS / 2;
+    let mut low = Node::start(0..middle).await;
+    let mut high = Node::start(middle..SLOTS).await;
+    let holds_it = low.slot(CHECKPOINTS).await < middle;
+    let (named, needed) = if holds_it { (&mut high, &low) } else { (&mut low, &high) };
+    let port = named.server.port();
+    let (address, other) =
+        (format!("127.0.0.1:{port}"), format!("127.0.0.1:{}", needed.server.port()));
+    let user = ["SETUSER", "reader", "on", ">secret", "~*", "+@all", "-info"];
+    redis::cmd("ACL").arg(&user).query_async::<()>(&mut named.raw).await.unwrap();
+    let url = format!("redis://reader:secret@127.0.0.1:{port}/");
+    let store = RedisStore::connect(&url).await.unwrap();
+    let refused = async || {
+        [store.load(&scope()).await.unwrap_err(), store.save(&scope(), &saved).await.unwrap_err()]
+    };
+    for error in refused().await {
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "Redis at {address} is a node of a cluster that is down or not complete; check \
+                 it with CLUSTER INFO"
+            ),
+            "{error:?}"
+        );
+        assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+    }
+
+    let port = high.server.port().to_string();
+    low.cluster::<()>(&["MEET", "127.0.0.1", &port, &high.cluster_port]).await;
+    low.wait_until_complete().await;
+    high.wait_until_complete().await;
+    for error in refused().await {
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "Redis at {address} is a node of a cluster that does not hold these keys; name \
+                 the one that does, {other}"
+            ),
+            "{error:?}"
+        );
+        assert_eq!(error.kind(), ErrorKind::Configuration);
+    }
 }
 
 #[tokio::test]
@@ -162,11 +211,6 @@ async fn needs_a_node_that_answers() {
     assert_eq!(error.kind(), ErrorKind::Configuration, "{error:?}");
 }
 
-fn scope() -> Scope {
-    Scope::new("billing", "orders")
-}
-
-fn saved(number: &str) -> Vec<(ShardId, Checkpoint)> {
-    let checkpoint = format!("AFTER_SEQUENCE_NUMBER:{number}");
-    vec![("shardId-000000000000".parse().unwrap(), checkpoint.parse().unwrap())]
+fn saved(number: u32) -> Vec<(ShardId, Checkpoint)> {
+    vec![(shard(0), after(number))]
 }

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use kinestream::store::{CheckpointStore, Scope, conformance};
+use kinestream::store::{CheckpointStore, conformance};
 use kinestream::{Checkpoint, ErrorKind, RedisStore, ShardId};
 use tokio::time::{Instant, sleep};
 
 use crate::free_port::free_port;
 use crate::redis_server::RedisServer;
+use crate::redis_store::{after, scope, shard};
 
 const PASSWORD: &str = "secret-of-the-master";
 
@@ -39,15 +40,9 @@ impl Watched {
     async fn wait_for_the_replica(&self) {
         let began = Instant::now();
         loop {
-            let client = redis::Client::open(self.sentinel.url()).unwrap();
-            let mut raw = client.get_multiplexed_async_connection().await.unwrap();
-            let said: String =
-                redis::cmd("INFO").arg("sentinel").query_async(&mut raw).await.unwrap();
+            let said = information(self.sentinel.url(), "sentinel").await;
             let url = format!("redis://:{PASSWORD}@127.0.0.1:{}/", self.replica.port());
-            let client = redis::Client::open(url).unwrap();
-            let mut raw = client.get_multiplexed_async_connection().await.unwrap();
-            let link: String =
-                redis::cmd("INFO").arg("replication").query_async(&mut raw).await.unwrap();
+            let link = information(url, "replication").await;
             if said.contains("slaves=1") && link.contains("master_link_status:up") {
                 return;
             }
@@ -62,13 +57,14 @@ impl Watched {
     }
 }
 
-fn scope() -> Scope {
-    Scope::new("billing", "orders")
+fn saved(number: u32) -> Vec<(ShardId, Checkpoint)> {
+    vec![(shard(0), after(number))]
 }
 
-fn saved(number: u32) -> Vec<(ShardId, Checkpoint)> {
-    let checkpoint = format!("AFTER_SEQUENCE_NUMBER:{number}");
-    vec![("shardId-000000000000".parse().unwrap(), checkpoint.parse().unwrap())]
+async fn information(url: String, section: &str) -> String {
+    let client = redis::Client::open(url).unwrap();
+    let mut raw = client.get_multiplexed_async_connection().await.unwrap();
+    redis::cmd("INFO").arg(section).query_async(&mut raw).await.unwrap()
 }
 
 #[tokio::test]

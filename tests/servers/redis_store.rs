@@ -14,15 +14,15 @@ use crate::redis_server::RedisServer;
 const CHECKPOINTS: &str = "kinestream:{billing:orders}:checkpoints";
 const FORMAT: &str = "kinestream:{billing:orders}:format";
 
-fn scope() -> Scope {
+pub(crate) fn scope() -> Scope {
     Scope::new("billing", "orders")
 }
 
-fn shard(index: u32) -> ShardId {
+pub(crate) fn shard(index: u32) -> ShardId {
     format!("shardId-{index:012}").parse().unwrap()
 }
 
-fn after(number: u32) -> Checkpoint {
+pub(crate) fn after(number: u32) -> Checkpoint {
     format!("AFTER_SEQUENCE_NUMBER:{number}").parse().unwrap()
 }
 
