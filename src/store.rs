@@ -101,11 +101,6 @@
 //! A `:` in the application's name is written `%3A`, and a `%` is written `%25`. The braces are a
 //! hash tag: in Redis Cluster both keys live on one node. They never expire.
 //!
-//! Redis replicates after it has answered, and without persistence it forgets. A failover can so
-//! bring back positions from a moment earlier. That costs repeats and never a record: a consumer
-//! that runs on goes on from its own position and saves it with its next step, and one that starts
-//! reads again from what is there.
-//!
 //! ```text
 //! 127.0.0.1:6379> HGETALL kinestream:{billing:orders}:checkpoints
 //! 1) "shardId-000000000000"
@@ -113,6 +108,11 @@
 //! 3) "shardId-000000000001"
 //! 4) "AFTER_SEQUENCE_NUMBER:49590338271490256608559692538361571095921575989136588898"
 //! ```
+//!
+//! Redis replicates after it has answered, and without persistence it forgets. A failover can so
+//! bring back positions from a moment earlier. That costs repeats and never a record: a consumer
+//! that runs on goes on from its own position and saves it with its next step, and one that starts
+//! reads again from what is there.
 //!
 //! To have an application begin anew, stop it and delete both keys. To have one shard read again,
 //! stop it and set the shard's field to an earlier checkpoint; a field that is deleted means the

@@ -145,6 +145,7 @@ impl Handout {
         }
     }
 
+    /// The next record, as streams yield it: wrapped anew it would be moved once more.
     #[inline]
     pub(crate) fn next(&mut self) -> Option<Result<Record>> {
         let record = self.run.as_mut().and_then(Run::next).map(Ok);

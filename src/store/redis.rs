@@ -114,9 +114,7 @@ impl RedisStore {
     #[cfg(feature = "redis-cluster")]
     pub async fn connect_cluster<'a>(urls: impl IntoIterator<Item = &'a str>) -> Result<Self> {
         let (nodes, addresses) = parse_all(urls)?;
-        let store = Self::new(Connection::to_cluster(nodes).await, addresses)?;
-        check_version(&store.information().await?, &store.address)?;
-        Ok(store)
+        Self::new(Connection::to_cluster(nodes).await, addresses)?.checked().await
     }
 
     /// Connects to the server that sentinels name as the master, and to another one when they name
@@ -144,10 +142,12 @@ impl RedisStore {
     ) -> Result<Self> {
         let (sentinels, addresses) = parse_all(sentinels)?;
         let master = parse(master)?;
-        let name = master.addr().to_string();
-        let name = name.split_once(':').map_or(&*name, |(host, _port)| host);
+        let name = sentinel::name_of(&master)
+            .map_err(|error| sort(error, &addresses, "its server"))?
+            .to_owned();
         let address = format!("{name} (sentinels {addresses})");
-        let connection = Connection::to_master(sentinels, &master).await;
+        let connection = Connection::to_master(sentinels, &name, &master).await;
+        // Later on the same means that they are choosing another master, which passes.
         if let Err(error) = &connection
             && error.kind() == redis::ErrorKind::MasterNameNotFoundBySentinel
         {
@@ -157,9 +157,7 @@ impl RedisStore {
             );
             return Err(Error::new(ErrorKind::Configuration, message));
         }
-        let store = Self::new(connection, address)?;
-        check_version(&store.information().await?, &store.address)?;
-        Ok(store)
+        Self::new(connection, address)?.checked().await
     }
 
     fn new(connection: RedisResult<Connection>, address: String) -> Result<Self> {
@@ -168,6 +166,13 @@ impl RedisStore {
             save: Arc::new(Script::new(include_str!("redis/save.lua"))),
             address: address.into(),
         })
+    }
+
+    /// The same, where the server is new enough.
+    #[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
+    async fn checked(self) -> Result<Self> {
+        check_version(&self.information().await?, &self.address)?;
+        Ok(self)
     }
 
     /// What the server says of itself; nothing where this user may not ask, which does not keep it

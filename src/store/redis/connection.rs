@@ -51,12 +51,14 @@ impl Connection {
     #[cfg(feature = "redis-sentinel")]
     pub(super) async fn to_master(
         sentinels: Vec<ConnectionInfo>,
+        name: &str,
         master: &ConnectionInfo,
     ) -> RedisResult<Self> {
         let config = redis::AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(ANSWER_TIMEOUT));
-        Ok(Self::Watched(super::sentinel::Watched::connect(sentinels, master, config).await?))
+        let watched = super::sentinel::Watched::connect(sentinels, name, master, config);
+        Ok(Self::Watched(watched.await?))
     }
 
     fn any(&mut self) -> &mut (dyn ConnectionLike + Send) {

@@ -27,24 +27,21 @@ struct State {
 }
 
 impl Watched {
-    /// `master` is like the server, with its name in place of the host.
+    /// To the server that is called `name`; `master` says how to speak to it.
     pub(super) async fn connect(
         sentinels: Vec<ConnectionInfo>,
+        name: &str,
         master: &ConnectionInfo,
         config: AsyncConnectionConfig,
     ) -> RedisResult<Self> {
         let settings = master.redis_settings();
-        let server =
+        let mut server =
             SentinelNodeConnectionInfo::default().set_redis_connection_info(settings.clone());
-        let (name, server) = match master.addr() {
-            ConnectionAddr::Tcp(name, _) => (name.clone(), server),
-            ConnectionAddr::TcpTls { host, .. } => {
-                (host.clone(), server.set_tls_mode(TlsMode::Secure))
-            }
-            _ => return Err((ErrorKind::InvalidClientConfig, "a master has a name").into()),
-        };
-        let sentinels =
-            SentinelClient::build(sentinels, name, Some(server), SentinelServerType::Master)?;
+        if let ConnectionAddr::TcpTls { .. } = master.addr() {
+            server = server.set_tls_mode(TlsMode::Secure);
+        }
+        let (name, kind) = (name.to_owned(), SentinelServerType::Master);
+        let sentinels = SentinelClient::build(sentinels, name, Some(server), kind)?;
         let state = State { sentinels, current: None, connections: 0 };
         let watched = Self { state: Arc::new(Mutex::new(state)), config, database: settings.db() };
         watched.connection().await?;
@@ -71,6 +68,14 @@ impl Watched {
             }
         }
         answer
+    }
+}
+
+/// The name of a master, which stands in place of the host.
+pub(super) fn name_of(master: &ConnectionInfo) -> RedisResult<&str> {
+    match master.addr() {
+        ConnectionAddr::Tcp(name, _) | ConnectionAddr::TcpTls { host: name, .. } => Ok(name),
+        _ => Err((ErrorKind::InvalidClientConfig, "a master has a name").into()),
     }
 }
 
