@@ -13,6 +13,8 @@ mod bare;
 mod canned;
 #[path = "../tests/support/drain.rs"]
 mod drain;
+#[path = "../tests/support/following.rs"]
+mod following;
 #[path = "../tests/support/in_memory.rs"]
 mod in_memory;
 
@@ -20,13 +22,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use aws_sdk_kinesis::Client;
 use canned::Contents;
-use cpu_time::ProcessTime;
 use drain::drain;
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::Kinesis;
 use kinestream::{Consumer, Records, StartingPosition};
 use tokio::runtime::{Builder, Runtime};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 const MANY: usize = 1000;
 
@@ -67,24 +68,7 @@ async fn idle(by_crate: bool) -> f64 {
     const TIME: Duration = Duration::from_secs(120);
     let stream = Contents { shards: MANY, record_bytes: 100, answers: 0 }.stream(0);
     let client = in_memory::client(&stream);
-    let mut reading = records(client.clone(), &stream);
-    let mut tasks = tokio::task::JoinSet::new();
-    if by_crate {
-        let _nothing = timeout(Duration::from_secs(5), reading.next()).await;
-    } else {
-        (0..MANY).for_each(|shard| {
-            drop(tasks.spawn(bare::follow(client.clone(), stream.clone(), shard)));
-        });
-        sleep(Duration::from_secs(5)).await;
-    }
-    let cpu = ProcessTime::now();
-    if by_crate {
-        let nothing = timeout(TIME, reading.next()).await;
-        assert!(nothing.is_err());
-    } else {
-        sleep(TIME).await;
-    }
-    cpu.elapsed().as_secs_f64() / TIME.as_secs_f64()
+    following::cores(client, &stream, MANY, by_crate, TIME).await
 }
 
 /// Seconds to read what 16 shards hold, on so many threads.

@@ -23,6 +23,8 @@ mod canned;
 mod drain;
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
+#[path = "../../tests/support/following.rs"]
+mod following;
 #[path = "../../tests/support/free_port.rs"]
 mod free_port;
 mod idle;
@@ -127,18 +129,18 @@ fn run<T: DeserializeOwned>(what: &str, task: &impl Serialize) -> T {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// What [`run`] asks for, in the process that finds it.
+fn tell<T: DeserializeOwned, F: Serialize>(task: &str, measure: impl FnOnce(&T) -> F) {
+    let task = serde_json::from_str(task).unwrap();
+    println!("{}", serde_json::to_string(&measure(&task)).unwrap());
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("serve") => server::serve(),
-        Some("read") => {
-            let task = serde_json::from_str(&arguments[1]).unwrap();
-            println!("{}", serde_json::to_string(&subject::measure(&task)).unwrap());
-        }
-        Some("follow") => {
-            let following = serde_json::from_str(&arguments[1]).unwrap();
-            println!("{}", serde_json::to_string(&idle::measure(&following)).unwrap());
-        }
+        Some("read") => tell(&arguments[1], subject::measure),
+        Some("follow") => tell(&arguments[1], idle::measure),
         // So do `cargo test --benches` and an accidental build with pauses end at once.
         _ if option_env!("KINESTREAM_UNPACED").is_none() => {
             println!("build it with KINESTREAM_UNPACED=1, or it measures the pauses of Kinesis");
