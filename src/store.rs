@@ -118,7 +118,9 @@
 //! stop it and set the shard's field to an earlier checkpoint; a field that is deleted means the
 //! oldest record that is kept.
 
+mod alone;
 pub mod conformance;
+pub mod lease;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
@@ -133,9 +135,11 @@ use futures::future::BoxFuture;
 use tokio::time::timeout;
 
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
 
+use alone::Alone;
+pub(crate) use lease::LeaseStore;
 pub use memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;
@@ -172,6 +176,14 @@ pub trait CheckpointStore: Debug + Send + Sync + 'static {
         scope: &'a Scope,
         checkpoints: &'a [(ShardId, Checkpoint)],
     ) -> BoxFuture<'a, Result<()>>;
+
+    /// The same store as one that keeps leases too, where it can: then workers share the shards.
+    ///
+    /// Default: `None`. Whoever reads then reads every shard. A store that wraps another one passes
+    /// on what that one says, if its leases are to count.
+    fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {
+        None
+    }
 }
 
 impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {
@@ -186,6 +198,20 @@ impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {
     ) -> BoxFuture<'a, Result<()>> {
         (**self).save(scope, checkpoints)
     }
+
+    fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {
+        Arc::clone(&*self).leases()
+    }
+}
+
+/// The leases of a store, or some in memory for one that keeps none.
+pub(crate) fn leases_of(store: &Arc<dyn CheckpointStore>) -> Arc<dyn LeaseStore> {
+    Arc::clone(store).leases().unwrap_or_else(|| Arc::new(Alone::new(Arc::clone(store))))
+}
+
+fn no_leases() -> Error {
+    let message = "the store keeps no leases, so it is for whoever made it to change what is stored";
+    Error::new(ErrorKind::Configuration, message)
 }
 
 /// How long a call of a store may take.

@@ -1,18 +1,22 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
+use tokio::time::Instant;
 
+use super::lease::{Answer, Edit, Fenced, LeaseStore, Ledger, Request, Table, Verdict};
 use super::{CheckpointStore, Scope};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::record::ShardId;
 
-/// Keeps positions for as long as the process runs.
+/// Keeps positions and leases for as long as the process runs.
 ///
 /// The clones of one store share what it holds: a consumer that is built again with a clone goes
-/// on where the last one stopped. Never fails, never waits.
+/// on where the last one stopped, and consumers of one application share the shards among them.
+/// Never fails, never waits.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -29,7 +33,23 @@ use crate::record::ShardId;
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct MemoryStore {
-    scopes: Arc<Mutex<HashMap<Scope, HashMap<ShardId, Checkpoint>>>>,
+    ledgers: Arc<Mutex<HashMap<Scope, Ledger>>>,
+    clock: Clock,
+}
+
+/// Time since 1970, by tokio's clock from the moment the store was made: no clock that is set
+/// moves it, and a paused one does.
+#[derive(Debug, Clone)]
+struct Clock {
+    began: Duration,
+    since: Instant,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { began, since: Instant::now() }
+    }
 }
 
 impl MemoryStore {
@@ -38,12 +58,11 @@ impl MemoryStore {
         Self::default()
     }
 
-    fn with<T>(
-        &self,
-        work: impl FnOnce(&mut HashMap<Scope, HashMap<ShardId, Checkpoint>>) -> T,
-    ) -> T {
-        // A panic under the lock cannot leave half a checkpoint: inserting is all that happens.
-        work(&mut self.scopes.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, scope: &Scope, work: impl FnOnce(&mut Ledger, Duration) -> T) -> T {
+        let now = self.clock.began + self.clock.since.elapsed();
+        // A panic under the lock cannot leave half a change: no step panics.
+        let mut ledgers = self.ledgers.lock().unwrap_or_else(PoisonError::into_inner);
+        work(ledgers.entry(scope.clone()).or_default(), now)
     }
 }
 
@@ -51,16 +70,17 @@ impl MemoryStore {
 impl MemoryStore {
     /// Forgets what is stored of these shards.
     pub(super) fn forget(&self, scope: &Scope, checkpoints: &[(ShardId, Checkpoint)]) {
-        self.with(|scopes| {
-            let shards = scopes.entry(scope.clone()).or_default();
-            shards.retain(|shard, _| checkpoints.iter().all(|(other, _)| other != shard));
+        self.with(scope, |ledger, _| {
+            ledger
+                .checkpoints
+                .retain(|shard, _| checkpoints.iter().all(|(other, _)| other != shard));
         });
     }
 }
 
 impl CheckpointStore for MemoryStore {
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
-        ready(Ok(self.with(|scopes| scopes.get(scope).cloned().unwrap_or_default()))).boxed()
+        ready(Ok(self.with(scope, |ledger, _| ledger.checkpoints.clone()))).boxed()
     }
 
     fn save<'a>(
@@ -68,14 +88,46 @@ impl CheckpointStore for MemoryStore {
         scope: &'a Scope,
         checkpoints: &'a [(ShardId, Checkpoint)],
     ) -> BoxFuture<'a, Result<()>> {
-        self.with(|scopes| {
-            let shards = scopes.entry(scope.clone()).or_default();
+        self.with(scope, |ledger, _| {
             for (shard, checkpoint) in checkpoints {
-                if shards.get(shard).is_none_or(|stored| checkpoint.supersedes(stored)) {
-                    shards.insert(shard.clone(), checkpoint.clone());
-                }
+                ledger.save(shard, checkpoint);
             }
         });
         ready(Ok(())).boxed()
+    }
+
+    fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {
+        Some(self)
+    }
+}
+
+impl LeaseStore for MemoryStore {
+    fn exchange<'a>(
+        &'a self,
+        scope: &'a Scope,
+        request: &'a Request,
+    ) -> BoxFuture<'a, Result<Answer>> {
+        ready(Ok(self.with(scope, |ledger, now| ledger.exchange(now, request)))).boxed()
+    }
+
+    fn save_fenced<'a>(
+        &'a self,
+        scope: &'a Scope,
+        positions: &'a [Fenced],
+    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        ready(Ok(self.with(scope, |ledger, now| ledger.save_fenced(now, positions)))).boxed()
+    }
+
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+        ready(Ok(self.with(scope, |ledger, now| ledger.table(now)))).boxed()
+    }
+
+    fn edit<'a>(
+        &'a self,
+        scope: &'a Scope,
+        edit: &'a Edit,
+        forced: bool,
+    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
+        ready(Ok(self.with(scope, |ledger, now| ledger.edit(now, edit, forced)))).boxed()
     }
 }

@@ -1,0 +1,322 @@
+//! Who reads which shard: the table of leases that the workers of an application share.
+//!
+//! A [`LeaseStore`] keeps the table beside the checkpoints. It decides nothing: workers read the
+//! table, decide alike, and ask for changes, each of which the store carries out whole or not at
+//! all, by its own clock.
+//!
+//! ```text
+//!          Assign                     Offer
+//!   free ─────────► owned by a worker ─────► owned, and on its way to an heir
+//!    ▲                 │          ▲                        │
+//!    └── Release, expiry, Finish ─┴────── Release ─────────┘
+//! ```
+//!
+//! Every change of owner has an [epoch](Lease::epoch) of its own, greater than all before it. A
+//! position is saved only with the epoch under which it was read, so one who has lost the lease
+//! changes nothing, however late it comes.
+//!
+//! A worker is alive while it exchanges within its [lease duration](Request::lease_duration), by
+//! the store's clock. The leases of one that is not are free. So renewing takes one call however
+//! many leases there are.
+//!
+//! # A store that forgets
+//!
+//! A store may come back without what it was told last, or with nothing. Workers remember the
+//! table that they last saw, and [tell](Change::Restore) the store what it has forgotten. Epochs
+//! and versions follow the clock, so that what is counted anew still counts on.
+
+mod ledger;
+mod text;
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+
+use super::Scope;
+use crate::checkpoint::Checkpoint;
+use crate::error::Result;
+use crate::record::ShardId;
+
+pub(crate) use ledger::Ledger;
+#[cfg(feature = "redis")]
+pub(super) use text::{lease_of, member_of};
+
+/// Keeps leases beside checkpoints, so that workers can share the shards of a stream.
+///
+/// [`MemoryStore`](crate::MemoryStore) and `RedisStore` do; a store of your own may. Each call is
+/// one step that no other call divides. [`conformance::check_leases`] holds a store to it.
+///
+/// # Cancel safety
+///
+/// A call that is dropped may have been carried out. Asked again, each says or does the same.
+///
+/// [`conformance::check_leases`]: super::conformance::check_leases
+pub trait LeaseStore: Debug + Send + Sync + 'static {
+    /// A worker joins, renews or leaves, asks for changes, and sees the table.
+    ///
+    /// In this order, by the store's clock:
+    ///
+    /// 1. A clock that went back shortens the lives of workers to their lease duration.
+    /// 2. Where a worker of this name but another incarnation is alive, the answer is
+    ///    [`Occupied`](Standing::Occupied), and nothing is done.
+    /// 3. A worker that is there but has outlived its duration was not the only one that could
+    ///    not reach the store, or another would have removed it: all workers live on for their
+    ///    duration. Otherwise those that have outlived theirs are removed, and their leases free.
+    /// 4. The worker joins, or lives on for its duration.
+    /// 5. The changes are made: all of them, or none where [`Request::only_if_unchanged`] is set and
+    ///    the version is not the known one.
+    /// 6. Where it is leaving, the worker is removed, and its leases are free.
+    ///
+    /// The version rises with every change but that of a position or an expiry.
+    fn exchange<'a>(
+        &'a self,
+        scope: &'a Scope,
+        request: &'a Request,
+    ) -> BoxFuture<'a, Result<Answer>>;
+
+    /// Saves positions, each if the lease of its shard is still of the epoch, and never backwards.
+    /// What has become of each is in the order of the list.
+    ///
+    /// The end of a shard frees its lease.
+    fn save_fenced<'a>(
+        &'a self,
+        scope: &'a Scope,
+        positions: &'a [Fenced],
+    ) -> BoxFuture<'a, Result<Vec<Verdict>>>;
+
+    /// The table, seen from outside: nobody joins, and who has outlived its time is not in it.
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>>;
+
+    /// What an operator changes. Where a worker is concerned that is alive, nothing is done unless
+    /// it is forced, and the worker is named.
+    fn edit<'a>(
+        &'a self,
+        scope: &'a Scope,
+        edit: &'a Edit,
+        forced: bool,
+    ) -> BoxFuture<'a, Result<Option<Arc<str>>>>;
+}
+
+/// What a worker tells and asks in one exchange.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Its name: one to a worker.
+    pub worker: Arc<str>,
+    /// A number of its own for each life of a worker of that name.
+    pub incarnation: u64,
+    /// How long it is taken to be alive without another exchange.
+    pub lease_duration: Duration,
+    /// The most shards that it takes.
+    pub capacity: u32,
+    /// It goes, and gives back what it has.
+    pub leaving: bool,
+    /// The generation and the version of the table that it has seen; where they are still the
+    /// same, the table is not given again.
+    pub known: Option<(u64, u64)>,
+    /// Whether the changes are made only to the table that is known.
+    pub only_if_unchanged: bool,
+    /// What it asks for, in this order.
+    pub changes: Vec<Change>,
+}
+
+/// A change of the table. One that does not fit any more changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// There is a shard, with these parents. One that is known stays as it is. The position is
+    /// stored unless there is one.
+    Add {
+        /// The shard.
+        shard: ShardId,
+        /// The shards it was split or merged from.
+        parents: Vec<ShardId>,
+        /// Where it begins; `None` leaves that to who reads it.
+        checkpoint: Option<Checkpoint>,
+    },
+    /// A lease that is free goes to a worker, in a new epoch.
+    Assign {
+        /// The shard.
+        shard: ShardId,
+        /// The worker.
+        to: Arc<str>,
+    },
+    /// The owner of a lease is to hand it over to a worker; to keep it, where that is the owner.
+    Offer {
+        /// The shard.
+        shard: ShardId,
+        /// The worker.
+        to: Arc<str>,
+    },
+    /// The worker gives back a lease that it has in this epoch: to the heir, in a new epoch, or to
+    /// whoever takes it.
+    Release {
+        /// The shard.
+        shard: ShardId,
+        /// The epoch.
+        epoch: u64,
+    },
+    /// Every record of a shard is finished, said in the epoch of its lease.
+    Finish {
+        /// The shard.
+        shard: ShardId,
+        /// The epoch.
+        epoch: u64,
+    },
+    /// A shard has left retention before it was read to its end. Nobody can read it, and its
+    /// children wait.
+    Lose {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// A finished shard has left retention: nothing is kept of it.
+    Forget {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// A worker was alive, as this one remembers.
+    Vouch {
+        /// The worker's name.
+        worker: Arc<str>,
+        /// What was known of it.
+        member: Member,
+    },
+    /// A lease was like this, as this worker remembers.
+    ///
+    /// - Where there is none, it is again, unless everything was [cleared](Edit::Clear) since.
+    /// - One of a later [origin](Lease::origin) was begun by somebody who knew of nothing: it takes
+    ///   this position, even where that is further back, and is free in a new epoch.
+    /// - One of the same origin and a lower epoch becomes this one, at the further position; one of
+    ///   the same epoch moves to the further position, and is owned again where it was free.
+    /// - One of a higher epoch stays as it is.
+    Restore {
+        /// The shard.
+        shard: ShardId,
+        /// What was known of it.
+        lease: Lease,
+    },
+}
+
+/// How a worker stands after an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It was there, and has renewed.
+    Renewed,
+    /// It was not there before.
+    Joined,
+    /// Another one that is alive has its name.
+    Occupied,
+    /// It has left.
+    Left,
+}
+
+/// What came of an exchange.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// How the worker stands.
+    pub standing: Standing,
+    /// Whether the changes were made.
+    pub applied: bool,
+    /// The table, unless it is the known one.
+    pub table: Option<Table>,
+}
+
+/// Who there is, and who has what.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Table {
+    /// When it was made, in microseconds by the store's clock. A store that has forgotten
+    /// everything makes a new one.
+    pub generation: u64,
+    /// Rises with each change, by at least the microseconds that have passed.
+    pub version: u64,
+    /// The last time it was cleared, in milliseconds by the store's clock: no epoch from then or
+    /// before is valid. 0 where it never was.
+    pub cleared: u64,
+    /// The workers that are alive.
+    pub workers: BTreeMap<Arc<str>, Member>,
+    /// Every shard that is known. One that has only a position is in it without parents.
+    pub leases: BTreeMap<ShardId, Lease>,
+}
+
+/// A worker in the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Which life of a worker of this name.
+    pub incarnation: u64,
+    /// Rises from worker to worker, as they join.
+    pub joined: u64,
+    /// How long it lives without another exchange.
+    pub lease_duration: Duration,
+    /// The most shards that it takes.
+    pub capacity: u32,
+}
+
+/// The lease of one shard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lease {
+    /// Rises with each change of owner, by at least the milliseconds that have passed. 0 before
+    /// the first.
+    pub epoch: u64,
+    /// Who reads it.
+    pub owner: Option<Arc<str>>,
+    /// Whom its owner is to hand it over to.
+    pub heir: Option<Arc<str>>,
+    /// The generation of the table in which its position began.
+    pub origin: u64,
+    /// The shards it was split or merged from; `None` where nothing but a position is known of it.
+    pub parents: Option<Vec<ShardId>>,
+    /// It has left retention before it was read to its end.
+    pub is_lost: bool,
+    /// Its position; `None` where that is left to who reads it.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+impl Lease {
+    /// Whether every record of the shard is finished.
+    pub fn is_finished(&self) -> bool {
+        self.checkpoint == Some(Checkpoint::ShardEnd)
+    }
+
+    /// Who has it, or is about to.
+    pub fn holder(&self) -> Option<&Arc<str>> {
+        self.heir.as_ref().or(self.owner.as_ref())
+    }
+}
+
+/// A position, and the epoch of the lease under which it was reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fenced {
+    /// The shard.
+    pub shard: ShardId,
+    /// The epoch.
+    pub epoch: u64,
+    /// The position.
+    pub checkpoint: Checkpoint,
+}
+
+/// What has become of a position that was to be saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is saved, or a further one is.
+    Saved,
+    /// It is saved, but the store knows no lease of this epoch, and none of a higher one: it has
+    /// forgotten something.
+    Forgotten,
+    /// The lease is of a higher epoch, or everything was cleared since: nothing is saved.
+    Lost,
+}
+
+/// What an operator may change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Edit {
+    /// A shard is to be read on from here. Its lease, if it has one, is free in a new epoch.
+    Set {
+        /// The shard.
+        shard: ShardId,
+        /// The position, which may lie behind the stored one.
+        checkpoint: Checkpoint,
+    },
+    /// Everything is forgotten, and who reads begins anew.
+    Clear,
+}

@@ -1,0 +1,381 @@
+//! The table of leases in memory: what [`LeaseStore`](super::LeaseStore) asks for, in its plainest
+//! form. The scripts of `RedisStore` do the same, and a test holds the two against each other.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{
+    Answer, Change, Edit, Fenced, Lease, Member, Request, Standing, Table, Verdict,
+};
+use crate::checkpoint::Checkpoint;
+use crate::record::ShardId;
+
+/// What one application keeps of one stream.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    /// 0 where there is no table yet.
+    generation: u64,
+    version: u64,
+    cleared: u64,
+    /// Each worker, and when its time is over, in milliseconds.
+    workers: BTreeMap<Arc<str>, (Member, u64)>,
+    /// Without their positions.
+    leases: BTreeMap<ShardId, Lease>,
+    pub(crate) checkpoints: HashMap<ShardId, Checkpoint>,
+}
+
+impl Ledger {
+    /// One step of a worker, at this time since 1970.
+    pub(crate) fn exchange(&mut self, now: Duration, request: &Request) -> Answer {
+        let mut step = Step { now, changed: false, ledger: self };
+        let standing = step.join(request);
+        if standing == Standing::Occupied {
+            return Answer { standing, applied: false, table: None };
+        }
+        let seen = (step.ledger.generation, step.ledger.version);
+        let unchanged = !step.changed && request.known == Some(seen);
+        let applied = unchanged || !request.only_if_unchanged;
+        if applied {
+            for change in &request.changes {
+                step.change(&request.worker, change);
+            }
+        }
+        if request.leaving {
+            step.remove(&request.worker);
+        }
+        step.end();
+        let table = (request.known != Some((self.generation, self.version))).then(|| self.all());
+        let standing = if request.leaving { Standing::Left } else { standing };
+        Answer { standing, applied, table }
+    }
+
+    pub(crate) fn save_fenced(&mut self, now: Duration, positions: &[Fenced]) -> Vec<Verdict> {
+        let mut step = Step { now, changed: false, ledger: self };
+        let verdicts = positions.iter().map(|position| step.save(position)).collect();
+        step.end();
+        verdicts
+    }
+
+    pub(crate) fn save(&mut self, shard: &ShardId, checkpoint: &Checkpoint) {
+        if self.checkpoints.get(shard).is_none_or(|stored| checkpoint.supersedes(stored)) {
+            self.checkpoints.insert(shard.clone(), checkpoint.clone());
+        }
+    }
+
+    /// The table as it is at this time, by who is alive.
+    pub(crate) fn table(&self, now: Duration) -> Table {
+        let mut table = self.all();
+        let now = millis(now);
+        table.workers.retain(|worker, _| self.workers[worker].1 > now);
+        for lease in table.leases.values_mut() {
+            if lease.owner.as_ref().is_none_or(|owner| !table.workers.contains_key(owner)) {
+                (lease.owner, lease.heir) = (None, None);
+            } else if lease.heir.as_ref().is_some_and(|heir| !table.workers.contains_key(heir)) {
+                lease.heir = None;
+            }
+        }
+        table
+    }
+
+    /// The name of a living worker that stands against it, unless it is forced.
+    pub(crate) fn edit(&mut self, now: Duration, edit: &Edit, forced: bool) -> Option<Arc<str>> {
+        let alive = self.table(now);
+        let against = match edit {
+            Edit::Set { shard, .. } => {
+                alive.leases.get(shard).and_then(|lease| lease.owner.clone())
+            }
+            Edit::Clear => alive.workers.keys().next().cloned(),
+        };
+        if against.is_some() && !forced {
+            return against;
+        }
+        let mut step = Step { now, changed: true, ledger: self };
+        match edit {
+            Edit::Set { shard, checkpoint } => {
+                step.ledger.checkpoints.insert(shard.clone(), checkpoint.clone());
+                if step.ledger.leases.contains_key(shard) {
+                    step.give(shard, None);
+                }
+            }
+            Edit::Clear => step.clear(),
+        }
+        step.end();
+        None
+    }
+
+    fn all(&self) -> Table {
+        let mut leases = self.leases.clone();
+        for (shard, checkpoint) in &self.checkpoints {
+            leases.entry(shard.clone()).or_default().checkpoint = Some(checkpoint.clone());
+        }
+        let members = self.workers.iter();
+        Table {
+            generation: self.generation,
+            version: self.version,
+            cleared: self.cleared,
+            workers: members.map(|(name, (member, _))| (name.clone(), member.clone())).collect(),
+            leases,
+        }
+    }
+}
+
+/// One call under way.
+struct Step<'a> {
+    now: Duration,
+    changed: bool,
+    ledger: &'a mut Ledger,
+}
+
+impl Step<'_> {
+    fn join(&mut self, request: &Request) -> Standing {
+        let now = millis(self.now);
+        let until = now + millis(request.lease_duration);
+        for (member, expiry) in self.ledger.workers.values_mut() {
+            *expiry = (*expiry).min(now + millis(member.lease_duration));
+        }
+        let mine = self.ledger.workers.get(&request.worker);
+        match mine.map(|(member, expiry)| (member.incarnation == request.incarnation, *expiry)) {
+            Some((false, expiry)) if expiry > now => return Standing::Occupied,
+            Some((true, expiry)) if expiry <= now => {
+                for (member, expiry) in self.ledger.workers.values_mut() {
+                    *expiry = now + millis(member.lease_duration);
+                }
+            }
+            _ => {
+                let gone = self.ledger.workers.iter().filter(|(_, (_, expiry))| *expiry <= now);
+                for worker in gone.map(|(worker, _)| worker.clone()).collect::<Vec<_>>() {
+                    self.remove(&worker);
+                }
+            }
+        }
+        if self.ledger.generation == 0 {
+            self.ledger.generation = micros(self.now);
+            self.changed = true;
+        }
+        let Request { incarnation, lease_duration, capacity, .. } = *request;
+        if let Some((member, expiry)) = self.ledger.workers.get_mut(&request.worker) {
+            self.changed |= member.capacity != capacity;
+            (member.lease_duration, member.capacity) = (lease_duration, capacity);
+            *expiry = until;
+            return Standing::Renewed;
+        }
+        if !request.leaving {
+            self.changed = true;
+            let joined = self.ledger.workers.values().map(|(member, _)| member.joined + 1).max();
+            let joined = joined.unwrap_or(0).max(micros(self.now));
+            let member = Member { incarnation, joined, lease_duration, capacity };
+            self.ledger.workers.insert(request.worker.clone(), (member, until));
+        }
+        Standing::Joined
+    }
+
+    fn change(&mut self, worker: &Arc<str>, change: &Change) {
+        match change {
+            Change::Add { shard, parents, checkpoint } => self.add(shard, parents, checkpoint),
+            Change::Assign { shard, to } => {
+                let free = |lease: &Lease| lease.owner.is_none() && !lease.is_lost;
+                if self.lease(shard).is_some_and(free)
+                    && self.ledger.workers.contains_key(to)
+                    && !self.is_finished(shard)
+                {
+                    self.give(shard, Some(to.clone()));
+                }
+            }
+            Change::Offer { shard, to } => {
+                let alive = self.ledger.workers.contains_key(to);
+                if let Some(lease) = self.ledger.leases.get_mut(shard)
+                    && let Some(owner) = &lease.owner
+                {
+                    if alive || owner == to {
+                        lease.heir = (owner != to).then(|| to.clone());
+                        self.changed = true;
+                    }
+                }
+            }
+            Change::Release { shard, epoch } => {
+                let Some(lease) = self.ledger.leases.get_mut(shard) else { return };
+                if lease.epoch == *epoch && lease.owner.as_ref() == Some(worker) {
+                    match lease.heir.take() {
+                        Some(heir) => self.give(shard, Some(heir)),
+                        None => self.free(shard),
+                    }
+                }
+            }
+            Change::Finish { shard, epoch } => {
+                if self.lease(shard).is_some_and(|lease| lease.epoch == *epoch) {
+                    self.end_shard(shard);
+                }
+            }
+            Change::Lose { shard } => {
+                if let Some(lease) = self.ledger.leases.get_mut(shard) {
+                    lease.is_lost = true;
+                    self.changed = true;
+                }
+            }
+            Change::Forget { shard } => {
+                if self.is_finished(shard) {
+                    self.ledger.leases.remove(shard);
+                    self.ledger.checkpoints.remove(shard);
+                    self.changed = true;
+                }
+            }
+            Change::Vouch { worker, member } => {
+                if !self.ledger.workers.contains_key(worker) {
+                    let until = millis(self.now) + millis(member.lease_duration);
+                    self.ledger.workers.insert(worker.clone(), (member.clone(), until));
+                    self.changed = true;
+                }
+            }
+            Change::Restore { shard, lease } => self.restore(shard, lease),
+        }
+    }
+
+    fn add(&mut self, shard: &ShardId, parents: &[ShardId], checkpoint: &Option<Checkpoint>) {
+        if self.ledger.leases.contains_key(shard) {
+            return;
+        }
+        let origin = self.ledger.generation;
+        let lease = Lease { origin, parents: Some(parents.to_vec()), ..Lease::default() };
+        self.ledger.leases.insert(shard.clone(), lease);
+        if let Some(checkpoint) = checkpoint {
+            self.ledger.checkpoints.entry(shard.clone()).or_insert_with(|| checkpoint.clone());
+        }
+        self.changed = true;
+    }
+
+    fn restore(&mut self, shard: &ShardId, known: &Lease) {
+        if known.epoch <= self.ledger.cleared && self.ledger.cleared > 0 {
+            return;
+        }
+        let alive = |name: &Option<Arc<str>>| {
+            name.clone().filter(|name| self.ledger.workers.contains_key(name))
+        };
+        let (owner, heir) = (alive(&known.owner), alive(&known.heir));
+        let heir = heir.filter(|_| owner.is_some());
+        let Some(lease) = self.ledger.leases.get_mut(shard) else {
+            let lease = Lease { owner, heir, checkpoint: None, ..known.clone() };
+            self.ledger.leases.insert(shard.clone(), lease);
+            return self.advance(shard, known);
+        };
+        if lease.origin > known.origin {
+            lease.origin = known.origin;
+            match &known.checkpoint {
+                Some(checkpoint) => {
+                    self.ledger.checkpoints.insert(shard.clone(), checkpoint.clone())
+                }
+                None => self.ledger.checkpoints.remove(shard),
+            };
+            return self.give(shard, None);
+        }
+        if lease.origin < known.origin || lease.epoch > known.epoch {
+            return;
+        }
+        if lease.epoch < known.epoch {
+            lease.epoch = known.epoch;
+            (lease.owner, lease.heir) = (owner, heir);
+        } else if lease.owner.is_none() {
+            (lease.owner, lease.heir) = (owner, heir);
+        }
+        self.advance(shard, known);
+    }
+
+    /// The position of a restored lease, where it is further than what is stored.
+    fn advance(&mut self, shard: &ShardId, known: &Lease) {
+        self.changed = true;
+        if let Some(checkpoint) = &known.checkpoint {
+            self.ledger.save(shard, checkpoint);
+        }
+        if self.is_finished(shard) {
+            self.end_shard(shard);
+        }
+    }
+
+    fn save(&mut self, position: &Fenced) -> Verdict {
+        let Fenced { shard, epoch, checkpoint } = position;
+        let (cleared, known) = (self.ledger.cleared, self.lease(shard).map(|lease| lease.epoch));
+        if known.is_some_and(|known| known > *epoch) || cleared > 0 && *epoch <= cleared {
+            return Verdict::Lost;
+        }
+        self.ledger.save(shard, checkpoint);
+        if *checkpoint == Checkpoint::ShardEnd {
+            self.end_shard(shard);
+        }
+        if known == Some(*epoch) { Verdict::Saved } else { Verdict::Forgotten }
+    }
+
+    fn end_shard(&mut self, shard: &ShardId) {
+        let stored = self.ledger.checkpoints.insert(shard.clone(), Checkpoint::ShardEnd);
+        self.changed |= stored != Some(Checkpoint::ShardEnd);
+        self.free(shard);
+    }
+
+    /// A new epoch, for this owner or for nobody.
+    fn give(&mut self, shard: &ShardId, owner: Option<Arc<str>>) {
+        let now = millis(self.now).max(self.ledger.cleared + 1);
+        if let Some(lease) = self.ledger.leases.get_mut(shard) {
+            lease.epoch = now.max(lease.epoch + 1);
+            (lease.owner, lease.heir) = (owner, None);
+            self.changed = true;
+        }
+    }
+
+    /// The same epoch, for nobody.
+    fn free(&mut self, shard: &ShardId) {
+        if let Some(lease) = self.ledger.leases.get_mut(shard)
+            && lease.owner.is_some()
+        {
+            (lease.owner, lease.heir) = (None, None);
+            self.changed = true;
+        }
+    }
+
+    /// A worker goes, and what it has is free.
+    fn remove(&mut self, worker: &Arc<str>) {
+        if self.ledger.workers.remove(worker).is_none() {
+            return;
+        }
+        self.changed = true;
+        for lease in self.ledger.leases.values_mut() {
+            if lease.owner.as_ref() == Some(worker) {
+                (lease.owner, lease.heir) = (None, None);
+            } else if lease.heir.as_ref() == Some(worker) {
+                lease.heir = None;
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        let epochs = self.ledger.leases.values().map(|lease| lease.epoch);
+        let latest = epochs.max().unwrap_or(0).max(self.ledger.cleared);
+        let generation = micros(self.now).max(self.ledger.generation + 1);
+        *self.ledger = Ledger {
+            generation,
+            version: self.ledger.version,
+            cleared: latest.max(millis(self.now)),
+            ..Ledger::default()
+        };
+    }
+
+    fn end(&mut self) {
+        if self.changed {
+            self.ledger.version = micros(self.now).max(self.ledger.version + 1);
+        }
+    }
+
+    fn lease(&self, shard: &ShardId) -> Option<&Lease> {
+        self.ledger.leases.get(shard)
+    }
+
+    fn is_finished(&self, shard: &ShardId) -> bool {
+        self.ledger.checkpoints.get(shard) == Some(&Checkpoint::ShardEnd)
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
