@@ -11,12 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::shard::Closing;
 use crate::source::Kinesis;
-use crate::store::{CheckpointStore, Scope, Writer};
+use crate::store::{CheckpointStore, LeaseStore, Scope, Writer};
 
 pub use builder::ConsumerBuilder;
 use builder::Settings;
@@ -58,12 +59,15 @@ pub struct Consumer {
 struct Inner {
     kinesis: Kinesis,
     store: Arc<dyn CheckpointStore>,
+    leases: Arc<dyn LeaseStore>,
     scope: Scope,
     settings: Settings,
     closing: Closing,
     /// A session is alive.
     reading: Arc<AtomicBool>,
     writer: Mutex<Option<Writer>>,
+    /// Closed when the worker of the last reading has left.
+    worker: Mutex<Option<watch::Receiver<()>>>,
 }
 
 impl Consumer {
@@ -80,7 +84,7 @@ impl Consumer {
     /// One reading at a time: while a stream of this consumer is alive, a second one yields one
     /// error of kind [`InUse`](ErrorKind::InUse) and ends. So does one of a closed consumer.
     pub fn records(&self) -> Records {
-        Records::new(self.shards(), self.inner.settings.checkpoint_on)
+        Records::new(self.shards(), self.inner.settings.rules.checkpoint_on)
     }
 
     /// Every shard as a stream of its own: those there are at the start, and those that come by
@@ -102,8 +106,8 @@ impl Consumer {
         Shards::new(Session::new(self.clone()))
     }
 
-    /// Stops reading and saves what is finished: after it, nothing that was finished is read
-    /// again.
+    /// Stops reading, saves what is finished, and gives back the shards: after it, nothing that was
+    /// finished is read again, and other workers go on at once.
     ///
     /// The streams of this consumer end at their next poll. It does not wait for records that
     /// are still being worked on. When they are finished, call it again: it may be called any
@@ -126,7 +130,15 @@ impl Consumer {
         self.inner.closing.close();
         let writer = self.inner.writer.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(writer) = writer else { return Ok(()) };
-        timeout(CLOSE_TIMEOUT, writer.flush()).await.unwrap_or_else(|elapsed| {
+        let worker = self.inner.worker.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let closed = timeout(CLOSE_TIMEOUT, async {
+            writer.flush().await?;
+            if let Some(mut worker) = worker {
+                let _left = worker.changed().await;
+            }
+            Ok(())
+        });
+        closed.await.unwrap_or_else(|elapsed| {
             let message = format!(
                 "the checkpoint store took no checkpoints within {CLOSE_TIMEOUT:?}; records since \
                  the last checkpoint will be read again"

@@ -67,8 +67,11 @@ pub enum ErrorKind {
     StoreUnavailable,
     /// The checkpoint store answered, but with something that is not a checkpoint of this crate.
     StoreCorrupt,
-    /// The consumer is already being read, or was closed.
+    /// The consumer is already being read, or was closed; or something is to be changed that a
+    /// worker has in use.
     InUse,
+    /// Another worker has the lease of the shard by now, and nothing was changed.
+    LeaseLost,
 }
 
 impl Error {

@@ -96,6 +96,7 @@
 mod checkpoint;
 mod consumer;
 mod error;
+mod group;
 mod lineage;
 mod pace;
 mod record;

@@ -61,6 +61,9 @@ pub(crate) trait Finish: Send + Sync {
     /// Record number `number` of the shard, in order of delivery, which stands at this sequence
     /// number, is done with. Saying it twice changes nothing.
     fn finish(&self, number: u64, mark: &Mark);
+
+    /// The last so many records of those handed out were not: they are still to come.
+    fn take_back(&self, records: usize);
 }
 
 /// How a record is encrypted at rest.
@@ -137,8 +140,8 @@ impl Record {
     }
 
     /// The epoch of the lease under which the shard is read, which rises with every change of
-    /// owner: a fencing token for sinks. 0 for a shard that is read without a lease, as all are
-    /// where one worker reads alone.
+    /// owner: a fencing token for sinks, which refuse what comes with a lower one than they have
+    /// seen of the shard.
     pub fn epoch(&self) -> u64 {
         self.origin.epoch
     }

@@ -2,8 +2,10 @@
 
 mod closing;
 mod feed;
+mod pulse;
 mod reading;
 mod run;
+mod tenure;
 
 use std::fmt;
 use std::pin::Pin;
@@ -16,8 +18,10 @@ use crate::error::Result;
 use crate::record::{Record, ShardId};
 
 pub(crate) use closing::Closing;
-pub(crate) use reading::{Plan, Reading};
+pub(crate) use pulse::Pulse;
+pub(crate) use reading::{Ending, Plan, Reading};
 pub(crate) use run::Handout;
+pub(crate) use tenure::{Tenure, Validity};
 
 /// When a record counts as finished, so that the checkpoint may pass it.
 ///
@@ -59,8 +63,10 @@ pub enum CheckpointOn {
 /// One shard, from its checkpoint to its end.
 ///
 /// Yielded by [`Consumer::shards`](crate::Consumer::shards), to be read in a task of its own.
-/// Ends when the shard was closed and is read to its end, when the consumer is closed, and after
-/// an error that ends the shard. After an error that does not, it goes on.
+/// Ends when the shard was closed and is read to its end, when the consumer is closed, when the
+/// shard goes to another worker, and after an error that ends the shard. After an error that does
+/// not, it goes on. Dropped before its end, it gives the shard back, which is then yielded once more,
+/// by this consumer or another.
 ///
 /// Nothing is read before the first poll. Then at most [`prefetch`] batches are read ahead, in
 /// a task that ends when the stream is dropped.
@@ -101,12 +107,14 @@ pub enum CheckpointOn {
 pub struct ShardStream {
     reading: Reading,
     handout: Handout,
+    pulse: Option<Pulse>,
 }
 
 impl ShardStream {
-    pub(crate) fn new(reading: Reading) -> Self {
+    /// `pulse` is told of each poll.
+    pub(crate) fn new(reading: Reading, pulse: Option<Pulse>) -> Self {
         let handout = Handout::new(reading.checkpoint_on());
-        Self { reading, handout }
+        Self { reading, handout, pulse }
     }
 
     /// The shard's name.
@@ -120,8 +128,11 @@ impl ShardStream {
         self.reading.parents()
     }
 
-    /// The same shard in runs of records, for merging.
-    pub(crate) fn into_runs(self) -> Reading {
+    /// The same shard in runs of records, for merging: the merged stream's polls count for it.
+    pub(crate) fn into_runs(self, merged: Option<&Pulse>) -> Reading {
+        if let (Some(pulse), Some(merged)) = (&self.pulse, merged) {
+            pulse.merge_into(merged);
+        }
         self.reading
     }
 }
@@ -130,7 +141,10 @@ impl Stream for ShardStream {
     type Item = Result<Record>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Self { reading, handout } = &mut *self;
+        let Self { reading, handout, pulse } = &mut *self;
+        if let Some(pulse) = pulse {
+            pulse.beat(context.waker());
+        }
         loop {
             handout.finish_last();
             if reading.is_closed() {

@@ -143,7 +143,7 @@ pub(crate) use lease::LeaseStore;
 pub use memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;
-pub(crate) use writer::{Rhythm, Writer};
+pub(crate) use writer::{Rhythm, Watched, Writer};
 
 /// Keeps, for each application and stream, how far each shard has been read.
 ///
@@ -210,7 +210,8 @@ pub(crate) fn leases_of(store: &Arc<dyn CheckpointStore>) -> Arc<dyn LeaseStore>
 }
 
 fn no_leases() -> Error {
-    let message = "the store keeps no leases, so it is for whoever made it to change what is stored";
+    let message =
+        "the store keeps no leases, so it is for whoever made it to change what is stored";
     Error::new(ErrorKind::Configuration, message)
 }
 
@@ -248,6 +249,10 @@ impl Scope {
     /// The application that reads.
     pub fn application(&self) -> &str {
         &self.application
+    }
+
+    pub(crate) fn stream_name(&self) -> &Arc<str> {
+        &self.stream
     }
 
     /// The name of the stream that is read.

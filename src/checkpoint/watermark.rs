@@ -51,8 +51,12 @@ struct State {
     ended: bool,
     /// The checkpoint has changed since it was last taken.
     changed: bool,
+    /// No record is handed out any more, because the shard is to be handed over.
+    retired: bool,
     /// The stream that waits for records to be finished.
     waiting: Option<Waker>,
+    /// Who waits for all of them to be finished.
+    settling: Option<Waker>,
 }
 
 struct Island {
@@ -67,11 +71,38 @@ impl Watermark {
         Self { state: Mutex::default(), tell: Box::new(tell) }
     }
 
-    /// The next `records` are with the caller now.
-    pub(crate) fn hand_out(&self, records: usize) {
+    /// The next `records` go to the caller now. The number of the first; `None` where none may go
+    /// any more.
+    pub(crate) fn hand_out(&self, records: usize) -> Option<u64> {
         let mut state = self.lock();
+        if state.retired {
+            return None;
+        }
+        let first = state.handed_out;
         state.handed_out += records as u64;
         state.unfinished += records;
+        Some(first)
+    }
+
+    /// No record is handed out from now on.
+    pub(crate) fn retire(&self) {
+        self.lock().retired = true;
+    }
+
+    /// Ready when every record that was handed out is finished, or taken back.
+    pub(crate) fn poll_settled(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.lock();
+        if state.unfinished == 0 {
+            return Poll::Ready(());
+        }
+        state.settling = Some(context.waker().clone());
+        Poll::Pending
+    }
+
+    /// The position, as far as it has advanced.
+    pub(crate) fn position(&self) -> Option<Checkpoint> {
+        let state = self.lock();
+        (state.prefix > 0 || state.is_complete()).then(|| state.checkpoint())
     }
 
     /// How many records may be handed out so that at most `limit` are unfinished; waits while
@@ -103,16 +134,7 @@ impl Watermark {
     /// The checkpoint, if it has changed since it was last taken.
     pub(crate) fn take_changed(&self) -> Option<Checkpoint> {
         let mut state = self.lock();
-        if !std::mem::take(&mut state.changed) {
-            return None;
-        }
-        if state.is_complete() {
-            return Some(Checkpoint::ShardEnd);
-        }
-        Some(Checkpoint::AfterSequence {
-            sequence_number: (&state.position).into(),
-            sub_sequence_number: None,
-        })
+        std::mem::take(&mut state.changed).then(|| state.checkpoint())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -123,7 +145,7 @@ impl Watermark {
 
 impl Finish for Watermark {
     fn finish(&self, number: u64, mark: &Mark) {
-        let (advance, waker) = {
+        let (advance, wakers) = {
             let mut state = self.lock();
             if state.is_finished(number) {
                 return;
@@ -136,18 +158,41 @@ impl Finish for Watermark {
                 true => Some(Advance::Position),
                 false => None,
             };
-            (advance, state.waiting.take())
+            (advance, [state.waiting.take(), state.settled()])
         };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wakers.into_iter().flatten().for_each(Waker::wake);
         if let Some(advance) = advance {
             (self.tell)(advance);
         }
     }
+
+    fn take_back(&self, records: usize) {
+        let wakers = {
+            let mut state = self.lock();
+            state.handed_out -= records as u64;
+            state.unfinished -= records;
+            [state.waiting.take(), state.settled()]
+        };
+        wakers.into_iter().flatten().for_each(Waker::wake);
+    }
 }
 
 impl State {
+    fn checkpoint(&self) -> Checkpoint {
+        if self.is_complete() {
+            return Checkpoint::ShardEnd;
+        }
+        Checkpoint::AfterSequence {
+            sequence_number: (&self.position).into(),
+            sub_sequence_number: None,
+        }
+    }
+
+    /// Who waits for nothing to be unfinished, where nothing is.
+    fn settled(&mut self) -> Option<Waker> {
+        if self.unfinished == 0 { self.settling.take() } else { None }
+    }
+
     fn is_complete(&self) -> bool {
         self.ended && self.prefix == self.handed_out
     }

@@ -5,12 +5,13 @@ use aws_sdk_kinesis::Client;
 
 use super::{Consumer, Inner};
 use crate::error::{Error, ErrorKind, Result};
+use crate::group::Rules;
 use crate::lineage::{Ordering, ShardPosition, Start, StartingPosition};
 use crate::pace::SHORTEST_PAUSE;
 use crate::record::ShardId;
 use crate::shard::CheckpointOn;
 use crate::source::{Kinesis, OnTrimmed};
-use crate::store::{CheckpointStore, MemoryStore, Rhythm, Scope};
+use crate::store::{CheckpointStore, MemoryStore, Rhythm, Scope, leases_of};
 
 /// The most records that one call may ask for:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
@@ -19,20 +20,22 @@ const MOST_RECORDS: u32 = 10_000;
 /// Longer times than this are taken for mistakes, and could overflow a clock.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
+/// What is left of a shorter lease between two renewals is no more than a slow answer takes.
+const SHORTEST_LEASE: Duration = Duration::from_secs(2);
+const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What a reading needs to know.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) start: Start,
     pub(super) interval: Duration,
     pub(super) limit: u32,
-    pub(super) checkpoint_on: CheckpointOn,
     pub(super) rhythm: Rhythm,
     pub(super) max_in_flight: usize,
     pub(super) prefetch: usize,
     pub(super) max_buffered_bytes: usize,
-    pub(super) ordering: Ordering,
     pub(super) on_trimmed: OnTrimmed,
-    pub(super) discovery_interval: Duration,
+    pub(super) rules: Rules,
 }
 
 /// The options of a [`Consumer`], each with a default that suits most.
@@ -75,7 +78,6 @@ impl ConsumerBuilder {
                 start: Start::default(),
                 interval: Duration::from_secs(1),
                 limit: MOST_RECORDS,
-                checkpoint_on: CheckpointOn::default(),
                 rhythm: Rhythm {
                     interval: Duration::from_secs(1),
                     max_unflushed: Duration::from_secs(60),
@@ -83,9 +85,16 @@ impl ConsumerBuilder {
                 max_in_flight: 10_000,
                 prefetch: 1,
                 max_buffered_bytes: 64 * 1024 * 1024,
-                ordering: Ordering::default(),
                 on_trimmed: OnTrimmed::default(),
-                discovery_interval: Duration::from_secs(30),
+                rules: Rules {
+                    worker_id: unique_name(),
+                    ordering: Ordering::default(),
+                    checkpoint_on: CheckpointOn::default(),
+                    discovery_interval: Duration::from_secs(30),
+                    lease_duration: Duration::from_secs(10),
+                    handoff_timeout: Duration::from_secs(30),
+                    poll_timeout: None,
+                },
             },
         }
     }
@@ -146,7 +155,7 @@ impl ConsumerBuilder {
     ///
     /// Default: [`CheckpointOn::Pull`].
     pub fn checkpoint_on(mut self, when: CheckpointOn) -> Self {
-        self.settings.checkpoint_on = when;
+        self.settings.rules.checkpoint_on = when;
         self
     }
 
@@ -202,7 +211,7 @@ impl ConsumerBuilder {
     ///
     /// Default: [`Ordering::ParentFirst`].
     pub fn ordering(mut self, ordering: Ordering) -> Self {
-        self.settings.ordering = ordering;
+        self.settings.rules.ordering = ordering;
         self
     }
 
@@ -219,7 +228,48 @@ impl ConsumerBuilder {
     ///
     /// Default: 30 s. 1 s to a year.
     pub fn discovery_interval(mut self, interval: Duration) -> Self {
-        self.settings.discovery_interval = interval;
+        self.settings.rules.discovery_interval = interval;
+        self
+    }
+
+    /// The name of this worker among those of the application, which says in the store who reads
+    /// which shard.
+    ///
+    /// Default: made of the host's name, the process and a random part. One that is given must be
+    /// one worker's alone: while two have it, the second waits. 1 to 200 characters without spaces,
+    /// braces, commas and control characters.
+    pub fn worker_id(mut self, name: impl Into<String>) -> Self {
+        self.settings.rules.worker_id = name.into().into();
+        self
+    }
+
+    /// How long a worker that is not heard of keeps its shards. It renews every third of it, in a
+    /// task of its own, so a caller that is slow keeps them; one that blocks the threads of the
+    /// runtime does not.
+    ///
+    /// Default: 10 s, as in the Kinesis Client Library. 2 s to a day. A shorter one takes over
+    /// sooner from a worker that has died, and asks more of the store.
+    pub fn lease_duration(mut self, duration: Duration) -> Self {
+        self.settings.rules.lease_duration = duration;
+        self
+    }
+
+    /// How long a shard that goes to another worker waits for its unfinished records. What is not
+    /// finished by then is read again by the other.
+    ///
+    /// Default: 30 s. At most a year.
+    pub fn handoff_timeout(mut self, time: Duration) -> Self {
+        self.settings.rules.handoff_timeout = time;
+        self
+    }
+
+    /// Gives the shards of a caller that has stopped polling to workers that read. A caller that
+    /// waits for a record polls when it is woken, and has not stopped.
+    ///
+    /// Default: `None`, a caller keeps its shards for as long as it likes. At least 1 s and at most
+    /// a year. Noticed at the next renewal.
+    pub fn poll_timeout(mut self, time: Option<Duration>) -> Self {
+        self.settings.rules.poll_timeout = time;
         self
     }
 
@@ -237,12 +287,14 @@ impl ConsumerBuilder {
         Ok(Consumer {
             inner: Arc::new(Inner {
                 kinesis,
+                leases: leases_of(&self.store),
                 store: self.store,
                 scope,
                 settings: self.settings,
                 closing: crate::shard::Closing::new(),
                 reading: Arc::default(),
                 writer: std::sync::Mutex::default(),
+                worker: std::sync::Mutex::default(),
             }),
         })
     }
@@ -271,7 +323,19 @@ impl ConsumerBuilder {
         }
         check_time("checkpoint_interval", settings.rhythm.interval, Duration::ZERO)?;
         check_time("max_unflushed", settings.rhythm.max_unflushed, Duration::ZERO)?;
-        check_time("discovery_interval", settings.discovery_interval, Duration::from_secs(1))?;
+        let rules = &settings.rules;
+        check_time("discovery_interval", rules.discovery_interval, Duration::from_secs(1))?;
+        check_worker(&rules.worker_id)?;
+        if !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&rules.lease_duration) {
+            return Err(format!(
+                "lease_duration is {:?}, but must be at least {SHORTEST_LEASE:?} and at most a day",
+                rules.lease_duration
+            ));
+        }
+        check_time("handoff_timeout", rules.handoff_timeout, Duration::ZERO)?;
+        if let Some(time) = rules.poll_timeout {
+            check_time("poll_timeout", time, Duration::from_secs(1))?;
+        }
         if settings.max_in_flight == 0 {
             return Err("max_in_flight is 0, but must be at least 1 record".into());
         }
@@ -313,6 +377,30 @@ fn check_application(name: &str) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+fn check_worker(name: &str) -> Result<(), String> {
+    let refused =
+        |letter: char| letter.is_whitespace() || letter.is_control() || "{},".contains(letter);
+    if name.is_empty() || name == "-" || name.len() > 200 || name.chars().any(refused) {
+        return Err(format!(
+            "worker_id is {name:?}, but must have 1 to 200 characters, without spaces, braces, \
+             commas and control characters"
+        ));
+    }
+    Ok(())
+}
+
+/// The host, the process, and a part that no other worker has.
+fn unique_name() -> Arc<str> {
+    let host = std::env::var("HOSTNAME")
+        .ok()
+        .or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok())
+        .unwrap_or_default();
+    let allowed = |letter: &char| letter.is_ascii_alphanumeric() || "._-".contains(*letter);
+    let host: String = host.trim().chars().filter(allowed).take(100).collect();
+    let host = if host.is_empty() { "worker" } else { &host };
+    format!("{host}-{}-{:08x}", std::process::id(), fastrand::u32(..)).into()
 }
 
 fn check_time(option: &str, time: Duration, least: Duration) -> Result<(), String> {

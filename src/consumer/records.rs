@@ -8,7 +8,7 @@ use futures::stream::{FusedStream, SelectAll};
 use super::Shards;
 use crate::error::Result;
 use crate::record::Record;
-use crate::shard::{CheckpointOn, Handout, Reading};
+use crate::shard::{CheckpointOn, Handout, Pulse, Reading};
 
 /// Every record of a stream: its shards, merged.
 ///
@@ -46,11 +46,13 @@ pub struct Records {
     shards: Option<Shards>,
     merged: SelectAll<Reading>,
     handout: Handout,
+    pulse: Option<Pulse>,
 }
 
 impl Records {
     pub(super) fn new(shards: Shards, checkpoint_on: CheckpointOn) -> Self {
         Self {
+            pulse: shards.pulse(),
             shards: Some(shards),
             merged: SelectAll::new(),
             handout: Handout::new(checkpoint_on),
@@ -61,7 +63,7 @@ impl Records {
     fn poll_shards(&mut self, context: &mut Context<'_>) -> Result<()> {
         while let Some(shards) = &mut self.shards {
             match Pin::new(shards).poll_next(context) {
-                Poll::Ready(Some(shard)) => self.merged.push(shard?.into_runs()),
+                Poll::Ready(Some(shard)) => self.merged.push(shard?.into_runs(self.pulse.as_ref())),
                 Poll::Ready(None) => self.shards = None,
                 Poll::Pending => break,
             }
@@ -75,6 +77,9 @@ impl Stream for Records {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
+        if let Some(pulse) = &this.pulse {
+            pulse.beat(context.waker());
+        }
         this.handout.finish_last();
         if this.shards.as_ref().is_some_and(Shards::is_closed) {
             this.handout.clear();

@@ -1,37 +1,44 @@
 //! What the streams of one reading share, from the first poll until the last of them is dropped.
 
+use std::future::poll_fn;
 use std::sync::atomic::Ordering as Atomic;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::Consumer;
-use crate::checkpoint::{Advance, Watermark};
 use crate::error::Result;
-use crate::lineage::{Discovery, Opening, Word};
-use crate::shard::{Plan, Reading, ShardStream};
+use crate::group::{Opening, Plan as Workplan, Word, Worker};
+use crate::lineage::Lister;
+use crate::shard::{Ending, Plan, Pulse, Reading, ShardStream};
 use crate::source::{Budget, Polling};
 use crate::store::Writer;
 
-/// How long a reading waits for the checkpoints of the one before it.
+/// How long a reading waits for the one before it to save and to give back what it had.
 const LAST_READING: Duration = Duration::from_secs(5);
 
 /// The right to read: while it lives, nobody else has it.
 pub(super) struct Session {
     consumer: Consumer,
+    /// Dropped with the session, which tells the worker that its time is over.
+    over: Mutex<Option<oneshot::Sender<()>>>,
 }
 
 impl Session {
     /// The caller has made sure that there is no other.
     pub(super) fn new(consumer: Consumer) -> Self {
-        Self { consumer }
+        Self { consumer, over: Mutex::default() }
     }
 
     pub(super) fn consumer(&self) -> &Consumer {
         &self.consumer
+    }
+
+    /// Where the polls of a merged stream are noted, if that matters.
+    pub(super) fn pulse(&self) -> Option<Pulse> {
+        self.consumer.inner.settings.rules.poll_timeout.map(|_limit| Pulse::new())
     }
 
     /// Starts the tasks that all shards share.
@@ -40,26 +47,52 @@ impl Session {
         let (opening, openings) = mpsc::unbounded_channel();
         let (word, words) = mpsc::unbounded_channel();
         let inner = &self.consumer.inner;
-        let discovery = Discovery {
-            kinesis: inner.kinesis.clone(),
-            store: Arc::clone(&inner.store),
+        let worker = Worker::new(Workplan {
+            leases: Arc::clone(&inner.leases),
             scope: inner.scope.clone(),
             writer: writer.clone(),
-            start: inner.settings.start.clone(),
-            ordering: inner.settings.ordering,
-            on_trimmed: inner.settings.on_trimmed,
-            interval: inner.settings.discovery_interval,
+            lister: Lister {
+                kinesis: inner.kinesis.clone(),
+                start: inner.settings.start.clone(),
+                on_trimmed: inner.settings.on_trimmed,
+                tell: {
+                    let opening = opening.clone();
+                    Arc::new(move |error| {
+                        let _nobody_listens = opening.send(Err(error));
+                    })
+                },
+            },
+            rules: inner.settings.rules.clone(),
             openings: opening,
-        };
-        let mut task = JoinSet::new();
-        task.spawn({
+            words: word.clone(),
+        });
+        let (over, is_over) = oneshot::channel();
+        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = Some(over);
+        let mut closing = inner.closing.clone();
+        let (at_work, is_at_work) = watch::channel(());
+        let before =
+            inner.worker.lock().unwrap_or_else(PoisonError::into_inner).replace(is_at_work);
+        tokio::spawn({
             let writer = writer.clone();
             async move {
+                let ended = async {
+                    tokio::select! {
+                        _dropped = is_over => {}
+                        () = poll_fn(|context| closing.poll_closed(context)) => {}
+                    }
+                };
                 // What an earlier reading has finished counts for this one. If the store fails,
-                // loading the checkpoints fails next, and says so.
-                let _saved = timeout(LAST_READING, writer.flush()).await;
+                // joining fails next, and says so.
+                let _saved = timeout(LAST_READING, async {
+                    let _told_elsewhere = writer.flush().await;
+                    if let Some(mut before) = before {
+                        let _ended = before.changed().await;
+                    }
+                })
+                .await;
                 drop(writer);
-                discovery.run(words).await;
+                worker.run(words, ended).await;
+                drop(at_work);
             }
         });
         Running {
@@ -68,7 +101,6 @@ impl Session {
             writer,
             word,
             openings,
-            _task: task,
         }
     }
 
@@ -80,7 +112,7 @@ impl Session {
             Some(writer) if writer.is_running() => writer.clone(),
             _ => writer
                 .insert(Writer::spawn(
-                    Arc::clone(&inner.store),
+                    Arc::clone(&inner.leases),
                     inner.scope.clone(),
                     inner.settings.rhythm,
                 ))
@@ -102,29 +134,17 @@ pub(super) struct Running {
     writer: Writer,
     word: mpsc::UnboundedSender<Word>,
     pub(super) openings: mpsc::UnboundedReceiver<Result<Opening>>,
-    _task: JoinSet<()>,
 }
 
 impl Running {
     /// The stream of a shard that may be read now.
-    pub(super) fn open(&self, Opening { shard, position }: Opening) -> ShardStream {
+    pub(super) fn open(&self, opening: Opening) -> ShardStream {
+        let Opening { shard, position, tenure, watermark, pulse } = opening;
         let inner = &self.session.consumer.inner;
-        let bell = self.writer.bell();
-        let watermark = Arc::new(Watermark::new({
-            let (word, shard) = (self.word.clone(), shard.id.clone());
-            move |advance| match advance {
-                Advance::Position => bell.advanced(),
-                Advance::End => {
-                    bell.ended();
-                    // Nobody listens any more where the reading has been dropped.
-                    let _dropped = word.send(Word::Finished(shard.clone()));
-                }
-            }
-        }));
-        self.writer.watch(shard.id.clone(), Arc::clone(&watermark));
         let polling = Polling {
             kinesis: inner.kinesis.clone(),
             shard_id: shard.id.clone(),
+            epoch: tenure.epoch(),
             position,
             interval: inner.settings.interval,
             limit: inner.settings.limit,
@@ -133,22 +153,28 @@ impl Running {
             finish: Arc::clone(&watermark) as _,
             again: false,
         };
-        let word = self.word.clone();
-        ShardStream::new(Reading::new(Plan {
+        let (word, id, epoch) = (self.word.clone(), shard.id.clone(), tenure.epoch());
+        let reading = Reading::new(Plan {
             shard_id: shard.id,
             parents: shard.parents,
             source: polling.into_source(),
-            checkpoint_on: inner.settings.checkpoint_on,
+            checkpoint_on: inner.settings.rules.checkpoint_on,
             max_in_flight: inner.settings.max_in_flight,
             prefetch: inner.settings.prefetch,
             save_each: inner.settings.rhythm.interval.is_zero(),
             watermark,
             writer: self.writer.clone(),
             closing: inner.closing.clone(),
-            ended: Box::new(move |children| {
-                let _dropped = word.send(Word::Children(children));
+            tenure,
+            ended: Box::new(move |ending| {
+                // Nobody listens any more where the reading has been dropped.
+                let _dropped = word.send(match ending {
+                    Ending::Read(children) => Word::Children(children),
+                    Ending::Dropped => Word::Dropped(id.clone(), epoch),
+                });
             }),
             session: Arc::clone(&self.session) as _,
-        }))
+        });
+        ShardStream::new(reading, pulse)
     }
 }

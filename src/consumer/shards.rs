@@ -8,10 +8,10 @@ use futures::stream::FusedStream;
 
 use super::session::{Running, Session};
 use crate::error::{Error, Result};
-use crate::shard::{Closing, ShardStream};
+use crate::shard::{Closing, Pulse, ShardStream};
 
-/// The shards of a stream, each as a [`ShardStream`]: those there are at the start, and those
-/// that come by resharding when their parents are finished.
+/// The shards of a stream, each as a [`ShardStream`]: those there are at the start, those that come
+/// by resharding when their parents are finished, and those that are gained from other workers.
 ///
 /// Made by [`Consumer::shards`](crate::Consumer::shards). Ends when the consumer is closed and
 /// when the stream does not exist. It must go on being polled for new shards to appear, and
@@ -60,6 +60,14 @@ impl Shards {
 
     pub(super) fn new(session: Session) -> Self {
         Self { state: State::Idle(Arc::new(session)) }
+    }
+
+    /// Where the polls of a merged stream are noted, if that matters.
+    pub(super) fn pulse(&self) -> Option<Pulse> {
+        match &self.state {
+            State::Idle(session) | State::Running { session, .. } => session.pulse(),
+            State::Refused(_) | State::Done => None,
+        }
     }
 
     /// Whether the consumer is closed.

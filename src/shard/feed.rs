@@ -1,5 +1,6 @@
 //! The task that drives a source, as far as there is demand.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -7,6 +8,7 @@ use futures::StreamExt;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
+use super::Closing;
 use crate::error::Result;
 use crate::source::{Fetched, Source};
 
@@ -22,15 +24,15 @@ pub(crate) struct Feed {
 }
 
 impl Feed {
-    /// Fetches nothing until something is wanted.
-    pub(crate) fn start(mut source: Source) -> Self {
+    /// Fetches nothing until something is wanted, and nothing more when it is over.
+    pub(crate) fn start(mut source: Source, mut over: Closing) -> Self {
         let demand = Arc::new(Semaphore::new(0));
         // Never holds more than what was wanted.
         let (sender, received) = mpsc::unbounded_channel();
         let mut task = JoinSet::new();
         task.spawn({
             let demand = Arc::clone(&demand);
-            async move {
+            let fetching = async move {
                 // The permit stays with the item: it is given anew when the item was received.
                 while let Ok(permit) = demand.acquire().await {
                     permit.forget();
@@ -40,6 +42,13 @@ impl Feed {
                     if sender.send(fetched).is_err() {
                         return;
                     }
+                }
+            };
+            async move {
+                tokio::select! {
+                    biased;
+                    () = poll_fn(|context| over.poll_closed(context)) => {}
+                    () = fetching => {}
                 }
             }
         });

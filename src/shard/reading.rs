@@ -1,12 +1,12 @@
 //! The state of one shard that is read.
 //!
 //! ```text
-//!   Idle ──first poll──► Reading ──end, fatal error, close──► Done
+//!   Idle ──first poll──► Reading ──end, fatal error, close, lease over──► Done
 //! ```
 //!
 //! Everything under way lives here or in the feed's task, so a dropped `next()` loses nothing.
-//! In `Reading`, a poll looks in this order at what could hold it up: the close, the store, the
-//! caller's unfinished records, and then at what has been fetched. Each registers the waker
+//! In `Reading`, a poll looks in this order at what could hold it up: the close, the lease, the
+//! store, the caller's unfinished records, and then at what has been fetched. Each registers the waker
 //! before it says `Pending`.
 
 use std::pin::Pin;
@@ -17,7 +17,7 @@ use futures::Stream;
 
 use super::feed::Feed;
 use super::run::{Desk, LONGEST_RUN, Run};
-use super::{CheckpointOn, Closing};
+use super::{CheckpointOn, Closing, Tenure};
 use crate::checkpoint::Watermark;
 use crate::error::Result;
 use crate::record::ShardId;
@@ -37,10 +37,19 @@ pub(crate) struct Plan {
     pub(crate) watermark: Arc<Watermark>,
     pub(crate) writer: Writer,
     pub(crate) closing: Closing,
-    /// Told of the children when the shard is read to its end.
-    pub(crate) ended: Box<dyn Fn(Vec<KnownShard>) + Send + Sync>,
+    pub(crate) tenure: Tenure,
+    pub(crate) ended: Box<dyn Fn(Ending) + Send + Sync>,
     /// What all streams of one reading keep alive together.
     pub(crate) session: Arc<dyn Send + Sync>,
+}
+
+/// How a reading came to its end by itself.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    /// The shard is read to its end, and these are its children as far as the server names them.
+    Read(Vec<KnownShard>),
+    /// The stream was dropped before.
+    Dropped,
 }
 
 /// One shard as a stream of runs.
@@ -50,14 +59,13 @@ pub(crate) struct Reading {
     checkpoint_on: CheckpointOn,
     max_in_flight: usize,
     prefetch: usize,
-    /// How many records were handed out, which is the number of the next one.
-    handed_out: u64,
     /// The store is looked at once a run.
     longest_run: usize,
     watermark: Arc<Watermark>,
     writer: Writer,
     closing: Closing,
-    ended: Box<dyn Fn(Vec<KnownShard>) + Send + Sync>,
+    tenure: Tenure,
+    ended: Box<dyn Fn(Ending) + Send + Sync>,
     state: State,
     _session: Arc<dyn Send + Sync>,
 }
@@ -84,11 +92,11 @@ impl Reading {
                 CheckpointOn::Ack => plan.max_in_flight,
             },
             prefetch: plan.prefetch,
-            handed_out: 0,
             longest_run: if plan.save_each { 1 } else { LONGEST_RUN },
             watermark: plan.watermark,
             writer: plan.writer,
             closing: plan.closing,
+            tenure: plan.tenure,
             ended: plan.ended,
             state: State::Idle(plan.source),
             _session: plan.session,
@@ -124,23 +132,27 @@ impl Reading {
             self.state = State::Done;
             return Poll::Ready(None);
         }
+        if !ready!(self.tenure.poll_holds(context)) {
+            self.state = State::Done;
+            return Poll::Ready(None);
+        }
         if let Err(error) = ready!(self.writer.poll_open(context)) {
             return Poll::Ready(Some(Err(error)));
         }
         let room = ready!(self.watermark.poll_room(context, self.max_in_flight));
         let most = room.min(self.longest_run);
-        let handed_out = self.handed_out;
         loop {
-            let (feed, desk) = self.started();
-            match desk.next_run(most, handed_out) {
-                Some(Ok(run)) => {
-                    self.handed_out += run.len() as u64;
-                    self.watermark.hand_out(run.len());
-                    return Poll::Ready(Some(Ok(run)));
-                }
+            let (feed, desk) = started(&mut self.state, self.prefetch, &self.tenure);
+            match desk.next_run(most, &self.tenure, &self.watermark) {
+                Some(Ok(run)) => return Poll::Ready(Some(Ok(run))),
                 Some(Err(error)) => {
                     self.state = State::Done;
                     return Poll::Ready(Some(Err(error)));
+                }
+                // The lease is over, since this moment.
+                None if !desk.is_empty() => {
+                    self.state = State::Done;
+                    return Poll::Ready(None);
                 }
                 None => {}
             }
@@ -149,7 +161,7 @@ impl Reading {
                 Some(Ok(Fetched::Records(batch, space))) => desk.put(batch, space),
                 Some(Ok(Fetched::End(children))) => {
                     self.state = State::Done;
-                    (self.ended)(children);
+                    (self.ended)(Ending::Read(children));
                     self.watermark.end();
                     return Poll::Ready(None);
                 }
@@ -161,21 +173,34 @@ impl Reading {
             }
         }
     }
+}
 
-    /// The feed, wanting what is missing: beside the batch that runs are taken of, as many as
-    /// are to be fetched ahead; without one, at least one.
-    fn started(&mut self) -> (&mut Feed, &Desk) {
-        if let State::Idle(_) = self.state
-            && let State::Idle(source) = std::mem::replace(&mut self.state, State::Done)
-        {
-            self.state = State::Reading { feed: Feed::start(source), desk: Desk::default() };
+/// The feed, wanting what is missing: beside the batch that runs are taken of, as many as are to be
+/// fetched ahead; without one, at least one.
+fn started<'a>(
+    state: &'a mut State,
+    prefetch: usize,
+    tenure: &Tenure,
+) -> (&'a mut Feed, &'a mut Desk) {
+    if let State::Idle(_) = state
+        && let State::Idle(source) = std::mem::replace(state, State::Done)
+    {
+        let feed = Feed::start(source, tenure.over().clone());
+        *state = State::Reading { feed, desk: Desk::default() };
+    }
+    match state {
+        State::Reading { feed, desk } => {
+            feed.want(if desk.is_empty() { prefetch.max(1) } else { prefetch });
+            (feed, desk)
         }
-        match &mut self.state {
-            State::Reading { feed, desk } => {
-                feed.want(if desk.is_empty() { self.prefetch.max(1) } else { self.prefetch });
-                (feed, desk)
-            }
-            State::Idle(_) | State::Done => unreachable!("only called while there is a source"),
+        State::Idle(_) | State::Done => unreachable!("only called while there is a source"),
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if !self.is_done() {
+            (self.ended)(Ending::Dropped);
         }
     }
 }

@@ -8,6 +8,8 @@ use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::CheckpointOn;
+use super::tenure::{Hold, Tenure};
+use crate::checkpoint::Watermark;
 use crate::error::{Error, Result};
 use crate::record::{Mark, Record};
 use crate::source::{Batch, Space};
@@ -45,6 +47,7 @@ pub(crate) struct Run {
     /// What was handed out.
     bytes: usize,
     desk: Desk,
+    hold: Arc<Hold>,
 }
 
 impl Desk {
@@ -57,8 +60,13 @@ impl Desk {
         matches!(*self.lock(), Place::Empty)
     }
 
-    /// The next records, at most so many, numbered from `first`; `None` when there are no more.
-    pub(crate) fn next_run(&self, most: usize, first: u64) -> Option<Result<Run>> {
+    /// The next records, at most so many; `None` when there are no more, or none may be handed out.
+    pub(super) fn next_run(
+        &self,
+        most: usize,
+        tenure: &Tenure,
+        watermark: &Watermark,
+    ) -> Option<Result<Run>> {
         let mut place = self.lock();
         let mut buffer = match mem::replace(&mut *place, Place::Lent) {
             Place::Taken(buffer) => buffer,
@@ -73,8 +81,13 @@ impl Desk {
             return Some(Err(wrong));
         }
         let left = most.min(buffer.batch.len());
+        let Some(next) = watermark.hand_out(left) else {
+            *place = Place::Taken(buffer);
+            return None;
+        };
         buffer.batch.look_ahead(left);
-        Some(Ok(Run { buffer, next: first, left, bytes: 0, desk: self.clone() }))
+        let (desk, hold) = (self.clone(), Arc::clone(tenure.hold()));
+        Some(Ok(Run { buffer, next, left, bytes: 0, desk, hold }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Place> {
@@ -83,13 +96,9 @@ impl Desk {
 }
 
 impl Run {
-    pub(crate) fn len(&self) -> usize {
-        self.left
-    }
-
     #[inline]
     fn next(&mut self) -> Option<Record> {
-        if self.left == 0 {
+        if self.is_over() || !self.hold.holds() {
             return None;
         }
         match self.buffer.batch.next(self.next)? {
@@ -101,15 +110,21 @@ impl Run {
             }
             Err(error) => {
                 // Its shard tells of it, where it is polled next.
-                self.left = 0;
                 self.buffer.wrong = Some(error);
                 None
             }
         }
     }
 
-    /// The batch goes back, and the memory of what was handed out is given back.
+    fn is_over(&self) -> bool {
+        self.left == 0 || self.buffer.wrong.is_some()
+    }
+
+    /// The batch goes back with what was not handed out, and the memory of what was is given back.
     fn end(mut self) {
+        if self.left > 0 {
+            self.buffer.batch.origin().finish.take_back(self.left);
+        }
         let is_over = self.buffer.batch.len() == 0 && self.buffer.wrong.is_none();
         *self.desk.lock() = if is_over {
             Place::Empty
@@ -134,7 +149,8 @@ pub(crate) struct Handout {
 
 impl Handout {
     pub(crate) fn new(checkpoint_on: CheckpointOn) -> Self {
-        Self { on_pull: checkpoint_on == CheckpointOn::Pull, ..Self::default() }
+        let on_pull = checkpoint_on == CheckpointOn::Pull;
+        Self { run: None, on_pull, in_hand: None, mark: Mark::default() }
     }
 
     /// The caller has polled again: it is done with the last record.
@@ -173,6 +189,12 @@ impl Handout {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.run.as_ref().is_none_or(|run| run.left == 0)
+        self.run.as_ref().is_none_or(Run::is_over)
+    }
+}
+
+impl Drop for Handout {
+    fn drop(&mut self) {
+        self.clear();
     }
 }

@@ -42,6 +42,8 @@ const SMALL_ANSWER: usize = 32 * 1024;
 pub(crate) struct Polling {
     pub(crate) kinesis: Kinesis,
     pub(crate) shard_id: ShardId,
+    /// Of the lease under which it is read.
+    pub(crate) epoch: u64,
     pub(crate) position: Position,
     pub(crate) interval: Duration,
     pub(crate) limit: u32,
@@ -228,7 +230,7 @@ impl Polling {
             stream: Arc::clone(self.kinesis.name()),
             shard_id: self.shard_id.clone(),
             millis_behind_latest: answer.millis_behind_latest.unwrap_or(0),
-            epoch: 0,
+            epoch: self.epoch,
             finish: Arc::clone(&self.finish),
         };
         let mut batch = Batch::new(answer.records, origin);

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! What is to be saved stands in `pending` until the store has said that it is saved, so a failed
-//! or dropped save forgets nothing. When the last handle is dropped the task saves what is
+//! or dropped save forgets nothing. A position goes with the epoch under which it was reached, and
+//! one whose lease is lost is given up: who has it now saves its own. When the last handle is dropped the task saves what is
 //! finished, as far as the store lets it within [`LAST_WORDS`], and ends.
 
 use std::collections::BTreeMap;
@@ -21,7 +22,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::{CheckpointStore, Scope, in_time};
+use super::lease::{Fenced, Verdict};
+use super::{LeaseStore, Scope, in_time};
 use crate::checkpoint::{Checkpoint, Watermark};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pace::jitter;
@@ -52,7 +54,7 @@ pub(crate) struct Writer {
 
 #[derive(Debug)]
 struct Shared {
-    store: Arc<dyn CheckpointStore>,
+    store: Arc<dyn LeaseStore>,
     scope: Scope,
     rhythm: Rhythm,
     state: Mutex<State>,
@@ -64,14 +66,30 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    watched: Vec<(ShardId, Arc<Watermark>)>,
-    pending: BTreeMap<ShardId, Checkpoint>,
+    watched: Vec<Watched>,
+    /// By shard and epoch.
+    pending: BTreeMap<(ShardId, u64), Checkpoint>,
     gate: Gate,
     /// The last save failed.
     failing: bool,
     /// What the reader is to be told, once.
     report: Option<Error>,
     waiting: Vec<Waker>,
+}
+
+/// A shard whose position is saved as it advances.
+pub(crate) struct Watched {
+    pub(crate) shard: ShardId,
+    pub(crate) epoch: u64,
+    pub(crate) watermark: Arc<Watermark>,
+    /// Told where the store has something else to say than that it is saved.
+    pub(crate) tell: Box<dyn Fn(Verdict) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Watched {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} in epoch {}", self.shard, self.epoch)
+    }
 }
 
 /// Whether records may be handed out.
@@ -87,7 +105,7 @@ enum Gate {
 
 impl Writer {
     /// Starts the task, on the runtime of the caller.
-    pub(crate) fn spawn(store: Arc<dyn CheckpointStore>, scope: Scope, rhythm: Rhythm) -> Self {
+    pub(crate) fn spawn(store: Arc<dyn LeaseStore>, scope: Scope, rhythm: Rhythm) -> Self {
         let shared = Arc::new(Shared {
             store,
             scope,
@@ -106,15 +124,9 @@ impl Writer {
         !self.requests.is_closed()
     }
 
-    /// Saves the position of this shard from now on.
-    pub(crate) fn watch(&self, shard: ShardId, watermark: Arc<Watermark>) {
-        self.shared.lock().watched.push((shard, watermark));
-    }
-
-    /// Saves this checkpoint with the next write.
-    pub(crate) fn put(&self, shard: ShardId, checkpoint: Checkpoint) {
-        self.shared.lock().pending.insert(shard, checkpoint);
-        self.shared.urgent.notify_one();
+    /// Saves the position of a shard from now on.
+    pub(crate) fn watch(&self, watched: Watched) {
+        self.shared.lock().watched.push(watched);
     }
 
     /// What tells the writer that a watermark has advanced. It keeps no handle, so that records
@@ -190,33 +202,36 @@ impl Shared {
     }
 
     /// Moves what has changed to `pending`, and gives a copy of it all.
-    fn collect(&self) -> Vec<(ShardId, Checkpoint)> {
+    fn collect(&self) -> Vec<Fenced> {
         let mut state = self.lock();
         let State { watched, pending, .. } = &mut *state;
-        watched.retain(|(shard, watermark)| {
+        watched.retain(|Watched { shard, epoch, watermark, .. }| {
             if let Some(checkpoint) = watermark.take_changed() {
-                if pending.get(shard).is_none_or(|earlier| checkpoint.supersedes(earlier)) {
-                    pending.insert(shard.clone(), checkpoint);
-                }
+                pending.insert((shard.clone(), *epoch), checkpoint);
                 return true;
             }
-            // Neither a stream nor a record is left that could advance it.
-            Arc::strong_count(watermark) > 1
+            // Neither a stream nor a record is left that could advance it, nor is it to be told of.
+            Arc::strong_count(watermark) > 1 || pending.contains_key(&(shard.clone(), *epoch))
         });
-        pending.iter().map(|(shard, checkpoint)| (shard.clone(), checkpoint.clone())).collect()
+        let fenced = |((shard, epoch), checkpoint): (&(ShardId, u64), &Checkpoint)| Fenced {
+            shard: shard.clone(),
+            epoch: *epoch,
+            checkpoint: checkpoint.clone(),
+        };
+        pending.iter().map(fenced).collect()
     }
 
     /// One attempt to save all that is pending.
     async fn save(&self) -> Result<()> {
-        let checkpoints = self.collect();
-        if !checkpoints.is_empty() {
-            in_time(self.store.save(&self.scope, &checkpoints)).await?;
-        }
+        let positions = self.collect();
+        let verdicts = if positions.is_empty() {
+            Vec::new()
+        } else {
+            in_time(self.store.save_fenced(&self.scope, &positions)).await?
+        };
         let mut state = self.lock();
-        for (shard, saved) in &checkpoints {
-            if state.pending.get(shard) == Some(saved) {
-                state.pending.remove(shard);
-            }
+        for (saved, verdict) in positions.into_iter().zip(verdicts) {
+            state.settle(&self.scope, saved, verdict);
         }
         state.failing = false;
         // What nobody was told in time is over.
@@ -224,6 +239,31 @@ impl Shared {
         // What advanced meanwhile has rung the bell again, and waits for the next save.
         self.set_gate(&mut state, Gate::Open);
         Ok(())
+    }
+}
+
+impl State {
+    /// Takes note of what has become of a position.
+    fn settle(&mut self, scope: &Scope, saved: Fenced, verdict: Verdict) {
+        let Fenced { shard, epoch, checkpoint } = saved;
+        let place = (shard, epoch);
+        if verdict == Verdict::Lost || self.pending.get(&place) == Some(&checkpoint) {
+            self.pending.remove(&place);
+        }
+        if verdict == Verdict::Saved {
+            return;
+        }
+        let (shard, epoch) = place;
+        for watched in self.watched.iter().filter(|it| it.shard == shard && it.epoch == epoch) {
+            (watched.tell)(verdict);
+        }
+        if verdict == Verdict::Lost {
+            let error = Error::new(ErrorKind::LeaseLost, "another worker has the lease by now")
+                .in_stream(&scope.stream)
+                .in_shard(shard.as_str());
+            tracing::warn!(%error, epoch, %checkpoint, "a position is not saved");
+            self.watched.retain(|watched| watched.shard != shard || watched.epoch != epoch);
+        }
     }
 }
 

@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{
-    Answer, Change, Edit, Fenced, Lease, Member, Request, Standing, Table, Verdict,
-};
+use super::{Answer, Change, Edit, Fenced, Lease, Member, Request, Standing, Table, Verdict};
 use crate::checkpoint::Checkpoint;
 use crate::record::ShardId;
 

@@ -1,0 +1,88 @@
+//! Which shards are *mine*: the workers of an application share them by leases.
+//!
+//! Each worker has one task, apart from whoever reads. It renews, sees the table of leases, and does
+//! what follows from it: it begins with shards that it has been given, hands over those that are to
+//! go to another, stops those that it has lost, and evens out what is uneven. The one that joined
+//! first lists the stream for all.
+//!
+//! ```text
+//!            ┌──────────── renewal is due, a word from a stream, something is done ───────────┐
+//!            ▼                                                                                │
+//!   ─► exchange ──► settle: lost, opened, leaving ──► decide: what was listed, balance ──► wait
+//!            ▲                                              │ anything to change              │
+//!            └──────────────────────────────────────────────┘                    closed, dropped
+//!                                                                                             ▼
+//!                                                                           flush ──► leave ──► end
+//! ```
+//!
+//! Dropped anywhere, the task leaves a worker behind that does not renew. What it had asked for was
+//! carried out or not; whoever sees the table next goes on from there.
+
+mod balance;
+mod duties;
+mod exchange;
+mod holdings;
+mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::checkpoint::Watermark;
+use crate::error::Result;
+use crate::lineage::{Lister, Ordering};
+use crate::record::ShardId;
+use crate::shard::{CheckpointOn, Pulse, Tenure};
+use crate::source::{KnownShard, Position};
+use crate::store::{LeaseStore, Scope, Writer};
+
+pub(crate) use worker::Worker;
+
+/// A shard that may be read now.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    pub(crate) shard: KnownShard,
+    pub(crate) position: Position,
+    pub(crate) tenure: Tenure,
+    pub(crate) watermark: Arc<Watermark>,
+    /// Whether its caller still polls, where that matters.
+    pub(crate) pulse: Option<Pulse>,
+}
+
+/// What a shard has to say, in the epoch of its lease.
+#[derive(Debug)]
+pub(crate) enum Word {
+    /// It is read to its end, and these are its children as far as the server names them.
+    Children(Vec<KnownShard>),
+    /// All its records are finished.
+    Finished(ShardId, u64),
+    /// Its stream was dropped before.
+    Dropped(ShardId, u64),
+    /// The store has something else than was thought.
+    Surprised,
+}
+
+/// What a worker needs to know.
+pub(crate) struct Plan {
+    pub(crate) leases: Arc<dyn LeaseStore>,
+    pub(crate) scope: Scope,
+    pub(crate) writer: Writer,
+    pub(crate) lister: Lister,
+    pub(crate) rules: Rules,
+    pub(crate) openings: mpsc::UnboundedSender<Result<Opening>>,
+    pub(crate) words: mpsc::UnboundedSender<Word>,
+}
+
+/// How a worker behaves.
+#[derive(Debug, Clone)]
+pub(crate) struct Rules {
+    pub(crate) worker_id: Arc<str>,
+    pub(crate) ordering: Ordering,
+    pub(crate) checkpoint_on: CheckpointOn,
+    pub(crate) discovery_interval: Duration,
+    /// Renewed every third of it.
+    pub(crate) lease_duration: Duration,
+    pub(crate) handoff_timeout: Duration,
+    pub(crate) poll_timeout: Option<Duration>,
+}

@@ -1,0 +1,209 @@
+//! What a worker does about the table that it has seen.
+
+use std::collections::BTreeSet;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::balance::balance;
+use super::holdings::{Holding, Settled};
+use super::worker::{Done, Worker};
+use super::{Opening, Word};
+use crate::checkpoint::{Advance, Watermark};
+use crate::error::Error;
+use crate::lineage::{Changes, readable};
+use crate::record::ShardId;
+use crate::shard::{Pulse, Tenure};
+use crate::source::KnownShard;
+use crate::store::Watched;
+use crate::store::lease::{Answer, Lease, Standing, Table, Verdict};
+
+impl Worker {
+    /// What there is to be changed in the table as it is: first what was listed, then what evens it
+    /// out.
+    pub(super) fn decide(&mut self) -> Changes {
+        if !self.joined {
+            return Changes::default();
+        }
+        if let Some(listed) = &self.listed {
+            let changes = self.plan.lister.changes(listed, &self.table);
+            if !changes.list.is_empty() {
+                return changes;
+            }
+            self.applied(changes.losses);
+        }
+        if !self.begun || self.even == Some(self.table.version) && self.resting.is_empty() {
+            return Changes::default();
+        }
+        let now = Instant::now();
+        self.resting.retain(|_, until| *until > now);
+        let mut open: BTreeSet<ShardId> =
+            readable(&self.table, self.plan.rules.ordering).cloned().collect();
+        open.retain(|shard| !self.resting.contains_key(shard));
+        let list = balance(&self.table, &open);
+        self.even = list.is_empty().then_some(self.table.version);
+        Changes { list, losses: Vec::new() }
+    }
+
+    /// What was decided is in the table.
+    pub(super) fn applied(&mut self, losses: Vec<Error>) {
+        if self.listed.take().is_some() {
+            for error in losses {
+                (self.plan.lister.tell)(error);
+            }
+            self.begun = true;
+        }
+    }
+
+    /// The worker is in the table, and has seen it where it is not as it was.
+    pub(super) fn welcome(&mut self, answer: Answer) {
+        if answer.standing == Standing::Joined {
+            tracing::info!(
+                scope = %self.plan.scope,
+                worker = &*self.plan.rules.worker_id,
+                "a worker has joined"
+            );
+        }
+        if let Some(table) = answer.table {
+            self.look_at(table);
+        }
+        // A worker that comes alone lists the stream before it reads.
+        self.begun |= self.table.workers.len() > 1;
+        self.joined = true;
+    }
+
+    fn look_at(&mut self, table: Table) {
+        let is_forgotten = self.joined
+            && table.generation != self.table.generation
+            && table.cleared == self.table.cleared;
+        if is_forgotten {
+            tracing::warn!(scope = %self.plan.scope, "the store has forgotten: telling it again");
+            self.pending.extend(self.holdings.knowledge(&self.table));
+        }
+        let Settled { changes, opened, leaving, lost } = self.holdings.settle(&table);
+        self.table = Arc::new(table);
+        self.seen_whole = Instant::now();
+        for (shard, epoch) in lost {
+            tracing::warn!(scope = %self.plan.scope, %shard, epoch, "a lease is lost");
+        }
+        if !is_forgotten {
+            self.pending.extend(changes);
+        }
+        for (shard, lease) in opened {
+            self.open(shard, lease);
+        }
+        for shard in leaving {
+            let patience = self.plan.rules.handoff_timeout;
+            if let Some(epoch) = self.holdings.epoch(&shard) {
+                self.hand_over(&shard, epoch, patience);
+            }
+        }
+    }
+
+    /// Begins with a shard that the worker has been given.
+    fn open(&mut self, id: ShardId, lease: Lease) {
+        let Some(position) = self.plan.lister.position(&id, lease.checkpoint.clone()) else {
+            return;
+        };
+        let epoch = lease.epoch;
+        tracing::info!(scope = %self.plan.scope, shard = %id, epoch, "a lease is gained");
+        let tenure = Tenure::new(epoch, Arc::clone(&self.validity));
+        let watermark = Arc::new(Watermark::new({
+            let (words, bell, shard) =
+                (self.plan.words.clone(), self.plan.writer.bell(), id.clone());
+            move |advance| match advance {
+                Advance::Position => bell.advanced(),
+                Advance::End => {
+                    bell.ended();
+                    // Nobody listens any more where the reading has been dropped.
+                    let _dropped = words.send(Word::Finished(shard.clone(), epoch));
+                }
+            }
+        }));
+        self.plan.writer.watch(Watched {
+            shard: id.clone(),
+            epoch,
+            watermark: Arc::clone(&watermark),
+            tell: Box::new({
+                let (words, tenure) = (self.plan.words.clone(), tenure.clone());
+                move |verdict| {
+                    if verdict == Verdict::Lost {
+                        tenure.end();
+                    }
+                    let _dropped = words.send(Word::Surprised);
+                }
+            }),
+        });
+        let pulse = self.plan.rules.poll_timeout.map(|_limit| Pulse::new());
+        let holding =
+            Holding::new(lease.clone(), tenure.clone(), Arc::clone(&watermark), pulse.clone());
+        self.holdings.take(id.clone(), holding);
+        let shard = KnownShard { id: id.clone(), parents: lease.parents.unwrap_or_default() };
+        if self
+            .plan
+            .openings
+            .send(Ok(Opening { shard, position, tenure, watermark, pulse }))
+            .is_err()
+        {
+            self.is_full = true;
+            self.hand_over(&id, epoch, Duration::ZERO);
+        }
+    }
+
+    /// Hands out no record of the shard any more, and gives it back when all that were are finished,
+    /// or after so long.
+    pub(super) fn hand_over(&mut self, shard: &ShardId, epoch: u64, patience: Duration) {
+        let Some(holding) = self.holdings.get(shard, epoch) else { return };
+        if std::mem::replace(&mut holding.is_leaving, true) {
+            return;
+        }
+        holding.stop();
+        let watermark = Arc::clone(&holding.watermark);
+        let (writer, shard) = (self.plan.writer.clone(), shard.clone());
+        tracing::info!(scope = %self.plan.scope, %shard, epoch, "a lease is handed over");
+        self.tasks.spawn(async move {
+            let settled = poll_fn(|context| watermark.poll_settled(context));
+            if timeout(patience, settled).await.is_err() && !patience.is_zero() {
+                tracing::warn!(%shard, epoch, "records are unfinished: they will be read again");
+            }
+            // Where it fails, what it would have saved is read again.
+            let _told_elsewhere = writer.flush().await;
+            Done::Settled(shard, epoch)
+        });
+    }
+
+    /// Whether it is this worker's to list the stream: for all, as the one that joined first, or
+    /// because it was asked to.
+    pub(super) fn lists(&self) -> bool {
+        let first = self.table.workers.iter().min_by_key(|(name, member)| (member.joined, *name));
+        let is_first = first.is_some_and(|(name, _)| *name == self.plan.rules.worker_id);
+        self.joined && !self.is_listing && (is_first || self.is_asked_to_list)
+    }
+
+    pub(super) fn list(&mut self) {
+        let now = Instant::now();
+        self.list_at = now + self.plan.rules.discovery_interval;
+        self.listed_at = Some(now);
+        (self.is_listing, self.is_asked_to_list) = (true, false);
+        let begins = !self.begun || self.table.leases.is_empty();
+        let listing = self.plan.lister.clone().list(Arc::clone(&self.table), begins);
+        self.tasks.spawn(async move { Done::Listed(listing.await) });
+    }
+
+    /// How many shards the worker takes.
+    pub(super) fn capacity(&self) -> u32 {
+        let held = u32::try_from(self.holdings.len()).unwrap_or(u32::MAX);
+        if self.is_full || self.holdings.is_neglected() { held } else { u32::MAX }
+    }
+
+    /// Shards whose callers have stopped polling go to workers that read.
+    pub(super) fn look_after_callers(&mut self) {
+        let Some(limit) = self.plan.rules.poll_timeout else { return };
+        for (shard, epoch) in self.holdings.neglected(limit) {
+            tracing::warn!(scope = %self.plan.scope, %shard, "its caller has stopped polling");
+            self.hand_over(&shard, epoch, Duration::ZERO);
+        }
+    }
+}

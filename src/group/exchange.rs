@@ -1,0 +1,178 @@
+//! What a worker and its store say to each other.
+
+use std::pin::pin;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::worker::{FIRST_PAUSE, Worker, runs_out};
+use crate::error::{Error, ErrorKind, Result};
+use crate::lineage::Changes;
+use crate::pace::jitter;
+use crate::store::in_time;
+use crate::store::lease::{Answer, Change, Request, Standing};
+
+/// How long a store that has never answered may be out of reach before the caller is told.
+const FIRST_ANSWER: Duration = Duration::from_secs(5);
+
+/// Workers that decide at the same time are kept apart by so much.
+const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long the worker tries to save what is finished and to leave, when its time is over.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
+impl Worker {
+    /// Renews, and goes on until there is nothing to be changed any more.
+    pub(super) async fn exchange(&mut self) {
+        let mut is_due = true;
+        loop {
+            let decided = if self.pending.is_empty() { self.decide() } else { Changes::default() };
+            let only_if_unchanged = !decided.list.is_empty();
+            if !is_due && !only_if_unchanged && self.pending.is_empty() {
+                return;
+            }
+            is_due = false;
+            let changes = if only_if_unchanged { decided.list } else { self.pending.clone() };
+            let sent = self.pending.len();
+            let request = self.request(changes, only_if_unchanged);
+            let (asked, asked_at) = (Instant::now(), SystemTime::now());
+            let answer = match self.ask(&request).await {
+                Ok(answer) => answer,
+                Err(error) => return self.fail(error, asked, asked_at),
+            };
+            if answer.standing == Standing::Occupied {
+                return self.wait_for_the_name(asked);
+            }
+            self.pending.drain(..sent);
+            let is_conflict = only_if_unchanged && !answer.applied;
+            if only_if_unchanged && answer.applied {
+                self.applied(decided.losses);
+            }
+            self.welcome(answer);
+            // Only now: what is lost must not be taken for valid again.
+            self.extend(asked, asked_at);
+            self.renew_at = asked + self.renewal();
+            self.pause = FIRST_PAUSE;
+            if is_conflict {
+                sleep(jitter(CONFLICT_PAUSE)).await;
+            }
+        }
+    }
+
+    /// The pause between renewals.
+    pub(super) fn renewal(&self) -> Duration {
+        self.plan.rules.lease_duration / 3
+    }
+
+    fn request(&self, changes: Vec<Change>, only_if_unchanged: bool) -> Request {
+        // Positions alone make no new version: now and then they are asked for all the same, for
+        // a store that forgets.
+        let is_known =
+            self.joined && self.seen_whole.elapsed() < self.plan.rules.discovery_interval;
+        let known = (self.table.generation, self.table.version);
+        Request {
+            worker: self.plan.rules.worker_id.clone(),
+            incarnation: self.incarnation,
+            lease_duration: self.plan.rules.lease_duration,
+            capacity: self.capacity(),
+            leaving: false,
+            known: (is_known || only_if_unchanged).then_some(known),
+            only_if_unchanged,
+            changes,
+        }
+    }
+
+    /// Asks the store, no longer than until the next renewal is due. Meanwhile the worker's leases
+    /// may run out.
+    async fn ask(&mut self, request: &Request) -> Result<Answer> {
+        let limit = self.renewal();
+        let valid_until = self.valid_until;
+        let asked = async {
+            let exchanged = self.plan.leases.exchange(&self.plan.scope, request);
+            timeout(limit, in_time(exchanged)).await.unwrap_or_else(|elapsed| {
+                let message = format!("the checkpoint store did not answer within {limit:?}");
+                Err(Error::store_unavailable(message, elapsed))
+            })
+        };
+        let mut asked = pin!(asked);
+        tokio::select! {
+            biased;
+            answer = &mut asked => return answer,
+            () = runs_out(valid_until) => self.validity.doubt(),
+        }
+        asked.await
+    }
+
+    /// The leases are the worker's for their duration from that moment on.
+    fn extend(&mut self, asked: Instant, asked_at: SystemTime) {
+        let duration = self.plan.rules.lease_duration;
+        self.valid_until = Some(asked + duration);
+        self.validity.extend(asked_at, duration);
+    }
+
+    /// The worker could not renew in time: another may have its leases by now.
+    pub(super) fn doubt(&mut self) {
+        if self.valid_until.take().is_some() {
+            tracing::warn!(scope = %self.plan.scope, "leases could not be renewed in time: waiting");
+            self.validity.doubt();
+        }
+    }
+
+    /// The store has not answered, or not as it should.
+    fn fail(&mut self, error: Error, asked: Instant, asked_at: SystemTime) {
+        let error = error.in_stream(self.plan.scope.stream_name());
+        tracing::debug!(%error, "cannot renew yet");
+        // Nobody else was there to take what a worker alone cannot renew: whether it reads on while
+        // the store is out of reach is for `max_unflushed` to say.
+        if self.joined && error.is_temporary() && self.table.workers.len() == 1 {
+            self.extend(asked, asked_at);
+        }
+        let is_overdue = !self.joined && self.began.elapsed() >= FIRST_ANSWER;
+        if (is_overdue || !error.is_temporary()) && !std::mem::replace(&mut self.told, true) {
+            (self.plan.lister.tell)(error);
+        }
+        self.renew_at = Instant::now() + jitter(self.pause);
+        self.pause = (self.pause * 2).min(self.renewal().max(FIRST_PAUSE));
+    }
+
+    /// Another worker has this one's name: an earlier life of it, or a mistake.
+    fn wait_for_the_name(&mut self, asked: Instant) {
+        self.renew_at = asked + self.renewal();
+        let patience = 2 * self.plan.rules.lease_duration;
+        if self.began.elapsed() >= patience && !std::mem::replace(&mut self.told, true) {
+            let message = format!(
+                "another worker is called {:?}: each needs a worker_id of its own",
+                self.plan.rules.worker_id
+            );
+            let error = Error::new(ErrorKind::Configuration, message);
+            (self.plan.lister.tell)(error.in_stream(self.plan.scope.stream_name()));
+        }
+    }
+
+    /// Saves what is finished, and gives back what there is.
+    pub(super) async fn leave(mut self) {
+        self.holdings.stop_all();
+        // What streams have said last is said by the positions that are saved.
+        let pending = std::mem::take(&mut self.pending);
+        let mut request = self.request(pending, false);
+        request.leaving = true;
+        let left = timeout(LAST_WORDS, async {
+            // Whoever asks for it is told what stands against it, by the writer.
+            let _told_elsewhere = self.plan.writer.flush().await;
+            let mut pause = FIRST_PAUSE;
+            while let Err(error) =
+                in_time(self.plan.leases.exchange(&self.plan.scope, &request)).await
+            {
+                tracing::debug!(%error, "cannot leave yet");
+                sleep(jitter(pause)).await;
+                pause *= 2;
+            }
+        });
+        if left.await.is_err() && self.joined {
+            tracing::warn!(
+                scope = %self.plan.scope,
+                "the leases could not be given back: others wait until they run out"
+            );
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! What one worker reads, and what a table means for it.
+//!
+//! ```text
+//!             it has an heir, or its stream was dropped         settled, or too late
+//!   reading ───────────────────────────────────────► leaving ─────────────────────► released
+//!      │  │                                             │
+//!      │  └── read to its end and finished ──► finished │
+//!      └──── another has a higher epoch ──► lost ◄──────┘
+//! ```
+//!
+//! In none of the states but the first is a record handed out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::checkpoint::Watermark;
+use crate::record::ShardId;
+use crate::shard::{Pulse, Tenure};
+use crate::store::lease::{Change, Lease, Table};
+
+/// A shard that the worker has the lease of.
+#[derive(Debug)]
+pub(super) struct Holding {
+    pub(super) tenure: Tenure,
+    pub(super) watermark: Arc<Watermark>,
+    pulse: Option<Pulse>,
+    /// The lease as it was when it was taken.
+    lease: Lease,
+    pub(super) is_leaving: bool,
+}
+
+impl Holding {
+    pub(super) fn new(
+        lease: Lease,
+        tenure: Tenure,
+        watermark: Arc<Watermark>,
+        pulse: Option<Pulse>,
+    ) -> Self {
+        Self { tenure, watermark, pulse, lease, is_leaving: false }
+    }
+
+    /// No record is handed out any more.
+    pub(super) fn stop(&mut self) {
+        self.is_leaving = true;
+        self.watermark.retire();
+        self.tenure.end();
+    }
+
+    /// The lease as the store should know it.
+    fn lease(&self, me: &Arc<str>) -> Lease {
+        let position = self.watermark.position().or_else(|| self.lease.checkpoint.clone());
+        Lease { owner: Some(me.clone()), heir: None, checkpoint: position, ..self.lease.clone() }
+    }
+}
+
+/// All that a worker has.
+#[derive(Debug)]
+pub(super) struct Holdings {
+    me: Arc<str>,
+    pub(super) shards: BTreeMap<ShardId, Holding>,
+    /// The last epoch in which each shard was the worker's. It never takes one up again: a store
+    /// that has forgotten a handover must not make two workers read in the same epoch.
+    last: BTreeMap<ShardId, u64>,
+    /// Streams that their callers have stopped polling, and may poll again.
+    neglected: Vec<Pulse>,
+}
+
+/// What a table means for a worker.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    /// What the store is to be told.
+    pub(super) changes: Vec<Change>,
+    /// Shards to begin with.
+    pub(super) opened: Vec<(ShardId, Lease)>,
+    /// Shards to hand over.
+    pub(super) leaving: Vec<ShardId>,
+    /// Shards that another worker has by now.
+    pub(super) lost: Vec<(ShardId, u64)>,
+}
+
+impl Holdings {
+    pub(super) fn new(me: Arc<str>) -> Self {
+        Self { me, shards: BTreeMap::new(), last: BTreeMap::new(), neglected: Vec::new() }
+    }
+
+    pub(super) fn take(&mut self, shard: ShardId, holding: Holding) {
+        self.last.insert(shard.clone(), holding.tenure.epoch());
+        self.shards.insert(shard, holding);
+    }
+
+    /// The shard, as long as it is held in this epoch.
+    pub(super) fn get(&mut self, shard: &ShardId, epoch: u64) -> Option<&mut Holding> {
+        self.shards.get_mut(shard).filter(|holding| holding.tenure.epoch() == epoch)
+    }
+
+    /// Gives up a shard that is held in this epoch; whether it was.
+    pub(super) fn remove(&mut self, shard: &ShardId, epoch: u64) -> bool {
+        self.get(shard, epoch).is_some() && self.shards.remove(shard).is_some()
+    }
+
+    pub(super) fn epoch(&self, shard: &ShardId) -> Option<u64> {
+        self.shards.get(shard).map(|holding| holding.tenure.epoch())
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// The shards whose callers have just been found to poll no more.
+    pub(super) fn neglected(&mut self, limit: Duration) -> Vec<(ShardId, u64)> {
+        self.neglected.retain(|pulse| !pulse.is_forsaken() && pulse.has_stopped(limit));
+        let mut found = Vec::new();
+        for (shard, holding) in &self.shards {
+            if let Some(pulse) = &holding.pulse
+                && !holding.is_leaving
+                && pulse.has_stopped(limit)
+            {
+                found.push((shard.clone(), holding.tenure.epoch()));
+                self.neglected.push(pulse.clone());
+            }
+        }
+        found
+    }
+
+    /// Whether there is a stream that its caller has stopped polling.
+    pub(super) fn is_neglected(&self) -> bool {
+        !self.neglected.is_empty()
+    }
+
+    /// No record of any shard is handed out any more.
+    pub(super) fn stop_all(&mut self) {
+        self.shards.values_mut().for_each(Holding::stop);
+    }
+
+    /// Holds what there is against a table: what is lost is stopped and gone, before anything else.
+    pub(super) fn settle(&mut self, table: &Table) -> Settled {
+        let mut settled = Settled::default();
+        self.shards.retain(|shard, holding| {
+            let epoch = holding.tenure.epoch();
+            match table.leases.get(shard) {
+                Some(stored) if stored.epoch > epoch => {
+                    settled.lost.push((shard.clone(), epoch));
+                    holding.stop();
+                    return false;
+                }
+                Some(stored) if stored.epoch == epoch && stored.is_finished() => {
+                    holding.stop();
+                    return false;
+                }
+                Some(stored)
+                    if stored.epoch == epoch && stored.owner.as_ref() == Some(&self.me) =>
+                {
+                    if stored.heir.is_some() && !holding.is_leaving {
+                        settled.leaving.push(shard.clone());
+                    }
+                }
+                _ if epoch <= table.cleared => {
+                    settled.lost.push((shard.clone(), epoch));
+                    holding.stop();
+                    return false;
+                }
+                // The store took the worker for dead, or has forgotten.
+                _ => settled
+                    .changes
+                    .push(Change::Restore { shard: shard.clone(), lease: holding.lease(&self.me) }),
+            }
+            true
+        });
+        for (shard, lease) in &table.leases {
+            if lease.owner.as_ref() != Some(&self.me) || self.shards.contains_key(shard) {
+                continue;
+            }
+            if self.last.get(shard).is_some_and(|last| lease.epoch <= *last) {
+                settled.changes.push(Change::Release { shard: shard.clone(), epoch: lease.epoch });
+            } else {
+                settled.opened.push((shard.clone(), lease.clone()));
+            }
+        }
+        self.last.retain(|shard, _| table.leases.contains_key(shard));
+        settled
+    }
+
+    /// All that a worker knows, for a store that knows nothing of it: what was in the table that it
+    /// has seen last, and what it has reached itself.
+    pub(super) fn knowledge(&self, known: &Table) -> Vec<Change> {
+        let workers = known.workers.iter().filter(|(worker, _)| **worker != self.me);
+        let vouched = workers.map(|(worker, member)| Change::Vouch {
+            worker: worker.clone(),
+            member: member.clone(),
+        });
+        let leases = known.leases.iter().filter(|(_, lease)| lease.parents.is_some());
+        let restored = leases.map(|(shard, lease)| Change::Restore {
+            shard: shard.clone(),
+            lease: match self.shards.get(shard) {
+                Some(holding) => holding.lease(&self.me),
+                // What has been given back is nobody's.
+                None if lease.owner.as_ref() == Some(&self.me) => {
+                    Lease { owner: None, heir: None, ..lease.clone() }
+                }
+                None => lease.clone(),
+            },
+        });
+        vouched.chain(restored).collect()
+    }
+}

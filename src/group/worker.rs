@@ -1,0 +1,217 @@
+//! The task of one worker.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::holdings::Holdings;
+use super::{Plan, Word};
+use crate::lineage::Listed;
+use crate::record::ShardId;
+use crate::shard::{CheckpointOn, Validity};
+use crate::source::KnownShard;
+use crate::store::lease::{Change, Table};
+
+/// The first pause after an exchange that failed; the longest is the pause between renewals.
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(200);
+
+/// Listings that are asked for, by the end of a shard whose children nobody names, come no closer
+/// than this.
+const SOON: Duration = Duration::from_secs(1);
+
+/// A worker, from joining to leaving.
+pub(crate) struct Worker {
+    pub(super) plan: Plan,
+    pub(super) incarnation: u64,
+    pub(super) validity: Arc<Validity>,
+    /// Until when the leases are the worker's; `None` while that is in doubt.
+    pub(super) valid_until: Option<Instant>,
+    pub(super) holdings: Holdings,
+    /// The table as it was seen last.
+    pub(super) table: Arc<Table>,
+    /// When it was seen with all positions, of which the store does not tell otherwise.
+    pub(super) seen_whole: Instant,
+    /// The worker is in it.
+    pub(super) joined: bool,
+    /// The caller was told of a store that does not answer, or of what stands against joining.
+    pub(super) told: bool,
+    pub(super) began: Instant,
+    pub(super) pause: Duration,
+    pub(super) renew_at: Instant,
+    /// What the store is to be told, whatever is in the table.
+    pub(super) pending: Vec<Change>,
+    /// Shards that this worker gives to nobody before: their streams were dropped.
+    pub(super) resting: BTreeMap<ShardId, Instant>,
+    /// The version of the table that is known to be even.
+    pub(super) even: Option<u64>,
+    /// Shards may be read: if the worker came alone, it has listed the stream.
+    pub(super) begun: bool,
+    /// What was listed and is not in the table yet.
+    pub(super) listed: Option<Listed>,
+    pub(super) is_listing: bool,
+    /// A shard has ended, and nobody has named its children.
+    pub(super) is_asked_to_list: bool,
+    pub(super) listed_at: Option<Instant>,
+    pub(super) list_at: Instant,
+    /// The caller takes no more shards.
+    pub(super) is_full: bool,
+    pub(super) tasks: JoinSet<Done>,
+}
+
+/// What a task of the worker has done.
+pub(super) enum Done {
+    /// `None` when the stream is gone.
+    Listed(Option<Listed>),
+    /// Every record of the shard is finished, or it is too late for that.
+    Settled(ShardId, u64),
+}
+
+/// The worker's time is over.
+struct Over;
+
+impl Worker {
+    pub(crate) fn new(plan: Plan) -> Self {
+        let now = Instant::now();
+        Self {
+            incarnation: fastrand::u64(1..),
+            validity: Arc::default(),
+            valid_until: None,
+            holdings: Holdings::new(plan.rules.worker_id.clone()),
+            table: Arc::default(),
+            seen_whole: now,
+            joined: false,
+            told: false,
+            began: now,
+            pause: FIRST_PAUSE,
+            renew_at: now,
+            pending: Vec::new(),
+            resting: BTreeMap::new(),
+            even: None,
+            begun: false,
+            listed: None,
+            is_listing: false,
+            is_asked_to_list: false,
+            listed_at: None,
+            list_at: now,
+            is_full: false,
+            tasks: JoinSet::new(),
+            plan,
+        }
+    }
+
+    /// Runs until `ended`, or the stream is gone; then saves what is finished, and leaves.
+    pub(crate) async fn run(
+        mut self,
+        mut words: mpsc::UnboundedReceiver<Word>,
+        ended: impl Future<Output = ()>,
+    ) {
+        {
+            let mut ended = pin!(ended);
+            tokio::select! {
+                biased;
+                () = &mut ended => {}
+                _over = self.work(&mut words) => {}
+            }
+        }
+        self.leave().await;
+    }
+
+    async fn work(&mut self, words: &mut mpsc::UnboundedReceiver<Word>) -> Over {
+        loop {
+            if self.renew_at <= Instant::now() || !self.pending.is_empty() && self.joined {
+                self.exchange().await;
+            }
+            // In this order, so that what happens depends on nothing but what happened.
+            tokio::select! {
+                biased;
+                word = words.recv() => {
+                    let mut next = word;
+                    while let Some(word) = next {
+                        self.hear(word);
+                        next = words.try_recv().ok();
+                    }
+                }
+                Some(done) = self.tasks.join_next() => {
+                    let mut next = Some(done);
+                    while let Some(done) = next {
+                        // A task that was aborted or panicked has done nothing.
+                        if let Ok(done) = done && self.finish(done).is_some() {
+                            return Over;
+                        }
+                        next = self.tasks.try_join_next();
+                    }
+                }
+                () = sleep_until(self.list_at), if self.lists() => self.list(),
+                () = sleep_until(self.renew_at) => self.look_after_callers(),
+                () = runs_out(self.valid_until) => self.doubt(),
+            }
+        }
+    }
+
+    fn hear(&mut self, word: Word) {
+        match word {
+            Word::Children(children) => self.add_children(children),
+            Word::Finished(shard, epoch) => self.pending.push(Change::Finish { shard, epoch }),
+            Word::Dropped(shard, epoch) => {
+                let rest = Instant::now() + self.renewal();
+                self.resting.insert(shard.clone(), rest);
+                // Nobody can finish what was pulled, but who holds records may acknowledge them.
+                let patience = match self.plan.rules.checkpoint_on {
+                    CheckpointOn::Pull => Duration::ZERO,
+                    CheckpointOn::Ack => self.plan.rules.handoff_timeout,
+                };
+                self.hand_over(&shard, epoch, patience);
+            }
+            Word::Surprised => self.renew_at = Instant::now(),
+        }
+    }
+
+    /// Children as their parent names them, where the table has all their parents; otherwise only
+    /// a listing can tell.
+    fn add_children(&mut self, children: Vec<KnownShard>) {
+        let leases = &self.table.leases;
+        // A parent that is not known may be one that is not found yet, and must not be passed.
+        let known = |child: &KnownShard| child.parents.iter().all(|id| leases.contains_key(id));
+        if children.is_empty() || !children.iter().all(known) {
+            let soon = self.listed_at.map_or_else(Instant::now, |listed| listed + SOON);
+            self.list_at = self.list_at.min(soon).max(Instant::now());
+            self.is_asked_to_list = true;
+            return;
+        }
+        self.pending.extend(children.into_iter().map(|KnownShard { id, parents }| Change::Add {
+            shard: id,
+            parents,
+            checkpoint: None,
+        }));
+    }
+
+    fn finish(&mut self, done: Done) -> Option<Over> {
+        match done {
+            Done::Listed(None) => return Some(Over),
+            Done::Listed(listed) => {
+                (self.listed, self.is_listing) = (listed, false);
+                self.renew_at = Instant::now();
+            }
+            Done::Settled(shard, epoch) => {
+                if self.holdings.remove(&shard, epoch) {
+                    self.pending.push(Change::Release { shard, epoch });
+                }
+            }
+        }
+        None
+    }
+}
+
+/// When that moment has come; never, where there is none.
+pub(super) async fn runs_out(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}

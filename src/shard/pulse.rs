@@ -1,0 +1,126 @@
+//! Whether a caller still polls.
+//!
+//! A caller that waits polls only when it is woken, so silence alone says nothing: it is woken after
+//! half of its time, and has the other half to poll.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The last poll of a stream. The clones are one.
+#[derive(Debug, Clone)]
+pub(crate) struct Pulse(Arc<Mutex<Beat>>);
+
+#[derive(Debug)]
+struct Beat {
+    at: Instant,
+    /// Of the last poll; none before the first.
+    waker: Option<Waker>,
+    /// When the caller was woken to see whether it polls.
+    asked: Option<Instant>,
+    /// The stream that this one is merged into, whose polls count for it.
+    merged: Option<Pulse>,
+}
+
+impl Pulse {
+    pub(crate) fn new() -> Self {
+        let beat = Beat { at: Instant::now(), waker: None, asked: None, merged: None };
+        Self(Arc::new(Mutex::new(beat)))
+    }
+
+    /// The stream was polled.
+    pub(crate) fn beat(&self, waker: &Waker) {
+        let mut beat = self.lock();
+        (beat.at, beat.asked) = (Instant::now(), None);
+        if beat.waker.as_ref().is_none_or(|last| !last.will_wake(waker)) {
+            beat.waker = Some(waker.clone());
+        }
+    }
+
+    /// What counts from now on are the polls of the stream that this one is merged into.
+    pub(crate) fn merge_into(&self, merged: &Self) {
+        self.lock().merged = Some(merged.clone());
+    }
+
+    /// Whether the caller has not polled for so long, although it was woken.
+    pub(crate) fn has_stopped(&self, time: Duration) -> bool {
+        let mut beat = self.lock();
+        if let Some(merged) = &beat.merged {
+            return merged.has_stopped(time);
+        }
+        if beat.at.elapsed() < time / 2 {
+            return false;
+        }
+        match beat.asked {
+            Some(asked) => asked.elapsed() >= time / 2,
+            None => {
+                beat.asked = Some(Instant::now());
+                if let Some(waker) = &beat.waker {
+                    waker.wake_by_ref();
+                }
+                false
+            }
+        }
+    }
+
+    /// Whether the stream is gone, so that nobody will poll it any more. A merged one lasts as long
+    /// as the reading.
+    pub(crate) fn is_forsaken(&self) -> bool {
+        self.lock().merged.is_none() && Arc::strong_count(&self.0) == 1
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Beat> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Wake;
+
+    use tokio::time::advance;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    struct Polls(Pulse);
+
+    /// A caller that polls whenever it is woken.
+    impl Wake for Polls {
+        fn wake(self: Arc<Self>) {
+            // Outside of the lock that it is woken under.
+            let pulse = self.0.clone();
+            tokio::spawn(async move { pulse.beat(&Waker::from(self)) });
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_polls_when_woken_has_not_stopped() {
+        let pulse = Pulse::new();
+        pulse.beat(&Waker::from(Arc::new(Polls(pulse.clone()))));
+        for _ in 0..20 {
+            advance(LIMIT / 3).await;
+            assert!(!pulse.has_stopped(LIMIT));
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_poll_has_stopped_after_the_time() {
+        for merged in [false, true] {
+            let (pulse, outer) = (Pulse::new(), Pulse::new());
+            if merged {
+                pulse.merge_into(&outer);
+            }
+            advance(LIMIT * 3).await;
+            assert!(!pulse.has_stopped(LIMIT), "it was not woken yet");
+            advance(LIMIT / 2).await;
+            assert!(pulse.has_stopped(LIMIT));
+            if merged { &outer } else { &pulse }.beat(Waker::noop());
+            assert!(!pulse.has_stopped(LIMIT));
+        }
+    }
+}

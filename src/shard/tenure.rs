@@ -1,0 +1,174 @@
+//! The right to read a shard: for as long as its lease lasts, and while that is known.
+//!
+//! ```text
+//!            the worker could not renew in time
+//!   holds ◄──────────────────────────────────────► in doubt
+//!     │              it has renewed                    │
+//!     └──► over: handed over, lost, finished ◄─────────┘
+//! ```
+//!
+//! Both are looked at for each record. A process that was suspended must notice before it hands out
+//! another one, and then nothing but a clock tells: no task of it has run meanwhile. So the clock is
+//! read for each record, and it is the one on the wall, which alone goes on in a machine that sleeps.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::Closing;
+
+/// The right to read one shard. Each clone wakes whoever polled it last.
+#[derive(Debug, Clone)]
+pub(crate) struct Tenure {
+    epoch: u64,
+    hold: Arc<Hold>,
+    over: Closing,
+}
+
+/// What a run of records looks at for each of them.
+#[derive(Debug)]
+pub(super) struct Hold {
+    over: AtomicBool,
+    validity: Arc<Validity>,
+}
+
+impl Hold {
+    /// Whether a record may be handed out now.
+    #[inline]
+    pub(super) fn holds(&self) -> bool {
+        !self.over.load(Ordering::SeqCst) && self.validity.holds()
+    }
+}
+
+impl Tenure {
+    pub(crate) fn new(epoch: u64, validity: Arc<Validity>) -> Self {
+        let hold = Arc::new(Hold { over: AtomicBool::new(false), validity });
+        Self { epoch, hold, over: Closing::new() }
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The shard is read no more.
+    pub(crate) fn end(&self) {
+        self.hold.over.store(true, Ordering::SeqCst);
+        self.over.close();
+    }
+
+    /// When the shard is read no more.
+    pub(super) fn over(&self) -> &Closing {
+        &self.over
+    }
+
+    pub(super) fn hold(&self) -> &Arc<Hold> {
+        &self.hold
+    }
+
+    /// Ready with `true` when records may be handed out, with `false` when none will be any more.
+    pub(super) fn poll_holds(&mut self, context: &mut Context<'_>) -> Poll<bool> {
+        if self.over.poll_closed(context).is_ready() {
+            return Poll::Ready(false);
+        }
+        self.hold.validity.poll_holds(context).map(|()| true)
+    }
+}
+
+/// Until when a worker may take its leases to be its own.
+#[derive(Debug, Default)]
+pub(crate) struct Validity {
+    /// In nanoseconds since 1970, by the clock on the wall; 0 where it is not known to have any.
+    until: AtomicU64,
+    waiting: Mutex<Vec<Waker>>,
+}
+
+impl Validity {
+    /// The leases are the worker's for so long after that moment.
+    pub(crate) fn extend(&self, from: SystemTime, time: Duration) {
+        let until = nanos(from).saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        self.until.store(until, Ordering::SeqCst);
+        self.waiting().drain(..).for_each(Waker::wake);
+    }
+
+    /// The leases may be another's by now.
+    pub(crate) fn doubt(&self) {
+        self.until.store(0, Ordering::SeqCst);
+    }
+
+    #[inline]
+    fn holds(&self) -> bool {
+        nanos(SystemTime::now()) < self.until.load(Ordering::SeqCst)
+    }
+
+    fn poll_holds(&self, context: &mut Context<'_>) -> Poll<()> {
+        if self.holds() {
+            return Poll::Ready(());
+        }
+        let mut waiting = self.waiting();
+        if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+            waiting.push(context.waker().clone());
+        }
+        // It may have been extended before the waker was there.
+        if self.holds() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<Waker>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[inline]
+fn nanos(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_secs().saturating_mul(1_000_000_000).saturating_add(since.subsec_nanos().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn tenure() -> (Tenure, Arc<Validity>) {
+        let validity = Arc::new(Validity::default());
+        (Tenure::new(7, Arc::clone(&validity)), validity)
+    }
+
+    #[test]
+    fn is_in_doubt_before_the_first_renewal_and_after_the_last() {
+        let (tenure, validity) = tenure();
+        assert!(!tenure.hold().holds());
+        validity.extend(SystemTime::now(), LONG);
+        assert!(tenure.hold().holds());
+        // As after a sleep: nobody has said anything, and the time is over.
+        validity.extend(SystemTime::now() - 2 * LONG, LONG);
+        assert!(!tenure.hold().holds());
+        validity.extend(SystemTime::now(), LONG);
+        validity.doubt();
+        assert!(!tenure.hold().holds());
+        validity.extend(SystemTime::now(), LONG);
+        tenure.end();
+        assert!(!tenure.hold().holds());
+    }
+
+    #[tokio::test]
+    async fn waits_for_the_next_renewal_or_the_end() {
+        let (first, validity) = tenure();
+        let wait = |mut tenure: Tenure| {
+            tokio::spawn(std::future::poll_fn(move |context| tenure.poll_holds(context)))
+        };
+        let mut waiting = wait(first.clone());
+        tokio::task::yield_now().await;
+        assert!((&mut waiting).now_or_never().is_none());
+        validity.extend(SystemTime::now(), LONG);
+        assert!(waiting.await.unwrap());
+        validity.doubt();
+        let waiting = wait(first.clone());
+        tokio::task::yield_now().await;
+        first.end();
+        assert!(!waiting.await.unwrap());
+    }
+}
