@@ -216,7 +216,7 @@ fn no_leases() -> Error {
 }
 
 /// How long a call of a store may take.
-const LONGEST_CALL: Duration = Duration::from_secs(10);
+pub(crate) const LONGEST_CALL: Duration = Duration::from_secs(10);
 
 /// The answer of a store, or an error where it does not come in time.
 pub(crate) async fn in_time<T>(call: BoxFuture<'_, Result<T>>) -> Result<T> {

@@ -179,7 +179,8 @@ impl Worker {
     pub(super) fn lists(&self) -> bool {
         let first = self.table.workers.iter().min_by_key(|(name, member)| (member.joined, *name));
         let is_first = first.is_some_and(|(name, _)| *name == self.plan.rules.worker_id);
-        self.joined && !self.is_listing && (is_first || self.is_asked_to_list)
+        let is_idle = !self.is_listing && self.listed.is_none();
+        self.joined && is_idle && (is_first || self.is_asked_to_list)
     }
 
     pub(super) fn list(&mut self) {

@@ -9,8 +9,8 @@ use super::worker::{FIRST_PAUSE, Worker, runs_out};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::Changes;
 use crate::pace::jitter;
-use crate::store::in_time;
 use crate::store::lease::{Answer, Change, Request, Standing};
+use crate::store::{LONGEST_CALL, in_time};
 
 /// How long a store that has never answered may be out of reach before the caller is told.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
@@ -83,13 +83,14 @@ impl Worker {
     }
 
     /// Asks the store, no longer than until the next renewal is due. Meanwhile the worker's leases
-    /// may run out.
+    /// may run out. One that has none has the time for three calls, which is what the start of an
+    /// application takes in a store that keeps positions alone.
     async fn ask(&mut self, request: &Request) -> Result<Answer> {
-        let limit = self.renewal();
+        let limit = if self.holdings.len() == 0 { 3 * LONGEST_CALL } else { self.renewal() };
         let valid_until = self.valid_until;
         let asked = async {
             let exchanged = self.plan.leases.exchange(&self.plan.scope, request);
-            timeout(limit, in_time(exchanged)).await.unwrap_or_else(|elapsed| {
+            timeout(limit, exchanged).await.unwrap_or_else(|elapsed| {
                 let message = format!("the checkpoint store did not answer within {limit:?}");
                 Err(Error::store_unavailable(message, elapsed))
             })

@@ -134,7 +134,11 @@ impl Lister {
             .map(|KnownShard { id, parents }| Change::Add {
                 shard: id.clone(),
                 parents: parents.clone(),
-                checkpoint: self.pin(id, listed, first),
+                checkpoint: match table.leases.get(id) {
+                    // It has a position already.
+                    Some(_) => None,
+                    None => self.pin(id, listed, first),
+                },
             })
             .collect();
         for (shard, lease) in table.leases.iter().filter(|(shard, _)| !ids.contains(shard)) {

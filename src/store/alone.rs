@@ -1,13 +1,13 @@
 //! A store that keeps positions and no leases: one worker reads every shard.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::sync::OnceCell;
 
 use super::lease::{Answer, Change, Edit, Fenced, LeaseStore, Request, Table, Verdict};
-use super::{CheckpointStore, MemoryStore, Scope};
+use super::{CheckpointStore, MemoryStore, Scope, in_time};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::record::ShardId;
@@ -18,17 +18,20 @@ use crate::record::ShardId;
 pub(super) struct Alone {
     store: Arc<dyn CheckpointStore>,
     table: MemoryStore,
-    loaded: OnceCell<()>,
+    /// The table has what is stored.
+    is_loaded: AtomicBool,
 }
 
 impl Alone {
     pub(super) fn new(store: Arc<dyn CheckpointStore>) -> Self {
-        Self { store, table: MemoryStore::new(), loaded: OnceCell::new() }
+        Self { store, table: MemoryStore::new(), is_loaded: AtomicBool::new(false) }
     }
 
     async fn load(&self, scope: &Scope) -> Result<()> {
-        let stored: Vec<_> = self.store.load(scope).await?.into_iter().collect();
-        self.table.save(scope, &stored).await
+        let stored = in_time(self.store.load(scope)).await?;
+        self.table.learn(scope, stored);
+        self.is_loaded.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Stores where shards begin, before they are added: who was first has pinned it for all, so
@@ -46,7 +49,9 @@ impl Alone {
         if pins.is_empty() {
             return Ok(());
         }
-        self.store.save(scope, &pins).await?;
+        // Dropped from here on, it is not known what is stored.
+        self.is_loaded.store(false, Ordering::SeqCst);
+        in_time(self.store.save(scope, &pins)).await?;
         self.load(scope).await
     }
 }
@@ -58,7 +63,9 @@ impl LeaseStore for Alone {
         request: &'a Request,
     ) -> BoxFuture<'a, Result<Answer>> {
         async move {
-            self.loaded.get_or_try_init(|| self.load(scope)).await?;
+            if !self.is_loaded.load(Ordering::SeqCst) {
+                self.load(scope).await?;
+            }
             self.pin(scope, &request.changes).await?;
             self.table.exchange(scope, request).await
         }

@@ -58,6 +58,11 @@ impl MemoryStore {
         Self::default()
     }
 
+    /// Takes over what another store has, of which no worker that has seen the table knows.
+    pub(super) fn learn(&self, scope: &Scope, stored: HashMap<ShardId, Checkpoint>) {
+        self.with(scope, |ledger, now| ledger.learn(now, stored));
+    }
+
     fn with<T>(&self, scope: &Scope, work: impl FnOnce(&mut Ledger, Duration) -> T) -> T {
         let now = self.clock.began + self.clock.since.elapsed();
         // A panic under the lock cannot leave half a change: no step panics.

@@ -14,6 +14,7 @@
 //! finished, as far as the store lets it within [`LAST_WORDS`], and ends.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -289,21 +290,39 @@ async fn run(
         };
         let resting = outage.is_none() && shared.rhythm.interval.is_zero();
         // In this order, so that what happens depends on nothing but what happened.
-        tokio::select! {
-            biased;
-            request = requests.recv() => match request {
-                Some(answer) => asking.push(answer),
-                None => break,
-            },
-            () = shared.urgent.notified(), if outage.is_none() => {}
-            () = sleep_until(next), if !resting => {}
+        if asking.is_empty() || outage.is_some() {
+            tokio::select! {
+                biased;
+                request = requests.recv() => match request {
+                    Some(answer) => asking.push(answer),
+                    None => break,
+                },
+                () = shared.urgent.notified(), if outage.is_none() => {}
+                () = sleep_until(next), if !resting => {}
+            }
         }
         while let Ok(answer) = requests.try_recv() {
             asking.push(answer);
         }
         let started = Instant::now();
-        match shared.save().await {
-            Ok(()) => {
+        let mut late = Vec::new();
+        let saved = {
+            let mut saving = pin!(shared.save());
+            loop {
+                tokio::select! {
+                    biased;
+                    saved = &mut saving => break Some(saved),
+                    // What they want to be saved may have come too late for this one.
+                    request = requests.recv() => match request {
+                        Some(answer) => late.push(answer),
+                        None => break None,
+                    },
+                }
+            }
+        };
+        match saved {
+            None => break,
+            Some(Ok(())) => {
                 if let Some(ended) = outage.take() {
                     tracing::info!(scope = %shared.scope, after = ?ended.since.elapsed(), "checkpoints are saved again");
                 }
@@ -312,11 +331,12 @@ async fn run(
                     let _ = answer.send(Ok(()));
                 }
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 asking.retain(|answer| !answer.is_closed());
                 fail(&shared, &mut outage, started, error, &mut asking);
             }
         }
+        asking.append(&mut late);
     }
     last_words(&shared).await;
 }

@@ -61,6 +61,16 @@ impl Ledger {
         }
     }
 
+    /// Saves positions that come from elsewhere: a new version, where there are any of shards without
+    /// one.
+    pub(crate) fn learn(&mut self, now: Duration, stored: HashMap<ShardId, Checkpoint>) {
+        let changed = stored.keys().any(|shard| !self.checkpoints.contains_key(shard));
+        for (shard, checkpoint) in stored {
+            self.save(&shard, &checkpoint);
+        }
+        Step { now, changed, ledger: self }.end();
+    }
+
     /// The table as it is at this time, by who is alive.
     pub(crate) fn table(&self, now: Duration) -> Table {
         let mut table = self.all();
