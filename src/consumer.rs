@@ -1,6 +1,7 @@
 //! The consumer: what it reads, its two doors, and its end.
 
 mod builder;
+mod operations;
 mod records;
 mod session;
 mod shards;
@@ -21,6 +22,7 @@ use crate::store::{CheckpointStore, LeaseStore, Scope, Writer};
 
 pub use builder::ConsumerBuilder;
 use builder::Settings;
+pub use operations::WhenHeld;
 pub use records::Records;
 use session::Session;
 pub use shards::Shards;

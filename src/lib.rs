@@ -107,7 +107,7 @@ pub mod store;
 pub mod testing;
 
 pub use checkpoint::Checkpoint;
-pub use consumer::{Consumer, ConsumerBuilder, Records, Shards};
+pub use consumer::{Consumer, ConsumerBuilder, Records, Shards, WhenHeld};
 pub use error::{Error, ErrorKind, Result};
 pub use lineage::{Ordering, ShardPosition, StartingPosition};
 pub use record::{EncryptionType, Record, SequenceNumber, ShardId};

@@ -90,6 +90,10 @@ impl Worker {
         }
         if !is_forgotten {
             self.pending.extend(changes);
+            if self.table.leases.is_empty() {
+                // Nothing was known, or everything was cleared.
+                self.list_at = Instant::now();
+            }
         }
         for (shard, lease) in opened {
             self.open(shard, lease);

@@ -6,6 +6,8 @@
 mod checkpoints;
 mod dropping;
 mod errors;
+mod fleets;
+mod operators;
 mod pacing;
 mod resharding;
 mod starting;

@@ -1,0 +1,134 @@
+//! What an operator sees and moves.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::{Checkpoint, ErrorKind, MemoryStore, StartingPosition, WhenHeld};
+use tokio::time::sleep;
+
+use crate::watched::Watched;
+use crate::{assert_silent, consumer, next, number, orders};
+
+const RENEWALS: Duration = Duration::from_secs(10);
+
+#[tokio::test(start_paused = true)]
+async fn positions_are_seen_and_moved_while_nobody_reads() {
+    let (kinesis, orders) = orders(1);
+    let numbers: Vec<_> = (0..6).map(|number| orders.shard(0).put(number.to_string())).collect();
+    let shard = orders.shard(0).id();
+    let store = MemoryStore::new();
+    let build = || consumer(&kinesis).store(store.clone()).worker_id("reader").build().unwrap();
+
+    let operator = build();
+    assert!(operator.positions().await.unwrap().is_empty());
+    let reader = build();
+    let mut records = reader.records();
+    for _ in 0..6 {
+        next(&mut records).await.ack();
+    }
+    sleep(RENEWALS).await;
+    let lease = operator.positions().await.unwrap().remove(&shard).unwrap();
+    assert_eq!(lease.owner.as_deref(), Some("reader"));
+    assert_eq!(
+        lease.checkpoint.unwrap().to_string(),
+        format!("AFTER_SEQUENCE_NUMBER:{}", numbers[5])
+    );
+
+    let back = Checkpoint::AfterSequence {
+        sequence_number: numbers[1].clone(),
+        sub_sequence_number: None,
+    };
+    let refused = operator.set_position(&shard, back.clone(), WhenHeld::Refuse).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InUse);
+    assert!(refused.to_string().contains("worker reader is reading"), "{refused}");
+    let refused = operator.clear_positions(WhenHeld::Refuse).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InUse);
+
+    reader.close().await.unwrap();
+    operator.set_position(&shard, back, WhenHeld::Refuse).await.unwrap();
+    let mut records = build().records();
+    assert_eq!(number(&next(&mut records).await), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_move_is_followed_by_who_reads() {
+    let (kinesis, orders) = orders(1);
+    let numbers: Vec<_> = (0..6).map(|number| orders.shard(0).put(number.to_string())).collect();
+    let shard = orders.shard(0).id();
+    let reader = consumer(&kinesis).store(MemoryStore::new()).build().unwrap();
+    let mut records = reader.records();
+    for _ in 0..6 {
+        next(&mut records).await.ack();
+    }
+    let before = reader.positions().await.unwrap()[&shard].epoch;
+    let back = Checkpoint::AfterSequence {
+        sequence_number: numbers[3].clone(),
+        sub_sequence_number: None,
+    };
+    reader.set_position(&shard, back, WhenHeld::Force).await.unwrap();
+    for expected in [4, 5] {
+        let record = next(&mut records).await;
+        assert_eq!(number(&record), expected);
+        assert!(record.epoch() > before);
+    }
+    assert_silent(&mut records).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_cleared_begins_anew() {
+    for forced in [WhenHeld::Refuse, WhenHeld::Force] {
+        let (kinesis, orders) = orders(2);
+        for number in 0..4 {
+            orders.shard(number % 2).put(number.to_string());
+        }
+        orders.shard(0).split();
+        let store = MemoryStore::new();
+        let build = |start| {
+            consumer(&kinesis).store(store.clone()).starting_position(start).build().unwrap()
+        };
+        let reader = build(StartingPosition::TrimHorizon);
+        let mut records = reader.records();
+        for _ in 0..4 {
+            next(&mut records).await.ack();
+        }
+        sleep(RENEWALS).await;
+        if forced == WhenHeld::Refuse {
+            reader.close().await.unwrap();
+            assert!(records.next().await.is_none());
+            reader.clear_positions(forced).await.unwrap();
+            assert!(reader.positions().await.unwrap().is_empty());
+            let mut records = build(StartingPosition::TrimHorizon).records();
+            let mut again = Vec::new();
+            for _ in 0..4 {
+                again.push(number(&next(&mut records).await));
+            }
+            again.sort_unstable();
+            assert_eq!(again, [0, 1, 2, 3]);
+        } else {
+            reader.clear_positions(forced).await.unwrap();
+            let mut again = Vec::new();
+            for _ in 0..4 {
+                again.push(number(&next(&mut records).await));
+            }
+            again.sort_unstable();
+            assert_eq!(again, [0, 1, 2, 3]);
+            assert_silent(&mut records).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_without_leases_shows_positions_and_moves_none() {
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put("0");
+    let store = Watched::default();
+    let reader = consumer(&kinesis).store(store.clone()).build().unwrap();
+    let mut records = reader.records();
+    next(&mut records).await.ack();
+    sleep(RENEWALS).await;
+    let shard = orders.shard(0).id();
+    let stored = reader.positions().await.unwrap()[&shard].checkpoint.clone().unwrap();
+    assert_eq!(Some(stored.to_string()), store.position(0).await);
+    let moved = reader.set_position(&shard, Checkpoint::TrimHorizon, WhenHeld::Force).await;
+    assert_eq!(moved.unwrap_err().kind(), ErrorKind::Configuration);
+}
