@@ -51,15 +51,15 @@ const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "children begin when their parents are opened",
         file: "lineage.rs",
-        right: "parent.state == State::Finished)",
-        wrong: "!matches!(parent.state, State::Waiting(_)))",
+        right: "is_none_or(Lease::is_finished)",
+        wrong: "is_none_or(|parent| parent.owner.is_some() || parent.is_finished())",
         breaks: &["ParentsFirst"],
     },
     Mistake {
         what: "a merged child waits for one of its parents",
         file: "lineage.rs",
-        right: "|| node.parents.iter().all(|parent| {",
-        wrong: "|| node.parents.is_empty() || node.parents.iter().any(|parent| {",
+        right: "|| parents.iter().all(|parent|",
+        wrong: "|| parents.is_empty() || parents.iter().any(|parent|",
         breaks: &["ParentsFirst"],
     },
     Mistake {
@@ -142,8 +142,8 @@ const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "the end of a shard is not stored",
         file: "checkpoint/watermark.rs",
-        right: "return Some(Checkpoint::ShardEnd);",
-        wrong: "return None;",
+        right: "std::mem::take(&mut state.changed).then(|| state.checkpoint())",
+        wrong: "(std::mem::take(&mut state.changed) && !state.is_complete()).then(|| state.checkpoint())",
         breaks: &["EndsAreKept"],
     },
     Mistake {
@@ -190,9 +190,9 @@ const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "shards are listed once",
-        file: "lineage/discovery.rs",
-        right: "() = sleep_until(due) => {",
-        wrong: "() = sleep_until(due + Duration::from_secs(1_000_000)) => {",
+        file: "group/duties.rs",
+        right: "self.list_at = now + self.plan.rules.discovery_interval;",
+        wrong: "self.list_at = now + Duration::from_secs(1_000_000);",
         breaks: &["Progress"],
     },
     Mistake {
