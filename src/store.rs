@@ -210,7 +210,8 @@ pub(crate) fn leases_of(store: &Arc<dyn CheckpointStore>) -> Arc<dyn LeaseStore>
 }
 
 fn no_leases() -> Error {
-    let message = "the store keeps no leases, so it is for whoever made it to change what is stored";
+    let message =
+        "the store keeps no leases, so it is for whoever made it to change what is stored";
     Error::new(ErrorKind::Configuration, message)
 }
 
