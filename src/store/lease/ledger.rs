@@ -168,7 +168,9 @@ impl Step<'_> {
 
     fn change(&mut self, worker: &Arc<str>, change: &Change) {
         match change {
-            Change::Add { shard, parents, checkpoint } => self.add(shard, parents, checkpoint),
+            Change::Add { shard, parents, checkpoint } => {
+                self.add(shard, parents, checkpoint.as_ref())
+            }
             Change::Assign { shard, to } => {
                 let free = |lease: &Lease| lease.owner.is_none() && !lease.is_lost;
                 if self.lease(shard).is_some_and(free)
@@ -182,12 +184,11 @@ impl Step<'_> {
                 let alive = self.ledger.workers.contains_key(to);
                 if let Some(lease) = self.ledger.leases.get_mut(shard)
                     && let Some(owner) = &lease.owner
+                    && (alive || owner == to)
                 {
-                    if alive || owner == to {
-                        let heir = (owner != to).then(|| to.clone());
-                        self.changed |= lease.heir != heir;
-                        lease.heir = heir;
-                    }
+                    let heir = (owner != to).then(|| to.clone());
+                    self.changed |= lease.heir != heir;
+                    lease.heir = heir;
                 }
             }
             Change::Release { shard, epoch } => {
@@ -228,7 +229,7 @@ impl Step<'_> {
         }
     }
 
-    fn add(&mut self, shard: &ShardId, parents: &[ShardId], checkpoint: &Option<Checkpoint>) {
+    fn add(&mut self, shard: &ShardId, parents: &[ShardId], checkpoint: Option<&Checkpoint>) {
         if self.ledger.leases.contains_key(shard) {
             return;
         }

@@ -11,17 +11,30 @@
 
 local FORMAT, CHECKPOINTS, LEASES, WORKERS, FLEET = 1, 2, 3, 4, 5
 
-local function refuse(code, detail)
-  error(redis.error_reply(code .. ' ' .. detail), 0)
+-- The error with which the script ends. Lua's own would lose its code.
+local refusal
+
+local function fail(reply)
+  refusal = reply
+  error('refused', 0)
 end
 
--- The script's answer is what this function returns, or the error that it has met.
-local function run(work)
-  local done, answer = pcall(work)
-  if done or type(answer) == 'table' then
-    return answer
+local function refuse(code, detail)
+  fail(redis.error_reply(code .. ' ' .. detail))
+end
+
+-- The script's answer is what `look` returns, or the error that it has met. What is to be written
+-- is written after it, and where that fails Redis says so itself.
+local function run(look, write)
+  local done, answer = pcall(look)
+  if refusal then
+    return refusal
   end
-  error(answer, 0)
+  if not done then
+    error(answer, 0)
+  end
+  write()
+  return answer
 end
 
 local function read(command, key, ...)
@@ -30,7 +43,7 @@ local function read(command, key, ...)
     if string.match(answer.err, '^-?WRONGTYPE') then
       refuse('KINESTREAMTYPE', key)
     end
-    error(answer, 0)
+    fail(answer)
   end
   return answer
 end
@@ -39,12 +52,14 @@ local function garbled(key, field)
   refuse('KINESTREAMVALUE', key .. ' ' .. field)
 end
 
+-- What the key of the format holds; false where nothing was ever written.
+local format
+
 local function read_format()
-  local format = read('GET', FORMAT)
+  format = read('GET', FORMAT)
   if format and format ~= '1' then
     refuse('KINESTREAMFORMAT', format)
   end
-  return format
 end
 
 -- A starting position is 0, a place in the shard 1, the end of the shard 2.

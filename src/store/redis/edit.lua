@@ -26,39 +26,43 @@ local function against()
 end
 
 -- The version goes on, so that no one takes the new table for the old one.
-local function clear(format)
+local function clear()
   read_leases()
   local latest = math.max(fleet.cleared, millis)
   for _, lease in pairs(leases) do
     latest = math.max(latest, lease and lease.epoch or 0)
   end
   fleet.generation, fleet.cleared = math.max(micros, fleet.generation + 1), latest
-  finish_step()
-  write_format(format)
-  redis.call('DEL', KEYS[CHECKPOINTS], KEYS[LEASES], KEYS[WORKERS])
-  write_fleet()
+end
+
+local function set(position)
+  move(shard, position)
+  local lease = lease_at(shard)
+  if lease then
+    lease.state = NONE
+    give(shard, NONE)
+  end
 end
 
 return run(function()
-  local format = read_format()
+  read_format()
   read_fleet()
   read_workers()
   local name = against()
   if name and not forced then
     return name
   end
+  if kind == 'SET' then
+    set(parse(checkpoint))
+  else
+    clear()
+  end
   changed = true
-  if kind == 'CLEAR' then
-    clear(format)
-    return false
-  end
-  move(shard, parse(checkpoint))
-  local lease = lease_at(shard)
-  if lease then
-    lease.state = NONE
-    give(shard, NONE)
-  end
   finish_step()
-  write(format)
   return false
+end, function()
+  if kind == 'CLEAR' and stale_fleet then
+    redis.call('DEL', KEYS[CHECKPOINTS], KEYS[LEASES], KEYS[WORKERS])
+  end
+  write()
 end)

@@ -252,12 +252,11 @@ function changes.RESTORE()
 end
 
 return run(function()
-  local format = read_format()
+  read_format()
   read_fleet()
   read_workers()
   local standing = join()
   if standing == 'OCCUPIED' then
-    write(format)
     return { standing, 0 }
   end
   local applied = not only_if_unchanged or not changed and is_known()
@@ -275,6 +274,5 @@ return run(function()
   if not is_known() then
     answer = { standing, applied and 1 or 0, read_whole() }
   end
-  write(format)
   return answer
-end)
+end, write)

@@ -189,9 +189,9 @@ local function write_fleet()
     digits(fleet.version), 'cleared', digits(fleet.cleared))
 end
 
-local function write(format)
+local function write()
   if next(stale_workers) or stale_fleet or next(moved) then
-    write_format(format)
+    write_format()
   end
   write_fields(WORKERS, stale_workers, workers, worker_line)
   write_fields(LEASES, stale_leases, leases, lease_line)

@@ -46,7 +46,7 @@ local function write_fields(key, fields, entries, text_of)
   end
 end
 
-local function write_format(format)
+local function write_format()
   if not format then
     redis.call('SET', KEYS[FORMAT], '1')
   end

@@ -5,10 +5,11 @@
 -- Running it twice changes nothing.
 
 return run(function()
-  local format = read_format()
+  read_format()
   for index = 1, #ARGV, 2 do
     advance(ARGV[index], parse(ARGV[index + 1]))
   end
-  write_format(format)
+end, function()
+  write_format()
   write_places()
 end)

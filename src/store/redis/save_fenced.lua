@@ -21,13 +21,12 @@ local function save(shard, epoch, position)
 end
 
 return run(function()
-  local format = read_format()
+  read_format()
   read_fleet()
   local verdicts = {}
   for index = 1, #ARGV, 3 do
     verdicts[#verdicts + 1] = save(ARGV[index], ARGV[index + 1], parse(ARGV[index + 2]))
   end
   finish_step()
-  write(format)
   return verdicts
-end)
+end, write)

@@ -5,4 +5,4 @@ return run(function()
   read_fleet()
   read_workers()
   return { digits(millis), read_whole() }
-end)
+end, function() end)

@@ -61,11 +61,11 @@ impl Suite<'_> {
     pub(super) async fn rewinds_what_was_begun_anew(&self) {
         let scope = self.scope("origin");
         let mut a = Actor::new(self.store, &scope, "a");
-        let begin = |index| {
+        let anew = |index| {
             let checkpoint = Some(checkpoint("AFTER_SEQUENCE_NUMBER:9"));
             Change::Add { shard: shard(index), parents: Vec::new(), checkpoint }
         };
-        a.exchange([begin(0), begin(1), assign(0, "a")]).await;
+        a.exchange([anew(0), anew(1), assign(0, "a")]).await;
         let begun = a.lease(0);
         let known = Lease {
             epoch: 1000,

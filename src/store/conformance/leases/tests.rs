@@ -13,11 +13,14 @@ async fn a_store_in_memory_conforms() {
     check_leases(&MemoryStore::new()).await;
 }
 
+/// What becomes of a request.
+type Ask = fn(&mut Request);
+
 /// A store that makes a mistake.
 #[derive(Debug)]
 struct Broken {
     stored: MemoryStore,
-    ask: fn(&mut Request),
+    ask: Ask,
     answer: fn(&mut Answer),
     scope: fn(&Scope) -> Scope,
     save: fn(&mut Fenced),
@@ -93,7 +96,7 @@ async fn assert_seen(broken: Broken, rule: &str) {
     assert!(text.contains(rule), "seen as {text:?}, not as {rule:?}");
 }
 
-fn asking(ask: fn(&mut Request)) -> Broken {
+fn asking(ask: Ask) -> Broken {
     Broken { ask, ..Broken::default() }
 }
 
@@ -117,7 +120,7 @@ async fn sees_mistakes_in_exchanges() {
 
 #[tokio::test]
 async fn sees_mistakes_in_changes() {
-    let cases: [(fn(&mut Request), &str); 5] = [
+    let cases: [(Ask, &str); 5] = [
         (
             |request| request.changes.retain(|change| !matches!(change, Change::Offer { .. })),
             "a lease is offered to an heir",
