@@ -194,7 +194,7 @@ async fn forgotten_scripts_are_sent_again() {
 }
 
 #[tokio::test]
-async fn a_clock_that_went_back_keeps_nobody_alive() {
+async fn a_clock_that_went_back_keeps_nobody_alive_and_no_version() {
     let (_server, store, mut raw) = connected().await;
     changed(&store, &Table::default(), Vec::new()).await;
     // As it stands where the clock was an hour ahead.
@@ -205,7 +205,11 @@ async fn a_clock_that_went_back_keeps_nobody_alive() {
     let line = [words[0], words[1], "100", &ahead, words[4]].join(" ");
     raw.hset::<_, _, _, ()>(key("workers"), "a", line).await.unwrap();
     let known = Table::default();
-    store.exchange(&scope(), &request("b", &known, Vec::new())).await.unwrap();
+    let version: u64 = raw.hget(key("fleet"), "version").await.unwrap();
+    let version = version + 3_600_000_000;
+    raw.hset::<_, _, _, ()>(key("fleet"), "version", version).await.unwrap();
+    let answer = store.exchange(&scope(), &request("b", &known, Vec::new())).await.unwrap();
+    assert_eq!(answer.table.unwrap().version, version + 1);
     let line: String = raw.hget(key("workers"), "a").await.unwrap();
     let words: Vec<&str> = line.split(' ').collect();
     let shortened: u64 = words[3].parse().unwrap();

@@ -25,9 +25,9 @@ use crate::redis_store::shard;
 #[derive(Debug, Clone, Copy)]
 enum Near {
     /// The lease's own, and so much above or below it.
-    Own(i8),
+    Own(i64),
     /// That of the last clearing, or the generation, and so much above or below it.
-    Cleared(i8),
+    Cleared(i64),
     None,
     Huge,
 }
@@ -84,13 +84,14 @@ enum Operation {
 }
 
 /// Names of each kind: with blanks, with what stands for nobody, and with what is escaped.
-const WORKERS: [&str; 4] = ["one", "two too", "-", "50%25"];
+const WORKERS: [&str; 3] = ["one", "-", "50% %25"];
 
 fn any_near() -> impl Strategy<Value = Near> {
     prop_oneof![
         6 => Just(Near::Own(0)),
-        2 => prop_oneof![Just(1), Just(-1)].prop_map(Near::Own),
-        1 => (-1..2_i8).prop_map(Near::Cleared),
+        // The last of them is ahead of the clock.
+        2 => prop_oneof![Just(1), Just(-1), Just(1_000_000)].prop_map(Near::Own),
+        1 => (-1..2_i64).prop_map(Near::Cleared),
         1 => Just(Near::None),
         1 => Just(Near::Huge),
     ]
@@ -128,7 +129,7 @@ fn any_known() -> impl Strategy<Value = Known> {
 }
 
 fn any_ask() -> impl Strategy<Value = Ask> {
-    let (shard, worker) = (0..3_u32, 0..WORKERS.len());
+    let (shard, worker) = (0..2_u32, 0..WORKERS.len());
     let checkpoint = prop::option::of(any_checkpoint());
     prop_oneof![
         3 => (shard.clone(), prop::collection::vec(7..9_u32, 0..3), checkpoint)
@@ -157,9 +158,9 @@ fn any_operation() -> impl Strategy<Value = Operation> {
     let incarnation = prop_oneof![4 => Just(u64::MAX), 1 => Just(u64::MAX - 1)];
     let worker = (0..WORKERS.len(), incarnation, prop::bool::weighted(0.8), 4..6_u32);
     let asks = prop::collection::vec(any_ask(), 0..4);
-    let fenced = prop::collection::vec((0..3_u32, any_near(), any_checkpoint()), 1..4);
+    let fenced = prop::collection::vec((0..2_u32, any_near(), any_checkpoint()), 1..4);
     prop_oneof![
-        12 => (worker, prop::bool::weighted(0.1), seen, prop::bool::weighted(0.3), asks).prop_map(
+        12 => (worker, prop::bool::weighted(0.2), seen, prop::bool::weighted(0.3), asks).prop_map(
             |((worker, incarnation, lives, capacity), leaving, seen, only_if_unchanged, asks)| {
                 Operation::Exchange {
                     worker,
@@ -174,8 +175,8 @@ fn any_operation() -> impl Strategy<Value = Operation> {
             },
         ),
         4 => fenced.prop_map(Operation::SaveFenced),
-        1 => (0..3_u32, any_checkpoint()).prop_map(|(shard, place)| Operation::Save(shard, place)),
-        1 => (0..3_u32, any_checkpoint(), any::<bool>())
+        1 => (0..2_u32, any_checkpoint()).prop_map(|(shard, place)| Operation::Save(shard, place)),
+        1 => (0..2_u32, any_checkpoint(), any::<bool>())
             .prop_map(|(shard, place, forced)| Operation::Set(shard, place, forced)),
         1 => prop::bool::weighted(0.3).prop_map(Operation::Clear),
     ]
@@ -196,8 +197,8 @@ fn epoch(near: Near, table: &Table, shard: &ShardId) -> u64 {
 
 fn number(near: Near, own: u64, other: u64) -> u64 {
     match near {
-        Near::Own(delta) => own.saturating_add_signed(delta.into()),
-        Near::Cleared(delta) => other.saturating_add_signed(delta.into()),
+        Near::Own(delta) => own.saturating_add_signed(delta),
+        Near::Cleared(delta) => other.saturating_add_signed(delta),
         Near::None => 0,
         Near::Huge => u64::MAX,
     }
@@ -223,7 +224,7 @@ fn change(ask: &Ask, table: &Table) -> Change {
         Ask::Forget(index) => Change::Forget { shard: shard(index) },
         Ask::Vouch(name, incarnation, late, lives) => {
             let last = table.workers.values().map(|member| member.joined).max();
-            let joined = if late { last.unwrap_or(0) + 1 } else { 5 };
+            let joined = if late { last.unwrap_or(0) + 1_000_000_000_000 } else { 5 };
             let lease_duration = lease_duration(lives);
             let member = Member { incarnation, joined, lease_duration, capacity: 3 };
             Change::Vouch { worker: worker(name), member }
