@@ -169,7 +169,7 @@ impl Step<'_> {
     fn change(&mut self, worker: &Arc<str>, change: &Change) {
         match change {
             Change::Add { shard, parents, checkpoint } => {
-                self.add(shard, parents, checkpoint.as_ref())
+                self.add(shard, parents, checkpoint.as_ref());
             }
             Change::Assign { shard, to } => {
                 let free = |lease: &Lease| lease.owner.is_none() && !lease.is_lost;
