@@ -91,15 +91,23 @@
 //!
 //! # What is in Redis
 //!
-//! Two keys for each application and stream, in format 1, which both hold plain text:
+//! Up to five keys for each application and stream, in format 1, which all hold plain text:
 //!
 //! | key | type | what |
 //! |---|---|---|
 //! | `kinestream:{application:stream}:format` | string | `1` |
 //! | `kinestream:{application:stream}:checkpoints` | hash | for each shard its [`Checkpoint`] as text |
+//! | `kinestream:{application:stream}:leases` | hash | for each shard `epoch owner heir origin parents state` |
+//! | `kinestream:{application:stream}:workers` | hash | for each worker `incarnation joined duration expiry capacity` |
+//! | `kinestream:{application:stream}:fleet` | hash | `generation`, `version` and `cleared` of the [table](lease::Table) |
 //!
-//! A `:` in the application's name is written `%3A`, and a `%` is written `%25`. The braces are a
-//! hash tag: in Redis Cluster both keys live on one node. They never expire.
+//! A lease has `-` for what there is none of, commas between parents, and the state `LOST` where its
+//! shard is. Epochs, durations, expiries and `cleared` are in milliseconds, `joined`, origins,
+//! generations and versions in microseconds, by the clock of Redis.
+//!
+//! A `:` in the application's name is written `%3A`, and a `%` is written `%25`; in a worker's name a
+//! blank is `%20`. The braces are a hash tag: in Redis Cluster all keys live on one node. They never
+//! expire.
 //!
 //! ```text
 //! 127.0.0.1:6379> HGETALL kinestream:{billing:orders}:checkpoints
@@ -114,7 +122,7 @@
 //! that runs on goes on from its own position and saves it with its next step, and one that starts
 //! reads again from what is there.
 //!
-//! To have an application begin anew, stop it and delete both keys. To have one shard read again,
+//! To have an application begin anew, stop it and delete its keys. To have one shard read again,
 //! stop it and set the shard's field to an earlier checkpoint; a field that is deleted means the
 //! oldest record that is kept.
 

@@ -1,4 +1,7 @@
-//! What every [`CheckpointStore`] must do, as a suite that any of them can run.
+//! What every [`CheckpointStore`] must do, and every
+//! [`LeaseStore`](super::lease::LeaseStore), as suites that any of them can run.
+
+mod leases;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +13,8 @@ use futures::future::join_all;
 use super::{CheckpointStore, Scope};
 use crate::checkpoint::Checkpoint;
 use crate::record::ShardId;
+
+pub use leases::check_leases;
 
 /// Runs the whole suite on `store`, in scopes that no other run uses. What it has saved is left
 /// there.

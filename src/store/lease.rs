@@ -26,6 +26,7 @@
 //! and versions follow the clock, so that what is counted anew still counts on.
 
 mod ledger;
+#[cfg(feature = "redis")]
 mod text;
 
 use std::collections::BTreeMap;
@@ -42,7 +43,7 @@ use crate::record::ShardId;
 
 pub(crate) use ledger::Ledger;
 #[cfg(feature = "redis")]
-pub(super) use text::{lease_of, member_of};
+pub(super) use text::{lease_of, member_of, name_of, parents_of, word_of};
 
 /// Keeps leases beside checkpoints, so that workers can share the shards of a stream.
 ///
@@ -70,7 +71,8 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
     ///    the version is not the known one.
     /// 6. Where it is leaving, the worker is removed, and its leases are free.
     ///
-    /// The version rises with every change but that of a position or an expiry.
+    /// The version rises with every change but that of an expiry, or of a position short of the end
+    /// of its shard. So whoever is told that a lease cannot be had is told why.
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
@@ -80,7 +82,7 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
     /// Saves positions, each if the lease of its shard is still of the epoch, and never backwards.
     /// What has become of each is in the order of the list.
     ///
-    /// The end of a shard frees its lease.
+    /// The end of a shard frees its lease, and is a change of the table.
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
@@ -107,7 +109,7 @@ pub struct Request {
     pub worker: Arc<str>,
     /// A number of its own for each life of a worker of that name.
     pub incarnation: u64,
-    /// How long it is taken to be alive without another exchange.
+    /// How long it is taken to be alive without another exchange, in whole milliseconds.
     pub lease_duration: Duration,
     /// The most shards that it takes.
     pub capacity: u32,
@@ -184,11 +186,13 @@ pub enum Change {
     },
     /// A lease was like this, as this worker remembers.
     ///
-    /// - Where there is none, it is again, unless everything was [cleared](Edit::Clear) since.
+    /// - Where there is none, it is again, unless everything was [cleared](Edit::Clear) since. Of one
+    ///   without parents only the position is.
     /// - One of a later [origin](Lease::origin) was begun by somebody who knew of nothing: it takes
     ///   this position, even where that is further back, and is free in a new epoch.
     /// - One of the same origin and a lower epoch becomes this one, at the further position; one of
-    ///   the same epoch moves to the further position, and is owned again where it was free.
+    ///   the same epoch moves to the further position, and is owned again where it was free, and
+    ///   lost where it was lost.
     /// - One of a higher epoch stays as it is.
     Restore {
         /// The shard.
@@ -237,6 +241,20 @@ pub struct Table {
     pub workers: BTreeMap<Arc<str>, Member>,
     /// Every shard that is known. One that has only a position is in it without parents.
     pub leases: BTreeMap<ShardId, Lease>,
+}
+
+impl Table {
+    /// Leaves only these workers, and frees what the others have.
+    pub(in crate::store) fn retain_workers(&mut self, mut stays: impl FnMut(&Arc<str>) -> bool) {
+        self.workers.retain(|worker, _| stays(worker));
+        for lease in self.leases.values_mut() {
+            if lease.owner.as_ref().is_none_or(|owner| !self.workers.contains_key(owner)) {
+                (lease.owner, lease.heir) = (None, None);
+            } else if lease.heir.as_ref().is_some_and(|heir| !self.workers.contains_key(heir)) {
+                lease.heir = None;
+            }
+        }
+    }
 }
 
 /// A worker in the table.
@@ -310,7 +328,8 @@ pub enum Verdict {
 /// What an operator may change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Edit {
-    /// A shard is to be read on from here. Its lease, if it has one, is free in a new epoch.
+    /// A shard is to be read on from here. Its lease, if it has one, is free in a new epoch, and no
+    /// longer lost.
     Set {
         /// The shard.
         shard: ShardId,

@@ -1,5 +1,8 @@
 mod connection;
 mod errors;
+mod keys;
+mod leases;
+mod scripts;
 #[cfg(feature = "redis-sentinel")]
 mod sentinel;
 
@@ -8,20 +11,19 @@ use std::fmt;
 use std::sync::Arc;
 
 use connection::{Connection, parse};
-use errors::{no_checkpoint, other_format, sort};
+use errors::{garbled, of_script, other_format, sort};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use redis::{RedisResult, Script, ServerErrorKind};
+use keys::{FORMAT, Key, Keys};
+use redis::{RedisResult, ServerErrorKind};
+use scripts::Scripts;
 
-use super::{CheckpointStore, Scope};
+use super::{CheckpointStore, LeaseStore, Scope};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
 
-/// The version of the layout of keys and values.
-const FORMAT: &str = "1";
-
-/// Keeps positions in Redis 6.2 or newer, or Valkey.
+/// Keeps positions and leases in Redis 6.2 or newer, or Valkey.
 ///
 /// One connection, which is made anew whenever it is lost; the clones of a store share it. All
 /// checkpoints that a consumer has to save go in one round trip, and a script on the server sees
@@ -52,7 +54,7 @@ const FORMAT: &str = "1";
 #[derive(Clone)]
 pub struct RedisStore {
     connection: Connection,
-    save: Arc<Script>,
+    scripts: Arc<Scripts>,
     /// Where the server is, without its secrets.
     address: Arc<str>,
 }
@@ -163,7 +165,7 @@ impl RedisStore {
     fn new(connection: RedisResult<Connection>, address: String) -> Result<Self> {
         Ok(Self {
             connection: connection.map_err(|error| sort(error, &address, "its server"))?,
-            save: Arc::new(Script::new(include_str!("redis/save.lua"))),
+            scripts: Arc::new(Scripts::new()),
             address: address.into(),
         })
     }
@@ -219,30 +221,31 @@ impl CheckpointStore for RedisStore {
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
         async move {
             let keys = Keys::of(scope);
+            let (format, checkpoints) = (keys.of_part(Key::Format), keys.of_part(Key::Checkpoints));
             let mut connection = self.connection.clone();
             // Each answer with its own error: a pipeline's has no code to sort it by.
-            let (format, fields): (
+            let (found, fields): (
                 RedisResult<Option<String>>,
                 RedisResult<HashMap<String, String>>,
             ) = redis::pipe()
-                .get(&keys.format)
-                .hgetall(&keys.checkpoints)
+                .get(&format)
+                .hgetall(&checkpoints)
                 .ignore_errors()
                 .query_async(&mut connection)
                 .await
-                .map_err(|error| sort(error, &self.address, &keys.checkpoints))?;
-            let format = format.map_err(|error| sort(error, &self.address, &keys.format))?;
-            let fields = fields.map_err(|error| sort(error, &self.address, &keys.checkpoints))?;
-            if let Some(format) = format
-                && format != FORMAT
+                .map_err(|error| sort(error, &self.address, &checkpoints))?;
+            let found = found.map_err(|error| sort(error, &self.address, &format))?;
+            let fields = fields.map_err(|error| sort(error, &self.address, &checkpoints))?;
+            if let Some(found) = found
+                && found != FORMAT
             {
-                return Err(other_format(&keys, &format));
+                return Err(other_format(&keys, &found));
             }
             fields
                 .into_iter()
                 .map(|(shard, checkpoint)| match (shard.parse(), checkpoint.parse()) {
                     (Ok(shard), Ok(checkpoint)) => Ok((shard, checkpoint)),
-                    _ => Err(no_checkpoint(&keys, &shard)),
+                    _ => Err(garbled(&keys, Key::Checkpoints, &shard)),
                 })
                 .collect()
         }
@@ -259,44 +262,25 @@ impl CheckpointStore for RedisStore {
                 return Ok(());
             }
             let keys = Keys::of(scope);
-            let mut call = self.save.prepare_invoke();
-            call.key(&keys.format).key(&keys.checkpoints);
+            let mut call = self.scripts.save.prepare_invoke();
+            call.key(keys.of_part(Key::Format)).key(keys.of_part(Key::Checkpoints));
             for (shard, checkpoint) in checkpoints {
                 call.arg(shard.as_str()).arg(checkpoint.to_string());
             }
             let mut connection = self.connection.clone();
             let saved = call.invoke_async::<()>(&mut connection).await;
-            saved.map_err(|error| match (error.code(), error.detail()) {
-                (Some("KINESTREAMFORMAT"), format) => {
-                    other_format(&keys, format.unwrap_or("unknown"))
-                }
-                (Some("KINESTREAMVALUE"), shard) => {
-                    no_checkpoint(&keys, shard.unwrap_or("unknown"))
-                }
-                _ => sort(error, &self.address, &keys.checkpoints),
-            })
+            saved.map_err(|error| of_script(error, &self.address, &keys))
         }
         .boxed()
+    }
+
+    fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {
+        Some(self)
     }
 }
 
 impl fmt::Debug for RedisStore {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("RedisStore").field("address", &self.address).finish_non_exhaustive()
-    }
-}
-
-/// The keys of one application and stream.
-struct Keys {
-    format: String,
-    checkpoints: String,
-}
-
-impl Keys {
-    fn of(scope: &Scope) -> Self {
-        // A colon in the application's name must not pass for the one before the stream's.
-        let application = scope.application().replace('%', "%25").replace(':', "%3A");
-        let prefix = format!("kinestream:{{{application}:{}}}", scope.stream());
-        Self { format: format!("{prefix}:format"), checkpoints: format!("{prefix}:checkpoints") }
     }
 }

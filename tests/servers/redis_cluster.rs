@@ -72,6 +72,7 @@ async fn keeps_what_belongs_together_in_one_slot() {
     node.wait_until_complete().await;
     let store = RedisStore::connect(&node.server.url()).await.unwrap();
     conformance::check(&store).await;
+    conformance::check_leases(&store).await;
 
     let checkpoints = node.slot(CHECKPOINTS).await;
     assert_eq!(node.slot("kinestream:{billing:orders}:format").await, checkpoints);
@@ -99,6 +100,7 @@ async fn finds_the_node_that_holds_the_keys() {
     let urls = nodes.each_ref().map(|node| node.server.url());
     let store = RedisStore::connect_cluster(urls.iter().map(String::as_str)).await.unwrap();
     conformance::check(&store).await;
+    conformance::check_leases(&store).await;
 }
 
 #[tokio::test]

@@ -26,13 +26,13 @@ pub(crate) fn after(number: u32) -> Checkpoint {
     format!("AFTER_SEQUENCE_NUMBER:{number}").parse().unwrap()
 }
 
-async fn raw(server: &RedisServer) -> MultiplexedConnection {
+pub(crate) async fn raw(server: &RedisServer) -> MultiplexedConnection {
     let client = redis::Client::open(server.url()).unwrap();
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
 /// Everything that an error says, down to its first cause.
-fn whole_text(error: &Error) -> String {
+pub(crate) fn whole_text(error: &Error) -> String {
     let first: &dyn std::error::Error = error;
     std::iter::successors(Some(first), |error| (**error).source())
         .map(|error| format!("{error} {error:?}"))

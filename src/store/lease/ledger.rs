@@ -55,10 +55,14 @@ impl Ledger {
         verdicts
     }
 
-    pub(crate) fn save(&mut self, shard: &ShardId, checkpoint: &Checkpoint) {
-        if self.checkpoints.get(shard).is_none_or(|stored| checkpoint.supersedes(stored)) {
+    /// Whether that is further than what was stored.
+    pub(crate) fn save(&mut self, shard: &ShardId, checkpoint: &Checkpoint) -> bool {
+        let further =
+            self.checkpoints.get(shard).is_none_or(|stored| checkpoint.supersedes(stored));
+        if further {
             self.checkpoints.insert(shard.clone(), checkpoint.clone());
         }
+        further
     }
 
     /// Saves positions that come from elsewhere: a new version, where there are any of shards without
@@ -75,14 +79,7 @@ impl Ledger {
     pub(crate) fn table(&self, now: Duration) -> Table {
         let mut table = self.all();
         let now = millis(now);
-        table.workers.retain(|worker, _| self.workers[worker].1 > now);
-        for lease in table.leases.values_mut() {
-            if lease.owner.as_ref().is_none_or(|owner| !table.workers.contains_key(owner)) {
-                (lease.owner, lease.heir) = (None, None);
-            } else if lease.heir.as_ref().is_some_and(|heir| !table.workers.contains_key(heir)) {
-                lease.heir = None;
-            }
-        }
+        table.retain_workers(|worker| self.workers[worker].1 > now);
         table
     }
 
@@ -102,7 +99,8 @@ impl Ledger {
         match edit {
             Edit::Set { shard, checkpoint } => {
                 step.ledger.checkpoints.insert(shard.clone(), checkpoint.clone());
-                if step.ledger.leases.contains_key(shard) {
+                if let Some(lease) = step.ledger.leases.get_mut(shard) {
+                    lease.is_lost = false;
                     step.give(shard, None);
                 }
             }
@@ -138,16 +136,16 @@ struct Step<'a> {
 impl Step<'_> {
     fn join(&mut self, request: &Request) -> Standing {
         let now = millis(self.now);
-        let until = now + millis(request.lease_duration);
+        let until = self.until(request.lease_duration);
         for (member, expiry) in self.ledger.workers.values_mut() {
-            *expiry = (*expiry).min(now + millis(member.lease_duration));
+            *expiry = (*expiry).min(now.saturating_add(millis(member.lease_duration)));
         }
         let mine = self.ledger.workers.get(&request.worker);
         match mine.map(|(member, expiry)| (member.incarnation == request.incarnation, *expiry)) {
             Some((false, expiry)) if expiry > now => return Standing::Occupied,
             Some((true, expiry)) if expiry <= now => {
                 for (member, expiry) in self.ledger.workers.values_mut() {
-                    *expiry = now + millis(member.lease_duration);
+                    *expiry = now.saturating_add(millis(member.lease_duration));
                 }
             }
             _ => {
@@ -180,7 +178,9 @@ impl Step<'_> {
 
     fn change(&mut self, worker: &Arc<str>, change: &Change) {
         match change {
-            Change::Add { shard, parents, checkpoint } => self.add(shard, parents, checkpoint),
+            Change::Add { shard, parents, checkpoint } => {
+                self.add(shard, parents, checkpoint.as_ref());
+            }
             Change::Assign { shard, to } => {
                 let free = |lease: &Lease| lease.owner.is_none() && !lease.is_lost;
                 if self.lease(shard).is_some_and(free)
@@ -194,11 +194,11 @@ impl Step<'_> {
                 let alive = self.ledger.workers.contains_key(to);
                 if let Some(lease) = self.ledger.leases.get_mut(shard)
                     && let Some(owner) = &lease.owner
+                    && (alive || owner == to)
                 {
-                    if alive || owner == to {
-                        lease.heir = (owner != to).then(|| to.clone());
-                        self.changed = true;
-                    }
+                    let heir = (owner != to).then(|| to.clone());
+                    self.changed |= lease.heir != heir;
+                    lease.heir = heir;
                 }
             }
             Change::Release { shard, epoch } => {
@@ -217,8 +217,8 @@ impl Step<'_> {
             }
             Change::Lose { shard } => {
                 if let Some(lease) = self.ledger.leases.get_mut(shard) {
+                    self.changed |= !lease.is_lost;
                     lease.is_lost = true;
-                    self.changed = true;
                 }
             }
             Change::Forget { shard } => {
@@ -230,7 +230,7 @@ impl Step<'_> {
             }
             Change::Vouch { worker, member } => {
                 if !self.ledger.workers.contains_key(worker) {
-                    let until = millis(self.now) + millis(member.lease_duration);
+                    let until = self.until(member.lease_duration);
                     self.ledger.workers.insert(worker.clone(), (member.clone(), until));
                     self.changed = true;
                 }
@@ -239,7 +239,7 @@ impl Step<'_> {
         }
     }
 
-    fn add(&mut self, shard: &ShardId, parents: &[ShardId], checkpoint: &Option<Checkpoint>) {
+    fn add(&mut self, shard: &ShardId, parents: &[ShardId], checkpoint: Option<&Checkpoint>) {
         if self.ledger.leases.contains_key(shard) {
             return;
         }
@@ -256,14 +256,19 @@ impl Step<'_> {
         if known.epoch <= self.ledger.cleared && self.ledger.cleared > 0 {
             return;
         }
+        let is_finished = known.is_finished() || self.is_finished(shard);
         let alive = |name: &Option<Arc<str>>| {
             name.clone().filter(|name| self.ledger.workers.contains_key(name))
         };
-        let (owner, heir) = (alive(&known.owner), alive(&known.heir));
-        let heir = heir.filter(|_| owner.is_some());
+        let owner = alive(&known.owner).filter(|_| !is_finished);
+        let heir = alive(&known.heir).filter(|_| owner.is_some());
         let Some(lease) = self.ledger.leases.get_mut(shard) else {
-            let lease = Lease { owner, heir, checkpoint: None, ..known.clone() };
-            self.ledger.leases.insert(shard.clone(), lease);
+            // Where only a position was known of it, no lease is made up: its parents would be too.
+            if known.parents.is_some() {
+                let lease = Lease { owner, heir, checkpoint: None, ..known.clone() };
+                self.ledger.leases.insert(shard.clone(), lease);
+                self.changed = true;
+            }
             return self.advance(shard, known);
         };
         if lease.origin > known.origin {
@@ -279,20 +284,24 @@ impl Step<'_> {
         if lease.origin < known.origin || lease.epoch > known.epoch {
             return;
         }
+        let found = lease.clone();
         if lease.epoch < known.epoch {
-            lease.epoch = known.epoch;
+            (lease.epoch, lease.is_lost) = (known.epoch, known.is_lost);
             (lease.owner, lease.heir) = (owner, heir);
-        } else if lease.owner.is_none() {
-            (lease.owner, lease.heir) = (owner, heir);
+        } else {
+            lease.is_lost |= known.is_lost;
+            if lease.owner.is_none() {
+                (lease.owner, lease.heir) = (owner, heir);
+            }
         }
+        self.changed |= *lease != found;
         self.advance(shard, known);
     }
 
     /// The position of a restored lease, where it is further than what is stored.
     fn advance(&mut self, shard: &ShardId, known: &Lease) {
-        self.changed = true;
         if let Some(checkpoint) = &known.checkpoint {
-            self.ledger.save(shard, checkpoint);
+            self.changed |= self.ledger.save(shard, checkpoint);
         }
         if self.is_finished(shard) {
             self.end_shard(shard);
@@ -305,9 +314,10 @@ impl Step<'_> {
         if known.is_some_and(|known| known > *epoch) || cleared > 0 && *epoch <= cleared {
             return Verdict::Lost;
         }
-        self.ledger.save(shard, checkpoint);
         if *checkpoint == Checkpoint::ShardEnd {
             self.end_shard(shard);
+        } else {
+            self.ledger.save(shard, checkpoint);
         }
         if known == Some(*epoch) { Verdict::Saved } else { Verdict::Forgotten }
     }
@@ -369,6 +379,11 @@ impl Step<'_> {
         if self.changed {
             self.ledger.version = micros(self.now).max(self.ledger.version + 1);
         }
+    }
+
+    /// When the time of a worker is over that is heard of now.
+    fn until(&self, lease_duration: Duration) -> u64 {
+        millis(self.now).saturating_add(millis(lease_duration))
     }
 
     fn lease(&self, shard: &ShardId) -> Option<&Lease> {

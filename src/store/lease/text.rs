@@ -1,5 +1,6 @@
 //! Leases and workers as lines of text, which is how a store of text keeps them.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,13 +10,22 @@ use crate::record::ShardId;
 /// Stands for what there is none of.
 const NONE: &str = "-";
 
+/// Stands for a name of no letters.
+const NAMELESS: &str = "%";
+
+/// Stands for the state of a lease whose shard is lost.
+const LOST: &str = "LOST";
+
 /// The worker that is kept as `incarnation joined duration expiry capacity`, and when its time is
 /// over, in milliseconds.
 pub(in crate::store) fn member_of(line: &str) -> Option<(Member, u64)> {
-    let mut words = line.split(' ').map(|word| word.parse::<u64>().ok());
-    let mut next = || words.next().flatten();
+    let mut words = line.split(' ');
+    let mut next = || words.next()?.parse::<u64>().ok();
     let (incarnation, joined, duration, expiry) = (next()?, next()?, next()?, next()?);
     let capacity = u32::try_from(next()?).ok()?;
+    if words.next().is_some() {
+        return None;
+    }
     let lease_duration = Duration::from_millis(duration);
     Some((Member { incarnation, joined, lease_duration, capacity }, expiry))
 }
@@ -31,32 +41,49 @@ pub(in crate::store) fn lease_of(line: &str) -> Option<Lease> {
         NONE => Vec::new(),
         parents => parents.split(',').map(|id| id.parse().ok()).collect::<Option<_>>()?,
     };
-    let is_lost = next()? == "LOST";
+    let is_lost = match (next()?, next()) {
+        (NONE, None) => false,
+        (LOST, None) => true,
+        _ => return None,
+    };
     Some(Lease { epoch, owner, heir, origin, parents: Some(parents), is_lost, checkpoint: None })
 }
 
-fn name_of(word: &str) -> Option<Arc<str>> {
-    (word != NONE).then(|| word.into())
+/// The worker whose name is kept as this [word](word_of); `None` where it stands for nobody.
+pub(in crate::store) fn name_of(word: &str) -> Option<Arc<str>> {
+    match word {
+        NONE => None,
+        NAMELESS => Some("".into()),
+        word if !word.contains('%') => Some(word.into()),
+        word => Some(word.replace("%2D", "-").replace("%20", " ").replace("%25", "%").into()),
+    }
 }
 
-impl Member {
-    /// As [`member_of`] reads it.
-    pub(in crate::store) fn line(&self, expiry: u64) -> String {
-        let Self { incarnation, joined, lease_duration, capacity } = self;
-        format!("{incarnation} {joined} {} {expiry} {capacity}", lease_duration.as_millis())
+/// The name of a worker as one word of a line.
+pub(in crate::store) fn word_of(name: &str) -> Cow<'_, str> {
+    match name {
+        "" => NAMELESS.into(),
+        NONE => "%2D".into(),
+        name if name.contains(['%', ' ']) => name.replace('%', "%25").replace(' ', "%20").into(),
+        name => name.into(),
+    }
+}
+
+/// The parents of a shard as one word of a line.
+pub(in crate::store) fn parents_of(parents: &[ShardId]) -> String {
+    match parents {
+        [] => NONE.to_owned(),
+        parents => parents.iter().map(ShardId::as_str).collect::<Vec<_>>().join(","),
     }
 }
 
 impl Lease {
     /// As [`lease_of`] reads it.
     pub(in crate::store) fn line(&self) -> String {
-        let owner = self.owner.as_deref().unwrap_or(NONE);
-        let heir = self.heir.as_deref().unwrap_or(NONE);
-        let parents = match self.parents.as_deref() {
-            None | Some([]) => NONE.to_owned(),
-            Some(parents) => parents.iter().map(ShardId::as_str).collect::<Vec<_>>().join(","),
-        };
-        let state = if self.is_lost { "LOST" } else { NONE };
+        let owner = self.owner.as_deref().map_or(NONE.into(), word_of);
+        let heir = self.heir.as_deref().map_or(NONE.into(), word_of);
+        let parents = parents_of(self.parents.as_deref().unwrap_or_default());
+        let state = if self.is_lost { LOST } else { NONE };
         format!("{} {owner} {heir} {} {parents} {state}", self.epoch, self.origin)
     }
 }
@@ -67,13 +94,21 @@ mod tests {
 
     use super::*;
 
+    impl Member {
+        /// As [`member_of`] reads it.
+        fn line(&self, expiry: u64) -> String {
+            let Self { incarnation, joined, lease_duration, capacity } = self;
+            format!("{incarnation} {joined} {} {expiry} {capacity}", lease_duration.as_millis())
+        }
+    }
+
     proptest! {
         #[test]
         fn is_read_back_as_it_was_written(
             epoch: u64,
             origin: u64,
-            owner in prop::option::of("[a-z]{1,9}"),
-            heir in prop::option::of("[a-z]{1,9}"),
+            owner in prop::option::of("[a-z%D25 -]{0,5}"),
+            heir in prop::option::of("[a-z%D25 -]{0,5}"),
             parents in prop::collection::vec("shardId-[0-9]{12}", 0..3),
             is_lost: bool,
         ) {

@@ -2,23 +2,45 @@
 
 use redis::{RedisError, ServerErrorKind};
 
-use super::{FORMAT, Keys};
+use super::keys::{FORMAT, Key, Keys};
 use crate::error::{Error, ErrorKind};
 
 pub(super) fn other_format(keys: &Keys, format: &str) -> Error {
     Error::store_corrupt(format!(
         "the Redis key {} says format {format:?}, but this version of kinestream knows {FORMAT:?}; \
          use the version that wrote it, or another application",
-        keys.format
+        keys.of_part(Key::Format)
     ))
 }
 
-pub(super) fn no_checkpoint(keys: &Keys, shard: &str) -> Error {
+pub(super) fn garbled(keys: &Keys, key: Key, field: &str) -> Error {
     Error::store_corrupt(format!(
-        "the Redis key {} holds something that is not a checkpoint in field {shard:?}; delete the \
-         field if it is a leftover, or use another application",
-        keys.checkpoints
+        "the Redis key {} holds something that is not {} in field {field:?}; delete the field if \
+         it is a leftover, or use another application",
+        keys.of_part(key),
+        key.one()
     ))
+}
+
+fn other_type(keys: &Keys, key: Key) -> Error {
+    Error::store_corrupt(format!(
+        "the Redis key {} holds something else than {}; delete it if it is a leftover, or use \
+         another application",
+        keys.of_part(key),
+        key.all()
+    ))
+}
+
+/// What an error of a script means, which says by the numbers of its keys what it has met.
+pub(super) fn of_script(error: RedisError, address: &str, keys: &Keys) -> Error {
+    let detail = error.detail().unwrap_or_default();
+    let (number, field) = detail.split_once(' ').unwrap_or((detail, ""));
+    match (error.code(), Key::numbered(number)) {
+        (Some("KINESTREAMFORMAT"), _) => other_format(keys, detail),
+        (Some("KINESTREAMTYPE"), Some(key)) => other_type(keys, key),
+        (Some("KINESTREAMVALUE"), Some(key)) => garbled(keys, key, field),
+        _ => sort(error, address, &keys.of_part(Key::Checkpoints)),
+    }
 }
 
 /// What an error of Redis means for a store: whether waiting cures it, and what to do.

@@ -1,0 +1,141 @@
+//! A worker as the suite plays it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{checkpoint, shard};
+use crate::store::Scope;
+use crate::store::lease::{Answer, Change, Fenced, Lease, LeaseStore, Request, Table, Verdict};
+
+/// A worker, and the table that it saw last.
+pub(super) struct Actor<'a> {
+    store: &'a dyn LeaseStore,
+    scope: &'a Scope,
+    name: Arc<str>,
+    pub(super) incarnation: u64,
+    pub(super) lease_duration: Duration,
+    pub(super) capacity: u32,
+    pub(super) leaving: bool,
+    pub(super) only_if_unchanged: bool,
+    pub(super) known: Table,
+}
+
+impl<'a> Actor<'a> {
+    pub(super) fn new(store: &'a dyn LeaseStore, scope: &'a Scope, name: &str) -> Self {
+        // High, so that each bit counts; and another one each time.
+        let incarnation = u64::MAX - fastrand::u64(..1 << 32);
+        let lease_duration = Duration::from_mins(10);
+        let (capacity, name, known) = (3, name.into(), Table::default());
+        let (leaving, only_if_unchanged) = (false, false);
+        Self {
+            store,
+            scope,
+            name,
+            incarnation,
+            lease_duration,
+            capacity,
+            leaving,
+            only_if_unchanged,
+            known,
+        }
+    }
+
+    pub(super) fn request(&self, changes: impl IntoIterator<Item = Change>) -> Request {
+        Request {
+            worker: Arc::clone(&self.name),
+            incarnation: self.incarnation,
+            lease_duration: self.lease_duration,
+            capacity: self.capacity,
+            leaving: self.leaving,
+            known: Some((self.known.generation, self.known.version)),
+            only_if_unchanged: self.only_if_unchanged,
+            changes: changes.into_iter().collect(),
+        }
+    }
+
+    pub(super) async fn exchange(&mut self, changes: impl IntoIterator<Item = Change>) -> Answer {
+        let request = self.request(changes);
+        let answer = match self.store.exchange(self.scope, &request).await {
+            Ok(answer) => answer,
+            Err(error) => panic!("an exchange succeeds while the store is well: {error}"),
+        };
+        if let Some(table) = &answer.table {
+            assert!(
+                (table.generation, table.version) != (self.known.generation, self.known.version),
+                "a table is given only where it is not the known one"
+            );
+            self.known = table.clone();
+        }
+        answer
+    }
+
+    /// The table after a renewal.
+    pub(super) async fn look(&mut self) -> &Table {
+        self.exchange([]).await;
+        &self.known
+    }
+
+    /// Whatever others have done is seen before.
+    pub(super) async fn changes_nothing(
+        &mut self,
+        changes: impl IntoIterator<Item = Change>,
+        rule: &str,
+    ) {
+        let before = self.look().await.clone();
+        let answer = self.exchange(changes).await;
+        assert!(answer.applied && answer.table.is_none(), "{rule}: {before:?} became {answer:?}");
+    }
+
+    pub(super) async fn table(&self) -> Table {
+        match self.store.table(self.scope).await {
+            Ok(table) => table,
+            Err(error) => panic!("a table is shown while the store is well: {error}"),
+        }
+    }
+
+    /// A lease that it has seen.
+    pub(super) fn lease(&self, index: usize) -> Lease {
+        match self.known.leases.get(&shard(index)) {
+            Some(lease) => lease.clone(),
+            None => panic!("a shard that was added is in the table: {:?}", self.known),
+        }
+    }
+
+    pub(super) async fn save(&self, index: usize, epoch: u64, place: &str, expected: Verdict) {
+        let position = [Fenced { shard: shard(index), epoch, checkpoint: checkpoint(place) }];
+        // Twice: a save that was carried out may be tried again.
+        for _ in 0..2 {
+            let verdicts = self.store.save_fenced(self.scope, &position).await;
+            assert!(
+                matches!(&verdicts, Ok(verdicts) if verdicts[..] == [expected]),
+                "saving {position:?} is {expected:?}, not {verdicts:?}"
+            );
+        }
+    }
+
+    pub(super) async fn assert_at(&self, index: usize, place: &str) {
+        let stored = self.table().await.leases.remove(&shard(index));
+        let stored = stored.and_then(|lease| lease.checkpoint);
+        assert_eq!(stored, Some(checkpoint(place)), "the furthest position is kept");
+    }
+}
+
+pub(super) fn add(index: usize) -> Change {
+    Change::Add { shard: shard(index), parents: Vec::new(), checkpoint: None }
+}
+
+pub(super) fn assign(index: usize, to: &str) -> Change {
+    Change::Assign { shard: shard(index), to: to.into() }
+}
+
+pub(super) fn offer(index: usize, to: &str) -> Change {
+    Change::Offer { shard: shard(index), to: to.into() }
+}
+
+pub(super) fn release(index: usize, epoch: u64) -> Change {
+    Change::Release { shard: shard(index), epoch }
+}
+
+pub(super) fn restore(index: usize, lease: &Lease) -> Change {
+    Change::Restore { shard: shard(index), lease: lease.clone() }
+}

@@ -1,0 +1,86 @@
+//! What workers tell a store that has forgotten something.
+
+use super::actor::{self, Actor, assign, release, restore};
+use super::{Suite, checkpoint, shard};
+use crate::store::lease::{Change, Lease, Member};
+
+impl Suite<'_> {
+    pub(super) async fn restores_what_was_forgotten(&self) {
+        let scope = self.scope("restore");
+        let mut a = Actor::new(self.store, &scope, "a");
+        a.exchange([]).await;
+        let member = Member { joined: 1, ..a.known.workers["a"].clone() };
+        let vouch = |name: &str| Change::Vouch { worker: name.into(), member: member.clone() };
+        a.exchange([vouch("b")]).await;
+        assert_eq!(a.known.workers.get("b"), Some(&member), "whom another one remembers is alive");
+        let other = Member { joined: 7, ..member.clone() };
+        let again = Change::Vouch { worker: "b".into(), member: other };
+        a.changes_nothing([again], "one who is there is not vouched for").await;
+
+        let known = Lease {
+            epoch: 1000,
+            owner: Some("b".into()),
+            heir: Some("a".into()),
+            origin: a.known.generation,
+            parents: Some(vec![shard(7), shard(8)]),
+            is_lost: false,
+            checkpoint: Some(checkpoint("AFTER_SEQUENCE_NUMBER:5")),
+        };
+        a.exchange([restore(0, &known)]).await;
+        assert_eq!(a.lease(0), known, "a lease that is not there is again as it was");
+        a.changes_nothing([restore(0, &known)], "a lease is restored once").await;
+        let of_the_dead = Lease { owner: Some("nobody".into()), ..known.clone() };
+        a.exchange([restore(1, &of_the_dead)]).await;
+        let free = Lease { owner: None, heir: None, ..known.clone() };
+        assert_eq!(a.lease(1), free, "a lease of one who is not there is free");
+
+        let lower = Lease { epoch: 999, owner: Some("a".into()), heir: None, ..known.clone() };
+        let rule = "a lease of a higher epoch stays as it is";
+        a.changes_nothing([restore(0, &lower)], rule).await;
+        let place = checkpoint("AFTER_SEQUENCE_NUMBER:6");
+        let same = Lease { owner: Some("a".into()), checkpoint: Some(place), ..known.clone() };
+        a.exchange([restore(0, &same), restore(1, &same)]).await;
+        a.assert_at(0, "AFTER_SEQUENCE_NUMBER:6").await;
+        assert_eq!(a.lease(0).owner, known.owner, "one of the same epoch keeps its owner");
+        assert_eq!(a.lease(1).owner, same.owner, "one of the same epoch that is free is owned");
+        let higher = Lease { epoch: 1001, heir: None, ..same };
+        a.exchange([restore(0, &Lease { checkpoint: known.checkpoint.clone(), ..higher.clone() })])
+            .await;
+        assert_eq!(a.lease(0), higher, "one of a lower epoch becomes it, at the further position");
+
+        let position = Lease { checkpoint: known.checkpoint.clone(), ..Lease::default() };
+        a.exchange([restore(2, &position)]).await;
+        assert_eq!(a.lease(2), position, "of a shard without parents only the position is back");
+        a.exchange([actor::add(2)]).await;
+        assert_eq!(a.lease(2).parents, Some(Vec::new()), "its parents are heard of later");
+        let finished = Lease { checkpoint: Some(checkpoint("SHARD_END")), ..known };
+        a.exchange([restore(3, &finished)]).await;
+        assert!(a.lease(3).is_finished() && a.lease(3).owner.is_none(), "what ended is free");
+    }
+
+    pub(super) async fn rewinds_what_was_begun_anew(&self) {
+        let scope = self.scope("origin");
+        let mut a = Actor::new(self.store, &scope, "a");
+        let anew = |index| {
+            let checkpoint = Some(checkpoint("AFTER_SEQUENCE_NUMBER:9"));
+            Change::Add { shard: shard(index), parents: Vec::new(), checkpoint }
+        };
+        a.exchange([anew(0), anew(1), assign(0, "a")]).await;
+        let begun = a.lease(0);
+        let known = Lease {
+            epoch: 1000,
+            origin: begun.origin - 1,
+            checkpoint: Some(checkpoint("AFTER_SEQUENCE_NUMBER:3")),
+            ..begun.clone()
+        };
+        let nowhere = Lease { checkpoint: None, ..known.clone() };
+        a.exchange([restore(0, &known), restore(1, &nowhere)]).await;
+        let lease = a.lease(0);
+        assert_eq!(lease.checkpoint, known.checkpoint, "what was begun anew is taken back");
+        assert!(lease.owner.is_none() && lease.epoch > begun.epoch, "it is free in a new epoch");
+        assert_eq!(lease.origin, known.origin, "it has the origin that it is taken back to");
+        assert_eq!(a.lease(1).checkpoint, None, "it is taken back to no position as well");
+        a.changes_nothing([restore(0, &begun)], "an earlier origin stays as it is").await;
+        a.changes_nothing([release(0, begun.epoch)], "who had it before has it no more").await;
+    }
+}

@@ -1,0 +1,80 @@
+//! What operators do.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::actor::{self, Actor, assign, restore};
+use super::{Suite, checkpoint, shard};
+use crate::store::Scope;
+use crate::store::lease::{Change, Edit, Lease, Verdict};
+
+impl Suite<'_> {
+    async fn edit(&self, scope: &Scope, edit: &Edit, forced: bool) -> Option<String> {
+        match self.store.edit(scope, edit, forced).await {
+            Ok(against) => against.map(|name| name.to_string()),
+            Err(error) => panic!("an edit succeeds while the store is well: {error}"),
+        }
+    }
+
+    pub(super) async fn operators_are_asked_back(&self) {
+        let scope = self.scope("set");
+        let mut a = Actor::new(self.store, &scope, "a");
+        let set =
+            |index, place: &str| Edit::Set { shard: shard(index), checkpoint: checkpoint(place) };
+        assert_eq!(self.edit(&scope, &set(5, "TRIM_HORIZON"), false).await, None);
+        a.exchange([actor::add(0), actor::add(1), assign(0, "a")]).await;
+        assert!(a.lease(5).parents.is_none(), "a position may be set where no shard is known");
+        let epoch = a.lease(0).epoch;
+        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:9", Verdict::Saved).await;
+        let back = set(0, "AFTER_SEQUENCE_NUMBER:3");
+        let against = self.edit(&scope, &back, false).await;
+        assert_eq!(against.as_deref(), Some("a"), "a living owner is named");
+        a.assert_at(0, "AFTER_SEQUENCE_NUMBER:9").await;
+        assert!(a.exchange([]).await.table.is_none(), "what is not done changes nothing");
+
+        assert_eq!(self.edit(&scope, &back, true).await, None, "what is forced is done");
+        a.assert_at(0, "AFTER_SEQUENCE_NUMBER:3").await;
+        a.look().await;
+        assert!(a.lease(0).owner.is_none(), "a lease is free after its position was set");
+        assert!(a.lease(0).epoch > epoch, "a lease has a new epoch after its position was set");
+        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:10", Verdict::Lost).await;
+
+        a.exchange([Change::Lose { shard: shard(1) }]).await;
+        assert_eq!(self.edit(&scope, &set(1, "TRIM_HORIZON"), false).await, None);
+        a.exchange([assign(1, "a")]).await;
+        assert_eq!(a.lease(1).owner.as_deref(), Some("a"), "a position brings a lost shard back");
+    }
+
+    pub(super) async fn clears(&self) {
+        let scope = self.scope("clear");
+        let mut a = Actor::new(self.store, &scope, "a");
+        a.exchange([actor::add(0), assign(0, "a")]).await;
+        let (before, lease) = (a.known.clone(), a.lease(0));
+        a.save(0, lease.epoch, "AFTER_SEQUENCE_NUMBER:9", Verdict::Saved).await;
+        let ahead = Lease { epoch: lease.epoch + 1_000_000, ..lease.clone() };
+        a.exchange([restore(1, &ahead)]).await;
+        let against = self.edit(&scope, &Edit::Clear, false).await;
+        assert_eq!(against.as_deref(), Some("a"), "a living worker is named");
+        assert_eq!(a.table().await.leases.len(), 2, "what is not done changes nothing");
+
+        assert_eq!(self.edit(&scope, &Edit::Clear, true).await, None, "what is forced is done");
+        let table = a.table().await;
+        assert!(table.workers.is_empty() && table.leases.is_empty(), "all is cleared: {table:?}");
+        assert!(table.generation > before.generation, "a cleared table is a new one: {table:?}");
+        assert!(table.version > before.version, "the version goes on: {table:?}");
+        assert!(table.cleared >= ahead.epoch, "no epoch from before is valid: {table:?}");
+        a.save(0, lease.epoch, "AFTER_SEQUENCE_NUMBER:10", Verdict::Lost).await;
+        a.exchange([restore(0, &lease)]).await;
+        assert!(a.known.leases.is_empty(), "what was cleared is not restored");
+        a.exchange([actor::add(0), assign(0, "a")]).await;
+        assert!(a.lease(0).epoch > table.cleared, "epochs go on after the clearing");
+
+        // One who is dead stands against nothing.
+        a.lease_duration = Duration::from_millis(1);
+        a.exchange([]).await;
+        sleep(Duration::from_millis(20)).await;
+        assert_eq!(self.edit(&scope, &Edit::Clear, false).await, None, "the dead are not asked");
+        assert!(a.table().await.leases.is_empty(), "all is cleared where nobody is alive");
+    }
+}

@@ -1,0 +1,108 @@
+-- What every script begins with.
+--
+-- KEYS[1]  the format of the application's keys
+-- KEYS[2]  the hash of its checkpoints
+-- KEYS[3]  the hash of its leases
+-- KEYS[4]  the hash of its workers
+-- KEYS[5]  the hash of the numbers of its table
+--
+-- A script is given the first two, or all. It looks at everything before it writes anything, since
+-- what it has written stays where it fails later.
+
+local FORMAT, CHECKPOINTS, LEASES, WORKERS, FLEET = 1, 2, 3, 4, 5
+
+-- The error with which the script ends. Lua's own would lose its code.
+local refusal
+
+local function fail(reply)
+  refusal = reply
+  error('refused', 0)
+end
+
+local function refuse(code, detail)
+  fail(redis.error_reply(code .. ' ' .. detail))
+end
+
+-- The script's answer is what `look` returns, or the error that it has met. What is to be written
+-- is written after it, and where that fails Redis says so itself.
+local function run(look, write)
+  local done, answer = pcall(look)
+  if refusal then
+    return refusal
+  end
+  if not done then
+    error(answer, 0)
+  end
+  write()
+  return answer
+end
+
+local function read(command, key, ...)
+  local answer = redis.pcall(command, KEYS[key], ...)
+  if type(answer) == 'table' and answer.err then
+    if string.match(answer.err, '^-?WRONGTYPE') then
+      refuse('KINESTREAMTYPE', key)
+    end
+    fail(answer)
+  end
+  return answer
+end
+
+local function garbled(key, field)
+  refuse('KINESTREAMVALUE', key .. ' ' .. field)
+end
+
+-- What the key of the format holds; false where nothing was ever written.
+local format
+
+local function read_format()
+  format = read('GET', FORMAT)
+  if format and format ~= '1' then
+    refuse('KINESTREAMFORMAT', format)
+  end
+end
+
+-- A starting position is 0, a place in the shard 1, the end of the shard 2.
+local function parse(text)
+  if text == 'TRIM_HORIZON' or string.match(text, '^AT_TIMESTAMP:%d+$') then
+    return { text = text, rank = 0 }
+  end
+  if text == 'SHARD_END' then
+    return { text = text, rank = 2 }
+  end
+  local number = string.match(text, '^AFTER_SEQUENCE_NUMBER:(%d+)$')
+  if number then
+    return { text = text, rank = 1, number = number }
+  end
+  local part
+  number, part = string.match(text, '^AFTER_SEQUENCE_NUMBER:(%d+):(%d+)$')
+  if number then
+    return { text = text, rank = 1, number = number, part = part }
+  end
+  return nil
+end
+
+-- Numbers of any length, as text without leading zeros.
+local function greater(left, right)
+  if #left ~= #right then
+    return #left > #right
+  end
+  return left > right
+end
+
+local function supersedes(new, stored)
+  if new.rank == 0 or stored.rank == 2 then
+    return false
+  end
+  if new.rank == 1 and stored.rank == 1 then
+    if new.number ~= stored.number then
+      return greater(new.number, stored.number)
+    end
+    -- A whole record is further than any part of it.
+    if not stored.part then
+      return false
+    end
+    return not new.part or greater(new.part, stored.part)
+  end
+  return true
+end

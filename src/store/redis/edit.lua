@@ -1,0 +1,68 @@
+-- What an operator changes.
+--
+-- ARGV  whether it is forced, SET, shard, checkpoint
+--       whether it is forced, CLEAR
+--
+-- Answers the name of a living worker that stands against it; nothing is done then.
+
+local forced, kind, shard, checkpoint = ARGV[1] == '1', ARGV[2], ARGV[3], ARGV[4]
+
+local function is_alive(name)
+  return workers[name] and workers[name].expiry > millis
+end
+
+local function against()
+  if kind == 'SET' then
+    local lease = lease_at(shard)
+    return lease and is_alive(lease.owner) and lease.owner
+  end
+  local first
+  for name in pairs(workers) do
+    if is_alive(name) and (not first or name < first) then
+      first = name
+    end
+  end
+  return first
+end
+
+-- The version goes on, so that no one takes the new table for the old one.
+local function clear()
+  read_leases()
+  local latest = math.max(fleet.cleared, millis)
+  for _, lease in pairs(leases) do
+    latest = math.max(latest, lease and lease.epoch or 0)
+  end
+  fleet.generation, fleet.cleared = math.max(micros, fleet.generation + 1), latest
+end
+
+local function set(position)
+  move(shard, position)
+  local lease = lease_at(shard)
+  if lease then
+    lease.state = NONE
+    give(shard, NONE)
+  end
+end
+
+return run(function()
+  read_format()
+  read_fleet()
+  read_workers()
+  local name = against()
+  if name and not forced then
+    return name
+  end
+  if kind == 'SET' then
+    set(parse(checkpoint))
+  else
+    clear()
+  end
+  changed = true
+  finish_step()
+  return false
+end, function()
+  if kind == 'CLEAR' and stale_fleet then
+    redis.call('DEL', KEYS[CHECKPOINTS], KEYS[LEASES], KEYS[WORKERS])
+  end
+  write()
+end)

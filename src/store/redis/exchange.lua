@@ -1,0 +1,278 @@
+-- A worker joins, renews or leaves, asks for changes, and sees the table.
+--
+-- ARGV  worker, incarnation, duration, capacity, whether it leaves, known generation, known version,
+--       whether the changes are made only to the known table, change, …
+--       (the known ones are empty where there are none; a change is its kind and what it is about)
+--
+-- Answers how the worker stands and whether the changes were made; and, unless the table is the
+-- known one, its generation, its version, when it was cleared, and all workers, leases and
+-- checkpoints. Where nothing has happened it reads the workers and three numbers, and writes one
+-- worker: that costs the same however many shards there are.
+
+local worker, incarnation, duration, capacity = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local leaving, only_if_unchanged = ARGV[5] == '1', ARGV[8] == '1'
+
+local function is_known()
+  return ARGV[6] == digits(fleet.generation) and ARGV[7] == digits(fleet.version)
+end
+
+local function live_until(name, expiry)
+  if workers[name].expiry ~= expiry then
+    workers[name].expiry = expiry
+    stale_workers[name] = true
+  end
+end
+
+-- A worker goes, and what it has is free.
+local function remove(name)
+  if not workers[name] then
+    return
+  end
+  workers[name] = nil
+  stale_workers[name] = true
+  changed = true
+  read_leases()
+  for shard, lease in pairs(leases) do
+    if lease and lease.owner == name then
+      lease.owner, lease.heir = NONE, NONE
+      mark(shard)
+    elseif lease and lease.heir == name then
+      lease.heir = NONE
+      mark(shard)
+    end
+  end
+end
+
+local function join()
+  -- Not while they are gone through: one that is removed is looked up no more.
+  local gone = {}
+  for name, member in pairs(workers) do
+    live_until(name, math.min(member.expiry, time_after(member.duration)))
+    if member.expiry <= millis then
+      gone[#gone + 1] = name
+    end
+  end
+  local mine = workers[worker]
+  local is_mine = mine and mine.incarnation == incarnation
+  if mine and not is_mine and mine.expiry > millis then
+    return 'OCCUPIED'
+  end
+  if is_mine and mine.expiry <= millis then
+    for name, member in pairs(workers) do
+      live_until(name, time_after(member.duration))
+    end
+  else
+    for _, name in ipairs(gone) do
+      remove(name)
+    end
+  end
+  if fleet.generation == 0 then
+    fleet.generation = micros
+    changed = true
+  end
+  mine = workers[worker]
+  if mine then
+    changed = changed or mine.capacity ~= capacity
+    mine.duration, mine.capacity, mine.expiry = duration, capacity, time_after(duration)
+    stale_workers[worker] = true
+    return 'RENEWED'
+  end
+  if not leaving then
+    local joined = micros
+    for _, member in pairs(workers) do
+      joined = math.max(joined, member.joined + 1)
+    end
+    workers[worker] = { incarnation = incarnation, joined = joined, duration = duration,
+      expiry = time_after(duration), capacity = capacity }
+    stale_workers[worker] = true
+    changed = true
+  end
+  return 'JOINED'
+end
+
+-- The position of a restored lease, where it is further than what is stored.
+local function advance_restored(shard, position)
+  if position and advance(shard, position) then
+    changed = true
+  end
+  if is_finished(shard) then
+    end_shard(shard)
+  end
+end
+
+local function restore(shard, known, has_parents, position)
+  if fleet.cleared > 0 and known.epoch <= fleet.cleared then
+    return
+  end
+  local finished = position and position.rank == 2 or is_finished(shard)
+  local owner = workers[known.owner] and not finished and known.owner or NONE
+  local heir = workers[known.heir] and owner ~= NONE and known.heir or NONE
+  local lease = lease_at(shard)
+  if not lease then
+    if has_parents then
+      known.owner, known.heir = owner, heir
+      leases[shard] = known
+      mark(shard)
+    end
+    return advance_restored(shard, position)
+  end
+  if lease.origin > known.origin then
+    lease.origin = known.origin
+    move(shard, position)
+    return give(shard, NONE)
+  end
+  if lease.origin < known.origin or lease.epoch > known.epoch then
+    return
+  end
+  local found = lease_line(lease)
+  if lease.epoch < known.epoch then
+    lease.epoch, lease.state = known.epoch, known.state
+    lease.owner, lease.heir = owner, heir
+  else
+    if known.state == 'LOST' then
+      lease.state = 'LOST'
+    end
+    if lease.owner == NONE then
+      lease.owner, lease.heir = owner, heir
+    end
+  end
+  if lease_line(lease) ~= found then
+    mark(shard)
+  end
+  advance_restored(shard, position)
+end
+
+local argument = 8
+
+local function next_argument()
+  argument = argument + 1
+  return ARGV[argument]
+end
+
+-- A checkpoint, or nil where it is left out.
+local function next_position()
+  local text = next_argument()
+  return text ~= '' and parse(text) or nil
+end
+
+-- Each takes all of its arguments, whatever comes of it.
+local changes = {}
+
+function changes.ADD()
+  local shard, parents, position = next_argument(), next_argument(), next_position()
+  if lease_at(shard) then
+    return
+  end
+  leases[shard] = { epoch = 0, owner = NONE, heir = NONE, origin = fleet.generation,
+    parents = parents, state = NONE }
+  mark(shard)
+  if position and not place(shard) then
+    move(shard, position)
+  end
+end
+
+function changes.ASSIGN()
+  local shard, to = next_argument(), next_argument()
+  local lease = lease_at(shard)
+  if lease and lease.owner == NONE and lease.state == NONE and workers[to]
+    and not is_finished(shard) then
+    give(shard, to)
+  end
+end
+
+function changes.OFFER()
+  local shard, to = next_argument(), next_argument()
+  local lease = lease_at(shard)
+  if not lease or lease.owner == NONE or not workers[to] and lease.owner ~= to then
+    return
+  end
+  local heir = lease.owner ~= to and to or NONE
+  if lease.heir ~= heir then
+    lease.heir = heir
+    mark(shard)
+  end
+end
+
+function changes.RELEASE()
+  local shard, epoch = next_argument(), next_argument()
+  local lease = lease_at(shard)
+  if not lease or digits(lease.epoch) ~= epoch or lease.owner ~= worker then
+    return
+  end
+  if lease.heir ~= NONE then
+    give(shard, lease.heir)
+  else
+    free(shard)
+  end
+end
+
+function changes.FINISH()
+  local shard, epoch = next_argument(), next_argument()
+  local lease = lease_at(shard)
+  if lease and digits(lease.epoch) == epoch then
+    end_shard(shard)
+  end
+end
+
+function changes.LOSE()
+  local shard = next_argument()
+  local lease = lease_at(shard)
+  if lease and lease.state == NONE then
+    lease.state = 'LOST'
+    mark(shard)
+  end
+end
+
+function changes.FORGET()
+  local shard = next_argument()
+  if is_finished(shard) then
+    lease_at(shard)
+    leases[shard] = false
+    mark(shard)
+    move(shard, nil)
+  end
+end
+
+function changes.VOUCH()
+  local name, life, joined, lives, most =
+    next_argument(), next_argument(), next_argument(), next_argument(), next_argument()
+  if not workers[name] then
+    lives = tonumber(lives)
+    workers[name] = { incarnation = life, joined = number_of(joined) or garbled(WORKERS, name),
+      duration = lives, expiry = time_after(lives), capacity = most }
+    stale_workers[name] = true
+    changed = true
+  end
+end
+
+function changes.RESTORE()
+  local shard, line, has_parents, position =
+    next_argument(), next_argument(), next_argument(), next_position()
+  restore(shard, lease_of(shard, line), has_parents == '1', position)
+end
+
+return run(function()
+  read_format()
+  read_fleet()
+  read_workers()
+  local standing = join()
+  if standing == 'OCCUPIED' then
+    return { standing, 0 }
+  end
+  local applied = not only_if_unchanged or not changed and is_known()
+  if applied then
+    while argument < #ARGV do
+      changes[next_argument()]()
+    end
+  end
+  if leaving then
+    remove(worker)
+    standing = 'LEFT'
+  end
+  finish_step()
+  local answer = { standing, applied and 1 or 0 }
+  if not is_known() then
+    answer = { standing, applied and 1 or 0, read_whole() }
+  end
+  return answer
+end, write)

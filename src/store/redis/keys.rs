@@ -1,0 +1,79 @@
+//! The keys of one application and stream.
+
+use crate::store::Scope;
+
+/// The version of the layout of keys and values.
+pub(super) const FORMAT: &str = "1";
+
+/// A key, by what it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Key {
+    Format,
+    Checkpoints,
+    Leases,
+    Workers,
+    Fleet,
+}
+
+impl Key {
+    /// In the order in which scripts number them, from 1 on.
+    const ALL: [Self; 5] =
+        [Self::Format, Self::Checkpoints, Self::Leases, Self::Workers, Self::Fleet];
+
+    pub(super) fn numbered(number: &str) -> Option<Self> {
+        Self::ALL.get(number.parse::<usize>().ok()?.checked_sub(1)?).copied()
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Format => "format",
+            Self::Checkpoints => "checkpoints",
+            Self::Leases => "leases",
+            Self::Workers => "workers",
+            Self::Fleet => "fleet",
+        }
+    }
+
+    /// What it is to hold.
+    pub(super) fn all(self) -> &'static str {
+        match self {
+            Self::Format => "a format",
+            Self::Checkpoints => "checkpoints",
+            Self::Leases => "leases",
+            Self::Workers => "workers",
+            Self::Fleet => "the numbers of a table",
+        }
+    }
+
+    /// What each of its fields is to hold.
+    pub(super) fn one(self) -> &'static str {
+        match self {
+            Self::Format => "a format",
+            Self::Checkpoints => "a checkpoint",
+            Self::Leases => "a lease",
+            Self::Workers => "a worker",
+            Self::Fleet => "a number",
+        }
+    }
+}
+
+/// The keys of one application and stream, which share a hash tag.
+pub(super) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    pub(super) fn of(scope: &Scope) -> Self {
+        // A colon in the application's name must not pass for the one before the stream's.
+        let application = scope.application().replace('%', "%25").replace(':', "%3A");
+        Self { prefix: format!("kinestream:{{{application}:{}}}", scope.stream()) }
+    }
+
+    pub(super) fn of_part(&self, key: Key) -> String {
+        format!("{}:{}", self.prefix, key.name())
+    }
+
+    pub(super) fn all(&self) -> [String; 5] {
+        Key::ALL.map(|key| self.of_part(key))
+    }
+}

@@ -1,0 +1,271 @@
+//! Leases in Redis: what is asked of the scripts, and what their answers mean.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use redis::{FromRedisValue, Script, ScriptInvocation, Value};
+
+use super::RedisStore;
+use super::errors::{garbled, of_script, sort};
+use super::keys::{Key, Keys};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::record::ShardId;
+use crate::store::Scope;
+use crate::store::lease::{
+    Answer, Change, Edit, Fenced, LeaseStore, Member, Request, Standing, Table, Verdict, lease_of,
+    member_of, name_of, parents_of, word_of,
+};
+
+/// The largest number that Lua holds exactly.
+const LIMIT: u64 = (1 << 53) - 1;
+
+impl LeaseStore for RedisStore {
+    fn exchange<'a>(
+        &'a self,
+        scope: &'a Scope,
+        request: &'a Request,
+    ) -> BoxFuture<'a, Result<Answer>> {
+        async move {
+            let call = Call::of(self, scope, &self.scripts.exchange);
+            call.run(|arguments| exchange_arguments(arguments, request)).await?.answer()
+        }
+        .boxed()
+    }
+
+    fn save_fenced<'a>(
+        &'a self,
+        scope: &'a Scope,
+        positions: &'a [Fenced],
+    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        async move {
+            if positions.is_empty() {
+                return Ok(Vec::new());
+            }
+            let call = Call::of(self, scope, &self.scripts.save_fenced);
+            let arguments = |arguments: &mut ScriptInvocation<'_>| {
+                for Fenced { shard, epoch, checkpoint } in positions {
+                    arguments.arg(shard.as_str()).arg(*epoch).arg(checkpoint.to_string());
+                }
+            };
+            call.run(arguments).await?.verdicts(positions.len())
+        }
+        .boxed()
+    }
+
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+        async move {
+            let call = Call::of(self, scope, &self.scripts.table);
+            let mut reply = call.run(|_none| ()).await?;
+            let now: u64 = reply.number()?;
+            let (mut table, expiries) = reply.table()?;
+            table.retain_workers(|worker| expiries[worker] > now);
+            Ok(table)
+        }
+        .boxed()
+    }
+
+    fn edit<'a>(
+        &'a self,
+        scope: &'a Scope,
+        edit: &'a Edit,
+        forced: bool,
+    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
+        async move {
+            let call = Call::of(self, scope, &self.scripts.edit);
+            let arguments = |arguments: &mut ScriptInvocation<'_>| {
+                arguments.arg(u8::from(forced));
+                match edit {
+                    Edit::Set { shard, checkpoint } => {
+                        arguments.arg("SET").arg(shard.as_str()).arg(checkpoint.to_string())
+                    }
+                    Edit::Clear => arguments.arg("CLEAR"),
+                };
+            };
+            let against: Option<String> = call.run(arguments).await?.next(Key::Leases)?;
+            Ok(against.and_then(|word| name_of(&word)))
+        }
+        .boxed()
+    }
+}
+
+fn exchange_arguments(arguments: &mut ScriptInvocation<'_>, request: &Request) {
+    let known = request.known.map(|(generation, version)| [generation, version]);
+    let [generation, version] =
+        known.map_or_else(<[String; 2]>::default, |known| known.map(|number| number.to_string()));
+    arguments
+        .arg(&*word_of(&request.worker))
+        .arg(request.incarnation)
+        .arg(millis(request.lease_duration))
+        .arg(request.capacity)
+        .arg(u8::from(request.leaving))
+        .arg(generation)
+        .arg(version)
+        .arg(u8::from(request.only_if_unchanged));
+    for change in &request.changes {
+        change_arguments(arguments, change);
+    }
+}
+
+fn change_arguments(arguments: &mut ScriptInvocation<'_>, change: &Change) {
+    let position = |checkpoint: &Option<Checkpoint>| {
+        checkpoint.as_ref().map_or_else(String::new, Checkpoint::to_string)
+    };
+    match change {
+        Change::Add { shard, parents, checkpoint } => arguments
+            .arg("ADD")
+            .arg(shard.as_str())
+            .arg(parents_of(parents))
+            .arg(position(checkpoint)),
+        Change::Assign { shard, to } => {
+            arguments.arg("ASSIGN").arg(shard.as_str()).arg(&*word_of(to))
+        }
+        Change::Offer { shard, to } => {
+            arguments.arg("OFFER").arg(shard.as_str()).arg(&*word_of(to))
+        }
+        Change::Release { shard, epoch } => {
+            arguments.arg("RELEASE").arg(shard.as_str()).arg(*epoch)
+        }
+        Change::Finish { shard, epoch } => arguments.arg("FINISH").arg(shard.as_str()).arg(*epoch),
+        Change::Lose { shard } => arguments.arg("LOSE").arg(shard.as_str()),
+        Change::Forget { shard } => arguments.arg("FORGET").arg(shard.as_str()),
+        Change::Vouch { worker, member } => {
+            let Member { incarnation, joined, lease_duration, capacity } = member;
+            arguments
+                .arg("VOUCH")
+                .arg(&*word_of(worker))
+                .arg(*incarnation)
+                .arg(*joined)
+                .arg(millis(*lease_duration))
+                .arg(*capacity)
+        }
+        Change::Restore { shard, lease } => arguments
+            .arg("RESTORE")
+            .arg(shard.as_str())
+            .arg(lease.line())
+            .arg(u8::from(lease.parents.is_some()))
+            .arg(position(&lease.checkpoint)),
+    };
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(LIMIT).min(LIMIT)
+}
+
+/// A script to be run on the keys of one application and stream.
+struct Call<'a> {
+    store: &'a RedisStore,
+    keys: Keys,
+    script: &'a Script,
+}
+
+impl<'a> Call<'a> {
+    fn of(store: &'a RedisStore, scope: &Scope, script: &'a Script) -> Self {
+        Self { store, keys: Keys::of(scope), script }
+    }
+
+    async fn run(self, arguments: impl FnOnce(&mut ScriptInvocation<'_>)) -> Result<Reply<'a>> {
+        let Self { store, keys, script } = self;
+        let mut call = script.prepare_invoke();
+        for key in keys.all() {
+            call.key(key);
+        }
+        arguments(&mut call);
+        let mut connection = store.connection.clone();
+        match call.invoke_async::<Value>(&mut connection).await {
+            Ok(Value::Array(parts)) => Ok(Reply { store, keys, parts: parts.into_iter() }),
+            Ok(part) => Ok(Reply { store, keys, parts: vec![part].into_iter() }),
+            Err(error) => Err(of_script(error, &store.address, &keys)),
+        }
+    }
+}
+
+/// What a script has answered, part by part.
+struct Reply<'a> {
+    store: &'a RedisStore,
+    keys: Keys,
+    parts: std::vec::IntoIter<Value>,
+}
+
+impl Reply<'_> {
+    /// The next part, which tells something of this key; nil where there is none.
+    fn next<T: FromRedisValue>(&mut self, key: Key) -> Result<T> {
+        let part = self.parts.next().unwrap_or(Value::Nil);
+        T::from_redis_value(part)
+            .map_err(|error| sort(error.into(), &self.store.address, &self.keys.of_part(key)))
+    }
+
+    fn number(&mut self) -> Result<u64> {
+        self.next(Key::Fleet)
+    }
+
+    fn answer(mut self) -> Result<Answer> {
+        let standing: String = self.next(Key::Workers)?;
+        let standing = match &*standing {
+            "RENEWED" => Standing::Renewed,
+            "JOINED" => Standing::Joined,
+            "OCCUPIED" => Standing::Occupied,
+            "LEFT" => Standing::Left,
+            _ => return Err(unknown(&standing)),
+        };
+        let applied = self.next(Key::Workers)?;
+        let table = if self.parts.len() > 0 { Some(self.table()?.0) } else { None };
+        Ok(Answer { standing, applied, table })
+    }
+
+    fn verdicts(mut self, count: usize) -> Result<Vec<Verdict>> {
+        let mut verdict = || {
+            let verdict: String = self.next(Key::Checkpoints)?;
+            match &*verdict {
+                "SAVED" => Ok(Verdict::Saved),
+                "FORGOTTEN" => Ok(Verdict::Forgotten),
+                "LOST" => Ok(Verdict::Lost),
+                _ => Err(unknown(&verdict)),
+            }
+        };
+        (0..count).map(|_| verdict()).collect()
+    }
+
+    /// A whole table, and when the time of each of its workers is over.
+    fn table(&mut self) -> Result<(Table, HashMap<Arc<str>, u64>)> {
+        let mut table = Table {
+            generation: self.number()?,
+            version: self.number()?,
+            cleared: self.number()?,
+            ..Table::default()
+        };
+        let mut expiries = HashMap::new();
+        for (word, line) in self.fields(Key::Workers)? {
+            let (Some(name), Some((member, expiry))) = (name_of(&word), member_of(&line)) else {
+                return Err(garbled(&self.keys, Key::Workers, &word));
+            };
+            expiries.insert(Arc::clone(&name), expiry);
+            table.workers.insert(name, member);
+        }
+        for (shard, line) in self.fields(Key::Leases)? {
+            let (Ok(shard), Some(lease)) = (shard.parse::<ShardId>(), lease_of(&line)) else {
+                return Err(garbled(&self.keys, Key::Leases, &shard));
+            };
+            table.leases.insert(shard, lease);
+        }
+        for (shard, text) in self.fields(Key::Checkpoints)? {
+            let (Ok(shard), Ok(checkpoint)) = (shard.parse::<ShardId>(), text.parse()) else {
+                return Err(garbled(&self.keys, Key::Checkpoints, &shard));
+            };
+            table.leases.entry(shard).or_default().checkpoint = Some(checkpoint);
+        }
+        Ok((table, expiries))
+    }
+
+    fn fields(&mut self, key: Key) -> Result<HashMap<String, String>> {
+        self.next(key)
+    }
+}
+
+/// The scripts are this version's own, so no server says such a thing unless it is no Redis.
+fn unknown(answer: &str) -> Error {
+    Error::store_corrupt(format!("Redis answered {answer:?}, which no script of kinestream says"))
+}

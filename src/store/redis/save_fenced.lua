@@ -1,0 +1,32 @@
+-- Saves positions, each if the lease of its shard is still of the epoch, and none backwards.
+--
+-- ARGV  shard, epoch, checkpoint, shard, epoch, checkpoint, …
+--
+-- Answers for each what has become of it. Running it twice says and changes nothing else.
+
+local function save(shard, epoch, position)
+  local lease = lease_at(shard)
+  -- As text, since an epoch that was made up may be beyond what a number holds exactly.
+  local known = lease and digits(lease.epoch)
+  local is_cleared = fleet.cleared > 0 and not greater(epoch, digits(fleet.cleared))
+  if known and greater(known, epoch) or is_cleared then
+    return 'LOST'
+  end
+  if position.rank == 2 then
+    end_shard(shard)
+  else
+    advance(shard, position)
+  end
+  return known == epoch and 'SAVED' or 'FORGOTTEN'
+end
+
+return run(function()
+  read_format()
+  read_fleet()
+  local verdicts = {}
+  for index = 1, #ARGV, 3 do
+    verdicts[#verdicts + 1] = save(ARGV[index], ARGV[index + 1], parse(ARGV[index + 2]))
+  end
+  finish_step()
+  return verdicts
+end, write)

@@ -1,0 +1,313 @@
+//! Leases in `RedisStore`, against a real server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kinestream::store::lease::{
+    Change, Edit, Fenced, Lease, LeaseStore, Member, Request, Standing, Table, Verdict,
+};
+use kinestream::store::{CheckpointStore, conformance};
+use kinestream::{Checkpoint, Error, ErrorKind, RedisStore};
+use redis::AsyncCommands;
+use redis::aio::MultiplexedConnection;
+
+use crate::redis_server::RedisServer;
+use crate::redis_store::{after, raw, scope, shard, whole_text};
+
+const PREFIX: &str = "kinestream:{billing:orders}";
+
+fn key(name: &str) -> String {
+    format!("{PREFIX}:{name}")
+}
+
+async fn connected() -> (RedisServer, RedisStore, MultiplexedConnection) {
+    let server = RedisServer::start(&[]);
+    let store = RedisStore::connect(&server.url()).await.unwrap();
+    let raw = raw(&server).await;
+    (server, store, raw)
+}
+
+/// What a worker of this name asks that has seen this table.
+fn request(worker: &str, known: &Table, changes: Vec<Change>) -> Request {
+    Request {
+        worker: worker.into(),
+        incarnation: u64::MAX,
+        lease_duration: Duration::from_secs(10),
+        capacity: 7,
+        leaving: false,
+        known: Some((known.generation, known.version)),
+        only_if_unchanged: false,
+        changes,
+    }
+}
+
+/// The table after these changes.
+async fn changed(store: &RedisStore, known: &Table, changes: Vec<Change>) -> Table {
+    let answer = store.exchange(&scope(), &request("a", known, changes)).await.unwrap();
+    answer.table.unwrap_or_else(|| known.clone())
+}
+
+fn add(index: u32) -> Change {
+    Change::Add { shard: shard(index), parents: Vec::new(), checkpoint: None }
+}
+
+fn assign(index: u32) -> Change {
+    Change::Assign { shard: shard(index), to: "a".into() }
+}
+
+#[tokio::test]
+async fn conforms() {
+    let (_server, store, _raw) = connected().await;
+    conformance::check_leases(&store).await;
+    let store: Arc<dyn CheckpointStore> = Arc::new(store);
+    assert!(store.leases().is_some());
+}
+
+#[tokio::test]
+async fn is_laid_out_as_documented() {
+    let (_server, store, mut raw) = connected().await;
+    let parents = vec![shard(7), shard(8)];
+    let checkpoint = Some(Checkpoint::TrimHorizon);
+    let child = Change::Add { shard: shard(1), parents, checkpoint };
+    let b =
+        Member { incarnation: 1, joined: 2, lease_duration: Duration::from_secs(3), capacity: 4 };
+    let table = changed(
+        &store,
+        &Table::default(),
+        vec![
+            add(0),
+            child,
+            assign(0),
+            Change::Lose { shard: shard(1) },
+            Change::Vouch { worker: "b c".into(), member: b },
+            Change::Offer { shard: shard(0), to: "b c".into() },
+        ],
+    )
+    .await;
+    let mut keys: Vec<String> = raw.keys("*").await.unwrap();
+    keys.sort();
+    let names = ["checkpoints", "fleet", "format", "leases", "workers"];
+    assert_eq!(keys, names.map(key));
+    assert_eq!(raw.get::<_, String>(key("format")).await.unwrap(), "1");
+
+    let Table { generation, version, .. } = table;
+    let lease: String = raw.hget(key("leases"), shard(0).as_str()).await.unwrap();
+    let epoch = table.leases[&shard(0)].epoch;
+    assert_eq!(lease, format!("{epoch} a b%20c {generation} - -"));
+    let lease: String = raw.hget(key("leases"), shard(1).as_str()).await.unwrap();
+    assert_eq!(lease, format!("0 - - {generation} {},{} LOST", shard(7), shard(8)));
+    let worker: String = raw.hget(key("workers"), "a").await.unwrap();
+    let joined = table.workers["a"].joined;
+    assert!(worker.starts_with(&format!("{} {joined} 10000 ", u64::MAX)), "{worker}");
+    assert!(worker.ends_with(" 7"), "{worker}");
+    let worker: String = raw.hget(key("workers"), "b%20c").await.unwrap();
+    assert!(worker.starts_with("1 2 3000 ") && worker.ends_with(" 4"), "{worker}");
+    let fields = ["generation", "version", "cleared"];
+    let fleet: Vec<String> = raw.hmget(key("fleet"), &fields).await.unwrap();
+    assert_eq!(fleet, [generation.to_string(), version.to_string(), "0".to_owned()]);
+
+    assert_eq!(store.edit(&scope(), &Edit::Clear, true).await.unwrap(), None);
+    let mut keys: Vec<String> = raw.keys("*").await.unwrap();
+    keys.sort();
+    assert_eq!(keys, ["fleet", "format"].map(key), "clearing leaves what must not be forgotten");
+}
+
+/// How often each command was called, and how many bytes the server has sent.
+async fn statistics(raw: &mut MultiplexedConnection) -> (String, u64) {
+    let all: String = redis::cmd("INFO").arg("all").query_async(raw).await.unwrap();
+    let sent = all.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:"));
+    (all.clone(), sent.unwrap().trim().parse().unwrap())
+}
+
+#[tokio::test]
+async fn at_rest_an_exchange_is_one_command_that_reads_no_shard() {
+    let (_server, store, mut raw) = connected().await;
+    let all = (0..1000).flat_map(|index| [add(index), assign(index)]).collect();
+    let table = changed(&store, &Table::default(), all).await;
+    assert_eq!(table.leases.len(), 1000);
+    redis::cmd("CONFIG").arg("RESETSTAT").exec_async(&mut raw).await.unwrap();
+    let (_, before) = statistics(&mut raw).await;
+    let (_, between) = statistics(&mut raw).await;
+    let answer = store.exchange(&scope(), &request("a", &table, Vec::new())).await.unwrap();
+    assert_eq!((answer.standing, answer.table), (Standing::Renewed, None));
+    let (counts, after) = statistics(&mut raw).await;
+    let calls = |command: &str| {
+        let line = format!("cmdstat_{command}:calls=");
+        let count = counts.lines().find_map(|text| text.strip_prefix(&*line));
+        count.map_or(0, |count| count.split(',').next().unwrap().parse::<u32>().unwrap())
+    };
+    assert_eq!((calls("evalsha"), calls("eval")), (1, 0), "{counts}");
+    // The workers and the fleet are read, one worker is written.
+    assert_eq!((calls("hgetall"), calls("hmget"), calls("hget")), (1, 1, 0), "{counts}");
+    assert_eq!((calls("hset"), calls("set")), (1, 0), "{counts}");
+    // What the server says of itself is about as long each time.
+    let answered = (after - between).saturating_sub(between - before);
+    assert!(answered < 2000, "{answered} bytes");
+}
+
+#[tokio::test]
+async fn a_server_without_its_data_makes_a_new_table() {
+    let mut server = RedisServer::start(&[]);
+    let store = RedisStore::connect(&server.url()).await.unwrap();
+    let known = changed(&store, &Table::default(), vec![add(0), assign(0)]).await;
+    let lease = known.leases[&shard(0)].clone();
+    server.kill();
+    server.restart();
+    let answer = loop {
+        match store.exchange(&scope(), &request("a", &known, Vec::new())).await {
+            Ok(answer) => break answer,
+            Err(error) => assert!(error.is_temporary(), "{}", whole_text(&error)),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(answer.standing, Standing::Joined);
+    let table = answer.table.unwrap();
+    assert!(table.generation > known.generation && table.version > known.version, "{table:?}");
+    assert!(table.leases.is_empty());
+    let position = Fenced { shard: shard(0), epoch: lease.epoch, checkpoint: after(1) };
+    let verdicts = store.save_fenced(&scope(), &[position]).await.unwrap();
+    assert_eq!(verdicts, [Verdict::Forgotten]);
+    let restored = Change::Restore { shard: shard(0), lease: lease.clone() };
+    let table = changed(&store, &table, vec![restored]).await;
+    let expected = Lease { checkpoint: Some(after(1)), ..lease };
+    assert_eq!(table.leases[&shard(0)], expected);
+}
+
+#[tokio::test]
+async fn forgotten_scripts_are_sent_again() {
+    let (_server, store, mut raw) = connected().await;
+    let mut flush = async || {
+        redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut raw).await.unwrap();
+    };
+    changed(&store, &Table::default(), vec![add(0)]).await;
+    flush().await;
+    let table = changed(&store, &Table::default(), vec![assign(0)]).await;
+    flush().await;
+    let epoch = table.leases[&shard(0)].epoch;
+    let position = Fenced { shard: shard(0), epoch, checkpoint: after(1) };
+    assert_eq!(store.save_fenced(&scope(), &[position]).await.unwrap(), [Verdict::Saved]);
+    flush().await;
+    assert_eq!(store.table(&scope()).await.unwrap().leases[&shard(0)].epoch, epoch);
+    flush().await;
+    let against = store.edit(&scope(), &Edit::Clear, false).await.unwrap();
+    assert_eq!(against.as_deref(), Some("a"));
+}
+
+#[tokio::test]
+async fn a_clock_that_went_back_keeps_nobody_alive_and_no_version() {
+    let (_server, store, mut raw) = connected().await;
+    changed(&store, &Table::default(), Vec::new()).await;
+    // As it stands where the clock was an hour ahead.
+    let line: String = raw.hget(key("workers"), "a").await.unwrap();
+    let words: Vec<&str> = line.split(' ').collect();
+    let expiry: u64 = words[3].parse().unwrap();
+    let ahead = (expiry + 3_600_000).to_string();
+    let line = [words[0], words[1], "100", &ahead, words[4]].join(" ");
+    raw.hset::<_, _, _, ()>(key("workers"), "a", line).await.unwrap();
+    let known = Table::default();
+    let version: u64 = raw.hget(key("fleet"), "version").await.unwrap();
+    let version = version + 3_600_000_000;
+    raw.hset::<_, _, _, ()>(key("fleet"), "version", version).await.unwrap();
+    let answer = store.exchange(&scope(), &request("b", &known, Vec::new())).await.unwrap();
+    assert_eq!(answer.table.unwrap().version, version + 1);
+    let line: String = raw.hget(key("workers"), "a").await.unwrap();
+    let words: Vec<&str> = line.split(' ').collect();
+    let shortened: u64 = words[3].parse().unwrap();
+    assert!(shortened < expiry, "{line}");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let answer = store.exchange(&scope(), &request("b", &known, Vec::new())).await.unwrap();
+    assert_eq!(answer.table.unwrap().workers.keys().map(|name| &**name).collect::<Vec<_>>(), ["b"]);
+}
+
+async fn keys_of(raw: &mut MultiplexedConnection) -> usize {
+    raw.keys::<_, Vec<String>>("*").await.unwrap().len()
+}
+
+/// What each call says of what is stored, which all of them leave as it is.
+async fn refusals(store: &RedisStore) -> Vec<String> {
+    let known = Table::default();
+    let changes = vec![add(5), assign(0), Change::Forget { shard: shard(0) }];
+    let text = |error: Error| {
+        assert_eq!(error.kind(), ErrorKind::StoreCorrupt, "{}", whole_text(&error));
+        assert!(!error.is_temporary());
+        error.to_string()
+    };
+    let position = Fenced { shard: shard(0), epoch: 1 << 60, checkpoint: after(9) };
+    let set = Edit::Set { shard: shard(0), checkpoint: after(9) };
+    vec![
+        store.exchange(&scope(), &request("a", &known, changes)).await.err().map(text),
+        store.save_fenced(&scope(), &[position]).await.err().map(text),
+        store.table(&scope()).await.err().map(text),
+        store.edit(&scope(), &set, true).await.err().map(text),
+    ]
+    .into_iter()
+    .map(|refused| refused.unwrap_or_else(|| "done".to_owned()))
+    .collect()
+}
+
+#[tokio::test]
+async fn what_is_no_table_is_told_and_left_alone() {
+    let (_server, store, mut raw) = connected().await;
+    let fleet = |field: &str| (key("fleet"), field.to_owned(), "a number");
+    let of_shard = |name: &str, what| (key(name), shard(0).to_string(), what);
+    let (lease, worker) =
+        (|| of_shard("leases", "a lease"), || (key("workers"), "b".to_owned(), "a worker"));
+    // Which of the four calls are to see it, in their order.
+    let cases = [
+        (of_shard("checkpoints", "a checkpoint"), "yesterday", [true, true, true, true]),
+        (lease(), "1 - - 1 -", [true, true, true, true]),
+        (lease(), "1 - - 1 - GONE", [true, true, true, true]),
+        (lease(), "-1 - - 1 - -", [true, true, true, true]),
+        (lease(), "99999999999999999999 - - 1 - -", [true, true, true, true]),
+        (lease(), "1 - - 1 not/a/shard -", [true, false, true, false]),
+        (worker(), "1 2 3", [true, false, true, true]),
+        (worker(), "1 2 3 x 5", [true, false, true, true]),
+        (fleet("generation"), "now", [true, true, true, true]),
+        (fleet("version"), "1e3", [true, true, true, true]),
+        (fleet("cleared"), "-1", [true, true, true, true]),
+    ];
+    for ((key, field, what), value, seen) in cases {
+        redis::cmd("FLUSHALL").exec_async(&mut raw).await.unwrap();
+        raw.hset::<_, _, _, ()>(&key, &field, value).await.unwrap();
+        let expected = format!(
+            "the Redis key {key} holds something that is not {what} in field {field:?}; delete \
+             the field if it is a leftover, or use another application"
+        );
+        for (refused, seen) in refusals(&store).await.into_iter().zip(seen) {
+            assert_eq!(refused == expected, seen, "{key} {value}: {refused}");
+        }
+        if seen == [true; 4] {
+            assert_eq!(raw.hget::<_, _, String>(&key, &field).await.unwrap(), value);
+            assert_eq!(keys_of(&mut raw).await, 1, "nothing was written for {value}");
+        }
+    }
+
+    let others = [
+        ("checkpoints", "checkpoints"),
+        ("leases", "leases"),
+        ("workers", "workers"),
+        ("fleet", "the numbers of a table"),
+    ];
+    for (name, what) in others {
+        redis::cmd("FLUSHALL").exec_async(&mut raw).await.unwrap();
+        raw.set::<_, _, ()>(key(name), "a string").await.unwrap();
+        let expected = format!(
+            "the Redis key {} holds something else than {what}; delete it if it is a leftover, or \
+             use another application",
+            key(name)
+        );
+        let refused = refusals(&store).await;
+        let seen = refused.iter().filter(|refused| **refused == expected).count();
+        // Saving looks at no worker.
+        assert_eq!(seen, if name == "workers" { 3 } else { 4 }, "{name}: {refused:?}");
+        assert_eq!(raw.get::<_, String>(key(name)).await.unwrap(), "a string");
+    }
+
+    redis::cmd("FLUSHALL").exec_async(&mut raw).await.unwrap();
+    raw.set::<_, _, ()>(key("format"), "2").await.unwrap();
+    for refused in refusals(&store).await {
+        let expected = format!("the Redis key {} says format \"2\"", key("format"));
+        assert!(refused.starts_with(&expected), "{refused}");
+    }
+    assert_eq!(keys_of(&mut raw).await, 1, "nothing was written");
+}

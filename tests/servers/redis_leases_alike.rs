@@ -1,0 +1,388 @@
+//! The scripts of `RedisStore` against the table in memory: whatever is asked of both, they answer
+//! alike.
+//!
+//! Their clocks differ, so what follows a clock is compared by its order, and epochs are asked for
+//! by how they lie to those that a store has. A worker that dies has a lease duration of 0.
+
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kinestream::store::lease::{
+    Answer, Change, Edit, Fenced, Lease, LeaseStore, Member, Request, Table,
+};
+use kinestream::store::{CheckpointStore, Scope};
+use kinestream::{Checkpoint, MemoryStore, RedisStore, ShardId};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use tokio::time::sleep;
+
+use crate::redis_server::RedisServer;
+use crate::redis_store::shard;
+
+/// Where an epoch, or an origin, lies.
+#[derive(Debug, Clone, Copy)]
+enum Near {
+    /// The lease's own, and so much above or below it.
+    Own(i64),
+    /// That of the last clearing, or the generation, and so much above or below it.
+    Cleared(i64),
+    None,
+    Huge,
+}
+
+#[derive(Debug, Clone)]
+enum Ask {
+    Add(u32, Vec<u32>, Option<Checkpoint>),
+    Assign(u32, usize),
+    Offer(u32, usize),
+    Release(u32, Near),
+    Finish(u32, Near),
+    Lose(u32),
+    Forget(u32),
+    /// A worker of this incarnation, who has joined before or after all others, and lives or not.
+    Vouch(usize, u64, bool, bool),
+    Restore(u32, Known),
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    epoch: Near,
+    origin: Near,
+    owner: Option<usize>,
+    heir: Option<usize>,
+    has_parents: bool,
+    is_lost: bool,
+    checkpoint: Option<Checkpoint>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Seen {
+    Nothing,
+    Current,
+    Older,
+    OtherGeneration,
+}
+
+#[derive(Debug, Clone)]
+enum Operation {
+    Exchange {
+        worker: usize,
+        incarnation: u64,
+        lives: bool,
+        capacity: u32,
+        leaving: bool,
+        seen: Seen,
+        only_if_unchanged: bool,
+        asks: Vec<Ask>,
+    },
+    SaveFenced(Vec<(u32, Near, Checkpoint)>),
+    Save(u32, Checkpoint),
+    Set(u32, Checkpoint, bool),
+    Clear(bool),
+}
+
+/// Names of each kind: with blanks, with what stands for nobody, and with what is escaped.
+const WORKERS: [&str; 3] = ["one", "-", "50% %25"];
+
+fn any_near() -> impl Strategy<Value = Near> {
+    prop_oneof![
+        6 => Just(Near::Own(0)),
+        // The last of them is ahead of the clock.
+        2 => prop_oneof![Just(1), Just(-1), Just(1_000_000)].prop_map(Near::Own),
+        1 => (-1..2_i64).prop_map(Near::Cleared),
+        1 => Just(Near::None),
+        1 => Just(Near::Huge),
+    ]
+}
+
+/// As [`any_near`], but nothing that a store could not go on counting from.
+fn any_kept() -> impl Strategy<Value = Near> {
+    any_near().prop_map(|near| if matches!(near, Near::Huge) { Near::Own(1) } else { near })
+}
+
+fn any_checkpoint() -> impl Strategy<Value = Checkpoint> {
+    let place = "AFTER_SEQUENCE_NUMBER:[1-9][0-9]?(:[0-9])?";
+    prop_oneof![
+        1 => Just("TRIM_HORIZON".to_owned()),
+        1 => Just("AT_TIMESTAMP:1000".to_owned()),
+        5 => place,
+        1 => Just("SHARD_END".to_owned()),
+    ]
+    .prop_map(|text| text.parse().unwrap())
+}
+
+fn any_known() -> impl Strategy<Value = Known> {
+    let of_workers = || prop::option::of(0..WORKERS.len());
+    let checkpoint = prop::option::of(any_checkpoint());
+    (any_kept(), any_kept(), of_workers(), of_workers(), any::<(bool, bool, bool)>(), checkpoint)
+        .prop_map(|(epoch, origin, owner, heir, (any, other, is_lost), checkpoint)| Known {
+            epoch,
+            origin,
+            owner,
+            heir,
+            has_parents: any || other,
+            is_lost,
+            checkpoint,
+        })
+}
+
+fn any_ask() -> impl Strategy<Value = Ask> {
+    let (shard, worker) = (0..2_u32, 0..WORKERS.len());
+    let checkpoint = prop::option::of(any_checkpoint());
+    prop_oneof![
+        3 => (shard.clone(), prop::collection::vec(7..9_u32, 0..3), checkpoint)
+            .prop_map(|(shard, parents, checkpoint)| Ask::Add(shard, parents, checkpoint)),
+        4 => (shard.clone(), worker.clone()).prop_map(|(shard, to)| Ask::Assign(shard, to)),
+        3 => (shard.clone(), worker.clone()).prop_map(|(shard, to)| Ask::Offer(shard, to)),
+        3 => (shard.clone(), any_near()).prop_map(|(shard, near)| Ask::Release(shard, near)),
+        1 => (shard.clone(), any_near()).prop_map(|(shard, near)| Ask::Finish(shard, near)),
+        1 => shard.clone().prop_map(Ask::Lose),
+        1 => shard.clone().prop_map(Ask::Forget),
+        2 => (worker, any::<u64>(), any::<bool>(), any::<bool>())
+            .prop_map(|(worker, life, late, lives)| Ask::Vouch(worker, life, late, lives)),
+        4 => (shard, any_known()).prop_map(|(shard, known)| Ask::Restore(shard, known)),
+    ]
+}
+
+fn any_operation() -> impl Strategy<Value = Operation> {
+    let seen = prop_oneof![
+        Just(Seen::Nothing),
+        Just(Seen::Current),
+        Just(Seen::Current),
+        Just(Seen::Older),
+        Just(Seen::OtherGeneration),
+    ];
+    // Beyond what a number of Lua holds exactly, and next to each other.
+    let incarnation = prop_oneof![4 => Just(u64::MAX), 1 => Just(u64::MAX - 1)];
+    let worker = (0..WORKERS.len(), incarnation, prop::bool::weighted(0.8), 4..6_u32);
+    let asks = prop::collection::vec(any_ask(), 0..4);
+    let fenced = prop::collection::vec((0..2_u32, any_near(), any_checkpoint()), 1..4);
+    prop_oneof![
+        12 => (worker, prop::bool::weighted(0.2), seen, prop::bool::weighted(0.3), asks).prop_map(
+            |((worker, incarnation, lives, capacity), leaving, seen, only_if_unchanged, asks)| {
+                Operation::Exchange {
+                    worker,
+                    incarnation,
+                    lives,
+                    capacity,
+                    leaving,
+                    seen,
+                    only_if_unchanged,
+                    asks,
+                }
+            },
+        ),
+        4 => fenced.prop_map(Operation::SaveFenced),
+        1 => (0..2_u32, any_checkpoint()).prop_map(|(shard, place)| Operation::Save(shard, place)),
+        1 => (0..2_u32, any_checkpoint(), any::<bool>())
+            .prop_map(|(shard, place, forced)| Operation::Set(shard, place, forced)),
+        1 => prop::bool::weighted(0.3).prop_map(Operation::Clear),
+    ]
+}
+
+fn worker(index: usize) -> Arc<str> {
+    WORKERS[index].into()
+}
+
+fn lease_duration(lives: bool) -> Duration {
+    Duration::from_secs(if lives { 1000 } else { 0 })
+}
+
+fn epoch(near: Near, table: &Table, shard: &ShardId) -> u64 {
+    let own = table.leases.get(shard).map_or(0, |lease| lease.epoch);
+    number(near, own, table.cleared)
+}
+
+fn number(near: Near, own: u64, other: u64) -> u64 {
+    match near {
+        Near::Own(delta) => own.saturating_add_signed(delta),
+        Near::Cleared(delta) => other.saturating_add_signed(delta),
+        Near::None => 0,
+        Near::Huge => u64::MAX,
+    }
+}
+
+/// What is asked of a store that has this table.
+fn change(ask: &Ask, table: &Table) -> Change {
+    match ask.clone() {
+        Ask::Add(index, parents, checkpoint) => Change::Add {
+            shard: shard(index),
+            parents: parents.into_iter().map(shard).collect(),
+            checkpoint,
+        },
+        Ask::Assign(index, to) => Change::Assign { shard: shard(index), to: worker(to) },
+        Ask::Offer(index, to) => Change::Offer { shard: shard(index), to: worker(to) },
+        Ask::Release(index, near) => {
+            Change::Release { shard: shard(index), epoch: epoch(near, table, &shard(index)) }
+        }
+        Ask::Finish(index, near) => {
+            Change::Finish { shard: shard(index), epoch: epoch(near, table, &shard(index)) }
+        }
+        Ask::Lose(index) => Change::Lose { shard: shard(index) },
+        Ask::Forget(index) => Change::Forget { shard: shard(index) },
+        Ask::Vouch(name, incarnation, late, lives) => {
+            let last = table.workers.values().map(|member| member.joined).max();
+            let joined = if late { last.unwrap_or(0) + 1_000_000_000_000 } else { 5 };
+            let lease_duration = lease_duration(lives);
+            let member = Member { incarnation, joined, lease_duration, capacity: 3 };
+            Change::Vouch { worker: worker(name), member }
+        }
+        Ask::Restore(index, known) => {
+            let shard = shard(index);
+            let own = table.leases.get(&shard).cloned().unwrap_or_default();
+            let lease = Lease {
+                epoch: epoch(known.epoch, table, &shard),
+                owner: known.owner.map(worker),
+                heir: known.heir.map(worker),
+                origin: number(known.origin, own.origin, table.generation),
+                parents: known.has_parents.then(|| own.parents.unwrap_or_default()),
+                is_lost: known.is_lost,
+                checkpoint: known.checkpoint,
+            };
+            Change::Restore { shard, lease }
+        }
+    }
+}
+
+/// What of a number that follows the clock must be alike in both stores.
+fn order(new: u64, old: u64) -> String {
+    format!(
+        "{}{}",
+        if new == 0 { "none " } else { "" },
+        match new.cmp(&old) {
+            Ordering::Less => "fell",
+            Ordering::Equal => "stayed",
+            Ordering::Greater => "rose",
+        }
+    )
+}
+
+/// What of a table must be alike in both stores, one line for each thing.
+fn shape(table: &Table, before: &Table) -> Vec<String> {
+    let rank = |all: BTreeSet<u64>, of: u64| all.range(..of).count();
+    let joined = || table.workers.values().map(|member| member.joined).collect();
+    let origins = || {
+        let origins = table.leases.values().map(|lease| lease.origin);
+        origins.chain([0, table.generation]).collect()
+    };
+    let mut lines = vec![
+        format!("generation {}", order(table.generation, before.generation)),
+        format!("version {}", order(table.version, before.version)),
+        format!("cleared {}", order(table.cleared, before.cleared)),
+    ];
+    for (name, member) in &table.workers {
+        let joined = rank(joined(), member.joined);
+        lines.push(format!("{name}: {:?}", Member { joined: joined as u64, ..member.clone() }));
+    }
+    for (shard, lease) in &table.leases {
+        let old = before.leases.get(shard).map_or(0, |lease| lease.epoch);
+        let (since, to_cleared) = (order(lease.epoch, old), lease.epoch.cmp(&table.cleared));
+        let origin = rank(origins(), lease.origin) as u64;
+        let lease = Lease { epoch: 0, origin, ..lease.clone() };
+        lines.push(format!("{shard}: epoch {since}, {to_cleared:?} cleared, {lease:?}"));
+    }
+    lines
+}
+
+fn answer_shape(answer: &Answer, before: &Table) -> Vec<String> {
+    let mut lines = vec![format!("{:?}, applied: {}", answer.standing, answer.applied)];
+    match &answer.table {
+        Some(table) => lines.extend(shape(table, before)),
+        None => lines.push("no table".to_owned()),
+    }
+    lines
+}
+
+/// Does to a store what is asked, and tells what has come of it.
+async fn carry_out<S>(store: &S, scope: &Scope, operation: &Operation) -> Vec<String>
+where
+    S: CheckpointStore + LeaseStore,
+{
+    let before = store.table(scope).await.unwrap();
+    let mut lines = match operation.clone() {
+        Operation::Exchange {
+            worker: index,
+            incarnation,
+            lives,
+            capacity,
+            leaving,
+            seen,
+            only_if_unchanged,
+            asks,
+        } => {
+            let request = Request {
+                worker: worker(index),
+                incarnation,
+                lease_duration: lease_duration(lives),
+                capacity,
+                leaving,
+                known: match seen {
+                    Seen::Nothing => None,
+                    Seen::Current => Some((before.generation, before.version)),
+                    Seen::Older => Some((before.generation, before.version.saturating_sub(1))),
+                    Seen::OtherGeneration => Some((before.generation + 1, before.version)),
+                },
+                only_if_unchanged,
+                changes: asks.iter().map(|ask| change(ask, &before)).collect(),
+            };
+            answer_shape(&store.exchange(scope, &request).await.unwrap(), &before)
+        }
+        Operation::SaveFenced(positions) => {
+            let positions: Vec<_> = positions
+                .into_iter()
+                .map(|(index, near, checkpoint)| {
+                    let shard = shard(index);
+                    Fenced { epoch: epoch(near, &before, &shard), shard, checkpoint }
+                })
+                .collect();
+            vec![format!("{:?}", store.save_fenced(scope, &positions).await.unwrap())]
+        }
+        Operation::Save(index, checkpoint) => {
+            store.save(scope, &[(shard(index), checkpoint)]).await.unwrap();
+            Vec::new()
+        }
+        Operation::Set(index, checkpoint, forced) => {
+            let edit = Edit::Set { shard: shard(index), checkpoint };
+            vec![format!("{:?}", store.edit(scope, &edit, forced).await.unwrap())]
+        }
+        Operation::Clear(forced) => {
+            vec![format!("{:?}", store.edit(scope, &Edit::Clear, forced).await.unwrap())]
+        }
+    };
+    lines.extend(shape(&store.table(scope).await.unwrap(), &before));
+    let mut loaded: Vec<_> = store.load(scope).await.unwrap().into_iter().collect();
+    loaded.sort_by(|left, right| left.0.cmp(&right.0));
+    lines.push(format!("{loaded:?}"));
+    lines
+}
+
+#[test]
+fn the_scripts_do_as_the_table_in_memory_does() {
+    let server = RedisServer::start(&[]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _inside = runtime.enter();
+    let in_redis = runtime.block_on(RedisStore::connect(&server.url())).unwrap();
+    let in_memory = MemoryStore::new();
+    let cases = std::cell::Cell::new(0);
+    let operations = prop::collection::vec(any_operation(), 1..30);
+    TestRunner::new(ProptestConfig { cases: 500, failure_persistence: None, ..Default::default() })
+        .run(&operations, |operations| {
+            cases.set(cases.get() + 1);
+            let scope = Scope::new(format!("case-{}", cases.get()), "orders");
+            runtime.block_on(async {
+                for operation in operations {
+                    let expected = carry_out(&in_memory, &scope, &operation).await;
+                    let found = carry_out(&in_redis, &scope, &operation).await;
+                    prop_assert_eq!(found, expected, "after {:?}", operation);
+                    if matches!(operation, Operation::Clear(_)) {
+                        // So that what is next to the last clearing is not next to the clock.
+                        sleep(Duration::from_millis(20)).await;
+                    }
+                }
+                Ok(())
+            })
+        })
+        .unwrap();
+}
