@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Consumer;
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::record::ShardId;
 use crate::store::in_time;
 use crate::store::lease::{Edit, Lease};
@@ -53,9 +53,9 @@ impl Consumer {
     ///
     /// # Errors
     ///
-    /// [`InUse`](ErrorKind::InUse) where a worker has the lease and it is not forced;
-    /// [`Configuration`](ErrorKind::Configuration) for a store of your own that keeps no leases;
-    /// the store's.
+    /// [`InUse`](crate::ErrorKind::InUse) where a worker has the lease and it is not forced;
+    /// [`Configuration`](crate::ErrorKind::Configuration) for a store of your own that keeps no
+    /// leases; the store's.
     ///
     /// # Cancel safety
     ///

@@ -10,6 +10,7 @@ mod free_port;
 #[cfg(feature = "redis-cluster")]
 mod redis_cluster;
 mod redis_consumer;
+mod redis_fleet;
 mod redis_leases;
 mod redis_leases_alike;
 #[cfg(feature = "redis-sentinel")]

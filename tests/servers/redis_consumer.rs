@@ -29,6 +29,8 @@ fn consumer(client: &Client, store: RedisStore) -> Consumer {
         .starting_position(StartingPosition::TrimHorizon)
         .interval(Duration::from_millis(200))
         .checkpoint_interval(Duration::from_millis(100))
+        // A reader that is killed keeps its shards for so long.
+        .lease_duration(Duration::from_secs(2))
         .store(store)
         .build()
         .unwrap()

@@ -86,6 +86,15 @@ impl RedisServer {
         }
     }
 
+    /// Loses what a server that was killed had written.
+    pub(crate) fn forget(&mut self) {
+        assert!(self.process.is_none(), "the server is killed first");
+        for written in ["appendonlydir", "dump.rdb"].map(|name| self.folder.join(name)) {
+            let _may_be_none = std::fs::remove_dir_all(&written);
+            let _may_be_none = std::fs::remove_file(&written);
+        }
+    }
+
     /// Starts a server that was killed, on the same port, with what it had written.
     pub(crate) fn restart(&mut self) {
         assert!(self.process.is_none(), "the server is killed first");

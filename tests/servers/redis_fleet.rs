@@ -1,0 +1,271 @@
+//! Worker processes that share the shards: they are killed, suspended and ended, and so is their
+//! Redis, with what it had written and without.
+//!
+//! `FLEET_SECONDS` says for how long; the default suits a run of all tests.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::{Consumer, RedisStore, StartingPosition};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep};
+
+use crate::ferrokinesis_server::{client_of, create_stream, put_numbers, start_kinesis};
+use crate::redis_server::RedisServer;
+
+const STREAM: &str = "orders";
+const SHARDS: i32 = 8;
+const WORKERS: usize = 4;
+const LEASE: Duration = Duration::from_secs(2);
+
+/// Records are put at this rate, a second.
+const RATE: usize = 200;
+
+/// What is finished in two checkpoint intervals of 100 ms and what a save takes, of the shards of
+/// one worker; a store that comes back empty has it from all of them.
+const MOST_REPEATED: usize = RATE / 2;
+
+/// What the workers say together.
+#[derive(Default)]
+struct Tally {
+    /// How often each record was read.
+    read: BTreeMap<usize, usize>,
+    /// Who has read a shard in an epoch.
+    readers: BTreeMap<(String, u64), String>,
+    /// The latest epoch of each shard.
+    epochs: BTreeMap<String, u64>,
+    /// How often each worker has read in an epoch that was over.
+    late: BTreeMap<String, usize>,
+    /// How often each worker was suspended.
+    suspended: BTreeMap<String, usize>,
+    findings: Vec<String>,
+}
+
+impl Tally {
+    fn hear(&mut self, worker: &str, shard: &str, epoch: u64, number: usize) {
+        *self.read.entry(number).or_default() += 1;
+        let place = (shard.to_owned(), epoch);
+        let reader = self.readers.entry(place).or_insert_with(|| worker.to_owned());
+        if reader != worker {
+            let finding = format!("{reader} and {worker} have read {shard} in epoch {epoch}");
+            self.findings.push(finding);
+        }
+        let latest = self.epochs.entry(shard.to_owned()).or_default();
+        if epoch < *latest {
+            *self.late.entry(worker.to_owned()).or_default() += 1;
+        }
+        *latest = epoch.max(*latest);
+    }
+
+    fn repeated(&self) -> usize {
+        self.read.values().map(|times| times - 1).sum()
+    }
+}
+
+struct Fleet {
+    redis: RedisServer,
+    port: u16,
+    tally: Arc<Mutex<Tally>>,
+    workers: Vec<(String, Child)>,
+    begun: usize,
+}
+
+impl Fleet {
+    fn start_worker(&mut self) {
+        let name = format!("worker-{}", self.begun);
+        self.begun += 1;
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["redis_fleet::worker", "--exact", "--ignored", "--nocapture"])
+            .env("TEST_KINESIS_PORT", self.port.to_string())
+            .env("TEST_REDIS_URL", self.redis.url())
+            .env("TEST_WORKER", &name)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let (tally, worker) = (Arc::clone(&self.tally), name.clone());
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                if let Some((_, said)) = line.split_once("read ") {
+                    let said: Vec<&str> = said.split(' ').collect();
+                    let [shard, epoch, number] = said[..] else { panic!("{said:?}") };
+                    let (epoch, number) = (epoch.parse().unwrap(), number.parse().unwrap());
+                    tally.lock().unwrap().hear(&worker, shard, epoch, number);
+                }
+            }
+        });
+        self.workers.push((name, process));
+    }
+
+    fn signal(&self, worker: usize, signal: &str) {
+        let pid = self.workers[worker].1.id().unwrap().to_string();
+        assert!(
+            std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success()
+        );
+    }
+
+    async fn one_thing_happens(&mut self, rng: &mut fastrand::Rng) {
+        let worker = rng.usize(..self.workers.len());
+        match rng.u8(..7) {
+            0 | 1 => {
+                self.workers[worker].1.kill().await.unwrap();
+                self.workers.remove(worker);
+                sleep(LEASE * rng.u32(0..3) / 2).await;
+                self.start_worker();
+            }
+            2 | 3 => {
+                self.signal(worker, "-STOP");
+                let name = self.workers[worker].0.clone();
+                *self.tally.lock().unwrap().suspended.entry(name).or_default() += 1;
+                sleep(LEASE * rng.u32(1..6) / 2).await;
+                self.signal(worker, "-CONT");
+            }
+            4 => {
+                let (_name, mut process) = self.workers.remove(worker);
+                drop(process.stdin.take());
+                assert!(
+                    process.wait().await.unwrap().success(),
+                    "a worker ends when it is told to"
+                );
+                self.start_worker();
+            }
+            5 => {
+                self.redis.kill();
+                sleep(LEASE * rng.u32(0..6) / 2).await;
+                self.redis.restart();
+            }
+            _ => {
+                self.redis.kill();
+                sleep(LEASE * rng.u32(0..4) / 2).await;
+                self.redis.forget();
+                self.redis.restart();
+            }
+        }
+        sleep(Duration::from_millis(rng.u64(0..4000))).await;
+    }
+}
+
+/// Like the readers of the other tests; it closes when its input ends.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by a_fleet_loses_nothing, as a process that it can kill"]
+async fn worker() {
+    let port = std::env::var("TEST_KINESIS_PORT").unwrap().parse().unwrap();
+    let url = std::env::var("TEST_REDIS_URL").unwrap();
+    let store = loop {
+        // It may just be away.
+        match RedisStore::connect(&url).await {
+            Ok(store) => break store,
+            Err(_error) => sleep(Duration::from_millis(100)).await,
+        }
+    };
+    let consumer = Consumer::builder(client_of(port), STREAM)
+        .application("billing")
+        .starting_position(StartingPosition::TrimHorizon)
+        .interval(Duration::from_millis(200))
+        .checkpoint_interval(Duration::from_millis(100))
+        .discovery_interval(Duration::from_secs(1))
+        .lease_duration(LEASE)
+        .worker_id(std::env::var("TEST_WORKER").unwrap())
+        .store(store)
+        .build()
+        .unwrap();
+    let mut records = consumer.records();
+    let mut output = std::io::stdout();
+    let (tell, mut told) = tokio::sync::oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        let _end = std::io::stdin().read(&mut [0]);
+        drop(tell);
+    });
+    loop {
+        let record = tokio::select! {
+            biased;
+            _end = &mut told => break,
+            record = records.next() => record.expect("goes on").expect("no error"),
+        };
+        let number = std::str::from_utf8(record.data()).unwrap();
+        writeln!(output, "read {} {} {number}", record.shard_id(), record.epoch()).unwrap();
+        output.flush().unwrap();
+        record.ack();
+    }
+    drop(records);
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fleet_loses_nothing() {
+    let seconds = std::env::var("FLEET_SECONDS").map_or(120, |seconds| seconds.parse().unwrap());
+    let seed = std::env::var("FLEET_SEED")
+        .map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
+    println!("FLEET_SEED={seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let (client, port) = start_kinesis().await.unwrap();
+    create_stream(&client, STREAM, SHARDS).await.unwrap();
+    let mut fleet = Fleet {
+        redis: RedisServer::start(&["--appendonly", "yes", "--appendfsync", "always"]),
+        port,
+        tally: Arc::default(),
+        workers: Vec::new(),
+        begun: 0,
+    };
+    for _ in 0..WORKERS {
+        fleet.start_worker();
+    }
+    let put = Arc::new(Mutex::new(0));
+    let writing = tokio::spawn({
+        let put = Arc::clone(&put);
+        async move {
+            loop {
+                let first = *put.lock().unwrap();
+                put_numbers(&client, STREAM, first..first + RATE / 20).await.unwrap();
+                *put.lock().unwrap() = first + RATE / 20;
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    });
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut happened = 0;
+    while Instant::now() < end {
+        fleet.one_thing_happens(&mut rng).await;
+        happened += 1;
+    }
+    writing.abort();
+    let put = *put.lock().unwrap();
+    let began = Instant::now();
+    loop {
+        let read: BTreeSet<usize> = fleet.tally.lock().unwrap().read.keys().copied().collect();
+        let lost: Vec<usize> = (0..put).filter(|number| !read.contains(number)).collect();
+        if lost.is_empty() {
+            break;
+        }
+        let waited = began.elapsed();
+        assert!(
+            waited < Duration::from_secs(60),
+            "{} of {put} are lost, from {}",
+            lost.len(),
+            lost[0]
+        );
+        sleep(Duration::from_millis(100)).await;
+    }
+    let tally = fleet.tally.lock().unwrap();
+    println!(
+        "{put} records, {happened} things happened to {} workers: {} repeated, {:?} late",
+        fleet.begun,
+        tally.repeated(),
+        tally.late
+    );
+    assert_eq!(tally.findings, [""; 0], "FLEET_SEED={seed}");
+    for (worker, late) in &tally.late {
+        // The one that it had in hand when it was suspended.
+        let allowed = tally.suspended.get(worker).copied().unwrap_or(0);
+        assert!(*late <= allowed, "{worker} has read {late} records too late; FLEET_SEED={seed}");
+    }
+    let allowed = happened * MOST_REPEATED;
+    assert!(tally.repeated() <= allowed, "{} repeated; FLEET_SEED={seed}", tally.repeated());
+}
