@@ -12,9 +12,18 @@ pub(crate) const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 /// the next 5 seconds fail.
 const BYTES_PER_SECOND: u64 = 2 * 1024 * 1024;
 
-/// A throttled shard doubles its pause each time, to 6.4 s; what is left of a throttled second
-/// is then a small part of it.
-const MOST_THROTTLED: u32 = 5;
+/// Several readers share a shard's calls, and none knows of the others but by being refused. Each
+/// takes three tenths off its rate when it is, and adds a quarter of a call a second to it in each
+/// second that it is not: rates that shrink by a part and grow by a sum draw near each other,
+/// <https://doi.org/10.1016/0169-7552(89)90019-6>. At a call in 2.5 s it goes on asking.
+const MOST_CALLS: f64 = 5.0;
+const FEWEST_CALLS: f64 = 0.4;
+const SLOWER: f64 = 0.7;
+const FASTER: f64 = 0.25;
+
+/// The longest pause between calls of a shard that is behind is so much longer than the shortest:
+/// one who kept to the limit exactly would leave the others no gap in which to be heard.
+const GAP: f64 = 0.1;
 
 /// A failing server is asked ever more rarely, down to every 25.6 s.
 const MOST_FAILED: u32 = 7;
@@ -36,8 +45,10 @@ pub(crate) struct Pace {
     /// The pause while the shard has nothing new.
     idle: Duration,
     asked: Instant,
-    /// How often the pause is doubled: up with each throttle, down with each answer.
-    throttled: u32,
+    /// How long before it the call before it was.
+    since: Duration,
+    /// Calls a second, as far as throttling lets it.
+    rate: f64,
     /// Failures in a row.
     failed: u32,
 }
@@ -49,7 +60,7 @@ impl Pace {
         let mut ticks = interval_at(start, SHORTEST_PAUSE);
         // A late tick must not be made up for: two calls would fall together.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { ticks, idle, asked: start, throttled: 0, failed: 0 }
+        Self { ticks, idle, asked: start, since: Duration::ZERO, rate: MOST_CALLS, failed: 0 }
     }
 
     /// Waits until the shard may be asked.
@@ -61,24 +72,27 @@ impl Pace {
 
     /// A call goes out now.
     pub(crate) fn asks(&mut self) {
-        self.asked = Instant::now();
+        let now = Instant::now();
+        self.since = now.saturating_duration_since(self.asked);
+        self.asked = now;
     }
 
     /// An answer of so many bytes came; `behind` says that there is more to read.
     pub(crate) fn answered(&mut self, bytes: usize, behind: bool) {
         self.failed = 0;
-        self.throttled = self.throttled.saturating_sub(1);
+        self.rate = (self.rate + FASTER * self.since.as_secs_f64()).min(MOST_CALLS);
         let earned = Duration::from_millis((bytes as u64 * 1000).div_ceil(BYTES_PER_SECOND));
         if UNPACED && behind {
             return self.pause(Duration::ZERO);
         }
-        let wanted = if behind { SHORTEST_PAUSE } else { self.idle };
+        let gap = SHORTEST_PAUSE.mul_f64(GAP * fastrand::f64());
+        let wanted = if behind { SHORTEST_PAUSE + gap } else { self.idle };
         self.pause(earned.max(wanted).max(self.throttle()));
     }
 
     /// Kinesis asked for fewer calls.
     pub(crate) fn throttled(&mut self) {
-        self.throttled = (self.throttled + 1).min(MOST_THROTTLED);
+        self.rate = (self.rate * SLOWER).max(FEWEST_CALLS);
         self.pause(self.throttle());
     }
 
@@ -93,12 +107,14 @@ impl Pace {
         self.pause(jitter(REPORTED_PAUSE));
     }
 
-    /// Half of a throttled pause is random, or two readers of a shard would go on colliding.
+    /// A throttled pause is random by a quarter either way, or two readers of a shard would go on
+    /// colliding.
     fn throttle(&self) -> Duration {
-        match self.throttled {
-            0 => SHORTEST_PAUSE,
-            times => jitter(SHORTEST_PAUSE * 2_u32.pow(times)),
+        if self.rate >= MOST_CALLS {
+            return SHORTEST_PAUSE;
         }
+        let pause = Duration::from_secs_f64((0.75 + fastrand::f64() / 2.0) / self.rate);
+        pause.max(SHORTEST_PAUSE)
     }
 
     fn pause(&mut self, pause: Duration) {
@@ -128,7 +144,8 @@ mod tests {
 
     fn assert_near(pause: Duration, expected: Duration) {
         // tokio's timer counts whole milliseconds, and never fires early.
-        assert!(pause >= expected && pause <= expected + Duration::from_millis(2), "{pause:?}");
+        let most = expected.mul_f64(1.0 + GAP) + Duration::from_millis(2);
+        assert!(pause >= expected && pause <= most, "{pause:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -147,21 +164,28 @@ mod tests {
         assert_near(pause, Duration::from_secs(5));
     }
 
+    fn assert_rate(pause: Duration, rate: f64) {
+        let pause = pause.as_secs_f64() * rate;
+        assert!((0.74..1.26).contains(&pause), "{pause} times the pause of {rate} calls a second");
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn throttles_add_up_and_answers_take_them_back_one_by_one() {
+    async fn throttles_take_a_part_off_the_rate_and_time_adds_to_it() {
         let mut pace = Pace::new(Duration::from_secs(1));
-        for level in [2, 4, 8, 16, 32, 32] {
-            let pause = pause_after(&mut pace, Pace::throttled).await;
-            let most = SHORTEST_PAUSE * level;
-            assert!(pause >= most / 2 && pause <= most + Duration::from_millis(2), "{pause:?}");
+        let mut rate = MOST_CALLS;
+        for _ in 0..10 {
+            rate = (rate * 0.7).max(0.4);
+            assert_rate(pause_after(&mut pace, Pace::throttled).await, rate);
         }
-        for level in [16, 8, 4, 2] {
-            let pause = pause_after(&mut pace, |pace| pace.answered(1, true)).await;
-            let most = SHORTEST_PAUSE * level;
-            assert!(pause >= most / 2 && pause <= most + Duration::from_millis(2), "{pause:?}");
+        let began = Instant::now();
+        // From 0.4 calls to five, at a quarter of a call more each second.
+        while began.elapsed() < Duration::from_secs(19) {
+            pace.turn().await;
+            pace.asks();
+            pace.answered(1, true);
         }
         let recovered = pause_after(&mut pace, |pace| pace.answered(1, true)).await;
-        assert_near(recovered, Duration::from_millis(200));
+        assert!(recovered <= Duration::from_millis(222), "{recovered:?}");
     }
 
     #[tokio::test(start_paused = true)]

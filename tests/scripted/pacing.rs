@@ -252,12 +252,59 @@ async fn throttling_slows_down_and_passes() {
     next(&mut records).await;
     let refused = calls(&kinesis, "GetRecords").iter().filter(|call| call.at < until).count();
     assert!((5..20).contains(&refused), "{refused} calls in 30 throttled seconds");
-    for _ in 0..20 {
+    let gone = Instant::now();
+    while gone.elapsed() < Duration::from_secs(20) {
         next(&mut records).await;
     }
     let began = Instant::now();
     for _ in 0..50 {
         next(&mut records).await;
     }
-    assert!(began.elapsed() < Duration::from_millis(10_500), "recovered: {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_millis(11_200), "recovered: {:?}", began.elapsed());
+}
+
+/// The five calls a second of a shard are shared by all applications that read it. With a record a
+/// call they are all that counts.
+#[tokio::test(start_paused = true)]
+async fn applications_that_share_a_shard_share_its_calls() {
+    const TIME: Duration = Duration::from_secs(300);
+    for (seed, applications) in [2, 2, 2, 3, 3, 5, 5].into_iter().enumerate() {
+        // What is left to chance is the same each time.
+        fastrand::seed(seed as u64);
+        let (kinesis, orders) = orders(1);
+        for number in 0..2000 {
+            orders.shard(0).put(number.to_string());
+        }
+        let read = |application: usize| {
+            let builder = consumer(&kinesis).application(format!("a{application}"));
+            let mut records = builder.limit(1).build().unwrap().records();
+            async move {
+                let mut times = Vec::new();
+                let _time_is_over = timeout(TIME, async {
+                    loop {
+                        next(&mut records).await;
+                        times.push(Instant::now());
+                    }
+                })
+                .await;
+                times
+            }
+        };
+        let began = Instant::now();
+        let read = futures::future::join_all((0..applications).map(read)).await;
+        // Of the last two thirds: by then they have found their pace.
+        let settled = began + TIME / 3;
+        let shares: Vec<usize> =
+            read.iter().map(|times| times.iter().filter(|time| **time > settled).count()).collect();
+        let all: usize = shares.iter().sum();
+        let possible = 5 * usize::try_from(TIME.as_secs()).unwrap() * 2 / 3;
+        assert!(all * 10 >= possible * 7, "{shares:?} of {possible}");
+        for share in &shares {
+            assert!(share * applications * 2 >= all, "one starves: {shares:?}");
+        }
+        for times in &read {
+            let pauses = times.windows(2).map(|pair| pair[1] - pair[0]);
+            assert!(pauses.max() < Some(Duration::from_secs(20)), "nobody waits for long");
+        }
+    }
 }
