@@ -98,7 +98,7 @@ impl Validity {
 
     #[inline]
     fn holds(&self) -> bool {
-        nanos(SystemTime::now()) < self.until.load(Ordering::SeqCst)
+        nanos(time_on_the_wall()) < self.until.load(Ordering::SeqCst)
     }
 
     fn poll_holds(&self, context: &mut Context<'_>) -> Poll<()> {
@@ -116,6 +116,16 @@ impl Validity {
     fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<Waker>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The time by the clock on the wall, which a test may have replaced.
+#[inline]
+pub(crate) fn time_on_the_wall() -> SystemTime {
+    #[cfg(feature = "testing")]
+    if let Some(time) = crate::testing::time_on_the_wall() {
+        return time;
+    }
+    SystemTime::now()
 }
 
 #[inline]
