@@ -50,8 +50,11 @@ impl Worker {
                 self.applied(decided.losses);
             }
             self.welcome(answer);
-            // Only now: what is lost must not be taken for valid again.
-            self.extend(asked, asked_at);
+            // Only now: what is lost must not be taken for valid again, nor what the store has still
+            // to be told of, which may go to another before.
+            if self.pending.is_empty() {
+                self.extend(asked, asked_at);
+            }
             self.renew_at = asked + self.renewal();
             self.pause = FIRST_PAUSE;
             if is_conflict {
