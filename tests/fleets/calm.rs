@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const START: Duration = Duration::from_secs(5);
 
 /// How long a fleet is watched at rest.
-const REST: Duration = Duration::from_secs(180);
+const REST: Duration = Duration::from_secs(120);
 
 impl World {
     pub(crate) async fn calm_down(&mut self) {

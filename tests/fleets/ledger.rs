@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kinestream::store::lease::{Answer, Change, Fenced, Request, Table, Verdict};
+use kinestream::store::lease::{Answer, Change, Fenced, Lease, Request, Table, Verdict};
 use kinestream::{Checkpoint, ShardId};
 use tokio::time::Instant;
 
@@ -45,22 +45,37 @@ impl Facts {
             self.tell(format_args!("the table of {workers:?}: {leases:?}"));
         }
         if answer.applied {
-            for (shard, lease) in &before.leases {
-                let is_given_back = request.leaving
-                    || request.changes.iter().any(|change| {
-                        matches!(change, Change::Release { shard: given, epoch }
-                            if given == shard && *epoch == lease.epoch)
-                    });
-                let is_own = lease.owner.as_ref() == Some(&request.worker);
-                if is_own
-                    && is_given_back
-                    && let Some(tenancy) = self.tenancies.get_mut(&(index_of(shard), lease.epoch))
-                {
-                    tenancy.released.get_or_insert_with(Instant::now);
-                }
-            }
+            self.judge_returns(worker, request, before);
         }
         self.judge_tables(before, after);
+    }
+
+    /// What a worker gives back.
+    fn judge_returns(&mut self, worker: usize, request: &Request, before: &Table) {
+        let given_back = |change: &Change| match change {
+            Change::Release { shard, epoch } => Some((shard.clone(), *epoch)),
+            _ => None,
+        };
+        let given_back: Vec<_> = request.changes.iter().filter_map(given_back).collect();
+        let own = |lease: &&Lease| lease.owner.as_ref() == Some(&request.worker);
+        for (shard, lease) in before.leases.iter().filter(|(_, lease)| own(lease)) {
+            let is_given_back = given_back.contains(&(shard.clone(), lease.epoch));
+            if !is_given_back && !request.leaving {
+                continue;
+            }
+            let place = (index_of(shard), lease.epoch);
+            let Some(tenancy) = self.tenancies.get_mut(&place) else { continue };
+            tenancy.released.get_or_insert_with(Instant::now);
+            let is_unfinished = tenancy.finished.contains(&None);
+            let waited = self.offers.get(&place).map(Instant::elapsed);
+            let patience = self.lives[worker].patience;
+            if !request.leaving && is_unfinished && !self.lost_data && waited < patience {
+                self.breaks(
+                    Promise::Handover,
+                    format_args!("{shard} is given back unfinished after {waited:?}"),
+                );
+            }
+        }
     }
 
     /// A worker's positions have been saved, or not.
@@ -109,6 +124,9 @@ impl Facts {
             if old.is_none_or(|old| old.checkpoint.as_ref() != position) {
                 let old = old.and_then(|old| old.checkpoint.as_ref());
                 self.judge_position(id, lease.epoch, old, position);
+            }
+            if lease.heir.is_some() {
+                self.offers.entry((shard, lease.epoch)).or_insert_with(Instant::now);
             }
             if old.is_none_or(|old| old.epoch < lease.epoch) && lease.epoch > 0 {
                 self.begin_epoch(shard, lease.epoch, position);

@@ -34,8 +34,11 @@ pub(crate) struct Life {
     pub(crate) name: String,
     pub(crate) health: Health,
     pub(crate) is_dead: bool,
+    began: Instant,
     checkpoint_interval: Duration,
     lease_duration: Duration,
+    /// How long it waits for unfinished records, where it gives up no stream before.
+    pub(crate) patience: Option<Duration>,
     /// Since when it has reached the store, and until when.
     well: Vec<(Instant, Option<Instant>)>,
     /// Until when its leases are its own, and how far the clock on the wall had been moved then.
@@ -52,8 +55,10 @@ impl Life {
             name,
             health: Health::Well,
             is_dead: false,
+            began: Instant::now(),
             checkpoint_interval: plan.checkpoint_interval,
             lease_duration: plan.lease_duration,
+            patience: plan.poll_timeout.is_none().then_some(plan.handoff_timeout),
             well: Vec::new(),
             valid: None,
             is_alone: false,
@@ -69,8 +74,8 @@ impl Life {
     /// Whether what was finished at that moment had the time to be saved.
     pub(crate) fn had_time_to_save(&self, finished: Instant) -> bool {
         let needed = self.checkpoint_interval + Duration::from_millis(50);
-        self.well.iter().enumerate().any(|(index, (from, to))| {
-            let ready = if index == 0 { *from } else { *from + STORE_RECOVERY };
+        self.well.iter().any(|(from, to)| {
+            let ready = if *from == self.began { *from } else { *from + STORE_RECOVERY };
             ready.max(finished) + needed <= to.unwrap_or_else(Instant::now)
         })
     }
@@ -78,7 +83,7 @@ impl Life {
     /// For how long it has reached the store.
     pub(crate) fn well_for(&self) -> Duration {
         match self.well.last() {
-            Some((_, None)) if self.well.len() == 1 => Duration::MAX,
+            Some((from, None)) if *from == self.began => Duration::MAX,
             Some((from, None)) => from.elapsed(),
             _ => Duration::ZERO,
         }

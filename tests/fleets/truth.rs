@@ -31,6 +31,8 @@ pub(crate) enum Promise {
     OnlyWhileValid,
     /// Nothing is taken from one whose lease is another's.
     NoZombies,
+    /// A shard is handed over when its records are finished, or after the time for that.
+    Handover,
     /// What was saved, or had the time to be, does not come again.
     FewRepeats,
     /// What is to be read is read in time.
@@ -104,6 +106,8 @@ pub(crate) struct Facts {
     pub(crate) places: BTreeMap<SequenceNumber, (usize, usize)>,
     /// By shard and epoch.
     pub(crate) tenancies: BTreeMap<(usize, u64), Tenancy>,
+    /// When the owner of an epoch was told to hand over.
+    pub(crate) offers: BTreeMap<(usize, u64), Instant>,
     /// How many records were stored as passed when an epoch began.
     pub(crate) bases: BTreeMap<(usize, u64), usize>,
     /// Every worker that there ever was.
@@ -127,6 +131,7 @@ impl Truth {
             shards: (0..shards).map(|_| Shard::default()).collect(),
             places: BTreeMap::new(),
             tenancies: BTreeMap::new(),
+            offers: BTreeMap::new(),
             bases: BTreeMap::new(),
             lives: Vec::new(),
             store: Health::Well,
@@ -188,10 +193,6 @@ impl Facts {
         if let Some(tenancy) = self.tenancies.get_mut(&(shard, epoch)) {
             tenancy.finished[place - tenancy.first].get_or_insert_with(Instant::now);
         }
-    }
-
-    pub(crate) fn all_finished(&self) -> bool {
-        self.shards.iter().all(Shard::is_finished)
     }
 
     /// How many records of its shard a checkpoint has passed.

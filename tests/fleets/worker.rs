@@ -145,8 +145,9 @@ impl Worker {
         self.truth.tell(format_args!("{} is told: {error}", self.name));
         let facts = self.truth.lock();
         let is_expected = match error.kind() {
+            // The call that joins may be under way for 30 s.
             ErrorKind::StoreUnavailable => {
-                facts.lives[self.life].well_for() < Duration::from_secs(20)
+                facts.lives[self.life].well_for() < Duration::from_secs(50)
             }
             ErrorKind::Unavailable | ErrorKind::Denied => true,
             // An earlier life of it has its name.
