@@ -21,7 +21,7 @@ pub(crate) use closing::Closing;
 pub(crate) use pulse::Pulse;
 pub(crate) use reading::{Ending, Plan, Reading};
 pub(crate) use run::Handout;
-pub(crate) use tenure::{Tenure, Validity};
+pub(crate) use tenure::{Tenure, Validity, time_on_the_wall};
 
 /// When a record counts as finished, so that the checkpoint may pass it.
 ///

@@ -65,8 +65,11 @@ mod limits;
 mod model;
 mod operations;
 mod stream;
+mod wall;
 mod wire;
 
 pub use calls::{Call, Outcome};
 pub use kinesis::Kinesis;
 pub use stream::{Shard, Stream};
+pub use wall::WallClock;
+pub(crate) use wall::time_on_the_wall;

@@ -80,7 +80,7 @@ impl Worker {
             && table.cleared == self.table.cleared;
         if is_forgotten {
             tracing::warn!(scope = %self.plan.scope, "the store has forgotten: telling it again");
-            self.pending.extend(self.holdings.knowledge(&self.table));
+            self.pending.extend(self.holdings.knowledge(&self.table, &table));
         }
         let Settled { changes, opened, leaving, lost } = self.holdings.settle(&table);
         self.table = Arc::new(table);

@@ -9,6 +9,7 @@ use super::worker::{FIRST_PAUSE, Worker, runs_out};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::Changes;
 use crate::pace::jitter;
+use crate::shard::time_on_the_wall;
 use crate::store::lease::{Answer, Change, Request, Standing};
 use crate::store::{LONGEST_CALL, in_time};
 
@@ -35,7 +36,7 @@ impl Worker {
             let changes = if only_if_unchanged { decided.list } else { self.pending.clone() };
             let sent = self.pending.len();
             let request = self.request(changes, only_if_unchanged);
-            let (asked, asked_at) = (Instant::now(), SystemTime::now());
+            let (asked, asked_at) = (Instant::now(), time_on_the_wall());
             let answer = match self.ask(&request).await {
                 Ok(answer) => answer,
                 Err(error) => return self.fail(error, asked, asked_at),
@@ -49,8 +50,11 @@ impl Worker {
                 self.applied(decided.losses);
             }
             self.welcome(answer);
-            // Only now: what is lost must not be taken for valid again.
-            self.extend(asked, asked_at);
+            // Only now: what is lost must not be taken for valid again, nor what the store has still
+            // to be told of, which may go to another before.
+            if self.pending.is_empty() {
+                self.extend(asked, asked_at);
+            }
             self.renew_at = asked + self.renewal();
             self.pause = FIRST_PAUSE;
             if is_conflict {

@@ -183,7 +183,14 @@ impl Holdings {
 
     /// All that a worker knows, for a store that knows nothing of it: what was in the table that it
     /// has seen last, and what it has reached itself.
-    pub(super) fn knowledge(&self, known: &Table) -> Vec<Change> {
+    pub(super) fn knowledge(&self, known: &Table, table: &Table) -> Vec<Change> {
+        // A later life of a worker has nothing of what an earlier one had: it must not read on in
+        // the epoch of the other.
+        let is_another = |name: &Arc<str>| {
+            let [then, now] = [known, table].map(|table| table.workers.get(name));
+            let incarnations = then.zip(now).map(|(then, now)| (then.incarnation, now.incarnation));
+            incarnations.is_some_and(|(then, now)| then != now)
+        };
         let workers = known.workers.iter().filter(|(worker, _)| **worker != self.me);
         let vouched = workers.map(|(worker, member)| Change::Vouch {
             worker: worker.clone(),
@@ -195,7 +202,11 @@ impl Holdings {
             lease: match self.shards.get(shard) {
                 Some(holding) => holding.lease(&self.me),
                 // What has been given back is nobody's.
-                None if lease.owner.as_ref() == Some(&self.me) => {
+                None if lease
+                    .owner
+                    .as_ref()
+                    .is_some_and(|owner| *owner == self.me || is_another(owner)) =>
+                {
                     Lease { owner: None, heir: None, ..lease.clone() }
                 }
                 None => lease.clone(),

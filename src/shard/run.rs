@@ -6,6 +6,7 @@
 
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::CheckpointOn;
 use super::tenure::{Hold, Tenure};
@@ -48,6 +49,8 @@ pub(crate) struct Run {
     bytes: usize,
     desk: Desk,
     hold: Arc<Hold>,
+    /// Until when the lease is known to last.
+    until: SystemTime,
 }
 
 impl Desk {
@@ -87,7 +90,7 @@ impl Desk {
         };
         buffer.batch.look_ahead(left);
         let (desk, hold) = (self.clone(), Arc::clone(tenure.hold()));
-        Some(Ok(Run { buffer, next, left, bytes: 0, desk, hold }))
+        Some(Ok(Run { buffer, next, left, bytes: 0, desk, hold, until: UNIX_EPOCH }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Place> {
@@ -98,7 +101,7 @@ impl Desk {
 impl Run {
     #[inline]
     fn next(&mut self) -> Option<Record> {
-        if self.is_over() || !self.hold.holds() {
+        if self.is_over() || !self.hold.holds(&mut self.until) {
             return None;
         }
         match self.buffer.batch.next(self.next)? {

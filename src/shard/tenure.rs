@@ -11,7 +11,7 @@
 //! another one, and then nothing but a clock tells: no task of it has run meanwhile. So the clock is
 //! read for each record, and it is the one on the wall, which alone goes on in a machine that sleeps.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -34,10 +34,19 @@ pub(super) struct Hold {
 }
 
 impl Hold {
-    /// Whether a record may be handed out now.
+    /// Whether a record may be handed out now. `until` is what was known of that when it was asked
+    /// last, since to ask is dearer than to look at the clock.
     #[inline]
-    pub(super) fn holds(&self) -> bool {
-        !self.over.load(Ordering::SeqCst) && self.validity.holds()
+    pub(super) fn holds(&self, until: &mut SystemTime) -> bool {
+        if self.over.load(Ordering::SeqCst) || self.validity.is_doubtful.load(Ordering::SeqCst) {
+            return false;
+        }
+        let now = time_on_the_wall();
+        if now < *until {
+            return true;
+        }
+        *until = self.validity.until();
+        now < *until
     }
 }
 
@@ -76,29 +85,45 @@ impl Tenure {
 }
 
 /// Until when a worker may take its leases to be its own.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Validity {
-    /// In nanoseconds since 1970, by the clock on the wall; 0 where it is not known to have any.
-    until: AtomicU64,
+    /// By the clock on the wall.
+    until: Mutex<SystemTime>,
+    /// It is not known to be any longer.
+    is_doubtful: AtomicBool,
     waiting: Mutex<Vec<Waker>>,
+}
+
+impl Default for Validity {
+    fn default() -> Self {
+        Self {
+            until: Mutex::new(UNIX_EPOCH),
+            is_doubtful: AtomicBool::new(true),
+            waiting: Mutex::default(),
+        }
+    }
 }
 
 impl Validity {
     /// The leases are the worker's for so long after that moment.
     pub(crate) fn extend(&self, from: SystemTime, time: Duration) {
-        let until = nanos(from).saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
-        self.until.store(until, Ordering::SeqCst);
+        let until = from.checked_add(time).unwrap_or(from);
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+        self.is_doubtful.store(false, Ordering::SeqCst);
         self.waiting().drain(..).for_each(Waker::wake);
     }
 
     /// The leases may be another's by now.
     pub(crate) fn doubt(&self) {
-        self.until.store(0, Ordering::SeqCst);
+        self.is_doubtful.store(true, Ordering::SeqCst);
     }
 
-    #[inline]
+    fn until(&self) -> SystemTime {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn holds(&self) -> bool {
-        nanos(SystemTime::now()) < self.until.load(Ordering::SeqCst)
+        !self.is_doubtful.load(Ordering::SeqCst) && time_on_the_wall() < self.until()
     }
 
     fn poll_holds(&self, context: &mut Context<'_>) -> Poll<()> {
@@ -118,10 +143,14 @@ impl Validity {
     }
 }
 
+/// The time by the clock on the wall, which a test may have replaced.
 #[inline]
-fn nanos(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    since.as_secs().saturating_mul(1_000_000_000).saturating_add(since.subsec_nanos().into())
+pub(crate) fn time_on_the_wall() -> SystemTime {
+    #[cfg(feature = "testing")]
+    if let Some(time) = crate::testing::time_on_the_wall() {
+        return time;
+    }
+    SystemTime::now()
 }
 
 #[cfg(test)]
@@ -140,18 +169,18 @@ mod tests {
     #[test]
     fn is_in_doubt_before_the_first_renewal_and_after_the_last() {
         let (tenure, validity) = tenure();
-        assert!(!tenure.hold().holds());
+        assert!(!tenure.hold().holds(&mut UNIX_EPOCH.clone()));
         validity.extend(SystemTime::now(), LONG);
-        assert!(tenure.hold().holds());
+        assert!(tenure.hold().holds(&mut UNIX_EPOCH.clone()));
         // As after a sleep: nobody has said anything, and the time is over.
         validity.extend(SystemTime::now() - 2 * LONG, LONG);
-        assert!(!tenure.hold().holds());
+        assert!(!tenure.hold().holds(&mut UNIX_EPOCH.clone()));
         validity.extend(SystemTime::now(), LONG);
         validity.doubt();
-        assert!(!tenure.hold().holds());
+        assert!(!tenure.hold().holds(&mut UNIX_EPOCH.clone()));
         validity.extend(SystemTime::now(), LONG);
         tenure.end();
-        assert!(!tenure.hold().holds());
+        assert!(!tenure.hold().holds(&mut UNIX_EPOCH.clone()));
     }
 
     #[tokio::test]

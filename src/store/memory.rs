@@ -43,12 +43,36 @@ pub struct MemoryStore {
 struct Clock {
     began: Duration,
     since: Instant,
+    /// By how many milliseconds it was moved.
+    #[cfg(feature = "testing")]
+    moved: Arc<std::sync::atomic::AtomicI64>,
 }
 
 impl Default for Clock {
     fn default() -> Self {
-        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { began, since: Instant::now() }
+        Self::at(SystemTime::now())
+    }
+}
+
+impl Clock {
+    fn at(time: SystemTime) -> Self {
+        Self {
+            began: time.duration_since(UNIX_EPOCH).unwrap_or_default(),
+            since: Instant::now(),
+            #[cfg(feature = "testing")]
+            moved: Arc::default(),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        let now = self.began + self.since.elapsed();
+        #[cfg(feature = "testing")]
+        let now = {
+            let moved = self.moved.load(std::sync::atomic::Ordering::SeqCst);
+            let by = Duration::from_millis(moved.unsigned_abs());
+            if moved < 0 { now.saturating_sub(by) } else { now + by }
+        };
+        now
     }
 }
 
@@ -64,10 +88,41 @@ impl MemoryStore {
     }
 
     fn with<T>(&self, scope: &Scope, work: impl FnOnce(&mut Ledger, Duration) -> T) -> T {
-        let now = self.clock.began + self.clock.since.elapsed();
+        let now = self.clock.now();
         // A panic under the lock cannot leave half a change: no step panics.
         let mut ledgers = self.ledgers.lock().unwrap_or_else(PoisonError::into_inner);
         work(ledgers.entry(scope.clone()).or_default(), now)
+    }
+}
+
+/// What befalls a server that keeps leases, for testing what must bear it.
+#[cfg(feature = "testing")]
+impl MemoryStore {
+    /// An empty store, whose clock shows `time` now.
+    pub fn at(time: SystemTime) -> Self {
+        Self { ledgers: Arc::default(), clock: Clock::at(time) }
+    }
+
+    /// A store of its own with what this one holds now, as a replica has it. They share the clock.
+    #[must_use]
+    pub fn replica(&self) -> Self {
+        Self { ledgers: Arc::new(Mutex::new(self.copied())), clock: self.clock.clone() }
+    }
+
+    /// Holds what `other` does from now on, and nothing of its own: as after a failover to a
+    /// replica that lags, or a restart without data.
+    pub fn fall_back_to(&self, other: &Self) {
+        let copied = other.copied();
+        *self.ledgers.lock().unwrap_or_else(PoisonError::into_inner) = copied;
+    }
+
+    /// Moves the clock by so many milliseconds, forwards or backwards.
+    pub fn move_clock(&self, millis: i64) {
+        self.clock.moved.fetch_add(millis, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    fn copied(&self) -> HashMap<Scope, Ledger> {
+        self.ledgers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

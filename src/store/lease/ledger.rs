@@ -10,6 +10,7 @@ use crate::checkpoint::Checkpoint;
 use crate::record::ShardId;
 
 /// What one application keeps of one stream.
+#[cfg_attr(feature = "testing", derive(Clone))]
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     /// 0 where there is no table yet.

@@ -1,0 +1,220 @@
+//! What a fleet does when everything is well.
+
+use std::time::Duration;
+
+use kinestream::Checkpoint;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep};
+
+use crate::truth::Promise;
+use crate::world::World;
+
+/// Longer than any pause between attempts, and than what is left of one, for Kinesis and the store.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// From the moment that a shard is taken to its first record, and what a decision takes.
+const START: Duration = Duration::from_secs(5);
+
+/// How long a fleet is watched at rest.
+const REST: Duration = Duration::from_secs(120);
+
+impl World {
+    pub(crate) async fn calm_down(&mut self) {
+        self.heal();
+        // Who has forgotten a record keeps its shard where it is.
+        while let Some(index) =
+            self.workers.iter().position(|worker| worker.has_forgotten || worker.has_ended)
+        {
+            self.workers.remove(index).close();
+        }
+        if self.workers.is_empty() {
+            self.join();
+        }
+        self.read_everything().await;
+        self.rest().await;
+        for _ in 0..2 {
+            if self.truth.is_broken() {
+                return;
+            }
+            match self.rng.u8(..3) {
+                0 => self.lose_one(true).await,
+                1 => self.lose_one(false).await,
+                _ => self.gain_one().await,
+            }
+        }
+        self.end().await;
+    }
+
+    /// What is longest among the workers.
+    fn longest(&self, time: impl Fn(&crate::plan::Plan) -> Duration) -> Duration {
+        self.workers.iter().map(|worker| time(&worker.plan)).max().unwrap_or_default()
+    }
+
+    async fn read_everything(&mut self) {
+        let lease = Duration::from_secs(30);
+        let patience = PATIENCE + 2 * lease + self.longest(|plan| plan.handoff_timeout);
+        let (mut quiet, mut left) = (Instant::now(), usize::MAX);
+        while !self.truth.is_broken() {
+            let unfinished = self.unfinished().await;
+            if unfinished.is_empty() {
+                return;
+            }
+            if unfinished.len() != left {
+                (quiet, left) = (Instant::now(), unfinished.len());
+            } else if quiet.elapsed() > patience {
+                return self
+                    .breaks_progress(format_args!("nothing comes; unfinished: {unfinished:?}"));
+            }
+            self.pass(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// The records that are to be finished, and the shards whose ends are to be stored.
+    async fn unfinished(&self) -> Vec<(usize, Option<usize>)> {
+        let table = self.table().await;
+        let facts = self.truth.lock();
+        let mut unfinished = Vec::new();
+        for shard in self.orders.shards() {
+            let records = facts.shards[shard.index()].records.iter().enumerate();
+            let missing = records.filter(|(_, finished)| !**finished);
+            unfinished.extend(missing.map(|(place, _)| (shard.index(), Some(place))));
+            let lease = table.leases.get(&shard.id());
+            let stored = lease.and_then(|lease| lease.checkpoint.as_ref());
+            if !shard.is_open() && stored != Some(&Checkpoint::ShardEnd) {
+                unfinished.push((shard.index(), None));
+            }
+        }
+        unfinished
+    }
+
+    /// How long it takes at most until shares are even.
+    fn settling(&self) -> Duration {
+        2 * self.longest(crate::plan::Plan::renewal) + START
+    }
+
+    /// Each open shard has another record, which is finished when so much time has passed.
+    async fn yields_within(&mut self, time: Duration, after: &str) {
+        for shard in self.orders.open_shards() {
+            self.put_into(shard.index());
+        }
+        self.pass(time).await;
+        let unfinished = self.unfinished().await;
+        if !unfinished.is_empty() {
+            self.breaks_progress(format_args!(
+                "{after}, {unfinished:?} are unfinished after {time:?}"
+            ));
+        }
+    }
+
+    /// The shares of all workers differ by one at most.
+    async fn is_even(&mut self, after: &str) {
+        let table = self.table().await;
+        let open: Vec<_> = self.orders.open_shards().iter().map(|shard| shard.id()).collect();
+        let count = |name: &str| {
+            let owner = |shard| table.leases.get(shard).and_then(|lease| lease.owner.as_deref());
+            open.iter().filter(|shard| owner(shard) == Some(name)).count()
+        };
+        let shares: Vec<_> =
+            self.workers.iter().map(|worker| (&worker.name, count(&worker.name))).collect();
+        let counts = shares.iter().map(|(_, count)| *count);
+        let (most, least) = (counts.clone().max(), counts.clone().min());
+        if most.unwrap_or(0) > least.unwrap_or(0) + 1 || counts.sum::<usize>() < open.len() {
+            self.truth.breaks(
+                Promise::Evenness,
+                format_args!("{after}, {} shards are shared as {shares:?}", open.len()),
+            );
+        }
+    }
+
+    async fn rest(&mut self) {
+        // Until the leases of those that are gone have run out, and the last children are found.
+        let before = self.settling()
+            + Duration::from_secs(30)
+            + self.longest(|plan| plan.poll_timeout.unwrap_or_default())
+            + self.longest(|plan| plan.handoff_timeout)
+            + 2 * self.scene.discovery_interval;
+        self.pass(before).await;
+        self.is_even("at rest").await;
+        let (version, calls) = (self.table().await.version, self.kinesis.call_count());
+        let began = Instant::now();
+        while began.elapsed() < REST && !self.truth.is_broken() {
+            self.yields_within(Duration::from_secs(20), "at rest").await;
+        }
+        if self.table().await.version != version {
+            self.truth.breaks(Promise::Rest, format_args!("the table of a fleet at rest changes"));
+        }
+        let calls = self.kinesis.calls_from(calls);
+        let listings = calls.iter().filter(|call| call.operation == "ListShards").count();
+        let seconds = began.elapsed().as_millis();
+        let due = usize::try_from(seconds / self.scene.discovery_interval.as_millis()).unwrap_or(0);
+        if !(due.saturating_sub(due / 10 + 1)..=due + 1).contains(&listings) {
+            self.truth.breaks(
+                Promise::FewListings,
+                format_args!("{listings} listings in {:?}", began.elapsed()),
+            );
+        }
+    }
+
+    /// A worker is killed or closed, and the others have its shards soon.
+    async fn lose_one(&mut self, is_killed: bool) {
+        if self.workers.len() < 2 {
+            return;
+        }
+        let worker = self.workers.remove(self.rng.usize(..self.workers.len()));
+        let lease = worker.plan.lease_duration;
+        let after = if is_killed { "a worker was killed" } else { "a worker has left" };
+        let time = if is_killed {
+            worker.kill();
+            lease
+        } else {
+            worker.close();
+            Duration::ZERO
+        };
+        let time = time + self.longest(crate::plan::Plan::renewal) + START;
+        self.yields_within(time, after).await;
+        self.pass(self.settling()).await;
+        self.is_even(after).await;
+    }
+
+    /// A worker joins, and has its share soon.
+    async fn gain_one(&mut self) {
+        self.join();
+        let is_renamed = {
+            let facts = self.truth.lock();
+            let name = &facts.lives.last().expect("it has joined").name;
+            facts.lives.iter().filter(|life| life.name == *name).count() > 1
+        };
+        if is_renamed {
+            // Its name is free when the leases of its last life have run out.
+            self.pass(Duration::from_secs(30) + self.settling()).await;
+        }
+        self.pass(self.settling()).await;
+        self.is_even("a worker has joined").await;
+        self.yields_within(START, "a worker has joined").await;
+    }
+
+    async fn end(&mut self) {
+        for worker in std::mem::take(&mut self.workers) {
+            match self.rng.u8(..3) {
+                0 => worker.close(),
+                1 => worker.drop_all(),
+                _ => worker.kill(),
+            }
+        }
+        sleep(Duration::from_secs(60)).await;
+        let (calls, tasks) =
+            (self.kinesis.in_flight(), Handle::current().metrics().num_alive_tasks());
+        if calls + tasks > 0 {
+            self.truth.breaks(
+                Promise::NothingLeftRunning,
+                format_args!("{calls} calls and {tasks} tasks are left"),
+            );
+        }
+        // How often a shard is asked is for each of its readers to keep, not for all of them.
+        for violation in self.kinesis.violations() {
+            if !violation.starts_with("more than") {
+                self.truth.breaks(Promise::CallLimits, format_args!("{violation}"));
+            }
+        }
+    }
+}

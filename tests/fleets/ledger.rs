@@ -1,0 +1,210 @@
+//! What the store may make of what it is asked.
+
+use std::time::Duration;
+
+use kinestream::store::lease::{Answer, Change, Fenced, Lease, Request, Table, Verdict};
+use kinestream::{Checkpoint, ShardId};
+use tokio::time::Instant;
+
+use crate::truth::{Facts, Promise, index_of};
+
+/// How long a worker has reached the store for when it is sure to have saved what it gives back.
+const LONG_WELL: Duration = Duration::from_secs(30);
+
+/// What is finished so shortly before a shard is given back may not be saved.
+const HANDOVER: Duration = Duration::from_millis(200);
+
+impl Facts {
+    /// A worker's exchange has been carried out.
+    pub(crate) fn judge_exchange(
+        &mut self,
+        worker: usize,
+        request: &Request,
+        answer: &Answer,
+        before: &Table,
+        after: &Table,
+    ) {
+        let name = self.lives[worker].name.clone();
+        let leaving = if request.leaving { ", leaving" } else { "" };
+        self.tell(format_args!(
+            "{name} exchanges{leaving}: {:?}, {} {:?}",
+            answer.standing,
+            if answer.applied { "applied" } else { "not applied" },
+            request.changes
+        ));
+        if before.version != after.version {
+            let leases: Vec<_> = after
+                .leases
+                .iter()
+                .map(|(shard, lease)| {
+                    let (owner, heir) = (lease.owner.as_deref(), lease.heir.as_deref());
+                    (index_of(shard), lease.epoch, owner.unwrap_or("-"), heir.unwrap_or("-"))
+                })
+                .collect();
+            let workers: Vec<_> = after.workers.keys().collect();
+            self.tell(format_args!("the table of {workers:?}: {leases:?}"));
+        }
+        if answer.applied {
+            self.judge_returns(worker, request, before);
+        }
+        self.judge_tables(before, after);
+    }
+
+    /// What a worker gives back.
+    fn judge_returns(&mut self, worker: usize, request: &Request, before: &Table) {
+        let given_back = |change: &Change| match change {
+            Change::Release { shard, epoch } => Some((shard.clone(), *epoch)),
+            _ => None,
+        };
+        let given_back: Vec<_> = request.changes.iter().filter_map(given_back).collect();
+        let own = |lease: &&Lease| lease.owner.as_ref() == Some(&request.worker);
+        for (shard, lease) in before.leases.iter().filter(|(_, lease)| own(lease)) {
+            let is_given_back = given_back.contains(&(shard.clone(), lease.epoch));
+            if !is_given_back && !request.leaving {
+                continue;
+            }
+            let place = (index_of(shard), lease.epoch);
+            let Some(tenancy) = self.tenancies.get_mut(&place) else { continue };
+            tenancy.released.get_or_insert_with(Instant::now);
+            let is_unfinished = tenancy.finished.contains(&None);
+            let waited = self.offers.get(&place).map(Instant::elapsed);
+            let patience = self.lives[worker].patience;
+            if !request.leaving && is_unfinished && !self.lost_data && waited < patience {
+                self.breaks(
+                    Promise::Handover,
+                    format_args!("{shard} is given back unfinished after {waited:?}"),
+                );
+            }
+        }
+    }
+
+    /// A worker's positions have been saved, or not.
+    pub(crate) fn judge_save(
+        &mut self,
+        worker: usize,
+        positions: &[Fenced],
+        verdicts: &[Verdict],
+        before: &Table,
+        after: &Table,
+    ) {
+        for (Fenced { shard, epoch, checkpoint }, verdict) in positions.iter().zip(verdicts) {
+            let name = self.lives[worker].name.clone();
+            self.tell(format_args!(
+                "{name} saves {} in epoch {epoch}: {checkpoint}: {verdict:?}",
+                index_of(shard)
+            ));
+            let known = before.leases.get(shard);
+            let is_lost = known.is_some_and(|lease| lease.epoch > *epoch);
+            let changed = known.map(|lease| &lease.checkpoint)
+                != after.leases.get(shard).map(|lease| &lease.checkpoint);
+            if is_lost && (*verdict != Verdict::Lost || changed) {
+                self.breaks(
+                    Promise::NoZombies,
+                    format_args!("{shard} is saved by {name} in epoch {epoch}, which is over"),
+                );
+            }
+            if !is_lost && *verdict != Verdict::Saved && !self.lost_data {
+                self.breaks(
+                    Promise::NoZombies,
+                    format_args!("{shard} of {name} in epoch {epoch} is said to be {verdict:?}"),
+                );
+            }
+        }
+        self.judge_tables(before, after);
+    }
+
+    fn judge_tables(&mut self, before: &Table, after: &Table) {
+        for shard in before.leases.keys().filter(|shard| !after.leases.contains_key(shard)) {
+            self.breaks(Promise::NeverBackwards, format_args!("{shard} is forgotten"));
+        }
+        for (id, lease) in &after.leases {
+            let shard = index_of(id);
+            let old = before.leases.get(id);
+            let position = lease.checkpoint.as_ref();
+            if old.is_none_or(|old| old.checkpoint.as_ref() != position) {
+                let old = old.and_then(|old| old.checkpoint.as_ref());
+                self.judge_position(id, lease.epoch, old, position);
+            }
+            if lease.heir.is_some() {
+                self.offers.entry((shard, lease.epoch)).or_insert_with(Instant::now);
+            }
+            if old.is_none_or(|old| old.epoch < lease.epoch) && lease.epoch > 0 {
+                self.begin_epoch(shard, lease.epoch, position);
+            }
+        }
+    }
+
+    fn judge_position(
+        &mut self,
+        id: &ShardId,
+        epoch: u64,
+        old: Option<&Checkpoint>,
+        new: Option<&Checkpoint>,
+    ) {
+        let shard = index_of(id);
+        let (before, passed) = (self.passed(shard, old), self.passed(shard, new));
+        let reopened = old == Some(&Checkpoint::ShardEnd);
+        if (passed < before || reopened) && !self.lost_data {
+            self.breaks(
+                Promise::NeverBackwards,
+                format_args!("{id} goes back from {old:?} to {new:?}"),
+            );
+        }
+        if let Some(place) = self.shards[shard].records[..passed].iter().position(|done| !done) {
+            self.breaks(
+                Promise::NotPastUnfinished,
+                format_args!("{id} is stored as {new:?}, but record {place} is not finished"),
+            );
+        }
+        let Some(tenancy) = self.tenancies.get(&(shard, epoch)) else { return };
+        let own = passed.saturating_sub(tenancy.first).min(tenancy.finished.len());
+        if let Some(place) = tenancy.finished[..own].iter().position(Option::is_none)
+            && !self.lost_data
+        {
+            let place = tenancy.first + place;
+            self.breaks(
+                Promise::NotPastUnfinished,
+                format_args!(
+                    "{id} is stored as {new:?} in epoch {epoch}, in which record {place} is not \
+                     finished"
+                ),
+            );
+        }
+    }
+
+    /// A lease has a new epoch: what had the time to be saved is stored.
+    fn begin_epoch(&mut self, shard: usize, epoch: u64, position: Option<&Checkpoint>) {
+        let passed = self.passed(shard, position);
+        self.bases.insert((shard, epoch), passed);
+        let mut due = 0;
+        for ((of, _), tenancy) in self.tenancies.range_mut((shard, 0)..(shard, epoch)) {
+            debug_assert_eq!(*of, shard, "the range is of one shard");
+            if std::mem::replace(&mut tenancy.is_over, true) {
+                continue;
+            }
+            let life = &self.lives[tenancy.worker];
+            let (mut latest, mut finished) = (self.began, tenancy.first);
+            for at in &tenancy.finished {
+                let Some(at) = at else { break };
+                latest = latest.max(*at);
+                let is_given_back =
+                    tenancy.released.is_some_and(|released| latest + HANDOVER <= released);
+                if !life.had_time_to_save(latest) && !(is_given_back && life.well_for() > LONG_WELL)
+                {
+                    break;
+                }
+                finished += 1;
+            }
+            due = due.max(finished);
+        }
+        if passed < due && !self.lost_data {
+            self.breaks(
+                Promise::FewRepeats,
+                format_args!(
+                    "epoch {epoch} of shard {shard} begins at record {passed}, but {due} records \
+                     had the time to be saved"
+                ),
+            );
+        }
+    }
+}

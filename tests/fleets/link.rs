@@ -1,0 +1,160 @@
+//! How each worker reaches the store, and what it knows by what it was answered.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kinestream::store::lease::{Answer, Standing};
+use tokio::time::Instant;
+
+use crate::plan::Plan;
+use crate::truth::{Facts, index_of};
+
+/// The longest that a save may be under way, and the longest pause after one that failed.
+const STORE_RECOVERY: Duration = Duration::from_secs(16);
+
+/// How a connection to the store is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Health {
+    Well,
+    /// Every call takes so long, half of it before it is carried out.
+    Slow(Duration),
+    /// Every call is carried out after so long, also where nobody waits for it any more.
+    Late(Duration),
+    /// No call reaches the store.
+    Down,
+    /// Every call is carried out, and its answer is lost.
+    Forgetful,
+    /// No call ever answers, nor is it carried out.
+    Hangs,
+}
+
+/// One worker, from outside.
+#[derive(Debug)]
+pub(crate) struct Life {
+    pub(crate) name: String,
+    pub(crate) health: Health,
+    pub(crate) is_dead: bool,
+    began: Instant,
+    checkpoint_interval: Duration,
+    lease_duration: Duration,
+    /// How long it waits for unfinished records, where it gives up no stream before.
+    pub(crate) patience: Option<Duration>,
+    /// Since when it has reached the store, and until when.
+    well: Vec<(Instant, Option<Instant>)>,
+    /// Until when its leases are its own, and how far the clock on the wall had been moved then.
+    valid: Option<(Instant, Duration)>,
+    /// It was the only one in the table that it saw last.
+    pub(crate) is_alone: bool,
+    /// The epoch of each shard in the table that it saw last.
+    pub(crate) told: BTreeMap<usize, u64>,
+}
+
+impl Life {
+    pub(crate) fn new(name: String, plan: &Plan) -> Self {
+        Self {
+            name,
+            health: Health::Well,
+            is_dead: false,
+            began: Instant::now(),
+            checkpoint_interval: plan.checkpoint_interval,
+            lease_duration: plan.lease_duration,
+            patience: plan.poll_timeout.is_none().then_some(plan.handoff_timeout),
+            well: Vec::new(),
+            valid: None,
+            is_alone: false,
+            told: BTreeMap::new(),
+        }
+    }
+
+    /// Whether its leases are its own, as far as it can know.
+    pub(crate) fn is_valid(&self, wall_moved: Duration) -> bool {
+        self.valid.is_some_and(|(until, moved)| Instant::now() + wall_moved < until + moved)
+    }
+
+    /// Whether what was finished at that moment had the time to be saved.
+    pub(crate) fn had_time_to_save(&self, finished: Instant) -> bool {
+        let needed = self.checkpoint_interval + Duration::from_millis(50);
+        self.well.iter().any(|(from, to)| {
+            let ready = if *from == self.began { *from } else { *from + STORE_RECOVERY };
+            ready.max(finished) + needed <= to.unwrap_or_else(Instant::now)
+        })
+    }
+
+    /// For how long it has reached the store.
+    pub(crate) fn well_for(&self) -> Duration {
+        match self.well.last() {
+            Some((from, None)) if *from == self.began => Duration::MAX,
+            Some((from, None)) => from.elapsed(),
+            _ => Duration::ZERO,
+        }
+    }
+
+    fn note(&mut self, is_well: bool) {
+        let was_well = self.well.last().is_some_and(|(_, to)| to.is_none());
+        match (was_well, is_well) {
+            (true, false) => self.well.last_mut().expect("it was well").1 = Some(Instant::now()),
+            (false, true) => self.well.push((Instant::now(), None)),
+            _ => {}
+        }
+    }
+}
+
+impl Facts {
+    pub(crate) fn begin_life(&mut self, life: Life) -> usize {
+        self.lives.push(life);
+        self.note_health();
+        self.lives.len() - 1
+    }
+
+    /// Changes how one worker reaches the store.
+    pub(crate) fn set_link(&mut self, worker: usize, health: Health) {
+        let name = &self.lives[worker].name;
+        self.tell(format_args!("the connection of {name} is {health:?}", name = name.clone()));
+        self.lives[worker].health = health;
+        self.note_health();
+    }
+
+    /// Changes how the store is for all.
+    pub(crate) fn set_store(&mut self, health: Health) {
+        self.tell(format_args!("the store is {health:?}"));
+        self.store = health;
+        self.note_health();
+    }
+
+    /// No call of a worker reaches the store any more.
+    pub(crate) fn kill(&mut self, worker: usize) {
+        self.lives[worker].is_dead = true;
+        self.note_health();
+    }
+
+    fn note_health(&mut self) {
+        for life in &mut self.lives {
+            let is_well = self.store == Health::Well && life.health == Health::Well;
+            life.note(is_well && !life.is_dead);
+        }
+    }
+
+    /// How a call of a worker goes.
+    pub(crate) fn health(&self, worker: usize) -> Health {
+        let life = &self.lives[worker];
+        match (life.is_dead, self.store) {
+            (true, _) => Health::Hangs,
+            (_, Health::Well) => life.health,
+            (_, health) => health,
+        }
+    }
+
+    /// A worker is given an answer to what it asked then.
+    pub(crate) fn hear(&mut self, worker: usize, asked: (Instant, Duration), answer: &Answer) {
+        if let Some(table) = &answer.table {
+            self.lives[worker].told =
+                table.leases.iter().map(|(shard, lease)| (index_of(shard), lease.epoch)).collect();
+            self.lives[worker].is_alone = table.workers.len() == 1;
+        }
+        if answer.standing != Standing::Occupied {
+            let (at, moved) = asked;
+            let life = &mut self.lives[worker];
+            life.valid = Some((at + life.lease_duration, moved));
+        }
+    }
+}

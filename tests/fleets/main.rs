@@ -1,0 +1,83 @@
+//! Simulation of fleets: workers that share the shards of a stream, and whatever befalls them.
+//!
+//! As in `tests/simulation` a seed stands for a world and a story in it, on one thread and a paused
+//! clock. Here two to eight workers of one application have one store between them, which each sees
+//! through a connection of its own: it is cut, loses answers, is slow or hangs, for one or for all.
+//! The store restarts, with its data, with older data or with none, and its clock is moved. Workers
+//! join, close, are dropped, killed and suspended; their callers are busy for long, forget records
+//! and acknowledge in any order. When everything is well again, the fleet is watched at rest, and
+//! when a worker comes, goes and dies.
+//!
+//! - `cargo test --features testing --test fleets` goes through the seeds of every day;
+//! - `SEED=7 cargo test --features testing --test fleets -- --ignored --nocapture one` tells the
+//!   story of one;
+//! - `SEEDS=0..100000 cargo test --release --features testing --test fleets -- --ignored
+//!   --nocapture many` goes through as many as it is told, on all cores.
+// A test that cannot go on says so by a panic, in its helpers too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod calm;
+mod ledger;
+mod link;
+#[path = "../simulation/merged.rs"]
+mod merged;
+mod plan;
+mod records;
+#[path = "../support/seeds.rs"]
+mod seeds;
+mod store;
+mod troubles;
+mod truth;
+mod worker;
+mod world;
+
+use std::ops::Range;
+
+use seeds::{Simulation, Story};
+use world::World;
+
+/// The seeds that every run of the tests goes through.
+const EVERY_DAY: Range<u64> = 0..400;
+
+const SIMULATION: Simulation = Simulation { test: "fleets", simulate };
+
+fn simulate(seed: u64) -> Story {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut world = World::new(seed);
+        world.run().await;
+        let records = world.truth.lock().shards.iter().map(|shard| shard.records.len()).sum();
+        let calls = world.kinesis.call_count();
+        let (trace, broken) = world.truth.end();
+        let broken = broken.map(|broken| (format!("{:?}", broken.promise), broken.detail));
+        Story { trace, broken, records, calls }
+    })
+}
+
+#[test]
+fn no_schedule_breaks_a_promise() {
+    SIMULATION.go_through(EVERY_DAY);
+}
+
+#[test]
+fn a_seed_tells_the_same_story_every_time() {
+    for seed in 0..10 {
+        assert_eq!(simulate(seed).trace, simulate(seed).trace, "seed {seed}");
+    }
+}
+
+#[test]
+#[ignore = "tells the story of the seed in SEED"]
+fn one() {
+    SIMULATION.tell_one();
+}
+
+#[test]
+#[ignore = "goes through the seeds in SEEDS, as many as wanted"]
+fn many() {
+    SIMULATION.go_through_many();
+}

@@ -1,0 +1,132 @@
+//! What a seed stands for: the options of the workers, and how bad the world is.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use kinestream::{CheckpointOn, ConsumerBuilder, Ordering, StartingPosition};
+
+/// Which of the two doors of a consumer is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Door {
+    Records,
+    Shards,
+}
+
+/// The options of one worker.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) door: Door,
+    pub(crate) mode: CheckpointOn,
+    pub(crate) ordering: Ordering,
+    pub(crate) limit: u32,
+    pub(crate) interval: Duration,
+    pub(crate) checkpoint_interval: Duration,
+    pub(crate) max_in_flight: usize,
+    pub(crate) max_unflushed: Duration,
+    pub(crate) prefetch: usize,
+    pub(crate) discovery_interval: Duration,
+    pub(crate) lease_duration: Duration,
+    pub(crate) handoff_timeout: Duration,
+    pub(crate) poll_timeout: Option<Duration>,
+    /// The longest that its caller works on a record, in milliseconds.
+    pub(crate) work: u64,
+}
+
+/// The world of a fleet.
+#[derive(Debug, Clone)]
+pub(crate) struct Scene {
+    pub(crate) shards: usize,
+    pub(crate) workers: usize,
+    pub(crate) ordering: Ordering,
+    pub(crate) discovery_interval: Duration,
+    /// Of all workers; `None` where each has its own.
+    pub(crate) lease_duration: Option<Duration>,
+    /// Whether the end of a shard names its children.
+    pub(crate) child_shards: bool,
+    pub(crate) latency: Duration,
+    pub(crate) steps: usize,
+    /// How often, in percent of the steps, calls of Kinesis go wrong, connections do, and the
+    /// store does.
+    pub(crate) faults: u8,
+    pub(crate) link_faults: u8,
+    pub(crate) store_faults: u8,
+    /// Whether the store loses what it was told. With a clock that goes back as well, the same
+    /// epoch could come twice, so a world has one or the other.
+    pub(crate) loses_data: bool,
+    pub(crate) clock_jumps: bool,
+}
+
+fn pick<T: Copy>(rng: &mut Rng, choices: &[T]) -> T {
+    choices[rng.usize(..choices.len())]
+}
+
+impl Scene {
+    pub(crate) fn new(rng: &mut Rng) -> Self {
+        let lease_duration = lease_duration(rng);
+        let loses_data = rng.u8(..4) == 0;
+        Self {
+            shards: rng.usize(1..7),
+            workers: if rng.u8(..4) == 0 { rng.usize(2..9) } else { rng.usize(2..4) },
+            ordering: if rng.u8(..6) == 0 { Ordering::Unordered } else { Ordering::ParentFirst },
+            discovery_interval: Duration::from_millis(pick(rng, &[1000, 5000, 30_000])),
+            lease_duration: (rng.u8(..3) > 0).then_some(lease_duration),
+            child_shards: rng.u8(..4) != 0,
+            latency: Duration::from_millis(pick(rng, &[0, 0, 5, 80])),
+            steps: rng.usize(5..50),
+            faults: pick(rng, &[0, 0, 5, 15]),
+            link_faults: pick(rng, &[0, 15, 30, 45]),
+            store_faults: pick(rng, &[0, 5, 15, 30]),
+            loses_data,
+            clock_jumps: !loses_data && rng.u8(..4) == 0,
+        }
+    }
+
+    /// The options of the next worker.
+    pub(crate) fn plan(&self, rng: &mut Rng) -> Plan {
+        let milliseconds = Duration::from_millis;
+        Plan {
+            door: if rng.u8(..4) == 0 { Door::Shards } else { Door::Records },
+            mode: if rng.bool() { CheckpointOn::Pull } else { CheckpointOn::Ack },
+            ordering: self.ordering,
+            limit: pick(rng, &[1, 3, 10_000, 10_000]),
+            interval: milliseconds(pick(rng, &[500, 1000, 3000, 3000])),
+            checkpoint_interval: milliseconds(pick(rng, &[0, 100, 1000, 1000, 5000])),
+            max_in_flight: pick(rng, &[1, 3, 10_000]),
+            max_unflushed: milliseconds(pick(rng, &[0, 2000, 60_000])),
+            prefetch: pick(rng, &[0, 1, 1, 3]),
+            discovery_interval: self.discovery_interval,
+            lease_duration: self.lease_duration.unwrap_or_else(|| lease_duration(rng)),
+            handoff_timeout: milliseconds(pick(rng, &[0, 1000, 5000, 30_000])),
+            poll_timeout: (rng.u8(..4) == 0).then(|| milliseconds(rng.u64(1000..10_000))),
+            work: pick(rng, &[1, 1, 200, 3000, 40_000]),
+        }
+    }
+}
+
+fn lease_duration(rng: &mut Rng) -> Duration {
+    Duration::from_millis(if rng.bool() { rng.u64(2000..8000) } else { rng.u64(2000..30_001) })
+}
+
+impl Plan {
+    pub(crate) fn apply(&self, builder: ConsumerBuilder) -> ConsumerBuilder {
+        builder
+            .starting_position(StartingPosition::TrimHorizon)
+            .checkpoint_on(self.mode)
+            .ordering(self.ordering)
+            .limit(self.limit)
+            .interval(self.interval)
+            .checkpoint_interval(self.checkpoint_interval)
+            .max_in_flight(self.max_in_flight)
+            .max_unflushed(self.max_unflushed)
+            .prefetch(self.prefetch)
+            .discovery_interval(self.discovery_interval)
+            .lease_duration(self.lease_duration)
+            .handoff_timeout(self.handoff_timeout)
+            .poll_timeout(self.poll_timeout)
+    }
+
+    /// The pause between renewals.
+    pub(crate) fn renewal(&self) -> Duration {
+        self.lease_duration / 3
+    }
+}

@@ -1,0 +1,123 @@
+//! What a record that is yielded is held to.
+//!
+//! # Who may yield
+//!
+//! A worker may yield while its leases are its own as far as it can know: less than its lease
+//! duration after it *asked* in the last exchange that was answered, by tokio's clock and by the one
+//! on the wall. One exception: a worker that was alone in the table that it saw last reads on
+//! while it cannot reach the store, since nobody was there to take anything.
+//!
+//! # Epochs
+//!
+//! In one epoch of a shard one worker yields. Where another has yielded in a higher one, a worker
+//! yields in a lower one only where it cannot know, and that takes something special: either it
+//! read on alone, or the store's clock was moved or its data lost, so that leases ran out early.
+//! Otherwise whoever takes a lease waits until its last owner has stopped by itself. In no case does
+//! a worker yield that has seen a table with a higher epoch.
+
+use std::collections::btree_map::Entry;
+
+use kinestream::{Ordering, Record};
+
+use crate::truth::{Facts, Place, Promise, Tenancy};
+
+impl Facts {
+    /// Holds a record to the promises.
+    pub(crate) fn judge(&mut self, worker: usize, ordering: Ordering, record: &Record) -> Place {
+        let (shard, place) = self.places[record.sequence_number()];
+        let epoch = record.epoch();
+        let name = self.lives[worker].name.clone();
+        self.tell(format_args!("{name} yields shard {shard} record {place} in epoch {epoch}"));
+        self.judge_right(worker, shard, epoch);
+        let top = self.shards[shard].top;
+        self.shards[shard].top = top.max(epoch);
+        match self.tenancies.entry((shard, epoch)) {
+            Entry::Occupied(mut entry) => {
+                let tenancy = entry.get_mut();
+                let (owner, expected) = (tenancy.worker, tenancy.first + tenancy.finished.len());
+                if owner != worker {
+                    let other = self.lives[owner].name.clone();
+                    self.breaks(
+                        Promise::OneReader,
+                        format_args!("{name} and {other} read shard {shard} in epoch {epoch}"),
+                    );
+                } else if place == expected {
+                    tenancy.finished.push(None);
+                } else {
+                    self.breaks(
+                        Promise::Order,
+                        format_args!("shard {shard}: record {place} comes and not {expected}"),
+                    );
+                }
+            }
+            Entry::Vacant(entry) => {
+                let is_over = self.bases.range((shard, epoch + 1)..=(shard, u64::MAX)).count() > 0;
+                entry.insert(Tenancy {
+                    worker,
+                    first: place,
+                    finished: vec![None],
+                    released: None,
+                    is_over,
+                });
+                self.judge_first(shard, place, epoch, ordering);
+            }
+        }
+        Place { shard, place, epoch }
+    }
+
+    fn judge_right(&mut self, worker: usize, shard: usize, epoch: u64) {
+        let life = &self.lives[worker];
+        let (name, is_alone) = (life.name.clone(), life.is_alone);
+        let is_valid = life.is_valid(self.wall_moved);
+        let told = life.told.get(&shard).copied().unwrap_or(0);
+        let top = self.shards[shard].top;
+        if !is_valid && !is_alone {
+            self.breaks(
+                Promise::OnlyWhileValid,
+                format_args!("{name} reads shard {shard}, although its leases have run out"),
+            );
+        }
+        if told > epoch {
+            self.breaks(
+                Promise::Fencing,
+                format_args!("{name} reads shard {shard} in epoch {epoch}, and has seen {told}"),
+            );
+        }
+        let is_excused = self.lost_data || self.clock_moved || is_alone && !is_valid;
+        if epoch < top && !is_excused {
+            self.breaks(
+                Promise::Fencing,
+                format_args!(
+                    "{name} reads shard {shard} in epoch {epoch}, and {top} was there before"
+                ),
+            );
+        }
+    }
+
+    /// The first record of a shard in an epoch.
+    fn judge_first(&mut self, shard: usize, place: usize, epoch: u64, ordering: Ordering) {
+        if let Some(skipped) = self.shards[shard].records[..place].iter().position(|done| !done) {
+            self.breaks(
+                Promise::NothingIsLost,
+                format_args!("shard {shard} begins with record {place}, and skips {skipped}"),
+            );
+        }
+        let base = self.bases.get(&(shard, epoch)).copied().unwrap_or(0);
+        if place < base && !self.lost_data {
+            self.breaks(
+                Promise::FewRepeats,
+                format_args!("shard {shard} was stored at record {base}, and begins at {place}"),
+            );
+        }
+        if ordering == Ordering::ParentFirst {
+            let mut parents = self.shards[shard].parents.clone();
+            parents.retain(|parent| !self.shards[*parent].is_finished());
+            for parent in parents {
+                self.breaks(
+                    Promise::ParentsFirst,
+                    format_args!("shard {shard} begins before its parent {parent} is finished"),
+                );
+            }
+        }
+    }
+}

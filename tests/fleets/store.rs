@@ -1,0 +1,168 @@
+//! What one worker sees of the store that all share.
+
+use std::collections::HashMap;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use kinestream::store::Scope;
+use kinestream::store::lease::{Answer, Edit, Fenced, LeaseStore, Request, Table, Verdict};
+use kinestream::{Checkpoint, CheckpointStore, Error, MemoryStore, Result, ShardId};
+use tokio::time::{Instant, sleep};
+
+use crate::link::Health;
+use crate::truth::Truth;
+
+#[derive(Debug, Clone)]
+pub(crate) struct SimulatedStore {
+    pub(crate) stored: MemoryStore,
+    pub(crate) truth: Truth,
+    pub(crate) worker: usize,
+}
+
+impl SimulatedStore {
+    /// Waits before a call is carried out; an error where it is not.
+    async fn before(&self) -> Result<Health> {
+        let health = self.health();
+        match health {
+            Health::Slow(time) => sleep(time / 2).await,
+            Health::Late(time) => sleep(time).await,
+            Health::Down => return Err(unavailable("no connection")),
+            Health::Hangs => pending().await,
+            Health::Well | Health::Forgetful => {}
+        }
+        if self.truth.lock().lives[self.worker].is_dead {
+            pending::<()>().await;
+        }
+        Ok(health)
+    }
+
+    async fn after(&self, health: Health) -> Result<()> {
+        match health {
+            Health::Slow(time) => sleep(time / 2).await,
+            Health::Forgetful => return Err(unavailable("the connection was lost")),
+            _ => {}
+        }
+        // Its process has ended, or is suspended.
+        if self.health() == Health::Hangs {
+            pending::<()>().await;
+        }
+        Ok(())
+    }
+
+    fn health(&self) -> Health {
+        self.truth.lock().health(self.worker)
+    }
+
+    async fn table_now(&self, scope: &Scope) -> Table {
+        self.stored.table(scope).await.expect("never fails")
+    }
+
+    async fn carry_out(&self, scope: &Scope, request: &Request) -> Result<Answer> {
+        let before = self.table_now(scope).await;
+        let answer = self.stored.exchange(scope, request).await?;
+        let after = self.table_now(scope).await;
+        self.truth.lock().judge_exchange(self.worker, request, &answer, &before, &after);
+        Ok(answer)
+    }
+
+    async fn carry_out_save(&self, scope: &Scope, positions: &[Fenced]) -> Result<Vec<Verdict>> {
+        let before = self.table_now(scope).await;
+        let verdicts = self.stored.save_fenced(scope, positions).await?;
+        let after = self.table_now(scope).await;
+        self.truth.lock().judge_save(self.worker, positions, &verdicts, &before, &after);
+        Ok(verdicts)
+    }
+}
+
+/// The call goes on, also where nobody waits for it any more.
+async fn regardless<T: Send + 'static>(
+    time: Duration,
+    call: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let carried_out = tokio::spawn(async move {
+        sleep(time).await;
+        call.await
+    });
+    carried_out.await.expect("nothing panics")
+}
+
+fn unavailable(why: &str) -> Error {
+    Error::store_unavailable("the store is out of reach", why)
+}
+
+impl CheckpointStore for SimulatedStore {
+    fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
+        self.stored.load(scope)
+    }
+
+    fn save<'a>(
+        &'a self,
+        scope: &'a Scope,
+        checkpoints: &'a [(ShardId, Checkpoint)],
+    ) -> BoxFuture<'a, Result<()>> {
+        self.stored.save(scope, checkpoints)
+    }
+
+    fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {
+        Some(self)
+    }
+}
+
+impl LeaseStore for SimulatedStore {
+    fn exchange<'a>(
+        &'a self,
+        scope: &'a Scope,
+        request: &'a Request,
+    ) -> BoxFuture<'a, Result<Answer>> {
+        async move {
+            let asked = (Instant::now(), self.truth.lock().wall_moved);
+            let answer = if let Health::Late(time) = self.health() {
+                let (store, scope, request) = (self.clone(), scope.clone(), request.clone());
+                regardless(time, async move { store.carry_out(&scope, &request).await }).await?
+            } else {
+                let health = self.before().await?;
+                let answer = self.carry_out(scope, request).await?;
+                self.after(health).await?;
+                answer
+            };
+            self.truth.lock().hear(self.worker, asked, &answer);
+            Ok(answer)
+        }
+        .boxed()
+    }
+
+    fn save_fenced<'a>(
+        &'a self,
+        scope: &'a Scope,
+        positions: &'a [Fenced],
+    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        async move {
+            if let Health::Late(time) = self.health() {
+                let (store, scope, positions) = (self.clone(), scope.clone(), positions.to_vec());
+                let save = async move { store.carry_out_save(&scope, &positions).await };
+                return regardless(time, save).await;
+            }
+            let health = self.before().await?;
+            let verdicts = self.carry_out_save(scope, positions).await?;
+            self.after(health).await?;
+            Ok(verdicts)
+        }
+        .boxed()
+    }
+
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+        self.stored.table(scope)
+    }
+
+    fn edit<'a>(
+        &'a self,
+        scope: &'a Scope,
+        edit: &'a Edit,
+        forced: bool,
+    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
+        self.stored.edit(scope, edit, forced)
+    }
+}

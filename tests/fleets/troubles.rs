@@ -1,0 +1,185 @@
+//! One thing that happens to a fleet.
+
+use std::time::Duration;
+
+use kinestream::testing::Outcome;
+use tokio::time::Instant;
+
+use crate::link::Health;
+use crate::world::World;
+
+const MOST_WORKERS: usize = 8;
+
+impl World {
+    pub(crate) fn step(&mut self) {
+        self.keep_replica();
+        let chance = self.rng.u8(..100);
+        let scene = &self.scene;
+        let (faults, links, store) = (scene.faults, scene.link_faults, scene.store_faults);
+        if chance < faults {
+            return self.fail_calls();
+        }
+        if chance < faults + links {
+            return self.fail_link();
+        }
+        if chance < faults + links + store {
+            return self.fail_store();
+        }
+        match self.rng.u8(..30) {
+            0..=9 => (0..self.rng.usize(1..6)).for_each(|_| self.put()),
+            10..=12 => self.reshard(),
+            13..=15 if self.workers.len() < MOST_WORKERS => self.join(),
+            16..=19 => self.lose_worker(),
+            20 | 21 => self.occupy_caller(),
+            22 => {
+                if let Some(worker) = self.some_worker() {
+                    self.workers[worker].forget(&mut self.rng);
+                }
+            }
+            23 if self.rng.bool() => self.machines_sleep(),
+            _ => {}
+        }
+    }
+
+    fn some_worker(&mut self) -> Option<usize> {
+        (!self.workers.is_empty()).then(|| self.rng.usize(..self.workers.len()))
+    }
+
+    fn lose_worker(&mut self) {
+        let Some(index) = self.some_worker() else { return };
+        let worker = self.workers.remove(index);
+        match self.rng.u8(..5) {
+            0 | 1 => worker.close(),
+            2 => worker.drop_all(),
+            _ => worker.kill(),
+        }
+    }
+
+    fn occupy_caller(&mut self) {
+        let time = self.time(60_000);
+        if let Some(index) = self.some_worker() {
+            let worker = &mut self.workers[index];
+            self.truth.tell(format_args!("the caller of {} is busy for {time:?}", worker.name));
+            worker.busy_until = Instant::now() + time;
+        }
+    }
+
+    /// The clock on the wall goes on, and no timer has heard of it.
+    fn machines_sleep(&mut self) {
+        let time = self.time(40_000);
+        self.truth.tell(format_args!("all machines sleep for {time:?}"));
+        self.wall.move_by(time);
+        self.truth.lock().wall_moved += time;
+    }
+
+    fn fail_link(&mut self) {
+        let Some(index) = self.some_worker() else { return };
+        if self.workers[index].suspended_until.is_some() {
+            return;
+        }
+        if self.rng.u8(..4) == 0 {
+            let time = self.time(60_000);
+            return self.workers[index].suspend(time);
+        }
+        let health = self.health();
+        self.truth.lock().set_link(self.workers[index].life, health);
+    }
+
+    fn health(&mut self) -> Health {
+        match self.rng.u8(..9) {
+            0 => Health::Slow(self.time(1500)),
+            1 => Health::Late(self.time(20_000)),
+            2 | 3 => Health::Down,
+            4 => Health::Forgetful,
+            5 => Health::Hangs,
+            _ => Health::Well,
+        }
+    }
+
+    fn fail_store(&mut self) {
+        match self.rng.u8(..4) {
+            0 if self.scene.loses_data => self.lose_data(),
+            1 if self.scene.clock_jumps => {
+                let most = [100, 5000, 60_000][self.rng.usize(..3)];
+                let millis = self.rng.i64(-most..most);
+                self.truth.tell(format_args!("the store's clock moves by {millis} ms"));
+                self.truth.lock().clock_moved = true;
+                self.stored.move_clock(millis);
+            }
+            _ => {
+                let health = self.health();
+                self.truth.lock().set_store(health);
+            }
+        }
+    }
+
+    fn keep_replica(&mut self) {
+        if self.scene.loses_data {
+            self.replicas.push_back((Instant::now(), self.stored.replica()));
+            if self.replicas.len() > 8 {
+                self.replicas.pop_front();
+            }
+        }
+    }
+
+    /// The store goes on with what it held at an earlier moment, or with nothing.
+    fn lose_data(&mut self) {
+        self.truth.lock().lost_data = true;
+        if self.rng.u8(..3) == 0 {
+            self.truth.tell(format_args!("the store has lost everything"));
+            let empty = kinestream::MemoryStore::new();
+            return self.stored.fall_back_to(&empty);
+        }
+        let index = self.rng.usize(..self.replicas.len());
+        let (at, replica) = &self.replicas[index];
+        self.truth.tell(format_args!("the store has lost the last {:?}", at.elapsed()));
+        self.stored.fall_back_to(replica);
+    }
+
+    fn fail_calls(&mut self) {
+        let mut operation =
+            [None, None, Some("ListShards"), Some("GetShardIterator"), Some("GetRecords")]
+                [self.rng.usize(..5)];
+        let outcome = match self.rng.u8(..10) {
+            0 => Outcome::throttled(),
+            1 => Outcome::failed(500, "InternalFailureException", ""),
+            2 => Outcome::failed(400, "ExpiredIteratorException", "expired"),
+            3 => Outcome::Refused,
+            4 => Outcome::Lost,
+            5 => Outcome::Cut,
+            6 => Outcome::Hangs,
+            7 => Outcome::Delayed(self.time(40_000)),
+            8 => {
+                operation = Some("GetRecords");
+                Outcome::failed(400, "AccessDeniedException", "no")
+            }
+            _ => {
+                self.truth.tell(format_args!("all iterators expire"));
+                return self.kinesis.expire_iterators();
+            }
+        };
+        let times = self.rng.usize(1..5);
+        self.truth.tell(format_args!("next {times} calls of {operation:?}: {outcome:?}"));
+        let mut faults = self.faults.lock().unwrap();
+        faults.extend(std::iter::repeat_n((operation, outcome), times));
+    }
+
+    /// From now on nothing goes wrong, and callers are quick.
+    pub(crate) fn heal(&mut self) {
+        self.truth.tell(format_args!("everything is well from now on"));
+        self.faults.lock().unwrap().clear();
+        self.is_calm = true;
+        let mut facts = self.truth.lock();
+        facts.set_store(Health::Well);
+        for worker in &self.workers {
+            facts.set_link(worker.life, Health::Well);
+        }
+        drop(facts);
+        for worker in &mut self.workers {
+            worker.is_quick = true;
+            worker.suspended_until = None;
+            worker.busy_until = Instant::now() + Duration::from_millis(1);
+            worker.ack_all();
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! One worker and its caller, from the first poll to a close, a drop or a sudden end.
+
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use fastrand::Rng;
+use futures::StreamExt;
+use kinestream::testing::Kinesis;
+use kinestream::{CheckpointOn, Consumer, Error, ErrorKind, MemoryStore, Record};
+use tokio::time::Instant;
+
+use crate::link::{Health, Life};
+use crate::merged::Merged;
+use crate::plan::Plan;
+use crate::store::SimulatedStore;
+use crate::truth::{Place, Promise, Truth};
+
+pub(crate) struct Worker {
+    /// Its place among all workers that there ever were.
+    pub(crate) life: usize,
+    pub(crate) name: String,
+    pub(crate) plan: Plan,
+    pub(crate) consumer: Consumer,
+    stream: Merged,
+    truth: Truth,
+    /// With `Ack`, what the caller works on, and when it is done with it.
+    held: Vec<(Record, Place, Instant)>,
+    /// A record was dropped without an ack: its shard can't be finished by this worker.
+    pub(crate) has_forgotten: bool,
+    /// The caller does not poll before.
+    pub(crate) busy_until: Instant,
+    pub(crate) suspended_until: Option<Instant>,
+    /// Its caller is done with each record at once, and forgets none.
+    pub(crate) is_quick: bool,
+    pub(crate) has_ended: bool,
+}
+
+impl Worker {
+    pub(crate) fn begin(
+        kinesis: &Kinesis,
+        stored: &MemoryStore,
+        truth: &Truth,
+        name: String,
+        plan: Plan,
+    ) -> Self {
+        let life = truth.lock().begin_life(Life::new(name.clone(), &plan));
+        truth.tell(format_args!("{name} begins: {plan:?}"));
+        let store = SimulatedStore { stored: stored.clone(), truth: truth.clone(), worker: life };
+        let builder = Consumer::builder(kinesis.client(), "orders").store(store);
+        let builder = plan.apply(builder).worker_id(name.clone());
+        let consumer = builder.build().expect("the plan's options are valid");
+        let stream = Merged::new(&consumer, truth.clone(), &plan);
+        Self {
+            life,
+            name,
+            plan,
+            consumer,
+            stream,
+            truth: truth.clone(),
+            held: Vec::new(),
+            has_forgotten: false,
+            busy_until: Instant::now(),
+            suspended_until: None,
+            is_quick: false,
+            has_ended: false,
+        }
+    }
+
+    /// Whether its caller polls now.
+    fn polls(&self) -> bool {
+        !self.has_ended && self.suspended_until.is_none() && self.busy_until <= Instant::now()
+    }
+
+    /// When something happens to it that is not a record.
+    pub(crate) fn next_moment(&self) -> Option<Instant> {
+        let now = Instant::now();
+        if let Some(until) = self.suspended_until {
+            return Some(until);
+        }
+        let held = self.held.iter().map(|(_, _, due)| *due);
+        held.chain([self.busy_until]).filter(|at| *at > now).min()
+    }
+
+    /// Polls its stream, if the caller does.
+    pub(crate) fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<kinestream::Result<Record>>> {
+        if self.polls() { self.stream.poll_next_unpin(context) } else { Poll::Pending }
+    }
+
+    pub(crate) fn take(&mut self, rng: &mut Rng, next: Option<kinestream::Result<Record>>) {
+        match next {
+            None => {
+                self.truth.tell(format_args!("the stream of {} ends", self.name));
+                self.has_ended = true;
+            }
+            Some(Err(error)) => self.hear(&error),
+            Some(Ok(record)) => {
+                let place = self.truth.lock().judge(self.life, self.plan.ordering, &record);
+                let work = if self.is_quick { 0 } else { rng.u64(0..self.plan.work) };
+                let due = Instant::now() + Duration::from_millis(work);
+                if self.plan.mode == CheckpointOn::Pull {
+                    self.stream.hold(place);
+                    self.busy_until = due;
+                } else {
+                    self.held.push((record, place, due));
+                }
+            }
+        }
+    }
+
+    /// Acknowledges what its caller is done with.
+    pub(crate) fn ack_due(&mut self) {
+        if self.suspended_until.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(index) = self.held.iter().position(|(_, _, due)| *due <= now) {
+            let (record, place, _) = self.held.swap_remove(index);
+            self.truth.lock().finish(place);
+            self.truth.tell(format_args!("{} acks {} {}", self.name, place.shard, place.place));
+            record.ack();
+        }
+    }
+
+    pub(crate) fn ack_all(&mut self) {
+        for (_, _, due) in &mut self.held {
+            *due = Instant::now();
+        }
+        self.ack_due();
+    }
+
+    /// Drops one of the records that the caller works on.
+    pub(crate) fn forget(&mut self, rng: &mut Rng) {
+        if !self.held.is_empty() {
+            let (_, place, _) = self.held.swap_remove(rng.usize(..self.held.len()));
+            self.truth.tell(format_args!("{} forgets {place:?}", self.name));
+            self.has_forgotten = true;
+        }
+    }
+
+    /// Only what no retry cures is told.
+    fn hear(&mut self, error: &Error) {
+        self.truth.tell(format_args!("{} is told: {error}", self.name));
+        let facts = self.truth.lock();
+        let is_expected = match error.kind() {
+            // The call that joins may be under way for 30 s.
+            ErrorKind::StoreUnavailable => {
+                facts.lives[self.life].well_for() < Duration::from_secs(50)
+            }
+            ErrorKind::Unavailable | ErrorKind::Denied => true,
+            // An earlier life of it has its name.
+            ErrorKind::Configuration => {
+                facts.lives[..self.life].iter().any(|life| life.name == self.name)
+            }
+            _ => false,
+        };
+        drop(facts);
+        if !is_expected {
+            self.truth.breaks(Promise::FewErrors, format_args!("{error}"));
+        }
+    }
+
+    /// As by SIGSTOP: nothing of it happens until then, and nothing reaches it.
+    pub(crate) fn suspend(&mut self, time: Duration) {
+        self.truth.tell(format_args!("{} is suspended for {time:?}", self.name));
+        self.suspended_until = Some(Instant::now() + time);
+        self.truth.lock().set_link(self.life, Health::Hangs);
+    }
+
+    /// It goes on, if its time has come. Whether it does.
+    pub(crate) fn wakes(&mut self) -> bool {
+        let wakes = self.suspended_until.is_some_and(|until| until <= Instant::now());
+        if wakes {
+            self.suspended_until = None;
+            self.truth.tell(format_args!("{} wakes", self.name));
+            self.truth.lock().set_link(self.life, Health::Well);
+        }
+        wakes
+    }
+
+    /// Its process is killed.
+    pub(crate) fn kill(self) {
+        self.truth.tell(format_args!("{} is killed", self.name));
+        self.truth.lock().kill(self.life);
+    }
+
+    /// It is closed in a task of its own, with all records acknowledged that its caller has.
+    pub(crate) fn close(mut self) {
+        self.truth.tell(format_args!("{} closes", self.name));
+        self.ack_all();
+        let consumer = self.consumer.clone();
+        let (truth, name) = (self.truth.clone(), self.name.clone());
+        drop(self);
+        tokio::spawn(async move {
+            if let Err(error) = consumer.close().await {
+                truth.tell(format_args!("{name} cannot close: {error}"));
+            }
+        });
+    }
+
+    pub(crate) fn drop_all(self) {
+        self.truth.tell(format_args!("{} is dropped", self.name));
+    }
+}

@@ -1,0 +1,214 @@
+//! A simulated world: its workers, and how time passes in it.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+use std::time::{Duration, UNIX_EPOCH};
+
+use fastrand::Rng;
+use kinestream::MemoryStore;
+use kinestream::store::Scope;
+use kinestream::store::lease::{LeaseStore, Table};
+use kinestream::testing::{Kinesis, Outcome, Stream, WallClock};
+use tokio::time::{Instant, timeout_at};
+
+use crate::plan::Scene;
+use crate::truth::{Promise, Truth, index_of};
+use crate::worker::Worker;
+
+/// 2026-01-01, so that no story depends on the day that it is told.
+const BEGINNING: Duration = Duration::from_secs(1_767_225_600);
+
+const MOST_SHARDS: usize = 14;
+
+/// What becomes of the next calls of an operation, or of any.
+pub(crate) type Faults = Arc<Mutex<VecDeque<(Option<&'static str>, Outcome)>>>;
+
+pub(crate) struct World {
+    pub(crate) scene: Scene,
+    pub(crate) rng: Rng,
+    pub(crate) kinesis: Kinesis,
+    pub(crate) orders: Stream,
+    pub(crate) truth: Truth,
+    pub(crate) stored: MemoryStore,
+    /// The store as it was at some moments, the latest last.
+    pub(crate) replicas: VecDeque<(Instant, MemoryStore)>,
+    pub(crate) wall: WallClock,
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) faults: Faults,
+    /// Everything is well, and callers are quick.
+    pub(crate) is_calm: bool,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        // What the crate itself leaves to chance.
+        fastrand::seed(rng.u64(..));
+        let scene = Scene::new(&mut rng);
+        let beginning = UNIX_EPOCH + BEGINNING;
+        let kinesis = Kinesis::at(beginning);
+        let orders = kinesis.create_stream("orders", scene.shards);
+        kinesis.set_latency(scene.latency);
+        kinesis.set_child_shards(scene.child_shards);
+        let faults = Faults::default();
+        kinesis.on_call({
+            let faults = Arc::clone(&faults);
+            move |call| {
+                let mut faults = faults.lock().unwrap();
+                let meant = |(operation, _): &(Option<&'static str>, Outcome)| {
+                    operation.is_none_or(|operation| operation == call.operation)
+                };
+                let next = faults.iter().position(meant);
+                next.and_then(|next| faults.remove(next))
+                    .map_or(Outcome::Served, |(_, outcome)| outcome)
+            }
+        });
+        let truth = Truth::new(scene.shards);
+        truth.tell(format_args!("{scene:?}"));
+        Self {
+            scene,
+            rng,
+            kinesis,
+            orders,
+            truth,
+            stored: MemoryStore::at(beginning),
+            replicas: VecDeque::new(),
+            wall: WallClock::at(beginning),
+            workers: Vec::new(),
+            faults,
+            is_calm: false,
+        }
+    }
+
+    pub(crate) async fn run(&mut self) {
+        for _ in 0..self.rng.usize(..10) {
+            self.put();
+        }
+        for _ in 0..self.scene.workers {
+            self.join();
+        }
+        for _ in 0..self.scene.steps {
+            self.step();
+            self.stretch_time().await;
+            if self.truth.is_broken() {
+                return;
+            }
+        }
+        self.calm_down().await;
+    }
+
+    /// How long a step takes.
+    async fn stretch_time(&mut self) {
+        let most = [1, 100, 2000, 2000, 10_000, 60_000][self.rng.usize(..6)];
+        let time = self.time(most);
+        self.pass(time).await;
+    }
+
+    /// Up to so many milliseconds.
+    pub(crate) fn time(&mut self, most: u64) -> Duration {
+        Duration::from_millis(self.rng.u64(..most))
+    }
+
+    /// Another worker, which may have the name of one that is gone.
+    pub(crate) fn join(&mut self) {
+        let plan = self.scene.plan(&mut self.rng);
+        let name = {
+            let facts = self.truth.lock();
+            let gone = facts.lives.iter().find(|life| life.is_dead);
+            match gone {
+                Some(gone)
+                    if self.rng.u8(..3) == 0
+                        && self.workers.iter().all(|worker| worker.name != gone.name) =>
+                {
+                    gone.name.clone()
+                }
+                _ => format!("w{}", facts.lives.len()),
+            }
+        };
+        let mut worker = Worker::begin(&self.kinesis, &self.stored, &self.truth, name, plan);
+        worker.is_quick = self.is_calm;
+        self.workers.push(worker);
+    }
+
+    /// For so long callers read, and suspended workers wake.
+    pub(crate) async fn pass(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while !self.truth.is_broken() {
+            // Who wakes is polled before anything else of it happens.
+            if let Some(index) = self.workers.iter_mut().position(Worker::wakes) {
+                let polled = poll_fn(|context| {
+                    Poll::Ready(match self.workers[index].poll(context) {
+                        Poll::Ready(next) => Some(next),
+                        Poll::Pending => None,
+                    })
+                });
+                if let Some(next) = polled.await {
+                    self.workers[index].take(&mut self.rng, next);
+                }
+            }
+            self.workers.iter_mut().for_each(Worker::ack_due);
+            let moments = self.workers.iter().filter_map(Worker::next_moment);
+            let next_moment = moments.min().map_or(end, |moment| moment.min(end));
+            let (first, workers) = (self.rng.usize(..), &mut self.workers);
+            let polled = poll_fn(|context| {
+                for offset in 0..workers.len() {
+                    let index = (first % workers.len() + offset) % workers.len();
+                    if let Poll::Ready(next) = workers[index].poll(context) {
+                        return Poll::Ready((index, next));
+                    }
+                }
+                Poll::Pending
+            });
+            match timeout_at(next_moment, polled).await {
+                Ok((index, next)) => self.workers[index].take(&mut self.rng, next),
+                Err(_elapsed) if Instant::now() >= end => return,
+                Err(_elapsed) => {}
+            }
+        }
+    }
+
+    pub(crate) fn put(&mut self) {
+        let open = self.orders.open_shards();
+        let index = self.rng.usize(..open.len());
+        self.put_into(open[index].index());
+    }
+
+    pub(crate) fn put_into(&mut self, shard: usize) {
+        let number = self.orders.shard(shard).put("one");
+        let mut facts = self.truth.lock();
+        let place = facts.shards[shard].records.len();
+        facts.tell(format_args!("put: shard {shard} record {place}"));
+        facts.put(shard, number);
+    }
+
+    pub(crate) fn reshard(&mut self) {
+        let open = self.orders.open_shards();
+        if self.orders.shards().len() + 2 > MOST_SHARDS {
+            return;
+        }
+        let low = self.rng.usize(..open.len());
+        if open.len() > 1 && low + 1 < open.len() && self.rng.bool() {
+            open[low].merge(&open[low + 1]);
+        } else {
+            open[low].split();
+        }
+        let mut facts = self.truth.lock();
+        let known = facts.shards.len();
+        for shard in &self.orders.shards()[known..] {
+            let parents: Vec<usize> = shard.parents().iter().map(index_of).collect();
+            facts.tell(format_args!("reshard: shard {} of {parents:?}", shard.index()));
+            facts.shards.push(crate::truth::Shard { parents, ..Default::default() });
+        }
+    }
+
+    pub(crate) async fn table(&self) -> Table {
+        let table = self.stored.table(&Scope::new("default", "orders")).await;
+        table.expect("never fails")
+    }
+
+    pub(crate) fn breaks_progress(&self, detail: std::fmt::Arguments<'_>) {
+        self.truth.breaks(Promise::Progress, detail);
+    }
+}

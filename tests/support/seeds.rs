@@ -1,0 +1,106 @@
+//! Goes through the seeds of a simulation, and tells of the first that breaks a promise.
+
+use std::fmt::Write;
+use std::ops::Range;
+use std::panic::catch_unwind;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// What came of a seed.
+pub(crate) struct Story {
+    pub(crate) trace: Vec<String>,
+    /// The promise that was broken, and how.
+    pub(crate) broken: Option<(String, String)>,
+    pub(crate) records: usize,
+    pub(crate) calls: usize,
+}
+
+/// A simulation: the name of its test, and what a seed stands for in it.
+pub(crate) struct Simulation {
+    pub(crate) test: &'static str,
+    pub(crate) simulate: fn(u64) -> Story,
+}
+
+impl Simulation {
+    /// Goes through all seeds, on all cores, up to the first that breaks a promise.
+    pub(crate) fn go_through(&self, seeds: Range<u64>) {
+        let (next, records, calls) =
+            (AtomicU64::new(seeds.start), AtomicU64::new(0), AtomicU64::new(0));
+        let began = Instant::now();
+        let work = || {
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= seeds.end {
+                    return None;
+                }
+                let told = catch_unwind(|| (self.simulate)(seed));
+                let report = match &told {
+                    Ok(story) => {
+                        records.fetch_add(story.records as u64, Ordering::Relaxed);
+                        calls.fetch_add(story.calls as u64, Ordering::Relaxed);
+                        self.report(seed, story)
+                    }
+                    Err(_said_already) => {
+                        Some(format!("seed {seed} breaks off\n{}", self.again(seed)))
+                    }
+                };
+                if let Some(report) = report {
+                    next.store(seeds.end, Ordering::Relaxed);
+                    return Some(report);
+                }
+                let done = seed + 1 - seeds.start;
+                if done.is_multiple_of(10_000) {
+                    println!("{}", sum(done, &records, &calls, began));
+                }
+            }
+        };
+        let found: Vec<String> = std::thread::scope(|scope| {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().filter_map(|thread| thread.join().expect("no panic")).collect()
+        });
+        println!("{}", sum(seeds.end - seeds.start, &records, &calls, began));
+        assert!(found.is_empty(), "{}", found.join("\n"));
+    }
+
+    /// Goes through the seeds in `SEEDS`.
+    pub(crate) fn go_through_many(&self) {
+        let seeds = std::env::var("SEEDS").expect("SEEDS is set, such as to 0..1000");
+        let (first, end) = seeds.split_once("..").expect("SEEDS is like 0..1000");
+        self.go_through(first.parse().expect("a number")..end.parse().expect("a number"));
+    }
+
+    /// Tells the story of the seed in `SEED`.
+    pub(crate) fn tell_one(&self) {
+        let seed = std::env::var("SEED").expect("SEED is set").parse().expect("SEED is a number");
+        let story = (self.simulate)(seed);
+        println!("{}", story.trace.join("\n"));
+        assert!(story.broken.is_none(), "{:?}", story.broken);
+    }
+
+    /// What went wrong, how it came to that, and how to see it again.
+    fn report(&self, seed: u64, story: &Story) -> Option<String> {
+        let (promise, detail) = story.broken.as_ref()?;
+        let mut report = String::new();
+        let _ = writeln!(report, "seed {seed} breaks {promise}: {detail}");
+        for line in &story.trace {
+            let _ = writeln!(report, "{line}");
+        }
+        let again = self.again(seed);
+        let _ = writeln!(report, "seed {seed} breaks {promise}: {detail}\n{again}");
+        Some(report)
+    }
+
+    fn again(&self, seed: u64) -> String {
+        format!(
+            "again: SEED={seed} cargo test --features testing --test {} -- --ignored \
+             --nocapture one",
+            self.test
+        )
+    }
+}
+
+fn sum(seeds: u64, records: &AtomicU64, calls: &AtomicU64, began: Instant) -> String {
+    let [records, calls] = [records, calls].map(|count| count.load(Ordering::Relaxed));
+    format!("{seeds} seeds, {records} records, {calls} calls in {:.0?}", began.elapsed())
+}
