@@ -18,6 +18,7 @@ mod drain;
 mod in_memory;
 
 use std::process::Command;
+use std::time::Duration;
 
 use allocation_counter::{AllocationInfo, measure};
 use aws_sdk_kinesis::Client;
@@ -55,6 +56,8 @@ impl Subject {
         let acknowledged = self.reader == Reader::Ack;
         let consumer = Consumer::builder(client, stream)
             .starting_position(StartingPosition::TrimHorizon)
+            // Under valgrind the clock on the wall runs ahead of the paused one.
+            .lease_duration(Duration::from_secs(24 * 60 * 60))
             .checkpoint_on(if acknowledged { CheckpointOn::Ack } else { CheckpointOn::Pull });
         drain(consumer.build().unwrap().records(), records, acknowledged).await;
     }
@@ -148,7 +151,8 @@ fn a_record_takes_few_instructions() {
     for reader in [Reader::Pull, Reader::Ack] {
         let more = Subject { reader, record_bytes }.instructions() - bare;
         println!("{reader:?}: {more:.0} instructions a record beside {bare:.0} in the bare loop");
-        // In the tests' build. It was 813 for Pull and 865 for Ack when this was written.
-        assert!(more < 910.0, "{more}");
+        // In the tests' build. It was 953 for Pull when this was written, 140 of them to look at the
+        // clock: a process that was suspended must notice before it hands out another record.
+        assert!(more < 1050.0, "{more}");
     }
 }

@@ -1,7 +1,11 @@
 use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
+
+/// Whether any thread has ever had a clock of its own: where none has, none is looked for.
+static HAS_BEEN: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static REPLACED: Cell<Option<(SystemTime, Instant)>> = const { Cell::new(None) };
@@ -32,6 +36,7 @@ pub struct WallClock {
 impl WallClock {
     /// One that shows `time` now.
     pub fn at(time: SystemTime) -> Self {
+        HAS_BEEN.store(true, Ordering::Relaxed);
         REPLACED.set(Some((time, Instant::now())));
         Self { _thread: std::marker::PhantomData }
     }
@@ -58,5 +63,10 @@ impl Drop for WallClock {
 /// The time by the clock that has replaced the machine's on this thread.
 #[inline]
 pub(crate) fn time_on_the_wall() -> Option<SystemTime> {
+    if HAS_BEEN.load(Ordering::Relaxed) { replaced() } else { None }
+}
+
+#[cold]
+fn replaced() -> Option<SystemTime> {
     REPLACED.get().map(|(began, since)| began + since.elapsed())
 }
