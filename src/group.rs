@@ -85,4 +85,6 @@ pub(crate) struct Rules {
     pub(crate) lease_duration: Duration,
     pub(crate) handoff_timeout: Duration,
     pub(crate) poll_timeout: Option<Duration>,
+    /// How long a store that does not answer may hold records up before the caller is told.
+    pub(crate) max_unflushed: Duration,
 }

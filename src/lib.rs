@@ -69,6 +69,32 @@
 //! children are read once it is read to its end *and* finished, so the records of one partition
 //! key come in order over a reshard as well ([`Ordering::ParentFirst`]).
 //!
+//! # Several workers
+//!
+//! Consumers with the same application and stream share the shards, if they have a `RedisStore` on
+//! the same Redis, or clones of one [`MemoryStore`]: start the program once more, on this machine or
+//! another. Shares differ by at most one; a newcomer has its share within two renewals, and who dies
+//! is replaced within [`lease_duration`] and one renewal. A shard is handed over when what was pulled
+//! of it is finished, so nothing comes twice but what a crash repeats.
+//!
+//! [`Record::epoch`] rises with every change of owner. A sink that refuses what bears a lower epoch
+//! than it has seen of the shard is safe from a worker that was suspended with a record in hand:
+//!
+//! ```no_run
+//! # use std::collections::HashMap;
+//! # use kinestream::{Record, ShardId};
+//! /// Writes the record, unless another worker has the shard by now.
+//! fn write(epochs: &mut HashMap<ShardId, u64>, record: &Record) -> bool {
+//!     let highest = epochs.entry(record.shard_id().clone()).or_default();
+//!     if record.epoch() < *highest {
+//!         return false;
+//!     }
+//!     *highest = record.epoch();
+//!     // In the same transaction as the epoch.
+//!     true
+//! }
+//! ```
+//!
 //! # Pace and memory
 //!
 //! A shard is asked at most every 200 ms, and every [`interval`] when it has nothing new; no more
@@ -88,6 +114,7 @@
 //! Streams must be polled, and dropped, within a tokio runtime with time enabled. Dropping
 //! everything ends all tasks; what is finished is saved first if the runtime lives on.
 //!
+//! [`lease_duration`]: ConsumerBuilder::lease_duration
 //! [`checkpoint_interval`]: ConsumerBuilder::checkpoint_interval
 //! [`interval`]: ConsumerBuilder::interval
 //! [`prefetch`]: ConsumerBuilder::prefetch

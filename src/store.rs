@@ -3,7 +3,8 @@
 //! # A store of your own
 //!
 //! Implement the two methods of [`CheckpointStore`] and run [`conformance::check`] on it in a test
-//! of yours. A whole store in a file:
+//! of yours. Such a store keeps positions, and whoever reads has all shards; for workers that share
+//! them, see [`lease`]. A whole store in a file:
 //!
 //! ```
 //! use std::collections::HashMap;
@@ -117,14 +118,36 @@
 //! 4) "AFTER_SEQUENCE_NUMBER:49590338271490256608559692538361571095921575989136588898"
 //! ```
 //!
-//! Redis replicates after it has answered, and without persistence it forgets. A failover can so
-//! bring back positions from a moment earlier. That costs repeats and never a record: a consumer
-//! that runs on goes on from its own position and saves it with its next step, and one that starts
-//! reads again from what is there.
+//! Who reads what: `HGETALL …:leases`, and `HGETALL …:workers` for who is there. The same from a
+//! program: [`Consumer::positions`](crate::Consumer::positions).
 //!
-//! To have an application begin anew, stop it and delete its keys. To have one shard read again,
-//! stop it and set the shard's field to an earlier checkpoint; a field that is deleted means the
-//! oldest record that is kept.
+//! # Moving a position
+//!
+//! [`Consumer::set_position`](crate::Consumer::set_position) has a shard read from elsewhere, and
+//! [`Consumer::clear_positions`](crate::Consumer::clear_positions) has an application begin anew; both
+//! refuse while a worker has what they change, unless they are forced. By hand, with `redis-cli` and
+//! while nobody reads: set the shard's field in `…:checkpoints` to another checkpoint, where one that
+//! is deleted means the oldest record that is kept; or delete all keys of the application. Workers
+//! that are alive tell an emptied Redis what was in it, so stop them first, or use
+//! `clear_positions`.
+//!
+//! # A Redis that forgets
+//!
+//! Redis replicates after it has answered, and without persistence it forgets with a restart. So a
+//! failover can bring back positions, leases and shards from a moment earlier, and a restart none
+//! at all. That costs repeats and never a record, as long as one worker lives:
+//!
+//! - A worker that finds an older position than its own, or an older epoch, goes on from its own and
+//!   saves it with its next step. A lease that the old master granted and the new one does not
+//!   know of stays its owner's, unless the new one has granted it anew meanwhile: then the first
+//!   owner stops with its next renewal, and what it had not saved comes again.
+//! - Workers remember the table that they saw last, and tell an emptied Redis what was in it. What a
+//!   worker reads, it knows exactly; of others it knows their positions of at most
+//!   [`discovery_interval`](crate::ConsumerBuilder::discovery_interval) ago.
+//! - A worker that is started in between begins an application that nobody seems to have begun. When
+//!   one that knows better is heard, its positions count, also where they are further back.
+//!
+//! Where Redis forgets and no worker lives, the application begins anew, at its starting position.
 
 mod alone;
 pub mod conformance;
@@ -167,8 +190,8 @@ pub(crate) use writer::{Rhythm, Watched, Writer};
 ///
 /// # Cancel safety
 ///
-/// A future may be dropped before it is ready, as one that takes longer than 10 s is. What it was to save is then saved again later,
-/// and `save` must bear that: [`Checkpoint::supersedes`] makes it so.
+/// A future may be dropped before it is ready, as one that takes longer than 10 s is. What it was to
+/// save is then saved again later, and `save` must bear that: [`Checkpoint::supersedes`] makes it so.
 pub trait CheckpointStore: Debug + Send + Sync + 'static {
     /// All checkpoints of one application and stream. Where nothing was ever saved: an empty map.
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>>;

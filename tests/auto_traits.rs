@@ -1,10 +1,10 @@
 //! The auto traits of every public type: losing one would break callers who spawn or store it.
 
-use kinestream::store::Scope;
+use kinestream::store::{Scope, lease};
 use kinestream::{
     Checkpoint, CheckpointOn, Consumer, ConsumerBuilder, EncryptionType, Error, ErrorKind,
     MemoryStore, OnTrimmed, Ordering, Record, Records, SequenceNumber, ShardId, ShardPosition,
-    ShardStream, Shards, StartingPosition,
+    ShardStream, Shards, StartingPosition, WhenHeld,
 };
 
 fn assert_all<T: Send + Sync + Unpin + std::fmt::Debug + 'static>() {}
@@ -28,6 +28,17 @@ fn public_types_cross_threads() {
     assert_all::<ShardId>();
     assert_all::<ShardPosition>();
     assert_all::<StartingPosition>();
+    assert_all::<WhenHeld>();
+    assert_all::<lease::Answer>();
+    assert_all::<lease::Change>();
+    assert_all::<lease::Edit>();
+    assert_all::<lease::Fenced>();
+    assert_all::<lease::Lease>();
+    assert_all::<lease::Member>();
+    assert_all::<lease::Request>();
+    assert_all::<lease::Standing>();
+    assert_all::<lease::Table>();
+    assert_all::<lease::Verdict>();
     #[cfg(feature = "redis")]
     assert_all::<kinestream::RedisStore>();
     #[cfg(feature = "testing")]

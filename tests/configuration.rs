@@ -93,6 +93,32 @@ fn names_counts_of_nothing() {
 }
 
 #[test]
+fn names_the_worker_and_its_times() {
+    for name in ["", "-", "a b", "a{b}", "a,b", "a\nb", &"a".repeat(201)] {
+        assert_eq!(
+            refused(|builder| builder.worker_id(name)),
+            format!(
+                "stream orders: worker_id is {name:?}, but must have 1 to 200 characters, without \
+                 spaces, braces, commas and control characters"
+            )
+        );
+    }
+    for duration in [Duration::from_millis(1999), Duration::from_secs(24 * 60 * 60 + 1)] {
+        assert_eq!(
+            refused(|builder| builder.lease_duration(duration)),
+            format!(
+                "stream orders: lease_duration is {duration:?}, but must be at least 2s and at most \
+                 a day"
+            )
+        );
+    }
+    let long = Duration::from_secs(366 * 24 * 60 * 60);
+    assert!(refused(|builder| builder.handoff_timeout(long)).contains("handoff_timeout is"));
+    let short = Some(Duration::from_millis(999));
+    assert!(refused(|builder| builder.poll_timeout(short)).contains("poll_timeout is 999ms"));
+}
+
+#[test]
 fn a_start_in_the_future_is_refused() {
     let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
     let message = "stream orders: starting_position is a timestamp in the future, but must be past";

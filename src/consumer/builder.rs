@@ -94,6 +94,7 @@ impl ConsumerBuilder {
                     lease_duration: Duration::from_secs(10),
                     handoff_timeout: Duration::from_secs(30),
                     poll_timeout: None,
+                    max_unflushed: Duration::from_secs(60),
                 },
             },
         }
@@ -183,6 +184,7 @@ impl ConsumerBuilder {
     /// Default: 60 s. At most a year.
     pub fn max_unflushed(mut self, time: Duration) -> Self {
         self.settings.rhythm.max_unflushed = time;
+        self.settings.rules.max_unflushed = time;
         self
     }
 

@@ -56,7 +56,7 @@ impl Worker {
                 self.extend(asked, asked_at);
             }
             self.renew_at = asked + self.renewal();
-            self.pause = FIRST_PAUSE;
+            (self.pause, self.failing_since, self.told) = (FIRST_PAUSE, None, false);
             if is_conflict {
                 sleep(jitter(CONFLICT_PAUSE)).await;
             }
@@ -132,7 +132,11 @@ impl Worker {
         if self.joined && error.is_temporary() && self.table.workers.len() == 1 {
             self.extend(asked, asked_at);
         }
-        let is_overdue = !self.joined && self.began.elapsed() >= FIRST_ANSWER;
+        let failing = self.failing_since.get_or_insert(asked).elapsed();
+        // What is read and not saved is the writer's to tell of; where nothing may be read, nothing
+        // is left unsaved.
+        let is_held_up = self.valid_until.is_none() && failing >= self.plan.rules.max_unflushed;
+        let is_overdue = if self.joined { is_held_up } else { failing >= FIRST_ANSWER };
         if (is_overdue || !error.is_temporary()) && !std::mem::replace(&mut self.told, true) {
             (self.plan.lister.tell)(error);
         }

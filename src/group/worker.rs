@@ -42,6 +42,8 @@ pub(crate) struct Worker {
     /// The caller was told of a store that does not answer, or of what stands against joining.
     pub(super) told: bool,
     pub(super) began: Instant,
+    /// When the store was first asked of those times that it has not answered since.
+    pub(super) failing_since: Option<Instant>,
     pub(super) pause: Duration,
     pub(super) renew_at: Instant,
     /// What the store is to be told, whatever is in the table.
@@ -88,6 +90,7 @@ impl Worker {
             joined: false,
             told: false,
             began: now,
+            failing_since: None,
             pause: FIRST_PAUSE,
             renew_at: now,
             pending: Vec::new(),
