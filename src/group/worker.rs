@@ -128,6 +128,7 @@ impl Worker {
     async fn work(&mut self, words: &mut mpsc::UnboundedReceiver<Word>) -> Over {
         loop {
             if self.renew_at <= Instant::now() || !self.pending.is_empty() && self.joined {
+                self.look_after_callers();
                 self.exchange().await;
             }
             // In this order, so that what happens depends on nothing but what happened.
@@ -151,7 +152,7 @@ impl Worker {
                     }
                 }
                 () = sleep_until(self.list_at), if self.lists() => self.list(),
-                () = sleep_until(self.renew_at) => self.look_after_callers(),
+                () = sleep_until(self.renew_at) => {}
                 () = runs_out(self.valid_until) => self.doubt(),
             }
         }

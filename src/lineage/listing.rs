@@ -38,6 +38,8 @@ pub(crate) struct Listed {
     taken: SystemTime,
     /// Those that hold anything to read, where an application begins at a time.
     reachable: Option<BTreeSet<ShardId>>,
+    /// Those that were in the table before: only of these does it say that they are gone.
+    known: BTreeSet<ShardId>,
     /// Those that had been finished before.
     finished: BTreeSet<ShardId>,
     /// The worker has begun with it.
@@ -58,6 +60,7 @@ impl Lister {
     pub(crate) async fn list(self, table: Arc<Table>, begins: bool) -> Option<Listed> {
         let finished = table.leases.iter().filter(|(_, lease)| lease.is_finished());
         let finished = finished.map(|(shard, _)| shard.clone()).collect();
+        let known = table.leases.keys().cloned().collect();
         let Listing { shards, taken } = self.until_answered(None, begins).await?;
         let reachable = match self.start.since(taken) {
             Some(since) if table.leases.is_empty() => {
@@ -66,7 +69,7 @@ impl Lister {
             }
             _ => None,
         };
-        Some(Listed { shards, taken, reachable, finished, begins })
+        Some(Listed { shards, taken, reachable, known, finished, begins })
     }
 
     async fn until_answered(&self, since: Option<SystemTime>, begins: bool) -> Option<Listing> {
@@ -146,7 +149,7 @@ impl Lister {
                 if listed.finished.contains(shard) {
                     list.push(Change::Forget { shard: shard.clone() });
                 }
-            } else if listed.begins && lease.owner.is_none() {
+            } else if listed.begins && listed.known.contains(shard) && lease.owner.is_none() {
                 list.extend(self.lose(shard, lease, &mut losses));
             }
         }

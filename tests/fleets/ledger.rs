@@ -97,7 +97,9 @@ impl Facts {
             let is_lost = known.is_some_and(|lease| lease.epoch > *epoch);
             let changed = known.map(|lease| &lease.checkpoint)
                 != after.leases.get(shard).map(|lease| &lease.checkpoint);
-            if is_lost && (*verdict != Verdict::Lost || changed) {
+            // Its later epoch may be saved in the same call.
+            let is_alone = positions.iter().filter(|position| position.shard == *shard).count() < 2;
+            if is_lost && (*verdict != Verdict::Lost || changed && is_alone) {
                 self.breaks(
                     Promise::NoZombies,
                     format_args!("{shard} is saved by {name} in epoch {epoch}, which is over"),

@@ -34,6 +34,8 @@ pub(crate) struct Life {
     pub(crate) name: String,
     pub(crate) health: Health,
     pub(crate) is_dead: bool,
+    /// It was closed or dropped, and tries to save for a while.
+    is_gone: bool,
     began: Instant,
     checkpoint_interval: Duration,
     lease_duration: Duration,
@@ -55,6 +57,7 @@ impl Life {
             name,
             health: Health::Well,
             is_dead: false,
+            is_gone: false,
             began: Instant::now(),
             checkpoint_interval: plan.checkpoint_interval,
             lease_duration: plan.lease_duration,
@@ -93,7 +96,7 @@ impl Life {
         let was_well = self.well.last().is_some_and(|(_, to)| to.is_none());
         match (was_well, is_well) {
             (true, false) => self.well.last_mut().expect("it was well").1 = Some(Instant::now()),
-            (false, true) => self.well.push((Instant::now(), None)),
+            (false, true) if !self.is_gone => self.well.push((Instant::now(), None)),
             _ => {}
         }
     }
@@ -119,6 +122,11 @@ impl Facts {
         self.tell(format_args!("the store is {health:?}"));
         self.store = health;
         self.note_health();
+    }
+
+    /// A worker is closed or dropped.
+    pub(crate) fn end_life(&mut self, worker: usize) {
+        self.lives[worker].is_gone = true;
     }
 
     /// No call of a worker reaches the store any more.

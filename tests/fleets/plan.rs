@@ -64,6 +64,9 @@ impl Scene {
     pub(crate) fn new(rng: &mut Rng) -> Self {
         let lease_duration = lease_duration(rng);
         let loses_data = rng.u8(..4) == 0;
+        let clock_jumps = !loses_data && rng.u8(..4) == 0;
+        let store_faults: &[u8] =
+            if loses_data || clock_jumps { &[15, 30] } else { &[0, 5, 15, 30] };
         Self {
             shards: rng.usize(1..7),
             workers: if rng.u8(..4) == 0 { rng.usize(2..9) } else { rng.usize(2..4) },
@@ -75,9 +78,9 @@ impl Scene {
             steps: rng.usize(5..50),
             faults: pick(rng, &[0, 0, 5, 15]),
             link_faults: pick(rng, &[0, 15, 30, 45]),
-            store_faults: pick(rng, &[0, 5, 15, 30]),
+            store_faults: pick(rng, store_faults),
             loses_data,
-            clock_jumps: !loses_data && rng.u8(..4) == 0,
+            clock_jumps,
         }
     }
 

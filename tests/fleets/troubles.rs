@@ -13,6 +13,9 @@ const MOST_WORKERS: usize = 8;
 impl World {
     pub(crate) fn step(&mut self) {
         self.keep_replica();
+        if self.rng.bool() {
+            self.put();
+        }
         let chance = self.rng.u8(..100);
         let scene = &self.scene;
         let (faults, links, store) = (scene.faults, scene.link_faults, scene.store_faults);
@@ -31,12 +34,12 @@ impl World {
             13..=15 if self.workers.len() < MOST_WORKERS => self.join(),
             16..=19 => self.lose_worker(),
             20 | 21 => self.occupy_caller(),
-            22 => {
+            22 | 23 => {
                 if let Some(worker) = self.some_worker() {
                     self.workers[worker].forget(&mut self.rng);
                 }
             }
-            23 if self.rng.bool() => self.machines_sleep(),
+            24 if self.rng.bool() => self.machines_sleep(),
             _ => {}
         }
     }

@@ -190,6 +190,7 @@ impl Worker {
     pub(crate) fn close(mut self) {
         self.truth.tell(format_args!("{} closes", self.name));
         self.ack_all();
+        self.truth.lock().end_life(self.life);
         let consumer = self.consumer.clone();
         let (truth, name) = (self.truth.clone(), self.name.clone());
         drop(self);
@@ -202,5 +203,6 @@ impl Worker {
 
     pub(crate) fn drop_all(self) {
         self.truth.tell(format_args!("{} is dropped", self.name));
+        self.truth.lock().end_life(self.life);
     }
 }
