@@ -27,7 +27,7 @@ impl Worker {
         if !self.joined {
             return Changes::default();
         }
-        if let Some(listed) = &self.listed {
+        if let Some(listed) = &self.listing.listed {
             let changes = self.plan.lister.changes(listed, &self.table);
             if !changes.list.is_empty() {
                 return changes;
@@ -49,7 +49,7 @@ impl Worker {
 
     /// What was decided is in the table.
     pub(super) fn applied(&mut self, losses: Vec<Error>) {
-        if self.listed.take().is_some() {
+        if self.listing.listed.take().is_some() {
             for error in losses {
                 (self.plan.lister.tell)(error);
             }
@@ -92,11 +92,11 @@ impl Worker {
             self.pending.extend(changes);
             if self.table.leases.is_empty() {
                 // Nothing was known, or everything was cleared.
-                self.list_at = Instant::now();
+                self.listing.due = Instant::now();
             }
         }
         for (shard, lease) in opened {
-            self.open(shard, lease);
+            self.open(&shard, lease);
         }
         for shard in leaving {
             let patience = self.plan.rules.handoff_timeout;
@@ -107,8 +107,8 @@ impl Worker {
     }
 
     /// Begins with a shard that the worker has been given.
-    fn open(&mut self, id: ShardId, lease: Lease) {
-        let Some(position) = self.plan.lister.position(&id, lease.checkpoint.clone()) else {
+    fn open(&mut self, id: &ShardId, lease: Lease) {
+        let Some(position) = self.plan.lister.position(id, lease.checkpoint.clone()) else {
             return;
         };
         let epoch = lease.epoch;
@@ -151,8 +151,7 @@ impl Worker {
             .send(Ok(Opening { shard, position, tenure, watermark, pulse }))
             .is_err()
         {
-            self.is_full = true;
-            self.hand_over(&id, epoch, Duration::ZERO);
+            self.hand_over(id, epoch, Duration::ZERO);
         }
     }
 
@@ -183,15 +182,15 @@ impl Worker {
     pub(super) fn lists(&self) -> bool {
         let first = self.table.workers.iter().min_by_key(|(name, member)| (member.joined, *name));
         let is_first = first.is_some_and(|(name, _)| *name == self.plan.rules.worker_id);
-        let is_idle = !self.is_listing && self.listed.is_none();
-        self.joined && is_idle && (is_first || self.is_asked_to_list)
+        let is_idle = !self.listing.is_under_way && self.listing.listed.is_none();
+        self.joined && is_idle && (is_first || self.listing.is_asked_for)
     }
 
     pub(super) fn list(&mut self) {
         let now = Instant::now();
-        self.list_at = now + self.plan.rules.discovery_interval;
-        self.listed_at = Some(now);
-        (self.is_listing, self.is_asked_to_list) = (true, false);
+        self.listing.due = now + self.plan.rules.discovery_interval;
+        self.listing.last = Some(now);
+        (self.listing.is_under_way, self.listing.is_asked_for) = (true, false);
         let begins = !self.begun || self.table.leases.is_empty();
         let listing = self.plan.lister.clone().list(Arc::clone(&self.table), begins);
         self.tasks.spawn(async move { Done::Listed(listing.await) });
@@ -200,7 +199,7 @@ impl Worker {
     /// How many shards the worker takes.
     pub(super) fn capacity(&self) -> u32 {
         let held = u32::try_from(self.holdings.len()).unwrap_or(u32::MAX);
-        if self.is_full || self.holdings.is_neglected() { held } else { u32::MAX }
+        if self.plan.openings.is_closed() || self.holdings.is_neglected() { held } else { u32::MAX }
     }
 
     /// Shards whose callers have stopped polling go to workers that read.

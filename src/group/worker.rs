@@ -54,16 +54,19 @@ pub(crate) struct Worker {
     pub(super) even: Option<u64>,
     /// Shards may be read: if the worker came alone, it has listed the stream.
     pub(super) begun: bool,
+    pub(super) listing: Listing,
+    pub(super) tasks: JoinSet<Done>,
+}
+
+/// The listing of the stream.
+pub(super) struct Listing {
     /// What was listed and is not in the table yet.
     pub(super) listed: Option<Listed>,
-    pub(super) is_listing: bool,
+    pub(super) is_under_way: bool,
     /// A shard has ended, and nobody has named its children.
-    pub(super) is_asked_to_list: bool,
-    pub(super) listed_at: Option<Instant>,
-    pub(super) list_at: Instant,
-    /// The caller takes no more shards.
-    pub(super) is_full: bool,
-    pub(super) tasks: JoinSet<Done>,
+    pub(super) is_asked_for: bool,
+    pub(super) last: Option<Instant>,
+    pub(super) due: Instant,
 }
 
 /// What a task of the worker has done.
@@ -97,12 +100,13 @@ impl Worker {
             resting: BTreeMap::new(),
             even: None,
             begun: false,
-            listed: None,
-            is_listing: false,
-            is_asked_to_list: false,
-            listed_at: None,
-            list_at: now,
-            is_full: false,
+            listing: Listing {
+                listed: None,
+                is_under_way: false,
+                is_asked_for: false,
+                last: None,
+                due: now,
+            },
             tasks: JoinSet::new(),
             plan,
         }
@@ -151,7 +155,7 @@ impl Worker {
                         next = self.tasks.try_join_next();
                     }
                 }
-                () = sleep_until(self.list_at), if self.lists() => self.list(),
+                () = sleep_until(self.listing.due), if self.lists() => self.list(),
                 () = sleep_until(self.renew_at) => {}
                 () = runs_out(self.valid_until) => self.doubt(),
             }
@@ -183,9 +187,9 @@ impl Worker {
         // A parent that is not known may be one that is not found yet, and must not be passed.
         let known = |child: &KnownShard| child.parents.iter().all(|id| leases.contains_key(id));
         if children.is_empty() || !children.iter().all(known) {
-            let soon = self.listed_at.map_or_else(Instant::now, |listed| listed + SOON);
-            self.list_at = self.list_at.min(soon).max(Instant::now());
-            self.is_asked_to_list = true;
+            let soon = self.listing.last.map_or_else(Instant::now, |listed| listed + SOON);
+            self.listing.due = self.listing.due.min(soon).max(Instant::now());
+            self.listing.is_asked_for = true;
             return;
         }
         self.pending.extend(children.into_iter().map(|KnownShard { id, parents }| Change::Add {
@@ -199,7 +203,7 @@ impl Worker {
         match done {
             Done::Listed(None) => return Some(Over),
             Done::Listed(listed) => {
-                (self.listed, self.is_listing) = (listed, false);
+                (self.listing.listed, self.listing.is_under_way) = (listed, false);
                 self.renew_at = Instant::now();
             }
             Done::Settled(shard, epoch) => {

@@ -53,16 +53,14 @@ impl Pulse {
         if beat.at.elapsed() < time / 2 {
             return false;
         }
-        match beat.asked {
-            Some(asked) => asked.elapsed() >= time / 2,
-            None => {
-                beat.asked = Some(Instant::now());
-                if let Some(waker) = &beat.waker {
-                    waker.wake_by_ref();
-                }
-                false
-            }
+        if let Some(asked) = beat.asked {
+            return asked.elapsed() >= time / 2;
         }
+        beat.asked = Some(Instant::now());
+        if let Some(waker) = &beat.waker {
+            waker.wake_by_ref();
+        }
+        false
     }
 
     /// Whether the stream is gone, so that nobody will poll it any more. A merged one lasts as long

@@ -191,7 +191,7 @@ impl Facts {
                 latest = latest.max(*at);
                 let is_given_back =
                     tenancy.released.is_some_and(|released| latest + HANDOVER <= released);
-                if !life.had_time_to_save(latest) && !(is_given_back && life.well_for() > LONG_WELL)
+                if !(life.had_time_to_save(latest) || is_given_back && life.well_for() > LONG_WELL)
                 {
                     break;
                 }

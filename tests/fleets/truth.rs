@@ -62,7 +62,7 @@ pub(crate) struct Broken {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) shard: usize,
-    pub(crate) place: usize,
+    pub(crate) record: usize,
     pub(crate) epoch: u64,
 }
 
@@ -188,7 +188,7 @@ impl Facts {
     }
 
     /// A record is finished by whoever reads in this epoch.
-    pub(crate) fn finish(&mut self, Place { shard, place, epoch }: Place) {
+    pub(crate) fn finish(&mut self, Place { shard, record: place, epoch }: Place) {
         self.shards[shard].records[place] = true;
         if let Some(tenancy) = self.tenancies.get_mut(&(shard, epoch)) {
             tenancy.finished[place - tenancy.first].get_or_insert_with(Instant::now);

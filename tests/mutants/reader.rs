@@ -167,8 +167,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "shards are listed once",
         file: "group/duties.rs",
-        right: "self.list_at = now + self.plan.rules.discovery_interval;",
-        wrong: "self.list_at = now + 1_000_000 * self.plan.rules.discovery_interval;",
+        right: "self.listing.due = now + self.plan.rules.discovery_interval;",
+        wrong: "self.listing.due = now + 1_000_000 * self.plan.rules.discovery_interval;",
         breaks: &["Progress"],
     },
     Mistake {
