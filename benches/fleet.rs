@@ -156,7 +156,8 @@ impl Fleet {
                 return began.elapsed().as_secs_f64();
             }
             assert!(began.elapsed() < Duration::from_secs(120), "{shares:?}");
-            sleep(Duration::from_millis(20)).await;
+            // Looking costs Redis something, too.
+            sleep(Duration::from_millis(100)).await;
         }
     }
 
@@ -180,6 +181,7 @@ async fn measure(workers: usize) {
         fleet.join().await;
     }
     let started = fleet.until_even().await;
+    sleep(REST).await;
     fleet.join().await;
     let joined = fleet.until_even().await;
     sleep(REST).await;

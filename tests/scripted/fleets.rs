@@ -484,3 +484,23 @@ impl Fleet {
         assert_eq!(numbers, (0..count).collect::<Vec<_>>());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_workers_make_room_for_one_more_within_two_renewals() {
+    let fleet = Fleet::new(1000);
+    let mut workers: Vec<_> = (0..100).map(|number| fleet.start(&format!("w{number}"))).collect();
+    sleep(2 * RENEWAL + MOMENT).await;
+    let even = |shares: &BTreeMap<String, usize>, workers: usize| {
+        let (least, most) = (1000 / workers, 1000_usize.div_ceil(workers));
+        shares.len() == workers && shares.values().all(|count| (least..=most).contains(count))
+    };
+    let shares = fleet.shares().await;
+    assert!(even(&shares, 100), "{shares:?}");
+    workers.push(fleet.start("one-more"));
+    sleep(2 * RENEWAL + MOMENT).await;
+    let shares = fleet.shares().await;
+    assert!(even(&shares, 101), "{shares:?}");
+    let version = fleet.table().await.version;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(fleet.table().await.version, version);
+}
