@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kinestream::Checkpoint;
+use kinestream::testing::Shard;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
@@ -109,7 +110,7 @@ impl World {
     /// The shares of all workers differ by one at most.
     async fn is_even(&mut self, after: &str) {
         let table = self.table().await;
-        let open: Vec<_> = self.orders.open_shards().iter().map(|shard| shard.id()).collect();
+        let open: Vec<_> = self.orders.open_shards().iter().map(Shard::id).collect();
         let count = |name: &str| {
             let owner = |shard| table.leases.get(shard).and_then(|lease| lease.owner.as_deref());
             open.iter().filter(|shard| owner(shard) == Some(name)).count()
