@@ -191,8 +191,9 @@ impl Facts {
                 latest = latest.max(*at);
                 let is_given_back =
                     tenancy.released.is_some_and(|released| latest + HANDOVER <= released);
-                if !(life.had_time_to_save(latest) || is_given_back && life.well_for() > LONG_WELL)
-                {
+                let is_due =
+                    life.had_time_to_save(latest) || is_given_back && life.well_for() > LONG_WELL;
+                if !is_due {
                     break;
                 }
                 finished += 1;

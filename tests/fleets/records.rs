@@ -62,7 +62,7 @@ impl Facts {
                 self.judge_first(shard, place, epoch, ordering);
             }
         }
-        Place { shard, record: place, epoch }
+        Place { shard, number: place, epoch }
     }
 
     fn judge_right(&mut self, worker: usize, shard: usize, epoch: u64) {

@@ -62,7 +62,7 @@ pub(crate) struct Broken {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) shard: usize,
-    pub(crate) record: usize,
+    pub(crate) number: usize,
     pub(crate) epoch: u64,
 }
 
@@ -188,10 +188,10 @@ impl Facts {
     }
 
     /// A record is finished by whoever reads in this epoch.
-    pub(crate) fn finish(&mut self, Place { shard, record: place, epoch }: Place) {
-        self.shards[shard].records[place] = true;
+    pub(crate) fn finish(&mut self, Place { shard, number, epoch }: Place) {
+        self.shards[shard].records[number] = true;
         if let Some(tenancy) = self.tenancies.get_mut(&(shard, epoch)) {
-            tenancy.finished[place - tenancy.first].get_or_insert_with(Instant::now);
+            tenancy.finished[number - tenancy.first].get_or_insert_with(Instant::now);
         }
     }
 

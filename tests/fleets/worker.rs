@@ -119,7 +119,7 @@ impl Worker {
         while let Some(index) = self.held.iter().position(|(_, _, due)| *due <= now) {
             let (record, place, _) = self.held.swap_remove(index);
             self.truth.lock().finish(place);
-            self.truth.tell(format_args!("{} acks {} {}", self.name, place.shard, place.record));
+            self.truth.tell(format_args!("{} acks {} {}", self.name, place.shard, place.number));
             record.ack();
         }
     }
