@@ -27,6 +27,9 @@ impl Worker {
         if !self.joined {
             return Changes::default();
         }
+        if self.listing.listed.take_if(|listed| !listed.is_of(&self.table)).is_some() {
+            self.listing.due = Instant::now();
+        }
         if let Some(listed) = &self.listing.listed {
             let changes = self.plan.lister.changes(listed, &self.table);
             if !changes.list.is_empty() {

@@ -38,10 +38,8 @@ pub(crate) struct Listed {
     taken: SystemTime,
     /// Those that hold anything to read, where an application begins at a time.
     reachable: Option<BTreeSet<ShardId>>,
-    /// Those that were in the table before: only of these does it say that they are gone.
-    known: BTreeSet<ShardId>,
-    /// Those that had been finished before.
-    finished: BTreeSet<ShardId>,
+    /// The table as it was before: only of what was in it does the listing say that it is gone.
+    before: Arc<Table>,
     /// The worker has begun with it.
     begins: bool,
 }
@@ -54,22 +52,30 @@ pub(crate) struct Changes {
     pub(crate) losses: Vec<Error>,
 }
 
+impl Listed {
+    /// Whether it was made for this table, and not for one that was forgotten or cleared since.
+    pub(crate) fn is_of(&self, table: &Table) -> bool {
+        self.before.generation == table.generation
+    }
+
+    fn had_finished(&self, shard: &ShardId) -> bool {
+        self.before.leases.get(shard).is_some_and(Lease::is_finished)
+    }
+}
+
 impl Lister {
     /// Lists until Kinesis has answered; `begins` says that nobody has read anything yet. `None`
     /// when the stream is gone.
-    pub(crate) async fn list(self, table: Arc<Table>, begins: bool) -> Option<Listed> {
-        let finished = table.leases.iter().filter(|(_, lease)| lease.is_finished());
-        let finished = finished.map(|(shard, _)| shard.clone()).collect();
-        let known = table.leases.keys().cloned().collect();
+    pub(crate) async fn list(self, before: Arc<Table>, begins: bool) -> Option<Listed> {
         let Listing { shards, taken } = self.until_answered(None, begins).await?;
         let reachable = match self.start.since(taken) {
-            Some(since) if table.leases.is_empty() => {
+            Some(since) if before.leases.is_empty() => {
                 let open = self.until_answered(Some(since), false).await?;
                 Some(open.shards.into_iter().map(|shard| shard.id).collect())
             }
             _ => None,
         };
-        Some(Listed { shards, taken, reachable, known, finished, begins })
+        Some(Listed { shards, taken, reachable, before, begins })
     }
 
     async fn until_answered(&self, since: Option<SystemTime>, begins: bool) -> Option<Listing> {
@@ -126,8 +132,10 @@ impl Lister {
     pub(crate) fn changes(&self, listed: &Listed, table: &Table) -> Changes {
         let first = table.leases.is_empty();
         let ids: BTreeSet<&ShardId> = listed.shards.iter().map(|shard| &shard.id).collect();
-        let unknown = |shard: &&KnownShard| {
-            table.leases.get(&shard.id).is_none_or(|lease| lease.parents.is_none())
+        let unknown = |shard: &&KnownShard| match table.leases.get(&shard.id) {
+            Some(lease) => lease.parents.is_none(),
+            // One that is not there any more was forgotten meanwhile, and is not to be read again.
+            None => !listed.had_finished(&shard.id),
         };
         let mut losses = Vec::new();
         let mut list: Vec<Change> = listed
@@ -146,10 +154,13 @@ impl Lister {
             .collect();
         for (shard, lease) in table.leases.iter().filter(|(shard, _)| !ids.contains(shard)) {
             if lease.is_finished() {
-                if listed.finished.contains(shard) {
+                if listed.had_finished(shard) {
                     list.push(Change::Forget { shard: shard.clone() });
                 }
-            } else if listed.begins && listed.known.contains(shard) && lease.owner.is_none() {
+            } else if listed.begins
+                && listed.before.leases.contains_key(shard)
+                && lease.owner.is_none()
+            {
                 list.extend(self.lose(shard, lease, &mut losses));
             }
         }
