@@ -1,6 +1,7 @@
 //! What this program is to do: tell the story, or play one of the parts in it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub(crate) const USAGE: &str = "\
 usage: fleet [--seconds N] [--workers N] [--shards N]
@@ -18,6 +19,10 @@ pub(crate) enum Role {
         kinesis_port: u16,
         redis_url: String,
         name: String,
+    },
+    Pauser {
+        process: u32,
+        time: Duration,
     },
     RedisKeeper {
         port: u16,
@@ -43,6 +48,11 @@ impl Role {
                 "worker" => {
                     let kinesis_port = parsed(&argument, &next()?)?;
                     return Ok(Self::Worker { kinesis_port, redis_url: next()?, name: next()? });
+                }
+                "pauser" => {
+                    let process = parsed(&argument, &next()?)?;
+                    let time = Duration::from_secs(parsed(&argument, &next()?)?);
+                    return Ok(Self::Pauser { process, time });
                 }
                 "redis-keeper" => {
                     let port = parsed(&argument, &next()?)?;

@@ -9,6 +9,7 @@
 
 mod arguments;
 mod board;
+mod pause;
 mod redis_server;
 mod screen;
 mod story;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use kinestream::{Consumer, RedisStore};
 use tokio::signal::ctrl_c;
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use arguments::{Options, Role};
@@ -62,6 +64,7 @@ async fn run() -> Result<ExitCode, Box<dyn Error>> {
         Role::Worker { kinesis_port, redis_url, name } => {
             worker::work(kinesis_port, &redis_url, &name).await?;
         }
+        Role::Pauser { process, time } => pause::pause(process, time)?,
         Role::RedisKeeper { port, folder } => redis_server::keep(port, &folder)?,
         Role::Story(options) => return tell(options).await,
     }
@@ -72,11 +75,7 @@ async fn tell(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     let redis = RedisServer::start().await?;
     let (client, port) = support::start_kinesis().await?;
     support::create_stream(&client, worker::STREAM, i32::try_from(options.shards)?).await?;
-    println!(
-        "A Kinesis with {} shards on port {port}, and a Redis: redis-cli -u {}",
-        options.shards,
-        redis.url()
-    );
+    println!("Kinesis on port {port} with {} shards; redis-cli -u {}", options.shards, redis.url());
 
     let board = Shared::new();
     let screen = Screen::new(board.clone());
@@ -87,12 +86,12 @@ async fn tell(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     let writing = Writer::start(client.clone(), board.clone());
     let showing = tokio::spawn(screen.clone().show());
 
+    let mut interrupts = listen();
     let story = Story { client: &client, board: &board, screen: &screen, workers: &mut workers };
     let told = tokio::select! {
         told = story.tell(options) => told,
-        _interrupted = ctrl_c() => {
+        _interrupted = interrupts.recv() => {
             screen.say("Ctrl-C: what is written is still read; once more to end at once");
-            workers.wake_all().await;
             Ok(())
         }
     };
@@ -104,7 +103,7 @@ async fn tell(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     };
     let is_interrupted = tokio::select! {
         _read_or_lost = timeout(PATIENCE, all_is_read) => false,
-        _interrupted = ctrl_c() => true,
+        _interrupted = interrupts.recv() => true,
     };
     workers.leave_all().await;
     screen.say("the workers have left");
@@ -116,6 +115,13 @@ async fn tell(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     written?;
     let is_well = summary::print(&board.lock(), is_interrupted);
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Each Ctrl-C, also one that comes while nobody waits for it.
+fn listen() -> mpsc::UnboundedReceiver<()> {
+    let (tell, told) = mpsc::unbounded_channel();
+    tokio::spawn(async move { while ctrl_c().await.is_ok() && tell.send(()).is_ok() {} });
+    told
 }
 
 /// Looks at the leases, again and again.

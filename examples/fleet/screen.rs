@@ -46,13 +46,20 @@ impl Screen {
 
     /// Says what has happened.
     pub(crate) fn say(&self, event: &str) {
-        let seconds = self.board.lock().began.elapsed().as_secs_f64();
-        let event = format!("{seconds:6.1} s  {event}");
         if self.is_terminal {
-            self.draw(&[format!("\x1b[1m{event}\x1b[0m")]);
+            self.draw(&[format!("\x1b[1m{}  {event}\x1b[0m", self.time())]);
         } else {
-            self.draw(&[event]);
+            self.draw(&[format!("{}  {event}", self.time())]);
         }
+    }
+
+    /// Says what has come of what was said last.
+    pub(crate) fn detail(&self, event: &str) {
+        self.draw(&[format!("{}    {event}", self.time())]);
+    }
+
+    fn time(&self) -> String {
+        format!("{:6.1} s", self.board.lock().began.elapsed().as_secs_f64())
     }
 
     /// The table as it is now stays where it stands.

@@ -64,7 +64,7 @@ impl Story<'_> {
         let began = Instant::now();
         self.workers.kill(&worker).await;
         let what = format!("{worker} is killed");
-        self.screen.say(&format!("{what} by SIGKILL, and had {}", list(&held)));
+        self.screen.say(&format!("{what} by SIGKILL with {}", list(&held)));
         self.until_read_again(&what, began, &held).await;
         self.until_even(&what, began).await;
     }
@@ -77,12 +77,12 @@ impl Story<'_> {
         let began = Instant::now();
         let what = format!("{worker} is suspended");
         self.screen.say(&format!(
-            "{what} by SIGSTOP for {PAUSE:?}, where leases last {LEASE:?}, and had {}",
+            "{what} by SIGSTOP for {PAUSE:?} with {}; leases last {LEASE:?}",
             list(&held)
         ));
         let watched = Watch { board: self.board, screen: self.screen };
         let (paused, ()) = tokio::join!(
-            self.workers.pause(&worker, PAUSE.as_secs()),
+            self.workers.pause(&worker, PAUSE),
             watched.until_read_again(&what, began, &held)
         );
         paused?;
@@ -90,7 +90,7 @@ impl Story<'_> {
         self.screen.say(&what);
         self.until_even(&what, Instant::now()).await;
         let refused = self.board.lock().tally.refused - refused;
-        self.screen.say(&format!("  {refused} records of leases that were another's were refused"));
+        self.screen.detail(&format!("refused, from leases that it had no more: {refused} records"));
         Ok(())
     }
 
@@ -100,12 +100,12 @@ impl Story<'_> {
         let repeated = self.board.lock().tally.repeated;
         let began = Instant::now();
         let what = format!("{worker} leaves");
-        self.screen.say(&format!("{what}, and had {}", list(&held)));
+        self.screen.say(&format!("{what} with {}", list(&held)));
         self.workers.leave(&worker).await;
         self.until_read_again(&what, began, &held).await;
         self.until_even(&what, began).await;
         let repeated = self.board.lock().tally.repeated - repeated;
-        self.screen.say(&format!("  {repeated} records came again"));
+        self.screen.detail(&format!("read again by others: {repeated} records"));
     }
 
     async fn split(&mut self) -> Told {
@@ -130,8 +130,6 @@ impl Story<'_> {
 
     async fn until_even(&self, what: &str, began: Instant) {
         self.watch().until(what, "the shares are even", began, Board::is_even).await;
-        let shares = self.board.lock().shares();
-        self.screen.say(&format!("  {shares}"));
     }
 
     async fn until_read_again(&self, what: &str, began: Instant, held: &BTreeMap<ShardId, u64>) {
@@ -163,7 +161,8 @@ impl Watch<'_> {
             sleep(Duration::from_millis(20)).await;
         }
         let time = began.elapsed();
-        self.screen.say(&format!("  {then} after {:.1} s", time.as_secs_f64()));
+        let shares = self.board.lock().shares();
+        self.screen.detail(&format!("{then} after {:.1} s: {shares}", time.as_secs_f64()));
         self.board.lock().times.push((format!("{what}: {then}"), time));
     }
 }

@@ -10,7 +10,7 @@ pub(crate) fn print(board: &Board, is_interrupted: bool) -> bool {
         let records = tally.by_worker.get(worker).copied().unwrap_or(0);
         println!("{worker}: {records} records, {}", state.name());
     }
-    println!("\n{} moves of leases", tally.moves);
+    println!("\nmoves of leases {}, records refused by their epoch {}", tally.moves, tally.refused);
     for (what, time) in &board.times {
         println!("{:5.1} s  {what}", time.as_secs_f64());
     }
@@ -20,7 +20,6 @@ pub(crate) fn print(board: &Board, is_interrupted: bool) -> bool {
     }
     let (unread, unread_is) =
         (tally.unread(), if is_interrupted { "not read yet" } else { "lost" });
-    println!("refused {}, with a lower epoch than was seen before", tally.refused);
     println!(
         "written {}, read {}, repeated {}, {unread_is} {unread}",
         tally.written(),

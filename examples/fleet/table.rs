@@ -52,7 +52,7 @@ pub(crate) fn lines(board: &mut Board, most: usize) -> Vec<String> {
 }
 
 fn heading(board: &Board) -> String {
-    let mut line = coloured(FAINT, "  shard   ");
+    let mut line = coloured(FAINT, "  shard     ");
     for (number, (worker, _)) in board.crew.iter().enumerate() {
         line += &coloured(colour(number), &format!("{worker:<8}"));
     }
@@ -60,7 +60,7 @@ fn heading(board: &Board) -> String {
 }
 
 fn row(board: &Board, shard: &ShardId, lease: &Lease, rates: &BTreeMap<Arc<str>, usize>) -> String {
-    let mut line = format!("  {:<8}", short(shard.as_str()));
+    let mut line = format!("  {:<10}", short(shard.as_str()));
     for (number, (worker, _)) in board.crew.iter().enumerate() {
         let sign = if lease.owner.as_ref() == Some(worker) {
             "●"
@@ -93,7 +93,7 @@ fn states(board: &Board) -> String {
 }
 
 fn per_worker(board: &Board, title: &str, value: impl Fn(&Arc<str>) -> String) -> String {
-    let mut line = coloured(FAINT, &format!("  {title:<8}"));
+    let mut line = coloured(FAINT, &format!("  {title:<10}"));
     for (number, (worker, state)) in board.crew.iter().enumerate() {
         let is_here = matches!(state, State::Reads | State::Leaves);
         let colour = if is_here { colour(number) } else { FAINT };

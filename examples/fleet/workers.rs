@@ -101,32 +101,21 @@ impl Workers {
         }
     }
 
-    /// Suspends a worker for so many seconds, as a machine does that sleeps.
-    ///
-    /// Another process stops it and lets it go on, so that it is not left behind, stopped, where this
-    /// one is killed in between.
+    /// Suspends a worker for so long, as a machine does that sleeps. Dropped early, it goes on.
     pub(crate) async fn pause(
-        &mut self,
+        &self,
         worker: &Arc<str>,
-        seconds: u64,
+        time: Duration,
     ) -> Result<(), Box<dyn Error>> {
         let Some(running) = self.running.get(worker) else { return Ok(()) };
+        let (process, time) = (running.process.to_string(), time.as_secs().to_string());
+        let mut pauser = own_process(&["pauser", &process, &time])?;
         self.board.lock().set(worker, State::Paused);
-        let script = r#"kill -STOP "$1"; sleep "$2"; kill -CONT "$1""#;
-        let mut command = Command::new("sh");
-        command.args(["-c", script, "pause", &running.process.to_string(), &seconds.to_string()]);
-        in_a_group_of_its_own(&mut command);
-        command.stdin(Stdio::null()).status().await?;
+        // Its input ends with this.
+        let _input = pauser.stdin.take();
+        pauser.wait().await?;
         self.board.lock().set(worker, State::Reads);
         Ok(())
-    }
-
-    /// Lets everybody go on who may be suspended.
-    pub(crate) async fn wake_all(&self) {
-        for running in self.running.values() {
-            let process = running.process.to_string();
-            let _may_have_ended = Command::new("kill").args(["-CONT", &process]).status().await;
-        }
     }
 }
 
@@ -186,18 +175,12 @@ async fn answer(input: &mut tokio::process::ChildStdin, word: &str) {
     let _may_have_ended = input.write_all(format!("{word}\n").as_bytes()).await;
 }
 
-/// This program once more, in another part.
+/// This program once more, in another part, which ends when its standard input does.
 pub(crate) fn own_process(arguments: &[&str]) -> Result<Child, Box<dyn Error>> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    in_a_group_of_its_own(&mut command);
-    Ok(command.kill_on_drop(true).spawn()?)
-}
-
-/// Ctrl-C in a terminal goes to all of a group: it is for the parent, which ends its children.
-fn in_a_group_of_its_own(command: &mut Command) {
+    // Ctrl-C in a terminal goes to all of a group: it is for the parent, which ends its children.
     #[cfg(unix)]
     command.process_group(0);
-    #[cfg(not(unix))]
-    let _there_are_none = command;
+    Ok(command.spawn()?)
 }
