@@ -21,7 +21,7 @@ pub(crate) fn line(board: &mut Board) -> String {
 fn counts(board: &Board) -> String {
     let tally = &board.tally;
     format!(
-        "{:6.1} s  written {}, read {}, behind {}, repeated {}, refused {}, moves {}",
+        "{:6.1} s  written {} read {} behind {} repeated {} refused {} moves {}",
         board.began.elapsed().as_secs_f64(),
         tally.written(),
         tally.read,
