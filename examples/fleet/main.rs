@@ -113,7 +113,7 @@ async fn tell(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     redis.stop().await?;
     told?;
     written?;
-    let is_well = summary::print(&board.lock(), is_interrupted);
+    let is_well = summary::print(&board.lock(), is_interrupted)?;
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -158,3 +158,33 @@ impl Tally {
         (Arc::clone(&name), self.shards.entry(name).or_default())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(epoch: u64, number: u64, polled: u128) -> Told<'static> {
+        Told { shard: "shard", epoch, number, polled }
+    }
+
+    #[test]
+    fn what_must_not_happen_is_found() {
+        let (first, second): (Arc<str>, Arc<str>) = ("w1".into(), "w2".into());
+        let (early, late) = (0, u128::MAX);
+        let mut tally = Tally::default();
+        for number in 0..4 {
+            tally.write("shard", number);
+        }
+        assert!(tally.take(&first, &told(1, 0, early)));
+        assert!(tally.take(&second, &told(2, 1, early)));
+        assert!(tally.take(&second, &told(2, 1, early)));
+        // In hand when the shard went to the other: refused, and nobody's fault.
+        assert!(!tally.take(&first, &told(1, 2, early)));
+        assert_eq!((tally.read, tally.repeated, tally.refused, tally.unread()), (3, 1, 1, 2));
+        assert_eq!(tally.findings, [] as [&str; 0]);
+        assert!(!tally.take(&first, &told(1, 2, late)));
+        assert_eq!(tally.findings.len(), 1, "a record handed out too late");
+        tally.take(&first, &told(2, 2, early));
+        assert_eq!(tally.findings.len(), 2, "two workers in one epoch");
+    }
+}
