@@ -1,0 +1,83 @@
+//! What this program is to do: tell the story, or play one of the parts in it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub(crate) const USAGE: &str = "\
+usage: fleet [--seconds N] [--workers N] [--shards N]
+
+  --seconds N   how long the story takes, 10 to 3600; it waits for what it wants to show (75)
+  --workers N   how many read once all have joined, 2 to 20 (3)
+  --shards N    how many shards the stream begins with, 1 to 100 (12)";
+
+/// The part that a process plays.
+pub(crate) enum Role {
+    Help,
+    /// What a person starts: the rest are processes that it starts itself.
+    Story(Options),
+    Worker {
+        kinesis_port: u16,
+        redis_url: String,
+        name: String,
+    },
+    Pauser {
+        process: u32,
+        time: Duration,
+    },
+    RedisKeeper {
+        port: u16,
+        folder: PathBuf,
+    },
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    pub(crate) seconds: u32,
+    pub(crate) workers: u32,
+    pub(crate) shards: u32,
+}
+
+impl Role {
+    pub(crate) fn from_arguments(
+        mut arguments: impl Iterator<Item = String>,
+    ) -> Result<Self, String> {
+        let mut options = Options { seconds: 75, workers: 3, shards: 12 };
+        while let Some(argument) = arguments.next() {
+            let mut next = || arguments.next().ok_or_else(|| missing(&argument));
+            let (option, allowed) = match argument.as_str() {
+                "worker" => {
+                    let kinesis_port = parsed(&argument, &next()?)?;
+                    return Ok(Self::Worker { kinesis_port, redis_url: next()?, name: next()? });
+                }
+                "pauser" => {
+                    let process = parsed(&argument, &next()?)?;
+                    let time = Duration::from_secs(parsed(&argument, &next()?)?);
+                    return Ok(Self::Pauser { process, time });
+                }
+                "redis-keeper" => {
+                    let port = parsed(&argument, &next()?)?;
+                    return Ok(Self::RedisKeeper { port, folder: next()?.into() });
+                }
+                "--help" | "-h" => return Ok(Self::Help),
+                "--seconds" => (&mut options.seconds, 10..=3600),
+                "--workers" => (&mut options.workers, 2..=20),
+                "--shards" => (&mut options.shards, 1..=100),
+                _ => return Err(format!("{argument:?} is not known\n\n{USAGE}")),
+            };
+            *option = parsed(&argument, &next()?)?;
+            if !allowed.contains(option) {
+                let (least, most) = allowed.into_inner();
+                return Err(format!("{argument} is {option}, but must be {least} to {most}"));
+            }
+        }
+        Ok(Self::Story(options))
+    }
+}
+
+fn missing(argument: &str) -> String {
+    format!("{argument} needs a value\n\n{USAGE}")
+}
+
+fn parsed<T: std::str::FromStr>(argument: &str, value: &str) -> Result<T, String> {
+    value.parse().map_err(|_| format!("{argument} needs a number, and {value:?} is none"))
+}

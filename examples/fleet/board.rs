@@ -1,0 +1,149 @@
+//! What is known of the fleet at a moment: who there is, who has what, and what was counted.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kinestream::ShardId;
+use kinestream::store::lease::Lease;
+
+use crate::tally::Tally;
+
+/// What a worker is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Reads,
+    Paused,
+    Killed,
+    Leaves,
+    Left,
+}
+
+impl State {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Reads => "reads",
+            Self::Paused => "paused",
+            Self::Killed => "killed",
+            Self::Leaves => "leaves",
+            Self::Left => "left",
+        }
+    }
+}
+
+pub(crate) struct Board {
+    pub(crate) began: Instant,
+    /// In the order in which they came.
+    pub(crate) crew: Vec<(Arc<str>, State)>,
+    /// As the store had them last.
+    pub(crate) leases: BTreeMap<ShardId, Lease>,
+    pub(crate) tally: Tally,
+    /// What was waited for, and how long it took.
+    pub(crate) times: Vec<(String, Duration)>,
+}
+
+/// A board that many look at.
+#[derive(Clone)]
+pub(crate) struct Shared(Arc<Mutex<Board>>);
+
+impl Shared {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Board {
+            began: Instant::now(),
+            crew: Vec::new(),
+            leases: BTreeMap::new(),
+            tally: Tally::default(),
+            times: Vec::new(),
+        })))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Board> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Board {
+    pub(crate) fn see(&mut self, leases: BTreeMap<ShardId, Lease>) {
+        for (shard, lease) in &leases {
+            if let Some(owner) = &lease.owner {
+                self.tally.hear(owner, shard.as_str(), lease.epoch);
+            }
+        }
+        self.leases = leases;
+    }
+
+    pub(crate) fn set(&mut self, worker: &Arc<str>, state: State) {
+        match self.crew.iter_mut().find(|(name, _)| name == worker) {
+            Some((_, known)) => *known = state,
+            None => self.crew.push((Arc::clone(worker), state)),
+        }
+    }
+
+    pub(crate) fn state(&self, worker: &Arc<str>) -> Option<State> {
+        self.crew.iter().find(|(name, _)| name == worker).map(|(_, state)| *state)
+    }
+
+    /// Who reads, oldest first.
+    pub(crate) fn reading(&self) -> Vec<Arc<str>> {
+        let reads = self.crew.iter().filter(|(_, state)| *state == State::Reads);
+        reads.map(|(name, _)| Arc::clone(name)).collect()
+    }
+
+    /// The shards that a worker has, and the epochs in which it does.
+    pub(crate) fn held_by(&self, worker: &Arc<str>) -> BTreeMap<ShardId, u64> {
+        let held = self.leases.iter().filter(|(_, lease)| lease.owner.as_ref() == Some(worker));
+        held.map(|(shard, lease)| (shard.clone(), lease.epoch)).collect()
+    }
+
+    /// Whether every shard that can be read is with somebody who reads, and no two of those differ
+    /// by more than one.
+    pub(crate) fn is_even(&self) -> bool {
+        let mut shares: BTreeMap<_, usize> =
+            self.reading().into_iter().map(|worker| (worker, 0)).collect();
+        for lease in self.leases.values().filter(|lease| self.is_readable(lease)) {
+            match lease.owner.as_ref().and_then(|owner| shares.get_mut(owner)) {
+                Some(share) if lease.heir.is_none() => *share += 1,
+                _ => return false,
+            }
+        }
+        let (least, most) = (shares.values().min(), shares.values().max());
+        let (Some(least), Some(most)) = (least, most) else { return false };
+        *most > 0 && most - least <= 1
+    }
+
+    /// Whether records of the shards have come in later epochs than these.
+    pub(crate) fn are_read_since(&self, shards: &BTreeMap<ShardId, u64>) -> bool {
+        shards.iter().all(|(shard, epoch)| {
+            let known = self.tally.shards.get(shard.as_str());
+            known.is_some_and(|known| known.epoch > *epoch)
+        })
+    }
+
+    /// How many children of a shard have come with records.
+    pub(crate) fn children_read(&self, parent: &ShardId) -> usize {
+        let children = self.leases.iter().filter(|(_, lease)| {
+            lease.parents.as_ref().is_some_and(|parents| parents.contains(parent))
+        });
+        let taken =
+            |shard: &ShardId| self.tally.shards.get(shard.as_str()).map(|known| known.taken);
+        children.filter(|(shard, _)| taken(shard).is_some_and(|taken| taken > 0)).count()
+    }
+
+    fn is_readable(&self, lease: &Lease) -> bool {
+        let is_finished = |parent| self.leases.get(parent).is_none_or(Lease::is_finished);
+        let parents = lease.parents.as_ref();
+        !lease.is_finished() && parents.is_some_and(|parents| parents.iter().all(is_finished))
+    }
+
+    /// How many shards each has who reads.
+    pub(crate) fn shares(&self) -> String {
+        let share = |worker: &Arc<str>| format!("{worker} {}", self.held_by(worker).len());
+        self.reading().iter().map(share).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// The part of a shard's name that tells it from others.
+pub(crate) fn short(shard: &str) -> &str {
+    let number = shard.trim_start_matches("shardId-").trim_start_matches('0');
+    if number.is_empty() { "0" } else { number }
+}

@@ -1,0 +1,136 @@
+//! Several workers that share the shards of a stream, live: who holds which shard, and how far
+//! behind it is, while workers join, are killed, are suspended and leave.
+//!
+//!     cargo run --example fleet -- [--seconds 75] [--workers 3] [--shards 12]
+//!
+//! Needs `redis-server`, and nothing else: it starts one of its own, and a Kinesis in this process.
+//! Each worker is a process. Ctrl-C ends it early. Exits with 1 if a record was lost, or if two
+//! workers ever had one shard.
+
+mod arguments;
+mod board;
+mod pause;
+mod redis_server;
+mod screen;
+mod story;
+mod summary;
+#[path = "../support/mod.rs"]
+mod support;
+mod table;
+mod tally;
+mod worker;
+mod workers;
+mod writer;
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use kinestream::{Consumer, RedisStore};
+use tokio::signal::ctrl_c;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use arguments::{Options, Role};
+use board::Shared;
+use redis_server::RedisServer;
+use screen::Screen;
+use story::Story;
+use workers::Workers;
+use writer::Writer;
+
+/// How often the leases are looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// What is not read so long after the last record was written is lost.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Something else went wrong than what is to be seen here.
+const COULD_NOT_RUN: u8 = 2;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(COULD_NOT_RUN)
+        }
+    }
+}
+
+async fn run() -> Result<ExitCode, Box<dyn Error>> {
+    match Role::from_arguments(std::env::args().skip(1))? {
+        Role::Help => println!("{}", arguments::USAGE),
+        Role::Worker { kinesis_port, redis_url, name } => {
+            worker::work(kinesis_port, &redis_url, &name).await?;
+        }
+        Role::Pauser { process, time } => pause::pause(process, time)?,
+        Role::RedisKeeper { port, folder } => redis_server::keep(port, &folder)?,
+        Role::Story(options) => return tell(options).await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn tell(options: Options) -> Result<ExitCode, Box<dyn Error>> {
+    let redis = RedisServer::start().await?;
+    let (client, port) = support::start_kinesis().await?;
+    support::create_stream(&client, worker::STREAM, i32::try_from(options.shards)?).await?;
+    println!("Kinesis on port {port} with {} shards; redis-cli -u {}", options.shards, redis.url());
+
+    let board = Shared::new();
+    let screen = Screen::new(board.clone());
+    let mut workers = Workers::new(port, redis.url(), board.clone(), screen.clone());
+    // Looks at the positions, and reads nothing.
+    let onlooker = worker::consumer(&client, RedisStore::connect(&redis.url()).await?, "onlooker")?;
+    let looking = tokio::spawn(look(onlooker, board.clone()));
+    let writing = Writer::start(client.clone(), board.clone());
+    let showing = tokio::spawn(screen.clone().show());
+
+    let mut interrupts = listen();
+    let story = Story { client: &client, board: &board, screen: &screen, workers: &mut workers };
+    let told = tokio::select! {
+        told = story.tell(options) => told,
+        _interrupted = interrupts.recv() => {
+            screen.say("Ctrl-C: what is written is still read; once more to end at once");
+            Ok(())
+        }
+    };
+    let written = writing.stop().await;
+    let all_is_read = async {
+        while board.lock().tally.unread() > 0 {
+            sleep(LOOK).await;
+        }
+    };
+    let is_interrupted = tokio::select! {
+        _read_or_lost = timeout(PATIENCE, all_is_read) => false,
+        _interrupted = interrupts.recv() => true,
+    };
+    workers.leave_all().await;
+    screen.say("the workers have left");
+    showing.abort();
+    looking.abort();
+    screen.finish();
+    redis.stop().await?;
+    told?;
+    written?;
+    let is_well = summary::print(&board.lock(), is_interrupted)?;
+    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Each Ctrl-C, also one that comes while nobody waits for it.
+fn listen() -> mpsc::UnboundedReceiver<()> {
+    let (tell, told) = mpsc::unbounded_channel();
+    tokio::spawn(async move { while ctrl_c().await.is_ok() && tell.send(()).is_ok() {} });
+    told
+}
+
+/// Looks at the leases, again and again.
+async fn look(onlooker: Consumer, board: Shared) {
+    loop {
+        // A store that does not answer is the workers' matter, which show what comes of it.
+        if let Ok(leases) = onlooker.positions().await {
+            board.lock().see(leases);
+        }
+        sleep(LOOK).await;
+    }
+}

@@ -1,0 +1,106 @@
+//! A Redis of the story's own, which ends with it.
+//!
+//! Between the two stands a process that keeps the server: a parent that is killed cannot end its
+//! children, but its end closes their standard input. `redis-server` does not look at its own, so
+//! the keeper does.
+
+use std::error::Error;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::AsyncBufReadExt;
+use tokio::process::Child;
+use tokio::time::timeout;
+
+use crate::workers::own_process;
+
+const READY: &str = "Ready to accept connections";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct RedisServer {
+    port: u16,
+    keeper: Child,
+}
+
+impl RedisServer {
+    pub(crate) async fn start() -> Result<Self, Box<dyn Error>> {
+        let version = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
+        if let Err(error) = version {
+            return Err(format!(
+                "redis-server cannot be started: {error}.\nInstall it by `apt-get install \
+                 redis-server`, `dnf install redis`, `apk add redis` or `brew install redis`; \
+                 ./tests/run does it too."
+            )
+            .into());
+        }
+        // Another process may take a port between our letting go of it and the server's start.
+        let mut told = String::new();
+        for _ in 0..5 {
+            let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+            let process = std::process::id();
+            let folder = std::env::temp_dir().join(format!("kinestream-fleet-{process}-{port}"));
+            let folder = folder.to_str().ok_or("the temporary folder's name is not text")?;
+            let mut keeper = own_process(&["redis-keeper", &port.to_string(), folder])?;
+            let log = keeper.stdout.take().ok_or("the keeper has no output")?;
+            let mut log = tokio::io::BufReader::new(log).lines();
+            while let Some(line) = timeout(PATIENCE, log.next_line()).await?? {
+                if line.contains(READY) {
+                    // To its end: a full pipe would stop the server.
+                    tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
+                    return Ok(Self { port, keeper });
+                }
+                told = line;
+            }
+        }
+        Err(format!("redis-server did not start on five free ports in turn; it said: {told}")
+            .into())
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    pub(crate) async fn stop(mut self) -> Result<(), Box<dyn Error>> {
+        drop(self.keeper.stdin.take());
+        timeout(PATIENCE, self.keeper.wait()).await??;
+        Ok(())
+    }
+}
+
+/// The keeper's part: runs a server until its own standard input ends or the server does, and leaves
+/// nothing behind.
+pub(crate) fn keep(port: u16, folder: &Path) -> Result<(), Box<dyn Error>> {
+    std::fs::create_dir_all(folder)?;
+    let kept = keep_in(port, folder);
+    std::fs::remove_dir_all(folder)?;
+    kept
+}
+
+fn keep_in(port: u16, folder: &Path) -> Result<(), Box<dyn Error>> {
+    let mut server = Command::new("redis-server")
+        .current_dir(folder)
+        .args(["--bind", "127.0.0.1", "--save", "", "--port", &port.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let log = BufReader::new(server.stdout.take().ok_or("the server has no output")?);
+    let server = Arc::new(Mutex::new(server));
+    std::thread::spawn({
+        let server = Arc::clone(&server);
+        move || {
+            let _until_it_ends = io::copy(&mut io::stdin(), &mut io::sink());
+            // Its log ends with it.
+            let _may_have_ended = server.lock().unwrap_or_else(PoisonError::into_inner).kill();
+        }
+    });
+    for line in log.lines() {
+        // Who is not listened to any more still has a server to keep until it has ended.
+        let _may_be_alone = writeln!(io::stdout(), "{}", line?);
+    }
+    server.lock().unwrap_or_else(PoisonError::into_inner).wait()?;
+    Ok(())
+}

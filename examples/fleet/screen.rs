@@ -1,0 +1,129 @@
+//! What a person sees: in a terminal a table that is drawn in place, elsewhere a line a second; and
+//! above it what has happened.
+
+use std::io::{IsTerminal, Write};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::board::Shared;
+use crate::table;
+
+const REDRAW: Duration = Duration::from_millis(500);
+const LINE: Duration = Duration::from_secs(1);
+
+/// Rows and columns where the terminal does not tell.
+const USUAL: (usize, usize) = (24, 80);
+
+#[derive(Clone)]
+pub(crate) struct Screen {
+    board: Shared,
+    is_terminal: bool,
+    /// How many lines of a table stand at the bottom.
+    drawn: Arc<Mutex<usize>>,
+}
+
+impl Screen {
+    pub(crate) fn new(board: Shared) -> Self {
+        let is_dumb = std::env::var_os("TERM").is_none_or(|terminal| terminal == "dumb");
+        let is_terminal = std::io::stdout().is_terminal() && !is_dumb;
+        Self { board, is_terminal, drawn: Arc::default() }
+    }
+
+    /// Shows how things are, again and again.
+    pub(crate) async fn show(self) {
+        let mut ticks = tokio::time::interval(if self.is_terminal { REDRAW } else { LINE });
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if self.is_terminal {
+                self.draw(&[]);
+            } else {
+                self.draw(&[table::line(&mut self.board.lock())]);
+            }
+        }
+    }
+
+    /// Says what has happened.
+    pub(crate) fn say(&self, event: &str) {
+        if self.is_terminal {
+            self.draw(&[format!("\x1b[1m{}  {event}\x1b[0m", self.time())]);
+        } else {
+            self.draw(&[format!("{}  {event}", self.time())]);
+        }
+    }
+
+    /// Says what has come of what was said last.
+    pub(crate) fn detail(&self, event: &str) {
+        self.draw(&[format!("{}    {event}", self.time())]);
+    }
+
+    fn time(&self) -> String {
+        format!("{:6.1} s", self.board.lock().began.elapsed().as_secs_f64())
+    }
+
+    /// The table as it is now stays where it stands.
+    pub(crate) fn finish(&self) {
+        if self.is_terminal {
+            self.draw(&[]);
+        }
+        *self.drawn.lock().unwrap_or_else(PoisonError::into_inner) = 0;
+    }
+
+    fn draw(&self, said: &[String]) {
+        let mut drawn = self.drawn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut text = String::new();
+        if *drawn > 0 {
+            // Back to the first line of the table.
+            text = format!("\x1b[{drawn}A\r");
+        }
+        let end = if self.is_terminal { "\x1b[K\n" } else { "\n" };
+        for line in said {
+            text.extend([line, end]);
+        }
+        if self.is_terminal {
+            let (rows, columns) = size();
+            let lines = table::lines(&mut self.board.lock(), rows.saturating_sub(2));
+            for line in &lines {
+                text.extend([&cut(line, columns), end]);
+            }
+            text.push_str("\x1b[J");
+            *drawn = lines.len();
+        }
+        let mut output = std::io::stdout().lock();
+        // Where nobody reads any more there is nobody to tell.
+        let _nobody_reads = output.write_all(text.as_bytes()).and_then(|()| output.flush());
+    }
+}
+
+/// Rows and columns of the terminal, which may have changed.
+fn size() -> (usize, usize) {
+    let ask = || {
+        let terminal = std::fs::File::open("/dev/tty").ok()?;
+        let asked = Command::new("stty").arg("size").stdin(terminal).stderr(Stdio::null()).output();
+        let answer = String::from_utf8(asked.ok()?.stdout).ok()?;
+        let (rows, columns) = answer.trim().split_once(' ')?;
+        let size = (rows.parse().ok()?, columns.parse().ok()?);
+        // Some say that they have none.
+        (size.0 > 0 && size.1 > 0).then_some(size)
+    };
+    ask().unwrap_or(USUAL)
+}
+
+/// What fits into so many columns. Colours take none.
+fn cut(line: &str, columns: usize) -> String {
+    let (mut text, mut width, mut is_escape) = (String::new(), 0, false);
+    for letter in line.chars() {
+        if letter == '\x1b' {
+            is_escape = true;
+        }
+        if is_escape || width < columns {
+            text.push(letter);
+            width += usize::from(!is_escape);
+        }
+        if is_escape && letter == 'm' {
+            is_escape = false;
+        }
+    }
+    text
+}

@@ -1,0 +1,190 @@
+//! The sink: takes records from the workers, fenced by their epochs, and counts.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::worker::micros;
+
+/// Rates are means over so long.
+const WINDOW: Duration = Duration::from_secs(2);
+
+#[derive(Default)]
+pub(crate) struct Tally {
+    written: BTreeSet<u64>,
+    taken: BTreeSet<u64>,
+    pub(crate) read: usize,
+    pub(crate) repeated: usize,
+    /// Records that came with a lower epoch than one before of their shard.
+    pub(crate) refused: usize,
+    /// Changes of a shard from one epoch to another.
+    pub(crate) moves: usize,
+    pub(crate) shards: BTreeMap<Arc<str>, Shard>,
+    pub(crate) by_worker: BTreeMap<Arc<str>, usize>,
+    /// What must not happen, and did.
+    pub(crate) findings: Vec<String>,
+    recent: VecDeque<(Instant, Arc<str>, Arc<str>)>,
+}
+
+/// What is known of one shard.
+#[derive(Default)]
+pub(crate) struct Shard {
+    pub(crate) written: usize,
+    pub(crate) taken: usize,
+    /// The highest epoch of a record that came.
+    pub(crate) epoch: u64,
+    /// Every epoch that was heard of.
+    epochs: BTreeMap<u64, Reign>,
+}
+
+/// An epoch of a shard.
+struct Reign {
+    worker: Arc<str>,
+    /// When it was first heard of, in microseconds since 1970.
+    heard: u128,
+}
+
+/// A record as a worker tells of it.
+pub(crate) struct Told<'a> {
+    pub(crate) shard: &'a str,
+    pub(crate) epoch: u64,
+    pub(crate) number: u64,
+    /// When the worker asked for it, in microseconds since 1970.
+    pub(crate) polled: u128,
+}
+
+impl<'a> Told<'a> {
+    pub(crate) fn parse(line: &'a str) -> Option<Self> {
+        let mut words = line.split(' ');
+        Some(Self {
+            shard: words.next()?,
+            epoch: words.next()?.parse().ok()?,
+            number: words.next()?.parse().ok()?,
+            polled: words.next()?.parse().ok()?,
+        })
+    }
+}
+
+impl Tally {
+    pub(crate) fn write(&mut self, shard: &str, number: u64) {
+        if self.written.insert(number) {
+            self.shard(shard).1.written += 1;
+        }
+    }
+
+    /// Whether the sink takes the record.
+    pub(crate) fn take(&mut self, worker: &Arc<str>, told: &Told) -> bool {
+        self.hear(worker, told.shard, told.epoch);
+        let (name, shard) = self.shard(told.shard);
+        let later = shard.epochs.range(told.epoch + 1..);
+        if let Some(heard) = later.map(|(_, reign)| reign.heard).min()
+            && told.polled > heard
+        {
+            let late =
+                Duration::from_micros(u64::try_from(told.polled - heard).unwrap_or(u64::MAX));
+            self.findings.push(format!(
+                "{worker} was given record {} of {} {late:.1?} after another had the shard",
+                told.number, told.shard
+            ));
+        }
+        let (_, shard) = self.shard(told.shard);
+        if told.epoch < shard.epoch {
+            self.refused += 1;
+            return false;
+        }
+        shard.epoch = told.epoch;
+        self.read += 1;
+        if self.taken.insert(told.number) {
+            self.shard(told.shard).1.taken += 1;
+        } else {
+            self.repeated += 1;
+        }
+        *self.by_worker.entry(Arc::clone(worker)).or_default() += 1;
+        self.recent.push_back((Instant::now(), Arc::clone(worker), name));
+        true
+    }
+
+    /// A shard is a worker's in this epoch.
+    pub(crate) fn hear(&mut self, worker: &Arc<str>, name: &str, epoch: u64) {
+        let (_, shard) = self.shard(name);
+        let heard = micros(SystemTime::now());
+        match shard.epochs.get(&epoch) {
+            Some(reign) if reign.worker == *worker => {}
+            Some(reign) => {
+                let finding =
+                    format!("{worker} and {} both have {name} in epoch {epoch}", reign.worker);
+                if !self.findings.contains(&finding) {
+                    self.findings.push(finding);
+                }
+            }
+            None => {
+                let is_move = !shard.epochs.is_empty();
+                shard.epochs.insert(epoch, Reign { worker: Arc::clone(worker), heard });
+                self.moves += usize::from(is_move);
+            }
+        }
+    }
+
+    pub(crate) fn written(&self) -> usize {
+        self.written.len()
+    }
+
+    /// Records that were written and are not read.
+    pub(crate) fn unread(&self) -> usize {
+        self.written.difference(&self.taken).count()
+    }
+
+    /// Records a second of late, by worker and by shard.
+    pub(crate) fn rates(&mut self) -> BTreeMap<Arc<str>, usize> {
+        while self.recent.front().is_some_and(|(at, ..)| at.elapsed() > WINDOW) {
+            self.recent.pop_front();
+        }
+        let mut counts = BTreeMap::<_, usize>::new();
+        for (_, worker, shard) in &self.recent {
+            *counts.entry(Arc::clone(worker)).or_default() += 1;
+            *counts.entry(Arc::clone(shard)).or_default() += 1;
+        }
+        for count in counts.values_mut() {
+            *count = count.div_ceil(2);
+        }
+        counts
+    }
+
+    fn shard(&mut self, name: &str) -> (Arc<str>, &mut Shard) {
+        let name = match self.shards.get_key_value(name) {
+            Some((known, _)) => Arc::clone(known),
+            None => name.into(),
+        };
+        (Arc::clone(&name), self.shards.entry(name).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(epoch: u64, number: u64, polled: u128) -> Told<'static> {
+        Told { shard: "shard", epoch, number, polled }
+    }
+
+    #[test]
+    fn what_must_not_happen_is_found() {
+        let (first, second): (Arc<str>, Arc<str>) = ("w1".into(), "w2".into());
+        let (early, late) = (0, u128::MAX);
+        let mut tally = Tally::default();
+        for number in 0..4 {
+            tally.write("shard", number);
+        }
+        assert!(tally.take(&first, &told(1, 0, early)));
+        assert!(tally.take(&second, &told(2, 1, early)));
+        assert!(tally.take(&second, &told(2, 1, early)));
+        // In hand when the shard went to the other: refused, and nobody's fault.
+        assert!(!tally.take(&first, &told(1, 2, early)));
+        assert_eq!((tally.read, tally.repeated, tally.refused, tally.unread()), (3, 1, 1, 2));
+        assert_eq!(tally.findings, [] as [&str; 0]);
+        assert!(!tally.take(&first, &told(1, 2, late)));
+        assert_eq!(tally.findings.len(), 1, "a record handed out too late");
+        tally.take(&first, &told(2, 2, early));
+        assert_eq!(tally.findings.len(), 2, "two workers in one epoch");
+    }
+}
