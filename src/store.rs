@@ -184,7 +184,7 @@ pub(crate) use writer::{Rhythm, Watched, Writer};
 ///
 /// # Errors
 ///
-/// [`ErrorKind::StoreUnavailable`](crate::ErrorKind::StoreUnavailable)
+/// [`ErrorKind::StoreUnavailable`]
 /// ([`Error::store_unavailable`](crate::Error::store_unavailable)) is tried again with a back-off;
 /// any other kind is reported to the caller, once, and then tried again as well.
 ///
