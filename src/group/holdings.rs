@@ -171,7 +171,9 @@ impl Holdings {
             if lease.owner.as_ref() != Some(&self.me) || self.shards.contains_key(shard) {
                 continue;
             }
-            if self.last.get(shard).is_some_and(|last| lease.epoch <= *last) {
+            // What is to go on at once is not begun, nor what has been given back before.
+            let is_over = self.last.get(shard).is_some_and(|last| lease.epoch <= *last);
+            if is_over || lease.heir.is_some() {
                 settled.changes.push(Change::Release { shard: shard.clone(), epoch: lease.epoch });
             } else {
                 settled.opened.push((shard.clone(), lease.clone()));

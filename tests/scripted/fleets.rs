@@ -504,3 +504,20 @@ async fn a_hundred_workers_make_room_for_one_more_within_two_renewals() {
     sleep(Duration::from_secs(60)).await;
     assert_eq!(fleet.table().await.version, version);
 }
+
+/// A share that goes on to another before its worker has heard of it goes on at once.
+#[tokio::test(start_paused = true)]
+async fn one_that_joins_while_all_are_starting_is_given_its_share_with_the_next_renewal() {
+    for pause in [1, 100, 1600] {
+        let fleet = Fleet::new(60);
+        let mut workers: Vec<_> = (0..9).map(|number| fleet.start(&format!("w{number}"))).collect();
+        sleep(Duration::from_millis(pause)).await;
+        workers.push(fleet.start("w9"));
+        // Who has one to give hears of it with the next renewal.
+        sleep(RENEWAL + MOMENT).await;
+        let shares = fleet.shares().await;
+        assert_eq!(shares.values().sum::<usize>(), 60, "{shares:?}");
+        assert_eq!(shares.len(), 10, "after {pause} ms: {shares:?}");
+        assert!(shares.values().all(|count| *count == 6), "{pause} ms: {shares:?}");
+    }
+}
