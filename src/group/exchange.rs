@@ -133,11 +133,13 @@ impl Worker {
             self.extend(asked, asked_at);
         }
         let failing = self.failing_since.get_or_insert(asked).elapsed();
-        // What is read and not saved is the writer's to tell of; where nothing may be read, nothing
-        // is left unsaved.
+        // Who may not read hears nothing of the writer that has something to save, if it has.
         let is_held_up = self.valid_until.is_none() && failing >= self.plan.rules.max_unflushed;
         let is_overdue = if self.joined { is_held_up } else { failing >= FIRST_ANSWER };
-        if (is_overdue || !error.is_temporary()) && !std::mem::replace(&mut self.told, true) {
+        if (is_overdue || !error.is_temporary())
+            && !std::mem::replace(&mut self.told, true)
+            && self.plan.writer.is_untold()
+        {
             (self.plan.lister.tell)(error);
         }
         self.renew_at = Instant::now() + jitter(self.pause);

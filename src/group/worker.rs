@@ -131,7 +131,9 @@ impl Worker {
 
     async fn work(&mut self, words: &mut mpsc::UnboundedReceiver<Word>) -> Over {
         loop {
-            if self.renew_at <= Instant::now() || !self.pending.is_empty() && self.joined {
+            // What a store that fails is to be told waits for the next attempt.
+            let is_ready = self.joined && self.failing_since.is_none();
+            if self.renew_at <= Instant::now() || is_ready && !self.pending.is_empty() {
                 self.look_after_callers();
                 self.exchange().await;
             }

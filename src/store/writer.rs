@@ -75,6 +75,8 @@ struct State {
     failing: bool,
     /// What the reader is to be told, once.
     report: Option<Error>,
+    /// It was, since the last save.
+    is_told: bool,
     waiting: Vec<Waker>,
 }
 
@@ -136,6 +138,11 @@ impl Writer {
         Bell(Arc::clone(&self.shared))
     }
 
+    /// Whether nobody has told yet of the store that fails; who asks tells of it.
+    pub(crate) fn is_untold(&self) -> bool {
+        !std::mem::replace(&mut self.shared.lock().is_told, true)
+    }
+
     /// Saves everything that is finished, and waits until it is saved.
     pub(crate) async fn flush(&self) -> Result<()> {
         let (answer, answered) = oneshot::channel();
@@ -152,7 +159,9 @@ impl Writer {
             return Poll::Ready(Ok(()));
         }
         let mut state = self.shared.lock();
-        if let Some(error) = state.report.take() {
+        if let Some(error) = state.report.take()
+            && !std::mem::replace(&mut state.is_told, true)
+        {
             return Poll::Ready(Err(error));
         }
         if state.gate == Gate::Open {
@@ -231,6 +240,7 @@ impl Shared {
             in_time(self.store.save_fenced(&self.scope, &positions)).await?
         };
         let mut state = self.lock();
+        state.is_told &= positions.is_empty();
         for (saved, verdict) in positions.into_iter().zip(verdicts) {
             state.settle(&self.scope, saved, verdict);
         }
