@@ -20,8 +20,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "no clock is looked at before a record",
         file: "shard/tenure.rs",
-        right: "!self.over.load(Ordering::SeqCst) && self.validity.holds()",
-        wrong: "!self.over.load(Ordering::SeqCst)",
+        right: "        let now = time_on_the_wall();\n        if now < *until {",
+        wrong: "        let now = UNIX_EPOCH;\n        if now < *until {",
         breaks: &["OnlyWhileValid", "Fencing"],
     },
     Mistake {
@@ -41,8 +41,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "what is offered is given at once",
         file: "store/lease/ledger.rs",
-        right: "lease.heir = (owner != to).then(|| to.clone());",
-        wrong: "lease.epoch += 1;\n lease.owner = Some(to.clone());",
+        right: "                    lease.heir = heir;\n                }\n            }\n            Change::Release",
+        wrong: "                    lease.owner = heir.or(lease.owner.take());\n lease.epoch += 1;\n                }\n            }\n            Change::Release",
         breaks: &["Fencing"],
     },
     Mistake {
@@ -90,8 +90,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "every worker lists",
         file: "group/duties.rs",
-        right: "is_idle && (is_first || self.is_asked_to_list)",
-        wrong: "is_idle && (is_first || self.is_asked_to_list || self.begun)",
+        right: "is_idle && (is_first || self.listing.is_asked_for)",
+        wrong: "is_idle && (is_first || self.listing.is_asked_for || self.begun)",
         breaks: &["FewListings", "Rest"],
     },
     Mistake {

@@ -98,6 +98,22 @@ fn the_simulation_of_fleets_finds_every_mistake() {
     find("fleets", fleets::MISTAKES);
 }
 
+/// What takes minutes to find says at once whether it is still to be found.
+#[test]
+fn every_mistake_has_its_place() {
+    for mistake in reader::MISTAKES.iter().chain(fleets::MISTAKES) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        mistake.check_place(&fs::read_to_string(folder.join(mistake.file)).unwrap());
+    }
+}
+
+impl Mistake {
+    fn check_place(&self, text: &str) {
+        let times = text.matches(self.right).count();
+        assert_eq!(times, 1, "{}: {:?} stands {times} times in it", self.file, self.right);
+    }
+}
+
 /// One after the other: a copy stands in one folder.
 static COPY: Mutex<()> = Mutex::new(());
 
@@ -109,8 +125,7 @@ fn find(test: &str, mistakes: &[Mistake]) {
     for mistake in mistakes.iter().filter(|mistake| mistake.what.contains(&only)) {
         let file = copy.folder.join("src").join(mistake.file);
         let right = fs::read_to_string(&file).unwrap();
-        let times = right.matches(mistake.right).count();
-        assert_eq!(times, 1, "{}: {:?} stands {times} times in it", mistake.file, mistake.right);
+        mistake.check_place(&right);
         fs::write(&file, right.replace(mistake.right, mistake.wrong)).unwrap();
         let found = copy.simulate(test);
         fs::write(&file, right).unwrap();

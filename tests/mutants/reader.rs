@@ -28,7 +28,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         what: "children begin when their parents are opened",
         file: "lineage.rs",
         right: "is_none_or(Lease::is_finished));\n        may_begin",
-        wrong: "is_none_or(|lease| lease.epoch > 0));\n        may_begin",
+        wrong: "is_none_or(|lease| lease.owner.is_some() || lease.is_finished()));\n        may_begin",
         breaks: &["ParentsFirst"],
     },
     Mistake {
@@ -151,17 +151,10 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["FewRepeats"],
     },
     Mistake {
-        what: "a drop does not save",
-        file: "store/writer.rs",
-        right: "    last_words(&shared).await;",
-        wrong: "    if false { last_words(&shared).await; }",
-        breaks: &["FewRepeats"],
-    },
-    Mistake {
         what: "a shard is read on when its stream is dropped",
         file: "shard/feed.rs",
-        right: "        task.spawn({",
-        wrong: "        tokio::spawn({",
+        right: "        task.spawn({\n",
+        wrong: "        let mut over = Closing::new();\n        tokio::spawn({\n",
         breaks: &["NothingLeftRunning"],
     },
     Mistake {
