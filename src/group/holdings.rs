@@ -217,3 +217,71 @@ impl Holdings {
         vouched.chain(restored).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::lease::Member;
+
+    fn shard(number: usize) -> ShardId {
+        format!("shardId-{number:012}").parse().unwrap()
+    }
+
+    fn table(workers: &[(&str, u64)], owners: &[Option<&str>]) -> Table {
+        let member = |incarnation| Member {
+            incarnation,
+            joined: 1,
+            lease_duration: Duration::from_secs(10),
+            capacity: u32::MAX,
+        };
+        let lease = |owner: &Option<&str>| Lease {
+            epoch: 7,
+            owner: owner.map(Into::into),
+            parents: Some(Vec::new()),
+            ..Lease::default()
+        };
+        Table {
+            workers: workers.iter().map(|(name, life)| ((*name).into(), member(*life))).collect(),
+            leases: owners
+                .iter()
+                .enumerate()
+                .map(|(id, owner)| (shard(id), lease(owner)))
+                .collect(),
+            ..Table::default()
+        }
+    }
+
+    #[test]
+    fn a_store_is_told_what_is_known_but_nothing_of_who_is_another_by_now() {
+        let holdings = Holdings::new("me".into());
+        let workers = [("me", 1), ("other", 2), ("again", 3)];
+        let known = table(&workers, &[Some("me"), Some("other"), Some("again"), None]);
+        // What was this worker's it has given back; "again" has died, and come again.
+        let changes = holdings.knowledge(&known, &table(&[("me", 1), ("again", 4)], &[]));
+        let vouched = changes.iter().filter_map(|change| match change {
+            Change::Vouch { worker, .. } => Some(&**worker),
+            _ => None,
+        });
+        assert!(vouched.eq(["again", "other"]));
+        let owners = changes.iter().filter_map(|change| match change {
+            Change::Restore { lease, .. } => Some(lease.owner.as_deref()),
+            _ => None,
+        });
+        assert!(owners.eq([None, Some("other"), None, None]));
+    }
+
+    #[test]
+    fn what_is_to_go_on_is_passed_on_and_what_was_given_back_is_given_back() {
+        let mut holdings = Holdings::new("me".into());
+        let mut seen = table(&[("me", 1), ("other", 2)], &[Some("me"), Some("me"), Some("other")]);
+        seen.leases.get_mut(&shard(0)).unwrap().heir = Some("other".into());
+        let settled = holdings.settle(&seen);
+        assert_eq!(settled.changes, [Change::Release { shard: shard(0), epoch: 7 }]);
+        let opened: Vec<_> = settled.opened.into_iter().map(|(shard, _)| shard).collect();
+        assert_eq!(opened, [shard(1)]);
+        holdings.last.insert(shard(1), 7);
+        let settled = holdings.settle(&seen);
+        assert!(settled.opened.is_empty(), "never twice in one epoch");
+        assert_eq!(settled.changes.len(), 2);
+    }
+}
