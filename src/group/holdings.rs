@@ -234,7 +234,7 @@ mod tests {
             lease_duration: Duration::from_secs(10),
             capacity: u32::MAX,
         };
-        let lease = |owner: &Option<&str>| Lease {
+        let lease = |owner: Option<&str>| Lease {
             epoch: 7,
             owner: owner.map(Into::into),
             parents: Some(Vec::new()),
@@ -245,7 +245,7 @@ mod tests {
             leases: owners
                 .iter()
                 .enumerate()
-                .map(|(id, owner)| (shard(id), lease(owner)))
+                .map(|(id, owner)| (shard(id), lease(*owner)))
                 .collect(),
             ..Table::default()
         }
