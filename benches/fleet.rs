@@ -10,20 +10,23 @@
 
 #[path = "../tests/support/free_port.rs"]
 mod free_port;
+#[path = "../tests/support/gated.rs"]
+mod gated;
 #[path = "../tests/support/redis.rs"]
 mod redis_server;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures::future::{BoxFuture, pending};
+use futures::future::{pending, ready};
 use futures::{FutureExt, StreamExt};
+use gated::Gated;
 use kinestream::store::Scope;
-use kinestream::store::lease::{Answer, Edit, Fenced, Lease, LeaseStore, Request, Table, Verdict};
+use kinestream::store::lease::{Lease, LeaseStore};
 use kinestream::testing::Kinesis;
-use kinestream::{Checkpoint, CheckpointStore, Consumer, RedisStore, Result, ShardId};
+use kinestream::{Consumer, RedisStore};
 use redis_server::RedisServer;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -31,75 +34,16 @@ use tokio::time::sleep;
 const SHARDS: usize = 1000;
 const REST: Duration = Duration::from_secs(30);
 
-/// A worker's way to Redis, which can be cut: nothing that it asks for arrives any more.
-#[derive(Debug, Clone)]
-struct Line {
-    redis: RedisStore,
-    is_cut: Arc<AtomicBool>,
-}
+/// A worker's way to Redis.
+struct Line(Arc<AtomicBool>);
 
 impl Line {
-    async fn open(&self) {
-        if self.is_cut.load(Ordering::SeqCst) {
-            pending::<()>().await;
-        }
-    }
-}
-
-impl CheckpointStore for Line {
-    fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
-        self.redis.load(scope)
+    fn cut(&self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 
-    fn save<'a>(
-        &'a self,
-        scope: &'a Scope,
-        checkpoints: &'a [(ShardId, Checkpoint)],
-    ) -> BoxFuture<'a, Result<()>> {
-        self.redis.save(scope, checkpoints)
-    }
-
-    fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {
-        Some(self)
-    }
-}
-
-impl LeaseStore for Line {
-    fn exchange<'a>(
-        &'a self,
-        scope: &'a Scope,
-        request: &'a Request,
-    ) -> BoxFuture<'a, Result<Answer>> {
-        async move {
-            self.open().await;
-            self.redis.exchange(scope, request).await
-        }
-        .boxed()
-    }
-
-    fn save_fenced<'a>(
-        &'a self,
-        scope: &'a Scope,
-        positions: &'a [Fenced],
-    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
-        async move {
-            self.open().await;
-            self.redis.save_fenced(scope, positions).await
-        }
-        .boxed()
-    }
-
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
-        self.redis.table(scope)
-    }
-
-    fn edit<'a>(
-        &'a self,
-        scope: &'a Scope,
-        edit: &'a Edit,
-        forced: bool,
-    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
-        self.redis.edit(scope, edit, forced)
+    fn is_cut(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
     }
 }
 
@@ -121,11 +65,22 @@ impl Fleet {
 
     async fn join(&mut self) {
         let redis = RedisStore::connect(&self.server.url()).await.unwrap();
-        let line = Line { redis, is_cut: Arc::default() };
+        let line = Line(Arc::default());
+        // When it is cut, nothing that the worker asks for arrives any more.
+        let store = Gated::new(redis, {
+            let is_cut = Arc::clone(&line.0);
+            move |_asked| {
+                if is_cut.load(Ordering::SeqCst) {
+                    pending().boxed()
+                } else {
+                    ready(Ok(())).boxed()
+                }
+            }
+        });
         let consumer = Consumer::builder(self.kinesis.client(), "orders")
             .interval(Duration::from_secs(20))
             .worker_id(format!("worker-{:03}", self.workers.len()))
-            .store(line.clone())
+            .store(store)
             .build()
             .unwrap();
         let reading = tokio::spawn(async move {
@@ -138,7 +93,7 @@ impl Fleet {
     /// more than another.
     async fn until_even(&self) -> f64 {
         let began = Instant::now();
-        let alive = self.workers.iter().filter(|(line, _)| !line.is_cut.load(Ordering::SeqCst));
+        let alive = self.workers.iter().filter(|(line, _)| !line.is_cut());
         let alive = alive.count();
         loop {
             let table = self.seen_by.table(&Scope::new("default", "orders")).await.unwrap();
@@ -191,7 +146,7 @@ async fn measure(workers: usize) {
     let a_second = |before: u64, after: u64| (after - before) as f64 / REST.as_secs_f64();
     let (scripts, commands) = (a_second(before.0, after.0), a_second(before.1, after.1));
     let (line, _reading) = &fleet.workers[0];
-    line.is_cut.store(true, Ordering::SeqCst);
+    line.cut();
     let taken = fleet.until_even().await;
     println!(
         "{workers:7} | {started:10.2} | {joined:8.2} | {taken:8.2} | {scripts:9.2} | {commands:10.2}"

@@ -162,7 +162,7 @@ impl Worker {
     /// or after so long.
     pub(super) fn hand_over(&mut self, shard: &ShardId, epoch: u64, patience: Duration) {
         let Some(holding) = self.holdings.get(shard, epoch) else { return };
-        if std::mem::replace(&mut holding.is_leaving, true) {
+        if holding.is_leaving {
             return;
         }
         holding.stop();

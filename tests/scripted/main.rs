@@ -7,6 +7,8 @@ mod checkpoints;
 mod dropping;
 mod errors;
 mod fleets;
+#[path = "../support/gated.rs"]
+mod gated;
 mod handovers;
 mod operators;
 mod outages;

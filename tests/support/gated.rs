@@ -1,0 +1,99 @@
+//! A store of leases behind a gate: what is asked for passes, waits or fails.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use kinestream::store::Scope;
+use kinestream::store::lease::{Answer, Edit, Fenced, LeaseStore, Request, Table, Verdict};
+use kinestream::{Checkpoint, CheckpointStore, Result, ShardId};
+
+/// What a worker asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Exchange,
+    Save,
+}
+
+type Gate = dyn Fn(Asked) -> BoxFuture<'static, Result<()>> + Send + Sync;
+
+/// What workers ask of the store goes through the gate; what is looked at from outside does not.
+#[derive(Clone)]
+pub(crate) struct Gated<S> {
+    stored: S,
+    gate: Arc<Gate>,
+}
+
+impl<S> Gated<S> {
+    pub(crate) fn new(
+        stored: S,
+        gate: impl Fn(Asked) -> BoxFuture<'static, Result<()>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { stored, gate: Arc::new(gate) }
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for Gated<S> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Gated").field(&self.stored).finish()
+    }
+}
+
+impl<S: CheckpointStore + LeaseStore> CheckpointStore for Gated<S> {
+    fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
+        self.stored.load(scope)
+    }
+
+    fn save<'a>(
+        &'a self,
+        scope: &'a Scope,
+        checkpoints: &'a [(ShardId, Checkpoint)],
+    ) -> BoxFuture<'a, Result<()>> {
+        self.stored.save(scope, checkpoints)
+    }
+
+    fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {
+        Some(self)
+    }
+}
+
+impl<S: LeaseStore> LeaseStore for Gated<S> {
+    fn exchange<'a>(
+        &'a self,
+        scope: &'a Scope,
+        request: &'a Request,
+    ) -> BoxFuture<'a, Result<Answer>> {
+        async move {
+            (self.gate)(Asked::Exchange).await?;
+            self.stored.exchange(scope, request).await
+        }
+        .boxed()
+    }
+
+    fn save_fenced<'a>(
+        &'a self,
+        scope: &'a Scope,
+        positions: &'a [Fenced],
+    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        async move {
+            (self.gate)(Asked::Save).await?;
+            self.stored.save_fenced(scope, positions).await
+        }
+        .boxed()
+    }
+
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+        self.stored.table(scope)
+    }
+
+    fn edit<'a>(
+        &'a self,
+        scope: &'a Scope,
+        edit: &'a Edit,
+        forced: bool,
+    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
+        self.stored.edit(scope, edit, forced)
+    }
+}
