@@ -148,6 +148,10 @@
 //!   one that knows better is heard, its positions count, also where they are further back.
 //!
 //! Where Redis forgets and no worker lives, the application begins anew, at its starting position.
+//!
+//! Epochs follow the clock of Redis, so that they rise whatever it forgets. Only where it forgets
+//! *and* its clock goes back behind the last change of owner, and no worker that remembers reaches
+//! it first, can an epoch come twice.
 
 mod alone;
 pub mod conformance;

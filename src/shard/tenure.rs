@@ -29,7 +29,7 @@ pub(crate) struct Tenure {
 /// What a run of records looks at for each of them.
 #[derive(Debug)]
 pub(super) struct Hold {
-    over: AtomicBool,
+    over: Closing,
     validity: Arc<Validity>,
 }
 
@@ -38,7 +38,7 @@ impl Hold {
     /// last, since to ask is dearer than to look at the clock.
     #[inline]
     pub(super) fn holds(&self, until: &mut SystemTime) -> bool {
-        if self.over.load(Ordering::SeqCst) || self.validity.is_doubtful.load(Ordering::SeqCst) {
+        if self.over.is_closed() || self.validity.is_doubtful.load(Ordering::SeqCst) {
             return false;
         }
         let now = time_on_the_wall();
@@ -52,8 +52,8 @@ impl Hold {
 
 impl Tenure {
     pub(crate) fn new(epoch: u64, validity: Arc<Validity>) -> Self {
-        let hold = Arc::new(Hold { over: AtomicBool::new(false), validity });
-        Self { epoch, hold, over: Closing::new() }
+        let over = Closing::new();
+        Self { epoch, hold: Arc::new(Hold { over: over.clone(), validity }), over }
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -62,7 +62,6 @@ impl Tenure {
 
     /// The shard is read no more.
     pub(crate) fn end(&self) {
-        self.hold.over.store(true, Ordering::SeqCst);
         self.over.close();
     }
 
