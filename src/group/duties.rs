@@ -85,7 +85,7 @@ impl Worker {
             tracing::warn!(scope = %self.plan.scope, "the store has forgotten: telling it again");
             self.pending.extend(self.holdings.knowledge(&self.table, &table));
         }
-        let Settled { changes, opened, leaving, lost } = self.holdings.settle(&table);
+        let Settled { changes, opened, leaving, lost } = self.holdings.settle(&self.table, &table);
         self.table = Arc::new(table);
         self.seen_whole = Instant::now();
         for (shard, epoch) in lost {

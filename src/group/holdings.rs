@@ -134,7 +134,8 @@ impl Holdings {
     }
 
     /// Holds what there is against a table: what is lost is stopped and gone, before anything else.
-    pub(super) fn settle(&mut self, table: &Table) -> Settled {
+    /// `known` is the table that was seen before.
+    pub(super) fn settle(&mut self, known: &Table, table: &Table) -> Settled {
         let mut settled = Settled::default();
         self.shards.retain(|shard, holding| {
             let epoch = holding.tenure.epoch();
@@ -179,7 +180,13 @@ impl Holdings {
                 settled.opened.push((shard.clone(), lease.clone()));
             }
         }
-        self.last.retain(|shard, _| table.leases.contains_key(shard));
+        // A store that has forgotten a shard may remember it again. Only what is finished leaves the
+        // table by itself.
+        let was_finished =
+            |shard: &ShardId| known.leases.get(shard).is_some_and(Lease::is_finished);
+        self.last.retain(|shard, epoch| {
+            *epoch > table.cleared && (table.leases.contains_key(shard) || !was_finished(shard))
+        });
         settled
     }
 
@@ -221,6 +228,7 @@ impl Holdings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::Checkpoint;
     use crate::store::lease::Member;
 
     fn shard(number: usize) -> ShardId {
@@ -275,13 +283,31 @@ mod tests {
         let mut holdings = Holdings::new("me".into());
         let mut seen = table(&[("me", 1), ("other", 2)], &[Some("me"), Some("me"), Some("other")]);
         seen.leases.get_mut(&shard(0)).unwrap().heir = Some("other".into());
-        let settled = holdings.settle(&seen);
+        let settled = holdings.settle(&seen, &seen);
         assert_eq!(settled.changes, [Change::Release { shard: shard(0), epoch: 7 }]);
         let opened: Vec<_> = settled.opened.into_iter().map(|(shard, _)| shard).collect();
         assert_eq!(opened, [shard(1)]);
         holdings.last.insert(shard(1), 7);
-        let settled = holdings.settle(&seen);
+        let settled = holdings.settle(&seen, &seen);
         assert!(settled.opened.is_empty(), "never twice in one epoch");
         assert_eq!(settled.changes.len(), 2);
+    }
+
+    #[test]
+    fn what_a_store_forgets_and_finds_again_is_not_begun_again() {
+        let mut holdings = Holdings::new("me".into());
+        let seen = table(&[("me", 1)], &[Some("me"), Some("me")]);
+        holdings.last.extend([(shard(0), 7), (shard(1), 7)]);
+        let forgotten = table(&[("me", 1)], &[]);
+        holdings.settle(&seen, &forgotten);
+        assert!(holdings.settle(&forgotten, &seen).opened.is_empty());
+        // What was finished is tidied away when it has left retention.
+        let mut finished = seen.clone();
+        finished.leases.get_mut(&shard(0)).unwrap().checkpoint = Some(Checkpoint::ShardEnd);
+        holdings.settle(&finished, &forgotten);
+        assert!(holdings.last.keys().eq([&shard(1)]));
+        // Nothing of what was before a clearing is valid.
+        holdings.settle(&forgotten, &Table { cleared: 7, ..Table::default() });
+        assert!(holdings.last.is_empty());
     }
 }

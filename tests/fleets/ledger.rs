@@ -66,7 +66,7 @@ impl Facts {
             let place = (index_of(shard), lease.epoch);
             let Some(tenancy) = self.tenancies.get_mut(&place) else { continue };
             tenancy.released.get_or_insert_with(Instant::now);
-            let is_unfinished = tenancy.finished.contains(&None);
+            let is_unfinished = !tenancy.is_dropped && tenancy.finished.contains(&None);
             let waited = self.offers.get(&place).map(Instant::elapsed);
             let patience = self.lives[worker].patience;
             if !request.leaving && is_unfinished && !self.lost_data && waited < patience {
@@ -177,7 +177,7 @@ impl Facts {
     /// A lease has a new epoch: what had the time to be saved is stored.
     fn begin_epoch(&mut self, shard: usize, epoch: u64, position: Option<&Checkpoint>) {
         let passed = self.passed(shard, position);
-        self.bases.insert((shard, epoch), passed);
+        self.bases.entry((shard, epoch)).or_insert(passed);
         let mut due = 0;
         for ((of, _), tenancy) in self.tenancies.range_mut((shard, 0)..(shard, epoch)) {
             debug_assert_eq!(*of, shard, "the range is of one shard");

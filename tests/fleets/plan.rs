@@ -5,6 +5,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use kinestream::{CheckpointOn, ConsumerBuilder, Ordering, StartingPosition};
 
+use crate::seeds::pick;
+
 /// Which of the two doors of a consumer is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Door {
@@ -54,10 +56,6 @@ pub(crate) struct Scene {
     /// epoch could come twice, so a world has one or the other.
     pub(crate) loses_data: bool,
     pub(crate) clock_jumps: bool,
-}
-
-fn pick<T: Copy>(rng: &mut Rng, choices: &[T]) -> T {
-    choices[rng.usize(..choices.len())]
 }
 
 impl Scene {

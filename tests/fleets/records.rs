@@ -56,6 +56,7 @@ impl Facts {
                     worker,
                     first: place,
                     finished: vec![None],
+                    is_dropped: false,
                     released: None,
                     is_over,
                 });
@@ -103,7 +104,7 @@ impl Facts {
             );
         }
         let base = self.bases.get(&(shard, epoch)).copied().unwrap_or(0);
-        if place < base && !self.lost_data {
+        if place < base {
             self.breaks(
                 Promise::FewRepeats,
                 format_args!("shard {shard} was stored at record {base}, and begins at {place}"),

@@ -39,7 +39,12 @@ impl World {
                     self.workers[worker].forget(&mut self.rng);
                 }
             }
-            24 if self.rng.bool() => self.machines_sleep(),
+            24 => {
+                if let Some(worker) = self.some_worker() {
+                    self.workers[worker].drop_one_stream(&mut self.rng);
+                }
+            }
+            25 if self.rng.bool() => self.machines_sleep(),
             _ => {}
         }
     }
@@ -63,7 +68,7 @@ impl World {
         if let Some(index) = self.some_worker() {
             let worker = &mut self.workers[index];
             self.truth.tell(format_args!("the caller of {} is busy for {time:?}", worker.name));
-            worker.busy_until = Instant::now() + time;
+            worker.occupy(time);
         }
     }
 
@@ -181,7 +186,7 @@ impl World {
         for worker in &mut self.workers {
             worker.is_quick = true;
             worker.suspended_until = None;
-            worker.busy_until = Instant::now() + Duration::from_millis(1);
+            worker.occupy(Duration::from_millis(1));
             worker.ack_all();
         }
     }

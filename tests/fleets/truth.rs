@@ -9,6 +9,8 @@ use kinestream::{Checkpoint, SequenceNumber, ShardId};
 use tokio::time::Instant;
 
 use crate::link::{Health, Life};
+use crate::seeds::Story;
+use crate::told::Told;
 
 /// What must hold, whatever happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,13 +53,6 @@ pub(crate) enum Promise {
     NothingLeftRunning,
 }
 
-/// A promise that was broken, and the story of how.
-#[derive(Debug)]
-pub(crate) struct Broken {
-    pub(crate) promise: Promise,
-    pub(crate) detail: String,
-}
-
 /// Where a record stands, and in which epoch it was yielded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -89,6 +84,8 @@ pub(crate) struct Tenancy {
     pub(crate) first: usize,
     /// When each record was finished in this epoch.
     pub(crate) finished: Vec<Option<Instant>>,
+    /// Its caller dropped the stream.
+    pub(crate) is_dropped: bool,
     /// When its worker gave it back.
     pub(crate) released: Option<Instant>,
     /// There is a later epoch.
@@ -102,6 +99,7 @@ pub(crate) struct Truth(Arc<Mutex<Facts>>);
 #[derive(Debug)]
 pub(crate) struct Facts {
     pub(crate) began: Instant,
+    told: Told,
     pub(crate) shards: Vec<Shard>,
     pub(crate) places: BTreeMap<SequenceNumber, (usize, usize)>,
     /// By shard and epoch.
@@ -120,14 +118,13 @@ pub(crate) struct Facts {
     pub(crate) lost_data: bool,
     /// The store's clock was moved.
     pub(crate) clock_moved: bool,
-    trace: Vec<String>,
-    broken: Option<Broken>,
 }
 
 impl Truth {
     pub(crate) fn new(shards: usize) -> Self {
         Self(Arc::new(Mutex::new(Facts {
             began: Instant::now(),
+            told: Told::new(),
             shards: (0..shards).map(|_| Shard::default()).collect(),
             places: BTreeMap::new(),
             tenancies: BTreeMap::new(),
@@ -138,8 +135,6 @@ impl Truth {
             wall_moved: Duration::ZERO,
             lost_data: false,
             clock_moved: false,
-            trace: Vec::new(),
-            broken: None,
         })))
     }
 
@@ -153,32 +148,27 @@ impl Truth {
     }
 
     pub(crate) fn is_broken(&self) -> bool {
-        self.lock().broken.is_some()
+        self.lock().told.is_broken()
     }
 
     pub(crate) fn breaks(&self, promise: Promise, detail: fmt::Arguments<'_>) {
         self.lock().breaks(promise, detail);
     }
-
-    /// The end of the story.
-    pub(crate) fn end(&self) -> (Vec<String>, Option<Broken>) {
-        let mut facts = self.lock();
-        (std::mem::take(&mut facts.trace), facts.broken.take())
-    }
 }
 
 impl Facts {
     pub(crate) fn tell(&mut self, line: fmt::Arguments<'_>) {
-        let at = self.began.elapsed();
-        self.trace.push(format!("{:9.3} s  {line}", at.as_secs_f64()));
+        self.told.tell(line);
     }
 
-    /// The first broken promise counts: what follows may be its consequence.
     pub(crate) fn breaks(&mut self, promise: Promise, detail: fmt::Arguments<'_>) {
-        self.tell(format_args!("BROKEN {promise:?}: {detail}"));
-        if self.broken.is_none() {
-            self.broken = Some(Broken { promise, detail: detail.to_string() });
-        }
+        self.told.breaks(&promise, detail);
+    }
+
+    /// The end of the story.
+    pub(crate) fn end(&mut self, calls: usize) -> Story {
+        let records = self.shards.iter().map(|shard| shard.records.len()).sum();
+        self.told.end(records, calls)
     }
 
     pub(crate) fn put(&mut self, shard: usize, number: SequenceNumber) {
@@ -192,6 +182,13 @@ impl Facts {
         self.shards[shard].records[number] = true;
         if let Some(tenancy) = self.tenancies.get_mut(&(shard, epoch)) {
             tenancy.finished[number - tenancy.first].get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// A worker's caller reads a shard no more.
+    pub(crate) fn drop_stream(&mut self, worker: usize, shard: usize) {
+        for (_, tenancy) in self.tenancies.range_mut((shard, 0)..=(shard, u64::MAX)) {
+            tenancy.is_dropped |= tenancy.worker == worker;
         }
     }
 

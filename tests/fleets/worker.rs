@@ -13,7 +13,7 @@ use crate::link::{Health, Life};
 use crate::merged::Merged;
 use crate::plan::Plan;
 use crate::store::SimulatedStore;
-use crate::truth::{Place, Promise, Truth};
+use crate::truth::{Place, Promise, Truth, index_of};
 
 pub(crate) struct Worker {
     /// Its place among all workers that there ever were.
@@ -27,8 +27,9 @@ pub(crate) struct Worker {
     held: Vec<(Record, Place, Instant)>,
     /// A record was dropped without an ack: its shard can't be finished by this worker.
     pub(crate) has_forgotten: bool,
-    /// The caller does not poll before.
-    pub(crate) busy_until: Instant,
+    /// The caller does not poll before, and since when it has not.
+    busy_until: Instant,
+    busy_since: Instant,
     pub(crate) suspended_until: Option<Instant>,
     /// Its caller is done with each record at once, and forgets none.
     pub(crate) is_quick: bool,
@@ -60,6 +61,7 @@ impl Worker {
             held: Vec::new(),
             has_forgotten: false,
             busy_until: Instant::now(),
+            busy_since: Instant::now(),
             suspended_until: None,
             is_quick: false,
             has_ended: false,
@@ -99,15 +101,27 @@ impl Worker {
             Some(Ok(record)) => {
                 let place = self.truth.lock().judge(self.life, self.plan.ordering, &record);
                 let work = if self.is_quick { 0 } else { rng.u64(0..self.plan.work) };
-                let due = Instant::now() + Duration::from_millis(work);
+                let work = Duration::from_millis(work);
                 if self.plan.mode == CheckpointOn::Pull {
                     self.stream.hold(place);
-                    self.busy_until = due;
+                    self.occupy(work);
                 } else {
-                    self.held.push((record, place, due));
+                    self.held.push((record, place, Instant::now() + work));
                 }
             }
         }
+    }
+
+    /// Its caller has something else to do for so long.
+    pub(crate) fn occupy(&mut self, time: Duration) {
+        self.busy_since = Instant::now();
+        self.busy_until = self.busy_since + time;
+    }
+
+    /// For how long something that its caller is told now may have waited for it.
+    fn kept_waiting(&self) -> Duration {
+        let is_free_since_now = self.busy_until == Instant::now();
+        if is_free_since_now { self.busy_since.elapsed() } else { Duration::ZERO }
     }
 
     /// Acknowledges what its caller is done with.
@@ -140,6 +154,15 @@ impl Worker {
         }
     }
 
+    /// Its caller has enough of one shard, which goes on to whoever takes it.
+    pub(crate) fn drop_one_stream(&mut self, rng: &mut Rng) {
+        if let Some(shard) = self.stream.drop_one(rng.usize(..100)) {
+            let shard = index_of(&shard);
+            self.truth.tell(format_args!("{} drops its stream of shard {shard}", self.name));
+            self.truth.lock().drop_stream(self.life, shard);
+        }
+    }
+
     /// Only what no retry cures is told.
     fn hear(&mut self, error: &Error) {
         self.truth.tell(format_args!("{} is told: {error}", self.name));
@@ -147,7 +170,7 @@ impl Worker {
         let is_expected = match error.kind() {
             // The call that joins may be under way for 30 s.
             ErrorKind::StoreUnavailable => {
-                facts.lives[self.life].well_for() < Duration::from_secs(50)
+                facts.lives[self.life].well_for() < Duration::from_secs(50) + self.kept_waiting()
             }
             ErrorKind::Unavailable | ErrorKind::Denied => true,
             // An earlier life of it has its name.

@@ -14,6 +14,7 @@ use kinestream::testing::{Kinesis, Outcome, Stream, WallClock};
 use tokio::time::{Instant, timeout_at};
 
 use crate::plan::Scene;
+use crate::seeds::Story;
 use crate::truth::{Promise, Truth, index_of};
 use crate::worker::Worker;
 
@@ -167,6 +168,10 @@ impl World {
                 Err(_elapsed) => {}
             }
         }
+    }
+
+    pub(crate) fn story(&self) -> Story {
+        self.truth.lock().end(self.kinesis.call_count())
     }
 
     pub(crate) fn put(&mut self) {

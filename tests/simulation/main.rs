@@ -21,6 +21,8 @@ mod reader;
 #[path = "../support/seeds.rs"]
 mod seeds;
 mod store;
+#[path = "../support/told.rs"]
+mod told;
 mod truth;
 mod world;
 
@@ -35,19 +37,10 @@ const EVERY_DAY: Range<u64> = 0..1500;
 const SIMULATION: Simulation = Simulation { test: "simulation", simulate };
 
 fn simulate(seed: u64) -> Story {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    runtime.block_on(async {
+    seeds::on_a_paused_clock(async {
         let mut world = World::new(seed);
         world.run().await;
-        let records = world.truth.lock().shards.iter().map(|shard| shard.records.len()).sum();
-        let calls = world.kinesis.call_count();
-        let (trace, broken) = world.truth.end();
-        let broken = broken.map(|broken| (format!("{:?}", broken.promise), broken.detail));
-        Story { trace, broken, records, calls }
+        world.story()
     })
 }
 

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use futures::{Stream, StreamExt};
-use kinestream::{Consumer, Record, Records, ShardStream, Shards};
+use kinestream::{Consumer, Record, Records, ShardId, ShardStream, Shards};
 
 use crate::plan::{Door, Plan};
 use crate::truth::{Place, Truth};
@@ -42,6 +42,16 @@ impl Merged {
             Open::Records { in_hand, .. } => *in_hand = Some(place),
             Open::Shards { open, turn, .. } => open[*turn].in_hand = Some(place),
         }
+    }
+
+    /// Drops one of the streams of shards, and says which. What its caller has in hand of it is not
+    /// finished.
+    #[allow(dead_code, reason = "only in fleets there is somebody else to read on")]
+    pub(crate) fn drop_one(&mut self, some: usize) -> Option<ShardId> {
+        let Open::Shards { open, turn, .. } = &mut self.open else { return None };
+        let dropped = open.remove(some.checked_rem(open.len())?);
+        *turn = 0;
+        Some(dropped.stream.shard_id().clone())
     }
 }
 

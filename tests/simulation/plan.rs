@@ -5,6 +5,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use kinestream::{CheckpointOn, ConsumerBuilder, Ordering, StartingPosition};
 
+use crate::seeds::pick;
+
 /// Which of the two doors of a consumer is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Door {
@@ -36,10 +38,6 @@ pub(crate) struct Plan {
     /// How often, in percent of the steps, calls go wrong, and how often the store does.
     pub(crate) faults: u8,
     pub(crate) store_faults: u8,
-}
-
-fn pick<T: Copy>(rng: &mut Rng, choices: &[T]) -> T {
-    choices[rng.usize(..choices.len())]
 }
 
 impl Plan {

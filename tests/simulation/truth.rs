@@ -8,6 +8,9 @@ use std::time::Duration;
 use kinestream::{Checkpoint, SequenceNumber, ShardId};
 use tokio::time::Instant;
 
+use crate::seeds::Story;
+use crate::told::Told;
+
 /// What must hold, whatever happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Promise {
@@ -39,13 +42,6 @@ pub(crate) enum Promise {
     FewErrors,
     /// After the end no call and no task is left.
     NothingLeftRunning,
-}
-
-/// A promise that was broken, and the story of how.
-#[derive(Debug)]
-pub(crate) struct Broken {
-    pub(crate) promise: Promise,
-    pub(crate) detail: String,
 }
 
 /// Where a record stands: its shard, and its place there.
@@ -99,28 +95,24 @@ pub(crate) struct Truth(Arc<Mutex<Facts>>);
 
 #[derive(Debug)]
 pub(crate) struct Facts {
-    began: Instant,
+    told: Told,
     pub(crate) shards: Vec<Shard>,
     places: BTreeMap<SequenceNumber, Place>,
     /// The application has begun: what is put from now on is to be read.
     pub(crate) started: bool,
     /// What is put now comes before a start at the latest.
     pub(crate) too_early: bool,
-    trace: Vec<String>,
-    broken: Option<Broken>,
 }
 
 impl Truth {
     pub(crate) fn new(shards: usize) -> Self {
         let shards = (0..shards).map(|_| Shard::default()).collect();
         Self(Arc::new(Mutex::new(Facts {
-            began: Instant::now(),
+            told: Told::new(),
             shards,
             places: BTreeMap::new(),
             started: false,
             too_early: false,
-            trace: Vec::new(),
-            broken: None,
         })))
     }
 
@@ -134,36 +126,31 @@ impl Truth {
     }
 
     pub(crate) fn is_broken(&self) -> bool {
-        self.lock().broken.is_some()
+        self.lock().told.is_broken()
     }
 
     pub(crate) fn breaks(&self, promise: Promise, detail: fmt::Arguments<'_>) {
         self.lock().breaks(promise, detail);
     }
-
-    /// The end of the story.
-    pub(crate) fn end(&self) -> (Vec<String>, Option<Broken>) {
-        let mut facts = self.lock();
-        (std::mem::take(&mut facts.trace), facts.broken.take())
-    }
 }
 
 impl Facts {
     pub(crate) fn tell(&mut self, line: fmt::Arguments<'_>) {
-        self.tell_at(Instant::now(), line);
+        self.told.tell(line);
     }
 
     pub(crate) fn tell_at(&mut self, at: Instant, line: fmt::Arguments<'_>) {
-        let at = at.duration_since(self.began);
-        self.trace.push(format!("{:9.3} s  {line}", at.as_secs_f64()));
+        self.told.tell_at(at, line);
     }
 
-    /// The first broken promise counts: what follows may be its consequence.
     pub(crate) fn breaks(&mut self, promise: Promise, detail: fmt::Arguments<'_>) {
-        self.tell(format_args!("BROKEN {promise:?}: {detail}"));
-        if self.broken.is_none() {
-            self.broken = Some(Broken { promise, detail: detail.to_string() });
-        }
+        self.told.breaks(&promise, detail);
+    }
+
+    /// The end of the story.
+    pub(crate) fn end(&mut self, calls: usize) -> Story {
+        let records = self.shards.iter().map(|shard| shard.records.len()).sum();
+        self.told.end(records, calls)
     }
 
     pub(crate) fn put(&mut self, shard: usize, number: SequenceNumber, size: usize) {

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::plan::Plan;
 use crate::reader::Reader;
+use crate::seeds::Story;
 use crate::store::{Health, SimulatedStore};
 use crate::truth::{Promise, Truth, index_of};
 
@@ -184,6 +185,10 @@ impl World {
 
     fn time(&mut self, most: u64) -> Duration {
         Duration::from_millis(self.rng.u64(..most))
+    }
+
+    pub(crate) fn story(&self) -> Story {
+        self.truth.lock().end(self.kinesis.call_count())
     }
 
     fn put(&mut self) {

@@ -6,6 +6,19 @@ use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use fastrand::Rng;
+
+/// One of them.
+pub(crate) fn pick<T: Copy>(rng: &mut Rng, choices: &[T]) -> T {
+    choices[rng.usize(..choices.len())]
+}
+
+/// Runs a world on one thread and a paused clock.
+pub(crate) fn on_a_paused_clock<F: Future>(world: F) -> F::Output {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_time().start_paused(true).build().expect("a runtime").block_on(world)
+}
+
 /// What came of a seed.
 pub(crate) struct Story {
     pub(crate) trace: Vec<String>,

@@ -1,0 +1,44 @@
+//! The story of a simulated world, and the first promise that was broken in it.
+
+use std::fmt;
+
+use tokio::time::Instant;
+
+use crate::seeds::Story;
+
+#[derive(Debug)]
+pub(crate) struct Told {
+    began: Instant,
+    trace: Vec<String>,
+    broken: Option<(String, String)>,
+}
+
+impl Told {
+    pub(crate) fn new() -> Self {
+        Self { began: Instant::now(), trace: Vec::new(), broken: None }
+    }
+
+    pub(crate) fn tell(&mut self, line: fmt::Arguments<'_>) {
+        self.tell_at(Instant::now(), line);
+    }
+
+    pub(crate) fn tell_at(&mut self, at: Instant, line: fmt::Arguments<'_>) {
+        let at = at.duration_since(self.began);
+        self.trace.push(format!("{:9.3} s  {line}", at.as_secs_f64()));
+    }
+
+    /// The first broken promise counts: what follows may be its consequence.
+    pub(crate) fn breaks(&mut self, promise: &dyn fmt::Debug, detail: fmt::Arguments<'_>) {
+        self.tell(format_args!("BROKEN {promise:?}: {detail}"));
+        self.broken.get_or_insert_with(|| (format!("{promise:?}"), detail.to_string()));
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.is_some()
+    }
+
+    /// The end of the story.
+    pub(crate) fn end(&mut self, records: usize, calls: usize) -> Story {
+        Story { trace: std::mem::take(&mut self.trace), broken: self.broken.take(), records, calls }
+    }
+}
