@@ -83,7 +83,7 @@ impl Worker {
             && table.cleared == self.table.cleared;
         if is_forgotten {
             tracing::warn!(scope = %self.plan.scope, "the store has forgotten: telling it again");
-            self.pending.extend(self.holdings.knowledge(&self.table, &table));
+            self.pending.extend(self.holdings.knowledge(&self.table));
         }
         let Settled { changes, opened, leaving, lost } = self.holdings.settle(&self.table, &table);
         self.table = Arc::new(table);

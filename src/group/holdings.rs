@@ -58,6 +58,7 @@ impl Holding {
 #[derive(Debug)]
 pub(super) struct Holdings {
     me: Arc<str>,
+    incarnation: u64,
     pub(super) shards: BTreeMap<ShardId, Holding>,
     /// The last epoch in which each shard was the worker's. It never takes one up again: a store
     /// that has forgotten a handover must not make two workers read in the same epoch.
@@ -80,8 +81,9 @@ pub(super) struct Settled {
 }
 
 impl Holdings {
-    pub(super) fn new(me: Arc<str>) -> Self {
-        Self { me, shards: BTreeMap::new(), last: BTreeMap::new(), neglected: Vec::new() }
+    pub(super) fn new(me: Arc<str>, incarnation: u64) -> Self {
+        let (shards, last) = (BTreeMap::new(), BTreeMap::new());
+        Self { me, incarnation, shards, last, neglected: Vec::new() }
     }
 
     pub(super) fn take(&mut self, shard: ShardId, holding: Holding) {
@@ -162,9 +164,11 @@ impl Holdings {
                     return false;
                 }
                 // The store took the worker for dead, or has forgotten.
-                _ => settled
-                    .changes
-                    .push(Change::Restore { shard: shard.clone(), lease: holding.lease(&self.me) }),
+                _ => settled.changes.push(Change::Restore {
+                    shard: shard.clone(),
+                    incarnation: self.incarnation,
+                    lease: holding.lease(&self.me),
+                }),
             }
             true
         });
@@ -192,34 +196,24 @@ impl Holdings {
 
     /// All that a worker knows, for a store that knows nothing of it: what was in the table that it
     /// has seen last, and what it has reached itself.
-    pub(super) fn knowledge(&self, known: &Table, table: &Table) -> Vec<Change> {
-        // A later life of a worker has nothing of what an earlier one had: it must not read on in
-        // the epoch of the other.
-        let is_another = |name: &Arc<str>| {
-            let [then, now] = [known, table].map(|table| table.workers.get(name));
-            let incarnations = then.zip(now).map(|(then, now)| (then.incarnation, now.incarnation));
-            incarnations.is_some_and(|(then, now)| then != now)
-        };
+    pub(super) fn knowledge(&self, known: &Table) -> Vec<Change> {
         let workers = known.workers.iter().filter(|(worker, _)| **worker != self.me);
         let vouched = workers.map(|(worker, member)| Change::Vouch {
             worker: worker.clone(),
             member: member.clone(),
         });
         let leases = known.leases.iter().filter(|(_, lease)| lease.parents.is_some());
-        let restored = leases.map(|(shard, lease)| Change::Restore {
-            shard: shard.clone(),
-            lease: match self.shards.get(shard) {
-                Some(holding) => holding.lease(&self.me),
+        let restored = leases.map(|(shard, lease)| {
+            let (incarnation, lease) = if let Some(holding) = self.shards.get(shard) {
+                (self.incarnation, holding.lease(&self.me))
+            } else {
                 // What has been given back is nobody's.
-                None if lease
-                    .owner
-                    .as_ref()
-                    .is_some_and(|owner| *owner == self.me || is_another(owner)) =>
-                {
-                    Lease { owner: None, heir: None, ..lease.clone() }
-                }
-                None => lease.clone(),
-            },
+                let owner = lease.owner.as_ref().filter(|owner| **owner != self.me);
+                let life = owner.and_then(|owner| known.workers.get(owner));
+                let lease = Lease { owner: owner.cloned(), ..lease.clone() };
+                (life.map_or(0, |member| member.incarnation), lease)
+            };
+            Change::Restore { shard: shard.clone(), incarnation, lease }
         });
         vouched.chain(restored).collect()
     }
@@ -260,27 +254,29 @@ mod tests {
     }
 
     #[test]
-    fn a_store_is_told_what_is_known_but_nothing_of_who_is_another_by_now() {
-        let holdings = Holdings::new("me".into());
+    fn a_store_is_told_what_is_known_and_of_which_life_of_a_worker() {
+        let holdings = Holdings::new("me".into(), 1);
         let workers = [("me", 1), ("other", 2), ("again", 3)];
         let known = table(&workers, &[Some("me"), Some("other"), Some("again"), None]);
-        // What was this worker's it has given back; "again" has died, and come again.
-        let changes = holdings.knowledge(&known, &table(&[("me", 1), ("again", 4)], &[]));
+        let changes = holdings.knowledge(&known);
         let vouched = changes.iter().filter_map(|change| match change {
             Change::Vouch { worker, .. } => Some(&**worker),
             _ => None,
         });
         assert!(vouched.eq(["again", "other"]));
         let owners = changes.iter().filter_map(|change| match change {
-            Change::Restore { lease, .. } => Some(lease.owner.as_deref()),
+            Change::Restore { incarnation, lease, .. } => {
+                Some((lease.owner.as_deref(), *incarnation))
+            }
             _ => None,
         });
-        assert!(owners.eq([None, Some("other"), None, None]));
+        // What was this worker's it has given back.
+        assert!(owners.eq([(None, 0), (Some("other"), 2), (Some("again"), 3), (None, 0)]));
     }
 
     #[test]
     fn what_is_to_go_on_is_passed_on_and_what_was_given_back_is_given_back() {
-        let mut holdings = Holdings::new("me".into());
+        let mut holdings = Holdings::new("me".into(), 1);
         let mut seen = table(&[("me", 1), ("other", 2)], &[Some("me"), Some("me"), Some("other")]);
         seen.leases.get_mut(&shard(0)).unwrap().heir = Some("other".into());
         let settled = holdings.settle(&seen, &seen);
@@ -295,7 +291,7 @@ mod tests {
 
     #[test]
     fn what_a_store_forgets_and_finds_again_is_not_begun_again() {
-        let mut holdings = Holdings::new("me".into());
+        let mut holdings = Holdings::new("me".into(), 1);
         let seen = table(&[("me", 1)], &[Some("me"), Some("me")]);
         holdings.last.extend([(shard(0), 7), (shard(1), 7)]);
         let forgotten = table(&[("me", 1)], &[]);

@@ -83,11 +83,12 @@ struct Over;
 impl Worker {
     pub(crate) fn new(plan: Plan) -> Self {
         let now = Instant::now();
+        let incarnation = fastrand::u64(1..);
         Self {
-            incarnation: fastrand::u64(1..),
+            incarnation,
             validity: Arc::default(),
             valid_until: None,
-            holdings: Holdings::new(plan.rules.worker_id.clone()),
+            holdings: Holdings::new(plan.rules.worker_id.clone(), incarnation),
             table: Arc::default(),
             seen_whole: now,
             joined: false,

@@ -197,6 +197,8 @@ pub enum Change {
     Restore {
         /// The shard.
         shard: ShardId,
+        /// Which life of its owner: a later one of the same name has nothing of what this one had.
+        incarnation: u64,
         /// What was known of it.
         lease: Lease,
     },

@@ -167,7 +167,11 @@ async fn a_server_without_its_data_makes_a_new_table() {
     let position = Fenced { shard: shard(0), epoch: lease.epoch, checkpoint: after(1) };
     let verdicts = store.save_fenced(&scope(), &[position]).await.unwrap();
     assert_eq!(verdicts, [Verdict::Forgotten]);
-    let restored = Change::Restore { shard: shard(0), lease: lease.clone() };
+    let restored = Change::Restore {
+        shard: shard(0),
+        incarnation: request("a", &table, Vec::new()).incarnation,
+        lease: lease.clone(),
+    };
     let table = changed(&store, &table, vec![restored]).await;
     let expected = Lease { checkpoint: Some(after(1)), ..lease };
     assert_eq!(table.leases[&shard(0)], expected);

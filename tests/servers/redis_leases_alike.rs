@@ -51,6 +51,7 @@ struct Known {
     epoch: Near,
     origin: Near,
     owner: Option<usize>,
+    incarnation: u64,
     heir: Option<usize>,
     has_parents: bool,
     is_lost: bool,
@@ -116,16 +117,24 @@ fn any_checkpoint() -> impl Strategy<Value = Checkpoint> {
 fn any_known() -> impl Strategy<Value = Known> {
     let of_workers = || prop::option::of(0..WORKERS.len());
     let checkpoint = prop::option::of(any_checkpoint());
-    (any_kept(), any_kept(), of_workers(), of_workers(), any::<(bool, bool, bool)>(), checkpoint)
-        .prop_map(|(epoch, origin, owner, heir, (any, other, is_lost), checkpoint)| Known {
+    let owner = (of_workers(), any_incarnation());
+    (any_kept(), any_kept(), owner, of_workers(), any::<(bool, bool, bool)>(), checkpoint).prop_map(
+        |(epoch, origin, (owner, incarnation), heir, (any, other, is_lost), checkpoint)| Known {
             epoch,
             origin,
             owner,
+            incarnation,
             heir,
             has_parents: any || other,
             is_lost,
             checkpoint,
-        })
+        },
+    )
+}
+
+/// Beyond what a number of Lua holds exactly, and next to each other.
+fn any_incarnation() -> impl Strategy<Value = u64> {
+    prop_oneof![4 => Just(u64::MAX), 1 => Just(u64::MAX - 1)]
 }
 
 fn any_ask() -> impl Strategy<Value = Ask> {
@@ -140,7 +149,7 @@ fn any_ask() -> impl Strategy<Value = Ask> {
         1 => (shard.clone(), any_near()).prop_map(|(shard, near)| Ask::Finish(shard, near)),
         1 => shard.clone().prop_map(Ask::Lose),
         1 => shard.clone().prop_map(Ask::Forget),
-        2 => (worker, any::<u64>(), any::<bool>(), any::<bool>())
+        2 => (worker, any_incarnation(), any::<bool>(), any::<bool>())
             .prop_map(|(worker, life, late, lives)| Ask::Vouch(worker, life, late, lives)),
         4 => (shard, any_known()).prop_map(|(shard, known)| Ask::Restore(shard, known)),
     ]
@@ -154,9 +163,7 @@ fn any_operation() -> impl Strategy<Value = Operation> {
         Just(Seen::Older),
         Just(Seen::OtherGeneration),
     ];
-    // Beyond what a number of Lua holds exactly, and next to each other.
-    let incarnation = prop_oneof![4 => Just(u64::MAX), 1 => Just(u64::MAX - 1)];
-    let worker = (0..WORKERS.len(), incarnation, prop::bool::weighted(0.8), 4..6_u32);
+    let worker = (0..WORKERS.len(), any_incarnation(), prop::bool::weighted(0.8), 4..6_u32);
     let asks = prop::collection::vec(any_ask(), 0..4);
     let fenced = prop::collection::vec((0..2_u32, any_near(), any_checkpoint()), 1..4);
     prop_oneof![
@@ -241,7 +248,7 @@ fn change(ask: &Ask, table: &Table) -> Change {
                 is_lost: known.is_lost,
                 checkpoint: known.checkpoint,
             };
-            Change::Restore { shard, lease }
+            Change::Restore { shard, incarnation: known.incarnation, lease }
         }
     }
 }

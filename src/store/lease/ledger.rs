@@ -236,7 +236,9 @@ impl Step<'_> {
                     self.changed = true;
                 }
             }
-            Change::Restore { shard, lease } => self.restore(shard, lease),
+            Change::Restore { shard, incarnation, lease } => {
+                self.restore(shard, *incarnation, lease);
+            }
         }
     }
 
@@ -253,16 +255,18 @@ impl Step<'_> {
         self.changed = true;
     }
 
-    fn restore(&mut self, shard: &ShardId, known: &Lease) {
+    fn restore(&mut self, shard: &ShardId, incarnation: u64, known: &Lease) {
         if known.epoch <= self.ledger.cleared && self.ledger.cleared > 0 {
             return;
         }
         let is_finished = known.is_finished() || self.is_finished(shard);
-        let alive = |name: &Option<Arc<str>>| {
-            name.clone().filter(|name| self.ledger.workers.contains_key(name))
+        let workers = &self.ledger.workers;
+        let same = |name: &Arc<str>| {
+            workers.get(name).is_some_and(|(member, _)| member.incarnation == incarnation)
         };
-        let owner = alive(&known.owner).filter(|_| !is_finished);
-        let heir = alive(&known.heir).filter(|_| owner.is_some());
+        let owner = known.owner.clone().filter(|owner| !is_finished && same(owner));
+        let alive = |heir: &Arc<str>| owner.is_some() && workers.contains_key(heir);
+        let heir = known.heir.clone().filter(alive);
         let Some(lease) = self.ledger.leases.get_mut(shard) else {
             // Where only a position was known of it, no lease is made up: its parents would be too.
             if known.parents.is_some() {

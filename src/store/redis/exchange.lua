@@ -100,12 +100,13 @@ local function advance_restored(shard, position)
   end
 end
 
-local function restore(shard, known, has_parents, position)
+local function restore(shard, incarnation, known, has_parents, position)
   if fleet.cleared > 0 and known.epoch <= fleet.cleared then
     return
   end
   local finished = position and position.rank == 2 or is_finished(shard)
-  local owner = workers[known.owner] and not finished and known.owner or NONE
+  local member = workers[known.owner]
+  local owner = member and member.incarnation == incarnation and not finished and known.owner or NONE
   local heir = workers[known.heir] and owner ~= NONE and known.heir or NONE
   local lease = lease_at(shard)
   if not lease then
@@ -246,9 +247,9 @@ function changes.VOUCH()
 end
 
 function changes.RESTORE()
-  local shard, line, has_parents, position =
-    next_argument(), next_argument(), next_argument(), next_position()
-  restore(shard, lease_of(shard, line), has_parents == '1', position)
+  local shard, life, line, has_parents, position =
+    next_argument(), next_argument(), next_argument(), next_argument(), next_position()
+  restore(shard, life, lease_of(shard, line), has_parents == '1', position)
 end
 
 return run(function()

@@ -142,9 +142,10 @@ fn change_arguments(arguments: &mut ScriptInvocation<'_>, change: &Change) {
                 .arg(millis(*lease_duration))
                 .arg(*capacity)
         }
-        Change::Restore { shard, lease } => arguments
+        Change::Restore { shard, incarnation, lease } => arguments
             .arg("RESTORE")
             .arg(shard.as_str())
+            .arg(*incarnation)
             .arg(lease.line())
             .arg(u8::from(lease.parents.is_some()))
             .arg(position(&lease.checkpoint)),

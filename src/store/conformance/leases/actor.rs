@@ -101,6 +101,12 @@ impl<'a> Actor<'a> {
         }
     }
 
+    /// Of a worker of the same incarnation as this one.
+    pub(super) fn restore(&self, index: usize, lease: &Lease) -> Change {
+        let (incarnation, lease) = (self.incarnation, lease.clone());
+        Change::Restore { shard: shard(index), incarnation, lease }
+    }
+
     pub(super) async fn save(&self, index: usize, epoch: u64, place: &str, expected: Verdict) {
         let position = [Fenced { shard: shard(index), epoch, checkpoint: checkpoint(place) }];
         // Twice: a save that was carried out may be tried again.
@@ -134,8 +140,4 @@ pub(super) fn offer(index: usize, to: &str) -> Change {
 
 pub(super) fn release(index: usize, epoch: u64) -> Change {
     Change::Release { shard: shard(index), epoch }
-}
-
-pub(super) fn restore(index: usize, lease: &Lease) -> Change {
-    Change::Restore { shard: shard(index), lease: lease.clone() }
 }

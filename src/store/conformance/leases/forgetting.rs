@@ -1,6 +1,6 @@
 //! What workers tell a store that has forgotten something.
 
-use super::actor::{self, Actor, assign, release, restore};
+use super::actor::{self, Actor, assign, release};
 use super::{Suite, checkpoint, shard};
 use crate::store::lease::{Change, Lease, Member};
 
@@ -26,35 +26,44 @@ impl Suite<'_> {
             is_lost: false,
             checkpoint: Some(checkpoint("AFTER_SEQUENCE_NUMBER:5")),
         };
-        a.exchange([restore(0, &known)]).await;
+        a.exchange([a.restore(0, &known)]).await;
         assert_eq!(a.lease(0), known, "a lease that is not there is again as it was");
-        a.changes_nothing([restore(0, &known)], "a lease is restored once").await;
+        a.changes_nothing([a.restore(0, &known)], "a lease is restored once").await;
         let of_the_dead = Lease { owner: Some("nobody".into()), ..known.clone() };
-        a.exchange([restore(1, &of_the_dead)]).await;
+        a.exchange([a.restore(1, &of_the_dead)]).await;
         let free = Lease { owner: None, heir: None, ..known.clone() };
         assert_eq!(a.lease(1), free, "a lease of one who is not there is free");
+        let of_an_earlier_life = Change::Restore {
+            shard: shard(4),
+            incarnation: a.incarnation - 1,
+            lease: known.clone(),
+        };
+        a.exchange([of_an_earlier_life]).await;
+        assert_eq!(a.lease(4), free, "a later life has nothing of what an earlier one had");
 
         let lower = Lease { epoch: 999, owner: Some("a".into()), heir: None, ..known.clone() };
         let rule = "a lease of a higher epoch stays as it is";
-        a.changes_nothing([restore(0, &lower)], rule).await;
+        a.changes_nothing([a.restore(0, &lower)], rule).await;
         let place = checkpoint("AFTER_SEQUENCE_NUMBER:6");
         let same = Lease { owner: Some("a".into()), checkpoint: Some(place), ..known.clone() };
-        a.exchange([restore(0, &same), restore(1, &same)]).await;
+        a.exchange([a.restore(0, &same), a.restore(1, &same)]).await;
         a.assert_at(0, "AFTER_SEQUENCE_NUMBER:6").await;
         assert_eq!(a.lease(0).owner, known.owner, "one of the same epoch keeps its owner");
         assert_eq!(a.lease(1).owner, same.owner, "one of the same epoch that is free is owned");
         let higher = Lease { epoch: 1001, heir: None, ..same };
-        a.exchange([restore(0, &Lease { checkpoint: known.checkpoint.clone(), ..higher.clone() })])
-            .await;
+        a.exchange([
+            a.restore(0, &Lease { checkpoint: known.checkpoint.clone(), ..higher.clone() })
+        ])
+        .await;
         assert_eq!(a.lease(0), higher, "one of a lower epoch becomes it, at the further position");
 
         let position = Lease { checkpoint: known.checkpoint.clone(), ..Lease::default() };
-        a.exchange([restore(2, &position)]).await;
+        a.exchange([a.restore(2, &position)]).await;
         assert_eq!(a.lease(2), position, "of a shard without parents only the position is back");
         a.exchange([actor::add(2)]).await;
         assert_eq!(a.lease(2).parents, Some(Vec::new()), "its parents are heard of later");
         let finished = Lease { checkpoint: Some(checkpoint("SHARD_END")), ..known };
-        a.exchange([restore(3, &finished)]).await;
+        a.exchange([a.restore(3, &finished)]).await;
         assert!(a.lease(3).is_finished() && a.lease(3).owner.is_none(), "what ended is free");
     }
 
@@ -74,13 +83,13 @@ impl Suite<'_> {
             ..begun.clone()
         };
         let nowhere = Lease { checkpoint: None, ..known.clone() };
-        a.exchange([restore(0, &known), restore(1, &nowhere)]).await;
+        a.exchange([a.restore(0, &known), a.restore(1, &nowhere)]).await;
         let lease = a.lease(0);
         assert_eq!(lease.checkpoint, known.checkpoint, "what was begun anew is taken back");
         assert!(lease.owner.is_none() && lease.epoch > begun.epoch, "it is free in a new epoch");
         assert_eq!(lease.origin, known.origin, "it has the origin that it is taken back to");
         assert_eq!(a.lease(1).checkpoint, None, "it is taken back to no position as well");
-        a.changes_nothing([restore(0, &begun)], "an earlier origin stays as it is").await;
+        a.changes_nothing([a.restore(0, &begun)], "an earlier origin stays as it is").await;
         a.changes_nothing([release(0, begun.epoch)], "who had it before has it no more").await;
     }
 }

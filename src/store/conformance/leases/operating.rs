@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::actor::{self, Actor, assign, restore};
+use super::actor::{self, Actor, assign};
 use super::{Suite, checkpoint, shard};
 use crate::store::Scope;
 use crate::store::lease::{Change, Edit, Lease, Verdict};
@@ -53,7 +53,7 @@ impl Suite<'_> {
         let (before, lease) = (a.known.clone(), a.lease(0));
         a.save(0, lease.epoch, "AFTER_SEQUENCE_NUMBER:9", Verdict::Saved).await;
         let ahead = Lease { epoch: lease.epoch + 1_000_000, ..lease.clone() };
-        a.exchange([restore(1, &ahead)]).await;
+        a.exchange([a.restore(1, &ahead)]).await;
         let against = self.edit(&scope, &Edit::Clear, false).await;
         assert_eq!(against.as_deref(), Some("a"), "a living worker is named");
         assert_eq!(a.table().await.leases.len(), 2, "what is not done changes nothing");
@@ -65,7 +65,7 @@ impl Suite<'_> {
         assert!(table.version > before.version, "the version goes on: {table:?}");
         assert!(table.cleared >= ahead.epoch, "no epoch from before is valid: {table:?}");
         a.save(0, lease.epoch, "AFTER_SEQUENCE_NUMBER:10", Verdict::Lost).await;
-        a.exchange([restore(0, &lease)]).await;
+        a.exchange([a.restore(0, &lease)]).await;
         assert!(a.known.leases.is_empty(), "what was cleared is not restored");
         a.exchange([actor::add(0), assign(0, "a")]).await;
         assert!(a.lease(0).epoch > table.cleared, "epochs go on after the clearing");
