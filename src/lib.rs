@@ -69,6 +69,13 @@
 //! children are read once it is read to its end *and* finished, so the records of one partition
 //! key come in order over a reshard as well ([`Ordering::ParentFirst`]).
 //!
+//! # Packed records
+//!
+//! Producers pack small records into large ones: the Kinesis Producer Library does, and others that
+//! write its format. They come out [one by one](ConsumerBuilder::deaggregate), each with a
+//! [`partition_key`](Record::partition_key) of its own, and are finished one by one: a checkpoint may
+//! lie among them.
+//!
 //! # Several workers
 //!
 //! Consumers with the same application and stream share the shards, if they have a `RedisStore` on
@@ -140,6 +147,9 @@ pub use lineage::{Ordering, ShardPosition, StartingPosition};
 pub use record::{EncryptionType, Record, SequenceNumber, ShardId};
 pub use shard::{CheckpointOn, ShardStream};
 pub use source::OnTrimmed;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use source::fuzz_aggregate;
 #[cfg(feature = "redis")]
 pub use store::RedisStore;
 pub use store::{CheckpointStore, MemoryStore};

@@ -3,6 +3,7 @@
 mod mark;
 mod sequence_number;
 mod shard_id;
+mod text;
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,11 +15,15 @@ use bytes::Bytes;
 pub(crate) use mark::Mark;
 pub use sequence_number::SequenceNumber;
 pub use shard_id::ShardId;
+pub(crate) use text::Text;
 
 /// One record of a stream, in the order of its shard.
 ///
 /// Cheap to move, and to keep: the payload and the partition key are the SDK's own allocations, and
 /// what all records of one `GetRecords` answer share stands in one place behind an [`Arc`].
+///
+/// A record that a producer has [packed](crate::ConsumerBuilder::deaggregate) with others shares its
+/// memory with them: who keeps one of them keeps the memory of all.
 ///
 /// ```no_run
 /// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
@@ -34,9 +39,11 @@ pub use shard_id::ShardId;
 /// ```
 pub struct Record {
     pub(crate) data: Bytes,
-    pub(crate) partition_key: Option<String>,
+    pub(crate) partition_key: Option<Text>,
     pub(crate) sequence_number: SequenceNumber,
     pub(crate) sub_sequence_number: u64,
+    /// It was packed with others, of which more are to be handed out.
+    pub(crate) is_inner: bool,
     /// In milliseconds, which is all that Kinesis says: a record is moved from hand to hand, and
     /// up to 128 bytes are moved at once.
     pub(crate) arrival_millis: Option<i64>,
@@ -106,7 +113,7 @@ impl Record {
         self.partition_key.as_deref()
     }
 
-    /// The place of the record in its shard.
+    /// The place of the record in its shard, which those that a producer has packed into one share.
     pub fn sequence_number(&self) -> &SequenceNumber {
         &self.sequence_number
     }
@@ -159,12 +166,9 @@ impl Record {
     /// early that the record in hand is done with, before leaving the loop. Calling it twice
     /// changes nothing, and it never blocks.
     pub fn ack(&self) {
-        self.origin.finish.finish(self.number, &Mark::from(&self.sequence_number));
-    }
-
-    /// The bytes that Kinesis counts: payload and key.
-    pub(crate) fn size(&self) -> usize {
-        self.data.len() + self.partition_key.as_ref().map_or(0, String::len)
+        let mut mark = Mark::default();
+        mark.set(self);
+        self.origin.finish.finish(self.number, &mark);
     }
 }
 

@@ -4,8 +4,10 @@
 //! position, that of the last record *fetched*. Dropping it drops what it was about to fetch and
 //! nothing else; whoever needs the rest makes a new source from a checkpoint.
 
+mod aggregation;
 mod batch;
 mod budget;
+mod hash_range;
 mod kinesis;
 mod polling;
 mod position;
@@ -33,3 +35,9 @@ pub(crate) enum Fetched {
 
 /// The records of one shard. After an error it goes on, unless it ends.
 pub(crate) type Source = BoxStream<'static, Result<Fetched>>;
+
+/// What is fuzzed, by a crate of its own.
+#[cfg(fuzzing)]
+pub fn fuzz_aggregate(message: &[u8]) {
+    aggregation::fuzz(message);
+}

@@ -58,6 +58,7 @@
 // The wire has times as floating-point seconds, and tests run where `usize` has 64 bits.
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
+mod aggregate;
 mod calls;
 mod contents;
 mod kinesis;
@@ -68,6 +69,7 @@ mod stream;
 mod wall;
 mod wire;
 
+pub use aggregate::aggregate;
 pub use calls::{Call, Outcome};
 pub use kinesis::Kinesis;
 pub use stream::{Shard, Stream};

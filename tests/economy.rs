@@ -151,8 +151,9 @@ fn a_record_takes_few_instructions() {
     for reader in [Reader::Pull, Reader::Ack] {
         let more = Subject { reader, record_bytes }.instructions() - bare;
         println!("{reader:?}: {more:.0} instructions a record beside {bare:.0} in the bare loop");
-        // In the tests' build. It was 953 for Pull when this was written, 140 of them to look at the
-        // clock: a process that was suspended must notice before it hands out another record.
-        assert!(more < 1050.0, "{more}");
+        // In the tests' build. It was 1,060 for Pull when this was written, 140 of them to look at the
+        // clock: a process that was suspended must notice before it hands out another record. 100 are
+        // for what may be packed.
+        assert!(more < 1150.0, "{more}");
     }
 }

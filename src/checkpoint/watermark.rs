@@ -184,7 +184,7 @@ impl State {
         }
         Checkpoint::AfterSequence {
             sequence_number: (&self.position).into(),
-            sub_sequence_number: None,
+            sub_sequence_number: self.position.part(),
         }
     }
 

@@ -35,6 +35,7 @@ pub(super) struct Settings {
     pub(super) prefetch: usize,
     pub(super) max_buffered_bytes: usize,
     pub(super) on_trimmed: OnTrimmed,
+    pub(super) deaggregate: bool,
     pub(super) rules: Rules,
 }
 
@@ -86,6 +87,7 @@ impl ConsumerBuilder {
                 prefetch: 1,
                 max_buffered_bytes: 64 * 1024 * 1024,
                 on_trimmed: OnTrimmed::default(),
+                deaggregate: true,
                 rules: Rules {
                     worker_id: unique_name(),
                     ordering: Ordering::default(),
@@ -222,6 +224,24 @@ impl ConsumerBuilder {
     /// Default: [`OnTrimmed::Fail`].
     pub fn on_trimmed(mut self, policy: OnTrimmed) -> Self {
         self.settings.on_trimmed = policy;
+        self
+    }
+
+    /// Whether records that a producer has packed into one come out one by one: the aggregation of
+    /// the [Kinesis Producer Library], which Firehose, Fluent Bit and others write as well.
+    ///
+    /// Each has its own [`partition_key`](crate::Record::partition_key) and
+    /// [`sub_sequence_number`](crate::Record::sub_sequence_number), and is finished by itself: who
+    /// stops among them goes on among them. Those whose hash key belongs into another shard are left
+    /// out, since after a reshard that one has them too. What looks packed and is not, to the last
+    /// byte of its checksum, is a record like any other. `limit` counts what Kinesis counts, and
+    /// `max_in_flight` what is handed out.
+    ///
+    /// Default: `true`. With `false` a packed record is handed out as it was written.
+    ///
+    /// [Kinesis Producer Library]: https://docs.aws.amazon.com/streams/latest/dev/kinesis-kpl-concepts.html
+    pub fn deaggregate(mut self, unpack: bool) -> Self {
+        self.settings.deaggregate = unpack;
         self
     }
 

@@ -149,6 +149,7 @@ impl Running {
             interval: inner.settings.interval,
             limit: inner.settings.limit,
             on_trimmed: inner.settings.on_trimmed,
+            deaggregate: inner.settings.deaggregate,
             budget: self.budget.clone(),
             finish: Arc::clone(&watermark) as _,
             again: false,

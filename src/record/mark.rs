@@ -1,18 +1,31 @@
-use super::SequenceNumber;
 use super::sequence_number::MAX_DIGITS;
+use super::{Record, SequenceNumber, Text};
 
-/// A copy of a sequence number, which there is one of for each record that is finished: made and
-/// copied without taking memory.
+/// A copy of the place of a record, which there is one of for each that is finished: made and copied
+/// without taking memory.
 #[derive(Clone, Copy)]
 pub(crate) struct Mark {
+    /// Which part of the record, where others follow it.
+    part: Option<u64>,
     length: u8,
     digits: [u8; MAX_DIGITS],
 }
 
 impl Mark {
-    /// Becomes a copy of the number.
+    /// Becomes a copy of the place of the record.
     #[inline]
-    pub(crate) fn set(&mut self, number: &SequenceNumber) {
+    pub(crate) fn set(&mut self, record: &Record) {
+        self.part = record.is_inner.then_some(record.sub_sequence_number);
+        self.set_number(&record.sequence_number);
+    }
+
+    /// The last part of the record that is finished, where that is not the whole.
+    pub(crate) fn part(&self) -> Option<u64> {
+        self.part
+    }
+
+    #[inline]
+    fn set_number(&mut self, number: &SequenceNumber) {
         let digits = number.as_str().as_bytes();
         // No number is longer.
         if let (Ok(length), Some(place)) =
@@ -26,15 +39,16 @@ impl Mark {
 
 impl Default for Mark {
     fn default() -> Self {
-        Self { length: 1, digits: [b'0'; MAX_DIGITS] }
+        Self { part: None, length: 1, digits: [b'0'; MAX_DIGITS] }
     }
 }
 
+/// The whole record of that number.
 impl From<&SequenceNumber> for Mark {
     #[inline]
     fn from(number: &SequenceNumber) -> Self {
         let mut mark = Self::default();
-        mark.set(number);
+        mark.set_number(number);
         mark
     }
 }
@@ -42,7 +56,8 @@ impl From<&SequenceNumber> for Mark {
 impl From<&Mark> for SequenceNumber {
     fn from(mark: &Mark) -> Self {
         // Digits are text, so nothing is replaced.
-        Self(String::from_utf8_lossy(&mark.digits[..usize::from(mark.length)]).into_owned())
+        let digits = String::from_utf8_lossy(&mark.digits[..usize::from(mark.length)]);
+        Self(Text::Own(digits.into_owned()))
     }
 }
 

@@ -3,6 +3,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
+use super::Text;
 use crate::error::{Error, ErrorKind};
 
 /// The longest number that the API's pattern, `0|([1-9]\d{0,128})`, lets through.
@@ -23,7 +24,7 @@ pub(super) const MAX_DIGITS: usize = 129;
 /// # Ok::<(), kinestream::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct SequenceNumber(pub(super) String);
+pub struct SequenceNumber(pub(super) Text);
 
 impl SequenceNumber {
     /// The number as Kinesis writes it.
@@ -34,7 +35,12 @@ impl SequenceNumber {
     /// The number that Kinesis has written, in the memory that it is in.
     #[inline]
     pub(crate) fn of(text: String) -> Result<Self, Error> {
-        if is_valid(text.as_bytes()) { Ok(Self(text)) } else { Err(refused(&text)) }
+        if is_valid(text.as_bytes()) { Ok(Self(text.into())) } else { Err(refused(&text)) }
+    }
+
+    /// The same, for many records to have.
+    pub(crate) fn into_shared(self) -> Self {
+        Self(Text::Shared((*self.0).into()))
     }
 
     /// What orders numbers without leading zeros: the longer one is the greater one.

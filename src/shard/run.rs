@@ -45,8 +45,6 @@ pub(crate) struct Run {
     /// The number of the next record in its shard.
     next: u64,
     left: usize,
-    /// What was handed out.
-    bytes: usize,
     desk: Desk,
     hold: Arc<Hold>,
     /// Until when the lease is known to last.
@@ -90,7 +88,7 @@ impl Desk {
         };
         buffer.batch.look_ahead(left);
         let (desk, hold) = (self.clone(), Arc::clone(tenure.hold()));
-        Some(Ok(Run { buffer, next, left, bytes: 0, desk, hold, until: UNIX_EPOCH }))
+        Some(Ok(Run { buffer, next, left, desk, hold, until: UNIX_EPOCH }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Place> {
@@ -108,7 +106,6 @@ impl Run {
             Ok(record) => {
                 self.next += 1;
                 self.left -= 1;
-                self.bytes += record.size();
                 Some(record)
             }
             Err(error) => {
@@ -132,7 +129,7 @@ impl Run {
         *self.desk.lock() = if is_over {
             Place::Empty
         } else {
-            drop(self.buffer.space.split(self.bytes));
+            drop(self.buffer.space.split(self.buffer.batch.take_bytes()));
             Place::Taken(self.buffer)
         };
     }
@@ -171,7 +168,7 @@ impl Handout {
         match &record {
             Some(Ok(record)) if self.on_pull => {
                 self.in_hand = Some(record.number);
-                self.mark.set(&record.sequence_number);
+                self.mark.set(record);
             }
             Some(_) => {}
             // The memory is given back as soon as the caller is done with the last record.

@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::vec;
 
@@ -5,20 +6,94 @@ use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::record::{EncryptionType, Origin, Record, SequenceNumber};
+use crate::record::{EncryptionType, Origin, Record, SequenceNumber, Text};
 
 use super::Position;
+use super::aggregation::Aggregate;
+use super::hash_range::HashRange;
 
 /// The records of one answer, each made when it is handed out: until then it is as the SDK has
 /// read it, and nothing is made of those that nobody asks for.
 pub(crate) struct Batch {
     records: vec::IntoIter<types::Record>,
+    /// Those of them that hold others, in order.
+    aggregates: VecDeque<Packed>,
+    /// How many records are left where the first of those is the next one.
+    next_aggregate: usize,
+    /// How many records are to be handed out.
+    left: usize,
+    /// What was handed out, and whose memory was not given back yet.
+    bytes: usize,
     origin: Arc<Origin>,
 }
 
+/// A record that holds others.
+struct Packed {
+    aggregate: Aggregate,
+    /// How many records of the answer are left from it on.
+    left: usize,
+    /// What its parts share, when the first of them is handed out.
+    shared: Option<Shared>,
+}
+
+#[derive(Clone)]
+struct Shared {
+    sequence_number: SequenceNumber,
+    arrival_millis: Option<i64>,
+    encryption_type: EncryptionType,
+}
+
+/// No number of records.
+const NONE: usize = usize::MAX;
+
 impl Batch {
-    pub(super) fn new(records: Vec<types::Record>, origin: Origin) -> Self {
-        Self { records: records.into_iter(), origin: Arc::new(origin) }
+    pub(super) fn new(records: Vec<types::Record>, deaggregate: bool, origin: Origin) -> Self {
+        let mut batch = Self {
+            left: records.len(),
+            aggregates: VecDeque::new(),
+            next_aggregate: NONE,
+            bytes: 0,
+            records: records.into_iter(),
+            origin: Arc::new(origin),
+        };
+        if deaggregate {
+            batch.open_aggregates();
+        }
+        batch
+    }
+
+    fn open_aggregates(&mut self) {
+        let records = self.records.as_slice();
+        for (index, record) in records.iter().enumerate() {
+            if !Aggregate::may_be(record.data.as_ref()) {
+                continue;
+            }
+            if let Some(aggregate) = Aggregate::of(&record.data.clone().into_bytes()) {
+                self.left += aggregate.len();
+                self.left -= 1;
+                let left = records.len() - index;
+                self.aggregates.push_back(Packed { aggregate, left, shared: None });
+            }
+        }
+        self.look_for_aggregate();
+    }
+
+    fn look_for_aggregate(&mut self) {
+        self.next_aggregate = self.aggregates.front().map_or(NONE, |packed| packed.left);
+    }
+
+    /// Whether some of the records were packed by a producer.
+    pub(super) fn is_aggregated(&self) -> bool {
+        !self.aggregates.is_empty()
+    }
+
+    /// Drops what was packed with others and belongs into another shard.
+    pub(super) fn retain(&mut self, range: &HashRange) {
+        for packed in &mut self.aggregates {
+            let before = packed.aggregate.len();
+            packed.aggregate.retain(range);
+            self.left -= before - packed.aggregate.len();
+        }
     }
 
     /// Passes over what lies before a position where an iterator was just placed. Only at the
@@ -28,12 +103,42 @@ impl Batch {
             let arrival =
                 record.approximate_arrival_timestamp.and_then(|time| time.try_into().ok());
             let place = record.sequence_number.parse().map_err(|error| self.misplaced(error))?;
+            let is_aggregate = self.records.len() == self.next_aggregate;
             if !position.is_past(&place, arrival) {
+                if let (Position::After(number, Some(part)), true) = (position, is_aggregate)
+                    && *number == place
+                {
+                    self.skip_through(*part);
+                }
                 break;
             }
-            self.records.next();
+            if is_aggregate {
+                self.skip_through(u64::MAX);
+                self.end_aggregate();
+            } else {
+                self.records.next();
+                self.left -= 1;
+            }
         }
         Ok(())
+    }
+
+    /// Passes over the parts of the next record, up to this one.
+    fn skip_through(&mut self, part: u64) {
+        if let Some(Packed { aggregate, .. }) = self.aggregates.front_mut() {
+            let before = aggregate.len();
+            aggregate.skip_through(part);
+            self.left -= before - aggregate.len();
+        }
+    }
+
+    /// The next record is done with, and with it all that it held.
+    fn end_aggregate(&mut self) {
+        self.aggregates.pop_front();
+        self.look_for_aggregate();
+        if let Some(record) = self.records.next() {
+            self.bytes += size(&record);
+        }
     }
 
     pub(crate) fn origin(&self) -> &Origin {
@@ -41,7 +146,13 @@ impl Batch {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.records.len()
+        self.left
+    }
+
+    /// How many bytes have been handed out since this was asked last. Those of a record that holds
+    /// others count when the last of them has been.
+    pub(crate) fn take_bytes(&mut self) -> usize {
+        std::mem::take(&mut self.bytes)
     }
 
     /// Brings the places of the next records near, all at once: they lie far apart, and waiting for
@@ -55,21 +166,73 @@ impl Batch {
     /// The next record, which is number `number` of the shard's.
     #[inline]
     pub(crate) fn next(&mut self, number: u64) -> Option<Result<Record>> {
+        while self.records.len() == self.next_aggregate {
+            let part = self.next_part(number);
+            if part.is_some() {
+                return part;
+            }
+        }
         let record = self.records.next()?;
+        self.left -= 1;
+        self.bytes += size(&record);
+        let arrival_millis = record.approximate_arrival_timestamp.and_then(millis);
+        let encryption_type = encryption_of(&record);
         let sequence_number = match SequenceNumber::of(record.sequence_number) {
             Ok(sequence_number) => sequence_number,
             Err(error) => return Some(Err(self.misplaced(error))),
         };
         Some(Ok(Record {
             data: record.data.into_bytes(),
-            partition_key: record.partition_key,
+            partition_key: record.partition_key.map(Text::from),
             sequence_number,
             sub_sequence_number: 0,
-            arrival_millis: record.approximate_arrival_timestamp.and_then(millis),
-            encryption_type: match record.encryption_type {
-                Some(types::EncryptionType::Kms) => EncryptionType::Kms,
-                _ => EncryptionType::None,
-            },
+            is_inner: false,
+            arrival_millis,
+            encryption_type,
+            number,
+            origin: Arc::clone(&self.origin),
+        }))
+    }
+
+    /// The next of the records that were packed into one; `None` where that holds no more.
+    #[cold]
+    fn next_part(&mut self, number: u64) -> Option<Result<Record>> {
+        let packed = self.aggregates.front_mut()?;
+        if packed.shared.is_none() {
+            let record = self.records.as_slice().first()?;
+            match record.sequence_number.parse::<SequenceNumber>() {
+                Ok(place) => {
+                    packed.shared = Some(Shared {
+                        sequence_number: place.into_shared(),
+                        arrival_millis: record.approximate_arrival_timestamp.and_then(millis),
+                        encryption_type: encryption_of(record),
+                    });
+                }
+                Err(error) => {
+                    let error = self.misplaced(error);
+                    self.skip_through(u64::MAX);
+                    self.end_aggregate();
+                    return Some(Err(error));
+                }
+            }
+        }
+        let (Some(part), Some(shared)) = (packed.aggregate.next(), packed.shared.clone()) else {
+            // Nothing of it is for this shard.
+            self.end_aggregate();
+            return None;
+        };
+        self.left -= 1;
+        if part.is_last {
+            self.end_aggregate();
+        }
+        Some(Ok(Record {
+            data: part.data,
+            partition_key: Some(Text::Shared(part.key)),
+            sequence_number: shared.sequence_number,
+            sub_sequence_number: part.number,
+            is_inner: !part.is_last,
+            arrival_millis: shared.arrival_millis,
+            encryption_type: shared.encryption_type,
             number,
             origin: Arc::clone(&self.origin),
         }))
@@ -81,6 +244,20 @@ impl Batch {
             .with_source(error)
             .in_stream(&self.origin.stream)
             .in_shard(self.origin.shard_id.as_str())
+    }
+}
+
+/// The bytes that Kinesis counts: payload and key.
+#[inline]
+pub(super) fn size(record: &types::Record) -> usize {
+    record.data.as_ref().len() + record.partition_key.as_ref().map_or(0, String::len)
+}
+
+#[inline]
+fn encryption_of(record: &types::Record) -> EncryptionType {
+    match record.encryption_type {
+        Some(types::EncryptionType::Kms) => EncryptionType::Kms,
+        _ => EncryptionType::None,
     }
 }
 

@@ -12,9 +12,10 @@ use aws_sdk_kinesis::config::{Builder, ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_kinesis::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
-use aws_sdk_kinesis::types::{ShardFilter, ShardFilterType, ShardIteratorType};
+use aws_sdk_kinesis::types::{self, ShardFilter, ShardFilterType, ShardIteratorType};
 
 use super::Position;
+use super::hash_range::{HashRange, HashRanges};
 use super::room::Room;
 use crate::error::{Failure, Remedy, Result, date_of};
 use crate::record::ShardId;
@@ -33,6 +34,7 @@ pub(crate) struct Kinesis {
     client: Client,
     name: Arc<str>,
     arn: Option<Arc<str>>,
+    ranges: Arc<HashRanges>,
 }
 
 /// A shard, as a listing or the end of its parent tells of it.
@@ -56,7 +58,7 @@ impl Kinesis {
             Some((_, name)) if stream.starts_with("arn:") => (name, Some(stream.into())),
             _ => (stream, None),
         };
-        Self { client, name: name.into(), arn }
+        Self { client, name: name.into(), arn, ranges: Arc::default() }
     }
 
     pub(crate) fn name(&self) -> &Arc<str> {
@@ -128,23 +130,40 @@ impl Kinesis {
     /// All shards of the stream that are not past retention; with `since`, those of them that
     /// were open then or later.
     pub(crate) async fn shards(&self, since: Option<SystemTime>) -> Result<Listing, Failure> {
+        let (shards, taken) = self.pages(since).await?;
+        if since.is_none() {
+            self.ranges.learn(&shards).await;
+        }
+        Ok(Listing { shards: known(&shards), taken })
+    }
+
+    /// Which hash keys belong into a shard. Whoever asks first for a shard that was not listed yet
+    /// lists them all, for all who ask.
+    pub(super) async fn hash_range(&self, shard: &ShardId) -> Result<HashRange, Failure> {
+        self.ranges.of(shard, async || Ok(self.pages(None).await?.0)).await
+    }
+
+    async fn pages(
+        &self,
+        since: Option<SystemTime>,
+    ) -> Result<(Vec<types::Shard>, SystemTime), Failure> {
         'listing: loop {
             let asked = SystemTime::now();
             let (first, date) = self.page(Page::First(since)).await?;
             let taken = server_time(date, asked);
-            let mut shards = known(first.shards());
+            let mut shards = first.shards.unwrap_or_default();
             let mut rest = first.next_token;
             while let Some(next) = rest {
                 match self.page(Page::Next(next)).await {
                     Ok((page, _)) => {
-                        shards.extend(known(page.shards()));
+                        shards.extend(page.shards.unwrap_or_default());
                         rest = page.next_token;
                     }
                     Err(failure) if failure.remedy == Remedy::RestartListing => continue 'listing,
                     Err(failure) => return Err(failure),
                 }
             }
-            return Ok(Listing { shards, taken });
+            return Ok((shards, taken));
         }
     }
 
@@ -193,8 +212,8 @@ where
 }
 
 /// Shards whose names are not of the API's pattern can't be asked for, and are passed over.
-fn known(shards: &[aws_sdk_kinesis::types::Shard]) -> Vec<KnownShard> {
-    let parents = |shard: &aws_sdk_kinesis::types::Shard| {
+fn known(shards: &[types::Shard]) -> Vec<KnownShard> {
+    let parents = |shard: &types::Shard| {
         [shard.parent_shard_id(), shard.adjacent_parent_shard_id()]
             .into_iter()
             .flatten()

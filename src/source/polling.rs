@@ -22,7 +22,7 @@ use aws_sdk_kinesis::types;
 use futures::{Stream, StreamExt};
 use tokio::time::Instant;
 
-use super::batch::Batch;
+use super::batch::{Batch, size};
 use super::kinesis::server_time;
 use super::room::{LARGEST_ANSWER, Room};
 use super::{Budget, Fetched, Kinesis, KnownShard, OnTrimmed, Position, Source};
@@ -48,6 +48,8 @@ pub(crate) struct Polling {
     pub(crate) interval: Duration,
     pub(crate) limit: u32,
     pub(crate) on_trimmed: OnTrimmed,
+    /// Whether records that a producer has packed into one are handed out one by one.
+    pub(crate) deaggregate: bool,
     pub(crate) budget: Budget,
     pub(crate) finish: Arc<dyn Finish>,
     /// The record that the position is behind is read again; at first it is not.
@@ -125,11 +127,25 @@ impl Polling {
                 let space = room.keep(bytes);
                 let end = answer.next_shard_iterator.is_none().then(|| children(&answer));
                 iterator = answer.next_shard_iterator.clone().map(Iterator::new);
-                let batch = match self.unpack(answer, placed) {
+                let mut batch = match self.unpack(answer, placed) {
                     Ok(batch) => batch,
                     Err(error) => { yield Err(error); return }
                 };
                 placed &= behind && batch.len() == 0;
+                while batch.is_aggregated() {
+                    match self.kinesis.hash_range(&self.shard_id).await {
+                        Ok(range) => { batch.retain(&range); break }
+                        Err(failure) => {
+                            pace.asks();
+                            match self.recover(failure, &mut pace, &mut told) {
+                                Recovery::Again => {}
+                                Recovery::Tell(error) => yield Err(error),
+                                Recovery::End(error) => { yield Err(error); return }
+                            }
+                            pace.turn().await;
+                        }
+                    }
+                }
                 if batch.len() > 0 {
                     yield Ok(Fetched::Records(batch, space));
                 }
@@ -233,7 +249,7 @@ impl Polling {
             epoch: self.epoch,
             finish: Arc::clone(&self.finish),
         };
-        let mut batch = Batch::new(answer.records, origin);
+        let mut batch = Batch::new(answer.records, self.deaggregate, origin);
         if placed {
             batch.skip_past(&self.position)?;
         }
@@ -267,10 +283,6 @@ impl Iterator {
     fn is_young(&self) -> bool {
         self.given.elapsed() < ITERATOR_LIFE
     }
-}
-
-fn size(record: &types::Record) -> usize {
-    record.data.as_ref().len() + record.partition_key.as_ref().map_or(0, String::len)
 }
 
 fn children(answer: &GetRecordsOutput) -> Vec<KnownShard> {

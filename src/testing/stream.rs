@@ -158,6 +158,15 @@ impl Shard {
         numbered(&self.stream.change(put))
     }
 
+    /// Whether a record with this partition key belongs into it, be it open or closed.
+    pub fn has_key(&self, partition_key: &str) -> bool {
+        let key = hash_key(partition_key);
+        self.stream.change(|shards, _now| {
+            let Contents { first_key, last_key, .. } = shards.shards[self.index];
+            (first_key..=last_key).contains(&key)
+        })
+    }
+
     /// The numbers of all records that were put, also of those that are trimmed.
     pub fn sequence_numbers(&self) -> Vec<SequenceNumber> {
         let number = |record: &Stored| numbered(&record.number);

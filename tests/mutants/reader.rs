@@ -171,4 +171,25 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "timeout(LONGEST_CALL * 10_000, call)",
         breaks: &["Progress", "FewErrors", "FewRepeats", "NothingLeftRunning"],
     },
+    Mistake {
+        what: "a part of a packed record counts as the whole",
+        file: "record/mark.rs",
+        right: "record.is_inner.then_some(record.sub_sequence_number)",
+        wrong: "(record.is_inner && record.sub_sequence_number > 1_000).then_some(1)",
+        breaks: &["NotPastUnfinished"],
+    },
+    Mistake {
+        what: "a packed record is begun again from its first part",
+        file: "source/batch.rs",
+        right: "self.skip_through(*part);",
+        wrong: "let _ = part;",
+        breaks: &["FewRepeats"],
+    },
+    Mistake {
+        what: "who is finished with one part is finished with the next",
+        file: "source/batch.rs",
+        right: "self.skip_through(*part);",
+        wrong: "self.skip_through(*part + 1);",
+        breaks: &["NothingIsLost"],
+    },
 ];

@@ -13,6 +13,7 @@ mod handovers;
 mod operators;
 mod outages;
 mod pacing;
+mod packed;
 mod resharding;
 mod starting;
 mod watched;

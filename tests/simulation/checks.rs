@@ -79,7 +79,7 @@ impl World {
                     continue;
                 }
                 if let Some(last) = &call.last {
-                    let end = facts.place(last).1 + 1;
+                    let end = facts.place(last, 0).1 + 1;
                     first.get_or_insert(end - call.records);
                     fetched = Some(end);
                 }

@@ -34,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) latency: Duration,
     /// Records of mebibytes, and few of them.
     pub(crate) large: bool,
+    /// Some records are packed into one.
+    pub(crate) packs: bool,
     pub(crate) steps: usize,
     /// How often, in percent of the steps, calls go wrong, and how often the store does.
     pub(crate) faults: u8,
@@ -65,6 +67,7 @@ impl Plan {
             child_shards: rng.u8(..4) != 0,
             latency: milliseconds(pick(rng, &[0, 0, 5, 80])),
             large,
+            packs: !large && rng.u8(..3) == 0,
             steps: rng.usize(5..50),
             faults: pick(rng, &[0, 5, 15, 30]),
             store_faults: pick(rng, &[0, 0, 5, 15]),

@@ -184,7 +184,7 @@ impl Reader {
     /// Holds a record to the promises.
     fn judge(&mut self, record: &Record) -> Place {
         let mut facts = self.truth.lock();
-        let (shard, place) = facts.place(record.sequence_number());
+        let (shard, place) = facts.place(record.sequence_number(), record.sub_sequence_number());
         facts.tell(format_args!("record: shard {shard} record {place}"));
         let before = self.next.insert(shard, place + 1);
         let known = before.or(facts.shards[shard].base).or(facts.shards[shard].start);

@@ -97,7 +97,8 @@ pub(crate) struct Truth(Arc<Mutex<Facts>>);
 pub(crate) struct Facts {
     told: Told,
     pub(crate) shards: Vec<Shard>,
-    places: BTreeMap<SequenceNumber, Place>,
+    /// By sequence number, and by number within a packed record.
+    places: BTreeMap<(SequenceNumber, u64), Place>,
     /// The application has begun: what is put from now on is to be read.
     pub(crate) started: bool,
     /// What is put now comes before a start at the latest.
@@ -153,15 +154,16 @@ impl Facts {
         self.told.end(records, calls)
     }
 
-    pub(crate) fn put(&mut self, shard: usize, number: SequenceNumber, size: usize) {
+    /// A record, or a part of a packed one.
+    pub(crate) fn put(&mut self, shard: usize, number: SequenceNumber, part: u64, size: usize) {
         let records = &mut self.shards[shard].records;
-        self.places.insert(number, (shard, records.len()));
+        self.places.insert((number, part), (shard, records.len()));
         let (required, old) = (self.started, self.too_early);
         records.push(Fact { size, finished: false, finished_here: None, required, old });
     }
 
-    pub(crate) fn place(&self, number: &SequenceNumber) -> Place {
-        self.places[number]
+    pub(crate) fn place(&self, number: &SequenceNumber, part: u64) -> Place {
+        self.places[&(number.clone(), part)]
     }
 
     pub(crate) fn finish(&mut self, (shard, place): Place) {
@@ -177,8 +179,9 @@ impl Facts {
     /// How many records of its shard a checkpoint has passed; `None` for a starting position.
     pub(crate) fn passed(&self, shard: usize, checkpoint: &Checkpoint) -> Option<usize> {
         match checkpoint {
-            Checkpoint::AfterSequence { sequence_number, .. } => {
-                let mut before = self.places.range(..=sequence_number).rev().map(|found| found.1);
+            Checkpoint::AfterSequence { sequence_number, sub_sequence_number } => {
+                let last = (sequence_number.clone(), sub_sequence_number.unwrap_or(u64::MAX));
+                let mut before = self.places.range(..=last).rev().map(|found| found.1);
                 Some(before.find(|place| place.0 == shard).map_or(0, |place| place.1 + 1))
             }
             Checkpoint::ShardEnd => Some(self.shards[shard].records.len()),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fastrand::Rng;
-use kinestream::testing::{Kinesis, Outcome, Shard, Stream};
+use kinestream::testing::{Kinesis, Outcome, Shard, Stream, aggregate};
 use kinestream::{Checkpoint, StartingPosition};
 use tokio::time::{Instant, sleep};
 
@@ -194,12 +194,29 @@ impl World {
     fn put(&mut self) {
         let open = self.orders.open_shards();
         let shard = &open[self.rng.usize(..open.len())];
+        if self.plan.packs && self.rng.bool() {
+            return self.put_packed(shard);
+        }
         let size = if self.plan.large { self.rng.usize(100_000..4_000_000) } else { 3 };
         let number = shard.put(vec![0; size]);
         let mut facts = self.truth.lock();
         let place = facts.shards[shard.index()].records.len();
         facts.tell(format_args!("put: shard {} record {place} as {number}", shard.index()));
-        facts.put(shard.index(), number, size);
+        facts.put(shard.index(), number, 0, size);
+    }
+
+    /// Records packed into one, some of which may belong into another shard.
+    fn put_packed(&mut self, shard: &Shard) {
+        let keys = (0..self.rng.usize(1..6)).map(|_| self.rng.u8(..).to_string());
+        let keys: Vec<String> = keys.collect();
+        let number = shard.put(aggregate(keys.iter().map(|key| (key.clone(), "one"))));
+        let mut facts = self.truth.lock();
+        facts.tell(format_args!("put: shard {}, packed as {number}", shard.index()));
+        for (part, key) in keys.iter().enumerate().filter(|(_, key)| shard.has_key(key)) {
+            let place = facts.shards[shard.index()].records.len();
+            facts.tell(format_args!("     with key {key} as part {part}: record {place}"));
+            facts.put(shard.index(), number.clone(), part as u64, 3);
+        }
     }
 
     fn reshard(&mut self) {
@@ -226,15 +243,14 @@ impl World {
     async fn leave_retention(&mut self) {
         for (id, checkpoint) in self.store.positions().await {
             let shard = self.orders.shard(index_of(&id));
-            let (passed, oldest) = {
+            let oldest = {
                 let facts = self.truth.lock();
                 let parents = &facts.shards[shard.index()].parents;
                 // Children are younger than their parents, and stay longer.
-                let oldest = parents.iter().all(|parent| facts.shards[*parent].expired);
-                (facts.passed(shard.index(), &checkpoint), oldest)
+                parents.iter().all(|parent| facts.shards[*parent].expired)
             };
-            match passed {
-                Some(_) if checkpoint == Checkpoint::ShardEnd => {
+            match checkpoint {
+                Checkpoint::ShardEnd => {
                     if !oldest || shard.is_open() {
                         continue;
                     }
@@ -242,8 +258,12 @@ impl World {
                     self.truth.lock().shards[shard.index()].expired = true;
                     shard.expire();
                 }
-                Some(passed) => shard.trim(passed.saturating_sub(1)),
-                None => {}
+                Checkpoint::AfterSequence { sequence_number, .. } => {
+                    let numbers = shard.sequence_numbers();
+                    let place = numbers.iter().position(|number| *number == sequence_number);
+                    shard.trim(place.unwrap_or(0));
+                }
+                _ => {}
             }
         }
     }

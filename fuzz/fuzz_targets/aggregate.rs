@@ -1,0 +1,9 @@
+//! What a producer has packed, or a stranger who knows the checksum.
+//!
+//!     cargo install cargo-fuzz
+//!     cargo fuzz run --sanitizer none aggregate -- -max_total_time=60
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|message: &[u8]| kinestream::fuzz_aggregate(message));

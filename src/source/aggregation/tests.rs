@@ -1,0 +1,218 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// The whole message, as producers write it.
+#[derive(Clone, PartialEq, Message)]
+struct Packed {
+    #[prost(string, repeated, tag = "1")]
+    keys: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    hash_keys: Vec<String>,
+    #[prost(message, repeated, tag = "3")]
+    parts: Vec<Stored>,
+}
+
+/// As a record.
+fn sealed(message: &[u8]) -> Bytes {
+    [&MAGIC, message, &Md5::digest(message)[..]].concat().into()
+}
+
+fn packed(keys: &[&str], hash_keys: &[&str], parts: &[(u64, Option<u64>, &str)]) -> Packed {
+    let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+    let part = |(key, hash_key, data): &(u64, Option<u64>, &str)| Stored {
+        key: Some(*key),
+        hash_key: *hash_key,
+        data: Some(Bytes::copy_from_slice(data.as_bytes())),
+    };
+    let parts = parts.iter().map(part).collect();
+    Packed { keys: owned(keys), hash_keys: owned(hash_keys), parts }
+}
+
+fn rest(aggregate: &mut Aggregate) -> Vec<(u64, String, Vec<u8>, bool)> {
+    let parts = std::iter::from_fn(|| aggregate.next());
+    parts
+        .map(|part| (part.number, part.key.to_string(), part.data.to_vec(), part.is_last))
+        .collect()
+}
+
+fn any_packed() -> impl Strategy<Value = Packed> {
+    let keys = prop::collection::vec("[a-c\u{e9}]{1,3}", 1..4);
+    let hash_keys = prop::collection::vec("0|[1-9][0-9]{0,36}", 0..3);
+    (keys, hash_keys).prop_flat_map(|(keys, hash_keys)| {
+        let part = (
+            0..keys.len() as u64,
+            prop::option::of(0..hash_keys.len().max(1) as u64),
+            prop::collection::vec(any::<u8>(), 0..20),
+        );
+        prop::collection::vec(part, 1..8).prop_map(move |parts| Packed {
+            keys: keys.clone(),
+            hash_keys: hash_keys.clone(),
+            parts: parts
+                .into_iter()
+                .map(|(key, hash_key, data)| Stored {
+                    key: Some(key),
+                    hash_key: hash_key.filter(|_| !hash_keys.is_empty()),
+                    data: Some(data.into()),
+                })
+                .collect(),
+        })
+    })
+}
+
+/// The hash of a part, by the plainest way there is.
+fn hash(packed: &Packed, part: &Stored) -> u128 {
+    let text = |table: &Vec<String>, index: u64| table[usize::try_from(index).unwrap()].clone();
+    part.hash_key.map_or_else(
+        || u128::from_be_bytes(Md5::digest(text(&packed.keys, part.key.unwrap())).into()),
+        |index| text(&packed.hash_keys, index).parse().unwrap(),
+    )
+}
+
+proptest! {
+    #[test]
+    fn hands_out_what_was_packed(
+        packed in any_packed(),
+        border in any::<u128>(),
+        above in any::<bool>(),
+        skipped in prop::option::of(0..9_u64),
+    ) {
+        let range = if above {
+            HashRange { first: border, last: u128::MAX }
+        } else {
+            HashRange { first: 0, last: border }
+        };
+        let data = sealed(&packed.encode_to_vec());
+        let mut aggregate = Aggregate::of(&data).unwrap();
+        // In whichever order.
+        if let Some(skipped) = skipped && above {
+            aggregate.skip_through(skipped);
+        }
+        aggregate.retain(&range);
+        if let Some(skipped) = skipped && !above {
+            aggregate.skip_through(skipped);
+        }
+        let inside = |(number, part): &(usize, &Stored)| {
+            range.contains(hash(&packed, part)) && skipped.is_none_or(|skipped| *number as u64 > skipped)
+        };
+        let expected: Vec<_> = packed.parts.iter().enumerate().filter(inside).collect();
+        prop_assert_eq!(aggregate.len(), expected.len());
+        for (left, (number, stored)) in expected.iter().enumerate() {
+            let part = aggregate.next().unwrap();
+            let key = &packed.keys[usize::try_from(stored.key.unwrap()).unwrap()];
+            prop_assert_eq!((part.number, &*part.key), (*number as u64, &key[..]));
+            prop_assert_eq!(Some(&part.data), stored.data.as_ref());
+            prop_assert_eq!(part.is_last, left + 1 == expected.len());
+            // No byte was copied.
+            prop_assert!(part.data.is_empty() || data.as_ptr_range().contains(&part.data.as_ptr()));
+        }
+        prop_assert!(aggregate.next().is_none());
+    }
+
+    /// A stranger's bytes with a checksum that is right.
+    #[test]
+    fn whatever_it_is_costs_no_more_than_it_is_long(
+        packed in any_packed(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        end in any::<prop::sample::Index>(),
+    ) {
+        let mut message = packed.encode_to_vec();
+        for (index, byte) in &changes {
+            let index = index.index(message.len());
+            message[index] = *byte;
+        }
+        if changes.len() > 2 {
+            message.truncate(end.index(message.len()));
+        }
+        if let Some(mut aggregate) = Aggregate::of(&sealed(&message)) {
+            let entries = aggregate.keys.capacity() + aggregate.hash_keys.capacity()
+                + aggregate.parts.capacity();
+            prop_assert!(entries * 4 <= message.len());
+            let left = aggregate.len();
+            prop_assert_eq!(rest(&mut aggregate).len(), left);
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_none_are_none(data in prop::collection::vec(any::<u8>(), 0..100)) {
+        prop_assert!(Aggregate::of(&data.clone().into()).is_none());
+        let _whatever_it_is = Aggregate::of(&sealed(&data));
+    }
+}
+
+#[test]
+fn neighbours_share_their_key_and_the_memory_of_all() {
+    let packed = packed(&["a", "b"], &[], &[(0, None, "x"), (0, None, "y"), (1, None, "z")]);
+    let mut aggregate = Aggregate::of(&sealed(&packed.encode_to_vec())).unwrap();
+    let parts: Vec<Part> = std::iter::from_fn(|| aggregate.next()).collect();
+    assert!(Arc::ptr_eq(&parts[0].key, &parts[1].key));
+    assert!(!Arc::ptr_eq(&parts[1].key, &parts[2].key));
+}
+
+#[test]
+fn what_does_not_hold_is_a_plain_record() {
+    let good = packed(&["key"], &["7"], &[(0, Some(0), "data")]);
+    let message = good.encode_to_vec();
+    assert!(Aggregate::of(&sealed(&message)).is_some());
+    let with = |change: fn(&mut Packed)| {
+        let mut packed = good.clone();
+        change(&mut packed);
+        sealed(&packed.encode_to_vec())
+    };
+    let mut other_sum = sealed(&message).to_vec();
+    *other_sum.last_mut().unwrap() ^= 1;
+    let mut other_magic = sealed(&message).to_vec();
+    other_magic[3] ^= 1;
+    let cases: [(&str, Bytes); 15] = [
+        ("nothing", Bytes::new()),
+        ("the magic alone", Bytes::from_static(&MAGIC)),
+        ("a checksum of nothing", sealed(&[])),
+        ("another checksum", other_sum.into()),
+        ("another magic", other_magic.into()),
+        ("a message cut short", sealed(&message[..message.len() - 1])),
+        ("no record", with(|packed| packed.parts.clear())),
+        ("a key beyond the last", with(|packed| packed.parts[0].key = Some(1))),
+        ("a key far beyond", with(|packed| packed.parts[0].key = Some(u64::MAX))),
+        ("no key", with(|packed| packed.parts[0].key = None)),
+        ("a hash key beyond the last", with(|packed| packed.parts[0].hash_key = Some(1))),
+        ("no payload", with(|packed| packed.parts[0].data = None)),
+        ("a hash key that is no number", with(|packed| packed.hash_keys[0] = "+7".into())),
+        (
+            "a hash key of more than 128 bits",
+            with(|packed| packed.hash_keys[0] = "340282366920938463463374607431768211456".into()),
+        ),
+        ("a partition key that is no text", sealed(&[&[0x0A, 1, 0xFF][..], &message].concat())),
+    ];
+    for (what, data) in cases {
+        assert!(Aggregate::of(&data).is_none(), "{what}");
+    }
+}
+
+#[test]
+fn fields_of_later_formats_are_passed_over() {
+    let message = packed(&["key"], &[], &[(0, None, "data")]).encode_to_vec();
+    // A number, eight bytes, a text and four bytes; and a tag of a record.
+    let unknown = [&[0x20, 0x96, 0x01][..], &[0x29], &[0; 8], &[0x32, 2, 1, 2], &[0x3D], &[0; 4]];
+    let data = sealed(&[&unknown.concat()[..], &message].concat());
+    assert_eq!(rest(&mut Aggregate::of(&data).unwrap()).len(), 1);
+    // A group, as nobody writes them.
+    assert!(Aggregate::of(&sealed(&[&[0x23, 0x24][..], &message].concat())).is_none());
+}
+
+#[test]
+fn hostile_messages_are_none() {
+    // Half a million records of no bytes, as many keys, and one record that is all tags in tags.
+    let none = [0x1A, 0].repeat(500_000);
+    let keys = [&[0x0A, 0].repeat(500_000)[..], &[0x1A, 4, 0x08, 0, 0x1A, 0]].concat();
+    let mut nested = vec![0x08, 0, 0x1A, 0];
+    nested.extend([0x23].repeat(100_000));
+    let mut deep = vec![0x0A, 1, b'k', 0x1A];
+    prost::encode_length_delimiter(nested.len(), &mut deep).unwrap();
+    deep.extend(nested);
+    for message in [none, keys, deep] {
+        assert!(Aggregate::of(&sealed(&message)).is_none());
+    }
+    // A length of 2^64 - 1.
+    let endless = [&[0x1A][..], &[0xFF; 9], &[0x01]].concat();
+    assert!(Aggregate::of(&sealed(&endless)).is_none());
+}

@@ -1,0 +1,91 @@
+//! Which hash keys belong into which shard.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use aws_sdk_kinesis::types::{HashKeyRange, Shard};
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::Instant;
+
+use crate::error::{Error, ErrorKind, Failure, Remedy};
+use crate::record::ShardId;
+
+/// Whoever waited while somebody else failed to list the shards does not try at once: there may be
+/// a thousand of them.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// The hash keys of the records that belong into a shard, both ends among them. They never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct HashRange {
+    pub(super) first: u128,
+    pub(super) last: u128,
+}
+
+impl HashRange {
+    /// Every hash key.
+    pub(super) const WHOLE: Self = Self { first: 0, last: u128::MAX };
+
+    pub(super) fn contains(&self, hash: u128) -> bool {
+        (self.first..=self.last).contains(&hash)
+    }
+
+    /// As Kinesis writes it; all hash keys where that is none.
+    fn of(range: Option<&HashKeyRange>) -> Self {
+        let parsed = |range: &HashKeyRange| {
+            let [first, last] = [range.starting_hash_key(), range.ending_hash_key()];
+            Some(Self { first: first.parse().ok()?, last: last.parse().ok()? })
+        };
+        range.and_then(parsed).unwrap_or(Self::WHOLE)
+    }
+}
+
+/// Those of all shards, as they were listed last.
+#[derive(Debug, Default)]
+pub(super) struct HashRanges(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    ranges: BTreeMap<ShardId, HashRange>,
+    failed: Option<Instant>,
+}
+
+impl HashRanges {
+    pub(super) async fn learn(&self, shards: &[Shard]) {
+        self.0.lock().await.learn(shards);
+    }
+
+    /// That of a shard, by `list` where it is not known.
+    ///
+    /// Cancel safe: a listing that is dropped is made by whoever asks next.
+    pub(super) async fn of(
+        &self,
+        shard: &ShardId,
+        list: impl AsyncFnOnce() -> Result<Vec<Shard>, Failure>,
+    ) -> Result<HashRange, Failure> {
+        let mut known: MutexGuard<'_, Known> = self.0.lock().await;
+        if !known.ranges.contains_key(shard) {
+            if known.failed.is_some_and(|failed| failed.elapsed() < AFTER_FAILURE) {
+                return Err(Failure {
+                    remedy: Remedy::Retry,
+                    error: Error::new(ErrorKind::Unavailable, "ListShards failed a moment ago"),
+                    answered: None,
+                });
+            }
+            known.failed = Some(Instant::now());
+            let listed = list().await;
+            known.failed = listed.is_err().then(Instant::now);
+            known.learn(&listed?);
+        }
+        // One that is not listed has left retention meanwhile, and is read no further.
+        Ok(known.ranges.get(shard).copied().unwrap_or(HashRange::WHOLE))
+    }
+}
+
+impl Known {
+    fn learn(&mut self, shards: &[Shard]) {
+        let known = |shard: &Shard| {
+            Some((shard.shard_id().parse().ok()?, HashRange::of(shard.hash_key_range())))
+        };
+        self.ranges = shards.iter().filter_map(known).collect();
+    }
+}

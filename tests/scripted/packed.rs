@@ -1,0 +1,270 @@
+//! Records that a producer has packed into one.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::testing::{Kinesis, Outcome, Shard, aggregate};
+use kinestream::{CheckpointOn, MemoryStore, Record, Records, SequenceNumber};
+use serde::Deserialize;
+use tokio::time::{sleep, timeout};
+
+use crate::watched::Watched;
+use crate::{assert_silent, calls, consumer, next, number, orders};
+
+/// Puts these numbers into one record.
+fn put(shard: &Shard, numbers: std::ops::Range<usize>) -> SequenceNumber {
+    shard.put(packed(numbers))
+}
+
+fn packed(numbers: std::ops::Range<usize>) -> Vec<u8> {
+    aggregate(numbers.map(|number| (format!("key-{}", number % 3), number.to_string())))
+}
+
+fn part(number: &SequenceNumber, part: u64) -> String {
+    format!("AFTER_SEQUENCE_NUMBER:{number}:{part}")
+}
+
+async fn numbers(records: &mut Records, count: usize) -> Vec<usize> {
+    let mut read = Vec::new();
+    while read.len() < count {
+        let record = next(records).await;
+        record.ack();
+        read.push(number(&record));
+    }
+    read
+}
+
+#[derive(Deserialize)]
+struct Vector {
+    by: String,
+    what: String,
+    records: Vec<(String, Option<String>, String)>,
+    packed: String,
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let pairs = (0..hex.len()).step_by(2);
+    pairs.map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_have_packed_is_unpacked() {
+    let vectors: Vec<Vector> =
+        serde_json::from_str(include_str!("../vectors/aggregated.json")).unwrap();
+    for Vector { by, what, records, packed } in vectors {
+        let (kinesis, orders) = orders(1);
+        let whole = orders.shard(0).put(bytes(&packed));
+        let mut read = consumer(&kinesis).build().unwrap().records();
+        for (place, (key, _, data)) in records.iter().enumerate() {
+            let record = next(&mut read).await;
+            assert_eq!(record.partition_key(), Some(&key[..]), "{by}: {what}");
+            assert_eq!(record.data(), bytes(data), "{by}: {what}");
+            assert_eq!(record.sequence_number(), &whole);
+            assert_eq!(record.sub_sequence_number(), place as u64);
+        }
+        assert_silent(&mut read).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn packed_and_plain_records_come_in_order() {
+    let (kinesis, orders) = orders(1);
+    let shard = orders.shard(0);
+    shard.put("0");
+    put(&shard, 1..4);
+    put(&shard, 4..5);
+    shard.put("5");
+    put(&shard, 6..300);
+    for limit in [1, 10_000] {
+        let mut records = consumer(&kinesis).limit(limit).build().unwrap().records();
+        assert_eq!(numbers(&mut records, 300).await, (0..300).collect::<Vec<_>>());
+        assert_silent(&mut records).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_among_them_goes_on_among_them() {
+    for checkpoint_on in [CheckpointOn::Pull, CheckpointOn::Ack] {
+        let (kinesis, orders) = orders(1);
+        let shard = orders.shard(0);
+        let whole = put(&shard, 0..5);
+        let next_one = put(&shard, 5..7);
+        let store = Watched::default();
+        let build = || {
+            consumer(&kinesis).store(store.clone()).checkpoint_on(checkpoint_on).build().unwrap()
+        };
+        let mut position = None;
+        for first in 0..7 {
+            let reader = build();
+            let mut records = reader.records();
+            assert_eq!(numbers(&mut records, 1).await, [first], "{position:?}");
+            drop(records);
+            reader.close().await.unwrap();
+            position = store.position(0).await;
+            let expected = match first {
+                4 => format!("AFTER_SEQUENCE_NUMBER:{whole}"),
+                6 => format!("AFTER_SEQUENCE_NUMBER:{next_one}"),
+                _ if first < 4 => part(&whole, first as u64),
+                _ => part(&next_one, first as u64 - 5),
+            };
+            assert_eq!(position.as_ref(), Some(&expected));
+        }
+        assert_silent(&mut build().records()).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn acks_in_any_order_pass_only_what_is_finished() {
+    let (kinesis, orders) = orders(1);
+    let whole = put(&orders.shard(0), 0..4);
+    let last = orders.shard(0).put("4");
+    let store = Watched::default();
+    let reader =
+        consumer(&kinesis).store(store.clone()).checkpoint_on(CheckpointOn::Ack).build().unwrap();
+    let mut records = reader.records();
+    let mut held: Vec<Record> = Vec::new();
+    for _ in 0..5 {
+        held.push(next(&mut records).await);
+    }
+    for (index, expected) in [
+        (3, None),
+        (0, Some(part(&whole, 0))),
+        (2, Some(part(&whole, 0))),
+        (1, Some(format!("AFTER_SEQUENCE_NUMBER:{whole}"))),
+        (4, Some(format!("AFTER_SEQUENCE_NUMBER:{last}"))),
+    ] {
+        held[index].ack();
+        sleep(Duration::from_secs(2)).await;
+        let stored = store.position(0).await.filter(|stored| stored != "TRIM_HORIZON");
+        assert_eq!(stored, expected, "after the ack of {index}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_of_them_counts_as_in_flight() {
+    let (kinesis, orders) = orders(1);
+    put(&orders.shard(0), 0..10);
+    let reader =
+        consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).max_in_flight(3).build().unwrap();
+    let mut records = reader.records();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(next(&mut records).await);
+    }
+    let waiting = timeout(Duration::from_secs(5), records.next()).await;
+    assert!(waiting.is_err());
+    held[1].ack();
+    assert_eq!(number(&next(&mut records).await), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_belongs_into_another_shard_is_left_out() {
+    let (kinesis, orders) = orders(2);
+    // The same record in both, as it is put again after a reshard; and one that holds nothing.
+    let all = packed(0..3);
+    for shard in orders.shards() {
+        shard.put(all.clone());
+        shard.put("10");
+    }
+    let mut read: Vec<Vec<usize>> = vec![Vec::new(); 2];
+    let mut records = consumer(&kinesis).build().unwrap().records();
+    while read.iter().any(|read| !read.contains(&10)) {
+        let record = next(&mut records).await;
+        record.ack();
+        read[crate::shard_of(&record)].push(number(&record));
+    }
+    let mut together: Vec<usize> = read.concat();
+    together.sort_unstable();
+    assert_eq!(together, [0, 1, 2, 10, 10], "each is read once: {read:?}");
+    assert!(calls(&kinesis, "ListShards").len() < 3, "one listing tells of all shards");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_knows_its_hash_keys_and_its_parents_are_told_apart() {
+    let (kinesis, orders) = orders(1);
+    let [left, right] = orders.shard(0).split();
+    for child in [&left, &right] {
+        child.put(packed(0..3));
+    }
+    let mut records = consumer(&kinesis).build().unwrap().records();
+    let mut read = numbers(&mut records, 3).await;
+    read.sort_unstable();
+    assert_eq!(read, [0, 1, 2]);
+    assert_silent(&mut records).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_fails_delays_and_loses_nothing() {
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put("0");
+    let mut records = consumer(&kinesis).build().unwrap().records();
+    assert_eq!(numbers(&mut records, 1).await, [0]);
+    let [left, right] = orders.shard(0).split();
+    left.put(packed(0..3));
+    right.put(packed(0..3));
+    kinesis.next_calls("ListShards", 4, Outcome::failed(500, "InternalFailureException", ""));
+    let mut read = numbers(&mut records, 3).await;
+    read.sort_unstable();
+    assert_eq!(read, [0, 1, 2]);
+    assert_silent(&mut records).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn they_come_as_they_were_written_where_that_is_wanted() {
+    let (kinesis, orders) = orders(1);
+    let whole = put(&orders.shard(0), 0..5);
+    let store = MemoryStore::new();
+    let reader = consumer(&kinesis).store(store.clone()).build().unwrap();
+    assert_eq!(numbers(&mut reader.records(), 2).await, [0, 1]);
+    reader.close().await.unwrap();
+    // Part of it is finished, and the whole is not.
+    let reader = consumer(&kinesis).store(store).deaggregate(false).build().unwrap();
+    let mut records = reader.records();
+    let record = next(&mut records).await;
+    assert_eq!(record.data(), packed(0..5));
+    assert_eq!((record.sequence_number(), record.sub_sequence_number()), (&whole, 0));
+    assert_silent(&mut records).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_one_is_a_plain_record() {
+    let (kinesis, orders) = orders(1);
+    let mut broken = packed(0..5);
+    *broken.last_mut().unwrap() ^= 1;
+    orders.shard(0).put(broken.clone());
+    put(&orders.shard(0), 5..6);
+    let mut records = consumer(&kinesis).build().unwrap().records();
+    assert_eq!(next(&mut records).await.data(), broken);
+    assert_eq!(numbers(&mut records, 1).await, [5]);
+}
+
+/// None of them has anything for the shard, and there are more than a stack is deep.
+#[tokio::test(start_paused = true)]
+async fn thousands_that_hold_nothing_are_passed_over() {
+    let (kinesis, orders) = orders(2);
+    let other = |kinesis: &Kinesis| {
+        let mut keys = (0..).map(|number| number.to_string());
+        // Of the first shard, so that the second has nothing of it.
+        let scratch = kinesis.create_stream("scratch", 2);
+        keys.find(|key| {
+            scratch.put(key, "");
+            !scratch.shard(0).sequence_numbers().is_empty()
+        })
+    };
+    let key = other(&kinesis).unwrap();
+    let shard = orders.shard(1);
+    let nothing = aggregate([(key, "nothing")]);
+    for _ in 0..5000 {
+        shard.put(nothing.clone());
+    }
+    let last = shard.put("7");
+    for _ in 0..5000 {
+        shard.put(nothing.clone());
+    }
+    let store = Watched::default();
+    let reader = consumer(&kinesis).store(store.clone()).build().unwrap();
+    let mut records = reader.records();
+    assert_eq!(numbers(&mut records, 1).await, [7]);
+    assert_silent(&mut records).await;
+    assert_eq!(store.position(1).await, Some(format!("AFTER_SEQUENCE_NUMBER:{last}")));
+}
