@@ -50,9 +50,12 @@ impl Worker {
                 self.applied(decided.losses);
             }
             self.welcome(answer);
-            // Only now: what is lost must not be taken for valid again, nor what the store has still
-            // to be told of, which may go to another before.
-            if self.pending.is_empty() {
+            // Only now: what is lost must not be taken for valid again. What the store has still to
+            // be told of may go to another before, also where this worker read on for being alone.
+            let restores = |change: &Change| matches!(change, Change::Restore { .. });
+            if self.pending.iter().any(restores) {
+                self.doubt();
+            } else if self.pending.is_empty() {
                 self.extend(asked, asked_at);
             }
             self.renew_at = asked + self.renewal();
@@ -115,10 +118,10 @@ impl Worker {
         self.validity.extend(asked_at, duration);
     }
 
-    /// The worker could not renew in time: another may have its leases by now.
+    /// Another may have the worker's leases by now.
     pub(super) fn doubt(&mut self) {
         if self.valid_until.take().is_some() {
-            tracing::warn!(scope = %self.plan.scope, "leases could not be renewed in time: waiting");
+            tracing::warn!(scope = %self.plan.scope, "the leases may be another's by now: waiting");
             self.validity.doubt();
         }
     }

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use futures::future::ready;
 use futures::{FutureExt, StreamExt};
+use kinestream::store::Scope;
+use kinestream::store::lease::{Change, LeaseStore, Request};
 use kinestream::{Error, ErrorKind};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::fleets::{Fleet, RENEWAL};
+use crate::fleets::{Fleet, LEASE, RENEWAL};
 use crate::gated::{Asked, Gated};
 use crate::{next, number};
 
@@ -59,6 +62,74 @@ async fn a_store_that_fails_is_asked_ever_more_rarely() {
     }
     assert_eq!(number(&next(&mut records).await), 1, "and goes on");
     others.abort();
+}
+
+/// A worker that is alone reads on while the store is away. Once it hears that it was taken for dead,
+/// it waits until the store has heard of it: its leases are free, and may go to another meanwhile.
+#[tokio::test(start_paused = true)]
+async fn who_was_taken_for_dead_reads_nothing_before_the_store_knows_of_it() {
+    let fleet = Fleet::new(1);
+    // How many exchanges and saves are let through; the next one waits for more.
+    let turns = [Asked::Exchange, Asked::Save].map(|_| Arc::new(Semaphore::new(100)));
+    let is_down = Arc::new(AtomicBool::new(false));
+    let store = Gated::new(fleet.store.clone(), {
+        let (turns, is_down) = (turns.clone(), Arc::clone(&is_down));
+        move |asked| {
+            let turn = Arc::clone(&turns[usize::from(asked == Asked::Save)]);
+            if is_down.load(Ordering::SeqCst) {
+                return ready(Err(Error::store_unavailable("the store is down", "by order")))
+                    .boxed();
+            }
+            async move {
+                turn.acquire().await.unwrap().forget();
+                Ok(())
+            }
+            .boxed()
+        }
+    });
+    let consumer = fleet.builder("a").store(store).build().unwrap();
+    let mut records = consumer.records();
+    let shard = fleet.orders.shard(0);
+    shard.put("0");
+    assert_eq!(number(&next(&mut records).await), 0);
+    is_down.store(true, Ordering::SeqCst);
+    sleep(2 * LEASE).await;
+    shard.put("1");
+    assert_eq!(number(&next(&mut records).await), 1, "alone, it reads on");
+    // Another one comes, before whom it is dead; it is back itself before that one decides.
+    let scope = Scope::new("default", "orders");
+    let mut request = Request {
+        worker: "b".into(),
+        incarnation: 1,
+        lease_duration: LEASE,
+        capacity: 1,
+        leaving: false,
+        known: None,
+        only_if_unchanged: false,
+        changes: Vec::new(),
+    };
+    let table = fleet.store.exchange(&scope, &request).await.unwrap().table.unwrap();
+    assert!(!table.workers.contains_key("a"));
+    for turns in &turns {
+        turns.forget_permits(usize::MAX);
+    }
+    turns[0].add_permits(1);
+    is_down.store(false, Ordering::SeqCst);
+    while !fleet.store.table(&scope).await.unwrap().workers.contains_key("a") {
+        sleep(Duration::from_millis(10)).await;
+    }
+    request.changes = vec![Change::Assign { shard: shard.id(), to: "b".into() }];
+    fleet.store.exchange(&scope, &request).await.unwrap();
+    shard.put("2");
+    let waiting = timeout(LEASE / 3, records.next()).await;
+    assert!(waiting.is_err(), "{waiting:?}");
+    // As soon as the other one gives it back, it goes on, from what was saved before it went away.
+    for turns in turns {
+        turns.add_permits(1000);
+    }
+    request.leaving = true;
+    fleet.store.exchange(&scope, &request).await.unwrap();
+    while number(&next(&mut records).await) < 2 {}
 }
 
 /// The next record, put again and again until one is this worker's.
