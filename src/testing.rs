@@ -41,9 +41,10 @@
 //!
 //! # What it serves
 //!
-//! `ListShards`, `GetShardIterator`, `GetRecords`, `PutRecord` and `PutRecords` through a client;
-//! the rest by methods of [`Kinesis`], [`Stream`] and [`Shard`]. Any other call is refused as an
-//! unknown operation.
+//! `ListShards`, `GetShardIterator`, `GetRecords`, `PutRecord` and `PutRecords`, and for enhanced
+//! fan-out `DescribeStreamSummary`, `RegisterStreamConsumer`, `DescribeStreamConsumer`,
+//! `DeregisterStreamConsumer` and `SubscribeToShard`, through a client; the rest by methods of
+//! [`Kinesis`], [`Stream`] and [`Shard`]. Any other call is refused as an unknown operation.
 //!
 //! - A shard serves 5 reads a second, and 5 iterators; an answer has at most 10,000 records and
 //!   10 MiB, and its bytes are paid for at 2 MiB a second. What goes beyond is refused as Kinesis
@@ -51,6 +52,8 @@
 //!   a stream and an iterator that was never given.
 //! - Iterators live for five minutes and may be used again until then; page tokens live for 300 s.
 //! - `MillisBehindLatest` is the age of the next record. A closed shard ends with its children.
+//! - A subscription lives for five minutes, is heard of every five seconds, and is taken over by
+//!   another one of the same consumer, which is refused within five seconds. A stream has 20 consumers.
 //! - The last number of a closed shard is refused as what to read after, as some servers do.
 //!
 //! Writes have no limits.
@@ -66,6 +69,7 @@ mod limits;
 mod model;
 mod operations;
 mod stream;
+mod subscriptions;
 mod wall;
 mod wire;
 
@@ -73,5 +77,6 @@ pub use aggregate::aggregate;
 pub use calls::{Call, Outcome};
 pub use kinesis::Kinesis;
 pub use stream::{Shard, Stream};
+pub use subscriptions::Interruption;
 pub use wall::WallClock;
 pub(crate) use wall::time_on_the_wall;

@@ -1,15 +1,24 @@
 //! What is in streams and shards.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
 use md5::{Digest, Md5};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::limits::{Bytes, Calls};
+use super::subscriptions::{Registered, Subscribed};
 
 /// What is in a stream.
 #[derive(Debug)]
+#[allow(clippy::struct_field_names, reason = "a stream is its shards")]
 pub(super) struct Shards {
     pub(super) shards: Vec<Contents>,
     pub(super) next_number: u128,
+    pub(super) consumers: Vec<Registered>,
+    /// Told whenever there may be something to push.
+    pub(super) changed: Arc<Notify>,
 }
 
 /// What is in a shard.
@@ -30,6 +39,11 @@ pub(super) struct Contents {
     pub(super) bytes: Bytes,
     /// Until then somebody else uses up what the shard serves.
     pub(super) occupied: Option<Instant>,
+    pub(super) subscriptions: Vec<Subscribed>,
+    /// The numbers that no record has and that were told as where to go on.
+    pub(super) continuations: BTreeSet<String>,
+    /// When each consumer has subscribed last.
+    pub(super) subscribed: BTreeMap<String, Instant>,
 }
 
 #[derive(Debug)]
@@ -52,7 +66,12 @@ const FIRST_NUMBER: u128 = 495_903_382_714_902_566_085_596_925_383_615;
 impl Shards {
     pub(super) fn new(count: usize) -> Self {
         assert!(count > 0, "a stream has at least one shard");
-        let mut shards = Self { shards: Vec::new(), next_number: FIRST_NUMBER };
+        let mut shards = Self {
+            shards: Vec::new(),
+            next_number: FIRST_NUMBER,
+            consumers: Vec::new(),
+            changed: Arc::default(),
+        };
         let share = u128::MAX / count as u128;
         for index in 0..count as u128 {
             let last = if index + 1 == count as u128 { u128::MAX } else { share * (index + 1) - 1 };
@@ -74,20 +93,33 @@ impl Shards {
             iterators: Calls::default(),
             bytes: Bytes::default(),
             occupied: None,
+            subscriptions: Vec::new(),
+            continuations: BTreeSet::new(),
+            subscribed: BTreeMap::new(),
         });
         self.shards.len() - 1
     }
 
     pub(super) fn put(&mut self, shard: usize, key: String, data: Vec<u8>, now: u64) -> String {
         assert!(self.shards[shard].closed.is_none(), "shard {shard} is closed");
+        let number = self.number();
+        let stored = Stored { number: number.clone(), arrival: now, partition_key: key, data };
+        self.shards[shard].records.push(stored);
+        self.tell();
+        number
+    }
+
+    /// A number behind all that were given.
+    pub(super) fn number(&mut self) -> String {
         let number = self.next_number;
         self.next_number += 1;
         // Those that begin as Kinesis's do are as long as Kinesis's.
-        let number =
-            if number >= FIRST_NUMBER { format!("{number:0<56}") } else { number.to_string() };
-        let stored = Stored { number: number.clone(), arrival: now, partition_key: key, data };
-        self.shards[shard].records.push(stored);
-        number
+        if number >= FIRST_NUMBER { format!("{number:0<56}") } else { number.to_string() }
+    }
+
+    /// Whoever waits for something to push looks again.
+    pub(super) fn tell(&self) {
+        self.changed.notify_waiters();
     }
 
     /// The open shard that has this hash key.
@@ -106,6 +138,7 @@ impl Shards {
     pub(super) fn close(&mut self, shard: usize, now: u64) {
         let closed = self.shards[shard].closed.replace(now);
         assert!(closed.is_none(), "shard {shard} is closed already");
+        self.tell();
     }
 }
 

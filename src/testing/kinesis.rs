@@ -89,6 +89,11 @@ impl Kinesis {
         self.0.lock().child_shards = named;
     }
 
+    /// How long a consumer that is registered from now on is `CREATING`. At first: no time.
+    pub fn set_registration_time(&self, time: Duration) {
+        self.0.lock().registration = time;
+    }
+
     /// Decides about every call from now on, instead of whatever decided until now. It must not
     /// call this Kinesis.
     pub fn on_call(&self, decide: impl FnMut(&Call) -> Outcome + Send + 'static) {

@@ -24,6 +24,8 @@ pub(super) struct Model {
     hook: Option<Hook>,
     pub(super) child_shards: bool,
     pub(super) in_flight: usize,
+    /// How long a consumer that is registered is of no use yet.
+    pub(super) registration: Duration,
     /// Iterators and page tokens that were given before this moment have expired.
     pub(super) expired: u64,
 }
@@ -42,6 +44,7 @@ impl Shared {
             hook: None,
             child_shards: true,
             in_flight: 0,
+            registration: Duration::ZERO,
             expired: 0,
         })))
     }

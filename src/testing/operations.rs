@@ -13,7 +13,7 @@ const TOKEN_LIFE: u64 = 300 * 1000;
 const LARGEST_PAGE: u64 = 1000;
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
 const LARGEST_ANSWER: usize = 10 << 20;
-const MOST_RECORDS: u64 = 10_000;
+pub(super) const MOST_RECORDS: u64 = 10_000;
 
 /// An answer: its status and its body.
 pub(super) type Answer = (u16, String);
@@ -24,11 +24,11 @@ pub(super) fn refusal(status: u16, code: &str, message: &str) -> Answer {
 
 const NUMBER_REFUSED: &str = "StartingSequenceNumber used in GetShardIterator is invalid";
 
-fn invalid(message: &str) -> Answer {
+pub(super) fn invalid(message: &str) -> Answer {
     refusal(400, "InvalidArgumentException", message)
 }
 
-fn not_found(what: &str) -> Answer {
+pub(super) fn not_found(what: &str) -> Answer {
     refusal(400, "ResourceNotFoundException", &format!("{what} not found"))
 }
 
@@ -69,6 +69,10 @@ impl Model {
             "GetRecords" => self.records(call, body, arrives),
             "PutRecord" => self.put_record(body),
             "PutRecords" => self.put_records(body),
+            "DescribeStreamSummary" => self.describe_stream(body),
+            "RegisterStreamConsumer" => self.register(body),
+            "DescribeStreamConsumer" => self.describe_consumer(body),
+            "DeregisterStreamConsumer" => self.deregister(body),
             _ => Err(refusal(400, "UnknownOperationException", operation)),
         };
         answer.map_or_else(|refused| refused, |answer| (200, answer.to_string()))
@@ -79,7 +83,7 @@ impl Model {
         throttled(what)
     }
 
-    fn stream_of(&self, body: &Value) -> Result<(String, &Shards), Answer> {
+    pub(super) fn stream_of(&self, body: &Value) -> Result<(String, &Shards), Answer> {
         let name = match (&body["StreamName"], &body["StreamARN"]) {
             (Value::String(name), _) => name,
             (_, Value::String(arn)) => arn.rsplit('/').next().unwrap_or_default(),
@@ -140,7 +144,13 @@ impl Model {
                 self.violation(&format!("more than 5 iterators in a second, of shard {index}"))
             );
         }
-        let next = place(shard, body, now)?;
+        let next = place(
+            shard,
+            body["ShardIteratorType"].as_str().unwrap_or_default(),
+            body["StartingSequenceNumber"].as_str().unwrap_or_default(),
+            &body["Timestamp"],
+            now,
+        )?;
         Ok(json!({ "ShardIterator": token(&name, index, next, now) }))
     }
 
@@ -231,37 +241,49 @@ impl Model {
 }
 
 /// The index of the record that an iterator begins with.
-fn place(shard: &Contents, body: &Value, now: u64) -> Result<usize, Answer> {
-    let number = body["StartingSequenceNumber"].as_str().unwrap_or_default();
-    let named = || {
-        let found = shard.records.iter().position(|record| record.number == number);
-        found.filter(|place| *place >= shard.trimmed).ok_or_else(|| invalid(NUMBER_REFUSED))
+pub(super) fn place(
+    shard: &Contents,
+    iterator_type: &str,
+    number: &str,
+    timestamp: &Value,
+    now: u64,
+) -> Result<usize, Answer> {
+    // Numbers without leading zeros: the longer one is the greater one.
+    let is_below = |record: &Stored, number: &str| {
+        (record.number.len(), &record.number[..]) < (number.len(), number)
     };
-    match body["ShardIteratorType"].as_str().unwrap_or_default() {
+    let named = || {
+        let place = shard.records.partition_point(|record| is_below(record, number));
+        let is_record = shard.records.get(place).is_some_and(|record| record.number == number);
+        let is_known = is_record || shard.continuations.contains(number);
+        let found = (is_known && place >= shard.trimmed).then_some((place, is_record));
+        found.ok_or_else(|| invalid(NUMBER_REFUSED))
+    };
+    match iterator_type {
         "TRIM_HORIZON" => Ok(shard.trimmed),
         "LATEST" => Ok(shard.records.len()),
         "AT_TIMESTAMP" => {
-            let time = millis(&body["Timestamp"]).unwrap_or_default();
+            let time = millis(timestamp).unwrap_or_default();
             if time > now {
                 return Err(invalid("The timestamp cannot be greater than the current timestamp"));
             }
             let found = shard.records.iter().position(|record| record.arrival >= time);
             Ok(found.unwrap_or(shard.records.len()).max(shard.trimmed))
         }
-        "AT_SEQUENCE_NUMBER" => named(),
+        "AT_SEQUENCE_NUMBER" => named().map(|(place, _)| place),
         "AFTER_SEQUENCE_NUMBER" => match named()? {
             // As some servers do.
-            last if shard.closed.is_some() && last + 1 == shard.records.len() => {
+            (last, true) if shard.closed.is_some() && last + 1 == shard.records.len() => {
                 Err(invalid(NUMBER_REFUSED))
             }
-            place => Ok(place + 1),
+            (place, is_record) => Ok(place + usize::from(is_record)),
         },
         other => Err(invalid(&format!("no iterator type {other}"))),
     }
 }
 
 /// How many records fit into an answer, and their bytes. A single record always does.
-fn fill(records: &[Stored], limit: usize) -> (usize, usize) {
+pub(super) fn fill(records: &[Stored], limit: usize) -> (usize, usize) {
     let (mut count, mut bytes) = (0, 0);
     for record in records.iter().take(limit) {
         if count > 0 && bytes + record.size() > LARGEST_ANSWER {
@@ -273,7 +295,7 @@ fn fill(records: &[Stored], limit: usize) -> (usize, usize) {
     (count, bytes)
 }
 
-fn on_the_wire(record: &Stored) -> Value {
+pub(super) fn on_the_wire(record: &Stored) -> Value {
     json!({
         "SequenceNumber": record.number,
         "ApproximateArrivalTimestamp": record.arrival as f64 / 1000.0,
@@ -289,7 +311,7 @@ fn hash_keys(shard: &Contents) -> Value {
     })
 }
 
-fn describe_child(index: usize, shard: &Contents) -> Value {
+pub(super) fn describe_child(index: usize, shard: &Contents) -> Value {
     let parents: Vec<String> = shard.parents.iter().map(|parent| id_of(*parent)).collect();
     json!({ "ShardId": id_of(index), "ParentShards": parents, "HashKeyRange": hash_keys(shard) })
 }

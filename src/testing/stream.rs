@@ -4,6 +4,7 @@ use tokio::time::Instant;
 
 use super::contents::{Contents, Shards, Stored, hash_key, id_of};
 use super::model::{Model, Shared};
+use super::subscriptions::Interruption;
 use crate::record::{SequenceNumber, ShardId};
 
 /// A stream of a [`Kinesis`](super::Kinesis).
@@ -107,7 +108,9 @@ impl Stream {
         let Some(shards) = streams.get_mut(&self.name) else {
             panic!("stream {} is deleted", self.name);
         };
-        change(shards, now)
+        let changed = change(shards, now);
+        shards.tell();
+        changed
     }
 }
 
@@ -240,6 +243,11 @@ impl Shard {
     pub fn expire(&self) {
         assert!(!self.is_open(), "only a closed shard expires");
         self.stream.change(|shards, _now| shards.shards[self.index].expired = true);
+    }
+
+    /// Has this become of its subscriptions under way, and says how many there were.
+    pub fn interrupt(&self, interruption: &Interruption) -> usize {
+        self.stream.change(|shards, _now| shards.shards[self.index].interrupt(interruption))
     }
 
     /// Somebody else reads the shard: for so long, every read is throttled.

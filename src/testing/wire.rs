@@ -87,6 +87,9 @@ impl UnderWay {
         if !latency.is_zero() {
             sleep(latency).await;
         }
+        if self.operation == "SubscribeToShard" && self.outcome == Outcome::Served {
+            return Ok(self.subscribe());
+        }
         let answer = match &self.outcome {
             Outcome::Served => self.serve(true),
             Outcome::Failed { status, code, message } => refusal(*status, code, message),
@@ -111,22 +114,45 @@ impl UnderWay {
         Ok(self.answer(answer))
     }
 
+    fn subscribe(self) -> HttpResponse {
+        let subscribed = self.kinesis.lock().subscribe(self.index, &self.body);
+        match subscribed {
+            Ok(subscription) => {
+                let kinesis = self.kinesis.clone();
+                kinesis.lock().calls[self.index].status = Some(200);
+                let body = SdkBody::from_body_1_x(subscription.body(kinesis.clone(), self));
+                response(&kinesis, 200, body, "application/vnd.amazon.eventstream")
+            }
+            Err(refused) => self.answer(refused),
+        }
+    }
+
     fn serve(&self, arrives: bool) -> Answer {
         self.kinesis.lock().serve(self.index, &self.operation, &self.body, arrives)
     }
 
     fn answer(self, (status, text): Answer) -> HttpResponse {
-        let seconds = self.kinesis.lock().now() / 1000;
-        let date = DateTime::from_secs(i64::try_from(seconds).unwrap_or_default());
-        let date = date.fmt(Format::HttpDate).unwrap_or_default();
-        let code = StatusCode::try_from(status)
-            .unwrap_or_else(|error| panic!("an outcome has a status that is none: {error}"));
+        let kinesis = self.kinesis.clone();
         let unread = Unread { call: Some(self), status, text: text.into() };
-        let mut response = HttpResponse::new(code, SdkBody::from_body_1_x(unread));
-        response.headers_mut().insert("date", date);
-        response.headers_mut().insert("content-type", "application/x-amz-json-1.1");
-        response
+        response(&kinesis, status, SdkBody::from_body_1_x(unread), "application/x-amz-json-1.1")
     }
+}
+
+fn response(
+    kinesis: &Shared,
+    status: u16,
+    body: SdkBody,
+    content_type: &'static str,
+) -> HttpResponse {
+    let seconds = kinesis.lock().now() / 1000;
+    let date = DateTime::from_secs(i64::try_from(seconds).unwrap_or_default());
+    let date = date.fmt(Format::HttpDate).unwrap_or_default();
+    let code = StatusCode::try_from(status)
+        .unwrap_or_else(|error| panic!("an outcome has a status that is none: {error}"));
+    let mut response = HttpResponse::new(code, body);
+    response.headers_mut().insert("date", date);
+    response.headers_mut().insert("content-type", content_type);
+    response
 }
 
 /// The body of an answer. It is read as a whole, and what is under way is then over.

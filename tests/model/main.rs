@@ -2,6 +2,8 @@
 // A test that cannot go on says so by a panic, in its helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod subscriptions;
+
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;

@@ -1,0 +1,417 @@
+//! Enhanced fan-out: who is registered, and what is pushed to whom.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_stream::stream;
+use aws_smithy_eventstream::frame::write_message_to;
+use aws_smithy_types::event_stream::{Header, HeaderValue, Message};
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use http_body::{Body, Frame};
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use super::contents::{Contents, Shards, index_of};
+use super::model::{Model, Shared};
+use super::operations::{
+    Answer, MOST_RECORDS, describe_child, fill, not_found, on_the_wire, place, refusal,
+};
+
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>.
+const LIFE: Duration = Duration::from_secs(5 * 60);
+const TAKEOVER: Duration = Duration::from_secs(5);
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_RegisterStreamConsumer.html>.
+const MOST_CONSUMERS: usize = 20;
+/// How long nothing is pushed where there is nothing new.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// A consumer that is registered with a stream.
+#[derive(Debug)]
+pub(super) struct Registered {
+    arn: String,
+    name: String,
+    created: u64,
+    /// It is of no use before.
+    active: u64,
+}
+
+/// What becomes of a subscription under way.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use kinestream::testing::{Interruption, Kinesis};
+///
+/// let orders = Kinesis::new().create_stream("orders", 1);
+/// // Nobody has subscribed to it.
+/// assert_eq!(orders.shard(0).interrupt(&Interruption::Resets), 0);
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Interruption {
+    /// It ends before its time.
+    Ends,
+    /// Its connection is lost.
+    Resets,
+    /// Nothing comes any more, not even that there is nothing new.
+    Stalls,
+    /// It ends with an error as Kinesis words it.
+    Fails {
+        /// The code, such as `InternalFailureException`.
+        code: String,
+        /// The message.
+        message: String,
+    },
+}
+
+impl Interruption {
+    /// An error as Kinesis words it.
+    pub fn fails(code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Fails { code: code.into(), message: message.into() }
+    }
+}
+
+/// A subscription of a shard.
+#[derive(Debug)]
+pub(super) struct Subscribed {
+    id: usize,
+    consumer: String,
+    pub(super) interruption: Option<Interruption>,
+}
+
+/// What a subscription has to do.
+enum Step {
+    Push(Bytes),
+    /// The last of it.
+    PushLast(Bytes),
+    /// Until something changes.
+    Wait,
+    End,
+    Reset,
+    Stall,
+}
+
+impl Model {
+    pub(super) fn describe_stream(&self, body: &Value) -> Result<Value, Answer> {
+        let (name, stream) = self.stream_of(body)?;
+        let open = stream.shards.iter().filter(|shard| shard.closed.is_none()).count();
+        Ok(json!({ "StreamDescriptionSummary": {
+            "StreamName": name,
+            "StreamARN": stream_arn(&name),
+            "StreamStatus": "ACTIVE",
+            "RetentionPeriodHours": 24,
+            "StreamCreationTimestamp": 0,
+            "EnhancedMonitoring": [],
+            "OpenShardCount": open,
+        } }))
+    }
+
+    pub(super) fn register(&mut self, body: &Value) -> Result<Value, Answer> {
+        let (now, registration) = (self.now(), self.registration);
+        let (stream, _) = self.stream_of(body)?;
+        let name = body["ConsumerName"].as_str().unwrap_or_default().to_owned();
+        let consumers = self.consumers_of(&stream)?;
+        if consumers.iter().any(|known| known.name == name) {
+            return Err(refusal(400, "ResourceInUseException", "the consumer exists already"));
+        }
+        if consumers.len() >= MOST_CONSUMERS {
+            return Err(refusal(400, "LimitExceededException", "20 consumers are registered"));
+        }
+        let registered = Registered {
+            arn: format!("{}/consumer/{name}:{}", stream_arn(&stream), now / 1000),
+            name,
+            created: now,
+            active: now + registration.as_millis() as u64,
+        };
+        let described = registered.describe(now);
+        consumers.push(registered);
+        Ok(json!({ "Consumer": described }))
+    }
+
+    pub(super) fn describe_consumer(&mut self, body: &Value) -> Result<Value, Answer> {
+        let now = self.now();
+        let (stream, index) = self.consumer_of(body)?;
+        let mut described = self.consumers_of(&stream)?[index].describe(now);
+        described["StreamARN"] = json!(stream_arn(&stream));
+        Ok(json!({ "ConsumerDescription": described }))
+    }
+
+    pub(super) fn deregister(&mut self, body: &Value) -> Result<Value, Answer> {
+        let (stream, index) = self.consumer_of(body)?;
+        self.consumers_of(&stream)?.remove(index);
+        self.streams.get(&stream).into_iter().for_each(Shards::tell);
+        Ok(json!({}))
+    }
+
+    fn consumers_of(&mut self, stream: &str) -> Result<&mut Vec<Registered>, Answer> {
+        let stream = self.streams.get_mut(stream).ok_or_else(|| not_found("Stream"))?;
+        Ok(&mut stream.consumers)
+    }
+
+    /// The stream of a consumer, and its place there.
+    fn consumer_of(&self, body: &Value) -> Result<(String, usize), Answer> {
+        let (stream, is_it): (_, &dyn Fn(&Registered) -> bool) = match &body["ConsumerARN"] {
+            Value::String(arn) => {
+                let stream = arn.split_once("/consumer/").map_or("", |(stream, _)| stream);
+                let stream = stream.rsplit('/').next().unwrap_or_default().to_owned();
+                (stream, &move |known| known.arn == *arn)
+            }
+            _ => (self.stream_of(body)?.0, &|known| body["ConsumerName"] == known.name),
+        };
+        let consumers = self.streams.get(&stream).map(|stream| &stream.consumers);
+        let index = consumers.and_then(|consumers| consumers.iter().position(is_it));
+        Ok((stream, index.ok_or_else(|| not_found("Consumer"))?))
+    }
+
+    /// Subscribes, and says what is pushed from then on.
+    pub(super) fn subscribe(&mut self, call: usize, body: &Value) -> Result<Subscription, Answer> {
+        let (now, instant) = (self.now(), Instant::now());
+        let (name, index) = self.consumer_of(body)?;
+        let stream = self.streams.get_mut(&name).ok_or_else(|| not_found("Stream"))?;
+        if stream.consumers[index].active > now {
+            return Err(refusal(400, "ResourceInUseException", "the consumer is not ACTIVE yet"));
+        }
+        let consumer = stream.consumers[index].arn.clone();
+        let changed = Arc::clone(&stream.changed);
+        let shard = body["ShardId"].as_str().and_then(index_of).unwrap_or(usize::MAX);
+        let contents = stream
+            .shards
+            .get_mut(shard)
+            .filter(|contents| !contents.expired)
+            .ok_or_else(|| not_found("Shard"))?;
+        let last = contents.subscribed.get(&consumer);
+        if last.is_some_and(|last| instant < *last + TAKEOVER) {
+            return Err(refusal(400, "ResourceInUseException", "a subscription has just begun"));
+        }
+        let position = &body["StartingPosition"];
+        let next = place(
+            contents,
+            position["Type"].as_str().unwrap_or_default(),
+            position["SequenceNumber"].as_str().unwrap_or_default(),
+            &position["Timestamp"],
+            now,
+        )?;
+        contents.subscribed.insert(consumer.clone(), instant);
+        // What was there before is taken over.
+        contents.subscriptions.retain(|known| known.consumer != consumer);
+        contents.subscriptions.push(Subscribed { id: call, consumer, interruption: None });
+        changed.notify_waiters();
+        Ok(Subscription { stream: name, shard, id: call, next, changed })
+    }
+
+    /// What a subscription has to do now; `is_due` where it should be heard of, be there anything
+    /// new or not.
+    fn push(&mut self, subscription: &mut Subscription, is_due: bool) -> Step {
+        let (now, child_shards) = (self.now(), self.child_shards);
+        let Subscription { stream, shard, id, next, .. } = subscription;
+        let gone = || Step::PushLast(exception("ResourceNotFoundException", "it is not there"));
+        let Some(stream) = self.streams.get_mut(stream) else { return gone() };
+        let children = stream.children(*shard);
+        let contents = &stream.shards[*shard];
+        let Some(known) = contents.subscriptions.iter().find(|known| known.id == *id) else {
+            return Step::PushLast(exception("ResourceInUseException", "it was taken over"));
+        };
+        match &known.interruption {
+            Some(Interruption::Ends) => return Step::End,
+            Some(Interruption::Resets) => return Step::Reset,
+            Some(Interruption::Stalls) => return Step::Stall,
+            Some(Interruption::Fails { code, message }) => {
+                return Step::PushLast(exception(code, message));
+            }
+            None => {}
+        }
+        if contents.expired || !stream.consumers.iter().any(|one| one.arn == known.consumer) {
+            return gone();
+        }
+        let first = (*next).max(contents.trimmed);
+        let (count, bytes) = fill(&contents.records[first..], MOST_RECORDS as usize);
+        let after = first + count;
+        let at_end = contents.closed.is_some() && after >= contents.records.len();
+        if count == 0 && !at_end && !is_due {
+            return Step::Wait;
+        }
+        let records = &contents.records[first..after];
+        let behind = contents.records.get(after);
+        let mut event = json!({
+            "Records": records.iter().map(on_the_wire).collect::<Vec<_>>(),
+            "MillisBehindLatest": behind.map_or(0, |record| now.saturating_sub(record.arrival)),
+        });
+        let call = &mut self.calls[*id];
+        (call.records, call.bytes) = (call.records + count, call.bytes + bytes);
+        if let Some(last) = records.last() {
+            call.last = last.number.parse().ok();
+        }
+        *next = after;
+        if at_end {
+            if child_shards {
+                let shards = &stream.shards;
+                event["ChildShards"] = children
+                    .into_iter()
+                    .map(|child| describe_child(child, &shards[child]))
+                    .collect();
+            }
+            return Step::PushLast(event_of(&event));
+        }
+        // Where nothing is new, the number is behind all that were given, and before all to come.
+        let last = records.last().map(|record| record.number.clone());
+        let number = last.unwrap_or_else(|| {
+            let number = stream.number();
+            stream.shards[*shard].continuations.insert(number.clone());
+            number
+        });
+        event["ContinuationSequenceNumber"] = json!(number);
+        Step::Push(event_of(&event))
+    }
+}
+
+impl Registered {
+    fn describe(&self, now: u64) -> Value {
+        json!({
+            "ConsumerName": self.name,
+            "ConsumerARN": self.arn,
+            "ConsumerStatus": if now < self.active { "CREATING" } else { "ACTIVE" },
+            "ConsumerCreationTimestamp": self.created as f64 / 1000.0,
+        })
+    }
+}
+
+/// A subscription, from whom it is pushed to.
+pub(super) struct Subscription {
+    stream: String,
+    shard: usize,
+    id: usize,
+    next: usize,
+    changed: Arc<Notify>,
+}
+
+impl Subscription {
+    /// All that is pushed; `call` lives as long as it does.
+    pub(super) fn body<T: Send + 'static>(self, kinesis: Shared, call: T) -> Pushed {
+        let open =
+            Open { kinesis: kinesis.clone(), at: (self.stream.clone(), self.shard, self.id) };
+        Pushed(Mutex::new(self.run(kinesis, (open, call)).boxed()))
+    }
+
+    fn run<T: Send + 'static>(
+        mut self,
+        kinesis: Shared,
+        held: T,
+    ) -> impl Stream<Item = io::Result<Bytes>> + Send {
+        stream! {
+            let _held = held;
+            yield Ok(initial_response());
+            let began = Instant::now();
+            let mut heard = began;
+            let changed = Arc::clone(&self.changed);
+            loop {
+                let notified = changed.notified();
+                let is_due = heard + KEEP_ALIVE <= Instant::now();
+                let step = kinesis.lock().push(&mut self, is_due);
+                match step {
+                    Step::Push(event) => {
+                        heard = Instant::now();
+                        yield Ok(event);
+                    }
+                    Step::PushLast(event) => {
+                        yield Ok(event);
+                        return;
+                    }
+                    Step::Wait => {
+                        let next = (heard + KEEP_ALIVE).min(began + LIFE);
+                        tokio::select! {
+                            () = notified => {}
+                            () = sleep_until(next) => {}
+                        }
+                    }
+                    Step::End => return,
+                    Step::Reset => {
+                        yield Err(io::ErrorKind::ConnectionReset.into());
+                        return;
+                    }
+                    Step::Stall => std::future::pending().await,
+                }
+                if began + LIFE <= Instant::now() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// A subscription is there as long as somebody holds its connection.
+struct Open {
+    kinesis: Shared,
+    at: (String, usize, usize),
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let (stream, shard, id) = &self.at;
+        if let Some(stream) = self.kinesis.lock().streams.get_mut(stream) {
+            stream.shards[*shard].subscriptions.retain(|known| known.id != *id);
+        }
+    }
+}
+
+/// The body of the answer to a subscription.
+pub(super) struct Pushed(Mutex<BoxStream<'static, io::Result<Bytes>>>);
+
+impl Body for Pushed {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let pushed = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        pushed.poll_next_unpin(context).map(|next| next.map(|next| next.map(Frame::data)))
+    }
+}
+
+impl Contents {
+    /// Interrupts the subscriptions under way, and says how many there were.
+    pub(super) fn interrupt(&mut self, interruption: &Interruption) -> usize {
+        for subscription in &mut self.subscriptions {
+            subscription.interruption = Some(interruption.clone());
+        }
+        self.subscriptions.len()
+    }
+}
+
+fn stream_arn(name: &str) -> String {
+    format!("arn:aws:kinesis:eu-west-1:123456789012:stream/{name}")
+}
+
+fn event_of(event: &Value) -> Bytes {
+    message("event", ":event-type", "SubscribeToShardEvent", event.to_string())
+}
+
+fn exception(code: &str, message_text: &str) -> Bytes {
+    let payload = json!({ "message": message_text });
+    message("exception", ":exception-type", code, payload.to_string())
+}
+
+fn initial_response() -> Bytes {
+    message("event", ":event-type", "initial-response", "{}".to_owned())
+}
+
+fn message(of: &str, type_header: &'static str, is_a: &str, payload: String) -> Bytes {
+    let text = |text: &str| HeaderValue::String(text.to_owned().into());
+    let message = Message::new(payload)
+        .add_header(Header::new(":message-type", text(of)))
+        .add_header(Header::new(type_header, text(is_a)))
+        .add_header(Header::new(":content-type", text("application/json")));
+    let mut frame = Vec::new();
+    match write_message_to(&message, &mut frame) {
+        Ok(()) => frame.into(),
+        Err(error) => unreachable!("headers are short, and events no longer than answers: {error}"),
+    }
+}
