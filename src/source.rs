@@ -11,18 +11,60 @@ mod hash_range;
 mod kinesis;
 mod polling;
 mod position;
+mod progress;
 mod room;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::BoxStream;
 
 use crate::error::Result;
+use crate::record::{Finish, ShardId};
 
 pub(crate) use batch::Batch;
 pub(crate) use budget::{Budget, Space};
 pub(crate) use kinesis::{Kinesis, KnownShard, Listing};
-pub(crate) use polling::Polling;
+use polling::Polling;
 pub use position::OnTrimmed;
 pub(crate) use position::Position;
+
+use progress::Progress;
+
+/// What it takes to read one shard.
+pub(crate) struct Subject {
+    pub(crate) kinesis: Kinesis,
+    pub(crate) shard_id: ShardId,
+    /// Of the lease under which it is read.
+    pub(crate) epoch: u64,
+    pub(crate) position: Position,
+    pub(crate) on_trimmed: OnTrimmed,
+    /// Whether records that a producer has packed into one are handed out one by one.
+    pub(crate) deaggregate: bool,
+    pub(crate) budget: Budget,
+    pub(crate) finish: Arc<dyn Finish>,
+    pub(crate) interval: Duration,
+    pub(crate) limit: u32,
+}
+
+impl Subject {
+    /// The source. It asks for nothing until it is polled.
+    pub(crate) fn into_source(self) -> Source {
+        let Self { interval, limit, budget, .. } = self;
+        let progress = Progress {
+            kinesis: self.kinesis,
+            shard_id: self.shard_id,
+            epoch: self.epoch,
+            position: self.position,
+            on_trimmed: self.on_trimmed,
+            deaggregate: self.deaggregate,
+            finish: self.finish,
+            again: false,
+            told: None,
+        };
+        Polling { progress, interval, limit, budget }.into_source()
+    }
+}
 
 /// What a source yields.
 pub(crate) enum Fetched {

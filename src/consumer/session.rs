@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::group::{Opening, Plan as Workplan, Word, Worker};
 use crate::lineage::Lister;
 use crate::shard::{Ending, Plan, Pulse, Reading, ShardStream};
-use crate::source::{Budget, Polling};
+use crate::source::{Budget, Subject};
 use crate::store::Writer;
 
 /// How long a reading waits for the one before it to save and to give back what it had.
@@ -141,7 +141,7 @@ impl Running {
     pub(super) fn open(&self, opening: Opening) -> ShardStream {
         let Opening { shard, position, tenure, watermark, pulse } = opening;
         let inner = &self.session.consumer.inner;
-        let polling = Polling {
+        let subject = Subject {
             kinesis: inner.kinesis.clone(),
             shard_id: shard.id.clone(),
             epoch: tenure.epoch(),
@@ -152,13 +152,12 @@ impl Running {
             deaggregate: inner.settings.deaggregate,
             budget: self.budget.clone(),
             finish: Arc::clone(&watermark) as _,
-            again: false,
         };
         let (word, id, epoch) = (self.word.clone(), shard.id.clone(), tenure.epoch());
         let reading = Reading::new(Plan {
             shard_id: shard.id,
             parents: shard.parents,
-            source: polling.into_source(),
+            source: subject.into_source(),
             checkpoint_on: inner.settings.rules.checkpoint_on,
             max_in_flight: inner.settings.max_in_flight,
             prefetch: inner.settings.prefetch,

@@ -40,7 +40,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "a new iterator begins where the reader began",
-        file: "source/polling.rs",
+        file: "source/progress.rs",
         right: "if let (1.., Some(Ok(last))) = (batch.len(), last) {",
         wrong: "if let (1.., Some(Ok(last))) = (batch.len() * 0, last) {",
         breaks: &["Order"],
@@ -54,14 +54,14 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "the end of a closed shard is not looked for behind its last record",
-        file: "source/polling.rs",
+        file: "source/progress.rs",
         right: "self.again = true;\n",
         wrong: "self.again = true;\n return Recovery::End(error);\n",
         breaks: &["FewErrors"],
     },
     Mistake {
         what: "what only the caller can cure is told at every attempt",
-        file: "source/polling.rs",
+        file: "source/progress.rs",
         right: "Some(kind) if kind == error.kind() => Recovery::Again,",
         wrong: "Some(kind) if kind == ErrorKind::InUse => Recovery::Again,",
         breaks: &["FewErrors"],
