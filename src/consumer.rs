@@ -17,8 +17,8 @@ use tokio::time::timeout;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::shard::Closing;
-use crate::source::Kinesis;
-use crate::store::{CheckpointStore, LeaseStore, Scope, Writer};
+use crate::source::{Kinesis, Registration};
+use crate::store::{self, CheckpointStore, LeaseStore, Scope, Writer};
 
 pub use builder::ConsumerBuilder;
 use builder::Settings;
@@ -60,6 +60,8 @@ pub struct Consumer {
 
 struct Inner {
     kinesis: Kinesis,
+    /// The consumer of enhanced fan-out.
+    fan_out: Option<Arc<Registration>>,
     store: Arc<dyn CheckpointStore>,
     leases: Arc<dyn LeaseStore>,
     scope: Scope,
@@ -140,13 +142,27 @@ impl Consumer {
             }
             Ok(())
         });
-        closed.await.unwrap_or_else(|elapsed| {
+        let closed = closed.await.unwrap_or_else(|elapsed| {
             let message = format!(
                 "the checkpoint store took no checkpoints within {CLOSE_TIMEOUT:?}; records since \
                  the last checkpoint will be read again"
             );
             Err(Error::store_unavailable(message, elapsed).in_stream(self.inner.kinesis.name()))
-        })
+        });
+        closed?;
+        self.deregister().await
+    }
+
+    /// Where it is wanted, and no other worker is there to read by the same consumer.
+    async fn deregister(&self) -> Result<()> {
+        let inner = &self.inner;
+        match &inner.fan_out {
+            Some(registration) if inner.settings.deregister_on_close => {
+                let table = store::in_time(inner.leases.table(&inner.scope)).await?;
+                if table.workers.is_empty() { registration.deregister().await } else { Ok(()) }
+            }
+            _ => Ok(()),
+        }
     }
 
     fn in_use(&self, message: &str) -> Error {

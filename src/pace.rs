@@ -31,6 +31,11 @@ const MOST_FAILED: u32 = 7;
 /// How long a caller who was told of an error that no retry cures waits for the next attempt.
 const REPORTED_PAUSE: Duration = Duration::from_secs(30);
 
+/// A subscription that is younger is not taken over:
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>. A tenth of a
+/// second more, since the two clocks count from other moments.
+const RESUBSCRIBE_PAUSE: Duration = Duration::from_millis(5100);
+
 /// Set when the crate's own benchmark builds it: a shard that is behind is read without a pause, so
 /// that what is measured is not waiting. No option of anybody else's, who would be throttled.
 const UNPACED: bool = option_env!("KINESTREAM_UNPACED").is_some();
@@ -94,6 +99,17 @@ impl Pace {
     pub(crate) fn throttled(&mut self) {
         self.rate = (self.rate * SLOWER).max(FEWEST_CALLS);
         self.pause(self.throttle());
+    }
+
+    /// A subscription has begun: the next one may take over after five seconds.
+    pub(crate) fn subscribed(&mut self) {
+        self.failed = 0;
+        self.pause(RESUBSCRIBE_PAUSE);
+    }
+
+    /// Somebody else has subscribed, and must let go: that is seen after five seconds.
+    pub(crate) fn occupied(&mut self) {
+        self.pause(RESUBSCRIBE_PAUSE.mul_f64(1.0 + fastrand::f64() / 2.0));
     }
 
     /// The call failed, and may succeed later.

@@ -7,29 +7,35 @@
 mod aggregation;
 mod batch;
 mod budget;
+mod fan_out;
 mod hash_range;
 mod kinesis;
 mod polling;
 mod position;
 mod progress;
+mod registration;
 mod room;
+mod subscription;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use crate::error::Result;
-use crate::record::{Finish, ShardId};
+use crate::record::{Finish, SequenceNumber, ShardId};
 
 pub(crate) use batch::Batch;
 pub(crate) use budget::{Budget, Space};
+use fan_out::FanOut;
 pub(crate) use kinesis::{Kinesis, KnownShard, Listing};
 use polling::Polling;
 pub use position::OnTrimmed;
 pub(crate) use position::Position;
 
 use progress::Progress;
+pub(crate) use registration::Registration;
 
 /// What it takes to read one shard.
 pub(crate) struct Subject {
@@ -45,6 +51,8 @@ pub(crate) struct Subject {
     pub(crate) finish: Arc<dyn Finish>,
     pub(crate) interval: Duration,
     pub(crate) limit: u32,
+    /// The consumer by which it is pushed; without one it is polled.
+    pub(crate) fan_out: Option<Arc<Registration>>,
 }
 
 impl Subject {
@@ -62,7 +70,10 @@ impl Subject {
             again: false,
             told: None,
         };
-        Polling { progress, interval, limit, budget }.into_source()
+        match self.fan_out {
+            Some(registration) => FanOut { progress, registration, budget }.into_source(),
+            None => Polling { progress, interval, limit, budget }.into_source(),
+        }
     }
 }
 
@@ -70,13 +81,43 @@ impl Subject {
 pub(crate) enum Fetched {
     /// At least one record, and the memory that they were granted.
     Records(Batch, Space),
+    /// There is no record up to here but those that came before: a quiet shard is read so far.
+    Passed(SequenceNumber),
     /// The shard is closed and read to its end. The children are known where the server names
     /// them; nothing follows.
     End(Vec<KnownShard>),
 }
 
 /// The records of one shard. After an error it goes on, unless it ends.
-pub(crate) type Source = BoxStream<'static, Result<Fetched>>;
+pub(crate) struct Source {
+    batches: BoxStream<'static, Result<Fetched>>,
+    rest: Option<Box<dyn Fn() + Send>>,
+}
+
+impl Source {
+    fn new(batches: BoxStream<'static, Result<Fetched>>) -> Self {
+        Self { batches, rest: None }
+    }
+
+    /// One that has something to let go when it rests.
+    fn resting(
+        batches: BoxStream<'static, Result<Fetched>>,
+        rest: impl Fn() + Send + 'static,
+    ) -> Self {
+        Self { batches, rest: Some(Box::new(rest)) }
+    }
+
+    pub(crate) async fn next(&mut self) -> Option<Result<Fetched>> {
+        self.batches.next().await
+    }
+
+    /// Nobody has asked for more for a while: whatever would be pushed meanwhile is let go.
+    pub(crate) fn rest(&mut self) {
+        if let Some(rest) = &self.rest {
+            rest();
+        }
+    }
+}
 
 /// What is fuzzed, by a crate of its own.
 #[cfg(fuzzing)]

@@ -41,10 +41,12 @@ pub(crate) struct Watermark {
 struct State {
     /// Every record below this number is finished.
     prefix: u64,
-    /// Where the last record of the prefix stands, once there is one.
-    position: Mark,
+    /// Where the last record of the prefix stands, or what was passed behind it.
+    position: Option<Mark>,
     /// Finished records beyond a gap: from the first number of a run to its end.
     islands: BTreeMap<u64, Island>,
+    /// Behind the record before this number lies a place up to which there is no other.
+    passed: Option<(u64, Mark)>,
     handed_out: u64,
     unfinished: usize,
     /// No record will be handed out any more: the shard is closed and read to its end.
@@ -102,7 +104,7 @@ impl Watermark {
     /// The position, as far as it has advanced.
     pub(crate) fn position(&self) -> Option<Checkpoint> {
         let state = self.lock();
-        (state.prefix > 0 || state.is_complete()).then(|| state.checkpoint())
+        state.checkpoint()
     }
 
     /// How many records may be handed out so that at most `limit` are unfinished; waits while
@@ -115,6 +117,20 @@ impl Watermark {
                 Poll::Pending
             }
             room => Poll::Ready(room),
+        }
+    }
+
+    /// There is no record up to that place but those that were handed out.
+    pub(crate) fn pass(&self, place: &Mark) {
+        let advanced = {
+            let mut state = self.lock();
+            state.passed = Some((state.handed_out, *place));
+            let advanced = state.reach_passed();
+            state.changed |= advanced;
+            advanced
+        };
+        if advanced {
+            (self.tell)(Advance::Position);
         }
     }
 
@@ -134,7 +150,7 @@ impl Watermark {
     /// The checkpoint, if it has changed since it was last taken.
     pub(crate) fn take_changed(&self) -> Option<Checkpoint> {
         let mut state = self.lock();
-        std::mem::take(&mut state.changed).then(|| state.checkpoint())
+        if std::mem::take(&mut state.changed) { state.checkpoint() } else { None }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -152,6 +168,7 @@ impl Finish for Watermark {
             }
             state.unfinished = state.unfinished.saturating_sub(1);
             let advanced = state.insert(number, mark);
+            state.reach_passed();
             state.changed |= advanced;
             let advance = match advanced {
                 true if state.is_complete() => Some(Advance::End),
@@ -178,13 +195,29 @@ impl Finish for Watermark {
 }
 
 impl State {
-    fn checkpoint(&self) -> Checkpoint {
+    fn checkpoint(&self) -> Option<Checkpoint> {
         if self.is_complete() {
-            return Checkpoint::ShardEnd;
+            return Some(Checkpoint::ShardEnd);
         }
-        Checkpoint::AfterSequence {
-            sequence_number: (&self.position).into(),
-            sub_sequence_number: self.position.part(),
+        self.position.as_ref().map(|position| Checkpoint::AfterSequence {
+            sequence_number: position.into(),
+            sub_sequence_number: position.part(),
+        })
+    }
+
+    /// Moves the position to the place that was passed, where all before it is finished; whether it
+    /// has.
+    fn reach_passed(&mut self) -> bool {
+        match self.passed {
+            Some((number, place)) if number == self.prefix => {
+                (self.position, self.passed) = (Some(place), None);
+                true
+            }
+            Some((number, _)) if number < self.prefix => {
+                self.passed = None;
+                false
+            }
+            _ => false,
         }
     }
 
@@ -207,7 +240,7 @@ impl State {
         // The common case, record after record, looks at no map.
         if number == self.prefix && self.islands.is_empty() {
             self.prefix += 1;
-            self.position = *mark;
+            self.position = Some(*mark);
             return true;
         }
         let (end, last) = match self.islands.remove(&(number + 1)) {
@@ -216,7 +249,7 @@ impl State {
         };
         if number == self.prefix {
             self.prefix = end;
-            self.position = last;
+            self.position = Some(last);
             return true;
         }
         match self.islands.range_mut(..number).next_back() {

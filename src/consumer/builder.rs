@@ -10,7 +10,7 @@ use crate::lineage::{Ordering, ShardPosition, Start, StartingPosition};
 use crate::pace::SHORTEST_PAUSE;
 use crate::record::ShardId;
 use crate::shard::CheckpointOn;
-use crate::source::{Kinesis, OnTrimmed};
+use crate::source::{Kinesis, OnTrimmed, Registration};
 use crate::store::{CheckpointStore, MemoryStore, Rhythm, Scope, leases_of};
 
 /// The most records that one call may ask for:
@@ -36,6 +36,8 @@ pub(super) struct Settings {
     pub(super) max_buffered_bytes: usize,
     pub(super) on_trimmed: OnTrimmed,
     pub(super) deaggregate: bool,
+    pub(super) fan_out: Option<Arc<str>>,
+    pub(super) deregister_on_close: bool,
     pub(super) rules: Rules,
 }
 
@@ -88,6 +90,8 @@ impl ConsumerBuilder {
                 max_buffered_bytes: 64 * 1024 * 1024,
                 on_trimmed: OnTrimmed::default(),
                 deaggregate: true,
+                fan_out: None,
+                deregister_on_close: false,
                 rules: Rules {
                     worker_id: unique_name(),
                     ordering: Ordering::default(),
@@ -227,6 +231,31 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Reads by enhanced fan-out, as the registered consumer of this name or ARN: Kinesis pushes records
+    /// within some 70 ms, and each consumer has 2 MB/s of each shard for itself. AWS charges for it by
+    /// shard and hour and by volume.
+    ///
+    /// A consumer of a name that is not there is registered, and is waited for. All workers of an
+    /// application use the same name, and each application one of its own: of the subscriptions of one
+    /// consumer to one shard the last has it. [`interval`](Self::interval) and [`limit`](Self::limit)
+    /// mean nothing then. While nobody asks for records, a subscription is let go after 10 s.
+    ///
+    /// Default: none, shards are polled. A name has 1 to 128 letters, digits, `_`, `.` and `-`.
+    pub fn fan_out(mut self, consumer: impl Into<String>) -> Self {
+        self.settings.fan_out = Some(consumer.into().into());
+        self
+    }
+
+    /// Whether [`Consumer::close`] deregisters the consumer of [`fan_out`](Self::fan_out), where no other
+    /// worker of the application is left. What it costs ends with that; to register it anew takes up to
+    /// a minute, so leave it where the program comes back soon.
+    ///
+    /// Default: `false`. It never is by a drop or a crash.
+    pub fn deregister_on_close(mut self, deregister: bool) -> Self {
+        self.settings.deregister_on_close = deregister;
+        self
+    }
+
     /// Whether records that a producer has packed into one come out one by one: the aggregation of
     /// the [Kinesis Producer Library], which Firehose, Fluent Bit and others write as well.
     ///
@@ -306,9 +335,12 @@ impl ConsumerBuilder {
             Error::new(ErrorKind::Configuration, message).in_stream(kinesis.name())
         })?;
         let scope = Scope::new(self.application, kinesis.name().clone());
+        let fan_out = self.settings.fan_out.as_ref();
+        let fan_out = fan_out.map(|name| Arc::new(Registration::new(kinesis.clone(), name)));
         Ok(Consumer {
             inner: Arc::new(Inner {
                 kinesis,
+                fan_out,
                 leases: leases_of(&self.store),
                 store: self.store,
                 scope,
@@ -335,6 +367,9 @@ impl ConsumerBuilder {
         };
         if positions.chain(start).any(|time| time > SystemTime::now()) {
             return Err("starting_position is a timestamp in the future, but must be past".into());
+        }
+        if let Some(consumer) = &settings.fan_out {
+            check_fan_out(consumer)?;
         }
         check_time("interval", settings.interval, SHORTEST_PAUSE)?;
         if !(1..=MOST_RECORDS).contains(&settings.limit) {
@@ -387,6 +422,19 @@ fn check_stream(stream: &str) -> Result<(), String> {
              '-', or an ARN such as arn:aws:kinesis:eu-west-1:123456789012:stream/orders"
         )),
     }
+}
+
+fn check_fan_out(consumer: &str) -> Result<(), String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    let is_name = (1..=128).contains(&consumer.len()) && consumer.bytes().all(allowed);
+    let is_arn = consumer.starts_with("arn:") && consumer.contains("/consumer/");
+    if is_name || is_arn {
+        return Ok(());
+    }
+    Err(format!(
+        "fan_out is {consumer:?}, but must be a name of 1 to 128 letters, digits, '_', '.' and '-', or \
+         the ARN of a consumer"
+    ))
 }
 
 fn check_application(name: &str) -> Result<(), String> {

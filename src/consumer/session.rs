@@ -150,6 +150,7 @@ impl Running {
             limit: inner.settings.limit,
             on_trimmed: inner.settings.on_trimmed,
             deaggregate: inner.settings.deaggregate,
+            fan_out: inner.fan_out.clone(),
             budget: self.budget.clone(),
             finish: Arc::clone(&watermark) as _,
         };

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use aws_sdk_kinesis::config::http::HttpResponse;
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::primitives::{DateTime, DateTimeFormat};
+use aws_sdk_kinesis::types::error::SubscribeToShardEventStreamError;
 
 use super::{Error, ErrorKind};
 
@@ -22,6 +23,8 @@ pub(crate) enum Remedy {
     RestartListing,
     /// The sequence number is not one of this shard's any more: the policy decides.
     Trimmed,
+    /// Somebody else has what is asked for, and will let it go.
+    WaitForOther,
     /// The stream or the shard is not there.
     Gone,
     /// Nothing that this crate can cure: tell the caller, try again slowly.
@@ -46,6 +49,47 @@ impl Failure {
         let (remedy, kind, message) = sort(action, &error);
         let answered = error.raw_response().and_then(date_of);
         Self { remedy, error: Error::new(kind, message).with_source(error), answered }
+    }
+
+    /// Sorts an error that was pushed instead of an event. Its name stands where the SDK does not look
+    /// for it, but it has made of it what it is.
+    pub(crate) fn of_event<R>(
+        action: &'static str,
+        error: SdkError<SubscribeToShardEventStreamError, R>,
+    ) -> Self
+    where
+        R: std::fmt::Debug + Send + Sync + 'static,
+    {
+        use SubscribeToShardEventStreamError as Pushed;
+        let (remedy, kind, message) = match &error {
+            SdkError::ServiceError(pushed) => {
+                let pushed = pushed.err();
+                let (status, code) = match pushed {
+                    Pushed::ResourceNotFoundException(_) => (400, "ResourceNotFoundException"),
+                    Pushed::ResourceInUseException(_) => (400, "ResourceInUseException"),
+                    Pushed::KmsDisabledException(_) => (400, "KMSDisabledException"),
+                    Pushed::KmsInvalidStateException(_) => (400, "KMSInvalidStateException"),
+                    Pushed::KmsAccessDeniedException(_) => (400, "KMSAccessDeniedException"),
+                    Pushed::KmsNotFoundException(_) => (400, "KMSNotFoundException"),
+                    Pushed::KmsOptInRequired(_) => (400, "KMSOptInRequired"),
+                    Pushed::KmsThrottlingException(_) => (400, "KMSThrottlingException"),
+                    // It has ended a subscription that was there: whatever it is, asking again shows.
+                    _ => (500, pushed.code().unwrap_or("InternalFailureException")),
+                };
+                sort_answer(action, status, code, pushed.message().unwrap_or_default())
+            }
+            _ => retry(action, "the subscription was lost"),
+        };
+        Self { remedy, error: Error::new(kind, message).with_source(error), answered: None }
+    }
+
+    /// An answer without what was asked for.
+    pub(crate) fn without(action: &str, what: &str) -> Self {
+        Self {
+            remedy: Remedy::Retry,
+            error: Error::new(ErrorKind::Unavailable, format!("{action} gave no {what}")),
+            answered: None,
+        }
     }
 
     /// A call that gave no answer in time.
@@ -143,6 +187,11 @@ fn sort_answer(
         "InvalidArgumentException" if about("timestamp") => {
             (Remedy::Retry, ErrorKind::Rejected, "the timestamp was refused")
         }
+        "ResourceInUseException" => (
+            Remedy::WaitForOther,
+            ErrorKind::Unavailable,
+            "somebody else has it, or had it until a moment ago",
+        ),
         "ResourceNotFoundException" => (
             Remedy::Gone,
             ErrorKind::NotFound,

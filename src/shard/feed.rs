@@ -3,14 +3,31 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use futures::StreamExt;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::Closing;
-use crate::error::Result;
+use crate::error;
 use crate::source::{Fetched, Source};
+
+/// How long nobody may ask for more until what is pushed is let go. To subscribe again takes as long,
+/// at worst; and what is pushed and not read holds up others of the same connection.
+const REST_AFTER: Duration = Duration::from_secs(10);
+
+/// A permit, once there is demand. A source that waits long for it rests meanwhile.
+async fn wanted<'a>(
+    demand: &'a Semaphore,
+    source: &mut Source,
+) -> Result<SemaphorePermit<'a>, AcquireError> {
+    if let Ok(permit) = timeout(REST_AFTER, demand.acquire()).await {
+        return permit;
+    }
+    source.rest();
+    demand.acquire().await
+}
 
 /// Batches of a source, fetched by a task of its own: a fetch under way goes on while the caller
 /// is busy elsewhere. Dropping the feed ends the task.
@@ -19,7 +36,7 @@ pub(crate) struct Feed {
     demand: Arc<Semaphore>,
     /// Permits given out, less what has come in.
     outstanding: usize,
-    received: mpsc::UnboundedReceiver<Result<Fetched>>,
+    received: mpsc::UnboundedReceiver<error::Result<Fetched>>,
     _task: JoinSet<()>,
 }
 
@@ -34,7 +51,7 @@ impl Feed {
             let demand = Arc::clone(&demand);
             let fetching = async move {
                 // The permit stays with the item: it is given anew when the item was received.
-                while let Ok(permit) = demand.acquire().await {
+                while let Ok(permit) = wanted(&demand, &mut source).await {
                     permit.forget();
                     let Some(fetched) = source.next().await else {
                         return;
@@ -66,7 +83,7 @@ impl Feed {
     pub(crate) fn poll_receive(
         &mut self,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Fetched>>> {
+    ) -> Poll<Option<error::Result<Fetched>>> {
         let received = self.received.poll_recv(context);
         if let Poll::Ready(Some(_)) = received {
             self.outstanding = self.outstanding.saturating_sub(1);

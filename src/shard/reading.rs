@@ -20,7 +20,7 @@ use super::run::{Desk, LONGEST_RUN, Run};
 use super::{CheckpointOn, Closing, Tenure};
 use crate::checkpoint::Watermark;
 use crate::error::Result;
-use crate::record::ShardId;
+use crate::record::{Mark, ShardId};
 use crate::source::{Fetched, KnownShard, Source};
 use crate::store::Writer;
 
@@ -159,6 +159,7 @@ impl Reading {
             let fetched = ready!(feed.poll_receive(context));
             match fetched {
                 Some(Ok(Fetched::Records(batch, space))) => desk.put(batch, space),
+                Some(Ok(Fetched::Passed(number))) => self.watermark.pass(&Mark::from(&number)),
                 Some(Ok(Fetched::End(children))) => {
                     self.state = State::Done;
                     (self.ended)(Ending::Read(children));

@@ -12,11 +12,14 @@ use aws_sdk_kinesis::config::{Builder, ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_kinesis::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
-use aws_sdk_kinesis::types::{self, ShardFilter, ShardFilterType, ShardIteratorType};
+use aws_sdk_kinesis::types::{
+    self, ConsumerStatus, ShardFilter, ShardFilterType, ShardIteratorType,
+};
 
 use super::Position;
 use super::hash_range::{HashRange, HashRanges};
 use super::room::Room;
+use super::subscription::{Gauge, Subscription};
 use crate::error::{Failure, Remedy, Result, date_of};
 use crate::record::ShardId;
 
@@ -125,6 +128,85 @@ impl Kinesis {
             .interceptor(room.clone())
             .send();
         answer("GetRecords", call).await
+    }
+
+    /// The ARN of the stream, asked for where it was named.
+    pub(super) async fn stream_arn(&self) -> Result<Arc<str>, Failure> {
+        if let Some(arn) = &self.arn {
+            return Ok(Arc::clone(arn));
+        }
+        let call = self.client.describe_stream_summary().stream_name(&*self.name);
+        let call = call.customize().config_override(Self::once()).send();
+        let described = answer("DescribeStreamSummary", call).await?.stream_description_summary;
+        Ok(described.map(|summary| summary.stream_arn).unwrap_or_default().into())
+    }
+
+    /// The ARN of a consumer and how it stands: of that name, where the stream is given, or else of
+    /// that ARN.
+    pub(super) async fn consumer(
+        &self,
+        stream_arn: Option<&str>,
+        consumer: &str,
+    ) -> Result<(Arc<str>, ConsumerStatus), Failure> {
+        let call = self.client.describe_stream_consumer();
+        let call = match stream_arn {
+            Some(stream) => call.stream_arn(stream).consumer_name(consumer),
+            None => call.consumer_arn(consumer),
+        };
+        let call = call.customize().config_override(Self::once()).send();
+        let described = answer("DescribeStreamConsumer", call).await?.consumer_description;
+        described
+            .map(|consumer| (consumer.consumer_arn.into(), consumer.consumer_status))
+            .ok_or_else(|| Failure::without("DescribeStreamConsumer", "a description"))
+    }
+
+    pub(super) async fn register(&self, stream_arn: &str, name: &str) -> Result<(), Failure> {
+        let call = self.client.register_stream_consumer();
+        let call = call.stream_arn(stream_arn).consumer_name(name);
+        let call = call.customize().config_override(Self::once()).send();
+        answer("RegisterStreamConsumer", call).await.map(|_registered| ())
+    }
+
+    pub(super) async fn deregister(&self, consumer_arn: &str) -> Result<(), Failure> {
+        let call = self.client.deregister_stream_consumer().consumer_arn(consumer_arn);
+        let call = call.customize().config_override(Self::once()).send();
+        answer("DeregisterStreamConsumer", call).await.map(|_gone| ())
+    }
+
+    /// What is pushed is read when there is room for it.
+    pub(super) async fn subscribe(
+        &self,
+        consumer_arn: &str,
+        shard: &ShardId,
+        position: &Position,
+        gauge: Gauge,
+    ) -> Result<Subscription, Failure> {
+        let place = types::StartingPosition::builder();
+        let place = match position {
+            Position::TrimHorizon => place.r#type(ShardIteratorType::TrimHorizon),
+            Position::AtTimestamp(time) => {
+                place.r#type(ShardIteratorType::AtTimestamp).timestamp((*time).into())
+            }
+            // Within an aggregate: from its beginning, less what is finished.
+            Position::AtSequence(number) | Position::After(number, Some(_)) => {
+                place.r#type(ShardIteratorType::AtSequenceNumber).sequence_number(number.as_str())
+            }
+            Position::After(number, None) => place
+                .r#type(ShardIteratorType::AfterSequenceNumber)
+                .sequence_number(number.as_str()),
+        };
+        let call = self
+            .client
+            .subscribe_to_shard()
+            .consumer_arn(consumer_arn)
+            .shard_id(shard.as_str())
+            // The type is given, so the position is complete.
+            .set_starting_position(place.build().ok())
+            .customize()
+            .config_override(Self::once())
+            .interceptor(gauge.clone())
+            .send();
+        Ok(Subscription::new(answer("SubscribeToShard", call).await?.event_stream, gauge))
     }
 
     /// All shards of the stream that are not past retention; with `since`, those of them that

@@ -23,7 +23,7 @@ use super::batch::size;
 use super::progress::{Progress, Recovery, children};
 use super::room::{LARGEST_ANSWER, Room};
 use super::{Budget, Fetched, Source};
-use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
+use crate::error::{Failure, Remedy, Result};
 use crate::pace::Pace;
 
 /// An iterator lives for 5 minutes; one that waited this long for a slow caller is replaced
@@ -45,7 +45,7 @@ pub(super) struct Polling {
 impl Polling {
     /// The source. It asks for nothing until it is polled.
     pub(super) fn into_source(self) -> Source {
-        self.run().boxed()
+        Source::new(self.run().boxed())
     }
 
     fn run(self) -> impl Stream<Item = Result<Fetched>> + Send {
@@ -146,11 +146,7 @@ async fn place(progress: &Progress) -> Result<Iterator, Failure> {
     let position = progress.begin();
     match progress.kinesis.shard_iterator(&progress.shard_id, &position).await? {
         Some(text) => Ok(Iterator::new(text)),
-        None => Err(Failure {
-            remedy: Remedy::Retry,
-            error: Error::new(ErrorKind::Unavailable, "GetShardIterator gave no iterator"),
-            answered: None,
-        }),
+        None => Err(Failure::without("GetShardIterator", "iterator")),
     }
 }
 

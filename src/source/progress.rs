@@ -11,7 +11,7 @@ use super::kinesis::server_time;
 use super::{Kinesis, KnownShard, OnTrimmed, Position};
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
 use crate::pace::Pace;
-use crate::record::{Finish, Origin, ShardId};
+use crate::record::{Finish, Origin, SequenceNumber, ShardId};
 
 /// A shard, and how far it has been fetched.
 pub(super) struct Progress {
@@ -70,6 +70,11 @@ impl Progress {
             Remedy::Trimmed => {
                 self.trimmed(error, server_time(failure.answered, SystemTime::now()), pace)
             }
+            Remedy::WaitForOther => {
+                tracing::debug!(%error, "waiting until it is free");
+                pace.occupied();
+                Recovery::Again
+            }
             Remedy::Gone => Recovery::End(error),
             Remedy::Report => {
                 pace.reported();
@@ -126,6 +131,19 @@ impl Progress {
             (self.position, self.again) = (Position::After(last, None), false);
         }
         Ok(batch)
+    }
+
+    /// Moves the position to where the next answer begins, which may lie behind the last record;
+    /// whether it is further than the position was.
+    pub(super) fn advance(&mut self, next: &SequenceNumber) -> bool {
+        let is_further = match &self.position {
+            Position::After(number, _) | Position::AtSequence(number) => next > number,
+            Position::TrimHorizon | Position::AtTimestamp(_) => true,
+        };
+        if is_further {
+            (self.position, self.again) = (Position::After(next.clone(), None), false);
+        }
+        is_further
     }
 
     /// Leaves out what was packed with others and belongs into another shard. An error is the

@@ -76,7 +76,7 @@ impl Room {
     }
 }
 
-fn while_read(length: usize) -> usize {
+pub(super) fn while_read(length: usize) -> usize {
     length.saturating_mul(WHILE_READ)
 }
 

@@ -1,0 +1,129 @@
+//! The consumer of enhanced fan-out: found or registered, and waited for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_kinesis::types::ConsumerStatus;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+
+use super::Kinesis;
+use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
+use crate::pace::jitter;
+
+/// How often a consumer that is being created is looked at. Twenty calls a second are allowed for a
+/// stream:
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_DescribeStreamConsumer.html>.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Whoever waited while somebody else failed does not try at once: there may be a thousand shards.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// The consumer by which all shards of a stream are subscribed to.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    kinesis: Kinesis,
+    /// A name or an ARN.
+    consumer: Arc<str>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    arn: Option<Arc<str>>,
+    failed: Option<Instant>,
+    /// The kind of error that the caller knows of.
+    told: Option<ErrorKind>,
+}
+
+impl Registration {
+    /// `consumer` is a name or an ARN. Nothing is asked until it is needed.
+    pub(crate) fn new(kinesis: Kinesis, consumer: &str) -> Self {
+        Self { kinesis, consumer: consumer.into(), state: Mutex::default() }
+    }
+
+    /// The ARN of the consumer, once it is ACTIVE. Whoever asks first finds out for all.
+    ///
+    /// Cancel safe: whoever asks next goes on.
+    pub(super) async fn arn(&self) -> Result<Arc<str>, Failure> {
+        let mut state = self.state.lock().await;
+        if let Some(arn) = &state.arn {
+            return Ok(Arc::clone(arn));
+        }
+        if state.failed.is_some_and(|failed| failed.elapsed() < AFTER_FAILURE) {
+            let message = "the consumer of enhanced fan-out could not be found a moment ago";
+            return Err(Failure {
+                remedy: Remedy::Retry,
+                error: Error::new(ErrorKind::Unavailable, message),
+                answered: None,
+            });
+        }
+        state.failed = Some(Instant::now());
+        match self.find().await {
+            Ok(arn) => {
+                *state = State { arn: Some(Arc::clone(&arn)), ..State::default() };
+                Ok(arn)
+            }
+            Err(mut failure) => {
+                state.failed = Some(Instant::now());
+                // One of all shards tells of it.
+                if failure.remedy == Remedy::Report
+                    && state.told.replace(failure.error.kind()) == Some(failure.error.kind())
+                {
+                    failure.remedy = Remedy::Retry;
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// Whoever it was registered by, it is no more.
+    pub(crate) async fn deregister(&self) -> Result<()> {
+        let known = self.state.lock().await.arn.take();
+        let gone = async {
+            let arn = match known {
+                Some(arn) => arn,
+                None if self.consumer.starts_with("arn:") => Arc::clone(&self.consumer),
+                None => {
+                    let stream = self.kinesis.stream_arn().await?;
+                    self.kinesis.consumer(Some(&stream), &self.consumer).await?.0
+                }
+            };
+            self.kinesis.deregister(&arn).await
+        };
+        match gone.await {
+            Err(failure) if failure.remedy != Remedy::Gone => {
+                Err(failure.error.in_stream(self.kinesis.name()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Finds the consumer, or registers it, and waits until it is ACTIVE.
+    async fn find(&self) -> Result<Arc<str>, Failure> {
+        let by_arn = self.consumer.starts_with("arn:");
+        let stream = if by_arn { None } else { Some(self.kinesis.stream_arn().await?) };
+        loop {
+            match self.kinesis.consumer(stream.as_deref(), &self.consumer).await {
+                Ok((arn, ConsumerStatus::Active)) => return Ok(arn),
+                Ok((_, status)) => {
+                    tracing::info!(consumer = &*self.consumer, %status, "waiting for the consumer");
+                    sleep(jitter(LOOK_AGAIN)).await;
+                }
+                Err(failure) => match (failure.remedy, &stream) {
+                    (Remedy::Gone, Some(stream)) => {
+                        match self.kinesis.register(stream, &self.consumer).await {
+                            Ok(()) => {
+                                tracing::info!(consumer = &*self.consumer, "registered");
+                            }
+                            // Another worker was faster.
+                            Err(failure) if failure.remedy == Remedy::WaitForOther => {}
+                            Err(failure) => return Err(failure),
+                        }
+                    }
+                    _ => return Err(failure),
+                },
+            }
+        }
+    }
+}

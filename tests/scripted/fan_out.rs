@@ -1,0 +1,338 @@
+//! Shards that are pushed.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::testing::{Interruption, Kinesis, Outcome, aggregate};
+use kinestream::{CheckpointOn, ConsumerBuilder, ErrorKind, Records, SequenceNumber};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::watched::Watched;
+use crate::{assert_silent, calls, next, number, orders, shard_of};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn pushed(kinesis: &Kinesis) -> ConsumerBuilder {
+    crate::consumer(kinesis).fan_out("billing")
+}
+
+async fn numbers(records: &mut Records, numbers: std::ops::Range<usize>) {
+    for expected in numbers {
+        assert_eq!(number(&next(records).await), expected);
+    }
+}
+
+fn after(number: &SequenceNumber) -> String {
+    format!("AFTER_SEQUENCE_NUMBER:{number}")
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_come_as_soon_as_they_are_put() {
+    let (kinesis, orders) = orders(1);
+    kinesis.set_registration_time(3 * SECOND);
+    orders.shard(0).put("0");
+    let consumer = pushed(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    numbers(&mut records, 0..1).await;
+    for number in 1..20 {
+        let putting = tokio::spawn({
+            let orders = orders.clone();
+            async move {
+                sleep(7 * SECOND).await;
+                orders.shard(0).put(number.to_string());
+                Instant::now()
+            }
+        });
+        assert_eq!(crate::number(&next(&mut records).await), number);
+        assert_eq!(putting.await.unwrap().elapsed(), Duration::ZERO);
+    }
+    let named = |operation| calls(&kinesis, operation).len();
+    assert_eq!(named("RegisterStreamConsumer"), 1);
+    assert_eq!(named("GetRecords") + named("GetShardIterator"), 0, "nothing is polled");
+    consumer.close().await.unwrap();
+    drop(records);
+    assert_eq!(named("DeregisterStreamConsumer"), 0);
+    // Another one finds it.
+    orders.shard(0).put("20");
+    let mut records = pushed(&kinesis).build().unwrap().records();
+    numbers(&mut records, 0..21).await;
+    assert_eq!(named("RegisterStreamConsumer"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscriptions_follow_each_other_without_a_gap() {
+    let (kinesis, orders) = orders(2);
+    let mut records = pushed(&kinesis).build().unwrap().records();
+    let writing = tokio::spawn(async move {
+        for number in 0..400 {
+            orders.shard(number % 2).put(number.to_string());
+            sleep(7 * SECOND).await;
+        }
+    });
+    // Three quarters of an hour.
+    let began = Instant::now();
+    for number in 0..400 {
+        let record = next(&mut records).await;
+        assert_eq!(crate::number(&record), number, "in order, and each once");
+        let late = began.elapsed().saturating_sub(u32::try_from(number).unwrap() * 7 * SECOND);
+        assert!(late < 6 * SECOND, "record {number} comes {late:?} late");
+    }
+    writing.await.unwrap();
+    let subscribed = calls(&kinesis, "SubscribeToShard");
+    assert!((20..26).contains(&subscribed.len()), "{} subscriptions", subscribed.len());
+    assert!(subscribed.iter().all(|call| call.status == Some(200)), "{subscribed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_becomes_of_a_subscription_nothing_is_lost_and_nothing_comes_twice() {
+    let (kinesis, orders) = orders(1);
+    let shard = orders.shard(0);
+    let mut records = pushed(&kinesis).build().unwrap().records();
+    let mut put = 0;
+    for interruption in [
+        Interruption::Ends,
+        Interruption::Resets,
+        Interruption::Stalls,
+        Interruption::fails("InternalFailureException", "ours"),
+        Interruption::fails("KMSThrottlingException", "slow down"),
+        Interruption::fails("ResourceInUseException", "taken over"),
+        Interruption::fails("SomethingNewException", "unheard of"),
+    ] {
+        for _ in 0..3 {
+            shard.put(put.to_string());
+            numbers(&mut records, put..put + 1).await;
+            put += 1;
+            sleep(2 * SECOND).await;
+            assert_eq!(shard.interrupt(&interruption), 1, "{interruption:?}");
+            shard.put(put.to_string());
+            let began = Instant::now();
+            numbers(&mut records, put..put + 1).await;
+            let waited = began.elapsed();
+            assert!(waited < 40 * SECOND, "{interruption:?}: {waited:?}");
+            put += 1;
+        }
+    }
+    for outcome in [
+        Outcome::failed(500, "InternalFailureException", "ours"),
+        Outcome::failed(400, "LimitExceededException", "too many"),
+        Outcome::failed(400, "ResourceInUseException", "not yet"),
+        Outcome::Refused,
+        Outcome::Lost,
+        Outcome::Cut,
+        Outcome::Hangs,
+    ] {
+        sleep(6 * SECOND).await;
+        kinesis.next_calls("SubscribeToShard", 2, outcome.clone());
+        shard.interrupt(&Interruption::Resets);
+        shard.put(put.to_string());
+        let began = Instant::now();
+        numbers(&mut records, put..put + 1).await;
+        assert!(began.elapsed() < 90 * SECOND, "{outcome:?}: {:?}", began.elapsed());
+        put += 1;
+    }
+    assert_silent(&mut records).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_stops_lets_the_subscription_go() {
+    let (kinesis, orders) = orders(1);
+    let mut records = pushed(&kinesis).build().unwrap().records();
+    orders.shard(0).put("0");
+    numbers(&mut records, 0..1).await;
+    orders.shard(0).put("1");
+    sleep(SECOND).await;
+    orders.shard(0).put("2");
+    sleep(5 * SECOND).await;
+    assert_eq!(kinesis.in_flight(), 1, "for a moment it is kept");
+    sleep(10 * SECOND).await;
+    assert_eq!(kinesis.in_flight(), 0);
+    orders.shard(0).put("3");
+    sleep(600 * SECOND).await;
+    assert_eq!(calls(&kinesis, "SubscribeToShard").len(), 1);
+    numbers(&mut records, 1..4).await;
+    assert_eq!(calls(&kinesis, "SubscribeToShard").len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn never_more_is_read_than_there_is_room_for() {
+    let (kinesis, orders) = orders(4);
+    let large = |number: usize| format!("{}{number:0>2}", "0".repeat(1_000_000));
+    for number in 0..40 {
+        orders.shard(number % 4).put(large(number));
+    }
+    // Room for one of the answers while it is read, and no more.
+    let mut records = pushed(&kinesis).max_buffered_bytes(3 << 20).build().unwrap().records();
+    let mut read = vec![Vec::new(); 4];
+    for _ in 0..40 {
+        let record = next(&mut records).await;
+        read[shard_of(&record)].push(number(&record));
+        sleep(SECOND / 10).await;
+    }
+    for (shard, read) in read.into_iter().enumerate() {
+        assert_eq!(read, (0..10).map(|place| place * 4 + shard).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn children_follow_their_parents() {
+    let (kinesis, orders) = orders(1);
+    for named in [true, false] {
+        kinesis.set_child_shards(named);
+        let store = Watched::default();
+        let mut records = pushed(&kinesis).store(store.clone()).build().unwrap().records();
+        let parent = orders.open_shards()[0].clone();
+        parent.put("0");
+        let [left, right] = parent.split();
+        left.put("1");
+        right.put("1");
+        let merged = left.merge(&right);
+        merged.put("2");
+        loop {
+            let record = next(&mut records).await;
+            if shard_of(&record) == merged.index() {
+                assert_eq!(number(&record), 2);
+                break;
+            }
+        }
+        for shard in [parent, left, right] {
+            assert_eq!(store.position(shard.index()).await.unwrap(), "SHARD_END");
+        }
+        drop(records);
+        sleep(10 * SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_shard_moves_its_checkpoint_and_no_further_than_is_finished() {
+    let (kinesis, orders) = orders(1);
+    let first = orders.shard(0).put("0");
+    let store = Watched::default();
+    let reader = pushed(&kinesis).store(store.clone()).checkpoint_on(CheckpointOn::Ack);
+    let reader = reader.build().unwrap();
+    let mut records = reader.records();
+    let held = next(&mut records).await;
+    let waiting = timeout(300 * SECOND, records.next()).await;
+    assert!(waiting.is_err());
+    assert_eq!(store.position(0).await.unwrap(), "TRIM_HORIZON", "one is not finished");
+    held.ack();
+    let waiting = timeout(5 * SECOND, records.next()).await;
+    assert!(waiting.is_err());
+    let moved = store.position(0).await.unwrap();
+    assert!(moved > after(&first), "{moved}");
+    let saves = store.saves().len();
+    let waiting = timeout(600 * SECOND, records.next()).await;
+    assert!(waiting.is_err());
+    assert!(store.position(0).await.unwrap() > moved);
+    let saves = store.saves().len() - saves;
+    assert!((8..12).contains(&saves), "{saves} saves in ten minutes");
+    drop(records);
+    reader.close().await.unwrap();
+    // What was there has left retention meanwhile, and is not missed.
+    let second = orders.shard(0).put("1");
+    orders.shard(0).trim(1);
+    for reader in [pushed(&kinesis), crate::consumer(&kinesis)] {
+        let mut records = reader.store(store.clone()).build().unwrap().records();
+        let record = next(&mut records).await;
+        assert_eq!(record.sequence_number(), &second);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_is_deregistered_under_way_is_told_once() {
+    let (kinesis, orders) = orders(1);
+    let mut records = pushed(&kinesis).build().unwrap().records();
+    orders.shard(0).put("0");
+    numbers(&mut records, 0..1).await;
+    let client = kinesis.client();
+    let arn = client.describe_stream_summary().stream_name("orders").send().await.unwrap();
+    let arn = arn.stream_description_summary.unwrap().stream_arn;
+    let gone = client.deregister_stream_consumer().stream_arn(arn).consumer_name("billing");
+    let consumers = client.describe_stream_consumer();
+    drop(consumers);
+    gone.send().await.unwrap();
+    let error = records.next().await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert_silent(&mut records).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_deregisters_where_that_is_wanted_and_nobody_is_left() {
+    let (kinesis, orders) = orders(2);
+    let store = kinestream::MemoryStore::new();
+    let build = |name: &str| {
+        pushed(&kinesis).store(store.clone()).worker_id(name).deregister_on_close(true).build()
+    };
+    let (first, second) = (build("a").unwrap(), build("b").unwrap());
+    let mut reading: Vec<Records> = vec![first.records(), second.records()];
+    let mut reading = futures::stream::select_all(reading.drain(..));
+    orders.shard(0).put("0");
+    assert!(reading.next().await.unwrap().is_ok());
+    let _quiet = timeout(10 * SECOND, reading.next()).await;
+    first.close().await.unwrap();
+    assert_eq!(calls(&kinesis, "DeregisterStreamConsumer").len(), 0);
+    second.close().await.unwrap();
+    assert_eq!(calls(&kinesis, "DeregisterStreamConsumer").len(), 1);
+    second.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_may_not_be_registered_is_told_once_for_all_shards() {
+    let (kinesis, orders) = orders(20);
+    let denied = Outcome::failed(400, "AccessDeniedException", "no");
+    kinesis.next_calls("RegisterStreamConsumer", usize::MAX, denied);
+    let mut records = pushed(&kinesis).build().unwrap().records();
+    let error = records.next().await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied);
+    assert_silent(&mut records).await;
+    assert!(calls(&kinesis, "RegisterStreamConsumer").len() < 60);
+    kinesis.on_call(|_| Outcome::Served);
+    orders.shard(7).put("0");
+    numbers(&mut records, 0..1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_inside_a_packed_record_goes_on_inside_it() {
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put(aggregate((0..5).map(|number| ("key", number.to_string()))));
+    let store = Watched::default();
+    for first in 0..5 {
+        let reader = pushed(&kinesis).store(store.clone()).build().unwrap();
+        let mut records = reader.records();
+        let record = next(&mut records).await;
+        assert_eq!(number(&record), first);
+        record.ack();
+        drop(records);
+        reader.close().await.unwrap();
+        sleep(6 * SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_takes_over_the_shards_of_another() {
+    let (kinesis, orders) = orders(4);
+    let store = kinestream::MemoryStore::new();
+    let build = |name: &str| pushed(&kinesis).store(store.clone()).worker_id(name).build().unwrap();
+    let (first, second) = (build("a"), build("b"));
+    let mut records = first.records();
+    for number in 0..40 {
+        orders.shard(number % 4).put(number.to_string());
+    }
+    let mut read = std::collections::BTreeSet::new();
+    for _ in 0..40 {
+        read.insert(number(&next(&mut records).await));
+    }
+    let mut both = futures::stream::select_all([records, second.records()]);
+    let writing = tokio::spawn(async move {
+        for number in 40..400 {
+            orders.shard(number % 4).put(number.to_string());
+            sleep(SECOND / 10).await;
+        }
+    });
+    let mut repeated = 0;
+    while read.len() < 400 {
+        let record = timeout(60 * SECOND, both.next()).await.unwrap().unwrap().unwrap();
+        repeated += usize::from(!read.insert(number(&record)));
+    }
+    assert_eq!(repeated, 0, "a graceful handover repeats nothing");
+    writing.await.unwrap();
+}
