@@ -69,6 +69,14 @@
 //! children are read once it is read to its end *and* finished, so the records of one partition
 //! key come in order over a reshard as well ([`Ordering::ParentFirst`]).
 //!
+//! # Pushed records
+//!
+//! With [`fan_out`](ConsumerBuilder::fan_out) Kinesis pushes records, as AWS's enhanced fan-out does, by a
+//! consumer that is registered with the stream. It costs extra, and is worth it where several
+//! applications read a stream, or where a second of delay is too much. Nothing else changes: a
+//! subscription is renewed before its five minutes end, taken up again after whatever ended it, and let
+//! go while you do not ask for records.
+//!
 //! # Packed records
 //!
 //! Producers pack small records into large ones: the Kinesis Producer Library does, and others that

@@ -11,8 +11,10 @@ mod kinesis_local;
 mod stories;
 
 use aws_sdk_kinesis::Client;
+use stories::By;
 
 mod ferrokinesis {
+    use super::stories::By;
     use super::{Client, ferrokinesis_server, stories};
 
     async fn client() -> Client {
@@ -21,7 +23,12 @@ mod ferrokinesis {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn reads_splits_merges_and_restarts() {
-        stories::reads_splits_merges_and_restarts(&client().await).await;
+        stories::reads_splits_merges_and_restarts(&client().await, By::Polling).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn is_pushed_over_splits_merges_and_restarts() {
+        stories::reads_splits_merges_and_restarts(&client().await, By::FanOut).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -55,7 +62,7 @@ mod ferrokinesis {
 async fn kinesis_local_goes_through_the_same_stories() {
     let server = kinesis_local::KinesisLocal::start().await;
     let client = server.client();
-    stories::reads_splits_merges_and_restarts(&client).await;
+    stories::reads_splits_merges_and_restarts(&client, By::Polling).await;
     stories::latest_begins_with_what_comes_after(&client).await;
     stories::every_position_begins_where_it_says(&client).await;
     stories::an_unknown_stream_is_told_and_ends(&client).await;

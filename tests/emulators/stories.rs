@@ -27,6 +27,20 @@ fn consumer(client: &Client, stream: &str, store: &MemoryStore) -> ConsumerBuild
         .store(store.clone())
 }
 
+/// How shards are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum By {
+    Polling,
+    FanOut,
+}
+
+impl By {
+    fn consumer(self, client: &Client, stream: &str, store: &MemoryStore) -> ConsumerBuilder {
+        let builder = consumer(client, stream, store);
+        if self == Self::FanOut { builder.fan_out("billing") } else { builder }
+    }
+}
+
 /// Puts records `from..to`, spread over the hash keys, and waits for each.
 async fn put(client: &Client, stream: &str, numbers: std::ops::Range<u32>) {
     for number in numbers {
@@ -118,23 +132,23 @@ async fn merge_first_two(client: &Client, stream: &str) {
     wait_until_active(client, stream).await.expect("the merge is done");
 }
 
-pub(crate) async fn reads_splits_merges_and_restarts(client: &Client) {
+pub(crate) async fn reads_splits_merges_and_restarts(client: &Client, by: By) {
     let stream = "story-of-resharding";
     create_stream(client, stream, 2).await.unwrap();
     let store = MemoryStore::new();
 
     put(client, stream, 0..50).await;
-    let mut all = read(&consumer(client, stream, &store).build().unwrap(), 30).await;
+    let mut all = read(&by.consumer(client, stream, &store).build().unwrap(), 30).await;
 
     // Two generations while nobody reads.
     split_first(client, stream).await;
     put(client, stream, 50..100).await;
     merge_first_two(client, stream).await;
     put(client, stream, 100..150).await;
-    all.extend(read(&consumer(client, stream, &store).build().unwrap(), 90).await);
+    all.extend(read(&by.consumer(client, stream, &store).build().unwrap(), 90).await);
 
     // And one under a reader.
-    let reader = consumer(client, stream, &store).build().unwrap();
+    let reader = by.consumer(client, stream, &store).build().unwrap();
     let reading = tokio::spawn(async move { read(&reader, 80).await });
     split_first(client, stream).await;
     put(client, stream, 150..200).await;
