@@ -206,6 +206,16 @@ impl Model {
         Ok(Subscription { stream: name, shard, id: call, next, changed })
     }
 
+    /// The connection of a subscription that has just begun is lost.
+    pub(super) fn cut(&mut self, call: usize) {
+        let contents = self.streams.values_mut().flat_map(|stream| &mut stream.shards);
+        for subscription in contents.flat_map(|contents| &mut contents.subscriptions) {
+            if subscription.id == call {
+                subscription.interruption = Some(Interruption::Resets);
+            }
+        }
+    }
+
     /// What a subscription has to do now; `is_due` where it should be heard of, be there anything
     /// new or not.
     fn push(&mut self, subscription: &mut Subscription, is_due: bool) -> Step {

@@ -87,8 +87,27 @@ impl UnderWay {
         if !latency.is_zero() {
             sleep(latency).await;
         }
-        if self.operation == "SubscribeToShard" && self.outcome == Outcome::Served {
-            return Ok(self.subscribe());
+        if self.operation == "SubscribeToShard" {
+            match self.outcome {
+                Outcome::Served => return Ok(self.subscribe()),
+                Outcome::Delayed(time) => {
+                    let subscribed = self.subscribe();
+                    sleep(time).await;
+                    return Ok(subscribed);
+                }
+                Outcome::Lost => {
+                    drop(self.subscribe());
+                    return Err(ConnectorError::io("connection reset".into()));
+                }
+                Outcome::Cut => {
+                    let index = self.index;
+                    let kinesis = self.kinesis.clone();
+                    let subscribed = self.subscribe();
+                    kinesis.lock().cut(index);
+                    return Ok(subscribed);
+                }
+                _ => {}
+            }
         }
         let answer = match &self.outcome {
             Outcome::Served => self.serve(true),

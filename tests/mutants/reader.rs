@@ -192,4 +192,18 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "self.skip_through(*part + 1);",
         breaks: &["NothingIsLost"],
     },
+    Mistake {
+        what: "a quiet shard passes what is not finished",
+        file: "checkpoint/watermark.rs",
+        right: "Some((number, place)) if number == self.prefix => {",
+        wrong: "Some((number, place)) if number >= self.prefix => {",
+        breaks: &["NotPastUnfinished"],
+    },
+    Mistake {
+        what: "a subscription that has fallen silent is listened to",
+        file: "source/subscription.rs",
+        right: "const DEAD_AFTER: Duration = Duration::from_secs(30);",
+        wrong: "const DEAD_AFTER: Duration = Duration::from_secs(30_000);",
+        breaks: &["Progress"],
+    },
 ];

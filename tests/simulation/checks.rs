@@ -52,7 +52,7 @@ impl World {
             let status =
                 call.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
             let ended = call.shard_id.as_ref().is_some_and(|id| facts.shards[index_of(id)].ended);
-            if call.operation == "GetRecords" && ended {
+            if call.operation == self.plan.read_call() && ended {
                 facts
                     .breaks(Promise::EndsAreKept, format_args!("a finished shard is read:{shard}"));
             }

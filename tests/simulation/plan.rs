@@ -34,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) latency: Duration,
     /// Records of mebibytes, and few of them.
     pub(crate) large: bool,
+    /// Records are pushed.
+    pub(crate) fan_out: bool,
     /// Some records are packed into one.
     pub(crate) packs: bool,
     pub(crate) steps: usize,
@@ -43,6 +45,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// The call by which records are read.
+    pub(crate) fn read_call(&self) -> &'static str {
+        if self.fan_out { "SubscribeToShard" } else { "GetRecords" }
+    }
+
     pub(crate) fn new(rng: &mut Rng) -> Self {
         let milliseconds = Duration::from_millis;
         let large = rng.u8(..10) == 0;
@@ -67,6 +74,7 @@ impl Plan {
             child_shards: rng.u8(..4) != 0,
             latency: milliseconds(pick(rng, &[0, 0, 5, 80])),
             large,
+            fan_out: !large && rng.u8(..3) == 0,
             packs: !large && rng.u8(..3) == 0,
             steps: rng.usize(5..50),
             faults: pick(rng, &[0, 5, 15, 30]),
@@ -75,6 +83,7 @@ impl Plan {
     }
 
     pub(crate) fn apply(&self, builder: ConsumerBuilder) -> ConsumerBuilder {
+        let builder = if self.fan_out { builder.fan_out("billing") } else { builder };
         builder
             .starting_position(self.start)
             .checkpoint_on(self.mode)

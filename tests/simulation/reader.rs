@@ -146,7 +146,7 @@ impl Reader {
     fn outages(&self, shard: &str) -> usize {
         let calls = self.kinesis.calls_from(self.first_call);
         let reads = calls.iter().filter(|call| {
-            call.operation == "GetRecords"
+            call.operation == self.plan.read_call()
                 && call.shard_id.as_ref().is_some_and(|id| id.as_str() == shard)
         });
         let mut answered: Vec<bool> = reads.map(|call| call.status == Some(200)).collect();

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fastrand::Rng;
-use kinestream::testing::{Kinesis, Outcome, Shard, Stream, aggregate};
+use kinestream::testing::{Interruption, Kinesis, Outcome, Shard, Stream, aggregate};
 use kinestream::{Checkpoint, StartingPosition};
 use tokio::time::{Instant, sleep};
 
@@ -269,9 +269,20 @@ impl World {
     }
 
     fn fail_calls(&mut self) {
-        let mut operation =
+        let mut operation = if self.plan.fan_out {
+            [
+                None,
+                None,
+                Some("ListShards"),
+                Some("RegisterStreamConsumer"),
+                Some("SubscribeToShard"),
+            ]
+        } else {
             [None, None, Some("ListShards"), Some("GetShardIterator"), Some("GetRecords")]
-                [self.rng.usize(..5)];
+        }[self.rng.usize(..5)];
+        if self.plan.fan_out && self.rng.bool() {
+            return self.interrupt();
+        }
         let outcome = match self.rng.u8(..13) {
             0 | 1 => Outcome::throttled(),
             2 => Outcome::failed(500, "InternalFailureException", ""),
@@ -283,7 +294,7 @@ impl World {
             8 => Outcome::Hangs,
             9 => Outcome::Delayed(self.time(40_000)),
             10 => {
-                operation = Some("GetRecords");
+                operation = Some(self.plan.read_call());
                 Outcome::failed(400, "AccessDeniedException", "no")
             }
             11 => {
@@ -301,6 +312,21 @@ impl World {
         self.truth.tell(format_args!("next {times} calls of {operation:?}: {outcome:?}"));
         let mut faults = self.faults.lock().unwrap();
         faults.extend(std::iter::repeat_n((operation, outcome), times));
+    }
+
+    /// Something becomes of the subscriptions of a shard.
+    fn interrupt(&mut self) {
+        let interruption = match self.rng.u8(..6) {
+            0 => Interruption::Ends,
+            1 => Interruption::Resets,
+            2 => Interruption::Stalls,
+            3 => Interruption::fails("InternalFailureException", "ours"),
+            4 => Interruption::fails("KMSThrottlingException", "slow down"),
+            _ => Interruption::fails("ResourceInUseException", "taken over"),
+        };
+        let shard = self.rng.usize(..self.orders.shards().len());
+        self.truth.tell(format_args!("subscriptions of shard {shard}: {interruption:?}"));
+        self.orders.shard(shard).interrupt(&interruption);
     }
 
     async fn fail_store(&mut self) {
