@@ -104,8 +104,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a position goes back to the beginning at every third record",
         file: "checkpoint/watermark.rs",
-        right: "self.position = *mark;",
-        wrong: "self.position = if self.prefix % 3 == 2 { Mark::default() } else { *mark };",
+        right: "self.position = Some(*mark);",
+        wrong: "self.position = Some(if self.prefix % 3 == 2 { Mark::default() } else { *mark });",
         breaks: &["NeverBackwards", "FewRepeats"],
     },
     Mistake {
@@ -118,8 +118,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "the end of a shard is not stored",
         file: "checkpoint/watermark.rs",
-        right: "if self.is_complete() {\n            return Checkpoint::ShardEnd;",
-        wrong: "if self.is_complete() && self.prefix == u64::MAX {\n            return Checkpoint::ShardEnd;",
+        right: "if self.is_complete() {\n            return Some(Checkpoint::ShardEnd);",
+        wrong: "if self.is_complete() && self.prefix == u64::MAX {\n            return Some(Checkpoint::ShardEnd);",
         breaks: &["EndsAreKept"],
     },
     Mistake {
