@@ -8,7 +8,9 @@ use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::http::HttpResponse;
 use aws_sdk_kinesis::config::interceptors::BeforeDeserializationInterceptorContextRef;
 use aws_sdk_kinesis::config::retry::RetryConfig;
-use aws_sdk_kinesis::config::{Builder, ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_kinesis::config::{
+    Builder, ConfigBag, Intercept, RuntimeComponents, StalledStreamProtectionConfig,
+};
 use aws_sdk_kinesis::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
@@ -195,6 +197,10 @@ impl Kinesis {
                 .r#type(ShardIteratorType::AfterSequenceNumber)
                 .sequence_number(number.as_str()),
         };
+        // What has nothing to say is no download that has stalled, and whether it is dead is looked
+        // for here: the SDK would look each second.
+        let settings =
+            Self::once().stalled_stream_protection(StalledStreamProtectionConfig::disabled());
         let call = self
             .client
             .subscribe_to_shard()
@@ -203,7 +209,7 @@ impl Kinesis {
             // The type is given, so the position is complete.
             .set_starting_position(place.build().ok())
             .customize()
-            .config_override(Self::once())
+            .config_override(settings)
             .interceptor(gauge.clone())
             .send();
         Ok(Subscription::new(answer("SubscribeToShard", call).await?.event_stream, gauge))
