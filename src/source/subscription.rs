@@ -259,3 +259,71 @@ impl Body for MeasuredBody {
         Poll::Ready(frame)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A message of so many bytes, of which only the first four are looked at.
+    fn message(length: usize) -> Vec<u8> {
+        let mut message = u32::try_from(length).unwrap().to_be_bytes().to_vec();
+        message.resize(length.max(LENGTH), 0);
+        message
+    }
+
+    fn gauge(budget: &Budget) -> Gauge {
+        Gauge::reserve(budget, 0).now_or_never().unwrap()
+    }
+
+    proptest! {
+        /// However the bytes come, the memory of each message is taken as it begins, and given back
+        /// with it.
+        #[test]
+        fn takes_the_memory_of_what_has_begun(
+            lengths in prop::collection::vec(4..5000_usize, 1..6),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+        ) {
+            let budget = Budget::new(1 << 20);
+            let gauge = gauge(&budget);
+            let bytes: Vec<u8> = lengths.iter().flat_map(|length| message(*length)).collect();
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len())).collect();
+            cuts.sort_unstable();
+            let mut begin = 0;
+            for end in cuts.into_iter().chain([bytes.len()]) {
+                prop_assert!(gauge.lock().read(&bytes[begin..end]));
+                begin = end;
+            }
+            let whole: usize = lengths.iter().map(|length| while_read(*length)).sum();
+            let is_free = |bytes: usize| budget.reserve(bytes).now_or_never().is_some();
+            prop_assert_eq!(gauge.lock().needed(), whole);
+            prop_assert!(!is_free((1 << 20) - whole + 1024));
+            let taken: Vec<Space> =
+                lengths.iter().map(|_| gauge.lock().take_message()).collect();
+            gauge.lock().give_back();
+            prop_assert!(!is_free((1 << 20) - whole + 1024));
+            drop(taken);
+            prop_assert!(is_free(1 << 20));
+        }
+    }
+
+    #[test]
+    fn there_is_no_room_for_more_than_is_free() {
+        let budget = Budget::new(64 << 10);
+        let other = budget.reserve(32 << 10).now_or_never().unwrap();
+        let first = gauge(&budget);
+        assert!(first.lock().read(&message(10 << 10)));
+        assert!(!first.lock().read(&message(10 << 10)[..4]), "at its beginning");
+        assert_eq!(first.lock().short, 10 << 10);
+        drop((first, other));
+        // With its memory taken before, it fits; the answer that comes before it takes none of that.
+        let again = Gauge::reserve(&budget, 10 << 10).now_or_never().unwrap();
+        let other = budget.reserve(44 << 10).now_or_never().unwrap();
+        assert!(again.lock().read(&message(16)));
+        drop(again.lock().take_message());
+        assert!(again.lock().read(&message(9 << 10)));
+        drop(other);
+    }
+}

@@ -16,6 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// From the moment that a shard is taken to its first record, and what a decision takes.
 const START: Duration = Duration::from_secs(5);
 
+/// Where it is pushed, whoever takes a shard may have to wait so long until it may subscribe.
+const TAKEOVER: Duration = Duration::from_secs(8);
+
 /// How long a fleet is watched at rest.
 const REST: Duration = Duration::from_secs(120);
 
@@ -49,6 +52,10 @@ impl World {
     /// What is longest among the workers.
     fn longest(&self, time: impl Fn(&crate::plan::Plan) -> Duration) -> Duration {
         self.workers.iter().map(|worker| time(&worker.plan)).max().unwrap_or_default()
+    }
+
+    fn start(&self) -> Duration {
+        if self.scene.fan_out { START + TAKEOVER } else { START }
     }
 
     async fn read_everything(&mut self) {
@@ -90,7 +97,7 @@ impl World {
 
     /// How long it takes at most until shares are even.
     fn settling(&self) -> Duration {
-        2 * self.longest(crate::plan::Plan::renewal) + START
+        2 * self.longest(crate::plan::Plan::renewal) + self.start()
     }
 
     /// Each open shard has another record, which is finished when so much time has passed.
@@ -171,7 +178,7 @@ impl World {
             worker.close();
             Duration::ZERO
         };
-        let time = time + self.longest(crate::plan::Plan::renewal) + START;
+        let time = time + self.longest(crate::plan::Plan::renewal) + self.start();
         self.yields_within(time, after).await;
         self.pass(self.settling()).await;
         self.is_even(after).await;
@@ -191,7 +198,7 @@ impl World {
         }
         self.pass(self.settling()).await;
         self.is_even("a worker has joined").await;
-        self.yields_within(START, "a worker has joined").await;
+        self.yields_within(self.start(), "a worker has joined").await;
     }
 
     async fn end(&mut self) {

@@ -19,6 +19,7 @@ pub(crate) enum Door {
 pub(crate) struct Plan {
     pub(crate) door: Door,
     pub(crate) mode: CheckpointOn,
+    pub(crate) fan_out: bool,
     pub(crate) ordering: Ordering,
     pub(crate) limit: u32,
     pub(crate) interval: Duration,
@@ -43,6 +44,8 @@ pub(crate) struct Scene {
     pub(crate) discovery_interval: Duration,
     /// Of all workers; `None` where each has its own.
     pub(crate) lease_duration: Option<Duration>,
+    /// Whether records are pushed.
+    pub(crate) fan_out: bool,
     /// Whether the end of a shard names its children.
     pub(crate) child_shards: bool,
     pub(crate) latency: Duration,
@@ -71,6 +74,7 @@ impl Scene {
             ordering: if rng.u8(..6) == 0 { Ordering::Unordered } else { Ordering::ParentFirst },
             discovery_interval: Duration::from_millis(pick(rng, &[1000, 5000, 30_000])),
             lease_duration: (rng.u8(..3) > 0).then_some(lease_duration),
+            fan_out: rng.u8(..4) == 0,
             child_shards: rng.u8(..4) != 0,
             latency: Duration::from_millis(pick(rng, &[0, 0, 5, 80])),
             steps: rng.usize(5..50),
@@ -88,6 +92,7 @@ impl Scene {
         Plan {
             door: if rng.u8(..4) == 0 { Door::Shards } else { Door::Records },
             mode: if rng.bool() { CheckpointOn::Pull } else { CheckpointOn::Ack },
+            fan_out: self.fan_out,
             ordering: self.ordering,
             limit: pick(rng, &[1, 3, 10_000, 10_000]),
             interval: milliseconds(pick(rng, &[500, 1000, 3000, 3000])),
@@ -110,6 +115,7 @@ fn lease_duration(rng: &mut Rng) -> Duration {
 
 impl Plan {
     pub(crate) fn apply(&self, builder: ConsumerBuilder) -> ConsumerBuilder {
+        let builder = if self.fan_out { builder.fan_out("billing") } else { builder };
         builder
             .starting_position(StartingPosition::TrimHorizon)
             .checkpoint_on(self.mode)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kinestream::testing::Outcome;
+use kinestream::testing::{Interruption, Outcome};
 use tokio::time::Instant;
 
 use crate::link::Health;
@@ -145,9 +145,13 @@ impl World {
     }
 
     fn fail_calls(&mut self) {
+        let read = if self.scene.fan_out { "SubscribeToShard" } else { "GetRecords" };
+        let begin = if self.scene.fan_out { "DescribeStreamConsumer" } else { "GetShardIterator" };
         let mut operation =
-            [None, None, Some("ListShards"), Some("GetShardIterator"), Some("GetRecords")]
-                [self.rng.usize(..5)];
+            [None, None, Some("ListShards"), Some(begin), Some(read)][self.rng.usize(..5)];
+        if self.scene.fan_out && self.rng.bool() {
+            return self.interrupt();
+        }
         let outcome = match self.rng.u8(..10) {
             0 => Outcome::throttled(),
             1 => Outcome::failed(500, "InternalFailureException", ""),
@@ -158,7 +162,7 @@ impl World {
             6 => Outcome::Hangs,
             7 => Outcome::Delayed(self.time(40_000)),
             8 => {
-                operation = Some("GetRecords");
+                operation = Some(read);
                 Outcome::failed(400, "AccessDeniedException", "no")
             }
             _ => {
@@ -170,6 +174,19 @@ impl World {
         self.truth.tell(format_args!("next {times} calls of {operation:?}: {outcome:?}"));
         let mut faults = self.faults.lock().unwrap();
         faults.extend(std::iter::repeat_n((operation, outcome), times));
+    }
+
+    /// Something becomes of the subscriptions of a shard.
+    fn interrupt(&mut self) {
+        let interruption = match self.rng.u8(..4) {
+            0 => Interruption::Ends,
+            1 => Interruption::Resets,
+            2 => Interruption::Stalls,
+            _ => Interruption::fails("InternalFailureException", "ours"),
+        };
+        let shard = self.rng.usize(..self.orders.shards().len());
+        self.truth.tell(format_args!("subscriptions of shard {shard}: {interruption:?}"));
+        self.orders.shard(shard).interrupt(&interruption);
     }
 
     /// From now on nothing goes wrong, and callers are quick.
