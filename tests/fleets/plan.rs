@@ -37,6 +37,7 @@ pub(crate) struct Plan {
 
 /// The world of a fleet.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a toss of a coin")]
 pub(crate) struct Scene {
     pub(crate) shards: usize,
     pub(crate) workers: usize,
