@@ -26,7 +26,7 @@ use super::progress::{Progress, Recovery, children};
 use super::registration::Registration;
 use super::subscription::{Gauge, Next, Subscription};
 use super::{Budget, Fetched, Position, Source};
-use crate::error::Result;
+use crate::error::{Failure, Remedy, Result};
 use crate::pace::{Pace, SHORTEST_PAUSE};
 use crate::record::SequenceNumber;
 
@@ -115,6 +115,7 @@ impl FanOut {
                     }
                     Next::Failed(failure) => {
                         drop(subscription);
+                        forget_what_is_gone(&registration, &failure).await;
                         match progress.recover(failure, &mut pace) {
                             Recovery::Again => continue,
                             Recovery::Tell(error) => { yield Err(error); continue }
@@ -169,9 +170,21 @@ async fn subscribe(
     registration: &Registration,
     budget: &Budget,
     expected: usize,
-) -> Result<Subscription, crate::error::Failure> {
+) -> Result<Subscription, Failure> {
     let consumer = registration.arn().await?;
     let gauge = Gauge::reserve(budget, expected).await;
     let position: Position = progress.begin();
-    progress.kinesis.subscribe(&consumer, &progress.shard_id, &position, gauge).await
+    let subscribed = progress.kinesis.subscribe(&consumer, &progress.shard_id, &position, gauge);
+    let subscribed = subscribed.await;
+    if let Err(failure) = &subscribed {
+        forget_what_is_gone(registration, failure).await;
+    }
+    subscribed
+}
+
+/// It may be the consumer that is gone, which the next reading is to find or to register.
+async fn forget_what_is_gone(registration: &Registration, failure: &Failure) {
+    if failure.remedy == Remedy::Gone {
+        registration.forget().await;
+    }
 }

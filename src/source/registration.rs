@@ -77,6 +77,11 @@ impl Registration {
         }
     }
 
+    /// It is not there any more: whoever asks next looks for it anew.
+    pub(super) async fn forget(&self) {
+        self.state.lock().await.arn = None;
+    }
+
     /// Whoever it was registered by, it is no more.
     pub(crate) async fn deregister(&self) -> Result<()> {
         let known = self.state.lock().await.arn.take();

@@ -115,4 +115,11 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "while held.len() > *quota + 2 {",
         breaks: &["Evenness"],
     },
+    Mistake {
+        what: "shards are listed once",
+        file: "group/duties.rs",
+        right: "self.listing.due = now + self.plan.rules.discovery_interval;",
+        wrong: "self.listing.due = now + 1_000_000 * self.plan.rules.discovery_interval;",
+        breaks: &["Progress", "FewListings"],
+    },
 ];

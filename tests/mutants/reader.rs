@@ -158,13 +158,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["NothingLeftRunning"],
     },
     Mistake {
-        what: "shards are listed once",
-        file: "group/duties.rs",
-        right: "self.listing.due = now + self.plan.rules.discovery_interval;",
-        wrong: "self.listing.due = now + 1_000_000 * self.plan.rules.discovery_interval;",
-        breaks: &["Progress"],
-    },
-    Mistake {
         what: "a store that does not answer is waited for",
         file: "store.rs",
         right: "timeout(LONGEST_CALL, call)",

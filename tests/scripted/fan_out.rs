@@ -238,21 +238,23 @@ async fn a_quiet_shard_moves_its_checkpoint_and_no_further_than_is_finished() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_is_deregistered_under_way_is_told_once() {
+async fn a_consumer_that_is_deregistered_under_way_is_told_once_and_registered_for_the_next() {
     let (kinesis, orders) = orders(1);
-    let mut records = pushed(&kinesis).build().unwrap().records();
+    let consumer = pushed(&kinesis).build().unwrap();
+    let mut records = consumer.records();
     orders.shard(0).put("0");
     numbers(&mut records, 0..1).await;
     let client = kinesis.client();
     let arn = client.describe_stream_summary().stream_name("orders").send().await.unwrap();
     let arn = arn.stream_description_summary.unwrap().stream_arn;
     let gone = client.deregister_stream_consumer().stream_arn(arn).consumer_name("billing");
-    let consumers = client.describe_stream_consumer();
-    drop(consumers);
     gone.send().await.unwrap();
     let error = records.next().await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert_silent(&mut records).await;
+    drop(records);
+    orders.shard(0).put("1");
+    numbers(&mut consumer.records(), 1..2).await;
 }
 
 #[tokio::test(start_paused = true)]
