@@ -5,6 +5,7 @@
 //! nothing else; whoever needs the rest makes a new source from a checkpoint.
 
 mod aggregation;
+mod attempts;
 mod batch;
 mod budget;
 mod fan_out;

@@ -414,9 +414,8 @@ fn check_stream(stream: &str) -> Result<(), String> {
         Some(rest) => rest.split_once(":stream/").map(|(_, name)| name),
         None => Some(stream),
     };
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     match name {
-        Some(name) if (1..=128).contains(&name.len()) && name.bytes().all(allowed) => Ok(()),
+        Some(name) if is_name(name) => Ok(()),
         _ => Err(format!(
             "stream is {stream:?}, but must be a name of 1 to 128 letters, digits, '_', '.' and \
              '-', or an ARN such as arn:aws:kinesis:eu-west-1:123456789012:stream/orders"
@@ -424,11 +423,15 @@ fn check_stream(stream: &str) -> Result<(), String> {
     }
 }
 
-fn check_fan_out(consumer: &str) -> Result<(), String> {
+/// Whether a stream, or one of its consumers, may be called that.
+fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-    let is_name = (1..=128).contains(&consumer.len()) && consumer.bytes().all(allowed);
+    (1..=128).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+fn check_fan_out(consumer: &str) -> Result<(), String> {
     let is_arn = consumer.starts_with("arn:") && consumer.contains("/consumer/");
-    if is_name || is_arn {
+    if is_name(consumer) || is_arn {
         return Ok(());
     }
     Err(format!(

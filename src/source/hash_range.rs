@@ -1,18 +1,13 @@
 //! Which hash keys belong into which shard.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use aws_sdk_kinesis::types::{HashKeyRange, Shard};
 use tokio::sync::{Mutex, MutexGuard};
-use tokio::time::Instant;
 
-use crate::error::{Error, ErrorKind, Failure, Remedy};
+use super::attempts::Attempts;
+use crate::error::Failure;
 use crate::record::ShardId;
-
-/// Whoever waited while somebody else failed to list the shards does not try at once: there may be
-/// a thousand of them.
-const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// The hash keys of the records that belong into a shard, both ends among them. They never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +41,7 @@ pub(super) struct HashRanges(Mutex<Known>);
 #[derive(Debug, Default)]
 struct Known {
     ranges: BTreeMap<ShardId, HashRange>,
-    failed: Option<Instant>,
+    attempts: Attempts,
 }
 
 impl HashRanges {
@@ -64,16 +59,9 @@ impl HashRanges {
     ) -> Result<HashRange, Failure> {
         let mut known: MutexGuard<'_, Known> = self.0.lock().await;
         if !known.ranges.contains_key(shard) {
-            if known.failed.is_some_and(|failed| failed.elapsed() < AFTER_FAILURE) {
-                return Err(Failure {
-                    remedy: Remedy::Retry,
-                    error: Error::new(ErrorKind::Unavailable, "ListShards failed a moment ago"),
-                    answered: None,
-                });
-            }
-            known.failed = Some(Instant::now());
+            known.attempts.begin("ListShards failed")?;
             let listed = list().await;
-            known.failed = listed.is_err().then(Instant::now);
+            known.attempts.end(listed.is_err());
             known.learn(&listed?);
         }
         // One that is not listed has left retention meanwhile, and is read no further.

@@ -14,6 +14,7 @@ use aws_sdk_kinesis::config::{
 use aws_sdk_kinesis::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
+use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types::{
     self, ConsumerStatus, ShardFilter, ShardFilterType, ShardIteratorType,
 };
@@ -23,7 +24,7 @@ use super::hash_range::{HashRange, HashRanges};
 use super::room::Room;
 use super::subscription::{Gauge, Subscription};
 use crate::error::{Failure, Remedy, Result, date_of};
-use crate::record::ShardId;
+use crate::record::{SequenceNumber, ShardId};
 
 /// A call that has not answered by then has failed: ten times what a 10 MiB answer takes at
 /// 30 Mbit/s.
@@ -95,19 +96,9 @@ impl Kinesis {
             .set_stream_name(name)
             .set_stream_arn(arn)
             .shard_id(shard.as_str());
-        let call = match position {
-            Position::TrimHorizon => call.shard_iterator_type(ShardIteratorType::TrimHorizon),
-            Position::AtTimestamp(time) => {
-                call.shard_iterator_type(ShardIteratorType::AtTimestamp).timestamp((*time).into())
-            }
-            // Within an aggregate: from its beginning, less what is finished.
-            Position::AtSequence(number) | Position::After(number, Some(_)) => call
-                .shard_iterator_type(ShardIteratorType::AtSequenceNumber)
-                .starting_sequence_number(number.as_str()),
-            Position::After(number, None) => call
-                .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
-                .starting_sequence_number(number.as_str()),
-        };
+        let (kind, number, time) = place_of(position);
+        let call =
+            call.shard_iterator_type(kind).set_starting_sequence_number(number).set_timestamp(time);
         let call = call.customize().config_override(Self::once()).send();
         Ok(answer("GetShardIterator", call).await?.shard_iterator)
     }
@@ -159,7 +150,7 @@ impl Kinesis {
         let described = answer("DescribeStreamConsumer", call).await?.consumer_description;
         described
             .map(|consumer| (consumer.consumer_arn.into(), consumer.consumer_status))
-            .ok_or_else(|| Failure::without("DescribeStreamConsumer", "a description"))
+            .ok_or_else(|| Failure::without("DescribeStreamConsumer", "description"))
     }
 
     pub(super) async fn register(&self, stream_arn: &str, name: &str) -> Result<(), Failure> {
@@ -183,20 +174,11 @@ impl Kinesis {
         position: &Position,
         gauge: Gauge,
     ) -> Result<Subscription, Failure> {
-        let place = types::StartingPosition::builder();
-        let place = match position {
-            Position::TrimHorizon => place.r#type(ShardIteratorType::TrimHorizon),
-            Position::AtTimestamp(time) => {
-                place.r#type(ShardIteratorType::AtTimestamp).timestamp((*time).into())
-            }
-            // Within an aggregate: from its beginning, less what is finished.
-            Position::AtSequence(number) | Position::After(number, Some(_)) => {
-                place.r#type(ShardIteratorType::AtSequenceNumber).sequence_number(number.as_str())
-            }
-            Position::After(number, None) => place
-                .r#type(ShardIteratorType::AfterSequenceNumber)
-                .sequence_number(number.as_str()),
-        };
+        let (kind, number, time) = place_of(position);
+        let place = types::StartingPosition::builder()
+            .r#type(kind)
+            .set_sequence_number(number)
+            .set_timestamp(time);
         // What has nothing to say is no download that has stalled, and whether it is dead is looked
         // for here: the SDK would look each second.
         let settings =
@@ -278,6 +260,22 @@ impl Kinesis {
         let call = call.customize().config_override(Self::once()).interceptor(date.clone()).send();
         let listed = answer("ListShards", call).await?;
         Ok((listed, date.read()))
+    }
+}
+
+/// How Kinesis is told where to begin.
+fn place_of(position: &Position) -> (ShardIteratorType, Option<String>, Option<DateTime>) {
+    let named = |number: &SequenceNumber| Some(number.as_str().to_owned());
+    match position {
+        Position::TrimHorizon => (ShardIteratorType::TrimHorizon, None, None),
+        Position::AtTimestamp(time) => (ShardIteratorType::AtTimestamp, None, Some((*time).into())),
+        // Within an aggregate: from its beginning, less what is finished.
+        Position::AtSequence(number) | Position::After(number, Some(_)) => {
+            (ShardIteratorType::AtSequenceNumber, named(number), None)
+        }
+        Position::After(number, None) => {
+            (ShardIteratorType::AfterSequenceNumber, named(number), None)
+        }
     }
 }
 

@@ -5,19 +5,17 @@ use std::time::Duration;
 
 use aws_sdk_kinesis::types::ConsumerStatus;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::Kinesis;
-use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
+use super::attempts::Attempts;
+use crate::error::{ErrorKind, Failure, Remedy, Result};
 use crate::pace::jitter;
 
 /// How often a consumer that is being created is looked at. Twenty calls a second are allowed for a
 /// stream:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_DescribeStreamConsumer.html>.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
-/// Whoever waited while somebody else failed does not try at once: there may be a thousand shards.
-const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// The consumer by which all shards of a stream are subscribed to.
 #[derive(Debug)]
@@ -31,7 +29,7 @@ pub(crate) struct Registration {
 #[derive(Debug, Default)]
 struct State {
     arn: Option<Arc<str>>,
-    failed: Option<Instant>,
+    attempts: Attempts,
     /// The kind of error that the caller knows of.
     told: Option<ErrorKind>,
 }
@@ -50,22 +48,14 @@ impl Registration {
         if let Some(arn) = &state.arn {
             return Ok(Arc::clone(arn));
         }
-        if state.failed.is_some_and(|failed| failed.elapsed() < AFTER_FAILURE) {
-            let message = "the consumer of enhanced fan-out could not be found a moment ago";
-            return Err(Failure {
-                remedy: Remedy::Retry,
-                error: Error::new(ErrorKind::Unavailable, message),
-                answered: None,
-            });
-        }
-        state.failed = Some(Instant::now());
+        state.attempts.begin("the consumer of enhanced fan-out could not be found")?;
         match self.find().await {
             Ok(arn) => {
                 *state = State { arn: Some(Arc::clone(&arn)), ..State::default() };
                 Ok(arn)
             }
             Err(mut failure) => {
-                state.failed = Some(Instant::now());
+                state.attempts.end(true);
                 // One of all shards tells of it.
                 if failure.remedy == Remedy::Report
                     && state.told.replace(failure.error.kind()) == Some(failure.error.kind())
