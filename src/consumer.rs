@@ -4,6 +4,7 @@ mod builder;
 mod operations;
 mod records;
 mod session;
+mod settings;
 mod shards;
 
 use std::fmt;
@@ -21,10 +22,10 @@ use crate::source::{Kinesis, Registration};
 use crate::store::{self, CheckpointStore, LeaseStore, Scope, Writer};
 
 pub use builder::ConsumerBuilder;
-use builder::Settings;
 pub use operations::WhenHeld;
 pub use records::Records;
 use session::Session;
+use settings::Settings;
 pub use shards::Shards;
 
 /// How long [`Consumer::close`] tries to save what is pending.

@@ -1,45 +1,16 @@
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
 
+use super::settings::{Settings, check_application, check_stream};
 use super::{Consumer, Inner};
 use crate::error::{Error, ErrorKind, Result};
-use crate::group::Rules;
-use crate::lineage::{Ordering, ShardPosition, Start, StartingPosition};
-use crate::pace::SHORTEST_PAUSE;
+use crate::lineage::{Ordering, ShardPosition, StartingPosition};
 use crate::record::ShardId;
 use crate::shard::CheckpointOn;
 use crate::source::{Kinesis, OnTrimmed, Registration};
-use crate::store::{CheckpointStore, MemoryStore, Rhythm, Scope, leases_of};
-
-/// The most records that one call may ask for:
-/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
-const MOST_RECORDS: u32 = 10_000;
-
-/// Longer times than this are taken for mistakes, and could overflow a clock.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
-/// What is left of a shorter lease between two renewals is no more than a slow answer takes.
-const SHORTEST_LEASE: Duration = Duration::from_secs(2);
-const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// What a reading needs to know.
-#[derive(Debug, Clone)]
-pub(super) struct Settings {
-    pub(super) start: Start,
-    pub(super) interval: Duration,
-    pub(super) limit: u32,
-    pub(super) rhythm: Rhythm,
-    pub(super) max_in_flight: usize,
-    pub(super) prefetch: usize,
-    pub(super) max_buffered_bytes: usize,
-    pub(super) on_trimmed: OnTrimmed,
-    pub(super) deaggregate: bool,
-    pub(super) fan_out: Option<Arc<str>>,
-    pub(super) deregister_on_close: bool,
-    pub(super) rules: Rules,
-}
+use crate::store::{CheckpointStore, MemoryStore, Scope, leases_of};
 
 /// The options of a [`Consumer`], each with a default that suits most.
 ///
@@ -77,32 +48,7 @@ impl ConsumerBuilder {
             stream,
             application: "default".to_owned(),
             store: Arc::new(MemoryStore::new()),
-            settings: Settings {
-                start: Start::default(),
-                interval: Duration::from_secs(1),
-                limit: MOST_RECORDS,
-                rhythm: Rhythm {
-                    interval: Duration::from_secs(1),
-                    max_unflushed: Duration::from_secs(60),
-                },
-                max_in_flight: 10_000,
-                prefetch: 1,
-                max_buffered_bytes: 64 * 1024 * 1024,
-                on_trimmed: OnTrimmed::default(),
-                deaggregate: true,
-                fan_out: None,
-                deregister_on_close: false,
-                rules: Rules {
-                    worker_id: unique_name(),
-                    ordering: Ordering::default(),
-                    checkpoint_on: CheckpointOn::default(),
-                    discovery_interval: Duration::from_secs(30),
-                    lease_duration: Duration::from_secs(10),
-                    handoff_timeout: Duration::from_secs(30),
-                    poll_timeout: None,
-                    max_unflushed: Duration::from_secs(60),
-                },
-            },
+            settings: Settings::default(),
         }
     }
 
@@ -239,6 +185,7 @@ impl ConsumerBuilder {
     /// application use the same name, and each application one of its own: of the subscriptions of one
     /// consumer to one shard the last has it. [`interval`](Self::interval) and [`limit`](Self::limit)
     /// mean nothing then. While nobody asks for records, a subscription is let go after 10 s.
+    /// Subscriptions share connections, 32 on each, since servers allow some hundred requests on one.
     ///
     /// Default: none, shards are polled. A name has 1 to 128 letters, digits, `_`, `.` and `-`.
     pub fn fan_out(mut self, consumer: impl Into<String>) -> Self {
@@ -331,9 +278,12 @@ impl ConsumerBuilder {
     /// [`ErrorKind::Configuration`] for the first option that is out of its range.
     pub fn build(self) -> Result<Consumer> {
         let kinesis = Kinesis::new(self.client.clone(), &self.stream);
-        self.check().map_err(|message| {
-            Error::new(ErrorKind::Configuration, message).in_stream(kinesis.name())
-        })?;
+        check_stream(&self.stream)
+            .and_then(|()| check_application(&self.application))
+            .and_then(|()| self.settings.check())
+            .map_err(|message| {
+                Error::new(ErrorKind::Configuration, message).in_stream(kinesis.name())
+            })?;
         let scope = Scope::new(self.application, kinesis.name().clone());
         let fan_out = self.settings.fan_out.as_ref();
         let fan_out = fan_out.map(|name| Arc::new(Registration::new(kinesis.clone(), name)));
@@ -351,135 +301,5 @@ impl ConsumerBuilder {
                 worker: std::sync::Mutex::default(),
             }),
         })
-    }
-
-    fn check(&self) -> Result<(), String> {
-        let settings = &self.settings;
-        check_stream(&self.stream)?;
-        check_application(&self.application)?;
-        let positions = settings.start.each.values().filter_map(|position| match position {
-            ShardPosition::AtTimestamp(time) => Some(*time),
-            _ => None,
-        });
-        let start = match settings.start.all {
-            StartingPosition::AtTimestamp(time) => Some(time),
-            _ => None,
-        };
-        if positions.chain(start).any(|time| time > SystemTime::now()) {
-            return Err("starting_position is a timestamp in the future, but must be past".into());
-        }
-        if let Some(consumer) = &settings.fan_out {
-            check_fan_out(consumer)?;
-        }
-        check_time("interval", settings.interval, SHORTEST_PAUSE)?;
-        if !(1..=MOST_RECORDS).contains(&settings.limit) {
-            return Err(format!(
-                "limit is {}, but must be 1 to {MOST_RECORDS} records a call",
-                settings.limit
-            ));
-        }
-        check_time("checkpoint_interval", settings.rhythm.interval, Duration::ZERO)?;
-        check_time("max_unflushed", settings.rhythm.max_unflushed, Duration::ZERO)?;
-        let rules = &settings.rules;
-        check_time("discovery_interval", rules.discovery_interval, Duration::from_secs(1))?;
-        check_worker(&rules.worker_id)?;
-        if !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&rules.lease_duration) {
-            return Err(format!(
-                "lease_duration is {:?}, but must be at least {SHORTEST_LEASE:?} and at most a day",
-                rules.lease_duration
-            ));
-        }
-        check_time("handoff_timeout", rules.handoff_timeout, Duration::ZERO)?;
-        if let Some(time) = rules.poll_timeout {
-            check_time("poll_timeout", time, Duration::from_secs(1))?;
-        }
-        if settings.max_in_flight == 0 {
-            return Err("max_in_flight is 0, but must be at least 1 record".into());
-        }
-        if settings.prefetch > 1000 {
-            return Err(format!(
-                "prefetch is {}, but must be 0 to 1000 batches",
-                settings.prefetch
-            ));
-        }
-        if settings.max_buffered_bytes == 0 {
-            return Err("max_buffered_bytes is 0, but must be at least 1 byte".into());
-        }
-        Ok(())
-    }
-}
-
-fn check_stream(stream: &str) -> Result<(), String> {
-    let name = match stream.strip_prefix("arn:") {
-        Some(rest) => rest.split_once(":stream/").map(|(_, name)| name),
-        None => Some(stream),
-    };
-    match name {
-        Some(name) if is_name(name) => Ok(()),
-        _ => Err(format!(
-            "stream is {stream:?}, but must be a name of 1 to 128 letters, digits, '_', '.' and \
-             '-', or an ARN such as arn:aws:kinesis:eu-west-1:123456789012:stream/orders"
-        )),
-    }
-}
-
-/// Whether a stream, or one of its consumers, may be called that.
-fn is_name(text: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-    (1..=128).contains(&text.len()) && text.bytes().all(allowed)
-}
-
-fn check_fan_out(consumer: &str) -> Result<(), String> {
-    let is_arn = consumer.starts_with("arn:") && consumer.contains("/consumer/");
-    if is_name(consumer) || is_arn {
-        return Ok(());
-    }
-    Err(format!(
-        "fan_out is {consumer:?}, but must be a name of 1 to 128 letters, digits, '_', '.' and '-', or \
-         the ARN of a consumer"
-    ))
-}
-
-fn check_application(name: &str) -> Result<(), String> {
-    if name.is_empty() {
-        return Err("application is empty, but must be a name".into());
-    }
-    if name.chars().any(|letter| letter.is_control() || "{}".contains(letter)) {
-        return Err(format!(
-            "application is {name:?}, but must have no braces and no control characters"
-        ));
-    }
-    Ok(())
-}
-
-fn check_worker(name: &str) -> Result<(), String> {
-    let refused =
-        |letter: char| letter.is_whitespace() || letter.is_control() || "{},".contains(letter);
-    if name.is_empty() || name == "-" || name.len() > 200 || name.chars().any(refused) {
-        return Err(format!(
-            "worker_id is {name:?}, but must have 1 to 200 characters, without spaces, braces, \
-             commas and control characters"
-        ));
-    }
-    Ok(())
-}
-
-/// The host, the process, and a part that no other worker has.
-fn unique_name() -> Arc<str> {
-    let host = std::env::var("HOSTNAME")
-        .ok()
-        .or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok())
-        .unwrap_or_default();
-    let allowed = |letter: &char| letter.is_ascii_alphanumeric() || "._-".contains(*letter);
-    let host: String = host.trim().chars().filter(allowed).take(100).collect();
-    let host = if host.is_empty() { "worker" } else { &host };
-    format!("{host}-{}-{:08x}", std::process::id(), fastrand::u32(..)).into()
-}
-
-fn check_time(option: &str, time: Duration, least: Duration) -> Result<(), String> {
-    if (least..=LONGEST).contains(&time) {
-        Ok(())
-    } else {
-        Err(format!("{option} is {time:?}, but must be at least {least:?} and at most a year"))
     }
 }

@@ -1,0 +1,197 @@
+//! The options of a consumer: their defaults, and what each may be.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::group::Rules;
+use crate::lineage::{Ordering, ShardPosition, Start, StartingPosition};
+use crate::pace::SHORTEST_PAUSE;
+use crate::shard::CheckpointOn;
+use crate::source::OnTrimmed;
+use crate::store::Rhythm;
+
+/// The most records that one call may ask for:
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
+const MOST_RECORDS: u32 = 10_000;
+
+/// Longer times than this are taken for mistakes, and could overflow a clock.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// What is left of a shorter lease between two renewals is no more than a slow answer takes.
+const SHORTEST_LEASE: Duration = Duration::from_secs(2);
+const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What a reading needs to know.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    pub(super) start: Start,
+    pub(super) interval: Duration,
+    pub(super) limit: u32,
+    pub(super) rhythm: Rhythm,
+    pub(super) max_in_flight: usize,
+    pub(super) prefetch: usize,
+    pub(super) max_buffered_bytes: usize,
+    pub(super) on_trimmed: OnTrimmed,
+    pub(super) deaggregate: bool,
+    pub(super) fan_out: Option<Arc<str>>,
+    pub(super) deregister_on_close: bool,
+    pub(super) rules: Rules,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            start: Start::default(),
+            interval: Duration::from_secs(1),
+            limit: MOST_RECORDS,
+            rhythm: Rhythm {
+                interval: Duration::from_secs(1),
+                max_unflushed: Duration::from_secs(60),
+            },
+            max_in_flight: 10_000,
+            prefetch: 1,
+            max_buffered_bytes: 64 * 1024 * 1024,
+            on_trimmed: OnTrimmed::default(),
+            deaggregate: true,
+            fan_out: None,
+            deregister_on_close: false,
+            rules: Rules {
+                worker_id: unique_name(),
+                ordering: Ordering::default(),
+                checkpoint_on: CheckpointOn::default(),
+                discovery_interval: Duration::from_secs(30),
+                lease_duration: Duration::from_secs(10),
+                handoff_timeout: Duration::from_secs(30),
+                poll_timeout: None,
+                max_unflushed: Duration::from_secs(60),
+            },
+        }
+    }
+}
+
+impl Settings {
+    /// What is wrong with the first option that is out of its range.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let positions = self.start.each.values().filter_map(|position| match position {
+            ShardPosition::AtTimestamp(time) => Some(*time),
+            _ => None,
+        });
+        let start = match self.start.all {
+            StartingPosition::AtTimestamp(time) => Some(time),
+            _ => None,
+        };
+        if positions.chain(start).any(|time| time > SystemTime::now()) {
+            return Err("starting_position is a timestamp in the future, but must be past".into());
+        }
+        if let Some(consumer) = &self.fan_out {
+            check_fan_out(consumer)?;
+        }
+        check_time("interval", self.interval, SHORTEST_PAUSE)?;
+        if !(1..=MOST_RECORDS).contains(&self.limit) {
+            return Err(format!(
+                "limit is {}, but must be 1 to {MOST_RECORDS} records a call",
+                self.limit
+            ));
+        }
+        check_time("checkpoint_interval", self.rhythm.interval, Duration::ZERO)?;
+        check_time("max_unflushed", self.rhythm.max_unflushed, Duration::ZERO)?;
+        let rules = &self.rules;
+        check_time("discovery_interval", rules.discovery_interval, Duration::from_secs(1))?;
+        check_worker(&rules.worker_id)?;
+        if !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&rules.lease_duration) {
+            return Err(format!(
+                "lease_duration is {:?}, but must be at least {SHORTEST_LEASE:?} and at most a day",
+                rules.lease_duration
+            ));
+        }
+        check_time("handoff_timeout", rules.handoff_timeout, Duration::ZERO)?;
+        if let Some(time) = rules.poll_timeout {
+            check_time("poll_timeout", time, Duration::from_secs(1))?;
+        }
+        if self.max_in_flight == 0 {
+            return Err("max_in_flight is 0, but must be at least 1 record".into());
+        }
+        if self.prefetch > 1000 {
+            return Err(format!("prefetch is {}, but must be 0 to 1000 batches", self.prefetch));
+        }
+        if self.max_buffered_bytes == 0 {
+            return Err("max_buffered_bytes is 0, but must be at least 1 byte".into());
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn check_stream(stream: &str) -> Result<(), String> {
+    let name = match stream.strip_prefix("arn:") {
+        Some(rest) => rest.split_once(":stream/").map(|(_, name)| name),
+        None => Some(stream),
+    };
+    match name {
+        Some(name) if is_name(name) => Ok(()),
+        _ => Err(format!(
+            "stream is {stream:?}, but must be a name of 1 to 128 letters, digits, '_', '.' and \
+             '-', or an ARN such as arn:aws:kinesis:eu-west-1:123456789012:stream/orders"
+        )),
+    }
+}
+
+/// Whether a stream, or one of its consumers, may be called that.
+fn is_name(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    (1..=128).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+fn check_fan_out(consumer: &str) -> Result<(), String> {
+    let is_arn = consumer.starts_with("arn:") && consumer.contains("/consumer/");
+    if is_name(consumer) || is_arn {
+        return Ok(());
+    }
+    Err(format!(
+        "fan_out is {consumer:?}, but must be a name of 1 to 128 letters, digits, '_', '.' and '-', or \
+         the ARN of a consumer"
+    ))
+}
+
+pub(super) fn check_application(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("application is empty, but must be a name".into());
+    }
+    if name.chars().any(|letter| letter.is_control() || "{}".contains(letter)) {
+        return Err(format!(
+            "application is {name:?}, but must have no braces and no control characters"
+        ));
+    }
+    Ok(())
+}
+
+fn check_worker(name: &str) -> Result<(), String> {
+    let refused =
+        |letter: char| letter.is_whitespace() || letter.is_control() || "{},".contains(letter);
+    if name.is_empty() || name == "-" || name.len() > 200 || name.chars().any(refused) {
+        return Err(format!(
+            "worker_id is {name:?}, but must have 1 to 200 characters, without spaces, braces, \
+             commas and control characters"
+        ));
+    }
+    Ok(())
+}
+
+fn check_time(option: &str, time: Duration, least: Duration) -> Result<(), String> {
+    if (least..=LONGEST).contains(&time) {
+        Ok(())
+    } else {
+        Err(format!("{option} is {time:?}, but must be at least {least:?} and at most a year"))
+    }
+}
+
+/// The host, the process, and a part that no other worker has.
+fn unique_name() -> Arc<str> {
+    let host = std::env::var("HOSTNAME")
+        .ok()
+        .or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok())
+        .unwrap_or_default();
+    let allowed = |letter: &char| letter.is_ascii_alphanumeric() || "._-".contains(*letter);
+    let host: String = host.trim().chars().filter(allowed).take(100).collect();
+    let host = if host.is_empty() { "worker" } else { &host };
+    format!("{host}-{}-{:08x}", std::process::id(), fastrand::u32(..)).into()
+}
