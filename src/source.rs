@@ -8,6 +8,7 @@ mod aggregation;
 mod attempts;
 mod batch;
 mod budget;
+mod connections;
 mod fan_out;
 mod hash_range;
 mod kinesis;

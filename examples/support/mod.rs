@@ -14,29 +14,37 @@ use ferrokinesis::store::StoreOptions;
 
 /// Starts a Kinesis on a free port of this machine, and gives a client of it and the port.
 pub(crate) async fn start_kinesis() -> std::io::Result<(Client, u16)> {
-    let (app, _store) = ferrokinesis::create_app(StoreOptions {
-        create_stream_ms: 10,
-        update_stream_ms: 10,
-        shard_limit: 1000,
-        ..StoreOptions::default()
-    });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let port = listener.local_addr()?.port();
+    let app = ferrokinesis::create_app(options()).0;
     tokio::spawn(ferrokinesis::serve_plain_http(listener, app, std::future::pending()));
 
     Ok((client_of(port), port))
 }
 
+/// A Kinesis that does at once what it is asked to.
+pub(crate) fn options() -> StoreOptions {
+    StoreOptions {
+        create_stream_ms: 10,
+        update_stream_ms: 10,
+        shard_limit: 1000,
+        ..StoreOptions::default()
+    }
+}
+
 /// A client of a Kinesis on a port of this machine.
 pub(crate) fn client_of(port: u16) -> Client {
-    let config = Config::builder()
+    let http = aws_smithy_http_client::Builder::new().build_http();
+    Client::from_conf(config(format!("http://127.0.0.1:{port}")).http_client(http).build())
+}
+
+/// What every client of a Kinesis on this machine needs.
+pub(crate) fn config(url: String) -> aws_sdk_kinesis::config::Builder {
+    Config::builder()
         .behavior_version(BehaviorVersion::latest())
-        .http_client(aws_smithy_http_client::Builder::new().build_http())
-        .endpoint_url(format!("http://127.0.0.1:{port}"))
+        .endpoint_url(url)
         .region(Region::new("us-east-1"))
         .credentials_provider(Credentials::new("local", "local", None, None, "local"))
-        .build();
-    Client::from_conf(config)
 }
 
 /// Makes a stream and waits until it can be used.

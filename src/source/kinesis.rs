@@ -20,6 +20,7 @@ use aws_sdk_kinesis::types::{
 };
 
 use super::Position;
+use super::connections::Place;
 use super::hash_range::{HashRange, HashRanges};
 use super::room::Room;
 use super::subscription::{Gauge, Subscription};
@@ -181,8 +182,10 @@ impl Kinesis {
             .set_timestamp(time);
         // What has nothing to say is no download that has stalled, and whether it is dead is looked
         // for here: the SDK would look each second.
-        let settings =
-            Self::once().stalled_stream_protection(StalledStreamProtectionConfig::disabled());
+        let on = Place::take();
+        let settings = Self::once()
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .timeout_config(on.timeouts(self.client.config().timeout_config()));
         let call = self
             .client
             .subscribe_to_shard()
@@ -194,7 +197,8 @@ impl Kinesis {
             .config_override(settings)
             .interceptor(gauge.clone())
             .send();
-        Ok(Subscription::new(answer("SubscribeToShard", call).await?.event_stream, gauge))
+        let subscribed = answer("SubscribeToShard", call).await?;
+        Ok(Subscription::new(subscribed.event_stream, gauge, on))
     }
 
     /// All shards of the stream that are not past retention; with `since`, those of them that

@@ -22,6 +22,7 @@ use http_body::{Body, Frame};
 use tokio::time::{Instant, timeout_at};
 
 use super::budget::{Budget, Space};
+use super::connections::Place;
 use super::room::while_read;
 use crate::error::Failure;
 
@@ -40,6 +41,7 @@ pub(super) struct Subscription {
     events: EventReceiver<SubscribeToShardEventStream, SubscribeToShardEventStreamError>,
     gauge: Gauge,
     pub(super) renew_at: Instant,
+    _on: Place,
 }
 
 /// What comes of waiting for an event.
@@ -74,11 +76,12 @@ impl Subscription {
     pub(super) fn new(
         events: EventReceiver<SubscribeToShardEventStream, SubscribeToShardEventStreamError>,
         gauge: Gauge,
+        on: Place,
     ) -> Self {
         let renew_at = Instant::now() + RENEW_AFTER + RENEW_SPREAD.mul_f64(fastrand::f64());
         // The first message said that the subscription is there.
         drop(gauge.lock().take_message());
-        Self { events, gauge, renew_at }
+        Self { events, gauge, renew_at, _on: on }
     }
 
     /// Waits for the next event.

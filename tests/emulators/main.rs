@@ -3,10 +3,13 @@
 // A test that cannot go on says so by a panic, in its helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../support/certificates.rs"]
+mod certificates;
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
 #[path = "../support/free_port.rs"]
 mod free_port;
+mod http2;
 mod kinesis_local;
 mod stories;
 

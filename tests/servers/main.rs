@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(feature = "redis")]
 
+#[cfg(feature = "redis-tls")]
+#[path = "../support/certificates.rs"]
+mod certificates;
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
 #[path = "../support/free_port.rs"]

@@ -1,7 +1,6 @@
 //! `RedisStore` over TLS, against a real server.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command as Tool, Stdio};
 use std::time::Duration;
 
 use kinestream::store::conformance;
@@ -9,6 +8,7 @@ use kinestream::{Error, ErrorKind, RedisStore};
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::certificates;
 use crate::redis_server::RedisServer;
 
 const USER: [&str; 6] = ["--user", "billing", "on", ">hunter2", "~*", "+@all"];
@@ -18,7 +18,7 @@ const USER: [&str; 6] = ["--user", "billing", "on", ">hunter2", "~*", "+@all"];
 fn start_tls() -> (RedisServer, PathBuf) {
     let mut authority = PathBuf::new();
     let listens = |port: u16, folder: &Path| {
-        make_certificates(folder);
+        certificates::make(folder);
         authority = folder.join("authority.crt");
         let files = "--tls-cert-file server.crt --tls-key-file server.key \
                      --tls-ca-cert-file authority.crt --tls-auth-clients no --port 0 --tls-port";
@@ -26,31 +26,6 @@ fn start_tls() -> (RedisServer, PathBuf) {
     };
     let server = RedisServer::launched(listens, &USER);
     (server, authority)
-}
-
-/// An authority, and a certificate of it for `localhost`, valid for a day.
-fn make_certificates(folder: &Path) {
-    let openssl = |arguments: &str| {
-        let ran = Tool::new("openssl")
-            .args(arguments.split(' '))
-            .current_dir(folder)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap_or_else(|error| {
-                panic!("openssl cannot be started ({error}); run ./tests/run, which installs it")
-            });
-        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
-    };
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    openssl(&format!(
-        "req -x509 {key} -keyout authority.key -out authority.crt -days 1 -subj /CN=authority"
-    ));
-    openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=localhost"));
-    std::fs::write(folder.join("names"), "subjectAltName=DNS:localhost").unwrap();
-    openssl(
-        "x509 -req -in server.csr -CA authority.crt -CAkey authority.key -CAcreateserial \
-         -out server.crt -days 1 -extfile names",
-    );
 }
 
 /// Run by the test below in a process whose system certificates are the server's authority.

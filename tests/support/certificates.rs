@@ -1,0 +1,29 @@
+//! Certificates of an authority that nobody knows, made by openssl.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Makes `authority.crt`, and of it `server.crt` and `server.key` for `localhost`, valid for a day.
+pub(crate) fn make(folder: &Path) {
+    let openssl = |arguments: &str| {
+        let ran = Command::new("openssl")
+            .args(arguments.split(' '))
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap_or_else(|error| {
+                panic!("openssl cannot be started ({error}); run ./tests/run, which installs it")
+            });
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!(
+        "req -x509 {key} -keyout authority.key -out authority.crt -days 1 -subj /CN=authority"
+    ));
+    openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=localhost"));
+    std::fs::write(folder.join("names"), "subjectAltName=DNS:localhost").unwrap();
+    openssl(
+        "x509 -req -in server.csr -CA authority.crt -CAkey authority.key -CAcreateserial \
+         -out server.crt -days 1 -extfile names",
+    );
+}
