@@ -17,7 +17,10 @@ mod drain;
 mod following;
 #[path = "../tests/support/in_memory.rs"]
 mod in_memory;
+#[path = "../tests/support/peak.rs"]
+mod peak;
 
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_sdk_kinesis::Client;
@@ -25,7 +28,7 @@ use canned::Contents;
 use drain::drain;
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::Kinesis;
-use kinestream::{Consumer, Records, StartingPosition};
+use kinestream::{Consumer, ConsumerBuilder, Records, StartingPosition};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
@@ -35,10 +38,12 @@ fn paused() -> Runtime {
     Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
 }
 
+fn builder(client: Client, stream: &str) -> ConsumerBuilder {
+    Consumer::builder(client, stream).starting_position(StartingPosition::TrimHorizon)
+}
+
 fn records(client: Client, stream: &str) -> Records {
-    let consumer =
-        Consumer::builder(client, stream).starting_position(StartingPosition::TrimHorizon);
-    consumer.build().unwrap().records()
+    builder(client, stream).build().unwrap().records()
 }
 
 /// Nanoseconds for a poll that yields a record which is there already.
@@ -64,11 +69,52 @@ async fn polls() -> f64 {
 
 /// Seconds of CPU in a second of reading shards that have caught up, by the crate and by tasks that
 /// make the same calls by the SDK alone.
-async fn idle(by_crate: bool) -> f64 {
-    const TIME: Duration = Duration::from_secs(120);
+async fn polled(by_crate: bool) -> f64 {
     let stream = Contents { shards: MANY, record_bytes: 100, answers: 0 }.stream(0);
     let client = in_memory::client(&stream);
-    following::cores(client, &stream, MANY, by_crate, TIME).await
+    if by_crate {
+        following::by_crate(builder(client, &stream), Duration::from_secs(120)).await
+    } else {
+        let task = |shard| bare::follow(client.clone(), stream.clone(), shard);
+        following::by_tasks((0..MANY).map(task), Duration::from_secs(120)).await
+    }
+}
+
+/// The same for shards that are pushed: each is heard of every five seconds, and is subscribed to
+/// anew every five minutes.
+async fn pushed(by_crate: bool) -> f64 {
+    const TIME: Duration = Duration::from_secs(600);
+    let kinesis = Kinesis::new();
+    kinesis.create_stream("orders", MANY);
+    let client = kinesis.client();
+    if by_crate {
+        return following::by_crate(builder(client, "orders").fan_out("billing"), TIME).await;
+    }
+    let described = client.describe_stream_summary().stream_name("orders").send().await.unwrap();
+    let stream_arn = described.stream_description_summary.unwrap().stream_arn;
+    let registered = client.register_stream_consumer().stream_arn(stream_arn);
+    let registered = registered.consumer_name("billing").send().await.unwrap();
+    let arn = registered.consumer.unwrap().consumer_arn;
+    let task = |shard| bare::be_pushed(client.clone(), arn.clone(), shard);
+    following::by_tasks((0..MANY).map(task), TIME).await
+}
+
+/// What shards that are pushed take: the CPU, in hundredths of a core, and the memory in MiB, of a
+/// process that does nothing else.
+fn measure_pushed(by_crate: bool) -> [f64; 2] {
+    let cores = paused().block_on(pushed(by_crate));
+    [cores * 100.0, (peak::peak_bytes() >> 20) as f64]
+}
+
+/// Has it measured by a process of its own.
+fn pushed_elsewhere(by_crate: bool) -> [f64; 2] {
+    let measured = Command::new(std::env::current_exe().unwrap())
+        .args(["pushed", if by_crate { "crate" } else { "sdk" }])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(measured.stdout).unwrap();
+    let mut numbers = text.split_whitespace().map(|number| number.parse().unwrap());
+    [numbers.next().unwrap(), numbers.next().unwrap()]
 }
 
 /// Seconds to read what 16 shards hold, on so many threads.
@@ -131,16 +177,33 @@ fn main() {
         println!("build it with KINESTREAM_UNPACED=1, or it measures the pauses of Kinesis");
         return;
     }
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, what, by] = &arguments[..]
+        && what == "pushed"
+    {
+        let [cpu, memory] = measure_pushed(by == "crate");
+        println!("{cpu} {memory}");
+        return;
+    }
     let best = |measure: &dyn Fn() -> f64| (0..5).map(|_| measure()).fold(f64::MAX, f64::min);
     let poll = best(&|| paused().block_on(polls()));
     println!("a poll that yields a record, of {MANY} shards: {poll:.0} ns");
-    let ours = best(&|| paused().block_on(idle(true)));
-    let bare = best(&|| paused().block_on(idle(false)));
+    let ours = best(&|| paused().block_on(polled(true)));
+    let bare = best(&|| paused().block_on(polled(false)));
     println!(
         "{MANY} shards that have caught up, each second: {:.2} % of a core, and {:.2} % beyond the \
          same calls by the SDK alone",
         ours * 100.0,
         (ours - bare) * 100.0
+    );
+    let [ours, bare] = [true, false].map(|by_crate| {
+        let measured = (0..3).map(|_| pushed_elsewhere(by_crate));
+        measured.min_by(|one, other| one[0].total_cmp(&other[0])).unwrap()
+    });
+    println!(
+        "{MANY} shards that are pushed and have nothing new, each second: {:.2} % of a core and {} \
+         MiB, beside {:.2} % and {} MiB by the SDK alone",
+        ours[0], ours[1], bare[0], bare[1]
     );
     let [one, two] = [1, 2].map(|threads| best(&|| busy(threads)));
     println!("16 busy shards on 2 threads: {:.2} times as fast as on 1", one / two);

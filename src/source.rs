@@ -22,10 +22,12 @@ mod subscription;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_stream::stream;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use crate::error::Result;
+use crate::pace::{Pace, SHORTEST_PAUSE};
 use crate::record::{Finish, SequenceNumber, ShardId};
 
 pub(crate) use batch::Batch;
@@ -36,7 +38,7 @@ use polling::Polling;
 pub use position::OnTrimmed;
 pub(crate) use position::Position;
 
-use progress::Progress;
+use progress::{Progress, State, Told};
 pub(crate) use registration::Registration;
 
 /// What it takes to read one shard.
@@ -69,12 +71,12 @@ impl Subject {
             on_trimmed: self.on_trimmed,
             deaggregate: self.deaggregate,
             finish: self.finish,
-            again: false,
-            told: None,
+            pace: Pace::new(if self.fan_out.is_some() { SHORTEST_PAUSE } else { interval }),
+            state: State::default(),
         };
         match self.fan_out {
-            Some(registration) => FanOut { progress, registration, budget }.into_source(),
-            None => Polling { progress, interval, limit, budget }.into_source(),
+            Some(registration) => FanOut::new(progress, registration, budget).into_source(),
+            None => Polling::new(progress, limit, budget).into_source(),
         }
     }
 }
@@ -90,25 +92,51 @@ pub(crate) enum Fetched {
     End(Vec<KnownShard>),
 }
 
+/// What asks Kinesis for the records of one shard.
+trait Asks: Send + 'static {
+    fn progress(&mut self) -> &mut Progress;
+
+    /// Waits for its turn and asks once. What comes of it, if anything, is the progress's to hand out.
+    fn ask(&mut self) -> impl Future<Output = Result<(), Told>> + Send;
+}
+
+/// All that comes of asking, again and again.
+fn batches(mut source: impl Asks) -> BoxStream<'static, Result<Fetched>> {
+    let batches = stream! {
+        loop {
+            let fetched = match source.progress().hand_out().await {
+                Ok(None) => source.ask().await.map(|()| None),
+                fetched => fetched,
+            };
+            match fetched {
+                Ok(None) => {}
+                Ok(Some(fetched)) => {
+                    let is_over = matches!(fetched, Fetched::End(_));
+                    yield Ok(fetched);
+                    if is_over {
+                        return;
+                    }
+                }
+                Err(told) => {
+                    yield Err(told.error);
+                    if told.is_last {
+                        return;
+                    }
+                }
+            }
+        }
+    };
+    batches.boxed()
+}
+
 /// The records of one shard. After an error it goes on, unless it ends.
 pub(crate) struct Source {
     batches: BoxStream<'static, Result<Fetched>>,
+    /// Lets go of what would be pushed.
     rest: Option<Box<dyn Fn() + Send>>,
 }
 
 impl Source {
-    fn new(batches: BoxStream<'static, Result<Fetched>>) -> Self {
-        Self { batches, rest: None }
-    }
-
-    /// One that has something to let go when it rests.
-    fn resting(
-        batches: BoxStream<'static, Result<Fetched>>,
-        rest: impl Fn() + Send + 'static,
-    ) -> Self {
-        Self { batches, rest: Some(Box::new(rest)) }
-    }
-
     pub(crate) async fn next(&mut self) -> Option<Result<Fetched>> {
         self.batches.next().await
     }

@@ -63,7 +63,9 @@
 
 mod aggregate;
 mod calls;
+mod consumers;
 mod contents;
+mod events;
 mod kinesis;
 mod limits;
 mod model;

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use kinestream::{Consumer, StartingPosition};
 use serde::{Deserialize, Serialize};
 
+use crate::bare;
 use crate::canned::Contents;
 use crate::ferrokinesis_server::client_of;
 use crate::following;
-use crate::subject::peak_bytes;
+use crate::peak::peak_bytes;
 
 pub(crate) const SHARDS: usize = 1000;
 
@@ -35,7 +37,14 @@ pub(crate) fn measure(following: &Following) -> Effort {
         let client = client_of(following.kinesis);
         let contents = Contents { shards: SHARDS, record_bytes: 100, answers: 0 };
         let stream = contents.stream(2 * following.round + u32::from(following.by_crate));
-        let cores = following::cores(client, &stream, SHARDS, following.by_crate, TIME).await;
+        let cores = if following.by_crate {
+            let start = StartingPosition::TrimHorizon;
+            let builder = Consumer::builder(client, stream).starting_position(start);
+            following::by_crate(builder, TIME).await
+        } else {
+            let task = |shard| bare::follow(client.clone(), stream.clone(), shard);
+            following::by_tasks((0..SHARDS).map(task), TIME).await
+        };
         Effort { cores, peak_bytes: peak_bytes() }
     })
 }

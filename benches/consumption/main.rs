@@ -28,6 +28,8 @@ mod following;
 #[path = "../../tests/support/free_port.rs"]
 mod free_port;
 mod idle;
+#[path = "../../tests/support/peak.rs"]
+mod peak;
 #[path = "../../tests/support/redis.rs"]
 mod redis_server;
 mod report;

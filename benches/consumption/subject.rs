@@ -12,6 +12,7 @@ use crate::bare;
 use crate::canned::Contents;
 use crate::drain::drain;
 use crate::ferrokinesis_server::client_of;
+use crate::peak::peak_bytes;
 
 /// What is measured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,17 +97,5 @@ async fn consumer(client: Client, stream: &str, task: &Task) -> Consumer {
     } else {
         builder
     };
-    let builder = match std::env::var("BUF") {
-        Ok(b) => builder.max_buffered_bytes(b.parse::<usize>().unwrap() << 20),
-        _ => builder,
-    };
     builder.build().unwrap()
-}
-
-/// The most memory that this process ever held; 0 where the system does not say.
-pub(crate) fn peak_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kibibytes.unwrap_or(0) * 1024
 }

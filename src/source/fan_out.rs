@@ -17,31 +17,30 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_stream::stream;
-use futures::{Stream, StreamExt};
+use aws_sdk_kinesis::types::SubscribeToShardEvent;
 use tokio::time::Instant;
 
 use super::batch::size;
-use super::progress::{Progress, Recovery, children};
+use super::progress::{Answer, Progress, Told, children};
 use super::registration::Registration;
-use super::subscription::{Gauge, Next, Subscription};
-use super::{Budget, Fetched, Position, Source};
-use crate::error::{Failure, Remedy, Result};
-use crate::pace::{Pace, SHORTEST_PAUSE};
+use super::subscription::{Gauge, Message, Next, Subscription};
+use super::{Asks, Budget, Source, batches};
+use crate::error::{Failure, Remedy};
 use crate::record::SequenceNumber;
-
-/// A quiet shard moves its checkpoint so often: far more often than it could leave retention, which is
-/// a day at least, and so rarely that a thousand of them are nothing to a store.
-const PASSED_EACH: Duration = Duration::from_secs(60);
 
 /// How long the old subscription goes on where a new one could not take over.
 const RENEW_AGAIN: Duration = Duration::from_secs(10);
 
-/// What it takes to be pushed the records of one shard.
+/// A shard that is pushed.
 pub(super) struct FanOut {
-    pub(super) progress: Progress,
-    pub(super) registration: Arc<Registration>,
-    pub(super) budget: Budget,
+    progress: Progress,
+    registration: Arc<Registration>,
+    budget: Budget,
+    slot: Slot,
+    /// How long the message is for which there was no room.
+    expected: usize,
+    /// Nothing has been pushed since the subscription was placed but what lay there already.
+    placed: bool,
 }
 
 /// The subscription while nobody asks for more.
@@ -55,136 +54,128 @@ fn put(slot: &Slot, subscription: Subscription) {
     *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(subscription);
 }
 
+/// Why a subscription has not begun.
+enum Refused {
+    /// There was no room for what it begins with, which is that long.
+    NoRoom(usize),
+    Failed(Failure),
+}
+
 impl FanOut {
-    /// The source. It asks for nothing until it is polled.
-    pub(super) fn into_source(self) -> Source {
+    pub(super) fn new(progress: Progress, registration: Arc<Registration>, budget: Budget) -> Self {
         let slot = Slot::default();
-        let batches = self.run(Arc::clone(&slot)).boxed();
-        Source::resting(batches, move || drop(take(&slot)))
+        Self { progress, registration, budget, slot, expected: 0, placed: true }
     }
 
-    fn run(self, slot: Slot) -> impl Stream<Item = Result<Fetched>> + Send {
-        let Self { mut progress, registration, budget } = self;
-        stream! {
-            let mut pace = Pace::new(SHORTEST_PAUSE);
-            let mut expected = 0;
-            // Nothing has been pushed since the subscription was placed but what lay there already.
-            let mut placed = true;
-            let mut last_passed: Option<Instant> = None;
-            loop {
-                let mut subscription = match take(&slot) {
-                    Some(young) if Instant::now() < young.renew_at => young,
-                    old => {
-                        pace.turn().await;
-                        pace.asks();
-                        let subscribed = subscribe(&progress, &registration, &budget, expected).await;
-                        match subscribed {
-                            Ok(new) => {
-                                pace.subscribed();
-                                placed = true;
-                                new
-                            }
-                            Err(failure) => {
-                                if let Some(mut old) = old {
-                                    old.renew_at = Instant::now() + RENEW_AGAIN;
-                                    put(&slot, old);
-                                }
-                                match progress.recover(failure, &mut pace) {
-                                    Recovery::Again => continue,
-                                    Recovery::Tell(error) => { yield Err(error); continue }
-                                    Recovery::End(error) => { yield Err(error); return }
-                                }
-                            }
-                        }
-                    }
-                };
-                let (event, message) = match subscription.next().await {
-                    Next::Event(event, message) => (event, message),
-                    Next::Nothing | Next::Renew => {
-                        put(&slot, subscription);
-                        continue;
-                    }
-                    Next::NoRoom(length) => {
-                        tracing::debug!(shard = %progress.shard_id, length, "no room for an event");
-                        expected = length;
-                        continue;
-                    }
-                    Next::Ended => {
-                        tracing::debug!(shard = %progress.shard_id, "a subscription has ended");
-                        continue;
-                    }
-                    Next::Failed(failure) => {
-                        drop(subscription);
-                        forget_what_is_gone(&registration, &failure).await;
-                        match progress.recover(failure, &mut pace) {
-                            Recovery::Again => continue,
-                            Recovery::Tell(error) => { yield Err(error); continue }
-                            Recovery::End(error) => { yield Err(error); return }
-                        }
-                    }
-                };
-                expected = 0;
-                let space = message.keep(event.records.iter().map(size).sum());
-                let next: Option<SequenceNumber> = event.continuation_sequence_number.parse().ok();
-                let named = event.child_shards.unwrap_or_default();
-                // Some servers name the children as soon as the shard is closed.
-                let is_over = next.is_none() || !named.is_empty() && event.records.is_empty();
-                let lag = event.millis_behind_latest;
-                let mut batch = match progress.unpack(event.records, lag, placed) {
-                    Ok(batch) => batch,
-                    Err(error) => { yield Err(error); return }
-                };
-                placed &= lag > 0 && batch.len() == 0;
-                while let Err(told) = progress.retain_own(&mut batch, &mut pace).await {
-                    match told {
-                        Recovery::Again => {}
-                        Recovery::Tell(error) => yield Err(error),
-                        Recovery::End(error) => { yield Err(error); return }
-                    }
-                    pace.turn().await;
-                }
-                if is_over {
-                    if batch.len() > 0 {
-                        yield Ok(Fetched::Records(batch, space));
-                    }
-                    yield Ok(Fetched::End(children(&named)));
-                    return;
-                }
-                put(&slot, subscription);
-                let has_passed = next.filter(|next| progress.advance(next));
-                if batch.len() > 0 {
-                    yield Ok(Fetched::Records(batch, space));
-                } else if let Some(next) = has_passed
-                    && last_passed.is_none_or(|last| last.elapsed() >= PASSED_EACH)
-                {
-                    last_passed = Some(Instant::now());
-                    yield Ok(Fetched::Passed(next));
-                }
+    /// The source. It asks for nothing until it is polled.
+    pub(super) fn into_source(self) -> Source {
+        let slot = Arc::clone(&self.slot);
+        Source { batches: batches(self), rest: Some(Box::new(move || drop(take(&slot)))) }
+    }
+
+    /// A new subscription, if there is one. Where there is none, the old one goes on for a while.
+    async fn renew(&mut self, old: Option<Subscription>) -> Result<Option<Subscription>, Told> {
+        self.progress.pace.turn().await;
+        self.progress.pace.asks();
+        let refused = match self.subscribe().await {
+            Ok(new) => {
+                self.progress.pace.subscribed();
+                self.placed = true;
+                return Ok(Some(new));
             }
+            Err(refused) => refused,
+        };
+        if let Some(mut old) = old {
+            old.renew_at = Instant::now() + RENEW_AGAIN;
+            put(&self.slot, old);
+        }
+        match refused {
+            Refused::NoRoom(length) => self.lacks_room(length),
+            Refused::Failed(failure) => self.progress.recover(failure)?,
+        }
+        Ok(None)
+    }
+
+    async fn subscribe(&self) -> Result<Subscription, Refused> {
+        let consumer = self.registration.arn().await.map_err(Refused::Failed)?;
+        let gauge = Gauge::reserve(&self.budget, self.expected).await;
+        let Progress { kinesis, shard_id, .. } = &self.progress;
+        let position = self.progress.begin();
+        match kinesis.subscribe(&consumer, shard_id, &position, gauge.clone()).await {
+            Ok(subscription) => Ok(subscription),
+            Err(_) if gauge.short() > 0 => Err(Refused::NoRoom(gauge.short())),
+            Err(failure) => {
+                self.forget_what_is_gone(&failure).await;
+                Err(Refused::Failed(failure))
+            }
+        }
+    }
+
+    fn lacks_room(&mut self, length: usize) {
+        tracing::debug!(shard = %self.progress.shard_id, length, "no room for what is pushed");
+        self.expected = self.expected.max(length);
+    }
+
+    fn read(
+        &mut self,
+        event: SubscribeToShardEvent,
+        message: Message,
+        subscription: Subscription,
+    ) -> Result<(), Told> {
+        self.expected = 0;
+        let space = message.keep(event.records.iter().map(size).sum());
+        let next: Option<SequenceNumber> = event.continuation_sequence_number.parse().ok();
+        let named = event.child_shards.unwrap_or_default();
+        // Some servers name the children as soon as the shard is closed.
+        let is_over = next.is_none() || !named.is_empty() && event.records.is_empty();
+        let lag = event.millis_behind_latest;
+        let batch = self.progress.unpack(event.records, lag, self.placed)?;
+        self.placed &= lag > 0 && batch.len() == 0;
+        let (mut passed, mut end) = (None, None);
+        if is_over {
+            end = Some(children(&named));
+        } else {
+            put(&self.slot, subscription);
+            passed = next.filter(|next| self.progress.advance(next));
+        }
+        self.progress.answered(Answer { batch, space, passed, end });
+        Ok(())
+    }
+
+    /// It may be the consumer that is gone, which the next reading is to find or to register.
+    async fn forget_what_is_gone(&self, failure: &Failure) {
+        if failure.remedy == Remedy::Gone {
+            self.registration.forget().await;
         }
     }
 }
 
-async fn subscribe(
-    progress: &Progress,
-    registration: &Registration,
-    budget: &Budget,
-    expected: usize,
-) -> Result<Subscription, Failure> {
-    let consumer = registration.arn().await?;
-    let gauge = Gauge::reserve(budget, expected).await;
-    let position: Position = progress.begin();
-    let subscribed = progress.kinesis.subscribe(&consumer, &progress.shard_id, &position, gauge);
-    let subscribed = subscribed.await;
-    if let Err(failure) = &subscribed {
-        forget_what_is_gone(registration, failure).await;
+impl Asks for FanOut {
+    fn progress(&mut self) -> &mut Progress {
+        &mut self.progress
     }
-    subscribed
-}
 
-/// It may be the consumer that is gone, which the next reading is to find or to register.
-async fn forget_what_is_gone(registration: &Registration, failure: &Failure) {
-    if failure.remedy == Remedy::Gone {
-        registration.forget().await;
+    async fn ask(&mut self) -> Result<(), Told> {
+        let mut subscription = match take(&self.slot) {
+            Some(young) if Instant::now() < young.renew_at => young,
+            old => match self.renew(old).await? {
+                Some(new) => new,
+                None => return Ok(()),
+            },
+        };
+        match subscription.next().await {
+            Next::Event(event, message) => self.read(event, message, subscription)?,
+            Next::Nothing | Next::Renew => put(&self.slot, subscription),
+            Next::NoRoom(length) => self.lacks_room(length),
+            Next::Ended => {
+                tracing::debug!(shard = %self.progress.shard_id, "a subscription has ended");
+            }
+            Next::Failed(failure) => {
+                drop(subscription);
+                self.forget_what_is_gone(&failure).await;
+                self.progress.recover(failure)?;
+            }
+        }
+        Ok(())
     }
 }

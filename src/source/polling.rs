@@ -15,16 +15,14 @@
 
 use std::time::Duration;
 
-use async_stream::stream;
-use futures::{Stream, StreamExt};
+use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use tokio::time::Instant;
 
 use super::batch::size;
-use super::progress::{Progress, Recovery, children};
+use super::progress::{Answer, Progress, Told, children};
 use super::room::{LARGEST_ANSWER, Room};
-use super::{Budget, Fetched, Source};
-use crate::error::{Failure, Remedy, Result};
-use crate::pace::Pace;
+use super::{Asks, Budget, Source, batches};
+use crate::error::{Failure, Remedy};
 
 /// An iterator lives for 5 minutes; one that waited this long for a slow caller is replaced
 /// before it is refused:
@@ -34,119 +32,102 @@ const ITERATOR_LIFE: Duration = Duration::from_secs(270);
 /// What is granted at least, before it is known how much it takes.
 const SMALL_ANSWER: usize = 32 * 1024;
 
-/// What it takes to poll one shard.
+/// A shard that is polled.
 pub(super) struct Polling {
-    pub(super) progress: Progress,
-    pub(super) interval: Duration,
-    pub(super) limit: u32,
-    pub(super) budget: Budget,
+    progress: Progress,
+    limit: u32,
+    budget: Budget,
+    iterator: Option<Iterator>,
+    /// How long the next answer is taken to be.
+    expected: usize,
+    /// Nothing has been read since the iterator was placed but what lay there already.
+    placed: bool,
 }
 
 impl Polling {
-    /// The source. It asks for nothing until it is polled.
-    pub(super) fn into_source(self) -> Source {
-        Source::new(self.run().boxed())
+    pub(super) fn new(progress: Progress, limit: u32, budget: Budget) -> Self {
+        Self { progress, limit, budget, iterator: None, expected: SMALL_ANSWER, placed: true }
     }
 
-    fn run(self) -> impl Stream<Item = Result<Fetched>> + Send {
-        // Both bounds are checked where the option is set.
-        let limit = i32::try_from(self.limit).unwrap_or(i32::MAX);
-        let Self { mut progress, interval, limit: most, budget } = self;
-        stream! {
-            let mut pace = Pace::new(interval);
-            let mut iterator: Option<Iterator> = None;
-            let mut expected = SMALL_ANSWER;
-            // Nothing has been read since the iterator was placed but what lay there already.
-            let mut placed = true;
-            loop {
-                pace.turn().await;
-                let token = match iterator.take().filter(Iterator::is_young) {
-                    Some(fresh) => fresh,
-                    None => match place(&progress).await {
-                        Ok(fresh) => {
-                            placed = true;
-                            fresh
-                        }
-                        Err(failure) => {
-                            pace.asks();
-                            match progress.recover(failure, &mut pace) {
-                                Recovery::Again => continue,
-                                Recovery::Tell(error) => { yield Err(error); continue }
-                                Recovery::End(error) => { yield Err(error); return }
-                            }
-                        }
-                    },
-                };
-                // Only an answer takes memory: iterators are asked for without waiting for it.
-                let room = Room::reserve(&budget, expected).await;
-                if !token.is_young() {
-                    continue;
-                }
-                pace.asks();
-                let answer = match progress.kinesis.records(&token.text, limit, &room).await {
-                    Ok(answer) => answer,
-                    Err(failure) => {
-                        if failure.remedy != Remedy::RestartIterator {
-                            iterator = Some(token);
-                        }
-                        // Asked again, it will be as long: then the room is there before.
-                        expected = expected.max(room.length());
-                        if room.was_short() {
-                            let shard = &progress.shard_id;
-                            tracing::debug!(%shard, expected, "no room for an answer");
-                            pace.answered(expected.min(LARGEST_ANSWER), true);
-                            continue;
-                        }
-                        drop(room);
-                        match progress.recover(failure, &mut pace) {
-                            Recovery::Again => continue,
-                            Recovery::Tell(error) => { yield Err(error); continue }
-                            Recovery::End(error) => { yield Err(error); return }
-                        }
-                    }
-                };
-                let bytes = answer.records.iter().map(size).sum();
-                let lag = answer.millis_behind_latest.unwrap_or(0);
-                let behind = lag > 0
-                    // Some servers never say that they have more: a full answer does.
-                    || answer.records.len() >= most as usize
-                    || bytes > LARGEST_ANSWER / 2;
-                pace.answered(bytes, behind);
-                expected = room.length().max(SMALL_ANSWER);
-                let space = room.keep(bytes);
-                let end = answer.next_shard_iterator.is_none().then(|| children(answer.child_shards()));
-                iterator = answer.next_shard_iterator.map(Iterator::new);
-                let mut batch = match progress.unpack(answer.records, lag, placed) {
-                    Ok(batch) => batch,
-                    Err(error) => { yield Err(error); return }
-                };
-                placed &= behind && batch.len() == 0;
-                while let Err(told) = progress.retain_own(&mut batch, &mut pace).await {
-                    match told {
-                        Recovery::Again => {}
-                        Recovery::Tell(error) => yield Err(error),
-                        Recovery::End(error) => { yield Err(error); return }
-                    }
-                    pace.turn().await;
-                }
-                if batch.len() > 0 {
-                    yield Ok(Fetched::Records(batch, space));
-                }
-                if let Some(children) = end {
-                    yield Ok(Fetched::End(children));
-                    return;
-                }
+    /// The source. It asks for nothing until it is polled.
+    pub(super) fn into_source(self) -> Source {
+        Source { batches: batches(self), rest: None }
+    }
+
+    /// An iterator at the position.
+    async fn place(&mut self) -> Result<Option<Iterator>, Told> {
+        let Progress { kinesis, shard_id, .. } = &self.progress;
+        let failure = match kinesis.shard_iterator(shard_id, &self.progress.begin()).await {
+            Ok(Some(text)) => {
+                self.placed = true;
+                return Ok(Some(Iterator::new(text)));
             }
-        }
+            Ok(None) => Failure::without("GetShardIterator", "iterator"),
+            Err(failure) => failure,
+        };
+        self.progress.pace.asks();
+        self.progress.recover(failure)?;
+        Ok(None)
+    }
+
+    fn read(&mut self, answer: GetRecordsOutput, room: Room) -> Result<(), Told> {
+        let bytes = answer.records.iter().map(size).sum();
+        let lag = answer.millis_behind_latest.unwrap_or(0);
+        let behind = lag > 0
+            // Some servers never say that they have more: a full answer does.
+            || answer.records.len() >= self.limit as usize
+            || bytes > LARGEST_ANSWER / 2;
+        self.progress.pace.answered(bytes, behind);
+        self.expected = room.length().max(SMALL_ANSWER);
+        let space = room.keep(bytes);
+        let end = answer.next_shard_iterator.is_none().then(|| children(answer.child_shards()));
+        self.iterator = answer.next_shard_iterator.map(Iterator::new);
+        let batch = self.progress.unpack(answer.records, lag, self.placed)?;
+        self.placed &= behind && batch.len() == 0;
+        self.progress.answered(Answer { batch, space, passed: None, end });
+        Ok(())
     }
 }
 
-/// An iterator at the position.
-async fn place(progress: &Progress) -> Result<Iterator, Failure> {
-    let position = progress.begin();
-    match progress.kinesis.shard_iterator(&progress.shard_id, &position).await? {
-        Some(text) => Ok(Iterator::new(text)),
-        None => Err(Failure::without("GetShardIterator", "iterator")),
+impl Asks for Polling {
+    fn progress(&mut self) -> &mut Progress {
+        &mut self.progress
+    }
+
+    async fn ask(&mut self) -> Result<(), Told> {
+        self.progress.pace.turn().await;
+        let token = match self.iterator.take().filter(Iterator::is_young) {
+            Some(fresh) => fresh,
+            None => match self.place().await? {
+                Some(fresh) => fresh,
+                None => return Ok(()),
+            },
+        };
+        // Only an answer takes memory: iterators are asked for without waiting for it.
+        let room = Room::reserve(&self.budget, self.expected).await;
+        if !token.is_young() {
+            return Ok(());
+        }
+        self.progress.pace.asks();
+        // Both bounds are checked where the option is set.
+        let limit = i32::try_from(self.limit).unwrap_or(i32::MAX);
+        let failure = match self.progress.kinesis.records(&token.text, limit, &room).await {
+            Ok(answer) => return self.read(answer, room),
+            Err(failure) => failure,
+        };
+        if failure.remedy != Remedy::RestartIterator {
+            self.iterator = Some(token);
+        }
+        // Asked again, it will be as long: then the room is there before.
+        self.expected = self.expected.max(room.length());
+        if room.was_short() {
+            let (shard, expected) = (&self.progress.shard_id, self.expected);
+            tracing::debug!(%shard, expected, "no room for an answer");
+            self.progress.pace.answered(expected.min(LARGEST_ANSWER), true);
+            return Ok(());
+        }
+        drop(room);
+        self.progress.recover(failure)
     }
 }
 

@@ -2,16 +2,21 @@
 //! source.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::types;
+use tokio::time::Instant;
 
 use super::batch::Batch;
 use super::kinesis::server_time;
-use super::{Kinesis, KnownShard, OnTrimmed, Position};
+use super::{Fetched, Kinesis, KnownShard, OnTrimmed, Position, Space};
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
 use crate::pace::Pace;
 use crate::record::{Finish, Origin, SequenceNumber, ShardId};
+
+/// A quiet shard moves its checkpoint so often: far more often than it could leave retention, which is
+/// a day at least, and so rarely that a thousand of them are nothing to a store.
+const PASSED_EACH: Duration = Duration::from_secs(60);
 
 /// A shard, and how far it has been fetched.
 pub(super) struct Progress {
@@ -24,85 +29,113 @@ pub(super) struct Progress {
     /// Whether records that a producer has packed into one are handed out one by one.
     pub(super) deaggregate: bool,
     pub(super) finish: Arc<dyn Finish>,
-    /// The record that the position is behind is read again.
-    pub(super) again: bool,
-    /// The kind of error that the caller knows of.
-    pub(super) told: Option<ErrorKind>,
+    /// When Kinesis may be asked.
+    pub(super) pace: Pace,
+    pub(super) state: State,
 }
 
-/// What a failed call leads to.
-pub(super) enum Recovery {
-    Again,
-    /// The caller is told, and reading goes on.
-    Tell(Error),
-    /// The caller is told, and the shard is read no further.
-    End(Error),
+/// What has become of the calls so far.
+#[derive(Default)]
+pub(super) struct State {
+    /// The record that the position is behind is read again.
+    again: bool,
+    /// The kind of error that the caller knows of.
+    told: Option<ErrorKind>,
+    /// What was fetched and is not handed out yet.
+    answer: Option<Answer>,
+    /// The children of the shard, whose records are all handed out.
+    ended: Option<Vec<KnownShard>>,
+    /// When it was last told that a quiet shard is read up to somewhere.
+    passed: Option<Instant>,
+    /// The hash keys of the shard were asked for in vain: the next attempt waits for its turn.
+    hindered: bool,
+}
+
+/// What an answer holds.
+pub(super) struct Answer {
+    pub(super) batch: Batch,
+    pub(super) space: Space,
+    /// Where no record is in it: how far the shard is read all the same.
+    pub(super) passed: Option<SequenceNumber>,
+    /// The shard ends with it, and has these children.
+    pub(super) end: Option<Vec<KnownShard>>,
+}
+
+/// What the caller is told.
+pub(super) struct Told {
+    pub(super) error: Error,
+    /// The shard is read no further.
+    pub(super) is_last: bool,
+}
+
+impl Told {
+    pub(super) fn at_last(error: Error) -> Self {
+        Self { error, is_last: true }
+    }
 }
 
 impl Progress {
     /// Where the server is to begin.
     pub(super) fn begin(&self) -> Position {
         match &self.position {
-            Position::After(number, None) if self.again => Position::AtSequence(number.clone()),
+            Position::After(number, None) if self.state.again => {
+                Position::AtSequence(number.clone())
+            }
             position => position.clone(),
         }
     }
 
-    /// What a failed call leads to.
-    pub(super) fn recover(&mut self, failure: Failure, pace: &mut Pace) -> Recovery {
+    /// What a failed call leads to: another one, or something that the caller is told.
+    pub(super) fn recover(&mut self, failure: Failure) -> Result<(), Told> {
         let error = failure.error.in_stream(self.kinesis.name()).in_shard(self.shard_id.as_str());
         match failure.remedy {
             Remedy::SlowDown => {
                 tracing::debug!(%error, "throttled");
-                pace.throttled();
-                Recovery::Again
+                self.pace.throttled();
             }
             Remedy::Retry | Remedy::RestartListing => {
                 tracing::debug!(%error, "trying again");
-                pace.failed();
-                Recovery::Again
+                self.pace.failed();
             }
             Remedy::RestartIterator => {
                 tracing::debug!(%error, "a new iterator");
-                pace.failed();
-                Recovery::Again
-            }
-            Remedy::Trimmed => {
-                self.trimmed(error, server_time(failure.answered, SystemTime::now()), pace)
+                self.pace.failed();
             }
             Remedy::WaitForOther => {
                 tracing::debug!(%error, "waiting until it is free");
-                pace.occupied();
-                Recovery::Again
+                self.pace.occupied();
             }
-            Remedy::Gone => Recovery::End(error),
+            Remedy::Trimmed => {
+                return self.trimmed(error, server_time(failure.answered, SystemTime::now()));
+            }
+            Remedy::Gone => return Err(Told::at_last(error)),
             Remedy::Report => {
-                pace.reported();
-                match self.told.replace(error.kind()) {
-                    Some(kind) if kind == error.kind() => Recovery::Again,
-                    _ => Recovery::Tell(error),
+                self.pace.reported();
+                if self.state.told.replace(error.kind()) != Some(error.kind()) {
+                    return Err(Told { error, is_last: false });
                 }
             }
         }
+        Ok(())
     }
 
-    fn trimmed(&mut self, error: Error, now: SystemTime, pace: &mut Pace) -> Recovery {
+    fn trimmed(&mut self, error: Error, now: SystemTime) -> Result<(), Told> {
         // The last number of a closed shard may be refused as what to read after, and yet be
         // there: then it is read once more, and passed over.
-        if matches!(self.position, Position::After(_, None)) && !self.again {
-            self.again = true;
-            pace.failed();
-            return Recovery::Again;
+        if matches!(self.position, Position::After(_, None)) && !self.state.again {
+            self.state.again = true;
+            self.pace.failed();
+            return Ok(());
         }
         let position = match self.on_trimmed {
-            OnTrimmed::Fail => return Recovery::End(error),
+            OnTrimmed::Fail => return Err(Told::at_last(error)),
             OnTrimmed::TrimHorizon => Position::TrimHorizon,
             OnTrimmed::Latest => Position::AtTimestamp(now),
         };
         tracing::warn!(%error, ?position, "records were lost before they were read: going on");
-        (self.position, self.again) = (position, false);
-        pace.failed();
-        Recovery::Again
+        (self.position, self.state.again) = (position, false);
+        self.pace.failed();
+        Ok(())
     }
 
     /// The records of an answer, less those before the position, and moves the position. `placed`
@@ -112,8 +145,8 @@ impl Progress {
         records: Vec<types::Record>,
         millis_behind_latest: i64,
         placed: bool,
-    ) -> Result<Batch> {
-        self.told = None;
+    ) -> Result<Batch, Told> {
+        self.state.told = None;
         let last = records.last().map(|record| record.sequence_number.parse());
         let origin = Origin {
             stream: Arc::clone(self.kinesis.name()),
@@ -124,11 +157,11 @@ impl Progress {
         };
         let mut batch = Batch::new(records, self.deaggregate, origin);
         if placed {
-            batch.skip_past(&self.position)?;
+            batch.skip_past(&self.position).map_err(Told::at_last)?;
         }
         // A place that is none is told by the record that has it.
         if let (1.., Some(Ok(last))) = (batch.len(), last) {
-            (self.position, self.again) = (Position::After(last, None), false);
+            (self.position, self.state.again) = (Position::After(last, None), false);
         }
         Ok(batch)
     }
@@ -141,30 +174,58 @@ impl Progress {
             Position::TrimHorizon | Position::AtTimestamp(_) => true,
         };
         if is_further {
-            (self.position, self.again) = (Position::After(next.clone(), None), false);
+            (self.position, self.state.again) = (Position::After(next.clone(), None), false);
         }
         is_further
     }
 
-    /// Leaves out what was packed with others and belongs into another shard. An error is the
-    /// caller's to see; asked again, it goes on.
-    pub(super) async fn retain_own(
-        &mut self,
-        batch: &mut Batch,
-        pace: &mut Pace,
-    ) -> Result<(), Recovery> {
+    /// An answer has come, which [`hand_out`](Self::hand_out) hands out.
+    pub(super) fn answered(&mut self, answer: Answer) {
+        self.state.answer = Some(answer);
+    }
+
+    /// What is left of the last answer, if anything is.
+    pub(super) async fn hand_out(&mut self) -> Result<Option<Fetched>, Told> {
+        if let Some(children) = self.state.ended.take() {
+            return Ok(Some(Fetched::End(children)));
+        }
+        let Some(mut answer) = self.state.answer.take() else { return Ok(None) };
+        if let Err(told) = self.retain_own(&mut answer.batch).await {
+            self.state.answer = Some(answer);
+            return Err(told);
+        }
+        let Answer { batch, space, passed, end } = answer;
+        if batch.len() > 0 {
+            self.state.ended = end;
+            return Ok(Some(Fetched::Records(batch, space)));
+        }
+        if let Some(children) = end {
+            return Ok(Some(Fetched::End(children)));
+        }
+        let is_due = self.state.passed.is_none_or(|passed| passed.elapsed() >= PASSED_EACH);
+        let passed = passed.filter(|_| is_due);
+        if passed.is_some() {
+            self.state.passed = Some(Instant::now());
+        }
+        Ok(passed.map(Fetched::Passed))
+    }
+
+    /// Leaves out what was packed with others and belongs into another shard.
+    async fn retain_own(&mut self, batch: &mut Batch) -> Result<(), Told> {
         while batch.is_aggregated() {
-            let failure = match self.kinesis.hash_range(&self.shard_id).await {
+            if std::mem::take(&mut self.state.hindered) {
+                self.pace.turn().await;
+            }
+            match self.kinesis.hash_range(&self.shard_id).await {
                 Ok(range) => {
                     batch.retain(&range);
                     return Ok(());
                 }
-                Err(failure) => failure,
-            };
-            pace.asks();
-            match self.recover(failure, pace) {
-                Recovery::Again => pace.turn().await,
-                told => return Err(told),
+                Err(failure) => {
+                    self.pace.asks();
+                    self.state.hindered = true;
+                    self.recover(failure)?;
+                }
             }
         }
         Ok(())

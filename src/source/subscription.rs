@@ -79,8 +79,7 @@ impl Subscription {
         on: Place,
     ) -> Self {
         let renew_at = Instant::now() + RENEW_AFTER + RENEW_SPREAD.mul_f64(fastrand::f64());
-        // The first message said that the subscription is there.
-        drop(gauge.lock().take_message());
+        gauge.lock().begin();
         Self { events, gauge, renew_at, _on: on }
     }
 
@@ -122,6 +121,8 @@ pub(super) struct Gauge(Arc<Mutex<Measured>>);
 struct Measured {
     budget: Budget,
     space: Space,
+    /// What was taken for the first event, before anything was read.
+    reserved: usize,
     /// What the space is for.
     granted: usize,
     /// The lengths of the messages that have begun, and of which no event was made yet.
@@ -141,16 +142,22 @@ const LENGTH: usize = 4;
 impl Gauge {
     /// Waits for the memory of a message of that length.
     pub(super) async fn reserve(budget: &Budget, length: usize) -> Self {
-        let granted = while_read(length);
+        let reserved = while_read(length);
         Self(Arc::new(Mutex::new(Measured {
             budget: budget.clone(),
-            space: budget.reserve(granted).await,
-            granted,
+            space: budget.reserve(reserved).await,
+            reserved,
+            granted: reserved,
             messages: VecDeque::new(),
             length: Vec::with_capacity(LENGTH),
             left: 0,
             short: 0,
         })))
+    }
+
+    /// The length of a message for which there was no room, or 0.
+    pub(super) fn short(&self) -> usize {
+        self.lock().short
     }
 
     fn lock(&self) -> MutexGuard<'_, Measured> {
@@ -200,7 +207,15 @@ impl Measured {
         true
     }
 
-    /// The memory of the first message.
+    /// The first message, by which a subscription begins, has been read: what was taken for the
+    /// first event is whole again.
+    fn begin(&mut self) {
+        self.messages.pop_front();
+        self.granted = self.reserved.max(self.needed());
+        self.budget.resize(&mut self.space, self.granted);
+    }
+
+    /// The memory of the next message.
     fn take_message(&mut self) -> Space {
         let taken = self.messages.pop_front().map_or(0, while_read);
         self.granted = self.granted.saturating_sub(taken);
@@ -321,12 +336,19 @@ mod tests {
         assert!(!first.lock().read(&message(10 << 10)[..4]), "at its beginning");
         assert_eq!(first.lock().short, 10 << 10);
         drop((first, other));
-        // With its memory taken before, it fits; the answer that comes before it takes none of that.
-        let again = Gauge::reserve(&budget, 10 << 10).now_or_never().unwrap();
-        let other = budget.reserve(44 << 10).now_or_never().unwrap();
-        assert!(again.lock().read(&message(16)));
-        drop(again.lock().take_message());
-        assert!(again.lock().read(&message(9 << 10)));
-        drop(other);
+        // With its memory taken before, it fits; what a subscription begins with takes none of that.
+        for length in (9 << 10..10 << 10).step_by(100) {
+            let again = Gauge::reserve(&budget, length).now_or_never().unwrap();
+            let other = budget.reserve(44 << 10).now_or_never().unwrap();
+            assert!(again.lock().read(&message(160)));
+            again.lock().begin();
+            assert!(again.lock().read(&message(length)), "{length}");
+            drop((again, other));
+        }
+        // Of what it begins with nothing is left.
+        let other = gauge(&budget);
+        assert!(other.lock().read(&message(160)));
+        other.lock().begin();
+        assert!(budget.reserve(64 << 10).now_or_never().is_some());
     }
 }

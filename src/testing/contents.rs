@@ -7,8 +7,9 @@ use md5::{Digest, Md5};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::consumers::Registered;
 use super::limits::{Bytes, Calls};
-use super::subscriptions::{Registered, Subscribed};
+use super::subscriptions::Subscribed;
 
 /// What is in a stream.
 #[derive(Debug)]

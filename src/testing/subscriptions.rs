@@ -1,4 +1,4 @@
-//! Enhanced fan-out: who is registered, and what is pushed to whom.
+//! Enhanced fan-out: what is pushed to whom.
 
 use std::io;
 use std::pin::Pin;
@@ -7,8 +7,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_stream::stream;
-use aws_smithy_eventstream::frame::write_message_to;
-use aws_smithy_types::event_stream::{Header, HeaderValue, Message};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
@@ -17,29 +15,22 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::contents::{Contents, Shards, index_of};
+use super::contents::{Contents, index_of};
+use super::events::{event_of, exception, initial_response};
 use super::model::{Model, Shared};
 use super::operations::{
     Answer, MOST_RECORDS, describe_child, fill, not_found, on_the_wire, place, refusal,
 };
+use crate::record::SequenceNumber;
 
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>.
 const LIFE: Duration = Duration::from_secs(5 * 60);
 const TAKEOVER: Duration = Duration::from_secs(5);
-/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_RegisterStreamConsumer.html>.
-const MOST_CONSUMERS: usize = 20;
+/// What stands before a message, its length first:
+/// <https://smithy.io/2.0/aws/amazon-eventstream.html>.
+const PRELUDE: usize = 12;
 /// How long nothing is pushed where there is nothing new.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
-
-/// A consumer that is registered with a stream.
-#[derive(Debug)]
-pub(super) struct Registered {
-    arn: String,
-    name: String,
-    created: u64,
-    /// It is of no use before.
-    active: u64,
-}
 
 /// What becomes of a subscription under way.
 ///
@@ -88,9 +79,7 @@ pub(super) struct Subscribed {
 
 /// What a subscription has to do.
 enum Step {
-    Push(Bytes),
-    /// The last of it.
-    PushLast(Bytes),
+    Push(Message),
     /// Until something changes.
     Wait,
     End,
@@ -98,78 +87,24 @@ enum Step {
     Stall,
 }
 
+/// A message, and what it holds.
+struct Message {
+    text: Bytes,
+    records: usize,
+    bytes: usize,
+    last: Option<SequenceNumber>,
+    /// Nothing comes after it.
+    is_last: bool,
+}
+
+impl Message {
+    fn exception(code: &str, message: &str) -> Step {
+        let text = exception(code, message);
+        Step::Push(Self { text, records: 0, bytes: 0, last: None, is_last: true })
+    }
+}
+
 impl Model {
-    pub(super) fn describe_stream(&self, body: &Value) -> Result<Value, Answer> {
-        let (name, stream) = self.stream_of(body)?;
-        let open = stream.shards.iter().filter(|shard| shard.closed.is_none()).count();
-        Ok(json!({ "StreamDescriptionSummary": {
-            "StreamName": name,
-            "StreamARN": stream_arn(&name),
-            "StreamStatus": "ACTIVE",
-            "RetentionPeriodHours": 24,
-            "StreamCreationTimestamp": 0,
-            "EnhancedMonitoring": [],
-            "OpenShardCount": open,
-        } }))
-    }
-
-    pub(super) fn register(&mut self, body: &Value) -> Result<Value, Answer> {
-        let (now, registration) = (self.now(), self.registration);
-        let (stream, _) = self.stream_of(body)?;
-        let name = body["ConsumerName"].as_str().unwrap_or_default().to_owned();
-        let consumers = self.consumers_of(&stream)?;
-        if consumers.iter().any(|known| known.name == name) {
-            return Err(refusal(400, "ResourceInUseException", "the consumer exists already"));
-        }
-        if consumers.len() >= MOST_CONSUMERS {
-            return Err(refusal(400, "LimitExceededException", "20 consumers are registered"));
-        }
-        let registered = Registered {
-            arn: format!("{}/consumer/{name}:{}", stream_arn(&stream), now / 1000),
-            name,
-            created: now,
-            active: now + registration.as_millis() as u64,
-        };
-        let described = registered.describe(now);
-        consumers.push(registered);
-        Ok(json!({ "Consumer": described }))
-    }
-
-    pub(super) fn describe_consumer(&mut self, body: &Value) -> Result<Value, Answer> {
-        let now = self.now();
-        let (stream, index) = self.consumer_of(body)?;
-        let mut described = self.consumers_of(&stream)?[index].describe(now);
-        described["StreamARN"] = json!(stream_arn(&stream));
-        Ok(json!({ "ConsumerDescription": described }))
-    }
-
-    pub(super) fn deregister(&mut self, body: &Value) -> Result<Value, Answer> {
-        let (stream, index) = self.consumer_of(body)?;
-        self.consumers_of(&stream)?.remove(index);
-        self.streams.get(&stream).into_iter().for_each(Shards::tell);
-        Ok(json!({}))
-    }
-
-    fn consumers_of(&mut self, stream: &str) -> Result<&mut Vec<Registered>, Answer> {
-        let stream = self.streams.get_mut(stream).ok_or_else(|| not_found("Stream"))?;
-        Ok(&mut stream.consumers)
-    }
-
-    /// The stream of a consumer, and its place there.
-    fn consumer_of(&self, body: &Value) -> Result<(String, usize), Answer> {
-        let (stream, is_it): (_, &dyn Fn(&Registered) -> bool) = match &body["ConsumerARN"] {
-            Value::String(arn) => {
-                let stream = arn.split_once("/consumer/").map_or("", |(stream, _)| stream);
-                let stream = stream.rsplit('/').next().unwrap_or_default().to_owned();
-                (stream, &move |known| known.arn == *arn)
-            }
-            _ => (self.stream_of(body)?.0, &|known| body["ConsumerName"] == known.name),
-        };
-        let consumers = self.streams.get(&stream).map(|stream| &stream.consumers);
-        let index = consumers.and_then(|consumers| consumers.iter().position(is_it));
-        Ok((stream, index.ok_or_else(|| not_found("Consumer"))?))
-    }
-
     /// Subscribes, and says what is pushed from then on.
     pub(super) fn subscribe(&mut self, call: usize, body: &Value) -> Result<Subscription, Answer> {
         let (now, instant) = (self.now(), Instant::now());
@@ -221,19 +156,19 @@ impl Model {
     fn push(&mut self, subscription: &mut Subscription, is_due: bool) -> Step {
         let (now, child_shards) = (self.now(), self.child_shards);
         let Subscription { stream, shard, id, next, .. } = subscription;
-        let gone = || Step::PushLast(exception("ResourceNotFoundException", "it is not there"));
+        let gone = || Message::exception("ResourceNotFoundException", "it is not there");
         let Some(stream) = self.streams.get_mut(stream) else { return gone() };
         let children = stream.children(*shard);
         let contents = &stream.shards[*shard];
         let Some(known) = contents.subscriptions.iter().find(|known| known.id == *id) else {
-            return Step::PushLast(exception("ResourceInUseException", "it was taken over"));
+            return Message::exception("ResourceInUseException", "it was taken over");
         };
         match &known.interruption {
             Some(Interruption::Ends) => return Step::End,
             Some(Interruption::Resets) => return Step::Reset,
             Some(Interruption::Stalls) => return Step::Stall,
             Some(Interruption::Fails { code, message }) => {
-                return Step::PushLast(exception(code, message));
+                return Message::exception(code, message);
             }
             None => {}
         }
@@ -253,42 +188,36 @@ impl Model {
             "Records": records.iter().map(on_the_wire).collect::<Vec<_>>(),
             "MillisBehindLatest": behind.map_or(0, |record| now.saturating_sub(record.arrival)),
         });
-        let call = &mut self.calls[*id];
-        (call.records, call.bytes) = (call.records + count, call.bytes + bytes);
-        if let Some(last) = records.last() {
-            call.last = last.number.parse().ok();
-        }
-        *next = after;
-        if at_end {
-            if child_shards {
-                let shards = &stream.shards;
-                event["ChildShards"] = children
-                    .into_iter()
-                    .map(|child| describe_child(child, &shards[child]))
-                    .collect();
-            }
-            return Step::PushLast(event_of(&event));
-        }
-        // Where nothing is new, the number is behind all that were given, and before all to come.
         let last = records.last().map(|record| record.number.clone());
-        let number = last.unwrap_or_else(|| {
-            let number = stream.number();
-            stream.shards[*shard].continuations.insert(number.clone());
-            number
-        });
-        event["ContinuationSequenceNumber"] = json!(number);
-        Step::Push(event_of(&event))
-    }
-}
-
-impl Registered {
-    fn describe(&self, now: u64) -> Value {
-        json!({
-            "ConsumerName": self.name,
-            "ConsumerARN": self.arn,
-            "ConsumerStatus": if now < self.active { "CREATING" } else { "ACTIVE" },
-            "ConsumerCreationTimestamp": self.created as f64 / 1000.0,
+        *next = after;
+        if at_end && child_shards {
+            let shards = &stream.shards;
+            event["ChildShards"] =
+                children.into_iter().map(|child| describe_child(child, &shards[child])).collect();
+        }
+        if !at_end {
+            // Where nothing is new, the number is behind all that were given, and before all to come.
+            let number = last.clone().unwrap_or_else(|| {
+                let number = stream.number();
+                stream.shards[*shard].continuations.insert(number.clone());
+                number
+            });
+            event["ContinuationSequenceNumber"] = json!(number);
+        }
+        Step::Push(Message {
+            text: event_of(&event),
+            records: count,
+            bytes,
+            last: last.and_then(|number| number.parse().ok()),
+            is_last: at_end,
         })
+    }
+
+    /// A message has come, as a part of what a call is answered by.
+    fn arrives(&mut self, call: usize, message: &Message) {
+        let call = &mut self.calls[call];
+        (call.records, call.bytes) = (call.records + message.records, call.bytes + message.bytes);
+        call.last = message.last.clone().or(call.last.take());
     }
 }
 
@@ -325,13 +254,15 @@ impl Subscription {
                 let is_due = heard + KEEP_ALIVE <= Instant::now();
                 let step = kinesis.lock().push(&mut self, is_due);
                 match step {
-                    Step::Push(event) => {
+                    Step::Push(message) => {
                         heard = Instant::now();
-                        yield Ok(event);
-                    }
-                    Step::PushLast(event) => {
-                        yield Ok(event);
-                        return;
+                        // Its length comes first. Whoever has no room for it reads no further.
+                        yield Ok(message.text.slice(..PRELUDE));
+                        kinesis.lock().arrives(self.id, &message);
+                        yield Ok(message.text.slice(PRELUDE..));
+                        if message.is_last {
+                            return;
+                        }
                     }
                     Step::Wait => {
                         let next = (heard + KEEP_ALIVE).min(began + LIFE);
@@ -393,35 +324,5 @@ impl Contents {
             subscription.interruption = Some(interruption.clone());
         }
         self.subscriptions.len()
-    }
-}
-
-fn stream_arn(name: &str) -> String {
-    format!("arn:aws:kinesis:eu-west-1:123456789012:stream/{name}")
-}
-
-fn event_of(event: &Value) -> Bytes {
-    message("event", ":event-type", "SubscribeToShardEvent", event.to_string())
-}
-
-fn exception(code: &str, message_text: &str) -> Bytes {
-    let payload = json!({ "message": message_text });
-    message("exception", ":exception-type", code, payload.to_string())
-}
-
-fn initial_response() -> Bytes {
-    message("event", ":event-type", "initial-response", "{}".to_owned())
-}
-
-fn message(of: &str, type_header: &'static str, is_a: &str, payload: String) -> Bytes {
-    let text = |text: &str| HeaderValue::String(text.to_owned().into());
-    let message = Message::new(payload)
-        .add_header(Header::new(":message-type", text(of)))
-        .add_header(Header::new(type_header, text(is_a)))
-        .add_header(Header::new(":content-type", text("application/json")));
-    let mut frame = Vec::new();
-    match write_message_to(&message, &mut frame) {
-        Ok(()) => frame.into(),
-        Err(error) => unreachable!("headers are short, and events no longer than answers: {error}"),
     }
 }

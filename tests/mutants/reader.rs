@@ -55,15 +55,15 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "the end of a closed shard is not looked for behind its last record",
         file: "source/progress.rs",
-        right: "self.again = true;\n",
-        wrong: "self.again = true;\n return Recovery::End(error);\n",
+        right: "self.state.again = true;\n",
+        wrong: "self.state.again = true;\n return Err(Told::at_last(error));\n",
         breaks: &["FewErrors"],
     },
     Mistake {
         what: "what only the caller can cure is told at every attempt",
         file: "source/progress.rs",
-        right: "Some(kind) if kind == error.kind() => Recovery::Again,",
-        wrong: "Some(kind) if kind == ErrorKind::InUse => Recovery::Again,",
+        right: "if self.state.told.replace(error.kind()) != Some(error.kind()) {",
+        wrong: "if self.state.told.replace(error.kind()) != Some(ErrorKind::InUse) {",
         breaks: &["FewErrors"],
     },
     Mistake {
@@ -92,6 +92,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "source/room.rs",
         right: "if self.fit(length) {",
         wrong: "if self.fit(length) || length > 0 {",
+        breaks: &["MemoryBudget"],
+    },
+    Mistake {
+        what: "what is pushed is read without room for it",
+        file: "source/subscription.rs",
+        right: "if !self.budget.resize(&mut self.space, needed) {\n                return false;",
+        wrong: "if !self.budget.resize(&mut self.space, needed) {\n                return true;",
         breaks: &["MemoryBudget"],
     },
     Mistake {

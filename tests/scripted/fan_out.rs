@@ -338,3 +338,28 @@ async fn a_worker_takes_over_the_shards_of_another() {
     assert_eq!(repeated, 0, "a graceful handover repeats nothing");
     writing.await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_finds_no_room_begins_when_there_is() {
+    let (kinesis, orders) = orders(2);
+    let consumer = pushed(&kinesis)
+        .checkpoint_on(CheckpointOn::Ack)
+        .max_in_flight(1)
+        .max_buffered_bytes(1)
+        .build()
+        .unwrap();
+    let mut records = consumer.records();
+    orders.shard(0).put("0");
+    orders.shard(0).put("1");
+    let first = next(&mut records).await;
+    // The other record of its batch takes all the memory for as long as the first is worked on, so
+    // that not even what a subscription begins with has room.
+    orders.shard(1).interrupt(&Interruption::Ends);
+    orders.shard(1).put("0");
+    assert!(timeout(100 * SECOND, records.next()).await.is_err());
+    first.ack();
+    assert_eq!(shard_of(&next(&mut records).await), 0);
+    // A server allows a new subscription after five seconds.
+    let other = timeout(6 * SECOND, records.next()).await.expect("nobody waits any longer");
+    assert_eq!(shard_of(&other.unwrap().unwrap()), 1);
+}

@@ -75,7 +75,8 @@ impl World {
             let (mut first, mut fetched) = (None, None);
             for call in &calls {
                 let of_shard = call.shard_id.as_ref().map(index_of) == Some(shard);
-                if !of_shard || call.operation != "GetRecords" || call.status != Some(200) {
+                if !of_shard || call.operation != self.plan.read_call() || call.status != Some(200)
+                {
                     continue;
                 }
                 if let Some(last) = &call.last {

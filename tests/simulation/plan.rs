@@ -75,7 +75,7 @@ impl Plan {
             child_shards: rng.u8(..4) != 0,
             latency: milliseconds(pick(rng, &[0, 0, 5, 80])),
             large,
-            fan_out: !large && rng.u8(..3) == 0,
+            fan_out: rng.u8(..3) == 0,
             packs: !large && rng.u8(..3) == 0,
             steps: rng.usize(5..50),
             faults: pick(rng, &[0, 5, 15, 30]),

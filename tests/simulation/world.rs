@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fastrand::Rng;
-use kinestream::testing::{Interruption, Kinesis, Outcome, Shard, Stream, aggregate};
+use kinestream::testing::{Kinesis, Outcome, Shard, Stream, aggregate};
 use kinestream::{Checkpoint, StartingPosition};
 use tokio::time::{Instant, sleep};
 
 use crate::plan::Plan;
 use crate::reader::Reader;
 use crate::seeds::Story;
-use crate::store::{Health, SimulatedStore};
+use crate::store::SimulatedStore;
 use crate::truth::{Promise, Truth, index_of};
 
 /// 2026-01-01, so that no story depends on the day that it is told.
@@ -40,16 +40,16 @@ enum End {
 }
 
 /// What becomes of the next calls of an operation, or of any.
-type Faults = Arc<Mutex<VecDeque<(Option<&'static str>, Outcome)>>>;
+pub(crate) type Faults = Arc<Mutex<VecDeque<(Option<&'static str>, Outcome)>>>;
 
 pub(crate) struct World {
     pub(crate) plan: Plan,
-    rng: Rng,
+    pub(crate) rng: Rng,
     pub(crate) kinesis: Kinesis,
-    orders: Stream,
+    pub(crate) orders: Stream,
     pub(crate) truth: Truth,
     pub(crate) store: SimulatedStore,
-    faults: Faults,
+    pub(crate) faults: Faults,
     /// How many calls are told in the story.
     pub(crate) told_calls: usize,
 }
@@ -183,7 +183,7 @@ impl World {
         None
     }
 
-    fn time(&mut self, most: u64) -> Duration {
+    pub(crate) fn time(&mut self, most: u64) -> Duration {
         Duration::from_millis(self.rng.u64(..most))
     }
 
@@ -266,94 +266,6 @@ impl World {
                 _ => {}
             }
         }
-    }
-
-    fn fail_calls(&mut self) {
-        let mut operation = if self.plan.fan_out {
-            [
-                None,
-                None,
-                Some("ListShards"),
-                Some("RegisterStreamConsumer"),
-                Some("SubscribeToShard"),
-            ]
-        } else {
-            [None, None, Some("ListShards"), Some("GetShardIterator"), Some("GetRecords")]
-        }[self.rng.usize(..5)];
-        if self.plan.fan_out && self.rng.bool() {
-            return self.interrupt();
-        }
-        let outcome = match self.rng.u8(..13) {
-            0 | 1 => Outcome::throttled(),
-            2 => Outcome::failed(500, "InternalFailureException", ""),
-            3 => Outcome::failed(400, "ExpiredIteratorException", "expired"),
-            4 => Outcome::Refused,
-            5 => Outcome::Lost,
-            6 => Outcome::Cut,
-            7 => Outcome::Garbled { status: 503, body: "<html>".into() },
-            8 => Outcome::Hangs,
-            9 => Outcome::Delayed(self.time(40_000)),
-            10 => {
-                operation = Some(self.plan.read_call());
-                Outcome::failed(400, "AccessDeniedException", "no")
-            }
-            11 => {
-                self.truth.tell(format_args!("all iterators expire"));
-                return self.kinesis.expire_iterators();
-            }
-            _ => {
-                let open = self.orders.open_shards();
-                let (shard, time) = (self.rng.usize(..open.len()), self.time(10_000));
-                self.truth.tell(format_args!("shard {} is occupied", open[shard].index()));
-                return open[shard].occupy(time);
-            }
-        };
-        let times = self.rng.usize(1..5);
-        self.truth.tell(format_args!("next {times} calls of {operation:?}: {outcome:?}"));
-        let mut faults = self.faults.lock().unwrap();
-        faults.extend(std::iter::repeat_n((operation, outcome), times));
-    }
-
-    /// Something becomes of the subscriptions of a shard.
-    fn interrupt(&mut self) {
-        let interruption = match self.rng.u8(..6) {
-            0 => Interruption::Ends,
-            1 => Interruption::Resets,
-            2 => Interruption::Stalls,
-            3 => Interruption::fails("InternalFailureException", "ours"),
-            4 => Interruption::fails("KMSThrottlingException", "slow down"),
-            _ => Interruption::fails("ResourceInUseException", "taken over"),
-        };
-        let shard = self.rng.usize(..self.orders.shards().len());
-        self.truth.tell(format_args!("subscriptions of shard {shard}: {interruption:?}"));
-        self.orders.shard(shard).interrupt(&interruption);
-    }
-
-    async fn fail_store(&mut self) {
-        let health = match self.rng.u8(..8) {
-            // An outage while the caller is busy elsewhere.
-            7 => {
-                self.truth.tell(format_args!("the store is down for a while"));
-                self.store.set_health(Health::Down);
-                sleep(self.time(40_000)).await;
-                self.store.set_health(Health::Well);
-                return sleep(self.time(40_000)).await;
-            }
-            0 => Health::Slow(self.time(3000)),
-            1 => Health::Down,
-            2 => Health::Forgetful,
-            3 => Health::Hangs,
-            _ => Health::Well,
-        };
-        self.truth.tell(format_args!("the store is {health:?}"));
-        self.store.set_health(health);
-    }
-
-    /// From now on nothing goes wrong.
-    fn heal(&mut self) {
-        self.truth.tell(format_args!("everything is well from now on"));
-        self.faults.lock().unwrap().clear();
-        self.store.set_health(Health::Well);
     }
 
     async fn read_everything(&mut self, reader: &mut Reader) {

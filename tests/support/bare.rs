@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::types::ShardIteratorType;
+use aws_sdk_kinesis::config::StalledStreamProtectionConfig;
+use aws_sdk_kinesis::types::{ShardIteratorType, StartingPosition, SubscribeToShardEventStream};
 use futures::future::join_all;
 use tokio::time::{interval, sleep};
 
@@ -37,6 +38,30 @@ pub(crate) async fn follow(client: Client, stream: String, shard: usize) {
         ticks.tick().await;
         let call = client.get_records().set_shard_iterator(iterator).limit(10_000);
         iterator = call.send().await.unwrap().next_shard_iterator;
+    }
+}
+
+/// Is pushed what one shard has, by one subscription after another.
+pub(crate) async fn be_pushed(client: Client, consumer_arn: String, shard: usize) {
+    let beginning = StartingPosition::builder().r#type(ShardIteratorType::TrimHorizon);
+    let mut position = beginning.build().unwrap();
+    loop {
+        let call = client.subscribe_to_shard().consumer_arn(&consumer_arn);
+        let call =
+            call.shard_id(format!("shardId-{shard:012}")).starting_position(position.clone());
+        // What has nothing to say is no download that has stalled.
+        let settings = aws_sdk_kinesis::config::Builder::new()
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
+        let pushed = call.customize().config_override(settings).send().await;
+        let mut events = pushed.unwrap().event_stream;
+        while let Some(SubscribeToShardEventStream::SubscribeToShardEvent(event)) =
+            events.recv().await.unwrap()
+        {
+            let after = StartingPosition::builder()
+                .r#type(ShardIteratorType::AfterSequenceNumber)
+                .sequence_number(event.continuation_sequence_number);
+            position = after.build().unwrap();
+        }
     }
 }
 

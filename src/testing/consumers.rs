@@ -1,0 +1,108 @@
+//! Enhanced fan-out: who is registered.
+
+use serde_json::{Value, json};
+
+use super::contents::Shards;
+use super::model::Model;
+use super::operations::{Answer, not_found, refusal};
+
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_RegisterStreamConsumer.html>.
+const MOST_CONSUMERS: usize = 20;
+
+/// A consumer that is registered with a stream.
+#[derive(Debug)]
+pub(super) struct Registered {
+    pub(super) arn: String,
+    name: String,
+    created: u64,
+    /// Before this moment it is of no use.
+    pub(super) active: u64,
+}
+
+impl Model {
+    pub(super) fn describe_stream(&self, body: &Value) -> Result<Value, Answer> {
+        let (name, stream) = self.stream_of(body)?;
+        let open = stream.shards.iter().filter(|shard| shard.closed.is_none()).count();
+        Ok(json!({ "StreamDescriptionSummary": {
+            "StreamName": name,
+            "StreamARN": stream_arn(&name),
+            "StreamStatus": "ACTIVE",
+            "RetentionPeriodHours": 24,
+            "StreamCreationTimestamp": 0,
+            "EnhancedMonitoring": [],
+            "OpenShardCount": open,
+        } }))
+    }
+
+    pub(super) fn register(&mut self, body: &Value) -> Result<Value, Answer> {
+        let (now, registration) = (self.now(), self.registration);
+        let (stream, _) = self.stream_of(body)?;
+        let name = body["ConsumerName"].as_str().unwrap_or_default().to_owned();
+        let consumers = self.consumers_of(&stream)?;
+        if consumers.iter().any(|known| known.name == name) {
+            return Err(refusal(400, "ResourceInUseException", "the consumer exists already"));
+        }
+        if consumers.len() >= MOST_CONSUMERS {
+            return Err(refusal(400, "LimitExceededException", "20 consumers are registered"));
+        }
+        let registered = Registered {
+            arn: format!("{}/consumer/{name}:{}", stream_arn(&stream), now / 1000),
+            name,
+            created: now,
+            active: now + registration.as_millis() as u64,
+        };
+        let described = registered.describe(now);
+        consumers.push(registered);
+        Ok(json!({ "Consumer": described }))
+    }
+
+    pub(super) fn describe_consumer(&mut self, body: &Value) -> Result<Value, Answer> {
+        let now = self.now();
+        let (stream, index) = self.consumer_of(body)?;
+        let mut described = self.consumers_of(&stream)?[index].describe(now);
+        described["StreamARN"] = json!(stream_arn(&stream));
+        Ok(json!({ "ConsumerDescription": described }))
+    }
+
+    pub(super) fn deregister(&mut self, body: &Value) -> Result<Value, Answer> {
+        let (stream, index) = self.consumer_of(body)?;
+        self.consumers_of(&stream)?.remove(index);
+        self.streams.get(&stream).into_iter().for_each(Shards::tell);
+        Ok(json!({}))
+    }
+
+    fn consumers_of(&mut self, stream: &str) -> Result<&mut Vec<Registered>, Answer> {
+        let stream = self.streams.get_mut(stream).ok_or_else(|| not_found("Stream"))?;
+        Ok(&mut stream.consumers)
+    }
+
+    /// The stream of a consumer, and its place there.
+    pub(super) fn consumer_of(&self, body: &Value) -> Result<(String, usize), Answer> {
+        let (stream, is_it): (_, &dyn Fn(&Registered) -> bool) = match &body["ConsumerARN"] {
+            Value::String(arn) => {
+                let stream = arn.split_once("/consumer/").map_or("", |(stream, _)| stream);
+                let stream = stream.rsplit('/').next().unwrap_or_default().to_owned();
+                (stream, &move |known| known.arn == *arn)
+            }
+            _ => (self.stream_of(body)?.0, &|known| body["ConsumerName"] == known.name),
+        };
+        let consumers = self.streams.get(&stream).map(|stream| &stream.consumers);
+        let index = consumers.and_then(|consumers| consumers.iter().position(is_it));
+        Ok((stream, index.ok_or_else(|| not_found("Consumer"))?))
+    }
+}
+
+impl Registered {
+    fn describe(&self, now: u64) -> Value {
+        json!({
+            "ConsumerName": self.name,
+            "ConsumerARN": self.arn,
+            "ConsumerStatus": if now < self.active { "CREATING" } else { "ACTIVE" },
+            "ConsumerCreationTimestamp": self.created as f64 / 1000.0,
+        })
+    }
+}
+
+fn stream_arn(name: &str) -> String {
+    format!("arn:aws:kinesis:eu-west-1:123456789012:stream/{name}")
+}

@@ -1,0 +1,97 @@
+//! What goes wrong in a simulated world: calls, subscriptions and the store.
+
+use kinestream::testing::{Interruption, Outcome};
+use tokio::time::sleep;
+
+use crate::store::Health;
+use crate::world::World;
+
+impl World {
+    pub(crate) fn fail_calls(&mut self) {
+        let mut operation = if self.plan.fan_out {
+            [
+                None,
+                None,
+                Some("ListShards"),
+                Some("RegisterStreamConsumer"),
+                Some("SubscribeToShard"),
+            ]
+        } else {
+            [None, None, Some("ListShards"), Some("GetShardIterator"), Some("GetRecords")]
+        }[self.rng.usize(..5)];
+        if self.plan.fan_out && self.rng.bool() {
+            return self.interrupt();
+        }
+        let outcome = match self.rng.u8(..13) {
+            0 | 1 => Outcome::throttled(),
+            2 => Outcome::failed(500, "InternalFailureException", ""),
+            3 => Outcome::failed(400, "ExpiredIteratorException", "expired"),
+            4 => Outcome::Refused,
+            5 => Outcome::Lost,
+            6 => Outcome::Cut,
+            7 => Outcome::Garbled { status: 503, body: "<html>".into() },
+            8 => Outcome::Hangs,
+            9 => Outcome::Delayed(self.time(40_000)),
+            10 => {
+                operation = Some(self.plan.read_call());
+                Outcome::failed(400, "AccessDeniedException", "no")
+            }
+            11 => {
+                self.truth.tell(format_args!("all iterators expire"));
+                return self.kinesis.expire_iterators();
+            }
+            _ => {
+                let open = self.orders.open_shards();
+                let (shard, time) = (self.rng.usize(..open.len()), self.time(10_000));
+                self.truth.tell(format_args!("shard {} is occupied", open[shard].index()));
+                return open[shard].occupy(time);
+            }
+        };
+        let times = self.rng.usize(1..5);
+        self.truth.tell(format_args!("next {times} calls of {operation:?}: {outcome:?}"));
+        let mut faults = self.faults.lock().unwrap();
+        faults.extend(std::iter::repeat_n((operation, outcome), times));
+    }
+
+    /// Something becomes of the subscriptions of a shard.
+    fn interrupt(&mut self) {
+        let interruption = match self.rng.u8(..6) {
+            0 => Interruption::Ends,
+            1 => Interruption::Resets,
+            2 => Interruption::Stalls,
+            3 => Interruption::fails("InternalFailureException", "ours"),
+            4 => Interruption::fails("KMSThrottlingException", "slow down"),
+            _ => Interruption::fails("ResourceInUseException", "taken over"),
+        };
+        let shard = self.rng.usize(..self.orders.shards().len());
+        self.truth.tell(format_args!("subscriptions of shard {shard}: {interruption:?}"));
+        self.orders.shard(shard).interrupt(&interruption);
+    }
+
+    pub(crate) async fn fail_store(&mut self) {
+        let health = match self.rng.u8(..8) {
+            // An outage while the caller is busy elsewhere.
+            7 => {
+                self.truth.tell(format_args!("the store is down for a while"));
+                self.store.set_health(Health::Down);
+                sleep(self.time(40_000)).await;
+                self.store.set_health(Health::Well);
+                return sleep(self.time(40_000)).await;
+            }
+            0 => Health::Slow(self.time(3000)),
+            1 => Health::Down,
+            2 => Health::Forgetful,
+            3 => Health::Hangs,
+            _ => Health::Well,
+        };
+        self.truth.tell(format_args!("the store is {health:?}"));
+        self.store.set_health(health);
+    }
+
+    /// From now on nothing goes wrong.
+    pub(crate) fn heal(&mut self) {
+        self.truth.tell(format_args!("everything is well from now on"));
+        self.faults.lock().unwrap().clear();
+        self.store.set_health(Health::Well);
+    }
+}
