@@ -1,5 +1,6 @@
 //! One worker and its caller, from the first poll to a close, a drop or a sudden end.
 
+use std::ops::Range;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -28,8 +29,8 @@ pub(crate) struct Worker {
     /// A record was dropped without an ack: its shard can't be finished by this worker.
     pub(crate) has_forgotten: bool,
     /// The caller does not poll before, and since when it has not.
-    busy_until: Instant,
-    busy_since: Instant,
+    /// When its caller does something else, to the end of the last time.
+    busy: Vec<Range<Instant>>,
     pub(crate) suspended_until: Option<Instant>,
     /// Its caller is done with each record at once, and forgets none.
     pub(crate) is_quick: bool,
@@ -60,8 +61,7 @@ impl Worker {
             truth: truth.clone(),
             held: Vec::new(),
             has_forgotten: false,
-            busy_until: Instant::now(),
-            busy_since: Instant::now(),
+            busy: Vec::new(),
             suspended_until: None,
             is_quick: false,
             has_ended: false,
@@ -70,7 +70,7 @@ impl Worker {
 
     /// Whether its caller polls now.
     fn polls(&self) -> bool {
-        !self.has_ended && self.suspended_until.is_none() && self.busy_until <= Instant::now()
+        !self.has_ended && self.suspended_until.is_none() && self.busy_until() <= Instant::now()
     }
 
     /// When something happens to it that is not a record.
@@ -80,7 +80,7 @@ impl Worker {
             return Some(until);
         }
         let held = self.held.iter().map(|(_, _, due)| *due);
-        held.chain([self.busy_until]).filter(|at| *at > now).min()
+        held.chain([self.busy_until()]).filter(|at| *at > now).min()
     }
 
     /// Polls its stream, if the caller does.
@@ -114,14 +114,24 @@ impl Worker {
 
     /// Its caller has something else to do for so long.
     pub(crate) fn occupy(&mut self, time: Duration) {
-        self.busy_since = Instant::now();
-        self.busy_until = self.busy_since + time;
+        let now = Instant::now();
+        if let Some(last) = self.busy.last_mut() {
+            last.end = last.end.min(now);
+        }
+        self.busy.push(now..now + time);
     }
 
-    /// For how long something that its caller is told now may have waited for it.
-    fn kept_waiting(&self) -> Duration {
-        let is_free_since_now = self.busy_until == Instant::now();
-        if is_free_since_now { self.busy_since.elapsed() } else { Duration::ZERO }
+    fn busy_until(&self) -> Instant {
+        self.busy.last().map_or_else(Instant::now, |last| last.end)
+    }
+
+    /// How much of this time up to now its caller was busy, and could not be told anything.
+    fn busy_in(&self, time: Duration) -> Duration {
+        let now = Instant::now();
+        let since = now.checked_sub(time).unwrap_or(now);
+        let within =
+            |busy: &Range<Instant>| busy.end.min(now).duration_since(busy.start.max(since));
+        self.busy.iter().map(within).sum()
     }
 
     /// Acknowledges what its caller is done with.
@@ -170,7 +180,8 @@ impl Worker {
         let is_expected = match error.kind() {
             // The call that joins may be under way for 30 s.
             ErrorKind::StoreUnavailable => {
-                facts.lives[self.life].well_for() < Duration::from_secs(50) + self.kept_waiting()
+                let well = facts.lives[self.life].well_for();
+                well < Duration::from_secs(50) + self.busy_in(well)
             }
             ErrorKind::Unavailable | ErrorKind::Denied => true,
             // An earlier life of it has its name.
