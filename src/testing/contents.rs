@@ -18,8 +18,6 @@ pub(super) struct Shards {
     pub(super) shards: Vec<Contents>,
     pub(super) next_number: u128,
     pub(super) consumers: Vec<Registered>,
-    /// Told whenever there may be something to push.
-    pub(super) changed: Arc<Notify>,
 }
 
 /// What is in a shard.
@@ -41,6 +39,8 @@ pub(super) struct Contents {
     /// Until then somebody else uses up what the shard serves.
     pub(super) occupied: Option<Instant>,
     pub(super) subscriptions: Vec<Subscribed>,
+    /// Told whenever there may be something to push.
+    pub(super) changed: Arc<Notify>,
     /// The numbers that no record has and that were told as where to go on.
     pub(super) continuations: BTreeSet<String>,
     /// When each consumer has subscribed last.
@@ -67,12 +67,8 @@ const FIRST_NUMBER: u128 = 495_903_382_714_902_566_085_596_925_383_615;
 impl Shards {
     pub(super) fn new(count: usize) -> Self {
         assert!(count > 0, "a stream has at least one shard");
-        let mut shards = Self {
-            shards: Vec::new(),
-            next_number: FIRST_NUMBER,
-            consumers: Vec::new(),
-            changed: Arc::default(),
-        };
+        let mut shards =
+            Self { shards: Vec::new(), next_number: FIRST_NUMBER, consumers: Vec::new() };
         let share = u128::MAX / count as u128;
         for index in 0..count as u128 {
             let last = if index + 1 == count as u128 { u128::MAX } else { share * (index + 1) - 1 };
@@ -95,6 +91,7 @@ impl Shards {
             bytes: Bytes::default(),
             occupied: None,
             subscriptions: Vec::new(),
+            changed: Arc::default(),
             continuations: BTreeSet::new(),
             subscribed: BTreeMap::new(),
         });
@@ -106,7 +103,7 @@ impl Shards {
         let number = self.number();
         let stored = Stored { number: number.clone(), arrival: now, partition_key: key, data };
         self.shards[shard].records.push(stored);
-        self.tell();
+        self.shards[shard].changed.notify_waiters();
         number
     }
 
@@ -120,7 +117,7 @@ impl Shards {
 
     /// Whoever waits for something to push looks again.
     pub(super) fn tell(&self) {
-        self.changed.notify_waiters();
+        self.shards.iter().for_each(|shard| shard.changed.notify_waiters());
     }
 
     /// The open shard that has this hash key.
@@ -130,16 +127,14 @@ impl Shards {
         })
     }
 
-    pub(super) fn children(&self, shard: usize) -> Vec<usize> {
-        (0..self.shards.len())
-            .filter(|child| self.shards[*child].parents.contains(&shard))
-            .collect()
+    pub(super) fn children(&self, shard: usize) -> impl Iterator<Item = (usize, &Contents)> {
+        let shards = self.shards.iter().enumerate();
+        shards.filter(move |(_, child)| child.parents.contains(&shard))
     }
 
     pub(super) fn close(&mut self, shard: usize, now: u64) {
         let closed = self.shards[shard].closed.replace(now);
         assert!(closed.is_none(), "shard {shard} is closed already");
-        self.tell();
     }
 }
 

@@ -166,7 +166,6 @@ impl Model {
         }
         let child_shards = self.child_shards;
         let stream = self.streams.get_mut(&name).ok_or_else(|| not_found("Stream"))?;
-        let children = stream.children(index);
         let shard = stream
             .shards
             .get_mut(index)
@@ -202,9 +201,7 @@ impl Model {
         if !at_end {
             answer["NextShardIterator"] = json!(token(&name, index, next, now));
         } else if child_shards {
-            let shards = &stream.shards;
-            answer["ChildShards"] =
-                children.into_iter().map(|child| describe_child(child, &shards[child])).collect();
+            answer["ChildShards"] = describe_children(stream, index);
         }
         Ok(answer)
     }
@@ -311,9 +308,12 @@ fn hash_keys(shard: &Contents) -> Value {
     })
 }
 
-pub(super) fn describe_child(index: usize, shard: &Contents) -> Value {
-    let parents: Vec<String> = shard.parents.iter().map(|parent| id_of(*parent)).collect();
-    json!({ "ShardId": id_of(index), "ParentShards": parents, "HashKeyRange": hash_keys(shard) })
+pub(super) fn describe_children(stream: &Shards, parent: usize) -> Value {
+    let describe = |(index, shard): (usize, &Contents)| {
+        let parents: Vec<String> = shard.parents.iter().map(|parent| id_of(*parent)).collect();
+        json!({ "ShardId": id_of(index), "ParentShards": parents, "HashKeyRange": hash_keys(shard) })
+    };
+    stream.children(parent).map(describe).collect()
 }
 
 fn describe(index: usize, shard: &Contents) -> Value {

@@ -19,7 +19,7 @@ use super::contents::{Contents, index_of};
 use super::events::{event_of, exception, initial_response};
 use super::model::{Model, Shared};
 use super::operations::{
-    Answer, MOST_RECORDS, describe_child, fill, not_found, on_the_wire, place, refusal,
+    Answer, MOST_RECORDS, describe_children, fill, not_found, on_the_wire, place, refusal,
 };
 use crate::record::SequenceNumber;
 
@@ -114,7 +114,6 @@ impl Model {
             return Err(refusal(400, "ResourceInUseException", "the consumer is not ACTIVE yet"));
         }
         let consumer = stream.consumers[index].arn.clone();
-        let changed = Arc::clone(&stream.changed);
         let shard = body["ShardId"].as_str().and_then(index_of).unwrap_or(usize::MAX);
         let contents = stream
             .shards
@@ -133,6 +132,7 @@ impl Model {
             &position["Timestamp"],
             now,
         )?;
+        let changed = Arc::clone(&contents.changed);
         contents.subscribed.insert(consumer.clone(), instant);
         // What was there before is taken over.
         contents.subscriptions.retain(|known| known.consumer != consumer);
@@ -158,7 +158,6 @@ impl Model {
         let Subscription { stream, shard, id, next, .. } = subscription;
         let gone = || Message::exception("ResourceNotFoundException", "it is not there");
         let Some(stream) = self.streams.get_mut(stream) else { return gone() };
-        let children = stream.children(*shard);
         let contents = &stream.shards[*shard];
         let Some(known) = contents.subscriptions.iter().find(|known| known.id == *id) else {
             return Message::exception("ResourceInUseException", "it was taken over");
@@ -191,9 +190,7 @@ impl Model {
         let last = records.last().map(|record| record.number.clone());
         *next = after;
         if at_end && child_shards {
-            let shards = &stream.shards;
-            event["ChildShards"] =
-                children.into_iter().map(|child| describe_child(child, &shards[child])).collect();
+            event["ChildShards"] = describe_children(stream, *shard);
         }
         if !at_end {
             // Where nothing is new, the number is behind all that were given, and before all to come.
