@@ -18,7 +18,7 @@ use crate::record::ShardId;
 use crate::shard::{Pulse, Tenure};
 use crate::source::KnownShard;
 use crate::store::Watched;
-use crate::store::lease::{Answer, Lease, Standing, Table, Verdict};
+use crate::store::lease::{Answer, Change, Lease, Standing, Table, Verdict};
 
 impl Worker {
     /// What there is to be changed in the table as it is: first what was listed, then what evens it
@@ -26,6 +26,10 @@ impl Worker {
     pub(super) fn decide(&mut self) -> Changes {
         if !self.joined {
             return Changes::default();
+        }
+        let children = self.children();
+        if !children.is_empty() {
+            return Changes { list: children, losses: Vec::new() };
         }
         if self.listing.listed.take_if(|listed| !listed.is_of(&self.table)).is_some() {
             self.listing.due = Instant::now();
@@ -48,6 +52,24 @@ impl Worker {
         let list = balance(&self.table, &open);
         self.even = list.is_empty().then_some(self.table.version);
         Changes { list, losses: Vec::new() }
+    }
+
+    /// The children that their parents' ends have named, where all their parents are in the table: one
+    /// that is not may be one that is not found yet, or that the store has forgotten, and must not be
+    /// passed. Then only a listing can tell.
+    pub(super) fn children(&mut self) -> Vec<Change> {
+        let leases = &self.table.leases;
+        self.named.retain(|child| !leases.contains_key(&child.id));
+        if !self.named.iter().flat_map(|child| &child.parents).all(|id| leases.contains_key(id)) {
+            self.named.clear();
+            self.ask_for_listing();
+        }
+        let add = |KnownShard { id, parents }: &KnownShard| Change::Add {
+            shard: id.clone(),
+            parents: parents.clone(),
+            checkpoint: None,
+        };
+        self.named.iter().map(add).collect()
     }
 
     /// What was decided is in the table.

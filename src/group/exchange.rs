@@ -1,6 +1,7 @@
 //! What a worker and its store say to each other.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep, timeout};
@@ -163,6 +164,24 @@ impl Worker {
         }
     }
 
+    /// Adds the children that were named last, to the table as it is by now. Where that fails, whoever
+    /// lists the stream next finds them.
+    async fn add_children(&mut self) {
+        loop {
+            let children = self.children();
+            if children.is_empty() {
+                return;
+            }
+            let request = self.request(children, true);
+            match in_time(self.plan.leases.exchange(&self.plan.scope, &request)).await {
+                Ok(Answer { applied: false, table: Some(table), .. }) => {
+                    self.table = Arc::new(table);
+                }
+                _ => return,
+            }
+        }
+    }
+
     /// Saves what is finished, and gives back what there is.
     pub(super) async fn leave(mut self) {
         self.holdings.stop_all();
@@ -173,6 +192,7 @@ impl Worker {
         let left = timeout(LAST_WORDS, async {
             // Whoever asks for it is told what stands against it, by the writer.
             let _told_elsewhere = self.plan.writer.flush().await;
+            self.add_children().await;
             let mut pause = FIRST_PAUSE;
             while let Err(error) =
                 in_time(self.plan.leases.exchange(&self.plan.scope, &request)).await

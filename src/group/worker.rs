@@ -48,6 +48,8 @@ pub(crate) struct Worker {
     pub(super) renew_at: Instant,
     /// What the store is to be told, whatever is in the table.
     pub(super) pending: Vec<Change>,
+    /// Children that their parents' ends have named, and that are not in the table yet.
+    pub(super) named: Vec<KnownShard>,
     /// Shards that this worker gives to nobody before: their streams were dropped.
     pub(super) resting: BTreeMap<ShardId, Instant>,
     /// The version of the table that is known to be even.
@@ -98,6 +100,7 @@ impl Worker {
             pause: FIRST_PAUSE,
             renew_at: now,
             pending: Vec::new(),
+            named: Vec::new(),
             resting: BTreeMap::new(),
             even: None,
             begun: false,
@@ -134,7 +137,8 @@ impl Worker {
         loop {
             // What a store that fails is to be told waits for the next attempt.
             let is_ready = self.joined && self.failing_since.is_none();
-            if self.renew_at <= Instant::now() || is_ready && !self.pending.is_empty() {
+            let has_news = !self.pending.is_empty() || !self.named.is_empty();
+            if self.renew_at <= Instant::now() || is_ready && has_news {
                 self.look_after_callers();
                 self.exchange().await;
             }
@@ -167,7 +171,8 @@ impl Worker {
 
     fn hear(&mut self, word: Word) {
         match word {
-            Word::Children(children) => self.add_children(children),
+            Word::Children(children) if children.is_empty() => self.ask_for_listing(),
+            Word::Children(children) => self.named.extend(children),
             Word::Finished(shard, epoch) => self.pending.push(Change::Finish { shard, epoch }),
             Word::Dropped(shard, epoch) => {
                 let rest = Instant::now() + self.renewal();
@@ -183,23 +188,11 @@ impl Worker {
         }
     }
 
-    /// Children as their parent names them, where the table has all their parents; otherwise only
-    /// a listing can tell.
-    fn add_children(&mut self, children: Vec<KnownShard>) {
-        let leases = &self.table.leases;
-        // A parent that is not known may be one that is not found yet, and must not be passed.
-        let known = |child: &KnownShard| child.parents.iter().all(|id| leases.contains_key(id));
-        if children.is_empty() || !children.iter().all(known) {
-            let soon = self.listing.last.map_or_else(Instant::now, |listed| listed + SOON);
-            self.listing.due = self.listing.due.min(soon).max(Instant::now());
-            self.listing.is_asked_for = true;
-            return;
-        }
-        self.pending.extend(children.into_iter().map(|KnownShard { id, parents }| Change::Add {
-            shard: id,
-            parents,
-            checkpoint: None,
-        }));
+    /// A listing, as soon as it may be.
+    pub(super) fn ask_for_listing(&mut self) {
+        let soon = self.listing.last.map_or_else(Instant::now, |listed| listed + SOON);
+        self.listing.due = self.listing.due.min(soon).max(Instant::now());
+        self.listing.is_asked_for = true;
     }
 
     fn finish(&mut self, done: Done) -> Option<Over> {

@@ -6,10 +6,10 @@ use std::time::Duration;
 use futures::StreamExt;
 use kinestream::store::Scope;
 use kinestream::{
-    Checkpoint, CheckpointOn, CheckpointStore, ErrorKind, MemoryStore, OnTrimmed, Ordering,
+    Checkpoint, CheckpointOn, CheckpointStore, ErrorKind, MemoryStore, OnTrimmed, Ordering, Record,
     StartingPosition,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::{assert_silent, calls, consumer, next, number, orders, shard_of};
 use kinestream::testing::{Kinesis, Outcome, Shard};
@@ -189,4 +189,45 @@ async fn a_thousand_shards_and_more_are_listed_page_by_page() {
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     assert_eq!(calls(&kinesis, "ListShards").len(), 5, "two calls, and three again");
     assert_eq!(kinesis.violations(), [""; 0]);
+}
+
+/// The end of a shard names a child whose other parent was in the table until a moment ago.
+#[tokio::test(start_paused = true)]
+async fn a_child_waits_for_a_parent_that_the_store_has_forgotten() {
+    let (kinesis, orders) = orders(3);
+    let store = MemoryStore::new();
+    let consumer = consumer(&kinesis)
+        .store(store.clone())
+        .checkpoint_on(CheckpointOn::Ack)
+        .discovery_interval(Duration::from_secs(5))
+        .build()
+        .unwrap();
+    let mut records = consumer.records();
+    let mut held = Vec::new();
+    for shard in orders.shards() {
+        shard.put("0");
+    }
+    for _ in 0..3 {
+        held.push(next(&mut records).await);
+    }
+    let before = store.replica();
+    let merged = orders.shard(1).merge(&orders.shard(2));
+    merged.put("1");
+    // It is listed, and waits for its parents.
+    assert!(timeout(Duration::from_secs(20), records.next()).await.is_err());
+    assert!(consumer.positions().await.unwrap().contains_key(&merged.id()));
+    let last = orders.shard(0).merge(&merged);
+    last.put("2");
+    store.fall_back_to(&before);
+    for record in held.extract_if(.., |record| shard_of(record) == 0) {
+        record.ack();
+    }
+    let early = timeout(Duration::from_secs(30), records.next()).await;
+    assert!(early.is_err(), "{early:?}");
+    held.iter().for_each(Record::ack);
+    for expected in 1..=2 {
+        let record = next(&mut records).await;
+        assert_eq!(number(&record), expected);
+        record.ack();
+    }
 }
