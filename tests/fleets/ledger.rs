@@ -8,8 +8,9 @@ use tokio::time::Instant;
 
 use crate::truth::{Facts, Promise, index_of};
 
-/// How long a worker has reached the store for when it is sure to have saved what it gives back.
-const LONG_WELL: Duration = Duration::from_secs(30);
+/// How long a worker has reached the store for when it is sure to have saved what it gives back: a
+/// call that hung may have been under way for 30 s of it.
+const LONG_WELL: Duration = Duration::from_secs(50);
 
 /// What is finished so shortly before a shard is given back may not be saved.
 const HANDOVER: Duration = Duration::from_millis(200);
