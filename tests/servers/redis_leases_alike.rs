@@ -308,6 +308,16 @@ where
     S: CheckpointStore + LeaseStore,
 {
     let before = store.table(scope).await.unwrap();
+    // A shard that is forgotten and added again begins anew: whether within a millisecond of before
+    // is luck.
+    let mut remembered = before.clone();
+    if let Operation::Exchange { asks, .. } = operation {
+        for ask in asks {
+            if let Ask::Forget(index) = ask {
+                remembered.leases.remove(&shard(*index));
+            }
+        }
+    }
     let mut lines = match operation.clone() {
         Operation::Exchange {
             worker: index,
@@ -334,7 +344,7 @@ where
                 only_if_unchanged,
                 changes: asks.iter().map(|ask| change(ask, &before)).collect(),
             };
-            answer_shape(&store.exchange(scope, &request).await.unwrap(), &before)
+            answer_shape(&store.exchange(scope, &request).await.unwrap(), &remembered)
         }
         Operation::SaveFenced(positions) => {
             let positions: Vec<_> = positions
@@ -358,7 +368,7 @@ where
             vec![format!("{:?}", store.edit(scope, &Edit::Clear, forced).await.unwrap())]
         }
     };
-    lines.extend(shape(&store.table(scope).await.unwrap(), &before));
+    lines.extend(shape(&store.table(scope).await.unwrap(), &remembered));
     let mut loaded: Vec<_> = store.load(scope).await.unwrap().into_iter().collect();
     loaded.sort_by(|left, right| left.0.cmp(&right.0));
     lines.push(format!("{loaded:?}"));
