@@ -67,6 +67,11 @@ impl Checkpoint {
         }
     }
 
+    /// The last record that is finished, where there is one.
+    pub(crate) fn sequence_number(&self) -> Option<&SequenceNumber> {
+        self.place().map(|(number, _)| number)
+    }
+
     /// The place after which to go on. Without a part, the whole record is finished, which is
     /// further than any part of it.
     fn place(&self) -> Option<(&SequenceNumber, u64)> {

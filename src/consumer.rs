@@ -6,6 +6,7 @@ mod records;
 mod session;
 mod settings;
 mod shards;
+mod status;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::observe::{Events, Observer};
 use crate::shard::Closing;
 use crate::source::{Kinesis, Registration};
 use crate::store::{self, CheckpointStore, LeaseStore, Scope, Writer};
@@ -27,6 +29,7 @@ pub use records::Records;
 use session::Session;
 use settings::Settings;
 pub use shards::Shards;
+pub use status::{ShardState, ShardStatus, Status};
 
 /// How long [`Consumer::close`] tries to save what is pending.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -66,6 +69,7 @@ struct Inner {
     store: Arc<dyn CheckpointStore>,
     leases: Arc<dyn LeaseStore>,
     scope: Scope,
+    observer: Observer,
     settings: Settings,
     closing: Closing,
     /// A session is alive.
@@ -164,6 +168,14 @@ impl Consumer {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What happens to this consumer from now on: shards that begin and end, throttling, leases that
+    /// come and go, records that were lost.
+    ///
+    /// Any number of listeners may have one each. None of them holds up who reads.
+    pub fn events(&self) -> Events {
+        self.inner.observer.events()
     }
 
     fn in_use(&self, message: &str) -> Error {

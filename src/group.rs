@@ -32,6 +32,7 @@ use tokio::sync::mpsc;
 use crate::checkpoint::Watermark;
 use crate::error::Result;
 use crate::lineage::{Lister, Ordering};
+use crate::observe::Observer;
 use crate::record::ShardId;
 use crate::shard::{CheckpointOn, Pulse, Tenure};
 use crate::source::{KnownShard, Position};
@@ -69,6 +70,7 @@ pub(crate) struct Plan {
     pub(crate) scope: Scope,
     pub(crate) writer: Writer,
     pub(crate) lister: Lister,
+    pub(crate) observer: Observer,
     pub(crate) rules: Rules,
     pub(crate) openings: mpsc::UnboundedSender<Result<Opening>>,
     pub(crate) words: mpsc::UnboundedSender<Word>,

@@ -140,6 +140,7 @@ mod consumer;
 mod error;
 mod group;
 mod lineage;
+mod observe;
 mod pace;
 mod record;
 mod shard;
@@ -147,11 +148,16 @@ mod source;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(feature = "serde")]
+mod text_form;
 
 pub use checkpoint::Checkpoint;
-pub use consumer::{Consumer, ConsumerBuilder, Records, Shards, WhenHeld};
+pub use consumer::{
+    Consumer, ConsumerBuilder, Records, ShardState, ShardStatus, Shards, Status, WhenHeld,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use lineage::{Ordering, ShardPosition, StartingPosition};
+pub use observe::{Event, Events};
 pub use record::{EncryptionType, Record, SequenceNumber, ShardId};
 pub use shard::{CheckpointOn, ShardStream};
 pub use source::OnTrimmed;

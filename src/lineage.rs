@@ -15,7 +15,7 @@ mod start;
 use crate::record::ShardId;
 use crate::store::lease::{Lease, Table};
 
-pub(crate) use listing::{Changes, Listed, Lister};
+pub(crate) use listing::{Changes, Listed, Lister, Loss};
 pub(crate) use start::Start;
 pub use start::{ShardPosition, StartingPosition};
 

@@ -27,8 +27,9 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use crate::error::Result;
+use crate::observe::ShardObserver;
 use crate::pace::{Pace, SHORTEST_PAUSE};
-use crate::record::{Finish, SequenceNumber, ShardId};
+use crate::record::{Finish, SequenceNumber};
 
 pub(crate) use batch::Batch;
 pub(crate) use budget::{Budget, Space};
@@ -44,7 +45,7 @@ pub(crate) use registration::Registration;
 /// What it takes to read one shard.
 pub(crate) struct Subject {
     pub(crate) kinesis: Kinesis,
-    pub(crate) shard_id: ShardId,
+    pub(crate) observer: ShardObserver,
     /// Of the lease under which it is read.
     pub(crate) epoch: u64,
     pub(crate) position: Position,
@@ -65,7 +66,7 @@ impl Subject {
         let Self { interval, limit, budget, .. } = self;
         let progress = Progress {
             kinesis: self.kinesis,
-            shard_id: self.shard_id,
+            observer: self.observer,
             epoch: self.epoch,
             position: self.position,
             on_trimmed: self.on_trimmed,
@@ -103,6 +104,7 @@ trait Asks: Send + 'static {
 /// All that comes of asking, again and again.
 fn batches(mut source: impl Asks) -> BoxStream<'static, Result<Fetched>> {
     let batches = stream! {
+        source.progress().begins();
         loop {
             let fetched = match source.progress().hand_out().await {
                 Ok(None) => source.ask().await.map(|()| None),

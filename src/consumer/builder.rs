@@ -7,6 +7,7 @@ use super::settings::{Settings, check_application, check_stream};
 use super::{Consumer, Inner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::{Ordering, ShardPosition, StartingPosition};
+use crate::observe::Observer;
 use crate::record::ShardId;
 use crate::shard::CheckpointOn;
 use crate::source::{Kinesis, OnTrimmed, Registration};
@@ -285,6 +286,7 @@ impl ConsumerBuilder {
                 Error::new(ErrorKind::Configuration, message).in_stream(kinesis.name())
             })?;
         let scope = Scope::new(self.application, kinesis.name().clone());
+        let observer = Observer::new(kinesis.name(), scope.application());
         let fan_out = self.settings.fan_out.as_ref();
         let fan_out = fan_out.map(|name| Arc::new(Registration::new(kinesis.clone(), name)));
         Ok(Consumer {
@@ -294,6 +296,7 @@ impl ConsumerBuilder {
                 leases: leases_of(&self.store),
                 store: self.store,
                 scope,
+                observer,
                 settings: self.settings,
                 closing: crate::shard::Closing::new(),
                 reading: Arc::default(),

@@ -55,6 +55,7 @@ impl Session {
                 kinesis: inner.kinesis.clone(),
                 start: inner.settings.start.clone(),
                 on_trimmed: inner.settings.on_trimmed,
+                observer: inner.observer.clone(),
                 tell: {
                     let opening = opening.clone();
                     Arc::new(move |error| {
@@ -62,6 +63,7 @@ impl Session {
                     })
                 },
             },
+            observer: inner.observer.clone(),
             rules: inner.settings.rules.clone(),
             openings: opening,
             words: word.clone(),
@@ -115,6 +117,7 @@ impl Session {
                     Arc::clone(&inner.leases),
                     inner.scope.clone(),
                     inner.settings.rhythm,
+                    inner.observer.clone(),
                 ))
                 .clone(),
         }
@@ -141,9 +144,10 @@ impl Running {
     pub(super) fn open(&self, opening: Opening) -> ShardStream {
         let Opening { shard, position, tenure, watermark, pulse } = opening;
         let inner = &self.session.consumer.inner;
+        let observer = inner.observer.shard(&shard.id);
         let subject = Subject {
             kinesis: inner.kinesis.clone(),
-            shard_id: shard.id.clone(),
+            observer: observer.clone(),
             epoch: tenure.epoch(),
             position,
             interval: inner.settings.interval,
@@ -156,7 +160,7 @@ impl Running {
         };
         let (word, id, epoch) = (self.word.clone(), shard.id.clone(), tenure.epoch());
         let reading = Reading::new(Plan {
-            shard_id: shard.id,
+            observer,
             parents: shard.parents,
             source: subject.into_source(),
             checkpoint_on: inner.settings.rules.checkpoint_on,

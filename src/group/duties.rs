@@ -12,8 +12,8 @@ use super::holdings::{Holding, Settled};
 use super::worker::{Done, Worker};
 use super::{Opening, Word};
 use crate::checkpoint::{Advance, Watermark};
-use crate::error::Error;
-use crate::lineage::{Changes, readable};
+use crate::lineage::{Changes, Loss, readable};
+use crate::observe::Event;
 use crate::record::ShardId;
 use crate::shard::{Pulse, Tenure};
 use crate::source::KnownShard;
@@ -73,10 +73,13 @@ impl Worker {
     }
 
     /// What was decided is in the table.
-    pub(super) fn applied(&mut self, losses: Vec<Error>) {
+    pub(super) fn applied(&mut self, losses: Vec<Loss>) {
         if self.listing.listed.take().is_some() {
-            for error in losses {
-                (self.plan.lister.tell)(error);
+            for loss in losses {
+                match loss {
+                    Loss::Told(error) => (self.plan.lister.tell)(error),
+                    Loss::PassedOver(gap) => self.plan.observer.tell(gap),
+                }
             }
             self.begun = true;
         }
@@ -85,11 +88,8 @@ impl Worker {
     /// The worker is in the table, and has seen it where it is not as it was.
     pub(super) fn welcome(&mut self, answer: Answer) {
         if answer.standing == Standing::Joined {
-            tracing::info!(
-                scope = %self.plan.scope,
-                worker = &*self.plan.rules.worker_id,
-                "a worker has joined"
-            );
+            let worker_id = (*self.plan.rules.worker_id).to_owned();
+            self.plan.observer.tell(Event::WorkerJoined { worker_id });
         }
         if let Some(table) = answer.table {
             self.look_at(table);
@@ -104,14 +104,15 @@ impl Worker {
             && table.generation != self.table.generation
             && table.cleared == self.table.cleared;
         if is_forgotten {
-            tracing::warn!(scope = %self.plan.scope, "the store has forgotten: telling it again");
+            self.plan.observer.tell(Event::StoreForgot);
             self.pending.extend(self.holdings.knowledge(&self.table));
         }
         let Settled { changes, opened, leaving, lost } = self.holdings.settle(&self.table, &table);
+        self.tell_resharded(&table);
         self.table = Arc::new(table);
         self.seen_whole = Instant::now();
-        for (shard, epoch) in lost {
-            tracing::warn!(scope = %self.plan.scope, %shard, epoch, "a lease is lost");
+        for (shard_id, epoch) in lost {
+            self.plan.observer.tell(Event::LeaseLost { shard_id, epoch });
         }
         if !is_forgotten {
             self.pending.extend(changes);
@@ -131,13 +132,27 @@ impl Worker {
         }
     }
 
+    /// Tells of the shards that have come, where those that they were made of were known.
+    fn tell_resharded(&self, table: &Table) {
+        let known = &self.table.leases;
+        for (shard_id, lease) in table.leases.iter().filter(|(id, _)| !known.contains_key(*id)) {
+            let parents = lease.parents.iter().flatten().filter(|id| known.contains_key(*id));
+            let parents: Vec<ShardId> = parents.cloned().collect();
+            if !parents.is_empty() {
+                let shard_id = shard_id.clone();
+                self.plan.observer.tell(Event::Resharded { shard_id, parents });
+            }
+        }
+    }
+
     /// Begins with a shard that the worker has been given.
     fn open(&mut self, id: &ShardId, lease: Lease) {
         let Some(position) = self.plan.lister.position(id, lease.checkpoint.clone()) else {
             return;
         };
         let epoch = lease.epoch;
-        tracing::info!(scope = %self.plan.scope, shard = %id, epoch, "a lease is gained");
+        let observer = self.plan.observer.clone();
+        observer.tell(Event::LeaseGained { shard_id: id.clone(), epoch });
         let tenure = Tenure::new(epoch, Arc::clone(&self.validity));
         let watermark = Arc::new(Watermark::new({
             let (words, bell, shard) =
@@ -146,6 +161,7 @@ impl Worker {
                 Advance::Position => bell.advanced(),
                 Advance::End => {
                     bell.ended();
+                    observer.tell(Event::ShardFinished { shard_id: shard.clone() });
                     // Nobody listens any more where the reading has been dropped.
                     let _dropped = words.send(Word::Finished(shard.clone(), epoch));
                 }
@@ -190,11 +206,12 @@ impl Worker {
         holding.stop();
         let watermark = Arc::clone(&holding.watermark);
         let (writer, shard) = (self.plan.writer.clone(), shard.clone());
-        tracing::info!(scope = %self.plan.scope, %shard, epoch, "a lease is handed over");
+        let observer = self.plan.observer.clone();
+        observer.tell(Event::LeaseGivenBack { shard_id: shard.clone(), epoch });
         self.tasks.spawn(async move {
             let settled = poll_fn(|context| watermark.poll_settled(context));
             if timeout(patience, settled).await.is_err() && !patience.is_zero() {
-                tracing::warn!(%shard, epoch, "records are unfinished: they will be read again");
+                observer.tell(Event::HandoffTimedOut { shard_id: shard.clone(), epoch });
             }
             // Where it fails, what it would have saved is read again.
             let _told_elsewhere = writer.flush().await;
@@ -231,7 +248,7 @@ impl Worker {
     pub(super) fn look_after_callers(&mut self) {
         let Some(limit) = self.plan.rules.poll_timeout else { return };
         for (shard, epoch) in self.holdings.neglected(limit) {
-            tracing::warn!(scope = %self.plan.scope, %shard, "its caller has stopped polling");
+            self.plan.observer.tell(Event::CallerStopped { shard_id: shard.clone() });
             self.hand_over(&shard, epoch, Duration::ZERO);
         }
     }

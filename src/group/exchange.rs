@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::worker::{FIRST_PAUSE, Worker, runs_out};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::Changes;
+use crate::observe::Event;
 use crate::pace::jitter;
 use crate::shard::time_on_the_wall;
 use crate::store::lease::{Answer, Change, Request, Standing};
@@ -122,7 +123,7 @@ impl Worker {
     /// Another may have the worker's leases by now.
     pub(super) fn doubt(&mut self) {
         if self.valid_until.take().is_some() {
-            tracing::warn!(scope = %self.plan.scope, "the leases may be another's by now: waiting");
+            self.plan.observer.tell(Event::LeasesInDoubt);
             self.validity.doubt();
         }
     }

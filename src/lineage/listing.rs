@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::start::{Pin, Start};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Failure, Remedy};
+use crate::observe::{Event, Observer};
 use crate::pace::jitter;
 use crate::record::ShardId;
 use crate::source::{Kinesis, KnownShard, Listing, OnTrimmed, Position};
@@ -28,6 +29,7 @@ pub(crate) struct Lister {
     pub(crate) kinesis: Kinesis,
     pub(crate) start: Start,
     pub(crate) on_trimmed: OnTrimmed,
+    pub(crate) observer: Observer,
     /// Tells the caller what no retry cures.
     pub(crate) tell: Arc<dyn Fn(Error) + Send + Sync>,
 }
@@ -49,7 +51,16 @@ pub(crate) struct Listed {
 pub(crate) struct Changes {
     pub(crate) list: Vec<Change>,
     /// What the caller is to be told of once they are made.
-    pub(crate) losses: Vec<Error>,
+    pub(crate) losses: Vec<Loss>,
+}
+
+/// Records that were lost before they were read.
+#[derive(Debug)]
+pub(crate) enum Loss {
+    /// Only the caller can say what is to become of it.
+    Told(Error),
+    /// It was said what is to become of it.
+    PassedOver(Event),
 }
 
 impl Listed {
@@ -81,14 +92,15 @@ impl Lister {
     async fn until_answered(&self, since: Option<SystemTime>, begins: bool) -> Option<Listing> {
         let began = Instant::now();
         let mut pause = FIRST_PAUSE;
-        let mut told = None;
+        let (mut told, mut failed) = (None, 0);
         loop {
             let Failure { remedy, error, .. } = match self.kinesis.shards(since).await {
                 Ok(listing) => return Some(listing),
                 Err(failure) => failure,
             };
             let error = error.in_stream(self.kinesis.name());
-            tracing::debug!(%error, "cannot list the shards yet");
+            failed += 1;
+            self.observer.tell(Event::retried(None, &error, failed));
             let kind = error.kind();
             let overdue = begins && told.is_none() && began.elapsed() >= FIRST_ANSWER;
             match remedy {
@@ -182,7 +194,7 @@ impl Lister {
     }
 
     /// A shard that was begun and has left retention meanwhile.
-    fn lose(&self, shard: &ShardId, lease: &Lease, losses: &mut Vec<Error>) -> Vec<Change> {
+    fn lose(&self, shard: &ShardId, lease: &Lease, losses: &mut Vec<Loss>) -> Vec<Change> {
         let read = match &lease.checkpoint {
             Some(checkpoint) => checkpoint.to_string(),
             None => "its beginning".to_owned(),
@@ -202,10 +214,14 @@ impl Lister {
             changes.push(Change::Add { shard: id(), parents: Vec::new(), checkpoint: None });
         }
         if self.on_trimmed == OnTrimmed::Fail {
-            losses.push(error);
+            losses.push(Loss::Told(error));
             changes.push(Change::Lose { shard: id() });
         } else {
-            tracing::warn!(%error, "records were lost before they were read: going on");
+            losses.push(Loss::PassedOver(Event::Gap {
+                shard_id: shard.clone(),
+                after: lease.checkpoint.as_ref().and_then(Checkpoint::sequence_number).cloned(),
+                position: Checkpoint::ShardEnd,
+            }));
             changes.push(Change::Finish { shard: id(), epoch });
         }
         changes

@@ -20,13 +20,14 @@ use super::run::{Desk, LONGEST_RUN, Run};
 use super::{CheckpointOn, Closing, Tenure};
 use crate::checkpoint::Watermark;
 use crate::error::Result;
+use crate::observe::{Event, ShardObserver};
 use crate::record::{Mark, ShardId};
 use crate::source::{Fetched, KnownShard, Source};
 use crate::store::Writer;
 
 /// What a shard is read with.
 pub(crate) struct Plan {
-    pub(crate) shard_id: ShardId,
+    pub(crate) observer: ShardObserver,
     pub(crate) parents: Vec<ShardId>,
     pub(crate) source: Source,
     pub(crate) checkpoint_on: CheckpointOn,
@@ -54,7 +55,7 @@ pub(crate) enum Ending {
 
 /// One shard as a stream of runs.
 pub(crate) struct Reading {
-    shard_id: ShardId,
+    observer: ShardObserver,
     parents: Vec<ShardId>,
     checkpoint_on: CheckpointOn,
     max_in_flight: usize,
@@ -83,7 +84,7 @@ enum State {
 impl Reading {
     pub(crate) fn new(plan: Plan) -> Self {
         Self {
-            shard_id: plan.shard_id,
+            observer: plan.observer,
             parents: plan.parents,
             checkpoint_on: plan.checkpoint_on,
             max_in_flight: match plan.checkpoint_on {
@@ -104,7 +105,7 @@ impl Reading {
     }
 
     pub(crate) fn shard_id(&self) -> &ShardId {
-        &self.shard_id
+        self.observer.shard_id()
     }
 
     pub(crate) fn parents(&self) -> &[ShardId] {
@@ -162,6 +163,10 @@ impl Reading {
                 Some(Ok(Fetched::Passed(number))) => self.watermark.pass(&Mark::from(&number)),
                 Some(Ok(Fetched::End(children))) => {
                     self.state = State::Done;
+                    self.observer.tell(Event::ShardEnded {
+                        shard_id: self.shard_id().clone(),
+                        children: children.iter().map(|child| child.id.clone()).collect(),
+                    });
                     (self.ended)(Ending::Read(children));
                     self.watermark.end();
                     return Poll::Ready(None);

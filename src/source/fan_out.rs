@@ -99,9 +99,9 @@ impl FanOut {
     async fn subscribe(&self) -> Result<Subscription, Refused> {
         let consumer = self.registration.arn().await.map_err(Refused::Failed)?;
         let gauge = Gauge::reserve(&self.budget, self.expected).await;
-        let Progress { kinesis, shard_id, .. } = &self.progress;
+        let (kinesis, shard) = (&self.progress.kinesis, self.progress.shard_id());
         let position = self.progress.begin();
-        match kinesis.subscribe(&consumer, shard_id, &position, gauge.clone()).await {
+        match kinesis.subscribe(&consumer, shard, &position, gauge.clone()).await {
             Ok(subscription) => Ok(subscription),
             Err(_) if gauge.short() > 0 => Err(Refused::NoRoom(gauge.short())),
             Err(failure) => {
@@ -112,7 +112,7 @@ impl FanOut {
     }
 
     fn lacks_room(&mut self, length: usize) {
-        tracing::debug!(shard = %self.progress.shard_id, length, "no room for what is pushed");
+        tracing::debug!(shard = %self.progress.shard_id(), length, "no room for what is pushed");
         self.expected = self.expected.max(length);
     }
 
@@ -168,7 +168,7 @@ impl Asks for FanOut {
             Next::Nothing | Next::Renew => put(&self.slot, subscription),
             Next::NoRoom(length) => self.lacks_room(length),
             Next::Ended => {
-                tracing::debug!(shard = %self.progress.shard_id, "a subscription has ended");
+                tracing::debug!(shard = %self.progress.shard_id(), "a subscription has ended");
             }
             Next::Failed(failure) => {
                 drop(subscription);

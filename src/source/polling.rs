@@ -56,8 +56,8 @@ impl Polling {
 
     /// An iterator at the position.
     async fn place(&mut self) -> Result<Option<Iterator>, Told> {
-        let Progress { kinesis, shard_id, .. } = &self.progress;
-        let failure = match kinesis.shard_iterator(shard_id, &self.progress.begin()).await {
+        let (kinesis, shard) = (&self.progress.kinesis, self.progress.shard_id());
+        let failure = match kinesis.shard_iterator(shard, &self.progress.begin()).await {
             Ok(Some(text)) => {
                 self.placed = true;
                 return Ok(Some(Iterator::new(text)));
@@ -121,7 +121,7 @@ impl Asks for Polling {
         // Asked again, it will be as long: then the room is there before.
         self.expected = self.expected.max(room.length());
         if room.was_short() {
-            let (shard, expected) = (&self.progress.shard_id, self.expected);
+            let (shard, expected) = (self.progress.shard_id(), self.expected);
             tracing::debug!(%shard, expected, "no room for an answer");
             self.progress.pace.answered(expected.min(LARGEST_ANSWER), true);
             return Ok(());

@@ -49,6 +49,27 @@ impl Position {
         }
     }
 
+    /// As it would be stored; `None` where only the name of a record to begin with is known.
+    pub(crate) fn checkpoint(&self) -> Option<Checkpoint> {
+        match self {
+            Self::TrimHorizon => Some(Checkpoint::TrimHorizon),
+            Self::AtTimestamp(time) => Some(Checkpoint::AtTimestamp(*time)),
+            Self::AtSequence(_) => None,
+            Self::After(number, part) => Some(Checkpoint::AfterSequence {
+                sequence_number: number.clone(),
+                sub_sequence_number: *part,
+            }),
+        }
+    }
+
+    /// The record that it is at or behind, where it is at one.
+    pub(crate) fn number(&self) -> Option<&SequenceNumber> {
+        match self {
+            Self::AtSequence(number) | Self::After(number, _) => Some(number),
+            Self::TrimHorizon | Self::AtTimestamp(_) => None,
+        }
+    }
+
     /// Whether a record that an iterator finds where it was just placed lies before this position.
     ///
     /// It may where the iterator was placed at a record that is finished, and where a server that

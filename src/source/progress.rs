@@ -10,7 +10,9 @@ use tokio::time::Instant;
 use super::batch::Batch;
 use super::kinesis::server_time;
 use super::{Fetched, Kinesis, KnownShard, OnTrimmed, Position, Space};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
+use crate::observe::{Event, ShardObserver};
 use crate::pace::Pace;
 use crate::record::{Finish, Origin, SequenceNumber, ShardId};
 
@@ -21,7 +23,7 @@ const PASSED_EACH: Duration = Duration::from_secs(60);
 /// A shard, and how far it has been fetched.
 pub(super) struct Progress {
     pub(super) kinesis: Kinesis,
-    pub(super) shard_id: ShardId,
+    pub(super) observer: ShardObserver,
     /// Of the lease under which it is read.
     pub(super) epoch: u64,
     pub(super) position: Position,
@@ -49,6 +51,8 @@ pub(super) struct State {
     passed: Option<Instant>,
     /// The hash keys of the shard were asked for in vain: the next attempt waits for its turn.
     hindered: bool,
+    /// How many calls in a row have failed.
+    failed: u32,
 }
 
 /// What an answer holds.
@@ -87,23 +91,19 @@ impl Progress {
 
     /// What a failed call leads to: another one, or something that the caller is told.
     pub(super) fn recover(&mut self, failure: Failure) -> Result<(), Told> {
-        let error = failure.error.in_stream(self.kinesis.name()).in_shard(self.shard_id.as_str());
+        let error = failure.error.in_stream(self.kinesis.name()).in_shard(self.shard_id().as_str());
         match failure.remedy {
             Remedy::SlowDown => {
-                tracing::debug!(%error, "throttled");
                 self.pace.throttled();
+                self.tell_failed(|shard_id, attempt| Event::Throttled { shard_id, attempt });
             }
-            Remedy::Retry | Remedy::RestartListing => {
-                tracing::debug!(%error, "trying again");
+            Remedy::Retry | Remedy::RestartListing | Remedy::RestartIterator => {
                 self.pace.failed();
-            }
-            Remedy::RestartIterator => {
-                tracing::debug!(%error, "a new iterator");
-                self.pace.failed();
+                self.tell_failed(|shard_id, attempt| Event::retried(shard_id, &error, attempt));
             }
             Remedy::WaitForOther => {
-                tracing::debug!(%error, "waiting until it is free");
                 self.pace.occupied();
+                self.tell_failed(|shard_id, attempt| Event::retried(shard_id, &error, attempt));
             }
             Remedy::Trimmed => {
                 return self.trimmed(error, server_time(failure.answered, SystemTime::now()));
@@ -114,9 +114,26 @@ impl Progress {
                 if self.state.told.replace(error.kind()) != Some(error.kind()) {
                     return Err(Told { error, is_last: false });
                 }
+                self.tell_failed(|shard_id, attempt| Event::retried(shard_id, &error, attempt));
             }
         }
         Ok(())
+    }
+
+    /// A call has failed and is made again.
+    fn tell_failed(&mut self, event: impl FnOnce(Option<ShardId>, u32) -> Event) {
+        self.state.failed += 1;
+        self.observer.tell(event(Some(self.shard_id().clone()), self.state.failed));
+    }
+
+    /// The shard is read from now on.
+    pub(super) fn begins(&self) {
+        let (shard_id, position) = (self.shard_id().clone(), self.position.checkpoint());
+        self.observer.tell(Event::ShardStarted { shard_id, position });
+    }
+
+    pub(super) fn shard_id(&self) -> &ShardId {
+        self.observer.shard_id()
     }
 
     fn trimmed(&mut self, error: Error, now: SystemTime) -> Result<(), Told> {
@@ -127,13 +144,19 @@ impl Progress {
             self.pace.failed();
             return Ok(());
         }
-        let position = match self.on_trimmed {
+        let checkpoint = match self.on_trimmed {
             OnTrimmed::Fail => return Err(Told::at_last(error)),
-            OnTrimmed::TrimHorizon => Position::TrimHorizon,
-            OnTrimmed::Latest => Position::AtTimestamp(now),
+            OnTrimmed::TrimHorizon => Checkpoint::TrimHorizon,
+            OnTrimmed::Latest => Checkpoint::AtTimestamp(now),
         };
-        tracing::warn!(%error, ?position, "records were lost before they were read: going on");
-        (self.position, self.state.again) = (position, false);
+        let Some(position) = Position::of(checkpoint.clone()) else { return Ok(()) };
+        let before = std::mem::replace(&mut self.position, position);
+        self.state.again = false;
+        self.observer.tell(Event::Gap {
+            shard_id: self.shard_id().clone(),
+            after: before.number().cloned(),
+            position: checkpoint,
+        });
         self.pace.failed();
         Ok(())
     }
@@ -146,11 +169,12 @@ impl Progress {
         millis_behind_latest: i64,
         placed: bool,
     ) -> Result<Batch, Told> {
-        self.state.told = None;
+        (self.state.told, self.state.failed) = (None, 0);
+        self.observer.answered(millis_behind_latest);
         let last = records.last().map(|record| record.sequence_number.parse());
         let origin = Origin {
             stream: Arc::clone(self.kinesis.name()),
-            shard_id: self.shard_id.clone(),
+            shard_id: self.shard_id().clone(),
             millis_behind_latest,
             epoch: self.epoch,
             finish: Arc::clone(&self.finish),
@@ -216,7 +240,7 @@ impl Progress {
             if std::mem::take(&mut self.state.hindered) {
                 self.pace.turn().await;
             }
-            match self.kinesis.hash_range(&self.shard_id).await {
+            match self.kinesis.hash_range(self.observer.shard_id()).await {
                 Ok(range) => {
                     batch.retain(&range);
                     return Ok(());

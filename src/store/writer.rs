@@ -27,6 +27,7 @@ use super::lease::{Fenced, Verdict};
 use super::{LeaseStore, Scope, in_time};
 use crate::checkpoint::{Checkpoint, Watermark};
 use crate::error::{Error, ErrorKind, Result};
+use crate::observe::{Event, Observer};
 use crate::pace::jitter;
 use crate::record::ShardId;
 
@@ -58,6 +59,7 @@ struct Shared {
     store: Arc<dyn LeaseStore>,
     scope: Scope,
     rhythm: Rhythm,
+    observer: Observer,
     state: Mutex<State>,
     /// Something is to be written at once.
     urgent: Notify,
@@ -108,11 +110,17 @@ enum Gate {
 
 impl Writer {
     /// Starts the task, on the runtime of the caller.
-    pub(crate) fn spawn(store: Arc<dyn LeaseStore>, scope: Scope, rhythm: Rhythm) -> Self {
+    pub(crate) fn spawn(
+        store: Arc<dyn LeaseStore>,
+        scope: Scope,
+        rhythm: Rhythm,
+        observer: Observer,
+    ) -> Self {
         let shared = Arc::new(Shared {
             store,
             scope,
             rhythm,
+            observer,
             state: Mutex::default(),
             urgent: Notify::new(),
             attention: AtomicBool::new(false),
@@ -334,7 +342,7 @@ async fn run(
             None => break,
             Some(Ok(())) => {
                 if let Some(ended) = outage.take() {
-                    tracing::info!(scope = %shared.scope, after = ?ended.since.elapsed(), "checkpoints are saved again");
+                    shared.observer.tell(Event::StoreRecovered { after: ended.since.elapsed() });
                 }
                 written = started;
                 for answer in asking.drain(..) {
@@ -361,7 +369,7 @@ fn fail(
 ) {
     let error = error.in_stream(&shared.scope.stream);
     let outage = outage.get_or_insert_with(|| {
-        tracing::warn!(scope = %shared.scope, %error, "checkpoints cannot be saved; trying again");
+        shared.observer.tell(Event::StoreFailed { message: error.to_string() });
         Outage { since: started, pause: FIRST_PAUSE, told: false }
     });
     outage.pause = (outage.pause * 2).min(LONGEST_PAUSE);

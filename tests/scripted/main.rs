@@ -16,6 +16,7 @@ mod outages;
 mod pacing;
 mod packed;
 mod resharding;
+mod seen;
 mod starting;
 mod watched;
 

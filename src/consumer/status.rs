@@ -1,0 +1,138 @@
+//! How an application stands, seen from any of its consumers.
+
+use std::collections::BTreeMap;
+
+use super::Consumer;
+use crate::checkpoint::Checkpoint;
+use crate::error::Result;
+use crate::lineage::readable;
+use crate::record::ShardId;
+use crate::store::in_time;
+
+/// How an application stands with a stream: every shard that it knows, and who reads it.
+///
+/// Made by [`Consumer::status`]. With the cargo feature `serde` it can be written and read, for a
+/// dashboard or a health check.
+///
+/// ```no_run
+/// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
+/// use kinestream::ShardState;
+///
+/// let status = consumer.status().await?;
+/// for (shard, at) in &status.shards {
+///     println!("{shard} {:?} {:?} {:?}", at.state, at.owner, at.millis_behind_latest);
+/// }
+/// let is_read = status.shards.values().all(|shard| shard.state != ShardState::Free);
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Status {
+    /// The stream's name.
+    pub stream: String,
+    /// Whose positions these are.
+    pub application: String,
+    /// The workers that are alive, by name.
+    pub workers: Vec<String>,
+    /// The shards that the application knows, those that are finished among them until they leave
+    /// retention.
+    pub shards: BTreeMap<ShardId, ShardStatus>,
+}
+
+/// How one shard stands.
+///
+/// ```no_run
+/// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
+/// let status = consumer.status().await?;
+/// let behind = status.shards.values().filter_map(|shard| shard.millis_behind_latest).max();
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct ShardStatus {
+    /// What becomes of it now.
+    pub state: ShardState,
+    /// How far it is finished, as stored; `None` where nothing is stored of it.
+    pub position: Option<Checkpoint>,
+    /// The worker that has its lease.
+    pub owner: Option<String>,
+    /// Of the lease, as in [`Record::epoch`](crate::Record::epoch).
+    pub epoch: u64,
+    /// The shards that it was split or merged from.
+    pub parents: Vec<ShardId>,
+    /// How far behind its newest record it was when it was read last, in milliseconds, as Kinesis
+    /// told. Only of shards that this consumer reads, from its first answer on.
+    pub millis_behind_latest: Option<i64>,
+}
+
+/// What becomes of a shard.
+///
+/// ```
+/// use kinestream::ShardState;
+///
+/// assert_ne!(ShardState::Finished, ShardState::Lost);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum ShardState {
+    /// Its parents are not finished yet.
+    Waiting,
+    /// It may be read, and no worker has it.
+    Free,
+    /// A worker has it.
+    Reading,
+    /// A worker has it, and is handing it over to another one.
+    Leaving,
+    /// Every record of it is finished.
+    Finished,
+    /// It left retention before it was read to its end; see
+    /// [`on_trimmed`](crate::ConsumerBuilder::on_trimmed).
+    Lost,
+}
+
+impl Consumer {
+    /// How the application stands with the stream: each shard's state, position, owner and lag.
+    /// Asks the store, and joins nothing.
+    ///
+    /// # Errors
+    ///
+    /// The store's.
+    ///
+    /// # Cancel safety
+    ///
+    /// It changes nothing.
+    pub async fn status(&self) -> Result<Status> {
+        let inner = &self.inner;
+        let table = in_time(inner.leases.table(&inner.scope)).await;
+        let table = table.map_err(|error| error.in_stream(inner.kinesis.name()))?;
+        let open: Vec<&ShardId> = readable(&table, inner.settings.rules.ordering).collect();
+        let shards = table.leases.iter().map(|(id, lease)| {
+            let state = match &lease.owner {
+                _ if lease.is_finished() => ShardState::Finished,
+                _ if lease.is_lost => ShardState::Lost,
+                Some(_) if lease.heir.is_some() => ShardState::Leaving,
+                Some(_) => ShardState::Reading,
+                None if open.binary_search(&id).is_ok() => ShardState::Free,
+                None => ShardState::Waiting,
+            };
+            let status = ShardStatus {
+                state,
+                position: lease.checkpoint.clone(),
+                owner: lease.owner.as_deref().map(str::to_owned),
+                epoch: lease.epoch,
+                parents: lease.parents.clone().unwrap_or_default(),
+                millis_behind_latest: inner.observer.millis_behind_latest(id),
+            };
+            (id.clone(), status)
+        });
+        Ok(Status {
+            stream: inner.scope.stream().to_owned(),
+            application: inner.scope.application().to_owned(),
+            workers: table.workers.keys().map(ToString::to_string).collect(),
+            shards: shards.collect(),
+        })
+    }
+}

@@ -1,0 +1,200 @@
+//! What is seen from outside: events and the status.
+
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use kinestream::testing::Outcome;
+use kinestream::{
+    Checkpoint, CheckpointOn, Consumer, ErrorKind, Event, Events, MemoryStore, OnTrimmed, Record,
+    ShardId, ShardState,
+};
+use tokio::time::{sleep, timeout};
+
+use crate::watched::Watched;
+use crate::{consumer, next, orders};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// All that has happened since it was last asked.
+fn heard(events: &mut Events) -> Vec<Event> {
+    std::iter::from_fn(|| events.next().now_or_never()).flatten().collect()
+}
+
+fn id(number: usize) -> ShardId {
+    format!("shardId-{number:012}").parse().unwrap()
+}
+
+/// Whether these happened, in this order, maybe among others.
+fn assert_in_order(happened: &[Event], expected: &[Event]) {
+    let mut left = happened.iter();
+    for event in expected {
+        assert!(left.any(|it| it == event), "no {event:?} at its place in {happened:#?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_is_seen_from_its_lease_to_its_end() {
+    let (kinesis, orders) = orders(1);
+    let consumer = consumer(&kinesis).build().unwrap();
+    let (mut events, mut records) = (consumer.events(), consumer.records());
+    let shard = orders.shard(0);
+    shard.put("0");
+    next(&mut records).await;
+    assert!(timeout(5 * SECOND, records.next()).await.is_err());
+    let [left, right] = shard.split();
+    for child in [&left, &right] {
+        child.put("1");
+        next(&mut records).await;
+    }
+    let happened = heard(&mut events);
+    let shard_id = || id(0);
+    let epoch = consumer.positions().await.unwrap()[&id(0)].epoch;
+    assert!(matches!(happened[0], Event::WorkerJoined { .. }), "{happened:#?}");
+    let position = Some(Checkpoint::TrimHorizon);
+    assert_in_order(
+        &happened,
+        &[
+            Event::LeaseGained { shard_id: shard_id(), epoch },
+            Event::ShardStarted { shard_id: shard_id(), position: position.clone() },
+            Event::CaughtUp { shard_id: shard_id() },
+            Event::ShardEnded { shard_id: shard_id(), children: vec![id(1), id(2)] },
+            Event::ShardFinished { shard_id: shard_id() },
+            Event::Resharded { shard_id: id(1), parents: vec![id(0)] },
+            Event::ShardStarted { shard_id: id(1), position },
+        ],
+    );
+    let caught_up = Event::CaughtUp { shard_id: shard_id() };
+    assert_eq!(happened.iter().filter(|event| **event == caught_up).count(), 1);
+    drop((records, consumer));
+    let rest = timeout(60 * SECOND, events.collect::<Vec<_>>()).await;
+    assert!(rest.is_ok(), "it ends with the consumer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_retry_cures_is_seen_with_its_attempts() {
+    let (kinesis, orders) = orders(1);
+    let consumer = consumer(&kinesis).build().unwrap();
+    let (mut events, mut records) = (consumer.events(), consumer.records());
+    for (operation, times, outcome) in [
+        ("ListShards", 2, Outcome::Refused),
+        ("GetRecords", 2, Outcome::throttled()),
+        ("GetRecords", 1, Outcome::failed(500, "InternalFailureException", "ours")),
+    ] {
+        kinesis.next_calls(operation, times, outcome);
+        orders.shard(0).put("0");
+        next(&mut records).await;
+    }
+    let mut seen = Vec::new();
+    for event in heard(&mut events) {
+        match event {
+            Event::Throttled { shard_id, attempt } => seen.push((shard_id, None, attempt)),
+            Event::Retried { shard_id, kind, message, attempt } => {
+                assert!(message.starts_with("stream orders"), "{message}");
+                seen.push((shard_id, Some(kind), attempt));
+            }
+            _ => {}
+        }
+    }
+    let unavailable = Some(ErrorKind::Unavailable);
+    assert_eq!(
+        seen,
+        [
+            (None, unavailable, 1),
+            (None, unavailable, 2),
+            (Some(id(0)), None, 1),
+            (Some(id(0)), None, 2),
+            (Some(id(0)), unavailable, 1),
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_is_seen_with_what_was_last() {
+    let (kinesis, orders) = orders(1);
+    let store = MemoryStore::new();
+    let shard = orders.shard(0);
+    let numbers: Vec<_> = (0..5).map(|number| shard.put(number.to_string())).collect();
+    let read = |count| {
+        let builder = consumer(&kinesis).store(store.clone()).on_trimmed(OnTrimmed::TrimHorizon);
+        let consumer = builder.build().unwrap();
+        async move {
+            let mut events = consumer.events();
+            for _ in 0..count {
+                next(&mut consumer.records()).await.ack();
+            }
+            consumer.close().await.unwrap();
+            heard(&mut events)
+        }
+    };
+    read(1).await;
+    shard.trim(3);
+    let gaps: Vec<Event> =
+        read(1).await.into_iter().filter(|event| matches!(event, Event::Gap { .. })).collect();
+    let position = Checkpoint::TrimHorizon;
+    assert_eq!(gaps, [Event::Gap { shard_id: id(0), after: Some(numbers[0].clone()), position }]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_is_seen_until_it_answers() {
+    let (kinesis, orders) = orders(1);
+    let store = Watched::default();
+    let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
+    let (mut events, mut records) = (consumer.events(), consumer.records());
+    orders.shard(0).put("0");
+    next(&mut records).await;
+    store.set_down(true);
+    assert!(timeout(10 * SECOND, records.next()).await.is_err());
+    store.set_down(false);
+    assert!(timeout(10 * SECOND, records.next()).await.is_err());
+    let happened = heard(&mut events);
+    let failed = happened.iter().filter(|event| matches!(event, Event::StoreFailed { .. }));
+    assert_eq!(failed.count(), 1, "{happened:#?}");
+    let recovered = happened.iter().find_map(|event| match event {
+        Event::StoreRecovered { after } => Some(*after),
+        _ => None,
+    });
+    assert!(recovered.is_some_and(|after| after >= 9 * SECOND), "{happened:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_status_tells_of_every_shard() {
+    let (kinesis, orders) = orders(2);
+    let store = MemoryStore::new();
+    let worker = |name: &str| {
+        let builder = consumer(&kinesis).store(store.clone()).worker_id(name);
+        builder.checkpoint_on(CheckpointOn::Ack).build().unwrap()
+    };
+    let state = async |consumer: &Consumer, number: usize| {
+        let status = consumer.status().await.unwrap();
+        let shard = status.shards.get(&id(number)).cloned();
+        shard.map(|shard| (shard.state, shard.owner, shard.millis_behind_latest))
+    };
+    let (first, other) = (worker("first"), worker("other"));
+    assert!(first.status().await.unwrap().shards.is_empty(), "nobody has begun");
+    let mut records = first.records();
+    orders.shard(0).put("0");
+    let held = next(&mut records).await;
+    let mine = |state, lag| Some((state, Some("first".to_owned()), lag));
+    assert_eq!(state(&first, 0).await, mine(ShardState::Reading, Some(0)));
+    // From outside the lag is not known, and the rest is.
+    assert_eq!(state(&other, 0).await, mine(ShardState::Reading, None));
+    assert_eq!(other.status().await.unwrap().workers, ["first"]);
+    orders.shard(0).split();
+    assert!(timeout(60 * SECOND, records.next()).await.is_err());
+    assert_eq!(state(&other, 2).await, Some((ShardState::Waiting, None, None)));
+    Record::ack(&held);
+    let _nothing = timeout(10 * SECOND, records.next()).await;
+    assert_eq!(state(&other, 0).await, Some((ShardState::Finished, None, None)));
+    assert_eq!(state(&other, 2).await, mine(ShardState::Reading, None));
+    drop(records);
+    first.close().await.unwrap();
+    sleep(SECOND).await;
+    assert_eq!(state(&other, 2).await, Some((ShardState::Free, None, None)));
+    let status = other.status().await.unwrap();
+    assert_eq!(status.shards[&id(2)].parents, [id(0)]);
+    #[cfg(feature = "serde")]
+    {
+        let text = serde_json::to_string(&status).unwrap();
+        assert_eq!(serde_json::from_str::<kinestream::Status>(&text).unwrap(), status);
+    }
+}
