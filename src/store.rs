@@ -286,6 +286,10 @@ impl Scope {
         &self.application
     }
 
+    pub(crate) fn application_name(&self) -> &Arc<str> {
+        &self.application
+    }
+
     pub(crate) fn stream_name(&self) -> &Arc<str> {
         &self.stream
     }

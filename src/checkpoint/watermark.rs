@@ -14,13 +14,20 @@
 //! nothing of what it covers, so a record that is never finished costs no memory for those
 //! finished after it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::Checkpoint;
 use crate::record::{Finish, Mark};
+
+/// How many times of handing out are remembered: a record that is never finished must not cost
+/// memory for those after it.
+const MOST_TIMES: usize = 64;
 
 /// What a finished record has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +56,9 @@ struct State {
     passed: Option<(u64, Mark)>,
     handed_out: u64,
     unfinished: usize,
+    /// When records were handed out, by the number of the first: those of the prefix and of some
+    /// behind it.
+    times: VecDeque<(u64, Instant)>,
     /// No record will be handed out any more: the shard is closed and read to its end.
     ended: bool,
     /// The checkpoint has changed since it was last taken.
@@ -81,9 +91,19 @@ impl Watermark {
             return None;
         }
         let first = state.handed_out;
+        state.note_time(first);
         state.handed_out += records as u64;
         state.unfinished += records;
         Some(first)
+    }
+
+    /// How many records are handed out and not finished, and for how long the oldest of them has
+    /// been.
+    pub(crate) fn unfinished(&self) -> (usize, Option<Duration>) {
+        let mut state = self.lock();
+        state.forget_times();
+        let oldest = state.times.front().map(|(_, time)| time.elapsed());
+        (state.unfinished, oldest.filter(|_| state.unfinished > 0))
     }
 
     /// No record is handed out from now on.
@@ -195,6 +215,30 @@ impl Finish for Watermark {
 }
 
 impl State {
+    /// Records from this number on are handed out now.
+    fn note_time(&mut self, first: u64) {
+        self.forget_times();
+        while self.times.back().is_some_and(|(number, _)| *number >= first) {
+            self.times.pop_back();
+        }
+        if self.times.len() >= MOST_TIMES {
+            // Half of them say it half as exactly.
+            let mut is_kept = false;
+            self.times.retain(|_| {
+                is_kept = !is_kept;
+                is_kept
+            });
+        }
+        self.times.push_back((first, Instant::now()));
+    }
+
+    /// Forgets the times of what is finished.
+    fn forget_times(&mut self) {
+        while self.times.get(1).is_some_and(|(first, _)| *first <= self.prefix) {
+            self.times.pop_front();
+        }
+    }
+
     fn checkpoint(&self) -> Option<Checkpoint> {
         if self.is_complete() {
             return Some(Checkpoint::ShardEnd);
@@ -291,6 +335,32 @@ mod tests {
         (0..count as u64)
             .map(|number| (number, (1007 + 7 * number).to_string().parse().unwrap()))
             .collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_unfinished_record_has_its_time_and_costs_no_memory() {
+        let watermark = Watermark::new(|_| {});
+        let second = Duration::from_secs(1);
+        assert_eq!(watermark.unfinished(), (0, None));
+        let records = records(1000);
+        for (number, _) in &records {
+            assert_eq!(watermark.hand_out(1), Some(*number));
+            tokio::time::advance(second).await;
+        }
+        assert_eq!(watermark.unfinished(), (1000, Some(1000 * second)));
+        assert!(watermark.lock().times.len() <= MOST_TIMES);
+        // What lies behind the first changes nothing.
+        for (number, place) in &records[1..] {
+            watermark.finish(*number, &Mark::from(place));
+        }
+        assert_eq!(watermark.unfinished(), (1, Some(1000 * second)));
+        watermark.finish(0, &Mark::from(&records[0].1));
+        assert_eq!(watermark.unfinished(), (0, None));
+        watermark.hand_out(2);
+        tokio::time::advance(second).await;
+        watermark.take_back(1);
+        watermark.hand_out(1);
+        assert_eq!(watermark.unfinished(), (2, Some(second)));
     }
 
     proptest! {

@@ -97,13 +97,12 @@ impl Session {
                 drop(at_work);
             }
         });
-        Running {
-            session: Arc::clone(self),
-            budget: Budget::new(inner.settings.max_buffered_bytes),
-            writer,
-            word,
-            openings,
-        }
+        let budget = Budget::new(inner.settings.max_buffered_bytes);
+        inner.observer.ask_for_buffered({
+            let budget = budget.clone();
+            move || budget.taken()
+        });
+        Running { session: Arc::clone(self), budget, writer, word, openings }
     }
 
     /// The consumer's writer: one for all its readings, so that none saves behind another's back.
@@ -144,7 +143,7 @@ impl Running {
     pub(super) fn open(&self, opening: Opening) -> ShardStream {
         let Opening { shard, position, tenure, watermark, pulse } = opening;
         let inner = &self.session.consumer.inner;
-        let observer = inner.observer.shard(&shard.id);
+        let observer = inner.observer.shard(&shard.id, &watermark);
         let subject = Subject {
             kinesis: inner.kinesis.clone(),
             observer: observer.clone(),

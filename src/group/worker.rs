@@ -141,6 +141,7 @@ impl Worker {
             if self.renew_at <= Instant::now() || is_ready && has_news {
                 self.look_after_callers();
                 self.exchange().await;
+                self.plan.observer.measure(self.holdings.len());
             }
             // In this order, so that what happens depends on nothing but what happened.
             tokio::select! {

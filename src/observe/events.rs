@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_slow_listener_is_told_how_many_it_has_missed_and_holds_up_nobody() {
-        let observer = Observer::new(&"orders".into(), "billing");
+        let observer = Observer::new(&"orders".into(), &"billing".into());
         observer.tell(caught_up());
         let mut events = observer.events();
         assert!(events.next().now_or_never().is_none(), "what was before is over");

@@ -1,7 +1,10 @@
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Weak};
 
+use super::metrics::ShardMetrics;
 use super::{Event, Observer};
+use crate::checkpoint::Watermark;
 use crate::record::ShardId;
 
 /// No answer has said yet how far behind the shard is.
@@ -15,10 +18,11 @@ pub(crate) struct ShardObserver {
 }
 
 /// What is seen of a shard that is read.
-#[derive(Debug)]
 pub(super) struct View {
-    pub(super) id: ShardId,
+    id: ShardId,
     millis_behind_latest: AtomicI64,
+    watermark: Weak<Watermark>,
+    metrics: ShardMetrics,
 }
 
 impl View {
@@ -26,12 +30,32 @@ impl View {
         let millis = self.millis_behind_latest.load(Ordering::Relaxed);
         (millis != UNKNOWN).then_some(millis)
     }
+
+    pub(super) fn measure(&self) {
+        if let Some(watermark) = self.watermark.upgrade() {
+            let (unfinished, oldest) = watermark.unfinished();
+            self.metrics.measure(unfinished, oldest);
+        }
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("View").field(&self.id).finish()
+    }
 }
 
 impl ShardObserver {
-    pub(super) fn new(observer: Observer, id: ShardId) -> Self {
-        let view = View { id, millis_behind_latest: AtomicI64::new(UNKNOWN) };
-        Self { observer, view: Arc::new(view) }
+    pub(super) fn new(
+        observer: Observer,
+        id: ShardId,
+        watermark: &Arc<Watermark>,
+        metrics: ShardMetrics,
+    ) -> Self {
+        let millis_behind_latest = AtomicI64::new(UNKNOWN);
+        let watermark = Arc::downgrade(watermark);
+        let view = Arc::new(View { id, millis_behind_latest, watermark, metrics });
+        Self { observer, view }
     }
 
     pub(super) fn view(&self) -> &Arc<View> {
@@ -46,9 +70,16 @@ impl ShardObserver {
         self.observer.tell(event);
     }
 
-    /// Kinesis has answered: so far behind its newest record is the shard.
-    pub(crate) fn answered(&self, millis_behind_latest: i64) {
+    /// What goes on in the shard happens within it.
+    pub(crate) fn span(&self) -> tracing::Span {
+        self.observer.span(self.shard_id())
+    }
+
+    /// Kinesis has answered with so many records and bytes, and so far behind its newest record is
+    /// the shard.
+    pub(crate) fn answered(&self, records: usize, bytes: usize, millis_behind_latest: i64) {
         let millis = millis_behind_latest.max(0);
+        self.view.metrics.answered(records, bytes, millis);
         let before = self.view.millis_behind_latest.swap(millis, Ordering::Relaxed);
         if millis == 0 && before != 0 {
             self.tell(Event::CaughtUp { shard_id: self.shard_id().clone() });

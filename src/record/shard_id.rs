@@ -25,6 +25,12 @@ impl ShardId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name, in the memory that it is in.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
 }
 
 impl FromStr for ShardId {

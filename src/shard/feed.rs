@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tracing::{Instrument, Span};
 
 use super::Closing;
 use crate::error;
@@ -42,7 +43,7 @@ pub(crate) struct Feed {
 
 impl Feed {
     /// Fetches nothing until something is wanted, and nothing more when it is over.
-    pub(crate) fn start(mut source: Source, mut over: Closing) -> Self {
+    pub(crate) fn start(mut source: Source, mut over: Closing, span: Span) -> Self {
         let demand = Arc::new(Semaphore::new(0));
         // Never holds more than what was wanted.
         let (sender, received) = mpsc::unbounded_channel();
@@ -61,13 +62,14 @@ impl Feed {
                     }
                 }
             };
-            async move {
+            let fetching = async move {
                 tokio::select! {
                     biased;
                     () = poll_fn(|context| over.poll_closed(context)) => {}
                     () = fetching => {}
                 }
-            }
+            };
+            fetching.instrument(span)
         });
         Self { demand, outstanding: 0, received, _task: task }
     }

@@ -143,7 +143,8 @@ impl Reading {
         let room = ready!(self.watermark.poll_room(context, self.max_in_flight));
         let most = room.min(self.longest_run);
         loop {
-            let (feed, desk) = started(&mut self.state, self.prefetch, &self.tenure);
+            let (feed, desk) =
+                started(&mut self.state, self.prefetch, &self.tenure, &self.observer);
             match desk.next_run(most, &self.tenure, &self.watermark) {
                 Some(Ok(run)) => return Poll::Ready(Some(Ok(run))),
                 Some(Err(error)) => {
@@ -187,11 +188,12 @@ fn started<'a>(
     state: &'a mut State,
     prefetch: usize,
     tenure: &Tenure,
+    observer: &ShardObserver,
 ) -> (&'a mut Feed, &'a mut Desk) {
     if let State::Idle(_) = state
         && let State::Idle(source) = std::mem::replace(state, State::Done)
     {
-        let feed = Feed::start(source, tenure.over().clone());
+        let feed = Feed::start(source, tenure.over().clone(), observer.span());
         *state = State::Reading { feed, desk: Desk::default() };
     }
     match state {

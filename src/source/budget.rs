@@ -41,6 +41,11 @@ impl Budget {
         }
     }
 
+    /// How many bytes are taken, rounded to what is counted.
+    pub(crate) fn taken(&self) -> usize {
+        (self.units as usize).saturating_sub(self.free.available_permits()) * UNIT
+    }
+
     /// Makes the space as large as so many bytes need; `false` where that is not free now.
     pub(crate) fn resize(&self, space: &mut Space, bytes: usize) -> bool {
         let (held, wanted) = (space.permit.num_permits(), self.units_of(bytes) as usize);

@@ -123,13 +123,14 @@ impl FanOut {
         subscription: Subscription,
     ) -> Result<(), Told> {
         self.expected = 0;
-        let space = message.keep(event.records.iter().map(size).sum());
+        let bytes = event.records.iter().map(size).sum();
+        let space = message.keep(bytes);
         let next: Option<SequenceNumber> = event.continuation_sequence_number.parse().ok();
         let named = event.child_shards.unwrap_or_default();
         // Some servers name the children as soon as the shard is closed.
         let is_over = next.is_none() || !named.is_empty() && event.records.is_empty();
         let lag = event.millis_behind_latest;
-        let batch = self.progress.unpack(event.records, lag, self.placed)?;
+        let batch = self.progress.unpack(event.records, bytes, lag, self.placed)?;
         self.placed &= lag > 0 && batch.len() == 0;
         let (mut passed, mut end) = (None, None);
         if is_over {

@@ -82,7 +82,7 @@ impl Polling {
         let space = room.keep(bytes);
         let end = answer.next_shard_iterator.is_none().then(|| children(answer.child_shards()));
         self.iterator = answer.next_shard_iterator.map(Iterator::new);
-        let batch = self.progress.unpack(answer.records, lag, self.placed)?;
+        let batch = self.progress.unpack(answer.records, bytes, lag, self.placed)?;
         self.placed &= behind && batch.len() == 0;
         self.progress.answered(Answer { batch, space, passed: None, end });
         Ok(())

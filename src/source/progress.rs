@@ -161,16 +161,17 @@ impl Progress {
         Ok(())
     }
 
-    /// The records of an answer, less those before the position, and moves the position. `placed`
-    /// says that the server has just begun there.
+    /// The records of an answer, of so many bytes, less those before the position; moves the position.
+    /// `placed` says that the server has just begun there.
     pub(super) fn unpack(
         &mut self,
         records: Vec<types::Record>,
+        bytes: usize,
         millis_behind_latest: i64,
         placed: bool,
     ) -> Result<Batch, Told> {
         (self.state.told, self.state.failed) = (None, 0);
-        self.observer.answered(millis_behind_latest);
+        self.observer.answered(records.len(), bytes, millis_behind_latest);
         let last = records.last().map(|record| record.sequence_number.parse());
         let origin = Origin {
             stream: Arc::clone(self.kinesis.name()),

@@ -247,11 +247,13 @@ impl Shared {
         } else {
             in_time(self.store.save_fenced(&self.scope, &positions)).await?
         };
+        let saved = positions.len();
         let mut state = self.lock();
         state.is_told &= positions.is_empty();
         for (saved, verdict) in positions.into_iter().zip(verdicts) {
             state.settle(&self.scope, saved, verdict);
         }
+        self.observer.saved(saved);
         state.failing = false;
         // What nobody was told in time is over.
         state.report = None;
@@ -372,6 +374,7 @@ fn fail(
         shared.observer.tell(Event::StoreFailed { message: error.to_string() });
         Outage { since: started, pause: FIRST_PAUSE, told: false }
     });
+    shared.observer.save_failed(outage.since);
     outage.pause = (outage.pause * 2).min(LONGEST_PAUSE);
     let mut state = shared.lock();
     state.failing = true;

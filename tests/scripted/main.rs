@@ -11,6 +11,8 @@ mod fleets;
 #[path = "../support/gated.rs"]
 mod gated;
 mod handovers;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod operators;
 mod outages;
 mod pacing;

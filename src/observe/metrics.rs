@@ -1,0 +1,193 @@
+//! Metrics, by the `metrics` facade: whoever wants them installs a recorder.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{
+    Counter, Gauge, Label, SharedString, Unit, counter, describe_counter, describe_gauge, gauge,
+};
+
+use super::Event;
+use crate::error::ErrorKind;
+use crate::record::ShardId;
+
+const RECORDS: &str = "kinestream_records_fetched_total";
+const BYTES: &str = "kinestream_bytes_fetched_total";
+const BATCHES: &str = "kinestream_batches_fetched_total";
+const BEHIND: &str = "kinestream_millis_behind_latest";
+const UNFINISHED: &str = "kinestream_unfinished_records";
+const OLDEST: &str = "kinestream_oldest_unfinished_seconds";
+const RETRIES: &str = "kinestream_retries_total";
+const GAPS: &str = "kinestream_gaps_total";
+const POSITIONS: &str = "kinestream_checkpoints_saved_total";
+const SAVES: &str = "kinestream_checkpoint_writes_total";
+const FAILED_SAVES: &str = "kinestream_checkpoint_failures_total";
+const UNSAVED: &str = "kinestream_checkpoint_age_seconds";
+const BUFFERED: &str = "kinestream_buffered_bytes";
+const LEASES: &str = "kinestream_leases_held";
+const MOVES: &str = "kinestream_lease_moves_total";
+
+/// The metrics of one consumer.
+pub(super) struct ConsumerMetrics {
+    stream: Arc<str>,
+    application: Arc<str>,
+    gaps: Counter,
+    positions: Counter,
+    saves: Counter,
+    failed_saves: Counter,
+    unsaved: Gauge,
+    buffered: Gauge,
+    leases: Gauge,
+}
+
+impl ConsumerMetrics {
+    pub(super) fn new(stream: &Arc<str>, application: &Arc<str>) -> Self {
+        describe();
+        let labels = || labels(stream, application);
+        Self {
+            stream: Arc::clone(stream),
+            application: Arc::clone(application),
+            gaps: counter!(GAPS, labels()),
+            positions: counter!(POSITIONS, labels()),
+            saves: counter!(SAVES, labels()),
+            failed_saves: counter!(FAILED_SAVES, labels()),
+            unsaved: gauge!(UNSAVED, labels()),
+            buffered: gauge!(BUFFERED, labels()),
+            leases: gauge!(LEASES, labels()),
+        }
+    }
+
+    pub(super) fn shard(&self, id: &ShardId) -> ShardMetrics {
+        let labels = || {
+            let mut labels = labels(&self.stream, &self.application);
+            labels.push(Label::new("shard", SharedString::from(id.shared())));
+            labels
+        };
+        ShardMetrics {
+            records: counter!(RECORDS, labels()),
+            bytes: counter!(BYTES, labels()),
+            batches: counter!(BATCHES, labels()),
+            behind: gauge!(BEHIND, labels()),
+            unfinished: gauge!(UNFINISHED, labels()),
+            oldest: gauge!(OLDEST, labels()),
+        }
+    }
+
+    /// Counts what is counted.
+    pub(super) fn count(&self, event: &Event) {
+        let with = |name: &'static str, value: &'static str| {
+            let mut labels = labels(&self.stream, &self.application);
+            labels.push(Label::from_static_parts(name, value));
+            labels
+        };
+        match event {
+            Event::Throttled { .. } => {
+                counter!(RETRIES, with("kind", word(ErrorKind::Throttled))).increment(1);
+            }
+            Event::Retried { kind, .. } => {
+                counter!(RETRIES, with("kind", word(*kind))).increment(1);
+            }
+            Event::LeaseGained { .. } => counter!(MOVES, with("move", "gained")).increment(1),
+            Event::LeaseGivenBack { .. } => {
+                counter!(MOVES, with("move", "given_back")).increment(1);
+            }
+            Event::LeaseLost { .. } => counter!(MOVES, with("move", "lost")).increment(1),
+            Event::Gap { .. } => self.gaps.increment(1),
+            _ => {}
+        }
+    }
+
+    pub(super) fn saved(&self, positions: usize) {
+        self.saves.increment(1);
+        self.positions.increment(positions as u64);
+    }
+
+    pub(super) fn save_failed(&self) {
+        self.failed_saves.increment(1);
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "nobody buffers 8 PiB")]
+    pub(super) fn measure(&self, leases: usize, buffered: usize, unsaved: Duration) {
+        self.leases.set(leases as f64);
+        self.buffered.set(buffered as f64);
+        self.unsaved.set(unsaved.as_secs_f64());
+    }
+}
+
+/// The metrics of one shard that is read. They are 0 when it is read no more.
+pub(super) struct ShardMetrics {
+    records: Counter,
+    bytes: Counter,
+    batches: Counter,
+    behind: Gauge,
+    unfinished: Gauge,
+    oldest: Gauge,
+}
+
+impl ShardMetrics {
+    #[allow(clippy::cast_precision_loss, reason = "a lag of 285,000 years")]
+    pub(super) fn answered(&self, records: usize, bytes: usize, millis_behind_latest: i64) {
+        if records > 0 {
+            self.records.increment(records as u64);
+            self.bytes.increment(bytes as u64);
+            self.batches.increment(1);
+        }
+        self.behind.set(millis_behind_latest as f64);
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "as many records as nobody has")]
+    pub(super) fn measure(&self, unfinished: usize, oldest: Option<Duration>) {
+        self.unfinished.set(unfinished as f64);
+        self.oldest.set(oldest.unwrap_or_default().as_secs_f64());
+    }
+}
+
+impl Drop for ShardMetrics {
+    fn drop(&mut self) {
+        self.behind.set(0);
+        self.measure(0, None);
+    }
+}
+
+fn labels(stream: &Arc<str>, application: &Arc<str>) -> Vec<Label> {
+    let label = |name, value: &Arc<str>| Label::new(name, SharedString::from(Arc::clone(value)));
+    vec![label("stream", stream), label("application", application)]
+}
+
+fn word(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Configuration => "configuration",
+        ErrorKind::NotFound => "not_found",
+        ErrorKind::Denied => "denied",
+        ErrorKind::Rejected => "rejected",
+        ErrorKind::Trimmed => "trimmed",
+        ErrorKind::Throttled => "throttled",
+        ErrorKind::Unavailable => "unavailable",
+        ErrorKind::StoreUnavailable => "store_unavailable",
+        ErrorKind::StoreCorrupt => "store_corrupt",
+        ErrorKind::InUse => "in_use",
+        ErrorKind::LeaseLost => "lease_lost",
+    }
+}
+
+fn describe() {
+    describe_counter!(RECORDS, Unit::Count, "Records fetched of a shard");
+    describe_counter!(BYTES, Unit::Bytes, "Payloads and partition keys fetched of a shard");
+    describe_counter!(BATCHES, Unit::Count, "Answers that held records of a shard");
+    describe_gauge!(
+        BEHIND,
+        Unit::Milliseconds,
+        "How far the last answer lay behind the newest record"
+    );
+    describe_gauge!(UNFINISHED, Unit::Count, "Records that are handed out and not finished");
+    describe_gauge!(OLDEST, Unit::Seconds, "Since when the oldest unfinished record is handed out");
+    describe_counter!(RETRIES, Unit::Count, "Calls of Kinesis that failed and were made again");
+    describe_counter!(GAPS, Unit::Count, "Times that records were lost before they were read");
+    describe_counter!(POSITIONS, Unit::Count, "Positions saved");
+    describe_counter!(SAVES, Unit::Count, "Writes of positions to the store");
+    describe_counter!(FAILED_SAVES, Unit::Count, "Writes of positions that failed");
+    describe_gauge!(UNSAVED, Unit::Seconds, "For how long positions could not be saved");
+    describe_gauge!(BUFFERED, Unit::Bytes, "Memory taken by what is fetched and not handed out");
+    describe_gauge!(LEASES, Unit::Count, "Shards that the worker has");
+    describe_counter!(MOVES, Unit::Count, "Leases gained, given back and lost");
+}

@@ -1,0 +1,124 @@
+//! What is counted and measured, and that it is all documented.
+// All numbers are small and whole, or are compared with bounds.
+#![allow(clippy::float_cmp, clippy::cast_precision_loss)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::testing::Outcome;
+use kinestream::{CheckpointOn, OnTrimmed};
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use tokio::time::{sleep, timeout};
+
+use crate::watched::Watched;
+use crate::{consumer, next, orders};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What has been seen of each metric: counters sum up, gauges say what was last.
+#[derive(Default)]
+struct Seen(BTreeMap<(String, Vec<(String, String)>), f64>);
+
+impl Seen {
+    fn look(&mut self, snapshotter: &Snapshotter) {
+        for (key, _, _, value) in snapshotter.snapshot().into_vec() {
+            let (_, key) = key.into_parts();
+            let label =
+                |label: &::metrics::Label| (label.key().to_owned(), label.value().to_owned());
+            let mut labels: Vec<_> = key.labels().map(label).collect();
+            assert_eq!(labels.remove(0), ("stream".to_owned(), "orders".to_owned()));
+            assert_eq!(labels.remove(0), ("application".to_owned(), "default".to_owned()));
+            let seen = self.0.entry((key.name().to_owned(), labels)).or_default();
+            match value {
+                // A snapshot takes what was counted.
+                DebugValue::Counter(count) => *seen += count as f64,
+                DebugValue::Gauge(gauge) => *seen = gauge.into_inner(),
+                DebugValue::Histogram(_) => panic!("there is none"),
+            }
+        }
+    }
+
+    fn get(&self, name: &str, label: Option<(&str, &str)>) -> f64 {
+        let labels: Vec<_> =
+            label.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let found = self.0.get(&(format!("kinestream_{name}"), labels));
+        *found.unwrap_or_else(|| panic!("no {name} with {label:?} among {:?}", self.0.keys()))
+    }
+}
+
+/// The names in the table of the guide.
+fn documented() -> BTreeSet<&'static str> {
+    let rows = include_str!("../../src/guide/operations.md").lines();
+    let names = rows.filter_map(|row| row.strip_prefix("| `")?.split('`').next());
+    names.filter(|name| name.starts_with("kinestream_")).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_that_is_documented_is_measured_and_nothing_else() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    // Of this thread, on which all tasks of this test run.
+    let _recording = ::metrics::set_default_local_recorder(&recorder);
+    let shard = Some(("shard", "shardId-000000000000"));
+    let mut seen = Seen::default();
+
+    let (kinesis, orders) = orders(2);
+    let store = Watched::default();
+    let builder = consumer(&kinesis).store(store.clone()).checkpoint_on(CheckpointOn::Ack);
+    let consumer = builder.on_trimmed(OnTrimmed::TrimHorizon).build().unwrap();
+    let mut records = consumer.records();
+    for text in ["0", "1", "2"] {
+        orders.shard(0).put(text);
+    }
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(next(&mut records).await);
+    }
+    held.pop().unwrap().ack();
+    kinesis.next_calls("GetRecords", 2, Outcome::throttled());
+    assert!(timeout(30 * SECOND, records.next()).await.is_err());
+    seen.look(&snapshotter);
+    assert_eq!(seen.get("records_fetched_total", shard), 3.0);
+    assert_eq!(seen.get("batches_fetched_total", shard), 1.0);
+    let bytes = kinesis.calls().iter().map(|call| call.bytes).sum::<usize>();
+    assert_eq!(seen.get("bytes_fetched_total", shard), bytes as f64);
+    assert_eq!(seen.get("millis_behind_latest", shard), 0.0);
+    assert_eq!(seen.get("unfinished_records", shard), 2.0);
+    let oldest = seen.get("oldest_unfinished_seconds", shard);
+    assert!((25.0..=30.0).contains(&oldest), "{oldest}");
+    assert_eq!(seen.get("retries_total", Some(("kind", "throttled"))), 2.0);
+    assert_eq!(seen.get("leases_held", None), 2.0);
+    assert_eq!(seen.get("lease_moves_total", Some(("move", "gained"))), 2.0);
+
+    // A store that fails, and a large record that nobody takes.
+    store.set_down(true);
+    held.drain(..).for_each(|record| record.ack());
+    orders.shard(1).put(vec![0; 100_000]);
+    orders.shard(1).put(vec![0; 100_000]);
+    let _first = next(&mut records).await;
+    sleep(20 * SECOND).await;
+    seen.look(&snapshotter);
+    assert!(seen.get("buffered_bytes", None) >= 100_000.0);
+    assert!(seen.get("checkpoint_failures_total", None) >= 3.0);
+    let age = seen.get("checkpoint_age_seconds", None);
+    assert!((15.0..=20.0).contains(&age), "{age}");
+    assert_eq!(seen.get("unfinished_records", shard), 0.0);
+    store.set_down(false);
+    assert!(timeout(20 * SECOND, records.next()).await.is_ok());
+    // The memory is given back when more is asked for.
+    assert!(timeout(20 * SECOND, records.next()).await.is_err());
+    seen.look(&snapshotter);
+    assert_eq!(seen.get("checkpoint_age_seconds", None), 0.0);
+    assert_eq!(seen.get("checkpoints_saved_total", None), 1.0);
+    assert_eq!(seen.get("checkpoint_writes_total", None), 1.0);
+    assert_eq!(seen.get("gaps_total", None), 0.0);
+    assert_eq!(seen.get("buffered_bytes", None), 0.0);
+
+    let names: BTreeSet<&str> = seen.0.keys().map(|(name, _)| &**name).collect();
+    assert_eq!(names, documented());
+    drop((records, consumer));
+    sleep(SECOND).await;
+    seen.look(&snapshotter);
+    assert_eq!(seen.get("unfinished_records", Some(("shard", "shardId-000000000001"))), 0.0);
+}
