@@ -14,10 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::group::Word;
 use crate::observe::{Events, Observer};
 use crate::shard::Closing;
 use crate::source::{Kinesis, Registration};
@@ -75,6 +76,8 @@ struct Inner {
     /// A session is alive.
     reading: Arc<AtomicBool>,
     writer: Mutex<Option<Writer>>,
+    /// What the worker of the last reading hears.
+    words: Mutex<Option<mpsc::UnboundedSender<Word>>>,
     /// Closed when the worker of the last reading has left.
     worker: Mutex<Option<watch::Receiver<()>>>,
 }

@@ -301,6 +301,7 @@ impl ConsumerBuilder {
                 closing: crate::shard::Closing::new(),
                 reading: Arc::default(),
                 writer: std::sync::Mutex::default(),
+                words: std::sync::Mutex::default(),
                 worker: std::sync::Mutex::default(),
             }),
         })

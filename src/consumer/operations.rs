@@ -1,11 +1,16 @@
 //! What an operator sees and moves: the positions of an application.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::PoisonError;
+use std::time::{Duration, SystemTime};
 
 use super::Consumer;
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::Word;
+use crate::lineage::StartingPosition;
 use crate::record::ShardId;
+use crate::source::KnownShard;
 use crate::store::in_time;
 use crate::store::lease::{Edit, Lease};
 
@@ -85,9 +90,89 @@ impl Consumer {
         self.edit(&Edit::Clear, when_held).await
     }
 
+    /// Has every shard read on from `to`, while it is read: back, to read something again, or
+    /// forward, to leave something out. Shards that are finished are read again where `to` lies in
+    /// them, and children wait for their parents as always.
+    ///
+    /// The workers of the application, this one among them, lose their leases and take them up again
+    /// at the new position, this one at once and others at their next renewal. What was handed out
+    /// before counts no more: to acknowledge it changes nothing, and its
+    /// [`epoch`](crate::Record::epoch) is lower than that of what comes. For a single shard, or a
+    /// sequence number, see [`set_position`](Self::set_position) with [`WhenHeld::Force`].
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](crate::ErrorKind::Configuration) for a timestamp in the future, and for a
+    /// store of your own that keeps no leases; Kinesis's, of listing the shards; the store's.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped early, or failed, it is done for some shards and not for others: do it again.
+    ///
+    /// ```no_run
+    /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
+    /// use std::time::{Duration, SystemTime};
+    ///
+    /// use kinestream::StartingPosition;
+    ///
+    /// // The last hour once more.
+    /// let hour = SystemTime::now() - Duration::from_secs(3600);
+    /// consumer.seek(StartingPosition::AtTimestamp(hour)).await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn seek(&self, to: StartingPosition) -> Result<()> {
+        let kinesis = &self.inner.kinesis;
+        let list = async |since| {
+            let listed = kinesis.shards(since).await.map_err(|failure| failure.error);
+            listed.map_err(|error| self.here(error))
+        };
+        let listed = list(None).await?;
+        let checkpoint = match to {
+            StartingPosition::TrimHorizon => Checkpoint::TrimHorizon,
+            StartingPosition::Latest => Checkpoint::AtTimestamp(listed.taken),
+            // The server's clock tells no more than its second.
+            StartingPosition::AtTimestamp(time)
+                if time > SystemTime::now().max(listed.taken + Duration::from_secs(1)) =>
+            {
+                let message = "the time to seek lies in the future, but must be past";
+                return Err(self.here(Error::new(ErrorKind::Configuration, message)));
+            }
+            StartingPosition::AtTimestamp(time) => Checkpoint::AtTimestamp(time),
+        };
+        let reachable: Option<BTreeSet<ShardId>> = match checkpoint {
+            Checkpoint::AtTimestamp(time) => {
+                Some(list(Some(time)).await?.shards.into_iter().map(|shard| shard.id).collect())
+            }
+            _ => None,
+        };
+        // Parents first: from then on their children wait for them.
+        let mut left = listed.shards;
+        while !left.is_empty() {
+            let waiting: BTreeSet<ShardId> = left.iter().map(|shard| shard.id.clone()).collect();
+            let waits = |shard: &mut KnownShard| {
+                shard.parents.iter().any(|parent| *parent != shard.id && waiting.contains(parent))
+            };
+            let mut next: Vec<KnownShard> = left.extract_if(.., |shard| !waits(shard)).collect();
+            if next.is_empty() {
+                // Shards that are parents of each other are none that Kinesis names.
+                next = std::mem::take(&mut left);
+            }
+            for KnownShard { id, .. } in next {
+                let holds_any = reachable.as_ref().is_none_or(|open| open.contains(&id));
+                let to = if holds_any { checkpoint.clone() } else { Checkpoint::ShardEnd };
+                self.set_position(&id, to, WhenHeld::Force).await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn edit(&self, edit: &Edit, when_held: WhenHeld) -> Result<()> {
         let forced = when_held == WhenHeld::Force;
         let edited = in_time(self.inner.leases.edit(&self.inner.scope, edit, forced)).await;
+        // The worker of this consumer is to see it at once.
+        if let Some(words) = &*self.inner.words.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _no_worker = words.send(Word::Surprised);
+        }
         match edited.map_err(|error| self.here(error))? {
             None => Ok(()),
             Some(worker) => Err(self.in_use(&format!(

@@ -47,6 +47,7 @@ impl Session {
         let (opening, openings) = mpsc::unbounded_channel();
         let (word, words) = mpsc::unbounded_channel();
         let inner = &self.consumer.inner;
+        *inner.words.lock().unwrap_or_else(PoisonError::into_inner) = Some(word.clone());
         let worker = Worker::new(Workplan {
             leases: Arc::clone(&inner.leases),
             scope: inner.scope.clone(),

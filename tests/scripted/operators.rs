@@ -3,12 +3,17 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use kinestream::{Checkpoint, ErrorKind, MemoryStore, StartingPosition, WhenHeld};
-use tokio::time::sleep;
+use kinestream::testing::Shard;
+use kinestream::{
+    Checkpoint, CheckpointOn, Consumer, ErrorKind, MemoryStore, Record, Records, StartingPosition,
+    WhenHeld,
+};
+use tokio::time::{sleep, timeout};
 
 use crate::watched::Watched;
 use crate::{assert_silent, consumer, next, number, orders};
 
+const SECOND: Duration = Duration::from_secs(1);
 const RENEWALS: Duration = Duration::from_secs(10);
 
 #[tokio::test(start_paused = true)]
@@ -131,4 +136,61 @@ async fn a_store_without_leases_shows_positions_and_moves_none() {
     assert_eq!(Some(stored.to_string()), store.position(0).await);
     let moved = reader.set_position(&shard, Checkpoint::TrimHorizon, WhenHeld::Force).await;
     assert_eq!(moved.unwrap_err().kind(), ErrorKind::Configuration);
+}
+
+/// All shards go back while they are read, and what was handed out before counts no more.
+#[tokio::test(start_paused = true)]
+async fn a_seek_has_everything_read_again_parents_first() {
+    let (kinesis, orders) = orders(1);
+    let consumer = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).build().unwrap();
+    let mut records = consumer.records();
+    let (parent, [left, right]) = (orders.shard(0), {
+        orders.shard(0).put("0");
+        orders.shard(0).split()
+    });
+    left.put("1");
+    right.put("1");
+    let read = async |records: &mut Records, ack: bool| {
+        let mut read = Vec::new();
+        while let Ok(Some(record)) = timeout(20 * SECOND, records.next()).await {
+            let record = record.unwrap();
+            if ack || number(&record) == 0 {
+                record.ack();
+            }
+            read.push(record);
+        }
+        read
+    };
+    let before = read(&mut records, false).await;
+    assert!(before.iter().map(number).eq([0, 1, 1]), "{before:?}");
+    assert_eq!(position(&consumer, &parent).await, Some(Checkpoint::ShardEnd));
+    consumer.seek(StartingPosition::TrimHorizon).await.unwrap();
+    // They are late.
+    before.iter().for_each(Record::ack);
+    let again = read(&mut records, true).await;
+    assert!(again.iter().map(number).eq([0, 1, 1]), "{again:?}");
+    let epochs = |records: &[Record]| records.iter().map(Record::epoch).collect::<Vec<_>>();
+    assert!(epochs(&before).iter().max() < epochs(&again).iter().min());
+
+    // The children's times alone.
+    sleep(SECOND).await;
+    let time = kinesis.now();
+    left.put("2");
+    consumer.seek(StartingPosition::AtTimestamp(time)).await.unwrap();
+    assert_eq!(position(&consumer, &parent).await, Some(Checkpoint::ShardEnd));
+    assert!(read(&mut records, true).await.iter().map(number).eq([2]));
+    // Over what is there, to what comes.
+    left.put("3");
+    consumer.seek(StartingPosition::Latest).await.unwrap();
+    sleep(2 * SECOND).await;
+    right.put("4");
+    let late = read(&mut records, true).await;
+    assert!(late.iter().map(number).last() == Some(4), "{late:?}");
+    let future = StartingPosition::AtTimestamp(kinesis.now() + 3600 * SECOND);
+    let refused = consumer.seek(future).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Configuration);
+}
+
+async fn position(consumer: &Consumer, shard: &Shard) -> Option<Checkpoint> {
+    consumer.positions().await.unwrap()[&shard.id()].checkpoint.clone()
 }
