@@ -124,6 +124,13 @@
 //! says where it happened ([`Error`]), and does not end the stream unless nothing is left to read.
 //! So `?` in the loop is a choice: to log and go on is another.
 //!
+//! # Seen from outside
+//!
+//! [`Consumer::events`] tells what happens, as a stream of typed [`Event`]s; [`Consumer::status`] how
+//! every shard stands; `tracing` and, with the cargo feature `metrics`, counters and gauges tell it to
+//! your own tools. The [guide to operations](guide::operations) has the table of metrics, and of what
+//! to do about them.
+//!
 //! # Runtime
 //!
 //! Streams must be polled, and dropped, within a tokio runtime with time enabled. Dropping
@@ -139,6 +146,7 @@ mod checkpoint;
 mod consumer;
 mod error;
 mod group;
+pub mod guide;
 mod lineage;
 mod observe;
 mod pace;

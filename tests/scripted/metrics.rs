@@ -122,3 +122,29 @@ async fn everything_that_is_documented_is_measured_and_nothing_else() {
     seen.look(&snapshotter);
     assert_eq!(seen.get("unfinished_records", Some(("shard", "shardId-000000000001"))), 0.0);
 }
+
+/// Every name that the queries of the dashboard ask for.
+fn names_in(value: &serde_json::Value, names: &mut BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            if let Some(query) = fields.get("expr").and_then(serde_json::Value::as_str) {
+                let words =
+                    query.split(|letter: char| !letter.is_ascii_lowercase() && letter != '_');
+                names.extend(
+                    words.filter(|word| word.starts_with("kinestream_")).map(str::to_owned),
+                );
+            }
+            fields.values().for_each(|value| names_in(value, names));
+        }
+        serde_json::Value::Array(values) => values.iter().for_each(|value| names_in(value, names)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_dashboard_shows_everything_that_is_documented_and_nothing_else() {
+    let dashboard = include_str!("../../dashboards/kinestream.json");
+    let mut names = BTreeSet::new();
+    names_in(&serde_json::from_str(dashboard).unwrap(), &mut names);
+    assert!(names.iter().map(String::as_str).eq(documented()), "{names:?}");
+}
