@@ -2,9 +2,10 @@
 
 use kinestream::store::{Scope, lease};
 use kinestream::{
-    Checkpoint, CheckpointOn, Consumer, ConsumerBuilder, EncryptionType, Error, ErrorKind,
-    MemoryStore, OnTrimmed, Ordering, Record, Records, SequenceNumber, ShardId, ShardPosition,
-    ShardStream, Shards, StartingPosition, WhenHeld,
+    Checkpoint, CheckpointOn, Consumer, ConsumerBuilder, EncryptionType, Error, ErrorKind, Event,
+    Events, MemoryStore, OnTrimmed, Ordering, Record, Records, SequenceNumber, ShardId,
+    ShardPosition, ShardState, ShardStatus, ShardStream, Shards, StartingPosition, Status,
+    WhenHeld,
 };
 
 fn assert_all<T: Send + Sync + Unpin + std::fmt::Debug + 'static>() {}
@@ -19,6 +20,7 @@ fn public_types_cross_threads() {
     assert_all::<EncryptionType>();
     assert_all::<Error>();
     assert_all::<ErrorKind>();
+    assert_all::<Event>();
     assert_all::<MemoryStore>();
     assert_all::<OnTrimmed>();
     assert_all::<Ordering>();
@@ -27,7 +29,10 @@ fn public_types_cross_threads() {
     assert_all::<SequenceNumber>();
     assert_all::<ShardId>();
     assert_all::<ShardPosition>();
+    assert_all::<ShardState>();
+    assert_all::<ShardStatus>();
     assert_all::<StartingPosition>();
+    assert_all::<Status>();
     assert_all::<WhenHeld>();
     assert_all::<lease::Answer>();
     assert_all::<lease::Change>();
@@ -44,12 +49,14 @@ fn public_types_cross_threads() {
     #[cfg(feature = "testing")]
     {
         assert_all::<kinestream::testing::Call>();
+        assert_all::<kinestream::testing::Interruption>();
         assert_all::<kinestream::testing::Kinesis>();
         assert_all::<kinestream::testing::Outcome>();
         assert_all::<kinestream::testing::Shard>();
         assert_all::<kinestream::testing::Stream>();
     }
     // Streams are polled by one task at a time.
+    assert_send::<Events>();
     assert_send::<Records>();
     assert_send::<ShardStream>();
     assert_send::<Shards>();

@@ -1,0 +1,135 @@
+//! What is to be read, and how it is to be shown.
+
+use std::time::SystemTime;
+
+use aws_sdk_kinesis::primitives::{DateTime, DateTimeFormat};
+use kinestream::{SequenceNumber, ShardId, StartingPosition};
+use lexopt::prelude::*;
+
+pub(crate) const USAGE: &str = "\
+Prints the records of a Kinesis stream as they come.
+
+usage: tail STREAM [options]        STREAM is a name or an ARN
+       tail --demo [options]        a stream in this process, which is written to
+
+  --from WHERE          latest (the default), trim-horizon, a time such as 2026-01-01T00:00:00Z, or
+                        a sequence number, with one --shard
+  --shard SHARD         reads this shard alone; may be given several times
+  --limit-records N     ends after so many records
+  --format FORMAT       text, json (a line each), hex, or raw (payloads, a line each);
+                        text on a terminal, raw elsewhere
+  --endpoint-url URL    another Kinesis than AWS's, such as http://127.0.0.1:4567
+  --fan-out CONSUMER    is pushed the records as this registered consumer
+  --application NAME    reads as this application, from its checkpoints on, and moves them
+  --redis URL           where those are kept
+  --status              prints where the application stands, and reads nothing
+  --help
+
+Region and credentials come from where every AWS tool has them: AWS_REGION, AWS_PROFILE, and so on.
+Records go to stdout; what else there is to say to stderr. Ctrl-C ends it.";
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum From {
+    All(StartingPosition),
+    Sequence(SequenceNumber),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Text,
+    Json,
+    Hex,
+    Raw,
+}
+
+#[derive(Debug)]
+pub(crate) struct Arguments {
+    /// None for a demonstration.
+    pub(crate) stream: Option<String>,
+    pub(crate) from: From,
+    pub(crate) shards: Vec<ShardId>,
+    pub(crate) limit: Option<u64>,
+    pub(crate) format: Option<Format>,
+    pub(crate) endpoint_url: Option<String>,
+    pub(crate) fan_out: Option<String>,
+    pub(crate) application: Option<String>,
+    pub(crate) redis: Option<String>,
+    pub(crate) status: bool,
+}
+
+/// What this was started for; `None` where only the usage is asked for.
+pub(crate) fn parse() -> Result<Option<Arguments>, lexopt::Error> {
+    let mut parser = lexopt::Parser::from_env();
+    let mut found = Arguments {
+        stream: None,
+        from: From::All(StartingPosition::Latest),
+        shards: Vec::new(),
+        limit: None,
+        format: None,
+        endpoint_url: None,
+        fan_out: None,
+        application: None,
+        redis: None,
+        status: false,
+    };
+    let mut demo = false;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("help") | Short('h') => return Ok(None),
+            Long("from") => found.from = parser.value()?.parse_with(from)?,
+            Long("shard") => found.shards.push(parser.value()?.parse()?),
+            Long("limit-records") => found.limit = Some(parser.value()?.parse()?),
+            Long("format") => found.format = Some(parser.value()?.parse_with(format)?),
+            Long("endpoint-url") => found.endpoint_url = Some(parser.value()?.string()?),
+            Long("fan-out") => found.fan_out = Some(parser.value()?.string()?),
+            Long("application") => found.application = Some(parser.value()?.string()?),
+            Long("redis") => found.redis = Some(parser.value()?.string()?),
+            Long("status") => found.status = true,
+            Long("demo") => demo = true,
+            Value(stream) if found.stream.is_none() => found.stream = Some(stream.string()?),
+            other => return Err(other.unexpected()),
+        }
+    }
+    if demo == found.stream.is_some() {
+        return Err("name one stream, or see --demo; --help tells more".into());
+    }
+    if found.application.is_some() != found.redis.is_some() {
+        return Err("--application and --redis go together: whose positions, and where".into());
+    }
+    if found.status && found.application.is_none() {
+        return Err("--status needs --application and --redis: whose positions, and where".into());
+    }
+    if matches!(found.from, From::Sequence(_)) && found.shards.len() != 1 {
+        return Err("a sequence number is of one shard: name it by --shard".into());
+    }
+    Ok(Some(found))
+}
+
+fn from(text: &str) -> Result<From, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(From::Sequence(number));
+    }
+    Ok(From::All(match text {
+        "latest" => StartingPosition::Latest,
+        "trim-horizon" => StartingPosition::TrimHorizon,
+        time => StartingPosition::AtTimestamp(parse_time(time).ok_or(
+            "neither latest nor trim-horizon, nor a time such as 2026-01-01T00:00:00Z, nor a \
+             sequence number",
+        )?),
+    }))
+}
+
+fn parse_time(text: &str) -> Option<SystemTime> {
+    let time = DateTime::from_str(text, DateTimeFormat::DateTimeWithOffset).ok()?;
+    SystemTime::try_from(time).ok()
+}
+
+fn format(text: &str) -> Result<Format, &'static str> {
+    match text {
+        "text" => Ok(Format::Text),
+        "json" => Ok(Format::Json),
+        "hex" => Ok(Format::Hex),
+        "raw" => Ok(Format::Raw),
+        _ => Err("not one of text, json, hex, raw"),
+    }
+}

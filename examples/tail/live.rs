@@ -1,0 +1,171 @@
+//! A line for each shard, which changes as it is read: its rate and its lag, and a bar while it is
+//! catching up. Only where stderr is a terminal.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use console::style;
+use indicatif::{HumanBytes, HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use kinestream::{Event, Record, ShardId};
+use tokio::time::Instant;
+
+use crate::output::short;
+
+/// More lines than this tell nobody anything.
+const MOST_LINES: usize = 24;
+
+/// What was read of a shard.
+struct Line {
+    bar: Option<ProgressBar>,
+    records: u64,
+    bytes: u64,
+    /// How far behind it was at first, in milliseconds.
+    first_lag: u64,
+    lag: u64,
+    /// What was read until a moment ago, for the rate.
+    before: (Instant, u64),
+    rate: f64,
+    /// Kinesis has asked for fewer calls, until then.
+    throttled: Option<Instant>,
+}
+
+pub(crate) struct Live {
+    bars: MultiProgress,
+    shards: BTreeMap<ShardId, Line>,
+    began: Instant,
+}
+
+impl Live {
+    pub(crate) fn new() -> Self {
+        Self { bars: MultiProgress::new(), shards: BTreeMap::new(), began: Instant::now() }
+    }
+
+    pub(crate) fn count(&mut self, record: &Record) {
+        let line = self.line(record.shard_id());
+        line.records += 1;
+        line.bytes += record.data().len() as u64;
+        line.lag = u64::try_from(record.millis_behind_latest()).unwrap_or(0);
+        line.first_lag = line.first_lag.max(line.lag);
+    }
+
+    /// Takes note of what happens beside records.
+    pub(crate) fn hear(&mut self, event: &Event) {
+        match event {
+            Event::ShardStarted { shard_id, .. } => {
+                self.line(shard_id);
+            }
+            Event::Throttled { shard_id: Some(shard_id), .. } => {
+                self.line(shard_id).throttled = Some(Instant::now() + Duration::from_secs(3));
+            }
+            Event::ShardEnded { shard_id, .. } | Event::LeaseLost { shard_id, .. } => {
+                if let Some(bar) = self.line(shard_id).bar.take() {
+                    bar.finish_and_clear();
+                    self.bars.remove(&bar);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn line(&mut self, shard: &ShardId) -> &mut Line {
+        let is_shown = self.shards.len() < MOST_LINES;
+        let bars = &self.bars;
+        self.shards.entry(shard.clone()).or_insert_with(|| Line {
+            bar: is_shown.then(|| bars.add(ProgressBar::new(0))),
+            records: 0,
+            bytes: 0,
+            first_lag: 0,
+            lag: 0,
+            before: (Instant::now(), 0),
+            rate: 0.0,
+            throttled: None,
+        })
+    }
+
+    /// Draws all lines anew.
+    pub(crate) fn draw(&mut self) {
+        for (shard, line) in &mut self.shards {
+            line.measure();
+            let Some(bar) = &line.bar else { continue };
+            let is_behind = line.lag > 0;
+            bar.set_style(if is_behind { catching_up() } else { following() });
+            bar.set_prefix(short(shard.as_str()).to_owned());
+            bar.set_length(line.first_lag);
+            bar.set_position(line.first_lag - line.lag);
+            bar.set_message(line.told());
+            bar.tick();
+        }
+    }
+
+    /// Prints above the lines.
+    pub(crate) fn print_above(
+        &self,
+        print: impl FnOnce() -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        self.bars.suspend(print)
+    }
+
+    /// The last word.
+    pub(crate) fn sum_up(self) -> String {
+        let _cleared = self.bars.clear();
+        let sum = |count: fn(&Line) -> u64| self.shards.values().map(count).sum::<u64>();
+        let behind = self.shards.values().map(|line| line.lag).max().unwrap_or(0);
+        format!(
+            "{} records ({}) of {} shards in {:.1?}; {} behind",
+            HumanCount(sum(|line| line.records)),
+            HumanBytes(sum(|line| line.bytes)),
+            self.shards.len(),
+            self.began.elapsed(),
+            duration(behind),
+        )
+    }
+}
+
+impl Line {
+    fn measure(&mut self) {
+        let (at, records) = self.before;
+        let time = at.elapsed().as_secs_f64();
+        if time >= 1.0 {
+            #[allow(clippy::cast_precision_loss, reason = "a rate is told to its first digit")]
+            let read = (self.records - records) as f64;
+            self.rate = read / time;
+            self.before = (Instant::now(), self.records);
+        }
+    }
+
+    fn told(&self) -> String {
+        let throttled = self.throttled.is_some_and(|until| until > Instant::now());
+        let throttled = if throttled {
+            style("  throttled").yellow().for_stderr().to_string()
+        } else {
+            String::new()
+        };
+        format!(
+            "{:>8.1}/s {:>9} {:>10}{throttled}",
+            self.rate,
+            HumanCount(self.records).to_string(),
+            if self.lag == 0 {
+                "caught up".to_owned()
+            } else {
+                format!("{} behind", duration(self.lag))
+            },
+        )
+    }
+}
+
+fn duration(millis: u64) -> String {
+    match millis {
+        0..2000 => format!("{millis} ms"),
+        _ => HumanDuration(Duration::from_millis(millis)).to_string(),
+    }
+}
+
+fn catching_up() -> ProgressStyle {
+    let template = "{prefix:>12.cyan} {bar:24} {msg}";
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+fn following() -> ProgressStyle {
+    let template = "{prefix:>12.cyan} {spinner:24} {msg}";
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}

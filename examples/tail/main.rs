@@ -1,0 +1,225 @@
+//! Prints the records of a Kinesis stream as they come, as `tail -f` prints the lines of a file.
+//!
+//!     cargo run --example tail -- orders --from trim-horizon
+//!     cargo run --example tail -- --demo
+//!
+//! `--help` tells the rest. Where stderr is a terminal, a line for each shard shows its rate and its lag,
+//! and a bar while it is catching up.
+
+mod arguments;
+mod live;
+mod output;
+mod status;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::error::Error;
+use std::io::Write;
+use std::pin::pin;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use arguments::{Arguments, Format, From, USAGE};
+use async_stream::stream;
+use aws_config::BehaviorVersion;
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::config::{Credentials, Region};
+use futures::stream::{BoxStream, SelectAll};
+use futures::{FutureExt, Stream, StreamExt};
+use kinestream::{Consumer, Record, RedisStore, ShardPosition, ShardStream};
+use live::Live;
+use tokio::time::interval;
+
+/// Whoever is told of an error has been told: the program ends with 1.
+type Told<T> = Result<T, Box<dyn Error>>;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = match arguments::parse() {
+        Ok(Some(arguments)) => arguments,
+        Ok(None) => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("tail: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&arguments).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tail: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: &Arguments) -> Told<()> {
+    let (client, stream) = match &arguments.stream {
+        Some(stream) => (client(arguments).await, stream.clone()),
+        None => (demonstration().await?, "orders".to_owned()),
+    };
+    let consumer = consumer(&client, &stream, arguments).await?;
+    if arguments.status {
+        return Ok(status::print(&client, &consumer).await?);
+    }
+    let told = follow(&consumer, arguments).await;
+    let closed = consumer.close().await;
+    told?;
+    Ok(closed?)
+}
+
+async fn client(arguments: &Arguments) -> Client {
+    let mut loader = aws_config::defaults(BehaviorVersion::latest());
+    if let Some(url) = &arguments.endpoint_url {
+        loader = loader.endpoint_url(url);
+        let is_here = url.contains("://127.0.0.1") || url.contains("://localhost");
+        // Nobody checks them on this machine.
+        if is_here && std::env::var_os("AWS_ACCESS_KEY_ID").is_none() {
+            let anybody = Credentials::new("local", "local", None, None, "local");
+            loader = loader.credentials_provider(anybody).region(Region::new("us-east-1"));
+        }
+    }
+    Client::new(&loader.load().await)
+}
+
+/// A Kinesis in this process, with a stream that is written to.
+async fn demonstration() -> Told<Client> {
+    let (client, _port) = support::start_kinesis().await?;
+    support::create_stream(&client, "orders", 3).await?;
+    let writer = client.clone();
+    support::put_numbers(&writer, "orders", 0..1000).await?;
+    tokio::spawn(async move {
+        let mut ticks = interval(Duration::from_millis(500));
+        for begin in (1000..).step_by(10) {
+            ticks.tick().await;
+            let _reader_is_told = support::put_numbers(&writer, "orders", begin..begin + 10).await;
+        }
+    });
+    Ok(client)
+}
+
+async fn consumer(client: &Client, stream: &str, arguments: &Arguments) -> Told<Consumer> {
+    let mut builder = Consumer::builder(client.clone(), stream);
+    builder = match (&arguments.from, &arguments.shards[..]) {
+        (From::All(position), _) => builder.starting_position(*position),
+        (From::Sequence(number), [shard, ..]) => {
+            let position = ShardPosition::AtSequenceNumber(number.clone());
+            builder.starting_position_for(shard.clone(), position)
+        }
+        (From::Sequence(_), []) => builder,
+    };
+    if let (Some(application), Some(redis)) = (&arguments.application, &arguments.redis) {
+        builder = builder.application(application).store(RedisStore::connect(redis).await?);
+    }
+    if let Some(consumer) = &arguments.fan_out {
+        builder = builder.fan_out(consumer);
+    }
+    Ok(builder.build()?)
+}
+
+/// Prints what comes, until there is no more, or enough, or Ctrl-C.
+async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
+    let usual = if console::user_attended() { Format::Text } else { Format::Raw };
+    let format = arguments.format.unwrap_or(usual);
+    let mut events = consumer.events();
+    let mut records = records(consumer, arguments);
+    let mut left = arguments.limit.unwrap_or(u64::MAX);
+    let mut live = Live::new();
+    let mut ticks = interval(Duration::from_millis(200));
+    let mut interrupted = pin!(tokio::signal::ctrl_c());
+    let mut told = Ok(());
+    let mut lines = Vec::new();
+    while left > 0 {
+        tokio::select! {
+            biased;
+            _ = &mut interrupted => break,
+            _ = ticks.tick() => live.draw(),
+            Some(event) = events.next() => live.hear(&event),
+            next = records.next() => {
+                // All that is there goes out at once.
+                let mut next = Some(next);
+                while let Some(Some(Ok(record))) = &next {
+                    live.count(record);
+                    lines.extend(output::print(record, format));
+                    left -= 1;
+                    next = if left > 0 { records.next().now_or_never() } else { Some(None) };
+                }
+                let written = live.print_above(|| {
+                    let mut stdout = std::io::stdout().lock();
+                    stdout.write_all(&lines)?;
+                    stdout.flush()
+                });
+                lines.clear();
+                match (written, next) {
+                    // Whoever read it has seen enough, as `head` has.
+                    (Err(error), _) if error.kind() == std::io::ErrorKind::BrokenPipe => break,
+                    (Err(error), _) => {
+                        told = Err(error.into());
+                        break;
+                    }
+                    (Ok(()), None) => {}
+                    (Ok(()), Some(None)) => break,
+                    (Ok(()), Some(Some(Err(error)))) if error.is_temporary() => {
+                        live.print_above(|| writeln!(std::io::stderr(), "tail: {error}"))?;
+                    }
+                    (Ok(()), Some(Some(Err(error)))) => {
+                        told = Err(error.into());
+                        break;
+                    }
+                    (Ok(()), Some(Some(Ok(_)))) => unreachable!("all of them were printed"),
+                }
+            }
+        }
+    }
+    let summary = live.sum_up();
+    if told.is_ok() {
+        eprintln!("{summary}");
+    }
+    told
+}
+
+/// All records, or those of some shards.
+fn records(
+    consumer: &Consumer,
+    arguments: &Arguments,
+) -> BoxStream<'static, kinestream::Result<Record>> {
+    if arguments.shards.is_empty() {
+        return consumer.records().boxed();
+    }
+    let wanted = arguments.shards.clone();
+    let shards = consumer.shards();
+    only(shards, move |shard| wanted.contains(shard.shard_id())).boxed()
+}
+
+/// The records of those shards that are wanted. The others are held, and not polled: nothing is read of
+/// them.
+fn only(
+    shards: impl Stream<Item = kinestream::Result<ShardStream>> + Unpin,
+    is_wanted: impl Fn(&ShardStream) -> bool,
+) -> impl Stream<Item = kinestream::Result<Record>> {
+    stream! {
+        let mut shards = shards;
+        let (mut wanted, mut held) = (SelectAll::new(), Vec::new());
+        loop {
+            let next = tokio::select! {
+                biased;
+                shard = shards.next() => match shard {
+                    Some(Ok(shard)) if is_wanted(&shard) => {
+                        wanted.push(shard);
+                        continue;
+                    }
+                    Some(Ok(shard)) => {
+                        held.push(shard);
+                        continue;
+                    }
+                    Some(Err(error)) => Err(error),
+                    None => break,
+                },
+                Some(record) = wanted.next(), if !wanted.is_empty() => record,
+            };
+            yield next;
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! One record, as it is printed.
+
+use std::fmt::Write;
+
+use aws_sdk_kinesis::primitives::{DateTime, DateTimeFormat};
+use console::style;
+use kinestream::Record;
+use serde_json::json;
+
+use crate::arguments::Format;
+
+/// The record in this format, with the end of its line.
+pub(crate) fn print(record: &Record, format: Format) -> Vec<u8> {
+    let mut line = match format {
+        Format::Raw => record.data().to_vec(),
+        Format::Text => text(record).into_bytes(),
+        Format::Json => json(record).into_bytes(),
+        Format::Hex => hex(record.data()).into_bytes(),
+    };
+    line.push(b'\n');
+    line
+}
+
+fn text(record: &Record) -> String {
+    let data = String::from_utf8_lossy(record.data());
+    // What would move the cursor stays what it is.
+    let data: String = data.chars().flat_map(shown).collect();
+    format!(
+        "{} {} {} {data}",
+        style(short(record.shard_id().as_str())).cyan(),
+        style(arrival(record).unwrap_or_default()).dim(),
+        style(record.partition_key().unwrap_or("-").escape_debug()).yellow(),
+    )
+}
+
+fn shown(letter: char) -> impl Iterator<Item = char> {
+    let is_harmless = letter == '\t' || !letter.is_control();
+    let (plain, escaped) = if is_harmless { (Some(letter), None) } else { (None, Some(letter)) };
+    plain.into_iter().chain(escaped.into_iter().flat_map(char::escape_default))
+}
+
+fn json(record: &Record) -> String {
+    let mut line = json!({
+        "shard_id": record.shard_id().as_str(),
+        "sequence_number": record.sequence_number().as_str(),
+        "sub_sequence_number": record.sub_sequence_number(),
+        "partition_key": record.partition_key(),
+        "approximate_arrival": arrival(record),
+    });
+    match std::str::from_utf8(record.data()) {
+        Ok(text) => line["data"] = text.into(),
+        Err(_) => line["data_hex"] = hex(record.data()).into(),
+    }
+    line.to_string()
+}
+
+fn hex(data: &[u8]) -> String {
+    data.iter().fold(String::with_capacity(2 * data.len()), |mut text, byte| {
+        let _never_fails = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn arrival(record: &Record) -> Option<String> {
+    let time = DateTime::from(record.approximate_arrival()?);
+    time.fmt(DateTimeFormat::DateTime).ok()
+}
+
+/// The name of a shard without what all of them begin with.
+pub(crate) fn short(shard: &str) -> &str {
+    match shard.strip_prefix("shardId-").map(|number| number.trim_start_matches('0')) {
+        Some("") => "0",
+        Some(number) => number,
+        None => shard,
+    }
+}
