@@ -1,4 +1,26 @@
 //! Guides: one page for each thing that a reader of Kinesis meets sooner or later.
 
+#[doc = include_str!("guide/delivery.md")]
+pub mod delivery {}
+
+#[doc = include_str!("guide/fan_out.md")]
+pub mod fan_out {}
+
+#[doc = include_str!("guide/fleets.md")]
+pub mod fleets {}
+
+#[doc = include_str!("guide/migrating.md")]
+pub mod migrating {}
+
 #[doc = include_str!("guide/operations.md")]
 pub mod operations {}
+
+#[doc = include_str!("guide/pace.md")]
+pub mod pace {}
+
+#[doc = include_str!("guide/resharding.md")]
+pub mod resharding {}
+
+#[cfg(feature = "testing")]
+#[doc = include_str!("guide/testing.md")]
+pub mod testing {}

@@ -28,6 +28,8 @@
 //! # Ok(()) }
 //! ```
 //!
+//! The [`guide`] has a page for each thing that a reader of Kinesis meets sooner or later.
+//!
 //! # Positions
 //!
 //! How far each shard is finished is its [`Checkpoint`], and a [`CheckpointStore`] keeps it:
