@@ -254,7 +254,7 @@ async fn worker() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fleet_loses_nothing() {
-    let seconds = std::env::var("FLEET_SECONDS").map_or(120, |seconds| seconds.parse().unwrap());
+    let seconds = std::env::var("FLEET_SECONDS").map_or(60, |seconds| seconds.parse().unwrap());
     let seed = std::env::var("FLEET_SEED")
         .map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
     println!("FLEET_SEED={seed}");
