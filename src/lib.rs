@@ -170,10 +170,10 @@ pub use lineage::{Ordering, ShardPosition, StartingPosition};
 pub use observe::{Event, Events};
 pub use record::{EncryptionType, Record, SequenceNumber, ShardId};
 pub use shard::{CheckpointOn, ShardStream};
-pub use source::OnTrimmed;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub use source::fuzz_aggregate;
+pub use source::{Budget, OnTrimmed};
 #[cfg(feature = "redis")]
 pub use store::RedisStore;
 pub use store::{CheckpointStore, MemoryStore};

@@ -32,7 +32,8 @@ use crate::pace::{Pace, SHORTEST_PAUSE};
 use crate::record::{Finish, SequenceNumber};
 
 pub(crate) use batch::Batch;
-pub(crate) use budget::{Budget, Space};
+pub use budget::Budget;
+pub(crate) use budget::Space;
 use fan_out::FanOut;
 pub(crate) use kinesis::{Kinesis, KnownShard, Listing};
 use polling::Polling;

@@ -2,8 +2,8 @@
 
 use kinestream::store::{Scope, lease};
 use kinestream::{
-    Checkpoint, CheckpointOn, Consumer, ConsumerBuilder, EncryptionType, Error, ErrorKind, Event,
-    Events, MemoryStore, OnTrimmed, Ordering, Record, Records, SequenceNumber, ShardId,
+    Budget, Checkpoint, CheckpointOn, Consumer, ConsumerBuilder, EncryptionType, Error, ErrorKind,
+    Event, Events, MemoryStore, OnTrimmed, Ordering, Record, Records, SequenceNumber, ShardId,
     ShardPosition, ShardState, ShardStatus, ShardStream, Shards, StartingPosition, Status,
     WhenHeld,
 };
@@ -13,6 +13,7 @@ fn assert_send<T: Send + Unpin + std::fmt::Debug + 'static>() {}
 
 #[test]
 fn public_types_cross_threads() {
+    assert_all::<Budget>();
     assert_all::<Checkpoint>();
     assert_all::<CheckpointOn>();
     assert_all::<Consumer>();

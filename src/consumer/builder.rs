@@ -10,7 +10,7 @@ use crate::lineage::{Ordering, ShardPosition, StartingPosition};
 use crate::observe::Observer;
 use crate::record::ShardId;
 use crate::shard::CheckpointOn;
-use crate::source::{Kinesis, OnTrimmed, Registration};
+use crate::source::{Budget, Kinesis, OnTrimmed, Registration};
 use crate::store::{CheckpointStore, MemoryStore, Scope, leases_of};
 
 /// The options of a [`Consumer`], each with a default that suits most.
@@ -159,6 +159,17 @@ impl ConsumerBuilder {
     /// Default: 64 MiB. At least 1.
     pub fn max_buffered_bytes(mut self, bytes: usize) -> Self {
         self.settings.max_buffered_bytes = bytes;
+        self
+    }
+
+    /// Has this consumer share the memory of others, for a program that reads several streams: what is
+    /// buffered of all of them is within one budget. A consumer whose records nobody takes may hold all
+    /// of it, and the others wait then.
+    ///
+    /// Default: none, a budget of its own of [`max_buffered_bytes`](Self::max_buffered_bytes), which
+    /// means nothing beside one that is shared.
+    pub fn budget(mut self, budget: &Budget) -> Self {
+        self.settings.budget = Some(budget.clone());
         self
     }
 

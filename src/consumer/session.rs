@@ -98,7 +98,9 @@ impl Session {
                 drop(at_work);
             }
         });
-        let budget = Budget::new(inner.settings.max_buffered_bytes);
+        let settings = &inner.settings;
+        let own = || Budget::new(settings.max_buffered_bytes);
+        let budget = settings.budget.clone().unwrap_or_else(own);
         inner.observer.ask_for_buffered({
             let budget = budget.clone();
             move || budget.taken()

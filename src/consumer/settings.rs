@@ -7,7 +7,7 @@ use crate::group::Rules;
 use crate::lineage::{Ordering, ShardPosition, Start, StartingPosition};
 use crate::pace::SHORTEST_PAUSE;
 use crate::shard::CheckpointOn;
-use crate::source::OnTrimmed;
+use crate::source::{Budget, OnTrimmed};
 use crate::store::Rhythm;
 
 /// The most records that one call may ask for:
@@ -31,6 +31,8 @@ pub(super) struct Settings {
     pub(super) max_in_flight: usize,
     pub(super) prefetch: usize,
     pub(super) max_buffered_bytes: usize,
+    /// Shared with other consumers, in place of one of that size.
+    pub(super) budget: Option<Budget>,
     pub(super) on_trimmed: OnTrimmed,
     pub(super) deaggregate: bool,
     pub(super) fan_out: Option<Arc<str>>,
@@ -51,6 +53,7 @@ impl Default for Settings {
             max_in_flight: 10_000,
             prefetch: 1,
             max_buffered_bytes: 64 * 1024 * 1024,
+            budget: None,
             on_trimmed: OnTrimmed::default(),
             deaggregate: true,
             fan_out: None,

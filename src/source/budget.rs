@@ -7,9 +7,22 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// The unit of the account: a semaphore counts in `u32`, and budgets may be larger than 4 GiB.
 const UNIT: usize = 1024;
 
-/// The memory that all shards of a consumer share. First come, first served.
+/// The memory that all shards of a consumer share, or those of several consumers. First come, first
+/// served. Cheap to clone: the clones are one.
+///
+/// For [`ConsumerBuilder::budget`](crate::ConsumerBuilder::budget), where consumers are to share one.
+///
+/// ```no_run
+/// # fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
+/// use kinestream::{Budget, Consumer};
+///
+/// let budget = Budget::new(256 * 1024 * 1024);
+/// let orders = Consumer::builder(client.clone(), "orders").budget(&budget).build()?;
+/// let payments = Consumer::builder(client, "payments").budget(&budget).build()?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
-pub(crate) struct Budget {
+pub struct Budget {
     free: Arc<Semaphore>,
     units: u32,
 }
@@ -23,7 +36,8 @@ pub(crate) struct Space {
 }
 
 impl Budget {
-    pub(crate) fn new(bytes: usize) -> Self {
+    /// So many bytes, of which there is at least a kibibyte.
+    pub fn new(bytes: usize) -> Self {
         let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).max(1);
         Self { free: Arc::new(Semaphore::new(units as usize)), units }
     }

@@ -19,6 +19,7 @@ mod pacing;
 mod packed;
 mod resharding;
 mod seen;
+mod sharing;
 mod starting;
 mod watched;
 

@@ -1,0 +1,55 @@
+//! Two streams in one program: two consumers over one client, one store and one budget of memory, and
+//! their records merged.
+//!
+//!     cargo run --example two_streams
+//!
+//! Exits with 1 if a record was lost.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::process::ExitCode;
+
+use futures::{StreamExt, stream};
+use kinestream::{Budget, Consumer, MemoryStore, StartingPosition};
+
+const STREAMS: [&str; 2] = ["orders", "payments"];
+const RECORDS: usize = 500;
+
+#[tokio::main]
+async fn main() -> Result<ExitCode, Box<dyn Error>> {
+    println!("Starting a Kinesis in this process, with streams {STREAMS:?}.");
+    let (client, _port) = support::start_kinesis().await?;
+    for stream in STREAMS {
+        support::create_stream(&client, stream, 2).await?;
+        support::put_numbers(&client, stream, 0..RECORDS).await?;
+    }
+
+    let (store, budget) = (MemoryStore::new(), Budget::new(64 * 1024 * 1024));
+    let consumer = |stream: &str| {
+        Consumer::builder(client.clone(), stream)
+            .application("billing")
+            .starting_position(StartingPosition::TrimHorizon)
+            .store(store.clone())
+            .budget(&budget)
+            .build()
+    };
+    let [orders, payments] = STREAMS.map(consumer);
+    let (orders, payments) = (orders?, payments?);
+
+    // Whichever has a record; a record says where it is from.
+    let mut records = stream::select(orders.records(), payments.records());
+    let mut read = BTreeMap::<String, usize>::new();
+    while read.values().sum::<usize>() < STREAMS.len() * RECORDS {
+        let Some(record) = records.next().await else { break };
+        *read.entry(record?.stream().to_owned()).or_default() += 1;
+    }
+    orders.close().await?;
+    payments.close().await?;
+    for stream in STREAMS {
+        println!("{stream}: read {} of {RECORDS}", read.get(stream).copied().unwrap_or_default());
+    }
+    let is_complete = STREAMS.iter().all(|stream| read.get(*stream) == Some(&RECORDS));
+    Ok(if is_complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

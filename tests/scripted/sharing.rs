@@ -1,0 +1,50 @@
+//! Several consumers in one program.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::testing::Kinesis;
+use kinestream::{Budget, CheckpointOn, Consumer, MemoryStore, StartingPosition};
+use tokio::time::timeout;
+
+use crate::{next, number};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test(start_paused = true)]
+async fn consumers_of_two_streams_share_a_store_and_a_budget() {
+    let kinesis = Kinesis::new();
+    let (store, budget) = (MemoryStore::new(), Budget::new(1));
+    let consumer = |name: &str| {
+        let stream = kinesis.create_stream(name, 1);
+        stream.shard(0).put("0");
+        stream.shard(0).put("1");
+        Consumer::builder(kinesis.client(), name)
+            .starting_position(StartingPosition::TrimHorizon)
+            .checkpoint_on(CheckpointOn::Ack)
+            .max_in_flight(1)
+            .store(store.clone())
+            .budget(&budget)
+            .build()
+            .unwrap()
+    };
+    let [orders, payments] = ["orders", "payments"].map(consumer);
+    let mut records = orders.records();
+    let first = next(&mut records).await;
+    // What is left of the answer takes all the memory that there is.
+    let mut others = payments.records();
+    assert!(timeout(60 * SECOND, others.next()).await.is_err());
+    first.ack();
+    next(&mut records).await.ack();
+    assert!(timeout(10 * SECOND, records.next()).await.is_err());
+    for expected in 0..2 {
+        let record = next(&mut others).await;
+        assert_eq!((record.stream(), number(&record)), ("payments", expected));
+        record.ack();
+    }
+    for consumer in [orders, payments] {
+        consumer.close().await.unwrap();
+        let positions = consumer.positions().await.unwrap();
+        assert!(positions.values().all(|lease| lease.checkpoint.is_some()));
+    }
+}
