@@ -15,7 +15,7 @@ fn write<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S:
 
 fn read<'de, T, D>(deserializer: D) -> Result<T, D::Error>
 where
-    T: FromStr<Err = crate::Error>,
+    T: FromStr<Err = crate::error::Error>,
     D: Deserializer<'de>,
 {
     String::deserialize(deserializer)?.parse().map_err(D::Error::custom)

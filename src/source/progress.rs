@@ -172,6 +172,10 @@ impl Progress {
     ) -> Result<Batch, Told> {
         (self.state.told, self.state.failed) = (None, 0);
         self.observer.answered(records.len(), bytes, millis_behind_latest);
+        if let Some(last) = records.last() {
+            let (records, sequence_number) = (records.len(), &*last.sequence_number);
+            tracing::trace!(records, bytes, sequence_number, millis_behind_latest, "fetched");
+        }
         let last = records.last().map(|record| record.sequence_number.parse());
         let origin = Origin {
             stream: Arc::clone(self.kinesis.name()),
