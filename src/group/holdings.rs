@@ -47,6 +47,11 @@ impl Holding {
         self.tenure.end();
     }
 
+    /// A position was refused because another had the lease, and the stream has ended.
+    fn is_given_up(&self) -> bool {
+        self.tenure.is_over() && !self.is_leaving
+    }
+
     /// The lease as the store should know it.
     fn lease(&self, me: &Arc<str>) -> Lease {
         let position = self.watermark.position().or_else(|| self.lease.checkpoint.clone());
@@ -141,6 +146,13 @@ impl Holdings {
         let mut settled = Settled::default();
         self.shards.retain(|shard, holding| {
             let epoch = holding.tenure.epoch();
+            if holding.is_given_up() {
+                // A store that has forgotten since may have it as the worker's own again: then it is
+                // given back below.
+                settled.lost.push((shard.clone(), epoch));
+                holding.stop();
+                return false;
+            }
             match table.leases.get(shard) {
                 Some(stored) if stored.epoch > epoch => {
                     settled.lost.push((shard.clone(), epoch));
@@ -287,6 +299,29 @@ mod tests {
         let settled = holdings.settle(&seen, &seen);
         assert!(settled.opened.is_empty(), "never twice in one epoch");
         assert_eq!(settled.changes.len(), 2);
+    }
+
+    #[test]
+    fn what_was_given_up_is_given_back_where_the_store_knows_nothing_of_it() {
+        let seen = table(&[("me", 1)], &[Some("me"), Some("me")]);
+        let mut holdings = Holdings::new("me".into(), 1);
+        for number in 0..2 {
+            let lease = seen.leases[&shard(number)].clone();
+            let tenure = Tenure::new(7, Arc::default());
+            let watermark = Arc::new(Watermark::new(|_| {}));
+            let holding = Holding::new(lease, tenure, watermark, None);
+            holdings.take(shard(number), holding);
+        }
+        assert!(holdings.settle(&seen, &seen).changes.is_empty());
+        // As the writer does, whose position was refused.
+        holdings.shards[&shard(1)].tenure.end();
+        let settled = holdings.settle(&seen, &seen);
+        assert_eq!(settled.changes, [Change::Release { shard: shard(1), epoch: 7 }]);
+        assert_eq!(settled.lost, [(shard(1), 7)]);
+        assert!(holdings.shards.keys().eq([&shard(0)]));
+        // Nor is it taken up again in that epoch.
+        let settled = holdings.settle(&seen, &seen);
+        assert!(settled.opened.is_empty() && settled.lost.is_empty());
     }
 
     #[test]

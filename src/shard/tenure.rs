@@ -65,6 +65,10 @@ impl Tenure {
         self.over.close();
     }
 
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.is_closed()
+    }
+
     /// When the shard is read no more.
     pub(super) fn over(&self) -> &Closing {
         &self.over
