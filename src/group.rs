@@ -27,7 +27,7 @@ mod worker;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::checkpoint::Watermark;
 use crate::error::Result;
@@ -62,6 +62,8 @@ pub(crate) enum Word {
     Dropped(ShardId, u64),
     /// The store has something else than was thought.
     Surprised,
+    /// The same, and whoever says so waits until it was looked at.
+    Edited(oneshot::Sender<()>),
 }
 
 /// What a worker needs to know.

@@ -1,7 +1,7 @@
 //! What is seen from outside: each happening is told once, here, and becomes a `tracing` event, a
 //! typed [`Event`] and a metric.
 //!
-//! Nothing here waits for anybody. What nobody listens to is not made.
+//! Nothing here waits for anybody.
 
 mod event;
 mod events;
@@ -14,7 +14,7 @@ mod shard;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::broadcast;
@@ -39,7 +39,8 @@ pub(crate) struct Observer(Arc<Inner>);
 struct Inner {
     stream: Arc<str>,
     application: Arc<str>,
-    events: broadcast::Sender<Event>,
+    /// Made for the first listener: it takes the memory of a whole backlog.
+    events: OnceLock<broadcast::Sender<Event>>,
     metrics: ConsumerMetrics,
     /// How much memory is taken by what is buffered.
     buffered: Mutex<Option<Box<dyn Fn() -> usize + Send + Sync>>>,
@@ -57,7 +58,7 @@ impl Observer {
             metrics: ConsumerMetrics::new(stream, application),
             buffered: Mutex::default(),
             unsaved: Mutex::default(),
-            events: broadcast::Sender::new(LONGEST_BACKLOG),
+            events: OnceLock::new(),
             shards: Mutex::default(),
         }))
     }
@@ -66,13 +67,16 @@ impl Observer {
     pub(crate) fn tell(&self, event: Event) {
         event.trace(&self.0.stream, &self.0.application);
         self.0.metrics.count(&event);
-        // Nobody listens: then it is gone.
-        let _unheard = self.0.events.send(event);
+        if let Some(events) = self.0.events.get() {
+            // Nobody listens any more: then it is gone.
+            let _unheard = events.send(event);
+        }
     }
 
     /// What happens from now on.
     pub(crate) fn events(&self) -> Events {
-        Events::new(self.0.events.subscribe())
+        let events = self.0.events.get_or_init(|| broadcast::Sender::new(LONGEST_BACKLOG));
+        Events::new(events.subscribe())
     }
 
     /// How much is buffered, from now on, is to be asked there.

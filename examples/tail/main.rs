@@ -138,13 +138,17 @@ async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
             _ = ticks.tick() => live.draw(),
             Some(event) = events.next() => live.hear(&event),
             next = records.next() => {
-                // All that is there goes out at once.
+                // What is there goes out at once, up to a mebibyte.
                 let mut next = Some(next);
                 while let Some(Some(Ok(record))) = &next {
                     live.count(record);
                     lines.extend(output::print(record, format));
                     left -= 1;
-                    next = if left > 0 { records.next().now_or_never() } else { Some(None) };
+                    next = match left {
+                        0 => Some(None),
+                        _ if lines.len() < 1 << 20 => records.next().now_or_never(),
+                        _ => None,
+                    };
                 }
                 let written = live.print_above(|| {
                     let mut stdout = std::io::stdout().lock();

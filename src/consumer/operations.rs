@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
 use super::Consumer;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
@@ -11,8 +14,8 @@ use crate::group::Word;
 use crate::lineage::StartingPosition;
 use crate::record::ShardId;
 use crate::source::KnownShard;
-use crate::store::in_time;
 use crate::store::lease::{Edit, Lease};
+use crate::store::{LONGEST_CALL, in_time};
 
 /// What to do about positions that a worker has the lease of.
 ///
@@ -71,9 +74,9 @@ impl Consumer {
         checkpoint: Checkpoint,
         when_held: WhenHeld,
     ) -> Result<()> {
-        self.edit(&Edit::Set { shard: shard.clone(), checkpoint }, when_held)
-            .await
-            .map_err(|error| error.in_shard(shard.as_str()))
+        self.move_to(shard, checkpoint, when_held).await?;
+        self.see().await;
+        Ok(())
     }
 
     /// Forgets everything that is stored of this application and stream: whoever reads next begins
@@ -87,7 +90,9 @@ impl Consumer {
     ///
     /// As [`set_position`](Self::set_position).
     pub async fn clear_positions(&self, when_held: WhenHeld) -> Result<()> {
-        self.edit(&Edit::Clear, when_held).await
+        self.edit(&Edit::Clear, when_held).await?;
+        self.see().await;
+        Ok(())
     }
 
     /// Has every shard read on from `to`, while it is read: back, to read something again, or
@@ -95,8 +100,8 @@ impl Consumer {
     /// them, and children wait for their parents as always.
     ///
     /// The workers of the application, this one among them, lose their leases and take them up again
-    /// at the new position, this one at once and others at their next renewal. What was handed out
-    /// before counts no more: to acknowledge it changes nothing, and its
+    /// at the new position: this one before this returns, others at their next renewal. What was
+    /// handed out before counts no more: to acknowledge it changes nothing, and its
     /// [`epoch`](crate::Record::epoch) is lower than that of what comes. For a single shard, or a
     /// sequence number, see [`set_position`](Self::set_position) with [`WhenHeld::Force`].
     ///
@@ -160,19 +165,32 @@ impl Consumer {
             for KnownShard { id, .. } in next {
                 let holds_any = reachable.as_ref().is_none_or(|open| open.contains(&id));
                 let to = if holds_any { checkpoint.clone() } else { Checkpoint::ShardEnd };
-                self.set_position(&id, to, WhenHeld::Force).await?;
+                self.move_to(&id, to, WhenHeld::Force).await?;
             }
         }
+        self.see().await;
         Ok(())
+    }
+
+    async fn move_to(&self, shard: &ShardId, to: Checkpoint, when_held: WhenHeld) -> Result<()> {
+        let edit = Edit::Set { shard: shard.clone(), checkpoint: to };
+        self.edit(&edit, when_held).await.map_err(|error| error.in_shard(shard.as_str()))
+    }
+
+    /// Waits until the worker of this consumer, where it has one, has seen what was edited: then it
+    /// hands out no more of what it had before.
+    async fn see(&self) {
+        let (told, seen) = oneshot::channel();
+        let words = self.inner.words.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if words.is_some_and(|words| words.send(Word::Edited(told)).is_ok()) {
+            // A store that does not answer any more has its leases run out.
+            let _seen = timeout(LONGEST_CALL, seen).await;
+        }
     }
 
     async fn edit(&self, edit: &Edit, when_held: WhenHeld) -> Result<()> {
         let forced = when_held == WhenHeld::Force;
         let edited = in_time(self.inner.leases.edit(&self.inner.scope, edit, forced)).await;
-        // The worker of this consumer is to see it at once.
-        if let Some(words) = &*self.inner.words.lock().unwrap_or_else(PoisonError::into_inner) {
-            let _no_worker = words.send(Word::Surprised);
-        }
         match edited.map_err(|error| self.here(error))? {
             None => Ok(()),
             Some(worker) => Err(self.in_use(&format!(

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -50,6 +50,8 @@ pub(crate) struct Worker {
     pub(super) pending: Vec<Change>,
     /// Children that their parents' ends have named, and that are not in the table yet.
     pub(super) named: Vec<KnownShard>,
+    /// Who waits until the table was looked at.
+    pub(super) asking: Vec<oneshot::Sender<()>>,
     /// Shards that this worker gives to nobody before: their streams were dropped.
     pub(super) resting: BTreeMap<ShardId, Instant>,
     /// The version of the table that is known to be even.
@@ -101,6 +103,7 @@ impl Worker {
             renew_at: now,
             pending: Vec::new(),
             named: Vec::new(),
+            asking: Vec::new(),
             resting: BTreeMap::new(),
             even: None,
             begun: false,
@@ -141,6 +144,11 @@ impl Worker {
             if self.renew_at <= Instant::now() || is_ready && has_news {
                 self.look_after_callers();
                 self.exchange().await;
+                if self.joined && self.failing_since.is_none() {
+                    for told in self.asking.drain(..) {
+                        let _nobody_waits = told.send(());
+                    }
+                }
                 self.plan.observer.measure(self.holdings.len());
             }
             // In this order, so that what happens depends on nothing but what happened.
@@ -186,6 +194,10 @@ impl Worker {
                 self.hand_over(&shard, epoch, patience);
             }
             Word::Surprised => self.renew_at = Instant::now(),
+            Word::Edited(told) => {
+                self.renew_at = Instant::now();
+                self.asking.push(told);
+            }
         }
     }
 
