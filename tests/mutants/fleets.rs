@@ -50,7 +50,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "store/lease/ledger.rs",
         right: ".filter(|(_, (_, expiry))| *expiry <= now)",
         wrong: ".filter(|(_, (_, expiry))| *expiry <= now / 2)",
-        breaks: &["Progress", "FewListings"],
+        breaks: &["OneReader", "Progress", "FewListings"],
     },
     Mistake {
         what: "who leaves keeps its leases",
