@@ -76,9 +76,8 @@ mod wall;
 mod wire;
 
 pub use aggregate::aggregate;
-pub use calls::{Call, Outcome};
+pub use calls::{Call, Interruption, Outcome};
 pub use kinesis::Kinesis;
 pub use stream::{Shard, Stream};
-pub use subscriptions::Interruption;
 pub use wall::WallClock;
 pub(crate) use wall::time_on_the_wall;

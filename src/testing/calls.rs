@@ -93,3 +93,40 @@ impl Outcome {
         Self::failed(400, "ProvisionedThroughputExceededException", "Rate exceeded for shard")
     }
 }
+
+/// What becomes of a subscription under way.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use kinestream::testing::{Interruption, Kinesis};
+///
+/// let orders = Kinesis::new().create_stream("orders", 1);
+/// // Nobody has subscribed to it.
+/// assert_eq!(orders.shard(0).interrupt(&Interruption::Resets), 0);
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Interruption {
+    /// It ends before its time.
+    Ends,
+    /// Its connection is lost.
+    Resets,
+    /// Nothing comes any more, not even that there is nothing new.
+    Stalls,
+    /// It ends with an error as Kinesis words it.
+    Fails {
+        /// The code, such as `InternalFailureException`.
+        code: String,
+        /// The message.
+        message: String,
+    },
+}
+
+impl Interruption {
+    /// An error as Kinesis words it.
+    pub fn fails(code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Fails { code: code.into(), message: message.into() }
+    }
+}

@@ -2,22 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::contents::Shards;
+use super::contents::{Registered, Shards};
 use super::model::Model;
 use super::operations::{Answer, not_found, refusal};
 
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_RegisterStreamConsumer.html>.
 const MOST_CONSUMERS: usize = 20;
-
-/// A consumer that is registered with a stream.
-#[derive(Debug)]
-pub(super) struct Registered {
-    pub(super) arn: String,
-    name: String,
-    created: u64,
-    /// Before this moment it is of no use.
-    pub(super) active: u64,
-}
 
 impl Model {
     pub(super) fn describe_stream(&self, body: &Value) -> Result<Value, Answer> {

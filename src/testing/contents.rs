@@ -7,9 +7,8 @@ use md5::{Digest, Md5};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::consumers::Registered;
+use super::calls::Interruption;
 use super::limits::{Bytes, Calls};
-use super::subscriptions::Subscribed;
 
 /// What is in a stream.
 #[derive(Debug)]
@@ -45,6 +44,24 @@ pub(super) struct Contents {
     pub(super) continuations: BTreeSet<String>,
     /// When each consumer has subscribed last.
     pub(super) subscribed: BTreeMap<String, Instant>,
+}
+
+/// A consumer that is registered with a stream.
+#[derive(Debug)]
+pub(super) struct Registered {
+    pub(super) arn: String,
+    pub(super) name: String,
+    pub(super) created: u64,
+    /// Before this moment it is of no use.
+    pub(super) active: u64,
+}
+
+/// A subscription of a shard.
+#[derive(Debug)]
+pub(super) struct Subscribed {
+    pub(super) id: usize,
+    pub(super) consumer: String,
+    pub(super) interruption: Option<Interruption>,
 }
 
 #[derive(Debug)]

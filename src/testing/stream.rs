@@ -2,9 +2,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
+use super::calls::Interruption;
 use super::contents::{Contents, Shards, Stored, hash_key, id_of};
 use super::model::{Model, Shared};
-use super::subscriptions::Interruption;
 use crate::record::{SequenceNumber, ShardId};
 
 /// A stream of a [`Kinesis`](super::Kinesis).

@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::contents::{Contents, index_of};
+use super::calls::Interruption;
+use super::contents::{Contents, Subscribed, index_of};
 use super::events::{event_of, exception, initial_response};
 use super::model::{Model, Shared};
 use super::operations::{
@@ -31,51 +32,6 @@ const TAKEOVER: Duration = Duration::from_secs(5);
 const PRELUDE: usize = 12;
 /// How long nothing is pushed where there is nothing new.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
-
-/// What becomes of a subscription under way.
-///
-/// ```
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() {
-/// use kinestream::testing::{Interruption, Kinesis};
-///
-/// let orders = Kinesis::new().create_stream("orders", 1);
-/// // Nobody has subscribed to it.
-/// assert_eq!(orders.shard(0).interrupt(&Interruption::Resets), 0);
-/// # }
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Interruption {
-    /// It ends before its time.
-    Ends,
-    /// Its connection is lost.
-    Resets,
-    /// Nothing comes any more, not even that there is nothing new.
-    Stalls,
-    /// It ends with an error as Kinesis words it.
-    Fails {
-        /// The code, such as `InternalFailureException`.
-        code: String,
-        /// The message.
-        message: String,
-    },
-}
-
-impl Interruption {
-    /// An error as Kinesis words it.
-    pub fn fails(code: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Fails { code: code.into(), message: message.into() }
-    }
-}
-
-/// A subscription of a shard.
-#[derive(Debug)]
-pub(super) struct Subscribed {
-    id: usize,
-    consumer: String,
-    pub(super) interruption: Option<Interruption>,
-}
 
 /// What a subscription has to do.
 enum Step {
