@@ -70,13 +70,14 @@ async fn polls() -> f64 {
 /// Seconds of CPU in a second of reading shards that have caught up, by the crate and by tasks that
 /// make the same calls by the SDK alone.
 async fn polled(by_crate: bool) -> f64 {
+    const TIME: Duration = Duration::from_secs(120);
     let stream = Contents { shards: MANY, record_bytes: 100, answers: 0 }.stream(0);
     let client = in_memory::client(&stream);
     if by_crate {
-        following::by_crate(builder(client, &stream), Duration::from_secs(120)).await
+        following::by_crate(builder(client, &stream), TIME).await
     } else {
         let task = |shard| bare::follow(client.clone(), stream.clone(), shard);
-        following::by_tasks((0..MANY).map(task), Duration::from_secs(120)).await
+        following::by_tasks((0..MANY).map(task), TIME).await
     }
 }
 

@@ -14,7 +14,7 @@ use crate::group::Word;
 use crate::lineage::StartingPosition;
 use crate::record::ShardId;
 use crate::source::KnownShard;
-use crate::store::lease::{Edit, Lease};
+use crate::store::lease::{Edit, Lease, Table};
 use crate::store::{LONGEST_CALL, in_time};
 
 /// What to do about positions that a worker has the lease of.
@@ -53,8 +53,13 @@ impl Consumer {
     /// # Ok(()) }
     /// ```
     pub async fn positions(&self) -> Result<BTreeMap<ShardId, Lease>> {
+        Ok(self.table().await?.leases)
+    }
+
+    /// The table of leases, as the store has it now.
+    pub(super) async fn table(&self) -> Result<Table> {
         let table = in_time(self.inner.leases.table(&self.inner.scope)).await;
-        Ok(table.map_err(|error| self.here(error))?.leases)
+        table.map_err(|error| self.here(error))
     }
 
     /// Has a shard read on from `checkpoint`, which may lie before its position or behind it.

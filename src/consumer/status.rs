@@ -7,7 +7,6 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::lineage::readable;
 use crate::record::ShardId;
-use crate::store::in_time;
 
 /// How an application stands with a stream: every shard that it knows, and who reads it.
 ///
@@ -106,8 +105,7 @@ impl Consumer {
     /// It changes nothing.
     pub async fn status(&self) -> Result<Status> {
         let inner = &self.inner;
-        let table = in_time(inner.leases.table(&inner.scope)).await;
-        let table = table.map_err(|error| error.in_stream(inner.kinesis.name()))?;
+        let table = self.table().await?;
         let open: Vec<&ShardId> = readable(&table, inner.settings.rules.ordering).collect();
         let shards = table.leases.iter().map(|(id, lease)| {
             let state = match &lease.owner {

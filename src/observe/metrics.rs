@@ -58,11 +58,7 @@ impl ConsumerMetrics {
     }
 
     pub(super) fn shard(&self, id: &ShardId) -> ShardMetrics {
-        let labels = || {
-            let mut labels = labels(&self.stream, &self.application);
-            labels.push(Label::new("shard", SharedString::from(id.shared())));
-            labels
-        };
+        let labels = || self.labels_and(Label::new("shard", SharedString::from(id.shared())));
         ShardMetrics {
             records: counter!(RECORDS, labels()),
             bytes: counter!(BYTES, labels()),
@@ -73,13 +69,15 @@ impl ConsumerMetrics {
         }
     }
 
+    fn labels_and(&self, another: Label) -> Vec<Label> {
+        let mut labels = labels(&self.stream, &self.application);
+        labels.push(another);
+        labels
+    }
+
     /// Counts what is counted.
     pub(super) fn count(&self, event: &Event) {
-        let with = |name: &'static str, value: &'static str| {
-            let mut labels = labels(&self.stream, &self.application);
-            labels.push(Label::from_static_parts(name, value));
-            labels
-        };
+        let with = |name, value| self.labels_and(Label::from_static_parts(name, value));
         match event {
             Event::Throttled { .. } => {
                 counter!(RETRIES, with("kind", word(ErrorKind::Throttled))).increment(1);

@@ -93,18 +93,9 @@ impl Progress {
     pub(super) fn recover(&mut self, failure: Failure) -> Result<(), Told> {
         let error = failure.error.in_stream(self.kinesis.name()).in_shard(self.shard_id().as_str());
         match failure.remedy {
-            Remedy::SlowDown => {
-                self.pace.throttled();
-                self.tell_failed(|shard_id, attempt| Event::Throttled { shard_id, attempt });
-            }
-            Remedy::Retry | Remedy::RestartListing | Remedy::RestartIterator => {
-                self.pace.failed();
-                self.tell_failed(|shard_id, attempt| Event::retried(shard_id, &error, attempt));
-            }
-            Remedy::WaitForOther => {
-                self.pace.occupied();
-                self.tell_failed(|shard_id, attempt| Event::retried(shard_id, &error, attempt));
-            }
+            Remedy::SlowDown => self.pace.throttled(),
+            Remedy::Retry | Remedy::RestartListing | Remedy::RestartIterator => self.pace.failed(),
+            Remedy::WaitForOther => self.pace.occupied(),
             Remedy::Trimmed => {
                 return self.trimmed(error, server_time(failure.answered, SystemTime::now()));
             }
@@ -114,16 +105,15 @@ impl Progress {
                 if self.state.told.replace(error.kind()) != Some(error.kind()) {
                     return Err(Told { error, is_last: false });
                 }
-                self.tell_failed(|shard_id, attempt| Event::retried(shard_id, &error, attempt));
             }
         }
-        Ok(())
-    }
-
-    /// A call has failed and is made again.
-    fn tell_failed(&mut self, event: impl FnOnce(Option<ShardId>, u32) -> Event) {
         self.state.failed += 1;
-        self.observer.tell(event(Some(self.shard_id().clone()), self.state.failed));
+        let (shard_id, attempt) = (Some(self.shard_id().clone()), self.state.failed);
+        self.observer.tell(match failure.remedy {
+            Remedy::SlowDown => Event::Throttled { shard_id, attempt },
+            _ => Event::retried(shard_id, &error, attempt),
+        });
+        Ok(())
     }
 
     /// The shard is read from now on.
