@@ -5,17 +5,21 @@ use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Consumer;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Word;
 use crate::lineage::StartingPosition;
+use crate::pace::jitter;
 use crate::record::ShardId;
-use crate::source::KnownShard;
+use crate::source::{KnownShard, Listing};
 use crate::store::lease::{Edit, Lease, Table};
 use crate::store::{LONGEST_CALL, in_time};
+
+/// The first pause between listings that failed.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 /// What to do about positions that a worker has the lease of.
 ///
@@ -113,7 +117,8 @@ impl Consumer {
     /// # Errors
     ///
     /// [`Configuration`](crate::ErrorKind::Configuration) for a timestamp in the future, and for a
-    /// store of your own that keeps no leases; Kinesis's, of listing the shards; the store's.
+    /// store of your own that keeps no leases; Kinesis's, of listing the shards, where ten seconds of
+    /// retries do not cure it; the store's.
     ///
     /// # Cancel safety
     ///
@@ -131,12 +136,7 @@ impl Consumer {
     /// # Ok(()) }
     /// ```
     pub async fn seek(&self, to: StartingPosition) -> Result<()> {
-        let kinesis = &self.inner.kinesis;
-        let list = async |since| {
-            let listed = kinesis.shards(since).await.map_err(|failure| failure.error);
-            listed.map_err(|error| self.here(error))
-        };
-        let listed = list(None).await?;
+        let mut listed = self.listed(None).await?;
         let checkpoint = match to {
             StartingPosition::TrimHorizon => Checkpoint::TrimHorizon,
             StartingPosition::Latest => Checkpoint::AtTimestamp(listed.taken),
@@ -149,32 +149,49 @@ impl Consumer {
             }
             StartingPosition::AtTimestamp(time) => Checkpoint::AtTimestamp(time),
         };
-        let reachable: Option<BTreeSet<ShardId>> = match checkpoint {
-            Checkpoint::AtTimestamp(time) => {
-                Some(list(Some(time)).await?.shards.into_iter().map(|shard| shard.id).collect())
+        // Listed anew until there is nothing new: a shard may have come, and been begun, before its
+        // parents were moved. From then on it waits for them.
+        let mut moved = BTreeSet::new();
+        loop {
+            listed.shards.retain(|shard| !moved.contains(&shard.id));
+            if listed.shards.is_empty() {
+                break;
             }
-            _ => None,
-        };
-        // Parents first: from then on their children wait for them.
-        let mut left = listed.shards;
-        while !left.is_empty() {
-            let waiting: BTreeSet<ShardId> = left.iter().map(|shard| shard.id.clone()).collect();
-            let waits = |shard: &mut KnownShard| {
-                shard.parents.iter().any(|parent| *parent != shard.id && waiting.contains(parent))
-            };
-            let mut next: Vec<KnownShard> = left.extract_if(.., |shard| !waits(shard)).collect();
-            if next.is_empty() {
-                // Shards that are parents of each other are none that Kinesis names.
-                next = std::mem::take(&mut left);
-            }
-            for KnownShard { id, .. } in next {
+            let reachable = self.reachable(&checkpoint).await?;
+            for id in parents_first(listed.shards) {
                 let holds_any = reachable.as_ref().is_none_or(|open| open.contains(&id));
                 let to = if holds_any { checkpoint.clone() } else { Checkpoint::ShardEnd };
                 self.move_to(&id, to, WhenHeld::Force).await?;
+                moved.insert(id);
             }
+            listed = self.listed(None).await?;
         }
         self.see().await;
         Ok(())
+    }
+
+    /// Lists the shards, and tries again for a while what a retry cures.
+    async fn listed(&self, since: Option<SystemTime>) -> Result<Listing> {
+        let (began, mut pause) = (Instant::now(), FIRST_PAUSE);
+        loop {
+            match self.inner.kinesis.shards(since).await {
+                Ok(listing) => return Ok(listing),
+                Err(failure)
+                    if failure.error.is_temporary() && began.elapsed() + pause < LONGEST_CALL =>
+                {
+                    sleep(jitter(pause)).await;
+                    pause *= 2;
+                }
+                Err(failure) => return Err(self.here(failure.error)),
+            }
+        }
+    }
+
+    /// The shards that hold anything from there on, where not all of them do.
+    async fn reachable(&self, checkpoint: &Checkpoint) -> Result<Option<BTreeSet<ShardId>>> {
+        let Checkpoint::AtTimestamp(time) = checkpoint else { return Ok(None) };
+        let open = self.listed(Some(*time)).await?;
+        Ok(Some(open.shards.into_iter().map(|shard| shard.id).collect()))
     }
 
     async fn move_to(&self, shard: &ShardId, to: Checkpoint, when_held: WhenHeld) -> Result<()> {
@@ -208,4 +225,22 @@ impl Consumer {
     fn here(&self, error: Error) -> Error {
         error.in_stream(self.inner.kinesis.name())
     }
+}
+
+/// Every shard behind those of its parents that are among them.
+fn parents_first(mut left: Vec<KnownShard>) -> Vec<ShardId> {
+    let mut sorted = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let waiting: BTreeSet<ShardId> = left.iter().map(|shard| shard.id.clone()).collect();
+        let waits = |shard: &mut KnownShard| {
+            shard.parents.iter().any(|parent| *parent != shard.id && waiting.contains(parent))
+        };
+        let mut next: Vec<KnownShard> = left.extract_if(.., |shard| !waits(shard)).collect();
+        if next.is_empty() {
+            // Shards that are parents of each other are none that Kinesis names.
+            next = std::mem::take(&mut left);
+        }
+        sorted.extend(next.into_iter().map(|shard| shard.id));
+    }
+    sorted
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use kinestream::testing::Shard;
+use kinestream::testing::{Outcome, Shard};
 use kinestream::{
     Checkpoint, CheckpointOn, Consumer, ErrorKind, MemoryStore, Record, Records, StartingPosition,
     WhenHeld,
@@ -188,6 +188,33 @@ async fn a_seek_has_everything_read_again_parents_first() {
     let future = StartingPosition::AtTimestamp(kinesis.now() + 3600 * SECOND);
     let refused = consumer.seek(future).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Configuration);
+}
+
+/// A child that comes while the shards are listed goes back with the rest, and waits for its parent.
+#[tokio::test(start_paused = true)]
+async fn a_seek_has_what_comes_meanwhile_read_again_as_well() {
+    let (kinesis, orders) = orders(1);
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    orders.shard(0).put("0");
+    next(&mut records).await;
+    kinesis.next_calls("ListShards", 2, Outcome::throttled());
+    kinesis.next_calls("ListShards", 1, Outcome::Delayed(4 * SECOND));
+    let sought = tokio::spawn({
+        let consumer = consumer.clone();
+        async move { consumer.seek(StartingPosition::TrimHorizon).await }
+    });
+    // It has asked, and is answered later.
+    sleep(2 * SECOND).await;
+    let [left, _right] = orders.shard(0).split();
+    left.put("1");
+    assert_eq!(number(&next(&mut records).await), 1);
+    assert!(!sought.is_finished(), "the child was begun before");
+    sought.await.unwrap().unwrap();
+    for expected in [0, 1] {
+        assert_eq!(number(&next(&mut records).await), expected);
+    }
+    assert_silent(&mut records).await;
 }
 
 async fn position(consumer: &Consumer, shard: &Shard) -> Option<Checkpoint> {
