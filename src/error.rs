@@ -45,6 +45,8 @@ struct Inner {
 
 /// The sort of an [`Error`]: what to match on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// An option, a URL or a name is not valid. Nothing was read.

@@ -144,6 +144,8 @@
 //! [`prefetch`]: ConsumerBuilder::prefetch
 //! [`max_buffered_bytes`]: ConsumerBuilder::max_buffered_bytes
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod checkpoint;
 mod consumer;
 mod error;
@@ -177,3 +179,8 @@ pub use source::{Budget, OnTrimmed};
 #[cfg(feature = "redis")]
 pub use store::RedisStore;
 pub use store::{CheckpointStore, MemoryStore};
+
+/// What stands in the README compiles.
+#[cfg(all(doctest, feature = "redis"))]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -37,7 +37,7 @@ pub enum WhenHeld {
     /// Change nothing, and name the worker.
     #[default]
     Refuse,
-    /// Change it all the same: the worker loses the lease, and whoever has it next begins there.
+    /// Change it all the same: the worker begins there anew, in a new epoch, when it hears of it.
     Force,
 }
 
@@ -108,9 +108,9 @@ impl Consumer {
     /// forward, to leave something out. Shards that are finished are read again where `to` lies in
     /// them, and children wait for their parents as always.
     ///
-    /// The workers of the application, this one among them, lose their leases and take them up again
-    /// at the new position: this one before this returns, others at their next renewal. What was
-    /// handed out before counts no more: to acknowledge it changes nothing, and its
+    /// The workers of the application, this one among them, begin anew with each shard that they have,
+    /// this one before this returns, others at their next renewal. What was handed out before counts no
+    /// more: to acknowledge it changes nothing, and its
     /// [`epoch`](crate::Record::epoch) is lower than that of what comes. For a single shard, or a
     /// sequence number, see [`set_position`](Self::set_position) with [`WhenHeld::Force`].
     ///

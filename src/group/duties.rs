@@ -107,7 +107,11 @@ impl Worker {
             self.plan.observer.tell(Event::StoreForgot);
             self.pending.extend(self.holdings.knowledge(&self.table));
         }
-        let Settled { changes, opened, leaving, lost } = self.holdings.settle(&self.table, &table);
+        let Settled { changes, opened, leaving, finished, lost } =
+            self.holdings.settle(&self.table, &table);
+        for shard_id in finished {
+            self.plan.observer.tell(Event::ShardFinished { shard_id });
+        }
         self.tell_resharded(&table);
         self.table = Arc::new(table);
         self.seen_whole = Instant::now();
@@ -121,8 +125,15 @@ impl Worker {
                 self.listing.due = Instant::now();
             }
         }
+        let table = Arc::clone(&self.table);
+        let open: BTreeSet<&ShardId> = readable(&table, self.plan.rules.ordering).collect();
         for (shard, lease) in opened {
-            self.open(&shard, lease);
+            if open.contains(&shard) {
+                self.open(&shard, lease);
+            } else {
+                // Its parents were moved back, and are to be read before it.
+                self.pending.push(Change::Release { shard, epoch: lease.epoch });
+            }
         }
         for shard in leaving {
             let patience = self.plan.rules.handoff_timeout;
@@ -151,8 +162,7 @@ impl Worker {
             return;
         };
         let epoch = lease.epoch;
-        let observer = self.plan.observer.clone();
-        observer.tell(Event::LeaseGained { shard_id: id.clone(), epoch });
+        self.plan.observer.tell(Event::LeaseGained { shard_id: id.clone(), epoch });
         let tenure = Tenure::new(epoch, Arc::clone(&self.validity));
         let watermark = Arc::new(Watermark::new({
             let (words, bell, shard) =
@@ -161,29 +171,36 @@ impl Worker {
                 Advance::Position => bell.advanced(),
                 Advance::End => {
                     bell.ended();
-                    observer.tell(Event::ShardFinished { shard_id: shard.clone() });
                     // Nobody listens any more where the reading has been dropped.
                     let _dropped = words.send(Word::Finished(shard.clone(), epoch));
                 }
             }
         }));
+        let pulse = self.plan.rules.poll_timeout.map(|_limit| Pulse::new());
+        let holding =
+            Holding::new(lease.clone(), tenure.clone(), Arc::clone(&watermark), pulse.clone());
         self.plan.writer.watch(Watched {
             shard: id.clone(),
             epoch,
             watermark: Arc::clone(&watermark),
             tell: Box::new({
                 let (words, tenure) = (self.plan.words.clone(), tenure.clone());
-                move |verdict| {
-                    if verdict == Verdict::Lost {
-                        tenure.end();
+                let (finish, observer) = (holding.finish.clone(), self.plan.observer.clone());
+                let shard_id = id.clone();
+                move |verdict| match verdict {
+                    Verdict::Saved if finish.is_news() => {
+                        observer.tell(Event::ShardFinished { shard_id: shard_id.clone() });
                     }
-                    let _dropped = words.send(Word::Surprised);
+                    Verdict::Saved => {}
+                    Verdict::Lost | Verdict::Forgotten => {
+                        if verdict == Verdict::Lost {
+                            tenure.end();
+                        }
+                        let _dropped = words.send(Word::Surprised);
+                    }
                 }
             }),
         });
-        let pulse = self.plan.rules.poll_timeout.map(|_limit| Pulse::new());
-        let holding =
-            Holding::new(lease.clone(), tenure.clone(), Arc::clone(&watermark), pulse.clone());
         self.holdings.take(id.clone(), holding);
         let shard = KnownShard { id: id.clone(), parents: lease.parents.unwrap_or_default() };
         if self

@@ -12,12 +12,23 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::checkpoint::Watermark;
 use crate::record::ShardId;
 use crate::shard::{Pulse, Tenure};
 use crate::store::lease::{Change, Lease, Table};
+
+/// That a shard is finished is heard of in two ways, and told once.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Finish(Arc<AtomicBool>);
+
+impl Finish {
+    pub(super) fn is_news(&self) -> bool {
+        !self.0.swap(true, Ordering::Relaxed)
+    }
+}
 
 /// A shard that the worker has the lease of.
 #[derive(Debug)]
@@ -27,6 +38,7 @@ pub(super) struct Holding {
     pulse: Option<Pulse>,
     /// The lease as it was when it was taken.
     lease: Lease,
+    pub(super) finish: Finish,
     pub(super) is_leaving: bool,
 }
 
@@ -37,7 +49,7 @@ impl Holding {
         watermark: Arc<Watermark>,
         pulse: Option<Pulse>,
     ) -> Self {
-        Self { tenure, watermark, pulse, lease, is_leaving: false }
+        Self { tenure, watermark, pulse, lease, finish: Finish::default(), is_leaving: false }
     }
 
     /// No record is handed out any more.
@@ -81,6 +93,8 @@ pub(super) struct Settled {
     pub(super) opened: Vec<(ShardId, Lease)>,
     /// Shards to hand over.
     pub(super) leaving: Vec<ShardId>,
+    /// Shards of which every record is finished.
+    pub(super) finished: Vec<ShardId>,
     /// Shards that another worker has by now.
     pub(super) lost: Vec<(ShardId, u64)>,
 }
@@ -154,12 +168,17 @@ impl Holdings {
                 return false;
             }
             match table.leases.get(shard) {
-                Some(stored) if stored.epoch > epoch => {
+                // One whose position began earlier stands, whatever its epoch is: this one was begun
+                // when the store knew of nothing, and what it had forgotten is there again.
+                Some(stored) if stored.epoch > epoch || stored.origin < holding.lease.origin => {
                     settled.lost.push((shard.clone(), epoch));
                     holding.stop();
                     return false;
                 }
                 Some(stored) if stored.epoch == epoch && stored.is_finished() => {
+                    if holding.finish.is_news() {
+                        settled.finished.push(shard.clone());
+                    }
                     holding.stop();
                     return false;
                 }
@@ -196,13 +215,11 @@ impl Holdings {
                 settled.opened.push((shard.clone(), lease.clone()));
             }
         }
-        // A store that has forgotten a shard may remember it again. Only what is finished leaves the
-        // table by itself.
+        // A store that has forgotten a shard, or that everything was cleared, may remember it again.
+        // Only what is finished leaves the table by itself.
         let was_finished =
             |shard: &ShardId| known.leases.get(shard).is_some_and(Lease::is_finished);
-        self.last.retain(|shard, epoch| {
-            *epoch > table.cleared && (table.leases.contains_key(shard) || !was_finished(shard))
-        });
+        self.last.retain(|shard, _epoch| table.leases.contains_key(shard) || !was_finished(shard));
         settled
     }
 
@@ -325,6 +342,23 @@ mod tests {
     }
 
     #[test]
+    fn what_was_begun_when_the_store_knew_nothing_gives_way_to_what_it_finds_again() {
+        let mut begun = table(&[("me", 1)], &[Some("me")]);
+        begun.leases.get_mut(&shard(0)).unwrap().origin = 2;
+        let mut holdings = Holdings::new("me".into(), 1);
+        let lease = begun.leases[&shard(0)].clone();
+        let watermark = Arc::new(Watermark::new(|_| {}));
+        let tenure = Tenure::new(7, Arc::default());
+        holdings.take(shard(0), Holding::new(lease, tenure, watermark, None));
+        let mut found = table(&[("me", 1)], &[None]);
+        let lease = found.leases.get_mut(&shard(0)).unwrap();
+        (lease.epoch, lease.origin) = (6, 1);
+        let settled = holdings.settle(&begun, &found);
+        assert_eq!(settled.lost, [(shard(0), 7)]);
+        assert!(settled.changes.is_empty() && holdings.shards.is_empty());
+    }
+
+    #[test]
     fn what_a_store_forgets_and_finds_again_is_not_begun_again() {
         let mut holdings = Holdings::new("me".into(), 1);
         let seen = table(&[("me", 1)], &[Some("me"), Some("me")]);
@@ -337,8 +371,8 @@ mod tests {
         finished.leases.get_mut(&shard(0)).unwrap().checkpoint = Some(Checkpoint::ShardEnd);
         holdings.settle(&finished, &forgotten);
         assert!(holdings.last.keys().eq([&shard(1)]));
-        // Nothing of what was before a clearing is valid.
+        // A clearing may be forgotten as well.
         holdings.settle(&forgotten, &Table { cleared: 7, ..Table::default() });
-        assert!(holdings.last.is_empty());
+        assert!(holdings.last.keys().eq([&shard(1)]));
     }
 }

@@ -7,7 +7,8 @@ use crate::record::{SequenceNumber, ShardId};
 /// Something that has happened to a consumer.
 ///
 /// What the caller has to do something about comes as an `Err` of its streams; this is what the
-/// crate has seen to itself. Events may be added with any version.
+/// crate has seen to itself. Events may be added with any version. With the cargo feature `serde` they
+/// can be written and read, as `{"caught_up":{"shard_id":"shardId-000000000000"}}`.
 ///
 /// ```
 /// use kinestream::Event;
@@ -19,6 +20,8 @@ use crate::record::{SequenceNumber, ShardId};
 /// # assert!(!is_worth_a_line(&Event::CaughtUp { shard_id }));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Event {
     /// The worker has come to those of its application.

@@ -330,8 +330,9 @@ pub enum Verdict {
 /// What an operator may change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Edit {
-    /// A shard is to be read on from here. Its lease, if it has one, is free in a new epoch, and no
-    /// longer lost.
+    /// A shard is to be read on from here. Its lease, if it has one, has a new epoch, and is no longer
+    /// lost. A living owner keeps it, so that nobody else begins before that one has heard of it, unless
+    /// the position is the shard's end.
     Set {
         /// The shard.
         shard: ShardId,

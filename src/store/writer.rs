@@ -87,7 +87,8 @@ pub(crate) struct Watched {
     pub(crate) shard: ShardId,
     pub(crate) epoch: u64,
     pub(crate) watermark: Arc<Watermark>,
-    /// Told where the store has something else to say than that it is saved.
+    /// Told that the end of the shard is saved, and where the store has something else to say than that
+    /// a position is saved.
     pub(crate) tell: Box<dyn Fn(Verdict) + Send + Sync>,
 }
 
@@ -247,11 +248,12 @@ impl Shared {
         } else {
             in_time(self.store.save_fenced(&self.scope, &positions)).await?
         };
-        let saved = positions.len();
         let mut state = self.lock();
         state.is_told &= positions.is_empty();
-        for (saved, verdict) in positions.into_iter().zip(verdicts) {
-            state.settle(&self.scope, saved, verdict);
+        let mut saved = 0;
+        for (position, verdict) in positions.into_iter().zip(verdicts) {
+            saved += usize::from(verdict != Verdict::Lost);
+            state.settle(&self.scope, position, verdict);
         }
         self.observer.saved(saved);
         state.failing = false;
@@ -271,7 +273,7 @@ impl State {
         if verdict == Verdict::Lost || self.pending.get(&place) == Some(&checkpoint) {
             self.pending.remove(&place);
         }
-        if verdict == Verdict::Saved {
+        if verdict == Verdict::Saved && checkpoint != Checkpoint::ShardEnd {
             return;
         }
         let (shard, epoch) = place;

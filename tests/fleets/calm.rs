@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use kinestream::Checkpoint;
 use kinestream::testing::Shard;
+use kinestream::{Checkpoint, ShardState};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
-use crate::truth::Promise;
+use crate::truth::{Promise, index_of};
 use crate::world::World;
 
 /// Longer than any pause between attempts, and than what is left of one, for Kinesis and the store.
@@ -33,6 +33,10 @@ impl World {
         }
         if self.workers.is_empty() {
             self.join();
+        }
+        while !self.operators.is_empty() && !self.truth.is_broken() {
+            self.pass(Duration::from_secs(1)).await;
+            while self.operators.try_join_next().is_some() {}
         }
         self.read_everything().await;
         self.rest().await;
@@ -143,6 +147,7 @@ impl World {
             + 2 * self.scene.discovery_interval;
         self.pass(before).await;
         self.is_even("at rest").await;
+        self.is_told().await;
         let (version, calls) = (self.table().await.version, self.kinesis.call_count());
         let began = Instant::now();
         while began.elapsed() < REST && !self.truth.is_broken() {
@@ -160,6 +165,41 @@ impl World {
                 Promise::FewListings,
                 format_args!("{listings} listings in {:?}", began.elapsed()),
             );
+        }
+    }
+
+    /// What each worker has told of its leases is so, and how each sees the whole.
+    async fn is_told(&mut self) {
+        let table = self.table().await;
+        for worker in &mut self.workers {
+            worker.hearing.listen();
+            let (name, held) = (&worker.name, worker.hearing.held());
+            let own = table
+                .leases
+                .iter()
+                .filter(|(_, lease)| lease.owner.as_deref() == Some(name) && !lease.is_finished());
+            let own: Vec<_> = own.map(|(id, lease)| (index_of(id), lease.epoch)).collect();
+            if held != own {
+                self.truth.breaks(
+                    Promise::Told,
+                    format_args!("{name} has {own:?}, and has told of {held:?}"),
+                );
+            }
+        }
+        let Some(worker) = self.workers.first() else { return };
+        let status = worker.consumer.status().await.expect("the store is well");
+        for (id, seen) in &status.shards {
+            let lease = &table.leases[id];
+            let state =
+                if lease.is_finished() { ShardState::Finished } else { ShardState::Reading };
+            let is_own = lease.owner.as_deref() == Some(&worker.name);
+            let is_true = seen.state == state
+                && seen.owner.as_deref() == lease.owner.as_deref()
+                && seen.position == lease.checkpoint
+                && seen.millis_behind_latest == (is_own && !lease.is_finished()).then_some(0);
+            if !is_true {
+                self.truth.breaks(Promise::Told, format_args!("{id} is {lease:?}, not {seen:?}"));
+            }
         }
     }
 

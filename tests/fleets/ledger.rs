@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kinestream::store::lease::{Answer, Change, Fenced, Lease, Request, Table, Verdict};
+use kinestream::store::lease::{Answer, Change, Edit, Fenced, Lease, Request, Table, Verdict};
 use kinestream::{Checkpoint, ShardId};
 use tokio::time::Instant;
 
@@ -95,7 +95,8 @@ impl Facts {
                 index_of(shard)
             ));
             let known = before.leases.get(shard);
-            let is_lost = known.is_some_and(|lease| lease.epoch > *epoch);
+            let is_cleared = before.cleared > 0 && *epoch <= before.cleared;
+            let is_lost = is_cleared || known.is_some_and(|lease| lease.epoch > *epoch);
             let changed = known.map(|lease| &lease.checkpoint)
                 != after.leases.get(shard).map(|lease| &lease.checkpoint);
             // Its later epoch may be saved in the same call.
@@ -172,6 +173,45 @@ impl Facts {
                      finished"
                 ),
             );
+        }
+    }
+
+    /// Positions were moved: what was finished before counts no more, and what was passed over is done
+    /// with.
+    pub(crate) fn judge_edit(&mut self, worker: usize, edit: &Edit, after: &Table) {
+        let name = self.lives[worker].name.clone();
+        self.tell(format_args!("{name} edits: {edit:?}"));
+        self.moves += 1;
+        match edit {
+            Edit::Set { shard: id, checkpoint } => {
+                let shard = index_of(id);
+                let since = after.leases.get(id).map_or(0, |lease| lease.epoch);
+                self.move_to(shard, self.passed(shard, Some(checkpoint)), since);
+            }
+            Edit::Clear => {
+                self.cleared = after.cleared;
+                for shard in 0..self.shards.len() {
+                    self.move_to(shard, 0, after.cleared + 1);
+                }
+            }
+        }
+    }
+
+    fn move_to(&mut self, shard: usize, passed: usize, since: u64) {
+        self.bases.insert((shard, since), passed);
+        for (_, tenancy) in self.tenancies.range_mut((shard, 0)..(shard, since)) {
+            tenancy.is_over = true;
+        }
+        let facts = &mut self.shards[shard];
+        (facts.since, facts.moved) = (since, self.moves);
+        for (place, done) in facts.records.iter_mut().enumerate() {
+            *done = place < passed;
+            facts.ever[place] |= *done;
+        }
+        if self.lost_data {
+            // A worker may remember what was before, and say it again.
+            facts.records.clone_from(&facts.ever);
+            facts.since = 0;
         }
     }
 

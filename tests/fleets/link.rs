@@ -49,6 +49,8 @@ pub(crate) struct Life {
     pub(crate) is_alone: bool,
     /// The epoch of each shard in the table that it saw last.
     pub(crate) told: BTreeMap<usize, u64>,
+    /// The epoch of each shard since its own consumer has moved it.
+    pub(crate) sought: BTreeMap<usize, u64>,
 }
 
 impl Life {
@@ -66,6 +68,7 @@ impl Life {
             valid: None,
             is_alone: false,
             told: BTreeMap::new(),
+            sought: BTreeMap::new(),
         }
     }
 

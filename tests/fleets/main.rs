@@ -17,10 +17,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod calm;
+mod hearing;
 mod ledger;
 mod link;
 #[path = "../simulation/merged.rs"]
 mod merged;
+mod operator;
 mod plan;
 mod records;
 #[path = "../support/seeds.rs"]

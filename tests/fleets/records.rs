@@ -11,7 +11,8 @@
 //!
 //! In one epoch of a shard one worker yields. Where another has yielded in a higher one, a worker
 //! yields in a lower one only where it cannot know, and that takes something special: either it
-//! read on alone, or the store's clock was moved or its data lost, so that leases ran out early.
+//! read on alone, or the store's clock was moved or its data lost, so that leases ran out early, or
+//! everything was cleared.
 //! Otherwise whoever takes a lease waits until its last owner has stopped by itself. In no case does
 //! a worker yield that has seen a table with a higher epoch.
 
@@ -71,6 +72,7 @@ impl Facts {
         let (name, is_alone) = (life.name.clone(), life.is_alone);
         let is_valid = life.is_valid(self.wall_moved);
         let told = life.told.get(&shard).copied().unwrap_or(0);
+        let sought = life.sought.get(&shard).copied().unwrap_or(0);
         let top = self.shards[shard].top;
         if !is_valid && !is_alone {
             self.breaks(
@@ -84,7 +86,17 @@ impl Facts {
                 format_args!("{name} reads shard {shard} in epoch {epoch}, and has seen {told}"),
             );
         }
-        let is_excused = self.lost_data || self.clock_moved || is_alone && !is_valid;
+        if sought > epoch {
+            self.breaks(
+                Promise::Sought,
+                format_args!(
+                    "{name} reads shard {shard} in epoch {epoch}, and has sought to {sought}"
+                ),
+            );
+        }
+        // Where everything is cleared, nothing is left of who had what.
+        let is_cleared = epoch <= self.cleared;
+        let is_excused = is_cleared || self.lost_data || self.clock_moved || is_alone && !is_valid;
         if epoch < top && !is_excused {
             self.breaks(
                 Promise::Fencing,
@@ -97,6 +109,10 @@ impl Facts {
 
     /// The first record of a shard in an epoch.
     fn judge_first(&mut self, shard: usize, place: usize, epoch: u64, ordering: Ordering) {
+        if epoch < self.shards[shard].since {
+            // It was moved since, and its worker has not heard of it.
+            return;
+        }
         if let Some(skipped) = self.shards[shard].records[..place].iter().position(|done| !done) {
             self.breaks(
                 Promise::NothingIsLost,
@@ -111,8 +127,13 @@ impl Facts {
             );
         }
         if ordering == Ordering::ParentFirst {
+            // One that was moved later than its child is for whoever moved it.
+            let moved = self.shards[shard].moved;
             let mut parents = self.shards[shard].parents.clone();
-            parents.retain(|parent| !self.shards[*parent].is_finished());
+            parents.retain(|parent| {
+                let parent = &self.shards[*parent];
+                !parent.is_finished() && parent.moved <= moved
+            });
             for parent in parents {
                 self.breaks(
                     Promise::ParentsFirst,

@@ -75,6 +75,20 @@ impl SimulatedStore {
         self.truth.lock().judge_save(self.worker, positions, &verdicts, &before, &after);
         Ok(verdicts)
     }
+
+    async fn carry_out_edit(
+        &self,
+        scope: &Scope,
+        edit: &Edit,
+        forced: bool,
+    ) -> Result<Option<Arc<str>>> {
+        let against = self.stored.edit(scope, edit, forced).await?;
+        if against.is_none() {
+            let after = self.table_now(scope).await;
+            self.truth.lock().judge_edit(self.worker, edit, &after);
+        }
+        Ok(against)
+    }
 }
 
 /// The call goes on, also where nobody waits for it any more.
@@ -163,6 +177,17 @@ impl LeaseStore for SimulatedStore {
         edit: &'a Edit,
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
-        self.stored.edit(scope, edit, forced)
+        async move {
+            if let Health::Late(time) = self.health() {
+                let (store, scope, edit) = (self.clone(), scope.clone(), edit.clone());
+                let carried_out = async move { store.carry_out_edit(&scope, &edit, forced).await };
+                return regardless(time, carried_out).await;
+            }
+            let health = self.before().await?;
+            let against = self.carry_out_edit(scope, edit, forced).await?;
+            self.after(health).await?;
+            Ok(against)
+        }
+        .boxed()
     }
 }

@@ -45,6 +45,7 @@ impl World {
                 }
             }
             25 if self.rng.bool() => self.machines_sleep(),
+            26 if self.rng.bool() => self.move_positions(),
             _ => {}
         }
     }
@@ -132,7 +133,16 @@ impl World {
 
     /// The store goes on with what it held at an earlier moment, or with nothing.
     fn lose_data(&mut self) {
-        self.truth.lock().lost_data = true;
+        {
+            // What was moved may be where it was again.
+            let mut facts = self.truth.lock();
+            facts.lost_data = true;
+            for shard in &mut facts.shards {
+                shard.records.clone_from(&shard.ever);
+                shard.since = 0;
+            }
+            facts.lives.iter_mut().for_each(|life| life.sought.clear());
+        }
         if self.rng.u8(..3) == 0 {
             self.truth.tell(format_args!("the store has lost everything"));
             let empty = kinestream::MemoryStore::new();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use kinestream::{Checkpoint, SequenceNumber, ShardId};
 use tokio::time::Instant;
@@ -31,6 +31,10 @@ pub(crate) enum Promise {
     Fencing,
     /// Nobody reads when its leases may be another's.
     OnlyWhileValid,
+    /// What is told happens, and what happens is told.
+    Told,
+    /// Who has sought reads nothing of before.
+    Sought,
     /// Nothing is taken from one whose lease is another's.
     NoZombies,
     /// A shard is handed over when its records are finished, or after the time for that.
@@ -64,10 +68,19 @@ pub(crate) struct Place {
 #[derive(Debug, Default)]
 pub(crate) struct Shard {
     pub(crate) parents: Vec<usize>,
-    /// Of each record, whether somebody has finished it.
+    /// Of each record, whether somebody has finished it since the shard was moved last, or it was
+    /// passed over then.
     pub(crate) records: Vec<bool>,
+    /// When each of them was put.
+    pub(crate) arrivals: Vec<SystemTime>,
+    /// Of each record, whether it was ever done with.
+    pub(crate) ever: Vec<bool>,
     /// The highest epoch in which a record was yielded.
     pub(crate) top: u64,
+    /// The first epoch that counts, since the shard was moved.
+    pub(crate) since: u64,
+    /// Which of all moves was its last.
+    pub(crate) moved: u64,
 }
 
 impl Shard {
@@ -114,6 +127,10 @@ pub(crate) struct Facts {
     pub(crate) store: Health,
     /// By how much the clock on the wall was moved.
     pub(crate) wall_moved: Duration,
+    /// How often positions were moved.
+    pub(crate) moves: u64,
+    /// The last epoch of before everything was cleared.
+    pub(crate) cleared: u64,
     /// The store has lost data.
     pub(crate) lost_data: bool,
     /// The store's clock was moved.
@@ -133,6 +150,8 @@ impl Truth {
             lives: Vec::new(),
             store: Health::Well,
             wall_moved: Duration::ZERO,
+            moves: 0,
+            cleared: 0,
             lost_data: false,
             clock_moved: false,
         })))
@@ -171,15 +190,19 @@ impl Facts {
         self.told.end(records, calls)
     }
 
-    pub(crate) fn put(&mut self, shard: usize, number: SequenceNumber) {
-        let records = &mut self.shards[shard].records;
-        self.places.insert(number, (shard, records.len()));
-        records.push(false);
+    pub(crate) fn put(&mut self, shard: usize, number: SequenceNumber, arrival: SystemTime) {
+        let facts = &mut self.shards[shard];
+        self.places.insert(number, (shard, facts.records.len()));
+        facts.records.push(false);
+        facts.ever.push(false);
+        facts.arrivals.push(arrival);
     }
 
     /// A record is finished by whoever reads in this epoch.
     pub(crate) fn finish(&mut self, Place { shard, number, epoch }: Place) {
-        self.shards[shard].records[number] = true;
+        let facts = &mut self.shards[shard];
+        facts.records[number] |= epoch >= facts.since;
+        facts.ever[number] = true;
         if let Some(tenancy) = self.tenancies.get_mut(&(shard, epoch)) {
             tenancy.finished[number - tenancy.first].get_or_insert_with(Instant::now);
         }
@@ -200,6 +223,9 @@ impl Facts {
                 before.find(|place| place.0 == shard).map_or(0, |place| place.1 + 1)
             }
             Some(Checkpoint::ShardEnd) => self.shards[shard].records.len(),
+            Some(Checkpoint::AtTimestamp(time)) => {
+                self.shards[shard].arrivals.partition_point(|arrival| arrival < time)
+            }
             _ => 0,
         }
     }

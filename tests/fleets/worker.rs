@@ -10,6 +10,7 @@ use kinestream::testing::Kinesis;
 use kinestream::{CheckpointOn, Consumer, Error, ErrorKind, MemoryStore, Record};
 use tokio::time::Instant;
 
+use crate::hearing::Hearing;
 use crate::link::{Health, Life};
 use crate::merged::Merged;
 use crate::plan::Plan;
@@ -22,6 +23,7 @@ pub(crate) struct Worker {
     pub(crate) name: String,
     pub(crate) plan: Plan,
     pub(crate) consumer: Consumer,
+    pub(crate) hearing: Hearing,
     stream: Merged,
     truth: Truth,
     /// With `Ack`, what the caller works on, and when it is done with it.
@@ -51,12 +53,14 @@ impl Worker {
         let builder = Consumer::builder(kinesis.client(), "orders").store(store);
         let builder = plan.apply(builder).worker_id(name.clone());
         let consumer = builder.build().expect("the plan's options are valid");
+        let hearing = Hearing::new(consumer.events(), name.clone(), truth.clone());
         let stream = Merged::new(&consumer, truth.clone(), &plan);
         Self {
             life,
             name,
             plan,
             consumer,
+            hearing,
             stream,
             truth: truth.clone(),
             held: Vec::new(),
@@ -92,6 +96,7 @@ impl Worker {
     }
 
     pub(crate) fn take(&mut self, rng: &mut Rng, next: Option<kinestream::Result<Record>>) {
+        self.hearing.listen();
         match next {
             None => {
                 self.truth.tell(format_args!("the stream of {} ends", self.name));
@@ -100,6 +105,7 @@ impl Worker {
             Some(Err(error)) => self.hear(&error),
             Some(Ok(record)) => {
                 let place = self.truth.lock().judge(self.life, self.plan.ordering, &record);
+                self.hearing.check_record(place.shard, place.epoch);
                 let work = if self.is_quick { 0 } else { rng.u64(0..self.plan.work) };
                 let work = Duration::from_millis(work);
                 if self.plan.mode == CheckpointOn::Pull {

@@ -11,6 +11,7 @@ use kinestream::MemoryStore;
 use kinestream::store::Scope;
 use kinestream::store::lease::{LeaseStore, Table};
 use kinestream::testing::{Kinesis, Outcome, Stream, WallClock};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::plan::Scene;
@@ -37,6 +38,8 @@ pub(crate) struct World {
     pub(crate) replicas: VecDeque<(Instant, MemoryStore)>,
     pub(crate) wall: WallClock,
     pub(crate) workers: Vec<Worker>,
+    /// What operators are about.
+    pub(crate) operators: JoinSet<()>,
     pub(crate) faults: Faults,
     /// Everything is well, and callers are quick.
     pub(crate) is_calm: bool,
@@ -78,6 +81,7 @@ impl World {
             replicas: VecDeque::new(),
             wall: WallClock::at(beginning),
             workers: Vec::new(),
+            operators: JoinSet::new(),
             faults,
             is_calm: false,
         }
@@ -149,7 +153,10 @@ impl World {
                     self.workers[index].take(&mut self.rng, next);
                 }
             }
-            self.workers.iter_mut().for_each(Worker::ack_due);
+            for worker in &mut self.workers {
+                worker.ack_due();
+                worker.hearing.listen();
+            }
             let moments = self.workers.iter().filter_map(Worker::next_moment);
             let next_moment = moments.min().map_or(end, |moment| moment.min(end));
             let (first, workers) = (self.rng.usize(..), &mut self.workers);
@@ -185,7 +192,7 @@ impl World {
         let mut facts = self.truth.lock();
         let place = facts.shards[shard].records.len();
         facts.tell(format_args!("put: shard {shard} record {place}"));
-        facts.put(shard, number);
+        facts.put(shard, number, self.kinesis.now());
     }
 
     pub(crate) fn reshard(&mut self) {

@@ -97,9 +97,9 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "what is lost is read on",
         file: "group/holdings.rs",
-        right: "Some(stored) if stored.epoch > epoch => {\n                    settled.lost.push((shard.clone(), epoch));\n                    holding.stop();",
-        wrong: "Some(stored) if stored.epoch > epoch => {\n                    settled.lost.push((shard.clone(), epoch));",
-        breaks: &["Fencing"],
+        right: "stored.origin < holding.lease.origin => {\n                    settled.lost.push((shard.clone(), epoch));\n                    holding.stop();",
+        wrong: "stored.origin < holding.lease.origin => {\n                    settled.lost.push((shard.clone(), epoch));",
+        breaks: &["Fencing", "Told"],
     },
     Mistake {
         what: "a shard that is handed over is read on",

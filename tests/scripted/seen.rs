@@ -6,7 +6,7 @@ use futures::{FutureExt, StreamExt};
 use kinestream::testing::Outcome;
 use kinestream::{
     Checkpoint, CheckpointOn, Consumer, ErrorKind, Event, Events, MemoryStore, OnTrimmed, Record,
-    ShardId, ShardState,
+    ShardId, ShardState, StartingPosition,
 };
 use tokio::time::{sleep, timeout};
 
@@ -66,8 +66,39 @@ async fn a_shard_is_seen_from_its_lease_to_its_end() {
     let caught_up = Event::CaughtUp { shard_id: shard_id() };
     assert_eq!(happened.iter().filter(|event| **event == caught_up).count(), 1);
     drop((records, consumer));
+    #[cfg(feature = "serde")]
+    {
+        let text = serde_json::to_string(&happened).unwrap();
+        assert!(text.contains(r#"{"caught_up":{"shard_id":"shardId-000000000000"}}"#), "{text}");
+        assert_eq!(serde_json::from_str::<Vec<Event>>(&text).unwrap(), happened);
+    }
     let rest = timeout(60 * SECOND, events.collect::<Vec<_>>()).await;
     assert!(rest.is_ok(), "it ends with the consumer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_is_finished_once_and_not_before_it_is_stored() {
+    let finished =
+        |event: &Event| matches!(event, Event::ShardFinished { shard_id } if *shard_id == id(0));
+    for is_sought in [false, true] {
+        let (kinesis, orders) = orders(1);
+        let consumer = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).build().unwrap();
+        let (mut events, mut records) = (consumer.events(), consumer.records());
+        orders.shard(0).put("0");
+        orders.shard(0).split();
+        let held = next(&mut records).await;
+        assert!(timeout(60 * SECOND, records.next()).await.is_err());
+        assert!(!heard(&mut events).iter().any(finished), "it is read, and not finished");
+        if is_sought {
+            consumer.seek(StartingPosition::TrimHorizon).await.unwrap();
+        }
+        held.ack();
+        drop(records);
+        consumer.close().await.unwrap();
+        let happened = heard(&mut events);
+        let count = happened.iter().filter(|event| finished(event)).count();
+        assert_eq!(count, usize::from(!is_sought), "{happened:#?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -102,7 +102,7 @@ impl Ledger {
                 step.ledger.checkpoints.insert(shard.clone(), checkpoint.clone());
                 if let Some(lease) = step.ledger.leases.get_mut(shard) {
                     lease.is_lost = false;
-                    step.give(shard, None);
+                    step.give(shard, against.filter(|_owner| !step.is_finished(shard)));
                 }
             }
             Edit::Clear => step.clear(),

@@ -35,12 +35,13 @@ local function clear()
   fleet.generation, fleet.cleared = math.max(micros, fleet.generation + 1), latest
 end
 
-local function set(position)
+-- A living owner keeps the lease: nobody else begins before it has heard that it is another one.
+local function set(position, owner)
   move(shard, position)
   local lease = lease_at(shard)
   if lease then
     lease.state = NONE
-    give(shard, NONE)
+    give(shard, not is_finished(shard) and owner or NONE)
   end
 end
 
@@ -53,7 +54,7 @@ return run(function()
     return name
   end
   if kind == 'SET' then
-    set(parse(checkpoint))
+    set(parse(checkpoint), name)
   else
     clear()
   end

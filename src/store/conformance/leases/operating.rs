@@ -36,8 +36,12 @@ impl Suite<'_> {
         assert_eq!(self.edit(&scope, &back, true).await, None, "what is forced is done");
         a.assert_at(0, "AFTER_SEQUENCE_NUMBER:3").await;
         a.look().await;
-        assert!(a.lease(0).owner.is_none(), "a lease is free after its position was set");
+        assert_eq!(a.lease(0).owner.as_deref(), Some("a"), "a living owner keeps the lease");
         assert!(a.lease(0).epoch > epoch, "a lease has a new epoch after its position was set");
+        assert_eq!(self.edit(&scope, &set(0, "SHARD_END"), true).await, None);
+        a.look().await;
+        assert!(a.lease(0).owner.is_none(), "nobody has what is finished");
+        assert_eq!(self.edit(&scope, &back, false).await, None, "nobody stands against it");
         a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:10", Verdict::Lost).await;
 
         a.exchange([Change::Lose { shard: shard(1) }]).await;

@@ -1,0 +1,106 @@
+//! Who moves positions while they are read.
+
+use std::time::Duration;
+
+use kinestream::store::lease::Edit;
+use kinestream::{Checkpoint, Consumer, StartingPosition, WhenHeld};
+
+use crate::link::Life;
+use crate::seeds::pick;
+use crate::store::SimulatedStore;
+use crate::truth::Truth;
+use crate::world::World;
+
+impl World {
+    /// An operator, in a process of its own or by the consumer of a worker, moves all shards or one, or
+    /// has everything begin anew.
+    pub(crate) fn move_positions(&mut self) {
+        let (consumer, life) = match self.rng.usize(..2 * self.workers.len().max(1)) {
+            worker if worker < self.workers.len() => {
+                let worker = &self.workers[worker];
+                (worker.consumer.clone(), worker.life)
+            }
+            _ => self.outsider(),
+        };
+        let edit = match self.rng.u8(..6) {
+            0 => Some(Edit::Clear),
+            1 | 2 => Some(self.move_one()),
+            _ => None,
+        };
+        let back = self.time(300_000);
+        let now = self.kinesis.now();
+        let all = [
+            StartingPosition::TrimHorizon,
+            StartingPosition::Latest,
+            StartingPosition::AtTimestamp(now - back),
+        ];
+        let all = pick(&mut self.rng, &all);
+        let truth = self.truth.clone();
+        self.operators.spawn(async move {
+            let told = match &edit {
+                Some(edit) => format!("{edit:?}"),
+                None => format!("seek {all:?}"),
+            };
+            truth.tell(format_args!("{life} begins to {told}", life = name(&truth, life)));
+            let done = match edit {
+                Some(Edit::Clear) => consumer.clear_positions(WhenHeld::Force).await,
+                Some(Edit::Set { shard, checkpoint }) => {
+                    consumer.set_position(&shard, checkpoint, WhenHeld::Force).await
+                }
+                None => consumer.seek(all).await,
+            };
+            match done {
+                Ok(()) => truth.lock().has_moved(life),
+                Err(error) => truth.tell(format_args!("positions are not moved: {error}")),
+            }
+            truth.tell(format_args!("{life} is done with {told}", life = name(&truth, life)));
+        });
+    }
+
+    fn move_one(&mut self) -> Edit {
+        let shards = self.orders.shards();
+        let shard = &shards[self.rng.usize(..shards.len())];
+        let facts = self.truth.lock();
+        let numbers = facts.places.iter().filter(|(_, place)| place.0 == shard.index());
+        let numbers: Vec<_> = numbers.map(|(number, _)| number.clone()).collect();
+        drop(facts);
+        let checkpoint = match self.rng.usize(..=numbers.len()) {
+            place if place < numbers.len() => Checkpoint::AfterSequence {
+                sequence_number: numbers[place].clone(),
+                sub_sequence_number: None,
+            },
+            _ if !shard.is_open() && self.rng.bool() => Checkpoint::ShardEnd,
+            _ => Checkpoint::TrimHorizon,
+        };
+        Edit::Set { shard: shard.id(), checkpoint }
+    }
+
+    fn outsider(&mut self) -> (Consumer, usize) {
+        let plan = self.scene.plan(&mut self.rng);
+        let name = format!("operator {}", self.truth.lock().lives.len());
+        let worker = self.truth.lock().begin_life(Life::new(name, &plan));
+        let store =
+            SimulatedStore { stored: self.stored.clone(), truth: self.truth.clone(), worker };
+        let builder = Consumer::builder(self.kinesis.client(), "orders").store(store);
+        (builder.build().expect("the options are valid"), worker)
+    }
+}
+
+fn name(truth: &Truth, life: usize) -> String {
+    truth.lock().lives[life].name.clone()
+}
+
+/// What a store that has answered just now may have told a worker with certainty.
+const HEARD: Duration = Duration::from_secs(50);
+
+impl crate::truth::Facts {
+    /// A consumer has moved positions: its own worker hands out nothing of before, unless it cannot
+    /// know.
+    fn has_moved(&mut self, life: usize) {
+        if self.lives[life].well_for() < HEARD || self.lost_data || self.clock_moved {
+            return;
+        }
+        let sought = self.shards.iter().map(|shard| shard.since).enumerate().collect();
+        self.lives[life].sought = sought;
+    }
+}
