@@ -178,7 +178,7 @@ impl Facts {
 
     /// Positions were moved: what was finished before counts no more, and what was passed over is done
     /// with.
-    pub(crate) fn judge_edit(&mut self, worker: usize, edit: &Edit, after: &Table) {
+    pub(crate) fn judge_edit(&mut self, worker: usize, edit: &Edit, before: &Table, after: &Table) {
         let name = self.lives[worker].name.clone();
         self.tell(format_args!("{name} edits: {edit:?}"));
         self.moves += 1;
@@ -186,6 +186,15 @@ impl Facts {
             Edit::Set { shard: id, checkpoint } => {
                 let shard = index_of(id);
                 let since = after.leases.get(id).map_or(0, |lease| lease.epoch);
+                let owner = before.leases.get(id).and_then(|lease| lease.owner.as_deref());
+                if owner.is_some_and(|owner| after.leases[id].owner.as_deref() != Some(owner))
+                    && *checkpoint != Checkpoint::ShardEnd
+                {
+                    self.breaks(
+                        Promise::Fencing,
+                        format_args!("{id} is anybody's, and {owner:?} may read on"),
+                    );
+                }
                 self.move_to(shard, self.passed(shard, Some(checkpoint)), since);
             }
             Edit::Clear => {

@@ -90,8 +90,9 @@ fn name(truth: &Truth, life: usize) -> String {
     truth.lock().lives[life].name.clone()
 }
 
-/// What a store that has answered just now may have told a worker with certainty.
-const HEARD: Duration = Duration::from_secs(50);
+/// How long a worker has reached the store for when it is sure to have looked: a call that hung may have
+/// been under way for 10 s of it.
+const HEARD: Duration = Duration::from_secs(25);
 
 impl crate::truth::Facts {
     /// A consumer has moved positions: its own worker hands out nothing of before, unless it cannot

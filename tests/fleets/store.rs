@@ -82,10 +82,11 @@ impl SimulatedStore {
         edit: &Edit,
         forced: bool,
     ) -> Result<Option<Arc<str>>> {
+        let before = self.table_now(scope).await;
         let against = self.stored.edit(scope, edit, forced).await?;
         if against.is_none() {
             let after = self.table_now(scope).await;
-            self.truth.lock().judge_edit(self.worker, edit, &after);
+            self.truth.lock().judge_edit(self.worker, edit, &before, &after);
         }
         Ok(against)
     }

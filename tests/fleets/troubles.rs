@@ -45,7 +45,7 @@ impl World {
                 }
             }
             25 if self.rng.bool() => self.machines_sleep(),
-            26 if self.rng.bool() => self.move_positions(),
+            26 => self.move_positions(),
             _ => {}
         }
     }
