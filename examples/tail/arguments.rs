@@ -14,7 +14,7 @@ usage: tail STREAM [options]        STREAM is a name or an ARN
 
   --from WHERE          latest (the default), trim-horizon, a time such as 2026-01-01T00:00:00Z, or
                         a sequence number, with one --shard
-  --shard SHARD         reads this shard alone; may be given several times
+  --shard SHARD         reads this shard alone, by its name or number; may be given several times
   --limit-records N     ends after so many records
   --format FORMAT       text, json (a line each), hex, or raw (payloads, a line each);
                         text on a terminal, raw elsewhere
@@ -77,7 +77,7 @@ pub(crate) fn parse() -> Result<Option<Arguments>, lexopt::Error> {
         match argument {
             Long("help") | Short('h') => return Ok(None),
             Long("from") => found.from = parser.value()?.parse_with(from)?,
-            Long("shard") => found.shards.push(parser.value()?.parse()?),
+            Long("shard") => found.shards.push(parser.value()?.parse_with(shard)?),
             Long("limit-records") => found.limit = Some(parser.value()?.parse()?),
             Long("format") => found.format = Some(parser.value()?.parse_with(format)?),
             Long("endpoint-url") => found.endpoint_url = Some(parser.value()?.string()?),
@@ -117,6 +117,12 @@ fn from(text: &str) -> Result<From, String> {
              sequence number",
         )?),
     }))
+}
+
+/// A name, or its number alone, as it is shown.
+fn shard(text: &str) -> Result<ShardId, kinestream::Error> {
+    let number: Option<u64> = text.parse().ok();
+    number.map_or_else(|| text.parse(), |number| format!("shardId-{number:012}").parse())
 }
 
 fn parse_time(text: &str) -> Option<SystemTime> {

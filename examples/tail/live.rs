@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use console::style;
-use indicatif::{HumanBytes, HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{
+    HumanBytes, HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget,
+    ProgressStyle,
+};
 use kinestream::{Event, Record, ShardId};
 use tokio::time::Instant;
 
@@ -69,9 +72,10 @@ impl Live {
 
     fn line(&mut self, shard: &ShardId) -> &mut Line {
         let is_shown = self.shards.len() < MOST_LINES;
+        let above = self.shards.range(..shard).filter(|(_, line)| line.bar.is_some()).count();
         let bars = &self.bars;
         self.shards.entry(shard.clone()).or_insert_with(|| Line {
-            bar: is_shown.then(|| bars.add(ProgressBar::new(0))),
+            bar: is_shown.then(|| bars.insert(above, ProgressBar::new(0))),
             records: 0,
             bytes: 0,
             first_lag: 0,
@@ -105,16 +109,17 @@ impl Live {
         self.bars.suspend(print)
     }
 
-    /// The last word.
+    /// The last word. The lines stay above it as they are: where they were drawn anew, the ^C that a
+    /// terminal writes behind them would be in the way.
     pub(crate) fn sum_up(self) -> String {
-        let _cleared = self.bars.clear();
+        self.bars.set_draw_target(ProgressDrawTarget::hidden());
         let sum = |count: fn(&Line) -> u64| self.shards.values().map(count).sum::<u64>();
         let behind = self.shards.values().map(|line| line.lag).max().unwrap_or(0);
         format!(
-            "{} records ({}) of {} shards in {:.1?}; {} behind",
-            HumanCount(sum(|line| line.records)),
+            "{} ({}) of {} in {:.1?}; {} behind",
+            counted(sum(|line| line.records), "record"),
             HumanBytes(sum(|line| line.bytes)),
-            self.shards.len(),
+            counted(self.shards.len() as u64, "shard"),
             self.began.elapsed(),
             duration(behind),
         )
@@ -151,6 +156,10 @@ impl Line {
             },
         )
     }
+}
+
+fn counted(count: u64, what: &str) -> String {
+    format!("{} {what}{}", HumanCount(count), if count == 1 { "" } else { "s" })
 }
 
 fn duration(millis: u64) -> String {

@@ -24,9 +24,12 @@ use async_stream::stream;
 use aws_config::BehaviorVersion;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{Credentials, Region};
+use aws_sdk_kinesis::error::SdkError;
+use aws_sdk_kinesis::operation::get_shard_iterator::GetShardIteratorError;
+use aws_sdk_kinesis::types::ShardIteratorType;
 use futures::stream::{BoxStream, SelectAll};
 use futures::{FutureExt, Stream, StreamExt};
-use kinestream::{Consumer, Record, RedisStore, ShardPosition, ShardStream};
+use kinestream::{Consumer, Event, Record, RedisStore, ShardId, ShardPosition, ShardStream};
 use live::Live;
 use tokio::time::interval;
 
@@ -64,6 +67,7 @@ async fn run(arguments: &Arguments) -> Told<()> {
     if arguments.status {
         return Ok(status::print(&client, &consumer).await?);
     }
+    check_shards(&client, &stream, &arguments.shards).await?;
     let told = follow(&consumer, arguments).await;
     let closed = consumer.close().await;
     told?;
@@ -119,6 +123,21 @@ async fn consumer(client: &Client, stream: &str, arguments: &Arguments) -> Told<
     Ok(builder.build()?)
 }
 
+/// Those that were named are there. What else may be wrong the consumer tells.
+async fn check_shards(client: &Client, stream: &str, shards: &[ShardId]) -> Told<()> {
+    for shard in shards {
+        let call = client.get_shard_iterator().shard_id(shard.as_str());
+        let is_arn = stream.starts_with("arn:");
+        let call = if is_arn { call.stream_arn(stream) } else { call.stream_name(stream) };
+        let asked = call.shard_iterator_type(ShardIteratorType::TrimHorizon).send().await;
+        let asked = asked.map_err(SdkError::into_service_error);
+        if let Err(GetShardIteratorError::ResourceNotFoundException(error)) = asked {
+            return Err(error.message().unwrap_or("no such shard").into());
+        }
+    }
+    Ok(())
+}
+
 /// Prints what comes, until there is no more, or enough, or Ctrl-C.
 async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
     let usual = if console::user_attended() { Format::Text } else { Format::Raw };
@@ -130,13 +149,22 @@ async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
     let mut ticks = interval(Duration::from_millis(200));
     let mut interrupted = pin!(tokio::signal::ctrl_c());
     let mut told = Ok(());
+    let mut is_interrupted = false;
     let mut lines = Vec::new();
     while left > 0 {
         tokio::select! {
             biased;
-            _ = &mut interrupted => break,
+            _ = &mut interrupted => {
+                is_interrupted = true;
+                break;
+            }
             _ = ticks.tick() => live.draw(),
-            Some(event) = events.next() => live.hear(&event),
+            Some(event) = events.next() => {
+                live.hear(&event);
+                if let Some(note) = note(&event) {
+                    live.print_above(|| writeln!(std::io::stderr(), "tail: {note}"))?;
+                }
+            }
             next = records.next() => {
                 // What is there goes out at once, up to a mebibyte.
                 let mut next = Some(next);
@@ -177,11 +205,30 @@ async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
             }
         }
     }
+    if !is_interrupted {
+        live.draw();
+    }
     let summary = live.sum_up();
+    if is_interrupted && console::user_attended_stderr() {
+        // Behind the ^C.
+        eprintln!();
+    }
     if told.is_ok() {
         eprintln!("{summary}");
     }
     told
+}
+
+/// What is worth a line: a call that has failed more than once.
+fn note(event: &Event) -> Option<String> {
+    match event {
+        Event::Retried { message, attempt: 2, .. } => Some(format!("trying again: {message}")),
+        Event::Throttled { shard_id: Some(shard), attempt: 2 } => {
+            Some(format!("asked to slow down with shard {}", output::short(shard.as_str())))
+        }
+        Event::Throttled { shard_id: None, attempt: 2 } => Some("asked to slow down".to_owned()),
+        _ => None,
+    }
 }
 
 /// All records, or those of some shards.

@@ -215,11 +215,13 @@ impl Holdings {
                 settled.opened.push((shard.clone(), lease.clone()));
             }
         }
-        // A store that has forgotten a shard, or that everything was cleared, may remember it again.
-        // Only what is finished leaves the table by itself.
-        let was_finished =
-            |shard: &ShardId| known.leases.get(shard).is_some_and(Lease::is_finished);
-        self.last.retain(|shard, _epoch| table.leases.contains_key(shard) || !was_finished(shard));
+        // A store that has forgotten a shard, or that everything was cleared, may remember it again. By
+        // itself only what is finished leaves a table, which is the same one then.
+        let has_left = |shard: &ShardId| {
+            table.generation == known.generation
+                && known.leases.get(shard).is_some_and(Lease::is_finished)
+        };
+        self.last.retain(|shard, _epoch| table.leases.contains_key(shard) || !has_left(shard));
         settled
     }
 
@@ -366,9 +368,11 @@ mod tests {
         let forgotten = table(&[("me", 1)], &[]);
         holdings.settle(&seen, &forgotten);
         assert!(holdings.settle(&forgotten, &seen).opened.is_empty());
-        // What was finished is tidied away when it has left retention.
+        // What was finished is tidied away when it has left retention, and not with the whole table.
         let mut finished = seen.clone();
         finished.leases.get_mut(&shard(0)).unwrap().checkpoint = Some(Checkpoint::ShardEnd);
+        holdings.settle(&finished, &Table { generation: 9, ..Table::default() });
+        assert_eq!(holdings.last.len(), 2);
         holdings.settle(&finished, &forgotten);
         assert!(holdings.last.keys().eq([&shard(1)]));
         // A clearing may be forgotten as well.
