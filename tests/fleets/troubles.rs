@@ -141,6 +141,7 @@ impl World {
                 shard.records.clone_from(&shard.ever);
                 shard.since = 0;
             }
+            facts.bases.clear();
             facts.lives.iter_mut().for_each(|life| life.sought.clear());
         }
         if self.rng.u8(..3) == 0 {
