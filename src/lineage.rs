@@ -41,14 +41,18 @@ pub enum Ordering {
 
 /// The shards that may be read now.
 pub(crate) fn readable(table: &Table, ordering: Ordering) -> impl Iterator<Item = &ShardId> {
-    let readable = move |(_, lease): &(&ShardId, &Lease)| {
-        // Where the parents are not known, nobody has listed the shard yet.
-        let Some(parents) = &lease.parents else { return false };
-        let may_begin = ordering == Ordering::Unordered
-            || parents.iter().all(|parent| table.leases.get(parent).is_none_or(Lease::is_finished));
-        may_begin && !lease.is_finished() && !lease.is_lost
-    };
-    table.leases.iter().filter(readable).map(|(shard, _)| shard)
+    let readable =
+        table.leases.iter().filter(move |(_, lease)| is_readable(table, lease, ordering));
+    readable.map(|(shard, _)| shard)
+}
+
+/// Whether the shard of a lease may be read now.
+pub(crate) fn is_readable(table: &Table, lease: &Lease, ordering: Ordering) -> bool {
+    // Where the parents are not known, nobody has listed the shard yet.
+    let Some(parents) = &lease.parents else { return false };
+    let may_begin = ordering == Ordering::Unordered
+        || parents.iter().all(|parent| table.leases.get(parent).is_none_or(Lease::is_finished));
+    may_begin && !lease.is_finished() && !lease.is_lost
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Consumer;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::lineage::readable;
+use crate::lineage::is_readable;
 use crate::record::ShardId;
 
 /// How an application stands with a stream: every shard that it knows, and who reads it.
@@ -107,14 +107,14 @@ impl Consumer {
     pub async fn status(&self) -> Result<Status> {
         let inner = &self.inner;
         let table = self.table().await?;
-        let open: Vec<&ShardId> = readable(&table, inner.settings.rules.ordering).collect();
+        let ordering = inner.settings.rules.ordering;
         let shards = table.leases.iter().map(|(id, lease)| {
             let state = match &lease.owner {
                 _ if lease.is_finished() => ShardState::Finished,
                 _ if lease.is_lost => ShardState::Lost,
                 Some(_) if lease.heir.is_some() => ShardState::Leaving,
                 Some(_) => ShardState::Reading,
-                None if open.binary_search(&id).is_ok() => ShardState::Free,
+                None if is_readable(&table, lease, ordering) => ShardState::Free,
                 None => ShardState::Waiting,
             };
             let status = ShardStatus {

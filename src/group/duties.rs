@@ -12,7 +12,7 @@ use super::holdings::{Holding, Settled};
 use super::worker::{Done, Worker};
 use super::{Opening, Word};
 use crate::checkpoint::{Advance, Watermark};
-use crate::lineage::{Changes, Loss, readable};
+use crate::lineage::{Changes, Loss, is_readable, readable};
 use crate::observe::Event;
 use crate::record::ShardId;
 use crate::shard::{Pulse, Tenure};
@@ -125,10 +125,8 @@ impl Worker {
                 self.listing.due = Instant::now();
             }
         }
-        let table = Arc::clone(&self.table);
-        let open: BTreeSet<&ShardId> = readable(&table, self.plan.rules.ordering).collect();
         for (shard, lease) in opened {
-            if open.contains(&shard) {
+            if is_readable(&self.table, &lease, self.plan.rules.ordering) {
                 self.open(&shard, lease);
             } else {
                 // Its parents were moved back, and are to be read before it.

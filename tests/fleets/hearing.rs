@@ -60,7 +60,7 @@ impl Hearing {
                         *told = Told::Started;
                         false
                     }
-                    // Its stream was polled for the first time when it was over.
+                    // A stream begins once in each epoch, and none whose lease is over does.
                     _ => true,
                 }
             }

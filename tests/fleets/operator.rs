@@ -8,7 +8,7 @@ use kinestream::{Checkpoint, Consumer, StartingPosition, WhenHeld};
 use crate::link::Life;
 use crate::seeds::pick;
 use crate::store::SimulatedStore;
-use crate::truth::Truth;
+use crate::truth::Facts;
 use crate::world::World;
 
 impl World {
@@ -36,12 +36,13 @@ impl World {
         ];
         let all = pick(&mut self.rng, &all);
         let truth = self.truth.clone();
+        let name = truth.lock().lives[life].name.clone();
         self.operators.spawn(async move {
             let told = match &edit {
                 Some(edit) => format!("{edit:?}"),
                 None => format!("seek {all:?}"),
             };
-            truth.tell(format_args!("{life} begins to {told}", life = name(&truth, life)));
+            truth.tell(format_args!("{name} begins to {told}"));
             let done = match edit {
                 Some(Edit::Clear) => consumer.clear_positions(WhenHeld::Force).await,
                 Some(Edit::Set { shard, checkpoint }) => {
@@ -53,7 +54,7 @@ impl World {
                 Ok(()) => truth.lock().has_moved(life),
                 Err(error) => truth.tell(format_args!("positions are not moved: {error}")),
             }
-            truth.tell(format_args!("{life} is done with {told}", life = name(&truth, life)));
+            truth.tell(format_args!("{name} is done with {told}"));
         });
     }
 
@@ -86,15 +87,11 @@ impl World {
     }
 }
 
-fn name(truth: &Truth, life: usize) -> String {
-    truth.lock().lives[life].name.clone()
-}
-
 /// How long a worker has reached the store for when it is sure to have looked: a call that hung may have
 /// been under way for 10 s of it.
 const HEARD: Duration = Duration::from_secs(25);
 
-impl crate::truth::Facts {
+impl Facts {
     /// A consumer has moved positions: its own worker hands out nothing of before, unless it cannot
     /// know.
     fn has_moved(&mut self, life: usize) {

@@ -23,6 +23,20 @@ pub(crate) struct SimulatedStore {
 }
 
 impl SimulatedStore {
+    /// A call of the worker, as its connection and the store are.
+    async fn reach<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        if let Health::Late(time) = self.health() {
+            return regardless(time, call).await;
+        }
+        let health = self.before().await?;
+        let answer = call.await?;
+        self.after(health).await?;
+        Ok(answer)
+    }
+
     /// Waits before a call is carried out; an error where it is not.
     async fn before(&self) -> Result<Health> {
         let health = self.health();
@@ -134,15 +148,8 @@ impl LeaseStore for SimulatedStore {
     ) -> BoxFuture<'a, Result<Answer>> {
         async move {
             let asked = (Instant::now(), self.truth.lock().wall_moved);
-            let answer = if let Health::Late(time) = self.health() {
-                let (store, scope, request) = (self.clone(), scope.clone(), request.clone());
-                regardless(time, async move { store.carry_out(&scope, &request).await }).await?
-            } else {
-                let health = self.before().await?;
-                let answer = self.carry_out(scope, request).await?;
-                self.after(health).await?;
-                answer
-            };
+            let (store, scope, request) = (self.clone(), scope.clone(), request.clone());
+            let answer = self.reach(async move { store.carry_out(&scope, &request).await }).await?;
             self.truth.lock().hear(self.worker, asked, &answer);
             Ok(answer)
         }
@@ -154,18 +161,8 @@ impl LeaseStore for SimulatedStore {
         scope: &'a Scope,
         positions: &'a [Fenced],
     ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
-        async move {
-            if let Health::Late(time) = self.health() {
-                let (store, scope, positions) = (self.clone(), scope.clone(), positions.to_vec());
-                let save = async move { store.carry_out_save(&scope, &positions).await };
-                return regardless(time, save).await;
-            }
-            let health = self.before().await?;
-            let verdicts = self.carry_out_save(scope, positions).await?;
-            self.after(health).await?;
-            Ok(verdicts)
-        }
-        .boxed()
+        let (store, scope, positions) = (self.clone(), scope.clone(), positions.to_vec());
+        self.reach(async move { store.carry_out_save(&scope, &positions).await }).boxed()
     }
 
     fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
@@ -178,17 +175,7 @@ impl LeaseStore for SimulatedStore {
         edit: &'a Edit,
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
-        async move {
-            if let Health::Late(time) = self.health() {
-                let (store, scope, edit) = (self.clone(), scope.clone(), edit.clone());
-                let carried_out = async move { store.carry_out_edit(&scope, &edit, forced).await };
-                return regardless(time, carried_out).await;
-            }
-            let health = self.before().await?;
-            let against = self.carry_out_edit(scope, edit, forced).await?;
-            self.after(health).await?;
-            Ok(against)
-        }
-        .boxed()
+        let (store, scope, edit) = (self.clone(), scope.clone(), edit.clone());
+        self.reach(async move { store.carry_out_edit(&scope, &edit, forced).await }).boxed()
     }
 }

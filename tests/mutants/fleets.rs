@@ -154,8 +154,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a child goes on where its parent was moved back",
         file: "group/duties.rs",
-        right: "if open.contains(&shard) {",
-        wrong: "if open.contains(&shard) || !open.is_empty() {",
+        right: "if is_readable(&self.table, &lease, self.plan.rules.ordering) {",
+        wrong: "if is_readable(&self.table, &lease, self.plan.rules.ordering) || lease.epoch > 0 {",
         breaks: &["ParentsFirst"],
     },
     Mistake {
