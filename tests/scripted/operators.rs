@@ -1,9 +1,10 @@
 //! What an operator sees and moves.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use futures::StreamExt;
-use kinestream::testing::{Outcome, Shard};
+use kinestream::testing::{Outcome, Shard, aggregate};
 use kinestream::{
     Checkpoint, CheckpointOn, Consumer, ErrorKind, MemoryStore, Record, Records, StartingPosition,
     WhenHeld,
@@ -136,6 +137,48 @@ async fn a_store_without_leases_shows_positions_and_moves_none() {
     assert_eq!(Some(stored.to_string()), store.position(0).await);
     let moved = reader.set_position(&shard, Checkpoint::TrimHorizon, WhenHeld::Force).await;
     assert_eq!(moved.unwrap_err().kind(), ErrorKind::Configuration);
+}
+
+/// The rows of a table of the KCL's are said to an application that has not begun: a parent in the middle
+/// of a packed record, and behind a plain one that no number of a part tells from it, and children.
+#[tokio::test(start_paused = true)]
+async fn an_application_goes_on_where_another_library_stopped() {
+    let (kinesis, orders) = orders(3);
+    let packed = aggregate((0..4).map(|number| ("key", number.to_string())));
+    let (parent, plain) = (orders.shard(0), orders.shard(1));
+    let packed = parent.put(packed);
+    parent.put("4");
+    let finished = plain.put("10");
+    plain.put("11");
+    let unnamed = orders.shard(2);
+    unnamed.put("20");
+    let [left, right] = parent.split();
+    left.put("5");
+    right.put("6");
+    let consumer = consumer(&kinesis).starting_position(StartingPosition::Latest).build().unwrap();
+    let rows = [
+        (left.id(), "TRIM_HORIZON".to_owned()),
+        (parent.id(), format!("AFTER_SEQUENCE_NUMBER:{packed}:1")),
+        (plain.id(), format!("AFTER_SEQUENCE_NUMBER:{finished}:0")),
+    ];
+    for (shard, checkpoint) in rows {
+        let checkpoint = checkpoint.parse().unwrap();
+        consumer.set_position(&shard, checkpoint, WhenHeld::Refuse).await.unwrap();
+    }
+    let mut records = consumer.records();
+    let mut read = Vec::new();
+    for _ in 0..8 {
+        read.push(number(&next(&mut records).await));
+    }
+    let mut of =
+        |range: Range<usize>| read.extract_if(.., |number| range.contains(number)).collect();
+    let (plain, unnamed): (Vec<_>, Vec<_>) = (of(10..20), of(20..30));
+    assert_eq!(plain, [10, 11], "what may not be finished comes again");
+    assert_eq!(unnamed, [20], "from its oldest record");
+    assert_eq!(read[..3], [2, 3, 4]);
+    read[3..].sort_unstable();
+    assert_eq!(read[3..], [5, 6], "children come behind their parent, wherever they begin");
+    assert_silent(&mut records).await;
 }
 
 /// All shards go back while they are read, and what was handed out before counts no more.
