@@ -20,7 +20,8 @@ usage: tail STREAM [options]        STREAM is a name or an ARN
                         text on a terminal, raw elsewhere
   --endpoint-url URL    another Kinesis than AWS's, such as http://127.0.0.1:4567
   --fan-out CONSUMER    is pushed the records as this registered consumer
-  --application NAME    reads as this application, from its checkpoints on, and moves them
+  --application NAME    reads as a worker of this application: from its checkpoints on, which it moves,
+                        and with a share of its shards, also of those that --shard leaves out
   --redis URL           where those are kept
   --status              prints where the application stands, and reads nothing
   --help

@@ -102,10 +102,7 @@ impl Live {
     }
 
     /// Prints above the lines.
-    pub(crate) fn print_above(
-        &self,
-        print: impl FnOnce() -> std::io::Result<()>,
-    ) -> std::io::Result<()> {
+    pub(crate) fn print_above<T>(&self, print: impl FnOnce() -> T) -> T {
         self.bars.suspend(print)
     }
 

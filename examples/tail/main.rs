@@ -7,6 +7,7 @@
 //! and a bar while it is catching up.
 
 mod arguments;
+mod calls;
 mod live;
 mod output;
 mod status;
@@ -14,7 +15,8 @@ mod status;
 mod support;
 
 use std::error::Error;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::ops::ControlFlow;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,12 +26,9 @@ use async_stream::stream;
 use aws_config::BehaviorVersion;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{Credentials, Region};
-use aws_sdk_kinesis::error::SdkError;
-use aws_sdk_kinesis::operation::get_shard_iterator::GetShardIteratorError;
-use aws_sdk_kinesis::types::ShardIteratorType;
 use futures::stream::{BoxStream, SelectAll};
 use futures::{FutureExt, Stream, StreamExt};
-use kinestream::{Consumer, Event, Record, RedisStore, ShardId, ShardPosition, ShardStream};
+use kinestream::{CheckpointOn, Consumer, Event, Record, RedisStore, ShardPosition, ShardStream};
 use live::Live;
 use tokio::time::interval;
 
@@ -41,8 +40,8 @@ async fn main() -> ExitCode {
     let arguments = match arguments::parse() {
         Ok(Some(arguments)) => arguments,
         Ok(None) => {
-            println!("{USAGE}");
-            return ExitCode::SUCCESS;
+            let printed = print(format!("{USAGE}\n").as_bytes());
+            return printed.map_or(ExitCode::FAILURE, |_| ExitCode::SUCCESS);
         }
         Err(error) => {
             eprintln!("tail: {error}");
@@ -65,9 +64,11 @@ async fn run(arguments: &Arguments) -> Told<()> {
     };
     let consumer = consumer(&client, &stream, arguments).await?;
     if arguments.status {
-        return Ok(status::print(&client, &consumer).await?);
+        let status = status::show(&client, &stream, &consumer).await?;
+        let _is_read_or_not = print(status.as_bytes())?;
+        return Ok(());
     }
-    check_shards(&client, &stream, &arguments.shards).await?;
+    calls::check_shards(&client, &stream, &arguments.shards).await?;
     let told = follow(&consumer, arguments).await;
     let closed = consumer.close().await;
     told?;
@@ -105,7 +106,8 @@ async fn demonstration() -> Told<Client> {
 }
 
 async fn consumer(client: &Client, stream: &str, arguments: &Arguments) -> Told<Consumer> {
-    let mut builder = Consumer::builder(client.clone(), stream);
+    // A record is finished when it is printed, and several are printed at once.
+    let mut builder = Consumer::builder(client.clone(), stream).checkpoint_on(CheckpointOn::Ack);
     builder = match (&arguments.from, &arguments.shards[..]) {
         (From::All(position), _) => builder.starting_position(*position),
         (From::Sequence(number), [shard, ..]) => {
@@ -123,19 +125,14 @@ async fn consumer(client: &Client, stream: &str, arguments: &Arguments) -> Told<
     Ok(builder.build()?)
 }
 
-/// Those that were named are there. What else may be wrong the consumer tells.
-async fn check_shards(client: &Client, stream: &str, shards: &[ShardId]) -> Told<()> {
-    for shard in shards {
-        let call = client.get_shard_iterator().shard_id(shard.as_str());
-        let is_arn = stream.starts_with("arn:");
-        let call = if is_arn { call.stream_arn(stream) } else { call.stream_name(stream) };
-        let asked = call.shard_iterator_type(ShardIteratorType::TrimHorizon).send().await;
-        let asked = asked.map_err(SdkError::into_service_error);
-        if let Err(GetShardIteratorError::ResourceNotFoundException(error)) = asked {
-            return Err(error.message().unwrap_or("no such shard").into());
-        }
+/// Prints to stdout. Whoever reads it may have seen enough, as `head` has.
+fn print(bytes: &[u8]) -> std::io::Result<ControlFlow<()>> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(error) => Err(error),
     }
-    Ok(())
 }
 
 /// Prints what comes, until there is no more, or enough, or Ctrl-C.
@@ -150,7 +147,7 @@ async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
     let mut interrupted = pin!(tokio::signal::ctrl_c());
     let mut told = Ok(());
     let mut is_interrupted = false;
-    let mut lines = Vec::new();
+    let (mut lines, mut printed) = (Vec::new(), Vec::new());
     while left > 0 {
         tokio::select! {
             biased;
@@ -168,9 +165,10 @@ async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
             next = records.next() => {
                 // What is there goes out at once, up to a mebibyte.
                 let mut next = Some(next);
-                while let Some(Some(Ok(record))) = &next {
-                    live.count(record);
-                    lines.extend(output::print(record, format));
+                while let Some(Some(Ok(record))) = next {
+                    live.count(&record);
+                    lines.extend(output::print(&record, format));
+                    printed.push(record);
                     left -= 1;
                     next = match left {
                         0 => Some(None),
@@ -178,29 +176,26 @@ async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
                         _ => None,
                     };
                 }
-                let written = live.print_above(|| {
-                    let mut stdout = std::io::stdout().lock();
-                    stdout.write_all(&lines)?;
-                    stdout.flush()
-                });
-                lines.clear();
-                match (written, next) {
-                    // Whoever read it has seen enough, as `head` has.
-                    (Err(error), _) if error.kind() == std::io::ErrorKind::BrokenPipe => break,
-                    (Err(error), _) => {
+                match live.print_above(|| print(&lines)) {
+                    Ok(ControlFlow::Continue(())) => {}
+                    Ok(ControlFlow::Break(())) => break,
+                    Err(error) => {
                         told = Err(error.into());
                         break;
                     }
-                    (Ok(()), None) => {}
-                    (Ok(()), Some(None)) => break,
-                    (Ok(()), Some(Some(Err(error)))) if error.is_temporary() => {
+                }
+                lines.clear();
+                printed.drain(..).for_each(|record| record.ack());
+                match next {
+                    Some(Some(Err(error))) if error.is_temporary() => {
                         live.print_above(|| writeln!(std::io::stderr(), "tail: {error}"))?;
                     }
-                    (Ok(()), Some(Some(Err(error)))) => {
+                    Some(Some(Err(error))) => {
                         told = Err(error.into());
                         break;
                     }
-                    (Ok(()), Some(Some(Ok(_)))) => unreachable!("all of them were printed"),
+                    Some(None) => break,
+                    _ => {}
                 }
             }
         }

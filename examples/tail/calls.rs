@@ -1,0 +1,59 @@
+//! What is asked of Kinesis beside what the crate asks.
+
+use std::time::SystemTime;
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::error::SdkError;
+use aws_sdk_kinesis::operation::get_shard_iterator::GetShardIteratorError;
+use aws_sdk_kinesis::operation::get_shard_iterator::builders::GetShardIteratorFluentBuilder;
+use aws_sdk_kinesis::types::ShardIteratorType;
+use kinestream::{Checkpoint, ShardId};
+
+/// Those that were named are there. What else may be wrong the consumer tells.
+pub(crate) async fn check_shards(
+    client: &Client,
+    stream: &str,
+    shards: &[ShardId],
+) -> Result<(), String> {
+    for shard in shards {
+        let call = iterator(client, stream, shard);
+        let asked = call.shard_iterator_type(ShardIteratorType::TrimHorizon).send().await;
+        let asked = asked.map_err(SdkError::into_service_error);
+        if let Err(GetShardIteratorError::ResourceNotFoundException(error)) = asked {
+            return Err(error.message().unwrap_or("no such shard").to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// How far behind a position is, as Kinesis tells with the first record after it.
+pub(crate) async fn millis_behind(
+    client: &Client,
+    stream: &str,
+    shard: &ShardId,
+    position: &Checkpoint,
+) -> Option<i64> {
+    let call = iterator(client, stream, shard);
+    let call = match position {
+        Checkpoint::AfterSequence { sequence_number, .. } => call
+            .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
+            .starting_sequence_number(sequence_number.as_str()),
+        Checkpoint::AtTimestamp(time) => {
+            call.shard_iterator_type(ShardIteratorType::AtTimestamp).timestamp((*time).into())
+        }
+        _ => call.shard_iterator_type(ShardIteratorType::TrimHorizon),
+    };
+    let iterator = call.send().await.ok()?.shard_iterator?;
+    let answer = client.get_records().shard_iterator(iterator).limit(1).send().await.ok()?;
+    let lag = answer.millis_behind_latest?;
+    // The record itself is behind, too.
+    let arrival = answer.records.first().and_then(|record| record.approximate_arrival_timestamp);
+    let age = arrival.and_then(|time| SystemTime::try_from(time).ok()?.elapsed().ok());
+    Some(lag.max(age.map_or(0, |age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX))))
+}
+
+/// For an iterator of a shard. An ARN may be of a stream in another account.
+fn iterator(client: &Client, stream: &str, shard: &ShardId) -> GetShardIteratorFluentBuilder {
+    let call = client.get_shard_iterator().shard_id(shard.as_str());
+    if stream.starts_with("arn:") { call.stream_arn(stream) } else { call.stream_name(stream) }
+}
