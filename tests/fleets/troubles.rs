@@ -141,7 +141,8 @@ impl World {
                 shard.records.clone_from(&shard.ever);
                 shard.since = 0;
             }
-            facts.bases.clear();
+            // Who remembers an epoch of before goes on where it was then, or was moved to.
+            facts.bases.values_mut().for_each(|base| *base = 0);
             facts.lives.iter_mut().for_each(|life| life.sought.clear());
         }
         if self.rng.u8(..3) == 0 {
