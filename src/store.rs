@@ -146,6 +146,9 @@
 //!   [`discovery_interval`](crate::ConsumerBuilder::discovery_interval) ago.
 //! - A worker that is started in between begins an application that nobody seems to have begun. When
 //!   one that knows better is heard, its positions count, also where they are further back.
+//! - Positions that were moved back a moment before, by [`seek`](crate::Consumer::seek) or
+//!   [`set_position`](crate::Consumer::set_position), may be stored further on again, since of two the
+//!   further one counts. Whoever reads goes on from where it was moved to. Move them again.
 //!
 //! Where Redis forgets and no worker lives, the application begins anew, at its starting position.
 //!
