@@ -12,6 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Word;
 use crate::lineage::StartingPosition;
+use crate::observe::Event;
 use crate::pace::jitter;
 use crate::record::ShardId;
 use crate::source::{KnownShard, Listing};
@@ -172,18 +173,19 @@ impl Consumer {
 
     /// Lists the shards, and tries again for a while what a retry cures.
     async fn listed(&self, since: Option<SystemTime>) -> Result<Listing> {
-        let (began, mut pause) = (Instant::now(), FIRST_PAUSE);
+        let (began, mut pause, mut failed) = (Instant::now(), FIRST_PAUSE, 0);
         loop {
-            match self.inner.kinesis.shards(since).await {
+            let error = match self.inner.kinesis.shards(since).await {
                 Ok(listing) => return Ok(listing),
-                Err(failure)
-                    if failure.error.is_temporary() && began.elapsed() + pause < LONGEST_CALL =>
-                {
-                    sleep(jitter(pause)).await;
-                    pause *= 2;
-                }
-                Err(failure) => return Err(self.here(failure.error)),
+                Err(failure) => self.here(failure.error),
+            };
+            if !error.is_temporary() || began.elapsed() + pause >= LONGEST_CALL {
+                return Err(error);
             }
+            failed += 1;
+            self.inner.observer.tell(Event::retried(None, &error, failed));
+            sleep(jitter(pause)).await;
+            pause *= 2;
         }
     }
 

@@ -151,7 +151,10 @@ pub enum Event {
 impl Event {
     /// A call that failed with this error is made again.
     pub(crate) fn retried(shard_id: Option<ShardId>, error: &Error, attempt: u32) -> Self {
-        Self::Retried { shard_id, kind: error.kind(), message: error.to_string(), attempt }
+        match error.kind() {
+            ErrorKind::Throttled => Self::Throttled { shard_id, attempt },
+            kind => Self::Retried { shard_id, kind, message: error.to_string(), attempt },
+        }
     }
 
     /// The shard that it is about, where it is about one.

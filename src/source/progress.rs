@@ -108,11 +108,8 @@ impl Progress {
             }
         }
         self.state.failed += 1;
-        let (shard_id, attempt) = (Some(self.shard_id().clone()), self.state.failed);
-        self.observer.tell(match failure.remedy {
-            Remedy::SlowDown => Event::Throttled { shard_id, attempt },
-            _ => Event::retried(shard_id, &error, attempt),
-        });
+        let shard_id = Some(self.shard_id().clone());
+        self.observer.tell(Event::retried(shard_id, &error, self.state.failed));
         Ok(())
     }
 

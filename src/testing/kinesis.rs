@@ -100,16 +100,19 @@ impl Kinesis {
         self.0.lock().on_call(decide);
     }
 
-    /// The next calls of this operation have this outcome, and all others are served.
-    pub fn next_calls(&self, operation: &str, mut calls: usize, outcome: Outcome) {
-        let operation = operation.to_owned();
-        self.on_call(move |call| {
-            if call.operation == operation && calls > 0 {
-                calls -= 1;
-                return outcome.clone();
-            }
-            Outcome::Served
-        });
+    /// The next calls of this operation have this outcome, and the others the one they would have had.
+    /// Said again of the same operation, it is meant of the calls behind those; an
+    /// [`on_call`](Self::on_call) revokes it.
+    ///
+    /// ```
+    /// # use kinestream::testing::{Kinesis, Outcome};
+    /// # let kinesis = Kinesis::new();
+    /// // Throttled twice, and then without an answer.
+    /// kinesis.next_calls("GetRecords", 2, Outcome::throttled());
+    /// kinesis.next_calls("GetRecords", 1, Outcome::Hangs);
+    /// ```
+    pub fn next_calls(&self, operation: &str, calls: usize, outcome: Outcome) {
+        self.0.lock().next_calls(operation, calls, outcome);
     }
 
     /// Has every iterator and page token that was given until now expire.

@@ -22,6 +22,7 @@ pub(super) struct Model {
     pub(super) violations: Vec<String>,
     pub(super) latency: Duration,
     hook: Option<Hook>,
+    planned: Vec<Planned>,
     pub(super) child_shards: bool,
     pub(super) in_flight: usize,
     /// How long a consumer that is registered is of no use yet.
@@ -31,6 +32,13 @@ pub(super) struct Model {
 }
 
 type Hook = Box<dyn FnMut(&Call) -> Outcome + Send>;
+
+/// What comes of the next calls of an operation.
+struct Planned {
+    operation: String,
+    calls: usize,
+    outcome: Outcome,
+}
 
 impl Shared {
     pub(super) fn at(time: SystemTime) -> Self {
@@ -42,6 +50,7 @@ impl Shared {
             violations: Vec::new(),
             latency: Duration::ZERO,
             hook: None,
+            planned: Vec::new(),
             child_shards: true,
             in_flight: 0,
             registration: Duration::ZERO,
@@ -71,10 +80,24 @@ impl Model {
     }
 
     pub(super) fn decide(&mut self, call: &Call) -> Outcome {
+        let planned = self.planned.iter_mut().find(|planned| planned.operation == call.operation);
+        if let Some(planned) = planned {
+            let outcome = planned.outcome.clone();
+            planned.calls -= 1;
+            self.planned.retain(|planned| planned.calls > 0);
+            return outcome;
+        }
         self.hook.as_mut().map_or(Outcome::Served, |decide| decide(call))
     }
 
     pub(super) fn on_call(&mut self, decide: impl FnMut(&Call) -> Outcome + Send + 'static) {
         self.hook = Some(Box::new(decide));
+        self.planned.clear();
+    }
+
+    pub(super) fn next_calls(&mut self, operation: &str, calls: usize, outcome: Outcome) {
+        if calls > 0 {
+            self.planned.push(Planned { operation: operation.to_owned(), calls, outcome });
+        }
     }
 }

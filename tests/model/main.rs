@@ -212,6 +212,30 @@ async fn writes_through_a_client_go_to_the_shard_of_their_hash() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_said_of_calls_twice_comes_one_after_the_other() {
+    let kinesis = Kinesis::new();
+    kinesis.create_stream("orders", 1);
+    let client = kinesis.client();
+    let list = async || match client.list_shards().stream_name("orders").send().await {
+        Ok(_) => "served".to_owned(),
+        Err(error) => code(&error).to_owned(),
+    };
+    let failed = |code: &str| Outcome::failed(400, code, "");
+    kinesis.on_call(move |_| failed("Ruled"));
+    kinesis.next_calls("ListShards", 0, failed("Never"));
+    kinesis.next_calls("ListShards", 2, failed("First"));
+    kinesis.next_calls("GetRecords", 9, failed("Another"));
+    kinesis.next_calls("ListShards", 1, Outcome::Served);
+    for expected in ["First", "First", "served", "Ruled", "Ruled"] {
+        assert_eq!(list().await, expected);
+    }
+    kinesis.next_calls("ListShards", usize::MAX, failed("Always"));
+    assert_eq!(list().await, "Always");
+    kinesis.on_call(|_| Outcome::Served);
+    assert_eq!(list().await, "served");
+}
+
+#[tokio::test(start_paused = true)]
 async fn calls_go_wrong_as_they_are_told_to() {
     let kinesis = Kinesis::new();
     kinesis.create_stream("orders", 1);

@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use kinestream::testing::{Outcome, Shard, aggregate};
 use kinestream::{
-    Checkpoint, CheckpointOn, Consumer, ErrorKind, MemoryStore, Record, Records, StartingPosition,
-    WhenHeld,
+    Checkpoint, CheckpointOn, Consumer, ErrorKind, Event, MemoryStore, Record, Records,
+    StartingPosition, WhenHeld,
 };
 use tokio::time::{sleep, timeout};
 
@@ -241,6 +241,7 @@ async fn a_seek_has_what_comes_meanwhile_read_again_as_well() {
     let mut records = consumer.records();
     orders.shard(0).put("0");
     next(&mut records).await;
+    let events = consumer.events();
     kinesis.next_calls("ListShards", 2, Outcome::throttled());
     kinesis.next_calls("ListShards", 1, Outcome::Delayed(4 * SECOND));
     let sought = tokio::spawn({
@@ -258,6 +259,12 @@ async fn a_seek_has_what_comes_meanwhile_read_again_as_well() {
         assert_eq!(number(&next(&mut records).await), expected);
     }
     assert_silent(&mut records).await;
+    drop((records, consumer));
+    let throttled = events.filter_map(async |event| match event {
+        Event::Throttled { shard_id, attempt } => Some((shard_id, attempt)),
+        _ => None,
+    });
+    assert_eq!(throttled.collect::<Vec<_>>().await, [(None, 1), (None, 2)]);
 }
 
 async fn position(consumer: &Consumer, shard: &Shard) -> Option<Checkpoint> {
