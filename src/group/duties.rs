@@ -107,8 +107,7 @@ impl Worker {
             self.plan.observer.tell(Event::StoreForgot);
             self.pending.extend(self.holdings.knowledge(&self.table));
         }
-        let Settled { changes, opened, leaving, finished, lost } =
-            self.holdings.settle(&self.table, &table);
+        let Settled { changes, opened, leaving, finished, lost } = self.holdings.settle(&table);
         for shard_id in finished {
             self.plan.observer.tell(Event::ShardFinished { shard_id });
         }

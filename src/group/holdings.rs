@@ -15,6 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::checkpoint::Watermark;
 use crate::record::ShardId;
 use crate::shard::{Pulse, Tenure};
@@ -71,6 +73,18 @@ impl Holding {
     }
 }
 
+/// For how long a worker remembers what it had of a shard that is not in the table any more. By then it
+/// has left retention and is in nobody's table, unless its worker was suspended all the time.
+const LONGEST_MEMORY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What a worker had of a shard last.
+#[derive(Debug)]
+struct Last {
+    epoch: u64,
+    /// Since when no table has shown the shard.
+    gone: Option<Instant>,
+}
+
 /// All that a worker has.
 #[derive(Debug)]
 pub(super) struct Holdings {
@@ -79,7 +93,7 @@ pub(super) struct Holdings {
     pub(super) shards: BTreeMap<ShardId, Holding>,
     /// The last epoch in which each shard was the worker's. It never takes one up again: a store
     /// that has forgotten a handover must not make two workers read in the same epoch.
-    last: BTreeMap<ShardId, u64>,
+    last: BTreeMap<ShardId, Last>,
     /// Streams that their callers have stopped polling, and may poll again.
     neglected: Vec<Pulse>,
 }
@@ -106,7 +120,7 @@ impl Holdings {
     }
 
     pub(super) fn take(&mut self, shard: ShardId, holding: Holding) {
-        self.last.insert(shard.clone(), holding.tenure.epoch());
+        self.last.insert(shard.clone(), Last { epoch: holding.tenure.epoch(), gone: None });
         self.shards.insert(shard, holding);
     }
 
@@ -155,8 +169,7 @@ impl Holdings {
     }
 
     /// Holds what there is against a table: what is lost is stopped and gone, before anything else.
-    /// `known` is the table that was seen before.
-    pub(super) fn settle(&mut self, known: &Table, table: &Table) -> Settled {
+    pub(super) fn settle(&mut self, table: &Table) -> Settled {
         let mut settled = Settled::default();
         self.shards.retain(|shard, holding| {
             let epoch = holding.tenure.epoch();
@@ -208,20 +221,22 @@ impl Holdings {
                 continue;
             }
             // What is to go on at once is not begun, nor what has been given back before.
-            let is_over = self.last.get(shard).is_some_and(|last| lease.epoch <= *last);
+            let is_over = self.last.get(shard).is_some_and(|last| lease.epoch <= last.epoch);
             if is_over || lease.heir.is_some() {
                 settled.changes.push(Change::Release { shard: shard.clone(), epoch: lease.epoch });
             } else {
                 settled.opened.push((shard.clone(), lease.clone()));
             }
         }
-        // A store that has forgotten a shard, or that everything was cleared, may remember it again. By
-        // itself only what is finished leaves a table, which is the same one then.
-        let has_left = |shard: &ShardId| {
-            table.generation == known.generation
-                && known.leases.get(shard).is_some_and(Lease::is_finished)
-        };
-        self.last.retain(|shard, _epoch| table.leases.contains_key(shard) || !has_left(shard));
+        // A store that has forgotten a shard may remember it again, or hear of it from a worker that has
+        // seen nothing since: also one that was finished, or cleared.
+        self.last.retain(|shard, last| {
+            if table.leases.contains_key(shard) {
+                last.gone = None;
+                return true;
+            }
+            last.gone.get_or_insert_with(Instant::now).elapsed() < LONGEST_MEMORY
+        });
         settled
     }
 
@@ -252,8 +267,9 @@ impl Holdings {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::advance;
+
     use super::*;
-    use crate::checkpoint::Checkpoint;
     use crate::store::lease::Member;
 
     fn shard(number: usize) -> ShardId {
@@ -310,12 +326,12 @@ mod tests {
         let mut holdings = Holdings::new("me".into(), 1);
         let mut seen = table(&[("me", 1), ("other", 2)], &[Some("me"), Some("me"), Some("other")]);
         seen.leases.get_mut(&shard(0)).unwrap().heir = Some("other".into());
-        let settled = holdings.settle(&seen, &seen);
+        let settled = holdings.settle(&seen);
         assert_eq!(settled.changes, [Change::Release { shard: shard(0), epoch: 7 }]);
         let opened: Vec<_> = settled.opened.into_iter().map(|(shard, _)| shard).collect();
         assert_eq!(opened, [shard(1)]);
-        holdings.last.insert(shard(1), 7);
-        let settled = holdings.settle(&seen, &seen);
+        holdings.last.insert(shard(1), Last { epoch: 7, gone: None });
+        let settled = holdings.settle(&seen);
         assert!(settled.opened.is_empty(), "never twice in one epoch");
         assert_eq!(settled.changes.len(), 2);
     }
@@ -331,15 +347,15 @@ mod tests {
             let holding = Holding::new(lease, tenure, watermark, None);
             holdings.take(shard(number), holding);
         }
-        assert!(holdings.settle(&seen, &seen).changes.is_empty());
+        assert!(holdings.settle(&seen).changes.is_empty());
         // As the writer does, whose position was refused.
         holdings.shards[&shard(1)].tenure.end();
-        let settled = holdings.settle(&seen, &seen);
+        let settled = holdings.settle(&seen);
         assert_eq!(settled.changes, [Change::Release { shard: shard(1), epoch: 7 }]);
         assert_eq!(settled.lost, [(shard(1), 7)]);
         assert!(holdings.shards.keys().eq([&shard(0)]));
         // Nor is it taken up again in that epoch.
-        let settled = holdings.settle(&seen, &seen);
+        let settled = holdings.settle(&seen);
         assert!(settled.opened.is_empty() && settled.lost.is_empty());
     }
 
@@ -355,28 +371,28 @@ mod tests {
         let mut found = table(&[("me", 1)], &[None]);
         let lease = found.leases.get_mut(&shard(0)).unwrap();
         (lease.epoch, lease.origin) = (6, 1);
-        let settled = holdings.settle(&begun, &found);
+        let settled = holdings.settle(&found);
         assert_eq!(settled.lost, [(shard(0), 7)]);
         assert!(settled.changes.is_empty() && holdings.shards.is_empty());
     }
 
-    #[test]
-    fn what_a_store_forgets_and_finds_again_is_not_begun_again() {
+    #[tokio::test(start_paused = true)]
+    async fn what_a_store_forgets_and_finds_again_is_not_begun_again() {
         let mut holdings = Holdings::new("me".into(), 1);
-        let seen = table(&[("me", 1)], &[Some("me"), Some("me")]);
-        holdings.last.extend([(shard(0), 7), (shard(1), 7)]);
+        let seen = table(&[("me", 1)], &[Some("me")]);
+        holdings.last.insert(shard(0), Last { epoch: 7, gone: None });
         let forgotten = table(&[("me", 1)], &[]);
-        holdings.settle(&seen, &forgotten);
-        assert!(holdings.settle(&forgotten, &seen).opened.is_empty());
-        // What was finished is tidied away when it has left retention, and not with the whole table.
-        let mut finished = seen.clone();
-        finished.leases.get_mut(&shard(0)).unwrap().checkpoint = Some(Checkpoint::ShardEnd);
-        holdings.settle(&finished, &Table { generation: 9, ..Table::default() });
-        assert_eq!(holdings.last.len(), 2);
-        holdings.settle(&finished, &forgotten);
-        assert!(holdings.last.keys().eq([&shard(1)]));
-        // A clearing may be forgotten as well.
-        holdings.settle(&forgotten, &Table { cleared: 7, ..Table::default() });
-        assert!(holdings.last.keys().eq([&shard(1)]));
+        // Also after weeks, and again.
+        for _ in 0..2 {
+            assert!(holdings.settle(&seen).opened.is_empty());
+            advance(30 * LONGEST_MEMORY).await;
+            holdings.settle(&forgotten);
+            advance(LONGEST_MEMORY / 2).await;
+            holdings.settle(&forgotten);
+        }
+        // What has left retention is tidied away in the end.
+        advance(LONGEST_MEMORY / 2).await;
+        holdings.settle(&forgotten);
+        assert!(holdings.last.is_empty());
     }
 }
