@@ -44,6 +44,24 @@ struct Inner {
 }
 
 /// The sort of an [`Error`]: what to match on.
+///
+/// ```no_run
+/// # use futures::StreamExt;
+/// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
+/// use kinestream::ErrorKind;
+///
+/// let mut records = consumer.records();
+/// while let Some(record) = records.next().await {
+///     match record {
+///         Ok(record) => println!("{:?}", record.data()),
+///         // Somebody has to look at it, and the other shards go on meanwhile.
+///         Err(error) if error.kind() == ErrorKind::Trimmed => eprintln!("{error}"),
+///         Err(error) if error.is_temporary() => eprintln!("{error}"),
+///         Err(error) => return Err(error),
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]

@@ -185,6 +185,8 @@ pub(crate) use writer::{Rhythm, Watched, Writer};
 
 /// Keeps, for each application and stream, how far each shard has been read.
 ///
+/// The page of the module has [a whole one](crate::store#a-store-of-your-own), in a file.
+///
 /// One store serves many consumers at once, of any application and stream. It is called from
 /// tasks of its own, so a slow store delays no record until
 /// [`max_unflushed`](crate::ConsumerBuilder::max_unflushed).

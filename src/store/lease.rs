@@ -24,6 +24,72 @@
 //! A store may come back without what it was told last, or with nothing. Workers remember the
 //! table that they last saw, and [tell](Change::Restore) the store what it has forgotten. Epochs
 //! and versions follow the clock, so that what is counted anew still counts on.
+//!
+//! # A shard that goes from worker to worker
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> kinestream::Result<()> {
+//! use std::time::Duration;
+//!
+//! use kinestream::store::Scope;
+//! use kinestream::store::lease::{
+//!     Change, Edit, Fenced, Lease, LeaseStore, Request, Standing, Table, Verdict,
+//! };
+//! use kinestream::{Checkpoint, MemoryStore, ShardId};
+//!
+//! fn request(worker: &str, changes: Vec<Change>) -> Request {
+//!     Request {
+//!         worker: worker.into(),
+//!         incarnation: 1,
+//!         lease_duration: Duration::from_secs(10),
+//!         capacity: u32::MAX,
+//!         leaving: false,
+//!         known: None,
+//!         only_if_unchanged: false,
+//!         changes,
+//!     }
+//! }
+//!
+//! let store = MemoryStore::new();
+//! let scope = Scope::new("billing", "orders");
+//! let shard: ShardId = "shardId-000000000000".parse()?;
+//! let lease = |table: &Table| -> Lease { table.leases[&shard].clone() };
+//!
+//! // The first worker joins, adds the shard and takes its lease, all in one step.
+//! let (parents, checkpoint) = (Vec::new(), Some(Checkpoint::TrimHorizon));
+//! let add = Change::Add { shard: shard.clone(), parents, checkpoint };
+//! let assign = |to: &str| Change::Assign { shard: shard.clone(), to: to.into() };
+//! let answer = store.exchange(&scope, &request("one", vec![add, assign("one")])).await?;
+//! assert_eq!(answer.standing, Standing::Joined);
+//! let first = lease(&answer.table.unwrap());
+//!
+//! // A second one joins. The first has its lease go on to that one, and hands it over.
+//! let table = store.exchange(&scope, &request("two", vec![])).await?.table.unwrap();
+//! assert_eq!(table.workers["two"].capacity, u32::MAX);
+//! let offer = Change::Offer { shard: shard.clone(), to: "two".into() };
+//! let release = Change::Release { shard: shard.clone(), epoch: first.epoch };
+//! let answer = store.exchange(&scope, &request("one", vec![offer, release])).await?;
+//! let second = lease(&answer.table.unwrap());
+//! assert_eq!(second.owner, Some("two".into()));
+//! assert!(second.epoch > first.epoch);
+//!
+//! // What the first one saves now comes too late.
+//! let read = |epoch| Fenced {
+//!     shard: shard.clone(),
+//!     epoch,
+//!     checkpoint: "AFTER_SEQUENCE_NUMBER:49590338".parse().unwrap(),
+//! };
+//! let verdicts = store.save_fenced(&scope, &[read(first.epoch), read(second.epoch)]).await?;
+//! assert_eq!(verdicts, [Verdict::Lost, Verdict::Saved]);
+//!
+//! // Nor does an operator move it under a worker's hands, unless it is forced.
+//! let back = Edit::Set { shard: shard.clone(), checkpoint: Checkpoint::TrimHorizon };
+//! assert_eq!(store.edit(&scope, &back, false).await?, Some("two".into()));
+//! assert_eq!(store.edit(&scope, &back, true).await?, None);
+//! assert!(lease(&store.table(&scope).await?).epoch > second.epoch);
+//! # Ok(()) }
+//! ```
 
 mod ledger;
 #[cfg(feature = "redis")]
