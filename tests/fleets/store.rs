@@ -28,21 +28,10 @@ impl SimulatedStore {
         &self,
         call: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        if let Health::Late(time) = self.health() {
-            return regardless(time, call).await;
-        }
-        let health = self.before().await?;
-        let answer = call.await?;
-        self.after(health).await?;
-        Ok(answer)
-    }
-
-    /// Waits before a call is carried out; an error where it is not.
-    async fn before(&self) -> Result<Health> {
         let health = self.health();
         match health {
+            Health::Late(time) => return regardless(time, call).await,
             Health::Slow(time) => sleep(time / 2).await,
-            Health::Late(time) => sleep(time).await,
             Health::Down => return Err(unavailable("no connection")),
             Health::Hangs => pending().await,
             Health::Well | Health::Forgetful => {}
@@ -50,7 +39,9 @@ impl SimulatedStore {
         if self.truth.lock().lives[self.worker].is_dead {
             pending::<()>().await;
         }
-        Ok(health)
+        let answer = call.await?;
+        self.after(health).await?;
+        Ok(answer)
     }
 
     async fn after(&self, health: Health) -> Result<()> {

@@ -28,7 +28,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         what: "children begin when their parents are opened",
         file: "lineage.rs",
         right: "is_none_or(Lease::is_finished));\n    may_begin",
-        wrong: "is_none_or(|lease| lease.owner.is_some() || lease.is_finished()));\n        may_begin",
+        wrong: "is_none_or(|lease| lease.owner.is_some() || lease.is_finished()));\n    may_begin",
         breaks: &["ParentsFirst"],
     },
     Mistake {
