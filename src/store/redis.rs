@@ -2,6 +2,8 @@ mod connection;
 mod errors;
 mod keys;
 mod leases;
+mod link;
+mod refusal;
 mod scripts;
 #[cfg(feature = "redis-sentinel")]
 mod sentinel;
@@ -15,7 +17,9 @@ use errors::{garbled, of_script, other_format, sort};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use keys::{FORMAT, Key, Keys};
-use redis::{RedisResult, ServerErrorKind};
+use link::Target;
+use redis::{FromRedisValue, RedisResult};
+use refusal::is_withheld;
 use scripts::Scripts;
 
 use super::{CheckpointStore, LeaseStore, Scope};
@@ -25,10 +29,25 @@ use crate::record::ShardId;
 
 /// Keeps positions and leases in Redis 6.2 or newer, or Valkey.
 ///
-/// One connection, which is made anew whenever it is lost; the clones of a store share it. All
-/// checkpoints that a consumer has to save go in one round trip, and a script on the server sees
+/// All checkpoints that a consumer has to save go in one round trip, and a script on the server sees
 /// to it that none moves backwards. The keys are laid out for people to read: see
 /// [the module's page](crate::store#what-is-in-redis).
+///
+/// # What Redis needs
+///
+/// - `maxmemory-policy noeviction`. With any other policy Redis may delete checkpoints and leases when
+///   its memory is full. `connect` logs a warning where the server says that it has another one.
+/// - Scripts (`EVAL`, `EVALSHA`, `SCRIPT LOAD`). A user of its own needs
+///   `ACL SETUSER … ~kinestream:* +@read +@write +@scripting +@connection`, and `+info` for the checks of
+///   the server's version and policy.
+///
+/// # Connection
+///
+/// The clones of a store share one connection. It is replaced, and the address resolved again, when
+/// it is closed, when a call on it times out or is dropped before its answer, and when the server
+/// says that it is no longer the one to ask (such as `READONLY` after a failover, `LOADING` or
+/// `MASTERDOWN`). Calls that come meanwhile wait for the same new connection. New connections start at
+/// most every 100 ms.
 ///
 /// # Clusters and sentinels
 ///
@@ -40,7 +59,25 @@ use crate::record::ShardId;
 ///
 /// # Limits
 ///
-/// A connection or an answer that takes longer than 5 seconds has failed.
+/// | | limit |
+/// |---|---|
+/// | the first connection | 5 s |
+/// | a connection that replaces another one | 1.5 s |
+/// | an answer | 5 s; a worker waits no longer than a third of its lease duration |
+/// | TCP keep-alive | a probe after 3 s without traffic and then each second; 3 lost probes close |
+/// | `TCP_USER_TIMEOUT` (Linux) | sent bytes that are not received for 5 s close |
+///
+/// So a connection that is lost without notice is found and replaced within the default lease
+/// duration of 10 s.
+///
+/// # Errors
+///
+/// What Redis says stands in the message, with its own code, and so in events and logs.
+/// [`StoreUnavailable`](ErrorKind::StoreUnavailable) passes or may pass: a server that is out of reach,
+/// a replica (`READONLY`, `MASTERDOWN`), `LOADING`, `BUSY`, a cluster that changes (`MOVED`, `ASK`,
+/// `CLUSTERDOWN`, `TRYAGAIN`), no memory (`OOM`), no disk (`MISCONF`), too few replicas (`NOREPLICAS`).
+/// [`Denied`](ErrorKind::Denied): a refused user or password, no permission (`NOPERM`), protected mode.
+/// [`Configuration`](ErrorKind::Configuration): a command that is disabled or renamed.
 ///
 /// ```no_run
 /// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
@@ -73,10 +110,9 @@ impl RedisStore {
     pub async fn connect(url: &str) -> Result<Self> {
         let server = parse(url)?;
         let address = server.addr().to_string();
-        let connection = Connection::to_server(server.clone()).await;
-        let store = Self::new(connection, address)?;
+        let store = Self::open(Target::server(server.clone()), address).await?;
         let information = store.information().await?;
-        check_version(&information, &store.address)?;
+        check(&information, &store.address)?;
         if information.lines().all(|line| line.trim() != "redis_mode:cluster") {
             return Ok(store);
         }
@@ -85,7 +121,8 @@ impl RedisStore {
 
     #[cfg(feature = "redis-cluster")]
     async fn of_its_cluster(self, node: redis::ConnectionInfo) -> Result<Self> {
-        Self::new(Connection::to_cluster(vec![node]).await, self.address.to_string())
+        let address = self.address.to_string();
+        Self::open(Ok(Target::Cluster(vec![node])), address).await
     }
 
     #[cfg(not(feature = "redis-cluster"))]
@@ -116,7 +153,7 @@ impl RedisStore {
     #[cfg(feature = "redis-cluster")]
     pub async fn connect_cluster<'a>(urls: impl IntoIterator<Item = &'a str>) -> Result<Self> {
         let (nodes, addresses) = parse_all(urls)?;
-        Self::new(Connection::to_cluster(nodes).await, addresses)?.checked().await
+        Self::open(Ok(Target::Cluster(nodes)), addresses).await?.checked().await
     }
 
     /// Connects to the server that sentinels name as the master, and to another one when they name
@@ -148,7 +185,8 @@ impl RedisStore {
             .map_err(|error| sort(error, &addresses, "its server"))?
             .to_owned();
         let address = format!("{name} (sentinels {addresses})");
-        let connection = Connection::to_master(sentinels, &name, &master).await;
+        let target = Target::master(sentinels, &name, &master);
+        let connection = Connection::open(target).await;
         // Later on the same means that they are choosing another master, which passes.
         if let Err(error) = &connection
             && error.kind() == redis::ErrorKind::MasterNameNotFoundBySentinel
@@ -162,6 +200,14 @@ impl RedisStore {
         Self::new(connection, address)?.checked().await
     }
 
+    async fn open(target: RedisResult<Target>, address: String) -> Result<Self> {
+        let connection = match target {
+            Ok(target) => Connection::open(target).await,
+            Err(error) => Err(error),
+        };
+        Self::new(connection, address)
+    }
+
     fn new(connection: RedisResult<Connection>, address: String) -> Result<Self> {
         Ok(Self {
             connection: connection.map_err(|error| sort(error, &address, "its server"))?,
@@ -173,19 +219,36 @@ impl RedisStore {
     /// The same, where the server is new enough.
     #[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
     async fn checked(self) -> Result<Self> {
-        check_version(&self.information().await?, &self.address)?;
+        check(&self.information().await?, &self.address)?;
         Ok(self)
     }
 
     /// What the server says of itself; nothing where this user may not ask, which does not keep it
     /// from saving checkpoints.
     async fn information(&self) -> Result<String> {
-        match self.connection.clone().information().await {
+        let answer = self.connection.ask_any(redis::cmd("INFO")).await;
+        match answer.and_then(|answer| Ok(String::from_redis_value(answer)?)) {
             Ok(information) => Ok(information),
-            Err(error) if error.kind() == ServerErrorKind::NoPerm.into() => Ok(String::new()),
+            Err(error) if is_withheld(&error) => Ok(String::new()),
             Err(error) => Err(sort(error, &self.address, "its server")),
         }
     }
+}
+
+/// Checks what a server says of itself: that it is new enough; and a warning where it may evict keys.
+fn check(information: &str, address: &str) -> Result<()> {
+    check_version(information, address)?;
+    let policy = information.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
+    if let Some(policy) = policy.map(str::trim)
+        && policy != "noeviction"
+    {
+        tracing::warn!(
+            server = address,
+            policy,
+            "maxmemory-policy may evict checkpoints and leases; set it to noeviction"
+        );
+    }
+    Ok(())
 }
 
 fn check_version(information: &str, address: &str) -> Result<()> {

@@ -10,12 +10,16 @@ mod certificates;
 mod ferrokinesis_server;
 #[path = "../support/free_port.rs"]
 mod free_port;
+#[path = "../support/proxy.rs"]
+mod proxy;
 #[cfg(feature = "redis-cluster")]
 mod redis_cluster;
+mod redis_connection;
 mod redis_consumer;
 mod redis_fleet;
 mod redis_leases;
 mod redis_leases_alike;
+mod redis_refusals;
 #[cfg(feature = "redis-sentinel")]
 mod redis_sentinel;
 #[path = "../support/redis.rs"]

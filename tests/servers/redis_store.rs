@@ -197,11 +197,11 @@ async fn connecting_says_what_is_wrong_and_no_secret() {
     let cases = [
         ("reddis://:hunter2@localhost/".to_owned(), ErrorKind::Configuration, "the Redis URL is not valid; it must be like redis://user:password@host:6379/0, rediss://… for TLS, or unix:///path".to_owned()),
         ("127.0.0.1:6379".to_owned(), ErrorKind::Configuration, "the Redis URL is not valid; it must be like redis://user:password@host:6379/0, rediss://… for TLS, or unix:///path".to_owned()),
-        (format!("redis://:hunter2@{address}/"), ErrorKind::Denied, format!("Redis at {address} refused the user or password; check both in the URL")),
-        (format!("redis://hunter2:hunter2@{address}/"), ErrorKind::Denied, format!("Redis at {address} refused the user or password; check both in the URL")),
-        (format!("redis://{address}/"), ErrorKind::Denied, format!("Redis at {address} refused the user or password; check both in the URL")),
-        (format!("redis://:right@{address}/99"), ErrorKind::Configuration, format!("Redis at {address} has no such database; check the number at the URL's end")),
-        ("redis://:hunter2@127.0.0.1:1/".to_owned(), ErrorKind::StoreUnavailable, "Redis at 127.0.0.1:1 is out of reach; check that it runs and takes connections, with TLS for rediss:// and without for redis://".to_owned()),
+        (format!("redis://:hunter2@{address}/"), ErrorKind::Denied, format!("Redis at {address} refused the user or password: WRONGPASS invalid username-password pair or user is disabled; check both in the URL")),
+        (format!("redis://hunter2:hunter2@{address}/"), ErrorKind::Denied, format!("Redis at {address} refused the user or password: WRONGPASS invalid username-password pair or user is disabled; check both in the URL")),
+        (format!("redis://{address}/"), ErrorKind::Denied, format!("Redis at {address} refused the user or password: NOAUTH Authentication required; check both in the URL")),
+        (format!("redis://:right@{address}/99"), ErrorKind::Configuration, format!("Redis at {address} has no such database: ERR DB index is out of range; check the number at the URL's end")),
+        ("redis://:hunter2@127.0.0.1:1/".to_owned(), ErrorKind::StoreUnavailable, "Redis at 127.0.0.1:1 is out of reach: Connection refused (os error 111); check that it runs and takes connections, with TLS for rediss:// and without for redis://".to_owned()),
     ];
     for (url, kind, text) in cases {
         let error = RedisStore::connect(&url).await.unwrap_err();

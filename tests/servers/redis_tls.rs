@@ -86,14 +86,11 @@ async fn tls_on_one_side_alone_is_told() {
     let plain = RedisServer::start(&[]);
     for (scheme, port) in [("redis", tls.port()), ("rediss", plain.port())] {
         let error = refused(&format!("{scheme}://billing:hunter2@localhost:{port}/")).await;
-        assert_eq!(
-            error.to_string(),
-            format!(
-                "Redis at localhost:{port} is out of reach; check that it runs and takes \
-                 connections, with TLS for rediss:// and without for redis://"
-            ),
-            "{error:?}"
-        );
+        let begins = format!("Redis at localhost:{port} is out of reach: ");
+        let ends = "; check that it runs and takes connections, with TLS for rediss:// and without \
+                    for redis://";
+        let text = error.to_string();
+        assert!(text.starts_with(&begins) && text.ends_with(ends), "{error:?}");
         assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
     }
 }

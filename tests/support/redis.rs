@@ -95,6 +95,11 @@ impl RedisServer {
         }
     }
 
+    /// Takes away the folder that the server writes to.
+    pub(crate) fn remove_folder(&self) {
+        std::fs::remove_dir_all(&self.folder).unwrap();
+    }
+
     /// Starts a server that was killed, on the same port, with what it had written.
     pub(crate) fn restart(&mut self) {
         assert!(self.process.is_none(), "the server is killed first");

@@ -1,96 +1,177 @@
-//! What a store speaks to: one server, a cluster, or the server that sentinels name.
+//! The connection of a store: shared by all calls, and replaced once it no longer serves.
+//!
+//! ```text
+//!                    a call                        answered
+//!   no connection ──────────► connecting ────────► connected
+//!        ▲                        │                    │
+//!        └────── it failed ───────┴── a call failed, ──┘
+//!                                     or was dropped
+//! ```
+//!
+//! Calls that come while one connects wait for its outcome, and share it.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use redis::Value;
-use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, Cmd, ConnectionInfo, IntoConnectionInfo, Pipeline, RedisFuture, RedisResult};
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use redis::aio::ConnectionLike;
+use redis::{
+    Cmd, ConnectionInfo, IntoConnectionInfo, Pipeline, RedisError, RedisFuture, RedisResult, Value,
+};
+use tokio::time::{Instant, sleep_until};
 
+use super::link::{CONNECT_TIMEOUT, FIRST_CONNECT_TIMEOUT, Link, Target};
+use super::refusal::is_over;
 use crate::error::{Error, ErrorKind, Result};
+use crate::pace::jitter;
 
-/// A server in the same network answers a connection in milliseconds.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connection attempts of one store start at most this often. Callers back off much longer; this
+/// bounds what many of them do together.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A save of a thousand shards takes Redis a few milliseconds.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Cheap to clone, and made anew by itself when it is lost.
+/// Cheap to clone; the clones share one connection.
 #[derive(Clone)]
-pub(super) enum Connection {
-    Server(ConnectionManager),
-    #[cfg(feature = "redis-cluster")]
-    Cluster(redis::cluster_async::ClusterConnection),
-    #[cfg(feature = "redis-sentinel")]
-    Watched(super::sentinel::Watched),
+pub(super) struct Connection {
+    slot: Arc<Slot>,
+    database: i64,
+}
+
+struct Slot {
+    target: Target,
+    state: Mutex<State>,
+}
+
+type Attempt = Shared<BoxFuture<'static, RedisResult<Link>>>;
+
+struct State {
+    /// Counts attempts, so that a failure replaces only the connection on which it was seen.
+    number: u64,
+    /// The attempt that is under way, or the connection that it has made.
+    current: Option<Attempt>,
+    /// When the next attempt may start.
+    next: Instant,
 }
 
 impl Connection {
-    pub(super) async fn to_server(server: ConnectionInfo) -> RedisResult<Self> {
-        let config = ConnectionManagerConfig::new()
-            // Whoever calls tries again, with a back-off of its own.
-            .set_number_of_retries(0)
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(ANSWER_TIMEOUT));
-        let manager = ConnectionManager::new_with_config(Client::open(server)?, config);
-        Ok(Self::Server(manager.await?))
+    /// Connects for the first time.
+    pub(super) async fn open(target: Target) -> RedisResult<Self> {
+        let database = target.database();
+        let link = target.clone().connect(FIRST_CONNECT_TIMEOUT).await?;
+        let current = futures::future::ready(Ok(link)).boxed().shared();
+        let state = State { number: 0, current: Some(current), next: Instant::now() };
+        Ok(Self { slot: Arc::new(Slot { target, state: Mutex::new(state) }), database })
     }
 
-    /// To the cluster that any of these nodes belongs to.
-    #[cfg(feature = "redis-cluster")]
-    pub(super) async fn to_cluster(nodes: Vec<ConnectionInfo>) -> RedisResult<Self> {
-        let client = redis::cluster::ClusterClient::builder(nodes)
-            // For keys that have moved, and for a node that is gone; what fails is tried again.
-            .retries(3)
-            .connection_timeout(CONNECT_TIMEOUT)
-            .response_timeout(ANSWER_TIMEOUT)
-            .build()?;
-        Ok(Self::Cluster(client.get_async_connection().await?))
+    /// Sends a command that has no key, and returns what the server says.
+    pub(super) async fn ask_any(&self, command: Cmd) -> RedisResult<Value> {
+        let (mut link, call) = self.slot.begin().await?;
+        let answer = link.ask_any(command).await.and_then(Value::extract_error);
+        call.end(answer.as_ref().err().is_some_and(is_over));
+        answer
     }
+}
 
-    /// To the server that is the master of that name, whichever that is.
-    #[cfg(feature = "redis-sentinel")]
-    pub(super) async fn to_master(
-        sentinels: Vec<ConnectionInfo>,
-        name: &str,
-        master: &ConnectionInfo,
-    ) -> RedisResult<Self> {
-        let config = redis::AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(ANSWER_TIMEOUT));
-        let watched = super::sentinel::Watched::connect(sentinels, name, master, config);
-        Ok(Self::Watched(watched.await?))
-    }
-
-    fn any(&mut self) -> &mut (dyn ConnectionLike + Send) {
-        match self {
-            Self::Server(server) => server,
-            #[cfg(feature = "redis-cluster")]
-            Self::Cluster(cluster) => cluster,
-            #[cfg(feature = "redis-sentinel")]
-            Self::Watched(watched) => watched,
-        }
-    }
-
-    /// What `INFO server` says of one server.
-    pub(super) async fn information(&mut self) -> RedisResult<String> {
-        let mut asked = redis::cmd("INFO");
-        asked.arg("server");
-        match self {
-            #[cfg(feature = "redis-cluster")]
-            Self::Cluster(cluster) => {
-                use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
-                let any = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
-                redis::from_redis_value(cluster.route_command(asked, any).await?)
-                    .map_err(redis::RedisError::from)
+impl Slot {
+    /// A connection for one call, and the guard of that call.
+    async fn begin(self: &Arc<Self>) -> RedisResult<(Link, Call<'_>)> {
+        let (attempt, number) = self.attempt();
+        match attempt.await {
+            Ok(link) => Ok((link, Call { slot: self, number, is_over: true })),
+            Err(error) => {
+                self.retire(number);
+                Err(error)
             }
-            _ => asked.query_async(self).await,
         }
+    }
+
+    /// The connection that there is, or an attempt to make one.
+    fn attempt(self: &Arc<Self>) -> (Attempt, u64) {
+        let mut state = self.lock();
+        if let Some(attempt) = &state.current {
+            return (attempt.clone(), state.number);
+        }
+        let start = state.next.max(Instant::now());
+        state.next = start + jitter(ATTEMPT_PAUSE);
+        state.number += 1;
+        let number = state.number;
+        let slot = Arc::clone(self);
+        // A separate task: the call that starts it may be dropped while others wait for it.
+        let connecting = tokio::spawn(async move {
+            sleep_until(start).await;
+            let link = slot.target.clone().connect(CONNECT_TIMEOUT).await;
+            if link.is_err() {
+                slot.retire(number);
+            }
+            link
+        });
+        let attempt = async move {
+            let ended = |error| Err(RedisError::from(std::io::Error::other(error)));
+            connecting.await.unwrap_or_else(ended)
+        };
+        let attempt = attempt.boxed().shared();
+        state.current = Some(attempt.clone());
+        (attempt, number)
+    }
+
+    /// Makes the next call connect again, unless another call has seen to that.
+    fn retire(&self, number: u64) {
+        let retired = {
+            let mut state = self.lock();
+            if state.number == number { state.current.take() } else { None }
+        };
+        // Not under the lock: it may close a socket.
+        drop(retired);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call under way. One that is dropped before its answer retires its connection, since the answer
+/// may never come.
+struct Call<'a> {
+    slot: &'a Slot,
+    number: u64,
+    is_over: bool,
+}
+
+impl Call<'_> {
+    /// The call has ended, and its connection serves no longer where `is_over`.
+    fn end(mut self, is_over: bool) {
+        self.is_over = is_over;
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if self.is_over {
+            self.slot.retire(self.number);
+        }
+    }
+}
+
+/// Whether this answer, or a part of it, says that the connection serves no longer.
+fn says_over(answer: &Value) -> bool {
+    match answer {
+        Value::ServerError(error) => is_over(&error.clone().into()),
+        _ => false,
     }
 }
 
 impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
-        self.any().req_packed_command(command)
+        async move {
+            let (mut link, call) = self.slot.begin().await?;
+            let answer = link.any().req_packed_command(command).await;
+            call.end(match &answer {
+                Ok(value) => says_over(value),
+                Err(error) => is_over(error),
+            });
+            answer
+        }
+        .boxed()
     }
 
     fn req_packed_commands<'a>(
@@ -99,17 +180,20 @@ impl ConnectionLike for Connection {
         offset: usize,
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
-        self.any().req_packed_commands(pipeline, offset, count)
+        async move {
+            let (mut link, call) = self.slot.begin().await?;
+            let answer = link.any().req_packed_commands(pipeline, offset, count).await;
+            call.end(match &answer {
+                Ok(values) => values.iter().any(says_over),
+                Err(error) => is_over(error),
+            });
+            answer
+        }
+        .boxed()
     }
 
     fn get_db(&self) -> i64 {
-        match self {
-            Self::Server(server) => server.get_db(),
-            #[cfg(feature = "redis-cluster")]
-            Self::Cluster(cluster) => cluster.get_db(),
-            #[cfg(feature = "redis-sentinel")]
-            Self::Watched(watched) => watched.get_db(),
-        }
+        self.database
     }
 }
 

@@ -1,8 +1,9 @@
 //! What went wrong with Redis, and what to do about it.
 
-use redis::{RedisError, ServerErrorKind};
+use redis::RedisError;
 
 use super::keys::{FORMAT, Key, Keys};
+use super::refusal::{ARGUMENTS, Refusal, shown};
 use crate::error::{Error, ErrorKind};
 
 pub(super) fn other_format(keys: &Keys, format: &str) -> Error {
@@ -45,32 +46,39 @@ pub(super) fn of_script(error: RedisError, address: &str, keys: &Keys) -> Error 
 
 /// What an error of Redis means for a store: whether waiting cures it, and what to do.
 pub(super) fn sort(error: RedisError, address: &str, key: &str) -> Error {
+    let refusal = Refusal::of(&error);
+    let (kind, message) = match &refusal {
+        Some(refusal) => of_server(refusal, address, key),
+        None => of_client(&error, address, key),
+    };
+    // Arguments may hold a password, and the error shows them.
+    if error.detail().is_some_and(|detail| detail.contains(ARGUMENTS)) {
+        return Error::new(kind, message);
+    }
+    Error::new(kind, message).with_source(error)
+}
+
+/// Classifies a server's refusal.
+fn of_server(refusal: &Refusal, address: &str, key: &str) -> (ErrorKind, String) {
+    if refusal.code == "WRONGTYPE" {
+        let message = format!(
+            "the Redis key {key} holds something else than checkpoints; delete it if it is a \
+             leftover, or use another application"
+        );
+        return (ErrorKind::StoreCorrupt, message);
+    }
+    let (kind, problem, cure) = refusal.meaning();
+    let cure = if cure.is_empty() { String::new() } else { format!("; {cure}") };
+    (kind, format!("Redis at {address} {problem}: {refusal}{cure}"))
+}
+
+/// Classifies an error that the client found without an answer of the server.
+fn of_client(error: &RedisError, address: &str, key: &str) -> (ErrorKind, String) {
     use redis::ErrorKind as Kind;
-    let code = error.code().unwrap_or_default().to_owned();
-    let detail = error.detail().unwrap_or_default().to_owned();
-    let (kind, message) = match error.kind() {
-        Kind::AuthenticationFailed => (ErrorKind::Denied, denied(address)),
-        Kind::Server(ServerErrorKind::NoPerm) => (
+    match error.kind() {
+        Kind::AuthenticationFailed => (
             ErrorKind::Denied,
-            format!("Redis at {address} does not let this user do what is needed: {detail}"),
-        ),
-        _ if matches!(&*code, "NOAUTH" | "WRONGPASS") => (ErrorKind::Denied, denied(address)),
-        Kind::Server(
-            ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot,
-        ) => (
-            ErrorKind::Configuration,
-            format!(
-                "Redis at {address} is a node of a cluster that does not hold these keys; name \
-                 the one that does{}",
-                error.redirect_node().map_or_else(String::new, |(node, _slot)| format!(", {node}"))
-            ),
-        ),
-        _ if code == "WRONGTYPE" => (
-            ErrorKind::StoreCorrupt,
-            format!(
-                "the Redis key {key} holds something else than checkpoints; delete it if it is a \
-                 leftover, or use another application"
-            ),
+            format!("Redis at {address} refused the user or password; check both in the URL"),
         ),
         Kind::Parse | Kind::UnexpectedReturnType => (
             ErrorKind::StoreCorrupt,
@@ -84,17 +92,6 @@ pub(super) fn sort(error: RedisError, address: &str, key: &str) -> Error {
                 "Redis at {address} cannot be used as the URL says; check the database's number"
             ),
         ),
-        _ if detail.contains("DB index") || detail.contains("database") => (
-            ErrorKind::Configuration,
-            format!("Redis at {address} has no such database; check the number at the URL's end"),
-        ),
-        Kind::Server(ServerErrorKind::ClusterDown) => (
-            ErrorKind::StoreUnavailable,
-            format!(
-                "Redis at {address} is a node of a cluster that is down or not complete; check it \
-                 with CLUSTER INFO"
-            ),
-        ),
         Kind::Io if error.to_string().contains("certificate") => (
             ErrorKind::Configuration,
             format!(
@@ -102,18 +99,67 @@ pub(super) fn sort(error: RedisError, address: &str, key: &str) -> Error {
                  name; add its authority to the system's certificates, or name it in SSL_CERT_FILE"
             ),
         ),
-        // Loading, failing over, out of memory, busy, refused, reset, slow: all pass.
+        // Refused, reset, slow, failing over: all pass.
         _ => (
             ErrorKind::StoreUnavailable,
             format!(
-                "Redis at {address} is out of reach; check that it runs and takes connections, \
-                 with TLS for rediss:// and without for redis://"
+                "Redis at {address} is out of reach: {}; check that it runs and takes \
+                 connections, with TLS for rediss:// and without for redis://",
+                shown(&error.to_string())
             ),
         ),
-    };
-    Error::new(kind, message).with_source(error)
+    }
 }
 
-fn denied(address: &str) -> String {
-    format!("Redis at {address} refused the user or password; check both in the URL")
+#[cfg(test)]
+mod tests {
+    use redis::{RedisError, make_extension_error};
+
+    use super::super::refusal::is_over;
+    use super::*;
+
+    fn server_error(code: &str, text: &str) -> RedisError {
+        make_extension_error(code.to_owned(), Some(text.to_owned()))
+    }
+
+    #[test]
+    fn temporary_refusal_keeps_code_and_text() {
+        let codes = "MOVED ASK CLUSTERDOWN LOADING BUSY MASTERDOWN TRYAGAIN READONLY OOM MISCONF \
+                     NOREPLICAS ERR NOSCRIPT";
+        for code in codes.split(' ') {
+            let error = sort(server_error(code, "the text."), "host:6379", "a key");
+            assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
+            assert!(error.is_temporary());
+            let said = format!(": {code} the text");
+            assert!(error.to_string().contains(&said), "{error}");
+        }
+    }
+
+    #[test]
+    fn refusal_inside_script_error_is_classified() {
+        let text = "Error running script (call to f_6d): @user_script:212: @user_script: 212: \
+                    -READONLY You can't write against a read only replica.";
+        let error = server_error("ERR", text);
+        assert!(is_over(&error));
+        let shown = sort(error, "host:6379", "a key").to_string();
+        let expected = "Redis at host:6379 is a replica and takes no writes: READONLY You can't \
+                        write against a read only replica; if it stays one, name its master in the \
+                        URL";
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn unknown_command_error_omits_arguments() {
+        let text = "unknown command 'AUTH', with args beginning with: 'me' 'hunter2' ";
+        let error = sort(server_error("ERR", text), "host:6379", "a key");
+        assert_eq!(error.kind(), ErrorKind::Configuration);
+        assert!(error.to_string().contains("unknown command 'AUTH';"), "{error}");
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+    }
+
+    #[test]
+    fn long_text_is_truncated() {
+        let error = sort(server_error("ERR", &"é".repeat(1000)), "host:6379", "a key");
+        assert!(error.to_string().chars().count() < 400, "{error}");
+    }
 }

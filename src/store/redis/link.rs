@@ -1,0 +1,199 @@
+//! How a store reaches its server: one server, a cluster, or the master that sentinels name.
+
+use std::io;
+use std::time::Duration;
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ProtocolVersion, RedisConnectionInfo,
+    RedisResult,
+};
+use tokio::time::timeout;
+
+use super::refusal::is_withheld;
+
+/// How long the first connection may take, which no worker waits for.
+pub(super) const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection that replaces another one may take. A server in the same region accepts it
+/// in milliseconds; TCP repeats a lost first packet after 1 s (RFC 6298, section 2.1), so one may be
+/// lost. Two attempts fit between the end of a fault and the end of the shortest lease plus two
+/// renewals.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// How long an answer may take: half of the default lease duration. A save of a thousand shards takes
+/// Redis a few milliseconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An idle connection is probed after this time, about one renewal of the default lease.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(3);
+
+/// The time between two probes, the shortest that TCP allows.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// After this many unanswered probes in sequence the connection is closed.
+const KEEPALIVE_RETRIES: u32 = 3;
+
+/// The settings of every socket: what is sent and not received, or a peer that is gone, closes the
+/// connection within 6 s, which is less than the default lease duration.
+fn tcp_settings() -> TcpSettings {
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
+    let settings = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
+    #[cfg(target_os = "linux")]
+    let settings = settings.set_user_timeout(ANSWER_TIMEOUT);
+    settings
+}
+
+/// Where to connect to. Every attempt resolves the names of hosts again.
+#[derive(Clone)]
+pub(super) enum Target {
+    Server(Client, Greeting),
+    #[cfg(feature = "redis-cluster")]
+    Cluster(Vec<ConnectionInfo>),
+    #[cfg(feature = "redis-sentinel")]
+    Master(super::sentinel::Master),
+}
+
+impl Target {
+    pub(super) fn server(server: ConnectionInfo) -> RedisResult<Self> {
+        let (server, greeting) = Greeting::taken_from(server);
+        Ok(Self::Server(Client::open(server.set_tcp_settings(tcp_settings()))?, greeting))
+    }
+
+    /// The server that sentinels name as the master of this name; `master` says how to speak to it.
+    #[cfg(feature = "redis-sentinel")]
+    pub(super) fn master(
+        sentinels: Vec<ConnectionInfo>,
+        name: &str,
+        master: &ConnectionInfo,
+    ) -> Self {
+        let set = |sentinel: ConnectionInfo| sentinel.set_tcp_settings(tcp_settings());
+        let sentinels = sentinels.into_iter().map(set).collect();
+        let master = master.clone().set_tcp_settings(tcp_settings());
+        Self::Master(super::sentinel::Master::new(sentinels, name, &master))
+    }
+
+    /// A new connection, or an error after `limit` at the latest.
+    pub(super) async fn connect(self, limit: Duration) -> RedisResult<Link> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(limit))
+            .set_response_timeout(Some(ANSWER_TIMEOUT));
+        let connecting = async {
+            match self {
+                Self::Server(client, greeting) => {
+                    let connection = client.get_multiplexed_async_connection_with_config(&config);
+                    let mut connection = connection.await?;
+                    greeting.send(&mut connection).await?;
+                    Ok(Link::One(connection))
+                }
+                #[cfg(feature = "redis-cluster")]
+                Self::Cluster(nodes) => connect_cluster(nodes, limit).await,
+                #[cfg(feature = "redis-sentinel")]
+                Self::Master(master) => master.connect(&config).await.map(Link::One),
+            }
+        };
+        timeout(limit, connecting).await.unwrap_or_else(|_elapsed| {
+            let message = format!("no connection within {limit:?}");
+            Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
+        })
+    }
+
+    pub(super) fn database(&self) -> i64 {
+        match self {
+            Self::Server(_, greeting) => greeting.database,
+            #[cfg(feature = "redis-cluster")]
+            Self::Cluster(_) => 0,
+            #[cfg(feature = "redis-sentinel")]
+            Self::Master(master) => master.database(),
+        }
+    }
+}
+
+/// What a new connection begins with. The client would do the same, but it hides what a server says
+/// that refuses the connection.
+#[derive(Clone, Default)]
+pub(super) struct Greeting {
+    user: Option<String>,
+    password: Option<String>,
+    database: i64,
+}
+
+impl Greeting {
+    /// The server without what the greeting does.
+    fn taken_from(server: ConnectionInfo) -> (ConnectionInfo, Self) {
+        let settings = server.redis_settings();
+        if settings.protocol() != ProtocolVersion::RESP2 {
+            return (server, Self::default());
+        }
+        let greeting = Self {
+            user: settings.username().map(str::to_owned),
+            password: settings.password().map(str::to_owned),
+            database: settings.db(),
+        };
+        let bare = RedisConnectionInfo::default().set_skip_set_lib_name();
+        (server.set_redis_settings(bare), greeting)
+    }
+
+    /// Ends when the server has answered. A peer that is silent is waited for.
+    async fn send(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        if let Some(password) = &self.password {
+            let mut login = redis::cmd("AUTH");
+            login.arg(&self.user).arg(password).exec_async(connection).await?;
+        }
+        if self.database != 0 {
+            redis::cmd("SELECT").arg(self.database).exec_async(connection).await?;
+        }
+        match redis::cmd("PING").exec_async(connection).await {
+            Err(error) if is_withheld(&error) => Ok(()),
+            answered => answered,
+        }
+    }
+}
+
+#[cfg(feature = "redis-cluster")]
+async fn connect_cluster(nodes: Vec<ConnectionInfo>, limit: Duration) -> RedisResult<Link> {
+    let client = redis::cluster::ClusterClient::builder(nodes)
+        // For moved keys and failed nodes. The caller retries what still fails.
+        .retries(3)
+        // A node that is silent must not take the time of one that answers.
+        .connection_timeout(limit / 2)
+        .response_timeout(ANSWER_TIMEOUT)
+        .tcp_settings(tcp_settings())
+        .build()?;
+    client.get_async_connection().await.map(Link::Cluster)
+}
+
+/// An open connection; its clones share it.
+#[derive(Clone)]
+pub(super) enum Link {
+    One(MultiplexedConnection),
+    #[cfg(feature = "redis-cluster")]
+    Cluster(redis::cluster_async::ClusterConnection),
+}
+
+impl Link {
+    pub(super) fn any(&mut self) -> &mut (dyn ConnectionLike + Send) {
+        match self {
+            Self::One(link) => link,
+            #[cfg(feature = "redis-cluster")]
+            Self::Cluster(link) => link,
+        }
+    }
+
+    /// Sends a command that has no key: in a cluster to any node.
+    pub(super) async fn ask_any(&mut self, command: Cmd) -> RedisResult<redis::Value> {
+        match self {
+            Self::One(link) => link.req_packed_command(&command).await,
+            #[cfg(feature = "redis-cluster")]
+            Self::Cluster(link) => {
+                use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
+                let any = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
+                link.route_command(command, any).await
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! A TCP proxy between clients and servers that can lose, delay, cut and redirect.
+
+// Each program uses a part of it.
+#![allow(dead_code)]
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::sleep;
+
+/// How the proxy treats what passes through it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Every byte passes.
+    Pass,
+    /// Every byte of the server passes this much later.
+    Delay(Duration),
+    /// No byte passes. A connection that has lost bytes passes none afterwards either, and no end of
+    /// it is passed on: it is half open.
+    Swallow,
+    /// Connections are accepted and closed at once.
+    Refuse,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Rules {
+    mode: Mode,
+    /// The port of the server that new connections are passed to.
+    target: u16,
+    /// The address from which servers see connections come.
+    source: Ipv4Addr,
+    /// Connections before this one are closed.
+    cut_before: usize,
+    /// Connections before this one swallow.
+    frozen_before: usize,
+}
+
+/// Listens on a free port until it is dropped, which closes all of its connections.
+pub(crate) struct Proxy {
+    port: u16,
+    rules: watch::Sender<Rules>,
+    accepted: Arc<AtomicUsize>,
+    listening: AbortHandle,
+}
+
+impl Proxy {
+    /// Passes everything to the server on this port of 127.0.0.1.
+    pub(crate) async fn start(target: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let source = Ipv4Addr::LOCALHOST;
+        let rules = Rules { mode: Mode::Pass, target, source, cut_before: 0, frozen_before: 0 };
+        let (rules, seen) = watch::channel(rules);
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let listening = tokio::spawn(listen(listener, seen, Arc::clone(&accepted)));
+        Self { port, rules, accepted, listening: listening.abort_handle() }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// How many connections were accepted so far.
+    pub(crate) fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+
+    /// Sets the mode of all connections, open and new.
+    pub(crate) fn set_mode(&self, mode: Mode) {
+        self.rules.send_modify(|rules| rules.mode = mode);
+    }
+
+    /// Passes new connections to the server on this port. Old ones stay where they are.
+    pub(crate) fn redirect(&self, target: u16) {
+        self.rules.send_modify(|rules| rules.target = target);
+    }
+
+    /// Connects to servers from this address of the loopback interface.
+    pub(crate) fn connect_from(&self, source: Ipv4Addr) {
+        self.rules.send_modify(|rules| rules.source = source);
+    }
+
+    /// Closes every open connection.
+    pub(crate) fn cut(&self) {
+        let accepted = self.accepted();
+        self.rules.send_modify(|rules| rules.cut_before = accepted);
+    }
+
+    /// Makes every open connection swallow permanently. New connections pass.
+    pub(crate) fn freeze(&self) {
+        let accepted = self.accepted();
+        self.rules.send_modify(|rules| rules.frozen_before = accepted);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
+}
+
+async fn listen(listener: TcpListener, rules: watch::Receiver<Rules>, accepted: Arc<AtomicUsize>) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (client, _address) = listener.accept().await.unwrap();
+        let number = accepted.fetch_add(1, Ordering::SeqCst);
+        connections.spawn(connect(client, number, rules.clone()));
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn connect(client: TcpStream, number: usize, rules: watch::Receiver<Rules>) {
+    let Rules { mode, target, source, .. } = *rules.borrow();
+    if mode == Mode::Refuse {
+        return;
+    }
+    if mode == Mode::Swallow {
+        return until_cut(number, rules).await;
+    }
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((source, 0).into()).unwrap();
+    let target = (Ipv4Addr::LOCALHOST, target).into();
+    let Ok(server) = socket.connect(target).await else { return };
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let there = pump(from_client, to_server, false, number, rules.clone());
+    let back = pump(from_server, to_client, true, number, rules);
+    tokio::select! {
+        () = there => {}
+        () = back => {}
+    }
+}
+
+/// Passes bytes one way, until either end closes or the connection is cut.
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    is_answer: bool,
+    number: usize,
+    mut rules: watch::Receiver<Rules>,
+) {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let Rules { mode, cut_before, frozen_before, .. } = *rules.borrow_and_update();
+        if number < cut_before || mode == Mode::Refuse {
+            return;
+        }
+        if number < frozen_before || mode == Mode::Swallow {
+            return until_cut(number, rules).await;
+        }
+        let length = tokio::select! {
+            biased;
+            changed = rules.changed() => match changed {
+                Ok(()) => continue,
+                Err(_the_proxy_is_gone) => return,
+            },
+            read = from.read(&mut buffer) => read.unwrap_or(0),
+        };
+        if let (Mode::Delay(delay), true) = (mode, is_answer) {
+            sleep(delay).await;
+        }
+        if length == 0 || to.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps a connection open, and passes nothing.
+async fn until_cut(number: usize, mut rules: watch::Receiver<Rules>) {
+    let is_cut = |rules: &Rules| number < rules.cut_before || rules.mode == Mode::Refuse;
+    let _the_proxy_is_gone = rules.wait_for(is_cut).await;
+}
