@@ -100,7 +100,7 @@
 //! | `kinestream:{application:stream}:checkpoints` | hash | for each shard its [`Checkpoint`] as text |
 //! | `kinestream:{application:stream}:leases` | hash | for each shard `epoch owner heir origin parents state` |
 //! | `kinestream:{application:stream}:workers` | hash | for each worker `incarnation joined duration expiry capacity` |
-//! | `kinestream:{application:stream}:fleet` | hash | `generation`, `version` and `cleared` of the [table](lease::Table) |
+//! | `kinestream:{application:stream}:fleet` | hash | `generation`, `version` and `cleared` of the [table](lease::Table), and `keys`: which of the other keys exist |
 //!
 //! A lease has `-` for what there is none of, commas between parents, and the state `LOST` where its
 //! shard is. Epochs, durations, expiries and `cleared` are in milliseconds, `joined`, origins,
@@ -144,6 +144,8 @@
 //! - Workers remember the table that they saw last, and tell an emptied Redis what was in it. What a
 //!   worker reads, it knows exactly; of others it knows their positions of at most
 //!   [`discovery_interval`](crate::ConsumerBuilder::discovery_interval) ago.
+//! - A single key that is evicted or deleted counts as forgotten too: the next call of a worker finds that
+//!   it is missing, although the version is still the known one, and begins a new generation.
 //! - A worker that is started in between begins an application that nobody seems to have begun. When
 //!   one that knows better is heard, its positions count, also where they are further back.
 //! - Positions that were moved back a moment before, by [`seek`](crate::Consumer::seek) or

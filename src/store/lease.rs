@@ -297,8 +297,8 @@ pub struct Answer {
 /// Who there is, and who has what.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Table {
-    /// When it was made, in microseconds by the store's clock. A store that has forgotten
-    /// everything makes a new one.
+    /// When it was made, in microseconds by the store's clock. A store that has forgotten everything,
+    /// or a part of the table, makes a new one.
     pub generation: u64,
     /// Rises with each change, by at least the microseconds that have passed.
     pub version: u64,

@@ -102,9 +102,10 @@ async fn is_laid_out_as_documented() {
     assert!(worker.ends_with(" 7"), "{worker}");
     let worker: String = raw.hget(key("workers"), "b%20c").await.unwrap();
     assert!(worker.starts_with("1 2 3000 ") && worker.ends_with(" 4"), "{worker}");
-    let fields = ["generation", "version", "cleared"];
+    let fields = ["generation", "version", "cleared", "keys"];
     let fleet: Vec<String> = raw.hmget(key("fleet"), &fields).await.unwrap();
-    assert_eq!(fleet, [generation.to_string(), version.to_string(), "0".to_owned()]);
+    let keys = "format checkpoints leases workers";
+    assert_eq!(fleet, [&*generation.to_string(), &*version.to_string(), "0", keys]);
 
     assert_eq!(store.edit(&scope(), &Edit::Clear, true).await.unwrap(), None);
     let mut keys: Vec<String> = raw.keys("*").await.unwrap();
@@ -125,6 +126,9 @@ async fn at_rest_an_exchange_is_one_command_that_reads_no_shard() {
     let all = (0..1000).flat_map(|index| [add(index), assign(index)]).collect();
     let table = changed(&store, &Table::default(), all).await;
     assert_eq!(table.leases.len(), 1000);
+    let epoch = table.leases[&shard(0)].epoch;
+    let position = Fenced { shard: shard(0), epoch, checkpoint: after(1) };
+    store.save_fenced(&scope(), &[position]).await.unwrap();
     redis::cmd("CONFIG").arg("RESETSTAT").exec_async(&mut raw).await.unwrap();
     let (_, before) = statistics(&mut raw).await;
     let (_, between) = statistics(&mut raw).await;
@@ -140,9 +144,63 @@ async fn at_rest_an_exchange_is_one_command_that_reads_no_shard() {
     // The workers and the fleet are read, one worker is written.
     assert_eq!((calls("hgetall"), calls("hmget"), calls("hget")), (1, 1, 0), "{counts}");
     assert_eq!((calls("hset"), calls("set")), (1, 0), "{counts}");
+    assert_eq!(calls("exists"), 1, "{counts}");
     // What the server says of itself is about as long each time.
     let answered = (after - between).saturating_sub(between - before);
     assert!(answered < 2000, "{answered} bytes");
+}
+
+/// The worker's table after its next renewal, where it is not the known one.
+async fn renewed(store: &RedisStore, worker: &str, known: &Table) -> Option<Table> {
+    store.exchange(&scope(), &request(worker, known, Vec::new())).await.unwrap().table
+}
+
+#[tokio::test]
+async fn loss_of_one_key_is_seen_by_every_worker() {
+    let (_server, store, mut raw) = connected().await;
+    let names = ["format", "checkpoints", "leases", "workers", "fleet"];
+    for name in names {
+        for saves_first in [false, true] {
+            raw.flushdb::<()>().await.unwrap();
+            renewed(&store, "b", &Table::default()).await;
+            let known = changed(&store, &Table::default(), vec![add(0), assign(0), add(1)]).await;
+            let epoch = known.leases[&shard(0)].epoch;
+            let position = |number| Fenced { shard: shard(0), epoch, checkpoint: after(number) };
+            store.save_fenced(&scope(), &[position(1)]).await.unwrap();
+            for worker in ["a", "b"] {
+                assert_eq!(renewed(&store, worker, &known).await, None, "nothing has changed");
+            }
+            raw.del::<_, ()>(key(name)).await.unwrap();
+            if saves_first {
+                // The key may exist again before anybody renews.
+                store.save_fenced(&scope(), &[position(2)]).await.unwrap();
+            }
+            for worker in ["a", "b"] {
+                let seen = renewed(&store, worker, &known).await;
+                let seen =
+                    seen.unwrap_or_else(|| panic!("{worker} does not see that {name} is lost"));
+                assert!(seen.generation > known.generation, "{name}");
+                assert_eq!(seen.cleared, known.cleared);
+            }
+            let there = renewed(&store, "a", &Table::default()).await.unwrap();
+            let again = [renewed(&store, "a", &there).await, renewed(&store, "b", &there).await];
+            assert_eq!(again, [None, None], "{name} is lost once");
+        }
+    }
+}
+
+#[tokio::test]
+async fn checkpoints_that_are_lost_take_their_leases_with_them() {
+    let (_server, store, mut raw) = connected().await;
+    let known = changed(&store, &Table::default(), vec![add(0), assign(0), add(1)]).await;
+    let epoch = known.leases[&shard(0)].epoch;
+    let position = Fenced { shard: shard(0), epoch, checkpoint: after(1) };
+    store.save_fenced(&scope(), std::slice::from_ref(&position)).await.unwrap();
+    raw.del::<_, ()>(key("checkpoints")).await.unwrap();
+    // A new worker finds shards that nobody has begun, not shards to begin anew.
+    let seen = renewed(&store, "new", &Table::default()).await.unwrap();
+    assert!(seen.leases.is_empty(), "{seen:?}");
+    assert_eq!(store.save_fenced(&scope(), &[position]).await.unwrap(), [Verdict::Forgotten]);
 }
 
 #[tokio::test]

@@ -49,6 +49,7 @@ return run(function()
   read_format()
   read_fleet()
   read_workers()
+  notice_loss()
   local name = against()
   if name and not forced then
     return name

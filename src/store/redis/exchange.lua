@@ -6,8 +6,8 @@
 --
 -- Answers how the worker stands and whether the changes were made; and, unless the table is the
 -- known one, its generation, its version, when it was cleared, and all workers, leases and
--- checkpoints. Where nothing has happened it reads the workers and three numbers, and writes one
--- worker: that costs the same however many shards there are.
+-- checkpoints. Where nothing has happened it reads the workers and the numbers, checks that the other
+-- keys exist, and writes one worker: that costs the same however many shards there are.
 
 local worker, incarnation, duration, capacity = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local leaving, only_if_unchanged = ARGV[5] == '1', ARGV[8] == '1'
@@ -256,6 +256,7 @@ return run(function()
   read_format()
   read_fleet()
   read_workers()
+  notice_loss()
   local standing = join()
   if standing == 'OCCUPIED' then
     return { standing, 0 }

@@ -9,7 +9,8 @@ local time = redis.call('TIME')
 local micros = time[1] * 1000000 + time[2]
 local millis = math.floor(micros / 1000)
 
--- The numbers of the table: its generation, its version, and when it was cleared.
+-- The numbers of the table: its generation, its version, and when it was cleared; and the names of
+-- the keys that exist beside them.
 local fleet = {}
 -- Each worker by its name.
 local workers = {}
@@ -38,10 +39,11 @@ local function each(key, work)
 end
 
 local function read_fleet()
-  local values = read('HMGET', FLEET, 'generation', 'version', 'cleared')
+  local values = read('HMGET', FLEET, 'generation', 'version', 'cleared', 'keys')
   for index, field in ipairs({ 'generation', 'version', 'cleared' }) do
     fleet[field] = number_of(values[index] or '0') or garbled(FLEET, field)
   end
+  fleet.keys = values[4] or ''
 end
 
 local function read_workers()
@@ -152,6 +154,47 @@ local function end_shard(shard)
   free(shard)
 end
 
+local PARTS = { [FORMAT] = 'format', [CHECKPOINTS] = 'checkpoints', [LEASES] = 'leases',
+  [WORKERS] = 'workers' }
+
+local ALL_KEYS = table.concat(PARTS, ' ')
+
+-- Begins a new generation where a key has disappeared that existed after the last change: it was
+-- evicted or deleted, while the others may still show the known version. Workers then restore what
+-- they know, as after the loss of all keys.
+local function notice_loss()
+  local listed = {}
+  for part, name in pairs(PARTS) do
+    if string.find(fleet.keys, name, 1, true) then
+      listed[#listed + 1] = KEYS[part]
+    end
+  end
+  if #listed == 0 or redis.call('EXISTS', unpack(listed)) == #listed then
+    return
+  end
+  fleet.generation = math.max(micros, fleet.generation + 1)
+  changed = true
+  if string.find(fleet.keys, 'checkpoints', 1, true)
+    and redis.call('EXISTS', KEYS[CHECKPOINTS]) == 0 then
+    -- A lease without its checkpoint would be read from the starting position.
+    read_leases()
+    for shard in pairs(leases) do
+      leases[shard] = false
+      mark(shard)
+    end
+  end
+end
+
+local function existing_keys()
+  local names = {}
+  for part = FORMAT, WORKERS do
+    if redis.call('EXISTS', KEYS[part]) == 1 then
+      names[#names + 1] = PARTS[part]
+    end
+  end
+  return table.concat(names, ' ')
+end
+
 -- When the time of a worker is over that is heard of now.
 local function time_after(duration)
   return math.min(millis + duration, LIMIT)
@@ -186,7 +229,7 @@ end
 
 local function write_fleet()
   redis.call('HSET', KEYS[FLEET], 'generation', digits(fleet.generation), 'version',
-    digits(fleet.version), 'cleared', digits(fleet.cleared))
+    digits(fleet.version), 'cleared', digits(fleet.cleared), 'keys', fleet.keys)
 end
 
 local function write()
@@ -196,6 +239,11 @@ local function write()
   write_fields(WORKERS, stale_workers, workers, worker_line)
   write_fields(LEASES, stale_leases, leases, lease_line)
   write_places()
+  if fleet.generation > 0 and (changed or fleet.keys ~= ALL_KEYS) then
+    local found = existing_keys()
+    stale_fleet = stale_fleet or found ~= fleet.keys
+    fleet.keys = found
+  end
   if stale_fleet then
     write_fleet()
   end

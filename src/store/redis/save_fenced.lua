@@ -23,6 +23,7 @@ end
 return run(function()
   read_format()
   read_fleet()
+  notice_loss()
   local verdicts = {}
   for index = 1, #ARGV, 3 do
     verdicts[#verdicts + 1] = save(ARGV[index], ARGV[index + 1], parse(ARGV[index + 2]))
