@@ -1,11 +1,13 @@
 //! What went wrong, where, and whether waiting cures it.
 
+mod panic;
 mod remedy;
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
+pub(crate) use panic::{Panic, TOLERATED, contain, contain_call};
 pub(crate) use remedy::{Failure, Remedy, date_of};
 
 /// A `Result` with this crate's [`Error`].
@@ -92,6 +94,13 @@ pub enum ErrorKind {
     InUse,
     /// Another worker has the lease of the shard by now, and nothing was changed.
     LeaseLost,
+    /// Code that the caller supplies (a store, an HTTP client, an interceptor, a credentials provider, a
+    /// metrics recorder or a tracing layer) has panicked three times in a row. It is retried with
+    /// back-off; reading goes on as far as it can.
+    Panicked,
+    /// The tokio runtime on which the stream was first polled has shut down, and the tasks of the stream
+    /// with it. The stream ends after this error; a new one may be read on another runtime.
+    RuntimeShutdown,
 }
 
 impl Error {
@@ -120,6 +129,13 @@ impl Error {
     /// For those who implement a [`CheckpointStore`](crate::CheckpointStore).
     pub fn store_corrupt(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::StoreCorrupt, message)
+    }
+
+    /// The tasks of a stream are gone with the runtime that they were started on.
+    pub(crate) fn runtime_shutdown() -> Self {
+        let message = "the tokio runtime on which the stream was first polled has shut down; \
+                       keep it running while the stream is read, or read a new stream";
+        Self::new(ErrorKind::RuntimeShutdown, message)
     }
 
     pub(crate) fn with_source(mut self, source: impl Into<Source>) -> Self {

@@ -22,6 +22,7 @@ mod balance;
 mod duties;
 mod exchange;
 mod holdings;
+mod supervision;
 mod worker;
 
 use std::sync::Arc;

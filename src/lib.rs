@@ -147,6 +147,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod checkpoint;
+mod closing;
 mod consumer;
 mod error;
 mod group;
@@ -162,6 +163,7 @@ pub mod store;
 pub mod testing;
 #[cfg(feature = "serde")]
 mod text_form;
+mod wakers;
 
 pub use checkpoint::Checkpoint;
 pub use consumer::{
@@ -169,7 +171,7 @@ pub use consumer::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use lineage::{Ordering, ShardPosition, StartingPosition};
-pub use observe::{Event, Events};
+pub use observe::{Event, Events, Task};
 pub use record::{EncryptionType, Record, SequenceNumber, ShardId};
 pub use shard::{CheckpointOn, ShardStream};
 #[cfg(fuzzing)]

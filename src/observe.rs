@@ -1,8 +1,10 @@
 //! What is seen from outside: each happening is told once, here, and becomes a `tracing` event, a
 //! typed [`Event`] and a metric.
 //!
-//! Nothing here waits for anybody.
+//! Nothing here waits for anybody. The recorder and the layer are code of the caller's: they are called
+//! without any lock held, and their panics end here.
 
+mod containment;
 mod event;
 mod events;
 #[cfg(feature = "metrics")]
@@ -21,16 +23,22 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use crate::checkpoint::Watermark;
+use crate::error::{Error, Result, contain_call};
 use crate::record::ShardId;
 
-pub use event::Event;
+use containment::Sink;
+pub(crate) use containment::{Spanned, log_line};
+pub use event::{Event, Task};
 pub use events::Events;
-use metrics::ConsumerMetrics;
+use metrics::{ConsumerMetrics, ShardMetrics};
 pub(crate) use shard::ShardObserver;
 use shard::View;
 
 /// Events that a slow listener may be behind before it misses some.
 const LONGEST_BACKLOG: usize = 1024;
+
+/// Tells the caller of an error, or gives it back where nobody is there.
+type Complain = dyn Fn(Error) -> Result<()> + Send + Sync;
 
 /// Who is told what happens to one consumer. The clones are one.
 #[derive(Clone)]
@@ -42,8 +50,12 @@ struct Inner {
     /// Made for the first listener: it takes the memory of a whole backlog.
     events: OnceLock<broadcast::Sender<Event>>,
     metrics: ConsumerMetrics,
+    recorder: Sink,
+    layer: Sink,
     /// How much memory is taken by what is buffered.
-    buffered: Mutex<Option<Box<dyn Fn() -> usize + Send + Sync>>>,
+    buffered: Mutex<Option<Arc<dyn Fn() -> usize + Send + Sync>>>,
+    /// Where the caller is told of what panics again and again.
+    complaints: Mutex<Option<Arc<Complain>>>,
     /// Since when positions cannot be saved.
     unsaved: Mutex<Option<Instant>>,
     /// The shards that are read, for as long as they are.
@@ -52,11 +64,15 @@ struct Inner {
 
 impl Observer {
     pub(crate) fn new(stream: &Arc<str>, application: &Arc<str>) -> Self {
+        let metrics = contain_call(|| ConsumerMetrics::new(stream, application));
         Self(Arc::new(Inner {
             stream: Arc::clone(stream),
             application: Arc::clone(application),
-            metrics: ConsumerMetrics::new(stream, application),
+            metrics: metrics.unwrap_or_else(|_| ConsumerMetrics::none(stream, application)),
+            recorder: Sink::new(),
+            layer: Sink::new(),
             buffered: Mutex::default(),
+            complaints: Mutex::default(),
             unsaved: Mutex::default(),
             events: OnceLock::new(),
             shards: Mutex::default(),
@@ -65,11 +81,33 @@ impl Observer {
 
     /// Something has happened.
     pub(crate) fn tell(&self, event: Event) {
-        event.trace(&self.0.stream, &self.0.application);
-        self.0.metrics.count(&event);
+        self.contain(Task::Tracing, || event.trace(&self.0.stream, &self.0.application));
+        self.contain(Task::Metrics, || self.0.metrics.count(&event));
+        self.send(event);
+    }
+
+    /// To those who listen, whose wakers may do anything.
+    fn send(&self, event: Event) {
         if let Some(events) = self.0.events.get() {
             // Nobody listens any more: then it is gone.
-            let _unheard = events.send(event);
+            let _unheard = contain_call(|| events.send(event));
+        }
+    }
+
+    /// Where the caller is told of what panics again and again, from now on.
+    pub(crate) fn complain_to(&self, tell: impl Fn(Error) -> Result<()> + Send + Sync + 'static) {
+        let before = lock(&self.0.complaints).replace(Arc::new(tell));
+        drop(before);
+    }
+
+    /// Tells the caller of an error, also one who waits for records. Gives it back where nobody is
+    /// there to be told.
+    pub(crate) fn complain(&self, error: Error) -> Result<()> {
+        let tell = lock(&self.0.complaints).clone();
+        match tell {
+            // Who listens may have a waker that panics, and is told all the same.
+            Some(tell) => contain_call(|| tell(error)).unwrap_or(Ok(())),
+            None => Err(error),
         }
     }
 
@@ -81,36 +119,44 @@ impl Observer {
 
     /// How much is buffered, from now on, is to be asked there.
     pub(crate) fn ask_for_buffered(&self, bytes: impl Fn() -> usize + Send + Sync + 'static) {
-        *lock(&self.0.buffered) = Some(Box::new(bytes));
+        let before = lock(&self.0.buffered).replace(Arc::new(bytes));
+        drop(before);
     }
 
     /// So many positions were saved in one write; none, where there was nothing to write.
     pub(crate) fn saved(&self, positions: usize) {
         *lock(&self.0.unsaved) = None;
         if positions > 0 {
-            self.0.metrics.saved(positions);
+            self.contain(Task::Metrics, || self.0.metrics.saved(positions));
         }
     }
 
     /// Positions could not be saved, which was begun then.
     pub(crate) fn save_failed(&self, began: Instant) {
         lock(&self.0.unsaved).get_or_insert(began);
-        self.0.metrics.save_failed();
+        self.contain(Task::Metrics, || self.0.metrics.save_failed());
     }
 
     /// Measures what is not told when it happens, for a worker that has so many shards.
     pub(crate) fn measure(&self, leases: usize) {
-        let buffered = lock(&self.0.buffered).as_ref().map_or(0, |bytes| bytes());
+        let buffered = lock(&self.0.buffered).clone();
+        let buffered = buffered.map_or(0, |bytes| bytes());
         let unsaved = lock(&self.0.unsaved).map_or(Duration::ZERO, |since| since.elapsed());
-        self.0.metrics.measure(leases, buffered, unsaved);
-        for view in lock(&self.0.shards).values().filter_map(Weak::upgrade) {
-            view.measure();
+        self.contain(Task::Metrics, || self.0.metrics.measure(leases, buffered, unsaved));
+        for view in self.views() {
+            self.contain(Task::Metrics, || view.measure());
         }
+    }
+
+    /// The shards that are read.
+    fn views(&self) -> Vec<Arc<View>> {
+        lock(&self.0.shards).values().filter_map(Weak::upgrade).collect()
     }
 
     /// A shard that is read from now on.
     pub(crate) fn shard(&self, id: &ShardId, watermark: &Arc<Watermark>) -> ShardObserver {
-        let metrics = self.0.metrics.shard(id);
+        let metrics = self.contain(Task::Metrics, || self.0.metrics.shard(id));
+        let metrics = metrics.unwrap_or_else(ShardMetrics::none);
         let observer = ShardObserver::new(self.clone(), id.clone(), watermark, metrics);
         let mut shards = lock(&self.0.shards);
         shards.retain(|_, view| view.strong_count() > 0);
@@ -121,13 +167,16 @@ impl Observer {
     /// How far behind the newest record of a shard its reader was when it asked last, in
     /// milliseconds; `None` of a shard that is not read here, or has not answered yet.
     pub(crate) fn millis_behind_latest(&self, id: &ShardId) -> Option<i64> {
-        lock(&self.0.shards).get(id)?.upgrade()?.millis_behind_latest()
+        // Not under the lock: it may be the last one that is left of the shard.
+        let view = lock(&self.0.shards).get(id).and_then(Weak::upgrade);
+        view?.millis_behind_latest()
     }
 
     /// What goes on in a shard happens within it.
-    pub(crate) fn span(&self, id: &ShardId) -> tracing::Span {
+    fn span(&self, id: &ShardId) -> tracing::Span {
         let (stream, application) = (&*self.0.stream, &*self.0.application);
-        tracing::info_span!("shard", stream, application, shard = %id)
+        let span = || tracing::info_span!("shard", stream, application, shard = %id);
+        self.contain(Task::Tracing, span).unwrap_or_else(tracing::Span::none)
     }
 }
 

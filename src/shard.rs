@@ -1,6 +1,5 @@
 //! One shard as a `Stream`, from its checkpoint to its end.
 
-mod closing;
 mod feed;
 mod pulse;
 mod reading;
@@ -14,10 +13,10 @@ use std::task::{Context, Poll, ready};
 use futures::Stream;
 use futures::stream::FusedStream;
 
+pub(crate) use crate::closing::Closing;
 use crate::error::Result;
 use crate::record::{Record, ShardId};
 
-pub(crate) use closing::Closing;
 pub(crate) use pulse::Pulse;
 pub(crate) use reading::{Ending, Plan, Reading};
 pub(crate) use run::Handout;

@@ -160,6 +160,7 @@
 
 mod alone;
 pub mod conformance;
+mod contained;
 pub mod lease;
 mod memory;
 #[cfg(feature = "redis")]
@@ -179,6 +180,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
 
 use alone::Alone;
+pub(crate) use contained::Contained;
 pub(crate) use lease::LeaseStore;
 pub use memory::MemoryStore;
 #[cfg(feature = "redis")]

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 
 use super::Checkpoint;
 use crate::record::{Finish, Mark};
+use crate::wakers::wake_all;
 
 /// How many times of handing out are remembered: a record that is never finished must not cost
 /// memory for those after it.
@@ -113,11 +114,15 @@ impl Watermark {
 
     /// Ready when every record that was handed out is finished, or taken back.
     pub(crate) fn poll_settled(&self, context: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.lock();
-        if state.unfinished == 0 {
-            return Poll::Ready(());
-        }
-        state.settling = Some(context.waker().clone());
+        let before = {
+            let mut state = self.lock();
+            if state.unfinished == 0 {
+                return Poll::Ready(());
+            }
+            state.settling.replace(context.waker().clone())
+        };
+        // Not under the lock: what a waker holds may be dropped with it.
+        drop(before);
         Poll::Pending
     }
 
@@ -130,14 +135,16 @@ impl Watermark {
     /// How many records may be handed out so that at most `limit` are unfinished; waits while
     /// that is none.
     pub(crate) fn poll_room(&self, context: &mut Context<'_>, limit: usize) -> Poll<usize> {
-        let mut state = self.lock();
-        match limit.saturating_sub(state.unfinished) {
-            0 => {
-                state.waiting = Some(context.waker().clone());
-                Poll::Pending
+        let before = {
+            let mut state = self.lock();
+            match limit.saturating_sub(state.unfinished) {
+                0 => state.waiting.replace(context.waker().clone()),
+                room => return Poll::Ready(room),
             }
-            room => Poll::Ready(room),
-        }
+        };
+        // Not under the lock: what a waker holds may be dropped with it.
+        drop(before);
+        Poll::Pending
     }
 
     /// There is no record up to that place but those that were handed out.
@@ -197,7 +204,7 @@ impl Finish for Watermark {
             };
             (advance, [state.waiting.take(), state.settled()])
         };
-        wakers.into_iter().flatten().for_each(Waker::wake);
+        wake_all(wakers.into_iter().flatten());
         if let Some(advance) = advance {
             (self.tell)(advance);
         }
@@ -210,7 +217,7 @@ impl Finish for Watermark {
             state.unfinished -= records;
             [state.waiting.take(), state.settled()]
         };
-        wakers.into_iter().flatten().for_each(Waker::wake);
+        wake_all(wakers.into_iter().flatten());
     }
 }
 

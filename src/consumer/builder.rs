@@ -11,7 +11,7 @@ use crate::observe::Observer;
 use crate::record::ShardId;
 use crate::shard::CheckpointOn;
 use crate::source::{Budget, Kinesis, OnTrimmed, Registration};
-use crate::store::{CheckpointStore, MemoryStore, Scope, leases_of};
+use crate::store::{CheckpointStore, Contained, MemoryStore, Scope, leases_of};
 
 /// The options of a [`Consumer`], each with a default that suits most.
 ///
@@ -304,7 +304,7 @@ impl ConsumerBuilder {
             inner: Arc::new(Inner {
                 kinesis,
                 fan_out,
-                leases: leases_of(&self.store),
+                leases: Arc::new(Contained::new(leases_of(&self.store), observer.clone())),
                 store: self.store,
                 scope,
                 observer,

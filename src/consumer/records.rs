@@ -6,7 +6,7 @@ use futures::Stream;
 use futures::stream::{FusedStream, SelectAll};
 
 use super::Shards;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::shard::{CheckpointOn, Handout, Pulse, Reading};
 
@@ -70,6 +70,15 @@ impl Records {
         }
         Ok(())
     }
+
+    /// What is left to read after an error: nothing, where the tasks of all shards are gone.
+    fn after(&mut self, error: Error) -> Error {
+        if error.kind() == ErrorKind::RuntimeShutdown {
+            self.shards = None;
+            self.merged = SelectAll::new();
+        }
+        error
+    }
 }
 
 impl Stream for Records {
@@ -90,11 +99,11 @@ impl Stream for Records {
                 return Poll::Ready(record);
             }
             if let Err(error) = this.poll_shards(context) {
-                return Poll::Ready(Some(Err(error)));
+                return Poll::Ready(Some(Err(this.after(error))));
             }
             match Pin::new(&mut this.merged).poll_next(context) {
                 Poll::Ready(Some(Ok(run))) => this.handout.give(run),
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(this.after(error)))),
                 // Between a parent and its children there may be nothing to read for a while.
                 Poll::Ready(None) if this.shards.is_some() => return Poll::Pending,
                 Poll::Ready(None) => return Poll::Ready(None),

@@ -1,15 +1,16 @@
 //! What the streams of one reading share, from the first poll until the last of them is dropped.
 
 use std::future::poll_fn;
-use std::sync::atomic::Ordering as Atomic;
+use std::sync::atomic::{AtomicBool, Ordering as Atomic};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::Consumer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::group::{Opening, Plan as Workplan, Word, Worker};
 use crate::lineage::Lister;
 use crate::shard::{Ending, Plan, Pulse, Reading, ShardStream};
@@ -48,6 +49,18 @@ impl Session {
         let (word, words) = mpsc::unbounded_channel();
         let inner = &self.consumer.inner;
         *inner.words.lock().unwrap_or_else(PoisonError::into_inner) = Some(word.clone());
+        inner.observer.complain_to({
+            // Not kept alive by it: that it is closed says that there are no more shards to come.
+            let opening = opening.downgrade();
+            move |error| match opening.upgrade() {
+                Some(opening) => opening.send(Err(error)).map_err(|unsent| match unsent.0 {
+                    Err(error) => error,
+                    Ok(_opening) => Error::runtime_shutdown(),
+                }),
+                None => Err(error),
+            }
+        });
+        let has_left = Arc::new(AtomicBool::new(false));
         let worker = Worker::new(Workplan {
             leases: Arc::clone(&inner.leases),
             scope: inner.scope.clone(),
@@ -66,7 +79,7 @@ impl Session {
             },
             observer: inner.observer.clone(),
             rules: inner.settings.rules.clone(),
-            openings: opening,
+            openings: opening.clone(),
             words: word.clone(),
         });
         let (over, is_over) = oneshot::channel();
@@ -76,7 +89,7 @@ impl Session {
         let before =
             inner.worker.lock().unwrap_or_else(PoisonError::into_inner).replace(is_at_work);
         tokio::spawn({
-            let writer = writer.clone();
+            let (writer, has_left) = (writer.clone(), Arc::clone(&has_left));
             async move {
                 let ended = async {
                     tokio::select! {
@@ -95,7 +108,9 @@ impl Session {
                 .await;
                 drop(writer);
                 worker.run(words, ended).await;
-                drop(at_work);
+                // Before the last sender of shards is gone, by which the streams notice.
+                has_left.store(true, Atomic::SeqCst);
+                drop((at_work, opening));
             }
         });
         let settings = &inner.settings;
@@ -105,24 +120,29 @@ impl Session {
             let budget = budget.clone();
             move || budget.taken()
         });
-        Running { session: Arc::clone(self), budget, writer, word, openings }
+        Running { session: Arc::clone(self), budget, writer, word, openings, has_left }
     }
 
     /// The consumer's writer: one for all its readings, so that none saves behind another's back.
     fn writer(&self) -> Writer {
         let inner = &self.consumer.inner;
         let mut writer = inner.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*writer {
-            Some(writer) if writer.is_running() => writer.clone(),
-            _ => writer
-                .insert(Writer::spawn(
-                    Arc::clone(&inner.leases),
-                    inner.scope.clone(),
-                    inner.settings.rhythm,
-                    inner.observer.clone(),
-                ))
-                .clone(),
+        if let Some(writer) = &*writer
+            && writer.is_running()
+        {
+            return writer.clone();
         }
+        let new = Writer::spawn(
+            Arc::clone(&inner.leases),
+            inner.scope.clone(),
+            inner.settings.rhythm,
+            inner.observer.clone(),
+        );
+        let before = writer.replace(new.clone());
+        drop(writer);
+        // Not under the lock: it holds wakers.
+        drop(before);
+        new
     }
 }
 
@@ -138,10 +158,26 @@ pub(super) struct Running {
     budget: Budget,
     writer: Writer,
     word: mpsc::UnboundedSender<Word>,
-    pub(super) openings: mpsc::UnboundedReceiver<Result<Opening>>,
+    openings: mpsc::UnboundedReceiver<Result<Opening>>,
+    /// The worker has ended by itself, and not with its runtime.
+    has_left: Arc<AtomicBool>,
 }
 
 impl Running {
+    /// The next shard that may be read, or an error; `None` when there are no more to come.
+    pub(super) fn poll_opening(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Opening>>> {
+        match ready!(self.openings.poll_recv(context)) {
+            None if !self.has_left.swap(true, Atomic::SeqCst) => {
+                let error = Error::runtime_shutdown();
+                Poll::Ready(Some(Err(error.in_stream(self.session.consumer.inner.kinesis.name()))))
+            }
+            opening => Poll::Ready(opening),
+        }
+    }
+
     /// The stream of a shard that may be read now.
     pub(super) fn open(&self, opening: Opening) -> ShardStream {
         let Opening { shard, position, tenure, watermark, pulse } = opening;

@@ -98,7 +98,7 @@ impl Stream for Shards {
                     if closing.poll_closed(context).is_ready() {
                         return Poll::Ready(None);
                     }
-                    let opening = running.openings.poll_recv(context);
+                    let opening = running.poll_opening(context);
                     if let Poll::Ready(None) = opening {
                         return Poll::Ready(None);
                     }

@@ -8,7 +8,7 @@ use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::primitives::{DateTime, DateTimeFormat};
 use aws_sdk_kinesis::types::error::SubscribeToShardEventStreamError;
 
-use super::{Error, ErrorKind};
+use super::{Error, ErrorKind, Panic, TOLERATED};
 
 /// What a failed call asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +81,27 @@ impl Failure {
             _ => retry(action, "the subscription was lost"),
         };
         Self { remedy, error: Error::new(kind, message).with_source(error), answered: None }
+    }
+
+    /// A call in which code of the caller panicked: an interceptor, say.
+    pub(crate) fn panicked(action: &'static str, panic: Panic) -> Self {
+        let message = format!(
+            "{action} panicked in the client's own code (HTTP client, interceptor or credentials \
+             provider), which is to be fixed: {panic}"
+        );
+        let error = Error::new(ErrorKind::Panicked, message).with_source(panic);
+        Self { remedy: Remedy::Retry, error, answered: None }
+    }
+
+    /// What to do after so many panics in a row, which this failure continues or ends: one that
+    /// repeats is reported.
+    pub(crate) fn remedy_after(&self, panics: &mut u32) -> Remedy {
+        if self.error.kind() != ErrorKind::Panicked {
+            *panics = 0;
+            return self.remedy;
+        }
+        *panics = panics.saturating_add(1);
+        if *panics > TOLERATED { Remedy::Report } else { self.remedy }
     }
 
     /// An answer without what was asked for.

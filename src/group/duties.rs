@@ -12,6 +12,7 @@ use super::holdings::{Holding, Settled};
 use super::worker::{Done, Worker};
 use super::{Opening, Word};
 use crate::checkpoint::{Advance, Watermark};
+use crate::error::contain;
 use crate::lineage::{Changes, Loss, is_readable, readable};
 use crate::observe::Event;
 use crate::record::ShardId;
@@ -113,7 +114,7 @@ impl Worker {
         }
         self.tell_resharded(&table);
         self.table = Arc::new(table);
-        self.seen_whole = Instant::now();
+        self.seen_whole = Some(Instant::now());
         for (shard_id, epoch) in lost {
             self.plan.observer.tell(Event::LeaseLost { shard_id, epoch });
         }
@@ -180,7 +181,7 @@ impl Worker {
             shard: id.clone(),
             epoch,
             watermark: Arc::clone(&watermark),
-            tell: Box::new({
+            tell: Arc::new({
                 let (words, tenure) = (self.plan.words.clone(), tenure.clone());
                 let (finish, observer) = (holding.finish.clone(), self.plan.observer.clone());
                 let shard_id = id.clone();
@@ -223,12 +224,16 @@ impl Worker {
         let observer = self.plan.observer.clone();
         observer.tell(Event::LeaseGivenBack { shard_id: shard.clone(), epoch });
         self.tasks.spawn(async move {
-            let settled = poll_fn(|context| watermark.poll_settled(context));
-            if timeout(patience, settled).await.is_err() && !patience.is_zero() {
-                observer.tell(Event::HandoffTimedOut { shard_id: shard.clone(), epoch });
-            }
-            // Where it fails, what it would have saved is read again.
-            let _told_elsewhere = writer.flush().await;
+            // However it ends, the lease is released: where it fails, what it would have saved is
+            // read again.
+            let _panicked = contain(async {
+                let settled = poll_fn(|context| watermark.poll_settled(context));
+                if timeout(patience, settled).await.is_err() && !patience.is_zero() {
+                    observer.tell(Event::HandoffTimedOut { shard_id: shard.clone(), epoch });
+                }
+                let _told_elsewhere = writer.flush().await;
+            })
+            .await;
             Done::Settled(shard, epoch)
         });
     }
@@ -249,7 +254,12 @@ impl Worker {
         (self.listing.is_under_way, self.listing.is_asked_for) = (true, false);
         let begins = !self.begun || self.table.leases.is_empty();
         let listing = self.plan.lister.clone().list(Arc::clone(&self.table), begins);
-        self.tasks.spawn(async move { Done::Listed(listing.await) });
+        self.tasks.spawn(async move {
+            match contain(listing).await {
+                Ok(listed) => Done::Listed(listed),
+                Err(panic) => Done::FailedToList(panic),
+            }
+        });
     }
 
     /// How many shards the worker takes.

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::worker::{FIRST_PAUSE, Worker, runs_out};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::Changes;
-use crate::observe::Event;
+use crate::observe::{Event, log_line};
 use crate::pace::jitter;
 use crate::shard::time_on_the_wall;
 use crate::store::lease::{Answer, Change, Request, Standing};
@@ -76,8 +76,8 @@ impl Worker {
     fn request(&self, changes: Vec<Change>, only_if_unchanged: bool) -> Request {
         // Positions alone make no new version: now and then they are asked for all the same, for
         // a store that forgets.
-        let is_known =
-            self.joined && self.seen_whole.elapsed() < self.plan.rules.discovery_interval;
+        let each = self.plan.rules.discovery_interval;
+        let is_known = self.joined && self.seen_whole.is_some_and(|seen| seen.elapsed() < each);
         let known = (self.table.generation, self.table.version);
         Request {
             worker: self.plan.rules.worker_id.clone(),
@@ -131,7 +131,7 @@ impl Worker {
     /// The store has not answered, or not as it should.
     fn fail(&mut self, error: Error, asked: Instant, asked_at: SystemTime) {
         let error = error.in_stream(self.plan.scope.stream_name());
-        tracing::debug!(%error, "cannot renew yet");
+        log_line!(debug, %error, "cannot renew yet");
         // Nobody else was there to take what a worker alone cannot renew: whether it reads on while
         // the store is out of reach is for `max_unflushed` to say.
         if self.joined && error.is_temporary() && self.table.workers.len() == 1 {
@@ -198,13 +198,13 @@ impl Worker {
             while let Err(error) =
                 in_time(self.plan.leases.exchange(&self.plan.scope, &request)).await
             {
-                tracing::debug!(%error, "cannot leave yet");
+                log_line!(debug, %error, "cannot leave yet");
                 sleep(jitter(pause)).await;
                 pause *= 2;
             }
         });
         if left.await.is_err() && self.joined {
-            tracing::warn!(
+            log_line!(warn,
                 scope = %self.plan.scope,
                 "the leases could not be given back: others wait until they run out"
             );

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::holdings::Holdings;
 use super::{Plan, Word};
+use crate::error::Panic;
 use crate::lineage::Listed;
 use crate::record::ShardId;
 use crate::shard::{CheckpointOn, Validity};
@@ -35,8 +36,9 @@ pub(crate) struct Worker {
     pub(super) holdings: Holdings,
     /// The table as it was seen last.
     pub(super) table: Arc<Table>,
-    /// When it was seen with all positions, of which the store does not tell otherwise.
-    pub(super) seen_whole: Instant,
+    /// When it was seen with all positions, of which the store does not tell otherwise; `None`
+    /// where it is to be seen so once more.
+    pub(super) seen_whole: Option<Instant>,
     /// The worker is in it.
     pub(super) joined: bool,
     /// The caller was told of a store that does not answer, or of what stands against joining.
@@ -67,6 +69,8 @@ pub(super) struct Listing {
     /// What was listed and is not in the table yet.
     pub(super) listed: Option<Listed>,
     pub(super) is_under_way: bool,
+    /// How many listings in a row have panicked.
+    pub(super) panics: u32,
     /// A shard has ended, and nobody has named its children.
     pub(super) is_asked_for: bool,
     pub(super) last: Option<Instant>,
@@ -77,12 +81,14 @@ pub(super) struct Listing {
 pub(super) enum Done {
     /// `None` when the stream is gone.
     Listed(Option<Listed>),
+    /// The listing panicked.
+    FailedToList(Panic),
     /// Every record of the shard is finished, or it is too late for that.
     Settled(ShardId, u64),
 }
 
 /// The worker's time is over.
-struct Over;
+pub(super) struct Over;
 
 impl Worker {
     pub(crate) fn new(plan: Plan) -> Self {
@@ -94,7 +100,7 @@ impl Worker {
             valid_until: None,
             holdings: Holdings::new(plan.rules.worker_id.clone(), incarnation),
             table: Arc::default(),
-            seen_whole: now,
+            seen_whole: Some(now),
             joined: false,
             told: false,
             began: now,
@@ -110,6 +116,7 @@ impl Worker {
             listing: Listing {
                 listed: None,
                 is_under_way: false,
+                panics: 0,
                 is_asked_for: false,
                 last: None,
                 due: now,
@@ -130,13 +137,13 @@ impl Worker {
             tokio::select! {
                 biased;
                 () = &mut ended => {}
-                _over = self.work(&mut words) => {}
+                _over = self.supervise(&mut words) => {}
             }
         }
         self.leave().await;
     }
 
-    async fn work(&mut self, words: &mut mpsc::UnboundedReceiver<Word>) -> Over {
+    pub(super) async fn work(&mut self, words: &mut mpsc::UnboundedReceiver<Word>) -> Over {
         loop {
             // What a store that fails is to be told waits for the next attempt.
             let is_ready = self.joined && self.failing_since.is_none();
@@ -164,7 +171,7 @@ impl Worker {
                 Some(done) = self.tasks.join_next() => {
                     let mut next = Some(done);
                     while let Some(done) = next {
-                        // A task that was aborted or panicked has done nothing.
+                        // None is aborted, and those that panic say so.
                         if let Ok(done) = done && self.finish(done).is_some() {
                             return Over;
                         }
@@ -201,6 +208,11 @@ impl Worker {
         }
     }
 
+    /// The table is seen anew with the next exchange, which comes at once.
+    pub(super) fn look_whole(&mut self) {
+        (self.seen_whole, self.renew_at) = (None, Instant::now());
+    }
+
     /// A listing, as soon as it may be.
     pub(super) fn ask_for_listing(&mut self) {
         let soon = self.listing.last.map_or_else(Instant::now, |listed| listed + SOON);
@@ -213,8 +225,10 @@ impl Worker {
             Done::Listed(None) => return Some(Over),
             Done::Listed(listed) => {
                 (self.listing.listed, self.listing.is_under_way) = (listed, false);
+                self.listing.panics = 0;
                 self.renew_at = Instant::now();
             }
+            Done::FailedToList(panic) => self.list_after(panic),
             Done::Settled(shard, epoch) => {
                 if self.holdings.remove(&shard, epoch) {
                     self.pending.push(Change::Release { shard, epoch });

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::start::{Pin, Start};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, ErrorKind, Failure, Remedy};
+use crate::error::{Error, ErrorKind, Remedy};
 use crate::observe::{Event, Observer};
 use crate::pace::jitter;
 use crate::record::ShardId;
@@ -92,13 +92,14 @@ impl Lister {
     async fn until_answered(&self, since: Option<SystemTime>, begins: bool) -> Option<Listing> {
         let began = Instant::now();
         let mut pause = FIRST_PAUSE;
-        let (mut told, mut failed) = (None, 0);
+        let (mut told, mut failed, mut panics) = (None, 0, 0);
         loop {
-            let Failure { remedy, error, .. } = match self.kinesis.shards(since).await {
+            let failure = match self.kinesis.shards(since).await {
                 Ok(listing) => return Some(listing),
                 Err(failure) => failure,
             };
-            let error = error.in_stream(self.kinesis.name());
+            let remedy = failure.remedy_after(&mut panics);
+            let error = failure.error.in_stream(self.kinesis.name());
             failed += 1;
             self.observer.tell(Event::retried(None, &error, failed));
             let kind = error.kind();

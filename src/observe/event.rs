@@ -141,6 +141,16 @@ pub enum Event {
         /// The shard.
         shard_id: ShardId,
     },
+    /// Code that the caller supplies has panicked, and what called it goes on: a call is retried
+    /// after a pause, a task is restarted.
+    TaskRestarted {
+        /// What was under way.
+        task: Task,
+        /// The shard, where it was one shard's.
+        shard_id: Option<ShardId>,
+        /// What the panic said.
+        message: String,
+    },
     /// This listener was too slow.
     Missed {
         /// How many events it has missed.
@@ -148,11 +158,64 @@ pub enum Event {
     },
 }
 
+/// A part of a consumer that runs code of the caller, and survives its panics.
+///
+/// ```
+/// use kinestream::{Event, Task};
+///
+/// fn is_mine_to_fix(event: &Event) -> bool {
+///     matches!(event, Event::TaskRestarted { task: Task::Metrics | Task::Tracing, .. })
+/// }
+/// # let message = "boom".to_owned();
+/// # assert!(is_mine_to_fix(&Event::TaskRestarted { task: Task::Metrics, shard_id: None, message }));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Task {
+    /// Fetches of one shard: the HTTP client, an interceptor, the credentials provider.
+    Fetch,
+    /// Listings of the stream's shards: the same.
+    Listing,
+    /// Writes of checkpoints: the store.
+    Checkpoints,
+    /// Renewals and moves of leases: the store.
+    Leases,
+    /// Measurements: the metrics recorder.
+    Metrics,
+    /// Log lines and spans: the tracing layer.
+    Tracing,
+}
+
+impl Task {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Fetch => "fetch",
+            Self::Listing => "listing",
+            Self::Checkpoints => "checkpoints",
+            Self::Leases => "leases",
+            Self::Metrics => "metrics",
+            Self::Tracing => "tracing",
+        }
+    }
+}
+
+impl std::fmt::Display for Task {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
 impl Event {
     /// A call that failed with this error is made again.
     pub(crate) fn retried(shard_id: Option<ShardId>, error: &Error, attempt: u32) -> Self {
         match error.kind() {
             ErrorKind::Throttled => Self::Throttled { shard_id, attempt },
+            ErrorKind::Panicked => {
+                let task = if shard_id.is_some() { Task::Fetch } else { Task::Listing };
+                Self::TaskRestarted { task, shard_id, message: error.to_string() }
+            }
             kind => Self::Retried { shard_id, kind, message: error.to_string(), attempt },
         }
     }
@@ -171,7 +234,9 @@ impl Event {
             | Self::CaughtUp { shard_id }
             | Self::Gap { shard_id, .. }
             | Self::CallerStopped { shard_id } => Some(shard_id),
-            Self::Throttled { shard_id, .. } | Self::Retried { shard_id, .. } => shard_id.as_ref(),
+            Self::Throttled { shard_id, .. }
+            | Self::Retried { shard_id, .. }
+            | Self::TaskRestarted { shard_id, .. } => shard_id.as_ref(),
             Self::WorkerJoined { .. }
             | Self::LeasesInDoubt
             | Self::StoreFailed { .. }
@@ -235,6 +300,14 @@ impl Event {
             }
             Self::StoreForgot => log!(warn, "the store has forgotten: telling it again"),
             Self::CallerStopped { .. } => log!(warn, "its caller has stopped polling"),
+            Self::TaskRestarted { task, message, .. } => {
+                log!(
+                    warn,
+                    "task restarted after a panic",
+                    task = task.as_str(),
+                    error = message.as_str()
+                );
+            }
             Self::Missed { .. } => {}
         }
     }

@@ -8,7 +8,7 @@ use metrics::{
 };
 
 use super::Event;
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, contain_call};
 use crate::record::ShardId;
 
 const RECORDS: &str = "kinestream_records_fetched_total";
@@ -57,6 +57,21 @@ impl ConsumerMetrics {
         }
     }
 
+    /// Where the recorder has none to give.
+    pub(super) fn none(stream: &Arc<str>, application: &Arc<str>) -> Self {
+        Self {
+            stream: Arc::clone(stream),
+            application: Arc::clone(application),
+            gaps: Counter::noop(),
+            positions: Counter::noop(),
+            saves: Counter::noop(),
+            failed_saves: Counter::noop(),
+            unsaved: Gauge::noop(),
+            buffered: Gauge::noop(),
+            leases: Gauge::noop(),
+        }
+    }
+
     pub(super) fn shard(&self, id: &ShardId) -> ShardMetrics {
         let labels = || self.labels_and(Label::new("shard", SharedString::from(id.shared())));
         ShardMetrics {
@@ -84,6 +99,9 @@ impl ConsumerMetrics {
             }
             Event::Retried { kind, .. } => {
                 counter!(RETRIES, with("kind", word(*kind))).increment(1);
+            }
+            Event::TaskRestarted { .. } => {
+                counter!(RETRIES, with("kind", word(ErrorKind::Panicked))).increment(1);
             }
             Event::LeaseGained { .. } => counter!(MOVES, with("move", "gained")).increment(1),
             Event::LeaseGivenBack { .. } => {
@@ -123,6 +141,18 @@ pub(super) struct ShardMetrics {
 }
 
 impl ShardMetrics {
+    /// Where the recorder has none to give.
+    pub(super) fn none() -> Self {
+        Self {
+            records: Counter::noop(),
+            bytes: Counter::noop(),
+            batches: Counter::noop(),
+            behind: Gauge::noop(),
+            unfinished: Gauge::noop(),
+            oldest: Gauge::noop(),
+        }
+    }
+
     #[allow(clippy::cast_precision_loss, reason = "a lag of 285,000 years")]
     pub(super) fn answered(&self, records: usize, bytes: usize, millis_behind_latest: i64) {
         if records > 0 {
@@ -142,8 +172,10 @@ impl ShardMetrics {
 
 impl Drop for ShardMetrics {
     fn drop(&mut self) {
-        self.behind.set(0);
-        self.measure(0, None);
+        let _ = contain_call(|| {
+            self.behind.set(0);
+            self.measure(0, None);
+        });
     }
 }
 
@@ -165,6 +197,8 @@ fn word(kind: ErrorKind) -> &'static str {
         ErrorKind::StoreCorrupt => "store_corrupt",
         ErrorKind::InUse => "in_use",
         ErrorKind::LeaseLost => "lease_lost",
+        ErrorKind::Panicked => "panicked",
+        ErrorKind::RuntimeShutdown => "runtime_shutdown",
     }
 }
 

@@ -14,6 +14,10 @@ impl ConsumerMetrics {
         Self
     }
 
+    pub(super) fn none(_stream: &Arc<str>, _application: &Arc<str>) -> Self {
+        Self
+    }
+
     pub(super) fn shard(&self, _id: &ShardId) -> ShardMetrics {
         ShardMetrics
     }
@@ -30,6 +34,10 @@ impl ConsumerMetrics {
 pub(super) struct ShardMetrics;
 
 impl ShardMetrics {
+    pub(super) fn none() -> Self {
+        Self
+    }
+
     pub(super) fn answered(&self, _records: usize, _bytes: usize, _millis_behind_latest: i64) {}
 
     pub(super) fn measure(&self, _unfinished: usize, _oldest: Option<Duration>) {}

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Weak};
 
 use super::metrics::ShardMetrics;
-use super::{Event, Observer};
+use super::{Event, Observer, Spanned, Task};
 use crate::checkpoint::Watermark;
 use crate::record::ShardId;
 
@@ -70,16 +70,16 @@ impl ShardObserver {
         self.observer.tell(event);
     }
 
-    /// What goes on in the shard happens within it.
-    pub(crate) fn span(&self) -> tracing::Span {
-        self.observer.span(self.shard_id())
+    /// The same future, within the span of the shard.
+    pub(crate) fn within_span<F: Future>(&self, future: F) -> Spanned<F> {
+        Spanned::new(future, self.observer.span(self.shard_id()), self.observer.clone())
     }
 
     /// Kinesis has answered with so many records and bytes, and so far behind its newest record is
     /// the shard.
     pub(crate) fn answered(&self, records: usize, bytes: usize, millis_behind_latest: i64) {
         let millis = millis_behind_latest.max(0);
-        self.view.metrics.answered(records, bytes, millis);
+        self.observer.contain(Task::Metrics, || self.view.metrics.answered(records, bytes, millis));
         let before = self.view.millis_behind_latest.swap(millis, Ordering::Relaxed);
         if millis == 0 && before != 0 {
             self.tell(Event::CaughtUp { shard_id: self.shard_id().clone() });

@@ -2,16 +2,16 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tracing::{Instrument, Span};
 
 use super::Closing;
-use crate::error;
+use crate::error::{self, Error, ErrorKind, Panic};
+use crate::observe::{Event, ShardObserver, Task};
 use crate::source::{Fetched, Source};
 
 /// How long nobody may ask for more until what is pushed is let go. To subscribe again takes as long,
@@ -37,27 +37,45 @@ pub(crate) struct Feed {
     demand: Arc<Semaphore>,
     /// Permits given out, less what has come in.
     outstanding: usize,
-    received: mpsc::UnboundedReceiver<error::Result<Fetched>>,
+    messages: mpsc::UnboundedReceiver<Message>,
     _task: JoinSet<()>,
+}
+
+/// What the task sends.
+enum Message {
+    Fetched(error::Result<Fetched>),
+    /// The task has ended by itself.
+    Ended,
+    Panicked(Panic),
+}
+
+/// What comes of a feed.
+pub(crate) enum Received {
+    Fetched(error::Result<Fetched>),
+    /// The source has ended, or is not to be read any more.
+    Ended,
+    /// The task has ended before the source: the shard is to be read again from its checkpoint.
+    Failed(Error),
 }
 
 impl Feed {
     /// Fetches nothing until something is wanted, and nothing more when it is over.
-    pub(crate) fn start(mut source: Source, mut over: Closing, span: Span) -> Self {
+    pub(crate) fn start(mut source: Source, mut over: Closing, observer: ShardObserver) -> Self {
         let demand = Arc::new(Semaphore::new(0));
-        // Never holds more than what was wanted.
-        let (sender, received) = mpsc::unbounded_channel();
+        // Never holds more than what was wanted, and how it ended.
+        let (sender, messages) = mpsc::unbounded_channel();
         let mut task = JoinSet::new();
         task.spawn({
             let demand = Arc::clone(&demand);
+            let fetched = sender.clone();
             let fetching = async move {
                 // The permit stays with the item: it is given anew when the item was received.
                 while let Ok(permit) = wanted(&demand, &mut source).await {
                     permit.forget();
-                    let Some(fetched) = source.next().await else {
+                    let Some(item) = source.next().await else {
                         return;
                     };
-                    if sender.send(fetched).is_err() {
+                    if fetched.send(Message::Fetched(item)).is_err() {
                         return;
                     }
                 }
@@ -69,9 +87,21 @@ impl Feed {
                     () = fetching => {}
                 }
             };
-            fetching.instrument(span)
+            let fetching = observer.within_span(fetching);
+            async move {
+                let last = match fetching.await {
+                    Ok(()) => Message::Ended,
+                    Err(panic) => {
+                        let (shard_id, message) = (observer.shard_id().clone(), panic.to_string());
+                        let (task, shard_id) = (Task::Fetch, Some(shard_id));
+                        observer.tell(Event::TaskRestarted { task, shard_id, message });
+                        Message::Panicked(panic)
+                    }
+                };
+                let _nobody_reads = sender.send(last);
+            }
         });
-        Self { demand, outstanding: 0, received, _task: task }
+        Self { demand, outstanding: 0, messages, _task: task }
     }
 
     /// Has at least so many batches fetched or under way.
@@ -81,15 +111,24 @@ impl Feed {
         self.outstanding += missing;
     }
 
-    /// The next batch; `None` when the source has ended.
-    pub(crate) fn poll_receive(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<error::Result<Fetched>>> {
-        let received = self.received.poll_recv(context);
-        if let Poll::Ready(Some(_)) = received {
-            self.outstanding = self.outstanding.saturating_sub(1);
-        }
-        received
+    /// The next batch, or how the task has ended.
+    pub(crate) fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Received> {
+        Poll::Ready(match ready!(self.messages.poll_recv(context)) {
+            Some(Message::Fetched(fetched)) => {
+                self.outstanding = self.outstanding.saturating_sub(1);
+                Received::Fetched(fetched)
+            }
+            Some(Message::Ended) => Received::Ended,
+            Some(Message::Panicked(panic)) => Received::Failed(panicked(panic)),
+            // It ends without a word where its runtime does.
+            None => Received::Failed(Error::runtime_shutdown()),
+        })
     }
+}
+
+fn panicked(panic: Panic) -> Error {
+    let message = format!(
+        "the task that fetches the shard panicked; the shard is read again from its checkpoint: {panic}"
+    );
+    Error::new(ErrorKind::Panicked, message).with_source(panic)
 }

@@ -32,24 +32,31 @@ impl Pulse {
 
     /// The stream was polled.
     pub(crate) fn beat(&self, waker: &Waker) {
-        let mut beat = self.lock();
-        (beat.at, beat.asked) = (Instant::now(), None);
-        if beat.waker.as_ref().is_none_or(|last| !last.will_wake(waker)) {
-            beat.waker = Some(waker.clone());
-        }
+        let before = {
+            let mut beat = self.lock();
+            (beat.at, beat.asked) = (Instant::now(), None);
+            match &beat.waker {
+                Some(last) if last.will_wake(waker) => None,
+                _ => beat.waker.replace(waker.clone()),
+            }
+        };
+        // What a waker holds may be dropped with it, and so may this stream.
+        drop(before);
     }
 
     /// What counts from now on are the polls of the stream that this one is merged into.
     pub(crate) fn merge_into(&self, merged: &Self) {
-        self.lock().merged = Some(merged.clone());
+        let before = self.lock().merged.replace(merged.clone());
+        drop(before);
     }
 
     /// Whether the caller has not polled for so long, although it was woken.
     pub(crate) fn has_stopped(&self, time: Duration) -> bool {
-        let mut beat = self.lock();
-        if let Some(merged) = &beat.merged {
+        let merged = self.lock().merged.clone();
+        if let Some(merged) = merged {
             return merged.has_stopped(time);
         }
+        let mut beat = self.lock();
         if beat.at.elapsed() < time / 2 {
             return false;
         }
@@ -57,8 +64,11 @@ impl Pulse {
             return asked.elapsed() >= time / 2;
         }
         beat.asked = Some(Instant::now());
-        if let Some(waker) = &beat.waker {
-            waker.wake_by_ref();
+        let waker = beat.waker.clone();
+        drop(beat);
+        // Without the lock: a waker may poll at once.
+        if let Some(waker) = waker {
+            waker.wake();
         }
         false
     }
@@ -89,9 +99,9 @@ mod tests {
     /// A caller that polls whenever it is woken.
     impl Wake for Polls {
         fn wake(self: Arc<Self>) {
-            // Outside of the lock that it is woken under.
+            // At once: no lock is held.
             let pulse = self.0.clone();
-            tokio::spawn(async move { pulse.beat(&Waker::from(self)) });
+            pulse.beat(&Waker::from(self));
         }
     }
 

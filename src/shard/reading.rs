@@ -15,11 +15,11 @@ use std::task::{Context, Poll, ready};
 
 use futures::Stream;
 
-use super::feed::Feed;
+use super::feed::{Feed, Received};
 use super::run::{Desk, LONGEST_RUN, Run};
 use super::{CheckpointOn, Closing, Tenure};
 use crate::checkpoint::Watermark;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::observe::{Event, ShardObserver};
 use crate::record::{Mark, ShardId};
 use crate::source::{Fetched, KnownShard, Source};
@@ -64,6 +64,10 @@ pub(crate) struct Reading {
     longest_run: usize,
     watermark: Arc<Watermark>,
     writer: Writer,
+    /// Which save the next record waits for.
+    until_saved: Option<u64>,
+    /// Closed when the task of the writer is gone, with its runtime.
+    writer_gone: Closing,
     closing: Closing,
     tenure: Tenure,
     ended: Box<dyn Fn(Ending) + Send + Sync>,
@@ -95,6 +99,8 @@ impl Reading {
             prefetch: plan.prefetch,
             longest_run: if plan.save_each { 1 } else { LONGEST_RUN },
             watermark: plan.watermark,
+            until_saved: None,
+            writer_gone: plan.writer.gone(),
             writer: plan.writer,
             closing: plan.closing,
             tenure: plan.tenure,
@@ -133,11 +139,14 @@ impl Reading {
             self.state = State::Done;
             return Poll::Ready(None);
         }
+        if self.writer_gone.poll_closed(context).is_ready() {
+            return self.fail(Error::runtime_shutdown());
+        }
         if !ready!(self.tenure.poll_holds(context)) {
             self.state = State::Done;
             return Poll::Ready(None);
         }
-        if let Err(error) = ready!(self.writer.poll_open(context)) {
+        if let Err(error) = ready!(self.writer.poll_open(context, &mut self.until_saved)) {
             return Poll::Ready(Some(Err(error)));
         }
         let room = ready!(self.watermark.poll_room(context, self.max_in_flight));
@@ -158,11 +167,18 @@ impl Reading {
                 }
                 None => {}
             }
-            let fetched = ready!(feed.poll_receive(context));
+            let fetched = match ready!(feed.poll_receive(context)) {
+                Received::Fetched(fetched) => fetched,
+                Received::Ended => {
+                    self.state = State::Done;
+                    return Poll::Ready(None);
+                }
+                Received::Failed(error) => return self.fail(error),
+            };
             match fetched {
-                Some(Ok(Fetched::Records(batch, space))) => desk.put(batch, space),
-                Some(Ok(Fetched::Passed(number))) => self.watermark.pass(&Mark::from(&number)),
-                Some(Ok(Fetched::End(children))) => {
+                Ok(Fetched::Records(batch, space)) => desk.put(batch, space),
+                Ok(Fetched::Passed(number)) => self.watermark.pass(&Mark::from(&number)),
+                Ok(Fetched::End(children)) => {
                     self.state = State::Done;
                     self.observer.tell(Event::ShardEnded {
                         shard_id: self.shard_id().clone(),
@@ -172,13 +188,16 @@ impl Reading {
                     self.watermark.end();
                     return Poll::Ready(None);
                 }
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => {
-                    self.state = State::Done;
-                    return Poll::Ready(None);
-                }
+                Err(error) => return Poll::Ready(Some(Err(error))),
             }
         }
+    }
+
+    /// The shard cannot be read any further by this stream: another one begins at the checkpoint.
+    fn fail<T>(&mut self, error: Error) -> Poll<Option<Result<T>>> {
+        self.state = State::Done;
+        (self.ended)(Ending::Dropped);
+        Poll::Ready(Some(Err(error.in_shard(self.shard_id().as_str()))))
     }
 }
 
@@ -193,7 +212,7 @@ fn started<'a>(
     if let State::Idle(_) = state
         && let State::Idle(source) = std::mem::replace(state, State::Done)
     {
-        let feed = Feed::start(source, tenure.over().clone(), observer.span());
+        let feed = Feed::start(source, tenure.over().clone(), observer.clone());
         *state = State::Reading { feed, desk: Desk::default() };
     }
     match state {

@@ -26,6 +26,7 @@ use super::registration::Registration;
 use super::subscription::{Gauge, Message, Next, Subscription};
 use super::{Asks, Budget, Source, batches};
 use crate::error::{Failure, Remedy};
+use crate::observe::log_line;
 use crate::record::SequenceNumber;
 
 /// How long the old subscription goes on where a new one could not take over.
@@ -112,7 +113,7 @@ impl FanOut {
     }
 
     fn lacks_room(&mut self, length: usize) {
-        tracing::debug!(shard = %self.progress.shard_id(), length, "no room for what is pushed");
+        log_line!(debug, shard = %self.progress.shard_id(), length, "no room for what is pushed");
         self.expected = self.expected.max(length);
     }
 
@@ -169,7 +170,7 @@ impl Asks for FanOut {
             Next::Nothing | Next::Renew => put(&self.slot, subscription),
             Next::NoRoom(length) => self.lacks_room(length),
             Next::Ended => {
-                tracing::debug!(shard = %self.progress.shard_id(), "a subscription has ended");
+                log_line!(debug, shard = %self.progress.shard_id(), "a subscription has ended");
             }
             Next::Failed(failure) => {
                 drop(subscription);

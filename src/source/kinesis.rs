@@ -24,7 +24,7 @@ use super::connections::Place;
 use super::hash_range::{HashRange, HashRanges};
 use super::room::Room;
 use super::subscription::{Gauge, Subscription};
-use crate::error::{Failure, Remedy, Result, date_of};
+use crate::error::{Failure, Remedy, Result, contain, date_of};
 use crate::record::{SequenceNumber, ShardId};
 
 /// A call that has not answered by then has failed: ten times what a 10 MiB answer takes at
@@ -295,9 +295,10 @@ async fn answer<T, E>(
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Ok(result) => result.map_err(|error| Failure::of(action, error)),
-        Err(_elapsed) => Err(Failure::timed_out(action, CALL_TIMEOUT.as_secs())),
+    match contain(tokio::time::timeout(CALL_TIMEOUT, call)).await {
+        Ok(Ok(result)) => result.map_err(|error| Failure::of(action, error)),
+        Ok(Err(_elapsed)) => Err(Failure::timed_out(action, CALL_TIMEOUT.as_secs())),
+        Err(panic) => Err(Failure::panicked(action, panic)),
     }
 }
 

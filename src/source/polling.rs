@@ -23,6 +23,7 @@ use super::progress::{Answer, Progress, Told, children};
 use super::room::{LARGEST_ANSWER, Room};
 use super::{Asks, Budget, Source, batches};
 use crate::error::{Failure, Remedy};
+use crate::observe::log_line;
 
 /// An iterator lives for 5 minutes; one that waited this long for a slow caller is replaced
 /// before it is refused:
@@ -122,7 +123,7 @@ impl Asks for Polling {
         self.expected = self.expected.max(room.length());
         if room.was_short() {
             let (shard, expected) = (self.progress.shard_id(), self.expected);
-            tracing::debug!(%shard, expected, "no room for an answer");
+            log_line!(debug, %shard, expected, "no room for an answer");
             self.progress.pace.answered(expected.min(LARGEST_ANSWER), true);
             return Ok(());
         }

@@ -12,7 +12,7 @@ use super::kinesis::server_time;
 use super::{Fetched, Kinesis, KnownShard, OnTrimmed, Position, Space};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
-use crate::observe::{Event, ShardObserver};
+use crate::observe::{Event, ShardObserver, log_line};
 use crate::pace::Pace;
 use crate::record::{Finish, Origin, SequenceNumber, ShardId};
 
@@ -53,6 +53,8 @@ pub(super) struct State {
     hindered: bool,
     /// How many calls in a row have failed.
     failed: u32,
+    /// How many of them in a row have panicked.
+    panics: u32,
 }
 
 /// What an answer holds.
@@ -91,8 +93,9 @@ impl Progress {
 
     /// What a failed call leads to: another one, or something that the caller is told.
     pub(super) fn recover(&mut self, failure: Failure) -> Result<(), Told> {
+        let remedy = failure.remedy_after(&mut self.state.panics);
         let error = failure.error.in_stream(self.kinesis.name()).in_shard(self.shard_id().as_str());
-        match failure.remedy {
+        match remedy {
             Remedy::SlowDown => self.pace.throttled(),
             Remedy::Retry | Remedy::RestartListing | Remedy::RestartIterator => self.pace.failed(),
             Remedy::WaitForOther => self.pace.occupied(),
@@ -157,11 +160,11 @@ impl Progress {
         millis_behind_latest: i64,
         placed: bool,
     ) -> Result<Batch, Told> {
-        (self.state.told, self.state.failed) = (None, 0);
+        (self.state.told, self.state.failed, self.state.panics) = (None, 0, 0);
         self.observer.answered(records.len(), bytes, millis_behind_latest);
         if let Some(last) = records.last() {
             let (records, sequence_number) = (records.len(), &*last.sequence_number);
-            tracing::trace!(records, bytes, sequence_number, millis_behind_latest, "fetched");
+            log_line!(trace, records, bytes, sequence_number, millis_behind_latest, "fetched");
         }
         let last = records.last().map(|record| record.sequence_number.parse());
         let origin = Origin {

@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use super::Kinesis;
 use super::attempts::Attempts;
 use crate::error::{ErrorKind, Failure, Remedy, Result};
+use crate::observe::log_line;
 use crate::pace::jitter;
 
 /// How often a consumer that is being created is looked at. Twenty calls a second are allowed for a
@@ -102,14 +103,14 @@ impl Registration {
             match self.kinesis.consumer(stream.as_deref(), &self.consumer).await {
                 Ok((arn, ConsumerStatus::Active)) => return Ok(arn),
                 Ok((_, status)) => {
-                    tracing::info!(consumer = &*self.consumer, %status, "waiting for the consumer");
+                    log_line!(info, consumer = &*self.consumer, %status, "waiting for the consumer");
                     sleep(jitter(LOOK_AGAIN)).await;
                 }
                 Err(failure) => match (failure.remedy, &stream) {
                     (Remedy::Gone, Some(stream)) => {
                         match self.kinesis.register(stream, &self.consumer).await {
                             Ok(()) => {
-                                tracing::info!(consumer = &*self.consumer, "registered");
+                                log_line!(info, consumer = &*self.consumer, "registered");
                             }
                             // Another worker was faster.
                             Err(failure) if failure.remedy == Remedy::WaitForOther => {}

@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout_at};
 use super::budget::{Budget, Space};
 use super::connections::Place;
 use super::room::while_read;
-use crate::error::Failure;
+use crate::error::{Failure, contain};
 
 /// A subscription ends by itself after five minutes:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>. Another one
@@ -88,10 +88,12 @@ impl Subscription {
     /// Cancel safe: what was read of it is kept.
     pub(super) async fn next(&mut self) -> Next {
         let dead_at = Instant::now() + DEAD_AFTER;
-        let received = match timeout_at(dead_at.min(self.renew_at), self.events.recv()).await {
-            Ok(received) => received,
-            Err(_elapsed) if self.renew_at <= dead_at => return Next::Renew,
-            Err(_elapsed) => {
+        let received = contain(timeout_at(dead_at.min(self.renew_at), self.events.recv())).await;
+        let received = match received {
+            Err(panic) => return Next::Failed(Failure::panicked("SubscribeToShard", panic)),
+            Ok(Ok(received)) => received,
+            Ok(Err(_elapsed)) if self.renew_at <= dead_at => return Next::Renew,
+            Ok(Err(_elapsed)) => {
                 return Next::Failed(Failure::timed_out("SubscribeToShard", DEAD_AFTER.as_secs()));
             }
         };

@@ -26,10 +26,12 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::lease::{Fenced, Verdict};
 use super::{LeaseStore, Scope, in_time};
 use crate::checkpoint::{Checkpoint, Watermark};
-use crate::error::{Error, ErrorKind, Result};
-use crate::observe::{Event, Observer};
+use crate::closing::Closing;
+use crate::error::{Error, ErrorKind, Result, TOLERATED, contain};
+use crate::observe::{Event, Observer, Task, log_line};
 use crate::pace::jitter;
 use crate::record::ShardId;
+use crate::wakers::wake_all;
 
 /// The pauses between saves to a failing store: from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -65,10 +67,16 @@ struct Shared {
     urgent: Notify,
     /// Whether readers have to look at the gate: the one word they read for each record.
     attention: AtomicBool,
+    /// Closed where the task has ended before its time, with its runtime.
+    gone: Closing,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    /// How many times a position has advanced, where each is saved before the next record.
+    advanced: u64,
+    /// How many of those a finished save holds.
+    saved: u64,
     watched: Vec<Watched>,
     /// By shard and epoch.
     pending: BTreeMap<(ShardId, u64), Checkpoint>,
@@ -88,8 +96,8 @@ pub(crate) struct Watched {
     pub(crate) epoch: u64,
     pub(crate) watermark: Arc<Watermark>,
     /// Told that the end of the shard is saved, and where the store has something else to say than that
-    /// a position is saved.
-    pub(crate) tell: Box<dyn Fn(Verdict) + Send + Sync>,
+    /// a position is saved; without any lock held.
+    pub(crate) tell: Arc<dyn Fn(Verdict) + Send + Sync>,
 }
 
 impl std::fmt::Debug for Watched {
@@ -103,8 +111,6 @@ impl std::fmt::Debug for Watched {
 enum Gate {
     #[default]
     Open,
-    /// Each record is saved before the next one, and one is being saved.
-    Saving,
     /// The store has failed for too long.
     Shut,
 }
@@ -125,15 +131,28 @@ impl Writer {
             state: Mutex::default(),
             urgent: Notify::new(),
             attention: AtomicBool::new(false),
+            gone: Closing::new(),
         });
         let (requests, received) = mpsc::unbounded_channel();
-        tokio::spawn(run(Arc::clone(&shared), received));
+        let task = Saving {
+            shared: Arc::clone(&shared),
+            requests: received,
+            asking: Vec::new(),
+            outage: None,
+            written: Instant::now(),
+        };
+        tokio::spawn(task.run());
         Self { shared, requests }
     }
 
     /// Whether the task still runs: it does not outlive the runtime that it was started on.
     pub(crate) fn is_running(&self) -> bool {
         !self.requests.is_closed()
+    }
+
+    /// Closed where the task has ended before its time, with the runtime that it was started on.
+    pub(crate) fn gone(&self) -> Closing {
+        self.shared.gone.clone()
     }
 
     /// Saves the position of a shard from now on.
@@ -155,30 +174,39 @@ impl Writer {
     /// Saves everything that is finished, and waits until it is saved.
     pub(crate) async fn flush(&self) -> Result<()> {
         let (answer, answered) = oneshot::channel();
-        let gone = || {
-            Error::new(ErrorKind::StoreUnavailable, "the runtime that saved checkpoints has ended")
-        };
+        let gone = Error::runtime_shutdown;
         self.requests.send(answer).map_err(|_closed| gone())?;
         answered.await.unwrap_or_else(|_closed| Err(gone()))
     }
 
     /// Ready when records may be handed out; an error where the store's failing is to be told.
-    pub(crate) fn poll_open(&self, context: &mut Context<'_>) -> Poll<Result<()>> {
+    ///
+    /// Where each position is saved before the next record, that is when those are saved that had
+    /// advanced when the reader first asked. `until` keeps how many they were, from poll to poll.
+    pub(crate) fn poll_open(
+        &self,
+        context: &mut Context<'_>,
+        until: &mut Option<u64>,
+    ) -> Poll<Result<()>> {
         if !self.shared.attention.load(Ordering::Acquire) {
+            *until = None;
             return Poll::Ready(Ok(()));
         }
+        let waker = context.waker().clone();
         let mut state = self.shared.lock();
         if let Some(error) = state.report.take()
             && !std::mem::replace(&mut state.is_told, true)
         {
             return Poll::Ready(Err(error));
         }
-        if state.gate == Gate::Open {
-            self.shared.attention.store(false, Ordering::Release);
+        let saved = *until.get_or_insert(state.advanced) <= state.saved;
+        if state.gate == Gate::Open && saved {
+            *until = None;
+            self.shared.look(&state);
             return Poll::Ready(Ok(()));
         }
-        if !state.waiting.iter().any(|waker| waker.will_wake(context.waker())) {
-            state.waiting.push(context.waker().clone());
+        if !state.waiting.iter().any(|waiting| waiting.will_wake(&waker)) {
+            state.waiting.push(waker);
         }
         Poll::Pending
     }
@@ -193,10 +221,13 @@ impl Bell {
     pub(crate) fn advanced(&self) {
         if self.0.rhythm.interval.is_zero() {
             let mut state = self.0.lock();
-            // A store that fails holds nobody up until it has failed for too long.
-            if state.gate == Gate::Open && !state.failing {
-                self.0.set_gate(&mut state, Gate::Saving);
+            state.advanced += 1;
+            if state.failing {
+                // A store that fails holds nobody up until it has failed for too long.
+                state.saved = state.advanced;
             }
+            self.0.look(&state);
+            drop(state);
             self.0.urgent.notify_one();
         }
     }
@@ -212,80 +243,135 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_gate(&self, state: &mut State, gate: Gate) {
-        state.gate = gate;
-        self.attention.store(gate != Gate::Open || state.report.is_some(), Ordering::Release);
-        if gate != Gate::Saving {
-            state.waiting.drain(..).for_each(Waker::wake);
+    /// Tells the caller at once of an error, unless he was told since the last save. Gives it back
+    /// where nobody is there.
+    fn tell(&self, error: Error) -> Result<()> {
+        if self.lock().is_told {
+            return Ok(());
         }
+        self.observer.complain(error.in_stream(&self.scope.stream))?;
+        self.lock().is_told = true;
+        Ok(())
     }
 
-    /// Moves what has changed to `pending`, and gives a copy of it all.
-    fn collect(&self) -> Vec<Fenced> {
+    /// Has readers look at the gate where there is anything to see.
+    fn look(&self, state: &State) {
+        let attention =
+            state.gate != Gate::Open || state.report.is_some() || state.saved < state.advanced;
+        self.attention.store(attention, Ordering::Release);
+    }
+
+    /// Those who are to be woken when the lock is released.
+    #[must_use]
+    fn set_gate(&self, state: &mut State, gate: Gate) -> Vec<Waker> {
+        state.gate = gate;
+        self.look(state);
+        std::mem::take(&mut state.waiting)
+    }
+
+    /// Moves what has changed to `pending`, and gives a copy of it all, with how many times positions
+    /// had advanced then.
+    fn collect(&self) -> (Vec<Fenced>, u64) {
         let mut state = self.lock();
+        let advanced = state.advanced;
         let State { watched, pending, .. } = &mut *state;
-        watched.retain(|Watched { shard, epoch, watermark, .. }| {
+        let is_over = |Watched { shard, epoch, watermark, .. }: &mut Watched| {
             if let Some(checkpoint) = watermark.take_changed() {
                 pending.insert((shard.clone(), *epoch), checkpoint);
-                return true;
+                return false;
             }
             // Neither a stream nor a record is left that could advance it, nor is it to be told of.
-            Arc::strong_count(watermark) > 1 || pending.contains_key(&(shard.clone(), *epoch))
-        });
+            Arc::strong_count(watermark) == 1 && !pending.contains_key(&(shard.clone(), *epoch))
+        };
+        let over: Vec<Watched> = watched.extract_if(.., is_over).collect();
         let fenced = |((shard, epoch), checkpoint): (&(ShardId, u64), &Checkpoint)| Fenced {
             shard: shard.clone(),
             epoch: *epoch,
             checkpoint: checkpoint.clone(),
         };
-        pending.iter().map(fenced).collect()
+        let positions = pending.iter().map(fenced).collect();
+        drop(state);
+        // They hold wakers, and what the caller is told by.
+        drop(over);
+        (positions, advanced)
     }
 
     /// One attempt to save all that is pending.
     async fn save(&self) -> Result<()> {
-        let positions = self.collect();
+        let (positions, advanced) = self.collect();
         let verdicts = if positions.is_empty() {
             Vec::new()
         } else {
             in_time(self.store.save_fenced(&self.scope, &positions)).await?
         };
+        let has_saved = !positions.is_empty();
         let mut state = self.lock();
-        state.is_told &= positions.is_empty();
+        state.is_told &= !has_saved;
         let mut saved = 0;
+        let mut settled = Vec::new();
         for (position, verdict) in positions.into_iter().zip(verdicts) {
             saved += usize::from(verdict != Verdict::Lost);
-            state.settle(&self.scope, position, verdict);
+            settled.extend(state.settle(position, verdict));
         }
-        self.observer.saved(saved);
         state.failing = false;
         // What nobody was told in time is over.
         state.report = None;
-        // What advanced meanwhile has rung the bell again, and waits for the next save.
-        self.set_gate(&mut state, Gate::Open);
+        // What advanced since the positions were collected waits for the next save, which its bell
+        // has rung for.
+        state.saved = advanced;
+        let waiting = self.set_gate(&mut state, Gate::Open);
+        drop(state);
+        wake_all(waiting);
+        self.observer.saved(saved);
+        for settled in settled {
+            settled.tell(&self.scope);
+        }
         Ok(())
     }
 }
 
 impl State {
-    /// Takes note of what has become of a position.
-    fn settle(&mut self, scope: &Scope, saved: Fenced, verdict: Verdict) {
-        let Fenced { shard, epoch, checkpoint } = saved;
-        let place = (shard, epoch);
-        if verdict == Verdict::Lost || self.pending.get(&place) == Some(&checkpoint) {
+    /// Takes note of what has become of a position, and gives what is to be told of it.
+    fn settle(&mut self, saved: Fenced, verdict: Verdict) -> Option<SettledPosition> {
+        let place = (saved.shard.clone(), saved.epoch);
+        if verdict == Verdict::Lost || self.pending.get(&place) == Some(&saved.checkpoint) {
             self.pending.remove(&place);
         }
-        if verdict == Verdict::Saved && checkpoint != Checkpoint::ShardEnd {
-            return;
+        if verdict == Verdict::Saved && saved.checkpoint != Checkpoint::ShardEnd {
+            return None;
         }
-        let (shard, epoch) = place;
-        for watched in self.watched.iter().filter(|it| it.shard == shard && it.epoch == epoch) {
-            (watched.tell)(verdict);
+        let is_it = |it: &Watched| it.shard == saved.shard && it.epoch == saved.epoch;
+        let tell = self.watched.iter().filter(|it| is_it(it)).map(|it| Arc::clone(&it.tell));
+        let tell = tell.collect();
+        let given_up = if verdict == Verdict::Lost {
+            self.watched.extract_if(.., |it| is_it(it)).collect()
+        } else {
+            Vec::new()
+        };
+        Some(SettledPosition { saved, verdict, tell, _given_up: given_up })
+    }
+}
+
+/// What a save has come to, to be told without the lock.
+struct SettledPosition {
+    saved: Fenced,
+    verdict: Verdict,
+    tell: Vec<Arc<dyn Fn(Verdict) + Send + Sync>>,
+    /// Not watched any more.
+    _given_up: Vec<Watched>,
+}
+
+impl SettledPosition {
+    fn tell(self, scope: &Scope) {
+        for tell in &self.tell {
+            tell(self.verdict);
         }
-        if verdict == Verdict::Lost {
+        if self.verdict == Verdict::Lost {
+            let Fenced { shard, epoch, checkpoint } = &self.saved;
             let error = Error::new(ErrorKind::LeaseLost, "another worker has the lease by now")
                 .in_stream(&scope.stream)
                 .in_shard(shard.as_str());
-            tracing::warn!(%error, epoch, %checkpoint, "a position is not saved");
-            self.watched.retain(|watched| watched.shard != shard || watched.epoch != epoch);
+            log_line!(warn, %error, epoch, %checkpoint, "a position is not saved");
         }
     }
 }
@@ -297,70 +383,121 @@ struct Outage {
     told: bool,
 }
 
-async fn run(
+/// The task.
+struct Saving {
     shared: Arc<Shared>,
-    mut requests: mpsc::UnboundedReceiver<oneshot::Sender<Result<()>>>,
-) {
-    let mut asking: Vec<oneshot::Sender<Result<()>>> = Vec::new();
-    let mut outage: Option<Outage> = None;
-    let mut written = Instant::now();
-    loop {
-        // While the store fails, nothing but time and a wish to flush brings the next attempt.
-        let next = match &outage {
-            Some(outage) => Instant::now() + jitter(outage.pause),
-            None => written + shared.rhythm.interval.max(Duration::from_millis(1)),
-        };
-        let resting = outage.is_none() && shared.rhythm.interval.is_zero();
-        // In this order, so that what happens depends on nothing but what happened.
-        if asking.is_empty() || outage.is_some() {
-            tokio::select! {
-                biased;
-                request = requests.recv() => match request {
-                    Some(answer) => asking.push(answer),
-                    None => break,
-                },
-                () = shared.urgent.notified(), if outage.is_none() => {}
-                () = sleep_until(next), if !resting => {}
+    requests: mpsc::UnboundedReceiver<oneshot::Sender<Result<()>>>,
+    /// Those who wait until everything is saved.
+    asking: Vec<oneshot::Sender<Result<()>>>,
+    outage: Option<Outage>,
+    /// When the last save was begun that has not failed.
+    written: Instant,
+}
+
+impl Saving {
+    /// Runs until nobody holds a handle, whatever panics meanwhile.
+    async fn run(mut self) {
+        let mut ends = EndsEarly(Some(Arc::clone(&self.shared)));
+        let (mut panics, mut pause) = (0, FIRST_PAUSE);
+        while let Err(panic) = contain(self.work()).await {
+            let message = panic.to_string();
+            let event = Event::TaskRestarted { task: Task::Checkpoints, shard_id: None, message };
+            self.shared.observer.tell(event);
+            panics += 1;
+            if panics == TOLERATED + 1 {
+                let _nobody_is_there = self.shared.tell(panicked(&panic).with_source(panic));
+            }
+            // As long as the store fails: what is to be saved is not held up by that.
+            sleep(jitter(pause)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        let _panicked = contain(last_words(&self.shared)).await;
+        ends.0 = None;
+    }
+
+    async fn work(&mut self) {
+        loop {
+            // While the store fails, nothing but time and a wish to flush brings the next attempt.
+            let next = match &self.outage {
+                Some(outage) => Instant::now() + jitter(outage.pause),
+                None => self.written + self.shared.rhythm.interval.max(Duration::from_millis(1)),
+            };
+            let resting = self.outage.is_none() && self.shared.rhythm.interval.is_zero();
+            // In this order, so that what happens depends on nothing but what happened.
+            if self.asking.is_empty() || self.outage.is_some() {
+                tokio::select! {
+                    biased;
+                    request = self.requests.recv() => match request {
+                        Some(answer) => self.asking.push(answer),
+                        None => return,
+                    },
+                    () = self.shared.urgent.notified(), if self.outage.is_none() => {}
+                    () = sleep_until(next), if !resting => {}
+                }
+            }
+            while let Ok(answer) = self.requests.try_recv() {
+                self.asking.push(answer);
+            }
+            if self.attempt().await.is_none() {
+                return;
             }
         }
-        while let Ok(answer) = requests.try_recv() {
-            asking.push(answer);
-        }
+    }
+
+    /// One save, and what follows from it; `None` when nobody holds a handle any more.
+    async fn attempt(&mut self) -> Option<()> {
         let started = Instant::now();
+        // What those want to be saved who ask from now on may come too late for this one.
         let mut late = Vec::new();
         let saved = {
+            let shared = Arc::clone(&self.shared);
             let mut saving = pin!(shared.save());
             loop {
                 tokio::select! {
                     biased;
-                    saved = &mut saving => break Some(saved),
-                    // What they want to be saved may have come too late for this one.
-                    request = requests.recv() => match request {
-                        Some(answer) => late.push(answer),
-                        None => break None,
-                    },
+                    saved = &mut saving => break saved,
+                    request = self.requests.recv() => late.push(request?),
                 }
             }
         };
         match saved {
-            None => break,
-            Some(Ok(())) => {
-                if let Some(ended) = outage.take() {
-                    shared.observer.tell(Event::StoreRecovered { after: ended.since.elapsed() });
+            Ok(()) => {
+                if let Some(ended) = self.outage.take() {
+                    let after = ended.since.elapsed();
+                    self.shared.observer.tell(Event::StoreRecovered { after });
                 }
-                written = started;
-                for answer in asking.drain(..) {
+                self.written = started;
+                for answer in self.asking.drain(..) {
                     let _ = answer.send(Ok(()));
                 }
             }
-            Some(Err(error)) => {
-                asking.retain(|answer| !answer.is_closed());
-                fail(&shared, &mut outage, started, error, &mut asking);
+            Err(error) => {
+                self.asking.retain(|answer| !answer.is_closed());
+                fail(&self.shared, &mut self.outage, started, error, &mut self.asking);
             }
         }
-        asking.append(&mut late);
+        self.asking.append(&mut late);
+        Some(())
     }
-    last_words(&shared).await;
+}
+
+/// Dropped with the runtime, it has readers notice that the task is gone.
+struct EndsEarly(Option<Arc<Shared>>);
+
+impl Drop for EndsEarly {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.take() {
+            shared.gone.close();
+        }
+    }
+}
+
+fn panicked(panic: &dyn std::fmt::Display) -> Error {
+    let message = format!(
+        "what saves checkpoints has panicked again and again; it is restarted, and records go on \
+         until max_unflushed: {panic}"
+    );
+    Error::new(ErrorKind::Panicked, message)
 }
 
 /// Counts a failed save, and tells who is to know of it.
@@ -378,18 +515,31 @@ fn fail(
     });
     shared.observer.save_failed(outage.since);
     outage.pause = (outage.pause * 2).min(LONGEST_PAUSE);
-    let mut state = shared.lock();
-    state.failing = true;
     let too_long = outage.since.elapsed() >= shared.rhythm.max_unflushed;
     let curable = error.is_temporary();
+    let (mut refused, mut report) = (None, None);
     if !curable && let Some(answer) = asking.pop() {
-        let _ = answer.send(Err(error));
+        refused = Some((answer, error));
     } else if !outage.told && (too_long || !curable) {
         outage.told = true;
-        state.report =
-            Some(if curable { overdue(error, shared.rhythm.max_unflushed) } else { error });
+        report = if curable {
+            Some(overdue(error, shared.rhythm.max_unflushed))
+        } else {
+            // Who waits for records, and not for the store, is told as well.
+            shared.tell(error).err()
+        };
     }
-    shared.set_gate(&mut state, if too_long { Gate::Shut } else { Gate::Open });
+    let waiting = {
+        let mut state = shared.lock();
+        state.failing = true;
+        state.saved = state.advanced;
+        state.report = report.or(state.report.take());
+        shared.set_gate(&mut state, if too_long { Gate::Shut } else { Gate::Open })
+    };
+    wake_all(waiting);
+    if let Some((answer, error)) = refused {
+        let _nobody_waits = answer.send(Err(error));
+    }
 }
 
 fn overdue(cause: Error, limit: Duration) -> Error {
@@ -405,12 +555,12 @@ async fn last_words(shared: &Shared) {
     let saved = timeout(LAST_WORDS, async {
         let mut pause = FIRST_PAUSE;
         while let Err(error) = shared.save().await {
-            tracing::debug!(scope = %shared.scope, %error, "the last checkpoints cannot be saved yet");
+            log_line!(debug, scope = %shared.scope, %error, "the last checkpoints cannot be saved yet");
             sleep(jitter(pause)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     });
     if saved.await.is_err() {
-        tracing::warn!(scope = %shared.scope, "the last checkpoints were not saved: some records will be read again");
+        log_line!(warn, scope = %shared.scope, "the last checkpoints were not saved: some records will be read again");
     }
 }

@@ -168,15 +168,15 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a shard is told to be finished before it is",
         file: "store/writer.rs",
-        right: "if verdict == Verdict::Saved && checkpoint != Checkpoint::ShardEnd {",
-        wrong: "if verdict == Verdict::Saved && checkpoint == Checkpoint::ShardEnd {",
+        right: "if verdict == Verdict::Saved && saved.checkpoint != Checkpoint::ShardEnd {",
+        wrong: "if verdict == Verdict::Saved && saved.checkpoint == Checkpoint::ShardEnd {",
         breaks: &["Told"],
     },
     Mistake {
         what: "the lag of a shard is that of another",
         file: "observe.rs",
-        right: "lock(&self.0.shards).get(id)?.upgrade()?.millis_behind_latest()",
-        wrong: "lock(&self.0.shards).values().next()?.upgrade()?.millis_behind_latest().filter(|_| !id.as_str().is_empty())",
+        right: "lock(&self.0.shards).get(id).and_then(Weak::upgrade);",
+        wrong: "lock(&self.0.shards).values().next().and_then(Weak::upgrade).filter(|_| !id.as_str().is_empty());",
         breaks: &["Told"],
     },
 ];

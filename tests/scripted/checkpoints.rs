@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use kinestream::{CheckpointOn, ErrorKind, SequenceNumber};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -212,4 +212,34 @@ async fn a_close_ends_a_reader_that_waits() {
     consumer.close().await.unwrap();
     assert!(timeout(Duration::from_secs(1), reading).await.unwrap().unwrap());
     assert_eq!(kinesis.in_flight(), 0);
+}
+
+/// Each record is saved before the next one of its shard, also where a save of another shard was under
+/// way already.
+#[tokio::test(start_paused = true)]
+async fn checkpoint_interval_of_zero_saves_each_record_before_the_next() {
+    let (kinesis, orders) = orders(2);
+    let store = Watched::slow(Duration::from_secs(1));
+    let builder = consumer(&kinesis).store(store.clone());
+    let consumer = builder.checkpoint_interval(Duration::ZERO).build().unwrap();
+    let mut shards = consumer.shards();
+    let mut streams = Vec::new();
+    for shard in 0..2 {
+        orders.shard(shard).put("0");
+        orders.shard(shard).put("1");
+        streams.push(shards.next().await.unwrap().unwrap());
+    }
+    for stream in &mut streams {
+        stream.next().await.unwrap().unwrap();
+    }
+    for (shard, stream) in streams.iter_mut().enumerate() {
+        assert!(stream.next().now_or_never().is_none(), "shard {shard} waits for its save");
+        sleep(Duration::from_millis(500)).await;
+    }
+    for (shard, stream) in streams.iter_mut().enumerate() {
+        stream.next().await.unwrap().unwrap();
+        let first = &orders.shard(shard).sequence_numbers()[0];
+        let saved = Some(format!("AFTER_SEQUENCE_NUMBER:{first}"));
+        assert_eq!(store.position(shard).await, saved, "of shard {shard}");
+    }
 }

@@ -11,12 +11,16 @@ mod fleets;
 #[path = "../support/gated.rs"]
 mod gated;
 mod handovers;
+#[path = "../support/inline.rs"]
+mod inline;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod operators;
 mod outages;
 mod pacing;
 mod packed;
+mod panics;
+mod polling;
 mod resharding;
 mod seen;
 mod sharing;

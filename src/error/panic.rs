@@ -1,0 +1,81 @@
+//! Panics in code that the caller supplies, as values.
+//!
+//! | code of the caller | called by | what a panic leaves |
+//! |---|---|---|
+//! | store: saves | the writer's task | the positions stay pending, and are saved by the next attempt |
+//! | store: exchanges | the worker's task | the table as it was seen last; leases are valid until they expire |
+//! | store: tables and edits | the caller's own call | nothing changed here |
+//! | HTTP client, interceptors, credentials provider | a shard's fetches, listings | the position behind the last answer |
+//! | metrics recorder, tracing layer | every task, the caller's polls, `ack()` | one measurement or log line is missing |
+//! | wakers | every task, outside of locks | the task that woke it is restarted |
+//!
+//! Each is caught where it is called. What is caught nowhere else ends a step of a task, and the
+//! task goes on with what it knows, or reports it.
+
+use std::any::Any;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use futures::FutureExt;
+
+/// How many panics in a row the caller learns of by events alone.
+pub(crate) const TOLERATED: u32 = 2;
+
+/// What a panic said.
+#[derive(Debug, Clone)]
+pub(crate) struct Panic(String);
+
+impl Panic {
+    pub(crate) fn new(payload: Box<dyn Any + Send>) -> Self {
+        let said = match payload.downcast::<String>() {
+            Ok(said) => *said,
+            Err(payload) => match payload.downcast::<&'static str>() {
+                Ok(said) => (*said).to_owned(),
+                Err(payload) => {
+                    // What it is made of may panic in its turn when it is dropped.
+                    let _dropped = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+                    "a panic without a message".to_owned()
+                }
+            },
+        };
+        Self(said)
+    }
+}
+
+impl fmt::Display for Panic {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Panic {}
+
+/// Runs a future. A panic ends it and nothing else.
+pub(crate) async fn contain<T>(future: impl Future<Output = T>) -> Result<T, Panic> {
+    AssertUnwindSafe(future).catch_unwind().await.map_err(Panic::new)
+}
+
+/// Calls a function. A panic ends it and nothing else.
+pub(crate) fn contain_call<T>(call: impl FnOnce() -> T) -> Result<T, Panic> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(Panic::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn panic_of_any_payload_becomes_a_value() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("again");
+            }
+        }
+        let said = |result: Result<(), Panic>| result.unwrap_err().to_string();
+        assert_eq!(said(contain(async { panic!("boom") }).await), "boom");
+        assert_eq!(said(contain(async { panic!("boom {}", 1) }).await), "boom 1");
+        assert_eq!(said(contain_call(|| std::panic::panic_any(Bomb))), "a panic without a message");
+        assert_eq!(contain(async { 7 }).await.unwrap(), 7);
+    }
+}

@@ -1,0 +1,162 @@
+//! Panics of the metrics recorder and of the tracing layer, which are called from everywhere: from the
+//! crate's tasks, the caller's polls, `ack()`, and where something is dropped.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::Span;
+
+use super::{Event, Observer, Task};
+use crate::error::{Error, ErrorKind, Panic, TOLERATED, contain_call};
+
+/// How long a recorder or layer that panics again and again is not called: it doubles with each
+/// panic.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Writes a log line of the crate's own. A layer that panics loses it, and ends nothing.
+macro_rules! log_line {
+    ($level:ident, $($line:tt)*) => {
+        let _lost = $crate::error::contain_call(|| tracing::$level!($($line)*));
+    };
+}
+pub(crate) use log_line;
+
+/// What is known of one of them.
+#[derive(Debug)]
+pub(super) struct Sink {
+    began: Instant,
+    /// How many calls in a row have panicked.
+    panics: AtomicU32,
+    /// It is not called before, in milliseconds since the beginning; 0 where it is called.
+    resumes: AtomicU64,
+}
+
+impl Sink {
+    pub(super) fn new() -> Self {
+        Self { began: Instant::now(), panics: AtomicU32::new(0), resumes: AtomicU64::new(0) }
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn is_paused(&self) -> bool {
+        let resumes = self.resumes.load(Ordering::Relaxed);
+        resumes > 0 && self.millis() < resumes
+    }
+
+    fn succeeded(&self) {
+        if self.panics.load(Ordering::Relaxed) > 0 {
+            self.panics.store(0, Ordering::Relaxed);
+            self.resumes.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// How many calls in a row have panicked by now.
+    fn failed(&self) -> u32 {
+        let panics = self.panics.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        if panics > TOLERATED {
+            let doublings = (panics - TOLERATED - 1).min(16);
+            let pause = (FIRST_PAUSE * (1 << doublings)).min(LONGEST_PAUSE);
+            let pause = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+            self.resumes.store(self.millis().saturating_add(pause), Ordering::Relaxed);
+        }
+        panics
+    }
+}
+
+impl Observer {
+    fn sink(&self, task: Task) -> &Sink {
+        if task == Task::Metrics { &self.0.recorder } else { &self.0.layer }
+    }
+
+    /// Calls the metrics recorder or the tracing layer. `None` where it panics, or is not called
+    /// because it has panicked again and again.
+    pub(super) fn contain<T>(&self, task: Task, call: impl FnOnce() -> T) -> Option<T> {
+        let sink = self.sink(task);
+        if sink.is_paused() {
+            return None;
+        }
+        match contain_call(call) {
+            Ok(value) => {
+                sink.succeeded();
+                Some(value)
+            }
+            Err(panic) => {
+                self.report(task, panic);
+                None
+            }
+        }
+    }
+
+    /// Tells the listeners, the other one of recorder and layer, and, where it repeats, the caller.
+    fn report(&self, task: Task, panic: Panic) {
+        let panics = self.sink(task).failed();
+        let event = Event::TaskRestarted { task, shard_id: None, message: panic.to_string() };
+        // Their panics are told when something else is told.
+        let _ = contain_call(|| match task {
+            Task::Metrics => event.trace(&self.0.stream, &self.0.application),
+            _ => self.0.metrics.count(&event),
+        });
+        self.send(event);
+        if panics == TOLERATED + 1 {
+            let what = if task == Task::Metrics { "metrics recorder" } else { "tracing layer" };
+            let message = format!(
+                "the {what} panicked {panics} times in a row and is to be fixed; it is called again \
+                 after a pause: {panic}"
+            );
+            let error = Error::new(ErrorKind::Panicked, message).with_source(panic);
+            let _nobody_is_there = self.complain(error.in_stream(&self.0.stream));
+        }
+    }
+}
+
+/// A future within a span, which survives the panics of both: those of the future are its output.
+pub(crate) struct Spanned<F> {
+    future: Pin<Box<F>>,
+    span: Span,
+    observer: Observer,
+}
+
+impl<F: Future> Spanned<F> {
+    pub(super) fn new(future: F, span: Span, observer: Observer) -> Self {
+        Self { future: Box::pin(future), span, observer }
+    }
+}
+
+impl<F: Future> Future for Spanned<F> {
+    type Output = Result<F::Output, Panic>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { future, span, observer } = &mut *self;
+        let entered = observer.contain(Task::Tracing, || span.enter());
+        let polled = contain_call(|| future.as_mut().poll(context));
+        if let Err(panic) = contain_call(|| drop(entered)) {
+            observer.report(Task::Tracing, panic);
+        }
+        match polled {
+            Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+            Ok(Poll::Pending) => Poll::Pending,
+            Err(panic) => Poll::Ready(Err(panic)),
+        }
+    }
+}
+
+impl<F> Drop for Spanned<F> {
+    fn drop(&mut self) {
+        let span = std::mem::replace(&mut self.span, Span::none());
+        let _closed = contain_call(|| drop(span));
+    }
+}
+
+impl<F> fmt::Debug for Spanned<F> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Spanned").field("span", &self.span).finish_non_exhaustive()
+    }
+}
