@@ -146,6 +146,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod backoff;
 mod checkpoint;
 mod closing;
 mod consumer;

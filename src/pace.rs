@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
+use crate::backoff::{Backoff, REPORTED_CALLS, SHARD_CALLS};
+
 /// Five calls a second and shard:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
 pub(crate) const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
@@ -25,12 +27,6 @@ const FASTER: f64 = 0.25;
 /// one who kept to the limit exactly would leave the others no gap in which to be heard.
 const GAP: f64 = 0.1;
 
-/// A failing server is asked ever more rarely, down to every 25.6 s.
-const MOST_FAILED: u32 = 7;
-
-/// How long a caller who was told of an error that no retry cures waits for the next attempt.
-const REPORTED_PAUSE: Duration = Duration::from_secs(30);
-
 /// A subscription that is younger is not taken over:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>. A tenth of a
 /// second more, since the two clocks count from other moments.
@@ -43,7 +39,8 @@ const UNPACED: bool = option_env!("KINESTREAM_UNPACED").is_some();
 /// The pace of one shard's calls: never more than five in a second, nor more bytes than are
 /// granted; slower when there is nothing to read, when throttled and when calls fail.
 ///
-/// Every pause counts from the moment of the last call, so a slow answer costs nothing.
+/// A pause after an answer counts from the moment of the call, so a slow answer costs nothing; one after
+/// a failure counts from the failure.
 #[derive(Debug)]
 pub(crate) struct Pace {
     ticks: Interval,
@@ -54,8 +51,8 @@ pub(crate) struct Pace {
     since: Duration,
     /// Calls a second, as far as throttling lets it.
     rate: f64,
-    /// Failures in a row.
-    failed: u32,
+    failures: Backoff,
+    reports: Backoff,
 }
 
 impl Pace {
@@ -65,7 +62,15 @@ impl Pace {
         let mut ticks = interval_at(start, SHORTEST_PAUSE);
         // A late tick must not be made up for: two calls would fall together.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { ticks, idle, asked: start, since: Duration::ZERO, rate: MOST_CALLS, failed: 0 }
+        Self {
+            ticks,
+            idle,
+            asked: start,
+            since: Duration::ZERO,
+            rate: MOST_CALLS,
+            failures: Backoff::new(SHARD_CALLS),
+            reports: Backoff::new(REPORTED_CALLS),
+        }
     }
 
     /// Waits until the shard may be asked.
@@ -84,7 +89,7 @@ impl Pace {
 
     /// An answer of so many bytes came; `behind` says that there is more to read.
     pub(crate) fn answered(&mut self, bytes: usize, behind: bool) {
-        self.failed = 0;
+        self.failures.succeeded();
         self.rate = (self.rate + FASTER * self.since.as_secs_f64()).min(MOST_CALLS);
         let earned = Duration::from_millis((bytes as u64 * 1000).div_ceil(BYTES_PER_SECOND));
         if UNPACED && behind {
@@ -103,7 +108,7 @@ impl Pace {
 
     /// A subscription has begun: the next one may take over after five seconds.
     pub(crate) fn subscribed(&mut self) {
-        self.failed = 0;
+        self.failures.succeeded();
         self.pause(RESUBSCRIBE_PAUSE);
     }
 
@@ -114,13 +119,14 @@ impl Pace {
 
     /// The call failed, and may succeed later.
     pub(crate) fn failed(&mut self) {
-        self.failed = (self.failed + 1).min(MOST_FAILED);
-        self.pause(jitter(SHORTEST_PAUSE * 2_u32.pow(self.failed)));
+        let pause = self.failures.failed();
+        self.pause_from_now(pause);
     }
 
     /// The call failed, and only the caller can do something about it.
     pub(crate) fn reported(&mut self) {
-        self.pause(jitter(REPORTED_PAUSE));
+        let pause = self.reports.failed();
+        self.pause_from_now(pause);
     }
 
     /// A throttled pause is random by a quarter either way, or two readers of a shard would go on
@@ -136,11 +142,11 @@ impl Pace {
     fn pause(&mut self, pause: Duration) {
         self.ticks.reset_at((self.asked + pause).max(Instant::now()));
     }
-}
 
-/// Between half of the pause and all of it.
-pub(crate) fn jitter(pause: Duration) -> Duration {
-    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+    /// A call that failed late is not retried at once.
+    fn pause_from_now(&mut self, pause: Duration) {
+        self.ticks.reset_at(Instant::now() + pause);
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@
 //! nothing else; whoever needs the rest makes a new source from a checkpoint.
 
 mod aggregation;
-mod attempts;
 mod batch;
 mod budget;
 mod connections;

@@ -8,19 +8,16 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Consumer;
+use crate::backoff::{Backoff, LISTINGS};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Word;
 use crate::lineage::StartingPosition;
 use crate::observe::Event;
-use crate::pace::jitter;
 use crate::record::ShardId;
 use crate::source::{KnownShard, Listing};
 use crate::store::lease::{Edit, Lease, Table};
 use crate::store::{LONGEST_CALL, in_time};
-
-/// The first pause between listings that failed.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 /// What to do about positions that a worker has the lease of.
 ///
@@ -173,19 +170,19 @@ impl Consumer {
 
     /// Lists the shards, and tries again for a while what a retry cures.
     async fn listed(&self, since: Option<SystemTime>) -> Result<Listing> {
-        let (began, mut pause, mut failed) = (Instant::now(), FIRST_PAUSE, 0);
+        let (began, mut backoff, mut failed) = (Instant::now(), Backoff::new(LISTINGS), 0);
         loop {
             let error = match self.inner.kinesis.shards(since).await {
                 Ok(listing) => return Ok(listing),
                 Err(failure) => self.here(failure.error),
             };
+            let pause = backoff.failed();
             if !error.is_temporary() || began.elapsed() + pause >= LONGEST_CALL {
                 return Err(error);
             }
             failed += 1;
             self.inner.observer.tell(Event::retried(None, &error, failed));
-            sleep(jitter(pause)).await;
-            pause *= 2;
+            sleep(pause).await;
         }
     }
 

@@ -6,20 +6,17 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::worker::{FIRST_PAUSE, Worker, runs_out};
+use super::worker::{Worker, runs_out};
+use crate::backoff::{Backoff, CONFLICTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::Changes;
 use crate::observe::{Event, log_line};
-use crate::pace::jitter;
 use crate::shard::time_on_the_wall;
 use crate::store::lease::{Answer, Change, Request, Standing};
 use crate::store::{LONGEST_CALL, in_time};
 
 /// How long a store that has never answered may be out of reach before the caller is told.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
-
-/// Workers that decide at the same time are kept apart by so much.
-const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long the worker tries to save what is finished and to leave, when its time is over.
 const LAST_WORDS: Duration = Duration::from_secs(10);
@@ -28,6 +25,7 @@ impl Worker {
     /// Renews, and goes on until there is nothing to be changed any more.
     pub(super) async fn exchange(&mut self) {
         let mut is_due = true;
+        let mut conflicts = Backoff::new(CONFLICTS);
         loop {
             let decided = if self.pending.is_empty() { self.decide() } else { Changes::default() };
             let only_if_unchanged = !decided.list.is_empty();
@@ -61,9 +59,10 @@ impl Worker {
                 self.extend(asked, asked_at);
             }
             self.renew_at = asked + self.renewal();
-            (self.pause, self.failing_since, self.told) = (FIRST_PAUSE, None, false);
+            self.backoff.succeeded();
+            (self.failing_since, self.told) = (None, false);
             if is_conflict {
-                sleep(jitter(CONFLICT_PAUSE)).await;
+                sleep(conflicts.failed()).await;
             }
         }
     }
@@ -147,8 +146,7 @@ impl Worker {
         {
             (self.plan.lister.tell)(error);
         }
-        self.renew_at = Instant::now() + jitter(self.pause);
-        self.pause = (self.pause * 2).min(self.renewal().max(FIRST_PAUSE));
+        self.renew_at = Instant::now() + self.backoff.failed();
     }
 
     /// Another worker has this one's name: an earlier life of it, or a mistake.
@@ -194,13 +192,12 @@ impl Worker {
             // Whoever asks for it is told what stands against it, by the writer.
             let _told_elsewhere = self.plan.writer.flush().await;
             self.add_children().await;
-            let mut pause = FIRST_PAUSE;
+            self.backoff.succeeded();
             while let Err(error) =
                 in_time(self.plan.leases.exchange(&self.plan.scope, &request)).await
             {
                 log_line!(debug, %error, "cannot leave yet");
-                sleep(jitter(pause)).await;
-                pause *= 2;
+                sleep(self.backoff.failed()).await;
             }
         });
         if left.await.is_err() && self.joined {

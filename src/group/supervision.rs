@@ -7,10 +7,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::Word;
-use super::worker::{FIRST_PAUSE, Over, Worker};
+use super::worker::{Over, Worker};
+use crate::backoff::{Backoff, EXCHANGES};
 use crate::error::{Error, ErrorKind, Panic, TOLERATED, contain};
 use crate::observe::{Event, Task};
-use crate::pace::jitter;
 
 /// Panics that lie further apart than this are not one row.
 const SAME_ROW: Duration = Duration::from_secs(60);
@@ -18,7 +18,8 @@ const SAME_ROW: Duration = Duration::from_secs(60);
 impl Worker {
     /// Works until the worker's time is over, whatever panics meanwhile.
     pub(super) async fn supervise(&mut self, words: &mut mpsc::UnboundedReceiver<Word>) -> Over {
-        let (mut panics, mut pause) = (0, FIRST_PAUSE);
+        let mut panics = 0;
+        let mut backoff = Backoff::new(EXCHANGES.capped(self.renewal()));
         loop {
             let began = Instant::now();
             let panic = match contain(self.work(words)).await {
@@ -26,7 +27,8 @@ impl Worker {
                 Err(panic) => panic,
             };
             if began.elapsed() >= SAME_ROW {
-                (panics, pause) = (0, FIRST_PAUSE);
+                panics = 0;
+                backoff.succeeded();
             }
             panics += 1;
             self.tell_restarted(Task::Leases, &panic);
@@ -35,8 +37,7 @@ impl Worker {
             }
             // What it had begun with is found in the table.
             self.look_whole();
-            sleep(jitter(pause)).await;
-            pause = (pause * 2).min(self.renewal().max(FIRST_PAUSE));
+            sleep(backoff.failed()).await;
         }
     }
 

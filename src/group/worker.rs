@@ -12,15 +12,13 @@ use tokio::time::{Instant, sleep_until};
 
 use super::holdings::Holdings;
 use super::{Plan, Word};
+use crate::backoff::{Backoff, EXCHANGES};
 use crate::error::Panic;
 use crate::lineage::Listed;
 use crate::record::ShardId;
 use crate::shard::{CheckpointOn, Validity};
 use crate::source::KnownShard;
 use crate::store::lease::{Change, Table};
-
-/// The first pause after an exchange that failed; the longest is the pause between renewals.
-pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 /// Listings that are asked for, by the end of a shard whose children nobody names, come no closer
 /// than this.
@@ -46,7 +44,7 @@ pub(crate) struct Worker {
     pub(super) began: Instant,
     /// When the store was first asked of those times that it has not answered since.
     pub(super) failing_since: Option<Instant>,
-    pub(super) pause: Duration,
+    pub(super) backoff: Backoff,
     pub(super) renew_at: Instant,
     /// What the store is to be told, whatever is in the table.
     pub(super) pending: Vec<Change>,
@@ -105,7 +103,7 @@ impl Worker {
             told: false,
             began: now,
             failing_since: None,
-            pause: FIRST_PAUSE,
+            backoff: Backoff::new(EXCHANGES.capped(plan.rules.lease_duration / 3)),
             renew_at: now,
             pending: Vec::new(),
             named: Vec::new(),

@@ -7,17 +7,13 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, sleep};
 
 use super::start::{Pin, Start};
+use crate::backoff::{Backoff, LISTINGS};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Remedy};
 use crate::observe::{Event, Observer};
-use crate::pace::jitter;
 use crate::record::ShardId;
 use crate::source::{Kinesis, KnownShard, Listing, OnTrimmed, Position};
 use crate::store::lease::{Change, Lease, Table};
-
-/// The pauses between attempts that failed.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 
 /// How long a Kinesis that has never answered may be out of reach before the caller is told: a
 /// wrong endpoint or region looks just like a bad moment.
@@ -91,7 +87,7 @@ impl Lister {
 
     async fn until_answered(&self, since: Option<SystemTime>, begins: bool) -> Option<Listing> {
         let began = Instant::now();
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(LISTINGS);
         let (mut told, mut failed, mut panics) = (None, 0, 0);
         loop {
             let failure = match self.kinesis.shards(since).await {
@@ -119,8 +115,7 @@ impl Lister {
                 }
                 _ => {}
             }
-            sleep(jitter(pause)).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            sleep(backoff.failed()).await;
         }
     }
 

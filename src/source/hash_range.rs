@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use aws_sdk_kinesis::types::{HashKeyRange, Shard};
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::attempts::Attempts;
+use crate::backoff::Cooldown;
 use crate::error::Failure;
 use crate::record::ShardId;
 
@@ -41,7 +41,7 @@ pub(super) struct HashRanges(Mutex<Known>);
 #[derive(Debug, Default)]
 struct Known {
     ranges: BTreeMap<ShardId, HashRange>,
-    attempts: Attempts,
+    cooldown: Cooldown,
 }
 
 impl HashRanges {
@@ -59,10 +59,15 @@ impl HashRanges {
     ) -> Result<HashRange, Failure> {
         let mut known: MutexGuard<'_, Known> = self.0.lock().await;
         if !known.ranges.contains_key(shard) {
-            known.attempts.begin("ListShards failed")?;
-            let listed = list().await;
-            known.attempts.end(listed.is_err());
-            known.learn(&listed?);
+            known.cooldown.begin("ListShards failed")?;
+            match list().await {
+                Ok(listed) => known.learn(&listed),
+                Err(failure) => {
+                    known.cooldown.failed();
+                    return Err(failure);
+                }
+            }
+            known.cooldown.succeeded();
         }
         // One that is not listed has left retention meanwhile, and is read no further.
         Ok(known.ranges.get(shard).copied().unwrap_or(HashRange::WHOLE))

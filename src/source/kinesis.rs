@@ -14,17 +14,19 @@ use aws_sdk_kinesis::config::{
 use aws_sdk_kinesis::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
+use aws_sdk_kinesis::operation::register_stream_consumer::RegisterStreamConsumerError;
 use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types::{
     self, ConsumerStatus, ShardFilter, ShardFilterType, ShardIteratorType,
 };
+use futures::TryFutureExt;
 
 use super::Position;
 use super::connections::Place;
 use super::hash_range::{HashRange, HashRanges};
 use super::room::Room;
 use super::subscription::{Gauge, Subscription};
-use crate::error::{Failure, Remedy, Result, contain, date_of};
+use crate::error::{Error, ErrorKind, Failure, Remedy, Result, contain, date_of};
 use crate::record::{SequenceNumber, ShardId};
 
 /// A call that has not answered by then has failed: ten times what a 10 MiB answer takes at
@@ -158,7 +160,15 @@ impl Kinesis {
         let call = self.client.register_stream_consumer();
         let call = call.stream_arn(stream_arn).consumer_name(name);
         let call = call.customize().config_override(Self::once()).send();
-        answer("RegisterStreamConsumer", call).await.map(|_registered| ())
+        let mut is_full = false;
+        let call = call.inspect_err(|error| {
+            let refused = error.as_service_error();
+            is_full = refused.is_some_and(RegisterStreamConsumerError::is_limit_exceeded_exception);
+        });
+        let registered = answer("RegisterStreamConsumer", call).await;
+        registered
+            .map(|_registered| ())
+            .map_err(|failure| if is_full { too_many_consumers(failure) } else { failure })
     }
 
     pub(super) async fn deregister(&self, consumer_arn: &str) -> Result<(), Failure> {
@@ -265,6 +275,14 @@ impl Kinesis {
         let listed = answer("ListShards", call).await?;
         Ok((listed, date.read()))
     }
+}
+
+/// Reports what no retry cures.
+fn too_many_consumers(failure: Failure) -> Failure {
+    let message = "RegisterStreamConsumer failed: LimitExceededException; a stream has at most 20 \
+        registered consumers: deregister one, or pass the name of a registered one to fan_out";
+    let error = Error::new(ErrorKind::Rejected, message).with_source(failure.error);
+    Failure { remedy: Remedy::Report, error, ..failure }
 }
 
 /// How Kinesis is told where to begin.

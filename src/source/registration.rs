@@ -1,22 +1,15 @@
 //! The consumer of enhanced fan-out: found or registered, and waited for.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use aws_sdk_kinesis::types::ConsumerStatus;
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
 use super::Kinesis;
-use super::attempts::Attempts;
-use crate::error::{ErrorKind, Failure, Remedy, Result};
+use crate::backoff::{Backoff, Cooldown, REGISTRATIONS};
+use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
 use crate::observe::log_line;
-use crate::pace::jitter;
-
-/// How often a consumer that is being created is looked at. Twenty calls a second are allowed for a
-/// stream:
-/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_DescribeStreamConsumer.html>.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The consumer by which all shards of a stream are subscribed to.
 #[derive(Debug)]
@@ -30,7 +23,7 @@ pub(crate) struct Registration {
 #[derive(Debug, Default)]
 struct State {
     arn: Option<Arc<str>>,
-    attempts: Attempts,
+    cooldown: Cooldown,
     /// The kind of error that the caller knows of.
     told: Option<ErrorKind>,
 }
@@ -49,14 +42,14 @@ impl Registration {
         if let Some(arn) = &state.arn {
             return Ok(Arc::clone(arn));
         }
-        state.attempts.begin("the consumer of enhanced fan-out could not be found")?;
+        state.cooldown.begin("the consumer of enhanced fan-out could not be found")?;
         match self.find().await {
             Ok(arn) => {
                 *state = State { arn: Some(Arc::clone(&arn)), ..State::default() };
                 Ok(arn)
             }
             Err(mut failure) => {
-                state.attempts.end(true);
+                state.cooldown.failed();
                 // One of all shards tells of it.
                 if failure.remedy == Remedy::Report
                     && state.told.replace(failure.error.kind()) == Some(failure.error.kind())
@@ -99,18 +92,21 @@ impl Registration {
     async fn find(&self) -> Result<Arc<str>, Failure> {
         let by_arn = self.consumer.starts_with("arn:");
         let stream = if by_arn { None } else { Some(self.kinesis.stream_arn().await?) };
+        let mut backoff = Backoff::new(REGISTRATIONS);
+        let mut is_registered = false;
         loop {
             match self.kinesis.consumer(stream.as_deref(), &self.consumer).await {
                 Ok((arn, ConsumerStatus::Active)) => return Ok(arn),
                 Ok((_, status)) => {
                     log_line!(info, consumer = &*self.consumer, %status, "waiting for the consumer");
-                    sleep(jitter(LOOK_AGAIN)).await;
                 }
                 Err(failure) => match (failure.remedy, &stream) {
+                    (Remedy::Gone, Some(_)) if is_registered => return Err(self.unlisted()),
                     (Remedy::Gone, Some(stream)) => {
                         match self.kinesis.register(stream, &self.consumer).await {
                             Ok(()) => {
                                 log_line!(info, consumer = &*self.consumer, "registered");
+                                is_registered = true;
                             }
                             // Another worker was faster.
                             Err(failure) if failure.remedy == Remedy::WaitForOther => {}
@@ -120,6 +116,17 @@ impl Registration {
                     _ => return Err(failure),
                 },
             }
+            // Also after a registration, which may be listed late.
+            sleep(backoff.failed()).await;
         }
+    }
+
+    fn unlisted(&self) -> Failure {
+        let message = format!(
+            "consumer {} was registered, but DescribeStreamConsumer does not find it yet",
+            self.consumer
+        );
+        let error = Error::new(ErrorKind::Unavailable, message);
+        Failure { remedy: Remedy::Retry, error, answered: None }
     }
 }

@@ -25,17 +25,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::lease::{Fenced, Verdict};
 use super::{LeaseStore, Scope, in_time};
+use crate::backoff::{Backoff, SAVES};
 use crate::checkpoint::{Checkpoint, Watermark};
 use crate::closing::Closing;
 use crate::error::{Error, ErrorKind, Result, TOLERATED, contain};
 use crate::observe::{Event, Observer, Task, log_line};
-use crate::pace::jitter;
 use crate::record::ShardId;
 use crate::wakers::wake_all;
-
-/// The pauses between saves to a failing store: from the first to the last.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long the task goes on trying when nobody holds a handle any more.
 const LAST_WORDS: Duration = Duration::from_secs(10);
@@ -379,7 +375,8 @@ impl SettledPosition {
 /// A row of failed saves.
 struct Outage {
     since: Instant,
-    pause: Duration,
+    backoff: Backoff,
+    retry_at: Instant,
     told: bool,
 }
 
@@ -398,7 +395,7 @@ impl Saving {
     /// Runs until nobody holds a handle, whatever panics meanwhile.
     async fn run(mut self) {
         let mut ends = EndsEarly(Some(Arc::clone(&self.shared)));
-        let (mut panics, mut pause) = (0, FIRST_PAUSE);
+        let (mut panics, mut backoff) = (0, Backoff::new(SAVES));
         while let Err(panic) = contain(self.work()).await {
             let message = panic.to_string();
             let event = Event::TaskRestarted { task: Task::Checkpoints, shard_id: None, message };
@@ -408,8 +405,7 @@ impl Saving {
                 let _nobody_is_there = self.shared.tell(panicked(&panic).with_source(panic));
             }
             // As long as the store fails: what is to be saved is not held up by that.
-            sleep(jitter(pause)).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            sleep(backoff.failed()).await;
         }
         let _panicked = contain(last_words(&self.shared)).await;
         ends.0 = None;
@@ -419,7 +415,7 @@ impl Saving {
         loop {
             // While the store fails, nothing but time and a wish to flush brings the next attempt.
             let next = match &self.outage {
-                Some(outage) => Instant::now() + jitter(outage.pause),
+                Some(outage) => outage.retry_at,
                 None => self.written + self.shared.rhythm.interval.max(Duration::from_millis(1)),
             };
             let resting = self.outage.is_none() && self.shared.rhythm.interval.is_zero();
@@ -511,10 +507,11 @@ fn fail(
     let error = error.in_stream(&shared.scope.stream);
     let outage = outage.get_or_insert_with(|| {
         shared.observer.tell(Event::StoreFailed { message: error.to_string() });
-        Outage { since: started, pause: FIRST_PAUSE, told: false }
+        let backoff = Backoff::new(SAVES);
+        Outage { since: started, backoff, retry_at: started, told: false }
     });
     shared.observer.save_failed(outage.since);
-    outage.pause = (outage.pause * 2).min(LONGEST_PAUSE);
+    outage.retry_at = Instant::now() + outage.backoff.failed();
     let too_long = outage.since.elapsed() >= shared.rhythm.max_unflushed;
     let curable = error.is_temporary();
     let (mut refused, mut report) = (None, None);
@@ -553,11 +550,10 @@ fn overdue(cause: Error, limit: Duration) -> Error {
 /// Nobody is there to be told: what is finished is saved if the store lets us.
 async fn last_words(shared: &Shared) {
     let saved = timeout(LAST_WORDS, async {
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(SAVES);
         while let Err(error) = shared.save().await {
             log_line!(debug, scope = %shared.scope, %error, "the last checkpoints cannot be saved yet");
-            sleep(jitter(pause)).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            sleep(backoff.failed()).await;
         }
     });
     if saved.await.is_err() {

@@ -292,6 +292,55 @@ async fn a_consumer_that_may_not_be_registered_is_told_once_for_all_shards() {
     numbers(&mut records, 0..1).await;
 }
 
+/// Kinesis allows 5 calls of `RegisterStreamConsumer` and 20 of `DescribeStreamConsumer` per second.
+#[tokio::test(start_paused = true)]
+async fn registration_that_is_never_listed_stays_within_the_call_limits() {
+    let (kinesis, _orders) = orders(20);
+    kinesis.on_call(|call| match &*call.operation {
+        "DescribeStreamConsumer" => Outcome::failed(400, "ResourceNotFoundException", "none"),
+        "RegisterStreamConsumer" => Outcome::Garbled {
+            status: 200,
+            body: r#"{"Consumer":{"ConsumerName":"billing","ConsumerARN":"arn:c",
+                "ConsumerStatus":"CREATING","ConsumerCreationTimestamp":0}}"#
+                .to_owned(),
+        },
+        _ => Outcome::Served,
+    });
+    let mut records = pushed(&kinesis).build().unwrap().records();
+    assert_silent(&mut records).await;
+    for (operation, limit) in [("RegisterStreamConsumer", 5), ("DescribeStreamConsumer", 20)] {
+        let called: Vec<Instant> = calls(&kinesis, operation).iter().map(|call| call.at).collect();
+        assert!(called.len() > 10, "{operation} is called again: {}", called.len());
+        let most = called
+            .iter()
+            .map(|first| called.iter().filter(|at| (*first..*first + SECOND).contains(at)).count());
+        let most = most.max().unwrap();
+        assert!(most <= limit, "{operation}: {most} calls in a second, where {limit} are allowed");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn registration_beyond_the_twentieth_consumer_is_reported_once() {
+    let (kinesis, orders) = orders(2);
+    let client = kinesis.client();
+    let arn = client.describe_stream_summary().stream_name("orders").send().await.unwrap();
+    let arn = arn.stream_description_summary.unwrap().stream_arn;
+    let name = |number: usize| format!("consumer-{number}");
+    for number in 0..20 {
+        let call = client.register_stream_consumer().stream_arn(&arn);
+        call.consumer_name(name(number)).send().await.unwrap();
+    }
+    let mut records = pushed(&kinesis).build().unwrap().records();
+    let error = timeout(60 * SECOND, records.next()).await.expect("an error").unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Rejected);
+    assert!(error.to_string().contains("LimitExceededException"), "{error}");
+    assert_silent(&mut records).await;
+    let call = client.deregister_stream_consumer().stream_arn(&arn);
+    call.consumer_name(name(7)).send().await.unwrap();
+    orders.shard(0).put("0");
+    numbers(&mut records, 0..1).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stop_inside_a_packed_record_goes_on_inside_it() {
     let (kinesis, orders) = orders(1);

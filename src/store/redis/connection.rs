@@ -11,7 +11,6 @@
 //! Calls that come while one connects wait for its outcome, and share it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
@@ -23,12 +22,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::link::{CONNECT_TIMEOUT, FIRST_CONNECT_TIMEOUT, Link, Target};
 use super::refusal::is_over;
+use crate::backoff::{Backoff, CONNECTIONS};
 use crate::error::{Error, ErrorKind, Result};
-use crate::pace::jitter;
-
-/// Connection attempts of one store start at most this often. Callers back off much longer; this
-/// bounds what many of them do together.
-const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Cheap to clone; the clones share one connection.
 #[derive(Clone)]
@@ -92,7 +87,7 @@ impl Slot {
             return (attempt.clone(), state.number);
         }
         let start = state.next.max(Instant::now());
-        state.next = start + jitter(ATTEMPT_PAUSE);
+        state.next = start + Backoff::new(CONNECTIONS).failed();
         state.number += 1;
         let number = state.number;
         let slot = Arc::clone(self);

@@ -1,0 +1,223 @@
+//! The crate's only retry back-off: exponential, with full jitter, and with a floor.
+//!
+//! ```text
+//!   retry n after a failure: uniform in [floor, min(cap, base * 2^n)]      n = 0, 1, 2, …
+//! ```
+//!
+//! Full jitter spreads retries best (<https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>),
+//! but on its own may pick a pause of zero. The floor guarantees that every retry loop pauses.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::{Error, ErrorKind, Failure, Remedy};
+
+/// The bounds of one back-off.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// The shortest pause of any retry.
+    floor: Duration,
+    /// The longest pause of the first retry; it doubles with each further one.
+    base: Duration,
+    /// The longest pause of any retry.
+    cap: Duration,
+}
+
+/// Calls for one shard: at most 5 `GetRecords` and 5 `GetShardIterator` calls per second
+/// (<https://docs.aws.amazon.com/streams/latest/dev/service-sizes-and-limits.html>), so a retry
+/// waits at least 200 ms.
+pub(crate) const SHARD_CALLS: Limits = Limits::millis(200, 400, 25_600);
+
+/// Calls that failed for a reason which only the caller can remove, such as missing permissions.
+pub(crate) const REPORTED_CALLS: Limits = Limits::millis(15_000, 30_000, 30_000);
+
+/// Listings: `ListShards` allows 1,000 calls per second and stream
+/// (<https://docs.aws.amazon.com/kinesis/latest/APIReference/API_ListShards.html>), shared by all
+/// workers of all applications.
+pub(crate) const LISTINGS: Limits = Limits::millis(100, 200, 20_000);
+
+/// Registration of a consumer: 5 `RegisterStreamConsumer` and 20 `DescribeStreamConsumer` calls per
+/// second (<https://docs.aws.amazon.com/kinesis/latest/APIReference/API_RegisterStreamConsumer.html>,
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_DescribeStreamConsumer.html>), shared
+/// by all workers. A consumer becomes ACTIVE within about a minute.
+pub(crate) const REGISTRATIONS: Limits = Limits::millis(500, 1_000, 3_000);
+
+/// Calls that one task makes on behalf of all shards, each of which backs off by itself as well.
+pub(crate) const SHARED_CALLS: Limits = Limits::millis(500, 1_000, 5_000);
+
+/// Checkpoint saves: no store limits them, and a recovered store is to be used within seconds.
+pub(crate) const SAVES: Limits = Limits::millis(50, 200, 5_000);
+
+/// Lease renewals. The cap is lowered to the renewal interval where that is shorter.
+pub(crate) const EXCHANGES: Limits = Limits::millis(50, 200, 10_000);
+
+/// Connection attempts of one store. Its callers back off much longer; this bounds what many of them
+/// do together.
+#[cfg(feature = "redis")]
+pub(crate) const CONNECTIONS: Limits = Limits::millis(50, 100, 100);
+
+/// Conditional lease updates that another worker's update prevented: one round trip to the store
+/// takes milliseconds.
+pub(crate) const CONFLICTS: Limits = Limits::millis(5, 20, 320);
+
+impl Limits {
+    const fn millis(floor: u64, base: u64, cap: u64) -> Self {
+        let millis = Duration::from_millis;
+        Self { floor: millis(floor), base: millis(base), cap: millis(cap) }
+    }
+
+    /// The same limits with a cap of at most `cap`, which is never below the floor.
+    pub(crate) fn capped(self, cap: Duration) -> Self {
+        Self { cap: self.cap.min(cap).max(self.floor), ..self }
+    }
+
+    /// The pause after `failures` earlier failures, for a `random` number from 0 to 1.
+    fn pause(&self, failures: u32, random: f64) -> Duration {
+        let doubled = self.base.saturating_mul(2_u32.saturating_pow(failures));
+        let ceiling = doubled.min(self.cap).max(self.floor);
+        self.floor + ceiling.saturating_sub(self.floor).mul_f64(random)
+    }
+}
+
+/// Counts the failures in a row of one loop, and says how long to pause after each.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    limits: Limits,
+    failures: u32,
+}
+
+impl Backoff {
+    pub(crate) const fn new(limits: Limits) -> Self {
+        Self { limits, failures: 0 }
+    }
+
+    /// Counts a failure and returns the pause before the retry.
+    pub(crate) fn failed(&mut self) -> Duration {
+        let pause = self.limits.pause(self.failures, fastrand::f64());
+        self.failures = self.failures.saturating_add(1);
+        pause
+    }
+
+    /// Starts over after a success.
+    pub(crate) fn succeeded(&mut self) {
+        self.failures = 0;
+    }
+}
+
+/// Keeps tasks that share one call from retrying it one after the other: after a failure all of them
+/// are refused until the back-off is over.
+#[derive(Debug)]
+pub(crate) struct Cooldown {
+    backoff: Backoff,
+    until: Option<Instant>,
+}
+
+impl Default for Cooldown {
+    fn default() -> Self {
+        Self { backoff: Backoff::new(SHARED_CALLS), until: None }
+    }
+}
+
+impl Cooldown {
+    /// Starts an attempt. It counts as failed until [`succeeded`](Self::succeeded) is called, since it
+    /// may be dropped.
+    ///
+    /// # Errors
+    ///
+    /// `what` happened, and the back-off is not over.
+    pub(crate) fn begin(&mut self, what: &str) -> Result<(), Failure> {
+        let now = Instant::now();
+        if self.until.is_some_and(|until| now < until) {
+            return Err(Failure {
+                remedy: Remedy::Retry,
+                error: Error::new(ErrorKind::Unavailable, format!("{what} a moment ago")),
+                answered: None,
+            });
+        }
+        self.failed();
+        Ok(())
+    }
+
+    /// Counts a failed attempt; the back-off begins now.
+    pub(crate) fn failed(&mut self) {
+        self.until = Some(Instant::now() + self.backoff.failed());
+    }
+
+    /// Ends the back-off.
+    pub(crate) fn succeeded(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: &[Limits] = &[
+        SHARD_CALLS,
+        REPORTED_CALLS,
+        LISTINGS,
+        REGISTRATIONS,
+        SHARED_CALLS,
+        SAVES,
+        EXCHANGES,
+        CONFLICTS,
+        #[cfg(feature = "redis")]
+        CONNECTIONS,
+    ];
+
+    #[test]
+    fn pause_doubles_up_to_the_cap() {
+        let limits = Limits::millis(100, 200, 1_500);
+        let longest: Vec<u128> =
+            (0..6).map(|failures| limits.pause(failures, 1.0).as_millis()).collect();
+        assert_eq!(longest, [200, 400, 800, 1_500, 1_500, 1_500]);
+    }
+
+    #[test]
+    fn pause_is_at_least_the_floor_and_at_most_the_cap() {
+        for limits in ALL {
+            assert!(limits.floor > Duration::ZERO, "{limits:?} must pause");
+            assert!(limits.floor <= limits.base && limits.base <= limits.cap, "{limits:?}");
+            for failures in [0, 1, 31, 32, 64, u32::MAX] {
+                assert_eq!(limits.pause(failures, 0.0), limits.floor);
+                assert!(limits.pause(failures, 1.0) <= limits.cap, "{limits:?}, {failures}");
+            }
+        }
+    }
+
+    #[test]
+    fn lowered_cap_stays_above_the_floor() {
+        let limits = EXCHANGES.capped(Duration::from_millis(1));
+        assert_eq!(limits.pause(20, 1.0), EXCHANGES.floor);
+        let limits = EXCHANGES.capped(Duration::from_secs(1));
+        assert_eq!(limits.pause(20, 1.0), Duration::from_secs(1));
+        let limits = EXCHANGES.capped(Duration::from_secs(60));
+        assert_eq!(limits.pause(20, 1.0), EXCHANGES.cap);
+    }
+
+    #[test]
+    fn backoff_starts_over_after_a_success() {
+        let mut backoff = Backoff::new(SHARD_CALLS);
+        for _ in 0..20 {
+            backoff.failed();
+        }
+        backoff.succeeded();
+        assert!(backoff.failed() <= SHARD_CALLS.base, "the first pause is at most the base");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn cooldown_refuses_attempts_until_the_pause_is_over() {
+        let mut cooldown = Cooldown::default();
+        assert!(cooldown.begin("it failed").is_ok());
+        assert!(cooldown.begin("it failed").is_err(), "an attempt counts as failed");
+        tokio::time::advance(SHARED_CALLS.base).await;
+        assert!(cooldown.begin("it failed").is_ok());
+        tokio::time::advance(SHARED_CALLS.cap).await;
+        cooldown.failed();
+        assert!(cooldown.begin("it failed").is_err(), "the pause begins with the failure");
+        cooldown.succeeded();
+        assert!(cooldown.begin("it failed").is_ok());
+    }
+}
