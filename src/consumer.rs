@@ -1,6 +1,7 @@
 //! The consumer: what it reads, its two doors, and its end.
 
 mod builder;
+mod health;
 mod operations;
 mod records;
 mod session;
@@ -25,6 +26,7 @@ use crate::source::{Kinesis, Registration};
 use crate::store::{self, CheckpointStore, LeaseStore, Scope, Writer};
 
 pub use builder::ConsumerBuilder;
+pub use health::Health;
 pub use operations::WhenHeld;
 pub use records::Records;
 use session::Session;

@@ -18,6 +18,9 @@ pub mod operations {}
 #[doc = include_str!("guide/pace.md")]
 pub mod pace {}
 
+#[doc = include_str!("guide/probes.md")]
+pub mod probes {}
+
 #[doc = include_str!("guide/resharding.md")]
 pub mod resharding {}
 

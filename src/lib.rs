@@ -168,7 +168,7 @@ mod wakers;
 
 pub use checkpoint::Checkpoint;
 pub use consumer::{
-    Consumer, ConsumerBuilder, Records, ShardState, ShardStatus, Shards, Status, WhenHeld,
+    Consumer, ConsumerBuilder, Health, Records, ShardState, ShardStatus, Shards, Status, WhenHeld,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use lineage::{Ordering, ShardPosition, StartingPosition};

@@ -4,14 +4,17 @@
 //! Nothing here waits for anybody. The recorder and the layer are code of the caller's: they are called
 //! without any lock held, and their panics end here.
 
+mod backlog;
 mod containment;
 mod event;
 mod events;
+mod liveness;
 #[cfg(feature = "metrics")]
 mod metrics;
 #[cfg(not(feature = "metrics"))]
 #[path = "observe/no_metrics.rs"]
 mod metrics;
+mod polls;
 mod shard;
 
 use std::collections::BTreeMap;
@@ -30,9 +33,11 @@ use containment::Sink;
 pub(crate) use containment::{Spanned, log_line};
 pub use event::{Event, Task};
 pub use events::Events;
+use liveness::Liveness;
 use metrics::{ConsumerMetrics, ShardMetrics};
-pub(crate) use shard::ShardObserver;
+pub(crate) use polls::Polls;
 use shard::View;
+pub(crate) use shard::{InFlight, ShardObserver};
 
 /// Events that a slow listener may be behind before it misses some.
 const LONGEST_BACKLOG: usize = 1024;
@@ -60,6 +65,7 @@ struct Inner {
     unsaved: Mutex<Option<Instant>>,
     /// The shards that are read, for as long as they are.
     shards: Mutex<BTreeMap<ShardId, Weak<View>>>,
+    liveness: Liveness,
 }
 
 impl Observer {
@@ -76,6 +82,7 @@ impl Observer {
             unsaved: Mutex::default(),
             events: OnceLock::new(),
             shards: Mutex::default(),
+            liveness: Liveness::new(),
         }))
     }
 
@@ -164,12 +171,19 @@ impl Observer {
         observer
     }
 
-    /// How far behind the newest record of a shard its reader was when it asked last, in
-    /// milliseconds; `None` of a shard that is not read here, or has not answered yet.
+    /// How far the reader of a shard is behind its newest record, in milliseconds; `None` of a shard that is not read here, or has not answered yet.
     pub(crate) fn millis_behind_latest(&self, id: &ShardId) -> Option<i64> {
-        // Not under the lock: it may be the last one that is left of the shard.
-        let view = lock(&self.0.shards).get(id).and_then(Weak::upgrade);
-        view?.millis_behind_latest()
+        self.view(id)?.millis_behind_latest()
+    }
+
+    /// How the records of a shard stand with the caller; `None` of one that is not read here.
+    pub(crate) fn in_flight(&self, id: &ShardId) -> Option<InFlight> {
+        Some(self.view(id)?.in_flight())
+    }
+
+    /// Not used under the lock: it may be the last one that is left of the shard.
+    fn view(&self, id: &ShardId) -> Option<Arc<View>> {
+        lock(&self.0.shards).get(id).and_then(Weak::upgrade)
     }
 
     /// What goes on in a shard happens within it.

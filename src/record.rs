@@ -69,6 +69,9 @@ pub(crate) trait Finish: Send + Sync {
     /// number, is done with. Saying it twice changes nothing.
     fn finish(&self, number: u64, mark: &Mark);
 
+    /// All records before that number have been delivered.
+    fn deliver(&self, next: u64);
+
     /// The last so many records of those handed out were not: they are still to come.
     fn take_back(&self, records: usize);
 }

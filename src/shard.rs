@@ -8,6 +8,7 @@ mod tenure;
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures::Stream;
@@ -15,6 +16,7 @@ use futures::stream::FusedStream;
 
 pub(crate) use crate::closing::Closing;
 use crate::error::Result;
+use crate::observe::Polls;
 use crate::record::{Record, ShardId};
 
 pub(crate) use pulse::Pulse;
@@ -107,13 +109,14 @@ pub struct ShardStream {
     reading: Reading,
     handout: Handout,
     pulse: Option<Pulse>,
+    polls: Arc<Polls>,
 }
 
 impl ShardStream {
-    /// `pulse` is told of each poll.
-    pub(crate) fn new(reading: Reading, pulse: Option<Pulse>) -> Self {
+    /// `pulse` and `polls` are told of each poll.
+    pub(crate) fn new(reading: Reading, pulse: Option<Pulse>, polls: Arc<Polls>) -> Self {
         let handout = Handout::new(reading.checkpoint_on());
-        Self { reading, handout, pulse }
+        Self { reading, handout, pulse, polls }
     }
 
     /// The shard's name.
@@ -134,13 +137,9 @@ impl ShardStream {
         }
         self.reading
     }
-}
 
-impl Stream for ShardStream {
-    type Item = Result<Record>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Self { reading, handout, pulse } = &mut *self;
+    fn poll_record(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Record>>> {
+        let Self { reading, handout, pulse, .. } = self;
         if let Some(pulse) = pulse {
             pulse.beat(context.waker());
         }
@@ -159,6 +158,15 @@ impl Stream for ShardStream {
                 None => return Poll::Ready(None),
             }
         }
+    }
+}
+
+impl Stream for ShardStream {
+    type Item = Result<Record>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let polled = self.poll_record(context);
+        self.polls.polled(polled)
     }
 }
 

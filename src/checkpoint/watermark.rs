@@ -16,6 +16,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -42,6 +43,8 @@ pub(crate) enum Advance {
 /// The position of one shard while it is read.
 pub(crate) struct Watermark {
     state: Mutex<State>,
+    /// Records below this number have been delivered, or were to be and are taken back.
+    delivered: AtomicU64,
     tell: Box<dyn Fn(Advance) + Send + Sync>,
 }
 
@@ -57,13 +60,21 @@ struct State {
     passed: Option<(u64, Mark)>,
     handed_out: u64,
     unfinished: usize,
-    /// When records were handed out, by the number of the first: those of the prefix and of some
-    /// behind it.
+    /// When records were found to be delivered, by the number of the first: those of the prefix and
+    /// of some behind it.
     times: VecDeque<(u64, Instant)>,
+    /// Records below this number have their time.
+    noted: u64,
+    /// At most so many records may be unfinished.
+    limit: Option<usize>,
+    /// Since when as many are.
+    full_since: Option<Instant>,
+    /// It was said that this lasts.
+    is_stall_told: bool,
     /// No record will be handed out any more: the shard is closed and read to its end.
     ended: bool,
-    /// The checkpoint has changed since it was last taken.
-    changed: bool,
+    /// Since when the checkpoint is another than was last taken.
+    changed_at: Option<Instant>,
     /// No record is handed out any more, because the shard is to be handed over.
     retired: bool,
     /// The stream that waits for records to be finished.
@@ -81,7 +92,7 @@ struct Island {
 impl Watermark {
     /// `tell` is called, without any lock held, after each advance.
     pub(crate) fn new(tell: impl Fn(Advance) + Send + Sync + 'static) -> Self {
-        Self { state: Mutex::default(), tell: Box::new(tell) }
+        Self { state: Mutex::default(), delivered: AtomicU64::new(0), tell: Box::new(tell) }
     }
 
     /// The next `records` go to the caller now. The number of the first; `None` where none may go
@@ -92,19 +103,51 @@ impl Watermark {
             return None;
         }
         let first = state.handed_out;
-        state.note_time(first);
+        state.note_delivered(self.delivered());
         state.handed_out += records as u64;
         state.unfinished += records;
+        state.note_full();
         Some(first)
     }
 
-    /// How many records are handed out and not finished, and for how long the oldest of them has
-    /// been.
+    /// How many records have been delivered.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
+    /// How many records are delivered and not finished, and for how long the oldest of them has
+    /// been: to the second, where it is asked each second.
     pub(crate) fn unfinished(&self) -> (usize, Option<Duration>) {
+        self.lock().in_flight(self.delivered())
+    }
+
+    /// At most so many records may be unfinished.
+    pub(crate) fn limit(&self, records: usize) {
         let mut state = self.lock();
-        state.forget_times();
-        let oldest = state.times.front().map(|(_, time)| time.elapsed());
-        (state.unfinished, oldest.filter(|_| state.unfinished > 0))
+        state.limit = Some(records);
+        state.note_full();
+    }
+
+    /// Whether the limit holds the shard, so that no record is delivered.
+    pub(crate) fn is_full(&self) -> bool {
+        self.lock().full_since.is_some()
+    }
+
+    /// How many records are unfinished and since when, where the limit has held the shard for so
+    /// long. Said once, until a record is finished.
+    pub(crate) fn stalled(&self, time: Duration) -> Option<(usize, Duration)> {
+        let mut state = self.lock();
+        let since = state.full_since?;
+        if since.elapsed() < time || std::mem::replace(&mut state.is_stall_told, true) {
+            return None;
+        }
+        let (records, oldest) = state.in_flight(self.delivered());
+        Some((records, oldest.unwrap_or_else(|| since.elapsed())))
+    }
+
+    /// For how long the position has been further than it was when it was last taken.
+    pub(crate) fn changed_for(&self) -> Option<Duration> {
+        self.lock().changed_at.map(|at| at.elapsed())
     }
 
     /// No record is handed out from now on.
@@ -153,7 +196,7 @@ impl Watermark {
             let mut state = self.lock();
             state.passed = Some((state.handed_out, *place));
             let advanced = state.reach_passed();
-            state.changed |= advanced;
+            state.note_changed(advanced);
             advanced
         };
         if advanced {
@@ -166,18 +209,20 @@ impl Watermark {
         let complete = {
             let mut state = self.lock();
             state.ended = true;
-            state.changed |= state.is_complete();
-            state.is_complete()
+            let is_complete = state.is_complete();
+            state.note_changed(is_complete);
+            is_complete
         };
         if complete {
             (self.tell)(Advance::End);
         }
     }
 
-    /// The checkpoint, if it has changed since it was last taken.
-    pub(crate) fn take_changed(&self) -> Option<Checkpoint> {
+    /// The checkpoint, if it has changed since it was last taken, and since when it has.
+    pub(crate) fn take_changed(&self) -> Option<(Checkpoint, Instant)> {
         let mut state = self.lock();
-        if std::mem::take(&mut state.changed) { state.checkpoint() } else { None }
+        let since = state.changed_at.take()?;
+        Some((state.checkpoint()?, since))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -195,8 +240,9 @@ impl Finish for Watermark {
             }
             state.unfinished = state.unfinished.saturating_sub(1);
             let advanced = state.insert(number, mark);
+            state.note_full();
             state.reach_passed();
-            state.changed |= advanced;
+            state.note_changed(advanced);
             let advance = match advanced {
                 true if state.is_complete() => Some(Advance::End),
                 true => Some(Advance::Position),
@@ -210,11 +256,17 @@ impl Finish for Watermark {
         }
     }
 
+    #[inline]
+    fn deliver(&self, next: u64) {
+        self.delivered.store(next, Ordering::Relaxed);
+    }
+
     fn take_back(&self, records: usize) {
         let wakers = {
             let mut state = self.lock();
             state.handed_out -= records as u64;
             state.unfinished -= records;
+            state.note_full();
             [state.waiting.take(), state.settled()]
         };
         wake_all(wakers.into_iter().flatten());
@@ -222,12 +274,12 @@ impl Finish for Watermark {
 }
 
 impl State {
-    /// Records from this number on are handed out now.
-    fn note_time(&mut self, first: u64) {
-        self.forget_times();
-        while self.times.back().is_some_and(|(number, _)| *number >= first) {
-            self.times.pop_back();
+    /// Records below that number have been delivered by now.
+    fn note_delivered(&mut self, delivered: u64) {
+        if delivered <= self.noted {
+            return;
         }
+        let first = std::mem::replace(&mut self.noted, delivered);
         if self.times.len() >= MOST_TIMES {
             // Half of them say it half as exactly.
             let mut is_kept = false;
@@ -237,6 +289,32 @@ impl State {
             });
         }
         self.times.push_back((first, Instant::now()));
+        self.forget_times();
+    }
+
+    fn in_flight(&mut self, delivered: u64) -> (usize, Option<Duration>) {
+        self.note_delivered(delivered);
+        self.forget_times();
+        let undelivered = self.handed_out.saturating_sub(delivered);
+        let undelivered = usize::try_from(undelivered).unwrap_or(usize::MAX);
+        let records = self.unfinished.saturating_sub(undelivered);
+        let oldest = self.times.front().map(|(_, time)| time.elapsed());
+        (records, oldest.filter(|_| records > 0))
+    }
+
+    /// Notes whether as many records are unfinished as may be.
+    fn note_full(&mut self) {
+        if self.limit.is_some_and(|limit| self.unfinished >= limit) {
+            self.full_since.get_or_insert_with(Instant::now);
+        } else {
+            (self.full_since, self.is_stall_told) = (None, false);
+        }
+    }
+
+    fn note_changed(&mut self, has_changed: bool) {
+        if has_changed {
+            self.changed_at.get_or_insert_with(Instant::now);
+        }
     }
 
     /// Forgets the times of what is finished.
@@ -352,6 +430,8 @@ mod tests {
         let records = records(1000);
         for (number, _) in &records {
             assert_eq!(watermark.hand_out(1), Some(*number));
+            watermark.deliver(number + 1);
+            assert!(watermark.unfinished().0 > 0, "it is asked each second");
             tokio::time::advance(second).await;
         }
         assert_eq!(watermark.unfinished(), (1000, Some(1000 * second)));
@@ -364,10 +444,42 @@ mod tests {
         watermark.finish(0, &Mark::from(&records[0].1));
         assert_eq!(watermark.unfinished(), (0, None));
         watermark.hand_out(2);
+        assert_eq!(watermark.unfinished(), (0, None), "none of them is delivered yet");
+        watermark.deliver(1001);
+        assert_eq!(watermark.unfinished().0, 1);
         tokio::time::advance(second).await;
         watermark.take_back(1);
         watermark.hand_out(1);
+        watermark.deliver(1002);
         assert_eq!(watermark.unfinished(), (2, Some(second)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn limit_that_holds_is_said_once_until_a_record_is_finished() {
+        let watermark = Watermark::new(|_| {});
+        watermark.limit(2);
+        let (second, records) = (Duration::from_secs(1), records(4));
+        let stalled = || watermark.stalled(30 * second);
+        let deliver = || {
+            let number = watermark.hand_out(1).unwrap();
+            watermark.deliver(number + 1);
+            watermark.unfinished();
+        };
+        deliver();
+        tokio::time::advance(31 * second).await;
+        assert!(!watermark.is_full() && stalled().is_none());
+        deliver();
+        tokio::time::advance(29 * second).await;
+        assert!(watermark.is_full() && stalled().is_none());
+        tokio::time::advance(second).await;
+        assert_eq!(stalled(), Some((2, 61 * second)));
+        tokio::time::advance(60 * second).await;
+        assert_eq!(stalled(), None, "it is said once");
+        watermark.finish(1, &Mark::from(&records[1].1));
+        assert!(!watermark.is_full());
+        deliver();
+        tokio::time::advance(30 * second).await;
+        assert_eq!(stalled(), Some((2, 151 * second)), "and again when it has moved");
     }
 
     proptest! {
@@ -408,7 +520,7 @@ mod tests {
                         sub_sequence_number: None,
                     }),
                 };
-                if let Some(checkpoint) = watermark.take_changed() {
+                if let Some((checkpoint, _)) = watermark.take_changed() {
                     last = Some(checkpoint);
                 }
                 prop_assert_eq!(&last, &expected);
@@ -426,7 +538,7 @@ mod tests {
             watermark.finish(number, &(&sequence_number).into());
         }
         assert_eq!(watermark.lock().islands.len(), 1);
-        assert_eq!(watermark.take_changed(), None);
+        assert!(watermark.take_changed().is_none());
     }
 
     #[test]

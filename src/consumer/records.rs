@@ -1,5 +1,6 @@
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::Stream;
@@ -7,6 +8,7 @@ use futures::stream::{FusedStream, SelectAll};
 
 use super::Shards;
 use crate::error::{Error, ErrorKind, Result};
+use crate::observe::Polls;
 use crate::record::Record;
 use crate::shard::{CheckpointOn, Handout, Pulse, Reading};
 
@@ -47,12 +49,16 @@ pub struct Records {
     merged: SelectAll<Reading>,
     handout: Handout,
     pulse: Option<Pulse>,
+    polls: Arc<Polls>,
 }
 
 impl Records {
     pub(super) fn new(shards: Shards, checkpoint_on: CheckpointOn) -> Self {
+        let polls = shards.polls();
+        polls.of_records();
         Self {
             pulse: shards.pulse(),
+            polls,
             shards: Some(shards),
             merged: SelectAll::new(),
             handout: Handout::new(checkpoint_on),
@@ -81,35 +87,41 @@ impl Records {
     }
 }
 
-impl Stream for Records {
-    type Item = Result<Record>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = &mut *self;
-        if let Some(pulse) = &this.pulse {
+impl Records {
+    fn poll_record(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Record>>> {
+        if let Some(pulse) = &self.pulse {
             pulse.beat(context.waker());
         }
-        this.handout.finish_last();
-        if this.shards.as_ref().is_some_and(Shards::is_closed) {
-            this.handout.clear();
+        self.handout.finish_last();
+        if self.shards.as_ref().is_some_and(Shards::is_closed) {
+            self.handout.clear();
         }
         loop {
-            let record = this.handout.next();
+            let record = self.handout.next();
             if record.is_some() {
                 return Poll::Ready(record);
             }
-            if let Err(error) = this.poll_shards(context) {
-                return Poll::Ready(Some(Err(this.after(error))));
+            if let Err(error) = self.poll_shards(context) {
+                return Poll::Ready(Some(Err(self.after(error))));
             }
-            match Pin::new(&mut this.merged).poll_next(context) {
-                Poll::Ready(Some(Ok(run))) => this.handout.give(run),
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(this.after(error)))),
+            match Pin::new(&mut self.merged).poll_next(context) {
+                Poll::Ready(Some(Ok(run))) => self.handout.give(run),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(self.after(error)))),
                 // Between a parent and its children there may be nothing to read for a while.
-                Poll::Ready(None) if this.shards.is_some() => return Poll::Pending,
+                Poll::Ready(None) if self.shards.is_some() => return Poll::Pending,
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending => return Poll::Pending,
             }
         }
+    }
+}
+
+impl Stream for Records {
+    type Item = Result<Record>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let polled = self.poll_record(context);
+        self.polls.polled(polled)
     }
 }
 

@@ -90,6 +90,7 @@ impl Session {
             inner.worker.lock().unwrap_or_else(PoisonError::into_inner).replace(is_at_work);
         tokio::spawn({
             let (writer, has_left) = (writer.clone(), Arc::clone(&has_left));
+            let (observer, going) = (inner.observer.clone(), inner.observer.begin_reading());
             async move {
                 let ended = async {
                     tokio::select! {
@@ -107,7 +108,12 @@ impl Session {
                 })
                 .await;
                 drop(writer);
-                worker.run(words, ended).await;
+                tokio::select! {
+                    biased;
+                    () = worker.run(words, ended) => {}
+                    () = observer.watch() => {}
+                }
+                going.end();
                 // Before the last sender of shards is gone, by which the streams notice.
                 has_left.store(true, Atomic::SeqCst);
                 drop((at_work, opening));
@@ -218,6 +224,6 @@ impl Running {
             }),
             session: Arc::clone(&self.session) as _,
         });
-        ShardStream::new(reading, pulse)
+        ShardStream::new(reading, pulse, inner.observer.polls())
     }
 }

@@ -8,6 +8,7 @@ use futures::stream::FusedStream;
 
 use super::session::{Running, Session};
 use crate::error::{Error, Result};
+use crate::observe::Polls;
 use crate::shard::{Closing, Pulse, ShardStream};
 
 /// The shards of a stream, each as a [`ShardStream`]: those there are at the start, those that come
@@ -38,6 +39,7 @@ use crate::shard::{Closing, Pulse, ShardStream};
 #[must_use = "streams do nothing unless polled"]
 pub struct Shards {
     state: State,
+    polls: Arc<Polls>,
 }
 
 enum State {
@@ -55,11 +57,19 @@ enum State {
 
 impl Shards {
     pub(super) fn refused(error: Error) -> Self {
-        Self { state: State::Refused(error) }
+        // Nobody looks at how often an error is asked for.
+        Self { state: State::Refused(error), polls: Arc::default() }
     }
 
     pub(super) fn new(session: Session) -> Self {
-        Self { state: State::Idle(Arc::new(session)) }
+        let polls = session.consumer().inner.observer.polls();
+        polls.of_shards();
+        Self { state: State::Idle(Arc::new(session)), polls }
+    }
+
+    /// Where its polls are noted.
+    pub(super) fn polls(&self) -> Arc<Polls> {
+        Arc::clone(&self.polls)
     }
 
     /// Where the polls of a merged stream are noted, if that matters.
@@ -81,10 +91,8 @@ impl Shards {
     }
 }
 
-impl Stream for Shards {
-    type Item = Result<ShardStream>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+impl Shards {
+    fn poll_shard(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<ShardStream>>> {
         loop {
             match std::mem::replace(&mut self.state, State::Done) {
                 State::Done => return Poll::Ready(None),
@@ -108,6 +116,15 @@ impl Stream for Shards {
                 }
             }
         }
+    }
+}
+
+impl Stream for Shards {
+    type Item = Result<ShardStream>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let polled = self.poll_shard(context);
+        self.polls.polled(polled)
     }
 }
 

@@ -1,6 +1,7 @@
 //! How an application stands, seen from any of its consumers.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::Consumer;
 use crate::checkpoint::Checkpoint;
@@ -61,9 +62,14 @@ pub struct ShardStatus {
     pub epoch: u64,
     /// The shards that it was split or merged from.
     pub parents: Vec<ShardId>,
-    /// How far behind its newest record it was when it was read last, in milliseconds, as Kinesis
-    /// told. Only of shards that this consumer reads, from its first answer on.
+    /// How far the reader is behind the newest record, in milliseconds: as the last answer of Kinesis
+    /// said, or, while records are fetched and not delivered, as far as the oldest of them is by now.
+    /// Only of shards that this consumer reads, from its first answer on.
     pub millis_behind_latest: Option<i64>,
+    /// How many records are delivered and not acknowledged. Only of shards that this consumer reads.
+    pub unacknowledged: Option<usize>,
+    /// How long ago the oldest of them was delivered, to the second; `None` where there is none.
+    pub oldest_unacknowledged: Option<Duration>,
 }
 
 /// What becomes of a shard.
@@ -117,6 +123,7 @@ impl Consumer {
                 None if is_readable(&table, lease, ordering) => ShardState::Free,
                 None => ShardState::Waiting,
             };
+            let in_flight = inner.observer.in_flight(id);
             let status = ShardStatus {
                 state,
                 position: lease.checkpoint.clone(),
@@ -124,6 +131,8 @@ impl Consumer {
                 epoch: lease.epoch,
                 parents: lease.parents.clone().unwrap_or_default(),
                 millis_behind_latest: inner.observer.millis_behind_latest(id),
+                unacknowledged: in_flight.map(|in_flight| in_flight.unacknowledged),
+                oldest_unacknowledged: in_flight.and_then(|in_flight| in_flight.oldest),
             };
             (id.clone(), status)
         });

@@ -50,6 +50,7 @@ impl Worker {
                 self.applied(decided.losses);
             }
             self.welcome(answer);
+            self.plan.observer.renewed(self.holdings.len());
             // Only now: what is lost must not be taken for valid again. What the store has still to
             // be told of may go to another before, also where this worker read on for being alone.
             let restores = |change: &Change| matches!(change, Change::Restore { .. });

@@ -141,6 +141,16 @@ pub enum Event {
         /// The shard.
         shard_id: ShardId,
     },
+    /// The in-flight limit has held the shard for 30 s: no record of it was acknowledged, and none is
+    /// delivered before one is. Told again only after it has moved.
+    Stalled {
+        /// The shard.
+        shard_id: ShardId,
+        /// How many records are delivered and not acknowledged.
+        unacknowledged: usize,
+        /// How long ago the oldest of them was delivered.
+        oldest: Duration,
+    },
     /// Code that the caller supplies has panicked, and what called it goes on: a call is retried
     /// after a pause, a task is restarted.
     TaskRestarted {
@@ -233,6 +243,7 @@ impl Event {
             | Self::Resharded { shard_id, .. }
             | Self::CaughtUp { shard_id }
             | Self::Gap { shard_id, .. }
+            | Self::Stalled { shard_id, .. }
             | Self::CallerStopped { shard_id } => Some(shard_id),
             Self::Throttled { shard_id, .. }
             | Self::Retried { shard_id, .. }
@@ -300,6 +311,12 @@ impl Event {
             }
             Self::StoreForgot => log!(warn, "the store has forgotten: telling it again"),
             Self::CallerStopped { .. } => log!(warn, "its caller has stopped polling"),
+            Self::Stalled { unacknowledged, oldest, .. } => log!(
+                warn,
+                "shard stalled: the in-flight limit holds it until a record is acknowledged",
+                unacknowledged = unacknowledged,
+                oldest = field::debug(oldest)
+            ),
             Self::TaskRestarted { task, message, .. } => {
                 log!(
                     warn,

@@ -163,6 +163,11 @@ impl ShardMetrics {
         self.behind.set(millis_behind_latest as f64);
     }
 
+    #[allow(clippy::cast_precision_loss, reason = "a lag of 285,000 years")]
+    pub(super) fn behind(&self, millis_behind_latest: i64) {
+        self.behind.set(millis_behind_latest as f64);
+    }
+
     #[allow(clippy::cast_precision_loss, reason = "as many records as nobody has")]
     pub(super) fn measure(&self, unfinished: usize, oldest: Option<Duration>) {
         self.unfinished.set(unfinished as f64);
@@ -209,10 +214,10 @@ fn describe() {
     describe_gauge!(
         BEHIND,
         Unit::Milliseconds,
-        "How far the last answer lay behind the newest record"
+        "How far the oldest record to be delivered is behind the newest of the shard"
     );
-    describe_gauge!(UNFINISHED, Unit::Count, "Records that are handed out and not finished");
-    describe_gauge!(OLDEST, Unit::Seconds, "Since when the oldest unfinished record is handed out");
+    describe_gauge!(UNFINISHED, Unit::Count, "Records that are delivered and not acknowledged");
+    describe_gauge!(OLDEST, Unit::Seconds, "How long ago the oldest of them was delivered");
     describe_counter!(RETRIES, Unit::Count, "Calls of Kinesis that failed and were made again");
     describe_counter!(GAPS, Unit::Count, "Times that records were lost before they were read");
     describe_counter!(POSITIONS, Unit::Count, "Positions saved");

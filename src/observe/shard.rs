@@ -1,7 +1,9 @@
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use super::backlog::Backlog;
 use super::metrics::ShardMetrics;
 use super::{Event, Observer, Spanned, Task};
 use crate::checkpoint::Watermark;
@@ -20,22 +22,59 @@ pub(crate) struct ShardObserver {
 /// What is seen of a shard that is read.
 pub(super) struct View {
     id: ShardId,
+    /// As the last answer said.
     millis_behind_latest: AtomicI64,
+    backlog: Backlog,
     watermark: Weak<Watermark>,
     metrics: ShardMetrics,
 }
 
+/// How the records of a shard stand with the caller.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct InFlight {
+    /// Delivered and not acknowledged.
+    pub(crate) unacknowledged: usize,
+    pub(crate) oldest: Option<Duration>,
+    /// For how long the oldest record has been waiting that is fetched and not delivered, unless the
+    /// in-flight limit holds it.
+    pub(crate) undelivered: Option<Duration>,
+}
+
 impl View {
+    fn delivered(&self) -> u64 {
+        // Nobody has it any more: then nothing is to be delivered.
+        self.watermark.upgrade().map_or(u64::MAX, |watermark| watermark.delivered())
+    }
+
+    /// How far the oldest record that is to be delivered is behind the newest of the shard; where all
+    /// that was fetched is delivered, how far the last answer was.
     pub(super) fn millis_behind_latest(&self) -> Option<i64> {
-        let millis = self.millis_behind_latest.load(Ordering::Relaxed);
-        (millis != UNKNOWN).then_some(millis)
+        let last = self.millis_behind_latest.load(Ordering::Relaxed);
+        let oldest = self.backlog.oldest(self.delivered()).map(|(_, millis)| millis);
+        (last != UNKNOWN).then(|| oldest.unwrap_or(last).max(last))
+    }
+
+    pub(super) fn in_flight(&self) -> InFlight {
+        let Some(watermark) = self.watermark.upgrade() else { return InFlight::default() };
+        let (unacknowledged, oldest) = watermark.unfinished();
+        let undelivered = if watermark.is_full() {
+            None
+        } else {
+            self.backlog.oldest(watermark.delivered()).map(|(age, _)| age)
+        };
+        InFlight { unacknowledged, oldest, undelivered }
+    }
+
+    /// That the in-flight limit has held the shard for so long, if it is to be told.
+    pub(super) fn stalled(&self, time: Duration) -> Option<Event> {
+        let (unacknowledged, oldest) = self.watermark.upgrade()?.stalled(time)?;
+        Some(Event::Stalled { shard_id: self.id.clone(), unacknowledged, oldest })
     }
 
     pub(super) fn measure(&self) {
-        if let Some(watermark) = self.watermark.upgrade() {
-            let (unfinished, oldest) = watermark.unfinished();
-            self.metrics.measure(unfinished, oldest);
-        }
+        let InFlight { unacknowledged, oldest, .. } = self.in_flight();
+        self.metrics.measure(unacknowledged, oldest);
+        self.metrics.behind(self.millis_behind_latest().unwrap_or(0));
     }
 }
 
@@ -54,7 +93,8 @@ impl ShardObserver {
     ) -> Self {
         let millis_behind_latest = AtomicI64::new(UNKNOWN);
         let watermark = Arc::downgrade(watermark);
-        let view = Arc::new(View { id, millis_behind_latest, watermark, metrics });
+        let backlog = Backlog::default();
+        let view = Arc::new(View { id, millis_behind_latest, backlog, watermark, metrics });
         Self { observer, view }
     }
 
@@ -75,12 +115,20 @@ impl ShardObserver {
         Spanned::new(future, self.observer.span(self.shard_id()), self.observer.clone())
     }
 
+    /// So many records are to be delivered, of an answer that far behind the newest record.
+    pub(crate) fn fetched(&self, records: usize, millis_behind_latest: i64) {
+        let delivered = self.view.delivered();
+        self.view.backlog.fetched(records, millis_behind_latest.max(0), delivered);
+    }
+
     /// Kinesis has answered with so many records and bytes, and so far behind its newest record is
     /// the shard.
     pub(crate) fn answered(&self, records: usize, bytes: usize, millis_behind_latest: i64) {
         let millis = millis_behind_latest.max(0);
-        self.observer.contain(Task::Metrics, || self.view.metrics.answered(records, bytes, millis));
+        self.observer.fetched();
         let before = self.view.millis_behind_latest.swap(millis, Ordering::Relaxed);
+        let behind = self.view.millis_behind_latest().unwrap_or(millis);
+        self.observer.contain(Task::Metrics, || self.view.metrics.answered(records, bytes, behind));
         if millis == 0 && before != 0 {
             self.tell(Event::CaughtUp { shard_id: self.shard_id().clone() });
         }

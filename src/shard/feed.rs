@@ -67,7 +67,7 @@ impl Feed {
         let mut task = JoinSet::new();
         task.spawn({
             let demand = Arc::clone(&demand);
-            let fetched = sender.clone();
+            let (fetched, buffered) = (sender.clone(), observer.clone());
             let fetching = async move {
                 // The permit stays with the item: it is given anew when the item was received.
                 while let Ok(permit) = wanted(&demand, &mut source).await {
@@ -75,6 +75,9 @@ impl Feed {
                     let Some(item) = source.next().await else {
                         return;
                     };
+                    if let Ok(Fetched::Records(batch, _)) = &item {
+                        buffered.fetched(batch.len(), batch.origin().millis_behind_latest);
+                    }
                     if fetched.send(Message::Fetched(item)).is_err() {
                         return;
                     }

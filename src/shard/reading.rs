@@ -87,6 +87,9 @@ enum State {
 
 impl Reading {
     pub(crate) fn new(plan: Plan) -> Self {
+        if plan.checkpoint_on == CheckpointOn::Ack {
+            plan.watermark.limit(plan.max_in_flight);
+        }
         Self {
             observer: plan.observer,
             parents: plan.parents,

@@ -106,6 +106,7 @@ impl Run {
             Ok(record) => {
                 self.next += 1;
                 self.left -= 1;
+                self.buffer.batch.origin().finish.deliver(self.next);
                 Some(record)
             }
             Err(error) => {

@@ -75,7 +75,7 @@ struct State {
     saved: u64,
     watched: Vec<Watched>,
     /// By shard and epoch.
-    pending: BTreeMap<(ShardId, u64), Checkpoint>,
+    pending: BTreeMap<(ShardId, u64), Pending>,
     gate: Gate,
     /// The last save failed.
     failing: bool,
@@ -84,6 +84,14 @@ struct State {
     /// It was, since the last save.
     is_told: bool,
     waiting: Vec<Waker>,
+}
+
+/// A position that is to be saved.
+#[derive(Debug)]
+struct Pending {
+    checkpoint: Checkpoint,
+    /// Since when the shard has another position than the store.
+    since: Instant,
 }
 
 /// A shard whose position is saved as it advances.
@@ -165,6 +173,14 @@ impl Writer {
     /// Whether nobody has told yet of the store that fails; who asks tells of it.
     pub(crate) fn is_untold(&self) -> bool {
         !std::mem::replace(&mut self.shared.lock().is_told, true)
+    }
+
+    /// For how long the oldest position that is not saved has been waiting for that.
+    pub(crate) fn unsaved_for(&self) -> Option<Duration> {
+        let state = self.shared.lock();
+        let pending = state.pending.values().map(|pending| pending.since.elapsed());
+        let changed = state.watched.iter().filter_map(|watched| watched.watermark.changed_for());
+        pending.chain(changed).max()
     }
 
     /// Saves everything that is finished, and waits until it is saved.
@@ -272,18 +288,20 @@ impl Shared {
         let advanced = state.advanced;
         let State { watched, pending, .. } = &mut *state;
         let is_over = |Watched { shard, epoch, watermark, .. }: &mut Watched| {
-            if let Some(checkpoint) = watermark.take_changed() {
-                pending.insert((shard.clone(), *epoch), checkpoint);
+            if let Some((checkpoint, since)) = watermark.take_changed() {
+                let place = (shard.clone(), *epoch);
+                let since = pending.get(&place).map_or(since, |before| before.since);
+                pending.insert(place, Pending { checkpoint, since });
                 return false;
             }
             // Neither a stream nor a record is left that could advance it, nor is it to be told of.
             Arc::strong_count(watermark) == 1 && !pending.contains_key(&(shard.clone(), *epoch))
         };
         let over: Vec<Watched> = watched.extract_if(.., is_over).collect();
-        let fenced = |((shard, epoch), checkpoint): (&(ShardId, u64), &Checkpoint)| Fenced {
+        let fenced = |((shard, epoch), pending): (&(ShardId, u64), &Pending)| Fenced {
             shard: shard.clone(),
             epoch: *epoch,
-            checkpoint: checkpoint.clone(),
+            checkpoint: pending.checkpoint.clone(),
         };
         let positions = pending.iter().map(fenced).collect();
         drop(state);
@@ -330,7 +348,8 @@ impl State {
     /// Takes note of what has become of a position, and gives what is to be told of it.
     fn settle(&mut self, saved: Fenced, verdict: Verdict) -> Option<SettledPosition> {
         let place = (saved.shard.clone(), saved.epoch);
-        if verdict == Verdict::Lost || self.pending.get(&place) == Some(&saved.checkpoint) {
+        let is_it = |pending: &Pending| pending.checkpoint == saved.checkpoint;
+        if verdict == Verdict::Lost || self.pending.get(&place).is_some_and(is_it) {
             self.pending.remove(&place);
         }
         if verdict == Verdict::Saved && saved.checkpoint != Checkpoint::ShardEnd {

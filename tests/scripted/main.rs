@@ -24,6 +24,7 @@ mod polling;
 mod resharding;
 mod seen;
 mod sharing;
+mod stalls;
 mod starting;
 mod watched;
 

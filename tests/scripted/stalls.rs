@@ -1,0 +1,245 @@
+//! What is seen of a caller that stops: events, the status, and health.
+
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use kinestream::testing::Outcome;
+use kinestream::{CheckpointOn, Event, Health};
+use tokio::time::{sleep, timeout};
+
+use crate::watched::Watched;
+use crate::{assert_silent, consumer, next, number, orders};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn stalls(events: &mut kinestream::Events) -> Vec<Event> {
+    let all = std::iter::from_fn(|| events.next().now_or_never().flatten());
+    all.filter(|event| matches!(event, Event::Stalled { .. })).collect()
+}
+
+fn about(time: Option<Duration>, seconds: u64) -> bool {
+    time.is_some_and(|time| time.abs_diff(Duration::from_secs(seconds)) <= 2 * SECOND)
+}
+
+/// As with a `filter`: two records are dropped without an `ack()`.
+#[tokio::test(start_paused = true)]
+async fn in_flight_limit_that_holds_a_shard_is_told_once_until_it_moves() {
+    let (kinesis, orders) = orders(2);
+    let builder = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).max_in_flight(2);
+    let consumer = builder.build().unwrap();
+    let (mut records, mut events) = (consumer.records(), consumer.events());
+    for place in 0..6 {
+        orders.shard(0).put(place.to_string());
+    }
+    let first = next(&mut records).await;
+    let second = next(&mut records).await;
+    assert!(timeout(29 * SECOND, records.next()).await.is_err());
+    assert_eq!(stalls(&mut events), []);
+    // Nobody polls any more: it is noticed all the same.
+    sleep(3 * SECOND).await;
+    let told = stalls(&mut events);
+    let [Event::Stalled { shard_id, unacknowledged: 2, oldest }] = &told[..] else {
+        panic!("{told:?}")
+    };
+    assert_eq!(*shard_id, orders.shard(0).id());
+    assert!(about(Some(*oldest), 30), "{oldest:?}");
+    assert_silent(&mut records).await;
+    assert_eq!(stalls(&mut events), [], "it is told once");
+
+    let status = consumer.status().await.unwrap();
+    let stuck = &status.shards[&orders.shard(0).id()];
+    assert_eq!(stuck.unacknowledged, Some(2));
+    assert!(about(stuck.oldest_unacknowledged, 92), "{stuck:?}");
+    let behind = stuck.millis_behind_latest.unwrap();
+    assert!((90_000..95_000).contains(&behind), "records are fetched and not delivered: {behind}");
+    let other = &status.shards[&orders.shard(1).id()];
+    assert_eq!((other.unacknowledged, other.millis_behind_latest), (Some(0), Some(0)));
+    assert_eq!(other.oldest_unacknowledged, None);
+
+    second.ack();
+    let third = next(&mut records).await;
+    sleep(32 * SECOND).await;
+    assert_eq!(stalls(&mut events).len(), 1, "and again when it has moved");
+    first.ack();
+    third.ack();
+    for _ in 3..6 {
+        next(&mut records).await.ack();
+    }
+    assert_silent(&mut records).await;
+    assert_eq!(stalls(&mut events), []);
+    let status = consumer.status().await.unwrap();
+    let read = &status.shards[&orders.shard(0).id()];
+    assert_eq!((read.unacknowledged, read.millis_behind_latest), (Some(0), Some(0)));
+}
+
+/// A caller that is slow, and not stuck, is not told of.
+#[tokio::test(start_paused = true)]
+async fn caller_that_acknowledges_slowly_has_not_stalled() {
+    let (kinesis, orders) = orders(1);
+    let builder = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).max_in_flight(3);
+    let consumer = builder.build().unwrap();
+    let (mut records, mut events) = (consumer.records(), consumer.events());
+    for place in 0..20 {
+        orders.shard(0).put(place.to_string());
+    }
+    for _ in 0..20 {
+        let record = next(&mut records).await;
+        sleep(20 * SECOND).await;
+        let health = consumer.health();
+        assert!(health.is_live() && health.is_ready(), "{health:?}");
+        assert!(about(health.oldest_unacknowledged, 20), "{health:?}");
+        record.ack();
+    }
+    assert_eq!(stalls(&mut events), []);
+}
+
+fn is(health: &Health) -> (bool, bool) {
+    (health.is_ready(), health.is_live())
+}
+
+#[tokio::test(start_paused = true)]
+async fn health_is_ready_from_the_first_table_on_and_live_while_the_stream_is_idle() {
+    let (kinesis, orders) = orders(2);
+    let store = Watched::slow(2 * SECOND);
+    let consumer = consumer(&kinesis).store(store).build().unwrap();
+    let health = consumer.health();
+    assert_eq!(is(&health), (false, true), "nothing is read yet: {health:?}");
+    assert_eq!((health.since_poll, health.since_renewal, health.since_fetch), (None, None, None));
+    let mut records = consumer.records();
+    assert!(timeout(SECOND, records.next()).await.is_err());
+    let health = consumer.health();
+    assert_eq!(is(&health), (false, true), "it has not joined yet: {health:?}");
+    // Whatever the caller is after: there is nothing for it.
+    assert!(timeout(3600 * SECOND, records.next()).await.is_err());
+    let health = consumer.health();
+    assert_eq!(is(&health), (true, true), "an idle stream: {health:?}");
+    assert_eq!(health.leases_held, 2);
+    assert_eq!((health.oldest_unacknowledged, health.silent_for), (None, None));
+    assert!(health.since_renewal.unwrap() <= 5 * SECOND, "{health:?}");
+    assert!(health.since_fetch.unwrap() <= 2 * SECOND, "{health:?}");
+    assert_eq!(health.checkpoint_age, None);
+    orders.shard(0).put("0");
+    next(&mut records).await;
+    consumer.close().await.unwrap();
+    let health = consumer.health();
+    assert_eq!(is(&health), (false, true), "a closed consumer: {health:?}");
+    assert_eq!(health.leases_held, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn health_shows_a_handler_that_hangs() {
+    // With a record in hand, with one in hand and acknowledged, and before the next poll.
+    for mode in [CheckpointOn::Pull, CheckpointOn::Ack] {
+        for acks in [false, true] {
+            let (kinesis, orders) = orders(1);
+            let consumer = consumer(&kinesis).checkpoint_on(mode).build().unwrap();
+            let mut records = consumer.records();
+            orders.shard(0).put("0");
+            let record = next(&mut records).await;
+            if acks {
+                record.ack();
+            }
+            sleep(50 * SECOND).await;
+            assert_eq!(is(&consumer.health()), (true, true), "{mode:?}");
+            sleep(20 * SECOND).await;
+            assert_eq!(is(&consumer.health()), (false, true), "{mode:?}");
+            sleep(240 * SECOND).await;
+            let health = consumer.health();
+            assert_eq!(is(&health), (false, false), "{mode:?} {health:?}");
+            assert!(health.is_live_within(3600 * SECOND));
+            assert!(about(health.silent_for, 310), "{health:?}");
+            let held = health.oldest_unacknowledged;
+            assert!(if acks { held.is_none() } else { about(held, 310) }, "{health:?}");
+            // It goes on.
+            record.ack();
+            orders.shard(0).put("1");
+            assert_eq!(number(&next(&mut records).await), 1);
+            assert_eq!(is(&consumer.health()), (true, true), "{mode:?}");
+        }
+    }
+}
+
+/// As in a `select!` whose other branch hangs: the caller was waiting when the record came.
+#[tokio::test(start_paused = true)]
+async fn health_shows_a_caller_that_does_not_come_for_its_record() {
+    let (kinesis, orders) = orders(1);
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    assert_silent(&mut records).await;
+    orders.shard(0).put("0");
+    sleep(310 * SECOND).await;
+    let health = consumer.health();
+    assert_eq!(is(&health), (false, false), "{health:?}");
+    let status = consumer.status().await.unwrap();
+    let behind = status.shards[&orders.shard(0).id()].millis_behind_latest.unwrap();
+    assert!(behind > 300_000, "{behind}");
+}
+
+/// With a stream for each shard, one that hangs shows.
+#[tokio::test(start_paused = true)]
+async fn health_shows_one_shard_stream_of_many_that_is_not_polled() {
+    let (kinesis, orders) = orders(2);
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut shards = consumer.shards();
+    let (mut first, second) =
+        (shards.next().await.unwrap().unwrap(), shards.next().await.unwrap().unwrap());
+    let reading = tokio::spawn(async move { while first.next().await.is_some() {} });
+    for place in 0..310 {
+        orders.shard(0).put(place.to_string());
+        sleep(SECOND).await;
+    }
+    let health = consumer.health();
+    assert_eq!(is(&health), (false, false), "{health:?}");
+    drop(second);
+    let mut again = shards.next().await.unwrap().unwrap();
+    assert!(again.next().now_or_never().is_none());
+    assert_eq!(is(&consumer.health()), (true, true), "{:?}", consumer.health());
+    reading.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn health_shows_leases_that_are_not_renewed_and_checkpoints_that_are_not_saved() {
+    let (kinesis, orders) = orders(1);
+    let store = Watched::default();
+    let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
+    let mut records = consumer.records();
+    orders.shard(0).put("0");
+    next(&mut records).await;
+    store.set_down(true);
+    assert!(timeout(20 * SECOND, records.next()).await.is_err());
+    let health = consumer.health();
+    assert!(about(health.checkpoint_age, 20), "{health:?}");
+    store.set_down(false);
+    assert_silent(&mut records).await;
+    assert_eq!(consumer.health().checkpoint_age, None);
+    kinesis.next_calls("GetRecords", 100, Outcome::failed(500, "InternalFailure", ""));
+    assert!(timeout(5 * SECOND, records.next()).await.is_err());
+    assert!(about(consumer.health().since_fetch, 4), "{:?}", consumer.health());
+}
+
+#[test]
+fn health_shows_a_runtime_that_has_shut_down() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_time().start_paused(true).build().unwrap()
+    };
+    let (kinesis, orders) = orders(1);
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    let first = runtime();
+    first.block_on(async {
+        orders.shard(0).put("0");
+        next(&mut records).await;
+    });
+    assert_eq!(is(&consumer.health()), (true, true));
+    drop(first);
+    let health = consumer.health();
+    assert_eq!(is(&health), (false, false), "{health:?}");
+    drop(records);
+    let second = runtime();
+    second.block_on(async {
+        let mut records = consumer.records();
+        next(&mut records).await;
+        assert_eq!(is(&consumer.health()), (true, true), "a new stream on a new runtime");
+    });
+}
