@@ -9,13 +9,17 @@
 //! All of it stands in the table that the workers of an application share. A parent that is not in
 //! it has left retention, and holds nothing back.
 
+mod absence;
+mod changes;
 mod listing;
+mod patience;
 mod start;
 
 use crate::record::ShardId;
 use crate::store::lease::{Lease, Table};
 
-pub(crate) use listing::{Changes, Listed, Lister, Loss};
+pub(crate) use changes::{Changes, Listed, Loss};
+pub(crate) use listing::{Lister, Memory};
 pub(crate) use start::Start;
 pub use start::{ShardPosition, StartingPosition};
 

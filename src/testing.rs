@@ -68,6 +68,7 @@ mod contents;
 mod events;
 mod kinesis;
 mod limits;
+mod listings;
 mod model;
 mod operations;
 mod stream;
@@ -76,7 +77,7 @@ mod wall;
 mod wire;
 
 pub use aggregate::aggregate;
-pub use calls::{Call, Interruption, Outcome};
+pub use calls::{Call, Interruption, Outcome, WrongListing};
 pub use kinesis::Kinesis;
 pub use stream::{Shard, Stream};
 pub use wall::WallClock;

@@ -15,7 +15,7 @@ use crate::group::Word;
 use crate::lineage::StartingPosition;
 use crate::observe::Event;
 use crate::record::ShardId;
-use crate::source::{KnownShard, Listing};
+use crate::source::{ListedShard, Listing};
 use crate::store::lease::{Edit, Lease, Table};
 use crate::store::{LONGEST_CALL, in_time};
 
@@ -227,14 +227,14 @@ impl Consumer {
 }
 
 /// Every shard behind those of its parents that are among them.
-fn parents_first(mut left: Vec<KnownShard>) -> Vec<ShardId> {
+fn parents_first(mut left: Vec<ListedShard>) -> Vec<ShardId> {
     let mut sorted = Vec::with_capacity(left.len());
     while !left.is_empty() {
         let waiting: BTreeSet<ShardId> = left.iter().map(|shard| shard.id.clone()).collect();
-        let waits = |shard: &mut KnownShard| {
+        let waits = |shard: &mut ListedShard| {
             shard.parents.iter().any(|parent| *parent != shard.id && waiting.contains(parent))
         };
-        let mut next: Vec<KnownShard> = left.extract_if(.., |shard| !waits(shard)).collect();
+        let mut next: Vec<ListedShard> = left.extract_if(.., |shard| !waits(shard)).collect();
         if next.is_empty() {
             // Shards that are parents of each other are none that Kinesis names.
             next = std::mem::take(&mut left);

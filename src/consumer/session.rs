@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::Consumer;
 use crate::error::{Error, Result};
 use crate::group::{Opening, Plan as Workplan, Word, Worker};
-use crate::lineage::Lister;
+use crate::lineage::{Lister, Memory};
 use crate::shard::{Ending, Plan, Pulse, Reading, ShardStream};
 use crate::source::{Budget, Subject};
 use crate::store::Writer;
@@ -69,6 +69,8 @@ impl Session {
                 kinesis: inner.kinesis.clone(),
                 start: inner.settings.start.clone(),
                 on_trimmed: inner.settings.on_trimmed,
+                discovery_interval: inner.settings.rules.discovery_interval,
+                memory: Memory::begin(),
                 observer: inner.observer.clone(),
                 tell: {
                     let opening = opening.clone();

@@ -50,6 +50,7 @@ impl Worker {
         let mut open: BTreeSet<ShardId> =
             readable(&self.table, self.plan.rules.ordering).cloned().collect();
         open.retain(|shard| !self.resting.contains_key(shard));
+        open.retain(|shard| !self.plan.lister.is_missing(shard));
         let list = balance(&self.table, &open);
         self.even = list.is_empty().then_some(self.table.version);
         Changes { list, losses: Vec::new() }
@@ -68,7 +69,7 @@ impl Worker {
         let add = |KnownShard { id, parents }: &KnownShard| Change::Add {
             shard: id.clone(),
             parents: parents.clone(),
-            checkpoint: None,
+            checkpoint: self.plan.lister.child_start(id),
         };
         self.named.iter().map(add).collect()
     }

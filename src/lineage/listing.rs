@@ -1,23 +1,28 @@
-//! Lists the stream, and says what that changes in the table.
+//! Lists the stream until the answers can be the whole of it.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep};
 
-use super::start::{Pin, Start};
+use super::absence::Absences;
+use super::changes::Listed;
+use super::patience::{Judgement, Patience};
+use super::start::{FirstPoll, Start};
 use crate::backoff::{Backoff, LISTINGS};
-use crate::checkpoint::Checkpoint;
-use crate::error::{Error, ErrorKind, Remedy};
+use crate::error::{Error, ErrorKind, Failure, Remedy};
 use crate::observe::{Event, Observer};
 use crate::record::ShardId;
-use crate::source::{Kinesis, KnownShard, Listing, OnTrimmed, Position};
-use crate::store::lease::{Change, Lease, Table};
+use crate::source::{Kinesis, Listing, OnTrimmed, Position, unusable};
+use crate::store::lease::{Lease, Table};
 
-/// How long a Kinesis that has never answered may be out of reach before the caller is told: a
-/// wrong endpoint or region looks just like a bad moment.
-const FIRST_ANSWER: Duration = Duration::from_secs(5);
+/// The longest pause while a stream is not found: there must be several answers before that is
+/// believed.
+const LONGEST_PAUSE_MISSING: Duration = Duration::from_secs(5);
+
+/// How many answers to a filtered listing may be unusable before the filter is given up.
+const FILTERED_ATTEMPTS: u32 = 3;
 
 /// Lists one stream.
 #[derive(Clone)]
@@ -25,201 +30,188 @@ pub(crate) struct Lister {
     pub(crate) kinesis: Kinesis,
     pub(crate) start: Start,
     pub(crate) on_trimmed: OnTrimmed,
+    pub(crate) discovery_interval: Duration,
     pub(crate) observer: Observer,
     /// Tells the caller what no retry cures.
     pub(crate) tell: Arc<dyn Fn(Error) + Send + Sync>,
+    pub(crate) memory: Memory,
 }
 
-/// The shards of a stream, as they were listed.
-pub(crate) struct Listed {
-    shards: Vec<KnownShard>,
-    taken: SystemTime,
-    /// Those that hold anything to read, where an application begins at a time.
-    reachable: Option<BTreeSet<ShardId>>,
-    /// The table as it was before: only of what was in it does the listing say that it is gone.
-    before: Arc<Table>,
-    /// The worker has begun with it.
-    begins: bool,
-}
+/// What the listings of one reading have in common.
+#[derive(Debug, Clone)]
+pub(crate) struct Memory(Arc<Remembered>);
 
-/// What is to be changed in a table.
-#[derive(Debug, Default)]
-pub(crate) struct Changes {
-    pub(crate) list: Vec<Change>,
-    /// What the caller is to be told of once they are made.
-    pub(crate) losses: Vec<Loss>,
-}
-
-/// Records that were lost before they were read.
 #[derive(Debug)]
-pub(crate) enum Loss {
-    /// Only the caller can say what is to become of it.
-    Told(Error),
-    /// It was said what is to become of it.
-    PassedOver(Event),
+struct Remembered {
+    first_poll: FirstPoll,
+    latest: OnceLock<SystemTime>,
+    absences: Mutex<Absences>,
 }
 
-impl Listed {
-    /// Whether it was made for this table, and not for one that was forgotten or cleared since.
-    pub(crate) fn is_of(&self, table: &Table) -> bool {
-        self.before.generation == table.generation
+impl Memory {
+    /// Begins with the first poll of the reading, which is now.
+    pub(crate) fn begin() -> Self {
+        Self(Arc::new(Remembered {
+            first_poll: FirstPoll::now(),
+            latest: OnceLock::new(),
+            absences: Mutex::default(),
+        }))
     }
 
-    fn had_finished(&self, shard: &ShardId) -> bool {
-        self.before.leases.get(shard).is_some_and(Lease::is_finished)
+    /// Returns the moment of the first poll by the server's clock, or one before it; `answered` is
+    /// the time of an answer that has just come.
+    fn learn_latest(&self, answered: SystemTime) -> SystemTime {
+        *self.0.latest.get_or_init(|| self.0.first_poll.before(answered))
+    }
+
+    /// The same where no listing has succeeded yet, by the clock of this host.
+    pub(super) fn latest(&self) -> SystemTime {
+        self.0.latest.get().copied().unwrap_or_else(|| self.0.first_poll.by_own_clock())
+    }
+
+    fn absences(&self) -> MutexGuard<'_, Absences> {
+        // No step panics with half a change made.
+        self.0.absences.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Lister {
-    /// Lists until Kinesis has answered; `begins` says that nobody has read anything yet. `None`
+    /// Lists until the answer can be used; `begins` says that nobody has read anything yet. `None`
     /// when the stream is gone.
     pub(crate) async fn list(self, before: Arc<Table>, begins: bool) -> Option<Listed> {
-        let Listing { shards, taken } = self.until_answered(None, begins).await?;
-        let reachable = match self.start.since(taken) {
-            Some(since) if before.leases.is_empty() => {
-                let open = self.until_answered(Some(since), false).await?;
-                Some(open.shards.into_iter().map(|shard| shard.id).collect())
-            }
+        let listing = self.until_complete(&before, begins).await?;
+        let latest = self.memory.latest();
+        let reachable = match self.start.since(latest) {
+            Some(since) if before.leases.is_empty() => self.reachable(&listing, since).await?,
             _ => None,
         };
-        Some(Listed { shards, taken, reachable, before, begins })
+        let gone = self.find_gone(&listing, &before).await;
+        Some(Listed { shards: listing.shards, latest, reachable, gone, before, begins })
     }
 
-    async fn until_answered(&self, since: Option<SystemTime>, begins: bool) -> Option<Listing> {
-        let began = Instant::now();
-        let mut backoff = Backoff::new(LISTINGS);
-        let (mut told, mut failed, mut panics) = (None, 0, 0);
+    /// Whether a shard is in no listing, and Kinesis gives no iterator for it: it may be gone.
+    pub(crate) fn is_missing(&self, shard: &ShardId) -> bool {
+        self.memory.absences().contains(shard)
+    }
+
+    async fn until_complete(&self, before: &Table, begins: bool) -> Option<Listing> {
+        let mut retries = Retries::new(begins, before);
         loop {
-            let failure = match self.kinesis.shards(since).await {
+            match self.complete(before).await {
                 Ok(listing) => return Some(listing),
+                Err(failure) => retries.after(self, failure).await?,
+            }
+        }
+    }
+
+    /// A listing in which no shard is missing, as far as can be known.
+    async fn complete(&self, before: &Table) -> Result<Listing, Failure> {
+        let listing = self.kinesis.shards(None).await?;
+        self.memory.learn_latest(listing.taken);
+        let ids: BTreeSet<&ShardId> = listing.shards.iter().map(|shard| &shard.id).collect();
+        let is_new = |id: &ShardId| before.leases.get(id).is_none_or(|it| it.parents.is_none());
+        let parents = listing.shards.iter().filter(|shard| is_new(&shard.id));
+        let parents: BTreeSet<&ShardId> = parents.flat_map(|shard| &shard.parents).collect();
+        for parent in parents {
+            let is_known = ids.contains(parent) || before.leases.contains_key(parent);
+            if !is_known && !self.is_past_retention(parent).await? {
+                return Err(unusable(format!("is incomplete: parent {parent} is missing")));
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Whether Kinesis says that there is no such shard.
+    async fn is_past_retention(&self, shard: &ShardId) -> Result<bool, Failure> {
+        match self.kinesis.shard_iterator(shard, &Position::TrimHorizon).await {
+            Ok(_) => Ok(false),
+            Err(failure) if failure.remedy == Remedy::Gone => Ok(true),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// The shards that hold anything `since` then: the outer `None` where the stream is gone, the
+    /// inner one where Kinesis cannot say.
+    #[allow(clippy::option_option, reason = "the two are different things")]
+    async fn reachable(
+        &self,
+        listing: &Listing,
+        since: SystemTime,
+    ) -> Option<Option<BTreeSet<ShardId>>> {
+        let mut retries = Retries::new(false, &Table::default());
+        let mut unusable_answers = 0;
+        loop {
+            let failure = match self.kinesis.shards(Some(since)).await {
+                Ok(filtered) if listing.admits(&filtered) => {
+                    return Some(Some(filtered.shards.into_iter().map(|shard| shard.id).collect()));
+                }
+                Ok(_) => unusable("by time lacks shards"),
+                Err(Failure { error, .. }) if error.kind() == ErrorKind::Rejected => {
+                    unusable(format!("by time is refused: {error}"))
+                }
                 Err(failure) => failure,
             };
-            let remedy = failure.remedy_after(&mut panics);
-            let error = failure.error.in_stream(self.kinesis.name());
-            failed += 1;
-            self.observer.tell(Event::retried(None, &error, failed));
-            let kind = error.kind();
-            let overdue = begins && told.is_none() && began.elapsed() >= FIRST_ANSWER;
-            match remedy {
-                Remedy::Gone => {
-                    (self.tell)(error);
-                    return None;
-                }
-                Remedy::Report if told != Some(kind) => {
-                    told = Some(kind);
-                    (self.tell)(error);
-                }
-                Remedy::Retry if overdue => {
-                    told = Some(kind);
-                    (self.tell)(error);
-                }
-                _ => {}
+            unusable_answers += u32::from(failure.remedy == Remedy::RestartListing);
+            if unusable_answers >= FILTERED_ATTEMPTS {
+                tracing::warn!(
+                    stream = %self.kinesis.name(),
+                    error = %failure.error,
+                    "listing by time failed; closed shards are read from the starting position too"
+                );
+                return Some(None);
             }
-            sleep(backoff.failed()).await;
+            retries.after(self, failure).await?;
         }
     }
 
-    /// Where a shard begins of which nothing but its name is stored.
-    pub(crate) fn position(
-        &self,
-        shard: &ShardId,
-        checkpoint: Option<Checkpoint>,
-    ) -> Option<Position> {
-        match checkpoint {
-            Some(checkpoint) => Position::of(checkpoint),
-            None => match self.start.pin(shard, false, SystemTime::UNIX_EPOCH) {
-                Pin::Named(position) => Some(position),
-                Pin::Kept(checkpoint) => Position::of(checkpoint),
-            },
-        }
-    }
-
-    /// What is to be changed in the table, after what has been listed. Where it has no shard yet, the
-    /// changes are the start of the application, and belong into one step with nothing before it:
-    /// half a start would be taken for a later one.
-    pub(crate) fn changes(&self, listed: &Listed, table: &Table) -> Changes {
-        let first = table.leases.is_empty();
-        let ids: BTreeSet<&ShardId> = listed.shards.iter().map(|shard| &shard.id).collect();
-        let unknown = |shard: &&KnownShard| match table.leases.get(&shard.id) {
-            Some(lease) => lease.parents.is_none(),
-            // One that is not there any more was forgotten meanwhile, and is not to be read again.
-            None => !listed.had_finished(&shard.id),
-        };
-        let mut losses = Vec::new();
-        let mut list: Vec<Change> = listed
-            .shards
-            .iter()
-            .filter(unknown)
-            .map(|KnownShard { id, parents }| Change::Add {
-                shard: id.clone(),
-                parents: parents.clone(),
-                checkpoint: match table.leases.get(id) {
-                    // It has a position already.
-                    Some(_) => None,
-                    None => self.pin(id, listed, first),
-                },
-            })
-            .collect();
-        for (shard, lease) in table.leases.iter().filter(|(shard, _)| !ids.contains(shard)) {
-            if lease.is_finished() {
-                if listed.had_finished(shard) {
-                    list.push(Change::Forget { shard: shard.clone() });
-                }
-            } else if listed.begins
-                && listed.before.leases.contains_key(shard)
-                && lease.owner.is_none()
-            {
-                list.extend(self.lose(shard, lease, &mut losses));
+    /// The shards of the table that are gone: unfinished, and read by no worker.
+    async fn find_gone(&self, listing: &Listing, before: &Table) -> Vec<ShardId> {
+        let ids: BTreeSet<&ShardId> = listing.shards.iter().map(|shard| &shard.id).collect();
+        let is_idle =
+            |lease: &Lease| !lease.is_finished() && !lease.is_lost && lease.owner.is_none();
+        let idle = before.leases.iter().filter(|(_, lease)| is_idle(lease)).map(|(id, _)| id);
+        let mut absent = Vec::new();
+        for shard in idle.filter(|id| !ids.contains(id)) {
+            // A failed call proves nothing.
+            if self.is_past_retention(shard).await.unwrap_or(false) {
+                absent.push(shard.clone());
             }
         }
-        Changes { list, losses }
+        self.memory.absences().note(absent, self.discovery_interval, Instant::now())
+    }
+}
+
+/// Attempts of one listing.
+struct Retries {
+    patience: Patience,
+    backoff: Backoff,
+    failed: u32,
+    panics: u32,
+}
+
+impl Retries {
+    fn new(begins: bool, before: &Table) -> Self {
+        let is_new = begins && before.leases.is_empty();
+        let patience = Patience::new(begins, is_new, Instant::now());
+        Self { patience, backoff: Backoff::new(LISTINGS), failed: 0, panics: 0 }
     }
 
-    /// What is stored for a shard that nothing is known of. One that was closed before a first
-    /// start's time holds nothing to read: it is finished.
-    fn pin(&self, shard: &ShardId, listed: &Listed, first: bool) -> Option<Checkpoint> {
-        let named = self.start.each.contains_key(shard);
-        if first && !named && listed.reachable.as_ref().is_some_and(|open| !open.contains(shard)) {
-            return Some(Checkpoint::ShardEnd);
+    /// Reports a failure and backs off; `None` when the stream is gone.
+    async fn after(&mut self, lister: &Lister, mut failure: Failure) -> Option<()> {
+        failure.remedy = failure.remedy_after(&mut self.panics);
+        let judgement = self.patience.judge(&failure, Instant::now());
+        let is_missing = failure.remedy == Remedy::Gone;
+        let error = failure.error.in_stream(lister.kinesis.name());
+        self.failed += 1;
+        lister.observer.tell(Event::retried(None, &error, self.failed));
+        if judgement != Judgement::Again {
+            (lister.tell)(error);
         }
-        match self.start.pin(shard, first, listed.taken) {
-            // A child begins where it begins, which needs no store to say so.
-            Pin::Kept(checkpoint) => (listed.begins || named).then_some(checkpoint),
-            Pin::Named(_) => None,
+        if judgement == Judgement::Gone {
+            return None;
         }
-    }
-
-    /// A shard that was begun and has left retention meanwhile.
-    fn lose(&self, shard: &ShardId, lease: &Lease, losses: &mut Vec<Loss>) -> Vec<Change> {
-        let read = match &lease.checkpoint {
-            Some(checkpoint) => checkpoint.to_string(),
-            None => "its beginning".to_owned(),
-        };
-        let error = Error::new(
-            ErrorKind::Trimmed,
-            format!(
-                "the shard has left the stream's retention before it was read to its end (it was \
-                 read to {read}); set on_trimmed to go on with its children, which wait until then"
-            ),
-        )
-        .in_stream(self.kinesis.name())
-        .in_shard(shard.as_str());
-        let (id, epoch) = (|| shard.clone(), lease.epoch);
-        let mut changes = Vec::new();
-        if lease.parents.is_none() {
-            changes.push(Change::Add { shard: id(), parents: Vec::new(), checkpoint: None });
-        }
-        if self.on_trimmed == OnTrimmed::Fail {
-            losses.push(Loss::Told(error));
-            changes.push(Change::Lose { shard: id() });
-        } else {
-            losses.push(Loss::PassedOver(Event::Gap {
-                shard_id: shard.clone(),
-                after: lease.checkpoint.as_ref().and_then(Checkpoint::sequence_number).cloned(),
-                position: Checkpoint::ShardEnd,
-            }));
-            changes.push(Change::Finish { shard: id(), epoch });
-        }
-        changes
+        let pause = self.backoff.failed();
+        sleep(if is_missing { pause.min(LONGEST_PAUSE_MISSING) } else { pause }).await;
+        Some(())
     }
 }

@@ -1,11 +1,14 @@
 //! Where a shard begins that has no checkpoint.
 
 use std::collections::HashMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
 
 use crate::checkpoint::Checkpoint;
 use crate::record::{SequenceNumber, ShardId};
-use crate::source::Position;
+use crate::shard::time_on_the_wall;
+use crate::source::{MOST_CLOCK_SKEW, Position};
 
 /// Where an application begins to read a stream of which it has no checkpoint at all.
 ///
@@ -122,4 +125,36 @@ impl Start {
             StartingPosition::TrimHorizon => None,
         }
     }
+}
+
+/// The moment at which a reading was polled first.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FirstPoll {
+    at: Instant,
+    on_the_wall: SystemTime,
+}
+
+impl FirstPoll {
+    pub(super) fn now() -> Self {
+        Self { at: Instant::now(), on_the_wall: time_on_the_wall() }
+    }
+
+    /// Returns that moment by the server's clock, or one before it, where an answer of that time
+    /// has just come. Of the two clocks of this host the one that has gone further counts: the
+    /// monotonic one stands still while some machines sleep.
+    pub(super) fn before(&self, answered: SystemTime) -> SystemTime {
+        let on_the_wall = time_on_the_wall().duration_since(self.on_the_wall).unwrap_or_default();
+        floor(answered.checked_sub(self.at.elapsed().max(on_the_wall)).unwrap_or(UNIX_EPOCH))
+    }
+
+    /// The same, where no answer has come yet.
+    pub(super) fn by_own_clock(&self) -> SystemTime {
+        floor(self.on_the_wall.checked_sub(MOST_CLOCK_SKEW).unwrap_or(UNIX_EPOCH))
+    }
+}
+
+/// The second of a time: a server may keep times of arrival to the second.
+fn floor(time: SystemTime) -> SystemTime {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }

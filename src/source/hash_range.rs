@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use aws_sdk_kinesis::types::{HashKeyRange, Shard};
 use tokio::sync::{Mutex, MutexGuard};
 
+use super::listing::ListedShard;
 use crate::backoff::Cooldown;
 use crate::error::Failure;
 use crate::record::ShardId;
@@ -23,15 +23,6 @@ impl HashRange {
     pub(super) fn contains(&self, hash: u128) -> bool {
         (self.first..=self.last).contains(&hash)
     }
-
-    /// As Kinesis writes it; all hash keys where that is none.
-    fn of(range: Option<&HashKeyRange>) -> Self {
-        let parsed = |range: &HashKeyRange| {
-            let [first, last] = [range.starting_hash_key(), range.ending_hash_key()];
-            Some(Self { first: first.parse().ok()?, last: last.parse().ok()? })
-        };
-        range.and_then(parsed).unwrap_or(Self::WHOLE)
-    }
 }
 
 /// Those of all shards, as they were listed last.
@@ -45,7 +36,7 @@ struct Known {
 }
 
 impl HashRanges {
-    pub(super) async fn learn(&self, shards: &[Shard]) {
+    pub(super) async fn learn(&self, shards: &[ListedShard]) {
         self.0.lock().await.learn(shards);
     }
 
@@ -55,7 +46,7 @@ impl HashRanges {
     pub(super) async fn of(
         &self,
         shard: &ShardId,
-        list: impl AsyncFnOnce() -> Result<Vec<Shard>, Failure>,
+        list: impl AsyncFnOnce() -> Result<Vec<ListedShard>, Failure>,
     ) -> Result<HashRange, Failure> {
         let mut known: MutexGuard<'_, Known> = self.0.lock().await;
         if !known.ranges.contains_key(shard) {
@@ -75,10 +66,11 @@ impl HashRanges {
 }
 
 impl Known {
-    fn learn(&mut self, shards: &[Shard]) {
-        let known = |shard: &Shard| {
-            Some((shard.shard_id().parse().ok()?, HashRange::of(shard.hash_key_range())))
+    fn learn(&mut self, shards: &[ListedShard]) {
+        let range = |shard: &ListedShard| {
+            let (first, last) = shard.keys;
+            (shard.id.clone(), HashRange { first, last })
         };
-        self.ranges = shards.iter().filter_map(known).collect();
+        self.ranges = shards.iter().map(range).collect();
     }
 }

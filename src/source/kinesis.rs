@@ -24,6 +24,7 @@ use futures::TryFutureExt;
 use super::Position;
 use super::connections::Place;
 use super::hash_range::{HashRange, HashRanges};
+use super::listing::{Listing, Pages, of_next_page, unusable};
 use super::room::Room;
 use super::subscription::{Gauge, Subscription};
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result, contain, date_of};
@@ -35,7 +36,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Signed requests from a clock that is further off are refused, so no clock that works is:
 /// <https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html>.
-const MOST_CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
+pub(crate) const MOST_CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
 /// One stream, by the user's client.
 #[derive(Debug, Clone)]
@@ -51,13 +52,6 @@ pub(crate) struct Kinesis {
 pub(crate) struct KnownShard {
     pub(crate) id: ShardId,
     pub(crate) parents: Vec<ShardId>,
-}
-
-/// A listing, and a moment by the server's clock that is not after it.
-#[derive(Debug)]
-pub(crate) struct Listing {
-    pub(crate) shards: Vec<KnownShard>,
-    pub(crate) taken: SystemTime,
 }
 
 impl Kinesis {
@@ -211,44 +205,41 @@ impl Kinesis {
         Ok(Subscription::new(subscribed.event_stream, gauge, on))
     }
 
-    /// All shards of the stream that are not past retention; with `since`, those of them that
-    /// were open then or later.
+    /// Lists the shards of the stream that are within retention; with `since`, those of them that
+    /// were open then or later. A listing without `since` that shows itself incomplete is a failure.
     pub(crate) async fn shards(&self, since: Option<SystemTime>) -> Result<Listing, Failure> {
-        let (shards, taken) = self.pages(since).await?;
+        let listing = self.listed(since).await?;
         if since.is_none() {
-            self.ranges.learn(&shards).await;
+            self.ranges.learn(&listing.shards).await;
         }
-        Ok(Listing { shards: known(&shards), taken })
+        Ok(listing)
     }
 
     /// Which hash keys belong into a shard. Whoever asks first for a shard that was not listed yet
     /// lists them all, for all who ask.
     pub(super) async fn hash_range(&self, shard: &ShardId) -> Result<HashRange, Failure> {
-        self.ranges.of(shard, async || Ok(self.pages(None).await?.0)).await
+        self.ranges.of(shard, async || Ok(self.listed(None).await?.shards)).await
     }
 
-    async fn pages(
-        &self,
-        since: Option<SystemTime>,
-    ) -> Result<(Vec<types::Shard>, SystemTime), Failure> {
-        'listing: loop {
-            let asked = SystemTime::now();
-            let (first, date) = self.page(Page::First(since)).await?;
-            let taken = server_time(date, asked);
-            let mut shards = first.shards.unwrap_or_default();
-            let mut rest = first.next_token;
-            while let Some(next) = rest {
-                match self.page(Page::Next(next)).await {
-                    Ok((page, _)) => {
-                        shards.extend(page.shards.unwrap_or_default());
-                        rest = page.next_token;
-                    }
-                    Err(failure) if failure.remedy == Remedy::RestartListing => continue 'listing,
-                    Err(failure) => return Err(failure),
-                }
-            }
-            return Ok((shards, taken));
+    async fn listed(&self, since: Option<SystemTime>) -> Result<Listing, Failure> {
+        let listing = self.pages(since).await?;
+        match listing.flaw() {
+            // A filter leaves out shards, so that there are holes.
+            Some(flaw) if since.is_none() => Err(unusable(format!("is incomplete: {flaw}"))),
+            _ => Ok(listing),
         }
+    }
+
+    async fn pages(&self, since: Option<SystemTime>) -> Result<Listing, Failure> {
+        let asked = SystemTime::now();
+        let (first, date) = self.page(Page::First(since)).await?;
+        let mut pages = Pages::new(server_time(date, asked));
+        let mut rest = pages.take(first)?;
+        while let Some(next) = rest {
+            let (page, _) = self.page(Page::Next(next)).await.map_err(of_next_page)?;
+            rest = pages.take(page)?;
+        }
+        Ok(pages.listing)
     }
 
     async fn page(&self, page: Page) -> Result<(ListShardsOutput, Option<SystemTime>), Failure> {
@@ -318,23 +309,6 @@ where
         Ok(Err(_elapsed)) => Err(Failure::timed_out(action, CALL_TIMEOUT.as_secs())),
         Err(panic) => Err(Failure::panicked(action, panic)),
     }
-}
-
-/// Shards whose names are not of the API's pattern can't be asked for, and are passed over.
-fn known(shards: &[types::Shard]) -> Vec<KnownShard> {
-    let parents = |shard: &types::Shard| {
-        [shard.parent_shard_id(), shard.adjacent_parent_shard_id()]
-            .into_iter()
-            .flatten()
-            .filter_map(|parent| parent.parse().ok())
-            .collect()
-    };
-    shards
-        .iter()
-        .filter_map(|shard| {
-            Some(KnownShard { id: shard.shard_id().parse().ok()?, parents: parents(shard) })
-        })
-        .collect()
 }
 
 /// A moment that is not after the answer, by the server's clock: the second that its `Date` names.

@@ -80,6 +80,39 @@ pub enum Outcome {
     Lost,
     /// It is carried out, and half of the answer comes.
     Cut,
+    /// A `ListShards` call is answered in the right form, but wrongly. Any other call is served.
+    Mislisted(WrongListing),
+}
+
+/// What is wrong with the answer to a `ListShards` call.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use kinestream::testing::{Kinesis, Outcome, WrongListing};
+///
+/// let kinesis = Kinesis::new();
+/// kinesis.create_stream("orders", 2);
+/// kinesis.next_calls("ListShards", 1, Outcome::Mislisted(WrongListing::Empty));
+/// let listed = kinesis.client().list_shards().stream_name("orders").send().await.unwrap();
+/// assert!(listed.shards().is_empty());
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WrongListing {
+    /// It has no shards.
+    Empty,
+    /// This shard is missing.
+    Without(ShardId),
+    /// Only this many shards are there.
+    Short(usize),
+    /// It is from when the stream had only this many shards.
+    Stale(usize),
+    /// The first shard's name is not one.
+    Unreadable,
+    /// The next page is the first page again.
+    Loops,
 }
 
 impl Outcome {

@@ -25,6 +25,10 @@ pub(super) struct Contents {
     pub(super) parents: Vec<usize>,
     pub(super) first_key: u128,
     pub(super) last_key: u128,
+    /// The number from which its records have theirs, and the one at which they end where it is
+    /// closed.
+    pub(super) start: u128,
+    pub(super) end: Option<u128>,
     /// When it was split or merged, in milliseconds since 1970.
     pub(super) closed: Option<u64>,
     /// Past retention: nobody knows of it any more.
@@ -82,10 +86,11 @@ impl Stored {
 const FIRST_NUMBER: u128 = 495_903_382_714_902_566_085_596_925_383_615;
 
 impl Shards {
-    pub(super) fn new(count: usize) -> Self {
+    /// `before` is the next number of a deleted stream of the same name.
+    pub(super) fn new(count: usize, before: Option<u128>) -> Self {
         assert!(count > 0, "a stream has at least one shard");
-        let mut shards =
-            Self { shards: Vec::new(), next_number: FIRST_NUMBER, consumers: Vec::new() };
+        let next_number = before.map_or(FIRST_NUMBER, |before| before.max(FIRST_NUMBER) + 1000);
+        let mut shards = Self { shards: Vec::new(), next_number, consumers: Vec::new() };
         let share = u128::MAX / count as u128;
         for index in 0..count as u128 {
             let last = if index + 1 == count as u128 { u128::MAX } else { share * (index + 1) - 1 };
@@ -99,6 +104,8 @@ impl Shards {
             parents,
             first_key,
             last_key,
+            start: self.next_number,
+            end: None,
             closed: None,
             expired: false,
             records: Vec::new(),
@@ -128,8 +135,15 @@ impl Shards {
     pub(super) fn number(&mut self) -> String {
         let number = self.next_number;
         self.next_number += 1;
-        // Those that begin as Kinesis's do are as long as Kinesis's.
-        if number >= FIRST_NUMBER { format!("{number:0<56}") } else { number.to_string() }
+        written(number)
+    }
+
+    /// The next record has this number.
+    pub(super) fn number_from(&mut self, number: u128) {
+        self.next_number = number;
+        for shard in self.shards.iter_mut().filter(|shard| shard.records.is_empty()) {
+            shard.start = number;
+        }
     }
 
     /// Whoever waits for something to push looks again.
@@ -152,7 +166,13 @@ impl Shards {
     pub(super) fn close(&mut self, shard: usize, now: u64) {
         let closed = self.shards[shard].closed.replace(now);
         assert!(closed.is_none(), "shard {shard} is closed already");
+        self.shards[shard].end = Some(self.next_number);
     }
+}
+
+/// A number as it is on the wire: those that begin as Kinesis's do are as long as Kinesis's.
+pub(super) fn written(number: u128) -> String {
+    if number >= FIRST_NUMBER { format!("{number:0<56}") } else { number.to_string() }
 }
 
 /// The hash key of a partition key, which decides about the shard.

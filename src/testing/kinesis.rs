@@ -57,20 +57,27 @@ impl Kinesis {
         wire::http_client(self.0.clone())
     }
 
-    /// Creates a stream, whose shards share the hash keys evenly.
+    /// Creates a stream, whose shards share the hash keys evenly. After one of the same name was
+    /// deleted, its shards have the same names and later sequence numbers.
     ///
     /// # Panics
     ///
     /// Where there is one of this name, and where `shards` is 0.
     pub fn create_stream(&self, name: &str, shards: usize) -> Stream {
-        let before = self.0.lock().streams.insert(name.to_owned(), Shards::new(shards));
+        let mut model = self.0.lock();
+        let deleted = model.deleted.get(name).copied();
+        let before = model.streams.insert(name.to_owned(), Shards::new(shards, deleted));
+        drop(model);
         assert!(before.is_none(), "there is a stream {name} already");
         Stream::new(self.0.clone(), name)
     }
 
     /// Deletes a stream with all that is in it.
     pub fn delete_stream(&self, name: &str) {
-        self.0.lock().streams.remove(name);
+        let mut model = self.0.lock();
+        if let Some(shards) = model.streams.remove(name) {
+            model.deleted.insert(name.to_owned(), shards.next_number);
+        }
     }
 
     /// The time, to the millisecond.

@@ -18,6 +18,8 @@ pub(super) struct Model {
     began: Instant,
     epoch: SystemTime,
     pub(super) streams: BTreeMap<String, Shards>,
+    /// The next numbers of streams that were deleted.
+    pub(super) deleted: BTreeMap<String, u128>,
     pub(super) calls: Vec<Call>,
     pub(super) violations: Vec<String>,
     pub(super) latency: Duration,
@@ -46,6 +48,7 @@ impl Shared {
             began: Instant::now(),
             epoch: time,
             streams: BTreeMap::new(),
+            deleted: BTreeMap::new(),
             calls: Vec::new(),
             violations: Vec::new(),
             latency: Duration::ZERO,

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::contents::{Contents, Shards, Stored, hash_key, id_of, index_of};
+use super::contents::{Contents, Shards, Stored, hash_key, id_of, index_of, written};
 use super::model::Model;
 
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetShardIterator.html>.
@@ -37,7 +37,7 @@ fn throttled(limit: &str) -> Answer {
 }
 
 /// An iterator, or a page token: the stream, the shard, the next record and the time it was given.
-fn token(stream: &str, shard: usize, next: usize, now: u64) -> String {
+pub(super) fn token(stream: &str, shard: usize, next: usize, now: u64) -> String {
     format!("{stream}/{shard}/{next}/{now}")
 }
 
@@ -320,7 +320,7 @@ fn describe(index: usize, shard: &Contents) -> Value {
     let mut described = json!({
         "ShardId": id_of(index),
         "HashKeyRange": hash_keys(shard),
-        "SequenceNumberRange": { "StartingSequenceNumber": "1" },
+        "SequenceNumberRange": { "StartingSequenceNumber": written(shard.start) },
     });
     if let Some(parent) = shard.parents.first() {
         described["ParentShardId"] = json!(id_of(*parent));
@@ -328,8 +328,8 @@ fn describe(index: usize, shard: &Contents) -> Value {
     if let Some(parent) = shard.parents.get(1) {
         described["AdjacentParentShardId"] = json!(id_of(*parent));
     }
-    if shard.closed.is_some() {
-        described["SequenceNumberRange"]["EndingSequenceNumber"] = json!("9");
+    if let Some(end) = shard.end {
+        described["SequenceNumberRange"]["EndingSequenceNumber"] = json!(written(end));
     }
     described
 }

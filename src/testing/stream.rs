@@ -98,7 +98,7 @@ impl Stream {
     /// The next record has this sequence number, and each later one the next. From a small number
     /// they grow in length, so that whoever compares them as text is found out.
     pub fn number_from(&self, number: u64) {
-        self.change(|shards, _now| shards.next_number = number.into());
+        self.change(|shards, _now| shards.number_from(number.into()));
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Shards, u64) -> T) -> T {

@@ -129,6 +129,11 @@ impl UnderWay {
                 body.truncate(body.len() / 2);
                 (status, body)
             }
+            Outcome::Mislisted(wrong) => {
+                let answer = self.serve(true);
+                let now = self.kinesis.lock().now();
+                wrong.alter(answer, &stream_of(&self.body), now)
+            }
         };
         Ok(self.answer(answer))
     }
@@ -203,6 +208,14 @@ impl Body for Unread {
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.text.len() as u64)
     }
+}
+
+/// The stream that the body of a `ListShards` call names, by itself or by a page token.
+fn stream_of(body: &Value) -> String {
+    let named = [&body["StreamName"], &body["StreamARN"]].into_iter().find_map(Value::as_str);
+    let named = named.and_then(|name| name.rsplit('/').next());
+    let paged = body["NextToken"].as_str().and_then(|token| token.split('/').next());
+    named.or(paged).unwrap_or_default().to_owned()
 }
 
 /// The shard that the body of a call names, by itself or by an iterator of it.

@@ -13,6 +13,7 @@ mod gated;
 mod handovers;
 #[path = "../support/inline.rs"]
 mod inline;
+mod listings;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod operators;

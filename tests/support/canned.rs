@@ -135,7 +135,7 @@ impl Stream {
         let shard = |number: usize| {
             json!({
                 "ShardId": format!("shardId-{number:012}"),
-                "HashKeyRange": { "StartingHashKey": "0", "EndingHashKey": "1" },
+                "HashKeyRange": { "StartingHashKey": "0", "EndingHashKey": u128::MAX.to_string() },
                 "SequenceNumberRange": { "StartingSequenceNumber": "1" },
             })
         };

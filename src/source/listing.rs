@@ -1,0 +1,298 @@
+//! What `ListShards` shows, and whether it can be the whole stream.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::SystemTime;
+
+use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
+use aws_sdk_kinesis::types;
+
+use crate::error::{Error, ErrorKind, Failure, Remedy};
+use crate::record::{SequenceNumber, ShardId};
+
+/// More shards or pages than any listing has: an account has 20,000 shards where AWS has not raised
+/// its quota, and each shard is listed until it leaves retention.
+/// <https://docs.aws.amazon.com/streams/latest/dev/service-sizes-and-limits.html>.
+const MOST_SHARDS: usize = 100_000;
+const MOST_PAGES: usize = 10_000;
+/// More pages in a row without a shard that was not shown before than any listing has.
+const MOST_BARREN_PAGES: usize = 20;
+
+/// The shards of a stream as one listing shows them, each once.
+#[derive(Debug, Clone)]
+pub(crate) struct Listing {
+    pub(crate) shards: Vec<ListedShard>,
+    /// A moment by the server's clock that is not after the answer.
+    pub(crate) taken: SystemTime,
+    /// The number of entries that could not be parsed.
+    pub(crate) unreadable: usize,
+}
+
+/// A shard as a listing shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ListedShard {
+    pub(crate) id: ShardId,
+    pub(crate) parents: Vec<ShardId>,
+    /// The first sequence number of the shard. It tells apart two shards of the same id.
+    pub(crate) start: Option<SequenceNumber>,
+    /// The last sequence number of a closed shard; an open shard has none.
+    pub(crate) end: Option<SequenceNumber>,
+    /// The first and the last hash key.
+    pub(crate) keys: (u128, u128),
+}
+
+/// What shows that a listing is not the whole stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    /// An open shard that has this hash key is missing.
+    Hole(u128),
+    /// Entries could not be parsed.
+    Unreadable(usize),
+}
+
+impl ListedShard {
+    /// Parses an entry; `None` where any part of it is not of the API's form.
+    pub(super) fn parse(shard: &types::Shard) -> Option<Self> {
+        let numbers = shard.sequence_number_range();
+        let keys = shard.hash_key_range()?;
+        let parents = [shard.parent_shard_id(), shard.adjacent_parent_shard_id()];
+        Some(Self {
+            id: shard.shard_id().parse().ok()?,
+            parents: parents
+                .into_iter()
+                .flatten()
+                .map(|parent| parent.parse().ok())
+                .collect::<Option<_>>()?,
+            start: parse_number(numbers.map(types::SequenceNumberRange::starting_sequence_number))?,
+            end: parse_number(
+                numbers.and_then(types::SequenceNumberRange::ending_sequence_number),
+            )?,
+            keys: (keys.starting_hash_key().parse().ok()?, keys.ending_hash_key().parse().ok()?),
+        })
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.end.is_none()
+    }
+}
+
+/// The number of a text that may be missing; the outer `None` where it is not a number.
+#[allow(clippy::option_option, reason = "missing and unreadable are two things")]
+fn parse_number(text: Option<&str>) -> Option<Option<SequenceNumber>> {
+    match text {
+        // The SDK fills in an empty text for a required member that is missing.
+        None | Some("") => Some(None),
+        Some(text) => Some(Some(text.parse().ok()?)),
+    }
+}
+
+impl Listing {
+    /// Returns what shows that an unfiltered listing is incomplete.
+    ///
+    /// The open shards of a stream have every hash key. Overlaps are no flaw: the pages of one
+    /// listing may be from before and after a resharding.
+    pub(crate) fn flaw(&self) -> Option<Flaw> {
+        if self.unreadable > 0 {
+            return Some(Flaw::Unreadable(self.unreadable));
+        }
+        first_hole(self.shards.iter().filter(|shard| shard.is_open()).map(|shard| shard.keys))
+            .map(Flaw::Hole)
+    }
+
+    /// Whether a listing `since` some time can be one of the same stream: it shows each shard that
+    /// this unfiltered one shows open, and with a closed shard each of its descendants.
+    pub(crate) fn admits(&self, filtered: &Self) -> bool {
+        let shown: BTreeSet<&ShardId> = filtered.shards.iter().map(|shard| &shard.id).collect();
+        let is_due = |shard: &ListedShard| {
+            shard.is_open() || shard.parents.iter().any(|parent| shown.contains(parent))
+        };
+        filtered.unreadable == 0
+            && self.shards.iter().all(|shard| !is_due(shard) || shown.contains(&shard.id))
+    }
+}
+
+/// The lowest hash key that is in none of the ranges.
+fn first_hole(ranges: impl Iterator<Item = (u128, u128)>) -> Option<u128> {
+    let mut ranges: Vec<_> = ranges.filter(|(first, last)| first <= last).collect();
+    ranges.sort_unstable();
+    let mut next = 0;
+    for (first, last) in ranges {
+        if first > next {
+            break;
+        }
+        match last.checked_add(1) {
+            // Every hash key is covered.
+            None => return None,
+            Some(behind) => next = next.max(behind),
+        }
+    }
+    Some(next)
+}
+
+/// The pages of one listing, which end: no token is followed twice.
+pub(super) struct Pages {
+    pub(super) listing: Listing,
+    shown: HashMap<ShardId, usize>,
+    tokens: HashSet<String>,
+    barren: usize,
+}
+
+impl Pages {
+    pub(super) fn new(taken: SystemTime) -> Self {
+        let listing = Listing { shards: Vec::new(), taken, unreadable: 0 };
+        Self { listing, shown: HashMap::new(), tokens: HashSet::new(), barren: 0 }
+    }
+
+    /// Adds a page, and returns the token of the next.
+    pub(super) fn take(&mut self, page: ListShardsOutput) -> Result<Option<String>, Failure> {
+        let before = self.listing.shards.len();
+        for shard in page.shards.unwrap_or_default() {
+            match ListedShard::parse(&shard) {
+                Some(shard) => self.add(shard),
+                None => self.listing.unreadable += 1,
+            }
+        }
+        if self.listing.shards.len() > MOST_SHARDS || self.tokens.len() >= MOST_PAGES {
+            return Err(unusable(format!(
+                "has more than {MOST_SHARDS} shards or {MOST_PAGES} pages"
+            )));
+        }
+        self.barren = if self.listing.shards.len() > before { 0 } else { self.barren + 1 };
+        if self.barren > MOST_BARREN_PAGES {
+            return Err(unusable(format!("has {MOST_BARREN_PAGES} pages without a new shard")));
+        }
+        match page.next_token.filter(|token| !token.is_empty()) {
+            Some(token) if !self.tokens.insert(token.clone()) => {
+                Err(unusable("repeats a page token"))
+            }
+            next => Ok(next),
+        }
+    }
+
+    /// Of two entries of one shard the closed one is the later one.
+    fn add(&mut self, shard: ListedShard) {
+        let shards = &mut self.listing.shards;
+        match self.shown.get(&shard.id).and_then(|index| shards.get_mut(*index)) {
+            Some(shown) if !shard.is_open() => *shown = shard,
+            Some(_) => {}
+            None => {
+                self.shown.insert(shard.id.clone(), shards.len());
+                shards.push(shard);
+            }
+        }
+    }
+}
+
+/// A listing of which nothing is used: it is made again.
+pub(crate) fn unusable(why: impl std::fmt::Display) -> Failure {
+    let message = format!("ListShards: the listing {why}");
+    let error = Error::new(ErrorKind::Unavailable, message);
+    Failure { remedy: Remedy::RestartListing, error, answered: None }
+}
+
+/// A refused page token proves nothing about the stream: the listing begins again.
+pub(super) fn of_next_page(failure: Failure) -> Failure {
+    let is_refused = match failure.remedy {
+        Remedy::Gone | Remedy::RestartListing => true,
+        _ => failure.error.kind() == ErrorKind::Rejected,
+    };
+    if !is_refused {
+        return failure;
+    }
+    let again = unusable(format!("stopped at a page: {}", failure.error));
+    Failure { error: again.error.with_source(failure.error), ..again }
+}
+
+impl std::fmt::Display for Flaw {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Hole(key) => write!(formatter, "no open shard has hash key {key}"),
+            Self::Unreadable(count) => write!(formatter, "{count} entries could not be parsed"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn shard(index: usize, keys: (u128, u128), is_open: bool) -> ListedShard {
+        ListedShard {
+            id: format!("shardId-{index:012}").parse().unwrap(),
+            parents: Vec::new(),
+            start: Some("1".parse().unwrap()),
+            end: (!is_open).then(|| "9".parse().unwrap()),
+            keys,
+        }
+    }
+
+    fn listing(shards: Vec<ListedShard>) -> Listing {
+        Listing { shards, taken: UNIX_EPOCH, unreadable: 0 }
+    }
+
+    /// Ranges side by side, from cuts at any hash keys.
+    fn ranges(mut cuts: Vec<u128>) -> Vec<(u128, u128)> {
+        cuts.retain(|cut| *cut > 0);
+        cuts.sort_unstable();
+        cuts.dedup();
+        let firsts = std::iter::once(0).chain(cuts.iter().copied());
+        let lasts = cuts.iter().map(|cut| cut - 1).chain([u128::MAX]);
+        firsts.zip(lasts).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn complete_listing_has_no_flaw(cuts in prop::collection::vec(any::<u128>(), 0..20)) {
+            let all = ranges(cuts);
+            let mut shards: Vec<_> =
+                all.iter().enumerate().map(|(index, keys)| shard(index, *keys, true)).collect();
+            // A parent on a page from before a split overlaps its children.
+            shards.push(shard(99, all[0], true));
+            shards.push(shard(100, (0, u128::MAX), false));
+            prop_assert_eq!(listing(shards).flaw(), None);
+        }
+
+        #[test]
+        fn missing_open_shard_leaves_a_hole(
+            cuts in prop::collection::vec(any::<u128>(), 0..20),
+            missing: prop::sample::Index,
+        ) {
+            let all = ranges(cuts);
+            let missing = missing.index(all.len());
+            let shards = all.iter().enumerate().filter(|(index, _)| *index != missing);
+            let mut shards: Vec<_> =
+                shards.map(|(index, keys)| shard(index, *keys, true)).collect();
+            // A closed shard fills no hole.
+            shards.push(shard(100, (0, u128::MAX), false));
+            prop_assert_eq!(listing(shards).flaw(), Some(Flaw::Hole(all[missing].0)));
+        }
+    }
+
+    #[test]
+    fn empty_listing_has_a_flaw() {
+        assert_eq!(listing(Vec::new()).flaw(), Some(Flaw::Hole(0)));
+    }
+
+    #[test]
+    fn filtered_listing_without_an_open_shard_is_not_admitted() {
+        let halves = [(0, u128::MAX / 2), (u128::MAX / 2 + 1, u128::MAX)];
+        let full = listing(vec![shard(0, halves[0], true), shard(1, halves[1], true)]);
+        assert!(full.admits(&full));
+        assert!(!full.admits(&listing(vec![shard(0, halves[0], true)])));
+    }
+
+    #[test]
+    fn filtered_listing_with_a_parent_shows_its_child() {
+        let mut child = shard(1, (0, u128::MAX), false);
+        child.parents = vec![shard(0, (0, 0), false).id];
+        let mut grandchild = shard(2, (0, u128::MAX), true);
+        grandchild.parents = vec![child.id.clone()];
+        let parent = shard(0, (0, u128::MAX), false);
+        let full = listing(vec![parent.clone(), child, grandchild.clone()]);
+        assert!(full.admits(&listing(vec![grandchild.clone()])));
+        assert!(!full.admits(&listing(vec![parent, grandchild])));
+    }
+}

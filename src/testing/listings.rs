@@ -1,0 +1,51 @@
+//! Wrong answers to `ListShards`.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::WrongListing;
+use super::contents::{id_of, index_of};
+use super::operations::{Answer, token};
+
+impl WrongListing {
+    /// Makes a right answer this wrong one; `now` is in milliseconds since 1970.
+    pub(super) fn alter(&self, (status, text): Answer, stream: &str, now: u64) -> Answer {
+        let Ok(mut body) = serde_json::from_str::<Value>(&text) else { return (status, text) };
+        let Some(shards) = body["Shards"].as_array_mut() else { return (status, text) };
+        match self {
+            Self::Empty => shards.clear(),
+            Self::Without(missing) => shards.retain(|shard| shard["ShardId"] != missing.as_str()),
+            Self::Short(count) => shards.truncate(*count),
+            Self::Stale(count) => make_stale(shards, *count),
+            Self::Unreadable => {
+                if let Some(shard) = shards.first_mut() {
+                    shard["ShardId"] = json!("no shard");
+                }
+            }
+            Self::Loops => body["NextToken"] = json!(token(stream, 0, 0, now)),
+        }
+        (status, body.to_string())
+    }
+}
+
+/// Leaves the first so many shards of a stream, as they were before the others came.
+fn make_stale(shards: &mut Vec<Value>, count: usize) {
+    let known: BTreeSet<String> = (0..count).map(id_of).collect();
+    let is_known = |id: &Value| id.as_str().is_some_and(|id| known.contains(id));
+    let parents = |shard: &Value| {
+        [&shard["ParentShardId"], &shard["AdjacentParentShardId"]]
+            .into_iter()
+            .filter_map(|parent| index_of(parent.as_str()?))
+            .collect::<Vec<_>>()
+    };
+    let still: BTreeSet<usize> =
+        shards.iter().filter(|shard| is_known(&shard["ShardId"])).flat_map(parents).collect();
+    shards.retain(|shard| is_known(&shard["ShardId"]));
+    for shard in shards {
+        let index = shard["ShardId"].as_str().and_then(index_of);
+        if index.is_some_and(|index| !still.contains(&index)) {
+            shard["SequenceNumberRange"]["EndingSequenceNumber"].take();
+        }
+    }
+}

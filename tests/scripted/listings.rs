@@ -1,0 +1,234 @@
+//! Listings that cannot be the whole stream.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::store::Scope;
+use kinestream::testing::{Kinesis, Outcome, WrongListing};
+use kinestream::{
+    Checkpoint, CheckpointOn, CheckpointStore, ErrorKind, MemoryStore, OnTrimmed, StartingPosition,
+};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::{assert_silent, calls, consumer, next, number, orders};
+
+fn shard_zero() -> kinestream::ShardId {
+    "shardId-000000000000".parse().unwrap()
+}
+
+/// Each wrong answer at the start, and again while reading: the store has what a right one would
+/// have made of it, and no record is lost or repeated.
+#[tokio::test(start_paused = true)]
+async fn wrong_listing_changes_nothing_in_the_store() {
+    let wrong = [
+        WrongListing::Empty,
+        WrongListing::Without("shardId-000000000003".parse().unwrap()),
+        WrongListing::Short(1),
+        WrongListing::Short(3),
+        WrongListing::Stale(2),
+        WrongListing::Unreadable,
+        WrongListing::Loops,
+    ];
+    for wrong in wrong {
+        let (kinesis, orders) = orders(2);
+        orders.shard(0).put("0");
+        let [left, right] = orders.shard(0).split();
+        left.put("1");
+        right.put("2");
+        orders.shard(1).put("3");
+        let store = MemoryStore::new();
+        let consumer = consumer(&kinesis)
+            .store(store.clone())
+            .discovery_interval(Duration::from_secs(10))
+            .build()
+            .unwrap();
+        kinesis.next_calls("ListShards", 3, Outcome::Mislisted(wrong.clone()));
+        let mut records = consumer.records();
+        let mut read = Vec::new();
+        for expected in 1..=4 {
+            read.push(number(&next(&mut records).await));
+            let zero = read.iter().position(|number| *number == 0);
+            let children_first =
+                zero.is_none() && read.iter().any(|number| [1, 2].contains(number));
+            assert!(!children_first, "{wrong:?}: {read:?} after {expected} records");
+        }
+        kinesis.next_calls("ListShards", 6, Outcome::Mislisted(wrong.clone()));
+        assert_silent(&mut records).await;
+        read.sort_unstable();
+        assert_eq!(read, [0, 1, 2, 3], "{wrong:?}");
+        let stored = store.load(&Scope::new("default", "orders")).await.unwrap();
+        assert_eq!(stored[&shard_zero()], Checkpoint::ShardEnd, "{wrong:?}");
+        for open in orders.open_shards() {
+            let position = &stored[&open.id()];
+            assert!(matches!(position, Checkpoint::AfterSequence { .. }), "{wrong:?}: {position}");
+        }
+        let listings = calls(&kinesis, "ListShards").len();
+        assert!(listings < 200, "{wrong:?}: {listings} calls");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn lasting_incomplete_listing_is_reported_once() {
+    let (kinesis, orders) = orders(2);
+    orders.shard(0).put("0");
+    kinesis.next_calls("ListShards", usize::MAX, Outcome::Mislisted(WrongListing::Short(1)));
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    let began = Instant::now();
+    let error = records.next().await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("incomplete"), "{error}");
+    assert!(began.elapsed() >= Duration::from_secs(60), "{:?}", began.elapsed());
+    let quiet = timeout(Duration::from_secs(600), records.next()).await;
+    assert!(quiet.is_err(), "one error, and no shard is read: {quiet:?}");
+    kinesis.on_call(|_| Outcome::Served);
+    assert_eq!(number(&next(&mut records).await), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_page_token_backs_off() {
+    for code in
+        ["ExpiredNextTokenException", "InvalidArgumentException", "ResourceNotFoundException"]
+    {
+        let (kinesis, orders) = orders(1500);
+        orders.shard(0).put("0");
+        // Each listing's second page is refused.
+        let mut listings = 0;
+        kinesis.on_call(move |call| {
+            if call.operation != "ListShards" {
+                return Outcome::Served;
+            }
+            listings += 1;
+            if listings % 2 == 0 { Outcome::failed(400, code, "no") } else { Outcome::Served }
+        });
+        let consumer = consumer(&kinesis).build().unwrap();
+        let mut records = consumer.records();
+        let quiet = timeout(Duration::from_secs(30), records.next()).await;
+        assert!(quiet.is_err(), "{code}: {quiet:?}");
+        let listings = calls(&kinesis, "ListShards").len();
+        assert!((4..40).contains(&listings), "{code}: {listings} calls in 30 s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_filter_is_given_up() {
+    for message in ["ShardFilter is not supported", "the timestamp is not supported"] {
+        let (kinesis, orders) = orders(1);
+        orders.shard(0).put("0");
+        let [left, _right] = orders.shard(0).split();
+        sleep(Duration::from_secs(2)).await;
+        // The first call is the full listing.
+        kinesis.next_calls("ListShards", 1, Outcome::Served);
+        let refused = Outcome::failed(400, "InvalidArgumentException", message);
+        kinesis.next_calls("ListShards", 3, refused);
+        let consumer =
+            consumer(&kinesis).starting_position(StartingPosition::Latest).build().unwrap();
+        let mut records = consumer.records();
+        assert_silent(&mut records).await;
+        left.put("1");
+        assert_eq!(number(&next(&mut records).await), 1, "{message}");
+    }
+}
+
+/// Open shards that a filtered listing leaves out are read all the same.
+#[tokio::test(start_paused = true)]
+async fn short_filtered_listing_ends_no_shard() {
+    let (kinesis, orders) = orders(2);
+    sleep(Duration::from_secs(2)).await;
+    kinesis.next_calls("ListShards", 1, Outcome::Served);
+    kinesis.next_calls("ListShards", 5, Outcome::Mislisted(WrongListing::Short(1)));
+    let consumer = consumer(&kinesis).starting_position(StartingPosition::Latest).build().unwrap();
+    let mut records = consumer.records();
+    assert_silent(&mut records).await;
+    orders.shard(1).put("1");
+    assert_eq!(number(&next(&mut records).await), 1);
+}
+
+/// The unfinished parent of listed children is missing from two listings, and then there again.
+#[tokio::test(start_paused = true)]
+async fn shard_missing_for_a_while_is_read_to_its_end() {
+    let (kinesis, orders) = orders(1);
+    let read = orders.shard(0).put("0");
+    orders.shard(0).put("1");
+    let [left, _right] = orders.shard(0).split();
+    left.put("2");
+    let store = MemoryStore::new();
+    let position = Checkpoint::AfterSequence { sequence_number: read, sub_sequence_number: None };
+    let scope = Scope::new("default", "orders");
+    store.save(&scope, &[(shard_zero(), position)]).await.unwrap();
+    let missing = Outcome::Mislisted(WrongListing::Without(shard_zero()));
+    kinesis.next_calls("ListShards", 2, missing);
+    let not_found = Outcome::failed(400, "ResourceNotFoundException", "no such shard");
+    kinesis.next_calls("GetShardIterator", 2, not_found);
+    let consumer =
+        consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon).store(store).build().unwrap();
+    let mut records = consumer.records();
+    assert_eq!(number(&next(&mut records).await), 1);
+    assert_eq!(number(&next(&mut records).await), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stream_missing_for_a_moment_is_read_on() {
+    let (kinesis, orders) = orders(1);
+    let consumer = consumer(&kinesis).discovery_interval(Duration::from_secs(1)).build().unwrap();
+    let mut records = consumer.records();
+    assert_silent(&mut records).await;
+    let not_found = Outcome::failed(400, "ResourceNotFoundException", "no such stream");
+    kinesis.next_calls("ListShards", 4, not_found);
+    sleep(Duration::from_secs(20)).await;
+    orders.shard(0).put("0");
+    assert_eq!(number(&next(&mut records).await), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn mistyped_name_is_reported_soon() {
+    let kinesis = Kinesis::new();
+    let consumer = consumer(&kinesis).build().unwrap();
+    let began = Instant::now();
+    let mut records = consumer.records();
+    let error = records.next().await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(records.next().await.is_none());
+    let time = began.elapsed();
+    assert!((Duration::from_secs(2)..Duration::from_secs(10)).contains(&time), "{time:?}");
+}
+
+/// `Latest` is the first poll, however long the listings fail.
+#[tokio::test(start_paused = true)]
+async fn latest_reads_what_came_while_listings_failed() {
+    let failures = [
+        Outcome::throttled(),
+        Outcome::failed(500, "InternalFailureException", ""),
+        Outcome::Refused,
+        Outcome::Mislisted(WrongListing::Empty),
+    ];
+    for failure in failures {
+        for minutes in [1, 60] {
+            let (kinesis, orders) = orders(1);
+            orders.shard(0).put("early");
+            sleep(Duration::from_secs(3)).await;
+            kinesis.next_calls("ListShards", usize::MAX, failure.clone());
+            let consumer = consumer(&kinesis)
+                .starting_position(StartingPosition::Latest)
+                .checkpoint_on(CheckpointOn::Ack)
+                .build()
+                .unwrap();
+            let mut records = consumer.records();
+            let until = Instant::now() + Duration::from_secs(60 * minutes / 2);
+            let mut poll_until = async |until: Instant| {
+                while let Ok(Some(told)) = timeout(until - Instant::now(), records.next()).await {
+                    assert_eq!(told.unwrap_err().kind(), ErrorKind::Unavailable);
+                }
+            };
+            poll_until(until).await;
+            orders.shard(0).put("0");
+            orders.shard(0).split()[1].put("1");
+            poll_until(until + Duration::from_secs(60 * minutes / 2)).await;
+            kinesis.on_call(|_| Outcome::Served);
+            let first = next(&mut records).await;
+            assert_eq!(number(&first), 0, "{failure:?} for {minutes} min");
+            first.ack();
+            assert_eq!(number(&next(&mut records).await), 1, "{failure:?} for {minutes} min");
+        }
+    }
+}
