@@ -104,7 +104,8 @@ impl Worker {
     fn look_at(&mut self, table: Table) {
         let is_forgotten = self.joined
             && table.generation != self.table.generation
-            && table.cleared == self.table.cleared;
+            // One that has forgotten when it was cleared shows an earlier time.
+            && table.cleared <= self.table.cleared;
         if is_forgotten {
             self.plan.observer.tell(Event::StoreForgot);
             self.pending.extend(self.holdings.knowledge(&self.table));

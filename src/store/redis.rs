@@ -45,9 +45,9 @@ use crate::record::ShardId;
 ///
 /// The clones of a store share one connection. It is replaced, and the address resolved again, when
 /// it is closed, when a call on it times out or is dropped before its answer, and when the server
-/// says that it is no longer the one to ask (such as `READONLY` after a failover, `LOADING` or
-/// `MASTERDOWN`). Calls that come meanwhile wait for the same new connection. New connections start at
-/// most every 100 ms.
+/// says that it no longer serves (such as `READONLY` after a failover, `LOADING` or
+/// `MASTERDOWN`). Calls on the old connection fail 1 s later where they have no answer by then; new calls
+/// share one attempt to connect. Attempts start at least 50 ms apart.
 ///
 /// # Clusters and sentinels
 ///

@@ -12,6 +12,7 @@
 
 mod fleets;
 mod reader;
+mod servers;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// Every mistake is found within this many seeds, of which one of fleets takes as long as several of
 /// the other simulation.
-const SEEDS: [(&str, &str); 2] = [("simulation", "0..1000"), ("fleets", "0..300")];
+const SEEDS: [(&str, &str); 3] =
+    [("simulation", "0..1000"), ("fleets", "0..300"), ("servers", "0..20")];
 
 struct Mistake {
     what: &'static str,
@@ -98,10 +100,16 @@ fn the_simulation_of_fleets_finds_every_mistake() {
     find("fleets", fleets::MISTAKES);
 }
 
+#[test]
+#[ignore = "builds the crate once for each mistake, which takes minutes"]
+fn the_nemesis_of_redis_finds_every_mistake() {
+    find("servers", servers::MISTAKES);
+}
+
 /// What takes minutes to find says at once whether it is still to be found.
 #[test]
 fn every_mistake_has_its_place() {
-    for mistake in reader::MISTAKES.iter().chain(fleets::MISTAKES) {
+    for mistake in reader::MISTAKES.iter().chain(fleets::MISTAKES).chain(servers::MISTAKES) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         mistake.check_place(&fs::read_to_string(folder.join(mistake.file)).unwrap());
     }

@@ -10,6 +10,8 @@ mod certificates;
 mod ferrokinesis_server;
 #[path = "../support/free_port.rs"]
 mod free_port;
+#[cfg(feature = "testing")]
+mod nemesis;
 #[path = "../support/proxy.rs"]
 mod proxy;
 #[cfg(feature = "redis-cluster")]
@@ -27,3 +29,7 @@ mod redis_server;
 mod redis_store;
 #[cfg(feature = "redis-tls")]
 mod redis_tls;
+#[cfg(feature = "testing")]
+#[path = "../support/seeds.rs"]
+#[allow(dead_code)] // The time is real here.
+mod seeds;

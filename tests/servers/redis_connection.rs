@@ -98,6 +98,20 @@ async fn dropped_call_replaces_the_connection() {
 }
 
 #[tokio::test]
+async fn calls_on_a_replaced_connection_end_soon() {
+    let behind = Behind::start().await;
+    behind.proxy.freeze();
+    let began = Instant::now();
+    let waiting = behind.save(2);
+    let dropped = timeout(Duration::from_millis(200), behind.save(2));
+    let (waiting, dropped) = futures::future::join(waiting, dropped).await;
+    dropped.expect_err("there is no answer");
+    let error = waiting.expect_err("there is no answer");
+    assert!(error.is_temporary(), "{}", whole_text(&error));
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn peer_that_accepts_and_is_silent_fails_in_time() {
     let behind = Behind::start().await;
     behind.proxy.set_mode(Mode::Swallow);

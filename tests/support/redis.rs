@@ -78,6 +78,12 @@ impl RedisServer {
         self.port
     }
 
+    /// Sends this signal to the server's process.
+    pub(crate) fn signal(&self, signal: &str) {
+        let process = self.process.as_ref().expect("the server runs").id().to_string();
+        assert!(Command::new("kill").args([signal, &process]).status().unwrap().success());
+    }
+
     /// Ends the server as a crash does.
     pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {

@@ -10,7 +10,9 @@
 //!
 //! Calls that come while one connects wait for its outcome, and share it.
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
@@ -18,12 +20,18 @@ use redis::aio::ConnectionLike;
 use redis::{
     Cmd, ConnectionInfo, IntoConnectionInfo, Pipeline, RedisError, RedisFuture, RedisResult, Value,
 };
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::link::{CONNECT_TIMEOUT, FIRST_CONNECT_TIMEOUT, Link, Target};
 use super::refusal::is_over;
 use crate::backoff::{Backoff, CONNECTIONS};
 use crate::error::{Error, ErrorKind, Result};
+
+/// How long calls that are in flight on a retired connection may still be answered. One that has
+/// waited in vain must not hold up what waits for it, such as a handoff that waits for a save; one
+/// that is merely beside a dropped call has its answer within milliseconds.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Cheap to clone; the clones share one connection.
 #[derive(Clone)]
@@ -35,6 +43,8 @@ pub(super) struct Connection {
 struct Slot {
     target: Target,
     state: Mutex<State>,
+    /// The number of the last connection that was retired.
+    retired: watch::Sender<u64>,
 }
 
 type Attempt = Shared<BoxFuture<'static, RedisResult<Link>>>;
@@ -54,14 +64,15 @@ impl Connection {
         let database = target.database();
         let link = target.clone().connect(FIRST_CONNECT_TIMEOUT).await?;
         let current = futures::future::ready(Ok(link)).boxed().shared();
-        let state = State { number: 0, current: Some(current), next: Instant::now() };
-        Ok(Self { slot: Arc::new(Slot { target, state: Mutex::new(state) }), database })
+        let state = State { number: 1, current: Some(current), next: Instant::now() };
+        let slot = Slot { target, state: Mutex::new(state), retired: watch::Sender::new(0) };
+        Ok(Self { slot: Arc::new(slot), database })
     }
 
     /// Sends a command that has no key, and returns what the server says.
     pub(super) async fn ask_any(&self, command: Cmd) -> RedisResult<Value> {
         let (mut link, call) = self.slot.begin().await?;
-        let answer = link.ask_any(command).await.and_then(Value::extract_error);
+        let answer = call.wait(link.ask_any(command)).await.and_then(Value::extract_error);
         call.end(answer.as_ref().err().is_some_and(is_over));
         answer
     }
@@ -101,7 +112,7 @@ impl Slot {
             link
         });
         let attempt = async move {
-            let ended = |error| Err(RedisError::from(std::io::Error::other(error)));
+            let ended = |error| Err(RedisError::from(io::Error::other(error)));
             connecting.await.unwrap_or_else(ended)
         };
         let attempt = attempt.boxed().shared();
@@ -115,8 +126,10 @@ impl Slot {
             let mut state = self.lock();
             if state.number == number { state.current.take() } else { None }
         };
-        // Not under the lock: it may close a socket.
-        drop(retired);
+        // Not under the lock: it may close a socket, and wakes calls.
+        if retired.is_some() {
+            self.retired.send_replace(number);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -133,6 +146,24 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// Waits for an answer, no longer than [`LAST_ANSWERS`] after the connection was retired.
+    async fn wait<T>(&self, answer: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+        let mut retired = self.slot.retired.subscribe();
+        let given_up = async {
+            // The slot outlives its calls, so this ends with a retirement alone.
+            let _is_retired = retired.wait_for(|last| *last >= self.number).await.is_ok();
+            sleep(LAST_ANSWERS).await;
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            () = given_up => {
+                let message = "the connection was replaced before an answer came";
+                Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
+            }
+        }
+    }
+
     /// The call has ended, and its connection serves no longer where `is_over`.
     fn end(mut self, is_over: bool) {
         self.is_over = is_over;
@@ -159,7 +190,7 @@ impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
         async move {
             let (mut link, call) = self.slot.begin().await?;
-            let answer = link.any().req_packed_command(command).await;
+            let answer = call.wait(link.any().req_packed_command(command)).await;
             call.end(match &answer {
                 Ok(value) => says_over(value),
                 Err(error) => is_over(error),
@@ -177,7 +208,7 @@ impl ConnectionLike for Connection {
     ) -> RedisFuture<'a, Vec<Value>> {
         async move {
             let (mut link, call) = self.slot.begin().await?;
-            let answer = link.any().req_packed_commands(pipeline, offset, count).await;
+            let answer = call.wait(link.any().req_packed_commands(pipeline, offset, count)).await;
             call.end(match &answer {
                 Ok(values) => values.iter().any(says_over),
                 Err(error) => is_over(error),

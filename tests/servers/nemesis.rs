@@ -1,0 +1,190 @@
+//! A nemesis for `RedisStore`: three workers read from a Kinesis in memory, each through a TCP proxy of
+//! its own to a Redis master with a replica, while faults happen to the network and the servers.
+//!
+//! A seed determines the faults and their order. The time is real, so two runs of one seed differ in
+//! detail. Every bound is derived from the configured durations.
+//!
+//! - `cargo test --all-features --test servers nemesis` runs the everyday seeds;
+//! - `SEED=7 cargo test --all-features --test servers -- --ignored --nocapture nemesis::one` tells the
+//!   story of one;
+//! - `SEEDS=0..100 cargo test --all-features --test servers -- --ignored --nocapture nemesis::many` runs
+//!   others.
+
+mod faults;
+mod servers;
+mod tally;
+mod worker;
+
+use std::ops::Range;
+use std::time::Duration;
+
+use fastrand::Rng;
+use kinestream::testing::{Kinesis, Stream};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::seeds::{Simulation, Story};
+use faults::Fault;
+use servers::Servers;
+use tally::Tally;
+use worker::Worker;
+
+/// The seeds that every run of the tests goes through.
+const EVERY_DAY: Range<u64> = 0..6;
+
+const SIMULATION: Simulation = Simulation { test: "servers", simulate };
+
+const SHARDS: usize = 4;
+const WORKERS: usize = 3;
+const FAULTS: usize = 3;
+
+/// The shortest lease duration that is permitted, so that a story is short.
+const LEASE: Duration = Duration::from_secs(2);
+const RENEWAL: Duration = LEASE.checked_div(3).unwrap();
+
+/// The poll interval of the workers.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// The pause between two records.
+const PUT_PAUSE: Duration = Duration::from_millis(10);
+
+/// How long a record takes to its reader: one poll, and what a machine adds that builds and tests at
+/// the same time.
+const DELAY: Duration = INTERVAL.saturating_add(Duration::from_millis(1500));
+
+/// From this time after the end of a fault on, every shard is read: a lease duration and two renewals.
+const READ_AGAIN: Duration = LEASE.saturating_add(RENEWAL.saturating_mul(2));
+
+fn simulate(seed: u64) -> Story {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut world = World::start(seed).await;
+        world.run().await;
+        world.end().await
+    })
+}
+
+#[test]
+fn no_fault_of_redis_loses_a_record_or_stops_a_shard() {
+    SIMULATION.go_through(EVERY_DAY);
+}
+
+#[test]
+#[ignore = "goes through the seeds in SEEDS"]
+fn many() {
+    SIMULATION.go_through_many();
+}
+
+#[test]
+#[ignore = "tells the story of the seed in SEED"]
+fn one() {
+    SIMULATION.tell_one();
+}
+
+/// Everything that takes part in a story.
+struct World {
+    rng: Rng,
+    servers: Servers,
+    workers: Vec<Worker>,
+    tally: Tally,
+    _kinesis: Kinesis,
+    writing: tokio::task::JoinHandle<()>,
+}
+
+impl World {
+    async fn start(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let kinesis = Kinesis::new();
+        let stream = kinesis.create_stream("orders", SHARDS);
+        let servers = Servers::start().await;
+        let tally = Tally::default();
+        let acknowledges = rng.bool();
+        let mut workers = Vec::new();
+        for index in 0..WORKERS {
+            let master = servers.master().port();
+            workers.push(Worker::start(index, &kinesis, master, acknowledges, &tally).await);
+        }
+        let writing = tokio::spawn(write(stream, tally.clone()));
+        Self { rng, servers, workers, tally, _kinesis: kinesis, writing }
+    }
+
+    async fn run(&mut self) {
+        self.reads("the start", Instant::now(), 3 * READ_AGAIN).await;
+        for _ in 0..FAULTS {
+            if self.tally.is_broken() {
+                return;
+            }
+            let fault = Fault::draw(&mut self.rng);
+            self.tally.tell(&format!("{fault:?}"));
+            let what = format!("{fault:?}");
+            let began = Instant::now();
+            fault.happen(&mut self.servers, &self.workers).await;
+            let ended = Instant::now();
+            if fault.loses_a_key() {
+                self.is_noticed(&what, began).await;
+            }
+            // Some faults meet a fleet that has not recovered from the last one.
+            if self.rng.u8(..4) > 0 {
+                self.reads(&what, ended, READ_AGAIN + DELAY).await;
+                // Leases that nobody can renew have run out by then.
+                sleep_until(ended + READ_AGAIN).await;
+                self.reads(&what, Instant::now(), DELAY).await;
+            }
+            sleep(Duration::from_millis(self.rng.u64(0..500))).await;
+        }
+    }
+
+    /// Waits until every shard has delivered a record that was put after `since`.
+    async fn reads(&self, what: &str, since: Instant, bound: Duration) {
+        while let Some(shard) = self.tally.first_unread(since) {
+            if since.elapsed() > bound {
+                let detail = format!("shard {shard} is not read for {bound:?} after {what}");
+                return self.tally.break_promise("reads_on", detail);
+            }
+            sleep(PUT_PAUSE).await;
+        }
+        self.tally.tell(&format!("every shard is read after {:?}", since.elapsed()));
+    }
+
+    /// Waits until every worker has reported that the store has forgotten.
+    async fn is_noticed(&self, what: &str, began: Instant) {
+        let bound = 2 * RENEWAL + DELAY;
+        while let Some(worker) = self.tally.first_unaware(WORKERS, began) {
+            if began.elapsed() > bound {
+                let detail = format!("worker {worker} has not noticed {what} within {bound:?}");
+                return self.tally.break_promise("notices_loss", detail);
+            }
+            sleep(PUT_PAUSE).await;
+        }
+        self.tally.tell(&format!("every worker has noticed after {:?}", began.elapsed()));
+    }
+
+    /// Stops the writer, waits for what is not read yet, and ends the workers.
+    async fn end(self) -> Story {
+        self.writing.abort();
+        let began = Instant::now();
+        while let Some(lost) = self.tally.unread() {
+            if self.tally.is_broken() {
+                break;
+            }
+            if began.elapsed() > 3 * READ_AGAIN {
+                self.tally.break_promise("loses_nothing", lost);
+            }
+            sleep(PUT_PAUSE).await;
+        }
+        for worker in self.workers {
+            worker.end().await;
+        }
+        self.tally.story()
+    }
+}
+
+/// Puts numbers into the shards in turn.
+async fn write(stream: Stream, tally: Tally) {
+    for number in 0.. {
+        let shard = number % SHARDS;
+        tally.put(number, shard);
+        stream.shard(shard).put(number.to_string());
+        sleep(PUT_PAUSE).await;
+    }
+}

@@ -1,0 +1,155 @@
+//! What befalls the network and the servers.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use tokio::time::sleep;
+
+use super::servers::Servers;
+use super::worker::Worker;
+use super::{LEASE, WORKERS};
+use crate::proxy::Mode;
+use crate::seeds::pick;
+
+/// Which workers a fault of the network affects.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Scope {
+    All,
+    One(usize),
+}
+
+/// What becomes of the connections to a master that is replaced.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Leftover {
+    /// They stay open, and the old master answers on them as a replica.
+    Open,
+    /// They are closed.
+    Closed,
+    /// They stay open, and no byte passes.
+    HalfOpen,
+}
+
+/// A fault, from its begin to its end.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Fault {
+    /// Open connections become half open. New ones pass.
+    HalfOpen(Scope),
+    /// Open connections are closed.
+    Cut(Scope),
+    /// No byte passes for this time. New connections are accepted.
+    Swallow(Scope, Duration),
+    /// New connections are closed at once for this time.
+    Refuse(Scope, Duration),
+    /// Every answer comes later, for this time.
+    Slow(Scope, Duration, Duration),
+    /// The server closes the connections of all clients.
+    ClientKill,
+    /// The process of the master is suspended for this time.
+    Suspend(Duration),
+    /// The master is killed, and starts again after this time with its data.
+    Restart(Duration),
+    /// The replica becomes the master behind the same address, after it was this long without
+    /// the writes of the old one.
+    Failover(Leftover, Duration),
+    /// One key disappears.
+    LoseKey(&'static str),
+    /// All keys disappear.
+    LoseAll,
+}
+
+impl Fault {
+    pub(super) fn draw(rng: &mut Rng) -> Self {
+        let scope = if rng.bool() { Scope::All } else { Scope::One(rng.usize(..WORKERS)) };
+        let time = LEASE * rng.u32(1..8) / 4;
+        match rng.u8(..16) {
+            0 | 1 => Self::HalfOpen(scope),
+            2 => Self::Cut(scope),
+            3 | 4 => Self::Swallow(scope, time),
+            5 => Self::Refuse(scope, time),
+            6 => Self::Slow(scope, time, Duration::from_millis(rng.u64(100..1000))),
+            7 => Self::ClientKill,
+            8 => Self::Suspend(time),
+            9 => Self::Restart(time),
+            10..=12 => {
+                let leftover = pick(rng, &[Leftover::Open, Leftover::Closed, Leftover::HalfOpen]);
+                let behind = if rng.bool() { Duration::ZERO } else { LEASE * rng.u32(1..4) / 4 };
+                Self::Failover(leftover, behind)
+            }
+            13 | 14 => {
+                let names = ["format", "checkpoints", "leases", "workers", "fleet"];
+                Self::LoseKey(pick(rng, &names))
+            }
+            _ => Self::LoseAll,
+        }
+    }
+
+    /// Whether every worker must report that the store has forgotten.
+    pub(super) fn loses_a_key(self) -> bool {
+        matches!(self, Self::LoseKey(_) | Self::LoseAll)
+    }
+
+    /// Begins, lasts and ends.
+    pub(super) async fn happen(self, servers: &mut Servers, workers: &[Worker]) {
+        match self {
+            Self::HalfOpen(scope) => {
+                affected(scope, workers).for_each(|worker| worker.proxy.freeze());
+            }
+            Self::Cut(scope) => affected(scope, workers).for_each(|worker| worker.proxy.cut()),
+            Self::Swallow(scope, time) => last(Mode::Swallow, scope, time, workers).await,
+            Self::Refuse(scope, time) => last(Mode::Refuse, scope, time, workers).await,
+            Self::Slow(scope, time, delay) => last(Mode::Delay(delay), scope, time, workers).await,
+            Self::ClientKill => servers.command(&["CLIENT", "KILL", "TYPE", "normal"]).await,
+            Self::Suspend(time) => {
+                servers.master().signal("-STOP");
+                sleep(time).await;
+                servers.master().signal("-CONT");
+            }
+            Self::Restart(time) => {
+                servers.master_mut().kill();
+                sleep(time).await;
+                servers.master_mut().restart();
+                servers.wait_for_the_replica().await;
+            }
+            Self::Failover(leftover, behind) => fail_over(leftover, behind, servers, workers).await,
+            Self::LoseKey(name) => {
+                let key = format!("kinestream:{{billing:orders}}:{name}");
+                servers.command(&["DEL", &key]).await;
+            }
+            Self::LoseAll => servers.command(&["FLUSHALL"]).await,
+        }
+    }
+}
+
+fn affected(scope: Scope, workers: &[Worker]) -> impl Iterator<Item = &Worker> {
+    workers.iter().enumerate().filter_map(move |(index, worker)| match scope {
+        Scope::One(one) if one != index => None,
+        _ => Some(worker),
+    })
+}
+
+async fn last(mode: Mode, scope: Scope, time: Duration, workers: &[Worker]) {
+    affected(scope, workers).for_each(|worker| worker.proxy.set_mode(mode));
+    sleep(time).await;
+    affected(scope, workers).for_each(|worker| worker.proxy.set_mode(Mode::Pass));
+}
+
+async fn fail_over(
+    leftover: Leftover,
+    behind: Duration,
+    servers: &mut Servers,
+    workers: &[Worker],
+) {
+    servers.wait_for_the_replica().await;
+    servers.promote().await;
+    sleep(behind).await;
+    let port = servers.master().port();
+    for Worker { proxy, .. } in workers {
+        proxy.redirect(port);
+        match leftover {
+            Leftover::Open => {}
+            Leftover::Closed => proxy.cut(),
+            Leftover::HalfOpen => proxy.freeze(),
+        }
+    }
+    servers.demote_the_other().await;
+}

@@ -1,0 +1,71 @@
+//! A worker, its caller, and its way to Redis.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::testing::Kinesis;
+use kinestream::{CheckpointOn, Consumer, RedisStore, StartingPosition};
+use tokio::task::JoinSet;
+
+use super::tally::Tally;
+use super::{INTERVAL, LEASE};
+use crate::proxy::Proxy;
+
+pub(super) struct Worker {
+    pub(super) proxy: Proxy,
+    consumer: Consumer,
+    tasks: JoinSet<()>,
+}
+
+impl Worker {
+    /// Starts a worker that reaches Redis on this port through a proxy.
+    pub(super) async fn start(
+        index: usize,
+        kinesis: &Kinesis,
+        redis: u16,
+        acknowledges: bool,
+        tally: &Tally,
+    ) -> Self {
+        let proxy = Proxy::start(redis).await;
+        let on = if acknowledges { CheckpointOn::Ack } else { CheckpointOn::Pull };
+        let consumer = Consumer::builder(kinesis.client(), "orders")
+            .application("billing")
+            .starting_position(StartingPosition::TrimHorizon)
+            .interval(INTERVAL)
+            .checkpoint_on(on)
+            .checkpoint_interval(Duration::from_millis(100))
+            .discovery_interval(Duration::from_secs(30))
+            .lease_duration(LEASE)
+            .worker_id(format!("worker-{index}"))
+            .store(RedisStore::connect(&proxy.url()).await.unwrap())
+            .build()
+            .unwrap();
+        let mut tasks = JoinSet::new();
+        let mut events = consumer.events();
+        let heard = tally.clone();
+        tasks.spawn(async move {
+            while let Some(event) = events.next().await {
+                heard.hear_event(index, &event);
+            }
+        });
+        let (mut records, heard) = (consumer.records(), tally.clone());
+        tasks.spawn(async move {
+            while let Some(record) = records.next().await {
+                match record {
+                    Ok(record) => {
+                        heard.deliver(index, &record);
+                        record.ack();
+                    }
+                    Err(error) => heard.hear_error(index, &error),
+                }
+            }
+            heard.hear_end(index);
+        });
+        Self { proxy, consumer, tasks }
+    }
+
+    pub(super) async fn end(mut self) {
+        self.tasks.shutdown().await;
+        drop(self.consumer);
+    }
+}
