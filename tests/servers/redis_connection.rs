@@ -14,20 +14,69 @@ use crate::redis_store::{after, raw, scope, shard, whole_text};
 /// The default lease duration, within which a lost connection must be replaced.
 const LEASE: Duration = Duration::from_secs(10);
 
+/// How a store reaches its server.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    Url,
+    #[cfg(feature = "redis-cluster")]
+    Cluster,
+    #[cfg(feature = "redis-sentinel")]
+    Sentinel,
+}
+
+const ALL: &[By] = &[
+    By::Url,
+    #[cfg(feature = "redis-cluster")]
+    By::Cluster,
+    #[cfg(feature = "redis-sentinel")]
+    By::Sentinel,
+];
+
+/// A store and its server, with a proxy between them.
 struct Behind {
+    by: By,
     server: RedisServer,
     proxy: Proxy,
     store: RedisStore,
+    _sentinel: Option<RedisServer>,
 }
 
 impl Behind {
-    /// A store on a server behind a proxy, with one checkpoint.
+    /// A store on one server.
     async fn start() -> Self {
-        let server = RedisServer::start(&[]);
+        Self::started(By::Url).await
+    }
+
+    /// Starts a store with one checkpoint.
+    async fn started(by: By) -> Self {
+        let options: &[&str] = match by {
+            #[cfg(feature = "redis-cluster")]
+            By::Cluster => &["--cluster-enabled", "yes"],
+            _ => &[],
+        };
+        let server = RedisServer::start(options);
         let proxy = Proxy::start(server.port()).await;
-        let store = RedisStore::connect(&proxy.url()).await.unwrap();
-        store.save(&scope(), &[(shard(0), after(1))]).await.unwrap();
-        Self { server, proxy, store }
+        #[cfg(feature = "redis-cluster")]
+        if matches!(by, By::Cluster) {
+            make_cluster(&server, proxy.port()).await;
+        }
+        let (store, sentinel) = match by {
+            #[cfg(feature = "redis-sentinel")]
+            By::Sentinel => {
+                let sentinel = RedisServer::sentinel(&format!(
+                    "sentinel monitor orders 127.0.0.1 {} 1\n\
+                     sentinel down-after-milliseconds orders 60000\n",
+                    proxy.port()
+                ));
+                let url = sentinel.url();
+                let store = RedisStore::connect_sentinel([&*url], "redis://orders/");
+                (store.await, Some(sentinel))
+            }
+            _ => (RedisStore::connect(&proxy.url()).await, None),
+        };
+        let behind = Self { by, server, proxy, store: store.unwrap(), _sentinel: sentinel };
+        behind.save(1).await.unwrap();
+        behind
     }
 
     async fn save(&self, number: u32) -> kinestream::Result<()> {
@@ -43,6 +92,22 @@ impl Behind {
             sleep(Duration::from_millis(20)).await;
         }
         began.elapsed()
+    }
+}
+
+/// Makes the server a cluster of one node, which clients are to reach at this port.
+#[cfg(feature = "redis-cluster")]
+async fn make_cluster(server: &RedisServer, port: u16) {
+    let mut raw = raw(server).await;
+    let announced = ["SET", "cluster-announce-port", &port.to_string()];
+    redis::cmd("CONFIG").arg(&announced).exec_async(&mut raw).await.unwrap();
+    redis::cmd("CLUSTER").arg(&["ADDSLOTSRANGE", "0", "16383"]).exec_async(&mut raw).await.unwrap();
+    loop {
+        let state: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut raw).await.unwrap();
+        if state.contains("cluster_state:ok") {
+            return;
+        }
+        sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -82,19 +147,24 @@ async fn failover_behind_a_stable_address_is_followed() {
 
 #[tokio::test]
 async fn half_open_connection_is_replaced() {
-    let behind = Behind::start().await;
-    behind.proxy.freeze();
-    let took = behind.until_saved(2).await;
-    assert!(took < LEASE, "the connection was replaced after {took:?}");
+    let replaced = ALL.iter().map(async |by| {
+        let behind = Behind::started(*by).await;
+        behind.proxy.freeze();
+        let took = behind.until_saved(2).await;
+        assert!(took < LEASE, "{by:?}: the connection was replaced after {took:?}");
+    });
+    futures::future::join_all(replaced).await;
 }
 
 #[tokio::test]
 async fn dropped_call_replaces_the_connection() {
-    let behind = Behind::start().await;
-    behind.proxy.freeze();
-    timeout(Duration::from_millis(200), behind.save(2)).await.expect_err("there is no answer");
-    let saved = timeout(Duration::from_secs(3), behind.save(2)).await;
-    saved.expect("the next call uses a new connection").unwrap();
+    for by in ALL {
+        let behind = Behind::started(*by).await;
+        behind.proxy.freeze();
+        timeout(Duration::from_millis(200), behind.save(2)).await.expect_err("there is no answer");
+        let saved = timeout(Duration::from_secs(3), behind.save(2)).await;
+        saved.unwrap_or_else(|_| panic!("{by:?}: the next call uses a new connection")).unwrap();
+    }
 }
 
 #[tokio::test]
@@ -113,7 +183,12 @@ async fn calls_on_a_replaced_connection_end_soon() {
 
 #[tokio::test]
 async fn peer_that_accepts_and_is_silent_fails_in_time() {
-    let behind = Behind::start().await;
+    let failed = ALL.iter().map(async |by| silent_peer_fails(Behind::started(*by).await).await);
+    futures::future::join_all(failed).await;
+}
+
+async fn silent_peer_fails(behind: Behind) {
+    let by = behind.by;
     behind.proxy.set_mode(Mode::Swallow);
     let began = Instant::now();
     let error = RedisStore::connect(&behind.proxy.url()).await.unwrap_err();
@@ -127,7 +202,7 @@ async fn peer_that_accepts_and_is_silent_fails_in_time() {
     }
     behind.proxy.set_mode(Mode::Pass);
     let took = behind.until_saved(2).await;
-    assert!(took < Duration::from_secs(5), "the store was back after {took:?}");
+    assert!(took < Duration::from_secs(5), "{by:?}: the store was back after {took:?}");
 }
 
 #[tokio::test]

@@ -62,6 +62,10 @@ impl Proxy {
         Self { port, rules, accepted, listening: listening.abort_handle() }
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
     }
