@@ -92,10 +92,13 @@ impl Worker {
     }
 
     /// Asks the store, no longer than until the next renewal is due. Meanwhile the worker's leases
-    /// may run out. One that has none has the time for three calls, which is what the start of an
-    /// application takes in a store that keeps positions alone.
+    /// may run out. One that has none has the time for three calls where it joins or asks for changes,
+    /// which is what the start of an application takes in a store that keeps positions alone. To
+    /// renew it waits no longer than others: it must be there to take over their leases.
     async fn ask(&mut self, request: &Request) -> Result<Answer> {
-        let limit = if self.holdings.len() == 0 { 3 * LONGEST_CALL } else { self.renewal() };
+        let is_renewal = self.joined && request.changes.is_empty();
+        let has_time = self.holdings.len() == 0 && !is_renewal;
+        let limit = if has_time { 3 * LONGEST_CALL } else { self.renewal() };
         let valid_until = self.valid_until;
         let asked = async {
             let exchanged = self.plan.leases.exchange(&self.plan.scope, request);

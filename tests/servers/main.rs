@@ -27,6 +27,8 @@ mod redis_sentinel;
 #[path = "../support/redis.rs"]
 mod redis_server;
 mod redis_store;
+#[cfg(feature = "testing")]
+mod redis_takeover;
 #[cfg(feature = "redis-tls")]
 mod redis_tls;
 #[cfg(feature = "testing")]
