@@ -38,7 +38,8 @@ pub enum Checkpoint {
     /// Nothing is read yet: begin with the oldest record that is kept.
     TrimHorizon,
     /// Nothing is read yet: begin with the first record that arrived at this time or later.
-    /// Kept, as Kinesis keeps it, to the millisecond.
+    /// Kept, as Kinesis keeps it, to the millisecond. Its text form holds times from 1970 to 2^64
+    /// milliseconds later; a time outside of them is written as the nearest one inside.
     AtTimestamp(SystemTime),
     /// This record, and all before it, are finished.
     AfterSequence {
@@ -89,8 +90,7 @@ impl fmt::Display for Checkpoint {
         match self {
             Self::TrimHorizon => formatter.write_str("TRIM_HORIZON"),
             Self::AtTimestamp(time) => {
-                let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-                write!(formatter, "AT_TIMESTAMP:{}", since.as_millis())
+                write!(formatter, "AT_TIMESTAMP:{}", millis_of(*time))
             }
             Self::AfterSequence { sequence_number, sub_sequence_number } => {
                 write!(formatter, "AFTER_SEQUENCE_NUMBER:{sequence_number}")?;
@@ -102,6 +102,12 @@ impl fmt::Display for Checkpoint {
             Self::ShardEnd => formatter.write_str("SHARD_END"),
         }
     }
+}
+
+/// Milliseconds since 1970, within what [`FromStr`] reads.
+fn millis_of(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl FromStr for Checkpoint {
@@ -182,6 +188,19 @@ mod tests {
             prop_assert!(!a.supersedes(a));
             prop_assert!(!(a.supersedes(b) && b.supersedes(a)));
             prop_assert!(!(a.supersedes(b) && b.supersedes(c)) || a.supersedes(c));
+        }
+    }
+
+    #[test]
+    fn timestamp_out_of_range_is_written_as_nearest_one() {
+        let far = UNIX_EPOCH + Duration::from_secs(u64::MAX / 1000 + 1_000_000);
+        for (time, text) in [
+            (far, "AT_TIMESTAMP:18446744073709551615"),
+            (UNIX_EPOCH - Duration::from_secs(1), "AT_TIMESTAMP:0"),
+        ] {
+            let written = Checkpoint::AtTimestamp(time).to_string();
+            assert_eq!(written, text);
+            assert!(written.parse::<Checkpoint>().is_ok());
         }
     }
 

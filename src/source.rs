@@ -8,6 +8,7 @@ mod aggregation;
 mod batch;
 mod budget;
 mod connections;
+mod doubt;
 mod fan_out;
 mod hash_range;
 mod kinesis;
@@ -17,6 +18,7 @@ mod position;
 mod progress;
 mod registration;
 mod room;
+mod standing;
 mod subscription;
 
 use std::sync::Arc;

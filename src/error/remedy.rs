@@ -184,11 +184,21 @@ fn sort_answer(
 ) -> (Remedy, ErrorKind, String) {
     let about = |subject: &str| message.to_lowercase().contains(subject);
     let (remedy, kind, advice) = match code {
+        "InvalidArgumentException" if action == "ListShards" && !about("token") => (
+            Remedy::Report,
+            ErrorKind::Rejected,
+            "the shard filter was refused; check that the starting position is not in the future",
+        ),
         "ProvisionedThroughputExceededException"
         | "KMSThrottlingException"
         | "LimitExceededException"
         | "ThrottlingException"
         | "Throttling"
+        | "ThrottledException"
+        | "RequestThrottled"
+        | "RequestThrottledException"
+        | "TooManyRequestsException"
+        | "BandwidthLimitExceeded"
         | "RequestLimitExceeded" => {
             (Remedy::SlowDown, ErrorKind::Throttled, "Kinesis asks for fewer calls")
         }
@@ -219,7 +229,11 @@ fn sort_answer(
             "there is no such stream or shard; check the stream's name, the region and the \
              account",
         ),
-        "AccessDeniedException" | "KMSAccessDeniedException" => (
+        "AccessDeniedException"
+        | "AccessDenied"
+        | "NotAuthorized"
+        | "NotAuthorizedException"
+        | "KMSAccessDeniedException" => (
             Remedy::Report,
             ErrorKind::Denied,
             "access was denied; the README lists the IAM actions that are needed",
@@ -240,12 +254,39 @@ fn sort_answer(
         | "IncompleteSignature"
         | "MissingAuthenticationTokenException"
         | "MissingAuthenticationToken"
+        | "SignatureDoesNotMatch"
+        | "ExpiredToken"
         | "ExpiredTokenException"
         | "OptInRequired" => (
             Remedy::Report,
             ErrorKind::Denied,
             "the credentials were refused; check that they are valid, not expired and for this \
              account and region",
+        ),
+        "RequestExpired" | "RequestTimeTooSkewed" => (
+            Remedy::Report,
+            ErrorKind::Denied,
+            "the request reached Kinesis too long after it was signed; check the clock of this host",
+        ),
+        "InternalFailure"
+        | "InternalFailureException"
+        | "InternalServerError"
+        | "RequestAbortedException"
+        | "RequestTimeout"
+        | "RequestTimeoutException"
+        | "ServiceUnavailable"
+        | "ServiceUnavailableException" => {
+            (Remedy::Retry, ErrorKind::Unavailable, "Kinesis failed")
+        }
+        "InvalidAction" | "MissingAction" | "UnknownOperationException" => (
+            Remedy::Report,
+            ErrorKind::Rejected,
+            "the endpoint does not know the call; check the client's endpoint and region",
+        ),
+        "RequestEntityTooLargeException" => (
+            Remedy::Report,
+            ErrorKind::Rejected,
+            "the request is too large; check the client's interceptors and proxies",
         ),
         _ if status >= 500 || status == 408 => {
             (Remedy::Retry, ErrorKind::Unavailable, "Kinesis failed")
@@ -262,4 +303,55 @@ fn sort_answer(
 
 fn retry(action: &str, why: &str) -> (Remedy, ErrorKind, String) {
     (Remedy::Retry, ErrorKind::Unavailable, format!("{action} cannot reach Kinesis: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The codes of
+    /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/CommonErrors.html>, as it is and as
+    /// it was, and what cures them.
+    #[test]
+    fn common_error_is_sorted_by_its_cure() {
+        use ErrorKind::{Denied, Rejected, Throttled, Unavailable};
+        let table = [
+            (400, "AccessDeniedException", Remedy::Report, Denied),
+            (403, "ExpiredTokenException", Remedy::Report, Denied),
+            (403, "IncompleteSignature", Remedy::Report, Denied),
+            (500, "InternalFailure", Remedy::Retry, Unavailable),
+            (400, "MalformedHttpRequestException", Remedy::Report, Rejected),
+            (401, "NotAuthorized", Remedy::Report, Denied),
+            (403, "OptInRequired", Remedy::Report, Denied),
+            (400, "RequestAbortedException", Remedy::Retry, Unavailable),
+            (413, "RequestEntityTooLargeException", Remedy::Report, Rejected),
+            (400, "RequestExpired", Remedy::Report, Denied),
+            (408, "RequestTimeoutException", Remedy::Retry, Unavailable),
+            (503, "ServiceUnavailable", Remedy::Retry, Unavailable),
+            (400, "ThrottlingException", Remedy::SlowDown, Throttled),
+            (403, "UnrecognizedClientException", Remedy::Report, Denied),
+            (404, "UnknownOperationException", Remedy::Report, Rejected),
+            (400, "ValidationError", Remedy::Report, Rejected),
+            (400, "InvalidAction", Remedy::Report, Rejected),
+            (403, "InvalidClientTokenId", Remedy::Report, Denied),
+            (400, "InvalidParameterCombination", Remedy::Report, Rejected),
+            (400, "InvalidParameterValue", Remedy::Report, Rejected),
+            (400, "InvalidQueryParameter", Remedy::Report, Rejected),
+            (404, "MalformedQueryString", Remedy::Report, Rejected),
+            (400, "MissingAction", Remedy::Report, Rejected),
+            (403, "MissingAuthenticationToken", Remedy::Report, Denied),
+            (400, "MissingParameter", Remedy::Report, Rejected),
+        ];
+        for (status, code, remedy, kind) in table {
+            let sorted = sort_answer("GetRecords", status, code, "");
+            assert_eq!((sorted.0, sorted.1), (remedy, kind), "{code}");
+        }
+    }
+
+    #[test]
+    fn refused_shard_filter_is_reported() {
+        let filter = "Timestamp in the shard filter is invalid";
+        let sorted = sort_answer("ListShards", 400, "InvalidArgumentException", filter);
+        assert_eq!((sorted.0, sorted.1), (Remedy::Report, ErrorKind::Rejected));
+    }
 }

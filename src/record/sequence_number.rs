@@ -38,6 +38,12 @@ impl SequenceNumber {
         if is_valid(text.as_bytes()) { Ok(Self(text.into())) } else { Err(refused(&text)) }
     }
 
+    /// Whether a text is one.
+    #[inline]
+    pub(crate) fn is_one(text: &str) -> bool {
+        is_valid(text.as_bytes())
+    }
+
     /// The same, for many records to have.
     pub(crate) fn into_shared(self) -> Self {
         Self(Text::Shared((*self.0).into()))

@@ -98,11 +98,12 @@ impl Batch {
 
     /// Passes over what lies before a position where an iterator was just placed. Only at the
     /// beginning: times of arrival do not rise from record to record.
-    pub(super) fn skip_past(&mut self, position: &Position) -> Result<()> {
+    pub(super) fn skip_past(&mut self, position: &Position) {
         while let Some(record) = self.records.as_slice().first() {
             let arrival =
                 record.approximate_arrival_timestamp.and_then(|time| time.try_into().ok());
-            let place = record.sequence_number.parse().map_err(|error| self.misplaced(error))?;
+            // Every record of a batch has a number.
+            let Ok(place) = record.sequence_number.parse() else { break };
             let is_aggregate = self.records.len() == self.next_aggregate;
             if !position.is_past(&place, arrival) {
                 if let (Position::After(number, Some(part)), true) = (position, is_aggregate)
@@ -120,7 +121,6 @@ impl Batch {
                 self.left -= 1;
             }
         }
-        Ok(())
     }
 
     /// Passes over the parts of the next record, up to this one.

@@ -21,10 +21,11 @@ use aws_sdk_kinesis::types::SubscribeToShardEvent;
 use tokio::time::Instant;
 
 use super::batch::size;
-use super::progress::{Answer, Progress, Told, children};
+use super::doubt::{MISNUMBERED, OpenEnd};
+use super::progress::{Answer, Progress, Told, Unpacked, children};
 use super::registration::Registration;
 use super::subscription::{Gauge, Message, Next, Subscription};
-use super::{Asks, Budget, Source, batches};
+use super::{Asks, Budget, KnownShard, Source, batches};
 use crate::error::{Failure, Remedy};
 use crate::observe::log_line;
 use crate::record::SequenceNumber;
@@ -92,7 +93,7 @@ impl FanOut {
         }
         match refused {
             Refused::NoRoom(length) => self.lacks_room(length),
-            Refused::Failed(failure) => self.progress.recover(failure)?,
+            Refused::Failed(failure) => self.progress.recover(failure).await?,
         }
         Ok(None)
     }
@@ -117,7 +118,7 @@ impl FanOut {
         self.expected = self.expected.max(length);
     }
 
-    fn read(
+    async fn read(
         &mut self,
         event: SubscribeToShardEvent,
         message: Message,
@@ -127,21 +128,53 @@ impl FanOut {
         let bytes = event.records.iter().map(size).sum();
         let space = message.keep(bytes);
         let next: Option<SequenceNumber> = event.continuation_sequence_number.parse().ok();
-        let named = event.child_shards.unwrap_or_default();
-        // Some servers name the children as soon as the shard is closed.
-        let is_over = next.is_none() || !named.is_empty() && event.records.is_empty();
+        let children = children(self.progress.shard_id(), event.child_shards());
+        let has_records = !event.records.is_empty();
         let lag = event.millis_behind_latest;
-        let batch = self.progress.unpack(event.records, bytes, lag, self.placed)?;
+        let Unpacked { batch, is_misnumbered } =
+            self.progress.unpack(event.records, bytes, lag, self.placed);
         self.placed &= lag > 0 && batch.len() == 0;
-        let (mut passed, mut end) = (None, None);
-        if is_over {
-            end = Some(children(&named));
-        } else {
-            put(&self.slot, subscription);
-            passed = next.filter(|next| self.progress.advance(next));
+        let is_empty = batch.len() == 0;
+        let mut answer = Answer { batch, space, passed: None, end: None };
+        // Without a next position, or with one that is none, the next subscription begins where this
+        // one has come to.
+        match next {
+            _ if is_misnumbered => {
+                self.progress.answered(answer);
+                self.progress.doubt(MISNUMBERED)
+            }
+            // Some servers name the children as soon as the shard is closed.
+            Some(next) if children.is_none() || has_records || lag > 0 => {
+                self.progress.is_certain();
+                put(&self.slot, subscription);
+                answer.passed = Some(next).filter(|next| self.progress.advance(next));
+                self.progress.answered(answer);
+                Ok(())
+            }
+            None if children.is_none() => {
+                if is_empty {
+                    answer.end = self.open_end(is_empty, lag).await?;
+                    self.progress.answered(answer);
+                    return Ok(());
+                }
+                self.progress.answered(answer);
+                self.open_end(is_empty, lag).await.map(drop)
+            }
+            _ => {
+                self.progress.is_certain();
+                answer.end = children;
+                self.progress.answered(answer);
+                Ok(())
+            }
         }
-        self.progress.answered(Answer { batch, space, passed, end });
-        Ok(())
+    }
+
+    async fn open_end(
+        &mut self,
+        is_empty: bool,
+        lag: i64,
+    ) -> Result<Option<Vec<KnownShard>>, Told> {
+        self.progress.proven_end(&OpenEnd { is_empty, lag: Some(lag) }).await
     }
 
     /// It may be the consumer that is gone, which the next reading is to find or to register.
@@ -166,7 +199,7 @@ impl Asks for FanOut {
             },
         };
         match subscription.next().await {
-            Next::Event(event, message) => self.read(event, message, subscription)?,
+            Next::Event(event, message) => self.read(event, message, subscription).await?,
             Next::Nothing | Next::Renew => put(&self.slot, subscription),
             Next::NoRoom(length) => self.lacks_room(length),
             Next::Ended => {
@@ -175,7 +208,7 @@ impl Asks for FanOut {
             Next::Failed(failure) => {
                 drop(subscription);
                 self.forget_what_is_gone(&failure).await;
-                self.progress.recover(failure)?;
+                self.progress.recover(failure).await?;
             }
         }
         Ok(())

@@ -20,12 +20,14 @@ use aws_sdk_kinesis::types::{
     self, ConsumerStatus, ShardFilter, ShardFilterType, ShardIteratorType,
 };
 use futures::TryFutureExt;
+use tokio::time::Instant;
 
 use super::Position;
 use super::connections::Place;
 use super::hash_range::{HashRange, HashRanges};
 use super::listing::{Listing, Pages, of_next_page, unusable};
 use super::room::Room;
+use super::standing::{Standing, Standings};
 use super::subscription::{Gauge, Subscription};
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result, contain, date_of};
 use crate::record::{SequenceNumber, ShardId};
@@ -45,6 +47,7 @@ pub(crate) struct Kinesis {
     name: Arc<str>,
     arn: Option<Arc<str>>,
     ranges: Arc<HashRanges>,
+    standings: Arc<Standings>,
 }
 
 /// A shard, as a listing or the end of its parent tells of it.
@@ -61,7 +64,7 @@ impl Kinesis {
             Some((_, name)) if stream.starts_with("arn:") => (name, Some(stream.into())),
             _ => (stream, None),
         };
-        Self { client, name: name.into(), arn, ranges: Arc::default() }
+        Self { client, name: name.into(), arn, ranges: Arc::default(), standings: Arc::default() }
     }
 
     pub(crate) fn name(&self) -> &Arc<str> {
@@ -219,6 +222,15 @@ impl Kinesis {
     /// lists them all, for all who ask.
     pub(super) async fn hash_range(&self, shard: &ShardId) -> Result<HashRange, Failure> {
         self.ranges.of(shard, async || Ok(self.listed(None).await?.shards)).await
+    }
+
+    /// How a shard stands in a complete listing that began at `since` or later.
+    pub(super) async fn standing(
+        &self,
+        shard: &ShardId,
+        since: Instant,
+    ) -> Result<Standing, Failure> {
+        self.standings.of(shard, since, async || Ok(self.listed(None).await?.shards)).await
     }
 
     async fn listed(&self, since: Option<SystemTime>) -> Result<Listing, Failure> {

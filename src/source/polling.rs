@@ -19,7 +19,8 @@ use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use tokio::time::Instant;
 
 use super::batch::size;
-use super::progress::{Answer, Progress, Told, children};
+use super::doubt::{MISNUMBERED, OpenEnd};
+use super::progress::{Answer, Progress, Told, Unpacked, children};
 use super::room::{LARGEST_ANSWER, Room};
 use super::{Asks, Budget, Source, batches};
 use crate::error::{Failure, Remedy};
@@ -67,24 +68,47 @@ impl Polling {
             Err(failure) => failure,
         };
         self.progress.pace.asks();
-        self.progress.recover(failure)?;
+        self.progress.recover(failure).await?;
         Ok(None)
     }
 
-    fn read(&mut self, answer: GetRecordsOutput, room: Room) -> Result<(), Told> {
+    async fn read(&mut self, answer: GetRecordsOutput, room: Room) -> Result<(), Told> {
         let bytes = answer.records.iter().map(size).sum();
-        let lag = answer.millis_behind_latest.unwrap_or(0);
-        let behind = lag > 0
+        let lag = answer.millis_behind_latest;
+        let behind = lag.unwrap_or(0) > 0
             // Some servers never say that they have more: a full answer does.
             || answer.records.len() >= self.limit as usize
             || bytes > LARGEST_ANSWER / 2;
-        self.progress.pace.answered(bytes, behind);
         self.expected = room.length().max(SMALL_ANSWER);
         let space = room.keep(bytes);
-        let end = answer.next_shard_iterator.is_none().then(|| children(answer.child_shards()));
-        self.iterator = answer.next_shard_iterator.map(Iterator::new);
-        let batch = self.progress.unpack(answer.records, bytes, lag, self.placed)?;
+        let children = children(self.progress.shard_id(), answer.child_shards());
+        self.iterator =
+            answer.next_shard_iterator.filter(|text| !text.is_empty()).map(Iterator::new);
+        let Unpacked { batch, is_misnumbered } =
+            self.progress.unpack(answer.records, bytes, lag.unwrap_or(0), self.placed);
         self.placed &= behind && batch.len() == 0;
+        let is_empty = batch.len() == 0;
+        let is_open_end = self.iterator.is_none() && children.is_none();
+        let is_doubtful = is_misnumbered || is_open_end;
+        if is_doubtful && bytes == 0 {
+            self.progress.pace.failed();
+        } else {
+            self.progress.pace.answered(bytes, behind);
+        }
+        if is_misnumbered {
+            self.iterator = None;
+            self.progress.answered(Answer { batch, space, passed: None, end: None });
+            return self.progress.doubt(MISNUMBERED);
+        }
+        let mut end = children.filter(|_| self.iterator.is_none());
+        if !is_open_end {
+            self.progress.is_certain();
+        } else if is_empty {
+            end = self.progress.proven_end(&OpenEnd { is_empty, lag }).await?;
+        } else {
+            self.progress.answered(Answer { batch, space, passed: None, end: None });
+            return self.progress.proven_end(&OpenEnd { is_empty, lag }).await.map(drop);
+        }
         self.progress.answered(Answer { batch, space, passed: None, end });
         Ok(())
     }
@@ -113,7 +137,7 @@ impl Asks for Polling {
         // Both bounds are checked where the option is set.
         let limit = i32::try_from(self.limit).unwrap_or(i32::MAX);
         let failure = match self.progress.kinesis.records(&token.text, limit, &room).await {
-            Ok(answer) => return self.read(answer, room),
+            Ok(answer) => return self.read(answer, room).await,
             Err(failure) => failure,
         };
         if failure.remedy != Remedy::RestartIterator {
@@ -128,7 +152,7 @@ impl Asks for Polling {
             return Ok(());
         }
         drop(room);
-        self.progress.recover(failure)
+        self.progress.recover(failure).await
     }
 }
 

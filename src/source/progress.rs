@@ -8,6 +8,7 @@ use aws_sdk_kinesis::types;
 use tokio::time::Instant;
 
 use super::batch::Batch;
+use super::doubt::Doubt;
 use super::kinesis::server_time;
 use super::{Fetched, Kinesis, KnownShard, OnTrimmed, Position, Space};
 use crate::checkpoint::Checkpoint;
@@ -42,17 +43,21 @@ pub(super) struct State {
     /// The record that the position is behind is read again.
     again: bool,
     /// The kind of error that the caller knows of.
-    told: Option<ErrorKind>,
+    pub(super) told: Option<ErrorKind>,
     /// What was fetched and is not handed out yet.
     answer: Option<Answer>,
     /// The children of the shard, whose records are all handed out.
-    ended: Option<Vec<KnownShard>>,
+    pub(super) ended: Option<Vec<KnownShard>>,
     /// When it was last told that a quiet shard is read up to somewhere.
     passed: Option<Instant>,
     /// The hash keys of the shard were asked for in vain: the next attempt waits for its turn.
     hindered: bool,
     /// How many calls in a row have failed.
-    failed: u32,
+    pub(super) failed: u32,
+    /// The answers prove nothing.
+    pub(super) doubt: Option<Doubt>,
+    /// Since when the shard is not found.
+    pub(super) not_found: Option<Instant>,
     /// How many of them in a row have panicked.
     panics: u32,
 }
@@ -65,6 +70,12 @@ pub(super) struct Answer {
     pub(super) passed: Option<SequenceNumber>,
     /// The shard ends with it, and has these children.
     pub(super) end: Option<Vec<KnownShard>>,
+}
+
+/// The records of an answer, up to the first one that has no valid sequence number.
+pub(super) struct Unpacked {
+    pub(super) batch: Batch,
+    pub(super) is_misnumbered: bool,
 }
 
 /// What the caller is told.
@@ -92,7 +103,7 @@ impl Progress {
     }
 
     /// What a failed call leads to: another one, or something that the caller is told.
-    pub(super) fn recover(&mut self, failure: Failure) -> Result<(), Told> {
+    pub(super) async fn recover(&mut self, failure: Failure) -> Result<(), Told> {
         let remedy = failure.remedy_after(&mut self.state.panics);
         let error = failure.error.in_stream(self.kinesis.name()).in_shard(self.shard_id().as_str());
         match remedy {
@@ -102,7 +113,7 @@ impl Progress {
             Remedy::Trimmed => {
                 return self.trimmed(error, server_time(failure.answered, SystemTime::now()));
             }
-            Remedy::Gone => return Err(Told::at_last(error)),
+            Remedy::Gone => return self.not_found(error).await,
             Remedy::Report => {
                 self.pace.reported();
                 if self.state.told.replace(error.kind()) != Some(error.kind()) {
@@ -155,17 +166,21 @@ impl Progress {
     /// `placed` says that the server has just begun there.
     pub(super) fn unpack(
         &mut self,
-        records: Vec<types::Record>,
+        mut records: Vec<types::Record>,
         bytes: usize,
         millis_behind_latest: i64,
         placed: bool,
-    ) -> Result<Batch, Told> {
+    ) -> Unpacked {
         (self.state.told, self.state.failed, self.state.panics) = (None, 0, 0);
+        self.state.not_found = None;
         self.observer.answered(records.len(), bytes, millis_behind_latest);
         if let Some(last) = records.last() {
             let (records, sequence_number) = (records.len(), &*last.sequence_number);
             log_line!(trace, records, bytes, sequence_number, millis_behind_latest, "fetched");
         }
+        let invalid =
+            records.iter().position(|record| !SequenceNumber::is_one(&record.sequence_number));
+        records.truncate(invalid.unwrap_or(records.len()));
         let last = records.last().map(|record| record.sequence_number.parse());
         let origin = Origin {
             stream: Arc::clone(self.kinesis.name()),
@@ -176,13 +191,12 @@ impl Progress {
         };
         let mut batch = Batch::new(records, self.deaggregate, origin);
         if placed {
-            batch.skip_past(&self.position).map_err(Told::at_last)?;
+            batch.skip_past(&self.position);
         }
-        // A place that is none is told by the record that has it.
         if let (1.., Some(Ok(last))) = (batch.len(), last) {
             (self.position, self.state.again) = (Position::After(last, None), false);
         }
-        Ok(batch)
+        Unpacked { batch, is_misnumbered: invalid.is_some() }
     }
 
     /// Moves the position to where the next answer begins, which may lie behind the last record;
@@ -243,7 +257,7 @@ impl Progress {
                 Err(failure) => {
                     self.pace.asks();
                     self.state.hindered = true;
-                    self.recover(failure)?;
+                    self.recover(failure).await?;
                 }
             }
         }
@@ -251,13 +265,15 @@ impl Progress {
     }
 }
 
-/// The children of a shard, as its end names them.
-pub(super) fn children(named: &[types::ChildShard]) -> Vec<KnownShard> {
+/// The children of `shard`, as its end names them; `None` where no valid one is named, which proves
+/// no end.
+pub(super) fn children(shard: &ShardId, named: &[types::ChildShard]) -> Option<Vec<KnownShard>> {
     let parsed = |child: &types::ChildShard| {
         Some(KnownShard {
             id: child.shard_id().parse().ok()?,
             parents: child.parent_shards().iter().filter_map(|id| id.parse().ok()).collect(),
         })
     };
-    named.iter().filter_map(parsed).collect()
+    let children: Vec<KnownShard> = named.iter().filter_map(parsed).collect();
+    children.iter().any(|child| child.parents.contains(shard)).then_some(children)
 }

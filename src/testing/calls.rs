@@ -80,6 +80,9 @@ pub enum Outcome {
     Lost,
     /// It is carried out, and half of the answer comes.
     Cut,
+    /// It is carried out, and its answer lacks these fields; of a subscription, each of its events
+    /// does.
+    Without(Vec<String>),
     /// A `ListShards` call is answered in the right form, but wrongly. Any other call is served.
     Mislisted(WrongListing),
 }
@@ -119,6 +122,11 @@ impl Outcome {
     /// An error as Kinesis words it.
     pub fn failed(status: u16, code: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Failed { status, code: code.into(), message: message.into() }
+    }
+
+    /// An answer that lacks these fields.
+    pub fn without<'a>(fields: impl IntoIterator<Item = &'a str>) -> Self {
+        Self::Without(fields.into_iter().map(str::to_owned).collect())
     }
 
     /// `ProvisionedThroughputExceededException`: others have used up the shard's share.

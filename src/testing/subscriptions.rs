@@ -62,7 +62,13 @@ impl Message {
 
 impl Model {
     /// Subscribes, and says what is pushed from then on.
-    pub(super) fn subscribe(&mut self, call: usize, body: &Value) -> Result<Subscription, Answer> {
+    /// The events lack `fields`.
+    pub(super) fn subscribe(
+        &mut self,
+        call: usize,
+        body: &Value,
+        fields: Vec<String>,
+    ) -> Result<Subscription, Answer> {
         let (now, instant) = (self.now(), Instant::now());
         let (name, index) = self.consumer_of(body)?;
         let stream = self.streams.get_mut(&name).ok_or_else(|| not_found("Stream"))?;
@@ -94,7 +100,7 @@ impl Model {
         contents.subscriptions.retain(|known| known.consumer != consumer);
         contents.subscriptions.push(Subscribed { id: call, consumer, interruption: None });
         changed.notify_waiters();
-        Ok(Subscription { stream: name, shard, id: call, next, changed })
+        Ok(Subscription { stream: name, shard, id: call, next, changed, fields })
     }
 
     /// The connection of a subscription that has just begun is lost.
@@ -111,7 +117,7 @@ impl Model {
     /// new or not.
     fn push(&mut self, subscription: &mut Subscription, is_due: bool) -> Step {
         let (now, child_shards) = (self.now(), self.child_shards);
-        let Subscription { stream, shard, id, next, .. } = subscription;
+        let Subscription { stream, shard, id, next, fields, .. } = subscription;
         let gone = || Message::exception("ResourceNotFoundException", "it is not there");
         let Some(stream) = self.streams.get_mut(stream) else { return gone() };
         let contents = &stream.shards[*shard];
@@ -157,6 +163,9 @@ impl Model {
             });
             event["ContinuationSequenceNumber"] = json!(number);
         }
+        if let Some(event) = event.as_object_mut() {
+            event.retain(|field, _| !fields.contains(field));
+        }
         Step::Push(Message {
             text: event_of(&event),
             records: count,
@@ -181,6 +190,8 @@ pub(super) struct Subscription {
     id: usize,
     next: usize,
     changed: Arc<Notify>,
+    /// What its events lack.
+    fields: Vec<String>,
 }
 
 impl Subscription {

@@ -89,7 +89,7 @@ impl UnderWay {
         }
         if self.operation == "SubscribeToShard" {
             match self.outcome {
-                Outcome::Served => return Ok(self.subscribe()),
+                Outcome::Served | Outcome::Without(_) => return Ok(self.subscribe()),
                 Outcome::Delayed(time) => {
                     let subscribed = self.subscribe();
                     sleep(time).await;
@@ -111,6 +111,10 @@ impl UnderWay {
         }
         let answer = match &self.outcome {
             Outcome::Served => self.serve(true),
+            Outcome::Without(fields) => {
+                let (status, body) = self.serve(true);
+                (status, lacking(&body, fields))
+            }
             Outcome::Failed { status, code, message } => refusal(*status, code, message),
             Outcome::Garbled { status, body } => (*status, body.clone()),
             Outcome::Refused => return Err(ConnectorError::io("connection refused".into())),
@@ -139,7 +143,11 @@ impl UnderWay {
     }
 
     fn subscribe(self) -> HttpResponse {
-        let subscribed = self.kinesis.lock().subscribe(self.index, &self.body);
+        let fields = match &self.outcome {
+            Outcome::Without(fields) => fields.clone(),
+            _ => Vec::new(),
+        };
+        let subscribed = self.kinesis.lock().subscribe(self.index, &self.body, fields);
         match subscribed {
             Ok(subscription) => {
                 let kinesis = self.kinesis.clone();
@@ -160,6 +168,15 @@ impl UnderWay {
         let unread = Unread { call: Some(self), status, text: text.into() };
         response(&kinesis, status, SdkBody::from_body_1_x(unread), "application/x-amz-json-1.1")
     }
+}
+
+/// A JSON object without these fields.
+fn lacking(body: &str, fields: &[String]) -> String {
+    let mut body: Value = serde_json::from_str(body).unwrap_or_default();
+    if let Some(object) = body.as_object_mut() {
+        object.retain(|field, _| !fields.contains(field));
+    }
+    body.to_string()
 }
 
 fn response(

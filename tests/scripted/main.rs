@@ -6,6 +6,7 @@
 mod checkpoints;
 mod dropping;
 mod errors;
+mod evidence;
 mod fan_out;
 mod fleets;
 #[path = "../support/gated.rs"]

@@ -1,0 +1,159 @@
+//! Answers that prove nothing: an end without evidence, a record that cannot be placed, a shard that
+//! is not found. The position stays where it is, and the shard is fetched again from there.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::progress::{Progress, Told};
+use super::{KnownShard, OnTrimmed};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, ErrorKind, Remedy};
+use crate::observe::Event;
+
+/// How long such answers last before the caller is told, once, that a retry has not helped.
+const REPORTED_AFTER: Duration = Duration::from_secs(60);
+
+/// How long a shard is not found before a listing is asked whether it is gone. Far longer than a
+/// server that has just started, or a change of a stream, takes.
+const GONE_AFTER: Duration = Duration::from_secs(30);
+
+/// How old the listing may be that says so.
+const LISTED_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long an end must repeat that comes without `MillisBehindLatest`.
+const REPEATED_FOR: Duration = Duration::from_secs(30);
+
+pub(super) const UNPROVEN_END: &str = "the answer names no next position, but nothing proves that \
+     the shard has ended: no child shard, no EndingSequenceNumber in ListShards; reading on from the \
+     last record";
+
+pub(super) const MISNUMBERED: &str = "a record has no valid sequence number; reading on from the \
+     record before it";
+
+/// Since when the answers prove nothing.
+#[derive(Debug)]
+pub(super) struct Doubt {
+    since: Instant,
+    answers: u32,
+    is_reported: bool,
+    /// The last answer had neither a next position nor a proof of the end.
+    open_end: bool,
+}
+
+/// An answer that names no next position.
+pub(super) struct OpenEnd {
+    /// Nothing behind the position was in it.
+    pub(super) is_empty: bool,
+    /// `MillisBehindLatest`, where it is in it.
+    pub(super) lag: Option<i64>,
+}
+
+impl Progress {
+    /// An answer that says where to go on has come.
+    pub(super) fn is_certain(&mut self) {
+        self.state.doubt = None;
+    }
+
+    /// An answer proves nothing: an event, and where it lasts one error.
+    pub(super) fn doubt(&mut self, what: &str) -> Result<(), Told> {
+        let doubt = self.state.doubt.get_or_insert_with(|| Doubt {
+            since: Instant::now(),
+            answers: 0,
+            is_reported: false,
+            open_end: false,
+        });
+        doubt.answers = doubt.answers.saturating_add(1);
+        let attempt = doubt.answers;
+        let is_due = !doubt.is_reported && doubt.since.elapsed() >= REPORTED_AFTER;
+        doubt.is_reported |= is_due;
+        let error = self.error(ErrorKind::Rejected, what);
+        if is_due {
+            return Err(Told { error, is_last: false });
+        }
+        let shard_id = Some(self.shard_id().clone());
+        self.observer.tell(Event::retried(shard_id, &error, attempt));
+        Ok(())
+    }
+
+    /// The children of the shard, where it is proven that an answer without a next position is its
+    /// end.
+    ///
+    /// A listing proves that the shard is closed, not that it is read to its end: the answer must
+    /// repeat where the position was placed afresh.
+    pub(super) async fn proven_end(
+        &mut self,
+        end: &OpenEnd,
+    ) -> Result<Option<Vec<KnownShard>>, Told> {
+        let repeats_since = self.state.doubt.as_ref().filter(|doubt| {
+            let is_caught_up = match end.lag {
+                Some(lag) => lag <= 0,
+                None => doubt.since.elapsed() >= REPEATED_FOR,
+            };
+            doubt.open_end && end.is_empty && is_caught_up
+        });
+        if let Some(since) = repeats_since.map(|doubt| doubt.since) {
+            match self.kinesis.standing(self.observer.shard_id(), since).await {
+                Ok(standing) if standing.has_ended => return Ok(Some(standing.children)),
+                Ok(_) => {}
+                Err(failure) => self.recover(failure).await?,
+            }
+        }
+        let told = self.doubt(UNPROVEN_END);
+        if let Some(doubt) = &mut self.state.doubt {
+            doubt.open_end = true;
+        }
+        told.map(|()| None)
+    }
+
+    /// The shard, or what is asked with it, was not found: retried until a listing confirms it.
+    pub(super) async fn not_found(&mut self, error: Error) -> Result<(), Told> {
+        let since = *self.state.not_found.get_or_insert_with(Instant::now);
+        if since.elapsed() >= GONE_AFTER {
+            let now = Instant::now();
+            let listed = now.checked_sub(LISTED_WITHIN).unwrap_or(now);
+            match self.kinesis.standing(self.observer.shard_id(), listed).await {
+                Ok(standing) if !standing.is_listed => {
+                    return self.left_retention(standing.children);
+                }
+                Err(failure) if failure.remedy == Remedy::Gone => {
+                    return Err(Told::at_last(error));
+                }
+                _ => {}
+            }
+        }
+        self.pace.failed();
+        if since.elapsed() >= REPORTED_AFTER
+            && self.state.told.replace(error.kind()) != Some(error.kind())
+        {
+            return Err(Told { error, is_last: false });
+        }
+        self.state.failed += 1;
+        let shard_id = Some(self.shard_id().clone());
+        self.observer.tell(Event::retried(shard_id, &error, self.state.failed));
+        Ok(())
+    }
+
+    /// The whole shard has left retention while it was read: the policy decides, and with it the
+    /// children come next.
+    fn left_retention(&mut self, children: Vec<KnownShard>) -> Result<(), Told> {
+        if self.on_trimmed == OnTrimmed::Fail {
+            return Err(Told::at_last(self.error(
+                ErrorKind::Trimmed,
+                "the shard left the stream's retention while it was read, and records may be lost; \
+                 on_trimmed decides whether to go on with its children",
+            )));
+        }
+        self.observer.tell(Event::Gap {
+            shard_id: self.shard_id().clone(),
+            after: self.position.number().cloned(),
+            position: Checkpoint::ShardEnd,
+        });
+        self.state.ended = Some(children);
+        Ok(())
+    }
+
+    pub(super) fn error(&self, kind: ErrorKind, message: &str) -> Error {
+        Error::new(kind, message).in_stream(self.kinesis.name()).in_shard(self.shard_id().as_str())
+    }
+}

@@ -1,0 +1,243 @@
+//! Answers that are well formed and wrong: what ends a shard is proven.
+
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use kinestream::testing::{Kinesis, Outcome};
+use kinestream::{ConsumerBuilder, Error, ErrorKind, Event, OnTrimmed, Records};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::watched::Watched;
+use crate::{calls, consumer, next, number, orders};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn empty() -> Outcome {
+    Outcome::Garbled { status: 200, body: "{}".into() }
+}
+
+/// A polled consumer, and one of enhanced fan-out.
+fn sources(kinesis: &Kinesis) -> [ConsumerBuilder; 2] {
+    [consumer(kinesis), consumer(kinesis).fan_out("billing")]
+}
+
+/// What a wrong answer looks like to each of them.
+fn unproven(source: usize) -> (&'static str, Outcome) {
+    match source {
+        0 => ("GetRecords", Outcome::without(["NextShardIterator", "ChildShards"])),
+        _ => ("SubscribeToShard", Outcome::without(["ContinuationSequenceNumber", "ChildShards"])),
+    }
+}
+
+async fn numbers(records: &mut Records, numbers: std::ops::Range<usize>) {
+    for expected in numbers {
+        assert_eq!(number(&next(records).await), expected);
+    }
+}
+
+/// The next error, which comes within ten minutes and before any record.
+async fn error(records: &mut Records) -> Error {
+    let next = timeout(600 * SECOND, records.next()).await.expect("an error within ten minutes");
+    next.expect("the stream goes on").expect_err("no record")
+}
+
+#[tokio::test(start_paused = true)]
+async fn empty_answer_of_open_shard_ends_nothing() {
+    for times in [1, 2, 5] {
+        let (kinesis, orders) = orders(1);
+        let store = Watched::default();
+        let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
+        let mut events = consumer.events();
+        let mut records = consumer.records();
+        orders.shard(0).put("0");
+        numbers(&mut records, 0..1).await;
+        kinesis.next_calls("GetRecords", times, empty());
+        orders.shard(0).put("1");
+        numbers(&mut records, 1..2).await;
+        sleep(5 * SECOND).await;
+        assert!(store.position(0).await.unwrap().starts_with("AFTER_SEQUENCE_NUMBER:"));
+        let mut retried = 0;
+        while let Some(Some(event)) = events.next().now_or_never() {
+            assert!(!matches!(event, Event::ShardEnded { .. }), "{event:?}");
+            retried += usize::from(matches!(event, Event::Retried { .. }));
+        }
+        assert_eq!(retried, times);
+        assert_eq!(kinesis.violations(), [""; 0]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_name_no_next_position_end_no_open_shard() {
+    for source in 0..2 {
+        let (kinesis, orders) = orders(1);
+        let (operation, outcome) = unproven(source);
+        let consumer = sources(&kinesis)[source].clone().build().unwrap();
+        let mut records = consumer.records();
+        for number in 0..4 {
+            orders.shard(0).put(number.to_string());
+        }
+        kinesis.next_calls(operation, 3, outcome);
+        numbers(&mut records, 0..4).await;
+        sleep(30 * SECOND).await;
+        orders.shard(0).put("4");
+        numbers(&mut records, 4..5).await;
+        assert_eq!(kinesis.violations(), [""; 0], "{operation}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn unproven_end_that_lasts_is_reported_once_and_retried() {
+    for source in 0..2 {
+        let (kinesis, orders) = orders(1);
+        let (operation, outcome) = unproven(source);
+        kinesis.next_calls(operation, 10_000, outcome);
+        let consumer = sources(&kinesis)[source].clone().build().unwrap();
+        let mut records = consumer.records();
+        let began = Instant::now();
+        let told = error(&mut records).await;
+        assert_eq!(told.kind(), ErrorKind::Rejected);
+        assert_eq!(told.shard_id(), Some("shardId-000000000000"));
+        assert!(began.elapsed() >= 60 * SECOND, "{:?}", began.elapsed());
+        let quiet = timeout(600 * SECOND, records.next()).await;
+        assert!(quiet.is_err(), "reported once: {quiet:?}");
+        let before = calls(&kinesis, operation).len();
+        assert!(before < 200, "{before} calls of {operation} in eleven minutes");
+        kinesis.on_call(|_| Outcome::Served);
+        orders.shard(0).put("0");
+        numbers(&mut records, 0..1).await;
+    }
+}
+
+/// One wrong answer for a closed shard skips none of its records.
+#[tokio::test(start_paused = true)]
+async fn closed_shard_with_unread_records_is_read_to_its_end() {
+    for source in 0..2 {
+        for times in 0..4 {
+            let (kinesis, orders) = orders(1);
+            kinesis.set_child_shards(false);
+            for number in 0..6 {
+                orders.shard(0).put(number.to_string());
+            }
+            let [left, _right] = orders.shard(0).split();
+            left.put("6");
+            let (operation, wrong) = match source {
+                0 => ("GetRecords", empty()),
+                _ => unproven(source),
+            };
+            kinesis.next_calls(operation, times, wrong);
+            let builder = sources(&kinesis)[source].clone();
+            let consumer = builder.limit(2).discovery_interval(SECOND).build().unwrap();
+            let mut records = consumer.records();
+            numbers(&mut records, 0..7).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn shard_not_found_for_a_moment_is_retried() {
+    for source in 0..2 {
+        for operation in ["GetShardIterator", "GetRecords", "SubscribeToShard"] {
+            let (kinesis, orders) = orders(1);
+            let began = Instant::now();
+            let named = operation.to_owned();
+            kinesis.on_call(move |call| {
+                if call.operation == named && began.elapsed() < 20 * SECOND {
+                    return Outcome::failed(400, "ResourceNotFoundException", "not found");
+                }
+                Outcome::Served
+            });
+            orders.shard(0).put("0");
+            let mut records = sources(&kinesis)[source].clone().build().unwrap().records();
+            numbers(&mut records, 0..1).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn listed_shard_that_is_not_found_is_reported_once_and_retried() {
+    let (kinesis, orders) = orders(1);
+    kinesis.next_calls(
+        "GetRecords",
+        1000,
+        Outcome::failed(400, "ResourceNotFoundException", "not found"),
+    );
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    assert_eq!(error(&mut records).await.kind(), ErrorKind::NotFound);
+    let quiet = timeout(600 * SECOND, records.next()).await;
+    assert!(quiet.is_err(), "reported once: {quiet:?}");
+    kinesis.on_call(|_| Outcome::Served);
+    orders.shard(0).put("0");
+    numbers(&mut records, 0..1).await;
+}
+
+/// The shard, which holds unread records, leaves retention while it is read.
+async fn expired(source: usize, on_trimmed: OnTrimmed) -> (Kinesis, kinestream::Consumer, Records) {
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put("0");
+    let builder = sources(&kinesis)[source].clone().on_trimmed(on_trimmed).limit(1).prefetch(0);
+    let consumer = builder.build().unwrap();
+    let mut records = consumer.records();
+    numbers(&mut records, 0..1).await;
+    // Where it is pushed, it is known at once that there is more.
+    orders.shard(0).put("1");
+    let [left, _right] = orders.shard(0).split();
+    left.put("2");
+    orders.shard(0).trim(2);
+    orders.shard(0).expire();
+    (kinesis, consumer, records)
+}
+
+#[tokio::test(start_paused = true)]
+async fn shard_that_leaves_retention_while_read_follows_the_policy() {
+    for source in 0..2 {
+        let (_kinesis, _consumer, mut records) = expired(source, OnTrimmed::Fail).await;
+        let told = error(&mut records).await;
+        assert_eq!(told.kind(), ErrorKind::Trimmed, "{told}");
+        for policy in [OnTrimmed::TrimHorizon, OnTrimmed::Latest] {
+            let (_kinesis, consumer, mut records) = expired(source, policy).await;
+            let mut events = consumer.events();
+            numbers(&mut records, 2..3).await;
+            let mut gaps = 0;
+            while let Some(Some(event)) = events.next().now_or_never() {
+                gaps += usize::from(matches!(event, Event::Gap { .. }));
+            }
+            assert_eq!(gaps, 1, "source {source}");
+        }
+    }
+}
+
+/// The records before it come, and none behind it is passed over.
+#[tokio::test(start_paused = true)]
+async fn record_without_valid_number_is_fetched_again() {
+    let (kinesis, orders) = orders(1);
+    let first = orders.shard(0).put("0");
+    let record = |place: &str, data| {
+        format!(r#"{{"SequenceNumber":"{place}","Data":"{data}","PartitionKey":"k"}}"#)
+    };
+    let answer = |records: &[String]| Outcome::Garbled {
+        status: 200,
+        body: format!(r#"{{"Records":[{}],"NextShardIterator":"next"}}"#, records.join(",")),
+    };
+    let invalid = record("two", "MQ==");
+    let mixed = answer(&[record(first.as_str(), "MA=="), invalid.clone()]);
+    kinesis.next_calls("GetRecords", 1, mixed);
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut events = consumer.events();
+    let mut records = consumer.records();
+    numbers(&mut records, 0..1).await;
+    orders.shard(0).put("1");
+    numbers(&mut records, 1..2).await;
+    let mut retried = 0;
+    while let Some(Some(event)) = events.next().now_or_never() {
+        retried += usize::from(matches!(event, Event::Retried { .. }));
+    }
+    assert_eq!(retried, 1);
+    // Where it lasts, one error.
+    kinesis.next_calls("GetRecords", 10_000, answer(&[invalid]));
+    let told = error(&mut records).await;
+    assert_eq!(told.kind(), ErrorKind::Rejected);
+    kinesis.on_call(|_| Outcome::Served);
+    orders.shard(0).put("2");
+    numbers(&mut records, 2..3).await;
+}
