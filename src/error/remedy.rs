@@ -183,7 +183,8 @@ fn sort_answer(
     message: &str,
 ) -> (Remedy, ErrorKind, String) {
     let about = |subject: &str| message.to_lowercase().contains(subject);
-    let (remedy, kind, advice) = match code {
+    let common = cure_of_denial(code).or_else(|| cure_of_failure(code));
+    let (remedy, kind, advice) = common.unwrap_or_else(|| match code {
         "InvalidArgumentException" if action == "ListShards" && !about("token") => (
             Remedy::Report,
             ErrorKind::Rejected,
@@ -229,6 +230,24 @@ fn sort_answer(
             "there is no such stream or shard; check the stream's name, the region and the \
              account",
         ),
+        _ if status >= 500 || status == 408 => {
+            (Remedy::Retry, ErrorKind::Unavailable, "Kinesis failed")
+        }
+        _ if status == 429 => {
+            (Remedy::SlowDown, ErrorKind::Throttled, "Kinesis asks for fewer calls")
+        }
+        _ => (Remedy::Report, ErrorKind::Rejected, "Kinesis refused the call"),
+    });
+    let code = if code.is_empty() { "no error code" } else { code };
+    let detail = if message.is_empty() { String::new() } else { format!(": {message}") };
+    (remedy, kind, format!("{action}: {advice} ({status} {code}{detail})"))
+}
+
+type Cure = (Remedy, ErrorKind, &'static str);
+
+/// What needs other permissions, credentials or keys.
+fn cure_of_denial(code: &str) -> Option<Cure> {
+    Some(match code {
         "AccessDeniedException"
         | "AccessDenied"
         | "NotAuthorized"
@@ -263,6 +282,13 @@ fn sort_answer(
             "the credentials were refused; check that they are valid, not expired and for this \
              account and region",
         ),
+        _ => return None,
+    })
+}
+
+/// What is wrong with the request, or on its way, whatever it asks for.
+fn cure_of_failure(code: &str) -> Option<Cure> {
+    Some(match code {
         "RequestExpired" | "RequestTimeTooSkewed" => (
             Remedy::Report,
             ErrorKind::Denied,
@@ -288,17 +314,8 @@ fn sort_answer(
             ErrorKind::Rejected,
             "the request is too large; check the client's interceptors and proxies",
         ),
-        _ if status >= 500 || status == 408 => {
-            (Remedy::Retry, ErrorKind::Unavailable, "Kinesis failed")
-        }
-        _ if status == 429 => {
-            (Remedy::SlowDown, ErrorKind::Throttled, "Kinesis asks for fewer calls")
-        }
-        _ => (Remedy::Report, ErrorKind::Rejected, "Kinesis refused the call"),
-    };
-    let code = if code.is_empty() { "no error code" } else { code };
-    let detail = if message.is_empty() { String::new() } else { format!(": {message}") };
-    (remedy, kind, format!("{action}: {advice} ({status} {code}{detail})"))
+        _ => return None,
+    })
 }
 
 fn retry(action: &str, why: &str) -> (Remedy, ErrorKind, String) {
