@@ -90,6 +90,8 @@ pub(crate) struct Rules {
     pub(crate) lease_duration: Duration,
     pub(crate) handoff_timeout: Duration,
     pub(crate) poll_timeout: Option<Duration>,
+    /// The store keeps no leases: they are in memory, and no other worker can take one.
+    pub(crate) has_own_leases: bool,
     /// How long a store that does not answer may hold records up before the caller is told.
     pub(crate) max_unflushed: Duration,
 }

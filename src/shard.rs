@@ -22,7 +22,7 @@ use crate::record::{Record, ShardId};
 pub(crate) use pulse::Pulse;
 pub(crate) use reading::{Ending, Plan, Reading};
 pub(crate) use run::Handout;
-pub(crate) use tenure::{Tenure, Validity, time_on_the_wall};
+pub(crate) use tenure::{Moment, Tenure, Validity, time_on_the_wall};
 
 /// When a record counts as finished, so that the checkpoint may pass it.
 ///

@@ -248,9 +248,12 @@ impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {
     }
 }
 
-/// The leases of a store, or some in memory for one that keeps none.
-pub(crate) fn leases_of(store: &Arc<dyn CheckpointStore>) -> Arc<dyn LeaseStore> {
-    Arc::clone(store).leases().unwrap_or_else(|| Arc::new(Alone::new(Arc::clone(store))))
+/// The leases of a store, or some in memory for one that keeps none; and whether they are in memory.
+pub(crate) fn leases_of(store: &Arc<dyn CheckpointStore>) -> (Arc<dyn LeaseStore>, bool) {
+    match Arc::clone(store).leases() {
+        Some(leases) => (leases, false),
+        None => (Arc::new(Alone::new(Arc::clone(store))), true),
+    }
 }
 
 fn no_leases() -> Error {

@@ -81,4 +81,4 @@ pub use calls::{Call, Interruption, Outcome, WrongListing};
 pub use kinesis::Kinesis;
 pub use stream::{Shard, Stream};
 pub use wall::WallClock;
-pub(crate) use wall::time_on_the_wall;
+pub(crate) use wall::{SharedClock, replaced_clock};

@@ -132,7 +132,12 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How long the store may fail before records stop. They go on when it answers again.
+    /// How long the store may fail before records stop and the caller receives an error, also before
+    /// the first answer. They go on when it answers again.
+    ///
+    /// With a store that keeps leases, records stop earlier where the leases expire before:
+    /// [`lease_duration`](Self::lease_duration) after the last renewal. No worker reads without a valid
+    /// lease, not even the only worker.
     ///
     /// Default: 60 s. At most a year.
     pub fn max_unflushed(mut self, time: Duration) -> Self {
@@ -288,7 +293,7 @@ impl ConsumerBuilder {
     /// # Errors
     ///
     /// [`ErrorKind::Configuration`] for the first option that is out of its range.
-    pub fn build(self) -> Result<Consumer> {
+    pub fn build(mut self) -> Result<Consumer> {
         let kinesis = Kinesis::new(self.client.clone(), &self.stream);
         check_stream(&self.stream)
             .and_then(|()| check_application(&self.application))
@@ -300,11 +305,13 @@ impl ConsumerBuilder {
         let observer = Observer::new(kinesis.name(), scope.application_name());
         let fan_out = self.settings.fan_out.as_ref();
         let fan_out = fan_out.map(|name| Arc::new(Registration::new(kinesis.clone(), name)));
+        let (leases, are_own) = leases_of(&self.store);
+        self.settings.rules.has_own_leases = are_own;
         Ok(Consumer {
             inner: Arc::new(Inner {
                 kinesis,
                 fan_out,
-                leases: Arc::new(Contained::new(leases_of(&self.store), observer.clone())),
+                leases: Arc::new(Contained::new(leases, observer.clone())),
                 store: self.store,
                 scope,
                 observer,

@@ -59,6 +59,7 @@ impl Default for Settings {
             fan_out: None,
             deregister_on_close: false,
             rules: Rules {
+                has_own_leases: false,
                 worker_id: unique_name(),
                 ordering: Ordering::default(),
                 checkpoint_on: CheckpointOn::default(),

@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
@@ -11,12 +11,9 @@ use crate::backoff::{Backoff, CONFLICTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::Changes;
 use crate::observe::{Event, log_line};
-use crate::shard::time_on_the_wall;
+use crate::shard::Moment;
 use crate::store::lease::{Answer, Change, Request, Standing};
 use crate::store::{LONGEST_CALL, in_time};
-
-/// How long a store that has never answered may be out of reach before the caller is told.
-const FIRST_ANSWER: Duration = Duration::from_secs(5);
 
 /// How long the worker tries to save what is finished and to leave, when its time is over.
 const LAST_WORDS: Duration = Duration::from_secs(10);
@@ -36,13 +33,13 @@ impl Worker {
             let changes = if only_if_unchanged { decided.list } else { self.pending.clone() };
             let sent = self.pending.len();
             let request = self.request(changes, only_if_unchanged);
-            let (asked, asked_at) = (Instant::now(), time_on_the_wall());
+            let asked = self.validity.now();
             let answer = match self.ask(&request).await {
                 Ok(answer) => answer,
-                Err(error) => return self.fail(error, asked, asked_at),
+                Err(error) => return self.fail(error, asked),
             };
             if answer.standing == Standing::Occupied {
-                return self.wait_for_the_name(asked);
+                return self.wait_for_the_name(asked.monotonic);
             }
             self.pending.drain(..sent);
             let is_conflict = only_if_unchanged && !answer.applied;
@@ -52,14 +49,14 @@ impl Worker {
             self.welcome(answer);
             self.plan.observer.renewed(self.holdings.len());
             // Only now: what is lost must not be taken for valid again. What the store has still to
-            // be told of may go to another before, also where this worker read on for being alone.
+            // be told of may go to another before.
             let restores = |change: &Change| matches!(change, Change::Restore { .. });
             if self.pending.iter().any(restores) {
                 self.doubt();
             } else if self.pending.is_empty() {
-                self.extend(asked, asked_at);
+                self.extend(asked);
             }
-            self.renew_at = asked + self.renewal();
+            self.renew_at = asked.monotonic + self.renewal();
             self.backoff.succeeded();
             (self.failing_since, self.told) = (None, false);
             if is_conflict {
@@ -117,10 +114,10 @@ impl Worker {
     }
 
     /// The leases are the worker's for their duration from that moment on.
-    fn extend(&mut self, asked: Instant, asked_at: SystemTime) {
+    fn extend(&mut self, asked: Moment) {
         let duration = self.plan.rules.lease_duration;
-        self.valid_until = Some(asked + duration);
-        self.validity.extend(asked_at, duration);
+        self.valid_until = Some(asked.monotonic + duration);
+        self.validity.extend(asked, duration);
     }
 
     /// Another may have the worker's leases by now.
@@ -132,18 +129,19 @@ impl Worker {
     }
 
     /// The store has not answered, or not as it should.
-    fn fail(&mut self, error: Error, asked: Instant, asked_at: SystemTime) {
+    ///
+    /// The leases are valid as long as they were: only the store knows who else is there by now. So
+    /// reading stops when they expire, also where this worker was the only one.
+    fn fail(&mut self, error: Error, asked: Moment) {
         let error = error.in_stream(self.plan.scope.stream_name());
         log_line!(debug, %error, "cannot renew yet");
-        // Nobody else was there to take what a worker alone cannot renew: whether it reads on while
-        // the store is out of reach is for `max_unflushed` to say.
-        if self.joined && error.is_temporary() && self.table.workers.len() == 1 {
-            self.extend(asked, asked_at);
+        if self.joined && self.plan.rules.has_own_leases && error.is_temporary() {
+            // No other worker sees the table, which is in this process.
+            self.extend(asked);
         }
-        let failing = self.failing_since.get_or_insert(asked).elapsed();
+        let failing = self.failing_since.get_or_insert(asked.monotonic).elapsed();
         // Who may not read hears nothing of the writer that has something to save, if it has.
-        let is_held_up = self.valid_until.is_none() && failing >= self.plan.rules.max_unflushed;
-        let is_overdue = if self.joined { is_held_up } else { failing >= FIRST_ANSWER };
+        let is_overdue = self.valid_until.is_none() && failing >= self.plan.rules.max_unflushed;
         if (is_overdue || !error.is_temporary())
             && !std::mem::replace(&mut self.told, true)
             && self.plan.writer.is_untold()

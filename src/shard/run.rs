@@ -6,10 +6,9 @@
 
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::CheckpointOn;
-use super::tenure::{Hold, Tenure};
+use super::tenure::{Hold, Moment, Tenure};
 use crate::checkpoint::Watermark;
 use crate::error::{Error, Result};
 use crate::record::{Mark, Record};
@@ -48,7 +47,7 @@ pub(crate) struct Run {
     desk: Desk,
     hold: Arc<Hold>,
     /// Until when the lease is known to last.
-    until: SystemTime,
+    until: Option<Moment>,
 }
 
 impl Desk {
@@ -88,7 +87,7 @@ impl Desk {
         };
         buffer.batch.look_ahead(left);
         let (desk, hold) = (self.clone(), Arc::clone(tenure.hold()));
-        Some(Ok(Run { buffer, next, left, desk, hold, until: UNIX_EPOCH }))
+        Some(Ok(Run { buffer, next, left, desk, hold, until: None }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Place> {

@@ -8,22 +8,52 @@
 //! ```
 //!
 //! Both are looked at for each record. A process that was suspended must notice before it hands out
-//! another one, and then nothing but a clock tells: no task of it has run meanwhile. So the clock is
-//! read for each record, and it is the one on the wall, which alone goes on in a machine that sleeps.
+//! another one, and then nothing but a clock tells: no task of it has run meanwhile. So the clocks are
+//! read for each record: the wall clock goes on in a machine that sleeps, and the monotonic clock
+//! cannot be set back. The lease is over as soon as one of them says so.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 use super::Closing;
+use crate::wakers::wake_all;
+
+/// A moment by both clocks of this host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    pub(crate) monotonic: Instant,
+    wall: SystemTime,
+}
+
+impl Moment {
+    /// Returns the moment that is `time` later by both clocks.
+    fn after(self, time: Duration) -> Self {
+        Self {
+            monotonic: self.monotonic.checked_add(time).unwrap_or(self.monotonic),
+            wall: self.wall.checked_add(time).unwrap_or(self.wall),
+        }
+    }
+
+    /// Whether both clocks show an earlier time. The monotonic clock stands still while some machines
+    /// sleep, and the wall clock may be set back: the one that has gone further counts.
+    fn is_before(self, end: Self) -> bool {
+        self.monotonic < end.monotonic && self.wall < end.wall
+    }
+}
 
 /// The right to read one shard. Each clone wakes whoever polled it last.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Tenure {
     epoch: u64,
     hold: Arc<Hold>,
     over: Closing,
+    /// Of this clone, among those that wait for the same validity.
+    key: u64,
 }
 
 /// What a run of records looks at for each of them.
@@ -35,25 +65,26 @@ pub(super) struct Hold {
 
 impl Hold {
     /// Whether a record may be handed out now. `until` is what was known of that when it was asked
-    /// last, since to ask is dearer than to look at the clock.
+    /// last, since to ask is dearer than to look at the clocks.
     #[inline]
-    pub(super) fn holds(&self, until: &mut SystemTime) -> bool {
+    pub(super) fn holds(&self, until: &mut Option<Moment>) -> bool {
         if self.over.is_closed() || self.validity.is_doubtful.load(Ordering::SeqCst) {
             return false;
         }
-        let now = time_on_the_wall();
-        if now < *until {
+        let now = self.validity.now();
+        if until.is_some_and(|until| now.is_before(until)) {
             return true;
         }
         *until = self.validity.until();
-        now < *until
+        until.is_some_and(|until| now.is_before(until))
     }
 }
 
 impl Tenure {
     pub(crate) fn new(epoch: u64, validity: Arc<Validity>) -> Self {
         let over = Closing::new();
-        Self { epoch, hold: Arc::new(Hold { over: over.clone(), validity }), over }
+        let key = validity.new_key();
+        Self { epoch, hold: Arc::new(Hold { over: over.clone(), validity }), over, key }
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -83,37 +114,61 @@ impl Tenure {
         if self.over.poll_closed(context).is_ready() {
             return Poll::Ready(false);
         }
-        self.hold.validity.poll_holds(context).map(|()| true)
+        self.hold.validity.poll_holds(self.key, context).map(|()| true)
+    }
+}
+
+impl Clone for Tenure {
+    fn clone(&self) -> Self {
+        let (hold, over) = (Arc::clone(&self.hold), self.over.clone());
+        Self { epoch: self.epoch, key: hold.validity.new_key(), hold, over }
+    }
+}
+
+impl Drop for Tenure {
+    fn drop(&mut self) {
+        let before = self.hold.validity.waiting().remove(&self.key);
+        drop(before);
     }
 }
 
 /// Until when a worker may take its leases to be its own.
 #[derive(Debug)]
 pub(crate) struct Validity {
-    /// By the clock on the wall.
-    until: Mutex<SystemTime>,
+    clock: HostClock,
+    until: Mutex<Option<Moment>>,
     /// It is not known to be any longer.
     is_doubtful: AtomicBool,
-    waiting: Mutex<Vec<Waker>>,
+    keys: AtomicU64,
+    /// At most one for each handle, by its key. Woken and dropped without the lock.
+    waiting: Mutex<BTreeMap<u64, Waker>>,
 }
 
 impl Default for Validity {
     fn default() -> Self {
         Self {
-            until: Mutex::new(UNIX_EPOCH),
+            clock: HostClock::default(),
+            until: Mutex::default(),
             is_doubtful: AtomicBool::new(true),
+            keys: AtomicU64::new(0),
             waiting: Mutex::default(),
         }
     }
 }
 
 impl Validity {
+    /// The present moment, by the clocks of the worker's host.
+    #[inline]
+    pub(crate) fn now(&self) -> Moment {
+        Moment { monotonic: Instant::now(), wall: self.clock.wall() }
+    }
+
     /// The leases are the worker's for so long after that moment.
-    pub(crate) fn extend(&self, from: SystemTime, time: Duration) {
-        let until = from.checked_add(time).unwrap_or(from);
-        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    pub(crate) fn extend(&self, from: Moment, time: Duration) {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Some(from.after(time));
         self.is_doubtful.store(false, Ordering::SeqCst);
-        self.waiting().drain(..).for_each(Waker::wake);
+        let waiting = std::mem::take(&mut *self.waiting());
+        wake_all(waiting.into_values());
     }
 
     /// The leases may be another's by now.
@@ -121,46 +176,78 @@ impl Validity {
         self.is_doubtful.store(true, Ordering::SeqCst);
     }
 
-    fn until(&self) -> SystemTime {
+    fn until(&self) -> Option<Moment> {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn holds(&self) -> bool {
-        !self.is_doubtful.load(Ordering::SeqCst) && time_on_the_wall() < self.until()
+        !self.is_doubtful.load(Ordering::SeqCst)
+            && self.until().is_some_and(|until| self.now().is_before(until))
     }
 
-    fn poll_holds(&self, context: &mut Context<'_>) -> Poll<()> {
+    fn new_key(&self) -> u64 {
+        self.keys.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn poll_holds(&self, key: u64, context: &mut Context<'_>) -> Poll<()> {
         if self.holds() {
             return Poll::Ready(());
         }
-        let mut waiting = self.waiting();
-        if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
-            waiting.push(context.waker().clone());
-        }
+        // Cloning a waker, like dropping one, may run code of the caller.
+        let waker = context.waker().clone();
+        let before = self.waiting().insert(key, waker);
+        drop(before);
         // It may have been extended before the waker was there.
         if self.holds() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<Waker>> {
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<u64, Waker>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The time by the clock on the wall, which a test may have replaced.
-#[inline]
-pub(crate) fn time_on_the_wall() -> SystemTime {
+/// The wall clock of a worker's host: the machine's, unless a test had replaced it when the worker
+/// was started.
+#[derive(Debug)]
+struct HostClock {
     #[cfg(feature = "testing")]
-    if let Some(time) = crate::testing::time_on_the_wall() {
-        return time;
+    replaced: Option<crate::testing::SharedClock>,
+}
+
+impl Default for HostClock {
+    fn default() -> Self {
+        Self {
+            #[cfg(feature = "testing")]
+            replaced: crate::testing::replaced_clock(),
+        }
     }
-    SystemTime::now()
+}
+
+impl HostClock {
+    #[inline]
+    #[cfg_attr(not(feature = "testing"), allow(clippy::unused_self, reason = "a test's clock"))]
+    fn wall(&self) -> SystemTime {
+        #[cfg(feature = "testing")]
+        if let Some(clock) = &self.replaced {
+            return clock.now();
+        }
+        SystemTime::now()
+    }
+}
+
+/// The time by the clock on the wall, which a test may have replaced on this thread.
+pub(crate) fn time_on_the_wall() -> SystemTime {
+    HostClock::default().wall()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::task::Wake;
+
     use futures::FutureExt;
 
     use super::*;
+    use crate::testing::WallClock;
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -169,21 +256,40 @@ mod tests {
         (Tenure::new(7, Arc::clone(&validity)), validity)
     }
 
+    fn holds(tenure: &Tenure) -> bool {
+        tenure.hold().holds(&mut None)
+    }
+
     #[test]
     fn is_in_doubt_before_the_first_renewal_and_after_the_last() {
         let (tenure, validity) = tenure();
-        assert!(!tenure.hold().holds(&mut UNIX_EPOCH.clone()));
-        validity.extend(SystemTime::now(), LONG);
-        assert!(tenure.hold().holds(&mut UNIX_EPOCH.clone()));
-        // As after a sleep: nobody has said anything, and the time is over.
-        validity.extend(SystemTime::now() - 2 * LONG, LONG);
-        assert!(!tenure.hold().holds(&mut UNIX_EPOCH.clone()));
-        validity.extend(SystemTime::now(), LONG);
+        assert!(!holds(&tenure));
+        validity.extend(validity.now(), LONG);
+        assert!(holds(&tenure));
         validity.doubt();
-        assert!(!tenure.hold().holds(&mut UNIX_EPOCH.clone()));
-        validity.extend(SystemTime::now(), LONG);
+        assert!(!holds(&tenure));
+        validity.extend(validity.now(), LONG);
         tenure.end();
-        assert!(!tenure.hold().holds(&mut UNIX_EPOCH.clone()));
+        assert!(!holds(&tenure));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lease_ends_by_whichever_clock_has_gone_further() {
+        let clock = WallClock::at(SystemTime::UNIX_EPOCH + LONG);
+        let (tenure, validity) = tenure();
+        let mut until = None;
+        validity.extend(validity.now(), LONG);
+        assert!(tenure.hold().holds(&mut until));
+        // As after a sleep of the machine: the monotonic clock stood still.
+        clock.move_by(LONG);
+        assert!(!tenure.hold().holds(&mut until));
+        validity.extend(validity.now(), LONG);
+        assert!(tenure.hold().holds(&mut until));
+        // Set back while the process was suspended.
+        clock.set_back(LONG);
+        tokio::time::advance(LONG).await;
+        assert!(!tenure.hold().holds(&mut until));
+        assert!(!holds(&tenure));
     }
 
     #[tokio::test]
@@ -195,12 +301,56 @@ mod tests {
         let mut waiting = wait(first.clone());
         tokio::task::yield_now().await;
         assert!((&mut waiting).now_or_never().is_none());
-        validity.extend(SystemTime::now(), LONG);
+        validity.extend(validity.now(), LONG);
         assert!(waiting.await.unwrap());
         validity.doubt();
         let waiting = wait(first.clone());
         tokio::task::yield_now().await;
         first.end();
         assert!(!waiting.await.unwrap());
+    }
+
+    /// Polls its tenure as soon as it is woken, on the thread that wakes it.
+    struct PollsInline(Mutex<Option<Tenure>>, AtomicBool);
+
+    impl Wake for PollsInline {
+        fn wake(self: Arc<Self>) {
+            let Some(mut tenure) = self.0.lock().unwrap().take() else { return };
+            let waker = Waker::from(Arc::clone(&self));
+            let polled = tenure.poll_holds(&mut Context::from_waker(&waker));
+            self.1.store(polled == Poll::Ready(true), Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn waker_that_polls_inline_does_not_deadlock() {
+        let (mut tenure, validity) = tenure();
+        let woken = Arc::new(PollsInline(Mutex::default(), AtomicBool::new(false)));
+        let waker = Waker::from(Arc::clone(&woken));
+        assert!(tenure.poll_holds(&mut Context::from_waker(&waker)).is_pending());
+        *woken.0.lock().unwrap() = Some(tenure);
+        validity.extend(validity.now(), LONG);
+        assert!(woken.1.load(Ordering::SeqCst), "it is polled within the wake, and holds");
+    }
+
+    struct Unwoken;
+
+    impl Wake for Unwoken {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    #[test]
+    fn validity_in_doubt_keeps_one_waker_per_handle() {
+        let (mut first, validity) = tenure();
+        let mut second = first.clone();
+        for _ in 0..1000 {
+            for tenure in [&mut first, &mut second] {
+                let waker = Waker::from(Arc::new(Unwoken));
+                assert!(tenure.poll_holds(&mut Context::from_waker(&waker)).is_pending());
+            }
+        }
+        assert_eq!(validity.waiting().len(), 2);
+        drop(second);
+        assert_eq!(validity.waiting().len(), 1);
     }
 }

@@ -1,7 +1,7 @@
 //! How each worker reaches the store, and what it knows by what it was answered.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kinestream::store::lease::{Answer, Standing};
 use tokio::time::Instant;
@@ -28,6 +28,28 @@ pub(crate) enum Health {
     Hangs,
 }
 
+/// A wall clock, as far as it is not tokio's clock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wall(SystemTime, Instant);
+
+impl Wall {
+    pub(crate) fn at(time: SystemTime) -> Self {
+        Self(time, Instant::now())
+    }
+
+    pub(crate) fn now(&self) -> SystemTime {
+        self.0 + self.1.elapsed()
+    }
+
+    pub(crate) fn move_by(&mut self, time: Duration) {
+        self.0 += time;
+    }
+
+    pub(crate) fn set_back(&mut self, time: Duration) {
+        self.0 -= time;
+    }
+}
+
 /// One worker, from outside.
 #[derive(Debug)]
 pub(crate) struct Life {
@@ -43,10 +65,10 @@ pub(crate) struct Life {
     pub(crate) patience: Option<Duration>,
     /// Since when it has reached the store, and until when.
     well: Vec<(Instant, Option<Instant>)>,
-    /// Until when its leases are its own, and how far the clock on the wall had been moved then.
-    valid: Option<(Instant, Duration)>,
-    /// It was the only one in the table that it saw last.
-    pub(crate) is_alone: bool,
+    /// Until when its leases are its own, by tokio's clock and by its host's wall clock.
+    valid: Option<(Instant, SystemTime)>,
+    /// What its host's wall clock shows.
+    pub(crate) wall: Wall,
     /// The epoch of each shard in the table that it saw last.
     pub(crate) told: BTreeMap<usize, u64>,
     /// The epoch of each shard since its own consumer has moved it.
@@ -66,15 +88,15 @@ impl Life {
             patience: plan.poll_timeout.is_none().then_some(plan.handoff_timeout),
             well: Vec::new(),
             valid: None,
-            is_alone: false,
+            wall: Wall::at(UNIX_EPOCH + crate::world::BEGINNING),
             told: BTreeMap::new(),
             sought: BTreeMap::new(),
         }
     }
 
     /// Whether its leases are its own, as far as it can know.
-    pub(crate) fn is_valid(&self, wall_moved: Duration) -> bool {
-        self.valid.is_some_and(|(until, moved)| Instant::now() + wall_moved < until + moved)
+    pub(crate) fn is_valid(&self) -> bool {
+        self.valid.is_some_and(|(until, wall)| Instant::now() < until && self.wall.now() < wall)
     }
 
     /// Whether what was finished at that moment had the time to be saved.
@@ -138,7 +160,13 @@ impl Facts {
         self.note_health();
     }
 
-    fn note_health(&mut self) {
+    /// No process runs from now on, so that none can save.
+    pub(crate) fn begin_stall(&mut self) {
+        self.lives.iter_mut().for_each(|life| life.note(false));
+    }
+
+    /// Takes note of who reaches the store.
+    pub(crate) fn note_health(&mut self) {
         for life in &mut self.lives {
             let is_well = self.store == Health::Well && life.health == Health::Well;
             life.note(is_well && !life.is_dead);
@@ -156,16 +184,15 @@ impl Facts {
     }
 
     /// A worker is given an answer to what it asked then.
-    pub(crate) fn hear(&mut self, worker: usize, asked: (Instant, Duration), answer: &Answer) {
+    pub(crate) fn hear(&mut self, worker: usize, asked: (Instant, SystemTime), answer: &Answer) {
         if let Some(table) = &answer.table {
             self.lives[worker].told =
                 table.leases.iter().map(|(shard, lease)| (index_of(shard), lease.epoch)).collect();
-            self.lives[worker].is_alone = table.workers.len() == 1;
         }
         if answer.standing != Standing::Occupied {
-            let (at, moved) = asked;
+            let (at, wall) = asked;
             let life = &mut self.lives[worker];
-            life.valid = Some((at + life.lease_duration, moved));
+            life.valid = Some((at + life.lease_duration, wall + life.lease_duration));
         }
     }
 }

@@ -17,6 +17,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod calm;
+mod clocks;
 mod hearing;
 mod ledger;
 mod link;

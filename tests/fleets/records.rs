@@ -4,32 +4,42 @@
 //!
 //! A worker may yield while its leases are its own as far as it can know: less than its lease
 //! duration after it *asked* in the last exchange that was answered, by tokio's clock and by the one
-//! on the wall. One exception: a worker that was alone in the table that it saw last reads on
-//! while it cannot reach the store, since nobody was there to take anything.
+//! on the wall of its host, whichever has gone further. That holds for the only worker as well. And
+//! it may not yield a shard that the store has given to another worker, which is looked up in the
+//! store itself.
 //!
 //! # Epochs
 //!
 //! In one epoch of a shard one worker yields. Where another has yielded in a higher one, a worker
-//! yields in a lower one only where it cannot know, and that takes something special: either it
-//! read on alone, or the store's clock was moved or its data lost, so that leases ran out early, or
-//! everything was cleared.
+//! yields in a lower one only where it cannot know, and that takes something special: the store's
+//! clock was moved or its data lost, so that leases ran out early, or everything was cleared.
 //! Otherwise whoever takes a lease waits until its last owner has stopped by itself. In no case does
 //! a worker yield that has seen a table with a higher epoch.
 
 use std::collections::btree_map::Entry;
+use std::sync::Arc;
 
+use kinestream::store::lease::Table;
 use kinestream::{Ordering, Record};
 
 use crate::truth::{Facts, Place, Promise, Tenancy};
 
 impl Facts {
     /// Holds a record to the promises.
-    pub(crate) fn judge(&mut self, worker: usize, ordering: Ordering, record: &Record) -> Place {
+    pub(crate) fn judge(
+        &mut self,
+        worker: usize,
+        ordering: Ordering,
+        record: &Record,
+        table: &Table,
+    ) -> Place {
         let (shard, place) = self.places[record.sequence_number()];
         let epoch = record.epoch();
         let name = self.lives[worker].name.clone();
         self.tell(format_args!("{name} yields shard {shard} record {place} in epoch {epoch}"));
-        self.judge_right(worker, shard, epoch);
+        let stored = table.leases.get(record.shard_id());
+        let stored = stored.map(|lease| (lease.epoch, lease.owner.clone()));
+        self.judge_right(worker, shard, epoch, stored.as_ref());
         let top = self.shards[shard].top;
         self.shards[shard].top = top.max(epoch);
         match self.tenancies.entry((shard, epoch)) {
@@ -67,14 +77,20 @@ impl Facts {
         Place { shard, number: place, epoch }
     }
 
-    fn judge_right(&mut self, worker: usize, shard: usize, epoch: u64) {
+    fn judge_right(
+        &mut self,
+        worker: usize,
+        shard: usize,
+        epoch: u64,
+        stored: Option<&(u64, Option<Arc<str>>)>,
+    ) {
         let life = &self.lives[worker];
-        let (name, is_alone) = (life.name.clone(), life.is_alone);
-        let is_valid = life.is_valid(self.wall_moved);
+        let name = life.name.clone();
+        let is_valid = life.is_valid();
         let told = life.told.get(&shard).copied().unwrap_or(0);
         let sought = life.sought.get(&shard).copied().unwrap_or(0);
         let top = self.shards[shard].top;
-        if !is_valid && !is_alone {
+        if !is_valid {
             self.breaks(
                 Promise::OnlyWhileValid,
                 format_args!("{name} reads shard {shard}, although its leases have run out"),
@@ -96,12 +112,25 @@ impl Facts {
         }
         // Where everything is cleared, nothing is left of who had what.
         let is_cleared = epoch <= self.cleared;
-        let is_excused = is_cleared || self.lost_data || self.clock_moved || is_alone && !is_valid;
+        let is_excused = is_cleared || self.lost_data || self.clock_moved;
         if epoch < top && !is_excused {
             self.breaks(
                 Promise::Fencing,
                 format_args!(
                     "{name} reads shard {shard} in epoch {epoch}, and {top} was there before"
+                ),
+            );
+        }
+        if let Some((stored, owner)) = stored
+            && *stored > epoch
+            && owner.as_deref() != Some(&*name)
+            && !is_excused
+        {
+            self.breaks(
+                Promise::OneReader,
+                format_args!(
+                    "{name} reads shard {shard} in epoch {epoch}, and the store has given it to \
+                     {owner:?} in {stored}"
                 ),
             );
         }

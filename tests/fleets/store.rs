@@ -138,7 +138,7 @@ impl LeaseStore for SimulatedStore {
         request: &'a Request,
     ) -> BoxFuture<'a, Result<Answer>> {
         async move {
-            let asked = (Instant::now(), self.truth.lock().wall_moved);
+            let asked = (Instant::now(), self.truth.lock().lives[self.worker].wall.now());
             let (store, scope, request) = (self.clone(), scope.clone(), request.clone());
             let answer = self.reach(async move { store.carry_out(&scope, &request).await }).await?;
             self.truth.lock().hear(self.worker, asked, &answer);

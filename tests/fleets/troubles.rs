@@ -77,8 +77,9 @@ impl World {
     fn machines_sleep(&mut self) {
         let time = self.time(40_000);
         self.truth.tell(format_args!("all machines sleep for {time:?}"));
-        self.wall.move_by(time);
-        self.truth.lock().wall_moved += time;
+        for worker in &self.workers {
+            worker.move_wall(time);
+        }
     }
 
     fn fail_link(&mut self) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use kinestream::{Checkpoint, SequenceNumber, ShardId};
 use tokio::time::Instant;
@@ -125,8 +125,6 @@ pub(crate) struct Facts {
     pub(crate) lives: Vec<Life>,
     /// How the store is for all.
     pub(crate) store: Health,
-    /// By how much the clock on the wall was moved.
-    pub(crate) wall_moved: Duration,
     /// How often positions were moved.
     pub(crate) moves: u64,
     /// The last epoch of before everything was cleared.
@@ -149,7 +147,6 @@ impl Truth {
             bases: BTreeMap::new(),
             lives: Vec::new(),
             store: Health::Well,
-            wall_moved: Duration::ZERO,
             moves: 0,
             cleared: 0,
             lost_data: false,

@@ -5,13 +5,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use fastrand::Rng;
-use futures::StreamExt;
-use kinestream::testing::Kinesis;
+use futures::{FutureExt, StreamExt};
+use kinestream::store::Scope;
+use kinestream::store::lease::{LeaseStore, Table};
+use kinestream::testing::{Kinesis, WallClock};
 use kinestream::{CheckpointOn, Consumer, Error, ErrorKind, MemoryStore, Record};
 use tokio::time::Instant;
 
 use crate::hearing::Hearing;
-use crate::link::{Health, Life};
+use crate::link::{Health, Life, Wall};
 use crate::merged::Merged;
 use crate::plan::Plan;
 use crate::store::SimulatedStore;
@@ -24,6 +26,9 @@ pub(crate) struct Worker {
     pub(crate) plan: Plan,
     pub(crate) consumer: Consumer,
     pub(crate) hearing: Hearing,
+    /// The wall clock of its host.
+    wall: WallClock,
+    stored: MemoryStore,
     stream: Merged,
     truth: Truth,
     /// With `Ack`, what the caller works on, and when it is done with it.
@@ -34,6 +39,8 @@ pub(crate) struct Worker {
     /// When its caller does something else, to the end of the last time.
     busy: Vec<Range<Instant>>,
     pub(crate) suspended_until: Option<Instant>,
+    /// How its connection is when it wakes.
+    pub(crate) link_at_wake: Health,
     /// Its caller is done with each record at once, and forgets none.
     pub(crate) is_quick: bool,
     pub(crate) has_ended: bool,
@@ -49,6 +56,7 @@ impl Worker {
     ) -> Self {
         let life = truth.lock().begin_life(Life::new(name.clone(), &plan));
         truth.tell(format_args!("{name} begins: {plan:?}"));
+        truth.lock().lives[life].wall = Wall::at(kinesis.now());
         let store = SimulatedStore { stored: stored.clone(), truth: truth.clone(), worker: life };
         let builder = Consumer::builder(kinesis.client(), "orders").store(store);
         let builder = plan.apply(builder).worker_id(name.clone());
@@ -61,12 +69,15 @@ impl Worker {
             plan,
             consumer,
             hearing,
+            wall: WallClock::at(kinesis.now()),
+            stored: stored.clone(),
             stream,
             truth: truth.clone(),
             held: Vec::new(),
             has_forgotten: false,
             busy: Vec::new(),
             suspended_until: None,
+            link_at_wake: Health::Well,
             is_quick: false,
             has_ended: false,
         }
@@ -92,6 +103,8 @@ impl Worker {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<kinestream::Result<Record>>> {
+        // Its tasks keep the clock of the host that they were started on.
+        self.wall.enter();
         if self.polls() { self.stream.poll_next_unpin(context) } else { Poll::Pending }
     }
 
@@ -104,7 +117,9 @@ impl Worker {
             }
             Some(Err(error)) => self.hear(&error),
             Some(Ok(record)) => {
-                let place = self.truth.lock().judge(self.life, self.plan.ordering, &record);
+                let table = self.stored_table();
+                let ordering = self.plan.ordering;
+                let place = self.truth.lock().judge(self.life, ordering, &record, &table);
                 self.hearing.check_record(place.shard, place.epoch);
                 let work = if self.is_quick { 0 } else { rng.u64(0..self.plan.work) };
                 let work = Duration::from_millis(work);
@@ -116,6 +131,25 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// The table as the store has it at this moment.
+    fn stored_table(&self) -> Table {
+        let scope = Scope::new("default", "orders");
+        let table = self.stored.table(&scope).now_or_never();
+        table.expect("it never waits").expect("it never fails")
+    }
+
+    /// The wall clock of its host goes on, and no timer has heard of it, as after a sleep.
+    pub(crate) fn move_wall(&self, time: Duration) {
+        self.wall.move_by(time);
+        self.truth.lock().lives[self.life].wall.move_by(time);
+    }
+
+    /// The wall clock of its host is set back.
+    pub(crate) fn set_wall_back(&self, time: Duration) {
+        self.wall.set_back(time);
+        self.truth.lock().lives[self.life].wall.set_back(time);
     }
 
     /// Its caller has something else to do for so long.
@@ -215,7 +249,8 @@ impl Worker {
         if wakes {
             self.suspended_until = None;
             self.truth.tell(format_args!("{} wakes", self.name));
-            self.truth.lock().set_link(self.life, Health::Well);
+            let health = std::mem::replace(&mut self.link_at_wake, Health::Well);
+            self.truth.lock().set_link(self.life, health);
         }
         wakes
     }

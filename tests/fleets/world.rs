@@ -14,13 +14,14 @@ use kinestream::testing::{Kinesis, Outcome, Stream, WallClock};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use crate::clocks::Clocks;
 use crate::plan::Scene;
 use crate::seeds::Story;
 use crate::truth::{Promise, Truth, index_of};
 use crate::worker::Worker;
 
 /// 2026-01-01, so that no story depends on the day that it is told.
-const BEGINNING: Duration = Duration::from_secs(1_767_225_600);
+pub(crate) const BEGINNING: Duration = Duration::from_secs(1_767_225_600);
 
 const MOST_SHARDS: usize = 14;
 
@@ -36,7 +37,8 @@ pub(crate) struct World {
     pub(crate) stored: MemoryStore,
     /// The store as it was at some moments, the latest last.
     pub(crate) replicas: VecDeque<(Instant, MemoryStore)>,
-    pub(crate) wall: WallClock,
+    pub(crate) clocks: Clocks,
+    _wall: WallClock,
     pub(crate) workers: Vec<Worker>,
     /// What operators are about.
     pub(crate) operators: JoinSet<()>,
@@ -79,7 +81,8 @@ impl World {
             truth,
             stored: MemoryStore::at(beginning),
             replicas: VecDeque::new(),
-            wall: WallClock::at(beginning),
+            clocks: Clocks::new(seed),
+            _wall: WallClock::at(beginning),
             workers: Vec::new(),
             operators: JoinSet::new(),
             faults,
@@ -96,6 +99,7 @@ impl World {
         }
         for _ in 0..self.scene.steps {
             self.step();
+            self.trouble_clocks().await;
             self.stretch_time().await;
             if self.truth.is_broken() {
                 return;

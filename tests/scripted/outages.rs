@@ -1,14 +1,15 @@
 //! A store of leases that is away.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures::future::ready;
+use futures::future::{BoxFuture, ready};
 use futures::{FutureExt, StreamExt};
 use kinestream::store::Scope;
 use kinestream::store::lease::{Change, LeaseStore, Request};
-use kinestream::{Error, ErrorKind};
+use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, ShardId};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -64,10 +65,11 @@ async fn a_store_that_fails_is_asked_ever_more_rarely() {
     others.abort();
 }
 
-/// A worker that is alone reads on while the store is away. Once it hears that it was taken for dead,
-/// it waits until the store has heard of it: its leases are free, and may go to another meanwhile.
+/// The only worker of an application reads for as long as its lease is valid, and no longer, while the
+/// store is away for it: another worker may have joined. When the store answers again, the worker waits
+/// until its leases are restored, since they may have gone to the other worker.
 #[tokio::test(start_paused = true)]
-async fn who_was_taken_for_dead_reads_nothing_before_the_store_knows_of_it() {
+async fn only_worker_without_its_store_reads_until_its_lease_expires() {
     let fleet = Fleet::new(1);
     // How many exchanges and saves are let through; the next one waits for more.
     let turns = [Asked::Exchange, Asked::Save].map(|_| Arc::new(Semaphore::new(100)));
@@ -93,9 +95,13 @@ async fn who_was_taken_for_dead_reads_nothing_before_the_store_knows_of_it() {
     shard.put("0");
     assert_eq!(number(&next(&mut records).await), 0);
     is_down.store(true, Ordering::SeqCst);
-    sleep(2 * LEASE).await;
+    let began = Instant::now();
     shard.put("1");
-    assert_eq!(number(&next(&mut records).await), 1, "alone, it reads on");
+    assert_eq!(number(&next(&mut records).await), 1, "its lease is still valid");
+    sleep(LEASE).await;
+    shard.put("2");
+    let waiting = timeout(2 * LEASE, records.next()).await;
+    assert!(waiting.is_err(), "its lease has expired {:?} ago: {waiting:?}", began.elapsed());
     // Another one comes, before whom it is dead; it is back itself before that one decides.
     let scope = Scope::new("default", "orders");
     let mut request = Request {
@@ -120,9 +126,8 @@ async fn who_was_taken_for_dead_reads_nothing_before_the_store_knows_of_it() {
     }
     request.changes = vec![Change::Assign { shard: shard.id(), to: "b".into() }];
     fleet.store.exchange(&scope, &request).await.unwrap();
-    shard.put("2");
     let waiting = timeout(LEASE / 3, records.next()).await;
-    assert!(waiting.is_err(), "{waiting:?}");
+    assert!(waiting.is_err(), "another worker has the lease: {waiting:?}");
     // As soon as the other one gives it back, it goes on, from what was saved before it went away.
     for turns in turns {
         turns.add_permits(1000);
@@ -130,6 +135,97 @@ async fn who_was_taken_for_dead_reads_nothing_before_the_store_knows_of_it() {
     request.leaving = true;
     fleet.store.exchange(&scope, &request).await.unwrap();
     while number(&next(&mut records).await) < 2 {}
+}
+
+/// The leases of a store that keeps positions alone are in memory, where no other worker can take them:
+/// nothing stops before `max_unflushed` says so.
+#[tokio::test(start_paused = true)]
+async fn store_without_leases_that_is_away_stops_no_reading_before_max_unflushed() {
+    let fleet = Fleet::new(1);
+    let store = Positions::default();
+    let builder = fleet.builder("a").store(store.clone());
+    let consumer = builder.max_unflushed(Duration::from_secs(60)).build().unwrap();
+    let mut records = consumer.records();
+    let shard = fleet.orders.shard(0);
+    shard.put("0");
+    assert_eq!(number(&next(&mut records).await), 0);
+    store.0.is_down.store(true, Ordering::SeqCst);
+    for place in 1..5 {
+        sleep(LEASE).await;
+        shard.put(place.to_string());
+        assert_eq!(number(&next(&mut records).await), place);
+    }
+}
+
+/// A store that is away before it has ever answered is told as late as one that is away later.
+#[tokio::test(start_paused = true)]
+async fn store_that_is_away_at_the_start_is_told_after_max_unflushed() {
+    for limit in [2, 60] {
+        let fleet = Fleet::new(1);
+        let is_down = Arc::new(AtomicBool::new(true));
+        let store = Gated::new(fleet.store.clone(), {
+            let is_down = Arc::clone(&is_down);
+            move |_asked| {
+                let refusal = || Error::store_unavailable("the store is down", "by order");
+                let is_down = is_down.load(Ordering::SeqCst);
+                ready(if is_down { Err(refusal()) } else { Ok(()) }).boxed()
+            }
+        });
+        let limit = Duration::from_secs(limit);
+        let consumer = fleet.builder("a").store(store).max_unflushed(limit).build().unwrap();
+        let mut records = consumer.records();
+        let began = Instant::now();
+        let error = timeout(2 * limit + LEASE, records.next()).await.unwrap().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+        let waited = began.elapsed();
+        assert!(waited >= limit && waited < limit + LEASE, "{waited:?}");
+        is_down.store(false, Ordering::SeqCst);
+        fleet.orders.shard(0).put("0");
+        assert_eq!(number(&next(&mut records).await), 0, "and reads when it answers");
+    }
+}
+
+/// Keeps positions alone.
+#[derive(Debug, Clone, Default)]
+struct Positions(Arc<PositionsInner>);
+
+#[derive(Debug, Default)]
+struct PositionsInner {
+    is_down: AtomicBool,
+    stored: kinestream::MemoryStore,
+}
+
+impl Positions {
+    fn reach(&self) -> kinestream::Result<()> {
+        let is_down = self.0.is_down.load(Ordering::SeqCst);
+        let refusal = || Error::store_unavailable("the store is down", "by order");
+        if is_down { Err(refusal()) } else { Ok(()) }
+    }
+}
+
+impl CheckpointStore for Positions {
+    fn load<'a>(
+        &'a self,
+        scope: &'a Scope,
+    ) -> BoxFuture<'a, kinestream::Result<HashMap<ShardId, Checkpoint>>> {
+        async move {
+            self.reach()?;
+            self.0.stored.load(scope).await
+        }
+        .boxed()
+    }
+
+    fn save<'a>(
+        &'a self,
+        scope: &'a Scope,
+        checkpoints: &'a [(ShardId, Checkpoint)],
+    ) -> BoxFuture<'a, kinestream::Result<()>> {
+        async move {
+            self.reach()?;
+            self.0.stored.save(scope, checkpoints).await
+        }
+        .boxed()
+    }
 }
 
 /// The next record, put again and again until one is this worker's.
