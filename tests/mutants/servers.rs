@@ -18,17 +18,10 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["reads_on"],
     },
     Mistake {
-        what: "a connection attempt has no limit",
-        file: "store/redis/connection.rs",
-        right: ".connect(CONNECT_TIMEOUT)",
-        wrong: ".connect(100 * CONNECT_TIMEOUT)",
-        breaks: &["reads_on"],
-    },
-    Mistake {
-        what: "a renewal does not see that a key is lost",
-        file: "store/redis/exchange.lua",
-        right: "  notice_loss()\n",
-        wrong: "",
+        what: "no call sees that a key is lost",
+        file: "store/redis/ledger.lua",
+        right: "if #listed == 0 or redis.call('EXISTS', unpack(listed)) == #listed then",
+        wrong: "if true then",
         breaks: &["notices_loss"],
     },
 ];
