@@ -5,14 +5,14 @@ use std::task::{Context, Poll, Waker};
 
 use crate::wakers::wake_all;
 
-/// Says once, to all streams of a consumer, that it is closed. Each stream has a clone of its own,
-/// which wakes whoever polled it last: a merge polls with another waker each time.
+/// Signals once, to all streams of a consumer, that it is closed. Each clone wakes the waker that polled
+/// it last: a merge polls with another waker each time.
 ///
-/// Wakers are woken and dropped without any lock held: one may poll, or drop, a stream at once.
+/// Wakers are woken and dropped without a lock held: one may poll or drop a stream inline.
 #[derive(Debug)]
 pub(crate) struct Closing {
     signal: Arc<Signal>,
-    /// Of this clone.
+    /// The key of this clone.
     key: u64,
 }
 
@@ -20,7 +20,7 @@ pub(crate) struct Closing {
 struct Signal {
     closed: AtomicBool,
     keys: AtomicU64,
-    /// By the key of the clone that waits.
+    /// The wakers by the keys of their clones.
     waiting: Mutex<BTreeMap<u64, Waker>>,
 }
 

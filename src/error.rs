@@ -131,7 +131,7 @@ impl Error {
         Self::new(ErrorKind::StoreCorrupt, message)
     }
 
-    /// The tasks of a stream are gone with the runtime that they were started on.
+    /// The tasks of a stream were dropped with their runtime.
     pub(crate) fn runtime_shutdown() -> Self {
         let message = "the tokio runtime on which the stream was first polled has shut down; \
                        keep it running while the stream is read, or read a new stream";

@@ -1,8 +1,8 @@
 //! What is seen from outside: each happening is told once, here, and becomes a `tracing` event, a
 //! typed [`Event`] and a metric.
 //!
-//! Nothing here waits for anybody. The recorder and the layer are code of the caller's: they are called
-//! without any lock held, and their panics end here.
+//! Nothing here blocks. The recorder and the layer are code of the caller: they are called without a lock
+//! held, and their panics are contained here.
 
 mod backlog;
 mod containment;
@@ -42,7 +42,7 @@ pub(crate) use shard::{InFlight, ShardObserver};
 /// Events that a slow listener may be behind before it misses some.
 const LONGEST_BACKLOG: usize = 1024;
 
-/// Tells the caller of an error, or gives it back where nobody is there.
+/// Delivers an error to the caller, or returns it if there is no stream to deliver it to.
 type Complain = dyn Fn(Error) -> Result<()> + Send + Sync;
 
 /// Who is told what happens to one consumer. The clones are one.
@@ -59,7 +59,7 @@ struct Inner {
     layer: Sink,
     /// How much memory is taken by what is buffered.
     buffered: Mutex<Option<Arc<dyn Fn() -> usize + Send + Sync>>>,
-    /// Where the caller is told of what panics again and again.
+    /// Delivers errors to the caller.
     complaints: Mutex<Option<Arc<Complain>>>,
     /// Since when positions cannot be saved.
     unsaved: Mutex<Option<Instant>>,
@@ -93,26 +93,26 @@ impl Observer {
         self.send(event);
     }
 
-    /// To those who listen, whose wakers may do anything.
+    /// Sends an event to the listeners, whose wakers may panic.
     fn send(&self, event: Event) {
         if let Some(events) = self.0.events.get() {
-            // Nobody listens any more: then it is gone.
+            // Without a listener the event is dropped.
             let _unheard = contain_call(|| events.send(event));
         }
     }
 
-    /// Where the caller is told of what panics again and again, from now on.
+    /// Sets where errors are delivered to the caller.
     pub(crate) fn complain_to(&self, tell: impl Fn(Error) -> Result<()> + Send + Sync + 'static) {
         let before = lock(&self.0.complaints).replace(Arc::new(tell));
         drop(before);
     }
 
-    /// Tells the caller of an error, also one who waits for records. Gives it back where nobody is
-    /// there to be told.
+    /// Delivers an error to the caller, even while it waits for records. Returns the error if there is no
+    /// stream to deliver it to.
     pub(crate) fn complain(&self, error: Error) -> Result<()> {
         let tell = lock(&self.0.complaints).clone();
         match tell {
-            // Who listens may have a waker that panics, and is told all the same.
+            // The error is queued even if the caller's waker panics.
             Some(tell) => contain_call(|| tell(error)).unwrap_or(Ok(())),
             None => Err(error),
         }
@@ -171,17 +171,18 @@ impl Observer {
         observer
     }
 
-    /// How far the reader of a shard is behind its newest record, in milliseconds; `None` of a shard that is not read here, or has not answered yet.
+    /// Returns the lag of a shard in milliseconds; `None` for a shard that is not read here or was not
+    /// fetched yet.
     pub(crate) fn millis_behind_latest(&self, id: &ShardId) -> Option<i64> {
         self.view(id)?.millis_behind_latest()
     }
 
-    /// How the records of a shard stand with the caller; `None` of one that is not read here.
+    /// Returns the records in flight of a shard; `None` for a shard that is not read here.
     pub(crate) fn in_flight(&self, id: &ShardId) -> Option<InFlight> {
         Some(self.view(id)?.in_flight())
     }
 
-    /// Not used under the lock: it may be the last one that is left of the shard.
+    /// Returns the view of a shard, to be used without the lock: it may be the last reference.
     fn view(&self, id: &ShardId) -> Option<Arc<View>> {
         lock(&self.0.shards).get(id).and_then(Weak::upgrade)
     }

@@ -69,7 +69,7 @@ pub(crate) trait Finish: Send + Sync {
     /// number, is done with. Saying it twice changes nothing.
     fn finish(&self, number: u64, mark: &Mark);
 
-    /// All records before that number have been delivered.
+    /// Notes that all records before number `next` are delivered.
     fn deliver(&self, next: u64);
 
     /// The last so many records of those handed out were not: they are still to come.

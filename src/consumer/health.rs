@@ -1,17 +1,17 @@
-//! How a consumer is, seen from its own process.
+//! The health of a consumer, as its own process knows it.
 
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::Consumer;
 
-/// For how long a caller that is ready may hold records, and ask for none.
+/// A consumer is ready while its caller has stalled for less than this.
 const READY_STALL: Duration = Duration::from_secs(60);
 
-/// For how long a caller that is alive may.
+/// A consumer is live while its caller has stalled for less than this.
 const LIVE_STALL: Duration = Duration::from_secs(5 * 60);
 
-/// How a consumer is: what its own process knows, without any call of the store or of Kinesis.
+/// The health of a consumer as its own process knows it, without a call to the store or Kinesis.
 ///
 /// Made by [`Consumer::health`]. The guide has a page on [probes](crate::guide::probes). With the cargo
 /// feature `serde` it can be written and read.
@@ -32,38 +32,38 @@ pub struct Health {
     pub is_running: bool,
     /// Whether the consumer was closed.
     pub is_closed: bool,
-    /// How many shards this worker holds the lease of.
+    /// The number of leases that this worker holds.
     pub leases_held: usize,
-    /// How long a lease lasts without a renewal.
+    /// How long a lease is valid without renewal.
     pub lease_duration: Duration,
-    /// How long ago the stream was polled for the first time; `None` while none is read.
+    /// The time since the stream was first polled; `None` while no stream is read.
     pub since_start: Option<Duration>,
-    /// How long ago the worker renewed last, and saw the lease table; `None` before the first time.
+    /// The time since the worker last renewed its leases and saw the lease table; `None` before the first
+    /// renewal.
     pub since_renewal: Option<Duration>,
-    /// How long ago the caller polled a stream last, to the second; `None` while no stream is alive.
-    /// A caller that waits for a record is not polled: see [`silent_for`](Self::silent_for).
+    /// The time since the caller last polled a stream, to the second; `None` before the first poll.
+    /// A caller that waits for a record does not poll: see [`silent_for`](Self::silent_for).
     pub since_poll: Option<Duration>,
-    /// How long ago Kinesis answered a fetch last, with or without records; `None` before the first
-    /// answer.
+    /// The time since the last successful fetch, with or without records; `None` before the first.
     pub since_fetch: Option<Duration>,
-    /// How long ago the oldest record was delivered that is not acknowledged, to the second; `None`
-    /// where there is none. With [`CheckpointOn::Pull`](crate::CheckpointOn::Pull) that is the record
-    /// that the caller works on.
+    /// The time since the oldest unacknowledged record was delivered, to the second; `None` without
+    /// one. With [`CheckpointOn::Pull`](crate::CheckpointOn::Pull) this is the record that the caller
+    /// works on.
     pub oldest_unacknowledged: Option<Duration>,
-    /// For how long the caller of a stream has not asked for more, although it holds the last record
-    /// or there are records to deliver; `None` while it waits for records.
+    /// The time for which the caller has not polled a stream although it holds the last record or further
+    /// records are due; `None` while it waits for records.
     pub silent_for: Option<Duration>,
-    /// How long ago the oldest position was reached that is not stored; `None` where all are.
+    /// The age of the oldest checkpoint that is not saved; `None` if all are saved.
     pub checkpoint_age: Option<Duration>,
 }
 
 impl Health {
-    /// Whether this consumer reads as it should: for a readiness probe.
+    /// Whether the consumer reads as it should, for a readiness probe.
     ///
-    /// `true` where the tasks are alive, the worker has joined the fleet, has seen the lease table and
+    /// `true` if the tasks are alive, the worker has joined the fleet, has seen the lease table and
     /// has renewed within `lease_duration`, the caller has polled, and nothing has
-    /// [stalled](Self::stalled_for) for 60 s. It says nothing of how many shards the worker holds: one
-    /// in a fleet with more workers than shards is ready with none.
+    /// [stalled](Self::stalled_for) for 60 s. A worker without a shard, in a fleet
+    /// with more workers than shards, is ready.
     pub fn is_ready(&self) -> bool {
         self.is_running
             && !self.is_closed
@@ -72,17 +72,17 @@ impl Health {
             && self.stalled_for() < READY_STALL
     }
 
-    /// Whether a restart of the process would help no more than waiting: for a liveness probe.
+    /// Whether the consumer works without a restart, for a liveness probe.
     ///
-    /// `false` where, of a stream that is being read, the tasks are gone, no renewal has succeeded for
-    /// twice `lease_duration`, or something has [stalled](Self::stalled_for) for five minutes. A consumer
-    /// that nobody reads yet, or any more, is alive. Where the handler of a record or a batch may take
-    /// longer than five minutes, use [`is_live_within`](Self::is_live_within).
+    /// `false` if a stream is read and its tasks are gone, no renewal has succeeded for twice
+    /// `lease_duration`, or something has [stalled](Self::stalled_for) for five minutes. A consumer
+    /// whose stream is not read is live. If the handler of a record or batch may take longer than five
+    /// minutes, use [`is_live_within`](Self::is_live_within).
     pub fn is_live(&self) -> bool {
         self.is_live_within(LIVE_STALL)
     }
 
-    /// [`is_live`](Self::is_live), where the caller may stall for less than `stall`.
+    /// Like [`is_live`](Self::is_live), with `stall` in place of five minutes.
     pub fn is_live_within(&self, stall: Duration) -> bool {
         let Some(since_start) = self.since_start else { return true };
         let since_renewal = self.since_renewal.unwrap_or(since_start);
@@ -90,7 +90,7 @@ impl Health {
         self.is_closed || self.is_running && is_renewed && self.stalled_for() < stall
     }
 
-    /// For how long the caller has held things up: the longer of
+    /// The time for which the caller has stalled: the longer of
     /// [`oldest_unacknowledged`](Self::oldest_unacknowledged) and [`silent_for`](Self::silent_for).
     pub fn stalled_for(&self) -> Duration {
         let held = self.oldest_unacknowledged.unwrap_or_default();
@@ -99,8 +99,8 @@ impl Health {
 }
 
 impl Consumer {
-    /// How this consumer is: whether its tasks run, when it last renewed, fetched and was polled, and
-    /// for how long its caller has held records. Asks neither the store nor Kinesis.
+    /// Returns the health of this consumer: whether its tasks run, the times of the last renewal, fetch
+    /// and poll, and how long the caller has held records. Calls neither the store nor Kinesis.
     ///
     /// ```no_run
     /// # async fn example(consumer: kinestream::Consumer) {

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::Consumer;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, contain_call};
 use crate::group::{Opening, Plan as Workplan, Word, Worker};
 use crate::lineage::{Lister, Memory};
 use crate::shard::{Ending, Plan, Pulse, Reading, ShardStream};
@@ -74,8 +74,9 @@ impl Session {
                 observer: inner.observer.clone(),
                 tell: {
                     let opening = opening.clone();
+                    // The error is queued even if the caller's waker panics.
                     Arc::new(move |error| {
-                        let _nobody_listens = opening.send(Err(error));
+                        let _ = contain_call(|| drop(opening.send(Err(error))));
                     })
                 },
             },

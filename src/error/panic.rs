@@ -1,4 +1,4 @@
-//! Panics in code that the caller supplies, as values.
+//! Containment of panics in code that the caller supplies.
 //!
 //! | code of the caller | called by | what a panic leaves |
 //! |---|---|---|
@@ -7,10 +7,10 @@
 //! | store: tables and edits | the caller's own call | nothing changed here |
 //! | HTTP client, interceptors, credentials provider | a shard's fetches, listings | the position behind the last answer |
 //! | metrics recorder, tracing layer | every task, the caller's polls, `ack()` | one measurement or log line is missing |
-//! | wakers | every task, outside of locks | the task that woke it is restarted |
+//! | wakers of streams | every task, the caller's own calls; never under a lock | the others are woken, and a task that woke it is restarted |
 //!
-//! Each is caught where it is called. What is caught nowhere else ends a step of a task, and the
-//! task goes on with what it knows, or reports it.
+//! Each call is contained where it is made. A panic that gets past that is caught by the task, which
+//! restarts with the state that it has, or reports an error.
 
 use std::any::Any;
 use std::fmt;
@@ -18,10 +18,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use futures::FutureExt;
 
-/// How many panics in a row the caller learns of by events alone.
+/// The number of panics in a row that are reported by events alone.
 pub(crate) const TOLERATED: u32 = 2;
 
-/// What a panic said.
+/// The message of a panic.
 #[derive(Debug, Clone)]
 pub(crate) struct Panic(String);
 
@@ -32,7 +32,7 @@ impl Panic {
             Err(payload) => match payload.downcast::<&'static str>() {
                 Ok(said) => (*said).to_owned(),
                 Err(payload) => {
-                    // What it is made of may panic in its turn when it is dropped.
+                    // The destructor of the payload may panic as well.
                     let _dropped = catch_unwind(AssertUnwindSafe(|| drop(payload)));
                     "a panic without a message".to_owned()
                 }
@@ -50,12 +50,12 @@ impl fmt::Display for Panic {
 
 impl std::error::Error for Panic {}
 
-/// Runs a future. A panic ends it and nothing else.
+/// Runs a future, and returns its panic as an error.
 pub(crate) async fn contain<T>(future: impl Future<Output = T>) -> Result<T, Panic> {
     AssertUnwindSafe(future).catch_unwind().await.map_err(Panic::new)
 }
 
-/// Calls a function. A panic ends it and nothing else.
+/// Calls a function, and returns its panic as an error.
 pub(crate) fn contain_call<T>(call: impl FnOnce() -> T) -> Result<T, Panic> {
     catch_unwind(AssertUnwindSafe(call)).map_err(Panic::new)
 }

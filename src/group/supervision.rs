@@ -1,5 +1,5 @@
-//! What becomes of a worker's task when something in it panics: it goes on with what it knows. A worker
-//! that stopped would let its leases expire in silence.
+//! Supervision of the worker's task: after a panic it restarts with the state that it has. A worker
+//! that stopped would let its leases expire unnoticed.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::backoff::{Backoff, EXCHANGES};
 use crate::error::{Error, ErrorKind, Panic, TOLERATED, contain};
 use crate::observe::{Event, Task};
 
-/// Panics that lie further apart than this are not one row.
+/// Panics further apart than this do not count as consecutive.
 const SAME_ROW: Duration = Duration::from_secs(60);
 
 impl Worker {
-    /// Works until the worker's time is over, whatever panics meanwhile.
+    /// Runs the worker until it is over, and restarts it after a panic.
     pub(super) async fn supervise(&mut self, words: &mut mpsc::UnboundedReceiver<Word>) -> Over {
         let mut panics = 0;
         let mut backoff = Backoff::new(EXCHANGES.capped(self.renewal()));
@@ -35,13 +35,13 @@ impl Worker {
             if panics == TOLERATED + 1 {
                 self.tell_panicked("renews the leases", panic);
             }
-            // What it had begun with is found in the table.
+            // An interrupted change is completed from the whole table.
             self.look_whole();
             sleep(backoff.failed()).await;
         }
     }
 
-    /// Lists again after a listing that panicked.
+    /// Schedules another listing after a panic.
     pub(super) fn list_after(&mut self, panic: Panic) {
         self.tell_restarted(Task::Listing, &panic);
         self.listing.is_under_way = false;
@@ -58,11 +58,11 @@ impl Worker {
     }
 
     fn tell_panicked(&self, what: &str, panic: Panic) {
-        let message =
-            format!("what {what} has panicked again and again, and is restarted: {panic}");
+        let message = format!(
+            "the task that {what} panicked {} times in a row and is restarted: {panic}",
+            TOLERATED + 1
+        );
         let error = Error::new(ErrorKind::Panicked, message).with_source(panic);
-        // A caller's waker may be what panics.
-        let told = error.in_stream(self.plan.scope.stream_name());
-        let _ = crate::error::contain_call(|| (self.plan.lister.tell)(told));
+        (self.plan.lister.tell)(error.in_stream(self.plan.scope.stream_name()));
     }
 }

@@ -1,4 +1,4 @@
-//! What is fetched of a shard and not delivered yet.
+//! Batches of a shard that are fetched and not fully delivered.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,28 +6,27 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The batches of which records are to be delivered.
+/// The fetched batches with undelivered records.
 #[derive(Debug, Default)]
 pub(super) struct Backlog(Mutex<Batches>);
 
 #[derive(Debug, Default)]
 struct Batches {
-    /// How many records have been fetched.
+    /// The number of records fetched so far.
     fetched: u64,
     waiting: VecDeque<Waiting>,
 }
 
 #[derive(Debug)]
 struct Waiting {
-    /// How many records had been fetched with it.
+    /// The number of records fetched up to the end of this batch.
     end: u64,
     at: Instant,
     millis_behind_latest: i64,
 }
 
 impl Backlog {
-    /// So many records have been fetched, of an answer that far behind the newest record, when so
-    /// many had been delivered of all.
+    /// Adds a batch of `records`; `delivered` is the number of records delivered so far.
     pub(super) fn fetched(&self, records: usize, millis_behind_latest: i64, delivered: u64) {
         let mut batches = self.lock();
         batches.fetched += records as u64;
@@ -36,8 +35,8 @@ impl Backlog {
         batches.waiting.push_back(Waiting { end, at: Instant::now(), millis_behind_latest });
     }
 
-    /// For how long the oldest batch has been waiting of which a record is to be delivered, and how
-    /// far behind the newest record it is by now.
+    /// Returns the age and the current lag in milliseconds of the oldest batch with an undelivered
+    /// record.
     pub(super) fn oldest(&self, delivered: u64) -> Option<(Duration, i64)> {
         let mut batches = self.lock();
         batches.forget(delivered);

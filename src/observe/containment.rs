@@ -1,5 +1,5 @@
-//! Panics of the metrics recorder and of the tracing layer, which are called from everywhere: from the
-//! crate's tasks, the caller's polls, `ack()`, and where something is dropped.
+//! Containment of panics in the metrics recorder and the tracing layer. Both are called from the crate's
+//! tasks, the caller's polls, `ack()` and destructors.
 
 use std::fmt;
 use std::future::Future;
@@ -14,12 +14,12 @@ use tracing::Span;
 use super::{Event, Observer, Task};
 use crate::error::{Error, ErrorKind, Panic, TOLERATED, contain_call};
 
-/// How long a recorder or layer that panics again and again is not called: it doubles with each
-/// panic.
+/// The pause after the third panic in a row, in which the recorder or layer is not called. It doubles
+/// with each further panic, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Writes a log line of the crate's own. A layer that panics loses it, and ends nothing.
+/// Writes a log line. A panic of the tracing layer is discarded.
 macro_rules! log_line {
     ($level:ident, $($line:tt)*) => {
         let _lost = $crate::error::contain_call(|| tracing::$level!($($line)*));
@@ -27,13 +27,13 @@ macro_rules! log_line {
 }
 pub(crate) use log_line;
 
-/// What is known of one of them.
+/// The state of the recorder, or of the layer.
 #[derive(Debug)]
 pub(super) struct Sink {
     began: Instant,
-    /// How many calls in a row have panicked.
+    /// The number of calls in a row that panicked.
     panics: AtomicU32,
-    /// It is not called before, in milliseconds since the beginning; 0 where it is called.
+    /// The end of the pause, in milliseconds since `began`; 0 without a pause.
     resumes: AtomicU64,
 }
 
@@ -58,7 +58,7 @@ impl Sink {
         }
     }
 
-    /// How many calls in a row have panicked by now.
+    /// Counts a panic, and returns how many there were in a row.
     fn failed(&self) -> u32 {
         let panics = self.panics.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         if panics > TOLERATED {
@@ -76,8 +76,8 @@ impl Observer {
         if task == Task::Metrics { &self.0.recorder } else { &self.0.layer }
     }
 
-    /// Calls the metrics recorder or the tracing layer. `None` where it panics, or is not called
-    /// because it has panicked again and again.
+    /// Calls the metrics recorder or the tracing layer. Returns `None` if it panics, or if it is paused
+    /// after repeated panics.
     pub(super) fn contain<T>(&self, task: Task, call: impl FnOnce() -> T) -> Option<T> {
         let sink = self.sink(task);
         if sink.is_paused() {
@@ -95,11 +95,12 @@ impl Observer {
         }
     }
 
-    /// Tells the listeners, the other one of recorder and layer, and, where it repeats, the caller.
+    /// Reports a panic to the listeners and to the other one of recorder and layer, and the third in a
+    /// row to the caller.
     fn report(&self, task: Task, panic: Panic) {
         let panics = self.sink(task).failed();
         let event = Event::TaskRestarted { task, shard_id: None, message: panic.to_string() };
-        // Their panics are told when something else is told.
+        // A panic here is reported with the next event.
         let _ = contain_call(|| match task {
             Task::Metrics => event.trace(&self.0.stream, &self.0.application),
             _ => self.0.metrics.count(&event),
@@ -117,7 +118,7 @@ impl Observer {
     }
 }
 
-/// A future within a span, which survives the panics of both: those of the future are its output.
+/// A future within a span. Panics of the tracing layer are contained; a panic of the future is its output.
 pub(crate) struct Spanned<F> {
     future: Pin<Box<F>>,
     span: Span,

@@ -141,24 +141,24 @@ pub enum Event {
         /// The shard.
         shard_id: ShardId,
     },
-    /// The in-flight limit has held the shard for 30 s: no record of it was acknowledged, and none is
-    /// delivered before one is. Told again only after it has moved.
+    /// The in-flight limit has held the shard for 30 s: no record was acknowledged, and no record is
+    /// delivered until one is. Repeated only after an acknowledgement.
     Stalled {
         /// The shard.
         shard_id: ShardId,
-        /// How many records are delivered and not acknowledged.
+        /// The number of records delivered and not acknowledged.
         unacknowledged: usize,
-        /// How long ago the oldest of them was delivered.
+        /// The time since the oldest of them was delivered.
         oldest: Duration,
     },
-    /// Code that the caller supplies has panicked, and what called it goes on: a call is retried
-    /// after a pause, a task is restarted.
+    /// Code that the caller supplies panicked. The call is retried after a back-off, or the task is
+    /// restarted.
     TaskRestarted {
-        /// What was under way.
+        /// The part that called the code.
         task: Task,
-        /// The shard, where it was one shard's.
+        /// The shard, for a fetch.
         shard_id: Option<ShardId>,
-        /// What the panic said.
+        /// The message of the panic.
         message: String,
     },
     /// This listener was too slow.
@@ -168,7 +168,7 @@ pub enum Event {
     },
 }
 
-/// A part of a consumer that runs code of the caller, and survives its panics.
+/// A part of a consumer that runs code of the caller and survives its panics.
 ///
 /// ```
 /// use kinestream::{Event, Task};

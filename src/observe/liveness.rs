@@ -1,5 +1,5 @@
-//! Signs of life of one consumer: what [`Consumer::health`](crate::Consumer::health) tells, and the
-//! watch that is kept once a second.
+//! Signs of life of one consumer: the facts behind [`Consumer::health`](crate::Consumer::health), and a
+//! check once a second.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -9,54 +9,54 @@ use tokio::time::{Instant, sleep};
 
 use super::{Observer, Polls, lock};
 
-/// How often the watch looks.
+/// The interval of the check.
 const LOOK_EACH: Duration = Duration::from_secs(1);
 
-/// How often it measures, in looks: a lease may last a day, and what is measured is to be seen sooner.
+/// The interval of measurements, in checks. Renewals, which measure as well, may be hours apart.
 const MEASURE_EACH: u32 = 5;
 
-/// How long the in-flight limit holds a shard before that is told.
+/// How long the in-flight limit holds a shard before the event.
 const STALLED_AFTER: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub(super) struct Liveness {
     began: Instant,
-    /// The last answer of Kinesis that held records or said that there are none, in milliseconds
-    /// since then and one more; 0 before the first.
+    /// The time of the last successful fetch, in milliseconds since `began` plus one; 0 before the
+    /// first.
     fetched: AtomicU64,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Counts readings: one that ends late must not end the next.
+    /// The number of the current reading: a reading that ends late must not end the next.
     reading: u64,
-    /// When the reading that goes on was begun.
+    /// The start of the current reading.
     since: Option<Instant>,
-    /// Its tasks are gone, and it was not they who ended it.
+    /// Its tasks were dropped before it ended.
     is_broken: bool,
     renewed: Option<Instant>,
     leases: usize,
     polls: Vec<Weak<Polls>>,
 }
 
-/// What is known of a consumer without asking anybody.
+/// The state of a consumer as its own process knows it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Vitals {
     pub(crate) is_running: bool,
     pub(crate) leases: usize,
-    /// How long ago each of them was.
+    /// The time since the start, and since the last renewal, poll and fetch.
     pub(crate) begun: Option<Duration>,
     pub(crate) renewed: Option<Duration>,
     pub(crate) polled: Option<Duration>,
     pub(crate) fetched: Option<Duration>,
-    /// The age of the oldest record that is delivered and not acknowledged.
+    /// The age of the oldest record in flight.
     pub(crate) unacknowledged: Option<Duration>,
-    /// For how long the caller of one of the streams has not asked for more records.
+    /// The longest time for which a caller of a stream has not polled it, though it could.
     pub(crate) silent: Option<Duration>,
 }
 
-/// A reading that goes on. Dropped with its runtime, it leaves a consumer behind that is not alive.
+/// The current reading. Dropped with its runtime, it marks the consumer as dead.
 pub(crate) struct Going {
     observer: Observer,
     reading: u64,
@@ -64,7 +64,7 @@ pub(crate) struct Going {
 }
 
 impl Going {
-    /// The reading has ended by itself, or as it was told to.
+    /// Ends the reading in an orderly way.
     pub(crate) fn end(mut self) {
         self.has_ended = true;
     }
@@ -90,7 +90,7 @@ impl Liveness {
 }
 
 impl Observer {
-    /// A reading begins, and goes on until what it gives is ended.
+    /// Begins a reading, which lasts until the returned value ends it.
     pub(crate) fn begin_reading(&self) -> Going {
         let mut state = lock(&self.0.liveness.state);
         state.reading += 1;
@@ -99,20 +99,20 @@ impl Observer {
         Going { observer: self.clone(), reading: state.reading, has_ended: false }
     }
 
-    /// The worker has renewed, with so many leases, and has seen the table.
+    /// Notes a renewal by a worker that holds `leases`.
     pub(crate) fn renewed(&self, leases: usize) {
         let mut state = lock(&self.0.liveness.state);
         (state.renewed, state.leases) = (Some(Instant::now()), leases);
     }
 
-    /// Kinesis has answered a fetch.
+    /// Notes a successful fetch.
     pub(super) fn fetched(&self) {
         let liveness = &self.0.liveness;
         let millis = u64::try_from(liveness.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         liveness.fetched.store(millis.saturating_add(1), Ordering::Relaxed);
     }
 
-    /// Where the polls of a stream are noted that is read from now on.
+    /// Returns the counter of polls for a new stream.
     pub(crate) fn polls(&self) -> Arc<Polls> {
         let polls = Arc::new(Polls::default());
         let mut state = lock(&self.0.liveness.state);
@@ -125,7 +125,7 @@ impl Observer {
         lock(&self.0.liveness.state).polls.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Looks once a second, for as long as it is polled: whoever holds a shard up may poll nothing.
+    /// Checks once a second, in a task: the caller of a stalled shard may not poll at all.
     pub(crate) async fn watch(&self) {
         let mut looks = 0_u32;
         loop {
@@ -135,7 +135,7 @@ impl Observer {
                 polls.look();
             }
             for view in self.views() {
-                // By which it notes what was delivered, too.
+                // Also notes the time of what was delivered.
                 let _in_flight = view.in_flight();
                 if let Some(stalled) = view.stalled(STALLED_AFTER) {
                     self.tell(stalled);

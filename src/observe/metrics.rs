@@ -57,7 +57,7 @@ impl ConsumerMetrics {
         }
     }
 
-    /// Where the recorder has none to give.
+    /// Metrics for a recorder that panicked.
     pub(super) fn none(stream: &Arc<str>, application: &Arc<str>) -> Self {
         Self {
             stream: Arc::clone(stream),
@@ -141,7 +141,7 @@ pub(super) struct ShardMetrics {
 }
 
 impl ShardMetrics {
-    /// Where the recorder has none to give.
+    /// Metrics for a recorder that panicked.
     pub(super) fn none() -> Self {
         Self {
             records: Counter::noop(),
@@ -214,10 +214,14 @@ fn describe() {
     describe_gauge!(
         BEHIND,
         Unit::Milliseconds,
-        "How far the oldest record to be delivered is behind the newest of the shard"
+        "Lag of the last answer or of the oldest undelivered record"
     );
-    describe_gauge!(UNFINISHED, Unit::Count, "Records that are delivered and not acknowledged");
-    describe_gauge!(OLDEST, Unit::Seconds, "How long ago the oldest of them was delivered");
+    describe_gauge!(UNFINISHED, Unit::Count, "Records delivered and not acknowledged");
+    describe_gauge!(
+        OLDEST,
+        Unit::Seconds,
+        "Time since the oldest unacknowledged record was delivered"
+    );
     describe_counter!(RETRIES, Unit::Count, "Calls of Kinesis that failed and were made again");
     describe_counter!(GAPS, Unit::Count, "Times that records were lost before they were read");
     describe_counter!(POSITIONS, Unit::Count, "Positions saved");

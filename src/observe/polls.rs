@@ -1,6 +1,6 @@
-//! Whether the callers of a consumer's streams still take records.
+//! The polls of a consumer's streams, from which a caller that hangs is recognized.
 //!
-//! A poll costs two stores and reads no clock: the polls are counted, and looked at once a second.
+//! A poll costs two stores and reads no clock: polls are counted, and the count is checked once a second.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -13,9 +13,9 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub(crate) struct Polls {
     count: AtomicU64,
-    /// The last poll found nothing: the caller is woken when there is something.
+    /// The last poll returned `Pending`: the caller waits to be woken.
     is_waiting: AtomicBool,
-    /// The stream yields records, and not shards alone, for which a caller may cease to ask.
+    /// The stream yields records. A caller may stop polling a stream of shards.
     yields_records: AtomicBool,
     seen: Mutex<Seen>,
 }
@@ -38,47 +38,46 @@ impl Default for Polls {
 }
 
 impl Polls {
-    /// The stream yields shards.
+    /// Marks the stream as one of shards.
     pub(crate) fn of_shards(&self) {
         self.yields_records.store(false, Ordering::Relaxed);
     }
 
-    /// The stream yields the records of all shards.
+    /// Marks the stream as one of records.
     pub(crate) fn of_records(&self) {
         self.yields_records.store(true, Ordering::Relaxed);
     }
 
-    /// Notes a poll, which has come to this.
+    /// Notes a poll and its outcome.
     #[inline]
     pub(crate) fn polled<T>(&self, polled: Poll<T>) -> Poll<T> {
-        // One caller polls a stream: what it counts nobody else does.
+        // A stream has one caller, so the counter has one writer.
         self.count.store(self.count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         self.is_waiting.store(polled.is_pending(), Ordering::Relaxed);
         polled
     }
 
-    /// How long ago the last poll was, to the second where somebody looks each second; `None` before
-    /// the first.
+    /// Returns the time since the last poll, to the second; `None` before the first.
     pub(super) fn last(&self) -> Option<Duration> {
         let since = self.look();
         (self.count.load(Ordering::Relaxed) > 0).then_some(since)
     }
 
-    /// For how long the caller has not asked for more records. `undelivered` is the age of the
-    /// oldest record that it would get.
+    /// Returns for how long the caller has not polled, though it holds a record or one is due.
+    /// `undelivered` is the age of the oldest record that is due.
     pub(super) fn silent_for(&self, undelivered: Option<Duration>) -> Option<Duration> {
         let since = self.look();
         if !self.yields_records.load(Ordering::Relaxed) {
             return None;
         }
         if self.is_waiting.load(Ordering::Relaxed) {
-            // Woken when there was something, it would have polled.
+            // The caller was woken when the record became due.
             return undelivered.map(|age| age.min(since));
         }
         Some(since)
     }
 
-    /// How long ago it was that more polls had come.
+    /// Returns the time since the count last changed.
     pub(super) fn look(&self) -> Duration {
         let count = self.count.load(Ordering::Relaxed);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,19 +101,19 @@ mod tests {
         let polls = Polls::default();
         assert_eq!(polls.last(), None);
         advance(SECOND).await;
-        assert_eq!(polls.silent_for(None), Some(SECOND), "it has never polled");
+        assert_eq!(polls.silent_for(None), Some(SECOND), "a stream that was never polled");
         let _ = polls.polled(Poll::<()>::Pending);
         advance(60 * SECOND).await;
         polls.look();
-        assert_eq!(polls.silent_for(None), None, "it waits");
+        assert_eq!(polls.silent_for(None), None, "a caller that waits for records");
         advance(SECOND).await;
         assert_eq!(polls.silent_for(Some(SECOND / 2)), Some(SECOND / 2));
         let _ = polls.polled(Poll::Ready(()));
         polls.look();
         advance(60 * SECOND).await;
         assert_eq!(polls.last(), Some(60 * SECOND));
-        assert_eq!(polls.silent_for(None), Some(60 * SECOND), "it works on what it got");
+        assert_eq!(polls.silent_for(None), Some(60 * SECOND), "a caller that holds a record");
         polls.of_shards();
-        assert_eq!(polls.silent_for(None), None, "it need not ask for more shards");
+        assert_eq!(polls.silent_for(None), None, "a stream of shards");
     }
 }

@@ -7,6 +7,7 @@ use super::backlog::Backlog;
 use super::metrics::ShardMetrics;
 use super::{Event, Observer, Spanned, Task};
 use crate::checkpoint::Watermark;
+use crate::error::Error;
 use crate::record::ShardId;
 
 /// No answer has said yet how far behind the shard is.
@@ -22,32 +23,32 @@ pub(crate) struct ShardObserver {
 /// What is seen of a shard that is read.
 pub(super) struct View {
     id: ShardId,
-    /// As the last answer said.
+    /// The lag of the last answer.
     millis_behind_latest: AtomicI64,
     backlog: Backlog,
     watermark: Weak<Watermark>,
     metrics: ShardMetrics,
 }
 
-/// How the records of a shard stand with the caller.
+/// The records of a shard that are with the caller, or due to it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct InFlight {
-    /// Delivered and not acknowledged.
+    /// The number of records in flight.
     pub(crate) unacknowledged: usize,
+    /// The time since the oldest of them was delivered.
     pub(crate) oldest: Option<Duration>,
-    /// For how long the oldest record has been waiting that is fetched and not delivered, unless the
-    /// in-flight limit holds it.
+    /// The age of the oldest fetched batch with an undelivered record; `None` while the in-flight limit
+    /// holds the shard.
     pub(crate) undelivered: Option<Duration>,
 }
 
 impl View {
     fn delivered(&self) -> u64 {
-        // Nobody has it any more: then nothing is to be delivered.
+        // Without a watermark the shard is not read, and nothing is due.
         self.watermark.upgrade().map_or(u64::MAX, |watermark| watermark.delivered())
     }
 
-    /// How far the oldest record that is to be delivered is behind the newest of the shard; where all
-    /// that was fetched is delivered, how far the last answer was.
+    /// Returns the lag of the oldest undelivered record, or of the last answer if that is more.
     pub(super) fn millis_behind_latest(&self) -> Option<i64> {
         let last = self.millis_behind_latest.load(Ordering::Relaxed);
         let oldest = self.backlog.oldest(self.delivered()).map(|(_, millis)| millis);
@@ -65,7 +66,7 @@ impl View {
         InFlight { unacknowledged, oldest, undelivered }
     }
 
-    /// That the in-flight limit has held the shard for so long, if it is to be told.
+    /// Returns an event if the in-flight limit has held the shard for `time`, once per stall.
     pub(super) fn stalled(&self, time: Duration) -> Option<Event> {
         let (unacknowledged, oldest) = self.watermark.upgrade()?.stalled(time)?;
         Some(Event::Stalled { shard_id: self.id.clone(), unacknowledged, oldest })
@@ -106,6 +107,11 @@ impl ShardObserver {
         &self.view.id
     }
 
+    /// Adds the stream and the shard to an error.
+    pub(crate) fn locate(&self, error: Error) -> Error {
+        error.in_stream(&self.observer.0.stream).in_shard(self.shard_id().as_str())
+    }
+
     pub(crate) fn tell(&self, event: Event) {
         self.observer.tell(event);
     }
@@ -115,7 +121,7 @@ impl ShardObserver {
         Spanned::new(future, self.observer.span(self.shard_id()), self.observer.clone())
     }
 
-    /// So many records are to be delivered, of an answer that far behind the newest record.
+    /// Notes `records` fetched records that are not delivered yet.
     pub(crate) fn fetched(&self, records: usize, millis_behind_latest: i64) {
         let delivered = self.view.delivered();
         self.view.backlog.fetched(records, millis_behind_latest.max(0), delivered);

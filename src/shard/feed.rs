@@ -41,20 +41,20 @@ pub(crate) struct Feed {
     _task: JoinSet<()>,
 }
 
-/// What the task sends.
+/// A message of the task.
 enum Message {
     Fetched(error::Result<Fetched>),
-    /// The task has ended by itself.
+    /// The task ended in an orderly way.
     Ended,
     Panicked(Panic),
 }
 
-/// What comes of a feed.
+/// An outcome of a feed.
 pub(crate) enum Received {
     Fetched(error::Result<Fetched>),
-    /// The source has ended, or is not to be read any more.
+    /// The source ended, or the right to read it.
     Ended,
-    /// The task has ended before the source: the shard is to be read again from its checkpoint.
+    /// The task ended before the source: the shard is read again from its checkpoint.
     Failed(Error),
 }
 
@@ -62,7 +62,7 @@ impl Feed {
     /// Fetches nothing until something is wanted, and nothing more when it is over.
     pub(crate) fn start(mut source: Source, mut over: Closing, observer: ShardObserver) -> Self {
         let demand = Arc::new(Semaphore::new(0));
-        // Never holds more than what was wanted, and how it ended.
+        // Never holds more than what was wanted, plus the end.
         let (sender, messages) = mpsc::unbounded_channel();
         let mut task = JoinSet::new();
         task.spawn({
@@ -123,7 +123,7 @@ impl Feed {
             }
             Some(Message::Ended) => Received::Ended,
             Some(Message::Panicked(panic)) => Received::Failed(panicked(panic)),
-            // It ends without a word where its runtime does.
+            // Only the shutdown of its runtime ends the task without a message.
             None => Received::Failed(Error::runtime_shutdown()),
         })
     }

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::wakers::wake_all;
+
 /// The last poll of a stream. The clones are one.
 #[derive(Debug, Clone)]
 pub(crate) struct Pulse(Arc<Mutex<Beat>>);
@@ -66,10 +68,7 @@ impl Pulse {
         beat.asked = Some(Instant::now());
         let waker = beat.waker.clone();
         drop(beat);
-        // Without the lock: a waker may poll at once.
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wake_all(waker);
         false
     }
 

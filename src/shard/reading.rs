@@ -64,9 +64,9 @@ pub(crate) struct Reading {
     longest_run: usize,
     watermark: Arc<Watermark>,
     writer: Writer,
-    /// Which save the next record waits for.
+    /// The save that the next record waits for.
     until_saved: Option<u64>,
-    /// Closed when the task of the writer is gone, with its runtime.
+    /// Closed when the writer's task is dropped with its runtime.
     writer_gone: Closing,
     closing: Closing,
     tenure: Tenure,
@@ -196,11 +196,11 @@ impl Reading {
         }
     }
 
-    /// The shard cannot be read any further by this stream: another one begins at the checkpoint.
+    /// Ends the stream with an error. Another stream reads the shard from its checkpoint.
     fn fail<T>(&mut self, error: Error) -> Poll<Option<Result<T>>> {
         self.state = State::Done;
         (self.ended)(Ending::Dropped);
-        Poll::Ready(Some(Err(error.in_shard(self.shard_id().as_str()))))
+        Poll::Ready(Some(Err(self.observer.locate(error))))
     }
 }
 

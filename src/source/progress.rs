@@ -117,6 +117,11 @@ impl Progress {
             Remedy::Report => {
                 self.pace.reported();
                 if self.state.told.replace(error.kind()) != Some(error.kind()) {
+                    if error.kind() == ErrorKind::Panicked {
+                        // An event for each of them, whatever becomes of the error.
+                        let shard_id = Some(self.shard_id().clone());
+                        self.observer.tell(Event::retried(shard_id, &error, self.state.failed));
+                    }
                     return Err(Told { error, is_last: false });
                 }
             }

@@ -1,5 +1,6 @@
 //! A store that keeps positions and no leases: one worker reads every shard.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -56,6 +57,19 @@ impl Alone {
     }
 }
 
+/// Each shard once, with its furthest position: a shard that was opened again may have positions of two
+/// epochs.
+fn furthest(positions: &[Fenced]) -> Vec<(ShardId, Checkpoint)> {
+    let mut furthest: BTreeMap<&ShardId, &Checkpoint> = BTreeMap::new();
+    for Fenced { shard, checkpoint, .. } in positions {
+        let known = furthest.entry(shard).or_insert(checkpoint);
+        if checkpoint.supersedes(known) {
+            *known = checkpoint;
+        }
+    }
+    furthest.into_iter().map(|(shard, checkpoint)| (shard.clone(), checkpoint.clone())).collect()
+}
+
 impl LeaseStore for Alone {
     fn exchange<'a>(
         &'a self,
@@ -78,11 +92,7 @@ impl LeaseStore for Alone {
         positions: &'a [Fenced],
     ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
         async move {
-            let saved: Vec<_> = positions
-                .iter()
-                .map(|position| (position.shard.clone(), position.checkpoint.clone()))
-                .collect();
-            self.store.save(scope, &saved).await?;
+            self.store.save(scope, &furthest(positions)).await?;
             self.table.save_fenced(scope, positions).await
         }
         .boxed()
@@ -105,5 +115,26 @@ impl LeaseStore for Alone {
         // Positions of such a store only advance: moving one back is for whoever made it.
         let _ = (scope, edit, forced);
         async move { Err(super::no_leases()) }.boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn save_holds_each_shard_once_with_its_furthest_position() {
+        let after = |number: &str| Checkpoint::AfterSequence {
+            sequence_number: number.parse().unwrap(),
+            sub_sequence_number: None,
+        };
+        let shard: ShardId = "shardId-000000000000".parse().unwrap();
+        let fenced = |epoch, checkpoint| Fenced { shard: shard.clone(), epoch, checkpoint };
+        for positions in [
+            [fenced(1, after("23")), fenced(2, Checkpoint::ShardEnd)],
+            [fenced(1, Checkpoint::ShardEnd), fenced(2, after("23"))],
+        ] {
+            assert_eq!(furthest(&positions), [(shard.clone(), Checkpoint::ShardEnd)]);
+        }
     }
 }

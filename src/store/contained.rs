@@ -1,4 +1,4 @@
-//! A store whose panics are errors.
+//! A store whose panics are returned as errors.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,13 +11,13 @@ use super::lease::{Answer, Edit, Fenced, LeaseStore, Request, Table, Verdict};
 use crate::error::{Error, ErrorKind, Panic, Result, TOLERATED, contain};
 use crate::observe::{Event, Observer, Task};
 
-/// The store that a consumer was built with. A call that panics has failed: it is retried as one to a
-/// store that does not answer, until it has panicked three times in a row.
+/// The store of a consumer. The first two panics in a row are returned as temporary errors, further ones
+/// as errors of kind `Panicked`.
 #[derive(Debug)]
 pub(crate) struct Contained {
     store: Arc<dyn LeaseStore>,
     observer: Observer,
-    /// How many exchanges, and how many saves, have panicked in a row.
+    /// The number of exchanges, and of saves, that panicked in a row.
     exchanges: AtomicU32,
     saves: AtomicU32,
 }
@@ -27,7 +27,7 @@ impl Contained {
         Self { store, observer, exchanges: AtomicU32::new(0), saves: AtomicU32::new(0) }
     }
 
-    /// The answer of a call that is retried.
+    /// Makes a call that a task of the crate retries.
     async fn retried<T>(&self, task: Task, call: impl Future<Output = Result<T>>) -> Result<T> {
         let (panics, action) = match task {
             Task::Checkpoints => (&self.saves, "saving checkpoints"),
@@ -51,13 +51,12 @@ impl Contained {
 
 fn error(kind: ErrorKind, action: &str, panic: Panic) -> Error {
     let message = format!(
-        "the checkpoint store panicked in {action}; the store is to be fixed, and is called again \
-         meanwhile: {panic}"
+        "the checkpoint store panicked in {action}; fix the store, the call is retried meanwhile: {panic}"
     );
     Error::new(kind, message).with_source(panic)
 }
 
-/// The answer of a call that its caller waits for.
+/// Makes a call on behalf of a caller that waits for it.
 async fn once<T>(action: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
     let answer = contain(call).await;
     answer.unwrap_or_else(|panic| {
@@ -66,7 +65,7 @@ async fn once<T>(action: &str, call: impl Future<Output = Result<T>>) -> Result<
     })
 }
 
-// The calls are made within the futures: a store may panic before it has made one.
+// The calls are made within the futures: a store may panic before it returns a future.
 impl LeaseStore for Contained {
     fn exchange<'a>(
         &'a self,

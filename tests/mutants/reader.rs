@@ -206,4 +206,62 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "const DEAD_AFTER: Duration = Duration::from_secs(30_000);",
         breaks: &["Progress"],
     },
+    Mistake {
+        what: "a panic in a call ends the task that makes it",
+        file: "source/kinesis.rs",
+        right: "match contain(tokio::time::timeout(CALL_TIMEOUT, call)).await {",
+        wrong: "match Ok::<_, crate::error::Panic>(tokio::time::timeout(CALL_TIMEOUT, call).await) {",
+        breaks: &["FewErrors"],
+    },
+    Mistake {
+        what: "a panic in the store is not reported",
+        file: "store/contained.rs",
+        right: "self.observer.tell(Event::TaskRestarted { task, shard_id: None, message });",
+        wrong: "let _ = (&self.observer, Event::TaskRestarted { task, shard_id: None, message });",
+        breaks: &["PanicsAreReported"],
+    },
+    Mistake {
+        what: "a store that panics has saved",
+        file: "store/writer.rs",
+        right: "in_time(self.store.save_fenced(&self.scope, &positions)).await?",
+        wrong: "match in_time(self.store.save_fenced(&self.scope, &positions)).await {\n Err(error) \
+                if error.to_string().contains(\"panicked\") => vec![Verdict::Saved; positions.len()],\n \
+                saved => saved? }",
+        breaks: &["FewRepeats", "EndsAreKept"],
+    },
+    Mistake {
+        what: "a shard whose feed panics ends as if it were read",
+        file: "shard/feed.rs",
+        right: "Some(Message::Panicked(panic)) => Received::Failed(panicked(panic)),",
+        wrong: "Some(Message::Panicked(panic)) => { let _ = panicked(panic); Received::Ended }",
+        breaks: &["Progress", "EndsAreKept"],
+    },
+    Mistake {
+        what: "a worker in which something panics leaves",
+        file: "group/supervision.rs",
+        right: "Err(panic) => panic,",
+        wrong: "Err(panic) => { let _ = &panic; if panics == 0 { return Over; } panic }",
+        breaks: &["Progress"],
+    },
+    Mistake {
+        what: "a recorder that panics ends what it measures",
+        file: "observe/containment.rs",
+        right: "match contain_call(call) {",
+        wrong: "match Ok::<T, Panic>(call()) {",
+        breaks: &["Progress", "FewErrors", "NothingIsLost"],
+    },
+    Mistake {
+        what: "wakers are woken under a lock",
+        file: "store/writer.rs",
+        right: "        drop(state);\n        wake_all(waiting);\n",
+        wrong: "        wake_all(waiting);\n        drop(state);\n",
+        breaks: &["Progress"],
+    },
+    Mistake {
+        what: "any save opens the gate for every record",
+        file: "store/writer.rs",
+        right: "        state.saved = advanced;\n",
+        wrong: "        state.saved = state.advanced.max(advanced);\n",
+        breaks: &["EachIsSaved"],
+    },
 ];

@@ -92,6 +92,7 @@ impl World {
     pub(crate) fn heal(&mut self) {
         self.truth.tell(format_args!("everything is well from now on"));
         self.faults.lock().unwrap().clear();
+        self.panics.disarm();
         self.store.set_health(Health::Well);
     }
 }

@@ -16,7 +16,9 @@
 
 mod checks;
 mod faults;
+mod inline;
 mod merged;
+mod panics;
 mod plan;
 mod reader;
 #[path = "../support/seeds.rs"]
@@ -29,19 +31,28 @@ mod world;
 
 use std::ops::Range;
 
+use fastrand::Rng;
+use panics::Panics;
 use seeds::{Simulation, Story};
 use world::World;
 
 /// The seeds that every run of the tests goes through.
 const EVERY_DAY: Range<u64> = 0..1500;
 
+/// What panics is drawn from another generator than the rest of the story, of the seed and this.
+const PANICS: u64 = 0x70_61_6e_69_63;
+
 const SIMULATION: Simulation = Simulation { test: "simulation", simulate };
 
 fn simulate(seed: u64) -> Story {
-    seeds::on_a_paused_clock(async {
-        let mut world = World::new(seed);
-        world.run().await;
-        world.story()
+    let mut rng = Rng::with_seed(seed ^ PANICS);
+    let panics = Panics::new(&mut rng);
+    panics.around(|| {
+        seeds::on_a_paused_clock(async {
+            let mut world = World::new(seed, panics.clone(), rng);
+            world.run().await;
+            world.story()
+        })
     })
 }
 

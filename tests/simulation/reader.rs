@@ -1,23 +1,36 @@
 //! One life of a reader: from its first poll to its close, its drop or its sudden end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fastrand::Rng;
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::Kinesis;
-use kinestream::{CheckpointOn, Consumer, Error, ErrorKind, Ordering, Record};
+use kinestream::{CheckpointOn, Consumer, Error, ErrorKind, Event, Events, Ordering, Record, Task};
 use tokio::time::timeout;
 
+use crate::inline::Inline;
 use crate::merged::Merged;
+use crate::panics::{Panics, Part};
 use crate::plan::Plan;
 use crate::store::SimulatedStore;
-use crate::truth::{Facts, Place, Promise, Truth};
+use crate::truth::{Facts, Place, Promise, Truth, index_of};
+use crate::world::STORE_RECOVERY;
+
+/// Those whose panics are each told as an event.
+const REPORTED: [Part; 4] = [Part::Store, Part::StoreAfter, Part::Call, Part::CallAfter];
 
 pub(crate) struct Reader {
     pub(crate) consumer: Consumer,
     pub(crate) store: SimulatedStore,
-    stream: Merged,
+    stream: Inline<Merged>,
+    events: Events,
+    panics: Panics,
+    /// How many panics had been when it began, how many it has told of since, and whether it has
+    /// missed some.
+    panicked: usize,
+    told_panics: usize,
+    missed_events: bool,
     truth: Truth,
     plan: Plan,
     /// With `Ack`, what the caller works on.
@@ -26,9 +39,13 @@ pub(crate) struct Reader {
     forgotten: Vec<Place>,
     /// For each shard, the place of the record that comes next.
     pub(crate) next: BTreeMap<usize, usize>,
+    /// Shards whose streams have failed, and begin again at their checkpoints.
+    restarted: BTreeSet<usize>,
     /// How many calls there had been when it began.
     pub(crate) first_call: usize,
     pub(crate) ended: bool,
+    /// The consumer was closed.
+    pub(crate) is_closed: bool,
     told: Vec<ErrorKind>,
     /// How often each shard was said to be denied.
     denied: BTreeMap<String, usize>,
@@ -41,14 +58,21 @@ impl Reader {
         store: SimulatedStore,
         truth: Truth,
         plan: Plan,
+        panics: Panics,
     ) -> Self {
-        let builder = Consumer::builder(kinesis.client(), "orders").store(store.clone());
+        let client = panics.client(kinesis.client());
+        let builder = Consumer::builder(client, "orders").store(store.clone());
         let consumer = plan.apply(builder).build().expect("the plan's options are valid");
-        let stream = Merged::new(&consumer, truth.clone(), &plan);
+        let stream = Inline::new(Merged::new(&consumer, truth.clone(), &plan), panics.clone());
         let positions = store.positions().await;
         truth.lock().begin_reader(&positions);
         truth.tell(format_args!("a reader begins"));
         Self {
+            events: consumer.events(),
+            panicked: panics.fired(&REPORTED),
+            told_panics: 0,
+            missed_events: false,
+            panics,
             consumer,
             store,
             stream,
@@ -57,8 +81,10 @@ impl Reader {
             held: Vec::new(),
             forgotten: Vec::new(),
             next: BTreeMap::new(),
+            restarted: BTreeSet::new(),
             first_call: kinesis.call_count(),
             ended: false,
+            is_closed: false,
             told: Vec::new(),
             denied: BTreeMap::new(),
             kinesis: kinesis.clone(),
@@ -111,6 +137,9 @@ impl Reader {
         match next {
             None => {
                 self.truth.tell(format_args!("the stream ends"));
+                if !self.is_closed {
+                    self.truth.breaks(Promise::Progress, format_args!("the stream ends by itself"));
+                }
                 self.ended = true;
                 false
             }
@@ -120,14 +149,56 @@ impl Reader {
             }
             Some(Ok(record)) => {
                 let place = self.judge(&record);
+                self.judge_saved(place);
                 if self.plan.mode == CheckpointOn::Pull {
-                    self.stream.hold(place);
+                    self.stream.with(|stream| stream.hold(place));
                 } else {
                     self.held.push((record, place));
                     self.judge_in_flight(place.0);
                 }
                 true
             }
+        }
+    }
+
+    /// What has panicked so far was told.
+    pub(crate) fn check_panics(&mut self) {
+        while let Some(Some(event)) = self.events.next().now_or_never() {
+            match event {
+                Event::TaskRestarted { task, .. } => {
+                    let is_reported = !matches!(task, Task::Metrics | Task::Tracing);
+                    self.told_panics += usize::from(is_reported);
+                }
+                Event::Missed { .. } => self.missed_events = true,
+                _ => {}
+            }
+        }
+        let panicked = self.panics.fired(&REPORTED) - self.panicked;
+        if self.told_panics < panicked && !self.missed_events {
+            self.truth.breaks(
+                Promise::PanicsAreReported,
+                format_args!("{panicked} panics, of which {} were told", self.told_panics),
+            );
+        }
+    }
+
+    /// With a save for each record, the one before this is stored, unless the store fails.
+    fn judge_saved(&self, (shard, place): Place) {
+        let is_due = self.plan.mode == CheckpointOn::Pull
+            && self.plan.checkpoint_interval.is_zero()
+            && self.store.answers_for() > STORE_RECOVERY;
+        let mut facts = self.truth.lock();
+        if !is_due || place == 0 || !facts.shards[shard].records[place - 1].finished {
+            return;
+        }
+        let positions = self.store.positions().now_or_never().expect("it is in memory");
+        let stored = positions.iter().find(|(id, _)| index_of(id) == shard);
+        let passed = stored.and_then(|(_, checkpoint)| facts.passed(shard, checkpoint));
+        if passed.is_some_and(|passed| passed < place) {
+            facts.breaks(
+                Promise::EachIsSaved,
+                format_args!("record {place} of shard {shard} comes, and {passed:?} is stored"),
+            );
         }
     }
 
@@ -173,6 +244,17 @@ impl Reader {
                 *told += 1;
                 *told <= self.outages(shard)
             }),
+            // One for three panics, or for one of a waker, which ends a task of the crate; or a start
+            // that something else had delayed before.
+            ErrorKind::Panicked => {
+                let told = self.told.iter().filter(|told| **told == kind).count();
+                let wakers = self.panics.fired(&[Part::Waker]);
+                let ends_shard = error.to_string().contains("the task that fetches the shard");
+                let shard = error.shard_id().filter(|_| ends_shard);
+                self.restarted.extend(shard.map(|id| index_of(&id.parse().expect("a shard"))));
+                let others = self.panics.all_fired() - wakers;
+                told < wakers + others / 3 || self.next.is_empty()
+            }
             _ => false,
         };
         if !cause {
@@ -187,12 +269,15 @@ impl Reader {
         let (shard, place) = facts.place(record.sequence_number(), record.sub_sequence_number());
         facts.tell(format_args!("record: shard {shard} record {place}"));
         let before = self.next.insert(shard, place + 1);
+        let checkpoint = facts.shards[shard].base.or(facts.shards[shard].start).unwrap_or(0);
+        let begins_again = self.restarted.remove(&shard) && place >= checkpoint;
         let known = before.or(facts.shards[shard].base).or(facts.shards[shard].start);
         match known {
             Some(expected) if place > expected => facts.breaks(
                 Promise::NothingIsLost,
                 format_args!("shard {shard} skips from record {expected} to {place}"),
             ),
+            Some(expected) if place < expected && begins_again => {}
             Some(expected) if place < expected && before.is_some() => facts.breaks(
                 Promise::Order,
                 format_args!("shard {shard} goes back from record {expected} to {place}"),

@@ -11,6 +11,7 @@ use kinestream::store::Scope;
 use kinestream::{Checkpoint, CheckpointStore, Error, MemoryStore, Result, ShardId};
 use tokio::time::{Instant, sleep};
 
+use crate::panics::{Panics, Part};
 use crate::truth::{Promise, Truth};
 
 /// How the store is.
@@ -33,6 +34,7 @@ pub(crate) struct SimulatedStore {
     shared: Arc<Mutex<Shared>>,
     stored: MemoryStore,
     truth: Truth,
+    panics: Panics,
     /// The reader's process has ended: nothing that it does reaches the store any more.
     cut_off: Arc<AtomicBool>,
     /// What this reader has stored.
@@ -44,14 +46,21 @@ struct Shared {
     health: Health,
     /// When the store was last anything but well.
     unwell: Option<Instant>,
+    /// When it last failed, or did not answer.
+    failed: Option<Instant>,
 }
 
 impl SimulatedStore {
-    pub(crate) fn new(truth: Truth) -> Self {
+    pub(crate) fn new(truth: Truth, panics: Panics) -> Self {
         Self {
-            shared: Arc::new(Mutex::new(Shared { health: Health::Well, unwell: None })),
+            shared: Arc::new(Mutex::new(Shared {
+                health: Health::Well,
+                unwell: None,
+                failed: None,
+            })),
             stored: MemoryStore::new(),
             truth,
+            panics,
             cut_off: Arc::default(),
             own: Arc::default(),
         }
@@ -66,6 +75,9 @@ impl SimulatedStore {
         let mut shared = self.shared.lock().unwrap();
         if shared.health != Health::Well {
             shared.unwell = Some(Instant::now());
+        }
+        if !matches!(shared.health, Health::Well | Health::Slow(_)) {
+            shared.failed = Some(Instant::now());
         }
         shared.health = health;
     }
@@ -84,6 +96,28 @@ impl SimulatedStore {
         }
     }
 
+    /// How long every call has been answered for, however slowly.
+    pub(crate) fn answers_for(&self) -> Duration {
+        let shared = self.shared.lock().unwrap();
+        match (shared.health, shared.failed) {
+            (Health::Well | Health::Slow(_), None) => Duration::MAX,
+            (Health::Well | Health::Slow(_), Some(failed)) => failed.elapsed(),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Panics if it is to, which is one way to fail.
+    fn maybe_panic(&self, part: Part) {
+        if self.panics.is_armed(part) && !self.is_cut_off() {
+            let now = Some(Instant::now());
+            {
+                let mut shared = self.shared.lock().unwrap();
+                (shared.unwell, shared.failed) = (now, now);
+            }
+            self.panics.maybe(part);
+        }
+    }
+
     /// As when the reader's process is killed.
     pub(crate) fn cut_off(&self) {
         self.cut_off.store(true, Ordering::SeqCst);
@@ -97,6 +131,7 @@ impl SimulatedStore {
 
     /// Waits before a call is carried out; an error where it is not.
     async fn before(&self) -> Result<Health> {
+        self.maybe_panic(Part::Store);
         let health = if self.is_cut_off() { Health::Hangs } else { self.health() };
         match health {
             Health::Well | Health::Forgetful => {}
@@ -111,6 +146,7 @@ impl SimulatedStore {
     }
 
     async fn after(&self, health: Health) -> Result<()> {
+        self.maybe_panic(Part::StoreAfter);
         match health {
             Health::Slow(time) => sleep(time / 2).await,
             Health::Forgetful => return Err(unavailable("the connection was lost")),

@@ -40,6 +40,10 @@ pub(crate) enum Promise {
     Progress,
     /// Only what no retry cures is told, and only once.
     FewErrors,
+    /// Each panic in code of the caller's is told as an event.
+    PanicsAreReported,
+    /// Where each position is to be saved before the next record, it is.
+    EachIsSaved,
     /// After the end no call and no task is left.
     NothingLeftRunning,
 }

@@ -9,6 +9,7 @@ use kinestream::testing::{Kinesis, Outcome, Shard, Stream, aggregate};
 use kinestream::{Checkpoint, StartingPosition};
 use tokio::time::{Instant, sleep};
 
+use crate::panics::Panics;
 use crate::plan::Plan;
 use crate::reader::Reader;
 use crate::seeds::Story;
@@ -22,7 +23,7 @@ const BEGINNING: Duration = Duration::from_secs(1_767_225_600);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The longest that a save may be under way, and the longest pause after one that failed.
-const STORE_RECOVERY: Duration = Duration::from_secs(16);
+pub(crate) const STORE_RECOVERY: Duration = Duration::from_secs(16);
 
 const MOST_SHARDS: usize = 10;
 
@@ -52,10 +53,13 @@ pub(crate) struct World {
     pub(crate) faults: Faults,
     /// How many calls are told in the story.
     pub(crate) told_calls: usize,
+    pub(crate) panics: Panics,
+    /// What says when something panics.
+    panic_rng: Rng,
 }
 
 impl World {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64, panics: Panics, panic_rng: Rng) -> Self {
         let mut rng = Rng::with_seed(seed);
         // What the crate itself leaves to chance.
         fastrand::seed(rng.u64(..));
@@ -81,8 +85,8 @@ impl World {
         });
         let truth = Truth::new(plan.shards);
         truth.tell(format_args!("{plan:?}"));
-        let store = SimulatedStore::new(truth.clone());
-        Self { plan, rng, kinesis, orders, truth, store, faults, told_calls: 0 }
+        let store = SimulatedStore::new(truth.clone(), panics.clone());
+        Self { plan, rng, kinesis, orders, truth, store, faults, told_calls: 0, panics, panic_rng }
     }
 
     pub(crate) async fn run(&mut self) {
@@ -94,6 +98,7 @@ impl World {
             while end.is_none() && steps > 0 && !self.truth.is_broken() {
                 steps -= 1;
                 end = self.step(&mut reader).await;
+                reader.check_panics();
                 self.tell_calls();
                 self.check_memory(&reader);
             }
@@ -132,13 +137,17 @@ impl World {
 
     async fn reader(&mut self) -> Reader {
         let store = self.store.for_another();
-        Reader::begin(&self.kinesis, store, self.truth.clone(), self.plan.clone()).await
+        let (truth, plan) = (self.truth.clone(), self.plan.clone());
+        Reader::begin(&self.kinesis, store, truth, plan, self.panics.clone()).await
     }
 
     /// One thing that happens.
     async fn step(&mut self, reader: &mut Reader) -> Option<End> {
         if reader.ended {
             return Some(End::DropAndClose);
+        }
+        if let Some((part, times)) = self.panics.arm(&mut self.panic_rng) {
+            self.truth.tell(format_args!("{part:?} panics {times} times"));
         }
         let chance = self.rng.u8(..100);
         if chance < self.plan.faults {
@@ -310,6 +319,7 @@ impl World {
         let saved_after = match end {
             End::DropAndClose | End::CloseAndRead => {
                 let closed = if end == End::CloseAndRead {
+                    reader.is_closed = true;
                     let first = reader.consumer.close().await;
                     while !reader.ended && reader.read(PATIENCE).await {}
                     if !reader.ended {

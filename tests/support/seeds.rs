@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::ops::Range;
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
@@ -28,6 +29,38 @@ pub(crate) struct Story {
     pub(crate) calls: usize,
 }
 
+/// Seeds that are under way, which take a second or so each.
+#[derive(Default)]
+struct Watched(Mutex<Vec<Slot>>);
+
+/// What a thread says, what it said when that was looked at, and since when it says so.
+type Slot = (Arc<AtomicU64>, u64, Option<Instant>);
+
+/// How long one seed may take.
+const LONGEST: Duration = Duration::from_secs(100);
+
+impl Watched {
+    /// Where a thread says which seed it is at, and one more.
+    fn slot(&self) -> Arc<AtomicU64> {
+        let slot = Arc::new(AtomicU64::new(0));
+        self.0.lock().expect("no panic").push((Arc::clone(&slot), 0, None));
+        slot
+    }
+
+    /// A seed that takes longer than any does.
+    fn stuck(&self) -> Option<u64> {
+        for (slot, seen, since) in self.0.lock().expect("no panic").iter_mut() {
+            let now = slot.load(Ordering::Relaxed);
+            if now != *seen || now == 0 {
+                (*seen, *since) = (now, Some(Instant::now()));
+            } else if since.is_some_and(|since| since.elapsed() > LONGEST) {
+                return Some(now - 1);
+            }
+        }
+        None
+    }
+}
+
 /// A simulation: the name of its test, and what a seed stands for in it.
 pub(crate) struct Simulation {
     pub(crate) test: &'static str,
@@ -40,13 +73,17 @@ impl Simulation {
         let (next, records, calls) =
             (AtomicU64::new(seeds.start), AtomicU64::new(0), AtomicU64::new(0));
         let began = Instant::now();
+        let watched = Watched::default();
         let work = || {
+            let slot = watched.slot();
             loop {
                 let seed = next.fetch_add(1, Ordering::Relaxed);
                 if seed >= seeds.end {
                     return None;
                 }
+                slot.store(seed + 1, Ordering::Relaxed);
                 let told = catch_unwind(|| (self.simulate)(seed));
+                slot.store(0, Ordering::Relaxed);
                 let report = match &told {
                     Ok(story) => {
                         records.fetch_add(story.records as u64, Ordering::Relaxed);
@@ -70,6 +107,14 @@ impl Simulation {
         let found: Vec<String> = std::thread::scope(|scope| {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+            while !threads.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+                std::thread::sleep(Duration::from_millis(20));
+                if let Some(seed) = watched.stuck() {
+                    // A thread that has deadlocked cannot be joined.
+                    eprintln!("seed {seed} breaks Progress: it deadlocks\n{}", self.again(seed));
+                    std::process::exit(1);
+                }
+            }
             threads.into_iter().filter_map(|thread| thread.join().expect("no panic")).collect()
         });
         println!("{}", sum(seeds.end - seeds.start, &records, &calls, began));

@@ -1,0 +1,294 @@
+//! Panics in every piece of code that the crate is given: the store, an interceptor of the client, the
+//! metrics recorder, the tracing layer, and the reader's waker.
+
+use std::fmt;
+use std::panic;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::config::interceptors::{
+    AfterDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+};
+use aws_sdk_kinesis::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_kinesis::error::BoxError;
+use fastrand::Rng;
+use tracing::span;
+
+use crate::seeds::pick;
+
+/// How a deliberate panic begins.
+const DELIBERATE: &str = "deliberate: ";
+
+/// What panics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// A call of the store, before or after it is carried out.
+    Store,
+    StoreAfter,
+    /// A call of Kinesis, before or after it is made.
+    Call,
+    CallAfter,
+    Recorder,
+    Layer,
+    Waker,
+}
+
+const PARTS: [Part; 7] = [
+    Part::Store,
+    Part::StoreAfter,
+    Part::Call,
+    Part::CallAfter,
+    Part::Recorder,
+    Part::Layer,
+    Part::Waker,
+];
+
+/// What is about to panic in a world, and what has.
+#[derive(Debug, Clone)]
+pub(crate) struct Panics(Arc<Armed>);
+
+#[derive(Debug)]
+struct Armed {
+    /// In percent of the steps.
+    chance: u8,
+    /// The reader is polled by its waker, on the stack of what wakes it.
+    polls_inline: bool,
+    left: [AtomicUsize; PARTS.len()],
+    fired: [AtomicUsize; PARTS.len()],
+}
+
+impl Panics {
+    /// Of a generator of its own: the rest of the story is as without them.
+    pub(crate) fn new(rng: &mut Rng) -> Self {
+        silence_deliberate();
+        Self(Arc::new(Armed {
+            chance: pick(rng, &[0, 0, 8, 25]),
+            polls_inline: rng.u8(..3) == 0,
+            left: Default::default(),
+            fired: Default::default(),
+        }))
+    }
+
+    pub(crate) fn are_planned(&self) -> bool {
+        self.0.chance > 0
+    }
+
+    pub(crate) fn polls_inline(&self) -> bool {
+        self.0.polls_inline
+    }
+
+    /// Has something panic a few times, or nothing; what it is.
+    pub(crate) fn arm(&self, rng: &mut Rng) -> Option<(Part, usize)> {
+        if self.0.chance == 0 || rng.u8(..100) >= self.0.chance {
+            return None;
+        }
+        let part = pick(rng, &PARTS);
+        let times = rng.usize(1..6);
+        self.0.left[part as usize].fetch_add(times, Ordering::Relaxed);
+        Some((part, times))
+    }
+
+    pub(crate) fn disarm(&self) {
+        self.0.left.iter().for_each(|left| left.store(0, Ordering::Relaxed));
+    }
+
+    /// How often these have panicked so far.
+    pub(crate) fn fired(&self, parts: &[Part]) -> usize {
+        parts.iter().map(|part| self.0.fired[*part as usize].load(Ordering::Relaxed)).sum()
+    }
+
+    pub(crate) fn all_fired(&self) -> usize {
+        self.fired(&PARTS)
+    }
+
+    pub(crate) fn is_armed(&self, part: Part) -> bool {
+        self.0.left[part as usize].load(Ordering::Relaxed) > 0
+    }
+
+    /// Panics if it is to.
+    pub(crate) fn maybe(&self, part: Part) {
+        let left = &self.0.left[part as usize];
+        let less = |left: usize| left.checked_sub(1);
+        if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
+            self.0.fired[part as usize].fetch_add(1, Ordering::Relaxed);
+            panic!("{DELIBERATE}{part:?}");
+        }
+    }
+
+    /// The same client, with an interceptor that may panic.
+    pub(crate) fn client(&self, client: Client) -> Client {
+        if !self.are_planned() {
+            return client;
+        }
+        let config = client.config().to_builder();
+        Client::from_conf(config.interceptor(Interceptor(self.clone())).build())
+    }
+
+    /// Tells a story with a recorder and a layer that may panic.
+    pub(crate) fn around<T>(&self, story: impl FnOnce() -> T) -> T {
+        if !self.are_planned() {
+            return story();
+        }
+        tracing::subscriber::with_default(Layer(self.clone()), || recorded(self, story))
+    }
+}
+
+/// Deliberate panics are no news.
+fn silence_deliberate() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let tell = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let said = info.payload_as_str().unwrap_or_default();
+            if !said.starts_with(DELIBERATE) {
+                tell(info);
+            }
+        }));
+    });
+}
+
+#[derive(Debug)]
+struct Interceptor(Panics);
+
+impl Intercept for Interceptor {
+    fn name(&self) -> &'static str {
+        "Interceptor"
+    }
+
+    fn read_before_transmit(
+        &self,
+        _context: &BeforeTransmitInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        self.0.maybe(Part::Call);
+        Ok(())
+    }
+
+    fn read_after_deserialization(
+        &self,
+        _context: &AfterDeserializationInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        self.0.maybe(Part::CallAfter);
+        Ok(())
+    }
+}
+
+/// A layer that is called only when it is to panic.
+struct Layer(Panics);
+
+impl tracing::Subscriber for Layer {
+    fn register_callsite(
+        &self,
+        metadata: &'static tracing::Metadata<'static>,
+    ) -> tracing::subscriber::Interest {
+        if metadata.target().starts_with("kinestream") {
+            tracing::subscriber::Interest::sometimes()
+        } else {
+            tracing::subscriber::Interest::never()
+        }
+    }
+
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.is_span() || self.0.is_armed(Part::Layer)
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        self.0.maybe(Part::Layer);
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.maybe(Part::Layer);
+    }
+
+    fn enter(&self, _: &span::Id) {
+        self.0.maybe(Part::Layer);
+    }
+
+    fn exit(&self, _: &span::Id) {
+        self.0.maybe(Part::Layer);
+    }
+
+    fn try_close(&self, _: span::Id) -> bool {
+        self.0.maybe(Part::Layer);
+        true
+    }
+}
+
+impl fmt::Debug for Layer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Layer")
+    }
+}
+
+#[cfg(not(feature = "metrics"))]
+fn recorded<T>(_panics: &Panics, story: impl FnOnce() -> T) -> T {
+    story()
+}
+
+#[cfg(feature = "metrics")]
+fn recorded<T>(panics: &Panics, story: impl FnOnce() -> T) -> T {
+    metrics::with_local_recorder(&recorder::Recorder(panics.clone()), story)
+}
+
+#[cfg(feature = "metrics")]
+mod recorder {
+    use std::sync::Arc;
+
+    use metrics::{
+        Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, SharedString, Unit,
+    };
+
+    use super::{Panics, Part};
+
+    #[derive(Clone)]
+    pub(super) struct Recorder(pub(super) Panics);
+
+    impl CounterFn for Recorder {
+        fn increment(&self, _: u64) {
+            self.0.maybe(Part::Recorder);
+        }
+
+        fn absolute(&self, _: u64) {}
+    }
+
+    impl GaugeFn for Recorder {
+        fn increment(&self, _: f64) {}
+
+        fn decrement(&self, _: f64) {}
+
+        fn set(&self, _: f64) {
+            self.0.maybe(Part::Recorder);
+        }
+    }
+
+    impl metrics::Recorder for Recorder {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+            self.0.maybe(Part::Recorder);
+            Counter::from_arc(Arc::new(self.clone()))
+        }
+
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+            self.0.maybe(Part::Recorder);
+            Gauge::from_arc(Arc::new(self.clone()))
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+}
