@@ -15,7 +15,7 @@ use crate::group::Word;
 use crate::lineage::StartingPosition;
 use crate::observe::Event;
 use crate::record::ShardId;
-use crate::source::{ListedShard, Listing};
+use crate::source::Listing;
 use crate::store::lease::{Edit, Lease, Table};
 use crate::store::{LONGEST_CALL, in_time};
 
@@ -69,8 +69,9 @@ impl Consumer {
     /// # Errors
     ///
     /// [`InUse`](crate::ErrorKind::InUse) where a worker has the lease and it is not forced;
-    /// [`Configuration`](crate::ErrorKind::Configuration) for a store of your own that keeps no
-    /// leases; the store's.
+    /// [`Configuration`](crate::ErrorKind::Configuration) for a time in the future, and for a store of
+    /// your own that keeps no leases; the store's. Only where `checkpoint` is a time ahead of the local
+    /// clock, that of listing the shards.
     ///
     /// # Cancel safety
     ///
@@ -81,7 +82,18 @@ impl Consumer {
         checkpoint: Checkpoint,
         when_held: WhenHeld,
     ) -> Result<()> {
-        self.move_to(shard, checkpoint, when_held).await?;
+        if let Checkpoint::AtTimestamp(time) = checkpoint
+            && time > SystemTime::now()
+            // The local clock may be behind that of Kinesis.
+            && is_future(time, self.listed(None).await?.taken)
+        {
+            let message = format!("the position {checkpoint} is in the future, but must be past");
+            let error = Error::new(ErrorKind::Configuration, message);
+            return Err(self.here(error).in_shard(shard.as_str()));
+        }
+        let edit = Edit::Set { positions: vec![(shard.clone(), checkpoint)] };
+        let edited = self.edit(&edit, when_held).await;
+        edited.map_err(|error| error.in_shard(shard.as_str()))?;
         self.see().await;
         Ok(())
     }
@@ -120,7 +132,8 @@ impl Consumer {
     ///
     /// # Cancel safety
     ///
-    /// Dropped early, or failed, it is done for some shards and not for others: do it again.
+    /// Dropped early, or failed, it is done for all shards that were listed, or for none of them: do it
+    /// again. The store makes one step of it, however many shards there are.
     ///
     /// ```no_run
     /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
@@ -138,10 +151,7 @@ impl Consumer {
         let checkpoint = match to {
             StartingPosition::TrimHorizon => Checkpoint::TrimHorizon,
             StartingPosition::Latest => Checkpoint::AtTimestamp(listed.taken),
-            // The server's clock tells no more than its second.
-            StartingPosition::AtTimestamp(time)
-                if time > SystemTime::now().max(listed.taken + Duration::from_secs(1)) =>
-            {
+            StartingPosition::AtTimestamp(time) if is_future(time, listed.taken) => {
                 let message = "the time to seek lies in the future, but must be past";
                 return Err(self.here(Error::new(ErrorKind::Configuration, message)));
             }
@@ -156,12 +166,14 @@ impl Consumer {
                 break;
             }
             let reachable = self.reachable(&checkpoint).await?;
-            for id in parents_first(listed.shards) {
+            let position = |id: ShardId| {
                 let holds_any = reachable.as_ref().is_none_or(|open| open.contains(&id));
-                let to = if holds_any { checkpoint.clone() } else { Checkpoint::ShardEnd };
-                self.move_to(&id, to, WhenHeld::Force).await?;
-                moved.insert(id);
-            }
+                (id, if holds_any { checkpoint.clone() } else { Checkpoint::ShardEnd })
+            };
+            let ids = listed.shards.into_iter().map(|shard| shard.id);
+            let positions: Vec<_> = ids.map(position).collect();
+            moved.extend(positions.iter().map(|(id, _)| id.clone()));
+            self.edit(&Edit::Set { positions }, WhenHeld::Force).await?;
             listed = self.listed(None).await?;
         }
         self.see().await;
@@ -193,11 +205,6 @@ impl Consumer {
         Ok(Some(open.shards.into_iter().map(|shard| shard.id).collect()))
     }
 
-    async fn move_to(&self, shard: &ShardId, to: Checkpoint, when_held: WhenHeld) -> Result<()> {
-        let edit = Edit::Set { shard: shard.clone(), checkpoint: to };
-        self.edit(&edit, when_held).await.map_err(|error| error.in_shard(shard.as_str()))
-    }
-
     /// Waits until the worker of this consumer, where it has one, has seen what was edited: then it
     /// hands out no more of what it had before.
     async fn see(&self) {
@@ -226,20 +233,8 @@ impl Consumer {
     }
 }
 
-/// Every shard behind those of its parents that are among them.
-fn parents_first(mut left: Vec<ListedShard>) -> Vec<ShardId> {
-    let mut sorted = Vec::with_capacity(left.len());
-    while !left.is_empty() {
-        let waiting: BTreeSet<ShardId> = left.iter().map(|shard| shard.id.clone()).collect();
-        let waits = |shard: &mut ListedShard| {
-            shard.parents.iter().any(|parent| *parent != shard.id && waiting.contains(parent))
-        };
-        let mut next: Vec<ListedShard> = left.extract_if(.., |shard| !waits(shard)).collect();
-        if next.is_empty() {
-            // Shards that are parents of each other are none that Kinesis names.
-            next = std::mem::take(&mut left);
-        }
-        sorted.extend(next.into_iter().map(|shard| shard.id));
-    }
-    sorted
+/// Whether a time is later than now, by the local clock and by the server's, whose listing was taken
+/// at most a second before `taken` ends.
+fn is_future(time: SystemTime, taken: SystemTime) -> bool {
+    time > SystemTime::now().max(taken + Duration::from_secs(1))
 }

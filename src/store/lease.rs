@@ -84,7 +84,7 @@
 //! assert_eq!(verdicts, [Verdict::Lost, Verdict::Saved]);
 //!
 //! // Nor does an operator move it under a worker's hands, unless it is forced.
-//! let back = Edit::Set { shard: shard.clone(), checkpoint: Checkpoint::TrimHorizon };
+//! let back = Edit::Set { positions: vec![(shard.clone(), Checkpoint::TrimHorizon)] };
 //! assert_eq!(store.edit(&scope, &back, false).await?, Some("two".into()));
 //! assert_eq!(store.edit(&scope, &back, true).await?, None);
 //! assert!(lease(&store.table(&scope).await?).epoch > second.epoch);
@@ -396,14 +396,15 @@ pub enum Verdict {
 /// What an operator may change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Edit {
-    /// A shard is to be read on from here. Its lease, if it has one, has a new epoch, and is no longer
-    /// lost. A living owner keeps it, so that nobody else begins before that one has heard of it, unless
-    /// the position is the shard's end.
+    /// Moves shards to these positions, which may be before or behind the stored ones: all of them in
+    /// one step, or none.
+    ///
+    /// The lease of each, where there is one, gets a new epoch and is no longer lost. A living owner
+    /// keeps it, so that no other worker starts before the owner has seen the new epoch, unless the
+    /// position is the shard's end.
     Set {
-        /// The shard.
-        shard: ShardId,
-        /// The position, which may lie behind the stored one.
-        checkpoint: Checkpoint,
+        /// Each shard and its position. A shard that is listed twice has the last of them.
+        positions: Vec<(ShardId, Checkpoint)>,
     },
     /// Everything is forgotten, and who reads begins anew.
     Clear,

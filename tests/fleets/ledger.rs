@@ -183,19 +183,10 @@ impl Facts {
         self.tell(format_args!("{name} edits: {edit:?}"));
         self.moves += 1;
         match edit {
-            Edit::Set { shard: id, checkpoint } => {
-                let shard = index_of(id);
-                let since = after.leases.get(id).map_or(0, |lease| lease.epoch);
-                let owner = before.leases.get(id).and_then(|lease| lease.owner.as_deref());
-                if owner.is_some_and(|owner| after.leases[id].owner.as_deref() != Some(owner))
-                    && *checkpoint != Checkpoint::ShardEnd
-                {
-                    self.breaks(
-                        Promise::Fencing,
-                        format_args!("{id} is anybody's, and {owner:?} may read on"),
-                    );
+            Edit::Set { positions } => {
+                for (id, checkpoint) in positions {
+                    self.judge_set(id, checkpoint, before, after);
                 }
-                self.move_to(shard, self.passed(shard, Some(checkpoint)), since);
             }
             Edit::Clear => {
                 self.cleared = after.cleared;
@@ -204,6 +195,21 @@ impl Facts {
                 }
             }
         }
+    }
+
+    fn judge_set(&mut self, id: &ShardId, checkpoint: &Checkpoint, before: &Table, after: &Table) {
+        let shard = index_of(id);
+        let since = after.leases.get(id).map_or(0, |lease| lease.epoch);
+        let owner = before.leases.get(id).and_then(|lease| lease.owner.as_deref());
+        if owner.is_some_and(|owner| after.leases[id].owner.as_deref() != Some(owner))
+            && *checkpoint != Checkpoint::ShardEnd
+        {
+            self.breaks(
+                Promise::Fencing,
+                format_args!("{id} is anybody's, and {owner:?} may read on"),
+            );
+        }
+        self.move_to(shard, self.passed(shard, Some(checkpoint)), since);
     }
 
     fn move_to(&mut self, shard: usize, passed: usize, since: u64) {

@@ -45,7 +45,8 @@ impl World {
             truth.tell(format_args!("{name} begins to {told}"));
             let done = match edit {
                 Some(Edit::Clear) => consumer.clear_positions(WhenHeld::Force).await,
-                Some(Edit::Set { shard, checkpoint }) => {
+                Some(Edit::Set { positions }) => {
+                    let (shard, checkpoint) = positions[0].clone();
                     consumer.set_position(&shard, checkpoint, WhenHeld::Force).await
                 }
                 None => consumer.seek(all).await,
@@ -73,7 +74,7 @@ impl World {
             _ if !shard.is_open() && self.rng.bool() => Checkpoint::ShardEnd,
             _ => Checkpoint::TrimHorizon,
         };
-        Edit::Set { shard: shard.id(), checkpoint }
+        Edit::Set { positions: vec![(shard.id(), checkpoint)] }
     }
 
     fn outsider(&mut self) -> (Consumer, usize) {

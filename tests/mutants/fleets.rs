@@ -160,8 +160,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a shard that is moved is anybody's",
         file: "store/lease/ledger.rs",
-        right: "against.filter(|_owner| !step.is_finished(shard))",
-        wrong: "against.filter(|_owner| step.is_finished(shard))",
+        right: "owner(shard).filter(|_owner| !step.is_finished(shard))",
+        wrong: "owner(shard).filter(|_owner| step.is_finished(shard))",
         breaks: &["Fencing"],
     },
     Mistake {

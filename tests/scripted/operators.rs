@@ -1,9 +1,11 @@
 //! What an operator sees and moves.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use kinestream::testing::{Outcome, Shard, aggregate};
 use kinestream::{
     Checkpoint, CheckpointOn, Consumer, ErrorKind, Event, MemoryStore, Record, Records,
@@ -11,6 +13,7 @@ use kinestream::{
 };
 use tokio::time::{sleep, timeout};
 
+use crate::gated::{Asked, Gated};
 use crate::watched::Watched;
 use crate::{assert_silent, consumer, next, number, orders};
 
@@ -231,6 +234,41 @@ async fn a_seek_has_everything_read_again_parents_first() {
     let future = StartingPosition::AtTimestamp(kinesis.now() + 3600 * SECOND);
     let refused = consumer.seek(future).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Configuration);
+}
+
+#[tokio::test(start_paused = true)]
+async fn seek_of_many_shards_is_one_step_of_the_store() {
+    let (kinesis, orders) = orders(2000);
+    let edits = Arc::new(AtomicUsize::new(0));
+    let store = Gated::new(MemoryStore::new(), {
+        let edits = Arc::clone(&edits);
+        move |asked| {
+            edits.fetch_add(usize::from(asked == Asked::Edit), Ordering::Relaxed);
+            async { Ok(()) }.boxed()
+        }
+    });
+    let consumer = consumer(&kinesis).store(store).build().unwrap();
+    consumer.seek(StartingPosition::TrimHorizon).await.unwrap();
+    assert_eq!(edits.load(Ordering::Relaxed), 1, "all shards are moved by one edit");
+    let positions = consumer.positions().await.unwrap();
+    assert_eq!(positions.len(), orders.shards().len());
+    assert!(positions.values().all(|lease| lease.checkpoint == Some(Checkpoint::TrimHorizon)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn set_position_in_the_future_is_refused() {
+    let (kinesis, orders) = orders(1);
+    let consumer = consumer(&kinesis).build().unwrap();
+    let shard = orders.shard(0).id();
+    let set = async |ahead: Duration| {
+        let position = Checkpoint::AtTimestamp(kinesis.now() + ahead);
+        consumer.set_position(&shard, position, WhenHeld::Refuse).await
+    };
+    let refused = set(3600 * SECOND).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Configuration);
+    assert!(refused.to_string().contains("in the future"), "{refused}");
+    assert!(consumer.positions().await.unwrap().is_empty(), "a refused position is not stored");
+    set(Duration::ZERO).await.unwrap();
 }
 
 /// A child that comes while the shards are listed goes back with the rest, and waits for its parent.

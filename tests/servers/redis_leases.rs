@@ -295,7 +295,7 @@ async fn refusals(store: &RedisStore) -> Vec<String> {
         error.to_string()
     };
     let position = Fenced { shard: shard(0), epoch: 1 << 60, checkpoint: after(9) };
-    let set = Edit::Set { shard: shard(0), checkpoint: after(9) };
+    let set = Edit::Set { positions: vec![(shard(0), after(9))] };
     vec![
         store.exchange(&scope(), &request("a", &known, changes)).await.err().map(text),
         store.save_fenced(&scope(), &[position]).await.err().map(text),

@@ -361,7 +361,9 @@ where
             Vec::new()
         }
         Operation::Set(index, checkpoint, forced) => {
-            let edit = Edit::Set { shard: shard(index), checkpoint };
+            // The next shard is moved along, so that owners of both are looked at.
+            let next = (shard(index + 1), checkpoint.clone());
+            let edit = Edit::Set { positions: vec![(shard(index), checkpoint), next] };
             vec![format!("{:?}", store.edit(scope, &edit, forced).await.unwrap())]
         }
         Operation::Clear(forced) => {

@@ -15,11 +15,13 @@ use kinestream::{Checkpoint, CheckpointStore, Result, ShardId};
 pub(crate) enum Asked {
     Exchange,
     Save,
+    Edit,
 }
 
 type Gate = dyn Fn(Asked) -> BoxFuture<'static, Result<()>> + Send + Sync;
 
-/// What workers ask of the store goes through the gate; what is looked at from outside does not.
+/// What workers and operators ask of the store goes through the gate; what is looked at from outside
+/// does not.
 #[derive(Clone)]
 pub(crate) struct Gated<S> {
     stored: S,
@@ -94,6 +96,10 @@ impl<S: LeaseStore> LeaseStore for Gated<S> {
         edit: &'a Edit,
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
-        self.stored.edit(scope, edit, forced)
+        async move {
+            (self.gate)(Asked::Edit).await?;
+            self.stored.edit(scope, edit, forced).await
+        }
+        .boxed()
     }
 }

@@ -87,10 +87,9 @@ impl Ledger {
     /// The name of a living worker that stands against it, unless it is forced.
     pub(crate) fn edit(&mut self, now: Duration, edit: &Edit, forced: bool) -> Option<Arc<str>> {
         let alive = self.table(now);
+        let owner = |shard| alive.leases.get(shard).and_then(|lease| lease.owner.clone());
         let against = match edit {
-            Edit::Set { shard, .. } => {
-                alive.leases.get(shard).and_then(|lease| lease.owner.clone())
-            }
+            Edit::Set { positions } => positions.iter().find_map(|(shard, _)| owner(shard)),
             Edit::Clear => alive.workers.keys().next().cloned(),
         };
         if against.is_some() && !forced {
@@ -98,11 +97,13 @@ impl Ledger {
         }
         let mut step = Step { now, changed: true, ledger: self };
         match edit {
-            Edit::Set { shard, checkpoint } => {
-                step.ledger.checkpoints.insert(shard.clone(), checkpoint.clone());
-                if let Some(lease) = step.ledger.leases.get_mut(shard) {
-                    lease.is_lost = false;
-                    step.give(shard, against.filter(|_owner| !step.is_finished(shard)));
+            Edit::Set { positions } => {
+                for (shard, checkpoint) in positions {
+                    step.ledger.checkpoints.insert(shard.clone(), checkpoint.clone());
+                    if let Some(lease) = step.ledger.leases.get_mut(shard) {
+                        lease.is_lost = false;
+                        step.give(shard, owner(shard).filter(|_owner| !step.is_finished(shard)));
+                    }
                 }
             }
             Edit::Clear => step.clear(),

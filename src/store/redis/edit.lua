@@ -1,20 +1,32 @@
 -- What an operator changes.
 --
--- ARGV  whether it is forced, SET, shard, checkpoint
+-- ARGV  whether it is forced, SET, shard, checkpoint, shard, checkpoint, …
 --       whether it is forced, CLEAR
 --
 -- Answers the name of a living worker that stands against it; nothing is done then.
 
-local forced, kind, shard, checkpoint = ARGV[1] == '1', ARGV[2], ARGV[3], ARGV[4]
+local forced, kind = ARGV[1] == '1', ARGV[2]
+local FIRST_SHARD = 3
 
 local function is_alive(name)
   return workers[name] and workers[name].expiry > millis
 end
 
+-- The living owner of a shard's lease, or false.
+local function living_owner(shard)
+  local lease = lease_at(shard)
+  return lease and is_alive(lease.owner) and lease.owner
+end
+
 local function against()
   if kind == 'SET' then
-    local lease = lease_at(shard)
-    return lease and is_alive(lease.owner) and lease.owner
+    for index = FIRST_SHARD, #ARGV, 2 do
+      local owner = living_owner(ARGV[index])
+      if owner then
+        return owner
+      end
+    end
+    return false
   end
   local first
   for name in pairs(workers) do
@@ -36,9 +48,9 @@ local function clear()
 end
 
 -- A living owner keeps the lease: nobody else begins before it has heard that it is another one.
-local function set(position, owner)
+local function set(shard, position)
+  local lease, owner = lease_at(shard), living_owner(shard)
   move(shard, position)
-  local lease = lease_at(shard)
   if lease then
     lease.state = NONE
     give(shard, not is_finished(shard) and owner or NONE)
@@ -55,7 +67,9 @@ return run(function()
     return name
   end
   if kind == 'SET' then
-    set(parse(checkpoint), name)
+    for index = FIRST_SHARD, #ARGV, 2 do
+      set(ARGV[index], parse(ARGV[index + 1]))
+    end
   else
     clear()
   end

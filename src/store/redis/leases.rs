@@ -79,11 +79,16 @@ impl LeaseStore for RedisStore {
             let arguments = |arguments: &mut ScriptInvocation<'_>| {
                 arguments.arg(u8::from(forced));
                 match edit {
-                    Edit::Set { shard, checkpoint } => {
-                        arguments.arg("SET").arg(shard.as_str()).arg(checkpoint.to_string())
+                    Edit::Set { positions } => {
+                        arguments.arg("SET");
+                        for (shard, checkpoint) in positions {
+                            arguments.arg(shard.as_str()).arg(checkpoint.to_string());
+                        }
                     }
-                    Edit::Clear => arguments.arg("CLEAR"),
-                };
+                    Edit::Clear => {
+                        arguments.arg("CLEAR");
+                    }
+                }
             };
             let against: Option<String> = call.run(arguments).await?.next(Key::Leases)?;
             Ok(against.and_then(|word| name_of(&word)))

@@ -21,7 +21,7 @@ impl Suite<'_> {
         let scope = self.scope("set");
         let mut a = Actor::new(self.store, &scope, "a");
         let set =
-            |index, place: &str| Edit::Set { shard: shard(index), checkpoint: checkpoint(place) };
+            |index, place: &str| Edit::Set { positions: vec![(shard(index), checkpoint(place))] };
         assert_eq!(self.edit(&scope, &set(5, "TRIM_HORIZON"), false).await, None);
         a.exchange([actor::add(0), actor::add(1), assign(0, "a")]).await;
         assert!(a.lease(5).parents.is_none(), "a position may be set where no shard is known");
@@ -48,6 +48,28 @@ impl Suite<'_> {
         assert_eq!(self.edit(&scope, &set(1, "TRIM_HORIZON"), false).await, None);
         a.exchange([assign(1, "a")]).await;
         assert_eq!(a.lease(1).owner.as_deref(), Some("a"), "a position brings a lost shard back");
+        self.several_shards_are_set_in_one_step(&scope, &mut a).await;
+    }
+
+    /// Shard 1 has a living owner, shard 6 has none, and shard 7 is not known.
+    async fn several_shards_are_set_in_one_step(&self, scope: &Scope, a: &mut Actor<'_>) {
+        a.exchange([actor::add(6)]).await;
+        let epoch = a.lease(1).epoch;
+        let place = "AFTER_SEQUENCE_NUMBER:4";
+        let positions = [6, 1, 7].map(|index| (shard(index), checkpoint(place))).to_vec();
+        let edit = Edit::Set { positions };
+        let against = self.edit(scope, &edit, false).await;
+        assert_eq!(against.as_deref(), Some("a"), "the owner of any of the shards is named");
+        let table = a.table().await;
+        assert_eq!(table.leases[&shard(6)].checkpoint, None, "a refused edit sets no position");
+        assert_eq!(self.edit(scope, &edit, true).await, None, "a forced edit is done");
+        for index in [6, 1, 7] {
+            a.assert_at(index, place).await;
+        }
+        a.look().await;
+        assert_eq!(a.lease(1).owner.as_deref(), Some("a"), "a living owner keeps its lease");
+        assert!(a.lease(1).epoch > epoch, "and has it in a new epoch");
+        assert_eq!(a.lease(6).owner, None, "a free lease stays free");
     }
 
     pub(super) async fn clears(&self) {
