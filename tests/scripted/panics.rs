@@ -148,13 +148,15 @@ async fn interceptor_panic_in_a_listing_is_retried_and_reported_if_it_repeats() 
     let told = restarted(&mut events);
     assert_eq!(told.len(), 2, "{told:?}");
     assert!(told.iter().all(|(task, shard, _)| *task == Task::Listing && shard.is_none()));
-    kinesis.set_child_shards(false);
-    let [low, _high] = orders.shard(0).split();
-    low.put("1");
+    consumer.close().await.unwrap();
+
+    let other = intercepted(&kinesis, "ListShards", &panics).build().unwrap();
+    let mut records = other.records();
     panics.next(10);
     let error = timeout(600 * SECOND, records.next()).await.unwrap().unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Panicked, "{error}");
-    assert_eq!(number(&next(&mut records).await), 1, "it lists again, and finds the children");
+    assert_eq!(number(&next(&mut records).await), 0, "the listing is retried");
+    assert_eq!(panics.left(), 0);
 }
 
 /// A store of positions that panics in its calls, before or after it has made a future.
