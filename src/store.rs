@@ -98,12 +98,13 @@
 //! |---|---|---|
 //! | `kinestream:{application:stream}:format` | string | `1` |
 //! | `kinestream:{application:stream}:checkpoints` | hash | for each shard its [`Checkpoint`] as text |
-//! | `kinestream:{application:stream}:leases` | hash | for each shard `epoch owner heir origin parents state` |
+//! | `kinestream:{application:stream}:leases` | hash | for each shard `epoch owner heir origin parents state start unlisted` |
 //! | `kinestream:{application:stream}:workers` | hash | for each worker `incarnation joined duration expiry capacity` |
 //! | `kinestream:{application:stream}:fleet` | hash | `generation`, `version` and `cleared` of the [table](lease::Table), and `keys`: which of the other keys exist |
 //!
 //! A lease has `-` for what there is none of, commas between parents, and the state `LOST` where its
-//! shard is. Epochs, durations, expiries and `cleared` are in milliseconds, `joined`, origins,
+//! shard is. Its start is the first sequence number of the shard, and `unlisted` is when a listing first
+//! lacked the finished shard. Words behind these are kept as they are. Epochs, durations, expiries, `unlisted` and `cleared` are in milliseconds, `joined`, origins,
 //! generations and versions in microseconds, by the clock of Redis.
 //!
 //! A `:` in the application's name is written `%3A`, and a `%` is written `%25`; in a worker's name a

@@ -69,6 +69,7 @@ impl Worker {
         let add = |KnownShard { id, parents }: &KnownShard| Change::Add {
             shard: id.clone(),
             parents: parents.clone(),
+            start: None,
             checkpoint: self.plan.lister.child_start(id),
         };
         self.named.iter().map(add).collect()

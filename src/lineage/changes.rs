@@ -2,20 +2,23 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::listing::Lister;
 use super::start::Pin;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind};
 use crate::observe::Event;
-use crate::record::ShardId;
+use crate::record::{SequenceNumber, ShardId};
+use crate::shard::time_on_the_wall;
 use crate::source::{ListedShard, OnTrimmed, Position};
-use crate::store::lease::{Change, Lease, Table};
+use crate::store::lease::{Change, Lease, MARK_KEPT, Table};
 
 /// The shards of a stream, as they were listed.
 pub(crate) struct Listed {
     pub(super) shards: Vec<ListedShard>,
+    /// A moment by the server's clock that is not after the listing.
+    pub(super) taken: SystemTime,
     /// The moment at which reading began.
     pub(super) latest: SystemTime,
     /// Those that hold anything to read, where an application begins at a time.
@@ -90,10 +93,12 @@ impl Lister {
     pub(crate) fn changes(&self, listed: &Listed, table: &Table) -> Changes {
         let mut losses = Vec::new();
         let mut list = self.additions(listed, table);
+        self.identify(listed, table, &mut list, &mut losses);
         let ids: BTreeSet<&ShardId> = listed.shards.iter().map(|shard| &shard.id).collect();
         for (shard, lease) in table.leases.iter().filter(|(shard, _)| !ids.contains(shard)) {
             if lease.is_finished() {
-                if listed.had_finished(shard) {
+                // Until it may be forgotten at last, it is enough to say so once.
+                if listed.had_finished(shard) && lease.unlisted.is_none_or(is_over) {
                     list.push(Change::Forget { shard: shard.clone() });
                 }
             } else if listed.gone.contains(shard) && lease.owner.is_none() && !lease.is_lost {
@@ -118,6 +123,10 @@ impl Lister {
             .map(|shard| Change::Add {
                 shard: shard.id.clone(),
                 parents: shard.parents.clone(),
+                // One that is not the shard's own is not taken for it.
+                start: shard.start.clone().filter(|start| {
+                    table.leases.get(&shard.id).is_none_or(|lease| is_same(lease, start))
+                }),
                 checkpoint: match table.leases.get(&shard.id) {
                     // It has a position already.
                     Some(_) => None,
@@ -161,6 +170,79 @@ impl Lister {
         }
     }
 
+    /// Holds the listed shards against the leases of the same names.
+    fn identify(
+        &self,
+        listed: &Listed,
+        table: &Table,
+        list: &mut Vec<Change>,
+        losses: &mut Vec<Loss>,
+    ) {
+        for shard in &listed.shards {
+            let Some(start) = &shard.start else { continue };
+            let Some(lease) = table.leases.get(&shard.id) else { continue };
+            if is_same(lease, start) {
+                if lease.parents.is_some() && (lease.start.is_none() || lease.unlisted.is_some()) {
+                    let (shard, start) = (shard.id.clone(), Some(start.clone()));
+                    list.push(Change::Identify { shard, start });
+                }
+            } else {
+                self.replace(shard, start, lease, listed, list, losses);
+            }
+        }
+    }
+
+    /// A shard whose position is one of another stream.
+    fn replace(
+        &self,
+        shard: &ListedShard,
+        start: &SequenceNumber,
+        lease: &Lease,
+        listed: &Listed,
+        list: &mut Vec<Change>,
+        losses: &mut Vec<Loss>,
+    ) {
+        let checkpoint = match self.on_trimmed {
+            OnTrimmed::Fail => {
+                if !lease.is_lost {
+                    list.push(Change::Lose { shard: shard.id.clone() });
+                }
+                // Once by each reading, since nothing comes of the shard.
+                if !lease.is_lost || listed.begins {
+                    losses.push(Loss::Told(self.of_other_stream(shard, lease)));
+                }
+                return;
+            }
+            OnTrimmed::TrimHorizon => Checkpoint::TrimHorizon,
+            OnTrimmed::Latest => Checkpoint::AtTimestamp(listed.taken),
+        };
+        losses.push(Loss::PassedOver(Event::Gap {
+            shard_id: shard.id.clone(),
+            after: lease.checkpoint.as_ref().and_then(Checkpoint::sequence_number).cloned(),
+            position: checkpoint.clone(),
+        }));
+        list.push(Change::Replace {
+            shard: shard.id.clone(),
+            parents: shard.parents.clone(),
+            start: start.clone(),
+            checkpoint,
+        });
+    }
+
+    fn of_other_stream(&self, shard: &ListedShard, lease: &Lease) -> Error {
+        let position = match &lease.checkpoint {
+            Some(checkpoint) => checkpoint.to_string(),
+            None => "its beginning".to_owned(),
+        };
+        let message = format!(
+            "the shard's position ({position}) belongs to an earlier stream of this name; set \
+             on_trimmed to TrimHorizon or Latest to read the new stream, or clear the positions"
+        );
+        Error::new(ErrorKind::Trimmed, message)
+            .in_stream(self.kinesis.name())
+            .in_shard(shard.id.as_str())
+    }
+
     /// A shard that was begun and has left retention meanwhile.
     fn lose(&self, shard: &ShardId, lease: &Lease, losses: &mut Vec<Loss>) -> Vec<Change> {
         let read = match &lease.checkpoint {
@@ -179,7 +261,8 @@ impl Lister {
         let (id, epoch) = (|| shard.clone(), lease.epoch);
         let mut changes = Vec::new();
         if lease.parents.is_none() {
-            changes.push(Change::Add { shard: id(), parents: Vec::new(), checkpoint: None });
+            let (parents, start) = (Vec::new(), None);
+            changes.push(Change::Add { shard: id(), parents, start, checkpoint: None });
         }
         if self.on_trimmed == OnTrimmed::Fail {
             losses.push(Loss::Told(error));
@@ -194,4 +277,21 @@ impl Lister {
         }
         changes
     }
+}
+
+/// Whether a lease can be that of the listed shard that starts there.
+fn is_same(lease: &Lease, start: &SequenceNumber) -> bool {
+    let position = lease.checkpoint.as_ref().and_then(Checkpoint::sequence_number);
+    match &lease.start {
+        Some(known) => known == start,
+        None => position.is_none_or(|position| position >= start),
+    }
+}
+
+/// Whether a finished shard that was not listed since then, in milliseconds since 1970, may be
+/// forgotten. The store judges again, by its own clock.
+fn is_over(unlisted: u64) -> bool {
+    let since = UNIX_EPOCH.checked_add(Duration::from_millis(unlisted));
+    let elapsed = since.and_then(|since| time_on_the_wall().duration_since(since).ok());
+    elapsed.is_some_and(|elapsed| elapsed >= MARK_KEPT)
 }

@@ -86,7 +86,8 @@ impl Lister {
             _ => None,
         };
         let gone = self.find_gone(&listing, &before).await;
-        Some(Listed { shards: listing.shards, latest, reachable, gone, before, begins })
+        let Listing { shards, taken, .. } = listing;
+        Some(Listed { shards, taken, latest, reachable, gone, before, begins })
     }
 
     /// Whether a shard is in no listing, and Kinesis gives no iterator for it: it may be gone.

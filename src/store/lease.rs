@@ -58,7 +58,7 @@
 //!
 //! // The first worker joins, adds the shard and takes its lease, all in one step.
 //! let (parents, checkpoint) = (Vec::new(), Some(Checkpoint::TrimHorizon));
-//! let add = Change::Add { shard: shard.clone(), parents, checkpoint };
+//! let add = Change::Add { shard: shard.clone(), parents, start: None, checkpoint };
 //! let assign = |to: &str| Change::Assign { shard: shard.clone(), to: to.into() };
 //! let answer = store.exchange(&scope, &request("one", vec![add, assign("one")])).await?;
 //! assert_eq!(answer.standing, Standing::Joined);
@@ -105,11 +105,17 @@ use futures::future::BoxFuture;
 use super::Scope;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::record::ShardId;
+use crate::record::{SequenceNumber, ShardId};
 
 pub(crate) use ledger::Ledger;
 #[cfg(feature = "redis")]
-pub(super) use text::{lease_of, member_of, name_of, parents_of, word_of};
+pub(super) use text::{lease_of, member_of, name_of, parents_of, start_of, word_of};
+
+/// How long a finished shard is remembered after listings stopped showing it: the longest retention
+/// of a stream, 365 days
+/// (<https://docs.aws.amazon.com/streams/latest/dev/kinesis-extended-retention.html>). A listing that
+/// leaves it out by mistake does not have it read again.
+pub const MARK_KEPT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Keeps leases beside checkpoints, so that workers can share the shards of a stream.
 ///
@@ -200,8 +206,30 @@ pub enum Change {
         shard: ShardId,
         /// The shards it was split or merged from.
         parents: Vec<ShardId>,
+        /// Its first sequence number, where that is known.
+        start: Option<SequenceNumber>,
         /// Where it begins; `None` leaves that to who reads it.
         checkpoint: Option<Checkpoint>,
+    },
+    /// A listing shows the shard, and its first sequence number, which is stored unless there is one.
+    Identify {
+        /// The shard.
+        shard: ShardId,
+        /// Its first sequence number.
+        start: Option<SequenceNumber>,
+    },
+    /// The shard is one of another stream than the lease was of: a stream that was deleted and created
+    /// again has shards of the same names. The lease is free in a new epoch, with this position, and
+    /// neither finished nor lost. One that has this start already stays as it is.
+    Replace {
+        /// The shard.
+        shard: ShardId,
+        /// The shards it was split or merged from.
+        parents: Vec<ShardId>,
+        /// Its first sequence number.
+        start: SequenceNumber,
+        /// Where it begins.
+        checkpoint: Checkpoint,
     },
     /// A lease that is free goes to a worker, in a new epoch.
     Assign {
@@ -233,12 +261,13 @@ pub enum Change {
         epoch: u64,
     },
     /// A shard has left retention before it was read to its end. Nobody can read it, and its
-    /// children wait.
+    /// children wait. A lease that is owned is free in a new epoch.
     Lose {
         /// The shard.
         shard: ShardId,
     },
-    /// A finished shard has left retention: nothing is kept of it.
+    /// A complete listing does not show a finished shard. The store notes when it was told first
+    /// ([`Lease::unlisted`]); [`MARK_KEPT`] later nothing is kept of the shard.
     Forget {
         /// The shard.
         shard: ShardId,
@@ -352,8 +381,14 @@ pub struct Lease {
     pub origin: u64,
     /// The shards it was split or merged from; `None` where nothing but a position is known of it.
     pub parents: Option<Vec<ShardId>>,
-    /// It has left retention before it was read to its end.
+    /// It has left retention before it was read to its end, or belongs to another stream than its
+    /// position.
     pub is_lost: bool,
+    /// The first sequence number of the shard, which tells it from one of the same name in another
+    /// stream; `None` where no listing has shown it yet.
+    pub start: Option<SequenceNumber>,
+    /// Since when no listing shows the finished shard, in milliseconds by the store's clock.
+    pub unlisted: Option<u64>,
     /// Its position; `None` where that is left to who reads it.
     pub checkpoint: Option<Checkpoint>,
 }
@@ -389,7 +424,9 @@ pub enum Verdict {
     /// It is saved, but the store knows no lease of this epoch, and none of a higher one: it has
     /// forgotten something.
     Forgotten,
-    /// The lease is of a higher epoch, or everything was cleared since: nothing is saved.
+    /// The lease is of a higher epoch, or everything was cleared since, or there is no lease and the
+    /// epoch began more than [`MARK_KEPT`] ago, so that the shard may have been forgotten: nothing is
+    /// saved.
     Lost,
 }
 

@@ -262,7 +262,7 @@ async fn children_are_shared_when_their_parents_are_finished() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn finished_shards_are_tidied_away_when_retention_has_passed_them() {
+async fn finished_shard_is_remembered_after_retention_has_passed_it() {
     let fleet = Fleet::new(1);
     fleet.orders.shard(0).put("0");
     let _children = fleet.orders.shard(0).split();
@@ -272,8 +272,11 @@ async fn finished_shards_are_tidied_away_when_retention_has_passed_them() {
     fleet.orders.shard(0).expire();
     sleep(Duration::from_secs(60)).await;
     let table = fleet.table().await;
-    let left: Vec<_> = table.leases.keys().map(ToString::to_string).collect();
-    assert_eq!(left, ["shardId-000000000001", "shardId-000000000002"]);
+    let unlisted: Vec<_> = table.leases.values().map(|lease| lease.unlisted.is_some()).collect();
+    assert_eq!(unlisted, [true, false, false], "it is kept for a year, and noted as unlisted");
+    let version = table.version;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(fleet.table().await.version, version, "it is noted once");
     fleet.assert_each_once(1);
 }
 

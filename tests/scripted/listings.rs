@@ -22,6 +22,7 @@ fn shard_zero() -> kinestream::ShardId {
 async fn wrong_listing_changes_nothing_in_the_store() {
     let wrong = [
         WrongListing::Empty,
+        WrongListing::Without(shard_zero()),
         WrongListing::Without("shardId-000000000003".parse().unwrap()),
         WrongListing::Short(1),
         WrongListing::Short(3),

@@ -12,6 +12,7 @@ mod fleets;
 #[path = "../support/gated.rs"]
 mod gated;
 mod handovers;
+mod identity;
 #[path = "../support/inline.rs"]
 mod inline;
 mod listings;

@@ -48,7 +48,7 @@ async fn changed(store: &RedisStore, known: &Table, changes: Vec<Change>) -> Tab
 }
 
 fn add(index: u32) -> Change {
-    Change::Add { shard: shard(index), parents: Vec::new(), checkpoint: None }
+    Change::Add { shard: shard(index), parents: Vec::new(), start: None, checkpoint: None }
 }
 
 fn assign(index: u32) -> Change {
@@ -68,7 +68,7 @@ async fn is_laid_out_as_documented() {
     let (_server, store, mut raw) = connected().await;
     let parents = vec![shard(7), shard(8)];
     let checkpoint = Some(Checkpoint::TrimHorizon);
-    let child = Change::Add { shard: shard(1), parents, checkpoint };
+    let child = Change::Add { shard: shard(1), parents, start: None, checkpoint };
     let b =
         Member { incarnation: 1, joined: 2, lease_duration: Duration::from_secs(3), capacity: 4 };
     let table = changed(
@@ -93,9 +93,9 @@ async fn is_laid_out_as_documented() {
     let Table { generation, version, .. } = table;
     let lease: String = raw.hget(key("leases"), shard(0).as_str()).await.unwrap();
     let epoch = table.leases[&shard(0)].epoch;
-    assert_eq!(lease, format!("{epoch} a b%20c {generation} - -"));
+    assert_eq!(lease, format!("{epoch} a b%20c {generation} - - - -"));
     let lease: String = raw.hget(key("leases"), shard(1).as_str()).await.unwrap();
-    assert_eq!(lease, format!("0 - - {generation} {},{} LOST", shard(7), shard(8)));
+    assert_eq!(lease, format!("0 - - {generation} {},{} LOST - -", shard(7), shard(8)));
     let worker: String = raw.hget(key("workers"), "a").await.unwrap();
     let joined = table.workers["a"].joined;
     assert!(worker.starts_with(&format!("{} {joined} 10000 ", u64::MAX)), "{worker}");

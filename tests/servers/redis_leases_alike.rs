@@ -13,7 +13,7 @@ use kinestream::store::lease::{
     Answer, Change, Edit, Fenced, Lease, LeaseStore, Member, Request, Table,
 };
 use kinestream::store::{CheckpointStore, Scope};
-use kinestream::{Checkpoint, MemoryStore, RedisStore, ShardId};
+use kinestream::{Checkpoint, MemoryStore, RedisStore, SequenceNumber, ShardId};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use tokio::time::sleep;
@@ -34,7 +34,9 @@ enum Near {
 
 #[derive(Debug, Clone)]
 enum Ask {
-    Add(u32, Vec<u32>, Option<Checkpoint>),
+    Add(u32, Vec<u32>, Option<u8>, Option<Checkpoint>),
+    Identify(u32, Option<u8>),
+    Replace(u32, Vec<u32>, u8, Checkpoint),
     Assign(u32, usize),
     Offer(u32, usize),
     Release(u32, Near),
@@ -55,6 +57,8 @@ struct Known {
     heir: Option<usize>,
     has_parents: bool,
     is_lost: bool,
+    start: Option<u8>,
+    is_unlisted: bool,
     checkpoint: Option<Checkpoint>,
 }
 
@@ -118,18 +122,29 @@ fn any_known() -> impl Strategy<Value = Known> {
     let of_workers = || prop::option::of(0..WORKERS.len());
     let checkpoint = prop::option::of(any_checkpoint());
     let owner = (of_workers(), any_incarnation());
-    (any_kept(), any_kept(), owner, of_workers(), any::<(bool, bool, bool)>(), checkpoint).prop_map(
-        |(epoch, origin, (owner, incarnation), heir, (any, other, is_lost), checkpoint)| Known {
-            epoch,
-            origin,
-            owner,
-            incarnation,
-            heir,
-            has_parents: any || other,
-            is_lost,
-            checkpoint,
+    let flags = any::<(bool, bool, bool, bool)>();
+    let numbers = (any_kept(), any_kept(), any_start());
+    (numbers, owner, of_workers(), flags, checkpoint).prop_map(
+        |((epoch, origin, start), (owner, incarnation), heir, flags, checkpoint)| {
+            let (any, other, is_lost, is_unlisted) = flags;
+            Known {
+                epoch,
+                origin,
+                owner,
+                incarnation,
+                heir,
+                has_parents: any || other,
+                is_lost,
+                start,
+                is_unlisted,
+                checkpoint,
+            }
         },
     )
+}
+
+fn any_start() -> impl Strategy<Value = Option<u8>> {
+    prop::option::of(4..6_u8)
 }
 
 /// Beyond what a number of Lua holds exactly, and next to each other.
@@ -140,9 +155,13 @@ fn any_incarnation() -> impl Strategy<Value = u64> {
 fn any_ask() -> impl Strategy<Value = Ask> {
     let (shard, worker) = (0..2_u32, 0..WORKERS.len());
     let checkpoint = prop::option::of(any_checkpoint());
+    let parents = || prop::collection::vec(7..9_u32, 0..3);
     prop_oneof![
-        3 => (shard.clone(), prop::collection::vec(7..9_u32, 0..3), checkpoint)
-            .prop_map(|(shard, parents, checkpoint)| Ask::Add(shard, parents, checkpoint)),
+        3 => (shard.clone(), parents(), any_start(), checkpoint)
+            .prop_map(|(shard, parents, start, place)| Ask::Add(shard, parents, start, place)),
+        1 => (shard.clone(), any_start()).prop_map(|(shard, start)| Ask::Identify(shard, start)),
+        1 => (shard.clone(), parents(), 4..6_u8, any_checkpoint())
+            .prop_map(|(shard, parents, start, place)| Ask::Replace(shard, parents, start, place)),
         4 => (shard.clone(), worker.clone()).prop_map(|(shard, to)| Ask::Assign(shard, to)),
         3 => (shard.clone(), worker.clone()).prop_map(|(shard, to)| Ask::Offer(shard, to)),
         3 => (shard.clone(), any_near()).prop_map(|(shard, near)| Ask::Release(shard, near)),
@@ -189,6 +208,10 @@ fn any_operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
+fn start_number(start: u8) -> SequenceNumber {
+    start.to_string().parse().unwrap()
+}
+
 fn worker(index: usize) -> Arc<str> {
     WORKERS[index].into()
 }
@@ -214,9 +237,19 @@ fn number(near: Near, own: u64, other: u64) -> u64 {
 /// What is asked of a store that has this table.
 fn change(ask: &Ask, table: &Table) -> Change {
     match ask.clone() {
-        Ask::Add(index, parents, checkpoint) => Change::Add {
+        Ask::Add(index, parents, start, checkpoint) => Change::Add {
             shard: shard(index),
             parents: parents.into_iter().map(shard).collect(),
+            start: start.map(start_number),
+            checkpoint,
+        },
+        Ask::Identify(index, start) => {
+            Change::Identify { shard: shard(index), start: start.map(start_number) }
+        }
+        Ask::Replace(index, parents, start, checkpoint) => Change::Replace {
+            shard: shard(index),
+            parents: parents.into_iter().map(shard).collect(),
+            start: start_number(start),
             checkpoint,
         },
         Ask::Assign(index, to) => Change::Assign { shard: shard(index), to: worker(to) },
@@ -246,6 +279,9 @@ fn change(ask: &Ask, table: &Table) -> Change {
                 origin: number(known.origin, own.origin, table.generation),
                 parents: known.has_parents.then(|| own.parents.unwrap_or_default()),
                 is_lost: known.is_lost,
+                start: known.start.map(start_number),
+                // Long ago.
+                unlisted: known.is_unlisted.then_some(1),
                 checkpoint: known.checkpoint,
             };
             Change::Restore { shard, incarnation: known.incarnation, lease }
@@ -287,7 +323,9 @@ fn shape(table: &Table, before: &Table) -> Vec<String> {
         let old = before.leases.get(shard).map_or(0, |lease| lease.epoch);
         let (since, to_cleared) = (order(lease.epoch, old), lease.epoch.cmp(&table.cleared));
         let origin = rank(origins(), lease.origin) as u64;
-        let lease = Lease { epoch: 0, origin, ..lease.clone() };
+        // Long ago, or a moment ago by the clock of either.
+        let unlisted = lease.unlisted.map(|since| u64::from(since > 1));
+        let lease = Lease { epoch: 0, origin, unlisted, ..lease.clone() };
         lines.push(format!("{shard}: epoch {since}, {to_cleared:?} cleared, {lease:?}"));
     }
     lines

@@ -2,6 +2,7 @@
 
 mod actor;
 mod forgetting;
+mod identity;
 mod operating;
 #[cfg(test)]
 mod tests;
@@ -14,9 +15,9 @@ use tokio::time::sleep;
 use super::{checkpoint, shard, unique};
 use crate::checkpoint::Checkpoint;
 use crate::store::Scope;
-use crate::store::lease::{Change, Fenced, LeaseStore, Standing, Verdict};
+use crate::store::lease::{Change, Fenced, Lease, LeaseStore, Standing, Verdict};
 
-use actor::{Actor, assign, offer, release};
+use actor::{Actor, assign, identify, offer, release};
 
 /// Runs the whole suite on `store`, in scopes that no other run uses. What it has saved is left
 /// there. It takes some seconds, since workers die in it, by the store's clock.
@@ -41,6 +42,7 @@ pub async fn check_leases(store: &dyn LeaseStore) {
     suite.leases_go_to_the_living().await;
     suite.hands_over().await;
     suite.ends_shards().await;
+    suite.knows_whose_position_it_is().await;
     suite.saves_by_epoch().await;
     suite.changes_all_or_nothing().await;
     suite.frees_what_the_dead_had().await;
@@ -120,6 +122,7 @@ impl Suite<'_> {
         let add = |place: &str| Change::Add {
             shard: child.clone(),
             parents: vec![parent.clone()],
+            start: None,
             checkpoint: Some(checkpoint(place)),
         };
         a.exchange([add("TRIM_HORIZON")]).await;
@@ -190,8 +193,16 @@ impl Suite<'_> {
         a.changes_nothing([assign(0, "a")], "a finished shard is not assigned").await;
         a.changes_nothing([Change::Forget { shard: shard(1) }], "an unfinished shard is kept")
             .await;
-        a.exchange([Change::Forget { shard: shard(0) }]).await;
-        assert!(!a.known.leases.contains_key(&shard(0)), "nothing is kept of a forgotten shard");
+        let forget = || Change::Forget { shard: shard(0) };
+        a.exchange([forget()]).await;
+        assert!(a.lease(0).is_finished(), "the mark of a finished shard outlives its listing");
+        assert!(a.lease(0).unlisted.is_some(), "a finished shard that is not listed says so");
+        a.changes_nothing([forget()], "an unlisted shard is noted once").await;
+        a.exchange([identify(0, None)]).await;
+        assert_eq!(a.lease(0).unlisted, None, "a shard that is listed again says so");
+        let long_ago = Lease { unlisted: Some(1), ..a.lease(0) };
+        a.exchange([a.restore(3, &long_ago), Change::Forget { shard: shard(3) }]).await;
+        assert!(!a.known.leases.contains_key(&shard(3)), "nothing is kept of a forgotten shard");
 
         let lose = || Change::Lose { shard: shard(1) };
         a.exchange([lose()]).await;
@@ -225,6 +236,9 @@ impl Suite<'_> {
         a.save(1, epoch, "AFTER_SEQUENCE_NUMBER:1", Verdict::Forgotten).await;
         let lease = a.table().await.leases[&shard(1)].clone();
         assert_eq!(lease.parents, None, "a shard that has only a position has no parents");
+        a.save(9, 1, "AFTER_SEQUENCE_NUMBER:1", Verdict::Lost).await;
+        let table = a.table().await;
+        assert!(!table.leases.contains_key(&shard(9)), "a forgotten shard is not begun again");
 
         let position = |index, epoch, place: &str| Fenced {
             shard: shard(index),

@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Answer, Change, Edit, Fenced, Lease, Member, Request, Standing, Table, Verdict};
+use super::{
+    Answer, Change, Edit, Fenced, Lease, MARK_KEPT, Member, Request, Standing, Table, Verdict,
+};
 use crate::checkpoint::Checkpoint;
-use crate::record::ShardId;
+use crate::record::{SequenceNumber, ShardId};
 
 /// What one application keeps of one stream.
 #[cfg_attr(feature = "testing", derive(Clone))]
@@ -101,7 +103,8 @@ impl Ledger {
                 for (shard, checkpoint) in positions {
                     step.ledger.checkpoints.insert(shard.clone(), checkpoint.clone());
                     if let Some(lease) = step.ledger.leases.get_mut(shard) {
-                        lease.is_lost = false;
+                        // The position is the operator's word, whatever stream the shard was of.
+                        (lease.is_lost, lease.start) = (false, None);
                         step.give(shard, owner(shard).filter(|_owner| !step.is_finished(shard)));
                     }
                 }
@@ -180,8 +183,12 @@ impl Step<'_> {
 
     fn change(&mut self, worker: &Arc<str>, change: &Change) {
         match change {
-            Change::Add { shard, parents, checkpoint } => {
-                self.add(shard, parents, checkpoint.as_ref());
+            Change::Add { shard, parents, start, checkpoint } => {
+                self.add(shard, parents, start.as_ref(), checkpoint.as_ref());
+            }
+            Change::Identify { shard, start } => self.identify(shard, start.as_ref()),
+            Change::Replace { shard, parents, start, checkpoint } => {
+                self.replace(shard, parents, start, checkpoint);
             }
             Change::Assign { shard, to } => {
                 let free = |lease: &Lease| lease.owner.is_none() && !lease.is_lost;
@@ -221,13 +228,14 @@ impl Step<'_> {
                 if let Some(lease) = self.ledger.leases.get_mut(shard) {
                     self.changed |= !lease.is_lost;
                     lease.is_lost = true;
+                    if lease.owner.is_some() {
+                        self.give(shard, None);
+                    }
                 }
             }
             Change::Forget { shard } => {
                 if self.is_finished(shard) {
-                    self.ledger.leases.remove(shard);
-                    self.ledger.checkpoints.remove(shard);
-                    self.changed = true;
+                    self.forget(shard);
                 }
             }
             Change::Vouch { worker, member } => {
@@ -243,17 +251,67 @@ impl Step<'_> {
         }
     }
 
-    fn add(&mut self, shard: &ShardId, parents: &[ShardId], checkpoint: Option<&Checkpoint>) {
+    fn add(
+        &mut self,
+        shard: &ShardId,
+        parents: &[ShardId],
+        start: Option<&SequenceNumber>,
+        checkpoint: Option<&Checkpoint>,
+    ) {
         if self.ledger.leases.contains_key(shard) {
             return;
         }
         let origin = self.ledger.generation;
-        let lease = Lease { origin, parents: Some(parents.to_vec()), ..Lease::default() };
+        let (parents, start) = (Some(parents.to_vec()), start.cloned());
+        let lease = Lease { origin, parents, start, ..Lease::default() };
         self.ledger.leases.insert(shard.clone(), lease);
         if let Some(checkpoint) = checkpoint {
             self.ledger.checkpoints.entry(shard.clone()).or_insert_with(|| checkpoint.clone());
         }
         self.changed = true;
+    }
+
+    fn identify(&mut self, shard: &ShardId, start: Option<&SequenceNumber>) {
+        let Some(lease) = self.ledger.leases.get_mut(shard) else { return };
+        self.changed |= lease.unlisted.take().is_some();
+        if lease.start.is_none() && start.is_some() {
+            lease.start = start.cloned();
+            self.changed = true;
+        }
+    }
+
+    fn replace(
+        &mut self,
+        shard: &ShardId,
+        parents: &[ShardId],
+        start: &SequenceNumber,
+        checkpoint: &Checkpoint,
+    ) {
+        let Some(lease) = self.ledger.leases.get_mut(shard) else { return };
+        if lease.start.as_ref() == Some(start) {
+            return;
+        }
+        (lease.parents, lease.start) = (Some(parents.to_vec()), Some(start.clone()));
+        (lease.is_lost, lease.unlisted) = (false, None);
+        self.ledger.checkpoints.insert(shard.clone(), checkpoint.clone());
+        self.give(shard, None);
+    }
+
+    /// Keeps the mark of a finished shard for as long as a listing may show it again.
+    fn forget(&mut self, shard: &ShardId) {
+        let now = millis(self.now);
+        match self.ledger.leases.get_mut(shard) {
+            Some(Lease { unlisted: Some(since), .. }) if !is_kept(now, *since) => {
+                self.ledger.leases.remove(shard);
+                self.ledger.checkpoints.remove(shard);
+                self.changed = true;
+            }
+            Some(lease) if lease.unlisted.is_none() => {
+                lease.unlisted = Some(now);
+                self.changed = true;
+            }
+            _ => {}
+        }
     }
 
     fn restore(&mut self, shard: &ShardId, incarnation: u64, known: &Lease) {
@@ -278,7 +336,7 @@ impl Step<'_> {
             return self.advance(shard, known);
         };
         if lease.origin > known.origin {
-            lease.origin = known.origin;
+            (lease.origin, lease.start) = (known.origin, known.start.clone());
             match &known.checkpoint {
                 Some(checkpoint) => {
                     self.ledger.checkpoints.insert(shard.clone(), checkpoint.clone())
@@ -294,8 +352,11 @@ impl Step<'_> {
         if lease.epoch < known.epoch {
             (lease.epoch, lease.is_lost) = (known.epoch, known.is_lost);
             (lease.owner, lease.heir) = (owner, heir);
+            lease.start = known.start.clone().or(lease.start.take());
+            lease.unlisted = known.unlisted;
         } else {
             lease.is_lost |= known.is_lost;
+            lease.start = lease.start.take().or(known.start.clone());
             if lease.owner.is_none() {
                 (lease.owner, lease.heir) = (owner, heir);
             }
@@ -318,6 +379,10 @@ impl Step<'_> {
         let Fenced { shard, epoch, checkpoint } = position;
         let (cleared, known) = (self.ledger.cleared, self.lease(shard).map(|lease| lease.epoch));
         if known.is_some_and(|known| known > *epoch) || cleared > 0 && *epoch <= cleared {
+            return Verdict::Lost;
+        }
+        // It may have been forgotten, and is not to be begun again.
+        if known.is_none() && !is_kept(millis(self.now), *epoch) {
             return Verdict::Lost;
         }
         if *checkpoint == Checkpoint::ShardEnd {
@@ -399,6 +464,11 @@ impl Step<'_> {
     fn is_finished(&self, shard: &ShardId) -> bool {
         self.ledger.checkpoints.get(shard) == Some(&Checkpoint::ShardEnd)
     }
+}
+
+/// Whether what was noted then, in milliseconds, is still kept.
+fn is_kept(now: u64, then: u64) -> bool {
+    now.saturating_sub(then) < millis(MARK_KEPT)
 }
 
 fn millis(time: Duration) -> u64 {

@@ -1,11 +1,12 @@
 //! Leases and workers as lines of text, which is how a store of text keeps them.
 
 use std::borrow::Cow;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Lease, Member};
-use crate::record::ShardId;
+use crate::record::{SequenceNumber, ShardId};
 
 /// Stands for what there is none of.
 const NONE: &str = "-";
@@ -30,7 +31,8 @@ pub(in crate::store) fn member_of(line: &str) -> Option<(Member, u64)> {
     Some((Member { incarnation, joined, lease_duration, capacity }, expiry))
 }
 
-/// The lease that is kept as `epoch owner heir origin parents state`, without its position.
+/// The lease that is kept as `epoch owner heir origin parents state start unlisted`, without its
+/// position. Lines of before have no start and what follows it; later ones may have more words.
 pub(in crate::store) fn lease_of(line: &str) -> Option<Lease> {
     let mut words = line.split(' ');
     let mut next = || words.next();
@@ -41,12 +43,32 @@ pub(in crate::store) fn lease_of(line: &str) -> Option<Lease> {
         NONE => Vec::new(),
         parents => parents.split(',').map(|id| id.parse().ok()).collect::<Option<_>>()?,
     };
-    let is_lost = match (next()?, next()) {
-        (NONE, None) => false,
-        (LOST, None) => true,
+    let is_lost = match next()? {
+        NONE => false,
+        LOST => true,
         _ => return None,
     };
-    Some(Lease { epoch, owner, heir, origin, parents: Some(parents), is_lost, checkpoint: None })
+    let (start, unlisted) = (optional(next())?, optional(next())?);
+    Some(Lease {
+        epoch,
+        owner,
+        heir,
+        origin,
+        parents: Some(parents),
+        is_lost,
+        start,
+        unlisted,
+        checkpoint: None,
+    })
+}
+
+/// What a word stands for that may be missing; the outer `None` where it cannot be parsed.
+#[allow(clippy::option_option, reason = "missing and unreadable are two things")]
+fn optional<T: FromStr>(word: Option<&str>) -> Option<Option<T>> {
+    match word {
+        None | Some(NONE) => Some(None),
+        Some(word) => word.parse().ok().map(Some),
+    }
 }
 
 /// The worker whose name is kept as this [word](word_of); `None` where it stands for nobody.
@@ -84,8 +106,16 @@ impl Lease {
         let heir = self.heir.as_deref().map_or(NONE.into(), word_of);
         let parents = parents_of(self.parents.as_deref().unwrap_or_default());
         let state = if self.is_lost { LOST } else { NONE };
-        format!("{} {owner} {heir} {} {parents} {state}", self.epoch, self.origin)
+        let start = start_of(self.start.as_ref());
+        let unlisted = self.unlisted.map_or(NONE.to_owned(), |since| since.to_string());
+        let (epoch, origin) = (self.epoch, self.origin);
+        format!("{epoch} {owner} {heir} {origin} {parents} {state} {start} {unlisted}")
     }
+}
+
+/// The first sequence number of a shard as one word of a line.
+pub(in crate::store) fn start_of(start: Option<&SequenceNumber>) -> &str {
+    start.map_or(NONE, SequenceNumber::as_str)
 }
 
 #[cfg(test)]
@@ -111,6 +141,8 @@ mod tests {
             heir in prop::option::of("[a-z%D25 -]{0,5}"),
             parents in prop::collection::vec("shardId-[0-9]{12}", 0..3),
             is_lost: bool,
+            start in prop::option::of("0|[1-9][0-9]{0,128}"),
+            unlisted: Option<u64>,
         ) {
             let parents = parents.iter().map(|id| id.parse().unwrap()).collect();
             let lease = Lease {
@@ -120,12 +152,24 @@ mod tests {
                 origin,
                 parents: Some(parents),
                 is_lost,
+                start: start.map(|start| start.parse().unwrap()),
+                unlisted,
                 checkpoint: None,
             };
-            prop_assert_eq!(lease_of(&lease.line()), Some(lease));
+            prop_assert_eq!(lease_of(&lease.line()), Some(lease.clone()));
+            let line = format!("{} of later versions", lease.line());
+            prop_assert_eq!(lease_of(&line), Some(lease));
             let lease_duration = Duration::from_millis(epoch >> 1);
             let member = Member { incarnation: origin, joined: epoch, lease_duration, capacity: 7 };
             prop_assert_eq!(member_of(&member.line(epoch)), Some((member, epoch)));
+        }
+
+        #[test]
+        fn line_without_a_start_is_parsed(epoch: u64, is_lost: bool) {
+            let state = if is_lost { LOST } else { NONE };
+            let lease = lease_of(&format!("{epoch} a - 7 - {state}")).unwrap();
+            prop_assert_eq!((lease.epoch, lease.is_lost), (epoch, is_lost));
+            prop_assert_eq!((lease.start, lease.unlisted), (None, None));
         }
 
         #[test]

@@ -52,7 +52,8 @@ local function set(shard, position)
   local lease, owner = lease_at(shard), living_owner(shard)
   move(shard, position)
   if lease then
-    lease.state = NONE
+    -- The position is the operator's word, whatever stream the shard was of before.
+    lease.state, lease.start = NONE, NONE
     give(shard, not is_finished(shard) and owner or NONE)
   end
 end

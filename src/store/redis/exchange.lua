@@ -118,7 +118,7 @@ local function restore(shard, incarnation, known, has_parents, position)
     return advance_restored(shard, position)
   end
   if lease.origin > known.origin then
-    lease.origin = known.origin
+    lease.origin, lease.start = known.origin, known.start
     move(shard, position)
     return give(shard, NONE)
   end
@@ -129,9 +129,14 @@ local function restore(shard, incarnation, known, has_parents, position)
   if lease.epoch < known.epoch then
     lease.epoch, lease.state = known.epoch, known.state
     lease.owner, lease.heir = owner, heir
+    lease.start = known.start ~= NONE and known.start or lease.start
+    lease.unlisted = known.unlisted
   else
     if known.state == 'LOST' then
       lease.state = 'LOST'
+    end
+    if lease.start == NONE then
+      lease.start = known.start
     end
     if lease.owner == NONE then
       lease.owner, lease.heir = owner, heir
@@ -160,16 +165,45 @@ end
 local changes = {}
 
 function changes.ADD()
-  local shard, parents, position = next_argument(), next_argument(), next_position()
+  local shard, parents, start = next_argument(), next_argument(), next_argument()
+  local position = next_position()
   if lease_at(shard) then
     return
   end
   leases[shard] = { epoch = 0, owner = NONE, heir = NONE, origin = fleet.generation,
-    parents = parents, state = NONE }
+    parents = parents, state = NONE, start = start }
   mark(shard)
   if position and not place(shard) then
     move(shard, position)
   end
+end
+
+function changes.IDENTIFY()
+  local shard, start = next_argument(), next_argument()
+  local lease = lease_at(shard)
+  if not lease then
+    return
+  end
+  if lease.unlisted then
+    lease.unlisted = nil
+    mark(shard)
+  end
+  if lease.start == NONE and start ~= NONE then
+    lease.start = start
+    mark(shard)
+  end
+end
+
+function changes.REPLACE()
+  local shard, parents, start = next_argument(), next_argument(), next_argument()
+  local position = next_position()
+  local lease = lease_at(shard)
+  if not lease or lease.start == start then
+    return
+  end
+  lease.parents, lease.start, lease.state, lease.unlisted = parents, start, NONE, nil
+  move(shard, position)
+  give(shard, NONE)
 end
 
 function changes.ASSIGN()
@@ -222,12 +256,21 @@ function changes.LOSE()
     lease.state = 'LOST'
     mark(shard)
   end
+  if lease and lease.owner ~= NONE then
+    give(shard, NONE)
+  end
 end
 
 function changes.FORGET()
   local shard = next_argument()
-  if is_finished(shard) then
-    lease_at(shard)
+  local lease = lease_at(shard)
+  if not lease or not is_finished(shard) then
+    return
+  end
+  if not lease.unlisted then
+    lease.unlisted = millis
+    mark(shard)
+  elseif not is_kept(lease.unlisted) then
     leases[shard] = false
     mark(shard)
     move(shard, nil)

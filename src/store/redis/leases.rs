@@ -17,7 +17,7 @@ use crate::record::ShardId;
 use crate::store::Scope;
 use crate::store::lease::{
     Answer, Change, Edit, Fenced, LeaseStore, Member, Request, Standing, Table, Verdict, lease_of,
-    member_of, name_of, parents_of, word_of,
+    member_of, name_of, parents_of, start_of, word_of,
 };
 
 /// The largest number that Lua holds exactly.
@@ -120,11 +120,21 @@ fn change_arguments(arguments: &mut ScriptInvocation<'_>, change: &Change) {
         checkpoint.as_ref().map_or_else(String::new, Checkpoint::to_string)
     };
     match change {
-        Change::Add { shard, parents, checkpoint } => arguments
+        Change::Add { shard, parents, start, checkpoint } => arguments
             .arg("ADD")
             .arg(shard.as_str())
             .arg(parents_of(parents))
+            .arg(start_of(start.as_ref()))
             .arg(position(checkpoint)),
+        Change::Identify { shard, start } => {
+            arguments.arg("IDENTIFY").arg(shard.as_str()).arg(start_of(start.as_ref()))
+        }
+        Change::Replace { shard, parents, start, checkpoint } => arguments
+            .arg("REPLACE")
+            .arg(shard.as_str())
+            .arg(parents_of(parents))
+            .arg(start.as_str())
+            .arg(checkpoint.to_string()),
         Change::Assign { shard, to } => {
             arguments.arg("ASSIGN").arg(shard.as_str()).arg(&*word_of(to))
         }

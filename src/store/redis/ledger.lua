@@ -71,9 +71,18 @@ local function worker_line(worker)
 end
 
 local function lease_of(shard, line)
-  local epoch, owner, heir, origin, parents, state =
-    string.match(line, '^(%d+) ([^ ]+) ([^ ]+) (%d+) ([^ ]+) ([^ ]+)$')
+  local epoch, owner, heir, origin, parents, state, rest =
+    string.match(line, '^(%d+) ([^ ]+) ([^ ]+) (%d+) ([^ ]+) ([^ ]+)(.*)$')
   if not epoch or state ~= NONE and state ~= 'LOST' then
+    garbled(LEASES, shard)
+  end
+  -- Lines of before have no start and what follows it; what later versions add is kept.
+  local words = {}
+  for word in string.gmatch(rest, '[^ ]+') do
+    words[#words + 1] = word
+  end
+  local start, unlisted = words[1] or NONE, words[2] or NONE
+  if start ~= NONE and not string.match(start, '^%d+$') then
     garbled(LEASES, shard)
   end
   return {
@@ -83,13 +92,26 @@ local function lease_of(shard, line)
     origin = number_of(origin) or garbled(LEASES, shard),
     parents = parents,
     state = state,
+    start = start,
+    unlisted = unlisted ~= NONE and (number_of(unlisted) or garbled(LEASES, shard)) or nil,
+    more = table.concat(words, ' ', 3),
   }
 end
 
 local function lease_line(lease)
   local words = { digits(lease.epoch), lease.owner, lease.heir, digits(lease.origin), lease.parents,
-    lease.state }
+    lease.state, lease.start, lease.unlisted and digits(lease.unlisted) or NONE }
+  if lease.more and lease.more ~= '' then
+    words[#words + 1] = lease.more
+  end
   return table.concat(words, ' ')
+end
+
+-- How long what was noted is kept, in milliseconds: MARK_KEPT of src/store/lease.rs.
+local MARK_KEPT = 365 * 24 * 60 * 60 * 1000
+
+local function is_kept(moment)
+  return millis - moment < MARK_KEPT
 end
 
 local function lease_at(shard)

@@ -12,6 +12,10 @@ local function save(shard, epoch, position)
   if known and greater(known, epoch) or is_cleared then
     return 'LOST'
   end
+  -- It may have been forgotten, and is not to be begun again.
+  if not lease and not is_kept(tonumber(epoch)) then
+    return 'LOST'
+  end
   if position.rank == 2 then
     end_shard(shard)
   else

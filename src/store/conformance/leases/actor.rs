@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{checkpoint, shard};
+use crate::record::SequenceNumber;
 use crate::store::Scope;
 use crate::store::lease::{Answer, Change, Fenced, Lease, LeaseStore, Request, Table, Verdict};
 
@@ -127,7 +128,18 @@ impl<'a> Actor<'a> {
 }
 
 pub(super) fn add(index: usize) -> Change {
-    Change::Add { shard: shard(index), parents: Vec::new(), checkpoint: None }
+    Change::Add { shard: shard(index), parents: Vec::new(), start: None, checkpoint: None }
+}
+
+pub(super) fn identify(index: usize, start: Option<&str>) -> Change {
+    Change::Identify { shard: shard(index), start: start.map(number) }
+}
+
+pub(super) fn number(text: &str) -> SequenceNumber {
+    match text.parse() {
+        Ok(number) => number,
+        Err(error) => panic!("{error}"),
+    }
 }
 
 pub(super) fn assign(index: usize, to: &str) -> Change {

@@ -24,6 +24,8 @@ impl Suite<'_> {
             origin: a.known.generation,
             parents: Some(vec![shard(7), shard(8)]),
             is_lost: false,
+            start: Some(actor::number("4")),
+            unlisted: None,
             checkpoint: Some(checkpoint("AFTER_SEQUENCE_NUMBER:5")),
         };
         a.exchange([a.restore(0, &known)]).await;
@@ -57,6 +59,11 @@ impl Suite<'_> {
         .await;
         assert_eq!(a.lease(0), higher, "one of a lower epoch becomes it, at the further position");
 
+        let unidentified = Lease { start: None, ..higher.clone() };
+        a.changes_nothing([a.restore(0, &unidentified)], "a start is not taken away").await;
+        a.exchange([a.restore(5, &unidentified), a.restore(5, &higher)]).await;
+        assert_eq!(a.lease(5).start, known.start, "a start that was not known is restored");
+
         let position = Lease { checkpoint: known.checkpoint.clone(), ..Lease::default() };
         a.exchange([a.restore(2, &position)]).await;
         assert_eq!(a.lease(2), position, "of a shard without parents only the position is back");
@@ -72,7 +79,7 @@ impl Suite<'_> {
         let mut a = Actor::new(self.store, &scope, "a");
         let anew = |index| {
             let checkpoint = Some(checkpoint("AFTER_SEQUENCE_NUMBER:9"));
-            Change::Add { shard: shard(index), parents: Vec::new(), checkpoint }
+            Change::Add { shard: shard(index), parents: Vec::new(), start: None, checkpoint }
         };
         a.exchange([anew(0), anew(1), assign(0, "a")]).await;
         let begun = a.lease(0);
@@ -87,6 +94,7 @@ impl Suite<'_> {
         let lease = a.lease(0);
         assert_eq!(lease.checkpoint, known.checkpoint, "what was begun anew is taken back");
         assert!(lease.owner.is_none() && lease.epoch > begun.epoch, "it is free in a new epoch");
+        assert_eq!(lease.start, known.start, "it is the shard that it was");
         assert_eq!(lease.origin, known.origin, "it has the origin that it is taken back to");
         assert_eq!(a.lease(1).checkpoint, None, "it is taken back to no position as well");
         a.changes_nothing([a.restore(0, &begun)], "an earlier origin stays as it is").await;

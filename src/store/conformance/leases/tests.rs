@@ -135,7 +135,7 @@ async fn sees_mistakes_in_changes() {
         ),
         (
             |request| request.changes.retain(|change| !matches!(change, Change::Forget { .. })),
-            "nothing is kept of a forgotten shard",
+            "a finished shard that is not listed says so",
         ),
         (
             |request| {

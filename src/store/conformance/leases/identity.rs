@@ -1,0 +1,51 @@
+//! Whose position it is: shards of the same name in two streams.
+
+use super::actor::{self, Actor, assign, identify, number};
+use super::{Suite, checkpoint, shard};
+use crate::store::lease::{Change, Edit, Verdict};
+
+impl Suite<'_> {
+    pub(super) async fn knows_whose_position_it_is(&self) {
+        let scope = self.scope("identity");
+        let mut a = Actor::new(self.store, &scope, "a");
+        let replace = |index, start: &str| Change::Replace {
+            shard: shard(index),
+            parents: vec![shard(7)],
+            start: number(start),
+            checkpoint: checkpoint("TRIM_HORIZON"),
+        };
+        a.exchange((0..2).flat_map(|index| [actor::add(index), assign(index, "a")])).await;
+        a.changes_nothing([identify(0, None)], "a listing may lack the start").await;
+        a.changes_nothing([identify(9, Some("5"))], "an unknown shard is not identified").await;
+        a.changes_nothing([replace(9, "5")], "an unknown shard is not replaced").await;
+        let epoch = a.lease(0).epoch;
+        a.exchange([identify(0, Some("5"))]).await;
+        assert_eq!(a.lease(0).start, Some(number("5")), "a start is learned");
+        assert_eq!(a.lease(0).epoch, epoch, "an owner keeps a lease that is identified");
+        a.changes_nothing([identify(0, Some("6"))], "a start that is known stays").await;
+        a.changes_nothing([replace(0, "5")], "the same shard is not replaced").await;
+
+        a.exchange([Change::Finish { shard: shard(0), epoch }, replace(0, "90")]).await;
+        let lease = a.lease(0);
+        assert_eq!(lease.checkpoint, Some(checkpoint("TRIM_HORIZON")), "it begins anew");
+        assert_eq!(lease.start, Some(number("90")), "it has the start of the other stream");
+        assert_eq!(lease.parents, Some(vec![shard(7)]), "it has the parents of the other stream");
+        assert!(lease.epoch > epoch && lease.owner.is_none(), "it is free in a new epoch");
+        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:7", Verdict::Lost).await;
+
+        let owned = a.lease(1);
+        a.exchange([identify(1, Some("5")), Change::Lose { shard: shard(1) }]).await;
+        let lost = a.lease(1);
+        assert!(lost.is_lost && lost.owner.is_none(), "a shard that is lost while read is free");
+        assert!(lost.epoch > owned.epoch, "a shard that is lost while read has a new epoch");
+        a.save(1, owned.epoch, "AFTER_SEQUENCE_NUMBER:7", Verdict::Lost).await;
+        a.exchange([replace(1, "90")]).await;
+        assert!(!a.lease(1).is_lost, "a replaced shard is not lost");
+
+        let positions = vec![(shard(1), checkpoint("AFTER_SEQUENCE_NUMBER:8"))];
+        let set = Edit::Set { positions };
+        assert!(matches!(self.store.edit(&scope, &set, false).await, Ok(None)));
+        a.look().await;
+        assert_eq!(a.lease(1).start, None, "a position that was set is of any stream");
+    }
+}

@@ -1,0 +1,158 @@
+//! Whose position it is: a stream that is deleted and created again.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::testing::{Kinesis, Stream};
+use kinestream::{
+    Checkpoint, CheckpointStore, ErrorKind, Event, MemoryStore, OnTrimmed, store::Scope,
+};
+use tokio::time::timeout;
+
+use crate::{assert_silent, calls, consumer, next, number, orders};
+
+const SHARD: &str = "shardId-000000000000";
+
+/// A stream of which one record is read, created again with other records.
+async fn created_again(store: &MemoryStore) -> (Kinesis, Stream) {
+    let (kinesis, before) = orders(1);
+    before.shard(0).put("0");
+    let first = consumer(&kinesis).store(store.clone()).build().unwrap();
+    let mut records = first.records();
+    assert_eq!(number(&next(&mut records).await), 0);
+    assert_silent(&mut records).await;
+    drop(records);
+    first.close().await.unwrap();
+    kinesis.delete_stream("orders");
+    let again = kinesis.create_stream("orders", 1);
+    again.shard(0).put("1");
+    (kinesis, again)
+}
+
+#[tokio::test(start_paused = true)]
+async fn recreated_stream_is_an_error_by_default() {
+    let store = MemoryStore::new();
+    let (kinesis, _again) = created_again(&store).await;
+    // The error comes with each start, and nothing else does.
+    for _ in 0..2 {
+        let reads = calls(&kinesis, "GetRecords").len();
+        let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
+        let mut records = consumer.records();
+        let error = records.next().await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Trimmed);
+        assert_eq!(error.shard_id(), Some(SHARD));
+        assert!(error.to_string().contains("earlier stream of this name"), "{error}");
+        assert_silent(&mut records).await;
+        assert_eq!(calls(&kinesis, "GetRecords").len(), reads, "the shard is not read");
+        drop(records);
+        consumer.close().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn recreated_stream_is_read_by_policy() {
+    for policy in [OnTrimmed::TrimHorizon, OnTrimmed::Latest] {
+        let store = MemoryStore::new();
+        let (kinesis, again) = created_again(&store).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let consumer = consumer(&kinesis).store(store).on_trimmed(policy).build().unwrap();
+        let mut events = consumer.events();
+        let mut records = consumer.records();
+        if policy == OnTrimmed::Latest {
+            assert_silent(&mut records).await;
+            again.shard(0).put("2");
+            assert_eq!(number(&next(&mut records).await), 2);
+        } else {
+            assert_eq!(number(&next(&mut records).await), 1);
+        }
+        let is_gap = |event: &Event| matches!(event, Event::Gap { .. });
+        let mut gaps = 0;
+        while let Ok(Some(event)) = timeout(Duration::from_secs(1), events.next()).await {
+            gaps += usize::from(is_gap(&event));
+        }
+        assert_eq!(gaps, 1, "one gap is reported");
+    }
+}
+
+/// The old shard was read to its end; the new one of the same name is not taken for finished.
+#[tokio::test(start_paused = true)]
+async fn finished_shard_of_a_recreated_stream_is_read() {
+    let store = MemoryStore::new();
+    let (kinesis, before) = orders(1);
+    before.shard(0).put("0");
+    before.shard(0).split();
+    let first = consumer(&kinesis).store(store.clone()).build().unwrap();
+    let mut records = first.records();
+    assert_eq!(number(&next(&mut records).await), 0);
+    assert_silent(&mut records).await;
+    drop(records);
+    first.close().await.unwrap();
+    kinesis.delete_stream("orders");
+    kinesis.create_stream("orders", 1).shard(0).put("1");
+    let second =
+        consumer(&kinesis).store(store).on_trimmed(OnTrimmed::TrimHorizon).build().unwrap();
+    assert_eq!(number(&next(&mut second.records()).await), 1);
+}
+
+/// A worker that reads on while its stream is exchanged under it.
+#[tokio::test(start_paused = true)]
+async fn stream_recreated_while_it_is_read_is_read_by_policy() {
+    let (kinesis, before) = orders(1);
+    before.shard(0).put("0");
+    let consumer = consumer(&kinesis)
+        .on_trimmed(OnTrimmed::TrimHorizon)
+        .discovery_interval(Duration::from_secs(5))
+        .build()
+        .unwrap();
+    let mut records = consumer.records();
+    assert_eq!(number(&next(&mut records).await), 0);
+    assert_silent(&mut records).await;
+    kinesis.delete_stream("orders");
+    kinesis.create_stream("orders", 1).shard(0).put("1");
+    let mut read = Vec::new();
+    while read.is_empty() {
+        match timeout(Duration::from_secs(600), records.next()).await.unwrap().unwrap() {
+            Ok(record) => read.push(number(&record)),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Trimmed, "{error}"),
+        }
+    }
+    assert_eq!(read, [1]);
+}
+
+/// Positions that know of no start, as those of an earlier version or an import.
+#[tokio::test(start_paused = true)]
+async fn position_before_the_start_of_its_shard_is_an_error() {
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put("0");
+    let store = MemoryStore::new();
+    let position: Checkpoint = "AFTER_SEQUENCE_NUMBER:7".parse().unwrap();
+    let scope = Scope::new("default", "orders");
+    store.save(&scope, &[(SHARD.parse().unwrap(), position)]).await.unwrap();
+    let consumer = consumer(&kinesis).store(store).build().unwrap();
+    let mut records = consumer.records();
+    let error = records.next().await.unwrap().unwrap_err();
+    assert_eq!((error.kind(), error.shard_id()), (ErrorKind::Trimmed, Some(SHARD)));
+    assert!(error.to_string().contains("earlier stream"), "{error}");
+    assert_silent(&mut records).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn start_is_learned_from_the_listing() {
+    let (kinesis, orders) = orders(1);
+    let last = orders.shard(0).put("0");
+    let store = MemoryStore::new();
+    let position = Checkpoint::AfterSequence { sequence_number: last, sub_sequence_number: None };
+    let scope = Scope::new("default", "orders");
+    store.save(&scope, &[(SHARD.parse().unwrap(), position)]).await.unwrap();
+    let consumer = consumer(&kinesis).store(store).build().unwrap();
+    let mut records = consumer.records();
+    assert_silent(&mut records).await;
+    let lease = &consumer.positions().await.unwrap()[&SHARD.parse().unwrap()];
+    assert!(lease.start.is_some(), "{lease:?}");
+    // Children are named by the end of their parent, which does not name their starts.
+    orders.shard(0).split();
+    assert_silent(&mut records).await;
+    for (shard, lease) in consumer.positions().await.unwrap() {
+        assert!(lease.start.is_some(), "{shard}: {lease:?}");
+    }
+}
