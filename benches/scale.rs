@@ -1,6 +1,6 @@
 //! What many shards cost, what more cores give, and how long a record takes.
 //!
-//!     KINESTREAM_UNPACED=1 cargo bench --features testing --bench scale
+//!     RUSTFLAGS='--cfg kinestream_unpaced' cargo bench --features testing --bench scale
 //!
 //! Kinesis is in memory. Where time passes, it is tokio's paused clock that does, so an hour's pauses
 //! take no time; what is said of CPU is the process's own.
@@ -174,8 +174,10 @@ async fn delays(interval: Duration, latency: Duration) -> [Duration; 2] {
 }
 
 fn main() {
-    if option_env!("KINESTREAM_UNPACED").is_none() {
-        println!("build it with KINESTREAM_UNPACED=1, or it measures the pauses of Kinesis");
+    if !cfg!(kinestream_unpaced) {
+        println!(
+            "build it with RUSTFLAGS='--cfg kinestream_unpaced', or it measures the pauses of Kinesis"
+        );
         return;
     }
     let arguments: Vec<String> = std::env::args().collect();

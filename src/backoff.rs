@@ -26,8 +26,8 @@ pub(crate) struct Limits {
 
 /// Calls for one shard: at most 5 `GetRecords` and 5 `GetShardIterator` calls per second
 /// (<https://docs.aws.amazon.com/streams/latest/dev/service-sizes-and-limits.html>), so a retry
-/// waits at least 200 ms.
-pub(crate) const SHARD_CALLS: Limits = Limits::millis(200, 400, 25_600);
+/// waits at least 210 ms.
+pub(crate) const SHARD_CALLS: Limits = Limits::millis(210, 400, 25_600);
 
 /// Calls that failed for a reason which only the caller can remove, such as missing permissions.
 pub(crate) const REPORTED_CALLS: Limits = Limits::millis(15_000, 30_000, 30_000);

@@ -10,6 +10,10 @@ use crate::backoff::{Backoff, REPORTED_CALLS, SHARD_CALLS};
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
 pub(crate) const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 
+/// Calls are this much further apart, so that five of them are 50 ms longer under way than a second:
+/// Kinesis counts when they arrive, and the network delays one more than another.
+const MARGIN: Duration = Duration::from_millis(10);
+
 /// Two mebibytes a second and shard, from the same page: an answer of 10 MiB makes the calls of
 /// the next 5 seconds fail.
 const BYTES_PER_SECOND: u64 = 2 * 1024 * 1024;
@@ -32,21 +36,24 @@ const GAP: f64 = 0.1;
 /// second more, since the two clocks count from other moments.
 const RESUBSCRIBE_PAUSE: Duration = Duration::from_millis(5100);
 
-/// Set when the crate's own benchmark builds it: a shard that is behind is read without a pause, so
-/// that what is measured is not waiting. No option of anybody else's, who would be throttled.
-const UNPACED: bool = option_env!("KINESTREAM_UNPACED").is_some();
+/// Set by the compiler flag with which the crate's own benchmarks are built: a shard that is behind is
+/// read without a pause, so that they measure no waiting. No environment variable and no feature sets
+/// it.
+const UNPACED: bool = cfg!(kinestream_unpaced);
 
 /// The pace of one shard's calls: never more than five in a second, nor more bytes than are
 /// granted; slower when there is nothing to read, when throttled and when calls fail.
 ///
 /// A pause after an answer counts from the moment of the call, so a slow answer costs nothing; one after
-/// a failure counts from the failure.
+/// a failure counts from the failure, and one for the bytes of an answer from when it was read.
 #[derive(Debug)]
 pub(crate) struct Pace {
     ticks: Interval,
     /// The pause while the shard has nothing new.
     idle: Duration,
     asked: Instant,
+    /// When the bytes read so far are paid for.
+    paid_at: Option<Instant>,
     /// How long before it the call before it was.
     since: Duration,
     /// Calls a second, as far as throttling lets it.
@@ -66,6 +73,7 @@ impl Pace {
             ticks,
             idle,
             asked: start,
+            paid_at: None,
             since: Duration::ZERO,
             rate: MOST_CALLS,
             failures: Backoff::new(SHARD_CALLS),
@@ -91,13 +99,19 @@ impl Pace {
     pub(crate) fn answered(&mut self, bytes: usize, behind: bool) {
         self.failures.succeeded();
         self.rate = (self.rate + FASTER * self.since.as_secs_f64()).min(MOST_CALLS);
-        let earned = Duration::from_millis((bytes as u64 * 1000).div_ceil(BYTES_PER_SECOND));
         if UNPACED && behind {
             return self.pause(Duration::ZERO);
         }
         let gap = SHORTEST_PAUSE.mul_f64(GAP * fastrand::f64());
         let wanted = if behind { SHORTEST_PAUSE + gap } else { self.idle };
-        self.pause(earned.max(wanted).max(self.throttle()));
+        self.read(bytes);
+        self.pause(wanted.max(self.throttle()));
+    }
+
+    /// So many bytes were read, or sent to us and cut short: Kinesis counts the whole answer.
+    pub(crate) fn read(&mut self, bytes: usize) {
+        let earned = Duration::from_millis((bytes as u64 * 1000).div_ceil(BYTES_PER_SECOND));
+        self.paid_at = self.paid_at.max(Some(Instant::now() + earned));
     }
 
     /// Kinesis asked for fewer calls.
@@ -106,10 +120,11 @@ impl Pace {
         self.pause(self.throttle());
     }
 
-    /// A subscription has begun: the next one may take over after five seconds.
+    /// A subscription has begun, maybe long after its turn: the next one may take over after five
+    /// seconds.
     pub(crate) fn subscribed(&mut self) {
         self.failures.succeeded();
-        self.pause(RESUBSCRIBE_PAUSE);
+        self.pause_from_now(RESUBSCRIBE_PAUSE);
     }
 
     /// Somebody else has subscribed, and must let go: that is seen after five seconds.
@@ -133,19 +148,21 @@ impl Pace {
     /// colliding.
     fn throttle(&self) -> Duration {
         if self.rate >= MOST_CALLS {
-            return SHORTEST_PAUSE;
+            return SHORTEST_PAUSE + MARGIN;
         }
         let pause = Duration::from_secs_f64((0.75 + fastrand::f64() / 2.0) / self.rate);
-        pause.max(SHORTEST_PAUSE)
+        pause.max(SHORTEST_PAUSE + MARGIN)
     }
 
     fn pause(&mut self, pause: Duration) {
-        self.ticks.reset_at((self.asked + pause).max(Instant::now()));
+        let due = (self.asked + pause).max(Instant::now());
+        self.ticks.reset_at(self.paid_at.map_or(due, |paid| paid.max(due)));
     }
 
     /// A call that failed late is not retried at once.
     fn pause_from_now(&mut self, pause: Duration) {
-        self.ticks.reset_at(Instant::now() + pause);
+        let due = Instant::now() + pause;
+        self.ticks.reset_at(self.paid_at.map_or(due, |paid| paid.max(due)));
     }
 }
 
@@ -174,7 +191,7 @@ mod tests {
     async fn behind_is_five_a_second_and_caught_up_the_interval() {
         let mut pace = Pace::new(Duration::from_secs(1));
         let behind = pause_after(&mut pace, |pace| pace.answered(10, true)).await;
-        assert_near(behind, Duration::from_millis(200));
+        assert_near(behind, Duration::from_millis(210));
         let idle = pause_after(&mut pace, |pace| pace.answered(0, false)).await;
         assert_near(idle, Duration::from_secs(1));
     }
@@ -184,6 +201,42 @@ mod tests {
         let mut pace = Pace::new(Duration::from_secs(1));
         let pause = pause_after(&mut pace, |pace| pace.answered(10 << 20, true)).await;
         assert_near(pause, Duration::from_secs(5));
+    }
+
+    /// Kinesis allows five calls a second, and the network may delay the first by 50 ms more than
+    /// the sixth.
+    #[tokio::test(start_paused = true)]
+    async fn calls_at_the_shortest_interval_keep_a_margin() {
+        let mut pace = Pace::new(SHORTEST_PAUSE);
+        let mut calls = Vec::new();
+        for behind in [false, true].repeat(30) {
+            pace.turn().await;
+            pace.asks();
+            calls.push(Instant::now());
+            pace.answered(1, behind);
+        }
+        for six in calls.windows(6) {
+            assert!(six[5] - six[0] >= Duration::from_millis(1050), "{:?}", six[5] - six[0]);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_are_paid_for_from_when_they_were_read() {
+        let mut pace = Pace::new(Duration::from_secs(1));
+        pace.turn().await;
+        pace.asks();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        pace.answered(10 << 20, true);
+        let read = Instant::now();
+        pace.turn().await;
+        assert_near(read.elapsed(), Duration::from_secs(5));
+        // An answer that was cut short counts as a whole.
+        pace.asks();
+        pace.read(4 << 20);
+        pace.failed();
+        let failed = Instant::now();
+        pace.turn().await;
+        assert_near(failed.elapsed(), Duration::from_secs(2));
     }
 
     fn assert_rate(pause: Duration, rate: f64) {
@@ -207,7 +260,7 @@ mod tests {
             pace.answered(1, true);
         }
         let recovered = pause_after(&mut pace, |pace| pace.answered(1, true)).await;
-        assert!(recovered <= Duration::from_millis(222), "{recovered:?}");
+        assert!(recovered <= Duration::from_millis(232), "{recovered:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -222,6 +275,6 @@ mod tests {
         let asked = Instant::now();
         pace.answered(1, true);
         pace.turn().await;
-        assert_near(asked.elapsed(), Duration::from_millis(200));
+        assert_near(asked.elapsed(), Duration::from_millis(210));
     }
 }

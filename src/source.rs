@@ -8,12 +8,14 @@ mod aggregation;
 mod batch;
 mod budget;
 mod connections;
+mod demand;
 mod doubt;
 mod fan_out;
 mod hash_range;
 mod kinesis;
 mod listing;
 mod polling;
+mod portion;
 mod position;
 mod progress;
 mod registration;
@@ -36,6 +38,7 @@ use crate::record::{Finish, SequenceNumber};
 pub(crate) use batch::Batch;
 pub use budget::Budget;
 pub(crate) use budget::Space;
+pub(crate) use demand::Demand;
 use fan_out::FanOut;
 pub(crate) use kinesis::{Kinesis, KnownShard, MOST_CLOCK_SKEW};
 pub(crate) use listing::{ListedShard, Listing, unusable};
@@ -67,7 +70,8 @@ pub(crate) struct Subject {
 impl Subject {
     /// The source. It asks for nothing until it is polled.
     pub(crate) fn into_source(self) -> Source {
-        let Self { interval, limit, budget, .. } = self;
+        let Self { interval, limit, .. } = self;
+        let memory = self.budget.shard();
         let progress = Progress {
             kinesis: self.kinesis,
             observer: self.observer,
@@ -80,8 +84,8 @@ impl Subject {
             state: State::default(),
         };
         match self.fan_out {
-            Some(registration) => FanOut::new(progress, registration, budget).into_source(),
-            None => Polling::new(progress, limit, budget).into_source(),
+            Some(registration) => FanOut::new(progress, registration, memory).into_source(),
+            None => Polling::new(progress, limit, memory).into_source(),
         }
     }
 }
@@ -138,6 +142,7 @@ fn batches(mut source: impl Asks) -> BoxStream<'static, Result<Fetched>> {
 /// The records of one shard. After an error it goes on, unless it ends.
 pub(crate) struct Source {
     batches: BoxStream<'static, Result<Fetched>>,
+    demand: Demand,
     /// Lets go of what would be pushed.
     rest: Option<Box<dyn Fn() + Send>>,
 }
@@ -145,6 +150,11 @@ pub(crate) struct Source {
 impl Source {
     pub(crate) async fn next(&mut self) -> Option<Result<Fetched>> {
         self.batches.next().await
+    }
+
+    /// How urgently the caller wants the next batch.
+    pub(crate) fn demand(&self) -> &Demand {
+        &self.demand
     }
 
     /// Nobody has asked for more for a while: whatever would be pushed meanwhile is let go.

@@ -1,9 +1,8 @@
 //! What reading costs, next to the bare loop of the SDK.
 //!
-//!     KINESTREAM_UNPACED=1 cargo bench --bench consumption
+//!     RUSTFLAGS='--cfg kinestream_unpaced' cargo bench --bench consumption
 //!
-//! `KINESTREAM_UNPACED`, set when the crate is built, lets a shard that is behind be read without a
-//! pause. Behind `--`: `--rounds 5`, `--sizes 100,1000`, `--only records-16` or
+//! The flag lets a shard that is behind be read without a pause. Behind `--`: `--rounds 5`, `--sizes 100,1000`, `--only records-16` or
 //! `--only follow`, `--json FILE`.
 //!
 //! Canned answers come over loopback from a process of their own. Each measurement is a process of
@@ -144,8 +143,10 @@ fn main() {
         Some("read") => tell(&arguments[1], subject::measure),
         Some("follow") => tell(&arguments[1], idle::measure),
         // So do `cargo test --benches` and an accidental build with pauses end at once.
-        _ if option_env!("KINESTREAM_UNPACED").is_none() => {
-            println!("build it with KINESTREAM_UNPACED=1, or it measures the pauses of Kinesis");
+        _ if !cfg!(kinestream_unpaced) => {
+            println!(
+                "build it with RUSTFLAGS='--cfg kinestream_unpaced', or it measures the pauses of Kinesis"
+            );
         }
         _ => compare(&Options::of(&arguments)),
     }

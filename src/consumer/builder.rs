@@ -146,8 +146,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How many batches of a shard are fetched ahead of demand. 0 fetches only when a record is
-    /// asked for.
+    /// How many batches of a shard are fetched ahead of demand, from memory that is free, once the second
+    /// record of the batch before was taken. 0 fetches only when a record is asked for.
     ///
     /// Default: 1. At most 1,000.
     pub fn prefetch(mut self, batches: usize) -> Self {
@@ -155,11 +155,13 @@ impl ConsumerBuilder {
         self
     }
 
-    /// The most bytes of payloads and partition keys that are buffered, over all shards. One
-    /// batch, which may have 10 MiB, always fits.
+    /// The most bytes of payloads and partition keys that are buffered, over all shards.
     ///
-    /// While an answer is read it counts twice, as its text and as the records made of it. One for
-    /// which there is no room is not read: its shard asks again when there is.
+    /// Each shard may hold 64 KiB or one record (with [`fan_out`](Self::fan_out): one event) beside it, so
+    /// a shard whose caller waits for a record makes progress whatever other shards hold. While an
+    /// answer is read it counts twice, as its text and as the records made of it. One for which there
+    /// is no room is not read: its shard asks again for fewer records, or, ahead of demand, when
+    /// there is room.
     ///
     /// Default: 64 MiB. At least 1.
     pub fn max_buffered_bytes(mut self, bytes: usize) -> Self {
@@ -169,7 +171,7 @@ impl ConsumerBuilder {
 
     /// Has this consumer share the memory of others, for a program that reads several streams: what is
     /// buffered of all of them is within one budget. A consumer whose records nobody takes may hold all
-    /// of it, and the others wait then.
+    /// of it; the others then read within the reserves of their shards, 64 KiB each.
     ///
     /// Default: none, a budget of its own of [`max_buffered_bytes`](Self::max_buffered_bytes), which
     /// means nothing beside one that is shared.

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::Closing;
 use crate::error::{self, Error, ErrorKind, Panic};
 use crate::observe::{Event, ShardObserver, Task};
-use crate::source::{Fetched, Source};
+use crate::source::{Demand, Fetched, Source};
 
 /// How long nobody may ask for more until what is pushed is let go. To subscribe again takes as long,
 /// at worst; and what is pushed and not read holds up others of the same connection.
@@ -20,23 +20,25 @@ const REST_AFTER: Duration = Duration::from_secs(10);
 
 /// A permit, once there is demand. A source that waits long for it rests meanwhile.
 async fn wanted<'a>(
-    demand: &'a Semaphore,
+    permits: &'a Semaphore,
     source: &mut Source,
 ) -> Result<SemaphorePermit<'a>, AcquireError> {
-    if let Ok(permit) = timeout(REST_AFTER, demand.acquire()).await {
+    if let Ok(permit) = timeout(REST_AFTER, permits.acquire()).await {
         return permit;
     }
     source.rest();
-    demand.acquire().await
+    permits.acquire().await
 }
 
 /// Batches of a source, fetched by a task of its own: a fetch under way goes on while the caller
 /// is busy elsewhere. Dropping the feed ends the task.
 pub(crate) struct Feed {
     /// A permit for each batch that may be fetched.
-    demand: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
+    demand: Demand,
     /// Permits given out, less what has come in.
     outstanding: usize,
+    received: u64,
     messages: mpsc::UnboundedReceiver<Message>,
     _task: JoinSet<()>,
 }
@@ -61,16 +63,16 @@ pub(crate) enum Received {
 impl Feed {
     /// Fetches nothing until something is wanted, and nothing more when it is over.
     pub(crate) fn start(mut source: Source, mut over: Closing, observer: ShardObserver) -> Self {
-        let demand = Arc::new(Semaphore::new(0));
+        let (permits, demand) = (Arc::new(Semaphore::new(0)), source.demand().clone());
         // Never holds more than what was wanted, plus the end.
         let (sender, messages) = mpsc::unbounded_channel();
         let mut task = JoinSet::new();
         task.spawn({
-            let demand = Arc::clone(&demand);
+            let permits = Arc::clone(&permits);
             let (fetched, buffered) = (sender.clone(), observer.clone());
             let fetching = async move {
                 // The permit stays with the item: it is given anew when the item was received.
-                while let Ok(permit) = wanted(&demand, &mut source).await {
+                while let Ok(permit) = wanted(&permits, &mut source).await {
                     permit.forget();
                     let Some(item) = source.next().await else {
                         return;
@@ -78,6 +80,7 @@ impl Feed {
                     if let Ok(Fetched::Records(batch, _)) = &item {
                         buffered.fetched(batch.len(), batch.origin().millis_behind_latest);
                     }
+                    source.demand().sent();
                     if fetched.send(Message::Fetched(item)).is_err() {
                         return;
                     }
@@ -104,14 +107,31 @@ impl Feed {
                 let _nobody_reads = sender.send(last);
             }
         });
-        Self { demand, outstanding: 0, messages, _task: task }
+        Self { permits, demand, outstanding: 0, received: 0, messages, _task: task }
     }
 
-    /// Has at least so many batches fetched or under way.
-    pub(crate) fn want(&mut self, batches: usize) {
+    /// Has the next batch fetched, since the caller waits for it.
+    pub(crate) fn urge(&mut self) {
+        self.demand.urge(self.received);
+        self.want(1);
+    }
+
+    /// Has at least so many batches fetched, as far as memory is free.
+    pub(crate) fn fetch_ahead(&mut self, batches: usize) {
+        self.demand.fetch_ahead();
+        self.want(batches);
+    }
+
+    fn want(&mut self, batches: usize) {
         let missing = batches.saturating_sub(self.outstanding);
-        self.demand.add_permits(missing);
+        self.permits.add_permits(missing);
         self.outstanding += missing;
+    }
+
+    /// Has no fetch begin until one is wanted again.
+    pub(crate) fn hold(&mut self) {
+        self.demand.hold();
+        self.outstanding -= self.permits.forget_permits(self.outstanding);
     }
 
     /// The next batch, or how the task has ended.
@@ -119,6 +139,7 @@ impl Feed {
         Poll::Ready(match ready!(self.messages.poll_recv(context)) {
             Some(Message::Fetched(fetched)) => {
                 self.outstanding = self.outstanding.saturating_sub(1);
+                self.received += 1;
                 Received::Fetched(fetched)
             }
             Some(Message::Ended) => Received::Ended,

@@ -152,7 +152,12 @@ impl Reading {
         if let Err(error) = ready!(self.writer.poll_open(context, &mut self.until_saved)) {
             return Poll::Ready(Some(Err(error)));
         }
-        let room = ready!(self.watermark.poll_room(context, self.max_in_flight));
+        let Poll::Ready(room) = self.watermark.poll_room(context, self.max_in_flight) else {
+            if let State::Reading { feed, .. } = &mut self.state {
+                feed.hold();
+            }
+            return Poll::Pending;
+        };
         let most = room.min(self.longest_run);
         loop {
             let (feed, desk) =
@@ -170,7 +175,11 @@ impl Reading {
                 }
                 None => {}
             }
-            let fetched = match ready!(feed.poll_receive(context)) {
+            let Poll::Ready(received) = feed.poll_receive(context) else {
+                feed.urge();
+                return Poll::Pending;
+            };
+            let fetched = match received {
                 Received::Fetched(fetched) => fetched,
                 Received::Ended => {
                     self.state = State::Done;
@@ -204,8 +213,7 @@ impl Reading {
     }
 }
 
-/// The feed, wanting what is missing: beside the batch that runs are taken of, as many as are to be
-/// fetched ahead; without one, at least one.
+/// The feed, fetching ahead once the caller has come back for the second record of its batch.
 fn started<'a>(
     state: &'a mut State,
     prefetch: usize,
@@ -220,7 +228,12 @@ fn started<'a>(
     }
     match state {
         State::Reading { feed, desk } => {
-            feed.want(if desk.is_empty() { prefetch.max(1) } else { prefetch });
+            // A caller that stays with the first record of a batch may stay for good.
+            if desk.is_untouched() {
+                feed.hold();
+            } else if !desk.is_empty() {
+                feed.fetch_ahead(prefetch);
+            }
             (feed, desk)
         }
         State::Idle(_) | State::Done => unreachable!("only called while there is a source"),

@@ -36,6 +36,8 @@ struct Buffer {
     space: Space,
     /// What was wrong with the record behind the last one.
     wrong: Option<Error>,
+    /// No record of it was handed out.
+    is_untouched: bool,
 }
 
 /// The next records of a batch, in order.
@@ -53,14 +55,20 @@ pub(crate) struct Run {
 impl Desk {
     /// A batch, and the memory that it was granted, for an empty desk.
     pub(crate) fn put(&self, batch: Batch, space: Space) {
-        *self.lock() = Place::Taken(Buffer { batch, space, wrong: None });
+        *self.lock() = Place::Taken(Buffer { batch, space, wrong: None, is_untouched: true });
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         matches!(*self.lock(), Place::Empty)
     }
 
-    /// The next records, at most so many; `None` when there are no more, or none may be handed out.
+    /// Whether no record of the batch was handed out.
+    pub(super) fn is_untouched(&self) -> bool {
+        matches!(&*self.lock(), Place::Taken(buffer) if buffer.is_untouched)
+    }
+
+    /// The next records, at most so many, and the first of a batch alone; `None` when there are no
+    /// more, or none may be handed out.
     pub(super) fn next_run(
         &self,
         most: usize,
@@ -80,11 +88,13 @@ impl Desk {
             *place = Place::Empty;
             return Some(Err(wrong));
         }
+        let most = if buffer.is_untouched { 1 } else { most };
         let left = most.min(buffer.batch.len());
         let Some(next) = watermark.hand_out(left) else {
             *place = Place::Taken(buffer);
             return None;
         };
+        buffer.is_untouched = false;
         buffer.batch.look_ahead(left);
         let (desk, hold) = (self.clone(), Arc::clone(tenure.hold()));
         Some(Ok(Run { buffer, next, left, desk, hold, until: None }))
@@ -129,7 +139,7 @@ impl Run {
         *self.desk.lock() = if is_over {
             Place::Empty
         } else {
-            drop(self.buffer.space.split(self.buffer.batch.take_bytes()));
+            self.buffer.space.release(self.buffer.batch.take_bytes());
             Place::Taken(self.buffer)
         };
     }

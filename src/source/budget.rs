@@ -1,16 +1,38 @@
 //! How many bytes may be buffered, over all shards of a consumer.
+//!
+//! ```text
+//!   a fetch of      takes                                    where that is not free
+//!   ─────────────── ──────────────────────────────────────── ──────────────────────────────────
+//!   Held            nothing                                  waits until the caller wants more
+//!   Ahead           the shard's reserve, and free memory     waits for memory, or until it is urgent
+//!   Urgent          the shard's reserve, and free memory     asks for fewer records, at least one
+//!
+//!   its answer      more of both, once its length is known   is turned away; an urgent one of one
+//!                                                            record is read all the same
+//! ```
+//!
+//! Nobody queues for memory, so memory that is released is never set aside for a fetch that cannot
+//! begin yet. The reserve is each shard's own: a shard whose caller waits makes progress, whatever
+//! other shards hold.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 
-/// The unit of the account: a semaphore counts in `u32`, and budgets may be larger than 4 GiB.
-const UNIT: usize = 1024;
+use super::demand::{Demand, Urgency};
 
-/// The memory that all shards of a consumer share, or those of several consumers. First come, first
-/// served. Cheap to clone: the clones are one.
+/// What each shard may hold beside the budget: an answer of 32 KiB while it is read.
+pub(super) const RESERVE: usize = 64 * 1024;
+
+/// The memory that all shards of a consumer share, or those of several consumers. Cheap to clone: the
+/// clones are one.
 ///
 /// For [`ConsumerBuilder::budget`](crate::ConsumerBuilder::budget), where consumers are to share one.
+///
+/// Each shard has a reserve of 64 KiB beside it, so a shard whose records are asked for makes progress
+/// whatever other shards and consumers hold.
 ///
 /// ```no_run
 /// # fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
@@ -22,78 +44,193 @@ const UNIT: usize = 1024;
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone)]
-pub struct Budget {
-    free: Arc<Semaphore>,
-    units: u32,
+pub struct Budget(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    pool: Pool,
+    /// Some of the pool was released.
+    released: Notify,
 }
 
-/// A part of a [`Budget`], given back when it is dropped.
+/// Bytes to be taken and released.
+#[derive(Debug)]
+struct Pool {
+    size: usize,
+    taken: AtomicUsize,
+}
+
+/// What one shard may take: of its reserve first, and then of the budget.
+#[derive(Debug, Clone)]
+pub(super) struct ShardMemory(Arc<Both>);
+
+#[derive(Debug)]
+struct Both {
+    reserve: Pool,
+    shared: Arc<Shared>,
+}
+
+/// Memory that a shard has taken, released when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Space {
-    permit: OwnedSemaphorePermit,
-    /// What it is for, which may be more than the whole budget.
+    memory: ShardMemory,
+    reserved: usize,
+    shared: usize,
+    /// What it is for, which may be more than was taken.
     bytes: usize,
 }
 
 impl Budget {
-    /// So many bytes, of which there is at least a kibibyte.
+    /// A budget of so many bytes.
     pub fn new(bytes: usize) -> Self {
-        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).max(1);
-        Self { free: Arc::new(Semaphore::new(units as usize)), units }
+        Self(Arc::new(Shared { pool: Pool::new(bytes), released: Notify::new() }))
     }
 
-    /// Waits for so many bytes, or for the whole budget where that is less: one batch always
-    /// fits.
+    /// How many bytes are taken, without the reserves of the shards.
+    pub(crate) fn taken(&self) -> usize {
+        self.0.pool.taken.load(Ordering::Acquire)
+    }
+
+    /// The memory of one more shard.
+    pub(super) fn shard(&self) -> ShardMemory {
+        let shared = Arc::clone(&self.0);
+        ShardMemory(Arc::new(Both { reserve: Pool::new(RESERVE), shared }))
+    }
+}
+
+impl Pool {
+    fn new(size: usize) -> Self {
+        Self { size, taken: AtomicUsize::new(0) }
+    }
+
+    fn free(&self) -> usize {
+        self.size.saturating_sub(self.taken.load(Ordering::Acquire))
+    }
+
+    /// Takes so many bytes, or what is free of them.
+    fn take(&self, bytes: usize) -> usize {
+        let part = |taken| bytes.min(self.size.saturating_sub(taken));
+        let add = |taken| Some(taken + part(taken));
+        let before = self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+        part(before.unwrap_or(self.size))
+    }
+
+    /// Takes so many bytes, or none.
+    fn try_take(&self, bytes: usize) -> bool {
+        let add = |taken: usize| taken.checked_add(bytes).filter(|taken| *taken <= self.size);
+        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
+    }
+
+    fn release(&self, bytes: usize) {
+        self.taken.fetch_sub(bytes, Ordering::AcqRel);
+    }
+}
+
+impl ShardMemory {
+    /// Memory for nothing yet.
+    pub(super) fn empty(&self) -> Space {
+        Space { memory: self.clone(), reserved: 0, shared: 0, bytes: 0 }
+    }
+
+    /// Waits until a fetch may begin, and takes the memory that it is expected to need. An urgent
+    /// one takes what is free of that.
     ///
     /// Cancel safe: dropped before it is ready, it has taken nothing.
-    pub(crate) async fn reserve(&self, bytes: usize) -> Space {
-        let permit = Arc::clone(&self.free).acquire_many_owned(self.units_of(bytes)).await;
-        match permit {
-            Ok(permit) => Space { permit, bytes },
-            // Nothing ever closes the semaphore.
-            Err(_closed) => std::future::pending().await,
-        }
-    }
-
-    /// How many bytes are taken, rounded to what is counted.
-    pub(crate) fn taken(&self) -> usize {
-        (self.units as usize).saturating_sub(self.free.available_permits()) * UNIT
-    }
-
-    /// Makes the space as large as so many bytes need; `false` where that is not free now.
-    pub(crate) fn resize(&self, space: &mut Space, bytes: usize) -> bool {
-        let (held, wanted) = (space.permit.num_permits(), self.units_of(bytes) as usize);
-        if wanted <= held {
-            drop(space.permit.split(held - wanted));
-        } else {
-            // Both are at most `units`.
-            let missing = u32::try_from(wanted - held).unwrap_or(u32::MAX);
-            match Arc::clone(&self.free).try_acquire_many_owned(missing) {
-                Ok(more) => space.permit.merge(more),
-                Err(_not_free) => return false,
+    pub(super) async fn grant(&self, demand: &Demand, bytes: usize) -> Space {
+        loop {
+            let mut released = pin!(self.0.shared.released.notified());
+            let mut changed = pin!(demand.changed());
+            // Neither is missed from here on.
+            released.as_mut().enable();
+            changed.as_mut().enable();
+            let mut space = self.empty();
+            match demand.urgency() {
+                Urgency::Urgent => {
+                    space.stretch(bytes);
+                    return space;
+                }
+                Urgency::Ahead if space.resize(bytes) => return space,
+                Urgency::Ahead => {
+                    tokio::select! {
+                        () = changed => {}
+                        () = released => {}
+                    }
+                }
+                Urgency::Held => changed.await,
             }
         }
-        space.bytes = bytes;
-        true
     }
 
-    fn units_of(&self, bytes: usize) -> u32 {
-        u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(self.units)
+    /// How many bytes the shard could take now.
+    pub(super) fn free(&self) -> usize {
+        self.0.reserve.free().saturating_add(self.0.shared.pool.free())
     }
 }
 
 impl Space {
-    /// Takes out the part for so many bytes, or all that is left. What stays covers the rest, as
-    /// far as the budget covered it at all: its last part is given back last.
-    pub(crate) fn split(&mut self, bytes: usize) -> Self {
-        let bytes = bytes.min(self.bytes);
-        self.bytes -= bytes;
-        let held = self.permit.num_permits();
-        let kept = self.bytes.div_ceil(UNIT).min(held);
-        match self.permit.split(held - kept) {
-            Some(permit) => Self { permit, bytes },
-            None => unreachable!("no more is split off than there is"),
+    /// An empty space of the same shard.
+    pub(super) fn none(&self) -> Self {
+        self.memory.empty()
+    }
+
+    /// How many bytes were taken.
+    pub(super) fn taken(&self) -> usize {
+        self.reserved + self.shared
+    }
+
+    /// Makes the space as large as so many bytes need; `false`, and no change, where that is not
+    /// free now.
+    pub(super) fn resize(&mut self, bytes: usize) -> bool {
+        let Both { reserve, shared } = &*self.memory.0;
+        let missing = bytes.saturating_sub(self.taken());
+        let reserved = reserve.take(missing);
+        if !shared.pool.try_take(missing - reserved) {
+            // Wakes nobody: a waiting fetch that tries in vain would wake itself.
+            reserve.release(reserved);
+            return false;
         }
+        self.reserved += reserved;
+        self.shared += missing - reserved;
+        self.shrink(bytes);
+        self.bytes = bytes;
+        true
+    }
+
+    /// Makes the space as large as so many bytes need, or as large as it may become.
+    pub(super) fn stretch(&mut self, bytes: usize) {
+        self.shrink(bytes);
+        self.reserved += self.memory.0.reserve.take(bytes - self.taken());
+        self.shared += self.memory.0.shared.pool.take(bytes - self.taken());
+        self.bytes = bytes;
+    }
+
+    /// Releases what so many bytes took. The last part is released last, where less was taken than
+    /// the bytes are.
+    pub(crate) fn release(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.shrink(self.bytes);
+    }
+
+    /// Keeps at most so many bytes: other shards have the first of what is released.
+    fn shrink(&mut self, bytes: usize) {
+        let surplus = self.taken().saturating_sub(bytes);
+        let shared = surplus.min(self.shared);
+        let reserved = surplus - shared;
+        if reserved > 0 {
+            self.reserved -= reserved;
+            self.memory.0.reserve.release(reserved);
+        }
+        if shared > 0 {
+            self.shared -= shared;
+            self.memory.0.shared.pool.release(shared);
+            self.memory.0.shared.released.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        self.shrink(0);
     }
 }
 
@@ -103,48 +240,84 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn gives_back_what_is_dropped() {
-        let budget = Budget::new(10 * UNIT);
-        let mut space = budget.reserve(8 * UNIT).await;
-        assert!(budget.reserve(3 * UNIT).now_or_never().is_none());
-        let part = space.split(4 * UNIT);
-        assert!(budget.reserve(3 * UNIT).now_or_never().is_none());
-        drop(part);
-        assert!(budget.reserve(3 * UNIT).now_or_never().is_some());
+    const KIBIBYTE: usize = 1024;
+
+    fn demand(urgency: Urgency) -> Demand {
+        let demand = Demand::default();
+        match urgency {
+            Urgency::Held => demand.hold(),
+            Urgency::Ahead => demand.fetch_ahead(),
+            Urgency::Urgent => demand.urge(0),
+        }
+        demand
     }
 
-    #[tokio::test]
-    async fn one_batch_always_fits() {
-        let budget = Budget::new(UNIT);
-        let mut space = budget.reserve(10 << 20).await;
-        assert!(budget.resize(&mut space, 10 << 20));
-        assert!(budget.reserve(1).now_or_never().is_none());
+    #[test]
+    fn space_is_released_when_it_is_dropped() {
+        let budget = Budget::new(10 * KIBIBYTE);
+        let memory = budget.shard();
+        let mut space = memory.empty();
+        assert!(space.resize(RESERVE + 8 * KIBIBYTE));
+        assert_eq!(budget.taken(), 8 * KIBIBYTE, "the reserve is taken first");
+        assert!(!memory.empty().resize(3 * KIBIBYTE));
+        space.release(4 * KIBIBYTE);
+        assert_eq!(budget.taken(), 4 * KIBIBYTE, "shared memory is released first");
+        drop(space);
+        assert_eq!((budget.taken(), memory.free()), (0, RESERVE + 10 * KIBIBYTE));
     }
 
-    #[tokio::test]
-    async fn what_is_more_than_the_budget_is_covered_to_its_last_byte() {
-        let budget = Budget::new(2 * UNIT);
-        let mut space = budget.reserve(5 * UNIT).await;
-        let mut parts = Vec::new();
-        for left in [2, 2, 2, 0] {
-            parts.push(space.split(UNIT + UNIT / 4));
-            drop(parts.pop());
-            let free = 2 - left;
-            assert!(budget.reserve(free * UNIT).now_or_never().is_some());
-            assert!(budget.reserve((free + 1) * UNIT).now_or_never().is_none() || left == 0);
+    #[test]
+    fn space_beyond_the_budget_is_covered_to_its_last_byte() {
+        let budget = Budget::new(2 * KIBIBYTE);
+        let mut space = budget.shard().empty();
+        space.stretch(RESERVE + 5 * KIBIBYTE);
+        for (released, taken) in [(3, 2), (1, 1), (1, 0)] {
+            space.release(released * KIBIBYTE);
+            assert_eq!(budget.taken(), taken * KIBIBYTE);
         }
     }
 
-    #[tokio::test]
-    async fn grows_only_into_what_is_free() {
-        let budget = Budget::new(10 * UNIT);
-        let mut space = budget.reserve(4 * UNIT).await;
-        let other = budget.reserve(4 * UNIT).await;
-        assert!(!budget.resize(&mut space, 7 * UNIT));
+    #[test]
+    fn space_grows_only_into_free_memory() {
+        let budget = Budget::new(10 * KIBIBYTE);
+        let (mut space, mut other) = (budget.shard().empty(), budget.shard().empty());
+        assert!(space.resize(RESERVE + 4 * KIBIBYTE));
+        assert!(other.resize(RESERVE + 4 * KIBIBYTE));
+        assert!(!space.resize(RESERVE + 7 * KIBIBYTE));
+        assert_eq!(space.taken(), RESERVE + 4 * KIBIBYTE, "a failed growth changes nothing");
         drop(other);
-        assert!(budget.resize(&mut space, 7 * UNIT));
-        assert!(budget.resize(&mut space, UNIT));
-        assert!(budget.reserve(9 * UNIT).now_or_never().is_some());
+        assert!(space.resize(RESERVE + 7 * KIBIBYTE));
+    }
+
+    #[tokio::test]
+    async fn urgent_fetch_begins_whatever_other_shards_hold() {
+        let budget = Budget::new(10 * KIBIBYTE);
+        let mut held = budget.shard().empty();
+        held.stretch(usize::MAX);
+        let space = budget.shard().grant(&demand(Urgency::Urgent), 1 << 20).now_or_never();
+        assert_eq!(space.expect("no wait").taken(), RESERVE);
+    }
+
+    #[tokio::test]
+    async fn fetch_ahead_waits_for_memory_until_it_is_urgent() {
+        let budget = Budget::new(10 * KIBIBYTE);
+        let (memory, demand) = (budget.shard(), demand(Urgency::Ahead));
+        let mut held = budget.shard().empty();
+        held.stretch(RESERVE + 10 * KIBIBYTE);
+        let bytes = RESERVE + 5 * KIBIBYTE;
+        let mut first = pin!(memory.grant(&demand, bytes));
+        assert!(first.as_mut().now_or_never().is_none());
+        held.release(4 * KIBIBYTE);
+        assert!(first.as_mut().now_or_never().is_none(), "too little is free");
+        held.release(KIBIBYTE);
+        let space = first.as_mut().now_or_never().expect("enough is free");
+        drop(space);
+        held.stretch(RESERVE + 10 * KIBIBYTE);
+        let mut second = pin!(memory.grant(&demand, bytes));
+        assert!(second.as_mut().now_or_never().is_none());
+        demand.hold();
+        assert!(second.as_mut().now_or_never().is_none());
+        demand.urge(0);
+        assert_eq!(second.as_mut().now_or_never().expect("urgent").taken(), RESERVE);
     }
 }

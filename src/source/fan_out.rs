@@ -21,11 +21,14 @@ use aws_sdk_kinesis::types::SubscribeToShardEvent;
 use tokio::time::Instant;
 
 use super::batch::size;
+use super::budget::ShardMemory;
+use super::demand::Demand;
 use super::doubt::{MISNUMBERED, OpenEnd};
 use super::progress::{Answer, Progress, Told, Unpacked, children};
 use super::registration::Registration;
+use super::room::while_read;
 use super::subscription::{Gauge, Message, Next, Subscription};
-use super::{Asks, Budget, KnownShard, Source, batches};
+use super::{Asks, KnownShard, Source, batches};
 use crate::error::{Failure, Remedy};
 use crate::observe::log_line;
 use crate::record::SequenceNumber;
@@ -37,7 +40,8 @@ const RENEW_AGAIN: Duration = Duration::from_secs(10);
 pub(super) struct FanOut {
     progress: Progress,
     registration: Arc<Registration>,
-    budget: Budget,
+    memory: ShardMemory,
+    demand: Demand,
     slot: Slot,
     /// How long the message is for which there was no room.
     expected: usize,
@@ -64,15 +68,19 @@ enum Refused {
 }
 
 impl FanOut {
-    pub(super) fn new(progress: Progress, registration: Arc<Registration>, budget: Budget) -> Self {
-        let slot = Slot::default();
-        Self { progress, registration, budget, slot, expected: 0, placed: true }
+    pub(super) fn new(
+        progress: Progress,
+        registration: Arc<Registration>,
+        memory: ShardMemory,
+    ) -> Self {
+        let (demand, slot) = (Demand::default(), Slot::default());
+        Self { progress, registration, memory, demand, slot, expected: 0, placed: true }
     }
 
     /// The source. It asks for nothing until it is polled.
     pub(super) fn into_source(self) -> Source {
-        let slot = Arc::clone(&self.slot);
-        Source { batches: batches(self), rest: Some(Box::new(move || drop(take(&slot)))) }
+        let (demand, slot) = (self.demand.clone(), Arc::clone(&self.slot));
+        Source { batches: batches(self), demand, rest: Some(Box::new(move || drop(take(&slot)))) }
     }
 
     /// A new subscription, if there is one. Where there is none, the old one goes on for a while.
@@ -92,7 +100,11 @@ impl FanOut {
             put(&self.slot, old);
         }
         match refused {
-            Refused::NoRoom(length) => self.lacks_room(length),
+            Refused::NoRoom(length) => {
+                // It had begun all the same.
+                self.progress.pace.subscribed();
+                self.lacks_room(length);
+            }
             Refused::Failed(failure) => self.progress.recover(failure).await?,
         }
         Ok(None)
@@ -100,7 +112,8 @@ impl FanOut {
 
     async fn subscribe(&self) -> Result<Subscription, Refused> {
         let consumer = self.registration.arn().await.map_err(Refused::Failed)?;
-        let gauge = Gauge::reserve(&self.budget, self.expected).await;
+        let spare = self.memory.grant(&self.demand, while_read(self.expected)).await;
+        let gauge = Gauge::new(spare, self.demand.clone());
         let (kinesis, shard) = (&self.progress.kinesis, self.progress.shard_id());
         let position = self.progress.begin();
         match kinesis.subscribe(&consumer, shard, &position, gauge.clone()).await {

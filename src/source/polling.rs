@@ -19,10 +19,13 @@ use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use tokio::time::Instant;
 
 use super::batch::size;
+use super::budget::ShardMemory;
+use super::demand::Demand;
 use super::doubt::{MISNUMBERED, OpenEnd};
+use super::portion::Portion;
 use super::progress::{Answer, Progress, Told, Unpacked, children};
 use super::room::{LARGEST_ANSWER, Room};
-use super::{Asks, Budget, Source, batches};
+use super::{Asks, Source, batches};
 use crate::error::{Failure, Remedy};
 use crate::observe::log_line;
 
@@ -31,29 +34,27 @@ use crate::observe::log_line;
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetShardIterator.html>.
 const ITERATOR_LIFE: Duration = Duration::from_secs(270);
 
-/// What is granted at least, before it is known how much it takes.
-const SMALL_ANSWER: usize = 32 * 1024;
-
 /// A shard that is polled.
 pub(super) struct Polling {
     progress: Progress,
-    limit: u32,
-    budget: Budget,
+    portion: Portion,
+    memory: ShardMemory,
+    demand: Demand,
     iterator: Option<Iterator>,
-    /// How long the next answer is taken to be.
-    expected: usize,
     /// Nothing has been read since the iterator was placed but what lay there already.
     placed: bool,
 }
 
 impl Polling {
-    pub(super) fn new(progress: Progress, limit: u32, budget: Budget) -> Self {
-        Self { progress, limit, budget, iterator: None, expected: SMALL_ANSWER, placed: true }
+    pub(super) fn new(progress: Progress, limit: u32, memory: ShardMemory) -> Self {
+        let (portion, demand) = (Portion::new(limit), Demand::default());
+        Self { progress, portion, memory, demand, iterator: None, placed: true }
     }
 
     /// The source. It asks for nothing until it is polled.
     pub(super) fn into_source(self) -> Source {
-        Source { batches: batches(self), rest: None }
+        let demand = self.demand.clone();
+        Source { batches: batches(self), demand, rest: None }
     }
 
     /// An iterator at the position.
@@ -77,10 +78,11 @@ impl Polling {
         let lag = answer.millis_behind_latest;
         let behind = lag.unwrap_or(0) > 0
             // Some servers never say that they have more: a full answer does.
-            || answer.records.len() >= self.limit as usize
+            || answer.records.len() >= self.portion.limit() as usize
             || bytes > LARGEST_ANSWER / 2;
-        self.expected = room.length().max(SMALL_ANSWER);
+        let length = room.length();
         let space = room.keep(bytes);
+        self.portion.answered(length, self.memory.free());
         let children = children(self.progress.shard_id(), answer.child_shards());
         self.iterator =
             answer.next_shard_iterator.filter(|text| !text.is_empty()).map(Iterator::new);
@@ -129,13 +131,18 @@ impl Asks for Polling {
             },
         };
         // Only an answer takes memory: iterators are asked for without waiting for it.
-        let room = Room::reserve(&self.budget, self.expected).await;
+        let space = self.memory.grant(&self.demand, self.portion.needed()).await;
         if !token.is_young() {
             return Ok(());
         }
+        if space.taken() < self.portion.needed() {
+            self.portion.reduce(space.taken());
+        }
+        let least = (self.portion.limit() == 1).then(|| self.demand.clone());
+        let room = Room::new(space, least);
         self.progress.pace.asks();
         // Both bounds are checked where the option is set.
-        let limit = i32::try_from(self.limit).unwrap_or(i32::MAX);
+        let limit = i32::try_from(self.portion.limit()).unwrap_or(i32::MAX);
         let failure = match self.progress.kinesis.records(&token.text, limit, &room).await {
             Ok(answer) => return self.read(answer, room).await,
             Err(failure) => failure,
@@ -143,14 +150,15 @@ impl Asks for Polling {
         if failure.remedy != Remedy::RestartIterator {
             self.iterator = Some(token);
         }
-        // Asked again, it will be as long: then the room is there before.
-        self.expected = self.expected.max(room.length());
         if room.was_short() {
-            let (shard, expected) = (self.progress.shard_id(), self.expected);
-            log_line!(debug, %shard, expected, "no room for an answer");
-            self.progress.pace.answered(expected.min(LARGEST_ANSWER), true);
+            let (shard, length) = (self.progress.shard_id(), room.length());
+            log_line!(debug, %shard, length, "no room for an answer");
+            // Asked again, it will be as long: then the room is there before, or it is made shorter.
+            self.portion.turned_away(length);
+            self.progress.pace.answered(length.min(LARGEST_ANSWER), true);
             return Ok(());
         }
+        self.progress.pace.read(room.length().min(LARGEST_ANSWER));
         drop(room);
         self.progress.recover(failure).await
     }

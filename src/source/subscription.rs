@@ -21,8 +21,9 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 use tokio::time::{Instant, timeout_at};
 
-use super::budget::{Budget, Space};
+use super::budget::Space;
 use super::connections::Place;
+use super::demand::Demand;
 use super::room::while_read;
 use crate::error::{Failure, contain};
 
@@ -59,16 +60,13 @@ pub(super) enum Next {
 }
 
 /// The memory of the message that an event was made of.
-pub(super) struct Message {
-    budget: Budget,
-    space: Space,
-}
+pub(super) struct Message(Space);
 
 impl Message {
     /// The memory of so many bytes, which are what the event was found to hold.
     pub(super) fn keep(mut self, bytes: usize) -> Space {
-        self.budget.resize(&mut self.space, bytes);
-        self.space
+        self.0.stretch(bytes);
+        self.0
     }
 }
 
@@ -100,9 +98,7 @@ impl Subscription {
         let mut gauge = self.gauge.lock();
         match received {
             Ok(Some(SubscribeToShardEventStream::SubscribeToShardEvent(event))) => {
-                let space = gauge.take_message();
-                gauge.give_back();
-                Next::Event(event, Message { budget: gauge.budget.clone(), space })
+                Next::Event(event, Message(gauge.take_message()))
             }
             Ok(Some(_of_a_later_version)) => {
                 drop(gauge.take_message());
@@ -121,15 +117,14 @@ pub(super) struct Gauge(Arc<Mutex<Measured>>);
 
 #[derive(Debug)]
 struct Measured {
-    budget: Budget,
-    space: Space,
+    demand: Demand,
     /// What was taken for the first event, before anything was read.
-    reserved: usize,
-    /// What the space is for.
-    granted: usize,
-    /// The lengths of the messages that have begun, and of which no event was made yet.
-    messages: VecDeque<usize>,
-    /// The beginning of the next one, as far as it is there.
+    spare: Space,
+    /// The memory of the messages that have begun, and of which no event was made yet.
+    messages: VecDeque<Space>,
+    /// The first message, by which a subscription begins, has been read.
+    has_begun: bool,
+    /// The beginning of the next message, as far as it is there.
     length: Vec<u8>,
     /// What is missing of the last one.
     left: usize,
@@ -142,15 +137,13 @@ struct Measured {
 const LENGTH: usize = 4;
 
 impl Gauge {
-    /// Waits for the memory of a message of that length.
-    pub(super) async fn reserve(budget: &Budget, length: usize) -> Self {
-        let reserved = while_read(length);
+    /// For a subscription whose first event was granted `spare`.
+    pub(super) fn new(spare: Space, demand: Demand) -> Self {
         Self(Arc::new(Mutex::new(Measured {
-            budget: budget.clone(),
-            space: budget.reserve(reserved).await,
-            reserved,
-            granted: reserved,
+            demand,
+            spare,
             messages: VecDeque::new(),
+            has_begun: false,
             length: Vec::with_capacity(LENGTH),
             left: 0,
             short: 0,
@@ -168,66 +161,60 @@ impl Gauge {
 }
 
 impl Measured {
-    /// Looks at what was read; whether there is room for the messages that have begun.
-    fn read(&mut self, mut data: &[u8]) -> bool {
-        while !data.is_empty() {
+    /// Looks at what was read, and returns how much of it there is room for: all of it, or what lies
+    /// before the first message without.
+    fn read(&mut self, data: &[u8]) -> usize {
+        let mut read = 0;
+        while read < data.len() {
+            let rest = &data[read..];
             if self.left > 0 {
-                let part = self.left.min(data.len());
+                let part = self.left.min(rest.len());
                 self.left -= part;
-                data = &data[part..];
+                read += part;
                 continue;
             }
-            let part = (LENGTH - self.length.len()).min(data.len());
-            self.length.extend_from_slice(&data[..part]);
-            data = &data[part..];
+            let part = (LENGTH - self.length.len()).min(rest.len());
+            self.length.extend_from_slice(&rest[..part]);
             if let Ok(length) = <[u8; LENGTH]>::try_from(&self.length[..]) {
                 self.length.clear();
                 let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
                 self.left = length.saturating_sub(LENGTH);
-                self.messages.push_back(length);
-                if !self.grow() {
+                if !self.admit(while_read(length)) {
                     self.short = length;
-                    return false;
+                    return read;
                 }
             }
+            read += part;
         }
-        true
+        read
     }
 
-    fn needed(&self) -> usize {
-        self.messages.iter().fold(0, |sum: usize, length| sum.saturating_add(while_read(*length)))
-    }
-
-    fn grow(&mut self) -> bool {
-        let needed = self.needed();
-        if needed > self.granted {
-            if !self.budget.resize(&mut self.space, needed) {
+    /// Takes the memory of a message. One always fits while the caller waits for it.
+    fn admit(&mut self, bytes: usize) -> bool {
+        let empty = self.spare.none();
+        let is_event = self.has_begun || !self.messages.is_empty();
+        let mut space = if is_event { std::mem::replace(&mut self.spare, empty) } else { empty };
+        let events_before = self.messages.len() - usize::from(!self.has_begun && is_event);
+        if !space.resize(bytes) {
+            let is_least = events_before == 0 && self.demand.is_urgent();
+            if !is_least && is_event {
                 return false;
             }
-            self.granted = needed;
+            space.stretch(bytes);
         }
+        self.messages.push_back(space);
         true
     }
 
-    /// The first message, by which a subscription begins, has been read: what was taken for the
-    /// first event is whole again.
+    /// The first message has been read.
     fn begin(&mut self) {
+        self.has_begun = true;
         self.messages.pop_front();
-        self.granted = self.reserved.max(self.needed());
-        self.budget.resize(&mut self.space, self.granted);
     }
 
     /// The memory of the next message.
     fn take_message(&mut self) -> Space {
-        let taken = self.messages.pop_front().map_or(0, while_read);
-        self.granted = self.granted.saturating_sub(taken);
-        self.space.split(taken)
-    }
-
-    /// Gives back what no message needs.
-    fn give_back(&mut self) {
-        self.granted = self.needed();
-        self.budget.resize(&mut self.space, self.granted);
+        self.messages.pop_front().unwrap_or_else(|| self.spare.none())
     }
 }
 
@@ -246,7 +233,8 @@ impl Intercept for Gauge {
         // An error is short, and no stream of messages.
         if response.status().is_success() {
             let body = std::mem::replace(response.body_mut(), SdkBody::taken());
-            let measured = MeasuredBody { body: Mutex::new(body), gauge: self.clone() };
+            let measured =
+                MeasuredBody { body: Mutex::new(body), gauge: self.clone(), is_over: false };
             *response.body_mut() = SdkBody::from_body_1_x(measured);
         }
         Ok(())
@@ -258,6 +246,8 @@ struct MeasuredBody {
     /// Never locked: only so that it may be shared, which nobody does.
     body: Mutex<SdkBody>,
     gauge: Gauge,
+    /// A message has begun for which there is no room.
+    is_over: bool,
 }
 
 impl Body for MeasuredBody {
@@ -268,13 +258,21 @@ impl Body for MeasuredBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        // What lies before the message without room is still delivered.
+        if self.is_over {
+            return Poll::Ready(Some(Err("there is no room for the message".into())));
+        }
         let body = self.body.get_mut().unwrap_or_else(PoisonError::into_inner);
         let frame = std::task::ready!(Pin::new(body).poll_frame(context));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
-            && !self.gauge.lock().read(data)
         {
-            return Poll::Ready(Some(Err("there is no room for the message".into())));
+            let read = self.gauge.lock().read(data);
+            if read < data.len() {
+                let before = data.slice(..read);
+                self.is_over = true;
+                return Poll::Ready(Some(Ok(Frame::data(before))));
+            }
         }
         Poll::Ready(frame)
     }
@@ -282,9 +280,10 @@ impl Body for MeasuredBody {
 
 #[cfg(test)]
 mod tests {
-    use futures::FutureExt;
     use proptest::prelude::*;
 
+    use super::super::budget::{Budget, RESERVE, ShardMemory};
+    use super::super::demand::Urgency;
     use super::*;
 
     /// A message of so many bytes, of which only the first four are looked at.
@@ -294,63 +293,81 @@ mod tests {
         message
     }
 
-    fn gauge(budget: &Budget) -> Gauge {
-        Gauge::reserve(budget, 0).now_or_never().unwrap()
+    fn gauge(memory: &ShardMemory, bytes: usize, urgency: Urgency) -> Gauge {
+        let (mut space, demand) = (memory.empty(), Demand::default());
+        assert!(space.resize(bytes));
+        match urgency {
+            Urgency::Urgent => demand.urge(0),
+            _ => demand.fetch_ahead(),
+        }
+        Gauge::new(space, demand)
+    }
+
+    /// A gauge that has read the message by which a subscription begins.
+    fn begun(memory: &ShardMemory, spare: usize, urgency: Urgency) -> Gauge {
+        let gauge = gauge(memory, spare, urgency);
+        assert_eq!(gauge.lock().read(&message(160)), 160);
+        gauge.lock().begin();
+        gauge
     }
 
     proptest! {
-        /// However the bytes come, the memory of each message is taken as it begins, and given back
+        /// However the bytes come, the memory of each message is taken as it begins, and released
         /// with it.
         #[test]
         fn takes_the_memory_of_what_has_begun(
             lengths in prop::collection::vec(4..5000_usize, 1..6),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
         ) {
-            let budget = Budget::new(1 << 20);
-            let gauge = gauge(&budget);
+            let memory = Budget::new(1 << 20).shard();
+            let all = memory.free();
+            let gauge = gauge(&memory, 0, Urgency::Ahead);
             let bytes: Vec<u8> = lengths.iter().flat_map(|length| message(*length)).collect();
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len())).collect();
             cuts.sort_unstable();
             let mut begin = 0;
             for end in cuts.into_iter().chain([bytes.len()]) {
-                prop_assert!(gauge.lock().read(&bytes[begin..end]));
+                prop_assert_eq!(gauge.lock().read(&bytes[begin..end]), end - begin);
                 begin = end;
             }
             let whole: usize = lengths.iter().map(|length| while_read(*length)).sum();
-            let is_free = |bytes: usize| budget.reserve(bytes).now_or_never().is_some();
-            prop_assert_eq!(gauge.lock().needed(), whole);
-            prop_assert!(!is_free((1 << 20) - whole + 1024));
-            let taken: Vec<Space> =
-                lengths.iter().map(|_| gauge.lock().take_message()).collect();
-            gauge.lock().give_back();
-            prop_assert!(!is_free((1 << 20) - whole + 1024));
-            drop(taken);
-            prop_assert!(is_free(1 << 20));
+            prop_assert_eq!(memory.free(), all - whole);
+            for length in lengths {
+                let before = memory.free();
+                drop(gauge.lock().take_message());
+                prop_assert_eq!(memory.free(), before + while_read(length));
+            }
+            prop_assert_eq!(memory.free(), all);
         }
     }
 
     #[test]
-    fn there_is_no_room_for_more_than_is_free() {
-        let budget = Budget::new(64 << 10);
-        let other = budget.reserve(32 << 10).now_or_never().unwrap();
-        let first = gauge(&budget);
-        assert!(first.lock().read(&message(10 << 10)));
-        assert!(!first.lock().read(&message(10 << 10)[..4]), "at its beginning");
-        assert_eq!(first.lock().short, 10 << 10);
-        drop((first, other));
-        // With its memory taken before, it fits; what a subscription begins with takes none of that.
-        for length in (9 << 10..10 << 10).step_by(100) {
-            let again = Gauge::reserve(&budget, length).now_or_never().unwrap();
-            let other = budget.reserve(44 << 10).now_or_never().unwrap();
-            assert!(again.lock().read(&message(160)));
-            again.lock().begin();
-            assert!(again.lock().read(&message(length)), "{length}");
-            drop((again, other));
-        }
-        // Of what it begins with nothing is left.
-        let other = gauge(&budget);
-        assert!(other.lock().read(&message(160)));
-        other.lock().begin();
-        assert!(budget.reserve(64 << 10).now_or_never().is_some());
+    fn message_without_room_is_not_read_and_those_before_it_are() {
+        let memory = Budget::new(0).shard();
+        let gauge = begun(&memory, 0, Urgency::Ahead);
+        let mut two = message(20 << 10);
+        two.extend(message(20 << 10));
+        assert_eq!(gauge.lock().read(&two), 20 << 10);
+        assert_eq!(gauge.lock().short, 20 << 10);
+    }
+
+    #[test]
+    fn message_fits_into_what_was_taken_before() {
+        let memory = Budget::new(64 << 10).shard();
+        let gauge = begun(&memory, RESERVE + (20 << 10), Urgency::Ahead);
+        let mut other = memory.empty();
+        other.stretch(usize::MAX);
+        assert_eq!(gauge.lock().read(&message(42 << 10)), 42 << 10);
+    }
+
+    #[test]
+    fn one_message_always_fits_while_the_caller_waits_for_it() {
+        let memory = Budget::new(0).shard();
+        let gauge = begun(&memory, 0, Urgency::Urgent);
+        let mut two = message(1 << 20);
+        two.extend(message(1 << 20));
+        assert_eq!(gauge.lock().read(&two), 1 << 20, "one and no more");
+        let gauge = begun(&memory, 0, Urgency::Ahead);
+        assert_eq!(gauge.lock().read(&message(1 << 20)), 0);
     }
 }

@@ -6,6 +6,12 @@ use crate::reader::Reader;
 use crate::truth::{Promise, index_of};
 use crate::world::World;
 
+/// What each shard may hold beside the budget.
+const RESERVE: usize = 64 << 10;
+
+/// The most bytes of records that are pushed at a time.
+const EVENT: usize = 10 << 20;
+
 impl World {
     /// What had the time to be saved is saved.
     pub(crate) async fn check_saved(&self, due: Vec<usize>) {
@@ -88,16 +94,19 @@ impl World {
             let (Some(first), Some(fetched)) = (first, fetched) else { continue };
             let taken = reader.next.get(&shard).copied();
             let taken = taken.or(known.base).or(known.start).unwrap_or(first);
-            buffered += known.records[taken.min(fetched)..fetched]
-                .iter()
-                .map(|fact| fact.size)
-                .sum::<usize>();
+            let sizes = || known.records[taken.min(fetched)..fetched].iter().map(|fact| fact.size);
+            // Each shard holds its reserve, or the records of one fetch that asked for the least, beside
+            // the budget. A pushed event cannot be made smaller.
+            let least = if self.plan.fan_out { EVENT } else { sizes().max().unwrap_or(0) };
+            buffered += sizes().sum::<usize>().saturating_sub(least.max(RESERVE));
         }
-        let allowed = self.plan.max_buffered_bytes.max(10 << 20);
+        let allowed = self.plan.max_buffered_bytes;
         if buffered > allowed {
             facts.breaks(
                 Promise::MemoryBudget,
-                format_args!("{buffered} bytes are buffered, and {allowed} are allowed"),
+                format_args!(
+                    "{buffered} bytes of the budget are buffered, and {allowed} are allowed"
+                ),
             );
         }
     }

@@ -133,6 +133,17 @@ impl Reader {
         }
     }
 
+    /// Whether a record of the shard came, and none was forgotten.
+    pub(crate) fn is_reading(&self, shard: usize) -> bool {
+        self.next.contains_key(&shard) && self.forgotten.iter().all(|place| place.0 != shard)
+    }
+
+    /// Whether the caller holds as many records of the shard as it may.
+    pub(crate) fn is_full(&self, shard: usize) -> bool {
+        let held = self.held.iter().filter(|(_, place)| place.0 == shard).count();
+        held >= self.plan.max_in_flight
+    }
+
     fn take(&mut self, next: Option<kinestream::Result<Record>>) -> bool {
         match next {
             None => {

@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use fastrand::Rng;
 use kinestream::testing::{Kinesis, Outcome, Shard, Stream, aggregate};
-use kinestream::{Checkpoint, StartingPosition};
+use kinestream::{Checkpoint, CheckpointOn, StartingPosition};
 use tokio::time::{Instant, sleep};
 
 use crate::panics::Panics;
@@ -27,6 +27,17 @@ pub(crate) const STORE_RECOVERY: Duration = Duration::from_secs(16);
 
 const MOST_SHARDS: usize = 10;
 
+/// What comes later than this is held up by the in-flight limits: longer than a 10 MiB answer, a back-off
+/// and a subscription take.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+/// How soon a polled shard has a new record, whatever other shards hold: a poll interval, answers that
+/// are turned away and paid for, or a subscription that is begun again.
+const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
+
+/// Draws of what was added to the stories later.
+const STARVATION: u64 = 0x5354_4152_5645;
+
 /// How a reader ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -46,6 +57,7 @@ pub(crate) type Faults = Arc<Mutex<VecDeque<(Option<&'static str>, Outcome)>>>;
 pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) rng: Rng,
+    seed: u64,
     pub(crate) kinesis: Kinesis,
     pub(crate) orders: Stream,
     pub(crate) truth: Truth,
@@ -86,7 +98,19 @@ impl World {
         let truth = Truth::new(plan.shards);
         truth.tell(format_args!("{plan:?}"));
         let store = SimulatedStore::new(truth.clone(), panics.clone());
-        Self { plan, rng, kinesis, orders, truth, store, faults, told_calls: 0, panics, panic_rng }
+        Self {
+            plan,
+            rng,
+            seed,
+            kinesis,
+            orders,
+            truth,
+            store,
+            faults,
+            told_calls: 0,
+            panics,
+            panic_rng,
+        }
     }
 
     pub(crate) async fn run(&mut self) {
@@ -104,6 +128,7 @@ impl World {
             }
             if steps == 0 && end.is_none() {
                 self.heal();
+                self.check_starvation(&mut reader).await;
                 self.read_everything(&mut reader).await;
                 end = Some(if reader.forgot() { End::DropAndClose } else { End::CloseAndRead });
             }
@@ -294,6 +319,59 @@ impl World {
                     promise,
                     format_args!("nothing comes for {PATIENCE:?}; unfinished: {unfinished:?}"),
                 );
+            }
+            self.tell_calls();
+            self.check_memory(reader);
+        }
+    }
+
+    /// With everything held that the in-flight limit lets through, a shard below its limit still has
+    /// a new record delivered within seconds.
+    async fn check_starvation(&mut self, reader: &mut Reader) {
+        // Where it is drawn otherwise, seeds keep their stories.
+        let mut rng = Rng::with_seed(self.seed ^ STARVATION);
+        if self.plan.mode != CheckpointOn::Ack || rng.u8(..4) == 0 {
+            return;
+        }
+        let mut began = Instant::now();
+        while !self.truth.is_broken() && !reader.ended && began.elapsed() < STUCK_AFTER {
+            if reader.read(STUCK_AFTER).await {
+                began = Instant::now();
+            }
+        }
+        for shard in self.orders.open_shards() {
+            if !reader.is_reading(shard.index()) || reader.is_full(shard.index()) {
+                continue;
+            }
+            let number = shard.put("abc");
+            let place = {
+                let mut facts = self.truth.lock();
+                let place = facts.shards[shard.index()].records.len();
+                facts.tell(format_args!(
+                    "put: shard {} record {place}, while others are stuck",
+                    shard.index()
+                ));
+                facts.put(shard.index(), number, 0, 3);
+                place
+            };
+            let by = Instant::now() + PROGRESS_WITHIN;
+            while reader.next.get(&shard.index()).is_none_or(|next| *next <= place) {
+                if self.truth.is_broken() || reader.ended {
+                    return;
+                }
+                if reader.is_full(shard.index()) {
+                    break;
+                }
+                if Instant::now() >= by {
+                    return self.truth.breaks(
+                        Promise::Progress,
+                        format_args!(
+                            "shard {} has no record for {PROGRESS_WITHIN:?}",
+                            shard.index()
+                        ),
+                    );
+                }
+                reader.read(Duration::from_secs(1)).await;
             }
             self.tell_calls();
             self.check_memory(reader);
