@@ -36,7 +36,7 @@ pub(crate) struct Reader {
     /// With `Ack`, what the caller works on.
     held: Vec<(Record, Place)>,
     /// The records that were dropped without an ack: their shards stay where they are.
-    forgotten: Vec<Place>,
+    forgotten: Vec<(Place, u64)>,
     /// For each shard, the place of the record that comes next.
     pub(crate) next: BTreeMap<usize, usize>,
     /// Shards whose streams have failed, and begin again at their checkpoints.
@@ -127,15 +127,15 @@ impl Reader {
     /// Drops one of the records that the caller works on.
     pub(crate) fn forget(&mut self, rng: &mut Rng) {
         if !self.held.is_empty() {
-            let (_record, place) = self.held.swap_remove(rng.usize(..self.held.len()));
+            let (record, place) = self.held.swap_remove(rng.usize(..self.held.len()));
             self.truth.tell(format_args!("shard {} record {} is forgotten", place.0, place.1));
-            self.forgotten.push(place);
+            self.forgotten.push((place, record.epoch()));
         }
     }
 
     /// Whether a record of the shard came, and none was forgotten.
     pub(crate) fn is_reading(&self, shard: usize) -> bool {
-        self.next.contains_key(&shard) && self.forgotten.iter().all(|place| place.0 != shard)
+        self.next.contains_key(&shard) && self.forgotten.iter().all(|(place, _)| place.0 != shard)
     }
 
     /// Whether the caller holds as many records of the shard as it may.
@@ -164,8 +164,9 @@ impl Reader {
                 if self.plan.mode == CheckpointOn::Pull {
                     self.stream.with(|stream| stream.hold(place));
                 } else {
+                    let epoch = record.epoch();
                     self.held.push((record, place));
-                    self.judge_in_flight(place.0);
+                    self.judge_in_flight(place.0, epoch);
                 }
                 true
             }
@@ -213,9 +214,13 @@ impl Reader {
         }
     }
 
-    fn judge_in_flight(&self, shard: usize) {
-        let held = self.held.iter().filter(|(_, place)| place.0 == shard).count();
-        let forgotten = self.forgotten.iter().filter(|place| place.0 == shard).count();
+    /// Counts what was delivered in one epoch: a shard that is read again from its checkpoint has
+    /// nothing in flight.
+    fn judge_in_flight(&self, shard: usize, epoch: u64) {
+        let of_epoch = |place: &Place, of: u64| place.0 == shard && of == epoch;
+        let held = self.held.iter().filter(|(record, place)| of_epoch(place, record.epoch()));
+        let held = held.count();
+        let forgotten = self.forgotten.iter().filter(|(place, of)| of_epoch(place, *of)).count();
         if held + forgotten > self.plan.max_in_flight {
             self.truth.breaks(
                 Promise::InFlight,
