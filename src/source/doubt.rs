@@ -18,7 +18,7 @@ const REPORTED_AFTER: Duration = Duration::from_secs(60);
 /// server that has just started, or a change of a stream, takes.
 const GONE_AFTER: Duration = Duration::from_secs(30);
 
-/// How old the listing may be that says so.
+/// How old the listing may be that says so, or that says whether a shard has ended.
 const LISTED_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long an end must repeat that comes without `MillisBehindLatest`.
@@ -47,6 +47,12 @@ pub(super) struct OpenEnd {
     pub(super) is_empty: bool,
     /// `MillisBehindLatest`, where it is in it.
     pub(super) lag: Option<i64>,
+}
+
+/// The earliest moment at which a listing may have been made that is believed now.
+fn lately() -> Instant {
+    let now = Instant::now();
+    now.checked_sub(LISTED_WITHIN).unwrap_or(now)
 }
 
 impl Progress {
@@ -93,7 +99,8 @@ impl Progress {
             doubt.open_end && end.is_empty && is_caught_up
         });
         if let Some(since) = repeats_since.map(|doubt| doubt.since) {
-            match self.kinesis.standing(self.observer.shard_id(), since).await {
+            // A listing that does not show the end may be stale, so that it is made again.
+            match self.kinesis.standing(self.observer.shard_id(), since.max(lately())).await {
                 Ok(standing) if standing.has_ended => return Ok(Some(standing.children)),
                 Ok(_) => {}
                 Err(failure) => self.recover(failure).await?,
@@ -110,9 +117,7 @@ impl Progress {
     pub(super) async fn not_found(&mut self, error: Error) -> Result<(), Told> {
         let since = *self.state.not_found.get_or_insert_with(Instant::now);
         if since.elapsed() >= GONE_AFTER {
-            let now = Instant::now();
-            let listed = now.checked_sub(LISTED_WITHIN).unwrap_or(now);
-            match self.kinesis.standing(self.observer.shard_id(), listed).await {
+            match self.kinesis.standing(self.observer.shard_id(), lately()).await {
                 Ok(standing) if !standing.is_listed => {
                     return self.left_retention(standing.children);
                 }

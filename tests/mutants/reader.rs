@@ -278,4 +278,25 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "        state.saved = state.advanced.max(advanced);\n",
         breaks: &["EachIsSaved"],
     },
+    Mistake {
+        what: "an answer without a next position ends a shard that is listed",
+        file: "source/doubt.rs",
+        right: "Ok(standing) if standing.has_ended => return",
+        wrong: "Ok(standing) if standing.has_ended || standing.is_listed => return",
+        breaks: &["NotPastUnfinished", "NothingIsLost", "Progress", "EndsAreKept", "ParentsFirst"],
+    },
+    Mistake {
+        what: "a shard that is not found once is gone",
+        file: "source/progress.rs",
+        right: "Remedy::Gone => return self.not_found(error).await,",
+        wrong: "Remedy::Gone => return Err(Told::at_last(error)),",
+        breaks: &["FewErrors", "Progress"],
+    },
+    Mistake {
+        what: "a listing that lacks open shards is used",
+        file: "source/listing.rs",
+        right: "            .map(Flaw::Hole)\n",
+        wrong: "            .map(Flaw::Hole).filter(|_| false)\n",
+        breaks: &["NotBeforeTheStart", "NothingIsLost", "Progress", "ParentsFirst", "FewErrors"],
+    },
 ];

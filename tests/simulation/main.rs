@@ -15,6 +15,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod checks;
+mod distortions;
 mod faults;
 mod inline;
 mod merged;

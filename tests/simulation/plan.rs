@@ -40,6 +40,8 @@ pub(crate) struct Plan {
     /// Some records are packed into one.
     pub(crate) packs: bool,
     pub(crate) steps: usize,
+    /// Whether answers of Kinesis may be well-formed and wrong.
+    pub(crate) distorted: bool,
     /// How often, in percent of the steps, calls go wrong, and how often the store does.
     pub(crate) faults: u8,
     pub(crate) store_faults: u8,
@@ -77,6 +79,7 @@ impl Plan {
             large,
             fan_out: rng.u8(..3) == 0,
             packs: !large && rng.u8(..3) == 0,
+            distorted: false,
             steps: rng.usize(5..50),
             faults: pick(rng, &[0, 5, 15, 30]),
             store_faults: pick(rng, &[0, 0, 5, 15]),

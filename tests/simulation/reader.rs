@@ -253,7 +253,9 @@ impl Reader {
                 self.store.well_for() < Duration::from_secs(20) || self.next.is_empty() && told < 3
             }
             // Not even the first listing was answered for seconds.
-            ErrorKind::Unavailable => self.next.is_empty() && !self.told.contains(&kind),
+            ErrorKind::Unavailable => {
+                self.plan.distorted || self.next.is_empty() && !self.told.contains(&kind)
+            }
             // Once, until the shard has been read again; a caller who was away hears of each.
             ErrorKind::Denied => error.shard_id().is_some_and(|shard| {
                 let told = self.denied.entry(shard.to_owned()).or_default();
@@ -271,6 +273,8 @@ impl Reader {
                 let others = self.panics.all_fired() - wakers;
                 told < wakers + others / 3 || self.next.is_empty()
             }
+            // Wrong answers that have lasted for a minute, once each time.
+            ErrorKind::Rejected => self.plan.distorted,
             _ => false,
         };
         if !cause {

@@ -9,6 +9,7 @@ use kinestream::testing::{Kinesis, Outcome, Shard, Stream, aggregate};
 use kinestream::{Checkpoint, CheckpointOn, StartingPosition};
 use tokio::time::{Instant, sleep};
 
+use crate::distortions::Distortions;
 use crate::panics::Panics;
 use crate::plan::Plan;
 use crate::reader::Reader;
@@ -68,6 +69,7 @@ pub(crate) struct World {
     pub(crate) panics: Panics,
     /// What says when something panics.
     panic_rng: Rng,
+    pub(crate) distortions: Distortions,
 }
 
 impl World {
@@ -75,7 +77,9 @@ impl World {
         let mut rng = Rng::with_seed(seed);
         // What the crate itself leaves to chance.
         fastrand::seed(rng.u64(..));
-        let plan = Plan::new(&mut rng);
+        let mut plan = Plan::new(&mut rng);
+        let distortions = Distortions::new(seed);
+        plan.distorted = distortions.is_possible();
         let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
         let orders = kinesis.create_stream("orders", plan.shards);
         // From one digit to two and three.
@@ -110,6 +114,7 @@ impl World {
             told_calls: 0,
             panics,
             panic_rng,
+            distortions,
         }
     }
 
@@ -174,6 +179,7 @@ impl World {
         if let Some((part, times)) = self.panics.arm(&mut self.panic_rng) {
             self.truth.tell(format_args!("{part:?} panics {times} times"));
         }
+        self.distort();
         let chance = self.rng.u8(..100);
         if chance < self.plan.faults {
             self.fail_calls();
