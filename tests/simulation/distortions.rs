@@ -1,6 +1,7 @@
 //! Answers of Kinesis that are well-formed and wrong.
 
 use fastrand::Rng;
+use kinestream::StartingPosition;
 use kinestream::testing::{Outcome, WrongListing};
 
 use crate::seeds::pick;
@@ -55,6 +56,11 @@ impl World {
             4 => ("GetShardIterator", not_found),
             5 => ("ListShards", Outcome::Mislisted(WrongListing::Without(shard))),
             6 => ("ListShards", Outcome::Mislisted(WrongListing::Empty)),
+            // A first listing that is a moment old cannot be told from a true one, and the children
+            // that come later are read from their beginning: more than wanted, and nothing less.
+            _ if self.plan.start == StartingPosition::Latest => {
+                ("ListShards", Outcome::Mislisted(WrongListing::Unreadable))
+            }
             _ => ("ListShards", Outcome::Mislisted(WrongListing::Stale(1))),
         };
         let times = rng.usize(1..4);
