@@ -1,10 +1,12 @@
 //! Which hash keys belong into which shard.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::Instant;
 
-use super::listing::ListedShard;
+use super::listing::{ListedShard, unusable};
 use crate::backoff::Cooldown;
 use crate::error::Failure;
 use crate::record::ShardId;
@@ -25,13 +27,19 @@ impl HashRange {
     }
 }
 
-/// Those of all shards, as they were listed last.
+/// How long listings lack a shard before its hash keys are taken to be known to nobody: far longer than
+/// a listing is behind a change of the stream.
+const MISSING_FOR: Duration = Duration::from_secs(30);
+
+/// Those of all shards that were listed.
 #[derive(Debug, Default)]
 pub(super) struct HashRanges(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
     ranges: BTreeMap<ShardId, HashRange>,
+    /// Since when listings have lacked a shard that was asked for.
+    missing_since: BTreeMap<ShardId, Instant>,
     cooldown: Cooldown,
 }
 
@@ -60,17 +68,29 @@ impl HashRanges {
             }
             known.cooldown.succeeded();
         }
-        // One that is not listed has left retention meanwhile, and is read no further.
-        Ok(known.ranges.get(shard).copied().unwrap_or(HashRange::WHOLE))
+        match known.ranges.get(shard).copied() {
+            Some(range) => Ok(range),
+            // A shard that has left retention is in no listing, but one listing may lack any shard.
+            None if known.is_missing(shard) => Ok(HashRange::WHOLE),
+            None => Err(unusable(format!("lacks {shard}, whose hash keys are needed"))),
+        }
     }
 }
 
 impl Known {
+    /// Whether listings have lacked a shard for [`MISSING_FOR`], this one among them.
+    fn is_missing(&mut self, shard: &ShardId) -> bool {
+        let since = self.missing_since.entry(shard.clone()).or_insert_with(Instant::now);
+        since.elapsed() >= MISSING_FOR
+    }
+
     fn learn(&mut self, shards: &[ListedShard]) {
         let range = |shard: &ListedShard| {
             let (first, last) = shard.keys;
             (shard.id.clone(), HashRange { first, last })
         };
-        self.ranges = shards.iter().map(range).collect();
+        // What an earlier listing showed stays true of the shards that this one lacks.
+        self.ranges.extend(shards.iter().map(range));
+        self.missing_since.retain(|shard, _| !self.ranges.contains_key(shard));
     }
 }
