@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use futures::future::try_join_all;
 use tokio::time::{Instant, sleep};
 
 use super::absence::Absences;
@@ -23,6 +24,14 @@ const LONGEST_PAUSE_MISSING: Duration = Duration::from_secs(5);
 
 /// How many answers to a filtered listing may be unusable before the filter is given up.
 const FILTERED_ATTEMPTS: u32 = 3;
+
+/// How often Kinesis must say that a parent is gone before its child is read without it, and the pause
+/// between: as long as a stream must be missing that is named for the first time.
+const CONFIRMATIONS: u32 = 3;
+const CONFIRM_EACH: Duration = Duration::from_secs(1);
+
+/// How many parents are asked for at once. Each shard admits five iterators per second.
+const CONCURRENT_CONFIRMATIONS: usize = 16;
 
 /// Lists one stream.
 #[derive(Clone)]
@@ -113,13 +122,29 @@ impl Lister {
         let is_new = |id: &ShardId| before.leases.get(id).is_none_or(|it| it.parents.is_none());
         let parents = listing.shards.iter().filter(|shard| is_new(&shard.id));
         let parents: BTreeSet<&ShardId> = parents.flat_map(|shard| &shard.parents).collect();
-        for parent in parents {
-            let is_known = ids.contains(parent) || before.leases.contains_key(parent);
-            if !is_known && !self.is_past_retention(parent).await? {
-                return Err(unusable(format!("is incomplete: parent {parent} is missing")));
+        let is_known = |id: &ShardId| ids.contains(id) || before.leases.contains_key(id);
+        let missing: Vec<&ShardId> = parents.into_iter().filter(|id| !is_known(id)).collect();
+        self.confirm_missing(&missing).await?;
+        Ok(listing)
+    }
+
+    /// Fails unless Kinesis says several times of each of these parents that there is no such shard: a
+    /// listing and an iterator may both be wrong for a moment.
+    async fn confirm_missing(&self, parents: &[&ShardId]) -> Result<(), Failure> {
+        for round in 0..CONFIRMATIONS {
+            if round > 0 && !parents.is_empty() {
+                sleep(CONFIRM_EACH).await;
+            }
+            for some in parents.chunks(CONCURRENT_CONFIRMATIONS) {
+                let asked = some.iter().map(|parent| self.is_past_retention(parent));
+                for (parent, is_gone) in some.iter().zip(try_join_all(asked).await?) {
+                    if !is_gone {
+                        return Err(unusable(format!("is incomplete: parent {parent} is missing")));
+                    }
+                }
             }
         }
-        Ok(listing)
+        Ok(())
     }
 
     /// Whether Kinesis says that there is no such shard.
