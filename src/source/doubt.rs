@@ -14,15 +14,15 @@ use crate::observe::Event;
 /// How long such answers last before the caller is told, once, that a retry has not helped.
 const REPORTED_AFTER: Duration = Duration::from_secs(60);
 
+/// How many such answers there must be: the caller may have been away for most of the time.
+const REPORTED_ANSWERS: u32 = 4;
+
 /// How long a shard is not found before a listing is asked whether it is gone. Far longer than a
 /// server that has just started, or a change of a stream, takes.
 const GONE_AFTER: Duration = Duration::from_secs(30);
 
 /// How old the listing may be that says so, or that says whether a shard has ended.
 const LISTED_WITHIN: Duration = Duration::from_secs(5);
-
-/// How long an end must repeat that comes without `MillisBehindLatest`.
-const REPEATED_FOR: Duration = Duration::from_secs(30);
 
 pub(super) const UNPROVEN_END: &str = "the answer names no next position, but nothing proves that \
      the shard has ended: no child shard, no EndingSequenceNumber in ListShards; reading on from the \
@@ -71,7 +71,8 @@ impl Progress {
         });
         doubt.answers = doubt.answers.saturating_add(1);
         let attempt = doubt.answers;
-        let is_due = !doubt.is_reported && doubt.since.elapsed() >= REPORTED_AFTER;
+        let lasts = doubt.answers >= REPORTED_ANSWERS && doubt.since.elapsed() >= REPORTED_AFTER;
+        let is_due = !doubt.is_reported && lasts;
         doubt.is_reported |= is_due;
         let error = self.error(ErrorKind::Rejected, what);
         if is_due {
@@ -92,11 +93,8 @@ impl Progress {
         end: &OpenEnd,
     ) -> Result<Option<Vec<KnownShard>>, Told> {
         let repeats_since = self.state.doubt.as_ref().filter(|doubt| {
-            let is_caught_up = match end.lag {
-                Some(lag) => lag <= 0,
-                None => doubt.since.elapsed() >= REPEATED_FOR,
-            };
-            doubt.open_end && end.is_empty && is_caught_up
+            // An answer that lacks its lag too may lack records as well, however often it repeats.
+            doubt.open_end && end.is_empty && end.lag.is_some_and(|lag| lag <= 0)
         });
         if let Some(since) = repeats_since.map(|doubt| doubt.since) {
             // A listing that does not show the end may be stale, so that it is made again.
