@@ -257,10 +257,11 @@ impl Reader {
                 self.plan.distorted || self.next.is_empty() && !self.told.contains(&kind)
             }
             // Once, until the shard has been read again; a caller who was away hears of each.
+            // A waker that panics ends the task that fetches, and the next one says it again.
             ErrorKind::Denied => error.shard_id().is_some_and(|shard| {
                 let told = self.denied.entry(shard.to_owned()).or_default();
                 *told += 1;
-                *told <= self.outages(shard)
+                *told <= self.outages(shard) + self.panics.fired(&[Part::Waker])
             }),
             // One for three panics, or for one of a waker, which ends a task of the crate; or a start
             // that something else had delayed before.
