@@ -147,7 +147,7 @@ pub(crate) struct Validity {
 impl Default for Validity {
     fn default() -> Self {
         Self {
-            clock: HostClock::default(),
+            clock: HostClock::of_thread(),
             until: Mutex::default(),
             is_doubtful: AtomicBool::new(true),
             keys: AtomicU64::new(0),
@@ -214,16 +214,15 @@ struct HostClock {
     replaced: Option<crate::testing::SharedClock>,
 }
 
-impl Default for HostClock {
-    fn default() -> Self {
+impl HostClock {
+    /// The clock that this thread has now.
+    fn of_thread() -> Self {
         Self {
             #[cfg(feature = "testing")]
             replaced: crate::testing::replaced_clock(),
         }
     }
-}
 
-impl HostClock {
     #[inline]
     #[cfg_attr(not(feature = "testing"), allow(clippy::unused_self, reason = "a test's clock"))]
     fn wall(&self) -> SystemTime {
@@ -237,10 +236,11 @@ impl HostClock {
 
 /// The time by the clock on the wall, which a test may have replaced on this thread.
 pub(crate) fn time_on_the_wall() -> SystemTime {
-    HostClock::default().wall()
+    HostClock::of_thread().wall()
 }
 
 #[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests {
     use std::task::Wake;
 

@@ -102,13 +102,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["MemoryBudget"],
     },
     Mistake {
-        what: "fetches ahead of demand read a record without room for it",
-        file: "source/room.rs",
-        right: "if self.least.as_ref().is_some_and(Demand::is_urgent) {",
-        wrong: "if self.least.is_some() {",
-        breaks: &["MemoryBudget"],
-    },
-    Mistake {
         what: "a shard whose caller waits is not granted less than it expects",
         file: "source/budget.rs",
         right: "space.stretch(bytes);\n                    return space;",
@@ -258,25 +251,11 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["Progress"],
     },
     Mistake {
-        what: "a recorder that panics ends what it measures",
-        file: "observe/containment.rs",
-        right: "match contain_call(call) {",
-        wrong: "match Ok::<T, Panic>(call()) {",
-        breaks: &["Progress", "FewErrors", "NothingIsLost"],
-    },
-    Mistake {
         what: "wakers are woken under a lock",
         file: "store/writer.rs",
         right: "        drop(state);\n        wake_all(waiting);\n",
         wrong: "        wake_all(waiting);\n        drop(state);\n",
         breaks: &["Progress"],
-    },
-    Mistake {
-        what: "any save opens the gate for every record",
-        file: "store/writer.rs",
-        right: "        state.saved = advanced;\n",
-        wrong: "        state.saved = state.advanced.max(advanced);\n",
-        breaks: &["EachIsSaved"],
     },
     Mistake {
         what: "an answer without a next position ends a shard that is listed",

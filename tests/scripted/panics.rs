@@ -1,8 +1,8 @@
 //! Panics in code of the caller's: nothing ends in silence, and nothing is lost.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
@@ -14,8 +14,8 @@ use futures::{FutureExt, StreamExt};
 use kinestream::store::Scope;
 use kinestream::testing::Kinesis;
 use kinestream::{
-    Checkpoint, CheckpointOn, CheckpointStore, Consumer, ConsumerBuilder, ErrorKind, Event,
-    MemoryStore, Result, ShardId, StartingPosition, Task,
+    Checkpoint, CheckpointStore, Consumer, ConsumerBuilder, ErrorKind, Event, MemoryStore, Result,
+    ShardId, StartingPosition, Task,
 };
 use tokio::time::{sleep, timeout};
 
@@ -352,10 +352,13 @@ async fn tracing_layer_panic_ends_nothing_and_is_reported() {
 
 #[cfg(feature = "metrics")]
 mod recorder {
+    use std::sync::Mutex;
+
     use ::metrics::{
         Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder,
         SharedString, Unit,
     };
+    use kinestream::CheckpointOn;
 
     use super::*;
 
