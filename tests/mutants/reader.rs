@@ -95,13 +95,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["MemoryBudget"],
     },
     Mistake {
-        what: "what is pushed is read without room for it",
-        file: "source/subscription.rs",
-        right: "if !is_least && is_event {\n                return false;",
-        wrong: "if !is_least && is_event {\n                return true;",
-        breaks: &["MemoryBudget"],
-    },
-    Mistake {
         what: "a shard whose caller waits is not granted less than it expects",
         file: "source/budget.rs",
         right: "space.stretch(bytes);\n                    return space;",

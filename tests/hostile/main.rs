@@ -1,0 +1,320 @@
+//! The consumer against a server that answers well-formed lies, over HTTP and in real time.
+//!
+//! The server shares no code with `kinestream::testing`, so that a misunderstanding of Kinesis in
+//! the one is not confirmed by the other. Each test is a complaint that users of other consumers
+//! have made in public.
+// A test that cannot go on says so by a panic, in its helpers too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod server;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::store::{CheckpointStore, Scope};
+use kinestream::{
+    Checkpoint, Consumer, ConsumerBuilder, ErrorKind, Event, MemoryStore, OnTrimmed,
+    StartingPosition,
+};
+use serde_json::json;
+use server::{Server, missing};
+use tokio::time::{sleep, timeout};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Where the sequence numbers of a first stream begin, and those of one that is made later.
+const FIRST: u128 = 1_000_000;
+const LATER: u128 = 9_000_000;
+
+fn consumer(server: &Server, stream: &str, store: &MemoryStore) -> ConsumerBuilder {
+    Consumer::builder(server.client(), stream)
+        .application("hostile")
+        .starting_position(StartingPosition::TrimHorizon)
+        .interval(Duration::from_millis(200))
+        .discovery_interval(Duration::from_secs(1))
+        .checkpoint_interval(Duration::from_millis(50))
+        .store(store.clone())
+}
+
+/// Reads until each payload of the range has come, closes, and returns how often each came.
+async fn read(consumer: &Consumer, payloads: std::ops::Range<usize>) -> BTreeMap<usize, usize> {
+    let mut seen = BTreeMap::new();
+    let mut records = consumer.records();
+    let all = async {
+        while payloads.clone().any(|payload| !seen.contains_key(&payload)) {
+            let record = records.next().await.expect("the stream goes on").expect("no error");
+            let payload: usize = std::str::from_utf8(record.data()).unwrap().parse().unwrap();
+            *seen.entry(payload).or_insert(0) += 1;
+            record.ack();
+        }
+    };
+    let came = timeout(PATIENCE, all).await;
+    assert!(came.is_ok(), "only {:?} of {payloads:?} came", seen.keys());
+    drop(records);
+    consumer.close().await.expect("the positions are saved");
+    seen
+}
+
+async fn stored(store: &MemoryStore, stream: &str) -> BTreeMap<String, Checkpoint> {
+    let loaded = store.load(&Scope::new("hostile", stream)).await.unwrap();
+    loaded.into_iter().map(|(shard, checkpoint)| (shard.to_string(), checkpoint)).collect()
+}
+
+#[tokio::test]
+async fn empty_object_for_open_shard_ends_nothing() {
+    let server = Server::start().await;
+    server.create("orders", 2, FIRST);
+    let store = MemoryStore::new();
+    let mut calls = 0;
+    server.rule(move |call| {
+        if call.operation == "GetRecords" {
+            calls += 1;
+            if calls % 3 == 1 {
+                call.truth = Ok(json!({}));
+            }
+        }
+    });
+    let putting = tokio::spawn({
+        let server = server.clone();
+        async move {
+            for payload in 0..20 {
+                server.put("orders", payload % 2, payload);
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    });
+    let seen = read(&consumer(&server, "orders", &store).build().unwrap(), 0..20).await;
+    putting.await.unwrap();
+    assert!(seen.values().all(|times| *times == 1), "nothing is delivered twice: {seen:?}");
+    let stored = stored(&store, "orders").await;
+    assert!(stored.values().all(|at| *at != Checkpoint::ShardEnd), "{stored:?}");
+}
+
+#[tokio::test]
+async fn end_of_closed_shard_named_by_nobody_skips_no_unread_record() {
+    let server = Server::start().await;
+    server.create("orders", 1, FIRST);
+    server.put_all("orders", 0..10, |_| 0);
+    server.split("orders", 0);
+    server.put_all("orders", 10..20, |payload| 1 + payload % 2);
+    let mut calls = 0;
+    server.rule(move |call| {
+        if call.operation == "GetRecords" {
+            calls += 1;
+            if let Ok(answer) = &mut call.truth {
+                // As some servers do, and before that an answer that lacks everything.
+                answer.as_object_mut().unwrap().remove("ChildShards");
+                if calls == 1 {
+                    *answer = json!({});
+                }
+            }
+        }
+    });
+    let store = MemoryStore::new();
+    let seen = read(&consumer(&server, "orders", &store).build().unwrap(), 0..20).await;
+    assert!(seen.values().all(|times| *times == 1), "nothing is delivered twice: {seen:?}");
+}
+
+#[tokio::test]
+async fn listings_that_lack_shards_finish_and_forget_nothing() {
+    let server = Server::start().await;
+    server.create("orders", 2, FIRST);
+    server.put_all("orders", 0..10, |payload| payload % 2);
+    server.split("orders", 0);
+    server.put_all("orders", 10..20, |payload| 1 + payload % 3);
+    let store = MemoryStore::new();
+    let first = consumer(&server, "orders", &store).build().unwrap();
+    let seen = read(&first, 0..20).await;
+    assert!(seen.values().all(|times| *times == 1), "{seen:?}");
+    // From the next start on, each listing but every fourth lacks something.
+    let mut listings = 0;
+    server.rule(move |call| {
+        if call.operation == "ListShards"
+            && let Ok(answer) = &mut call.truth
+        {
+            let shards = answer["Shards"].as_array_mut().unwrap();
+            match listings % 4 {
+                0 => shards.clear(),
+                1 => drop(shards.remove(0)),
+                2 => drop(shards.remove(1)),
+                _ => {}
+            }
+            listings += 1;
+        }
+    });
+    let second = consumer(&server, "orders", &store).build().unwrap();
+    let putting = tokio::spawn({
+        let server = server.clone();
+        async move {
+            for payload in 20..40 {
+                server.put("orders", 1 + payload % 3, payload);
+                sleep(Duration::from_millis(300)).await;
+            }
+        }
+    });
+    let seen = read(&second, 20..40).await;
+    putting.await.unwrap();
+    assert!(seen.keys().all(|payload| *payload >= 20), "a finished record came again: {seen:?}");
+}
+
+#[tokio::test]
+async fn records_put_while_the_first_listing_is_throttled_are_read_from_latest() {
+    let server = Server::start().await;
+    server.create("orders", 1, FIRST);
+    server.put("orders", 0, 1000);
+    // The server keeps times to the second, so what is old is older than that.
+    sleep(Duration::from_millis(2100)).await;
+    server.rule(|call| {
+        if call.operation == "ListShards" && call.age < Duration::from_secs(7) {
+            call.truth = Err(("LimitExceededException", "Rate exceeded".to_owned()));
+        }
+    });
+    let store = MemoryStore::new();
+    let builder = consumer(&server, "orders", &store).starting_position(StartingPosition::Latest);
+    let putting = tokio::spawn({
+        let server = server.clone();
+        async move {
+            for payload in 0..10 {
+                sleep(Duration::from_millis(300)).await;
+                server.put("orders", 0, payload);
+            }
+        }
+    });
+    let seen = read(&builder.build().unwrap(), 0..10).await;
+    putting.await.unwrap();
+    assert!(!seen.contains_key(&1000), "what was there before the first poll is old");
+}
+
+#[tokio::test]
+async fn one_resource_not_found_ends_nothing() {
+    let server = Server::start().await;
+    server.create("orders", 1, FIRST);
+    server.put_all("orders", 0..10, |_| 0);
+    let mut left = [("ListShards", 1), ("GetShardIterator", 1), ("GetRecords", 1)];
+    server.rule(move |call| {
+        if let Some((_, left)) = left.iter_mut().find(|(name, _)| *name == call.operation)
+            && *left > 0
+        {
+            *left -= 1;
+            call.truth = Err(missing("the shard"));
+        }
+    });
+    let store = MemoryStore::new();
+    read(&consumer(&server, "orders", &store).build().unwrap(), 0..10).await;
+}
+
+async fn trimmed_between_two_runs(policy: OnTrimmed) -> (Server, Consumer) {
+    let server = Server::start().await;
+    server.create("orders", 1, FIRST);
+    server.put_all("orders", 0..5, |_| 0);
+    let store = MemoryStore::new();
+    read(&consumer(&server, "orders", &store).build().unwrap(), 0..5).await;
+    server.put_all("orders", 5..10, |_| 0);
+    let kept = server.put("orders", 0, 10);
+    server.put("orders", 0, 11);
+    server.trim("orders", 0, kept);
+    server.rule(move |call| {
+        let number = call.asked["StartingSequenceNumber"].as_str();
+        let number = number.and_then(|number| number.parse::<u128>().ok());
+        if call.operation == "GetShardIterator" && number.is_some_and(|number| number < kept) {
+            call.truth = Err(server::invalid("StartingSequenceNumber"));
+        }
+    });
+    let builder = consumer(&server, "orders", &store).on_trimmed(policy);
+    (server, builder.build().unwrap())
+}
+
+#[tokio::test]
+async fn refused_position_is_an_error_before_anything_is_delivered() {
+    let (_server, consumer) = trimmed_between_two_runs(OnTrimmed::Fail).await;
+    let mut records = consumer.records();
+    let next = timeout(PATIENCE, records.next()).await.expect("an answer").unwrap();
+    let error = next.expect_err("the loss is reported before anything is delivered");
+    assert_eq!(error.kind(), ErrorKind::Trimmed);
+}
+
+#[tokio::test]
+async fn refused_position_is_a_gap_where_the_policy_says_so() {
+    let (_server, consumer) = trimmed_between_two_runs(OnTrimmed::TrimHorizon).await;
+    let mut events = consumer.events();
+    read(&consumer, 10..12).await;
+    let gap = timeout(PATIENCE, async {
+        while let Some(event) = events.next().await {
+            if matches!(event, Event::Gap { .. }) {
+                return true;
+            }
+        }
+        false
+    });
+    drop(consumer);
+    assert_eq!(gap.await, Ok(true), "a gap is reported");
+}
+
+#[tokio::test]
+async fn position_of_an_earlier_stream_of_the_name_is_an_error_or_begins_anew() {
+    for policy in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
+        let server = Server::start().await;
+        server.create("orders", 2, FIRST);
+        server.put_all("orders", 0..6, |payload| payload % 2);
+        // One shard is finished, so that its end is stored.
+        server.split("orders", 0);
+        server.put_all("orders", 6..8, |payload| 2 + payload % 2);
+        let store = MemoryStore::new();
+        read(&consumer(&server, "orders", &store).build().unwrap(), 0..8).await;
+        server.create("orders", 2, LATER);
+        server.put_all("orders", 100..110, |payload| payload % 2);
+        let again = consumer(&server, "orders", &store).on_trimmed(policy).build().unwrap();
+        if policy == OnTrimmed::Fail {
+            let next = timeout(PATIENCE, again.records().next()).await.expect("an answer");
+            assert_eq!(next.unwrap().unwrap_err().kind(), ErrorKind::Trimmed);
+        } else {
+            read(&again, 100..110).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn refused_page_tokens_are_not_asked_for_without_a_pause() {
+    let server = Server::start().await;
+    server.create("orders", 1, FIRST);
+    server.rule(|call| {
+        if call.operation == "ListShards" {
+            if call.asked.get("NextToken").is_some() {
+                call.truth = Err(("ExpiredNextTokenException", "The token has expired".to_owned()));
+            } else if let Ok(answer) = &mut call.truth {
+                answer["NextToken"] = json!("a token");
+            }
+        }
+    });
+    let store = MemoryStore::new();
+    let refused = consumer(&server, "orders", &store).build().unwrap();
+    let _nothing = timeout(Duration::from_secs(5), refused.records().next()).await;
+    let calls = server.count("ListShards");
+    assert!(calls <= 60, "{calls} calls in 5 s");
+}
+
+#[tokio::test]
+async fn repeated_page_token_comes_to_an_end() {
+    let server = Server::start().await;
+    server.create("orders", 1, FIRST);
+    let mut listings = 0;
+    server.rule(move |call| {
+        if call.operation == "ListShards" && listings < 200 {
+            listings += 1;
+            if call.asked.get("NextToken").is_some() {
+                call.truth = Ok(json!({ "Shards": [], "NextToken": "the same" }));
+            } else if let Ok(answer) = &mut call.truth {
+                answer["NextToken"] = json!("the same");
+            }
+        }
+    });
+    let store = MemoryStore::new();
+    let looping = consumer(&server, "orders", &store).build().unwrap();
+    let _nothing = timeout(Duration::from_secs(5), looping.records().next()).await;
+    let calls = server.count("ListShards");
+    assert!(calls <= 60, "{calls} calls in 5 s");
+    looping.close().await.unwrap();
+    server.be_honest();
+    server.put_all("orders", 0..5, |_| 0);
+    read(&consumer(&server, "orders", &store).build().unwrap(), 0..5).await;
+}

@@ -1,0 +1,338 @@
+//! A Kinesis over HTTP that is made for these tests alone and shares no code with the crate's own
+//! model of Kinesis: what the two agree on is not a mistake that one took from the other.
+//!
+//! A stream is a list of shards with records. Each call is served truthfully, and a rule may then
+//! replace the answer by another well-formed one.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::config::{BehaviorVersion, Config, Credentials, Region};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+/// A call, and its truthful answer.
+pub(crate) struct Call<'a> {
+    pub(crate) operation: &'a str,
+    pub(crate) asked: &'a Value,
+    pub(crate) truth: Result<Value, Refusal>,
+    /// Since the server was started.
+    pub(crate) age: Duration,
+}
+
+/// The code and the message of an error.
+pub(crate) type Refusal = (&'static str, String);
+
+type Rule = Box<dyn FnMut(&mut Call<'_>) + Send>;
+
+/// The hash keys of a stream go up to here.
+const LAST_KEY: u128 = u128::MAX;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Shard {
+    pub(crate) start: u128,
+    pub(crate) end: Option<u128>,
+    pub(crate) parents: Vec<usize>,
+    pub(crate) keys: (u128, u128),
+    /// Each with its number and its payload.
+    pub(crate) records: BTreeMap<u128, (SystemTime, String)>,
+    /// Records with lower numbers have left retention.
+    pub(crate) trimmed: u128,
+}
+
+#[derive(Default)]
+struct Contents {
+    streams: BTreeMap<String, Vec<Shard>>,
+    calls: Vec<(String, Value)>,
+    rule: Option<Rule>,
+}
+
+/// A running server.
+#[derive(Clone)]
+pub(crate) struct Server {
+    contents: Arc<Mutex<Contents>>,
+    started: Instant,
+    port: u16,
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = Self { contents: Arc::default(), started: Instant::now(), port };
+        let app = Router::new().fallback(answer).with_state(server.clone());
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        server
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        let http = aws_smithy_http_client::Builder::new().build_http();
+        let config = Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .endpoint_url(format!("http://127.0.0.1:{}", self.port))
+            .region(Region::new("eu-west-1"))
+            .credentials_provider(Credentials::new("local", "local", None, None, "local"))
+            .http_client(http)
+            .build();
+        Client::from_conf(config)
+    }
+
+    /// Creates a stream of open shards. Its sequence numbers begin at `start`.
+    pub(crate) fn create(&self, stream: &str, shards: usize, start: u128) {
+        let width = LAST_KEY / shards as u128;
+        let shard = |index: usize| Shard {
+            start: start + index as u128,
+            end: None,
+            parents: Vec::new(),
+            keys: (
+                width * index as u128 + u128::from(index > 0),
+                if index + 1 == shards { LAST_KEY } else { width * (index as u128 + 1) },
+            ),
+            records: BTreeMap::new(),
+            trimmed: 0,
+        };
+        self.lock().streams.insert(stream.to_owned(), (0..shards).map(shard).collect());
+    }
+
+    /// Puts a record at the end of a shard.
+    pub(crate) fn put(&self, stream: &str, shard: usize, payload: usize) -> u128 {
+        let mut contents = self.lock();
+        let shard = &mut contents.streams.get_mut(stream).unwrap()[shard];
+        let last = shard.records.last_key_value().map_or(shard.start, |(last, _)| *last);
+        let number = last + 10;
+        shard.records.insert(number, (SystemTime::now(), payload.to_string()));
+        number
+    }
+
+    /// Puts each of these payloads into the shard that `shard` says.
+    pub(crate) fn put_all(
+        &self,
+        stream: &str,
+        payloads: Range<usize>,
+        shard: impl Fn(usize) -> usize,
+    ) {
+        for payload in payloads {
+            self.put(stream, shard(payload), payload);
+        }
+    }
+
+    /// Closes a shard, and gives its hash keys to two children.
+    pub(crate) fn split(&self, stream: &str, index: usize) {
+        let mut contents = self.lock();
+        let shards = contents.streams.get_mut(stream).unwrap();
+        let parent = &mut shards[index];
+        let last = parent.records.last_key_value().map_or(parent.start, |(last, _)| *last);
+        parent.end = Some(last + 5);
+        let (first_key, last_key) = parent.keys;
+        let middle = first_key + (last_key - first_key) / 2;
+        for keys in [(first_key, middle), (middle + 1, last_key)] {
+            shards.push(Shard {
+                start: last + 6,
+                end: None,
+                parents: vec![index],
+                keys,
+                records: BTreeMap::new(),
+                trimmed: 0,
+            });
+        }
+    }
+
+    /// The records of a shard below this number leave retention.
+    pub(crate) fn trim(&self, stream: &str, shard: usize, below: u128) {
+        let mut contents = self.lock();
+        let shard = &mut contents.streams.get_mut(stream).unwrap()[shard];
+        shard.trimmed = below;
+        shard.records.retain(|number, _| *number >= below);
+    }
+
+    /// Changes the answers from now on.
+    pub(crate) fn rule(&self, rule: impl FnMut(&mut Call<'_>) + Send + 'static) {
+        self.lock().rule = Some(Box::new(rule));
+    }
+
+    /// Answers truthfully from now on.
+    pub(crate) fn be_honest(&self) {
+        self.lock().rule = None;
+    }
+
+    pub(crate) fn count(&self, operation: &str) -> usize {
+        self.lock().calls.iter().filter(|(called, _)| called == operation).count()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Contents> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn answer(State(server): State<Server>, headers: HeaderMap, body: Bytes) -> Response {
+    let target = headers.get("x-amz-target").and_then(|target| target.to_str().ok());
+    let operation = target.and_then(|target| target.split('.').next_back()).unwrap_or_default();
+    let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let mut contents = server.lock();
+    contents.calls.push((operation.to_owned(), asked.clone()));
+    let truth = contents.serve(operation, &asked);
+    let mut call = Call { operation, asked: &asked, truth, age: server.started.elapsed() };
+    if let Some(mut rule) = contents.rule.take() {
+        rule(&mut call);
+        contents.rule.get_or_insert(rule);
+    }
+    let (status, body) = match call.truth {
+        Ok(body) => (StatusCode::OK, body),
+        Err((code, message)) => {
+            (StatusCode::BAD_REQUEST, json!({ "__type": code, "message": message }))
+        }
+    };
+    (status, [(header::CONTENT_TYPE, "application/x-amz-json-1.1")], body.to_string())
+        .into_response()
+}
+
+fn name_of(index: usize) -> String {
+    format!("shardId-{index:012}")
+}
+
+fn millis(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
+impl Contents {
+    fn stream(&self, asked: &Value) -> Result<(String, &Vec<Shard>), Refusal> {
+        let name = asked["StreamName"].as_str().ok_or_else(|| invalid("no stream is named"))?;
+        let stream = self.streams.get(name);
+        Ok((name.to_owned(), stream.ok_or_else(|| missing(name))?))
+    }
+
+    fn serve(&self, operation: &str, asked: &Value) -> Result<Value, Refusal> {
+        match operation {
+            "ListShards" => self.list(asked),
+            "GetShardIterator" => self.iterator(asked),
+            "GetRecords" => self.records(asked),
+            "DescribeStreamSummary" => {
+                let (name, shards) = self.stream(asked)?;
+                Ok(json!({ "StreamDescriptionSummary": {
+                    "StreamName": name,
+                    "StreamARN": format!("arn:aws:kinesis:eu-west-1:123456789012:stream/{name}"),
+                    "StreamStatus": "ACTIVE",
+                    "RetentionPeriodHours": 24,
+                    "StreamCreationTimestamp": 0,
+                    "EnhancedMonitoring": [],
+                    "OpenShardCount": shards.len(),
+                } }))
+            }
+            _ => Err(("UnknownOperationException", operation.to_owned())),
+        }
+    }
+
+    fn list(&self, asked: &Value) -> Result<Value, Refusal> {
+        let shards = self.stream(asked)?.1;
+        // Every shard of these streams was open a moment ago, so that a filter by time leaves out none.
+        let describe = |(index, shard): (usize, &Shard)| {
+            let mut described = json!({
+                "ShardId": name_of(index),
+                "HashKeyRange": {
+                    "StartingHashKey": shard.keys.0.to_string(),
+                    "EndingHashKey": shard.keys.1.to_string(),
+                },
+                "SequenceNumberRange": { "StartingSequenceNumber": shard.start.to_string() },
+            });
+            if let Some(end) = shard.end {
+                described["SequenceNumberRange"]["EndingSequenceNumber"] = json!(end.to_string());
+            }
+            if let Some(parent) = shard.parents.first() {
+                described["ParentShardId"] = json!(name_of(*parent));
+            }
+            described
+        };
+        Ok(json!({ "Shards": shards.iter().enumerate().map(describe).collect::<Vec<_>>() }))
+    }
+
+    fn iterator(&self, asked: &Value) -> Result<Value, Refusal> {
+        let (stream, shards) = self.stream(asked)?;
+        let name = asked["ShardId"].as_str().unwrap_or_default();
+        let index = name.rsplit('-').next().and_then(|index| index.parse::<usize>().ok());
+        let index = index.filter(|index| *index < shards.len()).ok_or_else(|| missing(name))?;
+        let shard = &shards[index];
+        let number = || -> Result<u128, Refusal> {
+            let number = asked["StartingSequenceNumber"].as_str().unwrap_or_default();
+            let number = number.parse().map_err(|_| invalid("StartingSequenceNumber"))?;
+            if number < shard.start {
+                return Err(invalid("StartingSequenceNumber is of another shard"));
+            }
+            Ok(number)
+        };
+        let from = match asked["ShardIteratorType"].as_str().unwrap_or_default() {
+            "TRIM_HORIZON" => 0,
+            "LATEST" => shard.records.last_key_value().map_or(0, |(last, _)| last + 1),
+            "AT_TIMESTAMP" => {
+                let time = asked["Timestamp"].as_f64().unwrap_or_default();
+                let found = shard.records.iter().find(|(_, (at, _))| millis(*at) >= time);
+                let behind = || shard.records.last_key_value().map_or(0, |(last, _)| last + 1);
+                found.map_or_else(behind, |(number, _)| *number)
+            }
+            "AT_SEQUENCE_NUMBER" => number()?,
+            "AFTER_SEQUENCE_NUMBER" => number()? + 1,
+            other => return Err(invalid(other)),
+        };
+        Ok(json!({ "ShardIterator": format!("{stream}/{index}/{from}") }))
+    }
+
+    fn records(&self, asked: &Value) -> Result<Value, Refusal> {
+        let token = asked["ShardIterator"].as_str().unwrap_or_default();
+        let mut parts = token.split('/');
+        let stream = parts.next().unwrap_or_default();
+        let mut number = || parts.next().and_then(|part| part.parse::<u128>().ok());
+        let (Some(index), Some(from)) = (number(), number()) else {
+            return Err(invalid("the iterator is none"));
+        };
+        let shards = self.streams.get(stream).ok_or_else(|| missing(stream))?;
+        let index = usize::try_from(index).unwrap();
+        let shard = shards.get(index).ok_or_else(|| missing(token))?;
+        let limit = asked["Limit"].as_u64().and_then(|limit| usize::try_from(limit).ok());
+        let mut next = from;
+        let mut found = Vec::new();
+        for (number, (at, payload)) in shard.records.range(from..).take(limit.unwrap_or(10_000)) {
+            next = number + 1;
+            found.push(json!({
+                "SequenceNumber": number.to_string(),
+                "ApproximateArrivalTimestamp": millis(*at),
+                "Data": aws_smithy_types::base64::encode(payload),
+                "PartitionKey": "key",
+            }));
+        }
+        let left = shard.records.range(next..).next();
+        let behind = left.map_or(Duration::ZERO, |(_, (at, _))| at.elapsed().unwrap_or_default());
+        let behind = u64::try_from(behind.as_millis()).unwrap_or(u64::MAX);
+        let mut answer = json!({ "Records": found, "MillisBehindLatest": behind });
+        if shard.end.is_some() && left.is_none() {
+            let children = shards.iter().enumerate().filter(|(_, it)| it.parents.contains(&index));
+            let children = children.map(|(child, it)| {
+                json!({
+                    "ShardId": name_of(child),
+                    "ParentShards": it.parents.iter().map(|it| name_of(*it)).collect::<Vec<_>>(),
+                    "HashKeyRange": {
+                        "StartingHashKey": it.keys.0.to_string(),
+                        "EndingHashKey": it.keys.1.to_string(),
+                    },
+                })
+            });
+            answer["ChildShards"] = children.collect();
+        } else {
+            answer["NextShardIterator"] = json!(format!("{stream}/{index}/{next}"));
+        }
+        Ok(answer)
+    }
+}
+
+pub(crate) fn invalid(what: &str) -> Refusal {
+    ("InvalidArgumentException", format!("{what} is invalid"))
+}
+
+pub(crate) fn missing(what: &str) -> Refusal {
+    ("ResourceNotFoundException", format!("{what} not found"))
+}
