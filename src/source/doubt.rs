@@ -14,6 +14,13 @@ use crate::observe::Event;
 /// How long such answers last before the caller is told, once, that a retry has not helped.
 const REPORTED_AFTER: Duration = Duration::from_secs(60);
 
+/// How many answers in a row that say where to go on undo a doubt.
+const CERTAIN_ANSWERS: u32 = 3;
+
+/// How often, and for how long, an empty end repeats that says that there is more to read.
+const BEHIND_ANSWERS: u32 = 4;
+const BEHIND_FOR: Duration = Duration::from_secs(2);
+
 /// How many such answers there must be: the caller may have been away for most of the time.
 const REPORTED_ANSWERS: u32 = 4;
 
@@ -36,6 +43,8 @@ pub(super) const MISNUMBERED: &str = "a record has no valid sequence number; rea
 pub(super) struct Doubt {
     since: Instant,
     answers: u32,
+    /// Answers in a row that say where to go on.
+    certain: u32,
     is_reported: bool,
     /// The last answer had neither a next position nor a proof of the end.
     open_end: bool,
@@ -57,8 +66,15 @@ fn lately() -> Instant {
 
 impl Progress {
     /// An answer that says where to go on has come.
-    pub(super) fn is_certain(&mut self) {
-        self.state.doubt = None;
+    ///
+    /// One without records does not undo a doubt: ferrokinesis gives one before each end of an
+    /// iterator that is placed at the end of a closed shard.
+    pub(super) fn is_certain(&mut self, is_empty: bool) {
+        let Some(doubt) = &mut self.state.doubt else { return };
+        doubt.certain += 1;
+        if !is_empty || doubt.certain >= CERTAIN_ANSWERS {
+            self.state.doubt = None;
+        }
     }
 
     /// An answer proves nothing: an event, and where it lasts one error.
@@ -66,10 +82,12 @@ impl Progress {
         let doubt = self.state.doubt.get_or_insert_with(|| Doubt {
             since: Instant::now(),
             answers: 0,
+            certain: 0,
             is_reported: false,
             open_end: false,
         });
         doubt.answers = doubt.answers.saturating_add(1);
+        doubt.certain = 0;
         let attempt = doubt.answers;
         let lasts = doubt.answers >= REPORTED_ANSWERS && doubt.since.elapsed() >= REPORTED_AFTER;
         let is_due = !doubt.is_reported && lasts;
@@ -93,8 +111,14 @@ impl Progress {
         end: &OpenEnd,
     ) -> Result<Option<Vec<KnownShard>>, Told> {
         let repeats_since = self.state.doubt.as_ref().filter(|doubt| {
-            // An answer that lacks its lag too may lack records as well, however often it repeats.
-            doubt.open_end && end.is_empty && end.lag.is_some_and(|lag| lag <= 0)
+            let repeats = match end.lag {
+                Some(..=0) => true,
+                // ferrokinesis counts the lag of a closed shard on.
+                Some(_) => doubt.answers >= BEHIND_ANSWERS && doubt.since.elapsed() >= BEHIND_FOR,
+                // What lacks its lag may lack records as well, however often it repeats.
+                None => false,
+            };
+            doubt.open_end && end.is_empty && repeats
         });
         if let Some(since) = repeats_since.map(|doubt| doubt.since) {
             // A listing that does not show the end may be stale, so that it is made again.

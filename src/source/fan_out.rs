@@ -158,7 +158,7 @@ impl FanOut {
             }
             // Some servers name the children as soon as the shard is closed.
             Some(next) if children.is_none() || has_records || lag > 0 => {
-                self.progress.is_certain();
+                self.progress.is_certain(false);
                 put(&self.slot, subscription);
                 answer.passed = Some(next).filter(|next| self.progress.advance(next));
                 self.progress.answered(answer);
@@ -174,7 +174,7 @@ impl FanOut {
                 self.open_end(is_empty, lag).await.map(drop)
             }
             _ => {
-                self.progress.is_certain();
+                self.progress.is_certain(false);
                 answer.end = children;
                 self.progress.answered(answer);
                 Ok(())

@@ -104,7 +104,7 @@ impl Polling {
         }
         let mut end = children.filter(|_| self.iterator.is_none());
         if !is_open_end {
-            self.progress.is_certain();
+            self.progress.is_certain(is_empty);
         } else if is_empty {
             end = self.progress.proven_end(&OpenEnd { is_empty, lag }).await?;
         } else {
