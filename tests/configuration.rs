@@ -6,7 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{BehaviorVersion, Config};
-use kinestream::{Consumer, ConsumerBuilder, ErrorKind, ShardPosition, StartingPosition};
+use kinestream::{
+    Checkpoint, Consumer, ConsumerBuilder, ErrorKind, ShardPosition, StartingPosition,
+};
 
 fn client() -> Client {
     Client::from_conf(Config::builder().behavior_version(BehaviorVersion::latest()).build())
@@ -129,6 +131,17 @@ fn a_start_in_the_future_is_refused() {
     let shard = "shardId-000000000000".parse().unwrap();
     let position = ShardPosition::AtTimestamp(tomorrow);
     assert_eq!(refused(|builder| builder.starting_position_for(shard, position)), message);
+}
+
+#[test]
+fn start_of_shard_takes_each_kind_of_position() {
+    let shard = || "shardId-000000000000".parse().unwrap();
+    Consumer::builder(client(), "orders")
+        .starting_position_for(shard(), StartingPosition::Latest)
+        .starting_position_for(shard(), ShardPosition::TrimHorizon)
+        .starting_position_for(shard(), Checkpoint::ShardEnd)
+        .build()
+        .unwrap();
 }
 
 #[test]

@@ -69,11 +69,22 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Where to begin with one shard when the store has no checkpoint of it.
+    /// Sets where to begin with one shard when the store has no checkpoint of it: a [`ShardPosition`],
+    /// a [`StartingPosition`] or a [`Checkpoint`](crate::Checkpoint), such as that of the
+    /// [last record](crate::Record::checkpoint) in a database of the caller's.
     ///
-    /// Default: none. May be called for many shards.
-    pub fn starting_position_for(mut self, shard: ShardId, position: ShardPosition) -> Self {
-        self.settings.start.each.insert(shard, position);
+    /// Shards that were split or merged from it begin at `TRIM_HORIZON` unless they are named
+    /// themselves, even if [`starting_position`](Self::starting_position) is later. If a named shard has
+    /// left retention, its position is ignored, and each shard with a parent that has left retention
+    /// begins at `TRIM_HORIZON` too, since it may descend from the named shard.
+    ///
+    /// Default: none. May be called for many shards. A timestamp must not lie in the future.
+    pub fn starting_position_for(
+        mut self,
+        shard: ShardId,
+        position: impl Into<ShardPosition>,
+    ) -> Self {
+        self.settings.start.each.insert(shard, position.into());
         self
     }
 

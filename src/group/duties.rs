@@ -159,10 +159,12 @@ impl Worker {
 
     /// Begins with a shard that the worker has been given.
     fn open(&mut self, id: &ShardId, lease: Lease) {
+        let epoch = lease.epoch;
         let Some(position) = self.plan.lister.position(id, lease.checkpoint.clone()) else {
+            // The caller has named the end of the shard as its start.
+            self.pending.push(Change::Finish { shard: id.clone(), epoch });
             return;
         };
-        let epoch = lease.epoch;
         self.plan.observer.tell(Event::LeaseGained { shard_id: id.clone(), epoch });
         let tenure = Tenure::new(epoch, Arc::clone(&self.validity));
         let watermark = Arc::new(Watermark::new({

@@ -136,9 +136,10 @@ impl Lister {
             .collect()
     }
 
-    /// The listed shards that were split or merged from shards for which the caller has named a
-    /// position.
+    /// Returns the listed shards that were, or may have been, split or merged from shards for which the
+    /// caller has named a position.
     fn descendants_of_named<'a>(&'a self, shards: &'a [ListedShard]) -> BTreeSet<&'a ShardId> {
+        let listed: BTreeSet<&ShardId> = shards.iter().map(|shard| &shard.id).collect();
         let mut children: HashMap<&ShardId, Vec<&ShardId>> = HashMap::new();
         for shard in shards {
             for parent in &shard.parents {
@@ -147,6 +148,11 @@ impl Lister {
         }
         let mut found = BTreeSet::new();
         let mut left: Vec<&ShardId> = self.start.each.keys().collect();
+        if left.iter().any(|named| !listed.contains(named)) {
+            // What lies between a shard that is gone and its descendants may be gone too.
+            let unlisted = children.keys().filter(|parent| !listed.contains(*parent));
+            left.extend(unlisted.copied());
+        }
         while let Some(shard) = left.pop() {
             let of_shard = children.get(shard).into_iter().flatten();
             left.extend(of_shard.filter(|child| found.insert(**child)));

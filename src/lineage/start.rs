@@ -45,16 +45,17 @@ pub enum StartingPosition {
 
 /// Where one shard begins that has no checkpoint.
 ///
+/// Any [`Checkpoint`] is one, by `From`.
+///
 /// ```no_run
 /// # fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
-/// use kinestream::{Consumer, ShardPosition};
+/// use kinestream::{Checkpoint, Consumer, ShardPosition};
 ///
-/// // The place was stored beside the data, in the caller's own database.
+/// // The checkpoint of the last record, stored beside the data in the caller's own database.
+/// let stored: Checkpoint = "AFTER_SEQUENCE_NUMBER:49590338271490256608559692538361571095:7".parse()?;
 /// let consumer = Consumer::builder(client, "orders")
-///     .starting_position_for(
-///         "shardId-000000000000".parse()?,
-///         ShardPosition::AfterSequenceNumber("49590338271490256608559692538361571095".parse()?),
-///     )
+///     .starting_position_for("shardId-000000000000".parse()?, stored)
+///     .starting_position_for("shardId-000000000001".parse()?, ShardPosition::TrimHorizon)
 ///     .build()?;
 /// # Ok(()) }
 /// ```
@@ -69,8 +70,18 @@ pub enum ShardPosition {
     AtTimestamp(SystemTime),
     /// This record.
     AtSequenceNumber(SequenceNumber),
-    /// The record behind this one.
+    /// The record behind this one. Skips the rest of an aggregated record: see
+    /// [`AfterUserRecord`](Self::AfterUserRecord).
     AfterSequenceNumber(SequenceNumber),
+    /// The user record after this one of an aggregated record.
+    AfterUserRecord {
+        /// The sequence number of the aggregated record.
+        sequence_number: SequenceNumber,
+        /// The sub-sequence number of the last user record that is finished.
+        sub_sequence_number: u64,
+    },
+    /// The end of the shard, which is not read. Its children are read from their beginning.
+    ShardEnd,
 }
 
 impl From<StartingPosition> for ShardPosition {
@@ -79,6 +90,22 @@ impl From<StartingPosition> for ShardPosition {
             StartingPosition::Latest => Self::Latest,
             StartingPosition::TrimHorizon => Self::TrimHorizon,
             StartingPosition::AtTimestamp(time) => Self::AtTimestamp(time),
+        }
+    }
+}
+
+impl From<Checkpoint> for ShardPosition {
+    fn from(checkpoint: Checkpoint) -> Self {
+        match checkpoint {
+            Checkpoint::TrimHorizon => Self::TrimHorizon,
+            Checkpoint::AtTimestamp(time) => Self::AtTimestamp(time),
+            Checkpoint::AfterSequence { sequence_number, sub_sequence_number: None } => {
+                Self::AfterSequenceNumber(sequence_number)
+            }
+            Checkpoint::AfterSequence { sequence_number, sub_sequence_number: Some(number) } => {
+                Self::AfterUserRecord { sequence_number, sub_sequence_number: number }
+            }
+            Checkpoint::ShardEnd => Self::ShardEnd,
         }
     }
 }
@@ -114,6 +141,10 @@ impl Start {
             ShardPosition::AtTimestamp(time) => Pin::Kept(Checkpoint::AtTimestamp(time)),
             ShardPosition::AtSequenceNumber(number) => Pin::Named(Position::AtSequence(number)),
             ShardPosition::AfterSequenceNumber(number) => Pin::Named(Position::After(number, None)),
+            ShardPosition::AfterUserRecord { sequence_number, sub_sequence_number } => {
+                Pin::Named(Position::After(sequence_number, Some(sub_sequence_number)))
+            }
+            ShardPosition::ShardEnd => Pin::Kept(Checkpoint::ShardEnd),
         }
     }
 

@@ -18,6 +18,7 @@ mod inline;
 mod listings;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod named;
 mod operators;
 mod outages;
 mod pacing;

@@ -7,6 +7,7 @@
 //! your own. The program reads half of the orders, forgets everything but the database, as a crash
 //! would, and goes on. Exits with 1 if an order is missing or there twice.
 
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,234 @@
+//! `starting_position_for`: starts of single shards, and of the shards that descend from them.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use kinestream::testing::{Kinesis, Shard, Stream, aggregate};
+use kinestream::{
+    Checkpoint, CheckpointOn, ConsumerBuilder, MemoryStore, Records, ShardPosition,
+    StartingPosition,
+};
+use tokio::time::sleep;
+
+use crate::{assert_silent, consumer, next, number, orders};
+
+/// Longer than `Latest` is exact.
+const EARLIER: Duration = Duration::from_secs(5);
+
+fn latest(kinesis: &Kinesis) -> ConsumerBuilder {
+    consumer(kinesis).starting_position(StartingPosition::Latest)
+}
+
+async fn read(records: &mut Records, count: usize) -> BTreeSet<usize> {
+    let mut read = BTreeSet::new();
+    for _ in 0..count {
+        let record = next(records).await;
+        record.ack();
+        assert!(read.insert(number(&record)), "{record:?} comes once");
+    }
+    assert_silent(records).await;
+    read
+}
+
+fn put_aggregate(shard: &Shard, numbers: std::ops::Range<usize>) {
+    shard.put(aggregate(numbers.map(|number| (format!("key-{number}"), number.to_string()))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn checkpoint_of_record_starts_after_it() {
+    let (kinesis, orders) = orders(1);
+    let shard = orders.shard(0);
+    shard.put("0");
+    put_aggregate(&shard, 1..4);
+    put_aggregate(&shard, 4..5);
+    shard.put("5");
+    let mut all = consumer(&kinesis).build().unwrap().records();
+    let mut checkpoints = Vec::new();
+    for expected in 0..6 {
+        let record = next(&mut all).await;
+        assert_eq!(number(&record), expected);
+        checkpoints.push(record.checkpoint());
+    }
+    let after = |number: &str| format!("AFTER_SEQUENCE_NUMBER:{number}");
+    let numbers = shard.sequence_numbers();
+    let texts: Vec<String> = checkpoints.iter().map(Checkpoint::to_string).collect();
+    let expected = [
+        after(numbers[0].as_str()),
+        format!("{}:0", after(numbers[1].as_str())),
+        format!("{}:1", after(numbers[1].as_str())),
+        after(numbers[1].as_str()),
+        after(numbers[2].as_str()),
+        after(numbers[3].as_str()),
+    ];
+    assert_eq!(texts, expected);
+    for (last, text) in texts.iter().enumerate() {
+        for start in [StartingPosition::Latest, StartingPosition::TrimHorizon] {
+            let checkpoint: Checkpoint = text.parse().unwrap();
+            let builder = consumer(&kinesis).starting_position(start);
+            let consumer = builder.starting_position_for(shard.id(), checkpoint).build().unwrap();
+            let rest = read(&mut consumer.records(), 5 - last).await;
+            assert!(rest.into_iter().eq(last + 1..6), "after {text}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_checkpoint_is_a_starting_position() {
+    let kinesis = Kinesis::at(SystemTime::now() - Duration::from_secs(3600));
+    let orders = kinesis.create_stream("orders", 1);
+    let shard = orders.shard(0);
+    shard.put("0");
+    sleep(EARLIER).await;
+    let middle = kinesis.now();
+    shard.put("1");
+    for (checkpoint, expected) in [
+        (Checkpoint::TrimHorizon, vec![0, 1]),
+        (Checkpoint::AtTimestamp(middle), vec![1]),
+        (Checkpoint::ShardEnd, vec![]),
+    ] {
+        let start = ShardPosition::from(checkpoint.clone());
+        let consumer = latest(&kinesis).starting_position_for(shard.id(), start).build().unwrap();
+        let rest = read(&mut consumer.records(), expected.len()).await;
+        assert!(rest.into_iter().eq(expected), "{checkpoint}");
+    }
+}
+
+/// A parent with one record that was read, and descendants with records from before the start.
+async fn resharded(orders: &Stream) -> [Shard; 4] {
+    let parent = orders.shard(0);
+    parent.put("0");
+    parent.put("1");
+    let [left, right] = parent.split();
+    left.put("2");
+    right.put("3");
+    let [grandchild, _] = left.split();
+    grandchild.put("4");
+    sleep(EARLIER).await;
+    [parent, left, right, grandchild]
+}
+
+#[tokio::test(start_paused = true)]
+async fn descendants_of_named_shard_start_at_trim_horizon() {
+    for child_shards in [true, false] {
+        let (kinesis, orders) = orders(1);
+        kinesis.set_child_shards(child_shards);
+        let [parent, ..] = resharded(&orders).await;
+        let first = Checkpoint::AfterSequence {
+            sequence_number: parent.sequence_numbers()[0].clone(),
+            sub_sequence_number: None,
+        };
+        for (checkpoint, expected) in
+            [(first, vec![1, 2, 3, 4]), (Checkpoint::ShardEnd, vec![2, 3, 4])]
+        {
+            let builder = latest(&kinesis).starting_position_for(parent.id(), checkpoint.clone());
+            let mut records = builder.build().unwrap().records();
+            let rest = read(&mut records, expected.len()).await;
+            assert!(rest.into_iter().eq(expected), "{checkpoint}");
+        }
+    }
+}
+
+/// The caller names a shard that has left retention with its children: which shards descend from it
+/// is not known.
+#[tokio::test(start_paused = true)]
+async fn descendant_of_expired_named_shard_starts_at_trim_horizon() {
+    let (kinesis, orders) = orders(2);
+    orders.shard(1).put("10");
+    let parent = orders.shard(0);
+    parent.put("0");
+    let named = parent.sequence_numbers()[0].clone();
+    let [left, right] = parent.split();
+    let child = left.merge(&right);
+    child.put("1");
+    sleep(EARLIER).await;
+    for expired in [&parent, &left, &right] {
+        expired.expire();
+    }
+    let position = ShardPosition::AfterSequenceNumber(named);
+    let builder = latest(&kinesis).starting_position_for(parent.id(), position);
+    let mut records = builder.build().unwrap().records();
+    let rest = read(&mut records, 1).await;
+    assert!(rest.into_iter().eq([1]), "the other shard starts at the latest");
+}
+
+#[tokio::test(start_paused = true)]
+async fn child_named_latest_starts_at_first_poll() {
+    let (kinesis, orders) = orders(1);
+    let [parent, left, right, _] = resharded(&orders).await;
+    let builder = latest(&kinesis)
+        .starting_position_for(parent.id(), Checkpoint::TrimHorizon)
+        .starting_position_for(right.id(), ShardPosition::Latest);
+    let mut records = builder.build().unwrap().records();
+    assert!(read(&mut records, 4).await.into_iter().eq([0, 1, 2, 4]));
+    right.put("5");
+    assert_eq!(number(&next(&mut records).await), 5);
+    assert!(!left.is_open());
+}
+
+/// An application that has read the parent, and learns of the children when it starts again.
+#[tokio::test(start_paused = true)]
+async fn child_named_latest_in_known_stream_starts_at_first_poll() {
+    for child_shards in [true, false] {
+        let (kinesis, orders) = orders(1);
+        kinesis.set_child_shards(child_shards);
+        orders.shard(0).put("0");
+        let store = MemoryStore::new();
+        let builder = || consumer(&kinesis).store(store.clone());
+        let reader = builder().build().unwrap();
+        assert!(read(&mut reader.records(), 1).await.into_iter().eq([0]));
+        reader.close().await.unwrap();
+        let [left, right] = orders.shard(0).split();
+        left.put("1");
+        right.put("2");
+        sleep(EARLIER).await;
+        let builder = builder().starting_position_for(left.id(), ShardPosition::Latest);
+        let mut records = builder.build().unwrap().records();
+        assert!(read(&mut records, 1).await.into_iter().eq([2]));
+        left.put("3");
+        assert_eq!(number(&next(&mut records).await), 3);
+    }
+}
+
+/// A store that knows the first child of a shard, of which nothing is read yet: the parent holds an
+/// unacknowledged record, and the child a record from before the next start.
+async fn with_unread_child(kinesis: &Kinesis, orders: &Stream, store: &MemoryStore) -> Shard {
+    orders.shard(0).put("0");
+    let reader = acknowledged(kinesis, store).build().unwrap();
+    let mut records = reader.records();
+    let held = next(&mut records).await;
+    let [child, _] = orders.shard(0).split();
+    child.put("1");
+    assert_silent(&mut records).await;
+    drop((held, records));
+    reader.close().await.unwrap();
+    sleep(EARLIER).await;
+    child
+}
+
+fn acknowledged(kinesis: &Kinesis, store: &MemoryStore) -> ConsumerBuilder {
+    consumer(kinesis).store(store.clone()).checkpoint_on(CheckpointOn::Ack)
+}
+
+#[tokio::test(start_paused = true)]
+async fn known_child_starts_at_position_named_later() {
+    for (position, expected) in [
+        (ShardPosition::Latest, vec![0, 2]),
+        (ShardPosition::TrimHorizon, vec![0, 1, 2]),
+        (ShardPosition::ShardEnd, vec![0]),
+    ] {
+        let (kinesis, orders) = orders(1);
+        let store = MemoryStore::new();
+        let child = with_unread_child(&kinesis, &orders, &store).await;
+        let builder = acknowledged(&kinesis, &store);
+        let reader = builder.starting_position_for(child.id(), position.clone()).build().unwrap();
+        let mut records = reader.records();
+        let first = next(&mut records).await;
+        child.put("2");
+        first.ack();
+        let mut rest = read(&mut records, expected.len() - 1).await;
+        rest.insert(number(&first));
+        assert!(rest.into_iter().eq(expected), "{position:?}");
+        let lease = &reader.positions().await.unwrap()[&child.id()];
+        assert_eq!(lease.is_finished(), position == ShardPosition::ShardEnd, "{lease:?}");
+    }
+}
