@@ -8,7 +8,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use futures::StreamExt;
-use kinestream::testing::{Kinesis, Outcome};
+use kinestream::testing::{Kinesis, Outcome, aggregate};
 use kinestream::{Consumer, ConsumerBuilder, MemoryStore, OnTrimmed, StartingPosition};
 use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
@@ -117,4 +117,32 @@ async fn what_somebody_should_look_at_is_a_warning() {
     for part in ["records were lost", "shardId-000000000000", numbers[0].as_str(), "TRIM_HORIZON"] {
         assert!(warnings[0].contains(part), "{part} in {}", warnings[0]);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn left_out_user_records_are_warned_of_once_a_shard() {
+    start_logging();
+    let kinesis = Kinesis::new();
+    let orders = kinesis.create_stream("orders", 2);
+    let mut records = consumer(&kinesis).build().unwrap().records();
+    let user_records = (0..10).map(|number| (format!("a-secret-key-{number}"), "a secret"));
+    let all = aggregate(user_records);
+    for _ in 0..3 {
+        for shard in orders.shards() {
+            shard.put(all.clone());
+        }
+        while let Ok(record) = timeout(5 * SECOND, records.next()).await {
+            record.unwrap().unwrap();
+        }
+    }
+    let mut warnings = lines("WARN");
+    warnings.sort_by_key(|line| line.contains("shardId-000000000001"));
+    assert_eq!(warnings.len(), 2, "one for each shard: {warnings:#?}");
+    for (shard, warning) in orders.shards().iter().zip(&warnings) {
+        let shard = format!("shard={}", shard.id());
+        for part in ["user records left out", &shard, "application=\"default\"", "records="] {
+            assert!(warning.contains(part), "{part} in {warning}");
+        }
+    }
+    assert!(!logged().contains("secret"));
 }

@@ -14,6 +14,7 @@ use crate::record::ShardId;
 const RECORDS: &str = "kinestream_records_fetched_total";
 const BYTES: &str = "kinestream_bytes_fetched_total";
 const BATCHES: &str = "kinestream_batches_fetched_total";
+const LEFT_OUT: &str = "kinestream_user_records_left_out_total";
 const BEHIND: &str = "kinestream_millis_behind_latest";
 const UNFINISHED: &str = "kinestream_unfinished_records";
 const OLDEST: &str = "kinestream_oldest_unfinished_seconds";
@@ -78,6 +79,7 @@ impl ConsumerMetrics {
             records: counter!(RECORDS, labels()),
             bytes: counter!(BYTES, labels()),
             batches: counter!(BATCHES, labels()),
+            left_out: counter!(LEFT_OUT, labels()),
             behind: gauge!(BEHIND, labels()),
             unfinished: gauge!(UNFINISHED, labels()),
             oldest: gauge!(OLDEST, labels()),
@@ -135,6 +137,7 @@ pub(super) struct ShardMetrics {
     records: Counter,
     bytes: Counter,
     batches: Counter,
+    left_out: Counter,
     behind: Gauge,
     unfinished: Gauge,
     oldest: Gauge,
@@ -147,6 +150,7 @@ impl ShardMetrics {
             records: Counter::noop(),
             bytes: Counter::noop(),
             batches: Counter::noop(),
+            left_out: Counter::noop(),
             behind: Gauge::noop(),
             unfinished: Gauge::noop(),
             oldest: Gauge::noop(),
@@ -161,6 +165,10 @@ impl ShardMetrics {
             self.batches.increment(1);
         }
         self.behind.set(millis_behind_latest as f64);
+    }
+
+    pub(super) fn left_out(&self, records: usize) {
+        self.left_out.increment(records as u64);
     }
 
     #[allow(clippy::cast_precision_loss, reason = "a lag of 285,000 years")]
@@ -211,6 +219,11 @@ fn describe() {
     describe_counter!(RECORDS, Unit::Count, "Records fetched of a shard");
     describe_counter!(BYTES, Unit::Bytes, "Payloads and partition keys fetched of a shard");
     describe_counter!(BATCHES, Unit::Count, "Answers that held records of a shard");
+    describe_counter!(
+        LEFT_OUT,
+        Unit::Count,
+        "User records left out because their hash keys belong to another shard"
+    );
     describe_gauge!(
         BEHIND,
         Unit::Milliseconds,

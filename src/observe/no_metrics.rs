@@ -40,6 +40,8 @@ impl ShardMetrics {
 
     pub(super) fn answered(&self, _records: usize, _bytes: usize, _millis_behind_latest: i64) {}
 
+    pub(super) fn left_out(&self, _records: usize) {}
+
     pub(super) fn behind(&self, _millis_behind_latest: i64) {}
 
     pub(super) fn measure(&self, _unfinished: usize, _oldest: Option<Duration>) {}

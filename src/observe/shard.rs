@@ -1,11 +1,11 @@
 use std::fmt;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::backlog::Backlog;
 use super::metrics::ShardMetrics;
-use super::{Event, Observer, Spanned, Task};
+use super::{Event, Observer, Spanned, Task, log_line};
 use crate::checkpoint::Watermark;
 use crate::error::Error;
 use crate::record::ShardId;
@@ -26,6 +26,8 @@ pub(super) struct View {
     /// The lag of the last answer.
     millis_behind_latest: AtomicI64,
     backlog: Backlog,
+    /// A user record was left out.
+    left_out: AtomicBool,
     watermark: Weak<Watermark>,
     metrics: ShardMetrics,
 }
@@ -95,7 +97,9 @@ impl ShardObserver {
         let millis_behind_latest = AtomicI64::new(UNKNOWN);
         let watermark = Arc::downgrade(watermark);
         let backlog = Backlog::default();
-        let view = Arc::new(View { id, millis_behind_latest, backlog, watermark, metrics });
+        let left_out = AtomicBool::new(false);
+        let view =
+            Arc::new(View { id, millis_behind_latest, backlog, left_out, watermark, metrics });
         Self { observer, view }
     }
 
@@ -125,6 +129,27 @@ impl ShardObserver {
     pub(crate) fn fetched(&self, records: usize, millis_behind_latest: i64) {
         let delivered = self.view.delivered();
         self.view.backlog.fetched(records, millis_behind_latest.max(0), delivered);
+    }
+
+    /// Counts user records that are not delivered because their hash keys belong to another shard. Logs a
+    /// warning the first time: the records are lost unless their producer puts them again.
+    pub(crate) fn left_out(&self, records: usize) {
+        if records == 0 {
+            return;
+        }
+        self.observer.contain(Task::Metrics, || self.view.metrics.left_out(records));
+        if !self.view.left_out.swap(true, Ordering::Relaxed) {
+            let (stream, application) = (&*self.observer.0.stream, &*self.observer.0.application);
+            log_line!(
+                warn,
+                stream,
+                application,
+                shard = %self.shard_id(),
+                records,
+                "user records left out: their hash keys belong to another shard, as after a reshard; \
+                 the KPL puts them again, other producers may lose them (logged once a shard)"
+            );
+        }
     }
 
     /// Kinesis has answered with so many records and bytes, and so far behind its newest record is

@@ -87,13 +87,16 @@ impl Batch {
         !self.aggregates.is_empty()
     }
 
-    /// Drops what was packed with others and belongs into another shard.
-    pub(super) fn retain(&mut self, range: &HashRange) {
+    /// Drops the user records whose hash keys belong to another shard, and returns how many there were.
+    pub(super) fn retain(&mut self, range: &HashRange) -> usize {
+        let mut dropped = 0;
         for packed in &mut self.aggregates {
             let before = packed.aggregate.len();
             packed.aggregate.retain(range);
-            self.left -= before - packed.aggregate.len();
+            dropped += before - packed.aggregate.len();
         }
+        self.left -= dropped;
+        dropped
     }
 
     /// Passes over what lies before a position where an iterator was just placed. Only at the

@@ -256,7 +256,7 @@ impl Progress {
             }
             match self.kinesis.hash_range(self.observer.shard_id()).await {
                 Ok(range) => {
-                    batch.retain(&range);
+                    self.observer.left_out(batch.retain(&range));
                     return Ok(());
                 }
                 Err(failure) => {

@@ -25,6 +25,7 @@ mod pacing;
 mod packed;
 mod panics;
 mod polling;
+mod recipe;
 mod resharding;
 mod seen;
 mod sharing;

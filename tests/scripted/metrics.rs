@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::StreamExt;
-use kinestream::testing::Outcome;
+use kinestream::testing::{Outcome, aggregate};
 use kinestream::{CheckpointOn, OnTrimmed};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::time::{sleep, timeout};
@@ -121,6 +121,34 @@ async fn everything_that_is_documented_is_measured_and_nothing_else() {
     sleep(SECOND).await;
     seen.look(&snapshotter);
     assert_eq!(seen.get("unfinished_records", Some(("shard", "shardId-000000000001"))), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn user_records_of_another_shard_are_counted() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recording = ::metrics::set_default_local_recorder(&recorder);
+    let (kinesis, orders) = orders(2);
+    let user_records = (0..10).map(|number| (format!("key-{number}"), number.to_string()));
+    let all = aggregate(user_records);
+    let mut records = consumer(&kinesis).build().unwrap().records();
+    for shard in orders.shards() {
+        shard.put(all.clone());
+        shard.put("10");
+        shard.put(all.clone());
+    }
+    let mut delivered = [0.0; 2];
+    for _ in 0..22 {
+        delivered[crate::shard_of(&next(&mut records).await)] += 1.0;
+    }
+    let mut seen = Seen::default();
+    seen.look(&snapshotter);
+    for (index, delivered) in delivered.into_iter().enumerate() {
+        let shard = orders.shard(index).id();
+        let left_out = seen.get("user_records_left_out_total", Some(("shard", shard.as_str())));
+        assert_eq!(left_out, 21.0 - delivered, "of two aggregates of ten and a plain record");
+        assert!(left_out > 0.0);
+    }
 }
 
 /// Every name that the queries of the dashboard ask for.

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use futures::StreamExt;
+use kinestream::store::Scope;
 use kinestream::testing::{Kinesis, Outcome, Shard, aggregate};
-use kinestream::{CheckpointOn, MemoryStore, Record, Records, SequenceNumber};
+use kinestream::{CheckpointOn, CheckpointStore, MemoryStore, Record, Records, SequenceNumber};
 use serde::Deserialize;
 use tokio::time::{sleep, timeout};
 
@@ -110,6 +111,51 @@ async fn a_stop_among_them_goes_on_among_them() {
             assert_eq!(position.as_ref(), Some(&expected));
         }
         assert_silent(&mut build().records()).await;
+    }
+}
+
+/// Returns a new store that holds what `store` has saved of the shard: all that outlives a process.
+async fn survived(store: &Watched) -> MemoryStore {
+    let checkpoint = store.position(0).await.unwrap().parse().unwrap();
+    let survived = MemoryStore::new();
+    let saved = [("shardId-000000000000".parse().unwrap(), checkpoint)];
+    survived.save(&Scope::new("default", "orders"), &saved).await.unwrap();
+    survived
+}
+
+#[tokio::test(start_paused = true)]
+async fn death_within_aggregate_resumes_after_saved_user_record() {
+    for (checkpoint_on, fan_out) in [
+        (CheckpointOn::Pull, false),
+        (CheckpointOn::Ack, false),
+        (CheckpointOn::Pull, true),
+        (CheckpointOn::Ack, true),
+    ] {
+        let (kinesis, orders) = orders(1);
+        let whole = put(&orders.shard(0), 0..5);
+        orders.shard(0).put("5");
+        let build = || {
+            let builder = consumer(&kinesis).checkpoint_on(checkpoint_on);
+            if fan_out { builder.fan_out("billing") } else { builder }
+        };
+        let store = Watched::default();
+        let mut records = build().store(store.clone()).build().unwrap().records();
+        // With `Pull` the poll for the next record acknowledges.
+        for expected in 0..3 {
+            let record = next(&mut records).await;
+            assert_eq!(number(&record), expected);
+            if checkpoint_on == CheckpointOn::Ack {
+                record.ack();
+            }
+        }
+        let held = next(&mut records).await;
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(store.position(0).await, Some(part(&whole, 2)), "{checkpoint_on:?}");
+        let survived = survived(&store).await;
+        drop((records, held));
+        let mut records = build().store(survived).build().unwrap().records();
+        assert_eq!(numbers(&mut records, 3).await, [3, 4, 5], "{checkpoint_on:?}, {fan_out}");
+        assert_silent(&mut records).await;
     }
 }
 
