@@ -1,5 +1,6 @@
 //! How far a shard has been read, and how far it may be said to have been.
 
+mod in_flight;
 mod watermark;
 
 use std::fmt;
@@ -9,6 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::error::{Error, ErrorKind};
 use crate::record::SequenceNumber;
 
+pub use in_flight::InFlightLimit;
+pub(crate) use in_flight::{Allowance, InFlightConfig};
 pub(crate) use watermark::{Advance, Watermark};
 
 /// How far one shard has been read: what a [`CheckpointStore`](crate::CheckpointStore) keeps.

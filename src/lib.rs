@@ -166,7 +166,7 @@ pub mod testing;
 mod text_form;
 mod wakers;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, InFlightLimit};
 pub use consumer::{
     Consumer, ConsumerBuilder, Health, Records, ShardState, ShardStatus, Shards, Status, WhenHeld,
 };

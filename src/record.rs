@@ -68,14 +68,14 @@ pub(crate) struct Origin {
 /// The way back for acknowledgements: the only thing that points backwards.
 pub(crate) trait Finish: Send + Sync {
     /// Record number `number` of the shard, in order of delivery, which stands at this sequence
-    /// number, is done with. Saying it twice changes nothing.
-    fn finish(&self, number: u64, mark: &Mark);
+    /// number and has so many bytes, is done with. Saying it twice changes nothing.
+    fn finish(&self, number: u64, mark: &Mark, bytes: usize);
 
     /// Notes that all records before number `next` are delivered.
     fn deliver(&self, next: u64);
 
-    /// The last so many records of those handed out were not: they are still to come.
-    fn take_back(&self, records: usize);
+    /// The last so many records and bytes of those handed out were not: they are still to come.
+    fn take_back(&self, records: usize, bytes: usize);
 }
 
 /// How a record is encrypted at rest.
@@ -189,6 +189,12 @@ impl Record {
         self.encryption_type
     }
 
+    /// The bytes that count as in flight: payload and partition key.
+    #[inline]
+    pub(crate) fn size(&self) -> usize {
+        self.data.len() + self.partition_key().map_or(0, str::len)
+    }
+
     /// Says that this record is done with, from any task and in any order.
     ///
     /// With [`CheckpointOn::Ack`](crate::CheckpointOn::Ack) the position of the shard advances
@@ -199,7 +205,7 @@ impl Record {
     pub fn ack(&self) {
         let mut mark = Mark::default();
         mark.set(self);
-        self.origin.finish.finish(self.number, &mark);
+        self.origin.finish.finish(self.number, &mark, self.size());
     }
 }
 

@@ -85,6 +85,10 @@ fn names_counts_of_nothing() {
         "stream orders: max_in_flight is 0, but must be at least 1 record"
     );
     assert_eq!(
+        refused(|builder| builder.max_in_flight_bytes(0)),
+        "stream orders: max_in_flight_bytes is 0, but must be at least 1 byte"
+    );
+    assert_eq!(
         refused(|builder| builder.max_buffered_bytes(0)),
         "stream orders: max_buffered_bytes is 0, but must be at least 1 byte"
     );

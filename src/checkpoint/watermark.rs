@@ -24,6 +24,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Checkpoint;
+use super::in_flight::{Allowance, InFlightConfig, InFlightCounter, InFlightLimit};
 use crate::record::{Finish, Mark};
 use crate::wakers::wake_all;
 
@@ -59,18 +60,12 @@ struct State {
     /// Behind the record before this number lies a place up to which there is no other.
     passed: Option<(u64, Mark)>,
     handed_out: u64,
-    unfinished: usize,
+    in_flight: InFlightCounter,
     /// When records were found to be delivered, by the number of the first: those of the prefix and
     /// of some behind it.
     times: VecDeque<(u64, Instant)>,
     /// Records below this number have their time.
     noted: u64,
-    /// At most so many records may be unfinished.
-    limit: Option<usize>,
-    /// Since when as many are.
-    full_since: Option<Instant>,
-    /// It was said that this lasts.
-    is_stall_told: bool,
     /// No record will be handed out any more: the shard is closed and read to its end.
     ended: bool,
     /// Since when the checkpoint is another than was last taken.
@@ -96,8 +91,8 @@ impl Watermark {
     }
 
     /// The next `records` go to the caller now. The number of the first; `None` where none may go
-    /// any more.
-    pub(crate) fn hand_out(&self, records: usize) -> Option<u64> {
+    /// any more. `bytes` counts payloads and partition keys, or is 0 without a limit of them.
+    pub(crate) fn hand_out(&self, records: usize, bytes: usize) -> Option<u64> {
         let mut state = self.lock();
         if state.retired {
             return None;
@@ -105,9 +100,13 @@ impl Watermark {
         let first = state.handed_out;
         state.note_delivered(self.delivered());
         state.handed_out += records as u64;
-        state.unfinished += records;
-        state.note_full();
+        state.in_flight.add(records, bytes);
         Some(first)
+    }
+
+    /// Notes that the next record has too many bytes to be delivered.
+    pub(crate) fn refuse(&self, bytes: usize) {
+        self.lock().in_flight.refuse(bytes);
     }
 
     /// How many records have been delivered.
@@ -118,31 +117,26 @@ impl Watermark {
     /// How many records are delivered and not finished, and for how long the oldest of them has
     /// been: to the second, where it is asked each second.
     pub(crate) fn unfinished(&self) -> (usize, Option<Duration>) {
-        self.lock().in_flight(self.delivered())
+        self.lock().unfinished(self.delivered())
     }
 
-    /// At most so many records may be unfinished.
-    pub(crate) fn limit(&self, records: usize) {
+    /// Limits what may be in flight.
+    pub(crate) fn set_limits(&self, limits: InFlightConfig) {
+        self.lock().in_flight.set_limits(limits);
+    }
+
+    /// Returns the limit that holds the shard, so that no record is delivered.
+    pub(crate) fn held_by(&self) -> Option<InFlightLimit> {
+        self.lock().in_flight.limit()
+    }
+
+    /// Returns the limit that has held the shard for `time`, how many records are unfinished, and
+    /// since when. Said once, until a record is finished.
+    pub(crate) fn stalled(&self, time: Duration) -> Option<(InFlightLimit, usize, Duration)> {
         let mut state = self.lock();
-        state.limit = Some(records);
-        state.note_full();
-    }
-
-    /// Whether the limit holds the shard, so that no record is delivered.
-    pub(crate) fn is_full(&self) -> bool {
-        self.lock().full_since.is_some()
-    }
-
-    /// How many records are unfinished and since when, where the limit has held the shard for so
-    /// long. Said once, until a record is finished.
-    pub(crate) fn stalled(&self, time: Duration) -> Option<(usize, Duration)> {
-        let mut state = self.lock();
-        let since = state.full_since?;
-        if since.elapsed() < time || std::mem::replace(&mut state.is_stall_told, true) {
-            return None;
-        }
-        let (records, oldest) = state.in_flight(self.delivered());
-        Some((records, oldest.unwrap_or_else(|| since.elapsed())))
+        let (limit, held) = state.in_flight.stalled(time)?;
+        let (records, oldest) = state.unfinished(self.delivered());
+        Some((limit, records, oldest.unwrap_or(held)))
     }
 
     /// For how long the position has been further than it was when it was last taken.
@@ -159,7 +153,7 @@ impl Watermark {
     pub(crate) fn poll_settled(&self, context: &mut Context<'_>) -> Poll<()> {
         let before = {
             let mut state = self.lock();
-            if state.unfinished == 0 {
+            if state.in_flight.records() == 0 {
                 return Poll::Ready(());
             }
             state.settling.replace(context.waker().clone())
@@ -175,14 +169,13 @@ impl Watermark {
         state.checkpoint()
     }
 
-    /// How many records may be handed out so that at most `limit` are unfinished; waits while
-    /// that is none.
-    pub(crate) fn poll_room(&self, context: &mut Context<'_>, limit: usize) -> Poll<usize> {
+    /// What may be delivered within the limits; waits while that is nothing.
+    pub(crate) fn poll_allowance(&self, context: &mut Context<'_>) -> Poll<Allowance> {
         let before = {
             let mut state = self.lock();
-            match limit.saturating_sub(state.unfinished) {
-                0 => state.waiting.replace(context.waker().clone()),
-                room => return Poll::Ready(room),
+            match state.in_flight.allowance() {
+                None => state.waiting.replace(context.waker().clone()),
+                Some(allowance) => return Poll::Ready(allowance),
             }
         };
         // Not under the lock: what a waker holds may be dropped with it.
@@ -232,15 +225,14 @@ impl Watermark {
 }
 
 impl Finish for Watermark {
-    fn finish(&self, number: u64, mark: &Mark) {
+    fn finish(&self, number: u64, mark: &Mark, bytes: usize) {
         let (advance, wakers) = {
             let mut state = self.lock();
             if state.is_finished(number) {
                 return;
             }
-            state.unfinished = state.unfinished.saturating_sub(1);
+            state.in_flight.remove(1, bytes);
             let advanced = state.insert(number, mark);
-            state.note_full();
             state.reach_passed();
             state.note_changed(advanced);
             let advance = match advanced {
@@ -261,12 +253,11 @@ impl Finish for Watermark {
         self.delivered.store(next, Ordering::Relaxed);
     }
 
-    fn take_back(&self, records: usize) {
+    fn take_back(&self, records: usize, bytes: usize) {
         let wakers = {
             let mut state = self.lock();
             state.handed_out -= records as u64;
-            state.unfinished -= records;
-            state.note_full();
+            state.in_flight.remove(records, bytes);
             [state.waiting.take(), state.settled()]
         };
         wake_all(wakers.into_iter().flatten());
@@ -292,23 +283,14 @@ impl State {
         self.forget_times();
     }
 
-    fn in_flight(&mut self, delivered: u64) -> (usize, Option<Duration>) {
+    fn unfinished(&mut self, delivered: u64) -> (usize, Option<Duration>) {
         self.note_delivered(delivered);
         self.forget_times();
         let undelivered = self.handed_out.saturating_sub(delivered);
         let undelivered = usize::try_from(undelivered).unwrap_or(usize::MAX);
-        let records = self.unfinished.saturating_sub(undelivered);
+        let records = self.in_flight.records().saturating_sub(undelivered);
         let oldest = self.times.front().map(|(_, time)| time.elapsed());
         (records, oldest.filter(|_| records > 0))
-    }
-
-    /// Notes whether as many records are unfinished as may be.
-    fn note_full(&mut self) {
-        if self.limit.is_some_and(|limit| self.unfinished >= limit) {
-            self.full_since.get_or_insert_with(Instant::now);
-        } else {
-            (self.full_since, self.is_stall_told) = (None, false);
-        }
     }
 
     fn note_changed(&mut self, has_changed: bool) {
@@ -352,7 +334,7 @@ impl State {
 
     /// Who waits for nothing to be unfinished, where nothing is.
     fn settled(&mut self) -> Option<Waker> {
-        if self.unfinished == 0 { self.settling.take() } else { None }
+        if self.in_flight.records() == 0 { self.settling.take() } else { None }
     }
 
     fn is_complete(&self) -> bool {
@@ -399,7 +381,7 @@ impl fmt::Debug for Watermark {
             .field("prefix", &state.prefix)
             .field("islands", &state.islands.len())
             .field("handed_out", &state.handed_out)
-            .field("unfinished", &state.unfinished)
+            .field("unfinished", &state.in_flight.records())
             .field("ended", &state.ended)
             .finish_non_exhaustive()
     }
@@ -429,7 +411,7 @@ mod tests {
         assert_eq!(watermark.unfinished(), (0, None));
         let records = records(1000);
         for (number, _) in &records {
-            assert_eq!(watermark.hand_out(1), Some(*number));
+            assert_eq!(watermark.hand_out(1, 0), Some(*number));
             watermark.deliver(number + 1);
             assert!(watermark.unfinished().0 > 0, "it is asked each second");
             tokio::time::advance(second).await;
@@ -438,18 +420,18 @@ mod tests {
         assert!(watermark.lock().times.len() <= MOST_TIMES);
         // What lies behind the first changes nothing.
         for (number, place) in &records[1..] {
-            watermark.finish(*number, &Mark::from(place));
+            watermark.finish(*number, &Mark::from(place), 0);
         }
         assert_eq!(watermark.unfinished(), (1, Some(1000 * second)));
-        watermark.finish(0, &Mark::from(&records[0].1));
+        watermark.finish(0, &Mark::from(&records[0].1), 0);
         assert_eq!(watermark.unfinished(), (0, None));
-        watermark.hand_out(2);
+        watermark.hand_out(2, 0);
         assert_eq!(watermark.unfinished(), (0, None), "none of them is delivered yet");
         watermark.deliver(1001);
         assert_eq!(watermark.unfinished().0, 1);
         tokio::time::advance(second).await;
-        watermark.take_back(1);
-        watermark.hand_out(1);
+        watermark.take_back(1, 0);
+        watermark.hand_out(1, 0);
         watermark.deliver(1002);
         assert_eq!(watermark.unfinished(), (2, Some(second)));
     }
@@ -457,29 +439,33 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn limit_that_holds_is_said_once_until_a_record_is_finished() {
         let watermark = Watermark::new(|_| {});
-        watermark.limit(2);
+        watermark.set_limits(InFlightConfig { records: 2, bytes: usize::MAX });
         let (second, records) = (Duration::from_secs(1), records(4));
         let stalled = || watermark.stalled(30 * second);
         let deliver = || {
-            let number = watermark.hand_out(1).unwrap();
+            let number = watermark.hand_out(1, 0).unwrap();
             watermark.deliver(number + 1);
             watermark.unfinished();
         };
         deliver();
         tokio::time::advance(31 * second).await;
-        assert!(!watermark.is_full() && stalled().is_none());
+        assert!(watermark.held_by().is_none() && stalled().is_none());
         deliver();
         tokio::time::advance(29 * second).await;
-        assert!(watermark.is_full() && stalled().is_none());
+        assert!(watermark.held_by().is_some() && stalled().is_none());
         tokio::time::advance(second).await;
-        assert_eq!(stalled(), Some((2, 61 * second)));
+        assert_eq!(stalled(), Some((InFlightLimit::Records, 2, 61 * second)));
         tokio::time::advance(60 * second).await;
         assert_eq!(stalled(), None, "it is said once");
-        watermark.finish(1, &Mark::from(&records[1].1));
-        assert!(!watermark.is_full());
+        watermark.finish(1, &Mark::from(&records[1].1), 0);
+        assert!(watermark.held_by().is_none());
         deliver();
         tokio::time::advance(30 * second).await;
-        assert_eq!(stalled(), Some((2, 151 * second)), "and again when it has moved");
+        assert_eq!(
+            stalled(),
+            Some((InFlightLimit::Records, 2, 151 * second)),
+            "and again when it has moved"
+        );
     }
 
     proptest! {
@@ -496,7 +482,7 @@ mod tests {
                 let ends = Arc::clone(&ends);
                 move |advance| { ends.fetch_add(usize::from(advance == Advance::End), Ordering::Relaxed); }
             });
-            watermark.hand_out(records.len());
+            watermark.hand_out(records.len(), 0);
             let mut flags = vec![false; records.len()];
             let mut ended = false;
             let mut last = None;
@@ -506,7 +492,7 @@ mod tests {
                     ended = true;
                 }
                 let (number, sequence_number) = pick.get(&records);
-                watermark.finish(*number, &sequence_number.into());
+                watermark.finish(*number, &sequence_number.into(), 0);
                 flags[usize::try_from(*number).unwrap()] = true;
 
                 let prefix = flags.iter().take_while(|flag| **flag).count();
@@ -524,7 +510,7 @@ mod tests {
                     last = Some(checkpoint);
                 }
                 prop_assert_eq!(&last, &expected);
-                prop_assert_eq!(watermark.lock().unfinished, unfinished);
+                prop_assert_eq!(watermark.lock().in_flight.records(), unfinished);
                 prop_assert_eq!(ends.load(Ordering::Relaxed), usize::from(complete));
             }
         }
@@ -534,8 +520,8 @@ mod tests {
     fn a_forgotten_record_costs_nothing_for_those_after_it() {
         let watermark = Watermark::new(|_| {});
         for (number, sequence_number) in records(1000).into_iter().skip(1) {
-            watermark.hand_out(1);
-            watermark.finish(number, &(&sequence_number).into());
+            watermark.hand_out(1, 0);
+            watermark.finish(number, &(&sequence_number).into(), 0);
         }
         assert_eq!(watermark.lock().islands.len(), 1);
         assert!(watermark.take_changed().is_none());
@@ -547,11 +533,17 @@ mod tests {
         let (waker, count) = futures_test_waker();
         let mut context = Context::from_waker(&waker);
         let records = records(2);
-        watermark.hand_out(2);
-        assert!(watermark.poll_room(&mut context, 2).is_pending());
-        watermark.finish(1, &(&records[1].1).into());
+        watermark.set_limits(InFlightConfig { records: 2, bytes: 100 });
+        watermark.hand_out(2, 80);
+        assert!(watermark.poll_allowance(&mut context).is_pending());
+        watermark.finish(1, &(&records[1].1).into(), 0);
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
-        assert_eq!(watermark.poll_room(&mut context, 2), Poll::Ready(1));
+        let Poll::Ready(allowance) = watermark.poll_allowance(&mut context) else {
+            panic!("a record was finished")
+        };
+        assert_eq!(allowance.records, 1);
+        watermark.refuse(21);
+        assert!(watermark.poll_allowance(&mut context).is_pending(), "too many bytes");
     }
 
     struct Count(AtomicUsize);

@@ -139,7 +139,20 @@ impl ConsumerBuilder {
     ///
     /// Default: 10,000. At least 1.
     pub fn max_in_flight(mut self, records: usize) -> Self {
-        self.settings.max_in_flight = records;
+        self.settings.in_flight.records = records;
+        self
+    }
+
+    /// Sets, with [`CheckpointOn::Ack`], the maximum of payload and partition key bytes of a shard that
+    /// are delivered and not yet acknowledged. The shard waits while its next record would exceed it.
+    /// If no bytes of the shard are in flight, its next record is delivered whatever its size.
+    ///
+    /// With enough unacknowledged records the program holds this much memory for each shard, in addition
+    /// to [`max_buffered_bytes`](Self::max_buffered_bytes).
+    ///
+    /// Default: 64 MiB. At least 1 byte.
+    pub fn max_in_flight_bytes(mut self, bytes: usize) -> Self {
+        self.settings.in_flight.bytes = bytes;
         self
     }
 

@@ -211,7 +211,7 @@ impl Running {
             parents: shard.parents,
             source: subject.into_source(),
             checkpoint_on: inner.settings.rules.checkpoint_on,
-            max_in_flight: inner.settings.max_in_flight,
+            in_flight: inner.settings.in_flight,
             prefetch: inner.settings.prefetch,
             save_each: inner.settings.rhythm.interval.is_zero(),
             watermark,

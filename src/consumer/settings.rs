@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::checkpoint::InFlightConfig;
 use crate::group::Rules;
 use crate::lineage::{Ordering, ShardPosition, Start, StartingPosition};
 use crate::pace::SHORTEST_PAUSE;
@@ -28,7 +29,7 @@ pub(super) struct Settings {
     pub(super) interval: Duration,
     pub(super) limit: u32,
     pub(super) rhythm: Rhythm,
-    pub(super) max_in_flight: usize,
+    pub(super) in_flight: InFlightConfig,
     pub(super) prefetch: usize,
     pub(super) max_buffered_bytes: usize,
     /// Shared with other consumers, in place of one of that size.
@@ -50,7 +51,7 @@ impl Default for Settings {
                 interval: Duration::from_secs(1),
                 max_unflushed: Duration::from_secs(60),
             },
-            max_in_flight: 10_000,
+            in_flight: InFlightConfig { records: 10_000, bytes: 64 * 1024 * 1024 },
             prefetch: 1,
             max_buffered_bytes: 64 * 1024 * 1024,
             budget: None,
@@ -112,8 +113,11 @@ impl Settings {
         if let Some(time) = rules.poll_timeout {
             check_time("poll_timeout", time, Duration::from_secs(1))?;
         }
-        if self.max_in_flight == 0 {
+        if self.in_flight.records == 0 {
             return Err("max_in_flight is 0, but must be at least 1 record".into());
+        }
+        if self.in_flight.bytes == 0 {
+            return Err("max_in_flight_bytes is 0, but must be at least 1 byte".into());
         }
         if self.prefetch > 1000 {
             return Err(format!("prefetch is {}, but must be 0 to 1000 batches", self.prefetch));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Consumer;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, InFlightLimit};
 use crate::error::Result;
 use crate::lineage::is_readable;
 use crate::record::ShardId;
@@ -70,6 +70,10 @@ pub struct ShardStatus {
     pub unacknowledged: Option<usize>,
     /// How long ago the oldest of them was delivered, to the second; `None` where there is none.
     pub oldest_unacknowledged: Option<Duration>,
+    /// The in-flight limit because of which the shard delivers no record until one is acknowledged;
+    /// `None` where none does. Only of shards that this consumer reads.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub held_by: Option<InFlightLimit>,
 }
 
 /// What becomes of a shard.
@@ -133,6 +137,7 @@ impl Consumer {
                 millis_behind_latest: inner.observer.millis_behind_latest(id),
                 unacknowledged: in_flight.map(|in_flight| in_flight.unacknowledged),
                 oldest_unacknowledged: in_flight.and_then(|in_flight| in_flight.oldest),
+                held_by: in_flight.and_then(|in_flight| in_flight.held_by),
             };
             (id.clone(), status)
         });

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, InFlightLimit};
 use crate::error::{Error, ErrorKind};
 use crate::record::{SequenceNumber, ShardId};
 
@@ -141,11 +141,13 @@ pub enum Event {
         /// The shard.
         shard_id: ShardId,
     },
-    /// The in-flight limit has held the shard for 30 s: no record was acknowledged, and no record is
+    /// An in-flight limit has held the shard for 30 s: no record was acknowledged, and no record is
     /// delivered until one is. Repeated only after an acknowledgement.
     Stalled {
         /// The shard.
         shard_id: ShardId,
+        /// The limit that holds it.
+        limit: InFlightLimit,
         /// The number of records delivered and not acknowledged.
         unacknowledged: usize,
         /// The time since the oldest of them was delivered.
@@ -311,9 +313,10 @@ impl Event {
             }
             Self::StoreForgot => log!(warn, "the store has forgotten: telling it again"),
             Self::CallerStopped { .. } => log!(warn, "its caller has stopped polling"),
-            Self::Stalled { unacknowledged, oldest, .. } => log!(
+            Self::Stalled { limit, unacknowledged, oldest, .. } => log!(
                 warn,
                 "shard stalled: the in-flight limit holds it until a record is acknowledged",
+                limit = limit.option(),
                 unacknowledged = unacknowledged,
                 oldest = field::debug(oldest)
             ),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::backlog::Backlog;
 use super::metrics::ShardMetrics;
 use super::{Event, Observer, Spanned, Task, log_line};
-use crate::checkpoint::Watermark;
+use crate::checkpoint::{InFlightLimit, Watermark};
 use crate::error::Error;
 use crate::record::ShardId;
 
@@ -39,7 +39,9 @@ pub(crate) struct InFlight {
     pub(crate) unacknowledged: usize,
     /// The time since the oldest of them was delivered.
     pub(crate) oldest: Option<Duration>,
-    /// The age of the oldest fetched batch with an undelivered record; `None` while the in-flight limit
+    /// The limit that holds the shard.
+    pub(crate) held_by: Option<InFlightLimit>,
+    /// The age of the oldest fetched batch with an undelivered record; `None` while an in-flight limit
     /// holds the shard.
     pub(crate) undelivered: Option<Duration>,
 }
@@ -60,18 +62,19 @@ impl View {
     pub(super) fn in_flight(&self) -> InFlight {
         let Some(watermark) = self.watermark.upgrade() else { return InFlight::default() };
         let (unacknowledged, oldest) = watermark.unfinished();
-        let undelivered = if watermark.is_full() {
+        let held_by = watermark.held_by();
+        let undelivered = if held_by.is_some() {
             None
         } else {
             self.backlog.oldest(watermark.delivered()).map(|(age, _)| age)
         };
-        InFlight { unacknowledged, oldest, undelivered }
+        InFlight { unacknowledged, oldest, held_by, undelivered }
     }
 
-    /// Returns an event if the in-flight limit has held the shard for `time`, once per stall.
+    /// Returns an event if an in-flight limit has held the shard for `time`, once per stall.
     pub(super) fn stalled(&self, time: Duration) -> Option<Event> {
-        let (unacknowledged, oldest) = self.watermark.upgrade()?.stalled(time)?;
-        Some(Event::Stalled { shard_id: self.id.clone(), unacknowledged, oldest })
+        let (limit, unacknowledged, oldest) = self.watermark.upgrade()?.stalled(time)?;
+        Some(Event::Stalled { shard_id: self.id.clone(), limit, unacknowledged, oldest })
     }
 
     pub(super) fn measure(&self) {

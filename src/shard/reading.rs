@@ -16,9 +16,9 @@ use std::task::{Context, Poll, ready};
 use futures::Stream;
 
 use super::feed::{Feed, Received};
-use super::run::{Desk, LONGEST_RUN, Run};
+use super::run::{Desk, LONGEST_RUN, Next, Run};
 use super::{CheckpointOn, Closing, Tenure};
-use crate::checkpoint::Watermark;
+use crate::checkpoint::{Allowance, InFlightConfig, Watermark};
 use crate::error::{Error, Result};
 use crate::observe::{Event, ShardObserver};
 use crate::record::{Mark, ShardId};
@@ -31,7 +31,7 @@ pub(crate) struct Plan {
     pub(crate) parents: Vec<ShardId>,
     pub(crate) source: Source,
     pub(crate) checkpoint_on: CheckpointOn,
-    pub(crate) max_in_flight: usize,
+    pub(crate) in_flight: InFlightConfig,
     pub(crate) prefetch: usize,
     /// Whether a record is handed out only when the position before it is saved.
     pub(crate) save_each: bool,
@@ -58,7 +58,6 @@ pub(crate) struct Reading {
     observer: ShardObserver,
     parents: Vec<ShardId>,
     checkpoint_on: CheckpointOn,
-    max_in_flight: usize,
     prefetch: usize,
     /// The store is looked at once a run.
     longest_run: usize,
@@ -87,18 +86,14 @@ enum State {
 
 impl Reading {
     pub(crate) fn new(plan: Plan) -> Self {
+        // With `Pull` only the record in hand is unfinished, and asking for the next finishes it.
         if plan.checkpoint_on == CheckpointOn::Ack {
-            plan.watermark.limit(plan.max_in_flight);
+            plan.watermark.set_limits(plan.in_flight);
         }
         Self {
             observer: plan.observer,
             parents: plan.parents,
             checkpoint_on: plan.checkpoint_on,
-            max_in_flight: match plan.checkpoint_on {
-                // Only the record in hand is unfinished, and asking for the next finishes it.
-                CheckpointOn::Pull => usize::MAX,
-                CheckpointOn::Ack => plan.max_in_flight,
-            },
             prefetch: plan.prefetch,
             longest_run: if plan.save_each { 1 } else { LONGEST_RUN },
             watermark: plan.watermark,
@@ -152,28 +147,23 @@ impl Reading {
         if let Err(error) = ready!(self.writer.poll_open(context, &mut self.until_saved)) {
             return Poll::Ready(Some(Err(error)));
         }
-        let Poll::Ready(room) = self.watermark.poll_room(context, self.max_in_flight) else {
-            if let State::Reading { feed, .. } = &mut self.state {
-                feed.hold();
-            }
-            return Poll::Pending;
-        };
-        let most = room.min(self.longest_run);
         loop {
+            let allowance = ready!(self.poll_allowance(context));
             let (feed, desk) =
                 started(&mut self.state, self.prefetch, &self.tenure, &self.observer);
-            match desk.next_run(most, &self.tenure, &self.watermark) {
-                Some(Ok(run)) => return Poll::Ready(Some(Ok(run))),
-                Some(Err(error)) => {
+            match desk.next_run(self.longest_run, allowance, &self.tenure, &self.watermark) {
+                Next::Run(run) => return Poll::Ready(Some(Ok(run))),
+                Next::Wrong(error) => {
                     self.state = State::Done;
                     return Poll::Ready(Some(Err(error)));
                 }
                 // The lease is over, since this moment.
-                None if !desk.is_empty() => {
+                Next::Over => {
                     self.state = State::Done;
                     return Poll::Ready(None);
                 }
-                None => {}
+                Next::Refused => continue,
+                Next::Empty => {}
             }
             let Poll::Ready(received) = feed.poll_receive(context) else {
                 feed.urge();
@@ -203,6 +193,16 @@ impl Reading {
                 Err(error) => return Poll::Ready(Some(Err(error))),
             }
         }
+    }
+
+    fn poll_allowance(&mut self, context: &mut Context<'_>) -> Poll<Allowance> {
+        let allowance = self.watermark.poll_allowance(context);
+        if allowance.is_pending()
+            && let State::Reading { feed, .. } = &mut self.state
+        {
+            feed.hold();
+        }
+        allowance
     }
 
     /// Ends the stream with an error. Another stream reads the shard from its checkpoint.

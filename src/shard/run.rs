@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::CheckpointOn;
 use super::tenure::{Hold, Moment, Tenure};
-use crate::checkpoint::Watermark;
+use crate::checkpoint::{Allowance, Watermark};
 use crate::error::{Error, Result};
 use crate::record::{Mark, Record};
 use crate::source::{Batch, Space};
@@ -40,12 +40,27 @@ struct Buffer {
     is_untouched: bool,
 }
 
+/// The outcome of a request for the next run.
+pub(super) enum Next {
+    Run(Run),
+    /// The next record is wrong.
+    Wrong(Error),
+    /// There is no batch.
+    Empty,
+    /// The next record exceeds the limit of bytes in flight.
+    Refused,
+    /// No record may be delivered any more.
+    Over,
+}
+
 /// The next records of a batch, in order.
 pub(crate) struct Run {
     buffer: Buffer,
     /// The number of the next record in its shard.
     next: u64,
     left: usize,
+    /// The bytes of the records that are left; 0 without a limit of them.
+    left_bytes: usize,
     desk: Desk,
     hold: Arc<Hold>,
     /// Until when the lease is known to last.
@@ -67,37 +82,49 @@ impl Desk {
         matches!(&*self.lock(), Place::Taken(buffer) if buffer.is_untouched)
     }
 
-    /// The next records, at most so many, and the first of a batch alone; `None` when there are no
-    /// more, or none may be handed out.
+    /// The next records, at most `most` of those allowed, and the first of a batch alone.
     pub(super) fn next_run(
         &self,
         most: usize,
+        allowance: Allowance,
         tenure: &Tenure,
         watermark: &Watermark,
-    ) -> Option<Result<Run>> {
+    ) -> Next {
         let mut place = self.lock();
         let mut buffer = match mem::replace(&mut *place, Place::Lent) {
             Place::Taken(buffer) => buffer,
             Place::Empty => {
                 *place = Place::Empty;
-                return None;
+                return Next::Empty;
             }
             Place::Lent => unreachable!("a run ends before the next one is asked for"),
         };
         if let Some(wrong) = buffer.wrong.take() {
             *place = Place::Empty;
-            return Some(Err(wrong));
+            return Next::Wrong(wrong);
         }
         let most = if buffer.is_untouched { 1 } else { most };
-        let left = most.min(buffer.batch.len());
-        let Some(next) = watermark.hand_out(left) else {
+        let most = most.min(allowance.records).min(buffer.batch.len());
+        let fitting = match allowance.bytes {
+            Some(bytes) => bytes.fit(buffer.batch.sizes().take(most)),
+            None => Ok((most, 0)),
+        };
+        let (left, left_bytes) = match fitting {
+            Ok(fitting) => fitting,
+            Err(bytes) => {
+                watermark.refuse(bytes);
+                *place = Place::Taken(buffer);
+                return Next::Refused;
+            }
+        };
+        let Some(next) = watermark.hand_out(left, left_bytes) else {
             *place = Place::Taken(buffer);
-            return None;
+            return Next::Over;
         };
         buffer.is_untouched = false;
         buffer.batch.look_ahead(left);
         let (desk, hold) = (self.clone(), Arc::clone(tenure.hold()));
-        Some(Ok(Run { buffer, next, left, desk, hold, until: None }))
+        Next::Run(Run { buffer, next, left, left_bytes, desk, hold, until: None })
     }
 
     fn lock(&self) -> MutexGuard<'_, Place> {
@@ -115,6 +142,9 @@ impl Run {
             Ok(record) => {
                 self.next += 1;
                 self.left -= 1;
+                if self.left_bytes > 0 {
+                    self.left_bytes -= record.size();
+                }
                 self.buffer.batch.origin().finish.deliver(self.next);
                 Some(record)
             }
@@ -133,7 +163,7 @@ impl Run {
     /// The batch goes back with what was not handed out, and the memory of what was is given back.
     fn end(mut self) {
         if self.left > 0 {
-            self.buffer.batch.origin().finish.take_back(self.left);
+            self.buffer.batch.origin().finish.take_back(self.left, self.left_bytes);
         }
         let is_over = self.buffer.batch.len() == 0 && self.buffer.wrong.is_none();
         *self.desk.lock() = if is_over {
@@ -165,9 +195,9 @@ impl Handout {
 
     /// The caller has polled again: it is done with the last record.
     pub(crate) fn finish_last(&mut self) {
-        // It is of this run, which ends only when it is polled beyond its last record.
+        // With `Pull` no limit counts bytes. It is of this run, which ends only when it is polled beyond its last record.
         if let (Some(number), Some(run)) = (self.in_hand.take(), &self.run) {
-            run.buffer.batch.origin().finish.finish(number, &self.mark);
+            run.buffer.batch.origin().finish.finish(number, &self.mark, 0);
         }
     }
 

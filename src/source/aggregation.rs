@@ -148,6 +148,15 @@ impl Aggregate {
         Some(Part { number: number as u64, key, data: stored.data?, is_last })
     }
 
+    /// The bytes of the payload and partition key of each part that is to be handed out.
+    pub(super) fn sizes(&self) -> impl Iterator<Item = usize> {
+        (self.next..self.parts.len()).filter_map(|number| {
+            let stored = self.stored(number)?;
+            let key = *self.keys.get(usize::try_from(stored.key?).ok()?)?;
+            Some(stored.data?.len() + self.text(key)?.len())
+        })
+    }
+
     /// Whether every part is whole, and every key is one.
     fn holds(&self) -> bool {
         let [keys, hash_keys] = [self.keys.len() as u64, self.hash_keys.len() as u64];

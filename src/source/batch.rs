@@ -158,6 +158,18 @@ impl Batch {
         std::mem::take(&mut self.bytes)
     }
 
+    /// The bytes of the payload and partition key of each record that is to be handed out.
+    pub(crate) fn sizes(&self) -> impl Iterator<Item = usize> {
+        let records = self.records.as_slice();
+        let mut aggregates = self.aggregates.iter().peekable();
+        records.iter().enumerate().flat_map(move |(index, record)| {
+            let left = records.len() - index;
+            let packed = aggregates.next_if(|packed| packed.left == left);
+            let whole = if packed.is_none() { Some(size(record)) } else { None };
+            packed.map(|packed| packed.aggregate.sizes()).into_iter().flatten().chain(whole)
+        })
+    }
+
     /// Brings the places of the next records near, all at once: they lie far apart, and waiting for
     /// the memory of one after the other takes longer than all else that is done with them.
     pub(crate) fn look_ahead(&self, records: usize) {

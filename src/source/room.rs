@@ -3,11 +3,12 @@
 //! ```text
 //!   as much as is expected ──the length is known──► as much as it takes ──► read
 //!            │                       └── not that much is free ──► turned away
-//!            └── no length is known ──► grows as it is read ──► turned away where it cannot
+//!            └── no length is known ──► grows as it is read ──► turned away at its end where it cannot
 //! ```
 //! What is turned away is asked for again when there is room, or with a lower limit. It is not kept
 //! waiting in its connection: answers share one by HTTP/2, and those that nobody reads would hold up the
-//! others.
+//! others. The rest of an answer of unknown length is read and discarded, since Kinesis counts its bytes
+//! and the next call depends on its length.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,9 +28,14 @@ use super::demand::Demand;
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
 pub(super) const LARGEST_ANSWER: usize = 10 * 1024 * 1024;
 
+/// An answer of unknown length is read no further: the records of [`LARGEST_ANSWER`] have 14 MiB in base64.
+const MOST_READ: usize = 2 * LARGEST_ANSWER;
+
 /// What an answer takes while it is read, in lengths of its text: the text, and the records that
 /// are made of it, which hold three quarters of it as payloads, beside their keys and numbers.
 const WHILE_READ: usize = 2;
+
+const NO_ROOM: &str = "there is no room for the answer";
 
 /// The memory of one answer.
 #[derive(Debug, Clone)]
@@ -70,6 +76,10 @@ impl Room {
         std::mem::replace(&mut answer.space, empty)
     }
 
+    fn measure(&self, body: SdkBody) -> Measured {
+        Measured { inner: Mutex::new(body), room: self.clone() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Answer> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -88,7 +98,17 @@ impl Answer {
             return Ok(());
         }
         self.was_short = true;
-        Err("there is no room for the answer".into())
+        Err(NO_ROOM.into())
+    }
+
+    /// Counts the next bytes of an answer of unknown length. Returns whether there is room for them.
+    fn grow(&mut self, bytes: usize) -> bool {
+        let length = self.length.saturating_add(bytes);
+        if self.was_short {
+            self.length = length;
+            return false;
+        }
+        self.fit(length).is_ok()
     }
 }
 
@@ -111,8 +131,8 @@ impl Intercept for Room {
         if let Some(length) = body.content_length() {
             return self.lock().fit(usize::try_from(length).unwrap_or(usize::MAX));
         }
-        let inner = Mutex::new(std::mem::replace(body, SdkBody::taken()));
-        *body = SdkBody::from_body_1_x(Measured { inner, room: self.clone() });
+        let unmeasured = std::mem::replace(body, SdkBody::taken());
+        *body = SdkBody::from_body_1_x(self.measure(unmeasured));
         Ok(())
     }
 }
@@ -129,20 +149,91 @@ impl Body for Measured {
     type Error = BoxError;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let frame = ready!(Pin::new(inner).poll_frame(context));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            let mut answer = self.room.lock();
-            let length = answer.length.saturating_add(data.len());
-            if let Err(no_room) = answer.fit(length) {
-                return Poll::Ready(Some(Err(no_room)));
+        let Self { inner, room } = self.get_mut();
+        let inner = inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let frame = ready!(Pin::new(&mut *inner).poll_frame(context));
+            let mut answer = room.lock();
+            match &frame {
+                Some(Ok(data)) if !answer.grow(data.data_ref().map_or(0, Bytes::len)) => {
+                    if answer.length > MOST_READ {
+                        return Poll::Ready(Some(Err(NO_ROOM.into())));
+                    }
+                }
+                None if answer.was_short => return Poll::Ready(Some(Err(NO_ROOM.into()))),
+                _ => return Poll::Ready(frame),
             }
         }
-        Poll::Ready(frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::super::budget::{Budget, RESERVE};
+    use super::*;
+
+    const CHUNK: usize = 16 * 1024;
+
+    /// So many chunks without a length.
+    struct Chunks(usize);
+
+    impl Body for Chunks {
+        type Data = Bytes;
+        type Error = BoxError;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _context: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            let Some(left) = self.0.checked_sub(1) else { return Poll::Ready(None) };
+            self.0 = left;
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0; CHUNK])))))
+        }
+    }
+
+    /// Returns how many chunks of an answer came through, and whether all of them did.
+    async fn read(room: &Room, chunks: usize) -> (usize, bool) {
+        let mut body = room.measure(SdkBody::from_body_1_x(Chunks(chunks)));
+        let mut passed = 0;
+        loop {
+            match poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+                Some(Ok(_)) => passed += 1,
+                Some(Err(_)) => return (passed, false),
+                None => return (passed, true),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn answer_without_length_takes_what_it_holds() {
+        let budget = Budget::new(10 * CHUNK);
+        let room = Room::new(budget.shard().empty(), None);
+        assert_eq!(read(&room, 5).await, (5, true));
+        assert_eq!((room.length(), room.was_short()), (5 * CHUNK, false));
+        assert_eq!(budget.taken(), while_read(5 * CHUNK) - RESERVE);
+        let space = room.keep(100);
+        assert_eq!((space.taken(), budget.taken()), (100, 0), "no more than its records hold");
+    }
+
+    #[tokio::test]
+    async fn answer_without_length_and_without_room_is_counted_and_discarded() {
+        let budget = Budget::new(2 * CHUNK);
+        let room = Room::new(budget.shard().empty(), None);
+        // The reserve is four chunks.
+        assert_eq!(read(&room, 100).await, (3, false));
+        assert_eq!((room.length(), room.was_short()), (100 * CHUNK, true));
+    }
+
+    #[tokio::test]
+    async fn endless_answer_is_not_read_on_for_ever() {
+        let room = Room::new(Budget::new(1).shard().empty(), None);
+        let (passed, is_whole) = read(&room, usize::MAX).await;
+        assert_eq!((passed, is_whole), (2, false));
+        assert!(room.length() <= MOST_READ + CHUNK, "{}", room.length());
     }
 }

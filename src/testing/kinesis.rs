@@ -90,6 +90,12 @@ impl Kinesis {
         self.0.lock().latency = latency;
     }
 
+    /// Sets whether answers are sent in chunks, without a `Content-Length`. Off by default. Kinesis sends
+    /// the length; some proxies remove it.
+    pub fn set_chunked(&self, chunked: bool) {
+        self.0.lock().is_chunked = chunked;
+    }
+
     /// Whether the end of a shard names its children. At first it does, as that of Kinesis;
     /// ferrokinesis does not.
     pub fn set_child_shards(&self, named: bool) {

@@ -26,6 +26,7 @@ pub(super) struct Model {
     hook: Option<Hook>,
     planned: Vec<Planned>,
     pub(super) child_shards: bool,
+    pub(super) is_chunked: bool,
     pub(super) in_flight: usize,
     /// How long a consumer that is registered is of no use yet.
     pub(super) registration: Duration,
@@ -55,6 +56,7 @@ impl Shared {
             hook: None,
             planned: Vec::new(),
             child_shards: true,
+            is_chunked: false,
             in_flight: 0,
             registration: Duration::ZERO,
             expired: 0,

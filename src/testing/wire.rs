@@ -3,7 +3,6 @@
 //! An answer is on its way until it is read, as it would be in a socket.
 
 use std::convert::Infallible;
-use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -40,6 +39,9 @@ impl HttpConnector for Connector {
         HttpConnectorFuture::new(UnderWay::begin(&self.0, &request).run())
     }
 }
+
+/// The bytes of one chunk of an answer of unknown length.
+const CHUNK: usize = 16 * 1024;
 
 /// A call that counts as under way until its answer is read, or nobody waits for it any more.
 struct UnderWay {
@@ -165,7 +167,8 @@ impl UnderWay {
 
     fn answer(self, (status, text): Answer) -> HttpResponse {
         let kinesis = self.kinesis.clone();
-        let unread = Unread { call: Some(self), status, text: text.into() };
+        let is_chunked = kinesis.lock().is_chunked;
+        let unread = Unread { call: Some(self), status, text: text.into(), is_chunked };
         response(&kinesis, status, SdkBody::from_body_1_x(unread), "application/x-amz-json-1.1")
     }
 }
@@ -196,11 +199,13 @@ fn response(
     response
 }
 
-/// The body of an answer. It is read as a whole, and what is under way is then over.
+/// The body of an answer. When it is read to its end, what is under way is over.
 struct Unread {
     call: Option<UnderWay>,
     status: u16,
     text: Bytes,
+    /// Whether its length is not known before its end.
+    is_chunked: bool,
 }
 
 impl Body for Unread {
@@ -211,11 +216,17 @@ impl Body for Unread {
         mut self: Pin<&mut Self>,
         _context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let read = self.call.take().map(|call| {
+        if self.call.is_none() {
+            return Poll::Ready(None);
+        }
+        let length = if self.is_chunked { CHUNK.min(self.text.len()) } else { self.text.len() };
+        let data = self.text.split_to(length);
+        if self.text.is_empty()
+            && let Some(call) = self.call.take()
+        {
             call.kinesis.lock().calls[call.index].status = Some(self.status);
-            Ok(Frame::data(mem::take(&mut self.text)))
-        });
-        Poll::Ready(read)
+        }
+        Poll::Ready(Some(Ok(Frame::data(data))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -223,7 +234,8 @@ impl Body for Unread {
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.text.len() as u64)
+        let length = self.text.len() as u64;
+        if self.is_chunked { SizeHint::default() } else { SizeHint::with_exact(length) }
     }
 }
 

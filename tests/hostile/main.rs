@@ -9,7 +9,7 @@
 mod server;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use kinestream::store::{CheckpointStore, Scope};
@@ -18,7 +18,7 @@ use kinestream::{
     StartingPosition,
 };
 use serde_json::json;
-use server::{Server, missing};
+use server::{Length, Server, missing};
 use tokio::time::{sleep, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -317,4 +317,40 @@ async fn repeated_page_token_comes_to_an_end() {
     server.be_honest();
     server.put_all("orders", 0..5, |_| 0);
     read(&consumer(&server, "orders", &store).build().unwrap(), 0..5).await;
+}
+
+/// A proxy that removes the Content-Length makes no answer count as the largest that there is.
+#[tokio::test]
+async fn answers_without_length_are_read_at_full_speed_with_little_memory() {
+    let server = Server::start().await;
+    server.create("orders", 4, FIRST);
+    server.put_all("orders", 0..4000, |payload| payload % 4);
+    server.lengths(|| Length::Unknown);
+    let store = MemoryStore::new();
+    let consumer = consumer(&server, "orders", &store).limit(100).max_buffered_bytes(1 << 20);
+    let began = Instant::now();
+    let seen = read(&consumer.build().unwrap(), 0..4000).await;
+    assert!(seen.values().all(|times| *times == 1), "nothing is delivered twice");
+    // Ten answers of each shard, of which at most five come in a second.
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+/// An answer that is longer or shorter than its Content-Length is fetched again.
+#[tokio::test]
+async fn answers_with_a_wrong_length_are_fetched_again() {
+    for wrong in [Length::Times(0.5), Length::Times(0.99), Length::Times(2.0), Length::Largest] {
+        let server = Server::start().await;
+        server.create("orders", 1, FIRST);
+        server.put_all("orders", 0..300, |_| 0);
+        let store = MemoryStore::new();
+        let mut answers = 0;
+        server.lengths(move || {
+            answers += 1;
+            if answers <= 2 { wrong } else { Length::True }
+        });
+        let consumer = consumer(&server, "orders", &store).limit(100).build().unwrap();
+        let seen = read(&consumer, 0..300).await;
+        assert!(seen.values().all(|times| *times == 1), "{wrong:?}: {seen:?}");
+    }
 }

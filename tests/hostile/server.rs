@@ -5,6 +5,7 @@
 //! replace the answer by another well-formed one.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -12,10 +13,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{BehaviorVersion, Config, Credentials, Region};
 use axum::Router;
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures::stream;
 use serde_json::{Value, json};
 
 /// A call, and its truthful answer.
@@ -30,7 +32,22 @@ pub(crate) struct Call<'a> {
 /// The code and the message of an error.
 pub(crate) type Refusal = (&'static str, String);
 
+/// How the length of an answer of GetRecords is declared.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Length {
+    True,
+    /// Without a Content-Length, in chunks.
+    Unknown,
+    /// So many times the true length.
+    Times(f64),
+    /// More bytes than any memory holds.
+    Largest,
+}
+
 type Rule = Box<dyn FnMut(&mut Call<'_>) + Send>;
+
+/// The bytes of a chunk of an answer.
+const CHUNK: usize = 4096;
 
 /// The hash keys of a stream go up to here.
 const LAST_KEY: u128 = u128::MAX;
@@ -52,6 +69,7 @@ struct Contents {
     streams: BTreeMap<String, Vec<Shard>>,
     calls: Vec<(String, Value)>,
     rule: Option<Rule>,
+    lengths: Option<Box<dyn FnMut() -> Length + Send>>,
 }
 
 /// A running server.
@@ -157,6 +175,11 @@ impl Server {
         self.lock().rule = Some(Box::new(rule));
     }
 
+    /// Declares the lengths of the answers of GetRecords from now on.
+    pub(crate) fn lengths(&self, lengths: impl FnMut() -> Length + Send + 'static) {
+        self.lock().lengths = Some(Box::new(lengths));
+    }
+
     /// Answers truthfully from now on.
     pub(crate) fn be_honest(&self) {
         self.lock().rule = None;
@@ -183,14 +206,38 @@ async fn answer(State(server): State<Server>, headers: HeaderMap, body: Bytes) -
         rule(&mut call);
         contents.rule.get_or_insert(rule);
     }
+    let length = match &mut contents.lengths {
+        Some(lengths) if operation == "GetRecords" => lengths(),
+        _ => Length::True,
+    };
     let (status, body) = match call.truth {
         Ok(body) => (StatusCode::OK, body),
         Err((code, message)) => {
             (StatusCode::BAD_REQUEST, json!({ "__type": code, "message": message }))
         }
     };
-    (status, [(header::CONTENT_TYPE, "application/x-amz-json-1.1")], body.to_string())
-        .into_response()
+    let content_type = [(header::CONTENT_TYPE, "application/x-amz-json-1.1")];
+    (status, content_type, declared(body.to_string(), length)).into_response()
+}
+
+/// The body of an answer whose length is declared as `length` says.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+fn declared(text: String, length: Length) -> Response {
+    let declared = match length {
+        Length::True => return text.into_response(),
+        Length::Unknown => None,
+        Length::Times(times) => Some((text.len() as f64 * times) as u64),
+        Length::Largest => Some(u64::MAX / 2),
+    };
+    let text = Bytes::from(text);
+    let chunks = (0..text.len())
+        .step_by(CHUNK)
+        .map(move |begin| Ok::<_, Infallible>(text.slice(begin..text.len().min(begin + CHUNK))));
+    let mut response = Body::from_stream(stream::iter(chunks)).into_response();
+    if let Some(length) = declared {
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    }
+    response
 }
 
 fn name_of(index: usize) -> String {

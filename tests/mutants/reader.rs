@@ -75,9 +75,16 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "unfinished records are not counted",
-        file: "shard/reading.rs",
-        right: "CheckpointOn::Ack => plan.max_in_flight,",
-        wrong: "CheckpointOn::Ack => plan.max_in_flight.max(usize::MAX),",
+        file: "checkpoint/in_flight.rs",
+        right: "self.config = Some(config);",
+        wrong: "self.config = Some(InFlightConfig { records: usize::MAX, ..config });",
+        breaks: &["InFlight"],
+    },
+    Mistake {
+        what: "bytes in flight are not limited",
+        file: "checkpoint/in_flight.rs",
+        right: "self.config = Some(config);",
+        wrong: "self.config = Some(InFlightConfig { bytes: usize::MAX, ..config });",
         breaks: &["InFlight"],
     },
     Mistake {

@@ -163,21 +163,56 @@ async fn a_budget_smaller_than_a_record_lets_one_batch_through_at_a_time() {
 /// A burst that is larger than what a quiet shard expects is read when there is room for it.
 #[tokio::test(start_paused = true)]
 async fn a_burst_on_quiet_shards_stays_within_the_budget() {
-    let (kinesis, orders) = orders(8);
-    let consumer = consumer(&kinesis).max_buffered_bytes(20 * MEBIBYTE).build().unwrap();
+    for chunked in [false, true] {
+        let (kinesis, orders) = orders(8);
+        kinesis.set_chunked(chunked);
+        let consumer = consumer(&kinesis).max_buffered_bytes(20 * MEBIBYTE).build().unwrap();
+        let mut records = consumer.records();
+        assert!(timeout(Duration::from_secs(5), records.next()).await.is_err());
+        for shard in 0..8 {
+            orders.shard(shard).put(vec![u8::try_from(shard).unwrap(); 9 * MEBIBYTE]);
+        }
+        let mut seen = Vec::new();
+        for _ in 0..8 {
+            seen.push(next(&mut records).await.data()[0]);
+            sleep(Duration::from_secs(10)).await;
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (0..8).collect::<Vec<u8>>());
+        assert_eq!(kinesis.violations(), [""; 0]);
+    }
+}
+
+/// Without a `Content-Length` an answer counts as what it holds, and not as the largest that there is.
+#[tokio::test(start_paused = true)]
+async fn answers_without_length_are_read_ahead_and_at_full_speed() {
+    let (kinesis, orders) = orders(4);
+    kinesis.set_chunked(true);
+    for number in 0..400 {
+        orders.shard(number % 4).put(number.to_string());
+    }
+    let consumer = consumer(&kinesis).limit(10).max_buffered_bytes(MEBIBYTE).build().unwrap();
     let mut records = consumer.records();
-    assert!(timeout(Duration::from_secs(5), records.next()).await.is_err());
-    for shard in 0..8 {
-        orders.shard(shard).put(vec![u8::try_from(shard).unwrap(); 9 * MEBIBYTE]);
+    let began = Instant::now();
+    next(&mut records).await;
+    for _ in 1..400 {
+        next(&mut records).await;
     }
-    let mut seen = Vec::new();
-    for _ in 0..8 {
-        seen.push(next(&mut records).await.data()[0]);
-        sleep(Duration::from_secs(10)).await;
-    }
-    seen.sort_unstable();
-    assert_eq!(seen, (0..8).collect::<Vec<u8>>());
+    let took = began.elapsed();
+    // Ten answers of each shard, of which five come in a second.
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert_eq!(calls(&kinesis, "GetRecords").iter().map(|call| call.records).max(), Some(10));
     assert_eq!(kinesis.violations(), [""; 0]);
+    for number in 400..480 {
+        orders.shard(0).put(number.to_string());
+    }
+    for _ in 0..2 {
+        next(&mut records).await;
+    }
+    let asked = kinesis.call_count();
+    sleep(Duration::from_secs(60)).await;
+    let ahead = kinesis.calls_from(asked).iter().map(|call| call.records).sum::<usize>();
+    assert_eq!(ahead, 10, "the next batch is fetched ahead");
 }
 
 /// Each shard whose records are asked for reads one record beyond the budget, and nothing ahead.
@@ -297,6 +332,75 @@ async fn unfinished_records_hold_a_shard_up() {
     held[1].ack();
     assert_eq!(number(&next(&mut records).await), 3);
     assert!(timeout(Duration::from_secs(60), records.next()).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_in_flight_hold_a_shard_until_they_are_acknowledged() {
+    let (kinesis, orders) = orders(1);
+    for number in 0..10 {
+        orders.shard(0).put(format!("{number:0>99}"));
+    }
+    // A record has 99 bytes and a key of three.
+    for (limit, fitting) in [(306, 3), (305, 2), (1, 1)] {
+        let builder = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack);
+        let consumer = builder.max_in_flight_bytes(limit).build().unwrap();
+        let mut records = consumer.records();
+        let mut held = Vec::new();
+        for _ in 0..fitting {
+            held.push(next(&mut records).await);
+        }
+        let size = held[0].data().len() + held[0].partition_key().unwrap().len();
+        assert_eq!(size, 102);
+        for number in fitting..10 {
+            assert!(timeout(Duration::from_secs(60), records.next()).await.is_err(), "{limit}");
+            let oldest = held.remove(0);
+            oldest.ack();
+            oldest.ack();
+            let record = next(&mut records).await;
+            assert_eq!(crate::number(&record), number);
+            held.push(record);
+        }
+    }
+}
+
+/// With the default options large records stop at 64 MiB, and small ones at 10,000 records.
+#[tokio::test(start_paused = true)]
+async fn default_limits_bound_large_records_by_bytes_and_small_ones_by_number() {
+    let (kinesis, orders) = orders(2);
+    let key = "key";
+    for _ in 0..70 {
+        orders.shard(0).put_as(key, vec![0; MEBIBYTE - key.len()]);
+    }
+    for number in 0..10_010 {
+        orders.shard(1).put(number.to_string());
+    }
+    let consumer = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).build().unwrap();
+    for (mut shard, most) in shards_of(&consumer, 2).await.into_iter().zip([64, 10_000]) {
+        let mut held = Vec::new();
+        while let Ok(record) = timeout(Duration::from_secs(60), shard.next()).await {
+            held.push(record.unwrap().unwrap());
+        }
+        assert_eq!(held.len(), most);
+        held.pop().unwrap().ack();
+        shard.next().await.unwrap().unwrap();
+    }
+}
+
+/// The parts of an aggregated record count one by one, and those that a dropped stream has not
+/// delivered do not count.
+#[tokio::test(start_paused = true)]
+async fn parts_of_an_aggregated_record_count_by_their_own_bytes() {
+    let (kinesis, orders) = orders(1);
+    let parts: Vec<_> = (0..9_u8).map(|number| ("key", vec![number; 97])).collect();
+    orders.shard(0).put(kinestream::testing::aggregate(parts));
+    let builder = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack);
+    let consumer = builder.max_in_flight_bytes(300).build().unwrap();
+    let mut records = consumer.records();
+    for _ in 0..3 {
+        let held = [next(&mut records).await, next(&mut records).await, next(&mut records).await];
+        assert!(timeout(Duration::from_secs(60), records.next()).await.is_err());
+        held.iter().for_each(kinestream::Record::ack);
+    }
 }
 
 /// Throttled by others who read the same shard, it slows down, and recovers when they are gone.

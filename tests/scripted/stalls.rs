@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::Outcome;
-use kinestream::{CheckpointOn, Event, Health};
+use kinestream::{CheckpointOn, Event, Health, InFlightLimit};
 use tokio::time::{sleep, timeout};
 
 use crate::watched::Watched;
@@ -38,7 +38,9 @@ async fn in_flight_limit_that_holds_a_shard_is_told_once_until_it_moves() {
     // Nobody polls any more: it is noticed all the same.
     sleep(3 * SECOND).await;
     let told = stalls(&mut events);
-    let [Event::Stalled { shard_id, unacknowledged: 2, oldest }] = &told[..] else {
+    let [Event::Stalled { shard_id, limit: InFlightLimit::Records, unacknowledged: 2, oldest }] =
+        &told[..]
+    else {
         panic!("{told:?}")
     };
     assert_eq!(*shard_id, orders.shard(0).id());
@@ -48,13 +50,13 @@ async fn in_flight_limit_that_holds_a_shard_is_told_once_until_it_moves() {
 
     let status = consumer.status().await.unwrap();
     let stuck = &status.shards[&orders.shard(0).id()];
-    assert_eq!(stuck.unacknowledged, Some(2));
+    assert_eq!((stuck.unacknowledged, stuck.held_by), (Some(2), Some(InFlightLimit::Records)));
     assert!(about(stuck.oldest_unacknowledged, 92), "{stuck:?}");
     let behind = stuck.millis_behind_latest.unwrap();
     assert!((90_000..95_000).contains(&behind), "records are fetched and not delivered: {behind}");
     let other = &status.shards[&orders.shard(1).id()];
     assert_eq!((other.unacknowledged, other.millis_behind_latest), (Some(0), Some(0)));
-    assert_eq!(other.oldest_unacknowledged, None);
+    assert_eq!((other.oldest_unacknowledged, other.held_by), (None, None));
 
     second.ack();
     let third = next(&mut records).await;
@@ -70,6 +72,34 @@ async fn in_flight_limit_that_holds_a_shard_is_told_once_until_it_moves() {
     let status = consumer.status().await.unwrap();
     let read = &status.shards[&orders.shard(0).id()];
     assert_eq!((read.unacknowledged, read.millis_behind_latest), (Some(0), Some(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn limit_of_bytes_that_holds_a_shard_is_named() {
+    let (kinesis, orders) = orders(1);
+    let builder = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).max_in_flight_bytes(1000);
+    let consumer = builder.build().unwrap();
+    let (mut records, mut events) = (consumer.records(), consumer.events());
+    for place in 0..4 {
+        orders.shard(0).put(format!("{place:0>400}"));
+    }
+    let (first, second) = (next(&mut records).await, next(&mut records).await);
+    assert!(timeout(32 * SECOND, records.next()).await.is_err());
+    let told = stalls(&mut events);
+    let [Event::Stalled { limit: InFlightLimit::Bytes, unacknowledged: 2, .. }] = &told[..] else {
+        panic!("{told:?}")
+    };
+    let status = consumer.status().await.unwrap();
+    let held_by = |status: &kinestream::Status| status.shards[&orders.shard(0).id()].held_by;
+    assert_eq!(held_by(&status), Some(InFlightLimit::Bytes));
+    first.ack();
+    second.ack();
+    for _ in 2..4 {
+        next(&mut records).await.ack();
+    }
+    assert_silent(&mut records).await;
+    assert_eq!(held_by(&consumer.status().await.unwrap()), None);
+    assert_eq!(stalls(&mut events), []);
 }
 
 /// A caller that is slow, and not stuck, is not told of.

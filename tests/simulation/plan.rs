@@ -26,6 +26,7 @@ pub(crate) struct Plan {
     pub(crate) interval: Duration,
     pub(crate) checkpoint_interval: Duration,
     pub(crate) max_in_flight: usize,
+    pub(crate) max_in_flight_bytes: usize,
     pub(crate) max_unflushed: Duration,
     pub(crate) prefetch: usize,
     pub(crate) max_buffered_bytes: usize,
@@ -70,6 +71,7 @@ impl Plan {
             interval: milliseconds(pick(rng, &[200, 500, 1000, 1000, 3000])),
             checkpoint_interval: milliseconds(pick(rng, &[0, 100, 1000, 1000, 5000])),
             max_in_flight: pick(rng, &[1, 2, 5, 10_000]),
+            max_in_flight_bytes: 64 << 20,
             max_unflushed: milliseconds(pick(rng, &[0, 2000, 20_000, 60_000])),
             prefetch: pick(rng, &[0, 1, 1, 3]),
             max_buffered_bytes: if large { pick(rng, &[1, 4 << 20, 12 << 20]) } else { 64 << 20 },
@@ -86,6 +88,14 @@ impl Plan {
         }
     }
 
+    /// Draws the limit of bytes in flight. `rng` is a second generator, so that seeds keep their stories.
+    pub(crate) fn limit_bytes(&mut self, rng: &mut Rng) {
+        if rng.u8(..3) == 0 {
+            let limit = if self.large { rng.usize(1..8 << 20) } else { rng.usize(1..40) };
+            self.max_in_flight_bytes = limit;
+        }
+    }
+
     pub(crate) fn apply(&self, builder: ConsumerBuilder) -> ConsumerBuilder {
         let builder = if self.fan_out { builder.fan_out("billing") } else { builder };
         builder
@@ -96,6 +106,7 @@ impl Plan {
             .interval(self.interval)
             .checkpoint_interval(self.checkpoint_interval)
             .max_in_flight(self.max_in_flight)
+            .max_in_flight_bytes(self.max_in_flight_bytes)
             .max_unflushed(self.max_unflushed)
             .prefetch(self.prefetch)
             .max_buffered_bytes(self.max_buffered_bytes)

@@ -20,6 +20,14 @@ use crate::world::STORE_RECOVERY;
 /// Those whose panics are each told as an event.
 const REPORTED: [Part; 4] = [Part::Store, Part::StoreAfter, Part::Call, Part::CallAfter];
 
+/// The longest partition key of the stories, in bytes.
+const LONGEST_KEY: usize = 3;
+
+/// The bytes of a record that count as in flight.
+fn size(record: &Record) -> usize {
+    record.data().len() + record.partition_key().map_or(0, str::len)
+}
+
 pub(crate) struct Reader {
     pub(crate) consumer: Consumer,
     pub(crate) store: SimulatedStore,
@@ -140,8 +148,14 @@ impl Reader {
 
     /// Whether the caller holds as many records of the shard as it may.
     pub(crate) fn is_full(&self, shard: usize) -> bool {
-        let held = self.held.iter().filter(|(_, place)| place.0 == shard).count();
-        held >= self.plan.max_in_flight
+        let held = self.held.iter().filter(|(_, place)| place.0 == shard);
+        let (records, bytes) =
+            held.fold((0, 0), |(records, bytes), (record, _)| (records + 1, bytes + size(record)));
+        let facts = self.truth.lock();
+        let next = self.next.get(&shard).and_then(|next| facts.shards[shard].records.get(*next));
+        let next = next.map_or(3, |next| next.size) + LONGEST_KEY;
+        records >= self.plan.max_in_flight
+            || bytes > 0 && bytes + next > self.plan.max_in_flight_bytes
     }
 
     fn take(&mut self, next: Option<kinestream::Result<Record>>) -> bool {
@@ -219,7 +233,14 @@ impl Reader {
     fn judge_in_flight(&self, shard: usize, epoch: u64) {
         let of_epoch = |place: &Place, of: u64| place.0 == shard && of == epoch;
         let held = self.held.iter().filter(|(record, place)| of_epoch(place, record.epoch()));
-        let held = held.count();
+        let held: Vec<usize> = held.map(|(record, _)| size(record)).collect();
+        let (held, bytes) = (held.len(), held.iter().sum::<usize>());
+        if held > 1 && bytes > self.plan.max_in_flight_bytes {
+            self.truth.breaks(
+                Promise::InFlight,
+                format_args!("{bytes} bytes of {held} records of shard {shard} are held"),
+            );
+        }
         let forgotten = self.forgotten.iter().filter(|(place, of)| of_epoch(place, *of)).count();
         if held + forgotten > self.plan.max_in_flight {
             self.truth.breaks(

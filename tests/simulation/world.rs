@@ -38,6 +38,7 @@ const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
 
 /// Draws of what was added to the stories later.
 const STARVATION: u64 = 0x5354_4152_5645;
+const BYTES_IN_FLIGHT: u64 = 0x0042_5954_4553;
 
 /// How a reader ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +81,7 @@ impl World {
         let mut plan = Plan::new(&mut rng);
         let distortions = Distortions::new(seed);
         plan.distorted = distortions.is_possible();
+        plan.limit_bytes(&mut Rng::with_seed(seed ^ BYTES_IN_FLIGHT));
         let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
         let orders = kinesis.create_stream("orders", plan.shards);
         // From one digit to two and three.

@@ -97,16 +97,18 @@ proptest! {
         };
         let expected: Vec<_> = packed.parts.iter().enumerate().filter(inside).collect();
         prop_assert_eq!(aggregate.len(), expected.len());
+        let mut sizes = aggregate.sizes().collect::<Vec<_>>().into_iter();
         for (left, (number, stored)) in expected.iter().enumerate() {
             let part = aggregate.next().unwrap();
             let key = &packed.keys[usize::try_from(stored.key.unwrap()).unwrap()];
             prop_assert_eq!((part.number, &*part.key), (*number as u64, &key[..]));
             prop_assert_eq!(Some(&part.data), stored.data.as_ref());
             prop_assert_eq!(part.is_last, left + 1 == expected.len());
+            prop_assert_eq!(sizes.next(), Some(part.data.len() + part.key.len()));
             // No byte was copied.
             prop_assert!(part.data.is_empty() || data.as_ptr_range().contains(&part.data.as_ptr()));
         }
-        prop_assert!(aggregate.next().is_none());
+        prop_assert!(aggregate.next().is_none() && sizes.next().is_none());
     }
 
     /// A stranger's bytes with a checksum that is right.
