@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind};
 use crate::record::SequenceNumber;
 
 pub use in_flight::InFlightLimit;
-pub(crate) use in_flight::{Allowance, InFlightConfig};
+pub(crate) use in_flight::{Allowance, ByteAllowance, InFlightConfig};
 pub(crate) use watermark::{Advance, Watermark};
 
 /// How far one shard has been read: what a [`CheckpointStore`](crate::CheckpointStore) keeps.

@@ -43,7 +43,7 @@ impl InFlightLimit {
     }
 }
 
-/// The limits of what one shard may have in flight.
+/// The in-flight limits of one shard.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InFlightConfig {
     pub(crate) records: usize,
@@ -51,7 +51,7 @@ pub(crate) struct InFlightConfig {
     pub(crate) bytes: usize,
 }
 
-/// What may be delivered now.
+/// The records that may be delivered now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Allowance {
     /// The number of records, at least 1.
@@ -64,7 +64,7 @@ pub(crate) struct Allowance {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ByteAllowance {
     free: usize,
-    /// Whether no bytes are in flight, so that one record is allowed whatever its size.
+    /// No bytes are in flight, so one record of any size is allowed.
     is_first_free: bool,
 }
 
@@ -78,7 +78,7 @@ pub(super) struct InFlightCounter {
     /// The bytes of the next record, if they exceeded the limit.
     refused: Option<usize>,
     held_since: Option<Instant>,
-    /// Whether this stall was reported.
+    /// This stall was reported.
     is_reported: bool,
 }
 
@@ -144,8 +144,10 @@ impl InFlightCounter {
         self.records = self.records.saturating_sub(records);
         self.bytes = self.bytes.saturating_sub(bytes);
         // An acknowledgement ends a stall, even if the limit still holds the shard.
-        (self.held_since, self.is_reported) = (None, false);
-        self.note_held();
+        if self.held_since.take().is_some() {
+            self.is_reported = false;
+            self.note_held();
+        }
     }
 
     /// Returns the limit that holds the shard.

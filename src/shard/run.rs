@@ -41,6 +41,10 @@ struct Buffer {
 }
 
 /// The outcome of a request for the next run.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it is moved once per run, and a box is an allocation"
+)]
 pub(super) enum Next {
     Run(Run),
     /// The next record is wrong.
@@ -106,7 +110,7 @@ impl Desk {
         let most = if buffer.is_untouched { 1 } else { most };
         let most = most.min(allowance.records).min(buffer.batch.len());
         let fitting = match allowance.bytes {
-            Some(bytes) => bytes.fit(buffer.batch.sizes().take(most)),
+            Some(bytes) => buffer.batch.fit(most, bytes),
             None => Ok((most, 0)),
         };
         let (left, left_bytes) = match fitting {

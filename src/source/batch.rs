@@ -5,6 +5,7 @@ use std::vec;
 use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types;
 
+use crate::checkpoint::ByteAllowance;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{EncryptionType, Origin, Record, SequenceNumber, Text};
 
@@ -158,8 +159,21 @@ impl Batch {
         std::mem::take(&mut self.bytes)
     }
 
+    /// Returns how many of the next `most` records are allowed, with their bytes; `Err` with the bytes of
+    /// the first if that one exceeds the limit.
+    pub(crate) fn fit(
+        &self,
+        most: usize,
+        allowed: ByteAllowance,
+    ) -> std::result::Result<(usize, usize), usize> {
+        if self.aggregates.is_empty() {
+            return allowed.fit(self.records.as_slice().iter().take(most).map(size));
+        }
+        allowed.fit(self.sizes().take(most))
+    }
+
     /// The bytes of the payload and partition key of each record that is to be handed out.
-    pub(crate) fn sizes(&self) -> impl Iterator<Item = usize> {
+    fn sizes(&self) -> impl Iterator<Item = usize> {
         let records = self.records.as_slice();
         let mut aggregates = self.aggregates.iter().peekable();
         records.iter().enumerate().flat_map(move |(index, record)| {

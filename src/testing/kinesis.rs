@@ -90,6 +90,17 @@ impl Kinesis {
         self.0.lock().latency = latency;
     }
 
+    /// Sets the longest random delay that is added to the latency of each call, as by a network. No delay by
+    /// default. The delays are the same in each run.
+    pub fn set_jitter(&self, jitter: Duration) {
+        self.0.lock().jitter = jitter;
+    }
+
+    /// Sets the maximum number of records per event of enhanced fan-out. 10,000 by default.
+    pub fn set_event_records(&self, records: usize) {
+        self.0.lock().event_records = records.max(1);
+    }
+
     /// Sets whether answers are sent in chunks, without a `Content-Length`. Off by default. Kinesis sends
     /// the length; some proxies remove it.
     pub fn set_chunked(&self, chunked: bool) {

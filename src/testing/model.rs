@@ -5,9 +5,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use fastrand::Rng;
 use tokio::time::Instant;
 
 use super::contents::Shards;
+use super::operations::MOST_RECORDS;
 use super::{Call, Outcome};
 
 /// A handle of the model.
@@ -27,6 +29,9 @@ pub(super) struct Model {
     planned: Vec<Planned>,
     pub(super) child_shards: bool,
     pub(super) is_chunked: bool,
+    pub(super) jitter: Duration,
+    jitters: Rng,
+    pub(super) event_records: usize,
     pub(super) in_flight: usize,
     /// How long a consumer that is registered is of no use yet.
     pub(super) registration: Duration,
@@ -57,6 +62,9 @@ impl Shared {
             planned: Vec::new(),
             child_shards: true,
             is_chunked: false,
+            jitter: Duration::ZERO,
+            jitters: Rng::with_seed(0),
+            event_records: MOST_RECORDS as usize,
             in_flight: 0,
             registration: Duration::ZERO,
             expired: 0,
@@ -82,6 +90,14 @@ impl Model {
         let time = self.epoch + self.began.elapsed();
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Returns how long the next call takes before it is carried out.
+    pub(super) fn next_latency(&mut self) -> Duration {
+        if self.jitter.is_zero() {
+            return self.latency;
+        }
+        self.latency + self.jitter.mul_f64(self.jitters.f64())
     }
 
     pub(super) fn decide(&mut self, call: &Call) -> Outcome {

@@ -19,9 +19,7 @@ use super::calls::Interruption;
 use super::contents::{Contents, Subscribed, index_of};
 use super::events::{event_of, exception, initial_response};
 use super::model::{Model, Shared};
-use super::operations::{
-    Answer, MOST_RECORDS, describe_children, fill, not_found, on_the_wire, place, refusal,
-};
+use super::operations::{Answer, describe_children, fill, not_found, on_the_wire, place, refusal};
 use crate::record::SequenceNumber;
 
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>.
@@ -137,7 +135,7 @@ impl Model {
             return gone();
         }
         let first = (*next).max(contents.trimmed);
-        let (count, bytes) = fill(&contents.records[first..], MOST_RECORDS as usize);
+        let (count, bytes) = fill(&contents.records[first..], self.event_records);
         let after = first + count;
         let at_end = contents.closed.is_some() && after >= contents.records.len();
         if count == 0 && !at_end && !is_due {

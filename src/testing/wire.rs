@@ -85,7 +85,7 @@ impl UnderWay {
     async fn run(self) -> Result<HttpResponse, ConnectorError> {
         // As a socket would: nothing is there at once.
         tokio::task::yield_now().await;
-        let latency = self.kinesis.lock().latency;
+        let latency = self.kinesis.lock().next_latency();
         if !latency.is_zero() {
             sleep(latency).await;
         }

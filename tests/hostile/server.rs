@@ -32,7 +32,7 @@ pub(crate) struct Call<'a> {
 /// The code and the message of an error.
 pub(crate) type Refusal = (&'static str, String);
 
-/// How the length of an answer of GetRecords is declared.
+/// How the length of an answer of `GetRecords` is declared.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Length {
     True,
@@ -175,7 +175,7 @@ impl Server {
         self.lock().rule = Some(Box::new(rule));
     }
 
-    /// Declares the lengths of the answers of GetRecords from now on.
+    /// Declares the lengths of the answers of `GetRecords` from now on.
     pub(crate) fn lengths(&self, lengths: impl FnMut() -> Length + Send + 'static) {
         self.lock().lengths = Some(Box::new(lengths));
     }

@@ -2,12 +2,13 @@
 
 use tokio::runtime::Handle;
 
+use crate::neighbour::Neighbour;
 use crate::reader::Reader;
 use crate::truth::{Promise, index_of};
 use crate::world::World;
 
 /// What each shard may hold beside the budget.
-const RESERVE: usize = 64 << 10;
+pub(crate) const RESERVE: usize = 64 << 10;
 
 /// The most bytes of records that are pushed at a time.
 const EVENT: usize = 10 << 20;
@@ -71,12 +72,12 @@ impl World {
 
     /// What was fetched and not handed out is no more than was allowed.
     pub(crate) fn check_memory(&self, reader: &Reader) {
-        if !self.plan.large {
+        if !self.plan.large && !self.plan.has_neighbour {
             return;
         }
         let mut facts = self.truth.lock();
         let calls = self.kinesis.calls_from(reader.first_call);
-        let mut buffered = 0;
+        let mut buffered = reader.neighbour.as_ref().map_or(0, Neighbour::buffered);
         for (shard, known) in facts.shards.iter().enumerate() {
             let (mut first, mut fetched) = (None, None);
             for call in &calls {
@@ -88,7 +89,10 @@ impl World {
                 if let Some(last) = &call.last {
                     let end = facts.place(last, 0).1 + 1;
                     first.get_or_insert(end - call.records);
-                    fetched = Some(end);
+                    // An answer of unknown length that is turned away is read to its end all the same.
+                    // That the next call begins behind an answer shows that it was kept.
+                    let may_be_discarded = self.plan.chunked && !self.plan.fan_out;
+                    fetched = Some(if may_be_discarded { end - call.records } else { end });
                 }
             }
             let (Some(first), Some(fetched)) = (first, fetched) else { continue };
@@ -97,7 +101,12 @@ impl World {
             let sizes = || known.records[taken.min(fetched)..fetched].iter().map(|fact| fact.size);
             // Each shard holds its reserve, or the records of one fetch that asked for the least, beside
             // the budget. A pushed event cannot be made smaller.
-            let least = if self.plan.fan_out { EVENT } else { sizes().max().unwrap_or(0) };
+            let largest = sizes().max().unwrap_or(0);
+            let least = match self.plan.event_records {
+                _ if !self.plan.fan_out => largest,
+                Some(records) => records * largest,
+                None => EVENT,
+            };
             buffered += sizes().sum::<usize>().saturating_sub(least.max(RESERVE));
         }
         let allowed = self.plan.max_buffered_bytes;

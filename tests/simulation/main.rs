@@ -19,6 +19,7 @@ mod distortions;
 mod faults;
 mod inline;
 mod merged;
+mod neighbour;
 mod panics;
 mod plan;
 mod reader;

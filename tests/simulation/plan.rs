@@ -14,6 +14,9 @@ pub(crate) enum Door {
     Shards,
 }
 
+/// The crate leaves a margin of 50 ms between six calls, of which the scheduler needs some.
+const MOST_JITTER: Duration = Duration::from_millis(45);
+
 #[derive(Debug, Clone)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a toss of a coin")]
 pub(crate) struct Plan {
@@ -27,6 +30,13 @@ pub(crate) struct Plan {
     pub(crate) checkpoint_interval: Duration,
     pub(crate) max_in_flight: usize,
     pub(crate) max_in_flight_bytes: usize,
+    /// The consumer shares its memory with another one whose caller has stopped.
+    pub(crate) has_neighbour: bool,
+    /// Answers have no Content-Length.
+    pub(crate) chunked: bool,
+    pub(crate) jitter: Duration,
+    /// The maximum number of records per pushed event.
+    pub(crate) event_records: Option<usize>,
     pub(crate) max_unflushed: Duration,
     pub(crate) prefetch: usize,
     pub(crate) max_buffered_bytes: usize,
@@ -72,6 +82,10 @@ impl Plan {
             checkpoint_interval: milliseconds(pick(rng, &[0, 100, 1000, 1000, 5000])),
             max_in_flight: pick(rng, &[1, 2, 5, 10_000]),
             max_in_flight_bytes: 64 << 20,
+            has_neighbour: false,
+            chunked: false,
+            jitter: Duration::ZERO,
+            event_records: None,
             max_unflushed: milliseconds(pick(rng, &[0, 2000, 20_000, 60_000])),
             prefetch: pick(rng, &[0, 1, 1, 3]),
             max_buffered_bytes: if large { pick(rng, &[1, 4 << 20, 12 << 20]) } else { 64 << 20 },
@@ -88,11 +102,27 @@ impl Plan {
         }
     }
 
-    /// Draws the limit of bytes in flight. `rng` is a second generator, so that seeds keep their stories.
-    pub(crate) fn limit_bytes(&mut self, rng: &mut Rng) {
+    /// Draws what concerns memory and the network. `rng` is a second generator, so that most seeds keep
+    /// their stories.
+    pub(crate) fn draw_later(&mut self, rng: &mut Rng) {
         if rng.u8(..3) == 0 {
             let limit = if self.large { rng.usize(1..8 << 20) } else { rng.usize(1..40) };
             self.max_in_flight_bytes = limit;
+        }
+        self.chunked = rng.u8(..4) == 0;
+        if rng.u8(..6) == 0 {
+            self.jitter = MOST_JITTER;
+        }
+        if self.large && self.fan_out && rng.bool() {
+            (self.event_records, self.prefetch, self.max_buffered_bytes) = (Some(2), 3, 1);
+        }
+        if !self.large && !self.packs && rng.u8(..8) == 0 {
+            self.has_neighbour = true;
+            self.max_buffered_bytes = pick(rng, &[1, 1, 300_000]);
+            if rng.u8(..4) != 0 {
+                (self.limit, self.max_in_flight) = (10_000, 10_000);
+                self.max_in_flight_bytes = 64 << 20;
+            }
         }
     }
 

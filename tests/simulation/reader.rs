@@ -6,11 +6,14 @@ use std::time::Duration;
 use fastrand::Rng;
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::Kinesis;
-use kinestream::{CheckpointOn, Consumer, Error, ErrorKind, Event, Events, Ordering, Record, Task};
+use kinestream::{
+    Budget, CheckpointOn, Consumer, Error, ErrorKind, Event, Events, Ordering, Record, Task,
+};
 use tokio::time::timeout;
 
 use crate::inline::Inline;
 use crate::merged::Merged;
+use crate::neighbour::Neighbour;
 use crate::panics::{Panics, Part};
 use crate::plan::Plan;
 use crate::store::SimulatedStore;
@@ -58,6 +61,7 @@ pub(crate) struct Reader {
     /// How often each shard was said to be denied.
     denied: BTreeMap<String, usize>,
     kinesis: Kinesis,
+    pub(crate) neighbour: Option<Neighbour>,
 }
 
 impl Reader {
@@ -70,7 +74,14 @@ impl Reader {
     ) -> Self {
         let client = panics.client(kinesis.client());
         let builder = Consumer::builder(client, "orders").store(store.clone());
-        let consumer = plan.apply(builder).build().expect("the plan's options are valid");
+        let mut builder = plan.apply(builder);
+        let mut neighbour = None;
+        if plan.has_neighbour {
+            let budget = Budget::new(plan.max_buffered_bytes);
+            neighbour = Some(Neighbour::begin(&budget).await);
+            builder = builder.budget(&budget);
+        }
+        let consumer = builder.build().expect("the plan's options are valid");
         let stream = Inline::new(Merged::new(&consumer, truth.clone(), &plan), panics.clone());
         let positions = store.positions().await;
         truth.lock().begin_reader(&positions);
@@ -96,6 +107,7 @@ impl Reader {
             told: Vec::new(),
             denied: BTreeMap::new(),
             kinesis: kinesis.clone(),
+            neighbour,
         }
     }
 

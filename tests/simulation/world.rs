@@ -38,7 +38,7 @@ const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
 
 /// Draws of what was added to the stories later.
 const STARVATION: u64 = 0x5354_4152_5645;
-const BYTES_IN_FLIGHT: u64 = 0x0042_5954_4553;
+const DRAWN_LATER: u64 = 0x0042_5954_4553;
 
 /// How a reader ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,12 +81,17 @@ impl World {
         let mut plan = Plan::new(&mut rng);
         let distortions = Distortions::new(seed);
         plan.distorted = distortions.is_possible();
-        plan.limit_bytes(&mut Rng::with_seed(seed ^ BYTES_IN_FLIGHT));
+        plan.draw_later(&mut Rng::with_seed(seed ^ DRAWN_LATER));
         let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
         let orders = kinesis.create_stream("orders", plan.shards);
         // From one digit to two and three.
         orders.number_from(8);
         kinesis.set_latency(plan.latency);
+        kinesis.set_jitter(plan.jitter);
+        kinesis.set_chunked(plan.chunked);
+        if let Some(records) = plan.event_records {
+            kinesis.set_event_records(records);
+        }
         kinesis.set_child_shards(plan.child_shards);
         let faults = Faults::default();
         kinesis.on_call({
@@ -338,7 +343,7 @@ impl World {
     async fn check_starvation(&mut self, reader: &mut Reader) {
         // Where it is drawn otherwise, seeds keep their stories.
         let mut rng = Rng::with_seed(self.seed ^ STARVATION);
-        if self.plan.mode != CheckpointOn::Ack || rng.u8(..4) == 0 {
+        if self.plan.mode != CheckpointOn::Ack && !self.plan.has_neighbour || rng.u8(..4) == 0 {
             return;
         }
         let mut began = Instant::now();
@@ -351,17 +356,7 @@ impl World {
             if !reader.is_reading(shard.index()) || reader.is_full(shard.index()) {
                 continue;
             }
-            let number = shard.put("abc");
-            let place = {
-                let mut facts = self.truth.lock();
-                let place = facts.shards[shard.index()].records.len();
-                facts.tell(format_args!(
-                    "put: shard {} record {place}, while others are stuck",
-                    shard.index()
-                ));
-                facts.put(shard.index(), number, 0, 3);
-                place
-            };
+            let place = self.put_burst(&shard, &mut rng);
             let by = Instant::now() + PROGRESS_WITHIN;
             while reader.next.get(&shard.index()).is_none_or(|next| *next <= place) {
                 if self.truth.is_broken() || reader.ended {
@@ -384,6 +379,25 @@ impl World {
             self.tell_calls();
             self.check_memory(reader);
         }
+    }
+
+    /// Puts what a shard without memory of the budget reads within seconds: records that fit into its
+    /// reserve, or one that does not. Returns the place of the last one.
+    fn put_burst(&self, shard: &Shard, rng: &mut Rng) -> usize {
+        let (records, size) = match rng.u8(..4) {
+            0 if self.plan.has_neighbour => (1, 100_000),
+            1..=3 if self.plan.has_neighbour && self.plan.limit == 10_000 => (300, 3),
+            _ => (1, 3),
+        };
+        let (index, first) = (shard.index(), self.truth.lock().shards[shard.index()].records.len());
+        self.truth.tell(format_args!(
+            "put: shard {index}, {records} records of {size} bytes from {first} on, while others are stuck"
+        ));
+        for _ in 0..records {
+            let number = shard.put(vec![0; size]);
+            self.truth.lock().put(index, number, 0, size);
+        }
+        first + records - 1
     }
 
     /// The shards with records to finish, or with an end that is not stored.

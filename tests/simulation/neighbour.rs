@@ -1,0 +1,69 @@
+//! A second consumer of the process. It shares the budget, and its caller has stopped.
+
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use kinestream::testing::{Kinesis, Stream};
+use kinestream::{Budget, Consumer, ShardId, ShardStream, StartingPosition};
+use tokio::time::timeout;
+
+use crate::checks::RESERVE;
+
+const SHARDS: usize = 3;
+const RECORDS: usize = 12;
+
+/// The bytes of a payload. With its text, one record exceeds the reserve of a shard.
+const BYTES: usize = 100_000;
+
+/// The number of records that its caller takes of each shard: from the second on, fetches ahead begin.
+const TAKEN: usize = 2;
+
+pub(crate) struct Neighbour {
+    /// Separate from the Kinesis of the story, since that one counts calls.
+    kinesis: Kinesis,
+    payments: Stream,
+    _consumer: Consumer,
+    _shards: Vec<ShardStream>,
+}
+
+impl Neighbour {
+    pub(crate) async fn begin(budget: &Budget) -> Self {
+        let kinesis = Kinesis::new();
+        let payments = kinesis.create_stream("payments", SHARDS);
+        for shard in payments.shards() {
+            for _ in 0..RECORDS {
+                shard.put(vec![0; BYTES]);
+            }
+        }
+        let consumer = Consumer::builder(kinesis.client(), "payments")
+            .starting_position(StartingPosition::TrimHorizon)
+            .budget(budget)
+            .build()
+            .expect("the options are valid");
+        let streams = consumer.shards().take(SHARDS).try_collect::<Vec<ShardStream>>();
+        let mut shards = streams.await.expect("all shards are free");
+        for shard in &mut shards {
+            for _ in 0..TAKEN {
+                let next = timeout(Duration::from_secs(60), shard.next()).await;
+                next.expect("one record always fits").expect("an open shard").expect("no fault");
+            }
+        }
+        Self { kinesis, payments, _consumer: consumer, _shards: shards }
+    }
+
+    /// Returns how many bytes of the budget it holds: all records that it has fetched and not delivered,
+    /// less the reserve of each shard, or the one record that may exceed it.
+    pub(crate) fn buffered(&self) -> usize {
+        let of_shard = |id: ShardId| {
+            let calls = self.kinesis.calls();
+            let read = calls.iter().filter(|call| {
+                call.operation == "GetRecords"
+                    && call.status == Some(200)
+                    && call.shard_id.as_ref() == Some(&id)
+            });
+            let fetched: usize = read.map(|call| call.records).sum();
+            (fetched.saturating_sub(TAKEN) * BYTES).saturating_sub(BYTES.max(RESERVE))
+        };
+        self.payments.shards().into_iter().map(|shard| of_shard(shard.id())).sum()
+    }
+}
