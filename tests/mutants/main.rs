@@ -1,8 +1,9 @@
 //! Proof that the simulations can see: deliberate mistakes, each of which one of them must find.
 //!
 //! Each mistake is made in a copy of the crate, in a text that must be found there once, so that
-//! none goes out of date unnoticed. The copy is built and simulated until a promise is broken, and
-//! it must be one that this mistake breaks.
+//! none goes out of date unnoticed. All of them are compiled into one copy, each behind a switch;
+//! what is not part of a function's body gets a build of its own. The copy is simulated until a
+//! promise is broken, and it must be one that this mistake breaks.
 //!
 //!     cargo test --features testing --test mutants -- --ignored
 //!
@@ -13,11 +14,13 @@
 mod fleets;
 mod reader;
 mod servers;
+mod switch;
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// Every mistake is found within this many seeds, of which one of fleets takes as long as several of
 /// the other simulation.
@@ -40,11 +43,11 @@ struct Copy {
 }
 
 impl Copy {
-    fn new() -> Self {
+    fn new(name: &str) -> Self {
         // The folder of this test's own binary is target/<profile>/deps.
         let binary = std::env::current_exe().unwrap();
         let target = binary.ancestors().nth(3).unwrap().to_path_buf();
-        let folder = target.join("mutants");
+        let folder = target.join(name);
         let _not_there = fs::remove_dir_all(&folder);
         let origin = Path::new(env!("CARGO_MANIFEST_DIR"));
         for part in ["src", "tests", "examples", "benches", "Cargo.toml", "Cargo.lock", "README.md"]
@@ -54,26 +57,103 @@ impl Copy {
         Self { folder, target }
     }
 
-    /// What a simulation of the copy says; `None` where it finds nothing.
-    fn simulate(&self, test: &str) -> Option<String> {
-        let seeds = SEEDS.iter().find(|(of, _)| *of == test).unwrap().1;
+    fn source(&self, file: &str) -> PathBuf {
+        self.folder.join("src").join(file)
+    }
+
+    /// Builds tests of the copy, and returns their binaries.
+    fn build(&self, tests: &[&str], optimisation: &str) -> HashMap<String, PathBuf> {
         let mut command = Command::new(env!("CARGO"));
+        command.args(["test", "--locked", "--all-features", "--no-run"]);
+        for test in tests {
+            command.args(["--test", test]);
+        }
         command
-            .args(["test", "--locked", "--all-features"])
-            .args(["--test", test, "--"])
-            .args(["--ignored", "--nocapture", "many"])
+            .arg("--message-format=json-render-diagnostics")
             .current_dir(&self.folder)
             .env("CARGO_TARGET_DIR", &self.target)
-            // The copy alone is built without optimisation: it is built often, and run once.
-            .env("CARGO_PROFILE_TEST_OPT_LEVEL", "0")
+            .env("CARGO_PROFILE_TEST_OPT_LEVEL", optimisation);
+        let output = command.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "the copy is not built:\n{errors}");
+        let built: HashMap<_, _> = String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter_map(|line| {
+                let line: serde_json::Value = serde_json::from_str(line).ok()?;
+                let binary = line["executable"].as_str()?;
+                Some((line["target"]["name"].as_str()?.to_owned(), PathBuf::from(binary)))
+            })
+            .collect();
+        assert!(tests.iter().all(|test| built.contains_key(*test)), "not built: {errors}");
+        built
+    }
+
+    /// What a simulation says; `None` where it finds nothing.
+    fn simulate(&self, binary: &Path, seeds: &str, number: Option<usize>) -> Option<String> {
+        let mut command = Command::new(binary);
+        command
+            .args(["--ignored", "--nocapture", "many"])
+            .current_dir(&self.folder)
             .env("SEEDS", seeds)
+            // A seed takes a second or so. One that deadlocks is told sooner than in the
+            // simulation itself, where the machine may be busy with other tests.
+            .env("SEED_SECONDS", "30")
             .env("RUST_BACKTRACE", "0");
+        if let Some(number) = number {
+            command.env(switch::CHOICE, number.to_string());
+        }
         let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned()
             + &String::from_utf8_lossy(&output.stderr);
-        assert!(said.contains("running 1 test"), "the copy is not built:\n{said}");
+        assert!(said.contains("running 1 test"), "the simulation does not run:\n{said}");
         (!output.status.success()).then_some(said)
     }
+}
+
+/// The copy with every mistake behind its switch.
+struct Woven {
+    copy: Copy,
+    binaries: HashMap<String, PathBuf>,
+    /// The mistakes that need a build of their own.
+    alone: Vec<usize>,
+}
+
+static WOVEN: LazyLock<Woven> = LazyLock::new(|| {
+    let copy = Copy::new("mutants");
+    let mut files: BTreeMap<&str, Vec<(usize, &Mistake)>> = BTreeMap::new();
+    for (number, (_, mistake)) in all().enumerate() {
+        files.entry(mistake.file).or_default().push((number, mistake));
+    }
+    let mut alone = Vec::new();
+    for (file, mistakes) in files {
+        let source = fs::read_to_string(copy.source(file)).unwrap();
+        for (_, mistake) in &mistakes {
+            mistake.check_place(&source);
+        }
+        let (woven, left) = switch::weave(&source, &mistakes);
+        fs::write(copy.source(file), woven).unwrap();
+        alone.extend(left);
+    }
+    let library = copy.source("lib.rs");
+    let text = fs::read_to_string(&library).unwrap() + switch::SWITCH;
+    fs::write(library, text).unwrap();
+    let binaries = copy.build(&SEEDS.map(|(test, _)| test), "1");
+    Woven { copy, binaries, alone }
+});
+
+/// The simulations, with the mistakes that each must find.
+const LISTS: [(&str, &[Mistake]); 3] = [
+    ("simulation", reader::MISTAKES),
+    ("fleets", fleets::MISTAKES),
+    ("servers", servers::MISTAKES),
+];
+
+fn all() -> impl Iterator<Item = (&'static str, &'static Mistake)> {
+    LISTS.iter().flat_map(|(test, list)| list.iter().map(move |mistake| (*test, mistake)))
+}
+
+fn seeds(test: &str) -> &'static str {
+    SEEDS.iter().find(|(of, _)| *of == test).unwrap().1
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -89,27 +169,38 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-#[ignore = "builds the crate once for each mistake, which takes minutes"]
+#[ignore = "builds the crate with all mistakes, and simulates each, which takes minutes"]
 fn the_simulation_finds_every_mistake() {
-    find("simulation", reader::MISTAKES);
+    find("simulation");
 }
 
 #[test]
-#[ignore = "builds the crate once for each mistake, which takes minutes"]
+#[ignore = "builds the crate with all mistakes, and simulates each, which takes minutes"]
 fn the_simulation_of_fleets_finds_every_mistake() {
-    find("fleets", fleets::MISTAKES);
+    find("fleets");
 }
 
 #[test]
-#[ignore = "builds the crate once for each mistake, which takes minutes"]
+#[ignore = "builds the crate with all mistakes, and simulates each, which takes minutes"]
 fn the_nemesis_of_redis_finds_every_mistake() {
-    find("servers", servers::MISTAKES);
+    find("servers");
+}
+
+/// What is found is the mistake, and not the switch.
+#[test]
+#[ignore = "builds the crate with all mistakes, which takes minutes"]
+fn the_copy_without_a_mistake_breaks_no_promise() {
+    let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for (test, seeds) in [("simulation", "0..100"), ("fleets", "0..20")] {
+        let said = WOVEN.copy.simulate(&WOVEN.binaries[test], seeds, None);
+        assert_eq!(said, None);
+    }
 }
 
 /// What takes minutes to find says at once whether it is still to be found.
 #[test]
 fn every_mistake_has_its_place() {
-    for mistake in reader::MISTAKES.iter().chain(fleets::MISTAKES).chain(servers::MISTAKES) {
+    for (_, mistake) in all() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         mistake.check_place(&fs::read_to_string(folder.join(mistake.file)).unwrap());
     }
@@ -122,21 +213,22 @@ impl Mistake {
     }
 }
 
-/// One after the other: a copy stands in one folder.
-static COPY: Mutex<()> = Mutex::new(());
+/// One after the other: each simulation uses all cores.
+static ONE: Mutex<()> = Mutex::new(());
 
-fn find(test: &str, mistakes: &[Mistake]) {
-    let _alone = COPY.lock().unwrap_or_else(PoisonError::into_inner);
-    let copy = Copy::new();
-    let mut missed = Vec::new();
+fn find(test: &str) {
+    let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let only = std::env::var("MISTAKE").unwrap_or_default();
-    for mistake in mistakes.iter().filter(|mistake| mistake.what.contains(&only)) {
-        let file = copy.folder.join("src").join(mistake.file);
-        let right = fs::read_to_string(&file).unwrap();
-        mistake.check_place(&right);
-        fs::write(&file, right.replace(mistake.right, mistake.wrong)).unwrap();
-        let found = copy.simulate(test);
-        fs::write(&file, right).unwrap();
+    let mut missed = Vec::new();
+    for (number, (of, mistake)) in all().enumerate() {
+        if of != test || !mistake.what.contains(&only) {
+            continue;
+        }
+        let found = if WOVEN.alone.contains(&number) {
+            simulate_alone(test, mistake)
+        } else {
+            WOVEN.copy.simulate(&WOVEN.binaries[test], seeds(test), Some(number))
+        };
         let first =
             found.as_ref().and_then(|said| said.lines().find(|line| line.contains(" breaks ")));
         println!("{}: {}", mistake.what, first.unwrap_or("not found"));
@@ -148,4 +240,15 @@ fn find(test: &str, mistakes: &[Mistake]) {
         }
     }
     assert!(missed.is_empty(), "not found, or not for what they are: {missed:#?}");
+}
+
+/// Builds a copy with one mistake, without optimisation: it is built often, and run once.
+fn simulate_alone(test: &str, mistake: &Mistake) -> Option<String> {
+    static COPY: LazyLock<Copy> = LazyLock::new(|| Copy::new("mutants-alone"));
+    let file = COPY.source(mistake.file);
+    let right = fs::read_to_string(&file).unwrap();
+    fs::write(&file, right.replace(mistake.right, mistake.wrong)).unwrap();
+    let binaries = COPY.build(&[test], "0");
+    fs::write(&file, right).unwrap();
+    COPY.simulate(&binaries[test], seeds(test), None)
 }

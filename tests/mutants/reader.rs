@@ -209,8 +209,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a subscription that has fallen silent is listened to",
         file: "source/subscription.rs",
-        right: "const DEAD_AFTER: Duration = Duration::from_secs(30);",
-        wrong: "const DEAD_AFTER: Duration = Duration::from_secs(30_000);",
+        right: "Instant::now() + DEAD_AFTER;",
+        wrong: "Instant::now() + 1_000 * DEAD_AFTER;",
         breaks: &["Progress"],
     },
     Mistake {

@@ -13,8 +13,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a replica keeps its connection",
         file: "store/redis/refusal.rs",
-        right: "\n    \"READONLY\",\n",
-        wrong: "\n    \"READWRITE\",\n",
+        right: "ELSEWHERE.contains(&&*refusal.code);",
+        wrong: "refusal.code != \"READONLY\" && ELSEWHERE.contains(&&*refusal.code);",
         breaks: &["reads_on"],
     },
     Mistake {

@@ -36,8 +36,11 @@ struct Watched(Mutex<Vec<Slot>>);
 /// What a thread says, what it said when that was looked at, and since when it says so.
 type Slot = (Arc<AtomicU64>, u64, Option<Instant>);
 
-/// How long one seed may take.
-const LONGEST: Duration = Duration::from_secs(100);
+/// How long one seed may take: `SEED_SECONDS`, or long enough for a machine that is busy.
+fn longest() -> Duration {
+    let set = std::env::var("SEED_SECONDS").ok();
+    Duration::from_secs(set.and_then(|seconds| seconds.parse().ok()).unwrap_or(100))
+}
 
 impl Watched {
     /// Where a thread says which seed it is at, and one more.
@@ -53,7 +56,7 @@ impl Watched {
             let now = slot.load(Ordering::Relaxed);
             if now != *seen || now == 0 {
                 (*seen, *since) = (now, Some(Instant::now()));
-            } else if since.is_some_and(|since| since.elapsed() > LONGEST) {
+            } else if since.is_some_and(|since| since.elapsed() > longest()) {
                 return Some(now - 1);
             }
         }

@@ -1,0 +1,112 @@
+//! Compiles many deliberate bugs into one copy, each behind a switch.
+//!
+//! A build for each bug takes longer than the simulation that finds it. So the body of a function
+//! that holds bugs is written once for each of them, and once as it is, and an environment variable
+//! chooses between them when the test runs.
+
+use std::fmt::Write;
+use std::ops::Range;
+
+use super::Mistake;
+
+/// Names the bug that a woven binary makes.
+pub(crate) const CHOICE: &str = "MISTAKE_MADE";
+
+/// Is appended to the copy's `lib.rs`.
+pub(crate) const SWITCH: &str = r#"
+#[doc(hidden)]
+#[allow(missing_docs)]
+pub mod mistake {
+    use std::sync::LazyLock;
+
+    static MADE: LazyLock<Option<usize>> =
+        LazyLock::new(|| std::env::var("MISTAKE_MADE").ok()?.parse().ok());
+
+    #[must_use]
+    pub fn is(number: usize) -> bool {
+        *MADE == Some(number)
+    }
+}
+"#;
+
+/// The byte range of the body of the innermost function around a text, braces included.
+///
+/// The source is formatted: a function's last line is a brace as far to the right as its first.
+/// `None` where no function is around it, or one whose body cannot be written twice: a constant
+/// function cannot ask for the choice, and two bodies of an `impl` type are two types.
+fn body_around(source: &str, text: &Range<usize>) -> Option<Range<usize>> {
+    let mut start = source[..text.start].rfind('\n')?;
+    loop {
+        let line = source[start + 1..].lines().next()?;
+        let indentation = &line[..line.len() - line.trim_start().len()];
+        if is_header(line) {
+            let open = start + 1 + source[start + 1..].find("{\n")?;
+            let last = format!("\n{indentation}}}\n");
+            let close = open + source[open..].find(&last)? + last.len() - 1;
+            if open < text.start && text.end < close {
+                let header = &source[start..open];
+                let is_opaque = header.split("->").nth(1).is_some_and(|of| of.contains("impl "));
+                return (!is_opaque && !header.contains("const fn")).then_some(open..close);
+            }
+        }
+        start = source[..start].rfind('\n')?;
+    }
+}
+
+fn is_header(line: &str) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let is_before = |word: &&str| {
+        word.starts_with("pub") || ["async", "const", "in", "self)", "super)"].contains(word)
+    };
+    words.iter().find(|word| !is_before(word)) == Some(&"fn")
+}
+
+/// A function's body, and the bugs in it with their numbers.
+struct Place<'a> {
+    body: Range<usize>,
+    bugs: Vec<(usize, &'a Mistake)>,
+}
+
+impl Place<'_> {
+    /// The body once for each bug, and once as it is.
+    fn choices(&self, source: &str) -> String {
+        let right = &source[self.body.clone()];
+        let mut choices = String::from("{ ");
+        for (number, bug) in &self.bugs {
+            let wrong = right.replacen(bug.right, bug.wrong, 1);
+            let _ = write!(choices, "if crate::mistake::is({number}) {wrong} else ");
+        }
+        choices + right + " }"
+    }
+}
+
+/// Writes the bugs of one file into its source, each behind the switch of its number.
+///
+/// Returns the source, and the numbers of the bugs that need a build of their own.
+pub(crate) fn weave(source: &str, mistakes: &[(usize, &Mistake)]) -> (String, Vec<usize>) {
+    let mut alone = Vec::new();
+    let mut places: Vec<Place<'_>> = Vec::new();
+    for (number, mistake) in mistakes {
+        let start = source.find(mistake.right).unwrap();
+        let Some(body) = body_around(source, &(start..start + mistake.right.len())) else {
+            alone.push(*number);
+            continue;
+        };
+        match places.iter_mut().find(|place| overlap(&place.body, &body)) {
+            Some(place) if place.body == body => place.bugs.push((*number, mistake)),
+            // One within another: the text would be replaced twice.
+            Some(_) => alone.push(*number),
+            None => places.push(Place { body, bugs: vec![(*number, mistake)] }),
+        }
+    }
+    places.sort_by_key(|place| std::cmp::Reverse(place.body.start));
+    let mut woven = source.to_owned();
+    for place in places {
+        woven.replace_range(place.body.clone(), &place.choices(source));
+    }
+    (woven, alone)
+}
+
+fn overlap(one: &Range<usize>, other: &Range<usize>) -> bool {
+    one.start < other.end && other.start < one.end
+}
