@@ -27,6 +27,14 @@ struct Node {
 impl Node {
     /// Holds these slots, and knows no other node.
     async fn start(slots: Range<u16>) -> Self {
+        let mut node = Self::launch().await;
+        let [first, last] = [slots.start, slots.end - 1].map(|slot| slot.to_string());
+        node.cluster::<()>(&["ADDSLOTSRANGE", &first, &last]).await;
+        node
+    }
+
+    /// Holds no slot, and knows no other node.
+    async fn launch() -> Self {
         let mut cluster_port = 0;
         let listens = |port: u16, _folder: &Path| {
             cluster_port = free_port();
@@ -37,10 +45,7 @@ impl Node {
         let server = RedisServer::launched(listens, &["--cluster-enabled", "yes"]);
         let client = redis::Client::open(server.url()).unwrap();
         let raw = client.get_multiplexed_async_connection().await.unwrap();
-        let mut node = Self { server, cluster_port: cluster_port.to_string(), raw };
-        let [first, last] = [slots.start, slots.end - 1].map(|slot| slot.to_string());
-        node.cluster::<()>(&["ADDSLOTSRANGE", &first, &last]).await;
-        node
+        Self { server, cluster_port: cluster_port.to_string(), raw }
     }
 
     async fn cluster<T: FromRedisValue>(&mut self, words: &[&str]) -> T {
@@ -60,6 +65,54 @@ impl Node {
                 return;
             }
             assert!(began.elapsed() < Duration::from_secs(60), "{state}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// A node that holds all slots, and its replica.
+#[cfg(feature = "testing")]
+pub(crate) struct Pair {
+    master: Node,
+    replica: Node,
+}
+
+#[cfg(feature = "testing")]
+impl Pair {
+    pub(crate) async fn start() -> Self {
+        let mut master = Node::start(0..SLOTS).await;
+        let mut replica = Node::launch().await;
+        let port = master.server.port().to_string();
+        replica.cluster::<()>(&["MEET", "127.0.0.1", &port, &master.cluster_port]).await;
+        replica.wait_until_complete().await;
+        let id: String = master.cluster(&["MYID"]).await;
+        replica.cluster::<()>(&["REPLICATE", &id]).await;
+        let mut pair = Self { master, replica };
+        pair.wait_for_replica("master_link_status:up").await;
+        pair
+    }
+
+    pub(crate) fn urls(&self) -> [String; 2] {
+        [self.master.server.url(), self.replica.server.url()]
+    }
+
+    /// Kills the master, and has the replica take over its slots.
+    pub(crate) async fn fail_over(&mut self) {
+        self.master.server.kill();
+        self.replica.cluster::<()>(&["FAILOVER", "TAKEOVER"]).await;
+        self.wait_for_replica("role:master").await;
+        self.replica.wait_until_complete().await;
+    }
+
+    async fn wait_for_replica(&mut self, state: &str) {
+        let began = Instant::now();
+        loop {
+            let information = redis::cmd("INFO").arg("replication").clone();
+            let found: String = information.query_async(&mut self.replica.raw).await.unwrap();
+            if found.contains(state) {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "{found}");
             sleep(Duration::from_millis(20)).await;
         }
     }

@@ -12,14 +12,14 @@ use crate::redis_store::{after, scope, shard};
 
 const PASSWORD: &str = "secret-of-the-master";
 
-struct Watched {
+pub(crate) struct Watched {
     sentinel: RedisServer,
     master: RedisServer,
     replica: RedisServer,
 }
 
 impl Watched {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let guarded = ["--requirepass", PASSWORD, "--masterauth", PASSWORD];
         let master = RedisServer::start(&guarded);
         let port = master.port().to_string();
@@ -51,7 +51,19 @@ impl Watched {
         }
     }
 
-    async fn store(&self) -> RedisStore {
+    /// Kills the master, and waits until the replica is one.
+    #[cfg(feature = "testing")]
+    pub(crate) async fn fail_over(&mut self) {
+        self.master.kill();
+        let began = Instant::now();
+        let url = format!("redis://:{PASSWORD}@127.0.0.1:{}/", self.replica.port());
+        while !information(url.clone(), "replication").await.contains("role:master") {
+            assert!(began.elapsed() < Duration::from_secs(60), "the sentinel chooses a master");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub(crate) async fn store(&self) -> RedisStore {
         let master = format!("redis://:{PASSWORD}@orders/");
         RedisStore::connect_sentinel([&*self.sentinel.url()], &master).await.unwrap()
     }
