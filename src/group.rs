@@ -63,7 +63,9 @@ pub(crate) enum Word {
     Dropped(ShardId, u64),
     /// The store has something else than was thought.
     Surprised,
-    /// The same, and whoever says so waits until it was looked at.
+    /// The store cannot read what it has of a shard.
+    Unreadable,
+    /// As [`Surprised`](Self::Surprised), and whoever says so waits until it was looked at.
     Edited(oneshot::Sender<()>),
 }
 

@@ -56,7 +56,7 @@ pub(crate) fn is_readable(table: &Table, lease: &Lease, ordering: Ordering) -> b
     let Some(parents) = &lease.parents else { return false };
     let may_begin = ordering == Ordering::Unordered
         || parents.iter().all(|parent| table.leases.get(parent).is_none_or(Lease::is_finished));
-    may_begin && !lease.is_finished() && !lease.is_lost
+    may_begin && !lease.is_finished() && !lease.is_lost && lease.unreadable.is_none()
 }
 
 #[cfg(test)]

@@ -104,7 +104,7 @@
 //!
 //! A lease has `-` for what there is none of, commas between parents, and the state `LOST` where its
 //! shard is. Its start is the first sequence number of the shard, and `unlisted` is when a listing first
-//! lacked the finished shard. Words behind these are kept as they are. Epochs, durations, expiries, `unlisted` and `cleared` are in milliseconds, `joined`, origins,
+//! lacked the finished shard. Parents are `?` where they are not known. Words behind these are kept as they are. Epochs, durations, expiries, `unlisted` and `cleared` are in milliseconds, `joined`, origins,
 //! generations and versions in microseconds, by the clock of Redis.
 //!
 //! A `:` in the application's name is written `%3A`, and a `%` is written `%25`; in a worker's name a
@@ -131,6 +131,18 @@
 //! is deleted means the oldest record that is kept; or delete all keys of the application. Workers
 //! that are alive tell an emptied Redis what was in it, so stop them first, or use
 //! `clear_positions`.
+//!
+//! # A field that cannot be read
+//!
+//! A field of `…:checkpoints` or `…:leases` that is damaged costs its shard alone. The shard is not read,
+//! its children wait, and the field stays as it is; each worker gets one error of kind
+//! [`StoreCorrupt`](ErrorKind::StoreCorrupt) that names key and field, and
+//! [`status`](crate::Consumer::status) shows [`Unreadable`](crate::ShardState::Unreadable). Correct the
+//! field, which workers notice within
+//! [`discovery_interval`](crate::ConsumerBuilder::discovery_interval), or set the shard's position. A
+//! damaged lease may also be deleted: the next listing adds it. A damaged field of `…:workers` is
+//! replaced when its worker renews; after the lease duration of another worker its leases are free. A
+//! damaged field of `…:fleet` counts as a lost key.
 //!
 //! # A Redis that forgets
 //!
@@ -173,6 +185,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::time::timeout;
 
@@ -210,6 +223,26 @@ pub trait CheckpointStore: Debug + Send + Sync + 'static {
     /// All checkpoints of one application and stream. Where nothing was ever saved: an empty map.
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>>;
 
+    /// Returns all checkpoints of one application and stream, each or the error why it cannot be read.
+    /// A shard with an error is not read and its children wait, until a later call returns a checkpoint
+    /// for it; the caller gets the error once. An error of [`load`](Self::load) stops all shards.
+    ///
+    /// Called at the start, and about every 30 s while a shard has an error.
+    ///
+    /// Default: calls [`load`](Self::load). A store that wraps another one passes this call on.
+    #[allow(clippy::type_complexity)]
+    fn load_each<'a>(
+        &'a self,
+        scope: &'a Scope,
+    ) -> BoxFuture<'a, Result<HashMap<ShardId, Result<Checkpoint>>>> {
+        let load = self.load(scope);
+        async move {
+            let checkpoints = load.await?.into_iter();
+            Ok(checkpoints.map(|(shard, checkpoint)| (shard, Ok(checkpoint))).collect())
+        }
+        .boxed()
+    }
+
     /// Saves the checkpoints of some shards, each once in the list, and leaves all other shards
     /// as they are.
     ///
@@ -234,6 +267,13 @@ pub trait CheckpointStore: Debug + Send + Sync + 'static {
 impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
         (**self).load(scope)
+    }
+
+    fn load_each<'a>(
+        &'a self,
+        scope: &'a Scope,
+    ) -> BoxFuture<'a, Result<HashMap<ShardId, Result<Checkpoint>>>> {
+        (**self).load_each(scope)
     }
 
     fn save<'a>(

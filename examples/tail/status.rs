@@ -29,6 +29,7 @@ pub(crate) async fn show(
             ShardState::Reading => style("reading").green(),
             ShardState::Free => style("free").red(),
             ShardState::Lost => style("lost").red(),
+            ShardState::Unreadable => style("unreadable").red(),
             ShardState::Waiting => style("waiting").yellow(),
             ShardState::Leaving => style("leaving").yellow(),
             _ => style("finished").dim(),

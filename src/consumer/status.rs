@@ -101,6 +101,9 @@ pub enum ShardState {
     /// It left retention before it was read to its end; see
     /// [`on_trimmed`](crate::ConsumerBuilder::on_trimmed).
     Lost,
+    /// The store cannot read the lease or the position of it: it is not read, and its children wait,
+    /// until the stored text is corrected or [`set_position`](Consumer::set_position) replaces it.
+    Unreadable,
 }
 
 impl Consumer {
@@ -121,6 +124,7 @@ impl Consumer {
         let shards = table.leases.iter().map(|(id, lease)| {
             let state = match &lease.owner {
                 _ if lease.is_finished() => ShardState::Finished,
+                _ if lease.unreadable.is_some() => ShardState::Unreadable,
                 _ if lease.is_lost => ShardState::Lost,
                 Some(_) if lease.heir.is_some() => ShardState::Leaving,
                 Some(_) => ShardState::Reading,

@@ -12,7 +12,7 @@ use super::holdings::{Holding, Settled};
 use super::worker::{Done, Worker};
 use super::{Opening, Word};
 use crate::checkpoint::{Advance, Watermark};
-use crate::error::contain;
+use crate::error::{Error, contain};
 use crate::lineage::{Changes, Loss, is_readable, readable};
 use crate::observe::Event;
 use crate::record::ShardId;
@@ -116,6 +116,7 @@ impl Worker {
             self.plan.observer.tell(Event::ShardFinished { shard_id });
         }
         self.tell_resharded(&table);
+        self.tell_unreadable(&table);
         self.table = Arc::new(table);
         self.seen_whole = Some(Instant::now());
         for (shard_id, epoch) in lost {
@@ -153,6 +154,27 @@ impl Worker {
             if !parents.is_empty() {
                 let shard_id = shard_id.clone();
                 self.plan.observer.tell(Event::Resharded { shard_id, parents });
+            }
+        }
+    }
+
+    /// Reports each shard that the store cannot read, once until it can.
+    fn tell_unreadable(&mut self, table: &Table) {
+        let is_unreadable =
+            |id: &ShardId| table.leases.get(id).is_some_and(|lease| lease.unreadable.is_some());
+        let known = self.unreadable.len();
+        self.unreadable.retain(is_unreadable);
+        if self.unreadable.len() < known {
+            // Text that was corrected by hand makes no new version.
+            self.even = None;
+            self.ask_for_listing();
+        }
+        for (shard, lease) in &table.leases {
+            if let Some(why) = &lease.unreadable
+                && self.unreadable.insert(shard.clone())
+            {
+                let error = Error::store_corrupt(&**why).in_shard(shard.as_str());
+                (self.plan.lister.tell)(error.in_stream(self.plan.scope.stream_name()));
             }
         }
     }
@@ -195,6 +217,10 @@ impl Worker {
                         observer.tell(Event::ShardFinished { shard_id: shard_id.clone() });
                     }
                     Verdict::Saved => {}
+                    Verdict::Unreadable => {
+                        tenure.end();
+                        let _dropped = words.send(Word::Unreadable);
+                    }
                     Verdict::Lost | Verdict::Forgotten => {
                         if verdict == Verdict::Lost {
                             tenure.end();

@@ -43,6 +43,8 @@ impl Worker {
             }
             self.pending.drain(..sent);
             let is_conflict = only_if_unchanged && !answer.applied;
+            // Asked again, a store that changes nothing would change nothing.
+            let is_in_vain = only_if_unchanged && answer.applied && answer.table.is_none();
             if only_if_unchanged && answer.applied {
                 self.applied(decided.losses);
             }
@@ -59,7 +61,10 @@ impl Worker {
             self.renew_at = asked.monotonic + self.renewal();
             self.backoff.succeeded();
             (self.failing_since, self.told) = (None, false);
-            if is_conflict {
+            if is_in_vain {
+                self.even = Some(self.table.version);
+            }
+            if is_conflict || is_in_vain {
                 sleep(conflicts.failed()).await;
             }
         }

@@ -181,6 +181,11 @@ impl Holdings {
                 return false;
             }
             match table.leases.get(shard) {
+                Some(Lease { unreadable: Some(_), .. }) => {
+                    settled.lost.push((shard.clone(), epoch));
+                    holding.stop();
+                    return false;
+                }
                 // One whose position began earlier stands, whatever its epoch is: this one was begun
                 // when the store knew of nothing, and what it had forgotten is there again.
                 Some(stored) if stored.epoch > epoch || stored.origin < holding.lease.origin => {

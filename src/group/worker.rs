@@ -1,6 +1,6 @@
 //! The task of one worker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -54,6 +54,8 @@ pub(crate) struct Worker {
     pub(super) asking: Vec<oneshot::Sender<()>>,
     /// Shards that this worker gives to nobody before: their streams were dropped.
     pub(super) resting: BTreeMap<ShardId, Instant>,
+    /// The shards that the store cannot read, of which the caller was told.
+    pub(super) unreadable: BTreeSet<ShardId>,
     /// The version of the table that is known to be even.
     pub(super) even: Option<u64>,
     /// Shards may be read: if the worker came alone, it has listed the stream.
@@ -109,6 +111,7 @@ impl Worker {
             named: Vec::new(),
             asking: Vec::new(),
             resting: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
             even: None,
             begun: false,
             listing: Listing {
@@ -199,6 +202,8 @@ impl Worker {
                 self.hand_over(&shard, epoch, patience);
             }
             Word::Surprised => self.renew_at = Instant::now(),
+            // Such a field makes no new version.
+            Word::Unreadable => self.look_whole(),
             Word::Edited(told) => {
                 self.renew_at = Instant::now();
                 self.asking.push(told);

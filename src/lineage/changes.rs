@@ -96,6 +96,9 @@ impl Lister {
         self.identify(listed, table, &mut list, &mut losses);
         let ids: BTreeSet<&ShardId> = listed.shards.iter().map(|shard| &shard.id).collect();
         for (shard, lease) in table.leases.iter().filter(|(shard, _)| !ids.contains(shard)) {
+            if lease.unreadable.is_some() {
+                continue;
+            }
             if lease.is_finished() {
                 // Until it may be forgotten at last, it is enough to say so once.
                 if listed.had_finished(shard) && lease.unlisted.is_none_or(is_over) {
@@ -114,7 +117,7 @@ impl Lister {
         let descendants =
             if first { self.descendants_of_named(&listed.shards) } else { BTreeSet::new() };
         let unknown = |shard: &&ListedShard| match table.leases.get(&shard.id) {
-            Some(lease) => lease.parents.is_none(),
+            Some(lease) => lease.parents.is_none() && lease.unreadable.is_none(),
             // One that is not there any more was forgotten meanwhile, and is not to be read again.
             None => !listed.had_finished(&shard.id),
         };
@@ -187,6 +190,9 @@ impl Lister {
         for shard in &listed.shards {
             let Some(start) = &shard.start else { continue };
             let Some(lease) = table.leases.get(&shard.id) else { continue };
+            if lease.unreadable.is_some() {
+                continue;
+            }
             if is_same(lease, start) {
                 if lease.parents.is_some() && (lease.start.is_none() || lease.unlisted.is_some()) {
                     let (shard, start) = (shard.id.clone(), Some(start.clone()));

@@ -1,16 +1,19 @@
 //! A store that keeps positions and no leases: one worker reads every shard.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use tokio::time::Instant;
 
 use super::lease::{Answer, Change, Edit, Fenced, LeaseStore, Request, Table, Verdict};
 use super::{CheckpointStore, MemoryStore, Scope, in_time};
 use crate::checkpoint::Checkpoint;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::observe::log_line;
 use crate::record::ShardId;
 
 /// Leases of the consumer's own, in memory, above positions in a store that knows of none. A
@@ -21,16 +24,29 @@ pub(super) struct Alone {
     table: MemoryStore,
     /// The table has what is stored.
     is_loaded: AtomicBool,
+    /// When it was last seen which positions cannot be read.
+    looked: Mutex<Instant>,
 }
+
+/// How long a position that cannot be read is left alone.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 impl Alone {
     pub(super) fn new(store: Arc<dyn CheckpointStore>) -> Self {
-        Self { store, table: MemoryStore::new(), is_loaded: AtomicBool::new(false) }
+        let is_loaded = AtomicBool::new(false);
+        Self { store, table: MemoryStore::new(), is_loaded, looked: Mutex::new(Instant::now()) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Instant> {
+        self.looked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn load(&self, scope: &Scope) -> Result<()> {
-        let stored = in_time(self.store.load(scope)).await?;
-        self.table.learn(scope, stored);
+        let stored = in_time(self.store.load_each(scope)).await?;
+        let text = |error: Error| error.to_string().into();
+        let stored = stored.into_iter().map(|(shard, found)| (shard, found.map_err(text)));
+        self.table.learn(scope, stored.collect());
+        *self.lock() = Instant::now();
         self.is_loaded.store(true, Ordering::SeqCst);
         Ok(())
     }
@@ -54,6 +70,42 @@ impl Alone {
         self.is_loaded.store(false, Ordering::SeqCst);
         in_time(self.store.save(scope, &pins)).await?;
         self.load(scope).await
+    }
+
+    /// Saves positions, and returns those that cannot replace what is stored of their shards.
+    async fn save(
+        &self,
+        scope: &Scope,
+        positions: &[(ShardId, Checkpoint)],
+    ) -> Result<HashMap<ShardId, Arc<str>>> {
+        let error = match self.store.save(scope, positions).await {
+            Err(error) if error.kind() == ErrorKind::StoreCorrupt => error,
+            saved => return saved.map(|()| HashMap::new()),
+        };
+        // The error may be that of one shard.
+        let mut refused = HashMap::new();
+        for position in positions {
+            match self.store.save(scope, std::slice::from_ref(position)).await {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::StoreCorrupt => {
+                    refused.insert(position.0.clone(), error.to_string().into());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if refused.len() == positions.len() {
+            let Ok(found) = self.store.load_each(scope).await else { return Err(error) };
+            if !refused.keys().all(|shard| found.get(shard).is_some_and(Result::is_err)) {
+                return Err(error);
+            }
+        }
+        Ok(refused)
+    }
+
+    /// Whether it is time to look again at what could not be read.
+    fn looks_again(&self, scope: &Scope, request: &Request) -> bool {
+        let is_due = self.lock().elapsed() >= LOOK_AGAIN;
+        is_due && request.known.is_none() && self.table.has_unreadable(scope)
     }
 }
 
@@ -79,6 +131,11 @@ impl LeaseStore for Alone {
         async move {
             if !self.is_loaded.load(Ordering::SeqCst) {
                 self.load(scope).await?;
+            } else if self.looks_again(scope, request)
+                && let Err(error) = self.load(scope).await
+            {
+                // The other shards need nothing of the store but to save positions.
+                log_line!(debug, %error, "cannot load checkpoints yet");
             }
             self.pin(scope, &request.changes).await?;
             self.table.exchange(scope, request).await
@@ -92,7 +149,11 @@ impl LeaseStore for Alone {
         positions: &'a [Fenced],
     ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
         async move {
-            self.store.save(scope, &furthest(positions)).await?;
+            let refused = self.save(scope, &furthest(positions)).await?;
+            if !refused.is_empty() {
+                self.table.refuse(scope, refused);
+                *self.lock() = Instant::now();
+            }
             self.table.save_fenced(scope, positions).await
         }
         .boxed()

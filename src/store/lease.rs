@@ -196,11 +196,12 @@ pub struct Request {
     pub changes: Vec<Change>,
 }
 
-/// A change of the table. One that does not fit any more changes nothing.
+/// A change of the table. One that does not fit any more changes nothing, nor does one of a shard
+/// that is [unreadable](Lease::unreadable).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// There is a shard, with these parents. One that is known stays as it is. The position is
-    /// stored unless there is one.
+    /// There is a shard, with these parents. One whose parents are known stays as it is. The position
+    /// is stored unless there is one.
     Add {
         /// The shard.
         shard: ShardId,
@@ -231,7 +232,9 @@ pub enum Change {
         /// Where it begins.
         checkpoint: Checkpoint,
     },
-    /// A lease that is free goes to a worker, in a new epoch.
+    /// A lease that is free goes to a worker, in a new epoch. Where its owner is not in the table, the
+    /// owner is added instead as a worker of incarnation 0 and capacity 0: it may be alive, and the
+    /// lease is free when it has not renewed within the lease duration of the calling worker.
     Assign {
         /// The shard.
         shard: ShardId,
@@ -357,7 +360,8 @@ impl Table {
 /// A worker in the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Which life of a worker of this name.
+    /// Which life of a worker of this name; 0 where that is unknown: the worker of this name that
+    /// renews first is taken for it.
     pub incarnation: u64,
     /// Rises from worker to worker, as they join.
     pub joined: u64,
@@ -391,6 +395,10 @@ pub struct Lease {
     pub unlisted: Option<u64>,
     /// Its position; `None` where that is left to who reads it.
     pub checkpoint: Option<Checkpoint>,
+    /// Why the stored lease or position cannot be read, with the key and the field; `None` where both
+    /// can. All other fields then have their defaults. The store keeps what it has, the shard is not
+    /// read, and its children wait, until the stored text is corrected or [`Edit::Set`] replaces it.
+    pub unreadable: Option<Arc<str>>,
 }
 
 impl Lease {
@@ -428,6 +436,15 @@ pub enum Verdict {
     /// epoch began more than [`MARK_KEPT`] ago, so that the shard may have been forgotten: nothing is
     /// saved.
     Lost,
+    /// The stored lease or position cannot be read, and stays as it is: nothing is saved.
+    Unreadable,
+}
+
+impl Verdict {
+    /// Whether the store did not take the position, and will not.
+    pub(crate) fn is_refusal(self) -> bool {
+        matches!(self, Self::Lost | Self::Unreadable)
+    }
 }
 
 /// What an operator may change.
@@ -438,7 +455,8 @@ pub enum Edit {
     ///
     /// The lease of each, where there is one, gets a new epoch and is no longer lost. A living owner
     /// keeps it, so that no other worker starts before the owner has seen the new epoch, unless the
-    /// position is the shard's end.
+    /// position is the shard's end. A position or lease that cannot be read is replaced: the lease
+    /// then has no known parents until a listing shows the shard.
     Set {
         /// Each shard and its position. A shard that is listed twice has the last of them.
         positions: Vec<(ShardId, Checkpoint)>,

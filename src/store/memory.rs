@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::lease::{Answer, Edit, Fenced, LeaseStore, Ledger, Request, Table, Verdict};
 use super::{CheckpointStore, Scope};
 use crate::checkpoint::Checkpoint;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::record::ShardId;
 
 /// Keeps positions and leases for as long as the process runs.
@@ -83,8 +83,30 @@ impl MemoryStore {
     }
 
     /// Takes over what another store has, of which no worker that has seen the table knows.
-    pub(super) fn learn(&self, scope: &Scope, stored: HashMap<ShardId, Checkpoint>) {
+    pub(super) fn learn(
+        &self,
+        scope: &Scope,
+        stored: HashMap<ShardId, Result<Checkpoint, Arc<str>>>,
+    ) {
         self.with(scope, |ledger, now| ledger.learn(now, stored));
+    }
+
+    /// Takes the positions of these shards for unreadable.
+    pub(super) fn refuse(&self, scope: &Scope, refused: HashMap<ShardId, Arc<str>>) {
+        self.with(scope, |ledger, now| ledger.refuse(now, refused));
+    }
+
+    /// Each position, or why it cannot be read.
+    fn positions(&self, scope: &Scope) -> HashMap<ShardId, Result<Checkpoint>> {
+        let positions = self.with(scope, |ledger, _| ledger.positions()).into_iter();
+        positions
+            .map(|(shard, found)| (shard, found.map_err(|why| Error::store_corrupt(&*why))))
+            .collect()
+    }
+
+    /// Whether what is stored of any shard cannot be read.
+    pub(super) fn has_unreadable(&self, scope: &Scope) -> bool {
+        self.with(scope, |ledger, _| ledger.has_unreadable())
     }
 
     fn with<T>(&self, scope: &Scope, work: impl FnOnce(&mut Ledger, Duration) -> T) -> T {
@@ -121,6 +143,17 @@ impl MemoryStore {
         self.clock.moved.fetch_add(millis, std::sync::atomic::Ordering::SeqCst);
     }
 
+    /// Damages the stored lease of a shard, or its stored position: it cannot be read until
+    /// [`mend`](Self::mend), or until a position is set.
+    pub fn damage(&self, scope: &Scope, shard: &ShardId, is_lease: bool) {
+        self.with(scope, |ledger, _| ledger.damage(shard, is_lease));
+    }
+
+    /// Has what was damaged of a shard as it was before, as an operator who corrects it by hand.
+    pub fn mend(&self, scope: &Scope, shard: &ShardId) {
+        self.with(scope, |ledger, _| ledger.mend(shard));
+    }
+
     fn copied(&self) -> HashMap<Scope, Ledger> {
         self.ledgers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -140,7 +173,16 @@ impl MemoryStore {
 
 impl CheckpointStore for MemoryStore {
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
-        ready(Ok(self.with(scope, |ledger, _| ledger.checkpoints.clone()))).boxed()
+        let positions = self.positions(scope);
+        let found = positions.into_iter().map(|(shard, found)| found.map(|found| (shard, found)));
+        ready(found.collect::<Result<_>>()).boxed()
+    }
+
+    fn load_each<'a>(
+        &'a self,
+        scope: &'a Scope,
+    ) -> BoxFuture<'a, Result<HashMap<ShardId, Result<Checkpoint>>>> {
+        ready(Ok(self.positions(scope))).boxed()
     }
 
     fn save<'a>(
@@ -148,12 +190,13 @@ impl CheckpointStore for MemoryStore {
         scope: &'a Scope,
         checkpoints: &'a [(ShardId, Checkpoint)],
     ) -> BoxFuture<'a, Result<()>> {
-        self.with(scope, |ledger, _| {
+        let refused = self.with(scope, |ledger, _| {
             for (shard, checkpoint) in checkpoints {
                 ledger.save(shard, checkpoint);
             }
+            checkpoints.iter().find_map(|(shard, _)| ledger.unreadable_position(shard))
         });
-        ready(Ok(())).boxed()
+        ready(refused.map_or(Ok(()), |why| Err(Error::store_corrupt(&*why)))).boxed()
     }
 
     fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {

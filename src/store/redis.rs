@@ -13,7 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use connection::{Connection, parse};
-use errors::{garbled, of_script, other_format, sort};
+use errors::{garbled, of_script, other_format, shard_of, sort};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use keys::{FORMAT, Key, Keys};
@@ -235,6 +235,9 @@ impl RedisStore {
     }
 }
 
+/// The fields of a hash and their values.
+type Fields = HashMap<Vec<u8>, Vec<u8>>;
+
 /// Checks what a server says of itself: that it is new enough; and a warning where it may evict keys.
 fn check(information: &str, address: &str) -> Result<()> {
     check_version(information, address)?;
@@ -283,14 +286,23 @@ fn parse_all<'a>(
 impl CheckpointStore for RedisStore {
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
         async move {
+            let found = self.load_each(scope).await?;
+            let found = found.into_iter().map(|(shard, found)| found.map(|found| (shard, found)));
+            found.collect()
+        }
+        .boxed()
+    }
+
+    fn load_each<'a>(
+        &'a self,
+        scope: &'a Scope,
+    ) -> BoxFuture<'a, Result<HashMap<ShardId, Result<Checkpoint>>>> {
+        async move {
             let keys = Keys::of(scope);
             let (format, checkpoints) = (keys.of_part(Key::Format), keys.of_part(Key::Checkpoints));
             let mut connection = self.connection.clone();
             // Each answer with its own error: a pipeline's has no code to sort it by.
-            let (found, fields): (
-                RedisResult<Option<String>>,
-                RedisResult<HashMap<String, String>>,
-            ) = redis::pipe()
+            let (found, fields): (RedisResult<Option<String>>, RedisResult<Fields>) = redis::pipe()
                 .get(&format)
                 .hgetall(&checkpoints)
                 .ignore_errors()
@@ -304,13 +316,14 @@ impl CheckpointStore for RedisStore {
             {
                 return Err(other_format(&keys, &found));
             }
-            fields
-                .into_iter()
-                .map(|(shard, checkpoint)| match (shard.parse(), checkpoint.parse()) {
-                    (Ok(shard), Ok(checkpoint)) => Ok((shard, checkpoint)),
-                    _ => Err(garbled(&keys, Key::Checkpoints, &shard)),
-                })
-                .collect()
+            let shards = fields.into_iter().filter_map(|(field, text)| {
+                let shard = shard_of(&keys, Key::Checkpoints, &field)?;
+                let checkpoint = String::from_utf8_lossy(&text).parse();
+                let why = |_| garbled(&keys, Key::Checkpoints, shard.as_str());
+                let checkpoint = checkpoint.map_err(why);
+                Some((shard, checkpoint))
+            });
+            Ok(shards.collect())
         }
         .boxed()
     }
@@ -331,8 +344,11 @@ impl CheckpointStore for RedisStore {
                 call.arg(shard.as_str()).arg(checkpoint.to_string());
             }
             let mut connection = self.connection.clone();
-            let saved = call.invoke_async::<()>(&mut connection).await;
-            saved.map_err(|error| of_script(error, &self.address, &keys))
+            let saved = call.invoke_async::<Option<String>>(&mut connection).await;
+            match saved.map_err(|error| of_script(error, &self.address, &keys))? {
+                None => Ok(()),
+                Some(shard) => Err(garbled(&keys, Key::Checkpoints, &shard)),
+            }
         }
         .boxed()
     }

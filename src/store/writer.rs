@@ -324,7 +324,7 @@ impl Shared {
         let mut saved = 0;
         let mut settled = Vec::new();
         for (position, verdict) in positions.into_iter().zip(verdicts) {
-            saved += usize::from(verdict != Verdict::Lost);
+            saved += usize::from(!verdict.is_refusal());
             settled.extend(state.settle(position, verdict));
         }
         state.failing = false;
@@ -349,7 +349,7 @@ impl State {
     fn settle(&mut self, saved: Fenced, verdict: Verdict) -> Option<SettledPosition> {
         let place = (saved.shard.clone(), saved.epoch);
         let is_it = |pending: &Pending| pending.checkpoint == saved.checkpoint;
-        if verdict == Verdict::Lost || self.pending.get(&place).is_some_and(is_it) {
+        if verdict.is_refusal() || self.pending.get(&place).is_some_and(is_it) {
             self.pending.remove(&place);
         }
         if verdict == Verdict::Saved && saved.checkpoint != Checkpoint::ShardEnd {
@@ -358,7 +358,7 @@ impl State {
         let is_it = |it: &Watched| it.shard == saved.shard && it.epoch == saved.epoch;
         let tell = self.watched.iter().filter(|it| is_it(it)).map(|it| Arc::clone(&it.tell));
         let tell = tell.collect();
-        let given_up = if verdict == Verdict::Lost {
+        let given_up = if verdict.is_refusal() {
             self.watched.extract_if(.., |it| is_it(it)).collect()
         } else {
             Vec::new()
@@ -381,13 +381,18 @@ impl SettledPosition {
         for tell in &self.tell {
             tell(self.verdict);
         }
-        if self.verdict == Verdict::Lost {
-            let Fenced { shard, epoch, checkpoint } = &self.saved;
-            let error = Error::new(ErrorKind::LeaseLost, "another worker has the lease by now")
-                .in_stream(&scope.stream)
-                .in_shard(shard.as_str());
-            log_line!(warn, %error, epoch, %checkpoint, "a position is not saved");
-        }
+        let error = match self.verdict {
+            Verdict::Saved | Verdict::Forgotten => return,
+            Verdict::Lost => {
+                Error::new(ErrorKind::LeaseLost, "another worker has the lease by now")
+            }
+            Verdict::Unreadable => {
+                Error::store_corrupt("the stored lease or position is unreadable")
+            }
+        };
+        let Fenced { shard, epoch, checkpoint } = &self.saved;
+        let error = error.in_stream(&scope.stream).in_shard(shard.as_str());
+        log_line!(warn, %error, epoch, %checkpoint, "a position is not saved");
     }
 }
 

@@ -95,6 +95,12 @@ impl Facts {
                 index_of(shard)
             ));
             let known = before.leases.get(shard);
+            if known.is_some_and(|lease| lease.unreadable.is_some()) {
+                if *verdict != Verdict::Unreadable {
+                    self.breaks(Promise::Damaged, format_args!("{shard} is saved by {name}"));
+                }
+                continue;
+            }
             let is_cleared = before.cleared > 0 && *epoch <= before.cleared;
             let is_lost = is_cleared || known.is_some_and(|lease| lease.epoch > *epoch);
             let changed = known.map(|lease| &lease.checkpoint)
@@ -185,11 +191,13 @@ impl Facts {
         match edit {
             Edit::Set { positions } => {
                 for (id, checkpoint) in positions {
+                    self.damaged.remove(&index_of(id));
                     self.judge_set(id, checkpoint, before, after);
                 }
             }
             Edit::Clear => {
                 self.cleared = after.cleared;
+                self.damaged.clear();
                 for shard in 0..self.shards.len() {
                     self.move_to(shard, 0, after.cleared + 1);
                 }

@@ -1,6 +1,6 @@
 //! How each worker reaches the store, and what it knows by what it was answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kinestream::store::lease::{Answer, Standing};
@@ -71,6 +71,8 @@ pub(crate) struct Life {
     pub(crate) wall: Wall,
     /// The epoch of each shard in the table that it saw last.
     pub(crate) told: BTreeMap<usize, u64>,
+    /// The shards that cannot be read, by that table.
+    pub(crate) unreadable: BTreeSet<usize>,
     /// The epoch of each shard since its own consumer has moved it.
     pub(crate) sought: BTreeMap<usize, u64>,
 }
@@ -90,6 +92,7 @@ impl Life {
             valid: None,
             wall: Wall::at(UNIX_EPOCH + crate::world::BEGINNING),
             told: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
             sought: BTreeMap::new(),
         }
     }
@@ -188,6 +191,8 @@ impl Facts {
         if let Some(table) = &answer.table {
             self.lives[worker].told =
                 table.leases.iter().map(|(shard, lease)| (index_of(shard), lease.epoch)).collect();
+            let unreadable = table.leases.iter().filter(|(_, lease)| lease.unreadable.is_some());
+            self.lives[worker].unreadable = unreadable.map(|(shard, _)| index_of(shard)).collect();
         }
         if answer.standing != Standing::Occupied {
             let (at, wall) = asked;

@@ -3,7 +3,8 @@
 //! As in `tests/simulation` a seed stands for a world and a story in it, on one thread and a paused
 //! clock. Here two to eight workers of one application have one store between them, which each sees
 //! through a connection of its own: it is cut, loses answers, is slow or hangs, for one or for all.
-//! The store restarts, with its data, with older data or with none, and its clock is moved. Workers
+//! The store restarts, with its data, with older data or with none, its clock is moved, and stored
+//! leases and positions are damaged for a while. Workers
 //! join, close, are dropped, killed and suspended; their callers are busy for long, forget records
 //! and acknowledge in any order. When everything is well again, the fleet is watched at rest, and
 //! when a worker comes, goes and dies.
@@ -18,6 +19,7 @@
 
 mod calm;
 mod clocks;
+mod damage;
 mod hearing;
 mod ledger;
 mod link;

@@ -40,6 +40,7 @@ impl Facts {
         let stored = table.leases.get(record.shard_id());
         let stored = stored.map(|lease| (lease.epoch, lease.owner.clone()));
         self.judge_right(worker, shard, epoch, stored.as_ref());
+        self.judge_damaged(worker, shard, epoch);
         let top = self.shards[shard].top;
         self.shards[shard].top = top.max(epoch);
         match self.tenancies.entry((shard, epoch)) {
@@ -62,14 +63,15 @@ impl Facts {
                 }
             }
             Entry::Vacant(entry) => {
+                let is_damaged = self.damaged.contains_key(&shard);
                 let is_over = self.bases.range((shard, epoch + 1)..=(shard, u64::MAX)).count() > 0;
                 entry.insert(Tenancy {
                     worker,
                     first: place,
                     finished: vec![None],
-                    is_dropped: false,
+                    is_dropped: is_damaged,
                     released: None,
-                    is_over,
+                    is_over: is_over || is_damaged,
                 });
                 self.judge_first(shard, place, epoch, ordering);
             }
@@ -112,7 +114,8 @@ impl Facts {
         }
         // Where everything is cleared, nothing is left of who had what.
         let is_cleared = epoch <= self.cleared;
-        let is_excused = is_cleared || self.lost_data || self.clock_moved;
+        let was_damaged = self.shards[shard].had_damaged_lease;
+        let is_excused = is_cleared || was_damaged || self.lost_data || self.clock_moved;
         if epoch < top && !is_excused {
             self.breaks(
                 Promise::Fencing,

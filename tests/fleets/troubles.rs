@@ -206,6 +206,7 @@ impl World {
     pub(crate) fn heal(&mut self) {
         self.truth.tell(format_args!("everything is well from now on"));
         self.faults.lock().unwrap().clear();
+        self.mend(true);
         self.is_calm = true;
         let mut facts = self.truth.lock();
         facts.set_store(Health::Well);

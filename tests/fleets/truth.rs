@@ -23,6 +23,8 @@ pub(crate) enum Promise {
     ParentsFirst,
     /// No position is stored beyond a record that is not finished.
     NotPastUnfinished,
+    /// A shard of which the lease or the position cannot be read is not read.
+    Damaged,
     /// A position goes back only where the store has lost data.
     NeverBackwards,
     /// No two workers read a shard in the same epoch.
@@ -81,6 +83,8 @@ pub(crate) struct Shard {
     pub(crate) since: u64,
     /// Which of all moves was its last.
     pub(crate) moved: u64,
+    /// Its lease could not be read once. Whoever replaced it did not know its owner.
+    pub(crate) had_damaged_lease: bool,
 }
 
 impl Shard {
@@ -133,6 +137,10 @@ pub(crate) struct Facts {
     pub(crate) lost_data: bool,
     /// The store's clock was moved.
     pub(crate) clock_moved: bool,
+    /// The shards that cannot be read now, and the last epoch of each before.
+    pub(crate) damaged: BTreeMap<usize, u64>,
+    /// There was one.
+    pub(crate) had_damage: bool,
 }
 
 impl Truth {
@@ -151,6 +159,8 @@ impl Truth {
             cleared: 0,
             lost_data: false,
             clock_moved: false,
+            damaged: BTreeMap::new(),
+            had_damage: false,
         })))
     }
 

@@ -224,6 +224,7 @@ impl Worker {
                 well < Duration::from_secs(50) + self.busy_in(well)
             }
             ErrorKind::Unavailable | ErrorKind::Denied => true,
+            ErrorKind::StoreCorrupt => facts.had_damage,
             // An earlier life of it has its name.
             ErrorKind::Configuration => {
                 facts.lives[..self.life].iter().any(|life| life.name == self.name)

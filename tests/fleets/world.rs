@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::clocks::Clocks;
+use crate::damage::Damage;
 use crate::plan::Scene;
 use crate::seeds::Story;
 use crate::truth::{Promise, Truth, index_of};
@@ -38,6 +39,7 @@ pub(crate) struct World {
     /// The store as it was at some moments, the latest last.
     pub(crate) replicas: VecDeque<(Instant, MemoryStore)>,
     pub(crate) clocks: Clocks,
+    pub(crate) damage: Damage,
     _wall: WallClock,
     pub(crate) workers: Vec<Worker>,
     /// What operators are about.
@@ -82,6 +84,7 @@ impl World {
             stored: MemoryStore::at(beginning),
             replicas: VecDeque::new(),
             clocks: Clocks::new(seed),
+            damage: Damage::new(seed),
             _wall: WallClock::at(beginning),
             workers: Vec::new(),
             operators: JoinSet::new(),
@@ -100,6 +103,7 @@ impl World {
         for _ in 0..self.scene.steps {
             self.step();
             self.trouble_clocks().await;
+            self.damage_fields().await;
             self.stretch_time().await;
             if self.truth.is_broken() {
                 return;

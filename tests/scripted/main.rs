@@ -31,6 +31,7 @@ mod seen;
 mod sharing;
 mod stalls;
 mod starting;
+mod unreadable;
 mod watched;
 
 use std::time::Duration;

@@ -18,6 +18,9 @@ mod proxy;
 mod redis_cluster;
 mod redis_connection;
 mod redis_consumer;
+#[cfg(all(feature = "testing", any(feature = "redis-cluster", feature = "redis-sentinel")))]
+mod redis_failover;
+mod redis_fields;
 mod redis_fleet;
 mod redis_leases;
 mod redis_leases_alike;

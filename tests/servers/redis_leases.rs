@@ -288,7 +288,6 @@ async fn keys_of(raw: &mut MultiplexedConnection) -> usize {
 /// What each call says of what is stored, which all of them leave as it is.
 async fn refusals(store: &RedisStore) -> Vec<String> {
     let known = Table::default();
-    let changes = vec![add(5), assign(0), Change::Forget { shard: shard(0) }];
     let text = |error: Error| {
         assert_eq!(error.kind(), ErrorKind::StoreCorrupt, "{}", whole_text(&error));
         assert!(!error.is_temporary());
@@ -297,7 +296,7 @@ async fn refusals(store: &RedisStore) -> Vec<String> {
     let position = Fenced { shard: shard(0), epoch: 1 << 60, checkpoint: after(9) };
     let set = Edit::Set { positions: vec![(shard(0), after(9))] };
     vec![
-        store.exchange(&scope(), &request("a", &known, changes)).await.err().map(text),
+        store.exchange(&scope(), &request("a", &known, vec![add(5)])).await.err().map(text),
         store.save_fenced(&scope(), &[position]).await.err().map(text),
         store.table(&scope()).await.err().map(text),
         store.edit(&scope(), &set, true).await.err().map(text),
@@ -308,42 +307,8 @@ async fn refusals(store: &RedisStore) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_is_no_table_is_told_and_left_alone() {
+async fn key_of_another_kind_is_an_error_and_stays() {
     let (_server, store, mut raw) = connected().await;
-    let fleet = |field: &str| (key("fleet"), field.to_owned(), "a number");
-    let of_shard = |name: &str, what| (key(name), shard(0).to_string(), what);
-    let (lease, worker) =
-        (|| of_shard("leases", "a lease"), || (key("workers"), "b".to_owned(), "a worker"));
-    // Which of the four calls are to see it, in their order.
-    let cases = [
-        (of_shard("checkpoints", "a checkpoint"), "yesterday", [true, true, true, true]),
-        (lease(), "1 - - 1 -", [true, true, true, true]),
-        (lease(), "1 - - 1 - GONE", [true, true, true, true]),
-        (lease(), "-1 - - 1 - -", [true, true, true, true]),
-        (lease(), "99999999999999999999 - - 1 - -", [true, true, true, true]),
-        (lease(), "1 - - 1 not/a/shard -", [true, false, true, false]),
-        (worker(), "1 2 3", [true, false, true, true]),
-        (worker(), "1 2 3 x 5", [true, false, true, true]),
-        (fleet("generation"), "now", [true, true, true, true]),
-        (fleet("version"), "1e3", [true, true, true, true]),
-        (fleet("cleared"), "-1", [true, true, true, true]),
-    ];
-    for ((key, field, what), value, seen) in cases {
-        redis::cmd("FLUSHALL").exec_async(&mut raw).await.unwrap();
-        raw.hset::<_, _, _, ()>(&key, &field, value).await.unwrap();
-        let expected = format!(
-            "the Redis key {key} holds something that is not {what} in field {field:?}; delete \
-             the field if it is a leftover, or use another application"
-        );
-        for (refused, seen) in refusals(&store).await.into_iter().zip(seen) {
-            assert_eq!(refused == expected, seen, "{key} {value}: {refused}");
-        }
-        if seen == [true; 4] {
-            assert_eq!(raw.hget::<_, _, String>(&key, &field).await.unwrap(), value);
-            assert_eq!(keys_of(&mut raw).await, 1, "nothing was written for {value}");
-        }
-    }
-
     let others = [
         ("checkpoints", "checkpoints"),
         ("leases", "leases"),

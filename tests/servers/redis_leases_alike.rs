@@ -5,21 +5,24 @@
 //! by how they lie to those that a store has. A worker that dies has a lease duration of 0.
 
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use kinestream::store::lease::{
-    Answer, Change, Edit, Fenced, Lease, LeaseStore, Member, Request, Table,
+    Answer, Change, Edit, Fenced, Lease, LeaseStore, Member, Request, Table, Verdict,
 };
 use kinestream::store::{CheckpointStore, Scope};
-use kinestream::{Checkpoint, MemoryStore, RedisStore, SequenceNumber, ShardId};
+use kinestream::{Checkpoint, MemoryStore, RedisStore, Result, SequenceNumber, ShardId};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
+use redis::AsyncCommands;
+use redis::aio::MultiplexedConnection;
 use tokio::time::sleep;
 
 use crate::redis_server::RedisServer;
-use crate::redis_store::shard;
+use crate::redis_store::{raw, shard};
 
 /// Where an epoch, or an origin, lies.
 #[derive(Debug, Clone, Copy)]
@@ -86,6 +89,8 @@ enum Operation {
     Save(u32, Checkpoint),
     Set(u32, Checkpoint, bool),
     Clear(bool),
+    /// The text of a lease, or of a position, becomes something else.
+    Damage(u32, bool),
 }
 
 /// Names of each kind: with blanks, with what stands for nobody, and with what is escaped.
@@ -205,6 +210,8 @@ fn any_operation() -> impl Strategy<Value = Operation> {
         1 => (0..2_u32, any_checkpoint(), any::<bool>())
             .prop_map(|(shard, place, forced)| Operation::Set(shard, place, forced)),
         1 => prop::bool::weighted(0.3).prop_map(Operation::Clear),
+        1 => (0..2_u32, any::<bool>())
+            .prop_map(|(shard, is_lease)| Operation::Damage(shard, is_lease)),
     ]
 }
 
@@ -283,6 +290,7 @@ fn change(ask: &Ask, table: &Table) -> Change {
                 // Long ago.
                 unlisted: known.is_unlisted.then_some(1),
                 checkpoint: known.checkpoint,
+                unreadable: None,
             };
             Change::Restore { shard, incarnation: known.incarnation, lease }
         }
@@ -325,7 +333,8 @@ fn shape(table: &Table, before: &Table) -> Vec<String> {
         let origin = rank(origins(), lease.origin) as u64;
         // Long ago, or a moment ago by the clock of either.
         let unlisted = lease.unlisted.map(|since| u64::from(since > 1));
-        let lease = Lease { epoch: 0, origin, unlisted, ..lease.clone() };
+        let unreadable = lease.unreadable.as_ref().map(|_why| "".into());
+        let lease = Lease { epoch: 0, origin, unlisted, unreadable, ..lease.clone() };
         lines.push(format!("{shard}: epoch {since}, {to_cleared:?} cleared, {lease:?}"));
     }
     lines
@@ -340,10 +349,91 @@ fn answer_shape(answer: &Answer, before: &Table) -> Vec<String> {
     lines
 }
 
+/// A store of which the stored text can be damaged.
+trait Damage {
+    async fn damage(&self, scope: &Scope, shard: &ShardId, is_lease: bool);
+}
+
+impl Damage for MemoryStore {
+    async fn damage(&self, scope: &Scope, shard: &ShardId, is_lease: bool) {
+        Self::damage(self, scope, shard, is_lease);
+    }
+}
+
+/// `RedisStore`, and a connection that knows its keys.
+#[derive(Debug)]
+struct InRedis {
+    store: RedisStore,
+    raw: MultiplexedConnection,
+}
+
+impl Damage for InRedis {
+    async fn damage(&self, scope: &Scope, shard: &ShardId, is_lease: bool) {
+        let part = if is_lease { "leases" } else { "checkpoints" };
+        let key = format!("kinestream:{{{}:{}}}:{part}", scope.application(), scope.stream());
+        let mut raw = self.raw.clone();
+        if raw.hexists(&key, shard.as_str()).await.unwrap() {
+            raw.hset::<_, _, _, ()>(&key, shard.as_str(), "damaged").await.unwrap();
+        }
+    }
+}
+
+impl CheckpointStore for InRedis {
+    fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
+        self.store.load(scope)
+    }
+
+    fn load_each<'a>(
+        &'a self,
+        scope: &'a Scope,
+    ) -> BoxFuture<'a, Result<HashMap<ShardId, Result<Checkpoint>>>> {
+        self.store.load_each(scope)
+    }
+
+    fn save<'a>(
+        &'a self,
+        scope: &'a Scope,
+        checkpoints: &'a [(ShardId, Checkpoint)],
+    ) -> BoxFuture<'a, Result<()>> {
+        self.store.save(scope, checkpoints)
+    }
+}
+
+impl LeaseStore for InRedis {
+    fn exchange<'a>(
+        &'a self,
+        scope: &'a Scope,
+        request: &'a Request,
+    ) -> BoxFuture<'a, Result<Answer>> {
+        self.store.exchange(scope, request)
+    }
+
+    fn save_fenced<'a>(
+        &'a self,
+        scope: &'a Scope,
+        positions: &'a [Fenced],
+    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        self.store.save_fenced(scope, positions)
+    }
+
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+        self.store.table(scope)
+    }
+
+    fn edit<'a>(
+        &'a self,
+        scope: &'a Scope,
+        edit: &'a Edit,
+        forced: bool,
+    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
+        self.store.edit(scope, edit, forced)
+    }
+}
+
 /// Does to a store what is asked, and tells what has come of it.
 async fn carry_out<S>(store: &S, scope: &Scope, operation: &Operation) -> Vec<String>
 where
-    S: CheckpointStore + LeaseStore,
+    S: CheckpointStore + LeaseStore + Damage,
 {
     let before = store.table(scope).await.unwrap();
     // A shard that is forgotten and added again begins anew: whether within a millisecond of before
@@ -395,8 +485,8 @@ where
             vec![format!("{:?}", store.save_fenced(scope, &positions).await.unwrap())]
         }
         Operation::Save(index, checkpoint) => {
-            store.save(scope, &[(shard(index), checkpoint)]).await.unwrap();
-            Vec::new()
+            let saved = store.save(scope, &[(shard(index), checkpoint)]).await;
+            vec![format!("{:?}", saved.map_err(|error| error.kind()))]
         }
         Operation::Set(index, checkpoint, forced) => {
             // The next shard is moved along, so that owners of both are looked at.
@@ -407,9 +497,15 @@ where
         Operation::Clear(forced) => {
             vec![format!("{:?}", store.edit(scope, &Edit::Clear, forced).await.unwrap())]
         }
+        Operation::Damage(index, is_lease) => {
+            store.damage(scope, &shard(index), is_lease).await;
+            Vec::new()
+        }
     };
     lines.extend(shape(&store.table(scope).await.unwrap(), &remembered));
-    let mut loaded: Vec<_> = store.load(scope).await.unwrap().into_iter().collect();
+    let loaded = store.load_each(scope).await.unwrap().into_iter();
+    let mut loaded: Vec<_> =
+        loaded.map(|(shard, found)| (shard, found.map_err(|error| error.kind()))).collect();
     loaded.sort_by(|left, right| left.0.cmp(&right.0));
     lines.push(format!("{loaded:?}"));
     lines
@@ -420,7 +516,10 @@ fn the_scripts_do_as_the_table_in_memory_does() {
     let server = RedisServer::start(&[]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _inside = runtime.enter();
-    let in_redis = runtime.block_on(RedisStore::connect(&server.url())).unwrap();
+    let in_redis = runtime.block_on(async {
+        let store = RedisStore::connect(&server.url()).await.unwrap();
+        InRedis { store, raw: raw(&server).await }
+    });
     let in_memory = MemoryStore::new();
     let cases = std::cell::Cell::new(0);
     let operations = prop::collection::vec(any_operation(), 1..30);

@@ -174,11 +174,15 @@ async fn keys_of_something_else_are_told_and_left_alone() {
     raw.del::<_, ()>(CHECKPOINTS).await.unwrap();
     raw.hset::<_, _, _, ()>(CHECKPOINTS, shard(1).as_str(), "yesterday").await.unwrap();
     let text = "the Redis key kinestream:{billing:orders}:checkpoints holds something that is not \
-                a checkpoint in field \"shardId-000000000001\"; delete the field if it is a \
-                leftover, or use another application";
+                a checkpoint in field \"shardId-000000000001\"; correct the field, or set the \
+                shard's position with Consumer::set_position";
     assert_eq!(both(store.load(&scope()).await.unwrap_err()), text);
     assert_eq!(both(store.save(&scope(), &new).await.unwrap_err()), text);
-    assert_eq!(raw.hlen::<_, u32>(CHECKPOINTS).await.unwrap(), 1, "nothing was written");
+    let mut each = store.load_each(&scope()).await.unwrap();
+    assert_eq!(both(each.remove(&shard(1)).unwrap().unwrap_err()), text);
+    assert_eq!(each.remove(&shard(0)).unwrap().unwrap(), after(1), "the other shard is saved");
+    let stored: String = raw.hget(CHECKPOINTS, shard(1).as_str()).await.unwrap();
+    assert_eq!(stored, "yesterday", "the field stays as it is");
 
     raw.del::<_, ()>(CHECKPOINTS).await.unwrap();
     raw.set::<_, _, ()>(FORMAT, "2").await.unwrap();

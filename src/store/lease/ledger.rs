@@ -24,6 +24,26 @@ pub(crate) struct Ledger {
     /// Without their positions.
     leases: BTreeMap<ShardId, Lease>,
     pub(crate) checkpoints: HashMap<ShardId, Checkpoint>,
+    /// Of these shards the lease or the position cannot be read. Nothing changes them but an operator.
+    unreadable: BTreeMap<ShardId, Unreadable>,
+}
+
+/// What cannot be read of a shard. It is in neither of the other maps.
+#[derive(Debug, Clone)]
+pub(crate) struct Unreadable {
+    /// What is wrong with what is stored.
+    pub(crate) why: Arc<str>,
+    /// The lease, where it is that.
+    pub(crate) lease: Option<Lease>,
+    /// The position, where it is that and was ever known.
+    pub(crate) checkpoint: Option<Checkpoint>,
+}
+
+impl Unreadable {
+    /// Whether it is the position.
+    fn is_position(&self) -> bool {
+        self.lease.is_none() || self.checkpoint.is_some()
+    }
 }
 
 impl Ledger {
@@ -39,7 +59,7 @@ impl Ledger {
         let applied = unchanged || !request.only_if_unchanged;
         if applied {
             for change in &request.changes {
-                step.change(&request.worker, change);
+                step.change(&request.worker, request.lease_duration, change);
             }
         }
         if request.leaving {
@@ -60,6 +80,9 @@ impl Ledger {
 
     /// Whether that is further than what was stored.
     pub(crate) fn save(&mut self, shard: &ShardId, checkpoint: &Checkpoint) -> bool {
+        if self.unreadable_position(shard).is_some() {
+            return false;
+        }
         let further =
             self.checkpoints.get(shard).is_none_or(|stored| checkpoint.supersedes(stored));
         if further {
@@ -69,13 +92,65 @@ impl Ledger {
     }
 
     /// Saves positions that come from elsewhere: a new version, where there are any of shards without
-    /// one.
-    pub(crate) fn learn(&mut self, now: Duration, stored: HashMap<ShardId, Checkpoint>) {
-        let changed = stored.keys().any(|shard| !self.checkpoints.contains_key(shard));
-        for (shard, checkpoint) in stored {
-            self.save(&shard, &checkpoint);
+    /// one, or others can be read than before.
+    pub(crate) fn learn(
+        &mut self,
+        now: Duration,
+        stored: HashMap<ShardId, Result<Checkpoint, Arc<str>>>,
+    ) {
+        let known: Vec<ShardId> = self.unreadable.keys().cloned().collect();
+        let mut changed = false;
+        for shard in known {
+            if !stored.get(&shard).is_some_and(Result::is_err) {
+                self.unreadable.remove(&shard);
+                changed = true;
+            }
+        }
+        for (shard, found) in stored {
+            match found {
+                Ok(checkpoint) => {
+                    changed |= !self.checkpoints.contains_key(&shard);
+                    self.save(&shard, &checkpoint);
+                }
+                Err(why) => changed |= self.refuse_one(shard, why),
+            }
         }
         Step { now, changed, ledger: self }.end();
+    }
+
+    /// Takes the positions of these shards for unreadable.
+    pub(crate) fn refuse(&mut self, now: Duration, refused: HashMap<ShardId, Arc<str>>) {
+        let mut changed = false;
+        for (shard, why) in refused {
+            changed |= self.refuse_one(shard, why);
+        }
+        Step { now, changed, ledger: self }.end();
+    }
+
+    /// Whether the position was readable before.
+    fn refuse_one(&mut self, shard: ShardId, why: Arc<str>) -> bool {
+        self.checkpoints.remove(&shard);
+        self.unreadable.insert(shard, Unreadable { why, lease: None, checkpoint: None }).is_none()
+    }
+
+    /// Why the position of a shard cannot be read, where that is so.
+    pub(crate) fn unreadable_position(&self, shard: &ShardId) -> Option<Arc<str>> {
+        let unreadable = self.unreadable.get(shard).filter(|it| it.is_position())?;
+        Some(Arc::clone(&unreadable.why))
+    }
+
+    /// Each position, or why it cannot be read.
+    pub(crate) fn positions(&self) -> HashMap<ShardId, Result<Checkpoint, Arc<str>>> {
+        let readable = self.checkpoints.iter();
+        let readable = readable.map(|(shard, checkpoint)| (shard.clone(), Ok(checkpoint.clone())));
+        let others = self.unreadable.iter().filter(|(_, unreadable)| unreadable.is_position());
+        let others = others.map(|(shard, it)| (shard.clone(), Err(Arc::clone(&it.why))));
+        readable.chain(others).collect()
+    }
+
+    /// Whether what is stored of any shard cannot be read.
+    pub(crate) fn has_unreadable(&self) -> bool {
+        !self.unreadable.is_empty()
     }
 
     /// The table as it is at this time, by who is alive.
@@ -89,9 +164,18 @@ impl Ledger {
     /// The name of a living worker that stands against it, unless it is forced.
     pub(crate) fn edit(&mut self, now: Duration, edit: &Edit, forced: bool) -> Option<Arc<str>> {
         let alive = self.table(now);
-        let owner = |shard| alive.leases.get(shard).and_then(|lease| lease.owner.clone());
+        let with_owner = self.leases.iter().filter_map(|(shard, lease)| {
+            let owner = lease.owner.clone().filter(|owner| alive.workers.contains_key(owner))?;
+            Some((shard.clone(), owner))
+        });
+        let owners: BTreeMap<ShardId, Arc<str>> = with_owner.collect();
+        let owner = |shard| owners.get(shard).cloned();
         let against = match edit {
-            Edit::Set { positions } => positions.iter().find_map(|(shard, _)| owner(shard)),
+            Edit::Set { positions } => {
+                // What cannot be read is not read by its owner either.
+                let readable = |shard: &&ShardId| !self.unreadable.contains_key(*shard);
+                positions.iter().map(|(shard, _)| shard).filter(readable).find_map(owner)
+            }
             Edit::Clear => alive.workers.keys().next().cloned(),
         };
         if against.is_some() && !forced {
@@ -101,6 +185,7 @@ impl Ledger {
         match edit {
             Edit::Set { positions } => {
                 for (shard, checkpoint) in positions {
+                    step.replace_unreadable(shard);
                     step.ledger.checkpoints.insert(shard.clone(), checkpoint.clone());
                     if let Some(lease) = step.ledger.leases.get_mut(shard) {
                         // The position is the operator's word, whatever stream the shard was of.
@@ -115,10 +200,52 @@ impl Ledger {
         None
     }
 
+    /// Damages the lease of a shard, or its position, where there is one.
+    #[cfg(feature = "testing")]
+    pub(crate) fn damage(&mut self, shard: &ShardId, is_lease: bool) {
+        let (lease, checkpoint) = if is_lease {
+            (self.leases.remove(shard), None)
+        } else {
+            (None, self.checkpoints.remove(shard))
+        };
+        if lease.is_none() && checkpoint.is_none() {
+            return;
+        }
+        let known = self.unreadable.remove(shard);
+        let (old_lease, old_checkpoint) =
+            known.map_or((None, None), |known| (known.lease, known.checkpoint));
+        let unreadable = Unreadable {
+            why: "the stored text is damaged".into(),
+            lease: lease.or(old_lease),
+            checkpoint: checkpoint.or(old_checkpoint),
+        };
+        self.unreadable.insert(shard.clone(), unreadable);
+    }
+
+    /// Has what was damaged as it was.
+    #[cfg(feature = "testing")]
+    pub(crate) fn mend(&mut self, shard: &ShardId) {
+        let Some(Unreadable { lease, checkpoint, .. }) = self.unreadable.remove(shard) else {
+            return;
+        };
+        if let Some(lease) = lease {
+            // Its owner may be gone by now, and the same worker may have another life.
+            let lease = Lease { owner: None, heir: None, ..lease };
+            self.leases.insert(shard.clone(), lease);
+        }
+        if let Some(checkpoint) = checkpoint {
+            self.checkpoints.insert(shard.clone(), checkpoint);
+        }
+    }
+
     fn all(&self) -> Table {
         let mut leases = self.leases.clone();
         for (shard, checkpoint) in &self.checkpoints {
             leases.entry(shard.clone()).or_default().checkpoint = Some(checkpoint.clone());
+        }
+        for (shard, Unreadable { why, .. }) in &self.unreadable {
+            let lease = Lease { unreadable: Some(Arc::clone(why)), ..Lease::default() };
+            leases.insert(shard.clone(), lease);
         }
         let members = self.workers.iter();
         Table {
@@ -138,12 +265,38 @@ struct Step<'a> {
     ledger: &'a mut Ledger,
 }
 
+impl Change {
+    /// The shard that it is about.
+    fn shard(&self) -> Option<&ShardId> {
+        match self {
+            Self::Add { shard, .. }
+            | Self::Identify { shard, .. }
+            | Self::Replace { shard, .. }
+            | Self::Assign { shard, .. }
+            | Self::Offer { shard, .. }
+            | Self::Release { shard, .. }
+            | Self::Finish { shard, .. }
+            | Self::Lose { shard }
+            | Self::Forget { shard }
+            | Self::Restore { shard, .. } => Some(shard),
+            Self::Vouch { .. } => None,
+        }
+    }
+}
+
 impl Step<'_> {
     fn join(&mut self, request: &Request) -> Standing {
         let now = millis(self.now);
         let until = self.until(request.lease_duration);
         for (member, expiry) in self.ledger.workers.values_mut() {
             *expiry = (*expiry).min(now.saturating_add(millis(member.lease_duration)));
+        }
+        let mine = self.ledger.workers.get_mut(&request.worker);
+        if let Some((member, _)) = mine
+            && member.incarnation == 0
+        {
+            member.incarnation = request.incarnation;
+            self.changed = true;
         }
         let mine = self.ledger.workers.get(&request.worker);
         match mine.map(|(member, expiry)| (member.incarnation == request.incarnation, *expiry)) {
@@ -181,7 +334,10 @@ impl Step<'_> {
         Standing::Joined
     }
 
-    fn change(&mut self, worker: &Arc<str>, change: &Change) {
+    fn change(&mut self, worker: &Arc<str>, lease_duration: Duration, change: &Change) {
+        if change.shard().is_some_and(|shard| self.ledger.unreadable.contains_key(shard)) {
+            return;
+        }
         match change {
             Change::Add { shard, parents, start, checkpoint } => {
                 self.add(shard, parents, start.as_ref(), checkpoint.as_ref());
@@ -191,6 +347,9 @@ impl Step<'_> {
                 self.replace(shard, parents, start, checkpoint);
             }
             Change::Assign { shard, to } => {
+                if let Some(owner) = self.lease(shard).and_then(|lease| lease.owner.clone()) {
+                    return self.stand_in(owner, lease_duration);
+                }
                 let free = |lease: &Lease| lease.owner.is_none() && !lease.is_lost;
                 if self.lease(shard).is_some_and(free)
                     && self.ledger.workers.contains_key(to)
@@ -258,7 +417,12 @@ impl Step<'_> {
         start: Option<&SequenceNumber>,
         checkpoint: Option<&Checkpoint>,
     ) {
-        if self.ledger.leases.contains_key(shard) {
+        if let Some(lease) = self.ledger.leases.get_mut(shard) {
+            if lease.parents.is_none() {
+                lease.parents = Some(parents.to_vec());
+                lease.start = lease.start.take().or_else(|| start.cloned());
+                self.changed = true;
+            }
             return;
         }
         let origin = self.ledger.generation;
@@ -269,6 +433,24 @@ impl Step<'_> {
             self.ledger.checkpoints.entry(shard.clone()).or_insert_with(|| checkpoint.clone());
         }
         self.changed = true;
+    }
+
+    /// Adds a worker that has leases and is in no table: it may be alive.
+    fn stand_in(&mut self, worker: Arc<str>, lease_duration: Duration) {
+        let until = self.until(lease_duration);
+        let joined = micros(self.now);
+        self.ledger.workers.entry(worker).or_insert_with(|| {
+            self.changed = true;
+            (Member { incarnation: 0, joined, lease_duration, capacity: 0 }, until)
+        });
+    }
+
+    /// What could not be read gives way to what an operator stores.
+    fn replace_unreadable(&mut self, shard: &ShardId) {
+        if let Some(Unreadable { lease: Some(_), .. }) = self.ledger.unreadable.remove(shard) {
+            let lease = Lease { origin: self.ledger.generation, ..Lease::default() };
+            self.ledger.leases.insert(shard.clone(), lease);
+        }
     }
 
     fn identify(&mut self, shard: &ShardId, start: Option<&SequenceNumber>) {
@@ -377,6 +559,9 @@ impl Step<'_> {
 
     fn save(&mut self, position: &Fenced) -> Verdict {
         let Fenced { shard, epoch, checkpoint } = position;
+        if self.ledger.unreadable.contains_key(shard) {
+            return Verdict::Unreadable;
+        }
         let (cleared, known) = (self.ledger.cleared, self.lease(shard).map(|lease| lease.epoch));
         if known.is_some_and(|known| known > *epoch) || cleared > 0 && *epoch <= cleared {
             return Verdict::Lost;

@@ -11,6 +11,9 @@ use crate::record::{SequenceNumber, ShardId};
 /// Stands for what there is none of.
 const NONE: &str = "-";
 
+/// Stands for parents that are not known.
+const UNKNOWN: &str = "?";
+
 /// Stands for a name of no letters.
 const NAMELESS: &str = "%";
 
@@ -40,8 +43,9 @@ pub(in crate::store) fn lease_of(line: &str) -> Option<Lease> {
     let (owner, heir) = (name_of(next()?), name_of(next()?));
     let origin = next()?.parse().ok()?;
     let parents = match next()? {
-        NONE => Vec::new(),
-        parents => parents.split(',').map(|id| id.parse().ok()).collect::<Option<_>>()?,
+        NONE => Some(Vec::new()),
+        UNKNOWN => None,
+        parents => Some(parents.split(',').map(|id| id.parse().ok()).collect::<Option<_>>()?),
     };
     let is_lost = match next()? {
         NONE => false,
@@ -54,11 +58,11 @@ pub(in crate::store) fn lease_of(line: &str) -> Option<Lease> {
         owner,
         heir,
         origin,
-        parents: Some(parents),
+        parents,
         is_lost,
         start,
         unlisted,
-        checkpoint: None,
+        ..Lease::default()
     })
 }
 
@@ -154,7 +158,7 @@ mod tests {
                 is_lost,
                 start: start.map(|start| start.parse().unwrap()),
                 unlisted,
-                checkpoint: None,
+                ..Lease::default()
             };
             prop_assert_eq!(lease_of(&lease.line()), Some(lease.clone()));
             let line = format!("{} of later versions", lease.line());

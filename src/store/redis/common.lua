@@ -62,32 +62,50 @@ local function read_format()
   end
 end
 
--- A starting position is 0, a place in the shard 1, the end of the shard 2.
-local function parse(text)
-  if text == 'TRIM_HORIZON' or string.match(text, '^AT_TIMESTAMP:%d+$') then
-    return { text = text, rank = 0 }
-  end
-  if text == 'SHARD_END' then
-    return { text = text, rank = 2 }
-  end
-  local number = string.match(text, '^AFTER_SEQUENCE_NUMBER:(%d+)$')
-  if number then
-    return { text = text, rank = 1, number = number }
-  end
-  local part
-  number, part = string.match(text, '^AFTER_SEQUENCE_NUMBER:(%d+):(%d+)$')
-  if number then
-    return { text = text, rank = 1, number = number, part = part }
-  end
-  return nil
-end
-
 -- Numbers of any length, as text without leading zeros.
 local function greater(left, right)
   if #left ~= #right then
     return #left > #right
   end
   return left > right
+end
+
+-- The largest number of 64 bits, and the longest sequence number.
+local MAX_U64 = '18446744073709551615'
+local MAX_DIGITS = 129
+
+local function is_number(text)
+  return text == '0' or string.match(text, '^[1-9]%d*$') ~= nil
+end
+
+local function is_u64(text)
+  return is_number(text) and not greater(text, MAX_U64)
+end
+
+local function is_sequence_number(text)
+  return is_number(text) and #text <= MAX_DIGITS
+end
+
+-- A starting position is 0, a place in the shard 1, the end of the shard 2; nil where the text is no
+-- checkpoint. What src/checkpoint.rs does not parse is none here either.
+local function parse(text)
+  local time = string.match(text, '^AT_TIMESTAMP:(%d+)$')
+  if text == 'TRIM_HORIZON' or time and is_u64(time) then
+    return { text = text, rank = 0 }
+  end
+  if text == 'SHARD_END' then
+    return { text = text, rank = 2 }
+  end
+  local number = string.match(text, '^AFTER_SEQUENCE_NUMBER:(%d+)$')
+  if number and is_sequence_number(number) then
+    return { text = text, rank = 1, number = number }
+  end
+  local part
+  number, part = string.match(text, '^AFTER_SEQUENCE_NUMBER:(%d+):(%d+)$')
+  if number and is_sequence_number(number) and is_u64(part) then
+    return { text = text, rank = 1, number = number, part = part }
+  end
+  return nil
 end
 
 local function supersedes(new, stored)

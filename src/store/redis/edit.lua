@@ -14,7 +14,7 @@ end
 
 -- The living owner of a shard's lease, or false.
 local function living_owner(shard)
-  local lease = lease_at(shard)
+  local lease = stored_lease(shard)
   return lease and is_alive(lease.owner) and lease.owner
 end
 
@@ -22,7 +22,8 @@ local function against()
   if kind == 'SET' then
     for index = FIRST_SHARD, #ARGV, 2 do
       local owner = living_owner(ARGV[index])
-      if owner then
+      -- What cannot be read is not read by its owner either.
+      if owner and not is_unreadable(ARGV[index]) then
         return owner
       end
     end
@@ -49,8 +50,14 @@ end
 
 -- A living owner keeps the lease: nobody else begins before it has heard that it is another one.
 local function set(shard, position)
-  local lease, owner = lease_at(shard), living_owner(shard)
+  local lease, owner = stored_lease(shard), living_owner(shard)
   move(shard, position)
+  if unreadable[LEASES][shard] then
+    lease = { epoch = 0, owner = NONE, heir = NONE, origin = fleet.generation, parents = UNKNOWN,
+      state = NONE, start = NONE }
+    leases[shard] = lease
+  end
+  unreadable[CHECKPOINTS][shard], unreadable[LEASES][shard] = nil, nil
   if lease then
     -- The position is the operator's word, whatever stream the shard was of before.
     lease.state, lease.start = NONE, NONE

@@ -5,6 +5,7 @@ use redis::RedisError;
 use super::keys::{FORMAT, Key, Keys};
 use super::refusal::{ARGUMENTS, Refusal, shown};
 use crate::error::{Error, ErrorKind};
+use crate::record::ShardId;
 
 pub(super) fn other_format(keys: &Keys, format: &str) -> Error {
     Error::store_corrupt(format!(
@@ -16,11 +17,22 @@ pub(super) fn other_format(keys: &Keys, format: &str) -> Error {
 
 pub(super) fn garbled(keys: &Keys, key: Key, field: &str) -> Error {
     Error::store_corrupt(format!(
-        "the Redis key {} holds something that is not {} in field {field:?}; delete the field if \
-         it is a leftover, or use another application",
+        "the Redis key {} holds something that is not {} in field {field:?}; correct the field, or \
+         set the shard's position with Consumer::set_position",
         keys.of_part(key),
         key.one()
     ))
+}
+
+/// The shard that a field is of. Other fields are left alone.
+pub(super) fn shard_of(keys: &Keys, key: Key, field: &[u8]) -> Option<ShardId> {
+    let field = String::from_utf8_lossy(field);
+    let shard = field.parse().ok();
+    if shard.is_none() {
+        let key = keys.of_part(key);
+        tracing::warn!(key, field = %field, "field ignored: its name is not that of a shard");
+    }
+    shard
 }
 
 fn other_type(keys: &Keys, key: Key) -> Error {

@@ -53,6 +53,11 @@ local function join()
     end
   end
   local mine = workers[worker]
+  if mine and mine.incarnation == UNKNOWN_LIFE then
+    mine.incarnation = incarnation
+    stale_workers[worker] = true
+    changed = true
+  end
   local is_mine = mine and mine.incarnation == incarnation
   if mine and not is_mine and mine.expiry > millis then
     return 'OCCUPIED'
@@ -167,7 +172,16 @@ local changes = {}
 function changes.ADD()
   local shard, parents, start = next_argument(), next_argument(), next_argument()
   local position = next_position()
-  if lease_at(shard) then
+  if is_unreadable(shard) then
+    return
+  end
+  local lease = lease_at(shard)
+  if lease then
+    if lease.parents == UNKNOWN then
+      lease.parents = parents
+      lease.start = lease.start ~= NONE and lease.start or start
+      mark(shard)
+    end
     return
   end
   leases[shard] = { epoch = 0, owner = NONE, heir = NONE, origin = fleet.generation,
@@ -209,6 +223,9 @@ end
 function changes.ASSIGN()
   local shard, to = next_argument(), next_argument()
   local lease = lease_at(shard)
+  if lease and lease.owner ~= NONE and not workers[lease.owner] then
+    stand_in(lease.owner, duration)
+  end
   if lease and lease.owner == NONE and lease.state == NONE and workers[to]
     and not is_finished(shard) then
     give(shard, to)
@@ -292,13 +309,16 @@ end
 function changes.RESTORE()
   local shard, life, line, has_parents, position =
     next_argument(), next_argument(), next_argument(), next_argument(), next_position()
-  restore(shard, life, lease_of(shard, line), has_parents == '1', position)
+  local known = parse_lease(line) or garbled(LEASES, shard)
+  if not is_unreadable(shard) then
+    restore(shard, life, known, has_parents == '1', position)
+  end
 end
 
 return run(function()
   read_format()
   read_fleet()
-  read_workers()
+  read_workers(duration)
   notice_loss()
   local standing = join()
   if standing == 'OCCUPIED' then

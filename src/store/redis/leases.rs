@@ -9,15 +9,15 @@ use futures::future::BoxFuture;
 use redis::{FromRedisValue, Script, ScriptInvocation, Value};
 
 use super::RedisStore;
-use super::errors::{garbled, of_script, sort};
+use super::errors::{garbled, of_script, shard_of, sort};
 use super::keys::{Key, Keys};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::record::ShardId;
 use crate::store::Scope;
 use crate::store::lease::{
-    Answer, Change, Edit, Fenced, LeaseStore, Member, Request, Standing, Table, Verdict, lease_of,
-    member_of, name_of, parents_of, start_of, word_of,
+    Answer, Change, Edit, Fenced, Lease, LeaseStore, Member, Request, Standing, Table, Verdict,
+    lease_of, member_of, name_of, parents_of, start_of, word_of,
 };
 
 /// The largest number that Lua holds exactly.
@@ -239,6 +239,7 @@ impl Reply<'_> {
                 "SAVED" => Ok(Verdict::Saved),
                 "FORGOTTEN" => Ok(Verdict::Forgotten),
                 "LOST" => Ok(Verdict::Lost),
+                "UNREADABLE" => Ok(Verdict::Unreadable),
                 _ => Err(unknown(&verdict)),
             }
         };
@@ -255,29 +256,42 @@ impl Reply<'_> {
         };
         let mut expiries = HashMap::new();
         for (word, line) in self.fields(Key::Workers)? {
+            let word = String::from_utf8_lossy(&word);
+            // The script adds a worker in place of one that it cannot parse.
             let (Some(name), Some((member, expiry))) = (name_of(&word), member_of(&line)) else {
-                return Err(garbled(&self.keys, Key::Workers, &word));
+                continue;
             };
             expiries.insert(Arc::clone(&name), expiry);
             table.workers.insert(name, member);
         }
-        for (shard, line) in self.fields(Key::Leases)? {
-            let (Ok(shard), Some(lease)) = (shard.parse::<ShardId>(), lease_of(&line)) else {
-                return Err(garbled(&self.keys, Key::Leases, &shard));
-            };
+        for (field, line) in self.fields(Key::Leases)? {
+            let Some(shard) = shard_of(&self.keys, Key::Leases, &field) else { continue };
+            let lease = lease_of(&line).unwrap_or_else(|| self.unreadable(Key::Leases, &shard));
             table.leases.insert(shard, lease);
         }
-        for (shard, text) in self.fields(Key::Checkpoints)? {
-            let (Ok(shard), Ok(checkpoint)) = (shard.parse::<ShardId>(), text.parse()) else {
-                return Err(garbled(&self.keys, Key::Checkpoints, &shard));
-            };
-            table.leases.entry(shard).or_default().checkpoint = Some(checkpoint);
+        for (field, text) in self.fields(Key::Checkpoints)? {
+            let Some(shard) = shard_of(&self.keys, Key::Checkpoints, &field) else { continue };
+            let lease = table.leases.entry(shard.clone()).or_default();
+            match text.parse() {
+                Ok(_) if lease.unreadable.is_some() => {}
+                Ok(checkpoint) => lease.checkpoint = Some(checkpoint),
+                Err(_) => *lease = self.unreadable(Key::Checkpoints, &shard),
+            }
         }
         Ok((table, expiries))
     }
 
-    fn fields(&mut self, key: Key) -> Result<HashMap<String, String>> {
-        self.next(key)
+    /// What is known of a shard with a field that cannot be parsed.
+    fn unreadable(&self, key: Key, shard: &ShardId) -> Lease {
+        let why = garbled(&self.keys, key, shard.as_str()).to_string();
+        Lease { unreadable: Some(why.into()), ..Lease::default() }
+    }
+
+    /// The fields of a hash. Bytes that are no text make no number and no checkpoint either.
+    fn fields(&mut self, key: Key) -> Result<HashMap<Vec<u8>, String>> {
+        let fields: HashMap<Vec<u8>, Vec<u8>> = self.next(key)?;
+        let text = |text: Vec<u8>| String::from_utf8_lossy(&text).into_owned();
+        Ok(fields.into_iter().map(|(field, value)| (field, text(value))).collect())
     }
 }
 

@@ -4,6 +4,9 @@
 -- Numbers of Lua are exact up to here.
 local LIMIT = 9007199254740991
 local NONE = '-'
+-- Parents that are not known.
+local UNKNOWN = '?'
+local MAX_U32 = '4294967295'
 
 local time = redis.call('TIME')
 local micros = time[1] * 1000000 + time[2]
@@ -38,30 +41,68 @@ local function each(key, work)
   end
 end
 
+-- Numbers that cannot be parsed are lost, as the whole key may be.
 local function read_fleet()
   local values = read('HMGET', FLEET, 'generation', 'version', 'cleared', 'keys')
-  for index, field in ipairs({ 'generation', 'version', 'cleared' }) do
-    fleet[field] = number_of(values[index] or '0') or garbled(FLEET, field)
-  end
   fleet.keys = values[4] or ''
+  for index, field in ipairs({ 'generation', 'version', 'cleared' }) do
+    fleet[field] = number_of(values[index] or '0')
+    if not fleet[field] then
+      fleet.generation, fleet.version, fleet.cleared, fleet.keys = 0, 0, 0, ''
+      return
+    end
+  end
 end
 
-local function read_workers()
+-- When the time of a worker is over that is heard of now.
+local function time_after(duration)
+  return math.min(millis + duration, LIMIT)
+end
+
+-- The life of a worker of which nothing but the name is known. Whoever has the name and renews is it.
+local UNKNOWN_LIFE = '0'
+
+-- Adds a worker that may be alive, of which nothing but the name is known: it is not removed, and its
+-- leases are not free, before it had the time to renew.
+local function stand_in(name, duration)
+  workers[name] = { incarnation = UNKNOWN_LIFE, joined = micros, duration = duration,
+    expiry = time_after(duration), capacity = '0' }
+  stale_workers[name] = true
+  changed = true
+end
+
+-- nil where the line cannot be parsed.
+local function worker_of(line)
+  local incarnation, joined, duration, expiry, capacity =
+    string.match(line, '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
+  local found = {
+    -- All 64 bits of it count, so it is never made a number.
+    incarnation = incarnation,
+    joined = number_of(joined or ''),
+    duration = number_of(duration or ''),
+    expiry = number_of(expiry or ''),
+    capacity = capacity,
+  }
+  local is_one = incarnation and is_u64(incarnation) and found.joined and found.duration
+    and found.expiry and not greater(capacity, MAX_U32)
+  return is_one and found or nil
+end
+
+-- A worker that cannot be parsed is replaced, with the lease duration of the caller or, where the
+-- caller has none, the longest of the others.
+local function read_workers(duration)
+  local damaged, longest = {}, 0
   each(WORKERS, function(name, line)
-    local incarnation, joined, duration, expiry, capacity =
-      string.match(line, '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
-    if not incarnation then
-      garbled(WORKERS, name)
+    workers[name] = worker_of(line)
+    if workers[name] then
+      longest = math.max(longest, workers[name].duration)
+    else
+      damaged[#damaged + 1] = name
     end
-    workers[name] = {
-      -- All 64 bits of it count, so it is never made a number.
-      incarnation = incarnation,
-      joined = number_of(joined) or garbled(WORKERS, name),
-      duration = number_of(duration) or garbled(WORKERS, name),
-      expiry = number_of(expiry) or garbled(WORKERS, name),
-      capacity = capacity,
-    }
   end)
+  for _, name in ipairs(damaged) do
+    stand_in(name, duration or longest)
+  end
 end
 
 local function worker_line(worker)
@@ -70,11 +111,24 @@ local function worker_line(worker)
   return table.concat(numbers, ' ')
 end
 
-local function lease_of(shard, line)
+local function are_parents(text)
+  if text == NONE or text == UNKNOWN then
+    return true
+  end
+  for id in string.gmatch(text .. ',', '([^,]*),') do
+    if #id > 128 or not string.match(id, '^[%w_.-]+$') then
+      return false
+    end
+  end
+  return true
+end
+
+-- nil where the line cannot be parsed. What src/store/lease/text.rs does not parse is none here either.
+local function parse_lease(line)
   local epoch, owner, heir, origin, parents, state, rest =
     string.match(line, '^(%d+) ([^ ]+) ([^ ]+) (%d+) ([^ ]+) ([^ ]+)(.*)$')
-  if not epoch or state ~= NONE and state ~= 'LOST' then
-    garbled(LEASES, shard)
+  if not epoch or state ~= NONE and state ~= 'LOST' or not are_parents(parents) then
+    return nil
   end
   -- Lines of before have no start and what follows it; what later versions add is kept.
   local words = {}
@@ -82,20 +136,28 @@ local function lease_of(shard, line)
     words[#words + 1] = word
   end
   local start, unlisted = words[1] or NONE, words[2] or NONE
-  if start ~= NONE and not string.match(start, '^%d+$') then
-    garbled(LEASES, shard)
-  end
-  return {
-    epoch = number_of(epoch) or garbled(LEASES, shard),
+  local found = {
+    epoch = number_of(epoch),
     owner = owner,
     heir = heir,
-    origin = number_of(origin) or garbled(LEASES, shard),
+    origin = number_of(origin),
     parents = parents,
     state = state,
     start = start,
-    unlisted = unlisted ~= NONE and (number_of(unlisted) or garbled(LEASES, shard)) or nil,
+    unlisted = unlisted ~= NONE and number_of(unlisted) or nil,
     more = table.concat(words, ' ', 3),
   }
+  local is_one = (rest == '' or string.sub(rest, 1, 1) == ' ') and found.epoch and found.origin
+    and (start == NONE or is_sequence_number(start)) and (unlisted == NONE or found.unlisted)
+  return is_one and found or nil
+end
+
+local function lease_of(shard, line)
+  local found = parse_lease(line)
+  if not found then
+    unreadable[LEASES][shard] = true
+  end
+  return found or false
 end
 
 local function lease_line(lease)
@@ -114,12 +176,24 @@ local function is_kept(moment)
   return millis - moment < MARK_KEPT
 end
 
-local function lease_at(shard)
+-- Also that of a shard whose checkpoint cannot be parsed.
+local function stored_lease(shard)
   if leases[shard] == nil then
     local line = read('HGET', LEASES, shard)
     leases[shard] = line and lease_of(shard, line)
   end
   return leases[shard]
+end
+
+local function is_unreadable(shard)
+  place(shard)
+  stored_lease(shard)
+  return unreadable[CHECKPOINTS][shard] or unreadable[LEASES][shard]
+end
+
+-- The lease of a shard that can be read.
+local function lease_at(shard)
+  return not is_unreadable(shard) and stored_lease(shard)
 end
 
 local function read_leases()
@@ -200,9 +274,11 @@ local function notice_loss()
     and redis.call('EXISTS', KEYS[CHECKPOINTS]) == 0 then
     -- A lease without its checkpoint would be read from the starting position.
     read_leases()
-    for shard in pairs(leases) do
-      leases[shard] = false
-      mark(shard)
+    for shard, lease in pairs(leases) do
+      if lease then
+        leases[shard] = false
+        mark(shard)
+      end
     end
   end
 end
@@ -217,11 +293,6 @@ local function existing_keys()
   return table.concat(names, ' ')
 end
 
--- When the time of a worker is over that is heard of now.
-local function time_after(duration)
-  return math.min(millis + duration, LIMIT)
-end
-
 local function finish_step()
   if changed then
     fleet.version = math.max(micros, fleet.version + 1)
@@ -233,8 +304,12 @@ end
 local function read_whole()
   read_leases()
   read_places()
-  local function flat(entries, text_of)
+  local function flat(entries, text_of, damaged)
     local fields = {}
+    for field in pairs(damaged or {}) do
+      fields[#fields + 1] = field
+      fields[#fields + 1] = UNKNOWN
+    end
     for field, entry in pairs(entries) do
       if entry then
         fields[#fields + 1] = field
@@ -244,9 +319,10 @@ local function read_whole()
     return fields
   end
   return digits(fleet.generation), digits(fleet.version), digits(fleet.cleared),
-    flat(workers, worker_line), flat(leases, lease_line), flat(places, function(stored)
+    flat(workers, worker_line), flat(leases, lease_line, unreadable[LEASES]),
+    flat(places, function(stored)
       return stored.text
-    end)
+    end, unreadable[CHECKPOINTS])
 end
 
 local function write_fleet()

@@ -5,9 +5,16 @@
 local places = {}
 -- The shards whose checkpoint is no longer the stored one.
 local moved = {}
+-- The shards of which the checkpoint or the lease cannot be parsed, by key. No script changes them but
+-- that of an operator.
+local unreadable = { [CHECKPOINTS] = {}, [LEASES] = {} }
 
 local function place_of(shard, text)
-  return parse(text) or garbled(CHECKPOINTS, shard)
+  local found = parse(text)
+  if not found then
+    unreadable[CHECKPOINTS][shard] = true
+  end
+  return found or false
 end
 
 local function place(shard)

@@ -5,6 +5,9 @@
 -- Answers for each what has become of it. Running it twice says and changes nothing else.
 
 local function save(shard, epoch, position)
+  if is_unreadable(shard) then
+    return 'UNREADABLE'
+  end
   local lease = lease_at(shard)
   -- As text, since an epoch that was made up may be beyond what a number holds exactly.
   local known = lease and digits(lease.epoch)

@@ -27,6 +27,7 @@ impl Suite<'_> {
             start: Some(actor::number("4")),
             unlisted: None,
             checkpoint: Some(checkpoint("AFTER_SEQUENCE_NUMBER:5")),
+            unreadable: None,
         };
         a.exchange([a.restore(0, &known)]).await;
         assert_eq!(a.lease(0), known, "a lease that is not there is again as it was");

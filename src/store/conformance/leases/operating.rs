@@ -72,7 +72,25 @@ impl Suite<'_> {
         assert_eq!(a.lease(6).owner, None, "a free lease stays free");
     }
 
+    /// A worker that was told of an earlier table saves and restores nothing.
+    async fn clears_an_empty_table(&self) {
+        let scope = self.scope("clear-empty");
+        let other = self.scope("clear-other");
+        let mut a = Actor::new(self.store, &other, "a");
+        a.exchange([actor::add(0), assign(0, "a")]).await;
+        let lease = a.lease(0);
+        assert_eq!(self.edit(&scope, &Edit::Clear, false).await, None, "an empty table is cleared");
+        let mut b = Actor::new(self.store, &scope, "a");
+        assert!(b.table().await.cleared > 0, "the store notes when it was");
+        b.save(0, lease.epoch.min(b.table().await.cleared), "SHARD_END", Verdict::Lost).await;
+        b.exchange([b.restore(0, &Lease { epoch: 1, ..lease })]).await;
+        assert!(b.known.leases.is_empty(), "nothing from before is restored");
+        b.exchange([actor::add(0), assign(0, "a")]).await;
+        assert!(b.lease(0).epoch > b.known.cleared, "a shard begins after the clearing");
+    }
+
     pub(super) async fn clears(&self) {
+        self.clears_an_empty_table().await;
         let scope = self.scope("clear");
         let mut a = Actor::new(self.store, &scope, "a");
         a.exchange([actor::add(0), assign(0, "a")]).await;

@@ -1,0 +1,201 @@
+//! Stored positions and leases that cannot be read: each costs its shard.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use kinestream::store::Scope;
+use kinestream::{
+    Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Records, Result, ShardId,
+    ShardState, WhenHeld,
+};
+use tokio::time::{sleep, timeout};
+
+use crate::{assert_silent, consumer, next, number, orders};
+
+fn scope() -> Scope {
+    Scope::new("default", "orders")
+}
+
+fn shard(index: usize) -> ShardId {
+    format!("shardId-{index:012}").parse().unwrap()
+}
+
+async fn next_error(records: &mut Records) -> Error {
+    let next = timeout(Duration::from_secs(600), records.next()).await;
+    next.expect("an error within ten minutes").unwrap().expect_err("no record comes before it")
+}
+
+#[tokio::test(start_paused = true)]
+async fn damaged_field_stops_its_shard_and_no_other() {
+    for is_lease in [false, true] {
+        let (kinesis, orders) = orders(2);
+        let store = MemoryStore::new();
+        let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
+        let mut records = consumer.records();
+        orders.shard(0).put("0");
+        assert_eq!(number(&next(&mut records).await), 0);
+        assert_silent(&mut records).await;
+
+        store.damage(&scope(), &shard(0), is_lease);
+        orders.shard(0).split();
+        let error = next_error(&mut records).await;
+        assert_eq!(error.kind(), ErrorKind::StoreCorrupt);
+        assert_eq!(error.shard_id(), Some(shard(0).as_str()));
+        orders.shard(1).put("1");
+        assert_eq!(number(&next(&mut records).await), 1, "the other shard is read");
+        orders.shard(2).put("2");
+        orders.shard(3).put("3");
+        // Its children wait, and the error comes once.
+        assert_silent(&mut records).await;
+        let status = consumer.status().await.unwrap();
+        assert_eq!(status.shards[&shard(0)].state, ShardState::Unreadable);
+
+        consumer.set_position(&shard(0), Checkpoint::TrimHorizon, WhenHeld::Refuse).await.unwrap();
+        let mut read = Vec::new();
+        for _ in 0..3 {
+            read.push(number(&next(&mut records).await));
+        }
+        read.sort_unstable();
+        assert_eq!(read, [0, 2, 3], "the shard is read from there on, and its children are");
+        consumer.close().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn corrected_field_resumes_its_shard() {
+    for is_lease in [false, true] {
+        let (kinesis, orders) = orders(2);
+        let store = MemoryStore::new();
+        let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
+        let mut records = consumer.records();
+        orders.shard(0).put("0");
+        assert_eq!(number(&next(&mut records).await), 0);
+        assert_silent(&mut records).await;
+        drop(records);
+        store.damage(&scope(), &shard(0), is_lease);
+        let mut records = consumer.records();
+        orders.shard(0).put("1");
+        assert_eq!(next_error(&mut records).await.kind(), ErrorKind::StoreCorrupt);
+        assert_silent(&mut records).await;
+        store.mend(&scope(), &shard(0));
+        assert_eq!(
+            number(&next(&mut records).await),
+            1,
+            "no record is redelivered, and none is lost"
+        );
+        consumer.close().await.unwrap();
+    }
+}
+
+/// A store of text without leases, of which one shard has another text than it was given.
+#[derive(Debug, Clone, Default)]
+struct Texts {
+    stored: MemoryStore,
+    is_damaged: Arc<AtomicBool>,
+}
+
+impl Texts {
+    fn refuses(&self, checkpoints: &[(ShardId, Checkpoint)]) -> bool {
+        self.is_damaged.load(Ordering::SeqCst) && checkpoints.iter().any(|(of, _)| *of == shard(0))
+    }
+}
+
+impl CheckpointStore for Texts {
+    fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
+        async move {
+            self.load_each(scope).await?.into_iter().map(|(id, found)| Ok((id, found?))).collect()
+        }
+        .boxed()
+    }
+
+    fn load_each<'a>(
+        &'a self,
+        scope: &'a Scope,
+    ) -> BoxFuture<'a, Result<HashMap<ShardId, Result<Checkpoint>>>> {
+        async move {
+            let mut found = self.stored.load_each(scope).await?;
+            if self.is_damaged.load(Ordering::SeqCst) {
+                found.insert(shard(0), "yesterday".parse());
+            }
+            Ok(found)
+        }
+        .boxed()
+    }
+
+    fn save<'a>(
+        &'a self,
+        scope: &'a Scope,
+        checkpoints: &'a [(ShardId, Checkpoint)],
+    ) -> BoxFuture<'a, Result<()>> {
+        async move {
+            if self.refuses(checkpoints) {
+                return Err(Error::store_corrupt("\"yesterday\" is not a checkpoint"));
+            }
+            self.stored.save(scope, checkpoints).await
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn text_of_a_plain_store_that_is_no_checkpoint_costs_its_shard() {
+    let (kinesis, orders) = orders(2);
+    let store = Texts::default();
+    store.is_damaged.store(true, Ordering::SeqCst);
+    let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
+    let mut records = consumer.records();
+    orders.shard(0).put("0");
+    orders.shard(1).put("1");
+    let error = next_error(&mut records).await;
+    assert_eq!(error.kind(), ErrorKind::StoreCorrupt);
+    assert_eq!(error.shard_id(), Some(shard(0).as_str()));
+    assert_eq!(number(&next(&mut records).await), 1);
+    assert_silent(&mut records).await;
+    store.is_damaged.store(false, Ordering::SeqCst);
+    assert_eq!(number(&next(&mut records).await), 0, "it is read once its text is corrected");
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn save_that_a_plain_store_refuses_for_one_shard_stops_no_other() {
+    let (kinesis, orders) = orders(2);
+    let store = Texts::default();
+    let consumer = consumer(&kinesis)
+        .store(store.clone())
+        .max_unflushed(Duration::from_secs(2))
+        .build()
+        .unwrap();
+    let mut records = consumer.records();
+    assert_silent(&mut records).await;
+    store.is_damaged.store(true, Ordering::SeqCst);
+    for round in 0..10 {
+        orders.shard(0).put("0");
+        orders.shard(1).put((round + 1).to_string());
+    }
+    let (mut read, mut errors) = (Vec::new(), 0);
+    while !read.contains(&11) {
+        match timeout(Duration::from_secs(600), records.next()).await.unwrap().unwrap() {
+            Ok(record) if number(&record) == 0 => {}
+            Ok(record) => read.push(number(&record)),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::StoreCorrupt);
+                errors += 1;
+            }
+        }
+        if read.contains(&10) && errors > 0 {
+            // Longer than the store may fail.
+            sleep(Duration::from_secs(5)).await;
+            orders.shard(1).put("11");
+        }
+    }
+    assert_eq!(read, (1..=11).collect::<Vec<_>>(), "the other shard is still read");
+    assert_eq!(errors, 1, "the error comes once");
+    drop(records);
+    consumer.close().await.unwrap();
+    let saved = store.stored.load(&scope()).await.unwrap();
+    assert!(matches!(saved[&shard(1)], Checkpoint::AfterSequence { .. }), "{saved:?}");
+}

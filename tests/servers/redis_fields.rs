@@ -1,0 +1,239 @@
+//! Fields in Redis that cannot be read: each costs its shard, its worker, or a new generation.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kinestream::store::CheckpointStore;
+use kinestream::store::lease::{
+    Change, Edit, Fenced, Lease, LeaseStore, Request, Standing, Table, Verdict,
+};
+use kinestream::{ErrorKind, RedisStore};
+use redis::AsyncCommands;
+use redis::aio::MultiplexedConnection;
+
+use crate::redis_server::RedisServer;
+use crate::redis_store::{after, raw, scope, shard};
+
+fn key(name: &str) -> String {
+    format!("kinestream:{{billing:orders}}:{name}")
+}
+
+async fn connected() -> (RedisServer, RedisStore, MultiplexedConnection) {
+    let server = RedisServer::start(&[]);
+    let store = RedisStore::connect(&server.url()).await.unwrap();
+    let raw = raw(&server).await;
+    (server, store, raw)
+}
+
+async fn ask(store: &RedisStore, worker: &str, changes: Vec<Change>) -> (Standing, Table) {
+    ask_for(store, worker, Duration::from_secs(10), changes).await
+}
+
+async fn ask_for(
+    store: &RedisStore,
+    worker: &str,
+    lease_duration: Duration,
+    changes: Vec<Change>,
+) -> (Standing, Table) {
+    let request = Request {
+        worker: worker.into(),
+        incarnation: 7,
+        lease_duration,
+        capacity: 7,
+        leaving: false,
+        known: None,
+        only_if_unchanged: false,
+        changes,
+    };
+    let answer = store.exchange(&scope(), &request).await.unwrap();
+    (answer.standing, answer.table.unwrap())
+}
+
+fn add(index: u32) -> Change {
+    let checkpoint = Some(after(1));
+    Change::Add { shard: shard(index), parents: vec![shard(9)], start: None, checkpoint }
+}
+
+fn assign(index: u32, to: &str) -> Change {
+    Change::Assign { shard: shard(index), to: to.into() }
+}
+
+/// Two shards that worker `a` has.
+async fn begun(store: &RedisStore) -> Table {
+    let changes = vec![add(0), add(1), assign(0, "a"), assign(1, "a")];
+    ask(store, "a", changes).await.1
+}
+
+/// All that a worker may ask of a shard.
+fn everything(lease: &Lease) -> Vec<Change> {
+    let (shard, epoch) = (shard(0), lease.epoch);
+    let start = Some("1".parse().unwrap());
+    let (parents, checkpoint) = (Vec::new(), Some(after(5)));
+    let id = || shard.clone();
+    vec![
+        Change::Add { shard: id(), parents: parents.clone(), start: start.clone(), checkpoint },
+        Change::Identify { shard: id(), start },
+        Change::Replace { shard: id(), parents, start: "2".parse().unwrap(), checkpoint: after(0) },
+        assign(0, "a"),
+        Change::Offer { shard: id(), to: "a".into() },
+        Change::Release { shard: id(), epoch },
+        Change::Finish { shard: id(), epoch },
+        Change::Lose { shard: id() },
+        Change::Forget { shard: id() },
+        Change::Restore { shard: id(), incarnation: 7, lease: lease.clone() },
+    ]
+}
+
+/// Texts that are no checkpoint and no lease, each of another kind.
+const DAMAGED: [(&str, &[u8]); 14] = [
+    ("checkpoints", b"yesterday"),
+    ("checkpoints", b"\xff\xfe"),
+    ("checkpoints", b""),
+    ("checkpoints", b"AFTER_SEQUENCE_NUMBER:-1"),
+    ("checkpoints", b"AFTER_SEQUENCE_NUMBER:007"),
+    ("checkpoints", b"AFTER_SEQUENCE_NUMBER:7:99999999999999999999"),
+    ("checkpoints", b"AT_TIMESTAMP:99999999999999999999"),
+    ("leases", b"1 - - 1 -"),
+    ("leases", b"1 - - 1 - GONE"),
+    ("leases", b"-1 - - 1 - -"),
+    ("leases", b"99999999999999999999 - - 1 - -"),
+    ("leases", b"1 - - 1 not/a/shard -"),
+    ("leases", b"1 - - 1 - - x"),
+    ("leases", b"1 - - \xff - -"),
+];
+
+#[tokio::test]
+async fn damaged_field_costs_its_shard() {
+    let (_server, store, mut raw) = connected().await;
+    for (name, damaged) in DAMAGED {
+        redis::cmd("FLUSHALL").exec_async(&mut raw).await.unwrap();
+        let before = begun(&store).await;
+        let lease = before.leases[&shard(0)].clone();
+        let field = shard(0).to_string();
+        raw.hset::<_, _, _, ()>(key(name), &field, damaged).await.unwrap();
+        let what = if name == "leases" { "a lease" } else { "a checkpoint" };
+        let text = format!(
+            "the Redis key {} holds something that is not {what} in field {field:?}; correct the \
+             field, or set the shard's position with Consumer::set_position",
+            key(name)
+        );
+        let case = format!("{name} {}", String::from_utf8_lossy(damaged));
+
+        let unreadable = Lease { unreadable: Some(text.as_str().into()), ..Lease::default() };
+        let (standing, table) = ask(&store, "a", everything(&lease)).await;
+        assert_eq!(standing, Standing::Renewed, "{case}: the worker renews");
+        assert_eq!(table.leases[&shard(0)], unreadable, "{case}");
+        assert_eq!(table.leases[&shard(1)], before.leases[&shard(1)], "{case}");
+        assert_eq!(store.table(&scope()).await.unwrap().leases, table.leases, "{case}");
+        let position =
+            |index| Fenced { shard: shard(index), epoch: lease.epoch, checkpoint: after(9) };
+        let mut positions = [position(0), position(1)];
+        positions[1].epoch = before.leases[&shard(1)].epoch;
+        let verdicts = store.save_fenced(&scope(), &positions).await.unwrap();
+        assert_eq!(verdicts, [Verdict::Unreadable, Verdict::Saved], "{case}");
+        // The owner dies, and its leases are free.
+        let (_, table) = ask_for(&store, "a", Duration::ZERO, Vec::new()).await;
+        assert_eq!(table.leases[&shard(0)], unreadable, "{case}");
+        let (_, table) = ask(&store, "b", vec![assign(0, "b"), assign(1, "b")]).await;
+        assert_eq!(table.leases[&shard(0)], unreadable, "{case}");
+        assert_eq!(table.leases[&shard(1)].owner.as_deref(), Some("b"), "{case}");
+        assert_eq!(table.leases[&shard(1)].checkpoint, Some(after(9)), "{case}");
+        let stored: Vec<u8> = raw.hget(key(name), &field).await.unwrap();
+        assert_eq!(stored, damaged, "{case}: the field stays as it is");
+
+        let set = Edit::Set { positions: vec![(shard(0), after(3))] };
+        assert_eq!(store.edit(&scope(), &set, false).await.unwrap(), None, "{case}");
+        let mended = store.table(&scope()).await.unwrap().leases[&shard(0)].clone();
+        assert_eq!((mended.unreadable, mended.checkpoint), (None, Some(after(3))), "{case}");
+        assert!(mended.epoch > lease.epoch, "{case}: the last owner can save nothing");
+        let parents = (name == "checkpoints").then(|| vec![shard(9)]);
+        assert_eq!(mended.parents, parents, "{case}");
+        let (_, table) = ask(&store, "b", vec![add(0), assign(0, "b")]).await;
+        let mended = &table.leases[&shard(0)];
+        assert_eq!(mended.parents, Some(vec![shard(9)]), "{case}: as the listing says");
+        assert_eq!(mended.owner.as_deref(), Some("b"), "{case}");
+        assert_eq!(mended.checkpoint, Some(after(3)), "{case}");
+    }
+}
+
+#[tokio::test]
+async fn damaged_worker_keeps_its_leases_until_it_could_renew() {
+    let (_server, store, mut raw) = connected().await;
+    let line = |line: &'static [u8]| line;
+    let damaged = [
+        line(b"1 2 3"),
+        line(b"1 2 3 x 5"),
+        line(b"1 2 3 4 99999999999"),
+        line(b"99999999999999999999 2 3 4 5"),
+        line(b"\xff"),
+    ];
+    for damaged in damaged {
+        for is_alive in [true, false] {
+            redis::cmd("FLUSHALL").exec_async(&mut raw).await.unwrap();
+            let epoch = begun(&store).await.leases[&shard(0)].epoch;
+            raw.hset::<_, _, _, ()>(key("workers"), "a", damaged).await.unwrap();
+            let lease_duration = Duration::from_millis(200);
+            let (_, table) = ask_for(&store, "b", lease_duration, vec![assign(0, "b")]).await;
+            assert_eq!(table.leases[&shard(0)].owner.as_deref(), Some("a"), "it may be alive");
+            assert_eq!(table.workers["a"].capacity, 0, "it is given no other shard");
+            if is_alive {
+                let (standing, table) = ask(&store, "a", Vec::new()).await;
+                assert_eq!(standing, Standing::Renewed);
+                assert_eq!(table.workers["a"].incarnation, 7);
+                assert_eq!(table.leases[&shard(0)].epoch, epoch, "it reads on in its epoch");
+            }
+            tokio::time::sleep(2 * lease_duration).await;
+            let (_, table) = ask_for(&store, "c", lease_duration, vec![assign(0, "c")]).await;
+            let owner = if is_alive { "a" } else { "c" };
+            assert_eq!(table.leases[&shard(0)].owner.as_deref(), Some(owner));
+        }
+    }
+}
+
+#[tokio::test]
+async fn lease_of_an_unknown_worker_is_free_after_a_lease_duration() {
+    let (_server, store, mut raw) = connected().await;
+    begun(&store).await;
+    raw.del::<_, ()>(key("workers")).await.unwrap();
+    let lease_duration = Duration::from_millis(200);
+    let (_, table) = ask_for(&store, "b", lease_duration, vec![assign(0, "b")]).await;
+    assert_eq!(table.leases[&shard(0)].owner.as_deref(), Some("a"), "it may be alive");
+    assert!(table.workers.contains_key("a"), "the table shows the owner");
+    tokio::time::sleep(2 * lease_duration).await;
+    let (_, table) = ask_for(&store, "c", lease_duration, vec![assign(0, "c")]).await;
+    assert_eq!(table.leases[&shard(0)].owner.as_deref(), Some("c"));
+}
+
+#[tokio::test]
+async fn damaged_number_begins_a_new_generation() {
+    let (_server, store, mut raw) = connected().await;
+    for (field, damaged) in [("generation", "now"), ("version", "1e3"), ("cleared", "-1")] {
+        redis::cmd("FLUSHALL").exec_async(&mut raw).await.unwrap();
+        let before = begun(&store).await;
+        raw.hset::<_, _, _, ()>(key("fleet"), field, damaged).await.unwrap();
+        assert_eq!(store.table(&scope()).await.unwrap().leases, before.leases, "{field}");
+        let (standing, table) = ask(&store, "a", Vec::new()).await;
+        assert_eq!(standing, Standing::Renewed, "{field}");
+        assert!(table.generation > before.generation, "{field}: workers restore what they know");
+        assert!(table.version > before.version, "{field}");
+        assert_eq!(table.leases, before.leases, "{field}");
+    }
+}
+
+#[tokio::test]
+async fn field_that_names_no_shard_is_left_alone() {
+    let (_server, store, mut raw) = connected().await;
+    let before = begun(&store).await;
+    for name in ["leases", "checkpoints"] {
+        let field: &[u8] = b"no shard \xff";
+        raw.hset::<_, _, _, ()>(key(name), field, "1").await.unwrap();
+        let (_, table) = ask(&store, "a", Vec::new()).await;
+        assert_eq!(table.leases, before.leases);
+        assert_eq!(raw.hget::<_, _, String>(key(name), field).await.unwrap(), "1");
+    }
+    let store: Arc<dyn CheckpointStore> = Arc::new(store);
+    assert_eq!(store.load(&scope()).await.unwrap().len(), 2);
+    raw.hset::<_, _, _, ()>(key("checkpoints"), shard(0).as_str(), "1").await.unwrap();
+    let error = store.load(&scope()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreCorrupt);
+}
