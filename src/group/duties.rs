@@ -78,6 +78,8 @@ impl Worker {
     /// What was decided is in the table.
     pub(super) fn applied(&mut self, losses: Vec<Loss>) {
         if self.listing.listed.take().is_some() {
+            // A shard that was missing may be found again, in a table that is the same.
+            self.even = None;
             for loss in losses {
                 match loss {
                     Loss::Told(error) => (self.plan.lister.tell)(error),

@@ -17,6 +17,8 @@ pub(super) struct Shards {
     pub(super) shards: Vec<Contents>,
     pub(super) next_number: u128,
     pub(super) consumers: Vec<Registered>,
+    /// The time of its creation, in milliseconds since 1970.
+    pub(super) created: u64,
 }
 
 /// What is in a shard.
@@ -87,10 +89,10 @@ const FIRST_NUMBER: u128 = 495_903_382_714_902_566_085_596_925_383_615;
 
 impl Shards {
     /// `before` is the next number of a deleted stream of the same name.
-    pub(super) fn new(count: usize, before: Option<u128>) -> Self {
+    pub(super) fn new(count: usize, before: Option<u128>, created: u64) -> Self {
         assert!(count > 0, "a stream has at least one shard");
         let next_number = before.map_or(FIRST_NUMBER, |before| before.max(FIRST_NUMBER) + 1000);
-        let mut shards = Self { shards: Vec::new(), next_number, consumers: Vec::new() };
+        let mut shards = Self { shards: Vec::new(), next_number, consumers: Vec::new(), created };
         let share = u128::MAX / count as u128;
         for index in 0..count as u128 {
             let last = if index + 1 == count as u128 { u128::MAX } else { share * (index + 1) - 1 };

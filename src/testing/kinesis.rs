@@ -58,7 +58,8 @@ impl Kinesis {
     }
 
     /// Creates a stream, whose shards share the hash keys evenly. After one of the same name was
-    /// deleted, its shards have the same names and later sequence numbers.
+    /// deleted, its shards have the same names and later sequence numbers, and the iterators and page
+    /// tokens of the deleted stream are refused as expired.
     ///
     /// # Panics
     ///
@@ -66,7 +67,8 @@ impl Kinesis {
     pub fn create_stream(&self, name: &str, shards: usize) -> Stream {
         let mut model = self.0.lock();
         let deleted = model.deleted.get(name).copied();
-        let before = model.streams.insert(name.to_owned(), Shards::new(shards, deleted));
+        let shards = Shards::new(shards, deleted, model.now());
+        let before = model.streams.insert(name.to_owned(), shards);
         drop(model);
         assert!(before.is_none(), "there is a stream {name} already");
         Stream::new(self.0.clone(), name)

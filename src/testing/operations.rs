@@ -106,7 +106,9 @@ impl Model {
             }
             let (name, from, since, given) =
                 parse_token(next).ok_or_else(|| invalid("NextToken is not one"))?;
-            if self.has_expired(given, TOKEN_LIFE) {
+            let is_of_deleted =
+                self.streams.get(&name).is_some_and(|stream| given < stream.created);
+            if is_of_deleted || self.has_expired(given, TOKEN_LIFE) {
                 return Err(refusal(400, "ExpiredNextTokenException", "the token has expired"));
             }
             (name, from, since as u64)
@@ -166,6 +168,9 @@ impl Model {
         }
         let child_shards = self.child_shards;
         let stream = self.streams.get_mut(&name).ok_or_else(|| not_found("Stream"))?;
+        if given < stream.created {
+            return Err(refusal(400, "ExpiredIteratorException", "Iterator expired"));
+        }
         let shard = stream
             .shards
             .get_mut(index)

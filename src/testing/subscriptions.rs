@@ -118,7 +118,8 @@ impl Model {
         let Subscription { stream, shard, id, next, fields, .. } = subscription;
         let gone = || Message::exception("ResourceNotFoundException", "it is not there");
         let Some(stream) = self.streams.get_mut(stream) else { return gone() };
-        let contents = &stream.shards[*shard];
+        // A stream created again may have fewer shards.
+        let Some(contents) = stream.shards.get(*shard) else { return gone() };
         let Some(known) = contents.subscriptions.iter().find(|known| known.id == *id) else {
             return Message::exception("ResourceInUseException", "it was taken over");
         };
@@ -257,8 +258,10 @@ struct Open {
 impl Drop for Open {
     fn drop(&mut self) {
         let (stream, shard, id) = &self.at;
-        if let Some(stream) = self.kinesis.lock().streams.get_mut(stream) {
-            stream.shards[*shard].subscriptions.retain(|known| known.id != *id);
+        let mut model = self.kinesis.lock();
+        let stream = model.streams.get_mut(stream);
+        if let Some(contents) = stream.and_then(|stream| stream.shards.get_mut(*shard)) {
+            contents.subscriptions.retain(|known| known.id != *id);
         }
     }
 }

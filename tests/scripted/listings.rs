@@ -233,3 +233,25 @@ async fn latest_reads_what_came_while_listings_failed() {
         }
     }
 }
+
+/// The table does not change when a shard is found again, and yet the shard must be acquired.
+#[tokio::test(start_paused = true)]
+async fn shard_that_was_missing_for_a_moment_is_read_when_it_is_found_again() {
+    let (kinesis, orders) = orders(1);
+    let store = MemoryStore::new();
+    orders.shard(0).put("0");
+    let first = consumer(&kinesis).store(store.clone()).build().unwrap();
+    let mut records = first.records();
+    assert_eq!(number(&next(&mut records).await), 0);
+    assert_silent(&mut records).await;
+    drop(records);
+    first.close().await.unwrap();
+    orders.shard(0).put("1");
+    orders.shard(0).split();
+    let lacking = Outcome::Mislisted(WrongListing::Without(orders.shard(0).id()));
+    kinesis.next_calls("ListShards", 1, lacking);
+    let not_found = Outcome::failed(400, "ResourceNotFoundException", "not found");
+    kinesis.next_calls("GetShardIterator", 1, not_found);
+    let second = consumer(&kinesis).store(store).build().unwrap();
+    assert_eq!(number(&next(&mut second.records()).await), 1);
+}

@@ -14,6 +14,7 @@
 // A test that cannot go on says so by a panic, in its helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod acts;
 mod checks;
 mod distortions;
 mod faults;
@@ -53,6 +54,9 @@ fn simulate(seed: u64) -> Story {
         seeds::on_a_paused_clock(async {
             let mut world = World::new(seed, panics.clone(), rng);
             world.run().await;
+            if !world.truth.is_broken() {
+                acts::play(seed, world.plan.clone(), world.truth.clone()).await;
+            }
             world.story()
         })
     })

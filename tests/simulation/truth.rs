@@ -42,6 +42,12 @@ pub(crate) enum Promise {
     FewErrors,
     /// Each panic in code of the caller's is told as an event.
     PanicsAreReported,
+    /// Records that are lost are reported, once, and no others.
+    LossesAreReported,
+    /// A shard that the in-flight limit holds is reported, and no other.
+    StallsAreReported,
+    /// The health of a consumer is that of its handler.
+    HealthIsTrue,
     /// Where each position is to be saved before the next record, it is.
     EachIsSaved,
     /// After the end no call and no task is left.

@@ -18,7 +18,7 @@ use crate::store::SimulatedStore;
 use crate::truth::{Promise, Truth, index_of};
 
 /// 2026-01-01, so that no story depends on the day that it is told.
-const BEGINNING: Duration = Duration::from_secs(1_767_225_600);
+pub(crate) const BEGINNING: Duration = Duration::from_secs(1_767_225_600);
 
 /// Longer than any pause between attempts, and than what is left of one.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -1,0 +1,127 @@
+//! Short stories after that of the world, each about one kind of fault that needs a separate stream,
+//! start or caller.
+//!
+//! They are drawn from a second generator, so that the story of the world stays as it is. The store of
+//! an act keeps leases and does not fail.
+
+mod absent;
+mod latest;
+mod reader;
+mod recreated;
+mod stalled;
+
+use std::fmt;
+use std::ops::Range;
+use std::time::{Duration, UNIX_EPOCH};
+
+use fastrand::Rng;
+use kinestream::MemoryStore;
+use kinestream::testing::{Kinesis, Shard, Stream};
+use tokio::time::Instant;
+
+use crate::plan::Plan;
+use crate::truth::{Promise, Truth};
+use crate::world::BEGINNING;
+
+/// Mixed with the seed for the draws of an act.
+const ACTS: u64 = 0x0061_6374_7321;
+
+/// The time in which everything is read when nothing fails any more: a pause between attempts, what is
+/// left of one, and a registration.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A record that was put.
+#[derive(Debug, Clone, Copy)]
+struct Put {
+    shard: usize,
+    at: Instant,
+}
+
+/// One act.
+struct Act {
+    rng: Rng,
+    plan: Plan,
+    truth: Truth,
+    kinesis: Kinesis,
+    orders: Stream,
+    store: MemoryStore,
+    /// By the number in its payload.
+    puts: Vec<Put>,
+}
+
+/// Plays an act in some worlds.
+pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
+    let mut rng = Rng::with_seed(seed ^ ACTS);
+    let which = rng.u8(..64);
+    if which > 7 {
+        return;
+    }
+    let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
+    kinesis.set_latency(plan.latency);
+    kinesis.set_child_shards(plan.child_shards);
+    let orders = kinesis.create_stream("orders", rng.usize(1..4));
+    let store = MemoryStore::at(UNIX_EPOCH + BEGINNING);
+    let mut act = Act { rng, plan, truth, kinesis, orders, store, puts: Vec::new() };
+    match which {
+        0..=2 => act.recreate_stream().await,
+        3 => act.start_at_latest().await,
+        4 | 5 => act.lack_a_shard().await,
+        _ => act.stall().await,
+    }
+}
+
+impl Act {
+    fn time(&mut self, range: Range<u64>) -> Duration {
+        Duration::from_millis(self.rng.u64(range))
+    }
+
+    /// Puts some records into open shards.
+    fn put_some(&mut self, count: Range<usize>) {
+        let open = self.orders.open_shards();
+        for _ in 0..self.rng.usize(count) {
+            let shard = &open[self.rng.usize(..open.len())];
+            self.put_into(shard);
+        }
+    }
+
+    fn put_each(&mut self) {
+        for shard in self.orders.open_shards() {
+            self.put_into(&shard);
+        }
+    }
+
+    fn put_into(&mut self, shard: &Shard) {
+        let number = self.puts.len();
+        shard.put(number.to_string());
+        self.truth.tell(format_args!("put: {number} into shard {}", shard.index()));
+        self.puts.push(Put { shard: shard.index(), at: Instant::now() });
+    }
+
+    /// Splits or merges shards; returns one that is closed by it.
+    fn reshard(&mut self) -> Shard {
+        let open = self.orders.open_shards();
+        let low = self.rng.usize(..open.len());
+        match open.get(low + 1) {
+            Some(high) if self.rng.bool() => drop(open[low].merge(high)),
+            _ => drop(open[low].split()),
+        }
+        self.truth.tell(format_args!("reshard: shard {} is closed", open[low].index()));
+        open[low].clone()
+    }
+
+    /// Reports a broken promise, with the calls up to then.
+    fn breaks(&self, promise: Promise, detail: fmt::Arguments<'_>) {
+        let mut facts = self.truth.lock();
+        for call in self.kinesis.calls() {
+            let shard = call.shard_id.map_or_else(String::new, |shard| format!(" of {shard}"));
+            facts.tell_at(
+                call.at,
+                format_args!(
+                    "call: {}{shard}: {:?}, {}",
+                    call.operation, call.status, call.records
+                ),
+            );
+        }
+        facts.breaks(promise, detail);
+    }
+}

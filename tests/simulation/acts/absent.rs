@@ -1,0 +1,86 @@
+//! A shard that listings lack: several times, or because it has left retention.
+
+use std::time::Duration;
+
+use kinestream::testing::{Outcome, Shard, WrongListing};
+use kinestream::{ErrorKind, OnTrimmed, Ordering, StartingPosition};
+
+use super::Act;
+use crate::seeds::pick;
+use crate::truth::Promise;
+
+impl Act {
+    pub(super) async fn lack_a_shard(&mut self) {
+        let policy = pick(&mut self.rng, &[OnTrimmed::Fail, OnTrimmed::TrimHorizon]);
+        for shard in self.orders.open_shards() {
+            (0..6).for_each(|_| self.put_into(&shard));
+        }
+        let mut reader = self.begin(StartingPosition::TrimHorizon, policy);
+        let (time, most) = (self.time(2000..10_000), self.rng.usize(1..4));
+        reader.read(time, most).await;
+        let read = std::mem::take(&mut reader.delivered);
+        reader.close().await;
+        let parent = self.reshard();
+        self.put_each();
+        if self.rng.u8(..3) == 0 {
+            self.expire(&parent, policy).await;
+        } else {
+            self.lack_for_a_while(&parent, policy, &read).await;
+        }
+    }
+
+    /// Every record is delivered as if the listings had been complete.
+    async fn lack_for_a_while(&mut self, parent: &Shard, policy: OnTrimmed, read: &[usize]) {
+        let shards = self.orders.shards();
+        let lacking = match self.rng.u8(..3) {
+            0 => shards[self.rng.usize(..shards.len())].clone(),
+            _ => parent.clone(),
+        };
+        let listings = self.rng.u32(1..9);
+        self.truth.tell(format_args!("{listings} listings lack shard {}", lacking.index()));
+        let wrong = Outcome::Mislisted(WrongListing::Without(lacking.id()));
+        self.kinesis.next_calls("ListShards", listings as usize, wrong);
+        if self.rng.u8(..3) == 0 {
+            // Fewer than what proves that a shard is gone.
+            let not_found = Outcome::failed(400, "ResourceNotFoundException", "not found");
+            self.kinesis.next_calls("GetShardIterator", self.rng.usize(1..3), not_found);
+        }
+        let mut reader = self.begin(StartingPosition::TrimHorizon, policy);
+        let time = listings * self.plan.discovery_interval;
+        reader.read_for(time + Duration::from_secs(60)).await;
+        self.kinesis.on_call(|_call| Outcome::Served);
+        let mut due: Vec<usize> = (0..self.puts.len()).collect();
+        due.retain(|number| !read.contains(number));
+        self.read_all(&mut reader, &due).await;
+        self.check_order(&reader, false);
+        self.check_errors(&reader, &[ErrorKind::Rejected]);
+        if let Some((shard, _)) = reader.gaps.first() {
+            self.breaks(Promise::LossesAreReported, format_args!("{shard} has no gap"));
+        }
+        reader.close().await;
+    }
+
+    /// The loss of the rest is reported, and `on_trimmed` decides whether the children are read.
+    async fn expire(&mut self, parent: &Shard, policy: OnTrimmed) {
+        self.truth.tell(format_args!("shard {} leaves retention", parent.index()));
+        parent.expire();
+        let mut reader = self.begin(StartingPosition::TrimHorizon, policy);
+        let is_read = policy != OnTrimmed::Fail || self.plan.ordering == Ordering::Unordered;
+        let is_child = |shard: usize| self.orders.shard(shard).parents().contains(&parent.id());
+        let children: Vec<usize> =
+            (0..self.puts.len()).filter(|number| is_child(self.puts[*number].shard)).collect();
+        if is_read {
+            self.read_all(&mut reader, &children).await;
+        }
+        reader.read_for(4 * self.plan.discovery_interval + Duration::from_secs(60)).await;
+        self.check_errors(&reader, &[ErrorKind::Trimmed]);
+        let told = if policy == OnTrimmed::Fail { reader.errors.len() } else { reader.gaps.len() };
+        if told != 1 {
+            self.breaks(Promise::LossesAreReported, format_args!("{told} reports of one loss"));
+        }
+        if !is_read && children.iter().any(|child| reader.delivered.contains(child)) {
+            self.breaks(Promise::ParentsFirst, format_args!("a child of a lost shard is read"));
+        }
+        reader.close().await;
+    }
+}

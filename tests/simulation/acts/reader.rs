@@ -1,0 +1,164 @@
+//! A reader of an act: what it delivers, the errors that it yields and the events that it reports.
+
+use std::fmt;
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use kinestream::{
+    CheckpointOn, Consumer, Error, ErrorKind, Event, Events, OnTrimmed, Record, ShardId,
+    StartingPosition,
+};
+use tokio::time::{Instant, timeout_at};
+
+use super::{Act, PATIENCE};
+use crate::merged::Merged;
+use crate::truth::{Promise, Truth, index_of};
+
+pub(super) struct ActReader {
+    pub(super) consumer: Consumer,
+    stream: Merged,
+    events: Events,
+    truth: Truth,
+    mode: CheckpointOn,
+    /// The numbers of the records, as they were delivered.
+    pub(super) delivered: Vec<usize>,
+    pub(super) errors: Vec<Error>,
+    /// The gaps that were reported, and when.
+    pub(super) gaps: Vec<(ShardId, Instant)>,
+}
+
+impl Act {
+    pub(super) fn begin(&self, start: StartingPosition, on_trimmed: OnTrimmed) -> ActReader {
+        let builder = Consumer::builder(self.kinesis.client(), "orders");
+        let builder = self.plan.apply(builder).store(self.store.clone());
+        let consumer = builder.starting_position(start).on_trimmed(on_trimmed).build();
+        let consumer = consumer.expect("the plan's options are valid");
+        self.truth.tell(format_args!("a reader begins: {start:?}, {on_trimmed:?}"));
+        ActReader {
+            stream: Merged::new(&consumer, self.truth.clone(), &self.plan),
+            events: consumer.events(),
+            consumer,
+            truth: self.truth.clone(),
+            mode: self.plan.mode,
+            delivered: Vec::new(),
+            errors: Vec::new(),
+            gaps: Vec::new(),
+        }
+    }
+
+    /// Reads until all of these records are delivered.
+    pub(super) async fn read_all(&self, reader: &mut ActReader, numbers: &[usize]) {
+        let by = Instant::now() + PATIENCE + 4 * self.plan.discovery_interval;
+        let missing = |reader: &ActReader| {
+            let mut missing = numbers.to_vec();
+            missing.retain(|number| !reader.delivered.contains(number));
+            missing
+        };
+        while !missing(reader).is_empty() && Instant::now() < by {
+            reader.read_for(Duration::from_secs(5)).await;
+        }
+        let missing = missing(reader);
+        if !missing.is_empty() {
+            self.breaks(Promise::NothingIsLost, format_args!("{missing:?} are not delivered"));
+        }
+    }
+
+    /// Yields only errors of these kinds.
+    pub(super) fn check_errors(&self, reader: &ActReader, allowed: &[ErrorKind]) {
+        for error in reader.errors.iter().filter(|error| !allowed.contains(&error.kind())) {
+            self.breaks(Promise::FewErrors, format_args!("{error}"));
+        }
+    }
+
+    /// Within a shard no record is skipped after the first.
+    pub(super) fn check_order(&self, reader: &ActReader, begins_again: bool) {
+        for shard in self.orders.shards() {
+            let of_shard = |number: &usize| self.puts[*number].shard == shard.index();
+            let all: Vec<usize> = (0..self.puts.len()).filter(of_shard).collect();
+            let place = |number: &usize| all.iter().position(|one| one == number);
+            let delivered = reader.delivered.iter().filter(|number| of_shard(number));
+            let places: Vec<usize> = delivered.filter_map(place).collect();
+            for pair in places.windows(2) {
+                if pair[1] > pair[0] + 1 || pair[1] <= pair[0] && !begins_again {
+                    self.breaks(
+                        Promise::Order,
+                        format_args!("shard {}: {pair:?} of {all:?}", shard.index()),
+                    );
+                }
+            }
+        }
+    }
+}
+
+impl ActReader {
+    /// Reads for this time, acknowledging each record at once.
+    pub(super) async fn read_for(&mut self, time: Duration) {
+        self.read(time, usize::MAX).await;
+    }
+
+    /// The same, for up to `most` records.
+    pub(super) async fn read(&mut self, time: Duration, most: usize) {
+        let end = Instant::now() + time;
+        for _ in 0..most {
+            let Ok(next) = timeout_at(end, self.stream.next()).await else { break };
+            match next {
+                Some(Ok(record)) => {
+                    self.note(&record);
+                    if self.mode == CheckpointOn::Ack {
+                        record.ack();
+                    }
+                }
+                Some(Err(error)) => {
+                    self.truth.tell(format_args!("error: {error}"));
+                    self.errors.push(error);
+                }
+                None => {
+                    self.truth.breaks(Promise::Progress, format_args!("the stream ends by itself"));
+                    break;
+                }
+            }
+        }
+        for event in self.new_events() {
+            if let Event::Gap { shard_id, .. } = event {
+                self.gaps.push((shard_id, Instant::now()));
+            }
+        }
+    }
+
+    /// Waits this long for one record.
+    pub(super) async fn next(&mut self, time: Duration) -> Option<Record> {
+        let next = tokio::time::timeout(time, self.stream.next()).await.ok()??;
+        match next {
+            Ok(record) => {
+                self.note(&record);
+                Some(record)
+            }
+            Err(error) => {
+                self.truth.tell(format_args!("error: {error}"));
+                self.errors.push(error);
+                None
+            }
+        }
+    }
+
+    pub(super) fn tell(&self, line: fmt::Arguments<'_>) {
+        self.truth.tell(line);
+    }
+
+    pub(super) fn new_events(&mut self) -> Vec<Event> {
+        std::iter::from_fn(|| self.events.next().now_or_never().flatten()).collect()
+    }
+
+    fn note(&mut self, record: &Record) {
+        let number = std::str::from_utf8(record.data()).expect("a number");
+        let shard = index_of(record.shard_id());
+        self.truth.tell(format_args!("record: {number} of shard {shard}"));
+        self.delivered.push(number.parse().expect("a number"));
+    }
+
+    pub(super) async fn close(self) {
+        let Self { consumer, stream, .. } = self;
+        drop(stream);
+        consumer.close().await.expect("the store of an act does not fail");
+    }
+}
