@@ -130,6 +130,20 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["NothingIsLost", "NotBeforeTheStart", "FewRepeats"],
     },
     Mistake {
+        what: "the checkpoint of a user record names the whole of its aggregated record",
+        file: "record.rs",
+        right: "sub_sequence_number: self.is_inner.then_some(self.sub_sequence_number),",
+        wrong: "sub_sequence_number: None,",
+        breaks: &["NothingIsLost"],
+    },
+    Mistake {
+        what: "descendants of a named shard start where all shards do",
+        file: "lineage/changes.rs",
+        right: "first && !descendants.contains(&shard.id)",
+        wrong: "first && descendants.len() < usize::MAX",
+        breaks: &["NothingIsLost", "Progress"],
+    },
+    Mistake {
         what: "the end of a shard is not stored",
         file: "checkpoint/watermark.rs",
         right: "if self.is_complete() {\n            return Some(Checkpoint::ShardEnd);",

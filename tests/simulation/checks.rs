@@ -21,7 +21,8 @@ impl World {
         for (shard, due) in due.into_iter().enumerate() {
             let position = positions.iter().find(|(id, _)| index_of(id) == shard);
             let passed = position.and_then(|(_, checkpoint)| facts.passed(shard, checkpoint));
-            let passed = passed.or(facts.shards[shard].start).unwrap_or(0);
+            let known = &facts.shards[shard];
+            let passed = passed.or(known.base).or(known.start).unwrap_or(0);
             if passed < due {
                 facts.breaks(
                     Promise::FewRepeats,

@@ -16,6 +16,7 @@
 
 mod acts;
 mod checks;
+mod database;
 mod distortions;
 mod faults;
 mod inline;

@@ -11,6 +11,7 @@ use kinestream::{
 };
 use tokio::time::timeout;
 
+use crate::database::Database;
 use crate::inline::Inline;
 use crate::merged::Merged;
 use crate::neighbour::Neighbour;
@@ -71,10 +72,13 @@ impl Reader {
         truth: Truth,
         plan: Plan,
         panics: Panics,
+        database: Option<&Database>,
     ) -> Self {
         let client = panics.client(kinesis.client());
-        let builder = Consumer::builder(client, "orders").store(store.clone());
-        let mut builder = plan.apply(builder);
+        let mut builder = plan.apply(Consumer::builder(client, "orders").store(store.clone()));
+        if let Some(database) = database {
+            builder = database.apply(builder);
+        }
         let mut neighbour = None;
         if plan.has_neighbour {
             let budget = Budget::new(plan.max_buffered_bytes);
@@ -83,7 +87,10 @@ impl Reader {
         }
         let consumer = builder.build().expect("the plan's options are valid");
         let stream = Inline::new(Merged::new(&consumer, truth.clone(), &plan), panics.clone());
-        let positions = store.positions().await;
+        let positions = match database {
+            Some(database) => database.positions.clone(),
+            None => store.positions().await,
+        };
         truth.lock().begin_reader(&positions);
         truth.tell(format_args!("a reader begins"));
         Self {
@@ -186,6 +193,7 @@ impl Reader {
             }
             Some(Ok(record)) => {
                 let place = self.judge(&record);
+                self.truth.lock().delivered(place, record.checkpoint());
                 self.judge_saved(place);
                 if self.plan.mode == CheckpointOn::Pull {
                     self.stream.with(|stream| stream.hold(place));

@@ -71,6 +71,11 @@ impl SimulatedStore {
         Self { cut_off: Arc::default(), own: Arc::default(), ..self.clone() }
     }
 
+    /// The same store after it has lost everything, as another process sees it.
+    pub(crate) fn emptied(&self) -> Self {
+        Self { stored: MemoryStore::new(), ..self.for_another() }
+    }
+
     pub(crate) fn set_health(&self, health: Health) {
         let mut shared = self.shared.lock().unwrap();
         if shared.health != Health::Well {

@@ -63,6 +63,8 @@ pub(crate) struct Fact {
     pub(crate) size: usize,
     /// The caller has finished with it.
     pub(crate) finished: bool,
+    /// The position after it, as it was delivered with it.
+    pub(crate) checkpoint: Option<Checkpoint>,
     /// When the caller of this reader had finished with it.
     pub(crate) finished_here: Option<Instant>,
     /// It must be read: it was put after the start.
@@ -169,7 +171,8 @@ impl Facts {
         let records = &mut self.shards[shard].records;
         self.places.insert((number, part), (shard, records.len()));
         let (required, old) = (self.started, self.too_early);
-        records.push(Fact { size, finished: false, finished_here: None, required, old });
+        let (finished, checkpoint, finished_here) = (false, None, None);
+        records.push(Fact { size, finished, checkpoint, finished_here, required, old });
     }
 
     pub(crate) fn place(&self, number: &SequenceNumber, part: u64) -> Place {
@@ -197,6 +200,28 @@ impl Facts {
             Checkpoint::ShardEnd => Some(self.shards[shard].records.len()),
             _ => None,
         }
+    }
+
+    /// Keeps the checkpoint that a record is delivered with, which must lie just after the record.
+    pub(crate) fn delivered(&mut self, (shard, place): Place, checkpoint: Checkpoint) {
+        if self.passed(shard, &checkpoint) != Some(place + 1) {
+            self.breaks(
+                Promise::NothingIsLost,
+                format_args!("record {place} of shard {shard} has checkpoint {checkpoint}"),
+            );
+        }
+        self.shards[shard].records[place].checkpoint = Some(checkpoint);
+    }
+
+    /// Returns the checkpoint of the last record of each shard that is finished with all records before
+    /// it: what the caller's own database holds.
+    pub(crate) fn database(&self) -> BTreeMap<ShardId, Checkpoint> {
+        let last = |shard: &Shard| {
+            let read = &shard.records[shard.start?..];
+            read.iter().take_while(|fact| fact.finished).last()?.checkpoint.clone()
+        };
+        let shards = self.shards.iter().enumerate();
+        shards.filter_map(|(index, shard)| Some((id_of(index), last(shard)?))).collect()
     }
 
     /// A position is being stored.
@@ -236,6 +261,10 @@ impl Facts {
             |fact: &&Fact| fact.finished_here.is_some_and(|at| at.elapsed() >= time);
         base + shard.records[base..].iter().take_while(long_finished).count()
     }
+}
+
+pub(crate) fn id_of(index: usize) -> ShardId {
+    format!("shardId-{index:012}").parse().expect("the name of a shard of the model")
 }
 
 pub(crate) fn index_of(id: &ShardId) -> usize {

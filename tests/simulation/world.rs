@@ -9,6 +9,7 @@ use kinestream::testing::{Kinesis, Outcome, Shard, Stream, aggregate};
 use kinestream::{Checkpoint, CheckpointOn, StartingPosition};
 use tokio::time::{Instant, sleep};
 
+use crate::database::Databases;
 use crate::distortions::Distortions;
 use crate::panics::Panics;
 use crate::plan::Plan;
@@ -71,6 +72,7 @@ pub(crate) struct World {
     /// What says when something panics.
     panic_rng: Rng,
     pub(crate) distortions: Distortions,
+    databases: Databases,
 }
 
 impl World {
@@ -82,6 +84,7 @@ impl World {
         let distortions = Distortions::new(seed);
         plan.distorted = distortions.is_possible();
         plan.draw_later(&mut Rng::with_seed(seed ^ DRAWN_LATER));
+        let databases = Databases::new(seed, &plan);
         let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
         let orders = kinesis.create_stream("orders", plan.shards);
         // From one digit to two and three.
@@ -122,6 +125,7 @@ impl World {
             panics,
             panic_rng,
             distortions,
+            databases,
         }
     }
 
@@ -173,9 +177,15 @@ impl World {
     }
 
     async fn reader(&mut self) -> Reader {
+        let database = self.databases.next(&self.truth.lock());
+        if let Some(database) = &database {
+            self.truth.tell(format_args!("the store is empty: {database:?}"));
+            self.store = self.store.emptied();
+        }
         let store = self.store.for_another();
         let (truth, plan) = (self.truth.clone(), self.plan.clone());
-        Reader::begin(&self.kinesis, store, truth, plan, self.panics.clone()).await
+        Reader::begin(&self.kinesis, store, truth, plan, self.panics.clone(), database.as_ref())
+            .await
     }
 
     /// One thing that happens.
@@ -406,7 +416,9 @@ impl World {
         let facts = self.truth.lock();
         let stored = |shard: &Shard| positions.get(&shard.id()) == Some(&Checkpoint::ShardEnd);
         let unfinished = |shard: &Shard| {
-            !facts.shards[shard.index()].is_finished() || !shard.is_open() && !stored(shard)
+            let known = &facts.shards[shard.index()];
+            let is_ended = shard.is_open() || known.expired || stored(shard);
+            !known.is_finished() || !is_ended
         };
         self.orders.shards().iter().filter(|shard| unfinished(shard)).map(Shard::index).collect()
     }
