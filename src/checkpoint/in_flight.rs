@@ -144,8 +144,8 @@ impl InFlightCounter {
         self.records = self.records.saturating_sub(records);
         self.bytes = self.bytes.saturating_sub(bytes);
         // An acknowledgement ends a stall, even if the limit still holds the shard.
-        if self.held_since.take().is_some() {
-            self.is_reported = false;
+        if self.held_since.is_some() {
+            (self.held_since, self.is_reported) = (None, false);
             self.note_held();
         }
     }

@@ -109,6 +109,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["Progress"],
     },
     Mistake {
+        what: "what is pushed is read without room for it",
+        file: "source/subscription.rs",
+        right: "if !is_least && is_event {\n                return false;",
+        wrong: "if !is_least && is_event {\n                space.stretch(bytes);\n                self.messages.push_back(space);\n                return true;",
+        breaks: &["MemoryBudget"],
+    },
+    Mistake {
         what: "what a run leaves of its batch is dropped",
         file: "shard/run.rs",
         right: "Place::Taken(self.buffer)\n",
