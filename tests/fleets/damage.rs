@@ -53,7 +53,9 @@ impl World {
         let (shard, lease) = table.leases.iter().nth(place).expect("it is one of them");
         let is_lease = self.damage.rng.bool();
         let time = Duration::from_millis(self.damage.rng.u64(..120_000));
-        if lease.unreadable.is_some() || !is_lease && lease.checkpoint.is_none() {
+        // A shard of which only a position is stored has no lease to damage.
+        let is_stored = if is_lease { lease.parents.is_some() } else { lease.checkpoint.is_some() };
+        if lease.unreadable.is_some() || !is_stored {
             return;
         }
         let part = if is_lease { "lease" } else { "position" };
