@@ -12,7 +12,7 @@ use crate::record::SequenceNumber;
 
 pub use in_flight::InFlightLimit;
 pub(crate) use in_flight::{Allowance, ByteAllowance, InFlightConfig};
-pub(crate) use watermark::{Advance, Watermark};
+pub(crate) use watermark::{Advance, Passed, Watermark};
 
 /// How far one shard has been read: what a [`CheckpointStore`](crate::CheckpointStore) keeps.
 ///
@@ -24,6 +24,7 @@ pub(crate) use watermark::{Advance, Watermark};
 /// | [`TrimHorizon`](Self::TrimHorizon) | `TRIM_HORIZON` |
 /// | [`AtTimestamp`](Self::AtTimestamp) | `AT_TIMESTAMP:1767225600000`, milliseconds since 1970 |
 /// | [`AfterSequence`](Self::AfterSequence) | `AFTER_SEQUENCE_NUMBER:49590338`, with `:7` behind it inside an aggregated record |
+/// | [`CaughtUp`](Self::CaughtUp) | `CAUGHT_UP:1767225600000:49590338`, or `CAUGHT_UP:1767225600000` where no record was finished |
 /// | [`ShardEnd`](Self::ShardEnd) | `SHARD_END` |
 ///
 /// ```
@@ -52,6 +53,15 @@ pub enum Checkpoint {
         /// parts that is.
         sub_sequence_number: Option<u64>,
     },
+    /// All records up to `after` are finished, and no other record had arrived by `until`. A quiet
+    /// shard is stored so: `after` may leave retention without a loss.
+    CaughtUp {
+        /// The last finished record, or the last position at which the server said that there is no
+        /// other; `None` where no record was finished.
+        after: Option<SequenceNumber>,
+        /// A time by the server's clock, to the millisecond.
+        until: SystemTime,
+    },
     /// Every record of the shard is finished, and the shard is closed: it is never read again.
     ShardEnd,
 }
@@ -62,30 +72,46 @@ impl Checkpoint {
     /// A position never moves backwards, and a starting position never replaces another one:
     /// whoever pinned the start first has pinned it for all.
     pub fn supersedes(&self, stored: &Self) -> bool {
-        match (self, stored) {
-            (Self::TrimHorizon | Self::AtTimestamp(_), _) | (_, Self::ShardEnd) => false,
-            (Self::AfterSequence { .. }, Self::AfterSequence { .. }) => {
-                self.place() > stored.place()
+        self.order() > stored.order()
+    }
+
+    fn order(&self) -> Order<'_> {
+        match self {
+            Self::TrimHorizon | Self::AtTimestamp(_) => Order::Start,
+            Self::CaughtUp { after: None, until } => Order::Quiet(millis_of(*until)),
+            // A whole record is further than any part of it, and with a time further still.
+            Self::CaughtUp { after: Some(number), until } => {
+                Order::Behind(number, u64::MAX, Some(millis_of(*until)))
             }
-            (Self::AfterSequence { .. } | Self::ShardEnd, _) => true,
+            Self::AfterSequence { sequence_number, sub_sequence_number } => {
+                Order::Behind(sequence_number, sub_sequence_number.unwrap_or(u64::MAX), None)
+            }
+            Self::ShardEnd => Order::End,
         }
     }
 
     /// The last record that is finished, where there is one.
     pub(crate) fn sequence_number(&self) -> Option<&SequenceNumber> {
-        self.place().map(|(number, _)| number)
-    }
-
-    /// The place after which to go on. Without a part, the whole record is finished, which is
-    /// further than any part of it.
-    fn place(&self) -> Option<(&SequenceNumber, u64)> {
         match self {
-            Self::AfterSequence { sequence_number, sub_sequence_number } => {
-                Some((sequence_number, sub_sequence_number.unwrap_or(u64::MAX)))
-            }
+            Self::AfterSequence { sequence_number, .. } => Some(sequence_number),
+            Self::CaughtUp { after, .. } => after.as_ref(),
             _ => None,
         }
     }
+
+    /// A shard that was quiet until then.
+    pub(crate) fn caught_up(after: Option<SequenceNumber>, until: SystemTime) -> Self {
+        Self::CaughtUp { after, until: UNIX_EPOCH + Duration::from_millis(millis_of(until)) }
+    }
+}
+
+/// How far checkpoints are. Starting positions are equal: none replaces another.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Order<'a> {
+    Start,
+    Quiet(u64),
+    Behind(&'a SequenceNumber, u64, Option<u64>),
+    End,
 }
 
 impl fmt::Display for Checkpoint {
@@ -99,6 +125,13 @@ impl fmt::Display for Checkpoint {
                 write!(formatter, "AFTER_SEQUENCE_NUMBER:{sequence_number}")?;
                 match sub_sequence_number {
                     Some(part) => write!(formatter, ":{part}"),
+                    None => Ok(()),
+                }
+            }
+            Self::CaughtUp { after, until } => {
+                write!(formatter, "CAUGHT_UP:{}", millis_of(*until))?;
+                match after {
+                    Some(number) => write!(formatter, ":{number}"),
                     None => Ok(()),
                 }
             }
@@ -118,14 +151,13 @@ impl FromStr for Checkpoint {
 
     /// # Errors
     ///
-    /// [`ErrorKind::StoreCorrupt`] where the text is none of the four forms.
+    /// [`ErrorKind::StoreCorrupt`] where the text is none of the five forms.
     fn from_str(text: &str) -> Result<Self, Error> {
         let parsed = match text.split_once(':') {
             None if text == "TRIM_HORIZON" => Some(Self::TrimHorizon),
             None if text == "SHARD_END" => Some(Self::ShardEnd),
-            Some(("AT_TIMESTAMP", millis)) => parse_digits(millis)
-                .and_then(|millis| UNIX_EPOCH.checked_add(Duration::from_millis(millis)))
-                .map(Self::AtTimestamp),
+            Some(("AT_TIMESTAMP", millis)) => parse_time(millis).map(Self::AtTimestamp),
+            Some(("CAUGHT_UP", quiet)) => parse_quiet(quiet),
             Some(("AFTER_SEQUENCE_NUMBER", place)) => parse_place(place),
             _ => None,
         };
@@ -145,6 +177,18 @@ fn parse_place(place: &str) -> Option<Checkpoint> {
         sequence_number: number.parse().ok()?,
         sub_sequence_number: part,
     })
+}
+
+fn parse_quiet(quiet: &str) -> Option<Checkpoint> {
+    let (millis, after) = match quiet.split_once(':') {
+        Some((millis, number)) => (millis, Some(number.parse().ok()?)),
+        None => (quiet, None),
+    };
+    Some(Checkpoint::CaughtUp { after, until: parse_time(millis)? })
+}
+
+fn parse_time(millis: &str) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::from_millis(parse_digits(millis)?))
 }
 
 /// Digits alone: `u64::from_str` would let a sign through.
@@ -169,6 +213,10 @@ mod tests {
                     sequence_number: number.parse().unwrap(),
                     sub_sequence_number: part,
                 }
+            }),
+            (0..9_u64, prop::option::of("[1-9][0-9]{0,2}")).prop_map(|(millis, number)| {
+                let after = number.map(|number| number.parse().unwrap());
+                Checkpoint::CaughtUp { after, until: UNIX_EPOCH + Duration::from_millis(millis) }
             }),
             Just(Checkpoint::ShardEnd),
         ]

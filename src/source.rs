@@ -19,12 +19,14 @@ mod portion;
 mod position;
 mod progress;
 mod registration;
+mod retention;
+mod retention_period;
 mod room;
 mod standing;
 mod subscription;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_stream::stream;
 use futures::StreamExt;
@@ -57,6 +59,8 @@ pub(crate) struct Subject {
     pub(crate) epoch: u64,
     pub(crate) position: Position,
     pub(crate) on_trimmed: OnTrimmed,
+    /// A time as the position is the moment of a first start, not a time that the caller names.
+    pub(crate) is_pinned: bool,
     /// Whether records that a producer has packed into one are handed out one by one.
     pub(crate) deaggregate: bool,
     pub(crate) budget: Budget,
@@ -78,6 +82,7 @@ impl Subject {
             epoch: self.epoch,
             position: self.position,
             on_trimmed: self.on_trimmed,
+            is_pinned: self.is_pinned,
             deaggregate: self.deaggregate,
             finish: self.finish,
             pace: Pace::new(if self.fan_out.is_some() { SHORTEST_PAUSE } else { interval }),
@@ -94,8 +99,8 @@ impl Subject {
 pub(crate) enum Fetched {
     /// At least one record, and the memory that they were granted.
     Records(Batch, Space),
-    /// There is no record up to here but those that came before: a quiet shard is read so far.
-    Passed(SequenceNumber),
+    /// No other record comes up to `after`, or had arrived by `until`: a quiet shard is read so far.
+    Passed { after: Option<SequenceNumber>, until: SystemTime },
     /// The shard is closed and read to its end. The children are known where the server names
     /// them; nothing follows.
     End(Vec<KnownShard>),

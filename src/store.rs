@@ -117,7 +117,12 @@
 //! 2) "SHARD_END"
 //! 3) "shardId-000000000001"
 //! 4) "AFTER_SEQUENCE_NUMBER:49590338271490256608559692538361571095921575989136588898"
+//! 5) "shardId-000000000002"
+//! 6) "CAUGHT_UP:1767225600000:49590338271490256608559692538361571095921575989136588914"
 //! ```
+//!
+//! The third shard is quiet: `CAUGHT_UP` names the time up to which no other record had arrived, in
+//! milliseconds since 1970 by the clock of Kinesis, and the last finished record, if there is one.
 //!
 //! Who reads what: `HGETALL …:leases`, and `HGETALL …:workers` for who is there. The same from a
 //! program: [`Consumer::positions`](crate::Consumer::positions).

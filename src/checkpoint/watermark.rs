@@ -19,13 +19,13 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use super::Checkpoint;
 use super::in_flight::{Allowance, InFlightConfig, InFlightCounter, InFlightLimit};
-use crate::record::{Finish, Mark};
+use crate::record::{Finish, Mark, SequenceNumber};
 use crate::wakers::wake_all;
 
 /// How many times of handing out are remembered: a record that is never finished must not cost
@@ -55,10 +55,12 @@ struct State {
     prefix: u64,
     /// Where the last record of the prefix stands, or what was passed behind it.
     position: Option<Mark>,
+    /// No other record had arrived behind the position by then.
+    until: Option<SystemTime>,
     /// Finished records beyond a gap: from the first number of a run to its end.
     islands: BTreeMap<u64, Island>,
     /// Behind the record before this number lies a place up to which there is no other.
-    passed: Option<(u64, Mark)>,
+    passed: Option<(u64, Passed)>,
     handed_out: u64,
     in_flight: InFlightCounter,
     /// When records were found to be delivered, by the number of the first: those of the prefix and
@@ -76,6 +78,14 @@ struct State {
     waiting: Option<Waker>,
     /// Who waits for all of them to be finished.
     settling: Option<Waker>,
+}
+
+/// How far a quiet shard is read: no record but those that were delivered comes up to `after`, or had
+/// arrived by `until`.
+#[derive(Clone, Copy)]
+pub(crate) struct Passed {
+    pub(crate) after: Option<Mark>,
+    pub(crate) until: SystemTime,
 }
 
 struct Island {
@@ -183,11 +193,11 @@ impl Watermark {
         Poll::Pending
     }
 
-    /// There is no record up to that place but those that were handed out.
-    pub(crate) fn pass(&self, place: &Mark) {
+    /// Records that no other one comes up to there but those that were delivered.
+    pub(crate) fn pass(&self, passed: Passed) {
         let advanced = {
             let mut state = self.lock();
-            state.passed = Some((state.handed_out, *place));
+            state.passed = Some((state.handed_out, passed));
             let advanced = state.reach_passed();
             state.note_changed(advanced);
             advanced
@@ -310,7 +320,11 @@ impl State {
         if self.is_complete() {
             return Some(Checkpoint::ShardEnd);
         }
-        self.position.as_ref().map(|position| Checkpoint::AfterSequence {
+        let position = self.position.as_ref();
+        if let Some(until) = self.until {
+            return Some(Checkpoint::caught_up(position.map(SequenceNumber::from), until));
+        }
+        position.map(|position| Checkpoint::AfterSequence {
             sequence_number: position.into(),
             sub_sequence_number: position.part(),
         })
@@ -320,8 +334,9 @@ impl State {
     /// has.
     fn reach_passed(&mut self) -> bool {
         match self.passed {
-            Some((number, place)) if number == self.prefix => {
-                (self.position, self.passed) = (Some(place), None);
+            Some((number, passed)) if number == self.prefix => {
+                self.position = passed.after.or(self.position);
+                (self.until, self.passed) = (Some(passed.until), None);
                 true
             }
             Some((number, _)) if number < self.prefix => {
@@ -351,6 +366,7 @@ impl State {
         // The common case, record after record, looks at no map.
         if number == self.prefix && self.islands.is_empty() {
             self.prefix += 1;
+            self.until = None;
             self.position = Some(*mark);
             return true;
         }
@@ -360,6 +376,7 @@ impl State {
         };
         if number == self.prefix {
             self.prefix = end;
+            self.until = None;
             self.position = Some(last);
             return true;
         }

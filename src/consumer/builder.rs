@@ -212,7 +212,16 @@ impl ConsumerBuilder {
         self
     }
 
-    /// What to do about a checkpoint that has left retention.
+    /// Sets what to do about a position that has left retention, so that records may have been lost.
+    ///
+    /// A position is compared with the oldest kept record whenever reading starts there. A shard that was
+    /// read up to a time within retention has lost nothing. The stream's retention period is looked up by
+    /// `DescribeStreamSummary` where a shard was not read for 24 hours; 24 hours are assumed where IAM does
+    /// not allow the call.
+    ///
+    /// The moment of a first start at `Latest` and a time set by [`seek`](crate::Consumer::seek) are reported
+    /// as well if they have left retention. A time that [`starting_position`](Self::starting_position) names
+    /// is not: before retention it means the oldest kept record.
     ///
     /// Default: [`OnTrimmed::Fail`].
     pub fn on_trimmed(mut self, policy: OnTrimmed) -> Self {

@@ -192,6 +192,7 @@ impl Running {
         let Opening { shard, position, tenure, watermark, pulse } = opening;
         let inner = &self.session.consumer.inner;
         let observer = inner.observer.shard(&shard.id, &watermark);
+        let is_pinned = !inner.settings.start.is_at_time(&shard.id);
         let subject = Subject {
             kinesis: inner.kinesis.clone(),
             observer: observer.clone(),
@@ -200,6 +201,7 @@ impl Running {
             interval: inner.settings.interval,
             limit: inner.settings.limit,
             on_trimmed: inner.settings.on_trimmed,
+            is_pinned,
             deaggregate: inner.settings.deaggregate,
             fan_out: inner.fan_out.clone(),
             budget: self.budget.clone(),

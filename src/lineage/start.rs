@@ -80,6 +80,14 @@ pub enum ShardPosition {
         /// The sub-sequence number of the last user record that is finished.
         sub_sequence_number: u64,
     },
+    /// As [`Checkpoint::CaughtUp`]: the record behind `after`, or the first one that had not arrived by
+    /// `until`.
+    CaughtUp {
+        /// The last finished record, if there is one.
+        after: Option<SequenceNumber>,
+        /// A time by the clock of Kinesis.
+        until: SystemTime,
+    },
     /// The end of the shard, which is not read. Its children are read from their beginning.
     ShardEnd,
 }
@@ -105,6 +113,7 @@ impl From<Checkpoint> for ShardPosition {
             Checkpoint::AfterSequence { sequence_number, sub_sequence_number: Some(number) } => {
                 Self::AfterUserRecord { sequence_number, sub_sequence_number: number }
             }
+            Checkpoint::CaughtUp { after, until } => Self::CaughtUp { after, until },
             Checkpoint::ShardEnd => Self::ShardEnd,
         }
     }
@@ -144,7 +153,18 @@ impl Start {
             ShardPosition::AfterUserRecord { sequence_number, sub_sequence_number } => {
                 Pin::Named(Position::After(sequence_number, Some(sub_sequence_number)))
             }
+            ShardPosition::CaughtUp { after, until } => {
+                Pin::Named(Position::CaughtUp { after, until })
+            }
             ShardPosition::ShardEnd => Pin::Kept(Checkpoint::ShardEnd),
+        }
+    }
+
+    /// Whether the caller names a time for the shard to start at.
+    pub(crate) fn is_at_time(&self, shard: &ShardId) -> bool {
+        match self.each.get(shard) {
+            Some(position) => matches!(position, ShardPosition::AtTimestamp(_)),
+            None => matches!(self.all, StartingPosition::AtTimestamp(_)),
         }
     }
 

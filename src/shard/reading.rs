@@ -18,7 +18,7 @@ use futures::Stream;
 use super::feed::{Feed, Received};
 use super::run::{Desk, LONGEST_RUN, Next, Run};
 use super::{CheckpointOn, Closing, Tenure};
-use crate::checkpoint::{Allowance, InFlightConfig, Watermark};
+use crate::checkpoint::{Allowance, InFlightConfig, Passed, Watermark};
 use crate::error::{Error, Result};
 use crate::observe::{Event, ShardObserver};
 use crate::record::{Mark, ShardId};
@@ -179,7 +179,9 @@ impl Reading {
             };
             match fetched {
                 Ok(Fetched::Records(batch, space)) => desk.put(batch, space),
-                Ok(Fetched::Passed(number)) => self.watermark.pass(&Mark::from(&number)),
+                Ok(Fetched::Passed { after, until }) => {
+                    self.watermark.pass(Passed { after: after.as_ref().map(Mark::from), until });
+                }
                 Ok(Fetched::End(children)) => {
                     self.state = State::Done;
                     self.observer.tell(Event::ShardEnded {

@@ -59,7 +59,7 @@ pub(super) struct OpenEnd {
 }
 
 /// The earliest moment at which a listing may have been made that is believed now.
-fn lately() -> Instant {
+pub(super) fn lately() -> Instant {
     let now = Instant::now();
     now.checked_sub(LISTED_WITHIN).unwrap_or(now)
 }

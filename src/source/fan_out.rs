@@ -15,7 +15,7 @@
 //! await point drops the subscription and nothing else.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::types::SubscribeToShardEvent;
 use tokio::time::Instant;
@@ -26,8 +26,9 @@ use super::demand::Demand;
 use super::doubt::{MISNUMBERED, OpenEnd};
 use super::progress::{Answer, Progress, Told, Unpacked, children};
 use super::registration::Registration;
+use super::retention::Beginning;
 use super::room::while_read;
-use super::subscription::{Gauge, Message, Next, Subscription};
+use super::subscription::{Gauge, LONGEST_LIFE, Message, Next, Subscription};
 use super::{Asks, KnownShard, Source, batches};
 use crate::error::{Failure, Remedy};
 use crate::observe::log_line;
@@ -91,7 +92,9 @@ impl FanOut {
             Ok(new) => {
                 self.progress.pace.subscribed();
                 self.placed = true;
-                return Ok(Some(new));
+                let (subscription, date) = new;
+                self.progress.placed(date);
+                return Ok(Some(subscription));
             }
             Err(refused) => refused,
         };
@@ -110,7 +113,7 @@ impl FanOut {
         Ok(None)
     }
 
-    async fn subscribe(&self) -> Result<Subscription, Refused> {
+    async fn subscribe(&self) -> Result<(Subscription, Option<SystemTime>), Refused> {
         let consumer = self.registration.arn().await.map_err(Refused::Failed)?;
         let spare = self.memory.grant(&self.demand, while_read(self.expected)).await;
         let gauge = Gauge::new(spare, self.demand.clone());
@@ -144,6 +147,12 @@ impl FanOut {
         let children = children(self.progress.shard_id(), event.child_shards());
         let has_records = !event.records.is_empty();
         let lag = event.millis_behind_latest;
+        let first = event.records.first().map(|record| record.sequence_number.as_str());
+        let is_tip = lag <= 0 || next.is_none() && children.is_some();
+        let beginning = self.progress.judge_beginning(first, is_tip).await?;
+        if matches!(beginning, Beginning::Replaced | Beginning::Postponed) {
+            return Ok(());
+        }
         let Unpacked { batch, is_misnumbered } =
             self.progress.unpack(event.records, bytes, lag, self.placed);
         self.placed &= lag > 0 && batch.len() == 0;
@@ -160,13 +169,23 @@ impl FanOut {
             Some(next) if children.is_none() || has_records || lag > 0 => {
                 self.progress.is_certain(false);
                 put(&self.slot, subscription);
-                answer.passed = Some(next).filter(|next| self.progress.advance(next));
+                if beginning == Beginning::Sound {
+                    let behind = Duration::from_millis(u64::try_from(lag).unwrap_or(0));
+                    // The event may have waited for as long as its subscription has lived.
+                    let behind = behind + LONGEST_LIFE;
+                    let now = self.progress.server_time_at(Instant::now());
+                    let until = now.checked_sub(behind).unwrap_or(now);
+                    answer.passed = self.progress.advance(next, until);
+                }
                 self.progress.answered(answer);
                 Ok(())
             }
             None if children.is_none() => {
                 if is_empty {
                     answer.end = self.open_end(is_empty, lag).await?;
+                    if answer.end.is_some() && !self.progress.judge_end(beginning).await? {
+                        return Ok(());
+                    }
                     self.progress.answered(answer);
                     return Ok(());
                 }

@@ -26,11 +26,12 @@ use super::Position;
 use super::connections::Place;
 use super::hash_range::{HashRange, HashRanges};
 use super::listing::{Listing, Pages, of_next_page, unusable};
+use super::retention_period::{Period, RetentionPeriod};
 use super::room::Room;
 use super::standing::{Standing, Standings};
 use super::subscription::{Gauge, Subscription};
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result, contain, date_of};
-use crate::record::{SequenceNumber, ShardId};
+use crate::record::ShardId;
 
 /// A call that has not answered by then has failed: ten times what a 10 MiB answer takes at
 /// 30 Mbit/s.
@@ -40,6 +41,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// <https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html>.
 pub(crate) const MOST_CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
+/// Records are kept for so long at least:
+/// <https://docs.aws.amazon.com/streams/latest/dev/kinesis-extended-retention.html>.
+pub(super) const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 3600);
+
 /// One stream, by the user's client.
 #[derive(Debug, Clone)]
 pub(crate) struct Kinesis {
@@ -48,6 +53,7 @@ pub(crate) struct Kinesis {
     arn: Option<Arc<str>>,
     ranges: Arc<HashRanges>,
     standings: Arc<Standings>,
+    retention: Arc<RetentionPeriod>,
 }
 
 /// A shard, as a listing or the end of its parent tells of it.
@@ -64,7 +70,14 @@ impl Kinesis {
             Some((_, name)) if stream.starts_with("arn:") => (name, Some(stream.into())),
             _ => (stream, None),
         };
-        Self { client, name: name.into(), arn, ranges: Arc::default(), standings: Arc::default() }
+        Self {
+            client,
+            name: name.into(),
+            arn,
+            ranges: Arc::default(),
+            standings: Arc::default(),
+            retention: Arc::default(),
+        }
     }
 
     pub(crate) fn name(&self) -> &Arc<str> {
@@ -88,7 +101,7 @@ impl Kinesis {
         &self,
         shard: &ShardId,
         position: &Position,
-    ) -> Result<Option<String>, Failure> {
+    ) -> Result<(Option<String>, Option<SystemTime>), Failure> {
         let (name, arn) = self.target();
         let call = self
             .client
@@ -99,8 +112,9 @@ impl Kinesis {
         let (kind, number, time) = place_of(position);
         let call =
             call.shard_iterator_type(kind).set_starting_sequence_number(number).set_timestamp(time);
-        let call = call.customize().config_override(Self::once()).send();
-        Ok(answer("GetShardIterator", call).await?.shard_iterator)
+        let date = ServerDate::default();
+        let call = call.customize().config_override(Self::once()).interceptor(date.clone()).send();
+        Ok((answer("GetShardIterator", call).await?.shard_iterator, date.read()))
     }
 
     /// The answer is read when there is room for it.
@@ -128,10 +142,25 @@ impl Kinesis {
         if let Some(arn) = &self.arn {
             return Ok(Arc::clone(arn));
         }
-        let call = self.client.describe_stream_summary().stream_name(&*self.name);
-        let call = call.customize().config_override(Self::once()).send();
-        let described = answer("DescribeStreamSummary", call).await?.stream_description_summary;
+        let described = self.summary().await?;
         Ok(described.map(|summary| summary.stream_arn).unwrap_or_default().into())
+    }
+
+    async fn summary(&self) -> Result<Option<types::StreamDescriptionSummary>, Failure> {
+        let (name, arn) = self.target();
+        let call = self.client.describe_stream_summary();
+        let call = call.set_stream_name(name).set_stream_arn(arn);
+        let call = call.customize().config_override(Self::once()).send();
+        Ok(answer("DescribeStreamSummary", call).await?.stream_description_summary)
+    }
+
+    /// How long the stream keeps records; 24 hours where Kinesis refuses to say.
+    pub(super) async fn retention(&self) -> Result<Period, Failure> {
+        let describe = async || {
+            let hours = self.summary().await?.map_or(0, |summary| summary.retention_period_hours);
+            Ok(Duration::from_secs(u64::try_from(hours).unwrap_or(0) * 3600))
+        };
+        self.retention.get(describe).await
     }
 
     /// The ARN of a consumer and how it stands: of that name, where the stream is given, or else of
@@ -181,7 +210,7 @@ impl Kinesis {
         shard: &ShardId,
         position: &Position,
         gauge: Gauge,
-    ) -> Result<Subscription, Failure> {
+    ) -> Result<(Subscription, Option<SystemTime>), Failure> {
         let (kind, number, time) = place_of(position);
         let place = types::StartingPosition::builder()
             .r#type(kind)
@@ -189,7 +218,7 @@ impl Kinesis {
             .set_timestamp(time);
         // What has nothing to say is no download that has stalled, and whether it is dead is looked
         // for here: the SDK would look each second.
-        let on = Place::take();
+        let (on, date) = (Place::take(), ServerDate::default());
         let settings = Self::once()
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .timeout_config(on.timeouts(self.client.config().timeout_config()));
@@ -203,9 +232,10 @@ impl Kinesis {
             .customize()
             .config_override(settings)
             .interceptor(gauge.clone())
+            .interceptor(date.clone())
             .send();
         let subscribed = answer("SubscribeToShard", call).await?;
-        Ok(Subscription::new(subscribed.event_stream, gauge, on))
+        Ok((Subscription::new(subscribed.event_stream, gauge, on), date.read()))
     }
 
     /// Lists the shards of the stream that are within retention; with `since`, those of them that
@@ -289,18 +319,16 @@ fn too_many_consumers(failure: Failure) -> Failure {
 }
 
 /// How Kinesis is told where to begin.
+///
+/// A finished record is asked for once more, and passed over: that it is there shows that none behind
+/// it has left retention. The last number of a closed shard may also be refused as one to begin after.
 fn place_of(position: &Position) -> (ShardIteratorType, Option<String>, Option<DateTime>) {
-    let named = |number: &SequenceNumber| Some(number.as_str().to_owned());
-    match position {
-        Position::TrimHorizon => (ShardIteratorType::TrimHorizon, None, None),
-        Position::AtTimestamp(time) => (ShardIteratorType::AtTimestamp, None, Some((*time).into())),
-        // Within an aggregate: from its beginning, less what is finished.
-        Position::AtSequence(number) | Position::After(number, Some(_)) => {
-            (ShardIteratorType::AtSequenceNumber, named(number), None)
-        }
-        Position::After(number, None) => {
-            (ShardIteratorType::AfterSequenceNumber, named(number), None)
-        }
+    if let Some(number) = position.number() {
+        return (ShardIteratorType::AtSequenceNumber, Some(number.as_str().to_owned()), None);
+    }
+    match position.time() {
+        Some(time) => (ShardIteratorType::AtTimestamp, None, Some(time.into())),
+        None => (ShardIteratorType::TrimHorizon, None, None),
     }
 }
 

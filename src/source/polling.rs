@@ -23,7 +23,8 @@ use super::budget::ShardMemory;
 use super::demand::Demand;
 use super::doubt::{MISNUMBERED, OpenEnd};
 use super::portion::Portion;
-use super::progress::{Answer, Progress, Told, Unpacked, children};
+use super::progress::{Answer, Progress, Quiet, Told, Unpacked, children};
+use super::retention::{Beginning, QUIET_EACH};
 use super::room::{LARGEST_ANSWER, Room};
 use super::{Asks, Source, batches};
 use crate::error::{Failure, Remedy};
@@ -61,11 +62,12 @@ impl Polling {
     async fn place(&mut self) -> Result<Option<Iterator>, Told> {
         let (kinesis, shard) = (&self.progress.kinesis, self.progress.shard_id());
         let failure = match kinesis.shard_iterator(shard, &self.progress.begin()).await {
-            Ok(Some(text)) => {
+            Ok((Some(text), date)) => {
                 self.placed = true;
+                self.progress.placed(date);
                 return Ok(Some(Iterator::new(text)));
             }
-            Ok(None) => Failure::without("GetShardIterator", "iterator"),
+            Ok((None, _)) => Failure::without("GetShardIterator", "iterator"),
             Err(failure) => failure,
         };
         self.progress.pace.asks();
@@ -73,7 +75,12 @@ impl Polling {
         Ok(None)
     }
 
-    async fn read(&mut self, answer: GetRecordsOutput, room: Room) -> Result<(), Told> {
+    async fn read(
+        &mut self,
+        answer: GetRecordsOutput,
+        room: Room,
+        asked: Instant,
+    ) -> Result<(), Told> {
         let bytes = answer.records.iter().map(size).sum();
         let lag = answer.millis_behind_latest;
         let behind = lag.unwrap_or(0) > 0
@@ -86,11 +93,37 @@ impl Polling {
         let children = children(self.progress.shard_id(), answer.child_shards());
         self.iterator =
             answer.next_shard_iterator.filter(|text| !text.is_empty()).map(Iterator::new);
+        let is_last = self.iterator.is_none();
+        let first = answer.records.first().map(|record| record.sequence_number.as_str());
+        let is_tip = lag.is_some_and(|lag| lag <= 0);
+        let is_end = is_last && children.is_some();
+        let beginning = self.progress.judge_beginning(first, is_tip || is_end).await?;
+        match beginning {
+            Beginning::Sound | Beginning::Undecided => {}
+            Beginning::Replaced => {
+                self.iterator = None;
+                self.progress.pace.answered(bytes, true);
+                return Ok(());
+            }
+            Beginning::Postponed => {
+                self.iterator = None;
+                self.progress.pace.read(bytes);
+                return Ok(());
+            }
+        }
         let Unpacked { batch, is_misnumbered } =
             self.progress.unpack(answer.records, bytes, lag.unwrap_or(0), self.placed);
         self.placed &= behind && batch.len() == 0;
         let is_empty = batch.len() == 0;
-        let is_open_end = self.iterator.is_none() && children.is_none();
+        if !is_empty || self.progress.state.next_passed.is_none() {
+            self.progress.restart_quiet();
+        }
+        if !is_empty && self.iterator.is_some() && self.progress.is_near_horizon(lag).await {
+            // The next records may leave retention before they are fetched, which an iterator at the last
+            // record shows.
+            self.iterator = None;
+        }
+        let is_open_end = is_last && children.is_none();
         let is_doubtful = is_misnumbered || is_open_end;
         if is_doubtful && bytes == 0 {
             self.progress.pace.failed();
@@ -102,16 +135,29 @@ impl Polling {
             self.progress.answered(Answer { batch, space, passed: None, end: None });
             return self.progress.doubt(MISNUMBERED);
         }
-        let mut end = children.filter(|_| self.iterator.is_none());
+        let mut end = children.filter(|_| is_last);
         if !is_open_end {
             self.progress.is_certain(is_empty);
         } else if is_empty {
             end = self.progress.proven_end(&OpenEnd { is_empty, lag }).await?;
+            if end.is_some() && !self.progress.judge_end(beginning).await? {
+                return Ok(());
+            }
         } else {
             self.progress.answered(Answer { batch, space, passed: None, end: None });
             return self.progress.proven_end(&OpenEnd { is_empty, lag }).await.map(drop);
         }
-        self.progress.answered(Answer { batch, space, passed: None, end });
+        let passed = match beginning {
+            Beginning::Sound if is_empty && is_tip && !behind && end.is_none() && !is_open_end => {
+                self.progress.caught_up(asked).map(|(after, until)| Quiet {
+                    after,
+                    until,
+                    each: QUIET_EACH,
+                })
+            }
+            _ => None,
+        };
+        self.progress.answered(Answer { batch, space, passed, end });
         Ok(())
     }
 }
@@ -141,10 +187,11 @@ impl Asks for Polling {
         let least = (self.portion.limit() == 1).then(|| self.demand.clone());
         let room = Room::new(space, least);
         self.progress.pace.asks();
+        let asked = Instant::now();
         // Both bounds are checked where the option is set.
         let limit = i32::try_from(self.portion.limit()).unwrap_or(i32::MAX);
         let failure = match self.progress.kinesis.records(&token.text, limit, &room).await {
-            Ok(answer) => return self.read(answer, room).await,
+            Ok(answer) => return self.read(answer, room, asked).await,
             Err(failure) => failure,
         };
         if failure.remedy != Remedy::RestartIterator {

@@ -1,5 +1,6 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::kinesis::MOST_CLOCK_SKEW;
 use crate::checkpoint::Checkpoint;
 use crate::record::SequenceNumber;
 
@@ -34,6 +35,11 @@ pub(crate) enum Position {
     AtSequence(SequenceNumber),
     /// Behind this record, or behind this part of it.
     After(SequenceNumber, Option<u64>),
+    /// Behind this record, where one was read, and behind all that had arrived by then.
+    CaughtUp {
+        after: Option<SequenceNumber>,
+        until: SystemTime,
+    },
 }
 
 impl Position {
@@ -45,6 +51,7 @@ impl Position {
             Checkpoint::AfterSequence { sequence_number, sub_sequence_number } => {
                 Some(Self::After(sequence_number, sub_sequence_number))
             }
+            Checkpoint::CaughtUp { after, until } => Some(Self::CaughtUp { after, until }),
             Checkpoint::ShardEnd => None,
         }
     }
@@ -55,6 +62,7 @@ impl Position {
             Self::TrimHorizon => Some(Checkpoint::TrimHorizon),
             Self::AtTimestamp(time) => Some(Checkpoint::AtTimestamp(*time)),
             Self::AtSequence(_) => None,
+            Self::CaughtUp { after, until } => Some(Checkpoint::caught_up(after.clone(), *until)),
             Self::After(number, part) => Some(Checkpoint::AfterSequence {
                 sequence_number: number.clone(),
                 sub_sequence_number: *part,
@@ -66,7 +74,18 @@ impl Position {
     pub(crate) fn number(&self) -> Option<&SequenceNumber> {
         match self {
             Self::AtSequence(number) | Self::After(number, _) => Some(number),
+            Self::CaughtUp { after, .. } => after.as_ref(),
             Self::TrimHorizon | Self::AtTimestamp(_) => None,
+        }
+    }
+
+    /// The time to begin at, where no record is named.
+    pub(crate) fn time(&self) -> Option<SystemTime> {
+        match self {
+            Self::AtTimestamp(time) => Some(*time),
+            // Records bear the times of hosts whose clocks differ.
+            Self::CaughtUp { after: None, until } => until.checked_sub(MOST_CLOCK_SKEW),
+            _ => None,
         }
     }
 
@@ -77,10 +96,15 @@ impl Position {
     /// the clock of another host has given it.
     pub(crate) fn is_past(&self, place: &SequenceNumber, arrival: Option<SystemTime>) -> bool {
         match self {
-            Self::After(number, None) => place <= number,
+            Self::After(number, None) | Self::CaughtUp { after: Some(number), .. } => {
+                place <= number
+            }
             Self::After(number, Some(_)) => place < number,
             // A time that was cut to its second says no more than that.
-            Self::AtTimestamp(time) => arrival.is_some_and(|at| seconds(at) < seconds(*time)),
+            Self::AtTimestamp(_) | Self::CaughtUp { after: None, .. } => {
+                let begin = self.time().map_or(0, seconds);
+                arrival.is_some_and(|at| seconds(at) < begin)
+            }
             Self::TrimHorizon | Self::AtSequence(_) => false,
         }
     }

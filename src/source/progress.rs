@@ -9,9 +9,8 @@ use tokio::time::Instant;
 
 use super::batch::Batch;
 use super::doubt::Doubt;
-use super::kinesis::server_time;
+use super::retention::Retention;
 use super::{Fetched, Kinesis, KnownShard, OnTrimmed, Position, Space};
-use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
 use crate::observe::{Event, ShardObserver, log_line};
 use crate::pace::Pace;
@@ -29,6 +28,8 @@ pub(super) struct Progress {
     pub(super) epoch: u64,
     pub(super) position: Position,
     pub(super) on_trimmed: OnTrimmed,
+    /// A time as the position is the moment of a first start, not a time that the caller names.
+    pub(super) is_pinned: bool,
     /// Whether records that a producer has packed into one are handed out one by one.
     pub(super) deaggregate: bool,
     pub(super) finish: Arc<dyn Finish>,
@@ -40,16 +41,15 @@ pub(super) struct Progress {
 /// What has become of the calls so far.
 #[derive(Default)]
 pub(super) struct State {
-    /// The record that the position is behind is read again.
-    again: bool,
+    pub(super) retention: Retention,
     /// The kind of error that the caller knows of.
     pub(super) told: Option<ErrorKind>,
     /// What was fetched and is not handed out yet.
     answer: Option<Answer>,
     /// The children of the shard, whose records are all handed out.
     pub(super) ended: Option<Vec<KnownShard>>,
-    /// When it was last told that a quiet shard is read up to somewhere.
-    passed: Option<Instant>,
+    /// When it is told next that a quiet shard is read up to somewhere.
+    pub(super) next_passed: Option<Instant>,
     /// The hash keys of the shard were asked for in vain: the next attempt waits for its turn.
     hindered: bool,
     /// How many calls in a row have failed.
@@ -67,9 +67,16 @@ pub(super) struct Answer {
     pub(super) batch: Batch,
     pub(super) space: Space,
     /// Where no record is in it: how far the shard is read all the same.
-    pub(super) passed: Option<SequenceNumber>,
+    pub(super) passed: Option<Quiet>,
     /// The shard ends with it, and has these children.
     pub(super) end: Option<Vec<KnownShard>>,
+}
+
+/// How far a quiet shard is read, and the pause until that is stored again.
+pub(super) struct Quiet {
+    pub(super) after: Option<SequenceNumber>,
+    pub(super) until: SystemTime,
+    pub(super) each: Duration,
 }
 
 /// The records of an answer, up to the first one that has no valid sequence number.
@@ -92,16 +99,6 @@ impl Told {
 }
 
 impl Progress {
-    /// Where the server is to begin.
-    pub(super) fn begin(&self) -> Position {
-        match &self.position {
-            Position::After(number, None) if self.state.again => {
-                Position::AtSequence(number.clone())
-            }
-            position => position.clone(),
-        }
-    }
-
     /// What a failed call leads to: another one, or something that the caller is told.
     pub(super) async fn recover(&mut self, failure: Failure) -> Result<(), Told> {
         let remedy = failure.remedy_after(&mut self.state.panics);
@@ -111,7 +108,8 @@ impl Progress {
             Remedy::Retry | Remedy::RestartListing | Remedy::RestartIterator => self.pace.failed(),
             Remedy::WaitForOther => self.pace.occupied(),
             Remedy::Trimmed => {
-                return self.trimmed(error, server_time(failure.answered, SystemTime::now()));
+                self.see_time(failure.answered);
+                return self.trimmed(error).await;
             }
             Remedy::Gone => return self.not_found(error).await,
             Remedy::Report => {
@@ -140,31 +138,6 @@ impl Progress {
 
     pub(super) fn shard_id(&self) -> &ShardId {
         self.observer.shard_id()
-    }
-
-    fn trimmed(&mut self, error: Error, now: SystemTime) -> Result<(), Told> {
-        // The last number of a closed shard may be refused as what to read after, and yet be
-        // there: then it is read once more, and passed over.
-        if matches!(self.position, Position::After(_, None)) && !self.state.again {
-            self.state.again = true;
-            self.pace.failed();
-            return Ok(());
-        }
-        let checkpoint = match self.on_trimmed {
-            OnTrimmed::Fail => return Err(Told::at_last(error)),
-            OnTrimmed::TrimHorizon => Checkpoint::TrimHorizon,
-            OnTrimmed::Latest => Checkpoint::AtTimestamp(now),
-        };
-        let Some(position) = Position::of(checkpoint.clone()) else { return Ok(()) };
-        let before = std::mem::replace(&mut self.position, position);
-        self.state.again = false;
-        self.observer.tell(Event::Gap {
-            shard_id: self.shard_id().clone(),
-            after: before.number().cloned(),
-            position: checkpoint,
-        });
-        self.pace.failed();
-        Ok(())
     }
 
     /// The records of an answer, of so many bytes, less those before the position; moves the position.
@@ -199,22 +172,23 @@ impl Progress {
             batch.skip_past(&self.position);
         }
         if let (1.., Some(Ok(last))) = (batch.len(), last) {
-            (self.position, self.state.again) = (Position::After(last, None), false);
+            self.move_to(Position::After(last, None));
         }
         Unpacked { batch, is_misnumbered: invalid.is_some() }
     }
 
-    /// Moves the position to where the next answer begins, which may lie behind the last record;
-    /// whether it is further than the position was.
-    pub(super) fn advance(&mut self, next: &SequenceNumber) -> bool {
+    /// Moves the position to where the next event begins, which may lie behind the last record; the new
+    /// position where it is further than the one before. No other record had arrived by `until`.
+    pub(super) fn advance(&mut self, next: SequenceNumber, until: SystemTime) -> Option<Quiet> {
         let is_further = match &self.position {
-            Position::After(number, _) | Position::AtSequence(number) => next > number,
-            Position::TrimHorizon | Position::AtTimestamp(_) => true,
+            Position::CaughtUp { after: Some(number), .. } => next >= *number,
+            position => position.number().is_none_or(|number| next > *number),
         };
-        if is_further {
-            (self.position, self.state.again) = (Position::After(next.clone(), None), false);
+        if !is_further {
+            return None;
         }
-        is_further
+        self.move_to(Position::CaughtUp { after: Some(next.clone()), until });
+        Some(Quiet { after: Some(next), until, each: PASSED_EACH })
     }
 
     /// An answer has come, which [`hand_out`](Self::hand_out) hands out.
@@ -240,12 +214,12 @@ impl Progress {
         if let Some(children) = end {
             return Ok(Some(Fetched::End(children)));
         }
-        let is_due = self.state.passed.is_none_or(|passed| passed.elapsed() >= PASSED_EACH);
-        let passed = passed.filter(|_| is_due);
-        if passed.is_some() {
-            self.state.passed = Some(Instant::now());
-        }
-        Ok(passed.map(Fetched::Passed))
+        let now = Instant::now();
+        let passed = passed.filter(|_| self.state.next_passed.is_none_or(|next| next <= now));
+        Ok(passed.map(|Quiet { after, until, each }| {
+            self.state.next_passed = Some(now + each);
+            Fetched::Passed { after, until }
+        }))
     }
 
     /// Leaves out what was packed with others and belongs into another shard.

@@ -10,7 +10,7 @@ use super::KnownShard;
 use super::listing::{ListedShard, unusable};
 use crate::backoff::Cooldown;
 use crate::error::Failure;
-use crate::record::ShardId;
+use crate::record::{SequenceNumber, ShardId};
 
 /// The pause between two listings, which answer the readers of all shards.
 const LIST_EACH: Duration = Duration::from_secs(1);
@@ -19,6 +19,8 @@ const LIST_EACH: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Standing {
     pub(super) is_listed: bool,
+    /// The sequence number at which the shard starts.
+    pub(super) start: Option<SequenceNumber>,
     /// The listing shows the sequence number at which the shard ends, or children of it.
     pub(super) has_ended: bool,
     pub(super) children: Vec<KnownShard>,
@@ -83,6 +85,7 @@ impl Listing {
         let children: Vec<KnownShard> = children.map(known).collect();
         Standing {
             is_listed: listed.is_some(),
+            start: listed.and_then(|shard| shard.start.clone()),
             has_ended: listed.is_some_and(|shard| !shard.is_open()) || !children.is_empty(),
             children,
         }

@@ -28,8 +28,10 @@ use super::room::while_read;
 use crate::error::{Failure, contain};
 
 /// A subscription ends by itself after five minutes:
-/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>. Another one
-/// takes over before, at a moment of its own for each shard.
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>.
+pub(super) const LONGEST_LIFE: Duration = Duration::from_secs(300);
+
+/// Another subscription takes over before, at a moment of its own for each shard.
 const RENEW_AFTER: Duration = Duration::from_secs(260);
 const RENEW_SPREAD: Duration = Duration::from_secs(30);
 

@@ -49,7 +49,7 @@ struct Suite<'a> {
 }
 
 /// Each pair is a checkpoint that is stored, and one that must not replace it.
-const BACKWARDS: [(&str, &str); 12] = [
+const BACKWARDS: [(&str, &str); 16] = [
     ("TRIM_HORIZON", "AT_TIMESTAMP:1000"),
     ("AT_TIMESTAMP:1000", "TRIM_HORIZON"),
     ("AT_TIMESTAMP:1000", "AT_TIMESTAMP:2000"),
@@ -62,10 +62,14 @@ const BACKWARDS: [(&str, &str); 12] = [
     ("AFTER_SEQUENCE_NUMBER:10:10", "AFTER_SEQUENCE_NUMBER:10:9"),
     ("SHARD_END", "AFTER_SEQUENCE_NUMBER:10"),
     ("SHARD_END", "TRIM_HORIZON"),
+    ("SHARD_END", "CAUGHT_UP:1000:10"),
+    ("CAUGHT_UP:1000", "AT_TIMESTAMP:2000"),
+    ("CAUGHT_UP:1000:10", "CAUGHT_UP:1000"),
+    ("CAUGHT_UP:1000:10", "AFTER_SEQUENCE_NUMBER:10"),
 ];
 
 /// Each pair is a checkpoint that is stored, and one that must replace it.
-const FORWARDS: [(&str, &str); 8] = [
+const FORWARDS: [(&str, &str); 14] = [
     ("TRIM_HORIZON", "AFTER_SEQUENCE_NUMBER:0"),
     ("AT_TIMESTAMP:1000", "AFTER_SEQUENCE_NUMBER:0"),
     ("TRIM_HORIZON", "SHARD_END"),
@@ -74,6 +78,12 @@ const FORWARDS: [(&str, &str); 8] = [
     ("AFTER_SEQUENCE_NUMBER:10:9", "AFTER_SEQUENCE_NUMBER:10"),
     ("AFTER_SEQUENCE_NUMBER:10", "AFTER_SEQUENCE_NUMBER:11:0"),
     ("AFTER_SEQUENCE_NUMBER:10", "SHARD_END"),
+    ("AT_TIMESTAMP:2000", "CAUGHT_UP:1000"),
+    ("CAUGHT_UP:999", "CAUGHT_UP:1000"),
+    ("CAUGHT_UP:1000", "AFTER_SEQUENCE_NUMBER:0"),
+    ("AFTER_SEQUENCE_NUMBER:10", "CAUGHT_UP:999:10"),
+    ("CAUGHT_UP:999:10", "CAUGHT_UP:1000:10"),
+    ("CAUGHT_UP:1000:9", "AFTER_SEQUENCE_NUMBER:10:0"),
 ];
 
 impl Suite<'_> {
@@ -96,6 +106,8 @@ impl Suite<'_> {
             "AFTER_SEQUENCE_NUMBER:0",
             &longest,
             &part,
+            "CAUGHT_UP:1767225600123",
+            "CAUGHT_UP:1767225600123:49590338",
             "SHARD_END",
         ];
         let saved: Vec<_> = forms

@@ -17,7 +17,7 @@ impl Model {
             "StreamName": name,
             "StreamARN": stream_arn(&name),
             "StreamStatus": "ACTIVE",
-            "RetentionPeriodHours": 24,
+            "RetentionPeriodHours": self.retention.map_or(24, |millis| millis / 3_600_000),
             "StreamCreationTimestamp": 0,
             "EnhancedMonitoring": [],
             "OpenShardCount": open,

@@ -177,6 +177,14 @@ pub(super) fn written(number: u128) -> String {
     if number >= FIRST_NUMBER { format!("{number:0<56}") } else { number.to_string() }
 }
 
+impl Contents {
+    /// Drops the records that arrived before `oldest`.
+    pub(super) fn age(&mut self, oldest: u64) {
+        let aged = self.records.iter().take_while(|record| record.arrival < oldest).count();
+        self.trimmed = self.trimmed.max(aged);
+    }
+}
+
 /// The hash key of a partition key, which decides about the shard.
 pub(super) fn hash_key(partition_key: &str) -> u128 {
     u128::from_be_bytes(Md5::digest(partition_key).into())

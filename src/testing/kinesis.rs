@@ -115,6 +115,19 @@ impl Kinesis {
         self.0.lock().child_shards = named;
     }
 
+    /// Whether a sequence number that has left retention is accepted, and taken as the oldest record that
+    /// is kept. At first it is refused: Kinesis was seen to do both.
+    pub fn set_trimmed_numbers_accepted(&self, accepted: bool) {
+        self.0.lock().trimmed_accepted = accepted;
+    }
+
+    /// How long records are kept, counted from their arrival. At first only
+    /// [`Shard::trim`](super::Shard::trim) removes records.
+    pub fn set_retention(&self, retention: Duration) {
+        let millis = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
+        self.0.lock().retention = Some(millis);
+    }
+
     /// How long a consumer that is registered from now on is `CREATING`. At first: no time.
     pub fn set_registration_time(&self, time: Duration) {
         self.0.lock().registration = time;

@@ -32,6 +32,10 @@ pub(super) struct Model {
     pub(super) jitter: Duration,
     jitters: Rng,
     pub(super) event_records: usize,
+    /// A number that has left retention is taken as the oldest record that is kept.
+    pub(super) trimmed_accepted: bool,
+    /// How long records are kept, in milliseconds, where they leave by themselves.
+    pub(super) retention: Option<u64>,
     pub(super) in_flight: usize,
     /// How long a consumer that is registered is of no use yet.
     pub(super) registration: Duration,
@@ -65,6 +69,8 @@ impl Shared {
             jitter: Duration::ZERO,
             jitters: Rng::with_seed(0),
             event_records: MOST_RECORDS as usize,
+            trimmed_accepted: false,
+            retention: None,
             in_flight: 0,
             registration: Duration::ZERO,
             expired: 0,

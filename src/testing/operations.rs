@@ -93,6 +93,11 @@ impl Model {
         Ok((name.to_owned(), stream))
     }
 
+    /// Records that arrived before are kept no more.
+    pub(super) fn oldest(&self) -> u64 {
+        self.retention.map_or(0, |retention| self.now().saturating_sub(retention))
+    }
+
     fn has_expired(&self, given: u64, life: u64) -> bool {
         given < self.expired || self.now() - given > life
     }
@@ -134,6 +139,7 @@ impl Model {
     fn shard_iterator(&mut self, body: &Value) -> Result<Value, Answer> {
         let (now, instant) = (self.now(), Instant::now());
         let (name, _) = self.stream_of(body)?;
+        let (oldest, accepted) = (self.oldest(), self.trimmed_accepted);
         let index = body["ShardId"].as_str().and_then(index_of).unwrap_or(usize::MAX);
         let shard = self
             .streams
@@ -141,6 +147,7 @@ impl Model {
             .and_then(|stream| stream.shards.get_mut(index))
             .filter(|shard| !shard.expired)
             .ok_or_else(|| not_found("Shard"))?;
+        shard.age(oldest);
         if !shard.iterators.admits(instant) {
             return Err(
                 self.violation(&format!("more than 5 iterators in a second, of shard {index}"))
@@ -152,6 +159,7 @@ impl Model {
             body["StartingSequenceNumber"].as_str().unwrap_or_default(),
             &body["Timestamp"],
             now,
+            accepted,
         )?;
         Ok(json!({ "ShardIterator": token(&name, index, next, now) }))
     }
@@ -166,7 +174,7 @@ impl Model {
         if self.has_expired(given, ITERATOR_LIFE) {
             return Err(refusal(400, "ExpiredIteratorException", "Iterator expired"));
         }
-        let child_shards = self.child_shards;
+        let (child_shards, oldest) = (self.child_shards, self.oldest());
         let stream = self.streams.get_mut(&name).ok_or_else(|| not_found("Stream"))?;
         if given < stream.created {
             return Err(refusal(400, "ExpiredIteratorException", "Iterator expired"));
@@ -188,6 +196,7 @@ impl Model {
             }
             return Err(self.violation(&format!("more than 2 MiB in a second, of shard {index}")));
         }
+        shard.age(oldest);
         let limit = body["Limit"].as_u64().unwrap_or(MOST_RECORDS).min(MOST_RECORDS) as usize;
         let first = next.max(shard.trimmed);
         let (count, bytes) = fill(&shard.records[first..], limit);
@@ -249,6 +258,7 @@ pub(super) fn place(
     number: &str,
     timestamp: &Value,
     now: u64,
+    accepted: bool,
 ) -> Result<usize, Answer> {
     // Numbers without leading zeros: the longer one is the greater one.
     let is_below = |record: &Stored, number: &str| {
@@ -258,7 +268,12 @@ pub(super) fn place(
         let place = shard.records.partition_point(|record| is_below(record, number));
         let is_record = shard.records.get(place).is_some_and(|record| record.number == number);
         let is_known = is_record || shard.continuations.contains(number);
-        let found = (is_known && place >= shard.trimmed).then_some((place, is_record));
+        let is_kept = place >= shard.trimmed;
+        let found = match is_known {
+            true if is_kept => Some((place, is_record)),
+            true if accepted => Some((shard.trimmed, false)),
+            _ => None,
+        };
         found.ok_or_else(|| invalid(NUMBER_REFUSED))
     };
     match iterator_type {

@@ -74,6 +74,7 @@ impl Model {
             return Err(refusal(400, "ResourceInUseException", "the consumer is not ACTIVE yet"));
         }
         let consumer = stream.consumers[index].arn.clone();
+        let accepted = self.trimmed_accepted;
         let shard = body["ShardId"].as_str().and_then(index_of).unwrap_or(usize::MAX);
         let contents = stream
             .shards
@@ -91,6 +92,7 @@ impl Model {
             position["SequenceNumber"].as_str().unwrap_or_default(),
             &position["Timestamp"],
             now,
+            accepted,
         )?;
         let changed = Arc::clone(&contents.changed);
         contents.subscribed.insert(consumer.clone(), instant);
@@ -114,12 +116,14 @@ impl Model {
     /// What a subscription has to do now; `is_due` where it should be heard of, be there anything
     /// new or not.
     fn push(&mut self, subscription: &mut Subscription, is_due: bool) -> Step {
-        let (now, child_shards) = (self.now(), self.child_shards);
+        let (now, child_shards, oldest) = (self.now(), self.child_shards, self.oldest());
         let Subscription { stream, shard, id, next, fields, .. } = subscription;
         let gone = || Message::exception("ResourceNotFoundException", "it is not there");
         let Some(stream) = self.streams.get_mut(stream) else { return gone() };
         // A stream created again may have fewer shards.
-        let Some(contents) = stream.shards.get(*shard) else { return gone() };
+        let Some(contents) = stream.shards.get_mut(*shard) else { return gone() };
+        contents.age(oldest);
+        let contents = &stream.shards[*shard];
         let Some(known) = contents.subscriptions.iter().find(|known| known.id == *id) else {
             return Message::exception("ResourceInUseException", "it was taken over");
         };

@@ -225,12 +225,15 @@ impl Facts {
     /// How many records of its shard a checkpoint has passed.
     pub(crate) fn passed(&self, shard: usize, checkpoint: Option<&Checkpoint>) -> usize {
         match checkpoint {
-            Some(Checkpoint::AfterSequence { sequence_number, .. }) => {
+            Some(
+                Checkpoint::AfterSequence { sequence_number, .. }
+                | Checkpoint::CaughtUp { after: Some(sequence_number), .. },
+            ) => {
                 let mut before = self.places.range(..=sequence_number).rev().map(|found| found.1);
                 before.find(|place| place.0 == shard).map_or(0, |place| place.1 + 1)
             }
             Some(Checkpoint::ShardEnd) => self.shards[shard].records.len(),
-            Some(Checkpoint::AtTimestamp(time)) => {
+            Some(Checkpoint::AtTimestamp(time) | Checkpoint::CaughtUp { until: time, .. }) => {
                 self.shards[shard].arrivals.partition_point(|arrival| arrival < time)
             }
             _ => 0,

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use kinestream::store::{CheckpointStore, Scope};
 use kinestream::{
-    Checkpoint, Consumer, ConsumerBuilder, ErrorKind, Event, MemoryStore, OnTrimmed,
-    StartingPosition,
+    Checkpoint, Consumer, ConsumerBuilder, ErrorKind, Event, Events, MemoryStore, OnTrimmed,
+    ShardId, ShardPosition, StartingPosition,
 };
 use serde_json::json;
 use server::{Length, Server, missing};
@@ -203,7 +203,9 @@ async fn one_resource_not_found_ends_nothing() {
     read(&consumer(&server, "orders", &store).build().unwrap(), 0..10).await;
 }
 
-async fn trimmed_between_two_runs(policy: OnTrimmed) -> (Server, Consumer) {
+/// Runs once, then loses the records 5 to 9 to retention. The stored position is refused, or accepted and
+/// answered from the oldest kept record: users of Kinesis have reported both.
+async fn trimmed_between_two_runs(policy: OnTrimmed, accepted: bool) -> (Server, Consumer) {
     let server = Server::start().await;
     server.create("orders", 1, FIRST);
     server.put_all("orders", 0..5, |_| 0);
@@ -216,7 +218,8 @@ async fn trimmed_between_two_runs(policy: OnTrimmed) -> (Server, Consumer) {
     server.rule(move |call| {
         let number = call.asked["StartingSequenceNumber"].as_str();
         let number = number.and_then(|number| number.parse::<u128>().ok());
-        if call.operation == "GetShardIterator" && number.is_some_and(|number| number < kept) {
+        let is_trimmed = number.is_some_and(|number| number < kept);
+        if call.operation == "GetShardIterator" && is_trimmed && !accepted {
             call.truth = Err(server::invalid("StartingSequenceNumber"));
         }
     });
@@ -224,9 +227,15 @@ async fn trimmed_between_two_runs(policy: OnTrimmed) -> (Server, Consumer) {
     (server, builder.build().unwrap())
 }
 
+/// Whether a gap is among the events up to the end of the consumer.
+async fn reports_gap(events: Events) -> bool {
+    let reported = events.any(async |event| matches!(event, Event::Gap { .. }));
+    timeout(PATIENCE, std::pin::pin!(reported)).await.expect("the events end")
+}
+
 #[tokio::test]
 async fn refused_position_is_an_error_before_anything_is_delivered() {
-    let (_server, consumer) = trimmed_between_two_runs(OnTrimmed::Fail).await;
+    let (_server, consumer) = trimmed_between_two_runs(OnTrimmed::Fail, false).await;
     let mut records = consumer.records();
     let next = timeout(PATIENCE, records.next()).await.expect("an answer").unwrap();
     let error = next.expect_err("the loss is reported before anything is delivered");
@@ -235,19 +244,43 @@ async fn refused_position_is_an_error_before_anything_is_delivered() {
 
 #[tokio::test]
 async fn refused_position_is_a_gap_where_the_policy_says_so() {
-    let (_server, consumer) = trimmed_between_two_runs(OnTrimmed::TrimHorizon).await;
-    let mut events = consumer.events();
+    let (_server, consumer) = trimmed_between_two_runs(OnTrimmed::TrimHorizon, false).await;
+    let events = consumer.events();
     read(&consumer, 10..12).await;
-    let gap = timeout(PATIENCE, async {
-        while let Some(event) = events.next().await {
-            if matches!(event, Event::Gap { .. }) {
-                return true;
-            }
-        }
-        false
-    });
     drop(consumer);
-    assert_eq!(gap.await, Ok(true), "a gap is reported");
+    assert!(reports_gap(events).await, "a gap is reported");
+}
+
+#[tokio::test]
+async fn accepted_trimmed_number_is_an_error_before_anything_is_delivered() {
+    let (_server, consumer) = trimmed_between_two_runs(OnTrimmed::Fail, true).await;
+    let mut records = consumer.records();
+    let next = timeout(PATIENCE, records.next()).await.expect("an answer").unwrap();
+    let error = next.expect_err("the loss is reported before anything is delivered");
+    assert_eq!(error.kind(), ErrorKind::Trimmed);
+}
+
+#[tokio::test]
+async fn accepted_trimmed_number_is_a_gap_where_the_policy_says_so() {
+    let (_server, consumer) = trimmed_between_two_runs(OnTrimmed::TrimHorizon, true).await;
+    let events = consumer.events();
+    read(&consumer, 10..12).await;
+    drop(consumer);
+    assert!(reports_gap(events).await, "a gap is reported");
+}
+
+/// The number that a shard starts at names no record, and nothing before the first record is lost.
+#[tokio::test]
+async fn start_at_the_starting_number_of_a_shard_is_no_loss() {
+    let server = Server::start().await;
+    server.create("orders", 1, FIRST);
+    server.put_all("orders", 0..5, |_| 0);
+    let shard: ShardId = "shardId-000000000000".parse().unwrap();
+    let start = FIRST.to_string().parse().unwrap();
+    let reader = consumer(&server, "orders", &MemoryStore::new())
+        .starting_position_for(shard, ShardPosition::AtSequenceNumber(start));
+    read(&reader.build().unwrap(), 0..5).await;
+    assert_eq!(server.count("DescribeStreamSummary"), 0, "no call beyond what is needed");
 }
 
 #[tokio::test]

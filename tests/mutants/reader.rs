@@ -54,9 +54,9 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "the end of a closed shard is not looked for behind its last record",
-        file: "source/progress.rs",
-        right: "self.state.again = true;\n",
-        wrong: "self.state.again = true;\n return Err(Told::at_last(error));\n",
+        file: "source/kinesis.rs",
+        right: "(ShardIteratorType::AtSequenceNumber, Some(number",
+        wrong: "(ShardIteratorType::AfterSequenceNumber, Some(number",
         breaks: &["FewErrors"],
     },
     Mistake {
@@ -221,10 +221,24 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["NothingIsLost"],
     },
     Mistake {
+        what: "a trimmed number that is accepted is believed",
+        file: "source/retention.rs",
+        right: "if !is_kept && !self.state.retention.is_verified {",
+        wrong: "if !is_kept && self.state.retention.is_verified {",
+        breaks: &["LossesAreReported"],
+    },
+    Mistake {
+        what: "a quiet shard's restart is told as a loss",
+        file: "source/retention.rs",
+        right: "let age = age + MOST_CLOCK_SKEW;",
+        wrong: "let age = age + SHORTEST_RETENTION;",
+        breaks: &["LossesAreReported", "FewErrors"],
+    },
+    Mistake {
         what: "a quiet shard passes what is not finished",
         file: "checkpoint/watermark.rs",
-        right: "Some((number, place)) if number == self.prefix => {",
-        wrong: "Some((number, place)) if number >= self.prefix => {",
+        right: "Some((number, passed)) if number == self.prefix => {",
+        wrong: "Some((number, passed)) if number >= self.prefix => {",
         breaks: &["NotPastUnfinished"],
     },
     Mistake {

@@ -27,6 +27,7 @@ mod panics;
 mod polling;
 mod recipe;
 mod resharding;
+mod retention;
 mod seen;
 mod sharing;
 mod stalls;

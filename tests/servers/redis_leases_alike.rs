@@ -118,6 +118,7 @@ fn any_checkpoint() -> impl Strategy<Value = Checkpoint> {
         1 => Just("TRIM_HORIZON".to_owned()),
         1 => Just("AT_TIMESTAMP:1000".to_owned()),
         5 => place,
+        2 => "CAUGHT_UP:[1-9][0-9]?(:[1-9][0-9]?)?",
         1 => Just("SHARD_END".to_owned()),
     ]
     .prop_map(|text| text.parse().unwrap())

@@ -25,6 +25,7 @@ mod neighbour;
 mod panics;
 mod plan;
 mod reader;
+mod retention;
 #[path = "../support/seeds.rs"]
 mod seeds;
 mod store;

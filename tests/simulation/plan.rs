@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use kinestream::{CheckpointOn, ConsumerBuilder, Ordering, StartingPosition};
+use kinestream::{CheckpointOn, ConsumerBuilder, OnTrimmed, Ordering, StartingPosition};
 
 use crate::seeds::pick;
 
@@ -51,6 +51,8 @@ pub(crate) struct Plan {
     /// Some records are packed into one.
     pub(crate) packs: bool,
     pub(crate) steps: usize,
+    /// What readers do about records that have left retention.
+    pub(crate) on_trimmed: OnTrimmed,
     /// Whether answers of Kinesis may be well-formed and wrong.
     pub(crate) distorted: bool,
     /// How often, in percent of the steps, calls go wrong, and how often the store does.
@@ -95,6 +97,7 @@ impl Plan {
             large,
             fan_out: rng.u8(..3) == 0,
             packs: !large && rng.u8(..3) == 0,
+            on_trimmed: OnTrimmed::Fail,
             distorted: false,
             steps: rng.usize(5..50),
             faults: pick(rng, &[0, 5, 15, 30]),
@@ -130,6 +133,7 @@ impl Plan {
         let builder = if self.fan_out { builder.fan_out("billing") } else { builder };
         builder
             .starting_position(self.start)
+            .on_trimmed(self.on_trimmed)
             .checkpoint_on(self.mode)
             .ordering(self.ordering)
             .limit(self.limit)

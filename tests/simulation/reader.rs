@@ -207,18 +207,26 @@ impl Reader {
         }
     }
 
-    /// What has panicked so far was told.
-    pub(crate) fn check_panics(&mut self) {
+    /// Takes in the events so far.
+    pub(crate) fn hear_events(&mut self) {
         while let Some(Some(event)) = self.events.next().now_or_never() {
             match event {
                 Event::TaskRestarted { task, .. } => {
                     let is_reported = !matches!(task, Task::Metrics | Task::Tracing);
                     self.told_panics += usize::from(is_reported);
                 }
-                Event::Missed { .. } => self.missed_events = true,
+                Event::Missed { .. } => {
+                    self.missed_events = true;
+                    self.truth.lock().miss_events();
+                }
+                gap @ Event::Gap { .. } => self.truth.lock().hear_gap(&gap),
                 _ => {}
             }
         }
+    }
+
+    /// What has panicked so far was told.
+    pub(crate) fn check_panics(&mut self) {
         let panicked = self.panics.fired(&REPORTED) - self.panicked;
         if self.told_panics < panicked && !self.missed_events {
             self.truth.breaks(
@@ -327,6 +335,7 @@ impl Reader {
 
     /// Holds a record to the promises.
     fn judge(&mut self, record: &Record) -> Place {
+        self.hear_events();
         let mut facts = self.truth.lock();
         let (shard, place) = facts.place(record.sequence_number(), record.sub_sequence_number());
         facts.tell(format_args!("record: shard {shard} record {place}"));
@@ -335,6 +344,13 @@ impl Reader {
         let begins_again = self.restarted.remove(&shard) && place >= checkpoint;
         let known = before.or(facts.shards[shard].base).or(facts.shards[shard].start);
         match known {
+            Some(expected) if place > expected && facts.are_reported(shard, expected..place) => {}
+            Some(expected) if place > expected && facts.shards[shard].lost.is_due() => {
+                facts.breaks(
+                    Promise::LossesAreReported,
+                    format_args!("shard {shard} loses records {expected} to {place} in silence"),
+                );
+            }
             Some(expected) if place > expected => facts.breaks(
                 Promise::NothingIsLost,
                 format_args!("shard {shard} skips from record {expected} to {place}"),

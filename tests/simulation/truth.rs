@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kinestream::{Checkpoint, SequenceNumber, ShardId};
 use tokio::time::Instant;
 
+use crate::retention::Lost;
 use crate::seeds::Story;
 use crate::told::Told;
+use crate::world::BEGINNING;
 
 /// What must hold, whatever happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +44,7 @@ pub(crate) enum Promise {
     FewErrors,
     /// Each panic in code of the caller's is told as an event.
     PanicsAreReported,
-    /// Records that are lost are reported, once, and no others.
+    /// Records that are lost are reported before what comes behind them, once, and no others.
     LossesAreReported,
     /// A shard that the in-flight limit holds is reported, and no other.
     StallsAreReported,
@@ -59,6 +61,7 @@ pub(crate) type Place = (usize, usize);
 
 /// One record.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each may hold whatever the others do")]
 pub(crate) struct Fact {
     pub(crate) size: usize,
     /// The caller has finished with it.
@@ -71,6 +74,9 @@ pub(crate) struct Fact {
     pub(crate) required: bool,
     /// It must not be read: it was put before a start at the latest.
     pub(crate) old: bool,
+    /// It has left retention unread.
+    pub(crate) lost: bool,
+    arrival: SystemTime,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +91,7 @@ pub(crate) struct Shard {
     pub(crate) expired: bool,
     /// It was stored as finished when this reader began.
     pub(crate) ended: bool,
+    pub(crate) lost: Lost,
 }
 
 impl Shard {
@@ -93,7 +100,8 @@ impl Shard {
         let counts = |place: usize| {
             self.records[place].required || self.start.is_some_and(|start| place >= start)
         };
-        (0..end).find(|index| counts(*index) && !self.records[*index].finished)
+        let is_open = |place: usize| !self.records[place].finished && !self.records[place].lost;
+        (0..end).find(|index| counts(*index) && is_open(*index))
     }
 
     pub(crate) fn is_finished(&self) -> bool {
@@ -115,6 +123,7 @@ pub(crate) struct Facts {
     pub(crate) started: bool,
     /// What is put now comes before a start at the latest.
     pub(crate) too_early: bool,
+    began: Instant,
 }
 
 impl Truth {
@@ -126,6 +135,7 @@ impl Truth {
             places: BTreeMap::new(),
             started: false,
             too_early: false,
+            began: Instant::now(),
         })))
     }
 
@@ -168,11 +178,24 @@ impl Facts {
 
     /// A record, or a part of a packed one.
     pub(crate) fn put(&mut self, shard: usize, number: SequenceNumber, part: u64, size: usize) {
+        let arrival = self.now();
         let records = &mut self.shards[shard].records;
         self.places.insert((number, part), (shard, records.len()));
         let (required, old) = (self.started, self.too_early);
-        let (finished, checkpoint, finished_here) = (false, None, None);
-        records.push(Fact { size, finished, checkpoint, finished_here, required, old });
+        records.push(Fact {
+            size,
+            finished: false,
+            checkpoint: None,
+            finished_here: None,
+            required,
+            old,
+            lost: false,
+            arrival,
+        });
+    }
+
+    fn now(&self) -> SystemTime {
+        UNIX_EPOCH + BEGINNING + self.began.elapsed()
     }
 
     pub(crate) fn place(&self, number: &SequenceNumber, part: u64) -> Place {
@@ -192,10 +215,13 @@ impl Facts {
     /// How many records of its shard a checkpoint has passed; `None` for a starting position.
     pub(crate) fn passed(&self, shard: usize, checkpoint: &Checkpoint) -> Option<usize> {
         match checkpoint {
+            Checkpoint::CaughtUp { after: Some(number), .. } => Some(self.places_of(shard, number)),
+            Checkpoint::CaughtUp { after: None, until } => {
+                let records = &self.shards[shard].records;
+                Some(records.partition_point(|record| record.arrival < *until))
+            }
             Checkpoint::AfterSequence { sequence_number, sub_sequence_number } => {
-                let last = (sequence_number.clone(), sub_sequence_number.unwrap_or(u64::MAX));
-                let mut before = self.places.range(..=last).rev().map(|found| found.1);
-                Some(before.find(|place| place.0 == shard).map_or(0, |place| place.1 + 1))
+                Some(self.parts_of(shard, sequence_number, *sub_sequence_number))
             }
             Checkpoint::ShardEnd => Some(self.shards[shard].records.len()),
             _ => None,
@@ -224,6 +250,17 @@ impl Facts {
         shards.filter_map(|(index, shard)| Some((id_of(index), last(shard)?))).collect()
     }
 
+    /// How many records of its shard are not behind this sequence number.
+    pub(crate) fn places_of(&self, shard: usize, number: &SequenceNumber) -> usize {
+        self.parts_of(shard, number, None)
+    }
+
+    fn parts_of(&self, shard: usize, number: &SequenceNumber, part: Option<u64>) -> usize {
+        let last = (number.clone(), part.unwrap_or(u64::MAX));
+        let mut before = self.places.range(..=last).rev().map(|found| found.1);
+        before.find(|place| place.0 == shard).map_or(0, |place| place.1 + 1)
+    }
+
     /// A position is being stored.
     pub(crate) fn check_position(&mut self, id: &ShardId, checkpoint: &Checkpoint) {
         let shard = index_of(id);
@@ -242,6 +279,7 @@ impl Facts {
     pub(crate) fn begin_reader(&mut self, positions: &BTreeMap<ShardId, Checkpoint>) {
         for shard in &mut self.shards {
             (shard.base, shard.ended) = (None, false);
+            shard.lost.is_reported = false;
             for fact in &mut shard.records {
                 fact.finished_here = None;
             }
@@ -257,9 +295,12 @@ impl Facts {
     pub(crate) fn finished_for(&self, shard: usize, time: Duration) -> usize {
         let shard = &self.shards[shard];
         let Some(base) = shard.base.or(shard.start) else { return 0 };
-        let long_finished =
-            |fact: &&Fact| fact.finished_here.is_some_and(|at| at.elapsed() >= time);
-        base + shard.records[base..].iter().take_while(long_finished).count()
+        let long_finished = |fact: &Fact| fact.finished_here.is_some_and(|at| at.elapsed() >= time);
+        let records = &shard.records[base..];
+        let passed = records.iter().take_while(|fact| fact.lost || long_finished(fact)).count();
+        // A reader passes lost records by finishing one behind them.
+        let last = records[..passed].iter().rposition(long_finished);
+        base + last.map_or(0, |last| last + 1)
     }
 }
 

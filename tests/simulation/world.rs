@@ -14,6 +14,7 @@ use crate::distortions::Distortions;
 use crate::panics::Panics;
 use crate::plan::Plan;
 use crate::reader::Reader;
+use crate::retention::Losses;
 use crate::seeds::Story;
 use crate::store::SimulatedStore;
 use crate::truth::{Promise, Truth, index_of};
@@ -73,6 +74,7 @@ pub(crate) struct World {
     panic_rng: Rng,
     pub(crate) distortions: Distortions,
     databases: Databases,
+    pub(crate) losses: Losses,
 }
 
 impl World {
@@ -85,6 +87,8 @@ impl World {
         plan.distorted = distortions.is_possible();
         plan.draw_later(&mut Rng::with_seed(seed ^ DRAWN_LATER));
         let databases = Databases::new(seed, &plan);
+        let losses = Losses::new(seed);
+        plan.on_trimmed = losses.policy();
         let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
         let orders = kinesis.create_stream("orders", plan.shards);
         // From one digit to two and three.
@@ -96,6 +100,7 @@ impl World {
             kinesis.set_event_records(records);
         }
         kinesis.set_child_shards(plan.child_shards);
+        kinesis.set_trimmed_numbers_accepted(losses.are_accepted);
         let faults = Faults::default();
         kinesis.on_call({
             let faults = Arc::clone(&faults);
@@ -126,6 +131,7 @@ impl World {
             panic_rng,
             distortions,
             databases,
+            losses,
         }
     }
 
@@ -138,6 +144,7 @@ impl World {
             while end.is_none() && steps > 0 && !self.truth.is_broken() {
                 steps -= 1;
                 end = self.step(&mut reader).await;
+                reader.hear_events();
                 reader.check_panics();
                 self.tell_calls();
                 self.check_memory(&reader);
@@ -152,6 +159,7 @@ impl World {
                 return;
             }
             self.end(reader, end.unwrap_or(End::Drop)).await;
+            self.lose_records().await;
             if self.truth.is_broken() || steps == 0 && self.truth.lock().all_finished() {
                 return;
             }
@@ -296,39 +304,11 @@ impl World {
         }
     }
 
-    /// What is stored as finished is trimmed, up to the record that a position names.
-    async fn leave_retention(&mut self) {
-        for (id, checkpoint) in self.store.positions().await {
-            let shard = self.orders.shard(index_of(&id));
-            let oldest = {
-                let facts = self.truth.lock();
-                let parents = &facts.shards[shard.index()].parents;
-                // Children are younger than their parents, and stay longer.
-                parents.iter().all(|parent| facts.shards[*parent].expired)
-            };
-            match checkpoint {
-                Checkpoint::ShardEnd => {
-                    if !oldest || shard.is_open() {
-                        continue;
-                    }
-                    self.truth.tell(format_args!("shard {} expires", shard.index()));
-                    self.truth.lock().shards[shard.index()].expired = true;
-                    shard.expire();
-                }
-                Checkpoint::AfterSequence { sequence_number, .. } => {
-                    let numbers = shard.sequence_numbers();
-                    let place = numbers.iter().position(|number| *number == sequence_number);
-                    shard.trim(place.unwrap_or(0));
-                }
-                _ => {}
-            }
-        }
-    }
-
     async fn read_everything(&mut self, reader: &mut Reader) {
         let mut quiet = Instant::now();
         while !self.truth.is_broken() {
             reader.ack_all(&mut self.rng);
+            reader.hear_events();
             let unfinished = self.unfinished_shards().await;
             if unfinished.is_empty() || reader.ended || reader.forgot() {
                 return;
@@ -418,7 +398,7 @@ impl World {
         let unfinished = |shard: &Shard| {
             let known = &facts.shards[shard.index()];
             let is_ended = shard.is_open() || known.expired || stored(shard);
-            !known.is_finished() || !is_ended
+            !known.is_finished() || known.lost.is_due() || !is_ended
         };
         self.orders.shards().iter().filter(|shard| unfinished(shard)).map(Shard::index).collect()
     }

@@ -86,41 +86,53 @@ local function is_sequence_number(text)
   return is_number(text) and #text <= MAX_DIGITS
 end
 
--- A starting position is 0, a place in the shard 1, the end of the shard 2; nil where the text is no
--- checkpoint. What src/checkpoint.rs does not parse is none here either.
+-- A starting position is 0, a quiet shard without a finished record 1, a position in the shard 2, the end
+-- of the shard 3; nil where the text is no checkpoint. What src/checkpoint.rs does not parse is none here
+-- either.
 local function parse(text)
   local time = string.match(text, '^AT_TIMESTAMP:(%d+)$')
   if text == 'TRIM_HORIZON' or time and is_u64(time) then
     return { text = text, rank = 0 }
   end
   if text == 'SHARD_END' then
-    return { text = text, rank = 2 }
+    return { text = text, rank = 3, is_end = true }
   end
   local number = string.match(text, '^AFTER_SEQUENCE_NUMBER:(%d+)$')
   if number and is_sequence_number(number) then
-    return { text = text, rank = 1, number = number }
+    return { text = text, rank = 2, number = number }
   end
   local part
   number, part = string.match(text, '^AFTER_SEQUENCE_NUMBER:(%d+):(%d+)$')
   if number and is_sequence_number(number) and is_u64(part) then
-    return { text = text, rank = 1, number = number, part = part }
+    return { text = text, rank = 2, number = number, part = part }
+  end
+  local till = string.match(text, '^CAUGHT_UP:(%d+)$')
+  if till and is_u64(till) then
+    return { text = text, rank = 1, till = till }
+  end
+  till, number = string.match(text, '^CAUGHT_UP:(%d+):(%d+)$')
+  if till and is_u64(till) and is_sequence_number(number) then
+    return { text = text, rank = 2, number = number, till = till }
   end
   return nil
 end
 
 local function supersedes(new, stored)
-  if new.rank == 0 or stored.rank == 2 then
-    return false
+  if new.rank ~= stored.rank then
+    return new.rank > stored.rank
   end
-  if new.rank == 1 and stored.rank == 1 then
+  if new.rank == 1 then
+    return greater(new.till, stored.till)
+  end
+  if new.rank == 2 then
     if new.number ~= stored.number then
       return greater(new.number, stored.number)
     end
-    -- A whole record is further than any part of it.
-    if not stored.part then
-      return false
+    -- A whole record is further than any part of it, and with a time further still.
+    if stored.part then
+      return not new.part or greater(new.part, stored.part)
     end
-    return not new.part or greater(new.part, stored.part)
+    return new.till ~= nil and (not stored.till or greater(new.till, stored.till))
   end
-  return true
+  return false
 end

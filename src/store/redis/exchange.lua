@@ -109,7 +109,7 @@ local function restore(shard, incarnation, known, has_parents, position)
   if fleet.cleared > 0 and known.epoch <= fleet.cleared then
     return
   end
-  local finished = position and position.rank == 2 or is_finished(shard)
+  local finished = position and position.is_end or is_finished(shard)
   local member = workers[known.owner]
   local owner = member and member.incarnation == incarnation and not finished and known.owner or NONE
   local heir = workers[known.heir] and owner ~= NONE and known.heir or NONE

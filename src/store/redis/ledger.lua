@@ -220,7 +220,7 @@ end
 
 local function is_finished(shard)
   local stored = place(shard)
-  return stored and stored.rank == 2
+  return stored and stored.is_end
 end
 
 -- A new epoch, for this owner or for nobody.

@@ -19,7 +19,7 @@ local function save(shard, epoch, position)
   if not lease and not is_kept(tonumber(epoch)) then
     return 'LOST'
   end
-  if position.rank == 2 then
+  if position.is_end then
     end_shard(shard)
   else
     advance(shard, position)

@@ -1,0 +1,321 @@
+//! Detects records that were lost to retention before they were read.
+//!
+//! Kinesis refuses a sequence number that has left retention, or accepts it and begins with the oldest
+//! kept record. An iterator is therefore placed at the last finished record, which is fetched again and
+//! skipped: if it comes, nothing behind it was lost. If it does not come, the oldest kept record shows
+//! whether it has left retention.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::doubt::lately;
+use super::kinesis::{MOST_CLOCK_SKEW, SHORTEST_RETENTION, server_time};
+use super::progress::{Progress, Told};
+use super::{OnTrimmed, Position};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, ErrorKind, Failure, Remedy};
+use crate::observe::Event;
+use crate::record::SequenceNumber;
+
+/// How long a polled shard is quiet before it is stored as caught up, and the interval of such saves from
+/// then on: a small part of the shortest retention period.
+const QUIET_AFTER: Duration = Duration::from_secs(60);
+pub(super) const QUIET_EACH: Duration = Duration::from_secs(10 * 60);
+
+/// How near to the retention period a lag is for the next records to be in danger: twice the life of an
+/// iterator.
+const NEAR_HORIZON: Duration = Duration::from_secs(10 * 60);
+
+/// What the answers since the last placement show of lost records. A placement is a new iterator or
+/// subscription.
+#[derive(Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each may hold whatever the others do")]
+pub(super) struct Retention {
+    /// Nothing behind the position was lost.
+    is_sound: bool,
+    /// The next placement is at the oldest kept record.
+    is_probing: bool,
+    /// The oldest kept record shows that nothing behind this position was lost.
+    is_verified: bool,
+    /// The number of the position is refused, but everything behind it is kept.
+    from_horizon: bool,
+    /// The time up to which there was nothing to read, since reading started where no record is named.
+    read_until: Option<SystemTime>,
+    /// A time by the server's clock, and when it was.
+    clock: Option<(SystemTime, Instant)>,
+}
+
+/// What the beginning of an answer shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beginning {
+    /// Nothing was lost before it.
+    Sound,
+    /// It does not show yet whether anything was.
+    Undecided,
+    /// The answer is not used, and a new placement follows.
+    Replaced,
+    /// The same, after a back-off.
+    Postponed,
+}
+
+impl Progress {
+    /// The position of the next placement.
+    pub(super) fn begin(&self) -> Position {
+        let Retention { is_probing, from_horizon, .. } = self.state.retention;
+        if is_probing || from_horizon { Position::TrimHorizon } else { self.position.clone() }
+    }
+
+    /// Notes a placement, at `date` by the server's clock.
+    pub(super) fn placed(&mut self, date: Option<SystemTime>) {
+        self.state.retention.is_sound = false;
+        self.see_time(date);
+    }
+
+    pub(super) fn see_time(&mut self, date: Option<SystemTime>) {
+        let retention = &mut self.state.retention;
+        if let Some(date) = date {
+            retention.clock = Some((date, Instant::now()));
+        }
+    }
+
+    /// A time by the server's clock that is not after `at`.
+    pub(super) fn server_time_at(&self, at: Instant) -> SystemTime {
+        if let Some((date, seen)) = self.state.retention.clock {
+            return date + at.saturating_duration_since(seen);
+        }
+        let now = server_time(None, SystemTime::now());
+        now.checked_sub(at.elapsed()).unwrap_or(now)
+    }
+
+    pub(super) fn move_to(&mut self, position: Position) {
+        self.position = position;
+        let retention = &mut self.state.retention;
+        (retention.is_verified, retention.from_horizon) = (false, false);
+        retention.read_until = None;
+    }
+
+    /// Judges the answers since the last placement by their first record; without one, `is_tip` states that
+    /// the shard holds none from there on.
+    pub(super) async fn judge_beginning(
+        &mut self,
+        first: Option<&str>,
+        is_tip: bool,
+    ) -> Result<Beginning, Told> {
+        if self.state.retention.is_sound {
+            return Ok(Beginning::Sound);
+        }
+        let Some(number) = self.position.number().cloned() else { return self.judge_time().await };
+        let first: Option<SequenceNumber> = match first {
+            Some(first) => match first.parse() {
+                Ok(first) => Some(first),
+                // The caller reports it.
+                Err(_) => return Ok(Beginning::Undecided),
+            },
+            None if is_tip => None,
+            None => return Ok(Beginning::Undecided),
+        };
+        let is_kept = first.is_some_and(|first| first <= number);
+        if self.state.retention.is_probing {
+            return self.judge_oldest(number, is_kept).await;
+        }
+        if !is_kept && !self.state.retention.is_verified {
+            match self.is_quiet_within_retention().await {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.state.retention.is_probing = true;
+                    return Ok(Beginning::Replaced);
+                }
+                Err(failure) => return Ok(self.judge_later(&failure)),
+            }
+        }
+        // A later placement may find that retention has overtaken the position.
+        (self.state.retention.is_sound, self.state.retention.is_verified) = (true, false);
+        Ok(Beginning::Sound)
+    }
+
+    /// Judges a placement without a sequence number.
+    async fn judge_time(&mut self) -> Result<Beginning, Told> {
+        if let Some(until) = self.read_until() {
+            match self.is_kept_since(until).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.lose(self.outlived(until))?;
+                    return Ok(Beginning::Replaced);
+                }
+                Err(failure) => return Ok(self.judge_later(&failure)),
+            }
+        }
+        self.state.retention.is_sound = true;
+        Ok(Beginning::Sound)
+    }
+
+    /// The time up to which there was nothing to read, where no record was read.
+    fn read_until(&self) -> Option<SystemTime> {
+        let start = match self.position {
+            Position::CaughtUp { after: None, until } => Some(until),
+            Position::AtTimestamp(pin) if self.is_pinned => Some(pin),
+            _ => None,
+        };
+        start.max(self.state.retention.read_until)
+    }
+
+    /// Judges the end of a shard. Returns whether nothing was lost before it; otherwise a new placement
+    /// follows.
+    pub(super) async fn judge_end(&mut self, beginning: Beginning) -> Result<bool, Told> {
+        let beginning = match beginning {
+            Beginning::Undecided => self.judge_beginning(None, true).await?,
+            decided => decided,
+        };
+        Ok(beginning == Beginning::Sound)
+    }
+
+    /// Judges by the oldest kept record, which is not behind `number` where `is_kept`.
+    async fn judge_oldest(
+        &mut self,
+        number: SequenceNumber,
+        is_kept: bool,
+    ) -> Result<Beginning, Told> {
+        // A caller may name the number that the shard starts at, which need not be that of a record.
+        let is_start = if !is_kept && matches!(self.position, Position::AtSequence(_)) {
+            match self.kinesis.standing(self.observer.shard_id(), lately()).await {
+                Ok(standing) => standing.start.is_some_and(|start| number <= start),
+                Err(failure) => return Ok(self.judge_later(&failure)),
+            }
+        } else {
+            false
+        };
+        self.state.retention.is_probing = false;
+        if is_kept || is_start {
+            self.state.retention.is_verified = true;
+        } else {
+            self.lose(self.accepted(&number))?;
+        }
+        Ok(Beginning::Replaced)
+    }
+
+    /// Backs off after a call that the judgement needs has failed.
+    fn judge_later(&mut self, failure: &Failure) -> Beginning {
+        match failure.remedy {
+            Remedy::SlowDown => self.pace.throttled(),
+            _ => self.pace.failed(),
+        }
+        self.state.failed += 1;
+        let shard_id = Some(self.shard_id().clone());
+        self.observer.tell(Event::retried(shard_id, &failure.error, self.state.failed));
+        Beginning::Postponed
+    }
+
+    /// Handles a sequence number that Kinesis refuses.
+    pub(super) async fn trimmed(&mut self, error: Error) -> Result<(), Told> {
+        self.pace.failed();
+        self.state.retention.is_probing = false;
+        if !self.state.retention.from_horizon {
+            match self.is_quiet_within_retention().await {
+                Ok(true) => {
+                    self.state.retention.from_horizon = true;
+                    return Ok(());
+                }
+                Ok(false) => {}
+                Err(failure) => {
+                    self.judge_later(&failure);
+                    return Ok(());
+                }
+            }
+        }
+        self.lose(error)
+    }
+
+    /// Applies `on_trimmed` to a position that has left retention, and reports the loss.
+    fn lose(&mut self, error: Error) -> Result<(), Told> {
+        let checkpoint = match self.on_trimmed {
+            OnTrimmed::Fail => return Err(Told::at_last(error)),
+            OnTrimmed::TrimHorizon => Checkpoint::TrimHorizon,
+            OnTrimmed::Latest => Checkpoint::AtTimestamp(self.server_time_at(Instant::now())),
+        };
+        let Some(position) = Position::of(checkpoint.clone()) else { return Ok(()) };
+        let after = self.position.number().cloned();
+        self.move_to(position);
+        let shard_id = self.shard_id().clone();
+        self.observer.tell(Event::Gap { shard_id, after, position: checkpoint });
+        Ok(())
+    }
+
+    /// Whether the shard was quiet up to a time after which every record is still kept.
+    async fn is_quiet_within_retention(&self) -> Result<bool, Failure> {
+        let Position::CaughtUp { until, .. } = &self.position else { return Ok(false) };
+        self.is_kept_since(*until).await
+    }
+
+    /// Whether the stream still keeps every record that arrived after `until`.
+    async fn is_kept_since(&self, until: SystemTime) -> Result<bool, Failure> {
+        let age = self.server_time_at(Instant::now()).duration_since(until).unwrap_or_default();
+        // The arrival times of records come from hosts with different clocks.
+        let age = age + MOST_CLOCK_SKEW;
+        if age < SHORTEST_RETENTION {
+            return Ok(true);
+        }
+        let period = self.kinesis.retention().await?;
+        // An operator may have moved the shard to a time within a longer period.
+        let is_assumed = !period.is_known && matches!(self.position, Position::AtTimestamp(_));
+        Ok(age < period.length || is_assumed)
+    }
+
+    /// Whether an answer `lag` milliseconds behind the tip is about to leave retention.
+    pub(super) async fn is_near_horizon(&self, lag: Option<i64>) -> bool {
+        let lag = Duration::from_millis(lag.and_then(|lag| lag.try_into().ok()).unwrap_or(0));
+        if lag + NEAR_HORIZON < SHORTEST_RETENTION {
+            return false;
+        }
+        // A lag beyond the period shows that the stream keeps records for longer.
+        let near = |length| lag + NEAR_HORIZON >= length && lag < length + NEAR_HORIZON;
+        self.kinesis.retention().await.is_ok_and(|period| near(period.length))
+    }
+
+    fn outlived(&self, until: SystemTime) -> Error {
+        let until = Checkpoint::AtTimestamp(until);
+        let message = format!(
+            "the position {until} has left the stream's retention, and records may be lost; on_trimmed \
+             decides where to go on"
+        );
+        self.error(ErrorKind::Trimmed, &message)
+    }
+
+    fn accepted(&self, number: &SequenceNumber) -> Error {
+        let message = format!(
+            "the position after {number} has left the stream's retention: the oldest kept record is \
+             behind it, and records between them may be lost; on_trimmed decides where to go on"
+        );
+        self.error(ErrorKind::Trimmed, &message)
+    }
+
+    /// An answer without records, to a call at `asked`, at the tip of the shard.
+    pub(super) fn caught_up(
+        &mut self,
+        asked: Instant,
+    ) -> Option<(Option<SequenceNumber>, SystemTime)> {
+        let until = self.server_time_at(asked);
+        if self.position.number().is_none() {
+            self.state.retention.read_until = Some(until);
+        }
+        let after = match &self.position {
+            Position::After(number, None) | Position::CaughtUp { after: Some(number), .. } => {
+                Some(number.clone())
+            }
+            // A restart reads from MOST_CLOCK_SKEW before `until`, which must not precede the start.
+            Position::AtTimestamp(start) if until < *start + MOST_CLOCK_SKEW => return None,
+            // The server begins there again, whatever times later records bear.
+            Position::TrimHorizon | Position::AtTimestamp(_) | Position::CaughtUp { .. } => None,
+            Position::After(_, Some(_)) | Position::AtSequence(_) => return None,
+        };
+        if let Some(number) = &after {
+            self.position = Position::CaughtUp { after: Some(number.clone()), until };
+        }
+        Some((after, until))
+    }
+
+    /// Records have come: a shard that is polled is not quiet before a while has passed.
+    pub(super) fn restart_quiet(&mut self) {
+        self.state.next_passed = Some(Instant::now() + QUIET_AFTER);
+    }
+}

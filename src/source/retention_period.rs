@@ -1,0 +1,100 @@
+//! How long a stream keeps its records, looked up once for the readers of all its shards.
+
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::kinesis::SHORTEST_RETENTION;
+use crate::backoff::Cooldown;
+use crate::error::{Failure, Remedy};
+
+/// The lifetime of a cached answer: an operator may change the retention period, and `DescribeStreamSummary`
+/// allows 20 calls per second and account
+/// (<https://docs.aws.amazon.com/kinesis/latest/APIReference/API_DescribeStreamSummary.html>).
+const VALID_FOR: Duration = Duration::from_secs(15 * 60);
+
+/// How long a stream keeps its records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Period {
+    pub(super) length: Duration,
+    /// Kinesis has said so; otherwise it is the shortest period that a stream can have.
+    pub(super) is_known: bool,
+}
+
+/// The last retention period of a stream.
+#[derive(Debug, Default)]
+pub(super) struct RetentionPeriod(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    period: Option<(Period, Instant)>,
+    cooldown: Cooldown,
+}
+
+impl RetentionPeriod {
+    /// The retention period, by `describe` where it is not known. Where Kinesis refuses the call, the
+    /// shortest period that a stream can have is assumed.
+    ///
+    /// Cancel safe: a dropped call is repeated by the next reader.
+    pub(super) async fn get(
+        &self,
+        describe: impl AsyncFnOnce() -> Result<Duration, Failure>,
+    ) -> Result<Period, Failure> {
+        let mut known = self.0.lock().await;
+        if let Some((period, _)) = known.period.filter(|(_, since)| since.elapsed() < VALID_FOR) {
+            return Ok(period);
+        }
+        known.cooldown.begin("DescribeStreamSummary failed")?;
+        let period = match describe().await {
+            Ok(length) => Period { length: length.max(SHORTEST_RETENTION), is_known: true },
+            Err(failure) if matches!(failure.remedy, Remedy::Retry | Remedy::SlowDown) => {
+                known.cooldown.failed();
+                return Err(failure);
+            }
+            Err(_refused) => Period { length: SHORTEST_RETENTION, is_known: false },
+        };
+        known.cooldown.succeeded();
+        known.period = Some((period, Instant::now()));
+        Ok(period)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Error, ErrorKind};
+
+    const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+
+    fn failure(remedy: Remedy) -> Failure {
+        Failure { remedy, error: Error::new(ErrorKind::Denied, "no"), answered: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retention_period_is_looked_up_once_in_a_while() {
+        let known = RetentionPeriod::default();
+        assert_eq!(known.get(async || Ok(WEEK)).await.unwrap().length, WEEK);
+        assert_eq!(known.get(async || panic!("it is known")).await.unwrap().length, WEEK);
+        tokio::time::advance(VALID_FOR).await;
+        assert_eq!(known.get(async || Ok(2 * WEEK)).await.unwrap().length, 2 * WEEK);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn denied_lookup_assumes_the_shortest_period() {
+        let known = RetentionPeriod::default();
+        let denied = known.get(async || Err(failure(Remedy::Report))).await;
+        assert_eq!(denied.unwrap().length, SHORTEST_RETENTION);
+        let again = known.get(async || panic!("a refused call is not repeated at once")).await;
+        assert!(!again.unwrap().is_known);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failed_lookup_backs_off_and_assumes_nothing() {
+        let known = RetentionPeriod::default();
+        assert!(known.get(async || Err(failure(Remedy::Retry))).await.is_err());
+        assert!(known.get(async || panic!("it backs off")).await.is_err());
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(known.get(async || Ok(WEEK)).await.unwrap().length, WEEK);
+    }
+}

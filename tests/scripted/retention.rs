@@ -1,0 +1,298 @@
+//! Records that leave retention before they are read: every loss is reported, and only real ones.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use futures::{FutureExt, StreamExt};
+use kinestream::testing::{Kinesis, Outcome, Stream};
+use kinestream::{
+    ConsumerBuilder, ErrorKind, Event, Events, OnTrimmed, Records, SequenceNumber, StartingPosition,
+};
+use tokio::time::{sleep, timeout};
+
+use crate::watched::Watched;
+use crate::{assert_silent, consumer, next, number, orders};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn sources(kinesis: &Kinesis) -> [ConsumerBuilder; 2] {
+    let rarely = Duration::from_secs(60);
+    let builder = consumer(kinesis).interval(rarely).discovery_interval(HOUR);
+    [builder.clone(), builder.fan_out("billing")]
+}
+
+fn gaps(events: &mut Events) -> Vec<Option<SequenceNumber>> {
+    let mut gaps = Vec::new();
+    while let Some(Some(event)) = events.next().now_or_never() {
+        if let Event::Gap { after, .. } = event {
+            gaps.push(after);
+        }
+    }
+    gaps
+}
+
+async fn numbers(records: &mut Records, numbers: std::ops::Range<usize>) {
+    for expected in numbers {
+        assert_eq!(number(&next(records).await), expected);
+    }
+}
+
+/// Three records are read and stored, then two are lost, and two are there.
+async fn lossy(kinesis: &Kinesis, orders: &Stream, builder: ConsumerBuilder) -> SequenceNumber {
+    for number in 0..3 {
+        orders.shard(0).put(number.to_string());
+    }
+    let reader = builder.build().unwrap();
+    let mut records = reader.records();
+    numbers(&mut records, 0..3).await;
+    let waiting = timeout(Duration::from_secs(5), records.next()).await;
+    assert!(waiting.is_err());
+    drop(records);
+    reader.close().await.unwrap();
+    for number in 3..7 {
+        orders.shard(0).put(number.to_string());
+    }
+    orders.shard(0).trim(5);
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(kinesis.violations(), [""; 0]);
+    orders.shard(0).sequence_numbers()[2].clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn trimmed_number_is_reported_whether_refused_or_accepted() {
+    for accepted in [false, true] {
+        for policy in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
+            let (kinesis, orders) = orders(1);
+            kinesis.set_trimmed_numbers_accepted(accepted);
+            let store = Watched::default();
+            let builder = consumer(&kinesis).store(store.clone()).on_trimmed(policy);
+            let last = lossy(&kinesis, &orders, builder.clone()).await;
+            let reader = builder.build().unwrap();
+            let mut events = reader.events();
+            let mut records = reader.records();
+            if policy == OnTrimmed::Fail {
+                let told = timeout(HOUR, records.next()).await.unwrap().unwrap().unwrap_err();
+                assert_eq!(told.kind(), ErrorKind::Trimmed, "accepted: {accepted}");
+                assert_silent(&mut records).await;
+            } else {
+                numbers(&mut records, 5..7).await;
+                assert_eq!(gaps(&mut events), [Some(last)], "accepted: {accepted}");
+            }
+        }
+    }
+}
+
+/// The reader runs, and its caller does not poll for longer than retention.
+#[tokio::test(start_paused = true)]
+async fn overtaken_reader_reports_the_loss() {
+    for accepted in [false, true] {
+        let (kinesis, orders) = orders(1);
+        kinesis.set_trimmed_numbers_accepted(accepted);
+        kinesis.set_retention(24 * HOUR);
+        orders.shard(0).put("0");
+        let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon).prefetch(0);
+        let reader = builder.build().unwrap();
+        let mut events = reader.events();
+        let mut records = reader.records();
+        numbers(&mut records, 0..1).await;
+        sleep(HOUR).await;
+        orders.shard(0).put("1");
+        sleep(25 * HOUR).await;
+        let last = orders.shard(0).put("2");
+        assert_eq!(next(&mut records).await.sequence_number(), &last);
+        assert_eq!(gaps(&mut events).len(), 1, "accepted: {accepted}");
+    }
+}
+
+/// Nothing is lost where nothing arrived.
+#[tokio::test(start_paused = true)]
+async fn quiet_shard_is_not_reported_as_trimmed() {
+    for source in 0..2 {
+        for accepted in [false, true] {
+            let (kinesis, orders) = orders(1);
+            kinesis.set_trimmed_numbers_accepted(accepted);
+            kinesis.set_retention(24 * HOUR);
+            let store = Watched::default();
+            let builder = sources(&kinesis)[source].clone().store(store.clone());
+            let reader = builder.clone().build().unwrap();
+            let mut events = reader.events();
+            let mut records = reader.records();
+            orders.shard(0).put("0");
+            numbers(&mut records, 0..1).await;
+            // Polled all the time, and quiet for longer than retention.
+            let quiet = timeout(26 * HOUR, records.next()).await;
+            assert!(quiet.is_err(), "source {source}, accepted {accepted}: {quiet:?}");
+            assert_eq!(gaps(&mut events), []);
+            let stored = store.position(0).await.unwrap();
+            assert!(stored.starts_with("CAUGHT_UP:"), "{stored}");
+            drop(records);
+            reader.close().await.unwrap();
+            // Records that arrive while no reader runs are read within retention.
+            sleep(2 * HOUR).await;
+            orders.shard(0).put("1");
+            sleep(20 * HOUR).await;
+            let reader = builder.clone().build().unwrap();
+            let mut records = reader.records();
+            numbers(&mut records, 1..2).await;
+        }
+    }
+}
+
+/// Reads a record, is quiet for a while, is away for 30 hours, and reads on.
+async fn returns_after_30_hours(kinesis: &Kinesis, orders: &Stream, accepted: bool) -> usize {
+    kinesis.set_trimmed_numbers_accepted(accepted);
+    let builder = consumer(kinesis).store(Watched::default()).on_trimmed(OnTrimmed::TrimHorizon);
+    let builder = builder.interval(Duration::from_secs(60)).discovery_interval(HOUR);
+    let reader = builder.clone().build().unwrap();
+    let mut records = reader.records();
+    orders.shard(0).put("0");
+    numbers(&mut records, 0..1).await;
+    let quiet = timeout(200 * HOUR, records.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    drop(records);
+    reader.close().await.unwrap();
+    let first = kinesis.call_count();
+    sleep(30 * HOUR).await;
+    orders.shard(0).put("1");
+    let reader = builder.build().unwrap();
+    let mut events = reader.events();
+    let mut records = reader.records();
+    numbers(&mut records, 1..2).await;
+    let calls = kinesis.calls_from(first);
+    let summaries = calls.iter().filter(|call| call.operation == "DescribeStreamSummary");
+    assert_eq!(summaries.count(), 1, "one lookup of the retention period");
+    gaps(&mut events).len()
+}
+
+#[tokio::test(start_paused = true)]
+async fn quiet_shard_is_compared_with_the_retention_period_of_the_stream() {
+    for accepted in [false, true] {
+        let (kinesis, orders) = orders(1);
+        kinesis.set_retention(168 * HOUR);
+        let gaps = returns_after_30_hours(&kinesis, &orders, accepted).await;
+        assert_eq!(gaps, 0, "accepted: {accepted}, 30 hours are within a week");
+        let (kinesis, orders) = crate::orders(1);
+        kinesis.set_retention(24 * HOUR);
+        let gaps = returns_after_30_hours(&kinesis, &orders, accepted).await;
+        assert_eq!(gaps, 1, "accepted: {accepted}, what came within 6 hours is unknown");
+    }
+}
+
+/// A permission that is optional: without it the shortest retention period counts.
+#[tokio::test(start_paused = true)]
+async fn denied_retention_period_is_taken_for_24_hours() {
+    let (kinesis, orders) = orders(1);
+    kinesis.set_retention(168 * HOUR);
+    kinesis.on_call(|call| match call.operation.as_str() {
+        "DescribeStreamSummary" => Outcome::failed(400, "AccessDeniedException", "no"),
+        _ => Outcome::Served,
+    });
+    assert_eq!(returns_after_30_hours(&kinesis, &orders, true).await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn quiet_shard_is_stored_rarely() {
+    let (kinesis, orders) = orders(1);
+    let store = Watched::default();
+    let reader = consumer(&kinesis).store(store.clone()).build().unwrap();
+    let mut records = reader.records();
+    orders.shard(0).put("0");
+    numbers(&mut records, 0..1).await;
+    let quiet = timeout(50 * Duration::from_secs(1), records.next()).await;
+    assert!(quiet.is_err());
+    assert!(store.position(0).await.unwrap().starts_with("AFTER_SEQUENCE_NUMBER:"));
+    let before = store.saves().len();
+    let quiet = timeout(HOUR, records.next()).await;
+    assert!(quiet.is_err());
+    let saves = store.saves().len() - before;
+    assert!((5..8).contains(&saves), "{saves} saves in an hour");
+}
+
+/// A first start at the latest record is stored as its moment, and nothing is finished before retention ends.
+async fn gaps_of_pin(start: StartingPosition, is_denied: bool) -> usize {
+    let (kinesis, orders) = orders(1);
+    kinesis.set_retention(24 * HOUR);
+    kinesis.on_call(move |call| match call.operation.as_str() {
+        "DescribeStreamSummary" if is_denied => Outcome::failed(400, "AccessDeniedException", "no"),
+        _ => Outcome::Served,
+    });
+    let builder = consumer(&kinesis).store(Watched::default()).starting_position(start);
+    let builder = builder.on_trimmed(OnTrimmed::TrimHorizon);
+    let reader = builder.clone().build().unwrap();
+    let mut records = reader.records();
+    let quiet = timeout(Duration::from_secs(10), records.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    drop(records);
+    reader.close().await.unwrap();
+    orders.shard(0).put("lost");
+    sleep(30 * HOUR).await;
+    orders.shard(0).put("1");
+    let reader = builder.build().unwrap();
+    let mut events = reader.events();
+    let mut records = reader.records();
+    numbers(&mut records, 1..2).await;
+    gaps(&mut events).len()
+}
+
+#[tokio::test(start_paused = true)]
+async fn pin_that_left_retention_is_reported() {
+    assert_eq!(gaps_of_pin(StartingPosition::Latest, false).await, 1);
+    assert_eq!(gaps_of_pin(StartingPosition::Latest, true).await, 0, "the period is unknown");
+    let week_before = UNIX_EPOCH + 24 * HOUR;
+    let start = StartingPosition::AtTimestamp(week_before);
+    assert_eq!(gaps_of_pin(start, false).await, 0, "the caller names the oldest record");
+}
+
+/// Without any record, the stored time alone shows that records may be lost.
+#[tokio::test(start_paused = true)]
+async fn quiet_shard_without_records_that_left_retention_is_reported() {
+    for (away, expected) in [(20 * HOUR, 0), (30 * HOUR, 1)] {
+        let (kinesis, orders) = orders(1);
+        kinesis.set_retention(24 * HOUR);
+        let store = Watched::default();
+        let builder = consumer(&kinesis).store(store.clone()).on_trimmed(OnTrimmed::TrimHorizon);
+        let reader = builder.clone().build().unwrap();
+        let mut records = reader.records();
+        let quiet = timeout(HOUR, records.next()).await;
+        assert!(quiet.is_err(), "{quiet:?}");
+        drop(records);
+        reader.close().await.unwrap();
+        let stored = store.position(0).await.unwrap();
+        assert!(stored.starts_with("CAUGHT_UP:"), "{stored}");
+        sleep(away).await;
+        orders.shard(0).put("1");
+        let reader = builder.build().unwrap();
+        let mut events = reader.events();
+        let mut records = reader.records();
+        numbers(&mut records, 1..2).await;
+        assert_eq!(gaps(&mut events).len(), expected, "away for {away:?}");
+    }
+}
+
+/// The records leave retention as they are read, faster than the caller reads them.
+#[tokio::test(start_paused = true)]
+async fn reader_overtaken_between_two_fetches_reports_the_loss() {
+    for accepted in [false, true] {
+        let (kinesis, orders) = orders(1);
+        kinesis.set_trimmed_numbers_accepted(accepted);
+        kinesis.set_retention(24 * HOUR);
+        let oldest = kinesis.now() - 24 * HOUR + Duration::from_secs(60);
+        for second in 0..600 {
+            let arrival = oldest + Duration::from_secs(second);
+            orders.shard(0).put_at(arrival, second.to_string());
+        }
+        let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon).prefetch(0).limit(2);
+        let reader = builder.build().unwrap();
+        let mut events = reader.events();
+        let mut records = reader.records();
+        let mut expected = 0;
+        let mut skipped = 0;
+        for _ in 0..5 {
+            let number = number(&next(&mut records).await);
+            skipped += usize::from(number != expected);
+            expected = number + 1;
+            sleep(Duration::from_secs(100)).await;
+        }
+        assert!(skipped > 0, "retention overtakes the reader");
+        assert_eq!(gaps(&mut events).len(), skipped, "accepted: {accepted}");
+    }
+}

@@ -1,0 +1,158 @@
+//! Records that leave retention, finished or unread.
+
+use std::collections::BTreeSet;
+
+use fastrand::Rng;
+use kinestream::testing::Shard;
+use kinestream::{Checkpoint, Event, OnTrimmed, SequenceNumber};
+
+use crate::truth::{Fact, Facts, Promise, index_of};
+use crate::world::World;
+
+/// Decides what leaves retention unread. Apart from the world's own generator, so that the stories of
+/// other worlds stay as they are.
+pub(crate) struct Losses {
+    rng: Rng,
+    /// Unread records leave retention in this world.
+    is_possible: bool,
+    /// Kinesis accepts a sequence number that has left retention.
+    pub(crate) are_accepted: bool,
+}
+
+impl Losses {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed ^ 0x7265_7465_6e74);
+        let (is_possible, are_accepted) = (rng.u8(..4) == 0, rng.bool());
+        Self { rng, is_possible, are_accepted }
+    }
+
+    pub(crate) fn policy(&self) -> OnTrimmed {
+        if self.is_possible { OnTrimmed::TrimHorizon } else { OnTrimmed::Fail }
+    }
+}
+
+/// What is lost of a shard, and what the readers have reported of it.
+#[derive(Debug, Default)]
+pub(crate) struct Lost {
+    /// The stored positions behind which records were lost.
+    after: BTreeSet<SequenceNumber>,
+    /// A loss is not reported yet.
+    is_due: bool,
+    /// The reader of now has reported a loss.
+    pub(crate) is_reported: bool,
+}
+
+impl Lost {
+    /// A loss that no reader has reported yet.
+    pub(crate) fn is_due(&self) -> bool {
+        self.is_due
+    }
+}
+
+impl World {
+    /// Trims finished records, up to the record of a stored position, and with it where the shard is stored
+    /// as caught up.
+    pub(crate) async fn leave_retention(&mut self) {
+        for (id, checkpoint) in self.store.positions().await {
+            let shard = self.orders.shard(index_of(&id));
+            match checkpoint {
+                Checkpoint::ShardEnd => self.expire(&shard),
+                Checkpoint::AfterSequence { sequence_number, .. } => {
+                    let numbers = shard.sequence_numbers();
+                    let place = numbers.iter().position(|number| *number == sequence_number);
+                    shard.trim(place.unwrap_or(0));
+                }
+                Checkpoint::CaughtUp { after: Some(number), .. } => {
+                    self.truth.tell(format_args!("shard {} is trimmed to {number}", shard.index()));
+                    shard.trim(behind(&shard, &number));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn expire(&mut self, shard: &Shard) {
+        let oldest = {
+            let facts = self.truth.lock();
+            let parents = &facts.shards[shard.index()].parents;
+            // Children are younger than their parents, and stay longer.
+            parents.iter().all(|parent| facts.shards[*parent].expired)
+        };
+        if !oldest || shard.is_open() {
+            return;
+        }
+        self.truth.tell(format_args!("shard {} expires", shard.index()));
+        self.truth.lock().shards[shard.index()].expired = true;
+        shard.expire();
+    }
+
+    /// Trims records behind stored positions while no reader runs.
+    pub(crate) async fn lose_records(&mut self) {
+        if !self.losses.is_possible || self.plan.large {
+            return;
+        }
+        for (id, checkpoint) in self.store.positions().await {
+            let Checkpoint::AfterSequence { sequence_number: after, .. } = checkpoint else {
+                continue;
+            };
+            let shard = self.orders.shard(index_of(&id));
+            let (from, numbers) = (behind(&shard, &after), shard.sequence_numbers());
+            if from == numbers.len() || self.losses.rng.bool() {
+                continue;
+            }
+            let to = self.losses.rng.usize(from + 1..=numbers.len());
+            shard.trim(to);
+            let mut facts = self.truth.lock();
+            facts.tell(format_args!("shard {} loses {:?}", shard.index(), &numbers[from..to]));
+            facts.lose(shard.index(), &numbers[to - 1]);
+            let lost = &mut facts.shards[shard.index()].lost;
+            lost.after.insert(after);
+            lost.is_due = true;
+        }
+    }
+}
+
+/// Counts the records of a shard up to this number.
+fn behind(shard: &Shard, number: &SequenceNumber) -> usize {
+    shard.sequence_numbers().partition_point(|other| other <= number)
+}
+
+impl Facts {
+    /// A reader reports that records were lost.
+    pub(crate) fn hear_gap(&mut self, event: &Event) {
+        let Event::Gap { shard_id, after, .. } = event else { return };
+        let shard = index_of(shard_id);
+        self.tell(format_args!("gap: shard {shard} after {after:?}"));
+        let lost = &mut self.shards[shard].lost;
+        if after.as_ref().is_some_and(|after| lost.after.contains(after)) {
+            (lost.is_due, lost.is_reported) = (false, true);
+        } else {
+            self.breaks(
+                Promise::LossesAreReported,
+                format_args!("shard {shard} reports a loss after {after:?}, and nothing is lost"),
+            );
+        }
+    }
+
+    /// The reader was too slow to hear all that was reported.
+    pub(crate) fn miss_events(&mut self) {
+        for shard in &mut self.shards {
+            (shard.lost.is_due, shard.lost.is_reported) = (false, true);
+        }
+    }
+
+    /// Records up to this one are lost, where they are not finished.
+    fn lose(&mut self, shard: usize, last: &SequenceNumber) {
+        let end = self.places_of(shard, last);
+        for record in &mut self.shards[shard].records[..end] {
+            record.lost |= !record.finished;
+        }
+    }
+
+    /// These records are all lost or finished, and the reader has reported a loss.
+    pub(crate) fn are_reported(&self, shard: usize, places: std::ops::Range<usize>) -> bool {
+        let shard = &self.shards[shard];
+        let passed = |record: &Fact| record.lost || record.finished;
+        shard.lost.is_reported && shard.records[places].iter().all(passed)
+    }
+}
