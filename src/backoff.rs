@@ -57,6 +57,10 @@ pub(crate) const EXCHANGES: Limits = Limits::millis(50, 200, 10_000);
 #[cfg(feature = "redis")]
 pub(crate) const CONNECTIONS: Limits = Limits::millis(50, 100, 100);
 
+/// Readings of a shard whose stream an error has ended: the worker takes the shard again after the
+/// pause, unless another worker has taken it.
+pub(crate) const FAILED_SHARDS: Limits = Limits::millis(10_000, 20_000, 300_000);
+
 /// Conditional lease updates that another worker's update prevented: one round trip to the store
 /// takes milliseconds.
 pub(crate) const CONFLICTS: Limits = Limits::millis(5, 20, 320);
@@ -163,6 +167,7 @@ mod tests {
         SAVES,
         EXCHANGES,
         CONFLICTS,
+        FAILED_SHARDS,
         #[cfg(feature = "redis")]
         CONNECTIONS,
     ];

@@ -19,6 +19,7 @@
 //! carried out or not; whoever sees the table next goes on from there.
 
 mod balance;
+mod declines;
 mod duties;
 mod exchange;
 mod holdings;
@@ -61,6 +62,13 @@ pub(crate) enum Word {
     Finished(ShardId, u64),
     /// Its stream was dropped before.
     Dropped(ShardId, u64),
+    /// An error has ended its stream.
+    Failed {
+        shard: ShardId,
+        epoch: u64,
+        /// A record was delivered before.
+        has_delivered: bool,
+    },
     /// The store has something else than was thought.
     Surprised,
     /// The store cannot read what it has of a shard.

@@ -172,7 +172,7 @@ pub use consumer::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use lineage::{Ordering, ShardPosition, StartingPosition};
-pub use observe::{Event, Events, Task};
+pub use observe::{Event, Events, ShardFailure, Task};
 pub use record::{EncryptionType, Record, SequenceNumber, ShardId};
 pub use shard::{CheckpointOn, ShardStream};
 #[cfg(fuzzing)]

@@ -8,6 +8,7 @@ mod backlog;
 mod containment;
 mod event;
 mod events;
+mod failures;
 mod liveness;
 #[cfg(feature = "metrics")]
 mod metrics;
@@ -33,6 +34,8 @@ use containment::Sink;
 pub(crate) use containment::{Spanned, log_line};
 pub use event::{Event, Task};
 pub use events::Events;
+use failures::Failures;
+pub use failures::ShardFailure;
 use liveness::Liveness;
 use metrics::{ConsumerMetrics, ShardMetrics};
 pub(crate) use polls::Polls;
@@ -65,6 +68,7 @@ struct Inner {
     unsaved: Mutex<Option<Instant>>,
     /// The shards that are read, for as long as they are.
     shards: Mutex<BTreeMap<ShardId, Weak<View>>>,
+    failures: Failures,
     liveness: Liveness,
 }
 
@@ -82,6 +86,7 @@ impl Observer {
             unsaved: Mutex::default(),
             events: OnceLock::new(),
             shards: Mutex::default(),
+            failures: Failures::default(),
             liveness: Liveness::new(),
         }))
     }

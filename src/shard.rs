@@ -65,8 +65,11 @@ pub enum CheckpointOn {
 ///
 /// Yielded by [`Consumer::shards`](crate::Consumer::shards), to be read in a task of its own.
 /// Ends when the shard was closed and is read to its end, when the consumer is closed, when the
-/// shard goes to another worker, and after an error that ends the shard. After an error that does
-/// not, it goes on. Dropped before its end, it gives the shard back, which is then yielded once more,
+/// shard goes to another worker, and after an error that ends the shard: its lease is released, and the
+/// shard is yielded again after a pause of 10 s to 5 min, by this consumer or another. The caller receives
+/// each kind of error once until a record of the shard is delivered again; a stream that fails with a known
+/// error ends without it, and [`Event::ShardFailed`](crate::Event::ShardFailed) tells of it. After an error
+/// that does not end the shard, the stream goes on. Dropped before its end, it gives the shard back, which is then yielded once more,
 /// by this consumer or another.
 ///
 /// Nothing is read before the first poll. Then at most [`prefetch`] batches are read ahead, in

@@ -32,7 +32,7 @@ use async_stream::stream;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::observe::ShardObserver;
 use crate::pace::{Pace, SHORTEST_PAUSE};
 use crate::record::{Finish, SequenceNumber};
@@ -76,6 +76,7 @@ impl Subject {
     pub(crate) fn into_source(self) -> Source {
         let Self { interval, limit, .. } = self;
         let memory = self.budget.shard();
+        let told = self.observer.known_failure();
         let progress = Progress {
             kinesis: self.kinesis,
             observer: self.observer,
@@ -86,7 +87,7 @@ impl Subject {
             deaggregate: self.deaggregate,
             finish: self.finish,
             pace: Pace::new(if self.fan_out.is_some() { SHORTEST_PAUSE } else { interval }),
-            state: State::default(),
+            state: State::knowing(told),
         };
         match self.fan_out {
             Some(registration) => FanOut::new(progress, registration, memory).into_source(),
@@ -104,6 +105,8 @@ pub(crate) enum Fetched {
     /// The shard is closed and read to its end. The children are known where the server names
     /// them; nothing follows.
     End(Vec<KnownShard>),
+    /// The error ends the source; nothing follows.
+    Failed(Error),
 }
 
 /// What asks Kinesis for the records of one shard.
@@ -132,12 +135,11 @@ fn batches(mut source: impl Asks) -> BoxStream<'static, Result<Fetched>> {
                         return;
                     }
                 }
-                Err(told) => {
-                    yield Err(told.error);
-                    if told.is_last {
-                        return;
-                    }
+                Err(told) if told.is_last => {
+                    yield Ok(Fetched::Failed(told.error));
+                    return;
                 }
+                Err(told) => yield Err(told.error),
             }
         }
     };

@@ -224,6 +224,9 @@ impl Running {
                 // Nobody listens any more where the reading has been dropped.
                 let _dropped = word.send(match ending {
                     Ending::Read(children) => Word::Children(children),
+                    Ending::Failed { has_delivered } => {
+                        Word::Failed { shard: id.clone(), epoch, has_delivered }
+                    }
                     Ending::Dropped => Word::Dropped(id.clone(), epoch),
                 });
             }),

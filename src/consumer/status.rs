@@ -7,6 +7,7 @@ use super::Consumer;
 use crate::checkpoint::{Checkpoint, InFlightLimit};
 use crate::error::Result;
 use crate::lineage::is_readable;
+use crate::observe::ShardFailure;
 use crate::record::ShardId;
 
 /// How an application stands with a stream: every shard that it knows, and who reads it.
@@ -54,6 +55,9 @@ pub struct Status {
 pub struct ShardStatus {
     /// What becomes of it now.
     pub state: ShardState,
+    /// The last error of a [`Failed`](ShardState::Failed) shard. Only of shards that this consumer has
+    /// tried to read: other processes do not share their errors.
+    pub failure: Option<ShardFailure>,
     /// How far it is finished, as stored; `None` where nothing is stored of it.
     pub position: Option<Checkpoint>,
     /// The worker that has its lease.
@@ -94,6 +98,10 @@ pub enum ShardState {
     Free,
     /// A worker has it.
     Reading,
+    /// An error keeps this consumer from reading it, and no other worker has it. This consumer retries
+    /// with a back-off of up to 5 min. Consumers of other processes see it as
+    /// [`Free`](Self::Free).
+    Failed,
     /// A worker has it, and is handing it over to another one.
     Leaving,
     /// Every record of it is finished.
@@ -121,19 +129,27 @@ impl Consumer {
         let inner = &self.inner;
         let table = self.table().await?;
         let ordering = inner.settings.rules.ordering;
+        let me = &inner.settings.rules.worker_id;
         let shards = table.leases.iter().map(|(id, lease)| {
+            let is_mine = lease.owner.as_ref().is_none_or(|owner| owner == me);
+            let failure = inner.observer.failure(id).filter(|_| is_mine);
             let state = match &lease.owner {
                 _ if lease.is_finished() => ShardState::Finished,
                 _ if lease.unreadable.is_some() => ShardState::Unreadable,
                 _ if lease.is_lost => ShardState::Lost,
                 Some(_) if lease.heir.is_some() => ShardState::Leaving,
+                Some(_) if failure.is_some() => ShardState::Failed,
                 Some(_) => ShardState::Reading,
-                None if is_readable(&table, lease, ordering) => ShardState::Free,
+                None if is_readable(&table, lease, ordering) => match failure {
+                    Some(_) => ShardState::Failed,
+                    None => ShardState::Free,
+                },
                 None => ShardState::Waiting,
             };
             let in_flight = inner.observer.in_flight(id);
             let status = ShardStatus {
                 state,
+                failure: failure.filter(|_| state == ShardState::Failed),
                 position: lease.checkpoint.clone(),
                 owner: lease.owner.as_deref().map(str::to_owned),
                 epoch: lease.epoch,

@@ -6,19 +6,27 @@
 //! whoever sees it first. Where nothing is to be evened out there is nothing to decide, and a fleet
 //! at rest makes no moves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use super::declines::Refusals;
 use crate::record::ShardId;
-use crate::store::lease::{Change, Table};
+use crate::store::lease::{Change, Lease, Table};
 
 /// What evens out the table. `readable` are the shards that may be read; those that nobody is to be
-/// given now are left out.
+/// given now are left out. No shard goes to a worker that refuses it.
 ///
 /// Each shard counts as one. Were they to weigh by their lag or their throughput, it would be here.
-pub(super) fn balance(table: &Table, readable: &BTreeSet<ShardId>) -> Vec<Change> {
+pub(super) fn balance(
+    table: &Table,
+    readable: &BTreeSet<ShardId>,
+    refusals: &Refusals,
+) -> Vec<Change> {
     let mut workers: Vec<_> = table.workers.iter().collect();
     workers.sort_by_key(|(name, member)| (member.joined, Arc::clone(name)));
+    let is_taken = |shard| {
+        workers.iter().any(|(name, member)| member.capacity > 0 && !refusals.has(shard, name))
+    };
     // What each has, or is about to get, and what nobody has.
     let mut held: BTreeMap<&Arc<str>, Vec<&ShardId>> = BTreeMap::new();
     let mut free: Vec<&ShardId> = Vec::new();
@@ -27,7 +35,9 @@ pub(super) fn balance(table: &Table, readable: &BTreeSet<ShardId>) -> Vec<Change
             Some(holder) if table.workers.contains_key(holder) => {
                 held.entry(holder).or_default().push(shard);
             }
-            _ if readable.contains(shard) => free.push(shard),
+            _ if readable.contains(shard) && (!refusals.concern(shard) || is_taken(shard)) => {
+                free.push(shard);
+            }
             _ => {}
         }
     }
@@ -37,28 +47,80 @@ pub(super) fn balance(table: &Table, readable: &BTreeSet<ShardId>) -> Vec<Change
     let quotas = quotas(shards, &capacities, |worker| count(workers[worker].0));
 
     let mut given: Vec<&ShardId> = Vec::new();
-    for ((name, _), quota) in workers.iter().zip(&quotas) {
-        let Some(held) = held.get_mut(name) else { continue };
-        // What is only on its way to a worker is redirected before anything is taken from one.
-        held.sort_by_key(|shard| table.leases[*shard].owner.as_ref() != Some(*name));
+    let mut seats = Vec::new();
+    for (((name, _), quota), capacity) in workers.iter().zip(&quotas).zip(&capacities) {
+        let mut nothing = Vec::new();
+        let held = held.get_mut(name).unwrap_or(&mut nothing);
+        // A shard that a worker refuses stays rather than another, and what is only on its way to a
+        // worker is redirected before anything is taken from one.
+        held.sort_by_key(|shard| {
+            (!refusals.concern(*shard), table.leases[*shard].owner.as_ref() != Some(*name))
+        });
         while held.len() > *quota {
             given.extend(held.pop());
         }
+        let moves = refusals.moves_to(name);
+        let (worker, held) = (*name, held.len());
+        seats.push(Seats { worker, held, quota: *quota, capacity: *capacity, moves });
     }
-    let mut vacant = workers.iter().zip(&quotas).flat_map(|((name, _), quota)| {
-        let missing = quota.saturating_sub(held.get(name).map_or(0, Vec::len));
-        std::iter::repeat_n(*name, missing)
-    });
     let mut changes = Vec::new();
-    for shard in given.into_iter().chain(free) {
-        let Some(to) = vacant.next() else { break };
-        let (shard, to) = (shard.clone(), Arc::clone(to));
-        changes.push(match table.leases[&shard].owner {
-            Some(_) => Change::Offer { shard, to },
-            None => Change::Assign { shard, to },
-        });
+    // First what not every worker takes.
+    let (refused, others): (Vec<_>, Vec<_>) =
+        given.into_iter().chain(free).partition(|shard| refusals.concern(shard));
+    for shard in refused {
+        let lease = &table.leases[shard];
+        let takes = |seats: &&mut Seats| seats.admits(lease) && !refusals.has(shard, seats.worker);
+        let seat = match seats.iter_mut().filter(takes).find(|seats| seats.held < seats.quota) {
+            // Rather an uneven table than a shard that nobody reads.
+            None if lease.owner.is_none() => {
+                let with_room = seats.iter_mut().filter(|seats| seats.held < seats.capacity);
+                with_room.filter(takes).min_by_key(|seats| seats.held)
+            }
+            seat => seat,
+        };
+        changes.extend(seat.map(|seats| seats.take(shard, lease)));
+    }
+    // All workers that are full are passed over once, and those to which no lease is moved wait for the
+    // free leases, which come last.
+    let mut vacant: VecDeque<_> =
+        seats.iter_mut().filter(|seats| seats.held < seats.quota).collect();
+    for shard in others {
+        let lease = &table.leases[shard];
+        let Some(place) = vacant.iter().position(|seats| seats.admits(lease)) else { continue };
+        changes.push(vacant[place].take(shard, lease));
+        if vacant[place].held >= vacant[place].quota {
+            vacant.remove(place);
+        }
     }
     changes
+}
+
+/// What a worker has and may get.
+struct Seats<'a> {
+    worker: &'a Arc<str>,
+    held: usize,
+    quota: usize,
+    capacity: usize,
+    /// How many leases may be moved to it from other workers.
+    moves: usize,
+}
+
+impl Seats<'_> {
+    fn admits(&self, lease: &Lease) -> bool {
+        lease.owner.is_none() || lease.owner.as_ref() == Some(self.worker) || self.moves > 0
+    }
+
+    fn take(&mut self, shard: &ShardId, lease: &Lease) -> Change {
+        self.held += 1;
+        let (shard, to) = (shard.clone(), Arc::clone(self.worker));
+        match &lease.owner {
+            Some(owner) => {
+                self.moves -= usize::from(owner != self.worker && self.moves > 0);
+                Change::Offer { shard, to }
+            }
+            None => Change::Assign { shard, to },
+        }
+    }
 }
 
 /// How many shards each worker is to have: as even as the capacities allow, and one more for those
@@ -90,7 +152,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::lease::{Lease, Member};
+    use crate::store::lease::Member;
 
     fn shard(number: usize) -> ShardId {
         format!("shardId-{number:012}").parse().unwrap()
@@ -160,7 +222,7 @@ mod tests {
             let mut table = table(&vec![u32::MAX; workers], &holders);
             let before = counts(&table);
             let free = table.leases.values().filter(|lease| lease.owner.is_none()).count();
-            let changes = balance(&table, &all(&table));
+            let changes = balance(&table, &all(&table), &Refusals::default());
             apply(&mut table, &changes);
             let after = counts(&table);
             prop_assert_eq!(after.iter().sum::<usize>(), holders.len());
@@ -174,7 +236,7 @@ mod tests {
             let over = before.iter().filter(|count| **count > even).count();
             let fewest: usize = before.iter().map(|count| count.saturating_sub(even)).sum();
             prop_assert_eq!(given, fewest - over.min(holders.len() % workers));
-            prop_assert_eq!(balance(&table, &all(&table)), []);
+            prop_assert_eq!(balance(&table, &all(&table), &Refusals::default()), []);
         }
 
         #[test]
@@ -185,7 +247,7 @@ mod tests {
             let alive = |name: &Option<usize>| name.filter(|name| *name < capacities.len());
             let holders: Vec<_> = holders.iter().map(|owner| (alive(owner), None)).collect();
             let mut table = table(&capacities, &holders);
-            let changes = balance(&table, &all(&table));
+            let changes = balance(&table, &all(&table), &Refusals::default());
             apply(&mut table, &changes);
             let room: usize = capacities.iter().map(|most| *most as usize).sum();
             let after = counts(&table);
@@ -198,11 +260,75 @@ mod tests {
         }
     }
 
+    fn refusing(shards: &[(usize, usize)], barred: &[usize]) -> Refusals {
+        let mut refusals = Refusals::default();
+        for (number, by) in shards {
+            refusals.shards.entry(shard(*number)).or_default().insert(worker(*by));
+        }
+        refusals.workers = barred.iter().map(|number| (worker(*number), 0)).collect();
+        refusals
+    }
+
+    proptest! {
+        #[test]
+        fn no_shard_goes_to_a_worker_that_refuses_it_and_the_table_comes_to_rest(
+            workers in 1..5_usize,
+            owners in prop::collection::vec(prop::option::of(0..5_usize), 1..20),
+            refused in prop::collection::vec((0..20_usize, 0..5_usize), 0..20),
+            barred in prop::collection::vec(0..5_usize, 0..2),
+        ) {
+            let owners: Vec<_> =
+                owners.iter().map(|owner| (owner.filter(|owner| *owner < workers), None)).collect();
+            let mut table = table(&vec![u32::MAX; workers], &owners);
+            let refusals = refusing(&refused, &barred);
+            for _ in 0..=workers {
+                let changes = balance(&table, &all(&table), &refusals);
+                for change in &changes {
+                    match change {
+                        Change::Assign { shard, to } => prop_assert!(!refusals.has(shard, to)),
+                        Change::Offer { shard, to } => {
+                            let is_moved = table.leases[shard].owner.as_ref() != Some(to);
+                            let is_open = refusals.moves_to(to) > 0 && !refusals.has(shard, to);
+                            prop_assert!(is_open || !is_moved, "{:?}", change);
+                        }
+                        _ => unreachable!("balance moves leases and nothing else"),
+                    }
+                }
+                apply(&mut table, &changes);
+            }
+            prop_assert_eq!(balance(&table, &all(&table), &refusals), []);
+            let free = owners.iter().enumerate().filter(|(_, (owner, _))| owner.is_none());
+            for number in free.map(|(number, _)| number) {
+                let shard = &shard(number);
+                let lease = &table.leases[shard];
+                let is_refused = (0..workers).all(|number| refusals.has(shard, &worker(number)));
+                prop_assert_eq!(lease.owner.is_none(), is_refused, "{}", shard);
+            }
+        }
+    }
+
+    #[test]
+    fn free_shard_goes_over_the_quota_of_the_only_worker_that_takes_it() {
+        let refusals = refusing(&[(0, 0)], &[0]);
+        let holders = [(None, None), (Some(0), None), (Some(1), None), (Some(1), None)];
+        let all = (0..4).map(shard).collect();
+        let changes = balance(&table(&[9, 9], &holders), &all, &refusals);
+        assert_eq!(changes, [Change::Assign { shard: shard(0), to: worker(1) }]);
+        // It stays there, while one that the other worker takes evens the table out.
+        let holders = [(Some(1), None), (Some(0), None), (Some(1), None), (Some(1), None)];
+        let changes = balance(&table(&[9, 9], &holders), &all, &refusing(&[(0, 0)], &[]));
+        assert_eq!(changes, [Change::Offer { shard: shard(3), to: worker(0) }]);
+    }
+
     #[test]
     fn what_is_on_its_way_is_redirected_first() {
         // Worker 1 is to get two of worker 0's four; then worker 2 comes.
         let holders = [(Some(0), None), (Some(0), None), (Some(0), Some(1)), (Some(0), Some(1))];
-        let changes = balance(&table(&[9, 9, 9], &holders), &(0..4).map(shard).collect());
+        let changes = balance(
+            &table(&[9, 9, 9], &holders),
+            &(0..4).map(shard).collect(),
+            &Refusals::default(),
+        );
         assert_eq!(changes, [Change::Offer { shard: shard(3), to: worker(2) }]);
     }
 }

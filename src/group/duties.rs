@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use super::balance::balance;
 use super::holdings::{Holding, Settled};
-use super::worker::{Done, Worker};
+use super::worker::{Done, Even, Worker};
 use super::{Opening, Word};
 use crate::checkpoint::{Advance, Watermark};
 use crate::error::{Error, contain};
@@ -42,18 +42,24 @@ impl Worker {
             }
             self.applied(changes.losses);
         }
-        if !self.begun || self.even == Some(self.table.version) && self.resting.is_empty() {
+        let now = Instant::now();
+        if !self.begun || self.is_even(now) {
             return Changes::default();
         }
-        let now = Instant::now();
-        self.resting.retain(|_, until| *until > now);
         let mut open: BTreeSet<ShardId> =
             readable(&self.table, self.plan.rules.ordering).cloned().collect();
-        open.retain(|shard| !self.resting.contains_key(shard));
         open.retain(|shard| !self.plan.lister.is_missing(shard));
-        let list = balance(&self.table, &open);
-        self.even = list.is_empty().then_some(self.table.version);
+        let list = balance(&self.table, &open, &self.declines.refusals(&self.table, now));
+        let (version, until) = (self.table.version, self.declines.next_end(now));
+        self.even = list.is_empty().then_some(Even { version, until });
         Changes { list, losses: Vec::new() }
+    }
+
+    fn is_even(&self, now: Instant) -> bool {
+        let is_still = |even: &Even| {
+            even.version == self.table.version && even.until.is_none_or(|until| now < until)
+        };
+        self.even.as_ref().is_some_and(is_still)
     }
 
     /// The children that their parents' ends have named, where all their parents are in the table: one
@@ -82,12 +88,20 @@ impl Worker {
             self.even = None;
             for loss in losses {
                 match loss {
+                    Loss::Told(error) if self.is_told(&error) => {}
                     Loss::Told(error) => (self.plan.lister.tell)(error),
                     Loss::PassedOver(gap) => self.plan.observer.tell(gap),
                 }
             }
             self.begun = true;
         }
+    }
+
+    /// Whether the stream of the shard has told the caller already.
+    fn is_told(&self, error: &Error) -> bool {
+        let shard: Option<ShardId> = error.shard_id().and_then(|shard| shard.parse().ok());
+        let failure = shard.and_then(|shard| self.plan.observer.failure(&shard));
+        failure.is_some_and(|failure| failure.kind == error.kind())
     }
 
     /// The worker is in the table, and has seen it where it is not as it was.
@@ -119,6 +133,8 @@ impl Worker {
         }
         self.tell_resharded(&table);
         self.tell_unreadable(&table);
+        self.declines.observe(&self.table, &table);
+        self.plan.observer.retain_failures(|shard| table.leases.contains_key(shard));
         self.table = Arc::new(table);
         self.seen_whole = Some(Instant::now());
         for (shard_id, epoch) in lost {
@@ -132,7 +148,10 @@ impl Worker {
             }
         }
         for (shard, lease) in opened {
-            if is_readable(&self.table, &lease, self.plan.rules.ordering) {
+            if self.declines.declines(&shard) {
+                // A worker that does not know that this one rests the shard has assigned it.
+                self.pending.push(Change::Release { shard, epoch: lease.epoch });
+            } else if is_readable(&self.table, &lease, self.plan.rules.ordering) {
                 self.open(&shard, lease);
             } else {
                 // Its parents were moved back, and are to be read before it.

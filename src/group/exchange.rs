@@ -46,6 +46,7 @@ impl Worker {
             // Asked again, a store that changes nothing would change nothing.
             let is_in_vain = only_if_unchanged && answer.applied && answer.table.is_none();
             if only_if_unchanged && answer.applied {
+                self.declines.assigned(&request.changes);
                 self.applied(decided.losses);
             }
             self.welcome(answer);

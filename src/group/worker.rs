@@ -1,6 +1,6 @@
 //! The task of one worker.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use super::declines::Declines;
 use super::holdings::Holdings;
 use super::{Plan, Word};
 use crate::backoff::{Backoff, EXCHANGES};
@@ -52,16 +53,23 @@ pub(crate) struct Worker {
     pub(super) named: Vec<KnownShard>,
     /// Who waits until the table was looked at.
     pub(super) asking: Vec<oneshot::Sender<()>>,
-    /// Shards that this worker gives to nobody before: their streams were dropped.
-    pub(super) resting: BTreeMap<ShardId, Instant>,
+    /// Shards that workers have given back unread.
+    pub(super) declines: Declines,
     /// The shards that the store cannot read, of which the caller was told.
     pub(super) unreadable: BTreeSet<ShardId>,
-    /// The version of the table that is known to be even.
-    pub(super) even: Option<u64>,
+    /// The table that is known to be even.
+    pub(super) even: Option<Even>,
     /// Shards may be read: if the worker came alone, it has listed the stream.
     pub(super) begun: bool,
     pub(super) listing: Listing,
     pub(super) tasks: JoinSet<Done>,
+}
+
+/// A table in which no lease is to be moved.
+pub(super) struct Even {
+    pub(super) version: u64,
+    /// When a worker may take a shard again that it has declined.
+    pub(super) until: Option<Instant>,
 }
 
 /// The listing of the stream.
@@ -110,7 +118,7 @@ impl Worker {
             pending: Vec::new(),
             named: Vec::new(),
             asking: Vec::new(),
-            resting: BTreeMap::new(),
+            declines: Declines::new(plan.rules.worker_id.clone()),
             unreadable: BTreeSet::new(),
             even: None,
             begun: false,
@@ -192,14 +200,12 @@ impl Worker {
             Word::Children(children) => self.named.extend(children),
             Word::Finished(shard, epoch) => self.pending.push(Change::Finish { shard, epoch }),
             Word::Dropped(shard, epoch) => {
-                let rest = Instant::now() + self.renewal();
-                self.resting.insert(shard.clone(), rest);
-                // Nobody can finish what was pulled, but who holds records may acknowledge them.
-                let patience = match self.plan.rules.checkpoint_on {
-                    CheckpointOn::Pull => Duration::ZERO,
-                    CheckpointOn::Ack => self.plan.rules.handoff_timeout,
-                };
-                self.hand_over(&shard, epoch, patience);
+                self.declines.dropped(&shard, self.renewal());
+                self.hand_over(&shard, epoch, self.patience());
+            }
+            Word::Failed { shard, epoch, has_delivered } => {
+                self.declines.failed(&shard, has_delivered);
+                self.hand_over(&shard, epoch, self.patience());
             }
             Word::Surprised => self.renew_at = Instant::now(),
             // Such a field makes no new version.
@@ -208,6 +214,15 @@ impl Worker {
                 self.renew_at = Instant::now();
                 self.asking.push(told);
             }
+        }
+    }
+
+    /// How long a shard whose stream has ended waits for its records in flight. Without
+    /// acknowledgements there is none that can still be finished.
+    fn patience(&self) -> Duration {
+        match self.plan.rules.checkpoint_on {
+            CheckpointOn::Pull => Duration::ZERO,
+            CheckpointOn::Ack => self.plan.rules.handoff_timeout,
         }
     }
 

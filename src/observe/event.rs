@@ -77,6 +77,16 @@ pub enum Event {
         /// Those that come after it, as far as Kinesis names them.
         children: Vec<ShardId>,
     },
+    /// An error has ended the stream of the shard. The lease is released, and another worker may
+    /// acquire it; this worker tries again after a pause of 10 s to 5 min.
+    ShardFailed {
+        /// The shard.
+        shard_id: ShardId,
+        /// The kind of the error.
+        kind: ErrorKind,
+        /// The text of the error.
+        message: String,
+    },
     /// Every record of the shard is finished, and so it is stored.
     ShardFinished {
         /// The shard.
@@ -241,6 +251,7 @@ impl Event {
             | Self::HandoffTimedOut { shard_id, .. }
             | Self::ShardStarted { shard_id, .. }
             | Self::ShardEnded { shard_id, .. }
+            | Self::ShardFailed { shard_id, .. }
             | Self::ShardFinished { shard_id }
             | Self::Resharded { shard_id, .. }
             | Self::CaughtUp { shard_id }
@@ -289,6 +300,9 @@ impl Event {
             }
             Self::ShardEnded { children, .. } => {
                 log!(debug, "a shard is read to its end", children = field::debug(children));
+            }
+            Self::ShardFailed { message, .. } => {
+                log!(warn, "shard failed; its lease is released", error = message.as_str());
             }
             Self::ShardFinished { .. } => log!(debug, "a shard is finished"),
             Self::Resharded { parents, .. } => {

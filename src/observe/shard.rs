@@ -7,7 +7,7 @@ use super::backlog::Backlog;
 use super::metrics::ShardMetrics;
 use super::{Event, Observer, Spanned, Task, log_line};
 use crate::checkpoint::{InFlightLimit, Watermark};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::record::ShardId;
 
 /// No answer has said yet how far behind the shard is.
@@ -28,6 +28,8 @@ pub(super) struct View {
     backlog: Backlog,
     /// A user record was left out.
     left_out: AtomicBool,
+    /// There is a failure that is not cured.
+    has_failed: AtomicBool,
     watermark: Weak<Watermark>,
     metrics: ShardMetrics,
 }
@@ -101,8 +103,10 @@ impl ShardObserver {
         let watermark = Arc::downgrade(watermark);
         let backlog = Backlog::default();
         let left_out = AtomicBool::new(false);
+        let has_failed = AtomicBool::new(observer.0.failures.contain(&id));
         let view =
-            Arc::new(View { id, millis_behind_latest, backlog, left_out, watermark, metrics });
+            View { id, millis_behind_latest, backlog, left_out, has_failed, watermark, metrics };
+        let view = Arc::new(view);
         Self { observer, view }
     }
 
@@ -121,6 +125,27 @@ impl ShardObserver {
 
     pub(crate) fn tell(&self, event: Event) {
         self.observer.tell(event);
+    }
+
+    /// Notes an error that no retry has cured. Returns whether the caller is to receive it: not if it
+    /// has received one of this kind and no record since.
+    pub(crate) fn failed(&self, error: &Error) -> bool {
+        self.view.has_failed.store(true, Ordering::Relaxed);
+        self.observer.0.failures.note(self.shard_id(), error)
+    }
+
+    /// Returns the kind of error that the caller has received, and no record since.
+    pub(crate) fn known_failure(&self) -> Option<ErrorKind> {
+        self.observer.failure(self.shard_id()).map(|failure| failure.kind)
+    }
+
+    /// Notes that the shard is read again.
+    #[inline]
+    pub(crate) fn succeeded(&self) {
+        if self.view.has_failed.load(Ordering::Relaxed) {
+            self.view.has_failed.store(false, Ordering::Relaxed);
+            self.observer.0.failures.clear(self.shard_id());
+        }
     }
 
     /// The same future, within the span of the shard.
@@ -160,6 +185,9 @@ impl ShardObserver {
     pub(crate) fn answered(&self, records: usize, bytes: usize, millis_behind_latest: i64) {
         let millis = millis_behind_latest.max(0);
         self.observer.fetched();
+        if records == 0 {
+            self.succeeded();
+        }
         let before = self.view.millis_behind_latest.swap(millis, Ordering::Relaxed);
         let behind = self.view.millis_behind_latest().unwrap_or(millis);
         self.observer.contain(Task::Metrics, || self.view.metrics.answered(records, bytes, behind));

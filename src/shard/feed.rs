@@ -57,7 +57,7 @@ pub(crate) enum Received {
     /// The source ended, or the right to read it.
     Ended,
     /// The task ended before the source: the shard is read again from its checkpoint.
-    Failed(Error),
+    Lost(Error),
 }
 
 impl Feed {
@@ -143,9 +143,9 @@ impl Feed {
                 Received::Fetched(fetched)
             }
             Some(Message::Ended) => Received::Ended,
-            Some(Message::Panicked(panic)) => Received::Failed(panicked(panic)),
+            Some(Message::Panicked(panic)) => Received::Lost(panicked(panic)),
             // Only the shutdown of its runtime ends the task without a message.
-            None => Received::Failed(Error::runtime_shutdown()),
+            None => Received::Lost(Error::runtime_shutdown()),
         })
     }
 }

@@ -4,6 +4,17 @@
 //!   Idle ──first poll──► Reading ──end, fatal error, close, lease over──► Done
 //! ```
 //!
+//! The lease of a shard that is `Done`:
+//!
+//! | `Done` because of | lease |
+//! |---|---|
+//! | its end | released when every record is finished |
+//! | a fatal error of its source or of a record | released; this worker rests the shard with back-off |
+//! | a panic of the fetch task, a dropped stream | released; this worker rests the shard for a renewal |
+//! | the close of the consumer | released as the worker leaves |
+//! | the end of the lease | handed over or lost already |
+//! | the shutdown of the runtime | expires, as its worker is gone with it |
+//!
 //! Everything under way lives here or in the feed's task, so a dropped `next()` loses nothing.
 //! In `Reading`, a poll looks in this order at what could hold it up: the close, the lease, the
 //! store, the caller's unfinished records, and then at what has been fetched. Each registers the waker
@@ -49,6 +60,11 @@ pub(crate) struct Plan {
 pub(crate) enum Ending {
     /// The shard is read to its end, and these are its children as far as the server names them.
     Read(Vec<KnownShard>),
+    /// An error has ended the stream, whether or not the caller receives it.
+    Failed {
+        /// A record was delivered before.
+        has_delivered: bool,
+    },
     /// The stream was dropped before.
     Dropped,
 }
@@ -71,6 +87,8 @@ pub(crate) struct Reading {
     tenure: Tenure,
     ended: Box<dyn Fn(Ending) + Send + Sync>,
     state: State,
+    /// A record was delivered.
+    has_delivered: bool,
     _session: Arc<dyn Send + Sync>,
 }
 
@@ -104,6 +122,7 @@ impl Reading {
             tenure: plan.tenure,
             ended: plan.ended,
             state: State::Idle(plan.source),
+            has_delivered: false,
             _session: plan.session,
         }
     }
@@ -152,11 +171,12 @@ impl Reading {
             let (feed, desk) =
                 started(&mut self.state, self.prefetch, &self.tenure, &self.observer);
             match desk.next_run(self.longest_run, allowance, &self.tenure, &self.watermark) {
-                Next::Run(run) => return Poll::Ready(Some(Ok(run))),
-                Next::Wrong(error) => {
-                    self.state = State::Done;
-                    return Poll::Ready(Some(Err(error)));
+                Next::Run(run) => {
+                    self.has_delivered = true;
+                    self.observer.succeeded();
+                    return Poll::Ready(Some(Ok(run)));
                 }
+                Next::Wrong(error) => return self.end_failed(error),
                 // The lease is over, since this moment.
                 Next::Over => {
                     self.state = State::Done;
@@ -175,7 +195,7 @@ impl Reading {
                     self.state = State::Done;
                     return Poll::Ready(None);
                 }
-                Received::Failed(error) => return self.fail(error),
+                Received::Lost(error) => return self.fail(error),
             };
             match fetched {
                 Ok(Fetched::Records(batch, space)) => desk.put(batch, space),
@@ -192,7 +212,11 @@ impl Reading {
                     self.watermark.end();
                     return Poll::Ready(None);
                 }
-                Err(error) => return Poll::Ready(Some(Err(error))),
+                Ok(Fetched::Failed(error)) => return self.end_failed(error),
+                Err(error) => {
+                    self.observer.failed(&error);
+                    return Poll::Ready(Some(Err(error)));
+                }
             }
         }
     }
@@ -205,6 +229,21 @@ impl Reading {
             feed.hold();
         }
         allowance
+    }
+
+    /// Ends the stream for an error that reading on does not cure, so that the lease is released. The
+    /// caller receives each kind once until a record is delivered again.
+    fn end_failed<T>(&mut self, error: Error) -> Poll<Option<Result<T>>> {
+        self.state = State::Done;
+        let error = self.observer.locate(error);
+        let is_news = self.observer.failed(&error);
+        self.observer.tell(Event::ShardFailed {
+            shard_id: self.shard_id().clone(),
+            kind: error.kind(),
+            message: error.to_string(),
+        });
+        (self.ended)(Ending::Failed { has_delivered: self.has_delivered });
+        Poll::Ready(is_news.then_some(Err(error)))
     }
 
     /// Ends the stream with an error. Another stream reads the shard from its checkpoint.

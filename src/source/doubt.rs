@@ -150,10 +150,10 @@ impl Progress {
             }
         }
         self.pace.failed();
-        if since.elapsed() >= REPORTED_AFTER
-            && self.state.told.replace(error.kind()) != Some(error.kind())
-        {
-            return Err(Told { error, is_last: false });
+        // One that an earlier reading has reported is not cured since.
+        let is_known = self.state.told == Some(error.kind());
+        if is_known || since.elapsed() >= REPORTED_AFTER {
+            return Err(Told::at_last(error));
         }
         self.state.failed += 1;
         let shard_id = Some(self.shard_id().clone());

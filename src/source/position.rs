@@ -17,8 +17,11 @@ use crate::record::SequenceNumber;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum OnTrimmed {
-    /// The shard yields one error of kind [`Trimmed`](crate::ErrorKind::Trimmed) and ends. Its
-    /// children wait. The others go on.
+    /// The stream of the shard yields one error of kind [`Trimmed`](crate::ErrorKind::Trimmed) and ends;
+    /// [`records()`](crate::Consumer::records) continues with the other shards. The lease is released.
+    /// Workers retry the shard with a back-off of 10 s to 5 min and yield no second error, so a position
+    /// that is set with [`set_position`](crate::Consumer::set_position) takes effect without a restart.
+    /// The children of the shard wait.
     #[default]
     Fail,
     /// Go on with the oldest record that is kept, and report the gap as a warning.

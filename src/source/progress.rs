@@ -20,6 +20,10 @@ use crate::record::{Finish, Origin, SequenceNumber, ShardId};
 /// a day at least, and so rarely that a thousand of them are nothing to a store.
 const PASSED_EACH: Duration = Duration::from_secs(60);
 
+/// How long calls are retried that only the caller can cure. After it the source ends, and the lease of
+/// the shard is released.
+pub(super) const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
+
 /// A shard, and how far it has been fetched.
 pub(super) struct Progress {
     pub(super) kinesis: Kinesis,
@@ -42,8 +46,10 @@ pub(super) struct Progress {
 #[derive(Default)]
 pub(super) struct State {
     pub(super) retention: Retention,
-    /// The kind of error that the caller knows of.
+    /// The kind of error that the caller knows of, from an earlier reading too.
     pub(super) told: Option<ErrorKind>,
+    /// Since when each call has failed for a reason that only the caller can remove.
+    reported: Option<Instant>,
     /// What was fetched and is not handed out yet.
     answer: Option<Answer>,
     /// The children of the shard, whose records are all handed out.
@@ -60,6 +66,13 @@ pub(super) struct State {
     pub(super) not_found: Option<Instant>,
     /// How many of them in a row have panicked.
     panics: u32,
+}
+
+impl State {
+    /// The caller knows of an error of this kind, which an earlier reading has reported.
+    pub(super) fn knowing(told: Option<ErrorKind>) -> Self {
+        Self { told, ..Self::default() }
+    }
 }
 
 /// What an answer holds.
@@ -114,6 +127,13 @@ impl Progress {
             Remedy::Gone => return self.not_found(error).await,
             Remedy::Report => {
                 self.pace.reported();
+                let is_first = self.state.reported.is_none();
+                let since = *self.state.reported.get_or_insert_with(Instant::now);
+                // One that an earlier reading has reported is not cured since.
+                let is_known = is_first && self.state.told == Some(error.kind());
+                if is_known || since.elapsed() >= GIVEN_UP_AFTER {
+                    return Err(Told::at_last(error));
+                }
                 if self.state.told.replace(error.kind()) != Some(error.kind()) {
                     if error.kind() == ErrorKind::Panicked {
                         // An event for each of them, whatever becomes of the error.
@@ -150,7 +170,7 @@ impl Progress {
         placed: bool,
     ) -> Unpacked {
         (self.state.told, self.state.failed, self.state.panics) = (None, 0, 0);
-        self.state.not_found = None;
+        (self.state.reported, self.state.not_found) = (None, None);
         self.observer.answered(records.len(), bytes, millis_behind_latest);
         if let Some(last) = records.last() {
             let (records, sequence_number) = (records.len(), &*last.sequence_number);

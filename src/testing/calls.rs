@@ -23,6 +23,8 @@ pub struct Call {
     pub operation: String,
     /// The shard that it is about, where it names one.
     pub shard_id: Option<ShardId>,
+    /// The access key ID that signed it: `test` for [`client`](super::Kinesis::client).
+    pub access_key_id: Option<String>,
     /// When it came in.
     pub at: Instant,
     /// The status of the answer: `None` until the caller has read it, and for ever where the

@@ -41,10 +41,26 @@ impl Kinesis {
 
     /// A client of it, with credentials and a region, and without retries of its own.
     pub fn client(&self) -> Client {
+        self.client_with_key("test")
+    }
+
+    /// A client like [`client`](Self::client), whose calls are signed with this access key ID, so that
+    /// [`on_call`](Self::on_call) can tell clients apart.
+    ///
+    /// ```
+    /// # use kinestream::testing::{Kinesis, Outcome};
+    /// let kinesis = Kinesis::new();
+    /// kinesis.on_call(|call| match call.access_key_id.as_deref() {
+    ///     Some("one") => Outcome::failed(400, "AccessDeniedException", "no"),
+    ///     _ => Outcome::Served,
+    /// });
+    /// let denied = kinesis.client_with_key("one");
+    /// ```
+    pub fn client_with_key(&self, access_key_id: &str) -> Client {
         let config = Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new("eu-west-1"))
-            .credentials_provider(Credentials::new("test", "test", None, None, "test"))
+            .credentials_provider(Credentials::new(access_key_id, "test", None, None, "test"))
             .retry_config(RetryConfig::disabled())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .http_client(self.http_client())

@@ -43,6 +43,12 @@ impl HttpConnector for Connector {
 /// The bytes of one chunk of an answer of unknown length.
 const CHUNK: usize = 16 * 1024;
 
+/// The access key ID in the signature of a request (`AWS4-HMAC-SHA256 Credential=<key>/<date>/…`).
+fn access_key_id(request: &HttpRequest) -> Option<String> {
+    let (_, credential) = request.headers().get("authorization")?.split_once("Credential=")?;
+    credential.split('/').next().map(str::to_owned)
+}
+
 /// A call that counts as under way until its answer is read, or nobody waits for it any more.
 struct UnderWay {
     kinesis: Shared,
@@ -67,6 +73,7 @@ impl UnderWay {
         let call = Call {
             operation: operation.clone(),
             shard_id: shard_of(&body).and_then(|shard| id_of(shard).parse().ok()),
+            access_key_id: access_key_id(request),
             at: Instant::now(),
             status: None,
             records: 0,

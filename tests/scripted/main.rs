@@ -7,6 +7,7 @@ mod checkpoints;
 mod dropping;
 mod errors;
 mod evidence;
+mod failing;
 mod fan_out;
 mod fleets;
 #[path = "../support/gated.rs"]

@@ -1,0 +1,65 @@
+//! Shards whose last error is not cured yet.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use super::{Observer, lock};
+use crate::error::{Error, ErrorKind};
+use crate::record::ShardId;
+
+/// The error for which a shard is not read.
+///
+/// Part of [`ShardStatus`](crate::ShardStatus). With the cargo feature `serde` it can be written and
+/// read.
+///
+/// ```no_run
+/// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
+/// for (shard, status) in &consumer.status().await?.shards {
+///     if let Some(failure) = &status.failure {
+///         println!("{shard}: {}", failure.message);
+///     }
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct ShardFailure {
+    /// The kind of the error.
+    pub kind: ErrorKind,
+    /// The text of the error.
+    pub message: String,
+}
+
+/// The failures by shard. Each stays until the shard is read again.
+#[derive(Debug, Default)]
+pub(super) struct Failures(Mutex<BTreeMap<ShardId, ShardFailure>>);
+
+impl Failures {
+    /// Returns whether the kind is another one than that of the known failure.
+    pub(super) fn note(&self, shard: &ShardId, error: &Error) -> bool {
+        let failure = ShardFailure { kind: error.kind(), message: error.to_string() };
+        let before = lock(&self.0).insert(shard.clone(), failure);
+        before.is_none_or(|before| before.kind != error.kind())
+    }
+
+    pub(super) fn clear(&self, shard: &ShardId) {
+        lock(&self.0).remove(shard);
+    }
+
+    pub(super) fn contain(&self, shard: &ShardId) -> bool {
+        lock(&self.0).contains_key(shard)
+    }
+}
+
+impl Observer {
+    /// Returns the error for which this worker does not read a shard.
+    pub(crate) fn failure(&self, shard: &ShardId) -> Option<ShardFailure> {
+        lock(&self.0.failures.0).get(shard).cloned()
+    }
+
+    /// Forgets the failures of shards that no longer exist.
+    pub(crate) fn retain_failures(&self, exists: impl Fn(&ShardId) -> bool) {
+        lock(&self.0.failures.0).retain(|shard, _| exists(shard));
+    }
+}

@@ -1,0 +1,243 @@
+//! A shard whose stream an error has ended: its lease, its state, and who reads it next.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::testing::Outcome;
+use kinestream::{
+    Consumer, ErrorKind, Event, MemoryStore, ShardId, ShardState, StartingPosition, WhenHeld,
+};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::errors::trimmed_store;
+use crate::fleets::{Fleet, LEASE, RENEWAL};
+use crate::{assert_silent, consumer, next, number, orders};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn id(number: usize) -> ShardId {
+    format!("shardId-{number:012}").parse().unwrap()
+}
+
+/// When which shard of the consumer has failed.
+fn failures(consumer: &Consumer) -> Arc<Mutex<Vec<(Instant, ShardId, ErrorKind)>>> {
+    let (mut events, found) = (consumer.events(), Arc::<Mutex<Vec<_>>>::default());
+    let seen = Arc::clone(&found);
+    tokio::spawn(async move {
+        while let Some(event) = events.next().await {
+            if let Event::ShardFailed { shard_id, kind, .. } = event {
+                seen.lock().unwrap().push((Instant::now(), shard_id, kind));
+            }
+        }
+    });
+    found
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_shard_is_released_reported_once_and_retried_with_back_off() {
+    let (kinesis, orders) = orders(2);
+    let store = trimmed_store(&orders).await;
+    orders.shard(1).put("100");
+    let consumer = consumer(&kinesis).store(store).build().unwrap();
+    let failed = failures(&consumer);
+    let mut records = consumer.records();
+    let (mut told, mut read) = (Vec::new(), Vec::new());
+    while told.is_empty() || read.is_empty() {
+        match timeout(60 * SECOND, records.next()).await.unwrap().unwrap() {
+            Ok(record) => read.push(number(&record)),
+            Err(error) => told.push(error.kind()),
+        }
+    }
+    sleep(SECOND).await;
+    let status = consumer.status().await.unwrap();
+    let [first, second] = [0, 1].map(|number| &status.shards[&id(number)]);
+    assert_eq!((first.state, first.owner.as_deref()), (ShardState::Failed, None));
+    assert_eq!(first.failure.as_ref().map(|failure| failure.kind), Some(ErrorKind::Trimmed));
+    assert_eq!((second.state, &second.failure), (ShardState::Reading, &None));
+    let epoch = first.epoch;
+    let quiet = timeout(1800 * SECOND, records.next()).await;
+    assert!(quiet.is_err(), "the error is reported once, and the stream goes on: {quiet:?}");
+    assert_eq!((told, read), (vec![ErrorKind::Trimmed], vec![100]));
+    {
+        let failed = failed.lock().unwrap();
+        assert!((7..40).contains(&failed.len()), "it is retried: {failed:?}");
+        assert!(
+            failed.iter().all(|(_, shard, kind)| (shard, *kind) == (&id(0), ErrorKind::Trimmed))
+        );
+        for pair in failed.windows(2) {
+            let pause = pair[1].0 - pair[0].0;
+            assert!((10 * SECOND..320 * SECOND).contains(&pause), "{pause:?} between attempts");
+        }
+    }
+    // The cure of an operator counts at the next attempt.
+    let cured = kinestream::Checkpoint::TrimHorizon;
+    consumer.set_position(&id(0), cured, WhenHeld::Refuse).await.unwrap();
+    for expected in 5..10 {
+        assert_eq!(number(&next(&mut records).await), expected);
+    }
+    let status = consumer.status().await.unwrap();
+    let first = &status.shards[&id(0)];
+    assert_eq!((first.state, &first.failure), (ShardState::Reading, &None));
+    assert!(first.epoch > epoch);
+}
+
+#[tokio::test(start_paused = true)]
+async fn error_of_a_shard_is_reported_again_after_a_record() {
+    let (kinesis, orders) = orders(1);
+    let store = MemoryStore::new();
+    let consumer = consumer(&kinesis).store(store).build().unwrap();
+    let mut records = consumer.records();
+    for round in 0..2 {
+        orders.shard(0).put(round.to_string());
+        assert_eq!(number(&next(&mut records).await), round);
+        kinesis.next_calls("GetRecords", 20, Outcome::failed(400, "AccessDeniedException", "no"));
+        let error = timeout(60 * SECOND, records.next()).await.unwrap().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied);
+        let quiet = timeout(900 * SECOND, records.next()).await;
+        assert!(quiet.is_err(), "round {round}: it is reported once: {quiet:?}");
+        let status = consumer.status().await.unwrap();
+        assert_eq!(status.shards[&id(0)].state, ShardState::Failed, "round {round}");
+        kinesis.on_call(|_| Outcome::Served);
+        assert_silent(&mut records).await;
+        let quiet = timeout(300 * SECOND, records.next()).await;
+        assert!(quiet.is_err(), "{quiet:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn shard_stream_that_yielded_its_error_releases_the_lease_though_it_is_kept() {
+    let (kinesis, orders) = orders(1);
+    let store = trimmed_store(&orders).await;
+    let consumer = consumer(&kinesis).store(store).build().unwrap();
+    let mut shards = consumer.shards();
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        let mut shard = timeout(600 * SECOND, shards.next()).await.unwrap().unwrap().unwrap();
+        let first = shard.next().await;
+        assert_eq!(first.is_some(), kept.is_empty(), "the error is yielded once");
+        assert!(shard.next().await.is_none(), "the stream has ended");
+        sleep(SECOND).await;
+        let status = consumer.status().await.unwrap();
+        assert_eq!(status.shards[&id(0)].owner, None);
+        kept.push(shard);
+    }
+}
+
+impl Fleet {
+    /// Starts a worker whose calls are signed with its name, and which counts its errors.
+    fn start_signed(&self, name: &str) -> (Consumer, Arc<Mutex<Vec<ErrorKind>>>) {
+        let consumer = Consumer::builder(self.kinesis.client_with_key(name), "orders")
+            .starting_position(StartingPosition::TrimHorizon)
+            .store(self.store.clone())
+            .worker_id(name)
+            .lease_duration(LEASE)
+            .build()
+            .unwrap();
+        let errors = Arc::<Mutex<Vec<_>>>::default();
+        let (mut records, fleet, told) = (consumer.records(), self.clone(), Arc::clone(&errors));
+        let name = name.to_owned();
+        tokio::spawn(async move {
+            while let Some(record) = records.next().await {
+                match record {
+                    Ok(record) => fleet.note(&name, &record),
+                    Err(error) => told.lock().unwrap().push(error.kind()),
+                }
+            }
+        });
+        (consumer, errors)
+    }
+
+    /// How often the lease of each shard has changed its owner in this time.
+    async fn takeovers(&self, time: Duration) -> BTreeMap<ShardId, usize> {
+        let (began, mut epochs, mut found) =
+            (Instant::now(), BTreeMap::new(), BTreeMap::<_, usize>::new());
+        while began.elapsed() < time {
+            for (shard, lease) in self.table().await.leases {
+                if let Some(before) = epochs.insert(shard.clone(), lease.epoch) {
+                    *found.entry(shard).or_default() += usize::from(before != lease.epoch);
+                }
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+        found
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn shards_denied_to_one_worker_are_read_by_the_other() {
+    let fleet = Fleet::new(6);
+    let _puts = fleet.put_all_along(Duration::from_millis(200));
+    let (_a, a_errors) = fleet.start_signed("a");
+    let (b, b_errors) = fleet.start_signed("b");
+    sleep(30 * SECOND).await;
+    fleet.assert_shares(&[("a", 3), ("b", 3)]).await;
+    fleet.kinesis.on_call(|call| match call.access_key_id.as_deref() {
+        Some("a") if call.operation != "ListShards" => {
+            Outcome::failed(400, "AccessDeniedException", "no")
+        }
+        _ => Outcome::Served,
+    });
+    // Retries of 60 s, at most 30 s apart, and the moves.
+    sleep(100 * SECOND).await;
+    let since = Instant::now();
+    let takeovers = fleet.takeovers(600 * SECOND).await;
+    let read = fleet.seen_by("b", since);
+    assert_eq!(read.len(), 6, "it reads all shards: {takeovers:?}, {:?}", fleet.shares().await);
+    let count: usize = takeovers.values().sum();
+    assert!(
+        count <= 40,
+        "each trial of the denied worker moves one shard there and back: {takeovers:?}"
+    );
+    let errors = a_errors.lock().unwrap().clone();
+    assert!(
+        errors.len() <= 6 && errors.iter().all(|kind| *kind == ErrorKind::Denied),
+        "{errors:?}"
+    );
+    assert!(b_errors.lock().unwrap().is_empty());
+    let status = b.status().await.unwrap();
+    let failed = status.shards.values().filter(|shard| shard.state == ShardState::Failed).count();
+    assert_eq!(failed, 0, "another process knows of no failure: {status:?}");
+    // The permission is granted again.
+    fleet.kinesis.on_call(|_| Outcome::Served);
+    sleep(900 * SECOND).await;
+    fleet.assert_shares(&[("a", 3), ("b", 3)]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn shard_that_fails_for_all_workers_is_passed_on_seldom() {
+    let fleet = Fleet::new(4);
+    let _puts = fleet.put_all_along(Duration::from_millis(200));
+    let workers = ["a", "b", "c"].map(|name| fleet.start_signed(name));
+    sleep(30 * SECOND).await;
+    fleet.kinesis.on_call(|call| {
+        if call.operation != "ListShards" && call.shard_id.as_ref() == Some(&id(0)) {
+            return Outcome::failed(400, "ResourceNotFoundException", "no");
+        }
+        Outcome::Served
+    });
+    sleep(300 * SECOND).await;
+    let takeovers = fleet.takeovers(600 * SECOND).await;
+    // Each of three workers takes it at most once in 10 s, and ever more seldom.
+    assert!(takeovers[&id(0)] <= 60, "{takeovers:?}");
+    assert!(
+        takeovers.iter().filter(|(shard, _)| **shard != id(0)).all(|(_, count)| *count <= 4),
+        "{takeovers:?}"
+    );
+    for (_, errors) in &workers {
+        let errors = errors.lock().unwrap();
+        assert!(errors.iter().all(|kind| *kind == ErrorKind::NotFound), "{errors:?}");
+        assert!(errors.len() <= 1, "{errors:?}");
+    }
+    let (dead, _) = &workers[2];
+    dead.close().await.unwrap();
+    sleep(RENEWAL + SECOND).await;
+    let owned = fleet.table().await.leases.values().filter(|lease| lease.owner.is_some()).count();
+    assert!(owned >= 3, "the others take over the healthy shards at once");
+    fleet.kinesis.on_call(|_| Outcome::Served);
+    let since = Instant::now();
+    sleep(330 * SECOND).await;
+    let read: usize = ["a", "b"].map(|worker| fleet.seen_by(worker, since).len()).iter().sum();
+    assert!(read >= 4, "the shard is read again");
+}
