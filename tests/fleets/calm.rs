@@ -19,6 +19,9 @@ const START: Duration = Duration::from_secs(5);
 /// Where it is pushed, whoever takes a shard may have to wait so long until it may subscribe.
 const TAKEOVER: Duration = Duration::from_secs(8);
 
+/// How long a shard that has failed may rest, and then a worker be on trial.
+const FAILED: Duration = Duration::from_secs(300 + 200);
+
 /// How long a fleet is watched at rest.
 const REST: Duration = Duration::from_secs(120);
 
@@ -62,9 +65,14 @@ impl World {
         if self.scene.fan_out { START + TAKEOVER } else { START }
     }
 
+    fn failed(&self) -> Duration {
+        if self.truth.lock().were_blocked { FAILED } else { Duration::ZERO }
+    }
+
     async fn read_everything(&mut self) {
         let lease = Duration::from_secs(30);
-        let patience = PATIENCE + 2 * lease + self.longest(|plan| plan.handoff_timeout);
+        let patience =
+            PATIENCE + 2 * lease + self.longest(|plan| plan.handoff_timeout) + self.failed();
         let (mut quiet, mut left) = (Instant::now(), usize::MAX);
         while !self.truth.is_broken() {
             let unfinished = self.unfinished().await;
@@ -144,7 +152,8 @@ impl World {
             + Duration::from_secs(30)
             + self.longest(|plan| plan.poll_timeout.unwrap_or_default())
             + self.longest(|plan| plan.handoff_timeout)
-            + 2 * self.scene.discovery_interval;
+            + 2 * self.scene.discovery_interval
+            + self.failed();
         self.pass(before).await;
         self.is_even("at rest").await;
         self.is_told().await;

@@ -25,11 +25,16 @@ pub(crate) struct Hearing {
     truth: Truth,
     /// By shard and epoch, as long as they were not said to be over.
     leases: BTreeMap<(usize, u64), Told>,
+    /// The last epoch of each shard, and whether an error has ended its stream.
+    last: BTreeMap<usize, (u64, bool)>,
 }
+
+/// The shortest pause after an error, in milliseconds. Epochs are moments in milliseconds.
+const SHORTEST_REST: u64 = 10_000;
 
 impl Hearing {
     pub(crate) fn new(events: Events, name: String, truth: Truth) -> Self {
-        Self { events, name, truth, leases: BTreeMap::new() }
+        Self { events, name, truth, leases: BTreeMap::new(), last: BTreeMap::new() }
     }
 
     /// Takes note of all that was told up to now.
@@ -41,7 +46,12 @@ impl Hearing {
 
     fn hear(&mut self, event: &Event) {
         let is_wrong = match event {
+            Event::ShardFailed { shard_id, .. } => {
+                let last = self.last.get_mut(&index_of(shard_id));
+                last.map(|(_, has_failed)| *has_failed = true).is_none()
+            }
             Event::LeaseGained { shard_id, epoch } => {
+                self.check_rest(index_of(shard_id), *epoch);
                 self.leases.insert((index_of(shard_id), *epoch), Told::Gained).is_some()
             }
             Event::LeaseGivenBack { shard_id, epoch } => {
@@ -78,6 +88,22 @@ impl Hearing {
         self.truth.tell(format_args!("{line}"));
         if is_wrong {
             self.truth.breaks(Promise::Told, format_args!("{line}, which cannot be"));
+        }
+    }
+
+    /// The worker acquires a shard, in this epoch.
+    fn check_rest(&mut self, shard: usize, epoch: u64) {
+        let before = self.last.insert(shard, (epoch, false));
+        let Some((last, true)) = before else { return };
+        let facts = self.truth.lock();
+        // Epochs are moments only by a clock and a table that go on.
+        let is_comparable = !facts.clock_moved && !facts.lost_data && facts.cleared == 0;
+        drop(facts);
+        if is_comparable && epoch < last + SHORTEST_REST {
+            self.truth.breaks(
+                Promise::FailedRests,
+                format_args!("{} acquires shard {shard} in {epoch}, failed in {last}", self.name),
+            );
         }
     }
 

@@ -17,6 +17,7 @@
 // A test that cannot go on says so by a panic, in its helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod blocks;
 mod calm;
 mod clocks;
 mod damage;

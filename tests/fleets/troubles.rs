@@ -207,6 +207,7 @@ impl World {
         self.truth.tell(format_args!("everything is well from now on"));
         self.faults.lock().unwrap().clear();
         self.mend(true);
+        self.blocks.clear();
         self.is_calm = true;
         let mut facts = self.truth.lock();
         facts.set_store(Health::Well);

@@ -47,6 +47,8 @@ pub(crate) enum Promise {
     Progress,
     /// A fleet at rest makes no moves.
     Rest,
+    /// A worker does not acquire a shard again at once that it could not read.
+    FailedRests,
     /// Shares differ by one at most.
     Evenness,
     /// One worker lists for all.
@@ -141,6 +143,8 @@ pub(crate) struct Facts {
     pub(crate) damaged: BTreeMap<usize, u64>,
     /// There was one.
     pub(crate) had_damage: bool,
+    /// Calls were blocked for so long that a shard may have failed.
+    pub(crate) were_blocked: bool,
 }
 
 impl Truth {
@@ -161,6 +165,7 @@ impl Truth {
             clock_moved: false,
             damaged: BTreeMap::new(),
             had_damage: false,
+            were_blocked: false,
         })))
     }
 

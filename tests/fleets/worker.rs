@@ -58,7 +58,7 @@ impl Worker {
         truth.tell(format_args!("{name} begins: {plan:?}"));
         truth.lock().lives[life].wall = Wall::at(kinesis.now());
         let store = SimulatedStore { stored: stored.clone(), truth: truth.clone(), worker: life };
-        let builder = Consumer::builder(kinesis.client(), "orders").store(store);
+        let builder = Consumer::builder(kinesis.client_with_key(&name), "orders").store(store);
         let builder = plan.apply(builder).worker_id(name.clone());
         let consumer = builder.build().expect("the plan's options are valid");
         let hearing = Hearing::new(consumer.events(), name.clone(), truth.clone());
@@ -225,6 +225,7 @@ impl Worker {
             }
             ErrorKind::Unavailable | ErrorKind::Denied => true,
             ErrorKind::StoreCorrupt => facts.had_damage,
+            ErrorKind::NotFound => facts.were_blocked && error.shard_id().is_some(),
             // An earlier life of it has its name.
             ErrorKind::Configuration => {
                 facts.lives[..self.life].iter().any(|life| life.name == self.name)

@@ -14,10 +14,11 @@ use kinestream::testing::{Kinesis, Outcome, Stream, WallClock};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use crate::blocks::Blocks;
 use crate::clocks::Clocks;
 use crate::damage::Damage;
 use crate::plan::Scene;
-use crate::seeds::Story;
+use crate::seeds::{Story, pick};
 use crate::truth::{Promise, Truth, index_of};
 use crate::worker::Worker;
 
@@ -32,6 +33,11 @@ pub(crate) type Faults = Arc<Mutex<VecDeque<(Option<&'static str>, Outcome)>>>;
 pub(crate) struct World {
     pub(crate) scene: Scene,
     pub(crate) rng: Rng,
+    /// For what was added later, so that the stories of before stay as they are.
+    pub(crate) odd: Rng,
+    /// How often calls are blocked, in percent of the steps.
+    pub(crate) block_faults: u8,
+    pub(crate) blocks: Blocks,
     pub(crate) kinesis: Kinesis,
     pub(crate) orders: Stream,
     pub(crate) truth: Truth,
@@ -52,6 +58,9 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
+        let mut odd = Rng::with_seed(seed ^ 0x0062_6c6f_636b_6564);
+        let block_faults = pick(&mut odd, &[0, 0, 0, 0, 0, 10]);
+        let blocks = Blocks::default();
         // What the crate itself leaves to chance.
         fastrand::seed(rng.u64(..));
         let scene = Scene::new(&mut rng);
@@ -62,8 +71,11 @@ impl World {
         kinesis.set_child_shards(scene.child_shards);
         let faults = Faults::default();
         kinesis.on_call({
-            let faults = Arc::clone(&faults);
+            let (faults, blocks) = (Arc::clone(&faults), blocks.clone());
             move |call| {
+                if let Some(outcome) = blocks.decide(call) {
+                    return outcome;
+                }
                 let mut faults = faults.lock().unwrap();
                 let meant = |(operation, _): &(Option<&'static str>, Outcome)| {
                     operation.is_none_or(|operation| operation == call.operation)
@@ -78,6 +90,9 @@ impl World {
         Self {
             scene,
             rng,
+            odd,
+            block_faults,
+            blocks,
             kinesis,
             orders,
             truth,
@@ -102,6 +117,7 @@ impl World {
         }
         for _ in 0..self.scene.steps {
             self.step();
+            self.block_calls();
             self.trouble_clocks().await;
             self.damage_fields().await;
             self.stretch_time().await;

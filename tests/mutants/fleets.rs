@@ -116,6 +116,20 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["FewRepeats"],
     },
     Mistake {
+        what: "a failed shard keeps its lease",
+        file: "shard/reading.rs",
+        right: "(self.ended)(Ending::Failed { has_delivered: self.has_delivered });",
+        wrong: "let _ = Ending::Failed { has_delivered: self.has_delivered };",
+        breaks: &["Progress", "Evenness", "Told"],
+    },
+    Mistake {
+        what: "a failed shard is acquired again at once",
+        file: "group/declines.rs",
+        right: "(self.until, self.is_on_trial) = (now + self.backoff.failed(), false);",
+        wrong: "(self.until, self.is_on_trial) = (now + self.backoff.failed() / 1000, false);",
+        breaks: &["FailedRests"],
+    },
+    Mistake {
         what: "every worker lists",
         file: "group/duties.rs",
         right: "is_idle && (is_first || self.listing.is_asked_for)",

@@ -1,0 +1,79 @@
+//! Calls of Kinesis that fail for a worker, or for a shard, until a moment.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kinestream::ShardId;
+use kinestream::testing::{Call, Outcome};
+use tokio::time::Instant;
+
+use crate::world::World;
+
+/// The longest that a call is blocked.
+const LONGEST: u64 = 200_000;
+
+#[derive(Debug)]
+struct Block {
+    /// The worker whose calls fail; `None` for all.
+    worker: Option<String>,
+    /// The shard whose calls fail; `None` for all.
+    shard: Option<ShardId>,
+    outcome: Outcome,
+    until: Instant,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Blocks(Arc<Mutex<Vec<Block>>>);
+
+impl Blocks {
+    /// The outcome of a call that is blocked.
+    pub(crate) fn decide(&self, call: &Call) -> Option<Outcome> {
+        let mut blocks = self.0.lock().unwrap();
+        blocks.retain(|block| Instant::now() < block.until);
+        let is_read =
+            ["GetRecords", "GetShardIterator", "SubscribeToShard"].contains(&&*call.operation);
+        let found = blocks.iter().find(|block| {
+            (block.worker.is_none() || block.worker == call.access_key_id)
+                && (block.shard.is_none() || block.shard == call.shard_id)
+                && is_read
+        });
+        found.map(|block| block.outcome.clone())
+    }
+
+    pub(crate) fn clear(&self) {
+        self.0.lock().unwrap().clear();
+    }
+}
+
+impl World {
+    /// Now and then, calls of one worker are denied, or a shard is not found by any worker.
+    pub(crate) fn block_calls(&mut self) {
+        if self.odd.u8(..100) >= self.block_faults || self.workers.is_empty() {
+            return;
+        }
+        let time = Duration::from_millis(self.odd.u64(..LONGEST));
+        let denied = Outcome::failed(400, "AccessDeniedException", "no");
+        let missing = Outcome::failed(400, "ResourceNotFoundException", "no");
+        let worker = self.workers[self.odd.usize(..self.workers.len())].name.clone();
+        let shard = self.odd.usize(..self.orders.shards().len());
+        let shard = self.orders.shard(shard).id();
+        if self.odd.bool() {
+            self.block(Some(worker), None, denied, time);
+        } else {
+            self.block(None, Some(shard), missing, time);
+        }
+    }
+
+    fn block(
+        &mut self,
+        worker: Option<String>,
+        shard: Option<ShardId>,
+        outcome: Outcome,
+        time: Duration,
+    ) {
+        self.truth.tell(format_args!("for {time:?}, {worker:?} {shard:?}: {outcome:?}"));
+        let block = Block { worker, shard, outcome, until: Instant::now() + time };
+        self.truth.lock().were_blocked = true;
+        self.blocks.0.lock().unwrap().push(block);
+    }
+}
