@@ -132,14 +132,11 @@ impl Progress {
                 // One that an earlier reading has reported is not cured since.
                 let is_known = is_first && self.state.told == Some(error.kind());
                 if is_known || since.elapsed() >= GIVEN_UP_AFTER {
+                    self.note_panic(&error);
                     return Err(Told::at_last(error));
                 }
                 if self.state.told.replace(error.kind()) != Some(error.kind()) {
-                    if error.kind() == ErrorKind::Panicked {
-                        // An event for each of them, whatever becomes of the error.
-                        let shard_id = Some(self.shard_id().clone());
-                        self.observer.tell(Event::retried(shard_id, &error, self.state.failed));
-                    }
+                    self.note_panic(&error);
                     return Err(Told { error, is_last: false });
                 }
             }
@@ -148,6 +145,14 @@ impl Progress {
         let shard_id = Some(self.shard_id().clone());
         self.observer.tell(Event::retried(shard_id, &error, self.state.failed));
         Ok(())
+    }
+
+    /// Emits an event for each panic, whatever becomes of the error.
+    fn note_panic(&self, error: &Error) {
+        if error.kind() == ErrorKind::Panicked {
+            let shard_id = Some(self.shard_id().clone());
+            self.observer.tell(Event::retried(shard_id, error, self.state.failed));
+        }
     }
 
     /// The shard is read from now on.
