@@ -54,7 +54,7 @@ pub(super) fn balance(
         // A shard that a worker refuses stays rather than another, and what is only on its way to a
         // worker is redirected before anything is taken from one.
         held.sort_by_key(|shard| {
-            (!refusals.concern(*shard), table.leases[*shard].owner.as_ref() != Some(*name))
+            (!refusals.concern(shard), table.leases[*shard].owner.as_ref() != Some(*name))
         });
         while held.len() > *quota {
             given.extend(held.pop());

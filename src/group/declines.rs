@@ -233,13 +233,13 @@ mod tests {
             lease_duration: Duration::from_secs(10),
             capacity: u32::MAX,
         };
-        let lease = |owner: &Option<&str>| Lease {
+        let lease = |owner: Option<&str>| Lease {
             epoch: 7,
             owner: owner.map(Into::into),
             parents: Some(Vec::new()),
             ..Lease::default()
         };
-        let leases = owners.iter().enumerate().map(|(id, owner)| (shard(id), lease(owner)));
+        let leases = owners.iter().enumerate().map(|(id, owner)| (shard(id), lease(*owner)));
         Table {
             workers: ["me", "other"].map(|name| (name.into(), member.clone())).into(),
             leases: leases.collect(),
@@ -276,12 +276,11 @@ mod tests {
         // A worker that has left or started anew has released nothing.
         for life in [None, Some(2)] {
             let mut declines = Declines::new("me".into());
-            match life {
-                None => drop(after.workers.remove("other")),
-                Some(life) => {
-                    after.workers = before.workers.clone();
-                    after.workers.get_mut("other").unwrap().incarnation = life;
-                }
+            after.workers.clone_from(&before.workers);
+            if let Some(life) = life {
+                after.workers.get_mut("other").unwrap().incarnation = life;
+            } else {
+                after.workers.remove("other");
             }
             declines.observe(&before, &after);
             assert!(declines.refusals(&after, Instant::now()).shards.is_empty());
