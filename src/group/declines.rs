@@ -210,7 +210,7 @@ fn is_released(last: &Lease, lease: &Lease, is_assigned: bool) -> bool {
         Some(_) => is_later && (lease.owner.is_none() || lease.owner == last.owner),
         None => is_later && is_assigned || lease.epoch == last.epoch && lease.owner.is_none(),
     };
-    is_over && !lease.is_finished() && !lease.is_lost
+    is_over && !lease.is_finished() && !lease.is_lost && lease.unreadable.is_none()
 }
 
 #[cfg(test)]

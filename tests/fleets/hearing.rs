@@ -97,7 +97,8 @@ impl Hearing {
         let Some((last, true)) = before else { return };
         let facts = self.truth.lock();
         // Epochs are moments only by a clock and a table that go on.
-        let is_comparable = !facts.clock_moved && !facts.lost_data && facts.cleared == 0;
+        let is_comparable =
+            !facts.clock_moved && !facts.lost_data && !facts.had_damage && facts.cleared == 0;
         drop(facts);
         if is_comparable && epoch < last + SHORTEST_REST {
             self.truth.breaks(
