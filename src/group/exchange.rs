@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::worker::{Worker, runs_out};
+use super::worker::{Even, Worker, runs_out};
 use crate::backoff::{Backoff, CONFLICTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::Changes;
@@ -63,7 +63,8 @@ impl Worker {
             self.backoff.succeeded();
             (self.failing_since, self.told) = (None, false);
             if is_in_vain {
-                self.even = Some(self.table.version);
+                let until = self.declines.next_end(Instant::now());
+                self.even = Some(Even { version: self.table.version, until });
             }
             if is_conflict || is_in_vain {
                 sleep(conflicts.failed()).await;
