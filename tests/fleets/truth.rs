@@ -116,6 +116,7 @@ pub(crate) struct Tenancy {
 pub(crate) struct Truth(Arc<Mutex<Facts>>);
 
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Facts {
     pub(crate) began: Instant,
     told: Told,

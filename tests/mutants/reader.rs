@@ -337,8 +337,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a shard that is found again is not acquired",
         file: "group/duties.rs",
-        right: "            self.even = None;\n",
-        wrong: "",
+        right: "in a table that is the same.\n            self.even = None;\n",
+        wrong: "in a table that is the same.\n",
         breaks: &["NothingIsLost"],
     },
     Mistake {

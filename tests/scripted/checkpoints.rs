@@ -169,11 +169,9 @@ async fn a_store_that_is_down_stops_records_only_when_it_is_down_for_too_long() 
         next(&mut records).await;
         sleep(Duration::from_secs(2)).await;
         let place = last.len() - 1;
-        assert_eq!(
-            store.position(place % 2).await.unwrap(),
-            after(&last[place]),
-            "nothing is forgotten"
-        );
+        let position = store.position(place % 2).await.unwrap();
+        let (_, number) = position.rsplit_once(':').unwrap();
+        assert_eq!(number, last[place].sequence_number().as_str(), "nothing is forgotten");
     }
 }
 

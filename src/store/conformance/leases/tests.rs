@@ -104,7 +104,7 @@ fn asking(ask: Ask) -> Broken {
 async fn sees_mistakes_in_exchanges() {
     assert_seen(asking(|request| request.known = None), "where it is not the known one").await;
     assert_seen(asking(|request| request.only_if_unchanged = false), "not the known one").await;
-    assert_seen(asking(|request| request.incarnation = 0), "one that is alive").await;
+    assert_seen(asking(|request| request.incarnation = 1), "one that is alive").await;
     #[allow(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::cast_possible_truncation)]
     let rounds = asking(|request| request.incarnation = (request.incarnation as f64) as u64);
     assert_seen(rounds, "all bits of an incarnation are kept").await;
