@@ -11,9 +11,11 @@
 
 mod absence;
 mod changes;
+mod inheritance;
 mod listing;
 mod patience;
 mod start;
+mod takeover;
 
 use crate::record::ShardId;
 use crate::store::lease::{Lease, Table};
@@ -22,6 +24,7 @@ pub(crate) use changes::{Changes, Listed, Loss};
 pub(crate) use listing::{Lister, Memory};
 pub(crate) use start::Start;
 pub use start::{ShardPosition, StartingPosition};
+pub(crate) use takeover::Takeover;
 
 /// Whether the children of a shard wait for it.
 ///

@@ -92,7 +92,11 @@
 //!
 //! # What is in Redis
 //!
-//! Up to five keys for each application and stream, in format 1, which all hold plain text:
+//! Up to five keys for each application and stream, in format 1, which all hold plain text. `stream` is
+//! the stream's name where the consumer was built from a name, and `account:region:name`, such as
+//! `123456789012:eu-west-1:orders`, where it was built from an ARN. See
+//! [A name becomes an ARN](crate::guide::migrating#a-name-becomes-an-arn) for a consumer that is changed
+//! from one to the other.
 //!
 //! | key | type | what |
 //! |---|---|---|
@@ -183,6 +187,7 @@ pub mod lease;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
+mod scope;
 mod writer;
 
 use std::collections::HashMap;
@@ -204,6 +209,8 @@ pub(crate) use lease::LeaseStore;
 pub use memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;
+pub use scope::Scope;
+pub(crate) use scope::{Mark, parse_arn};
 pub(crate) use writer::{Rhythm, Watched, Writer};
 
 /// Keeps, for each application and stream, how far each shard has been read.
@@ -317,49 +324,4 @@ pub(crate) async fn in_time<T>(call: BoxFuture<'_, Result<T>>) -> Result<T> {
         let message = format!("the checkpoint store did not answer within {LONGEST_CALL:?}");
         Err(Error::store_unavailable(message, elapsed))
     })
-}
-
-/// Whose checkpoints: one application's, of one stream.
-///
-/// ```
-/// use kinestream::store::Scope;
-///
-/// let scope = Scope::new("billing", "orders");
-/// assert_eq!(scope.to_string(), "billing:orders");
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Scope {
-    application: Arc<str>,
-    stream: Arc<str>,
-}
-
-impl Scope {
-    /// The checkpoints of `application` for the stream of this name.
-    pub fn new(application: impl Into<Arc<str>>, stream: impl Into<Arc<str>>) -> Self {
-        Self { application: application.into(), stream: stream.into() }
-    }
-
-    /// The application that reads.
-    pub fn application(&self) -> &str {
-        &self.application
-    }
-
-    pub(crate) fn application_name(&self) -> &Arc<str> {
-        &self.application
-    }
-
-    pub(crate) fn stream_name(&self) -> &Arc<str> {
-        &self.stream
-    }
-
-    /// The name of the stream that is read.
-    pub fn stream(&self) -> &str {
-        &self.stream
-    }
-}
-
-impl std::fmt::Display for Scope {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}:{}", self.application, self.stream)
-    }
 }

@@ -336,7 +336,7 @@ impl ConsumerBuilder {
             .map_err(|message| {
                 Error::new(ErrorKind::Configuration, message).in_stream(kinesis.name())
             })?;
-        let scope = Scope::new(self.application, kinesis.name().clone());
+        let scope = Scope::new(self.application, self.stream);
         let observer = Observer::new(kinesis.name(), scope.application_name());
         let fan_out = self.settings.fan_out.as_ref();
         let fan_out = fan_out.map(|name| Arc::new(Registration::new(kinesis.clone(), name)));

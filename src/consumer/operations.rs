@@ -17,7 +17,7 @@ use crate::observe::Event;
 use crate::record::ShardId;
 use crate::source::Listing;
 use crate::store::lease::{Edit, Lease, Table};
-use crate::store::{LONGEST_CALL, in_time};
+use crate::store::{LONGEST_CALL, Mark, in_time};
 
 /// What to do about positions that a worker has the lease of.
 ///
@@ -61,7 +61,9 @@ impl Consumer {
     /// The table of leases, as the store has it now.
     pub(super) async fn table(&self) -> Result<Table> {
         let table = in_time(self.inner.leases.table(&self.inner.scope)).await;
-        table.map_err(|error| self.here(error))
+        let mut table = table.map_err(|error| self.here(error))?;
+        table.leases.retain(|shard, _| !Mark::is_one(shard));
+        Ok(table)
     }
 
     /// Has a shard read on from `checkpoint`, which may lie before its position or behind it.

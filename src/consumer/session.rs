@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::Consumer;
 use crate::error::{Error, Result, contain_call};
 use crate::group::{Opening, Plan as Workplan, Word, Worker};
-use crate::lineage::{Lister, Memory};
+use crate::lineage::{Lister, Memory, Takeover};
 use crate::shard::{Ending, Plan, Pulse, Reading, ShardStream};
 use crate::source::{Budget, Subject};
 use crate::store::Writer;
@@ -71,6 +71,11 @@ impl Session {
                 on_trimmed: inner.settings.on_trimmed,
                 discovery_interval: inner.settings.rules.discovery_interval,
                 memory: Memory::begin(),
+                takeover: Takeover::new(
+                    &inner.leases,
+                    &inner.scope,
+                    &inner.settings.rules.worker_id,
+                ),
                 observer: inner.observer.clone(),
                 tell: {
                     let opening = opening.clone();

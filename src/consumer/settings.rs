@@ -9,7 +9,7 @@ use crate::lineage::{Ordering, ShardPosition, Start, StartingPosition};
 use crate::pace::SHORTEST_PAUSE;
 use crate::shard::CheckpointOn;
 use crate::source::{Budget, OnTrimmed};
-use crate::store::Rhythm;
+use crate::store::{Rhythm, parse_arn};
 
 /// The most records that one call may ask for:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
@@ -130,17 +130,14 @@ impl Settings {
 }
 
 pub(super) fn check_stream(stream: &str) -> Result<(), String> {
-    let name = match stream.strip_prefix("arn:") {
-        Some(rest) => rest.split_once(":stream/").map(|(_, name)| name),
-        None => Some(stream),
-    };
-    match name {
-        Some(name) if is_name(name) => Ok(()),
-        _ => Err(format!(
-            "stream is {stream:?}, but must be a name of 1 to 128 letters, digits, '_', '.' and \
-             '-', or an ARN such as arn:aws:kinesis:eu-west-1:123456789012:stream/orders"
-        )),
+    let name = parse_arn(stream).map_or(stream, |arn| arn.name);
+    if is_name(name) {
+        return Ok(());
     }
+    Err(format!(
+        "stream is {stream:?}, but must be a name of 1 to 128 letters, digits, '_', '.' and '-', or \
+         an ARN such as arn:aws:kinesis:eu-west-1:123456789012:stream/orders"
+    ))
 }
 
 /// Whether a stream, or one of its consumers, may be called that.

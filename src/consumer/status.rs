@@ -162,7 +162,7 @@ impl Consumer {
             (id.clone(), status)
         });
         Ok(Status {
-            stream: inner.scope.stream().to_owned(),
+            stream: inner.scope.stream_name().to_owned(),
             application: inner.scope.application().to_owned(),
             workers: table.workers.keys().map(ToString::to_string).collect(),
             shards: shards.collect(),

@@ -195,7 +195,7 @@ impl Worker {
                 && self.unreadable.insert(shard.clone())
             {
                 let error = Error::store_corrupt(&**why).in_shard(shard.as_str());
-                (self.plan.lister.tell)(error.in_stream(self.plan.scope.stream_name()));
+                (self.plan.lister.tell)(error.in_stream(self.plan.scope.shared_stream_name()));
             }
         }
     }

@@ -140,7 +140,7 @@ impl Worker {
     /// The leases are valid as long as they were: only the store knows who else is there by now. So
     /// reading stops when they expire, also where this worker was the only one.
     fn fail(&mut self, error: Error, asked: Moment) {
-        let error = error.in_stream(self.plan.scope.stream_name());
+        let error = error.in_stream(self.plan.scope.shared_stream_name());
         log_line!(debug, %error, "cannot renew yet");
         if self.joined && self.plan.rules.has_own_leases && error.is_temporary() {
             // No other worker sees the table, which is in this process.
@@ -168,7 +168,7 @@ impl Worker {
                 self.plan.rules.worker_id
             );
             let error = Error::new(ErrorKind::Configuration, message);
-            (self.plan.lister.tell)(error.in_stream(self.plan.scope.stream_name()));
+            (self.plan.lister.tell)(error.in_stream(self.plan.scope.shared_stream_name()));
         }
     }
 

@@ -63,6 +63,6 @@ impl Worker {
             TOLERATED + 1
         );
         let error = Error::new(ErrorKind::Panicked, message).with_source(panic);
-        (self.plan.lister.tell)(error.in_stream(self.plan.scope.stream_name()));
+        (self.plan.lister.tell)(error.in_stream(self.plan.scope.shared_stream_name()));
     }
 }

@@ -4,8 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::inheritance::Inheritance;
 use super::listing::Lister;
 use super::start::Pin;
+use super::takeover::has_begun;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind};
 use crate::observe::Event;
@@ -29,6 +31,8 @@ pub(crate) struct Listed {
     pub(super) before: Arc<Table>,
     /// The worker has begun with it.
     pub(super) begins: bool,
+    /// What a scope that has not begun takes over.
+    pub(super) inheritance: Inheritance,
 }
 
 /// What is to be changed in a table.
@@ -52,6 +56,21 @@ impl Listed {
     /// Whether it was made for this table, and not for one that was forgotten or cleared since.
     pub(crate) fn is_of(&self, table: &Table) -> bool {
         self.before.generation == table.generation
+    }
+
+    /// The inherited shards that are not listed.
+    fn inherited_beyond(&self, table: &Table) -> Vec<Change> {
+        let ids: BTreeSet<&ShardId> = self.shards.iter().map(|shard| &shard.id).collect();
+        let is_beyond = |shard: &ShardId| !ids.contains(shard) && !table.leases.contains_key(shard);
+        let beyond = self.inheritance.leases.iter().filter(|(shard, _)| is_beyond(shard));
+        beyond
+            .map(|(shard, lease)| Change::Add {
+                shard: shard.clone(),
+                parents: lease.parents.clone().unwrap_or_default(),
+                start: lease.start.clone(),
+                checkpoint: lease.checkpoint.clone(),
+            })
+            .collect()
     }
 
     fn had_finished(&self, shard: &ShardId) -> bool {
@@ -93,6 +112,10 @@ impl Lister {
     pub(crate) fn changes(&self, listed: &Listed, table: &Table) -> Changes {
         let mut losses = Vec::new();
         let mut list = self.additions(listed, table);
+        if !has_begun(table) {
+            list.extend(listed.inherited_beyond(table));
+            losses.extend(listed.inheritance.report().map(Loss::PassedOver));
+        }
         self.identify(listed, table, &mut list, &mut losses);
         let ids: BTreeSet<&ShardId> = listed.shards.iter().map(|shard| &shard.id).collect();
         for (shard, lease) in table.leases.iter().filter(|(shard, _)| !ids.contains(shard)) {
@@ -113,13 +136,19 @@ impl Lister {
 
     /// The shards that are not in the table yet.
     fn additions(&self, listed: &Listed, table: &Table) -> Vec<Change> {
-        let first = table.leases.is_empty();
+        let inherited = &listed.inheritance.leases;
+        let first = table.leases.is_empty() && inherited.is_empty();
         let descendants =
             if first { self.descendants_of_named(&listed.shards) } else { BTreeSet::new() };
         let unknown = |shard: &&ListedShard| match table.leases.get(&shard.id) {
             Some(lease) => lease.parents.is_none() && lease.unreadable.is_none(),
             // One that is not there any more was forgotten meanwhile, and is not to be read again.
             None => !listed.had_finished(&shard.id),
+        };
+        let position = |shard: &ListedShard| {
+            let inherited = inherited.get(&shard.id).and_then(|lease| lease.checkpoint.clone());
+            let is_first = first && !descendants.contains(&shard.id);
+            inherited.or_else(|| self.pin(shard, listed, is_first))
         };
         let added = listed.shards.iter().filter(unknown);
         added
@@ -130,10 +159,11 @@ impl Lister {
                 start: shard.start.clone().filter(|start| {
                     table.leases.get(&shard.id).is_none_or(|lease| is_same(lease, start))
                 }),
-                checkpoint: match table.leases.get(&shard.id) {
+                checkpoint: if table.leases.contains_key(&shard.id) {
                     // It has a position already.
-                    Some(_) => None,
-                    None => self.pin(shard, listed, first && !descendants.contains(&shard.id)),
+                    None
+                } else {
+                    position(shard)
                 },
             })
             .collect()

@@ -11,6 +11,7 @@ use super::absence::Absences;
 use super::changes::Listed;
 use super::patience::{Judgement, Patience};
 use super::start::{FirstPoll, Start};
+use super::takeover::Takeover;
 use crate::backoff::{Backoff, LISTINGS};
 use crate::error::{Error, ErrorKind, Failure, Remedy};
 use crate::observe::{Event, Observer};
@@ -44,6 +45,8 @@ pub(crate) struct Lister {
     /// Tells the caller what no retry cures.
     pub(crate) tell: Arc<dyn Fn(Error) + Send + Sync>,
     pub(crate) memory: Memory,
+    /// Where the stream is given by its ARN.
+    pub(crate) takeover: Option<Takeover>,
 }
 
 /// What the listings of one reading have in common.
@@ -88,15 +91,22 @@ impl Lister {
     /// Lists until the answer can be used; `begins` says that nobody has read anything yet. `None`
     /// when the stream is gone.
     pub(crate) async fn list(self, before: Arc<Table>, begins: bool) -> Option<Listed> {
-        let listing = self.until_complete(&before, begins).await?;
+        let (listing, inheritance) = self.inherit(&before, begins).await?;
         let latest = self.memory.latest();
         let reachable = match self.start.since(latest) {
-            Some(since) if before.leases.is_empty() => self.reachable(&listing, since).await?,
+            Some(since) if before.leases.is_empty() && inheritance.leases.is_empty() => {
+                self.reachable(&listing, since).await?
+            }
             _ => None,
         };
-        let gone = self.find_gone(&listing, &before).await;
+        // The worker is not given inherited shards before it is known whether they are gone.
+        let mut known = (*before).clone();
+        for (shard, lease) in &inheritance.leases {
+            known.leases.entry(shard.clone()).or_insert_with(|| lease.clone());
+        }
+        let gone = self.find_gone(&listing, &known).await;
         let Listing { shards, taken, .. } = listing;
-        Some(Listed { shards, taken, latest, reachable, gone, before, begins })
+        Some(Listed { shards, taken, latest, reachable, gone, before, begins, inheritance })
     }
 
     /// Whether a shard is in no listing, and Kinesis gives no iterator for it: it may be gone.
@@ -104,7 +114,7 @@ impl Lister {
         self.memory.absences().contains(shard)
     }
 
-    async fn until_complete(&self, before: &Table, begins: bool) -> Option<Listing> {
+    pub(super) async fn until_complete(&self, before: &Table, begins: bool) -> Option<Listing> {
         let mut retries = Retries::new(begins, before);
         loop {
             match self.complete(before).await {

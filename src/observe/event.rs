@@ -173,6 +173,20 @@ pub enum Event {
         /// The message of the panic.
         message: String,
     },
+    /// The consumer reads by ARN and has not begun: these workers, which read by the stream's name alone,
+    /// are alive and hold the positions that it takes over.
+    TakeoverDelayed {
+        /// The names of the workers.
+        worker_ids: Vec<String>,
+    },
+    /// The consumer, which reads by ARN, has looked for positions under the stream's name alone, and begins
+    /// with those that are this stream's.
+    PositionsTakenOver {
+        /// The number of positions taken over.
+        positions: usize,
+        /// The number of positions refused, since they belong to another stream of this name.
+        refused: usize,
+    },
     /// This listener was too slow.
     Missed {
         /// How many events it has missed.
@@ -262,6 +276,8 @@ impl Event {
             | Self::Retried { shard_id, .. }
             | Self::TaskRestarted { shard_id, .. } => shard_id.as_ref(),
             Self::WorkerJoined { .. }
+            | Self::TakeoverDelayed { .. }
+            | Self::PositionsTakenOver { .. }
             | Self::LeasesInDoubt
             | Self::StoreFailed { .. }
             | Self::StoreRecovered { .. }
@@ -342,6 +358,20 @@ impl Event {
                     error = message.as_str()
                 );
             }
+            Self::TakeoverDelayed { worker_ids } => log!(
+                warn,
+                "takeover of positions delayed: workers that read by name are alive",
+                workers = field::debug(worker_ids)
+            ),
+            Self::PositionsTakenOver { positions, refused: 0 } => {
+                log!(info, "positions taken over from the name alone", positions = positions);
+            }
+            Self::PositionsTakenOver { positions, refused } => log!(
+                warn,
+                "positions under the name alone belong to another stream",
+                positions = positions,
+                refused = refused
+            ),
             Self::Missed { .. } => {}
         }
     }

@@ -1,7 +1,6 @@
 //! A store that keeps positions and no leases: one worker reads every shard.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +21,8 @@ use crate::record::ShardId;
 pub(super) struct Alone {
     store: Arc<dyn CheckpointStore>,
     table: MemoryStore,
-    /// The table has what is stored.
-    is_loaded: AtomicBool,
+    /// The scopes of which the table has what is stored.
+    loaded: Mutex<HashSet<Scope>>,
     /// When it was last seen which positions cannot be read.
     looked: Mutex<Instant>,
 }
@@ -33,12 +32,17 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 impl Alone {
     pub(super) fn new(store: Arc<dyn CheckpointStore>) -> Self {
-        let is_loaded = AtomicBool::new(false);
-        Self { store, table: MemoryStore::new(), is_loaded, looked: Mutex::new(Instant::now()) }
+        let (loaded, looked) = (Mutex::default(), Mutex::new(Instant::now()));
+        Self { store, table: MemoryStore::new(), loaded, looked }
     }
 
     fn lock(&self) -> MutexGuard<'_, Instant> {
         self.looked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, HashSet<Scope>> {
+        // No step panics with half a change made.
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn load(&self, scope: &Scope) -> Result<()> {
@@ -47,7 +51,7 @@ impl Alone {
         let stored = stored.into_iter().map(|(shard, found)| (shard, found.map_err(text)));
         self.table.learn(scope, stored.collect());
         *self.lock() = Instant::now();
-        self.is_loaded.store(true, Ordering::SeqCst);
+        self.loaded().insert(scope.clone());
         Ok(())
     }
 
@@ -67,7 +71,7 @@ impl Alone {
             return Ok(());
         }
         // Dropped from here on, it is not known what is stored.
-        self.is_loaded.store(false, Ordering::SeqCst);
+        self.loaded().remove(scope);
         in_time(self.store.save(scope, &pins)).await?;
         self.load(scope).await
     }
@@ -129,7 +133,8 @@ impl LeaseStore for Alone {
         request: &'a Request,
     ) -> BoxFuture<'a, Result<Answer>> {
         async move {
-            if !self.is_loaded.load(Ordering::SeqCst) {
+            let is_loaded = self.loaded().contains(scope);
+            if !is_loaded {
                 self.load(scope).await?;
             } else if self.looks_again(scope, request)
                 && let Err(error) = self.load(scope).await

@@ -261,7 +261,7 @@ impl Shared {
         if self.lock().is_told {
             return Ok(());
         }
-        self.observer.complain(error.in_stream(&self.scope.stream))?;
+        self.observer.complain(error.in_stream(self.scope.shared_stream_name()))?;
         self.lock().is_told = true;
         Ok(())
     }
@@ -391,7 +391,7 @@ impl SettledPosition {
             }
         };
         let Fenced { shard, epoch, checkpoint } = &self.saved;
-        let error = error.in_stream(&scope.stream).in_shard(shard.as_str());
+        let error = error.in_stream(scope.shared_stream_name()).in_shard(shard.as_str());
         log_line!(warn, %error, epoch, %checkpoint, "a position is not saved");
     }
 }
@@ -528,7 +528,7 @@ fn fail(
     error: Error,
     asking: &mut Vec<oneshot::Sender<Result<()>>>,
 ) {
-    let error = error.in_stream(&shared.scope.stream);
+    let error = error.in_stream(shared.scope.shared_stream_name());
     let outage = outage.get_or_insert_with(|| {
         shared.observer.tell(Event::StoreFailed { message: error.to_string() });
         let backoff = Backoff::new(SAVES);

@@ -26,9 +26,11 @@ mod ledger;
 mod link;
 #[path = "../simulation/merged.rs"]
 mod merged;
+mod mortal;
 mod operator;
 mod plan;
 mod records;
+mod regions;
 #[path = "../support/seeds.rs"]
 mod seeds;
 mod store;
@@ -50,11 +52,19 @@ const EVERY_DAY: Range<u64> = 0..400;
 const SIMULATION: Simulation = Simulation { test: "fleets", simulate };
 
 fn simulate(seed: u64) -> Story {
-    seeds::on_a_paused_clock(async {
+    let mut story = seeds::on_a_paused_clock(async {
         let mut world = World::new(seed);
         world.run().await;
         world.story()
-    })
+    });
+    if story.broken.is_none() {
+        let regions = seeds::on_a_paused_clock(regions::simulate(seed));
+        story.trace.extend(regions.trace);
+        story.broken = regions.broken;
+        story.records += regions.records;
+        story.calls += regions.calls;
+    }
+    story
 }
 
 #[test]

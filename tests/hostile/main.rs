@@ -306,6 +306,47 @@ async fn position_of_an_earlier_stream_of_the_name_is_an_error_or_begins_anew() 
     }
 }
 
+const HERE: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
+const THERE: &str = "arn:aws:kinesis:us-east-1:123456789012:stream/orders";
+
+#[tokio::test]
+async fn streams_of_one_name_in_two_regions_have_separate_positions() {
+    let server = Server::start().await;
+    server.create(HERE, 2, FIRST);
+    server.create(THERE, 2, LATER);
+    let store = MemoryStore::new();
+    for round in 0..2 {
+        let (here, there) = (round * 10..round * 10 + 10, 100 + round * 10..110 + round * 10);
+        server.put_all(HERE, here.clone(), |payload| payload % 2);
+        server.put_all(THERE, there.clone(), |payload| payload % 2);
+        for (arn, payloads) in [(HERE, here), (THERE, there)] {
+            let seen =
+                read(&consumer(&server, arn, &store).build().unwrap(), payloads.clone()).await;
+            let expected: Vec<usize> = payloads.collect();
+            assert_eq!(seen.into_keys().collect::<Vec<_>>(), expected, "{arn}");
+        }
+    }
+}
+
+/// As a consumer that read by name is built from an ARN, in the region of its stream and in another.
+#[tokio::test]
+async fn positions_under_the_name_go_to_their_own_stream() {
+    let server = Server::start().await;
+    server.create("orders", 2, LATER);
+    server.create(HERE, 2, LATER);
+    server.create(THERE, 2, FIRST);
+    let store = MemoryStore::new();
+    for stream in ["orders", HERE, THERE] {
+        server.put_all(stream, 0..10, |payload| payload % 2);
+    }
+    read(&consumer(&server, "orders", &store).build().unwrap(), 0..10).await;
+    // The other region comes first, and its stream is the older one.
+    read(&consumer(&server, THERE, &store).build().unwrap(), 0..10).await;
+    server.put_all(HERE, 10..20, |payload| payload % 2);
+    let seen = read(&consumer(&server, HERE, &store).build().unwrap(), 10..20).await;
+    assert_eq!(seen.into_keys().collect::<Vec<_>>(), (10..20).collect::<Vec<_>>());
+}
+
 #[tokio::test]
 async fn refused_page_tokens_are_not_asked_for_without_a_pause() {
     let server = Server::start().await;

@@ -250,7 +250,9 @@ fn millis(time: SystemTime) -> f64 {
 
 impl Contents {
     fn stream(&self, asked: &Value) -> Result<(String, &Vec<Shard>), Refusal> {
-        let name = asked["StreamName"].as_str().ok_or_else(|| invalid("no stream is named"))?;
+        // A stream that was created by its ARN is one of its own.
+        let name = asked["StreamARN"].as_str().or_else(|| asked["StreamName"].as_str());
+        let name = name.ok_or_else(|| invalid("no stream is named"))?;
         let stream = self.streams.get(name);
         Ok((name.to_owned(), stream.ok_or_else(|| missing(name))?))
     }
@@ -326,12 +328,12 @@ impl Contents {
             "AFTER_SEQUENCE_NUMBER" => number()? + 1,
             other => return Err(invalid(other)),
         };
-        Ok(json!({ "ShardIterator": format!("{stream}/{index}/{from}") }))
+        Ok(json!({ "ShardIterator": format!("{stream}|{index}|{from}") }))
     }
 
     fn records(&self, asked: &Value) -> Result<Value, Refusal> {
         let token = asked["ShardIterator"].as_str().unwrap_or_default();
-        let mut parts = token.split('/');
+        let mut parts = token.split('|');
         let stream = parts.next().unwrap_or_default();
         let mut number = || parts.next().and_then(|part| part.parse::<u128>().ok());
         let (Some(index), Some(from)) = (number(), number()) else {
@@ -370,7 +372,7 @@ impl Contents {
             });
             answer["ChildShards"] = children.collect();
         } else {
-            answer["NextShardIterator"] = json!(format!("{stream}/{index}/{next}"));
+            answer["NextShardIterator"] = json!(format!("{stream}|{index}|{next}"));
         }
         Ok(answer)
     }

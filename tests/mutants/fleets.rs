@@ -235,4 +235,25 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "lock(&self.0.shards).values().next().and_then(Weak::upgrade).filter(|_| !id.as_str().is_empty())\n",
         breaks: &["Told"],
     },
+    Mistake {
+        what: "streams of one name in two regions share their positions",
+        file: "store/scope.rs",
+        right: r#"stream: format!("{}:{}:{}", arn.account, arn.region, arn.name).into(),"#,
+        wrong: "stream: arn.name.into(),",
+        breaks: &["NothingIsLost", "FewRepeats", "FewErrors", "OneReader"],
+    },
+    Mistake {
+        what: "positions under the name are taken over twice",
+        file: "lineage/takeover.rs",
+        right: "Mark::is_claim(id) && *id != claim",
+        wrong: "Mark::is_claim(id) && *id != claim && table.version == 0",
+        breaks: &["NothingIsLost"],
+    },
+    Mistake {
+        what: "positions are taken over from workers that are alive",
+        file: "lineage/takeover.rs",
+        right: "if !table.workers.is_empty() {",
+        wrong: "if table.workers.len() > 100 {",
+        breaks: &["OneReader", "FewRepeats"],
+    },
 ];

@@ -33,6 +33,7 @@ mod seen;
 mod sharing;
 mod stalls;
 mod starting;
+mod takeover;
 mod unreadable;
 mod watched;
 

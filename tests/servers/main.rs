@@ -25,6 +25,8 @@ mod redis_fleet;
 mod redis_leases;
 mod redis_leases_alike;
 mod redis_refusals;
+#[cfg(feature = "testing")]
+mod redis_scope;
 #[cfg(feature = "redis-sentinel")]
 mod redis_sentinel;
 #[path = "../support/redis.rs"]
