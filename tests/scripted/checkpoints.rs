@@ -171,7 +171,7 @@ async fn a_store_that_is_down_stops_records_only_when_it_is_down_for_too_long() 
         let place = last.len() - 1;
         let position = store.position(place % 2).await.unwrap();
         let (_, number) = position.rsplit_once(':').unwrap();
-        assert_eq!(number, last[place].sequence_number().as_str(), "nothing is forgotten");
+        assert_eq!(number, last[place].as_str(), "nothing is forgotten");
     }
 }
 
