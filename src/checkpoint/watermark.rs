@@ -252,7 +252,10 @@ impl Finish for Watermark {
             };
             (advance, [state.waiting.take(), state.settled()])
         };
-        wake_all(wakers.into_iter().flatten());
+        // Most records wake nobody, and this is done for each.
+        if wakers.iter().any(Option::is_some) {
+            wake_all(wakers.into_iter().flatten());
+        }
         if let Some(advance) = advance {
             (self.tell)(advance);
         }

@@ -47,7 +47,7 @@ use seeds::{Simulation, Story};
 use world::World;
 
 /// The seeds that every run of the tests goes through.
-const EVERY_DAY: Range<u64> = 0..400;
+const EVERY_DAY: Range<u64> = 0..150;
 
 const SIMULATION: Simulation = Simulation { test: "fleets", simulate };
 

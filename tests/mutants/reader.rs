@@ -274,7 +274,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a shard whose feed panics ends as if it were read",
         file: "shard/feed.rs",
-        right: "Some(Message::Panicked(panic)) => Received::Failed(panicked(panic)),",
+        right: "Some(Message::Panicked(panic)) => Received::Lost(panicked(panic)),",
         wrong: "Some(Message::Panicked(panic)) => { let _ = panicked(panic); Received::Ended }",
         breaks: &["Progress", "EndsAreKept"],
     },

@@ -42,7 +42,7 @@ use seeds::{Simulation, Story};
 use world::World;
 
 /// The seeds that every run of the tests goes through.
-const EVERY_DAY: Range<u64> = 0..1500;
+const EVERY_DAY: Range<u64> = 0..600;
 
 /// What panics is drawn from another generator than the rest of the story, of the seed and this.
 const PANICS: u64 = 0x70_61_6e_69_63;
