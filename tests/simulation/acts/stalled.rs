@@ -48,6 +48,7 @@ impl Act {
     pub(super) async fn stall(&mut self) {
         let limit = self.rng.usize(1..4);
         (self.plan.mode, self.plan.max_in_flight) = (CheckpointOn::Ack, limit);
+        self.plan.max_in_flight_bytes = 64 << 20;
         self.truth.tell(format_args!("the in-flight limit is {limit}"));
         // In percent of the records.
         let (dropped, kept) = (pick(&mut self.rng, &[0, 5, 30]), pick(&mut self.rng, &[0, 30, 80]));
