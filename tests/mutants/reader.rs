@@ -57,7 +57,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "source/kinesis.rs",
         right: "(ShardIteratorType::AtSequenceNumber, Some(number",
         wrong: "(ShardIteratorType::AfterSequenceNumber, Some(number",
-        breaks: &["FewErrors"],
+        breaks: &["FewErrors", "LossesAreReported"],
     },
     Mistake {
         what: "what only the caller can cure is told at every attempt",
@@ -224,8 +224,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         what: "a trimmed number that is accepted is believed",
         file: "source/retention.rs",
         right: "if !is_kept && !self.state.retention.is_verified {",
-        wrong: "if !is_kept && self.state.retention.is_verified {",
-        breaks: &["LossesAreReported"],
+        wrong: "if !is_kept && !self.state.retention.is_verified && number.as_str().is_empty() {",
+        breaks: &["LossesAreReported", "NothingIsLost"],
     },
     Mistake {
         what: "a quiet shard's restart is told as a loss",

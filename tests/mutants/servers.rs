@@ -18,13 +18,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["reads_on"],
     },
     Mistake {
-        what: "a connection attempt has no time limit",
-        file: "store/redis/link.rs",
-        right: "CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);",
-        wrong: "CONNECT_TIMEOUT: Duration = Duration::from_secs(1500);",
-        breaks: &["reads_on"],
-    },
-    Mistake {
         what: "no call sees that a key is lost",
         file: "store/redis/ledger.lua",
         right: "if #listed == 0 or redis.call('EXISTS', unpack(listed)) == #listed then",

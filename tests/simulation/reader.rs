@@ -82,7 +82,7 @@ impl Reader {
         let mut neighbour = None;
         if plan.has_neighbour {
             let budget = Budget::new(plan.max_buffered_bytes);
-            neighbour = Some(Neighbour::begin(&budget).await);
+            neighbour = Some(Neighbour::begin(&budget, &truth).await);
             builder = builder.budget(&budget);
         }
         let consumer = builder.build().expect("the plan's options are valid");
