@@ -54,6 +54,8 @@ pub(super) struct Doubt {
 pub(super) struct OpenEnd {
     /// Nothing behind the position was in it.
     pub(super) is_empty: bool,
+    /// It held records, if only such as the position is behind.
+    pub(super) has_records: bool,
     /// `MillisBehindLatest`, where it is in it.
     pub(super) lag: Option<i64>,
 }
@@ -113,6 +115,8 @@ impl Progress {
         let repeats_since = self.state.doubt.as_ref().filter(|doubt| {
             let repeats = match end.lag {
                 Some(..=0) => true,
+                // The limits of an answer may have kept out the records behind those that it holds.
+                Some(_) if end.has_records => false,
                 // ferrokinesis counts the lag of a closed shard on.
                 Some(_) => doubt.answers >= BEHIND_ANSWERS && doubt.since.elapsed() >= BEHIND_FOR,
                 // What lacks its lag may lack records as well, however often it repeats.

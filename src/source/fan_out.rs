@@ -182,7 +182,7 @@ impl FanOut {
             }
             None if children.is_none() => {
                 if is_empty {
-                    answer.end = self.open_end(is_empty, lag).await?;
+                    answer.end = self.open_end(is_empty, has_records, lag).await?;
                     if answer.end.is_some() && !self.progress.judge_end(beginning).await? {
                         return Ok(());
                     }
@@ -190,7 +190,7 @@ impl FanOut {
                     return Ok(());
                 }
                 self.progress.answered(answer);
-                self.open_end(is_empty, lag).await.map(drop)
+                self.open_end(is_empty, has_records, lag).await.map(drop)
             }
             _ => {
                 self.progress.is_certain(false);
@@ -204,9 +204,10 @@ impl FanOut {
     async fn open_end(
         &mut self,
         is_empty: bool,
+        has_records: bool,
         lag: i64,
     ) -> Result<Option<Vec<KnownShard>>, Told> {
-        self.progress.proven_end(&OpenEnd { is_empty, lag: Some(lag) }).await
+        self.progress.proven_end(&OpenEnd { is_empty, has_records, lag: Some(lag) }).await
     }
 
     /// It may be the consumer that is gone, which the next reading is to find or to register.

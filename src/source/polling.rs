@@ -94,6 +94,7 @@ impl Polling {
         self.iterator =
             answer.next_shard_iterator.filter(|text| !text.is_empty()).map(Iterator::new);
         let is_last = self.iterator.is_none();
+        let has_records = !answer.records.is_empty();
         let first = answer.records.first().map(|record| record.sequence_number.as_str());
         let is_tip = lag.is_some_and(|lag| lag <= 0);
         let is_end = is_last && children.is_some();
@@ -139,13 +140,17 @@ impl Polling {
         if !is_open_end {
             self.progress.is_certain(is_empty);
         } else if is_empty {
-            end = self.progress.proven_end(&OpenEnd { is_empty, lag }).await?;
+            end = self.progress.proven_end(&OpenEnd { is_empty, has_records, lag }).await?;
             if end.is_some() && !self.progress.judge_end(beginning).await? {
                 return Ok(());
             }
         } else {
             self.progress.answered(Answer { batch, space, passed: None, end: None });
-            return self.progress.proven_end(&OpenEnd { is_empty, lag }).await.map(drop);
+            return self
+                .progress
+                .proven_end(&OpenEnd { is_empty, has_records, lag })
+                .await
+                .map(drop);
         }
         let passed = match beginning {
             Beginning::Sound if is_empty && is_tip && !behind && end.is_none() && !is_open_end => {

@@ -133,6 +133,22 @@ async fn closed_shard_with_unread_records_is_read_to_its_end() {
     }
 }
 
+/// Each answer is full with the record that the position is behind, and proves nothing of the next.
+#[tokio::test(start_paused = true)]
+async fn closed_shard_whose_answers_hold_read_records_is_read_to_its_end() {
+    let (kinesis, orders) = orders(1);
+    for number in 0..3 {
+        orders.shard(0).put(number.to_string());
+    }
+    let [left, _right] = orders.shard(0).split();
+    left.put("3");
+    let (operation, wrong) = unproven(0);
+    kinesis.next_calls(operation, 60, wrong);
+    let builder = consumer(&kinesis).limit(1).discovery_interval(SECOND);
+    let mut records = builder.build().unwrap().records();
+    numbers(&mut records, 0..4).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn shard_not_found_for_a_moment_is_retried() {
     for source in 0..2 {
