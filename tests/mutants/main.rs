@@ -54,6 +54,16 @@ impl Copy {
         {
             copy(&origin.join(part), &folder.join(part));
         }
+        // Another version, or Cargo takes what is built of the copy for the crate itself.
+        let version = format!("version = {:?}", env!("CARGO_PKG_VERSION"));
+        for file in ["Cargo.toml", "Cargo.lock"] {
+            let name = "name = \"kinestream\"\n";
+            let text = fs::read_to_string(folder.join(file)).unwrap();
+            let here = format!("{name}{version}\n");
+            assert!(text.contains(&here), "{file} has no {here:?}");
+            let other = format!("{name}version = \"0.0.0\"\n");
+            fs::write(folder.join(file), text.replace(&here, &other)).unwrap();
+        }
         Self { folder, target }
     }
 
