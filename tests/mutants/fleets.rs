@@ -144,13 +144,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["Fencing", "Told"],
     },
     Mistake {
-        what: "a shard that the store cannot read is read on",
-        file: "group/holdings.rs",
-        right: "Some(Lease { unreadable: Some(_), .. }) => {",
-        wrong: "Some(Lease { unreadable: Some(_), epoch: 1.., .. }) => {",
-        breaks: &["Damaged"],
-    },
-    Mistake {
         what: "what cannot be read is saved over",
         file: "store/lease/ledger.rs",
         right: "return Verdict::Unreadable;",
