@@ -151,9 +151,9 @@ fn a_record_takes_few_instructions() {
     for reader in [Reader::Pull, Reader::Ack] {
         let more = Subject { reader, record_bytes }.instructions() - bare;
         println!("{reader:?}: {more:.0} instructions a record beside {bare:.0} in the bare loop");
-        // In the tests' build. Pull took 1,290 when this was written. About 250 of them read the
+        // In the tests' build. Pull took 1,290 and Ack 1,370 when this was written. About 250 of them read the
         // wall clock and the monotonic clock: a process that was suspended must notice before it
         // delivers another record.
-        assert!(more < 1400.0, "{more}");
+        assert!(more < 1450.0, "{more}");
     }
 }
