@@ -225,7 +225,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "source/retention.rs",
         right: "if !is_kept && !self.state.retention.is_verified {",
         wrong: "if !is_kept && !self.state.retention.is_verified && number.as_str().is_empty() {",
-        breaks: &["LossesAreReported", "NothingIsLost"],
+        breaks: &["LossesAreReported", "NothingIsLost", "EndsAreKept"],
     },
     Mistake {
         what: "a quiet shard's restart is told as a loss",
