@@ -57,8 +57,8 @@ pub(crate) const EXCHANGES: Limits = Limits::millis(50, 200, 10_000);
 #[cfg(feature = "redis")]
 pub(crate) const CONNECTIONS: Limits = Limits::millis(50, 100, 100);
 
-/// Readings of a shard whose stream an error has ended: the worker takes the shard again after the
-/// pause, unless another worker has taken it.
+/// Attempts to read a shard after a fatal error: the worker acquires the shard again after the pause
+/// unless another worker has acquired it.
 pub(crate) const FAILED_SHARDS: Limits = Limits::millis(10_000, 20_000, 300_000);
 
 /// Conditional lease updates that another worker's update prevented: one round trip to the store

@@ -24,7 +24,7 @@ pub(crate) use watermark::{Advance, Passed, Watermark};
 /// | [`TrimHorizon`](Self::TrimHorizon) | `TRIM_HORIZON` |
 /// | [`AtTimestamp`](Self::AtTimestamp) | `AT_TIMESTAMP:1767225600000`, milliseconds since 1970 |
 /// | [`AfterSequence`](Self::AfterSequence) | `AFTER_SEQUENCE_NUMBER:49590338`, with `:7` behind it inside an aggregated record |
-/// | [`CaughtUp`](Self::CaughtUp) | `CAUGHT_UP:1767225600000:49590338`, or `CAUGHT_UP:1767225600000` where no record was finished |
+/// | [`CaughtUp`](Self::CaughtUp) | `CAUGHT_UP:1767225600000:49590338`, or `CAUGHT_UP:1767225600000` if no record was finished |
 /// | [`ShardEnd`](Self::ShardEnd) | `SHARD_END` |
 ///
 /// ```
@@ -56,8 +56,8 @@ pub enum Checkpoint {
     /// All records up to `after` are finished, and no other record had arrived by `until`. A quiet
     /// shard is stored so: `after` may leave retention without a loss.
     CaughtUp {
-        /// The last finished record, or the last position at which the server said that there is no
-        /// other; `None` where no record was finished.
+        /// The last finished record, or a later position up to which the server reported no other
+        /// record; `None` if no record was finished.
         after: Option<SequenceNumber>,
         /// A time by the server's clock, to the millisecond.
         until: SystemTime,
@@ -105,7 +105,7 @@ impl Checkpoint {
     }
 }
 
-/// How far checkpoints are. Starting positions are equal: none replaces another.
+/// Orders checkpoints by progress. Starting positions are equal: none replaces another.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Order<'a> {
     Start,
@@ -151,7 +151,7 @@ impl FromStr for Checkpoint {
 
     /// # Errors
     ///
-    /// [`ErrorKind::StoreCorrupt`] where the text is none of the five forms.
+    /// [`ErrorKind::StoreCorrupt`] if the text does not have one of the five forms.
     fn from_str(text: &str) -> Result<Self, Error> {
         let parsed = match text.split_once(':') {
             None if text == "TRIM_HORIZON" => Some(Self::TrimHorizon),

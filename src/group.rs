@@ -22,6 +22,8 @@ mod balance;
 mod declines;
 mod duties;
 mod exchange;
+#[cfg(test)]
+mod fixtures;
 mod holdings;
 mod supervision;
 mod worker;
@@ -73,7 +75,7 @@ pub(crate) enum Word {
     Surprised,
     /// The store cannot read what it has of a shard.
     Unreadable,
-    /// As [`Surprised`](Self::Surprised), and whoever says so waits until it was looked at.
+    /// As [`Surprised`](Self::Surprised), from an operation that waits until the table was read.
     Edited(oneshot::Sender<()>),
 }
 

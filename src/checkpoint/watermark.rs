@@ -80,8 +80,8 @@ struct State {
     settling: Option<Waker>,
 }
 
-/// How far a quiet shard is read: no record but those that were delivered comes up to `after`, or had
-/// arrived by `until`.
+/// The read position of a quiet shard: every record up to `after`, or that had arrived by `until`, is
+/// delivered.
 #[derive(Clone, Copy)]
 pub(crate) struct Passed {
     pub(crate) after: Option<Mark>,
@@ -252,7 +252,7 @@ impl Finish for Watermark {
             };
             (advance, [state.waiting.take(), state.settled()])
         };
-        // Most records wake nobody, and this is done for each.
+        // This runs for each record, and rarely has a waker.
         if wakers.iter().any(Option::is_some) {
             wake_all(wakers.into_iter().flatten());
         }

@@ -71,7 +71,7 @@ pub(super) fn balance(
         let lease = &table.leases[shard];
         let takes = |seats: &&mut Seats| seats.admits(lease) && !refusals.has(shard, seats.worker);
         let seat = match seats.iter_mut().filter(takes).find(|seats| seats.held < seats.quota) {
-            // Rather an uneven table than a shard that nobody reads.
+            // An uneven table is better than an unread shard.
             None if lease.owner.is_none() => {
                 let with_room = seats.iter_mut().filter(|seats| seats.held < seats.capacity);
                 with_room.filter(takes).min_by_key(|seats| seats.held)
@@ -95,7 +95,7 @@ pub(super) fn balance(
     changes
 }
 
-/// What a worker has and may get.
+/// The leases of a worker, and its limits for more.
 struct Seats<'a> {
     worker: &'a Arc<str>,
     held: usize,
@@ -151,12 +151,9 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::fixtures::shard;
     use super::*;
     use crate::store::lease::Member;
-
-    fn shard(number: usize) -> ShardId {
-        format!("shardId-{number:012}").parse().unwrap()
-    }
 
     fn worker(number: usize) -> Arc<str> {
         format!("worker-{number}").into()

@@ -19,10 +19,10 @@ use crate::backoff::{Backoff, FAILED_SHARDS};
 use crate::record::ShardId;
 use crate::store::lease::{Change, Lease, Table};
 
-/// How long after a pause its length is remembered: twice the longest pause.
+/// The time for which the length of a pause is remembered after its end: twice the longest pause.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
-/// How long a worker has a shard before it counts as read: twice as long as a source retries calls that
+/// The time after which an acquired shard counts as read: twice as long as a source retries calls that
 /// only the caller can cure, 60 s and the longest pause of 30 s.
 const TRIAL: Duration = Duration::from_secs(180);
 
@@ -99,8 +99,8 @@ impl Declines {
         self.decline(shard, self.me.clone(), Instant::now());
     }
 
-    /// Notes leases that this worker has assigned. One that is assigned once more may have been released
-    /// in between.
+    /// Notes leases that this worker has assigned. A lease that is assigned again may have been released
+    /// meanwhile.
     pub(super) fn assigned(&mut self, changes: &[Change]) {
         let now = Instant::now();
         for change in changes {
@@ -200,7 +200,7 @@ impl Declines {
     }
 }
 
-/// Whether the holder of the lease has released it unread and without an heir. Every other end of a lease
+/// Returns whether the holder released the lease unread and without an heir. Every other end of a lease
 /// finishes or loses the shard, or starts another epoch. Between two looks at the table a lease may be
 /// released and assigned again: that is seen where it had just been assigned, or was to be handed over
 /// and is back.
@@ -217,34 +217,13 @@ fn is_released(last: &Lease, lease: &Lease, is_assigned: bool) -> bool {
 mod tests {
     use tokio::time::advance;
 
+    use super::super::fixtures::{self, shard};
     use super::*;
-    use crate::store::lease::Member;
 
     const LONGEST: Duration = Duration::from_secs(300);
 
-    fn shard(number: usize) -> ShardId {
-        format!("shardId-{number:012}").parse().unwrap()
-    }
-
     fn table(owners: &[Option<&str>]) -> Table {
-        let member = Member {
-            incarnation: 1,
-            joined: 1,
-            lease_duration: Duration::from_secs(10),
-            capacity: u32::MAX,
-        };
-        let lease = |owner: Option<&str>| Lease {
-            epoch: 7,
-            owner: owner.map(Into::into),
-            parents: Some(Vec::new()),
-            ..Lease::default()
-        };
-        let leases = owners.iter().enumerate().map(|(id, owner)| (shard(id), lease(*owner)));
-        Table {
-            workers: ["me", "other"].map(|name| (name.into(), member.clone())).into(),
-            leases: leases.collect(),
-            ..Table::default()
-        }
+        fixtures::table(&[("me", 1), ("other", 1)], owners)
     }
 
     #[tokio::test(start_paused = true)]
@@ -273,7 +252,7 @@ mod tests {
         assert!(refusals.shards.keys().eq([&shard(0)]), "{refusals:?}");
         assert!(refusals.has(&shard(0), &"other".into()));
         assert!(!declines.declines(&shard(0)), "this worker may take it");
-        // A worker that has left or started anew has released nothing.
+        // A worker that has left or restarted has released nothing.
         for life in [None, Some(2)] {
             let mut declines = Declines::new("me".into());
             after.workers.clone_from(&before.workers);
@@ -304,7 +283,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lease_that_comes_back_from_its_heir_was_released() {
+    async fn lease_returned_by_its_heir_was_released() {
         let mut offered = table(&[Some("me")]);
         offered.leases.get_mut(&shard(0)).unwrap().heir = Some("other".into());
         for (owner, epoch, expected) in

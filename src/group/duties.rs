@@ -50,9 +50,13 @@ impl Worker {
             readable(&self.table, self.plan.rules.ordering).cloned().collect();
         open.retain(|shard| !self.plan.lister.is_missing(shard));
         let list = balance(&self.table, &open, &self.declines.refusals(&self.table, now));
-        let (version, until) = (self.table.version, self.declines.next_end(now));
-        self.even = list.is_empty().then_some(Even { version, until });
+        self.even = list.is_empty().then(|| self.evenness(now));
         Changes { list, losses: Vec::new() }
+    }
+
+    /// Returns for how long the present table is even.
+    pub(super) fn evenness(&self, now: Instant) -> Even {
+        Even { version: self.table.version, until: self.declines.next_end(now) }
     }
 
     fn is_even(&self, now: Instant) -> bool {
@@ -97,7 +101,7 @@ impl Worker {
         }
     }
 
-    /// Whether the stream of the shard has told the caller already.
+    /// Whether the caller already knows the error from the stream of the shard.
     fn is_told(&self, error: &Error) -> bool {
         let shard: Option<ShardId> = error.shard_id().and_then(|shard| shard.parse().ok());
         let failure = shard.and_then(|shard| self.plan.observer.failure(&shard));

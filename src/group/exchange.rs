@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::worker::{Even, Worker, runs_out};
+use super::worker::{Worker, runs_out};
 use crate::backoff::{Backoff, CONFLICTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::Changes;
@@ -63,8 +63,7 @@ impl Worker {
             self.backoff.succeeded();
             (self.failing_since, self.told) = (None, false);
             if is_in_vain {
-                let until = self.declines.next_end(Instant::now());
-                self.even = Some(Even { version: self.table.version, until });
+                self.even = Some(self.evenness(Instant::now()));
             }
             if is_conflict || is_in_vain {
                 sleep(conflicts.failed()).await;

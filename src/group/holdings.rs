@@ -274,36 +274,8 @@ impl Holdings {
 mod tests {
     use tokio::time::advance;
 
+    use super::super::fixtures::{shard, table};
     use super::*;
-    use crate::store::lease::Member;
-
-    fn shard(number: usize) -> ShardId {
-        format!("shardId-{number:012}").parse().unwrap()
-    }
-
-    fn table(workers: &[(&str, u64)], owners: &[Option<&str>]) -> Table {
-        let member = |incarnation| Member {
-            incarnation,
-            joined: 1,
-            lease_duration: Duration::from_secs(10),
-            capacity: u32::MAX,
-        };
-        let lease = |owner: Option<&str>| Lease {
-            epoch: 7,
-            owner: owner.map(Into::into),
-            parents: Some(Vec::new()),
-            ..Lease::default()
-        };
-        Table {
-            workers: workers.iter().map(|(name, life)| ((*name).into(), member(*life))).collect(),
-            leases: owners
-                .iter()
-                .enumerate()
-                .map(|(id, owner)| (shard(id), lease(*owner)))
-                .collect(),
-            ..Table::default()
-        }
-    }
 
     #[test]
     fn a_store_is_told_what_is_known_and_of_which_life_of_a_worker() {

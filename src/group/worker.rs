@@ -55,7 +55,7 @@ pub(crate) struct Worker {
     pub(super) asking: Vec<oneshot::Sender<()>>,
     /// Shards that workers have given back unread.
     pub(super) declines: Declines,
-    /// The shards that the store cannot read, of which the caller was told.
+    /// The shards that the store cannot read and that were reported to the caller.
     pub(super) unreadable: BTreeSet<ShardId>,
     /// The table that is known to be even.
     pub(super) even: Option<Even>,
@@ -68,7 +68,7 @@ pub(crate) struct Worker {
 /// A table in which no lease is to be moved.
 pub(super) struct Even {
     pub(super) version: u64,
-    /// When a worker may take a shard again that it has declined.
+    /// The end of the next pause of a worker that has declined a shard.
     pub(super) until: Option<Instant>,
 }
 
@@ -217,8 +217,8 @@ impl Worker {
         }
     }
 
-    /// How long a shard whose stream has ended waits for its records in flight. Without
-    /// acknowledgements there is none that can still be finished.
+    /// Returns the time to wait for the records in flight of a shard after its stream has ended. Without
+    /// acknowledgements, none of them can still be finished.
     fn patience(&self) -> Duration {
         match self.plan.rules.checkpoint_on {
             CheckpointOn::Pull => Duration::ZERO,

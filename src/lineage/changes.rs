@@ -31,7 +31,7 @@ pub(crate) struct Listed {
     pub(super) before: Arc<Table>,
     /// The worker has begun with it.
     pub(super) begins: bool,
-    /// What a scope that has not begun takes over.
+    /// The positions that a new scope takes over.
     pub(super) inheritance: Inheritance,
 }
 
@@ -182,7 +182,7 @@ impl Lister {
         let mut found = BTreeSet::new();
         let mut left: Vec<&ShardId> = self.start.each.keys().collect();
         if left.iter().any(|named| !listed.contains(named)) {
-            // What lies between a shard that is gone and its descendants may be gone too.
+            // The shards between an expired shard and its descendants may have expired too.
             let unlisted = children.keys().filter(|parent| !listed.contains(*parent));
             left.extend(unlisted.copied());
         }

@@ -100,9 +100,10 @@ impl Lister {
             _ => None,
         };
         // The worker is not given inherited shards before it is known whether they are gone.
-        let mut known = (*before).clone();
+        let mut known = Arc::clone(&before);
         for (shard, lease) in &inheritance.leases {
-            known.leases.entry(shard.clone()).or_insert_with(|| lease.clone());
+            let leases = &mut Arc::make_mut(&mut known).leases;
+            leases.entry(shard.clone()).or_insert_with(|| lease.clone());
         }
         let gone = self.find_gone(&listing, &known).await;
         let Listing { shards, taken, .. } = listing;

@@ -23,8 +23,8 @@ use super::budget::ShardMemory;
 use super::demand::Demand;
 use super::doubt::{MISNUMBERED, OpenEnd};
 use super::portion::Portion;
-use super::progress::{Answer, Progress, Quiet, Told, Unpacked, children};
-use super::retention::{Beginning, QUIET_EACH};
+use super::progress::{Answer, Progress, Told, Unpacked, children};
+use super::retention::Beginning;
 use super::room::{LARGEST_ANSWER, Room};
 use super::{Asks, Source, batches};
 use crate::error::{Failure, Remedy};
@@ -136,29 +136,22 @@ impl Polling {
             self.progress.answered(Answer { batch, space, passed: None, end: None });
             return self.progress.doubt(MISNUMBERED);
         }
+        let open_end = OpenEnd { is_empty, has_records, lag };
         let mut end = children.filter(|_| is_last);
         if !is_open_end {
             self.progress.is_certain(is_empty);
         } else if is_empty {
-            end = self.progress.proven_end(&OpenEnd { is_empty, has_records, lag }).await?;
+            end = self.progress.proven_end(&open_end).await?;
             if end.is_some() && !self.progress.judge_end(beginning).await? {
                 return Ok(());
             }
         } else {
             self.progress.answered(Answer { batch, space, passed: None, end: None });
-            return self
-                .progress
-                .proven_end(&OpenEnd { is_empty, has_records, lag })
-                .await
-                .map(drop);
+            return self.progress.proven_end(&open_end).await.map(drop);
         }
         let passed = match beginning {
             Beginning::Sound if is_empty && is_tip && !behind && end.is_none() && !is_open_end => {
-                self.progress.caught_up(asked).map(|(after, until)| Quiet {
-                    after,
-                    until,
-                    each: QUIET_EACH,
-                })
+                self.progress.caught_up(asked)
             }
             _ => None,
         };

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::doubt::lately;
 use super::kinesis::{MOST_CLOCK_SKEW, SHORTEST_RETENTION, server_time};
-use super::progress::{Progress, Told};
+use super::progress::{Progress, Quiet, Told};
 use super::{OnTrimmed, Position};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Failure, Remedy};
@@ -21,7 +21,7 @@ use crate::record::SequenceNumber;
 /// How long a polled shard is quiet before it is stored as caught up, and the interval of such saves from
 /// then on: a small part of the shortest retention period.
 const QUIET_AFTER: Duration = Duration::from_secs(60);
-pub(super) const QUIET_EACH: Duration = Duration::from_secs(10 * 60);
+const QUIET_EACH: Duration = Duration::from_secs(10 * 60);
 
 /// How near to the retention period a lag is for the next records to be in danger: twice the life of an
 /// iterator.
@@ -290,10 +290,7 @@ impl Progress {
     }
 
     /// An answer without records, to a call at `asked`, at the tip of the shard.
-    pub(super) fn caught_up(
-        &mut self,
-        asked: Instant,
-    ) -> Option<(Option<SequenceNumber>, SystemTime)> {
+    pub(super) fn caught_up(&mut self, asked: Instant) -> Option<Quiet> {
         let until = self.server_time_at(asked);
         if self.position.number().is_none() {
             self.state.retention.read_until = Some(until);
@@ -311,7 +308,7 @@ impl Progress {
         if let Some(number) = &after {
             self.position = Position::CaughtUp { after: Some(number.clone()), until };
         }
-        Some((after, until))
+        Some(Quiet { after, until, each: QUIET_EACH })
     }
 
     /// Records have come: a shard that is polled is not quiet before a while has passed.

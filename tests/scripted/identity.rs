@@ -9,18 +9,14 @@ use kinestream::{
 };
 use tokio::time::timeout;
 
-use crate::{assert_silent, calls, consumer, next, number, orders};
+use crate::{assert_silent, calls, consumer, next, number, orders, read_first};
 
 const SHARD: &str = "shardId-000000000000";
 
 /// A stream of which one record is read, created again with other records.
 async fn created_again(store: &MemoryStore) -> (Kinesis, Stream) {
     let (kinesis, before) = orders(1);
-    before.shard(0).put("0");
-    let first = consumer(&kinesis).store(store.clone()).build().unwrap();
-    let mut records = first.records();
-    assert_eq!(number(&next(&mut records).await), 0);
-    assert_silent(&mut records).await;
+    let (first, records) = read_first(&kinesis, &before, store).await;
     drop(records);
     first.close().await.unwrap();
     kinesis.delete_stream("orders");

@@ -10,7 +10,7 @@ use kinestream::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{assert_silent, calls, consumer, next, number, orders};
+use crate::{assert_silent, calls, consumer, next, number, orders, read_first};
 
 fn shard_zero() -> kinestream::ShardId {
     "shardId-000000000000".parse().unwrap()
@@ -243,11 +243,7 @@ async fn latest_reads_what_came_while_listings_failed() {
 async fn shard_that_was_missing_for_a_moment_is_read_when_it_is_found_again() {
     let (kinesis, orders) = orders(1);
     let store = MemoryStore::new();
-    orders.shard(0).put("0");
-    let first = consumer(&kinesis).store(store.clone()).build().unwrap();
-    let mut records = first.records();
-    assert_eq!(number(&next(&mut records).await), 0);
-    assert_silent(&mut records).await;
+    let (first, records) = read_first(&kinesis, &orders, &store).await;
     drop(records);
     first.close().await.unwrap();
     orders.shard(0).put("1");

@@ -41,7 +41,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::testing::{Call, Kinesis, Stream};
-use kinestream::{Consumer, ConsumerBuilder, Record, Records, StartingPosition};
+use kinestream::{Consumer, ConsumerBuilder, MemoryStore, Record, Records, StartingPosition};
 use tokio::time::timeout;
 
 /// A Kinesis with a stream `orders`.
@@ -70,6 +70,20 @@ async fn next(records: &mut Records) -> Record {
         .expect("a record within ten minutes")
         .expect("the stream goes on")
         .expect("no error")
+}
+
+/// Reads the one record `0` of the first shard, by a consumer whose positions are in `store`.
+async fn read_first(
+    kinesis: &Kinesis,
+    orders: &Stream,
+    store: &MemoryStore,
+) -> (Consumer, Records) {
+    orders.shard(0).put("0");
+    let first = consumer(kinesis).store(store.clone()).build().unwrap();
+    let mut records = first.records();
+    assert_eq!(number(&next(&mut records).await), 0);
+    assert_silent(&mut records).await;
+    (first, records)
 }
 
 /// The payload as the number that it was put as.

@@ -14,7 +14,7 @@ use kinestream::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::{assert_silent, consumer, next, number, orders};
+use crate::{assert_silent, consumer, next, number, orders, read_first};
 
 fn scope() -> Scope {
     Scope::new("default", "orders")
@@ -34,11 +34,7 @@ async fn damaged_field_stops_its_shard_and_no_other() {
     for is_lease in [false, true] {
         let (kinesis, orders) = orders(2);
         let store = MemoryStore::new();
-        let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
-        let mut records = consumer.records();
-        orders.shard(0).put("0");
-        assert_eq!(number(&next(&mut records).await), 0);
-        assert_silent(&mut records).await;
+        let (consumer, mut records) = read_first(&kinesis, &orders, &store).await;
 
         store.damage(&scope(), &shard(0), is_lease);
         orders.shard(0).split();
@@ -70,11 +66,7 @@ async fn corrected_field_resumes_its_shard() {
     for is_lease in [false, true] {
         let (kinesis, orders) = orders(2);
         let store = MemoryStore::new();
-        let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
-        let mut records = consumer.records();
-        orders.shard(0).put("0");
-        assert_eq!(number(&next(&mut records).await), 0);
-        assert_silent(&mut records).await;
+        let (consumer, records) = read_first(&kinesis, &orders, &store).await;
         drop(records);
         store.damage(&scope(), &shard(0), is_lease);
         let mut records = consumer.records();

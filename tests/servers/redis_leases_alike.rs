@@ -5,16 +5,15 @@
 //! by how they lie to those that a store has. A worker that dies has a lease duration of 0.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use kinestream::store::lease::{
-    Answer, Change, Edit, Fenced, Lease, LeaseStore, Member, Request, Table, Verdict,
+    Answer, Change, Edit, Fenced, Lease, LeaseStore, Member, Request, Table,
 };
 use kinestream::store::{CheckpointStore, Scope};
-use kinestream::{Checkpoint, MemoryStore, RedisStore, Result, SequenceNumber, ShardId};
+use kinestream::{Checkpoint, MemoryStore, RedisStore, SequenceNumber, ShardId};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use redis::AsyncCommands;
@@ -350,7 +349,7 @@ fn answer_shape(answer: &Answer, before: &Table) -> Vec<String> {
     lines
 }
 
-/// A store of which the stored text can be damaged.
+/// Damages what is stored of a shard: its lease, or its position.
 trait Damage {
     async fn damage(&self, scope: &Scope, shard: &ShardId, is_lease: bool);
 }
@@ -361,81 +360,24 @@ impl Damage for MemoryStore {
     }
 }
 
-/// `RedisStore`, and a connection that knows its keys.
-#[derive(Debug)]
-struct InRedis {
-    store: RedisStore,
-    raw: MultiplexedConnection,
-}
-
-impl Damage for InRedis {
+impl Damage for MultiplexedConnection {
     async fn damage(&self, scope: &Scope, shard: &ShardId, is_lease: bool) {
         let part = if is_lease { "leases" } else { "checkpoints" };
         let key = format!("kinestream:{{{}:{}}}:{part}", scope.application(), scope.stream());
-        let mut raw = self.raw.clone();
+        let mut raw = self.clone();
         if raw.hexists(&key, shard.as_str()).await.unwrap() {
             raw.hset::<_, _, _, ()>(&key, shard.as_str(), "damaged").await.unwrap();
         }
     }
 }
 
-impl CheckpointStore for InRedis {
-    fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
-        self.store.load(scope)
-    }
-
-    fn load_each<'a>(
-        &'a self,
-        scope: &'a Scope,
-    ) -> BoxFuture<'a, Result<HashMap<ShardId, Result<Checkpoint>>>> {
-        self.store.load_each(scope)
-    }
-
-    fn save<'a>(
-        &'a self,
-        scope: &'a Scope,
-        checkpoints: &'a [(ShardId, Checkpoint)],
-    ) -> BoxFuture<'a, Result<()>> {
-        self.store.save(scope, checkpoints)
-    }
-}
-
-impl LeaseStore for InRedis {
-    fn exchange<'a>(
-        &'a self,
-        scope: &'a Scope,
-        request: &'a Request,
-    ) -> BoxFuture<'a, Result<Answer>> {
-        self.store.exchange(scope, request)
-    }
-
-    fn save_fenced<'a>(
-        &'a self,
-        scope: &'a Scope,
-        positions: &'a [Fenced],
-    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
-        self.store.save_fenced(scope, positions)
-    }
-
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
-        self.store.table(scope)
-    }
-
-    fn edit<'a>(
-        &'a self,
-        scope: &'a Scope,
-        edit: &'a Edit,
-        forced: bool,
-    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
-        self.store.edit(scope, edit, forced)
-    }
-}
-
 /// Does to a store what is asked, and tells what has come of it.
-async fn carry_out<S>(store: &S, scope: &Scope, operation: &Operation) -> Vec<String>
-where
-    S: CheckpointStore + LeaseStore + Damage,
-{
+async fn carry_out<S: CheckpointStore + LeaseStore>(
+    store: &S,
+    stored: &impl Damage,
+    scope: &Scope,
+    operation: &Operation,
+) -> Vec<String> {
     let before = store.table(scope).await.unwrap();
     // A shard that is forgotten and added again begins anew: whether within a millisecond of before
     // is luck.
@@ -499,7 +441,7 @@ where
             vec![format!("{:?}", store.edit(scope, &Edit::Clear, forced).await.unwrap())]
         }
         Operation::Damage(index, is_lease) => {
-            store.damage(scope, &shard(index), is_lease).await;
+            stored.damage(scope, &shard(index), is_lease).await;
             Vec::new()
         }
     };
@@ -517,9 +459,8 @@ fn the_scripts_do_as_the_table_in_memory_does() {
     let server = RedisServer::start(&[]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _inside = runtime.enter();
-    let in_redis = runtime.block_on(async {
-        let store = RedisStore::connect(&server.url()).await.unwrap();
-        InRedis { store, raw: raw(&server).await }
+    let (in_redis, raw) = runtime.block_on(async {
+        (RedisStore::connect(&server.url()).await.unwrap(), raw(&server).await)
     });
     let in_memory = MemoryStore::new();
     let cases = std::cell::Cell::new(0);
@@ -530,8 +471,8 @@ fn the_scripts_do_as_the_table_in_memory_does() {
             let scope = Scope::new(format!("case-{}", cases.get()), "orders");
             runtime.block_on(async {
                 for operation in operations {
-                    let expected = carry_out(&in_memory, &scope, &operation).await;
-                    let found = carry_out(&in_redis, &scope, &operation).await;
+                    let expected = carry_out(&in_memory, &in_memory, &scope, &operation).await;
+                    let found = carry_out(&in_redis, &raw, &scope, &operation).await;
                     prop_assert_eq!(found, expected, "after {:?}", operation);
                     if matches!(operation, Operation::Clear(_)) {
                         // So that what is next to the last clearing is not next to the clock.

@@ -1,0 +1,31 @@
+//! Tables for the tests of the rules.
+
+use std::time::Duration;
+
+use crate::record::ShardId;
+use crate::store::lease::{Lease, Member, Table};
+
+pub(super) fn shard(number: usize) -> ShardId {
+    format!("shardId-{number:012}").parse().unwrap()
+}
+
+/// A table of workers with their incarnations, and of shards with these owners in epoch 7.
+pub(super) fn table(workers: &[(&str, u64)], owners: &[Option<&str>]) -> Table {
+    let member = |incarnation| Member {
+        incarnation,
+        joined: 1,
+        lease_duration: Duration::from_secs(10),
+        capacity: u32::MAX,
+    };
+    let lease = |owner: Option<&str>| Lease {
+        epoch: 7,
+        owner: owner.map(Into::into),
+        parents: Some(Vec::new()),
+        ..Lease::default()
+    };
+    Table {
+        workers: workers.iter().map(|(name, life)| ((*name).into(), member(*life))).collect(),
+        leases: owners.iter().enumerate().map(|(id, owner)| (shard(id), lease(*owner))).collect(),
+        ..Table::default()
+    }
+}
