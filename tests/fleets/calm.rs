@@ -181,7 +181,7 @@ impl World {
     async fn is_told(&mut self) {
         let table = self.table().await;
         for worker in &mut self.workers {
-            worker.hearing.listen();
+            worker.check_panics();
             let (name, held) = (&worker.name, worker.hearing.held());
             let own = table
                 .leases

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use futures::{FutureExt, StreamExt};
-use kinestream::{Event, Events};
+use kinestream::{Event, Events, Task};
 
 use crate::truth::{Promise, Truth, index_of};
 
@@ -27,6 +27,8 @@ pub(crate) struct Hearing {
     leases: BTreeMap<(usize, u64), Told>,
     /// The last epoch of each shard, and whether an error has ended its stream.
     last: BTreeMap<usize, (u64, bool)>,
+    /// How many panics of the store and of the client it has reported.
+    pub(crate) panics: usize,
 }
 
 /// The shortest pause after an error, in milliseconds. Epochs are moments in milliseconds.
@@ -34,7 +36,8 @@ const SHORTEST_REST: u64 = 10_000;
 
 impl Hearing {
     pub(crate) fn new(events: Events, name: String, truth: Truth) -> Self {
-        Self { events, name, truth, leases: BTreeMap::new(), last: BTreeMap::new() }
+        let (leases, last) = (BTreeMap::new(), BTreeMap::new());
+        Self { events, name, truth, leases, last, panics: 0 }
     }
 
     /// Takes note of all that was told up to now.
@@ -80,6 +83,10 @@ impl Hearing {
                 epochs.for_each(|(_, told)| *told = Told::Finished);
                 let facts = self.truth.lock();
                 facts.moves == 0 && !facts.shards[shard].is_finished()
+            }
+            Event::TaskRestarted { task, .. } => {
+                self.panics += usize::from(!matches!(task, Task::Metrics | Task::Tracing));
+                false
             }
             Event::Missed { .. } => true,
             _ => false,

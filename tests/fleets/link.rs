@@ -65,6 +65,8 @@ pub(crate) struct Life {
     pub(crate) patience: Option<Duration>,
     /// Since when it has reached the store, and until when.
     well: Vec<(Instant, Option<Instant>)>,
+    /// One of its calls has panicked.
+    has_failed: bool,
     /// Until when its leases are its own, by tokio's clock and by its host's wall clock.
     valid: Option<(Instant, SystemTime)>,
     /// What its host's wall clock shows.
@@ -89,6 +91,7 @@ impl Life {
             lease_duration: plan.lease_duration,
             patience: plan.poll_timeout.is_none().then_some(plan.handoff_timeout),
             well: Vec::new(),
+            has_failed: false,
             valid: None,
             wall: Wall::at(UNIX_EPOCH + crate::world::BEGINNING),
             told: BTreeMap::new(),
@@ -106,7 +109,7 @@ impl Life {
     pub(crate) fn had_time_to_save(&self, finished: Instant) -> bool {
         let needed = self.checkpoint_interval + Duration::from_millis(50);
         self.well.iter().any(|(from, to)| {
-            let ready = if *from == self.began { *from } else { *from + STORE_RECOVERY };
+            let ready = if self.is_from_the_start(*from) { *from } else { *from + STORE_RECOVERY };
             ready.max(finished) + needed <= to.unwrap_or_else(Instant::now)
         })
     }
@@ -114,10 +117,14 @@ impl Life {
     /// For how long it has reached the store.
     pub(crate) fn well_for(&self) -> Duration {
         match self.well.last() {
-            Some((from, None)) if *from == self.began => Duration::MAX,
+            Some((from, None)) if self.is_from_the_start(*from) => Duration::MAX,
             Some((from, None)) => from.elapsed(),
             _ => Duration::ZERO,
         }
+    }
+
+    fn is_from_the_start(&self, from: Instant) -> bool {
+        from == self.began && !self.has_failed
     }
 
     fn note(&mut self, is_well: bool) {
@@ -166,6 +173,13 @@ impl Facts {
     /// No process runs from now on, so that none can save.
     pub(crate) fn begin_stall(&mut self) {
         self.lives.iter_mut().for_each(|life| life.note(false));
+    }
+
+    /// One call of a worker fails.
+    pub(crate) fn note_failure(&mut self, worker: usize) {
+        self.lives[worker].note(false);
+        self.lives[worker].has_failed = true;
+        self.note_health();
     }
 
     /// Takes note of who reaches the store.

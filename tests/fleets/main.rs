@@ -6,7 +6,8 @@
 //! The store restarts, with its data, with older data or with none, its clock is moved, and stored
 //! leases and positions are damaged for a while. Workers
 //! join, close, are dropped, killed and suspended; their callers are busy for long, forget records
-//! and acknowledge in any order. When everything is well again, the fleet is watched at rest, and
+//! and acknowledge in any order. The store, the client, the metrics recorder and the tracing layer
+//! panic. When everything is well again, the fleet is watched at rest, and
 //! when a worker comes, goes and dies.
 //!
 //! - `cargo test --features testing --test fleets` goes through the seeds of every day;
@@ -28,6 +29,8 @@ mod link;
 mod merged;
 mod mortal;
 mod operator;
+#[path = "../simulation/panics.rs"]
+mod panics;
 mod plan;
 mod records;
 mod regions;
@@ -43,19 +46,28 @@ mod world;
 
 use std::ops::Range;
 
+use fastrand::Rng;
+use panics::Panics;
 use seeds::{Simulation, Story};
 use world::World;
 
 /// The seeds that every run of the tests goes through.
 const EVERY_DAY: Range<u64> = 0..150;
 
+/// What panics is drawn from another generator than the rest of the story, of the seed and this.
+const PANICS: u64 = 0x70_61_6e_69_63;
+
 const SIMULATION: Simulation = Simulation { test: "fleets", simulate };
 
 fn simulate(seed: u64) -> Story {
-    let mut story = seeds::on_a_paused_clock(async {
-        let mut world = World::new(seed);
-        world.run().await;
-        world.story()
+    let mut rng = Rng::with_seed(seed ^ PANICS);
+    let panics = Panics::new(&mut rng);
+    let mut story = panics.around(|| {
+        seeds::on_a_paused_clock(async {
+            let mut world = World::new(seed, panics.clone(), rng);
+            world.run().await;
+            world.story()
+        })
     });
     if story.broken.is_none() {
         let regions = seeds::on_a_paused_clock(regions::simulate(seed));

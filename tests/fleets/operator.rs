@@ -17,7 +17,8 @@ impl World {
     pub(crate) fn move_positions(&mut self) {
         let (consumer, life) = match self.rng.usize(..2 * self.workers.len().max(1)) {
             worker if worker < self.workers.len() => {
-                let worker = &self.workers[worker];
+                let worker = &mut self.workers[worker];
+                worker.move_positions();
                 (worker.consumer.clone(), worker.life)
             }
             _ => self.outsider(),
@@ -81,8 +82,12 @@ impl World {
         let plan = self.scene.plan(&mut self.rng);
         let name = format!("operator {}", self.truth.lock().lives.len());
         let worker = self.truth.lock().begin_life(Life::new(name, &plan));
-        let store =
-            SimulatedStore { stored: self.stored.clone(), truth: self.truth.clone(), worker };
+        let store = SimulatedStore {
+            stored: self.stored.clone(),
+            truth: self.truth.clone(),
+            worker,
+            panics: self.panics.of_one(),
+        };
         let builder = Consumer::builder(self.kinesis.client(), "orders").store(store);
         (builder.build().expect("the options are valid"), worker)
     }

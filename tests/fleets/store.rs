@@ -13,6 +13,7 @@ use kinestream::{Checkpoint, CheckpointStore, Error, MemoryStore, Result, ShardI
 use tokio::time::{Instant, sleep};
 
 use crate::link::Health;
+use crate::panics::{Panics, Part};
 use crate::truth::Truth;
 
 #[derive(Debug, Clone)]
@@ -20,6 +21,7 @@ pub(crate) struct SimulatedStore {
     pub(crate) stored: MemoryStore,
     pub(crate) truth: Truth,
     pub(crate) worker: usize,
+    pub(crate) panics: Panics,
 }
 
 impl SimulatedStore {
@@ -28,6 +30,7 @@ impl SimulatedStore {
         &self,
         call: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
+        self.maybe_panic(Part::Store);
         let health = self.health();
         match health {
             Health::Late(time) => return regardless(time, call).await,
@@ -40,6 +43,7 @@ impl SimulatedStore {
             pending::<()>().await;
         }
         let answer = call.await?;
+        self.maybe_panic(Part::StoreAfter);
         self.after(health).await?;
         Ok(answer)
     }
@@ -55,6 +59,14 @@ impl SimulatedStore {
             pending::<()>().await;
         }
         Ok(())
+    }
+
+    /// Panics if it is to, which is one way to fail. A process that does not run does not panic.
+    fn maybe_panic(&self, part: Part) {
+        if self.panics.is_armed(part) && self.health() != Health::Hangs {
+            self.truth.lock().note_failure(self.worker);
+            self.panics.maybe(part);
+        }
     }
 
     fn health(&self) -> Health {
@@ -166,7 +178,10 @@ impl LeaseStore for SimulatedStore {
         edit: &'a Edit,
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
-        let (store, scope, edit) = (self.clone(), scope.clone(), edit.clone());
-        self.reach(async move { store.carry_out_edit(&scope, &edit, forced).await }).boxed()
+        // The panic is returned to whoever edits, and not reported.
+        let store = Self { panics: self.panics.of_one(), ..self.clone() };
+        let (carrier, scope, edit) = (store.clone(), scope.clone(), edit.clone());
+        let call = async move { carrier.carry_out_edit(&scope, &edit, forced).await };
+        async move { store.reach(call).await }.boxed()
     }
 }

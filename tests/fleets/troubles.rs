@@ -13,6 +13,9 @@ const MOST_WORKERS: usize = 8;
 impl World {
     pub(crate) fn step(&mut self) {
         self.keep_replica();
+        if let Some((part, times)) = self.panics.arm(&mut self.panic_rng) {
+            self.truth.tell(format_args!("{part:?} panics {times} times"));
+        }
         if self.rng.bool() {
             self.put();
         }
@@ -208,6 +211,7 @@ impl World {
         self.faults.lock().unwrap().clear();
         self.mend(true);
         self.blocks.clear();
+        self.panics.disarm();
         self.is_calm = true;
         let mut facts = self.truth.lock();
         facts.set_store(Health::Well);

@@ -57,6 +57,8 @@ pub(crate) enum Promise {
     CallLimits,
     /// Only what no retry cures is told.
     FewErrors,
+    /// Each panic in the store and in the client is reported as an event.
+    PanicsAreReported,
     /// After the end no call and no task is left.
     NothingLeftRunning,
 }

@@ -15,9 +15,13 @@ use tokio::time::Instant;
 use crate::hearing::Hearing;
 use crate::link::{Health, Life, Wall};
 use crate::merged::Merged;
+use crate::panics::{Panics, Part};
 use crate::plan::Plan;
 use crate::store::SimulatedStore;
 use crate::truth::{Place, Promise, Truth, index_of};
+
+/// The parts whose panics are each reported as an event.
+const REPORTED: [Part; 4] = [Part::Store, Part::StoreAfter, Part::Call, Part::CallAfter];
 
 pub(crate) struct Worker {
     /// Its place among all workers that there ever were.
@@ -30,6 +34,8 @@ pub(crate) struct Worker {
     wall: WallClock,
     stored: MemoryStore,
     stream: Merged,
+    /// What has panicked in it.
+    panics: Panics,
     truth: Truth,
     /// With `Ack`, what the caller works on, and when it is done with it.
     held: Vec<(Record, Place, Instant)>,
@@ -44,6 +50,8 @@ pub(crate) struct Worker {
     /// Its caller is done with each record at once, and forgets none.
     pub(crate) is_quick: bool,
     pub(crate) has_ended: bool,
+    /// The parts whose panics are each reported as an event.
+    reported: &'static [Part],
 }
 
 impl Worker {
@@ -51,14 +59,22 @@ impl Worker {
         kinesis: &Kinesis,
         stored: &MemoryStore,
         truth: &Truth,
+        panics: &Panics,
         name: String,
         plan: Plan,
     ) -> Self {
+        let panics = panics.of_one();
         let life = truth.lock().begin_life(Life::new(name.clone(), &plan));
         truth.tell(format_args!("{name} begins: {plan:?}"));
         truth.lock().lives[life].wall = Wall::at(kinesis.now());
-        let store = SimulatedStore { stored: stored.clone(), truth: truth.clone(), worker: life };
-        let builder = Consumer::builder(kinesis.client_with_key(&name), "orders").store(store);
+        let store = SimulatedStore {
+            stored: stored.clone(),
+            truth: truth.clone(),
+            worker: life,
+            panics: panics.clone(),
+        };
+        let client = panics.client(kinesis.client_with_key(&name));
+        let builder = Consumer::builder(client, "orders").store(store);
         let builder = plan.apply(builder).worker_id(name.clone());
         let consumer = builder.build().expect("the plan's options are valid");
         let hearing = Hearing::new(consumer.events(), name.clone(), truth.clone());
@@ -72,6 +88,7 @@ impl Worker {
             wall: WallClock::at(kinesis.now()),
             stored: stored.clone(),
             stream,
+            panics,
             truth: truth.clone(),
             held: Vec::new(),
             has_forgotten: false,
@@ -80,6 +97,7 @@ impl Worker {
             link_at_wake: Health::Well,
             is_quick: false,
             has_ended: false,
+            reported: &REPORTED,
         }
     }
 
@@ -213,6 +231,23 @@ impl Worker {
         }
     }
 
+    /// Expects no event for a panic of its client: one under an edit of positions is returned instead.
+    pub(crate) fn move_positions(&mut self) {
+        self.reported = &REPORTED[..2];
+    }
+
+    /// Each panic of its store and of its client is reported.
+    pub(crate) fn check_panics(&mut self) {
+        self.hearing.listen();
+        let (panicked, reported) = (self.panics.fired(self.reported), self.hearing.panics);
+        if reported < panicked {
+            self.truth.breaks(
+                Promise::PanicsAreReported,
+                format_args!("{}: {panicked} panics, of which {reported} are reported", self.name),
+            );
+        }
+    }
+
     /// Only what no retry cures is told.
     fn hear(&mut self, error: &Error) {
         self.truth.tell(format_args!("{} is told: {error}", self.name));
@@ -226,6 +261,7 @@ impl Worker {
             ErrorKind::Unavailable | ErrorKind::Denied => true,
             ErrorKind::StoreCorrupt => facts.had_damage,
             ErrorKind::NotFound => facts.were_blocked && error.shard_id().is_some(),
+            ErrorKind::Panicked => self.panics.have_fired(),
             // An earlier life of it has its name.
             ErrorKind::Configuration => {
                 facts.lives[..self.life].iter().any(|life| life.name == self.name)

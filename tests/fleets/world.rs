@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::blocks::Blocks;
 use crate::clocks::Clocks;
 use crate::damage::Damage;
+use crate::panics::Panics;
 use crate::plan::Scene;
 use crate::seeds::{Story, pick};
 use crate::truth::{Promise, Truth, index_of};
@@ -53,10 +54,13 @@ pub(crate) struct World {
     pub(crate) faults: Faults,
     /// Everything is well, and callers are quick.
     pub(crate) is_calm: bool,
+    pub(crate) panics: Panics,
+    /// What says when something panics.
+    pub(crate) panic_rng: Rng,
 }
 
 impl World {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64, panics: Panics, panic_rng: Rng) -> Self {
         let mut rng = Rng::with_seed(seed);
         let mut odd = Rng::with_seed(seed ^ 0x0062_6c6f_636b_6564);
         let block_faults = pick(&mut odd, &[0, 0, 0, 0, 0, 10]);
@@ -105,6 +109,8 @@ impl World {
             operators: JoinSet::new(),
             faults,
             is_calm: false,
+            panics,
+            panic_rng,
         }
     }
 
@@ -156,7 +162,8 @@ impl World {
                 _ => format!("w{}", facts.lives.len()),
             }
         };
-        let mut worker = Worker::begin(&self.kinesis, &self.stored, &self.truth, name, plan);
+        let mut worker =
+            Worker::begin(&self.kinesis, &self.stored, &self.truth, &self.panics, name, plan);
         worker.is_quick = self.is_calm;
         self.workers.push(worker);
     }

@@ -47,6 +47,8 @@ struct Act {
     store: MemoryStore,
     /// By the number in its payload.
     puts: Vec<Put>,
+    /// The time at which the stream was created again.
+    recreated_at: Instant,
 }
 
 /// Plays an act in some worlds.
@@ -61,7 +63,8 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     kinesis.set_child_shards(plan.child_shards);
     let orders = kinesis.create_stream("orders", rng.usize(1..4));
     let store = MemoryStore::at(UNIX_EPOCH + BEGINNING);
-    let mut act = Act { rng, plan, truth, kinesis, orders, store, puts: Vec::new() };
+    let (puts, recreated_at) = (Vec::new(), Instant::now());
+    let mut act = Act { rng, plan, truth, kinesis, orders, store, puts, recreated_at };
     match which {
         0..=2 => act.recreate_stream().await,
         3 => act.start_at_latest().await,

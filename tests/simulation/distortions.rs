@@ -13,13 +13,18 @@ pub(crate) struct Distortions {
     rng: Rng,
     /// In percent of the steps.
     chance: u8,
+    /// How many iterators may still be denied.
+    denials: usize,
 }
+
+/// Fewer than what proves that a shard is gone, together with listings that lack it.
+const MOST_DENIALS: usize = 2;
 
 impl Distortions {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed ^ 0x00d1_5707_7ed0_a115);
         let chance = pick(&mut rng, &[0, 0, 10, 25]);
-        Self { rng, chance }
+        Self { rng, chance, denials: MOST_DENIALS }
     }
 
     /// Whether any answer of this world is wrong.
@@ -31,7 +36,7 @@ impl Distortions {
 impl World {
     /// The next answers to some calls lack what they should hold, or deny what there is.
     pub(crate) fn distort(&mut self) {
-        let Distortions { rng, chance } = &mut self.distortions;
+        let Distortions { rng, chance, denials } = &mut self.distortions;
         if rng.u8(..100) >= *chance {
             return;
         }
@@ -63,7 +68,11 @@ impl World {
             }
             _ => ("ListShards", Outcome::Mislisted(WrongListing::Stale(1))),
         };
-        let times = rng.usize(1..4);
+        let mut times = rng.usize(1..4);
+        if operation == "GetShardIterator" {
+            times = times.min(*denials);
+            *denials -= times;
+        }
         self.truth.tell(format_args!("next {times} answers to {operation}: {outcome:?}"));
         let mut faults = self.faults.lock().unwrap();
         faults.extend(std::iter::repeat_n((Some(operation), outcome), times));

@@ -46,7 +46,10 @@ const PARTS: [Part; 7] = [
 
 /// What is about to panic in a world, and what has.
 #[derive(Debug, Clone)]
-pub(crate) struct Panics(Arc<Armed>);
+pub(crate) struct Panics {
+    armed: Arc<Armed>,
+    fired: Arc<[AtomicUsize; PARTS.len()]>,
+}
 
 #[derive(Debug)]
 struct Armed {
@@ -55,63 +58,79 @@ struct Armed {
     /// The reader is polled by its waker, on the stack of what wakes it.
     polls_inline: bool,
     left: [AtomicUsize; PARTS.len()],
-    fired: [AtomicUsize; PARTS.len()],
+    /// How many panics there were in all.
+    fired: AtomicUsize,
 }
 
 impl Panics {
     /// Of a generator of its own: the rest of the story is as without them.
     pub(crate) fn new(rng: &mut Rng) -> Self {
         silence_deliberate();
-        Self(Arc::new(Armed {
+        let armed = Armed {
             chance: pick(rng, &[0, 0, 8, 25]),
             polls_inline: rng.u8(..3) == 0,
             left: Default::default(),
-            fired: Default::default(),
-        }))
+            fired: AtomicUsize::new(0),
+        };
+        Self { armed: Arc::new(armed), fired: Arc::default() }
+    }
+
+    /// Whether anything has panicked, in whatever consumer.
+    pub(crate) fn have_fired(&self) -> bool {
+        self.armed.fired.load(Ordering::Relaxed) > 0
+    }
+
+    /// The same, with a count of what has panicked in one consumer.
+    #[allow(dead_code, reason = "only a fleet has several consumers at a time")]
+    pub(crate) fn of_one(&self) -> Self {
+        Self { armed: Arc::clone(&self.armed), fired: Arc::default() }
     }
 
     pub(crate) fn are_planned(&self) -> bool {
-        self.0.chance > 0
+        self.armed.chance > 0
     }
 
+    #[allow(dead_code, reason = "only a single reader is polled by its waker")]
     pub(crate) fn polls_inline(&self) -> bool {
-        self.0.polls_inline
+        self.armed.polls_inline
     }
 
     /// Has something panic a few times, or nothing; what it is.
     pub(crate) fn arm(&self, rng: &mut Rng) -> Option<(Part, usize)> {
-        if self.0.chance == 0 || rng.u8(..100) >= self.0.chance {
+        if self.armed.chance == 0 || rng.u8(..100) >= self.armed.chance {
             return None;
         }
         let part = pick(rng, &PARTS);
         let times = rng.usize(1..6);
-        self.0.left[part as usize].fetch_add(times, Ordering::Relaxed);
+        self.armed.left[part as usize].fetch_add(times, Ordering::Relaxed);
         Some((part, times))
     }
 
     pub(crate) fn disarm(&self) {
-        self.0.left.iter().for_each(|left| left.store(0, Ordering::Relaxed));
+        self.armed.left.iter().for_each(|left| left.store(0, Ordering::Relaxed));
     }
 
     /// How often these have panicked so far.
     pub(crate) fn fired(&self, parts: &[Part]) -> usize {
-        parts.iter().map(|part| self.0.fired[*part as usize].load(Ordering::Relaxed)).sum()
+        parts.iter().map(|part| self.fired[*part as usize].load(Ordering::Relaxed)).sum()
     }
 
+    #[allow(dead_code, reason = "only of a single reader is each error counted")]
     pub(crate) fn all_fired(&self) -> usize {
         self.fired(&PARTS)
     }
 
     pub(crate) fn is_armed(&self, part: Part) -> bool {
-        self.0.left[part as usize].load(Ordering::Relaxed) > 0
+        self.armed.left[part as usize].load(Ordering::Relaxed) > 0
     }
 
     /// Panics if it is to.
     pub(crate) fn maybe(&self, part: Part) {
-        let left = &self.0.left[part as usize];
+        let left = &self.armed.left[part as usize];
         let less = |left: usize| left.checked_sub(1);
         if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
-            self.0.fired[part as usize].fetch_add(1, Ordering::Relaxed);
+            self.fired[part as usize].fetch_add(1, Ordering::Relaxed);
+            self.armed.fired.fetch_add(1, Ordering::Relaxed);
             panic!("{DELIBERATE}{part:?}");
         }
     }

@@ -9,7 +9,7 @@ use kinestream::testing::Kinesis;
 use kinestream::{
     Budget, CheckpointOn, Consumer, Error, ErrorKind, Event, Events, Ordering, Record, Task,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::database::Database;
 use crate::inline::Inline;
@@ -32,6 +32,9 @@ fn size(record: &Record) -> usize {
     record.data().len() + record.partition_key().map_or(0, str::len)
 }
 
+/// A shard that is not found is reported after a minute.
+const UNREAD: Duration = Duration::from_secs(55);
+
 pub(crate) struct Reader {
     pub(crate) consumer: Consumer,
     pub(crate) store: SimulatedStore,
@@ -51,8 +54,11 @@ pub(crate) struct Reader {
     forgotten: Vec<(Place, u64)>,
     /// For each shard, the place of the record that comes next.
     pub(crate) next: BTreeMap<usize, usize>,
+    /// The epoch of the last record of each shard.
+    epochs: BTreeMap<usize, u64>,
     /// Shards whose streams have failed, and begin again at their checkpoints.
     restarted: BTreeSet<usize>,
+    began: Instant,
     /// How many calls there had been when it began.
     pub(crate) first_call: usize,
     pub(crate) ended: bool,
@@ -107,7 +113,9 @@ impl Reader {
             held: Vec::new(),
             forgotten: Vec::new(),
             next: BTreeMap::new(),
+            epochs: BTreeMap::new(),
             restarted: BTreeSet::new(),
+            began: Instant::now(),
             first_call: kinesis.call_count(),
             ended: false,
             is_closed: false,
@@ -139,7 +147,11 @@ impl Reader {
     pub(crate) fn ack(&mut self, rng: &mut Rng) {
         if !self.held.is_empty() {
             let (record, place) = self.held.swap_remove(rng.usize(..self.held.len()));
-            self.truth.lock().finish(place);
+            if self.epochs.get(&place.0) == Some(&record.epoch()) {
+                self.truth.lock().finish(place);
+            } else {
+                self.truth.lock().finish_late(place);
+            }
             self.truth.tell(format_args!("ack of shard {} record {}", place.0, place.1));
             record.ack();
         }
@@ -194,6 +206,7 @@ impl Reader {
             Some(Ok(record)) => {
                 let place = self.judge(&record);
                 self.truth.lock().delivered(place, record.checkpoint());
+                self.epochs.insert(place.0, record.epoch());
                 self.judge_saved(place);
                 if self.plan.mode == CheckpointOn::Pull {
                     self.stream.with(|stream| stream.hold(place));
@@ -290,6 +303,17 @@ impl Reader {
         answered.into_iter().filter(|answered| !answered).count()
     }
 
+    /// The time since a read of this shard was answered, or since the reader began.
+    fn unread_for(&self, shard: &str) -> Duration {
+        let calls = self.kinesis.calls_from(self.first_call);
+        let answered = calls.iter().rfind(|call| {
+            call.operation == self.plan.read_call()
+                && call.shard_id.as_ref().is_some_and(|id| id.as_str() == shard)
+                && call.status == Some(200)
+        });
+        answered.map_or(self.began, |call| call.at).elapsed()
+    }
+
     /// Only what no retry cures is told, and once for each reason.
     fn hear(&mut self, error: &Error) {
         self.truth.tell(format_args!("error: {error}"));
@@ -325,6 +349,11 @@ impl Reader {
             }
             // Wrong answers that have lasted for a minute, once each time.
             ErrorKind::Rejected => self.plan.distorted,
+            // The same of a shard that no answer has brought records of for a minute.
+            ErrorKind::NotFound => {
+                let unread = error.shard_id().map(|shard| self.unread_for(shard));
+                self.plan.distorted && unread.is_some_and(|unread| unread > UNREAD)
+            }
             _ => false,
         };
         if !cause {
@@ -342,6 +371,9 @@ impl Reader {
         let before = self.next.insert(shard, place + 1);
         let checkpoint = facts.shards[shard].base.or(facts.shards[shard].start).unwrap_or(0);
         let begins_again = self.restarted.remove(&shard) && place >= checkpoint;
+        if begins_again {
+            facts.begin_again((shard, place));
+        }
         let known = before.or(facts.shards[shard].base).or(facts.shards[shard].start);
         match known {
             Some(expected) if place > expected && facts.are_reported(shard, expected..place) => {}

@@ -53,7 +53,13 @@ impl World {
     /// Trims finished records, up to the record of a stored position, and with it where the shard is stored
     /// as caught up.
     pub(crate) async fn leave_retention(&mut self) {
-        for (id, checkpoint) in self.store.positions().await {
+        // A shard that restarts after a panic begins at the last save that the reader knows of.
+        let positions = if self.panics.are_planned() {
+            self.store.known_positions().await
+        } else {
+            self.store.positions().await
+        };
+        for (id, checkpoint) in positions {
             let shard = self.orders.shard(index_of(&id));
             match checkpoint {
                 Checkpoint::ShardEnd => self.expire(&shard),

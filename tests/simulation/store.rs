@@ -39,6 +39,8 @@ pub(crate) struct SimulatedStore {
     cut_off: Arc<AtomicBool>,
     /// What this reader has stored.
     own: Arc<Mutex<BTreeMap<ShardId, Checkpoint>>>,
+    /// What this reader has loaded, or has stored with an answer.
+    known: Arc<Mutex<BTreeMap<ShardId, Checkpoint>>>,
 }
 
 #[derive(Debug)]
@@ -63,12 +65,14 @@ impl SimulatedStore {
             panics,
             cut_off: Arc::default(),
             own: Arc::default(),
+            known: Arc::default(),
         }
     }
 
     /// The same store, as another process sees it.
     pub(crate) fn for_another(&self) -> Self {
-        Self { cut_off: Arc::default(), own: Arc::default(), ..self.clone() }
+        let (own, known) = (Arc::default(), Arc::default());
+        Self { cut_off: Arc::default(), own, known, ..self.clone() }
     }
 
     /// The same store after it has lost everything, as another process sees it.
@@ -134,6 +138,18 @@ impl SimulatedStore {
         stored.expect("never fails").into_iter().collect()
     }
 
+    /// Returns the stored positions that the reader knows to be stored.
+    pub(crate) async fn known_positions(&self) -> BTreeMap<ShardId, Checkpoint> {
+        let known = self.known.lock().unwrap().clone();
+        let mut stored = self.positions().await;
+        stored.retain(|shard, checkpoint| known.get(shard) == Some(checkpoint));
+        stored
+    }
+
+    fn note_known(&self, checkpoints: impl IntoIterator<Item = (ShardId, Checkpoint)>) {
+        self.known.lock().unwrap().extend(checkpoints);
+    }
+
     /// Waits before a call is carried out; an error where it is not.
     async fn before(&self) -> Result<Health> {
         self.maybe_panic(Part::Store);
@@ -171,6 +187,9 @@ impl SimulatedStore {
             facts.check_position(shard, checkpoint);
             if let Some(earlier) = own.insert(shard.clone(), checkpoint.clone())
                 && earlier.supersedes(checkpoint)
+                // A shard that restarts after a panic saves positions of both epochs. The store keeps
+                // the furthest.
+                && !self.panics.have_fired()
             {
                 facts.breaks(
                     Promise::NeverBackwards,
@@ -192,6 +211,7 @@ impl CheckpointStore for SimulatedStore {
             let loaded = self.stored.load(scope).await?;
             self.truth.tell(format_args!("store: {} checkpoints are loaded", loaded.len()));
             self.after(health).await?;
+            self.note_known(loaded.clone());
             Ok(loaded)
         }
         .boxed()
@@ -210,7 +230,9 @@ impl CheckpointStore for SimulatedStore {
             self.check(checkpoints);
             self.stored.save(scope, checkpoints).await?;
             self.truth.lock().started = true;
-            self.after(health).await
+            self.after(health).await?;
+            self.note_known(checkpoints.iter().cloned());
+            Ok(())
         }
         .boxed()
     }

@@ -208,6 +208,19 @@ impl Facts {
         fact.finished_here.get_or_insert_with(Instant::now);
     }
 
+    /// A record is finished in an epoch that is over: its shard has been opened again since, and does
+    /// not count it.
+    pub(crate) fn finish_late(&mut self, (shard, place): Place) {
+        self.shards[shard].records[place].finished = true;
+    }
+
+    /// A shard is read again from this record.
+    pub(crate) fn begin_again(&mut self, (shard, place): Place) {
+        for fact in &mut self.shards[shard].records[place..] {
+            fact.finished_here = None;
+        }
+    }
+
     pub(crate) fn all_finished(&self) -> bool {
         self.shards.iter().all(Shard::is_finished)
     }
