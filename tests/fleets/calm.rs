@@ -182,7 +182,7 @@ impl World {
         let table = self.table().await;
         for worker in &mut self.workers {
             worker.check_panics();
-            let (name, held) = (&worker.name, worker.hearing.held());
+            let (name, held) = (&worker.name, worker.hearing.lock().held());
             let own = table
                 .leases
                 .iter()

@@ -23,6 +23,9 @@ mod calm;
 mod clocks;
 mod damage;
 mod hearing;
+#[path = "../simulation/inline.rs"]
+mod inline;
+mod judged;
 mod ledger;
 mod link;
 #[path = "../simulation/merged.rs"]

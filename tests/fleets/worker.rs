@@ -5,14 +5,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use fastrand::Rng;
-use futures::{FutureExt, StreamExt};
-use kinestream::store::Scope;
-use kinestream::store::lease::{LeaseStore, Table};
 use kinestream::testing::{Kinesis, WallClock};
 use kinestream::{CheckpointOn, Consumer, Error, ErrorKind, MemoryStore, Record};
 use tokio::time::Instant;
 
 use crate::hearing::Hearing;
+use crate::inline::Inline;
+use crate::judged::{Judged, SharedHearing};
 use crate::link::{Health, Life, Wall};
 use crate::merged::Merged;
 use crate::panics::{Panics, Part};
@@ -29,11 +28,10 @@ pub(crate) struct Worker {
     pub(crate) name: String,
     pub(crate) plan: Plan,
     pub(crate) consumer: Consumer,
-    pub(crate) hearing: Hearing,
+    pub(crate) hearing: SharedHearing,
     /// The wall clock of its host.
     wall: WallClock,
-    stored: MemoryStore,
-    stream: Merged,
+    stream: Inline<Judged>,
     /// What has panicked in it.
     panics: Panics,
     truth: Truth,
@@ -78,7 +76,17 @@ impl Worker {
         let builder = plan.apply(builder).worker_id(name.clone());
         let consumer = builder.build().expect("the plan's options are valid");
         let hearing = Hearing::new(consumer.events(), name.clone(), truth.clone());
-        let stream = Merged::new(&consumer, truth.clone(), &plan);
+        let hearing = SharedHearing::new(hearing);
+        let judged = Judged {
+            merged: Merged::new(&consumer, truth.clone(), &plan),
+            hearing: hearing.clone(),
+            truth: truth.clone(),
+            stored: stored.clone(),
+            life,
+            ordering: plan.ordering,
+            mode: plan.mode,
+        };
+        let stream = Inline::new(judged, panics.clone());
         Self {
             life,
             name,
@@ -86,7 +94,6 @@ impl Worker {
             consumer,
             hearing,
             wall: WallClock::at(kinesis.now()),
-            stored: stored.clone(),
             stream,
             panics,
             truth: truth.clone(),
@@ -120,42 +127,39 @@ impl Worker {
     pub(crate) fn poll(
         &mut self,
         context: &mut Context<'_>,
-    ) -> Poll<Option<kinestream::Result<Record>>> {
+    ) -> Poll<Option<kinestream::Result<(Record, Place)>>> {
         // Its tasks keep the clock of the host that they were started on.
         self.wall.enter();
-        if self.polls() { self.stream.poll_next_unpin(context) } else { Poll::Pending }
+        if self.polls() { self.stream.poll_next(context) } else { Poll::Pending }
     }
 
-    pub(crate) fn take(&mut self, rng: &mut Rng, next: Option<kinestream::Result<Record>>) {
-        self.hearing.listen();
+    /// Its caller polls no longer.
+    pub(crate) fn stop_polling(&self) {
+        self.stream.stop_asking();
+    }
+
+    pub(crate) fn take(
+        &mut self,
+        rng: &mut Rng,
+        next: Option<kinestream::Result<(Record, Place)>>,
+    ) {
+        self.hearing.lock().listen();
         match next {
             None => {
                 self.truth.tell(format_args!("the stream of {} ends", self.name));
                 self.has_ended = true;
             }
             Some(Err(error)) => self.hear(&error),
-            Some(Ok(record)) => {
-                let table = self.stored_table();
-                let ordering = self.plan.ordering;
-                let place = self.truth.lock().judge(self.life, ordering, &record, &table);
-                self.hearing.check_record(place.shard, place.epoch);
+            Some(Ok((record, place))) => {
                 let work = if self.is_quick { 0 } else { rng.u64(0..self.plan.work) };
                 let work = Duration::from_millis(work);
                 if self.plan.mode == CheckpointOn::Pull {
-                    self.stream.hold(place);
                     self.occupy(work);
                 } else {
                     self.held.push((record, place, Instant::now() + work));
                 }
             }
         }
-    }
-
-    /// The table as the store has it at this moment.
-    fn stored_table(&self) -> Table {
-        let scope = Scope::new("default", "orders");
-        let table = self.stored.table(&scope).now_or_never();
-        table.expect("it never waits").expect("it never fails")
     }
 
     /// The wall clock of its host goes on, and no timer has heard of it, as after a sleep.
@@ -224,7 +228,9 @@ impl Worker {
 
     /// Its caller has enough of one shard, which goes on to whoever takes it.
     pub(crate) fn drop_one_stream(&mut self, rng: &mut Rng) {
-        if let Some(shard) = self.stream.drop_one(rng.usize(..100)) {
+        let (some, mut dropped) = (rng.usize(..100), None);
+        self.stream.with(|stream| dropped = stream.drop_one(some));
+        if let Some(shard) = dropped {
             let shard = index_of(&shard);
             self.truth.tell(format_args!("{} drops its stream of shard {shard}", self.name));
             self.truth.lock().drop_stream(self.life, shard);
@@ -238,8 +244,8 @@ impl Worker {
 
     /// Each panic of its store and of its client is reported.
     pub(crate) fn check_panics(&mut self) {
-        self.hearing.listen();
-        let (panicked, reported) = (self.panics.fired(self.reported), self.hearing.panics);
+        self.hearing.lock().listen();
+        let (panicked, reported) = (self.panics.fired(self.reported), self.hearing.lock().panics);
         if reported < panicked {
             self.truth.breaks(
                 Promise::PanicsAreReported,
@@ -251,7 +257,13 @@ impl Worker {
     /// Only what no retry cures is told.
     fn hear(&mut self, error: &Error) {
         self.truth.tell(format_args!("{} is told: {error}", self.name));
-        let facts = self.truth.lock();
+        let mut facts = self.truth.lock();
+        if error.to_string().contains("the task that fetches the shard panicked")
+            && let Some(Ok(shard)) = error.shard_id().map(str::parse)
+        {
+            // A shard whose fetch task panics is released as one whose stream is dropped.
+            facts.drop_stream(self.life, index_of(&shard));
+        }
         let is_expected = match error.kind() {
             // The call that joins may be under way for 30 s.
             ErrorKind::StoreUnavailable => {

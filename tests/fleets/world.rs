@@ -170,6 +170,11 @@ impl World {
 
     /// For so long callers read, and suspended workers wake.
     pub(crate) async fn pass(&mut self, time: Duration) {
+        self.read_for(time).await;
+        self.workers.iter().for_each(Worker::stop_polling);
+    }
+
+    async fn read_for(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while !self.truth.is_broken() {
             // Who wakes is polled before anything else of it happens.
@@ -186,7 +191,7 @@ impl World {
             }
             for worker in &mut self.workers {
                 worker.ack_due();
-                worker.hearing.listen();
+                worker.hearing.lock().listen();
             }
             let moments = self.workers.iter().filter_map(Worker::next_moment);
             let next_moment = moments.min().map_or(end, |moment| moment.min(end));

@@ -39,6 +39,8 @@ impl Database {
 pub(crate) struct Databases {
     rng: Rng,
     is_kept: bool,
+    /// The last reader began with the database.
+    was_used: bool,
     roots: Option<usize>,
 }
 
@@ -46,17 +48,19 @@ impl Databases {
     pub(crate) fn new(seed: u64, plan: &Plan) -> Self {
         let mut rng = Rng::with_seed(seed ^ DATABASE);
         let is_kept = plan.start == StartingPosition::TrimHorizon && rng.u8(..6) == 0;
-        Self { rng, is_kept, roots: None }
+        Self { rng, is_kept, was_used: false, roots: None }
     }
 
-    /// Returns what the next reader begins with in place of its store, if it does.
-    pub(crate) fn next(&mut self, facts: &Facts) -> Option<Database> {
+    /// Returns what the next reader begins with in place of its store, if it does. A store that is still
+    /// empty does not replace the database.
+    pub(crate) fn next(&mut self, facts: &Facts, is_store_empty: bool) -> Option<Database> {
         let Some(roots) = self.roots else {
             // The first reader.
             self.roots = Some(facts.shards.len());
             return None;
         };
-        let is_used = self.is_kept && self.rng.u8(..3) > 0;
-        is_used.then(|| Database { positions: facts.database(), roots })
+        let is_needed = self.was_used && is_store_empty;
+        self.was_used = self.is_kept && (self.rng.u8(..3) > 0 || is_needed);
+        self.was_used.then(|| Database { positions: facts.database(), roots })
     }
 }

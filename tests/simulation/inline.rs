@@ -1,21 +1,24 @@
-//! A reader that is polled by its waker, on the stack of what wakes it, while it waits for a record.
+//! A stream that is polled by its waker, on the stack of what wakes it, while its caller waits for an item.
 
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::task::{Context, Poll, Wake, Waker};
 
+use futures::task::AtomicWaker;
 use futures::{Stream, StreamExt};
-use kinestream::{Record, Result};
-use tokio::sync::Notify;
 
 use crate::panics::{Panics, Part};
 
-type Next = Option<Result<Record>>;
+/// The most polls in a row. A stream that has used up its share of the task's time is polled again later.
+const MOST_POLLS: usize = 16;
+
+type Next<S> = Option<<S as Stream>::Item>;
 
 /// A stream that its waker polls as well.
-pub(crate) struct Inline<S>(Arc<Shared<S>>);
+pub(crate) struct Inline<S: Stream>(Arc<Shared<S>>);
 
-impl<S> Drop for Inline<S> {
+impl<S: Stream> Drop for Inline<S> {
     /// The stream keeps wakers, which keep the stream.
     fn drop(&mut self) {
         let stream = self.0.stream.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -23,27 +26,27 @@ impl<S> Drop for Inline<S> {
     }
 }
 
-struct Shared<S> {
-    /// `None` when the reader has dropped it.
+struct Shared<S: Stream> {
+    /// `None` when the caller has dropped it.
     stream: Mutex<Option<S>>,
-    /// A record is asked for: to ask without need would finish the one in hand.
+    /// An item is asked for: to ask without need would finish the record in hand.
     is_asked_for: AtomicBool,
     /// It was woken while it was polled.
     again: AtomicBool,
-    found: Mutex<Option<Next>>,
-    /// There is something to be found, or to be polled for.
-    notify: Notify,
+    found: Mutex<Option<Next<S>>>,
+    /// The caller's own waker.
+    caller: AtomicWaker,
     panics: Panics,
 }
 
-impl<S: Stream<Item = Result<Record>> + Unpin + Send + 'static> Inline<S> {
+impl<S: Stream<Item: Send> + Unpin + Send + 'static> Inline<S> {
     pub(crate) fn new(stream: S, panics: Panics) -> Self {
         Self(Arc::new(Shared {
             stream: Mutex::new(Some(stream)),
             is_asked_for: AtomicBool::new(false),
             again: AtomicBool::new(false),
             found: Mutex::default(),
-            notify: Notify::new(),
+            caller: AtomicWaker::new(),
             panics,
         }))
     }
@@ -56,23 +59,30 @@ impl<S: Stream<Item = Result<Record>> + Unpin + Send + 'static> Inline<S> {
         }
     }
 
-    /// The next record. Dropped before, it asks for none any more.
-    pub(crate) async fn next(&self) -> Next {
+    /// Returns the next item. Dropped before it is ready, it asks for none.
+    #[allow(dead_code, reason = "fleets poll")]
+    pub(crate) async fn next(&self) -> Option<S::Item> {
         let _asking = Asking(&self.0.is_asked_for);
-        self.0.is_asked_for.store(true, Ordering::SeqCst);
-        loop {
-            // What was found already comes before more is asked for.
-            let found = self.0.found.lock().unwrap().take();
-            if let Some(next) = found {
-                return next;
-            }
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// Asks for the next item until it is found, or [`Inline::stop_asking`] is called.
+    pub(crate) fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        self.0.caller.register(context.waker());
+        // What was found already comes before more is asked for.
+        let mut found = self.0.found.lock().unwrap().take();
+        if found.is_none() {
+            self.0.is_asked_for.store(true, Ordering::SeqCst);
             self.0.poll();
-            let found = self.0.found.lock().unwrap().take();
-            if let Some(next) = found {
-                return next;
-            }
-            self.0.notify.notified().await;
+            found = self.0.found.lock().unwrap().take();
         }
+        found.map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// No waker polls until the caller does.
+    #[allow(dead_code, reason = "a single reader asks within a future")]
+    pub(crate) fn stop_asking(&self) {
+        self.0.is_asked_for.store(false, Ordering::SeqCst);
     }
 }
 
@@ -84,10 +94,11 @@ impl Drop for Asking<'_> {
     }
 }
 
-impl<S: Stream<Item = Result<Record>> + Unpin + Send + 'static> Shared<S> {
-    /// Polls until there is nothing more to be had by polling.
+impl<S: Stream<Item: Send> + Unpin + Send + 'static> Shared<S> {
+    /// Polls until an item is found or the stream waits.
     fn poll(self: &Arc<Self>) {
         self.again.store(true, Ordering::SeqCst);
+        let mut polls = 0;
         while self.again.load(Ordering::SeqCst) && self.is_asked_for.load(Ordering::SeqCst) {
             let mut stream = match self.stream.try_lock() {
                 Ok(stream) => stream,
@@ -95,24 +106,28 @@ impl<S: Stream<Item = Result<Record>> + Unpin + Send + 'static> Shared<S> {
                 Err(TryLockError::WouldBlock) => return,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             };
+            polls += 1;
+            if polls > MOST_POLLS {
+                return self.caller.wake();
+            }
             self.again.store(false, Ordering::SeqCst);
             let waker = Waker::from(Arc::clone(self));
             let Some(stream) = &mut *stream else { return };
             if let Poll::Ready(next) = stream.poll_next_unpin(&mut Context::from_waker(&waker)) {
                 self.is_asked_for.store(false, Ordering::SeqCst);
                 *self.found.lock().unwrap() = Some(next);
-                self.notify.notify_one();
+                self.caller.wake();
             }
         }
     }
 }
 
-impl<S: Stream<Item = Result<Record>> + Unpin + Send + 'static> Wake for Shared<S> {
+impl<S: Stream<Item: Send> + Unpin + Send + 'static> Wake for Shared<S> {
     fn wake(self: Arc<Self>) {
-        // It is polled again all the same, by the reader.
+        // The caller polls it again all the same.
         self.again.store(true, Ordering::SeqCst);
-        self.notify.notify_one();
-        // A panic within the reader's own poll would be the reader's.
+        self.caller.wake();
+        // A panic within the reader's own poll would be the caller's.
         let is_polled = matches!(self.stream.try_lock(), Err(TryLockError::WouldBlock));
         if !is_polled {
             self.panics.maybe(Part::Waker);

@@ -90,7 +90,6 @@ impl Panics {
         self.armed.chance > 0
     }
 
-    #[allow(dead_code, reason = "only a single reader is polled by its waker")]
     pub(crate) fn polls_inline(&self) -> bool {
         self.armed.polls_inline
     }

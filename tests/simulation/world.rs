@@ -185,7 +185,8 @@ impl World {
     }
 
     async fn reader(&mut self) -> Reader {
-        let database = self.databases.next(&self.truth.lock());
+        let is_store_empty = self.store.positions().await.is_empty();
+        let database = self.databases.next(&self.truth.lock(), is_store_empty);
         if let Some(database) = &database {
             self.truth.tell(format_args!("the store is empty: {database:?}"));
             self.store = self.store.emptied();
