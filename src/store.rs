@@ -4,7 +4,10 @@
 //!
 //! Implement the two methods of [`CheckpointStore`] and run [`conformance::check`] on it in a test
 //! of yours. Such a store keeps positions, and whoever reads has all shards; for workers that share
-//! them, see [`lease`]. A whole store in a file:
+//! them, see [`lease`]. It does not keep the starting sequence number of a shard, so `SHARD_END` of a
+//! deleted stream also counts for the shard of the same id in a stream that is created again under that
+//! name: the new shard is not read. Delete the stored positions before you create the stream again. A
+//! whole store in a file:
 //!
 //! ```
 //! use std::collections::HashMap;
@@ -149,7 +152,9 @@
 //! [`status`](crate::Consumer::status) shows [`Unreadable`](crate::ShardState::Unreadable). Correct the
 //! field, which workers notice within
 //! [`discovery_interval`](crate::ConsumerBuilder::discovery_interval), or set the shard's position. A
-//! damaged lease may also be deleted: the next listing adds it. A damaged field of `…:workers` is
+//! damaged lease may also be deleted: the next listing adds it. Do so while its owner is stopped: the new
+//! lease names no owner, so another worker may deliver the shard until the owner's next renewal. A damaged
+//! field of `…:workers` is
 //! replaced when its worker renews; after the lease duration of another worker its leases are free. A
 //! damaged field of `…:fleet` counts as a lost key.
 //!
