@@ -20,7 +20,7 @@ mod takeover;
 use crate::record::ShardId;
 use crate::store::lease::{Lease, Table};
 
-pub(crate) use changes::{Changes, Listed, Loss};
+pub(crate) use changes::{Changes, Listed, Loss, ShardStart};
 pub(crate) use listing::{Lister, Memory};
 pub(crate) use start::Start;
 pub use start::{ShardPosition, StartingPosition};

@@ -67,9 +67,32 @@ struct Inner {
     /// Since when positions cannot be saved.
     unsaved: Mutex<Option<Instant>>,
     /// The shards that are read, for as long as they are.
-    shards: Mutex<BTreeMap<ShardId, Weak<View>>>,
+    shards: Mutex<Views>,
     failures: Failures,
     liveness: Liveness,
+}
+
+/// The views of shards, less most of those that are over.
+#[derive(Default)]
+struct Views {
+    of: BTreeMap<ShardId, Weak<View>>,
+    /// The number of views at which those that are over are removed next.
+    sweep_at: usize,
+}
+
+impl Views {
+    /// Adds the view of a shard. Where many are added, each takes a constant time on average. Returns
+    /// how many views were visited.
+    fn insert(&mut self, id: &ShardId, view: Weak<View>) -> usize {
+        let mut visited = 0;
+        if self.of.len() >= self.sweep_at {
+            visited = self.of.len();
+            self.of.retain(|_, view| view.strong_count() > 0);
+            self.sweep_at = 2 * self.of.len() + 1;
+        }
+        self.of.insert(id.clone(), view);
+        visited
+    }
 }
 
 impl Observer {
@@ -162,7 +185,7 @@ impl Observer {
 
     /// The shards that are read.
     fn views(&self) -> Vec<Arc<View>> {
-        lock(&self.0.shards).values().filter_map(Weak::upgrade).collect()
+        lock(&self.0.shards).of.values().filter_map(Weak::upgrade).collect()
     }
 
     /// A shard that is read from now on.
@@ -170,9 +193,7 @@ impl Observer {
         let metrics = self.contain(Task::Metrics, || self.0.metrics.shard(id));
         let metrics = metrics.unwrap_or_else(ShardMetrics::none);
         let observer = ShardObserver::new(self.clone(), id.clone(), watermark, metrics);
-        let mut shards = lock(&self.0.shards);
-        shards.retain(|_, view| view.strong_count() > 0);
-        shards.insert(id.clone(), Arc::downgrade(observer.view()));
+        lock(&self.0.shards).insert(id, Arc::downgrade(observer.view()));
         observer
     }
 
@@ -189,7 +210,7 @@ impl Observer {
 
     /// Returns the view of a shard, to be used without the lock: it may be the last reference.
     fn view(&self, id: &ShardId) -> Option<Arc<View>> {
-        lock(&self.0.shards).get(id).and_then(Weak::upgrade)
+        lock(&self.0.shards).of.get(id).and_then(Weak::upgrade)
     }
 
     /// What goes on in a shard happens within it.
@@ -208,5 +229,32 @@ impl fmt::Debug for Observer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (stream, application) = (&self.0.stream, &self.0.application);
         write!(formatter, "Observer({application} of {stream})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_shards_visit_few_others_and_remove_those_that_are_over() {
+        let observer = Observer::new(&"orders".into(), &"billing".into());
+        let mut views = Views::default();
+        let (mut visited, mut kept) = (0, Vec::new());
+        for number in 0..4000 {
+            let id: ShardId = format!("shardId-{number:012}").parse().unwrap();
+            let watermark = Arc::new(Watermark::new(|_| {}));
+            let shard =
+                ShardObserver::new(observer.clone(), id.clone(), &watermark, ShardMetrics::none());
+            visited += views.insert(&id, Arc::downgrade(shard.view()));
+            kept.push(shard);
+        }
+        assert!(visited < 2 * 4000, "{visited}");
+        kept.clear();
+        for number in 4000..20_000 {
+            let id: ShardId = format!("shardId-{number:012}").parse().unwrap();
+            views.insert(&id, Weak::new());
+        }
+        assert!(views.of.len() <= 2 * 4096, "{}", views.of.len());
     }
 }

@@ -35,8 +35,8 @@ const MOST_TIMES: usize = 64;
 /// What a finished record has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Advance {
-    /// The position of the shard.
-    Position,
+    /// The position of the shard; `is_first` where it has not advanced since it was last taken.
+    Position { is_first: bool },
     /// The shard is closed, read to its end, and every record of it is finished.
     End,
 }
@@ -53,6 +53,8 @@ pub(crate) struct Watermark {
 struct State {
     /// Every record below this number is finished.
     prefix: u64,
+    /// The checkpoint to store before any record is finished.
+    start: Option<Checkpoint>,
     /// Where the last record of the prefix stands, or what was passed behind it.
     position: Option<Mark>,
     /// No other record had arrived behind the position by then.
@@ -98,6 +100,16 @@ impl Watermark {
     /// `tell` is called, without any lock held, after each advance.
     pub(crate) fn new(tell: impl Fn(Advance) + Send + Sync + 'static) -> Self {
         Self { state: Mutex::default(), delivered: AtomicU64::new(0), tell: Box::new(tell) }
+    }
+
+    /// Sets the checkpoint that is stored before any record is finished. The caller flushes the writer.
+    pub(crate) fn start_at(&self, start: Checkpoint) {
+        let is_first = {
+            let mut state = self.lock();
+            state.start = Some(start);
+            state.note_changed(true)
+        };
+        (self.tell)(Advance::Position { is_first });
     }
 
     /// The next `records` go to the caller now. The number of the first; `None` where none may go
@@ -195,15 +207,14 @@ impl Watermark {
 
     /// Records that no other one comes up to there but those that were delivered.
     pub(crate) fn pass(&self, passed: Passed) {
-        let advanced = {
+        let (advanced, is_first) = {
             let mut state = self.lock();
             state.passed = Some((state.handed_out, passed));
             let advanced = state.reach_passed();
-            state.note_changed(advanced);
-            advanced
+            (advanced, state.note_changed(advanced))
         };
         if advanced {
-            (self.tell)(Advance::Position);
+            (self.tell)(Advance::Position { is_first });
         }
     }
 
@@ -244,10 +255,10 @@ impl Finish for Watermark {
             state.in_flight.remove(1, bytes);
             let advanced = state.insert(number, mark);
             state.reach_passed();
-            state.note_changed(advanced);
+            let is_first = state.note_changed(advanced);
             let advance = match advanced {
                 true if state.is_complete() => Some(Advance::End),
-                true => Some(Advance::Position),
+                true => Some(Advance::Position { is_first }),
                 false => None,
             };
             (advance, [state.waiting.take(), state.settled()])
@@ -306,10 +317,13 @@ impl State {
         (records, oldest.filter(|_| records > 0))
     }
 
-    fn note_changed(&mut self, has_changed: bool) {
-        if has_changed {
-            self.changed_at.get_or_insert_with(Instant::now);
+    /// Returns whether this is the first change since the checkpoint was last taken.
+    fn note_changed(&mut self, has_changed: bool) -> bool {
+        let is_first = has_changed && self.changed_at.is_none();
+        if is_first {
+            self.changed_at = Some(Instant::now());
         }
+        is_first
     }
 
     /// Forgets the times of what is finished.
@@ -327,10 +341,11 @@ impl State {
         if let Some(until) = self.until {
             return Some(Checkpoint::caught_up(position.map(SequenceNumber::from), until));
         }
-        position.map(|position| Checkpoint::AfterSequence {
+        let after = position.map(|position| Checkpoint::AfterSequence {
             sequence_number: position.into(),
             sub_sequence_number: position.part(),
-        })
+        });
+        after.or_else(|| self.start.clone())
     }
 
     /// Moves the position to the place that was passed, where all before it is finished; whether it

@@ -78,6 +78,10 @@ impl ConsumerBuilder {
     /// left retention, its position is ignored, and each shard with a parent that has left retention
     /// begins at `TRIM_HORIZON` too, since it may descend from the named shard.
     ///
+    /// A time, or the moment of the first poll for [`Latest`](ShardPosition::Latest), is stored before the
+    /// first read of the shard, so that a restart skips nothing. From then on the stored time counts,
+    /// whatever a later start names.
+    ///
     /// Default: none. May be called for many shards. A timestamp must not lie in the future.
     pub fn starting_position_for(
         mut self,

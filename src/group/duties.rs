@@ -5,15 +5,16 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::balance::balance;
 use super::holdings::{Holding, Settled};
 use super::worker::{Done, Even, Worker};
 use super::{Opening, Word};
-use crate::checkpoint::{Advance, Watermark};
+use crate::backoff::{Backoff, SAVES};
+use crate::checkpoint::{Advance, Checkpoint, Watermark};
 use crate::error::{Error, contain};
-use crate::lineage::{Changes, Loss, is_readable, readable};
+use crate::lineage::{Changes, Loss, ShardStart, is_readable, readable};
 use crate::observe::Event;
 use crate::record::ShardId;
 use crate::shard::{Pulse, Tenure};
@@ -92,8 +93,7 @@ impl Worker {
             self.even = None;
             for loss in losses {
                 match loss {
-                    Loss::Told(error) if self.is_told(&error) => {}
-                    Loss::Told(error) => (self.plan.lister.tell)(error),
+                    Loss::Told(error) => self.tell_loss(error),
                     Loss::PassedOver(gap) => self.plan.observer.tell(gap),
                 }
             }
@@ -101,11 +101,14 @@ impl Worker {
         }
     }
 
-    /// Whether the caller already knows the error from the stream of the shard.
-    fn is_told(&self, error: &Error) -> bool {
-        let shard: Option<ShardId> = error.shard_id().and_then(|shard| shard.parse().ok());
-        let failure = shard.and_then(|shard| self.plan.observer.failure(&shard));
-        failure.is_some_and(|failure| failure.kind == error.kind())
+    /// Reports a loss to the caller, unless the stream of the shard has: whichever comes first does. Each
+    /// reading begins with a report of its own.
+    fn tell_loss(&self, error: Error) {
+        let shard = error.shard_id().and_then(|shard| shard.parse().ok());
+        let is_news = shard.is_none_or(|shard| self.plan.observer.note_failure(&shard, &error));
+        if is_news || !self.begun {
+            (self.plan.lister.tell)(error);
+        }
     }
 
     /// The worker is in the table, and has seen it where it is not as it was.
@@ -207,7 +210,7 @@ impl Worker {
     /// Begins with a shard that the worker has been given.
     fn open(&mut self, id: &ShardId, lease: Lease) {
         let epoch = lease.epoch;
-        let Some(position) = self.plan.lister.position(id, lease.checkpoint.clone()) else {
+        let Some(start) = self.plan.lister.start_of(id, lease.checkpoint.clone()) else {
             // The caller has named the end of the shard as its start.
             self.pending.push(Change::Finish { shard: id.clone(), epoch });
             return;
@@ -216,9 +219,9 @@ impl Worker {
         let tenure = Tenure::new(epoch, Arc::clone(&self.validity));
         let watermark = Arc::new(Watermark::new({
             let (words, bell, shard) =
-                (self.plan.words.clone(), self.plan.writer.bell(), id.clone());
+                (self.plan.words.clone(), self.plan.writer.bell(id.clone(), epoch), id.clone());
             move |advance| match advance {
-                Advance::Position => bell.advanced(),
+                Advance::Position { is_first } => bell.advanced(is_first),
                 Advance::End => {
                     bell.ended();
                     // Nobody listens any more where the reading has been dropped.
@@ -257,13 +260,37 @@ impl Worker {
         });
         self.holdings.take(id.clone(), holding);
         let shard = KnownShard { id: id.clone(), parents: lease.parents.unwrap_or_default() };
-        if self
-            .plan
-            .openings
-            .send(Ok(Opening { shard, position, tenure, watermark, pulse }))
-            .is_err()
-        {
-            self.hand_over(id, epoch, Duration::ZERO);
+        let ShardStart { position, unstored } = start;
+        let opening = Opening { shard, position, tenure, watermark, pulse };
+        match unstored {
+            Some(checkpoint) => self.store_start(opening, checkpoint),
+            None => self.send(opening),
+        }
+    }
+
+    /// Stores the start of a shard, and has the shard read after that.
+    fn store_start(&mut self, opening: Opening, start: Checkpoint) {
+        opening.watermark.start_at(start);
+        let (writer, tell) = (self.plan.writer.clone(), Arc::clone(&self.plan.lister.tell));
+        self.tasks.spawn(async move {
+            let mut backoff = Backoff::new(SAVES);
+            while !opening.tenure.is_over()
+                && let Err(error) = writer.flush().await
+            {
+                if writer.is_untold() {
+                    tell(error);
+                }
+                sleep(backoff.failed()).await;
+            }
+            Done::StoredStart(Box::new(opening))
+        });
+    }
+
+    /// Sends a shard to the caller's stream, unless its lease is over.
+    pub(super) fn send(&mut self, opening: Opening) {
+        let (shard, epoch) = (opening.shard.id.clone(), opening.tenure.epoch());
+        if !opening.tenure.is_over() && self.plan.openings.send(Ok(opening)).is_err() {
+            self.hand_over(&shard, epoch, Duration::ZERO);
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::declines::Declines;
 use super::holdings::Holdings;
-use super::{Plan, Word};
+use super::{Opening, Plan, Word};
 use crate::backoff::{Backoff, EXCHANGES};
 use crate::error::Panic;
 use crate::lineage::Listed;
@@ -91,6 +91,8 @@ pub(super) enum Done {
     Listed(Option<Listed>),
     /// The listing panicked.
     FailedToList(Panic),
+    /// The start of a shard is stored, or its lease is over.
+    StoredStart(Box<Opening>),
     /// Every record of the shard is finished, or it is too late for that.
     Settled(ShardId, u64),
 }
@@ -247,6 +249,7 @@ impl Worker {
                 self.renew_at = Instant::now();
             }
             Done::FailedToList(panic) => self.list_after(panic),
+            Done::StoredStart(opening) => self.send(*opening),
             Done::Settled(shard, epoch) => {
                 if self.holdings.remove(&shard, epoch) {
                     self.pending.push(Change::Release { shard, epoch });

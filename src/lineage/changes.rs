@@ -35,6 +35,13 @@ pub(crate) struct Listed {
     pub(super) inheritance: Inheritance,
 }
 
+/// Where a worker starts to read a shard.
+pub(crate) struct ShardStart {
+    pub(crate) position: Position,
+    /// The checkpoint to store before the first read.
+    pub(crate) unstored: Option<Checkpoint>,
+}
+
 /// What is to be changed in a table.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
@@ -79,19 +86,32 @@ impl Listed {
 }
 
 impl Lister {
-    /// Where a shard begins of which nothing but its name is stored.
-    pub(crate) fn position(
+    /// Returns where a shard starts whose stored checkpoint is `checkpoint`; `None` for one that is not
+    /// read.
+    pub(crate) fn start_of(
         &self,
         shard: &ShardId,
         checkpoint: Option<Checkpoint>,
-    ) -> Option<Position> {
-        match checkpoint {
-            Some(checkpoint) => Position::of(checkpoint),
-            None => match self.start.pin(shard, false, self.memory.latest()) {
-                Pin::Named(position) => Some(position),
-                Pin::Kept(checkpoint) => Position::of(checkpoint),
-            },
+    ) -> Option<ShardStart> {
+        let is_stored = checkpoint.is_some();
+        let pin = || self.start.pin(shard, false, self.memory.latest());
+        let checkpoint = match checkpoint.map_or_else(pin, Pin::Kept) {
+            Pin::Kept(checkpoint) => checkpoint,
+            Pin::Named(position) => return Some(ShardStart { position, unstored: None }),
+        };
+        // The next worker would resolve a time anew, and skip the records in between.
+        let is_time = matches!(checkpoint, Checkpoint::AtTimestamp(_));
+        let unstored = (is_time && !is_stored).then(|| checkpoint.clone());
+        Some(ShardStart { position: Position::of(checkpoint)?, unstored })
+    }
+
+    /// Returns the checkpoint to store for a known shard that was never read: the time at which the caller
+    /// has it start. Its parents may still be read when the next worker begins.
+    fn unstored_start(&self, shard: &ShardId, lease: &Lease) -> Option<Checkpoint> {
+        if lease.epoch > 0 || !self.start.each.contains_key(shard) {
+            return None;
         }
+        self.start_of(shard, lease.checkpoint.clone())?.unstored
     }
 
     /// What is stored for a child that the end of its parent has named: a position only where the
@@ -141,7 +161,10 @@ impl Lister {
         let descendants =
             if first { self.descendants_of_named(&listed.shards) } else { BTreeSet::new() };
         let unknown = |shard: &&ListedShard| match table.leases.get(&shard.id) {
-            Some(lease) => lease.parents.is_none() && lease.unreadable.is_none(),
+            Some(lease) if lease.unreadable.is_some() => false,
+            Some(lease) => {
+                lease.parents.is_none() || self.unstored_start(&shard.id, lease).is_some()
+            }
             // One that is not there any more was forgotten meanwhile, and is not to be read again.
             None => !listed.had_finished(&shard.id),
         };
@@ -159,11 +182,9 @@ impl Lister {
                 start: shard.start.clone().filter(|start| {
                     table.leases.get(&shard.id).is_none_or(|lease| is_same(lease, start))
                 }),
-                checkpoint: if table.leases.contains_key(&shard.id) {
-                    // It has a position already.
-                    None
-                } else {
-                    position(shard)
+                checkpoint: match table.leases.get(&shard.id) {
+                    Some(lease) => self.unstored_start(&shard.id, lease),
+                    None => position(shard),
                 },
             })
             .collect()

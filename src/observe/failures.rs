@@ -53,6 +53,12 @@ impl Failures {
 }
 
 impl Observer {
+    /// Notes an error for which a shard is not read. Returns whether the caller has not received one of
+    /// this kind.
+    pub(crate) fn note_failure(&self, shard: &ShardId, error: &Error) -> bool {
+        self.0.failures.note(shard, error)
+    }
+
     /// Returns the error for which this worker does not read a shard.
     pub(crate) fn failure(&self, shard: &ShardId) -> Option<ShardFailure> {
         lock(&self.0.failures.0).get(shard).cloned()

@@ -200,8 +200,8 @@ pub struct Request {
 /// that is [unreadable](Lease::unreadable).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// There is a shard, with these parents. One whose parents are known stays as it is. The position
-    /// is stored unless there is one.
+    /// There is a shard, with these parents. One whose parents are known keeps them. The position is
+    /// stored unless there is one or the lease ever had an owner.
     Add {
         /// The shard.
         shard: ShardId,

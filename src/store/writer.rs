@@ -13,6 +13,8 @@
 //! one whose lease is lost is given up: who has it now saves its own. When the last handle is dropped the task saves what is
 //! finished, as far as the store lets it within [`LAST_WORDS`], and ends.
 
+mod watch;
+
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,12 +28,15 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::lease::{Fenced, Verdict};
 use super::{LeaseStore, Scope, in_time};
 use crate::backoff::{Backoff, SAVES};
-use crate::checkpoint::{Checkpoint, Watermark};
+use crate::checkpoint::Checkpoint;
 use crate::closing::Closing;
 use crate::error::{Error, ErrorKind, Result, TOLERATED, contain};
 use crate::observe::{Event, Observer, Task, log_line};
 use crate::record::ShardId;
 use crate::wakers::wake_all;
+
+pub(crate) use watch::Watched;
+use watch::{Place, WatchList};
 
 /// How long the task goes on trying when nobody holds a handle any more.
 const LAST_WORDS: Duration = Duration::from_secs(10);
@@ -73,9 +78,8 @@ struct State {
     advanced: u64,
     /// How many of those a finished save holds.
     saved: u64,
-    watched: Vec<Watched>,
-    /// By shard and epoch.
-    pending: BTreeMap<(ShardId, u64), Pending>,
+    watched: WatchList,
+    pending: BTreeMap<Place, Pending>,
     gate: Gate,
     /// The last save failed.
     failing: bool,
@@ -92,22 +96,6 @@ struct Pending {
     checkpoint: Checkpoint,
     /// Since when the shard has another position than the store.
     since: Instant,
-}
-
-/// A shard whose position is saved as it advances.
-pub(crate) struct Watched {
-    pub(crate) shard: ShardId,
-    pub(crate) epoch: u64,
-    pub(crate) watermark: Arc<Watermark>,
-    /// Told that the end of the shard is saved, and where the store has something else to say than that
-    /// a position is saved; without any lock held.
-    pub(crate) tell: Arc<dyn Fn(Verdict) + Send + Sync>,
-}
-
-impl std::fmt::Debug for Watched {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{} in epoch {}", self.shard, self.epoch)
-    }
 }
 
 /// Whether records may be handed out.
@@ -161,13 +149,15 @@ impl Writer {
 
     /// Saves the position of a shard from now on.
     pub(crate) fn watch(&self, watched: Watched) {
-        self.shared.lock().watched.push(watched);
+        let before = self.shared.lock().watched.insert(watched);
+        // Not under the lock: it holds wakers.
+        drop(before);
     }
 
-    /// What tells the writer that a watermark has advanced. It keeps no handle, so that records
-    /// that live on do not keep the task alive.
-    pub(crate) fn bell(&self) -> Bell {
-        Bell(Arc::clone(&self.shared))
+    /// What tells the writer that the watermark of a shard has advanced. It keeps no handle, so that
+    /// records that live on do not keep the task alive.
+    pub(crate) fn bell(&self, shard: ShardId, epoch: u64) -> Bell {
+        Bell { shared: Arc::clone(&self.shared), place: (shard, epoch) }
     }
 
     /// Whether nobody has told yet of the store that fails; who asks tells of it.
@@ -179,8 +169,7 @@ impl Writer {
     pub(crate) fn unsaved_for(&self) -> Option<Duration> {
         let state = self.shared.lock();
         let pending = state.pending.values().map(|pending| pending.since.elapsed());
-        let changed = state.watched.iter().filter_map(|watched| watched.watermark.changed_for());
-        pending.chain(changed).max()
+        pending.chain(state.watched.changed_for()).max()
     }
 
     /// Saves everything that is finished, and waits until it is saved.
@@ -224,29 +213,40 @@ impl Writer {
     }
 }
 
-/// Tells the writer that there is something to write.
+/// Tells the writer that there is something to write of a shard.
 #[derive(Debug, Clone)]
-pub(crate) struct Bell(Arc<Shared>);
+pub(crate) struct Bell {
+    shared: Arc<Shared>,
+    place: Place,
+}
 
 impl Bell {
-    /// A position has advanced.
-    pub(crate) fn advanced(&self) {
-        if self.0.rhythm.interval.is_zero() {
-            let mut state = self.0.lock();
+    /// The position has advanced; `is_first` says that it has not since it was last taken.
+    pub(crate) fn advanced(&self, is_first: bool) {
+        let saves_each = self.shared.rhythm.interval.is_zero();
+        if !is_first && !saves_each {
+            return;
+        }
+        let mut state = self.shared.lock();
+        if is_first {
+            state.watched.note_changed(&self.place);
+        }
+        if saves_each {
             state.advanced += 1;
             if state.failing {
                 // A store that fails holds nobody up until it has failed for too long.
                 state.saved = state.advanced;
             }
-            self.0.look(&state);
+            self.shared.look(&state);
             drop(state);
-            self.0.urgent.notify_one();
+            self.shared.urgent.notify_one();
         }
     }
 
-    /// A shard is finished: that is written at once.
+    /// The shard is finished: that is written at once.
     pub(crate) fn ended(&self) {
-        self.0.urgent.notify_one();
+        self.shared.lock().watched.note_changed(&self.place);
+        self.shared.urgent.notify_one();
     }
 }
 
@@ -287,18 +287,12 @@ impl Shared {
         let mut state = self.lock();
         let advanced = state.advanced;
         let State { watched, pending, .. } = &mut *state;
-        let is_over = |Watched { shard, epoch, watermark, .. }: &mut Watched| {
-            if let Some((checkpoint, since)) = watermark.take_changed() {
-                let place = (shard.clone(), *epoch);
-                let since = pending.get(&place).map_or(since, |before| before.since);
-                pending.insert(place, Pending { checkpoint, since });
-                return false;
-            }
-            // Neither a stream nor a record is left that could advance it, nor is it to be told of.
-            Arc::strong_count(watermark) == 1 && !pending.contains_key(&(shard.clone(), *epoch))
-        };
-        let over: Vec<Watched> = watched.extract_if(.., is_over).collect();
-        let fenced = |((shard, epoch), pending): (&(ShardId, u64), &Pending)| Fenced {
+        for (place, checkpoint, since) in watched.take_changed() {
+            let since = pending.get(&place).map_or(since, |before| before.since);
+            pending.insert(place, Pending { checkpoint, since });
+        }
+        let over = watched.sweep(|place| pending.contains_key(place));
+        let fenced = |((shard, epoch), pending): (&Place, &Pending)| Fenced {
             shard: shard.clone(),
             epoch: *epoch,
             checkpoint: pending.checkpoint.clone(),
@@ -355,14 +349,8 @@ impl State {
         if verdict == Verdict::Saved && saved.checkpoint != Checkpoint::ShardEnd {
             return None;
         }
-        let is_it = |it: &Watched| it.shard == saved.shard && it.epoch == saved.epoch;
-        let tell = self.watched.iter().filter(|it| is_it(it)).map(|it| Arc::clone(&it.tell));
-        let tell = tell.collect();
-        let given_up = if verdict.is_refusal() {
-            self.watched.extract_if(.., |it| is_it(it)).collect()
-        } else {
-            Vec::new()
-        };
+        let tell = self.watched.get(&place).map(|it| Arc::clone(&it.tell));
+        let given_up = if verdict.is_refusal() { self.watched.remove(&place) } else { None };
         Some(SettledPosition { saved, verdict, tell, _given_up: given_up })
     }
 }
@@ -371,14 +359,14 @@ impl State {
 struct SettledPosition {
     saved: Fenced,
     verdict: Verdict,
-    tell: Vec<Arc<dyn Fn(Verdict) + Send + Sync>>,
+    tell: Option<Arc<dyn Fn(Verdict) + Send + Sync>>,
     /// Not watched any more.
-    _given_up: Vec<Watched>,
+    _given_up: Option<Watched>,
 }
 
 impl SettledPosition {
     fn tell(self, scope: &Scope) {
-        for tell in &self.tell {
+        if let Some(tell) = &self.tell {
             tell(self.verdict);
         }
         let error = match self.verdict {

@@ -224,8 +224,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "the lag of a shard is that of another",
         file: "observe.rs",
-        right: "lock(&self.0.shards).get(id).and_then(Weak::upgrade)\n",
-        wrong: "lock(&self.0.shards).values().next().and_then(Weak::upgrade).filter(|_| !id.as_str().is_empty())\n",
+        right: "lock(&self.0.shards).of.get(id).and_then(Weak::upgrade)\n",
+        wrong: "lock(&self.0.shards).of.values().next().and_then(Weak::upgrade).filter(|_| !id.as_str().is_empty())\n",
         breaks: &["Told"],
     },
     Mistake {

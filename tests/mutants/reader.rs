@@ -137,6 +137,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["NothingIsLost", "NotBeforeTheStart", "FewRepeats"],
     },
     Mistake {
+        what: "the start of a known child is not stored before its first read",
+        file: "lineage/changes.rs",
+        right: "(is_time && !is_stored).then(",
+        wrong: "(is_time && !is_stored && false).then(",
+        breaks: &["NothingIsLost"],
+    },
+    Mistake {
         what: "the checkpoint of a user record names the whole of its aggregated record",
         file: "record.rs",
         right: "sub_sequence_number: self.is_inner.then_some(self.sub_sequence_number),",

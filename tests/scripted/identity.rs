@@ -115,6 +115,33 @@ async fn stream_recreated_while_it_is_read_is_read_by_policy() {
     assert_eq!(read, [1]);
 }
 
+/// The refused position of the shard's stream and the listing both show it.
+#[tokio::test(start_paused = true)]
+async fn stream_recreated_while_it_is_read_is_reported_once() {
+    for (interval, discovery_interval) in [(1, 30), (1, 1), (30, 5), (5, 5)] {
+        let (kinesis, before) = orders(1);
+        before.shard(0).put("0");
+        let consumer = consumer(&kinesis)
+            .interval(Duration::from_secs(interval))
+            .discovery_interval(Duration::from_secs(discovery_interval))
+            .build()
+            .unwrap();
+        let mut records = consumer.records();
+        assert_eq!(number(&next(&mut records).await), 0);
+        assert_silent(&mut records).await;
+        kinesis.delete_stream("orders");
+        kinesis.create_stream("orders", 1).shard(0).put("1");
+        let mut errors = Vec::new();
+        while let Ok(next) = timeout(Duration::from_secs(600), records.next()).await {
+            // A quiet shard may be read up to the next listing.
+            errors.extend(next.unwrap().err());
+        }
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert_eq!(errors[0].kind(), ErrorKind::Trimmed);
+        assert_eq!(errors[0].shard_id(), Some(SHARD));
+    }
+}
+
 /// Positions that know of no start, as those of an earlier version or an import.
 #[tokio::test(start_paused = true)]
 async fn position_before_the_start_of_its_shard_is_an_error() {

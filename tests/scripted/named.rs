@@ -1,16 +1,21 @@
 //! `starting_position_for`: starts of single shards, and of the shards that descend from them.
 
 use std::collections::BTreeSet;
+use std::future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use kinestream::testing::{Kinesis, Shard, Stream, aggregate};
+use futures::{FutureExt, StreamExt};
+use kinestream::testing::{Call, Kinesis, Shard, Stream, aggregate};
 use kinestream::{
-    Checkpoint, CheckpointOn, ConsumerBuilder, MemoryStore, Records, ShardPosition,
+    Checkpoint, CheckpointOn, ConsumerBuilder, Error, MemoryStore, Records, ShardPosition,
     StartingPosition,
 };
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use crate::{assert_silent, consumer, next, number, orders};
+use crate::gated::{Asked, Gated};
+use crate::{assert_silent, calls, consumer, next, number, orders};
 
 /// Longer than `Latest` is exact.
 const EARLIER: Duration = Duration::from_secs(5);
@@ -231,4 +236,93 @@ async fn known_child_starts_at_position_named_later() {
         let lease = &reader.positions().await.unwrap()[&child.id()];
         assert_eq!(lease.is_finished(), position == ShardPosition::ShardEnd, "{lease:?}");
     }
+}
+
+/// Each start resolves the position again, as a program does that names the latest or a time relative to
+/// now. The first reader stops before the child is read, or before any record of it is acknowledged.
+#[tokio::test(start_paused = true)]
+async fn known_child_keeps_start_relative_to_now_across_restarts() {
+    let latest = |_now| ShardPosition::Latest;
+    for (resolve, is_fetched) in [latest, ShardPosition::AtTimestamp]
+        .into_iter()
+        .flat_map(|resolve| [true, false].map(|is_fetched| (resolve, is_fetched)))
+    {
+        // Times by its clock are past by that of the host.
+        let kinesis = Kinesis::at(SystemTime::now() - Duration::from_secs(3600));
+        let orders = kinesis.create_stream("orders", 1);
+        let store = MemoryStore::new();
+        let child = with_unread_child(&kinesis, &orders, &store).await;
+        let start = || {
+            let position = resolve(kinesis.now());
+            let builder = acknowledged(&kinesis, &store);
+            builder.starting_position_for(child.id(), position).build().unwrap()
+        };
+        let first = start();
+        let mut records = first.records();
+        let held = next(&mut records).await;
+        if is_fetched {
+            held.ack();
+        }
+        assert_silent(&mut records).await;
+        let fetched = calls(&kinesis, "GetRecords");
+        let fetched = fetched.iter().any(|call| call.shard_id == Some(child.id()));
+        assert_eq!(fetched, is_fetched);
+        let checkpoint = first.positions().await.unwrap()[&child.id()].checkpoint.clone();
+        assert!(
+            matches!(checkpoint, Some(Checkpoint::AtTimestamp(_) | Checkpoint::CaughtUp { .. })),
+            "{checkpoint:?}"
+        );
+        drop(records);
+        drop(first);
+        child.put("2");
+        sleep(EARLIER).await;
+        let mut records = start().records();
+        if !is_fetched {
+            let held = next(&mut records).await;
+            assert_eq!(number(&held), 0);
+            held.ack();
+        }
+        assert!(read(&mut records, 1).await.into_iter().eq([2]));
+    }
+}
+
+/// A reader that named no start has had the child, and acknowledged nothing of it.
+#[tokio::test(start_paused = true)]
+async fn child_is_not_fetched_before_its_start_is_stored() {
+    let (kinesis, orders) = orders(1);
+    let store = MemoryStore::new();
+    let child = with_unread_child(&kinesis, &orders, &store).await;
+    let earlier = acknowledged(&kinesis, &store).build().unwrap();
+    let mut records = earlier.records();
+    next(&mut records).await.ack();
+    let held = next(&mut records).await;
+    assert_eq!(held.shard_id(), &child.id());
+    drop((held, records));
+    earlier.close().await.unwrap();
+    sleep(EARLIER).await;
+    let is_failing = Arc::new(AtomicBool::new(true));
+    let gated = Gated::new(store.clone(), {
+        let is_failing = Arc::clone(&is_failing);
+        move |asked| {
+            let fails = asked == Asked::Save && is_failing.load(Ordering::Relaxed);
+            let refusal = || Error::store_unavailable("the store is down", "by order");
+            future::ready(if fails { Err(refusal()) } else { Ok(()) }).boxed()
+        }
+    });
+    let builder = consumer(&kinesis).store(gated).checkpoint_on(CheckpointOn::Ack);
+    let builder = builder.starting_position_for(child.id(), ShardPosition::Latest);
+    let reader = builder.build().unwrap();
+    let mut records = reader.records();
+    let fetches = || {
+        let is_of_child = |call: &Call| call.shard_id == Some(child.id());
+        calls(&kinesis, "GetRecords").into_iter().filter(is_of_child).count()
+    };
+    let before = fetches();
+    assert!(timeout(Duration::from_secs(50), records.next()).await.is_err());
+    let lease = reader.positions().await.unwrap()[&child.id()].clone();
+    assert!(lease.owner.is_some() && lease.checkpoint.is_none(), "{lease:?}");
+    assert_eq!(fetches(), before);
+    child.put("2");
+    is_failing.store(false, Ordering::Relaxed);
+    assert_eq!(number(&next(&mut records).await), 2);
 }

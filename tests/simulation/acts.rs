@@ -6,6 +6,7 @@
 
 mod absent;
 mod latest;
+mod named;
 mod reader;
 mod recreated;
 mod stalled;
@@ -51,29 +52,39 @@ struct Act {
     recreated_at: Instant,
 }
 
-/// Plays an act in some worlds.
+/// Mixed with the seed for the draws of an act that came later.
+const NAMED_STARTS: u64 = 0x006e_616d_6564;
+
+/// Plays acts in some worlds.
 pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     let mut rng = Rng::with_seed(seed ^ ACTS);
     let which = rng.u8(..64);
-    if which > 7 {
-        return;
+    if which <= 7 {
+        let mut act = Act::new(rng, plan.clone(), truth.clone());
+        match which {
+            0..=2 => act.recreate_stream().await,
+            3 => act.start_at_latest().await,
+            4 | 5 => act.lack_a_shard().await,
+            _ => act.stall().await,
+        }
     }
-    let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
-    kinesis.set_latency(plan.latency);
-    kinesis.set_child_shards(plan.child_shards);
-    let orders = kinesis.create_stream("orders", rng.usize(1..4));
-    let store = MemoryStore::at(UNIX_EPOCH + BEGINNING);
-    let (puts, recreated_at) = (Vec::new(), Instant::now());
-    let mut act = Act { rng, plan, truth, kinesis, orders, store, puts, recreated_at };
-    match which {
-        0..=2 => act.recreate_stream().await,
-        3 => act.start_at_latest().await,
-        4 | 5 => act.lack_a_shard().await,
-        _ => act.stall().await,
+    let mut rng = Rng::with_seed(seed ^ NAMED_STARTS);
+    if rng.u8(..24) == 0 && !truth.is_broken() {
+        Act::new(rng, plan, truth).name_latest().await;
     }
 }
 
 impl Act {
+    fn new(mut rng: Rng, plan: Plan, truth: Truth) -> Self {
+        let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
+        kinesis.set_latency(plan.latency);
+        kinesis.set_child_shards(plan.child_shards);
+        let orders = kinesis.create_stream("orders", rng.usize(1..4));
+        let store = MemoryStore::at(UNIX_EPOCH + BEGINNING);
+        let (puts, recreated_at) = (Vec::new(), Instant::now());
+        Self { rng, plan, truth, kinesis, orders, store, puts, recreated_at }
+    }
+
     fn time(&mut self, range: Range<u64>) -> Duration {
         Duration::from_millis(self.rng.u64(range))
     }

@@ -40,6 +40,7 @@ pub async fn check_leases(store: &dyn LeaseStore) {
     suite.begins_empty().await;
     suite.workers_come_and_go().await;
     suite.leases_go_to_the_living().await;
+    suite.positions_come_before_owners().await;
     suite.hands_over().await;
     suite.ends_shards().await;
     suite.knows_whose_position_it_is().await;
@@ -113,6 +114,30 @@ impl Suite<'_> {
         a.exchange([]).await;
         b.exchange([]).await;
         assert!(b.known.workers.contains_key("a"), "a worker may live for as long as it likes");
+    }
+
+    async fn positions_come_before_owners(&self) {
+        let scope = self.scope("positions");
+        let mut a = Actor::new(self.store, &scope, "a");
+        let add = |index, place: Option<&str>| Change::Add {
+            shard: shard(index),
+            parents: vec![shard(7)],
+            start: None,
+            checkpoint: place.map(checkpoint),
+        };
+        let at = Some("AT_TIMESTAMP:1000");
+        a.exchange([add(1, None), add(2, None), assign(2, "a")]).await;
+        a.exchange([add(1, at)]).await;
+        a.changes_nothing([add(1, Some("AT_TIMESTAMP:2000"))], "the first start counts").await;
+        assert_eq!(
+            a.lease(1).checkpoint,
+            Some(checkpoint("AT_TIMESTAMP:1000")),
+            "a known shard that never had an owner takes a position where it has none"
+        );
+        a.changes_nothing([add(2, at)], "a shard that had an owner takes no start").await;
+        let epoch = a.lease(2).epoch;
+        a.exchange([release(2, epoch)]).await;
+        a.changes_nothing([add(2, at)], "a shard that had an owner takes no start").await;
     }
 
     async fn leases_go_to_the_living(&self) {

@@ -423,16 +423,27 @@ impl Step<'_> {
                 lease.start = lease.start.take().or_else(|| start.cloned());
                 self.changed = true;
             }
+            if lease.epoch == 0 {
+                self.begin_at(shard, checkpoint);
+            }
             return;
         }
         let origin = self.ledger.generation;
         let (parents, start) = (Some(parents.to_vec()), start.cloned());
         let lease = Lease { origin, parents, start, ..Lease::default() };
         self.ledger.leases.insert(shard.clone(), lease);
-        if let Some(checkpoint) = checkpoint {
-            self.ledger.checkpoints.entry(shard.clone()).or_insert_with(|| checkpoint.clone());
-        }
+        self.begin_at(shard, checkpoint);
         self.changed = true;
+    }
+
+    /// Stores where a shard begins that has no position.
+    fn begin_at(&mut self, shard: &ShardId, checkpoint: Option<&Checkpoint>) {
+        if let Some(checkpoint) = checkpoint
+            && !self.ledger.checkpoints.contains_key(shard)
+        {
+            self.ledger.checkpoints.insert(shard.clone(), checkpoint.clone());
+            self.changed = true;
+        }
     }
 
     /// Adds a worker that has leases and is in no table: it may be alive.

@@ -182,6 +182,10 @@ function changes.ADD()
       lease.start = lease.start ~= NONE and lease.start or start
       mark(shard)
     end
+    if lease.epoch == 0 and position and not place(shard) then
+      move(shard, position)
+      changed = true
+    end
     return
   end
   leases[shard] = { epoch = 0, owner = NONE, heir = NONE, origin = fleet.generation,

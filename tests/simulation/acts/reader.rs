@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use kinestream::{
-    CheckpointOn, Consumer, Error, ErrorKind, Event, Events, OnTrimmed, Record, ShardId,
-    StartingPosition,
+    CheckpointOn, Consumer, ConsumerBuilder, Error, ErrorKind, Event, Events, OnTrimmed, Record,
+    ShardId, StartingPosition,
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -29,11 +29,18 @@ pub(super) struct ActReader {
 
 impl Act {
     pub(super) fn begin(&self, start: StartingPosition, on_trimmed: OnTrimmed) -> ActReader {
-        let builder = Consumer::builder(self.kinesis.client(), "orders");
-        let builder = self.plan.apply(builder).store(self.store.clone());
-        let consumer = builder.starting_position(start).on_trimmed(on_trimmed).build();
-        let consumer = consumer.expect("the plan's options are valid");
         self.truth.tell(format_args!("a reader begins: {start:?}, {on_trimmed:?}"));
+        self.begin_with(|builder| builder.starting_position(start).on_trimmed(on_trimmed))
+    }
+
+    /// Begins a reader with these options beside those of the plan.
+    pub(super) fn begin_with(
+        &self,
+        options: impl FnOnce(ConsumerBuilder) -> ConsumerBuilder,
+    ) -> ActReader {
+        let builder = Consumer::builder(self.kinesis.client(), "orders");
+        let builder = options(self.plan.apply(builder).store(self.store.clone()));
+        let consumer = builder.build().expect("the plan's options are valid");
         ActReader {
             stream: Merged::new(&consumer, self.truth.clone(), &self.plan),
             events: consumer.events(),

@@ -100,9 +100,7 @@ impl Act {
             let errors = errors.filter(|error| error.shard_id() == Some(id.as_str())).count();
             let gap = reader.gaps.iter().rfind(|(of, _)| *of == id).map(|(_, at)| *at);
             let is_refused = is_known && policy == OnTrimmed::Fail;
-            // While it is read, the refused position and the listing are each reported.
-            let most = usize::from(is_refused) * if is_down { 1 } else { 2 };
-            if errors < usize::from(is_refused) || errors > most {
+            if errors != usize::from(is_refused) {
                 self.breaks(
                     Promise::LossesAreReported,
                     format_args!("{id}: {errors} errors; down: {is_down}"),
