@@ -25,6 +25,7 @@ mod exchange;
 #[cfg(test)]
 mod fixtures;
 mod holdings;
+mod reach;
 mod supervision;
 mod worker;
 

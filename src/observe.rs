@@ -116,6 +116,11 @@ impl Observer {
 
     /// Something has happened.
     pub(crate) fn tell(&self, event: Event) {
+        match event.is_call_failed() {
+            Some(true) => self.call_failed(),
+            Some(false) => self.call_succeeded(),
+            None => {}
+        }
         self.contain(Task::Tracing, || event.trace(&self.0.stream, &self.0.application));
         self.contain(Task::Metrics, || self.0.metrics.count(&event));
         self.send(event);

@@ -20,7 +20,7 @@ use crate::record::ShardId;
 use crate::shard::{Pulse, Tenure};
 use crate::source::KnownShard;
 use crate::store::Watched;
-use crate::store::lease::{Answer, Change, Lease, Standing, Table, Verdict};
+use crate::store::lease::{Answer, Change, Lease, Member, Standing, Table, Verdict};
 
 impl Worker {
     /// What there is to be changed in the table as it is: first what was listed, then what evens it
@@ -44,7 +44,7 @@ impl Worker {
             self.applied(changes.losses);
         }
         let now = Instant::now();
-        if !self.begun || self.is_even(now) {
+        if !self.begun || !self.may_move_leases(now) || self.is_even(now) {
             return Changes::default();
         }
         let mut open: BTreeSet<ShardId> =
@@ -143,6 +143,7 @@ impl Worker {
         self.declines.observe(&self.table, &table);
         self.plan.observer.retain_failures(|shard| table.leases.contains_key(shard));
         self.table = Arc::new(table);
+        self.note_stranded();
         self.seen_whole = Some(Instant::now());
         for (shard_id, epoch) in lost {
             self.plan.observer.tell(Event::LeaseLost { shard_id, epoch });
@@ -321,13 +322,16 @@ impl Worker {
         });
     }
 
-    /// Whether it is this worker's to list the stream: for all, as the one that joined first, or
-    /// because it was asked to.
+    /// Whether this worker is to list the stream: for all, as the first to join of those that take leases;
+    /// because a listing was asked for; or to find out whether it reaches Kinesis again.
     pub(super) fn lists(&self) -> bool {
-        let first = self.table.workers.iter().min_by_key(|(name, member)| (member.joined, *name));
+        let order = |(name, member): &(&Arc<str>, &Member)| {
+            (member.capacity == 0, member.joined, Arc::clone(name))
+        };
+        let first = self.table.workers.iter().min_by_key(order);
         let is_first = first.is_some_and(|(name, _)| *name == self.plan.rules.worker_id);
         let is_idle = !self.listing.is_under_way && self.listing.listed.is_none();
-        self.joined && is_idle && (is_first || self.listing.is_asked_for)
+        self.joined && is_idle && (is_first || self.listing.is_asked_for || self.reach.is_out())
     }
 
     pub(super) fn list(&mut self) {
@@ -347,8 +351,13 @@ impl Worker {
 
     /// How many shards the worker takes.
     pub(super) fn capacity(&self) -> u32 {
+        if self.takes_none() {
+            return 0;
+        }
         let held = u32::try_from(self.holdings.len()).unwrap_or(u32::MAX);
-        if self.plan.openings.is_closed() || self.holdings.is_neglected() { held } else { u32::MAX }
+        let is_full =
+            self.plan.openings.is_closed() || self.holdings.is_neglected() || self.is_unproven();
+        if is_full { held } else { u32::MAX }
     }
 
     /// Shards whose callers have stopped polling go to workers that read.

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::declines::Declines;
 use super::holdings::Holdings;
+use super::reach::Reach;
 use super::{Opening, Plan, Word};
 use crate::backoff::{Backoff, EXCHANGES};
 use crate::error::Panic;
@@ -62,6 +63,9 @@ pub(crate) struct Worker {
     /// Shards may be read: if the worker came alone, it has listed the stream.
     pub(super) begun: bool,
     pub(super) listing: Listing,
+    pub(super) reach: Reach,
+    /// Since when the table shows a lease of another worker that does not reach Kinesis.
+    pub(super) stranded: Option<Instant>,
     pub(super) tasks: JoinSet<Done>,
 }
 
@@ -132,6 +136,8 @@ impl Worker {
                 last: None,
                 due: now,
             },
+            reach: Reach::new(plan.rules.lease_duration, now),
+            stranded: None,
             tasks: JoinSet::new(),
             plan,
         }
@@ -161,6 +167,7 @@ impl Worker {
             let has_news = !self.pending.is_empty() || !self.named.is_empty();
             if self.renew_at <= Instant::now() || is_ready && has_news {
                 self.look_after_callers();
+                self.look_at_reach();
                 self.exchange().await;
                 if self.joined && self.failing_since.is_none() {
                     for told in self.asking.drain(..) {
@@ -246,6 +253,7 @@ impl Worker {
             Done::Listed(listed) => {
                 (self.listing.listed, self.listing.is_under_way) = (listed, false);
                 self.listing.panics = 0;
+                self.plan.observer.call_succeeded();
                 self.renew_at = Instant::now();
             }
             Done::FailedToList(panic) => self.list_after(panic),

@@ -256,6 +256,20 @@ impl Event {
         }
     }
 
+    /// Whether a call of Kinesis has failed; `None` if it is not about a call. One that was throttled
+    /// has reached Kinesis.
+    pub(super) fn is_call_failed(&self) -> Option<bool> {
+        match self {
+            Self::Throttled { .. } => Some(false),
+            Self::Retried {
+                kind: ErrorKind::StoreUnavailable | ErrorKind::StoreCorrupt, ..
+            } => None,
+            Self::Retried { .. }
+            | Self::TaskRestarted { task: Task::Fetch | Task::Listing, .. } => Some(true),
+            _ => None,
+        }
+    }
+
     /// The shard that it is about, where it is about one.
     pub fn shard_id(&self) -> Option<&ShardId> {
         match self {

@@ -24,7 +24,18 @@ pub(super) struct Liveness {
     /// The time of the last successful fetch, in milliseconds since `began` plus one; 0 before the
     /// first.
     fetched: AtomicU64,
+    calls: Calls,
     state: Mutex<State>,
+}
+
+/// How calls of Kinesis have gone, in the same form.
+#[derive(Debug, Default)]
+struct Calls {
+    /// The last one that succeeded.
+    succeeded: AtomicU64,
+    /// The first and the last one that failed since.
+    first_failed: AtomicU64,
+    last_failed: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -85,13 +96,27 @@ impl Drop for Going {
 
 impl Liveness {
     pub(super) fn new() -> Self {
-        Self { began: Instant::now(), fetched: AtomicU64::new(0), state: Mutex::default() }
+        let (calls, state) = Default::default();
+        Self { began: Instant::now(), fetched: AtomicU64::new(0), calls, state }
+    }
+
+    fn stamp(&self) -> u64 {
+        let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        millis.saturating_add(1)
+    }
+
+    /// Returns the time since a stamp was stored.
+    fn since(&self, stamp: &AtomicU64) -> Option<Duration> {
+        let millis = stamp.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.began.elapsed().saturating_sub(Duration::from_millis(millis)))
     }
 }
 
 impl Observer {
     /// Begins a reading, which lasts until the returned value ends it.
     pub(crate) fn begin_reading(&self) -> Going {
+        // Failures of an earlier reading say nothing about this one.
+        self.0.liveness.calls.first_failed.store(0, Ordering::Relaxed);
         let mut state = lock(&self.0.liveness.state);
         state.reading += 1;
         (state.since, state.is_broken) = (Some(Instant::now()), false);
@@ -108,8 +133,38 @@ impl Observer {
     /// Notes a successful fetch.
     pub(super) fn fetched(&self) {
         let liveness = &self.0.liveness;
-        let millis = u64::try_from(liveness.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        liveness.fetched.store(millis.saturating_add(1), Ordering::Relaxed);
+        liveness.fetched.store(liveness.stamp(), Ordering::Relaxed);
+        self.call_succeeded();
+    }
+
+    /// Notes a call of Kinesis that succeeded.
+    pub(crate) fn call_succeeded(&self) {
+        let liveness = &self.0.liveness;
+        liveness.calls.succeeded.store(liveness.stamp(), Ordering::Relaxed);
+        liveness.calls.first_failed.store(0, Ordering::Relaxed);
+    }
+
+    /// Notes a call of Kinesis that failed.
+    pub(super) fn call_failed(&self) {
+        let (liveness, relaxed) = (&self.0.liveness, Ordering::Relaxed);
+        let stamp = liveness.stamp();
+        liveness.calls.last_failed.store(stamp, relaxed);
+        // An earlier failure remains the first.
+        let _earlier = liveness.calls.first_failed.compare_exchange(0, stamp, relaxed, relaxed);
+    }
+
+    /// Returns the time since a call of Kinesis has succeeded.
+    pub(crate) fn reached(&self) -> Option<Duration> {
+        self.0.liveness.since(&self.0.liveness.calls.succeeded)
+    }
+
+    /// Returns the time from the first to the last of the failed calls of Kinesis since one has
+    /// succeeded; `None` if none has failed since.
+    pub(crate) fn failing(&self) -> Option<Duration> {
+        let calls = &self.0.liveness.calls;
+        let first = calls.first_failed.load(Ordering::Relaxed);
+        let last = calls.last_failed.load(Ordering::Relaxed);
+        (first > 0).then(|| Duration::from_millis(last.saturating_sub(first)))
     }
 
     /// Returns the counter of polls for a new stream.
@@ -150,9 +205,7 @@ impl Observer {
 
     pub(crate) fn vitals(&self) -> Vitals {
         let liveness = &self.0.liveness;
-        let fetched = liveness.fetched.load(Ordering::Relaxed).checked_sub(1);
-        let fetched = fetched
-            .map(|millis| liveness.began.elapsed().saturating_sub(Duration::from_millis(millis)));
+        let fetched = liveness.since(&liveness.fetched);
         let in_flight: Vec<_> = self.views().iter().map(|view| view.in_flight()).collect();
         let undelivered = in_flight.iter().filter_map(|shard| shard.undelivered).max();
         let polls = self.all_polls();

@@ -18,8 +18,11 @@ struct Block {
     worker: Option<String>,
     /// The shard whose calls fail; `None` for all.
     shard: Option<ShardId>,
+    /// Only calls that read are blocked.
+    only_reads: bool,
     outcome: Outcome,
-    until: Instant,
+    /// `None` until it is cleared.
+    until: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -29,15 +32,22 @@ impl Blocks {
     /// The outcome of a call that is blocked.
     pub(crate) fn decide(&self, call: &Call) -> Option<Outcome> {
         let mut blocks = self.0.lock().unwrap();
-        blocks.retain(|block| Instant::now() < block.until);
+        blocks.retain(|block| block.until.is_none_or(|until| Instant::now() < until));
         let is_read =
             ["GetRecords", "GetShardIterator", "SubscribeToShard"].contains(&&*call.operation);
         let found = blocks.iter().find(|block| {
             (block.worker.is_none() || block.worker == call.access_key_id)
                 && (block.shard.is_none() || block.shard == call.shard_id)
-                && is_read
+                && (is_read || !block.only_reads)
         });
         found.map(|block| block.outcome.clone())
+    }
+
+    /// Blocks all calls of a worker, or of all workers, until they are [cleared](Self::clear).
+    pub(crate) fn block_all(&self, worker: Option<&str>, outcome: Outcome) {
+        let worker = worker.map(str::to_owned);
+        let block = Block { worker, shard: None, only_reads: false, outcome, until: None };
+        self.0.lock().unwrap().push(block);
     }
 
     pub(crate) fn clear(&self) {
@@ -72,7 +82,8 @@ impl World {
         time: Duration,
     ) {
         self.truth.tell(format_args!("for {time:?}, {worker:?} {shard:?}: {outcome:?}"));
-        let block = Block { worker, shard, outcome, until: Instant::now() + time };
+        let until = Some(Instant::now() + time);
+        let block = Block { worker, shard, only_reads: true, outcome, until };
         self.truth.lock().were_blocked = true;
         self.blocks.0.lock().unwrap().push(block);
     }

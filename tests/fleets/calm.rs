@@ -53,15 +53,18 @@ impl World {
                 _ => self.gain_one().await,
             }
         }
+        if !self.truth.is_broken() {
+            self.lose_kinesis().await;
+        }
         self.end().await;
     }
 
     /// What is longest among the workers.
-    fn longest(&self, time: impl Fn(&crate::plan::Plan) -> Duration) -> Duration {
+    pub(crate) fn longest(&self, time: impl Fn(&crate::plan::Plan) -> Duration) -> Duration {
         self.workers.iter().map(|worker| time(&worker.plan)).max().unwrap_or_default()
     }
 
-    fn start(&self) -> Duration {
+    pub(crate) fn start(&self) -> Duration {
         if self.scene.fan_out { START + TAKEOVER } else { START }
     }
 
@@ -108,12 +111,12 @@ impl World {
     }
 
     /// How long it takes at most until shares are even.
-    fn settling(&self) -> Duration {
+    pub(crate) fn settling(&self) -> Duration {
         2 * self.longest(crate::plan::Plan::renewal) + self.start()
     }
 
     /// Each open shard has another record, which is finished when so much time has passed.
-    async fn yields_within(&mut self, time: Duration, after: &str) {
+    pub(crate) async fn yields_within(&mut self, time: Duration, after: &str) {
         for shard in self.orders.open_shards() {
             self.put_into(shard.index());
         }
@@ -127,7 +130,7 @@ impl World {
     }
 
     /// The shares of all workers differ by one at most.
-    async fn is_even(&mut self, after: &str) {
+    pub(crate) async fn is_even(&mut self, after: &str) {
         let table = self.table().await;
         let open: Vec<_> = self.orders.open_shards().iter().map(Shard::id).collect();
         let count = |name: &str| {
@@ -234,7 +237,7 @@ impl World {
     }
 
     /// A worker joins, and has its share soon.
-    async fn gain_one(&mut self) {
+    pub(crate) async fn gain_one(&mut self) {
         self.join();
         let is_renamed = {
             let facts = self.truth.lock();

@@ -35,6 +35,7 @@ mod operator;
 #[path = "../simulation/panics.rs"]
 mod panics;
 mod plan;
+mod reach;
 mod records;
 mod regions;
 #[path = "../support/seeds.rs"]

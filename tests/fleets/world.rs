@@ -57,6 +57,8 @@ pub(crate) struct World {
     pub(crate) panics: Panics,
     /// What says when something panics.
     pub(crate) panic_rng: Rng,
+    /// What says whether Kinesis is out of reach.
+    pub(crate) reach_rng: Rng,
 }
 
 impl World {
@@ -111,6 +113,7 @@ impl World {
             is_calm: false,
             panics,
             panic_rng,
+            reach_rng: Rng::with_seed(seed ^ crate::reach::MIX),
         }
     }
 

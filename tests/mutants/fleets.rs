@@ -132,9 +132,30 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "every worker lists",
         file: "group/duties.rs",
-        right: "is_idle && (is_first || self.listing.is_asked_for)",
-        wrong: "is_idle && (is_first || self.listing.is_asked_for || self.begun)",
+        right: "is_idle && (is_first || self.listing.is_asked_for || self.reach.is_out())",
+        wrong: "is_idle && (is_first || self.listing.is_asked_for || self.begun || self.reach.is_out())",
         breaks: &["FewListings", "Rest"],
+    },
+    Mistake {
+        what: "a worker that cannot reach Kinesis keeps its leases",
+        file: "group/reach.rs",
+        right: "self.reach.is_out() && self.table.workers.len() > 1",
+        wrong: "self.reach.is_out() && self.table.workers.len() > 100",
+        breaks: &["Progress"],
+    },
+    Mistake {
+        what: "a worker that cannot reach Kinesis is the only one that lists",
+        file: "group/duties.rs",
+        right: "(member.capacity == 0, member.joined, Arc::clone(name))",
+        wrong: "(member.capacity == 7, member.joined, Arc::clone(name))",
+        breaks: &["FewListings"],
+    },
+    Mistake {
+        what: "leases move while Kinesis is away for all workers",
+        file: "group/duties.rs",
+        right: "|| self.is_unproven();",
+        wrong: "|| self.is_unproven() && held == 7;",
+        breaks: &["Rest"],
     },
     Mistake {
         what: "what is lost is read on",

@@ -127,7 +127,7 @@ async fn shard_stream_that_yielded_its_error_releases_the_lease_though_it_is_kep
 
 impl Fleet {
     /// Starts a worker whose calls are signed with its name, and which counts its errors.
-    fn start_signed(&self, name: &str) -> (Consumer, Arc<Mutex<Vec<ErrorKind>>>) {
+    pub(crate) fn start_signed(&self, name: &str) -> (Consumer, Arc<Mutex<Vec<ErrorKind>>>) {
         let consumer = Consumer::builder(self.kinesis.client_with_key(name), "orders")
             .starting_position(StartingPosition::TrimHorizon)
             .store(self.store.clone())
@@ -150,7 +150,7 @@ impl Fleet {
     }
 
     /// How often the lease of each shard has changed its owner in this time.
-    async fn takeovers(&self, time: Duration) -> BTreeMap<ShardId, usize> {
+    pub(crate) async fn takeovers(&self, time: Duration) -> BTreeMap<ShardId, usize> {
         let (began, mut epochs, mut found) =
             (Instant::now(), BTreeMap::new(), BTreeMap::<_, usize>::new());
         while began.elapsed() < time {

@@ -26,6 +26,7 @@ mod pacing;
 mod packed;
 mod panics;
 mod polling;
+mod reach;
 mod recipe;
 mod resharding;
 mod retention;
