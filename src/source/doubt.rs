@@ -154,9 +154,7 @@ impl Progress {
             }
         }
         self.pace.failed();
-        // One that an earlier reading has reported is not cured since.
-        let is_known = self.state.told == Some(error.kind());
-        if is_known || since.elapsed() >= REPORTED_AFTER {
+        if self.is_reported(&error) || since.elapsed() >= REPORTED_AFTER {
             return Err(Told::at_last(error));
         }
         self.state.failed += 1;

@@ -129,9 +129,7 @@ impl Progress {
                 self.pace.reported();
                 let is_first = self.state.reported.is_none();
                 let since = *self.state.reported.get_or_insert_with(Instant::now);
-                // One that an earlier reading has reported is not cured since.
-                let is_known = is_first && self.state.told == Some(error.kind());
-                if is_known || since.elapsed() >= GIVEN_UP_AFTER {
+                if is_first && self.is_reported(&error) || since.elapsed() >= GIVEN_UP_AFTER {
                     self.note_panic(&error);
                     return Err(Told::at_last(error));
                 }
@@ -145,6 +143,11 @@ impl Progress {
         let shard_id = Some(self.shard_id().clone());
         self.observer.tell(Event::retried(shard_id, &error, self.state.failed));
         Ok(())
+    }
+
+    /// Whether the caller knows of an error of this kind, from an earlier reading too, and it is not cured.
+    pub(super) fn is_reported(&self, error: &Error) -> bool {
+        self.state.told == Some(error.kind())
     }
 
     /// Emits an event for each panic, whatever becomes of the error.

@@ -40,6 +40,7 @@ mod records;
 mod regions;
 #[path = "../support/seeds.rs"]
 mod seeds;
+mod starts;
 mod store;
 #[path = "../support/told.rs"]
 mod told;
@@ -73,14 +74,24 @@ fn simulate(seed: u64) -> Story {
             world.story()
         })
     });
-    if story.broken.is_none() {
-        let regions = seeds::on_a_paused_clock(regions::simulate(seed));
-        story.trace.extend(regions.trace);
-        story.broken = regions.broken;
-        story.records += regions.records;
-        story.calls += regions.calls;
+    for added in [regions_of as fn(u64) -> Story, starts_of] {
+        if story.broken.is_none() {
+            let added = added(seed);
+            story.trace.extend(added.trace);
+            story.broken = added.broken;
+            story.records += added.records;
+            story.calls += added.calls;
+        }
     }
     story
+}
+
+fn regions_of(seed: u64) -> Story {
+    seeds::on_a_paused_clock(regions::simulate(seed))
+}
+
+fn starts_of(seed: u64) -> Story {
+    seeds::on_a_paused_clock(starts::simulate(seed))
 }
 
 #[test]

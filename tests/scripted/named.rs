@@ -326,3 +326,39 @@ async fn child_is_not_fetched_before_its_start_is_stored() {
     is_failing.store(false, Ordering::Relaxed);
     assert_eq!(number(&next(&mut records).await), 2);
 }
+
+/// The worker that began the child stops without a last call of the store; another one takes the lease over.
+#[tokio::test(start_paused = true)]
+async fn child_taken_over_keeps_start_of_crashed_worker() {
+    let (kinesis, orders) = orders(1);
+    let store = MemoryStore::new();
+    let child = with_unread_child(&kinesis, &orders, &store).await;
+    let is_dead = Arc::new(AtomicBool::new(false));
+    let mortal = Gated::new(store.clone(), {
+        let is_dead = Arc::clone(&is_dead);
+        move |_asked| {
+            if is_dead.load(Ordering::Relaxed) {
+                future::pending().boxed()
+            } else {
+                future::ready(Ok(())).boxed()
+            }
+        }
+    });
+    let start = |builder: ConsumerBuilder| {
+        let builder = builder.checkpoint_on(CheckpointOn::Ack);
+        builder.starting_position_for(child.id(), ShardPosition::Latest).build().unwrap()
+    };
+    let first = start(consumer(&kinesis).store(mortal).worker_id("first"));
+    let mut records = first.records();
+    next(&mut records).await.ack();
+    child.put("2");
+    let held = next(&mut records).await;
+    assert_eq!(number(&held), 2);
+    is_dead.store(true, Ordering::Relaxed);
+    drop((held, records, first));
+    child.put("3");
+    sleep(EARLIER).await;
+    let second = start(consumer(&kinesis).store(store).worker_id("second"));
+    let mut records = second.records();
+    assert!(read(&mut records, 2).await.into_iter().eq([2, 3]));
+}

@@ -1,0 +1,192 @@
+//! Another world: the caller has a child start at the latest that the store knows and of which nothing is
+//! acknowledged.
+//!
+//! Workers crash between any two calls of the store and lose answers, and acknowledge nothing of the child.
+//! Records put after the first fetch of the child are all read.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, UNIX_EPOCH};
+
+use fastrand::Rng;
+use futures::StreamExt;
+use kinestream::testing::{Kinesis, Shard, WallClock};
+use kinestream::{
+    CheckpointOn, Consumer, ConsumerBuilder, MemoryStore, ShardPosition, StartingPosition,
+};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::mortal::MortalStore;
+use crate::seeds::{Story, pick};
+use crate::truth::Promise;
+use crate::world::BEGINNING;
+
+/// Sets the choices of this world apart from those of the others.
+const STARTS: u64 = 0x5741_5254;
+
+const MOST_WORKERS: usize = 3;
+
+struct Worker {
+    store: MortalStore,
+    reading: JoinHandle<()>,
+}
+
+struct Starts {
+    rng: Rng,
+    kinesis: Kinesis,
+    child: Shard,
+    stored: MemoryStore,
+    workers: Vec<Worker>,
+    /// The time of each put into the child.
+    puts: Vec<Instant>,
+    /// The numbers of the records that the last worker has read.
+    seen: Arc<Mutex<BTreeSet<usize>>>,
+    trace: Vec<String>,
+}
+
+/// Tells the story of the seed.
+pub(crate) async fn simulate(seed: u64) -> Story {
+    let _wall = WallClock::at(UNIX_EPOCH + BEGINNING);
+    let mut world = Starts::begin(seed).await;
+    let calls = world.kinesis.call_count();
+    for _ in 0..world.rng.usize(4..16) {
+        world.step();
+        let most = pick(&mut world.rng, &[100, 3000, 3000, 15_000]);
+        let time = Duration::from_millis(world.rng.u64(..most));
+        sleep(time).await;
+    }
+    let broken = world.read_rest(calls).await;
+    Story {
+        broken,
+        records: world.puts.len(),
+        calls: world.kinesis.call_count(),
+        trace: world.trace,
+    }
+}
+
+impl Starts {
+    /// Has a first worker learn of the child, or read it without an acknowledgement.
+    async fn begin(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed ^ STARTS);
+        fastrand::seed(rng.u64(..));
+        let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
+        let parent = kinesis.create_stream("orders", 1).shard(0);
+        parent.put("parent");
+        let stored = MemoryStore::at(UNIX_EPOCH + BEGINNING);
+        let consumer = builder(&kinesis).store(stored.clone()).build().expect("valid options");
+        let mut records = consumer.records();
+        let held = records.next().await.expect("a record").expect("no error");
+        let [child, _] = parent.split();
+        child.put("old");
+        let acknowledges = rng.bool();
+        if acknowledges {
+            held.ack();
+        }
+        let unacknowledged = timeout(Duration::from_secs(15), records.next()).await;
+        drop((held, unacknowledged, records));
+        consumer.close().await.expect("the store is well");
+        let trace = vec![format!("a child was read: {acknowledges}")];
+        let (workers, puts) = (Vec::new(), Vec::new());
+        Self { rng, kinesis, child, stored, workers, puts, seen: Arc::default(), trace }
+    }
+
+    fn step(&mut self) {
+        match self.rng.u8(..6) {
+            0 | 1 => self.put(),
+            2 | 3 if self.workers.len() < MOST_WORKERS => {
+                let calls = (self.rng.u8(..3) > 0).then(|| self.rng.u32(..14));
+                self.start(calls, false);
+            }
+            4 if !self.workers.is_empty() => {
+                let index = self.rng.usize(..self.workers.len());
+                self.kill(index);
+            }
+            _ => {}
+        }
+    }
+
+    fn put(&mut self) {
+        let number = self.puts.len();
+        self.child.put(number.to_string());
+        self.puts.push(Instant::now());
+        self.trace.push(format!("put: record {number}"));
+    }
+
+    /// Starts a worker that crashes after `calls` calls of the store. The last one acknowledges records of
+    /// the child.
+    fn start(&mut self, calls: Option<u32>, is_last: bool) {
+        let store = MortalStore::new(self.stored.clone(), calls, self.rng.u64(..));
+        let interval = pick(&mut self.rng, &[100, 1000, 5000]);
+        let consumer = builder(&self.kinesis)
+            .starting_position_for(self.child.id(), ShardPosition::Latest)
+            .checkpoint_interval(Duration::from_millis(interval))
+            .worker_id(format!("w{}", self.trace.len()))
+            .store(store.clone())
+            .build()
+            .expect("the options are valid");
+        self.trace.push(format!("a worker begins: calls {calls:?}, last: {is_last}"));
+        let mut records = consumer.records();
+        let (child, seen) = (self.child.id(), Arc::clone(&self.seen));
+        let reading = tokio::spawn(async move {
+            while let Some(next) = records.next().await {
+                let Ok(record) = next else { continue };
+                let number = std::str::from_utf8(record.data()).ok();
+                if let Some(number) = number.and_then(|text| text.parse().ok())
+                    && is_last
+                {
+                    seen.lock().unwrap().insert(number);
+                }
+                if is_last || *record.shard_id() != child {
+                    record.ack();
+                }
+            }
+        });
+        self.workers.push(Worker { store, reading });
+    }
+
+    fn kill(&mut self, index: usize) {
+        let worker = self.workers.remove(index);
+        self.trace.push("a worker is killed".to_owned());
+        worker.store.die();
+        worker.reading.abort();
+    }
+
+    /// Has a last worker read what is left. Returns the promise that was broken.
+    async fn read_rest(&mut self, calls: usize) -> Option<(String, String)> {
+        while !self.workers.is_empty() {
+            self.kill(0);
+        }
+        let calls = self.kinesis.calls().split_off(calls);
+        let fetched = calls
+            .iter()
+            .find(|call| call.operation == "GetRecords" && call.shard_id == Some(self.child.id()));
+        let fetched = fetched.map_or_else(Instant::now, |call| call.at);
+        sleep(Duration::from_secs(2)).await;
+        self.start(None, true);
+        self.workers[0].store.be_well();
+        sleep(Duration::from_secs(30)).await;
+        self.put();
+        let puts = self.puts.iter().enumerate();
+        let due: BTreeSet<usize> =
+            puts.filter(|(_, at)| **at > fetched).map(|(number, _)| number).collect();
+        for _ in 0..120 {
+            if due.is_subset(&self.seen.lock().unwrap()) {
+                break;
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+        self.kill(0);
+        let lost: Vec<usize> = due.difference(&self.seen.lock().unwrap()).copied().collect();
+        let detail = format!("{lost:?} of the child are not read");
+        (!lost.is_empty()).then(|| (format!("{:?}", Promise::NothingIsLost), detail))
+    }
+}
+
+fn builder(kinesis: &Kinesis) -> ConsumerBuilder {
+    Consumer::builder(kinesis.client(), "orders")
+        .starting_position(StartingPosition::TrimHorizon)
+        .checkpoint_on(CheckpointOn::Ack)
+        .discovery_interval(Duration::from_secs(5))
+        .lease_duration(Duration::from_secs(6))
+}
