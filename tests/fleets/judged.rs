@@ -1,4 +1,4 @@
-//! The stream of a worker, whose records are held to the promises at the moment of their delivery.
+//! Judges each record of a worker at the moment of its delivery.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,7 +13,7 @@ use crate::hearing::Hearing;
 use crate::merged::Merged;
 use crate::truth::{Place, Truth};
 
-/// What a worker was told, which is looked at when it is polled and between its polls.
+/// The events of one worker, shared by its stream and its caller.
 #[derive(Clone)]
 pub(crate) struct SharedHearing(Arc<Mutex<Hearing>>);
 

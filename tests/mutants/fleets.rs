@@ -130,6 +130,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["FailedRests"],
     },
     Mistake {
+        what: "streams are woken under the lock of their leases",
+        file: "shard/tenure.rs",
+        right: "let waiting = std::mem::take(&mut *self.waiting());\n        wake_all(waiting.into_values());\n    }\n\n    /// The leases may",
+        wrong: "let mut waiting = self.waiting();\n        wake_all(std::mem::take(&mut *waiting).into_values());\n    }\n\n    /// The leases may",
+        breaks: &["Progress"],
+    },
+    Mistake {
         what: "every worker lists",
         file: "group/duties.rs",
         right: "is_idle && (is_first || self.listing.is_asked_for || self.reach.is_out())",

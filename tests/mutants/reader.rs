@@ -109,6 +109,20 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["Progress"],
     },
     Mistake {
+        what: "shards have no reserve beside the budget",
+        file: "source/budget.rs",
+        right: "reserve: Pool::new(RESERVE), shared }",
+        wrong: "reserve: Pool::new(RESERVE.min(0)), shared }",
+        breaks: &["Progress"],
+    },
+    Mistake {
+        what: "a single record without room is turned away",
+        file: "source/polling.rs",
+        right: "self.portion.limit() == 1",
+        wrong: "self.portion.limit() == 0",
+        breaks: &["Progress"],
+    },
+    Mistake {
         what: "what is pushed is read without room for it",
         file: "source/subscription.rs",
         right: "if !is_least && is_event {\n                return false;",
@@ -169,6 +183,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "pace.rs",
         right: "let due = (self.asked + pause).max(Instant::now());",
         wrong: "let due = (self.asked + pause / 4).max(Instant::now());",
+        breaks: &["CallLimits"],
+    },
+    Mistake {
+        what: "calls keep no distance from the limit",
+        file: "pace.rs",
+        right: "if self.rate >= MOST_CALLS {\n            return SHORTEST_PAUSE + MARGIN;",
+        wrong: "if self.rate >= MOST_CALLS {\n            return SHORTEST_PAUSE + MARGIN * 0;",
         breaks: &["CallLimits"],
     },
     Mistake {

@@ -10,6 +10,7 @@ mod named;
 mod reader;
 mod recreated;
 mod stalled;
+mod uneven;
 
 use std::fmt;
 use std::ops::Range;
@@ -59,13 +60,14 @@ const NAMED_STARTS: u64 = 0x006e_616d_6564;
 pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     let mut rng = Rng::with_seed(seed ^ ACTS);
     let which = rng.u8(..64);
-    if which <= 7 {
+    if which <= 8 {
         let mut act = Act::new(rng, plan.clone(), truth.clone());
         match which {
             0..=2 => act.recreate_stream().await,
             3 => act.start_at_latest().await,
             4 | 5 => act.lack_a_shard().await,
-            _ => act.stall().await,
+            6 | 7 => act.stall().await,
+            _ => act.read_unevenly().await,
         }
     }
     let mut rng = Rng::with_seed(seed ^ NAMED_STARTS);

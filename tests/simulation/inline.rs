@@ -1,4 +1,4 @@
-//! A stream that is polled by its waker, on the stack of what wakes it, while its caller waits for an item.
+//! Polls a stream by its waker, on the stack of the task that wakes it, while the caller waits for an item.
 
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +29,7 @@ impl<S: Stream> Drop for Inline<S> {
 struct Shared<S: Stream> {
     /// `None` when the caller has dropped it.
     stream: Mutex<Option<S>>,
-    /// An item is asked for: to ask without need would finish the record in hand.
+    /// The caller waits for an item. A poll without need would finish the record in hand.
     is_asked_for: AtomicBool,
     /// It was woken while it was polled.
     again: AtomicBool,

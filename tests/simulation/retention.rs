@@ -111,9 +111,16 @@ impl World {
             let mut facts = self.truth.lock();
             facts.tell(format_args!("shard {} loses {:?}", shard.index(), &numbers[from..to]));
             facts.lose(shard.index(), &numbers[to - 1]);
+            let in_database = facts.database().remove(&id);
             let lost = &mut facts.shards[shard.index()].lost;
             lost.after.insert(after);
             lost.is_due = true;
+            // Whether records follow a trimmed position that are trimmed as well cannot be known.
+            if let Some(Checkpoint::AfterSequence { sequence_number, .. }) = in_database
+                && sequence_number <= numbers[to - 1]
+            {
+                lost.after.insert(sequence_number);
+            }
         }
     }
 }

@@ -36,7 +36,7 @@ const STUCK_AFTER: Duration = Duration::from_secs(60);
 
 /// How soon a polled shard has a new record, whatever other shards hold: a poll interval, answers that
 /// are turned away and paid for, or a subscription that is begun again.
-const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
 
 /// Draws of what was added to the stories later.
 const STARVATION: u64 = 0x5354_4152_5645;

@@ -1,0 +1,229 @@
+//! Callers that poll some streams of a consumer and leave the others for minutes, while all of them
+//! share the memory.
+
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use kinestream::testing::{Shard, Stream};
+use kinestream::{Budget, CheckpointOn, Consumer, Record, Result, ShardStream, StartingPosition};
+use tokio::time::{Instant, timeout_at};
+
+use super::Act;
+use crate::plan::Door;
+use crate::seeds::pick;
+use crate::truth::Promise;
+use crate::world::PROGRESS_WITHIN;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The default of the option.
+const DEFAULT_BUDGET: usize = 64 << 20;
+
+/// The size of records of which an answer holds 10 MiB, and of records that fit into the reserve of a shard.
+const LARGE: usize = 700_000;
+const SMALL: usize = 100;
+
+/// One stream of a shard.
+struct Lane {
+    name: String,
+    shard: Shard,
+    stream: ShardStream,
+    put: usize,
+    delivered: usize,
+    is_polled: bool,
+    /// Since when the caller has waited for its next record.
+    waits_since: Instant,
+}
+
+impl Act {
+    pub(super) async fn read_unevenly(&mut self) {
+        self.plan.door = Door::Shards;
+        let bytes = pick(&mut self.rng, &[DEFAULT_BUDGET, DEFAULT_BUDGET, 2 << 20, 1]);
+        let (budget, is_shared) = (Budget::new(bytes), self.rng.bool());
+        self.plan.max_buffered_bytes = bytes;
+        self.truth.tell(format_args!("some streams are left: {bytes} bytes, shared: {is_shared}"));
+        let shards = self.rng.usize(3..7);
+        self.orders = self.kinesis.create_stream("lanes", shards);
+        let mut streams = vec![self.orders.clone()];
+        if is_shared {
+            let shards = self.rng.usize(1..4);
+            streams.push(self.kinesis.create_stream("others", shards));
+        }
+        let (mut lanes, mut consumers) = (Vec::new(), Vec::new());
+        for (stream, name) in streams.iter().zip(["lanes", "others"]) {
+            let consumer = self.begin_lanes(name, is_shared.then_some(&budget));
+            self.open_lanes(&consumer, name, stream, &mut lanes).await;
+            consumers.push(consumer);
+        }
+        for _ in 0..self.rng.usize(1..4) {
+            self.choose(&mut lanes);
+            for _ in 0..self.rng.u64(20..150) {
+                if self.rng.u8(..12) == 0 {
+                    let lane = self.rng.usize(..lanes.len());
+                    self.fill(&mut lanes[lane]);
+                }
+                self.read_lanes(&mut lanes, SECOND).await;
+                if self.truth.is_broken() {
+                    return;
+                }
+            }
+        }
+        self.read_the_rest(&mut lanes).await;
+        drop(lanes);
+        for consumer in consumers {
+            consumer.close().await.expect("the store of an act does not fail");
+        }
+        for violation in self.kinesis.violations() {
+            self.breaks(Promise::CallLimits, format_args!("{violation}"));
+        }
+    }
+
+    fn begin_lanes(&self, name: &str, budget: Option<&Budget>) -> Consumer {
+        let builder = Consumer::builder(self.kinesis.client(), name);
+        let builder = self.plan.apply(builder).store(self.store.clone());
+        let builder = builder.starting_position(StartingPosition::TrimHorizon);
+        let builder = match budget {
+            Some(budget) => builder.budget(budget),
+            None => builder,
+        };
+        builder.build().expect("the plan's options are valid")
+    }
+
+    /// Opens each shard, and has the caller take up to two records of some: from the second on, fetches
+    /// ahead begin.
+    async fn open_lanes(
+        &mut self,
+        consumer: &Consumer,
+        name: &str,
+        stream: &Stream,
+        lanes: &mut Vec<Lane>,
+    ) {
+        let shards = stream.shards();
+        let opened = consumer.shards().take(shards.len()).try_collect::<Vec<ShardStream>>();
+        for stream in opened.await.expect("no fault") {
+            let shard = shards.iter().find(|shard| shard.id() == *stream.shard_id());
+            let shard = shard.expect("a shard of the stream").clone();
+            let name = format!("{name} {}", shard.index());
+            let (is_polled, waits_since) = (true, Instant::now());
+            let mut lane =
+                Lane { name, shard, stream, put: 0, delivered: 0, is_polled, waits_since };
+            (0..self.rng.usize(1..4)).for_each(|_| self.fill(&mut lane));
+            let taken = self.rng.usize(..3).min(lane.put);
+            while lane.delivered < taken && !self.truth.is_broken() {
+                self.read_lanes(std::slice::from_mut(&mut lane), SECOND).await;
+            }
+            lanes.push(lane);
+        }
+    }
+
+    /// Puts what fills an answer, or a few small records.
+    fn fill(&mut self, lane: &mut Lane) {
+        let (records, size) = pick(&mut self.rng, &[(16, LARGE), (1, LARGE), (40, SMALL)]);
+        self.truth.tell(format_args!("put: {records} records of {size} bytes into {}", lane.name));
+        if lane.put == lane.delivered {
+            lane.waits_since = Instant::now();
+        }
+        for _ in 0..records {
+            let mut payload = lane.put.to_string().into_bytes();
+            payload.resize(size, b' ');
+            lane.shard.put(payload);
+            lane.put += 1;
+        }
+    }
+
+    /// Polls at least one stream from now on, and leaves at least one.
+    fn choose(&mut self, lanes: &mut [Lane]) {
+        for lane in &mut *lanes {
+            (lane.is_polled, lane.waits_since) = (self.rng.bool(), Instant::now());
+        }
+        let one = self.rng.usize(..lanes.len());
+        lanes[one].is_polled = true;
+        lanes[(one + 1) % lanes.len()].is_polled = false;
+        let polled: Vec<&str> = polled(lanes).map(|lane| lane.name.as_str()).collect();
+        self.truth.tell(format_args!("polled: {polled:?}"));
+    }
+
+    /// Reads the streams that are polled for this time.
+    async fn read_lanes(&self, lanes: &mut [Lane], time: Duration) {
+        let (end, mut turn) = (Instant::now() + time, 0);
+        while !self.truth.is_broken() {
+            turn += 1;
+            let Ok((lane, next)) = timeout_at(end, next_of(lanes, turn)).await else { break };
+            match next {
+                Some(Ok(record)) => self.take(&mut lanes[lane], &record),
+                Some(Err(error)) => self.breaks(Promise::FewErrors, format_args!("{error}")),
+                None => {
+                    let name = &lanes[lane].name;
+                    self.breaks(Promise::Progress, format_args!("the stream of {name} ends"));
+                }
+            }
+            self.check_progress(lanes);
+        }
+        self.check_progress(lanes);
+    }
+
+    fn take(&self, lane: &mut Lane, record: &Record) {
+        let number: usize =
+            std::str::from_utf8(record.data()).unwrap().trim_end().parse().expect("a number");
+        if number != lane.delivered {
+            self.breaks(
+                Promise::Order,
+                format_args!("{}: record {number} and not {}", lane.name, lane.delivered),
+            );
+        }
+        lane.delivered = number + 1;
+        lane.waits_since = Instant::now();
+        if self.plan.mode == CheckpointOn::Ack {
+            record.ack();
+        }
+    }
+
+    fn check_progress(&self, lanes: &[Lane]) {
+        for lane in polled(lanes).filter(|lane| lane.delivered < lane.put) {
+            if lane.waits_since.elapsed() > PROGRESS_WITHIN {
+                self.breaks(
+                    Promise::Progress,
+                    format_args!(
+                        "{} has no record {} for {PROGRESS_WITHIN:?}",
+                        lane.name, lane.delivered
+                    ),
+                );
+            }
+        }
+    }
+
+    /// Polls all streams until each record is delivered.
+    async fn read_the_rest(&mut self, lanes: &mut [Lane]) {
+        self.truth.tell(format_args!("all streams are polled"));
+        for lane in &mut *lanes {
+            (lane.is_polled, lane.waits_since) = (true, Instant::now());
+        }
+        let is_unread = |lanes: &[Lane]| lanes.iter().any(|lane| lane.delivered < lane.put);
+        while is_unread(lanes) && !self.truth.is_broken() {
+            self.read_lanes(lanes, PROGRESS_WITHIN).await;
+        }
+    }
+}
+
+fn polled(lanes: &[Lane]) -> impl Iterator<Item = &Lane> {
+    lanes.iter().filter(|lane| lane.is_polled)
+}
+
+/// Returns the next item of a stream that is polled. The streams take turns.
+async fn next_of(lanes: &mut [Lane], turn: usize) -> (usize, Option<Result<Record>>) {
+    poll_fn(|context| {
+        for place in 0..lanes.len() {
+            let place = (place + turn) % lanes.len();
+            let lane = &mut lanes[place];
+            if lane.is_polled
+                && let Poll::Ready(next) = lane.stream.poll_next_unpin(context)
+            {
+                return Poll::Ready((place, next));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
