@@ -52,8 +52,8 @@ pub(crate) struct Pace {
     /// The pause while the shard has nothing new.
     idle: Duration,
     asked: Instant,
-    /// When the bytes read so far are paid for.
-    paid_at: Option<Instant>,
+    /// When the bytes read so far are paid for, and the last subscription may be taken over.
+    earliest: Option<Instant>,
     /// How long before it the call before it was.
     since: Duration,
     /// Calls a second, as far as throttling lets it.
@@ -73,7 +73,7 @@ impl Pace {
             ticks,
             idle,
             asked: start,
-            paid_at: None,
+            earliest: None,
             since: Duration::ZERO,
             rate: MOST_CALLS,
             failures: Backoff::new(SHARD_CALLS),
@@ -111,7 +111,7 @@ impl Pace {
     /// So many bytes were read, or sent to us and cut short: Kinesis counts the whole answer.
     pub(crate) fn read(&mut self, bytes: usize) {
         let earned = Duration::from_millis((bytes as u64 * 1000).div_ceil(BYTES_PER_SECOND));
-        self.paid_at = self.paid_at.max(Some(Instant::now() + earned));
+        self.earliest = self.earliest.max(Some(Instant::now() + earned));
     }
 
     /// Kinesis asked for fewer calls.
@@ -124,6 +124,8 @@ impl Pace {
     /// seconds.
     pub(crate) fn subscribed(&mut self) {
         self.failures.succeeded();
+        // Whatever comes of the subscription.
+        self.earliest = self.earliest.max(Some(Instant::now() + RESUBSCRIBE_PAUSE));
         self.pause_from_now(RESUBSCRIBE_PAUSE);
     }
 
@@ -156,13 +158,13 @@ impl Pace {
 
     fn pause(&mut self, pause: Duration) {
         let due = (self.asked + pause).max(Instant::now());
-        self.ticks.reset_at(self.paid_at.map_or(due, |paid| paid.max(due)));
+        self.ticks.reset_at(self.earliest.map_or(due, |earliest| earliest.max(due)));
     }
 
     /// A call that failed late is not retried at once.
     fn pause_from_now(&mut self, pause: Duration) {
         let due = Instant::now() + pause;
-        self.ticks.reset_at(self.paid_at.map_or(due, |paid| paid.max(due)));
+        self.ticks.reset_at(self.earliest.map_or(due, |earliest| earliest.max(due)));
     }
 }
 
@@ -194,6 +196,16 @@ mod tests {
         assert_near(behind, Duration::from_millis(210));
         let idle = pause_after(&mut pace, |pace| pace.answered(0, false)).await;
         assert_near(idle, Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn subscription_that_fails_at_once_is_followed_after_five_seconds() {
+        let mut pace = Pace::new(Duration::from_secs(1));
+        let pause = pause_after(&mut pace, |pace| {
+            pace.subscribed();
+            pace.failed();
+        });
+        assert_near(pause.await, RESUBSCRIBE_PAUSE);
     }
 
     #[tokio::test(start_paused = true)]

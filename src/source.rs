@@ -59,8 +59,8 @@ pub(crate) struct Subject {
     pub(crate) epoch: u64,
     pub(crate) position: Position,
     pub(crate) on_trimmed: OnTrimmed,
-    /// A time as the position is the moment of a first start, not a time that the caller names.
-    pub(crate) is_pinned: bool,
+    /// The time that the caller names as the start of the shard.
+    pub(crate) start_time: Option<SystemTime>,
     /// Whether records that a producer has packed into one are handed out one by one.
     pub(crate) deaggregate: bool,
     pub(crate) budget: Budget,
@@ -83,7 +83,7 @@ impl Subject {
             epoch: self.epoch,
             position: self.position,
             on_trimmed: self.on_trimmed,
-            is_pinned: self.is_pinned,
+            start_time: self.start_time,
             deaggregate: self.deaggregate,
             finish: self.finish,
             pace: Pace::new(if self.fan_out.is_some() { SHORTEST_PAUSE } else { interval }),

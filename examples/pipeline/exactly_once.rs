@@ -5,7 +5,9 @@ use std::error::Error;
 use std::path::Path;
 
 use aws_sdk_kinesis::Client;
-use kinestream::{Checkpoint, CheckpointOn, Consumer, Record, ShardId, StartingPosition};
+use kinestream::{
+    Checkpoint, CheckpointOn, Consumer, OnTrimmed, Record, ShardId, StartingPosition,
+};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 /// A database of orders, with the checkpoint of each shard that they come from.
@@ -86,6 +88,7 @@ pub(crate) fn consumer(
 ) -> Result<Consumer, Box<dyn Error>> {
     let mut builder = Consumer::builder(client, stream)
         .starting_position(StartingPosition::TrimHorizon)
+        .on_trimmed(OnTrimmed::TrimHorizon)
         .checkpoint_on(CheckpointOn::Ack);
     for (shard, checkpoint) in sink.checkpoints()? {
         builder = builder.starting_position_for(shard, checkpoint);

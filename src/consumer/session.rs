@@ -197,7 +197,6 @@ impl Running {
         let Opening { shard, position, tenure, watermark, pulse } = opening;
         let inner = &self.session.consumer.inner;
         let observer = inner.observer.shard(&shard.id, &watermark);
-        let is_pinned = !inner.settings.start.is_at_time(&shard.id);
         let subject = Subject {
             kinesis: inner.kinesis.clone(),
             observer: observer.clone(),
@@ -206,7 +205,7 @@ impl Running {
             interval: inner.settings.interval,
             limit: inner.settings.limit,
             on_trimmed: inner.settings.on_trimmed,
-            is_pinned,
+            start_time: inner.settings.start.time_of(&shard.id),
             deaggregate: inner.settings.deaggregate,
             fan_out: inner.fan_out.clone(),
             budget: self.budget.clone(),

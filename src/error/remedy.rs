@@ -17,6 +17,8 @@ pub(crate) enum Remedy {
     SlowDown,
     /// The same call again, after a back-off.
     Retry,
+    /// The same, and a report to the caller where it lasts: the answer is of no use.
+    RetryThenReport,
     /// A new iterator after the last record fetched.
     RestartIterator,
     /// The listing again from its first page.
@@ -78,6 +80,7 @@ impl Failure {
                 };
                 sort_answer(action, status, code, pushed.message().unwrap_or_default())
             }
+            SdkError::ResponseError(_) => unreadable(action),
             _ => retry(action, "the subscription was lost"),
         };
         Self { remedy, error: Error::new(kind, message).with_source(error), answered: None }
@@ -107,7 +110,7 @@ impl Failure {
     /// An answer without what was asked for.
     pub(crate) fn without(action: &str, what: &str) -> Self {
         Self {
-            remedy: Remedy::Retry,
+            remedy: Remedy::RetryThenReport,
             error: Error::new(ErrorKind::Unavailable, format!("{action} gave no {what}")),
             answered: None,
         }
@@ -144,8 +147,8 @@ where
             let message = answer.err().message().unwrap_or_default();
             sort_answer(action, status.as_u16(), code, message)
         }
-        // The answer was cut short, or is not Kinesis's: something between us failed.
-        SdkError::ResponseError(_) => retry(action, "the answer could not be read"),
+        // The answer was cut short, or comes from something between us.
+        SdkError::ResponseError(_) => unreadable(action),
         SdkError::TimeoutError(_) => retry(action, "it did not answer in time"),
         SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() => {
             retry(action, "no connection; check the endpoint, the region and the network")
@@ -320,6 +323,14 @@ fn cure_of_failure(code: &str) -> Option<Cure> {
 
 fn retry(action: &str, why: &str) -> (Remedy, ErrorKind, String) {
     (Remedy::Retry, ErrorKind::Unavailable, format!("{action} cannot reach Kinesis: {why}"))
+}
+
+fn unreadable(action: &str) -> (Remedy, ErrorKind, String) {
+    let message = format!(
+        "{action} failed: the answer cannot be parsed; check the client's endpoint and the proxies \
+         on the way to it"
+    );
+    (Remedy::RetryThenReport, ErrorKind::Unavailable, message)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::balance::balance;
+use super::exchange::LAST_WORDS;
 use super::holdings::{Holding, Settled};
 use super::worker::{Done, Even, Worker};
 use super::{Opening, Word};
@@ -315,7 +316,8 @@ impl Worker {
                 if timeout(patience, settled).await.is_err() && !patience.is_zero() {
                     observer.tell(Event::HandoffTimedOut { shard_id: shard.clone(), epoch });
                 }
-                let _told_elsewhere = writer.flush().await;
+                // A store that cannot save keeps the shard from no other worker.
+                let _told_elsewhere = timeout(LAST_WORDS, writer.flush()).await;
             })
             .await;
             Done::Settled(shard, epoch)

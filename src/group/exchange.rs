@@ -12,17 +12,29 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::Changes;
 use crate::observe::{Event, log_line};
 use crate::shard::Moment;
-use crate::store::lease::{Answer, Change, Request, Standing};
+use crate::store::lease::{Answer, Change, Request, Standing, Table};
 use crate::store::{LONGEST_CALL, in_time};
 
 /// How long the worker tries to save what is finished and to leave, when its time is over.
-const LAST_WORDS: Duration = Duration::from_secs(10);
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(10);
+
+/// How many rounds of one exchange may change nothing: two more than the first, for a store that shows
+/// a change late.
+const MOST_VAIN_ROUNDS: u32 = 3;
+
+/// Whether a table lacks a shard that was to be added.
+fn lacks_added(table: &Table, changes: &[Change]) -> bool {
+    changes.iter().any(|change| match change {
+        Change::Add { shard, .. } => !table.leases.contains_key(shard),
+        _ => false,
+    })
+}
 
 impl Worker {
     /// Renews, and goes on until there is nothing to be changed any more.
     pub(super) async fn exchange(&mut self) {
         let mut is_due = true;
-        let mut conflicts = Backoff::new(CONFLICTS);
+        let (mut conflicts, mut vain) = (Backoff::new(CONFLICTS), 0);
         loop {
             let decided = if self.pending.is_empty() { self.decide() } else { Changes::default() };
             let only_if_unchanged = !decided.list.is_empty();
@@ -44,7 +56,9 @@ impl Worker {
             self.pending.drain(..sent);
             let is_conflict = only_if_unchanged && !answer.applied;
             // Asked again, a store that changes nothing would change nothing.
-            let is_in_vain = only_if_unchanged && answer.applied && answer.table.is_none();
+            let is_in_vain = only_if_unchanged
+                && answer.applied
+                && answer.table.as_ref().is_none_or(|table| lacks_added(table, &request.changes));
             if only_if_unchanged && answer.applied {
                 self.declines.assigned(&request.changes);
                 self.applied(decided.losses);
@@ -62,8 +76,14 @@ impl Worker {
             self.renew_at = asked.monotonic + self.renewal();
             self.backoff.succeeded();
             (self.failing_since, self.told) = (None, false);
+            self.plan.writer.store_answered();
             if is_in_vain {
                 self.even = Some(self.evenness(Instant::now()));
+                vain += 1;
+                if vain >= MOST_VAIN_ROUNDS {
+                    // The worker has more to do. The next renewal tries again.
+                    return;
+                }
             }
             if is_conflict || is_in_vain {
                 sleep(conflicts.failed()).await;

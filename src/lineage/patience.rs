@@ -60,7 +60,12 @@ impl Patience {
         let failing = now.duration_since(self.began);
         let is_due = match failure.remedy {
             Remedy::Report => self.told != Some(kind),
-            Remedy::RestartListing => self.told.is_none() && failing >= LASTING,
+            Remedy::RetryThenReport if self.begins => {
+                self.told.is_none() && failing >= FIRST_ANSWER
+            }
+            Remedy::RestartListing | Remedy::RetryThenReport => {
+                self.told.is_none() && failing >= LASTING
+            }
             Remedy::Retry => self.told.is_none() && self.begins && failing >= FIRST_ANSWER,
             _ => false,
         };
@@ -115,6 +120,8 @@ mod tests {
             (Remedy::Retry, true, Some(5)),
             (Remedy::Retry, false, None),
             (Remedy::RestartListing, false, Some(60)),
+            (Remedy::RetryThenReport, true, Some(5)),
+            (Remedy::RetryThenReport, false, Some(60)),
             (Remedy::Report, false, Some(0)),
             (Remedy::SlowDown, true, None),
         ] {

@@ -160,11 +160,12 @@ impl Start {
         }
     }
 
-    /// Whether the caller names a time for the shard to start at.
-    pub(crate) fn is_at_time(&self, shard: &ShardId) -> bool {
-        match self.each.get(shard) {
-            Some(position) => matches!(position, ShardPosition::AtTimestamp(_)),
-            None => matches!(self.all, StartingPosition::AtTimestamp(_)),
+    /// Returns the time that the caller names as the start of the shard.
+    pub(crate) fn time_of(&self, shard: &ShardId) -> Option<SystemTime> {
+        match (self.each.get(shard), self.all) {
+            (Some(ShardPosition::AtTimestamp(time)), _) => Some(*time),
+            (None, StartingPosition::AtTimestamp(time)) => Some(time),
+            _ => None,
         }
     }
 

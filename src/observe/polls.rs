@@ -15,6 +15,8 @@ pub(crate) struct Polls {
     count: AtomicU64,
     /// The last poll returned `Pending`: the caller waits to be woken.
     is_waiting: AtomicBool,
+    /// The last poll returned `None`: no record is due or in the caller's hands.
+    has_ended: AtomicBool,
     /// The stream yields records. A caller may stop polling a stream of shards.
     yields_records: AtomicBool,
     seen: Mutex<Seen>,
@@ -31,6 +33,7 @@ impl Default for Polls {
         Self {
             count: AtomicU64::new(0),
             is_waiting: AtomicBool::new(false),
+            has_ended: AtomicBool::new(false),
             yields_records: AtomicBool::new(true),
             seen: Mutex::new(Seen { count: 0, at: Instant::now() }),
         }
@@ -50,10 +53,13 @@ impl Polls {
 
     /// Notes a poll and its outcome.
     #[inline]
-    pub(crate) fn polled<T>(&self, polled: Poll<T>) -> Poll<T> {
+    pub(crate) fn polled<T>(&self, polled: Poll<Option<T>>) -> Poll<Option<T>> {
         // A stream has one caller, so the counter has one writer.
         self.count.store(self.count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         self.is_waiting.store(polled.is_pending(), Ordering::Relaxed);
+        if let Poll::Ready(None) = polled {
+            self.has_ended.store(true, Ordering::Relaxed);
+        }
         polled
     }
 
@@ -67,7 +73,8 @@ impl Polls {
     /// `undelivered` is the age of the oldest record that is due.
     pub(super) fn silent_for(&self, undelivered: Option<Duration>) -> Option<Duration> {
         let since = self.look();
-        if !self.yields_records.load(Ordering::Relaxed) {
+        let yields_records = self.yields_records.load(Ordering::Relaxed);
+        if !yields_records || self.has_ended.load(Ordering::Relaxed) {
             return None;
         }
         if self.is_waiting.load(Ordering::Relaxed) {
@@ -102,18 +109,27 @@ mod tests {
         assert_eq!(polls.last(), None);
         advance(SECOND).await;
         assert_eq!(polls.silent_for(None), Some(SECOND), "a stream that was never polled");
-        let _ = polls.polled(Poll::<()>::Pending);
+        let _ = polls.polled(Poll::<Option<()>>::Pending);
         advance(60 * SECOND).await;
         polls.look();
         assert_eq!(polls.silent_for(None), None, "a caller that waits for records");
         advance(SECOND).await;
         assert_eq!(polls.silent_for(Some(SECOND / 2)), Some(SECOND / 2));
-        let _ = polls.polled(Poll::Ready(()));
+        let _ = polls.polled(Poll::Ready(Some(())));
         polls.look();
         advance(60 * SECOND).await;
         assert_eq!(polls.last(), Some(60 * SECOND));
         assert_eq!(polls.silent_for(None), Some(60 * SECOND), "a caller that holds a record");
         polls.of_shards();
         assert_eq!(polls.silent_for(None), None, "a stream of shards");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ended_stream_is_never_silent() {
+        let polls = Polls::default();
+        let _ = polls.polled(Poll::Ready(Some(())));
+        let _ = polls.polled(Poll::<Option<()>>::Ready(None));
+        advance(600 * SECOND).await;
+        assert_eq!(polls.silent_for(Some(SECOND)), None);
     }
 }

@@ -20,7 +20,7 @@ use crate::record::{Finish, Origin, SequenceNumber, ShardId};
 /// a day at least, and so rarely that a thousand of them are nothing to a store.
 const PASSED_EACH: Duration = Duration::from_secs(60);
 
-/// How long calls are retried that only the caller can cure. After it the source ends, and the lease of
+/// How long calls are retried that only the caller can cure, or whose answers are of no use. After it the source ends, and the lease of
 /// the shard is released.
 pub(super) const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
 
@@ -32,8 +32,8 @@ pub(super) struct Progress {
     pub(super) epoch: u64,
     pub(super) position: Position,
     pub(super) on_trimmed: OnTrimmed,
-    /// A time as the position is the moment of a first start, not a time that the caller names.
-    pub(super) is_pinned: bool,
+    /// The time that the caller names as the start of the shard.
+    pub(super) start_time: Option<SystemTime>,
     /// Whether records that a producer has packed into one are handed out one by one.
     pub(super) deaggregate: bool,
     pub(super) finish: Arc<dyn Finish>,
@@ -50,6 +50,8 @@ pub(super) struct State {
     pub(super) told: Option<ErrorKind>,
     /// Since when each call has failed for a reason that only the caller can remove.
     reported: Option<Instant>,
+    /// Since when no answer has been of use.
+    useless: Option<Instant>,
     /// What was fetched and is not handed out yet.
     answer: Option<Answer>,
     /// The children of the shard, whose records are all handed out.
@@ -116,8 +118,18 @@ impl Progress {
     pub(super) async fn recover(&mut self, failure: Failure) -> Result<(), Told> {
         let remedy = failure.remedy_after(&mut self.state.panics);
         let error = failure.error.in_stream(self.kinesis.name()).in_shard(self.shard_id().as_str());
+        if !matches!(remedy, Remedy::RetryThenReport | Remedy::SlowDown) {
+            self.state.useless = None;
+        }
         match remedy {
             Remedy::SlowDown => self.pace.throttled(),
+            Remedy::RetryThenReport => {
+                self.pace.failed();
+                let since = *self.state.useless.get_or_insert_with(Instant::now);
+                if since.elapsed() >= GIVEN_UP_AFTER {
+                    return Err(Told::at_last(error));
+                }
+            }
             Remedy::Retry | Remedy::RestartListing | Remedy::RestartIterator => self.pace.failed(),
             Remedy::WaitForOther => self.pace.occupied(),
             Remedy::Trimmed => {
@@ -178,7 +190,7 @@ impl Progress {
         placed: bool,
     ) -> Unpacked {
         (self.state.told, self.state.failed, self.state.panics) = (None, 0, 0);
-        (self.state.reported, self.state.not_found) = (None, None);
+        (self.state.reported, self.state.useless, self.state.not_found) = (None, None, None);
         self.observer.answered(records.len(), bytes, millis_behind_latest);
         if let Some(last) = records.last() {
             let (records, sequence_number) = (records.len(), &*last.sequence_number);

@@ -1,15 +1,23 @@
 //! The consumer of enhanced fan-out: found or registered, and waited for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_sdk_kinesis::types::ConsumerStatus;
 use tokio::sync::Mutex;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::Kinesis;
 use crate::backoff::{Backoff, Cooldown, REGISTRATIONS};
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
 use crate::observe::log_line;
+
+/// How long one attempt waits for a consumer to become ACTIVE. Each further attempt emits an event.
+const ATTEMPT: Duration = Duration::from_secs(30);
+
+/// How long a consumer may stay inactive before the caller is told. AWS names no time; registrations
+/// take seconds, and the KCL for Java waits for 60 s.
+const LONGEST_INACTIVE: Duration = Duration::from_secs(300);
 
 /// The consumer by which all shards of a stream are subscribed to.
 #[derive(Debug)]
@@ -26,6 +34,8 @@ struct State {
     cooldown: Cooldown,
     /// The kind of error that the caller knows of.
     told: Option<ErrorKind>,
+    /// Since when the consumer is there without being ACTIVE.
+    inactive: Option<Instant>,
 }
 
 impl Registration {
@@ -43,7 +53,7 @@ impl Registration {
             return Ok(Arc::clone(arn));
         }
         state.cooldown.begin("the consumer of enhanced fan-out could not be found")?;
-        match self.find().await {
+        match self.find(&mut state.inactive).await {
             Ok(arn) => {
                 *state = State { arn: Some(Arc::clone(&arn)), ..State::default() };
                 Ok(arn)
@@ -89,7 +99,8 @@ impl Registration {
     }
 
     /// Finds the consumer, or registers it, and waits until it is ACTIVE.
-    async fn find(&self) -> Result<Arc<str>, Failure> {
+    async fn find(&self, inactive: &mut Option<Instant>) -> Result<Arc<str>, Failure> {
+        let began = Instant::now();
         let by_arn = self.consumer.starts_with("arn:");
         let stream = if by_arn { None } else { Some(self.kinesis.stream_arn().await?) };
         let mut backoff = Backoff::new(REGISTRATIONS);
@@ -99,10 +110,15 @@ impl Registration {
                 Ok((arn, ConsumerStatus::Active)) => return Ok(arn),
                 Ok((_, status)) => {
                     log_line!(info, consumer = &*self.consumer, %status, "waiting for the consumer");
+                    let inactive = inactive.get_or_insert_with(Instant::now).elapsed();
+                    if began.elapsed() >= ATTEMPT {
+                        return Err(self.inactive(&status, inactive));
+                    }
                 }
                 Err(failure) => match (failure.remedy, &stream) {
                     (Remedy::Gone, Some(_)) if is_registered => return Err(self.unlisted()),
                     (Remedy::Gone, Some(stream)) => {
+                        *inactive = None;
                         match self.kinesis.register(stream, &self.consumer).await {
                             Ok(()) => {
                                 log_line!(info, consumer = &*self.consumer, "registered");
@@ -119,6 +135,19 @@ impl Registration {
             // Also after a registration, which may be listed late.
             sleep(backoff.failed()).await;
         }
+    }
+
+    /// Reports a consumer that is not ACTIVE: to the caller where that lasts.
+    fn inactive(&self, status: &ConsumerStatus, inactive: Duration) -> Failure {
+        let message = format!(
+            "consumer {} has been {status} for {} s, and only an ACTIVE one can be subscribed to; check \
+             it by DescribeStreamConsumer, deregister it or set another name",
+            self.consumer,
+            inactive.as_secs()
+        );
+        let remedy = if inactive >= LONGEST_INACTIVE { Remedy::Report } else { Remedy::Retry };
+        let error = Error::new(ErrorKind::Unavailable, message);
+        Failure { remedy, error, answered: None }
     }
 
     fn unlisted(&self) -> Failure {

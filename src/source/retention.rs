@@ -154,7 +154,10 @@ impl Progress {
     fn read_until(&self) -> Option<SystemTime> {
         let start = match self.position {
             Position::CaughtUp { after: None, until } => Some(until),
-            Position::AtTimestamp(pin) if self.is_pinned => Some(pin),
+            // Nobody asks for what arrived before the start that the caller names.
+            Position::AtTimestamp(pin) if self.start_time.is_none_or(|start| pin > start) => {
+                Some(pin)
+            }
             _ => None,
         };
         start.max(self.state.retention.read_until)

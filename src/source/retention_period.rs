@@ -48,7 +48,12 @@ impl RetentionPeriod {
         known.cooldown.begin("DescribeStreamSummary failed")?;
         let period = match describe().await {
             Ok(length) => Period { length: length.max(SHORTEST_RETENTION), is_known: true },
-            Err(failure) if matches!(failure.remedy, Remedy::Retry | Remedy::SlowDown) => {
+            Err(failure)
+                if matches!(
+                    failure.remedy,
+                    Remedy::Retry | Remedy::RetryThenReport | Remedy::SlowDown
+                ) =>
+            {
                 known.cooldown.failed();
                 return Err(failure);
             }

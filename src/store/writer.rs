@@ -165,6 +165,12 @@ impl Writer {
         !std::mem::replace(&mut self.shared.lock().is_told, true)
     }
 
+    /// Notes that the store has answered another call: the next outage is reported again.
+    pub(crate) fn store_answered(&self) {
+        let mut state = self.shared.lock();
+        state.is_told &= state.failing;
+    }
+
     /// For how long the oldest position that is not saved has been waiting for that.
     pub(crate) fn unsaved_for(&self) -> Option<Duration> {
         let state = self.shared.lock();
@@ -312,6 +318,9 @@ impl Shared {
         } else {
             in_time(self.store.save_fenced(&self.scope, &positions)).await?
         };
+        if verdicts.len() != positions.len() {
+            return Err(miscounted(positions.len(), verdicts.len()));
+        }
         let has_saved = !positions.is_empty();
         let mut state = self.lock();
         state.is_told &= !has_saved;
@@ -549,6 +558,14 @@ fn fail(
     if let Some((answer, error)) = refused {
         let _nobody_waits = answer.send(Err(error));
     }
+}
+
+/// An answer that leaves open what has become of some positions.
+fn miscounted(positions: usize, verdicts: usize) -> Error {
+    Error::store_corrupt(format!(
+        "save_fenced returned {verdicts} verdicts for {positions} positions, but must return one for \
+         each; fix the LeaseStore"
+    ))
 }
 
 fn overdue(cause: Error, limit: Duration) -> Error {

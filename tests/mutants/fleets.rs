@@ -111,7 +111,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a handover does not save",
         file: "group/duties.rs",
-        right: "let _told_elsewhere = writer.flush().await;",
+        right: "let _told_elsewhere = timeout(LAST_WORDS, writer.flush()).await;",
         wrong: "let _told_elsewhere = &writer;",
         breaks: &["FewRepeats"],
     },

@@ -195,8 +195,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "bytes are not paid for",
         file: "pace.rs",
-        right: "self.paid_at.max(Some(Instant::now() + earned));",
-        wrong: "self.paid_at.max(Some(Instant::now() + earned / 1000));",
+        right: "self.earliest.max(Some(Instant::now() + earned));",
+        wrong: "self.earliest.max(Some(Instant::now() + earned / 1000));",
         breaks: &["CallLimits"],
     },
     Mistake {

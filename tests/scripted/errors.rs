@@ -4,9 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{BehaviorVersion, Config, Credentials, Region};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use kinestream::store::Scope;
-use kinestream::{Checkpoint, CheckpointStore, Consumer, ErrorKind, MemoryStore, OnTrimmed};
+use kinestream::{Checkpoint, CheckpointStore, Consumer, ErrorKind, Event, MemoryStore, OnTrimmed};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{assert_silent, calls, consumer, next, number, orders};
@@ -264,5 +264,38 @@ async fn without_credentials_or_region_the_user_is_told_what_to_set() {
         assert_eq!(error.to_string(), text, "{error:?}");
         assert_eq!(error.kind(), kind);
         assert_silent(&mut records).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_cannot_be_parsed_end_the_shard_after_a_minute() {
+    let garbled = Outcome::Garbled { status: 200, body: "<html>".into() };
+    for (operation, fan_out) in
+        [("GetRecords", false), ("GetShardIterator", false), ("SubscribeToShard", true)]
+    {
+        let (kinesis, orders) = orders(1);
+        kinesis.next_calls(operation, usize::MAX, garbled.clone());
+        let mut builder = consumer(&kinesis);
+        if fan_out {
+            builder = builder.fan_out("billing");
+        }
+        let consumer = builder.build().unwrap();
+        let mut events = consumer.events();
+        let mut records = consumer.records();
+        orders.shard(0).put("0");
+        let began = Instant::now();
+        let told = timeout(Duration::from_secs(600), records.next()).await;
+        let error = told.expect(operation).unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{operation}: {error}");
+        assert!(error.to_string().contains("parsed"), "{operation}: {error}");
+        let waited = began.elapsed();
+        assert!((60..100).contains(&waited.as_secs()), "{operation}: after {waited:?}");
+        let mut retried = 0;
+        while let Some(Some(event)) = events.next().now_or_never() {
+            retried += usize::from(matches!(event, Event::Retried { .. }));
+        }
+        assert!(retried > 1, "{operation}: {retried} events");
+        kinesis.on_call(|_| Outcome::Served);
+        assert_eq!(number(&next(&mut records).await), 0, "{operation}: read when it is cured");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use kinestream::testing::{Interruption, Kinesis, Outcome, aggregate};
 use kinestream::{CheckpointOn, ConsumerBuilder, ErrorKind, Event, Records, SequenceNumber};
 use tokio::time::{Instant, sleep, timeout};
@@ -410,4 +410,32 @@ async fn pushed_shard_makes_progress_while_another_holds_all_memory() {
     assert_eq!(shard_of(&other.unwrap().unwrap()), 1);
     first.ack();
     assert_eq!(shard_of(&next(&mut records).await), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn consumer_that_stays_creating_is_reported_after_five_minutes() {
+    let (kinesis, orders) = orders(3);
+    kinesis.set_registration_time(900 * SECOND);
+    orders.shard(0).put("0");
+    let consumer = pushed(&kinesis).build().unwrap();
+    let mut events = consumer.events();
+    let mut records = consumer.records();
+    let began = Instant::now();
+    let error = timeout(600 * SECOND, records.next()).await.unwrap().unwrap().unwrap_err();
+    assert!(error.to_string().contains("CREATING"), "{error}");
+    let waited = began.elapsed();
+    assert!((300..400).contains(&waited.as_secs()), "{waited:?}");
+    let mut retried = 0;
+    while let Some(Some(event)) = events.next().now_or_never() {
+        retried += usize::from(matches!(event, Event::Retried { .. }));
+    }
+    assert!(retried > 1, "{retried} events");
+    let read = timeout(3600 * SECOND, async {
+        loop {
+            if let Some(Ok(record)) = records.next().await {
+                return number(&record);
+            }
+        }
+    });
+    assert_eq!(read.await, Ok(0), "it is read when the consumer is ACTIVE");
 }

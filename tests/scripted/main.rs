@@ -9,6 +9,7 @@ mod errors;
 mod evidence;
 mod failing;
 mod fan_out;
+mod faulty;
 mod fleets;
 #[path = "../support/gated.rs"]
 mod gated;

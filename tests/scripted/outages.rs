@@ -239,3 +239,48 @@ async fn next_of(records: &mut kinestream::Records, fleet: &Fleet) {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn each_outage_of_an_idle_stream_is_reported() {
+    let fleet = Fleet::new(1);
+    let is_down = Arc::new(AtomicBool::new(false));
+    let store = Gated::new(fleet.store.clone(), {
+        let is_down = Arc::clone(&is_down);
+        move |_asked| {
+            let is_down = is_down.load(Ordering::SeqCst);
+            let refusal = || Error::store_unavailable("the store is down", "by order");
+            ready(if is_down { Err(refusal()) } else { Ok(()) }).boxed()
+        }
+    });
+    let consumer = fleet.builder("a").store(store).build().unwrap();
+    let mut records = consumer.records();
+    crate::assert_silent(&mut records).await;
+    for round in 0..3 {
+        is_down.store(true, Ordering::SeqCst);
+        let told = timeout(Duration::from_secs(240), records.next()).await;
+        is_down.store(false, Ordering::SeqCst);
+        assert!(matches!(told, Ok(Some(Err(_)))), "outage {round}: {told:?}");
+        crate::assert_silent(&mut records).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn lease_is_handed_over_while_checkpoints_cannot_be_saved() {
+    let fleet = Fleet::new(2);
+    let store = Gated::new(fleet.store.clone(), |asked| {
+        let refusal = || Error::store_unavailable("checkpoints cannot be saved", "by order");
+        ready(if asked == Asked::Save { Err(refusal()) } else { Ok(()) }).boxed()
+    });
+    let first = fleet.builder("a").store(store).build().unwrap();
+    let mut records = first.records();
+    fleet.orders.shard(0).put("0");
+    fleet.orders.shard(1).put("1");
+    next(&mut records).await;
+    next(&mut records).await;
+    let reading = tokio::spawn(async move { while records.next().await.is_some() {} });
+    let second = fleet.builder("b").build().unwrap();
+    let mut others = second.records();
+    let handed_over = timeout(Duration::from_secs(120), others.next()).await;
+    assert!(matches!(handed_over, Ok(Some(Ok(_)))), "{handed_over:?}");
+    reading.abort();
+}

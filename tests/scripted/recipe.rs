@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use kinestream::testing::{Kinesis, Shard, aggregate};
 use kinestream::{Checkpoint, Consumer, Record, WhenHeld};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::{next, orders};
 
@@ -126,6 +126,20 @@ async fn batch_of_earlier_epoch_is_refused_and_stores_nothing() {
 }
 
 /// The lines of a code block that a reader of the page sees.
+#[tokio::test(start_paused = true)]
+async fn shard_that_was_quiet_for_longer_than_retention_is_read_on() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let (kinesis, orders) = orders(1);
+    kinesis.set_retention(24 * HOUR);
+    orders.shard(0).put("0");
+    let mut sink = database();
+    read_and_die(&kinesis, &mut sink, 1).await;
+    sleep(26 * HOUR).await;
+    orders.shard(0).put("1");
+    read_all(&kinesis, &mut sink).await;
+    assert_once(&sink, 2);
+}
+
 #[test]
 fn guide_shows_the_recipe_that_is_tested() {
     let page = include_str!("../../src/guide/delivery.md");

@@ -296,3 +296,23 @@ async fn reader_overtaken_between_two_fetches_reports_the_loss() {
         assert_eq!(gaps(&mut events).len(), skipped, "accepted: {accepted}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn sought_time_that_left_retention_is_reported_whatever_the_start() {
+    let kinesis = Kinesis::at(std::time::SystemTime::now() - 2 * HOUR);
+    kinesis.set_retention(24 * HOUR);
+    let orders = kinesis.create_stream("orders", 1);
+    let store = kinestream::MemoryStore::new();
+    let start = StartingPosition::AtTimestamp(kinesis.now());
+    let build =
+        || consumer(&kinesis).starting_position(start).store(store.clone()).build().unwrap();
+    sleep(Duration::from_secs(1)).await;
+    build().seek(StartingPosition::Latest).await.unwrap();
+    sleep(Duration::from_secs(60)).await;
+    orders.shard(0).put("0");
+    sleep(30 * HOUR).await;
+    orders.shard(0).put("1");
+    let mut records = build().records();
+    let error = records.next().await.unwrap().expect_err("record 0 is lost");
+    assert_eq!(error.kind(), ErrorKind::Trimmed);
+}

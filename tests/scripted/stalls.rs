@@ -273,3 +273,26 @@ fn health_shows_a_runtime_that_has_shut_down() {
         assert_eq!(is(&consumer.health()), (true, true), "a new stream on a new runtime");
     });
 }
+
+#[tokio::test(start_paused = true)]
+async fn ended_shard_stream_that_is_kept_leaves_the_consumer_live() {
+    let (kinesis, orders) = orders(1);
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut shards = consumer.shards();
+    let mut first = shards.next().await.unwrap().unwrap();
+    orders.shard(0).put("0");
+    orders.shard(0).split();
+    while let Some(record) = first.next().await {
+        record.unwrap();
+    }
+    tokio::spawn(async move {
+        while let Some(shard) = shards.next().await {
+            let mut shard = shard.unwrap();
+            tokio::spawn(async move { while let Some(_record) = shard.next().await {} });
+        }
+    });
+    sleep(600 * SECOND).await;
+    let health = consumer.health();
+    assert!(health.is_live() && health.is_ready(), "{health:?}");
+    drop(first);
+}

@@ -1,0 +1,129 @@
+//! Stores whose answers break the contract of `LeaseStore`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use kinestream::store::Scope;
+use kinestream::store::lease::{Answer, Change, Edit, Fenced, LeaseStore, Request, Table, Verdict};
+use kinestream::{Checkpoint, CheckpointStore, ErrorKind, MemoryStore, Result, ShardId};
+use tokio::time::timeout;
+
+use crate::{assert_silent, consumer, next, number, orders};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A store of leases with faults.
+#[derive(Debug, Clone, Default)]
+struct Faulty {
+    stored: MemoryStore,
+    /// Gives no verdict for the last position of a save.
+    lacks_verdicts: Arc<AtomicBool>,
+    /// Claims to have added shards, and has not.
+    adds_no_shards: Arc<AtomicBool>,
+    exchanges: Arc<AtomicUsize>,
+}
+
+impl CheckpointStore for Faulty {
+    fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
+        self.stored.load(scope)
+    }
+
+    fn save<'a>(
+        &'a self,
+        scope: &'a Scope,
+        checkpoints: &'a [(ShardId, Checkpoint)],
+    ) -> BoxFuture<'a, Result<()>> {
+        self.stored.save(scope, checkpoints)
+    }
+
+    fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {
+        Some(self)
+    }
+}
+
+impl LeaseStore for Faulty {
+    fn exchange<'a>(
+        &'a self,
+        scope: &'a Scope,
+        request: &'a Request,
+    ) -> BoxFuture<'a, Result<Answer>> {
+        async move {
+            self.exchanges.fetch_add(1, Ordering::SeqCst);
+            let mut request = request.clone();
+            if self.adds_no_shards.load(Ordering::SeqCst) {
+                request.changes.retain(|change| !matches!(change, Change::Add { .. }));
+            }
+            self.stored.exchange(scope, &request).await
+        }
+        .boxed()
+    }
+
+    fn save_fenced<'a>(
+        &'a self,
+        scope: &'a Scope,
+        positions: &'a [Fenced],
+    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        async move {
+            let mut verdicts = self.stored.save_fenced(scope, positions).await?;
+            if self.lacks_verdicts.load(Ordering::SeqCst) {
+                verdicts.pop();
+            }
+            Ok(verdicts)
+        }
+        .boxed()
+    }
+
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+        self.stored.table(scope)
+    }
+
+    fn edit<'a>(
+        &'a self,
+        scope: &'a Scope,
+        edit: &'a Edit,
+        forced: bool,
+    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
+        self.stored.edit(scope, edit, forced)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn save_without_verdict_fails_the_close() {
+    let (kinesis, orders) = orders(1);
+    let store = Faulty::default();
+    let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
+    let mut records = consumer.records();
+    orders.shard(0).put("0");
+    let record = next(&mut records).await;
+    assert_silent(&mut records).await;
+    store.lacks_verdicts.store(true, Ordering::SeqCst);
+    orders.shard(0).put("1");
+    drop(record);
+    next(&mut records).await.ack();
+    let closed = timeout(60 * SECOND, consumer.close()).await.expect("an answer");
+    assert_eq!(closed.expect_err("a position without a verdict").kind(), ErrorKind::StoreCorrupt);
+}
+
+#[tokio::test(start_paused = true)]
+async fn children_that_the_store_never_adds_leave_the_worker_responsive() {
+    let (kinesis, orders) = orders(2);
+    let store = Faulty::default();
+    let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
+    let mut records = consumer.records();
+    assert_silent(&mut records).await;
+    store.adds_no_shards.store(true, Ordering::SeqCst);
+    let [left, _right] = orders.shard(0).split();
+    left.put("1");
+    let before = store.exchanges.load(Ordering::SeqCst);
+    assert_silent(&mut records).await;
+    let asked = store.exchanges.load(Ordering::SeqCst) - before;
+    assert!(asked < 120, "{asked} exchanges in a minute");
+    orders.shard(1).put("0");
+    assert_eq!(number(&next(&mut records).await), 0, "the other shard is read");
+    store.adds_no_shards.store(false, Ordering::SeqCst);
+    assert_eq!(number(&next(&mut records).await), 1, "the child is read once it is added");
+}
