@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Consumer;
 use crate::backoff::{Backoff, LISTINGS};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::group::Word;
 use crate::lineage::StartingPosition;
 use crate::observe::Event;
@@ -84,10 +84,10 @@ impl Consumer {
         checkpoint: Checkpoint,
         when_held: WhenHeld,
     ) -> Result<()> {
-        if let Checkpoint::AtTimestamp(time) = checkpoint
+        if let Checkpoint::AtTimestamp(time) | Checkpoint::CaughtUp { until: time, .. } = checkpoint
             && time > SystemTime::now()
             // The local clock may be behind that of Kinesis.
-            && is_future(time, self.listed(None).await?.taken)
+            && is_future(time, self.listed().await?.taken)
         {
             let message = format!("the position {checkpoint} is in the future, but must be past");
             let error = Error::new(ErrorKind::Configuration, message);
@@ -149,7 +149,7 @@ impl Consumer {
     /// # Ok(()) }
     /// ```
     pub async fn seek(&self, to: StartingPosition) -> Result<()> {
-        let mut listed = self.listed(None).await?;
+        let mut listed = self.listed().await?;
         let checkpoint = match to {
             StartingPosition::TrimHorizon => Checkpoint::TrimHorizon,
             StartingPosition::Latest => Checkpoint::AtTimestamp(listed.taken),
@@ -163,30 +163,34 @@ impl Consumer {
         // parents were moved. From then on it waits for them.
         let mut moved = BTreeSet::new();
         loop {
-            listed.shards.retain(|shard| !moved.contains(&shard.id));
-            if listed.shards.is_empty() {
-                break;
-            }
-            let reachable = self.reachable(&checkpoint).await?;
+            let closed = self.closed_before(&checkpoint, &listed).await?;
             let position = |id: ShardId| {
-                let holds_any = reachable.as_ref().is_none_or(|open| open.contains(&id));
-                (id, if holds_any { checkpoint.clone() } else { Checkpoint::ShardEnd })
+                let position =
+                    if closed.contains(&id) { Checkpoint::ShardEnd } else { checkpoint.clone() };
+                (id, position)
             };
             let ids = listed.shards.into_iter().map(|shard| shard.id);
-            let positions: Vec<_> = ids.map(position).collect();
+            let positions: Vec<_> = ids.filter(|id| !moved.contains(id)).map(position).collect();
+            if positions.is_empty() {
+                break;
+            }
             moved.extend(positions.iter().map(|(id, _)| id.clone()));
             self.edit(&Edit::Set { positions }, WhenHeld::Force).await?;
-            listed = self.listed(None).await?;
+            listed = self.listed().await?;
         }
         self.see().await;
         Ok(())
     }
 
-    /// Lists the shards, and tries again for a while what a retry cures.
-    async fn listed(&self, since: Option<SystemTime>) -> Result<Listing> {
+    async fn listed(&self) -> Result<Listing> {
+        self.retried(async || self.inner.kinesis.shards().await).await
+    }
+
+    /// Lists shards, and tries again for a while what a retry cures.
+    async fn retried(&self, list: impl AsyncFn() -> Result<Listing, Failure>) -> Result<Listing> {
         let (began, mut backoff, mut failed) = (Instant::now(), Backoff::new(LISTINGS), 0);
         loop {
-            let error = match self.inner.kinesis.shards(since).await {
+            let error = match list().await {
                 Ok(listing) => return Ok(listing),
                 Err(failure) => self.here(failure.error),
             };
@@ -200,11 +204,20 @@ impl Consumer {
         }
     }
 
-    /// The shards that hold anything from there on, where not all of them do.
-    async fn reachable(&self, checkpoint: &Checkpoint) -> Result<Option<BTreeSet<ShardId>>> {
-        let Checkpoint::AtTimestamp(time) = checkpoint else { return Ok(None) };
-        let open = self.listed(Some(*time)).await?;
-        Ok(Some(open.shards.into_iter().map(|shard| shard.id).collect()))
+    /// The listed shards that hold nothing from there on, as far as Kinesis can say.
+    async fn closed_before(
+        &self,
+        checkpoint: &Checkpoint,
+        listed: &Listing,
+    ) -> Result<BTreeSet<ShardId>> {
+        let Checkpoint::AtTimestamp(time) = checkpoint else { return Ok(BTreeSet::new()) };
+        let kinesis = &self.inner.kinesis;
+        match self.retried(async || kinesis.shards_open_before(*time).await).await {
+            Ok(open_then) => Ok(listed.closed_before(&open_then)),
+            // What does not know the filter can still be moved.
+            Err(error) if error.kind() == ErrorKind::Rejected => Ok(BTreeSet::new()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Waits until the worker of this consumer, where it has one, has seen what was edited: then it

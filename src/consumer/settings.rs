@@ -78,7 +78,9 @@ impl Settings {
     /// What is wrong with the first option that is out of its range.
     pub(super) fn check(&self) -> Result<(), String> {
         let positions = self.start.each.values().filter_map(|position| match position {
-            ShardPosition::AtTimestamp(time) => Some(*time),
+            ShardPosition::AtTimestamp(time) | ShardPosition::CaughtUp { until: time, .. } => {
+                Some(*time)
+            }
             _ => None,
         });
         let start = match self.start.all {

@@ -23,8 +23,8 @@ pub(crate) struct Listed {
     pub(super) taken: SystemTime,
     /// The moment at which reading began.
     pub(super) latest: SystemTime,
-    /// Those that hold anything to read, where an application begins at a time.
-    pub(super) reachable: Option<BTreeSet<ShardId>>,
+    /// Those that were closed before the time at which an application begins.
+    pub(super) passed_over: BTreeSet<ShardId>,
     /// Shards of the table that have left retention, which is proven.
     pub(super) gone: Vec<ShardId>,
     /// The table as it was before: only of what was in it does the listing say that it is gone.
@@ -218,9 +218,7 @@ impl Lister {
     /// start's time holds nothing to read: it is finished.
     fn pin(&self, shard: &ListedShard, listed: &Listed, first: bool) -> Option<Checkpoint> {
         let named = self.start.each.contains_key(&shard.id);
-        let is_out_of_reach =
-            || listed.reachable.as_ref().is_some_and(|reachable| !reachable.contains(&shard.id));
-        if first && !named && !shard.is_open() && is_out_of_reach() {
+        if first && !named && listed.passed_over.contains(&shard.id) {
             return Some(Checkpoint::ShardEnd);
         }
         match self.start.pin(&shard.id, first, listed.latest) {

@@ -16,7 +16,7 @@ use crate::backoff::{Backoff, LISTINGS};
 use crate::error::{Error, ErrorKind, Failure, Remedy};
 use crate::observe::{Event, Observer};
 use crate::record::ShardId;
-use crate::source::{Kinesis, Listing, OnTrimmed, Position, unusable};
+use crate::source::{Kinesis, ListedShard, Listing, OnTrimmed, Position, unusable};
 use crate::store::lease::{Lease, Table};
 
 /// The longest pause while a stream is not found: there must be several answers before that is
@@ -93,11 +93,11 @@ impl Lister {
     pub(crate) async fn list(self, before: Arc<Table>, begins: bool) -> Option<Listed> {
         let (listing, inheritance) = self.inherit(&before, begins).await?;
         let latest = self.memory.latest();
-        let reachable = match self.start.since(latest) {
+        let passed_over = match self.start.since(latest) {
             Some(since) if before.leases.is_empty() && inheritance.leases.is_empty() => {
-                self.reachable(&listing, since).await?
+                self.closed_before(&listing, since).await?
             }
-            _ => None,
+            _ => BTreeSet::new(),
         };
         // The worker is not given inherited shards before it is known whether they are gone.
         let mut known = Arc::clone(&before);
@@ -107,7 +107,7 @@ impl Lister {
         }
         let gone = self.find_gone(&listing, &known).await;
         let Listing { shards, taken, .. } = listing;
-        Some(Listed { shards, taken, latest, reachable, gone, before, begins, inheritance })
+        Some(Listed { shards, taken, latest, passed_over, gone, before, begins, inheritance })
     }
 
     /// Whether a shard is in no listing, and Kinesis gives no iterator for it: it may be gone.
@@ -127,7 +127,7 @@ impl Lister {
 
     /// A listing in which no shard is missing, as far as can be known.
     async fn complete(&self, before: &Table) -> Result<Listing, Failure> {
-        let listing = self.kinesis.shards(None).await?;
+        let listing = self.kinesis.shards().await?;
         self.memory.learn_latest(listing.taken);
         let ids: BTreeSet<&ShardId> = listing.shards.iter().map(|shard| &shard.id).collect();
         let is_new = |id: &ShardId| before.leases.get(id).is_none_or(|it| it.parents.is_none());
@@ -167,22 +167,21 @@ impl Lister {
         }
     }
 
-    /// The shards that hold anything `since` then: the outer `None` where the stream is gone, the
-    /// inner one where Kinesis cannot say.
-    #[allow(clippy::option_option, reason = "the two are different things")]
-    async fn reachable(
+    /// The shards that were closed before a time, as far as Kinesis can say; `None` where the stream is
+    /// gone.
+    async fn closed_before(
         &self,
         listing: &Listing,
-        since: SystemTime,
-    ) -> Option<Option<BTreeSet<ShardId>>> {
+        time: SystemTime,
+    ) -> Option<BTreeSet<ShardId>> {
         let mut retries = Retries::new(false, &Table::default());
         let mut unusable_answers = 0;
+        if listing.shards.iter().all(ListedShard::is_open) {
+            return Some(BTreeSet::new());
+        }
         loop {
-            let failure = match self.kinesis.shards(Some(since)).await {
-                Ok(filtered) if listing.admits(&filtered) => {
-                    return Some(Some(filtered.shards.into_iter().map(|shard| shard.id).collect()));
-                }
-                Ok(_) => unusable("by time lacks shards"),
+            let failure = match self.kinesis.shards_open_before(time).await {
+                Ok(open_then) => return Some(listing.closed_before(&open_then)),
                 Err(Failure { error, .. }) if error.kind() == ErrorKind::Rejected => {
                     unusable(format!("by time is refused: {error}"))
                 }
@@ -195,7 +194,7 @@ impl Lister {
                     error = %failure.error,
                     "listing by time failed; closed shards are read from the starting position too"
                 );
-                return Some(None);
+                return Some(BTreeSet::new());
             }
             retries.after(self, failure).await?;
         }

@@ -33,6 +33,10 @@ use super::subscription::{Gauge, Subscription};
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result, contain, date_of};
 use crate::record::ShardId;
 
+/// Subtracted from a time before asking which shards were open then: shards and records may be timed
+/// by different clocks.
+const CLOCK_STEP: Duration = Duration::from_secs(1);
+
 /// A call that has not answered by then has failed: ten times what a 10 MiB answer takes at
 /// 30 Mbit/s.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -238,20 +242,23 @@ impl Kinesis {
         Ok((Subscription::new(subscribed.event_stream, gauge, on), date.read()))
     }
 
-    /// Lists the shards of the stream that are within retention; with `since`, those of them that
-    /// were open then or later. A listing without `since` that shows itself incomplete is a failure.
-    pub(crate) async fn shards(&self, since: Option<SystemTime>) -> Result<Listing, Failure> {
-        let listing = self.listed(since).await?;
-        if since.is_none() {
-            self.ranges.learn(&listing.shards).await;
-        }
+    /// Lists the shards of the stream that are within retention. A listing that shows itself incomplete
+    /// is a failure.
+    pub(crate) async fn shards(&self) -> Result<Listing, Failure> {
+        let listing = self.complete().await?;
+        self.ranges.learn(&listing.shards).await;
         Ok(listing)
+    }
+
+    /// Lists the shards that were open shortly before a time. The answer may have holes.
+    pub(crate) async fn shards_open_before(&self, time: SystemTime) -> Result<Listing, Failure> {
+        self.pages(time.checked_sub(CLOCK_STEP)).await
     }
 
     /// Which hash keys belong into a shard. Whoever asks first for a shard that was not listed yet
     /// lists them all, for all who ask.
     pub(super) async fn hash_range(&self, shard: &ShardId) -> Result<HashRange, Failure> {
-        self.ranges.of(shard, async || Ok(self.listed(None).await?.shards)).await
+        self.ranges.of(shard, async || Ok(self.complete().await?.shards)).await
     }
 
     /// How a shard stands in a complete listing that began at `since` or later.
@@ -260,21 +267,20 @@ impl Kinesis {
         shard: &ShardId,
         since: Instant,
     ) -> Result<Standing, Failure> {
-        self.standings.of(shard, since, async || Ok(self.listed(None).await?.shards)).await
+        self.standings.of(shard, since, async || Ok(self.complete().await?.shards)).await
     }
 
-    async fn listed(&self, since: Option<SystemTime>) -> Result<Listing, Failure> {
-        let listing = self.pages(since).await?;
+    async fn complete(&self) -> Result<Listing, Failure> {
+        let listing = self.pages(None).await?;
         match listing.flaw() {
-            // A filter leaves out shards, so that there are holes.
-            Some(flaw) if since.is_none() => Err(unusable(format!("is incomplete: {flaw}"))),
-            _ => Ok(listing),
+            Some(flaw) => Err(unusable(format!("is incomplete: {flaw}"))),
+            None => Ok(listing),
         }
     }
 
-    async fn pages(&self, since: Option<SystemTime>) -> Result<Listing, Failure> {
+    async fn pages(&self, open_at: Option<SystemTime>) -> Result<Listing, Failure> {
         let asked = SystemTime::now();
-        let (first, date) = self.page(Page::First(since)).await?;
+        let (first, date) = self.page(Page::First(open_at)).await?;
         let mut pages = Pages::new(server_time(date, asked));
         let mut rest = pages.take(first)?;
         while let Some(next) = rest {
@@ -287,11 +293,11 @@ impl Kinesis {
     async fn page(&self, page: Page) -> Result<(ListShardsOutput, Option<SystemTime>), Failure> {
         let call = self.client.list_shards();
         let call = match page {
-            Page::First(since) => {
+            Page::First(open_at) => {
                 let (name, arn) = self.target();
-                let filter = since.map(|time| {
+                let filter = open_at.map(|time| {
                     ShardFilter::builder()
-                        .r#type(ShardFilterType::FromTimestamp)
+                        .r#type(ShardFilterType::AtTimestamp)
                         .timestamp(time.into())
                         .build()
                 });

@@ -98,15 +98,34 @@ impl Listing {
             .map(Flaw::Hole)
     }
 
-    /// Whether a listing `since` some time can be one of the same stream: it shows each shard that
-    /// this unfiltered one shows open, and with a closed shard each of its descendants.
-    pub(crate) fn admits(&self, filtered: &Self) -> bool {
-        let shown: BTreeSet<&ShardId> = filtered.shards.iter().map(|shard| &shard.id).collect();
-        let is_due = |shard: &ListedShard| {
-            shard.is_open() || shard.parents.iter().any(|parent| shown.contains(parent))
-        };
-        filtered.unreadable == 0
-            && self.shards.iter().all(|shard| !is_due(shard) || shown.contains(&shard.id))
+    /// Returns the closed shards that were closed before a time, proven by a listing of the shards that
+    /// were open then: these were split or merged from them.
+    ///
+    /// A listing that has a hole, or shows a shard that this unfiltered one lacks, proves nothing. A
+    /// shard that it merely lacks may hold records of that time.
+    pub(crate) fn closed_before(&self, open_then: &Self) -> BTreeSet<ShardId> {
+        let listed: HashMap<&ShardId, &ListedShard> =
+            self.shards.iter().map(|shard| (&shard.id, shard)).collect();
+        let open: HashMap<&ShardId, &ListedShard> = open_then
+            .shards
+            .iter()
+            .filter_map(|shard| listed.get(&shard.id).map(|shard| (&shard.id, *shard)))
+            .collect();
+        let is_whole = open_then.unreadable == 0
+            && open.len() == open_then.shards.len()
+            && first_hole(open.values().map(|shard| shard.keys)).is_none();
+        let mut closed = BTreeSet::new();
+        if !is_whole {
+            return closed;
+        }
+        let mut left: Vec<&ShardId> = open.values().flat_map(|shard| &shard.parents).collect();
+        while let Some(id) = left.pop() {
+            let Some(shard) = listed.get(id) else { continue };
+            if !shard.is_open() && !open.contains_key(id) && closed.insert(id.clone()) {
+                left.extend(&shard.parents);
+            }
+        }
+        closed
     }
 }
 
@@ -276,23 +295,49 @@ mod tests {
         assert_eq!(listing(Vec::new()).flaw(), Some(Flaw::Hole(0)));
     }
 
-    #[test]
-    fn filtered_listing_without_an_open_shard_is_not_admitted() {
+    /// Each generation is one shard more than the one before, which it was split from in part.
+    fn lineage() -> Listing {
         let halves = [(0, u128::MAX / 2), (u128::MAX / 2 + 1, u128::MAX)];
-        let full = listing(vec![shard(0, halves[0], true), shard(1, halves[1], true)]);
-        assert!(full.admits(&full));
-        assert!(!full.admits(&listing(vec![shard(0, halves[0], true)])));
+        let mut shards = vec![
+            shard(0, (0, u128::MAX), false),
+            shard(1, halves[0], false),
+            shard(2, halves[1], true),
+            shard(3, halves[0], true),
+        ];
+        for (child, parent) in [(1, 0), (2, 0), (3, 1)] {
+            shards[child].parents = vec![shards[parent].id.clone()];
+        }
+        listing(shards)
+    }
+
+    fn open_then(indices: &[usize]) -> Listing {
+        let all = lineage().shards;
+        listing(indices.iter().map(|index| all[*index].clone()).collect())
+    }
+
+    fn closed_before(open: &Listing) -> Vec<usize> {
+        let closed = lineage().closed_before(open);
+        (0..4).filter(|index| closed.contains(&shard(*index, (0, 0), true).id)).collect()
     }
 
     #[test]
-    fn filtered_listing_with_a_parent_shows_its_child() {
-        let mut child = shard(1, (0, u128::MAX), false);
-        child.parents = vec![shard(0, (0, 0), false).id];
-        let mut grandchild = shard(2, (0, u128::MAX), true);
-        grandchild.parents = vec![child.id.clone()];
-        let parent = shard(0, (0, u128::MAX), false);
-        let full = listing(vec![parent.clone(), child, grandchild.clone()]);
-        assert!(full.admits(&listing(vec![grandchild.clone()])));
-        assert!(!full.admits(&listing(vec![parent, grandchild])));
+    fn ancestors_of_shards_that_were_open_were_closed_before() {
+        assert_eq!(closed_before(&open_then(&[0])), [0_usize; 0]);
+        assert_eq!(closed_before(&open_then(&[1, 2])), [0]);
+        assert_eq!(closed_before(&open_then(&[2, 3])), [0, 1]);
+    }
+
+    #[test]
+    fn listing_of_open_shards_with_a_flaw_proves_nothing() {
+        for short in [&[][..], &[2], &[3], &[1]] {
+            assert_eq!(closed_before(&open_then(short)), [0_usize; 0], "{short:?}");
+        }
+        let mut unknown = open_then(&[2, 3]);
+        unknown.shards.push(shard(4, (0, 9), true));
+        assert_eq!(closed_before(&unknown), [0_usize; 0]);
+        let unreadable = Listing { unreadable: 1, ..open_then(&[2, 3]) };
+        assert_eq!(closed_before(&unreadable), [0_usize; 0]);
+        // Where no filter is known, all shards are shown.
+        assert_eq!(closed_before(&lineage()), [0_usize; 0]);
     }
 }

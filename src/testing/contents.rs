@@ -101,6 +101,12 @@ impl Shards {
         shards
     }
 
+    /// When a shard was split or merged from its parents, or made with its stream.
+    pub(super) fn opened(&self, shard: usize) -> u64 {
+        let parents = self.shards[shard].parents.iter();
+        parents.filter_map(|parent| self.shards[*parent].closed).max().unwrap_or(self.created)
+    }
+
     pub(super) fn add(&mut self, parents: Vec<usize>, first_key: u128, last_key: u128) -> usize {
         self.shards.push(Contents {
             parents,

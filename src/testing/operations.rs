@@ -54,6 +54,41 @@ fn millis(seconds: &Value) -> Option<u64> {
     Some((seconds.as_f64()? * 1000.0).max(0.0) as u64)
 }
 
+/// The shards that a listing shows.
+#[derive(Debug, Clone, Copy)]
+enum Filter {
+    /// Those that are open at this time or later.
+    From(u64),
+    /// Those that are open at this time.
+    At(u64),
+}
+
+impl Filter {
+    fn of(filter: &Value) -> Self {
+        let time = millis(&filter["Timestamp"]).unwrap_or_default();
+        if filter["Type"] == "AT_TIMESTAMP" { Self::At(time) } else { Self::From(time) }
+    }
+
+    /// As a page token holds it.
+    fn number(self) -> u64 {
+        match self {
+            Self::From(time) => time << 1,
+            Self::At(time) => time << 1 | 1,
+        }
+    }
+
+    fn of_number(number: u64) -> Self {
+        if number & 1 == 0 { Self::From(number >> 1) } else { Self::At(number >> 1) }
+    }
+
+    fn shows(self, shard: &Contents, opened: u64) -> bool {
+        match self {
+            Self::From(time) => shard.closed.is_none_or(|closed| closed >= time),
+            Self::At(time) => opened <= time && shard.closed.is_none_or(|closed| closed > time),
+        }
+    }
+}
+
 impl Model {
     /// Carries a call out; `arrives` says whether its answer will be heard as a whole.
     pub(super) fn serve(
@@ -104,7 +139,7 @@ impl Model {
 
     fn list_shards(&mut self, body: &Value) -> Result<Value, Answer> {
         let now = self.now();
-        let (name, from, since) = if let Value::String(next) = &body["NextToken"] {
+        let (name, from, filter) = if let Value::String(next) = &body["NextToken"] {
             if body.get("StreamName").is_some() || body.get("StreamARN").is_some() {
                 self.violations.push("a NextToken beside the name of a stream".to_owned());
                 return Err(invalid("NextToken and StreamName cannot be provided together"));
@@ -116,18 +151,17 @@ impl Model {
             if is_of_deleted || self.has_expired(given, TOKEN_LIFE) {
                 return Err(refusal(400, "ExpiredNextTokenException", "the token has expired"));
             }
-            (name, from, since as u64)
+            (name, from, Filter::of_number(since as u64))
         } else {
-            let since = millis(&body["ShardFilter"]["Timestamp"]).unwrap_or_default();
-            (self.stream_of(body)?.0, 0, since)
+            (self.stream_of(body)?.0, 0, Filter::of(&body["ShardFilter"]))
         };
         let page = body["MaxResults"].as_u64().unwrap_or(LARGEST_PAGE).min(LARGEST_PAGE) as usize;
         let stream = self.streams.get(&name).ok_or_else(|| not_found("Stream"))?;
         let listed: Vec<usize> = (from..stream.shards.len())
             .filter(|index| !stream.shards[*index].expired)
-            .filter(|index| stream.shards[*index].closed.is_none_or(|closed| closed >= since))
+            .filter(|index| filter.shows(&stream.shards[*index], stream.opened(*index)))
             .collect();
-        let next = listed.get(page).map(|next| token(&name, *next, since as usize, now));
+        let next = listed.get(page).map(|next| token(&name, *next, filter.number() as usize, now));
         let page: Vec<Value> = listed
             .into_iter()
             .take(page)

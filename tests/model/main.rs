@@ -85,6 +85,33 @@ async fn a_listing_from_a_time_leaves_out_what_was_closed_before() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn listing_at_a_time_shows_what_was_open_then() {
+    let kinesis = Kinesis::new();
+    let orders = kinesis.create_stream("orders", 1);
+    sleep(Duration::from_secs(10)).await;
+    let first = kinesis.now();
+    sleep(Duration::from_secs(10)).await;
+    let [left, right] = orders.shard(0).split();
+    sleep(Duration::from_secs(10)).await;
+    let second = kinesis.now();
+    sleep(Duration::from_secs(10)).await;
+    left.merge(&right);
+    let client = kinesis.client();
+    for (time, shown) in [(first, vec![0]), (second, vec![1, 2]), (kinesis.now(), vec![3])] {
+        let filter = ShardFilter::builder()
+            .r#type(ShardFilterType::AtTimestamp)
+            .timestamp(time.into())
+            .build()
+            .unwrap();
+        let listing = client.list_shards().stream_name("orders").shard_filter(filter);
+        let listed = listing.send().await.unwrap();
+        let ids = listed.shards().iter().map(aws_sdk_kinesis::types::Shard::shard_id);
+        let shown = shown.iter().map(|index| format!("shardId-{index:012}"));
+        assert!(ids.eq(shown), "{listed:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_shard_serves_five_reads_and_two_mebibytes_a_second() {
     let kinesis = Kinesis::new();
     let shard = kinesis.create_stream("orders", 1).shard(0);

@@ -149,6 +149,42 @@ async fn short_filtered_listing_ends_no_shard() {
     assert_eq!(number(&next(&mut records).await), 1);
 }
 
+/// A closed shard holds records of the time from which is read, and the listing of the shards that were
+/// open then lacks it.
+#[tokio::test(start_paused = true)]
+async fn listing_by_time_without_a_closed_shard_ends_no_shard() {
+    for (wrong, by_seek) in [
+        (WrongListing::Without(shard_zero()), false),
+        (WrongListing::Without(shard_zero()), true),
+        (WrongListing::Empty, false),
+        (WrongListing::Empty, true),
+    ] {
+        let (kinesis, orders) = orders(1);
+        sleep(Duration::from_secs(5)).await;
+        let since = StartingPosition::AtTimestamp(kinesis.now());
+        sleep(Duration::from_secs(5)).await;
+        orders.shard(0).put("0");
+        let [left, _right] = orders.shard(0).split();
+        left.put("1");
+        sleep(Duration::from_secs(5)).await;
+        // The first call is the full listing.
+        kinesis.next_calls("ListShards", 1, Outcome::Served);
+        kinesis.next_calls("ListShards", 1, Outcome::Mislisted(wrong.clone()));
+        let consumer = if by_seek {
+            let consumer = consumer(&kinesis).build().unwrap();
+            consumer.seek(since).await.unwrap();
+            consumer
+        } else {
+            consumer(&kinesis).starting_position(since).build().unwrap()
+        };
+        let mut records = consumer.records();
+        for expected in [0, 1] {
+            let read = number(&next(&mut records).await);
+            assert_eq!(read, expected, "{wrong:?}, by seek: {by_seek}");
+        }
+    }
+}
+
 /// The unfinished parent of listed children is missing from two listings, and then there again.
 #[tokio::test(start_paused = true)]
 async fn shard_missing_for_a_while_is_read_to_its_end() {
