@@ -54,6 +54,31 @@ pub(crate) struct Opening {
     pub(crate) watermark: Arc<Watermark>,
     /// Whether its caller still polls, where that matters.
     pub(crate) pulse: Option<Pulse>,
+    pub(crate) unopened: Unopened,
+}
+
+/// Gives a shard back that the caller does not come to open: dropped, it tells the worker so.
+#[derive(Debug)]
+pub(crate) struct Unopened(Option<(mpsc::UnboundedSender<Word>, ShardId, u64)>);
+
+impl Unopened {
+    fn new(words: mpsc::UnboundedSender<Word>, shard: ShardId, epoch: u64) -> Self {
+        Self(Some((words, shard, epoch)))
+    }
+
+    /// The caller has the shard's stream, which tells from now on.
+    pub(crate) fn opened(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unopened {
+    fn drop(&mut self) {
+        if let Some((words, shard, epoch)) = self.0.take() {
+            // Nobody listens any more where the reading has been dropped.
+            let _dropped = words.send(Word::Dropped(shard, epoch));
+        }
+    }
 }
 
 /// What a shard has to say, in the epoch of its lease.

@@ -194,7 +194,7 @@ impl Running {
 
     /// The stream of a shard that may be read now.
     pub(super) fn open(&self, opening: Opening) -> ShardStream {
-        let Opening { shard, position, tenure, watermark, pulse } = opening;
+        let Opening { shard, position, tenure, watermark, pulse, unopened } = opening;
         let inner = &self.session.consumer.inner;
         let observer = inner.observer.shard(&shard.id, &watermark);
         let subject = Subject {
@@ -236,6 +236,7 @@ impl Running {
             }),
             session: Arc::clone(&self.session) as _,
         });
+        unopened.opened();
         ShardStream::new(reading, pulse, inner.observer.polls())
     }
 }

@@ -11,7 +11,7 @@ use super::balance::balance;
 use super::exchange::LAST_WORDS;
 use super::holdings::{Holding, Settled};
 use super::worker::{Done, Even, Worker};
-use super::{Opening, Word};
+use super::{Opening, Unopened, Word};
 use crate::backoff::{Backoff, SAVES};
 use crate::checkpoint::{Advance, Checkpoint, Watermark};
 use crate::error::{Error, contain};
@@ -263,7 +263,8 @@ impl Worker {
         self.holdings.take(id.clone(), holding);
         let shard = KnownShard { id: id.clone(), parents: lease.parents.unwrap_or_default() };
         let ShardStart { position, unstored } = start;
-        let opening = Opening { shard, position, tenure, watermark, pulse };
+        let unopened = Unopened::new(self.plan.words.clone(), id.clone(), epoch);
+        let opening = Opening { shard, position, tenure, watermark, pulse, unopened };
         match unstored {
             Some(checkpoint) => self.store_start(opening, checkpoint),
             None => self.send(opening),
@@ -290,10 +291,11 @@ impl Worker {
 
     /// Sends a shard to the caller's stream, unless its lease is over.
     pub(super) fn send(&mut self, opening: Opening) {
-        let (shard, epoch) = (opening.shard.id.clone(), opening.tenure.epoch());
-        if !opening.tenure.is_over() && self.plan.openings.send(Ok(opening)).is_err() {
-            self.hand_over(&shard, epoch, Duration::ZERO);
+        if opening.tenure.is_over() {
+            return opening.unopened.opened();
         }
+        // Dropped where nobody opens shards any more, by which the worker is told.
+        let _unopened = self.plan.openings.send(Ok(opening));
     }
 
     /// Hands out no record of the shard any more, and gives it back when all that were are finished,

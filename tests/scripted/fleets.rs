@@ -319,6 +319,27 @@ async fn a_shard_stream_that_is_dropped_comes_again() {
     assert_eq!(number(&next), number(&record) + 2, "from where it was finished");
 }
 
+#[tokio::test(start_paused = true)]
+async fn shards_that_were_not_opened_are_released_with_the_stream_of_shards() {
+    let fleet = Fleet::new(3);
+    let consumer = fleet.builder("a").build().unwrap();
+    let mut shards = consumer.shards();
+    let mut opened = shards.next().await.unwrap().unwrap();
+    drop(shards);
+    let other = fleet.start("b");
+    sleep(2 * LEASE).await;
+    for number in 0..3 {
+        fleet.orders.shard(number).put(number.to_string());
+    }
+    let own = number(&opened.next().await.unwrap().unwrap());
+    sleep(LEASE).await;
+    let mut read: Vec<_> = fleet.seen.lock().unwrap().iter().map(|seen| seen.number).collect();
+    read.push(own);
+    read.sort_unstable();
+    assert_eq!(read, [0, 1, 2]);
+    other.reading.abort();
+}
+
 impl Fleet {
     pub(crate) fn assert_each_once_unordered(&self, count: usize) {
         let mut numbers: Vec<_> =
