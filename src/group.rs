@@ -37,7 +37,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::checkpoint::Watermark;
 use crate::error::Result;
 use crate::lineage::{Lister, Ordering};
-use crate::observe::Observer;
+use crate::observe::{Observer, ShardObserver};
 use crate::record::ShardId;
 use crate::shard::{CheckpointOn, Pulse, Tenure};
 use crate::source::{KnownShard, Position};
@@ -84,8 +84,15 @@ impl Drop for Unopened {
 /// What a shard has to say, in the epoch of its lease.
 #[derive(Debug)]
 pub(crate) enum Word {
-    /// It is read to its end, and these are its children as far as the server names them.
-    Children(Vec<KnownShard>),
+    /// It is read to its end.
+    Read {
+        shard: ShardId,
+        epoch: u64,
+        /// Its children as far as the server names them.
+        children: Vec<KnownShard>,
+        /// Shows its records until they are finished.
+        observer: ShardObserver,
+    },
     /// All its records are finished.
     Finished(ShardId, u64),
     /// Its stream was dropped before.

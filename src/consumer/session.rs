@@ -212,6 +212,7 @@ impl Running {
             finish: Arc::clone(&watermark) as _,
         };
         let (word, id, epoch) = (self.word.clone(), shard.id.clone(), tenure.epoch());
+        let at_end = observer.clone();
         let reading = Reading::new(Plan {
             observer,
             parents: shard.parents,
@@ -227,7 +228,10 @@ impl Running {
             ended: Box::new(move |ending| {
                 // Nobody listens any more where the reading has been dropped.
                 let _dropped = word.send(match ending {
-                    Ending::Read(children) => Word::Children(children),
+                    Ending::Read(children) => {
+                        let (shard, observer) = (id.clone(), at_end.clone());
+                        Word::Read { shard, epoch, children, observer }
+                    }
                     Ending::Failed { has_delivered } => {
                         Word::Failed { shard: id.clone(), epoch, has_delivered }
                     }

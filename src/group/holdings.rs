@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::checkpoint::Watermark;
+use crate::observe::ShardObserver;
 use crate::record::ShardId;
 use crate::shard::{Pulse, Tenure};
 use crate::store::lease::{Change, Lease, Table};
@@ -42,6 +43,8 @@ pub(super) struct Holding {
     lease: Lease,
     pub(super) finish: Finish,
     pub(super) is_leaving: bool,
+    /// The stream is at its end, and records of it may be unacknowledged.
+    pub(super) observer: Option<ShardObserver>,
 }
 
 impl Holding {
@@ -51,7 +54,8 @@ impl Holding {
         watermark: Arc<Watermark>,
         pulse: Option<Pulse>,
     ) -> Self {
-        Self { tenure, watermark, pulse, lease, finish: Finish::default(), is_leaving: false }
+        let finish = Finish::default();
+        Self { tenure, watermark, pulse, lease, finish, is_leaving: false, observer: None }
     }
 
     /// No record is handed out any more.

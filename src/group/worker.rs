@@ -205,8 +205,15 @@ impl Worker {
 
     fn hear(&mut self, word: Word) {
         match word {
-            Word::Children(children) if children.is_empty() => self.ask_for_listing(),
-            Word::Children(children) => self.named.extend(children),
+            Word::Read { shard, epoch, children, observer } => {
+                if let Some(holding) = self.holdings.get(&shard, epoch) {
+                    holding.observer = Some(observer);
+                }
+                if children.is_empty() {
+                    self.ask_for_listing();
+                }
+                self.named.extend(children);
+            }
             Word::Finished(shard, epoch) => self.pending.push(Change::Finish { shard, epoch }),
             Word::Dropped(shard, epoch) => {
                 self.declines.dropped(&shard, self.renewal());

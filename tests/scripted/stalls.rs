@@ -296,3 +296,25 @@ async fn ended_shard_stream_that_is_kept_leaves_the_consumer_live() {
     assert!(health.is_live() && health.is_ready(), "{health:?}");
     drop(first);
 }
+
+/// Children wait for a record of their parent, whose stream is at its end.
+#[tokio::test(start_paused = true)]
+async fn unacknowledged_record_of_a_shard_that_has_ended_is_shown() {
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put("0");
+    let consumer = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).build().unwrap();
+    let mut records = consumer.records();
+    let record = next(&mut records).await;
+    let [left, _right] = orders.shard(0).split();
+    left.put("1");
+    assert!(timeout(100 * SECOND, records.next()).await.is_err());
+    let status = consumer.status().await.unwrap();
+    let parent = &status.shards[&orders.shard(0).id()];
+    assert_eq!(parent.unacknowledged, Some(1));
+    assert!(about(parent.oldest_unacknowledged, 100), "{parent:?}");
+    let health = consumer.health();
+    assert!(about(health.oldest_unacknowledged, 100), "{health:?}");
+    record.ack();
+    assert_eq!(number(&next(&mut records).await), 1);
+    assert_eq!(consumer.health().oldest_unacknowledged, None);
+}
