@@ -106,8 +106,9 @@ pub enum ShardState {
     Leaving,
     /// Every record of it is finished.
     Finished,
-    /// It left retention before it was read to its end; see
-    /// [`on_trimmed`](crate::ConsumerBuilder::on_trimmed).
+    /// It left retention before it was read to its end, or its position belongs to an earlier stream of
+    /// the name. A start with another [`on_trimmed`](crate::ConsumerBuilder::on_trimmed) goes on; so does
+    /// a shard that is listed again.
     Lost,
     /// The store cannot read the lease or the position of it: it is not read, and its children wait,
     /// until the stored text is corrected or [`set_position`](Consumer::set_position) replaces it.

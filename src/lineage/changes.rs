@@ -80,6 +80,11 @@ impl Listed {
             .collect()
     }
 
+    /// Whether more than one listing has shown that a shard is of another stream than its lease.
+    fn has_confirmed(&self, shard: &ListedShard) -> bool {
+        self.before.leases.get(&shard.id).is_some_and(|lease| is_of_other_stream(lease, shard))
+    }
+
     fn had_finished(&self, shard: &ShardId) -> bool {
         self.before.leases.get(shard).is_some_and(Lease::is_finished)
     }
@@ -147,7 +152,12 @@ impl Lister {
                 if listed.had_finished(shard) && lease.unlisted.is_none_or(is_over) {
                     list.push(Change::Forget { shard: shard.clone() });
                 }
-            } else if listed.gone.contains(shard) && lease.owner.is_none() && !lease.is_lost {
+            } else if lease.is_lost && self.keeps_lost() {
+                // Once by each reading, since nothing comes of the shard.
+                if listed.begins {
+                    losses.push(Loss::Told(self.left_retention(shard, lease)));
+                }
+            } else if listed.gone.contains(shard) && lease.owner.is_none() {
                 list.extend(self.lose(shard, lease, &mut losses));
             }
         }
@@ -243,11 +253,12 @@ impl Lister {
                 continue;
             }
             if is_same(lease, start) {
-                if lease.parents.is_some() && (lease.start.is_none() || lease.unlisted.is_some()) {
+                let is_news = lease.start.is_none() || lease.unlisted.is_some() || lease.is_lost;
+                if lease.parents.is_some() && is_news {
                     let (shard, start) = (shard.id.clone(), Some(start.clone()));
                     list.push(Change::Identify { shard, start });
                 }
-            } else {
+            } else if listed.has_confirmed(shard) || lease.is_lost {
                 self.replace(shard, start, lease, listed, list, losses);
             }
         }
@@ -291,10 +302,7 @@ impl Lister {
     }
 
     fn of_other_stream(&self, shard: &ListedShard, lease: &Lease) -> Error {
-        let position = match &lease.checkpoint {
-            Some(checkpoint) => checkpoint.to_string(),
-            None => "its beginning".to_owned(),
-        };
+        let position = position_of(lease);
         let message = format!(
             "the shard's position ({position}) belongs to an earlier stream of this name; set \
              on_trimmed to TrimHorizon or Latest to read the new stream, or clear the positions"
@@ -304,21 +312,19 @@ impl Lister {
             .in_shard(shard.id.as_str())
     }
 
+    fn left_retention(&self, shard: &ShardId, lease: &Lease) -> Error {
+        let message = format!(
+            "the shard has left the stream's retention before it was read to its end (it was read to \
+             {}); set on_trimmed to go on with its children, which wait until then",
+            position_of(lease)
+        );
+        Error::new(ErrorKind::Trimmed, message)
+            .in_stream(self.kinesis.name())
+            .in_shard(shard.as_str())
+    }
+
     /// A shard that was begun and has left retention meanwhile.
     fn lose(&self, shard: &ShardId, lease: &Lease, losses: &mut Vec<Loss>) -> Vec<Change> {
-        let read = match &lease.checkpoint {
-            Some(checkpoint) => checkpoint.to_string(),
-            None => "its beginning".to_owned(),
-        };
-        let error = Error::new(
-            ErrorKind::Trimmed,
-            format!(
-                "the shard has left the stream's retention before it was read to its end (it was \
-                 read to {read}); set on_trimmed to go on with its children, which wait until then"
-            ),
-        )
-        .in_stream(self.kinesis.name())
-        .in_shard(shard.as_str());
         let (id, epoch) = (|| shard.clone(), lease.epoch);
         let mut changes = Vec::new();
         if lease.parents.is_none() {
@@ -326,7 +332,7 @@ impl Lister {
             changes.push(Change::Add { shard: id(), parents, start, checkpoint: None });
         }
         if self.on_trimmed == OnTrimmed::Fail {
-            losses.push(Loss::Told(error));
+            losses.push(Loss::Told(self.left_retention(shard, lease)));
             changes.push(Change::Lose { shard: id() });
         } else {
             losses.push(Loss::PassedOver(Event::Gap {
@@ -338,6 +344,17 @@ impl Lister {
         }
         changes
     }
+}
+
+/// How far a shard was read, as a person is told.
+fn position_of(lease: &Lease) -> String {
+    lease.checkpoint.as_ref().map_or_else(|| "its beginning".to_owned(), Checkpoint::to_string)
+}
+
+/// Whether the readable lease of a listed shard belongs to another stream.
+pub(super) fn is_of_other_stream(lease: &Lease, shard: &ListedShard) -> bool {
+    let start = shard.start.as_ref();
+    lease.unreadable.is_none() && start.is_some_and(|start| !is_same(lease, start))
 }
 
 /// Whether a lease can be that of the listed shard that starts there.

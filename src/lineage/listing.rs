@@ -1,6 +1,6 @@
 //! Lists the stream until the answers can be the whole of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +8,7 @@ use futures::future::try_join_all;
 use tokio::time::{Instant, sleep};
 
 use super::absence::Absences;
-use super::changes::Listed;
+use super::changes::{Listed, is_of_other_stream};
 use super::patience::{Judgement, Patience};
 use super::start::{FirstPoll, Start};
 use super::takeover::Takeover;
@@ -26,8 +26,8 @@ const LONGEST_PAUSE_MISSING: Duration = Duration::from_secs(5);
 /// How many answers to a filtered listing may be unusable before the filter is given up.
 const FILTERED_ATTEMPTS: u32 = 3;
 
-/// How often Kinesis must say that a parent is gone before its child is read without it, and the pause
-/// between: as long as a stream must be missing that is named for the first time.
+/// How often Kinesis must say that a parent is gone before its child is read without it, or that a shard
+/// is of another stream, and the pause between: as long as a stream must be missing that is named for the first time.
 const CONFIRMATIONS: u32 = 3;
 const CONFIRM_EACH: Duration = Duration::from_secs(1);
 
@@ -136,7 +136,33 @@ impl Lister {
         let is_known = |id: &ShardId| ids.contains(id) || before.leases.contains_key(id);
         let missing: Vec<&ShardId> = parents.into_iter().filter(|id| !is_known(id)).collect();
         self.confirm_missing(&missing).await?;
+        self.confirm_other_starts(&listing, before).await?;
         Ok(listing)
+    }
+
+    /// Fails unless Kinesis says several times of each shard of another stream where it starts.
+    async fn confirm_other_starts(&self, listing: &Listing, before: &Table) -> Result<(), Failure> {
+        let is_other = |shard: &&ListedShard| {
+            let lease = before.leases.get(&shard.id).filter(|lease| !lease.is_lost);
+            lease.is_some_and(|lease| is_of_other_stream(lease, shard))
+        };
+        let others: Vec<&ListedShard> = listing.shards.iter().filter(is_other).collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        for _ in 1..CONFIRMATIONS {
+            sleep(CONFIRM_EACH).await;
+            let again = self.kinesis.shards().await?;
+            let starts: HashMap<_, _> =
+                again.shards.iter().map(|shard| (&shard.id, &shard.start)).collect();
+            for shard in &others {
+                if starts.get(&shard.id) != Some(&&shard.start) {
+                    let id = &shard.id;
+                    return Err(unusable(format!("shows {id} with another start than before")));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Fails unless Kinesis says several times of each of these parents that there is no such shard: a
@@ -200,11 +226,17 @@ impl Lister {
         }
     }
 
+    /// Whether a shard that was lost stays so, since nothing says how to go on.
+    pub(super) fn keeps_lost(&self) -> bool {
+        self.on_trimmed == OnTrimmed::Fail
+    }
+
     /// The shards of the table that are gone: unfinished, and read by no worker.
     async fn find_gone(&self, listing: &Listing, before: &Table) -> Vec<ShardId> {
         let ids: BTreeSet<&ShardId> = listing.shards.iter().map(|shard| &shard.id).collect();
-        let is_idle =
-            |lease: &Lease| !lease.is_finished() && !lease.is_lost && lease.owner.is_none();
+        let is_idle = |lease: &Lease| {
+            !lease.is_finished() && lease.owner.is_none() && !(lease.is_lost && self.keeps_lost())
+        };
         let idle = before.leases.iter().filter(|(_, lease)| is_idle(lease)).map(|(id, _)| id);
         let mut absent = Vec::new();
         for shard in idle.filter(|id| !ids.contains(id)) {

@@ -212,7 +212,8 @@ pub enum Change {
         /// Where it begins; `None` leaves that to who reads it.
         checkpoint: Option<Checkpoint>,
     },
-    /// A listing shows the shard, and its first sequence number, which is stored unless there is one.
+    /// A listing shows the shard, and its first sequence number, which is stored unless there is one. A
+    /// lost shard that starts there is not lost any more.
     Identify {
         /// The shard.
         shard: ShardId,

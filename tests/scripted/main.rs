@@ -18,6 +18,7 @@ mod identity;
 #[path = "../support/inline.rs"]
 mod inline;
 mod listings;
+mod lost;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod named;

@@ -471,6 +471,10 @@ impl Step<'_> {
             lease.start = start.cloned();
             self.changed = true;
         }
+        if lease.is_lost && start.is_some() && lease.start.as_ref() == start {
+            lease.is_lost = false;
+            self.changed = true;
+        }
     }
 
     fn replace(

@@ -210,6 +210,10 @@ function changes.IDENTIFY()
     lease.start = start
     mark(shard)
   end
+  if lease.state ~= NONE and start ~= NONE and lease.start == start then
+    lease.state = NONE
+    mark(shard)
+  end
 end
 
 function changes.REPLACE()

@@ -39,7 +39,11 @@ impl Suite<'_> {
         assert!(lost.is_lost && lost.owner.is_none(), "a shard that is lost while read is free");
         assert!(lost.epoch > owned.epoch, "a shard that is lost while read has a new epoch");
         a.save(1, owned.epoch, "AFTER_SEQUENCE_NUMBER:7", Verdict::Lost).await;
-        a.exchange([replace(1, "90")]).await;
+        a.changes_nothing([identify(1, Some("6"))], "a shard of another start stays lost").await;
+        a.changes_nothing([identify(1, None)], "a listing without a start proves nothing").await;
+        a.exchange([identify(1, Some("5"))]).await;
+        assert!(!a.lease(1).is_lost, "a shard that is listed again is not lost");
+        a.exchange([Change::Lose { shard: shard(1) }, replace(1, "90")]).await;
         assert!(!a.lease(1).is_lost, "a replaced shard is not lost");
 
         let positions = vec![(shard(1), checkpoint("AFTER_SEQUENCE_NUMBER:8"))];

@@ -1,0 +1,98 @@
+//! Shards that were given up, because they had left retention or belonged to another stream.
+
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use kinestream::store::Scope;
+use kinestream::testing::{Kinesis, Outcome, Stream, WrongListing};
+use kinestream::{
+    Checkpoint, CheckpointStore, ErrorKind, Event, MemoryStore, OnTrimmed, ShardState,
+};
+use tokio::time::timeout;
+
+use crate::{assert_silent, consumer, next, number, orders};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A store in which a shard with a child is read to its first record, of two.
+async fn half_read() -> (Kinesis, Stream, MemoryStore) {
+    let (kinesis, orders) = orders(1);
+    let sequence_number = orders.shard(0).put("0");
+    orders.shard(0).put("1");
+    let [left, _right] = orders.shard(0).split();
+    left.put("2");
+    let store = MemoryStore::new();
+    let position = Checkpoint::AfterSequence { sequence_number, sub_sequence_number: None };
+    let scope = Scope::new("default", "orders");
+    store.save(&scope, &[(orders.shard(0).id(), position)]).await.unwrap();
+    (kinesis, orders, store)
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_shard_is_reported_by_each_reading_until_on_trimmed_passes_it_over() {
+    let (kinesis, orders, store) = half_read().await;
+    orders.shard(0).expire();
+    for _ in 0..2 {
+        let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
+        let mut records = consumer.records();
+        let error = timeout(HOUR, records.next()).await.unwrap().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Trimmed);
+        assert!(error.to_string().contains("set on_trimmed"), "{error}");
+        let quiet = timeout(HOUR, records.next()).await;
+        assert!(quiet.is_err(), "it is reported once, and its children wait: {quiet:?}");
+        let status = consumer.status().await.unwrap();
+        assert_eq!(status.shards[&orders.shard(0).id()].state, ShardState::Lost);
+        drop(records);
+        consumer.close().await.unwrap();
+    }
+    let consumer =
+        consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon).store(store).build().unwrap();
+    let mut events = consumer.events();
+    let mut records = consumer.records();
+    assert_eq!(number(&next(&mut records).await), 2);
+    let all = std::iter::from_fn(|| events.next().now_or_never().flatten());
+    let gaps = all.filter(|event| matches!(event, Event::Gap { .. })).count();
+    assert_eq!(gaps, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_shard_that_is_listed_again_is_read() {
+    let (kinesis, orders, store) = half_read().await;
+    let missing = Outcome::Mislisted(WrongListing::Without(orders.shard(0).id()));
+    kinesis.next_calls("ListShards", 12, missing);
+    let not_found = Outcome::failed(400, "ResourceNotFoundException", "no such shard");
+    kinesis.next_calls("GetShardIterator", 12, not_found);
+    let consumer = consumer(&kinesis).store(store).build().unwrap();
+    let mut records = consumer.records();
+    let error = timeout(HOUR, records.next()).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Trimmed);
+    for expected in 1..3 {
+        let record = timeout(HOUR, records.next()).await.unwrap().unwrap().unwrap();
+        assert_eq!(number(&record), expected);
+    }
+}
+
+/// One answer shows a shard that is read with another first sequence number.
+#[tokio::test(start_paused = true)]
+async fn one_listing_with_another_start_changes_nothing() {
+    for on_trimmed in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
+        let (kinesis, orders) = orders(1);
+        let interval = Duration::from_secs(5);
+        let builder = consumer(&kinesis).discovery_interval(interval).on_trimmed(on_trimmed);
+        let consumer = builder.build().unwrap();
+        let mut records = consumer.records();
+        orders.shard(0).put("0");
+        assert_eq!(number(&next(&mut records).await), 0);
+        assert_silent(&mut records).await;
+        let body = r#"{"Shards":[{"ShardId":"shardId-000000000000",
+            "HashKeyRange":{"StartingHashKey":"0",
+                "EndingHashKey":"340282366920938463463374607431768211455"},
+            "SequenceNumberRange":{"StartingSequenceNumber":"7"}}]}"#;
+        let wrong = Outcome::Garbled { status: 200, body: body.into() };
+        kinesis.next_calls("ListShards", 1, wrong);
+        let quiet = timeout(HOUR, records.next()).await;
+        assert!(quiet.is_err(), "{on_trimmed:?}: {quiet:?}");
+        orders.shard(0).put("1");
+        assert_eq!(number(&next(&mut records).await), 1, "{on_trimmed:?}");
+    }
+}
