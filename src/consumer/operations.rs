@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Consumer;
 use crate::backoff::{Backoff, LISTINGS};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, ErrorKind, Failure, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::group::Word;
 use crate::lineage::StartingPosition;
 use crate::observe::Event;
@@ -87,7 +87,7 @@ impl Consumer {
         if let Checkpoint::AtTimestamp(time) | Checkpoint::CaughtUp { until: time, .. } = checkpoint
             && time > SystemTime::now()
             // The local clock may be behind that of Kinesis.
-            && is_future(time, self.listed().await?.taken)
+            && is_future(time, self.listed(None).await?.taken)
         {
             let message = format!("the position {checkpoint} is in the future, but must be past");
             let error = Error::new(ErrorKind::Configuration, message);
@@ -149,7 +149,7 @@ impl Consumer {
     /// # Ok(()) }
     /// ```
     pub async fn seek(&self, to: StartingPosition) -> Result<()> {
-        let mut listed = self.listed().await?;
+        let mut listed = self.listed(None).await?;
         let checkpoint = match to {
             StartingPosition::TrimHorizon => Checkpoint::TrimHorizon,
             StartingPosition::Latest => Checkpoint::AtTimestamp(listed.taken),
@@ -176,21 +176,23 @@ impl Consumer {
             }
             moved.extend(positions.iter().map(|(id, _)| id.clone()));
             self.edit(&Edit::Set { positions }, WhenHeld::Force).await?;
-            listed = self.listed().await?;
+            listed = self.listed(None).await?;
         }
         self.see().await;
         Ok(())
     }
 
-    async fn listed(&self) -> Result<Listing> {
-        self.retried(async || self.inner.kinesis.shards().await).await
-    }
-
-    /// Lists shards, and tries again for a while what a retry cures.
-    async fn retried(&self, list: impl AsyncFn() -> Result<Listing, Failure>) -> Result<Listing> {
+    /// Lists the shards, or those that were open before a time, and tries again for a while what a retry
+    /// cures.
+    async fn listed(&self, open_before: Option<SystemTime>) -> Result<Listing> {
         let (began, mut backoff, mut failed) = (Instant::now(), Backoff::new(LISTINGS), 0);
         loop {
-            let error = match list().await {
+            let kinesis = &self.inner.kinesis;
+            let listed = match open_before {
+                Some(time) => kinesis.shards_open_before(time).await,
+                None => kinesis.shards().await,
+            };
+            let error = match listed {
                 Ok(listing) => return Ok(listing),
                 Err(failure) => self.here(failure.error),
             };
@@ -211,8 +213,7 @@ impl Consumer {
         listed: &Listing,
     ) -> Result<BTreeSet<ShardId>> {
         let Checkpoint::AtTimestamp(time) = checkpoint else { return Ok(BTreeSet::new()) };
-        let kinesis = &self.inner.kinesis;
-        match self.retried(async || kinesis.shards_open_before(*time).await).await {
+        match self.listed(Some(*time)).await {
             Ok(open_then) => Ok(listed.closed_before(&open_then)),
             // What does not know the filter can still be moved.
             Err(error) if error.kind() == ErrorKind::Rejected => Ok(BTreeSet::new()),

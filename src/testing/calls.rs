@@ -118,6 +118,8 @@ pub enum WrongListing {
     Unreadable,
     /// The next page is the first page again.
     Loops,
+    /// This shard starts at another sequence number.
+    OtherStart(ShardId),
 }
 
 impl Outcome {

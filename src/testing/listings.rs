@@ -24,6 +24,13 @@ impl WrongListing {
                 }
             }
             Self::Loops => body["NextToken"] = json!(token(stream, 0, 0, now)),
+            Self::OtherStart(of) => {
+                for shard in shards.iter_mut().filter(|shard| shard["ShardId"] == of.as_str()) {
+                    let start = &mut shard["SequenceNumberRange"]["StartingSequenceNumber"];
+                    // Beyond each record of the shard.
+                    *start = json!(format!("{}0", start.as_str().unwrap_or("1")));
+                }
+            }
         }
         (status, body.to_string())
     }

@@ -342,6 +342,27 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["NotBeforeTheStart", "NothingIsLost", "Progress", "ParentsFirst", "FewErrors"],
     },
     Mistake {
+        what: "a closed shard that was not open at the start holds nothing",
+        file: "source/listing.rs",
+        right: "open.values().flat_map(|shard| &shard.parents).collect();",
+        wrong: "listed.keys().copied().collect();",
+        breaks: &["NothingIsLost", "Progress"],
+    },
+    Mistake {
+        what: "one listing with another start suffices",
+        file: "lineage/listing.rs",
+        right: "if others.is_empty() {",
+        wrong: "if others.len() < usize::MAX {",
+        breaks: &["NothingIsLost", "LossesAreReported", "FewErrors"],
+    },
+    Mistake {
+        what: "a lost shard stays lost",
+        file: "lineage/listing.rs",
+        right: "self.on_trimmed == OnTrimmed::Fail\n",
+        wrong: "self.discovery_interval > Duration::ZERO\n",
+        breaks: &["NothingIsLost", "LossesAreReported"],
+    },
+    Mistake {
         what: "a shard of the same id is the same shard",
         file: "lineage/changes.rs",
         right: "Some(known) => known == start,",

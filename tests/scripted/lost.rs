@@ -84,11 +84,7 @@ async fn one_listing_with_another_start_changes_nothing() {
         orders.shard(0).put("0");
         assert_eq!(number(&next(&mut records).await), 0);
         assert_silent(&mut records).await;
-        let body = r#"{"Shards":[{"ShardId":"shardId-000000000000",
-            "HashKeyRange":{"StartingHashKey":"0",
-                "EndingHashKey":"340282366920938463463374607431768211455"},
-            "SequenceNumberRange":{"StartingSequenceNumber":"7"}}]}"#;
-        let wrong = Outcome::Garbled { status: 200, body: body.into() };
+        let wrong = Outcome::Mislisted(WrongListing::OtherStart(orders.shard(0).id()));
         kinesis.next_calls("ListShards", 1, wrong);
         let quiet = timeout(HOUR, records.next()).await;
         assert!(quiet.is_err(), "{on_trimmed:?}: {quiet:?}");

@@ -7,6 +7,7 @@
 mod absent;
 mod latest;
 mod named;
+mod pinned;
 mod reader;
 mod recreated;
 mod stalled;
@@ -28,6 +29,9 @@ use crate::world::BEGINNING;
 /// Mixed with the seed for the draws of an act.
 const ACTS: u64 = 0x0061_6374_7321;
 
+/// The same for draws that were added to acts later.
+const WRONGS: u64 = 0x77_726f_6e67_7321;
+
 /// The time in which everything is read when nothing fails any more: a pause between attempts, what is
 /// left of one, and a registration.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -42,6 +46,8 @@ struct Put {
 /// One act.
 struct Act {
     rng: Rng,
+    /// Draws what came later, so that the acts stay as they are.
+    wrongs: Rng,
     plan: Plan,
     truth: Truth,
     kinesis: Kinesis,
@@ -60,31 +66,33 @@ const NAMED_STARTS: u64 = 0x006e_616d_6564;
 pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     let mut rng = Rng::with_seed(seed ^ ACTS);
     let which = rng.u8(..64);
-    if which <= 8 {
-        let mut act = Act::new(rng, plan.clone(), truth.clone());
+    if which <= 10 {
+        let mut act = Act::new(rng, seed, plan.clone(), truth.clone());
         match which {
             0..=2 => act.recreate_stream().await,
             3 => act.start_at_latest().await,
             4 | 5 => act.lack_a_shard().await,
             6 | 7 => act.stall().await,
-            _ => act.read_unevenly().await,
+            8 => act.read_unevenly().await,
+            _ => act.start_at_time().await,
         }
     }
     let mut rng = Rng::with_seed(seed ^ NAMED_STARTS);
     if rng.u8(..24) == 0 && !truth.is_broken() {
-        Act::new(rng, plan, truth).name_latest().await;
+        Act::new(rng, seed, plan, truth).name_latest().await;
     }
 }
 
 impl Act {
-    fn new(mut rng: Rng, plan: Plan, truth: Truth) -> Self {
+    fn new(mut rng: Rng, seed: u64, plan: Plan, truth: Truth) -> Self {
         let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
         kinesis.set_latency(plan.latency);
         kinesis.set_child_shards(plan.child_shards);
         let orders = kinesis.create_stream("orders", rng.usize(1..4));
         let store = MemoryStore::at(UNIX_EPOCH + BEGINNING);
         let (puts, recreated_at) = (Vec::new(), Instant::now());
-        Self { rng, plan, truth, kinesis, orders, store, puts, recreated_at }
+        let wrongs = Rng::with_seed(seed ^ WRONGS);
+        Self { rng, wrongs, plan, truth, kinesis, orders, store, puts, recreated_at }
     }
 
     fn time(&mut self, range: Range<u64>) -> Duration {

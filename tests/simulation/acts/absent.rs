@@ -45,8 +45,15 @@ impl Act {
             let not_found = Outcome::failed(400, "ResourceNotFoundException", "not found");
             self.kinesis.next_calls("GetShardIterator", self.rng.usize(1..3), not_found);
         }
+        if self.wrongs.bool() {
+            // Fewer than what must agree.
+            let other = shards[self.wrongs.usize(..shards.len())].id();
+            self.truth.tell(format_args!("a listing has another start of {other}"));
+            let wrong = Outcome::Mislisted(WrongListing::OtherStart(other));
+            self.kinesis.next_calls("ListShards", self.wrongs.usize(1..3), wrong);
+        }
         let mut reader = self.begin(StartingPosition::TrimHorizon, policy);
-        let time = listings * self.plan.discovery_interval;
+        let time = (listings + 2) * self.plan.discovery_interval;
         reader.read_for(time + Duration::from_secs(60)).await;
         self.kinesis.on_call(|_call| Outcome::Served);
         let mut due: Vec<usize> = (0..self.puts.len()).collect();
@@ -80,6 +87,24 @@ impl Act {
         }
         if !is_read && children.iter().any(|child| reader.delivered.contains(child)) {
             self.breaks(Promise::ParentsFirst, format_args!("a child of a lost shard is read"));
+        }
+        let due: Vec<usize> =
+            children.into_iter().filter(|child| !reader.delivered.contains(child)).collect();
+        reader.close().await;
+        if policy == OnTrimmed::Fail {
+            self.pass_over(&due).await;
+        }
+    }
+
+    /// A start with another `on_trimmed` goes on with the children of a lost shard.
+    async fn pass_over(&mut self, due: &[usize]) {
+        let mut reader = self.begin(StartingPosition::TrimHorizon, OnTrimmed::TrimHorizon);
+        reader.read_for(4 * self.plan.discovery_interval + Duration::from_secs(60)).await;
+        self.read_all(&mut reader, due).await;
+        self.check_errors(&reader, &[]);
+        if reader.gaps.len() != 1 {
+            let gaps = reader.gaps.len();
+            self.breaks(Promise::LossesAreReported, format_args!("{gaps} gaps of one loss"));
         }
         reader.close().await;
     }

@@ -98,6 +98,11 @@ impl Act {
 }
 
 impl ActReader {
+    pub(super) async fn seek(&self, to: StartingPosition) -> kinestream::Result<()> {
+        self.truth.tell(format_args!("seek: {to:?}"));
+        self.consumer.seek(to).await
+    }
+
     /// Reads for this time, acknowledging each record at once.
     pub(super) async fn read_for(&mut self, time: Duration) {
         self.read(time, usize::MAX).await;

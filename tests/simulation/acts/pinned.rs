@@ -1,0 +1,68 @@
+//! A start at a time, or a seek to one, while listings lack shards that hold records since then.
+
+use std::time::Duration;
+
+use kinestream::testing::{Outcome, WrongListing};
+use kinestream::{ErrorKind, OnTrimmed, StartingPosition};
+use tokio::time::sleep;
+
+use super::Act;
+use crate::truth::Promise;
+
+impl Act {
+    pub(super) async fn start_at_time(&mut self) {
+        self.put_some(0..6);
+        if self.rng.bool() {
+            self.reshard();
+            self.put_some(0..3);
+        }
+        sleep(Duration::from_secs(2)).await;
+        let since = StartingPosition::AtTimestamp(self.kinesis.now());
+        let old = self.puts.len();
+        for _ in 0..self.rng.usize(1..4) {
+            let pause = self.time(2000..8000);
+            sleep(pause).await;
+            self.put_each();
+            self.reshard();
+            self.put_some(0..4);
+        }
+        sleep(Duration::from_secs(2)).await;
+        for _ in 0..self.rng.usize(1..5) {
+            self.lack_shards();
+        }
+        let mut reader = if self.rng.bool() {
+            self.begin(since, OnTrimmed::Fail)
+        } else {
+            let reader = self.begin(StartingPosition::Latest, OnTrimmed::Fail);
+            if let Err(error) = reader.seek(since).await {
+                self.breaks(Promise::FewErrors, format_args!("seek: {error}"));
+            }
+            reader
+        };
+        let new: Vec<usize> = (old..self.puts.len()).collect();
+        self.read_all(&mut reader, &new).await;
+        self.check_order(&reader, false);
+        self.check_errors(&reader, &[ErrorKind::Unavailable]);
+        for number in reader.delivered.iter().filter(|number| **number < old) {
+            let promise = Promise::NotBeforeTheStart;
+            self.breaks(promise, format_args!("record {number} is from before the start"));
+        }
+        reader.close().await;
+    }
+
+    /// The next listing may lack shards, closed ones too.
+    fn lack_shards(&mut self) {
+        let shards = self.orders.shards();
+        let outcome = match self.rng.u8(..6) {
+            0 => Outcome::Mislisted(WrongListing::Empty),
+            1 => Outcome::Mislisted(WrongListing::Short(self.rng.usize(..shards.len()))),
+            2 | 3 => {
+                let lacking = shards[self.rng.usize(..shards.len())].id();
+                Outcome::Mislisted(WrongListing::Without(lacking))
+            }
+            _ => Outcome::Served,
+        };
+        self.truth.tell(format_args!("next listing: {outcome:?}"));
+        self.kinesis.next_calls("ListShards", 1, outcome);
+    }
+}
