@@ -107,7 +107,7 @@
 //! | `kinestream:{application:stream}:checkpoints` | hash | for each shard its [`Checkpoint`] as text |
 //! | `kinestream:{application:stream}:leases` | hash | for each shard `epoch owner heir origin parents state start unlisted` |
 //! | `kinestream:{application:stream}:workers` | hash | for each worker `incarnation joined duration expiry capacity` |
-//! | `kinestream:{application:stream}:fleet` | hash | `generation`, `version` and `cleared` of the [table](lease::Table), and `keys`: which of the other keys exist |
+//! | `kinestream:{application:stream}:fleet` | hash | `generation`, `version` and `cleared` of the [table](lease::Table), `epoch`: the last one that was given, and `keys`: which of the other keys exist |
 //!
 //! A lease has `-` for what there is none of, commas between parents, and the state `LOST` where its
 //! shard is. Its start is the first sequence number of the shard, and `unlisted` is when a listing first

@@ -58,10 +58,12 @@ fn assign(index: u32, to: &str) -> Change {
     Change::Assign { shard: shard(index), to: to.into() }
 }
 
-/// Two shards that worker `a` has.
+/// Two shards that worker `a` has, the first in an epoch that is ahead of the clock.
 async fn begun(store: &RedisStore) -> Table {
     let changes = vec![add(0), add(1), assign(0, "a"), assign(1, "a")];
-    ask(store, "a", changes).await.1
+    let lease = ask(store, "a", changes).await.1.leases[&shard(0)].clone();
+    let lease = Lease { epoch: lease.epoch + 1_000_000, ..lease };
+    ask(store, "a", vec![Change::Restore { shard: shard(0), incarnation: 7, lease }]).await.1
 }
 
 /// All that a worker may ask of a shard.

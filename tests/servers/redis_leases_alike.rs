@@ -379,16 +379,6 @@ async fn carry_out<S: CheckpointStore + LeaseStore>(
     operation: &Operation,
 ) -> Vec<String> {
     let before = store.table(scope).await.unwrap();
-    // A shard that is forgotten and added again begins anew: whether within a millisecond of before
-    // is luck.
-    let mut remembered = before.clone();
-    if let Operation::Exchange { asks, .. } = operation {
-        for ask in asks {
-            if let Ask::Forget(index) = ask {
-                remembered.leases.remove(&shard(*index));
-            }
-        }
-    }
     let mut lines = match operation.clone() {
         Operation::Exchange {
             worker: index,
@@ -415,7 +405,7 @@ async fn carry_out<S: CheckpointStore + LeaseStore>(
                 only_if_unchanged,
                 changes: asks.iter().map(|ask| change(ask, &before)).collect(),
             };
-            answer_shape(&store.exchange(scope, &request).await.unwrap(), &remembered)
+            answer_shape(&store.exchange(scope, &request).await.unwrap(), &before)
         }
         Operation::SaveFenced(positions) => {
             let positions: Vec<_> = positions
@@ -445,7 +435,7 @@ async fn carry_out<S: CheckpointStore + LeaseStore>(
             Vec::new()
         }
     };
-    lines.extend(shape(&store.table(scope).await.unwrap(), &remembered));
+    lines.extend(shape(&store.table(scope).await.unwrap(), &before));
     let loaded = store.load_each(scope).await.unwrap().into_iter();
     let mut loaded: Vec<_> =
         loaded.map(|(shard, found)| (shard, found.map_err(|error| error.kind()))).collect();

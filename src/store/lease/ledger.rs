@@ -19,6 +19,8 @@ pub(crate) struct Ledger {
     generation: u64,
     version: u64,
     cleared: u64,
+    /// The last one that was given.
+    epoch: u64,
     /// Each worker, and when its time is over, in milliseconds.
     workers: BTreeMap<Arc<str>, (Member, u64)>,
     /// Without their positions.
@@ -528,6 +530,7 @@ impl Step<'_> {
             if known.parents.is_some() {
                 let lease = Lease { owner, heir, checkpoint: None, ..known.clone() };
                 self.ledger.leases.insert(shard.clone(), lease);
+                self.ledger.epoch = self.ledger.epoch.max(known.epoch);
                 self.changed = true;
             }
             return self.advance(shard, known);
@@ -548,6 +551,7 @@ impl Step<'_> {
         let found = lease.clone();
         if lease.epoch < known.epoch {
             (lease.epoch, lease.is_lost) = (known.epoch, known.is_lost);
+            self.ledger.epoch = self.ledger.epoch.max(known.epoch);
             (lease.owner, lease.heir) = (owner, heir);
             lease.start = known.start.clone().or(lease.start.take());
             lease.unlisted = known.unlisted;
@@ -599,12 +603,14 @@ impl Step<'_> {
         self.free(shard);
     }
 
-    /// A new epoch, for this owner or for nobody.
+    /// A new epoch, for this owner or for nobody. It is higher than all epochs of before: that of the
+    /// lease may have been lost.
     fn give(&mut self, shard: &ShardId, owner: Option<Arc<str>>) {
-        let now = millis(self.now).max(self.ledger.cleared + 1);
+        let known = self.ledger.cleared.max(self.ledger.epoch);
         if let Some(lease) = self.ledger.leases.get_mut(shard) {
-            lease.epoch = now.max(lease.epoch + 1);
+            lease.epoch = millis(self.now).max(known.max(lease.epoch) + 1);
             (lease.owner, lease.heir) = (owner, None);
+            self.ledger.epoch = lease.epoch;
             self.changed = true;
         }
     }
@@ -636,11 +642,12 @@ impl Step<'_> {
 
     fn clear(&mut self) {
         let epochs = self.ledger.leases.values().map(|lease| lease.epoch);
-        let latest = epochs.max().unwrap_or(0).max(self.ledger.cleared);
+        let latest = epochs.fold(self.ledger.epoch, u64::max).max(self.ledger.cleared);
         let generation = micros(self.now).max(self.ledger.generation + 1);
         *self.ledger = Ledger {
             generation,
             version: self.ledger.version,
+            epoch: self.ledger.epoch,
             cleared: latest.max(millis(self.now)),
             ..Ledger::default()
         };

@@ -41,7 +41,7 @@ end
 -- The version goes on, so that no one takes the new table for the old one.
 local function clear()
   read_leases()
-  local latest = math.max(fleet.cleared, millis)
+  local latest = math.max(fleet.cleared, fleet.epoch, millis)
   for _, lease in pairs(leases) do
     latest = math.max(latest, lease and lease.epoch or 0)
   end

@@ -118,6 +118,7 @@ local function restore(shard, incarnation, known, has_parents, position)
     if has_parents then
       known.owner, known.heir = owner, heir
       leases[shard] = known
+      fleet.epoch = math.max(fleet.epoch, known.epoch)
       mark(shard)
     end
     return advance_restored(shard, position)
@@ -133,6 +134,7 @@ local function restore(shard, incarnation, known, has_parents, position)
   local found = lease_line(lease)
   if lease.epoch < known.epoch then
     lease.epoch, lease.state = known.epoch, known.state
+    fleet.epoch = math.max(fleet.epoch, known.epoch)
     lease.owner, lease.heir = owner, heir
     lease.start = known.start ~= NONE and known.start or lease.start
     lease.unlisted = known.unlisted

@@ -12,8 +12,8 @@ local time = redis.call('TIME')
 local micros = time[1] * 1000000 + time[2]
 local millis = math.floor(micros / 1000)
 
--- The numbers of the table: its generation, its version, and when it was cleared; and the names of
--- the keys that exist beside them.
+-- The numbers of the table: its generation, its version, when it was cleared, and the last epoch that
+-- was given; and the names of the keys that exist beside them.
 local fleet = {}
 -- Each worker by its name.
 local workers = {}
@@ -43,12 +43,12 @@ end
 
 -- Numbers that cannot be parsed are lost, as the whole key may be.
 local function read_fleet()
-  local values = read('HMGET', FLEET, 'generation', 'version', 'cleared', 'keys')
-  fleet.keys = values[4] or ''
-  for index, field in ipairs({ 'generation', 'version', 'cleared' }) do
+  local values = read('HMGET', FLEET, 'generation', 'version', 'cleared', 'epoch', 'keys')
+  fleet.keys = values[5] or ''
+  for index, field in ipairs({ 'generation', 'version', 'cleared', 'epoch' }) do
     fleet[field] = number_of(values[index] or '0')
     if not fleet[field] then
-      fleet.generation, fleet.version, fleet.cleared, fleet.keys = 0, 0, 0, ''
+      fleet.generation, fleet.version, fleet.cleared, fleet.epoch, fleet.keys = 0, 0, 0, 0, ''
       return
     end
   end
@@ -223,12 +223,14 @@ local function is_finished(shard)
   return stored and stored.is_end
 end
 
--- A new epoch, for this owner or for nobody.
+-- A new epoch, for this owner or for nobody. It is higher than all epochs of before: that of the lease
+-- may have been lost.
 local function give(shard, owner)
   local lease = lease_at(shard)
   if lease then
-    lease.epoch = math.max(millis, fleet.cleared + 1, lease.epoch + 1)
+    lease.epoch = math.max(millis, fleet.cleared + 1, fleet.epoch + 1, lease.epoch + 1)
     lease.owner, lease.heir = owner, NONE
+    fleet.epoch = lease.epoch
     mark(shard)
   end
 end
@@ -327,7 +329,8 @@ end
 
 local function write_fleet()
   redis.call('HSET', KEYS[FLEET], 'generation', digits(fleet.generation), 'version',
-    digits(fleet.version), 'cleared', digits(fleet.cleared), 'keys', fleet.keys)
+    digits(fleet.version), 'cleared', digits(fleet.cleared), 'epoch', digits(fleet.epoch), 'keys',
+    fleet.keys)
 end
 
 local function write()
