@@ -46,8 +46,8 @@ impl Act {
             self.kinesis.next_calls("GetShardIterator", self.rng.usize(1..3), not_found);
         }
         if self.wrongs.bool() {
-            // Fewer than what must agree.
-            let other = shards[self.wrongs.usize(..shards.len())].id();
+            // Fewer than what must agree, and of a shard that is known.
+            let other = parent.id();
             self.truth.tell(format_args!("a listing has another start of {other}"));
             let wrong = Outcome::Mislisted(WrongListing::OtherStart(other));
             self.kinesis.next_calls("ListShards", self.wrongs.usize(1..3), wrong);
