@@ -88,8 +88,9 @@ impl Consumer {
     /// Begins to build a consumer of `stream`, a name or an ARN.
     ///
     /// The store keys positions by the name alone, or by account, region and name of an ARN. Streams of
-    /// one name in several regions need their ARNs to share an application and a store. A consumer that is
-    /// changed from the name to the ARN
+    /// one name in several regions need their ARNs to share an application and a store: by their names, each
+    /// fails with `Trimmed`, or with another `on_trimmed` replaces the positions of the other one and
+    /// reports only a `Gap`. A consumer that is changed from the name to the ARN
     /// [takes its positions over](crate::guide::migrating#a-name-becomes-an-arn).
     ///
     /// The client is used as it is: its region, credentials, endpoint, TLS and connections. Only

@@ -376,6 +376,29 @@ mod tests {
         }
     }
 
+    /// Proxies and load balancers answer without a code of AWS.
+    #[test]
+    fn status_without_error_code_is_sorted_by_its_cure() {
+        use ErrorKind::{Rejected, Throttled, Unavailable};
+        let table = [
+            (401, Remedy::Report, Rejected),
+            (403, Remedy::Report, Rejected),
+            (404, Remedy::Report, Rejected),
+            (407, Remedy::Report, Rejected),
+            (408, Remedy::Retry, Unavailable),
+            (413, Remedy::Report, Rejected),
+            (429, Remedy::SlowDown, Throttled),
+            (502, Remedy::Retry, Unavailable),
+            (503, Remedy::Retry, Unavailable),
+            (504, Remedy::Retry, Unavailable),
+        ];
+        for (status, remedy, kind) in table {
+            let (sorted, of_kind, text) = sort_answer("GetRecords", status, "", "");
+            assert_eq!((sorted, of_kind), (remedy, kind), "{status}");
+            assert!(text.contains(&format!("({status} no error code)")), "{text}");
+        }
+    }
+
     #[test]
     fn refused_shard_filter_is_reported() {
         let filter = "Timestamp in the shard filter is invalid";

@@ -180,19 +180,21 @@ impl ShardObserver {
         }
     }
 
-    /// Kinesis has answered with so many records and bytes, and so far behind its newest record is
-    /// the shard.
-    pub(crate) fn answered(&self, records: usize, bytes: usize, millis_behind_latest: i64) {
-        let millis = millis_behind_latest.max(0);
+    /// Notes an answer and its lag in milliseconds. Returns the last known lag, which is never negative,
+    /// or 0 while none is known.
+    ///
+    /// An answer without a lag leaves the last known one, and does not say that the shard is caught up.
+    pub(crate) fn answered(&self, records: usize, bytes: usize, lag: Option<i64>) -> i64 {
+        let lag = lag.map(|millis| millis.max(0));
         self.observer.fetched();
-        if records == 0 {
-            self.succeeded();
-        }
-        let before = self.view.millis_behind_latest.swap(millis, Ordering::Relaxed);
-        let behind = self.view.millis_behind_latest().unwrap_or(millis);
+        let before = self.view.millis_behind_latest.load(Ordering::Relaxed);
+        let last = lag.unwrap_or(before);
+        self.view.millis_behind_latest.store(last, Ordering::Relaxed);
+        let behind = self.view.millis_behind_latest().unwrap_or(0);
         self.observer.contain(Task::Metrics, || self.view.metrics.answered(records, bytes, behind));
-        if millis == 0 && before != 0 {
+        if lag == Some(0) && before != 0 {
             self.tell(Event::CaughtUp { shard_id: self.shard_id().clone() });
         }
+        last.max(0)
     }
 }

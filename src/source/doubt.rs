@@ -11,7 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Remedy};
 use crate::observe::Event;
 
-/// How long such answers last before the caller is told, once, that a retry has not helped.
+/// How long such answers last before they count as an error that a retry does not cure.
 const REPORTED_AFTER: Duration = Duration::from_secs(60);
 
 /// How many answers in a row that say where to go on undo a doubt.
@@ -79,8 +79,19 @@ impl Progress {
         }
     }
 
-    /// An answer proves nothing: an event, and where it lasts one error.
-    pub(super) fn doubt(&mut self, what: &str) -> Result<(), Told> {
+    /// Notes that the shard is read again, unless the answers leave a doubt. Records do so as they are
+    /// delivered.
+    pub(super) fn is_cured(&self, is_empty: bool) {
+        if is_empty && self.state.doubt.is_none() {
+            self.observer.succeeded();
+        }
+    }
+
+    /// Notes an answer that proves nothing: an event, and an error if such answers last.
+    ///
+    /// The error ends the source, so that the lease is released, unless the answer brings new records:
+    /// then the shard is read on, and the caller receives the error once.
+    pub(super) fn doubt(&mut self, what: &str, is_empty: bool) -> Result<(), Told> {
         let doubt = self.state.doubt.get_or_insert_with(|| Doubt {
             since: Instant::now(),
             answers: 0,
@@ -92,11 +103,11 @@ impl Progress {
         doubt.certain = 0;
         let attempt = doubt.answers;
         let lasts = doubt.answers >= REPORTED_ANSWERS && doubt.since.elapsed() >= REPORTED_AFTER;
-        let is_due = !doubt.is_reported && lasts;
+        let is_due = lasts && (is_empty || !doubt.is_reported);
         doubt.is_reported |= is_due;
         let error = self.error(ErrorKind::Rejected, what);
         if is_due {
-            return Err(Told { error, is_last: false });
+            return Err(Told { error, is_last: is_empty });
         }
         let shard_id = Some(self.shard_id().clone());
         self.observer.tell(Event::retried(shard_id, &error, attempt));
@@ -132,7 +143,7 @@ impl Progress {
                 Err(failure) => self.recover(failure).await?,
             }
         }
-        let told = self.doubt(UNPROVEN_END);
+        let told = self.doubt(UNPROVEN_END, end.is_empty);
         if let Some(doubt) = &mut self.state.doubt {
             doubt.open_end = true;
         }

@@ -154,7 +154,7 @@ impl FanOut {
             return Ok(());
         }
         let Unpacked { batch, is_misnumbered } =
-            self.progress.unpack(event.records, bytes, lag, self.placed);
+            self.progress.unpack(event.records, bytes, Some(lag), self.placed);
         self.placed &= lag > 0 && batch.len() == 0;
         let is_empty = batch.len() == 0;
         let mut answer = Answer { batch, space, passed: None, end: None };
@@ -163,11 +163,12 @@ impl FanOut {
         match next {
             _ if is_misnumbered => {
                 self.progress.answered(answer);
-                self.progress.doubt(MISNUMBERED)
+                self.progress.doubt(MISNUMBERED, is_empty)
             }
             // Some servers name the children as soon as the shard is closed.
             Some(next) if children.is_none() || has_records || lag > 0 => {
                 self.progress.is_certain(false);
+                self.progress.is_cured(is_empty);
                 put(&self.slot, subscription);
                 if beginning == Beginning::Sound {
                     let behind = Duration::from_millis(u64::try_from(lag).unwrap_or(0));
@@ -183,8 +184,11 @@ impl FanOut {
             None if children.is_none() => {
                 if is_empty {
                     answer.end = self.open_end(is_empty, has_records, lag).await?;
-                    if answer.end.is_some() && !self.progress.judge_end(beginning).await? {
-                        return Ok(());
+                    if answer.end.is_some() {
+                        if !self.progress.judge_end(beginning).await? {
+                            return Ok(());
+                        }
+                        self.progress.observer.succeeded();
                     }
                     self.progress.answered(answer);
                     return Ok(());
@@ -194,6 +198,7 @@ impl FanOut {
             }
             _ => {
                 self.progress.is_certain(false);
+                self.progress.is_cured(is_empty);
                 answer.end = children;
                 self.progress.answered(answer);
                 Ok(())

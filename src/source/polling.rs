@@ -113,7 +113,7 @@ impl Polling {
             }
         }
         let Unpacked { batch, is_misnumbered } =
-            self.progress.unpack(answer.records, bytes, lag.unwrap_or(0), self.placed);
+            self.progress.unpack(answer.records, bytes, lag, self.placed);
         self.placed &= behind && batch.len() == 0;
         let is_empty = batch.len() == 0;
         if !is_empty || self.progress.state.next_passed.is_none() {
@@ -134,16 +134,20 @@ impl Polling {
         if is_misnumbered {
             self.iterator = None;
             self.progress.answered(Answer { batch, space, passed: None, end: None });
-            return self.progress.doubt(MISNUMBERED);
+            return self.progress.doubt(MISNUMBERED, is_empty);
         }
         let open_end = OpenEnd { is_empty, has_records, lag };
         let mut end = children.filter(|_| is_last);
         if !is_open_end {
             self.progress.is_certain(is_empty);
+            self.progress.is_cured(is_empty);
         } else if is_empty {
             end = self.progress.proven_end(&open_end).await?;
-            if end.is_some() && !self.progress.judge_end(beginning).await? {
-                return Ok(());
+            if end.is_some() {
+                if !self.progress.judge_end(beginning).await? {
+                    return Ok(());
+                }
+                self.progress.observer.succeeded();
             }
         } else {
             self.progress.answered(Answer { batch, space, passed: None, end: None });

@@ -186,12 +186,12 @@ impl Progress {
         &mut self,
         mut records: Vec<types::Record>,
         bytes: usize,
-        millis_behind_latest: i64,
+        lag: Option<i64>,
         placed: bool,
     ) -> Unpacked {
         (self.state.told, self.state.failed, self.state.panics) = (None, 0, 0);
         (self.state.reported, self.state.useless, self.state.not_found) = (None, None, None);
-        self.observer.answered(records.len(), bytes, millis_behind_latest);
+        let millis_behind_latest = self.observer.answered(records.len(), bytes, lag);
         if let Some(last) = records.last() {
             let (records, sequence_number) = (records.len(), &*last.sequence_number);
             log_line!(trace, records, bytes, sequence_number, millis_behind_latest, "fetched");

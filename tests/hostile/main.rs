@@ -428,3 +428,74 @@ async fn answers_with_a_wrong_length_are_fetched_again() {
         assert!(seen.values().all(|times| *times == 1), "{wrong:?}: {seen:?}");
     }
 }
+
+#[tokio::test]
+async fn lag_that_is_negative_or_absurd_loses_nothing() {
+    for lag in [-1, i64::MIN, i64::MAX] {
+        let server = Server::start().await;
+        server.create("orders", 1, FIRST);
+        server.put_all("orders", 0..10, |_| 0);
+        server.rule(move |call| {
+            if call.operation == "GetRecords"
+                && let Ok(answer) = &mut call.truth
+            {
+                answer["MillisBehindLatest"] = json!(lag);
+            }
+        });
+        let store = MemoryStore::new();
+        let first = consumer(&server, "orders", &store).limit(3).build().unwrap();
+        let mut records = first.records();
+        for expected in 0..10 {
+            let record = timeout(PATIENCE, records.next()).await.unwrap().unwrap().unwrap();
+            assert_eq!(record.data(), expected.to_string().as_bytes());
+            assert_eq!(record.millis_behind_latest(), lag.max(0));
+            let status = first.status().await.unwrap();
+            let behind = status.shards.values().filter_map(|shard| shard.millis_behind_latest);
+            assert!(behind.clone().all(|millis| millis >= lag.max(0)), "{:?}", behind.max());
+            record.ack();
+        }
+        let asked = server.count("GetRecords");
+        let quiet = timeout(Duration::from_secs(2), records.next()).await;
+        assert!(quiet.is_err(), "{quiet:?}");
+        let asked = server.count("GetRecords") - asked;
+        assert!(asked <= 12, "{asked} calls in 2 s where 5 a second are allowed");
+        drop(records);
+        first.close().await.unwrap();
+        server.put_all("orders", 10..12, |_| 0);
+        let seen = read(&consumer(&server, "orders", &store).build().unwrap(), 10..12).await;
+        assert!(seen.values().all(|times| *times == 1), "{seen:?}");
+    }
+}
+
+/// They may come twice, but none is lost, also across restarts.
+#[tokio::test]
+async fn records_out_of_order_or_repeated_lose_nothing() {
+    let server = Server::start().await;
+    server.create("orders", 1, FIRST);
+    server.put_all("orders", 0..12, |_| 0);
+    let (mut calls, mut before) = (0, json!([]));
+    server.rule(move |call| {
+        if call.operation == "GetRecords"
+            && let Ok(answer) = &mut call.truth
+        {
+            calls += 1;
+            let records = answer["Records"].as_array_mut().unwrap();
+            let truth = records.clone();
+            if calls % 2 == 0 {
+                records.reverse();
+            }
+            if calls % 3 == 0 {
+                records.extend(before.as_array().unwrap().iter().cloned());
+            }
+            before = json!(truth);
+        }
+    });
+    let store = MemoryStore::new();
+    let builder = consumer(&server, "orders", &store).limit(3);
+    read(&builder.clone().build().unwrap(), 0..12).await;
+    server.put_all("orders", 12..20, |_| 0);
+    read(&builder.clone().build().unwrap(), 12..20).await;
+    server.be_honest();
+    server.put_all("orders", 20..22, |_| 0);
+    read(&builder.build().unwrap(), 20..22).await;
+}

@@ -241,3 +241,31 @@ async fn checkpoint_interval_of_zero_saves_each_record_before_the_next() {
         assert_eq!(store.position(shard).await, saved, "of shard {shard}");
     }
 }
+
+/// The stream is dropped as the handler's task unwinds.
+#[tokio::test(start_paused = true)]
+async fn record_whose_handler_panics_is_redelivered_first() {
+    for mode in [CheckpointOn::Pull, CheckpointOn::Ack] {
+        let (kinesis, orders) = orders(1);
+        for number in 0..5 {
+            orders.shard(0).put(number.to_string());
+        }
+        let store = Watched::default();
+        let builder = consumer(&kinesis).checkpoint_on(mode).store(store.clone());
+        let first = builder.clone().build().unwrap();
+        let handler = tokio::spawn(async move {
+            let mut records = first.records();
+            loop {
+                let record = next(&mut records).await;
+                assert!(number(&record) < 2, "the handler fails");
+                record.ack();
+            }
+        });
+        assert!(handler.await.unwrap_err().is_panic());
+        let second = builder.build().unwrap();
+        let mut records = second.records();
+        for expected in 2..5 {
+            assert_eq!(number(&next(&mut records).await), expected, "{mode:?}");
+        }
+    }
+}

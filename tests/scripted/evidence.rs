@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::{Kinesis, Outcome};
-use kinestream::{ConsumerBuilder, Error, ErrorKind, Event, OnTrimmed, Records};
+use kinestream::{ConsumerBuilder, Error, ErrorKind, Event, OnTrimmed, Records, ShardState};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::watched::Watched;
@@ -86,7 +86,7 @@ async fn answers_that_name_no_next_position_end_no_open_shard() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn unproven_end_that_lasts_is_reported_once_and_retried() {
+async fn shard_with_lasting_unproven_end_is_released_reported_once_and_retried() {
     for source in 0..2 {
         let (kinesis, orders) = orders(1);
         let (operation, outcome) = unproven(source);
@@ -98,13 +98,54 @@ async fn unproven_end_that_lasts_is_reported_once_and_retried() {
         assert_eq!(told.kind(), ErrorKind::Rejected);
         assert_eq!(told.shard_id(), Some("shardId-000000000000"));
         assert!(began.elapsed() >= 60 * SECOND, "{:?}", began.elapsed());
-        let quiet = timeout(600 * SECOND, records.next()).await;
-        assert!(quiet.is_err(), "reported once: {quiet:?}");
+        let id = orders.shard(0).id();
+        let status = async || consumer.status().await.unwrap().shards.remove(&id).unwrap();
+        sleep(SECOND).await;
+        assert_eq!(status().await.owner, None, "the lease is released");
+        for _ in 0..60 {
+            let quiet = timeout(10 * SECOND, records.next()).await;
+            assert!(quiet.is_err(), "reported once: {quiet:?}");
+            let shard = status().await;
+            assert_eq!(shard.state, ShardState::Failed);
+            assert_eq!(shard.failure.map(|failure| failure.kind), Some(ErrorKind::Rejected));
+        }
         let before = calls(&kinesis, operation).len();
         assert!(before < 200, "{before} calls of {operation} in eleven minutes");
         kinesis.on_call(|_| Outcome::Served);
+        let quiet = timeout(420 * SECOND, records.next()).await;
+        assert!(quiet.is_err(), "{quiet:?}");
+        assert_eq!(status().await.state, ShardState::Reading, "empty answers cure the failure");
         orders.shard(0).put("0");
         numbers(&mut records, 0..1).await;
+    }
+}
+
+/// The records come, so that the lease is kept.
+#[tokio::test(start_paused = true)]
+async fn shard_whose_answers_bring_records_without_next_position_is_read_on() {
+    let (kinesis, orders) = orders(1);
+    let (operation, outcome) = unproven(0);
+    kinesis.next_calls(operation, 10_000, outcome);
+    for number in 0..300 {
+        orders.shard(0).put(number.to_string());
+    }
+    // Each answer holds the last record of the one before, and a new one.
+    let consumer = consumer(&kinesis).limit(2).build().unwrap();
+    let mut events = consumer.events();
+    let mut records = consumer.records();
+    let (mut read, mut told) = (0, Vec::new());
+    while read < 300 {
+        match timeout(600 * SECOND, records.next()).await.unwrap().unwrap() {
+            Ok(record) => {
+                assert_eq!(number(&record), read);
+                read += 1;
+            }
+            Err(error) => told.push(error.kind()),
+        }
+    }
+    assert_eq!(told, [ErrorKind::Rejected], "reported once");
+    while let Some(Some(event)) = events.next().now_or_never() {
+        assert!(!matches!(event, Event::ShardFailed { .. }), "{event:?}");
     }
 }
 

@@ -439,3 +439,24 @@ async fn consumer_that_stays_creating_is_reported_after_five_minutes() {
     });
     assert_eq!(read.await, Ok(0), "it is read when the consumer is ACTIVE");
 }
+
+#[tokio::test(start_paused = true)]
+async fn shard_in_use_for_an_hour_is_subscribed_to_at_the_allowed_rate_and_then_read() {
+    let (kinesis, orders) = orders(1);
+    let in_use = Outcome::failed(400, "ResourceInUseException", "another subscription");
+    kinesis.next_calls("SubscribeToShard", usize::MAX, in_use);
+    orders.shard(0).put("0");
+    let consumer = pushed(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    let quiet = timeout(3600 * SECOND, records.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    let attempts = calls(&kinesis, "SubscribeToShard");
+    // A pause is 5 s to 7.5 s.
+    assert!(attempts.len() >= 3600 / 8, "{} attempts", attempts.len());
+    for pair in attempts.windows(2) {
+        let pause = pair[1].at - pair[0].at;
+        assert!(pause >= 5 * SECOND, "{pause:?} between attempts");
+    }
+    kinesis.on_call(|_| Outcome::Served);
+    numbers(&mut records, 0..1).await;
+}

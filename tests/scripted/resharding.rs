@@ -231,3 +231,25 @@ async fn a_child_waits_for_a_parent_that_the_store_has_forgotten() {
         record.ack();
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn closed_shard_that_never_had_a_record_is_finished_and_its_children_are_read() {
+    for child_shards in [true, false] {
+        let (kinesis, orders) = orders(1);
+        kinesis.set_child_shards(child_shards);
+        let [left, right] = orders.shard(0).split();
+        left.put("1");
+        right.put("2");
+        let store = MemoryStore::new();
+        let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
+        let mut records = consumer.records();
+        for _ in 0..2 {
+            let record = next(&mut records).await;
+            assert_eq!(number(&record), shard_of(&record));
+        }
+        assert_silent(&mut records).await;
+        let positions = consumer.positions().await.unwrap();
+        let first = &positions[&orders.shard(0).id()];
+        assert_eq!(first.checkpoint, Some(Checkpoint::ShardEnd), "ChildShards {child_shards}");
+    }
+}

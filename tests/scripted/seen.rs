@@ -229,3 +229,36 @@ async fn the_status_tells_of_every_shard() {
         assert_eq!(serde_json::from_str::<kinestream::Status>(&text).unwrap(), status);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn answer_without_lag_is_not_caught_up() {
+    let (kinesis, orders) = orders(1);
+    for number in 0..10 {
+        orders.shard(0).put(number.to_string());
+    }
+    // All records are an hour behind, but for the last one.
+    sleep(3600 * SECOND).await;
+    let mut calls = 0;
+    kinesis.on_call(move |call| {
+        calls += usize::from(call.operation == "GetRecords");
+        match calls {
+            1 | 5 if call.operation == "GetRecords" => Outcome::without(["MillisBehindLatest"]),
+            _ => Outcome::Served,
+        }
+    });
+    let consumer = consumer(&kinesis).limit(1).prefetch(0).build().unwrap();
+    let (mut events, mut records) = (consumer.events(), consumer.records());
+    for number in 0..9 {
+        let record = next(&mut records).await;
+        let is_known = number != 0;
+        assert_eq!(record.millis_behind_latest() > 0, is_known, "record {number}");
+        let behind = consumer.status().await.unwrap().shards[&id(0)].millis_behind_latest;
+        assert_eq!(behind.is_some_and(|millis| millis > 0), is_known, "record {number}");
+        let happened = heard(&mut events);
+        let caught_up = Event::CaughtUp { shard_id: id(0) };
+        assert!(!happened.contains(&caught_up), "record {number}: {happened:#?}");
+    }
+    next(&mut records).await;
+    assert!(timeout(5 * SECOND, records.next()).await.is_err());
+    assert!(heard(&mut events).contains(&Event::CaughtUp { shard_id: id(0) }));
+}

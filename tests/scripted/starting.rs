@@ -1,6 +1,6 @@
 //! Where reading begins.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use futures::StreamExt;
 use kinestream::{MemoryStore, StartingPosition};
@@ -64,4 +64,42 @@ async fn latest_takes_what_comes_later_whatever_time_it_bears() {
     assert_silent(&mut records).await;
     orders.shard(0).put_at(kinesis.now() - Duration::from_secs(90), "1");
     assert_eq!(number(&next(&mut records).await), 1);
+}
+
+/// Stores keep whole milliseconds from 1970 on: a time is stored as the one before it, or as 1970.
+#[tokio::test(start_paused = true)]
+async fn time_between_milliseconds_or_before_1970_skips_no_record_after_a_restart() {
+    let (kinesis, orders) = orders(1);
+    let noon = kinesis.now();
+    let millisecond = Duration::from_millis(1);
+    for (number, arrival) in [noon - millisecond, noon, noon + millisecond].into_iter().enumerate()
+    {
+        orders.shard(0).put_at(arrival, number.to_string());
+    }
+    sleep(Duration::from_secs(2)).await;
+    for (time, oldest) in [
+        (noon + Duration::from_nanos(1), 2),
+        (noon + Duration::from_nanos(999_999), 2),
+        (UNIX_EPOCH - Duration::from_secs(1), 0),
+    ] {
+        let store = MemoryStore::new();
+        let position = StartingPosition::AtTimestamp(time);
+        let builder = consumer(&kinesis).starting_position(position).store(store.clone());
+        // The first consumer stores the position, and reads nothing.
+        let ours = Outcome::failed(500, "InternalFailureException", "ours");
+        kinesis.next_calls("GetRecords", usize::MAX, ours);
+        let first = builder.clone().build().unwrap();
+        assert!(timeout(Duration::from_secs(20), first.records().next()).await.is_err());
+        drop(first);
+        kinesis.on_call(|_| Outcome::Served);
+        for store in [store, MemoryStore::new()] {
+            let consumer = builder.clone().store(store).build().unwrap();
+            let mut records = consumer.records();
+            let first = number(&next(&mut records).await);
+            assert!(first <= oldest, "{time:?}: begins with record {first}");
+            for expected in first + 1..3 {
+                assert_eq!(number(&next(&mut records).await), expected, "{time:?}");
+            }
+        }
+    }
 }
