@@ -185,11 +185,10 @@ async fn shards_denied_to_one_worker_are_read_by_the_other() {
     let takeovers = fleet.takeovers(600 * SECOND).await;
     let read = fleet.seen_by("b", since);
     assert_eq!(read.len(), 6, "it reads all shards: {takeovers:?}, {:?}", fleet.shares().await);
+    // A trial is 60 s of retries after a pause of at least 10 s, and moves one shard there and back.
+    let most_trials = 6 * (600 / (60 + 10) + 1);
     let count: usize = takeovers.values().sum();
-    assert!(
-        count <= 40,
-        "each trial of the denied worker moves one shard there and back: {takeovers:?}"
-    );
+    assert!(count <= 2 * most_trials, "{count} moves: {takeovers:?}");
     let errors = a_errors.lock().unwrap().clone();
     assert!(
         errors.len() <= 6 && errors.iter().all(|kind| *kind == ErrorKind::Denied),
