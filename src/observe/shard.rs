@@ -175,7 +175,8 @@ impl ShardObserver {
                 shard = %self.shard_id(),
                 records,
                 "user records left out: their hash keys belong to another shard, as after a reshard; \
-                 the KPL puts them again, other producers may lose them (logged once a shard)"
+                 the KPL puts them again, other producers may lose them (logged once each time the \
+                 shard is opened)"
             );
         }
     }

@@ -20,8 +20,8 @@ use crate::record::{Finish, Origin, SequenceNumber, ShardId};
 /// a day at least, and so rarely that a thousand of them are nothing to a store.
 const PASSED_EACH: Duration = Duration::from_secs(60);
 
-/// How long calls are retried that only the caller can cure, or whose answers are of no use. After it the source ends, and the lease of
-/// the shard is released.
+/// How long calls are retried that only the caller can cure, or whose answers are of no use. After it
+/// the source ends, and the lease of the shard is released.
 pub(super) const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
 
 /// A shard, and how far it has been fetched.
