@@ -17,7 +17,7 @@ pub(crate) async fn start_kinesis() -> std::io::Result<(Client, u16)> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let port = listener.local_addr()?.port();
     let app = ferrokinesis::create_app(options()).0;
-    tokio::spawn(ferrokinesis::serve_plain_http(listener, app, std::future::pending()));
+    tokio::spawn(axum::serve(listener, app).into_future());
 
     Ok((client_of(port), port))
 }
