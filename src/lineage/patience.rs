@@ -29,6 +29,8 @@ pub(super) struct Patience {
     told: Option<ErrorKind>,
     /// Since when, and how often, Kinesis has answered nothing but that the stream does not exist.
     missing: Option<(Instant, u32)>,
+    /// Since when Kinesis is in reach, and no answer could be used.
+    useless: Option<Instant>,
 }
 
 /// What a failure asks for.
@@ -44,7 +46,7 @@ pub(super) enum Judgement {
 
 impl Patience {
     pub(super) fn new(begins: bool, is_new: bool, now: Instant) -> Self {
-        Self { begins, is_new, began: now, told: None, missing: None }
+        Self { begins, is_new, began: now, told: None, missing: None, useless: None }
     }
 
     pub(super) fn judge(&mut self, failure: &Failure, now: Instant) -> Judgement {
@@ -56,6 +58,13 @@ impl Patience {
             return if is_gone { Judgement::Gone } else { Judgement::Again };
         }
         self.missing = None;
+        let is_useless = matches!(failure.remedy, Remedy::RestartListing | Remedy::RetryThenReport);
+        if is_useless {
+            self.useless.get_or_insert(now);
+        } else if failure.remedy == Remedy::Retry {
+            self.useless = None;
+        }
+        let lasting = self.useless.map_or(Duration::ZERO, |since| now.duration_since(since));
         let kind = failure.error.kind();
         let failing = now.duration_since(self.began);
         let is_due = match failure.remedy {
@@ -64,7 +73,7 @@ impl Patience {
                 self.told.is_none() && failing >= FIRST_ANSWER
             }
             Remedy::RestartListing | Remedy::RetryThenReport => {
-                self.told.is_none() && failing >= LASTING
+                self.told.is_none() && lasting >= LASTING
             }
             Remedy::Retry => self.told.is_none() && self.begins && failing >= FIRST_ANSWER,
             _ => false,
@@ -111,6 +120,26 @@ mod tests {
             let remedy = if second % 2 == 0 { Remedy::Gone } else { Remedy::SlowDown };
             let judgement = patience.judge(&failure(remedy), now + Duration::from_secs(second));
             assert_eq!(judgement, Judgement::Again, "after {second} s");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn useless_answers_count_from_the_last_outage() {
+        let now = Instant::now();
+        let mut patience = Patience::new(false, false, now);
+        let mut judge = |remedy, second| {
+            patience.judge(&failure(remedy), now + Duration::from_secs(second)) == Judgement::Tell
+        };
+        for (remedy, second, is_told) in [
+            (Remedy::Retry, 0, false),
+            (Remedy::RetryThenReport, 70, false),
+            (Remedy::Retry, 71, false),
+            (Remedy::RestartListing, 80, false),
+            (Remedy::SlowDown, 100, false),
+            (Remedy::RetryThenReport, 139, false),
+            (Remedy::RestartListing, 140, true),
+        ] {
+            assert_eq!(judge(remedy, second), is_told, "{remedy:?} after {second} s");
         }
     }
 
