@@ -226,6 +226,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
             "Order",
             "Progress",
             "Sought",
+            "ParentsFirst",
         ],
     },
     Mistake {
