@@ -54,7 +54,8 @@ async fn worker_that_cannot_reach_kinesis_hands_over_its_leases_until_it_can() {
         assert!((9..=11).contains(&lists("b")), "it lists every 30 s: {}", lists("b"));
         assert!((8..=60).contains(&lists("a")), "the first retries: {}", lists("a"));
         fleet.kinesis.on_call(|_| Outcome::Served);
-        sleep(60 * SECOND).await;
+        // A shard that was denied rests for up to 5 min, and comes back after a trial.
+        sleep(900 * SECOND).await;
         fleet.assert_shares(&[("a", 3), ("b", 3)]).await;
     }
 }
