@@ -163,18 +163,17 @@ impl Consumer {
         // parents were moved. From then on it waits for them.
         let mut moved = BTreeSet::new();
         loop {
-            let closed = self.closed_before(&checkpoint, &listed).await?;
-            let position = |id: ShardId| {
-                let position =
-                    if closed.contains(&id) { Checkpoint::ShardEnd } else { checkpoint.clone() };
-                (id, position)
-            };
-            let ids = listed.shards.into_iter().map(|shard| shard.id);
-            let positions: Vec<_> = ids.filter(|id| !moved.contains(id)).map(position).collect();
-            if positions.is_empty() {
+            if listed.shards.iter().all(|shard| moved.contains(&shard.id)) {
                 break;
             }
-            moved.extend(positions.iter().map(|(id, _)| id.clone()));
+            let closed = self.closed_before(&checkpoint, &listed).await?;
+            let position = |id: ShardId| {
+                let is_closed = closed.contains(&id);
+                (id, if is_closed { Checkpoint::ShardEnd } else { checkpoint.clone() })
+            };
+            let ids = listed.shards.into_iter().map(|shard| shard.id);
+            let positions: Vec<_> =
+                ids.filter(|id| moved.insert(id.clone())).map(position).collect();
             self.edit(&Edit::Set { positions }, WhenHeld::Force).await?;
             listed = self.listed(None).await?;
         }

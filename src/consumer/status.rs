@@ -107,8 +107,8 @@ pub enum ShardState {
     /// Every record of it is finished.
     Finished,
     /// It left retention before it was read to its end, or its position belongs to an earlier stream of
-    /// the name. A start with another [`on_trimmed`](crate::ConsumerBuilder::on_trimmed) goes on; so does
-    /// a shard that is listed again.
+    /// the name. It is read again, or passed over, after a start with another
+    /// [`on_trimmed`](crate::ConsumerBuilder::on_trimmed), and when it is listed again.
     Lost,
     /// The store cannot read the lease or the position of it: it is not read, and its children wait,
     /// until the stored text is corrected or [`set_position`](Consumer::set_position) replaces it.

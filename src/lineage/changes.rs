@@ -80,7 +80,7 @@ impl Listed {
             .collect()
     }
 
-    /// Whether more than one listing has shown that a shard is of another stream than its lease.
+    /// Whether several listings agree that the lease of a shard belongs to another stream.
     fn has_confirmed(&self, shard: &ListedShard) -> bool {
         self.before.leases.get(&shard.id).is_some_and(|lease| is_of_other_stream(lease, shard))
     }
@@ -346,7 +346,7 @@ impl Lister {
     }
 }
 
-/// How far a shard was read, as a person is told.
+/// Formats the position of a shard for an error message.
 fn position_of(lease: &Lease) -> String {
     lease.checkpoint.as_ref().map_or_else(|| "its beginning".to_owned(), Checkpoint::to_string)
 }

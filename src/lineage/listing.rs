@@ -26,8 +26,9 @@ const LONGEST_PAUSE_MISSING: Duration = Duration::from_secs(5);
 /// How many answers to a filtered listing may be unusable before the filter is given up.
 const FILTERED_ATTEMPTS: u32 = 3;
 
-/// How often Kinesis must say that a parent is gone before its child is read without it, or that a shard
-/// is of another stream, and the pause between: as long as a stream must be missing that is named for the first time.
+/// The number of answers by which Kinesis must confirm that a parent is gone, or that a shard belongs to
+/// another stream, and the pause between them: together as long as a stream must be missing that is named
+/// for the first time.
 const CONFIRMATIONS: u32 = 3;
 const CONFIRM_EACH: Duration = Duration::from_secs(1);
 
@@ -193,18 +194,18 @@ impl Lister {
         }
     }
 
-    /// The shards that were closed before a time, as far as Kinesis can say; `None` where the stream is
+    /// Returns the shards that Kinesis proves to have been closed before a time; `None` if the stream is
     /// gone.
     async fn closed_before(
         &self,
         listing: &Listing,
         time: SystemTime,
     ) -> Option<BTreeSet<ShardId>> {
-        let mut retries = Retries::new(false, &Table::default());
-        let mut unusable_answers = 0;
         if listing.shards.iter().all(ListedShard::is_open) {
             return Some(BTreeSet::new());
         }
+        let mut retries = Retries::new(false, &Table::default());
+        let mut unusable_answers = 0;
         loop {
             let failure = match self.kinesis.shards_open_before(time).await {
                 Ok(open_then) => return Some(listing.closed_before(&open_then)),
@@ -226,7 +227,7 @@ impl Lister {
         }
     }
 
-    /// Whether a shard that was lost stays so, since nothing says how to go on.
+    /// Whether lost shards stay lost, because no `on_trimmed` policy allows to continue without them.
     pub(super) fn keeps_lost(&self) -> bool {
         self.on_trimmed == OnTrimmed::Fail
     }

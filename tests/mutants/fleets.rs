@@ -216,8 +216,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "what was handed out before a move counts",
         file: "store/lease/ledger.rs",
-        right: "lease.epoch = millis(self.now).max(known.max(lease.epoch) + 1);",
-        wrong: "lease.epoch = if owner.is_some() && owner == lease.owner { lease.epoch } else { millis(self.now).max(known.max(lease.epoch) + 1) };",
+        right: "lease.epoch = epoch;",
+        wrong: "lease.epoch = if owner.is_some() && owner == lease.owner { lease.epoch } else { epoch };",
         breaks: &[
             "NoZombies",
             "NotPastUnfinished",

@@ -19,7 +19,7 @@ pub(crate) struct Ledger {
     generation: u64,
     version: u64,
     cleared: u64,
-    /// The last one that was given.
+    /// The highest epoch of any lease that ever was in the table.
     epoch: u64,
     /// Each worker, and when its time is over, in milliseconds.
     workers: BTreeMap<Arc<str>, (Member, u64)>,
@@ -606,11 +606,11 @@ impl Step<'_> {
     /// A new epoch, for this owner or for nobody. It is higher than all epochs of before: that of the
     /// lease may have been lost.
     fn give(&mut self, shard: &ShardId, owner: Option<Arc<str>>) {
-        let known = self.ledger.cleared.max(self.ledger.epoch);
+        let epoch = millis(self.now).max(self.ledger.epoch + 1);
         if let Some(lease) = self.ledger.leases.get_mut(shard) {
-            lease.epoch = millis(self.now).max(known.max(lease.epoch) + 1);
+            lease.epoch = epoch;
             (lease.owner, lease.heir) = (owner, None);
-            self.ledger.epoch = lease.epoch;
+            self.ledger.epoch = epoch;
             self.changed = true;
         }
     }
@@ -641,14 +641,13 @@ impl Step<'_> {
     }
 
     fn clear(&mut self) {
-        let epochs = self.ledger.leases.values().map(|lease| lease.epoch);
-        let latest = epochs.fold(self.ledger.epoch, u64::max).max(self.ledger.cleared);
+        let latest = self.ledger.epoch.max(millis(self.now));
         let generation = micros(self.now).max(self.ledger.generation + 1);
         *self.ledger = Ledger {
             generation,
             version: self.ledger.version,
-            epoch: self.ledger.epoch,
-            cleared: latest.max(millis(self.now)),
+            epoch: latest,
+            cleared: latest,
             ..Ledger::default()
         };
     }
