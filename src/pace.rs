@@ -131,7 +131,7 @@ impl Pace {
 
     /// Somebody else has subscribed, and must let go: that is seen after five seconds.
     pub(crate) fn occupied(&mut self) {
-        self.pause(RESUBSCRIBE_PAUSE.mul_f64(1.0 + fastrand::f64() / 2.0));
+        self.pause_from_now(RESUBSCRIBE_PAUSE.mul_f64(1.0 + fastrand::f64() / 2.0));
     }
 
     /// The call failed, and may succeed later.
