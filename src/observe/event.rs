@@ -134,6 +134,7 @@ pub enum Event {
         position: Checkpoint,
     },
     /// Checkpoints could not be saved. It is tried again, and what is pending is not forgotten.
+    /// Reported once per outage, and again for the first error that waiting does not cure.
     StoreFailed {
         /// The error's own words.
         message: String,

@@ -49,13 +49,17 @@ use crate::record::ShardId;
 /// `MASTERDOWN`). Calls on the old connection fail 1 s later where they have no answer by then; new calls
 /// share one attempt to connect. Attempts start at least 50 ms apart.
 ///
+/// The connection belongs to the tokio runtime of the call that made it. A store may be used from other
+/// runtimes and outlive the first: a call that finds the connection gone fails with
+/// [`StoreUnavailable`](ErrorKind::StoreUnavailable), and the next one connects again on its own runtime.
+///
 /// # Clusters and sentinels
 ///
 /// All keys of one application and stream share a hash tag, so they live on one node of a Redis
 /// Cluster. With the cargo feature `redis-cluster` the store finds that node, also when it changes:
 /// `connect` sees for itself that a server is one of a cluster, and `connect_cluster` takes several
 /// of its nodes, so that one may be down. With `redis-sentinel`, `connect_sentinel` follows the
-/// master that sentinels name.
+/// master that sentinels name; it asks all sentinels at once and takes the first master found.
 ///
 /// # Limits
 ///

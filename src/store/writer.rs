@@ -398,6 +398,8 @@ struct Outage {
     since: Instant,
     backoff: Backoff,
     retry_at: Instant,
+    /// Whether an error was met that waiting does not cure.
+    is_permanent: bool,
     told: bool,
 }
 
@@ -526,15 +528,19 @@ fn fail(
     asking: &mut Vec<oneshot::Sender<Result<()>>>,
 ) {
     let error = error.in_stream(shared.scope.shared_stream_name());
+    let curable = error.is_temporary();
+    let is_new = outage.is_none();
     let outage = outage.get_or_insert_with(|| {
-        shared.observer.tell(Event::StoreFailed { message: error.to_string() });
         let backoff = Backoff::new(SAVES);
-        Outage { since: started, backoff, retry_at: started, told: false }
+        Outage { since: started, backoff, retry_at: started, is_permanent: false, told: false }
     });
+    let is_worse = !curable && !std::mem::replace(&mut outage.is_permanent, !curable);
+    if is_new || is_worse {
+        shared.observer.tell(Event::StoreFailed { message: error.to_string() });
+    }
     shared.observer.save_failed(outage.since);
     outage.retry_at = Instant::now() + outage.backoff.failed();
     let too_long = outage.since.elapsed() >= shared.rhythm.max_unflushed;
-    let curable = error.is_temporary();
     let (mut refused, mut report) = (None, None);
     if !curable && let Some(answer) = asking.pop() {
         refused = Some((answer, error));

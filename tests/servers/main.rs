@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(feature = "redis")]
 
+#[cfg(feature = "testing")]
+mod blocked_runtime;
 #[cfg(feature = "redis-tls")]
 #[path = "../support/certificates.rs"]
 mod certificates;
@@ -14,6 +16,8 @@ mod free_port;
 mod nemesis;
 #[path = "../support/proxy.rs"]
 mod proxy;
+#[cfg(feature = "testing")]
+mod reading;
 #[cfg(feature = "redis-cluster")]
 mod redis_cluster;
 mod redis_connection;
@@ -24,7 +28,10 @@ mod redis_fields;
 mod redis_fleet;
 mod redis_leases;
 mod redis_leases_alike;
+#[cfg(feature = "testing")]
+mod redis_passwords;
 mod redis_refusals;
+mod redis_runtimes;
 #[cfg(feature = "testing")]
 mod redis_scope;
 #[cfg(feature = "redis-sentinel")]

@@ -55,18 +55,37 @@ const DELAY: Duration = INTERVAL.saturating_add(Duration::from_millis(1500));
 const READ_AGAIN: Duration = LEASE.saturating_add(RENEWAL.saturating_mul(2));
 
 fn simulate(seed: u64) -> Story {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    let runtime = builder.worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
+    on_real_time(async {
         let mut world = World::start(seed).await;
         world.run().await;
         world.end().await
     })
 }
 
+fn on_real_time(story: impl Future<Output = Story>) -> Story {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().unwrap().block_on(story)
+}
+
 #[test]
 fn no_fault_of_redis_loses_a_record_or_stops_a_shard() {
     SIMULATION.go_through(EVERY_DAY);
+}
+
+/// A script of another client that loops for longer than a lease keeps Redis BUSY.
+#[test]
+fn busy_redis_loses_no_record_and_stops_no_shard() {
+    let story = on_real_time(async {
+        let mut world = World::start(0).await;
+        world.reads("the start", Instant::now(), 3 * READ_AGAIN).await;
+        world.suffer(Fault::Busy(2 * LEASE), |_| true).await;
+        world.end().await
+    });
+    let trace = story.trace.join("\n");
+    assert!(story.broken.is_none(), "{trace}");
+    let told = "is busy with a script or function: BUSY Redis is busy running a script";
+    let is_told = |line: &String| line.contains("StoreFailed") && line.contains(told);
+    assert!(story.trace.iter().any(is_told), "{trace}");
 }
 
 #[test]
@@ -115,22 +134,27 @@ impl World {
                 return;
             }
             let fault = Fault::draw(&mut self.rng);
-            self.tally.tell(&format!("{fault:?}"));
-            let what = format!("{fault:?}");
-            let began = Instant::now();
-            fault.happen(&mut self.servers, &self.workers).await;
-            let ended = Instant::now();
-            if fault.loses_a_key() {
-                self.is_noticed(&what, began).await;
-            }
             // Some faults meet a fleet that has not recovered from the last one.
-            if self.rng.u8(..4) > 0 {
-                self.reads(&what, ended, READ_AGAIN + DELAY).await;
-                // Leases that nobody can renew have run out by then.
-                sleep_until(ended + READ_AGAIN).await;
-                self.reads(&what, Instant::now(), DELAY).await;
-            }
+            self.suffer(fault, |rng| rng.u8(..4) > 0).await;
             sleep(Duration::from_millis(self.rng.u64(0..500))).await;
+        }
+    }
+
+    /// Has a fault, and then waits until every shard is read again where `recovers` says so.
+    async fn suffer(&mut self, fault: Fault, recovers: impl FnOnce(&mut Rng) -> bool) {
+        let what = format!("{fault:?}");
+        self.tally.tell(&what);
+        let began = Instant::now();
+        fault.happen(&mut self.servers, &self.workers).await;
+        let ended = Instant::now();
+        if fault.loses_a_key() {
+            self.is_noticed(&what, began).await;
+        }
+        if recovers(&mut self.rng) {
+            self.reads(&what, ended, READ_AGAIN + DELAY).await;
+            // Leases that nobody can renew have run out by then.
+            sleep_until(ended + READ_AGAIN).await;
+            self.reads(&what, Instant::now(), DELAY).await;
         }
     }
 

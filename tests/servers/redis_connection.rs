@@ -16,7 +16,7 @@ const LEASE: Duration = Duration::from_secs(10);
 
 /// How a store reaches its server.
 #[derive(Debug, Clone, Copy)]
-enum By {
+pub(crate) enum By {
     Url,
     #[cfg(feature = "redis-cluster")]
     Cluster,
@@ -24,7 +24,7 @@ enum By {
     Sentinel,
 }
 
-const ALL: &[By] = &[
+pub(crate) const ALL: &[By] = &[
     By::Url,
     #[cfg(feature = "redis-cluster")]
     By::Cluster,
@@ -33,12 +33,12 @@ const ALL: &[By] = &[
 ];
 
 /// A store and its server, with a proxy between them.
-struct Behind {
+pub(crate) struct Behind {
     by: By,
-    server: RedisServer,
-    proxy: Proxy,
+    pub(crate) server: RedisServer,
+    pub(crate) proxy: Proxy,
     store: RedisStore,
-    _sentinel: Option<RedisServer>,
+    sentinel: Option<RedisServer>,
 }
 
 impl Behind {
@@ -48,7 +48,7 @@ impl Behind {
     }
 
     /// Starts a store with one checkpoint.
-    async fn started(by: By) -> Self {
+    pub(crate) async fn started(by: By) -> Self {
         let options: &[&str] = match by {
             #[cfg(feature = "redis-cluster")]
             By::Cluster => &["--cluster-enabled", "yes"],
@@ -60,39 +60,60 @@ impl Behind {
         if matches!(by, By::Cluster) {
             make_cluster(&server, proxy.port()).await;
         }
-        let (store, sentinel) = match by {
+        let sentinel = match by {
             #[cfg(feature = "redis-sentinel")]
-            By::Sentinel => {
-                let sentinel = RedisServer::sentinel(&format!(
-                    "sentinel monitor orders 127.0.0.1 {} 1\n\
-                     sentinel down-after-milliseconds orders 60000\n",
-                    proxy.port()
-                ));
-                let url = sentinel.url();
-                let store = RedisStore::connect_sentinel([&*url], "redis://orders/");
-                (store.await, Some(sentinel))
-            }
-            _ => (RedisStore::connect(&proxy.url()).await, None),
+            By::Sentinel => Some(RedisServer::sentinel(&format!(
+                "sentinel monitor orders 127.0.0.1 {} 1\n\
+                 sentinel down-after-milliseconds orders 60000\n",
+                proxy.port()
+            ))),
+            _ => None,
         };
-        let behind = Self { by, server, proxy, store: store.unwrap(), _sentinel: sentinel };
+        let store = connect(&proxy, sentinel.as_ref(), "").await.unwrap();
+        let behind = Self { by, server, proxy, store, sentinel };
         behind.save(1).await.unwrap();
         behind
+    }
+
+    /// Connects another store, with this password.
+    pub(crate) async fn connect(&self, password: &str) -> kinestream::Result<RedisStore> {
+        connect(&self.proxy, self.sentinel.as_ref(), password).await
     }
 
     async fn save(&self, number: u32) -> kinestream::Result<()> {
         self.store.save(&scope(), &[(shard(0), after(number))]).await
     }
 
-    /// Saves again and again until it works, and returns how long that took.
     async fn until_saved(&self, number: u32) -> Duration {
-        let began = Instant::now();
-        while let Err(error) = self.save(number).await {
-            assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{}", whole_text(&error));
-            assert!(began.elapsed() < 2 * LEASE, "{}", whole_text(&error));
-            sleep(Duration::from_millis(20)).await;
-        }
-        began.elapsed()
+        until_saved(&self.store, number).await
     }
+}
+
+async fn connect(
+    proxy: &Proxy,
+    sentinel: Option<&RedisServer>,
+    password: &str,
+) -> kinestream::Result<RedisStore> {
+    let login = if password.is_empty() { String::new() } else { format!(":{password}@") };
+    match sentinel {
+        #[cfg(feature = "redis-sentinel")]
+        Some(sentinel) => {
+            let master = format!("redis://{login}orders/");
+            RedisStore::connect_sentinel([&*sentinel.url()], &master).await
+        }
+        _ => RedisStore::connect(&proxy.url().replace("//", &format!("//{login}"))).await,
+    }
+}
+
+/// Saves again and again until it works, and returns how long that took.
+pub(crate) async fn until_saved(store: &RedisStore, number: u32) -> Duration {
+    let began = Instant::now();
+    while let Err(error) = store.save(&scope(), &[(shard(0), after(number))]).await {
+        assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{}", whole_text(&error));
+        assert!(began.elapsed() < 2 * LEASE, "{}", whole_text(&error));
+        sleep(Duration::from_millis(20)).await;
+    }
+    began.elapsed()
 }
 
 /// Makes the server a cluster of one node, which clients are to reach at this port.

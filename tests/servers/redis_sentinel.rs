@@ -7,6 +7,7 @@ use kinestream::{Checkpoint, ErrorKind, RedisStore, ShardId};
 use tokio::time::{Instant, sleep};
 
 use crate::free_port::free_port;
+use crate::proxy::{Mode, Proxy};
 use crate::redis_server::RedisServer;
 use crate::redis_store::{after, scope, shard};
 
@@ -125,4 +126,21 @@ async fn says_what_is_wrong_with_sentinels() {
     // One that answers is enough.
     let urls = [&*nobody, &*sentinel];
     RedisStore::connect_sentinel(urls, &master).await.unwrap();
+}
+
+#[tokio::test]
+async fn silent_sentinels_delay_no_connection() {
+    let watched = Watched::start().await;
+    let sentinel = watched.sentinel.url();
+    let silent = [Proxy::start(1).await, Proxy::start(1).await];
+    for proxy in &silent {
+        proxy.set_mode(Mode::Swallow);
+    }
+    let urls = [silent[0].url(), silent[1].url(), sentinel];
+    let urls = urls.iter().map(String::as_str);
+    let began = Instant::now();
+    let store = RedisStore::connect_sentinel(urls, &format!("redis://:{PASSWORD}@orders/")).await;
+    // Less than any time after which one of them is given up.
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    store.unwrap().save(&scope(), &saved(1)).await.unwrap();
 }

@@ -21,7 +21,7 @@ use redis::{
     Cmd, ConnectionInfo, IntoConnectionInfo, Pipeline, RedisError, RedisFuture, RedisResult, Value,
 };
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::link::{CONNECT_TIMEOUT, FIRST_CONNECT_TIMEOUT, Link, Target};
 use super::refusal::is_over;
@@ -47,7 +47,18 @@ struct Slot {
     retired: watch::Sender<u64>,
 }
 
-type Attempt = Shared<BoxFuture<'static, RedisResult<Link>>>;
+/// How long after its limit an attempt is given up by a call that waits for it: the runtime that connects
+/// may be idle while calls come from another one, and then the limit does not end the attempt.
+const ATTEMPT_SLACK: Duration = Duration::from_millis(250);
+
+/// An attempt to connect, or the connection that it has made.
+#[derive(Clone)]
+struct Attempt {
+    number: u64,
+    /// Until when a call waits for it.
+    until: Instant,
+    link: Shared<BoxFuture<'static, RedisResult<Link>>>,
+}
 
 struct State {
     /// Counts attempts, so that a failure replaces only the connection on which it was seen.
@@ -63,8 +74,9 @@ impl Connection {
     pub(super) async fn open(target: Target) -> RedisResult<Self> {
         let database = target.database();
         let link = target.clone().connect(FIRST_CONNECT_TIMEOUT).await?;
-        let current = futures::future::ready(Ok(link)).boxed().shared();
-        let state = State { number: 1, current: Some(current), next: Instant::now() };
+        let (link, now) = (futures::future::ready(Ok(link)).boxed().shared(), Instant::now());
+        let current = Attempt { number: 1, until: now, link };
+        let state = State { number: 1, current: Some(current), next: now };
         let slot = Slot { target, state: Mutex::new(state), retired: watch::Sender::new(0) };
         Ok(Self { slot: Arc::new(slot), database })
     }
@@ -81,8 +93,14 @@ impl Connection {
 impl Slot {
     /// A connection for one call, and the guard of that call.
     async fn begin(self: &Arc<Self>) -> RedisResult<(Link, Call<'_>)> {
-        let (attempt, number) = self.attempt();
-        match attempt.await {
+        let Attempt { number, until, link } = self.attempt();
+        // Late calls wait as well: another one may be about to take the outcome.
+        let until = until.max(Instant::now() + ATTEMPT_SLACK);
+        let made = timeout_at(until, link).await.unwrap_or_else(|_elapsed| {
+            let message = "no connection: the attempt does not end";
+            Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
+        });
+        match made {
             Ok(link) => Ok((link, Call { slot: self, number, is_over: true })),
             Err(error) => {
                 self.retire(number);
@@ -92,12 +110,14 @@ impl Slot {
     }
 
     /// The connection that there is, or an attempt to make one.
-    fn attempt(self: &Arc<Self>) -> (Attempt, u64) {
+    fn attempt(self: &Arc<Self>) -> Attempt {
         let mut state = self.lock();
         if let Some(attempt) = &state.current {
-            return (attempt.clone(), state.number);
+            return attempt.clone();
         }
+        let limit = CONNECT_TIMEOUT;
         let start = state.next.max(Instant::now());
+        let until = start + limit + ATTEMPT_SLACK;
         state.next = start + Backoff::new(CONNECTIONS).failed();
         state.number += 1;
         let number = state.number;
@@ -105,19 +125,19 @@ impl Slot {
         // A separate task: the call that starts it may be dropped while others wait for it.
         let connecting = tokio::spawn(async move {
             sleep_until(start).await;
-            let link = slot.target.clone().connect(CONNECT_TIMEOUT).await;
+            let link = slot.target.clone().connect(limit).await;
             if link.is_err() {
                 slot.retire(number);
             }
             link
         });
-        let attempt = async move {
+        let link = async move {
             let ended = |error| Err(RedisError::from(io::Error::other(error)));
             connecting.await.unwrap_or_else(ended)
         };
-        let attempt = attempt.boxed().shared();
+        let attempt = Attempt { number, until, link: link.boxed().shared() };
         state.current = Some(attempt.clone());
-        (attempt, number)
+        attempt
     }
 
     /// Makes the next call connect again, unless another call has seen to that.

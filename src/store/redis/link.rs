@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+#[cfg(feature = "redis-cluster")]
+use redis::RedisError;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
@@ -11,6 +13,8 @@ use redis::{
 };
 use tokio::time::timeout;
 
+#[cfg(feature = "redis-cluster")]
+use super::refusal::Refusal;
 use super::refusal::is_withheld;
 
 /// How long the first connection may take, which no worker waits for.
@@ -74,7 +78,7 @@ impl Target {
         let set = |sentinel: ConnectionInfo| sentinel.set_tcp_settings(tcp_settings());
         let sentinels = sentinels.into_iter().map(set).collect();
         let master = master.clone().set_tcp_settings(tcp_settings());
-        Self::Master(super::sentinel::Master::new(sentinels, name, &master))
+        Self::Master(super::sentinel::Master::new(sentinels, name, master))
     }
 
     /// A new connection, or an error after `limit` at the latest.
@@ -123,8 +127,13 @@ pub(super) struct Greeting {
 }
 
 impl Greeting {
+    #[cfg(feature = "redis-sentinel")]
+    pub(super) fn database(&self) -> i64 {
+        self.database
+    }
+
     /// The server without what the greeting does.
-    fn taken_from(server: ConnectionInfo) -> (ConnectionInfo, Self) {
+    pub(super) fn taken_from(server: ConnectionInfo) -> (ConnectionInfo, Self) {
         let settings = server.redis_settings();
         if settings.protocol() != ProtocolVersion::RESP2 {
             return (server, Self::default());
@@ -139,7 +148,7 @@ impl Greeting {
     }
 
     /// Ends when the server has answered. A peer that is silent is waited for.
-    async fn send(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    pub(super) async fn send(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         if let Some(password) = &self.password {
             let mut login = redis::cmd("AUTH");
             login.arg(&self.user).arg(password).exec_async(connection).await?;
@@ -156,7 +165,7 @@ impl Greeting {
 
 #[cfg(feature = "redis-cluster")]
 async fn connect_cluster(nodes: Vec<ConnectionInfo>, limit: Duration) -> RedisResult<Link> {
-    let client = redis::cluster::ClusterClient::builder(nodes)
+    let client = redis::cluster::ClusterClient::builder(nodes.clone())
         // For moved keys and failed nodes. The caller retries what still fails.
         .retries(3)
         // A node that is silent must not take the time of one that answers.
@@ -164,7 +173,25 @@ async fn connect_cluster(nodes: Vec<ConnectionInfo>, limit: Duration) -> RedisRe
         .response_timeout(ANSWER_TIMEOUT)
         .tcp_settings(tcp_settings())
         .build()?;
-    client.get_async_connection().await.map(Link::Cluster)
+    match client.get_async_connection().await {
+        Ok(link) => Ok(Link::Cluster(link)),
+        Err(error) if Refusal::of(&error).is_some() => Err(error),
+        Err(error) => Err(refusal_of_node(nodes).await.unwrap_or(error)),
+    }
+}
+
+/// Returns what a node says that refuses connections, which the client of clusters does not show.
+#[cfg(feature = "redis-cluster")]
+async fn refusal_of_node(nodes: Vec<ConnectionInfo>) -> Option<RedisError> {
+    let config = AsyncConnectionConfig::new();
+    let greeted = nodes.into_iter().map(async |node| {
+        let (node, greeting) = Greeting::taken_from(node);
+        let client = Client::open(node)?;
+        let mut raw = client.get_multiplexed_async_connection_with_config(&config).await?;
+        greeting.send(&mut raw).await
+    });
+    let answers = futures::future::join_all(greeted).await;
+    answers.into_iter().find_map(|answer| answer.err().filter(|error| Refusal::of(error).is_some()))
 }
 
 /// An open connection; its clones share it.

@@ -1,45 +1,119 @@
 //! The master that sentinels name.
 
+use std::io;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use redis::aio::MultiplexedConnection;
-use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, RedisResult, TlsMode,
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, RedisResult, Role,
 };
+
+use super::link::Greeting;
+use super::refusal::is_withheld;
 
 /// The name of a master, the sentinels to ask for it, and how to speak to it.
 #[derive(Clone)]
 pub(super) struct Master {
     sentinels: Vec<ConnectionInfo>,
     name: String,
-    server: SentinelNodeConnectionInfo,
-    database: i64,
+    server: ConnectionInfo,
+    greeting: Greeting,
+}
+
+/// Why a sentinel led to no master. The later one says more.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Reached {
+    Nothing,
+    Sentinel,
+    Server,
 }
 
 impl Master {
-    pub(super) fn new(sentinels: Vec<ConnectionInfo>, name: &str, master: &ConnectionInfo) -> Self {
-        let mut server = SentinelNodeConnectionInfo::default()
-            .set_redis_connection_info(master.redis_settings().clone())
-            .set_tcp_settings(master.tcp_settings().clone());
-        if let ConnectionAddr::TcpTls { .. } = master.addr() {
-            server = server.set_tls_mode(TlsMode::Secure);
-        }
-        let database = master.redis_settings().db();
-        Self { sentinels, name: name.to_owned(), server, database }
+    pub(super) fn new(sentinels: Vec<ConnectionInfo>, name: &str, master: ConnectionInfo) -> Self {
+        let (server, greeting) = Greeting::taken_from(master);
+        Self { sentinels, name: name.to_owned(), server, greeting }
     }
 
     pub(super) fn database(&self) -> i64 {
-        self.database
+        self.greeting.database()
     }
 
-    /// Asks the sentinels for the master and connects to it. Connections to sentinels are new as
+    /// Asks the sentinels for the master and connects to it. All are asked at once: the host of the
+    /// first may be down, often with the master that was there. Connections to sentinels are new as
     /// well: an old one may be half open.
     pub(super) async fn connect(
         self,
         config: &AsyncConnectionConfig,
     ) -> RedisResult<MultiplexedConnection> {
-        let kind = SentinelServerType::Master;
-        let mut client = SentinelClient::build(self.sentinels, self.name, Some(self.server), kind)?;
-        client.get_async_connection_with_config(config).await
+        let asked = self.sentinels.iter().map(|sentinel| self.connect_by(sentinel.clone(), config));
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        let mut failed = None;
+        while let Some(outcome) = asked.next().await {
+            match outcome {
+                Ok(connection) => return Ok(connection),
+                Err(failure) => {
+                    let says_more = |(known, _): &(Reached, _)| *known < failure.0;
+                    if failed.as_ref().is_none_or(says_more) {
+                        failed = Some(failure);
+                    }
+                }
+            }
+        }
+        let nothing = || (ErrorKind::InvalidClientConfig, "a sentinel is needed").into();
+        Err(failed.map_or_else(nothing, |(_, error)| error))
+    }
+
+    /// Connects to the master that this sentinel names.
+    async fn connect_by(
+        &self,
+        sentinel: ConnectionInfo,
+        config: &AsyncConnectionConfig,
+    ) -> Result<MultiplexedConnection, (Reached, redis::RedisError)> {
+        let named = self.named_by(sentinel, config).await;
+        let (host, port) = named.map_err(|error| (Reached::Nothing, error))?.ok_or_else(|| {
+            let message = "the sentinel knows no master of this name";
+            (Reached::Sentinel, (ErrorKind::MasterNameNotFoundBySentinel, message).into())
+        })?;
+        self.connect_to(host, port, config).await.map_err(|error| (Reached::Server, error))
+    }
+
+    async fn named_by(
+        &self,
+        sentinel: ConnectionInfo,
+        config: &AsyncConnectionConfig,
+    ) -> RedisResult<Option<(String, u16)>> {
+        let client = Client::open(sentinel)?;
+        let mut raw = client.get_multiplexed_async_connection_with_config(config).await?;
+        let question = ["GET-MASTER-ADDR-BY-NAME", &self.name];
+        redis::cmd("SENTINEL").arg(&question).query_async(&mut raw).await
+    }
+
+    async fn connect_to(
+        &self,
+        host: String,
+        port: u16,
+        config: &AsyncConnectionConfig,
+    ) -> RedisResult<MultiplexedConnection> {
+        let client = Client::open(self.server.clone().set_addr(self.address(host, port)))?;
+        let mut connection = client.get_multiplexed_async_connection_with_config(config).await?;
+        self.greeting.send(&mut connection).await?;
+        match redis::cmd("ROLE").query_async(&mut connection).await {
+            Ok(Role::Primary { .. }) => Ok(connection),
+            // A replica refuses the first write.
+            Err(error) if is_withheld(&error) => Ok(connection),
+            Ok(_) => Err(io::Error::other("the server that sentinels name is no master").into()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn address(&self, host: String, port: u16) -> ConnectionAddr {
+        match self.server.addr().clone() {
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+                ConnectionAddr::TcpTls { host, port, insecure, tls_params }
+            }
+            _ => ConnectionAddr::Tcp(host, port),
+        }
     }
 }
 

@@ -51,6 +51,8 @@ pub(super) enum Fault {
     /// The replica becomes the master behind the same address, after it was this long without
     /// the writes of the old one.
     Failover(Leftover, Duration),
+    /// A script of another client loops for this time, and is killed then.
+    Busy(Duration),
     /// One key disappears.
     LoseKey(&'static str),
     /// All keys disappear.
@@ -111,6 +113,7 @@ impl Fault {
                 servers.wait_for_the_replica().await;
             }
             Self::Failover(leftover, behind) => fail_over(leftover, behind, servers, workers).await,
+            Self::Busy(time) => servers.keep_busy(time).await,
             Self::LoseKey(name) => {
                 let key = format!("kinestream:{{billing:orders}}:{name}");
                 servers.command(&["DEL", &key]).await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use redis::{RedisResult, Value};
+use redis::{AsyncConnectionConfig, RedisResult, Value};
 use tokio::time::{Instant, sleep};
 
 use crate::redis_server::RedisServer;
@@ -34,6 +34,23 @@ impl Servers {
     /// Sends a command to the master.
     pub(super) async fn command(&self, words: &[&str]) {
         command(self.master(), words).await;
+    }
+
+    /// Loops in a script of another client, which is killed after this time.
+    pub(super) async fn keep_busy(&self, time: Duration) {
+        // The name of busy-reply-threshold that 6.2 knows as well.
+        self.command(&["CONFIG", "SET", "lua-time-limit", "50"]).await;
+        let client = redis::Client::open(self.master().url()).unwrap();
+        let unlimited = AsyncConnectionConfig::new().set_response_timeout(None);
+        let raw = client.get_multiplexed_async_connection_with_config(&unlimited);
+        let mut raw = raw.await.unwrap();
+        let looping = tokio::spawn(async move {
+            let script = ["while true do end", "0"];
+            redis::cmd("EVAL").arg(&script).exec_async(&mut raw).await
+        });
+        sleep(time).await;
+        self.command(&["SCRIPT", "KILL"]).await;
+        looping.await.unwrap().expect_err("the script was killed");
     }
 
     /// Makes the replica a master. The old one remains one until it is demoted.

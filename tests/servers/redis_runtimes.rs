@@ -1,0 +1,85 @@
+//! Stores that are used on another tokio runtime than the one they were connected on.
+
+use std::time::Duration;
+
+use kinestream::RedisStore;
+use kinestream::store::CheckpointStore;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+
+use crate::proxy::Mode;
+use crate::redis_connection::{ALL, Behind, By, until_saved};
+use crate::redis_store::{after, scope, shard};
+
+/// The default lease duration.
+const LEASE: Duration = Duration::from_secs(10);
+
+/// Runs its tasks only inside `block_on`.
+fn current_thread() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// A server behind a proxy, and the runtime that runs the proxy.
+fn behind(by: By) -> (Runtime, Behind) {
+    let outer = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let behind = outer.block_on(Behind::started(by));
+    (outer, behind)
+}
+
+/// Saves on a further runtime, within a lease duration.
+fn saves_elsewhere(by: By, store: &RedisStore, number: u32) {
+    let saved = async { timeout(LEASE, until_saved(store, number)).await };
+    let saved = current_thread().block_on(saved);
+    saved.unwrap_or_else(|_| panic!("{by:?}: a call on another runtime does not end"));
+}
+
+/// Gives up a save after 200 ms.
+fn gives_up(runtime: &Runtime, store: &RedisStore) {
+    let saved = [(shard(0), after(2))];
+    let scope = scope();
+    let saved = async { timeout(Duration::from_millis(200), store.save(&scope, &saved)).await };
+    runtime.block_on(saved).expect_err("there is no answer");
+}
+
+#[test]
+fn store_outlives_the_runtime_of_its_connection() {
+    for by in ALL {
+        let (_outer, behind) = behind(*by);
+        let first = current_thread();
+        let store = first.block_on(behind.connect("")).unwrap();
+        drop(first);
+        saves_elsewhere(*by, &store, 2);
+    }
+}
+
+#[test]
+fn store_outlives_the_runtime_that_reconnects() {
+    for by in ALL {
+        let (_outer, behind) = behind(*by);
+        let first = current_thread();
+        let store = first.block_on(behind.connect("")).unwrap();
+        behind.proxy.set_mode(Mode::Swallow);
+        gives_up(&first, &store);
+        // Connects again, without an answer.
+        gives_up(&first, &store);
+        drop(first);
+        behind.proxy.set_mode(Mode::Pass);
+        saves_elsewhere(*by, &store, 3);
+    }
+}
+
+#[test]
+fn idle_runtime_that_reconnects_holds_up_no_other() {
+    for by in ALL {
+        let (_outer, behind) = behind(*by);
+        let first = current_thread();
+        let store = first.block_on(behind.connect("")).unwrap();
+        behind.proxy.set_mode(Mode::Swallow);
+        gives_up(&first, &store);
+        // Connects again, in a task that goes no further until this runtime is used.
+        gives_up(&first, &store);
+        behind.proxy.set_mode(Mode::Pass);
+        saves_elsewhere(*by, &store, 3);
+        first.block_on(async { timeout(LEASE, until_saved(&store, 4)).await }).unwrap();
+    }
+}
