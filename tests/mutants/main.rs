@@ -8,11 +8,14 @@
 //!     cargo test --features testing --test mutants -- --ignored
 //!
 //! `MISTAKE` set to a part of a description makes only those mistakes whose descriptions hold it.
+//! `REMEMBER=1` writes `tests/mutants/seeds.txt`, which holds a seed that finds each mistake: it is
+//! tried before all others. A seed that no longer finds its mistake costs time, and nothing else.
 // A test that cannot go on says so by a panic, in its helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod fleets;
 mod reader;
+mod remembered;
 mod servers;
 mod switch;
 
@@ -21,6 +24,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Instant;
 
 /// Every mistake is found within this many seeds, of which one of fleets takes as long as several of
 /// the other simulation.
@@ -107,7 +111,7 @@ impl Copy {
             .env("SEEDS", seeds)
             // A seed takes a second or so. One that deadlocks is told sooner than in the
             // simulation itself, where the machine may be busy with other tests.
-            .env("SEED_SECONDS", "30")
+            .env("SEED_SECONDS", "20")
             .env("RUST_BACKTRACE", "0");
         if let Some(number) = number {
             command.env(switch::CHOICE, number.to_string());
@@ -221,6 +225,11 @@ impl Mistake {
         let times = text.matches(self.right).count();
         assert_eq!(times, 1, "{}: {:?} stands {times} times in it", self.file, self.right);
     }
+
+    /// Whether a simulation broke off for a promise that this mistake breaks.
+    fn is_seen_in(&self, said: &str) -> bool {
+        self.breaks.iter().any(|promise| said.contains(&format!(" breaks {promise}:")))
+    }
 }
 
 /// One after the other: each simulation uses all cores.
@@ -231,27 +240,36 @@ fn find(test: &str) {
     let waits = test == "servers";
     let _alone = (!waits).then(|| ONE.lock().unwrap_or_else(PoisonError::into_inner));
     let only = std::env::var("MISTAKE").unwrap_or_default();
+    let wanted: Vec<(usize, &Mistake)> = all()
+        .enumerate()
+        .filter(|(_, (of, mistake))| *of == test && mistake.what.contains(&only))
+        .map(|(number, (_, mistake))| (number, mistake))
+        .collect();
+    let mut found = remembered::try_each(test, &wanted);
     let mut missed = Vec::new();
-    for (number, (of, mistake)) in all().enumerate() {
-        if of != test || !mistake.what.contains(&only) {
-            continue;
-        }
-        let found = if WOVEN.alone.contains(&number) {
-            simulate_alone(test, mistake)
-        } else {
-            WOVEN.copy.simulate(&WOVEN.binaries[test], seeds(test), Some(number))
-        };
+    for (number, mistake) in wanted {
+        let began = Instant::now();
+        let said = found.remove(&number).or_else(|| search(test, number, mistake));
         let first =
-            found.as_ref().and_then(|said| said.lines().find(|line| line.contains(" breaks ")));
-        println!("{}: {}", mistake.what, first.unwrap_or("not found"));
-        let seen = |line: &str| {
-            mistake.breaks.iter().any(|promise| line.contains(&format!(" breaks {promise}:")))
-        };
-        if !first.is_some_and(seen) {
+            said.as_ref().and_then(|said| said.lines().find(|line| line.contains(" breaks ")));
+        let line = first.unwrap_or("not found");
+        println!("{}: {line} (searched for {:.0?})", mistake.what, began.elapsed());
+        if first.is_some_and(|line| mistake.is_seen_in(line)) {
+            remembered::keep(mistake, line);
+        } else {
             missed.push(mistake.what);
         }
     }
     assert!(missed.is_empty(), "not found, or not for what they are: {missed:#?}");
+}
+
+/// Goes through all seeds with a mistake.
+fn search(test: &str, number: usize, mistake: &Mistake) -> Option<String> {
+    if WOVEN.alone.contains(&number) {
+        simulate_alone(test, mistake)
+    } else {
+        WOVEN.copy.simulate(&WOVEN.binaries[test], seeds(test), Some(number))
+    }
 }
 
 /// Builds a copy with one mistake, without optimisation: it is built often, and run once.

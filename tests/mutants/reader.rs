@@ -393,8 +393,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a shard that the in-flight limit holds is not reported",
         file: "observe/liveness.rs",
-        right: "const STALLED_AFTER: Duration = Duration::from_secs(30);",
-        wrong: "const STALLED_AFTER: Duration = Duration::from_secs(30_000);",
+        right: "view.stalled(STALLED_AFTER)",
+        wrong: "view.stalled(STALLED_AFTER * 1_000)",
         breaks: &["StallsAreReported"],
     },
     Mistake {

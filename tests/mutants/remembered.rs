@@ -1,0 +1,72 @@
+//! Seeds that found mistakes before, which are tried first.
+//!
+//! Most mistakes are found by few of the seeds, and a search through hundreds of seeds for each takes
+//! longer than all other tests together. The file is a cache: a mistake that its seed no longer
+//! finds is searched for in all seeds.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::{Mistake, WOVEN};
+
+/// One line for each mistake: a seed, and the mistake's description.
+const FILE: &str = include_str!("seeds.txt");
+
+/// Simulates each mistake at its remembered seed, on all cores; what was said, by the mistake's number.
+pub(crate) fn try_each(test: &str, wanted: &[(usize, &Mistake)]) -> HashMap<usize, String> {
+    let next = AtomicUsize::new(0);
+    let found = Mutex::new(HashMap::new());
+    let work = || {
+        while let Some((number, mistake)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let Some(said) = try_one(test, *number, mistake) else { continue };
+            found.lock().unwrap_or_else(PoisonError::into_inner).insert(*number, said);
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(work);
+        }
+    });
+    found.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `None` where the seed does not find the mistake for what it is.
+fn try_one(test: &str, number: usize, mistake: &Mistake) -> Option<String> {
+    let seed = seed_of(mistake).filter(|_| !WOVEN.alone.contains(&number))?;
+    let seeds = format!("{seed}..{}", seed + 1);
+    let said = WOVEN.copy.simulate(&WOVEN.binaries[test], &seeds, Some(number))?;
+    said.lines().any(|line| mistake.is_seen_in(line)).then_some(said)
+}
+
+fn seed_of(mistake: &Mistake) -> Option<u64> {
+    FILE.lines().find_map(|line| {
+        let (seed, what) = line.split_once(' ')?;
+        (what == mistake.what).then(|| seed.parse().ok())?
+    })
+}
+
+/// Writes into the file which seed found a mistake, where `REMEMBER` is set.
+pub(crate) fn keep(mistake: &Mistake, said: &str) {
+    static WRITING: Mutex<()> = Mutex::new(());
+    let seed: Option<u64> = said
+        .split_once("seed ")
+        .and_then(|(_, rest)| rest.split_whitespace().next())
+        .and_then(|number| number.parse().ok());
+    let (Some(seed), Some(_)) = (seed, std::env::var_os("REMEMBER")) else { return };
+    let _one = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mutants/seeds.txt");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut lines: BTreeMap<&str, String> = text
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(seed, what)| (what, seed.to_owned()))
+        .collect();
+    lines.insert(mistake.what, seed.to_string());
+    // Mistakes that are no longer made leave the file.
+    lines.retain(|what, _| super::all().any(|(_, mistake)| mistake.what == *what));
+    let lines: Vec<String> = lines.iter().map(|(what, seed)| format!("{seed} {what}")).collect();
+    std::fs::write(path, lines.join("\n") + "\n").unwrap();
+}
