@@ -11,6 +11,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["reads_on"],
     },
     Mistake {
+        what: "an attempt to connect has no limit",
+        file: "store/redis/connection.rs",
+        right: "let limit = CONNECT_TIMEOUT;",
+        wrong: "let limit = Duration::from_secs(3600);",
+        breaks: &["reads_on"],
+    },
+    Mistake {
         what: "a replica keeps its connection",
         file: "store/redis/refusal.rs",
         right: "ELSEWHERE.contains(&&*refusal.code);",

@@ -1,5 +1,6 @@
-//! A nemesis for `RedisStore`: three workers read from a Kinesis in memory, each through a TCP proxy of
-//! its own to a Redis master with a replica, while faults happen to the network and the servers.
+//! A nemesis for `RedisStore`: three workers read from a Kinesis in memory, each through TCP proxies of
+//! its own to a Redis master with a replica, while faults happen to the network and the servers. The
+//! master is behind one address, named by a sentinel, or a node of a cluster.
 //!
 //! A seed determines the faults and their order. The time is real, so two runs of one seed differ in
 //! detail. Every bound is derived from the configured durations.
@@ -8,7 +9,7 @@
 //! - `SEED=7 cargo test --all-features --test servers -- --ignored --nocapture nemesis::one` tells the
 //!   story of one;
 //! - `SEEDS=0..100 cargo test --all-features --test servers -- --ignored --nocapture nemesis::many` runs
-//!   others.
+//!   others. Seeds from 1000 on are behind a sentinel, and those from 2000 on in a cluster.
 
 mod faults;
 mod servers;
@@ -24,12 +25,20 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::seeds::{Simulation, Story};
 use faults::Fault;
-use servers::Servers;
+use servers::{By, Servers};
 use tally::Tally;
 use worker::Worker;
 
 /// The seeds that every run of the tests goes through.
 const EVERY_DAY: Range<u64> = 0..6;
+
+/// Those behind a sentinel.
+#[cfg(feature = "redis-sentinel")]
+const BEHIND_A_SENTINEL: Range<u64> = 1000..1004;
+
+/// Those in a cluster.
+#[cfg(feature = "redis-cluster")]
+const IN_A_CLUSTER: Range<u64> = 2000..2004;
 
 const SIMULATION: Simulation = Simulation { test: "servers", simulate };
 
@@ -67,9 +76,31 @@ fn on_real_time(story: impl Future<Output = Story>) -> Story {
     builder.worker_threads(2).enable_all().build().unwrap().block_on(story)
 }
 
+fn deployment(seed: u64) -> By {
+    match seed / 1000 {
+        #[cfg(feature = "redis-sentinel")]
+        1 => By::Sentinel,
+        #[cfg(feature = "redis-cluster")]
+        2 => By::Cluster,
+        _ => By::Address,
+    }
+}
+
 #[test]
 fn no_fault_of_redis_loses_a_record_or_stops_a_shard() {
     SIMULATION.go_through(EVERY_DAY);
+}
+
+#[cfg(feature = "redis-sentinel")]
+#[test]
+fn no_fault_behind_a_sentinel_loses_a_record_or_stops_a_shard() {
+    SIMULATION.go_through(BEHIND_A_SENTINEL);
+}
+
+#[cfg(feature = "redis-cluster")]
+#[test]
+fn no_fault_in_a_cluster_loses_a_record_or_stops_a_shard() {
+    SIMULATION.go_through(IN_A_CLUSTER);
 }
 
 /// A script of another client that loops for longer than a lease keeps Redis BUSY.
@@ -115,13 +146,12 @@ impl World {
         let mut rng = Rng::with_seed(seed);
         let kinesis = Kinesis::new();
         let stream = kinesis.create_stream("orders", SHARDS);
-        let servers = Servers::start().await;
+        let servers = Servers::start(deployment(seed)).await;
         let tally = Tally::default();
         let acknowledges = rng.bool();
         let mut workers = Vec::new();
         for index in 0..WORKERS {
-            let master = servers.master().port();
-            workers.push(Worker::start(index, &kinesis, master, acknowledges, &tally).await);
+            workers.push(Worker::start(index, &kinesis, &servers, acknowledges, &tally).await);
         }
         let writing = tokio::spawn(write(stream, tally.clone()));
         Self { rng, servers, workers, tally, _kinesis: kinesis, writing }

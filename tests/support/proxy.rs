@@ -4,8 +4,8 @@
 #![allow(dead_code)]
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -41,10 +41,14 @@ struct Rules {
     frozen_before: usize,
 }
 
+/// Texts of the server and what stands in their place, of the same length.
+type Replacements = Arc<Mutex<Vec<(String, String)>>>;
+
 /// Listens on a free port until it is dropped, which closes all of its connections.
 pub(crate) struct Proxy {
     port: u16,
     rules: watch::Sender<Rules>,
+    replacements: Replacements,
     accepted: Arc<AtomicUsize>,
     listening: AbortHandle,
 }
@@ -58,8 +62,10 @@ impl Proxy {
         let rules = Rules { mode: Mode::Pass, target, source, cut_before: 0, frozen_before: 0 };
         let (rules, seen) = watch::channel(rules);
         let accepted = Arc::new(AtomicUsize::new(0));
-        let listening = tokio::spawn(listen(listener, seen, Arc::clone(&accepted)));
-        Self { port, rules, accepted, listening: listening.abort_handle() }
+        let replacements = Replacements::default();
+        let passing = Passing { rules: seen, replacements: Arc::clone(&replacements) };
+        let listening = tokio::spawn(listen(listener, passing, Arc::clone(&accepted)));
+        Self { port, rules, replacements, accepted, listening: listening.abort_handle() }
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -83,6 +89,16 @@ impl Proxy {
     /// Passes new connections to the server on this port. Old ones stay where they are.
     pub(crate) fn redirect(&self, target: u16) {
         self.rules.send_modify(|rules| rules.target = target);
+    }
+
+    /// Replaces the port of a server in what servers say of each other by that of its proxy.
+    pub(crate) fn announce(&self, port: u16, proxy: u16) {
+        // The name of a master in a sentinel's answer, a node in CLUSTER SLOTS, and in MOVED or ASK.
+        let places = [("\r\n", "\r\n"), (":", "\r\n")];
+        let replaced = |(before, after): (&str, &str)| {
+            (format!("{before}{port}{after}"), format!("{before}{proxy}{after}"))
+        };
+        self.replacements.lock().unwrap().extend(places.map(replaced));
     }
 
     /// Connects to servers from this address of the loopback interface.
@@ -109,23 +125,30 @@ impl Drop for Proxy {
     }
 }
 
-async fn listen(listener: TcpListener, rules: watch::Receiver<Rules>, accepted: Arc<AtomicUsize>) {
+/// How bytes pass.
+#[derive(Clone)]
+struct Passing {
+    rules: watch::Receiver<Rules>,
+    replacements: Replacements,
+}
+
+async fn listen(listener: TcpListener, passing: Passing, accepted: Arc<AtomicUsize>) {
     let mut connections = JoinSet::new();
     loop {
         let (client, _address) = listener.accept().await.unwrap();
         let number = accepted.fetch_add(1, Ordering::SeqCst);
-        connections.spawn(connect(client, number, rules.clone()));
+        connections.spawn(connect(client, number, passing.clone()));
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn connect(client: TcpStream, number: usize, rules: watch::Receiver<Rules>) {
-    let Rules { mode, target, source, .. } = *rules.borrow();
+async fn connect(client: TcpStream, number: usize, passing: Passing) {
+    let Rules { mode, target, source, .. } = *passing.rules.borrow();
     if mode == Mode::Refuse {
         return;
     }
     if mode == Mode::Swallow {
-        return until_cut(number, rules).await;
+        return until_cut(number, passing.rules).await;
     }
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((source, 0).into()).unwrap();
@@ -133,8 +156,8 @@ async fn connect(client: TcpStream, number: usize, rules: watch::Receiver<Rules>
     let Ok(server) = socket.connect(target).await else { return };
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    let there = pump(from_client, to_server, false, number, rules.clone());
-    let back = pump(from_server, to_client, true, number, rules);
+    let there = pump(from_client, to_server, false, number, passing.clone());
+    let back = pump(from_server, to_client, true, number, passing);
     tokio::select! {
         () = there => {}
         () = back => {}
@@ -147,7 +170,7 @@ async fn pump(
     mut to: impl AsyncWrite + Unpin,
     is_answer: bool,
     number: usize,
-    mut rules: watch::Receiver<Rules>,
+    Passing { mut rules, replacements }: Passing,
 ) {
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -169,8 +192,23 @@ async fn pump(
         if let (Mode::Delay(delay), true) = (mode, is_answer) {
             sleep(delay).await;
         }
+        if is_answer {
+            replace(&mut buffer[..length], &replacements.lock().unwrap());
+        }
         if length == 0 || to.write_all(&buffer[..length]).await.is_err() {
             return;
+        }
+    }
+}
+
+fn replace(bytes: &mut [u8], replacements: &[(String, String)]) {
+    for (from, to) in replacements {
+        assert_eq!(from.len(), to.len());
+        for start in 0..(bytes.len() + 1).saturating_sub(from.len()) {
+            let place = &mut bytes[start..start + from.len()];
+            if place == from.as_bytes() {
+                place.copy_from_slice(to.as_bytes());
+            }
         }
     }
 }

@@ -85,19 +85,19 @@ impl Target {
     pub(super) async fn connect(self, limit: Duration) -> RedisResult<Link> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(limit))
-            .set_response_timeout(Some(ANSWER_TIMEOUT));
+            .set_response_timeout(Some(limit));
         let connecting = async {
             match self {
                 Self::Server(client, greeting) => {
                     let connection = client.get_multiplexed_async_connection_with_config(&config);
                     let mut connection = connection.await?;
                     greeting.send(&mut connection).await?;
-                    Ok(Link::One(connection))
+                    Ok(Link::of_one(connection))
                 }
                 #[cfg(feature = "redis-cluster")]
                 Self::Cluster(nodes) => connect_cluster(nodes, limit).await,
                 #[cfg(feature = "redis-sentinel")]
-                Self::Master(master) => master.connect(&config).await.map(Link::One),
+                Self::Master(master) => master.connect(&config).await.map(Link::of_one),
             }
         };
         timeout(limit, connecting).await.unwrap_or_else(|_elapsed| {
@@ -203,6 +203,12 @@ pub(super) enum Link {
 }
 
 impl Link {
+    /// The connection to one server, which has answered its greeting.
+    fn of_one(mut connection: MultiplexedConnection) -> Self {
+        connection.set_response_timeout(ANSWER_TIMEOUT);
+        Self::One(connection)
+    }
+
     pub(super) fn any(&mut self) -> &mut (dyn ConnectionLike + Send) {
         match self {
             Self::One(link) => link,

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use super::servers::Servers;
 use super::worker::Worker;
 use super::{LEASE, WORKERS};
-use crate::proxy::Mode;
+use crate::proxy::{Mode, Proxy};
 use crate::seeds::pick;
 
 /// Which workers a fault of the network affects.
@@ -94,24 +94,15 @@ impl Fault {
     pub(super) async fn happen(self, servers: &mut Servers, workers: &[Worker]) {
         match self {
             Self::HalfOpen(scope) => {
-                affected(scope, workers).for_each(|worker| worker.proxy.freeze());
+                affected(scope, workers).for_each(Proxy::freeze);
             }
-            Self::Cut(scope) => affected(scope, workers).for_each(|worker| worker.proxy.cut()),
+            Self::Cut(scope) => affected(scope, workers).for_each(Proxy::cut),
             Self::Swallow(scope, time) => last(Mode::Swallow, scope, time, workers).await,
             Self::Refuse(scope, time) => last(Mode::Refuse, scope, time, workers).await,
             Self::Slow(scope, time, delay) => last(Mode::Delay(delay), scope, time, workers).await,
             Self::ClientKill => servers.command(&["CLIENT", "KILL", "TYPE", "normal"]).await,
-            Self::Suspend(time) => {
-                servers.master().signal("-STOP");
-                sleep(time).await;
-                servers.master().signal("-CONT");
-            }
-            Self::Restart(time) => {
-                servers.master_mut().kill();
-                sleep(time).await;
-                servers.master_mut().restart();
-                servers.wait_for_the_replica().await;
-            }
+            Self::Suspend(time) => servers.suspend(time).await,
+            Self::Restart(time) => servers.restart(time).await,
             Self::Failover(leftover, behind) => fail_over(leftover, behind, servers, workers).await,
             Self::Busy(time) => servers.keep_busy(time).await,
             Self::LoseKey(name) => {
@@ -123,17 +114,19 @@ impl Fault {
     }
 }
 
-fn affected(scope: Scope, workers: &[Worker]) -> impl Iterator<Item = &Worker> {
-    workers.iter().enumerate().filter_map(move |(index, worker)| match scope {
-        Scope::One(one) if one != index => None,
-        _ => Some(worker),
-    })
+/// The proxies of the workers that are affected.
+fn affected(scope: Scope, workers: &[Worker]) -> impl Iterator<Item = &Proxy> {
+    let workers = workers.iter().enumerate().filter(move |(index, _)| match scope {
+        Scope::One(one) => one == *index,
+        Scope::All => true,
+    });
+    workers.flat_map(|(_, worker)| &worker.proxies)
 }
 
 async fn last(mode: Mode, scope: Scope, time: Duration, workers: &[Worker]) {
-    affected(scope, workers).for_each(|worker| worker.proxy.set_mode(mode));
+    affected(scope, workers).for_each(|proxy| proxy.set_mode(mode));
     sleep(time).await;
-    affected(scope, workers).for_each(|worker| worker.proxy.set_mode(Mode::Pass));
+    affected(scope, workers).for_each(|proxy| proxy.set_mode(Mode::Pass));
 }
 
 async fn fail_over(
@@ -145,9 +138,10 @@ async fn fail_over(
     servers.wait_for_the_replica().await;
     servers.promote().await;
     sleep(behind).await;
-    let port = servers.master().port();
-    for Worker { proxy, .. } in workers {
-        proxy.redirect(port);
+    for proxy in affected(Scope::All, workers) {
+        if let Some(port) = servers.redirected_to() {
+            proxy.redirect(port);
+        }
         match leftover {
             Leftover::Open => {}
             Leftover::Closed => proxy.cut(),

@@ -1,39 +1,143 @@
-//! A Redis master and its replica, which may change roles.
+//! A Redis master and its replica, which may change roles, and how workers find the master.
 
+use std::cell::Cell;
+use std::path::Path;
 use std::time::Duration;
 
-use redis::{AsyncConnectionConfig, RedisResult, Value};
+use kinestream::RedisStore;
+use redis::{AsyncConnectionConfig, FromRedisValue, RedisResult};
 use tokio::time::{Instant, sleep};
 
+use crate::free_port::free_port;
+use crate::proxy::Proxy;
 use crate::redis_server::RedisServer;
 
+/// How long servers may take for what they do without limit.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How workers find the master.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// It has one address, which leads to the new master after a failover.
+    Address,
+    /// A sentinel names it.
+    #[cfg(feature = "redis-sentinel")]
+    Sentinel,
+    /// The nodes of a cluster name it.
+    #[cfg(feature = "redis-cluster")]
+    Cluster,
+}
+
+impl By {
+    fn is_cluster(self) -> bool {
+        #[cfg(feature = "redis-cluster")]
+        return self == Self::Cluster;
+        #[cfg(not(feature = "redis-cluster"))]
+        false
+    }
+}
+
 pub(super) struct Servers {
+    by: By,
     both: [RedisServer; 2],
     /// Which of them is the master.
     master: usize,
+    sentinel: Option<RedisServer>,
 }
 
 impl Servers {
-    pub(super) async fn start() -> Self {
-        let options = ["--appendonly", "yes", "--repl-diskless-sync-delay", "0"];
-        let both = [RedisServer::start(&options), RedisServer::start(&options)];
-        let servers = Self { both, master: 0 };
-        servers.demote(1).await;
+    pub(super) async fn start(by: By) -> Self {
+        let bus = Cell::new(0);
+        let start = || {
+            let listens = |port: u16, _folder: &Path| {
+                let mut options = vec!["--port".to_owned(), port.to_string()];
+                if by.is_cluster() {
+                    bus.set(free_port());
+                    options.extend(["--cluster-port".to_owned(), bus.get().to_string()]);
+                }
+                options
+            };
+            let common = ["--appendonly", "yes", "--repl-diskless-sync-delay", "0"];
+            let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
+            let more: &[&str] = if by.is_cluster() { &cluster } else { &[] };
+            RedisServer::launched(listens, &[&common, more].concat())
+        };
+        let first = start();
+        let first_bus = bus.get().to_string();
+        let mut servers = Self { by, both: [first, start()], master: 0, sentinel: None };
+        if by.is_cluster() {
+            servers.make_cluster(&first_bus).await;
+        } else {
+            servers.demote(1).await;
+        }
         servers.wait_for_the_replica().await;
+        servers.watch();
         servers
+    }
+
+    async fn make_cluster(&self, bus: &str) {
+        self.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await;
+        let port = self.master().port().to_string();
+        command::<()>(&self.both[1], &["CLUSTER", "MEET", "127.0.0.1", &port, bus]).await;
+        self.serves(&self.both[1]).await;
+        let id: String = command(self.master(), &["CLUSTER", "MYID"]).await;
+        command::<()>(&self.both[1], &["CLUSTER", "REPLICATE", &id]).await;
+    }
+
+    #[cfg(not(feature = "redis-sentinel"))]
+    fn watch(&mut self) {}
+
+    #[cfg(feature = "redis-sentinel")]
+    fn watch(&mut self) {
+        if self.by == By::Sentinel {
+            self.sentinel = Some(RedisServer::sentinel(&format!(
+                "sentinel monitor orders 127.0.0.1 {} 1\n\
+                 sentinel down-after-milliseconds orders 1000\n\
+                 sentinel failover-timeout orders 2000\n",
+                self.master().port()
+            )));
+        }
+    }
+
+    /// Connects a store through proxies of its own.
+    pub(super) async fn connect(&self) -> (Vec<Proxy>, RedisStore) {
+        if self.by == By::Address {
+            let proxy = Proxy::start(self.master().port()).await;
+            let store = RedisStore::connect(&proxy.url()).await.unwrap();
+            return (vec![proxy], store);
+        }
+        let mut proxies = Vec::new();
+        for server in self.both.iter().chain(&self.sentinel) {
+            proxies.push(Proxy::start(server.port()).await);
+        }
+        for proxy in &proxies {
+            for (server, stand_in) in self.both.iter().zip(&proxies) {
+                proxy.announce(server.port(), stand_in.port());
+            }
+        }
+        let urls: Vec<_> = proxies.iter().map(Proxy::url).collect();
+        let store = match self.by {
+            By::Address => unreachable!("connected already"),
+            #[cfg(feature = "redis-sentinel")]
+            By::Sentinel => RedisStore::connect_sentinel([&*urls[2]], "redis://orders/").await,
+            #[cfg(feature = "redis-cluster")]
+            By::Cluster => RedisStore::connect_cluster(urls.iter().map(String::as_str)).await,
+        };
+        (proxies, store.unwrap())
+    }
+
+    /// The port that new connections to the master's address reach, where it has one address.
+    pub(super) fn redirected_to(&self) -> Option<u16> {
+        (self.by == By::Address).then(|| self.master().port())
     }
 
     pub(super) fn master(&self) -> &RedisServer {
         &self.both[self.master]
     }
 
-    pub(super) fn master_mut(&mut self) -> &mut RedisServer {
-        &mut self.both[self.master]
-    }
-
     /// Sends a command to the master.
     pub(super) async fn command(&self, words: &[&str]) {
-        command(self.master(), words).await;
+        command::<()>(self.master(), words).await;
     }
 
     /// Loops in a script of another client, which is killed after this time.
@@ -53,51 +157,135 @@ impl Servers {
         looping.await.unwrap().expect_err("the script was killed");
     }
 
-    /// Makes the replica a master. The old one remains one until it is demoted.
-    pub(super) async fn promote(&mut self) {
-        self.master = 1 - self.master;
-        self.command(&["REPLICAOF", "NO", "ONE"]).await;
+    /// Suspends the master for this time, or until a sentinel has another one.
+    pub(super) async fn suspend(&mut self, time: Duration) {
+        let suspended = self.master;
+        self.master().signal("-STOP");
+        self.last(time).await;
+        self.both[suspended].signal("-CONT");
+        self.settle(suspended).await;
     }
 
-    /// Makes the server that is not the master a replica.
+    /// Kills the master, and starts it again after this time, or when a sentinel has another one.
+    pub(super) async fn restart(&mut self, time: Duration) {
+        let killed = self.master;
+        self.both[killed].kill();
+        self.last(time).await;
+        self.both[killed].restart();
+        self.settle(killed).await;
+    }
+
+    async fn last(&mut self, time: Duration) {
+        if self.sentinel.is_some() {
+            self.follow_the_sentinel().await;
+        } else {
+            sleep(time).await;
+        }
+    }
+
+    /// Ends a fault of this server: there is one master, which serves.
+    async fn settle(&self, server: usize) {
+        if server != self.master {
+            self.demote_the_other().await;
+        }
+        self.serves(self.master()).await;
+        self.wait_for_the_replica().await;
+    }
+
+    /// Waits until a sentinel names the other server as the master, which is one then.
+    async fn follow_the_sentinel(&mut self) {
+        let sentinel = self.sentinel.as_ref().unwrap();
+        let other = 1 - self.master;
+        let port = self.both[other].port().to_string();
+        let began = Instant::now();
+        loop {
+            let question = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "orders"];
+            let (_host, named): (String, String) = command(sentinel, &question).await;
+            if named == port {
+                break;
+            }
+            assert!(began.elapsed() < PATIENCE, "the sentinel names another master");
+            sleep(Duration::from_millis(20)).await;
+        }
+        self.master = other;
+    }
+
+    /// Makes the replica a master. The old one may remain one until it is demoted.
+    pub(super) async fn promote(&mut self) {
+        if let Some(sentinel) = &self.sentinel {
+            command::<()>(sentinel, &["SENTINEL", "FAILOVER", "orders"]).await;
+            return self.follow_the_sentinel().await;
+        }
+        self.master = 1 - self.master;
+        if self.by.is_cluster() {
+            self.command(&["CLUSTER", "FAILOVER", "TAKEOVER"]).await;
+            self.information(self.master, "role:master").await;
+            self.serves(self.master()).await;
+        } else {
+            self.command(&["REPLICAOF", "NO", "ONE"]).await;
+        }
+    }
+
+    /// Makes the server that is not the master a replica. The one of a cluster becomes one by itself.
     pub(super) async fn demote_the_other(&self) {
-        self.demote(1 - self.master).await;
+        if self.by.is_cluster() {
+            self.information(1 - self.master, "role:slave").await;
+        } else {
+            self.demote(1 - self.master).await;
+        }
     }
 
     async fn demote(&self, other: usize) {
         let port = self.master().port().to_string();
-        command(&self.both[other], &["REPLICAOF", "127.0.0.1", &port]).await;
+        command::<()>(&self.both[other], &["REPLICAOF", "127.0.0.1", &port]).await;
+    }
+
+    /// Waits until a node knows that its cluster is complete.
+    async fn serves(&self, node: &RedisServer) {
+        let began = Instant::now();
+        while self.by.is_cluster() {
+            let text: String = command(node, &["CLUSTER", "INFO"]).await;
+            if text.contains("cluster_state:ok") {
+                return;
+            }
+            assert!(began.elapsed() < PATIENCE, "{text}");
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Waits until the replica has all that the master has.
     pub(super) async fn wait_for_the_replica(&self) {
+        self.information(1 - self.master, "role:slave").await;
+        self.information(1 - self.master, "master_link_status:up").await;
+    }
+
+    /// Waits until a server says this of its replication.
+    async fn information(&self, server: usize, line: &str) {
         let began = Instant::now();
         loop {
-            let replica = &self.both[1 - self.master];
-            let text = command(replica, &["INFO", "replication"]).await;
-            if text.contains("role:slave") && text.contains("master_link_status:up") {
+            let text: String = command(&self.both[server], &["INFO", "replication"]).await;
+            if text.contains(line) {
                 return;
             }
-            assert!(began.elapsed() < Duration::from_secs(60), "{text}");
+            assert!(began.elapsed() < PATIENCE, "{text}");
             sleep(Duration::from_millis(20)).await;
         }
     }
 }
 
 /// Sends a command to a server until it answers without an error, as one that loads its data does not.
-async fn command(server: &RedisServer, words: &[&str]) -> String {
+async fn command<T: FromRedisValue>(server: &RedisServer, words: &[&str]) -> T {
     let began = Instant::now();
     loop {
         match ask(server, words).await {
-            Ok(Value::BulkString(text)) => return String::from_utf8(text).unwrap(),
-            Ok(_short) => return String::new(),
-            Err(error) => assert!(began.elapsed() < Duration::from_secs(60), "{words:?}: {error}"),
+            Ok(answer) => return answer,
+            Err(error) => assert!(began.elapsed() < PATIENCE, "{words:?}: {error}"),
         }
         sleep(Duration::from_millis(20)).await;
     }
 }
 
-async fn ask(server: &RedisServer, words: &[&str]) -> RedisResult<Value> {
+async fn ask<T: FromRedisValue>(server: &RedisServer, words: &[&str]) -> RedisResult<T> {
     let client = redis::Client::open(server.url())?;
     let mut raw = client.get_multiplexed_async_connection().await?;
     redis::cmd(words[0]).arg(&words[1..]).query_async(&mut raw).await

@@ -4,29 +4,30 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::testing::Kinesis;
-use kinestream::{CheckpointOn, Consumer, RedisStore, StartingPosition};
+use kinestream::{CheckpointOn, Consumer, StartingPosition};
 use tokio::task::JoinSet;
 
+use super::servers::Servers;
 use super::tally::Tally;
 use super::{INTERVAL, LEASE};
 use crate::proxy::Proxy;
 
 pub(super) struct Worker {
-    pub(super) proxy: Proxy,
+    pub(super) proxies: Vec<Proxy>,
     consumer: Consumer,
     tasks: JoinSet<()>,
 }
 
 impl Worker {
-    /// Starts a worker that reaches Redis on this port through a proxy.
+    /// Starts a worker that reaches Redis through proxies of its own.
     pub(super) async fn start(
         index: usize,
         kinesis: &Kinesis,
-        redis: u16,
+        servers: &Servers,
         acknowledges: bool,
         tally: &Tally,
     ) -> Self {
-        let proxy = Proxy::start(redis).await;
+        let (proxies, store) = servers.connect().await;
         let on = if acknowledges { CheckpointOn::Ack } else { CheckpointOn::Pull };
         let consumer = Consumer::builder(kinesis.client(), "orders")
             .application("billing")
@@ -37,7 +38,7 @@ impl Worker {
             .discovery_interval(Duration::from_secs(30))
             .lease_duration(LEASE)
             .worker_id(format!("worker-{index}"))
-            .store(RedisStore::connect(&proxy.url()).await.unwrap())
+            .store(store)
             .build()
             .unwrap();
         let mut tasks = JoinSet::new();
@@ -61,7 +62,7 @@ impl Worker {
             }
             heard.hear_end(index);
         });
-        Self { proxy, consumer, tasks }
+        Self { proxies, consumer, tasks }
     }
 
     pub(super) async fn end(mut self) {
