@@ -11,13 +11,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["OnlyWhileValid", "Fencing"],
     },
     Mistake {
-        what: "who cannot renew takes its leases for its own",
-        file: "group/exchange.rs",
-        right: "self.joined && self.plan.rules.has_own_leases",
-        wrong: "self.joined && !self.plan.rules.has_own_leases",
-        breaks: &["OnlyWhileValid", "Fencing", "OneReader"],
-    },
-    Mistake {
         what: "the only worker that the table shows extends its own leases",
         file: "group/exchange.rs",
         right: "self.joined && self.plan.rules.has_own_leases",
@@ -44,13 +37,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         right: "self.monotonic < end.monotonic && self.wall < end.wall",
         wrong: "self.monotonic < end.monotonic && (self.wall < end.wall || true)",
         breaks: &["OnlyWhileValid"],
-    },
-    Mistake {
-        what: "no clock is looked at before a record",
-        file: "shard/tenure.rs",
-        right: "Some(from.after(time))",
-        wrong: "Some(from.after(time * 1_000))",
-        breaks: &["OnlyWhileValid", "Fencing"],
     },
     Mistake {
         what: "an heir goes on in the epoch of the last owner",

@@ -179,13 +179,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["EndsAreKept"],
     },
     Mistake {
-        what: "calls are not paced",
-        file: "pace.rs",
-        right: "let due = (self.asked + pause).max(Instant::now());",
-        wrong: "let due = (self.asked + pause / 4).max(Instant::now());",
-        breaks: &["CallLimits"],
-    },
-    Mistake {
         what: "calls keep no distance from the limit",
         file: "pace.rs",
         right: "if self.rate >= MOST_CALLS {\n            return SHORTEST_PAUSE + MARGIN;",
