@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, ErrorKind};
-use crate::record::SequenceNumber;
+use crate::record::{Record, SequenceNumber};
 
 pub use in_flight::InFlightLimit;
 pub(crate) use in_flight::{Allowance, ByteAllowance, InFlightConfig};
@@ -102,6 +102,34 @@ impl Checkpoint {
     /// A shard that was quiet until then.
     pub(crate) fn caught_up(after: Option<SequenceNumber>, until: SystemTime) -> Self {
         Self::CaughtUp { after, until: UNIX_EPOCH + Duration::from_millis(millis_of(until)) }
+    }
+}
+
+impl Record {
+    /// Returns the position after this record: its shard is read to here once this record, and all
+    /// records delivered before it, are processed.
+    ///
+    /// It is exact inside an aggregated record too. Store it with the results of your records, and
+    /// start from it with [`starting_position_for`](crate::ConsumerBuilder::starting_position_for); the
+    /// guide to [delivery](crate::guide::delivery) has the whole recipe. [`Checkpoint::supersedes`]
+    /// compares the positions of two records of a shard.
+    ///
+    /// ```no_run
+    /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
+    /// use futures::StreamExt;
+    ///
+    /// let mut records = consumer.records();
+    /// while let Some(record) = records.next().await {
+    ///     let record = record?;
+    ///     println!("{} is read to {}", record.shard_id(), record.checkpoint());
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::AfterSequence {
+            sequence_number: self.sequence_number.clone(),
+            sub_sequence_number: self.is_inner.then_some(self.sub_sequence_number),
+        }
     }
 }
 

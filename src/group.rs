@@ -26,6 +26,7 @@ mod exchange;
 mod fixtures;
 mod holdings;
 mod reach;
+mod stranded;
 mod supervision;
 mod worker;
 

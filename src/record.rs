@@ -12,8 +12,6 @@ use std::time::SystemTime;
 use aws_sdk_kinesis::primitives::DateTime;
 use bytes::Bytes;
 
-use crate::checkpoint::Checkpoint;
-
 pub(crate) use mark::Mark;
 pub use sequence_number::SequenceNumber;
 pub use shard_id::ShardId;
@@ -127,32 +125,6 @@ impl Record {
     /// aggregated.
     pub fn sub_sequence_number(&self) -> u64 {
         self.sub_sequence_number
-    }
-
-    /// Returns the position after this record: its shard is read to here once this record, and all
-    /// records delivered before it, are processed.
-    ///
-    /// It is exact inside an aggregated record too. Store it with the results of your records, and
-    /// start from it with [`starting_position_for`](crate::ConsumerBuilder::starting_position_for); the
-    /// guide to [delivery](crate::guide::delivery) has the whole recipe. [`Checkpoint::supersedes`]
-    /// compares the positions of two records of a shard.
-    ///
-    /// ```no_run
-    /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
-    /// use futures::StreamExt;
-    ///
-    /// let mut records = consumer.records();
-    /// while let Some(record) = records.next().await {
-    ///     let record = record?;
-    ///     println!("{} is read to {}", record.shard_id(), record.checkpoint());
-    /// }
-    /// # Ok(()) }
-    /// ```
-    pub fn checkpoint(&self) -> Checkpoint {
-        Checkpoint::AfterSequence {
-            sequence_number: self.sequence_number.clone(),
-            sub_sequence_number: self.is_inner.then_some(self.sub_sequence_number),
-        }
     }
 
     /// The shard it was read from.

@@ -11,14 +11,9 @@
 //! without a long interruption, and only after each worker has had the time to declare that it does not.
 //! So no lease moves while Kinesis is away for all workers, nor when it returns.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-
-use super::worker::Worker;
-use crate::observe::log_line;
-use crate::store::lease::Member;
 
 /// A fetch backs off for up to 25.6 s, so failures of a shorter time prove little.
 const SHORTEST_PATIENCE: Duration = Duration::from_secs(30);
@@ -46,7 +41,7 @@ impl Reach {
     }
 
     /// Notes how calls have gone.
-    fn note(&mut self, calls: Calls, now: Instant) {
+    pub(super) fn note(&mut self, calls: Calls, now: Instant) {
         self.is_out = calls.failing.is_some_and(|time| self.is_out || time >= self.patience);
         if self.is_out || self.is_doubtful(calls) {
             self.steady = now;
@@ -54,7 +49,7 @@ impl Reach {
     }
 
     /// Whether a listing must show if all calls fail: the last ones have.
-    fn is_doubtful(&self, calls: Calls) -> bool {
+    pub(super) fn is_doubtful(&self, calls: Calls) -> bool {
         calls.failing.is_some() && !calls.succeeded_within(self.patience / 3)
     }
 
@@ -64,91 +59,31 @@ impl Reach {
     }
 
     /// Whether leases may move to this worker from one that is out of reach.
-    fn may_take_over(&self, calls: Calls, now: Instant) -> bool {
+    pub(super) fn may_take_over(&self, calls: Calls, now: Instant) -> bool {
         now.duration_since(self.steady) >= self.trial && calls.succeeded_within(self.patience / 3)
     }
 
     /// Whether the last successful call is old enough that another one is needed to stay
     /// [able to take over](Self::may_take_over).
-    fn needs_listing(&self, calls: Calls) -> bool {
+    pub(super) fn needs_listing(&self, calls: Calls) -> bool {
         !calls.succeeded_within(self.patience / 6)
     }
 }
 
 /// How the calls of this worker have gone.
 #[derive(Debug, Clone, Copy)]
-struct Calls {
+pub(super) struct Calls {
     /// The time from the first to the last failure since a call has succeeded; `None` without a failure
     /// since.
-    failing: Option<Duration>,
+    pub(super) failing: Option<Duration>,
     /// The time since a call has succeeded.
-    succeeded: Option<Duration>,
+    pub(super) succeeded: Option<Duration>,
 }
 
 impl Calls {
     fn succeeded_within(&self, limit: Duration) -> bool {
         self.succeeded.is_some_and(|time| time < limit)
     }
-}
-
-impl Worker {
-    /// Notes whether this worker reaches Kinesis, and lists the stream where its calls do not show it.
-    pub(super) fn look_at_reach(&mut self) {
-        let (calls, was_out) = (self.calls(), self.reach.is_out());
-        self.reach.note(calls, Instant::now());
-        if self.reach.is_out() && !was_out {
-            log_line!(warn,
-                scope = %self.plan.scope,
-                "Kinesis out of reach for this worker; other workers that reach it acquire its leases"
-            );
-        }
-        let is_needed = self.stranded.is_some() && self.reach.needs_listing(calls);
-        if !self.listing.is_under_way && (self.reach.is_doubtful(calls) || is_needed) {
-            self.ask_for_listing();
-        }
-    }
-
-    /// Notes since when the table shows a lease of another worker that is out of reach.
-    pub(super) fn note_stranded(&mut self) {
-        let is_out = |owner: &Arc<str>| {
-            *owner != self.plan.rules.worker_id
-                && self.table.workers.get(owner).is_some_and(is_out_of_reach)
-        };
-        let mut owners = self.table.leases.values().filter_map(|lease| lease.owner.as_ref());
-        self.stranded =
-            if owners.any(is_out) { self.stranded.or_else(|| Some(Instant::now())) } else { None };
-    }
-
-    /// Whether this worker acquires no further lease, since one is held by a worker out of reach and this
-    /// one may not reach Kinesis either.
-    pub(super) fn is_unproven(&self) -> bool {
-        self.stranded.is_some() && !self.reach.may_take_over(self.calls(), Instant::now())
-    }
-
-    fn calls(&self) -> Calls {
-        let observer = &self.plan.observer;
-        Calls { failing: observer.failing(), succeeded: observer.reached() }
-    }
-
-    /// Whether this worker takes no lease: it is out of reach, and another worker is alive.
-    pub(super) fn takes_none(&self) -> bool {
-        self.reach.is_out() && self.table.workers.len() > 1
-    }
-
-    /// Whether this worker may move leases. If one is held by a worker out of reach, every worker first gets
-    /// the time to declare the same: it renews three times within its lease duration.
-    pub(super) fn may_move_leases(&self, now: Instant) -> bool {
-        if self.takes_none() {
-            return false;
-        }
-        let patience = self.table.workers.values().map(|member| member.lease_duration).max();
-        self.stranded.is_none_or(|since| now.duration_since(since) >= patience.unwrap_or_default())
-    }
-}
-
-/// Whether a worker has declared that it takes no lease. One of incarnation 0 has declared nothing.
-fn is_out_of_reach(member: &Member) -> bool {
-    member.capacity == 0 && member.incarnation != 0
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 mod connection;
 mod errors;
+mod greeting;
 mod keys;
 mod leases;
 mod link;

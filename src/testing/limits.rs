@@ -1,4 +1,4 @@
-//! What one shard serves in a second.
+//! What one shard serves in a second, and in one answer.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use tokio::time::Instant;
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
 const CALLS_PER_SECOND: usize = 5;
 const BYTES_PER_SECOND: u64 = 2 << 20;
+pub(super) const MOST_RECORDS: u64 = 10_000;
 
 /// The calls of one kind in the last second.
 #[derive(Debug, Default)]

@@ -9,7 +9,7 @@ use fastrand::Rng;
 use tokio::time::Instant;
 
 use super::contents::Shards;
-use super::operations::MOST_RECORDS;
+use super::limits::MOST_RECORDS;
 use super::{Call, Outcome};
 
 /// A handle of the model.

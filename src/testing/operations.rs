@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::contents::{Contents, Shards, Stored, hash_key, id_of, index_of, written};
+use super::limits::MOST_RECORDS;
 use super::model::Model;
 
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetShardIterator.html>.
@@ -13,7 +14,6 @@ const TOKEN_LIFE: u64 = 300 * 1000;
 const LARGEST_PAGE: u64 = 1000;
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
 const LARGEST_ANSWER: usize = 10 << 20;
-pub(super) const MOST_RECORDS: u64 = 10_000;
 
 /// An answer: its status and its body.
 pub(super) type Answer = (u16, String);

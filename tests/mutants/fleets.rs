@@ -131,7 +131,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "a worker that cannot reach Kinesis keeps its leases",
-        file: "group/reach.rs",
+        file: "group/stranded.rs",
         right: "self.reach.is_out() && self.table.workers.len() > 1",
         wrong: "self.reach.is_out() && self.table.workers.len() > 100",
         breaks: &["Progress"],

@@ -159,7 +159,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "the checkpoint of a user record names the whole of its aggregated record",
-        file: "record.rs",
+        file: "checkpoint.rs",
         right: "sub_sequence_number: self.is_inner.then_some(self.sub_sequence_number),",
         wrong: "sub_sequence_number: None,",
         breaks: &["NothingIsLost"],

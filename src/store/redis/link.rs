@@ -7,15 +7,12 @@ use std::time::Duration;
 use redis::RedisError;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ProtocolVersion, RedisConnectionInfo,
-    RedisResult,
-};
+use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, RedisResult};
 use tokio::time::timeout;
 
+use super::greeting::Greeting;
 #[cfg(feature = "redis-cluster")]
 use super::refusal::Refusal;
-use super::refusal::is_withheld;
 
 /// How long the first connection may take, which no worker waits for.
 pub(super) const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -108,57 +105,11 @@ impl Target {
 
     pub(super) fn database(&self) -> i64 {
         match self {
-            Self::Server(_, greeting) => greeting.database,
+            Self::Server(_, greeting) => greeting.database(),
             #[cfg(feature = "redis-cluster")]
             Self::Cluster(_) => 0,
             #[cfg(feature = "redis-sentinel")]
             Self::Master(master) => master.database(),
-        }
-    }
-}
-
-/// What a new connection begins with. The client would do the same, but it hides what a server says
-/// that refuses the connection.
-#[derive(Clone, Default)]
-pub(super) struct Greeting {
-    user: Option<String>,
-    password: Option<String>,
-    database: i64,
-}
-
-impl Greeting {
-    #[cfg(feature = "redis-sentinel")]
-    pub(super) fn database(&self) -> i64 {
-        self.database
-    }
-
-    /// The server without what the greeting does.
-    pub(super) fn taken_from(server: ConnectionInfo) -> (ConnectionInfo, Self) {
-        let settings = server.redis_settings();
-        if settings.protocol() != ProtocolVersion::RESP2 {
-            return (server, Self::default());
-        }
-        let greeting = Self {
-            user: settings.username().map(str::to_owned),
-            password: settings.password().map(str::to_owned),
-            database: settings.db(),
-        };
-        let bare = RedisConnectionInfo::default().set_skip_set_lib_name();
-        (server.set_redis_settings(bare), greeting)
-    }
-
-    /// Ends when the server has answered. A peer that is silent is waited for.
-    pub(super) async fn send(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
-        if let Some(password) = &self.password {
-            let mut login = redis::cmd("AUTH");
-            login.arg(&self.user).arg(password).exec_async(connection).await?;
-        }
-        if self.database != 0 {
-            redis::cmd("SELECT").arg(self.database).exec_async(connection).await?;
-        }
-        match redis::cmd("PING").exec_async(connection).await {
-            Err(error) if is_withheld(&error) => Ok(()),
-            answered => answered,
         }
     }
 }

@@ -9,7 +9,7 @@ use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, RedisResult, Role,
 };
 
-use super::link::Greeting;
+use super::greeting::Greeting;
 use super::refusal::is_withheld;
 
 /// The name of a master, the sentinels to ask for it, and how to speak to it.
