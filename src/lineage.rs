@@ -13,6 +13,7 @@ mod absence;
 mod changes;
 mod inheritance;
 mod listing;
+mod loss;
 mod patience;
 mod start;
 mod takeover;
@@ -20,8 +21,9 @@ mod takeover;
 use crate::record::ShardId;
 use crate::store::lease::{Lease, Table};
 
-pub(crate) use changes::{Changes, Listed, Loss, ShardStart};
+pub(crate) use changes::{Changes, Listed, ShardStart};
 pub(crate) use listing::{Lister, Memory};
+pub(crate) use loss::{Loss, Report};
 pub(crate) use start::Start;
 pub use start::{ShardPosition, StartingPosition};
 pub(crate) use takeover::Takeover;

@@ -15,7 +15,7 @@ use super::{Opening, Unopened, Word};
 use crate::backoff::{Backoff, SAVES};
 use crate::checkpoint::{Advance, Checkpoint, Watermark};
 use crate::error::{Error, contain};
-use crate::lineage::{Changes, Loss, ShardStart, is_readable, readable};
+use crate::lineage::{Changes, Loss, Report, ShardStart, is_readable, readable};
 use crate::observe::Event;
 use crate::record::ShardId;
 use crate::shard::{Pulse, Tenure};
@@ -32,7 +32,7 @@ impl Worker {
         }
         let children = self.children();
         if !children.is_empty() {
-            return Changes { list: children, losses: Vec::new() };
+            return Changes::beside_listings(children);
         }
         if self.listing.listed.take_if(|listed| !listed.is_of(&self.table)).is_some() {
             self.listing.due = Instant::now();
@@ -42,7 +42,8 @@ impl Worker {
             if !changes.list.is_empty() {
                 return changes;
             }
-            self.applied(changes.losses);
+            self.losses = changes.losses;
+            self.use_up_listing();
         }
         let now = Instant::now();
         if !self.begun || !self.may_move_leases(now) || self.is_even(now) {
@@ -53,7 +54,7 @@ impl Worker {
         open.retain(|shard| !self.plan.lister.is_missing(shard));
         let list = balance(&self.table, &open, &self.declines.refusals(&self.table, now));
         self.even = list.is_empty().then(|| self.evenness(now));
-        Changes { list, losses: Vec::new() }
+        Changes::beside_listings(list)
     }
 
     /// Returns for how long the present table is even.
@@ -87,18 +88,34 @@ impl Worker {
         self.named.iter().map(add).collect()
     }
 
-    /// What was decided is in the table.
-    pub(super) fn applied(&mut self, losses: Vec<Loss>) {
+    /// Drops the listing, whose changes are made.
+    pub(super) fn use_up_listing(&mut self) {
         if self.listing.listed.take().is_some() {
             // A shard that was missing may be found again, in a table that is the same.
             self.even = None;
-            for loss in losses {
-                match loss {
-                    Loss::Told(error) => self.tell_loss(error),
-                    Loss::PassedOver(gap) => self.plan.observer.tell(gap),
-                }
-            }
+            self.report_losses(Loss::is_of_listing);
             self.begun = true;
+        }
+    }
+
+    fn report_losses(&mut self, is_due: impl Fn(&Loss) -> bool) {
+        let (due, rest) = std::mem::take(&mut self.losses).into_iter().partition(is_due);
+        self.losses = rest;
+        for Loss { report, .. } in due {
+            match report {
+                Report::Error(error) => self.tell_loss(error),
+                Report::Event(event) => self.plan.observer.tell(event),
+            }
+        }
+    }
+
+    /// Reports the losses that a table shows. Of the others nothing is stored, nor will be: the version
+    /// for which they were decided is no longer that of the table.
+    fn report_shown_losses(&mut self, table: &Table) {
+        let version = |table: &Table| (table.generation, table.version);
+        if version(table) != version(&self.table) {
+            self.report_losses(|loss| loss.is_shown_by(table));
+            self.losses.retain(Loss::is_of_listing);
         }
     }
 
@@ -139,6 +156,7 @@ impl Worker {
         for shard_id in finished {
             self.plan.observer.tell(Event::ShardFinished { shard_id });
         }
+        self.report_shown_losses(&table);
         self.tell_resharded(&table);
         self.tell_unreadable(&table);
         self.declines.observe(&self.table, &table);

@@ -42,6 +42,9 @@ impl Worker {
                 return;
             }
             is_due = false;
+            if decided.are_listed {
+                self.losses = decided.losses;
+            }
             let changes = if only_if_unchanged { decided.list } else { self.pending.clone() };
             let sent = self.pending.len();
             let request = self.request(changes, only_if_unchanged);
@@ -61,7 +64,9 @@ impl Worker {
                 && answer.table.as_ref().is_none_or(|table| lacks_added(table, &request.changes));
             if only_if_unchanged && answer.applied {
                 self.declines.assigned(&request.changes);
-                self.applied(decided.losses);
+                if decided.are_listed {
+                    self.use_up_listing();
+                }
             }
             self.welcome(answer);
             self.plan.observer.renewed(self.holdings.len());

@@ -16,7 +16,7 @@ use super::reach::Reach;
 use super::{Opening, Plan, Word};
 use crate::backoff::{Backoff, EXCHANGES};
 use crate::error::Panic;
-use crate::lineage::Listed;
+use crate::lineage::{Listed, Loss};
 use crate::record::ShardId;
 use crate::shard::{CheckpointOn, Validity};
 use crate::source::KnownShard;
@@ -63,6 +63,8 @@ pub(crate) struct Worker {
     /// Shards may be read: if the worker came alone, it has listed the stream.
     pub(super) begun: bool,
     pub(super) listing: Listing,
+    /// Losses that are not reported yet, because no table has shown them.
+    pub(super) losses: Vec<Loss>,
     pub(super) reach: Reach,
     /// Since when the table shows a lease of another worker that does not reach Kinesis.
     pub(super) stranded: Option<Instant>,
@@ -136,6 +138,7 @@ impl Worker {
                 last: None,
                 due: now,
             },
+            losses: Vec::new(),
             reach: Reach::new(plan.rules.lease_duration, now),
             stranded: None,
             tasks: JoinSet::new(),

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::inheritance::Inheritance;
 use super::listing::Lister;
+use super::loss::{Loss, Report, Shown};
 use super::start::Pin;
 use super::takeover::has_begun;
 use crate::checkpoint::Checkpoint;
@@ -46,17 +47,17 @@ pub(crate) struct ShardStart {
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     pub(crate) list: Vec<Change>,
-    /// What the caller is to be told of once they are made.
+    /// The losses to report once the changes are made.
     pub(crate) losses: Vec<Loss>,
+    /// Whether the changes are those of a listing, which is used up once they are made.
+    pub(crate) are_listed: bool,
 }
 
-/// Records that were lost before they were read.
-#[derive(Debug)]
-pub(crate) enum Loss {
-    /// Only the caller can say what is to become of it.
-    Told(Error),
-    /// It was said what is to become of it.
-    PassedOver(Event),
+impl Changes {
+    /// Changes that come from no listing.
+    pub(crate) fn beside_listings(list: Vec<Change>) -> Self {
+        Self { list, ..Self::default() }
+    }
 }
 
 impl Listed {
@@ -83,6 +84,16 @@ impl Listed {
     /// Whether several listings agree that the lease of a shard belongs to another stream.
     fn has_confirmed(&self, shard: &ListedShard) -> bool {
         self.before.leases.get(&shard.id).is_some_and(|lease| is_of_other_stream(lease, shard))
+    }
+
+    /// The loss of a shard that is stored as lost. The listing with which a worker begins shows it again.
+    fn lost(&self, shard: &ShardId, error: Error) -> Loss {
+        let report = Report::Error(error);
+        if self.begins {
+            Loss::listed(report)
+        } else {
+            Loss::stored(report, Shown::Lost(shard.clone()))
+        }
     }
 
     fn had_finished(&self, shard: &ShardId) -> bool {
@@ -139,7 +150,8 @@ impl Lister {
         let mut list = self.additions(listed, table);
         if !has_begun(table) {
             list.extend(listed.inherited_beyond(table));
-            losses.extend(listed.inheritance.report().map(Loss::PassedOver));
+            let report = listed.inheritance.report().map(Report::Event);
+            losses.extend(report.map(|report| Loss::stored(report, Shown::Shards)));
         }
         self.identify(listed, table, &mut list, &mut losses);
         let ids: BTreeSet<&ShardId> = listed.shards.iter().map(|shard| &shard.id).collect();
@@ -155,13 +167,13 @@ impl Lister {
             } else if lease.is_lost && self.keeps_lost() {
                 // Once by each reading, since nothing comes of the shard.
                 if listed.begins {
-                    losses.push(Loss::Told(self.left_retention(shard, lease)));
+                    losses.push(Loss::listed(Report::Error(self.left_retention(shard, lease))));
                 }
             } else if listed.gone.contains(shard) && lease.owner.is_none() {
-                list.extend(self.lose(shard, lease, &mut losses));
+                list.extend(self.lose(shard, lease, listed, &mut losses));
             }
         }
-        Changes { list, losses }
+        Changes { list, losses, are_listed: true }
     }
 
     /// The shards that are not in the table yet.
@@ -281,18 +293,16 @@ impl Lister {
                 }
                 // Once by each reading, since nothing comes of the shard.
                 if !lease.is_lost || listed.begins {
-                    losses.push(Loss::Told(self.of_other_stream(shard, lease)));
+                    let error = self.of_other_stream(shard, lease);
+                    losses.push(listed.lost(&shard.id, error));
                 }
                 return;
             }
             OnTrimmed::TrimHorizon => Checkpoint::TrimHorizon,
             OnTrimmed::Latest => Checkpoint::AtTimestamp(listed.taken),
         };
-        losses.push(Loss::PassedOver(Event::Gap {
-            shard_id: shard.id.clone(),
-            after: lease.checkpoint.as_ref().and_then(Checkpoint::sequence_number).cloned(),
-            position: checkpoint.clone(),
-        }));
+        let gap = gap(&shard.id, lease, checkpoint.clone());
+        losses.push(Loss::stored(gap, Shown::Start(shard.id.clone(), start.clone())));
         list.push(Change::Replace {
             shard: shard.id.clone(),
             parents: shard.parents.clone(),
@@ -324,7 +334,13 @@ impl Lister {
     }
 
     /// A shard that was begun and has left retention meanwhile.
-    fn lose(&self, shard: &ShardId, lease: &Lease, losses: &mut Vec<Loss>) -> Vec<Change> {
+    fn lose(
+        &self,
+        shard: &ShardId,
+        lease: &Lease,
+        listed: &Listed,
+        losses: &mut Vec<Loss>,
+    ) -> Vec<Change> {
         let (id, epoch) = (|| shard.clone(), lease.epoch);
         let mut changes = Vec::new();
         if lease.parents.is_none() {
@@ -332,18 +348,24 @@ impl Lister {
             changes.push(Change::Add { shard: id(), parents, start, checkpoint: None });
         }
         if self.on_trimmed == OnTrimmed::Fail {
-            losses.push(Loss::Told(self.left_retention(shard, lease)));
+            losses.push(listed.lost(shard, self.left_retention(shard, lease)));
             changes.push(Change::Lose { shard: id() });
         } else {
-            losses.push(Loss::PassedOver(Event::Gap {
-                shard_id: shard.clone(),
-                after: lease.checkpoint.as_ref().and_then(Checkpoint::sequence_number).cloned(),
-                position: Checkpoint::ShardEnd,
-            }));
+            let gap = gap(shard, lease, Checkpoint::ShardEnd);
+            losses.push(Loss::stored(gap, Shown::Finished(shard.clone())));
             changes.push(Change::Finish { shard: id(), epoch });
         }
         changes
     }
+}
+
+/// The gap from the position of a lease to the position at which reading goes on.
+fn gap(shard: &ShardId, lease: &Lease, position: Checkpoint) -> Report {
+    Report::Event(Event::Gap {
+        shard_id: shard.clone(),
+        after: lease.checkpoint.as_ref().and_then(Checkpoint::sequence_number).cloned(),
+        position,
+    })
 }
 
 /// Formats the position of a shard for an error message.

@@ -37,6 +37,7 @@ mod sharing;
 mod stalls;
 mod starting;
 mod takeover;
+mod unanswered;
 mod unreadable;
 mod watched;
 

@@ -1,0 +1,206 @@
+//! Exchanges that the store carries out and that fail all the same.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use kinestream::store::Scope;
+use kinestream::store::lease::{Answer, Change, Edit, Fenced, LeaseStore, Request, Table, Verdict};
+use kinestream::{
+    Checkpoint, CheckpointStore, Error, ErrorKind, Event, Events, MemoryStore, OnTrimmed, Records,
+    Result, ShardId,
+};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::{assert_silent, calls, consumer, next, number, orders, read_first};
+
+const INTERVAL: Duration = Duration::from_secs(10);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A store of leases that loses answers.
+#[derive(Debug, Clone, Default)]
+struct Lossy {
+    stored: MemoryStore,
+    /// The answers of the next exchanges that end, lose or replace a shard are lost.
+    lost_answers: Arc<AtomicUsize>,
+    /// Exchanges fail, and nothing is carried out.
+    fails: Arc<AtomicBool>,
+}
+
+fn unavailable() -> Error {
+    Error::store_unavailable("the answer is lost", std::io::Error::other("reset"))
+}
+
+impl CheckpointStore for Lossy {
+    fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
+        self.stored.load(scope)
+    }
+
+    fn save<'a>(
+        &'a self,
+        scope: &'a Scope,
+        checkpoints: &'a [(ShardId, Checkpoint)],
+    ) -> BoxFuture<'a, Result<()>> {
+        self.stored.save(scope, checkpoints)
+    }
+
+    fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {
+        Some(self)
+    }
+}
+
+impl LeaseStore for Lossy {
+    fn exchange<'a>(
+        &'a self,
+        scope: &'a Scope,
+        request: &'a Request,
+    ) -> BoxFuture<'a, Result<Answer>> {
+        async move {
+            if self.fails.load(Ordering::SeqCst) {
+                return Err(unavailable());
+            }
+            let answer = self.stored.exchange(scope, request).await?;
+            let stores_loss = |change: &Change| {
+                matches!(
+                    change,
+                    Change::Finish { .. } | Change::Lose { .. } | Change::Replace { .. }
+                )
+            };
+            let left = self.lost_answers.load(Ordering::SeqCst);
+            if left > 0 && request.only_if_unchanged && request.changes.iter().any(stores_loss) {
+                self.lost_answers.store(left - 1, Ordering::SeqCst);
+                return Err(unavailable());
+            }
+            Ok(answer)
+        }
+        .boxed()
+    }
+
+    fn save_fenced<'a>(
+        &'a self,
+        scope: &'a Scope,
+        positions: &'a [Fenced],
+    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        self.stored.save_fenced(scope, positions)
+    }
+
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+        self.stored.table(scope)
+    }
+
+    fn edit<'a>(
+        &'a self,
+        scope: &'a Scope,
+        edit: &'a Edit,
+        forced: bool,
+    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
+        self.stored.edit(scope, edit, forced)
+    }
+}
+
+fn gaps(events: &mut Events) -> usize {
+    let all = std::iter::from_fn(|| events.next().now_or_never().flatten());
+    all.filter(|event| matches!(event, Event::Gap { .. })).count()
+}
+
+/// The number of losses among what comes within five minutes.
+async fn losses(records: &mut Records) -> usize {
+    let mut losses = 0;
+    let until = Instant::now() + 5 * MINUTE;
+    while let Ok(Some(told)) = timeout_at(until, records.next()).await {
+        losses += usize::from(told.is_err_and(|error| error.kind() == ErrorKind::Trimmed));
+    }
+    losses
+}
+
+/// A position of a shard that has left retention appears in the store while the worker reads.
+#[tokio::test(start_paused = true)]
+async fn loss_is_told_though_the_answer_that_stored_it_was_lost() {
+    for on_trimmed in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
+        for lost_answers in 0..3 {
+            let (kinesis, orders) = orders(1);
+            let store = Lossy::default();
+            let consumer = consumer(&kinesis)
+                .store(store.clone())
+                .discovery_interval(INTERVAL)
+                .on_trimmed(on_trimmed)
+                .build()
+                .unwrap();
+            let mut events = consumer.events();
+            let mut records = consumer.records();
+            let sequence_number = orders.shard(0).put("0");
+            assert_eq!(number(&next(&mut records).await), 0);
+            assert_silent(&mut records).await;
+            let position = Checkpoint::AfterSequence { sequence_number, sub_sequence_number: None };
+            let gone = "shardId-000000000099".parse().unwrap();
+            store.save(&Scope::new("default", "orders"), &[(gone, position)]).await.unwrap();
+            store.lost_answers.store(lost_answers, Ordering::SeqCst);
+            let found = losses(&mut records).await + gaps(&mut events);
+            assert_eq!(found, 1, "{on_trimmed:?}, {lost_answers} answers lost");
+            // A change that is made already is not asked for again.
+            store.lost_answers.store(0, Ordering::SeqCst);
+            assert_eq!(losses(&mut records).await + gaps(&mut events), 0, "{on_trimmed:?}");
+        }
+    }
+}
+
+/// A worker starts with the position of an earlier stream of the same name.
+#[tokio::test(start_paused = true)]
+async fn replaced_position_is_told_though_the_answer_that_stored_it_was_lost() {
+    for on_trimmed in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
+        for lost_answers in 0..2 {
+            let (kinesis, before) = orders(1);
+            let store = Lossy::default();
+            let (first, records) = read_first(&kinesis, &before, &store.stored).await;
+            drop(records);
+            first.close().await.unwrap();
+            kinesis.delete_stream("orders");
+            kinesis.create_stream("orders", 1);
+            store.lost_answers.store(lost_answers, Ordering::SeqCst);
+            let consumer = consumer(&kinesis).store(store).on_trimmed(on_trimmed).build().unwrap();
+            let mut events = consumer.events();
+            let mut records = consumer.records();
+            let found = losses(&mut records).await + gaps(&mut events);
+            assert_eq!(found, 1, "{on_trimmed:?}, {lost_answers} answers lost");
+        }
+    }
+}
+
+/// Only a listing shows the children of a shard that is finished in the store. It completes while the store
+/// fails, and so does a shard whose end names children.
+#[tokio::test(start_paused = true)]
+async fn listing_survives_children_that_are_stored_before_it() {
+    let (kinesis, orders) = orders(2);
+    let store = Lossy::default();
+    let finished = [(orders.shard(0).id(), Checkpoint::ShardEnd)];
+    store.save(&Scope::new("default", "orders"), &finished).await.unwrap();
+    let consumer = consumer(&kinesis)
+        .store(store.clone())
+        .discovery_interval(MINUTE)
+        .lease_duration(MINUTE)
+        .build()
+        .unwrap();
+    let mut records = consumer.records();
+    let quiet = timeout(Duration::from_secs(50), records.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    store.fails.store(true, Ordering::SeqCst);
+    for shard in 0..2 {
+        orders.shard(shard).split()[0].put(shard.to_string());
+    }
+    let listings = calls(&kinesis, "ListShards").len();
+    let quiet = timeout(Duration::from_secs(15), records.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    assert!(calls(&kinesis, "ListShards").len() > listings, "the stream is listed meanwhile");
+    store.fails.store(false, Ordering::SeqCst);
+    let mut read = Vec::new();
+    let before_next_listing = Instant::now() + Duration::from_secs(50);
+    for _ in 0..2 {
+        let record = timeout_at(before_next_listing, records.next()).await;
+        read.push(number(&record.expect("both children are read").unwrap().unwrap()));
+    }
+    read.sort_unstable();
+    assert_eq!(read, [0, 1]);
+}
