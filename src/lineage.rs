@@ -11,6 +11,7 @@
 
 mod absence;
 mod changes;
+mod confirmation;
 mod inheritance;
 mod listing;
 mod loss;

@@ -4,11 +4,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use futures::future::try_join_all;
 use tokio::time::{Instant, sleep};
 
 use super::absence::Absences;
 use super::changes::{Listed, is_of_other_stream};
+use super::confirmation::{CONFIRM_EACH, CONFIRMATIONS, Confirmations};
 use super::patience::{Judgement, Patience};
 use super::start::{FirstPoll, Start};
 use super::takeover::Takeover;
@@ -25,15 +25,6 @@ const LONGEST_PAUSE_MISSING: Duration = Duration::from_secs(5);
 
 /// How many answers to a filtered listing may be unusable before the filter is given up.
 const FILTERED_ATTEMPTS: u32 = 3;
-
-/// The number of answers by which Kinesis must confirm that a parent is gone, or that a shard belongs to
-/// another stream, and the pause between them: together as long as a stream must be missing that is named
-/// for the first time.
-const CONFIRMATIONS: u32 = 3;
-const CONFIRM_EACH: Duration = Duration::from_secs(1);
-
-/// How many parents are asked for at once. Each shard admits five iterators per second.
-const CONCURRENT_CONFIRMATIONS: usize = 16;
 
 /// Lists one stream.
 #[derive(Clone)]
@@ -118,8 +109,9 @@ impl Lister {
 
     pub(super) async fn until_complete(&self, before: &Table, begins: bool) -> Option<Listing> {
         let mut retries = Retries::new(begins, before);
+        let mut confirmations = Confirmations::default();
         loop {
-            match self.complete(before).await {
+            match self.complete(before, &mut confirmations).await {
                 Ok(listing) => return Some(listing),
                 Err(failure) => retries.after(self, failure).await?,
             }
@@ -127,7 +119,11 @@ impl Lister {
     }
 
     /// A listing in which no shard is missing, as far as can be known.
-    async fn complete(&self, before: &Table) -> Result<Listing, Failure> {
+    async fn complete(
+        &self,
+        before: &Table,
+        confirmations: &mut Confirmations,
+    ) -> Result<Listing, Failure> {
         let listing = self.kinesis.shards().await?;
         self.memory.learn_latest(listing.taken);
         let ids: BTreeSet<&ShardId> = listing.shards.iter().map(|shard| &shard.id).collect();
@@ -136,7 +132,7 @@ impl Lister {
         let parents: BTreeSet<&ShardId> = parents.flat_map(|shard| &shard.parents).collect();
         let is_known = |id: &ShardId| ids.contains(id) || before.leases.contains_key(id);
         let missing: Vec<&ShardId> = parents.into_iter().filter(|id| !is_known(id)).collect();
-        self.confirm_missing(&missing).await?;
+        confirmations.confirm(&missing, |parent| self.is_past_retention(parent)).await?;
         self.confirm_other_starts(&listing, before).await?;
         Ok(listing)
     }
@@ -160,25 +156,6 @@ impl Lister {
                 if starts.get(&shard.id) != Some(&&shard.start) {
                     let id = &shard.id;
                     return Err(unusable(format!("shows {id} with another start than before")));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Fails unless Kinesis says several times of each of these parents that there is no such shard: a
-    /// listing and an iterator may both be wrong for a moment.
-    async fn confirm_missing(&self, parents: &[&ShardId]) -> Result<(), Failure> {
-        for round in 0..CONFIRMATIONS {
-            if round > 0 && !parents.is_empty() {
-                sleep(CONFIRM_EACH).await;
-            }
-            for some in parents.chunks(CONCURRENT_CONFIRMATIONS) {
-                let asked = some.iter().map(|parent| self.is_past_retention(parent));
-                for (parent, is_gone) in some.iter().zip(try_join_all(asked).await?) {
-                    if !is_gone {
-                        return Err(unusable(format!("is incomplete: parent {parent} is missing")));
-                    }
                 }
             }
         }

@@ -33,10 +33,6 @@ use super::subscription::{Gauge, Subscription};
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result, contain, date_of};
 use crate::record::ShardId;
 
-/// Subtracted from a time before asking which shards were open then: shards and records may be timed
-/// by different clocks.
-const CLOCK_STEP: Duration = Duration::from_secs(1);
-
 /// A call that has not answered by then has failed: ten times what a 10 MiB answer takes at
 /// 30 Mbit/s.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -250,9 +246,10 @@ impl Kinesis {
         Ok(listing)
     }
 
-    /// Lists the shards that were open shortly before a time. The answer may have holes.
+    /// Lists the shards that were open [`MOST_CLOCK_SKEW`] before a time, because shards and records may
+    /// be timed by different clocks. The answer may have holes.
     pub(crate) async fn shards_open_before(&self, time: SystemTime) -> Result<Listing, Failure> {
-        self.pages(time.checked_sub(CLOCK_STEP)).await
+        self.pages(time.checked_sub(MOST_CLOCK_SKEW)).await
     }
 
     /// Which hash keys belong into a shard. Whoever asks first for a shard that was not listed yet

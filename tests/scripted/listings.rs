@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
 use kinestream::store::Scope;
-use kinestream::testing::{Kinesis, Outcome, WrongListing};
+use kinestream::testing::{Call, Kinesis, Outcome, WrongListing};
 use kinestream::{
     Checkpoint, CheckpointOn, CheckpointStore, ErrorKind, MemoryStore, OnTrimmed, StartingPosition,
 };
@@ -292,4 +292,39 @@ async fn shard_that_was_missing_for_a_moment_is_read_when_it_is_found_again() {
     kinesis.next_calls("GetShardIterator", 1, not_found);
     let second = consumer(&kinesis).store(store).build().unwrap();
     assert_eq!(number(&next(&mut second.records()).await), 1);
+}
+
+/// The parents of all shards have left retention, and one in a hundred calls fails.
+#[tokio::test(start_paused = true)]
+async fn start_with_a_thousand_expired_parents_bears_a_failed_probe() {
+    let (kinesis, orders) = orders(1000);
+    for pair in orders.shards().chunks(2) {
+        pair[0].merge(&pair[1]).put("0");
+    }
+    for parent in 0..1000 {
+        orders.shard(parent).expire();
+    }
+    let mut probes = 0;
+    kinesis.on_call(move |call| {
+        if call.operation != "GetShardIterator" {
+            return Outcome::Served;
+        }
+        probes += 1;
+        if probes % 100 == 0 {
+            return Outcome::failed(500, "InternalFailureException", "one of a hundred");
+        }
+        Outcome::Served
+    });
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    let first = timeout(Duration::from_secs(60), records.next()).await;
+    first.expect("the listing is used").unwrap().unwrap();
+    let mut asked = calls(&kinesis, "GetShardIterator");
+    let is_parent = |call: &Call| {
+        let number = call.shard_id.as_ref().and_then(|id| id.as_str()[8..].parse::<usize>().ok());
+        number.is_some_and(|number| number < 1000)
+    };
+    asked.retain(is_parent);
+    let asked = asked.len();
+    assert!((3000..3100).contains(&asked), "each parent is asked for three times: {asked} calls");
 }

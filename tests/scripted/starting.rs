@@ -1,13 +1,13 @@
 //! Where reading begins.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt;
 use kinestream::{MemoryStore, StartingPosition};
 use tokio::time::{sleep, timeout};
 
 use crate::{assert_silent, calls, consumer, next, number, orders};
-use kinestream::testing::Outcome;
+use kinestream::testing::{Kinesis, Outcome};
 
 #[tokio::test(start_paused = true)]
 async fn latest_is_pinned_before_the_first_read() {
@@ -16,7 +16,7 @@ async fn latest_is_pinned_before_the_first_read() {
     let [left, right] = orders.shard(0).split();
     left.put("1");
     // Longer ago than the clocks of shards and records may differ.
-    sleep(Duration::from_secs(5)).await;
+    sleep(Duration::from_secs(6 * 60)).await;
     let store = MemoryStore::new();
     let latest = || {
         consumer(&kinesis)
@@ -100,6 +100,34 @@ async fn time_between_milliseconds_or_before_1970_skips_no_record_after_a_restar
             for expected in first + 1..3 {
                 assert_eq!(number(&next(&mut records).await), expected, "{time:?}");
             }
+        }
+    }
+}
+
+/// The record bears the time of a host whose clock is four minutes ahead, and is not older than the time
+/// from which is read. Its shard was closed before that time.
+#[tokio::test(start_paused = true)]
+async fn record_whose_arrival_is_ahead_of_its_shards_end_is_read() {
+    for by_seek in [false, true] {
+        let kinesis = Kinesis::at(SystemTime::now() - Duration::from_secs(3600));
+        let orders = kinesis.create_stream("orders", 1);
+        sleep(Duration::from_secs(60)).await;
+        orders.shard(0).put_at(kinesis.now() + Duration::from_secs(240), "0");
+        let [left, _right] = orders.shard(0).split();
+        sleep(Duration::from_secs(200)).await;
+        let since = StartingPosition::AtTimestamp(kinesis.now());
+        sleep(Duration::from_secs(5)).await;
+        left.put("1");
+        let consumer = if by_seek {
+            let consumer = consumer(&kinesis).build().unwrap();
+            consumer.seek(since).await.unwrap();
+            consumer
+        } else {
+            consumer(&kinesis).starting_position(since).build().unwrap()
+        };
+        let mut records = consumer.records();
+        for expected in [0, 1] {
+            assert_eq!(number(&next(&mut records).await), expected, "by seek: {by_seek}");
         }
     }
 }
