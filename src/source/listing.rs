@@ -47,6 +47,8 @@ pub(crate) enum Flaw {
     Hole(u128),
     /// Entries could not be parsed.
     Unreadable(usize),
+    /// The shard has hash keys that its only parent has not: another parent is missing.
+    Parent(ShardId),
 }
 
 impl ListedShard {
@@ -96,6 +98,20 @@ impl Listing {
         }
         first_hole(self.shards.iter().filter(|shard| shard.is_open()).map(|shard| shard.keys))
             .map(Flaw::Hole)
+            .or_else(|| self.short_of_parents().map(Flaw::Parent))
+    }
+
+    /// A shard with more hash keys than its only parent.
+    fn short_of_parents(&self) -> Option<ShardId> {
+        let keys: HashMap<&ShardId, _> =
+            self.shards.iter().map(|shard| (&shard.id, shard.keys)).collect();
+        let exceeds = |shard: &&ListedShard| {
+            let [parent] = &*shard.parents else { return false };
+            let is_beyond =
+                |(first, last): &(u128, u128)| shard.keys.0 < *first || shard.keys.1 > *last;
+            keys.get(parent).is_some_and(is_beyond)
+        };
+        self.shards.iter().find(exceeds).map(|shard| shard.id.clone())
     }
 
     /// Returns the closed shards that were closed before a time, proven by a listing of the shards that
@@ -226,6 +242,7 @@ impl std::fmt::Display for Flaw {
         match self {
             Self::Hole(key) => write!(formatter, "no open shard has hash key {key}"),
             Self::Unreadable(count) => write!(formatter, "{count} entries could not be parsed"),
+            Self::Parent(shard) => write!(formatter, "{shard} lacks a parent"),
         }
     }
 }
@@ -288,6 +305,23 @@ mod tests {
             shards.push(shard(100, (0, u128::MAX), false));
             prop_assert_eq!(listing(shards).flaw(), Some(Flaw::Hole(all[missing].0)));
         }
+    }
+
+    #[test]
+    fn merged_shard_with_one_parent_is_a_flaw() {
+        let [left, right] = [(0, u128::MAX / 2), (u128::MAX / 2 + 1, u128::MAX)];
+        let mut shards =
+            vec![shard(0, left, false), shard(1, right, false), shard(2, (0, u128::MAX), true)];
+        let ids = [0, 1].map(|index| shards[index].id.clone());
+        for named in [&ids[..1], &ids[1..], &ids[..]] {
+            shards[2].parents = named.to_vec();
+            let flaw = (named.len() == 1).then(|| Flaw::Parent(shards[2].id.clone()));
+            assert_eq!(listing(shards.clone()).flaw(), flaw, "{named:?}");
+        }
+        // Whether a parent is missing beside one that has left retention is unknown.
+        shards.remove(0);
+        shards[1].parents = ids[..1].to_vec();
+        assert_eq!(listing(shards).flaw(), None);
     }
 
     #[test]

@@ -286,13 +286,25 @@ impl Progress {
 
 /// The children of `shard`, as its end names them; `None` where no valid one is named, which proves
 /// no end.
+///
+/// A split names two children, and a merge one with two parents. Where less is named, or a part of it
+/// cannot be parsed, only a listing shows all children with all their parents: none are returned.
 pub(super) fn children(shard: &ShardId, named: &[types::ChildShard]) -> Option<Vec<KnownShard>> {
-    let parsed = |child: &types::ChildShard| {
-        Some(KnownShard {
-            id: child.shard_id().parse().ok()?,
-            parents: child.parent_shards().iter().filter_map(|id| id.parse().ok()).collect(),
-        })
+    let parse = |child: &types::ChildShard| {
+        let parents = child.parent_shards().iter().map(|id| id.parse().ok());
+        let parents = parents.collect::<Option<_>>()?;
+        Some(KnownShard { id: child.shard_id().parse().ok()?, parents })
     };
-    let children: Vec<KnownShard> = named.iter().filter_map(parsed).collect();
-    children.iter().any(|child| child.parents.contains(shard)).then_some(children)
+    let is_child = |child: &types::ChildShard| {
+        child.shard_id().parse::<ShardId>().is_ok()
+            && child.parent_shards().iter().any(|parent| parent == shard.as_str())
+    };
+    if !named.iter().any(is_child) {
+        return None;
+    }
+    let children: Option<Vec<KnownShard>> = named.iter().map(parse).collect();
+    let is_whole = |children: &Vec<KnownShard>| {
+        children.len() > 1 || children.iter().any(|child| child.parents.len() > 1)
+    };
+    Some(children.filter(is_whole).unwrap_or_default())
 }

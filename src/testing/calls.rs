@@ -120,6 +120,8 @@ pub enum WrongListing {
     Loops,
     /// This shard starts at another sequence number.
     OtherStart(ShardId),
+    /// Merged shards have one parent.
+    OneParent,
 }
 
 impl Outcome {

@@ -24,6 +24,11 @@ impl WrongListing {
                 }
             }
             Self::Loops => body["NextToken"] = json!(token(stream, 0, 0, now)),
+            Self::OneParent => {
+                for shard in shards.iter_mut().filter_map(Value::as_object_mut) {
+                    shard.remove("AdjacentParentShardId");
+                }
+            }
             Self::OtherStart(of) => {
                 for shard in shards.iter_mut().filter(|shard| shard["ShardId"] == of.as_str()) {
                     let start = &mut shard["SequenceNumberRange"]["StartingSequenceNumber"];

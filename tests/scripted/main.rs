@@ -27,6 +27,7 @@ mod outages;
 mod pacing;
 mod packed;
 mod panics;
+mod parents;
 mod polling;
 mod reach;
 mod recipe;
