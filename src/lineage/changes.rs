@@ -185,7 +185,7 @@ impl Lister {
         let unknown = |shard: &&ListedShard| match table.leases.get(&shard.id) {
             Some(lease) if lease.unreadable.is_some() => false,
             Some(lease) => {
-                lease.parents.is_none() || self.unstored_start(&shard.id, lease).is_some()
+                lacks_parents(lease, shard) || self.unstored_start(&shard.id, lease).is_some()
             }
             // One that is not there any more was forgotten meanwhile, and is not to be read again.
             None => !listed.had_finished(&shard.id),
@@ -377,6 +377,14 @@ fn position_of(lease: &Lease) -> String {
 pub(super) fn is_of_other_stream(lease: &Lease, shard: &ListedShard) -> bool {
     let start = shard.start.as_ref();
     lease.unreadable.is_none() && start.is_some_and(|start| !is_same(lease, start))
+}
+
+/// Whether a lease that never had an owner has fewer parents than the listed shard that it is of.
+fn lacks_parents(lease: &Lease, shard: &ListedShard) -> bool {
+    let Some(known) = &lease.parents else { return true };
+    lease.epoch == 0
+        && shard.start.as_ref().is_none_or(|start| is_same(lease, start))
+        && shard.parents.iter().any(|parent| !known.contains(parent))
 }
 
 /// Whether a lease can be that of the listed shard that starts there.

@@ -200,8 +200,9 @@ pub struct Request {
 /// that is [unreadable](Lease::unreadable).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// There is a shard, with these parents. One whose parents are known keeps them. The position is
-    /// stored unless there is one or the lease ever had an owner.
+    /// There is a shard, with these parents. A lease that ever had an owner keeps the parents that it
+    /// has; any other gets those that it lacks. The position is stored unless there is one or the lease
+    /// ever had an owner.
     Add {
         /// The shard.
         shard: ShardId,

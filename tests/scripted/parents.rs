@@ -1,12 +1,14 @@
-//! Merged shards that are named or listed with one of their parents.
+//! Merged shards that are named, listed or stored with one of their parents.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
-use kinestream::testing::{Kinesis, Outcome, Stream, WrongListing};
-use kinestream::{CheckpointOn, MemoryStore};
+use kinestream::store::Scope;
+use kinestream::store::lease::{Change, LeaseStore, Request};
+use kinestream::testing::{Kinesis, Outcome, Shard, Stream, WrongListing};
+use kinestream::{CheckpointOn, CheckpointStore, MemoryStore};
 use tokio::time::timeout;
 
 use crate::{assert_silent, consumer, next, number, orders, shard_of};
@@ -29,8 +31,10 @@ fn two_shards() -> (Kinesis, Stream) {
 }
 
 /// Merges the two shards, and puts a record into their child.
-fn merge(orders: &Stream) {
-    orders.shard(0).merge(&orders.shard(1)).put("2");
+fn merge(orders: &Stream) -> Shard {
+    let child = orders.shard(0).merge(&orders.shard(1));
+    child.put("2");
+    child
 }
 
 /// Reads the records of both parents, after which something may happen, and acknowledges first that of the
@@ -93,4 +97,34 @@ async fn merged_child_that_is_listed_with_one_parent_waits_for_both() {
     merge(&orders);
     let why = "listed with one parent";
     assert_child_waits_for_both(&kinesis, MemoryStore::new(), || (), why).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn merged_child_that_is_stored_with_one_parent_waits_for_both() {
+    let (kinesis, orders) = two_shards();
+    let child = merge(&orders);
+    let store = MemoryStore::new();
+    let add = |shard: &Shard, parents| Change::Add {
+        shard: shard.id(),
+        parents,
+        start: None,
+        checkpoint: None,
+    };
+    let request = Request {
+        worker: "before".into(),
+        incarnation: 1,
+        lease_duration: Duration::from_secs(2),
+        capacity: 0,
+        leaving: true,
+        known: None,
+        only_if_unchanged: false,
+        changes: vec![
+            add(&orders.shard(0), Vec::new()),
+            add(&orders.shard(1), Vec::new()),
+            add(&child, vec![orders.shard(0).id()]),
+        ],
+    };
+    let leases: Arc<dyn LeaseStore> = Arc::new(store.clone()).leases().unwrap();
+    leases.exchange(&Scope::new("default", "orders"), &request).await.unwrap();
+    assert_child_waits_for_both(&kinesis, store, || (), "stored with one parent").await;
 }

@@ -157,12 +157,25 @@ impl Suite<'_> {
         assert_eq!(lease.origin, a.known.generation, "a lease says in which table it began");
         assert_eq!((lease.epoch, &lease.owner), (0, &None), "a new lease is free, in epoch 0");
         a.changes_nothing([add("AT_TIMESTAMP:1000")], "a known shard stays as it is").await;
+        let with_parents = |parents: &[usize]| Change::Add {
+            shard: child.clone(),
+            parents: parents.iter().map(|parent| shard(*parent)).collect(),
+            start: None,
+            checkpoint: None,
+        };
+        let all = [shard(7), shard(8), shard(9)];
+        a.exchange([with_parents(&[8]), with_parents(&[9, 7])]).await;
+        let parents = a.lease(0).parents;
+        assert_eq!(parents.as_deref(), Some(&all[..]), "a lease without an epoch gets new parents");
+        a.changes_nothing([with_parents(&[9, 8]), with_parents(&[])], "no parent is removed").await;
         a.changes_nothing([assign(0, "b")], "nothing is assigned to one who is not there").await;
         a.changes_nothing([assign(9, "a")], "an unknown shard is not assigned").await;
 
         a.exchange([assign(0, "a")]).await;
         assert_eq!(a.lease(0).owner.as_deref(), Some("a"), "a free lease is assigned");
         assert!(a.lease(0).epoch > 0, "an owner has an epoch");
+        a.changes_nothing([with_parents(&[6])], "a lease that had an owner keeps its parents")
+            .await;
         b.exchange([]).await;
         b.changes_nothing([assign(0, "b")], "a lease that is owned is not assigned").await;
         let epoch = a.lease(0).epoch;

@@ -420,10 +420,22 @@ impl Step<'_> {
         checkpoint: Option<&Checkpoint>,
     ) {
         if let Some(lease) = self.ledger.leases.get_mut(shard) {
-            if lease.parents.is_none() {
-                lease.parents = Some(parents.to_vec());
-                lease.start = lease.start.take().or_else(|| start.cloned());
-                self.changed = true;
+            match &mut lease.parents {
+                None => {
+                    lease.parents = Some(parents.to_vec());
+                    lease.start = lease.start.take().or_else(|| start.cloned());
+                    self.changed = true;
+                }
+                Some(known) if lease.epoch == 0 => {
+                    let before = known.len();
+                    for parent in parents {
+                        if !known.contains(parent) {
+                            known.push(parent.clone());
+                        }
+                    }
+                    self.changed |= known.len() > before;
+                }
+                Some(_) => {}
             }
             if lease.epoch == 0 {
                 self.begin_at(shard, checkpoint);

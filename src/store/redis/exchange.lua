@@ -171,6 +171,21 @@ end
 -- Each takes all of its arguments, whatever comes of it.
 local changes = {}
 
+-- The parents of two words: those of the first, then what only the second has, each once.
+local function unite(parents, others)
+  if others == NONE then
+    return parents
+  end
+  for id in string.gmatch(others .. ',', '([^,]+),') do
+    if parents == NONE then
+      parents = id
+    elseif not string.find(',' .. parents .. ',', ',' .. id .. ',', 1, true) then
+      parents = parents .. ',' .. id
+    end
+  end
+  return parents
+end
+
 function changes.ADD()
   local shard, parents, start = next_argument(), next_argument(), next_argument()
   local position = next_position()
@@ -183,6 +198,12 @@ function changes.ADD()
       lease.parents = parents
       lease.start = lease.start ~= NONE and lease.start or start
       mark(shard)
+    elseif lease.epoch == 0 then
+      local united = unite(lease.parents, parents)
+      if united ~= lease.parents then
+        lease.parents = united
+        mark(shard)
+      end
     end
     if lease.epoch == 0 and position and not place(shard) then
       move(shard, position)
