@@ -14,6 +14,7 @@ mod fan_out;
 mod hash_range;
 mod kinesis;
 mod listing;
+mod members;
 mod polling;
 mod portion;
 mod position;

@@ -35,6 +35,9 @@ pub(super) const UNPROVEN_END: &str = "the answer names no next position, but no
      the shard has ended: no child shard, no EndingSequenceNumber in ListShards; reading on from the \
      last record";
 
+const LACKS_RECORDS: &str = "the answer lacks its records, and may withhold some; reading on from the \
+     last record";
+
 pub(super) const MISNUMBERED: &str = "a record has no valid sequence number; reading on from the \
      record before it";
 
@@ -112,6 +115,16 @@ impl Progress {
         let shard_id = Some(self.shard_id().clone());
         self.observer.tell(Event::retried(shard_id, &error, attempt));
         Ok(())
+    }
+
+    /// Notes an answer that names no records, not even that there are none: whatever else it says, records
+    /// may be missing.
+    pub(super) fn lacks_records(&mut self) -> Result<(), Told> {
+        let told = self.doubt(LACKS_RECORDS, true);
+        if let Some(doubt) = &mut self.state.doubt {
+            doubt.open_end = false;
+        }
+        told
     }
 
     /// The children of the shard, where it is proven that an answer without a next position is its

@@ -141,21 +141,26 @@ impl FanOut {
         subscription: Subscription,
     ) -> Result<(), Told> {
         self.expected = 0;
+        let named = message.named;
+        if !named.records {
+            return self.progress.lacks_records();
+        }
         let bytes = event.records.iter().map(size).sum();
         let space = message.keep(bytes);
         let next: Option<SequenceNumber> = event.continuation_sequence_number.parse().ok();
         let children = children(self.progress.shard_id(), event.child_shards());
         let has_records = !event.records.is_empty();
-        let lag = event.millis_behind_latest;
+        let lag = named.lag.then_some(event.millis_behind_latest);
         let first = event.records.first().map(|record| record.sequence_number.as_str());
-        let is_tip = lag <= 0 || next.is_none() && children.is_some();
+        let is_tip = lag.is_some_and(|lag| lag <= 0) || next.is_none() && children.is_some();
         let beginning = self.progress.judge_beginning(first, is_tip).await?;
         if matches!(beginning, Beginning::Replaced | Beginning::Postponed) {
             return Ok(());
         }
         let Unpacked { batch, is_misnumbered } =
-            self.progress.unpack(event.records, bytes, Some(lag), self.placed);
-        self.placed &= lag > 0 && batch.len() == 0;
+            self.progress.unpack(event.records, bytes, lag, self.placed);
+        let may_be_behind = lag.is_none_or(|lag| lag > 0);
+        self.placed &= may_be_behind && batch.len() == 0;
         let is_empty = batch.len() == 0;
         let mut answer = Answer { batch, space, passed: None, end: None };
         // Without a next position, or with one that is none, the next subscription begins where this
@@ -166,11 +171,13 @@ impl FanOut {
                 self.progress.doubt(MISNUMBERED, is_empty)
             }
             // Some servers name the children as soon as the shard is closed.
-            Some(next) if children.is_none() || has_records || lag > 0 => {
+            Some(next) if children.is_none() || has_records || may_be_behind => {
                 self.progress.is_certain(false);
                 self.progress.is_cured(is_empty);
                 put(&self.slot, subscription);
-                if beginning == Beginning::Sound {
+                if beginning == Beginning::Sound
+                    && let Some(lag) = lag
+                {
                     let behind = Duration::from_millis(u64::try_from(lag).unwrap_or(0));
                     // The event may have waited for as long as its subscription has lived.
                     let behind = behind + LONGEST_LIFE;
@@ -210,9 +217,9 @@ impl FanOut {
         &mut self,
         is_empty: bool,
         has_records: bool,
-        lag: i64,
+        lag: Option<i64>,
     ) -> Result<Option<Vec<KnownShard>>, Told> {
-        self.progress.proven_end(&OpenEnd { is_empty, has_records, lag: Some(lag) }).await
+        self.progress.proven_end(&OpenEnd { is_empty, has_records, lag }).await
     }
 
     /// It may be the consumer that is gone, which the next reading is to find or to register.

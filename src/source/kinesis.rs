@@ -158,7 +158,13 @@ impl Kinesis {
     pub(super) async fn retention(&self) -> Result<Period, Failure> {
         let describe = async || {
             let hours = self.summary().await?.map_or(0, |summary| summary.retention_period_hours);
-            Ok(Duration::from_secs(u64::try_from(hours).unwrap_or(0) * 3600))
+            match u64::try_from(hours) {
+                // The SDK takes an absent member for 0.
+                Ok(0) | Err(_) => {
+                    Err(Failure::without("DescribeStreamSummary", "RetentionPeriodHours"))
+                }
+                Ok(hours) => Ok(Duration::from_secs(hours * 3600)),
+            }
         };
         self.retention.get(describe).await
     }

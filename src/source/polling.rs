@@ -87,9 +87,13 @@ impl Polling {
             // Some servers never say that they have more: a full answer does.
             || answer.records.len() >= self.portion.limit() as usize
             || bytes > LARGEST_ANSWER / 2;
-        let length = room.length();
+        let (length, lacks_records) = (room.length(), room.lacks_records());
         let space = room.keep(bytes);
         self.portion.answered(length, self.memory.free());
+        if lacks_records {
+            self.progress.pace.failed();
+            return self.progress.lacks_records();
+        }
         let children = children(self.progress.shard_id(), answer.child_shards());
         self.iterator =
             answer.next_shard_iterator.filter(|text| !text.is_empty()).map(Iterator::new);
@@ -116,7 +120,7 @@ impl Polling {
             self.progress.unpack(answer.records, bytes, lag, self.placed);
         self.placed &= behind && batch.len() == 0;
         let is_empty = batch.len() == 0;
-        if !is_empty || self.progress.state.next_passed.is_none() {
+        if !is_empty || !is_tip || self.progress.state.next_passed.is_none() {
             self.progress.restart_quiet();
         }
         if !is_empty && self.iterator.is_some() && self.progress.is_near_horizon(lag).await {

@@ -14,15 +14,19 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use aws_sdk_kinesis::config::interceptors::BeforeDeserializationInterceptorContextMut;
+use aws_sdk_kinesis::config::interceptors::{
+    AfterDeserializationInterceptorContextRef, BeforeDeserializationInterceptorContextMut,
+};
 use aws_sdk_kinesis::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_kinesis::error::BoxError;
+use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http_body::{Body, Frame};
 
 use super::budget::Space;
 use super::demand::Demand;
+use super::members::Members;
 
 /// The most bytes that one answer holds:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
@@ -47,6 +51,8 @@ struct Answer {
     length: usize,
     space: Space,
     was_short: bool,
+    /// It names no records, not even that there are none.
+    lacks_records: bool,
     /// Read also without room while its caller waits for it: one record was asked for.
     least: Option<Demand>,
 }
@@ -55,7 +61,8 @@ impl Room {
     /// For an answer with the memory that it was granted. `least` says whose caller waits where no
     /// fewer records can be asked for.
     pub(super) fn new(space: Space, least: Option<Demand>) -> Self {
-        Self(Arc::new(Mutex::new(Answer { length: 0, space, was_short: false, least })))
+        let (length, was_short, lacks_records) = (0, false, false);
+        Self(Arc::new(Mutex::new(Answer { length, space, was_short, lacks_records, least })))
     }
 
     /// How long the answer is, or what was read of one of unknown length; 0 where none has begun.
@@ -66,6 +73,11 @@ impl Room {
     /// Whether there was an answer that did not fit.
     pub(super) fn was_short(&self) -> bool {
         self.lock().was_short
+    }
+
+    /// Whether the answer names no records, not even that there are none.
+    pub(super) fn lacks_records(&self) -> bool {
+        self.lock().lacks_records
     }
 
     /// The memory of so many bytes, which are what the answer was found to hold.
@@ -133,6 +145,23 @@ impl Intercept for Room {
         }
         let unmeasured = std::mem::replace(body, SdkBody::taken());
         *body = SdkBody::from_body_1_x(self.measure(unmeasured));
+        Ok(())
+    }
+
+    fn read_after_deserialization(
+        &self,
+        context: &AfterDeserializationInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let Ok(output) = context.output_or_error() else { return Ok(()) };
+        let has_none = output
+            .downcast_ref()
+            .is_some_and(|answer: &GetRecordsOutput| answer.records.is_empty());
+        // Only what has no records is looked through again, which is short.
+        if has_none && let Some(text) = context.response().body().bytes() {
+            self.lock().lacks_records = !Members::of(text).records;
+        }
         Ok(())
     }
 }

@@ -24,6 +24,7 @@ use tokio::time::{Instant, timeout_at};
 use super::budget::Space;
 use super::connections::Place;
 use super::demand::Demand;
+use super::members::{MessageMembers, Named};
 use super::room::while_read;
 use crate::error::{Failure, contain};
 
@@ -61,14 +62,18 @@ pub(super) enum Next {
     Failed(Failure),
 }
 
-/// The memory of the message that an event was made of.
-pub(super) struct Message(Space);
+/// The message that an event was made of.
+pub(super) struct Message {
+    space: Space,
+    /// What it names.
+    pub(super) named: Named,
+}
 
 impl Message {
     /// The memory of so many bytes, which are what the event was found to hold.
     pub(super) fn keep(mut self, bytes: usize) -> Space {
-        self.0.stretch(bytes);
-        self.0
+        self.space.stretch(bytes);
+        self.space
     }
 }
 
@@ -100,7 +105,7 @@ impl Subscription {
         let mut gauge = self.gauge.lock();
         match received {
             Ok(Some(SubscribeToShardEventStream::SubscribeToShardEvent(event))) => {
-                Next::Event(event, Message(gauge.take_message()))
+                Next::Event(event, gauge.take_message())
             }
             Ok(Some(_of_a_later_version)) => {
                 drop(gauge.take_message());
@@ -123,7 +128,7 @@ struct Measured {
     /// What was taken for the first event, before anything was read.
     spare: Space,
     /// The memory of the messages that have begun, and of which no event was made yet.
-    messages: VecDeque<Space>,
+    messages: VecDeque<(Space, MessageMembers)>,
     /// The first message, by which a subscription begins, has been read.
     has_begun: bool,
     /// The beginning of the next message, as far as it is there.
@@ -171,6 +176,9 @@ impl Measured {
             let rest = &data[read..];
             if self.left > 0 {
                 let part = self.left.min(rest.len());
+                if let Some((_, members)) = self.messages.back_mut() {
+                    members.read(&rest[..part]);
+                }
                 self.left -= part;
                 read += part;
                 continue;
@@ -181,7 +189,7 @@ impl Measured {
                 self.length.clear();
                 let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
                 self.left = length.saturating_sub(LENGTH);
-                if !self.admit(while_read(length)) {
+                if !self.admit(length) {
                     self.short = length;
                     return read;
                 }
@@ -192,7 +200,8 @@ impl Measured {
     }
 
     /// Takes the memory of a message. One always fits while the caller waits for it.
-    fn admit(&mut self, bytes: usize) -> bool {
+    fn admit(&mut self, length: usize) -> bool {
+        let bytes = while_read(length);
         let empty = self.spare.none();
         let is_event = self.has_begun || !self.messages.is_empty();
         let mut space = if is_event { std::mem::replace(&mut self.spare, empty) } else { empty };
@@ -204,7 +213,7 @@ impl Measured {
             }
             space.stretch(bytes);
         }
-        self.messages.push_back(space);
+        self.messages.push_back((space, MessageMembers::new(length)));
         true
     }
 
@@ -214,9 +223,13 @@ impl Measured {
         self.messages.pop_front();
     }
 
-    /// The memory of the next message.
-    fn take_message(&mut self) -> Space {
-        self.messages.pop_front().unwrap_or_else(|| self.spare.none())
+    /// The next message.
+    fn take_message(&mut self) -> Message {
+        let (space, members) = self
+            .messages
+            .pop_front()
+            .unwrap_or_else(|| (self.spare.none(), MessageMembers::new(LENGTH)));
+        Message { space, named: members.named() }
     }
 }
 

@@ -189,6 +189,60 @@ async fn denied_retention_period_is_taken_for_24_hours() {
     assert_eq!(returns_after_30_hours(&kinesis, &orders, true).await, 1);
 }
 
+/// The period is asked for again, and until it is known nothing counts as lost.
+#[tokio::test(start_paused = true)]
+async fn summary_without_a_retention_period_trims_nothing() {
+    for summary in ["{}", r#"{"StreamDescriptionSummary":{"StreamName":"orders"}}"#] {
+        let (kinesis, orders) = orders(1);
+        kinesis.set_retention(168 * HOUR);
+        let builder = consumer(&kinesis).store(Watched::default());
+        let builder = builder.interval(Duration::from_secs(60)).discovery_interval(HOUR);
+        let reader = builder.clone().build().unwrap();
+        let mut records = reader.records();
+        let quiet = timeout(HOUR, records.next()).await;
+        assert!(quiet.is_err(), "{quiet:?}");
+        drop(records);
+        reader.close().await.unwrap();
+        orders.shard(0).put("0");
+        sleep(30 * HOUR).await;
+        let wrong = Outcome::Garbled { status: 200, body: summary.to_owned() };
+        kinesis.next_calls("DescribeStreamSummary", 2, wrong);
+        let reader = builder.build().unwrap();
+        let mut events = reader.events();
+        let mut records = reader.records();
+        numbers(&mut records, 0..1).await;
+        assert_eq!(gaps(&mut events), []);
+    }
+}
+
+/// All answers are empty and behind the tip, but for a single one.
+#[tokio::test(start_paused = true)]
+async fn one_answer_at_the_tip_does_not_move_the_start_of_a_shard_that_is_behind() {
+    let (kinesis, _orders) = orders(1);
+    let began = tokio::time::Instant::now();
+    let mut has_been_at_tip = false;
+    kinesis.on_call(move |call| {
+        if call.operation != "GetRecords" {
+            return Outcome::Served;
+        }
+        let is_tip = began.elapsed() > Duration::from_secs(90) && !has_been_at_tip;
+        has_been_at_tip |= is_tip;
+        let lag = if is_tip { 0 } else { 5_000_000 };
+        let body =
+            format!(r#"{{"Records":[],"NextShardIterator":"next","MillisBehindLatest":{lag}}}"#);
+        Outcome::Garbled { status: 200, body }
+    });
+    let store = Watched::default();
+    let start = StartingPosition::AtTimestamp(kinesis.now() - HOUR);
+    let builder = consumer(&kinesis).store(store.clone()).starting_position(start);
+    let reader = builder.build().unwrap();
+    let mut records = reader.records();
+    let quiet = timeout(Duration::from_secs(180), records.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    let stored = store.position(0).await;
+    assert!(stored.as_ref().is_none_or(|at| !at.starts_with("CAUGHT_UP:")), "{stored:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn quiet_shard_is_stored_rarely() {
     let (kinesis, orders) = orders(1);

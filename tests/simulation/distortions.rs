@@ -11,6 +11,8 @@ use crate::world::World;
 /// worlds without wrong answers stay as they are.
 pub(crate) struct Distortions {
     rng: Rng,
+    /// What says which members an answer lacks.
+    members: Rng,
     /// In percent of the steps.
     chance: u8,
     /// How many iterators may still be denied.
@@ -24,7 +26,8 @@ impl Distortions {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed ^ 0x00d1_5707_7ed0_a115);
         let chance = pick(&mut rng, &[0, 0, 10, 25]);
-        Self { rng, chance, denials: MOST_DENIALS }
+        let members = Rng::with_seed(seed ^ 0x0000_ab5e_4700_3e3b);
+        Self { rng, members, chance, denials: MOST_DENIALS }
     }
 
     /// Whether any answer of this world is wrong.
@@ -36,7 +39,7 @@ impl Distortions {
 impl World {
     /// The next answers to some calls lack what they should hold, or deny what there is.
     pub(crate) fn distort(&mut self) {
-        let Distortions { rng, chance, denials } = &mut self.distortions;
+        let Distortions { rng, members, chance, denials } = &mut self.distortions;
         if rng.u8(..100) >= *chance {
             return;
         }
@@ -67,6 +70,18 @@ impl World {
                 ("ListShards", Outcome::Mislisted(WrongListing::Unreadable))
             }
             _ => ("ListShards", Outcome::Mislisted(WrongListing::Stale(1))),
+        };
+        let (operation, outcome) = if members.u8(..3) == 0 {
+            let mut lacking = vec!["MillisBehindLatest"];
+            if members.bool() {
+                lacking.extend(next);
+            }
+            if members.bool() && (self.plan.fan_out || !self.plan.large) {
+                lacking.push("Records");
+            }
+            (read, Outcome::without(lacking))
+        } else {
+            (operation, outcome)
         };
         let mut times = rng.usize(1..4);
         if operation == "GetShardIterator" {
