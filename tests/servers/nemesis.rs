@@ -159,6 +159,7 @@ impl World {
 
     async fn run(&mut self) {
         self.reads("the start", Instant::now(), 3 * READ_AGAIN).await;
+        assert!(self.servers.serve_proxies_alone().await, "faults reach every connection");
         for _ in 0..FAULTS {
             if self.tally.is_broken() {
                 return;

@@ -1,6 +1,7 @@
 //! A Redis master and its replica, which may change roles, and how workers find the master.
 
 use std::cell::Cell;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ use tokio::time::{Instant, sleep};
 use crate::free_port::free_port;
 use crate::proxy::Proxy;
 use crate::redis_server::RedisServer;
+
+/// The address from which servers see connections of the proxies come.
+const PROXIES: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 /// How long servers may take for what they do without limit.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -57,10 +61,12 @@ impl Servers {
                 }
                 options
             };
-            let common = ["--appendonly", "yes", "--repl-diskless-sync-delay", "0"];
+            // Protected mode refuses the address of the proxies.
+            let common = ["--appendonly", "yes", "--protected-mode", "no"];
+            let common = [&common[..], &["--repl-diskless-sync-delay", "0"]].concat();
             let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
             let more: &[&str] = if by.is_cluster() { &cluster } else { &[] };
-            RedisServer::launched(listens, &[&common, more].concat())
+            RedisServer::launched(listens, &[&common[..], more].concat())
         };
         let first = start();
         let first_bus = bus.get().to_string();
@@ -103,6 +109,7 @@ impl Servers {
     pub(super) async fn connect(&self) -> (Vec<Proxy>, RedisStore) {
         if self.by == By::Address {
             let proxy = Proxy::start(self.master().port()).await;
+            proxy.connect_from(PROXIES);
             let store = RedisStore::connect(&proxy.url()).await.unwrap();
             return (vec![proxy], store);
         }
@@ -111,6 +118,7 @@ impl Servers {
             proxies.push(Proxy::start(server.port()).await);
         }
         for proxy in &proxies {
+            proxy.connect_from(PROXIES);
             for (server, stand_in) in self.both.iter().zip(&proxies) {
                 proxy.announce(server.port(), stand_in.port());
             }
@@ -124,6 +132,16 @@ impl Servers {
             By::Cluster => RedisStore::connect_cluster(urls.iter().map(String::as_str)).await,
         };
         (proxies, store.unwrap())
+    }
+
+    /// Whether the master has connections of clients, all of them through proxies.
+    pub(super) async fn serve_proxies_alone(&self) -> bool {
+        let list: String = command(self.master(), &["CLIENT", "LIST", "TYPE", "NORMAL"]).await;
+        // Sentinels are clients as well, and so is the caller of this.
+        let is_worker = |line: &&str| line.contains(" cmd=evalsha ");
+        let from = format!(" addr={PROXIES}:");
+        let workers: Vec<_> = list.lines().filter(is_worker).collect();
+        !workers.is_empty() && workers.iter().all(|line| line.contains(&from))
     }
 
     /// The port that new connections to the master's address reach, where it has one address.
