@@ -152,6 +152,8 @@ impl Worker {
             self.plan.observer.tell(Event::StoreForgot);
             self.pending.extend(self.holdings.knowledge(&self.table));
         }
+        let is_cleared = table.cleared > self.table.cleared;
+        let first_poll = if is_forgotten { self.table.first_poll } else { 0 };
         let Settled { changes, opened, leaving, finished, lost } = self.holdings.settle(&table);
         for shard_id in finished {
             self.plan.observer.tell(Event::ShardFinished { shard_id });
@@ -163,6 +165,9 @@ impl Worker {
         self.plan.observer.retain_failures(|shard| table.leases.contains_key(shard));
         self.table = Arc::new(table);
         self.note_stranded();
+        if (is_forgotten || is_cleared) && self.table.leases.is_empty() {
+            self.pending.extend(self.plan.lister.beginning(first_poll));
+        }
         self.seen_whole = Some(Instant::now());
         for (shard_id, epoch) in lost {
             self.plan.observer.tell(Event::LeaseLost { shard_id, epoch });

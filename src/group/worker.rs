@@ -123,7 +123,7 @@ impl Worker {
             failing_since: None,
             backoff: Backoff::new(EXCHANGES.capped(plan.rules.lease_duration / 3)),
             renew_at: now,
-            pending: Vec::new(),
+            pending: plan.lister.beginning(0).into_iter().collect(),
             named: Vec::new(),
             asking: Vec::new(),
             declines: Declines::new(plan.rules.worker_id.clone()),

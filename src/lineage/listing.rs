@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{Instant, sleep};
 
@@ -10,14 +10,14 @@ use super::absence::Absences;
 use super::changes::{Listed, is_of_other_stream};
 use super::confirmation::{CONFIRM_EACH, CONFIRMATIONS, Confirmations};
 use super::patience::{Judgement, Patience};
-use super::start::{FirstPoll, Start};
+use super::start::{FirstPoll, Start, floor};
 use super::takeover::Takeover;
 use crate::backoff::{Backoff, LISTINGS};
 use crate::error::{Error, ErrorKind, Failure, Remedy};
 use crate::observe::{Event, Observer};
 use crate::record::ShardId;
 use crate::source::{Kinesis, ListedShard, Listing, OnTrimmed, Position, unusable};
-use crate::store::lease::{Lease, Table};
+use crate::store::lease::{Change, Lease, Table};
 
 /// The longest pause while a stream is not found: there must be several answers before that is
 /// believed.
@@ -70,7 +70,20 @@ impl Memory {
 
     /// The same where no listing has succeeded yet, by the clock of this host.
     pub(super) fn latest(&self) -> SystemTime {
-        self.0.latest.get().copied().unwrap_or_else(|| self.0.first_poll.by_own_clock())
+        let by_own_clock = || floor(self.0.first_poll.by_own_clock());
+        self.0.latest.get().copied().unwrap_or_else(by_own_clock)
+    }
+
+    /// Returns the moment at which the application polled the stream first, or one before it. `stored` is
+    /// what the table has of it, in milliseconds since 1970, and 0 where it has nothing.
+    fn first_poll(&self, stored: u64) -> SystemTime {
+        let latest = self.latest();
+        // The clock of Kinesis is more exact than that of this host, by which the moment was stored.
+        let is_own = [self.0.first_poll.by_own_clock(), latest].map(millis).contains(&stored);
+        match UNIX_EPOCH.checked_add(Duration::from_millis(stored)) {
+            Some(stored) if stored > UNIX_EPOCH && !is_own => floor(stored).min(latest),
+            _ => latest,
+        }
     }
 
     fn absences(&self) -> MutexGuard<'_, Absences> {
@@ -79,16 +92,21 @@ impl Memory {
     }
 }
 
+/// Milliseconds since 1970.
+fn millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl Lister {
     /// Lists until the answer can be used; `begins` says that nobody has read anything yet. `None`
     /// when the stream is gone.
     pub(crate) async fn list(self, before: Arc<Table>, begins: bool) -> Option<Listed> {
         let (listing, inheritance) = self.inherit(&before, begins).await?;
-        let latest = self.memory.latest();
+        let is_first = before.leases.is_empty() && inheritance.leases.is_empty();
+        let latest = self.memory.first_poll(if is_first { before.first_poll } else { 0 });
         let passed_over = match self.start.since(latest) {
-            Some(since) if before.leases.is_empty() && inheritance.leases.is_empty() => {
-                self.closed_before(&listing, since).await?
-            }
+            Some(since) if is_first => self.closed_before(&listing, since).await?,
             _ => BTreeSet::new(),
         };
         // The worker is not given inherited shards before it is known whether they are gone.
@@ -100,6 +118,17 @@ impl Lister {
         let gone = self.find_gone(&listing, &known).await;
         let Listing { shards, taken, .. } = listing;
         Some(Listed { shards, taken, latest, passed_over, gone, before, begins, inheritance })
+    }
+
+    /// Returns what is stored before the first listing, where shards begin at the moment of the first poll:
+    /// a worker that never completes a listing is replaced by one that begins there. `known` is the moment
+    /// that the store had before, or 0.
+    pub(crate) fn beginning(&self, known: u64) -> Option<Change> {
+        let memory = &self.memory.0;
+        let by_own_clock = || memory.first_poll.by_own_clock();
+        let own = || millis(memory.latest.get().copied().unwrap_or_else(by_own_clock));
+        let first_poll = if known > 0 { known } else { own() };
+        self.start.is_relative().then_some(Change::Begin { first_poll })
     }
 
     /// Whether a shard is in no listing, and Kinesis gives no iterator for it: it may be gone.

@@ -34,6 +34,13 @@ pub enum StartingPosition {
     /// What arrives from now on. `now` is the second of the first start, by Kinesis's clock: it
     /// is kept in the store, so that a retry or a restart skips nothing. What arrived earlier in
     /// that second comes as well.
+    ///
+    /// A store with leases has the moment before the first listing is asked for. A worker that
+    /// crashes before a listing is complete is replaced by one that begins at that moment; its clock
+    /// may have been up to five minutes ahead of Kinesis's, so records of the five minutes before are
+    /// delivered as well. A [`CheckpointStore`](crate::CheckpointStore) without leases holds
+    /// nothing before the first complete listing: a process that dies before then begins at its next
+    /// start, and skips what arrived in between.
     #[default]
     Latest,
     /// The oldest record that is kept.
@@ -169,6 +176,12 @@ impl Start {
         }
     }
 
+    /// Whether any shard begins at the moment of the first poll.
+    pub(super) fn is_relative(&self) -> bool {
+        self.all == StartingPosition::Latest
+            || self.each.values().any(|position| *position == ShardPosition::Latest)
+    }
+
     /// The time from which shards can hold anything to read, at a first start.
     pub(super) fn since(&self, now: SystemTime) -> Option<SystemTime> {
         match self.all {
@@ -199,14 +212,15 @@ impl FirstPoll {
         floor(answered.checked_sub(self.at.elapsed().max(on_the_wall)).unwrap_or(UNIX_EPOCH))
     }
 
-    /// The same, where no answer has come yet.
+    /// The same, where no answer has come yet. It is not rounded: workers that start in the same second
+    /// have different moments.
     pub(super) fn by_own_clock(&self) -> SystemTime {
-        floor(self.on_the_wall.checked_sub(MOST_CLOCK_SKEW).unwrap_or(UNIX_EPOCH))
+        self.on_the_wall.checked_sub(MOST_CLOCK_SKEW).unwrap_or(UNIX_EPOCH)
     }
 }
 
 /// The second of a time: a server may keep times of arrival to the second.
-fn floor(time: SystemTime) -> SystemTime {
+pub(super) fn floor(time: SystemTime) -> SystemTime {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }

@@ -200,6 +200,12 @@ pub struct Request {
 /// that is [unreadable](Lease::unreadable).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
+    /// Stores the moment at which the application polled the stream first, unless one is stored or the
+    /// table has any shard.
+    Begin {
+        /// The moment, in milliseconds since 1970.
+        first_poll: u64,
+    },
     /// There is a shard, with these parents. A lease that ever had an owner keeps the parents that it
     /// has; any other gets those that it lacks. The position is stored unless there is one or the lease
     /// ever had an owner.
@@ -339,6 +345,9 @@ pub struct Table {
     /// The last time it was cleared, in milliseconds by the store's clock: no epoch from then or
     /// before is valid. 0 where it never was.
     pub cleared: u64,
+    /// The moment of the [first poll](Change::Begin), in milliseconds since 1970, or 0. The store drops it
+    /// with the first lease that is added, since leases have positions of their own.
+    pub first_poll: u64,
     /// The workers that are alive.
     pub workers: BTreeMap<Arc<str>, Member>,
     /// Every shard that is known. One that has only a position is in it without parents.

@@ -26,6 +26,7 @@ mod hearing;
 #[path = "../simulation/inline.rs"]
 mod inline;
 mod judged;
+mod latest;
 mod ledger;
 mod link;
 #[path = "../simulation/merged.rs"]
@@ -74,7 +75,7 @@ fn simulate(seed: u64) -> Story {
             world.story()
         })
     });
-    for added in [regions_of as fn(u64) -> Story, starts_of] {
+    for added in [regions_of as fn(u64) -> Story, starts_of, latest_of] {
         if story.broken.is_none() {
             let added = added(seed);
             story.trace.extend(added.trace);
@@ -92,6 +93,10 @@ fn regions_of(seed: u64) -> Story {
 
 fn starts_of(seed: u64) -> Story {
     seeds::on_a_paused_clock(starts::simulate(seed))
+}
+
+fn latest_of(seed: u64) -> Story {
+    seeds::on_a_paused_clock(latest::simulate(seed))
 }
 
 #[test]

@@ -7,7 +7,7 @@ use kinestream::{MemoryStore, StartingPosition};
 use tokio::time::{sleep, timeout};
 
 use crate::{assert_silent, calls, consumer, next, number, orders};
-use kinestream::testing::{Kinesis, Outcome};
+use kinestream::testing::{Kinesis, Outcome, WallClock};
 
 #[tokio::test(start_paused = true)]
 async fn latest_is_pinned_before_the_first_read() {
@@ -50,6 +50,55 @@ async fn latest_is_pinned_before_the_first_read() {
             .all(|call| call.shard_id != Some(orders.shard(0).id())),
         "a shard that was closed before the start holds nothing to read"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn latest_after_a_crash_before_the_first_listing_reads_from_the_first_poll() {
+    let (kinesis, orders) = orders(1);
+    let _clock = WallClock::at(kinesis.now());
+    orders.shard(0).put("0");
+    // Longer ago than the clock of a worker may be ahead.
+    sleep(Duration::from_secs(10 * 60)).await;
+    let store = MemoryStore::new();
+    let latest = |worker: &str| {
+        let builder = consumer(&kinesis).worker_id(worker).store(store.clone());
+        builder.starting_position(StartingPosition::Latest).build().unwrap()
+    };
+    kinesis.next_calls("ListShards", usize::MAX, Outcome::throttled());
+    for life in 1..4 {
+        let crashing = latest(&format!("life-{life}"));
+        let mut records = crashing.records();
+        let _temporary = timeout(Duration::from_secs(20), async {
+            while let Some(next) = records.next().await {
+                assert!(next.unwrap_err().is_temporary());
+            }
+        })
+        .await;
+        orders.shard(0).put(life.to_string());
+        drop((records, crashing));
+        // The records must not be read because the clocks of hosts may differ.
+        sleep(Duration::from_secs(10 * 60)).await;
+    }
+    kinesis.on_call(|_| Outcome::Served);
+    let survivor = latest("survivor");
+    let mut records = survivor.records();
+    for expected in 1..4 {
+        assert_eq!(number(&next(&mut records).await), expected);
+    }
+    assert_silent(&mut records).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn latest_after_a_delayed_first_listing_is_the_first_poll_by_the_clock_of_kinesis() {
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put("0");
+    sleep(Duration::from_secs(60)).await;
+    let consumer = consumer(&kinesis).starting_position(StartingPosition::Latest).build().unwrap();
+    let mut records = consumer.records();
+    kinesis.next_calls("ListShards", 3, Outcome::throttled());
+    assert!(timeout(Duration::from_millis(10), records.next()).await.is_err());
+    orders.shard(0).put("1");
+    assert_eq!(number(&next(&mut records).await), 1, "a worker knows its own first poll exactly");
 }
 
 /// The clocks of the hosts that take records in are not the same: a record may bear a time from

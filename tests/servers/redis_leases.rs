@@ -91,11 +91,13 @@ async fn is_laid_out_as_documented() {
     assert_eq!(raw.get::<_, String>(key("format")).await.unwrap(), "1");
 
     let Table { generation, version, .. } = table;
+    let added = |index| table.leases[&shard(index)].added.unwrap();
     let lease: String = raw.hget(key("leases"), shard(0).as_str()).await.unwrap();
-    let epoch = table.leases[&shard(0)].epoch;
-    assert_eq!(lease, format!("{epoch} a b%20c {generation} - - - -"));
+    let (epoch, when) = (table.leases[&shard(0)].epoch, added(0));
+    assert_eq!(lease, format!("{epoch} a b%20c {generation} - - - - {when}"));
     let lease: String = raw.hget(key("leases"), shard(1).as_str()).await.unwrap();
-    assert_eq!(lease, format!("0 - - {generation} {},{} LOST - -", shard(7), shard(8)));
+    let (left, right, added) = (shard(7), shard(8), added(1));
+    assert_eq!(lease, format!("0 - - {generation} {left},{right} LOST - - {added}"));
     let worker: String = raw.hget(key("workers"), "a").await.unwrap();
     let joined = table.workers["a"].joined;
     assert!(worker.starts_with(&format!("{} {joined} 10000 ", u64::MAX)), "{worker}");

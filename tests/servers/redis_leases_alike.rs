@@ -36,6 +36,7 @@ enum Near {
 
 #[derive(Debug, Clone)]
 enum Ask {
+    Begin(u64),
     Add(u32, Vec<u32>, Option<u8>, Option<Checkpoint>),
     Identify(u32, Option<u8>),
     Replace(u32, Vec<u32>, u8, Checkpoint),
@@ -162,6 +163,7 @@ fn any_ask() -> impl Strategy<Value = Ask> {
     let checkpoint = prop::option::of(any_checkpoint());
     let parents = || prop::collection::vec(7..9_u32, 0..3);
     prop_oneof![
+        1 => (1..3_u64).prop_map(Ask::Begin),
         3 => (shard.clone(), parents(), any_start(), checkpoint)
             .prop_map(|(shard, parents, start, place)| Ask::Add(shard, parents, start, place)),
         1 => (shard.clone(), any_start()).prop_map(|(shard, start)| Ask::Identify(shard, start)),
@@ -244,6 +246,7 @@ fn number(near: Near, own: u64, other: u64) -> u64 {
 /// What is asked of a store that has this table.
 fn change(ask: &Ask, table: &Table) -> Change {
     match ask.clone() {
+        Ask::Begin(first_poll) => Change::Begin { first_poll },
         Ask::Add(index, parents, start, checkpoint) => Change::Add {
             shard: shard(index),
             parents: parents.into_iter().map(shard).collect(),
@@ -322,6 +325,7 @@ fn shape(table: &Table, before: &Table) -> Vec<String> {
         format!("generation {}", order(table.generation, before.generation)),
         format!("version {}", order(table.version, before.version)),
         format!("cleared {}", order(table.cleared, before.cleared)),
+        format!("first poll {}", table.first_poll),
     ];
     for (name, member) in &table.workers {
         let joined = rank(joined(), member.joined);

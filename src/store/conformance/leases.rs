@@ -1,6 +1,7 @@
 //! What every [`LeaseStore`] must do, as a suite that any of them can run.
 
 mod actor;
+mod beginning;
 mod forgetting;
 mod identity;
 mod operating;
@@ -38,6 +39,7 @@ use actor::{Actor, assign, identify, offer, release};
 pub async fn check_leases(store: &dyn LeaseStore) {
     let suite = Suite { store, run: unique() };
     suite.begins_empty().await;
+    suite.keeps_the_first_poll().await;
     suite.workers_come_and_go().await;
     suite.leases_go_to_the_living().await;
     suite.positions_come_before_owners().await;
@@ -74,7 +76,7 @@ impl Suite<'_> {
         let scope = self.scope("empty");
         let table = Actor::new(self.store, &scope, "a").table().await;
         assert!(
-            (table.generation, table.version, table.cleared) == (0, 0, 0)
+            (table.generation, table.version, table.cleared, table.first_poll) == (0, 0, 0, 0)
                 && table.workers.is_empty()
                 && table.leases.is_empty(),
             "a scope in which nobody was has an empty table: {table:?}"

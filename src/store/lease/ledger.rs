@@ -19,6 +19,8 @@ pub(crate) struct Ledger {
     generation: u64,
     version: u64,
     cleared: u64,
+    /// 0 where none is stored.
+    first_poll: u64,
     /// The highest epoch of any lease that ever was in the table.
     epoch: u64,
     /// Each worker, and when its time is over, in milliseconds.
@@ -254,6 +256,7 @@ impl Ledger {
             generation: self.generation,
             version: self.version,
             cleared: self.cleared,
+            first_poll: self.first_poll,
             workers: members.map(|(name, (member, _))| (name.clone(), member.clone())).collect(),
             leases,
         }
@@ -281,7 +284,7 @@ impl Change {
             | Self::Lose { shard }
             | Self::Forget { shard }
             | Self::Restore { shard, .. } => Some(shard),
-            Self::Vouch { .. } => None,
+            Self::Begin { .. } | Self::Vouch { .. } => None,
         }
     }
 }
@@ -341,6 +344,7 @@ impl Step<'_> {
             return;
         }
         match change {
+            Change::Begin { first_poll } => self.begin(*first_poll),
             Change::Add { shard, parents, start, checkpoint } => {
                 self.add(shard, parents, start.as_ref(), checkpoint.as_ref());
             }
@@ -412,6 +416,17 @@ impl Step<'_> {
         }
     }
 
+    fn begin(&mut self, first_poll: u64) {
+        let ledger = &mut *self.ledger;
+        let is_empty = ledger.leases.is_empty()
+            && ledger.checkpoints.is_empty()
+            && ledger.unreadable.is_empty();
+        if is_empty && ledger.first_poll == 0 && first_poll > 0 {
+            ledger.first_poll = first_poll;
+            self.changed = true;
+        }
+    }
+
     fn add(
         &mut self,
         shard: &ShardId,
@@ -446,6 +461,7 @@ impl Step<'_> {
         let (parents, start) = (Some(parents.to_vec()), start.cloned());
         let lease = Lease { origin, parents, start, ..Lease::default() };
         self.ledger.leases.insert(shard.clone(), lease);
+        self.ledger.first_poll = 0;
         self.begin_at(shard, checkpoint);
         self.changed = true;
     }
@@ -542,6 +558,7 @@ impl Step<'_> {
             if known.parents.is_some() {
                 let lease = Lease { owner, heir, checkpoint: None, ..known.clone() };
                 self.ledger.leases.insert(shard.clone(), lease);
+                self.ledger.first_poll = 0;
                 self.ledger.epoch = self.ledger.epoch.max(known.epoch);
                 self.changed = true;
             }

@@ -46,6 +46,7 @@ local function clear()
     latest = math.max(latest, lease and lease.epoch or 0)
   end
   fleet.generation, fleet.cleared = math.max(micros, fleet.generation + 1), latest
+  fleet.first_poll = 0
 end
 
 -- A living owner keeps the lease: nobody else begins before it has heard that it is another one.

@@ -5,9 +5,10 @@
 --       (the known ones are empty where there are none; a change is its kind and what it is about)
 --
 -- Answers how the worker stands and whether the changes were made; and, unless the table is the
--- known one, its generation, its version, when it was cleared, and all workers, leases and
--- checkpoints. Where nothing has happened it reads the workers and the numbers, checks that the other
--- keys exist, and writes one worker: that costs the same however many shards there are.
+-- known one, its generation, its version, when it was cleared, when the stream was polled first, and
+-- all workers, leases and checkpoints. Where nothing has happened it reads the workers and the
+-- numbers, checks that the other keys exist, and writes one worker: that costs the same however many
+-- shards there are.
 
 local worker, incarnation, duration, capacity = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local leaving, only_if_unchanged = ARGV[5] == '1', ARGV[8] == '1'
@@ -118,6 +119,7 @@ local function restore(shard, incarnation, known, has_parents, position)
     if has_parents then
       known.owner, known.heir = owner, heir
       leases[shard] = known
+      fleet.first_poll = 0
       fleet.epoch = math.max(fleet.epoch, known.epoch)
       mark(shard)
     end
@@ -186,6 +188,28 @@ local function unite(parents, others)
   return parents
 end
 
+-- Whether the table has no shard and no position, readable or not.
+local function is_empty()
+  read_leases()
+  read_places()
+  for _, entries in ipairs({ leases, places, unreadable[LEASES], unreadable[CHECKPOINTS] }) do
+    for _, entry in pairs(entries) do
+      if entry then
+        return false
+      end
+    end
+  end
+  return true
+end
+
+function changes.BEGIN()
+  local first_poll = number_of(next_argument())
+  if fleet.first_poll == 0 and first_poll and first_poll > 0 and is_empty() then
+    fleet.first_poll = first_poll
+    changed = true
+  end
+end
+
 function changes.ADD()
   local shard, parents, start = next_argument(), next_argument(), next_argument()
   local position = next_position()
@@ -213,6 +237,7 @@ function changes.ADD()
   end
   leases[shard] = { epoch = 0, owner = NONE, heir = NONE, origin = fleet.generation,
     parents = parents, state = NONE, start = start }
+  fleet.first_poll = 0
   mark(shard)
   if position and not place(shard) then
     move(shard, position)

@@ -120,6 +120,7 @@ fn change_arguments(arguments: &mut ScriptInvocation<'_>, change: &Change) {
         checkpoint.as_ref().map_or_else(String::new, Checkpoint::to_string)
     };
     match change {
+        Change::Begin { first_poll } => arguments.arg("BEGIN").arg(*first_poll),
         Change::Add { shard, parents, start, checkpoint } => arguments
             .arg("ADD")
             .arg(shard.as_str())
@@ -252,6 +253,7 @@ impl Reply<'_> {
             generation: self.number()?,
             version: self.number()?,
             cleared: self.number()?,
+            first_poll: self.number()?,
             ..Table::default()
         };
         let mut expiries = HashMap::new();

@@ -12,8 +12,8 @@ local time = redis.call('TIME')
 local micros = time[1] * 1000000 + time[2]
 local millis = math.floor(micros / 1000)
 
--- The numbers of the table: its generation, its version, when it was cleared, and the last epoch that
--- was given; and the names of the keys that exist beside them.
+-- The numbers of the table: its generation, its version, when it was cleared, the last epoch that was
+-- given, and when the stream was polled first (0 where that is not stored); and the names of the keys that exist beside them.
 local fleet = {}
 -- Each worker by its name.
 local workers = {}
@@ -43,8 +43,10 @@ end
 
 -- Numbers that cannot be parsed are lost, as the whole key may be.
 local function read_fleet()
-  local values = read('HMGET', FLEET, 'generation', 'version', 'cleared', 'epoch', 'keys')
+  local values = read('HMGET', FLEET, 'generation', 'version', 'cleared', 'epoch', 'keys',
+    'first_poll')
   fleet.keys = values[5] or ''
+  fleet.first_poll = number_of(values[6] or '0') or 0
   for index, field in ipairs({ 'generation', 'version', 'cleared', 'epoch' }) do
     fleet[field] = number_of(values[index] or '0')
     if not fleet[field] then
@@ -321,6 +323,7 @@ local function read_whole()
     return fields
   end
   return digits(fleet.generation), digits(fleet.version), digits(fleet.cleared),
+    digits(fleet.first_poll),
     flat(workers, worker_line), flat(leases, lease_line, unreadable[LEASES]),
     flat(places, function(stored)
       return stored.text
@@ -330,7 +333,7 @@ end
 local function write_fleet()
   redis.call('HSET', KEYS[FLEET], 'generation', digits(fleet.generation), 'version',
     digits(fleet.version), 'cleared', digits(fleet.cleared), 'epoch', digits(fleet.epoch), 'keys',
-    fleet.keys)
+    fleet.keys, 'first_poll', digits(fleet.first_poll))
 end
 
 local function write()

@@ -10,7 +10,7 @@ use crate::store::Scope;
 use crate::store::lease::{Change, Edit, Lease, Verdict};
 
 impl Suite<'_> {
-    async fn edit(&self, scope: &Scope, edit: &Edit, forced: bool) -> Option<String> {
+    pub(super) async fn edit(&self, scope: &Scope, edit: &Edit, forced: bool) -> Option<String> {
         match self.store.edit(scope, edit, forced).await {
             Ok(against) => against.map(|name| name.to_string()),
             Err(error) => panic!("an edit succeeds while the store is well: {error}"),

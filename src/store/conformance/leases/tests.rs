@@ -120,7 +120,11 @@ async fn sees_mistakes_in_exchanges() {
 
 #[tokio::test]
 async fn sees_mistakes_in_changes() {
-    let cases: [(Ask, &str); 5] = [
+    let cases: [(Ask, &str); 6] = [
+        (
+            |request| request.changes.retain(|change| !matches!(change, Change::Begin { .. })),
+            "the moment of the first poll is stored",
+        ),
         (
             |request| request.changes.retain(|change| !matches!(change, Change::Offer { .. })),
             "a lease is offered to an heir",

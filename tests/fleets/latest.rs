@@ -1,0 +1,203 @@
+//! Another world: an application begins at the latest while listings fail, and its workers crash.
+//!
+//! Workers crash between any two calls of the store and lose answers. Records put after the first exchange
+//! that the store carried out are all read, and records put long before it are not.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, UNIX_EPOCH};
+
+use fastrand::Rng;
+use futures::StreamExt;
+use kinestream::store::Scope;
+use kinestream::store::lease::LeaseStore;
+use kinestream::testing::{Kinesis, Outcome, Shard, WallClock};
+use kinestream::{CheckpointOn, Consumer, MemoryStore, ShardPosition, StartingPosition};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use crate::mortal::MortalStore;
+use crate::seeds::{Story, pick};
+use crate::truth::Promise;
+use crate::world::BEGINNING;
+
+/// Sets the choices of this world apart from those of the others.
+const LATEST: u64 = 0x004c_4154_4553_5400;
+
+const MOST_WORKERS: usize = 2;
+
+/// Twice as long as the clock of a worker may be ahead.
+const LONG_AGO: Duration = Duration::from_secs(10 * 60);
+
+struct Worker {
+    store: MortalStore,
+    reading: JoinHandle<()>,
+}
+
+struct Latest {
+    rng: Rng,
+    kinesis: Kinesis,
+    shard: Shard,
+    /// Whether listings fail.
+    is_throttled: Arc<AtomicBool>,
+    /// `Latest` is the position of this shard alone, not of all.
+    is_named: bool,
+    stored: MemoryStore,
+    workers: Vec<Worker>,
+    /// For each record whether the application had begun when it was put.
+    puts: Vec<bool>,
+    /// The numbers of the records that the last worker has read.
+    seen: Arc<Mutex<BTreeSet<usize>>>,
+    trace: Vec<String>,
+}
+
+/// Tells the story of the seed.
+pub(crate) async fn simulate(seed: u64) -> Story {
+    let _wall = WallClock::at(UNIX_EPOCH + BEGINNING);
+    let mut world = Latest::begin(seed);
+    world.put().await;
+    sleep(LONG_AGO).await;
+    for _ in 0..world.rng.usize(2..10) {
+        world.step().await;
+        let most = pick(&mut world.rng, &[100, 3000, 15_000, 600_000]);
+        let time = Duration::from_millis(world.rng.u64(..most));
+        sleep(time).await;
+    }
+    let broken = world.read_rest().await;
+    Story {
+        broken,
+        records: world.puts.len(),
+        calls: world.kinesis.call_count(),
+        trace: world.trace,
+    }
+}
+
+impl Latest {
+    fn begin(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed ^ LATEST);
+        fastrand::seed(rng.u64(..));
+        let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
+        let shard = kinesis.create_stream("orders", 1).shard(0);
+        let is_throttled = Arc::new(AtomicBool::new(rng.u8(..4) > 0));
+        kinesis.on_call({
+            let is_throttled = Arc::clone(&is_throttled);
+            move |call| match call.operation.as_str() {
+                "ListShards" if is_throttled.load(Ordering::SeqCst) => Outcome::throttled(),
+                _ => Outcome::Served,
+            }
+        });
+        Self {
+            is_named: rng.u8(..4) == 0,
+            rng,
+            kinesis,
+            shard,
+            is_throttled,
+            stored: MemoryStore::at(UNIX_EPOCH + BEGINNING),
+            workers: Vec::new(),
+            puts: Vec::new(),
+            seen: Arc::default(),
+            trace: Vec::new(),
+        }
+    }
+
+    async fn step(&mut self) {
+        match self.rng.u8(..7) {
+            0 | 1 => self.put().await,
+            2 | 3 if self.workers.len() < MOST_WORKERS => {
+                let calls = (self.rng.u8(..3) > 0).then(|| self.rng.u32(..14));
+                self.start(calls, false);
+            }
+            4 | 5 if !self.workers.is_empty() => {
+                let index = self.rng.usize(..self.workers.len());
+                self.kill(index);
+            }
+            6 => {
+                let is_throttled = self.rng.bool();
+                self.is_throttled.store(is_throttled, Ordering::SeqCst);
+                self.trace.push(format!("listings fail: {is_throttled}"));
+            }
+            _ => {}
+        }
+    }
+
+    /// Puts a record, and notes whether a worker had reached the store before.
+    async fn put(&mut self) {
+        let number = self.puts.len();
+        let table = self.stored.table(&Scope::new("default", "orders")).await;
+        let has_begun = table.expect("never fails").generation > 0;
+        self.shard.put(number.to_string());
+        self.puts.push(has_begun);
+        self.trace.push(format!("put: record {number}, begun: {has_begun}"));
+    }
+
+    /// Starts a worker that crashes after `calls` calls of the store. The last one acknowledges records.
+    fn start(&mut self, calls: Option<u32>, is_last: bool) {
+        let store = MortalStore::new(self.stored.clone(), calls, self.rng.u64(..));
+        let builder = Consumer::builder(self.kinesis.client(), "orders")
+            .checkpoint_on(CheckpointOn::Ack)
+            .discovery_interval(Duration::from_secs(5))
+            .lease_duration(Duration::from_secs(6))
+            .worker_id(format!("w{}", self.trace.len()))
+            .store(store.clone());
+        let builder = if self.is_named {
+            builder
+                .starting_position(StartingPosition::TrimHorizon)
+                .starting_position_for(self.shard.id(), ShardPosition::Latest)
+        } else {
+            builder.starting_position(StartingPosition::Latest)
+        };
+        let consumer = builder.build().expect("the options are valid");
+        self.trace.push(format!("a worker begins: calls {calls:?}, last: {is_last}"));
+        let mut records = consumer.records();
+        let seen = Arc::clone(&self.seen);
+        let reading = tokio::spawn(async move {
+            while let Some(next) = records.next().await {
+                let Ok(record) = next else { continue };
+                if is_last {
+                    let number = std::str::from_utf8(record.data()).expect("a number");
+                    seen.lock().unwrap().insert(number.parse().expect("a number"));
+                    record.ack();
+                }
+            }
+        });
+        self.workers.push(Worker { store, reading });
+    }
+
+    fn kill(&mut self, index: usize) {
+        let worker = self.workers.remove(index);
+        self.trace.push("a worker is killed".to_owned());
+        worker.store.die();
+        worker.reading.abort();
+    }
+
+    /// Has a last worker read what is left. Returns the promise that was broken.
+    async fn read_rest(&mut self) -> Option<(String, String)> {
+        while !self.workers.is_empty() {
+            self.kill(0);
+        }
+        self.is_throttled.store(false, Ordering::SeqCst);
+        self.start(None, true);
+        self.workers[0].store.be_well();
+        sleep(Duration::from_secs(30)).await;
+        self.put().await;
+        let puts = self.puts.iter().enumerate();
+        let due: BTreeSet<usize> =
+            puts.filter(|(_, has_begun)| **has_begun).map(|(number, _)| number).collect();
+        for _ in 0..120 {
+            if due.is_subset(&self.seen.lock().unwrap()) {
+                break;
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+        self.kill(0);
+        let seen = self.seen.lock().unwrap();
+        let lost: Vec<usize> = due.difference(&seen).copied().collect();
+        if !lost.is_empty() {
+            let detail = format!("{lost:?} were put after the first poll and are not read");
+            return Some((format!("{:?}", Promise::NothingIsLost), detail));
+        }
+        let detail = "a record from long before the first poll is read".to_owned();
+        seen.contains(&0).then(|| (format!("{:?}", Promise::FewRepeats), detail))
+    }
+}
