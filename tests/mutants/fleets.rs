@@ -4,6 +4,20 @@ use super::Mistake;
 
 pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
+        what: "the first poll of a worker that has crashed does not count",
+        file: "lineage/listing.rs",
+        right: "self.memory.first_poll(if is_first { before.first_poll } else { 0 })",
+        wrong: "self.memory.first_poll(0)",
+        breaks: &["NothingIsLost"],
+    },
+    Mistake {
+        what: "a child is read before its start is stored",
+        file: "group/duties.rs",
+        right: "Some(checkpoint) => self.store_start(opening, checkpoint),",
+        wrong: "Some(checkpoint) => {\n opening.watermark.start_at(checkpoint);\n self.send(opening);\n }",
+        breaks: &["NothingIsLost"],
+    },
+    Mistake {
         what: "a lease lasts from the answer on",
         file: "group/exchange.rs",
         right: "self.extend(asked);\n            }\n            self.renew_at",
