@@ -31,7 +31,7 @@ mod supervision;
 mod worker;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -51,6 +51,8 @@ pub(crate) use worker::Worker;
 pub(crate) struct Opening {
     pub(crate) shard: KnownShard,
     pub(crate) position: Position,
+    /// When the shard was added to the table, where that is known.
+    pub(crate) added: Option<SystemTime>,
     pub(crate) tenure: Tenure,
     pub(crate) watermark: Arc<Watermark>,
     /// Whether its caller still polls, where that matters.

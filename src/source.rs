@@ -59,6 +59,8 @@ pub(crate) struct Subject {
     /// Of the lease under which it is read.
     pub(crate) epoch: u64,
     pub(crate) position: Position,
+    /// The time from which the application is to read every record of a shard that was never read.
+    pub(crate) added: Option<SystemTime>,
     pub(crate) on_trimmed: OnTrimmed,
     /// The time that the caller names as the start of the shard.
     pub(crate) start_time: Option<SystemTime>,
@@ -88,7 +90,7 @@ impl Subject {
             deaggregate: self.deaggregate,
             finish: self.finish,
             pace: Pace::new(if self.fan_out.is_some() { SHORTEST_PAUSE } else { interval }),
-            state: State::knowing(told),
+            state: State::new(told, self.added),
         };
         match self.fan_out {
             Some(registration) => FanOut::new(progress, registration, memory).into_source(),

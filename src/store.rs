@@ -105,15 +105,16 @@
 //! |---|---|---|
 //! | `kinestream:{application:stream}:format` | string | `1` |
 //! | `kinestream:{application:stream}:checkpoints` | hash | for each shard its [`Checkpoint`] as text |
-//! | `kinestream:{application:stream}:leases` | hash | for each shard `epoch owner heir origin parents state start unlisted` |
+//! | `kinestream:{application:stream}:leases` | hash | for each shard `epoch owner heir origin parents state start unlisted added` |
 //! | `kinestream:{application:stream}:workers` | hash | for each worker `incarnation joined duration expiry capacity` |
 //! | `kinestream:{application:stream}:fleet` | hash | `generation`, `version` and `cleared` of the [table](lease::Table), `epoch`: the last one that was given, `keys`: which of the other keys exist, and `first_poll`: the start of an application that has not listed its stream yet |
 //!
 //! A lease has `-` for what there is none of, commas between parents, and the state `LOST` where its
 //! shard is. Its start is the first sequence number of the shard, and `unlisted` is when a listing first
-//! lacked the finished shard. Parents are `?` where they are not known. Words behind these are kept as they are. Epochs, durations, expiries, `unlisted` and `cleared` are in milliseconds, `joined`, origins,
-//! generations and versions in microseconds, by the clock of Redis. `first_poll` is in milliseconds, by
-//! the clock of a worker.
+//! lacked the finished shard. `added` is when the shard was added. Parents are `?` where they are not known.
+//! Words behind these are kept as they are. Epochs, durations, expiries, `unlisted`, `added` and `cleared`
+//! are in milliseconds, `joined`, origins, generations and versions in microseconds, by the clock of Redis.
+//! `first_poll` is in milliseconds, by the clock of a worker.
 //!
 //! A `:` in the application's name is written `%3A`, and a `%` is written `%25`; in a worker's name a
 //! blank is `%20`. The braces are a hash tag: in Redis Cluster all keys live on one node. They never

@@ -194,7 +194,7 @@ impl Running {
 
     /// The stream of a shard that may be read now.
     pub(super) fn open(&self, opening: Opening) -> ShardStream {
-        let Opening { shard, position, tenure, watermark, pulse, unopened } = opening;
+        let Opening { shard, position, added, tenure, watermark, pulse, unopened } = opening;
         let inner = &self.session.consumer.inner;
         let observer = inner.observer.shard(&shard.id, &watermark);
         let subject = Subject {
@@ -202,6 +202,7 @@ impl Running {
             observer: observer.clone(),
             epoch: tenure.epoch(),
             position,
+            added,
             interval: inner.settings.interval,
             limit: inner.settings.limit,
             on_trimmed: inner.settings.on_trimmed,

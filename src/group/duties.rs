@@ -284,10 +284,11 @@ impl Worker {
             }),
         });
         self.holdings.take(id.clone(), holding);
+        let added = lease.added_at();
         let shard = KnownShard { id: id.clone(), parents: lease.parents.unwrap_or_default() };
         let ShardStart { position, unstored } = start;
         let unopened = Unopened::new(self.plan.words.clone(), id.clone(), epoch);
-        let opening = Opening { shard, position, tenure, watermark, pulse, unopened };
+        let opening = Opening { shard, position, added, tenure, watermark, pulse, unopened };
         match unstored {
             Some(checkpoint) => self.store_start(opening, checkpoint),
             None => self.send(opening),

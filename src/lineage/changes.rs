@@ -265,7 +265,10 @@ impl Lister {
                 continue;
             }
             if is_same(lease, start) {
-                let is_news = lease.start.is_none() || lease.unlisted.is_some() || lease.is_lost;
+                let is_news = lease.start.is_none()
+                    || lease.unlisted.is_some()
+                    || lease.is_lost
+                    || lacks_addition(lease);
                 if lease.parents.is_some() && is_news {
                     let (shard, start) = (shard.id.clone(), Some(start.clone()));
                     list.push(Change::Identify { shard, start });
@@ -394,6 +397,15 @@ fn is_same(lease: &Lease, start: &SequenceNumber) -> bool {
         Some(known) => known == start,
         None => position.is_none_or(|position| position >= start),
     }
+}
+
+/// Whether an earlier version has added an unread shard without noting when.
+fn lacks_addition(lease: &Lease) -> bool {
+    let is_unread = matches!(
+        lease.checkpoint,
+        None | Some(Checkpoint::TrimHorizon | Checkpoint::AtTimestamp(_))
+    );
+    lease.added.is_none() && is_unread
 }
 
 /// Whether a finished shard that was not listed since then, in milliseconds since 1970, may be

@@ -151,7 +151,7 @@ impl FanOut {
         let children = children(self.progress.shard_id(), event.child_shards());
         let has_records = !event.records.is_empty();
         let lag = named.lag.then_some(event.millis_behind_latest);
-        let first = event.records.first().map(|record| record.sequence_number.as_str());
+        let first = event.records.first();
         let is_tip = lag.is_some_and(|lag| lag <= 0) || next.is_none() && children.is_some();
         let beginning = self.progress.judge_beginning(first, is_tip).await?;
         if matches!(beginning, Beginning::Replaced | Beginning::Postponed) {

@@ -99,7 +99,7 @@ impl Polling {
             answer.next_shard_iterator.filter(|text| !text.is_empty()).map(Iterator::new);
         let is_last = self.iterator.is_none();
         let has_records = !answer.records.is_empty();
-        let first = answer.records.first().map(|record| record.sequence_number.as_str());
+        let first = answer.records.first();
         let is_tip = lag.is_some_and(|lag| lag <= 0);
         let is_end = is_last && children.is_some();
         let beginning = self.progress.judge_beginning(first, is_tip || is_end).await?;

@@ -71,9 +71,10 @@ pub(super) struct State {
 }
 
 impl State {
-    /// The caller knows of an error of this kind, which an earlier reading has reported.
-    pub(super) fn knowing(told: Option<ErrorKind>) -> Self {
-        Self { told, ..Self::default() }
+    /// `told` is the kind of an error that an earlier reading has reported, and `added` is when the shard
+    /// was added.
+    pub(super) fn new(told: Option<ErrorKind>, added: Option<SystemTime>) -> Self {
+        Self { told, retention: Retention::new(added), ..Self::default() }
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use aws_sdk_kinesis::types;
 use tokio::time::Instant;
 
 use super::doubt::lately;
@@ -40,6 +41,9 @@ pub(super) struct Retention {
     is_verified: bool,
     /// The number of the position is refused, but everything behind it is kept.
     from_horizon: bool,
+    /// When the shard was added, which the position does not show: records that arrived since are to be
+    /// read.
+    added: Option<SystemTime>,
     /// The time up to which there was nothing to read, since reading started where no record is named.
     read_until: Option<SystemTime>,
     /// A time by the server's clock, and when it was.
@@ -57,6 +61,12 @@ pub(super) enum Beginning {
     Replaced,
     /// The same, after a back-off.
     Postponed,
+}
+
+impl Retention {
+    pub(super) fn new(added: Option<SystemTime>) -> Self {
+        Self { added, ..Self::default() }
+    }
 }
 
 impl Progress {
@@ -92,22 +102,24 @@ impl Progress {
         self.position = position;
         let retention = &mut self.state.retention;
         (retention.is_verified, retention.from_horizon) = (false, false);
-        retention.read_until = None;
+        (retention.added, retention.read_until) = (None, None);
     }
 
     /// Judges the answers since the last placement by their first record; without one, `is_tip` states that
     /// the shard holds none from there on.
     pub(super) async fn judge_beginning(
         &mut self,
-        first: Option<&str>,
+        first: Option<&types::Record>,
         is_tip: bool,
     ) -> Result<Beginning, Told> {
         if self.state.retention.is_sound {
             return Ok(Beginning::Sound);
         }
-        let Some(number) = self.position.number().cloned() else { return self.judge_time().await };
+        let Some(number) = self.position.number().cloned() else {
+            return self.judge_time(first).await;
+        };
         let first: Option<SequenceNumber> = match first {
-            Some(first) => match first.parse() {
+            Some(first) => match first.sequence_number.parse() {
                 Ok(first) => Some(first),
                 // The caller reports it.
                 Err(_) => return Ok(Beginning::Undecided),
@@ -134,13 +146,16 @@ impl Progress {
         Ok(Beginning::Sound)
     }
 
-    /// Judges a placement without a sequence number.
-    async fn judge_time(&mut self) -> Result<Beginning, Told> {
+    /// Judges a placement without a sequence number; `first` is the oldest kept record behind it, if there
+    /// is one.
+    async fn judge_time(&mut self, first: Option<&types::Record>) -> Result<Beginning, Told> {
         if let Some(until) = self.read_until() {
-            match self.is_kept_since(until).await {
+            let oldest = first.and_then(arrival);
+            match self.is_kept_since(until, oldest).await {
                 Ok(true) => {}
                 Ok(false) => {
-                    self.lose(self.outlived(until))?;
+                    let is_unread = self.position == Position::TrimHorizon;
+                    self.lose(if is_unread { self.waited(until) } else { self.outlived(until) })?;
                     return Ok(Beginning::Replaced);
                 }
                 Err(failure) => return Ok(self.judge_later(&failure)),
@@ -158,6 +173,9 @@ impl Progress {
             Position::AtTimestamp(pin) if self.start_time.is_none_or(|start| pin > start) => {
                 Some(pin)
             }
+            // Nor for what had left retention before the shard was known.
+            Position::TrimHorizon => self.state.retention.added,
+            Position::AtTimestamp(pin) => self.state.retention.added.map(|added| added.max(pin)),
             _ => None,
         };
         start.max(self.state.retention.read_until)
@@ -247,20 +265,31 @@ impl Progress {
     /// Whether the shard was quiet up to a time after which every record is still kept.
     async fn is_quiet_within_retention(&self) -> Result<bool, Failure> {
         let Position::CaughtUp { until, .. } = &self.position else { return Ok(false) };
-        self.is_kept_since(*until).await
+        self.is_kept_since(*until, None).await
     }
 
-    /// Whether the stream still keeps every record that arrived after `until`.
-    async fn is_kept_since(&self, until: SystemTime) -> Result<bool, Failure> {
-        let age = self.server_time_at(Instant::now()).duration_since(until).unwrap_or_default();
+    /// Whether the stream still keeps every record that arrived after `until`; `oldest` is when the oldest
+    /// record that it keeps had arrived.
+    async fn is_kept_since(
+        &self,
+        until: SystemTime,
+        oldest: Option<SystemTime>,
+    ) -> Result<bool, Failure> {
+        let now = self.server_time_at(Instant::now());
+        let age = now.duration_since(until).unwrap_or_default();
         // The arrival times of records come from hosts with different clocks.
         let age = age + MOST_CLOCK_SKEW;
         if age < SHORTEST_RETENTION {
             return Ok(true);
         }
         let period = self.kinesis.retention().await?;
+        if period.is_known {
+            return Ok(age < period.length);
+        }
+        let oldest = oldest.and_then(|oldest| now.duration_since(oldest).ok());
+        let is_longer = oldest.is_some_and(|age| age > period.length + NEAR_HORIZON);
         // An operator may have moved the shard to a time within a longer period.
-        let is_assumed = !period.is_known && matches!(self.position, Position::AtTimestamp(_));
+        let is_assumed = is_longer || matches!(self.position, Position::AtTimestamp(_));
         Ok(age < period.length || is_assumed)
     }
 
@@ -280,6 +309,16 @@ impl Progress {
         let message = format!(
             "the position {until} has left the stream's retention, and records may be lost; on_trimmed \
              decides where to go on"
+        );
+        self.error(ErrorKind::Trimmed, &message)
+    }
+
+    fn waited(&self, since: SystemTime) -> Error {
+        let since = Checkpoint::AtTimestamp(since);
+        let message = format!(
+            "the shard is read for the first time, but has been known ({since}) for longer than the \
+             stream's retention: it waited for its parents or for a worker, and records may be lost; \
+             on_trimmed decides where to go on"
         );
         self.error(ErrorKind::Trimmed, &message)
     }
@@ -318,4 +357,8 @@ impl Progress {
     pub(super) fn restart_quiet(&mut self) {
         self.state.next_passed = Some(Instant::now() + QUIET_AFTER);
     }
+}
+
+fn arrival(record: &types::Record) -> Option<SystemTime> {
+    SystemTime::try_from(*record.approximate_arrival_timestamp()?).ok()
 }

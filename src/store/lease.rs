@@ -98,7 +98,7 @@ mod text;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 
@@ -219,8 +219,8 @@ pub enum Change {
         /// Where it begins; `None` leaves that to who reads it.
         checkpoint: Option<Checkpoint>,
     },
-    /// A listing shows the shard, and its first sequence number, which is stored unless there is one. A
-    /// lost shard that starts there is not lost any more.
+    /// A listing shows the shard, and its first sequence number, which is stored unless there is one, and
+    /// so is the time of [`Lease::added`]. A lost shard that starts there is not lost any more.
     Identify {
         /// The shard.
         shard: ShardId,
@@ -404,6 +404,10 @@ pub struct Lease {
     pub start: Option<SequenceNumber>,
     /// Since when no listing shows the finished shard, in milliseconds by the store's clock.
     pub unlisted: Option<u64>,
+    /// When the shard was added, or an operator set its position, in milliseconds by the store's clock.
+    /// Before its first position is saved, a shard that began more than a retention period ago may have
+    /// lost records. `None` where an earlier version added it and no listing has shown it since.
+    pub added: Option<u64>,
     /// Its position; `None` where that is left to who reads it.
     pub checkpoint: Option<Checkpoint>,
     /// Why the stored lease or position cannot be read, with the key and the field; `None` where both
@@ -416,6 +420,11 @@ impl Lease {
     /// Whether every record of the shard is finished.
     pub fn is_finished(&self) -> bool {
         self.checkpoint == Some(Checkpoint::ShardEnd)
+    }
+
+    /// The time of [`Self::added`].
+    pub(crate) fn added_at(&self) -> Option<SystemTime> {
+        UNIX_EPOCH.checked_add(Duration::from_millis(self.added?))
     }
 
     /// Who has it, or is about to.

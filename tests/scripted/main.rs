@@ -40,6 +40,7 @@ mod starting;
 mod takeover;
 mod unanswered;
 mod unreadable;
+mod waiting;
 mod watched;
 
 use std::time::Duration;

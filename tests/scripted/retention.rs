@@ -293,7 +293,8 @@ async fn pin_that_left_retention_is_reported() {
     assert_eq!(gaps_of_pin(StartingPosition::Latest, true).await, 0, "the period is unknown");
     let week_before = UNIX_EPOCH + 24 * HOUR;
     let start = StartingPosition::AtTimestamp(week_before);
-    assert_eq!(gaps_of_pin(start, false).await, 0, "the caller names the oldest record");
+    assert_eq!(gaps_of_pin(start, false).await, 1, "a record of later is lost");
+    assert_eq!(gaps_of_pin(start, true).await, 0, "the period is unknown");
 }
 
 /// Without any record, the stored time alone shows that records may be lost.

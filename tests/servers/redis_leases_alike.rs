@@ -62,6 +62,7 @@ struct Known {
     is_lost: bool,
     start: Option<u8>,
     is_unlisted: bool,
+    is_added: bool,
     checkpoint: Option<Checkpoint>,
 }
 
@@ -128,11 +129,11 @@ fn any_known() -> impl Strategy<Value = Known> {
     let of_workers = || prop::option::of(0..WORKERS.len());
     let checkpoint = prop::option::of(any_checkpoint());
     let owner = (of_workers(), any_incarnation());
-    let flags = any::<(bool, bool, bool, bool)>();
+    let flags = any::<(bool, bool, bool, bool, bool)>();
     let numbers = (any_kept(), any_kept(), any_start());
     (numbers, owner, of_workers(), flags, checkpoint).prop_map(
         |((epoch, origin, start), (owner, incarnation), heir, flags, checkpoint)| {
-            let (any, other, is_lost, is_unlisted) = flags;
+            let (any, other, is_lost, is_unlisted, is_added) = flags;
             Known {
                 epoch,
                 origin,
@@ -143,6 +144,7 @@ fn any_known() -> impl Strategy<Value = Known> {
                 is_lost,
                 start,
                 is_unlisted,
+                is_added,
                 checkpoint,
             }
         },
@@ -292,6 +294,7 @@ fn change(ask: &Ask, table: &Table) -> Change {
                 start: known.start.map(start_number),
                 // Long ago.
                 unlisted: known.is_unlisted.then_some(1),
+                added: known.is_added.then_some(2),
                 checkpoint: known.checkpoint,
                 unreadable: None,
             };
@@ -337,8 +340,9 @@ fn shape(table: &Table, before: &Table) -> Vec<String> {
         let origin = rank(origins(), lease.origin) as u64;
         // Long ago, or a moment ago by the clock of either.
         let unlisted = lease.unlisted.map(|since| u64::from(since > 1));
+        let added = lease.added.map(|since| u64::from(since > 2));
         let unreadable = lease.unreadable.as_ref().map(|_why| "".into());
-        let lease = Lease { epoch: 0, origin, unlisted, unreadable, ..lease.clone() };
+        let lease = Lease { epoch: 0, origin, unlisted, added, unreadable, ..lease.clone() };
         lines.push(format!("{shard}: epoch {since}, {to_cleared:?} cleared, {lease:?}"));
     }
     lines

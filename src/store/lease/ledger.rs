@@ -194,6 +194,7 @@ impl Ledger {
                     if let Some(lease) = step.ledger.leases.get_mut(shard) {
                         // The position is the operator's word, whatever stream the shard was of.
                         (lease.is_lost, lease.start) = (false, None);
+                        lease.added = Some(millis(now));
                         step.give(shard, owner(shard).filter(|_owner| !step.is_finished(shard)));
                     }
                 }
@@ -439,6 +440,7 @@ impl Step<'_> {
                 None => {
                     lease.parents = Some(parents.to_vec());
                     lease.start = lease.start.take().or_else(|| start.cloned());
+                    lease.added = lease.added.or(Some(millis(self.now)));
                     self.changed = true;
                 }
                 Some(known) if lease.epoch == 0 => {
@@ -459,7 +461,8 @@ impl Step<'_> {
         }
         let origin = self.ledger.generation;
         let (parents, start) = (Some(parents.to_vec()), start.cloned());
-        let lease = Lease { origin, parents, start, ..Lease::default() };
+        let added = Some(millis(self.now));
+        let lease = Lease { origin, parents, start, added, ..Lease::default() };
         self.ledger.leases.insert(shard.clone(), lease);
         self.ledger.first_poll = 0;
         self.begin_at(shard, checkpoint);
@@ -495,8 +498,13 @@ impl Step<'_> {
     }
 
     fn identify(&mut self, shard: &ShardId, start: Option<&SequenceNumber>) {
+        let is_finished = self.is_finished(shard);
         let Some(lease) = self.ledger.leases.get_mut(shard) else { return };
         self.changed |= lease.unlisted.take().is_some();
+        if lease.added.is_none() && !is_finished {
+            lease.added = Some(millis(self.now));
+            self.changed = true;
+        }
         if lease.start.is_none() && start.is_some() {
             lease.start = start.cloned();
             self.changed = true;
@@ -520,6 +528,7 @@ impl Step<'_> {
         }
         (lease.parents, lease.start) = (Some(parents.to_vec()), Some(start.clone()));
         (lease.is_lost, lease.unlisted) = (false, None);
+        lease.added = Some(millis(self.now));
         self.ledger.checkpoints.insert(shard.clone(), checkpoint.clone());
         self.give(shard, None);
     }
@@ -566,6 +575,7 @@ impl Step<'_> {
         };
         if lease.origin > known.origin {
             (lease.origin, lease.start) = (known.origin, known.start.clone());
+            lease.added = known.added;
             match &known.checkpoint {
                 Some(checkpoint) => {
                     self.ledger.checkpoints.insert(shard.clone(), checkpoint.clone())
@@ -584,9 +594,11 @@ impl Step<'_> {
             (lease.owner, lease.heir) = (owner, heir);
             lease.start = known.start.clone().or(lease.start.take());
             lease.unlisted = known.unlisted;
+            lease.added = known.added.or(lease.added);
         } else {
             lease.is_lost |= known.is_lost;
             lease.start = lease.start.take().or(known.start.clone());
+            lease.added = lease.added.into_iter().chain(known.added).min();
             if lease.owner.is_none() {
                 (lease.owner, lease.heir) = (owner, heir);
             }

@@ -34,7 +34,7 @@ pub(in crate::store) fn member_of(line: &str) -> Option<(Member, u64)> {
     Some((Member { incarnation, joined, lease_duration, capacity }, expiry))
 }
 
-/// The lease that is kept as `epoch owner heir origin parents state start unlisted`, without its
+/// The lease that is kept as `epoch owner heir origin parents state start unlisted added`, without its
 /// position. Lines of before have no start and what follows it; later ones may have more words.
 pub(in crate::store) fn lease_of(line: &str) -> Option<Lease> {
     let mut words = line.split(' ');
@@ -52,7 +52,7 @@ pub(in crate::store) fn lease_of(line: &str) -> Option<Lease> {
         LOST => true,
         _ => return None,
     };
-    let (start, unlisted) = (optional(next())?, optional(next())?);
+    let (start, unlisted, added) = (optional(next())?, optional(next())?, optional(next())?);
     Some(Lease {
         epoch,
         owner,
@@ -62,6 +62,7 @@ pub(in crate::store) fn lease_of(line: &str) -> Option<Lease> {
         is_lost,
         start,
         unlisted,
+        added,
         ..Lease::default()
     })
 }
@@ -111,9 +112,10 @@ impl Lease {
         let parents = parents_of(self.parents.as_deref().unwrap_or_default());
         let state = if self.is_lost { LOST } else { NONE };
         let start = start_of(self.start.as_ref());
-        let unlisted = self.unlisted.map_or(NONE.to_owned(), |since| since.to_string());
+        let time = |word: Option<u64>| word.map_or(NONE.to_owned(), |time| time.to_string());
+        let (unlisted, added) = (time(self.unlisted), time(self.added));
         let (epoch, origin) = (self.epoch, self.origin);
-        format!("{epoch} {owner} {heir} {origin} {parents} {state} {start} {unlisted}")
+        format!("{epoch} {owner} {heir} {origin} {parents} {state} {start} {unlisted} {added}")
     }
 }
 
@@ -147,6 +149,7 @@ mod tests {
             is_lost: bool,
             start in prop::option::of("0|[1-9][0-9]{0,128}"),
             unlisted: Option<u64>,
+            added: Option<u64>,
         ) {
             let parents = parents.iter().map(|id| id.parse().unwrap()).collect();
             let lease = Lease {
@@ -158,6 +161,7 @@ mod tests {
                 is_lost,
                 start: start.map(|start| start.parse().unwrap()),
                 unlisted,
+                added,
                 ..Lease::default()
             };
             prop_assert_eq!(lease_of(&lease.line()), Some(lease.clone()));
@@ -173,7 +177,7 @@ mod tests {
             let state = if is_lost { LOST } else { NONE };
             let lease = lease_of(&format!("{epoch} a - 7 - {state}")).unwrap();
             prop_assert_eq!((lease.epoch, lease.is_lost), (epoch, is_lost));
-            prop_assert_eq!((lease.start, lease.unlisted), (None, None));
+            prop_assert_eq!((lease.start, lease.unlisted, lease.added), (None, None, None));
         }
 
         #[test]

@@ -61,7 +61,7 @@ local function set(shard, position)
   unreadable[CHECKPOINTS][shard], unreadable[LEASES][shard] = nil, nil
   if lease then
     -- The position is the operator's word, whatever stream the shard was of before.
-    lease.state, lease.start = NONE, NONE
+    lease.state, lease.start, lease.added = NONE, NONE, millis
     give(shard, not is_finished(shard) and owner or NONE)
   end
 end

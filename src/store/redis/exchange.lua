@@ -126,7 +126,7 @@ local function restore(shard, incarnation, known, has_parents, position)
     return advance_restored(shard, position)
   end
   if lease.origin > known.origin then
-    lease.origin, lease.start = known.origin, known.start
+    lease.origin, lease.start, lease.added = known.origin, known.start, known.added
     move(shard, position)
     return give(shard, NONE)
   end
@@ -140,12 +140,17 @@ local function restore(shard, incarnation, known, has_parents, position)
     lease.owner, lease.heir = owner, heir
     lease.start = known.start ~= NONE and known.start or lease.start
     lease.unlisted = known.unlisted
+    lease.added = known.added or lease.added
   else
     if known.state == 'LOST' then
       lease.state = 'LOST'
     end
     if lease.start == NONE then
       lease.start = known.start
+    end
+    lease.added = math.min(lease.added or known.added or 0, known.added or lease.added or 0)
+    if lease.added == 0 then
+      lease.added = nil
     end
     if lease.owner == NONE then
       lease.owner, lease.heir = owner, heir
@@ -221,6 +226,7 @@ function changes.ADD()
     if lease.parents == UNKNOWN then
       lease.parents = parents
       lease.start = lease.start ~= NONE and lease.start or start
+      lease.added = lease.added or millis
       mark(shard)
     elseif lease.epoch == 0 then
       local united = unite(lease.parents, parents)
@@ -236,7 +242,7 @@ function changes.ADD()
     return
   end
   leases[shard] = { epoch = 0, owner = NONE, heir = NONE, origin = fleet.generation,
-    parents = parents, state = NONE, start = start }
+    parents = parents, state = NONE, start = start, added = millis }
   fleet.first_poll = 0
   mark(shard)
   if position and not place(shard) then
@@ -252,6 +258,10 @@ function changes.IDENTIFY()
   end
   if lease.unlisted then
     lease.unlisted = nil
+    mark(shard)
+  end
+  if not lease.added and not is_finished(shard) then
+    lease.added = millis
     mark(shard)
   end
   if lease.start == NONE and start ~= NONE then
@@ -272,6 +282,7 @@ function changes.REPLACE()
     return
   end
   lease.parents, lease.start, lease.state, lease.unlisted = parents, start, NONE, nil
+  lease.added = millis
   move(shard, position)
   give(shard, NONE)
 end

@@ -137,7 +137,7 @@ local function parse_lease(line)
   for word in string.gmatch(rest, '[^ ]+') do
     words[#words + 1] = word
   end
-  local start, unlisted = words[1] or NONE, words[2] or NONE
+  local start, unlisted, added = words[1] or NONE, words[2] or NONE, words[3] or NONE
   local found = {
     epoch = number_of(epoch),
     owner = owner,
@@ -147,10 +147,12 @@ local function parse_lease(line)
     state = state,
     start = start,
     unlisted = unlisted ~= NONE and number_of(unlisted) or nil,
-    more = table.concat(words, ' ', 3),
+    added = added ~= NONE and number_of(added) or nil,
+    more = table.concat(words, ' ', 4),
   }
   local is_one = (rest == '' or string.sub(rest, 1, 1) == ' ') and found.epoch and found.origin
     and (start == NONE or is_sequence_number(start)) and (unlisted == NONE or found.unlisted)
+    and (added == NONE or found.added)
   return is_one and found or nil
 end
 
@@ -164,7 +166,8 @@ end
 
 local function lease_line(lease)
   local words = { digits(lease.epoch), lease.owner, lease.heir, digits(lease.origin), lease.parents,
-    lease.state, lease.start, lease.unlisted and digits(lease.unlisted) or NONE }
+    lease.state, lease.start, lease.unlisted and digits(lease.unlisted) or NONE,
+    lease.added and digits(lease.added) or NONE }
   if lease.more and lease.more ~= '' then
     words[#words + 1] = lease.more
   end

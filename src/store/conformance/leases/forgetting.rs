@@ -26,6 +26,7 @@ impl Suite<'_> {
             is_lost: false,
             start: Some(actor::number("4")),
             unlisted: None,
+            added: Some(3),
             checkpoint: Some(checkpoint("AFTER_SEQUENCE_NUMBER:5")),
             unreadable: None,
         };
@@ -60,10 +61,16 @@ impl Suite<'_> {
         .await;
         assert_eq!(a.lease(0), higher, "one of a lower epoch becomes it, at the further position");
 
-        let unidentified = Lease { start: None, ..higher.clone() };
-        a.changes_nothing([a.restore(0, &unidentified)], "a start is not taken away").await;
+        let unidentified = Lease { start: None, added: None, ..higher.clone() };
+        let rule = "a start and the time of the addition are not taken away";
+        a.changes_nothing([a.restore(0, &unidentified)], rule).await;
         a.exchange([a.restore(5, &unidentified), a.restore(5, &higher)]).await;
         assert_eq!(a.lease(5).start, known.start, "a start that was not known is restored");
+        assert_eq!(a.lease(5).added, known.added, "a time that was not known is restored");
+        let (later, earlier) = (Some(4), Some(2));
+        a.changes_nothing([a.restore(5, &Lease { added: later, ..higher.clone() })], rule).await;
+        a.exchange([a.restore(5, &Lease { added: earlier, ..higher.clone() })]).await;
+        assert_eq!(a.lease(5).added, earlier, "the earlier of two additions in one epoch counts");
 
         let position = Lease { checkpoint: known.checkpoint.clone(), ..Lease::default() };
         a.exchange([a.restore(2, &position)]).await;
@@ -90,12 +97,14 @@ impl Suite<'_> {
             checkpoint: Some(checkpoint("AFTER_SEQUENCE_NUMBER:3")),
             ..begun.clone()
         };
+        let known = Lease { added: Some(3), ..known };
         let nowhere = Lease { checkpoint: None, ..known.clone() };
         a.exchange([a.restore(0, &known), a.restore(1, &nowhere)]).await;
         let lease = a.lease(0);
         assert_eq!(lease.checkpoint, known.checkpoint, "what was begun anew is taken back");
         assert!(lease.owner.is_none() && lease.epoch > begun.epoch, "it is free in a new epoch");
         assert_eq!(lease.start, known.start, "it is the shard that it was");
+        assert_eq!(lease.added, known.added, "it was added when it was");
         assert_eq!(lease.origin, known.origin, "it has the origin that it is taken back to");
         assert_eq!(a.lease(1).checkpoint, None, "it is taken back to no position as well");
         a.changes_nothing([a.restore(0, &begun)], "an earlier origin stays as it is").await;

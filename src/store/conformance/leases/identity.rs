@@ -1,8 +1,10 @@
 //! Whose position it is: shards of the same name in two streams.
 
 use super::actor::{self, Actor, assign, identify, number};
-use super::{Suite, checkpoint, shard};
-use crate::store::lease::{Change, Edit, Verdict};
+use tokio::time::sleep;
+
+use super::{SHORT, Suite, checkpoint, shard};
+use crate::store::lease::{Change, Edit, Lease, Verdict};
 
 impl Suite<'_> {
     pub(super) async fn knows_whose_position_it_is(&self) {
@@ -19,7 +21,11 @@ impl Suite<'_> {
         a.changes_nothing([identify(9, Some("5"))], "an unknown shard is not identified").await;
         a.changes_nothing([replace(9, "5")], "an unknown shard is not replaced").await;
         let epoch = a.lease(0).epoch;
+        let added = a.lease(0).added;
+        assert!(added.is_some(), "a shard has the time at which it was added");
+        sleep(SHORT).await;
         a.exchange([identify(0, Some("5"))]).await;
+        assert_eq!(a.lease(0).added, added, "a shard is added once");
         assert_eq!(a.lease(0).start, Some(number("5")), "a start is learned");
         assert_eq!(a.lease(0).epoch, epoch, "an owner keeps a lease that is identified");
         a.changes_nothing([identify(0, Some("6"))], "a start that is known stays").await;
@@ -31,6 +37,7 @@ impl Suite<'_> {
         assert_eq!(lease.start, Some(number("90")), "it has the start of the other stream");
         assert_eq!(lease.parents, Some(vec![shard(7)]), "it has the parents of the other stream");
         assert!(lease.epoch > epoch && lease.owner.is_none(), "it is free in a new epoch");
+        assert!(lease.added > added, "it is added again");
         a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:7", Verdict::Lost).await;
 
         let owned = a.lease(1);
@@ -51,5 +58,13 @@ impl Suite<'_> {
         assert!(matches!(self.store.edit(&scope, &set, false).await, Ok(None)));
         a.look().await;
         assert_eq!(a.lease(1).start, None, "a position that was set is of any stream");
+        assert!(a.lease(1).added > added, "a position that was set counts from then");
+
+        // As an earlier version has stored it.
+        let old = Lease { added: None, epoch: a.lease(1).epoch + 1000, ..a.lease(1) };
+        a.exchange([a.restore(6, &old)]).await;
+        assert_eq!(a.lease(6).added, None, "the time of an addition is not made up");
+        a.exchange([identify(6, None)]).await;
+        assert!(a.lease(6).added > added, "a listing says until when nothing was lost");
     }
 }
