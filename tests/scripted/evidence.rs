@@ -190,6 +190,38 @@ async fn closed_shard_with_unread_records_is_read_to_its_end() {
     }
 }
 
+/// The records that an answer withholds are fetched again, and none counts as lost.
+#[tokio::test(start_paused = true)]
+async fn answer_that_lacks_members_loses_no_record_of_an_open_shard() {
+    for (source, operation) in READS.into_iter().enumerate() {
+        for lacking in LACKING {
+            for times in 1..4 {
+                let (kinesis, orders) = orders(1);
+                let store = Watched::default();
+                let builder = sources(&kinesis)[source].clone().store(store);
+                orders.shard(0).put("0");
+                let consumer = builder.clone().build().unwrap();
+                let mut records = consumer.records();
+                numbers(&mut records, 0..1).await;
+                // Asking for the next one finishes it.
+                let waiting = timeout(5 * SECOND, records.next()).await;
+                assert!(waiting.is_err(), "{waiting:?}");
+                drop(records);
+                consumer.close().await.unwrap();
+                for number in 1..4 {
+                    orders.shard(0).put(number.to_string());
+                }
+                sleep(10 * SECOND).await;
+                let wrong = Outcome::without(lacking.iter().copied());
+                kinesis.next_calls(operation, times, wrong);
+                let mut records = builder.build().unwrap().records();
+                numbers(&mut records, 1..4).await;
+                assert_eq!(kinesis.violations(), [""; 0]);
+            }
+        }
+    }
+}
+
 /// Each answer is full with the record that the position is behind, and proves nothing of the next.
 #[tokio::test(start_paused = true)]
 async fn closed_shard_whose_answers_hold_read_records_is_read_to_its_end() {
