@@ -78,10 +78,8 @@ fn on_real_time(story: impl Future<Output = Story>) -> Story {
 
 fn deployment(seed: u64) -> By {
     match seed / 1000 {
-        #[cfg(feature = "redis-sentinel")]
-        1 => By::Sentinel,
-        #[cfg(feature = "redis-cluster")]
-        2 => By::Cluster,
+        1 if cfg!(feature = "redis-sentinel") => By::Sentinel,
+        2 if cfg!(feature = "redis-cluster") => By::Cluster,
         _ => By::Address,
     }
 }

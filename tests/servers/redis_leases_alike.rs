@@ -61,8 +61,8 @@ struct Known {
     has_parents: bool,
     is_lost: bool,
     start: Option<u8>,
-    is_unlisted: bool,
-    is_added: bool,
+    unlisted: Option<u64>,
+    added: Option<u64>,
     checkpoint: Option<Checkpoint>,
 }
 
@@ -143,8 +143,8 @@ fn any_known() -> impl Strategy<Value = Known> {
                 has_parents: any || other,
                 is_lost,
                 start,
-                is_unlisted,
-                is_added,
+                unlisted: is_unlisted.then_some(1),
+                added: is_added.then_some(2),
                 checkpoint,
             }
         },
@@ -293,8 +293,8 @@ fn change(ask: &Ask, table: &Table) -> Change {
                 is_lost: known.is_lost,
                 start: known.start.map(start_number),
                 // Long ago.
-                unlisted: known.is_unlisted.then_some(1),
-                added: known.is_added.then_some(2),
+                unlisted: known.unlisted,
+                added: known.added,
                 checkpoint: known.checkpoint,
                 unreadable: None,
             };

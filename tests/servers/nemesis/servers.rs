@@ -25,19 +25,14 @@ pub(super) enum By {
     /// It has one address, which leads to the new master after a failover.
     Address,
     /// A sentinel names it.
-    #[cfg(feature = "redis-sentinel")]
     Sentinel,
     /// The nodes of a cluster name it.
-    #[cfg(feature = "redis-cluster")]
     Cluster,
 }
 
 impl By {
     fn is_cluster(self) -> bool {
-        #[cfg(feature = "redis-cluster")]
-        return self == Self::Cluster;
-        #[cfg(not(feature = "redis-cluster"))]
-        false
+        self == Self::Cluster
     }
 }
 
@@ -90,10 +85,6 @@ impl Servers {
         command::<()>(&self.both[1], &["CLUSTER", "REPLICATE", &id]).await;
     }
 
-    #[cfg(not(feature = "redis-sentinel"))]
-    fn watch(&mut self) {}
-
-    #[cfg(feature = "redis-sentinel")]
     fn watch(&mut self) {
         if self.by == By::Sentinel {
             self.sentinel = Some(RedisServer::sentinel(&format!(
@@ -107,29 +98,27 @@ impl Servers {
 
     /// Connects a store through proxies of its own.
     pub(super) async fn connect(&self) -> (Vec<Proxy>, RedisStore) {
-        if self.by == By::Address {
-            let proxy = Proxy::start(self.master().port()).await;
-            proxy.connect_from(PROXIES);
-            let store = RedisStore::connect(&proxy.url()).await.unwrap();
-            return (vec![proxy], store);
-        }
+        let is_one = self.by == By::Address;
+        let servers = if is_one { std::slice::from_ref(self.master()) } else { &self.both };
         let mut proxies = Vec::new();
-        for server in self.both.iter().chain(&self.sentinel) {
+        for server in servers.iter().chain(&self.sentinel) {
             proxies.push(Proxy::start(server.port()).await);
         }
         for proxy in &proxies {
             proxy.connect_from(PROXIES);
-            for (server, stand_in) in self.both.iter().zip(&proxies) {
+            for (server, stand_in) in servers.iter().zip(&proxies) {
                 proxy.announce(server.port(), stand_in.port());
             }
         }
         let urls: Vec<_> = proxies.iter().map(Proxy::url).collect();
         let store = match self.by {
-            By::Address => unreachable!("connected already"),
+            By::Address => RedisStore::connect(&urls[0]).await,
             #[cfg(feature = "redis-sentinel")]
             By::Sentinel => RedisStore::connect_sentinel([&*urls[2]], "redis://orders/").await,
             #[cfg(feature = "redis-cluster")]
             By::Cluster => RedisStore::connect_cluster(urls.iter().map(String::as_str)).await,
+            #[cfg(not(all(feature = "redis-sentinel", feature = "redis-cluster")))]
+            by => unreachable!("{by:?} needs a feature that is off"),
         };
         (proxies, store.unwrap())
     }
