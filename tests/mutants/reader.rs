@@ -126,7 +126,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         what: "what is pushed is read without room for it",
         file: "source/subscription.rs",
         right: "if !is_least && is_event {\n                return false;",
-        wrong: "if !is_least && is_event {\n                space.stretch(bytes);\n                self.messages.push_back(space);\n                return true;",
+        wrong: "if !is_least && is_event {\n                space.stretch(bytes);\n                self.messages.push_back((space, MessageMembers::new(length)));\n                return true;",
         breaks: &["MemoryBudget"],
     },
     Mistake {
@@ -396,5 +396,12 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         right: "held.max(self.silent_for.unwrap_or_default())",
         wrong: "held.min(READY_STALL / 2).max(self.silent_for.unwrap_or_default())",
         breaks: &["HealthIsTrue"],
+    },
+    Mistake {
+        what: "a required member that is absent is taken for its default",
+        file: "source/members.rs",
+        right: "Named { records: self.records || self.is_foreign, lag: self.lag || self.is_foreign }",
+        wrong: "Named { records: true, lag: true }",
+        breaks: &["NothingIsLost", "LossesAreReported", "ParentsFirst"],
     },
 ];
