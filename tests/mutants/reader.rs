@@ -335,13 +335,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["NotBeforeTheStart", "NothingIsLost", "Progress", "ParentsFirst", "FewErrors"],
     },
     Mistake {
-        what: "a closed shard that was not open at the start holds nothing",
-        file: "source/listing.rs",
-        right: "open.values().flat_map(|shard| &shard.parents).collect();",
-        wrong: "listed.keys().copied().collect();",
-        breaks: &["NothingIsLost", "Progress"],
-    },
-    Mistake {
         what: "one listing with another start suffices",
         file: "lineage/listing.rs",
         right: "if others.is_empty() {",

@@ -38,6 +38,10 @@ const STUCK_AFTER: Duration = Duration::from_secs(60);
 /// are turned away and paid for, or a subscription that is begun again.
 pub(crate) const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
 
+/// How old the stream is when the story begins: longer than arrival times may be off, so that a listing
+/// by time shows the shards that were open before the start.
+const STREAM_AGE: Duration = Duration::from_secs(6 * 60);
+
 /// Draws of what was added to the stories later.
 const STARVATION: u64 = 0x5354_4152_5645;
 const DRAWN_LATER: u64 = 0x0042_5954_4553;
@@ -136,6 +140,7 @@ impl World {
     }
 
     pub(crate) async fn run(&mut self) {
+        sleep(STREAM_AGE).await;
         self.before_the_start().await;
         let mut steps = self.plan.steps;
         loop {
