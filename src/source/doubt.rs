@@ -17,9 +17,10 @@ const REPORTED_AFTER: Duration = Duration::from_secs(60);
 /// How many answers in a row that say where to go on undo a doubt.
 const CERTAIN_ANSWERS: u32 = 3;
 
-/// How often, and for how long, an empty end repeats that says that there is more to read.
-const BEHIND_ANSWERS: u32 = 4;
-const BEHIND_FOR: Duration = Duration::from_secs(2);
+/// How often, and for how long, an empty answer repeats before it is believed: an end that says that there
+/// is more to read, or a shard that keeps no record.
+pub(super) const BEHIND_ANSWERS: u32 = 4;
+pub(super) const BEHIND_FOR: Duration = Duration::from_secs(2);
 
 /// How many such answers there must be: the caller may have been away for most of the time.
 const REPORTED_ANSWERS: u32 = 4;

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_kinesis::types;
 use tokio::time::Instant;
 
-use super::doubt::lately;
+use super::doubt::{BEHIND_ANSWERS, BEHIND_FOR, lately};
 use super::kinesis::{MOST_CLOCK_SKEW, SHORTEST_RETENTION, server_time};
 use super::progress::{Progress, Quiet, Told};
 use super::{OnTrimmed, Position};
@@ -37,6 +37,8 @@ pub(super) struct Retention {
     is_sound: bool,
     /// The next placement is at the oldest kept record.
     is_probing: bool,
+    /// Since when probes show no kept record, and how many have.
+    empty_probes: Option<(Instant, u32)>,
     /// The oldest kept record shows that nothing behind this position was lost.
     is_verified: bool,
     /// The number of the position is refused, but everything behind it is kept.
@@ -127,10 +129,10 @@ impl Progress {
             None if is_tip => None,
             None => return Ok(Beginning::Undecided),
         };
-        let is_kept = first.is_some_and(|first| first <= number);
         if self.state.retention.is_probing {
-            return self.judge_oldest(number, is_kept).await;
+            return self.judge_oldest(number, first).await;
         }
+        let is_kept = first.is_some_and(|first| first <= number);
         if !is_kept && !self.state.retention.is_verified {
             match self.is_quiet_within_retention().await {
                 Ok(true) => {}
@@ -191,12 +193,15 @@ impl Progress {
         Ok(beginning == Beginning::Sound)
     }
 
-    /// Judges by the oldest kept record, which is not behind `number` where `is_kept`.
+    /// Judges by the oldest kept record. That there is none must repeat: an answer may be empty by mistake,
+    /// and a loss moves the position.
     async fn judge_oldest(
         &mut self,
         number: SequenceNumber,
-        is_kept: bool,
+        oldest: Option<SequenceNumber>,
     ) -> Result<Beginning, Told> {
+        let is_empty = oldest.is_none();
+        let is_kept = oldest.is_some_and(|oldest| oldest <= number);
         // A caller may name the number that the shard starts at, which need not be that of a record.
         let is_start = if !is_kept && matches!(self.position, Position::AtSequence(_)) {
             match self.kinesis.standing(self.observer.shard_id(), lately()).await {
@@ -206,13 +211,24 @@ impl Progress {
         } else {
             false
         };
-        self.state.retention.is_probing = false;
+        if is_empty && !is_start && !self.is_empty_again() {
+            self.pace.failed();
+            return Ok(Beginning::Postponed);
+        }
+        (self.state.retention.is_probing, self.state.retention.empty_probes) = (false, None);
         if is_kept || is_start {
             self.state.retention.is_verified = true;
         } else {
             self.lose(self.accepted(&number))?;
         }
         Ok(Beginning::Replaced)
+    }
+
+    /// Whether enough probes in a row have shown no kept record, with one more.
+    fn is_empty_again(&mut self) -> bool {
+        let (since, probes) = self.state.retention.empty_probes.get_or_insert((Instant::now(), 0));
+        *probes += 1;
+        *probes >= BEHIND_ANSWERS && since.elapsed() >= BEHIND_FOR
     }
 
     /// Backs off after a call that the judgement needs has failed.

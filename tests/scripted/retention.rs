@@ -137,6 +137,32 @@ async fn quiet_shard_is_not_reported_as_trimmed() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn empty_answers_after_a_restart_trim_nothing() {
+    let empty = r#"{"Records":[],"NextShardIterator":"next","MillisBehindLatest":0}"#;
+    for policy in [OnTrimmed::Fail, OnTrimmed::TrimHorizon, OnTrimmed::Latest] {
+        for wrong in 0..5 {
+            let (kinesis, orders) = orders(1);
+            let builder = consumer(&kinesis).store(Watched::default()).on_trimmed(policy);
+            let reader = builder.clone().build().unwrap();
+            let mut records = reader.records();
+            (0..3).for_each(|record: u32| drop(orders.shard(0).put(record.to_string())));
+            numbers(&mut records, 0..3).await;
+            drop(records);
+            reader.close().await.unwrap();
+            (3..5).for_each(|record: u32| drop(orders.shard(0).put(record.to_string())));
+            let answer = Outcome::Garbled { status: 200, body: empty.to_owned() };
+            kinesis.next_calls("GetRecords", wrong, answer);
+            let reader = builder.build().unwrap();
+            let mut events = reader.events();
+            let mut records = reader.records();
+            // The last record was not finished.
+            numbers(&mut records, 2..5).await;
+            assert_eq!(gaps(&mut events), [], "{policy:?}, {wrong} empty answers");
+        }
+    }
+}
+
 /// Reads a record, is quiet for a while, is away for 30 hours, and reads on.
 async fn returns_after_30_hours(kinesis: &Kinesis, orders: &Stream, accepted: bool) -> usize {
     kinesis.set_trimmed_numbers_accepted(accepted);
