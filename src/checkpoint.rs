@@ -169,7 +169,7 @@ impl fmt::Display for Checkpoint {
 }
 
 /// Milliseconds since 1970, within what [`FromStr`] reads.
-fn millis_of(time: SystemTime) -> u64 {
+pub(crate) fn millis_of(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -51,7 +51,7 @@ pub(crate) use worker::Worker;
 pub(crate) struct Opening {
     pub(crate) shard: KnownShard,
     pub(crate) position: Position,
-    /// When the shard was added to the table, where that is known.
+    /// The time at which the shard was added to the table, if it is known.
     pub(crate) added: Option<SystemTime>,
     pub(crate) tenure: Tenure,
     pub(crate) watermark: Arc<Watermark>,

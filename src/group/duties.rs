@@ -88,7 +88,7 @@ impl Worker {
         self.named.iter().map(add).collect()
     }
 
-    /// Drops the listing, whose changes are made.
+    /// Drops the listing once its changes are made.
     pub(super) fn use_up_listing(&mut self) {
         if self.listing.listed.take().is_some() {
             // A shard that was missing may be found again, in a table that is the same.

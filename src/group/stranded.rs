@@ -48,7 +48,7 @@ impl Worker {
         Calls { failing: observer.failing(), succeeded: observer.reached() }
     }
 
-    /// Whether this worker takes no lease: it is out of reach, and another worker is alive.
+    /// Returns true if this worker must acquire no lease: it is out of reach, and another worker is alive.
     pub(super) fn takes_none(&self) -> bool {
         self.reach.is_out() && self.table.workers.len() > 1
     }
@@ -64,7 +64,7 @@ impl Worker {
     }
 }
 
-/// Whether a worker has declared that it takes no lease. One of incarnation 0 has declared nothing.
+/// Returns true if a worker has declared a capacity of 0. One of incarnation 0 has declared nothing.
 fn is_out_of_reach(member: &Member) -> bool {
     member.capacity == 0 && member.incarnation != 0
 }

@@ -49,7 +49,7 @@ pub(crate) struct Changes {
     pub(crate) list: Vec<Change>,
     /// The losses to report once the changes are made.
     pub(crate) losses: Vec<Loss>,
-    /// Whether the changes are those of a listing, which is used up once they are made.
+    /// The changes come from a listing, which is dropped once they are made.
     pub(crate) are_listed: bool,
 }
 
@@ -362,7 +362,7 @@ impl Lister {
     }
 }
 
-/// The gap from the position of a lease to the position at which reading goes on.
+/// The gap from the position of a lease to the one from which its shard is read.
 fn gap(shard: &ShardId, lease: &Lease, position: Checkpoint) -> Report {
     Report::Event(Event::Gap {
         shard_id: shard.clone(),
@@ -382,7 +382,7 @@ pub(super) fn is_of_other_stream(lease: &Lease, shard: &ListedShard) -> bool {
     lease.unreadable.is_none() && start.is_some_and(|start| !is_same(lease, start))
 }
 
-/// Whether a lease that never had an owner has fewer parents than the listed shard that it is of.
+/// Returns true if the listing names parents that a lease which never had an owner lacks.
 fn lacks_parents(lease: &Lease, shard: &ListedShard) -> bool {
     let Some(known) = &lease.parents else { return true };
     lease.epoch == 0
@@ -399,7 +399,7 @@ fn is_same(lease: &Lease, start: &SequenceNumber) -> bool {
     }
 }
 
-/// Whether an earlier version has added an unread shard without noting when.
+/// Returns true for an unread shard that an earlier version added without its time.
 fn lacks_addition(lease: &Lease) -> bool {
     let is_unread = matches!(
         lease.checkpoint,

@@ -20,7 +20,7 @@ pub(super) const CONFIRM_EACH: Duration = Duration::from_secs(1);
 /// The number of parents that are probed at once. Each shard admits five iterators per second.
 const CONCURRENT_CONFIRMATIONS: usize = 16;
 
-/// How often Kinesis has said of each parent that there is no such shard. Kept over the attempts of one
+/// The number of answers, for each parent, that there is no such shard. Kept over the attempts of one
 /// listing, so that a failed probe costs no answer to another.
 #[derive(Debug, Default)]
 pub(super) struct Confirmations {

@@ -13,6 +13,7 @@ use super::patience::{Judgement, Patience};
 use super::start::{FirstPoll, Start, floor};
 use super::takeover::Takeover;
 use crate::backoff::{Backoff, LISTINGS};
+use crate::checkpoint::millis_of;
 use crate::error::{Error, ErrorKind, Failure, Remedy};
 use crate::observe::{Event, Observer};
 use crate::record::ShardId;
@@ -70,16 +71,21 @@ impl Memory {
 
     /// The same where no listing has succeeded yet, by the clock of this host.
     pub(super) fn latest(&self) -> SystemTime {
-        let by_own_clock = || floor(self.0.first_poll.by_own_clock());
-        self.0.latest.get().copied().unwrap_or_else(by_own_clock)
+        floor(self.moment())
+    }
+
+    /// The same, not rounded where it is by the clock of this host: workers that start in the same second
+    /// have different moments.
+    fn moment(&self) -> SystemTime {
+        self.0.latest.get().copied().unwrap_or_else(|| self.0.first_poll.by_own_clock())
     }
 
     /// Returns the moment at which the application polled the stream first, or one before it. `stored` is
-    /// what the table has of it, in milliseconds since 1970, and 0 where it has nothing.
+    /// [`Table::first_poll`].
     fn first_poll(&self, stored: u64) -> SystemTime {
         let latest = self.latest();
         // The clock of Kinesis is more exact than that of this host, by which the moment was stored.
-        let is_own = [self.0.first_poll.by_own_clock(), latest].map(millis).contains(&stored);
+        let is_own = [self.0.first_poll.by_own_clock(), latest].map(millis_of).contains(&stored);
         match UNIX_EPOCH.checked_add(Duration::from_millis(stored)) {
             Some(stored) if stored > UNIX_EPOCH && !is_own => floor(stored).min(latest),
             _ => latest,
@@ -90,12 +96,6 @@ impl Memory {
         // No step panics with half a change made.
         self.0.absences.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Milliseconds since 1970.
-fn millis(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Lister {
@@ -124,10 +124,7 @@ impl Lister {
     /// a worker that never completes a listing is replaced by one that begins there. `known` is the moment
     /// that the store had before, or 0.
     pub(crate) fn beginning(&self, known: u64) -> Option<Change> {
-        let memory = &self.memory.0;
-        let by_own_clock = || memory.first_poll.by_own_clock();
-        let own = || millis(memory.latest.get().copied().unwrap_or_else(by_own_clock));
-        let first_poll = if known > 0 { known } else { own() };
+        let first_poll = if known > 0 { known } else { millis_of(self.memory.moment()) };
         self.start.is_relative().then_some(Change::Begin { first_poll })
     }
 

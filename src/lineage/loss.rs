@@ -15,7 +15,7 @@ pub(crate) struct Loss {
     shown: Option<Shown>,
 }
 
-/// How a loss is reported.
+/// The report of a loss.
 #[derive(Debug)]
 pub(crate) enum Report {
     /// Only the caller can decide what to do.
@@ -24,7 +24,7 @@ pub(crate) enum Report {
     Event(Event),
 }
 
-/// What a table shows once a loss is stored.
+/// The content of a table that proves a loss to be stored.
 #[derive(Debug)]
 pub(super) enum Shown {
     /// The shard is finished.
@@ -48,12 +48,12 @@ impl Loss {
         Self { report, shown: Some(shown) }
     }
 
-    /// Whether the loss is to be reported when its listing is used up, whatever the table shows.
+    /// Returns true if the loss is reported with its listing, whatever the table shows.
     pub(crate) fn is_of_listing(&self) -> bool {
         self.shown.is_none()
     }
 
-    /// Whether a table shows that the loss is stored.
+    /// Returns true if a table proves that the loss is stored.
     pub(crate) fn is_shown_by(&self, table: &Table) -> bool {
         let lease = |shard: &ShardId| table.leases.get(shard);
         match &self.shown {

@@ -35,7 +35,7 @@ pub enum StartingPosition {
     /// is kept in the store, so that a retry or a restart skips nothing. What arrived earlier in
     /// that second comes as well.
     ///
-    /// A store with leases has the moment before the first listing is asked for. A worker that
+    /// A store with leases has the moment before the first call of `ListShards`. A worker that
     /// crashes before a listing is complete is replaced by one that begins at that moment; its clock
     /// may have been up to five minutes ahead of Kinesis's, so records of the five minutes before are
     /// delivered as well. A [`CheckpointStore`](crate::CheckpointStore) without leases holds
@@ -212,8 +212,7 @@ impl FirstPoll {
         floor(answered.checked_sub(self.at.elapsed().max(on_the_wall)).unwrap_or(UNIX_EPOCH))
     }
 
-    /// The same, where no answer has come yet. It is not rounded: workers that start in the same second
-    /// have different moments.
+    /// The same, where no answer has come yet. It is not rounded.
     pub(super) fn by_own_clock(&self) -> SystemTime {
         self.on_the_wall.checked_sub(MOST_CLOCK_SKEW).unwrap_or(UNIX_EPOCH)
     }

@@ -118,7 +118,7 @@ impl Progress {
         Ok(())
     }
 
-    /// Notes an answer that names no records, not even that there are none: whatever else it says, records
+    /// Notes an answer without the member `Records`, not even an empty one: whatever else it says, records
     /// may be missing.
     pub(super) fn lacks_records(&mut self) -> Result<(), Told> {
         let told = self.doubt(LACKS_RECORDS, true);

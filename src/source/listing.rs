@@ -318,7 +318,7 @@ mod tests {
             let flaw = (named.len() == 1).then(|| Flaw::Parent(shards[2].id.clone()));
             assert_eq!(listing(shards.clone()).flaw(), flaw, "{named:?}");
         }
-        // Whether a parent is missing beside one that has left retention is unknown.
+        // The parent that left retention may be the only one that is missing.
         shards.remove(0);
         shards[1].parents = ids[..1].to_vec();
         assert_eq!(listing(shards).flaw(), None);

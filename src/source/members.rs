@@ -19,7 +19,7 @@ pub(super) struct Named {
 #[derive(Debug, Default)]
 #[allow(clippy::struct_excessive_bools, reason = "each may hold whatever the others do")]
 pub(super) struct Members {
-    /// How many objects and arrays are open.
+    /// The number of open objects and arrays.
     depth: usize,
     is_in_string: bool,
     is_escaped: bool,
@@ -145,7 +145,7 @@ const PRELUDE: usize = 12;
 const CHECKSUM: usize = 4;
 
 impl MessageMembers {
-    /// Of a message of this length, whose first four bytes were read.
+    /// Begins after the first four bytes of a message, which are its length.
     pub(super) fn new(length: usize) -> Self {
         Self { length, read: HEADERS_LENGTH.start, headers: 0, members: Members::default() }
     }

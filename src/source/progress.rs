@@ -288,8 +288,8 @@ impl Progress {
 /// The children of `shard`, as its end names them; `None` where no valid one is named, which proves
 /// no end.
 ///
-/// A split names two children, and a merge one with two parents. Where less is named, or a part of it
-/// cannot be parsed, only a listing shows all children with all their parents: none are returned.
+/// A split names two children, and a merge one with two parents. If fewer are named, or one cannot be
+/// parsed, none are returned: only a listing shows all children with all their parents.
 pub(super) fn children(shard: &ShardId, named: &[types::ChildShard]) -> Option<Vec<KnownShard>> {
     let parse = |child: &types::ChildShard| {
         let parents = child.parent_shards().iter().map(|id| id.parse().ok());

@@ -36,20 +36,36 @@ pub(super) struct Retention {
     /// Nothing behind the position was lost.
     is_sound: bool,
     /// The next placement is at the oldest kept record.
-    is_probing: bool,
-    /// Since when probes show no kept record, and how many have.
-    empty_probes: Option<(Instant, u32)>,
+    probe: Option<Probe>,
     /// The oldest kept record shows that nothing behind this position was lost.
     is_verified: bool,
     /// The number of the position is refused, but everything behind it is kept.
     from_horizon: bool,
-    /// When the shard was added, which the position does not show: records that arrived since are to be
-    /// read.
+    /// The time at which the shard was added, which the position does not show: records that arrived since
+    /// are to be read.
     added: Option<SystemTime>,
     /// The time up to which there was nothing to read, since reading started where no record is named.
     read_until: Option<SystemTime>,
     /// A time by the server's clock, and when it was.
     clock: Option<(SystemTime, Instant)>,
+}
+
+/// Placements at the oldest kept record, until an answer shows it.
+#[derive(Default)]
+struct Probe {
+    /// The first answer without any record.
+    empty_since: Option<Instant>,
+    /// How many such answers have come.
+    empty: u32,
+}
+
+impl Probe {
+    /// Notes an answer without any record. Returns whether enough of them have come to believe it.
+    fn is_empty_again(&mut self) -> bool {
+        let since = *self.empty_since.get_or_insert_with(Instant::now);
+        self.empty += 1;
+        self.empty >= BEHIND_ANSWERS && since.elapsed() >= BEHIND_FOR
+    }
 }
 
 /// What the beginning of an answer shows.
@@ -74,8 +90,8 @@ impl Retention {
 impl Progress {
     /// The position of the next placement.
     pub(super) fn begin(&self) -> Position {
-        let Retention { is_probing, from_horizon, .. } = self.state.retention;
-        if is_probing || from_horizon { Position::TrimHorizon } else { self.position.clone() }
+        let Retention { probe, from_horizon, .. } = &self.state.retention;
+        if probe.is_some() || *from_horizon { Position::TrimHorizon } else { self.position.clone() }
     }
 
     /// Notes a placement, at `date` by the server's clock.
@@ -129,7 +145,7 @@ impl Progress {
             None if is_tip => None,
             None => return Ok(Beginning::Undecided),
         };
-        if self.state.retention.is_probing {
+        if self.state.retention.probe.is_some() {
             return self.judge_oldest(number, first).await;
         }
         let is_kept = first.is_some_and(|first| first <= number);
@@ -137,7 +153,7 @@ impl Progress {
             match self.is_quiet_within_retention().await {
                 Ok(true) => {}
                 Ok(false) => {
-                    self.state.retention.is_probing = true;
+                    self.state.retention.probe = Some(Probe::default());
                     return Ok(Beginning::Replaced);
                 }
                 Err(failure) => return Ok(self.judge_later(&failure)),
@@ -193,8 +209,8 @@ impl Progress {
         Ok(beginning == Beginning::Sound)
     }
 
-    /// Judges by the oldest kept record. That there is none must repeat: an answer may be empty by mistake,
-    /// and a loss moves the position.
+    /// Judges by the oldest kept record. An answer without one must repeat before it is believed: it may be
+    /// empty by mistake, and a loss moves the position.
     async fn judge_oldest(
         &mut self,
         number: SequenceNumber,
@@ -211,24 +227,21 @@ impl Progress {
         } else {
             false
         };
-        if is_empty && !is_start && !self.is_empty_again() {
+        if let Some(probe) = &mut self.state.retention.probe
+            && is_empty
+            && !is_start
+            && !probe.is_empty_again()
+        {
             self.pace.failed();
             return Ok(Beginning::Postponed);
         }
-        (self.state.retention.is_probing, self.state.retention.empty_probes) = (false, None);
+        self.state.retention.probe = None;
         if is_kept || is_start {
             self.state.retention.is_verified = true;
         } else {
             self.lose(self.accepted(&number))?;
         }
         Ok(Beginning::Replaced)
-    }
-
-    /// Whether enough probes in a row have shown no kept record, with one more.
-    fn is_empty_again(&mut self) -> bool {
-        let (since, probes) = self.state.retention.empty_probes.get_or_insert((Instant::now(), 0));
-        *probes += 1;
-        *probes >= BEHIND_ANSWERS && since.elapsed() >= BEHIND_FOR
     }
 
     /// Backs off after a call that the judgement needs has failed.
@@ -246,7 +259,7 @@ impl Progress {
     /// Handles a sequence number that Kinesis refuses.
     pub(super) async fn trimmed(&mut self, error: Error) -> Result<(), Told> {
         self.pace.failed();
-        self.state.retention.is_probing = false;
+        self.state.retention.probe = None;
         if !self.state.retention.from_horizon {
             match self.is_quiet_within_retention().await {
                 Ok(true) => {

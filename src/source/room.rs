@@ -51,7 +51,7 @@ struct Answer {
     length: usize,
     space: Space,
     was_short: bool,
-    /// It names no records, not even that there are none.
+    /// It lacks the member `Records`.
     lacks_records: bool,
     /// Read also without room while its caller waits for it: one record was asked for.
     least: Option<Demand>,
@@ -75,7 +75,7 @@ impl Room {
         self.lock().was_short
     }
 
-    /// Whether the answer names no records, not even that there are none.
+    /// Returns true if the answer lacks the member `Records`.
     pub(super) fn lacks_records(&self) -> bool {
         self.lock().lacks_records
     }

@@ -14,10 +14,9 @@ use kinestream::store::Scope;
 use kinestream::store::lease::LeaseStore;
 use kinestream::testing::{Kinesis, Outcome, Shard, WallClock};
 use kinestream::{CheckpointOn, Consumer, MemoryStore, ShardPosition, StartingPosition};
-use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use crate::mortal::MortalStore;
+use crate::mortal::{MortalStore, MortalWorker};
 use crate::seeds::{Story, pick};
 use crate::truth::Promise;
 use crate::world::BEGINNING;
@@ -30,11 +29,6 @@ const MOST_WORKERS: usize = 2;
 /// Twice as long as the clock of a worker may be ahead.
 const LONG_AGO: Duration = Duration::from_secs(10 * 60);
 
-struct Worker {
-    store: MortalStore,
-    reading: JoinHandle<()>,
-}
-
 struct Latest {
     rng: Rng,
     kinesis: Kinesis,
@@ -44,7 +38,7 @@ struct Latest {
     /// `Latest` is the position of this shard alone, not of all.
     is_named: bool,
     stored: MemoryStore,
-    workers: Vec<Worker>,
+    workers: Vec<MortalWorker>,
     /// For each record whether the application had begun when it was put.
     puts: Vec<bool>,
     /// The numbers of the records that the last worker has read.
@@ -161,14 +155,12 @@ impl Latest {
                 }
             }
         });
-        self.workers.push(Worker { store, reading });
+        self.workers.push(MortalWorker { store, reading });
     }
 
     fn kill(&mut self, index: usize) {
-        let worker = self.workers.remove(index);
+        self.workers.remove(index).kill();
         self.trace.push("a worker is killed".to_owned());
-        worker.store.die();
-        worker.reading.abort();
     }
 
     /// Has a last worker read what is left. Returns the promise that was broken.

@@ -11,6 +11,20 @@ use futures::future::BoxFuture;
 use kinestream::store::Scope;
 use kinestream::store::lease::{Answer, Edit, Fenced, LeaseStore, Request, Table, Verdict};
 use kinestream::{Checkpoint, CheckpointStore, Error, MemoryStore, Result, ShardId};
+use tokio::task::JoinHandle;
+
+/// A worker whose store crashes with it.
+pub(crate) struct MortalWorker {
+    pub(crate) store: MortalStore,
+    pub(crate) reading: JoinHandle<()>,
+}
+
+impl MortalWorker {
+    pub(crate) fn kill(self) {
+        self.store.die();
+        self.reading.abort();
+    }
+}
 
 #[derive(Clone)]
 pub(crate) struct MortalStore {

@@ -14,10 +14,9 @@ use kinestream::testing::{Kinesis, Shard, WallClock};
 use kinestream::{
     CheckpointOn, Consumer, ConsumerBuilder, MemoryStore, ShardPosition, StartingPosition,
 };
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::mortal::MortalStore;
+use crate::mortal::{MortalStore, MortalWorker};
 use crate::seeds::{Story, pick};
 use crate::truth::Promise;
 use crate::world::BEGINNING;
@@ -27,17 +26,12 @@ const STARTS: u64 = 0x5741_5254;
 
 const MOST_WORKERS: usize = 3;
 
-struct Worker {
-    store: MortalStore,
-    reading: JoinHandle<()>,
-}
-
 struct Starts {
     rng: Rng,
     kinesis: Kinesis,
     child: Shard,
     stored: MemoryStore,
-    workers: Vec<Worker>,
+    workers: Vec<MortalWorker>,
     /// The time of each put into the child.
     puts: Vec<Instant>,
     /// The numbers of the records that the last worker has read.
@@ -142,14 +136,12 @@ impl Starts {
                 }
             }
         });
-        self.workers.push(Worker { store, reading });
+        self.workers.push(MortalWorker { store, reading });
     }
 
     fn kill(&mut self, index: usize) {
-        let worker = self.workers.remove(index);
+        self.workers.remove(index).kill();
         self.trace.push("a worker is killed".to_owned());
-        worker.store.die();
-        worker.reading.abort();
     }
 
     /// Has a last worker read what is left. Returns the promise that was broken.

@@ -1,4 +1,4 @@
-//! Stores whose answers break the contract of `LeaseStore`.
+//! A store of leases whose answers are lost, fail or break the contract of `LeaseStore`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
 use kinestream::store::lease::{Answer, Change, Edit, Fenced, LeaseStore, Request, Table, Verdict};
-use kinestream::{Checkpoint, CheckpointStore, ErrorKind, MemoryStore, Result, ShardId};
+use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId};
 use tokio::time::timeout;
 
 use crate::{assert_silent, consumer, next, number, orders};
@@ -18,13 +18,37 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// A store of leases with faults.
 #[derive(Debug, Clone, Default)]
-struct Faulty {
-    stored: MemoryStore,
+pub(crate) struct Faulty {
+    pub(crate) stored: MemoryStore,
+    /// Exchanges fail, and nothing is carried out.
+    pub(crate) fails: Arc<AtomicBool>,
+    /// The answers of the next exchanges that end, lose or replace a shard are lost.
+    pub(crate) lost_answers: Arc<AtomicUsize>,
     /// Gives no verdict for the last position of a save.
     lacks_verdicts: Arc<AtomicBool>,
     /// Claims to have added shards, and has not.
     adds_no_shards: Arc<AtomicBool>,
     exchanges: Arc<AtomicUsize>,
+}
+
+impl Faulty {
+    /// Whether the answer to an exchange is lost.
+    fn loses_answer(&self, request: &Request) -> bool {
+        let stores_loss = |change: &Change| {
+            matches!(change, Change::Finish { .. } | Change::Lose { .. } | Change::Replace { .. })
+        };
+        let left = self.lost_answers.load(Ordering::SeqCst);
+        let is_lost =
+            left > 0 && request.only_if_unchanged && request.changes.iter().any(stores_loss);
+        if is_lost {
+            self.lost_answers.store(left - 1, Ordering::SeqCst);
+        }
+        is_lost
+    }
+}
+
+fn unavailable() -> Error {
+    Error::store_unavailable("the answer is lost", std::io::Error::other("reset"))
 }
 
 impl CheckpointStore for Faulty {
@@ -53,11 +77,15 @@ impl LeaseStore for Faulty {
     ) -> BoxFuture<'a, Result<Answer>> {
         async move {
             self.exchanges.fetch_add(1, Ordering::SeqCst);
+            if self.fails.load(Ordering::SeqCst) {
+                return Err(unavailable());
+            }
             let mut request = request.clone();
             if self.adds_no_shards.load(Ordering::SeqCst) {
                 request.changes.retain(|change| !matches!(change, Change::Add { .. }));
             }
-            self.stored.exchange(scope, &request).await
+            let answer = self.stored.exchange(scope, &request).await?;
+            if self.loses_answer(&request) { Err(unavailable()) } else { Ok(answer) }
         }
         .boxed()
     }

@@ -1,105 +1,18 @@
 //! Exchanges that the store carries out and that fail all the same.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use kinestream::store::Scope;
-use kinestream::store::lease::{Answer, Change, Edit, Fenced, LeaseStore, Request, Table, Verdict};
-use kinestream::{
-    Checkpoint, CheckpointStore, Error, ErrorKind, Event, Events, MemoryStore, OnTrimmed, Records,
-    Result, ShardId,
-};
+use kinestream::{Checkpoint, CheckpointStore, ErrorKind, Event, Events, OnTrimmed, Records};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::faulty::Faulty;
 use crate::{assert_silent, calls, consumer, next, number, orders, read_first};
 
 const INTERVAL: Duration = Duration::from_secs(10);
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// A store of leases that loses answers.
-#[derive(Debug, Clone, Default)]
-struct Lossy {
-    stored: MemoryStore,
-    /// The answers of the next exchanges that end, lose or replace a shard are lost.
-    lost_answers: Arc<AtomicUsize>,
-    /// Exchanges fail, and nothing is carried out.
-    fails: Arc<AtomicBool>,
-}
-
-fn unavailable() -> Error {
-    Error::store_unavailable("the answer is lost", std::io::Error::other("reset"))
-}
-
-impl CheckpointStore for Lossy {
-    fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
-        self.stored.load(scope)
-    }
-
-    fn save<'a>(
-        &'a self,
-        scope: &'a Scope,
-        checkpoints: &'a [(ShardId, Checkpoint)],
-    ) -> BoxFuture<'a, Result<()>> {
-        self.stored.save(scope, checkpoints)
-    }
-
-    fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {
-        Some(self)
-    }
-}
-
-impl LeaseStore for Lossy {
-    fn exchange<'a>(
-        &'a self,
-        scope: &'a Scope,
-        request: &'a Request,
-    ) -> BoxFuture<'a, Result<Answer>> {
-        async move {
-            if self.fails.load(Ordering::SeqCst) {
-                return Err(unavailable());
-            }
-            let answer = self.stored.exchange(scope, request).await?;
-            let stores_loss = |change: &Change| {
-                matches!(
-                    change,
-                    Change::Finish { .. } | Change::Lose { .. } | Change::Replace { .. }
-                )
-            };
-            let left = self.lost_answers.load(Ordering::SeqCst);
-            if left > 0 && request.only_if_unchanged && request.changes.iter().any(stores_loss) {
-                self.lost_answers.store(left - 1, Ordering::SeqCst);
-                return Err(unavailable());
-            }
-            Ok(answer)
-        }
-        .boxed()
-    }
-
-    fn save_fenced<'a>(
-        &'a self,
-        scope: &'a Scope,
-        positions: &'a [Fenced],
-    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
-        self.stored.save_fenced(scope, positions)
-    }
-
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
-        self.stored.table(scope)
-    }
-
-    fn edit<'a>(
-        &'a self,
-        scope: &'a Scope,
-        edit: &'a Edit,
-        forced: bool,
-    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
-        self.stored.edit(scope, edit, forced)
-    }
-}
 
 fn gaps(events: &mut Events) -> usize {
     let all = std::iter::from_fn(|| events.next().now_or_never().flatten());
@@ -122,7 +35,7 @@ async fn loss_is_told_though_the_answer_that_stored_it_was_lost() {
     for on_trimmed in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
         for lost_answers in 0..3 {
             let (kinesis, orders) = orders(1);
-            let store = Lossy::default();
+            let store = Faulty::default();
             let consumer = consumer(&kinesis)
                 .store(store.clone())
                 .discovery_interval(INTERVAL)
@@ -153,7 +66,7 @@ async fn replaced_position_is_told_though_the_answer_that_stored_it_was_lost() {
     for on_trimmed in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
         for lost_answers in 0..2 {
             let (kinesis, before) = orders(1);
-            let store = Lossy::default();
+            let store = Faulty::default();
             let (first, records) = read_first(&kinesis, &before, &store.stored).await;
             drop(records);
             first.close().await.unwrap();
@@ -174,7 +87,7 @@ async fn replaced_position_is_told_though_the_answer_that_stored_it_was_lost() {
 #[tokio::test(start_paused = true)]
 async fn listing_survives_children_that_are_stored_before_it() {
     let (kinesis, orders) = orders(2);
-    let store = Lossy::default();
+    let store = Faulty::default();
     let finished = [(orders.shard(0).id(), Checkpoint::ShardEnd)];
     store.save(&Scope::new("default", "orders"), &finished).await.unwrap();
     let consumer = consumer(&kinesis)

@@ -41,6 +41,17 @@ fn gives_up(runtime: &Runtime, store: &RedisStore) {
     runtime.block_on(saved).expect_err("there is no answer");
 }
 
+/// A store whose runtime has begun to connect again, without an answer.
+fn reconnecting(behind: &Behind) -> (Runtime, RedisStore) {
+    let first = current_thread();
+    let store = first.block_on(behind.connect("")).unwrap();
+    behind.proxy.set_mode(Mode::Swallow);
+    gives_up(&first, &store);
+    // Connects again, in a task that goes no further until this runtime is used.
+    gives_up(&first, &store);
+    (first, store)
+}
+
 #[test]
 fn store_outlives_the_runtime_of_its_connection() {
     for by in ALL {
@@ -56,12 +67,7 @@ fn store_outlives_the_runtime_of_its_connection() {
 fn store_outlives_the_runtime_that_reconnects() {
     for by in ALL {
         let (_outer, behind) = behind(*by);
-        let first = current_thread();
-        let store = first.block_on(behind.connect("")).unwrap();
-        behind.proxy.set_mode(Mode::Swallow);
-        gives_up(&first, &store);
-        // Connects again, without an answer.
-        gives_up(&first, &store);
+        let (first, store) = reconnecting(&behind);
         drop(first);
         behind.proxy.set_mode(Mode::Pass);
         saves_elsewhere(*by, &store, 3);
@@ -72,12 +78,7 @@ fn store_outlives_the_runtime_that_reconnects() {
 fn idle_runtime_that_reconnects_holds_up_no_other() {
     for by in ALL {
         let (_outer, behind) = behind(*by);
-        let first = current_thread();
-        let store = first.block_on(behind.connect("")).unwrap();
-        behind.proxy.set_mode(Mode::Swallow);
-        gives_up(&first, &store);
-        // Connects again, in a task that goes no further until this runtime is used.
-        gives_up(&first, &store);
+        let (first, store) = reconnecting(&behind);
         behind.proxy.set_mode(Mode::Pass);
         saves_elsewhere(*by, &store, 3);
         first.block_on(async { timeout(LEASE, until_saved(&store, 4)).await }).unwrap();

@@ -148,9 +148,8 @@ local function restore(shard, incarnation, known, has_parents, position)
     if lease.start == NONE then
       lease.start = known.start
     end
-    lease.added = math.min(lease.added or known.added or 0, known.added or lease.added or 0)
-    if lease.added == 0 then
-      lease.added = nil
+    if known.added and (not lease.added or known.added < lease.added) then
+      lease.added = known.added
     end
     if lease.owner == NONE then
       lease.owner, lease.heir = owner, heir

@@ -13,7 +13,8 @@ local micros = time[1] * 1000000 + time[2]
 local millis = math.floor(micros / 1000)
 
 -- The numbers of the table: its generation, its version, when it was cleared, the last epoch that was
--- given, and when the stream was polled first (0 where that is not stored); and the names of the keys that exist beside them.
+-- given, and when the stream was polled first (0 where that is not stored); and the names of the keys
+-- that exist beside them.
 local fleet = {}
 -- Each worker by its name.
 local workers = {}
