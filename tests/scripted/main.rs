@@ -17,6 +17,8 @@ mod handovers;
 mod identity;
 #[path = "../support/inline.rs"]
 mod inline;
+#[path = "../support/listening.rs"]
+mod listening;
 mod listings;
 mod lost;
 #[cfg(feature = "metrics")]

@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::fleets::Fleet;
 use crate::gated::{Asked, Gated};
+use crate::listening::keep_events_on;
 use crate::{assert_silent, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -316,8 +317,25 @@ impl tracing::Subscriber for PanickingLayer {
     }
 }
 
+#[test]
+fn event_that_another_thread_reached_first_is_received() {
+    let tell = || tracing::info!(target: "kinestream", "told");
+    keep_events_on();
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    let subscriber = tracing_subscriber::fmt().with_writer(move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        std::io::sink()
+    });
+    let _counting = tracing::subscriber::set_default(subscriber.finish());
+    std::thread::scope(|scope| scope.spawn(tell).join()).unwrap();
+    tell();
+    assert_eq!(count.load(Ordering::SeqCst), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn tracing_layer_panic_ends_nothing_and_is_reported() {
+    keep_events_on();
     let _logging = tracing::subscriber::set_default(PanickingLayer);
     let (kinesis, orders) = orders(1);
     let consumer = consumer(&kinesis).build().unwrap();

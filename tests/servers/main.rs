@@ -12,6 +12,8 @@ mod certificates;
 mod ferrokinesis_server;
 #[path = "../support/free_port.rs"]
 mod free_port;
+#[path = "../support/listening.rs"]
+mod listening;
 #[cfg(feature = "testing")]
 mod nemesis;
 #[path = "../support/proxy.rs"]

@@ -161,6 +161,7 @@ async fn logged(options: &[&str]) -> String {
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    crate::listening::keep_events_on();
     let _until_here = tracing::subscriber::set_default(subscriber);
     RedisStore::connect(&server.url()).await.unwrap();
     log.text()

@@ -20,6 +20,8 @@ mod database;
 mod distortions;
 mod faults;
 mod inline;
+#[path = "../support/listening.rs"]
+mod listening;
 mod merged;
 mod neighbour;
 mod panics;
@@ -72,7 +74,7 @@ fn no_schedule_breaks_a_promise() {
 #[test]
 fn a_seed_tells_the_same_story_every_time() {
     for seed in 0..20 {
-        assert_eq!(simulate(seed).trace, simulate(seed).trace, "seed {seed}");
+        seeds::assert_told_alike(seed, &simulate(seed), &simulate(seed));
     }
 }
 

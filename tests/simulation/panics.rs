@@ -15,6 +15,7 @@ use aws_sdk_kinesis::error::BoxError;
 use fastrand::Rng;
 use tracing::span;
 
+use crate::listening::keep_events_on;
 use crate::seeds::pick;
 
 /// How a deliberate panic begins.
@@ -155,6 +156,7 @@ impl Panics {
 /// Deliberate panics are no news.
 fn silence_deliberate() {
     static ONCE: Once = Once::new();
+    keep_events_on();
     ONCE.call_once(|| {
         let tell = panic::take_hook();
         panic::set_hook(Box::new(move |info| {

@@ -29,6 +29,24 @@ pub(crate) struct Story {
     pub(crate) calls: usize,
 }
 
+/// Panics at the first line that two runs of one seed do not share.
+pub(crate) fn assert_told_alike(seed: u64, first: &Story, second: &Story) {
+    let lines = first.trace.len().max(second.trace.len());
+    let differs = (0..lines).find(|&line| first.trace.get(line) != second.trace.get(line));
+    if let Some(line) = differs {
+        let around = |story: &Story| {
+            let from = line.saturating_sub(5).min(story.trace.len());
+            let to = (line + 5).min(story.trace.len());
+            story.trace[from..to].join("\n")
+        };
+        panic!(
+            "seed {seed} differs from line {line} on\nfirst:\n{}\nsecond:\n{}",
+            around(first),
+            around(second)
+        );
+    }
+}
+
 /// Seeds that are under way, which take a second or so each.
 #[derive(Default)]
 struct Watched(Mutex<Vec<Slot>>);
