@@ -6,17 +6,23 @@
 // A test that cannot go on says so by a panic, in its helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../support/black_hole.rs"]
+mod black_hole;
+#[path = "../support/proxy.rs"]
+mod proxy;
 mod server;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use black_hole::BlackHole;
 use futures::StreamExt;
 use kinestream::store::{CheckpointStore, Scope};
 use kinestream::{
     Checkpoint, Consumer, ConsumerBuilder, ErrorKind, Event, Events, MemoryStore, OnTrimmed,
-    ShardId, ShardPosition, StartingPosition,
+    Records, ShardId, ShardPosition, StartingPosition,
 };
+use proxy::Proxy;
 use serde_json::json;
 use server::{Length, Server, missing};
 use tokio::time::{sleep, timeout};
@@ -55,9 +61,49 @@ async fn read(consumer: &Consumer, payloads: std::ops::Range<usize>) -> BTreeMap
     seen
 }
 
+async fn next_payload(records: &mut Records) -> usize {
+    let record = timeout(PATIENCE, records.next()).await.expect("a record comes in time");
+    let record = record.expect("the stream goes on").expect("no error");
+    std::str::from_utf8(record.data()).unwrap().parse().unwrap()
+}
+
 async fn stored(store: &MemoryStore, stream: &str) -> BTreeMap<String, Checkpoint> {
     let loaded = store.load(&Scope::new("hostile", stream)).await.unwrap();
     loaded.into_iter().map(|(shard, checkpoint)| (shard.to_string(), checkpoint)).collect()
+}
+
+#[tokio::test]
+async fn endpoint_that_answers_no_connection_is_retried_and_loses_nothing() {
+    let server = Server::start().await;
+    server.create("orders", 1, FIRST);
+    server.put_all("orders", 0..5, |_| 0);
+    let proxy = Proxy::start(server.port()).await;
+    let port = proxy.port();
+    let consumer = Consumer::builder(server::client_at(port), "orders")
+        .starting_position(StartingPosition::TrimHorizon)
+        .interval(Duration::from_millis(200))
+        .build()
+        .unwrap();
+    let (mut records, mut events) = (consumer.records(), consumer.events());
+    for payload in 0..5 {
+        assert_eq!(next_payload(&mut records).await, payload);
+    }
+    proxy.stop().await;
+    let hole = BlackHole::open(port).await;
+    server.put_all("orders", 5..10, |_| 0);
+    let told = async {
+        tokio::select! {
+            read = records.next() => panic!("{read:?} came from nowhere"),
+            () = async { while !matches!(events.next().await, Some(Event::Retried { .. })) {} } => {}
+        }
+    };
+    // The SDK gives a connection 3.1 s.
+    timeout(Duration::from_secs(20), told).await.expect("an event tells of it");
+    drop(hole);
+    let _proxy = Proxy::start_at(port, server.port()).await;
+    for payload in 5..10 {
+        assert_eq!(next_payload(&mut records).await, payload);
+    }
 }
 
 #[tokio::test]

@@ -72,6 +72,19 @@ struct Contents {
     lengths: Option<Box<dyn FnMut() -> Length + Send>>,
 }
 
+/// A client of what listens on this port.
+pub(crate) fn client_at(port: u16) -> Client {
+    let http = aws_smithy_http_client::Builder::new().build_http();
+    let config = Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .endpoint_url(format!("http://127.0.0.1:{port}"))
+        .region(Region::new("eu-west-1"))
+        .credentials_provider(Credentials::new("local", "local", None, None, "local"))
+        .http_client(http)
+        .build();
+    Client::from_conf(config)
+}
+
 /// A running server.
 #[derive(Clone)]
 pub(crate) struct Server {
@@ -90,16 +103,12 @@ impl Server {
         server
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     pub(crate) fn client(&self) -> Client {
-        let http = aws_smithy_http_client::Builder::new().build_http();
-        let config = Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .endpoint_url(format!("http://127.0.0.1:{}", self.port))
-            .region(Region::new("eu-west-1"))
-            .credentials_provider(Credentials::new("local", "local", None, None, "local"))
-            .http_client(http)
-            .build();
-        Client::from_conf(config)
+        client_at(self.port)
     }
 
     /// Creates a stream of open shards. Its sequence numbers begin at `start`.

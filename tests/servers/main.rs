@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(feature = "redis")]
 
+#[path = "../support/black_hole.rs"]
+mod black_hole;
 #[cfg(feature = "testing")]
 mod blocked_runtime;
 #[cfg(feature = "redis-tls")]

@@ -7,6 +7,7 @@ use kinestream::{ErrorKind, RedisStore};
 use redis::AsyncCommands;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::black_hole::BlackHole;
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::RedisServer;
 use crate::redis_store::{after, raw, scope, shard, whole_text};
@@ -224,6 +225,26 @@ async fn silent_peer_fails(behind: Behind) {
     behind.proxy.set_mode(Mode::Pass);
     let took = behind.until_saved(2).await;
     assert!(took < Duration::from_secs(5), "{by:?}: the store was back after {took:?}");
+}
+
+#[tokio::test]
+async fn address_that_answers_no_connection_fails_in_time() {
+    let Behind { server, proxy, store, .. } = Behind::start().await;
+    let (port, url) = (proxy.port(), proxy.url());
+    proxy.stop().await;
+    let hole = BlackHole::open(port).await;
+    let began = Instant::now();
+    let error = RedisStore::connect(&url).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{}", whole_text(&error));
+    assert!(began.elapsed() < Duration::from_secs(8), "a connection fails after 5 s");
+    let began = Instant::now();
+    let error = store.save(&scope(), &[(shard(0), after(2))]).await.unwrap_err();
+    assert!(error.is_temporary(), "{}", whole_text(&error));
+    assert!(began.elapsed() < Duration::from_secs(5), "a new connection fails after 1.5 s");
+    drop(hole);
+    let _proxy = Proxy::start_at(port, server.port()).await;
+    let took = until_saved(&store, 2).await;
+    assert!(took < Duration::from_secs(5), "the store was back after {took:?}");
 }
 
 #[tokio::test]

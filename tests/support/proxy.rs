@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 
 /// How the proxy treats what passes through it.
@@ -50,13 +50,18 @@ pub(crate) struct Proxy {
     rules: watch::Sender<Rules>,
     replacements: Replacements,
     accepted: Arc<AtomicUsize>,
-    listening: AbortHandle,
+    listening: JoinHandle<()>,
 }
 
 impl Proxy {
     /// Passes everything to the server on this port of 127.0.0.1.
     pub(crate) async fn start(target: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at(0, target).await
+    }
+
+    /// Listens on this port.
+    pub(crate) async fn start_at(port: u16, target: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let source = Ipv4Addr::LOCALHOST;
         let rules = Rules { mode: Mode::Pass, target, source, cut_before: 0, frozen_before: 0 };
@@ -65,7 +70,13 @@ impl Proxy {
         let replacements = Replacements::default();
         let passing = Passing { rules: seen, replacements: Arc::clone(&replacements) };
         let listening = tokio::spawn(listen(listener, passing, Arc::clone(&accepted)));
-        Self { port, rules, replacements, accepted, listening: listening.abort_handle() }
+        Self { port, rules, replacements, accepted, listening }
+    }
+
+    /// Closes everything, and returns once the port is free.
+    pub(crate) async fn stop(mut self) {
+        self.listening.abort();
+        let _aborted = (&mut self.listening).await;
     }
 
     pub(crate) fn port(&self) -> u16 {
