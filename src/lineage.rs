@@ -23,6 +23,7 @@ use crate::record::ShardId;
 use crate::store::lease::{Lease, Table};
 
 pub(crate) use changes::{Changes, Listed, ShardStart};
+pub(crate) use confirmation::Confirmations;
 pub(crate) use listing::{Lister, Memory};
 pub(crate) use loss::{Loss, Report};
 pub(crate) use start::Start;

@@ -10,9 +10,9 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Consumer;
 use crate::backoff::{Backoff, LISTINGS};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::group::Word;
-use crate::lineage::StartingPosition;
+use crate::lineage::{Confirmations, StartingPosition};
 use crate::observe::Event;
 use crate::record::ShardId;
 use crate::source::Listing;
@@ -87,7 +87,7 @@ impl Consumer {
         if let Checkpoint::AtTimestamp(time) | Checkpoint::CaughtUp { until: time, .. } = checkpoint
             && time > SystemTime::now()
             // The local clock may be behind that of Kinesis.
-            && is_future(time, self.listed(None).await?.taken)
+            && is_future(time, self.now().await?)
         {
             let message = format!("the position {checkpoint} is in the future, but must be past");
             let error = Error::new(ErrorKind::Configuration, message);
@@ -130,7 +130,8 @@ impl Consumer {
     ///
     /// [`Configuration`](crate::ErrorKind::Configuration) for a timestamp in the future, and for a
     /// store of your own that keeps no leases; Kinesis's, of listing the shards, where ten seconds of
-    /// retries do not cure it; the store's.
+    /// retries do not cure it, and [`Unavailable`](crate::ErrorKind::Unavailable) where the listings lack
+    /// a shard for as long; the store's.
     ///
     /// # Cancel safety
     ///
@@ -149,7 +150,8 @@ impl Consumer {
     /// # Ok(()) }
     /// ```
     pub async fn seek(&self, to: StartingPosition) -> Result<()> {
-        let mut listed = self.listed(None).await?;
+        let mut confirmations = Confirmations::default();
+        let mut listed = self.whole_listing(&mut confirmations).await?;
         let checkpoint = match to {
             StartingPosition::TrimHorizon => Checkpoint::TrimHorizon,
             StartingPosition::Latest => Checkpoint::AtTimestamp(listed.taken),
@@ -175,33 +177,32 @@ impl Consumer {
             let positions: Vec<_> =
                 ids.filter(|id| moved.insert(id.clone())).map(position).collect();
             self.edit(&Edit::Set { positions }, WhenHeld::Force).await?;
-            listed = self.listed(None).await?;
+            listed = self.whole_listing(&mut confirmations).await?;
         }
         self.see().await;
         Ok(())
     }
 
-    /// Lists the shards, or those that were open before a time, and tries again for a while what a retry
-    /// cures.
-    async fn listed(&self, open_before: Option<SystemTime>) -> Result<Listing> {
-        let (began, mut backoff, mut failed) = (Instant::now(), Backoff::new(LISTINGS), 0);
+    /// A moment by the server's clock that is not after now.
+    async fn now(&self) -> Result<SystemTime> {
+        let mut attempts = Attempts::new();
         loop {
-            let kinesis = &self.inner.kinesis;
-            let listed = match open_before {
-                Some(time) => kinesis.shards_open_before(time).await,
-                None => kinesis.shards().await,
-            };
-            let error = match listed {
-                Ok(listing) => return Ok(listing),
-                Err(failure) => self.here(failure.error),
-            };
-            let pause = backoff.failed();
-            if !error.is_temporary() || began.elapsed() + pause >= LONGEST_CALL {
-                return Err(error);
+            match self.inner.kinesis.shards().await {
+                Ok(listing) => return Ok(listing.taken),
+                Err(failure) => attempts.after(self, failure).await?,
             }
-            failed += 1;
-            self.inner.observer.tell(Event::retried(None, &error, failed));
-            sleep(pause).await;
+        }
+    }
+
+    /// Lists the shards until none that the application could read is missing.
+    async fn whole_listing(&self, confirmations: &mut Confirmations) -> Result<Listing> {
+        let table = self.table().await?;
+        let mut attempts = Attempts::new();
+        loop {
+            match confirmations.list_whole(&self.inner.kinesis, &table).await {
+                Ok(listing) => return Ok(listing),
+                Err(failure) => attempts.after(self, failure).await?,
+            }
         }
     }
 
@@ -212,11 +213,16 @@ impl Consumer {
         listed: &Listing,
     ) -> Result<BTreeSet<ShardId>> {
         let Checkpoint::AtTimestamp(time) = checkpoint else { return Ok(BTreeSet::new()) };
-        match self.listed(Some(*time)).await {
-            Ok(open_then) => Ok(listed.closed_before(&open_then)),
-            // What does not know the filter can still be moved.
-            Err(error) if error.kind() == ErrorKind::Rejected => Ok(BTreeSet::new()),
-            Err(error) => Err(error),
+        let mut attempts = Attempts::new();
+        loop {
+            match self.inner.kinesis.shards_open_before(*time).await {
+                Ok(open_then) => return Ok(listed.closed_before(&open_then)),
+                // What does not know the filter can still be moved.
+                Err(failure) if failure.error.kind() == ErrorKind::Rejected => {
+                    return Ok(BTreeSet::new());
+                }
+                Err(failure) => attempts.after(self, failure).await?,
+            }
         }
     }
 
@@ -245,6 +251,32 @@ impl Consumer {
 
     fn here(&self, error: Error) -> Error {
         error.in_stream(self.inner.kinesis.name())
+    }
+}
+
+/// The attempts of a listing, over at most [`LONGEST_CALL`].
+struct Attempts {
+    began: Instant,
+    backoff: Backoff,
+    failed: u32,
+}
+
+impl Attempts {
+    fn new() -> Self {
+        Self { began: Instant::now(), backoff: Backoff::new(LISTINGS), failed: 0 }
+    }
+
+    /// Backs off from a failure that a retry may cure.
+    async fn after(&mut self, consumer: &Consumer, failure: Failure) -> Result<()> {
+        let error = consumer.here(failure.error);
+        let pause = self.backoff.failed();
+        if !error.is_temporary() || self.began.elapsed() + pause >= LONGEST_CALL {
+            return Err(error);
+        }
+        self.failed += 1;
+        consumer.inner.observer.tell(Event::retried(None, &error, self.failed));
+        sleep(pause).await;
+        Ok(())
     }
 }
 

@@ -8,7 +8,9 @@ use tokio::time::{Instant, sleep};
 
 use super::absence::Absences;
 use super::changes::{Listed, is_of_other_stream};
-use super::confirmation::{CONFIRM_EACH, CONFIRMATIONS, Confirmations};
+use super::confirmation::{
+    CONFIRM_EACH, CONFIRMATIONS, Confirmations, is_past_retention, unknown_parents,
+};
 use super::patience::{Judgement, Patience};
 use super::start::{FirstPoll, Start, floor};
 use super::takeover::Takeover;
@@ -17,7 +19,7 @@ use crate::checkpoint::millis_of;
 use crate::error::{Error, ErrorKind, Failure, Remedy};
 use crate::observe::{Event, Observer};
 use crate::record::ShardId;
-use crate::source::{Kinesis, ListedShard, Listing, OnTrimmed, Position, unusable};
+use crate::source::{Kinesis, ListedShard, Listing, OnTrimmed, unusable};
 use crate::store::lease::{Change, Lease, Table};
 
 /// The longest pause while a stream is not found: there must be several answers before that is
@@ -152,13 +154,8 @@ impl Lister {
     ) -> Result<Listing, Failure> {
         let listing = self.kinesis.shards().await?;
         self.memory.learn_latest(listing.taken);
-        let ids: BTreeSet<&ShardId> = listing.shards.iter().map(|shard| &shard.id).collect();
-        let is_new = |id: &ShardId| before.leases.get(id).is_none_or(|it| it.parents.is_none());
-        let parents = listing.shards.iter().filter(|shard| is_new(&shard.id));
-        let parents: BTreeSet<&ShardId> = parents.flat_map(|shard| &shard.parents).collect();
-        let is_known = |id: &ShardId| ids.contains(id) || before.leases.contains_key(id);
-        let missing: Vec<&ShardId> = parents.into_iter().filter(|id| !is_known(id)).collect();
-        confirmations.confirm(&missing, |parent| self.is_past_retention(parent)).await?;
+        let missing = unknown_parents(&listing, before);
+        confirmations.confirm(&missing, |parent| is_past_retention(&self.kinesis, parent)).await?;
         self.confirm_other_starts(&listing, before).await?;
         Ok(listing)
     }
@@ -186,15 +183,6 @@ impl Lister {
             }
         }
         Ok(())
-    }
-
-    /// Whether Kinesis says that there is no such shard.
-    async fn is_past_retention(&self, shard: &ShardId) -> Result<bool, Failure> {
-        match self.kinesis.shard_iterator(shard, &Position::TrimHorizon).await {
-            Ok(_) => Ok(false),
-            Err(failure) if failure.remedy == Remedy::Gone => Ok(true),
-            Err(failure) => Err(failure),
-        }
     }
 
     /// Returns the shards that Kinesis proves to have been closed before a time; `None` if the stream is
@@ -245,7 +233,7 @@ impl Lister {
         let mut absent = Vec::new();
         for shard in idle.filter(|id| !ids.contains(id)) {
             // A failed call proves nothing.
-            if self.is_past_retention(shard).await.unwrap_or(false) {
+            if is_past_retention(&self.kinesis, shard).await.unwrap_or(false) {
                 absent.push(shard.clone());
             }
         }

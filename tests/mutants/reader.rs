@@ -335,6 +335,20 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["NotBeforeTheStart", "NothingIsLost", "Progress", "ParentsFirst", "FewErrors"],
     },
     Mistake {
+        what: "a seek uses a listing that lacks a shard",
+        file: "lineage/confirmation.rs",
+        right: "self.confirm(&missing, |shard| is_past_retention(kinesis, shard)).await?;",
+        wrong: "missing.clear();\n        self.confirm(&missing, |shard| is_past_retention(kinesis, shard)).await?;",
+        breaks: &["NotBeforeTheStart", "NothingIsLost"],
+    },
+    Mistake {
+        what: "a closed shard that was not open at the start holds nothing",
+        file: "source/listing.rs",
+        right: "open.values().flat_map(|shard| &shard.parents).collect();",
+        wrong: "listed.keys().copied().collect();",
+        breaks: &["NothingIsLost"],
+    },
+    Mistake {
         what: "one listing with another start suffices",
         file: "lineage/listing.rs",
         right: "if others.is_empty() {",
@@ -365,8 +379,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "three listings suffice without asking for an iterator",
         file: "lineage/listing.rs",
-        right: "if self.is_past_retention(shard).await.unwrap_or(false) {",
-        wrong: "if self.is_past_retention(shard).await.is_ok() {",
+        right: "if is_past_retention(&self.kinesis, shard).await.unwrap_or(false) {",
+        wrong: "if is_past_retention(&self.kinesis, shard).await.is_ok() {",
         breaks: &["NothingIsLost", "FewErrors", "LossesAreReported"],
     },
     Mistake {

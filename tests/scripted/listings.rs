@@ -6,7 +6,8 @@ use futures::StreamExt;
 use kinestream::store::Scope;
 use kinestream::testing::{Call, Kinesis, Outcome, WrongListing};
 use kinestream::{
-    Checkpoint, CheckpointOn, CheckpointStore, ErrorKind, MemoryStore, OnTrimmed, StartingPosition,
+    Checkpoint, CheckpointOn, CheckpointStore, ErrorKind, MemoryStore, OnTrimmed, Records, ShardId,
+    StartingPosition,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -185,6 +186,76 @@ async fn listing_by_time_without_a_closed_shard_ends_no_shard() {
             assert_eq!(read, expected, "{wrong:?}, by seek: {by_seek}");
         }
     }
+}
+
+/// A seek moves every shard that Kinesis keeps, whatever its first listings lack.
+#[tokio::test(start_paused = true)]
+async fn seek_moves_a_shard_that_its_listings_lack() {
+    let child: ShardId = "shardId-000000000001".parse().unwrap();
+    for wrong in [
+        WrongListing::Without(shard_zero()),
+        WrongListing::Without(child),
+        WrongListing::Stale(1),
+        WrongListing::Empty,
+    ] {
+        for times in [1, 2] {
+            let (kinesis, orders) = orders(1);
+            orders.shard(0).put("0");
+            let [left, right] = orders.shard(0).split();
+            left.put("1");
+            right.put("2");
+            let consumer = consumer(&kinesis).build().unwrap();
+            let mut records = consumer.records();
+            let read = async |records: &mut Records| {
+                let mut read: Vec<usize> = Vec::new();
+                while let Ok(next) = timeout(Duration::from_secs(20), records.next()).await {
+                    read.push(number(&next.unwrap().unwrap()));
+                }
+                read.sort_unstable();
+                read
+            };
+            assert_eq!(read(&mut records).await, [0, 1, 2]);
+            kinesis.next_calls("ListShards", times, Outcome::Mislisted(wrong.clone()));
+            consumer.seek(StartingPosition::TrimHorizon).await.unwrap();
+            assert_eq!(read(&mut records).await, [0, 1, 2], "{wrong:?}, {times} listings");
+        }
+    }
+}
+
+/// A shard that no worker knows yet begins where a seek has it begin.
+#[tokio::test(start_paused = true)]
+async fn seek_before_the_first_start_moves_a_closed_shard_that_its_listing_lacks() {
+    let kinesis = Kinesis::at(SystemTime::now() - Duration::from_secs(3600));
+    let orders = kinesis.create_stream("orders", 1);
+    orders.shard(0).put("0");
+    sleep(Duration::from_secs(5)).await;
+    let since = StartingPosition::AtTimestamp(kinesis.now());
+    sleep(Duration::from_secs(5)).await;
+    orders.shard(0).put("1");
+    orders.shard(0).split()[0].put("2");
+    kinesis.next_calls("ListShards", 3, Outcome::Mislisted(WrongListing::Without(shard_zero())));
+    let consumer = consumer(&kinesis).build().unwrap();
+    consumer.seek(since).await.unwrap();
+    let mut records = consumer.records();
+    for expected in [1, 2] {
+        assert_eq!(number(&next(&mut records).await), expected);
+    }
+    assert_silent(&mut records).await;
+}
+
+/// Parents that have left retention delay a seek by their confirmation, and only once.
+#[tokio::test(start_paused = true)]
+async fn seek_passes_a_parent_that_has_left_retention() {
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).split()[0].put("1");
+    orders.shard(0).expire();
+    let consumer = consumer(&kinesis).build().unwrap();
+    let began = Instant::now();
+    consumer.seek(StartingPosition::TrimHorizon).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(3), "a seek took {:?}", began.elapsed());
+    assert_eq!(calls(&kinesis, "GetShardIterator").len(), 3);
+    let mut records = consumer.records();
+    assert_eq!(number(&next(&mut records).await), 1);
 }
 
 /// The unfinished parent of listed children is missing from two listings, and then there again.

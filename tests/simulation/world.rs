@@ -40,7 +40,7 @@ pub(crate) const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
 
 /// How old the stream is when the story begins: longer than arrival times may be off, so that a listing
 /// by time shows the shards that were open before the start.
-const STREAM_AGE: Duration = Duration::from_secs(6 * 60);
+pub(crate) const STREAM_AGE: Duration = Duration::from_secs(6 * 60);
 
 /// Draws of what was added to the stories later.
 const STARVATION: u64 = 0x5354_4152_5645;

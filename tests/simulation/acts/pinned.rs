@@ -7,10 +7,17 @@ use kinestream::{ErrorKind, OnTrimmed, StartingPosition};
 use tokio::time::sleep;
 
 use super::Act;
+use super::reader::ActReader;
 use crate::truth::Promise;
+use crate::world::STREAM_AGE;
 
 impl Act {
     pub(super) async fn start_at_time(&mut self) {
+        if self.wrongs.u8(..4) != 0 {
+            // A listing by time then shows which shards were open before the start. The shards that come
+            // after that and are closed again hold records all the same.
+            sleep(STREAM_AGE).await;
+        }
         self.put_some(0..6);
         if self.rng.bool() {
             self.reshard();
@@ -33,9 +40,7 @@ impl Act {
         let by_seek = !self.rng.bool();
         let mut reader = if by_seek {
             let reader = self.begin(StartingPosition::Latest, OnTrimmed::Fail);
-            if let Err(error) = reader.seek(since).await {
-                self.breaks(Promise::FewErrors, format_args!("seek: {error}"));
-            }
+            self.seek(&reader, since).await;
             reader
         } else {
             self.begin(since, OnTrimmed::Fail)
@@ -44,9 +49,7 @@ impl Act {
         self.read_all(&mut reader, &new).await;
         self.check_order(&reader, false);
         self.check_errors(&reader, &[ErrorKind::Unavailable]);
-        // A seek does not find a closed shard that its listings lack, which is read from its beginning:
-        // more than wanted, and nothing less.
-        let is_early = |number: &&usize| !by_seek && **number < old;
+        let is_early = |number: &&usize| **number < old;
         for number in reader.delivered.iter().filter(is_early) {
             let promise = Promise::NotBeforeTheStart;
             self.breaks(promise, format_args!("record {number} is from before the start"));
@@ -54,7 +57,20 @@ impl Act {
         reader.close().await;
     }
 
-    /// The next listing may lack shards, closed ones too.
+    /// Repeats a seek that fails because its listings lack a shard.
+    async fn seek(&self, reader: &ActReader, to: StartingPosition) {
+        let mut sought = reader.seek(to).await;
+        for _ in 0..3 {
+            if sought.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable) {
+                sought = reader.seek(to).await;
+            }
+        }
+        if let Err(error) = sought {
+            self.breaks(Promise::FewErrors, format_args!("seek: {error}"));
+        }
+    }
+
+    /// The next listings may lack shards, closed ones too.
     fn lack_shards(&mut self) {
         let shards = self.orders.shards();
         let outcome = match self.rng.u8(..6) {
@@ -66,7 +82,8 @@ impl Act {
             }
             _ => Outcome::Served,
         };
-        self.truth.tell(format_args!("next listing: {outcome:?}"));
-        self.kinesis.next_calls("ListShards", 1, outcome);
+        let times = self.wrongs.usize(1..5);
+        self.truth.tell(format_args!("next {times} listings: {outcome:?}"));
+        self.kinesis.next_calls("ListShards", times, outcome);
     }
 }
