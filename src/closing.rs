@@ -1,9 +1,8 @@
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
-use crate::wakers::wake_all;
+use crate::wakers::{Waiters, wake_all};
 
 /// Signals once, to all streams of a consumer, that it is closed. Each clone wakes the waker that polled
 /// it last: a merge polls with another waker each time.
@@ -20,12 +19,12 @@ pub(crate) struct Closing {
 struct Signal {
     closed: AtomicBool,
     keys: AtomicU64,
-    /// The wakers by the keys of their clones.
-    waiting: Mutex<BTreeMap<u64, Waker>>,
+    /// By the keys of the clones.
+    waiting: Mutex<Waiters>,
 }
 
 impl Signal {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Waker>> {
+    fn lock(&self) -> MutexGuard<'_, Waiters> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -37,8 +36,8 @@ impl Closing {
 
     pub(crate) fn close(&self) {
         self.signal.closed.store(true, Ordering::SeqCst);
-        let waiting = std::mem::take(&mut *self.signal.lock());
-        wake_all(waiting.into_values());
+        let waiting = self.signal.lock().take();
+        wake_all(waiting);
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -50,13 +49,7 @@ impl Closing {
         if self.is_closed() {
             return Poll::Ready(());
         }
-        let before = {
-            let mut waiting = self.signal.lock();
-            match waiting.get(&self.key) {
-                Some(waker) if waker.will_wake(context.waker()) => None,
-                _ => waiting.insert(self.key, context.waker().clone()),
-            }
-        };
+        let before = self.signal.lock().wait(self.key, context.waker());
         drop(before);
         // It may have been closed before the waker was there.
         if self.is_closed() { Poll::Ready(()) } else { Poll::Pending }
@@ -72,14 +65,14 @@ impl Clone for Closing {
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        let before = self.signal.lock().remove(&self.key);
+        let before = self.signal.lock().remove(self.key);
         drop(before);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::task::Wake;
+    use std::task::{Wake, Waker};
 
     use super::*;
 

@@ -144,6 +144,7 @@
 //! [`prefetch`]: ConsumerBuilder::prefetch
 //! [`max_buffered_bytes`]: ConsumerBuilder::max_buffered_bytes
 
+#![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backoff;

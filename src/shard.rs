@@ -18,6 +18,7 @@ pub(crate) use crate::closing::Closing;
 use crate::error::Result;
 use crate::observe::Polls;
 use crate::record::{Record, ShardId};
+use crate::wakers::CallerWaker;
 
 pub(crate) use pulse::Pulse;
 pub(crate) use reading::{Ending, Plan, Reading};
@@ -113,13 +114,14 @@ pub struct ShardStream {
     handout: Handout,
     pulse: Option<Pulse>,
     polls: Arc<Polls>,
+    caller: CallerWaker,
 }
 
 impl ShardStream {
     /// `pulse` and `polls` are told of each poll.
     pub(crate) fn new(reading: Reading, pulse: Option<Pulse>, polls: Arc<Polls>) -> Self {
         let handout = Handout::new(reading.checkpoint_on());
-        Self { reading, handout, pulse, polls }
+        Self { reading, handout, pulse, polls, caller: CallerWaker::new() }
     }
 
     /// The shard's name.
@@ -142,21 +144,30 @@ impl ShardStream {
     }
 
     fn poll_record(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Record>>> {
-        let Self { reading, handout, pulse, .. } = self;
+        let Self { reading, handout, pulse, caller, .. } = self;
         if let Some(pulse) = pulse {
-            pulse.beat(context.waker());
+            pulse.beat(&caller.follow(context.waker()));
         }
+        handout.finish_last();
+        if reading.is_closed() {
+            handout.clear();
+        }
+        let record = handout.next();
+        if record.is_some() {
+            return Poll::Ready(record);
+        }
+        // Most polls do not come so far.
+        let waker = caller.follow(context.waker());
+        let context = &mut Context::from_waker(&waker);
         loop {
-            handout.finish_last();
-            if reading.is_closed() {
-                handout.clear();
-            }
-            let record = handout.next();
-            if record.is_some() {
-                return Poll::Ready(record);
-            }
             match ready!(reading.poll_run(context)) {
-                Some(Ok(run)) => handout.give(run),
+                Some(Ok(run)) => {
+                    handout.give(run);
+                    let record = handout.next();
+                    if record.is_some() {
+                        return Poll::Ready(record);
+                    }
+                }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => return Poll::Ready(None),
             }

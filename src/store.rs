@@ -218,7 +218,7 @@ pub use memory::MemoryStore;
 pub use redis::RedisStore;
 pub use scope::Scope;
 pub(crate) use scope::{Mark, parse_arn};
-pub(crate) use writer::{Rhythm, Watched, Writer};
+pub(crate) use writer::{ReaderGate, Rhythm, Watched, Writer};
 
 /// Keeps, for each application and stream, how far each shard has been read.
 ///

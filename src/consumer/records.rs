@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::observe::Polls;
 use crate::record::Record;
 use crate::shard::{CheckpointOn, Handout, Pulse, Reading};
+use crate::wakers::CallerWaker;
 
 /// Every record of a stream: its shards, merged.
 ///
@@ -50,6 +51,7 @@ pub struct Records {
     handout: Handout,
     pulse: Option<Pulse>,
     polls: Arc<Polls>,
+    caller: CallerWaker,
 }
 
 impl Records {
@@ -62,13 +64,14 @@ impl Records {
             shards: Some(shards),
             merged: SelectAll::new(),
             handout: Handout::new(checkpoint_on),
+            caller: CallerWaker::new(),
         }
     }
 
     /// Takes in the shards that may be read now. An error is the caller's to see.
     fn poll_shards(&mut self, context: &mut Context<'_>) -> Result<()> {
         while let Some(shards) = &mut self.shards {
-            match Pin::new(shards).poll_next(context) {
+            match shards.poll_shard(context) {
                 Poll::Ready(Some(shard)) => self.merged.push(shard?.into_runs(self.pulse.as_ref())),
                 Poll::Ready(None) => self.shards = None,
                 Poll::Pending => break,
@@ -90,22 +93,31 @@ impl Records {
 impl Records {
     fn poll_record(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Record>>> {
         if let Some(pulse) = &self.pulse {
-            pulse.beat(context.waker());
+            pulse.beat(&self.caller.follow(context.waker()));
         }
         self.handout.finish_last();
         if self.shards.as_ref().is_some_and(Shards::is_closed) {
             self.handout.clear();
         }
+        let record = self.handout.next();
+        if record.is_some() {
+            return Poll::Ready(record);
+        }
+        // Most polls do not come so far.
+        let waker = self.caller.follow(context.waker());
+        let context = &mut Context::from_waker(&waker);
         loop {
-            let record = self.handout.next();
-            if record.is_some() {
-                return Poll::Ready(record);
-            }
             if let Err(error) = self.poll_shards(context) {
                 return Poll::Ready(Some(Err(self.after(error))));
             }
             match Pin::new(&mut self.merged).poll_next(context) {
-                Poll::Ready(Some(Ok(run))) => self.handout.give(run),
+                Poll::Ready(Some(Ok(run))) => {
+                    self.handout.give(run);
+                    let record = self.handout.next();
+                    if record.is_some() {
+                        return Poll::Ready(record);
+                    }
+                }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(self.after(error)))),
                 // Between a parent and its children there may be nothing to read for a while.
                 Poll::Ready(None) if self.shards.is_some() => return Poll::Pending,

@@ -10,6 +10,7 @@ use super::session::{Running, Session};
 use crate::error::{Error, Result};
 use crate::observe::Polls;
 use crate::shard::{Closing, Pulse, ShardStream};
+use crate::wakers::CallerWaker;
 
 /// The shards of a stream, each as a [`ShardStream`]: those there are at the start, those that come
 /// by resharding when their parents are finished, and those that are gained from other workers.
@@ -40,6 +41,7 @@ use crate::shard::{Closing, Pulse, ShardStream};
 pub struct Shards {
     state: State,
     polls: Arc<Polls>,
+    caller: CallerWaker,
 }
 
 enum State {
@@ -58,13 +60,17 @@ enum State {
 impl Shards {
     pub(super) fn refused(error: Error) -> Self {
         // Nobody looks at how often an error is asked for.
-        Self { state: State::Refused(error), polls: Arc::default() }
+        Self::with(State::Refused(error), Arc::default())
     }
 
     pub(super) fn new(session: Session) -> Self {
         let polls = session.consumer().inner.observer.polls();
         polls.of_shards();
-        Self { state: State::Idle(Arc::new(session)), polls }
+        Self::with(State::Idle(Arc::new(session)), polls)
+    }
+
+    fn with(state: State, polls: Arc<Polls>) -> Self {
+        Self { state, polls, caller: CallerWaker::new() }
     }
 
     /// Where its polls are noted.
@@ -92,27 +98,35 @@ impl Shards {
 }
 
 impl Shards {
-    fn poll_shard(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<ShardStream>>> {
+    /// The next shard, for a caller whose waker is taken care of. A panic leaves the state as it was.
+    pub(super) fn poll_shard(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<ShardStream>>> {
         loop {
-            match std::mem::replace(&mut self.state, State::Done) {
+            match &mut self.state {
                 State::Done => return Poll::Ready(None),
-                State::Refused(error) => return Poll::Ready(Some(Err(error))),
+                State::Refused(_) => {
+                    let refused = std::mem::replace(&mut self.state, State::Done);
+                    let State::Refused(error) = refused else { continue };
+                    return Poll::Ready(Some(Err(error)));
+                }
                 State::Idle(session) => {
                     let running = session.start();
                     let closing = session.consumer().inner.closing.clone();
+                    let session = Arc::clone(session);
                     self.state = State::Running { running, closing, session };
                 }
-                State::Running { mut running, mut closing, session } => {
-                    if closing.poll_closed(context).is_ready() {
+                State::Running { running, closing, .. } => {
+                    let opening = match closing.poll_closed(context) {
+                        Poll::Ready(()) => None,
+                        Poll::Pending => ready!(running.poll_opening(context)),
+                    };
+                    let Some(opening) = opening else {
+                        self.state = State::Done;
                         return Poll::Ready(None);
-                    }
-                    let opening = running.poll_opening(context);
-                    if let Poll::Ready(None) = opening {
-                        return Poll::Ready(None);
-                    }
-                    let shard = opening.map_ok(|opening| running.open(opening));
-                    self.state = State::Running { running, closing, session };
-                    return Poll::Ready(ready!(shard));
+                    };
+                    return Poll::Ready(Some(opening.map(|opening| running.open(opening))));
                 }
             }
         }
@@ -123,7 +137,8 @@ impl Stream for Shards {
     type Item = Result<ShardStream>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let polled = self.poll_shard(context);
+        let waker = self.caller.follow(context.waker());
+        let polled = self.poll_shard(&mut Context::from_waker(&waker));
         self.polls.polled(polled)
     }
 }

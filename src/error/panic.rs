@@ -7,7 +7,8 @@
 //! | store: tables and edits | the caller's own call | nothing changed here |
 //! | HTTP client, interceptors, credentials provider | a shard's fetches, listings | the position behind the last answer |
 //! | metrics recorder, tracing layer | every task, the caller's polls, `ack()` | one measurement or log line is missing |
-//! | wakers of streams | every task, the caller's own calls; never under a lock | the others are woken, and a task that woke it is restarted |
+//! | wakers of streams: `clone` | the caller's polls; never under a lock | the stream as it was; the poll panics |
+//! | wakers of streams: `wake`, `drop` | every task, the caller's own calls; never under a lock | the others are woken, and a wake is repeated |
 //!
 //! Each call is contained where it is made. A panic that gets past that is caught by the task, which
 //! restarts with the state that it has, or reports an error.

@@ -9,6 +9,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Event;
+use crate::wakers::CallerWaker;
 
 /// What happens to a consumer, as it happens.
 ///
@@ -37,13 +38,14 @@ use super::Event;
 /// ```
 #[must_use = "streams do nothing unless polled"]
 pub struct Events {
-    events: BoxStream<'static, Event>,
+    inner: BoxStream<'static, Event>,
     has_ended: bool,
+    caller: CallerWaker,
 }
 
 impl Events {
     pub(super) fn new(mut receiver: Receiver<Event>) -> Self {
-        let events = stream! {
+        let inner = stream! {
             loop {
                 match receiver.recv().await {
                     Ok(event) => yield event,
@@ -52,7 +54,7 @@ impl Events {
                 }
             }
         };
-        Self { events: Box::pin(events), has_ended: false }
+        Self { inner: Box::pin(inner), has_ended: false, caller: CallerWaker::new() }
     }
 }
 
@@ -63,7 +65,8 @@ impl Stream for Events {
         if self.has_ended {
             return Poll::Ready(None);
         }
-        let next = self.events.as_mut().poll_next(context);
+        let waker = self.caller.follow(context.waker());
+        let next = self.inner.as_mut().poll_next(&mut Context::from_waker(&waker));
         self.has_ended = matches!(next, Poll::Ready(None));
         next
     }

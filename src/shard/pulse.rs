@@ -32,7 +32,7 @@ impl Pulse {
         Self(Arc::new(Mutex::new(beat)))
     }
 
-    /// The stream was polled.
+    /// The stream was polled; `waker` is of its [`CallerWaker`](crate::wakers::CallerWaker).
     pub(crate) fn beat(&self, waker: &Waker) {
         let before = {
             let mut beat = self.lock();

@@ -34,7 +34,7 @@ use crate::error::{Error, Result};
 use crate::observe::{Event, ShardObserver};
 use crate::record::{Mark, ShardId};
 use crate::source::{Fetched, KnownShard, Source};
-use crate::store::Writer;
+use crate::store::{ReaderGate, Writer};
 
 /// What a shard is read with.
 pub(crate) struct Plan {
@@ -78,9 +78,8 @@ pub(crate) struct Reading {
     /// The store is looked at once a run.
     longest_run: usize,
     watermark: Arc<Watermark>,
-    writer: Writer,
-    /// The save that the next record waits for.
-    until_saved: Option<u64>,
+    /// Open while the store saves.
+    gate: ReaderGate,
     /// Closed when the writer's task is dropped with its runtime.
     writer_gone: Closing,
     closing: Closing,
@@ -115,9 +114,8 @@ impl Reading {
             prefetch: plan.prefetch,
             longest_run: if plan.save_each { 1 } else { LONGEST_RUN },
             watermark: plan.watermark,
-            until_saved: None,
             writer_gone: plan.writer.gone(),
-            writer: plan.writer,
+            gate: plan.writer.gate(),
             closing: plan.closing,
             tenure: plan.tenure,
             ended: plan.ended,
@@ -163,7 +161,7 @@ impl Reading {
             self.state = State::Done;
             return Poll::Ready(None);
         }
-        if let Err(error) = ready!(self.writer.poll_open(context, &mut self.until_saved)) {
+        if let Err(error) = ready!(self.gate.poll_open(context)) {
             return Poll::Ready(Some(Err(error)));
         }
         loop {

@@ -12,16 +12,15 @@
 //! read for each record: the wall clock goes on in a machine that sleeps, and the monotonic clock
 //! cannot be set back. The lease is over as soon as one of them says so.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use super::Closing;
-use crate::wakers::wake_all;
+use crate::wakers::{Waiters, wake_all};
 
 /// A moment by both clocks of this host.
 #[derive(Debug, Clone, Copy)]
@@ -127,7 +126,7 @@ impl Clone for Tenure {
 
 impl Drop for Tenure {
     fn drop(&mut self) {
-        let before = self.hold.validity.waiting().remove(&self.key);
+        let before = self.hold.validity.waiting().remove(self.key);
         drop(before);
     }
 }
@@ -140,8 +139,8 @@ pub(crate) struct Validity {
     /// It is not known to be any longer.
     is_doubtful: AtomicBool,
     keys: AtomicU64,
-    /// At most one for each handle, by its key. Woken and dropped without the lock.
-    waiting: Mutex<BTreeMap<u64, Waker>>,
+    /// By the keys of the handles.
+    waiting: Mutex<Waiters>,
 }
 
 impl Default for Validity {
@@ -167,8 +166,8 @@ impl Validity {
     pub(crate) fn extend(&self, from: Moment, time: Duration) {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Some(from.after(time));
         self.is_doubtful.store(false, Ordering::SeqCst);
-        let waiting = std::mem::take(&mut *self.waiting());
-        wake_all(waiting.into_values());
+        let waiting = self.waiting().take();
+        wake_all(waiting);
     }
 
     /// The leases may be another's by now.
@@ -193,15 +192,13 @@ impl Validity {
         if self.holds() {
             return Poll::Ready(());
         }
-        // Cloning a waker, like dropping one, may run code of the caller.
-        let waker = context.waker().clone();
-        let before = self.waiting().insert(key, waker);
+        let before = self.waiting().wait(key, context.waker());
         drop(before);
         // It may have been extended before the waker was there.
         if self.holds() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, BTreeMap<u64, Waker>> {
+    fn waiting(&self) -> MutexGuard<'_, Waiters> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -242,7 +239,7 @@ pub(crate) fn time_on_the_wall() -> SystemTime {
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod tests {
-    use std::task::Wake;
+    use std::task::{Wake, Waker};
 
     use futures::FutureExt;
 

@@ -17,7 +17,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -33,7 +33,7 @@ use crate::closing::Closing;
 use crate::error::{Error, ErrorKind, Result, TOLERATED, contain};
 use crate::observe::{Event, Observer, Task, log_line};
 use crate::record::ShardId;
-use crate::wakers::wake_all;
+use crate::wakers::{Waiters, wake_all};
 
 pub(crate) use watch::Watched;
 use watch::{Place, WatchList};
@@ -70,6 +70,8 @@ struct Shared {
     attention: AtomicBool,
     /// Closed where the task has ended before its time, with its runtime.
     gone: Closing,
+    /// The keys of readers, so far.
+    keys: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -87,7 +89,8 @@ struct State {
     report: Option<Error>,
     /// It was, since the last save.
     is_told: bool,
-    waiting: Vec<Waker>,
+    /// The readers that wait for the gate, by the keys of their handles.
+    waiting: Waiters,
 }
 
 /// A position that is to be saved.
@@ -124,6 +127,7 @@ impl Writer {
             urgent: Notify::new(),
             attention: AtomicBool::new(false),
             gone: Closing::new(),
+            keys: AtomicU64::new(0),
         });
         let (requests, received) = mpsc::unbounded_channel();
         let task = Saving {
@@ -186,36 +190,58 @@ impl Writer {
         answered.await.unwrap_or_else(|_closed| Err(gone()))
     }
 
-    /// Ready when records may be handed out; an error where the store's failing is to be told.
+    /// Returns the gate for one reader. It keeps a handle of the task.
+    pub(crate) fn gate(&self) -> ReaderGate {
+        let key = self.shared.keys.fetch_add(1, Ordering::Relaxed);
+        ReaderGate { writer: self.clone(), key, until: None }
+    }
+}
+
+/// What one reader asks before it delivers records.
+#[derive(Debug)]
+pub(crate) struct ReaderGate {
+    writer: Writer,
+    /// Of this reader, among those that wait.
+    key: u64,
+    /// How many positions had advanced when the reader first asked, where those are to be saved before it
+    /// delivers the next record.
+    until: Option<u64>,
+}
+
+impl ReaderGate {
+    /// Ready when records may be delivered; an error where the failure of the store is to be reported.
     ///
     /// Where each position is saved before the next record, that is when those are saved that had
-    /// advanced when the reader first asked. `until` keeps how many they were, from poll to poll.
-    pub(crate) fn poll_open(
-        &self,
-        context: &mut Context<'_>,
-        until: &mut Option<u64>,
-    ) -> Poll<Result<()>> {
-        if !self.shared.attention.load(Ordering::Acquire) {
-            *until = None;
+    /// advanced when the reader first asked.
+    pub(crate) fn poll_open(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        let shared = &self.writer.shared;
+        if !shared.attention.load(Ordering::Acquire) {
+            self.until = None;
             return Poll::Ready(Ok(()));
         }
-        let waker = context.waker().clone();
-        let mut state = self.shared.lock();
+        let mut state = shared.lock();
         if let Some(error) = state.report.take()
             && !std::mem::replace(&mut state.is_told, true)
         {
             return Poll::Ready(Err(error));
         }
-        let saved = *until.get_or_insert(state.advanced) <= state.saved;
+        let saved = *self.until.get_or_insert(state.advanced) <= state.saved;
         if state.gate == Gate::Open && saved {
-            *until = None;
-            self.shared.look(&state);
+            self.until = None;
+            shared.look(&state);
             return Poll::Ready(Ok(()));
         }
-        if !state.waiting.iter().any(|waiting| waiting.will_wake(&waker)) {
-            state.waiting.push(waker);
-        }
+        let before = state.waiting.wait(self.key, context.waker());
+        drop(state);
+        drop(before);
         Poll::Pending
+    }
+}
+
+impl Drop for ReaderGate {
+    fn drop(&mut self) {
+        let before = self.writer.shared.lock().waiting.remove(self.key);
+        drop(before);
     }
 }
 
@@ -280,11 +306,11 @@ impl Shared {
     }
 
     /// Those who are to be woken when the lock is released.
-    #[must_use]
-    fn set_gate(&self, state: &mut State, gate: Gate) -> Vec<Waker> {
+    #[must_use = "they are woken without the lock"]
+    fn set_gate(&self, state: &mut State, gate: Gate) -> impl Iterator<Item = Waker> + use<> {
         state.gate = gate;
         self.look(state);
-        std::mem::take(&mut state.waiting)
+        state.waiting.take()
     }
 
     /// Moves what has changed to `pending`, and gives a copy of it all, with how many times positions

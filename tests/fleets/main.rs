@@ -38,6 +38,8 @@ mod operator;
 #[path = "../simulation/panics.rs"]
 mod panics;
 mod plan;
+#[path = "../support/raw_waker.rs"]
+mod raw_waker;
 mod reach;
 mod records;
 mod regions;

@@ -132,8 +132,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "streams are woken under the lock of their leases",
         file: "shard/tenure.rs",
-        right: "self.is_doubtful.store(false, Ordering::SeqCst);\n        let waiting = std::mem::take(&mut *self.waiting());\n        wake_all(waiting.into_values());",
-        wrong: "self.is_doubtful.store(false, Ordering::SeqCst);\n        let mut waiting = self.waiting();\n        wake_all(std::mem::take(&mut *waiting).into_values());",
+        right: "self.is_doubtful.store(false, Ordering::SeqCst);\n        let waiting = self.waiting().take();\n        wake_all(waiting);",
+        wrong: "self.is_doubtful.store(false, Ordering::SeqCst);\n        let mut waiting = self.waiting();\n        wake_all(waiting.take());\n        drop(waiting);",
         breaks: &["Progress"],
     },
     Mistake {

@@ -314,6 +314,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["Progress"],
     },
     Mistake {
+        what: "a stream waits by the waker of its caller",
+        file: "wakers/caller.rs",
+        right: "let is_known = self",
+        wrong: "if !waker.data().is_null() {\n return waker.clone();\n }\n let is_known = self",
+        breaks: &["Progress"],
+    },
+    Mistake {
         what: "an answer without a next position ends a shard that is listed",
         file: "source/doubt.rs",
         right: "Ok(standing) if standing.has_ended => return",

@@ -31,6 +31,8 @@ mod packed;
 mod panics;
 mod parents;
 mod polling;
+#[path = "../support/raw_waker.rs"]
+mod raw_waker;
 mod reach;
 mod recipe;
 mod resharding;
@@ -43,6 +45,7 @@ mod takeover;
 mod unanswered;
 mod unreadable;
 mod waiting;
+mod wakers;
 mod watched;
 
 use std::time::Duration;

@@ -1,9 +1,10 @@
 //! How streams are polled: by wakers that poll at once, and on other runtimes.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use kinestream::store::Scope;
 use kinestream::{CheckpointOn, CheckpointStore, ErrorKind, MemoryStore, Record};
 use tokio::runtime::{Builder, Runtime};
@@ -20,7 +21,7 @@ fn runtime() -> Runtime {
 }
 
 /// Runs a story in a thread of its own, since one that deadlocks never ends.
-fn without_deadlock<F: Future<Output = ()>>(story: impl FnOnce() -> F + Send + 'static) {
+pub(crate) fn without_deadlock<F: Future<Output = ()>>(story: impl FnOnce() -> F + Send + 'static) {
     let (done, ended) = mpsc::channel();
     let thread = std::thread::spawn(move || {
         runtime().block_on(story());
@@ -207,5 +208,19 @@ fn shard_stream_on_another_runtime_than_its_own_ends_with_an_error() {
         assert_eq!(error.kind(), ErrorKind::RuntimeShutdown);
         assert!(shards.next().await.is_none());
         drop(held);
+    });
+}
+
+/// The panic that the documentation names leaves a stream that can be polled where it should have been.
+#[test]
+fn stream_polled_outside_of_a_runtime_can_be_polled_within_one_afterwards() {
+    let (kinesis, orders) = orders(1);
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    let outside = catch_unwind(AssertUnwindSafe(|| records.next().now_or_never().is_some()));
+    assert!(outside.is_err());
+    runtime().block_on(async {
+        orders.shard(0).put("0");
+        assert_eq!(number(&next(&mut records).await), 0);
     });
 }

@@ -1,14 +1,16 @@
 //! Polls a stream by its waker, on the stack of the task that wakes it, while the caller waits for an item.
 
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
 use futures::{Stream, StreamExt};
 
-use crate::panics::{Panics, Part};
+use crate::panics::{Panics, Part, is_deliberate};
+use crate::raw_waker::{WakerCall, WakerCode, raw_waker};
 
 /// The most polls in a row. A stream that has used up its share of the task's time is polled again later.
 const MOST_POLLS: usize = 16;
@@ -34,6 +36,8 @@ struct Shared<S: Stream> {
     /// It was woken while it was polled.
     again: AtomicBool,
     found: Mutex<Option<Next<S>>>,
+    /// The waker of a poll is dropped here and not by the crate.
+    drops_own: AtomicBool,
     /// The caller's own waker.
     caller: AtomicWaker,
     panics: Panics,
@@ -46,6 +50,7 @@ impl<S: Stream<Item: Send> + Unpin + Send + 'static> Inline<S> {
             is_asked_for: AtomicBool::new(false),
             again: AtomicBool::new(false),
             found: Mutex::default(),
+            drops_own: AtomicBool::new(false),
             caller: AtomicWaker::new(),
             panics,
         }))
@@ -111,29 +116,51 @@ impl<S: Stream<Item: Send> + Unpin + Send + 'static> Shared<S> {
                 return self.caller.wake();
             }
             self.again.store(false, Ordering::SeqCst);
-            let waker = Waker::from(Arc::clone(self));
             let Some(stream) = &mut *stream else { return };
-            if let Poll::Ready(next) = stream.poll_next_unpin(&mut Context::from_waker(&waker)) {
+            if let Poll::Ready(next) = self.poll_once(stream) {
                 self.is_asked_for.store(false, Ordering::SeqCst);
                 *self.found.lock().unwrap() = Some(next);
                 self.caller.wake();
             }
         }
     }
+
+    /// Polls with a new waker, and again if the clone of that waker has panicked.
+    fn poll_once(self: &Arc<Self>, stream: &mut S) -> Poll<Next<S>> {
+        loop {
+            let waker = raw_waker(Arc::new(Code(Arc::clone(self))));
+            let poll = || stream.poll_next_unpin(&mut Context::from_waker(&waker));
+            let polled = catch_unwind(AssertUnwindSafe(poll));
+            self.drops_own.store(true, Ordering::SeqCst);
+            drop(waker);
+            self.drops_own.store(false, Ordering::SeqCst);
+            match polled {
+                Ok(polled) => return polled,
+                Err(panic) if is_deliberate(&*panic) => {}
+                Err(panic) => resume_unwind(panic),
+            }
+        }
+    }
 }
 
-impl<S: Stream<Item: Send> + Unpin + Send + 'static> Wake for Shared<S> {
-    fn wake(self: Arc<Self>) {
-        // The caller polls it again all the same.
-        self.again.store(true, Ordering::SeqCst);
-        self.caller.wake();
-        // A panic within the reader's own poll would be the caller's.
-        let is_polled = matches!(self.stream.try_lock(), Err(TryLockError::WouldBlock));
-        if !is_polled {
-            self.panics.maybe(Part::Waker);
-        }
-        if self.panics.polls_inline() {
-            self.poll();
+/// The code of a waker.
+struct Code<S: Stream>(Arc<Shared<S>>);
+
+impl<S: Stream<Item: Send> + Unpin + Send + 'static> WakerCode for Code<S> {
+    fn call(&self, call: WakerCall) {
+        let Self(shared) = self;
+        match call {
+            WakerCall::Drop if shared.drops_own.load(Ordering::SeqCst) => {}
+            WakerCall::Clone | WakerCall::Drop => shared.panics.maybe(Part::Waker),
+            WakerCall::Wake => {
+                // The caller polls it again all the same.
+                shared.again.store(true, Ordering::SeqCst);
+                shared.caller.wake();
+                shared.panics.maybe(Part::Waker);
+                if shared.panics.polls_inline() {
+                    shared.poll();
+                }
+            }
         }
     }
 }

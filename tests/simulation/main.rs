@@ -26,6 +26,8 @@ mod merged;
 mod neighbour;
 mod panics;
 mod plan;
+#[path = "../support/raw_waker.rs"]
+mod raw_waker;
 mod reader;
 mod retention;
 #[path = "../support/seeds.rs"]

@@ -1,6 +1,7 @@
 //! Panics in every piece of code that the crate is given: the store, an interceptor of the client, the
 //! metrics recorder, the tracing layer, and the reader's waker.
 
+use std::any::Any;
 use std::fmt;
 use std::panic;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,6 +33,7 @@ pub(crate) enum Part {
     CallAfter,
     Recorder,
     Layer,
+    /// The clone, a wake or the drop of the reader's waker.
     Waker,
 }
 
@@ -151,6 +153,11 @@ impl Panics {
         }
         tracing::subscriber::with_default(Layer(self.clone()), || recorded(self, story))
     }
+}
+
+/// Whether a panic is one of these.
+pub(crate) fn is_deliberate(panic: &(dyn Any + Send)) -> bool {
+    panic.downcast_ref::<String>().is_some_and(|said| said.starts_with(DELIBERATE))
 }
 
 /// Deliberate panics are no news.

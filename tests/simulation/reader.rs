@@ -330,14 +330,13 @@ impl Reader {
                 self.plan.distorted || self.next.is_empty() && !self.told.contains(&kind)
             }
             // Once, until the shard has been read again; a caller who was away hears of each.
-            // A waker that panics ends the task that fetches, and the next one says it again.
             ErrorKind::Denied => error.shard_id().is_some_and(|shard| {
                 let told = self.denied.entry(shard.to_owned()).or_default();
                 *told += 1;
-                *told <= self.outages(shard) + self.panics.fired(&[Part::Waker])
+                *told <= self.outages(shard)
             }),
-            // One for three panics, or for one of a waker, which ends a task of the crate; or a start
-            // that something else had delayed before.
+            // One for three panics, none for those of wakers; or a start that something else had delayed
+            // before.
             ErrorKind::Panicked => {
                 let told = self.told.iter().filter(|told| **told == kind).count();
                 let wakers = self.panics.fired(&[Part::Waker]);
@@ -345,7 +344,7 @@ impl Reader {
                 let shard = error.shard_id().filter(|_| ends_shard);
                 self.restarted.extend(shard.map(|id| index_of(&id.parse().expect("a shard"))));
                 let others = self.panics.all_fired() - wakers;
-                told < wakers + others / 3 || self.next.is_empty()
+                told < others / 3 || self.next.is_empty()
             }
             // Wrong answers that have lasted for a minute, once each time.
             ErrorKind::Rejected => self.plan.distorted,

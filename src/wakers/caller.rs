@@ -1,0 +1,185 @@
+//! Wraps the waker of a stream's caller in one that is cloned and dropped without code of the caller.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Wake, Waker};
+
+use crate::error::contain_call;
+
+/// The attempts at a wake that panics. The caller may not be woken by a wake that panics, and would never poll
+/// again; a needless wake costs one poll.
+const ATTEMPTS: usize = 3;
+
+/// Keeps the waker of the caller's last poll, and wakes it by a waker that stays the same while the stream lives.
+pub(crate) struct CallerWaker {
+    slot: Arc<Slot>,
+    /// Of the slot.
+    waker: Waker,
+}
+
+impl CallerWaker {
+    pub(crate) fn new() -> Self {
+        let slot = Arc::new(Slot(Mutex::default()));
+        Self { waker: Waker::from(Arc::clone(&slot)), slot }
+    }
+
+    /// Keeps the waker of a poll. Returns the waker to register.
+    ///
+    /// # Panics
+    ///
+    /// When the clone of the caller's waker panics; the waker of the poll before is kept.
+    pub(crate) fn follow(&self, waker: &Waker) -> Waker {
+        let is_known = self.slot.lock().as_ref().is_some_and(|last| last.will_wake(waker));
+        if !is_known {
+            let waker = Arc::new(Contained::new(waker.clone()));
+            let before = self.slot.lock().replace(waker);
+            drop(before);
+        }
+        self.waker.clone()
+    }
+}
+
+impl Drop for CallerWaker {
+    /// Drops the caller's waker here: registered wakers keep the slot, and may be dropped under a lock.
+    fn drop(&mut self) {
+        let last = self.slot.lock().take();
+        drop(last);
+    }
+}
+
+/// Never locked while code of the caller runs.
+struct Slot(Mutex<Option<Arc<Contained>>>);
+
+impl Slot {
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Contained>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Slot {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let last = self.lock().clone();
+        if let Some(waker) = last {
+            waker.wake();
+        }
+    }
+}
+
+/// A waker of the caller, of which no panic comes out. `None` only while it is dropped.
+struct Contained(Option<Waker>);
+
+impl Contained {
+    fn new(waker: Waker) -> Self {
+        Self(Some(waker))
+    }
+
+    fn will_wake(&self, other: &Waker) -> bool {
+        self.0.as_ref().is_some_and(|waker| waker.will_wake(other))
+    }
+
+    fn wake(&self) {
+        let wake = || self.0.as_ref().map(Waker::wake_by_ref);
+        let _is_awake = (0..ATTEMPTS).any(|_| contain_call(wake).is_ok());
+    }
+}
+
+impl Drop for Contained {
+    fn drop(&mut self) {
+        let waker = self.0.take();
+        let _panic = contain_call(|| drop(waker));
+    }
+}
+
+impl fmt::Debug for CallerWaker {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("CallerWaker")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Counts what is done with it, and panics in its first wakes and in its drop.
+    struct Caller {
+        panics: usize,
+        wakes: Arc<AtomicUsize>,
+        drops: Arc<AtomicUsize>,
+    }
+
+    impl Wake for Caller {
+        fn wake(self: Arc<Self>) {
+            self.wake_by_ref();
+        }
+
+        fn wake_by_ref(self: &Arc<Self>) {
+            let woken = self.wakes.fetch_add(1, Ordering::SeqCst);
+            assert!(woken >= self.panics, "a wake panics");
+        }
+    }
+
+    impl Drop for Caller {
+        fn drop(&mut self) {
+            self.drops.fetch_add(1, Ordering::SeqCst);
+            std::panic::resume_unwind(Box::new("a drop panics"));
+        }
+    }
+
+    fn caller(panics: usize) -> (Waker, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+        let (wakes, drops) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+        let caller = Caller { panics, wakes: Arc::clone(&wakes), drops: Arc::clone(&drops) };
+        (Waker::from(Arc::new(caller)), wakes, drops)
+    }
+
+    #[test]
+    fn waker_of_one_stream_stays_the_same_and_wakes_the_last_caller() {
+        let caller_waker = CallerWaker::new();
+        let (first, first_wakes, first_drops) = caller(0);
+        let (second, second_wakes, _) = caller(0);
+        let ours = caller_waker.follow(&first);
+        assert!(ours.will_wake(&caller_waker.follow(&first)));
+        ours.wake_by_ref();
+        std::mem::forget(first);
+        assert!(ours.will_wake(&caller_waker.follow(&second)));
+        std::mem::forget(second);
+        ours.wake();
+        let wakes = [first_wakes, second_wakes].map(|wakes| wakes.load(Ordering::SeqCst));
+        assert_eq!(wakes, [1, 1]);
+        assert_eq!(first_drops.load(Ordering::SeqCst), 0, "the test itself keeps it");
+    }
+
+    #[test]
+    fn wake_that_panics_is_repeated_at_most_three_times() {
+        for (panics, expected) in [(0, 1), (1, 2), (2, 3), (9, 3)] {
+            let caller_waker = CallerWaker::new();
+            let (theirs, wakes, _) = caller(panics);
+            let ours = caller_waker.follow(&theirs);
+            std::mem::forget(theirs);
+            ours.wake();
+            assert_eq!(wakes.load(Ordering::SeqCst), expected);
+        }
+    }
+
+    #[test]
+    fn dropped_stream_drops_the_waker_once_even_during_an_unwind() {
+        let caller_waker = CallerWaker::new();
+        let (theirs, wakes, drops) = caller(0);
+        let ours = caller_waker.follow(&theirs);
+        let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let _caller_waker = caller_waker;
+            // The test's own reference is not the last one.
+            drop(theirs);
+            std::panic::resume_unwind(Box::new("the caller panics"));
+        }));
+        assert!(unwound.is_err());
+        assert_eq!(drops.load(Ordering::SeqCst), 1);
+        ours.wake();
+        assert_eq!(wakes.load(Ordering::SeqCst), 0);
+    }
+}
