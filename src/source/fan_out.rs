@@ -153,6 +153,13 @@ impl FanOut {
         let lag = named.lag.then_some(event.millis_behind_latest);
         let first = event.records.first();
         let is_tip = lag.is_some_and(|lag| lag <= 0) || next.is_none() && children.is_some();
+        if let Some(first) = first
+            && !self.placed
+            && self.progress.may_be_overtaken(first).await
+        {
+            // A new subscription at the last record shows what has left retention behind it.
+            return Ok(());
+        }
         let beginning = self.progress.judge_beginning(first, is_tip).await?;
         if matches!(beginning, Beginning::Replaced | Beginning::Postponed) {
             return Ok(());

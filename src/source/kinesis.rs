@@ -41,10 +41,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// <https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html>.
 pub(crate) const MOST_CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
-/// Records are kept for so long at least:
-/// <https://docs.aws.amazon.com/streams/latest/dev/kinesis-extended-retention.html>.
-pub(super) const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 3600);
-
 /// One stream, by the user's client.
 #[derive(Debug, Clone)]
 pub(crate) struct Kinesis {
@@ -154,8 +150,9 @@ impl Kinesis {
         Ok(answer("DescribeStreamSummary", call).await?.stream_description_summary)
     }
 
-    /// How long the stream keeps records; 24 hours where Kinesis refuses to say.
-    pub(super) async fn retention(&self) -> Result<Period, Failure> {
+    /// How long the stream keeps records, as it did `within` a time until now; 24 hours where Kinesis refuses
+    /// to say.
+    pub(super) async fn retention(&self, within: Duration) -> Result<Period, Failure> {
         let describe = async || {
             let hours = self.summary().await?.map_or(0, |summary| summary.retention_period_hours);
             match u64::try_from(hours) {
@@ -166,7 +163,7 @@ impl Kinesis {
                 Ok(hours) => Ok(Duration::from_secs(hours * 3600)),
             }
         };
-        self.retention.get(describe).await
+        self.retention.get(within, describe).await
     }
 
     /// The ARN of a consumer and how it stands: of that name, where the stream is given, or else of

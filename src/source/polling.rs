@@ -123,7 +123,7 @@ impl Polling {
         if !is_empty || !is_tip || self.progress.state.next_passed.is_none() {
             self.progress.restart_quiet();
         }
-        if !is_empty && self.iterator.is_some() && self.progress.is_near_horizon(lag).await {
+        if !is_empty && self.iterator.is_some() && Progress::is_near_horizon(lag) {
             // The next records may leave retention before they are fetched, which an iterator at the last
             // record shows.
             self.iterator = None;

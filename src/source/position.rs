@@ -82,6 +82,14 @@ impl Position {
         }
     }
 
+    /// The time up to which no other record had arrived.
+    pub(super) fn quiet_until(&self) -> Option<SystemTime> {
+        match self {
+            Self::CaughtUp { until, .. } => Some(*until),
+            _ => None,
+        }
+    }
+
     /// The time to begin at, where no record is named.
     pub(crate) fn time(&self) -> Option<SystemTime> {
         match self {
@@ -102,13 +110,13 @@ impl Position {
             Self::After(number, None) | Self::CaughtUp { after: Some(number), .. } => {
                 place <= number
             }
-            Self::After(number, Some(_)) => place < number,
+            Self::After(number, Some(_)) | Self::AtSequence(number) => place < number,
             // A time that was cut to its second says no more than that.
             Self::AtTimestamp(_) | Self::CaughtUp { after: None, .. } => {
                 let begin = self.time().map_or(0, seconds);
                 arrival.is_some_and(|at| seconds(at) < begin)
             }
-            Self::TrimHorizon | Self::AtSequence(_) => false,
+            Self::TrimHorizon => false,
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::batch::Batch;
 use super::doubt::Doubt;
-use super::retention::Retention;
+use super::retention::{Retention, arrival};
 use super::{Fetched, Kinesis, KnownShard, OnTrimmed, Position, Space};
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
 use crate::observe::{Event, ShardObserver, log_line};
@@ -54,6 +54,8 @@ pub(super) struct State {
     useless: Option<Instant>,
     /// What was fetched and is not handed out yet.
     answer: Option<Answer>,
+    /// How far the shard is read by a decision of `on_trimmed`, which is stored at once.
+    pub(super) decided: Option<(Option<SequenceNumber>, SystemTime)>,
     /// The children of the shard, whose records are all handed out.
     pub(super) ended: Option<Vec<KnownShard>>,
     /// When it is told next that a quiet shard is read up to somewhere.
@@ -135,7 +137,7 @@ impl Progress {
             Remedy::WaitForOther => self.pace.occupied(),
             Remedy::Trimmed => {
                 self.see_time(failure.answered);
-                return self.trimmed(error).await;
+                return self.trimmed(error);
             }
             Remedy::Gone => return self.not_found(error).await,
             Remedy::Report => {
@@ -200,7 +202,7 @@ impl Progress {
         let invalid =
             records.iter().position(|record| !SequenceNumber::is_one(&record.sequence_number));
         records.truncate(invalid.unwrap_or(records.len()));
-        let last = records.last().map(|record| record.sequence_number.parse());
+        let last = records.last().map(|record| (record.sequence_number.parse(), arrival(record)));
         let origin = Origin {
             stream: Arc::clone(self.kinesis.name()),
             shard_id: self.shard_id().clone(),
@@ -210,10 +212,10 @@ impl Progress {
         };
         let mut batch = Batch::new(records, self.deaggregate, origin);
         if placed {
-            batch.skip_past(&self.position);
+            self.skip_placed(&mut batch);
         }
-        if let (1.., Some(Ok(last))) = (batch.len(), last) {
-            self.move_to(Position::After(last, None));
+        if let (1.., Some((Ok(last), arrival))) = (batch.len(), last) {
+            self.read_to(last, arrival);
         }
         Unpacked { batch, is_misnumbered: invalid.is_some() }
     }
@@ -241,6 +243,9 @@ impl Progress {
     pub(super) async fn hand_out(&mut self) -> Result<Option<Fetched>, Told> {
         if let Some(children) = self.state.ended.take() {
             return Ok(Some(Fetched::End(children)));
+        }
+        if let Some((after, until)) = self.state.decided.take() {
+            return Ok(Some(Fetched::Passed { after, until }));
         }
         let Some(mut answer) = self.state.answer.take() else { return Ok(None) };
         if let Err(told) = self.retain_own(&mut answer.batch).await {

@@ -10,23 +10,21 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_kinesis::types;
 use tokio::time::Instant;
 
+use super::Position;
+use super::batch::Batch;
 use super::doubt::{BEHIND_ANSWERS, BEHIND_FOR, lately};
-use super::kinesis::{MOST_CLOCK_SKEW, SHORTEST_RETENTION, server_time};
+use super::kinesis::{MOST_CLOCK_SKEW, server_time};
+use super::loss::Unjudged;
+use super::overtaking::NEAR_HORIZON;
 use super::progress::{Progress, Quiet, Told};
-use super::{OnTrimmed, Position};
-use crate::checkpoint::Checkpoint;
-use crate::error::{Error, ErrorKind, Failure, Remedy};
-use crate::observe::Event;
+use super::retention_period::{LOWERED_WITHIN, PERIOD_WITHIN, SHORTEST_RETENTION};
+use crate::error::{Error, Failure};
 use crate::record::SequenceNumber;
 
 /// How long a polled shard is quiet before it is stored as caught up, and the interval of such saves from
 /// then on: a small part of the shortest retention period.
 const QUIET_AFTER: Duration = Duration::from_secs(60);
 const QUIET_EACH: Duration = Duration::from_secs(10 * 60);
-
-/// How near to the retention period a lag is for the next records to be in danger: twice the life of an
-/// iterator.
-const NEAR_HORIZON: Duration = Duration::from_secs(10 * 60);
 
 /// What the answers since the last placement show of lost records. A placement is a new iterator or
 /// subscription.
@@ -36,23 +34,43 @@ pub(super) struct Retention {
     /// Nothing behind the position was lost.
     is_sound: bool,
     /// The next placement is at the oldest kept record.
-    probe: Option<Probe>,
+    pub(super) probe: Option<Probe>,
     /// The oldest kept record shows that nothing behind this position was lost.
-    is_verified: bool,
-    /// The number of the position is refused, but everything behind it is kept.
-    from_horizon: bool,
+    pub(super) is_verified: bool,
+    /// Where placements begin.
+    pub(super) start: Start,
     /// The time at which the shard was added, which the position does not show: records that arrived since
     /// are to be read.
     added: Option<SystemTime>,
-    /// The time up to which there was nothing to read, since reading started where no record is named.
-    read_until: Option<SystemTime>,
+    /// The time up to which there was nothing to read, or up to which losses are reported.
+    pub(super) read_until: Option<SystemTime>,
+    /// When the last fetched record had arrived.
+    pub(super) last_arrival: Option<SystemTime>,
+    /// The retention period may have been lowered a moment ago.
+    pub(super) may_be_lowered: bool,
+    /// Since when calls that the judgement needs have failed.
+    pub(super) unjudged: Option<Unjudged>,
     /// A time by the server's clock, and when it was.
     clock: Option<(SystemTime, Instant)>,
 }
 
+/// Where placements begin. What they find before the position is skipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Start {
+    #[default]
+    Position,
+    /// At the oldest kept record, since the number of the position is refused or has left retention.
+    Horizon,
+    /// At a time, since the number of the position has left retention and nothing before this time is to
+    /// be read.
+    Time(SystemTime),
+}
+
 /// Placements at the oldest kept record, until an answer shows it.
 #[derive(Default)]
-struct Probe {
+pub(super) struct Probe {
+    /// Why the number of the position was refused.
+    refused: Option<Error>,
     /// The first answer without any record.
     empty_since: Option<Instant>,
     /// How many such answers have come.
@@ -60,6 +78,11 @@ struct Probe {
 }
 
 impl Probe {
+    /// A probe of a position whose number was refused.
+    pub(super) fn after(refusal: Error) -> Self {
+        Self { refused: Some(refusal), ..Self::default() }
+    }
+
     /// Notes an answer without any record. Returns whether enough of them have come to believe it.
     fn is_empty_again(&mut self) -> bool {
         let since = *self.empty_since.get_or_insert_with(Instant::now);
@@ -90,8 +113,21 @@ impl Retention {
 impl Progress {
     /// The position of the next placement.
     pub(super) fn begin(&self) -> Position {
-        let Retention { probe, from_horizon, .. } = &self.state.retention;
-        if probe.is_some() || *from_horizon { Position::TrimHorizon } else { self.position.clone() }
+        let Retention { probe, start, .. } = &self.state.retention;
+        match start {
+            _ if probe.is_some() => Position::TrimHorizon,
+            Start::Position => self.position.clone(),
+            Start::Horizon => Position::TrimHorizon,
+            Start::Time(time) => Position::AtTimestamp(*time),
+        }
+    }
+
+    /// Leaves out the records that a placement found before the position.
+    pub(super) fn skip_placed(&self, batch: &mut Batch) {
+        batch.skip_past(&self.position);
+        if let Start::Time(time) = self.state.retention.start {
+            batch.skip_past(&Position::AtTimestamp(time));
+        }
     }
 
     /// Notes a placement, at `date` by the server's clock.
@@ -119,8 +155,14 @@ impl Progress {
     pub(super) fn move_to(&mut self, position: Position) {
         self.position = position;
         let retention = &mut self.state.retention;
-        (retention.is_verified, retention.from_horizon) = (false, false);
+        (retention.is_verified, retention.start) = (false, Start::Position);
         (retention.added, retention.read_until) = (None, None);
+    }
+
+    /// Notes the last record of an answer.
+    pub(super) fn read_to(&mut self, number: SequenceNumber, arrival: Option<SystemTime>) {
+        self.move_to(Position::After(number, None));
+        self.state.retention.last_arrival = arrival;
     }
 
     /// Judges the answers since the last placement by their first record; without one, `is_tip` states that
@@ -136,6 +178,7 @@ impl Progress {
         let Some(number) = self.position.number().cloned() else {
             return self.judge_time(first).await;
         };
+        let arrived = first.and_then(arrival);
         let first: Option<SequenceNumber> = match first {
             Some(first) => match first.sequence_number.parse() {
                 Ok(first) => Some(first),
@@ -150,17 +193,22 @@ impl Progress {
         }
         let is_kept = first.is_some_and(|first| first <= number);
         if !is_kept && !self.state.retention.is_verified {
+            let is_unread = self.state.retention.start == Start::Position
+                && arrived.zip(self.quiet_since()).is_some_and(|(arrived, since)| arrived < since);
             match self.is_quiet_within_retention().await {
-                Ok(true) => {}
-                Ok(false) => {
+                // What arrived before is there, and may be what `on_trimmed` decided to leave out.
+                Ok(is_quiet) if !is_quiet || is_unread => {
                     self.state.retention.probe = Some(Probe::default());
                     return Ok(Beginning::Replaced);
                 }
-                Err(failure) => return Ok(self.judge_later(&failure)),
+                Ok(_) => {}
+                Err(failure) => return self.judge_later(failure),
             }
         }
         // A later placement may find that retention has overtaken the position.
-        (self.state.retention.is_sound, self.state.retention.is_verified) = (true, false);
+        let retention = &mut self.state.retention;
+        (retention.is_sound, retention.is_verified, retention.may_be_lowered) =
+            (true, false, false);
         Ok(Beginning::Sound)
     }
 
@@ -176,17 +224,17 @@ impl Progress {
                     self.lose(if is_unread { self.waited(until) } else { self.outlived(until) })?;
                     return Ok(Beginning::Replaced);
                 }
-                Err(failure) => return Ok(self.judge_later(&failure)),
+                Err(failure) => return self.judge_later(failure),
             }
         }
-        self.state.retention.is_sound = true;
+        (self.state.retention.is_sound, self.state.retention.unjudged) = (true, None);
         Ok(Beginning::Sound)
     }
 
     /// The time up to which there was nothing to read, where no record was read.
     fn read_until(&self) -> Option<SystemTime> {
         let start = match self.position {
-            Position::CaughtUp { after: None, until } => Some(until),
+            Position::CaughtUp { until, .. } => Some(until),
             // Nobody asks for what arrived before the start that the caller names.
             Position::AtTimestamp(pin) if self.start_time.is_none_or(|start| pin > start) => {
                 Some(pin)
@@ -222,79 +270,55 @@ impl Progress {
         let is_start = if !is_kept && matches!(self.position, Position::AtSequence(_)) {
             match self.kinesis.standing(self.observer.shard_id(), lately()).await {
                 Ok(standing) => standing.start.is_some_and(|start| number <= start),
-                Err(failure) => return Ok(self.judge_later(&failure)),
+                Err(failure) => return self.judge_later(failure),
             }
         } else {
             false
         };
+        if is_kept || is_start {
+            self.state.retention.probe = None;
+            self.state.retention.is_verified = true;
+            return Ok(Beginning::Replaced);
+        }
+        match self.is_quiet_within_retention().await {
+            Ok(true) => {
+                self.state.retention.probe = None;
+                self.state.retention.start = self.quiet_since().map_or(Start::Horizon, Start::Time);
+                return Ok(Beginning::Replaced);
+            }
+            Ok(false) => {}
+            Err(failure) => return self.judge_later(failure),
+        }
         if let Some(probe) = &mut self.state.retention.probe
             && is_empty
-            && !is_start
             && !probe.is_empty_again()
         {
             self.pace.failed();
             return Ok(Beginning::Postponed);
         }
-        self.state.retention.probe = None;
-        if is_kept || is_start {
-            self.state.retention.is_verified = true;
-        } else {
-            self.lose(self.accepted(&number))?;
-        }
+        let probe = self.state.retention.probe.take();
+        let refused = probe.and_then(|probe| probe.refused);
+        self.lose(refused.unwrap_or_else(|| self.accepted(&number)))?;
         Ok(Beginning::Replaced)
     }
 
-    /// Backs off after a call that the judgement needs has failed.
-    fn judge_later(&mut self, failure: &Failure) -> Beginning {
-        match failure.remedy {
-            Remedy::SlowDown => self.pace.throttled(),
-            _ => self.pace.failed(),
-        }
-        self.state.failed += 1;
-        let shard_id = Some(self.shard_id().clone());
-        self.observer.tell(Event::retried(shard_id, &failure.error, self.state.failed));
-        Beginning::Postponed
-    }
-
-    /// Handles a sequence number that Kinesis refuses.
-    pub(super) async fn trimmed(&mut self, error: Error) -> Result<(), Told> {
-        self.pace.failed();
-        self.state.retention.probe = None;
-        if !self.state.retention.from_horizon {
-            match self.is_quiet_within_retention().await {
-                Ok(true) => {
-                    self.state.retention.from_horizon = true;
-                    return Ok(());
-                }
-                Ok(false) => {}
-                Err(failure) => {
-                    self.judge_later(&failure);
-                    return Ok(());
-                }
-            }
-        }
-        self.lose(error)
-    }
-
-    /// Applies `on_trimmed` to a position that has left retention, and reports the loss.
-    fn lose(&mut self, error: Error) -> Result<(), Told> {
-        let checkpoint = match self.on_trimmed {
-            OnTrimmed::Fail => return Err(Told::at_last(error)),
-            OnTrimmed::TrimHorizon => Checkpoint::TrimHorizon,
-            OnTrimmed::Latest => Checkpoint::AtTimestamp(self.server_time_at(Instant::now())),
-        };
-        let Some(position) = Position::of(checkpoint.clone()) else { return Ok(()) };
-        let after = self.position.number().cloned();
-        self.move_to(position);
-        let shard_id = self.shard_id().clone();
-        self.observer.tell(Event::Gap { shard_id, after, position: checkpoint });
-        Ok(())
+    fn judge_later(&mut self, failure: Failure) -> Result<Beginning, Told> {
+        self.recover_judgement(failure)?;
+        Ok(Beginning::Postponed)
     }
 
     /// Whether the shard was quiet up to a time after which every record is still kept.
     async fn is_quiet_within_retention(&self) -> Result<bool, Failure> {
-        let Position::CaughtUp { until, .. } = &self.position else { return Ok(false) };
-        self.is_kept_since(*until, None).await
+        match self.position.quiet_until().max(self.state.retention.read_until) {
+            Some(until) => self.is_kept_since(until, None).await,
+            None => Ok(false),
+        }
+    }
+
+    /// The time from which records are to be read, where there was none before. Records bear the times of
+    /// hosts whose clocks differ.
+    fn quiet_since(&self) -> Option<SystemTime> {
+        self.position.quiet_until()?.checked_sub(MOST_CLOCK_SKEW)
     }
 
     /// Whether the stream still keeps every record that arrived after `until`; `oldest` is when the oldest
@@ -311,7 +335,9 @@ impl Progress {
         if age < SHORTEST_RETENTION {
             return Ok(true);
         }
-        let period = self.kinesis.retention().await?;
+        let may_be_lowered = self.state.retention.may_be_lowered;
+        let period_within = if may_be_lowered { LOWERED_WITHIN } else { PERIOD_WITHIN };
+        let period = self.kinesis.retention(period_within).await?;
         if period.is_known {
             return Ok(age < period.length);
         }
@@ -320,44 +346,6 @@ impl Progress {
         // An operator may have moved the shard to a time within a longer period.
         let is_assumed = is_longer || matches!(self.position, Position::AtTimestamp(_));
         Ok(age < period.length || is_assumed)
-    }
-
-    /// Whether an answer `lag` milliseconds behind the tip is about to leave retention.
-    pub(super) async fn is_near_horizon(&self, lag: Option<i64>) -> bool {
-        let lag = Duration::from_millis(lag.and_then(|lag| lag.try_into().ok()).unwrap_or(0));
-        if lag + NEAR_HORIZON < SHORTEST_RETENTION {
-            return false;
-        }
-        // A lag beyond the period shows that the stream keeps records for longer.
-        let near = |length| lag + NEAR_HORIZON >= length && lag < length + NEAR_HORIZON;
-        self.kinesis.retention().await.is_ok_and(|period| near(period.length))
-    }
-
-    fn outlived(&self, until: SystemTime) -> Error {
-        let until = Checkpoint::AtTimestamp(until);
-        let message = format!(
-            "the position {until} has left the stream's retention, and records may be lost; on_trimmed \
-             decides where to go on"
-        );
-        self.error(ErrorKind::Trimmed, &message)
-    }
-
-    fn waited(&self, since: SystemTime) -> Error {
-        let since = Checkpoint::AtTimestamp(since);
-        let message = format!(
-            "the shard is read for the first time, but has been known ({since}) for longer than the \
-             stream's retention: it waited for its parents or for a worker, and records may be lost; \
-             on_trimmed decides where to go on"
-        );
-        self.error(ErrorKind::Trimmed, &message)
-    }
-
-    fn accepted(&self, number: &SequenceNumber) -> Error {
-        let message = format!(
-            "the position after {number} has left the stream's retention: the oldest kept record is \
-             behind it, and records between them may be lost; on_trimmed decides where to go on"
-        );
-        self.error(ErrorKind::Trimmed, &message)
     }
 
     /// An answer without records, to a call at `asked`, at the tip of the shard.
@@ -388,6 +376,6 @@ impl Progress {
     }
 }
 
-fn arrival(record: &types::Record) -> Option<SystemTime> {
+pub(super) fn arrival(record: &types::Record) -> Option<SystemTime> {
     SystemTime::try_from(*record.approximate_arrival_timestamp()?).ok()
 }

@@ -5,14 +5,17 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::kinesis::SHORTEST_RETENTION;
 use crate::backoff::Cooldown;
 use crate::error::{Failure, Remedy};
 
-/// The lifetime of a cached answer: an operator may change the retention period, and `DescribeStreamSummary`
-/// allows 20 calls per second and account
-/// (<https://docs.aws.amazon.com/kinesis/latest/APIReference/API_DescribeStreamSummary.html>).
-const VALID_FOR: Duration = Duration::from_secs(15 * 60);
+/// Records are kept for so long at least:
+/// <https://docs.aws.amazon.com/streams/latest/dev/kinesis-extended-retention.html>.
+pub(super) const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 3600);
+
+/// How old the retention period may be that is compared with a position, and one that may have been lowered
+/// since.
+pub(super) const PERIOD_WITHIN: Duration = Duration::from_secs(60);
+pub(super) const LOWERED_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long a stream keeps its records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,16 +36,19 @@ struct Known {
 }
 
 impl RetentionPeriod {
-    /// The retention period, by `describe` where it is not known. Where Kinesis refuses the call, the
-    /// shortest period that a stream can have is assumed.
+    /// The retention period, by `describe` where the last answer is older than `within`: an operator may
+    /// change it, and `DescribeStreamSummary` allows 20 calls per second and account
+    /// (<https://docs.aws.amazon.com/kinesis/latest/APIReference/API_DescribeStreamSummary.html>). Where
+    /// Kinesis refuses the call, the shortest period that a stream can have is assumed.
     ///
     /// Cancel safe: a dropped call is repeated by the next reader.
     pub(super) async fn get(
         &self,
+        within: Duration,
         describe: impl AsyncFnOnce() -> Result<Duration, Failure>,
     ) -> Result<Period, Failure> {
         let mut known = self.0.lock().await;
-        if let Some((period, _)) = known.period.filter(|(_, since)| since.elapsed() < VALID_FOR) {
+        if let Some((period, _)) = known.period.filter(|(_, since)| since.elapsed() < within) {
             return Ok(period);
         }
         known.cooldown.begin("DescribeStreamSummary failed")?;
@@ -79,27 +85,32 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn retention_period_is_looked_up_once_in_a_while() {
         let known = RetentionPeriod::default();
-        assert_eq!(known.get(async || Ok(WEEK)).await.unwrap().length, WEEK);
-        assert_eq!(known.get(async || panic!("it is known")).await.unwrap().length, WEEK);
-        tokio::time::advance(VALID_FOR).await;
-        assert_eq!(known.get(async || Ok(2 * WEEK)).await.unwrap().length, 2 * WEEK);
+        assert_eq!(known.get(PERIOD_WITHIN, async || Ok(WEEK)).await.unwrap().length, WEEK);
+        assert_eq!(
+            known.get(PERIOD_WITHIN, async || panic!("it is known")).await.unwrap().length,
+            WEEK
+        );
+        tokio::time::advance(PERIOD_WITHIN).await;
+        assert_eq!(known.get(PERIOD_WITHIN, async || Ok(2 * WEEK)).await.unwrap().length, 2 * WEEK);
     }
 
     #[tokio::test(start_paused = true)]
     async fn denied_lookup_assumes_the_shortest_period() {
         let known = RetentionPeriod::default();
-        let denied = known.get(async || Err(failure(Remedy::Report))).await;
+        let denied = known.get(PERIOD_WITHIN, async || Err(failure(Remedy::Report))).await;
         assert_eq!(denied.unwrap().length, SHORTEST_RETENTION);
-        let again = known.get(async || panic!("a refused call is not repeated at once")).await;
+        let again = known
+            .get(PERIOD_WITHIN, async || panic!("a refused call is not repeated at once"))
+            .await;
         assert!(!again.unwrap().is_known);
     }
 
     #[tokio::test(start_paused = true)]
     async fn failed_lookup_backs_off_and_assumes_nothing() {
         let known = RetentionPeriod::default();
-        assert!(known.get(async || Err(failure(Remedy::Retry))).await.is_err());
-        assert!(known.get(async || panic!("it backs off")).await.is_err());
+        assert!(known.get(PERIOD_WITHIN, async || Err(failure(Remedy::Retry))).await.is_err());
+        assert!(known.get(PERIOD_WITHIN, async || panic!("it backs off")).await.is_err());
         tokio::time::advance(Duration::from_secs(5)).await;
-        assert_eq!(known.get(async || Ok(WEEK)).await.unwrap().length, WEEK);
+        assert_eq!(known.get(PERIOD_WITHIN, async || Ok(WEEK)).await.unwrap().length, WEEK);
     }
 }

@@ -41,8 +41,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a new iterator begins where the reader began",
         file: "source/progress.rs",
-        right: "if let (1.., Some(Ok(last))) = (batch.len(), last) {",
-        wrong: "if let (1.., Some(Ok(last))) = (batch.len() * 0, last) {",
+        right: "if let (1.., Some((Ok(last), arrival))) = (batch.len(), last) {",
+        wrong: "if let (1.., Some((Ok(last), arrival))) = (batch.len() * 0, last) {",
         breaks: &["Order"],
     },
     Mistake {

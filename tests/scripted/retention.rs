@@ -1,11 +1,14 @@
 //! Records that leave retention before they are read: every loss is reported, and only real ones.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::{Kinesis, Outcome, Stream};
 use kinestream::{
-    ConsumerBuilder, ErrorKind, Event, Events, OnTrimmed, Records, SequenceNumber, StartingPosition,
+    CheckpointOn, ConsumerBuilder, ErrorKind, Event, Events, OnTrimmed, Records, SequenceNumber,
+    StartingPosition,
 };
 use tokio::time::{sleep, timeout};
 
@@ -376,6 +379,297 @@ async fn reader_overtaken_between_two_fetches_reports_the_loss() {
         assert!(skipped > 0, "retention overtakes the reader");
         assert_eq!(gaps(&mut events).len(), skipped, "accepted: {accepted}");
     }
+}
+
+/// What a reader knows of the retention period while retention overtakes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Summary {
+    /// The period ends at the position.
+    Known,
+    Denied,
+    Throttled,
+    /// The period was longer a moment ago.
+    Lowered,
+}
+
+/// Reads two records of a day ago and more, of which the next four leave retention. Returns the number of
+/// the next record, and the gaps.
+async fn overtaken_while_behind(
+    source: usize,
+    accepted: bool,
+    summary: Summary,
+) -> (usize, Vec<Option<SequenceNumber>>, SequenceNumber) {
+    let (kinesis, orders) = orders(1);
+    kinesis.set_trimmed_numbers_accepted(accepted);
+    kinesis.set_event_records(2);
+    kinesis.set_retention(if summary == Summary::Lowered { 48 } else { 30 } * HOUR);
+    let oldest = kinesis.now() - 30 * HOUR + Duration::from_secs(300);
+    for number in 0..10 {
+        let later = if number < 6 || summary != Summary::Lowered { Duration::ZERO } else { HOUR };
+        let arrival = oldest + Duration::from_secs(number) + later;
+        orders.shard(0).put_at(arrival, number.to_string());
+    }
+    let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon).prefetch(0).limit(2);
+    let builder = if source == 0 { builder } else { builder.fan_out("billing") };
+    let reader = builder.build().unwrap();
+    let mut events = reader.events();
+    let mut records = reader.records();
+    numbers(&mut records, 0..2).await;
+    let mut throttled = 0;
+    kinesis.on_call(move |call| match (call.operation.as_str(), summary) {
+        ("DescribeStreamSummary", Summary::Denied) => {
+            Outcome::failed(400, "AccessDeniedException", "no")
+        }
+        ("DescribeStreamSummary", Summary::Throttled) if throttled < 3 => {
+            throttled += 1;
+            Outcome::failed(400, "LimitExceededException", "too many")
+        }
+        _ => Outcome::Served,
+    });
+    match summary {
+        Summary::Lowered => kinesis.set_retention(29 * HOUR),
+        _ => orders.shard(0).trim(6),
+    }
+    let number = number(&next(&mut records).await);
+    (number, gaps(&mut events), orders.shard(0).sequence_numbers()[1].clone())
+}
+
+#[tokio::test(start_paused = true)]
+async fn reader_overtaken_while_behind_reports_the_loss_whatever_it_knows_of_the_period() {
+    for source in 0..2 {
+        for accepted in [false, true] {
+            for summary in [Summary::Known, Summary::Denied, Summary::Throttled, Summary::Lowered] {
+                let (number, gaps, last) = overtaken_while_behind(source, accepted, summary).await;
+                let case = format!("source {source}, accepted: {accepted}, {summary:?}");
+                assert_eq!((number, gaps), (6, vec![Some(last)]), "{case}");
+            }
+        }
+    }
+}
+
+/// What reading 200 records costs a reader that lags by this much, of a stream that keeps a week.
+async fn calls_while_behind(source: usize, lag: Duration) -> (usize, Duration) {
+    let (kinesis, orders) = orders(1);
+    kinesis.set_retention(168 * HOUR);
+    kinesis.set_event_records(2);
+    let oldest = kinesis.now() - lag;
+    for number in 0..200 {
+        orders.shard(0).put_at(oldest + Duration::from_secs(number), number.to_string());
+    }
+    let builder = consumer(&kinesis).limit(2);
+    let builder = if source == 0 { builder } else { builder.fan_out("billing") };
+    let reader = builder.build().unwrap();
+    let mut records = reader.records();
+    numbers(&mut records, 0..1).await;
+    let (first, began) = (kinesis.call_count(), tokio::time::Instant::now());
+    numbers(&mut records, 1..200).await;
+    (kinesis.calls_from(first).len(), began.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn reader_that_lags_pays_for_the_check_from_a_day_on() {
+    let (less, _) = calls_while_behind(0, 23 * HOUR).await;
+    let (more, _) = calls_while_behind(0, 100 * HOUR).await;
+    assert!(less <= 101, "{less} calls");
+    assert!(more <= 4 * 101, "{more} calls: an iterator an answer, whose first record was read");
+    for lag in [23 * HOUR, 100 * HOUR] {
+        let (calls, time) = calls_while_behind(1, lag).await;
+        assert!(calls <= 3, "{calls} calls at a lag of {lag:?}");
+        assert!(time < Duration::from_secs(2), "{time:?} at a lag of {lag:?}");
+    }
+}
+
+/// Three records are read and stored, and two more are there.
+async fn resumed(kinesis: &Kinesis, orders: &Stream, builder: &ConsumerBuilder) {
+    for number in 0..5 {
+        orders.shard(0).put(number.to_string());
+    }
+    let reader = builder.clone().checkpoint_on(CheckpointOn::Ack).build().unwrap();
+    let mut records = reader.records();
+    for expected in 0..3 {
+        let record = next(&mut records).await;
+        assert_eq!(number(&record), expected);
+        record.ack();
+    }
+    reader.close().await.unwrap();
+    drop(records);
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(kinesis.violations(), [""; 0]);
+}
+
+/// The oldest record is withheld until it counts as lost.
+#[tokio::test(start_paused = true)]
+async fn loss_that_was_none_delivers_no_record_twice() {
+    let (kinesis, orders) = orders(1);
+    let builder = consumer(&kinesis).store(Watched::default()).on_trimmed(OnTrimmed::TrimHorizon);
+    resumed(&kinesis, &orders, &builder).await;
+    let empty = r#"{"Records":[],"NextShardIterator":"next","MillisBehindLatest":0}"#;
+    let is_concluded = Arc::new(AtomicBool::new(false));
+    kinesis.on_call({
+        let is_concluded = Arc::clone(&is_concluded);
+        move |call| match call.operation.as_str() {
+            "GetRecords" if !is_concluded.load(Ordering::Relaxed) => {
+                Outcome::Garbled { status: 200, body: empty.to_owned() }
+            }
+            _ => Outcome::Served,
+        }
+    });
+    let reader = builder.build().unwrap();
+    let mut events = reader.events();
+    let mut records = reader.records();
+    let mut told = Vec::new();
+    while told.is_empty() {
+        let quiet = timeout(Duration::from_millis(50), records.next()).await;
+        assert!(quiet.is_err(), "{quiet:?}");
+        told = gaps(&mut events);
+    }
+    is_concluded.store(true, Ordering::Relaxed);
+    numbers(&mut records, 3..5).await;
+    told.extend(gaps(&mut events));
+    assert_eq!(told.len(), 1, "the loss is reported once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_number_that_is_kept_trims_nothing() {
+    let refused = "The sequence number is not that of a record of the shard";
+    for policy in [OnTrimmed::Fail, OnTrimmed::TrimHorizon, OnTrimmed::Latest] {
+        for (source, operation) in ["GetShardIterator", "SubscribeToShard"].iter().enumerate() {
+            for times in 1..5 {
+                let (kinesis, orders) = orders(1);
+                let builder = sources(&kinesis)[source].clone().on_trimmed(policy);
+                let builder = builder.store(Watched::default());
+                resumed(&kinesis, &orders, &builder).await;
+                let mut left = times;
+                let operation = (*operation).to_owned();
+                kinesis.on_call(move |call| {
+                    if call.operation == operation && left > 0 {
+                        left -= 1;
+                        return Outcome::failed(400, "InvalidArgumentException", refused);
+                    }
+                    Outcome::Served
+                });
+                let reader = builder.build().unwrap();
+                let mut events = reader.events();
+                let mut records = reader.records();
+                numbers(&mut records, 3..5).await;
+                assert_eq!(gaps(&mut events), [], "{policy:?}, source {source}, {times} refusals");
+            }
+        }
+    }
+}
+
+/// What `Latest` decides holds for later starts, until a record is finished.
+#[tokio::test(start_paused = true)]
+async fn records_after_a_decision_for_the_latest_are_read_after_a_restart() {
+    for source in 0..2 {
+        for accepted in [false, true] {
+            for away in [0, 1, 30] {
+                let (kinesis, orders) = orders(1);
+                kinesis.set_trimmed_numbers_accepted(accepted);
+                kinesis.set_retention(48 * HOUR);
+                let builder = sources(&kinesis)[source].clone().on_trimmed(OnTrimmed::Latest);
+                let builder = builder.store(Watched::default());
+                let last = lossy(&kinesis, &orders, builder.clone()).await;
+                sleep(HOUR).await;
+                let case = format!("source {source}, accepted: {accepted}, away for {away} h");
+                for expected in [vec![Some(last)], vec![]] {
+                    let reader = builder.clone().build().unwrap();
+                    let mut events = reader.events();
+                    let mut records = reader.records();
+                    let quiet = timeout(Duration::from_secs(300), records.next()).await;
+                    assert!(quiet.is_err(), "{case}: {quiet:?}");
+                    assert_eq!(gaps(&mut events), expected, "{case}");
+                    drop(records);
+                    reader.close().await.unwrap();
+                    sleep(away * HOUR).await;
+                }
+                orders.shard(0).put("7");
+                let reader = builder.build().unwrap();
+                let mut events = reader.events();
+                let mut records = reader.records();
+                numbers(&mut records, 7..8).await;
+                assert_eq!(gaps(&mut events), [], "{case}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn second_loss_is_reported_after_a_decision() {
+    for source in 0..2 {
+        for accepted in [false, true] {
+            for policy in [OnTrimmed::TrimHorizon, OnTrimmed::Latest] {
+                let (kinesis, orders) = orders(1);
+                kinesis.set_trimmed_numbers_accepted(accepted);
+                kinesis.set_retention(24 * HOUR);
+                let builder = sources(&kinesis)[source].clone().on_trimmed(policy);
+                let builder = builder.store(Watched::default());
+                let last = lossy(&kinesis, &orders, builder.clone()).await;
+                orders.shard(0).trim(7);
+                let mut read = Vec::new();
+                for _start in 0..2 {
+                    let reader = builder.clone().build().unwrap();
+                    let mut events = reader.events();
+                    let mut records = reader.records();
+                    if let Ok(Some(Ok(record))) =
+                        timeout(Duration::from_secs(300), records.next()).await
+                    {
+                        read.push(number(&record));
+                    }
+                    let case = format!("source {source}, accepted: {accepted}, {policy:?}");
+                    // A pushed position moves on while the shard is quiet.
+                    let told = gaps(&mut events);
+                    assert_eq!(told.len(), 1, "{case}");
+                    assert!(told[0] >= Some(last.clone()), "{case}: {told:?}");
+                    drop(records);
+                    reader.close().await.unwrap();
+                    orders.shard(0).put("7");
+                    sleep(30 * HOUR).await;
+                    orders.shard(0).put("8");
+                    sleep(HOUR).await;
+                }
+                let oldest = if policy == OnTrimmed::Latest { vec![] } else { vec![8] };
+                assert_eq!(read, oldest);
+            }
+        }
+    }
+}
+
+/// What shows whether records are lost cannot be had.
+#[tokio::test(start_paused = true)]
+async fn shard_whose_losses_cannot_be_judged_is_released_reported_once_and_retried() {
+    let (kinesis, orders) = orders(1);
+    kinesis.set_retention(168 * HOUR);
+    let builder = consumer(&kinesis).store(kinestream::MemoryStore::new());
+    let reader = builder.clone().build().unwrap();
+    let mut records = reader.records();
+    orders.shard(0).put("0");
+    numbers(&mut records, 0..1).await;
+    let quiet = timeout(HOUR, records.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    drop(records);
+    reader.close().await.unwrap();
+    orders.shard(0).put("1");
+    orders.shard(0).trim(1);
+    sleep(30 * HOUR).await;
+    kinesis.on_call(|call| match call.operation.as_str() {
+        "DescribeStreamSummary" => Outcome::failed(400, "LimitExceededException", "too many"),
+        _ => Outcome::Served,
+    });
+    let reader = builder.build().unwrap();
+    let mut records = reader.records();
+    let began = tokio::time::Instant::now();
+    let told = timeout(HOUR, records.next()).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(told.kind(), ErrorKind::Unavailable, "{told}");
+    assert!(told.to_string().contains("kinesis:DescribeStreamSummary"), "{told}");
+    assert!(began.elapsed() >= Duration::from_secs(60));
+    sleep(Duration::from_secs(1)).await;
+    let status = reader.status().await.unwrap();
+    assert_eq!(status.shards[&orders.shard(0).id()].owner, None, "the lease is released");
+    let quiet = timeout(HOUR, records.next()).await;
+    assert!(quiet.is_err(), "reported once: {quiet:?}");
+    kinesis.on_call(|_| Outcome::Served);
+    numbers(&mut records, 1..2).await;
 }
 
 #[tokio::test(start_paused = true)]

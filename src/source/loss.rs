@@ -1,0 +1,135 @@
+//! What follows from records that have left retention, or may have.
+
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+
+use super::progress::{GIVEN_UP_AFTER, Progress, Told};
+use super::retention::{Probe, Start};
+use super::{OnTrimmed, Position};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, ErrorKind, Failure, Remedy};
+use crate::observe::Event;
+use crate::record::SequenceNumber;
+
+/// Calls that the judgement of a loss needs, and that have failed.
+pub(super) struct Unjudged {
+    since: Instant,
+    error: Error,
+}
+
+impl Progress {
+    /// Backs off after a call that the judgement of a loss needs has failed. Ends the source where such calls
+    /// have failed for [`GIVEN_UP_AFTER`].
+    pub(super) fn recover_judgement(&mut self, failure: Failure) -> Result<(), Told> {
+        match failure.remedy {
+            Remedy::SlowDown => self.pace.throttled(),
+            _ => self.pace.failed(),
+        }
+        let retry = Event::retried(
+            Some(self.shard_id().clone()),
+            &failure.error,
+            self.state.failed.saturating_add(1),
+        );
+        let unjudged = match self.state.retention.unjudged.take() {
+            // Another reader has made the call, and has its error.
+            Some(before) if failure.remedy == Remedy::Retry => before,
+            Some(before) => Unjudged { error: failure.error, ..before },
+            None => Unjudged { since: Instant::now(), error: failure.error },
+        };
+        if unjudged.since.elapsed() >= GIVEN_UP_AFTER {
+            return Err(Told::at_last(self.unjudged(unjudged.error)));
+        }
+        self.state.retention.unjudged = Some(unjudged);
+        self.state.failed += 1;
+        self.observer.tell(retry);
+        Ok(())
+    }
+
+    fn unjudged(&self, cause: Error) -> Error {
+        let message = format!(
+            "whether records behind the position have left retention is unknown: for {} s, calls that \
+             show it have failed; allow kinesis:ListShards and kinesis:DescribeStreamSummary, or set \
+             another position by set_position",
+            GIVEN_UP_AFTER.as_secs()
+        );
+        let kind = match cause.kind() {
+            ErrorKind::Denied => ErrorKind::Denied,
+            _ => ErrorKind::Unavailable,
+        };
+        self.error(kind, &message).with_source(cause)
+    }
+
+    /// Handles a sequence number that Kinesis refuses. A single refusal proves nothing: the oldest kept
+    /// record shows whether the position has left retention.
+    pub(super) fn trimmed(&mut self, error: Error) -> Result<(), Told> {
+        self.pace.failed();
+        if self.position.number().is_none() {
+            return self.lose(error);
+        }
+        let retention = &mut self.state.retention;
+        if retention.probe.is_some() || retention.start != Start::Position {
+            // No number was in the call.
+            let failure = Failure { remedy: Remedy::Retry, error, answered: None };
+            return self.recover_judgement(failure);
+        }
+        if retention.is_verified {
+            retention.start = Start::Horizon;
+        } else {
+            retention.probe = Some(Probe::after(error));
+        }
+        Ok(())
+    }
+
+    /// Applies `on_trimmed` to a position that has left retention, and reports the loss.
+    ///
+    /// The position keeps its number, so that no record up to it is delivered twice should the loss be
+    /// none.
+    pub(super) fn lose(&mut self, error: Error) -> Result<(), Told> {
+        let now = self.server_time_at(Instant::now());
+        let (start, checkpoint) = match self.on_trimmed {
+            OnTrimmed::Fail => return Err(Told::at_last(error)),
+            OnTrimmed::TrimHorizon => (Start::Horizon, Checkpoint::TrimHorizon),
+            OnTrimmed::Latest => (Start::Time(now), Checkpoint::AtTimestamp(now)),
+        };
+        let after = self.position.number().cloned();
+        if self.on_trimmed == OnTrimmed::Latest {
+            // A restart is to read what arrives from now on, too.
+            self.move_to(Position::CaughtUp { after: after.clone(), until: now });
+            self.state.decided = Some((after.clone(), now));
+        }
+        let retention = &mut self.state.retention;
+        (retention.start, retention.read_until) = (start, Some(now));
+        retention.is_verified = false;
+        let shard_id = self.shard_id().clone();
+        self.observer.tell(Event::Gap { shard_id, after, position: checkpoint });
+        Ok(())
+    }
+
+    pub(super) fn outlived(&self, until: SystemTime) -> Error {
+        let until = Checkpoint::AtTimestamp(until);
+        let message = format!(
+            "the position {until} has left the stream's retention, and records may be lost; on_trimmed \
+             decides where to go on"
+        );
+        self.error(ErrorKind::Trimmed, &message)
+    }
+
+    pub(super) fn waited(&self, since: SystemTime) -> Error {
+        let since = Checkpoint::AtTimestamp(since);
+        let message = format!(
+            "the shard is read for the first time, but has been known ({since}) for longer than the \
+             stream's retention: it waited for its parents or for a worker, and records may be lost; \
+             on_trimmed decides where to go on"
+        );
+        self.error(ErrorKind::Trimmed, &message)
+    }
+
+    pub(super) fn accepted(&self, number: &SequenceNumber) -> Error {
+        let message = format!(
+            "the position after {number} has left the stream's retention: the oldest kept record is \
+             behind it, and records between them may be lost; on_trimmed decides where to go on"
+        );
+        self.error(ErrorKind::Trimmed, &message)
+    }
+}
