@@ -86,6 +86,12 @@ impl Listed {
         self.before.leases.get(&shard.id).is_some_and(|lease| is_of_other_stream(lease, shard))
     }
 
+    /// Whether the start that was stored before the listing was another one. It is not confirmed then.
+    fn has_other_start(&self, shard: &ListedShard) -> bool {
+        let before = self.before.leases.get(&shard.id).and_then(|lease| lease.start.as_ref());
+        before.is_some_and(|before| shard.start.as_ref() != Some(before))
+    }
+
     /// The loss of a shard that is stored as lost. The listing with which a worker begins shows it again.
     fn lost(&self, shard: &ShardId, error: Error) -> Loss {
         let report = Report::Error(error);
@@ -269,7 +275,7 @@ impl Lister {
                     || lease.unlisted.is_some()
                     || lease.is_lost
                     || lacks_addition(lease);
-                if lease.parents.is_some() && is_news {
+                if lease.parents.is_some() && is_news && !listed.has_other_start(shard) {
                     let (shard, start) = (shard.id.clone(), Some(start.clone()));
                     list.push(Change::Identify { shard, start });
                 }

@@ -157,13 +157,30 @@ impl Lister {
         let missing = unknown_parents(&listing, before);
         confirmations.confirm(&missing, |parent| is_past_retention(&self.kinesis, parent)).await?;
         self.confirm_other_starts(&listing, before).await?;
+        self.confirm_new_starts(&listing, before).await?;
         Ok(listing)
     }
 
+    /// Fails unless another listing shows the same start for each shard whose start is to be stored: a wrong
+    /// one would have every later listing look like that of another stream.
+    async fn confirm_new_starts(&self, listing: &Listing, before: &Table) -> Result<(), Failure> {
+        let is_new = |shard: &&ListedShard| {
+            let lacks_start = |lease: &Lease| lease.start.is_none() && lease.unreadable.is_none();
+            shard.start.is_some() && before.leases.get(&shard.id).is_none_or(lacks_start)
+        };
+        let new: Vec<&ListedShard> = listing.shards.iter().filter(is_new).collect();
+        if new.is_empty() { Ok(()) } else { self.confirm_starts(&new).await }
+    }
+
     /// Fails unless Kinesis says several times of each shard of another stream where it starts.
-    async fn confirm_other_starts(&self, listing: &Listing, before: &Table) -> Result<(), Failure> {
+    pub(super) async fn confirm_other_starts(
+        &self,
+        listing: &Listing,
+        before: &Table,
+    ) -> Result<(), Failure> {
         let is_other = |shard: &&ListedShard| {
-            let lease = before.leases.get(&shard.id).filter(|lease| !lease.is_lost);
+            let stays_lost = |lease: &Lease| lease.is_lost && self.keeps_lost();
+            let lease = before.leases.get(&shard.id).filter(|lease| !stays_lost(lease));
             lease.is_some_and(|lease| is_of_other_stream(lease, shard))
         };
         let others: Vec<&ListedShard> = listing.shards.iter().filter(is_other).collect();
@@ -172,17 +189,22 @@ impl Lister {
         }
         for _ in 1..CONFIRMATIONS {
             sleep(CONFIRM_EACH).await;
-            let again = self.kinesis.shards().await?;
-            let starts: HashMap<_, _> =
-                again.shards.iter().map(|shard| (&shard.id, &shard.start)).collect();
-            for shard in &others {
-                if starts.get(&shard.id) != Some(&&shard.start) {
-                    let id = &shard.id;
-                    return Err(unusable(format!("shows {id} with another start than before")));
-                }
-            }
+            self.confirm_starts(&others).await?;
         }
         Ok(())
+    }
+
+    /// Fails unless a new listing shows the same starts.
+    async fn confirm_starts(&self, shards: &[&ListedShard]) -> Result<(), Failure> {
+        let again = self.kinesis.shards().await?;
+        let starts: HashMap<_, _> =
+            again.shards.iter().map(|shard| (&shard.id, &shard.start)).collect();
+        match shards.iter().find(|shard| starts.get(&shard.id) != Some(&&shard.start)) {
+            Some(shard) => {
+                Err(unusable(format!("shows {} with another start than before", shard.id)))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Returns the shards that Kinesis proves to have been closed before a time; `None` if the stream is

@@ -103,6 +103,9 @@ impl Takeover {
         if is_settled || is_anothers || claimable.is_empty() {
             return Ok(Step::Begin(Inheritance::default()));
         }
+        if lister.confirm_other_starts(listing, &table).await.is_err() {
+            return Ok(Step::Retry);
+        }
         let refuted = self.refuted(lister, &claimable.doubtful()).await;
         let inheritance = claimable.settle(&refuted);
         if inheritance.leases.is_empty() {

@@ -28,10 +28,10 @@ use super::hash_range::{HashRange, HashRanges};
 use super::listing::{Listing, Pages, of_next_page, unusable};
 use super::retention_period::{Period, RetentionPeriod};
 use super::room::Room;
-use super::standing::{Standing, Standings};
+use super::standing::{LIST_EACH, Standing, Standings};
 use super::subscription::{Gauge, Subscription};
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result, contain, date_of};
-use crate::record::ShardId;
+use crate::record::{SequenceNumber, ShardId};
 
 /// A call that has not answered by then has failed: ten times what a 10 MiB answer takes at
 /// 30 Mbit/s.
@@ -268,6 +268,23 @@ impl Kinesis {
         since: Instant,
     ) -> Result<Standing, Failure> {
         self.standings.of(shard, since, async || Ok(self.complete().await?.shards)).await
+    }
+
+    /// Returns the sequence number at which a shard starts. Two new listings must agree on it.
+    ///
+    /// # Errors
+    ///
+    /// Where they do not, and those of the listings.
+    pub(super) async fn start_of(
+        &self,
+        shard: &ShardId,
+    ) -> Result<Option<SequenceNumber>, Failure> {
+        let began = Instant::now();
+        let start = self.standing(shard, began).await?.start;
+        if self.standing(shard, began + LIST_EACH).await?.start != start {
+            return Err(unusable(format!("shows {shard} with another start than before")));
+        }
+        Ok(start)
     }
 
     async fn complete(&self) -> Result<Listing, Failure> {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::Position;
 use super::batch::Batch;
-use super::doubt::{BEHIND_ANSWERS, BEHIND_FOR, lately};
+use super::doubt::{BEHIND_ANSWERS, BEHIND_FOR};
 use super::kinesis::{MOST_CLOCK_SKEW, server_time};
 use super::loss::Unjudged;
 use super::overtaking::NEAR_HORIZON;
@@ -268,8 +268,8 @@ impl Progress {
         let is_kept = oldest.is_some_and(|oldest| oldest <= number);
         // A caller may name the number that the shard starts at, which need not be that of a record.
         let is_start = if !is_kept && matches!(self.position, Position::AtSequence(_)) {
-            match self.kinesis.standing(self.observer.shard_id(), lately()).await {
-                Ok(standing) => standing.start.is_some_and(|start| number <= start),
+            match self.kinesis.start_of(self.observer.shard_id()).await {
+                Ok(start) => start.is_some_and(|start| number <= start),
                 Err(failure) => return self.judge_later(failure),
             }
         } else {

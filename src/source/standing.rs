@@ -13,7 +13,7 @@ use crate::error::Failure;
 use crate::record::{SequenceNumber, ShardId};
 
 /// The pause between two listings, which answer the readers of all shards.
-const LIST_EACH: Duration = Duration::from_secs(1);
+pub(super) const LIST_EACH: Duration = Duration::from_secs(1);
 
 /// A shard in a complete listing.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -356,6 +356,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["NothingIsLost"],
     },
     Mistake {
+        what: "the start of a new shard is stored after one listing",
+        file: "lineage/listing.rs",
+        right: "if new.is_empty() { Ok(()) }",
+        wrong: "if new.len() < usize::MAX { Ok(()) }",
+        breaks: &["FewErrors"],
+    },
+    Mistake {
         what: "one listing with another start suffices",
         file: "lineage/listing.rs",
         right: "if others.is_empty() {",

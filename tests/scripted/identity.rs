@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use kinestream::testing::{Kinesis, Stream};
+use kinestream::testing::{Kinesis, Outcome, Shard, Stream, WrongListing};
 use kinestream::{
     Checkpoint, CheckpointStore, ErrorKind, Event, MemoryStore, OnTrimmed, store::Scope,
 };
@@ -178,4 +178,80 @@ async fn start_is_learned_from_the_listing() {
     for (shard, lease) in consumer.positions().await.unwrap() {
         assert!(lease.start.is_some(), "{shard}: {lease:?}");
     }
+}
+
+/// The next listings show a first sequence number beyond every record of the shard.
+fn mislist(kinesis: &Kinesis, shard: &Shard, times: usize) {
+    let wrong = Outcome::Mislisted(WrongListing::OtherStart(shard.id()));
+    kinesis.next_calls("ListShards", times, wrong);
+}
+
+/// One listing adds a shard with a first sequence number that is not its own.
+#[tokio::test(start_paused = true)]
+async fn wrong_start_of_an_added_shard_is_not_stored() {
+    let (kinesis, orders) = orders(1);
+    let first = orders.shard(0);
+    first.put("0");
+    mislist(&kinesis, &first, 1);
+    let consumer = consumer(&kinesis).discovery_interval(Duration::from_secs(5)).build().unwrap();
+    let mut records = consumer.records();
+    assert_eq!(number(&next(&mut records).await), 0);
+    assert_silent(&mut records).await;
+    let [left, right] = first.split();
+    kinesis.set_child_shards(false);
+    mislist(&kinesis, &left, 1);
+    left.put("1");
+    right.put("1");
+    for _ in 0..2 {
+        assert_eq!(number(&next(&mut records).await), 1);
+    }
+    assert_silent(&mut records).await;
+    let positions = consumer.positions().await.unwrap();
+    for shard in orders.shards() {
+        let start = positions[&shard.id()].start.as_ref().unwrap();
+        let records = shard.sequence_numbers();
+        assert!(*start <= records[0], "{}: {start}", shard.id());
+    }
+}
+
+/// A reader that stops after its first record has stored what identifies the shards to the next one.
+#[tokio::test(start_paused = true)]
+async fn start_of_an_added_shard_is_stored_before_its_first_record() {
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put("0");
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    assert_eq!(number(&next(&mut records).await), 0);
+    let positions = consumer.positions().await.unwrap();
+    assert!(positions[&orders.shard(0).id()].start.is_some(), "{positions:?}");
+    // One listing each interval is enough from then on.
+    assert_eq!(calls(&kinesis, "ListShards").len(), 2);
+    assert_silent(&mut records).await;
+    assert_eq!(calls(&kinesis, "ListShards").len(), 4);
+}
+
+/// A shard that is lost, since its position belongs to another stream, is replaced by what several
+/// listings show.
+#[tokio::test(start_paused = true)]
+async fn lost_shard_is_not_replaced_by_a_wrong_start() {
+    let store = MemoryStore::new();
+    let (kinesis, again) = created_again(&store).await;
+    let failing = consumer(&kinesis).store(store.clone()).build().unwrap();
+    let mut records = failing.records();
+    assert!(records.next().await.unwrap().is_err());
+    assert_silent(&mut records).await;
+    drop(records);
+    failing.close().await.unwrap();
+    mislist(&kinesis, &again.shard(0), 1);
+    let builder = consumer(&kinesis).store(store).on_trimmed(OnTrimmed::TrimHorizon);
+    let consumer = builder.discovery_interval(Duration::from_secs(5)).build().unwrap();
+    let mut events = consumer.events();
+    let mut records = consumer.records();
+    assert_eq!(number(&next(&mut records).await), 1);
+    assert_silent(&mut records).await;
+    let mut gaps = 0;
+    while let Ok(Some(event)) = timeout(Duration::from_secs(1), events.next()).await {
+        gaps += usize::from(matches!(event, Event::Gap { .. }));
+    }
+    assert_eq!(gaps, 1, "one gap is reported");
 }

@@ -308,8 +308,8 @@ async fn a_thousand_quiet_shards_are_asked_at_once() {
     kinesis.set_latency(Duration::from_secs(1));
     let consumer = consumer(&kinesis).build().unwrap();
     let mut records = consumer.records();
-    // Three calls one after the other, for the shards, an iterator and records.
-    assert!(timeout(Duration::from_millis(3500), records.next()).await.is_err());
+    // Four calls one after the other, two for the shards, then one for an iterator and one for records.
+    assert!(timeout(Duration::from_millis(4500), records.next()).await.is_err());
     let answered =
         calls(&kinesis, "GetRecords").iter().filter(|call| call.status.is_some()).count();
     assert_eq!(answered, 1000);

@@ -187,7 +187,7 @@ async fn a_thousand_shards_and_more_are_listed_page_by_page() {
         seen.insert(number(&next(&mut records).await));
     }
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
-    assert_eq!(calls(&kinesis, "ListShards").len(), 5, "two calls, and three again");
+    assert_eq!(calls(&kinesis, "ListShards").len(), 8, "two calls, and three twice again");
     assert_eq!(kinesis.violations(), [""; 0]);
 }
 

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures::{FutureExt, StreamExt};
-use kinestream::testing::{Kinesis, Outcome, Stream};
+use kinestream::testing::{Kinesis, Outcome, Stream, WrongListing};
 use kinestream::{
     CheckpointOn, ConsumerBuilder, ErrorKind, Event, Events, OnTrimmed, Records, SequenceNumber,
-    StartingPosition,
+    ShardPosition, StartingPosition,
 };
 use tokio::time::{sleep, timeout};
 
@@ -82,6 +82,23 @@ async fn trimmed_number_is_reported_whether_refused_or_accepted() {
             }
         }
     }
+}
+
+/// One listing has the shard start at or after the named record, of which the next one knows better.
+#[tokio::test(start_paused = true)]
+async fn trimmed_number_is_not_taken_for_the_start_that_one_listing_shows() {
+    let (kinesis, orders) = orders(1);
+    kinesis.set_trimmed_numbers_accepted(true);
+    let numbers: Vec<_> = (0..5).map(|number| orders.shard(0).put(number.to_string())).collect();
+    orders.shard(0).trim(3);
+    kinesis.next_calls("ListShards", 1, Outcome::Served);
+    let wrong = WrongListing::OtherStart(orders.shard(0).id());
+    kinesis.next_calls("ListShards", 1, Outcome::Mislisted(wrong));
+    let named = ShardPosition::AtSequenceNumber(numbers[1].clone());
+    let reader =
+        consumer(&kinesis).starting_position_for(orders.shard(0).id(), named).build().unwrap();
+    let told = timeout(HOUR, reader.records().next()).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(told.kind(), ErrorKind::Trimmed);
 }
 
 /// The reader runs, and its caller does not poll for longer than retention.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
-use kinestream::testing::{Kinesis, Outcome, Stream};
+use kinestream::testing::{Kinesis, Outcome, Stream, WrongListing};
 use kinestream::{
     Checkpoint, CheckpointStore, Consumer, ConsumerBuilder, ErrorKind, Event, Events, MemoryStore,
     Result, ShardId, StartingPosition, WhenHeld,
@@ -109,6 +109,24 @@ async fn positions_under_the_name_are_taken_over_once() {
 #[tokio::test(start_paused = true)]
 async fn positions_in_a_store_without_leases_are_taken_over_once() {
     positions_are_taken_over_once(Plain::default()).await;
+}
+
+/// One listing with a wrong first sequence number makes no other stream of it.
+#[tokio::test(start_paused = true)]
+async fn positions_are_taken_over_despite_a_wrong_start_in_a_listing() {
+    let store = MemoryStore::new();
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put("0");
+    assert_eq!(read(consumer(&kinesis).store(store.clone())).await, [0]);
+    orders.shard(0).put("1");
+    let wrong = Outcome::Mislisted(WrongListing::OtherStart(shard(0)));
+    kinesis.next_calls("ListShards", 1, wrong);
+    let consumer = by_arn(&kinesis, ARN).store(store).build().unwrap();
+    let mut events = consumer.events();
+    let mut records = consumer.records();
+    assert_eq!(number(&next(&mut records).await), 1);
+    assert_silent(&mut records).await;
+    assert_eq!(takeovers(&mut events).await, [(1, 0)]);
 }
 
 #[tokio::test(start_paused = true)]

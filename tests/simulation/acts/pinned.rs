@@ -37,6 +37,12 @@ impl Act {
         for _ in 0..self.rng.usize(1..5) {
             self.lack_shards();
         }
+        if self.wrongs.bool() {
+            let shard = self.wrongs.usize(..self.orders.shards().len());
+            let wrong = WrongListing::OtherStart(self.orders.shard(shard).id());
+            self.truth.tell(format_args!("next listing: {wrong:?}"));
+            self.kinesis.next_calls("ListShards", 1, Outcome::Mislisted(wrong));
+        }
         let by_seek = !self.rng.bool();
         let mut reader = if by_seek {
             let reader = self.begin(StartingPosition::Latest, OnTrimmed::Fail);
@@ -47,6 +53,8 @@ impl Act {
         };
         let new: Vec<usize> = (old..self.puts.len()).collect();
         self.read_all(&mut reader, &new).await;
+        // Later listings show what was stored of the shards.
+        reader.read_for(2 * self.plan.discovery_interval + Duration::from_secs(5)).await;
         self.check_order(&reader, false);
         self.check_errors(&reader, &[ErrorKind::Unavailable]);
         let is_early = |number: &&usize| **number < old;
