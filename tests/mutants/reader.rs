@@ -318,7 +318,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "wakers/caller.rs",
         right: "let is_known = self",
         wrong: "if !waker.data().is_null() {\n return waker.clone();\n }\n let is_known = self",
-        breaks: &["Progress"],
+        breaks: &["PanicsAreContained", "Progress"],
     },
     Mistake {
         what: "an answer without a next position ends a shard that is listed",

@@ -111,9 +111,14 @@ impl Simulation {
                         calls.fetch_add(story.calls as u64, Ordering::Relaxed);
                         self.report(seed, story)
                     }
-                    Err(_said_already) => {
-                        Some(format!("seed {seed} breaks off\n{}", self.again(seed)))
-                    }
+                    Err(panic) => Some(match panic.downcast_ref::<String>() {
+                        // No message was printed of it.
+                        Some(said) if said.starts_with("deliberate: ") => format!(
+                            "seed {seed} breaks PanicsAreContained: {said}\n{}",
+                            self.again(seed)
+                        ),
+                        _ => format!("seed {seed} breaks off\n{}", self.again(seed)),
+                    }),
                 };
                 if let Some(report) = report {
                     next.store(seeds.end, Ordering::Relaxed);
