@@ -1,45 +1,23 @@
-//! What turns finished records, in whatever order, into one position that only advances.
-//!
-//! Records are numbered in the order in which their shard hands them out. A number, and not the
-//! sequence number, is what orders them: counting is exact, while sequence numbers have gaps.
-//!
-//! ```text
-//!  finished      gap     island     gap   handed out
-//! ├──────────────┤......├────────┤.......┤
-//! 0          prefix                      handed_out
-//! ```
-//!
-//! A finished record either lengthens the prefix, which is what a checkpoint may say, or belongs
-//! to an island beyond a record that is not finished yet. An island remembers where it ends and
-//! nothing of what it covers, so a record that is never finished costs no memory for those
-//! finished after it.
+//! The position of one shard, shared by those that deliver, finish and save its records.
 
-use std::collections::{BTreeMap, VecDeque};
+mod state;
+mod times;
+
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Checkpoint;
-use super::in_flight::{Allowance, InFlightConfig, InFlightCounter, InFlightLimit};
-use crate::record::{Finish, Mark, SequenceNumber};
+use super::in_flight::{Allowance, InFlightConfig, InFlightLimit};
+use crate::record::{Finish, Mark};
 use crate::wakers::wake_all;
 
-/// How many times of handing out are remembered: a record that is never finished must not cost
-/// memory for those after it.
-const MOST_TIMES: usize = 64;
-
-/// What a finished record has changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Advance {
-    /// The position of the shard; `is_first` where it has not advanced since it was last taken.
-    Position { is_first: bool },
-    /// The shard is closed, read to its end, and every record of it is finished.
-    End,
-}
+use state::State;
+pub(crate) use state::{Advance, Passed};
 
 /// The position of one shard while it is read.
 pub(crate) struct Watermark {
@@ -47,53 +25,6 @@ pub(crate) struct Watermark {
     /// Records below this number have been delivered, or were to be and are taken back.
     delivered: AtomicU64,
     tell: Box<dyn Fn(Advance) + Send + Sync>,
-}
-
-#[derive(Default)]
-struct State {
-    /// Every record below this number is finished.
-    prefix: u64,
-    /// The checkpoint to store before any record is finished.
-    start: Option<Checkpoint>,
-    /// Where the last record of the prefix stands, or what was passed behind it.
-    position: Option<Mark>,
-    /// No other record had arrived behind the position by then.
-    until: Option<SystemTime>,
-    /// Finished records beyond a gap: from the first number of a run to its end.
-    islands: BTreeMap<u64, Island>,
-    /// Behind the record before this number lies a place up to which there is no other.
-    passed: Option<(u64, Passed)>,
-    handed_out: u64,
-    in_flight: InFlightCounter,
-    /// When records were found to be delivered, by the number of the first: those of the prefix and
-    /// of some behind it.
-    times: VecDeque<(u64, Instant)>,
-    /// Records below this number have their time.
-    noted: u64,
-    /// No record will be handed out any more: the shard is closed and read to its end.
-    ended: bool,
-    /// Since when the checkpoint is another than was last taken.
-    changed_at: Option<Instant>,
-    /// No record is handed out any more, because the shard is to be handed over.
-    retired: bool,
-    /// The stream that waits for records to be finished.
-    waiting: Option<Waker>,
-    /// Who waits for all of them to be finished.
-    settling: Option<Waker>,
-}
-
-/// The read position of a quiet shard: every record up to `after`, or that had arrived by `until`, is
-/// delivered.
-#[derive(Clone, Copy)]
-pub(crate) struct Passed {
-    pub(crate) after: Option<Mark>,
-    pub(crate) until: SystemTime,
-}
-
-struct Island {
-    /// The number behind the last one.
-    end: u64,
-    last: Mark,
 }
 
 impl Watermark {
@@ -288,126 +219,6 @@ impl Finish for Watermark {
     }
 }
 
-impl State {
-    /// Records below that number have been delivered by now.
-    fn note_delivered(&mut self, delivered: u64) {
-        if delivered <= self.noted {
-            return;
-        }
-        let first = std::mem::replace(&mut self.noted, delivered);
-        if self.times.len() >= MOST_TIMES {
-            // Half of them say it half as exactly.
-            let mut is_kept = false;
-            self.times.retain(|_| {
-                is_kept = !is_kept;
-                is_kept
-            });
-        }
-        self.times.push_back((first, Instant::now()));
-        self.forget_times();
-    }
-
-    fn unfinished(&mut self, delivered: u64) -> (usize, Option<Duration>) {
-        self.note_delivered(delivered);
-        self.forget_times();
-        let undelivered = self.handed_out.saturating_sub(delivered);
-        let undelivered = usize::try_from(undelivered).unwrap_or(usize::MAX);
-        let records = self.in_flight.records().saturating_sub(undelivered);
-        let oldest = self.times.front().map(|(_, time)| time.elapsed());
-        (records, oldest.filter(|_| records > 0))
-    }
-
-    /// Returns whether this is the first change since the checkpoint was last taken.
-    fn note_changed(&mut self, has_changed: bool) -> bool {
-        let is_first = has_changed && self.changed_at.is_none();
-        if is_first {
-            self.changed_at = Some(Instant::now());
-        }
-        is_first
-    }
-
-    /// Forgets the times of what is finished.
-    fn forget_times(&mut self) {
-        while self.times.get(1).is_some_and(|(first, _)| *first <= self.prefix) {
-            self.times.pop_front();
-        }
-    }
-
-    fn checkpoint(&self) -> Option<Checkpoint> {
-        if self.is_complete() {
-            return Some(Checkpoint::ShardEnd);
-        }
-        let position = self.position.as_ref();
-        if let Some(until) = self.until {
-            return Some(Checkpoint::caught_up(position.map(SequenceNumber::from), until));
-        }
-        let after = position.map(|position| Checkpoint::AfterSequence {
-            sequence_number: position.into(),
-            sub_sequence_number: position.part(),
-        });
-        after.or_else(|| self.start.clone())
-    }
-
-    /// Moves the position to the place that was passed, where all before it is finished; whether it
-    /// has.
-    fn reach_passed(&mut self) -> bool {
-        match self.passed {
-            Some((number, passed)) if number == self.prefix => {
-                self.position = passed.after.or(self.position);
-                (self.until, self.passed) = (Some(passed.until), None);
-                true
-            }
-            Some((number, _)) if number < self.prefix => {
-                self.passed = None;
-                false
-            }
-            _ => false,
-        }
-    }
-
-    /// Who waits for nothing to be unfinished, where nothing is.
-    fn settled(&mut self) -> Option<Waker> {
-        if self.in_flight.records() == 0 { self.settling.take() } else { None }
-    }
-
-    fn is_complete(&self) -> bool {
-        self.ended && self.prefix == self.handed_out
-    }
-
-    fn is_finished(&self, number: u64) -> bool {
-        number < self.prefix
-            || self.islands.range(..=number).next_back().is_some_and(|(_, run)| number < run.end)
-    }
-
-    /// Adds an unfinished number to the finished ones; whether the prefix has become longer.
-    fn insert(&mut self, number: u64, mark: &Mark) -> bool {
-        // The common case, record after record, looks at no map.
-        if number == self.prefix && self.islands.is_empty() {
-            self.prefix += 1;
-            self.until = None;
-            self.position = Some(*mark);
-            return true;
-        }
-        let (end, last) = match self.islands.remove(&(number + 1)) {
-            Some(next) => (next.end, next.last),
-            None => (number + 1, *mark),
-        };
-        if number == self.prefix {
-            self.prefix = end;
-            self.until = None;
-            self.position = Some(last);
-            return true;
-        }
-        match self.islands.range_mut(..number).next_back() {
-            Some((_, run)) if run.end == number => *run = Island { end, last },
-            _ => {
-                self.islands.insert(number, Island { end, last });
-            }
-        }
-        false
-    }
-}
-
 impl fmt::Debug for Watermark {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.lock();
@@ -426,6 +237,7 @@ impl fmt::Debug for Watermark {
 mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Waker;
 
     use proptest::prelude::*;
 
@@ -452,7 +264,6 @@ mod tests {
             tokio::time::advance(second).await;
         }
         assert_eq!(watermark.unfinished(), (1000, Some(1000 * second)));
-        assert!(watermark.lock().times.len() <= MOST_TIMES);
         // What lies behind the first changes nothing.
         for (number, place) in &records[1..] {
             watermark.finish(*number, &Mark::from(place), 0);
@@ -549,17 +360,6 @@ mod tests {
                 prop_assert_eq!(ends.load(Ordering::Relaxed), usize::from(complete));
             }
         }
-    }
-
-    #[test]
-    fn a_forgotten_record_costs_nothing_for_those_after_it() {
-        let watermark = Watermark::new(|_| {});
-        for (number, sequence_number) in records(1000).into_iter().skip(1) {
-            watermark.hand_out(1, 0);
-            watermark.finish(number, &(&sequence_number).into(), 0);
-        }
-        assert_eq!(watermark.lock().islands.len(), 1);
-        assert!(watermark.take_changed().is_none());
     }
 
     #[test]

@@ -245,7 +245,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "a shard is told to be finished before it is",
-        file: "store/writer.rs",
+        file: "store/writer/save.rs",
         right: "if verdict == Verdict::Saved && saved.checkpoint != Checkpoint::ShardEnd {",
         wrong: "if verdict == Verdict::Saved && saved.checkpoint == Checkpoint::ShardEnd {",
         breaks: &["Told"],

@@ -12,14 +12,14 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "an acknowledgement finishes all records before it",
-        file: "checkpoint/watermark.rs",
+        file: "checkpoint/watermark/state.rs",
         right: "if number == self.prefix {",
         wrong: "if number >= self.prefix {",
         breaks: &["NotPastUnfinished"],
     },
     Mistake {
         what: "the end of a shard does not wait for its unfinished records",
-        file: "checkpoint/watermark.rs",
+        file: "checkpoint/watermark/state.rs",
         right: "self.ended && self.prefix == self.handed_out",
         wrong: "self.ended",
         breaks: &["NotPastUnfinished", "ParentsFirst"],
@@ -68,7 +68,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "an outage of the store is told of when it is over",
-        file: "store/writer.rs",
+        file: "store/writer/save.rs",
         right: "state.report = None;",
         wrong: "",
         breaks: &["FewErrors"],
@@ -138,7 +138,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "a position goes back to the beginning at every third record",
-        file: "checkpoint/watermark.rs",
+        file: "checkpoint/watermark/state.rs",
         right: "self.position = Some(*mark);",
         wrong: "self.position = Some(if self.prefix % 3 == 2 { Mark::default() } else { *mark });",
         breaks: &["NeverBackwards", "FewRepeats"],
@@ -173,7 +173,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "the end of a shard is not stored",
-        file: "checkpoint/watermark.rs",
+        file: "checkpoint/watermark/state.rs",
         right: "if self.is_complete() {\n            return Some(Checkpoint::ShardEnd);",
         wrong: "if self.is_complete() && self.prefix == u64::MAX {\n            return Some(Checkpoint::ShardEnd);",
         breaks: &["EndsAreKept"],
@@ -194,7 +194,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "what a failing store was to save is forgotten",
-        file: "store/writer.rs",
+        file: "store/writer/task.rs",
         right: "state.failing = true;",
         wrong: "state.failing = true; state.pending.clear();",
         breaks: &["EndsAreKept", "FewRepeats", "Progress"],
@@ -257,7 +257,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "a quiet shard passes what is not finished",
-        file: "checkpoint/watermark.rs",
+        file: "checkpoint/watermark/state.rs",
         right: "Some((number, passed)) if number == self.prefix => {",
         wrong: "Some((number, passed)) if number >= self.prefix => {",
         breaks: &["NotPastUnfinished"],
@@ -285,7 +285,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "a store that panics has saved",
-        file: "store/writer.rs",
+        file: "store/writer/save.rs",
         right: "in_time(self.store.save_fenced(&self.scope, &positions)).await?",
         wrong: "match in_time(self.store.save_fenced(&self.scope, &positions)).await {\n Err(error) \
                 if error.to_string().contains(\"panicked\") => vec![Verdict::Saved; positions.len()],\n \
@@ -308,7 +308,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "wakers are woken under a lock",
-        file: "store/writer.rs",
+        file: "store/writer/save.rs",
         right: "        drop(state);\n        wake_all(waiting);\n",
         wrong: "        wake_all(waiting);\n        drop(state);\n",
         breaks: &["Progress"],

@@ -1,0 +1,193 @@
+//! What turns finished records, in whatever order, into one position that only advances.
+//!
+//! Records are numbered in the order in which their shard hands them out. A number, and not the
+//! sequence number, is what orders them: counting is exact, while sequence numbers have gaps.
+//!
+//! ```text
+//!  finished      gap     island     gap   handed out
+//! ├──────────────┤......├────────┤.......┤
+//! 0          prefix                      handed_out
+//! ```
+//!
+//! A finished record either lengthens the prefix, which is what a checkpoint may say, or belongs
+//! to an island beyond a record that is not finished yet. An island remembers where it ends and
+//! nothing of what it covers, so a record that is never finished costs no memory for those
+//! finished after it.
+
+use std::collections::BTreeMap;
+use std::task::Waker;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::times::DeliveryTimes;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::in_flight::InFlightCounter;
+use crate::record::{Mark, SequenceNumber};
+
+/// What a finished record has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Advance {
+    /// The position of the shard; `is_first` where it has not advanced since it was last taken.
+    Position { is_first: bool },
+    /// The shard is closed, read to its end, and every record of it is finished.
+    End,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    /// Every record below this number is finished.
+    pub(super) prefix: u64,
+    /// The checkpoint to store before any record is finished.
+    pub(super) start: Option<Checkpoint>,
+    /// Where the last record of the prefix stands, or what was passed behind it.
+    pub(super) position: Option<Mark>,
+    /// No other record had arrived behind the position by then.
+    pub(super) until: Option<SystemTime>,
+    /// Finished records beyond a gap: from the first number of a run to its end.
+    pub(super) islands: BTreeMap<u64, Island>,
+    /// Behind the record before this number lies a place up to which there is no other.
+    pub(super) passed: Option<(u64, Passed)>,
+    pub(super) handed_out: u64,
+    pub(super) in_flight: InFlightCounter,
+    pub(super) times: DeliveryTimes,
+    /// No record will be handed out any more: the shard is closed and read to its end.
+    pub(super) ended: bool,
+    /// Since when the checkpoint is another than was last taken.
+    pub(super) changed_at: Option<Instant>,
+    /// No record is handed out any more, because the shard is to be handed over.
+    pub(super) retired: bool,
+    /// The stream that waits for records to be finished.
+    pub(super) waiting: Option<Waker>,
+    /// Who waits for all of them to be finished.
+    pub(super) settling: Option<Waker>,
+}
+
+/// The read position of a quiet shard: every record up to `after`, or that had arrived by `until`, is
+/// delivered.
+#[derive(Clone, Copy)]
+pub(crate) struct Passed {
+    pub(crate) after: Option<Mark>,
+    pub(crate) until: SystemTime,
+}
+
+pub(super) struct Island {
+    /// The number behind the last one.
+    end: u64,
+    last: Mark,
+}
+
+impl State {
+    /// Notes that records below this number are delivered by now.
+    pub(super) fn note_delivered(&mut self, delivered: u64) {
+        self.times.note(delivered, self.prefix);
+    }
+
+    pub(super) fn unfinished(&mut self, delivered: u64) -> (usize, Option<Duration>) {
+        self.note_delivered(delivered);
+        self.times.forget(self.prefix);
+        let undelivered = self.handed_out.saturating_sub(delivered);
+        let undelivered = usize::try_from(undelivered).unwrap_or(usize::MAX);
+        let records = self.in_flight.records().saturating_sub(undelivered);
+        (records, self.times.oldest().filter(|_| records > 0))
+    }
+
+    /// Returns whether this is the first change since the checkpoint was last taken.
+    pub(super) fn note_changed(&mut self, has_changed: bool) -> bool {
+        let is_first = has_changed && self.changed_at.is_none();
+        if is_first {
+            self.changed_at = Some(Instant::now());
+        }
+        is_first
+    }
+
+    pub(super) fn checkpoint(&self) -> Option<Checkpoint> {
+        if self.is_complete() {
+            return Some(Checkpoint::ShardEnd);
+        }
+        let position = self.position.as_ref();
+        if let Some(until) = self.until {
+            return Some(Checkpoint::caught_up(position.map(SequenceNumber::from), until));
+        }
+        let after = position.map(|position| Checkpoint::AfterSequence {
+            sequence_number: position.into(),
+            sub_sequence_number: position.part(),
+        });
+        after.or_else(|| self.start.clone())
+    }
+
+    /// Moves the position to the place that was passed, where all before it is finished; whether it
+    /// has.
+    pub(super) fn reach_passed(&mut self) -> bool {
+        match self.passed {
+            Some((number, passed)) if number == self.prefix => {
+                self.position = passed.after.or(self.position);
+                (self.until, self.passed) = (Some(passed.until), None);
+                true
+            }
+            Some((number, _)) if number < self.prefix => {
+                self.passed = None;
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Who waits for nothing to be unfinished, where nothing is.
+    pub(super) fn settled(&mut self) -> Option<Waker> {
+        if self.in_flight.records() == 0 { self.settling.take() } else { None }
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.ended && self.prefix == self.handed_out
+    }
+
+    pub(super) fn is_finished(&self, number: u64) -> bool {
+        number < self.prefix
+            || self.islands.range(..=number).next_back().is_some_and(|(_, run)| number < run.end)
+    }
+
+    /// Adds an unfinished number to the finished ones; whether the prefix has become longer.
+    pub(super) fn insert(&mut self, number: u64, mark: &Mark) -> bool {
+        // The common case, record after record, looks at no map.
+        if number == self.prefix && self.islands.is_empty() {
+            self.prefix += 1;
+            self.until = None;
+            self.position = Some(*mark);
+            return true;
+        }
+        let (end, last) = match self.islands.remove(&(number + 1)) {
+            Some(next) => (next.end, next.last),
+            None => (number + 1, *mark),
+        };
+        if number == self.prefix {
+            self.prefix = end;
+            self.until = None;
+            self.position = Some(last);
+            return true;
+        }
+        match self.islands.range_mut(..number).next_back() {
+            Some((_, run)) if run.end == number => *run = Island { end, last },
+            _ => {
+                self.islands.insert(number, Island { end, last });
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unfinished_record_costs_nothing_for_those_after_it() {
+        let mut state = State { handed_out: 1001, ..State::default() };
+        for number in 1..=1000 {
+            assert!(!state.insert(number, &Mark::default()));
+        }
+        assert_eq!((state.islands.len(), state.prefix), (1, 0));
+        assert!(state.insert(0, &Mark::default()));
+        assert_eq!((state.islands.len(), state.prefix), (0, 1001));
+    }
+}

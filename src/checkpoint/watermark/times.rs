@@ -1,0 +1,69 @@
+//! When records were delivered, for the age of the oldest that is unfinished.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How many times of delivery are kept: a record that is never finished must not cost memory for those
+/// after it.
+const MOST_TIMES: usize = 64;
+
+/// When records were found to be delivered.
+#[derive(Default)]
+pub(super) struct DeliveryTimes {
+    /// By the number of the first: those of the prefix and of some behind it.
+    times: VecDeque<(u64, Instant)>,
+    /// Records below this number have their time.
+    noted: u64,
+}
+
+impl DeliveryTimes {
+    /// Notes that records below the number `delivered` are delivered by now; those below `prefix` are finished.
+    pub(super) fn note(&mut self, delivered: u64, prefix: u64) {
+        if delivered <= self.noted {
+            return;
+        }
+        let first = std::mem::replace(&mut self.noted, delivered);
+        if self.times.len() >= MOST_TIMES {
+            // Half of them say it half as exactly.
+            let mut is_kept = false;
+            self.times.retain(|_| {
+                is_kept = !is_kept;
+                is_kept
+            });
+        }
+        self.times.push_back((first, Instant::now()));
+        self.forget(prefix);
+    }
+
+    /// Forgets the times of finished records.
+    pub(super) fn forget(&mut self, prefix: u64) {
+        while self.times.get(1).is_some_and(|(first, _)| *first <= prefix) {
+            self.times.pop_front();
+        }
+    }
+
+    /// The age of the oldest.
+    pub(super) fn oldest(&self) -> Option<Duration> {
+        self.times.front().map(|(_, time)| time.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn times_of_many_unfinished_records_cost_no_memory() {
+        let (mut times, second) = (DeliveryTimes::default(), Duration::from_secs(1));
+        for delivered in 1..=1000 {
+            times.note(delivered, 0);
+            tokio::time::advance(second).await;
+        }
+        assert!(times.times.len() <= MOST_TIMES);
+        assert_eq!(times.oldest(), Some(1000 * second));
+        times.forget(1000);
+        assert_eq!(times.times.len(), 1);
+    }
+}

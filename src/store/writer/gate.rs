@@ -1,0 +1,141 @@
+//! The gate that readers pass before they deliver records.
+//!
+//! ```text
+//!           saves have failed for max_unflushed
+//!   Open ─────────────────────────────────────────► Shut
+//!    ▲                                               │
+//!    └──────────────── a save succeeds ──────────────┘
+//! ```
+
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
+
+use super::{Shared, State, Writer};
+use crate::error::Result;
+
+/// Whether records may be delivered.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gate {
+    #[default]
+    Open,
+    /// The store has failed for too long.
+    Shut,
+}
+
+/// The gate, as one reader waits for it.
+#[derive(Debug)]
+pub(crate) struct ReaderGate {
+    writer: Writer,
+    /// Of this reader, among the waiting ones.
+    key: u64,
+    /// How many positions had advanced when the reader first asked, where those are to be saved before it
+    /// delivers the next record.
+    until: Option<u64>,
+}
+
+impl ReaderGate {
+    pub(super) fn new(writer: Writer) -> Self {
+        let key = writer.shared.keys.fetch_add(1, Ordering::Relaxed);
+        Self { writer, key, until: None }
+    }
+
+    /// Ready when records may be delivered; an error where the failure of the store is to be reported.
+    ///
+    /// Where each position is saved before the next record, that is when those are saved that had
+    /// advanced when the reader first asked.
+    pub(crate) fn poll_open(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        let shared = &self.writer.shared;
+        if !shared.attention.load(Ordering::Acquire) {
+            self.until = None;
+            return Poll::Ready(Ok(()));
+        }
+        let mut state = shared.lock();
+        if let Some(error) = state.report.take()
+            && !std::mem::replace(&mut state.is_told, true)
+        {
+            return Poll::Ready(Err(error));
+        }
+        let saved = *self.until.get_or_insert(state.advanced) <= state.saved;
+        if state.gate == Gate::Open && saved {
+            self.until = None;
+            shared.look(&state);
+            return Poll::Ready(Ok(()));
+        }
+        let before = state.waiting.wait(self.key, context.waker());
+        drop(state);
+        drop(before);
+        Poll::Pending
+    }
+}
+
+impl Drop for ReaderGate {
+    fn drop(&mut self) {
+        let before = self.writer.shared.lock().waiting.remove(self.key);
+        drop(before);
+    }
+}
+
+impl Shared {
+    /// Has readers look at the gate where there is anything to see.
+    pub(super) fn look(&self, state: &State) {
+        let attention =
+            state.gate != Gate::Open || state.report.is_some() || state.saved < state.advanced;
+        self.attention.store(attention, Ordering::Release);
+    }
+
+    /// Those who are to be woken when the lock is released.
+    #[must_use = "they are woken without the lock"]
+    pub(super) fn set_gate(
+        &self,
+        state: &mut State,
+        gate: Gate,
+    ) -> impl Iterator<Item = Waker> + use<> {
+        state.gate = gate;
+        self.look(state);
+        state.waiting.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::task::Wake;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::observe::Observer;
+    use crate::store::writer::Rhythm;
+    use crate::store::{MemoryStore, Scope};
+
+    struct Unwoken;
+
+    impl Wake for Unwoken {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    #[tokio::test]
+    async fn shut_gate_keeps_one_waker_per_reader() {
+        let second = Duration::from_secs(1);
+        let writer = Writer::spawn(
+            Arc::new(MemoryStore::new()),
+            Scope::new("billing", "orders"),
+            Rhythm { interval: second, max_unflushed: second },
+            Observer::new(&"orders".into(), &"billing".into()),
+        );
+        let _woken = writer.shared.set_gate(&mut writer.shared.lock(), Gate::Shut);
+        let mut readers = [writer.gate(), writer.gate()];
+        for _ in 0..100 {
+            for reader in &mut readers {
+                let waker = Waker::from(Arc::new(Unwoken));
+                assert!(reader.poll_open(&mut Context::from_waker(&waker)).is_pending());
+            }
+        }
+        assert_eq!(writer.shared.lock().waiting.len(), 2);
+        let [first, mut second] = readers;
+        drop(first);
+        assert_eq!(writer.shared.lock().waiting.len(), 1);
+        let woken = writer.shared.set_gate(&mut writer.shared.lock(), Gate::Open);
+        assert_eq!(woken.count(), 1);
+        assert!(second.poll_open(&mut Context::from_waker(Waker::noop())).is_ready());
+    }
+}

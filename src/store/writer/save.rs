@@ -1,0 +1,128 @@
+//! One save of all pending positions.
+
+use std::sync::Arc;
+
+use super::gate::Gate;
+use super::watch::{Place, Watched};
+use super::{Pending, Shared, State};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::observe::log_line;
+use crate::store::lease::{Fenced, Verdict};
+use crate::store::{Scope, in_time};
+use crate::wakers::wake_all;
+
+impl Shared {
+    /// Moves what has changed to `pending`, and gives a copy of it all, with how many times positions
+    /// had advanced then.
+    fn collect(&self) -> (Vec<Fenced>, u64) {
+        let mut state = self.lock();
+        let advanced = state.advanced;
+        let State { watched, pending, .. } = &mut *state;
+        for (place, checkpoint, since) in watched.take_changed() {
+            let since = pending.get(&place).map_or(since, |before| before.since);
+            pending.insert(place, Pending { checkpoint, since });
+        }
+        let over = watched.sweep(|place| pending.contains_key(place));
+        let fenced = |((shard, epoch), pending): (&Place, &Pending)| Fenced {
+            shard: shard.clone(),
+            epoch: *epoch,
+            checkpoint: pending.checkpoint.clone(),
+        };
+        let positions = pending.iter().map(fenced).collect();
+        drop(state);
+        // They hold wakers, and what the caller is told by.
+        drop(over);
+        (positions, advanced)
+    }
+
+    /// One attempt to save all that is pending.
+    pub(super) async fn save(&self) -> Result<()> {
+        let (positions, advanced) = self.collect();
+        let verdicts = if positions.is_empty() {
+            Vec::new()
+        } else {
+            in_time(self.store.save_fenced(&self.scope, &positions)).await?
+        };
+        if verdicts.len() != positions.len() {
+            return Err(miscounted(positions.len(), verdicts.len()));
+        }
+        let has_saved = !positions.is_empty();
+        let mut state = self.lock();
+        state.is_told &= !has_saved;
+        let mut saved = 0;
+        let mut settled = Vec::new();
+        for (position, verdict) in positions.into_iter().zip(verdicts) {
+            saved += usize::from(!verdict.is_refusal());
+            settled.extend(state.settle(position, verdict));
+        }
+        state.failing = false;
+        // What nobody was told in time is over.
+        state.report = None;
+        // What advanced since the positions were collected waits for the next save, which its bell
+        // has rung for.
+        state.saved = advanced;
+        let waiting = self.set_gate(&mut state, Gate::Open);
+        drop(state);
+        wake_all(waiting);
+        self.observer.saved(saved);
+        for settled in settled {
+            settled.tell(&self.scope);
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// Takes note of what has become of a position, and gives what is to be told of it.
+    fn settle(&mut self, saved: Fenced, verdict: Verdict) -> Option<SettledPosition> {
+        let place = (saved.shard.clone(), saved.epoch);
+        let is_it = |pending: &Pending| pending.checkpoint == saved.checkpoint;
+        if verdict.is_refusal() || self.pending.get(&place).is_some_and(is_it) {
+            self.pending.remove(&place);
+        }
+        if verdict == Verdict::Saved && saved.checkpoint != Checkpoint::ShardEnd {
+            return None;
+        }
+        let tell = self.watched.get(&place).map(|it| Arc::clone(&it.tell));
+        let given_up = if verdict.is_refusal() { self.watched.remove(&place) } else { None };
+        Some(SettledPosition { saved, verdict, tell, _given_up: given_up })
+    }
+}
+
+/// What a save has come to, to be told without the lock.
+struct SettledPosition {
+    saved: Fenced,
+    verdict: Verdict,
+    tell: Option<Arc<dyn Fn(Verdict) + Send + Sync>>,
+    /// Not watched any more.
+    _given_up: Option<Watched>,
+}
+
+impl SettledPosition {
+    fn tell(self, scope: &Scope) {
+        if let Some(tell) = &self.tell {
+            tell(self.verdict);
+        }
+        let error = match self.verdict {
+            Verdict::Saved | Verdict::Forgotten => return,
+            Verdict::Lost => {
+                Error::new(ErrorKind::LeaseLost, "another worker has the lease by now")
+            }
+            Verdict::Unreadable => {
+                Error::store_corrupt("the stored lease or position is unreadable")
+            }
+        };
+        let Fenced { shard, epoch, checkpoint } = &self.saved;
+        let error = error.in_stream(scope.shared_stream_name()).in_shard(shard.as_str());
+        log_line!(warn, %error, epoch, %checkpoint, "a position is not saved");
+    }
+}
+
+/// An answer that leaves open what has become of some positions.
+fn miscounted(positions: usize, verdicts: usize) -> Error {
+    Error::store_corrupt(format!(
+        "save_fenced returned {verdicts} verdicts for {positions} positions, but must return one for \
+         each; fix the LeaseStore"
+    ))
+}

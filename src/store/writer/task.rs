@@ -1,0 +1,221 @@
+//! The task that saves, and what it does about a store that fails.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::Shared;
+use super::gate::Gate;
+use crate::backoff::{Backoff, SAVES};
+use crate::error::{Error, ErrorKind, Result, TOLERATED, contain};
+use crate::observe::{Event, Task, log_line};
+use crate::wakers::wake_all;
+
+/// A caller that waits until everything is saved.
+pub(super) type Request = oneshot::Sender<Result<()>>;
+
+/// How long the task goes on trying when nobody holds a handle any more.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
+/// A row of failed saves.
+struct Outage {
+    since: Instant,
+    backoff: Backoff,
+    retry_at: Instant,
+    /// Whether an error was met that waiting does not cure.
+    is_permanent: bool,
+    told: bool,
+}
+
+/// The task.
+pub(super) struct Saving {
+    shared: Arc<Shared>,
+    requests: mpsc::UnboundedReceiver<Request>,
+    /// Those who wait until everything is saved.
+    asking: Vec<Request>,
+    outage: Option<Outage>,
+    /// When the last save was begun that has not failed.
+    written: Instant,
+}
+
+impl Saving {
+    pub(super) fn new(shared: &Arc<Shared>, requests: mpsc::UnboundedReceiver<Request>) -> Self {
+        let (shared, written) = (Arc::clone(shared), Instant::now());
+        Self { shared, requests, asking: Vec::new(), outage: None, written }
+    }
+
+    /// Runs until nobody holds a handle, whatever panics meanwhile.
+    pub(super) async fn run(mut self) {
+        let mut ends = EndsEarly(Some(Arc::clone(&self.shared)));
+        let (mut panics, mut backoff) = (0, Backoff::new(SAVES));
+        while let Err(panic) = contain(self.work()).await {
+            let message = panic.to_string();
+            let event = Event::TaskRestarted { task: Task::Checkpoints, shard_id: None, message };
+            self.shared.observer.tell(event);
+            panics += 1;
+            if panics == TOLERATED + 1 {
+                let _nobody_is_there = self.shared.tell(panicked(&panic).with_source(panic));
+            }
+            // As long as the store fails: what is to be saved is not held up by that.
+            sleep(backoff.failed()).await;
+        }
+        let _panicked = contain(last_words(&self.shared)).await;
+        ends.0 = None;
+    }
+
+    async fn work(&mut self) {
+        loop {
+            // While the store fails, nothing but time and a wish to flush brings the next attempt.
+            let next = match &self.outage {
+                Some(outage) => outage.retry_at,
+                None => self.written + self.shared.rhythm.interval.max(Duration::from_millis(1)),
+            };
+            let resting = self.outage.is_none() && self.shared.rhythm.interval.is_zero();
+            // In this order, so that what happens depends on nothing but what happened.
+            if self.asking.is_empty() || self.outage.is_some() {
+                tokio::select! {
+                    biased;
+                    request = self.requests.recv() => match request {
+                        Some(answer) => self.asking.push(answer),
+                        None => return,
+                    },
+                    () = self.shared.urgent.notified(), if self.outage.is_none() => {}
+                    () = sleep_until(next), if !resting => {}
+                }
+            }
+            while let Ok(answer) = self.requests.try_recv() {
+                self.asking.push(answer);
+            }
+            if self.attempt().await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// One save, and what follows from it; `None` when nobody holds a handle any more.
+    async fn attempt(&mut self) -> Option<()> {
+        let started = Instant::now();
+        // What those want to be saved who ask from now on may come too late for this one.
+        let mut late = Vec::new();
+        let saved = {
+            let shared = Arc::clone(&self.shared);
+            let mut saving = pin!(shared.save());
+            loop {
+                tokio::select! {
+                    biased;
+                    saved = &mut saving => break saved,
+                    request = self.requests.recv() => late.push(request?),
+                }
+            }
+        };
+        match saved {
+            Ok(()) => {
+                if let Some(ended) = self.outage.take() {
+                    let after = ended.since.elapsed();
+                    self.shared.observer.tell(Event::StoreRecovered { after });
+                }
+                self.written = started;
+                for answer in self.asking.drain(..) {
+                    let _ = answer.send(Ok(()));
+                }
+            }
+            Err(error) => {
+                self.asking.retain(|answer| !answer.is_closed());
+                fail(&self.shared, &mut self.outage, started, error, &mut self.asking);
+            }
+        }
+        self.asking.append(&mut late);
+        Some(())
+    }
+}
+
+/// Dropped with the runtime, it has readers notice that the task is gone.
+struct EndsEarly(Option<Arc<Shared>>);
+
+impl Drop for EndsEarly {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.take() {
+            shared.gone.close();
+        }
+    }
+}
+
+fn panicked(panic: &dyn std::fmt::Display) -> Error {
+    let message = format!(
+        "what saves checkpoints has panicked again and again; it is restarted, and records go on \
+         until max_unflushed: {panic}"
+    );
+    Error::new(ErrorKind::Panicked, message)
+}
+
+/// Counts a failed save, and tells who is to know of it.
+fn fail(
+    shared: &Shared,
+    outage: &mut Option<Outage>,
+    started: Instant,
+    error: Error,
+    asking: &mut Vec<Request>,
+) {
+    let error = error.in_stream(shared.scope.shared_stream_name());
+    let curable = error.is_temporary();
+    let is_new = outage.is_none();
+    let outage = outage.get_or_insert_with(|| {
+        let backoff = Backoff::new(SAVES);
+        Outage { since: started, backoff, retry_at: started, is_permanent: false, told: false }
+    });
+    let is_worse = !curable && !std::mem::replace(&mut outage.is_permanent, !curable);
+    if is_new || is_worse {
+        shared.observer.tell(Event::StoreFailed { message: error.to_string() });
+    }
+    shared.observer.save_failed(outage.since);
+    outage.retry_at = Instant::now() + outage.backoff.failed();
+    let too_long = outage.since.elapsed() >= shared.rhythm.max_unflushed;
+    let (mut refused, mut report) = (None, None);
+    if !curable && let Some(answer) = asking.pop() {
+        refused = Some((answer, error));
+    } else if !outage.told && (too_long || !curable) {
+        outage.told = true;
+        report = if curable {
+            Some(overdue(error, shared.rhythm.max_unflushed))
+        } else {
+            // Who waits for records, and not for the store, is told as well.
+            shared.tell(error).err()
+        };
+    }
+    let waiting = {
+        let mut state = shared.lock();
+        state.failing = true;
+        state.saved = state.advanced;
+        state.report = report.or(state.report.take());
+        shared.set_gate(&mut state, if too_long { Gate::Shut } else { Gate::Open })
+    };
+    wake_all(waiting);
+    if let Some((answer, error)) = refused {
+        let _nobody_waits = answer.send(Err(error));
+    }
+}
+
+fn overdue(cause: Error, limit: Duration) -> Error {
+    let message = format!(
+        "the checkpoint store has been failing for longer than max_unflushed ({limit:?}); \
+         records go on when it answers: {cause}"
+    );
+    Error::new(ErrorKind::StoreUnavailable, message).with_source(cause)
+}
+
+/// Nobody is there to be told: what is finished is saved if the store lets us.
+async fn last_words(shared: &Shared) {
+    let saved = timeout(LAST_WORDS, async {
+        let mut backoff = Backoff::new(SAVES);
+        while let Err(error) = shared.save().await {
+            log_line!(debug, scope = %shared.scope, %error, "the last checkpoints cannot be saved yet");
+            sleep(backoff.failed()).await;
+        }
+    });
+    if saved.await.is_err() {
+        log_line!(warn, scope = %shared.scope, "the last checkpoints were not saved: some records will be read again");
+    }
+}
