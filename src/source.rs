@@ -64,6 +64,7 @@ pub(crate) struct Subject {
     /// The time from which the application is to read every record of a shard that was never read.
     pub(crate) added: Option<SystemTime>,
     pub(crate) on_trimmed: OnTrimmed,
+    pub(crate) discovery_interval: Duration,
     /// The time that the caller names as the start of the shard.
     pub(crate) start_time: Option<SystemTime>,
     /// Whether records that a producer has packed into one are handed out one by one.
@@ -88,6 +89,7 @@ impl Subject {
             epoch: self.epoch,
             position: self.position,
             on_trimmed: self.on_trimmed,
+            discovery_interval: self.discovery_interval,
             start_time: self.start_time,
             deaggregate: self.deaggregate,
             finish: self.finish,

@@ -206,6 +206,7 @@ impl Running {
             interval: inner.settings.interval,
             limit: inner.settings.limit,
             on_trimmed: inner.settings.on_trimmed,
+            discovery_interval: inner.settings.rules.discovery_interval,
             start_time: inner.settings.start.time_of(&shard.id),
             deaggregate: inner.settings.deaggregate,
             fan_out: inner.fan_out.clone(),

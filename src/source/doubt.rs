@@ -29,6 +29,12 @@ const REPORTED_ANSWERS: u32 = 4;
 /// server that has just started, or a change of a stream, takes.
 const GONE_AFTER: Duration = Duration::from_secs(30);
 
+/// How many complete listings must lack the shard then, as many as for a shard that no worker reads.
+const ABSENT_LISTINGS: u32 = 3;
+
+/// How much later than the last of them the next one begins at least.
+const NEXT_LISTING: Duration = Duration::from_millis(1);
+
 /// How old the listing may be that says so, or that says whether a shard has ended.
 const LISTED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -52,6 +58,29 @@ pub(super) struct Doubt {
     is_reported: bool,
     /// The last answer had neither a next position nor a proof of the end.
     open_end: bool,
+}
+
+/// Complete listings in a row that lack a shard for which there is no iterator or subscription.
+#[derive(Debug)]
+pub(super) struct Absence {
+    since: Instant,
+    /// When the last of them had come.
+    last: Instant,
+    listings: u32,
+}
+
+impl Absence {
+    fn begin() -> Self {
+        let now = Instant::now();
+        Self { since: now, last: now, listings: 0 }
+    }
+
+    /// Notes one more listing. Returns whether enough of them have come, over a discovery interval.
+    fn is_proven(&mut self, discovery_interval: Duration) -> bool {
+        self.listings += 1;
+        self.last = Instant::now();
+        self.listings >= ABSENT_LISTINGS && self.since.elapsed() >= discovery_interval
+    }
 }
 
 /// An answer that names no next position.
@@ -164,22 +193,35 @@ impl Progress {
         told.map(|()| None)
     }
 
-    /// The shard, or what is asked with it, was not found: retried until a listing confirms it.
+    /// Handles a call that did not find the shard, or what is named with it: it is retried until listings
+    /// confirm that the shard is gone.
     pub(super) async fn not_found(&mut self, error: Error) -> Result<(), Told> {
         let since = *self.state.not_found.get_or_insert_with(Instant::now);
         if since.elapsed() >= GONE_AFTER {
-            match self.kinesis.standing(self.observer.shard_id(), lately()).await {
+            // A listing counts once.
+            let last = self.state.absence.as_ref().map(|absence| absence.last);
+            let listed_since = lately().max(last.map_or_else(lately, |last| last + NEXT_LISTING));
+            match self.kinesis.standing(self.observer.shard_id(), listed_since).await {
                 Ok(standing) if !standing.is_listed => {
-                    return self.left_retention(standing.children);
+                    let absence = self.state.absence.get_or_insert_with(Absence::begin);
+                    if absence.is_proven(self.discovery_interval) {
+                        return self.left_retention(standing.children);
+                    }
                 }
+                Ok(_) => self.state.absence = None,
                 Err(failure) if failure.remedy == Remedy::Gone => {
                     return Err(Told::at_last(error));
                 }
-                _ => {}
+                Err(_) => {}
             }
         }
         self.pace.failed();
-        if self.is_reported(&error) || since.elapsed() >= REPORTED_AFTER {
+        // The end of the source ends the proof as well.
+        let (is_known, reported_after) = match self.state.absence {
+            Some(_) => (false, self.discovery_interval.saturating_add(GONE_AFTER + REPORTED_AFTER)),
+            None => (self.is_reported(&error), REPORTED_AFTER),
+        };
+        if is_known || since.elapsed() >= reported_after {
             return Err(Told::at_last(error));
         }
         self.state.failed += 1;

@@ -211,6 +211,10 @@ impl Asks for Polling {
             self.progress.pace.answered(length.min(LARGEST_ANSWER), true);
             return Ok(());
         }
+        if failure.remedy == Remedy::Gone {
+            // Whether there is a new one shows whether the shard is gone.
+            self.iterator = None;
+        }
         self.progress.pace.read(room.length().min(LARGEST_ANSWER));
         drop(room);
         self.progress.recover(failure).await

@@ -8,7 +8,7 @@ use aws_sdk_kinesis::types;
 use tokio::time::Instant;
 
 use super::batch::Batch;
-use super::doubt::Doubt;
+use super::doubt::{Absence, Doubt};
 use super::retention::{Retention, arrival};
 use super::{Fetched, Kinesis, KnownShard, OnTrimmed, Position, Space};
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
@@ -32,6 +32,7 @@ pub(super) struct Progress {
     pub(super) epoch: u64,
     pub(super) position: Position,
     pub(super) on_trimmed: OnTrimmed,
+    pub(super) discovery_interval: Duration,
     /// The time that the caller names as the start of the shard.
     pub(super) start_time: Option<SystemTime>,
     /// Whether records that a producer has packed into one are handed out one by one.
@@ -68,6 +69,8 @@ pub(super) struct State {
     pub(super) doubt: Option<Doubt>,
     /// Since when the shard is not found.
     pub(super) not_found: Option<Instant>,
+    /// The listings that lack it meanwhile.
+    pub(super) absence: Option<Absence>,
     /// How many of them in a row have panicked.
     panics: u32,
 }
@@ -194,6 +197,7 @@ impl Progress {
     ) -> Unpacked {
         (self.state.told, self.state.failed, self.state.panics) = (None, 0, 0);
         (self.state.reported, self.state.useless, self.state.not_found) = (None, None, None);
+        self.state.absence = None;
         let millis_behind_latest = self.observer.answered(records.len(), bytes, lag);
         if let Some(last) = records.last() {
             let (records, sequence_number) = (records.len(), &*last.sequence_number);

@@ -15,7 +15,7 @@ use crate::observe::log_line;
 /// How long one attempt waits for a consumer to become ACTIVE. Each further attempt emits an event.
 const ATTEMPT: Duration = Duration::from_secs(30);
 
-/// How long a consumer may stay inactive before the caller is told. AWS names no time; registrations
+/// How long a consumer may stay inactive, or registered and not found, before the caller is told. AWS names no time; registrations
 /// take seconds, and the KCL for Java waits for 60 s.
 const LONGEST_INACTIVE: Duration = Duration::from_secs(300);
 
@@ -34,8 +34,16 @@ struct State {
     cooldown: Cooldown,
     /// The kind of error that the caller knows of.
     told: Option<ErrorKind>,
-    /// Since when the consumer is there without being ACTIVE.
+    wait: Wait,
+}
+
+/// Since when the consumer has not been ACTIVE.
+#[derive(Debug, Default)]
+struct Wait {
+    /// It is there.
     inactive: Option<Instant>,
+    /// It is registered, and not found.
+    unlisted: Option<Instant>,
 }
 
 impl Registration {
@@ -53,7 +61,7 @@ impl Registration {
             return Ok(Arc::clone(arn));
         }
         state.cooldown.begin("the consumer of enhanced fan-out could not be found")?;
-        match self.find(&mut state.inactive).await {
+        match self.find(&mut state.wait).await {
             Ok(arn) => {
                 *state = State { arn: Some(Arc::clone(&arn)), ..State::default() };
                 Ok(arn)
@@ -99,7 +107,7 @@ impl Registration {
     }
 
     /// Finds the consumer, or registers it, and waits until it is ACTIVE.
-    async fn find(&self, inactive: &mut Option<Instant>) -> Result<Arc<str>, Failure> {
+    async fn find(&self, wait: &mut Wait) -> Result<Arc<str>, Failure> {
         let began = Instant::now();
         let by_arn = self.consumer.starts_with("arn:");
         let stream = if by_arn { None } else { Some(self.kinesis.stream_arn().await?) };
@@ -110,15 +118,19 @@ impl Registration {
                 Ok((arn, ConsumerStatus::Active)) => return Ok(arn),
                 Ok((_, status)) => {
                     log_line!(info, consumer = &*self.consumer, %status, "waiting for the consumer");
-                    let inactive = inactive.get_or_insert_with(Instant::now).elapsed();
+                    wait.unlisted = None;
+                    let inactive = wait.inactive.get_or_insert_with(Instant::now).elapsed();
                     if began.elapsed() >= ATTEMPT {
                         return Err(self.inactive(&status, inactive));
                     }
                 }
                 Err(failure) => match (failure.remedy, &stream) {
-                    (Remedy::Gone, Some(_)) if is_registered => return Err(self.unlisted()),
+                    (Remedy::Gone, Some(_)) if is_registered || began.elapsed() >= ATTEMPT => {
+                        let unlisted = wait.unlisted.get_or_insert(began).elapsed();
+                        return Err(self.unlisted(unlisted));
+                    }
                     (Remedy::Gone, Some(stream)) => {
-                        *inactive = None;
+                        wait.inactive = None;
                         match self.kinesis.register(stream, &self.consumer).await {
                             Ok(()) => {
                                 log_line!(info, consumer = &*self.consumer, "registered");
@@ -150,12 +162,16 @@ impl Registration {
         Failure { remedy, error, answered: None }
     }
 
-    fn unlisted(&self) -> Failure {
+    /// Reports a registered consumer that is not found: to the caller where that lasts.
+    fn unlisted(&self, unlisted: Duration) -> Failure {
         let message = format!(
-            "consumer {} was registered, but DescribeStreamConsumer does not find it yet",
-            self.consumer
+            "consumer {} is registered, but DescribeStreamConsumer has not found it for {} s; check it by \
+             ListStreamConsumers, or set another name",
+            self.consumer,
+            unlisted.as_secs()
         );
+        let remedy = if unlisted >= LONGEST_INACTIVE { Remedy::Report } else { Remedy::Retry };
         let error = Error::new(ErrorKind::Unavailable, message);
-        Failure { remedy: Remedy::Retry, error, answered: None }
+        Failure { remedy, error, answered: None }
     }
 }

@@ -133,6 +133,8 @@ impl Progress {
     /// Notes a placement, at `date` by the server's clock.
     pub(super) fn placed(&mut self, date: Option<SystemTime>) {
         self.state.retention.is_sound = false;
+        // A shard that has left retention has no iterator and no subscription.
+        self.state.absence = None;
         self.see_time(date);
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
-use kinestream::testing::{Kinesis, Outcome};
+use kinestream::testing::{Interruption, Kinesis, Outcome, WrongListing};
 use kinestream::{ConsumerBuilder, Error, ErrorKind, Event, OnTrimmed, Records, ShardState};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -274,6 +274,41 @@ async fn listed_shard_that_is_not_found_is_reported_once_and_retried() {
     kinesis.on_call(|_| Outcome::Served);
     orders.shard(0).put("0");
     numbers(&mut records, 0..1).await;
+}
+
+/// Listings lack the shard, and its calls find nothing, for less than a discovery interval.
+#[tokio::test(start_paused = true)]
+async fn shard_that_is_absent_for_a_while_is_not_gone() {
+    for source in 0..2 {
+        for policy in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
+            let (kinesis, orders) = orders(1);
+            for number in 0..4 {
+                orders.shard(0).put(number.to_string());
+            }
+            let builder = sources(&kinesis)[source].clone().on_trimmed(policy).limit(1);
+            let builder = builder.prefetch(0).discovery_interval(600 * SECOND);
+            kinesis.set_event_records(1);
+            let consumer = builder.build().unwrap();
+            let mut events = consumer.events();
+            let mut records = consumer.records();
+            numbers(&mut records, 0..1).await;
+            orders.shard(0).split();
+            let (began, shard) = (Instant::now(), orders.shard(0).id());
+            kinesis.on_call(move |call| match call.operation.as_str() {
+                _ if began.elapsed() > 100 * SECOND => Outcome::Served,
+                "ListShards" => Outcome::Mislisted(WrongListing::Without(shard.clone())),
+                "GetRecords" | "GetShardIterator" | "SubscribeToShard" => {
+                    Outcome::failed(400, "ResourceNotFoundException", "not found")
+                }
+                _ => Outcome::Served,
+            });
+            orders.shard(0).interrupt(&Interruption::Resets);
+            numbers(&mut records, 1..4).await;
+            while let Some(Some(event)) = events.next().now_or_never() {
+                assert!(!matches!(event, Event::Gap { .. }), "source {source}: {event:?}");
+            }
+        }
+    }
 }
 
 /// The shard, which holds unread records, leaves retention while it is read.

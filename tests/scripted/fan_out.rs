@@ -321,6 +321,38 @@ async fn registration_that_is_never_listed_stays_within_the_call_limits() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn consumer_that_is_never_listed_is_reported_once_released_and_retried() {
+    for is_known in [false, true] {
+        let (kinesis, orders) = orders(3);
+        kinesis.on_call(move |call| match &*call.operation {
+            "DescribeStreamConsumer" => Outcome::failed(400, "ResourceNotFoundException", "none"),
+            "RegisterStreamConsumer" if is_known => {
+                Outcome::failed(400, "ResourceInUseException", "it exists")
+            }
+            _ => Outcome::Served,
+        });
+        let consumer = pushed(&kinesis).build().unwrap();
+        let mut events = consumer.events();
+        let mut records = consumer.records();
+        let began = Instant::now();
+        let told = timeout(1000 * SECOND, records.next()).await.expect("an error within 1000 s");
+        let told = told.unwrap().unwrap_err();
+        assert_eq!(told.kind(), ErrorKind::Unavailable);
+        assert!(told.to_string().contains("DescribeStreamConsumer"), "{told}");
+        assert!(began.elapsed() >= 300 * SECOND, "{:?}", began.elapsed());
+        let is_retried = |event: &Event| matches!(event, Event::Retried { .. });
+        let retried = std::iter::from_fn(|| events.next().now_or_never().flatten());
+        assert!(retried.filter(is_retried).count() > 2, "the wait is visible");
+        let quiet = timeout(1000 * SECOND, records.next()).await;
+        assert!(quiet.is_err(), "reported once: {quiet:?}");
+        kinesis.on_call(|_| Outcome::Served);
+        orders.shard(1).put("0");
+        let record = timeout(600 * SECOND, records.next()).await.unwrap().unwrap().unwrap();
+        assert_eq!(number(&record), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn registration_beyond_the_twentieth_consumer_is_reported_once() {
     let (kinesis, orders) = orders(2);
     let client = kinesis.client();
