@@ -228,8 +228,9 @@ pub enum Change {
         start: Option<SequenceNumber>,
     },
     /// The shard is one of another stream than the lease was of: a stream that was deleted and created
-    /// again has shards of the same names. The lease is free in a new epoch, with this position, and
-    /// neither finished nor lost. One that has this start already stays as it is.
+    /// again has shards of the same names. The lease gets a new epoch and this position, and is neither
+    /// finished nor lost. Its owner keeps it, so that no other worker starts before the owner has seen the
+    /// new epoch. One that has this start already stays as it is.
     Replace {
         /// The shard.
         shard: ShardId,
@@ -295,7 +296,8 @@ pub enum Change {
     /// - Where there is none, it is again, unless everything was [cleared](Edit::Clear) since. Of one
     ///   without parents only the position is.
     /// - One of a later [origin](Lease::origin) was begun by somebody who knew of nothing: it takes
-    ///   this position, even where that is further back, and is free in a new epoch.
+    ///   this position, even where that is further back, in a new epoch. Its owner keeps it, unless the
+    ///   position is the shard's end.
     /// - One of the same origin and a lower epoch becomes this one, at the further position; one of
     ///   the same epoch moves to the further position, and is owned again where it was free, and
     ///   lost where it was lost.

@@ -530,7 +530,7 @@ impl Step<'_> {
         (lease.is_lost, lease.unlisted) = (false, None);
         lease.added = Some(millis(self.now));
         self.ledger.checkpoints.insert(shard.clone(), checkpoint.clone());
-        self.give(shard, None);
+        self.begin_anew(shard);
     }
 
     /// Keeps the mark of a finished shard for as long as a listing may show it again.
@@ -582,7 +582,7 @@ impl Step<'_> {
                 }
                 None => self.ledger.checkpoints.remove(shard),
             };
-            return self.give(shard, None);
+            return self.begin_anew(shard);
         }
         if lease.origin < known.origin || lease.epoch > known.epoch {
             return;
@@ -654,6 +654,13 @@ impl Step<'_> {
             self.ledger.epoch = epoch;
             self.changed = true;
         }
+    }
+
+    /// A new epoch after another position was stored. The owner keeps the lease, so that no other worker
+    /// starts before the owner has seen the new epoch. A finished shard has no owner.
+    fn begin_anew(&mut self, shard: &ShardId) {
+        let owner = self.lease(shard).and_then(|lease| lease.owner.clone());
+        self.give(shard, owner.filter(|_owner| !self.is_finished(shard)));
     }
 
     /// The same epoch, for nobody.

@@ -102,12 +102,22 @@ impl Suite<'_> {
         a.exchange([a.restore(0, &known), a.restore(1, &nowhere)]).await;
         let lease = a.lease(0);
         assert_eq!(lease.checkpoint, known.checkpoint, "what was begun anew is taken back");
-        assert!(lease.owner.is_none() && lease.epoch > begun.epoch, "it is free in a new epoch");
+        assert!(lease.epoch > begun.epoch, "it has a new epoch");
+        assert_eq!(
+            lease.owner.as_deref(),
+            Some("a"),
+            "its owner keeps it, so that no other begins"
+        );
+        assert_eq!(a.lease(1).owner, None, "a free lease stays free");
         assert_eq!(lease.start, known.start, "it is the shard that it was");
         assert_eq!(lease.added, known.added, "it was added when it was");
         assert_eq!(lease.origin, known.origin, "it has the origin that it is taken back to");
         assert_eq!(a.lease(1).checkpoint, None, "it is taken back to no position as well");
         a.changes_nothing([a.restore(0, &begun)], "an earlier origin stays as it is").await;
-        a.changes_nothing([release(0, begun.epoch)], "who had it before has it no more").await;
+        a.changes_nothing([release(0, begun.epoch)], "the epoch of before is over").await;
+        a.exchange([anew(2), assign(2, "a")]).await;
+        let finished = Lease { checkpoint: Some(checkpoint("SHARD_END")), ..known };
+        a.exchange([a.restore(2, &finished)]).await;
+        assert!(a.lease(2).is_finished() && a.lease(2).owner.is_none(), "a finished lease is free");
     }
 }

@@ -40,6 +40,15 @@ impl Suite<'_> {
         assert!(lease.added > added, "it is added again");
         a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:7", Verdict::Lost).await;
 
+        a.exchange([actor::add(2), assign(2, "a"), identify(2, Some("5"))]).await;
+        let owned = a.lease(2);
+        a.exchange([replace(2, "90")]).await;
+        let lease = a.lease(2);
+        assert_eq!(lease.start, Some(number("90")), "a shard that is read is replaced");
+        assert!(lease.epoch > owned.epoch, "a shard that is replaced while read has a new epoch");
+        assert_eq!(lease.owner, owned.owner, "its owner keeps it, so that no other begins");
+        a.save(2, owned.epoch, "AFTER_SEQUENCE_NUMBER:7", Verdict::Lost).await;
+
         let owned = a.lease(1);
         a.exchange([identify(1, Some("5")), Change::Lose { shard: shard(1) }]).await;
         let lost = a.lease(1);
