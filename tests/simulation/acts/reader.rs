@@ -79,6 +79,16 @@ impl Act {
 
     /// Within a shard no record is skipped after the first.
     pub(super) fn check_order(&self, reader: &ActReader, begins_again: bool) {
+        self.check_order_but(reader, begins_again, |_, _| false);
+    }
+
+    /// Within a shard no record is skipped after the first, but those that may be left out.
+    pub(super) fn check_order_but(
+        &self,
+        reader: &ActReader,
+        begins_again: bool,
+        may_be_left_out: impl Fn(&ShardId, usize) -> bool,
+    ) {
         for shard in self.orders.shards() {
             let of_shard = |number: &usize| self.puts[*number].shard == shard.index();
             let all: Vec<usize> = (0..self.puts.len()).filter(of_shard).collect();
@@ -86,7 +96,10 @@ impl Act {
             let delivered = reader.delivered.iter().filter(|number| of_shard(number));
             let places: Vec<usize> = delivered.filter_map(place).collect();
             for pair in places.windows(2) {
-                if pair[1] > pair[0] + 1 || pair[1] <= pair[0] && !begins_again {
+                let skipped = all.get(pair[0] + 1..pair[1]).unwrap_or_default();
+                if skipped.iter().any(|number| !may_be_left_out(&shard.id(), *number))
+                    || pair[1] <= pair[0] && !begins_again
+                {
                     self.breaks(
                         Promise::Order,
                         format_args!("shard {}: {pair:?} of {all:?}", shard.index()),
