@@ -100,7 +100,7 @@ impl Progress {
         }
         let retention = &mut self.state.retention;
         (retention.start, retention.read_until) = (start, Some(now));
-        retention.is_verified = false;
+        (retention.is_verified, retention.unjudged) = (false, None);
         let shard_id = self.shard_id().clone();
         self.observer.tell(Event::Gap { shard_id, after, position: checkpoint });
         Ok(())

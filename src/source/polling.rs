@@ -200,7 +200,8 @@ impl Asks for Polling {
             Ok(answer) => return self.read(answer, room, asked).await,
             Err(failure) => failure,
         };
-        if failure.remedy != Remedy::RestartIterator {
+        // After a refused number the next iterator probes the oldest record.
+        if !matches!(failure.remedy, Remedy::RestartIterator | Remedy::Trimmed) {
             self.iterator = Some(token);
         }
         if room.was_short() {

@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_kinesis::types;
 use tokio::time::Instant;
 
-use super::Position;
 use super::batch::Batch;
 use super::doubt::{BEHIND_ANSWERS, BEHIND_FOR};
 use super::kinesis::{MOST_CLOCK_SKEW, server_time};
@@ -18,6 +17,7 @@ use super::loss::Unjudged;
 use super::overtaking::NEAR_HORIZON;
 use super::progress::{Progress, Quiet, Told};
 use super::retention_period::{LOWERED_WITHIN, PERIOD_WITHIN, SHORTEST_RETENTION};
+use super::{OnTrimmed, Position};
 use crate::error::{Error, Failure};
 use crate::record::SequenceNumber;
 
@@ -195,7 +195,8 @@ impl Progress {
         }
         let is_kept = first.is_some_and(|first| first <= number);
         if !is_kept && !self.state.retention.is_verified {
-            let is_unread = self.state.retention.start == Start::Position
+            let is_unread = self.on_trimmed == OnTrimmed::Latest
+                && self.state.retention.start == Start::Position
                 && arrived.zip(self.quiet_since()).is_some_and(|(arrived, since)| arrived < since);
             match self.is_quiet_within_retention().await {
                 // What arrived before is there, and may be what `on_trimmed` decided to leave out.
@@ -211,6 +212,7 @@ impl Progress {
         let retention = &mut self.state.retention;
         (retention.is_sound, retention.is_verified, retention.may_be_lowered) =
             (true, false, false);
+        retention.unjudged = None;
         Ok(Beginning::Sound)
     }
 
@@ -280,12 +282,16 @@ impl Progress {
         if is_kept || is_start {
             self.state.retention.probe = None;
             self.state.retention.is_verified = true;
+            self.state.retention.unjudged = None;
             return Ok(Beginning::Replaced);
         }
         match self.is_quiet_within_retention().await {
             Ok(true) => {
                 self.state.retention.probe = None;
-                self.state.retention.start = self.quiet_since().map_or(Start::Horizon, Start::Time);
+                // Only `Latest` leaves out what is kept: that the shard was quiet may be wrong.
+                let since = self.quiet_since().filter(|_| self.on_trimmed == OnTrimmed::Latest);
+                self.state.retention.start = since.map_or(Start::Horizon, Start::Time);
+                self.state.retention.unjudged = None;
                 return Ok(Beginning::Replaced);
             }
             Ok(false) => {}

@@ -57,7 +57,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "source/kinesis.rs",
         right: "(ShardIteratorType::AtSequenceNumber, Some(number",
         wrong: "(ShardIteratorType::AfterSequenceNumber, Some(number",
-        breaks: &["FewErrors", "LossesAreReported"],
+        breaks: &["FewErrors", "LossesAreReported", "Progress"],
     },
     Mistake {
         what: "what only the caller can cure is told at every attempt",
@@ -291,20 +291,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
                 if error.to_string().contains(\"panicked\") => vec![Verdict::Saved; positions.len()],\n \
                 saved => saved? }",
         breaks: &["FewRepeats", "EndsAreKept"],
-    },
-    Mistake {
-        what: "a shard whose feed panics ends as if it were read",
-        file: "shard/feed.rs",
-        right: "Some(Message::Panicked(panic)) => Received::Lost(panicked(panic)),",
-        wrong: "Some(Message::Panicked(panic)) => { let _ = panicked(panic); Received::Ended }",
-        breaks: &["Progress", "EndsAreKept"],
-    },
-    Mistake {
-        what: "a worker in which something panics leaves",
-        file: "group/supervision.rs",
-        right: "Err(panic) => panic,",
-        wrong: "Err(panic) => { let _ = &panic; if panics == 0 { return Over; } panic }",
-        breaks: &["Progress"],
     },
     Mistake {
         what: "wakers are woken under a lock",
