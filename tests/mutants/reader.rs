@@ -48,8 +48,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "an expired iterator is used again",
         file: "source/polling.rs",
-        right: "if failure.remedy != Remedy::RestartIterator {",
-        wrong: "if failure.remedy != Remedy::Gone {",
+        right: "if !matches!(failure.remedy, Remedy::RestartIterator | Remedy::Trimmed) {",
+        wrong: "if !matches!(failure.remedy, Remedy::Gone | Remedy::Trimmed) {",
         breaks: &["Progress"],
     },
     Mistake {
