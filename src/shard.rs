@@ -148,11 +148,7 @@ impl ShardStream {
         if let Some(pulse) = pulse {
             pulse.beat(&caller.follow(context.waker()));
         }
-        handout.finish_last();
-        if reading.is_closed() {
-            handout.clear();
-        }
-        let record = handout.next();
+        let record = handout.resume(|| reading.is_closed());
         if record.is_some() {
             return Poll::Ready(record);
         }
@@ -162,8 +158,7 @@ impl ShardStream {
         loop {
             match ready!(reading.poll_run(context)) {
                 Some(Ok(run)) => {
-                    handout.give(run);
-                    let record = handout.next();
+                    let record = handout.give(run);
                     if record.is_some() {
                         return Poll::Ready(record);
                     }

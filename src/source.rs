@@ -4,6 +4,7 @@
 //! position, that of the last record *fetched*. Dropping it drops what it was about to fetch and
 //! nothing else; whoever needs the rest makes a new source from a checkpoint.
 
+mod absence;
 mod aggregation;
 mod batch;
 mod budget;
@@ -40,13 +41,14 @@ use crate::observe::ShardObserver;
 use crate::pace::{Pace, SHORTEST_PAUSE};
 use crate::record::{Finish, SequenceNumber};
 
+pub(crate) use absence::Absence;
 pub(crate) use batch::Batch;
 pub use budget::Budget;
 pub(crate) use budget::Space;
 pub(crate) use demand::Demand;
 use fan_out::FanOut;
 pub(crate) use kinesis::{Kinesis, KnownShard, MOST_CLOCK_SKEW};
-pub(crate) use listing::{ListedShard, Listing, unusable};
+pub(crate) use listing::{ListedShard, Listing, other_start, unusable};
 use polling::Polling;
 pub use position::OnTrimmed;
 pub(crate) use position::Position;

@@ -95,11 +95,8 @@ impl Records {
         if let Some(pulse) = &self.pulse {
             pulse.beat(&self.caller.follow(context.waker()));
         }
-        self.handout.finish_last();
-        if self.shards.as_ref().is_some_and(Shards::is_closed) {
-            self.handout.clear();
-        }
-        let record = self.handout.next();
+        let shards = self.shards.as_ref();
+        let record = self.handout.resume(|| shards.is_some_and(Shards::is_closed));
         if record.is_some() {
             return Poll::Ready(record);
         }
@@ -112,8 +109,7 @@ impl Records {
             }
             match Pin::new(&mut self.merged).poll_next(context) {
                 Poll::Ready(Some(Ok(run))) => {
-                    self.handout.give(run);
-                    let record = self.handout.next();
+                    let record = self.handout.give(run);
                     if record.is_some() {
                         return Poll::Ready(record);
                     }

@@ -98,7 +98,8 @@ impl Shards {
 }
 
 impl Shards {
-    /// The next shard, for a caller whose waker is taken care of. A panic leaves the state as it was.
+    /// Polls for the next shard. The waker of `context` must be of a [`CallerWaker`]. A panic does not change
+    /// the state.
     pub(super) fn poll_shard(
         &mut self,
         context: &mut Context<'_>,

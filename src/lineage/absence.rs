@@ -6,24 +6,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::record::ShardId;
-
-/// How many complete listings must lack a shard before it counts as gone.
-const LISTINGS: u32 = 3;
+use crate::source::Absence;
 
 /// The shards that complete listings lack and that cannot be read.
 #[derive(Debug, Default)]
 pub(crate) struct Absences(BTreeMap<ShardId, Absence>);
 
-#[derive(Debug)]
-struct Absence {
-    since: Instant,
-    listings: u32,
-}
-
 impl Absences {
     /// Notes that one more complete listing lacks exactly these shards, of none of which Kinesis
-    /// gives an iterator. Returns those that are gone: for `LISTINGS` listings in a row, over at
-    /// least the discovery interval.
+    /// gives an iterator. Returns those that are gone: for enough listings in a row, over at least the
+    /// discovery interval.
     pub(super) fn note(
         &mut self,
         absent: impl IntoIterator<Item = ShardId>,
@@ -32,14 +24,11 @@ impl Absences {
     ) -> Vec<ShardId> {
         let mut before = std::mem::take(&mut self.0);
         for shard in absent {
-            let mut absence = before.remove(&shard).unwrap_or(Absence { since: now, listings: 0 });
-            absence.listings += 1;
+            let mut absence = before.remove(&shard).unwrap_or_else(|| Absence::begin(now));
+            absence.note(now);
             self.0.insert(shard, absence);
         }
-        let is_gone = |absence: &Absence| {
-            absence.listings >= LISTINGS && now.duration_since(absence.since) >= discovery_interval
-        };
-        let gone = self.0.iter().filter(|(_, absence)| is_gone(absence));
+        let gone = self.0.iter().filter(|(_, absence)| absence.is_proven(discovery_interval, now));
         gone.map(|(shard, _)| shard.clone()).collect()
     }
 

@@ -86,7 +86,7 @@ impl Listed {
         self.before.leases.get(&shard.id).is_some_and(|lease| is_of_other_stream(lease, shard))
     }
 
-    /// Whether the start that was stored before the listing was another one. It is not confirmed then.
+    /// Returns true if the stored start of the shard differs from the listed one, which is then unconfirmed.
     fn has_other_start(&self, shard: &ListedShard) -> bool {
         let before = self.before.leases.get(&shard.id).and_then(|lease| lease.start.as_ref());
         before.is_some_and(|before| shard.start.as_ref() != Some(before))

@@ -19,7 +19,7 @@ use crate::checkpoint::millis_of;
 use crate::error::{Error, ErrorKind, Failure, Remedy};
 use crate::observe::{Event, Observer};
 use crate::record::ShardId;
-use crate::source::{Kinesis, ListedShard, Listing, OnTrimmed, unusable};
+use crate::source::{Kinesis, ListedShard, Listing, OnTrimmed, other_start, unusable};
 use crate::store::lease::{Change, Lease, Table};
 
 /// The longest pause while a stream is not found: there must be several answers before that is
@@ -200,9 +200,7 @@ impl Lister {
         let starts: HashMap<_, _> =
             again.shards.iter().map(|shard| (&shard.id, &shard.start)).collect();
         match shards.iter().find(|shard| starts.get(&shard.id) != Some(&&shard.start)) {
-            Some(shard) => {
-                Err(unusable(format!("shows {} with another start than before", shard.id)))
-            }
+            Some(shard) => Err(other_start(&shard.id)),
             None => Ok(()),
         }
     }

@@ -198,7 +198,7 @@ impl Handout {
     }
 
     /// The caller has polled again: it is done with the last record.
-    pub(crate) fn finish_last(&mut self) {
+    fn finish_last(&mut self) {
         // With `Pull` no limit counts bytes. It is of this run, which ends only when it is polled beyond its last record.
         if let (Some(number), Some(run)) = (self.in_hand.take(), &self.run) {
             run.buffer.batch.origin().finish.finish(number, &self.mark, 0);
@@ -207,7 +207,7 @@ impl Handout {
 
     /// The next record, as streams yield it: wrapped anew it would be moved once more.
     #[inline]
-    pub(crate) fn next(&mut self) -> Option<Result<Record>> {
+    fn next(&mut self) -> Option<Result<Record>> {
         let record = self.run.as_mut().and_then(Run::next).map(Ok);
         match &record {
             Some(Ok(record)) if self.on_pull => {
@@ -221,12 +221,24 @@ impl Handout {
         record
     }
 
-    /// The next run. The last record of the one before is finished, or its caller has it.
-    pub(crate) fn give(&mut self, run: Run) {
-        self.run = Some(run);
+    /// Begins a poll. Returns the next record of the run in hand, unless the stream is closed.
+    #[inline]
+    pub(crate) fn resume(&mut self, is_closed: impl FnOnce() -> bool) -> Option<Result<Record>> {
+        self.finish_last();
+        if is_closed() {
+            self.clear();
+        }
+        self.next()
     }
 
-    pub(crate) fn clear(&mut self) {
+    /// Takes the next run, and returns its first record. The last record of the run before is finished, or
+    /// its caller has it.
+    pub(crate) fn give(&mut self, run: Run) -> Option<Result<Record>> {
+        self.run = Some(run);
+        self.next()
+    }
+
+    fn clear(&mut self) {
         if let Some(run) = self.run.take() {
             run.end();
         }

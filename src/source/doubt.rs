@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::absence::Absence;
 use super::progress::{Progress, Told};
 use super::{KnownShard, OnTrimmed};
 use crate::checkpoint::Checkpoint;
@@ -29,10 +30,7 @@ const REPORTED_ANSWERS: u32 = 4;
 /// server that has just started, or a change of a stream, takes.
 const GONE_AFTER: Duration = Duration::from_secs(30);
 
-/// How many complete listings must lack the shard then, as many as for a shard that no worker reads.
-const ABSENT_LISTINGS: u32 = 3;
-
-/// How much later than the last of them the next one begins at least.
+/// How much later than the last listing that lacks the shard the next one begins at least.
 const NEXT_LISTING: Duration = Duration::from_millis(1);
 
 /// How old the listing may be that says so, or that says whether a shard has ended.
@@ -58,29 +56,6 @@ pub(super) struct Doubt {
     is_reported: bool,
     /// The last answer had neither a next position nor a proof of the end.
     open_end: bool,
-}
-
-/// Complete listings in a row that lack a shard for which there is no iterator or subscription.
-#[derive(Debug)]
-pub(super) struct Absence {
-    since: Instant,
-    /// When the last of them had come.
-    last: Instant,
-    listings: u32,
-}
-
-impl Absence {
-    fn begin() -> Self {
-        let now = Instant::now();
-        Self { since: now, last: now, listings: 0 }
-    }
-
-    /// Notes one more listing. Returns whether enough of them have come, over a discovery interval.
-    fn is_proven(&mut self, discovery_interval: Duration) -> bool {
-        self.listings += 1;
-        self.last = Instant::now();
-        self.listings >= ABSENT_LISTINGS && self.since.elapsed() >= discovery_interval
-    }
 }
 
 /// An answer that names no next position.
@@ -199,12 +174,14 @@ impl Progress {
         let since = *self.state.not_found.get_or_insert_with(Instant::now);
         if since.elapsed() >= GONE_AFTER {
             // A listing counts once.
-            let last = self.state.absence.as_ref().map(|absence| absence.last);
-            let listed_since = lately().max(last.map_or_else(lately, |last| last + NEXT_LISTING));
+            let next = self.state.absence.as_ref().map(|absence| absence.last() + NEXT_LISTING);
+            let listed_since = next.map_or_else(lately, |next| next.max(lately()));
             match self.kinesis.standing(self.observer.shard_id(), listed_since).await {
                 Ok(standing) if !standing.is_listed => {
-                    let absence = self.state.absence.get_or_insert_with(Absence::begin);
-                    if absence.is_proven(self.discovery_interval) {
+                    let now = Instant::now();
+                    let absence = self.state.absence.get_or_insert_with(|| Absence::begin(now));
+                    absence.note(now);
+                    if absence.is_proven(self.discovery_interval, now) {
                         return self.left_retention(standing.children);
                     }
                 }

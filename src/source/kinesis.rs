@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use super::Position;
 use super::connections::Place;
 use super::hash_range::{HashRange, HashRanges};
-use super::listing::{Listing, Pages, of_next_page, unusable};
+use super::listing::{Listing, Pages, of_next_page, other_start, unusable};
 use super::retention_period::{Period, RetentionPeriod};
 use super::room::Room;
 use super::standing::{LIST_EACH, Standing, Standings};
@@ -282,7 +282,7 @@ impl Kinesis {
         let began = Instant::now();
         let start = self.standing(shard, began).await?.start;
         if self.standing(shard, began + LIST_EACH).await?.start != start {
-            return Err(unusable(format!("shows {shard} with another start than before")));
+            return Err(other_start(shard));
         }
         Ok(start)
     }

@@ -224,6 +224,11 @@ pub(crate) fn unusable(why: impl std::fmt::Display) -> Failure {
     Failure { remedy: Remedy::RestartListing, error, answered: None }
 }
 
+/// A listing that disagrees with the one before it on where a shard starts.
+pub(crate) fn other_start(shard: &ShardId) -> Failure {
+    unusable(format!("shows {shard} with another start than before"))
+}
+
 /// A refused page token proves nothing about the stream: the listing begins again.
 pub(super) fn of_next_page(failure: Failure) -> Failure {
     let is_refused = match failure.remedy {

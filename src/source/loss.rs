@@ -1,4 +1,4 @@
-//! What follows from records that have left retention, or may have.
+//! Handles positions that have left retention, or may have.
 
 use std::time::SystemTime;
 

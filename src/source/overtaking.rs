@@ -9,7 +9,7 @@ use super::progress::Progress;
 use super::retention::arrival;
 use super::retention_period::{PERIOD_WITHIN, SHORTEST_RETENTION};
 
-/// How near to the retention period a lag is for the next records to be in danger: twice the life of an
+/// A reader may be overtaken if its lag is within this time of the retention period: twice the life of an
 /// iterator.
 pub(super) const NEAR_HORIZON: Duration = Duration::from_secs(10 * 60);
 

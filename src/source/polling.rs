@@ -213,7 +213,7 @@ impl Asks for Polling {
             return Ok(());
         }
         if failure.remedy == Remedy::Gone {
-            // Whether there is a new one shows whether the shard is gone.
+            // A shard that is gone has no new one.
             self.iterator = None;
         }
         self.progress.pace.read(room.length().min(LARGEST_ANSWER));

@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_kinesis::types;
 use tokio::time::Instant;
 
+use super::absence::Absence;
 use super::batch::Batch;
-use super::doubt::{Absence, Doubt};
+use super::doubt::Doubt;
 use super::retention::{Retention, arrival};
 use super::{Fetched, Kinesis, KnownShard, OnTrimmed, Position, Space};
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
@@ -55,7 +56,7 @@ pub(super) struct State {
     useless: Option<Instant>,
     /// What was fetched and is not handed out yet.
     answer: Option<Answer>,
-    /// How far the shard is read by a decision of `on_trimmed`, which is stored at once.
+    /// The position that `on_trimmed` has decided, which is stored at once.
     pub(super) decided: Option<(Option<SequenceNumber>, SystemTime)>,
     /// The children of the shard, whose records are all handed out.
     pub(super) ended: Option<Vec<KnownShard>>,
@@ -69,7 +70,7 @@ pub(super) struct State {
     pub(super) doubt: Option<Doubt>,
     /// Since when the shard is not found.
     pub(super) not_found: Option<Instant>,
-    /// The listings that lack it meanwhile.
+    /// The listings that lack it since then.
     pub(super) absence: Option<Absence>,
     /// How many of them in a row have panicked.
     panics: u32,

@@ -15,8 +15,8 @@ use crate::observe::log_line;
 /// How long one attempt waits for a consumer to become ACTIVE. Each further attempt emits an event.
 const ATTEMPT: Duration = Duration::from_secs(30);
 
-/// How long a consumer may stay inactive, or registered and not found, before the caller is told. AWS names no time; registrations
-/// take seconds, and the KCL for Java waits for 60 s.
+/// The time after which the caller gets an error for a consumer that stays inactive, or is registered and not
+/// found. AWS names no time; registrations take seconds, and the KCL for Java waits for 60 s.
 const LONGEST_INACTIVE: Duration = Duration::from_secs(300);
 
 /// The consumer by which all shards of a stream are subscribed to.

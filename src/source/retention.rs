@@ -54,7 +54,7 @@ pub(super) struct Retention {
     clock: Option<(SystemTime, Instant)>,
 }
 
-/// Where placements begin. What they find before the position is skipped.
+/// The beginning of placements. Records that they find before the position are skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Start {
     #[default]
@@ -73,12 +73,12 @@ pub(super) struct Probe {
     refused: Option<Error>,
     /// The first answer without any record.
     empty_since: Option<Instant>,
-    /// How many such answers have come.
+    /// The number of such answers.
     empty: u32,
 }
 
 impl Probe {
-    /// A probe of a position whose number was refused.
+    /// A probe after Kinesis has refused the number of the position.
     pub(super) fn after(refusal: Error) -> Self {
         Self { refused: Some(refusal), ..Self::default() }
     }

@@ -209,8 +209,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a shard that is moved is anybody's",
         file: "store/lease/ledger.rs",
-        right: "owner(shard).filter(|_owner| !step.is_finished(shard))",
-        wrong: "owner(shard).filter(|_owner| step.is_finished(shard))",
+        right: "owner.filter(|_owner| !self.is_finished(shard))",
+        wrong: "owner.filter(|_owner| self.is_finished(shard))",
         breaks: &["Fencing"],
     },
     Mistake {

@@ -25,7 +25,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::in_flight::InFlightCounter;
 use crate::record::{Mark, SequenceNumber};
 
-/// What a finished record has changed.
+/// The change that a finished record makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Advance {
     /// The position of the shard; `is_first` where it has not advanced since it was last taken.
@@ -40,7 +40,7 @@ pub(super) struct State {
     pub(super) prefix: u64,
     /// The checkpoint to store before any record is finished.
     pub(super) start: Option<Checkpoint>,
-    /// Where the last record of the prefix stands, or what was passed behind it.
+    /// The last record of the prefix, or what was passed behind it.
     pub(super) position: Option<Mark>,
     /// No other record had arrived behind the position by then.
     pub(super) until: Option<SystemTime>,
@@ -59,7 +59,7 @@ pub(super) struct State {
     pub(super) retired: bool,
     /// The stream that waits for records to be finished.
     pub(super) waiting: Option<Waker>,
-    /// Who waits for all of them to be finished.
+    /// The task that waits for all of them to be finished.
     pub(super) settling: Option<Waker>,
 }
 
@@ -78,7 +78,7 @@ pub(super) struct Island {
 }
 
 impl State {
-    /// Notes that records below this number are delivered by now.
+    /// Notes that all records below this number are delivered.
     pub(super) fn note_delivered(&mut self, delivered: u64) {
         self.times.note(delivered, self.prefix);
     }
@@ -133,7 +133,7 @@ impl State {
         }
     }
 
-    /// Who waits for nothing to be unfinished, where nothing is.
+    /// Returns the task that waits for all records to be finished, if they are.
     pub(super) fn settled(&mut self) -> Option<Waker> {
         if self.in_flight.records() == 0 { self.settling.take() } else { None }
     }
@@ -147,7 +147,7 @@ impl State {
             || self.islands.range(..=number).next_back().is_some_and(|(_, run)| number < run.end)
     }
 
-    /// Adds an unfinished number to the finished ones; whether the prefix has become longer.
+    /// Marks an unfinished number as finished. Returns true if the prefix has become longer.
     pub(super) fn insert(&mut self, number: u64, mark: &Mark) -> bool {
         // The common case, record after record, looks at no map.
         if number == self.prefix && self.islands.is_empty() {

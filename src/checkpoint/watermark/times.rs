@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many times of delivery are kept: a record that is never finished must not cost memory for those
+/// The number of delivery times that are kept: a record that is never finished must not cost memory for those
 /// after it.
 const MOST_TIMES: usize = 64;
 
@@ -19,7 +19,7 @@ pub(super) struct DeliveryTimes {
 }
 
 impl DeliveryTimes {
-    /// Notes that records below the number `delivered` are delivered by now; those below `prefix` are finished.
+    /// Notes that all records below `delivered` are delivered, and all below `prefix` finished.
     pub(super) fn note(&mut self, delivered: u64, prefix: u64) {
         if delivered <= self.noted {
             return;

@@ -195,7 +195,7 @@ impl Ledger {
                         // The position is the operator's word, whatever stream the shard was of.
                         (lease.is_lost, lease.start) = (false, None);
                         lease.added = Some(millis(now));
-                        step.give(shard, owner(shard).filter(|_owner| !step.is_finished(shard)));
+                        step.begin_anew(shard, owner(shard));
                     }
                 }
             }
@@ -530,7 +530,8 @@ impl Step<'_> {
         (lease.is_lost, lease.unlisted) = (false, None);
         lease.added = Some(millis(self.now));
         self.ledger.checkpoints.insert(shard.clone(), checkpoint.clone());
-        self.begin_anew(shard);
+        let owner = lease.owner.clone();
+        self.begin_anew(shard, owner);
     }
 
     /// Keeps the mark of a finished shard for as long as a listing may show it again.
@@ -582,7 +583,8 @@ impl Step<'_> {
                 }
                 None => self.ledger.checkpoints.remove(shard),
             };
-            return self.begin_anew(shard);
+            let owner = lease.owner.clone();
+            return self.begin_anew(shard, owner);
         }
         if lease.origin < known.origin || lease.epoch > known.epoch {
             return;
@@ -656,10 +658,9 @@ impl Step<'_> {
         }
     }
 
-    /// A new epoch after another position was stored. The owner keeps the lease, so that no other worker
-    /// starts before the owner has seen the new epoch. A finished shard has no owner.
-    fn begin_anew(&mut self, shard: &ShardId) {
-        let owner = self.lease(shard).and_then(|lease| lease.owner.clone());
+    /// A new epoch after another position was stored. The present owner keeps the lease, so that no other
+    /// worker starts before the owner has seen the new epoch. A finished shard has no owner.
+    fn begin_anew(&mut self, shard: &ShardId, owner: Option<Arc<str>>) {
         self.give(shard, owner.filter(|_owner| !self.is_finished(shard)));
     }
 

@@ -62,7 +62,7 @@ local function set(shard, position)
   if lease then
     -- The position is the operator's word, whatever stream the shard was of before.
     lease.state, lease.start, lease.added = NONE, NONE, millis
-    give(shard, not is_finished(shard) and owner or NONE)
+    begin_anew(shard, owner)
   end
 end
 

@@ -106,12 +106,6 @@ local function advance_restored(shard, position)
   end
 end
 
--- A new epoch after another position was stored. The owner keeps the lease, so that no other worker
--- starts before the owner has seen the new epoch. A finished shard has no owner.
-local function begin_anew(shard)
-  give(shard, not is_finished(shard) and lease_at(shard).owner or NONE)
-end
-
 local function restore(shard, incarnation, known, has_parents, position)
   if fleet.cleared > 0 and known.epoch <= fleet.cleared then
     return
@@ -134,7 +128,7 @@ local function restore(shard, incarnation, known, has_parents, position)
   if lease.origin > known.origin then
     lease.origin, lease.start, lease.added = known.origin, known.start, known.added
     move(shard, position)
-    return begin_anew(shard)
+    return begin_anew(shard, lease.owner)
   end
   if lease.origin < known.origin or lease.epoch > known.epoch then
     return
@@ -289,7 +283,7 @@ function changes.REPLACE()
   lease.parents, lease.start, lease.state, lease.unlisted = parents, start, NONE, nil
   lease.added = millis
   move(shard, position)
-  begin_anew(shard)
+  begin_anew(shard, lease.owner)
 end
 
 function changes.ASSIGN()

@@ -241,6 +241,12 @@ local function give(shard, owner)
   end
 end
 
+-- A new epoch after another position was stored. The present owner keeps the lease, so that no other
+-- worker starts before the owner has seen the new epoch. A finished shard has no owner.
+local function begin_anew(shard, owner)
+  give(shard, not is_finished(shard) and owner or NONE)
+end
+
 -- The same epoch, for nobody.
 local function free(shard)
   local lease = lease_at(shard)
