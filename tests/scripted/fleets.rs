@@ -365,7 +365,7 @@ async fn a_hundred_workers_make_room_for_one_more_within_two_renewals() {
     let shares = fleet.shares().await;
     assert!(even(&shares, 101), "{shares:?}");
     let version = fleet.table().await.version;
-    sleep(Duration::from_secs(60)).await;
+    sleep(6 * RENEWAL).await;
     assert_eq!(fleet.table().await.version, version);
 }
 
