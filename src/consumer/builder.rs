@@ -227,6 +227,12 @@ impl ConsumerBuilder {
     /// as well if they have left retention. A time that [`starting_position`](Self::starting_position) names
     /// is not: before retention it means the oldest kept record.
     ///
+    /// A loss must be proven. If the calls that prove it fail for 60 s, the shard yields one error of kind
+    /// [`Unavailable`](ErrorKind::Unavailable) or [`Denied`](ErrorKind::Denied) under every policy, and its
+    /// lease is released. What [`OnTrimmed::Latest`] decides is stored, so a restart does not decide again.
+    /// [Records that left retention](crate::guide::operations#records-that-left-retention) lists the proofs
+    /// and how long each takes.
+    ///
     /// Default: [`OnTrimmed::Fail`].
     pub fn on_trimmed(mut self, policy: OnTrimmed) -> Self {
         self.settings.on_trimmed = policy;

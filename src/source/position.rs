@@ -24,9 +24,16 @@ pub enum OnTrimmed {
     /// The children of the shard wait.
     #[default]
     Fail,
-    /// Go on with the oldest record that is kept, and report the gap as a warning.
+    /// Continues with the oldest kept record, and emits [`Event::Gap`](crate::Event::Gap).
     TrimHorizon,
-    /// Go on with what arrives from now on, and report the gap as a warning.
+    /// Continues with the records that arrive after the decision, and emits
+    /// [`Event::Gap`](crate::Event::Gap). The records that were kept before are not delivered.
+    ///
+    /// The decision is stored with the next write of checkpoints, as
+    /// [`Checkpoint::CaughtUp`](crate::Checkpoint::CaughtUp): `until` is the time of the decision by the
+    /// clock of Kinesis, and `after` is the last record before the loss. A restart reads from there, and
+    /// delivers the records that arrived while the program was down. After a crash between the decision and
+    /// the write, the next worker decides again, at a later time.
     Latest,
 }
 
