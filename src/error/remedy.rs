@@ -31,6 +31,8 @@ pub(crate) enum Remedy {
     Gone,
     /// Nothing that this crate can cure: tell the caller, try again slowly.
     Report,
+    /// The same, where the caller has received the error by another shard.
+    Reported,
 }
 
 /// A failed call: what to do about it, and what to tell the caller where that is not enough.

@@ -144,7 +144,7 @@ impl Progress {
                 return self.trimmed(error);
             }
             Remedy::Gone => return self.not_found(error).await,
-            Remedy::Report => {
+            Remedy::Report | Remedy::Reported => {
                 self.pace.reported();
                 let is_first = self.state.reported.is_none();
                 let since = *self.state.reported.get_or_insert_with(Instant::now);
@@ -154,7 +154,10 @@ impl Progress {
                 }
                 if self.state.told.replace(error.kind()) != Some(error.kind()) {
                     self.note_panic(&error);
-                    return Err(Told { error, is_last: false });
+                    if remedy == Remedy::Report {
+                        return Err(Told { error, is_last: false });
+                    }
+                    self.observer.failed(&error);
                 }
             }
         }

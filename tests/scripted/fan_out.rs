@@ -1,10 +1,13 @@
 //! Shards that are pushed.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::{Interruption, Kinesis, Outcome, aggregate};
-use kinestream::{CheckpointOn, ConsumerBuilder, ErrorKind, Event, Records, SequenceNumber};
+use kinestream::{
+    CheckpointOn, ConsumerBuilder, ErrorKind, Event, Records, SequenceNumber, ShardState,
+};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::watched::Watched;
@@ -343,6 +346,18 @@ async fn consumer_that_is_never_listed_is_reported_once_released_and_retried() {
         let is_retried = |event: &Event| matches!(event, Event::Retried { .. });
         let retried = std::iter::from_fn(|| events.next().now_or_never().flatten());
         assert!(retried.filter(is_retried).count() > 2, "the wait is visible");
+        let mut released = BTreeSet::new();
+        for _ in 0..300 {
+            let quiet = timeout(SECOND, records.next()).await;
+            assert!(quiet.is_err(), "reported once: {quiet:?}");
+            let shards = consumer.status().await.unwrap().shards;
+            let free = shards.into_iter().filter(|(_, status)| status.owner.is_none());
+            released.extend(free.map(|(shard, status)| {
+                assert_eq!(status.state, ShardState::Failed, "{shard}");
+                shard
+            }));
+        }
+        assert_eq!(released.len(), 3, "the lease of each shard is released: {released:?}");
         let quiet = timeout(1000 * SECOND, records.next()).await;
         assert!(quiet.is_err(), "reported once: {quiet:?}");
         kinesis.on_call(|_| Outcome::Served);
