@@ -12,7 +12,9 @@
 mod absence;
 mod changes;
 mod confirmation;
+mod identity;
 mod inheritance;
+mod listed;
 mod listing;
 mod loss;
 mod patience;
@@ -22,8 +24,9 @@ mod takeover;
 use crate::record::ShardId;
 use crate::store::lease::{Lease, Table};
 
-pub(crate) use changes::{Changes, Listed, ShardStart};
+pub(crate) use changes::{Changes, ShardStart};
 pub(crate) use confirmation::Confirmations;
+pub(crate) use listed::Listed;
 pub(crate) use listing::{Lister, Memory};
 pub(crate) use loss::{Loss, Report};
 pub(crate) use start::Start;

@@ -1,14 +1,13 @@
 //! What a listing changes in the table.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
-use super::inheritance::Inheritance;
+use super::identity::{has_begun, is_same, lacks_addition, lacks_parents};
+use super::listed::Listed;
 use super::listing::Lister;
 use super::loss::{Loss, Report, Shown};
 use super::start::Pin;
-use super::takeover::has_begun;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind};
 use crate::observe::Event;
@@ -16,25 +15,6 @@ use crate::record::{SequenceNumber, ShardId};
 use crate::shard::time_on_the_wall;
 use crate::source::{ListedShard, OnTrimmed, Position};
 use crate::store::lease::{Change, Lease, MARK_KEPT, Table};
-
-/// The shards of a stream, as they were listed.
-pub(crate) struct Listed {
-    pub(super) shards: Vec<ListedShard>,
-    /// A moment by the server's clock that is not after the listing.
-    pub(super) taken: SystemTime,
-    /// The moment at which reading began.
-    pub(super) latest: SystemTime,
-    /// Those that were closed before the time at which an application begins.
-    pub(super) passed_over: BTreeSet<ShardId>,
-    /// Shards of the table that have left retention, which is proven.
-    pub(super) gone: Vec<ShardId>,
-    /// The table as it was before: only of what was in it does the listing say that it is gone.
-    pub(super) before: Arc<Table>,
-    /// The worker has begun with it.
-    pub(super) begins: bool,
-    /// The positions that a new scope takes over.
-    pub(super) inheritance: Inheritance,
-}
 
 /// Where a worker starts to read a shard.
 pub(crate) struct ShardStart {
@@ -57,53 +37,6 @@ impl Changes {
     /// Changes that come from no listing.
     pub(crate) fn beside_listings(list: Vec<Change>) -> Self {
         Self { list, ..Self::default() }
-    }
-}
-
-impl Listed {
-    /// Whether it was made for this table, and not for one that was forgotten or cleared since.
-    pub(crate) fn is_of(&self, table: &Table) -> bool {
-        self.before.generation == table.generation
-    }
-
-    /// The inherited shards that are not listed.
-    fn inherited_beyond(&self, table: &Table) -> Vec<Change> {
-        let ids: BTreeSet<&ShardId> = self.shards.iter().map(|shard| &shard.id).collect();
-        let is_beyond = |shard: &ShardId| !ids.contains(shard) && !table.leases.contains_key(shard);
-        let beyond = self.inheritance.leases.iter().filter(|(shard, _)| is_beyond(shard));
-        beyond
-            .map(|(shard, lease)| Change::Add {
-                shard: shard.clone(),
-                parents: lease.parents.clone().unwrap_or_default(),
-                start: lease.start.clone(),
-                checkpoint: lease.checkpoint.clone(),
-            })
-            .collect()
-    }
-
-    /// Whether several listings agree that the lease of a shard belongs to another stream.
-    fn has_confirmed(&self, shard: &ListedShard) -> bool {
-        self.before.leases.get(&shard.id).is_some_and(|lease| is_of_other_stream(lease, shard))
-    }
-
-    /// Returns true if the stored start of the shard differs from the listed one, which is then unconfirmed.
-    fn has_other_start(&self, shard: &ListedShard) -> bool {
-        let before = self.before.leases.get(&shard.id).and_then(|lease| lease.start.as_ref());
-        before.is_some_and(|before| shard.start.as_ref() != Some(before))
-    }
-
-    /// The loss of a shard that is stored as lost. The listing with which a worker begins shows it again.
-    fn lost(&self, shard: &ShardId, error: Error) -> Loss {
-        let report = Report::Error(error);
-        if self.begins {
-            Loss::listed(report)
-        } else {
-            Loss::stored(report, Shown::Lost(shard.clone()))
-        }
-    }
-
-    fn had_finished(&self, shard: &ShardId) -> bool {
-        self.before.leases.get(shard).is_some_and(Lease::is_finished)
     }
 }
 
@@ -380,38 +313,6 @@ fn gap(shard: &ShardId, lease: &Lease, position: Checkpoint) -> Report {
 /// Formats the position of a shard for an error message.
 fn position_of(lease: &Lease) -> String {
     lease.checkpoint.as_ref().map_or_else(|| "its beginning".to_owned(), Checkpoint::to_string)
-}
-
-/// Whether the readable lease of a listed shard belongs to another stream.
-pub(super) fn is_of_other_stream(lease: &Lease, shard: &ListedShard) -> bool {
-    let start = shard.start.as_ref();
-    lease.unreadable.is_none() && start.is_some_and(|start| !is_same(lease, start))
-}
-
-/// Returns true if the listing names parents that a lease which never had an owner lacks.
-fn lacks_parents(lease: &Lease, shard: &ListedShard) -> bool {
-    let Some(known) = &lease.parents else { return true };
-    lease.epoch == 0
-        && shard.start.as_ref().is_none_or(|start| is_same(lease, start))
-        && shard.parents.iter().any(|parent| !known.contains(parent))
-}
-
-/// Whether a lease can be that of the listed shard that starts there.
-fn is_same(lease: &Lease, start: &SequenceNumber) -> bool {
-    let position = lease.checkpoint.as_ref().and_then(Checkpoint::sequence_number);
-    match &lease.start {
-        Some(known) => known == start,
-        None => position.is_none_or(|position| position >= start),
-    }
-}
-
-/// Returns true for an unread shard that an earlier version added without its time.
-fn lacks_addition(lease: &Lease) -> bool {
-    let is_unread = matches!(
-        lease.checkpoint,
-        None | Some(Checkpoint::TrimHorizon | Checkpoint::AtTimestamp(_))
-    );
-    lease.added.is_none() && is_unread
 }
 
 /// Whether a finished shard that was not listed since then, in milliseconds since 1970, may be

@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::{Instant, sleep};
 
 use super::absence::Absences;
-use super::changes::{Listed, is_of_other_stream};
 use super::confirmation::{
     CONFIRM_EACH, CONFIRMATIONS, Confirmations, is_past_retention, unknown_parents,
 };
+use super::identity::is_of_other_stream;
+use super::listed::Listed;
 use super::patience::{Judgement, Patience};
 use super::start::{FirstPoll, Start, floor};
 use super::takeover::Takeover;

@@ -1,5 +1,6 @@
 //! The losses that a listing finds, and what the table shows once they are stored.
 
+use super::identity::has_begun;
 use crate::error::Error;
 use crate::observe::Event;
 use crate::record::{SequenceNumber, ShardId};
@@ -63,7 +64,7 @@ impl Loss {
             Some(Shown::Start(shard, start)) => {
                 lease(shard).is_some_and(|lease| lease.start.as_ref() == Some(start))
             }
-            Some(Shown::Shards) => super::takeover::has_begun(table),
+            Some(Shown::Shards) => has_begun(table),
         }
     }
 }

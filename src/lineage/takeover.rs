@@ -29,6 +29,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::time::{Instant, sleep};
 
+use super::identity::has_begun;
 use super::inheritance::{Claimable, Inheritance};
 use super::listing::Lister;
 use crate::backoff::{Backoff, LISTINGS};
@@ -202,11 +203,6 @@ impl Lister {
             }
         }
     }
-}
-
-/// Whether a start of this scope has added its shards.
-pub(super) fn has_begun(table: &Table) -> bool {
-    table.leases.values().any(|lease| lease.parents.is_some())
 }
 
 /// What has delayed a takeover so far.

@@ -364,7 +364,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "a shard of the same id is the same shard",
-        file: "lineage/changes.rs",
+        file: "lineage/identity.rs",
         right: "Some(known) => known == start,",
         wrong: "Some(known) => known == start || !known.as_str().is_empty(),",
         breaks: &["LossesAreReported", "NothingIsLost", "FewErrors"],
