@@ -12,6 +12,9 @@
 //!
 //! `Waker::will_wake` compares two pointers, and runs no code of the caller.
 //!
+//! Two bounds: after three wakes in a row that panic, the task sleeps until the next event; and futures that are
+//! no streams, such as `Consumer::close`, register the caller's waker with tokio, unwrapped.
+//!
 //! Below the streams, wakers are collected under a lock, and woken and dropped after the lock is released.
 
 mod caller;
