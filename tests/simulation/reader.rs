@@ -233,6 +233,10 @@ impl Reader {
                     self.truth.lock().miss_events();
                 }
                 gap @ Event::Gap { .. } => self.truth.lock().hear_gap(&gap),
+                // An error has ended its stream, and another one begins at its checkpoint.
+                Event::ShardFailed { shard_id, .. } => {
+                    self.restarted.insert(index_of(&shard_id));
+                }
                 _ => {}
             }
         }
