@@ -129,12 +129,12 @@ impl Cooldown {
     ///
     /// # Errors
     ///
-    /// `what` happened, and the back-off is not over.
+    /// `what` happened, and the back-off is not over. What the failure itself has begun goes on meanwhile.
     pub(crate) fn begin(&mut self, what: &str) -> Result<(), Failure> {
         let now = Instant::now();
         if self.until.is_some_and(|until| now < until) {
             return Err(Failure {
-                remedy: Remedy::Retry,
+                remedy: Remedy::CoolDown,
                 error: Error::new(ErrorKind::Unavailable, format!("{what} a moment ago")),
                 answered: None,
             });

@@ -17,6 +17,7 @@ mod kinesis;
 mod listing;
 mod loss;
 mod members;
+mod oldest;
 mod overtaking;
 mod polling;
 mod portion;

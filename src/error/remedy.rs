@@ -19,6 +19,8 @@ pub(crate) enum Remedy {
     Retry,
     /// The same, and a report to the caller where it lasts: the answer is of no use.
     RetryThenReport,
+    /// The same: another caller of a shared call has failed a moment ago, and its failure says the rest.
+    CoolDown,
     /// A new iterator after the last record fetched.
     RestartIterator,
     /// The listing again from its first page.
@@ -101,6 +103,9 @@ impl Failure {
     /// What to do after so many panics in a row, which this failure continues or ends: one that
     /// repeats is reported.
     pub(crate) fn remedy_after(&self, panics: &mut u32) -> Remedy {
+        if self.remedy == Remedy::CoolDown {
+            return self.remedy;
+        }
         if self.error.kind() != ErrorKind::Panicked {
             *panics = 0;
             return self.remedy;

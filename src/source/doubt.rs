@@ -78,9 +78,13 @@ impl Progress {
     /// An answer that says where to go on has come.
     ///
     /// One without records does not undo a doubt: ferrokinesis gives one before each end of an
-    /// iterator that is placed at the end of a closed shard.
-    pub(super) fn is_certain(&mut self, is_empty: bool) {
+    /// iterator that is placed at the end of a closed shard. One whose records are all finished does not
+    /// count: a new placement brings as many of them as its beginning is behind the position.
+    pub(super) fn is_certain(&mut self, is_empty: bool, has_records: bool) {
         let Some(doubt) = &mut self.state.doubt else { return };
+        if is_empty && has_records {
+            return;
+        }
         doubt.certain += 1;
         if !is_empty || doubt.certain >= CERTAIN_ANSWERS {
             self.state.doubt = None;

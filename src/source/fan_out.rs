@@ -179,7 +179,7 @@ impl FanOut {
             }
             // Some servers name the children as soon as the shard is closed.
             Some(next) if children.is_none() || has_records || may_be_behind => {
-                self.progress.is_certain(false);
+                self.progress.is_certain(is_empty && has_records, has_records);
                 self.progress.is_cured(is_empty);
                 put(&self.slot, subscription);
                 if beginning == Beginning::Sound
@@ -211,7 +211,7 @@ impl FanOut {
                 self.open_end(is_empty, has_records, lag).await.map(drop)
             }
             _ => {
-                self.progress.is_certain(false);
+                self.progress.is_certain(is_empty && has_records, has_records);
                 self.progress.is_cured(is_empty);
                 answer.end = children;
                 self.progress.answered(answer);

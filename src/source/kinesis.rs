@@ -152,7 +152,7 @@ impl Kinesis {
 
     /// How long the stream keeps records, as it did `within` a time until now; 24 hours where Kinesis refuses
     /// to say.
-    pub(super) async fn retention(&self, within: Duration) -> Result<Period, Failure> {
+    pub(super) async fn retention(&self, since: Instant) -> Result<Period, Failure> {
         let describe = async || {
             let hours = self.summary().await?.map_or(0, |summary| summary.retention_period_hours);
             match u64::try_from(hours) {
@@ -163,7 +163,7 @@ impl Kinesis {
                 Ok(hours) => Ok(Duration::from_secs(hours * 3600)),
             }
         };
-        self.retention.get(within, describe).await
+        self.retention.get(since, describe).await
     }
 
     /// The ARN of a consumer and how it stands: of that name, where the stream is given, or else of

@@ -4,8 +4,9 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
+use super::oldest::Probe;
 use super::progress::{GIVEN_UP_AFTER, Progress, Told};
-use super::retention::{Probe, Start};
+use super::retention::Start;
 use super::{OnTrimmed, Position};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Failure, Remedy};
@@ -33,7 +34,7 @@ impl Progress {
         );
         let unjudged = match self.state.retention.unjudged.take() {
             // Another reader has made the call, and has its error.
-            Some(before) if failure.remedy == Remedy::Retry => before,
+            Some(before) if failure.remedy == Remedy::CoolDown => before,
             Some(before) => Unjudged { error: failure.error, ..before },
             None => Unjudged { since: Instant::now(), error: failure.error },
         };
@@ -73,6 +74,10 @@ impl Progress {
             let failure = Failure { remedy: Remedy::Retry, error, answered: None };
             return self.recover_judgement(failure);
         }
+        self.state.failed += 1;
+        let shard_id = Some(self.shard_id().clone());
+        self.observer.tell(Event::retried(shard_id, &error, self.state.failed));
+        let retention = &mut self.state.retention;
         if retention.is_verified {
             retention.start = Start::Horizon;
         } else {
@@ -100,7 +105,7 @@ impl Progress {
         }
         let retention = &mut self.state.retention;
         (retention.start, retention.read_until) = (start, Some(now));
-        (retention.is_verified, retention.unjudged) = (false, None);
+        retention.is_verified = false;
         let shard_id = self.shard_id().clone();
         self.observer.tell(Event::Gap { shard_id, after, position: checkpoint });
         Ok(())

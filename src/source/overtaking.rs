@@ -5,9 +5,10 @@ use std::time::Duration;
 use aws_sdk_kinesis::types;
 use tokio::time::Instant;
 
+use super::kinesis::MOST_CLOCK_SKEW;
 use super::progress::Progress;
 use super::retention::arrival;
-use super::retention_period::{PERIOD_WITHIN, SHORTEST_RETENTION};
+use super::retention_period::{PERIOD_WITHIN, SHORTEST_RETENTION, looked_up_within};
 
 /// A reader may be overtaken if its lag is within this time of the retention period: twice the life of an
 /// iterator.
@@ -16,6 +17,13 @@ pub(super) const NEAR_HORIZON: Duration = Duration::from_secs(10 * 60);
 /// How much later than the last record the next one arrived where records between them may have left
 /// retention at once, since an operator has lowered the period. Periods are whole hours.
 const MAX_APART: Duration = Duration::from_secs(60);
+
+/// A retention period is a number of them.
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// The interval of new subscriptions that look for lost records where the retention period is unknown. Each
+/// costs five seconds, in which nothing is read.
+const CHECK_EACH: Duration = Duration::from_secs(60);
 
 impl Progress {
     /// Whether retention may overtake a reader whose last answer was `lag` milliseconds behind the tip: by
@@ -30,13 +38,15 @@ impl Progress {
     ///
     /// A new subscription at the last record shows whether they have, but costs five seconds. Where the
     /// retention period is known, a reader does not pay them before it is near the end of the period or the
-    /// arrival times leap.
+    /// arrival times leap. Where it is unknown, a reader pays them once a minute.
     pub(super) async fn may_be_overtaken(&mut self, first: &types::Record) -> bool {
         let Some(since) = self.position.quiet_until().max(self.state.retention.last_arrival) else {
             return false;
         };
         let now = self.server_time_at(Instant::now());
-        let age = now.duration_since(since).unwrap_or_default() + NEAR_HORIZON;
+        let received = Instant::now();
+        let lag = now.duration_since(since).unwrap_or_default();
+        let age = lag + NEAR_HORIZON;
         if age < SHORTEST_RETENTION {
             return false;
         }
@@ -44,9 +54,48 @@ impl Progress {
             self.state.retention.may_be_lowered = true;
             return true;
         }
-        match self.kinesis.retention(PERIOD_WITHIN).await {
-            Ok(period) => !period.is_known || age >= period.length,
+        let looked_up =
+            if may_end_between(lag) { received } else { looked_up_within(PERIOD_WITHIN) };
+        match self.kinesis.retention(looked_up).await {
+            Ok(period) if period.is_known => age >= period.length,
+            Ok(_) => self.is_check_due(),
             Err(_) => true,
+        }
+    }
+
+    fn is_check_due(&mut self) -> bool {
+        let now = Instant::now();
+        let is_due = self.state.retention.next_check.is_none_or(|next| next <= now);
+        if is_due {
+            self.state.retention.next_check = Some(now + CHECK_EACH);
+        }
+        is_due
+    }
+}
+
+/// Whether a retention period that an operator sets may end between a record of this age and one that arrived
+/// at most [`MAX_APART`] later, by the clocks of the hosts that they arrived at.
+fn may_end_between(age: Duration) -> bool {
+    let since_hour = (age + MOST_CLOCK_SKEW).as_secs() % HOUR.as_secs();
+    since_hour <= (MAX_APART + 2 * MOST_CLOCK_SKEW).as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn period_of_whole_hours_may_end_between_records_around_a_whole_hour() {
+        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+        for (age, expected) in [
+            (minutes(30 * 60 - 6), false),
+            (minutes(30 * 60 - 5), true),
+            (minutes(30 * 60), true),
+            (minutes(30 * 60 + 6), true),
+            (minutes(30 * 60 + 7), false),
+            (minutes(30 * 60 + 30), false),
+        ] {
+            assert_eq!(may_end_between(age), expected, "{age:?}");
         }
     }
 }

@@ -26,7 +26,7 @@ use super::portion::Portion;
 use super::progress::{Answer, Progress, Told, Unpacked, children};
 use super::retention::Beginning;
 use super::room::{LARGEST_ANSWER, Room};
-use super::{Asks, Source, batches};
+use super::{Asks, Position, Source, batches};
 use crate::error::{Failure, Remedy};
 use crate::observe::log_line;
 
@@ -34,6 +34,9 @@ use crate::observe::log_line;
 /// before it is refused:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetShardIterator.html>.
 const ITERATOR_LIFE: Duration = Duration::from_secs(270);
+
+/// How old an iterator may be behind which records may leave retention meanwhile.
+const LIFE_NEAR_HORIZON: Duration = Duration::from_secs(1);
 
 /// A shard that is polled.
 pub(super) struct Polling {
@@ -44,18 +47,48 @@ pub(super) struct Polling {
     iterator: Option<Iterator>,
     /// Nothing has been read since the iterator was placed but what lay there already.
     placed: bool,
+    /// Retention may overtake the reader.
+    is_near_horizon: bool,
+    /// Where an iterator was last replaced for that reason.
+    replaced_at: Option<Position>,
 }
 
 impl Polling {
     pub(super) fn new(progress: Progress, limit: u32, memory: ShardMemory) -> Self {
         let (portion, demand) = (Portion::new(limit), Demand::default());
-        Self { progress, portion, memory, demand, iterator: None, placed: true }
+        Self {
+            progress,
+            portion,
+            memory,
+            demand,
+            iterator: None,
+            placed: true,
+            is_near_horizon: false,
+            replaced_at: None,
+        }
     }
 
     /// The source. It asks for nothing until it is polled.
     pub(super) fn into_source(self) -> Source {
         let demand = self.demand.clone();
         Source { batches: batches(self), demand, rest: None }
+    }
+
+    /// How many records the next call asks for: with the option at 1, the finished record at which the
+    /// iterator is placed comes with the next one.
+    fn limit(&self) -> u32 {
+        let begins_at_finished = !self.progress.is_sound() && self.progress.begins_at_finished();
+        self.portion.limit() + u32::from(self.portion.is_one() && begins_at_finished)
+    }
+
+    /// Whether records behind the last one may have left retention since the iterator was given, which a new
+    /// iterator at the last record shows. It is replaced once at each position, so that the pace of the bytes
+    /// does not keep the reader there.
+    fn may_be_overtaken(&self, iterator: &Iterator) -> bool {
+        self.is_near_horizon
+            && self.progress.is_sound()
+            && iterator.given.elapsed() > LIFE_NEAR_HORIZON
+            && self.replaced_at.as_ref() != Some(&self.progress.position)
     }
 
     /// An iterator at the position.
@@ -90,6 +123,8 @@ impl Polling {
         let (length, lacks_records) = (room.length(), room.lacks_records());
         let space = room.keep(bytes);
         self.portion.answered(length, self.memory.free());
+        // Whatever becomes of the answer: its bytes count.
+        self.progress.pace.read(bytes);
         if lacks_records {
             self.progress.pace.failed();
             return self.progress.lacks_records();
@@ -107,12 +142,11 @@ impl Polling {
             Beginning::Sound | Beginning::Undecided => {}
             Beginning::Replaced => {
                 self.iterator = None;
-                self.progress.pace.answered(bytes, true);
+                self.progress.pace.answered(0, true);
                 return Ok(());
             }
             Beginning::Postponed => {
                 self.iterator = None;
-                self.progress.pace.read(bytes);
                 return Ok(());
             }
         }
@@ -123,7 +157,8 @@ impl Polling {
         if !is_empty || !is_tip || self.progress.state.next_passed.is_none() {
             self.progress.restart_quiet();
         }
-        if !is_empty && self.iterator.is_some() && Progress::is_near_horizon(lag) {
+        self.is_near_horizon = Progress::is_near_horizon(lag);
+        if !is_empty && self.iterator.is_some() && self.is_near_horizon {
             // The next records may leave retention before they are fetched, which an iterator at the last
             // record shows.
             self.iterator = None;
@@ -133,7 +168,7 @@ impl Polling {
         if is_doubtful && bytes == 0 {
             self.progress.pace.failed();
         } else {
-            self.progress.pace.answered(bytes, behind);
+            self.progress.pace.answered(0, behind);
         }
         if is_misnumbered {
             self.iterator = None;
@@ -143,7 +178,7 @@ impl Polling {
         let open_end = OpenEnd { is_empty, has_records, lag };
         let mut end = children.filter(|_| is_last);
         if !is_open_end {
-            self.progress.is_certain(is_empty);
+            self.progress.is_certain(is_empty, has_records);
             self.progress.is_cured(is_empty);
         } else if is_empty {
             end = self.progress.proven_end(&open_end).await?;
@@ -175,7 +210,7 @@ impl Asks for Polling {
 
     async fn ask(&mut self) -> Result<(), Told> {
         self.progress.pace.turn().await;
-        let token = match self.iterator.take().filter(Iterator::is_young) {
+        let mut token = match self.iterator.take().filter(Iterator::is_young) {
             Some(fresh) => fresh,
             None => match self.place().await? {
                 Some(fresh) => fresh,
@@ -187,6 +222,11 @@ impl Asks for Polling {
         if !token.is_young() {
             return Ok(());
         }
+        if self.may_be_overtaken(&token) {
+            self.replaced_at = Some(self.progress.position.clone());
+            let Some(fresh) = self.place().await? else { return Ok(()) };
+            token = fresh;
+        }
         if space.taken() < self.portion.needed() {
             self.portion.reduce(space.taken());
         }
@@ -195,13 +235,14 @@ impl Asks for Polling {
         self.progress.pace.asks();
         let asked = Instant::now();
         // Both bounds are checked where the option is set.
-        let limit = i32::try_from(self.portion.limit()).unwrap_or(i32::MAX);
+        let limit = i32::try_from(self.limit()).unwrap_or(i32::MAX);
         let failure = match self.progress.kinesis.records(&token.text, limit, &room).await {
             Ok(answer) => return self.read(answer, room, asked).await,
             Err(failure) => failure,
         };
-        // After a refused number the next iterator probes the oldest record.
-        if !matches!(failure.remedy, Remedy::RestartIterator | Remedy::Trimmed) {
+        // After a refused number the next iterator probes the oldest record, and a shard that is gone has
+        // no new one.
+        if !matches!(failure.remedy, Remedy::RestartIterator | Remedy::Trimmed | Remedy::Gone) {
             self.iterator = Some(token);
         }
         if room.was_short() {
@@ -211,10 +252,6 @@ impl Asks for Polling {
             self.portion.turned_away(length);
             self.progress.pace.answered(length.min(LARGEST_ANSWER), true);
             return Ok(());
-        }
-        if failure.remedy == Remedy::Gone {
-            // A shard that is gone has no new one.
-            self.iterator = None;
         }
         self.progress.pace.read(room.length().min(LARGEST_ANSWER));
         drop(room);

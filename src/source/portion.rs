@@ -22,6 +22,11 @@ impl Portion {
         self.limit
     }
 
+    /// Whether the option asks for single records.
+    pub(super) fn is_one(&self) -> bool {
+        self.most == 1
+    }
+
     /// What the next answer is expected to take while it is read.
     pub(super) fn needed(&self) -> usize {
         while_read(self.expected)

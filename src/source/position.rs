@@ -34,6 +34,8 @@ pub enum OnTrimmed {
     /// clock of Kinesis, and `after` is the last record before the loss. A restart reads from there, and
     /// delivers the records that arrived while the program was down. After a crash between the decision and
     /// the write, the next worker decides again, at a later time.
+    ///
+    /// A start before the next record is read reports kept records that it leaves out once more.
     Latest,
 }
 

@@ -125,7 +125,7 @@ impl Progress {
     pub(super) async fn recover(&mut self, failure: Failure) -> Result<(), Told> {
         let remedy = failure.remedy_after(&mut self.state.panics);
         let error = failure.error.in_stream(self.kinesis.name()).in_shard(self.shard_id().as_str());
-        if !matches!(remedy, Remedy::RetryThenReport | Remedy::SlowDown) {
+        if !matches!(remedy, Remedy::RetryThenReport | Remedy::SlowDown | Remedy::CoolDown) {
             self.state.useless = None;
         }
         match remedy {
@@ -137,7 +137,9 @@ impl Progress {
                     return Err(Told::at_last(error));
                 }
             }
-            Remedy::Retry | Remedy::RestartListing | Remedy::RestartIterator => self.pace.failed(),
+            Remedy::Retry | Remedy::CoolDown | Remedy::RestartListing | Remedy::RestartIterator => {
+                self.pace.failed();
+            }
             Remedy::WaitForOther => self.pace.occupied(),
             Remedy::Trimmed => {
                 self.see_time(failure.answered);
@@ -221,6 +223,9 @@ impl Progress {
         let mut batch = Batch::new(records, self.deaggregate, origin);
         if placed {
             self.skip_placed(&mut batch);
+            if let (0, Some((Ok(_), arrival))) = (batch.len(), &last) {
+                self.skipped_to(*arrival);
+            }
         }
         if let (1.., Some((Ok(last), arrival))) = (batch.len(), last) {
             self.read_to(last, arrival);

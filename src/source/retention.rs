@@ -11,14 +11,16 @@ use aws_sdk_kinesis::types;
 use tokio::time::Instant;
 
 use super::batch::Batch;
-use super::doubt::{BEHIND_ANSWERS, BEHIND_FOR};
 use super::kinesis::{MOST_CLOCK_SKEW, server_time};
 use super::loss::Unjudged;
+use super::oldest::Probe;
 use super::overtaking::NEAR_HORIZON;
 use super::progress::{Progress, Quiet, Told};
-use super::retention_period::{LOWERED_WITHIN, PERIOD_WITHIN, SHORTEST_RETENTION};
+use super::retention_period::{
+    LOWERED_WITHIN, PERIOD_WITHIN, SHORTEST_RETENTION, looked_up_within,
+};
 use super::{OnTrimmed, Position};
-use crate::error::{Error, Failure};
+use crate::error::Failure;
 use crate::record::SequenceNumber;
 
 /// How long a polled shard is quiet before it is stored as caught up, and the interval of such saves from
@@ -48,6 +50,8 @@ pub(super) struct Retention {
     pub(super) last_arrival: Option<SystemTime>,
     /// The retention period may have been lowered a moment ago.
     pub(super) may_be_lowered: bool,
+    /// When a new subscription may look for lost records again where the retention period is unknown.
+    pub(super) next_check: Option<Instant>,
     /// Since when calls that the judgement needs have failed.
     pub(super) unjudged: Option<Unjudged>,
     /// A time by the server's clock, and when it was.
@@ -61,34 +65,9 @@ pub(super) enum Start {
     Position,
     /// At the oldest kept record, since the number of the position is refused or has left retention.
     Horizon,
-    /// At a time, since the number of the position has left retention and nothing before this time is to
-    /// be read.
+    /// At a time, since the number of the position is refused or has left retention, and nothing before this
+    /// time is to be read.
     Time(SystemTime),
-}
-
-/// Placements at the oldest kept record, until an answer shows it.
-#[derive(Default)]
-pub(super) struct Probe {
-    /// Why the number of the position was refused.
-    refused: Option<Error>,
-    /// The first answer without any record.
-    empty_since: Option<Instant>,
-    /// The number of such answers.
-    empty: u32,
-}
-
-impl Probe {
-    /// A probe after Kinesis has refused the number of the position.
-    pub(super) fn after(refusal: Error) -> Self {
-        Self { refused: Some(refusal), ..Self::default() }
-    }
-
-    /// Notes an answer without any record. Returns whether enough of them have come to believe it.
-    fn is_empty_again(&mut self) -> bool {
-        let since = *self.empty_since.get_or_insert_with(Instant::now);
-        self.empty += 1;
-        self.empty >= BEHIND_ANSWERS && since.elapsed() >= BEHIND_FOR
-    }
 }
 
 /// What the beginning of an answer shows.
@@ -128,6 +107,36 @@ impl Progress {
         if let Start::Time(time) = self.state.retention.start {
             batch.skip_past(&Position::AtTimestamp(time));
         }
+    }
+
+    /// Notes when the last record of an answer had arrived, all of whose records the position is behind.
+    /// Where placements begin at the oldest kept record, the next one begins there: records bear the times of
+    /// hosts whose clocks differ.
+    pub(super) fn skipped_to(&mut self, arrival: Option<SystemTime>) {
+        let Some(from) = arrival.and_then(|arrival| arrival.checked_sub(MOST_CLOCK_SKEW)) else {
+            return;
+        };
+        let start = &mut self.state.retention.start;
+        match *start {
+            Start::Position => {}
+            Start::Horizon => *start = Start::Time(from),
+            Start::Time(time) => *start = Start::Time(time.max(from)),
+        }
+    }
+
+    /// Whether the first answer of the last placement has been judged, and nothing was lost before it.
+    pub(super) fn is_sound(&self) -> bool {
+        self.state.retention.is_sound
+    }
+
+    /// Whether placements begin at a finished record, which comes again.
+    pub(super) fn begins_at_finished(&self) -> bool {
+        let Retention { probe, start, .. } = &self.state.retention;
+        let is_finished = matches!(
+            self.position,
+            Position::After(_, None) | Position::CaughtUp { after: Some(_), .. }
+        );
+        is_finished && probe.is_none() && *start == Start::Position
     }
 
     /// Notes a placement, at `date` by the server's clock.
@@ -177,6 +186,19 @@ impl Progress {
         if self.state.retention.is_sound {
             return Ok(Beginning::Sound);
         }
+        let beginning = self.judge_placement(first, is_tip).await?;
+        if matches!(beginning, Beginning::Sound | Beginning::Replaced) {
+            // Whatever calls this needed have succeeded.
+            self.state.retention.unjudged = None;
+        }
+        Ok(beginning)
+    }
+
+    async fn judge_placement(
+        &mut self,
+        first: Option<&types::Record>,
+        is_tip: bool,
+    ) -> Result<Beginning, Told> {
         let Some(number) = self.position.number().cloned() else {
             return self.judge_time(first).await;
         };
@@ -191,7 +213,7 @@ impl Progress {
             None => return Ok(Beginning::Undecided),
         };
         if self.state.retention.probe.is_some() {
-            return self.judge_oldest(number, first).await;
+            return self.judge_oldest(number, first, arrived).await;
         }
         let is_kept = first.is_some_and(|first| first <= number);
         if !is_kept && !self.state.retention.is_verified {
@@ -212,7 +234,6 @@ impl Progress {
         let retention = &mut self.state.retention;
         (retention.is_sound, retention.is_verified, retention.may_be_lowered) =
             (true, false, false);
-        retention.unjudged = None;
         Ok(Beginning::Sound)
     }
 
@@ -231,7 +252,7 @@ impl Progress {
                 Err(failure) => return self.judge_later(failure),
             }
         }
-        (self.state.retention.is_sound, self.state.retention.unjudged) = (true, None);
+        self.state.retention.is_sound = true;
         Ok(Beginning::Sound)
     }
 
@@ -261,62 +282,13 @@ impl Progress {
         Ok(beginning == Beginning::Sound)
     }
 
-    /// Judges by the oldest kept record. An answer without one must repeat before it is believed: it may be
-    /// empty by mistake, and a loss moves the position.
-    async fn judge_oldest(
-        &mut self,
-        number: SequenceNumber,
-        oldest: Option<SequenceNumber>,
-    ) -> Result<Beginning, Told> {
-        let is_empty = oldest.is_none();
-        let is_kept = oldest.is_some_and(|oldest| oldest <= number);
-        // A caller may name the number that the shard starts at, which need not be that of a record.
-        let is_start = if !is_kept && matches!(self.position, Position::AtSequence(_)) {
-            match self.kinesis.start_of(self.observer.shard_id()).await {
-                Ok(start) => start.is_some_and(|start| number <= start),
-                Err(failure) => return self.judge_later(failure),
-            }
-        } else {
-            false
-        };
-        if is_kept || is_start {
-            self.state.retention.probe = None;
-            self.state.retention.is_verified = true;
-            self.state.retention.unjudged = None;
-            return Ok(Beginning::Replaced);
-        }
-        match self.is_quiet_within_retention().await {
-            Ok(true) => {
-                self.state.retention.probe = None;
-                // Only `Latest` leaves out what is kept: that the shard was quiet may be wrong.
-                let since = self.quiet_since().filter(|_| self.on_trimmed == OnTrimmed::Latest);
-                self.state.retention.start = since.map_or(Start::Horizon, Start::Time);
-                self.state.retention.unjudged = None;
-                return Ok(Beginning::Replaced);
-            }
-            Ok(false) => {}
-            Err(failure) => return self.judge_later(failure),
-        }
-        if let Some(probe) = &mut self.state.retention.probe
-            && is_empty
-            && !probe.is_empty_again()
-        {
-            self.pace.failed();
-            return Ok(Beginning::Postponed);
-        }
-        let probe = self.state.retention.probe.take();
-        let refused = probe.and_then(|probe| probe.refused);
-        self.lose(refused.unwrap_or_else(|| self.accepted(&number)))?;
-        Ok(Beginning::Replaced)
-    }
-
-    fn judge_later(&mut self, failure: Failure) -> Result<Beginning, Told> {
+    pub(super) fn judge_later(&mut self, failure: Failure) -> Result<Beginning, Told> {
         self.recover_judgement(failure)?;
         Ok(Beginning::Postponed)
     }
 
     /// Whether the shard was quiet up to a time after which every record is still kept.
-    async fn is_quiet_within_retention(&self) -> Result<bool, Failure> {
+    pub(super) async fn is_quiet_within_retention(&self) -> Result<bool, Failure> {
         match self.position.quiet_until().max(self.state.retention.read_until) {
             Some(until) => self.is_kept_since(until, None).await,
             None => Ok(false),
@@ -325,7 +297,7 @@ impl Progress {
 
     /// The time from which records are to be read, where there was none before. Records bear the times of
     /// hosts whose clocks differ.
-    fn quiet_since(&self) -> Option<SystemTime> {
+    pub(super) fn quiet_since(&self) -> Option<SystemTime> {
         self.position.quiet_until()?.checked_sub(MOST_CLOCK_SKEW)
     }
 
@@ -344,8 +316,8 @@ impl Progress {
             return Ok(true);
         }
         let may_be_lowered = self.state.retention.may_be_lowered;
-        let period_within = if may_be_lowered { LOWERED_WITHIN } else { PERIOD_WITHIN };
-        let period = self.kinesis.retention(period_within).await?;
+        let within = if may_be_lowered { LOWERED_WITHIN } else { PERIOD_WITHIN };
+        let period = self.kinesis.retention(looked_up_within(within)).await?;
         if period.is_known {
             return Ok(age < period.length);
         }

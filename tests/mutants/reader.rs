@@ -48,7 +48,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "an expired iterator is used again",
         file: "source/polling.rs",
-        right: "if !matches!(failure.remedy, Remedy::RestartIterator | Remedy::Trimmed) {",
+        right: "if !matches!(failure.remedy, Remedy::RestartIterator | Remedy::Trimmed | Remedy::Gone) {",
         wrong: "if !matches!(failure.remedy, Remedy::Gone | Remedy::Trimmed) {",
         breaks: &["Progress"],
     },

@@ -267,6 +267,22 @@ async fn without_credentials_or_region_the_user_is_told_what_to_set() {
     }
 }
 
+/// The readers of the shards share the call, and each is refused while another has just failed.
+#[tokio::test(start_paused = true)]
+async fn shared_call_whose_answers_cannot_be_parsed_ends_the_shards_after_a_minute() {
+    let (kinesis, _orders) = orders(8);
+    let garbled = Outcome::Garbled { status: 200, body: "<html>".into() };
+    kinesis.next_calls("DescribeStreamConsumer", usize::MAX, garbled);
+    let consumer = consumer(&kinesis).fan_out("billing").build().unwrap();
+    let mut records = consumer.records();
+    let began = Instant::now();
+    let told = timeout(Duration::from_secs(1000), records.next()).await;
+    let error = told.expect("an error").unwrap().unwrap_err();
+    assert!(error.to_string().contains("parsed"), "{error}");
+    let waited = began.elapsed().as_secs();
+    assert!((60..150).contains(&waited), "after {waited} s");
+}
+
 #[tokio::test(start_paused = true)]
 async fn answers_that_cannot_be_parsed_end_the_shard_after_a_minute() {
     let garbled = Outcome::Garbled { status: 200, body: "<html>".into() };

@@ -17,6 +17,7 @@ mod handovers;
 mod identity;
 #[path = "../support/inline.rs"]
 mod inline;
+mod judging;
 #[path = "../support/listening.rs"]
 mod listening;
 mod listings;
@@ -26,6 +27,7 @@ mod metrics;
 mod named;
 mod operators;
 mod outages;
+mod overtaken;
 mod pacing;
 mod packed;
 mod panics;
@@ -35,6 +37,7 @@ mod polling;
 mod raw_waker;
 mod reach;
 mod recipe;
+mod refused;
 mod resharding;
 mod retention;
 mod seen;

@@ -1,0 +1,101 @@
+//! Judges a position by the oldest kept record, where its own record does not come.
+
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+
+use super::doubt::{BEHIND_ANSWERS, BEHIND_FOR};
+use super::progress::{Progress, Told};
+use super::retention::{Beginning, Start};
+use super::{OnTrimmed, Position};
+use crate::checkpoint::Checkpoint;
+use crate::error::Error;
+use crate::observe::Event;
+use crate::record::SequenceNumber;
+
+/// Placements at the oldest kept record, until an answer shows it.
+#[derive(Default)]
+pub(super) struct Probe {
+    /// Why the number of the position was refused.
+    refused: Option<Error>,
+    /// The first answer without any record.
+    empty_since: Option<Instant>,
+    /// The number of such answers.
+    empty: u32,
+}
+
+impl Probe {
+    /// A probe after Kinesis has refused the number of the position.
+    pub(super) fn after(refusal: Error) -> Self {
+        Self { refused: Some(refusal), ..Self::default() }
+    }
+
+    /// Notes an answer without any record. Returns whether enough of them have come to believe it.
+    fn is_empty_again(&mut self) -> bool {
+        let since = *self.empty_since.get_or_insert_with(Instant::now);
+        self.empty += 1;
+        self.empty >= BEHIND_ANSWERS && since.elapsed() >= BEHIND_FOR
+    }
+}
+
+impl Progress {
+    /// Judges by the oldest kept record. An answer without one must repeat before it is believed: it may be
+    /// empty by mistake, and a loss moves the position.
+    pub(super) async fn judge_oldest(
+        &mut self,
+        number: SequenceNumber,
+        oldest: Option<SequenceNumber>,
+        arrived: Option<SystemTime>,
+    ) -> Result<Beginning, Told> {
+        let is_empty = oldest.is_none();
+        let is_kept = oldest.is_some_and(|oldest| oldest <= number);
+        // A caller may name the number that the shard starts at, which need not be that of a record.
+        let is_start = if !is_kept && matches!(self.position, Position::AtSequence(_)) {
+            match self.kinesis.start_of(self.observer.shard_id()).await {
+                Ok(start) => start.is_some_and(|start| number <= start),
+                Err(failure) => return self.judge_later(failure),
+            }
+        } else {
+            false
+        };
+        if is_kept || is_start {
+            self.state.retention.probe = None;
+            self.state.retention.is_verified = true;
+            return Ok(Beginning::Replaced);
+        }
+        match self.is_quiet_within_retention().await {
+            Ok(true) => {
+                self.state.retention.probe = None;
+                // That the shard was quiet may be wrong: only `Latest` leaves out what is kept, and says so.
+                let since = self.quiet_since().filter(|_| self.on_trimmed == OnTrimmed::Latest);
+                self.state.retention.start = since.map_or(Start::Horizon, Start::Time);
+                if let Some(since) = since
+                    && arrived.is_some_and(|arrived| arrived < since)
+                {
+                    self.leave_out(number, since);
+                }
+                return Ok(Beginning::Replaced);
+            }
+            Ok(false) => {}
+            Err(failure) => return self.judge_later(failure),
+        }
+        if let Some(probe) = &mut self.state.retention.probe
+            && is_empty
+            && !probe.is_empty_again()
+        {
+            self.pace.failed();
+            return Ok(Beginning::Postponed);
+        }
+        let probe = self.state.retention.probe.take();
+        let refused = probe.and_then(|probe| probe.refused);
+        self.lose(refused.unwrap_or_else(|| self.accepted(&number)))?;
+        Ok(Beginning::Replaced)
+    }
+
+    /// Reports that `Latest` leaves out kept records behind `number`, which arrived before `since`: it has
+    /// decided so, or the server has withheld them from a reader that has stored the shard as caught up.
+    fn leave_out(&self, number: SequenceNumber, since: SystemTime) {
+        let (shard_id, position) = (self.shard_id().clone(), Checkpoint::AtTimestamp(since));
+        self.observer.tell(Event::Gap { shard_id, after: Some(number), position });
+    }
+}

@@ -1,0 +1,147 @@
+//! What shows whether records are lost: answers that mislead, and calls that fail.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::testing::{Kinesis, Outcome, Stream};
+use kinestream::{ConsumerBuilder, OnTrimmed, SequenceNumber};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::retention::{HOUR, gaps, numbers};
+use crate::watched::Watched;
+use crate::{consumer, next, orders};
+
+fn answer(lag: u32) -> Outcome {
+    let body = format!(r#"{{"Records":[],"NextShardIterator":"next","MillisBehindLatest":{lag}}}"#);
+    Outcome::Garbled { status: 200, body }
+}
+
+/// Three records are read. The server withholds two more until the shard is stored as caught up, and the
+/// three leave retention.
+async fn misled(kinesis: &Kinesis, orders: &Stream, builder: &ConsumerBuilder) -> SequenceNumber {
+    for number in 0..3 {
+        orders.shard(0).put(number.to_string());
+    }
+    let reader = builder.clone().build().unwrap();
+    let mut records = reader.records();
+    numbers(&mut records, 0..3).await;
+    kinesis.on_call(|call| match call.operation.as_str() {
+        "GetRecords" => answer(0),
+        _ => Outcome::Served,
+    });
+    for number in 3..5 {
+        orders.shard(0).put(number.to_string());
+    }
+    let quiet = timeout(HOUR / 2, records.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    drop(records);
+    reader.close().await.unwrap();
+    kinesis.on_call(|_| Outcome::Served);
+    orders.shard(0).trim(3);
+    orders.shard(0).sequence_numbers()[2].clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn withheld_records_that_latest_leaves_out_are_reported() {
+    for accepted in [false, true] {
+        let (kinesis, orders) = orders(1);
+        kinesis.set_trimmed_numbers_accepted(accepted);
+        let store = Watched::default();
+        let builder = consumer(&kinesis).store(store.clone()).on_trimmed(OnTrimmed::Latest);
+        let last = misled(&kinesis, &orders, &builder).await;
+        assert!(store.position(0).await.unwrap().starts_with("CAUGHT_UP:"));
+        let reader = builder.build().unwrap();
+        let mut events = reader.events();
+        let mut records = reader.records();
+        let quiet = timeout(Duration::from_secs(20), records.next()).await;
+        assert!(quiet.is_err(), "{quiet:?}");
+        orders.shard(0).put("5");
+        numbers(&mut records, 5..6).await;
+        assert_eq!(gaps(&mut events), [Some(last)], "accepted: {accepted}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn withheld_records_are_read_by_the_other_policies() {
+    for accepted in [false, true] {
+        for policy in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
+            let (kinesis, orders) = orders(1);
+            kinesis.set_trimmed_numbers_accepted(accepted);
+            let builder = consumer(&kinesis).store(Watched::default()).on_trimmed(policy);
+            misled(&kinesis, &orders, &builder).await;
+            let reader = builder.build().unwrap();
+            let mut events = reader.events();
+            let mut records = reader.records();
+            numbers(&mut records, 3..5).await;
+            assert_eq!(gaps(&mut events), [], "accepted: {accepted}, {policy:?}");
+        }
+    }
+}
+
+/// A shard that is stored as caught up without any record, 30 hours before.
+async fn away_for_30_hours(
+    kinesis: &Kinesis,
+    orders: &Stream,
+    builder: &ConsumerBuilder,
+    data: &[u8],
+) {
+    kinesis.set_retention(168 * HOUR);
+    let reader = builder.clone().build().unwrap();
+    let mut records = reader.records();
+    let quiet = timeout(HOUR, records.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    drop(records);
+    reader.close().await.unwrap();
+    orders.shard(0).put(data);
+    sleep(30 * HOUR).await;
+}
+
+/// The first and the last call fail at times that lie further apart than 60 s, with a success between.
+#[tokio::test(start_paused = true)]
+async fn judgement_that_fails_again_after_a_success_is_no_error() {
+    const FAILS_FOR: Duration = Duration::from_secs(20);
+    let (kinesis, orders) = orders(1);
+    let builder = consumer(&kinesis).store(Watched::default());
+    away_for_30_hours(&kinesis, &orders, &builder, b"0").await;
+    let mut failing_since = [None; 2];
+    let mut judged: Vec<Instant> = Vec::new();
+    let mut expired = 0;
+    kinesis.on_call(move |call| match call.operation.as_str() {
+        "DescribeStreamSummary" => {
+            let since = failing_since[judged.len().min(1)].get_or_insert_with(Instant::now);
+            if since.elapsed() < FAILS_FOR {
+                return Outcome::failed(400, "LimitExceededException", "too many");
+            }
+            judged.push(Instant::now());
+            Outcome::Served
+        }
+        // A new placement is judged again, by a call where the last one is old.
+        "GetRecords"
+            if expired < judged.len() && (expired > 0 || judged[0].elapsed() > 4 * FAILS_FOR) =>
+        {
+            expired += 1;
+            Outcome::failed(400, "ExpiredIteratorException", "expired")
+        }
+        "GetRecords" if judged.len() < 2 => answer(5_000_000),
+        _ => Outcome::Served,
+    });
+    let reader = builder.build().unwrap();
+    let mut records = reader.records();
+    numbers(&mut records, 0..1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn answer_that_cannot_be_judged_yet_counts_by_its_bytes() {
+    let (kinesis, orders) = orders(1);
+    let builder = consumer(&kinesis).store(Watched::default());
+    away_for_30_hours(&kinesis, &orders, &builder, &vec![0; 1 << 20]).await;
+    (0..7).for_each(|_| drop(orders.shard(0).put(vec![0; 1 << 20])));
+    let too_many = Outcome::failed(400, "LimitExceededException", "too many");
+    kinesis.next_calls("DescribeStreamSummary", 3, too_many);
+    let reader = builder.build().unwrap();
+    let mut records = reader.records();
+    for _ in 0..8 {
+        next(&mut records).await;
+    }
+    assert_eq!(kinesis.violations(), [""; 0]);
+}

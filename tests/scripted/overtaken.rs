@@ -1,0 +1,114 @@
+//! Readers that lag by a day or more, and that retention overtakes.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::OnTrimmed;
+use kinestream::testing::Outcome;
+use tokio::time::{sleep, timeout};
+
+use crate::retention::{HOUR, calls_while_behind, gaps, numbers};
+use crate::{consumer, next, number, orders};
+
+/// The last read record and the oldest kept one arrived 55 s apart. The retention period is lowered just after
+/// a reader has looked it up.
+#[tokio::test(start_paused = true)]
+async fn lowered_period_that_ends_between_two_near_records_is_noticed() {
+    for source in 0..2 {
+        for accepted in [false, true] {
+            let (kinesis, orders) = orders(1);
+            kinesis.set_trimmed_numbers_accepted(accepted);
+            kinesis.set_event_records(2);
+            kinesis.set_retention(48 * HOUR);
+            let oldest = kinesis.now() - 30 * HOUR - Duration::from_secs(25);
+            for (number, second) in [0, 1, 19, 20, 21, 22, 23, 75, 76].into_iter().enumerate() {
+                orders.shard(0).put_at(oldest + Duration::from_secs(second), number.to_string());
+            }
+            let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon);
+            let builder = builder.prefetch(0).limit(2);
+            let builder = if source == 0 { builder } else { builder.fan_out("billing") };
+            let reader = builder.build().unwrap();
+            let mut events = reader.events();
+            let mut records = reader.records();
+            numbers(&mut records, 0..4).await;
+            kinesis.set_retention(30 * HOUR);
+            let number = number(&next(&mut records).await);
+            let last = orders.shard(0).sequence_numbers()[3].clone();
+            let case = format!("source {source}, accepted: {accepted}");
+            assert_eq!((number, gaps(&mut events)), (7, vec![Some(last)]), "{case}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pushed_reader_near_a_whole_hour_looks_the_period_up_once_a_second() {
+    let (calls, time) = calls_while_behind(1, 100 * HOUR, Outcome::Served).await;
+    assert!(calls as u64 <= time.as_secs() + 5, "{calls} calls in {time:?}");
+    assert!(time < Duration::from_secs(110), "100 events in {time:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pushed_reader_checks_once_a_minute_while_the_period_is_unknown() {
+    for lag in [100 * HOUR, 100 * HOUR + HOUR / 2] {
+        let denied = Outcome::failed(400, "AccessDeniedException", "no");
+        let (calls, time) = calls_while_behind(1, lag, denied).await;
+        assert!(calls <= 4, "{calls} calls");
+        assert!(time < Duration::from_secs(12), "{time:?}");
+    }
+}
+
+/// The answer that holds only the last record arrives, and the caller stays away while retention overtakes
+/// the reader: one record is asked for, or no other has room in an answer.
+#[tokio::test(start_paused = true)]
+async fn reader_overtaken_behind_an_answer_without_news_reports_the_loss() {
+    for (limit, length) in [(1, 0), (2, 6 << 20)] {
+        for accepted in [false, true] {
+            let (kinesis, orders) = orders(1);
+            kinesis.set_trimmed_numbers_accepted(accepted);
+            kinesis.set_retention(24 * HOUR);
+            let oldest = kinesis.now() - 24 * HOUR + Duration::from_secs(60);
+            for number in 0..24 {
+                let arrival = oldest + Duration::from_secs(50 * number);
+                let data = format!("{}{number}", "0".repeat(length));
+                orders.shard(0).put_at(arrival, data);
+            }
+            let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon);
+            let reader = builder.prefetch(0).limit(limit).build().unwrap();
+            let mut events = reader.events();
+            let mut records = reader.records();
+            let (mut expected, mut skips) = (0, 0);
+            for wait in [100, 600_000].repeat(5) {
+                let wait = Duration::from_millis(wait);
+                if let Ok(record) = timeout(wait, records.next()).await {
+                    let number = number(&record.unwrap().unwrap());
+                    skips += usize::from(number != expected);
+                    expected = number + 1;
+                }
+                sleep(Duration::from_secs(100)).await;
+            }
+            assert!(skips > 1, "retention overtakes the reader");
+            let case = format!("limit {limit}, accepted: {accepted}");
+            // A loss may go on after its report.
+            let gaps = gaps(&mut events).len();
+            assert!((skips..=2 * skips).contains(&gaps), "{case}: {gaps} gaps, {skips} skips");
+        }
+    }
+}
+
+/// The pace of the bytes keeps an iterator waiting for longer than one near the horizon is used.
+#[tokio::test(start_paused = true)]
+async fn large_records_near_the_horizon_are_read() {
+    let (kinesis, orders) = orders(1);
+    kinesis.set_retention(25 * HOUR);
+    let oldest = kinesis.now() - 24 * HOUR;
+    for number in 0..5_u64 {
+        let data = format!("{}{number}", "0".repeat(6 << 20));
+        orders.shard(0).put_at(oldest + Duration::from_secs(number), data);
+    }
+    let reader = consumer(&kinesis).build().unwrap();
+    let mut events = reader.events();
+    let mut records = reader.records();
+    numbers(&mut records, 0..5).await;
+    assert_eq!(gaps(&mut events), []);
+    assert_eq!(kinesis.violations(), [""; 0]);
+}

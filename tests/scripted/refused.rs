@@ -1,0 +1,87 @@
+//! Sequence numbers that Kinesis refuses though their records are kept.
+
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use kinestream::Event;
+use kinestream::testing::Outcome;
+use tokio::time::sleep;
+
+use crate::retention::{HOUR, numbers, resumed, sources};
+use crate::watched::Watched;
+use crate::{consumer, orders};
+
+fn refused() -> Outcome {
+    let message = "The sequence number is not that of a record of the shard";
+    Outcome::failed(400, "InvalidArgumentException", message)
+}
+
+/// Each placement at the oldest kept record brings more finished records than undo a doubt.
+#[tokio::test(start_paused = true)]
+async fn closed_shard_whose_number_is_refused_is_read_to_an_end_that_names_no_children() {
+    for (source, operation) in ["GetShardIterator", "SubscribeToShard"].into_iter().enumerate() {
+        let (kinesis, orders) = orders(1);
+        kinesis.set_child_shards(false);
+        kinesis.set_event_records(1);
+        let builder = sources(&kinesis)[source].clone().store(Watched::default()).limit(1);
+        resumed(&kinesis, &orders, &builder).await;
+        orders.shard(0).split()[0].put("5");
+        let parent = orders.shard(0).id();
+        // Kinesis refuses the number, shows the oldest record, refuses the number, and begins at the oldest
+        // record, whenever the shard is read again.
+        let mut placements = 0;
+        kinesis.on_call(move |call| {
+            if call.operation != operation || call.shard_id.as_ref() != Some(&parent) {
+                return Outcome::Served;
+            }
+            placements += 1;
+            if placements % 2 == 1 { refused() } else { Outcome::Served }
+        });
+        let reader = builder.build().unwrap();
+        let mut events = reader.events();
+        let mut records = reader.records();
+        numbers(&mut records, 3..6).await;
+        let mut retried = 0;
+        while let Some(Some(event)) = events.next().now_or_never() {
+            retried += usize::from(matches!(event, Event::Retried { .. }));
+        }
+        assert!(retried >= 2, "source {source}: {retried} events for two refusals");
+    }
+}
+
+/// Each iterator expires after two answers, of one record each.
+#[tokio::test(start_paused = true)]
+async fn refused_number_is_passed_by_iterators_that_expire() {
+    let (kinesis, orders) = orders(1);
+    let builder = consumer(&kinesis).store(Watched::default()).limit(1);
+    let oldest = kinesis.now() - 5 * HOUR;
+    for number in 0..25 {
+        let arrival = oldest + Duration::from_secs(number * 600);
+        orders.shard(0).put_at(arrival, number.to_string());
+    }
+    let reader = builder.clone().build().unwrap();
+    let mut records = reader.records();
+    numbers(&mut records, 0..20).await;
+    drop(records);
+    reader.close().await.unwrap();
+    sleep(Duration::from_secs(10)).await;
+    let (mut placements, mut answers) = (0, 0);
+    kinesis.on_call(move |call| match call.operation.as_str() {
+        "GetShardIterator" => {
+            (placements, answers) = (placements + 1, 0);
+            if placements == 1 || placements == 3 { refused() } else { Outcome::Served }
+        }
+        "GetRecords" => {
+            answers += 1;
+            if answers > 2 {
+                return Outcome::failed(400, "ExpiredIteratorException", "expired");
+            }
+            Outcome::Served
+        }
+        _ => Outcome::Served,
+    });
+    let reader = builder.build().unwrap();
+    let mut records = reader.records();
+    // The last record was not finished.
+    numbers(&mut records, 19..25).await;
+}
