@@ -57,7 +57,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "source/kinesis.rs",
         right: "(ShardIteratorType::AtSequenceNumber, Some(number",
         wrong: "(ShardIteratorType::AfterSequenceNumber, Some(number",
-        breaks: &["FewErrors", "LossesAreReported", "Progress"],
+        breaks: &["FewErrors", "LossesAreReported", "NothingIsLost", "Progress"],
     },
     Mistake {
         what: "what only the caller can cure is told at every attempt",
