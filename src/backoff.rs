@@ -129,7 +129,8 @@ impl Cooldown {
     ///
     /// # Errors
     ///
-    /// `what` happened, and the back-off is not over. What the failure itself has begun goes on meanwhile.
+    /// `what` happened, and the back-off is not over. Time limits that the failure itself has started keep
+    /// running.
     pub(crate) fn begin(&mut self, what: &str) -> Result<(), Failure> {
         let now = Instant::now();
         if self.until.is_some_and(|until| now < until) {

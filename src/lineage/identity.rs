@@ -5,7 +5,7 @@ use crate::record::SequenceNumber;
 use crate::source::ListedShard;
 use crate::store::lease::{Lease, Table};
 
-/// Whether a start of this scope has added its shards.
+/// Returns true once a worker has added shards for this scope.
 pub(super) fn has_begun(table: &Table) -> bool {
     table.leases.values().any(|lease| lease.parents.is_some())
 }

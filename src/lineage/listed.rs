@@ -23,7 +23,7 @@ pub(crate) struct Listed {
     pub(super) passed_over: BTreeSet<ShardId>,
     /// Shards of the table that have left retention, which is proven.
     pub(super) gone: Vec<ShardId>,
-    /// The table as it was before: only of what was in it does the listing say that it is gone.
+    /// The table before the listing. The listing can show that a shard is gone only if this table has it.
     pub(super) before: Arc<Table>,
     /// The worker has begun with it.
     pub(super) begins: bool,
@@ -32,7 +32,7 @@ pub(crate) struct Listed {
 }
 
 impl Listed {
-    /// Whether it was made for this table, and not for one that was forgotten or cleared since.
+    /// Returns false if the table was forgotten or cleared after the listing.
     pub(crate) fn is_of(&self, table: &Table) -> bool {
         self.before.generation == table.generation
     }

@@ -78,8 +78,8 @@ impl Progress {
     /// An answer that says where to go on has come.
     ///
     /// One without records does not undo a doubt: ferrokinesis gives one before each end of an
-    /// iterator that is placed at the end of a closed shard. One whose records are all finished does not
-    /// count: a new placement brings as many of them as its beginning is behind the position.
+    /// iterator that is placed at the end of a closed shard. Finished records do not count either:
+    /// a new placement brings as many of them as its beginning is behind the position.
     pub(super) fn is_certain(&mut self, is_empty: bool, has_records: bool) {
         let Some(doubt) = &mut self.state.doubt else { return };
         if is_empty && has_records {
@@ -205,9 +205,7 @@ impl Progress {
         if is_known || since.elapsed() >= reported_after {
             return Err(Told::at_last(error));
         }
-        self.state.failed += 1;
-        let shard_id = Some(self.shard_id().clone());
-        self.observer.tell(Event::retried(shard_id, &error, self.state.failed));
+        self.retries(&error);
         Ok(())
     }
 
@@ -221,11 +219,7 @@ impl Progress {
                  on_trimmed decides whether to go on with its children",
             )));
         }
-        self.observer.tell(Event::Gap {
-            shard_id: self.shard_id().clone(),
-            after: self.position.number().cloned(),
-            position: Checkpoint::ShardEnd,
-        });
+        self.report_gap(self.position.number().cloned(), Checkpoint::ShardEnd);
         self.state.ended = Some(children);
         Ok(())
     }

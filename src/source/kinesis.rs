@@ -150,8 +150,8 @@ impl Kinesis {
         Ok(answer("DescribeStreamSummary", call).await?.stream_description_summary)
     }
 
-    /// How long the stream keeps records, as it did `within` a time until now; 24 hours where Kinesis refuses
-    /// to say.
+    /// How long the stream keeps records, by a lookup that began after `since`; 24 hours where Kinesis refuses
+    /// the lookup.
     pub(super) async fn retention(&self, since: Instant) -> Result<Period, Failure> {
         let describe = async || {
             let hours = self.summary().await?.map_or(0, |summary| summary.retention_period_hours);

@@ -74,9 +74,7 @@ impl Progress {
             let failure = Failure { remedy: Remedy::Retry, error, answered: None };
             return self.recover_judgement(failure);
         }
-        self.state.failed += 1;
-        let shard_id = Some(self.shard_id().clone());
-        self.observer.tell(Event::retried(shard_id, &error, self.state.failed));
+        self.retries(&error);
         let retention = &mut self.state.retention;
         if retention.is_verified {
             retention.start = Start::Horizon;
@@ -106,8 +104,7 @@ impl Progress {
         let retention = &mut self.state.retention;
         (retention.start, retention.read_until) = (start, Some(now));
         retention.is_verified = false;
-        let shard_id = self.shard_id().clone();
-        self.observer.tell(Event::Gap { shard_id, after, position: checkpoint });
+        self.report_gap(after, checkpoint);
         Ok(())
     }
 

@@ -10,7 +10,6 @@ use super::retention::{Beginning, Start};
 use super::{OnTrimmed, Position};
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
-use crate::observe::Event;
 use crate::record::SequenceNumber;
 
 /// Placements at the oldest kept record, until an answer shows it.
@@ -66,13 +65,15 @@ impl Progress {
         match self.is_quiet_within_retention().await {
             Ok(true) => {
                 self.state.retention.probe = None;
-                // That the shard was quiet may be wrong: only `Latest` leaves out what is kept, and says so.
+                // The stored time up to which the shard was quiet may be wrong: only `Latest` relies on it.
                 let since = self.quiet_since().filter(|_| self.on_trimmed == OnTrimmed::Latest);
                 self.state.retention.start = since.map_or(Start::Horizon, Start::Time);
                 if let Some(since) = since
                     && arrived.is_some_and(|arrived| arrived < since)
                 {
-                    self.leave_out(number, since);
+                    // An earlier decision leaves them out, or the server withheld them from a reader that
+                    // has stored the shard as caught up.
+                    self.report_gap(Some(number), Checkpoint::AtTimestamp(since));
                 }
                 return Ok(Beginning::Replaced);
             }
@@ -90,12 +91,5 @@ impl Progress {
         let refused = probe.and_then(|probe| probe.refused);
         self.lose(refused.unwrap_or_else(|| self.accepted(&number)))?;
         Ok(Beginning::Replaced)
-    }
-
-    /// Reports that `Latest` leaves out kept records behind `number`, which arrived before `since`: it has
-    /// decided so, or the server has withheld them from a reader that has stored the shard as caught up.
-    fn leave_out(&self, number: SequenceNumber, since: SystemTime) {
-        let (shard_id, position) = (self.shard_id().clone(), Checkpoint::AtTimestamp(since));
-        self.observer.tell(Event::Gap { shard_id, after: Some(number), position });
     }
 }

@@ -38,14 +38,14 @@ impl Progress {
     ///
     /// A new subscription at the last record shows whether they have, but costs five seconds. Where the
     /// retention period is known, a reader does not pay them before it is near the end of the period or the
-    /// arrival times leap. Where it is unknown, a reader pays them once a minute.
+    /// arrival times leap. With an unknown period, a reader
+    /// pays them once a minute.
     pub(super) async fn may_be_overtaken(&mut self, first: &types::Record) -> bool {
         let Some(since) = self.position.quiet_until().max(self.state.retention.last_arrival) else {
             return false;
         };
-        let now = self.server_time_at(Instant::now());
         let received = Instant::now();
-        let lag = now.duration_since(since).unwrap_or_default();
+        let lag = self.server_time_at(received).duration_since(since).unwrap_or_default();
         let age = lag + NEAR_HORIZON;
         if age < SHORTEST_RETENTION {
             return false;

@@ -35,7 +35,7 @@ use crate::observe::log_line;
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetShardIterator.html>.
 const ITERATOR_LIFE: Duration = Duration::from_secs(270);
 
-/// How old an iterator may be behind which records may leave retention meanwhile.
+/// The maximum age of an iterator near the horizon, where the next records may leave retention.
 const LIFE_NEAR_HORIZON: Duration = Duration::from_secs(1);
 
 /// A shard that is polled.
@@ -49,7 +49,7 @@ pub(super) struct Polling {
     placed: bool,
     /// Retention may overtake the reader.
     is_near_horizon: bool,
-    /// Where an iterator was last replaced for that reason.
+    /// The position of the last iterator that was replaced for that reason.
     replaced_at: Option<Position>,
 }
 
@@ -81,8 +81,8 @@ impl Polling {
         self.portion.limit() + u32::from(self.portion.is_one() && begins_at_finished)
     }
 
-    /// Whether records behind the last one may have left retention since the iterator was given, which a new
-    /// iterator at the last record shows. It is replaced once at each position, so that the pace of the bytes
+    /// Returns true if records behind the last one may have left retention since the iterator was created. A new
+    /// iterator at the last record shows it. The iterator is replaced once at each position, so that the pace of the bytes
     /// does not keep the reader there.
     fn may_be_overtaken(&self, iterator: &Iterator) -> bool {
         self.is_near_horizon

@@ -35,7 +35,7 @@ pub enum OnTrimmed {
     /// delivers the records that arrived while the program was down. After a crash between the decision and
     /// the write, the next worker decides again, at a later time.
     ///
-    /// A start before the next record is read reports kept records that it leaves out once more.
+    /// A restart before the next record is read repeats the event if left-out records are still kept.
     Latest,
 }
 

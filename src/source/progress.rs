@@ -12,6 +12,7 @@ use super::batch::Batch;
 use super::doubt::Doubt;
 use super::retention::{Retention, arrival};
 use super::{Fetched, Kinesis, KnownShard, OnTrimmed, Position, Space};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
 use crate::observe::{Event, ShardObserver, log_line};
 use crate::pace::Pace;
@@ -163,10 +164,21 @@ impl Progress {
                 }
             }
         }
+        self.retries(&error);
+        Ok(())
+    }
+
+    /// Counts a failed call, and emits an event for its retry.
+    pub(super) fn retries(&mut self, error: &Error) {
         self.state.failed += 1;
         let shard_id = Some(self.shard_id().clone());
-        self.observer.tell(Event::retried(shard_id, &error, self.state.failed));
-        Ok(())
+        self.observer.tell(Event::retried(shard_id, error, self.state.failed));
+    }
+
+    /// Emits an event for the records after `after` that are not delivered: reading goes on at `position`.
+    pub(super) fn report_gap(&self, after: Option<SequenceNumber>, position: Checkpoint) {
+        let shard_id = self.shard_id().clone();
+        self.observer.tell(Event::Gap { shard_id, after, position });
     }
 
     /// Whether the caller knows of an error of this kind, from an earlier reading too, and it is not cured.

@@ -109,9 +109,8 @@ impl Progress {
         }
     }
 
-    /// Notes when the last record of an answer had arrived, all of whose records the position is behind.
-    /// Where placements begin at the oldest kept record, the next one begins there: records bear the times of
-    /// hosts whose clocks differ.
+    /// Notes the arrival time of the last record of an answer that held finished records only. If placements
+    /// begin at the oldest kept record, the next one begins at that time, less [`MOST_CLOCK_SKEW`].
     pub(super) fn skipped_to(&mut self, arrival: Option<SystemTime>) {
         let Some(from) = arrival.and_then(|arrival| arrival.checked_sub(MOST_CLOCK_SKEW)) else {
             return;
@@ -124,12 +123,12 @@ impl Progress {
         }
     }
 
-    /// Whether the first answer of the last placement has been judged, and nothing was lost before it.
+    /// Returns true if the first answer of the last placement shows that nothing was lost before it.
     pub(super) fn is_sound(&self) -> bool {
         self.state.retention.is_sound
     }
 
-    /// Whether placements begin at a finished record, which comes again.
+    /// Returns true if placements begin at a finished record, which is fetched again.
     pub(super) fn begins_at_finished(&self) -> bool {
         let Retention { probe, start, .. } = &self.state.retention;
         let is_finished = matches!(

@@ -1,4 +1,4 @@
-//! What shows whether records are lost: answers that mislead, and calls that fail.
+//! Judgements of lost records with misleading answers and failing calls.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use kinestream::testing::{Kinesis, Outcome, Stream};
 use kinestream::{ConsumerBuilder, OnTrimmed, SequenceNumber};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::retention::{HOUR, gaps, numbers};
+use crate::retention::{HOUR, gaps, numbers, three_read};
 use crate::watched::Watched;
 use crate::{consumer, next, orders};
 
@@ -19,12 +19,7 @@ fn answer(lag: u32) -> Outcome {
 /// Three records are read. The server withholds two more until the shard is stored as caught up, and the
 /// three leave retention.
 async fn misled(kinesis: &Kinesis, orders: &Stream, builder: &ConsumerBuilder) -> SequenceNumber {
-    for number in 0..3 {
-        orders.shard(0).put(number.to_string());
-    }
-    let reader = builder.clone().build().unwrap();
-    let mut records = reader.records();
-    numbers(&mut records, 0..3).await;
+    let (reader, mut records) = three_read(orders, builder.clone()).await;
     kinesis.on_call(|call| match call.operation.as_str() {
         "GetRecords" => answer(0),
         _ => Outcome::Served,

@@ -58,7 +58,7 @@ async fn pushed_reader_checks_once_a_minute_while_the_period_is_unknown() {
 }
 
 /// The answer that holds only the last record arrives, and the caller stays away while retention overtakes
-/// the reader: one record is asked for, or no other has room in an answer.
+/// the reader. It asks for one record, or an answer has room for one only.
 #[tokio::test(start_paused = true)]
 async fn reader_overtaken_behind_an_answer_without_news_reports_the_loss() {
     for (limit, length) in [(1, 0), (2, 6 << 20)] {
@@ -88,7 +88,7 @@ async fn reader_overtaken_behind_an_answer_without_news_reports_the_loss() {
             }
             assert!(skips > 1, "retention overtakes the reader");
             let case = format!("limit {limit}, accepted: {accepted}");
-            // A loss may go on after its report.
+            // Retention may remove further records after a report.
             let gaps = gaps(&mut events).len();
             assert!((skips..=2 * skips).contains(&gaps), "{case}: {gaps} gaps, {skips} skips");
         }

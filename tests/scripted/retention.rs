@@ -7,8 +7,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::{Kinesis, Outcome, Stream, WrongListing};
 use kinestream::{
-    CheckpointOn, ConsumerBuilder, ErrorKind, Event, Events, OnTrimmed, Records, SequenceNumber,
-    ShardPosition, StartingPosition,
+    CheckpointOn, Consumer, ConsumerBuilder, ErrorKind, Event, Events, OnTrimmed, Records,
+    SequenceNumber, ShardPosition, StartingPosition,
 };
 use tokio::time::{sleep, timeout};
 
@@ -39,14 +39,20 @@ pub(crate) async fn numbers(records: &mut Records, numbers: std::ops::Range<usiz
     }
 }
 
-/// Three records are read and stored, then two are lost, and two are there.
-async fn lossy(kinesis: &Kinesis, orders: &Stream, builder: ConsumerBuilder) -> SequenceNumber {
+/// A reader that has received three records.
+pub(crate) async fn three_read(orders: &Stream, builder: ConsumerBuilder) -> (Consumer, Records) {
     for number in 0..3 {
         orders.shard(0).put(number.to_string());
     }
     let reader = builder.build().unwrap();
     let mut records = reader.records();
     numbers(&mut records, 0..3).await;
+    (reader, records)
+}
+
+/// Three records are read and stored, then two are lost, and two are there.
+async fn lossy(kinesis: &Kinesis, orders: &Stream, builder: ConsumerBuilder) -> SequenceNumber {
+    let (reader, mut records) = three_read(orders, builder).await;
     let waiting = timeout(Duration::from_secs(5), records.next()).await;
     assert!(waiting.is_err());
     drop(records);
@@ -600,7 +606,7 @@ async fn records_after_a_decision_for_the_latest_are_read_after_a_restart() {
                 sleep(HOUR).await;
                 let case = format!("source {source}, accepted: {accepted}, away for {away} h");
                 // The records that it leaves out are kept for another 48 hours, and reported again by a
-                // restart. A pushed position lies behind them.
+                // restart. The position of a pushed shard has passed them.
                 let left_out = |is_kept: bool| Vec::from_iter(is_kept.then(|| Some(last.clone())));
                 for expected in [left_out(true), left_out(source == 0)] {
                     let reader = builder.clone().build().unwrap();
