@@ -5,8 +5,10 @@
 //! an act keeps leases and does not fail.
 
 mod absent;
+mod horizon;
 mod latest;
 mod named;
+mod overtaken;
 mod pinned;
 mod reader;
 mod recreated;
@@ -62,6 +64,12 @@ struct Act {
 /// Mixed with the seed for the draws of an act that came later.
 const NAMED_STARTS: u64 = 0x006e_616d_6564;
 
+/// The same for the acts of retention.
+const LATER_ACTS: u64 = 0x6c61_7465_7221;
+
+/// The number of these acts.
+const LATER: u8 = 5;
+
 /// Plays acts in some worlds.
 pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     let mut rng = Rng::with_seed(seed ^ ACTS);
@@ -79,7 +87,16 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     }
     let mut rng = Rng::with_seed(seed ^ NAMED_STARTS);
     if rng.u8(..24) == 0 && !truth.is_broken() {
-        Act::new(rng, seed, plan, truth).name_latest().await;
+        Act::new(rng, seed, plan.clone(), truth.clone()).name_latest().await;
+    }
+    let mut rng = Rng::with_seed(seed ^ LATER_ACTS);
+    let which = rng.u8(..50);
+    if which < LATER && !truth.is_broken() {
+        let mut act = Act::new(rng, seed, plan, truth);
+        act.kinesis.set_event_records(act.rng.usize(1..4));
+        if which == 0 {
+            act.be_overtaken().await;
+        }
     }
 }
 

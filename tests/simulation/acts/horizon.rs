@@ -1,0 +1,163 @@
+//! What leaves retention in an act, and the losses that a consumer reports of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+use futures::StreamExt;
+use kinestream::testing::{Kinesis, Shard, Stream};
+use kinestream::{Checkpoint, Consumer, Event, SequenceNumber};
+
+use super::Act;
+use crate::truth::{Truth, index_of};
+
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
+
+/// The shortest retention period of a stream.
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// The records of an act by shard, and those of them that have left retention. Its clones are the same.
+#[derive(Clone)]
+pub(super) struct Horizon(Arc<Mutex<State>>);
+
+struct State {
+    kinesis: Kinesis,
+    orders: Stream,
+    truth: Truth,
+    period: Duration,
+    /// By the number in its payload: the shard of each record, and its place there.
+    places: Vec<(usize, usize)>,
+    /// When the records of each shard arrived.
+    arrivals: BTreeMap<usize, Vec<SystemTime>>,
+    /// How many records of each shard were trimmed, whatever their age.
+    trimmed: BTreeMap<usize, usize>,
+    /// The records that were put into shards that kept none, by shard and place.
+    alone: BTreeSet<(usize, usize)>,
+    gaps: Vec<Gap>,
+}
+
+/// A loss that was reported.
+#[derive(Debug, Clone)]
+pub(super) struct Gap {
+    pub(super) shard: usize,
+    /// How many records of the shard are at or before the position at which records are lost; `None` where
+    /// the position names no record.
+    pub(super) passed: Option<usize>,
+    /// How many records had left retention when it was reported.
+    pub(super) left: usize,
+    pub(super) at: SystemTime,
+    pub(super) position: Checkpoint,
+}
+
+impl Horizon {
+    pub(super) fn new(act: &Act, period: Duration) -> Self {
+        act.kinesis.set_retention(period);
+        Self(Arc::new(Mutex::new(State {
+            kinesis: act.kinesis.clone(),
+            orders: act.orders.clone(),
+            truth: act.truth.clone(),
+            period,
+            places: Vec::new(),
+            arrivals: BTreeMap::new(),
+            trimmed: BTreeMap::new(),
+            alone: BTreeSet::new(),
+            gaps: Vec::new(),
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("nothing panics under the lock")
+    }
+
+    /// Puts the next record, which bears this time of arrival.
+    pub(super) fn put_at(&self, shard: &Shard, arrival: SystemTime) -> usize {
+        let mut state = self.lock();
+        let (number, left) = (state.places.len(), state.left(shard.index()));
+        shard.put_at(arrival, number.to_string());
+        let arrivals = state.arrivals.entry(shard.index()).or_default();
+        arrivals.push(arrival);
+        let place = arrivals.len() - 1;
+        state.places.push((shard.index(), place));
+        if left == place {
+            state.alone.insert((shard.index(), place));
+        }
+        let age = state.kinesis.now().duration_since(arrival).unwrap_or_default();
+        state.truth.tell(format_args!("put: {number} into shard {}, {age:?} old", shard.index()));
+        number
+    }
+
+    pub(super) fn lower(&self, period: Duration) {
+        let mut state = self.lock();
+        state.truth.tell(format_args!("the retention period is {period:?}"));
+        state.period = period;
+        state.kinesis.set_retention(period);
+    }
+
+    pub(super) fn trim(&self, shard: &Shard, records: usize) {
+        let mut state = self.lock();
+        state.truth.tell(format_args!("shard {} is trimmed to {records}", shard.index()));
+        shard.trim(records);
+        let trimmed = state.trimmed.entry(shard.index()).or_default();
+        *trimmed = records.max(*trimmed);
+    }
+
+    /// The shard of a record, and its place there.
+    pub(super) fn place(&self, number: usize) -> (usize, usize) {
+        self.lock().places[number]
+    }
+
+    pub(super) fn arrivals(&self, shard: usize) -> Vec<SystemTime> {
+        self.lock().arrivals.get(&shard).cloned().unwrap_or_default()
+    }
+
+    /// How many records of a shard have left retention.
+    pub(super) fn left(&self, shard: usize) -> usize {
+        self.lock().left(shard)
+    }
+
+    /// Whether a shard kept no record when one of these was put.
+    pub(super) fn was_empty(&self, shard: usize, mut places: RangeInclusive<usize>) -> bool {
+        let state = self.lock();
+        places.any(|place| state.alone.contains(&(shard, place)))
+    }
+
+    /// The losses that were reported since the last reader began.
+    pub(super) fn gaps(&self, shard: usize) -> Vec<Gap> {
+        self.lock().gaps.iter().filter(|gap| gap.shard == shard).cloned().collect()
+    }
+
+    /// Notes each loss at the moment at which a new reader reports it.
+    pub(super) fn listen(&self, consumer: &Consumer) {
+        self.lock().gaps.clear();
+        let (mut events, horizon) = (consumer.events(), self.clone());
+        tokio::spawn(async move {
+            while let Some(event) = events.next().await {
+                if let Event::Gap { shard_id, after, position } = event {
+                    horizon.lock().note(index_of(&shard_id), after.as_ref(), position);
+                }
+            }
+        });
+    }
+}
+
+impl State {
+    fn left(&self, shard: usize) -> usize {
+        let now = self.kinesis.now();
+        let aged = |arrival: &&SystemTime| **arrival + self.period < now;
+        let arrivals = self.arrivals.get(&shard).into_iter().flatten();
+        let trimmed = self.trimmed.get(&shard).copied().unwrap_or_default();
+        arrivals.take_while(aged).count().max(trimmed)
+    }
+
+    fn note(&mut self, shard: usize, after: Option<&SequenceNumber>, position: Checkpoint) {
+        let numbers = self.orders.shard(shard).sequence_numbers();
+        // The position of a pushed shard need not be that of a record.
+        let passed = after.map(|after| numbers.partition_point(|number| number <= after));
+        let (left, at) = (self.left(shard), self.kinesis.now());
+        self.truth.tell(format_args!(
+            "gap: shard {shard} after {passed:?} records, {left} have left; {position}"
+        ));
+        self.gaps.push(Gap { shard, passed, left, at, position });
+    }
+}
