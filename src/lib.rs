@@ -151,7 +151,6 @@ mod backoff;
 mod checkpoint;
 mod closing;
 mod consumer;
-mod cooldown;
 mod error;
 mod group;
 pub mod guide;

@@ -101,9 +101,9 @@ impl Failure {
     }
 
     /// What to do after so many panics in a row, which this failure continues or ends: one that
-    /// repeats is reported. A failure that another reader has met counts for neither.
+    /// repeats is reported.
     pub(crate) fn remedy_after(&self, panics: &mut u32) -> Remedy {
-        if matches!(self.remedy, Remedy::CoolDown | Remedy::Reported) {
+        if self.remedy == Remedy::CoolDown {
             return self.remedy;
         }
         if self.error.kind() != ErrorKind::Panicked {

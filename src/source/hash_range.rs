@@ -7,7 +7,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::listing::{ListedShard, unusable};
-use crate::cooldown::Cooldown;
+use crate::backoff::Cooldown;
 use crate::error::Failure;
 use crate::record::ShardId;
 
@@ -61,7 +61,10 @@ impl HashRanges {
             known.cooldown.begin("ListShards failed")?;
             match list().await {
                 Ok(listed) => known.learn(&listed),
-                Err(failure) => return Err(known.cooldown.failed(failure)),
+                Err(failure) => {
+                    known.cooldown.failed();
+                    return Err(failure);
+                }
             }
             known.cooldown.succeeded();
         }

@@ -411,4 +411,25 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "Named { records: true, lag: true }",
         breaks: &["NothingIsLost", "LossesAreReported", "ParentsFirst"],
     },
+    Mistake {
+        what: "a shard that waited for longer than retention has lost nothing",
+        file: "source/retention.rs",
+        right: "Self { added, ..Self::default() }",
+        wrong: "Self { added: added.filter(|_| false), ..Self::default() }",
+        breaks: &["LossesAreReported"],
+    },
+    Mistake {
+        what: "a listing that lacks parents of merged shards is used",
+        file: "source/listing.rs",
+        right: "self.short_of_parents().map(Flaw::Parent)",
+        wrong: "self.short_of_parents().map(Flaw::Parent).filter(|_| false)",
+        breaks: &["ParentsFirst"],
+    },
+    Mistake {
+        what: "an end that names one parent of a merged shard names both",
+        file: "source/progress.rs",
+        right: "children.len() > 1 ||",
+        wrong: "children.len() > 0 ||",
+        breaks: &["ParentsFirst"],
+    },
 ];

@@ -7,6 +7,7 @@
 mod absent;
 mod horizon;
 mod latest;
+mod merging;
 mod named;
 mod overtaken;
 mod pinned;
@@ -14,6 +15,7 @@ mod reader;
 mod recreated;
 mod stalled;
 mod uneven;
+mod waited;
 
 use std::fmt;
 use std::ops::Range;
@@ -94,8 +96,11 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     if which < LATER && !truth.is_broken() {
         let mut act = Act::new(rng, seed, plan, truth);
         act.kinesis.set_event_records(act.rng.usize(1..4));
-        if which == 0 {
-            act.be_overtaken().await;
+        match which {
+            0 => act.be_overtaken().await,
+            2 => act.wait_past_retention().await,
+            3 => act.merge_shards().await,
+            _ => {}
         }
     }
 }

@@ -143,6 +143,11 @@ impl ActReader {
                 }
             }
         }
+        self.note_gaps();
+    }
+
+    /// Notes the gaps that were reported since the last time.
+    pub(super) fn note_gaps(&mut self) {
         for event in self.new_events() {
             if let Event::Gap { shard_id, .. } = event {
                 self.gaps.push((shard_id, Instant::now()));
