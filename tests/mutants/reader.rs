@@ -432,4 +432,18 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "children.len() > 0 ||",
         breaks: &["ParentsFirst"],
     },
+    Mistake {
+        what: "a polled reader that retention overtakes relies on its iterator",
+        file: "source/polling.rs",
+        right: "Progress::is_near_horizon(lag);",
+        wrong: "Progress::is_near_horizon(lag) && lag.is_none();",
+        breaks: &["LossesAreReported"],
+    },
+    Mistake {
+        what: "a shard is gone after one listing",
+        file: "source/absence.rs",
+        right: "self.listings >= LISTINGS && now.duration_since(self.since) >= discovery_interval",
+        wrong: "self.listings >= LISTINGS.min(1) && now >= self.since.min(now + discovery_interval)",
+        breaks: &["LossesAreReported", "FewErrors", "NothingIsLost"],
+    },
 ];

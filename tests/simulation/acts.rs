@@ -7,6 +7,7 @@
 mod absent;
 mod horizon;
 mod latest;
+mod losses;
 mod merging;
 mod named;
 mod overtaken;
@@ -15,6 +16,8 @@ mod reader;
 mod recreated;
 mod stalled;
 mod uneven;
+mod unlisted;
+mod vanished;
 mod waited;
 
 use std::fmt;
@@ -98,6 +101,8 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
         act.kinesis.set_event_records(act.rng.usize(1..4));
         match which {
             0 => act.be_overtaken().await,
+            1 if act.rng.u8(..3) == 0 => act.lack_for_some_listings().await,
+            1 => act.lose_positions().await,
             2 => act.wait_past_retention().await,
             3 => act.merge_shards().await,
             _ => {}

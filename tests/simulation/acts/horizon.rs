@@ -46,7 +46,6 @@ pub(super) struct Gap {
     pub(super) passed: Option<usize>,
     /// How many records had left retention when it was reported.
     pub(super) left: usize,
-    pub(super) at: SystemTime,
     pub(super) position: Checkpoint,
 }
 
@@ -107,6 +106,20 @@ impl Horizon {
         self.lock().places[number]
     }
 
+    pub(super) fn shards(&self) -> Vec<usize> {
+        self.lock().arrivals.keys().copied().collect()
+    }
+
+    /// How many records of a shard are at or before a position, where it names one.
+    pub(super) fn passed(&self, shard: usize, checkpoint: &Checkpoint) -> Option<usize> {
+        let state = self.lock();
+        match checkpoint {
+            Checkpoint::AfterSequence { sequence_number: number, .. }
+            | Checkpoint::CaughtUp { after: Some(number), .. } => Some(state.passed(shard, number)),
+            _ => None,
+        }
+    }
+
     pub(super) fn arrivals(&self, shard: usize) -> Vec<SystemTime> {
         self.lock().arrivals.get(&shard).cloned().unwrap_or_default()
     }
@@ -150,14 +163,17 @@ impl State {
         arrivals.take_while(aged).count().max(trimmed)
     }
 
-    fn note(&mut self, shard: usize, after: Option<&SequenceNumber>, position: Checkpoint) {
-        let numbers = self.orders.shard(shard).sequence_numbers();
+    fn passed(&self, shard: usize, after: &SequenceNumber) -> usize {
         // The position of a pushed shard need not be that of a record.
-        let passed = after.map(|after| numbers.partition_point(|number| number <= after));
-        let (left, at) = (self.left(shard), self.kinesis.now());
+        self.orders.shard(shard).sequence_numbers().partition_point(|number| number <= after)
+    }
+
+    fn note(&mut self, shard: usize, after: Option<&SequenceNumber>, position: Checkpoint) {
+        let passed = after.map(|after| self.passed(shard, after));
+        let left = self.left(shard);
         self.truth.tell(format_args!(
             "gap: shard {shard} after {passed:?} records, {left} have left; {position}"
         ));
-        self.gaps.push(Gap { shard, passed, left, at, position });
+        self.gaps.push(Gap { shard, passed, left, position });
     }
 }

@@ -1,0 +1,257 @@
+//! Holds a reader to the losses that it reports: each one once, before what comes behind it, and no others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use kinestream::{Checkpoint, CheckpointOn, ErrorKind, OnTrimmed, Record};
+use tokio::time::Instant;
+
+use super::horizon::{Gap, Horizon};
+use super::reader::ActReader;
+use super::{Act, PATIENCE};
+use crate::truth::{Promise, index_of};
+
+/// Without the retention period, a reader that is pushed looks for losses once in that time, unless the
+/// next record arrived later than that after the last one.
+const CHECK_EACH: Duration = Duration::from_secs(60);
+
+/// A reader pays five seconds for a new subscription, which each record may need.
+const CHECK_COST: Duration = Duration::from_secs(6);
+
+/// A reader, and what is true of it.
+pub(super) struct Judged {
+    pub(super) reader: ActReader,
+    pub(super) horizon: Horizon,
+    pub(super) policy: OnTrimmed,
+    /// The period is unknown, and records are pushed.
+    pub(super) is_unsure: bool,
+    /// The kinds of errors that have other causes than a loss.
+    pub(super) excused: Vec<ErrorKind>,
+    /// The place behind the last delivered record of each shard, or behind its stored position.
+    pub(super) next: BTreeMap<usize, usize>,
+    /// The shards that this reader has delivered records of.
+    delivered: BTreeSet<usize>,
+    /// The times from which earlier readers have decided to read on.
+    pub(super) decided: BTreeMap<usize, SystemTime>,
+    /// Shards whose loss has ended their streams.
+    pub(super) failed: BTreeSet<usize>,
+    pub(super) held: Vec<Record>,
+}
+
+impl Judged {
+    pub(super) fn new(reader: ActReader, horizon: Horizon, policy: OnTrimmed) -> Self {
+        horizon.listen(&reader.consumer);
+        Self {
+            reader,
+            horizon,
+            policy,
+            is_unsure: false,
+            excused: Vec::new(),
+            next: BTreeMap::new(),
+            delivered: BTreeSet::new(),
+            decided: BTreeMap::new(),
+            failed: BTreeSet::new(),
+            held: Vec::new(),
+        }
+    }
+
+    /// The time from which `Latest` has decided to read on, for a record at this place: one that was fetched
+    /// before is delivered. What a restart reports of an earlier decision names an earlier time.
+    pub(super) fn decision(&self, shard: usize, place: usize) -> Option<SystemTime> {
+        let gaps = self.horizon.gaps(shard);
+        let behind = gaps.iter().filter(|gap| gap.passed.is_none_or(|passed| passed <= place));
+        let times = behind.filter_map(|gap| match gap.position {
+            Checkpoint::AtTimestamp(time) => Some(time),
+            _ => None,
+        });
+        times.chain(self.decided.get(&shard).copied()).max()
+    }
+
+    /// The records that are to be delivered, by shard and place.
+    pub(super) fn due(&self) -> Vec<(usize, usize)> {
+        let mut due = Vec::new();
+        for shard in self.horizon.shards() {
+            if self.failed.contains(&shard) {
+                continue;
+            }
+            let next = self.next.get(&shard).copied().unwrap_or_default();
+            let from = next.max(self.horizon.left(shard));
+            let arrivals = self.horizon.arrivals(shard);
+            let is_due = |place: &usize| is_after(self.decision(shard, *place), arrivals[*place]);
+            due.extend((from..arrivals.len()).filter(is_due).map(|place| (shard, place)));
+        }
+        due
+    }
+}
+
+/// Whether a record arrived after a decision, which is known to the second.
+fn is_after(decision: Option<SystemTime>, arrival: SystemTime) -> bool {
+    decision.is_none_or(|time| arrival > time + Duration::from_secs(1))
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+impl Act {
+    /// Reads for this time, up to so many records, each of which is acknowledged at once.
+    pub(super) async fn read_judged(&self, judged: &mut Judged, time: Duration, most: usize) {
+        let end = Instant::now() + time;
+        let mut read = 0;
+        while read < most && Instant::now() < end {
+            let next = judged.reader.next(end - Instant::now()).await;
+            self.judge_errors(judged);
+            if let Some(record) = next {
+                self.judge(judged, &record);
+                read += 1;
+                if self.plan.mode == CheckpointOn::Ack {
+                    record.ack();
+                }
+            }
+        }
+    }
+
+    /// Every record that is kept and that `on_trimmed` does not leave out is delivered.
+    pub(super) async fn read_rest(&self, judged: &mut Judged) {
+        judged.held.drain(..).for_each(|record| record.ack());
+        for shard in self.orders.open_shards() {
+            judged.horizon.put_at(&shard, self.kinesis.now());
+        }
+        let checks: Duration = judged.due().iter().map(|_| CHECK_COST).sum();
+        let by = Instant::now() + PATIENCE + 4 * self.plan.discovery_interval + checks;
+        while !judged.due().is_empty() && Instant::now() < by && !self.truth.is_broken() {
+            self.read_judged(judged, Duration::from_secs(5), usize::MAX).await;
+        }
+        let due = judged.due();
+        if !due.is_empty() {
+            self.breaks(Promise::NothingIsLost, format_args!("{due:?} are not delivered"));
+        }
+        self.judge_gaps(judged);
+    }
+
+    fn judge_errors(&self, judged: &mut Judged) {
+        for error in std::mem::take(&mut judged.reader.errors) {
+            if judged.excused.contains(&error.kind()) {
+                continue;
+            }
+            let shard = error.shard_id().map(|id| index_of(&id.parse().expect("an id")));
+            let may_fail = error.kind() == ErrorKind::Trimmed && judged.policy == OnTrimmed::Fail;
+            let Some(shard) = shard.filter(|_| may_fail) else {
+                self.breaks(Promise::FewErrors, format_args!("{error}"));
+                continue;
+            };
+            // Where nothing is read yet, the loss is that of a shard that waited.
+            let next = judged.next.get(&shard).copied();
+            let left = judged.horizon.left(shard);
+            if next.is_some_and(|next| left < next.max(1)) || !judged.failed.insert(shard) {
+                self.breaks(
+                    Promise::LossesAreReported,
+                    format_args!("{error}: {next:?} records are read, {left} have left"),
+                );
+            }
+        }
+    }
+
+    /// Holds a record to what was reported before it.
+    pub(super) fn judge(&self, judged: &mut Judged, record: &Record) {
+        let number = std::str::from_utf8(record.data()).expect("a number");
+        let (shard, place) = judged.horizon.place(number.parse().expect("a number"));
+        let gaps = judged.horizon.gaps(shard);
+        if judged.failed.contains(&shard) {
+            self.breaks(
+                Promise::Order,
+                format_args!("shard {shard} has ended with an error, and yields record {place}"),
+            );
+        }
+        let is_lost = |gap: &&Gap| gap.passed == Some(place) && gap.left > place;
+        if let Some(gap) = gaps.iter().find(is_lost) {
+            self.breaks(
+                Promise::LossesAreReported,
+                format_args!("record {place} of shard {shard} was reported as lost: {gap:?}"),
+            );
+        }
+        let before = judged.next.insert(shard, place + 1);
+        let expected = before.unwrap_or_default();
+        if place < expected {
+            self.breaks(
+                Promise::Order,
+                format_args!("shard {shard} goes back from {expected} to {place}"),
+            );
+        }
+        let is_reported = gaps.iter().any(|gap| gap.passed == Some(expected));
+        // What leaves retention before anything is read is not due.
+        if place > expected && before.is_some() && !is_reported {
+            self.judge_silence(judged, shard, expected, place);
+        }
+        self.judge_left_out(judged, shard, expected..place);
+        judged.delivered.insert(shard);
+    }
+
+    /// Records are left out in silence: after an earlier decision, or by a reader that is pushed and that
+    /// does not know the period, between two checks.
+    fn judge_silence(&self, judged: &Judged, shard: usize, expected: usize, place: usize) {
+        let arrivals = judged.horizon.arrivals(shard);
+        let decided = judged.decided.get(&shard);
+        let is_decided = decided.is_some()
+            && (expected..place).all(|place| !is_after(decided.copied(), arrivals[place]));
+        let is_running = judged.delivered.contains(&shard);
+        let is_near = is_running && arrivals[place] <= arrivals[expected - 1] + CHECK_EACH;
+        // An event without records moves the position of a pushed shard that keeps none past those that it
+        // has lost: the subscription under way is not checked then.
+        let is_moved = self.plan.fan_out
+            && is_running
+            && judged.horizon.was_empty(shard, expected + 1..=place);
+        if !(is_decided || judged.is_unsure && is_near || is_moved) {
+            self.breaks(
+                Promise::LossesAreReported,
+                format_args!("shard {shard} loses records {expected} to {place} in silence"),
+            );
+        }
+    }
+
+    /// What is left out has left retention, or lies before a decision for the latest.
+    fn judge_left_out(&self, judged: &Judged, shard: usize, places: Range<usize>) {
+        let (left, arrivals) = (judged.horizon.left(shard), judged.horizon.arrivals(shard));
+        for place in places.clone().filter(|place| *place >= left) {
+            if is_after(judged.decision(shard, place), arrivals[place]) {
+                self.breaks(
+                    Promise::NothingIsLost,
+                    format_args!("record {place} of shard {shard} is kept and left out"),
+                );
+            }
+        }
+        let (place, decision) = (places.end, judged.decision(shard, places.end));
+        if decision.is_some_and(|time| seconds(arrivals[place]) < seconds(time)) {
+            self.breaks(
+                Promise::NotBeforeTheStart,
+                format_args!("record {place} of shard {shard} is from before the decision"),
+            );
+        }
+    }
+
+    /// A loss is reported where there may be one, and once. Whether records that have left retention
+    /// followed a record that has left it, too, cannot be known.
+    pub(super) fn judge_gaps(&self, judged: &Judged) {
+        for shard in self.orders.shards() {
+            let gaps = judged.horizon.gaps(shard.index());
+            for (index, gap) in gaps.iter().enumerate() {
+                let before = gaps[..index].iter().rfind(|before| before.passed == gap.passed);
+                // Where nothing is read yet, the loss is that of a shard that waited.
+                let least = before.map_or(gap.passed, |before| Some(before.left + 1));
+                let is_true = least.is_none_or(|least| gap.left >= least.max(1));
+                let is_of_policy = match judged.policy {
+                    OnTrimmed::TrimHorizon => gap.position == Checkpoint::TrimHorizon,
+                    OnTrimmed::Latest => matches!(gap.position, Checkpoint::AtTimestamp(_)),
+                    _ => false,
+                };
+                if !is_true || !is_of_policy {
+                    self.breaks(
+                        Promise::LossesAreReported,
+                        format_args!("no such loss: {gap:?}, after {before:?}"),
+                    );
+                }
+            }
+        }
+    }
+}

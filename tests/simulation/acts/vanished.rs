@@ -1,0 +1,258 @@
+//! A position whose records leave retention while no reader runs, with failures around the judgement of
+//! the loss.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use kinestream::testing::Outcome;
+use kinestream::{Checkpoint, CheckpointOn, ErrorKind, OnTrimmed, StartingPosition};
+use tokio::time::{Instant, sleep};
+
+use super::horizon::{DAY, Horizon};
+use super::losses::Judged;
+use super::{Act, PATIENCE};
+use crate::seeds::pick;
+use crate::truth::{Promise, index_of};
+
+/// A stored time is compared with the times of hosts whose clocks differ by this much.
+const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
+
+/// An answer that is well-formed and withholds the records.
+const EMPTY: &str = r#"{"Records":[],"NextShardIterator":"next","MillisBehindLatest":0}"#;
+
+/// What holds for all readers of the act that begin after the loss.
+struct Away {
+    policy: OnTrimmed,
+    horizon: Horizon,
+    /// The kinds of errors that have other causes than a loss.
+    excused: Vec<ErrorKind>,
+    /// The times from which earlier readers have decided to read on.
+    decided: BTreeMap<usize, SystemTime>,
+}
+
+impl Act {
+    pub(super) async fn lose_positions(&mut self) {
+        let policy = pick(
+            &mut self.rng,
+            &[OnTrimmed::Fail, OnTrimmed::TrimHorizon, OnTrimmed::Latest, OnTrimmed::Latest],
+        );
+        self.kinesis.set_trimmed_numbers_accepted(self.rng.bool());
+        let period = pick(&mut self.rng, &[DAY, DAY, 2 * DAY]);
+        let horizon = Horizon::new(self, period);
+        self.read_first(&horizon, policy).await;
+        self.leave_retention(&horizon, period).await;
+        let stored = self.stored().await;
+        let are_read = stored.iter().all(|(shard, at)| horizon.passed(*shard, at).is_some());
+        let excused = self.fail_judgement(are_read);
+        let mut away = Away { policy, horizon, excused, decided: BTreeMap::new() };
+        for _ in 0..self.rng.usize(1..3) {
+            if policy == OnTrimmed::Fail || self.truth.is_broken() {
+                break;
+            }
+            self.decide_and_stop(&mut away).await;
+            let time = self.time(100..60_000);
+            sleep(time).await;
+        }
+        let mut judged = self.restart(&away).await;
+        self.read_rest(&mut judged).await;
+        let has_failed = !judged.failed.is_empty();
+        judged.reader.close().await;
+        if has_failed {
+            // A start with another `on_trimmed` goes on behind the loss, and reports it.
+            away.policy = OnTrimmed::TrimHorizon;
+            let mut judged = self.restart(&away).await;
+            self.read_rest(&mut judged).await;
+            judged.reader.close().await;
+        }
+    }
+
+    /// Some records of each shard are read, and its position is stored.
+    async fn read_first(&mut self, horizon: &Horizon, policy: OnTrimmed) {
+        for shard in self.orders.open_shards() {
+            for _ in 0..self.rng.usize(2..8) {
+                horizon.put_at(&shard, self.kinesis.now());
+            }
+        }
+        let reader = self.begin(StartingPosition::TrimHorizon, policy);
+        let mut judged = Judged::new(reader, horizon.clone(), policy);
+        let by = Instant::now() + PATIENCE;
+        while judged.next.len() < self.orders.shards().len() && Instant::now() < by {
+            self.read_judged(&mut judged, Duration::from_secs(5), 1).await;
+        }
+        match self.rng.u8(..4) {
+            0 | 1 => {
+                let (time, most) = (self.time(1..10_000), self.rng.usize(1..9));
+                self.read_judged(&mut judged, time, most).await;
+            }
+            // A quiet shard is stored as caught up.
+            2 => self.read_judged(&mut judged, Duration::from_secs(90), usize::MAX).await,
+            _ => {}
+        }
+        if self.plan.mode == CheckpointOn::Ack
+            && let Some(record) = judged.reader.next(Duration::from_secs(2)).await
+        {
+            self.truth.tell(format_args!("a record is not acknowledged"));
+            self.judge(&mut judged, &record);
+            judged.held.push(record);
+        }
+        judged.reader.close().await;
+    }
+
+    /// Records arrive and leave while no reader runs.
+    async fn leave_retention(&mut self, horizon: &Horizon, period: Duration) {
+        let stored = self.stored().await;
+        for _ in 0..self.rng.usize(1..4) {
+            let time = self.time(1000..3_600_000);
+            sleep(time).await;
+            for shard in self.orders.open_shards() {
+                for _ in 0..self.rng.usize(..4) {
+                    horizon.put_at(&shard, self.kinesis.now());
+                }
+            }
+        }
+        if self.rng.bool() {
+            let away = period.saturating_sub(self.time(0..7_200_000));
+            self.truth.tell(format_args!("no reader runs for {away:?}"));
+            sleep(away).await;
+        }
+        if period > DAY && self.rng.bool() {
+            horizon.lower(DAY);
+        }
+        for shard in self.orders.open_shards() {
+            // What is stored as caught up is held to the age of the records.
+            let is_read =
+                matches!(stored.get(&shard.index()), Some(Checkpoint::AfterSequence { .. }));
+            if is_read && self.rng.u8(..3) != 0 {
+                let passed = horizon.passed(shard.index(), &stored[&shard.index()]).unwrap_or(0);
+                let (from, end) = (passed.saturating_sub(1), horizon.arrivals(shard.index()).len());
+                horizon.trim(&shard, self.rng.usize(from..=end));
+            }
+        }
+        // A decision is to be after all that it leaves out, by more than clocks differ.
+        sleep(CLOCK_SKEW + Duration::from_secs(10)).await;
+    }
+
+    /// What goes wrong while a loss is judged.
+    /// Returns the kinds of errors that this may lead to.
+    fn fail_judgement(&mut self, are_read: bool) -> Vec<ErrorKind> {
+        let place = if self.plan.fan_out { "SubscribeToShard" } else { "GetShardIterator" };
+        let read = self.plan.read_call();
+        let internal = Outcome::failed(500, "InternalFailureException", "");
+        let refused =
+            Outcome::failed(400, "InvalidArgumentException", "StartingSequenceNumber is invalid");
+        let denied = Outcome::failed(400, "AccessDeniedException", "no");
+        let limited = Outcome::failed(400, "LimitExceededException", "Rate exceeded");
+        let mut failures = vec![
+            (read, Outcome::throttled()),
+            (read, Outcome::Lost),
+            (read, internal.clone()),
+            (place, Outcome::throttled()),
+            (place, internal),
+            ("ListShards", denied.clone()),
+            ("ListShards", limited.clone()),
+            ("DescribeStreamSummary", limited),
+            ("DescribeStreamSummary", Outcome::Lost),
+        ];
+        if are_read {
+            // Each call names a number.
+            failures.push((place, refused));
+        }
+        if !self.plan.fan_out {
+            failures.push(("DescribeStreamSummary", denied));
+            // Fewer than what is believed.
+            failures.push(("GetRecords", Outcome::Garbled { status: 200, body: EMPTY.to_owned() }));
+        }
+        let mut excused = vec![ErrorKind::Unavailable];
+        for _ in 0..self.rng.usize(..3) {
+            let (operation, outcome) = failures.swap_remove(self.rng.usize(..failures.len()));
+            let times = self.rng.usize(1..4);
+            self.truth.tell(format_args!("next {times} calls of {operation}: {outcome:?}"));
+            match &outcome {
+                Outcome::Failed { code, .. } if code == "AccessDeniedException" => {
+                    excused.push(ErrorKind::Denied);
+                }
+                // The iterator of a made-up answer is refused.
+                Outcome::Garbled { .. } => excused.push(ErrorKind::Rejected),
+                _ => {}
+            }
+            self.kinesis.next_calls(operation, times, outcome);
+        }
+        excused
+    }
+
+    /// Begins a reader at the stored positions.
+    async fn restart(&self, away: &Away) -> Judged {
+        let stored = self.stored().await;
+        self.truth.tell(format_args!("stored: {stored:?}"));
+        let reader = self.begin(StartingPosition::TrimHorizon, away.policy);
+        let mut judged = Judged::new(reader, away.horizon.clone(), away.policy);
+        judged.excused.clone_from(&away.excused);
+        judged.decided.clone_from(&away.decided);
+        let passed = |(shard, checkpoint): (usize, Checkpoint)| {
+            Some((shard, away.horizon.passed(shard, &checkpoint)?))
+        };
+        judged.next = stored.into_iter().filter_map(passed).collect();
+        judged
+    }
+
+    /// Every loss is reported within a bound, and the reader stops as soon as its decision is stored.
+    async fn decide_and_stop(&mut self, away: &mut Away) {
+        let mut judged = self.restart(away).await;
+        let horizon = &away.horizon;
+        let is_unreported = |shard: usize| {
+            let next = judged.next.get(&shard).copied().unwrap_or_default();
+            !judged.decided.contains_key(&shard)
+                && next > 0
+                && horizon.left(shard) > next
+                && horizon.gaps(shard).is_empty()
+        };
+        let lost: Vec<usize> =
+            horizon.shards().into_iter().filter(|it| is_unreported(*it)).collect();
+        let by = Instant::now() + PATIENCE + 4 * self.plan.discovery_interval;
+        let is_due = || lost.iter().any(|shard| horizon.gaps(*shard).is_empty());
+        while is_due() && Instant::now() < by {
+            self.read_judged(&mut judged, Duration::from_millis(200), 1).await;
+        }
+        if is_due() {
+            self.breaks(Promise::LossesAreReported, format_args!("{lost:?}: not all are reported"));
+        }
+        // The next write of checkpoints stores it.
+        let time = self.plan.checkpoint_interval + self.time(100..20_000);
+        let most = if self.rng.bool() { 0 } else { usize::MAX };
+        if most == 0 {
+            // No record is there to be delivered, but a poll passes the decision on.
+            let held = judged.reader.next(self.plan.checkpoint_interval).await;
+            if let Some(record) = held {
+                self.judge(&mut judged, &record);
+                judged.held.push(record);
+            }
+            sleep(time).await;
+        } else {
+            self.read_judged(&mut judged, time, most).await;
+        }
+        self.judge_gaps(&judged);
+        let shards = horizon.shards().into_iter();
+        away.decided =
+            shards.filter_map(|shard| Some((shard, judged.decision(shard, usize::MAX)?))).collect();
+        let is_closed = self.rng.bool();
+        self.truth.tell(format_args!("the reader stops; closed: {is_closed}"));
+        for shard in self.orders.open_shards() {
+            if self.rng.bool() {
+                horizon.put_at(&shard, self.kinesis.now());
+            }
+        }
+        if is_closed {
+            judged.reader.close().await;
+        } else {
+            drop(judged);
+        }
+    }
+
+    /// The stored position of each shard.
+    async fn stored(&self) -> BTreeMap<usize, Checkpoint> {
+        let reader = self.begin_with(|builder| builder);
+        let leases = reader.consumer.positions().await.expect("the store of an act does not fail");
+        let positions = leases.into_iter();
+        positions.filter_map(|(shard, lease)| Some((index_of(&shard), lease.checkpoint?))).collect()
+    }
+}
