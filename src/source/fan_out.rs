@@ -26,7 +26,7 @@ use super::demand::Demand;
 use super::doubt::{MISNUMBERED, OpenEnd};
 use super::progress::{Answer, Progress, Told, Unpacked, children};
 use super::registration::Registration;
-use super::retention::Beginning;
+use super::retention::{Beginning, arrival};
 use super::room::while_read;
 use super::subscription::{Gauge, LONGEST_LIFE, Message, Next, Subscription};
 use super::{Asks, KnownShard, Source, batches};
@@ -153,9 +153,17 @@ impl FanOut {
         let lag = named.lag.then_some(event.millis_behind_latest);
         let first = event.records.first();
         let is_tip = lag.is_some_and(|lag| lag <= 0) || next.is_none() && children.is_some();
-        if let Some(first) = first
+        let reached = match (first, lag, &next) {
+            (Some(first), ..) => Some(arrival(first)),
+            (None, Some(lag), Some(next)) if self.progress.is_further(next) => {
+                Some(Some(self.progress.time_behind(lag)))
+            }
+            // The position does not move.
+            _ => None,
+        };
+        if let Some(reached) = reached
             && !self.placed
-            && self.progress.may_be_overtaken(first).await
+            && self.progress.may_be_overtaken(reached).await
         {
             // A new subscription at the last record shows what has left retention behind it.
             return Ok(());
@@ -185,11 +193,9 @@ impl FanOut {
                 if beginning == Beginning::Sound
                     && let Some(lag) = lag
                 {
-                    let behind = Duration::from_millis(u64::try_from(lag).unwrap_or(0));
                     // The event may have waited for as long as its subscription has lived.
-                    let behind = behind + LONGEST_LIFE;
-                    let now = self.progress.server_time_at(Instant::now());
-                    let until = now.checked_sub(behind).unwrap_or(now);
+                    let until = self.progress.time_behind(lag);
+                    let until = until.checked_sub(LONGEST_LIFE).unwrap_or(until);
                     answer.passed = self.progress.advance(next, until);
                 }
                 self.progress.answered(answer);

@@ -1,13 +1,11 @@
 //! Readers that lag by so much that retention may overtake them.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use aws_sdk_kinesis::types;
 use tokio::time::Instant;
 
 use super::kinesis::MOST_CLOCK_SKEW;
 use super::progress::Progress;
-use super::retention::arrival;
 use super::retention_period::{PERIOD_WITHIN, SHORTEST_RETENTION, looked_up_within};
 
 /// A reader may be overtaken if its lag is within this time of the retention period: twice the life of an
@@ -33,14 +31,13 @@ impl Progress {
         lag + NEAR_HORIZON >= SHORTEST_RETENTION
     }
 
-    /// Whether records may have left retention between the last record and `first`, the one that was pushed
-    /// behind it.
+    /// Whether records may have left retention between the last record and what was pushed behind it: a record
+    /// that arrived at `reached`, or an event without records that says that the shard is read up to then.
     ///
     /// A new subscription at the last record shows whether they have, but costs five seconds. Where the
     /// retention period is known, a reader does not pay them before it is near the end of the period or the
-    /// arrival times leap. With an unknown period, a reader
-    /// pays them once a minute.
-    pub(super) async fn may_be_overtaken(&mut self, first: &types::Record) -> bool {
+    /// arrival times leap. With an unknown period, a reader pays them once a minute.
+    pub(super) async fn may_be_overtaken(&mut self, reached: Option<SystemTime>) -> bool {
         let Some(since) = self.position.quiet_until().max(self.state.retention.last_arrival) else {
             return false;
         };
@@ -50,7 +47,7 @@ impl Progress {
         if age < SHORTEST_RETENTION {
             return false;
         }
-        if arrival(first).is_none_or(|arrived| arrived > since + MAX_APART) {
+        if reached.is_none_or(|reached| reached > since + MAX_APART) {
             self.state.retention.may_be_lowered = true;
             return true;
         }

@@ -248,15 +248,19 @@ impl Progress {
     /// Moves the position to where the next event begins, which may lie behind the last record; the new
     /// position where it is further than the one before. No other record had arrived by `until`.
     pub(super) fn advance(&mut self, next: SequenceNumber, until: SystemTime) -> Option<Quiet> {
-        let is_further = match &self.position {
-            Position::CaughtUp { after: Some(number), .. } => next >= *number,
-            position => position.number().is_none_or(|number| next > *number),
-        };
-        if !is_further {
+        if !self.is_further(&next) {
             return None;
         }
         self.move_to(Position::CaughtUp { after: Some(next.clone()), until });
         Some(Quiet { after: Some(next), until, each: PASSED_EACH })
+    }
+
+    /// Whether [`advance`](Self::advance) moves the position there.
+    pub(super) fn is_further(&self, next: &SequenceNumber) -> bool {
+        match &self.position {
+            Position::CaughtUp { after: Some(number), .. } => next >= number,
+            position => position.number().is_none_or(|number| next > number),
+        }
     }
 
     /// An answer has come, which [`hand_out`](Self::hand_out) hands out.

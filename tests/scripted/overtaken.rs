@@ -95,6 +95,37 @@ async fn reader_overtaken_behind_an_answer_without_news_reports_the_loss() {
     }
 }
 
+/// The retention period is lowered, and the shard keeps no record any more: the subscription goes on with an
+/// event without records.
+#[tokio::test(start_paused = true)]
+async fn pushed_reader_overtaken_before_an_empty_event_reports_the_loss() {
+    for accepted in [false, true] {
+        let (kinesis, orders) = orders(1);
+        kinesis.set_trimmed_numbers_accepted(accepted);
+        kinesis.set_event_records(1);
+        kinesis.set_retention(48 * HOUR);
+        let oldest = kinesis.now() - 29 * HOUR - HOUR / 2;
+        for number in 0..20 {
+            orders.shard(0).put_at(oldest + Duration::from_secs(number), number.to_string());
+        }
+        let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon).prefetch(0);
+        let reader = builder.fan_out("billing").build().unwrap();
+        let mut events = reader.events();
+        let mut records = reader.records();
+        numbers(&mut records, 0..10).await;
+        kinesis.set_retention(28 * HOUR);
+        let mut last = 9;
+        while let Ok(record) = timeout(Duration::from_secs(60), records.next()).await {
+            last = number(&record.unwrap().unwrap());
+        }
+        assert!(last < 19, "retention overtakes the reader");
+        orders.shard(0).put("20");
+        numbers(&mut records, 20..21).await;
+        let last = orders.shard(0).sequence_numbers()[last].clone();
+        assert_eq!(gaps(&mut events), [Some(last)], "accepted: {accepted}");
+    }
+}
+
 /// The pace of the bytes keeps an iterator waiting for longer than one near the horizon is used.
 #[tokio::test(start_paused = true)]
 async fn large_records_near_the_horizon_are_read() {

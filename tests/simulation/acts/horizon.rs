@@ -1,7 +1,6 @@
 //! What leaves retention in an act, and the losses that a consumer reports of it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -32,8 +31,6 @@ struct State {
     arrivals: BTreeMap<usize, Vec<SystemTime>>,
     /// How many records of each shard were trimmed, whatever their age.
     trimmed: BTreeMap<usize, usize>,
-    /// The records that were put into shards that kept none, by shard and place.
-    alone: BTreeSet<(usize, usize)>,
     gaps: Vec<Gap>,
 }
 
@@ -60,7 +57,6 @@ impl Horizon {
             places: Vec::new(),
             arrivals: BTreeMap::new(),
             trimmed: BTreeMap::new(),
-            alone: BTreeSet::new(),
             gaps: Vec::new(),
         })))
     }
@@ -72,15 +68,12 @@ impl Horizon {
     /// Puts the next record, which bears this time of arrival.
     pub(super) fn put_at(&self, shard: &Shard, arrival: SystemTime) -> usize {
         let mut state = self.lock();
-        let (number, left) = (state.places.len(), state.left(shard.index()));
+        let number = state.places.len();
         shard.put_at(arrival, number.to_string());
         let arrivals = state.arrivals.entry(shard.index()).or_default();
         arrivals.push(arrival);
         let place = arrivals.len() - 1;
         state.places.push((shard.index(), place));
-        if left == place {
-            state.alone.insert((shard.index(), place));
-        }
         let age = state.kinesis.now().duration_since(arrival).unwrap_or_default();
         state.truth.tell(format_args!("put: {number} into shard {}, {age:?} old", shard.index()));
         number
@@ -127,12 +120,6 @@ impl Horizon {
     /// How many records of a shard have left retention.
     pub(super) fn left(&self, shard: usize) -> usize {
         self.lock().left(shard)
-    }
-
-    /// Whether a shard kept no record when one of these was put.
-    pub(super) fn was_empty(&self, shard: usize, mut places: RangeInclusive<usize>) -> bool {
-        let state = self.lock();
-        places.any(|place| state.alone.contains(&(shard, place)))
     }
 
     /// The losses that were reported since the last reader began.

@@ -197,12 +197,7 @@ impl Act {
             && (expected..place).all(|place| !is_after(decided.copied(), arrivals[place]));
         let is_running = judged.delivered.contains(&shard);
         let is_near = is_running && arrivals[place] <= arrivals[expected - 1] + CHECK_EACH;
-        // An event without records moves the position of a pushed shard that keeps none past those that it
-        // has lost: the subscription under way is not checked then.
-        let is_moved = self.plan.fan_out
-            && is_running
-            && judged.horizon.was_empty(shard, expected + 1..=place);
-        if !(is_decided || judged.is_unsure && is_near || is_moved) {
+        if !(is_decided || judged.is_unsure && is_near) {
             self.breaks(
                 Promise::LossesAreReported,
                 format_args!("shard {shard} loses records {expected} to {place} in silence"),
