@@ -9,10 +9,6 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
-use crate::error::{Error, ErrorKind, Failure, Remedy};
-
 /// The bounds of one back-off.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -109,52 +105,6 @@ impl Backoff {
     }
 }
 
-/// Keeps tasks that share one call from retrying it one after the other: after a failure all of them
-/// are refused until the back-off is over.
-#[derive(Debug)]
-pub(crate) struct Cooldown {
-    backoff: Backoff,
-    until: Option<Instant>,
-}
-
-impl Default for Cooldown {
-    fn default() -> Self {
-        Self { backoff: Backoff::new(SHARED_CALLS), until: None }
-    }
-}
-
-impl Cooldown {
-    /// Starts an attempt. It counts as failed until [`succeeded`](Self::succeeded) is called, since it
-    /// may be dropped.
-    ///
-    /// # Errors
-    ///
-    /// `what` happened, and the back-off is not over. Time limits that the failure itself has started keep
-    /// running.
-    pub(crate) fn begin(&mut self, what: &str) -> Result<(), Failure> {
-        let now = Instant::now();
-        if self.until.is_some_and(|until| now < until) {
-            return Err(Failure {
-                remedy: Remedy::CoolDown,
-                error: Error::new(ErrorKind::Unavailable, format!("{what} a moment ago")),
-                answered: None,
-            });
-        }
-        self.failed();
-        Ok(())
-    }
-
-    /// Counts a failed attempt; the back-off begins now.
-    pub(crate) fn failed(&mut self) {
-        self.until = Some(Instant::now() + self.backoff.failed());
-    }
-
-    /// Ends the back-off.
-    pub(crate) fn succeeded(&mut self) {
-        *self = Self::default();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,19 +161,5 @@ mod tests {
         }
         backoff.succeeded();
         assert!(backoff.failed() <= SHARD_CALLS.base, "the first pause is at most the base");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn cooldown_refuses_attempts_until_the_pause_is_over() {
-        let mut cooldown = Cooldown::default();
-        assert!(cooldown.begin("it failed").is_ok());
-        assert!(cooldown.begin("it failed").is_err(), "an attempt counts as failed");
-        tokio::time::advance(SHARED_CALLS.base).await;
-        assert!(cooldown.begin("it failed").is_ok());
-        tokio::time::advance(SHARED_CALLS.cap).await;
-        cooldown.failed();
-        assert!(cooldown.begin("it failed").is_err(), "the pause begins with the failure");
-        cooldown.succeeded();
-        assert!(cooldown.begin("it failed").is_ok());
     }
 }

@@ -151,6 +151,7 @@ mod backoff;
 mod checkpoint;
 mod closing;
 mod consumer;
+mod cooldown;
 mod error;
 mod group;
 pub mod guide;

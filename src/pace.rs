@@ -95,8 +95,8 @@ impl Pace {
         self.asked = now;
     }
 
-    /// An answer of so many bytes came; `behind` says that there is more to read.
-    pub(crate) fn answered(&mut self, bytes: usize, behind: bool) {
+    /// An answer came, whose bytes are [`read`](Self::read); `behind` says that there is more to read.
+    pub(crate) fn answered(&mut self, behind: bool) {
         self.failures.succeeded();
         self.rate = (self.rate + FASTER * self.since.as_secs_f64()).min(MOST_CALLS);
         if UNPACED && behind {
@@ -104,11 +104,10 @@ impl Pace {
         }
         let gap = SHORTEST_PAUSE.mul_f64(GAP * fastrand::f64());
         let wanted = if behind { SHORTEST_PAUSE + gap } else { self.idle };
-        self.read(bytes);
         self.pause(wanted.max(self.throttle()));
     }
 
-    /// So many bytes were read, or sent to us and cut short: Kinesis counts the whole answer.
+    /// So many bytes were read, or sent and cut short: Kinesis counts the whole answer.
     pub(crate) fn read(&mut self, bytes: usize) {
         if UNPACED {
             return;
@@ -195,9 +194,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn behind_is_five_a_second_and_caught_up_the_interval() {
         let mut pace = Pace::new(Duration::from_secs(1));
-        let behind = pause_after(&mut pace, |pace| pace.answered(10, true)).await;
+        let behind = pause_after(&mut pace, |pace| pace.answered(true)).await;
         assert_near(behind, Duration::from_millis(210));
-        let idle = pause_after(&mut pace, |pace| pace.answered(0, false)).await;
+        let idle = pause_after(&mut pace, |pace| pace.answered(false)).await;
         assert_near(idle, Duration::from_secs(1));
     }
 
@@ -214,7 +213,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn ten_mebibytes_earn_five_seconds() {
         let mut pace = Pace::new(Duration::from_secs(1));
-        let pause = pause_after(&mut pace, |pace| pace.answered(10 << 20, true)).await;
+        let pause = pause_after(&mut pace, |pace| {
+            pace.read(10 << 20);
+            pace.answered(true);
+        })
+        .await;
         assert_near(pause, Duration::from_secs(5));
     }
 
@@ -228,7 +231,7 @@ mod tests {
             pace.turn().await;
             pace.asks();
             calls.push(Instant::now());
-            pace.answered(1, behind);
+            pace.answered(behind);
         }
         for six in calls.windows(6) {
             assert!(six[5] - six[0] >= Duration::from_millis(1050), "{:?}", six[5] - six[0]);
@@ -241,7 +244,8 @@ mod tests {
         pace.turn().await;
         pace.asks();
         tokio::time::sleep(Duration::from_secs(3)).await;
-        pace.answered(10 << 20, true);
+        pace.read(10 << 20);
+        pace.answered(true);
         let read = Instant::now();
         pace.turn().await;
         assert_near(read.elapsed(), Duration::from_secs(5));
@@ -272,9 +276,9 @@ mod tests {
         while began.elapsed() < Duration::from_secs(19) {
             pace.turn().await;
             pace.asks();
-            pace.answered(1, true);
+            pace.answered(true);
         }
-        let recovered = pause_after(&mut pace, |pace| pace.answered(1, true)).await;
+        let recovered = pause_after(&mut pace, |pace| pace.answered(true)).await;
         assert!(recovered <= Duration::from_millis(232), "{recovered:?}");
     }
 
@@ -283,12 +287,12 @@ mod tests {
         let mut pace = Pace::new(Duration::from_secs(1));
         pace.turn().await;
         pace.asks();
-        pace.answered(1, true);
+        pace.answered(true);
         tokio::time::sleep(Duration::from_secs(60)).await;
         pace.turn().await;
         pace.asks();
         let asked = Instant::now();
-        pace.answered(1, true);
+        pace.answered(true);
         pace.turn().await;
         assert_near(asked.elapsed(), Duration::from_millis(210));
     }

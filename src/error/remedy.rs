@@ -101,9 +101,9 @@ impl Failure {
     }
 
     /// What to do after so many panics in a row, which this failure continues or ends: one that
-    /// repeats is reported.
+    /// repeats is reported. A failure that another reader has met counts for neither.
     pub(crate) fn remedy_after(&self, panics: &mut u32) -> Remedy {
-        if self.remedy == Remedy::CoolDown {
+        if matches!(self.remedy, Remedy::CoolDown | Remedy::Reported) {
             return self.remedy;
         }
         if self.error.kind() != ErrorKind::Panicked {

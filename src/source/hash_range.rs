@@ -7,7 +7,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::listing::{ListedShard, unusable};
-use crate::backoff::Cooldown;
+use crate::cooldown::Cooldown;
 use crate::error::Failure;
 use crate::record::ShardId;
 
@@ -61,10 +61,7 @@ impl HashRanges {
             known.cooldown.begin("ListShards failed")?;
             match list().await {
                 Ok(listed) => known.learn(&listed),
-                Err(failure) => {
-                    known.cooldown.failed();
-                    return Err(failure);
-                }
+                Err(failure) => return Err(known.cooldown.failed(failure)),
             }
             known.cooldown.succeeded();
         }

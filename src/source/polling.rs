@@ -142,7 +142,7 @@ impl Polling {
             Beginning::Sound | Beginning::Undecided => {}
             Beginning::Replaced => {
                 self.iterator = None;
-                self.progress.pace.answered(0, true);
+                self.progress.pace.answered(true);
                 return Ok(());
             }
             Beginning::Postponed => {
@@ -168,7 +168,7 @@ impl Polling {
         if is_doubtful && bytes == 0 {
             self.progress.pace.failed();
         } else {
-            self.progress.pace.answered(0, behind);
+            self.progress.pace.answered(behind);
         }
         if is_misnumbered {
             self.iterator = None;
@@ -250,7 +250,8 @@ impl Asks for Polling {
             log_line!(debug, %shard, length, "no room for an answer");
             // Asked again, it will be as long: then the room is there before, or it is made shorter.
             self.portion.turned_away(length);
-            self.progress.pace.answered(length.min(LARGEST_ANSWER), true);
+            self.progress.pace.read(length.min(LARGEST_ANSWER));
+            self.progress.pace.answered(true);
             return Ok(());
         }
         self.progress.pace.read(room.length().min(LARGEST_ANSWER));

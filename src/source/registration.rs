@@ -8,7 +8,8 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::Kinesis;
-use crate::backoff::{Backoff, Cooldown, REGISTRATIONS};
+use crate::backoff::{Backoff, REGISTRATIONS};
+use crate::cooldown::Cooldown;
 use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
 use crate::observe::log_line;
 
@@ -32,10 +33,6 @@ pub(crate) struct Registration {
 struct State {
     arn: Option<Arc<str>>,
     cooldown: Cooldown,
-    /// The kind of error that the caller has received.
-    told: Option<ErrorKind>,
-    /// The kind and the text of the last failure, if only the caller can cure it.
-    lasting: Option<(ErrorKind, String)>,
     wait: Wait,
 }
 
@@ -46,28 +43,6 @@ struct Wait {
     inactive: Option<Instant>,
     /// It is registered, and not found.
     unlisted: Option<Instant>,
-}
-
-impl State {
-    /// Notes a failure. The caller receives each kind by one shard; the others release their leases as well.
-    fn note(&mut self, mut failure: Failure) -> Failure {
-        self.lasting = None;
-        if failure.remedy == Remedy::Report {
-            let kind = failure.error.kind();
-            if self.told.replace(kind) == Some(kind) {
-                failure.remedy = Remedy::Reported;
-            }
-            self.lasting = Some((kind, failure.error.to_string()));
-        }
-        failure
-    }
-
-    /// The last failure, for a shard that does not make the call itself: most of many shards never do.
-    fn repeated(&self) -> Option<Failure> {
-        let (kind, message) = self.lasting.as_ref()?;
-        let error = Error::new(*kind, message.clone());
-        Some(Failure { remedy: Remedy::Reported, error, answered: None })
-    }
 }
 
 impl Registration {
@@ -84,20 +59,13 @@ impl Registration {
         if let Some(arn) = &state.arn {
             return Ok(Arc::clone(arn));
         }
-        if let Err(refused) =
-            state.cooldown.begin("the consumer of enhanced fan-out could not be found")
-        {
-            return Err(state.repeated().unwrap_or(refused));
-        }
+        state.cooldown.begin("the consumer of enhanced fan-out could not be found")?;
         match self.find(&mut state.wait).await {
             Ok(arn) => {
                 *state = State { arn: Some(Arc::clone(&arn)), ..State::default() };
                 Ok(arn)
             }
-            Err(failure) => {
-                state.cooldown.failed();
-                Err(state.note(failure))
-            }
+            Err(failure) => Err(state.cooldown.failed(failure)),
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-use crate::backoff::Cooldown;
+use crate::cooldown::Cooldown;
 use crate::error::{Failure, Remedy};
 use crate::observe::log_line;
 
@@ -81,8 +81,7 @@ impl RetentionPeriod {
                     Remedy::Retry | Remedy::RetryThenReport | Remedy::SlowDown
                 ) =>
             {
-                known.cooldown.failed();
-                return Err(failure);
+                return Err(known.cooldown.failed(failure));
             }
             Err(refused) => {
                 known.log_refusal(&refused);

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::KnownShard;
 use super::listing::{ListedShard, unusable};
-use crate::backoff::Cooldown;
+use crate::cooldown::Cooldown;
 use crate::error::Failure;
 use crate::record::{SequenceNumber, ShardId};
 
@@ -62,10 +62,7 @@ impl Standings {
             let begun = Instant::now();
             match list().await {
                 Ok(shards) => state.listing = Some(Listing { begun, shards }),
-                Err(failure) => {
-                    state.cooldown.failed();
-                    return Err(failure);
-                }
+                Err(failure) => return Err(state.cooldown.failed(failure)),
             }
             state.cooldown.succeeded();
         }

@@ -1,11 +1,14 @@
 //! Records that a producer has packed into one.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::store::Scope;
 use kinestream::testing::{Kinesis, Outcome, Shard, aggregate};
-use kinestream::{CheckpointOn, CheckpointStore, MemoryStore, Record, Records, SequenceNumber};
+use kinestream::{
+    CheckpointOn, CheckpointStore, ErrorKind, MemoryStore, Record, Records, SequenceNumber,
+};
 use serde::Deserialize;
 use tokio::time::{sleep, timeout};
 
@@ -253,6 +256,42 @@ async fn a_listing_that_fails_delays_and_loses_nothing() {
     read.sort_unstable();
     assert_eq!(read, [0, 1, 2]);
     assert_silent(&mut records).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn shards_whose_hash_keys_stay_unknown_are_released_and_reported_once() {
+    let (kinesis, orders) = orders(20);
+    let reader = consumer(&kinesis).build().unwrap();
+    let mut records = reader.records();
+    assert_silent(&mut records).await;
+    kinesis.on_call(|call| match &*call.operation {
+        "ListShards" => Outcome::failed(400, "AccessDeniedException", "no"),
+        _ => Outcome::Served,
+    });
+    let parents = orders.open_shards();
+    let children: Vec<Shard> = parents.iter().flat_map(Shard::split).collect();
+    for child in &children {
+        put(child, 0..3);
+    }
+    let (mut errors, mut released) = (Vec::new(), BTreeSet::new());
+    for _ in 0..120 {
+        if let Ok(told) = timeout(Duration::from_secs(1), records.next()).await {
+            errors.push(told.unwrap().unwrap_err());
+            continue;
+        }
+        let shards = reader.status().await.unwrap().shards.into_iter();
+        let free = shards.filter(|(_, shard)| shard.owner.is_none() && shard.failure.is_some());
+        released.extend(free.map(|(id, _)| id));
+    }
+    assert_eq!(released.len(), children.len(), "each child is released: {errors:?}");
+    // That of the worker, which lists the shards, and that of one shard for all.
+    assert!(errors.iter().all(|error| error.kind() == ErrorKind::Denied), "{errors:?}");
+    assert!(errors.len() <= 2, "{errors:?}");
+    kinesis.on_call(|_| Outcome::Served);
+    // Each of the three belongs into one of the shards.
+    let mut read = numbers(&mut records, 3).await;
+    read.sort_unstable();
+    assert_eq!(read, [0, 1, 2]);
 }
 
 #[tokio::test(start_paused = true)]

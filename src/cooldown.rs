@@ -1,0 +1,165 @@
+//! One call that the readers of all shards need, made by one of them at a time.
+
+use tokio::time::Instant;
+
+use crate::backoff::{Backoff, SHARED_CALLS};
+use crate::error::{Error, ErrorKind, Failure, Remedy};
+
+/// Keeps tasks that share one call from retrying it one after the other: after a failure, all of them
+/// are refused until the back-off is over.
+///
+/// A refusal repeats a failure that a retry does not cure. Most of many readers never make the call
+/// themselves, and must give up their shards as well.
+#[derive(Debug)]
+pub(crate) struct Cooldown {
+    backoff: Backoff,
+    until: Option<Instant>,
+    last: Option<Last>,
+    /// The kind of error that the caller has received.
+    told: Option<ErrorKind>,
+    /// How many calls in a row have panicked.
+    panics: u32,
+}
+
+/// The last failure.
+#[derive(Debug)]
+struct Last {
+    remedy: Remedy,
+    kind: ErrorKind,
+    message: String,
+}
+
+impl Default for Cooldown {
+    fn default() -> Self {
+        let backoff = Backoff::new(SHARED_CALLS);
+        Self { backoff, until: None, last: None, told: None, panics: 0 }
+    }
+}
+
+impl Cooldown {
+    /// Starts an attempt. It counts as failed until [`succeeded`](Self::succeeded) is called, since it
+    /// may be dropped.
+    ///
+    /// # Errors
+    ///
+    /// The back-off is not over. The failure is the last one where a retry does not cure it; otherwise
+    /// it says that `what` happened, and time limits that the last one has started keep running.
+    pub(crate) fn begin(&mut self, what: &str) -> Result<(), Failure> {
+        let now = Instant::now();
+        if self.until.is_some_and(|until| now < until) {
+            let repeated = self.last.as_ref().and_then(Last::repeated);
+            return Err(repeated.unwrap_or_else(|| Failure {
+                remedy: Remedy::CoolDown,
+                error: Error::new(ErrorKind::Unavailable, format!("{what} a moment ago")),
+                answered: None,
+            }));
+        }
+        self.back_off();
+        Ok(())
+    }
+
+    /// Counts a failed attempt; the back-off begins now. Returns the failure as the reader that made
+    /// the call is to treat it: the caller receives each kind of error by one shard.
+    pub(crate) fn failed(&mut self, mut failure: Failure) -> Failure {
+        self.back_off();
+        failure.remedy = failure.remedy_after(&mut self.panics);
+        let kind = failure.error.kind();
+        if failure.remedy == Remedy::Report && self.told.replace(kind) == Some(kind) {
+            failure.remedy = Remedy::Reported;
+        }
+        let message = failure.error.to_string();
+        self.last = Some(Last { remedy: failure.remedy, kind, message });
+        failure
+    }
+
+    /// Ends the back-off.
+    pub(crate) fn succeeded(&mut self) {
+        *self = Self::default();
+    }
+
+    fn back_off(&mut self) {
+        self.until = Some(Instant::now() + self.backoff.failed());
+    }
+}
+
+impl Last {
+    /// The failure of a reader that is refused, if a retry does not cure this one.
+    fn repeated(&self) -> Option<Failure> {
+        let remedy = match self.remedy {
+            Remedy::Report | Remedy::Reported => Remedy::Reported,
+            remedy @ (Remedy::RetryThenReport | Remedy::Gone) => remedy,
+            _ => return None,
+        };
+        let error = Error::new(self.kind, self.message.clone());
+        Some(Failure { remedy, error, answered: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::error::{Panic, TOLERATED};
+
+    fn failure(remedy: Remedy) -> Failure {
+        Failure { remedy, error: Error::new(ErrorKind::Denied, "no permission"), answered: None }
+    }
+
+    async fn fail(cooldown: &mut Cooldown, failure: Failure) -> Remedy {
+        tokio::time::advance(Duration::from_secs(5)).await;
+        cooldown.begin("the call failed").unwrap();
+        cooldown.failed(failure).remedy
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attempt_is_refused_until_the_backoff_is_over() {
+        let mut cooldown = Cooldown::default();
+        cooldown.begin("the call failed").unwrap();
+        let refused = cooldown.begin("the call failed").unwrap_err();
+        assert_eq!(refused.remedy, Remedy::CoolDown);
+        assert_eq!(refused.error.to_string(), "the call failed a moment ago");
+        tokio::time::advance(Duration::from_secs(5)).await;
+        cooldown.begin("the call failed").unwrap();
+        cooldown.succeeded();
+        cooldown.begin("the call failed").unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_repeat_what_a_retry_does_not_cure() {
+        for (remedy, expected) in [
+            (Remedy::Report, Remedy::Reported),
+            (Remedy::RetryThenReport, Remedy::RetryThenReport),
+            (Remedy::Gone, Remedy::Gone),
+            (Remedy::Retry, Remedy::CoolDown),
+            (Remedy::SlowDown, Remedy::CoolDown),
+        ] {
+            let mut cooldown = Cooldown::default();
+            assert_eq!(fail(&mut cooldown, failure(remedy)).await, remedy);
+            let refused = cooldown.begin("the call failed").unwrap_err();
+            assert_eq!(refused.remedy, expected);
+            let is_repeated = refused.error.to_string().contains("no permission");
+            assert_eq!(is_repeated, expected != Remedy::CoolDown, "{remedy:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn caller_receives_each_kind_of_error_once_until_a_success() {
+        let mut cooldown = Cooldown::default();
+        assert_eq!(fail(&mut cooldown, failure(Remedy::Report)).await, Remedy::Report);
+        assert_eq!(fail(&mut cooldown, failure(Remedy::Report)).await, Remedy::Reported);
+        cooldown.succeeded();
+        assert_eq!(fail(&mut cooldown, failure(Remedy::Report)).await, Remedy::Report);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn panics_that_repeat_are_reported_whoever_makes_the_calls() {
+        let mut cooldown = Cooldown::default();
+        let panicked = || Failure::panicked("ListShards", Panic::new(Box::new("lost")));
+        for _ in 0..TOLERATED {
+            assert_eq!(fail(&mut cooldown, panicked()).await, Remedy::Retry);
+        }
+        assert_eq!(fail(&mut cooldown, panicked()).await, Remedy::Report);
+        assert_eq!(cooldown.begin("the call failed").unwrap_err().remedy, Remedy::Reported);
+    }
+}
