@@ -440,6 +440,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["LossesAreReported"],
     },
     Mistake {
+        what: "a decision for the latest is not stored",
+        file: "source/loss.rs",
+        right: "self.state.decided = Some((after.clone(), now));",
+        wrong: "self.state.decided = None;",
+        breaks: &["NothingIsLost"],
+    },
+    Mistake {
         what: "a shard is gone after one listing",
         file: "source/absence.rs",
         right: "self.listings >= LISTINGS && now.duration_since(self.since) >= discovery_interval",

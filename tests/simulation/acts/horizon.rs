@@ -113,6 +113,12 @@ impl Horizon {
         }
     }
 
+    /// The same of all stored positions.
+    pub(super) fn passed_by(&self, stored: &BTreeMap<usize, Checkpoint>) -> BTreeMap<usize, usize> {
+        let passed = |(shard, at): (&usize, &Checkpoint)| Some((*shard, self.passed(*shard, at)?));
+        stored.iter().filter_map(passed).collect()
+    }
+
     pub(super) fn arrivals(&self, shard: usize) -> Vec<SystemTime> {
         self.lock().arrivals.get(&shard).cloned().unwrap_or_default()
     }

@@ -57,15 +57,20 @@ impl Judged {
     }
 
     /// The time from which `Latest` has decided to read on, for a record at this place: one that was fetched
-    /// before is delivered. What a restart reports of an earlier decision names an earlier time.
+    /// before is delivered. An earlier decision holds for a restart, whatever time its report names, until
+    /// records behind it are lost as well.
     pub(super) fn decision(&self, shard: usize, place: usize) -> Option<SystemTime> {
-        let gaps = self.horizon.gaps(shard);
-        let behind = gaps.iter().filter(|gap| gap.passed.is_none_or(|passed| passed <= place));
-        let times = behind.filter_map(|gap| match gap.position {
+        let (gaps, arrivals) = (self.horizon.gaps(shard), self.horizon.arrivals(shard));
+        let earlier = self.decided.get(&shard).copied();
+        let is_new = |gap: &&Gap| {
+            gap.passed.is_none_or(|passed| passed <= place)
+                && arrivals[..gap.left].iter().any(|arrival| is_after(earlier, *arrival))
+        };
+        let times = gaps.iter().filter(is_new).filter_map(|gap| match gap.position {
             Checkpoint::AtTimestamp(time) => Some(time),
             _ => None,
         });
-        times.chain(self.decided.get(&shard).copied()).max()
+        times.chain(earlier).max()
     }
 
     /// The records that are to be delivered, by shard and place.

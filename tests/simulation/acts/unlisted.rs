@@ -42,10 +42,10 @@ impl Act {
         if is_read {
             self.hide_for(&parent, listings);
         } else {
-            let next = judged.next.clone();
             judged.reader.close().await;
             let time = self.time(0..60_000);
             sleep(time).await;
+            let next = horizon.passed_by(&self.stored().await);
             self.hide_from(&parent, listings);
             let reader = self.begin(StartingPosition::TrimHorizon, policy);
             judged = Judged::new(reader, horizon, policy);

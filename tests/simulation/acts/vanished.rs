@@ -188,10 +188,7 @@ impl Act {
         let mut judged = Judged::new(reader, away.horizon.clone(), away.policy);
         judged.excused.clone_from(&away.excused);
         judged.decided.clone_from(&away.decided);
-        let passed = |(shard, checkpoint): (usize, Checkpoint)| {
-            Some((shard, away.horizon.passed(shard, &checkpoint)?))
-        };
-        judged.next = stored.into_iter().filter_map(passed).collect();
+        judged.next = away.horizon.passed_by(&stored);
         judged
     }
 
@@ -218,18 +215,7 @@ impl Act {
         }
         // The next write of checkpoints stores it.
         let time = self.plan.checkpoint_interval + self.time(100..20_000);
-        let most = if self.rng.bool() { 0 } else { usize::MAX };
-        if most == 0 {
-            // No record is there to be delivered, but a poll passes the decision on.
-            let held = judged.reader.next(self.plan.checkpoint_interval).await;
-            if let Some(record) = held {
-                self.judge(&mut judged, &record);
-                judged.held.push(record);
-            }
-            sleep(time).await;
-        } else {
-            self.read_judged(&mut judged, time, most).await;
-        }
+        self.read_judged(&mut judged, time, usize::MAX).await;
         self.judge_gaps(&judged);
         let shards = horizon.shards().into_iter();
         away.decided =
@@ -237,7 +223,7 @@ impl Act {
         let is_closed = self.rng.bool();
         self.truth.tell(format_args!("the reader stops; closed: {is_closed}"));
         for shard in self.orders.open_shards() {
-            if self.rng.bool() {
+            if self.rng.u8(..4) != 0 {
                 horizon.put_at(&shard, self.kinesis.now());
             }
         }
@@ -249,7 +235,7 @@ impl Act {
     }
 
     /// The stored position of each shard.
-    async fn stored(&self) -> BTreeMap<usize, Checkpoint> {
+    pub(super) async fn stored(&self) -> BTreeMap<usize, Checkpoint> {
         let reader = self.begin_with(|builder| builder);
         let leases = reader.consumer.positions().await.expect("the store of an act does not fail");
         let positions = leases.into_iter();
