@@ -453,4 +453,11 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "self.listings >= LISTINGS.min(1) && now >= self.since.min(now + discovery_interval)",
         breaks: &["LossesAreReported", "FewErrors", "NothingIsLost"],
     },
+    Mistake {
+        what: "a restored lease does not know the start of its shard",
+        file: "store/lease/ledger.rs",
+        right: "Lease { owner, heir, checkpoint: None, ..known.clone() }",
+        wrong: "Lease { owner, heir, checkpoint: None, start: None, ..known.clone() }",
+        breaks: &["LossesAreReported", "NothingIsLost"],
+    },
 ];

@@ -5,6 +5,7 @@
 //! an act keeps leases and does not fail.
 
 mod absent;
+mod forgetful;
 mod horizon;
 mod latest;
 mod losses;
@@ -105,7 +106,7 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
             1 => act.lose_positions().await,
             2 => act.wait_past_retention().await,
             3 => act.merge_shards().await,
-            _ => {}
+            _ => act.forget_store().await,
         }
     }
 }

@@ -53,7 +53,7 @@ impl Act {
     }
 
     /// The stream is gone for a moment, and there again with other records.
-    async fn replace_stream(&mut self) {
+    pub(super) async fn replace_stream(&mut self) {
         self.truth.tell(format_args!("the stream is deleted"));
         self.kinesis.delete_stream("orders");
         self.puts.clear();
@@ -66,7 +66,7 @@ impl Act {
         self.put_some(0..6);
     }
 
-    async fn read_new(&mut self, reader: &mut ActReader) {
+    pub(super) async fn read_new(&mut self, reader: &mut ActReader) {
         reader.delivered.clear();
         reader.errors.clear();
         for _ in 0..self.rng.usize(1..6) {
@@ -83,7 +83,7 @@ impl Act {
     }
 
     /// Every new record is delivered, unless the policy says otherwise, which is reported.
-    fn check_new(
+    pub(super) fn check_new(
         &self,
         reader: &ActReader,
         policy: OnTrimmed,

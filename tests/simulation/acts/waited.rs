@@ -80,10 +80,12 @@ impl Act {
         (self.plan.interval, self.plan.discovery_interval) = (MINUTE, 10 * MINUTE);
         let policies = [OnTrimmed::Fail, OnTrimmed::TrimHorizon, OnTrimmed::Latest];
         let policy = pick(&mut self.rng, &policies);
-        let period = pick(&mut self.rng, &[24, 24, 25, 36, 72]) * HOUR;
         // Enhanced fan-out takes the ARN of the stream from the same call.
         let is_known = self.rng.u8(..4) != 0 || self.plan.fan_out;
         let wait = pick(&mut self.rng, &[Wait::Reading, Wait::Hanging, Wait::Down, Wait::Down]);
+        // Each renewal of a lease costs, so that a running reader waits for a short period.
+        let periods: &[u32] = if wait == Wait::Down { &[24, 25, 36, 72, 168] } else { &[24, 25] };
+        let period = pick(&mut self.rng, periods) * HOUR;
         self.truth.tell(format_args!("{wait:?}, retention {period:?}, known: {is_known}"));
         self.kinesis.set_retention(period);
         self.allow_period(is_known);

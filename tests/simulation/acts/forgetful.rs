@@ -1,0 +1,279 @@
+//! A store that forgets everything, the leases, the positions, or what came after a copy of it: while a reader
+//! runs, and between two readers.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use kinestream::store::Scope;
+use kinestream::store::lease::{Change, Lease, LeaseStore, Request, Table};
+use kinestream::testing::Shard;
+use kinestream::{CheckpointStore, MemoryStore, OnTrimmed, ShardId, StartingPosition};
+use tokio::time::Instant;
+
+use super::reader::ActReader;
+use super::{Act, PATIENCE};
+use crate::seeds::pick;
+use crate::truth::Promise;
+
+/// The time in which a running reader notices that its store has forgotten, and restores what it knows: two
+/// renewals of its lease.
+const RESTORED_WITHIN: Duration = Duration::from_secs(8);
+
+const MOST_SHARDS: usize = 10;
+
+/// What the store has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    Positions,
+    Leases,
+    /// What it held when it was copied.
+    Copy(usize),
+}
+
+/// A copy of the store, and the records that it has as finished.
+struct Copied {
+    store: MemoryStore,
+    finished: BTreeSet<usize>,
+}
+
+/// The reader of now, and what all readers have made of the records.
+struct Forgetful {
+    reader: ActReader,
+    policy: OnTrimmed,
+    /// The number of records of this reader that were looked at.
+    seen: usize,
+    delivered: BTreeSet<usize>,
+    /// The records that must not be delivered again, since the store or this reader knows that they are
+    /// finished.
+    finished: BTreeSet<usize>,
+    copies: Vec<Copied>,
+}
+
+impl Act {
+    pub(super) async fn forget_store(&mut self) {
+        let policies = [OnTrimmed::Fail, OnTrimmed::TrimHorizon, OnTrimmed::Latest];
+        let policy = pick(&mut self.rng, &policies);
+        // Between a loss and the next change of the stream, no listing shows the starts of shards.
+        self.plan.discovery_interval = Duration::from_secs(pick(&mut self.rng, &[30, 60, 300]));
+        self.put_some(1..8);
+        let mut story = Forgetful {
+            reader: self.begin(StartingPosition::TrimHorizon, policy),
+            policy,
+            seen: 0,
+            delivered: BTreeSet::new(),
+            finished: BTreeSet::new(),
+            copies: Vec::new(),
+        };
+        self.read_story(&mut story, RESTORED_WITHIN).await;
+        for _ in 0..self.rng.usize(3..10) {
+            match self.rng.u8(..8) {
+                0 | 1 => self.put_some(1..6),
+                2 => self.reshard_story(),
+                3 => self.copy_store(&mut story).await,
+                4 | 5 => {
+                    let left = self.choose_left(&story.copies);
+                    self.forget_while_running(&mut story, left).await;
+                }
+                6 => story = self.restart_story(story).await,
+                _ => {
+                    let time = self.time(1..20_000);
+                    self.read_story(&mut story, time).await;
+                }
+            }
+            if self.truth.is_broken() {
+                return;
+            }
+        }
+        self.read_whole_story(&mut story).await;
+        self.check_story(&story);
+        if self.rng.u8(..3) != 0 && !self.truth.is_broken() {
+            self.replace_after_loss(story).await;
+        } else {
+            story.reader.close().await;
+        }
+    }
+
+    fn reshard_story(&mut self) {
+        if self.orders.shards().len() + 2 <= MOST_SHARDS {
+            self.reshard();
+        }
+    }
+
+    fn choose_left(&mut self, copies: &[Copied]) -> Left {
+        match self.rng.usize(..4) {
+            0 => Left::Positions,
+            1 => Left::Leases,
+            2 if !copies.is_empty() => Left::Copy(self.rng.usize(..copies.len())),
+            _ => Left::Nothing,
+        }
+    }
+
+    /// The reader restores what it knows.
+    async fn forget_while_running(&mut self, story: &mut Forgetful, left: Left) {
+        self.forget(&story.copies, left).await;
+        if let Left::Copy(copy) = left {
+            // The table is the reader's own, which it does not correct.
+            story.finished.clone_from(&story.copies[copy].finished);
+        }
+        self.read_story(story, RESTORED_WITHIN).await;
+    }
+
+    /// A new reader knows what the store has left.
+    async fn restart_story(&mut self, mut story: Forgetful) -> Forgetful {
+        self.settle(&mut story).await;
+        self.check_story(&story);
+        self.truth.tell(format_args!("the reader stops"));
+        story.reader.close().await;
+        if self.rng.u8(..3) != 0 {
+            let left = self.choose_left(&story.copies);
+            self.forget(&story.copies, left).await;
+            match left {
+                Left::Nothing | Left::Leases => story.finished.clear(),
+                Left::Positions => {}
+                Left::Copy(copy) => story.finished.clone_from(&story.copies[copy].finished),
+            }
+        }
+        self.put_some(0..3);
+        (story.reader, story.seen) = (self.begin(StartingPosition::TrimHorizon, story.policy), 0);
+        self.read_story(&mut story, RESTORED_WITHIN).await;
+        story
+    }
+
+    /// The store has nothing but this left.
+    async fn forget(&self, copies: &[Copied], left: Left) {
+        self.truth.tell(format_args!("the store forgets; left: {left:?}"));
+        let scope = Scope::new("default", "orders");
+        let emptied = MemoryStore::at(self.kinesis.now());
+        match left {
+            Left::Nothing => {}
+            Left::Positions => {
+                let stored = self.store.load(&scope).await.expect("never fails");
+                let stored: Vec<_> = stored.into_iter().collect();
+                emptied.save(&scope, &stored).await.expect("never fails");
+            }
+            Left::Leases => {
+                let table = self.store.table(&scope).await.expect("never fails");
+                emptied.exchange(&scope, &leases_of(&table)).await.expect("never fails");
+            }
+            Left::Copy(copy) => return self.store.fall_back_to(&copies[copy].store),
+        }
+        self.store.fall_back_to(&emptied);
+    }
+
+    /// Copies the store when it has all delivered records as finished.
+    async fn copy_store(&mut self, story: &mut Forgetful) {
+        self.settle(story).await;
+        let finished = story.finished.clone();
+        self.truth.tell(format_args!("the store is copied: {} are finished", finished.len()));
+        story.copies.push(Copied { store: self.store.replica(), finished });
+    }
+
+    /// Reads until nothing comes any more, and what has come is saved.
+    async fn settle(&self, story: &mut Forgetful) {
+        loop {
+            let before = story.seen;
+            let time = self.plan.checkpoint_interval + Duration::from_secs(5);
+            self.read_story(story, time).await;
+            if story.seen == before || self.truth.is_broken() {
+                return;
+            }
+        }
+    }
+
+    async fn read_story(&self, story: &mut Forgetful, time: Duration) {
+        story.reader.read_for(time).await;
+        for number in &story.reader.delivered[story.seen..] {
+            story.delivered.insert(*number);
+            if !story.finished.insert(*number) {
+                let promise = Promise::FewRepeats;
+                self.breaks(promise, format_args!("record {number} is finished, and comes again"));
+            }
+        }
+        story.seen = story.reader.delivered.len();
+    }
+
+    /// Reads until every record was delivered.
+    async fn read_whole_story(&self, story: &mut Forgetful) {
+        let by = Instant::now() + PATIENCE + 4 * self.plan.discovery_interval;
+        while story.delivered.len() < self.puts.len()
+            && Instant::now() < by
+            && !self.truth.is_broken()
+        {
+            self.read_story(story, Duration::from_secs(5)).await;
+        }
+        let all = 0..self.puts.len();
+        let missing: Vec<usize> = all.filter(|it| !story.delivered.contains(it)).collect();
+        if !missing.is_empty() {
+            self.breaks(Promise::NothingIsLost, format_args!("{missing:?} are not delivered"));
+        }
+    }
+
+    fn check_story(&self, story: &Forgetful) {
+        self.check_order(&story.reader, true);
+        self.check_errors(&story.reader, &[]);
+        if let Some((shard, _)) = story.reader.gaps.first() {
+            self.breaks(Promise::LossesAreReported, format_args!("{shard} has no gap"));
+        }
+    }
+
+    /// The stream is another one before a listing shows the shards whose leases the reader has restored.
+    async fn replace_after_loss(&mut self, mut story: Forgetful) {
+        // The store has every shard, and the ends of those that are closed.
+        let listed = self.plan.discovery_interval + Duration::from_secs(20);
+        self.read_story(&mut story, listed).await;
+        // A reader restores the shards that it reads as they were when it took them: the start of a child that
+        // was listed only later is not in what the first reader restores.
+        self.settle(&mut story).await;
+        self.truth.tell(format_args!("the reader stops, and the next one has all starts"));
+        story.reader.close().await;
+        (story.reader, story.seen) = (self.begin(StartingPosition::TrimHorizon, story.policy), 0);
+        self.read_story(&mut story, RESTORED_WITHIN).await;
+        let known: BTreeSet<ShardId> = self.orders.shards().iter().map(Shard::id).collect();
+        let left = pick(&mut self.rng, &[Left::Nothing, Left::Positions, Left::Leases]);
+        self.forget_while_running(&mut story, left).await;
+        self.check_story(&story);
+        let Forgetful { mut reader, policy, .. } = story;
+        if self.truth.is_broken() {
+            return;
+        }
+        let is_down = self.rng.bool();
+        if is_down {
+            reader.close().await;
+            self.replace_stream().await;
+            reader = self.begin(StartingPosition::TrimHorizon, policy);
+        } else {
+            self.replace_stream().await;
+        }
+        self.read_new(&mut reader).await;
+        self.check_new(&reader, policy, &known, is_down);
+        reader.close().await;
+    }
+}
+
+/// Restores the leases of a table, without their positions.
+fn leases_of(table: &Table) -> Request {
+    let vouched = table
+        .workers
+        .iter()
+        .map(|(worker, member)| Change::Vouch { worker: worker.clone(), member: member.clone() });
+    let leases = table.leases.iter().filter(|(_, lease)| lease.parents.is_some());
+    let restored = leases.map(|(shard, lease)| {
+        let life = lease.owner.as_ref().and_then(|owner| table.workers.get(owner));
+        Change::Restore {
+            shard: shard.clone(),
+            incarnation: life.map_or(0, |member| member.incarnation),
+            lease: Lease { checkpoint: None, ..lease.clone() },
+        }
+    });
+    Request {
+        worker: "the server itself".into(),
+        incarnation: 1,
+        lease_duration: Duration::from_secs(2),
+        capacity: 0,
+        leaving: true,
+        known: None,
+        only_if_unchanged: false,
+        changes: vouched.chain(restored).collect(),
+    }
+}
