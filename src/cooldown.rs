@@ -87,7 +87,7 @@ impl Last {
     fn repeated(&self) -> Option<Failure> {
         let remedy = match self.remedy {
             Remedy::Report | Remedy::Reported => Remedy::Reported,
-            remedy @ (Remedy::RetryThenReport | Remedy::Gone) => remedy,
+            remedy @ (Remedy::RetryThenReport | Remedy::RestartListing | Remedy::Gone) => remedy,
             _ => return None,
         };
         let error = Error::new(self.kind, self.message.clone());
@@ -130,6 +130,7 @@ mod tests {
         for (remedy, expected) in [
             (Remedy::Report, Remedy::Reported),
             (Remedy::RetryThenReport, Remedy::RetryThenReport),
+            (Remedy::RestartListing, Remedy::RestartListing),
             (Remedy::Gone, Remedy::Gone),
             (Remedy::Retry, Remedy::CoolDown),
             (Remedy::SlowDown, Remedy::CoolDown),

@@ -23,7 +23,7 @@ pub(crate) enum Remedy {
     CoolDown,
     /// A new iterator after the last record fetched.
     RestartIterator,
-    /// The listing again from its first page.
+    /// The listing again from its first page, and a report to the caller where that does not help for long.
     RestartListing,
     /// The sequence number is not one of this shard's any more: the policy decides.
     Trimmed,

@@ -126,21 +126,22 @@ impl Progress {
     pub(super) async fn recover(&mut self, failure: Failure) -> Result<(), Told> {
         let remedy = failure.remedy_after(&mut self.state.panics);
         let error = failure.error.in_stream(self.kinesis.name()).in_shard(self.shard_id().as_str());
-        if !matches!(remedy, Remedy::RetryThenReport | Remedy::SlowDown | Remedy::CoolDown) {
+        if !matches!(
+            remedy,
+            Remedy::RetryThenReport | Remedy::RestartListing | Remedy::SlowDown | Remedy::CoolDown
+        ) {
             self.state.useless = None;
         }
         match remedy {
             Remedy::SlowDown => self.pace.throttled(),
-            Remedy::RetryThenReport => {
+            Remedy::RetryThenReport | Remedy::RestartListing => {
                 self.pace.failed();
                 let since = *self.state.useless.get_or_insert_with(Instant::now);
                 if since.elapsed() >= GIVEN_UP_AFTER {
                     return Err(Told::at_last(error));
                 }
             }
-            Remedy::Retry | Remedy::CoolDown | Remedy::RestartListing | Remedy::RestartIterator => {
-                self.pace.failed();
-            }
+            Remedy::Retry | Remedy::CoolDown | Remedy::RestartIterator => self.pace.failed(),
             Remedy::WaitForOther => self.pace.occupied(),
             Remedy::Trimmed => {
                 self.see_time(failure.answered);

@@ -46,6 +46,20 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["Order"],
     },
     Mistake {
+        what: "only the readers that make a shared call see that it fails for good",
+        file: "cooldown.rs",
+        right: "self.last.as_ref().and_then(Last::repeated);",
+        wrong: "self.last.as_ref().and_then(Last::repeated).filter(|_| false);",
+        breaks: &["UnreadAreReleased", "FewErrors", "NothingIsLost"],
+    },
+    Mistake {
+        what: "a listing that stays unusable is retried for ever by the shards that need it",
+        file: "source/progress.rs",
+        right: "Remedy::RetryThenReport | Remedy::RestartListing => {",
+        wrong: "Remedy::RestartListing if true => self.pace.failed(),\n            Remedy::RetryThenReport | Remedy::RestartListing => {",
+        breaks: &["UnreadAreReleased", "NothingIsLost"],
+    },
+    Mistake {
         what: "an expired iterator is used again",
         file: "source/polling.rs",
         right: "if !matches!(failure.remedy, Remedy::RestartIterator | Remedy::Trimmed | Remedy::Gone) {",

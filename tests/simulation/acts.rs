@@ -15,6 +15,7 @@ mod overtaken;
 mod pinned;
 mod reader;
 mod recreated;
+mod refused;
 mod stalled;
 mod uneven;
 mod unlisted;
@@ -73,6 +74,9 @@ const NAMED_STARTS: u64 = 0x006e_616d_6564;
 /// The same for the acts of retention.
 const LATER_ACTS: u64 = 0x6c61_7465_7221;
 
+/// The same for the act of shared calls.
+const SHARED_CALLS: u64 = 0x0073_6861_7265;
+
 /// The number of these acts.
 const LATER: u8 = 5;
 
@@ -98,7 +102,7 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     let mut rng = Rng::with_seed(seed ^ LATER_ACTS);
     let which = rng.u8(..50);
     if which < LATER && !truth.is_broken() {
-        let mut act = Act::new(rng, seed, plan, truth);
+        let mut act = Act::new(rng, seed, plan.clone(), truth.clone());
         act.kinesis.set_event_records(act.rng.usize(1..4));
         match which {
             0 => act.be_overtaken().await,
@@ -108,6 +112,10 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
             3 => act.merge_shards().await,
             _ => act.forget_store().await,
         }
+    }
+    let mut rng = Rng::with_seed(seed ^ SHARED_CALLS);
+    if rng.u8(..64) == 0 && !truth.is_broken() {
+        Act::new(rng, seed, plan, truth).refuse_shared_calls().await;
     }
 }
 

@@ -46,6 +46,8 @@ pub(crate) enum Promise {
     PanicsAreReported,
     /// Records that are lost are reported before what comes behind them, once, and no others.
     LossesAreReported,
+    /// A shard that is not read does not keep its lease.
+    UnreadAreReleased,
     /// A shard that the in-flight limit holds is reported, and no other.
     StallsAreReported,
     /// The health of a consumer is that of its handler.

@@ -1,0 +1,110 @@
+//! A call that the readers of all shards share, and that fails for a reason that no retry cures.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use kinestream::testing::{Outcome, Shard, aggregate};
+use kinestream::{ErrorKind, OnTrimmed, ShardId, StartingPosition};
+use tokio::time::Instant;
+
+use super::reader::ActReader;
+use super::{Act, PATIENCE, Put};
+use crate::seeds::pick;
+use crate::truth::{Promise, index_of};
+
+/// Every shard that is not read releases its lease within this time: a minute of failures, a pause of up to
+/// half a minute before the first and the last of them, and the time in which the parents end.
+const RELEASED_WITHIN: Duration = Duration::from_secs(180);
+
+/// The longest pause of a failed shard.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+impl Act {
+    pub(super) async fn refuse_shared_calls(&mut self) {
+        self.kinesis.delete_stream("orders");
+        self.orders = self.kinesis.create_stream("orders", self.rng.usize(4..12));
+        self.kinesis.set_child_shards(true);
+        let refusal = match self.rng.u8(..3) {
+            0 => Outcome::Garbled { status: 200, body: "{}".to_owned() },
+            _ => Outcome::failed(400, "AccessDeniedException", "no"),
+        };
+        let (mut reader, shards) = if self.plan.fan_out && self.rng.bool() {
+            self.put_each();
+            self.refuse("DescribeStreamConsumer", refusal.clone());
+            let reader = self.begin(StartingPosition::TrimHorizon, OnTrimmed::Fail);
+            (reader, self.orders.open_shards())
+        } else {
+            let mut reader = self.begin(StartingPosition::TrimHorizon, OnTrimmed::Fail);
+            reader.read_for(Duration::from_secs(60)).await;
+            self.refuse("ListShards", refusal.clone());
+            let parents = self.orders.open_shards();
+            let children: Vec<Shard> = parents.iter().flat_map(Shard::split).collect();
+            for child in &children {
+                self.put_packed_into(child);
+            }
+            (reader, children)
+        };
+        self.watch_releases(&mut reader, &shards).await;
+        let kinds = [ErrorKind::Denied, ErrorKind::Rejected, ErrorKind::Unavailable];
+        self.check_errors(&reader, &kinds);
+        if matches!(refusal, Outcome::Failed { .. }) {
+            self.check_told_once(&reader);
+        }
+        self.truth.tell(format_args!("nothing is refused any more"));
+        self.kinesis.on_call(|_| Outcome::Served);
+        reader.read_for(pick(&mut self.rng, &[Duration::ZERO, LONGEST_PAUSE])).await;
+        reader.read_for(LONGEST_PAUSE.saturating_sub(PATIENCE)).await;
+        let due: Vec<usize> = (0..self.puts.len()).collect();
+        self.read_all(&mut reader, &due).await;
+        reader.close().await;
+    }
+
+    fn refuse(&self, operation: &'static str, refusal: Outcome) {
+        self.truth.tell(format_args!("every call of {operation}: {refusal:?}"));
+        self.kinesis.on_call(move |call| {
+            if call.operation == operation { refusal.clone() } else { Outcome::Served }
+        });
+    }
+
+    /// The hash keys of the shard are needed to read it.
+    fn put_packed_into(&mut self, shard: &Shard) {
+        let mut keys = (0..).map(|key: u64| format!("key-{key}"));
+        let key = keys.find(|key| shard.has_key(key)).expect("there are enough");
+        let number = self.puts.len();
+        shard.put(aggregate([(key, number.to_string())]));
+        self.truth.tell(format_args!("put: {number} into shard {}, packed", shard.index()));
+        self.puts.push(Put { shard: shard.index(), at: Instant::now() });
+    }
+
+    /// Every shard is shown without an owner at some time, as it is not read.
+    async fn watch_releases(&self, reader: &mut ActReader, shards: &[Shard]) {
+        let mut held: BTreeSet<ShardId> = shards.iter().map(Shard::id).collect();
+        let by = Instant::now() + RELEASED_WITHIN;
+        while !held.is_empty() && Instant::now() < by {
+            reader.read_for(Duration::from_secs(1)).await;
+            let status = reader.consumer.status().await.expect("the store of an act does not fail");
+            let is_released = |id: &ShardId| {
+                let shard = status.shards.get(id);
+                shard.is_some_and(|shard| shard.owner.is_none() && shard.failure.is_some())
+            };
+            held.retain(|id| !is_released(id));
+        }
+        if !held.is_empty() {
+            let held: Vec<usize> = held.iter().map(index_of).collect();
+            self.breaks(Promise::UnreadAreReleased, format_args!("{held:?} are held"));
+        }
+        if !reader.delivered.is_empty() {
+            let delivered = &reader.delivered;
+            self.breaks(Promise::Order, format_args!("{delivered:?} cannot be known"));
+        }
+    }
+
+    /// The worker yields the error of its own listings, and one shard that of all shards.
+    fn check_told_once(&self, reader: &ActReader) {
+        let (shards, others): (Vec<_>, Vec<_>) =
+            reader.errors.iter().partition(|error| error.shard_id().is_some());
+        if shards.len() != 1 || others.len() > 1 {
+            self.breaks(Promise::FewErrors, format_args!("{shards:?}, {others:?}"));
+        }
+    }
+}
