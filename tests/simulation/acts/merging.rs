@@ -1,6 +1,7 @@
 //! Merged shards that listings, or the ends of their parents, name with one of their parents.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -84,9 +85,10 @@ impl Act {
         if self.rng.bool() {
             parents.reverse();
         }
-        self.keep_holding(&mut reader, handled).await;
+        // Often before the next listing, which shows both parents.
+        self.keep_holding(&mut reader, 1..6000, handled).await;
         self.acknowledge(&parents[0], handled);
-        self.keep_holding(&mut reader, handled).await;
+        self.keep_holding(&mut reader, 1000..30_000, handled).await;
         if self.rng.u8(..4) == 0 {
             // The other parent is read again, and the child waits for it in the next reader too.
             self.stop(reader, handled).await;
@@ -95,13 +97,13 @@ impl Act {
             self.list_one_parent();
             reader = self.begin(StartingPosition::TrimHorizon, policy);
             self.hold_all(&mut reader, &parents[1..], handled).await;
-            self.keep_holding(&mut reader, handled).await;
+            self.keep_holding(&mut reader, 1000..30_000, handled).await;
         }
         self.check_unfetched(&child, first_call);
         self.acknowledge(&parents[1], handled);
         self.read_merged(&mut reader, handled).await;
         // Each of them would be delivered again by now.
-        self.keep_holding(&mut reader, handled).await;
+        self.keep_holding(&mut reader, 1000..30_000, handled).await;
         self.kinesis.on_call(|_call| Outcome::Served);
         self.kinesis.set_child_shards(self.plan.child_shards);
         self.check_order(&reader, true);
@@ -170,8 +172,13 @@ impl Act {
     }
 
     /// Reads for a while, and holds what is held already.
-    async fn keep_holding(&mut self, reader: &mut ActReader, handled: &mut Handled) {
-        let time = self.time(1000..30_000);
+    async fn keep_holding(
+        &mut self,
+        reader: &mut ActReader,
+        millis: Range<u64>,
+        handled: &mut Handled,
+    ) {
+        let time = self.time(millis);
         let shards = handled.held.iter().map(|(number, _)| self.puts[*number].shard).collect();
         self.handle_for(reader, time, &shards, handled).await;
     }
