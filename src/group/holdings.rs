@@ -39,7 +39,7 @@ pub(super) struct Holding {
     pub(super) tenure: Tenure,
     pub(super) watermark: Arc<Watermark>,
     pulse: Option<Pulse>,
-    /// The lease as it was when it was taken.
+    /// The lease as it was when it was taken, with the start that a listing has shown since.
     lease: Lease,
     pub(super) finish: Finish,
     pub(super) is_leaving: bool,
@@ -63,6 +63,14 @@ impl Holding {
         self.is_leaving = true;
         self.watermark.retire();
         self.tenure.end();
+    }
+
+    /// Learns where the shard starts: the lease of a child that its parent named has no start before the next
+    /// listing, and a restored lease must have it.
+    fn identify(&mut self, stored: &Lease) {
+        if self.lease.start.is_none() {
+            self.lease.start.clone_from(&stored.start);
+        }
     }
 
     /// A position was refused because another had the lease, and the stream has ended.
@@ -207,6 +215,7 @@ impl Holdings {
                 Some(stored)
                     if stored.epoch == epoch && stored.owner.as_ref() == Some(&self.me) =>
                 {
+                    holding.identify(stored);
                     if stored.heir.is_some() && !holding.is_leaving {
                         settled.leaving.push(shard.clone());
                     }
@@ -315,6 +324,26 @@ mod tests {
         let settled = holdings.settle(&seen);
         assert!(settled.opened.is_empty(), "never twice in one epoch");
         assert_eq!(settled.changes.len(), 2);
+    }
+
+    #[test]
+    fn restored_lease_has_the_start_that_was_identified_after_it_was_taken() {
+        let mut seen = table(&[("me", 1)], &[Some("me")]);
+        let mut holdings = Holdings::new("me".into(), 1);
+        let lease = Lease { start: None, ..seen.leases[&shard(0)].clone() };
+        let watermark = Arc::new(Watermark::new(|_| {}));
+        let holding = Holding::new(lease, Tenure::new(7, Arc::default()), watermark, None);
+        holdings.take(shard(0), holding);
+        let start = "49590338271490256608559692538361571095921575989136588898".parse().ok();
+        seen.leases.get_mut(&shard(0)).unwrap().start = start.clone();
+        assert!(holdings.settle(&seen).changes.is_empty());
+        let restored = |changes: Vec<Change>| match &changes[..] {
+            [Change::Restore { lease, .. }] => lease.start.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(restored(holdings.knowledge(&seen)), start);
+        seen.leases.clear();
+        assert_eq!(restored(holdings.settle(&seen).changes), start);
     }
 
     #[test]

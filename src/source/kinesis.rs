@@ -17,7 +17,7 @@ use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
 use aws_sdk_kinesis::operation::register_stream_consumer::RegisterStreamConsumerError;
 use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types::{
-    self, ConsumerStatus, ShardFilter, ShardFilterType, ShardIteratorType,
+    self, ConsumerDescription, ConsumerStatus, ShardFilter, ShardFilterType, ShardIteratorType,
 };
 use futures::TryFutureExt;
 use tokio::time::Instant;
@@ -180,7 +180,12 @@ impl Kinesis {
         };
         let call = call.customize().config_override(Self::once()).send();
         let described = answer("DescribeStreamConsumer", call).await?.consumer_description;
+        // Where an answer names no description, no ARN or no status, the SDK fills in empty ones.
+        let is_named = |consumer: &ConsumerDescription| {
+            !consumer.consumer_arn.is_empty() && !consumer.consumer_status.as_str().is_empty()
+        };
         described
+            .filter(is_named)
             .map(|consumer| (consumer.consumer_arn.into(), consumer.consumer_status))
             .ok_or_else(|| Failure::without("DescribeStreamConsumer", "description"))
     }

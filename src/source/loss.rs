@@ -64,16 +64,14 @@ impl Progress {
     /// Handles a sequence number that Kinesis refuses. A single refusal proves nothing: the oldest kept
     /// record shows whether the position has left retention.
     pub(super) fn trimmed(&mut self, error: Error) -> Result<(), Told> {
-        self.pace.failed();
-        if self.position.number().is_none() {
-            return self.lose(error);
-        }
-        let retention = &mut self.state.retention;
-        if retention.probe.is_some() || retention.start != Start::Position {
+        let retention = &self.state.retention;
+        let begins_at_number = retention.probe.is_none() && retention.start == Start::Position;
+        if self.position.number().is_none() || !begins_at_number {
             // No number was in the call.
             let failure = Failure { remedy: Remedy::Retry, error, answered: None };
             return self.recover_judgement(failure);
         }
+        self.pace.failed();
         self.retries(&error);
         let retention = &mut self.state.retention;
         if retention.is_verified {

@@ -468,6 +468,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["LossesAreReported", "FewErrors", "NothingIsLost"],
     },
     Mistake {
+        what: "a worker restores the leases of children without their starts",
+        file: "group/holdings.rs",
+        right: "holding.identify(stored);",
+        wrong: "if false { holding.identify(stored); }",
+        breaks: &["LossesAreReported", "NothingIsLost"],
+    },
+    Mistake {
         what: "a restored lease does not know the start of its shard",
         file: "store/lease/ledger.rs",
         right: "Lease { owner, heir, checkpoint: None, ..known.clone() }",

@@ -222,13 +222,6 @@ impl Act {
         // The store has every shard, and the ends of those that are closed.
         let listed = self.plan.discovery_interval + Duration::from_secs(20);
         self.read_story(&mut story, listed).await;
-        // A reader restores the shards that it reads as they were when it took them: the start of a child that
-        // was listed only later is not in what the first reader restores.
-        self.settle(&mut story).await;
-        self.truth.tell(format_args!("the reader stops, and the next one has all starts"));
-        story.reader.close().await;
-        (story.reader, story.seen) = (self.begin(StartingPosition::TrimHorizon, story.policy), 0);
-        self.read_story(&mut story, RESTORED_WITHIN).await;
         let known: BTreeSet<ShardId> = self.orders.shards().iter().map(Shard::id).collect();
         let left = pick(&mut self.rng, &[Left::Nothing, Left::Positions, Left::Leases]);
         self.forget_while_running(&mut story, left).await;
