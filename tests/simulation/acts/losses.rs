@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::horizon::{Gap, Horizon};
 use super::reader::ActReader;
+use super::vanished::CLOCK_SKEW;
 use super::{Act, PATIENCE};
 use crate::truth::{Promise, index_of};
 
@@ -71,6 +72,14 @@ impl Judged {
             _ => None,
         });
         times.chain(earlier).max()
+    }
+
+    /// The time from which a record at this place may be delivered. A restart reads from [`CLOCK_SKEW`] before
+    /// a stored decision, because records bear the times of hosts whose clocks differ.
+    fn earliest(&self, shard: usize, place: usize) -> Option<SystemTime> {
+        let decision = self.decision(shard, place)?;
+        let is_stored = self.decided.get(&shard) == Some(&decision);
+        Some(if is_stored { decision - CLOCK_SKEW } else { decision })
     }
 
     /// The records that are to be delivered, by shard and place.
@@ -221,8 +230,8 @@ impl Act {
                 );
             }
         }
-        let (place, decision) = (places.end, judged.decision(shard, places.end));
-        if decision.is_some_and(|time| seconds(arrivals[place]) < seconds(time)) {
+        let (place, earliest) = (places.end, judged.earliest(shard, places.end));
+        if earliest.is_some_and(|time| seconds(arrivals[place]) < seconds(time)) {
             self.breaks(
                 Promise::NotBeforeTheStart,
                 format_args!("record {place} of shard {shard} is from before the decision"),

@@ -15,7 +15,7 @@ use crate::seeds::pick;
 use crate::truth::{Promise, index_of};
 
 /// A stored time is compared with the times of hosts whose clocks differ by this much.
-const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
+pub(super) const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
 /// An answer that is well-formed and withholds the records.
 const EMPTY: &str = r#"{"Records":[],"NextShardIterator":"next","MillisBehindLatest":0}"#;
