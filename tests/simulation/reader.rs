@@ -380,6 +380,10 @@ impl Reader {
         let known = before.or(facts.shards[shard].base).or(facts.shards[shard].start);
         match known {
             Some(expected) if place > expected && facts.are_reported(shard, expected..place) => {}
+            Some(expected)
+                if place > expected
+                    && before.is_none()
+                    && facts.have_left(shard, expected..place) => {}
             Some(expected) if place > expected && facts.shards[shard].lost.is_due() => {
                 facts.breaks(
                     Promise::LossesAreReported,

@@ -66,14 +66,25 @@ impl World {
                 Checkpoint::AfterSequence { sequence_number, .. } => {
                     let numbers = shard.sequence_numbers();
                     let place = numbers.iter().position(|number| *number == sequence_number);
-                    shard.trim(place.unwrap_or(0));
+                    self.trim(&shard, place.unwrap_or(0));
                 }
                 Checkpoint::CaughtUp { after: Some(number), .. } => {
                     self.truth.tell(format_args!("shard {} is trimmed to {number}", shard.index()));
-                    shard.trim(behind(&shard, &number));
+                    self.trim(&shard, behind(&shard, &number));
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Trims this many of the records that were put into a shard.
+    fn trim(&self, shard: &Shard, records: usize) {
+        shard.trim(records);
+        if let Some(last) = shard.sequence_numbers()[..records].last() {
+            let mut facts = self.truth.lock();
+            let trimmed = facts.places_of(shard.index(), last);
+            let known = &mut facts.shards[shard.index()].trimmed;
+            *known = trimmed.max(*known);
         }
     }
 
@@ -107,7 +118,7 @@ impl World {
                 continue;
             }
             let to = self.losses.rng.usize(from + 1..=numbers.len());
-            shard.trim(to);
+            self.trim(&shard, to);
             let mut facts = self.truth.lock();
             facts.tell(format_args!("shard {} loses {:?}", shard.index(), &numbers[from..to]));
             facts.lose(shard.index(), &numbers[to - 1]);
@@ -165,7 +176,16 @@ impl Facts {
     /// These records are all lost or finished, and the reader has reported a loss.
     pub(crate) fn are_reported(&self, shard: usize, places: std::ops::Range<usize>) -> bool {
         let shard = &self.shards[shard];
-        let passed = |record: &Fact| record.lost || record.finished;
-        shard.lost.is_reported && shard.records[places].iter().all(passed)
+        shard.lost.is_reported && shard.records[places].iter().all(Fact::is_passed)
+    }
+
+    /// These records have left retention, each finished or reported as lost, and no position of the shard is
+    /// stored, as after a start that named positions and read nothing of it: the reader begins behind them.
+    pub(crate) fn have_left(&self, shard: usize, places: std::ops::Range<usize>) -> bool {
+        let shard = &self.shards[shard];
+        shard.base.is_none()
+            && !shard.lost.is_due
+            && places.end <= shard.trimmed
+            && shard.records[places].iter().all(Fact::is_passed)
     }
 }

@@ -81,6 +81,12 @@ pub(crate) struct Fact {
     arrival: SystemTime,
 }
 
+impl Fact {
+    pub(crate) fn is_passed(&self) -> bool {
+        self.lost || self.finished
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Shard {
     pub(crate) parents: Vec<usize>,
@@ -89,6 +95,8 @@ pub(crate) struct Shard {
     pub(crate) start: Option<usize>,
     /// How many records were stored as passed when this reader began.
     pub(crate) base: Option<usize>,
+    /// How many of its records have left retention.
+    pub(crate) trimmed: usize,
     /// It has left retention.
     pub(crate) expired: bool,
     /// It was stored as finished when this reader began.
