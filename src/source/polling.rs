@@ -38,6 +38,10 @@ const ITERATOR_LIFE: Duration = Duration::from_secs(270);
 /// The maximum age of an iterator near the horizon, where the next records may leave retention.
 const LIFE_NEAR_HORIZON: Duration = Duration::from_secs(1);
 
+/// The same for the second and further iterators at one position, so that the pace of the bytes does not keep
+/// the reader there: an answer of 10 MiB is followed by a pause of 5 s.
+const LIFE_AFTER_REPLACEMENT: Duration = Duration::from_secs(10);
+
 /// A shard that is polled.
 pub(super) struct Polling {
     progress: Progress,
@@ -82,13 +86,11 @@ impl Polling {
     }
 
     /// Returns true if records behind the last one may have left retention since the iterator was created. A new
-    /// iterator at the last record shows it. The iterator is replaced once at each position, so that the pace of the bytes
-    /// does not keep the reader there.
+    /// iterator at the last record shows it.
     fn may_be_overtaken(&self, iterator: &Iterator) -> bool {
-        self.is_near_horizon
-            && self.progress.is_sound()
-            && iterator.given.elapsed() > LIFE_NEAR_HORIZON
-            && self.replaced_at.as_ref() != Some(&self.progress.position)
+        let is_replaced = self.replaced_at.as_ref() == Some(&self.progress.position);
+        let life = if is_replaced { LIFE_AFTER_REPLACEMENT } else { LIFE_NEAR_HORIZON };
+        self.is_near_horizon && self.progress.is_sound() && iterator.given.elapsed() > life
     }
 
     /// An iterator at the position.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use kinestream::OnTrimmed;
 use kinestream::testing::Outcome;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::retention::{HOUR, calls_while_behind, gaps, numbers};
 use crate::{consumer, next, number, orders};
@@ -92,6 +92,49 @@ async fn reader_overtaken_behind_an_answer_without_news_reports_the_loss() {
             let gaps = gaps(&mut events).len();
             assert!((skips..=2 * skips).contains(&gaps), "{case}: {gaps} gaps, {skips} skips");
         }
+    }
+}
+
+/// The first answer of each iterator has room for the last record only, and the next ones fail for so long that
+/// records leave retention.
+#[tokio::test(start_paused = true)]
+async fn reader_overtaken_while_calls_fail_reports_the_loss() {
+    for accepted in [false, true] {
+        let (kinesis, orders) = orders(1);
+        kinesis.set_trimmed_numbers_accepted(accepted);
+        kinesis.set_retention(24 * HOUR);
+        let oldest = kinesis.now() - 24 * HOUR + Duration::from_secs(60);
+        for number in 0..24 {
+            let data = format!("{}{number}", "0".repeat(6 << 20));
+            orders.shard(0).put_at(oldest + Duration::from_secs(50 * number), data);
+        }
+        let mut answered: Option<Instant> = None;
+        kinesis.on_call(move |call| match call.operation.as_str() {
+            "GetShardIterator" => {
+                answered = None;
+                Outcome::Served
+            }
+            "GetRecords" => {
+                let waited = call.at - *answered.get_or_insert(call.at);
+                let fails = (1..120).contains(&waited.as_secs());
+                let failed = Outcome::failed(500, "InternalFailureException", "");
+                if fails { failed } else { Outcome::Served }
+            }
+            _ => Outcome::Served,
+        });
+        let reader = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon).prefetch(0);
+        let reader = reader.build().unwrap();
+        let mut events = reader.events();
+        let mut records = reader.records();
+        let (mut expected, mut skips) = (0, 0);
+        while let Ok(record) = timeout(Duration::from_secs(300), records.next()).await {
+            let number = number(&record.unwrap().unwrap());
+            skips += usize::from(number != expected);
+            expected = number + 1;
+        }
+        let gaps = gaps(&mut events).len();
+        assert!(gaps > 1, "retention overtakes the reader");
+        assert!(gaps >= skips, "accepted: {accepted}: {gaps} gaps, {skips} skips");
     }
 }
 
