@@ -30,7 +30,7 @@ use super::retention::{Beginning, arrival};
 use super::room::while_read;
 use super::subscription::{Gauge, LONGEST_LIFE, Message, Next, Subscription};
 use super::{Asks, KnownShard, Source, batches};
-use crate::error::{Failure, Remedy};
+use crate::error::{ErrorKind, Failure, Remedy};
 use crate::observe::log_line;
 use crate::record::SequenceNumber;
 
@@ -121,7 +121,9 @@ impl FanOut {
         let position = self.progress.begin();
         match kinesis.subscribe(&consumer, shard, &position, gauge.clone()).await {
             Ok(subscription) => Ok(subscription),
-            Err(_) if gauge.short() > 0 => Err(Refused::NoRoom(gauge.short())),
+            Err(failure) if gauge.short() > 0 && failure.error.kind() != ErrorKind::Panicked => {
+                Err(Refused::NoRoom(gauge.short()))
+            }
             Err(failure) => {
                 self.forget_what_is_gone(&failure).await;
                 Err(Refused::Failed(failure))

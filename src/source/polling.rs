@@ -27,7 +27,7 @@ use super::progress::{Answer, Progress, Told, Unpacked, children};
 use super::retention::Beginning;
 use super::room::{LARGEST_ANSWER, Room};
 use super::{Asks, Position, Source, batches};
-use crate::error::{Failure, Remedy};
+use crate::error::{ErrorKind, Failure, Remedy};
 use crate::observe::log_line;
 
 /// An iterator lives for 5 minutes; one that waited this long for a slow caller is replaced
@@ -247,16 +247,18 @@ impl Asks for Polling {
         if !matches!(failure.remedy, Remedy::RestartIterator | Remedy::Trimmed | Remedy::Gone) {
             self.iterator = Some(token);
         }
-        if room.was_short() {
+        let was_short = room.was_short();
+        if was_short {
             let (shard, length) = (self.progress.shard_id(), room.length());
             log_line!(debug, %shard, length, "no room for an answer");
             // Asked again, it will be as long: then the room is there before, or it is made shorter.
             self.portion.turned_away(length);
-            self.progress.pace.read(length.min(LARGEST_ANSWER));
+        }
+        self.progress.pace.read(room.length().min(LARGEST_ANSWER));
+        if was_short && failure.error.kind() != ErrorKind::Panicked {
             self.progress.pace.answered(true);
             return Ok(());
         }
-        self.progress.pace.read(room.length().min(LARGEST_ANSWER));
         drop(room);
         self.progress.recover(failure).await
     }
