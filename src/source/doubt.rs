@@ -162,7 +162,11 @@ impl Progress {
             match self.kinesis.standing(self.observer.shard_id(), since.max(lately())).await {
                 Ok(standing) if standing.has_ended => return Ok(Some(standing.children)),
                 Ok(_) => {}
-                Err(failure) => self.recover(failure).await?,
+                Err(failure) => {
+                    // What the listing would have shown is unknown, and the answer comes again.
+                    self.recover(failure).await?;
+                    return Ok(None);
+                }
             }
         }
         let told = self.doubt(UNPROVEN_END, end.is_empty);
