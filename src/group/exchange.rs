@@ -30,12 +30,19 @@ fn lacks_added(table: &Table, changes: &[Change]) -> bool {
     })
 }
 
+/// Whether changes move leases: others say nothing of whether the table is even.
+fn is_balance(changes: &[Change]) -> bool {
+    let moves = |change: &Change| matches!(change, Change::Assign { .. } | Change::Offer { .. });
+    changes.iter().any(moves)
+}
+
 impl Worker {
     /// Renews, and goes on until there is nothing to be changed any more.
     pub(super) async fn exchange(&mut self) {
         let mut is_due = true;
         let (mut conflicts, mut vain) = (Backoff::new(CONFLICTS), 0);
         loop {
+            let decided_at = Instant::now();
             let decided = if self.pending.is_empty() { self.decide() } else { Changes::default() };
             let only_if_unchanged = !decided.list.is_empty();
             if !is_due && !only_if_unchanged && self.pending.is_empty() {
@@ -83,7 +90,9 @@ impl Worker {
             (self.failing_since, self.told) = (None, false);
             self.plan.writer.store_answered();
             if is_in_vain {
-                self.even = Some(self.evenness(Instant::now()));
+                if is_balance(&request.changes) {
+                    self.even = Some(self.evenness(decided_at));
+                }
                 vain += 1;
                 if vain >= MOST_VAIN_ROUNDS {
                     // The worker has more to do. The next renewal tries again.
