@@ -253,12 +253,22 @@ impl Lister {
         let idle = before.leases.iter().filter(|(_, lease)| is_idle(lease)).map(|(id, _)| id);
         let mut absent = Vec::new();
         for shard in idle.filter(|id| !ids.contains(id)) {
-            // A failed call proves nothing.
-            if is_past_retention(&self.kinesis, shard).await.unwrap_or(false) {
-                absent.push(shard.clone());
+            match is_past_retention(&self.kinesis, shard).await {
+                Ok(true) => absent.push(shard.clone()),
+                Ok(false) => {}
+                // A failed call proves nothing.
+                Err(failure) => self.note_panic(failure),
             }
         }
         self.memory.absences().note(absent, self.discovery_interval, Instant::now())
+    }
+
+    /// Emits an event for a call that panicked and whose failure is otherwise ignored.
+    pub(super) fn note_panic(&self, failure: Failure) {
+        if failure.error.kind() == ErrorKind::Panicked {
+            let error = failure.error.in_stream(self.kinesis.name());
+            self.observer.tell(Event::retried(None, &error, 1));
+        }
     }
 }
 

@@ -132,7 +132,9 @@ impl Takeover {
             let asked = some.iter().map(|(shard, number)| async move {
                 let position = Position::After((*number).clone(), None);
                 let refusal = lister.kinesis.shard_iterator(shard, &position).await.err()?;
-                refusal.error.to_string().contains(OF_OTHER_STREAM).then_some(*shard)
+                let is_other = refusal.error.to_string().contains(OF_OTHER_STREAM);
+                lister.note_panic(refusal);
+                is_other.then_some(*shard)
             });
             refuted.extend(join_all(asked).await.into_iter().flatten());
         }

@@ -197,7 +197,7 @@ impl Progress {
                 Err(failure) if failure.remedy == Remedy::Gone => {
                     return Err(Told::at_last(error));
                 }
-                Err(_) => {}
+                Err(failure) => self.note_panic(&failure.error),
             }
         }
         self.pace.failed();

@@ -56,7 +56,10 @@ impl Progress {
         match self.kinesis.retention(looked_up).await {
             Ok(period) if period.is_known => age >= period.length,
             Ok(_) => self.is_check_due(),
-            Err(_) => true,
+            Err(failure) => {
+                self.note_panic(&failure.error);
+                true
+            }
         }
     }
 

@@ -188,7 +188,7 @@ impl Progress {
     }
 
     /// Emits an event for each panic, whatever becomes of the error.
-    fn note_panic(&self, error: &Error) {
+    pub(super) fn note_panic(&self, error: &Error) {
         if error.kind() == ErrorKind::Panicked {
             let shard_id = Some(self.shard_id().clone());
             self.observer.tell(Event::retried(shard_id, error, self.state.failed));

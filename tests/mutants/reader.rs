@@ -393,8 +393,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "three listings suffice without asking for an iterator",
         file: "lineage/listing.rs",
-        right: "if is_past_retention(&self.kinesis, shard).await.unwrap_or(false) {",
-        wrong: "if is_past_retention(&self.kinesis, shard).await.is_ok() {",
+        right: "Ok(true) => absent.push(shard.clone()),",
+        wrong: "Ok(_) => absent.push(shard.clone()),",
         breaks: &["NothingIsLost", "FewErrors", "LossesAreReported"],
     },
     Mistake {
