@@ -384,7 +384,7 @@ impl Reader {
                 if place > expected
                     && before.is_none()
                     && facts.have_left(shard, expected..place) => {}
-            Some(expected) if place > expected && facts.shards[shard].lost.is_due() => {
+            Some(expected) if place > expected && facts.shards[shard].lost.is_due => {
                 facts.breaks(
                     Promise::LossesAreReported,
                     format_args!("shard {shard} loses records {expected} to {place} in silence"),

@@ -37,16 +37,9 @@ pub(crate) struct Lost {
     /// The stored positions behind which records were lost.
     after: BTreeSet<SequenceNumber>,
     /// A loss is not reported yet.
-    is_due: bool,
+    pub(crate) is_due: bool,
     /// The reader of now has reported a loss.
     pub(crate) is_reported: bool,
-}
-
-impl Lost {
-    /// A loss that no reader has reported yet.
-    pub(crate) fn is_due(&self) -> bool {
-        self.is_due
-    }
 }
 
 impl World {

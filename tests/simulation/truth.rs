@@ -300,9 +300,13 @@ impl Facts {
 
     /// A reader begins at these positions.
     pub(crate) fn begin_reader(&mut self, positions: &BTreeMap<ShardId, Checkpoint>) {
-        for shard in &mut self.shards {
+        for (index, shard) in self.shards.iter_mut().enumerate() {
             (shard.base, shard.ended) = (None, false);
             shard.lost.is_reported = false;
+            // Without a position, as after a start that named it and read nothing, there is nothing to compare.
+            if !positions.contains_key(&id_of(index)) {
+                shard.lost.is_due = false;
+            }
             for fact in &mut shard.records {
                 fact.finished_here = None;
             }

@@ -404,7 +404,7 @@ impl World {
         let unfinished = |shard: &Shard| {
             let known = &facts.shards[shard.index()];
             let is_ended = shard.is_open() || known.expired || stored(shard);
-            !known.is_finished() || known.lost.is_due() || !is_ended
+            !known.is_finished() || known.lost.is_due || !is_ended
         };
         self.orders.shards().iter().filter(|shard| unfinished(shard)).map(Shard::index).collect()
     }
