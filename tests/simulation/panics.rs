@@ -123,7 +123,12 @@ impl Panics {
     }
 
     pub(crate) fn is_armed(&self, part: Part) -> bool {
-        self.armed.left[part as usize].load(Ordering::Relaxed) > 0
+        self.left(part) > 0
+    }
+
+    /// How many panics of this part are still to come.
+    pub(crate) fn left(&self, part: Part) -> usize {
+        self.armed.left[part as usize].load(Ordering::Relaxed)
     }
 
     /// Panics if it is to.

@@ -14,6 +14,9 @@ use tokio::time::{Instant, sleep};
 use crate::panics::{Panics, Part};
 use crate::truth::{Promise, Truth};
 
+/// The most panics in a row that a writer that ends outlasts: it retries its last save for 10 s.
+const MOST_PANICS: usize = 5;
+
 /// How the store is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Health {
@@ -97,6 +100,9 @@ impl SimulatedStore {
 
     /// How long the store has been well for.
     pub(crate) fn well_for(&self) -> Duration {
+        if self.panics.left(Part::Store) + self.panics.left(Part::StoreAfter) > MOST_PANICS {
+            return Duration::ZERO;
+        }
         let shared = self.shared.lock().unwrap();
         match (shared.health, shared.unwell) {
             (Health::Well, Some(unwell)) => unwell.elapsed(),
