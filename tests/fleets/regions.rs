@@ -266,9 +266,10 @@ impl Regions {
         let stored = self.stored.table(&by_name()).await.expect("never fails").leases;
         let is_finished = |(shard, number): &(ShardId, SequenceNumber)| {
             stored.get(shard).is_some_and(|lease| match &lease.checkpoint {
-                Some(Checkpoint::AfterSequence { sequence_number, .. }) => {
-                    number <= sequence_number
-                }
+                Some(
+                    Checkpoint::AfterSequence { sequence_number: passed, .. }
+                    | Checkpoint::CaughtUp { after: Some(passed), .. },
+                ) => number <= passed,
                 checkpoint => *checkpoint == Some(Checkpoint::ShardEnd),
             })
         };
