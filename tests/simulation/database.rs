@@ -38,7 +38,7 @@ impl Database {
 #[derive(Debug)]
 pub(crate) struct Databases {
     rng: Rng,
-    is_kept: bool,
+    pub(crate) is_kept: bool,
     /// The last reader began with the database.
     was_used: bool,
     roots: Option<usize>,

@@ -63,10 +63,24 @@ impl World {
                 }
                 Checkpoint::CaughtUp { after: Some(number), .. } => {
                     self.truth.tell(format_args!("shard {} is trimmed to {number}", shard.index()));
-                    self.trim(&shard, behind(&shard, &number));
+                    // A caller that names the record before it is told that it has left.
+                    let kept = self.named(&shard).unwrap_or(usize::MAX);
+                    self.trim(&shard, behind(&shard, &number).min(kept));
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// The place of the record of a shard that the next caller may name.
+    fn named(&self, shard: &Shard) -> Option<usize> {
+        let named =
+            self.truth.lock().database().remove(&shard.id()).filter(|_| self.databases.is_kept);
+        match named? {
+            Checkpoint::AfterSequence { sequence_number, .. } => {
+                Some(behind(shard, &sequence_number).saturating_sub(1))
+            }
+            _ => None,
         }
     }
 

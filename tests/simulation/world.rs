@@ -77,7 +77,7 @@ pub(crate) struct World {
     /// What says when something panics.
     panic_rng: Rng,
     pub(crate) distortions: Distortions,
-    databases: Databases,
+    pub(crate) databases: Databases,
     pub(crate) losses: Losses,
 }
 
