@@ -20,6 +20,10 @@ use prost::Message;
 
 use super::hash_range::HashRange;
 
+/// The shortest entry of a table: no partition key is empty. The tables of a message with shorter entries would
+/// take far more memory than it.
+const SHORTEST_ENTRY: usize = 3;
+
 const MAGIC: [u8; 4] = [0xF3, 0x89, 0x9A, 0xC2];
 const DIGEST: usize = 16;
 
@@ -85,7 +89,7 @@ impl Aggregate {
                 *count += 1;
             }
         }
-        if counts.iter().sum::<usize>() * size_of::<u32>() > message.len() || counts[PARTS] == 0 {
+        if counts.iter().sum::<usize>() * SHORTEST_ENTRY > message.len() || counts[PARTS] == 0 {
             return None;
         }
         let mut tables = counts.map(Vec::with_capacity);

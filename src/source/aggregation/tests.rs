@@ -69,6 +69,13 @@ fn hash(packed: &Packed, part: &Stored) -> u128 {
     )
 }
 
+#[test]
+fn shortest_entries_are_unpacked() {
+    let message = packed(&["a", "a"], &["0"], &[(0, None, "")]);
+    let mut aggregate = Aggregate::of(&sealed(&message.encode_to_vec())).unwrap();
+    assert_eq!(rest(&mut aggregate), [(0, "a".to_owned(), Vec::new(), true)]);
+}
+
 proptest! {
     #[test]
     fn hands_out_what_was_packed(
