@@ -9,6 +9,7 @@ use kinestream::testing::{Kinesis, Shard, Stream};
 use kinestream::{Checkpoint, Consumer, Event, SequenceNumber};
 
 use super::Act;
+use super::vanished::CLOCK_SKEW;
 use crate::truth::{Truth, index_of};
 
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
@@ -41,7 +42,8 @@ pub(super) struct Gap {
     /// How many records of the shard are at or before the position at which records are lost; `None` where
     /// the position names no record.
     pub(super) passed: Option<usize>,
-    /// How many records had left retention when it was reported.
+    /// How many records had left retention when it was reported, or may have by the clocks of other hosts where
+    /// the position names no record: its time alone shows the loss.
     pub(super) left: usize,
     pub(super) position: Checkpoint,
 }
@@ -125,7 +127,8 @@ impl Horizon {
 
     /// How many records of a shard have left retention.
     pub(super) fn left(&self, shard: usize) -> usize {
-        self.lock().left(shard)
+        let state = self.lock();
+        state.left(shard, state.kinesis.now())
     }
 
     /// The losses that were reported since the last reader began.
@@ -148,8 +151,8 @@ impl Horizon {
 }
 
 impl State {
-    fn left(&self, shard: usize) -> usize {
-        let now = self.kinesis.now();
+    /// How many records of a shard have left retention at this time.
+    fn left(&self, shard: usize, now: SystemTime) -> usize {
         let aged = |arrival: &&SystemTime| **arrival + self.period < now;
         let arrivals = self.arrivals.get(&shard).into_iter().flatten();
         let trimmed = self.trimmed.get(&shard).copied().unwrap_or_default();
@@ -163,7 +166,8 @@ impl State {
 
     fn note(&mut self, shard: usize, after: Option<&SequenceNumber>, position: Checkpoint) {
         let passed = after.map(|after| self.passed(shard, after));
-        let left = self.left(shard);
+        let skew = if passed.is_none() { CLOCK_SKEW } else { Duration::ZERO };
+        let left = self.left(shard, self.kinesis.now() + skew);
         self.truth.tell(format_args!(
             "gap: shard {shard} after {passed:?} records, {left} have left; {position}"
         ));
