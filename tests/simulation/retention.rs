@@ -186,13 +186,19 @@ impl Facts {
         shard.lost.is_reported && shard.records[places].iter().all(Fact::is_passed)
     }
 
-    /// These records have left retention, each finished or reported as lost, and no position of the shard is
-    /// stored, as after a start that named positions and read nothing of it: the reader begins behind them.
+    /// These records have left retention, each finished or reported as lost, and the reader begins behind them:
+    /// no position of the shard is stored, as after a start that named positions and read nothing of it, or the
+    /// shard was stored as caught up when all of them had arrived.
     pub(crate) fn have_left(&self, shard: usize, places: std::ops::Range<usize>) -> bool {
         let shard = &self.shards[shard];
-        shard.base.is_none()
+        let records = &shard.records[places.clone()];
+        let begins_behind = match shard.caught_up {
+            Some(until) => records.iter().all(|record| record.arrival < until),
+            None => shard.base.is_none(),
+        };
+        begins_behind
             && !shard.lost.is_due
             && places.end <= shard.trimmed
-            && shard.records[places].iter().all(Fact::is_passed)
+            && records.iter().all(Fact::is_passed)
     }
 }

@@ -78,7 +78,7 @@ pub(crate) struct Fact {
     pub(crate) old: bool,
     /// It has left retention unread.
     pub(crate) lost: bool,
-    arrival: SystemTime,
+    pub(crate) arrival: SystemTime,
 }
 
 impl Fact {
@@ -95,6 +95,8 @@ pub(crate) struct Shard {
     pub(crate) start: Option<usize>,
     /// How many records were stored as passed when this reader began.
     pub(crate) base: Option<usize>,
+    /// The time up to which it was stored as caught up when this reader began.
+    pub(crate) caught_up: Option<SystemTime>,
     /// How many of its records have left retention.
     pub(crate) trimmed: usize,
     /// It has left retention.
@@ -301,7 +303,7 @@ impl Facts {
     /// A reader begins at these positions.
     pub(crate) fn begin_reader(&mut self, positions: &BTreeMap<ShardId, Checkpoint>) {
         for (index, shard) in self.shards.iter_mut().enumerate() {
-            (shard.base, shard.ended) = (None, false);
+            (shard.base, shard.caught_up, shard.ended) = (None, None, false);
             shard.lost.is_reported = false;
             // Without a position, as after a start that named it and read nothing, there is nothing to compare.
             if !positions.contains_key(&id_of(index)) {
@@ -315,6 +317,9 @@ impl Facts {
             let shard = index_of(id);
             self.shards[shard].base = self.passed(shard, checkpoint);
             self.shards[shard].ended = *checkpoint == Checkpoint::ShardEnd;
+            if let Checkpoint::CaughtUp { until, .. } = checkpoint {
+                self.shards[shard].caught_up = Some(*until);
+            }
         }
     }
 
