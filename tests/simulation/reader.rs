@@ -378,6 +378,8 @@ impl Reader {
             facts.begin_again((shard, place));
         }
         let known = before.or(facts.shards[shard].base).or(facts.shards[shard].start);
+        // Also behind a position that a reader stored which found nothing: the caller keeps what it finishes.
+        facts.shards[shard].start.get_or_insert(place);
         match known {
             Some(expected) if place > expected && facts.are_reported(shard, expected..place) => {}
             Some(expected)
@@ -423,7 +425,6 @@ impl Reader {
 
     /// The very first record of a shard.
     fn judge_first(facts: &mut Facts, shard: usize, place: usize) {
-        facts.shards[shard].start = Some(place);
         if let Some(skipped) =
             facts.shards[shard].records[..place].iter().position(|fact| fact.required)
         {
