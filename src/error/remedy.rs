@@ -114,6 +114,12 @@ impl Failure {
         if *panics > TOLERATED { Remedy::Report } else { self.remedy }
     }
 
+    /// Whether a retry does not cure it.
+    pub(crate) fn lasts(&self) -> bool {
+        use Remedy::{Gone, Report, Reported, RestartListing, RetryThenReport};
+        matches!(self.remedy, Report | Reported | RetryThenReport | RestartListing | Gone)
+    }
+
     /// An answer without what was asked for.
     pub(crate) fn without(action: &str, what: &str) -> Self {
         Self {

@@ -9,7 +9,7 @@ use super::absence::Absence;
 use super::progress::{Progress, Told};
 use super::{KnownShard, OnTrimmed};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, ErrorKind, Remedy};
+use crate::error::{Error, ErrorKind, Failure, Remedy};
 use crate::observe::Event;
 
 /// How long such answers last before they count as an error that a retry does not cure.
@@ -56,6 +56,8 @@ pub(super) struct Doubt {
     is_reported: bool,
     /// The last answer had neither a next position nor a proof of the end.
     open_end: bool,
+    /// Since when the listing that could prove the end has failed for a reason that lasts.
+    unlisted: Option<Instant>,
 }
 
 /// An answer that names no next position.
@@ -110,6 +112,7 @@ impl Progress {
             certain: 0,
             is_reported: false,
             open_end: false,
+            unlisted: None,
         });
         doubt.answers = doubt.answers.saturating_add(1);
         doubt.certain = 0;
@@ -161,9 +164,10 @@ impl Progress {
             // A listing that does not show the end may be stale, so that it is made again.
             match self.kinesis.standing(self.observer.shard_id(), since.max(lately())).await {
                 Ok(standing) if standing.has_ended => return Ok(Some(standing.children)),
-                Ok(_) => {}
+                Ok(_) => self.note_listing(None)?,
                 Err(failure) => {
                     // What the listing would have shown is unknown, and the answer comes again.
+                    self.note_listing(Some(&failure))?;
                     self.recover(failure).await?;
                     return Ok(None);
                 }
@@ -174,6 +178,25 @@ impl Progress {
             doubt.open_end = true;
         }
         told.map(|()| None)
+    }
+
+    /// Notes a listing that could prove the end. Ends the source where listings have failed for
+    /// [`REPORTED_AFTER`]: the answers between them, which succeed, reset the other limits.
+    fn note_listing(&mut self, failure: Option<&Failure>) -> Result<(), Told> {
+        let lasting = failure.filter(|failure| failure.lasts());
+        let Some(doubt) = &mut self.state.doubt else { return Ok(()) };
+        let Some(failure) = lasting else {
+            if failure.is_none() {
+                doubt.unlisted = None;
+            }
+            return Ok(());
+        };
+        let since = *doubt.unlisted.get_or_insert_with(Instant::now);
+        if since.elapsed() < REPORTED_AFTER {
+            return Ok(());
+        }
+        let cause = failure.error.to_string();
+        Err(Told::at_last(self.error(failure.error.kind(), &cause)))
     }
 
     /// Handles a call that did not find the shard, or what is named with it: it is retried until listings

@@ -198,7 +198,7 @@ impl FanOut {
                     // The event may have waited for as long as its subscription has lived.
                     let until = self.progress.time_behind(lag);
                     let until = until.checked_sub(LONGEST_LIFE).unwrap_or(until);
-                    answer.passed = self.progress.advance(next, until);
+                    answer.passed = self.progress.advance(next, until, lag <= 0);
                 }
                 self.progress.answered(answer);
                 Ok(())

@@ -248,15 +248,24 @@ impl Progress {
 
     /// Moves the position to where the next event begins, which may lie behind the last record; the new
     /// position where it is further than the one before. No other record had arrived by `until`.
-    pub(super) fn advance(&mut self, next: SequenceNumber, until: SystemTime) -> Option<Quiet> {
-        if !self.is_further(&next) {
-            return None;
+    ///
+    /// At the tip of the shard a reader has caught up, also where the number is that of the last record.
+    pub(super) fn advance(
+        &mut self,
+        mut next: SequenceNumber,
+        until: SystemTime,
+        is_tip: bool,
+    ) -> Option<Quiet> {
+        match &self.position {
+            Position::After(last, None) if is_tip => next = next.max(last.clone()),
+            _ if self.is_further(&next) => {}
+            _ => return None,
         }
         self.move_to(Position::CaughtUp { after: Some(next.clone()), until });
         Some(Quiet { after: Some(next), until, each: PASSED_EACH })
     }
 
-    /// Whether [`advance`](Self::advance) moves the position there.
+    /// Whether the number is behind the position.
     pub(super) fn is_further(&self, next: &SequenceNumber) -> bool {
         match &self.position {
             Position::CaughtUp { after: Some(number), .. } => next >= number,

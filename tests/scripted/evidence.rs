@@ -120,6 +120,42 @@ async fn shard_with_lasting_unproven_end_is_released_reported_once_and_retried()
     }
 }
 
+/// Only a listing could prove the end, and it stays denied or incomplete.
+#[tokio::test(start_paused = true)]
+async fn closed_shard_is_released_and_reported_while_its_listing_fails() {
+    let denied = Outcome::failed(400, "AccessDeniedException", "no");
+    let incomplete = Outcome::Garbled { status: 200, body: "{}".to_owned() };
+    for source in 0..2 {
+        for failing in [&denied, &incomplete] {
+            let (kinesis, orders) = orders(1);
+            kinesis.set_child_shards(false);
+            let consumer = sources(&kinesis)[source].clone().build().unwrap();
+            let mut records = consumer.records();
+            let quiet = timeout(10 * SECOND, records.next()).await;
+            assert!(quiet.is_err(), "{quiet:?}");
+            let failing = failing.clone();
+            kinesis.on_call(move |call| match &*call.operation {
+                "ListShards" => failing.clone(),
+                _ => Outcome::Served,
+            });
+            orders.shard(0).split()[0].put("0");
+            let (id, mut is_released) = (orders.shard(0).id(), false);
+            for _ in 0..180 {
+                if let Ok(told) = timeout(SECOND, records.next()).await {
+                    let error = told.unwrap().unwrap_err();
+                    assert!(error.to_string().contains("ListShards"), "{error}");
+                }
+                let status = consumer.status().await.unwrap().shards.remove(&id).unwrap();
+                is_released |= status.owner.is_none() && status.failure.is_some();
+            }
+            assert!(is_released, "source {source}");
+            kinesis.on_call(|_| Outcome::Served);
+            let record = timeout(600 * SECOND, records.next()).await.unwrap().unwrap().unwrap();
+            assert_eq!(number(&record), 0);
+        }
+    }
+}
+
 /// The records come, so that the lease is kept.
 #[tokio::test(start_paused = true)]
 async fn shard_whose_answers_bring_records_without_next_position_is_read_on() {

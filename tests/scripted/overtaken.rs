@@ -8,7 +8,7 @@ use kinestream::testing::Outcome;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::retention::{HOUR, calls_while_behind, gaps, numbers};
-use crate::{consumer, next, number, orders};
+use crate::{calls, consumer, next, number, orders};
 
 /// The last read record and the oldest kept one arrived 55 s apart. The retention period is lowered just after
 /// a reader has looked it up.
@@ -166,6 +166,30 @@ async fn pushed_reader_overtaken_before_an_empty_event_reports_the_loss() {
         numbers(&mut records, 20..21).await;
         let last = orders.shard(0).sequence_numbers()[last].clone();
         assert_eq!(gaps(&mut events), [Some(last)], "accepted: {accepted}");
+    }
+}
+
+/// The last record of a quiet shard is old, and leaves retention after the reader has caught up.
+#[tokio::test(start_paused = true)]
+async fn pushed_reader_of_a_quiet_shard_with_an_old_record_catches_up() {
+    for accepted in [false, true] {
+        let (kinesis, orders) = orders(1);
+        kinesis.set_trimmed_numbers_accepted(accepted);
+        kinesis.set_retention(48 * HOUR);
+        orders.shard(0).put_at(kinesis.now() - 47 * HOUR, "0");
+        let reader = consumer(&kinesis).fan_out("billing").build().unwrap();
+        let mut events = reader.events();
+        let mut records = reader.records();
+        numbers(&mut records, 0..1).await;
+        let quiet = timeout(Duration::from_secs(600), records.next()).await;
+        assert!(quiet.is_err(), "{quiet:?}");
+        let subscriptions = calls(&kinesis, "SubscribeToShard").len();
+        assert!(subscriptions <= 4, "{subscriptions} subscriptions in ten minutes");
+        let quiet = timeout(2 * HOUR, records.next()).await;
+        assert!(quiet.is_err(), "{quiet:?}");
+        orders.shard(0).put("1");
+        numbers(&mut records, 1..2).await;
+        assert_eq!(gaps(&mut events), [], "accepted: {accepted}");
     }
 }
 
