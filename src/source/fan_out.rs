@@ -160,6 +160,10 @@ impl FanOut {
             (None, Some(lag), Some(next)) if self.progress.is_further(next) => {
                 Some(Some(self.progress.time_behind(lag)))
             }
+            // The shard ends behind the last record.
+            (None, lag, _) if children.is_some() => {
+                Some(Some(self.progress.time_behind(lag.unwrap_or(0))))
+            }
             // The position does not move.
             _ => None,
         };

@@ -142,7 +142,7 @@ async fn reader_overtaken_while_calls_fail_reports_the_loss() {
 /// event without records.
 #[tokio::test(start_paused = true)]
 async fn pushed_reader_overtaken_before_an_empty_event_reports_the_loss() {
-    for accepted in [false, true] {
+    for (accepted, is_closed) in [(false, false), (true, false), (false, true), (true, true)] {
         let (kinesis, orders) = orders(1);
         kinesis.set_trimmed_numbers_accepted(accepted);
         kinesis.set_event_records(1);
@@ -156,16 +156,18 @@ async fn pushed_reader_overtaken_before_an_empty_event_reports_the_loss() {
         let mut events = reader.events();
         let mut records = reader.records();
         numbers(&mut records, 0..10).await;
+        let child = is_closed.then(|| orders.shard(0).split()[0].clone());
         kinesis.set_retention(28 * HOUR);
         let mut last = 9;
         while let Ok(record) = timeout(Duration::from_secs(60), records.next()).await {
             last = number(&record.unwrap().unwrap());
         }
         assert!(last < 19, "retention overtakes the reader");
-        orders.shard(0).put("20");
+        child.unwrap_or_else(|| orders.shard(0)).put("20");
         numbers(&mut records, 20..21).await;
         let last = orders.shard(0).sequence_numbers()[last].clone();
-        assert_eq!(gaps(&mut events), [Some(last)], "accepted: {accepted}");
+        let case = format!("accepted: {accepted}, closed: {is_closed}");
+        assert_eq!(gaps(&mut events), [Some(last)], "{case}");
     }
 }
 
