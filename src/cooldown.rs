@@ -1,4 +1,4 @@
-//! One call that the readers of all shards need, made by one of them at a time.
+//! Shares one call, and its failures, among the readers of all shards.
 
 use tokio::time::Instant;
 
@@ -8,20 +8,21 @@ use crate::error::{Error, ErrorKind, Failure, Remedy};
 /// Keeps tasks that share one call from retrying it one after the other: after a failure, all of them
 /// are refused until the back-off is over.
 ///
-/// A refusal repeats a failure that a retry does not cure. Most of many readers never make the call
-/// themselves, and must give up their shards as well.
+/// A refusal repeats a failure that a retry may never cure. Most readers never make the call, and the
+/// repeated failure has them release their leases as well.
 #[derive(Debug)]
 pub(crate) struct Cooldown {
     backoff: Backoff,
     until: Option<Instant>,
+    /// The last failure, if a retry may never cure it.
     last: Option<Last>,
     /// The kind of error that the caller has received.
-    told: Option<ErrorKind>,
-    /// How many calls in a row have panicked.
+    reported: Option<ErrorKind>,
+    /// The number of consecutive calls that panicked.
     panics: u32,
 }
 
-/// The last failure.
+/// What a refusal repeats.
 #[derive(Debug)]
 struct Last {
     remedy: Remedy,
@@ -32,7 +33,7 @@ struct Last {
 impl Default for Cooldown {
     fn default() -> Self {
         let backoff = Backoff::new(SHARED_CALLS);
-        Self { backoff, until: None, last: None, told: None, panics: 0 }
+        Self { backoff, until: None, last: None, reported: None, panics: 0 }
     }
 }
 
@@ -42,12 +43,12 @@ impl Cooldown {
     ///
     /// # Errors
     ///
-    /// The back-off is not over. The failure is the last one where a retry does not cure it; otherwise
-    /// it says that `what` happened, and time limits that the last one has started keep running.
+    /// Fails during the back-off. Repeats the last failure if a retry may never cure it. Otherwise the
+    /// message is `what`, and time limits of the reader keep running.
     pub(crate) fn begin(&mut self, what: &str) -> Result<(), Failure> {
         let now = Instant::now();
         if self.until.is_some_and(|until| now < until) {
-            let repeated = self.last.as_ref().and_then(Last::repeated);
+            let repeated = self.last.as_ref().map(Last::repeated);
             return Err(repeated.unwrap_or_else(|| Failure {
                 remedy: Remedy::CoolDown,
                 error: Error::new(ErrorKind::Unavailable, format!("{what} a moment ago")),
@@ -58,17 +59,18 @@ impl Cooldown {
         Ok(())
     }
 
-    /// Counts a failed attempt; the back-off begins now. Returns the failure as the reader that made
-    /// the call is to treat it: the caller receives each kind of error by one shard.
+    /// Counts a failed attempt; the back-off begins now. Returns the failure for the reader that made
+    /// the call. Of several failures in a row that are reported at once, the caller receives one.
     pub(crate) fn failed(&mut self, mut failure: Failure) -> Failure {
         self.back_off();
         failure.remedy = failure.remedy_after(&mut self.panics);
         let kind = failure.error.kind();
-        if failure.remedy == Remedy::Report && self.told.replace(kind) == Some(kind) {
+        if failure.remedy == Remedy::Report && self.reported.replace(kind) == Some(kind) {
             failure.remedy = Remedy::Reported;
         }
-        let message = failure.error.to_string();
-        self.last = Some(Last { remedy: failure.remedy, kind, message });
+        let remedy = failure.remedy;
+        self.last =
+            remedy.lasts().then(|| Last { remedy, kind, message: failure.error.to_string() });
         failure
     }
 
@@ -83,15 +85,11 @@ impl Cooldown {
 }
 
 impl Last {
-    /// The failure of a reader that is refused, if a retry does not cure this one.
-    fn repeated(&self) -> Option<Failure> {
-        let remedy = match self.remedy {
-            Remedy::Report | Remedy::Reported => Remedy::Reported,
-            remedy @ (Remedy::RetryThenReport | Remedy::RestartListing | Remedy::Gone) => remedy,
-            _ => return None,
-        };
+    /// The failure of a reader that is refused.
+    fn repeated(&self) -> Failure {
+        let remedy = if self.remedy == Remedy::Report { Remedy::Reported } else { self.remedy };
         let error = Error::new(self.kind, self.message.clone());
-        Some(Failure { remedy, error, answered: None })
+        Failure { remedy, error, answered: None }
     }
 }
 
@@ -154,7 +152,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn panics_that_repeat_are_reported_whoever_makes_the_calls() {
+    async fn repeated_panics_of_any_reader_are_reported() {
         let mut cooldown = Cooldown::default();
         let panicked = || Failure::panicked("ListShards", Panic::new(Box::new("lost")));
         for _ in 0..TOLERATED {

@@ -95,7 +95,7 @@ impl Pace {
         self.asked = now;
     }
 
-    /// An answer came, whose bytes are [`read`](Self::read); `behind` says that there is more to read.
+    /// Notes an answer; `behind` states that there is more to read. [`read`](Self::read) counts its bytes.
     pub(crate) fn answered(&mut self, behind: bool) {
         self.failures.succeeded();
         self.rate = (self.rate + FASTER * self.since.as_secs_f64()).min(MOST_CALLS);
@@ -107,7 +107,7 @@ impl Pace {
         self.pause(wanted.max(self.throttle()));
     }
 
-    /// So many bytes were read, or sent and cut short: Kinesis counts the whole answer.
+    /// Counts the bytes of an answer. Kinesis counts all of them, also where the answer was cut short.
     pub(crate) fn read(&mut self, bytes: usize) {
         if UNPACED {
             return;

@@ -23,7 +23,7 @@ pub(crate) enum Remedy {
     CoolDown,
     /// A new iterator after the last record fetched.
     RestartIterator,
-    /// The listing again from its first page, and a report to the caller where that does not help for long.
+    /// The listing again from its first page. The caller gets the error if that fails for long.
     RestartListing,
     /// The sequence number is not one of this shard's any more: the policy decides.
     Trimmed,
@@ -35,6 +35,14 @@ pub(crate) enum Remedy {
     Report,
     /// The same, where the caller has received the error by another shard.
     Reported,
+}
+
+impl Remedy {
+    /// Returns true if a retry may never succeed.
+    pub(crate) fn lasts(self) -> bool {
+        use Remedy::{Gone, Report, Reported, RestartListing, RetryThenReport};
+        matches!(self, Report | Reported | RetryThenReport | RestartListing | Gone)
+    }
 }
 
 /// A failed call: what to do about it, and what to tell the caller where that is not enough.
@@ -101,7 +109,7 @@ impl Failure {
     }
 
     /// What to do after so many panics in a row, which this failure continues or ends: one that
-    /// repeats is reported. A failure that another reader has met counts for neither.
+    /// repeats is reported. The failure of another reader's call does not change the count.
     pub(crate) fn remedy_after(&self, panics: &mut u32) -> Remedy {
         if matches!(self.remedy, Remedy::CoolDown | Remedy::Reported) {
             return self.remedy;
@@ -112,12 +120,6 @@ impl Failure {
         }
         *panics = panics.saturating_add(1);
         if *panics > TOLERATED { Remedy::Report } else { self.remedy }
-    }
-
-    /// Whether a retry does not cure it.
-    pub(crate) fn lasts(&self) -> bool {
-        use Remedy::{Gone, Report, Reported, RestartListing, RetryThenReport};
-        matches!(self.remedy, Report | Reported | RetryThenReport | RestartListing | Gone)
     }
 
     /// An answer without what was asked for.

@@ -263,7 +263,7 @@ impl Lister {
         self.memory.absences().note(absent, self.discovery_interval, Instant::now())
     }
 
-    /// Emits an event for a call that panicked and whose failure is otherwise ignored.
+    /// Emits an event if the call panicked. Other failures are ignored.
     pub(super) fn note_panic(&self, failure: Failure) {
         if failure.error.kind() == ErrorKind::Panicked {
             let error = failure.error.in_stream(self.kinesis.name());

@@ -164,13 +164,13 @@ impl Progress {
             // A listing that does not show the end may be stale, so that it is made again.
             match self.kinesis.standing(self.observer.shard_id(), since.max(lately())).await {
                 Ok(standing) if standing.has_ended => return Ok(Some(standing.children)),
-                Ok(_) => self.note_listing(None)?,
-                Err(failure) => {
-                    // What the listing would have shown is unknown, and the answer comes again.
-                    self.note_listing(Some(&failure))?;
-                    self.recover(failure).await?;
-                    return Ok(None);
+                Ok(_) => {
+                    if let Some(doubt) = &mut self.state.doubt {
+                        doubt.unlisted = None;
+                    }
                 }
+                // The source asks again, and the same answer repeats.
+                Err(failure) => return self.recover_listing(failure).await.map(|()| None),
             }
         }
         let told = self.doubt(UNPROVEN_END, end.is_empty);
@@ -180,23 +180,16 @@ impl Progress {
         told.map(|()| None)
     }
 
-    /// Notes a listing that could prove the end. Ends the source where listings have failed for
-    /// [`REPORTED_AFTER`]: the answers between them, which succeed, reset the other limits.
-    fn note_listing(&mut self, failure: Option<&Failure>) -> Result<(), Told> {
-        let lasting = failure.filter(|failure| failure.lasts());
-        let Some(doubt) = &mut self.state.doubt else { return Ok(()) };
-        let Some(failure) = lasting else {
-            if failure.is_none() {
-                doubt.unlisted = None;
-            }
-            return Ok(());
-        };
-        let since = *doubt.unlisted.get_or_insert_with(Instant::now);
-        if since.elapsed() < REPORTED_AFTER {
-            return Ok(());
+    /// Handles a failed listing that could have proven the end. Ends the source where such failures last for
+    /// [`REPORTED_AFTER`]: the successful answers between them reset the other limits.
+    async fn recover_listing(&mut self, failure: Failure) -> Result<(), Told> {
+        if failure.remedy.lasts()
+            && let Some(doubt) = &mut self.state.doubt
+            && doubt.unlisted.get_or_insert_with(Instant::now).elapsed() >= REPORTED_AFTER
+        {
+            return Err(Told::at_last(self.here(failure.error)));
         }
-        let cause = failure.error.to_string();
-        Err(Told::at_last(self.error(failure.error.kind(), &cause)))
+        self.recover(failure).await
     }
 
     /// Handles a call that did not find the shard, or what is named with it: it is retried until listings
@@ -252,6 +245,6 @@ impl Progress {
     }
 
     pub(super) fn error(&self, kind: ErrorKind, message: &str) -> Error {
-        Error::new(kind, message).in_stream(self.kinesis.name()).in_shard(self.shard_id().as_str())
+        self.here(Error::new(kind, message))
     }
 }

@@ -155,17 +155,15 @@ impl FanOut {
         let lag = named.lag.then_some(event.millis_behind_latest);
         let first = event.records.first();
         let is_tip = lag.is_some_and(|lag| lag <= 0) || next.is_none() && children.is_some();
-        let reached = match (first, lag, &next) {
-            (Some(first), ..) => Some(arrival(first)),
-            (None, Some(lag), Some(next)) if self.progress.is_further(next) => {
-                Some(Some(self.progress.time_behind(lag)))
+        let moves = || lag.and(next.as_ref()).is_some_and(|next| self.progress.is_further(next));
+        let reached = match first {
+            // A record without a time may be the newest one.
+            Some(first) => Some(arrival(first).unwrap_or_else(|| self.progress.time_behind(0))),
+            None if children.is_some() || moves() => {
+                Some(self.progress.time_behind(lag.unwrap_or(0)))
             }
-            // The shard ends behind the last record.
-            (None, lag, _) if children.is_some() => {
-                Some(Some(self.progress.time_behind(lag.unwrap_or(0))))
-            }
-            // The position does not move.
-            _ => None,
+            // The position stays.
+            None => None,
         };
         if let Some(reached) = reached
             && !self.placed

@@ -59,10 +59,8 @@ impl HashRanges {
         let mut known: MutexGuard<'_, Known> = self.0.lock().await;
         if !known.ranges.contains_key(shard) {
             known.cooldown.begin("ListShards failed")?;
-            match list().await {
-                Ok(listed) => known.learn(&listed),
-                Err(failure) => return Err(known.cooldown.failed(failure)),
-            }
+            let listed = list().await.map_err(|failure| known.cooldown.failed(failure))?;
+            known.learn(&listed);
             known.cooldown.succeeded();
         }
         match known.ranges.get(shard).copied() {

@@ -31,13 +31,13 @@ impl Progress {
         lag + NEAR_HORIZON >= SHORTEST_RETENTION
     }
 
-    /// Whether records may have left retention between the last record and what was pushed behind it: a record
-    /// that arrived at `reached`, or an event without records that says that the shard is read up to then.
+    /// Returns true if records may have left retention between the last record and the next event, which
+    /// holds a record that arrived at `reached`, or no record and a `MillisBehindLatest` of that time.
     ///
     /// A new subscription at the last record shows whether they have, but costs five seconds. Where the
     /// retention period is known, a reader does not pay them before it is near the end of the period or the
     /// arrival times leap. With an unknown period, a reader pays them once a minute.
-    pub(super) async fn may_be_overtaken(&mut self, reached: Option<SystemTime>) -> bool {
+    pub(super) async fn may_be_overtaken(&mut self, reached: SystemTime) -> bool {
         let Some(since) = self.position.quiet_until().max(self.state.retention.last_arrival) else {
             return false;
         };
@@ -47,7 +47,7 @@ impl Progress {
         if age < SHORTEST_RETENTION {
             return false;
         }
-        if reached.is_none_or(|reached| reached > since + MAX_APART) {
+        if reached > since + MAX_APART {
             self.state.retention.may_be_lowered = true;
             return true;
         }

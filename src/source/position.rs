@@ -35,8 +35,8 @@ pub enum OnTrimmed {
     /// delivers the records that arrived while the program was down. After a crash between the decision and
     /// the write, the next worker decides again, at a later time.
     ///
-    /// The arrival times of records come from hosts whose clocks may differ: a restart also delivers records
-    /// that arrived up to 5 min before the decision.
+    /// The arrival times of records come from several hosts, and their clocks may differ: a restart also
+    /// delivers records that arrived up to 5 min before the decision.
     ///
     /// A restart before the next record is read repeats the event if left-out records are still kept.
     Latest,

@@ -125,7 +125,7 @@ impl Progress {
     /// What a failed call leads to: another one, or something that the caller is told.
     pub(super) async fn recover(&mut self, failure: Failure) -> Result<(), Told> {
         let remedy = failure.remedy_after(&mut self.state.panics);
-        let error = failure.error.in_stream(self.kinesis.name()).in_shard(self.shard_id().as_str());
+        let error = self.here(failure.error);
         if !matches!(
             remedy,
             Remedy::RetryThenReport | Remedy::RestartListing | Remedy::SlowDown | Remedy::CoolDown
@@ -193,6 +193,11 @@ impl Progress {
             let shard_id = Some(self.shard_id().clone());
             self.observer.tell(Event::retried(shard_id, error, self.state.failed));
         }
+    }
+
+    /// Names the stream and the shard in an error.
+    pub(super) fn here(&self, error: Error) -> Error {
+        error.in_stream(self.kinesis.name()).in_shard(self.shard_id().as_str())
     }
 
     /// The shard is read from now on.
@@ -265,7 +270,7 @@ impl Progress {
         Some(Quiet { after: Some(next), until, each: PASSED_EACH })
     }
 
-    /// Whether the number is behind the position.
+    /// Returns true if the number is behind the position.
     pub(super) fn is_further(&self, next: &SequenceNumber) -> bool {
         match &self.position {
             Position::CaughtUp { after: Some(number), .. } => next >= number,

@@ -162,7 +162,7 @@ impl Progress {
         now.checked_sub(at.elapsed()).unwrap_or(now)
     }
 
-    /// The time by the server's clock that lies this many milliseconds back.
+    /// Returns the time by the server's clock, less a `MillisBehindLatest`.
     pub(super) fn time_behind(&self, lag: i64) -> SystemTime {
         let now = self.server_time_at(Instant::now());
         now.checked_sub(Duration::from_millis(lag.try_into().unwrap_or(0))).unwrap_or(now)

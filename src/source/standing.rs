@@ -60,10 +60,8 @@ impl Standings {
             }
             state.cooldown.begin("ListShards failed")?;
             let begun = Instant::now();
-            match list().await {
-                Ok(shards) => state.listing = Some(Listing { begun, shards }),
-                Err(failure) => return Err(state.cooldown.failed(failure)),
-            }
+            let shards = list().await.map_err(|failure| state.cooldown.failed(failure))?;
+            state.listing = Some(Listing { begun, shards });
             state.cooldown.succeeded();
         }
         let listing = state.listing.as_ref();

@@ -48,12 +48,12 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "only the readers that make a shared call see that it fails for good",
         file: "cooldown.rs",
-        right: "self.last.as_ref().and_then(Last::repeated);",
-        wrong: "self.last.as_ref().and_then(Last::repeated).filter(|_| false);",
+        right: "self.last.as_ref().map(Last::repeated);",
+        wrong: "self.last.as_ref().map(Last::repeated).filter(|_| false);",
         breaks: &["UnreadAreReleased", "FewErrors", "NothingIsLost"],
     },
     Mistake {
-        what: "a listing that stays unusable is retried for ever by the shards that need it",
+        what: "shards that need a listing never give up while it is unusable",
         file: "source/progress.rs",
         right: "Remedy::RetryThenReport | Remedy::RestartListing => {",
         wrong: "Remedy::RestartListing if true => self.pace.failed(),\n            Remedy::RetryThenReport | Remedy::RestartListing => {",

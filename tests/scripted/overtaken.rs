@@ -95,8 +95,8 @@ async fn reader_overtaken_behind_an_answer_without_news_reports_the_loss() {
     }
 }
 
-/// The first answer of each iterator has room for the last record only, and the next ones fail for so long that
-/// records leave retention.
+/// The first answer of each iterator has room for the last record only, the next ones fail, and records leave
+/// retention meanwhile.
 #[tokio::test(start_paused = true)]
 async fn reader_overtaken_while_calls_fail_reports_the_loss() {
     for accepted in [false, true] {
@@ -138,8 +138,8 @@ async fn reader_overtaken_while_calls_fail_reports_the_loss() {
     }
 }
 
-/// The retention period is lowered, and the shard keeps no record any more: the subscription goes on with an
-/// event without records.
+/// The retention period is lowered, and the shard keeps no record: the next event of the subscription has no
+/// records.
 #[tokio::test(start_paused = true)]
 async fn pushed_reader_overtaken_before_an_empty_event_reports_the_loss() {
     for (accepted, is_closed) in [(false, false), (true, false), (false, true), (true, true)] {

@@ -27,8 +27,8 @@ use std::ops::Range;
 use std::time::{Duration, UNIX_EPOCH};
 
 use fastrand::Rng;
-use kinestream::MemoryStore;
 use kinestream::testing::{Kinesis, Shard, Stream};
+use kinestream::{MemoryStore, OnTrimmed};
 use tokio::time::Instant;
 
 use crate::plan::Plan;
@@ -44,6 +44,8 @@ const WRONGS: u64 = 0x77_726f_6e67_7321;
 /// The time in which everything is read when nothing fails any more: a pause between attempts, what is
 /// left of one, and a registration.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+const POLICIES: [OnTrimmed; 3] = [OnTrimmed::Fail, OnTrimmed::TrimHorizon, OnTrimmed::Latest];
 
 /// A record that was put.
 #[derive(Debug, Clone, Copy)]
@@ -74,11 +76,11 @@ const NAMED_STARTS: u64 = 0x006e_616d_6564;
 /// The same for the acts of retention.
 const LATER_ACTS: u64 = 0x6c61_7465_7221;
 
-/// The same for the act of shared calls.
-const SHARED_CALLS: u64 = 0x0073_6861_7265;
-
 /// The number of these acts.
 const LATER: u8 = 5;
+
+/// The same for the act of shared calls.
+const SHARED_CALLS: u64 = 0x0073_6861_7265;
 
 /// Plays acts in some worlds.
 pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
@@ -129,6 +131,11 @@ impl Act {
         let (puts, recreated_at) = (Vec::new(), Instant::now());
         let wrongs = Rng::with_seed(seed ^ WRONGS);
         Self { rng, wrongs, plan, truth, kinesis, orders, store, puts, recreated_at }
+    }
+
+    /// The time by which everything is read when nothing fails any more, new shards included.
+    fn deadline(&self) -> Instant {
+        Instant::now() + PATIENCE + 4 * self.plan.discovery_interval
     }
 
     fn time(&mut self, range: Range<u64>) -> Duration {

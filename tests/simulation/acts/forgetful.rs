@@ -11,7 +11,7 @@ use kinestream::{CheckpointStore, MemoryStore, OnTrimmed, ShardId, StartingPosit
 use tokio::time::Instant;
 
 use super::reader::ActReader;
-use super::{Act, PATIENCE};
+use super::{Act, POLICIES};
 use crate::seeds::pick;
 use crate::truth::Promise;
 
@@ -21,13 +21,13 @@ const RESTORED_WITHIN: Duration = Duration::from_secs(8);
 
 const MOST_SHARDS: usize = 10;
 
-/// What the store has left.
+/// The part of the store that is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Left {
     Nothing,
     Positions,
     Leases,
-    /// What it held when it was copied.
+    /// A copy of the store.
     Copy(usize),
 }
 
@@ -41,7 +41,7 @@ struct Copied {
 struct Forgetful {
     reader: ActReader,
     policy: OnTrimmed,
-    /// The number of records of this reader that were looked at.
+    /// The number of records of this reader that are judged.
     seen: usize,
     delivered: BTreeSet<usize>,
     /// The records that must not be delivered again, since the store or this reader knows that they are
@@ -52,8 +52,7 @@ struct Forgetful {
 
 impl Act {
     pub(super) async fn forget_store(&mut self) {
-        let policies = [OnTrimmed::Fail, OnTrimmed::TrimHorizon, OnTrimmed::Latest];
-        let policy = pick(&mut self.rng, &policies);
+        let policy = pick(&mut self.rng, &POLICIES);
         // Between a loss and the next change of the stream, no listing shows the starts of shards.
         self.plan.discovery_interval = Duration::from_secs(pick(&mut self.rng, &[30, 60, 300]));
         self.put_some(1..8);
@@ -187,7 +186,10 @@ impl Act {
             story.delivered.insert(*number);
             if !story.finished.insert(*number) {
                 let promise = Promise::FewRepeats;
-                self.breaks(promise, format_args!("record {number} is finished, and comes again"));
+                self.breaks(
+                    promise,
+                    format_args!("record {number} is finished and delivered again"),
+                );
             }
         }
         story.seen = story.reader.delivered.len();
@@ -195,7 +197,7 @@ impl Act {
 
     /// Reads until every record was delivered.
     async fn read_whole_story(&self, story: &mut Forgetful) {
-        let by = Instant::now() + PATIENCE + 4 * self.plan.discovery_interval;
+        let by = self.deadline();
         while story.delivered.len() < self.puts.len()
             && Instant::now() < by
             && !self.truth.is_broken()
@@ -217,7 +219,7 @@ impl Act {
         }
     }
 
-    /// The stream is another one before a listing shows the shards whose leases the reader has restored.
+    /// Replaces the stream before a listing shows the shards of the restored leases.
     async fn replace_after_loss(&mut self, mut story: Forgetful) {
         // The store has every shard, and the ends of those that are closed.
         let listed = self.plan.discovery_interval + Duration::from_secs(20);

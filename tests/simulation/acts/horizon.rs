@@ -9,13 +9,15 @@ use kinestream::testing::{Kinesis, Shard, Stream};
 use kinestream::{Checkpoint, Consumer, Event, SequenceNumber};
 
 use super::Act;
-use super::vanished::CLOCK_SKEW;
 use crate::truth::{Truth, index_of};
 
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
 /// The shortest retention period of a stream.
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// A stored time is compared with the times of hosts, and their clocks differ by this much.
+pub(super) const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
 /// The records of an act by shard, and those of them that have left retention. Its clones are the same.
 #[derive(Clone)]
@@ -39,11 +41,11 @@ struct State {
 #[derive(Debug, Clone)]
 pub(super) struct Gap {
     pub(super) shard: usize,
-    /// How many records of the shard are at or before the position at which records are lost; `None` where
-    /// the position names no record.
+    /// The number of records up to the position at which records are lost; `None` if the position names no
+    /// record.
     pub(super) passed: Option<usize>,
-    /// How many records had left retention when it was reported, or may have by the clocks of other hosts where
-    /// the position names no record: its time alone shows the loss.
+    /// The number of records that had left retention at the report. Where the position names no record, its
+    /// time alone shows the loss, and the clocks of hosts may differ.
     pub(super) left: usize,
     pub(super) position: Checkpoint,
 }
@@ -105,7 +107,7 @@ impl Horizon {
         self.lock().arrivals.keys().copied().collect()
     }
 
-    /// How many records of a shard are at or before a position, where it names one.
+    /// Counts the records of a shard up to a position, if the position names a record.
     pub(super) fn passed(&self, shard: usize, checkpoint: &Checkpoint) -> Option<usize> {
         let state = self.lock();
         match checkpoint {

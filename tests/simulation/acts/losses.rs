@@ -7,10 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use kinestream::{Checkpoint, CheckpointOn, ErrorKind, OnTrimmed, Record};
 use tokio::time::Instant;
 
-use super::horizon::{Gap, Horizon};
+use super::Act;
+use super::horizon::{CLOCK_SKEW, Gap, Horizon};
 use super::reader::ActReader;
-use super::vanished::CLOCK_SKEW;
-use super::{Act, PATIENCE};
 use crate::truth::{Promise, index_of};
 
 /// Without the retention period, a reader that is pushed looks for losses once in that time, unless the
@@ -133,7 +132,7 @@ impl Act {
             judged.horizon.put_at(&shard, self.kinesis.now());
         }
         let checks: Duration = judged.due().iter().map(|_| CHECK_COST).sum();
-        let by = Instant::now() + PATIENCE + 4 * self.plan.discovery_interval + checks;
+        let by = self.deadline() + checks;
         while !judged.due().is_empty() && Instant::now() < by && !self.truth.is_broken() {
             self.read_judged(judged, Duration::from_secs(5), usize::MAX).await;
         }

@@ -10,7 +10,7 @@ use kinestream::{CheckpointOn, OnTrimmed, Ordering, Record, ShardId, StartingPos
 use tokio::time::{Instant, sleep};
 
 use super::reader::ActReader;
-use super::{Act, PATIENCE};
+use super::{Act, POLICIES};
 use crate::seeds::pick;
 use crate::truth::{Promise, index_of};
 
@@ -31,8 +31,7 @@ impl Act {
     pub(super) async fn merge_shards(&mut self) {
         (self.plan.ordering, self.plan.mode) = (Ordering::ParentFirst, CheckpointOn::Ack);
         (self.plan.max_in_flight, self.plan.max_in_flight_bytes) = (10_000, 64 << 20);
-        let policies = [OnTrimmed::Fail, OnTrimmed::TrimHorizon, OnTrimmed::Latest];
-        let policy = pick(&mut self.rng, &policies);
+        let policy = pick(&mut self.rng, &POLICIES);
         let (mut reader, mut handled) = (None, Handled::default());
         for _ in 0..self.rng.usize(1..4) {
             if let Some(running) = reader.take_if(|_| self.rng.u8(..3) == 0) {
@@ -162,7 +161,7 @@ impl Act {
         let held = |handled: &Handled| {
             due.iter().all(|due| handled.held.iter().any(|(number, _)| number == due))
         };
-        let by = Instant::now() + PATIENCE + 4 * self.plan.discovery_interval;
+        let by = self.deadline();
         while !held(handled) && Instant::now() < by && !self.truth.is_broken() {
             self.handle_for(reader, Duration::from_secs(1), &shards_of(shards), handled).await;
         }
@@ -185,7 +184,7 @@ impl Act {
 
     /// Reads until all records are acknowledged.
     async fn read_merged(&self, reader: &mut ActReader, handled: &mut Handled) {
-        let by = Instant::now() + PATIENCE + 4 * self.plan.discovery_interval;
+        let by = self.deadline();
         let is_over = || Instant::now() >= by || self.truth.is_broken();
         while handled.acknowledged.len() < self.puts.len() && !is_over() {
             self.handle_for(reader, Duration::from_secs(1), &BTreeSet::new(), handled).await;

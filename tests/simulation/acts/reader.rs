@@ -10,7 +10,7 @@ use kinestream::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::{Act, PATIENCE};
+use super::Act;
 use crate::merged::Merged;
 use crate::truth::{Promise, Truth, index_of};
 
@@ -55,7 +55,7 @@ impl Act {
 
     /// Reads until all of these records are delivered.
     pub(super) async fn read_all(&self, reader: &mut ActReader, numbers: &[usize]) {
-        let by = Instant::now() + PATIENCE + 4 * self.plan.discovery_interval;
+        let by = self.deadline();
         let missing = |reader: &ActReader| {
             let mut missing = numbers.to_vec();
             missing.retain(|number| !reader.delivered.contains(number));

@@ -8,7 +8,7 @@ use kinestream::{ErrorKind, OnTrimmed, ShardId, StartingPosition};
 use tokio::time::{Instant, sleep};
 
 use super::reader::ActReader;
-use super::{Act, PATIENCE};
+use super::{Act, PATIENCE, POLICIES};
 use crate::seeds::pick;
 use crate::truth::{Promise, index_of};
 
@@ -20,8 +20,7 @@ const ROUND: Duration = Duration::from_secs(20);
 
 impl Act {
     pub(super) async fn recreate_stream(&mut self) {
-        let policies = [OnTrimmed::Fail, OnTrimmed::TrimHorizon, OnTrimmed::Latest];
-        let policy = pick(&mut self.rng, &policies);
+        let policy = pick(&mut self.rng, &POLICIES);
         self.put_some(1..8);
         if self.rng.bool() {
             self.reshard();

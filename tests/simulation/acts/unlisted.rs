@@ -2,26 +2,24 @@
 
 use std::time::Duration;
 
-use kinestream::OnTrimmed;
 use kinestream::StartingPosition;
 use kinestream::testing::{Outcome, Shard, WrongListing};
 use tokio::time::{Instant, sleep};
 
-use super::Act;
 use super::horizon::{DAY, Horizon};
 use super::losses::Judged;
+use super::{Act, POLICIES};
 use crate::seeds::pick;
 
 /// How long a shard that is read is not found before listings are asked.
 const GONE_AFTER: Duration = Duration::from_secs(30);
 
-/// A shard that is not found for this long is reported.
+/// Shortly before a shard that is not found is reported.
 const REPORTED_AFTER: Duration = Duration::from_secs(55);
 
 impl Act {
     pub(super) async fn lack_for_some_listings(&mut self) {
-        let policy =
-            pick(&mut self.rng, &[OnTrimmed::Fail, OnTrimmed::TrimHorizon, OnTrimmed::Latest]);
+        let policy = pick(&mut self.rng, &POLICIES);
         self.plan.discovery_interval =
             pick(&mut self.rng, &[1, 5, 30, 30]) * Duration::from_secs(1);
         let horizon = Horizon::new(self, DAY);
@@ -40,13 +38,13 @@ impl Act {
         }
         let listings = self.rng.usize(1..3);
         if is_read {
-            self.hide_for(&parent, listings);
+            self.hide(&parent, listings, GONE_AFTER, REPORTED_AFTER);
         } else {
             judged.reader.close().await;
             let time = self.time(0..60_000);
             sleep(time).await;
             let next = horizon.passed_by(&self.stored().await);
-            self.hide_from(&parent, listings);
+            self.hide(&parent, listings, Duration::ZERO, Duration::MAX);
             let reader = self.begin(StartingPosition::TrimHorizon, policy);
             judged = Judged::new(reader, horizon, policy);
             judged.next = next;
@@ -58,32 +56,15 @@ impl Act {
         judged.reader.close().await;
     }
 
-    /// So many listings lack the shard, and until the next one it is not found.
-    fn hide_from(&self, shard: &Shard, listings: usize) {
-        let (shard, mut lacking, mut is_found) = (shard.id(), 0, false);
-        self.truth.tell(format_args!("{listings} listings lack {shard}, and it is not found"));
-        self.kinesis.on_call(move |call| {
-            if call.operation == "ListShards" {
-                lacking += 1;
-                is_found |= lacking > listings;
-                if !is_found {
-                    return Outcome::Mislisted(WrongListing::Without(shard.clone()));
-                }
-            } else if !is_found && call.shard_id.as_ref() == Some(&shard) {
-                return Outcome::failed(400, "ResourceNotFoundException", "not found");
-            }
-            Outcome::Served
-        });
-    }
-
-    /// The shard is not found while it is read, until listings are asked and some lack it.
-    fn hide_for(&self, shard: &Shard, listings: usize) {
+    /// The shard is not found until listings are asked, and some of them lack it. Before `since`, listings are
+    /// complete; after `until`, everything is.
+    fn hide(&self, shard: &Shard, listings: usize, since: Duration, until: Duration) {
         let (shard, began, mut lacking) = (shard.id(), Instant::now(), 0);
         let mut is_found = false;
         self.truth.tell(format_args!("{shard} is not found, and {listings} listings lack it"));
         self.kinesis.on_call(move |call| {
-            is_found |= began.elapsed() > REPORTED_AFTER;
-            if call.operation == "ListShards" && began.elapsed() >= GONE_AFTER && !is_found {
+            is_found |= began.elapsed() > until;
+            if call.operation == "ListShards" && began.elapsed() >= since && !is_found {
                 lacking += 1;
                 is_found |= lacking > listings;
                 if !is_found {

@@ -8,14 +8,11 @@ use kinestream::testing::Outcome;
 use kinestream::{Checkpoint, CheckpointOn, ErrorKind, OnTrimmed, StartingPosition};
 use tokio::time::{Instant, sleep};
 
-use super::horizon::{DAY, Horizon};
+use super::horizon::{CLOCK_SKEW, DAY, Horizon};
 use super::losses::Judged;
 use super::{Act, PATIENCE};
 use crate::seeds::pick;
 use crate::truth::{Promise, index_of};
-
-/// A stored time is compared with the times of hosts whose clocks differ by this much.
-pub(super) const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
 /// An answer that is well-formed and withholds the records.
 const EMPTY: &str = r#"{"Records":[],"NextShardIterator":"next","MillisBehindLatest":0}"#;
@@ -205,7 +202,7 @@ impl Act {
         };
         let lost: Vec<usize> =
             horizon.shards().into_iter().filter(|it| is_unreported(*it)).collect();
-        let by = Instant::now() + PATIENCE + 4 * self.plan.discovery_interval;
+        let by = self.deadline();
         let is_due = || lost.iter().any(|shard| horizon.gaps(*shard).is_empty());
         while is_due() && Instant::now() < by {
             self.read_judged(&mut judged, Duration::from_millis(200), 1).await;

@@ -14,16 +14,13 @@ use kinestream::{
 };
 use tokio::time::{Instant, sleep};
 
+use super::horizon::{DAY, HOUR};
 use super::reader::ActReader;
-use super::{Act, PATIENCE};
+use super::{Act, PATIENCE, POLICIES};
 use crate::seeds::pick;
 use crate::truth::Promise;
 
 const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(3600);
-
-/// What a reader assumes of a stream whose retention period it may not look up.
-const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 3600);
 
 /// How much the clocks of hosts may differ, and how near to the end of the shortest period a record proves
 /// that the unknown period is longer, both with a minute to spare.
@@ -78,8 +75,7 @@ impl Act {
         (self.plan.max_in_flight, self.plan.max_in_flight_bytes) = (10_000, 64 << 20);
         // Days of polling take few calls.
         (self.plan.interval, self.plan.discovery_interval) = (MINUTE, 10 * MINUTE);
-        let policies = [OnTrimmed::Fail, OnTrimmed::TrimHorizon, OnTrimmed::Latest];
-        let policy = pick(&mut self.rng, &policies);
+        let policy = pick(&mut self.rng, &POLICIES);
         // Enhanced fan-out takes the ARN of the stream from the same call.
         let is_known = self.rng.u8(..4) != 0 || self.plan.fan_out;
         let wait = pick(&mut self.rng, &[Wait::Reading, Wait::Hanging, Wait::Down, Wait::Down]);
@@ -198,7 +194,7 @@ impl Act {
 
     /// Reads a child, and holds what is reported of it against what is true.
     async fn check_child(&mut self, reader: &mut ActReader, child: &Shard, waited: &Waited) {
-        let by = Instant::now() + PATIENCE + 4 * self.plan.discovery_interval;
+        let by = self.deadline();
         while self.first_read(child).is_none() && Instant::now() < by {
             reader.read_for(MINUTE).await;
         }
@@ -255,8 +251,8 @@ impl Act {
         let (lost, kept): (Vec<_>, Vec<_>) =
             numbers.into_iter().partition(|number| age(number) + READ_WITHIN > period);
         // The oldest kept record shows that an unknown period is a longer one.
-        let is_longer = kept.first().is_some_and(|it| age(it) > SHORTEST_RETENTION + NEAR_HORIZON);
-        let assumed = if is_known { period } else { SHORTEST_RETENTION };
+        let is_longer = kept.first().is_some_and(|it| age(it) > DAY + NEAR_HORIZON);
+        let assumed = if is_known { period } else { DAY };
         let is_known_since = |number: &usize| self.puts[*number].at >= waited.added_by;
         let is_over = |number: &usize| age(number) > period + MINUTE;
         let has_lost = lost.iter().any(|number| is_known_since(number) && is_over(number));
