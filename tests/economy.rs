@@ -82,7 +82,8 @@ impl Subject {
     /// Instructions a record, as valgrind counts them.
     #[allow(clippy::cast_precision_loss)]
     fn instructions(self) -> f64 {
-        let [short, long] = [2, 6].map(|answers| {
+        // A start makes a few calls more or less, by the clock on the wall: a long difference hides them.
+        let [short, long] = [2, 14].map(|answers| {
             let output = Command::new("valgrind")
                 .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
                 .arg(std::env::current_exe().unwrap())
@@ -151,9 +152,9 @@ fn a_record_takes_few_instructions() {
     for reader in [Reader::Pull, Reader::Ack] {
         let more = Subject { reader, record_bytes }.instructions() - bare;
         println!("{reader:?}: {more:.0} instructions a record beside {bare:.0} in the bare loop");
-        // In the tests' build. Pull took 1,290 and Ack 1,370 when this was written. About 250 of them read the
-        // wall clock and the monotonic clock: a process that was suspended must notice before it
-        // delivers another record.
-        assert!(more < 1450.0, "{more}");
+        // In the tests' build. Pull takes 1,350 and Ack 1,440. About 250 of them read the wall clock and the
+        // monotonic clock: a process that was suspended must notice before it delivers another record.
+        // The remainder is for compilers that inline differently.
+        assert!(more < 1500.0, "{more}");
     }
 }
