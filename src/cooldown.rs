@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use crate::backoff::{Backoff, SHARED_CALLS};
-use crate::error::{Error, ErrorKind, Failure, Remedy};
+use crate::error::{Error, ErrorKind, Failure, Remedy, SharedFailures};
 
 /// Keeps tasks that share one call from retrying it one after the other: after a failure, all of them
 /// are refused until the back-off is over.
@@ -16,8 +16,7 @@ pub(crate) struct Cooldown {
     until: Option<Instant>,
     /// The last failure, if a retry may never cure it.
     last: Option<Last>,
-    /// The kind of error that the caller has received.
-    reported: Option<ErrorKind>,
+    failures: SharedFailures,
     /// The number of consecutive calls that panicked.
     panics: u32,
 }
@@ -33,7 +32,7 @@ struct Last {
 impl Default for Cooldown {
     fn default() -> Self {
         let backoff = Backoff::new(SHARED_CALLS);
-        Self { backoff, until: None, last: None, reported: None, panics: 0 }
+        Self { backoff, until: None, last: None, failures: SharedFailures::default(), panics: 0 }
     }
 }
 
@@ -48,29 +47,27 @@ impl Cooldown {
     pub(crate) fn begin(&mut self, what: &str) -> Result<(), Failure> {
         let now = Instant::now();
         if self.until.is_some_and(|until| now < until) {
-            let repeated = self.last.as_ref().map(Last::repeated);
-            return Err(repeated.unwrap_or_else(|| Failure {
+            return Err(self.repeated().unwrap_or_else(|| Failure {
                 remedy: Remedy::CoolDown,
                 error: Error::new(ErrorKind::Unavailable, format!("{what} a moment ago")),
                 answered: None,
             }));
         }
+        // Of a call that is dropped, nothing is known.
+        self.last = None;
         self.back_off();
         Ok(())
     }
 
     /// Counts a failed attempt; the back-off begins now. Returns the failure for the reader that made
-    /// the call. Of several failures in a row that are reported at once, the caller receives one.
+    /// the call. The caller receives one error of each kind, whichever shard yields it.
     pub(crate) fn failed(&mut self, mut failure: Failure) -> Failure {
         self.back_off();
         failure.remedy = failure.remedy_after(&mut self.panics);
-        let kind = failure.error.kind();
-        if failure.remedy == Remedy::Report && self.reported.replace(kind) == Some(kind) {
-            failure.remedy = Remedy::Reported;
-        }
-        let remedy = failure.remedy;
-        self.last =
-            remedy.lasts().then(|| Last { remedy, kind, message: failure.error.to_string() });
+        failure.error = failure.error.shared(Some(self.failures.clone()));
+        let (remedy, error) = (failure.remedy, &failure.error);
+        let last = || Last { remedy, kind: error.kind(), message: error.to_string() };
+        self.last = remedy.lasts().then(last);
         failure
     }
 
@@ -82,14 +79,12 @@ impl Cooldown {
     fn back_off(&mut self) {
         self.until = Some(Instant::now() + self.backoff.failed());
     }
-}
 
-impl Last {
-    /// The failure of a reader that is refused.
-    fn repeated(&self) -> Failure {
-        let remedy = if self.remedy == Remedy::Report { Remedy::Reported } else { self.remedy };
-        let error = Error::new(self.kind, self.message.clone());
-        Failure { remedy, error, answered: None }
+    /// The last failure, for a reader that is refused.
+    fn repeated(&self) -> Option<Failure> {
+        let Last { remedy, kind, message } = self.last.as_ref()?;
+        let error = Error::new(*kind, message.clone()).shared(Some(self.failures.clone()));
+        Some(Failure { remedy: *remedy, error, answered: None })
     }
 }
 
@@ -126,7 +121,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn refusals_repeat_what_a_retry_does_not_cure() {
         for (remedy, expected) in [
-            (Remedy::Report, Remedy::Reported),
+            (Remedy::Report, Remedy::Report),
             (Remedy::RetryThenReport, Remedy::RetryThenReport),
             (Remedy::RestartListing, Remedy::RestartListing),
             (Remedy::Gone, Remedy::Gone),
@@ -145,10 +140,25 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn caller_receives_each_kind_of_error_once_until_a_success() {
         let mut cooldown = Cooldown::default();
-        assert_eq!(fail(&mut cooldown, failure(Remedy::Report)).await, Remedy::Report);
-        assert_eq!(fail(&mut cooldown, failure(Remedy::Report)).await, Remedy::Reported);
-        cooldown.succeeded();
-        assert_eq!(fail(&mut cooldown, failure(Remedy::Report)).await, Remedy::Report);
+        let mut claims = async |kind| {
+            let error = Error::new(kind, "no");
+            let failure = Failure { remedy: Remedy::RetryThenReport, error, answered: None };
+            tokio::time::advance(Duration::from_secs(5)).await;
+            cooldown.begin("the call failed").unwrap();
+            let made = cooldown.failed(failure).error;
+            let repeated = cooldown.begin("the call failed").unwrap_err().error;
+            // The shard of the reader that made the call may be dropped before it is polled.
+            let claims = [repeated.claim(), made.claim()];
+            if kind == ErrorKind::Rejected {
+                cooldown.succeeded();
+            }
+            claims
+        };
+        assert_eq!(claims(ErrorKind::Denied).await, [true, false]);
+        assert_eq!(claims(ErrorKind::Unavailable).await, [true, false]);
+        assert_eq!(claims(ErrorKind::Denied).await, [false, false]);
+        assert_eq!(claims(ErrorKind::Rejected).await, [true, false]);
+        assert_eq!(claims(ErrorKind::Denied).await, [true, false]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -159,6 +169,15 @@ mod tests {
             assert_eq!(fail(&mut cooldown, panicked()).await, Remedy::Retry);
         }
         assert_eq!(fail(&mut cooldown, panicked()).await, Remedy::Report);
-        assert_eq!(cooldown.begin("the call failed").unwrap_err().remedy, Remedy::Reported);
+        assert_eq!(cooldown.begin("the call failed").unwrap_err().remedy, Remedy::Report);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dropped_attempt_repeats_no_failure_of_before() {
+        let mut cooldown = Cooldown::default();
+        assert_eq!(fail(&mut cooldown, failure(Remedy::Report)).await, Remedy::Report);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        cooldown.begin("the call failed").unwrap();
+        assert_eq!(cooldown.begin("the call failed").unwrap_err().remedy, Remedy::CoolDown);
     }
 }

@@ -2,6 +2,7 @@
 
 mod panic;
 mod remedy;
+mod shared;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 
 pub(crate) use panic::{Panic, TOLERATED, contain, contain_call};
 pub(crate) use remedy::{Failure, Remedy, date_of};
+pub(crate) use shared::{Kinds, SharedFailures};
 
 /// A `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -43,6 +45,7 @@ struct Inner {
     stream: Option<Arc<str>>,
     shard: Option<Arc<str>>,
     source: Option<Source>,
+    shared: Option<SharedFailures>,
 }
 
 /// The sort of an [`Error`]: what to match on.
@@ -111,6 +114,7 @@ impl Error {
             stream: None,
             shard: None,
             source: None,
+            shared: None,
         }))
     }
 
@@ -153,6 +157,22 @@ impl Error {
     pub(crate) fn in_shard(mut self, shard: &str) -> Self {
         self.0.shard.get_or_insert_with(|| shard.into());
         self
+    }
+
+    /// Marks the error of a call that the readers of many shards share.
+    pub(crate) fn shared(mut self, failures: Option<SharedFailures>) -> Self {
+        self.0.shared = failures;
+        self
+    }
+
+    /// Returns the failures of the shared call that has failed, if it was one.
+    pub(crate) fn shared_failures(&self) -> Option<&SharedFailures> {
+        self.0.shared.as_ref()
+    }
+
+    /// Returns true if the caller is to receive the error: not if another shard has yielded it.
+    pub(crate) fn claim(&self) -> bool {
+        self.0.shared.as_ref().is_none_or(|failures| failures.claim(self.0.kind))
     }
 
     /// What to match on.

@@ -28,6 +28,7 @@ mod retention;
 mod retention_period;
 mod room;
 mod standing;
+mod streak;
 mod subscription;
 
 use std::sync::Arc;
@@ -85,7 +86,7 @@ impl Subject {
     pub(crate) fn into_source(self) -> Source {
         let Self { interval, limit, .. } = self;
         let memory = self.budget.shard();
-        let told = self.observer.known_failure();
+        let told = self.observer.known_failures();
         let progress = Progress {
             kinesis: self.kinesis,
             observer: self.observer,

@@ -33,15 +33,13 @@ pub(crate) enum Remedy {
     Gone,
     /// Nothing that this crate can cure: tell the caller, try again slowly.
     Report,
-    /// The same, where the caller has received the error by another shard.
-    Reported,
 }
 
 impl Remedy {
     /// Returns true if a retry may never succeed.
     pub(crate) fn lasts(self) -> bool {
-        use Remedy::{Gone, Report, Reported, RestartListing, RetryThenReport};
-        matches!(self, Report | Reported | RetryThenReport | RestartListing | Gone)
+        use Remedy::{Gone, Report, RestartListing, RetryThenReport};
+        matches!(self, Report | RetryThenReport | RestartListing | Gone)
     }
 }
 
@@ -109,9 +107,9 @@ impl Failure {
     }
 
     /// What to do after so many panics in a row, which this failure continues or ends: one that
-    /// repeats is reported. The failure of another reader's call does not change the count.
+    /// repeats is reported. Those of shared calls are counted by their [`Cooldown`](crate::cooldown::Cooldown).
     pub(crate) fn remedy_after(&self, panics: &mut u32) -> Remedy {
-        if matches!(self.remedy, Remedy::CoolDown | Remedy::Reported) {
+        if self.remedy == Remedy::CoolDown || self.error.shared_failures().is_some() {
             return self.remedy;
         }
         if self.error.kind() != ErrorKind::Panicked {

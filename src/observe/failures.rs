@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use super::{Observer, lock};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Kinds};
 use crate::record::ShardId;
 
 /// The error for which a shard is not read.
@@ -33,14 +33,28 @@ pub struct ShardFailure {
 
 /// The failures by shard. Each stays until the shard is read again.
 #[derive(Debug, Default)]
-pub(super) struct Failures(Mutex<BTreeMap<ShardId, ShardFailure>>);
+pub(super) struct Failures(Mutex<BTreeMap<ShardId, Known>>);
+
+#[derive(Debug)]
+struct Known {
+    last: ShardFailure,
+    kinds: Kinds,
+}
 
 impl Failures {
-    /// Returns whether the kind is another one than that of the known failure.
+    /// Returns true if no failure of this kind is known.
     pub(super) fn note(&self, shard: &ShardId, error: &Error) -> bool {
         let failure = ShardFailure { kind: error.kind(), message: error.to_string() };
-        let before = lock(&self.0).insert(shard.clone(), failure);
-        before.is_none_or(|before| before.kind != error.kind())
+        let mut known = lock(&self.0);
+        let before = known.remove(shard);
+        let mut kinds = before.map(|before| before.kinds).unwrap_or_default();
+        let is_new = kinds.insert(error.kind());
+        known.insert(shard.clone(), Known { last: failure, kinds });
+        is_new
+    }
+
+    pub(super) fn kinds(&self, shard: &ShardId) -> Kinds {
+        lock(&self.0).get(shard).map(|known| known.kinds).unwrap_or_default()
     }
 
     pub(super) fn clear(&self, shard: &ShardId) {
@@ -61,7 +75,7 @@ impl Observer {
 
     /// Returns the error for which this worker does not read a shard.
     pub(crate) fn failure(&self, shard: &ShardId) -> Option<ShardFailure> {
-        lock(&self.0.failures.0).get(shard).cloned()
+        lock(&self.0.failures.0).get(shard).map(|known| known.last.clone())
     }
 
     /// Forgets the failures of shards that no longer exist.

@@ -7,7 +7,7 @@ use super::backlog::Backlog;
 use super::metrics::ShardMetrics;
 use super::{Event, Observer, Spanned, Task, log_line};
 use crate::checkpoint::{InFlightLimit, Watermark};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, Kinds};
 use crate::record::ShardId;
 
 /// No answer has said yet how far behind the shard is.
@@ -134,9 +134,9 @@ impl ShardObserver {
         self.observer.0.failures.note(self.shard_id(), error)
     }
 
-    /// Returns the kind of error that the caller has received, and no record since.
-    pub(crate) fn known_failure(&self) -> Option<ErrorKind> {
-        self.observer.failure(self.shard_id()).map(|failure| failure.kind)
+    /// Returns the kinds of errors that the caller has received, and no record since.
+    pub(crate) fn known_failures(&self) -> Kinds {
+        self.observer.0.failures.kinds(self.shard_id())
     }
 
     /// Notes that the shard is read again.

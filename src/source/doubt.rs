@@ -7,13 +7,11 @@ use tokio::time::Instant;
 
 use super::absence::Absence;
 use super::progress::{Progress, Told};
+use super::streak::{GIVEN_UP_AFTER, MIN_FAILURES, Streak};
 use super::{KnownShard, OnTrimmed};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Failure, Remedy};
 use crate::observe::Event;
-
-/// How long such answers last before they count as an error that a retry does not cure.
-const REPORTED_AFTER: Duration = Duration::from_secs(60);
 
 /// How many answers in a row that say where to go on undo a doubt.
 const CERTAIN_ANSWERS: u32 = 3;
@@ -22,9 +20,6 @@ const CERTAIN_ANSWERS: u32 = 3;
 /// is more to read, or a shard that keeps no record.
 pub(super) const BEHIND_ANSWERS: u32 = 4;
 pub(super) const BEHIND_FOR: Duration = Duration::from_secs(2);
-
-/// How many such answers there must be: the caller may have been away for most of the time.
-const REPORTED_ANSWERS: u32 = 4;
 
 /// How long a shard is not found before a listing is asked whether it is gone. Far longer than a
 /// server that has just started, or a change of a stream, takes.
@@ -56,8 +51,8 @@ pub(super) struct Doubt {
     is_reported: bool,
     /// The last answer had neither a next position nor a proof of the end.
     open_end: bool,
-    /// Since when the listing that could prove the end has failed for a reason that lasts.
-    unlisted: Option<Instant>,
+    /// The listings that could prove the end, and have failed for a reason that lasts.
+    unlisted: Streak,
 }
 
 /// An answer that names no next position.
@@ -112,12 +107,12 @@ impl Progress {
             certain: 0,
             is_reported: false,
             open_end: false,
-            unlisted: None,
+            unlisted: Streak::default(),
         });
         doubt.answers = doubt.answers.saturating_add(1);
         doubt.certain = 0;
         let attempt = doubt.answers;
-        let lasts = doubt.answers >= REPORTED_ANSWERS && doubt.since.elapsed() >= REPORTED_AFTER;
+        let lasts = doubt.answers >= MIN_FAILURES && doubt.since.elapsed() >= GIVEN_UP_AFTER;
         let is_due = lasts && (is_empty || !doubt.is_reported);
         doubt.is_reported |= is_due;
         let error = self.error(ErrorKind::Rejected, what);
@@ -166,7 +161,7 @@ impl Progress {
                 Ok(standing) if standing.has_ended => return Ok(Some(standing.children)),
                 Ok(_) => {
                     if let Some(doubt) = &mut self.state.doubt {
-                        doubt.unlisted = None;
+                        doubt.unlisted = Streak::default();
                     }
                 }
                 // The source asks again, and the same answer repeats.
@@ -181,11 +176,11 @@ impl Progress {
     }
 
     /// Handles a failed listing that could have proven the end. Ends the source where such failures last for
-    /// [`REPORTED_AFTER`]: the successful answers between them reset the other limits.
+    /// [`GIVEN_UP_AFTER`]: the successful answers between them reset the other limits.
     async fn recover_listing(&mut self, failure: Failure) -> Result<(), Told> {
         if failure.remedy.lasts()
             && let Some(doubt) = &mut self.state.doubt
-            && doubt.unlisted.get_or_insert_with(Instant::now).elapsed() >= REPORTED_AFTER
+            && doubt.unlisted.lasts()
         {
             return Err(Told::at_last(self.here(failure.error)));
         }
@@ -219,8 +214,8 @@ impl Progress {
         self.pace.failed();
         // The end of the source ends the proof as well.
         let (is_known, reported_after) = match self.state.absence {
-            Some(_) => (false, self.discovery_interval.saturating_add(GONE_AFTER + REPORTED_AFTER)),
-            None => (self.is_reported(&error), REPORTED_AFTER),
+            Some(_) => (false, self.discovery_interval.saturating_add(GONE_AFTER + GIVEN_UP_AFTER)),
+            None => (self.is_reported(&error), GIVEN_UP_AFTER),
         };
         if is_known || since.elapsed() >= reported_after {
             return Err(Told::at_last(error));

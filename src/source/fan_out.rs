@@ -37,6 +37,10 @@ use crate::record::SequenceNumber;
 /// How long the old subscription goes on where a new one could not take over.
 const RENEW_AGAIN: Duration = Duration::from_secs(10);
 
+/// How long a subscription is a new one: it shows what was lost behind its position. Events that only
+/// approach the next record may follow for minutes, in which retention goes on.
+const PLACED_LATELY: Duration = Duration::from_secs(10);
+
 /// A shard that is pushed.
 pub(super) struct FanOut {
     progress: Progress,
@@ -48,6 +52,8 @@ pub(super) struct FanOut {
     expected: usize,
     /// Nothing has been pushed since the subscription was placed but what lay there already.
     placed: bool,
+    /// When the subscription was placed.
+    placed_at: Instant,
 }
 
 /// The subscription while nobody asks for more.
@@ -75,7 +81,16 @@ impl FanOut {
         memory: ShardMemory,
     ) -> Self {
         let (demand, slot) = (Demand::default(), Slot::default());
-        Self { progress, registration, memory, demand, slot, expected: 0, placed: true }
+        Self {
+            progress,
+            registration,
+            memory,
+            demand,
+            slot,
+            expected: 0,
+            placed: true,
+            placed_at: Instant::now(),
+        }
     }
 
     /// The source. It asks for nothing until it is polled.
@@ -91,7 +106,7 @@ impl FanOut {
         let refused = match self.subscribe().await {
             Ok(new) => {
                 self.progress.pace.subscribed();
-                self.placed = true;
+                (self.placed, self.placed_at) = (true, Instant::now());
                 let (subscription, date) = new;
                 self.progress.placed(date);
                 return Ok(Some(subscription));
@@ -166,7 +181,7 @@ impl FanOut {
             None => None,
         };
         if let Some(reached) = reached
-            && !self.placed
+            && !(self.placed && self.placed_at.elapsed() < PLACED_LATELY)
             && self.progress.may_be_overtaken(reached).await
         {
             // A new subscription at the last record shows what has left retention behind it.

@@ -173,6 +173,29 @@ impl Kinesis {
         stream_arn: Option<&str>,
         consumer: &str,
     ) -> Result<(Arc<str>, ConsumerStatus), Failure> {
+        let described = self.described_consumer(stream_arn, consumer).await?;
+        // Where an answer names no status, the SDK fills in an empty one.
+        if described.consumer_status.as_str().is_empty() {
+            return Err(Failure::without("DescribeStreamConsumer", "status"));
+        }
+        Ok((described.consumer_arn.into(), described.consumer_status))
+    }
+
+    /// The ARN of the consumer of that name.
+    pub(super) async fn consumer_arn(
+        &self,
+        stream_arn: &str,
+        name: &str,
+    ) -> Result<Arc<str>, Failure> {
+        let described = self.described_consumer(Some(stream_arn), name).await?;
+        Ok(described.consumer_arn.into())
+    }
+
+    async fn described_consumer(
+        &self,
+        stream_arn: Option<&str>,
+        consumer: &str,
+    ) -> Result<ConsumerDescription, Failure> {
         let call = self.client.describe_stream_consumer();
         let call = match stream_arn {
             Some(stream) => call.stream_arn(stream).consumer_name(consumer),
@@ -180,13 +203,9 @@ impl Kinesis {
         };
         let call = call.customize().config_override(Self::once()).send();
         let described = answer("DescribeStreamConsumer", call).await?.consumer_description;
-        // Where an answer names no description, no ARN or no status, the SDK fills in empty ones.
-        let is_named = |consumer: &ConsumerDescription| {
-            !consumer.consumer_arn.is_empty() && !consumer.consumer_status.as_str().is_empty()
-        };
+        // Where an answer names no description or no ARN, the SDK fills in empty ones.
         described
-            .filter(is_named)
-            .map(|consumer| (consumer.consumer_arn.into(), consumer.consumer_status))
+            .filter(|consumer| !consumer.consumer_arn.is_empty())
             .ok_or_else(|| Failure::without("DescribeStreamConsumer", "description"))
     }
 

@@ -5,8 +5,9 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 use super::oldest::Probe;
-use super::progress::{GIVEN_UP_AFTER, Progress, Told};
+use super::progress::{Progress, Told};
 use super::retention::Start;
+use super::streak::{GIVEN_UP_AFTER, Streak};
 use super::{OnTrimmed, Position};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Failure, Remedy};
@@ -15,7 +16,7 @@ use crate::record::SequenceNumber;
 
 /// Calls that the judgement of a loss needs, and that have failed.
 pub(super) struct Unjudged {
-    since: Instant,
+    streak: Streak,
     error: Error,
 }
 
@@ -32,13 +33,13 @@ impl Progress {
             &failure.error,
             self.state.failed.saturating_add(1),
         );
-        let unjudged = match self.state.retention.unjudged.take() {
+        let mut unjudged = match self.state.retention.unjudged.take() {
             // Another reader has made the call, and has its error.
             Some(before) if failure.remedy == Remedy::CoolDown => before,
             Some(before) => Unjudged { error: failure.error, ..before },
-            None => Unjudged { since: Instant::now(), error: failure.error },
+            None => Unjudged { streak: Streak::default(), error: failure.error },
         };
-        if unjudged.since.elapsed() >= GIVEN_UP_AFTER {
+        if unjudged.streak.lasts() {
             return Err(Told::at_last(self.unjudged(unjudged.error)));
         }
         self.state.retention.unjudged = Some(unjudged);
@@ -49,16 +50,17 @@ impl Progress {
 
     fn unjudged(&self, cause: Error) -> Error {
         let message = format!(
-            "whether records behind the position have left retention is unknown: for {} s, calls that \
-             show it have failed; allow kinesis:ListShards and kinesis:DescribeStreamSummary, or set \
-             another position by set_position",
+            "whether records behind the position have left retention is unknown: calls that show it have \
+             failed for {} s (see the source); if they are denied, allow kinesis:ListShards and \
+             kinesis:DescribeStreamSummary, or set another position by set_position",
             GIVEN_UP_AFTER.as_secs()
         );
         let kind = match cause.kind() {
             ErrorKind::Denied => ErrorKind::Denied,
             _ => ErrorKind::Unavailable,
         };
-        self.error(kind, &message).with_source(cause)
+        let shared = cause.shared_failures().cloned();
+        self.error(kind, &message).shared(shared).with_source(cause)
     }
 
     /// Handles a sequence number that Kinesis refuses. A single refusal proves nothing: the oldest kept

@@ -11,9 +11,10 @@ use super::absence::Absence;
 use super::batch::Batch;
 use super::doubt::Doubt;
 use super::retention::{Retention, arrival};
+use super::streak::Streak;
 use super::{Fetched, Kinesis, KnownShard, OnTrimmed, Position, Space};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, ErrorKind, Failure, Remedy, Result};
+use crate::error::{Error, ErrorKind, Failure, Kinds, Remedy, Result};
 use crate::observe::{Event, ShardObserver, log_line};
 use crate::pace::Pace;
 use crate::record::{Finish, Origin, SequenceNumber, ShardId};
@@ -21,10 +22,6 @@ use crate::record::{Finish, Origin, SequenceNumber, ShardId};
 /// A quiet shard moves its checkpoint so often: far more often than it could leave retention, which is
 /// a day at least, and so rarely that a thousand of them are nothing to a store.
 const PASSED_EACH: Duration = Duration::from_secs(60);
-
-/// How long calls are retried that only the caller can cure, or whose answers are of no use. After it
-/// the source ends, and the lease of the shard is released.
-pub(super) const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
 
 /// A shard, and how far it has been fetched.
 pub(super) struct Progress {
@@ -49,12 +46,12 @@ pub(super) struct Progress {
 #[derive(Default)]
 pub(super) struct State {
     pub(super) retention: Retention,
-    /// The kind of error that the caller knows of, from an earlier reading too.
-    pub(super) told: Option<ErrorKind>,
-    /// Since when each call has failed for a reason that only the caller can remove.
-    reported: Option<Instant>,
-    /// Since when no answer has been of use.
-    useless: Option<Instant>,
+    /// The kinds of errors that the caller knows of, from an earlier reading too.
+    told: Kinds,
+    /// The calls that have failed for a reason that only the caller can remove.
+    reported: Streak,
+    /// The answers that were of no use.
+    useless: Streak,
     /// What was fetched and is not handed out yet.
     answer: Option<Answer>,
     /// The position that `on_trimmed` has decided, which is stored at once.
@@ -78,9 +75,9 @@ pub(super) struct State {
 }
 
 impl State {
-    /// `told` is the kind of an error that an earlier reading has reported, and `added` is when the shard
+    /// `told` are the kinds of errors that an earlier reading has reported, and `added` is when the shard
     /// was added.
-    pub(super) fn new(told: Option<ErrorKind>, added: Option<SystemTime>) -> Self {
+    pub(super) fn new(told: Kinds, added: Option<SystemTime>) -> Self {
         Self { told, retention: Retention::new(added), ..Self::default() }
     }
 }
@@ -130,14 +127,13 @@ impl Progress {
             remedy,
             Remedy::RetryThenReport | Remedy::RestartListing | Remedy::SlowDown | Remedy::CoolDown
         ) {
-            self.state.useless = None;
+            self.state.useless = Streak::default();
         }
         match remedy {
             Remedy::SlowDown => self.pace.throttled(),
             Remedy::RetryThenReport | Remedy::RestartListing => {
                 self.pace.failed();
-                let since = *self.state.useless.get_or_insert_with(Instant::now);
-                if since.elapsed() >= GIVEN_UP_AFTER {
+                if self.state.useless.lasts() {
                     return Err(Told::at_last(error));
                 }
             }
@@ -148,20 +144,21 @@ impl Progress {
                 return self.trimmed(error);
             }
             Remedy::Gone => return self.not_found(error).await,
-            Remedy::Report | Remedy::Reported => {
-                self.pace.reported();
-                let is_first = self.state.reported.is_none();
-                let since = *self.state.reported.get_or_insert_with(Instant::now);
-                if is_first && self.is_reported(&error) || since.elapsed() >= GIVEN_UP_AFTER {
+            Remedy::Report => {
+                if error.shared_failures().is_some() {
+                    // Its readers make one call for all, as rarely as it has to be.
+                    self.pace.failed();
+                } else {
+                    self.pace.reported();
+                }
+                let is_known = self.state.reported.is_empty() && self.is_reported(&error);
+                if self.state.reported.lasts() || is_known {
                     self.note_panic(&error);
                     return Err(Told::at_last(error));
                 }
-                if self.state.told.replace(error.kind()) != Some(error.kind()) {
+                if self.state.told.insert(error.kind()) {
                     self.note_panic(&error);
-                    if remedy == Remedy::Report {
-                        return Err(Told { error, is_last: false });
-                    }
-                    self.observer.failed(&error);
+                    return Err(Told { error, is_last: false });
                 }
             }
         }
@@ -184,7 +181,7 @@ impl Progress {
 
     /// Whether the caller knows of an error of this kind, from an earlier reading too, and it is not cured.
     pub(super) fn is_reported(&self, error: &Error) -> bool {
-        self.state.told == Some(error.kind())
+        self.state.told.contains(error.kind())
     }
 
     /// Emits an event for each panic, whatever becomes of the error.
@@ -193,6 +190,10 @@ impl Progress {
             let shard_id = Some(self.shard_id().clone());
             self.observer.tell(Event::retried(shard_id, error, self.state.failed));
         }
+    }
+
+    fn forget_failures(&mut self) {
+        (self.state.reported, self.state.useless) = (Streak::default(), Streak::default());
     }
 
     /// Names the stream and the shard in an error.
@@ -219,9 +220,9 @@ impl Progress {
         lag: Option<i64>,
         placed: bool,
     ) -> Unpacked {
-        (self.state.told, self.state.failed, self.state.panics) = (None, 0, 0);
-        (self.state.reported, self.state.useless, self.state.not_found) = (None, None, None);
-        self.state.absence = None;
+        (self.state.told, self.state.failed, self.state.panics) = (Kinds::default(), 0, 0);
+        self.forget_failures();
+        (self.state.not_found, self.state.absence) = (None, None);
         let millis_behind_latest = self.observer.answered(records.len(), bytes, lag);
         if let Some(last) = records.last() {
             let (records, sequence_number) = (records.len(), &*last.sequence_number);
@@ -321,6 +322,7 @@ impl Progress {
             match self.kinesis.hash_range(self.observer.shard_id()).await {
                 Ok(range) => {
                     self.observer.left_out(batch.retain(&range));
+                    self.forget_failures();
                     return Ok(());
                 }
                 Err(failure) => {

@@ -83,7 +83,7 @@ impl Registration {
                 None if self.consumer.starts_with("arn:") => Arc::clone(&self.consumer),
                 None => {
                     let stream = self.kinesis.stream_arn().await?;
-                    self.kinesis.consumer(Some(&stream), &self.consumer).await?.0
+                    self.kinesis.consumer_arn(&stream, &self.consumer).await?
                 }
             };
             self.kinesis.deregister(&arn).await

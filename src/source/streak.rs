@@ -1,0 +1,53 @@
+//! Failures in a row that may last.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long calls are retried that only the caller can cure, or whose answers are of no use. After it
+/// the source ends, and the lease of the shard is released.
+pub(super) const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
+
+/// How many failures there must be in that time: the caller may have been away for most of it.
+pub(super) const MIN_FAILURES: u32 = 4;
+
+/// Failures in a row: since when, and how many.
+#[derive(Debug, Default)]
+pub(super) struct Streak {
+    since: Option<Instant>,
+    failures: u32,
+}
+
+impl Streak {
+    /// Counts a failure. Returns true if there have been [`MIN_FAILURES`] in [`GIVEN_UP_AFTER`] or longer.
+    pub(super) fn lasts(&mut self) -> bool {
+        self.failures = self.failures.saturating_add(1);
+        let since = *self.since.get_or_insert_with(Instant::now);
+        self.failures >= MIN_FAILURES && since.elapsed() >= GIVEN_UP_AFTER
+    }
+
+    /// Returns true before the first failure.
+    pub(super) fn is_empty(&self) -> bool {
+        self.failures == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_last_after_a_minute_and_several_of_them() {
+        let mut streak = Streak::default();
+        assert!(!streak.lasts());
+        advance(GIVEN_UP_AFTER).await;
+        // The caller was away.
+        assert!(!streak.lasts());
+        assert!(!streak.lasts());
+        assert!(streak.lasts());
+        let mut quick = Streak::default();
+        assert!((0..100).all(|_| !quick.lasts()));
+    }
+}
