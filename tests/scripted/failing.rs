@@ -240,3 +240,40 @@ async fn shard_that_fails_for_all_workers_is_passed_on_seldom() {
     let read: usize = ["a", "b"].map(|worker| fleet.seen_by(worker, since).len()).iter().sum();
     assert!(read >= 4, "the shard is read again");
 }
+
+/// The caller works on the error for longer than failures last.
+#[tokio::test(start_paused = true)]
+async fn two_failures_around_a_pause_of_the_caller_release_no_shard() {
+    let (kinesis, orders) = orders(1);
+    let consumer = consumer(&kinesis).build().unwrap();
+    let failed = failures(&consumer);
+    let mut records = consumer.records();
+    let denied = Outcome::failed(400, "AccessDeniedException", "no");
+    kinesis.next_calls("GetRecords", 2, denied);
+    orders.shard(0).put("0");
+    assert_eq!(records.next().await.unwrap().unwrap_err().kind(), ErrorKind::Denied);
+    sleep(70 * SECOND).await;
+    assert_eq!(number(&next(&mut records).await), 0);
+    assert!(failed.lock().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn alternating_kinds_of_failures_are_yielded_once_each() {
+    let (kinesis, _orders) = orders(1);
+    let mut calls = 0;
+    kinesis.on_call(move |call| {
+        if call.operation != "GetRecords" {
+            return Outcome::Served;
+        }
+        calls += 1;
+        let code =
+            if calls % 2 == 0 { "AccessDeniedException" } else { "MalformedHttpRequestException" };
+        Outcome::failed(400, code, "no")
+    });
+    let mut records = consumer(&kinesis).build().unwrap().records();
+    for kind in [ErrorKind::Rejected, ErrorKind::Denied] {
+        assert_eq!(records.next().await.unwrap().unwrap_err().kind(), kind);
+    }
+    let quiet = timeout(1800 * SECOND, records.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+}

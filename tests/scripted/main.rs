@@ -41,6 +41,7 @@ mod refused;
 mod resharding;
 mod retention;
 mod seen;
+mod shared_calls;
 mod sharing;
 mod stalls;
 mod starting;
