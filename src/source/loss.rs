@@ -120,9 +120,9 @@ impl Progress {
     pub(super) fn waited(&self, since: SystemTime) -> Error {
         let since = Checkpoint::AtTimestamp(since);
         let message = format!(
-            "the shard is read for the first time, but has been known ({since}) for longer than the \
-             stream's retention: it waited for its parents or for a worker, and records may be lost; \
-             on_trimmed decides where to go on"
+            "the shard is read for the first time, but has been known ({since}) for about the stream's \
+             retention period or longer: it waited for its parents or for a worker, and records may be \
+             lost; on_trimmed decides where to go on"
         );
         self.error(ErrorKind::Trimmed, &message)
     }
