@@ -35,6 +35,8 @@ enum Left {
 struct Copied {
     store: MemoryStore,
     finished: BTreeSet<usize>,
+    /// Which of all tenures its leases are of.
+    tenure: usize,
 }
 
 /// The reader of now, and what all readers have made of the records.
@@ -47,7 +49,13 @@ struct Forgetful {
     /// The records that must not be delivered again, since the store or this reader knows that they are
     /// finished.
     finished: BTreeSet<usize>,
+    /// The shards whose leases were lost to a copy, and that go back to their positions there, once.
+    lost: BTreeSet<usize>,
+    /// The records that this copy has as finished.
+    kept: BTreeSet<usize>,
     copies: Vec<Copied>,
+    /// How often the leases were acquired: by each reader at its start, and after their loss.
+    tenure: usize,
 }
 
 impl Act {
@@ -62,7 +70,10 @@ impl Act {
             seen: 0,
             delivered: BTreeSet::new(),
             finished: BTreeSet::new(),
+            lost: BTreeSet::new(),
+            kept: BTreeSet::new(),
             copies: Vec::new(),
+            tenure: 0,
         };
         self.read_story(&mut story, RESTORED_WITHIN).await;
         for _ in 0..self.rng.usize(3..10) {
@@ -112,8 +123,17 @@ impl Act {
     async fn forget_while_running(&mut self, story: &mut Forgetful, left: Left) {
         self.forget(&story.copies, left).await;
         if let Left::Copy(copy) = left {
-            // The table is the reader's own, which it does not correct.
-            story.finished.clone_from(&story.copies[copy].finished);
+            let Copied { finished, tenure, .. } = &story.copies[copy];
+            if *tenure == story.tenure {
+                // The table is the reader's own, which it does not correct.
+                story.finished.clone_from(finished);
+            } else {
+                // The reader loses its leases, and reads from the positions of the copy when it has acquired
+                // them again.
+                story.kept.clone_from(finished);
+                story.lost = self.orders.shards().iter().map(Shard::index).collect();
+                story.tenure += 1;
+            }
         }
         self.read_story(story, RESTORED_WITHIN).await;
     }
@@ -134,6 +154,7 @@ impl Act {
             }
         }
         self.put_some(0..3);
+        story.tenure += 1;
         (story.reader, story.seen) = (self.begin(StartingPosition::TrimHorizon, story.policy), 0);
         self.read_story(&mut story, RESTORED_WITHIN).await;
         story
@@ -165,7 +186,8 @@ impl Act {
         self.settle(story).await;
         let finished = story.finished.clone();
         self.truth.tell(format_args!("the store is copied: {} are finished", finished.len()));
-        story.copies.push(Copied { store: self.store.replica(), finished });
+        let (copy, tenure) = (self.store.replica(), story.tenure);
+        story.copies.push(Copied { store: copy, finished, tenure });
     }
 
     /// Reads until nothing comes any more, and what has come is saved.
@@ -175,15 +197,24 @@ impl Act {
             let time = self.plan.checkpoint_interval + Duration::from_secs(5);
             self.read_story(story, time).await;
             if story.seen == before || self.truth.is_broken() {
-                return;
+                break;
             }
         }
+        // What goes back has done so.
+        story.lost.clear();
     }
 
     async fn read_story(&self, story: &mut Forgetful, time: Duration) {
         story.reader.read_for(time).await;
         for number in &story.reader.delivered[story.seen..] {
             story.delivered.insert(*number);
+            let shard = self.puts[*number].shard;
+            let is_back = story.finished.contains(number) && !story.kept.contains(number);
+            if is_back && story.lost.remove(&shard) {
+                let is_of_shard = |number: &usize| self.puts[*number].shard == shard;
+                story.finished.retain(|it| !is_of_shard(it));
+                story.finished.extend(story.kept.iter().copied().filter(is_of_shard));
+            }
             if !story.finished.insert(*number) {
                 let promise = Promise::FewRepeats;
                 self.breaks(
