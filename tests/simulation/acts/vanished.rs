@@ -159,19 +159,19 @@ impl Act {
             // Fewer than what is believed.
             failures.push(("GetRecords", Outcome::Garbled { status: 200, body: EMPTY.to_owned() }));
         }
-        let mut excused = vec![ErrorKind::Unavailable];
+        let mut excused = Vec::new();
         for _ in 0..self.rng.usize(..3) {
             let (operation, outcome) = failures.swap_remove(self.rng.usize(..failures.len()));
             let times = self.rng.usize(1..4);
             self.truth.tell(format_args!("next {times} calls of {operation}: {outcome:?}"));
-            match &outcome {
+            excused.push(match &outcome {
                 Outcome::Failed { code, .. } if code == "AccessDeniedException" => {
-                    excused.push(ErrorKind::Denied);
+                    ErrorKind::Denied
                 }
                 // The iterator of a made-up answer is refused.
-                Outcome::Garbled { .. } => excused.push(ErrorKind::Rejected),
-                _ => {}
-            }
+                Outcome::Garbled { .. } => ErrorKind::Rejected,
+                _ => ErrorKind::Unavailable,
+            });
             self.kinesis.next_calls(operation, times, outcome);
         }
         excused
