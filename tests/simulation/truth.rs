@@ -101,6 +101,8 @@ pub(crate) struct Shard {
     pub(crate) trimmed: usize,
     /// It has left retention.
     pub(crate) expired: bool,
+    /// It had a stored position when a reader began.
+    pub(crate) was_stored: bool,
     /// It was stored as finished when this reader began.
     pub(crate) ended: bool,
     pub(crate) lost: Lost,
@@ -306,9 +308,8 @@ impl Facts {
             (shard.base, shard.caught_up, shard.ended) = (None, None, false);
             shard.lost.is_reported = false;
             // Without a position, as after a start that named it and read nothing, there is nothing to compare.
-            if !positions.contains_key(&id_of(index)) {
-                shard.lost.is_due = false;
-            }
+            shard.was_stored |= positions.contains_key(&id_of(index));
+            shard.lost.is_due &= shard.was_stored;
             for fact in &mut shard.records {
                 fact.finished_here = None;
             }
