@@ -1,9 +1,11 @@
 //! A shard that some listings lack and that is not found meanwhile: that proves no absence.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kinestream::StartingPosition;
-use kinestream::testing::{Outcome, Shard, WrongListing};
+use kinestream::testing::{Interruption, Outcome, Shard, WrongListing};
 use tokio::time::{Instant, sleep};
 
 use super::horizon::{DAY, Horizon};
@@ -16,6 +18,28 @@ const GONE_AFTER: Duration = Duration::from_secs(30);
 
 /// Shortly before a shard that is not found is reported.
 const REPORTED_AFTER: Duration = Duration::from_secs(55);
+
+/// How often the shard was hidden. Its clones are the same.
+#[derive(Debug, Clone, Default)]
+struct Hidden(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// The number of calls that did not find the shard.
+    refused: AtomicUsize,
+    /// The number of listings that lacked it.
+    lacking: AtomicUsize,
+}
+
+impl Hidden {
+    fn refused(&self) -> usize {
+        self.0.refused.load(Ordering::Relaxed)
+    }
+
+    fn lacking(&self) -> usize {
+        self.0.lacking.load(Ordering::Relaxed)
+    }
+}
 
 impl Act {
     pub(super) async fn lack_for_some_listings(&mut self) {
@@ -37,43 +61,60 @@ impl Act {
             horizon.put_at(&shard, self.kinesis.now());
         }
         let listings = self.rng.usize(1..3);
-        if is_read {
-            self.hide(&parent, listings, GONE_AFTER, REPORTED_AFTER);
+        let hidden = if is_read {
+            // A subscription finds its shard until it ends.
+            parent.interrupt(&Interruption::Resets);
+            self.hide(&parent, listings, GONE_AFTER, REPORTED_AFTER)
         } else {
             judged.reader.close().await;
             let time = self.time(0..60_000);
             sleep(time).await;
             let next = horizon.passed_by(&self.stored().await);
-            self.hide(&parent, listings, Duration::ZERO, Duration::MAX);
+            let hidden = self.hide(&parent, listings, Duration::ZERO, Duration::MAX);
             let reader = self.begin(StartingPosition::TrimHorizon, policy);
             judged = Judged::new(reader, horizon, policy);
             judged.next = next;
-        }
+            hidden
+        };
         let time = GONE_AFTER + REPORTED_AFTER;
         self.read_judged(&mut judged, time, usize::MAX).await;
+        // A call under way may have read the shard to its end, so that no call asks for it.
+        let (refused, lacking) = (hidden.refused(), hidden.lacking());
+        assert!(
+            lacking > 0 || is_read && refused == 0,
+            "{} is refused {refused} times, and no listing lacks it",
+            parent.id()
+        );
         self.kinesis.on_call(|_call| Outcome::Served);
         self.read_rest(&mut judged).await;
         judged.reader.close().await;
     }
 
-    /// The shard is not found until listings are asked, and some of them lack it. Before `since`, listings are
-    /// complete; after `until`, everything is.
-    fn hide(&self, shard: &Shard, listings: usize, since: Duration, until: Duration) {
-        let (shard, began, mut lacking) = (shard.id(), Instant::now(), 0);
+    /// The shard is not found until listings are asked, and some of them lack it. Listings are complete before
+    /// `since`, and everything is after `until`, both from the first call that does not find the shard.
+    fn hide(&self, shard: &Shard, listings: usize, since: Duration, until: Duration) -> Hidden {
+        let hidden = Hidden::default();
+        let count = hidden.clone();
+        let (shard, mut first, mut lacking) = (shard.id(), None::<Instant>, 0);
         let mut is_found = false;
         self.truth.tell(format_args!("{shard} is not found, and {listings} listings lack it"));
         self.kinesis.on_call(move |call| {
-            is_found |= began.elapsed() > until;
-            if call.operation == "ListShards" && began.elapsed() >= since && !is_found {
+            let elapsed = first.map_or(Duration::ZERO, |first| first.elapsed());
+            is_found |= elapsed > until;
+            if call.operation == "ListShards" && elapsed >= since && !is_found {
                 lacking += 1;
                 is_found |= lacking > listings;
                 if !is_found {
+                    count.0.lacking.fetch_add(1, Ordering::Relaxed);
                     return Outcome::Mislisted(WrongListing::Without(shard.clone()));
                 }
             } else if !is_found && call.shard_id.as_ref() == Some(&shard) {
+                first.get_or_insert_with(Instant::now);
+                count.0.refused.fetch_add(1, Ordering::Relaxed);
                 return Outcome::failed(400, "ResourceNotFoundException", "not found");
             }
             Outcome::Served
         });
+        hidden
     }
 }
