@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kinestream::testing::{Outcome, Shard, aggregate};
-use kinestream::{ErrorKind, OnTrimmed, ShardId, StartingPosition};
+use kinestream::{ErrorKind, OnTrimmed, Ordering, ShardId, StartingPosition};
 use tokio::time::Instant;
 
 use super::reader::ActReader;
@@ -23,16 +23,22 @@ impl Act {
     pub(super) async fn refuse_shared_calls(&mut self) {
         self.kinesis.delete_stream("orders");
         self.orders = self.kinesis.create_stream("orders", self.rng.usize(4..12));
-        self.kinesis.set_child_shards(true);
+        let child_shards = self.wrongs.bool();
+        self.kinesis.set_child_shards(child_shards);
         let refusal = match self.rng.u8(..3) {
             0 => Outcome::Garbled { status: 200, body: "{}".to_owned() },
             _ => Outcome::failed(400, "AccessDeniedException", "no"),
         };
         let (mut reader, shards) = if self.plan.fan_out && self.rng.bool() {
             self.put_each();
+            let roots = self.orders.open_shards();
+            self.close_some(&roots);
             self.refuse("DescribeStreamConsumer", refusal.clone());
             let reader = self.begin(StartingPosition::TrimHorizon, OnTrimmed::Fail);
-            (reader, self.orders.open_shards())
+            let children = self.orders.shards().split_off(roots.len());
+            // The children of an unread parent wait, where they wait at all.
+            let waits = self.plan.ordering == Ordering::ParentFirst;
+            (reader, if waits { roots } else { [roots, children].concat() })
         } else {
             let mut reader = self.begin(StartingPosition::TrimHorizon, OnTrimmed::Fail);
             reader.read_for(Duration::from_secs(60)).await;
@@ -42,7 +48,8 @@ impl Act {
             for child in &children {
                 self.put_packed_into(child);
             }
-            (reader, children)
+            // An end that names no children is proven by a listing, without which the parents do not end.
+            (reader, if child_shards { children } else { parents })
         };
         self.watch_releases(&mut reader, &shards).await;
         let kinds = [ErrorKind::Denied, ErrorKind::Rejected, ErrorKind::Unavailable];
@@ -57,6 +64,18 @@ impl Act {
         let due: Vec<usize> = (0..self.puts.len()).collect();
         self.read_all(&mut reader, &due).await;
         reader.close().await;
+    }
+
+    /// Closes some shards, each with records, and puts records into their children.
+    fn close_some(&mut self, shards: &[Shard]) {
+        for shard in shards {
+            if self.wrongs.u8(..3) == 0 {
+                self.truth.tell(format_args!("shard {} is closed", shard.index()));
+                for child in shard.split() {
+                    self.put_into(&child);
+                }
+            }
+        }
     }
 
     fn refuse(&self, operation: &'static str, refusal: Outcome) {
