@@ -48,8 +48,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "only the readers that make a shared call see that it fails for good",
         file: "cooldown.rs",
-        right: "self.last.as_ref().map(Last::repeated);",
-        wrong: "self.last.as_ref().map(Last::repeated).filter(|_| false);",
+        right: "self.repeated().unwrap_or_else(",
+        wrong: "self.repeated().filter(|_| false).unwrap_or_else(",
         breaks: &["UnreadAreReleased", "FewErrors", "NothingIsLost"],
     },
     Mistake {
@@ -76,8 +76,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "what only the caller can cure is told at every attempt",
         file: "source/progress.rs",
-        right: "if self.state.told.replace(error.kind()) != Some(error.kind()) {",
-        wrong: "if self.state.told.replace(error.kind()) != Some(ErrorKind::InUse) {",
+        right: "if self.state.told.insert(error.kind()) {",
+        wrong: "if self.state.told.insert(error.kind()) || true {",
         breaks: &["FewErrors"],
     },
     Mistake {
@@ -480,5 +480,19 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         right: "Lease { owner, heir, checkpoint: None, ..known.clone() }",
         wrong: "Lease { owner, heir, checkpoint: None, start: None, ..known.clone() }",
         breaks: &["LossesAreReported", "NothingIsLost"],
+    },
+    Mistake {
+        what: "a listing that changes nothing makes the table even",
+        file: "group/exchange.rs",
+        right: "changes.iter().any(moves)\n",
+        wrong: "changes.iter().any(moves) || true\n",
+        breaks: &["NothingIsLost", "Progress", "UnreadAreReleased"],
+    },
+    Mistake {
+        what: "a panic in an answer without room is not reported",
+        file: "source/polling.rs",
+        right: "was_short && failure.error.kind() != ErrorKind::Panicked",
+        wrong: "was_short",
+        breaks: &["PanicsAreReported"],
     },
 ];
