@@ -49,7 +49,8 @@ impl Cooldown {
         if self.until.is_some_and(|until| now < until) {
             return Err(self.repeated().unwrap_or_else(|| Failure {
                 remedy: Remedy::CoolDown,
-                error: Error::new(ErrorKind::Unavailable, format!("{what} a moment ago")),
+                error: Error::new(ErrorKind::Unavailable, format!("{what} a moment ago"))
+                    .shared(Some(self.failures.clone())),
                 answered: None,
             }));
         }
@@ -148,7 +149,7 @@ mod tests {
             let made = cooldown.failed(failure).error;
             let repeated = cooldown.begin("the call failed").unwrap_err().error;
             // The shard of the reader that made the call may be dropped before it is polled.
-            let claims = [repeated.claim(), made.claim()];
+            let claims = [repeated.claim(1), made.claim(1)];
             if kind == ErrorKind::Rejected {
                 cooldown.succeeded();
             }

@@ -170,9 +170,15 @@ impl Error {
         self.0.shared.as_ref()
     }
 
-    /// Returns true if the caller is to receive the error: not if another shard has yielded it.
-    pub(crate) fn claim(&self) -> bool {
-        self.0.shared.as_ref().is_none_or(|failures| failures.claim(self.0.kind))
+    /// Returns true for the error of a shared call.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.0.shared.is_some()
+    }
+
+    /// Returns true if the caller is to receive the error: not if another shard has yielded it in the
+    /// same reading of the stream.
+    pub(crate) fn claim(&self, reading: u64) -> bool {
+        self.0.shared.as_ref().is_none_or(|failures| failures.claim(self.0.kind, reading))
     }
 
     /// What to match on.

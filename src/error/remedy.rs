@@ -109,7 +109,7 @@ impl Failure {
     /// What to do after so many panics in a row, which this failure continues or ends: one that
     /// repeats is reported. Those of shared calls are counted by their [`Cooldown`](crate::cooldown::Cooldown).
     pub(crate) fn remedy_after(&self, panics: &mut u32) -> Remedy {
-        if self.remedy == Remedy::CoolDown || self.error.shared_failures().is_some() {
+        if self.remedy == Remedy::CoolDown || self.error.is_shared() {
             return self.remedy;
         }
         if self.error.kind() != ErrorKind::Panicked {

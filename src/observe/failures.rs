@@ -48,7 +48,7 @@ impl Failures {
         let mut known = lock(&self.0);
         let before = known.remove(shard);
         let mut kinds = before.map(|before| before.kinds).unwrap_or_default();
-        let is_new = kinds.insert(error.kind());
+        let is_new = kinds.insert(error);
         known.insert(shard.clone(), Known { last: failure, kinds });
         is_new
     }
@@ -59,6 +59,10 @@ impl Failures {
 
     pub(super) fn clear(&self, shard: &ShardId) {
         lock(&self.0).remove(shard);
+    }
+
+    pub(super) fn clear_all(&self) {
+        lock(&self.0).clear();
     }
 
     pub(super) fn contain(&self, shard: &ShardId) -> bool {

@@ -117,11 +117,17 @@ impl Observer {
     pub(crate) fn begin_reading(&self) -> Going {
         // Failures of an earlier reading say nothing about this one.
         self.0.liveness.calls.first_failed.store(0, Ordering::Relaxed);
+        self.0.failures.clear_all();
         let mut state = lock(&self.0.liveness.state);
         state.reading += 1;
         (state.since, state.is_broken) = (Some(Instant::now()), false);
         (state.renewed, state.leases) = (None, 0);
         Going { observer: self.clone(), reading: state.reading, has_ended: false }
+    }
+
+    /// The number of the last reading.
+    pub(super) fn reading(&self) -> u64 {
+        lock(&self.0.liveness.state).reading
     }
 
     /// Notes a renewal by a worker that holds `leases`.

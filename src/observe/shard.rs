@@ -134,6 +134,11 @@ impl ShardObserver {
         self.observer.0.failures.note(self.shard_id(), error)
     }
 
+    /// The number of the reading of the stream.
+    pub(crate) fn reading(&self) -> u64 {
+        self.observer.reading()
+    }
+
     /// Returns the kinds of errors that the caller has received, and no record since.
     pub(crate) fn known_failures(&self) -> Kinds {
         self.observer.0.failures.kinds(self.shard_id())

@@ -213,7 +213,7 @@ impl Reading {
                 Ok(Fetched::Failed(error)) => return self.end_failed(error),
                 Err(error) => {
                     self.observer.failed(&error);
-                    if error.claim() {
+                    if error.claim(self.observer.reading()) {
                         return Poll::Ready(Some(Err(error)));
                     }
                 }
@@ -236,7 +236,7 @@ impl Reading {
     fn end_failed<T>(&mut self, error: Error) -> Poll<Option<Result<T>>> {
         self.state = State::Done;
         let error = self.observer.locate(error);
-        let is_news = self.observer.failed(&error) && error.claim();
+        let is_news = self.observer.failed(&error) && error.claim(self.observer.reading());
         self.observer.tell(Event::ShardFailed {
             shard_id: self.shard_id().clone(),
             kind: error.kind(),

@@ -190,8 +190,8 @@ impl Progress {
     /// Handles a call that did not find the shard, or what is named with it: it is retried until listings
     /// confirm that the shard is gone.
     pub(super) async fn not_found(&mut self, error: Error) -> Result<(), Told> {
-        let since = *self.state.not_found.get_or_insert_with(Instant::now);
-        if since.elapsed() >= GONE_AFTER {
+        self.state.not_found.note();
+        if self.state.not_found.age() >= GONE_AFTER {
             // A listing counts once.
             let next = self.state.absence.as_ref().map(|absence| absence.last() + NEXT_LISTING);
             let listed_since = next.map_or_else(lately, |next| next.max(lately()));
@@ -217,7 +217,7 @@ impl Progress {
             Some(_) => (false, self.discovery_interval.saturating_add(GONE_AFTER + GIVEN_UP_AFTER)),
             None => (self.is_reported(&error), GIVEN_UP_AFTER),
         };
-        if is_known || since.elapsed() >= reported_after {
+        if is_known || self.state.not_found.has_lasted(reported_after) {
             return Err(Told::at_last(error));
         }
         self.retries(&error);

@@ -29,7 +29,7 @@ use super::registration::Registration;
 use super::retention::{Beginning, arrival};
 use super::room::while_read;
 use super::subscription::{Gauge, LONGEST_LIFE, Message, Next, Subscription};
-use super::{Asks, KnownShard, Source, batches};
+use super::{Asks, KnownShard, Position, Source, batches};
 use crate::error::{ErrorKind, Failure, Remedy};
 use crate::observe::log_line;
 use crate::record::SequenceNumber;
@@ -37,9 +37,9 @@ use crate::record::SequenceNumber;
 /// How long the old subscription goes on where a new one could not take over.
 const RENEW_AGAIN: Duration = Duration::from_secs(10);
 
-/// How long a subscription is a new one: it shows what was lost behind its position. Events that only
-/// approach the next record may follow for minutes, in which retention goes on.
-const PLACED_LATELY: Duration = Duration::from_secs(10);
+/// How long a subscription shows what was lost behind its position. Events that only approach the next record
+/// may follow for minutes, in which retention goes on.
+const CHECKED_FOR: Duration = Duration::from_secs(10);
 
 /// A shard that is pushed.
 pub(super) struct FanOut {
@@ -54,6 +54,9 @@ pub(super) struct FanOut {
     placed: bool,
     /// When the subscription was placed.
     placed_at: Instant,
+    /// The position of the last subscription that a check for losses has replaced, and how long the next one at
+    /// that position is not checked.
+    checked: Option<(Position, Duration)>,
 }
 
 /// The subscription while nobody asks for more.
@@ -90,6 +93,7 @@ impl FanOut {
             expected: 0,
             placed: true,
             placed_at: Instant::now(),
+            checked: None,
         }
     }
 
@@ -181,9 +185,10 @@ impl FanOut {
             None => None,
         };
         if let Some(reached) = reached
-            && !(self.placed && self.placed_at.elapsed() < PLACED_LATELY)
+            && self.is_check_due()
             && self.progress.may_be_overtaken(reached).await
         {
+            self.checked = Some((self.progress.position.clone(), self.checked_for() * 2));
             // A new subscription at the last record shows what has left retention behind it.
             return Ok(());
         }
@@ -242,6 +247,22 @@ impl FanOut {
                 self.progress.answered(answer);
                 Ok(())
             }
+        }
+    }
+
+    /// Whether losses may lie between the placement of the subscription and an event. A placement that is not
+    /// judged yet shows them itself.
+    fn is_check_due(&self) -> bool {
+        let is_old = !self.placed || self.placed_at.elapsed() >= self.checked_for();
+        is_old && self.progress.is_sound()
+    }
+
+    /// How long a subscription without a new record is not checked: longer each time at one position, so that
+    /// the record it approaches comes.
+    fn checked_for(&self) -> Duration {
+        match &self.checked {
+            Some((position, time)) if *position == self.progress.position => *time,
+            _ => CHECKED_FOR,
         }
     }
 

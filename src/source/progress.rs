@@ -66,8 +66,8 @@ pub(super) struct State {
     pub(super) failed: u32,
     /// The answers prove nothing.
     pub(super) doubt: Option<Doubt>,
-    /// Since when the shard is not found.
-    pub(super) not_found: Option<Instant>,
+    /// The calls that have not found the shard.
+    pub(super) not_found: Streak,
     /// The listings that lack it since then.
     pub(super) absence: Option<Absence>,
     /// How many of them in a row have panicked.
@@ -145,7 +145,7 @@ impl Progress {
             }
             Remedy::Gone => return self.not_found(error).await,
             Remedy::Report => {
-                if error.shared_failures().is_some() {
+                if error.is_shared() {
                     // Its readers make one call for all, as rarely as it has to be.
                     self.pace.failed();
                 } else {
@@ -156,8 +156,13 @@ impl Progress {
                     self.note_panic(&error);
                     return Err(Told::at_last(error));
                 }
-                if self.state.told.insert(error.kind()) {
-                    self.note_panic(&error);
+                if self.state.told.insert(&error) {
+                    if error.is_shared() {
+                        // The caller may receive it by another shard.
+                        self.retries(&error);
+                    } else {
+                        self.note_panic(&error);
+                    }
                     return Err(Told { error, is_last: false });
                 }
             }
@@ -181,7 +186,7 @@ impl Progress {
 
     /// Whether the caller knows of an error of this kind, from an earlier reading too, and it is not cured.
     pub(super) fn is_reported(&self, error: &Error) -> bool {
-        self.state.told.contains(error.kind())
+        self.state.told.contains(error)
     }
 
     /// Emits an event for each panic, whatever becomes of the error.
@@ -222,7 +227,7 @@ impl Progress {
     ) -> Unpacked {
         (self.state.told, self.state.failed, self.state.panics) = (Kinds::default(), 0, 0);
         self.forget_failures();
-        (self.state.not_found, self.state.absence) = (None, None);
+        (self.state.not_found, self.state.absence) = (Streak::default(), None);
         let millis_behind_latest = self.observer.answered(records.len(), bytes, lag);
         if let Some(last) = records.last() {
             let (records, sequence_number) = (records.len(), &*last.sequence_number);

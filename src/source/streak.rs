@@ -21,9 +21,24 @@ pub(super) struct Streak {
 impl Streak {
     /// Counts a failure. Returns true if there have been [`MIN_FAILURES`] in [`GIVEN_UP_AFTER`] or longer.
     pub(super) fn lasts(&mut self) -> bool {
+        self.note();
+        self.has_lasted(GIVEN_UP_AFTER)
+    }
+
+    /// Counts a failure.
+    pub(super) fn note(&mut self) {
         self.failures = self.failures.saturating_add(1);
-        let since = *self.since.get_or_insert_with(Instant::now);
-        self.failures >= MIN_FAILURES && since.elapsed() >= GIVEN_UP_AFTER
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// Returns true if there have been [`MIN_FAILURES`] in `time` or longer.
+    pub(super) fn has_lasted(&self, time: Duration) -> bool {
+        self.failures >= MIN_FAILURES && self.age() >= time
+    }
+
+    /// The time since the first failure.
+    pub(super) fn age(&self) -> Duration {
+        self.since.map(|since| since.elapsed()).unwrap_or_default()
     }
 
     /// Returns true before the first failure.

@@ -119,6 +119,12 @@ impl Kinesis {
         self.0.lock().event_records = records.max(1);
     }
 
+    /// Sets how long a subscription approaches a record that arrived an hour or more after the one before:
+    /// until then it is sent events without records. No time by default.
+    pub fn set_approach(&self, time: Duration) {
+        self.0.lock().approach = time;
+    }
+
     /// Sets whether answers are sent in chunks, without a `Content-Length`. Off by default. Kinesis sends
     /// the length; some proxies remove it.
     pub fn set_chunked(&self, chunked: bool) {

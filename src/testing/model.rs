@@ -32,6 +32,8 @@ pub(super) struct Model {
     pub(super) jitter: Duration,
     jitters: Rng,
     pub(super) event_records: usize,
+    /// How long subscriptions approach a record behind a gap.
+    pub(super) approach: Duration,
     /// A number that has left retention is taken as the oldest record that is kept.
     pub(super) trimmed_accepted: bool,
     /// How long records are kept, in milliseconds, where they leave by themselves.
@@ -69,6 +71,7 @@ impl Shared {
             jitter: Duration::ZERO,
             jitters: Rng::with_seed(0),
             event_records: MOST_RECORDS as usize,
+            approach: Duration::ZERO,
             trimmed_accepted: false,
             retention: None,
             in_flight: 0,

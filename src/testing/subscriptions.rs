@@ -28,6 +28,8 @@ const TAKEOVER: Duration = Duration::from_secs(5);
 /// What stands before a message, its length first:
 /// <https://smithy.io/2.0/aws/amazon-eventstream.html>.
 const PRELUDE: usize = 12;
+/// Records that arrived so far apart, in milliseconds, have a gap between them.
+const GAP: u64 = 3_600_000;
 /// How long nothing is pushed where there is nothing new.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
@@ -100,7 +102,7 @@ impl Model {
         contents.subscriptions.retain(|known| known.consumer != consumer);
         contents.subscriptions.push(Subscribed { id: call, consumer, interruption: None });
         changed.notify_waiters();
-        Ok(Subscription { stream: name, shard, id: call, next, changed, fields })
+        Ok(Subscription { stream: name, shard, id: call, next, changed, fields, approached: None })
     }
 
     /// The connection of a subscription that has just begun is lost.
@@ -117,7 +119,8 @@ impl Model {
     /// new or not.
     fn push(&mut self, subscription: &mut Subscription, is_due: bool) -> Step {
         let (now, child_shards, oldest) = (self.now(), self.child_shards, self.oldest());
-        let Subscription { stream, shard, id, next, fields, .. } = subscription;
+        let instant = Instant::now();
+        let Subscription { stream, shard, id, next, fields, approached, .. } = subscription;
         let gone = || Message::exception("ResourceNotFoundException", "it is not there");
         let Some(stream) = self.streams.get_mut(stream) else { return gone() };
         // A stream created again may have fewer shards.
@@ -140,7 +143,16 @@ impl Model {
             return gone();
         }
         let first = (*next).max(contents.trimmed);
-        let (count, bytes) = fill(&contents.records[first..], self.event_records);
+        let mut limit = self.event_records;
+        if !self.approach.is_zero() {
+            limit = contents.records_until_gap(first, limit);
+            if contents.is_behind_gap(first) {
+                let known = approached.filter(|(record, _)| *record == first);
+                let (_, since) = *approached.insert(known.unwrap_or((first, instant)));
+                limit = if instant >= since + self.approach { limit } else { 0 };
+            }
+        }
+        let (count, bytes) = fill(&contents.records[first..], limit);
         let after = first + count;
         let at_end = contents.closed.is_some() && after >= contents.records.len();
         if count == 0 && !at_end && !is_due {
@@ -160,7 +172,8 @@ impl Model {
         if !at_end {
             // Where nothing is new, the number is behind all that were given, and before all to come.
             let number = last.clone().unwrap_or_else(|| {
-                let number = stream.number();
+                let before = stream.shards[*shard].number_before(after);
+                let number = before.unwrap_or_else(|| stream.number());
                 stream.shards[*shard].continuations.insert(number.clone());
                 number
             });
@@ -195,6 +208,8 @@ pub(super) struct Subscription {
     changed: Arc<Notify>,
     /// What its events lack.
     fields: Vec<String>,
+    /// The record behind a gap that it approaches, and since when.
+    approached: Option<(usize, Instant)>,
 }
 
 impl Subscription {
@@ -287,6 +302,34 @@ impl Body for Pushed {
 }
 
 impl Contents {
+    /// Whether the record of this index lies behind a gap.
+    fn is_behind_gap(&self, record: usize) -> bool {
+        let arrival = |index: usize| self.records.get(index).map(|record| record.arrival);
+        let before = record.checked_sub(1).and_then(arrival);
+        arrival(record).zip(before).is_some_and(|(arrival, before)| arrival >= before + GAP)
+    }
+
+    /// The number of records from this one on, up to the next gap and at most `limit`.
+    fn records_until_gap(&self, first: usize, limit: usize) -> usize {
+        let end = self.records.len().min(first.saturating_add(limit));
+        let gap = (first + 1..end).find(|record| self.is_behind_gap(*record));
+        gap.unwrap_or(end).saturating_sub(first)
+    }
+
+    /// The sequence number just before that of a record.
+    fn number_before(&self, record: usize) -> Option<String> {
+        let mut digits = self.records.get(record)?.number.clone().into_bytes();
+        for digit in digits.iter_mut().rev() {
+            if *digit > b'0' {
+                *digit -= 1;
+                break;
+            }
+            *digit = b'9';
+        }
+        let number = String::from_utf8(digits).ok()?;
+        Some(number.trim_start_matches('0').to_owned())
+    }
+
     /// Interrupts the subscriptions under way, and says how many there were.
     pub(super) fn interrupt(&mut self, interruption: &Interruption) -> usize {
         for subscription in &mut self.subscriptions {

@@ -212,3 +212,54 @@ async fn large_records_near_the_horizon_are_read() {
     assert_eq!(gaps(&mut events), []);
     assert_eq!(kinesis.violations(), [""; 0]);
 }
+
+/// The next record arrived hours after the last one, and each subscription is sent events without records for a
+/// minute before it.
+#[tokio::test(start_paused = true)]
+async fn pushed_reader_near_the_horizon_reads_the_record_behind_a_gap() {
+    for approach in [7, 60, 240].map(Duration::from_secs) {
+        let (kinesis, orders) = orders(1);
+        kinesis.set_retention(48 * HOUR);
+        kinesis.set_approach(approach);
+        for (number, age) in [47, 40, 30].into_iter().enumerate() {
+            orders.shard(0).put_at(kinesis.now() - age * HOUR, number.to_string());
+        }
+        let reader = consumer(&kinesis).fan_out("billing").build().unwrap();
+        let mut events = reader.events();
+        let mut records = reader.records();
+        let began = Instant::now();
+        for expected in 0..3 {
+            let record = timeout(Duration::from_secs(1800), records.next()).await;
+            assert_eq!(number(&record.unwrap().unwrap().unwrap()), expected, "{approach:?}");
+        }
+        let time = began.elapsed();
+        assert!(time < 8 * approach + Duration::from_secs(60), "{time:?} for {approach:?}");
+        let subscriptions = calls(&kinesis, "SubscribeToShard").len();
+        assert!(subscriptions <= 12, "{subscriptions} for {approach:?}");
+        assert_eq!(gaps(&mut events), [], "{approach:?}");
+    }
+}
+
+/// Records between the last one and the next leave retention while a subscription approaches them.
+#[tokio::test(start_paused = true)]
+async fn pushed_reader_overtaken_behind_approaching_events_reports_the_loss() {
+    for accepted in [false, true] {
+        let (kinesis, orders) = orders(1);
+        kinesis.set_trimmed_numbers_accepted(accepted);
+        kinesis.set_retention(48 * HOUR);
+        kinesis.set_approach(Duration::from_secs(120));
+        for (number, age) in [40, 30, 10].into_iter().enumerate() {
+            orders.shard(0).put_at(kinesis.now() - age * HOUR, number.to_string());
+        }
+        let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon);
+        let reader = builder.fan_out("billing").build().unwrap();
+        let mut events = reader.events();
+        let mut records = reader.records();
+        numbers(&mut records, 0..1).await;
+        let quiet = timeout(Duration::from_secs(60), records.next()).await;
+        assert!(quiet.is_err(), "{quiet:?}");
+        kinesis.set_retention(24 * HOUR);
+        numbers(&mut records, 2..3).await;
+        assert_eq!(gaps(&mut events).len(), 1, "accepted: {accepted}");
+    }
+}

@@ -7,7 +7,8 @@ use kinestream::testing::Outcome;
 use kinestream::{Error, ErrorKind, Records};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{consumer, orders};
+use crate::retention::HOUR;
+use crate::{consumer, next, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -99,4 +100,56 @@ async fn denial_that_passes_delays_no_shard_for_long() {
     }
     assert_eq!(denials, 1);
     assert!(began.elapsed() < 8 * SECOND, "{:?}", began.elapsed());
+}
+
+/// Each reading is another reader.
+#[tokio::test(start_paused = true)]
+async fn next_reading_yields_the_error_again() {
+    let (kinesis, _orders) = orders(20);
+    let denied = Outcome::failed(400, "AccessDeniedException", "no");
+    kinesis.next_calls("RegisterStreamConsumer", usize::MAX, denied);
+    let consumer = consumer(&kinesis).fan_out("billing").build().unwrap();
+    for reading in 0..2 {
+        let mut records = consumer.records();
+        let errors = errors(&mut records).await;
+        assert_eq!(errors.len(), 1, "reading {reading}: {errors:?}");
+    }
+}
+
+/// The operator allows the shared call only, and a call of each shard is denied as well.
+#[tokio::test(start_paused = true)]
+async fn denial_of_another_call_is_yielded() {
+    let (kinesis, _orders) = orders(1);
+    let denied = Outcome::failed(400, "AccessDeniedException", "no");
+    kinesis.next_calls("RegisterStreamConsumer", 2, denied.clone());
+    kinesis.next_calls("SubscribeToShard", usize::MAX, denied);
+    let mut records = consumer(&kinesis).fan_out("billing").build().unwrap().records();
+    let messages: Vec<String> =
+        errors(&mut records).await.iter().map(ToString::to_string).collect();
+    assert_eq!(messages.len(), 2, "{messages:?}");
+    assert!(messages[0].contains("RegisterStreamConsumer"), "{messages:?}");
+    assert!(messages[1].contains("SubscribeToShard"), "{messages:?}");
+}
+
+/// The last record of each shard has left retention, and whether later ones were lost is unknown.
+#[tokio::test(start_paused = true)]
+async fn judgement_that_fails_is_one_error_for_all_shards() {
+    let (kinesis, orders) = orders(20);
+    kinesis.set_retention(48 * HOUR);
+    for shard in orders.shards() {
+        shard.put_at(kinesis.now() - 30 * HOUR, "0");
+    }
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    for _ in 0..20 {
+        next(&mut records).await;
+    }
+    let quiet = timeout(300 * SECOND, records.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    drop(records);
+    sleep(26 * HOUR).await;
+    kinesis.next_calls("DescribeStreamSummary", usize::MAX, Outcome::failed(500, "", ""));
+    let errors = errors(&mut consumer.records()).await;
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert_eq!(errors[0].kind(), ErrorKind::Unavailable);
 }
