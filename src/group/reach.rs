@@ -40,10 +40,11 @@ impl Reach {
         Self { patience, trial: patience.max(SHORTEST_TRIAL), steady: now, is_out: false }
     }
 
-    /// Notes how calls have gone.
-    pub(super) fn note(&mut self, calls: Calls, now: Instant) {
+    /// Notes how calls have gone. `interruption` is the longest time between two successful calls that is over
+    /// since the last note.
+    pub(super) fn note(&mut self, calls: Calls, interruption: Duration, now: Instant) {
         self.is_out = calls.failing.is_some_and(|time| self.is_out || time >= self.patience);
-        if self.is_out || self.is_doubtful(calls) {
+        if self.is_out || self.is_doubtful(calls) || interruption >= self.patience / 3 {
             self.steady = now;
         }
     }
@@ -107,16 +108,16 @@ mod tests {
     fn worker_is_out_of_reach_after_three_lease_durations_until_a_call_succeeds() {
         let now = Instant::now();
         let mut reach = Reach::new(LEASE, now);
-        reach.note(failing(59), now);
+        reach.note(failing(59), Duration::ZERO, now);
         assert!(!reach.is_out() && reach.is_doubtful(failing(59)));
-        reach.note(failing(60), now);
+        reach.note(failing(60), Duration::ZERO, now);
         assert!(reach.is_out());
-        reach.note(failing(1), now);
+        reach.note(failing(1), Duration::ZERO, now);
         assert!(reach.is_out(), "the last call has failed");
-        reach.note(succeeded(1), now);
+        reach.note(succeeded(1), Duration::ZERO, now);
         assert!(!reach.is_out());
         let mut short = Reach::new(2 * SECOND, now);
-        short.note(failing(29), now);
+        short.note(failing(29), Duration::ZERO, now);
         assert!(!short.is_out(), "a fetch backs off for up to 25.6 s");
     }
 
@@ -126,16 +127,23 @@ mod tests {
         let mut reach = Reach::new(LEASE, began);
         assert!(!reach.may_take_over(succeeded(1), began));
         let later = began + 60 * SECOND;
-        reach.note(failing(1), later);
+        reach.note(failing(1), Duration::ZERO, later);
         assert!(reach.may_take_over(succeeded(1), later), "one failure is no interruption");
         let never = Calls { failing: None, succeeded: None };
         assert!(!reach.may_take_over(never, later));
         assert!(!reach.may_take_over(succeeded(20), later), "the success is too old");
         assert!(reach.needs_listing(succeeded(10)), "before the success is too old");
         let hung = Calls { failing: Some(Duration::ZERO), succeeded: Some(30 * SECOND) };
-        reach.note(hung, later);
-        reach.note(succeeded(0), later + SECOND);
+        reach.note(hung, Duration::ZERO, later);
+        reach.note(succeeded(0), Duration::ZERO, later + SECOND);
         assert!(!reach.may_take_over(succeeded(0), later + SECOND));
         assert!(reach.may_take_over(succeeded(0), later + 60 * SECOND));
+        // The failure and the success that ended it came between two notes.
+        let end = later + 90 * SECOND;
+        reach.note(succeeded(0), 20 * SECOND, end);
+        assert!(!reach.may_take_over(succeeded(0), end + 59 * SECOND));
+        assert!(reach.may_take_over(succeeded(0), end + 60 * SECOND));
+        reach.note(succeeded(0), 19 * SECOND, end + 60 * SECOND);
+        assert!(reach.may_take_over(succeeded(0), end + 61 * SECOND), "it was short");
     }
 }

@@ -13,7 +13,7 @@ impl Worker {
     /// Notes whether this worker reaches Kinesis, and lists the stream where its calls do not show it.
     pub(super) fn look_at_reach(&mut self) {
         let (calls, was_out) = (self.calls(), self.reach.is_out());
-        self.reach.note(calls, Instant::now());
+        self.reach.note(calls, self.plan.observer.take_interruption(), Instant::now());
         if self.reach.is_out() && !was_out {
             log_line!(warn,
                 scope = %self.plan.scope,

@@ -36,6 +36,8 @@ struct Calls {
     /// The first and the last one that failed since.
     first_failed: AtomicU64,
     last_failed: AtomicU64,
+    /// The longest time between two that succeeded, with failed ones between them, in milliseconds.
+    interrupted: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -145,9 +147,19 @@ impl Observer {
 
     /// Notes a call of Kinesis that succeeded.
     pub(crate) fn call_succeeded(&self) {
-        let liveness = &self.0.liveness;
-        liveness.calls.succeeded.store(liveness.stamp(), Ordering::Relaxed);
-        liveness.calls.first_failed.store(0, Ordering::Relaxed);
+        let (liveness, relaxed) = (&self.0.liveness, Ordering::Relaxed);
+        let (calls, stamp) = (&liveness.calls, liveness.stamp());
+        let before = calls.succeeded.swap(stamp, relaxed);
+        if calls.first_failed.load(relaxed) > 0 && calls.first_failed.swap(0, relaxed) > 0 {
+            calls.interrupted.fetch_max(stamp.saturating_sub(before), relaxed);
+        }
+    }
+
+    /// Returns the longest time between two calls of Kinesis that succeeded, with failed ones between them,
+    /// since this was asked last.
+    pub(crate) fn take_interruption(&self) -> Duration {
+        let millis = self.0.liveness.calls.interrupted.swap(0, Ordering::Relaxed);
+        Duration::from_millis(millis)
     }
 
     /// Notes a call of Kinesis that failed.

@@ -92,32 +92,19 @@ impl World {
         // Until the fleet has its shares, whoever came last.
         self.pass(self.settling()).await;
         let before = self.epochs().await;
-        let (hangs, calls) = (matches!(outcome, Outcome::Hangs), self.kinesis.call_count());
         self.block_all(None, outcome);
         self.pass(time).await;
-        let may_move = hangs && self.is_one_unaware(calls);
         self.blocks.clear();
         self.yields_within(BETWEEN_FAILURES, "Kinesis has returned").await;
         self.pass(Duration::from_secs(60)).await;
         let moved = self.epochs().await;
-        if moved != before && !may_move {
+        if moved != before {
             self.truth.breaks(
                 Promise::Rest,
                 format_args!("leases move while Kinesis is away for all: {before:?}, {moved:?}"),
             );
         }
         self.is_even("Kinesis has returned").await;
-    }
-
-    /// Whether a worker has made one call at most after the first so many: one without a lease calls only when
-    /// the others declare that they are out of reach, and where that call hangs until Kinesis returns, the next
-    /// one succeeds before the worker has noted a failure, so that it acquires leases of the others.
-    fn is_one_unaware(&self, calls: usize) -> bool {
-        let calls = self.kinesis.calls_from(calls);
-        let of = |name: &str| {
-            calls.iter().filter(|call| call.access_key_id.as_deref() == Some(name)).count()
-        };
-        self.workers.iter().any(|worker| of(&worker.name) <= 1)
     }
 
     fn block_all(&mut self, worker: Option<&str>, outcome: Outcome) {
