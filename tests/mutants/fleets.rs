@@ -278,4 +278,11 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "if table.workers.len() > 100 {",
         breaks: &["OneReader", "FewRepeats"],
     },
+    Mistake {
+        what: "an interruption between two looks leaves a worker able to take over",
+        file: "group/reach.rs",
+        right: "interruption >= self.patience / 3",
+        wrong: "interruption >= self.patience / 3 && false",
+        breaks: &["Rest"],
+    },
 ];

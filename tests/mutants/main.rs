@@ -9,7 +9,8 @@
 //!
 //! `MISTAKE` set to a part of a description makes only those mistakes whose descriptions hold it.
 //! `REMEMBER=1` writes `tests/mutants/seeds.txt`, which holds a seed that finds each mistake: it is
-//! tried before all others. A seed that no longer finds its mistake costs time, and nothing else.
+//! tried before all others. If a remembered seed no longer finds its mistake, all seeds of the range are
+//! searched; a mistake remembered above that range may need a new seed.
 // A test that cannot go on says so by a panic, in its helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -26,8 +27,9 @@ use std::process::Command;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Instant;
 
-/// Every mistake is found within this many seeds, of which one of fleets takes as long as several of
-/// the other simulation.
+/// The seeds that are searched for a mistake whose remembered seed does not find it. Rare mistakes are
+/// found only at remembered seeds above this range. A seed of fleets takes as long as several seeds of the
+/// other simulation.
 const SEEDS: [(&str, &str); 3] =
     [("simulation", "0..1000"), ("fleets", "0..300"), ("servers", "0..20")];
 

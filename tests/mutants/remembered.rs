@@ -1,8 +1,9 @@
 //! Seeds that found mistakes before, which are tried first.
 //!
 //! Most mistakes are found by few of the seeds, and a search through hundreds of seeds for each takes
-//! longer than all other tests together. The file is a cache: a mistake that its seed no longer
-//! finds is searched for in all seeds.
+//! longer than all other tests together. A mistake that its seed no longer finds is searched for in the
+//! seeds of [`SEEDS`](super::SEEDS). A remembered seed may lie above them: few worlds show a rare mistake,
+//! and such a mistake needs a new seed by hand after a change of the simulation.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;

@@ -33,7 +33,7 @@ impl Act {
             self.put_each();
             let roots = self.orders.open_shards();
             self.close_some(&roots);
-            self.refuse("DescribeStreamConsumer", refusal.clone());
+            self.refuse("DescribeStreamConsumer", refusal);
             let reader = self.begin(StartingPosition::TrimHorizon, OnTrimmed::Fail);
             let children = self.orders.shards().split_off(roots.len());
             // The children of an unread parent wait, where they wait at all.
@@ -42,7 +42,7 @@ impl Act {
         } else {
             let mut reader = self.begin(StartingPosition::TrimHorizon, OnTrimmed::Fail);
             reader.read_for(Duration::from_secs(60)).await;
-            self.refuse("ListShards", refusal.clone());
+            self.refuse("ListShards", refusal);
             let parents = self.orders.open_shards();
             let children: Vec<Shard> = parents.iter().flat_map(Shard::split).collect();
             for child in &children {
@@ -54,9 +54,7 @@ impl Act {
         self.watch_releases(&mut reader, &shards).await;
         let kinds = [ErrorKind::Denied, ErrorKind::Rejected, ErrorKind::Unavailable];
         self.check_errors(&reader, &kinds);
-        if matches!(refusal, Outcome::Failed { .. }) {
-            self.check_told_once(&reader);
-        }
+        self.check_told_once(&reader);
         self.truth.tell(format_args!("nothing is refused any more"));
         self.kinesis.on_call(|_| Outcome::Served);
         reader.read_for(pick(&mut self.rng, &[Duration::ZERO, LONGEST_PAUSE])).await;
