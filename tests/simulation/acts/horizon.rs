@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use futures::StreamExt;
 use kinestream::testing::{Kinesis, Shard, Stream};
 use kinestream::{Checkpoint, Consumer, Event, SequenceNumber};
+use tokio::time::Instant;
 
 use super::Act;
 use crate::truth::{Truth, index_of};
@@ -18,6 +19,14 @@ pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A stored time is compared with the times of hosts, and their clocks differ by this much.
 pub(super) const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
+
+/// A reader that has read everything and is polled for this time has had an answer that shows it, throttled
+/// calls and occupied shards included.
+const TIP_AFTER: Duration = Duration::from_secs(150);
+
+/// How long a reader is known to have been at the tip: a small part of the shortest period, within which it
+/// knows that nothing is lost.
+const TIP_FOR: Duration = HOUR;
 
 /// The records of an act by shard, and those of them that have left retention. Its clones are the same.
 #[derive(Clone)]
@@ -35,6 +44,14 @@ struct State {
     /// How many records of each shard were trimmed, whatever their age.
     trimmed: BTreeMap<usize, usize>,
     gaps: Vec<Gap>,
+    tips: BTreeMap<usize, Tip>,
+}
+
+/// For how long a reader that has read all of a shard was polled, and until when.
+#[derive(Clone, Copy)]
+struct Tip {
+    polled: Duration,
+    until: Instant,
 }
 
 /// A loss that was reported.
@@ -48,6 +65,8 @@ pub(super) struct Gap {
     /// time alone shows the loss, and the clocks of hosts may differ.
     pub(super) left: usize,
     pub(super) position: Checkpoint,
+    /// The reader cannot know that nothing was lost, even if no record was.
+    pub(super) is_excused: bool,
 }
 
 impl Horizon {
@@ -62,6 +81,7 @@ impl Horizon {
             arrivals: BTreeMap::new(),
             trimmed: BTreeMap::new(),
             gaps: Vec::new(),
+            tips: BTreeMap::new(),
         })))
     }
 
@@ -77,6 +97,7 @@ impl Horizon {
         let arrivals = state.arrivals.entry(shard.index()).or_default();
         arrivals.push(arrival);
         let place = arrivals.len() - 1;
+        state.tips.remove(&shard.index());
         state.places.push((shard.index(), place));
         let age = state.kinesis.now().duration_since(arrival).unwrap_or_default();
         state.truth.tell(format_args!("put: {number} into shard {}, {age:?} old", shard.index()));
@@ -133,6 +154,21 @@ impl Horizon {
         state.left(shard, state.kinesis.now())
     }
 
+    /// Notes that a reader that has read all of a shard was polled for this time.
+    pub(super) fn polled_at_tip(&self, shard: usize, time: Duration) {
+        let mut state = self.lock();
+        let until = Instant::now();
+        let tip = state.tips.entry(shard).or_insert(Tip { polled: Duration::ZERO, until });
+        *tip = Tip { polled: tip.polled + time, until };
+    }
+
+    /// Returns true if a reader cannot know that nothing behind its first `passed` records was lost, though
+    /// nothing was: more records had arrived, or the shard was trimmed up to there, or the reader was not at
+    /// the tip shortly before.
+    pub(super) fn excuses(&self, shard: usize, passed: usize) -> bool {
+        self.lock().excuses(shard, passed)
+    }
+
     /// The losses that were reported since the last reader began.
     pub(super) fn gaps(&self, shard: usize) -> Vec<Gap> {
         self.lock().gaps.iter().filter(|gap| gap.shard == shard).cloned().collect()
@@ -140,7 +176,9 @@ impl Horizon {
 
     /// Notes each loss at the moment at which a new reader reports it.
     pub(super) fn listen(&self, consumer: &Consumer) {
-        self.lock().gaps.clear();
+        let mut state = self.lock();
+        (state.gaps, state.tips) = Default::default();
+        drop(state);
         let (mut events, horizon) = (consumer.events(), self.clone());
         tokio::spawn(async move {
             while let Some(event) = events.next().await {
@@ -166,6 +204,13 @@ impl State {
         self.orders.shard(shard).sequence_numbers().partition_point(|number| number <= after)
     }
 
+    fn excuses(&self, shard: usize, passed: usize) -> bool {
+        let arrived = self.arrivals.get(&shard).map_or(0, Vec::len);
+        let trimmed = self.trimmed.get(&shard).copied().unwrap_or_default();
+        let is_at_tip = |tip: &Tip| tip.polled >= TIP_AFTER && tip.until.elapsed() < TIP_FOR;
+        arrived > passed || trimmed >= passed || !self.tips.get(&shard).is_some_and(is_at_tip)
+    }
+
     fn note(&mut self, shard: usize, after: Option<&SequenceNumber>, position: Checkpoint) {
         let passed = after.map(|after| self.passed(shard, after));
         let skew = if passed.is_none() { CLOCK_SKEW } else { Duration::ZERO };
@@ -173,6 +218,7 @@ impl State {
         self.truth.tell(format_args!(
             "gap: shard {shard} after {passed:?} records, {left} have left; {position}"
         ));
-        self.gaps.push(Gap { shard, passed, left, position });
+        let is_excused = passed.is_none_or(|passed| self.excuses(shard, passed));
+        self.gaps.push(Gap { shard, passed, left, position, is_excused });
     }
 }

@@ -81,6 +81,16 @@ impl Judged {
         Some(if is_stored { decision - CLOCK_SKEW } else { decision })
     }
 
+    /// The shards of which everything is read. The in-flight limit may keep a reader with unfinished records
+    /// from the tip.
+    fn tips(&self) -> Vec<usize> {
+        let is_read = |shard: &usize| {
+            let arrived = self.horizon.arrivals(*shard).len();
+            self.held.is_empty() && self.next.get(shard).is_some_and(|next| *next >= arrived)
+        };
+        self.horizon.shards().into_iter().filter(is_read).collect()
+    }
+
     /// The records that are to be delivered, by shard and place.
     pub(super) fn due(&self) -> Vec<(usize, usize)> {
         let mut due = Vec::new();
@@ -113,7 +123,11 @@ impl Act {
         let end = Instant::now() + time;
         let mut read = 0;
         while read < most && Instant::now() < end {
-            let next = judged.reader.next(end - Instant::now()).await;
+            let (asked, tips) = (Instant::now(), judged.tips());
+            let next = judged.reader.next(end - asked).await;
+            for shard in tips {
+                judged.horizon.polled_at_tip(shard, asked.elapsed());
+            }
             self.judge_errors(judged);
             if let Some(record) = next {
                 self.judge(judged, &record);
@@ -157,7 +171,10 @@ impl Act {
             // Where nothing is read yet, the loss is that of a shard that waited.
             let next = judged.next.get(&shard).copied();
             let left = judged.horizon.left(shard);
-            if next.is_some_and(|next| left < next.max(1)) || !judged.failed.insert(shard) {
+            let is_false = next.is_some_and(|next| {
+                left < next.max(1) || left == next && !judged.horizon.excuses(shard, next)
+            });
+            if is_false || !judged.failed.insert(shard) {
                 self.breaks(
                     Promise::LossesAreReported,
                     format_args!("{error}: {next:?} records are read, {left} have left"),
@@ -247,7 +264,9 @@ impl Act {
                 let before = gaps[..index].iter().rfind(|before| before.passed == gap.passed);
                 // Where nothing is read yet, the loss is that of a shard that waited.
                 let least = before.map_or(gap.passed, |before| Some(before.left + 1));
-                let is_true = least.is_none_or(|least| gap.left >= least.max(1));
+                // Where no record behind the position is lost, the reader must have a reason to fear it.
+                let is_feared = gap.passed != Some(gap.left) || gap.is_excused;
+                let is_true = least.is_none_or(|least| gap.left >= least.max(1)) && is_feared;
                 let is_of_policy = match judged.policy {
                     OnTrimmed::TrimHorizon => gap.position == Checkpoint::TrimHorizon,
                     OnTrimmed::Latest => matches!(gap.position, Checkpoint::AtTimestamp(_)),
