@@ -482,6 +482,20 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["LossesAreReported", "NothingIsLost"],
     },
     Mistake {
+        what: "a pushed event without records is not checked for losses",
+        file: "source/fan_out.rs",
+        right: "None if children.is_some() || moves() => {",
+        wrong: "None if children.is_some() || moves() && false => {",
+        breaks: &["LossesAreReported", "NothingIsLost"],
+    },
+    Mistake {
+        what: "the second iterator at a position near the horizon is used however old",
+        file: "source/polling.rs",
+        right: "if is_replaced { LIFE_AFTER_REPLACEMENT }",
+        wrong: "if is_replaced { ITERATOR_LIFE }",
+        breaks: &["LossesAreReported"],
+    },
+    Mistake {
         what: "a listing that changes nothing makes the table even",
         file: "group/exchange.rs",
         right: "changes.iter().any(moves)\n",

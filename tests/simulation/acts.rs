@@ -7,6 +7,7 @@
 mod absent;
 mod forgetful;
 mod horizon;
+mod large;
 mod latest;
 mod losses;
 mod merging;
@@ -82,6 +83,9 @@ const LATER: u8 = 5;
 /// The same for the act of shared calls.
 const SHARED_CALLS: u64 = 0x0073_6861_7265;
 
+/// The same for the act of large records.
+const LARGE_RECORDS: u64 = 0x6c_6172_6765;
+
 /// Plays acts in some worlds.
 pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     let mut rng = Rng::with_seed(seed ^ ACTS);
@@ -117,7 +121,11 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     }
     let mut rng = Rng::with_seed(seed ^ SHARED_CALLS);
     if rng.u8(..64) == 0 && !truth.is_broken() {
-        Act::new(rng, seed, plan, truth).refuse_shared_calls().await;
+        Act::new(rng, seed, plan.clone(), truth.clone()).refuse_shared_calls().await;
+    }
+    let mut rng = Rng::with_seed(seed ^ LARGE_RECORDS);
+    if rng.u8(..128) == 0 && !truth.is_broken() {
+        Act::new(rng, seed, plan, truth).read_large().await;
     }
 }
 

@@ -91,9 +91,14 @@ impl Horizon {
 
     /// Puts the next record, which bears this time of arrival.
     pub(super) fn put_at(&self, shard: &Shard, arrival: SystemTime) -> usize {
+        self.put_long_at(shard, arrival, 0)
+    }
+
+    /// The same, for a record with so many bytes of leading zeros.
+    pub(super) fn put_long_at(&self, shard: &Shard, arrival: SystemTime, zeros: usize) -> usize {
         let mut state = self.lock();
         let number = state.places.len();
-        shard.put_at(arrival, number.to_string());
+        shard.put_at(arrival, "0".repeat(zeros) + &number.to_string());
         let arrivals = state.arrivals.entry(shard.index()).or_default();
         arrivals.push(arrival);
         let place = arrivals.len() - 1;

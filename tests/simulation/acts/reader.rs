@@ -180,10 +180,11 @@ impl ActReader {
     }
 
     fn note(&mut self, record: &Record) {
-        let number = std::str::from_utf8(record.data()).expect("a number");
+        let text = std::str::from_utf8(record.data()).expect("a number");
+        let number = text.parse().expect("a number");
         let shard = index_of(record.shard_id());
         self.truth.tell(format_args!("record: {number} of shard {shard}"));
-        self.delivered.push(number.parse().expect("a number"));
+        self.delivered.push(number);
     }
 
     pub(super) async fn close(self) {
