@@ -7,6 +7,7 @@
 mod absent;
 mod forgetful;
 mod horizon;
+mod idle;
 mod large;
 mod latest;
 mod losses;
@@ -86,6 +87,9 @@ const SHARED_CALLS: u64 = 0x0073_6861_7265;
 /// The same for the act of large records.
 const LARGE_RECORDS: u64 = 0x6c_6172_6765;
 
+/// The same for the act of idle shards.
+const IDLE_SHARDS: u64 = 0x6964_6c65_2173;
+
 /// Plays acts in some worlds.
 pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     let mut rng = Rng::with_seed(seed ^ ACTS);
@@ -125,7 +129,11 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     }
     let mut rng = Rng::with_seed(seed ^ LARGE_RECORDS);
     if rng.u8(..128) == 0 && !truth.is_broken() {
-        Act::new(rng, seed, plan, truth).read_large().await;
+        Act::new(rng, seed, plan.clone(), truth.clone()).read_large().await;
+    }
+    let mut rng = Rng::with_seed(seed ^ IDLE_SHARDS);
+    if rng.u8(..100) == 0 && !truth.is_broken() {
+        Act::new(rng, seed, plan, truth).stay_idle().await;
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
 /// A reader that has read everything and is polled for this time has had an answer that shows it, throttled
 /// calls and occupied shards included.
-const TIP_AFTER: Duration = Duration::from_secs(150);
+pub(super) const TIP_AFTER: Duration = Duration::from_secs(150);
 
 /// How long a reader is known to have been at the tip: a small part of the shortest period, within which it
 /// knows that nothing is lost.

@@ -8,7 +8,7 @@ use kinestream::{Checkpoint, CheckpointOn, ErrorKind, OnTrimmed, Record};
 use tokio::time::Instant;
 
 use super::Act;
-use super::horizon::{CLOCK_SKEW, Gap, Horizon};
+use super::horizon::{CLOCK_SKEW, Gap, HOUR, Horizon};
 use super::reader::ActReader;
 use crate::truth::{Promise, index_of};
 
@@ -26,6 +26,8 @@ pub(super) struct Judged {
     pub(super) policy: OnTrimmed,
     /// The period is unknown, and records are pushed.
     pub(super) is_unsure: bool,
+    /// How long a subscription approaches a record that arrived an hour or more after the one before.
+    pub(super) approach: Duration,
     /// The kinds of errors that have other causes than a loss.
     pub(super) excused: Vec<ErrorKind>,
     /// The place behind the last delivered record of each shard, or behind its stored position.
@@ -47,6 +49,7 @@ impl Judged {
             horizon,
             policy,
             is_unsure: false,
+            approach: Duration::ZERO,
             excused: Vec::new(),
             next: BTreeMap::new(),
             delivered: BTreeSet::new(),
@@ -91,6 +94,14 @@ impl Judged {
         self.horizon.shards().into_iter().filter(is_read).collect()
     }
 
+    /// The time that the approach to a record may take.
+    fn approach_cost(&self, (shard, place): (usize, usize)) -> Duration {
+        let arrivals = self.horizon.arrivals(shard);
+        let is_behind_gap = place > 0 && arrivals[place] >= arrivals[place - 1] + HOUR;
+        let has_approach = is_behind_gap && !self.approach.is_zero();
+        if has_approach { approached_within(self.approach) } else { Duration::ZERO }
+    }
+
     /// The records that are to be delivered, by shard and place.
     pub(super) fn due(&self) -> Vec<(usize, usize)> {
         let mut due = Vec::new();
@@ -106,6 +117,13 @@ impl Judged {
         }
         due
     }
+}
+
+/// The time in which a reader gets a record that its subscriptions approach for this time. The subscriptions
+/// that a check for losses ends last twice as long each time: together less than four times as long as the
+/// approach. Six of them at most precede the last, at [`CHECK_COST`] and the five seconds of an event each.
+fn approached_within(approach: Duration) -> Duration {
+    4 * approach + 6 * (CHECK_COST + Duration::from_secs(5))
 }
 
 /// Whether a record arrived after a decision, which is known to the second.
@@ -145,8 +163,10 @@ impl Act {
         for shard in self.orders.open_shards() {
             judged.horizon.put_at(&shard, self.kinesis.now());
         }
-        let checks: Duration = judged.due().iter().map(|_| CHECK_COST).sum();
-        let by = self.deadline() + checks;
+        let due = judged.due();
+        let checks: Duration = due.iter().map(|_| CHECK_COST).sum();
+        let approaches: Duration = due.iter().map(|at| judged.approach_cost(*at)).sum();
+        let by = self.deadline() + checks + approaches;
         while !judged.due().is_empty() && Instant::now() < by && !self.truth.is_broken() {
             self.read_judged(judged, Duration::from_secs(5), usize::MAX).await;
         }
@@ -174,7 +194,9 @@ impl Act {
             let is_false = next.is_some_and(|next| {
                 left < next.max(1) || left == next && !judged.horizon.excuses(shard, next)
             });
-            if is_false || !judged.failed.insert(shard) {
+            // A worker takes a released shard again after a while, and finds the same loss.
+            let is_new = judged.failed.insert(shard);
+            if is_false || !is_new && judged.approach.is_zero() {
                 self.breaks(
                     Promise::LossesAreReported,
                     format_args!("{error}: {next:?} records are read, {left} have left"),
@@ -227,7 +249,12 @@ impl Act {
             && (expected..place).all(|place| !is_after(decided.copied(), arrivals[place]));
         let is_running = judged.delivered.contains(&shard);
         let is_near = is_running && arrivals[place] <= arrivals[expected - 1] + CHECK_EACH;
-        if !(is_decided || judged.is_unsure && is_near) {
+        // A subscription shows losses behind its position only as it begins, and is not checked for 10 s and
+        // longer each time, lest the record that it approaches never comes: what leaves retention meanwhile,
+        // by no known period, is left out.
+        let is_approached =
+            (expected..=place).any(|place| !judged.approach_cost((shard, place)).is_zero());
+        if !(is_decided || judged.is_unsure && (is_near || is_approached)) {
             self.breaks(
                 Promise::LossesAreReported,
                 format_args!("shard {shard} loses records {expected} to {place} in silence"),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fastrand::Rng;
 use kinestream::testing::{Outcome, Shard};
 use kinestream::{CheckpointOn, OnTrimmed, StartingPosition};
 use tokio::time::sleep;
@@ -10,6 +11,20 @@ use super::Act;
 use super::horizon::{DAY, HOUR, Horizon};
 use super::losses::Judged;
 use crate::seeds::pick;
+
+/// Draws how long a subscription approaches a record behind a gap of an hour or more.
+pub(super) fn draw_approach(rng: &mut Rng) -> Duration {
+    Duration::from_secs(pick(rng, &[0, 0, 0, 7, 60, 240]))
+}
+
+/// The records that an act puts before its reader begins.
+#[derive(Clone, Copy)]
+struct Old {
+    period: Duration,
+    is_lowered: bool,
+    /// Hours lie between some records.
+    has_gaps: bool,
+}
 
 impl Act {
     pub(super) async fn be_overtaken(&mut self) {
@@ -30,12 +45,17 @@ impl Act {
         }
         let longer = if is_lowered { HOUR * pick(&mut self.rng, &[1, 24]) } else { Duration::ZERO };
         let horizon = Horizon::new(self, period + longer);
+        let approach =
+            if self.plan.fan_out { draw_approach(&mut self.wrongs) } else { Duration::ZERO };
+        self.kinesis.set_approach(approach);
+        let old = Old { period, is_lowered, has_gaps: !approach.is_zero() };
         for shard in self.orders.open_shards() {
-            self.put_old(&horizon, &shard, period, is_lowered);
+            self.put_old(&horizon, &shard, old);
         }
         let reader = self.begin(StartingPosition::TrimHorizon, policy);
         let mut judged = Judged::new(reader, horizon, policy);
         judged.is_unsure = is_denied && self.plan.fan_out;
+        judged.approach = approach;
         self.read_judged(&mut judged, Duration::from_secs(60), 1).await;
         if is_denied {
             self.truth.tell(format_args!("the retention period is denied"));
@@ -65,7 +85,8 @@ impl Act {
     }
 
     /// Puts records that leave retention one after the other, around the end of the period.
-    fn put_old(&mut self, horizon: &Horizon, shard: &Shard, period: Duration, is_lowered: bool) {
+    fn put_old(&mut self, horizon: &Horizon, shard: &Shard, old: Old) {
+        let Old { period, is_lowered, has_gaps } = old;
         let seconds = Duration::from_secs;
         // Records that are older leave when the period is lowered.
         let older = if is_lowered { self.time(0..1_800_000) } else { Duration::ZERO };
@@ -80,6 +101,9 @@ impl Act {
                 2 => self.time(600_000..3_600_000),
                 _ => self.time(0..1000 * apart),
             };
+            if has_gaps && self.wrongs.u8(..4) == 0 {
+                arrival += HOUR * self.wrongs.u32(1..6);
+            }
             if arrival + seconds(600) > now {
                 break;
             }
