@@ -14,14 +14,13 @@ use crate::error::{Error, ErrorKind, Failure, Remedy, SharedFailures};
 pub(crate) struct Cooldown {
     backoff: Backoff,
     until: Option<Instant>,
-    /// The last failure, if a retry may never cure it.
     last: Option<Last>,
     failures: SharedFailures,
     /// The number of consecutive calls that panicked.
     panics: u32,
 }
 
-/// What a refusal repeats.
+/// The last failure, which a refusal repeats.
 #[derive(Debug)]
 struct Last {
     remedy: Remedy,
@@ -43,16 +42,11 @@ impl Cooldown {
     /// # Errors
     ///
     /// Fails during the back-off. Repeats the last failure if a retry may never cure it. Otherwise the
-    /// message is `what`, and time limits of the reader keep running.
+    /// message is `what` and that of the last failure, and time limits of the reader keep running.
     pub(crate) fn begin(&mut self, what: &str) -> Result<(), Failure> {
         let now = Instant::now();
         if self.until.is_some_and(|until| now < until) {
-            return Err(self.repeated().unwrap_or_else(|| Failure {
-                remedy: Remedy::CoolDown,
-                error: Error::new(ErrorKind::Unavailable, format!("{what} a moment ago"))
-                    .shared(Some(self.failures.clone())),
-                answered: None,
-            }));
+            return Err(self.refusal(what));
         }
         // Of a call that is dropped, nothing is known.
         self.last = None;
@@ -67,8 +61,7 @@ impl Cooldown {
         failure.remedy = failure.remedy_after(&mut self.panics);
         failure.error = failure.error.shared(Some(self.failures.clone()));
         let (remedy, error) = (failure.remedy, &failure.error);
-        let last = || Last { remedy, kind: error.kind(), message: error.to_string() };
-        self.last = remedy.lasts().then(last);
+        self.last = Some(Last { remedy, kind: error.kind(), message: error.to_string() });
         failure
     }
 
@@ -81,11 +74,18 @@ impl Cooldown {
         self.until = Some(Instant::now() + self.backoff.failed());
     }
 
-    /// The last failure, for a reader that is refused.
-    fn repeated(&self) -> Option<Failure> {
-        let Last { remedy, kind, message } = self.last.as_ref()?;
-        let error = Error::new(*kind, message.clone()).shared(Some(self.failures.clone()));
-        Some(Failure { remedy: *remedy, error, answered: None })
+    /// The failure of a reader that is refused.
+    fn refusal(&self, what: &str) -> Failure {
+        let (remedy, kind, message) = match &self.last {
+            Some(last) if last.remedy.lasts() => (last.remedy, last.kind, last.message.clone()),
+            last => {
+                let cause = last.as_ref().map(|last| format!(": {}", last.message));
+                let message = format!("{what} a moment ago{}", cause.unwrap_or_default());
+                (Remedy::CoolDown, ErrorKind::Unavailable, message)
+            }
+        };
+        let error = Error::new(kind, message).shared(Some(self.failures.clone()));
+        Failure { remedy, error, answered: None }
     }
 }
 
@@ -133,8 +133,11 @@ mod tests {
             assert_eq!(fail(&mut cooldown, failure(remedy)).await, remedy);
             let refused = cooldown.begin("the call failed").unwrap_err();
             assert_eq!(refused.remedy, expected);
-            let is_repeated = refused.error.to_string().contains("no permission");
-            assert_eq!(is_repeated, expected != Remedy::CoolDown, "{remedy:?}");
+            let expected = match expected {
+                Remedy::CoolDown => "the call failed a moment ago: no permission",
+                _ => "no permission",
+            };
+            assert_eq!(refused.error.to_string(), expected, "{remedy:?}");
         }
     }
 

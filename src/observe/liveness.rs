@@ -149,10 +149,15 @@ impl Observer {
     pub(crate) fn call_succeeded(&self) {
         let (liveness, relaxed) = (&self.0.liveness, Ordering::Relaxed);
         let (calls, stamp) = (&liveness.calls, liveness.stamp());
-        let before = calls.succeeded.swap(stamp, relaxed);
-        if calls.first_failed.load(relaxed) > 0 && calls.first_failed.swap(0, relaxed) > 0 {
-            calls.interrupted.fetch_max(stamp.saturating_sub(before), relaxed);
+        if calls.first_failed.load(relaxed) > 0 {
+            // Two calls may succeed at once, and the first one ends the interruption.
+            let _state = lock(&liveness.state);
+            if calls.first_failed.swap(0, relaxed) > 0 {
+                let before = calls.succeeded.load(relaxed);
+                calls.interrupted.fetch_max(stamp.saturating_sub(before), relaxed);
+            }
         }
+        calls.succeeded.store(stamp, relaxed);
     }
 
     /// Returns the longest time between two calls of Kinesis that succeeded, with failed ones between them,

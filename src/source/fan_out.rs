@@ -29,7 +29,7 @@ use super::registration::Registration;
 use super::retention::{Beginning, arrival};
 use super::room::while_read;
 use super::subscription::{Gauge, LONGEST_LIFE, Message, Next, Subscription};
-use super::{Asks, KnownShard, Position, Source, batches};
+use super::{Asks, KnownShard, Source, batches};
 use crate::error::{ErrorKind, Failure, Remedy};
 use crate::observe::log_line;
 use crate::record::SequenceNumber;
@@ -54,9 +54,9 @@ pub(super) struct FanOut {
     placed: bool,
     /// When the subscription was placed.
     placed_at: Instant,
-    /// The position of the last subscription that a check for losses has replaced, and how long the next one at
-    /// that position is not checked.
-    checked: Option<(Position, Duration)>,
+    /// How long a subscription without a new record is not replaced while the last record is kept: twice as long
+    /// after each replacement, so that the record it approaches comes.
+    patience: Duration,
 }
 
 /// The subscription while nobody asks for more.
@@ -93,7 +93,7 @@ impl FanOut {
             expected: 0,
             placed: true,
             placed_at: Instant::now(),
-            checked: None,
+            patience: CHECKED_FOR,
         }
     }
 
@@ -185,10 +185,9 @@ impl FanOut {
             None => None,
         };
         if let Some(reached) = reached
-            && self.is_check_due()
-            && self.progress.may_be_overtaken(reached).await
+            && self.is_overtaken(reached).await
         {
-            self.checked = Some((self.progress.position.clone(), self.checked_for() * 2));
+            self.patience = self.patience.saturating_mul(2);
             // A new subscription at the last record shows what has left retention behind it.
             return Ok(());
         }
@@ -201,6 +200,9 @@ impl FanOut {
         let may_be_behind = lag.is_none_or(|lag| lag > 0);
         self.placed &= may_be_behind && batch.len() == 0;
         let is_empty = batch.len() == 0;
+        if !is_empty {
+            self.patience = CHECKED_FOR;
+        }
         let mut answer = Answer { batch, space, passed: None, end: None };
         // Without a next position, or with one that is none, the next subscription begins where this
         // one has come to.
@@ -250,20 +252,17 @@ impl FanOut {
         }
     }
 
-    /// Whether losses may lie between the placement of the subscription and an event. A placement that is not
-    /// judged yet shows them itself.
-    fn is_check_due(&self) -> bool {
-        let is_old = !self.placed || self.placed_at.elapsed() >= self.checked_for();
-        is_old && self.progress.is_sound()
-    }
-
-    /// How long a subscription without a new record is not checked: longer each time at one position, so that
-    /// the record it approaches comes.
-    fn checked_for(&self) -> Duration {
-        match &self.checked {
-            Some((position, time)) if *position == self.progress.position => *time,
-            _ => CHECKED_FOR,
+    /// Whether losses may lie between the position and an event that has come to `reached`, which a new
+    /// subscription shows. One that is not judged yet shows them itself.
+    async fn is_overtaken(&mut self, reached: SystemTime) -> bool {
+        let age = self.placed_at.elapsed();
+        if !self.progress.is_sound() || self.placed && age < CHECKED_FOR {
+            return false;
         }
+        if self.placed && age < self.patience {
+            return self.progress.may_have_left().await;
+        }
+        self.progress.may_be_overtaken(reached).await
     }
 
     async fn open_end(

@@ -38,9 +38,7 @@ impl Progress {
     /// retention period is known, a reader does not pay them before it is near the end of the period or the
     /// arrival times leap. With an unknown period, a reader pays them once a minute.
     pub(super) async fn may_be_overtaken(&mut self, reached: SystemTime) -> bool {
-        let Some(since) = self.position.quiet_until().max(self.state.retention.last_arrival) else {
-            return false;
-        };
+        let Some(since) = self.known_until() else { return false };
         let received = Instant::now();
         let lag = self.server_time_at(received).duration_since(since).unwrap_or_default();
         let age = lag + NEAR_HORIZON;
@@ -61,6 +59,31 @@ impl Progress {
                 true
             }
         }
+    }
+
+    /// Returns true if the last record may have left retention before an event that has just come, and so may
+    /// records between the two. With an unknown period, nothing shows it.
+    pub(super) async fn may_have_left(&mut self) -> bool {
+        let Some(since) = self.known_until() else { return false };
+        let received = Instant::now();
+        let age = self.server_time_at(received).duration_since(since).unwrap_or_default();
+        let age = age + MOST_CLOCK_SKEW;
+        if age < SHORTEST_RETENTION {
+            return false;
+        }
+        match self.kinesis.retention(received).await {
+            Ok(period) => period.is_known && age >= period.length,
+            Err(failure) => {
+                self.note_panic(&failure.error);
+                true
+            }
+        }
+    }
+
+    /// The time up to which every record was read, or its loss reported.
+    fn known_until(&self) -> Option<SystemTime> {
+        let retention = &self.state.retention;
+        self.position.quiet_until().max(retention.last_arrival).max(retention.read_until)
     }
 
     fn is_check_due(&mut self) -> bool {

@@ -215,7 +215,7 @@ impl Progress {
                 Err(_) => return Ok(Beginning::Undecided),
             },
             None if is_tip => None,
-            None => return Ok(Beginning::Undecided),
+            None => return Ok(self.judge_approach().await),
         };
         if self.state.retention.probe.is_some() {
             return self.judge_oldest(number, first, arrived).await;
@@ -240,6 +240,26 @@ impl Progress {
         (retention.is_sound, retention.is_verified, retention.may_be_lowered) =
             (true, false, false);
         Ok(Beginning::Sound)
+    }
+
+    /// Judges a placement by an answer without records that is behind the tip: if everything that arrived since
+    /// the position is kept, nothing was lost. `OnTrimmed::Latest` may have decided to leave records out, which
+    /// the first one shows.
+    async fn judge_approach(&mut self) -> Beginning {
+        if self.state.retention.probe.is_some() || self.on_trimmed == OnTrimmed::Latest {
+            return Beginning::Undecided;
+        }
+        match self.is_quiet_within_retention().await {
+            Ok(true) => {
+                self.state.retention.is_sound = true;
+                Beginning::Sound
+            }
+            Ok(false) => Beginning::Undecided,
+            Err(failure) => {
+                self.note_panic(&failure.error);
+                Beginning::Undecided
+            }
+        }
     }
 
     /// Judges a placement without a sequence number; `first` is the oldest kept record behind it, if there

@@ -1,7 +1,8 @@
 //! What is in streams and shards.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use md5::{Digest, Md5};
 use tokio::sync::Notify;
@@ -47,7 +48,7 @@ pub(super) struct Contents {
     /// Told whenever there may be something to push.
     pub(super) changed: Arc<Notify>,
     /// The numbers that no record has and that were told as where to go on.
-    pub(super) continuations: BTreeSet<String>,
+    pub(super) continuations: BTreeMap<String, Duration>,
     /// When each consumer has subscribed last.
     pub(super) subscribed: BTreeMap<String, Instant>,
 }
@@ -124,7 +125,7 @@ impl Shards {
             occupied: None,
             subscriptions: Vec::new(),
             changed: Arc::default(),
-            continuations: BTreeSet::new(),
+            continuations: BTreeMap::new(),
             subscribed: BTreeMap::new(),
         });
         self.shards.len() - 1

@@ -301,7 +301,7 @@ pub(super) fn place(
     let named = || {
         let place = shard.records.partition_point(|record| is_below(record, number));
         let is_record = shard.records.get(place).is_some_and(|record| record.number == number);
-        let is_known = is_record || shard.continuations.contains(number);
+        let is_known = is_record || shard.continuations.contains_key(number);
         let is_kept = place >= shard.trimmed;
         let found = match is_known {
             true if is_kept => Some((place, is_record)),

@@ -96,13 +96,19 @@ impl Model {
             now,
             accepted,
         )?;
+        let number = position["SequenceNumber"].as_str().unwrap_or_default();
+        // One that begins at a record is there at once.
+        let is_there = contents.records.get(next).is_some_and(|record| record.number == number);
+        let remaining = contents.continuations.get(number).copied();
+        let remaining = if is_there { Some(Duration::ZERO) } else { remaining };
+        let approached = remaining.map(|remaining| (next, instant + remaining));
         let changed = Arc::clone(&contents.changed);
         contents.subscribed.insert(consumer.clone(), instant);
         // What was there before is taken over.
         contents.subscriptions.retain(|known| known.consumer != consumer);
         contents.subscriptions.push(Subscribed { id: call, consumer, interruption: None });
         changed.notify_waiters();
-        Ok(Subscription { stream: name, shard, id: call, next, changed, fields, approached: None })
+        Ok(Subscription { stream: name, shard, id: call, next, changed, fields, approached })
     }
 
     /// The connection of a subscription that has just begun is lost.
@@ -143,13 +149,14 @@ impl Model {
             return gone();
         }
         let first = (*next).max(contents.trimmed);
-        let mut limit = self.event_records;
+        let (mut limit, mut remaining) = (self.event_records, Duration::ZERO);
         if !self.approach.is_zero() {
             limit = contents.records_until_gap(first, limit);
             if contents.is_behind_gap(first) {
                 let known = approached.filter(|(record, _)| *record == first);
-                let (_, since) = *approached.insert(known.unwrap_or((first, instant)));
-                limit = if instant >= since + self.approach { limit } else { 0 };
+                let (_, by) = *approached.insert(known.unwrap_or((first, instant + self.approach)));
+                remaining = by.saturating_duration_since(instant);
+                limit = if remaining.is_zero() { limit } else { 0 };
             }
         }
         let (count, bytes) = fill(&contents.records[first..], limit);
@@ -172,9 +179,9 @@ impl Model {
         if !at_end {
             // Where nothing is new, the number is behind all that were given, and before all to come.
             let number = last.clone().unwrap_or_else(|| {
-                let before = stream.shards[*shard].number_before(after);
+                let before = stream.shards[*shard].number_before(after, remaining.as_secs());
                 let number = before.unwrap_or_else(|| stream.number());
-                stream.shards[*shard].continuations.insert(number.clone());
+                stream.shards[*shard].continuations.insert(number.clone(), remaining);
                 number
             });
             event["ContinuationSequenceNumber"] = json!(number);
@@ -208,7 +215,7 @@ pub(super) struct Subscription {
     changed: Arc<Notify>,
     /// What its events lack.
     fields: Vec<String>,
-    /// The record behind a gap that it approaches, and since when.
+    /// The record behind a gap that it approaches, and when it is there.
     approached: Option<(usize, Instant)>,
 }
 
@@ -316,18 +323,22 @@ impl Contents {
         gap.unwrap_or(end).saturating_sub(first)
     }
 
-    /// The sequence number just before that of a record.
-    fn number_before(&self, record: usize) -> Option<String> {
+    /// A sequence number before that of a record: the nearer, the less `distance`.
+    fn number_before(&self, record: usize, distance: u64) -> Option<String> {
         let mut digits = self.records.get(record)?.number.clone().into_bytes();
-        for digit in digits.iter_mut().rev() {
-            if *digit > b'0' {
-                *digit -= 1;
-                break;
+        for _ in 0..=distance {
+            for digit in digits.iter_mut().rev() {
+                if *digit > b'0' {
+                    *digit -= 1;
+                    break;
+                }
+                *digit = b'9';
             }
-            *digit = b'9';
         }
-        let number = String::from_utf8(digits).ok()?;
-        Some(number.trim_start_matches('0').to_owned())
+        let number = String::from_utf8(digits).ok()?.trim_start_matches('0').to_owned();
+        let last = &self.records.get(record.checked_sub(1)?)?.number;
+        let is_between = (last.len(), last) < (number.len(), &number);
+        Some(if is_between { number } else { last.clone() })
     }
 
     /// Interrupts the subscriptions under way, and says how many there were.

@@ -213,53 +213,71 @@ async fn large_records_near_the_horizon_are_read() {
     assert_eq!(kinesis.violations(), [""; 0]);
 }
 
-/// The next record arrived hours after the last one, and each subscription is sent events without records for a
-/// minute before it.
+/// The next record arrived hours after the last one, and a subscription is sent events without records before
+/// it: for up to seven minutes, while one lives for five.
 #[tokio::test(start_paused = true)]
 async fn pushed_reader_near_the_horizon_reads_the_record_behind_a_gap() {
-    for approach in [7, 60, 240].map(Duration::from_secs) {
+    for (approach, first) in [(7, None), (60, None), (240, None), (420, None), (240, Some(1000))] {
+        let approach = Duration::from_secs(approach);
         let (kinesis, orders) = orders(1);
         kinesis.set_retention(48 * HOUR);
         kinesis.set_approach(approach);
+        if let Some(first) = first {
+            // No number lies between those of the records.
+            orders.number_from(first);
+        }
         for (number, age) in [47, 40, 30].into_iter().enumerate() {
             orders.shard(0).put_at(kinesis.now() - age * HOUR, number.to_string());
         }
         let reader = consumer(&kinesis).fan_out("billing").build().unwrap();
         let mut events = reader.events();
         let mut records = reader.records();
-        let began = Instant::now();
         for expected in 0..3 {
-            let record = timeout(Duration::from_secs(1800), records.next()).await;
-            assert_eq!(number(&record.unwrap().unwrap().unwrap()), expected, "{approach:?}");
+            let record = timeout(6 * approach + Duration::from_secs(60), records.next()).await;
+            let record =
+                record.unwrap_or_else(|_| panic!("no record {expected}: {approach:?}, {first:?}"));
+            assert_eq!(number(&record.unwrap().unwrap()), expected, "{approach:?}");
         }
-        let time = began.elapsed();
-        assert!(time < 8 * approach + Duration::from_secs(60), "{time:?} for {approach:?}");
         let subscriptions = calls(&kinesis, "SubscribeToShard").len();
-        assert!(subscriptions <= 12, "{subscriptions} for {approach:?}");
+        assert!(subscriptions <= 20, "{subscriptions} for {approach:?}");
         assert_eq!(gaps(&mut events), [], "{approach:?}");
     }
 }
 
-/// Records between the last one and the next leave retention while a subscription approaches them.
+/// Records behind the last one leave retention while a subscription approaches them.
 #[tokio::test(start_paused = true)]
 async fn pushed_reader_overtaken_behind_approaching_events_reports_the_loss() {
-    for accepted in [false, true] {
-        let (kinesis, orders) = orders(1);
-        kinesis.set_trimmed_numbers_accepted(accepted);
-        kinesis.set_retention(48 * HOUR);
-        kinesis.set_approach(Duration::from_secs(120));
-        for (number, age) in [40, 30, 10].into_iter().enumerate() {
-            orders.shard(0).put_at(kinesis.now() - age * HOUR, number.to_string());
+    for first in [None, Some(1000)] {
+        for seconds in (30..800).step_by(90) {
+            for accepted in [false, true] {
+                let (kinesis, orders) = orders(1);
+                kinesis.set_trimmed_numbers_accepted(accepted);
+                kinesis.set_retention(48 * HOUR);
+                kinesis.set_approach(Duration::from_secs(120));
+                if let Some(first) = first {
+                    orders.number_from(first);
+                }
+                for (number, age) in [40, 30, 10].into_iter().enumerate() {
+                    orders.shard(0).put_at(kinesis.now() - age * HOUR, number.to_string());
+                }
+                let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon);
+                let reader = builder.fan_out("billing").build().unwrap();
+                let mut events = reader.events();
+                let mut records = reader.records();
+                numbers(&mut records, 0..1).await;
+                let early = timeout(Duration::from_secs(seconds), records.next()).await;
+                kinesis.set_retention(24 * HOUR);
+                let mut read: Vec<usize> =
+                    early.iter().flatten().map(|read| number(read.as_ref().unwrap())).collect();
+                while read.last() != Some(&2) {
+                    read.push(number(&next(&mut records).await));
+                }
+                let found = gaps(&mut events).len();
+                let case = format!("{first:?}, {seconds} s, accepted: {accepted}, {read:?}");
+                // If record 1 was read and left retention, later ones may have left as well.
+                let may_be_lost = read == [1, 2] && found == 0;
+                assert!(found == 1 || may_be_lost, "{case}: {found}");
+            }
         }
-        let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon);
-        let reader = builder.fan_out("billing").build().unwrap();
-        let mut events = reader.events();
-        let mut records = reader.records();
-        numbers(&mut records, 0..1).await;
-        let quiet = timeout(Duration::from_secs(60), records.next()).await;
-        assert!(quiet.is_err(), "{quiet:?}");
-        kinesis.set_retention(24 * HOUR);
-        numbers(&mut records, 2..3).await;
-        assert_eq!(gaps(&mut events).len(), 1, "accepted: {accepted}");
     }
 }
