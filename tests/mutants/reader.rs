@@ -48,8 +48,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "only the readers that make a shared call see that it fails for good",
         file: "cooldown.rs",
-        right: "self.repeated().unwrap_or_else(",
-        wrong: "self.repeated().filter(|_| false).unwrap_or_else(",
+        right: "Some(last) if last.remedy.lasts() =>",
+        wrong: "Some(last) if last.remedy.lasts() && false =>",
         breaks: &["UnreadAreReleased", "FewErrors", "NothingIsLost"],
     },
     Mistake {
