@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Error, ErrorKind};
 
-/// Kinds of errors. Those of shared calls are kinds of their own: a call of one shard may fail for the same
-/// reason, and is reported as well.
+/// Kinds of errors, separate for shared calls and for calls of one shard: both may fail for the same reason, and
+/// each is reported.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Kinds {
     own: u32,
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_shared_calls_are_kinds_of_their_own() {
+    fn errors_of_shared_calls_are_separate_kinds() {
         let error = || Error::new(ErrorKind::Denied, "no");
         let mut kinds = Kinds::default();
         assert!(kinds.insert(&error().shared(Some(SharedFailures::default()))));

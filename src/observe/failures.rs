@@ -45,11 +45,10 @@ impl Failures {
     /// Returns true if no failure of this kind is known.
     pub(super) fn note(&self, shard: &ShardId, error: &Error) -> bool {
         let failure = ShardFailure { kind: error.kind(), message: error.to_string() };
-        let mut known = lock(&self.0);
-        let before = known.remove(shard);
-        let mut kinds = before.map(|before| before.kinds).unwrap_or_default();
+        let mut failures = lock(&self.0);
+        let mut kinds = failures.get(shard).map(|known| known.kinds).unwrap_or_default();
         let is_new = kinds.insert(error);
-        known.insert(shard.clone(), Known { last: failure, kinds });
+        failures.insert(shard.clone(), Known { last: failure, kinds });
         is_new
     }
 

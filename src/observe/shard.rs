@@ -134,9 +134,9 @@ impl ShardObserver {
         self.observer.0.failures.note(self.shard_id(), error)
     }
 
-    /// The number of the reading of the stream.
-    pub(crate) fn reading(&self) -> u64 {
-        self.observer.reading()
+    /// Returns true if the caller is to receive the error, and no shard has yielded it in this reading.
+    pub(crate) fn claims(&self, error: &Error) -> bool {
+        error.claim(self.observer.reading())
     }
 
     /// Returns the kinds of errors that the caller has received, and no record since.

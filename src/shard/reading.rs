@@ -213,7 +213,7 @@ impl Reading {
                 Ok(Fetched::Failed(error)) => return self.end_failed(error),
                 Err(error) => {
                     self.observer.failed(&error);
-                    if error.claim(self.observer.reading()) {
+                    if self.observer.claims(&error) {
                         return Poll::Ready(Some(Err(error)));
                     }
                 }
@@ -236,7 +236,7 @@ impl Reading {
     fn end_failed<T>(&mut self, error: Error) -> Poll<Option<Result<T>>> {
         self.state = State::Done;
         let error = self.observer.locate(error);
-        let is_news = self.observer.failed(&error) && error.claim(self.observer.reading());
+        let is_news = self.observer.failed(&error) && self.observer.claims(&error);
         self.observer.tell(Event::ShardFailed {
             shard_id: self.shard_id().clone(),
             kind: error.kind(),

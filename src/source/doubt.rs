@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::absence::Absence;
 use super::progress::{Progress, Told};
-use super::streak::{GIVEN_UP_AFTER, MIN_FAILURES, Streak};
+use super::streak::{GIVEN_UP_AFTER, Streak};
 use super::{KnownShard, OnTrimmed};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Failure, Remedy};
@@ -41,11 +41,10 @@ const LACKS_RECORDS: &str = "the answer lacks its records, and may withhold some
 pub(super) const MISNUMBERED: &str = "a record has no valid sequence number; reading on from the \
      record before it";
 
-/// Since when the answers prove nothing.
-#[derive(Debug)]
+/// The answers that prove nothing, and what has come of them.
+#[derive(Debug, Default)]
 pub(super) struct Doubt {
-    since: Instant,
-    answers: u32,
+    answers: Streak,
     /// Answers in a row that say where to go on.
     certain: u32,
     is_reported: bool,
@@ -101,18 +100,10 @@ impl Progress {
     /// The error ends the source, so that the lease is released, unless the answer brings new records:
     /// then the shard is read on, and the caller receives the error once.
     pub(super) fn doubt(&mut self, what: &str, is_empty: bool) -> Result<(), Told> {
-        let doubt = self.state.doubt.get_or_insert_with(|| Doubt {
-            since: Instant::now(),
-            answers: 0,
-            certain: 0,
-            is_reported: false,
-            open_end: false,
-            unlisted: Streak::default(),
-        });
-        doubt.answers = doubt.answers.saturating_add(1);
+        let doubt = self.state.doubt.get_or_insert_default();
+        let lasts = doubt.answers.lasts();
+        let attempt = doubt.answers.failures();
         doubt.certain = 0;
-        let attempt = doubt.answers;
-        let lasts = doubt.answers >= MIN_FAILURES && doubt.since.elapsed() >= GIVEN_UP_AFTER;
         let is_due = lasts && (is_empty || !doubt.is_reported);
         doubt.is_reported |= is_due;
         let error = self.error(ErrorKind::Rejected, what);
@@ -149,13 +140,16 @@ impl Progress {
                 // The limits of an answer may have kept out the records behind those that it holds.
                 Some(_) if end.has_records => false,
                 // ferrokinesis counts the lag of a closed shard on.
-                Some(_) => doubt.answers >= BEHIND_ANSWERS && doubt.since.elapsed() >= BEHIND_FOR,
+                Some(_) => {
+                    let answers = &doubt.answers;
+                    answers.failures() >= BEHIND_ANSWERS && answers.age() >= BEHIND_FOR
+                }
                 // What lacks its lag may lack records as well, however often it repeats.
                 None => false,
             };
             doubt.open_end && end.is_empty && repeats
         });
-        if let Some(since) = repeats_since.map(|doubt| doubt.since) {
+        if let Some(since) = repeats_since.and_then(|doubt| doubt.answers.since()) {
             // A listing that does not show the end may be stale, so that it is made again.
             match self.kinesis.standing(self.observer.shard_id(), since.max(lately())).await {
                 Ok(standing) if standing.has_ended => return Ok(Some(standing.children)),

@@ -37,8 +37,8 @@ use crate::record::SequenceNumber;
 /// How long the old subscription goes on where a new one could not take over.
 const RENEW_AGAIN: Duration = Duration::from_secs(10);
 
-/// How long a subscription shows what was lost behind its position. Events that only approach the next record
-/// may follow for minutes, in which retention goes on.
+/// The time after its start in which a subscription shows all losses behind its position. Later, records may
+/// leave retention while events without records approach the next one.
 const CHECKED_FOR: Duration = Duration::from_secs(10);
 
 /// A shard that is pushed.
@@ -52,10 +52,10 @@ pub(super) struct FanOut {
     expected: usize,
     /// Nothing has been pushed since the subscription was placed but what lay there already.
     placed: bool,
-    /// When the subscription was placed.
+    /// The start of the subscription.
     placed_at: Instant,
-    /// How long a subscription without a new record is not replaced while the last record is kept: twice as long
-    /// after each replacement, so that the record it approaches comes.
+    /// The age up to which a subscription without a new record is kept while the last record is in retention. It
+    /// doubles with each replacement, so that the next record is reached.
     patience: Duration,
 }
 

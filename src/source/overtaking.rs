@@ -38,9 +38,8 @@ impl Progress {
     /// retention period is known, a reader does not pay them before it is near the end of the period or the
     /// arrival times leap. With an unknown period, a reader pays them once a minute.
     pub(super) async fn may_be_overtaken(&mut self, reached: SystemTime) -> bool {
-        let Some(since) = self.known_until() else { return false };
         let received = Instant::now();
-        let lag = self.server_time_at(received).duration_since(since).unwrap_or_default();
+        let Some((since, lag)) = self.known_until(received) else { return false };
         let age = lag + NEAR_HORIZON;
         if age < SHORTEST_RETENTION {
             return false;
@@ -64,10 +63,9 @@ impl Progress {
     /// Returns true if the last record may have left retention before an event that has just come, and so may
     /// records between the two. With an unknown period, nothing shows it.
     pub(super) async fn may_have_left(&mut self) -> bool {
-        let Some(since) = self.known_until() else { return false };
         let received = Instant::now();
-        let age = self.server_time_at(received).duration_since(since).unwrap_or_default();
-        let age = age + MOST_CLOCK_SKEW;
+        let Some((_, lag)) = self.known_until(received) else { return false };
+        let age = lag + MOST_CLOCK_SKEW;
         if age < SHORTEST_RETENTION {
             return false;
         }
@@ -80,10 +78,13 @@ impl Progress {
         }
     }
 
-    /// The time up to which every record was read, or its loss reported.
-    fn known_until(&self) -> Option<SystemTime> {
+    /// Returns the time up to which every record was read, or its loss reported, and its age when an event was
+    /// received.
+    fn known_until(&self, received: Instant) -> Option<(SystemTime, Duration)> {
         let retention = &self.state.retention;
-        self.position.quiet_until().max(retention.last_arrival).max(retention.read_until)
+        let until = self.position.quiet_until().max(retention.last_arrival);
+        let until = until.max(retention.read_until)?;
+        Some((until, self.server_time_at(received).duration_since(until).unwrap_or_default()))
     }
 
     fn is_check_due(&mut self) -> bool {

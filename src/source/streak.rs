@@ -1,17 +1,17 @@
-//! Failures in a row that may last.
+//! Failures, or answers of no use, in a row.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long calls are retried that only the caller can cure, or whose answers are of no use. After it
-/// the source ends, and the lease of the shard is released.
+/// The time for which calls are retried that only the caller can cure, or that give answers of no use. After
+/// it the source ends, and the lease of the shard is released.
 pub(super) const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
 
-/// How many failures there must be in that time: the caller may have been away for most of it.
-pub(super) const MIN_FAILURES: u32 = 4;
+/// The least number of failures in that time: the caller may have been away for most of it.
+const MIN_FAILURES: u32 = 4;
 
-/// Failures in a row: since when, and how many.
+/// The time of the first failure in a row, and their number.
 #[derive(Debug, Default)]
 pub(super) struct Streak {
     since: Option<Instant>,
@@ -39,6 +39,14 @@ impl Streak {
     /// The time since the first failure.
     pub(super) fn age(&self) -> Duration {
         self.since.map(|since| since.elapsed()).unwrap_or_default()
+    }
+
+    pub(super) fn since(&self) -> Option<Instant> {
+        self.since
+    }
+
+    pub(super) fn failures(&self) -> u32 {
+        self.failures
     }
 
     /// Returns true before the first failure.

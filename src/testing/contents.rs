@@ -47,7 +47,8 @@ pub(super) struct Contents {
     pub(super) subscriptions: Vec<Subscribed>,
     /// Told whenever there may be something to push.
     pub(super) changed: Arc<Notify>,
-    /// The numbers that no record has and that were told as where to go on.
+    /// The continuation numbers that belong to no record, each with the rest of the approach to the next
+    /// record.
     pub(super) continuations: BTreeMap<String, Duration>,
     /// When each consumer has subscribed last.
     pub(super) subscribed: BTreeMap<String, Instant>,

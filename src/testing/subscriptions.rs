@@ -309,7 +309,7 @@ impl Body for Pushed {
 }
 
 impl Contents {
-    /// Whether the record of this index lies behind a gap.
+    /// Returns true if a gap precedes the record of this index.
     fn is_behind_gap(&self, record: usize) -> bool {
         let arrival = |index: usize| self.records.get(index).map(|record| record.arrival);
         let before = record.checked_sub(1).and_then(arrival);

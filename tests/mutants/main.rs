@@ -27,7 +27,7 @@ use std::process::Command;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Instant;
 
-/// The seeds that are searched for a mistake whose remembered seed does not find it. Rare mistakes are
+/// The seeds that are searched if the remembered seed does not find a mistake. Rare mistakes are
 /// found only at remembered seeds above this range. A seed of fleets takes as long as several seeds of the
 /// other simulation.
 const SEEDS: [(&str, &str); 3] =

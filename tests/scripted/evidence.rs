@@ -123,7 +123,7 @@ async fn shard_with_lasting_unproven_end_is_released_reported_once_and_retried()
 /// Only a listing could prove the end, and it stays denied or incomplete.
 #[tokio::test(start_paused = true)]
 async fn closed_shard_is_released_and_reported_while_its_listing_fails() {
-    let denied = Outcome::failed(400, "AccessDeniedException", "no");
+    let denied = crate::denied();
     let incomplete = Outcome::Garbled { status: 200, body: "{}".to_owned() };
     for source in 0..2 {
         for failing in [&denied, &incomplete] {

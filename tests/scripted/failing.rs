@@ -92,7 +92,7 @@ async fn error_of_a_shard_is_reported_again_after_a_record() {
     for round in 0..2 {
         orders.shard(0).put(round.to_string());
         assert_eq!(number(&next(&mut records).await), round);
-        kinesis.next_calls("GetRecords", 20, Outcome::failed(400, "AccessDeniedException", "no"));
+        kinesis.next_calls("GetRecords", 20, crate::denied());
         let error = timeout(60 * SECOND, records.next()).await.unwrap().unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Denied);
         let quiet = timeout(900 * SECOND, records.next()).await;
@@ -174,9 +174,7 @@ async fn shards_denied_to_one_worker_are_read_by_the_other() {
     sleep(30 * SECOND).await;
     fleet.assert_shares(&[("a", 3), ("b", 3)]).await;
     fleet.kinesis.on_call(|call| match call.access_key_id.as_deref() {
-        Some("a") if call.operation != "ListShards" => {
-            Outcome::failed(400, "AccessDeniedException", "no")
-        }
+        Some("a") if call.operation != "ListShards" => crate::denied(),
         _ => Outcome::Served,
     });
     // Retries of 60 s, at most 30 s apart, and the moves.
@@ -248,7 +246,7 @@ async fn two_failures_around_a_pause_of_the_caller_release_no_shard() {
     let consumer = consumer(&kinesis).build().unwrap();
     let failed = failures(&consumer);
     let mut records = consumer.records();
-    let denied = Outcome::failed(400, "AccessDeniedException", "no");
+    let denied = crate::denied();
     kinesis.next_calls("GetRecords", 2, denied);
     orders.shard(0).put("0");
     assert_eq!(records.next().await.unwrap().unwrap_err().kind(), ErrorKind::Denied);
@@ -260,16 +258,7 @@ async fn two_failures_around_a_pause_of_the_caller_release_no_shard() {
 #[tokio::test(start_paused = true)]
 async fn alternating_kinds_of_failures_are_yielded_once_each() {
     let (kinesis, _orders) = orders(1);
-    let mut calls = 0;
-    kinesis.on_call(move |call| {
-        if call.operation != "GetRecords" {
-            return Outcome::Served;
-        }
-        calls += 1;
-        let code =
-            if calls % 2 == 0 { "AccessDeniedException" } else { "MalformedHttpRequestException" };
-        Outcome::failed(400, code, "no")
-    });
+    crate::refuse_in_turn(&kinesis, "GetRecords");
     let mut records = consumer(&kinesis).build().unwrap().records();
     for kind in [ErrorKind::Rejected, ErrorKind::Denied] {
         assert_eq!(records.next().await.unwrap().unwrap_err().kind(), kind);

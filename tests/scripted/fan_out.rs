@@ -284,7 +284,7 @@ async fn closing_deregisters_where_that_is_wanted_and_nobody_is_left() {
 #[tokio::test(start_paused = true)]
 async fn a_consumer_that_may_not_be_registered_is_told_once_for_all_shards() {
     let (kinesis, orders) = orders(20);
-    let denied = Outcome::failed(400, "AccessDeniedException", "no");
+    let denied = crate::denied();
     kinesis.next_calls("RegisterStreamConsumer", usize::MAX, denied);
     let mut records = pushed(&kinesis).build().unwrap().records();
     let error = records.next().await.unwrap().unwrap_err();

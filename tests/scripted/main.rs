@@ -55,7 +55,7 @@ mod watched;
 use std::time::Duration;
 
 use futures::StreamExt;
-use kinestream::testing::{Call, Kinesis, Stream};
+use kinestream::testing::{Call, Kinesis, Outcome, Stream};
 use kinestream::{Consumer, ConsumerBuilder, MemoryStore, Record, Records, StartingPosition};
 use tokio::time::timeout;
 
@@ -64,6 +64,23 @@ fn orders(shards: usize) -> (Kinesis, Stream) {
     let kinesis = Kinesis::new();
     let orders = kinesis.create_stream("orders", shards);
     (kinesis, orders)
+}
+
+fn denied() -> Outcome {
+    Outcome::failed(400, "AccessDeniedException", "no")
+}
+
+/// Refuses every call of an operation, for one of two reasons in turn.
+fn refuse_in_turn(kinesis: &Kinesis, operation: &'static str) {
+    let mut calls = 0;
+    kinesis.on_call(move |call| {
+        if call.operation != operation {
+            return Outcome::Served;
+        }
+        calls += 1;
+        let rejected = Outcome::failed(400, "MalformedHttpRequestException", "no");
+        if calls % 2 == 0 { denied() } else { rejected }
+    });
 }
 
 /// The calls of an operation so far.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::OnTrimmed;
-use kinestream::testing::Outcome;
+use kinestream::testing::{Kinesis, Outcome, Stream};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::retention::{HOUR, calls_while_behind, gaps, numbers};
@@ -50,7 +50,7 @@ async fn pushed_reader_near_a_whole_hour_looks_the_period_up_once_a_second() {
 #[tokio::test(start_paused = true)]
 async fn pushed_reader_checks_once_a_minute_while_the_period_is_unknown() {
     for lag in [100 * HOUR, 100 * HOUR + HOUR / 2] {
-        let denied = Outcome::failed(400, "AccessDeniedException", "no");
+        let denied = crate::denied();
         let (calls, time) = calls_while_behind(1, lag, denied).await;
         assert!(calls <= 4, "{calls} calls");
         assert!(time < Duration::from_secs(12), "{time:?}");
@@ -213,22 +213,29 @@ async fn large_records_near_the_horizon_are_read() {
     assert_eq!(kinesis.violations(), [""; 0]);
 }
 
+/// A shard of a stream that keeps records for 48 h, with three records of these ages in hours. Subscriptions
+/// approach the second and the third one for `approach`. Without a first number, other numbers lie between those
+/// of the records.
+fn gapped(approach: u64, first_number: Option<u64>, ages: [u32; 3]) -> (Kinesis, Stream) {
+    let (kinesis, orders) = orders(1);
+    kinesis.set_retention(48 * HOUR);
+    kinesis.set_approach(Duration::from_secs(approach));
+    if let Some(first) = first_number {
+        orders.number_from(first);
+    }
+    for (number, age) in ages.into_iter().enumerate() {
+        orders.shard(0).put_at(kinesis.now() - age * HOUR, number.to_string());
+    }
+    (kinesis, orders)
+}
+
 /// The next record arrived hours after the last one, and a subscription is sent events without records before
 /// it: for up to seven minutes, while one lives for five.
 #[tokio::test(start_paused = true)]
 async fn pushed_reader_near_the_horizon_reads_the_record_behind_a_gap() {
     for (approach, first) in [(7, None), (60, None), (240, None), (420, None), (240, Some(1000))] {
+        let (kinesis, _orders) = gapped(approach, first, [47, 40, 30]);
         let approach = Duration::from_secs(approach);
-        let (kinesis, orders) = orders(1);
-        kinesis.set_retention(48 * HOUR);
-        kinesis.set_approach(approach);
-        if let Some(first) = first {
-            // No number lies between those of the records.
-            orders.number_from(first);
-        }
-        for (number, age) in [47, 40, 30].into_iter().enumerate() {
-            orders.shard(0).put_at(kinesis.now() - age * HOUR, number.to_string());
-        }
         let reader = consumer(&kinesis).fan_out("billing").build().unwrap();
         let mut events = reader.events();
         let mut records = reader.records();
@@ -250,16 +257,8 @@ async fn pushed_reader_overtaken_behind_approaching_events_reports_the_loss() {
     for first in [None, Some(1000)] {
         for seconds in (30..800).step_by(90) {
             for accepted in [false, true] {
-                let (kinesis, orders) = orders(1);
+                let (kinesis, _orders) = gapped(120, first, [40, 30, 10]);
                 kinesis.set_trimmed_numbers_accepted(accepted);
-                kinesis.set_retention(48 * HOUR);
-                kinesis.set_approach(Duration::from_secs(120));
-                if let Some(first) = first {
-                    orders.number_from(first);
-                }
-                for (number, age) in [40, 30, 10].into_iter().enumerate() {
-                    orders.shard(0).put_at(kinesis.now() - age * HOUR, number.to_string());
-                }
                 let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon);
                 let reader = builder.fan_out("billing").build().unwrap();
                 let mut events = reader.events();

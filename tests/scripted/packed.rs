@@ -265,7 +265,7 @@ async fn shards_whose_hash_keys_stay_unknown_are_released_and_reported_once() {
     let mut records = reader.records();
     assert_silent(&mut records).await;
     kinesis.on_call(|call| match &*call.operation {
-        "ListShards" => Outcome::failed(400, "AccessDeniedException", "no"),
+        "ListShards" => crate::denied(),
         _ => Outcome::Served,
     });
     let parents = orders.open_shards();

@@ -111,7 +111,7 @@ async fn worker_that_is_throttled_or_may_not_list_keeps_its_leases() {
     };
     let denied: Rule = |call| {
         if is_of(call, "a") && call.operation == "ListShards" {
-            return Outcome::failed(400, "AccessDeniedException", "no");
+            return crate::denied();
         }
         Outcome::Served
     };

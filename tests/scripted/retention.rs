@@ -236,7 +236,7 @@ async fn denied_retention_period_is_taken_for_24_hours() {
     let (kinesis, orders) = orders(1);
     kinesis.set_retention(48 * HOUR);
     kinesis.on_call(|call| match call.operation.as_str() {
-        "DescribeStreamSummary" => Outcome::failed(400, "AccessDeniedException", "no"),
+        "DescribeStreamSummary" => crate::denied(),
         _ => Outcome::Served,
     });
     assert_eq!(returns_after_30_hours(&kinesis, &orders, true).await, 1);
@@ -319,7 +319,7 @@ async fn gaps_of_pin(start: StartingPosition, is_denied: bool) -> usize {
     let (kinesis, orders) = orders(1);
     kinesis.set_retention(24 * HOUR);
     kinesis.on_call(move |call| match call.operation.as_str() {
-        "DescribeStreamSummary" if is_denied => Outcome::failed(400, "AccessDeniedException", "no"),
+        "DescribeStreamSummary" if is_denied => crate::denied(),
         _ => Outcome::Served,
     });
     let builder = consumer(&kinesis).store(Watched::default()).starting_position(start);
@@ -441,9 +441,7 @@ async fn overtaken_while_behind(
     numbers(&mut records, 0..2).await;
     let mut throttled = 0;
     kinesis.on_call(move |call| match (call.operation.as_str(), summary) {
-        ("DescribeStreamSummary", Summary::Denied) => {
-            Outcome::failed(400, "AccessDeniedException", "no")
-        }
+        ("DescribeStreamSummary", Summary::Denied) => crate::denied(),
         ("DescribeStreamSummary", Summary::Throttled) if throttled < 3 => {
             throttled += 1;
             Outcome::failed(400, "LimitExceededException", "too many")

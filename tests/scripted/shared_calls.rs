@@ -8,7 +8,7 @@ use kinestream::{Error, ErrorKind, Records};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::retention::HOUR;
-use crate::{consumer, next, orders};
+use crate::{consumer, denied, next, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -27,8 +27,7 @@ async fn errors(records: &mut Records) -> Vec<Error> {
 #[tokio::test(start_paused = true)]
 async fn error_in_a_dropped_shard_is_yielded_by_another() {
     let (kinesis, _orders) = orders(2);
-    let denied = Outcome::failed(400, "AccessDeniedException", "no");
-    kinesis.next_calls("RegisterStreamConsumer", usize::MAX, denied);
+    kinesis.next_calls("RegisterStreamConsumer", usize::MAX, denied());
     let consumer = consumer(&kinesis).fan_out("billing").build().unwrap();
     let mut shards = consumer.shards();
     let mut first = shards.next().await.unwrap().unwrap();
@@ -60,20 +59,10 @@ async fn answers_of_no_use_are_one_error_for_all_shards() {
     }
 }
 
-/// The denied call gives one kind of error and the answers of no use another, in turn.
 #[tokio::test(start_paused = true)]
 async fn alternating_kinds_of_errors_are_yielded_once_each() {
     let (kinesis, _orders) = orders(20);
-    let mut calls = 0;
-    kinesis.on_call(move |call| {
-        if call.operation != "RegisterStreamConsumer" {
-            return Outcome::Served;
-        }
-        calls += 1;
-        let code =
-            if calls % 2 == 0 { "AccessDeniedException" } else { "MalformedHttpRequestException" };
-        Outcome::failed(400, code, "no")
-    });
+    crate::refuse_in_turn(&kinesis, "RegisterStreamConsumer");
     let mut records = consumer(&kinesis).fan_out("billing").build().unwrap().records();
     let mut kinds: Vec<String> =
         errors(&mut records).await.iter().map(|error| format!("{:?}", error.kind())).collect();
@@ -84,8 +73,7 @@ async fn alternating_kinds_of_errors_are_yielded_once_each() {
 #[tokio::test(start_paused = true)]
 async fn denial_that_passes_delays_no_shard_for_long() {
     let (kinesis, orders) = orders(20);
-    let denied = Outcome::failed(400, "AccessDeniedException", "no");
-    kinesis.next_calls("DescribeStreamConsumer", 1, denied);
+    kinesis.next_calls("DescribeStreamConsumer", 1, denied());
     let mut records = consumer(&kinesis).fan_out("billing").build().unwrap().records();
     for shard in orders.shards() {
         shard.put("0");
@@ -106,8 +94,7 @@ async fn denial_that_passes_delays_no_shard_for_long() {
 #[tokio::test(start_paused = true)]
 async fn next_reading_yields_the_error_again() {
     let (kinesis, _orders) = orders(20);
-    let denied = Outcome::failed(400, "AccessDeniedException", "no");
-    kinesis.next_calls("RegisterStreamConsumer", usize::MAX, denied);
+    kinesis.next_calls("RegisterStreamConsumer", usize::MAX, denied());
     let consumer = consumer(&kinesis).fan_out("billing").build().unwrap();
     for reading in 0..2 {
         let mut records = consumer.records();
@@ -120,9 +107,8 @@ async fn next_reading_yields_the_error_again() {
 #[tokio::test(start_paused = true)]
 async fn denial_of_another_call_is_yielded() {
     let (kinesis, _orders) = orders(1);
-    let denied = Outcome::failed(400, "AccessDeniedException", "no");
-    kinesis.next_calls("RegisterStreamConsumer", 2, denied.clone());
-    kinesis.next_calls("SubscribeToShard", usize::MAX, denied);
+    kinesis.next_calls("RegisterStreamConsumer", 2, denied());
+    kinesis.next_calls("SubscribeToShard", usize::MAX, denied());
     let mut records = consumer(&kinesis).fan_out("billing").build().unwrap().records();
     let messages: Vec<String> =
         errors(&mut records).await.iter().map(ToString::to_string).collect();

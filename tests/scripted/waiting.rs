@@ -78,9 +78,7 @@ async fn child_that_waited_within_retention_reports_no_loss() {
         split(&kinesis, &orders);
         kinesis.set_retention(retention * HOUR);
         kinesis.on_call(move |call| match call.operation.as_str() {
-            "DescribeStreamSummary" if is_denied => {
-                Outcome::failed(400, "AccessDeniedException", "no")
-            }
+            "DescribeStreamSummary" if is_denied => crate::denied(),
             _ => Outcome::Served,
         });
         let reader = builder(&kinesis, OnTrimmed::TrimHorizon).build().unwrap();

@@ -105,9 +105,14 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
             _ => act.start_at_time().await,
         }
     }
-    let mut rng = Rng::with_seed(seed ^ NAMED_STARTS);
-    if rng.u8(..24) == 0 && !truth.is_broken() {
-        Act::new(rng, seed, plan.clone(), truth.clone()).name_latest().await;
+    // One world of so many plays the act.
+    let begin = |salt: u64, worlds: u8| {
+        let mut rng = Rng::with_seed(seed ^ salt);
+        let is_played = rng.u8(..worlds) == 0 && !truth.is_broken();
+        is_played.then(|| Act::new(rng, seed, plan.clone(), truth.clone()))
+    };
+    if let Some(mut act) = begin(NAMED_STARTS, 24) {
+        act.name_latest().await;
     }
     let mut rng = Rng::with_seed(seed ^ LATER_ACTS);
     let which = rng.u8(..50);
@@ -123,17 +128,14 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
             _ => act.forget_store().await,
         }
     }
-    let mut rng = Rng::with_seed(seed ^ SHARED_CALLS);
-    if rng.u8(..64) == 0 && !truth.is_broken() {
-        Act::new(rng, seed, plan.clone(), truth.clone()).refuse_shared_calls().await;
+    if let Some(mut act) = begin(SHARED_CALLS, 64) {
+        act.refuse_shared_calls().await;
     }
-    let mut rng = Rng::with_seed(seed ^ LARGE_RECORDS);
-    if rng.u8(..128) == 0 && !truth.is_broken() {
-        Act::new(rng, seed, plan.clone(), truth.clone()).read_large().await;
+    if let Some(mut act) = begin(LARGE_RECORDS, 128) {
+        act.read_large().await;
     }
-    let mut rng = Rng::with_seed(seed ^ IDLE_SHARDS);
-    if rng.u8(..100) == 0 && !truth.is_broken() {
-        Act::new(rng, seed, plan, truth).stay_idle().await;
+    if let Some(mut act) = begin(IDLE_SHARDS, 100) {
+        act.stay_idle().await;
     }
 }
 

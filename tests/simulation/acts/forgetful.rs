@@ -35,7 +35,7 @@ enum Left {
 struct Copied {
     store: MemoryStore,
     finished: BTreeSet<usize>,
-    /// Which of all tenures its leases are of.
+    /// The number of the tenure of its leases.
     tenure: usize,
 }
 
@@ -49,7 +49,7 @@ struct Forgetful {
     /// The records that must not be delivered again, since the store or this reader knows that they are
     /// finished.
     finished: BTreeSet<usize>,
-    /// The shards whose leases were lost to a copy, and that go back to their positions there, once.
+    /// The shards with leases that were lost to a copy. Each goes back to its position there, once.
     lost: BTreeSet<usize>,
     /// The records that this copy has as finished.
     kept: BTreeSet<usize>,
@@ -200,7 +200,7 @@ impl Act {
                 break;
             }
         }
-        // What goes back has done so.
+        // No shard goes back to its position in the copy later.
         story.lost.clear();
     }
 

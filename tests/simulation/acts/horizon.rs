@@ -24,8 +24,8 @@ pub(super) const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 /// calls and occupied shards included.
 pub(super) const TIP_AFTER: Duration = Duration::from_secs(150);
 
-/// How long a reader is known to have been at the tip: a small part of the shortest period, within which it
-/// knows that nothing is lost.
+/// The time for which a reader that was at the tip knows that nothing is lost: a small part of the shortest
+/// period.
 const TIP_FOR: Duration = HOUR;
 
 /// The records of an act by shard, and those of them that have left retention. Its clones are the same.
@@ -94,7 +94,7 @@ impl Horizon {
         self.put_long_at(shard, arrival, 0)
     }
 
-    /// The same, for a record with so many bytes of leading zeros.
+    /// The same, for a record that begins with this number of zeros.
     pub(super) fn put_long_at(&self, shard: &Shard, arrival: SystemTime, zeros: usize) -> usize {
         let mut state = self.lock();
         let number = state.places.len();
@@ -196,7 +196,7 @@ impl Horizon {
 }
 
 impl State {
-    /// How many records of a shard have left retention at this time.
+    /// Counts the records of a shard that have left retention at this time.
     fn left(&self, shard: usize, now: SystemTime) -> usize {
         let aged = |arrival: &&SystemTime| **arrival + self.period < now;
         let arrivals = self.arrivals.get(&shard).into_iter().flatten();

@@ -41,8 +41,7 @@ impl Act {
         let is_lowered = self.rng.u8(..3) == 0;
         let longer = if is_lowered { 2 * HOUR } else { Duration::ZERO };
         let horizon = Horizon::new(self, period + longer);
-        let approach =
-            if self.plan.fan_out { draw_approach(&mut self.rng) } else { Duration::ZERO };
+        let approach = draw_approach(self.plan.fan_out, &mut self.rng);
         self.kinesis.set_approach(approach);
         for shard in self.orders.open_shards() {
             self.put_around_horizon(&horizon, &shard, period, is_lowered);
@@ -52,11 +51,8 @@ impl Act {
         judged.approach = approach;
         self.reach_tip(&mut judged).await;
         if self.rng.u8(..3) == 0 {
-            self.truth.tell(format_args!("the retention period is denied"));
-            self.kinesis.on_call(|call| match call.operation.as_str() {
-                "DescribeStreamSummary" => Outcome::failed(400, "AccessDeniedException", "no"),
-                _ => Outcome::Served,
-            });
+            let denied = Outcome::failed(400, "AccessDeniedException", "no");
+            self.refuse("DescribeStreamSummary", denied);
         }
         if is_lowered {
             judged.horizon.lower(period);

@@ -249,9 +249,9 @@ impl Act {
             && (expected..place).all(|place| !is_after(decided.copied(), arrivals[place]));
         let is_running = judged.delivered.contains(&shard);
         let is_near = is_running && arrivals[place] <= arrivals[expected - 1] + CHECK_EACH;
-        // A subscription shows losses behind its position only as it begins, and is not checked for 10 s and
-        // longer each time, lest the record that it approaches never comes: what leaves retention meanwhile,
-        // by no known period, is left out.
+        // A subscription shows losses behind its position only as it begins. It is replaced after 10 s, and later
+        // each time, so that it reaches the next record. Without a known period, what leaves retention in
+        // between is not noticed.
         let is_approached =
             (expected..=place).any(|place| !judged.approach_cost((shard, place)).is_zero());
         if !(is_decided || judged.is_unsure && (is_near || is_approached)) {
@@ -291,7 +291,7 @@ impl Act {
                 let before = gaps[..index].iter().rfind(|before| before.passed == gap.passed);
                 // Where nothing is read yet, the loss is that of a shard that waited.
                 let least = before.map_or(gap.passed, |before| Some(before.left + 1));
-                // Where no record behind the position is lost, the reader must have a reason to fear it.
+                // If no record behind the position is lost, the reader must have had a reason to expect a loss.
                 let is_feared = gap.passed != Some(gap.left) || gap.is_excused;
                 let is_true = least.is_none_or(|least| gap.left >= least.max(1)) && is_feared;
                 let is_of_policy = match judged.policy {

@@ -12,9 +12,10 @@ use super::horizon::{DAY, HOUR, Horizon};
 use super::losses::Judged;
 use crate::seeds::pick;
 
-/// Draws how long a subscription approaches a record behind a gap of an hour or more.
-pub(super) fn draw_approach(rng: &mut Rng) -> Duration {
-    Duration::from_secs(pick(rng, &[0, 0, 0, 7, 60, 240]))
+/// Draws the time for which subscriptions approach a record behind a gap of an hour or more.
+pub(super) fn draw_approach(is_pushed: bool, rng: &mut Rng) -> Duration {
+    let seconds = if is_pushed { pick(rng, &[0, 0, 0, 7, 60, 240]) } else { 0 };
+    Duration::from_secs(seconds)
 }
 
 /// The records that an act puts before its reader begins.
@@ -45,8 +46,7 @@ impl Act {
         }
         let longer = if is_lowered { HOUR * pick(&mut self.rng, &[1, 24]) } else { Duration::ZERO };
         let horizon = Horizon::new(self, period + longer);
-        let approach =
-            if self.plan.fan_out { draw_approach(&mut self.wrongs) } else { Duration::ZERO };
+        let approach = draw_approach(self.plan.fan_out, &mut self.wrongs);
         self.kinesis.set_approach(approach);
         let old = Old { period, is_lowered, has_gaps: !approach.is_zero() };
         for shard in self.orders.open_shards() {
@@ -58,11 +58,8 @@ impl Act {
         judged.approach = approach;
         self.read_judged(&mut judged, Duration::from_secs(60), 1).await;
         if is_denied {
-            self.truth.tell(format_args!("the retention period is denied"));
-            self.kinesis.on_call(|call| match call.operation.as_str() {
-                "DescribeStreamSummary" => Outcome::failed(400, "AccessDeniedException", "no"),
-                _ => Outcome::Served,
-            });
+            let denied = Outcome::failed(400, "AccessDeniedException", "no");
+            self.refuse("DescribeStreamSummary", denied);
         }
         let (steps, lowered_at) = (self.rng.usize(3..12), self.rng.usize(..3));
         for step in 0..steps {

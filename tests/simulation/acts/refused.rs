@@ -76,7 +76,7 @@ impl Act {
         }
     }
 
-    fn refuse(&self, operation: &'static str, refusal: Outcome) {
+    pub(super) fn refuse(&self, operation: &'static str, refusal: Outcome) {
         self.truth.tell(format_args!("every call of {operation}: {refusal:?}"));
         self.kinesis.on_call(move |call| {
             if call.operation == operation { refusal.clone() } else { Outcome::Served }

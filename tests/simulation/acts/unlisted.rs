@@ -19,7 +19,7 @@ const GONE_AFTER: Duration = Duration::from_secs(30);
 /// Shortly before a shard that is not found is reported.
 const REPORTED_AFTER: Duration = Duration::from_secs(55);
 
-/// How often the shard was hidden. Its clones are the same.
+/// Counts the calls that hid the shard. Clones share the counts.
 #[derive(Debug, Clone, Default)]
 struct Hidden(Arc<Counts>);
 
