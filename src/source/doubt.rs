@@ -87,10 +87,10 @@ impl Progress {
         }
     }
 
-    /// Notes that the shard is read again, unless the answers leave a doubt. Records do so as they are
-    /// delivered.
+    /// Notes that the shard is read again, unless the answers leave a doubt or a loss behind the position is
+    /// not ruled out yet. Records do so as they are delivered.
     pub(super) fn is_cured(&self, is_empty: bool) {
-        if is_empty && self.state.doubt.is_none() {
+        if is_empty && self.state.doubt.is_none() && self.is_sound() {
             self.observer.succeeded();
         }
     }

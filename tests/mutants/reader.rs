@@ -523,4 +523,11 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "insert(&mut claimed.kinds, kind) || true\n",
         breaks: &["FewErrors"],
     },
+    Mistake {
+        what: "events without records cure a loss",
+        file: "source/doubt.rs",
+        right: "self.state.doubt.is_none() && self.is_sound()",
+        wrong: "self.state.doubt.is_none() && (self.is_sound() || true)",
+        breaks: &["LossesAreReported"],
+    },
 ];

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use kinestream::OnTrimmed;
 use kinestream::testing::{Kinesis, Outcome, Stream};
+use kinestream::{ErrorKind, OnTrimmed};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::retention::{HOUR, calls_while_behind, gaps, numbers};
@@ -277,6 +277,31 @@ async fn pushed_reader_overtaken_behind_approaching_events_reports_the_loss() {
                 let may_be_lost = read == [1, 2] && found == 0;
                 assert!(found == 1 || may_be_lost, "{case}: {found}");
             }
+        }
+    }
+}
+
+/// Records behind the last one leave retention, and each new attempt is sent events without records before the
+/// oldest kept one.
+#[tokio::test(start_paused = true)]
+async fn events_before_the_oldest_kept_record_do_not_cure_a_loss() {
+    for accepted in [false, true] {
+        let (kinesis, _orders) = gapped(60, None, [40, 30, 10]);
+        kinesis.set_trimmed_numbers_accepted(accepted);
+        let builder = consumer(&kinesis).on_trimmed(OnTrimmed::Fail);
+        let reader = builder.fan_out("billing").build().unwrap();
+        let mut records = reader.records();
+        numbers(&mut records, 0..1).await;
+        kinesis.set_retention(24 * HOUR);
+        let error = records.next().await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Trimmed, "{error}");
+        for _ in 0..60 {
+            let repeated = timeout(Duration::from_secs(30), records.next()).await;
+            assert!(repeated.is_err(), "accepted: {accepted}, {repeated:?}");
+            let status = reader.status().await.unwrap();
+            let status = status.shards.values().next().unwrap();
+            let kind = status.failure.as_ref().map(|failure| failure.kind);
+            assert_eq!(kind, Some(ErrorKind::Trimmed), "accepted: {accepted}, {status:?}");
         }
     }
 }

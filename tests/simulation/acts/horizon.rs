@@ -43,6 +43,9 @@ struct State {
     arrivals: BTreeMap<usize, Vec<SystemTime>>,
     /// How many records of each shard were trimmed, whatever their age.
     trimmed: BTreeMap<usize, usize>,
+    /// What a trim or a lower period has removed before its time: when, and how many records of each shard had
+    /// left retention then.
+    removals: Vec<(SystemTime, usize, usize)>,
     gaps: Vec<Gap>,
     tips: BTreeMap<usize, Tip>,
 }
@@ -80,6 +83,7 @@ impl Horizon {
             places: Vec::new(),
             arrivals: BTreeMap::new(),
             trimmed: BTreeMap::new(),
+            removals: Vec::new(),
             gaps: Vec::new(),
             tips: BTreeMap::new(),
         })))
@@ -114,6 +118,8 @@ impl Horizon {
         state.truth.tell(format_args!("the retention period is {period:?}"));
         state.period = period;
         state.kinesis.set_retention(period);
+        let shards: Vec<usize> = state.arrivals.keys().copied().collect();
+        shards.into_iter().for_each(|shard| state.note_removal(shard));
     }
 
     pub(super) fn trim(&self, shard: &Shard, records: usize) {
@@ -122,6 +128,16 @@ impl Horizon {
         shard.trim(records);
         let trimmed = state.trimmed.entry(shard.index()).or_default();
         *trimmed = records.max(*trimmed);
+        state.note_removal(shard.index());
+    }
+
+    /// When the record at a place left retention, if it has.
+    pub(super) fn left_at(&self, shard: usize, place: usize) -> Option<SystemTime> {
+        let state = self.lock();
+        let removed = state.removals.iter().find(|(_, of, left)| *of == shard && *left > place);
+        let aged = *state.arrivals.get(&shard)?.get(place)? + state.period;
+        let aged = (aged < state.kinesis.now()).then_some(aged);
+        removed.map(|(at, ..)| *at).into_iter().chain(aged).min()
     }
 
     /// The shard of a record, and its place there.
@@ -202,6 +218,11 @@ impl State {
         let arrivals = self.arrivals.get(&shard).into_iter().flatten();
         let trimmed = self.trimmed.get(&shard).copied().unwrap_or_default();
         arrivals.take_while(aged).count().max(trimmed)
+    }
+
+    fn note_removal(&mut self, shard: usize) {
+        let now = self.kinesis.now();
+        self.removals.push((now, shard, self.left(shard, now)));
     }
 
     fn passed(&self, shard: usize, after: &SequenceNumber) -> usize {

@@ -16,6 +16,10 @@ use crate::truth::{Promise, index_of};
 /// next record arrived later than that after the last one.
 const CHECK_EACH: Duration = Duration::from_secs(60);
 
+/// The life of a subscription and of one that could not be renewed, and the longest absence of the caller before
+/// it takes what was pushed.
+const LONGEST_UNCHECKED: Duration = Duration::from_secs(300 + 30 + 500);
+
 /// A reader pays five seconds for a new subscription, which each record may need.
 const CHECK_COST: Duration = Duration::from_secs(6);
 
@@ -194,9 +198,9 @@ impl Act {
             let is_false = next.is_some_and(|next| {
                 left < next.max(1) || left == next && !judged.horizon.excuses(shard, next)
             });
-            // A worker takes a released shard again after a while, and finds the same loss.
+            // A worker takes a released shard again after a while and finds the same loss, which is known.
             let is_new = judged.failed.insert(shard);
-            if is_false || !is_new && judged.approach.is_zero() {
+            if is_false || !is_new {
                 self.breaks(
                     Promise::LossesAreReported,
                     format_args!("{error}: {next:?} records are read, {left} have left"),
@@ -252,8 +256,10 @@ impl Act {
         // A subscription shows losses behind its position only as it begins. It is replaced after 10 s, and later
         // each time, so that it reaches the next record. Without a known period, what leaves retention in
         // between is not noticed.
-        let is_approached =
-            (expected..=place).any(|place| !judged.approach_cost((shard, place)).is_zero());
+        let since = judged.horizon.left_at(shard, expected);
+        let is_late = since.is_some_and(|since| self.kinesis.now() < since + LONGEST_UNCHECKED);
+        let is_approached = is_late
+            && (expected..=place).any(|place| !judged.approach_cost((shard, place)).is_zero());
         if !(is_decided || judged.is_unsure && (is_near || is_approached)) {
             self.breaks(
                 Promise::LossesAreReported,
