@@ -41,6 +41,11 @@ const RENEW_AGAIN: Duration = Duration::from_secs(10);
 /// leave retention while events without records approach the next one.
 const CHECKED_FOR: Duration = Duration::from_secs(10);
 
+/// How long a subscription may approach its first record without an answer that shows whether records were lost
+/// behind the position. Then the oldest kept record shows it: otherwise each subscription would begin at the
+/// same position again.
+const UNDECIDED_FOR: Duration = Duration::from_secs(60);
+
 /// A shard that is pushed.
 pub(super) struct FanOut {
     progress: Progress,
@@ -68,6 +73,15 @@ fn take(slot: &Slot) -> Option<Subscription> {
 
 fn put(slot: &Slot, subscription: Subscription) {
     *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(subscription);
+}
+
+/// A subscription that has begun.
+struct Placed {
+    subscription: Subscription,
+    /// The time of its answer, by the server's clock.
+    date: Option<SystemTime>,
+    /// When it was asked for.
+    asked: Instant,
 }
 
 /// Why a subscription has not begun.
@@ -110,10 +124,9 @@ impl FanOut {
         let refused = match self.subscribe().await {
             Ok(new) => {
                 self.progress.pace.subscribed();
-                (self.placed, self.placed_at) = (true, Instant::now());
-                let (subscription, date) = new;
-                self.progress.placed(date);
-                return Ok(Some(subscription));
+                (self.placed, self.placed_at) = (true, new.asked);
+                self.progress.placed(new.date);
+                return Ok(Some(new.subscription));
             }
             Err(refused) => refused,
         };
@@ -132,14 +145,14 @@ impl FanOut {
         Ok(None)
     }
 
-    async fn subscribe(&self) -> Result<(Subscription, Option<SystemTime>), Refused> {
+    async fn subscribe(&self) -> Result<Placed, Refused> {
         let consumer = self.registration.arn().await.map_err(Refused::Failed)?;
         let spare = self.memory.grant(&self.demand, while_read(self.expected)).await;
         let gauge = Gauge::new(spare, self.demand.clone());
         let (kinesis, shard) = (&self.progress.kinesis, self.progress.shard_id());
-        let position = self.progress.begin();
+        let (position, asked) = (self.progress.begin(), Instant::now());
         match kinesis.subscribe(&consumer, shard, &position, gauge.clone()).await {
-            Ok(subscription) => Ok(subscription),
+            Ok((subscription, date)) => Ok(Placed { subscription, date, asked }),
             Err(failure) if gauge.short() > 0 && failure.error.kind() != ErrorKind::Panicked => {
                 Err(Refused::NoRoom(gauge.short()))
             }
@@ -184,14 +197,20 @@ impl FanOut {
             // The position stays.
             None => None,
         };
-        if let Some(reached) = reached
-            && self.is_overtaken(reached).await
-        {
-            self.patience = self.patience.saturating_mul(2);
-            // A new subscription at the last record shows what has left retention behind it.
-            return Ok(());
+        if let Some(reached) = reached {
+            let checked = self.is_overtaken(reached).await;
+            if self.progress.checked(checked)? {
+                self.patience = self.patience.saturating_mul(2);
+                // A new subscription at the last record shows what has left retention behind it.
+                return Ok(());
+            }
         }
         let beginning = self.progress.judge_beginning(first, is_tip).await?;
+        let is_undecided = beginning == Beginning::Undecided && first.is_none();
+        if is_undecided && self.placed_at.elapsed() >= UNDECIDED_FOR && self.progress.seek_oldest()
+        {
+            return Ok(());
+        }
         if matches!(beginning, Beginning::Replaced | Beginning::Postponed) {
             return Ok(());
         }
@@ -254,10 +273,10 @@ impl FanOut {
 
     /// Whether losses may lie between the position and an event that has come to `reached`, which a new
     /// subscription shows. One that is not judged yet shows them itself.
-    async fn is_overtaken(&mut self, reached: SystemTime) -> bool {
+    async fn is_overtaken(&mut self, reached: SystemTime) -> Result<bool, Failure> {
         let age = self.placed_at.elapsed();
         if !self.progress.is_sound() || self.placed && age < CHECKED_FOR {
-            return false;
+            return Ok(false);
         }
         if self.placed && age < self.patience {
             return self.progress.may_have_left().await;

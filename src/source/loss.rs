@@ -24,6 +24,28 @@ impl Progress {
     /// Backs off after a call that the judgement of a loss needs has failed. Ends the source where such calls
     /// have failed for [`GIVEN_UP_AFTER`].
     pub(super) fn recover_judgement(&mut self, failure: Failure) -> Result<(), Told> {
+        let before = self.state.retention.unjudged.take();
+        self.state.retention.unjudged = Some(self.recover_lookup(before, failure)?);
+        Ok(())
+    }
+
+    /// Returns true if retention may have overtaken the reader, and after a failed lookup, which is recovered
+    /// from as in [`recover_judgement`](Self::recover_judgement).
+    pub(super) fn checked(&mut self, checked: Result<bool, Failure>) -> Result<bool, Told> {
+        let failure = match checked {
+            Ok(is_overtaken) => return Ok(is_overtaken),
+            Err(failure) => failure,
+        };
+        let before = self.state.retention.unchecked.take();
+        self.state.retention.unchecked = Some(self.recover_lookup(before, failure)?);
+        Ok(true)
+    }
+
+    fn recover_lookup(
+        &mut self,
+        before: Option<Unjudged>,
+        failure: Failure,
+    ) -> Result<Unjudged, Told> {
         match failure.remedy {
             Remedy::SlowDown => self.pace.throttled(),
             _ => self.pace.failed(),
@@ -33,7 +55,7 @@ impl Progress {
             &failure.error,
             self.state.failed.saturating_add(1),
         );
-        let mut unjudged = match self.state.retention.unjudged.take() {
+        let mut unjudged = match before {
             // Another reader has made the call, and has its error.
             Some(before) if failure.remedy == Remedy::CoolDown => before,
             Some(before) => Unjudged { error: failure.error, ..before },
@@ -42,10 +64,9 @@ impl Progress {
         if unjudged.streak.lasts() {
             return Err(Told::at_last(self.unjudged(unjudged.error)));
         }
-        self.state.retention.unjudged = Some(unjudged);
         self.state.failed += 1;
         self.observer.tell(retry);
-        Ok(())
+        Ok(unjudged)
     }
 
     fn unjudged(&self, cause: Error) -> Error {

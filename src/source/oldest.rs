@@ -47,7 +47,9 @@ impl Progress {
         arrived: Option<SystemTime>,
     ) -> Result<Beginning, Told> {
         let is_empty = oldest.is_none();
-        let is_kept = oldest.is_some_and(|oldest| oldest <= number);
+        let is_kept = oldest.as_ref().is_some_and(|oldest| *oldest <= number);
+        // Nothing has left retention since the loss before it was reported.
+        let is_reported = oldest.is_some() && oldest <= self.state.retention.reported_before;
         // A caller may name the number that the shard starts at, which need not be that of a record.
         let is_start = if !is_kept && matches!(self.position, Position::AtSequence(_)) {
             match self.kinesis.start_of(self.observer.shard_id()).await {
@@ -57,7 +59,7 @@ impl Progress {
         } else {
             false
         };
-        if is_kept || is_start {
+        if is_kept || is_start || is_reported {
             self.state.retention.probe = None;
             self.state.retention.is_verified = true;
             return Ok(Beginning::Replaced);
@@ -90,6 +92,7 @@ impl Progress {
         let probe = self.state.retention.probe.take();
         let refused = probe.and_then(|probe| probe.refused);
         self.lose(refused.unwrap_or_else(|| self.accepted(&number)))?;
+        self.state.retention.reported_before = oldest;
         Ok(Beginning::Replaced)
     }
 }

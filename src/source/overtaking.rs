@@ -6,7 +6,8 @@ use tokio::time::Instant;
 
 use super::kinesis::MOST_CLOCK_SKEW;
 use super::progress::Progress;
-use super::retention_period::{PERIOD_WITHIN, SHORTEST_RETENTION, looked_up_within};
+use super::retention_period::{PERIOD_WITHIN, Period, SHORTEST_RETENTION, looked_up_within};
+use crate::error::Failure;
 
 /// A reader may be overtaken if its lag is within this time of the retention period: twice the life of an
 /// iterator.
@@ -37,45 +38,39 @@ impl Progress {
     /// A new subscription at the last record shows whether they have, but costs five seconds. Where the
     /// retention period is known, a reader does not pay them before it is near the end of the period or the
     /// arrival times leap. With an unknown period, a reader pays them once a minute.
-    pub(super) async fn may_be_overtaken(&mut self, reached: SystemTime) -> bool {
+    pub(super) async fn may_be_overtaken(&mut self, reached: SystemTime) -> Result<bool, Failure> {
         let received = Instant::now();
-        let Some((since, lag)) = self.known_until(received) else { return false };
+        let Some((since, lag)) = self.known_until(received) else { return Ok(false) };
         let age = lag + NEAR_HORIZON;
         if age < SHORTEST_RETENTION {
-            return false;
+            return Ok(false);
         }
         if reached > since + MAX_APART {
-            self.state.retention.may_be_lowered = true;
-            return true;
+            return Ok(true);
         }
         let looked_up =
             if may_end_between(lag) { received } else { looked_up_within(PERIOD_WITHIN) };
-        match self.kinesis.retention(looked_up).await {
-            Ok(period) if period.is_known => age >= period.length,
-            Ok(_) => self.is_check_due(),
-            Err(failure) => {
-                self.note_panic(&failure.error);
-                true
-            }
-        }
+        let period = self.look_up(looked_up).await?;
+        Ok(if period.is_known { age >= period.length } else { self.is_check_due() })
     }
 
     /// Returns true if the last record may have left retention before an event that has just come, and so may
     /// records between the two. With an unknown period, nothing shows it.
-    pub(super) async fn may_have_left(&mut self) -> bool {
+    pub(super) async fn may_have_left(&mut self) -> Result<bool, Failure> {
         let received = Instant::now();
-        let Some((_, lag)) = self.known_until(received) else { return false };
+        let Some((_, lag)) = self.known_until(received) else { return Ok(false) };
         let age = lag + MOST_CLOCK_SKEW;
         if age < SHORTEST_RETENTION {
-            return false;
+            return Ok(false);
         }
-        match self.kinesis.retention(received).await {
-            Ok(period) => period.is_known && age >= period.length,
-            Err(failure) => {
-                self.note_panic(&failure.error);
-                true
-            }
-        }
+        let period = self.look_up(received).await?;
+        Ok(period.is_known && age >= period.length)
+    }
+
+    async fn look_up(&mut self, since: Instant) -> Result<Period, Failure> {
+        let period = self.kinesis.retention(since).await?;
+        self.state.retention.unchecked = None;
+        Ok(period)
     }
 
     /// Returns the time up to which every record was read, or its loss reported, and its age when an event was

@@ -16,9 +16,7 @@ use super::loss::Unjudged;
 use super::oldest::Probe;
 use super::overtaking::NEAR_HORIZON;
 use super::progress::{Progress, Quiet, Told};
-use super::retention_period::{
-    LOWERED_WITHIN, PERIOD_WITHIN, SHORTEST_RETENTION, looked_up_within,
-};
+use super::retention_period::SHORTEST_RETENTION;
 use super::{OnTrimmed, Position};
 use crate::error::Failure;
 use crate::record::SequenceNumber;
@@ -48,12 +46,14 @@ pub(super) struct Retention {
     pub(super) read_until: Option<SystemTime>,
     /// When the last fetched record had arrived.
     pub(super) last_arrival: Option<SystemTime>,
-    /// The retention period may have been lowered a moment ago.
-    pub(super) may_be_lowered: bool,
+    /// The oldest kept record when a loss before it was reported.
+    pub(super) reported_before: Option<SequenceNumber>,
     /// When a new subscription may look for lost records again where the retention period is unknown.
     pub(super) next_check: Option<Instant>,
-    /// Since when calls that the judgement needs have failed.
+    /// Since when calls that the judgement of a placement needs have failed.
     pub(super) unjudged: Option<Unjudged>,
+    /// Since when lookups have failed that show whether retention has overtaken a placement that was sound.
+    pub(super) unchecked: Option<Unjudged>,
     /// A time by the server's clock, and when it was.
     clock: Option<(SystemTime, Instant)>,
 }
@@ -112,10 +112,10 @@ impl Progress {
     /// Notes the arrival time of the last record of an answer that held finished records only. If placements
     /// begin at the oldest kept record, the next one begins at that time, less [`MOST_CLOCK_SKEW`].
     pub(super) fn skipped_to(&mut self, arrival: Option<SystemTime>) {
-        let Some(from) = arrival.and_then(|arrival| arrival.checked_sub(MOST_CLOCK_SKEW)) else {
-            return;
-        };
-        let start = &mut self.state.retention.start;
+        let Some(arrival) = arrival else { return };
+        let Retention { start, last_arrival, .. } = &mut self.state.retention;
+        *last_arrival = Some(arrival).max(*last_arrival);
+        let Some(from) = arrival.checked_sub(MOST_CLOCK_SKEW) else { return };
         match *start {
             Start::Position => {}
             Start::Horizon => *start = Start::Time(from),
@@ -178,7 +178,10 @@ impl Progress {
     /// Notes the last record of an answer.
     pub(super) fn read_to(&mut self, number: SequenceNumber, arrival: Option<SystemTime>) {
         self.move_to(Position::After(number, None));
-        self.state.retention.last_arrival = arrival;
+        let Retention { last_arrival, unchecked, .. } = &mut self.state.retention;
+        // A record without a time arrived no earlier than the last one.
+        *last_arrival = arrival.or(*last_arrival);
+        *unchecked = None;
     }
 
     /// Judges the answers since the last placement by their first record; without one, `is_tip` states that
@@ -215,7 +218,7 @@ impl Progress {
                 Err(_) => return Ok(Beginning::Undecided),
             },
             None if is_tip => None,
-            None => return Ok(self.judge_approach().await),
+            None => return self.judge_approach().await,
         };
         if self.state.retention.probe.is_some() {
             return self.judge_oldest(number, first, arrived).await;
@@ -235,31 +238,49 @@ impl Progress {
                 Err(failure) => return self.judge_later(failure),
             }
         }
+        Ok(self.is_now_sound())
+    }
+
+    fn is_now_sound(&mut self) -> Beginning {
         // A later placement may find that retention has overtaken the position.
         let retention = &mut self.state.retention;
-        (retention.is_sound, retention.is_verified, retention.may_be_lowered) =
-            (true, false, false);
-        Ok(Beginning::Sound)
+        (retention.is_sound, retention.is_verified) = (true, false);
+        Beginning::Sound
     }
 
     /// Judges a placement by an answer without records that is behind the tip: if everything that arrived since
     /// the position is kept, nothing was lost. `OnTrimmed::Latest` may have decided to leave records out, which
     /// the first one shows.
-    async fn judge_approach(&mut self) -> Beginning {
-        if self.state.retention.probe.is_some() || self.on_trimmed == OnTrimmed::Latest {
-            return Beginning::Undecided;
+    async fn judge_approach(&mut self) -> Result<Beginning, Told> {
+        let Retention { probe, is_verified, start, .. } = &self.state.retention;
+        if probe.is_some() {
+            return Ok(Beginning::Undecided);
+        }
+        if *is_verified {
+            return Ok(self.is_now_sound());
+        }
+        if self.on_trimmed == OnTrimmed::Latest && *start == Start::Position {
+            return Ok(Beginning::Undecided);
         }
         match self.is_quiet_within_retention().await {
-            Ok(true) => {
-                self.state.retention.is_sound = true;
-                Beginning::Sound
-            }
-            Ok(false) => Beginning::Undecided,
-            Err(failure) => {
-                self.note_panic(&failure.error);
-                Beginning::Undecided
-            }
+            Ok(true) => Ok(self.is_now_sound()),
+            Ok(false) => Ok(Beginning::Undecided),
+            Err(failure) => self.judge_later(failure),
         }
+    }
+
+    /// Begins the next placement at the oldest kept record, which judges the position. Returns false if it has
+    /// begun there, or has judged the position before.
+    pub(super) fn seek_oldest(&mut self) -> bool {
+        let is_new = !self.is_probing() && self.state.retention.start == Start::Position;
+        if is_new {
+            self.state.retention.probe = Some(Probe::default());
+        }
+        is_new
+    }
+
+    fn is_probing(&self) -> bool {
+        self.state.retention.probe.is_some()
     }
 
     /// Judges a placement without a sequence number; `first` is the oldest kept record behind it, if there
@@ -340,9 +361,8 @@ impl Progress {
         if age < SHORTEST_RETENTION {
             return Ok(true);
         }
-        let may_be_lowered = self.state.retention.may_be_lowered;
-        let within = if may_be_lowered { LOWERED_WITHIN } else { PERIOD_WITHIN };
-        let period = self.kinesis.retention(looked_up_within(within)).await?;
+        // An operator may lower the period at any time.
+        let period = self.kinesis.retention(Instant::now()).await?;
         if period.is_known {
             return Ok(age < period.length);
         }

@@ -13,10 +13,9 @@ use crate::observe::log_line;
 /// <https://docs.aws.amazon.com/streams/latest/dev/kinesis-extended-retention.html>.
 pub(super) const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 3600);
 
-/// How old the retention period may be that is compared with a position, and one that may have been lowered
-/// since.
+/// How old the retention period may be that shows whether a reader is near its end, and how long the shortest one
+/// is assumed after a refusal.
 pub(super) const PERIOD_WITHIN: Duration = Duration::from_secs(60);
-pub(super) const LOWERED_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long a stream keeps its records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

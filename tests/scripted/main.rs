@@ -3,6 +3,7 @@
 // A test that cannot go on says so by a panic, in its helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod approaching;
 mod checkpoints;
 mod dropping;
 mod errors;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use kinestream::testing::{Kinesis, Outcome, Stream};
-use kinestream::{ErrorKind, OnTrimmed};
+use kinestream::OnTrimmed;
+use kinestream::testing::Outcome;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::retention::{HOUR, calls_while_behind, gaps, numbers};
@@ -211,97 +211,4 @@ async fn large_records_near_the_horizon_are_read() {
     numbers(&mut records, 0..5).await;
     assert_eq!(gaps(&mut events), []);
     assert_eq!(kinesis.violations(), [""; 0]);
-}
-
-/// A shard of a stream that keeps records for 48 h, with three records of these ages in hours. Subscriptions
-/// approach the second and the third one for `approach`. Without a first number, other numbers lie between those
-/// of the records.
-fn gapped(approach: u64, first_number: Option<u64>, ages: [u32; 3]) -> (Kinesis, Stream) {
-    let (kinesis, orders) = orders(1);
-    kinesis.set_retention(48 * HOUR);
-    kinesis.set_approach(Duration::from_secs(approach));
-    if let Some(first) = first_number {
-        orders.number_from(first);
-    }
-    for (number, age) in ages.into_iter().enumerate() {
-        orders.shard(0).put_at(kinesis.now() - age * HOUR, number.to_string());
-    }
-    (kinesis, orders)
-}
-
-/// The next record arrived hours after the last one, and a subscription is sent events without records before
-/// it: for up to seven minutes, while one lives for five.
-#[tokio::test(start_paused = true)]
-async fn pushed_reader_near_the_horizon_reads_the_record_behind_a_gap() {
-    for (approach, first) in [(7, None), (60, None), (240, None), (420, None), (240, Some(1000))] {
-        let (kinesis, _orders) = gapped(approach, first, [47, 40, 30]);
-        let approach = Duration::from_secs(approach);
-        let reader = consumer(&kinesis).fan_out("billing").build().unwrap();
-        let mut events = reader.events();
-        let mut records = reader.records();
-        for expected in 0..3 {
-            let record = timeout(6 * approach + Duration::from_secs(60), records.next()).await;
-            let record =
-                record.unwrap_or_else(|_| panic!("no record {expected}: {approach:?}, {first:?}"));
-            assert_eq!(number(&record.unwrap().unwrap()), expected, "{approach:?}");
-        }
-        let subscriptions = calls(&kinesis, "SubscribeToShard").len();
-        assert!(subscriptions <= 20, "{subscriptions} for {approach:?}");
-        assert_eq!(gaps(&mut events), [], "{approach:?}");
-    }
-}
-
-/// Records behind the last one leave retention while a subscription approaches them.
-#[tokio::test(start_paused = true)]
-async fn pushed_reader_overtaken_behind_approaching_events_reports_the_loss() {
-    for first in [None, Some(1000)] {
-        for seconds in (30..800).step_by(90) {
-            for accepted in [false, true] {
-                let (kinesis, _orders) = gapped(120, first, [40, 30, 10]);
-                kinesis.set_trimmed_numbers_accepted(accepted);
-                let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon);
-                let reader = builder.fan_out("billing").build().unwrap();
-                let mut events = reader.events();
-                let mut records = reader.records();
-                numbers(&mut records, 0..1).await;
-                let early = timeout(Duration::from_secs(seconds), records.next()).await;
-                kinesis.set_retention(24 * HOUR);
-                let mut read: Vec<usize> =
-                    early.iter().flatten().map(|read| number(read.as_ref().unwrap())).collect();
-                while read.last() != Some(&2) {
-                    read.push(number(&next(&mut records).await));
-                }
-                let found = gaps(&mut events).len();
-                let case = format!("{first:?}, {seconds} s, accepted: {accepted}, {read:?}");
-                // If record 1 was read and left retention, later ones may have left as well.
-                let may_be_lost = read == [1, 2] && found == 0;
-                assert!(found == 1 || may_be_lost, "{case}: {found}");
-            }
-        }
-    }
-}
-
-/// Records behind the last one leave retention, and each new attempt is sent events without records before the
-/// oldest kept one.
-#[tokio::test(start_paused = true)]
-async fn events_before_the_oldest_kept_record_do_not_cure_a_loss() {
-    for accepted in [false, true] {
-        let (kinesis, _orders) = gapped(60, None, [40, 30, 10]);
-        kinesis.set_trimmed_numbers_accepted(accepted);
-        let builder = consumer(&kinesis).on_trimmed(OnTrimmed::Fail);
-        let reader = builder.fan_out("billing").build().unwrap();
-        let mut records = reader.records();
-        numbers(&mut records, 0..1).await;
-        kinesis.set_retention(24 * HOUR);
-        let error = records.next().await.unwrap().unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Trimmed, "{error}");
-        for _ in 0..60 {
-            let repeated = timeout(Duration::from_secs(30), records.next()).await;
-            assert!(repeated.is_err(), "accepted: {accepted}, {repeated:?}");
-            let status = reader.status().await.unwrap();
-            let status = status.shards.values().next().unwrap();
-            let kind = status.failure.as_ref().map(|failure| failure.kind);
-            assert_eq!(kind, Some(ErrorKind::Trimmed), "accepted: {accepted}, {status:?}");
-        }
-    }
 }

@@ -212,7 +212,8 @@ async fn returns_after_30_hours(kinesis: &Kinesis, orders: &Stream, accepted: bo
     numbers(&mut records, 1..2).await;
     let calls = kinesis.calls_from(first);
     let summaries = calls.iter().filter(|call| call.operation == "DescribeStreamSummary");
-    assert_eq!(summaries.count(), 1, "one lookup of the retention period");
+    let count = summaries.count();
+    assert!((1..=2).contains(&count), "one lookup for each placement: {count}");
     gaps(&mut events).len()
 }
 

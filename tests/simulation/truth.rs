@@ -324,6 +324,12 @@ impl Facts {
         }
     }
 
+    /// The store of the reader that has just begun holds no position: what it reads nothing of, the next one finds
+    /// without a position.
+    pub(crate) fn forget_stored(&mut self) {
+        self.shards.iter_mut().for_each(|shard| shard.was_stored = false);
+    }
+
     /// How many records of a shard have been finished, one behind the other, for so long.
     pub(crate) fn finished_for(&self, shard: usize, time: Duration) -> usize {
         let shard = &self.shards[shard];

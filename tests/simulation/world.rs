@@ -198,8 +198,12 @@ impl World {
         }
         let store = self.store.for_another();
         let (truth, plan) = (self.truth.clone(), self.plan.clone());
-        Reader::begin(&self.kinesis, store, truth, plan, self.panics.clone(), database.as_ref())
-            .await
+        let (kinesis, panics) = (&self.kinesis, self.panics.clone());
+        let reader = Reader::begin(kinesis, store, truth, plan, panics, database.as_ref()).await;
+        if database.is_some() {
+            self.truth.lock().forget_stored();
+        }
+        reader
     }
 
     /// One thing that happens.

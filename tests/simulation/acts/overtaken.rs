@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use kinestream::testing::{Outcome, Shard};
-use kinestream::{CheckpointOn, OnTrimmed, StartingPosition};
+use kinestream::{Checkpoint, CheckpointOn, OnTrimmed, Record, StartingPosition};
 use tokio::time::sleep;
 
 use super::Act;
@@ -14,7 +14,7 @@ use crate::seeds::pick;
 
 /// Draws the time for which subscriptions approach a record behind a gap of an hour or more.
 pub(super) fn draw_approach(is_pushed: bool, rng: &mut Rng) -> Duration {
-    let seconds = if is_pushed { pick(rng, &[0, 0, 0, 7, 60, 240]) } else { 0 };
+    let seconds = if is_pushed { pick(rng, &[0, 0, 0, 7, 60, 240, 420]) } else { 0 };
     Duration::from_secs(seconds)
 }
 
@@ -62,7 +62,19 @@ impl Act {
             self.refuse("DescribeStreamSummary", denied);
         }
         let (steps, lowered_at) = (self.rng.usize(3..12), self.rng.usize(..3));
+        // A restart forgets a decision for the latest that is not stored yet, and enhanced fan-out takes the ARN of
+        // the stream from the call that is denied.
+        let is_bound = policy == OnTrimmed::Latest || judged.is_unsure;
+        let may_restart = self.wrongs.u8(..3) == 0 && !is_bound;
+        let restarted_at = if may_restart { self.wrongs.usize(..steps) } else { steps };
+        if !is_denied && self.wrongs.bool() {
+            let failed = Outcome::failed(500, "InternalFailureException", "");
+            self.kinesis.next_calls("DescribeStreamSummary", self.wrongs.usize(1..4), failed);
+        }
         for step in 0..steps {
+            if step == restarted_at {
+                judged = self.start_again(judged).await;
+            }
             self.hold_up(&mut judged).await;
             if is_lowered && step == lowered_at {
                 judged.horizon.lower(period);
@@ -105,6 +117,28 @@ impl Act {
                 break;
             }
         }
+    }
+
+    /// Stops the reader, and begins another one at the stored positions.
+    async fn start_again(&self, judged: Judged) -> Judged {
+        let Judged { reader, horizon, policy, is_unsure, approach, held, .. } = judged;
+        held.iter().for_each(Record::ack);
+        reader.close().await;
+        let stored = self.stored().await;
+        self.truth.tell(format_args!("stored: {stored:?}"));
+        let reader = self.begin(StartingPosition::TrimHorizon, policy);
+        let mut judged = Judged::new(reader, horizon, policy);
+        (judged.is_unsure, judged.approach) = (is_unsure, approach);
+        judged.next = judged.horizon.passed_by(&stored);
+        for (shard, checkpoint) in stored {
+            // The position after a loss keeps the number of the last record before it.
+            if let Checkpoint::CaughtUp { until, .. } = checkpoint {
+                let arrivals = judged.horizon.arrivals(shard);
+                let next = judged.next.entry(shard).or_default();
+                *next = arrivals.partition_point(|arrival| *arrival < until).max(*next);
+            }
+        }
+        judged
     }
 
     /// Something keeps the reader from reading for a while.

@@ -1,0 +1,240 @@
+//! Subscriptions that approach a record behind a gap of hours, while retention may overtake the reader.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::store::Scope;
+use kinestream::testing::{Kinesis, Outcome, Stream};
+use kinestream::{Checkpoint, CheckpointStore, ErrorKind, MemoryStore, OnTrimmed};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::retention::{HOUR, gaps, numbers};
+use crate::{calls, consumer, next, number, orders};
+
+/// A shard of a stream that keeps records for 48 h, with three records of these ages in hours. Subscriptions
+/// approach the second and the third one for `approach`. Without a first number, other numbers lie between those
+/// of the records.
+fn gapped(approach: u64, first_number: Option<u64>, ages: [u32; 3]) -> (Kinesis, Stream) {
+    let (kinesis, orders) = orders(1);
+    kinesis.set_retention(48 * HOUR);
+    kinesis.set_approach(Duration::from_secs(approach));
+    if let Some(first) = first_number {
+        orders.number_from(first);
+    }
+    for (number, age) in ages.into_iter().enumerate() {
+        orders.shard(0).put_at(kinesis.now() - age * HOUR, number.to_string());
+    }
+    (kinesis, orders)
+}
+
+/// Gives this outcome to each lookup of the retention period.
+fn refuse(kinesis: &Kinesis, outcome: Outcome) {
+    kinesis.on_call(move |call| match call.operation.as_str() {
+        "DescribeStreamSummary" => outcome.clone(),
+        _ => Outcome::Served,
+    });
+}
+
+/// The next record arrived hours after the last one, and a subscription is sent events without records before
+/// it: for up to seven minutes, while one lives for five.
+#[tokio::test(start_paused = true)]
+async fn pushed_reader_near_the_horizon_reads_the_record_behind_a_gap() {
+    for (approach, first) in [(7, None), (60, None), (240, None), (420, None), (240, Some(1000))] {
+        let (kinesis, _orders) = gapped(approach, first, [47, 40, 30]);
+        let approach = Duration::from_secs(approach);
+        let reader = consumer(&kinesis).fan_out("billing").build().unwrap();
+        let mut events = reader.events();
+        let mut records = reader.records();
+        for expected in 0..3 {
+            let record = timeout(6 * approach + Duration::from_secs(60), records.next()).await;
+            let record =
+                record.unwrap_or_else(|_| panic!("no record {expected}: {approach:?}, {first:?}"));
+            assert_eq!(number(&record.unwrap().unwrap()), expected, "{approach:?}");
+        }
+        let subscriptions = calls(&kinesis, "SubscribeToShard").len();
+        assert!(subscriptions <= 20, "{subscriptions} for {approach:?}");
+        assert_eq!(gaps(&mut events), [], "{approach:?}");
+    }
+}
+
+/// Records behind the last one leave retention while a subscription approaches them.
+#[tokio::test(start_paused = true)]
+async fn pushed_reader_overtaken_behind_approaching_events_reports_the_loss() {
+    for first in [None, Some(1000)] {
+        for seconds in (30..800).step_by(90) {
+            for accepted in [false, true] {
+                let (kinesis, _orders) = gapped(120, first, [40, 30, 10]);
+                kinesis.set_trimmed_numbers_accepted(accepted);
+                let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon);
+                let reader = builder.fan_out("billing").build().unwrap();
+                let mut events = reader.events();
+                let mut records = reader.records();
+                numbers(&mut records, 0..1).await;
+                let early = timeout(Duration::from_secs(seconds), records.next()).await;
+                kinesis.set_retention(24 * HOUR);
+                let mut read: Vec<usize> =
+                    early.iter().flatten().map(|read| number(read.as_ref().unwrap())).collect();
+                while read.last() != Some(&2) {
+                    read.push(number(&next(&mut records).await));
+                }
+                let found = gaps(&mut events).len();
+                let case = format!("{first:?}, {seconds} s, accepted: {accepted}, {read:?}");
+                // If record 1 was read and left retention, later ones may have left as well.
+                let may_be_lost = read == [1, 2] && found == 0;
+                assert!(found == 1 || may_be_lost, "{case}: {found}");
+            }
+        }
+    }
+}
+
+/// Records behind the last one leave retention, and each new attempt is sent events without records before the
+/// oldest kept one.
+#[tokio::test(start_paused = true)]
+async fn events_before_the_oldest_kept_record_do_not_cure_a_loss() {
+    for accepted in [false, true] {
+        let (kinesis, _orders) = gapped(60, None, [40, 30, 10]);
+        kinesis.set_trimmed_numbers_accepted(accepted);
+        let builder = consumer(&kinesis).on_trimmed(OnTrimmed::Fail);
+        let reader = builder.fan_out("billing").build().unwrap();
+        let mut records = reader.records();
+        numbers(&mut records, 0..1).await;
+        kinesis.set_retention(24 * HOUR);
+        let error = records.next().await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Trimmed, "{error}");
+        for _ in 0..60 {
+            let repeated = timeout(Duration::from_secs(30), records.next()).await;
+            assert!(repeated.is_err(), "accepted: {accepted}, {repeated:?}");
+            let status = reader.status().await.unwrap();
+            let status = status.shards.values().next().unwrap();
+            let kind = status.failure.as_ref().map(|failure| failure.kind);
+            assert_eq!(kind, Some(ErrorKind::Trimmed), "accepted: {accepted}, {status:?}");
+        }
+    }
+}
+
+/// The reader has only fetched its last record once more when retention overtakes it.
+#[tokio::test(start_paused = true)]
+async fn restarted_reader_overtaken_behind_approaching_events_reports_the_loss() {
+    for first in [None, Some(1000)] {
+        for seconds in (20..200).step_by(30) {
+            let (kinesis, _orders) = gapped(120, first, [40, 30, 10]);
+            let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon);
+            let builder = builder.fan_out("billing").store(MemoryStore::new());
+            let reader = builder.clone().build().unwrap();
+            let mut records = reader.records();
+            numbers(&mut records, 0..1).await;
+            // Record 0 is finished when the next one is asked for.
+            assert!(timeout(Duration::from_millis(1), records.next()).await.is_err());
+            drop(records);
+            reader.close().await.unwrap();
+            let reader = builder.build().unwrap();
+            let mut events = reader.events();
+            let mut records = reader.records();
+            let early = timeout(Duration::from_secs(seconds), records.next()).await;
+            kinesis.set_retention(24 * HOUR);
+            let mut read: Vec<usize> =
+                early.iter().flatten().map(|read| number(read.as_ref().unwrap())).collect();
+            while read.last() != Some(&2) {
+                read.push(number(&next(&mut records).await));
+            }
+            let found = gaps(&mut events).len();
+            let may_be_lost = read == [1, 2] && found == 0;
+            assert!(found == 1 || may_be_lost, "{first:?}, {seconds} s, {read:?}: {found}");
+        }
+    }
+}
+
+/// Whether the last record is kept is unknown while lookups of the retention period fail.
+#[tokio::test(start_paused = true)]
+async fn lookup_that_keeps_failing_before_a_record_behind_a_gap_is_an_error() {
+    for policy in [OnTrimmed::Fail, OnTrimmed::Latest] {
+        for first in [None, Some(1000)] {
+            let (kinesis, _orders) = gapped(60, first, [47, 40, 30]);
+            let reader = consumer(&kinesis).on_trimmed(policy).fan_out("billing");
+            let reader = reader.build().unwrap();
+            let mut events = reader.events();
+            let mut records = reader.records();
+            numbers(&mut records, 0..1).await;
+            refuse(&kinesis, Outcome::failed(500, "InternalFailureException", "no"));
+            let error = timeout(Duration::from_secs(900), records.next()).await;
+            let error = error.expect("an error in time").unwrap().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+            kinesis.on_call(|_| Outcome::Served);
+            numbers(&mut records, 1..3).await;
+            assert_eq!(gaps(&mut events), [], "{policy:?}, {first:?}");
+        }
+    }
+}
+
+/// No answer shows that nothing was lost behind a position between two records: the period is unknown, or `Latest`
+/// may have left records out. The approach is longer than the life of a subscription.
+#[tokio::test(start_paused = true)]
+async fn approach_that_cannot_be_judged_ends() {
+    for (policy, is_denied) in
+        [(OnTrimmed::Latest, false), (OnTrimmed::Latest, true), (OnTrimmed::Fail, true)]
+    {
+        for approach in [240, 420, 1000] {
+            let (kinesis, _orders) = gapped(approach, None, [47, 40, 30]);
+            let reader = consumer(&kinesis).on_trimmed(policy).fan_out("billing");
+            let reader = reader.build().unwrap();
+            let mut events = reader.events();
+            let mut records = reader.records();
+            let case = format!("{policy:?}, denied: {is_denied}, {approach} s");
+            numbers(&mut records, 0..1).await;
+            if is_denied {
+                refuse(&kinesis, crate::denied());
+            }
+            for expected in 1..3 {
+                let record = timeout(Duration::from_secs(6 * approach), records.next()).await;
+                let record = record.unwrap_or_else(|_| panic!("no record {expected}: {case}"));
+                assert_eq!(number(&record.unwrap().unwrap()), expected, "{case}");
+            }
+            let subscriptions = calls(&kinesis, "SubscribeToShard").len() as u64;
+            assert!(subscriptions <= 20 + approach / 10, "{subscriptions}: {case}");
+            assert_eq!(gaps(&mut events), [], "{case}");
+        }
+    }
+}
+
+/// The period is looked up for a shard, and is lowered before another one is judged, which was caught up 31 hours
+/// ago.
+#[tokio::test(start_paused = true)]
+async fn positions_are_judged_by_the_period_of_now() {
+    for is_pushed in [false, true] {
+        let (kinesis, orders) = orders(2);
+        kinesis.set_trimmed_numbers_accepted(true);
+        kinesis.set_retention(48 * HOUR);
+        let (mut stored, until) = (Vec::new(), kinesis.now() - 31 * HOUR);
+        for shard in [0, 1].map(|shard| orders.shard(shard)) {
+            for (number, age) in [40, 30, 10].into_iter().enumerate() {
+                shard.put_at(kinesis.now() - age * HOUR, number.to_string());
+            }
+            let after = Some(shard.sequence_numbers()[0].clone());
+            stored.push((shard.id(), Checkpoint::CaughtUp { after, until }));
+            shard.trim(1);
+        }
+        let store = MemoryStore::new();
+        store.save(&Scope::new("default", "orders"), &stored).await.unwrap();
+        let (late, began) = (orders.shard(1).id(), Instant::now());
+        kinesis.on_call(move |call| {
+            let places = ["SubscribeToShard", "GetShardIterator"];
+            let is_placement = places.contains(&call.operation.as_str());
+            let is_late = call.shard_id.as_ref() == Some(&late);
+            if is_placement && is_late && began.elapsed() < Duration::from_secs(20) {
+                return Outcome::throttled();
+            }
+            Outcome::Served
+        });
+        let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon).store(store);
+        let builder = if is_pushed { builder.fan_out("billing") } else { builder };
+        let reader = builder.build().unwrap();
+        let mut events = reader.events();
+        let mut records = reader.records();
+        numbers(&mut records, 1..3).await;
+        sleep(Duration::from_secs(10)).await;
+        kinesis.set_retention(24 * HOUR);
+        assert_eq!(number(&next(&mut records).await), 2);
+        let last = orders.shard(1).sequence_numbers()[0].clone();
+        assert_eq!(gaps(&mut events), [Some(last)], "pushed: {is_pushed}");
+    }
+}
