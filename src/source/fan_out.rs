@@ -206,10 +206,11 @@ impl FanOut {
             }
         }
         let beginning = self.progress.judge_beginning(first, is_tip).await?;
-        let is_undecided = beginning == Beginning::Undecided && first.is_none();
-        if is_undecided && self.placed_at.elapsed() >= UNDECIDED_FOR && self.progress.seek_oldest()
-        {
-            return Ok(());
+        if beginning == Beginning::Undecided && first.is_none() {
+            if self.placed_at.elapsed() >= UNDECIDED_FOR && self.progress.seek_oldest() {
+                return Ok(());
+            }
+            self.progress.approach_oldest(next.as_ref());
         }
         if matches!(beginning, Beginning::Replaced | Beginning::Postponed) {
             return Ok(());

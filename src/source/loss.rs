@@ -90,7 +90,10 @@ impl Progress {
         let retention = &self.state.retention;
         let begins_at_number = retention.probe.is_none() && retention.start == Start::Position;
         if self.position.number().is_none() || !begins_at_number {
-            // No number was in the call.
+            // No number was in the call, or one on the way to the oldest kept record.
+            if let Some(probe) = &mut self.state.retention.probe {
+                probe.rewind();
+            }
             let failure = Failure { remedy: Remedy::Retry, error, answered: None };
             return self.recover_judgement(failure);
         }

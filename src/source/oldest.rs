@@ -21,12 +21,25 @@ pub(super) struct Probe {
     empty_since: Option<Instant>,
     /// The number of such answers.
     empty: u32,
+    /// Where the next placement continues to approach the oldest record: nothing before it is kept.
+    from: Option<SequenceNumber>,
 }
 
 impl Probe {
     /// A probe after Kinesis has refused the number of the position.
     pub(super) fn after(refusal: Error) -> Self {
         Self { refused: Some(refusal), ..Self::default() }
+    }
+
+    /// Where the next placement begins.
+    pub(super) fn position(&self) -> Position {
+        let from = self.from.clone();
+        from.map_or(Position::TrimHorizon, |from| Position::After(from, None))
+    }
+
+    /// Begins the next placement at the oldest kept record again.
+    pub(super) fn rewind(&mut self) {
+        self.from = None;
     }
 
     /// Notes an answer without any record. Returns whether enough of them have come to believe it.
@@ -38,6 +51,25 @@ impl Probe {
 }
 
 impl Progress {
+    /// Begins the next placement at the oldest kept record, which judges the position. Returns false if it has
+    /// begun there, or has judged the position before.
+    pub(super) fn seek_oldest(&mut self) -> bool {
+        let retention = &mut self.state.retention;
+        let is_new = retention.probe.is_none() && retention.start == Start::Position;
+        if is_new {
+            retention.probe = Some(Probe::default());
+        }
+        is_new
+    }
+
+    /// Notes where an event without records has brought a subscription that began at the oldest kept record. The
+    /// next one continues there.
+    pub(super) fn approach_oldest(&mut self, next: Option<&SequenceNumber>) {
+        if let Some(probe) = &mut self.state.retention.probe {
+            probe.from = next.cloned().max(probe.from.take());
+        }
+    }
+
     /// Judges by the oldest kept record. An answer without one must repeat before it is believed: it may be
     /// empty by mistake, and a loss moves the position.
     pub(super) async fn judge_oldest(

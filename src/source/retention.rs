@@ -93,11 +93,11 @@ impl Progress {
     /// The position of the next placement.
     pub(super) fn begin(&self) -> Position {
         let Retention { probe, start, .. } = &self.state.retention;
-        match start {
-            _ if probe.is_some() => Position::TrimHorizon,
-            Start::Position => self.position.clone(),
-            Start::Horizon => Position::TrimHorizon,
-            Start::Time(time) => Position::AtTimestamp(*time),
+        match (probe, start) {
+            (Some(probe), _) => probe.position(),
+            (None, Start::Position) => self.position.clone(),
+            (None, Start::Horizon) => Position::TrimHorizon,
+            (None, Start::Time(time)) => Position::AtTimestamp(*time),
         }
     }
 
@@ -267,20 +267,6 @@ impl Progress {
             Ok(false) => Ok(Beginning::Undecided),
             Err(failure) => self.judge_later(failure),
         }
-    }
-
-    /// Begins the next placement at the oldest kept record, which judges the position. Returns false if it has
-    /// begun there, or has judged the position before.
-    pub(super) fn seek_oldest(&mut self) -> bool {
-        let is_new = !self.is_probing() && self.state.retention.start == Start::Position;
-        if is_new {
-            self.state.retention.probe = Some(Probe::default());
-        }
-        is_new
-    }
-
-    fn is_probing(&self) -> bool {
-        self.state.retention.probe.is_some()
     }
 
     /// Judges a placement without a sequence number; `first` is the oldest kept record behind it, if there
