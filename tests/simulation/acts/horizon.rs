@@ -119,7 +119,9 @@ impl Horizon {
         state.period = period;
         state.kinesis.set_retention(period);
         let shards: Vec<usize> = state.arrivals.keys().copied().collect();
-        shards.into_iter().for_each(|shard| state.note_removal(shard));
+        for shard in shards {
+            state.note_removal(shard);
+        }
     }
 
     pub(super) fn trim(&self, shard: &Shard, records: usize) {
