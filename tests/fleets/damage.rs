@@ -8,6 +8,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use kinestream::ShardId;
 use kinestream::store::Scope;
+use kinestream::store::lease::Table;
 use tokio::time::Instant;
 
 use crate::truth::{Facts, Promise, index_of};
@@ -61,7 +62,7 @@ impl World {
         let part = if is_lease { "lease" } else { "position" };
         self.truth.tell(format_args!("the {part} of {shard} is damaged for {time:?}"));
         self.stored.damage(&scope(), shard, is_lease);
-        self.truth.lock().damage(index_of(shard), lease.epoch, is_lease);
+        self.truth.lock().damage(shard, &table, is_lease);
         self.damage.damaged.push((shard.clone(), Instant::now() + time));
     }
 
@@ -78,10 +79,13 @@ impl World {
 }
 
 impl Facts {
-    /// What is stored of a shard, of which the lease is of this epoch, cannot be read from now on.
-    fn damage(&mut self, shard: usize, epoch: u64, is_lease: bool) {
+    /// Makes what this table holds of a shard unreadable from now on.
+    pub(crate) fn damage(&mut self, id: &ShardId, table: &Table, is_lease: bool) {
         self.had_damage = true;
-        self.damaged.insert(shard, epoch);
+        let shard = index_of(id);
+        // Workers that have not seen the last clear still read in an epoch from before the clear.
+        let last = table.leases[id].epoch.max(table.cleared);
+        self.damaged.insert(shard, last);
         self.shards[shard].had_damaged_lease |= is_lease;
         // Its owner cannot save from now on.
         for (_, tenancy) in self.tenancies.range_mut((shard, 0)..=(shard, u64::MAX)) {

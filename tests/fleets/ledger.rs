@@ -207,7 +207,9 @@ impl Facts {
 
     fn judge_set(&mut self, id: &ShardId, checkpoint: &Checkpoint, before: &Table, after: &Table) {
         let shard = index_of(id);
-        let since = after.leases.get(id).map_or(0, |lease| lease.epoch);
+        // A shard without a lease has epoch 0. Workers that have not seen the last clear still read it in
+        // an epoch from before the clear.
+        let since = after.leases.get(id).map_or(0, |lease| lease.epoch).max(after.cleared + 1);
         let owner = before.leases.get(id).and_then(|lease| lease.owner.as_deref());
         if owner.is_some_and(|owner| after.leases[id].owner.as_deref() != Some(owner))
             && *checkpoint != Checkpoint::ShardEnd

@@ -20,6 +20,7 @@
 
 mod blocks;
 mod calm;
+mod cleared;
 mod clocks;
 mod damage;
 mod hearing;
