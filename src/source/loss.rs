@@ -91,19 +91,16 @@ impl Progress {
         let begins_at_number = retention.probe.is_none() && retention.start == Start::Position;
         if self.position.number().is_none() || !begins_at_number {
             // No number was in the call, or one on the way to the oldest kept record.
-            if let Some(probe) = &mut self.state.retention.probe {
-                probe.rewind();
-            }
+            self.state.retention.oldest_from = None;
             let failure = Failure { remedy: Remedy::Retry, error, answered: None };
             return self.recover_judgement(failure);
         }
         self.pace.failed();
         self.retries(&error);
-        let retention = &mut self.state.retention;
-        if retention.is_verified {
-            retention.start = Start::Horizon;
+        if self.is_verified() {
+            self.state.retention.start = Start::Horizon;
         } else {
-            retention.probe = Some(Probe::after(error));
+            self.state.retention.probe = Some(Probe::after(error));
         }
         Ok(())
     }
@@ -127,7 +124,7 @@ impl Progress {
         }
         let retention = &mut self.state.retention;
         (retention.start, retention.read_until) = (start, Some(now));
-        retention.is_verified = false;
+        retention.verified = None;
         self.report_gap(after, checkpoint);
         Ok(())
     }

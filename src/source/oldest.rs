@@ -1,16 +1,35 @@
 //! Judges a position by the oldest kept record, where its own record does not come.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use super::doubt::{BEHIND_ANSWERS, BEHIND_FOR};
 use super::progress::{Progress, Told};
-use super::retention::{Beginning, Start};
+use super::retention::{Beginning, Retention, Start};
 use super::{OnTrimmed, Position};
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 use crate::record::SequenceNumber;
+
+/// How long the oldest kept record shows that nothing behind the position was lost. What leaves retention in that
+/// time is not noticed. The next placement takes five seconds with enhanced fan-out; where it takes longer, the
+/// time doubles with each probe, so that one placement comes in time.
+const VERIFIED_FOR: Duration = Duration::from_secs(15);
+
+/// Probes that have shown that nothing was lost, since the last placement that was sound.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Verified {
+    last: Instant,
+    holds_for: Duration,
+}
+
+impl Verified {
+    fn after(before: Option<Self>) -> Self {
+        let doubled = before.map(|before| before.holds_for.saturating_mul(2));
+        Self { last: Instant::now(), holds_for: doubled.unwrap_or(VERIFIED_FOR) }
+    }
+}
 
 /// Placements at the oldest kept record, until an answer shows it.
 #[derive(Default)]
@@ -21,25 +40,12 @@ pub(super) struct Probe {
     empty_since: Option<Instant>,
     /// The number of such answers.
     empty: u32,
-    /// Where the next placement continues to approach the oldest record: nothing before it is kept.
-    from: Option<SequenceNumber>,
 }
 
 impl Probe {
     /// A probe after Kinesis has refused the number of the position.
     pub(super) fn after(refusal: Error) -> Self {
         Self { refused: Some(refusal), ..Self::default() }
-    }
-
-    /// Where the next placement begins.
-    pub(super) fn position(&self) -> Position {
-        let from = self.from.clone();
-        from.map_or(Position::TrimHorizon, |from| Position::After(from, None))
-    }
-
-    /// Begins the next placement at the oldest kept record again.
-    pub(super) fn rewind(&mut self) {
-        self.from = None;
     }
 
     /// Notes an answer without any record. Returns whether enough of them have come to believe it.
@@ -62,12 +68,25 @@ impl Progress {
         is_new
     }
 
+    /// Returns true if placements begin at the oldest kept record, or on the way to it.
+    pub(super) fn begins_at_oldest(&self) -> bool {
+        let Retention { probe, start, .. } = &self.state.retention;
+        probe.is_some() || *start == Start::Horizon
+    }
+
     /// Notes where an event without records has brought a subscription that began at the oldest kept record. The
     /// next one continues there.
     pub(super) fn approach_oldest(&mut self, next: Option<&SequenceNumber>) {
-        if let Some(probe) = &mut self.state.retention.probe {
-            probe.from = next.cloned().max(probe.from.take());
+        if self.begins_at_oldest() {
+            let from = &mut self.state.retention.oldest_from;
+            *from = next.cloned().max(from.take());
         }
+    }
+
+    /// Returns true if the oldest kept record has shown a moment ago that nothing behind the position was lost.
+    pub(super) fn is_verified(&self) -> bool {
+        let verified = self.state.retention.verified;
+        verified.is_some_and(|verified| verified.last.elapsed() < verified.holds_for)
     }
 
     /// Judges by the oldest kept record. An answer without one must repeat before it is believed: it may be
@@ -92,8 +111,9 @@ impl Progress {
             false
         };
         if is_kept || is_start || is_reported {
-            self.state.retention.probe = None;
-            self.state.retention.is_verified = true;
+            let retention = &mut self.state.retention;
+            retention.probe = None;
+            retention.verified = Some(Verified::after(retention.verified));
             return Ok(Beginning::Replaced);
         }
         match self.is_quiet_within_retention().await {

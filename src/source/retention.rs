@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::batch::Batch;
 use super::kinesis::{MOST_CLOCK_SKEW, server_time};
 use super::loss::Unjudged;
-use super::oldest::Probe;
+use super::oldest::{Probe, Verified};
 use super::overtaking::NEAR_HORIZON;
 use super::progress::{Progress, Quiet, Told};
 use super::retention_period::SHORTEST_RETENTION;
@@ -35,10 +35,14 @@ pub(super) struct Retention {
     is_sound: bool,
     /// The next placement is at the oldest kept record.
     pub(super) probe: Option<Probe>,
-    /// The oldest kept record shows that nothing behind this position was lost.
-    pub(super) is_verified: bool,
+    /// The oldest kept record has shown that nothing behind this position was lost.
+    pub(super) verified: Option<Verified>,
+    /// Nothing but a record shows whether the last placement is sound.
+    needs_record: bool,
     /// Where placements begin.
     pub(super) start: Start,
+    /// Where placements at the oldest kept record continue to approach it: nothing before it is kept.
+    pub(super) oldest_from: Option<SequenceNumber>,
     /// The time at which the shard was added, which the position does not show: records that arrived since
     /// are to be read.
     added: Option<SystemTime>,
@@ -92,12 +96,12 @@ impl Retention {
 impl Progress {
     /// The position of the next placement.
     pub(super) fn begin(&self) -> Position {
-        let Retention { probe, start, .. } = &self.state.retention;
-        match (probe, start) {
-            (Some(probe), _) => probe.position(),
-            (None, Start::Position) => self.position.clone(),
-            (None, Start::Horizon) => Position::TrimHorizon,
-            (None, Start::Time(time)) => Position::AtTimestamp(*time),
+        let Retention { start, oldest_from, .. } = &self.state.retention;
+        match (oldest_from, start) {
+            (Some(from), _) if self.begins_at_oldest() => Position::After(from.clone(), None),
+            _ if self.begins_at_oldest() => Position::TrimHorizon,
+            (_, Start::Time(time)) => Position::AtTimestamp(*time),
+            _ => self.position.clone(),
         }
     }
 
@@ -140,7 +144,7 @@ impl Progress {
 
     /// Notes a placement, at `date` by the server's clock.
     pub(super) fn placed(&mut self, date: Option<SystemTime>) {
-        self.state.retention.is_sound = false;
+        (self.state.retention.is_sound, self.state.retention.needs_record) = (false, false);
         // A shard that has left retention has no iterator and no subscription.
         self.state.absence = None;
         self.see_time(date);
@@ -171,8 +175,8 @@ impl Progress {
     pub(super) fn move_to(&mut self, position: Position) {
         self.position = position;
         let retention = &mut self.state.retention;
-        (retention.is_verified, retention.start) = (false, Start::Position);
-        (retention.added, retention.read_until) = (None, None);
+        (retention.verified, retention.start) = (None, Start::Position);
+        (retention.added, retention.read_until, retention.oldest_from) = (None, None, None);
     }
 
     /// Notes the last record of an answer.
@@ -224,7 +228,7 @@ impl Progress {
             return self.judge_oldest(number, first, arrived).await;
         }
         let is_kept = first.is_some_and(|first| first <= number);
-        if !is_kept && !self.state.retention.is_verified {
+        if !is_kept && !self.is_verified() {
             let is_unread = self.on_trimmed == OnTrimmed::Latest
                 && self.state.retention.start == Start::Position
                 && arrived.zip(self.quiet_since()).is_some_and(|(arrived, since)| arrived < since);
@@ -244,7 +248,7 @@ impl Progress {
     fn is_now_sound(&mut self) -> Beginning {
         // A later placement may find that retention has overtaken the position.
         let retention = &mut self.state.retention;
-        (retention.is_sound, retention.is_verified) = (true, false);
+        (retention.is_sound, retention.verified) = (true, None);
         Beginning::Sound
     }
 
@@ -252,11 +256,11 @@ impl Progress {
     /// the position is kept, nothing was lost. `OnTrimmed::Latest` may have decided to leave records out, which
     /// the first one shows.
     async fn judge_approach(&mut self) -> Result<Beginning, Told> {
-        let Retention { probe, is_verified, start, .. } = &self.state.retention;
-        if probe.is_some() {
+        let Retention { probe, needs_record, start, .. } = &self.state.retention;
+        if probe.is_some() || *needs_record {
             return Ok(Beginning::Undecided);
         }
-        if *is_verified {
+        if self.is_verified() {
             return Ok(self.is_now_sound());
         }
         if self.on_trimmed == OnTrimmed::Latest && *start == Start::Position {
@@ -264,7 +268,12 @@ impl Progress {
         }
         match self.is_quiet_within_retention().await {
             Ok(true) => Ok(self.is_now_sound()),
-            Ok(false) => Ok(Beginning::Undecided),
+            Ok(false) => {
+                // The position only becomes older.
+                let retention = &mut self.state.retention;
+                (retention.needs_record, retention.unjudged) = (true, None);
+                Ok(Beginning::Undecided)
+            }
             Err(failure) => self.judge_later(failure),
         }
     }

@@ -258,8 +258,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a trimmed number that is accepted is believed",
         file: "source/retention.rs",
-        right: "if !is_kept && !self.state.retention.is_verified {",
-        wrong: "if !is_kept && !self.state.retention.is_verified && number.as_str().is_empty() {",
+        right: "if !is_kept && !self.is_verified() {",
+        wrong: "if !is_kept && !self.is_verified() && number.as_str().is_empty() {",
         breaks: &["LossesAreReported", "NothingIsLost", "EndsAreKept"],
     },
     Mistake {
@@ -568,8 +568,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "each placement at the oldest record begins before it again",
         file: "source/oldest.rs",
-        right: "probe.from = next.cloned().max(probe.from.take());",
-        wrong: "let _ = (next, &probe.from);",
+        right: "*from = next.cloned().max(from.take());",
+        wrong: "let _ = (next, from);",
         breaks: &["NothingIsLost", "Progress"],
     },
 ];

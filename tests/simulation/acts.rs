@@ -5,6 +5,7 @@
 //! an act keeps leases and does not fail.
 
 mod absent;
+mod ended;
 mod forgetful;
 mod horizon;
 mod idle;
@@ -90,6 +91,9 @@ const LARGE_RECORDS: u64 = 0x6c_6172_6765;
 /// The same for the act of idle shards.
 const IDLE_SHARDS: u64 = 0x6964_6c65_2173;
 
+/// The same for the act of ends behind lost records.
+const LOST_ENDS: u64 = 0x656e_6465_6421;
+
 /// Plays acts in some worlds.
 pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     let mut rng = Rng::with_seed(seed ^ ACTS);
@@ -136,6 +140,9 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     }
     if let Some(mut act) = begin(IDLE_SHARDS, 100) {
         act.stay_idle().await;
+    }
+    if let Some(mut act) = begin(LOST_ENDS, 100) {
+        act.lose_ends().await;
     }
 }
 

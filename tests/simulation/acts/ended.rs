@@ -1,0 +1,95 @@
+//! Closed shards of which the last records leave retention while a reader approaches their ends.
+
+use std::time::Duration;
+
+use kinestream::testing::Shard;
+use kinestream::{OnTrimmed, StartingPosition};
+use tokio::time::{Instant, sleep};
+
+use super::Act;
+use super::horizon::{DAY, HOUR, Horizon};
+use super::losses::Judged;
+use crate::seeds::pick;
+use crate::truth::Promise;
+
+/// The time after a placement in which a loss is not noticed, with the time of an event.
+const UNCHECKED_FOR: Duration = Duration::from_secs(10 + 6);
+
+impl Act {
+    pub(super) async fn lose_ends(&mut self) {
+        // With `Fail`, the children of a lost end wait for it.
+        let policy = OnTrimmed::TrimHorizon;
+        self.kinesis.set_trimmed_numbers_accepted(self.rng.bool());
+        self.kinesis.set_event_records(1);
+        self.plan.limit = self.rng.u32(1..3);
+        self.plan.prefetch = self.rng.usize(..2);
+        let period = HOUR * pick(&mut self.rng, &[30, 48]);
+        let horizon = Horizon::new(self, period);
+        let shards = self.orders.open_shards();
+        for shard in &shards {
+            let mut arrival = self.kinesis.now() - DAY - self.time(300_000..2_400_000);
+            for _ in 0..self.rng.usize(15..60) {
+                horizon.put_at(shard, arrival);
+                arrival += self.time(0..2_000);
+            }
+        }
+        let reader = self.begin(StartingPosition::TrimHorizon, policy);
+        let mut judged = Judged::new(reader, horizon, policy);
+        let (by, most) = (Instant::now() + self.time(5_000..60_000), self.rng.usize(5..60));
+        for _ in 0..most {
+            self.read_judged(&mut judged, Duration::from_secs(5), 1).await;
+            let time = self.time(1..1_000);
+            sleep(time).await;
+            if Instant::now() > by {
+                break;
+            }
+        }
+        let closed: Vec<Shard> = shards.into_iter().filter(|_| self.rng.u8(..4) != 0).collect();
+        for shard in &closed {
+            self.truth.tell(format_args!("shard {} is closed", shard.index()));
+            shard.split();
+        }
+        judged.horizon.lower(DAY);
+        let lowered_at = Instant::now();
+        self.read_rest(&mut judged).await;
+        for shard in closed {
+            if self.is_checked(&shard, lowered_at) {
+                self.judge_end(&mut judged, &shard).await;
+            }
+        }
+        judged.reader.close().await;
+    }
+
+    /// Whether the last placement before this time was long before it.
+    fn is_checked(&self, shard: &Shard, time: Instant) -> bool {
+        let calls = self.kinesis.calls();
+        let mut reads = calls.iter().rev().filter(|call| {
+            call.operation == self.plan.read_call()
+                && call.shard_id == Some(shard.id())
+                && call.at <= time
+        });
+        reads.next().is_some_and(|call| call.at + UNCHECKED_FOR < time)
+    }
+
+    /// The records behind the last delivered one have left retention: their loss is reported before the end.
+    async fn judge_end(&self, judged: &mut Judged, shard: &Shard) {
+        let (index, arrived) = (shard.index(), judged.horizon.arrivals(shard.index()).len());
+        let Some(next) = judged.next.get(&index).copied().filter(|next| *next < arrived) else {
+            return;
+        };
+        let is_reported = |judged: &Judged| {
+            let gaps = judged.horizon.gaps(index);
+            gaps.iter().any(|gap| gap.passed == Some(next))
+        };
+        let by = self.deadline();
+        while !is_reported(judged) && Instant::now() < by {
+            self.read_judged(judged, Duration::from_secs(5), usize::MAX).await;
+        }
+        if !is_reported(judged) {
+            self.breaks(
+                Promise::LossesAreReported,
+                format_args!("shard {index} ends after {next} of {arrived} records in silence"),
+            );
+        }
+    }
+}
