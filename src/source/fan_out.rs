@@ -210,7 +210,7 @@ impl FanOut {
             if self.placed_at.elapsed() >= UNDECIDED_FOR && self.progress.seek_oldest() {
                 return Ok(());
             }
-            self.progress.approach_oldest(lag.and(next.as_ref()));
+            self.progress.approach(lag.and(next.as_ref()));
         }
         if matches!(beginning, Beginning::Replaced | Beginning::Postponed) {
             return Ok(());

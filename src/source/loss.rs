@@ -90,8 +90,8 @@ impl Progress {
         let retention = &self.state.retention;
         let begins_at_number = retention.probe.is_none() && retention.start == Start::Position;
         if self.position.number().is_none() || !begins_at_number {
-            // No number was in the call, or one on the way to the oldest kept record.
-            self.state.retention.oldest_from = None;
+            // The call held no number, or one before the position.
+            self.state.retention.approached = None;
             let failure = Failure { remedy: Remedy::Retry, error, answered: None };
             return self.recover_judgement(failure);
         }

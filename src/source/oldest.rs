@@ -68,18 +68,18 @@ impl Progress {
         is_new
     }
 
-    /// Returns true if placements begin at the oldest kept record, or on the way to it.
-    pub(super) fn begins_at_oldest(&self) -> bool {
+    /// Returns true if placements do not begin at the position.
+    pub(super) fn begins_before(&self) -> bool {
         let Retention { probe, start, .. } = &self.state.retention;
-        probe.is_some() || *start == Start::Horizon
+        probe.is_some() || *start != Start::Position
     }
 
-    /// Notes where an event without records has brought a subscription that began at the oldest kept record. The
-    /// next one continues there.
-    pub(super) fn approach_oldest(&mut self, next: Option<&SequenceNumber>) {
-        if self.begins_at_oldest() {
-            let from = &mut self.state.retention.oldest_from;
-            *from = next.cloned().max(from.take());
+    /// Notes where an event without records has brought a subscription that began before the position. The next
+    /// one continues there.
+    pub(super) fn approach(&mut self, next: Option<&SequenceNumber>) {
+        if self.begins_before() {
+            let approached = &mut self.state.retention.approached;
+            *approached = next.cloned().max(approached.take());
         }
     }
 

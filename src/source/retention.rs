@@ -41,8 +41,9 @@ pub(super) struct Retention {
     needs_record: bool,
     /// Where placements begin.
     pub(super) start: Start,
-    /// Where placements at the oldest kept record continue to approach it: nothing before it is kept.
-    pub(super) oldest_from: Option<SequenceNumber>,
+    /// Where placements that begin before the position continue: an event without records has brought the last
+    /// one there.
+    pub(super) approached: Option<SequenceNumber>,
     /// The time at which the shard was added, which the position does not show: records that arrived since
     /// are to be read.
     added: Option<SystemTime>,
@@ -96,12 +97,14 @@ impl Retention {
 impl Progress {
     /// The position of the next placement.
     pub(super) fn begin(&self) -> Position {
-        let Retention { start, oldest_from, .. } = &self.state.retention;
-        match (oldest_from, start) {
-            (Some(from), _) if self.begins_at_oldest() => Position::After(from.clone(), None),
-            _ if self.begins_at_oldest() => Position::TrimHorizon,
-            (_, Start::Time(time)) => Position::AtTimestamp(*time),
-            _ => self.position.clone(),
+        let Retention { probe, start, approached, .. } = &self.state.retention;
+        if !self.begins_before() {
+            return self.position.clone();
+        }
+        match (approached, start) {
+            (Some(from), _) => Position::After(from.clone(), None),
+            (None, Start::Time(time)) if probe.is_none() => Position::AtTimestamp(*time),
+            (None, _) => Position::TrimHorizon,
         }
     }
 
@@ -117,9 +120,10 @@ impl Progress {
     /// begin at the oldest kept record, the next one begins at that time, less [`MOST_CLOCK_SKEW`].
     pub(super) fn skipped_to(&mut self, arrival: Option<SystemTime>) {
         let Some(arrival) = arrival else { return };
-        let Retention { start, last_arrival, .. } = &mut self.state.retention;
+        let Retention { start, last_arrival, approached, .. } = &mut self.state.retention;
         *last_arrival = Some(arrival).max(*last_arrival);
         let Some(from) = arrival.checked_sub(MOST_CLOCK_SKEW) else { return };
+        *approached = None;
         match *start {
             Start::Position => {}
             Start::Horizon => *start = Start::Time(from),
@@ -176,7 +180,7 @@ impl Progress {
         self.position = position;
         let retention = &mut self.state.retention;
         (retention.verified, retention.start) = (None, Start::Position);
-        (retention.added, retention.read_until, retention.oldest_from) = (None, None, None);
+        (retention.added, retention.read_until, retention.approached) = (None, None, None);
     }
 
     /// Notes the last record of an answer.

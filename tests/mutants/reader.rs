@@ -566,10 +566,10 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["LossesAreReported"],
     },
     Mistake {
-        what: "each placement at the oldest record begins before it again",
+        what: "each placement before the position approaches its record anew",
         file: "source/oldest.rs",
-        right: "*from = next.cloned().max(from.take());",
-        wrong: "let _ = (next, from);",
+        right: "*approached = next.cloned().max(approached.take());",
+        wrong: "let _ = (next, approached);",
         breaks: &["NothingIsLost", "Progress"],
     },
 ];

@@ -241,3 +241,88 @@ async fn positions_are_judged_by_the_period_of_now() {
         assert_eq!(gaps(&mut events), [Some(last)], "pushed: {is_pushed}");
     }
 }
+
+/// A reader whose position lies behind the first of three records, in a gap of hours, though no record has this
+/// number.
+async fn stored_in_gap(kinesis: &Kinesis, orders: &Stream, hours_ago: u32) -> MemoryStore {
+    let first = orders.shard(0).sequence_numbers()[0].to_string();
+    let behind = first[..first.len() - 1].to_owned() + "1";
+    let after = Some(behind.parse().unwrap());
+    let position = Checkpoint::CaughtUp { after, until: kinesis.now() - hours_ago * HOUR };
+    let store = MemoryStore::new();
+    let positions = [(orders.shard(0).id(), position)];
+    store.save(&Scope::new("default", "orders"), &positions).await.unwrap();
+    store
+}
+
+/// The oldest record shows that nothing was lost, and then no placement succeeds until records have left.
+#[tokio::test(start_paused = true)]
+async fn loss_after_the_oldest_record_was_seen_is_reported() {
+    for placement in ["GetShardIterator", "SubscribeToShard"] {
+        for accepted in [false, true] {
+            let (kinesis, orders) = gapped(0, None, [47, 40, 30]);
+            kinesis.set_trimmed_numbers_accepted(accepted);
+            let store = stored_in_gap(&kinesis, &orders, 46).await;
+            let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon).store(store);
+            let is_pushed = placement == "SubscribeToShard";
+            let builder = if is_pushed { builder.fan_out("billing") } else { builder };
+            let (mut placements, mut summaries) = (0, 0);
+            let began = Instant::now();
+            kinesis.on_call(move |call| match call.operation.as_str() {
+                "DescribeStreamSummary" => {
+                    summaries += 1;
+                    // Enhanced fan-out takes the ARN of the stream from the first one.
+                    if is_pushed && summaries == 1 { Outcome::Served } else { crate::denied() }
+                }
+                operation if operation == placement => {
+                    placements += 1;
+                    let is_down = placements > 2 && began.elapsed() < Duration::from_secs(120);
+                    if is_down { Outcome::Lost } else { Outcome::Served }
+                }
+                _ => Outcome::Served,
+            });
+            let reader = builder.build().unwrap();
+            let mut events = reader.events();
+            let mut records = reader.records();
+            let early = timeout(Duration::from_secs(60), records.next()).await;
+            assert!(early.is_err(), "{early:?}");
+            orders.shard(0).trim(2);
+            numbers(&mut records, 2..3).await;
+            assert_eq!(gaps(&mut events).len(), 1, "{placement}, accepted: {accepted}");
+        }
+    }
+}
+
+/// Kinesis refuses the number of a kept record, and each new subscription approaches the oldest record for longer
+/// than it lives.
+#[tokio::test(start_paused = true)]
+async fn refused_number_is_passed_by_a_long_approach_to_the_oldest_record() {
+    let (kinesis, orders) = gapped(420, None, [49, 47, 40]);
+    kinesis.set_retention(50 * HOUR);
+    let builder = consumer(&kinesis).fan_out("billing").store(MemoryStore::new());
+    let reader = builder.clone().build().unwrap();
+    let mut records = reader.records();
+    for expected in 0..2 {
+        let record = timeout(HOUR, records.next()).await.unwrap().unwrap().unwrap();
+        assert_eq!(number(&record), expected);
+    }
+    // Record 1 is finished when the next one is asked for.
+    assert!(timeout(Duration::from_millis(1), records.next()).await.is_err());
+    drop(records);
+    reader.close().await.unwrap();
+    orders.shard(0).trim(1);
+    let mut placements = 0;
+    kinesis.on_call(move |call| {
+        placements += usize::from(call.operation == "SubscribeToShard");
+        // The first number, and the same again after the oldest record has come.
+        let is_refused = call.operation == "SubscribeToShard" && [1, 4].contains(&placements);
+        if is_refused { crate::refused::refused() } else { Outcome::Served }
+    });
+    let reader = builder.build().unwrap();
+    let mut events = reader.events();
+    let mut records = reader.records();
+    let record = timeout(HOUR, records.next()).await;
+    let record = record.expect("a record in time");
+    assert_eq!(number(&record.unwrap().unwrap()), 2);
+    assert_eq!(gaps(&mut events), []);
+}

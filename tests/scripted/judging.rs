@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::retention::{HOUR, gaps, numbers, three_read};
 use crate::watched::Watched;
-use crate::{consumer, next, orders};
+use crate::{consumer, next, number, orders};
 
 fn answer(lag: u32) -> Outcome {
     let body = format!(r#"{{"Records":[],"NextShardIterator":"next","MillisBehindLatest":{lag}}}"#);
@@ -139,4 +139,45 @@ async fn answer_that_cannot_be_judged_yet_counts_by_its_bytes() {
         next(&mut records).await;
     }
     assert_eq!(kinesis.violations(), [""; 0]);
+}
+
+/// Only a record shows whether records were lost, it comes after 30 empty answers in a row, and lookups of the period
+/// fail now and then.
+#[tokio::test(start_paused = true)]
+async fn lookups_that_fail_now_and_then_do_not_keep_a_reader_from_the_next_record() {
+    let (kinesis, orders) = orders(1);
+    kinesis.set_trimmed_numbers_accepted(true);
+    let builder = consumer(&kinesis).store(Watched::default()).on_trimmed(OnTrimmed::TrimHorizon);
+    let (reader, mut records) = three_read(&orders, builder.clone()).await;
+    let quiet = timeout(HOUR, records.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    drop(records);
+    reader.close().await.unwrap();
+    sleep(30 * HOUR).await;
+    orders.shard(0).put("3");
+    let began = Instant::now();
+    let mut answers = 0;
+    kinesis.on_call(move |call| match call.operation.as_str() {
+        "DescribeStreamSummary" if began.elapsed().as_secs() % 20 >= 14 => Outcome::throttled(),
+        "GetShardIterator" if answers < 30 => {
+            answers = 0;
+            Outcome::Served
+        }
+        "GetRecords" if answers < 30 => {
+            answers += 1;
+            answer(5_000_000)
+        }
+        // The token of those answers is none.
+        "GetRecords" if answers == 30 => {
+            answers += 1;
+            Outcome::failed(400, "ExpiredIteratorException", "expired")
+        }
+        _ => Outcome::Served,
+    });
+    let reader = builder.build().unwrap();
+    let mut events = reader.events();
+    let mut records = reader.records();
+    let record = timeout(Duration::from_secs(600), records.next()).await;
+    let record = record.expect("a record in time").unwrap().unwrap();
+    assert_eq!((number(&record), gaps(&mut events)), (3, vec![]));
 }

@@ -11,7 +11,7 @@ use crate::retention::{HOUR, numbers, resumed, sources};
 use crate::watched::Watched;
 use crate::{consumer, orders};
 
-fn refused() -> Outcome {
+pub(crate) fn refused() -> Outcome {
     let message = "The sequence number is not that of a record of the shard";
     Outcome::failed(400, "InvalidArgumentException", message)
 }
