@@ -326,3 +326,27 @@ async fn refused_number_is_passed_by_a_long_approach_to_the_oldest_record() {
     assert_eq!(number(&record.unwrap().unwrap()), 2);
     assert_eq!(gaps(&mut events), []);
 }
+
+/// A loss is reported, and later placements find the same oldest record, without a known period.
+#[tokio::test(start_paused = true)]
+async fn loss_is_reported_once_while_the_same_oldest_record_is_kept() {
+    for approach in [60, 240, 420] {
+        for accepted in [false, true] {
+            let (kinesis, orders) = gapped(approach, None, [40, 30, 10]);
+            kinesis.set_trimmed_numbers_accepted(accepted);
+            let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon);
+            let reader = builder.fan_out("billing").build().unwrap();
+            let mut events = reader.events();
+            let mut records = reader.records();
+            numbers(&mut records, 0..1).await;
+            refuse(&kinesis, crate::denied());
+            orders.shard(0).trim(1);
+            let mut read = Vec::new();
+            while read.last() != Some(&2) {
+                let record = timeout(HOUR, records.next()).await.expect("a record in time");
+                read.push(number(&record.unwrap().unwrap()));
+            }
+            assert_eq!((read, gaps(&mut events).len()), (vec![1, 2], 1), "{approach}, {accepted}");
+        }
+    }
+}
