@@ -80,7 +80,7 @@ struct Placed {
     subscription: Subscription,
     /// The time of its answer, by the server's clock.
     date: Option<SystemTime>,
-    /// When it was asked for.
+    /// The time of the call.
     asked: Instant,
 }
 

@@ -29,8 +29,8 @@ impl Progress {
         Ok(())
     }
 
-    /// Returns true if retention may have overtaken the reader, and after a failed lookup, which is recovered
-    /// from as in [`recover_judgement`](Self::recover_judgement).
+    /// Returns true if retention may have overtaken the reader. A lookup that failed does not rule it out, and is
+    /// handled as in [`recover_judgement`](Self::recover_judgement).
     pub(super) fn checked(&mut self, checked: Result<bool, Failure>) -> Result<bool, Told> {
         let failure = match checked {
             Ok(is_overtaken) => return Ok(is_overtaken),
@@ -87,9 +87,7 @@ impl Progress {
     /// Handles a sequence number that Kinesis refuses. A single refusal proves nothing: the oldest kept
     /// record shows whether the position has left retention.
     pub(super) fn trimmed(&mut self, error: Error) -> Result<(), Told> {
-        let retention = &self.state.retention;
-        let begins_at_number = retention.probe.is_none() && retention.start == Start::Position;
-        if self.position.number().is_none() || !begins_at_number {
+        if self.position.number().is_none() || self.begins_before() {
             // The call held no number, or one before the position.
             self.state.retention.approached = None;
             let failure = Failure { remedy: Remedy::Retry, error, answered: None };

@@ -12,9 +12,9 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 use crate::record::SequenceNumber;
 
-/// How long the oldest kept record shows that nothing behind the position was lost. What leaves retention in that
-/// time is not noticed. The next placement takes five seconds with enhanced fan-out; where it takes longer, the
-/// time doubles with each probe, so that one placement comes in time.
+/// The time for which a look at the oldest kept record shows that nothing behind the position was lost. A loss in
+/// that time is not noticed. With enhanced fan-out the next placement takes five seconds. If it takes longer, the
+/// next look holds for twice the time, so that a placement comes in time at last.
 const VERIFIED_FOR: Duration = Duration::from_secs(15);
 
 /// Probes that have shown that nothing was lost, since the last placement that was sound.
@@ -60,10 +60,9 @@ impl Progress {
     /// Begins the next placement at the oldest kept record, which judges the position. Returns false if it has
     /// begun there, or has judged the position before.
     pub(super) fn seek_oldest(&mut self) -> bool {
-        let retention = &mut self.state.retention;
-        let is_new = retention.probe.is_none() && retention.start == Start::Position;
+        let is_new = !self.begins_before();
         if is_new {
-            retention.probe = Some(Probe::default());
+            self.state.retention.probe = Some(Probe::default());
         }
         is_new
     }
@@ -98,9 +97,7 @@ impl Progress {
         arrived: Option<SystemTime>,
     ) -> Result<Beginning, Told> {
         let is_empty = oldest.is_none();
-        let is_kept = oldest.as_ref().is_some_and(|oldest| *oldest <= number);
-        // Nothing has left retention since the loss before it was reported.
-        let is_reported = oldest.is_some() && oldest <= self.state.retention.reported_before;
+        let is_kept = oldest.is_some_and(|oldest| oldest <= number);
         // A caller may name the number that the shard starts at, which need not be that of a record.
         let is_start = if !is_kept && matches!(self.position, Position::AtSequence(_)) {
             match self.kinesis.start_of(self.observer.shard_id()).await {
@@ -110,7 +107,7 @@ impl Progress {
         } else {
             false
         };
-        if is_kept || is_start || is_reported {
+        if is_kept || is_start {
             let retention = &mut self.state.retention;
             retention.probe = None;
             retention.verified = Some(Verified::after(retention.verified));
@@ -144,7 +141,6 @@ impl Progress {
         let probe = self.state.retention.probe.take();
         let refused = probe.and_then(|probe| probe.refused);
         self.lose(refused.unwrap_or_else(|| self.accepted(&number)))?;
-        self.state.retention.reported_before = oldest;
         Ok(Beginning::Replaced)
     }
 }

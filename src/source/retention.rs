@@ -51,8 +51,6 @@ pub(super) struct Retention {
     pub(super) read_until: Option<SystemTime>,
     /// When the last fetched record had arrived.
     pub(super) last_arrival: Option<SystemTime>,
-    /// The oldest kept record when a loss before it was reported.
-    pub(super) reported_before: Option<SequenceNumber>,
     /// When a new subscription may look for lost records again where the retention period is unknown.
     pub(super) next_check: Option<Instant>,
     /// Since when calls that the judgement of a placement needs have failed.
@@ -138,12 +136,11 @@ impl Progress {
 
     /// Returns true if placements begin at a finished record, which is fetched again.
     pub(super) fn begins_at_finished(&self) -> bool {
-        let Retention { probe, start, .. } = &self.state.retention;
         let is_finished = matches!(
             self.position,
             Position::After(_, None) | Position::CaughtUp { after: Some(_), .. }
         );
-        is_finished && probe.is_none() && *start == Start::Position
+        is_finished && !self.begins_before()
     }
 
     /// Notes a placement, at `date` by the server's clock.

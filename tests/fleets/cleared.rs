@@ -27,7 +27,7 @@ fn table(cleared: u64, lease: Option<Lease>) -> Table {
     Table { cleared, leases, ..Table::default() }
 }
 
-/// What the store has of a shard of which only a position was set.
+/// The stored lease of a shard after an operator has set its position and no worker has added it.
 fn only_position() -> Lease {
     Lease { checkpoint: Some(Checkpoint::TrimHorizon), ..Lease::default() }
 }

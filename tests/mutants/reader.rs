@@ -538,7 +538,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["NothingIsLost", "Progress"],
     },
     Mistake {
-        what: "each placement before the position approaches its record anew",
+        what: "no placement before the position continues where the last one was",
         file: "source/oldest.rs",
         right: "*approached = next.cloned().max(approached.take());",
         wrong: "let _ = (next, approached);",

@@ -5,10 +5,12 @@ use std::time::Duration;
 use futures::StreamExt;
 use kinestream::store::Scope;
 use kinestream::testing::{Kinesis, Outcome, Stream};
-use kinestream::{Checkpoint, CheckpointStore, ErrorKind, MemoryStore, OnTrimmed};
+use kinestream::{
+    Checkpoint, CheckpointStore, Consumer, ErrorKind, Events, MemoryStore, OnTrimmed, Records,
+};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::retention::{HOUR, gaps, numbers};
+use crate::retention::{HOUR, gaps, numbers, stop_after};
 use crate::{calls, consumer, next, number, orders};
 
 /// A shard of a stream that keeps records for 48 h, with three records of these ages in hours. Subscriptions
@@ -35,6 +37,43 @@ fn refuse(kinesis: &Kinesis, outcome: Outcome) {
     });
 }
 
+/// A pushed reader that has received the first record.
+async fn first_read(kinesis: &Kinesis, on_trimmed: OnTrimmed) -> (Consumer, Events, Records) {
+    let builder = consumer(kinesis).on_trimmed(on_trimmed).fan_out("billing");
+    let reader = builder.build().unwrap();
+    let (events, mut records) = (reader.events(), reader.records());
+    numbers(&mut records, 0..1).await;
+    (reader, events, records)
+}
+
+/// The number of the next record, which comes within this time and is no error.
+async fn number_within(time: Duration, records: &mut Records, case: &str) -> usize {
+    let record = timeout(time, records.next()).await;
+    let record = record.unwrap_or_else(|_| panic!("no record within {time:?}: {case}"));
+    number(&record.unwrap().unwrap())
+}
+
+/// Lowers the retention period after `early`, so that record 2 is the only one that is kept, and reads on to it; each
+/// record comes `within` a time. The loss is reported once.
+async fn overtaken_after(
+    (early, within): (Duration, Duration),
+    kinesis: &Kinesis,
+    (events, records): (&mut Events, &mut Records),
+    case: &str,
+) {
+    let before = timeout(early, records.next()).await;
+    kinesis.set_retention(24 * HOUR);
+    let mut read: Vec<usize> =
+        before.iter().flatten().map(|read| number(read.as_ref().unwrap())).collect();
+    while read.last() != Some(&2) {
+        read.push(number_within(within, records, case).await);
+    }
+    let found = gaps(events).len();
+    // If record 1 was read and left retention, later ones may have left as well.
+    let may_be_lost = read == [1, 2] && found == 0;
+    assert!(found == 1 || may_be_lost, "{read:?}, {found}: {case}");
+}
+
 /// The next record arrived hours after the last one, and a subscription is sent events without records before
 /// it: for up to seven minutes, while one lives for five.
 #[tokio::test(start_paused = true)]
@@ -45,11 +84,10 @@ async fn pushed_reader_near_the_horizon_reads_the_record_behind_a_gap() {
         let reader = consumer(&kinesis).fan_out("billing").build().unwrap();
         let mut events = reader.events();
         let mut records = reader.records();
+        let (time, case) = (6 * approach + Duration::from_secs(60), format!("{first:?}"));
         for expected in 0..3 {
-            let record = timeout(6 * approach + Duration::from_secs(60), records.next()).await;
-            let record =
-                record.unwrap_or_else(|_| panic!("no record {expected}: {approach:?}, {first:?}"));
-            assert_eq!(number(&record.unwrap().unwrap()), expected, "{approach:?}");
+            let found = number_within(time, &mut records, &case).await;
+            assert_eq!(found, expected, "{approach:?}");
         }
         let subscriptions = calls(&kinesis, "SubscribeToShard").len();
         assert!(subscriptions <= 20, "{subscriptions} for {approach:?}");
@@ -66,25 +104,11 @@ async fn pushed_reader_overtaken_behind_approaching_events_reports_the_loss() {
             for accepted in [false, true] {
                 let (kinesis, _orders) = gapped(approach, first, [40, 30, 10]);
                 kinesis.set_trimmed_numbers_accepted(accepted);
-                let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon);
-                let reader = builder.fan_out("billing").build().unwrap();
-                let mut events = reader.events();
-                let mut records = reader.records();
-                numbers(&mut records, 0..1).await;
-                let early = timeout(Duration::from_secs(seconds), records.next()).await;
-                kinesis.set_retention(24 * HOUR);
-                let mut read: Vec<usize> =
-                    early.iter().flatten().map(|read| number(read.as_ref().unwrap())).collect();
+                let begun = first_read(&kinesis, OnTrimmed::TrimHorizon).await;
+                let (_reader, mut events, mut records) = begun;
                 let case = format!("{approach} s, {first:?}, {seconds} s, accepted: {accepted}");
-                while read.last() != Some(&2) {
-                    let record = timeout(Duration::from_secs(6 * approach), records.next()).await;
-                    let record = record.unwrap_or_else(|_| panic!("{read:?}: {case}"));
-                    read.push(number(&record.unwrap().unwrap()));
-                }
-                let found = gaps(&mut events).len();
-                // If record 1 was read and left retention, later ones may have left as well.
-                let may_be_lost = read == [1, 2] && found == 0;
-                assert!(found == 1 || may_be_lost, "{read:?}, {found}: {case}");
+                let times = (Duration::from_secs(seconds), Duration::from_secs(6 * approach));
+                overtaken_after(times, &kinesis, (&mut events, &mut records), &case).await;
             }
         }
     }
@@ -97,10 +121,7 @@ async fn events_before_the_oldest_kept_record_do_not_cure_a_loss() {
     for accepted in [false, true] {
         let (kinesis, _orders) = gapped(60, None, [40, 30, 10]);
         kinesis.set_trimmed_numbers_accepted(accepted);
-        let builder = consumer(&kinesis).on_trimmed(OnTrimmed::Fail);
-        let reader = builder.fan_out("billing").build().unwrap();
-        let mut records = reader.records();
-        numbers(&mut records, 0..1).await;
+        let (reader, _events, mut records) = first_read(&kinesis, OnTrimmed::Fail).await;
         kinesis.set_retention(24 * HOUR);
         let error = records.next().await.unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Trimmed, "{error}");
@@ -115,7 +136,7 @@ async fn events_before_the_oldest_kept_record_do_not_cure_a_loss() {
     }
 }
 
-/// The reader has only fetched its last record once more when retention overtakes it.
+/// Retention overtakes a reader that has fetched nothing since its start but its last record.
 #[tokio::test(start_paused = true)]
 async fn restarted_reader_overtaken_behind_approaching_events_reports_the_loss() {
     for first in [None, Some(1000)] {
@@ -126,38 +147,23 @@ async fn restarted_reader_overtaken_behind_approaching_events_reports_the_loss()
             let reader = builder.clone().build().unwrap();
             let mut records = reader.records();
             numbers(&mut records, 0..1).await;
-            // Record 0 is finished when the next one is asked for.
-            assert!(timeout(Duration::from_millis(1), records.next()).await.is_err());
-            drop(records);
-            reader.close().await.unwrap();
+            stop_after(Duration::from_millis(1), reader, records).await;
             let reader = builder.build().unwrap();
-            let mut events = reader.events();
-            let mut records = reader.records();
-            let early = timeout(Duration::from_secs(seconds), records.next()).await;
-            kinesis.set_retention(24 * HOUR);
-            let mut read: Vec<usize> =
-                early.iter().flatten().map(|read| number(read.as_ref().unwrap())).collect();
-            while read.last() != Some(&2) {
-                read.push(number(&next(&mut records).await));
-            }
-            let found = gaps(&mut events).len();
-            let may_be_lost = read == [1, 2] && found == 0;
-            assert!(found == 1 || may_be_lost, "{first:?}, {seconds} s, {read:?}: {found}");
+            let (mut events, mut records) = (reader.events(), reader.records());
+            let case = format!("{first:?}, {seconds} s");
+            let times = (Duration::from_secs(seconds), Duration::from_secs(600));
+            overtaken_after(times, &kinesis, (&mut events, &mut records), &case).await;
         }
     }
 }
 
-/// Whether the last record is kept is unknown while lookups of the retention period fail.
+/// Lookups of the retention period fail, so that the reader cannot tell whether the last record is kept.
 #[tokio::test(start_paused = true)]
 async fn lookup_that_keeps_failing_before_a_record_behind_a_gap_is_an_error() {
     for policy in [OnTrimmed::Fail, OnTrimmed::Latest] {
         for first in [None, Some(1000)] {
             let (kinesis, _orders) = gapped(60, first, [47, 40, 30]);
-            let reader = consumer(&kinesis).on_trimmed(policy).fan_out("billing");
-            let reader = reader.build().unwrap();
-            let mut events = reader.events();
-            let mut records = reader.records();
-            numbers(&mut records, 0..1).await;
+            let (_reader, mut events, mut records) = first_read(&kinesis, policy).await;
             refuse(&kinesis, Outcome::failed(500, "InternalFailureException", "no"));
             let error = timeout(Duration::from_secs(900), records.next()).await;
             let error = error.expect("an error in time").unwrap().unwrap_err();
@@ -178,19 +184,14 @@ async fn approach_that_cannot_be_judged_ends() {
     {
         for approach in [240, 420, 1000] {
             let (kinesis, _orders) = gapped(approach, None, [47, 40, 30]);
-            let reader = consumer(&kinesis).on_trimmed(policy).fan_out("billing");
-            let reader = reader.build().unwrap();
-            let mut events = reader.events();
-            let mut records = reader.records();
+            let (_reader, mut events, mut records) = first_read(&kinesis, policy).await;
             let case = format!("{policy:?}, denied: {is_denied}, {approach} s");
-            numbers(&mut records, 0..1).await;
             if is_denied {
                 refuse(&kinesis, crate::denied());
             }
             for expected in 1..3 {
-                let record = timeout(Duration::from_secs(6 * approach), records.next()).await;
-                let record = record.unwrap_or_else(|_| panic!("no record {expected}: {case}"));
-                assert_eq!(number(&record.unwrap().unwrap()), expected, "{case}");
+                let time = Duration::from_secs(6 * approach);
+                assert_eq!(number_within(time, &mut records, &case).await, expected, "{case}");
             }
             let subscriptions = calls(&kinesis, "SubscribeToShard").len() as u64;
             assert!(subscriptions <= 20 + approach / 10, "{subscriptions}: {case}");
@@ -242,8 +243,7 @@ async fn positions_are_judged_by_the_period_of_now() {
     }
 }
 
-/// A reader whose position lies behind the first of three records, in a gap of hours, though no record has this
-/// number.
+/// Stores a position in the gap behind the first record, by a number that no record has.
 async fn stored_in_gap(kinesis: &Kinesis, orders: &Stream, hours_ago: u32) -> MemoryStore {
     let first = orders.shard(0).sequence_numbers()[0].to_string();
     let behind = first[..first.len() - 1].to_owned() + "1";
@@ -303,13 +303,9 @@ async fn refused_number_is_passed_by_a_long_approach_to_the_oldest_record() {
     let reader = builder.clone().build().unwrap();
     let mut records = reader.records();
     for expected in 0..2 {
-        let record = timeout(HOUR, records.next()).await.unwrap().unwrap().unwrap();
-        assert_eq!(number(&record), expected);
+        assert_eq!(number_within(HOUR, &mut records, "before the stop").await, expected);
     }
-    // Record 1 is finished when the next one is asked for.
-    assert!(timeout(Duration::from_millis(1), records.next()).await.is_err());
-    drop(records);
-    reader.close().await.unwrap();
+    stop_after(Duration::from_millis(1), reader, records).await;
     orders.shard(0).trim(1);
     let mut placements = 0;
     kinesis.on_call(move |call| {
@@ -321,9 +317,7 @@ async fn refused_number_is_passed_by_a_long_approach_to_the_oldest_record() {
     let reader = builder.build().unwrap();
     let mut events = reader.events();
     let mut records = reader.records();
-    let record = timeout(HOUR, records.next()).await;
-    let record = record.expect("a record in time");
-    assert_eq!(number(&record.unwrap().unwrap()), 2);
+    assert_eq!(number_within(HOUR, &mut records, "after the stop").await, 2);
     assert_eq!(gaps(&mut events), []);
 }
 
@@ -334,19 +328,15 @@ async fn loss_is_reported_once_while_the_same_oldest_record_is_kept() {
         for accepted in [false, true] {
             let (kinesis, orders) = gapped(approach, None, [40, 30, 10]);
             kinesis.set_trimmed_numbers_accepted(accepted);
-            let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon);
-            let reader = builder.fan_out("billing").build().unwrap();
-            let mut events = reader.events();
-            let mut records = reader.records();
-            numbers(&mut records, 0..1).await;
+            let begun = first_read(&kinesis, OnTrimmed::TrimHorizon).await;
+            let (_reader, mut events, mut records) = begun;
             refuse(&kinesis, crate::denied());
             orders.shard(0).trim(1);
-            let mut read = Vec::new();
-            while read.last() != Some(&2) {
-                let record = timeout(HOUR, records.next()).await.expect("a record in time");
-                read.push(number(&record.unwrap().unwrap()));
+            let case = format!("{approach} s, accepted: {accepted}");
+            for expected in 1..3 {
+                assert_eq!(number_within(HOUR, &mut records, &case).await, expected, "{case}");
             }
-            assert_eq!((read, gaps(&mut events).len()), (vec![1, 2], 1), "{approach}, {accepted}");
+            assert_eq!(gaps(&mut events).len(), 1, "{case}");
         }
     }
 }

@@ -7,7 +7,7 @@ use kinestream::testing::{Kinesis, Outcome, Stream};
 use kinestream::{ConsumerBuilder, OnTrimmed, SequenceNumber};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::retention::{HOUR, gaps, numbers, three_read};
+use crate::retention::{HOUR, gaps, numbers, stop_after, three_read};
 use crate::watched::Watched;
 use crate::{consumer, next, number, orders};
 
@@ -19,7 +19,7 @@ fn answer(lag: u32) -> Outcome {
 /// Three records are read. The server withholds two more until the shard is stored as caught up, and the
 /// three leave retention.
 async fn misled(kinesis: &Kinesis, orders: &Stream, builder: &ConsumerBuilder) -> SequenceNumber {
-    let (reader, mut records) = three_read(orders, builder.clone()).await;
+    let (reader, records) = three_read(orders, builder.clone()).await;
     kinesis.on_call(|call| match call.operation.as_str() {
         "GetRecords" => answer(0),
         _ => Outcome::Served,
@@ -27,10 +27,7 @@ async fn misled(kinesis: &Kinesis, orders: &Stream, builder: &ConsumerBuilder) -
     for number in 3..5 {
         orders.shard(0).put(number.to_string());
     }
-    let quiet = timeout(HOUR / 2, records.next()).await;
-    assert!(quiet.is_err(), "{quiet:?}");
-    drop(records);
-    reader.close().await.unwrap();
+    stop_after(HOUR / 2, reader, records).await;
     kinesis.on_call(|_| Outcome::Served);
     orders.shard(0).trim(3);
     orders.shard(0).sequence_numbers()[2].clone()
@@ -82,11 +79,8 @@ async fn away_for_30_hours(
 ) {
     kinesis.set_retention(168 * HOUR);
     let reader = builder.clone().build().unwrap();
-    let mut records = reader.records();
-    let quiet = timeout(HOUR, records.next()).await;
-    assert!(quiet.is_err(), "{quiet:?}");
-    drop(records);
-    reader.close().await.unwrap();
+    let records = reader.records();
+    stop_after(HOUR, reader, records).await;
     orders.shard(0).put(data);
     sleep(30 * HOUR).await;
 }
@@ -148,11 +142,8 @@ async fn lookups_that_fail_now_and_then_do_not_keep_a_reader_from_the_next_recor
     let (kinesis, orders) = orders(1);
     kinesis.set_trimmed_numbers_accepted(true);
     let builder = consumer(&kinesis).store(Watched::default()).on_trimmed(OnTrimmed::TrimHorizon);
-    let (reader, mut records) = three_read(&orders, builder.clone()).await;
-    let quiet = timeout(HOUR, records.next()).await;
-    assert!(quiet.is_err(), "{quiet:?}");
-    drop(records);
-    reader.close().await.unwrap();
+    let (reader, records) = three_read(&orders, builder.clone()).await;
+    stop_after(HOUR, reader, records).await;
     sleep(30 * HOUR).await;
     orders.shard(0).put("3");
     let began = Instant::now();
@@ -167,7 +158,7 @@ async fn lookups_that_fail_now_and_then_do_not_keep_a_reader_from_the_next_recor
             answers += 1;
             answer(5_000_000)
         }
-        // The token of those answers is none.
+        // Kinesis does not know the token of those answers.
         "GetRecords" if answers == 30 => {
             answers += 1;
             Outcome::failed(400, "ExpiredIteratorException", "expired")

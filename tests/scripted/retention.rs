@@ -50,13 +50,18 @@ pub(crate) async fn three_read(orders: &Stream, builder: ConsumerBuilder) -> (Co
     (reader, records)
 }
 
-/// Three records are read and stored, then two are lost, and two are there.
-async fn lossy(kinesis: &Kinesis, orders: &Stream, builder: ConsumerBuilder) -> SequenceNumber {
-    let (reader, mut records) = three_read(orders, builder).await;
-    let waiting = timeout(Duration::from_secs(5), records.next()).await;
-    assert!(waiting.is_err());
+/// Stops a reader that has received nothing more for this time. The poll for more finishes its last record.
+pub(crate) async fn stop_after(time: Duration, reader: Consumer, mut records: Records) {
+    let quiet = timeout(time, records.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
     drop(records);
     reader.close().await.unwrap();
+}
+
+/// Three records are read and stored, then two are lost, and two are there.
+async fn lossy(kinesis: &Kinesis, orders: &Stream, builder: ConsumerBuilder) -> SequenceNumber {
+    let (reader, records) = three_read(orders, builder).await;
+    stop_after(Duration::from_secs(5), reader, records).await;
     for number in 3..7 {
         orders.shard(0).put(number.to_string());
     }
@@ -199,10 +204,7 @@ async fn returns_after_30_hours(kinesis: &Kinesis, orders: &Stream, accepted: bo
     orders.shard(0).put("0");
     numbers(&mut records, 0..1).await;
     // Longer than any of the retention periods.
-    let quiet = timeout(50 * HOUR, records.next()).await;
-    assert!(quiet.is_err(), "{quiet:?}");
-    drop(records);
-    reader.close().await.unwrap();
+    stop_after(50 * HOUR, reader, records).await;
     let first = kinesis.call_count();
     sleep(30 * HOUR).await;
     orders.shard(0).put("1");
@@ -252,11 +254,8 @@ async fn summary_without_a_retention_period_trims_nothing() {
         let builder = consumer(&kinesis).store(Watched::default());
         let builder = builder.interval(Duration::from_secs(60)).discovery_interval(HOUR);
         let reader = builder.clone().build().unwrap();
-        let mut records = reader.records();
-        let quiet = timeout(HOUR, records.next()).await;
-        assert!(quiet.is_err(), "{quiet:?}");
-        drop(records);
-        reader.close().await.unwrap();
+        let records = reader.records();
+        stop_after(HOUR, reader, records).await;
         orders.shard(0).put("0");
         sleep(30 * HOUR).await;
         let wrong = Outcome::Garbled { status: 200, body: summary.to_owned() };
@@ -326,11 +325,8 @@ async fn gaps_of_pin(start: StartingPosition, is_denied: bool) -> usize {
     let builder = consumer(&kinesis).store(Watched::default()).starting_position(start);
     let builder = builder.on_trimmed(OnTrimmed::TrimHorizon);
     let reader = builder.clone().build().unwrap();
-    let mut records = reader.records();
-    let quiet = timeout(Duration::from_secs(10), records.next()).await;
-    assert!(quiet.is_err(), "{quiet:?}");
-    drop(records);
-    reader.close().await.unwrap();
+    let records = reader.records();
+    stop_after(Duration::from_secs(10), reader, records).await;
     orders.shard(0).put("lost");
     sleep(30 * HOUR).await;
     orders.shard(0).put("1");
@@ -360,11 +356,8 @@ async fn quiet_shard_without_records_that_left_retention_is_reported() {
         let store = Watched::default();
         let builder = consumer(&kinesis).store(store.clone()).on_trimmed(OnTrimmed::TrimHorizon);
         let reader = builder.clone().build().unwrap();
-        let mut records = reader.records();
-        let quiet = timeout(HOUR, records.next()).await;
-        assert!(quiet.is_err(), "{quiet:?}");
-        drop(records);
-        reader.close().await.unwrap();
+        let records = reader.records();
+        stop_after(HOUR, reader, records).await;
         let stored = store.position(0).await.unwrap();
         assert!(stored.starts_with("CAUGHT_UP:"), "{stored}");
         sleep(away).await;
@@ -680,10 +673,7 @@ async fn shard_whose_losses_cannot_be_judged_is_released_reported_once_and_retri
     let mut records = reader.records();
     orders.shard(0).put("0");
     numbers(&mut records, 0..1).await;
-    let quiet = timeout(HOUR, records.next()).await;
-    assert!(quiet.is_err(), "{quiet:?}");
-    drop(records);
-    reader.close().await.unwrap();
+    stop_after(HOUR, reader, records).await;
     orders.shard(0).put("1");
     orders.shard(0).trim(1);
     sleep(30 * HOUR).await;

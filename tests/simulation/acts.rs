@@ -109,7 +109,7 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
             _ => act.start_at_time().await,
         }
     }
-    // One world of so many plays the act.
+    // One of `worlds` worlds plays the act.
     let begin = |salt: u64, worlds: u8| {
         let mut rng = Rng::with_seed(seed ^ salt);
         let is_played = rng.u8(..worlds) == 0 && !truth.is_broken();

@@ -324,8 +324,8 @@ impl Facts {
         }
     }
 
-    /// The store of the reader that has just begun holds no position: what it reads nothing of, the next one finds
-    /// without a position.
+    /// The reader that has just begun has an empty store. The next one finds no position of a shard of which this
+    /// one reads nothing.
     pub(crate) fn forget_stored(&mut self) {
         self.shards.iter_mut().for_each(|shard| shard.was_stored = false);
     }

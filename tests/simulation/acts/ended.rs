@@ -1,4 +1,4 @@
-//! Closed shards of which the last records leave retention while a reader approaches their ends.
+//! Closed shards. Their last records leave retention before a reader comes to their ends.
 
 use std::time::Duration;
 
@@ -60,15 +60,15 @@ impl Act {
         judged.reader.close().await;
     }
 
-    /// Whether the last placement before this time was long before it.
+    /// Returns true if the last read of the shard was more than [`UNCHECKED_FOR`] before this time.
     fn is_checked(&self, shard: &Shard, time: Instant) -> bool {
         let calls = self.kinesis.calls();
-        let mut reads = calls.iter().rev().filter(|call| {
+        let last = calls.iter().rfind(|call| {
             call.operation == self.plan.read_call()
                 && call.shard_id == Some(shard.id())
                 && call.at <= time
         });
-        reads.next().is_some_and(|call| call.at + UNCHECKED_FOR < time)
+        last.is_some_and(|call| call.at + UNCHECKED_FOR < time)
     }
 
     /// The records behind the last delivered one have left retention: their loss is reported before the end.

@@ -43,8 +43,8 @@ struct State {
     arrivals: BTreeMap<usize, Vec<SystemTime>>,
     /// How many records of each shard were trimmed, whatever their age.
     trimmed: BTreeMap<usize, usize>,
-    /// What a trim or a lower period has removed before its time: when, and how many records of each shard had
-    /// left retention then.
+    /// The trims and lowered periods: the time, a shard, and the number of its records that had left retention
+    /// then.
     removals: Vec<(SystemTime, usize, usize)>,
     gaps: Vec<Gap>,
     tips: BTreeMap<usize, Tip>,

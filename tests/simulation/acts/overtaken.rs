@@ -124,12 +124,8 @@ impl Act {
         let Judged { reader, horizon, policy, is_unsure, approach, held, .. } = judged;
         held.iter().for_each(Record::ack);
         reader.close().await;
-        let stored = self.stored().await;
-        self.truth.tell(format_args!("stored: {stored:?}"));
-        let reader = self.begin(StartingPosition::TrimHorizon, policy);
-        let mut judged = Judged::new(reader, horizon, policy);
+        let (mut judged, stored) = self.begin_stored(horizon, policy).await;
         (judged.is_unsure, judged.approach) = (is_unsure, approach);
-        judged.next = judged.horizon.passed_by(&stored);
         for (shard, checkpoint) in stored {
             // The position after a loss keeps the number of the last record before it.
             if let Checkpoint::CaughtUp { until, .. } = checkpoint {

@@ -69,11 +69,8 @@ impl Act {
             judged.reader.close().await;
             let time = self.time(0..60_000);
             sleep(time).await;
-            let next = horizon.passed_by(&self.stored().await);
             let hidden = self.hide(&parent, listings, Duration::ZERO, Duration::MAX);
-            let reader = self.begin(StartingPosition::TrimHorizon, policy);
-            judged = Judged::new(reader, horizon, policy);
-            judged.next = next;
+            (judged, _) = self.begin_stored(horizon, policy).await;
             hidden
         };
         let time = GONE_AFTER + REPORTED_AFTER;

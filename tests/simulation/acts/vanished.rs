@@ -177,16 +177,25 @@ impl Act {
         excused
     }
 
-    /// Begins a reader at the stored positions.
     async fn restart(&self, away: &Away) -> Judged {
-        let stored = self.stored().await;
-        self.truth.tell(format_args!("stored: {stored:?}"));
-        let reader = self.begin(StartingPosition::TrimHorizon, away.policy);
-        let mut judged = Judged::new(reader, away.horizon.clone(), away.policy);
+        let (mut judged, _) = self.begin_stored(away.horizon.clone(), away.policy).await;
         judged.excused.clone_from(&away.excused);
         judged.decided.clone_from(&away.decided);
-        judged.next = away.horizon.passed_by(&stored);
         judged
+    }
+
+    /// Begins a reader at the stored positions, and returns them.
+    pub(super) async fn begin_stored(
+        &self,
+        horizon: Horizon,
+        policy: OnTrimmed,
+    ) -> (Judged, BTreeMap<usize, Checkpoint>) {
+        let stored = self.stored().await;
+        self.truth.tell(format_args!("stored: {stored:?}"));
+        let reader = self.begin(StartingPosition::TrimHorizon, policy);
+        let mut judged = Judged::new(reader, horizon, policy);
+        judged.next = judged.horizon.passed_by(&stored);
+        (judged, stored)
     }
 
     /// Every loss is reported within a bound, and the reader stops as soon as its decision is stored.
