@@ -144,8 +144,8 @@ impl Record {
     }
 
     /// How far, in milliseconds, the answer that held this record was from the tip of the shard:
-    /// 0 where it reached the tip. For an answer of `GetRecords` without a lag, the last known one, or 0
-    /// while none is known. The SDK reports a missing lag of enhanced fan-out as 0.
+    /// 0 where it reached the tip. For an answer without a lag, the last known one, or 0 while none is
+    /// known.
     pub fn millis_behind_latest(&self) -> i64 {
         self.origin.millis_behind_latest
     }

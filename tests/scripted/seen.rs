@@ -262,3 +262,22 @@ async fn answer_without_lag_is_not_caught_up() {
     assert!(timeout(5 * SECOND, records.next()).await.is_err());
     assert!(heard(&mut events).contains(&Event::CaughtUp { shard_id: id(0) }));
 }
+
+/// A subscription lives for 5 minutes; the next one tells its lag.
+#[tokio::test(start_paused = true)]
+async fn pushed_event_without_lag_is_not_caught_up() {
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put("0");
+    kinesis.next_calls("SubscribeToShard", 1, Outcome::without(["MillisBehindLatest"]));
+    let consumer = consumer(&kinesis).fan_out("billing").build().unwrap();
+    let (mut events, mut records) = (consumer.events(), consumer.records());
+    assert_eq!(next(&mut records).await.millis_behind_latest(), 0);
+    assert!(timeout(240 * SECOND, records.next()).await.is_err());
+    let caught_up = Event::CaughtUp { shard_id: id(0) };
+    let happened = heard(&mut events);
+    assert!(!happened.contains(&caught_up), "{happened:#?}");
+    assert_eq!(consumer.status().await.unwrap().shards[&id(0)].millis_behind_latest, None);
+    assert!(timeout(120 * SECOND, records.next()).await.is_err());
+    assert!(heard(&mut events).contains(&caught_up));
+    assert_eq!(consumer.status().await.unwrap().shards[&id(0)].millis_behind_latest, Some(0));
+}
