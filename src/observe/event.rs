@@ -128,7 +128,8 @@ pub enum Event {
     Gap {
         /// The shard.
         shard_id: ShardId,
-        /// The last record that was fetched before, where one was.
+        /// The last record that was fetched before, where one was. The gap reaches to the next record
+        /// that is delivered: what leaves retention until then belongs to it, for up to 24 hours.
         after: Option<SequenceNumber>,
         /// Where it goes on.
         position: Checkpoint,

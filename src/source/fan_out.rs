@@ -206,8 +206,10 @@ impl FanOut {
             }
         }
         let beginning = self.progress.judge_beginning(first, is_tip).await?;
-        if beginning == Beginning::Undecided && first.is_none() {
-            if self.placed_at.elapsed() >= UNDECIDED_FOR && self.progress.seek_oldest() {
+        let is_undecided = beginning == Beginning::Undecided;
+        if first.is_none() && (is_undecided || beginning == Beginning::Sound) {
+            let is_long = self.placed_at.elapsed() >= UNDECIDED_FOR;
+            if is_undecided && is_long && self.progress.seek_oldest() {
                 return Ok(());
             }
             self.progress.approach(lag.and(next.as_ref()));

@@ -74,9 +74,9 @@ impl Progress {
     }
 
     /// Notes where an event without records has brought a subscription that began before the position. The next
-    /// one continues there.
+    /// one continues there, but not at the number of the position, which may be refused.
     pub(super) fn approach(&mut self, next: Option<&SequenceNumber>) {
-        if self.begins_before() {
+        if self.begins_before() && next != self.position.number() {
             let approached = &mut self.state.retention.approached;
             *approached = next.cloned().max(approached.take());
         }
@@ -119,12 +119,14 @@ impl Progress {
                 // The stored time up to which the shard was quiet may be wrong: only `Latest` relies on it.
                 let since = self.quiet_since().filter(|_| self.on_trimmed == OnTrimmed::Latest);
                 self.state.retention.start = since.map_or(Start::Horizon, Start::Time);
-                if let Some(since) = since
-                    && arrived.is_some_and(|arrived| arrived < since)
-                {
-                    // An earlier decision leaves them out, or the server withheld them from a reader that
-                    // has stored the shard as caught up.
-                    self.report_gap(Some(number), Checkpoint::AtTimestamp(since));
+                if let Some(since) = since {
+                    // The probe may not have come to that time yet.
+                    self.state.retention.approached = None;
+                    if arrived.is_some_and(|arrived| arrived < since) {
+                        // An earlier decision leaves them out, or the server withheld them from a reader that
+                        // has stored the shard as caught up.
+                        self.report_gap(Some(number), Checkpoint::AtTimestamp(since));
+                    }
                 }
                 return Ok(Beginning::Replaced);
             }

@@ -177,16 +177,17 @@ impl Progress {
         self.position = position;
         let retention = &mut self.state.retention;
         (retention.verified, retention.start) = (None, Start::Position);
-        (retention.added, retention.read_until, retention.approached) = (None, None, None);
+        (retention.added, retention.approached) = (None, None);
     }
 
     /// Notes the last record of an answer.
     pub(super) fn read_to(&mut self, number: SequenceNumber, arrival: Option<SystemTime>) {
         self.move_to(Position::After(number, None));
-        let Retention { last_arrival, unchecked, .. } = &mut self.state.retention;
+        let retention = &mut self.state.retention;
         // A record without a time arrived no earlier than the last one.
-        *last_arrival = arrival.or(*last_arrival);
-        *unchecked = None;
+        retention.last_arrival = arrival.or(retention.last_arrival);
+        // The loss that was reported ends with the first record behind it.
+        (retention.read_until, retention.unchecked) = (None, None);
     }
 
     /// Judges the answers since the last placement by their first record; without one, `is_tip` states that

@@ -16,7 +16,11 @@ use crate::{calls, consumer, next, number, orders};
 /// A shard of a stream that keeps records for 48 h, with three records of these ages in hours. Subscriptions
 /// approach the second and the third one for `approach`. Without a first number, other numbers lie between those
 /// of the records.
-fn gapped(approach: u64, first_number: Option<u64>, ages: [u32; 3]) -> (Kinesis, Stream) {
+pub(crate) fn gapped(
+    approach: u64,
+    first_number: Option<u64>,
+    ages: [u32; 3],
+) -> (Kinesis, Stream) {
     let (kinesis, orders) = orders(1);
     kinesis.set_retention(48 * HOUR);
     kinesis.set_approach(Duration::from_secs(approach));
@@ -244,7 +248,11 @@ async fn positions_are_judged_by_the_period_of_now() {
 }
 
 /// Stores a position in the gap behind the first record, by a number that no record has.
-async fn stored_in_gap(kinesis: &Kinesis, orders: &Stream, hours_ago: u32) -> MemoryStore {
+pub(crate) async fn stored_in_gap(
+    kinesis: &Kinesis,
+    orders: &Stream,
+    hours_ago: u32,
+) -> MemoryStore {
     let first = orders.shard(0).sequence_numbers()[0].to_string();
     let behind = first[..first.len() - 1].to_owned() + "1";
     let after = Some(behind.parse().unwrap());
@@ -338,5 +346,35 @@ async fn loss_is_reported_once_while_the_same_oldest_record_is_kept() {
             }
             assert_eq!(gaps(&mut events).len(), 1, "{case}");
         }
+    }
+}
+
+/// Kinesis refuses the number of the last finished record, which is kept, as is one before it. The approach from the
+/// older one to it is longer than a subscription lives.
+#[tokio::test(start_paused = true)]
+async fn refused_number_behind_a_long_approach_is_passed() {
+    for approach in [100, 420] {
+        let (kinesis, _orders) = gapped(approach, None, [49, 47, 40]);
+        kinesis.set_retention(55 * HOUR);
+        let builder = consumer(&kinesis).fan_out("billing").store(MemoryStore::new());
+        let reader = builder.clone().build().unwrap();
+        let mut records = reader.records();
+        for expected in 0..2 {
+            assert_eq!(number_within(HOUR, &mut records, "before the stop").await, expected);
+        }
+        stop_after(Duration::from_millis(1), reader, records).await;
+        let mut placements = 0;
+        kinesis.on_call(move |call| {
+            placements += usize::from(call.operation == "SubscribeToShard");
+            // The number of record 1, and the same again after the oldest record has come.
+            let is_refused = call.operation == "SubscribeToShard" && [1, 3].contains(&placements);
+            if is_refused { crate::refused::refused() } else { Outcome::Served }
+        });
+        let reader = builder.build().unwrap();
+        let mut events = reader.events();
+        let mut records = reader.records();
+        let case = format!("an approach of {approach} s");
+        assert_eq!(number_within(HOUR, &mut records, &case).await, 2, "{case}");
+        assert_eq!(gaps(&mut events), [], "{case}");
     }
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod approaching;
+mod behind_loss;
 mod checkpoints;
 mod dropping;
 mod errors;

@@ -1,0 +1,104 @@
+//! What comes between a loss that is reported and the next record that is delivered.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use kinestream::store::Scope;
+use kinestream::testing::Outcome;
+use kinestream::{Checkpoint, CheckpointStore, MemoryStore, OnTrimmed};
+use tokio::time::{Instant, timeout};
+
+use crate::approaching::{gapped, stored_in_gap};
+use crate::retention::{HOUR, gaps, numbers, stop_after};
+use crate::{consumer, number, orders};
+
+/// The oldest kept record lies behind an approach, near the end of a period that was lowered.
+#[tokio::test(start_paused = true)]
+async fn loss_near_the_horizon_is_reported_once() {
+    let minute = Duration::from_secs(60);
+    for approach in [0, 60, 120] {
+        for accepted in [false, true] {
+            let (kinesis, orders) = orders(1);
+            kinesis.set_retention(48 * HOUR);
+            kinesis.set_trimmed_numbers_accepted(accepted);
+            let builder = consumer(&kinesis).fan_out("billing").store(MemoryStore::new());
+            let builder = builder.on_trimmed(OnTrimmed::TrimHorizon);
+            for (number, age) in [40 * 60, 30 * 60, 24 * 60 - 12].into_iter().enumerate() {
+                orders.shard(0).put_at(kinesis.now() - age * minute, number.to_string());
+            }
+            kinesis.set_approach(minute);
+            let reader = builder.clone().build().unwrap();
+            let mut records = reader.records();
+            numbers(&mut records, 0..1).await;
+            stop_after(Duration::from_millis(1), reader, records).await;
+            kinesis.set_approach(Duration::ZERO);
+            kinesis.set_retention(24 * HOUR);
+            let reader = builder.build().unwrap();
+            let (mut events, mut records) = (reader.events(), reader.records());
+            let (began, mut found, mut read) = (Instant::now(), 0, None);
+            while began.elapsed() < 11 * minute && read.is_none() {
+                if let Ok(record) = timeout(Duration::from_millis(100), records.next()).await {
+                    read = Some(number(&record.unwrap().unwrap()));
+                }
+                found += gaps(&mut events).len();
+                if found > 0 {
+                    kinesis.set_approach(Duration::from_secs(approach));
+                }
+            }
+            assert_eq!((read, found), (Some(2), 1), "{approach} s, accepted: {accepted}");
+        }
+    }
+}
+
+/// `Latest` has left records out, which are found on the way to the oldest kept record. That one leaves retention
+/// before the next placement, which approaches the record behind it.
+#[tokio::test(start_paused = true)]
+async fn records_that_were_left_out_stay_left_out_behind_an_approach() {
+    for accepted in [true, false] {
+        let (kinesis, orders) = gapped(60, None, [40, 30, 10]);
+        kinesis.set_trimmed_numbers_accepted(accepted);
+        let after = Some(orders.shard(0).sequence_numbers()[0].clone());
+        let position = Checkpoint::CaughtUp { after, until: kinesis.now() - 5 * HOUR };
+        let store = MemoryStore::new();
+        let positions = [(orders.shard(0).id(), position)];
+        store.save(&Scope::new("default", "orders"), &positions).await.unwrap();
+        orders.shard(0).trim(1);
+        let builder = consumer(&kinesis).fan_out("billing").store(store);
+        let reader = builder.on_trimmed(OnTrimmed::Latest).build().unwrap();
+        let (mut events, mut records) = (reader.events(), reader.records());
+        let left_out = timeout(Duration::from_secs(600), records.next()).await;
+        assert!(left_out.is_err(), "accepted: {accepted}: {left_out:?}");
+        assert_eq!(gaps(&mut events).len(), 1, "accepted: {accepted}");
+        orders.shard(0).put("3");
+        numbers(&mut records, 3..4).await;
+    }
+}
+
+/// No placement succeeds after a loss is reported, until the oldest kept record has left retention as well.
+#[tokio::test(start_paused = true)]
+async fn loss_reaches_to_the_next_record_that_is_delivered() {
+    for placement in ["GetShardIterator", "SubscribeToShard"] {
+        let (kinesis, orders) = gapped(0, None, [40, 30, 10]);
+        kinesis.set_trimmed_numbers_accepted(true);
+        let store = stored_in_gap(&kinesis, &orders, 39).await;
+        let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon).store(store);
+        let is_pushed = placement == "SubscribeToShard";
+        let builder = if is_pushed { builder.fan_out("billing") } else { builder };
+        orders.shard(0).trim(1);
+        let reader = builder.build().unwrap();
+        let (mut events, mut records) = (reader.events(), reader.records());
+        let (began, mut placements) = (Instant::now(), 0);
+        kinesis.on_call(move |call| {
+            placements += usize::from(call.operation == placement);
+            let is_late = placements > 2 && began.elapsed() < Duration::from_secs(2000);
+            if call.operation == placement && is_late { Outcome::Lost } else { Outcome::Served }
+        });
+        kinesis.set_retention(35 * HOUR);
+        let early = timeout(HOUR / 2, records.next()).await;
+        assert!(early.is_err(), "{placement}: {early:?}");
+        assert_eq!(gaps(&mut events).len(), 1, "{placement}");
+        orders.shard(0).trim(2);
+        numbers(&mut records, 2..3).await;
+        assert_eq!(gaps(&mut events), [], "{placement}");
+    }
+}
