@@ -241,10 +241,12 @@ impl FanOut {
                 if beginning == Beginning::Sound
                     && let Some(lag) = lag
                 {
-                    // The event may have waited for as long as its subscription has lived.
-                    let until = self.progress.time_behind(lag);
-                    let until = until.checked_sub(LONGEST_LIFE).unwrap_or(until);
-                    answer.passed = self.progress.advance(next, until, lag <= 0);
+                    let reached = self.progress.time_behind(lag);
+                    if !self.progress.precedes_start(reached) {
+                        // The event may have waited for as long as its subscription has lived.
+                        let until = reached.checked_sub(LONGEST_LIFE).unwrap_or(reached);
+                        answer.passed = self.progress.advance(next, until, lag <= 0);
+                    }
                 }
                 self.progress.answered(answer);
                 Ok(())

@@ -73,6 +73,11 @@ impl Progress {
         probe.is_some() || *start != Start::Position
     }
 
+    /// Returns true if what arrived at this time is not to be read.
+    pub(super) fn precedes_start(&self, arrival: SystemTime) -> bool {
+        matches!(self.state.retention.start, Start::Time(start) if arrival < start)
+    }
+
     /// Notes where an event without records has brought a subscription that began before the position. The next
     /// one continues there, but not at the number of the position, which may be refused.
     pub(super) fn approach(&mut self, next: Option<&SequenceNumber>) {
@@ -119,14 +124,12 @@ impl Progress {
                 // The stored time up to which the shard was quiet may be wrong: only `Latest` relies on it.
                 let since = self.quiet_since().filter(|_| self.on_trimmed == OnTrimmed::Latest);
                 self.state.retention.start = since.map_or(Start::Horizon, Start::Time);
-                if let Some(since) = since {
-                    // The probe may not have come to that time yet.
-                    self.state.retention.approached = None;
-                    if arrived.is_some_and(|arrived| arrived < since) {
-                        // An earlier decision leaves them out, or the server withheld them from a reader that
-                        // has stored the shard as caught up.
-                        self.report_gap(Some(number), Checkpoint::AtTimestamp(since));
-                    }
+                if let Some(since) = since
+                    && arrived.is_some_and(|arrived| arrived < since)
+                {
+                    // An earlier decision leaves them out, or the server withheld them from a reader that
+                    // has stored the shard as caught up.
+                    self.report_gap(Some(number), Checkpoint::AtTimestamp(since));
                 }
                 return Ok(Beginning::Replaced);
             }

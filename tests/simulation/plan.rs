@@ -66,6 +66,11 @@ impl Plan {
         if self.fan_out { "SubscribeToShard" } else { "GetRecords" }
     }
 
+    /// The call that places a reader at its position.
+    pub(crate) fn placement_call(&self) -> &'static str {
+        if self.fan_out { "SubscribeToShard" } else { "GetShardIterator" }
+    }
+
     pub(crate) fn new(rng: &mut Rng) -> Self {
         let milliseconds = Duration::from_millis;
         let large = rng.u8(..10) == 0;

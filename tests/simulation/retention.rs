@@ -36,6 +36,8 @@ impl Losses {
 pub(crate) struct Lost {
     /// The stored positions behind which records were lost.
     after: BTreeSet<SequenceNumber>,
+    /// The place behind the last record that was lost.
+    pub(crate) end: usize,
     /// A loss is not reported yet.
     pub(crate) is_due: bool,
     /// The reader of now has reported a loss.
@@ -175,6 +177,7 @@ impl Facts {
     /// Records up to this one are lost, where they are not finished.
     fn lose(&mut self, shard: usize, last: &SequenceNumber) {
         let end = self.places_of(shard, last);
+        self.shards[shard].lost.end = end;
         for record in &mut self.shards[shard].records[..end] {
             record.lost |= !record.finished;
         }

@@ -316,7 +316,11 @@ impl Facts {
         }
         for (id, checkpoint) in positions {
             let shard = index_of(id);
-            self.shards[shard].base = self.passed(shard, checkpoint);
+            let base = self.passed(shard, checkpoint);
+            self.shards[shard].base = base;
+            // A caller may name a position behind what was lost behind the stored one.
+            let lost = &mut self.shards[shard].lost;
+            lost.is_due &= base.is_none_or(|base| base < lost.end);
             self.shards[shard].ended = *checkpoint == Checkpoint::ShardEnd;
             if let Checkpoint::CaughtUp { until, .. } = checkpoint {
                 self.shards[shard].caught_up = Some(*until);

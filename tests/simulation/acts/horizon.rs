@@ -36,7 +36,8 @@ struct State {
     kinesis: Kinesis,
     orders: Stream,
     truth: Truth,
-    period: Duration,
+    /// The retention periods, each with the time from which it holds.
+    periods: Vec<(SystemTime, Duration)>,
     /// By the number in its payload: the shard of each record, and its place there.
     places: Vec<(usize, usize)>,
     /// When the records of each shard arrived.
@@ -79,7 +80,7 @@ impl Horizon {
             kinesis: act.kinesis.clone(),
             orders: act.orders.clone(),
             truth: act.truth.clone(),
-            period,
+            periods: vec![(SystemTime::UNIX_EPOCH, period)],
             places: Vec::new(),
             arrivals: BTreeMap::new(),
             trimmed: BTreeMap::new(),
@@ -116,7 +117,8 @@ impl Horizon {
     pub(super) fn lower(&self, period: Duration) {
         let mut state = self.lock();
         state.truth.tell(format_args!("the retention period is {period:?}"));
-        state.period = period;
+        let now = state.kinesis.now();
+        state.periods.push((now, period));
         state.kinesis.set_retention(period);
         let shards: Vec<usize> = state.arrivals.keys().copied().collect();
         for shard in shards {
@@ -137,8 +139,7 @@ impl Horizon {
     pub(super) fn left_at(&self, shard: usize, place: usize) -> Option<SystemTime> {
         let state = self.lock();
         let removed = state.removals.iter().find(|(_, of, left)| *of == shard && *left > place);
-        let aged = *state.arrivals.get(&shard)?.get(place)? + state.period;
-        let aged = (aged < state.kinesis.now()).then_some(aged);
+        let aged = state.aged_at(*state.arrivals.get(&shard)?.get(place)?);
         removed.map(|(at, ..)| *at).into_iter().chain(aged).min()
     }
 
@@ -216,10 +217,22 @@ impl Horizon {
 impl State {
     /// Counts the records of a shard that have left retention at this time.
     fn left(&self, shard: usize, now: SystemTime) -> usize {
-        let aged = |arrival: &&SystemTime| **arrival + self.period < now;
+        let period = self.periods.last().map_or(Duration::ZERO, |(_, period)| *period);
+        let aged = |arrival: &&SystemTime| **arrival + period < now;
         let arrivals = self.arrivals.get(&shard).into_iter().flatten();
         let trimmed = self.trimmed.get(&shard).copied().unwrap_or_default();
         arrivals.take_while(aged).count().max(trimmed)
+    }
+
+    /// When a record that arrived at a time was older than the retention period, if it was.
+    fn aged_at(&self, arrival: SystemTime) -> Option<SystemTime> {
+        let later = self.periods[1..].iter().map(|(from, _)| *from);
+        let ends = later.chain([self.kinesis.now()]);
+        let mut aged = self.periods.iter().zip(ends).filter_map(|((from, period), end)| {
+            let at = arrival + *period;
+            (at < end).then_some(at.max(*from))
+        });
+        aged.next()
     }
 
     fn note_removal(&mut self, shard: usize) {

@@ -20,6 +20,12 @@ const CHECK_EACH: Duration = Duration::from_secs(60);
 /// it takes what was pushed.
 const LONGEST_UNCHECKED: Duration = Duration::from_secs(300 + 30 + 500);
 
+/// A minute in which a subscription shows nothing, and the life of one that begins at the oldest record.
+const PROBE_COST: Duration = Duration::from_secs(60 + 300);
+
+/// How long the oldest record shows that nothing behind a refused position was lost.
+const SHOWN_FOR: Duration = Duration::from_secs(15);
+
 /// A reader pays five seconds for a new subscription, which each record may need.
 const CHECK_COST: Duration = Duration::from_secs(6);
 
@@ -32,6 +38,8 @@ pub(super) struct Judged {
     pub(super) is_unsure: bool,
     /// How long a subscription approaches a record that arrived an hour or more after the one before.
     pub(super) approach: Duration,
+    /// Numbers of positions were refused, so that their shards are approached from an older record.
+    pub(super) is_refused: bool,
     /// The kinds of errors that have other causes than a loss.
     pub(super) excused: Vec<ErrorKind>,
     /// The place behind the last delivered record of each shard, or behind its stored position.
@@ -54,6 +62,7 @@ impl Judged {
             policy,
             is_unsure: false,
             approach: Duration::ZERO,
+            is_refused: false,
             excused: Vec::new(),
             next: BTreeMap::new(),
             delivered: BTreeSet::new(),
@@ -103,7 +112,17 @@ impl Judged {
         let arrivals = self.horizon.arrivals(shard);
         let is_behind_gap = place > 0 && arrivals[place] >= arrivals[place - 1] + HOUR;
         let has_approach = is_behind_gap && !self.approach.is_zero();
-        if has_approach { approached_within(self.approach) } else { Duration::ZERO }
+        if has_approach { self.approached_within() } else { Duration::ZERO }
+    }
+
+    /// The time in which a reader gets a record that its subscriptions approach. The subscriptions that a check
+    /// for losses ends last twice as long each time: together less than four times as long as the approach. Six
+    /// of them at most precede the last, at [`CHECK_COST`] and the five seconds of an event each, and at
+    /// [`PROBE_COST`] where nothing but a record judges them.
+    fn approached_within(&self) -> Duration {
+        let needs_record = self.policy == OnTrimmed::Latest || self.is_unsure;
+        let judged_by = if needs_record { PROBE_COST } else { Duration::ZERO };
+        4 * self.approach + 6 * (CHECK_COST + Duration::from_secs(5) + judged_by)
     }
 
     /// The records that are to be delivered, by shard and place.
@@ -121,13 +140,6 @@ impl Judged {
         }
         due
     }
-}
-
-/// The time in which a reader gets a record that its subscriptions approach for this time. The subscriptions
-/// that a check for losses ends last twice as long each time: together less than four times as long as the
-/// approach. Six of them at most precede the last, at [`CHECK_COST`] and the five seconds of an event each.
-fn approached_within(approach: Duration) -> Duration {
-    4 * approach + 6 * (CHECK_COST + Duration::from_secs(5))
 }
 
 /// Whether a record arrived after a decision, which is known to the second.
@@ -170,7 +182,8 @@ impl Act {
         let due = judged.due();
         let checks: Duration = due.iter().map(|_| CHECK_COST).sum();
         let approaches: Duration = due.iter().map(|at| judged.approach_cost(*at)).sum();
-        let by = self.deadline() + checks + approaches;
+        let again = if judged.is_refused { judged.approached_within() } else { Duration::ZERO };
+        let by = self.deadline() + checks + approaches + again;
         while !judged.due().is_empty() && Instant::now() < by && !self.truth.is_broken() {
             self.read_judged(judged, Duration::from_secs(5), usize::MAX).await;
         }
@@ -260,7 +273,10 @@ impl Act {
         let is_late = since.is_some_and(|since| self.kinesis.now() < since + LONGEST_UNCHECKED);
         let is_approached = is_late
             && (expected..=place).any(|place| !judged.approach_cost((shard, place)).is_zero());
-        if !(is_decided || judged.is_unsure && (is_near || is_approached)) {
+        // The oldest record has shown that nothing was lost.
+        let is_shown =
+            judged.is_refused && since.is_some_and(|since| self.kinesis.now() < since + SHOWN_FOR);
+        if !(is_decided || is_shown || judged.is_unsure && (is_near || is_approached)) {
             self.breaks(
                 Promise::LossesAreReported,
                 format_args!("shard {shard} loses records {expected} to {place} in silence"),

@@ -120,12 +120,16 @@ impl Act {
     }
 
     /// Stops the reader, and begins another one at the stored positions.
-    async fn start_again(&self, judged: Judged) -> Judged {
+    async fn start_again(&mut self, judged: Judged) -> Judged {
         let Judged { reader, horizon, policy, is_unsure, approach, held, .. } = judged;
         held.iter().for_each(Record::ack);
         reader.close().await;
+        let is_refused = self.wrongs.bool();
+        if is_refused {
+            self.refuse_placements();
+        }
         let (mut judged, stored) = self.begin_stored(horizon, policy).await;
-        (judged.is_unsure, judged.approach) = (is_unsure, approach);
+        (judged.is_unsure, judged.approach, judged.is_refused) = (is_unsure, approach, is_refused);
         for (shard, checkpoint) in stored {
             // The position after a loss keeps the number of the last record before it.
             if let Checkpoint::CaughtUp { until, .. } = checkpoint {
@@ -135,6 +139,15 @@ impl Act {
             }
         }
         judged
+    }
+
+    /// Refuses the next placement, and with one shard, that at its position after the oldest record has come.
+    fn refuse_placements(&self) {
+        let message = "The sequence number is not that of a record of the shard";
+        let refused = Outcome::failed(400, "InvalidArgumentException", message);
+        for outcome in [refused.clone(), Outcome::Served, refused] {
+            self.kinesis.next_calls(self.plan.placement_call(), 1, outcome);
+        }
     }
 
     /// Something keeps the reader from reading for a while.
@@ -162,8 +175,7 @@ impl Act {
                 self.kinesis.next_calls(self.plan.read_call(), self.rng.usize(1..4), outcome);
             }
             3 => {
-                let operation =
-                    if self.plan.fan_out { "SubscribeToShard" } else { "GetShardIterator" };
+                let operation = self.plan.placement_call();
                 let times = self.rng.usize(1..4);
                 self.truth.tell(format_args!("{times} calls of {operation} are throttled"));
                 self.kinesis.next_calls(operation, times, Outcome::throttled());

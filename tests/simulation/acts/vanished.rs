@@ -132,7 +132,7 @@ impl Act {
     /// What goes wrong while a loss is judged.
     /// Returns the kinds of errors that this may lead to.
     fn fail_judgement(&mut self, are_read: bool) -> Vec<ErrorKind> {
-        let place = if self.plan.fan_out { "SubscribeToShard" } else { "GetShardIterator" };
+        let place = self.plan.placement_call();
         let read = self.plan.read_call();
         let internal = Outcome::failed(500, "InternalFailureException", "");
         let refused =
