@@ -551,4 +551,25 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "None if children.is_none() && moves() => {",
         breaks: &["LossesAreReported"],
     },
+    Mistake {
+        what: "a sound subscription before the position does not continue where the last one was",
+        file: "source/fan_out.rs",
+        right: "if first.is_none() && (is_undecided || beginning == Beginning::Sound) {",
+        wrong: "if first.is_none() && is_undecided {",
+        breaks: &["NothingIsLost", "Progress"],
+    },
+    Mistake {
+        what: "an event from before the start moves the position",
+        file: "source/fan_out.rs",
+        right: "if !self.progress.precedes_start(reached) {",
+        wrong: "if !self.progress.precedes_start(reached) || lag > 0 {",
+        breaks: &["NotBeforeTheStart"],
+    },
+    Mistake {
+        what: "an event without records ends a loss that is reported",
+        file: "source/retention.rs",
+        right: "(retention.added, retention.approached) = (None, None);",
+        wrong: "(retention.added, retention.read_until, retention.approached) = (None, None, None);",
+        breaks: &["LossesAreReported"],
+    },
 ];

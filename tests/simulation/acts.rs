@@ -5,6 +5,7 @@
 //! an act keeps leases and does not fail.
 
 mod absent;
+mod again;
 mod ended;
 mod forgetful;
 mod horizon;
@@ -94,6 +95,9 @@ const IDLE_SHARDS: u64 = 0x6964_6c65_2173;
 /// The same for the act of ends behind lost records.
 const LOST_ENDS: u64 = 0x656e_6465_6421;
 
+/// The same for the act of readers that begin again before long approaches.
+const APPROACHES: u64 = 0x61_7070_726f_6163;
+
 /// Plays acts in some worlds.
 pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     let mut rng = Rng::with_seed(seed ^ ACTS);
@@ -143,6 +147,9 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     }
     if let Some(mut act) = begin(LOST_ENDS, 100) {
         act.lose_ends().await;
+    }
+    if let Some(mut act) = begin(APPROACHES, 100) {
+        act.approach_again().await;
     }
 }
 

@@ -142,7 +142,7 @@ impl Act {
     }
 
     /// Refuses the next placement, and with one shard, that at its position after the oldest record has come.
-    fn refuse_placements(&self) {
+    pub(super) fn refuse_placements(&self) {
         let message = "The sequence number is not that of a record of the shard";
         let refused = Outcome::failed(400, "InvalidArgumentException", message);
         for outcome in [refused.clone(), Outcome::Served, refused] {
