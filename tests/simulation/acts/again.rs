@@ -64,7 +64,7 @@ impl Act {
         let policy = OnTrimmed::TrimHorizon;
         let approach = self.set_approach(&[60]);
         let horizon = Horizon::new(self, 48 * HOUR);
-        let left = self.rng.u64(10..30);
+        let left = self.rng.u64(11..15);
         self.put_aged(&horizon, &[40 * 60, 30 * 60, 24 * 60 - left]);
         let horizon = self.read_and_stop(horizon, policy, approach, 1).await;
         self.set_approach(&[0]);
@@ -74,7 +74,7 @@ impl Act {
         while judged.horizon.gaps(0).is_empty() && Instant::now() < by {
             self.read_judged(&mut judged, Duration::from_millis(100), 1).await;
         }
-        judged.approach = self.set_approach(&[0, 60, 120]);
+        judged.approach = self.set_approach(&[60, 120, 180]);
         self.end_judged(judged).await;
     }
 
