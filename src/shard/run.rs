@@ -8,7 +8,7 @@ use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::CheckpointOn;
-use super::tenure::{Hold, Moment, Tenure};
+use super::tenure::{Hold, Known, Tenure};
 use crate::checkpoint::{Allowance, Watermark};
 use crate::error::{Error, Result};
 use crate::record::{Mark, Record};
@@ -68,7 +68,7 @@ pub(crate) struct Run {
     desk: Desk,
     hold: Arc<Hold>,
     /// Until when the lease is known to last.
-    until: Option<Moment>,
+    known: Option<Known>,
 }
 
 impl Desk {
@@ -128,7 +128,7 @@ impl Desk {
         buffer.is_untouched = false;
         buffer.batch.look_ahead(left);
         let (desk, hold) = (self.clone(), Arc::clone(tenure.hold()));
-        Next::Run(Run { buffer, next, left, left_bytes, desk, hold, until: None })
+        Next::Run(Run { buffer, next, left, left_bytes, desk, hold, known: None })
     }
 
     fn lock(&self) -> MutexGuard<'_, Place> {
@@ -139,7 +139,7 @@ impl Desk {
 impl Run {
     #[inline]
     fn next(&mut self) -> Option<Record> {
-        if self.is_over() || !self.hold.holds(&mut self.until) {
+        if self.is_over() || !self.hold.holds(&mut self.known) {
             return None;
         }
         match self.buffer.batch.next(self.next)? {

@@ -55,6 +55,14 @@ pub(crate) struct Tenure {
     key: u64,
 }
 
+/// The end of a validity, as a run of records has read it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known {
+    until: Moment,
+    /// The number of renewals before it was read.
+    renewals: u64,
+}
+
 /// What a run of records looks at for each of them.
 #[derive(Debug)]
 pub(super) struct Hold {
@@ -63,19 +71,19 @@ pub(super) struct Hold {
 }
 
 impl Hold {
-    /// Whether a record may be handed out now. `until` is what was known of that when it was asked
-    /// last, since to ask is dearer than to look at the clocks.
+    /// Returns true if a record may be handed out now. `known` keeps the end of the validity, since a read of it
+    /// is dearer than a look at the clocks.
     #[inline]
-    pub(super) fn holds(&self, until: &mut Option<Moment>) -> bool {
+    pub(super) fn holds(&self, known: &mut Option<Known>) -> bool {
         if self.over.is_closed() || self.validity.is_doubtful.load(Ordering::SeqCst) {
             return false;
         }
-        let now = self.validity.now();
-        if until.is_some_and(|until| now.is_before(until)) {
-            return true;
+        // If the wall clock was set back, only the last renewal shows a sleep that follows.
+        let renewals = self.validity.renewals.load(Ordering::SeqCst);
+        if known.is_none_or(|known| known.renewals != renewals) {
+            *known = self.validity.until().map(|until| Known { until, renewals });
         }
-        *until = self.validity.until();
-        until.is_some_and(|until| now.is_before(until))
+        known.is_some_and(|known| self.validity.now().is_before(known.until))
     }
 }
 
@@ -136,6 +144,7 @@ impl Drop for Tenure {
 pub(crate) struct Validity {
     clock: HostClock,
     until: Mutex<Option<Moment>>,
+    renewals: AtomicU64,
     /// It is not known to be any longer.
     is_doubtful: AtomicBool,
     keys: AtomicU64,
@@ -148,6 +157,7 @@ impl Default for Validity {
         Self {
             clock: HostClock::of_thread(),
             until: Mutex::default(),
+            renewals: AtomicU64::new(0),
             is_doubtful: AtomicBool::new(true),
             keys: AtomicU64::new(0),
             waiting: Mutex::default(),
@@ -165,6 +175,7 @@ impl Validity {
     /// The leases are the worker's for so long after that moment.
     pub(crate) fn extend(&self, from: Moment, time: Duration) {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Some(from.after(time));
+        self.renewals.fetch_add(1, Ordering::SeqCst);
         self.is_doubtful.store(false, Ordering::SeqCst);
         let waiting = self.waiting().take();
         wake_all(waiting);
@@ -287,6 +298,21 @@ mod tests {
         tokio::time::advance(LONG).await;
         assert!(!tenure.hold().holds(&mut until));
         assert!(!holds(&tenure));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sleep_behind_a_renewal_by_a_clock_that_was_set_back_ends_the_lease() {
+        let clock = WallClock::at(SystemTime::UNIX_EPOCH + 2 * LONG);
+        let (tenure, validity) = tenure();
+        let mut known = None;
+        validity.extend(validity.now(), LONG);
+        assert!(tenure.hold().holds(&mut known));
+        clock.set_back(LONG);
+        validity.extend(validity.now(), LONG);
+        assert!(tenure.hold().holds(&mut known));
+        // The monotonic clock stands still.
+        clock.move_by(LONG);
+        assert!(!tenure.hold().holds(&mut known));
     }
 
     #[tokio::test]

@@ -285,4 +285,11 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "interruption >= self.patience / 3 && false",
         breaks: &["Rest"],
     },
+    Mistake {
+        what: "a renewal does not replace the end of the lease that a run knows",
+        file: "shard/tenure.rs",
+        right: "if known.is_none_or(|known| known.renewals != renewals) {",
+        wrong: "if known.is_none_or(|known| !self.validity.now().is_before(known.until)) {",
+        breaks: &["OnlyWhileValid"],
+    },
 ];
