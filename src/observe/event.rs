@@ -124,12 +124,12 @@ pub enum Event {
         attempt: u32,
     },
     /// Records were lost before they were read: the position had left retention, and
-    /// [`on_trimmed`](crate::ConsumerBuilder::on_trimmed) says to go on.
+    /// [`on_trimmed`](crate::ConsumerBuilder::on_trimmed) says to go on. The loss reaches to the next record
+    /// that is delivered: what leaves retention until then, for up to 24 hours, is not reported again.
     Gap {
         /// The shard.
         shard_id: ShardId,
-        /// The last record that was fetched before, where one was. The gap reaches to the next record
-        /// that is delivered: what leaves retention until then belongs to it, for up to 24 hours.
+        /// The last record that was fetched before, where one was.
         after: Option<SequenceNumber>,
         /// Where it goes on.
         position: Checkpoint,

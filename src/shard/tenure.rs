@@ -144,6 +144,7 @@ impl Drop for Tenure {
 pub(crate) struct Validity {
     clock: HostClock,
     until: Mutex<Option<Moment>>,
+    /// The number of times that `until` was set.
     renewals: AtomicU64,
     /// It is not known to be any longer.
     is_doubtful: AtomicBool,
@@ -310,7 +311,7 @@ mod tests {
         clock.set_back(LONG);
         validity.extend(validity.now(), LONG);
         assert!(tenure.hold().holds(&mut known));
-        // The monotonic clock stands still.
+        // As after a sleep of the machine, in which the monotonic clock does not advance.
         clock.move_by(LONG);
         assert!(!tenure.hold().holds(&mut known));
     }

@@ -206,16 +206,15 @@ impl FanOut {
             }
         }
         let beginning = self.progress.judge_beginning(first, is_tip).await?;
-        let is_undecided = beginning == Beginning::Undecided;
-        if first.is_none() && (is_undecided || beginning == Beginning::Sound) {
+        if matches!(beginning, Beginning::Replaced | Beginning::Postponed) {
+            return Ok(());
+        }
+        if first.is_none() {
             let is_long = self.placed_at.elapsed() >= UNDECIDED_FOR;
-            if is_undecided && is_long && self.progress.seek_oldest() {
+            if beginning == Beginning::Undecided && is_long && self.progress.seek_oldest() {
                 return Ok(());
             }
             self.progress.approach(lag.and(next.as_ref()));
-        }
-        if matches!(beginning, Beginning::Replaced | Beginning::Postponed) {
-            return Ok(());
         }
         let Unpacked { batch, is_misnumbered } =
             self.progress.unpack(event.records, bytes, lag, self.placed);

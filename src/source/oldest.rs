@@ -14,7 +14,7 @@ use crate::record::SequenceNumber;
 
 /// The time for which a look at the oldest kept record shows that nothing behind the position was lost. A loss in
 /// that time is not noticed. With enhanced fan-out the next placement takes five seconds. If it takes longer, the
-/// next look holds for twice the time, so that a placement comes in time at last.
+/// next look holds for twice the time, until a placement is fast enough.
 const VERIFIED_FOR: Duration = Duration::from_secs(15);
 
 /// Probes that have shown that nothing was lost, since the last placement that was sound.

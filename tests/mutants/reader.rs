@@ -554,8 +554,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a sound subscription before the position does not continue where the last one was",
         file: "source/fan_out.rs",
-        right: "if first.is_none() && (is_undecided || beginning == Beginning::Sound) {",
-        wrong: "if first.is_none() && is_undecided {",
+        right: "if first.is_none() {",
+        wrong: "if first.is_none() && beginning == Beginning::Undecided {",
         breaks: &["NothingIsLost", "Progress"],
     },
     Mistake {

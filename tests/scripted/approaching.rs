@@ -6,7 +6,8 @@ use futures::StreamExt;
 use kinestream::store::Scope;
 use kinestream::testing::{Kinesis, Outcome, Stream};
 use kinestream::{
-    Checkpoint, CheckpointStore, Consumer, ErrorKind, Events, MemoryStore, OnTrimmed, Records,
+    Checkpoint, CheckpointStore, Consumer, ConsumerBuilder, ErrorKind, Events, MemoryStore,
+    OnTrimmed, Records, SequenceNumber,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -255,8 +256,18 @@ pub(crate) async fn stored_in_gap(
 ) -> MemoryStore {
     let first = orders.shard(0).sequence_numbers()[0].to_string();
     let behind = first[..first.len() - 1].to_owned() + "1";
-    let after = Some(behind.parse().unwrap());
-    let position = Checkpoint::CaughtUp { after, until: kinesis.now() - hours_ago * HOUR };
+    stored_behind(behind.parse().unwrap(), kinesis, orders, hours_ago).await
+}
+
+/// Stores the shard as caught up behind this number.
+pub(crate) async fn stored_behind(
+    number: SequenceNumber,
+    kinesis: &Kinesis,
+    orders: &Stream,
+    hours_ago: u32,
+) -> MemoryStore {
+    let until = kinesis.now() - hours_ago * HOUR;
+    let position = Checkpoint::CaughtUp { after: Some(number), until };
     let store = MemoryStore::new();
     let positions = [(orders.shard(0).id(), position)];
     store.save(&Scope::new("default", "orders"), &positions).await.unwrap();
@@ -301,32 +312,48 @@ async fn loss_after_the_oldest_record_was_seen_is_reported() {
     }
 }
 
-/// Kinesis refuses the number of a kept record, and each new subscription approaches the oldest record for longer
-/// than it lives.
-#[tokio::test(start_paused = true)]
-async fn refused_number_is_passed_by_a_long_approach_to_the_oldest_record() {
-    let (kinesis, orders) = gapped(420, None, [49, 47, 40]);
-    kinesis.set_retention(50 * HOUR);
-    let builder = consumer(&kinesis).fan_out("billing").store(MemoryStore::new());
+/// A pushed reader has read two records and stopped. Returns the options of the next one.
+async fn two_read(kinesis: &Kinesis) -> ConsumerBuilder {
+    let builder = consumer(kinesis).fan_out("billing").store(MemoryStore::new());
     let reader = builder.clone().build().unwrap();
     let mut records = reader.records();
     for expected in 0..2 {
         assert_eq!(number_within(HOUR, &mut records, "before the stop").await, expected);
     }
     stop_after(Duration::from_millis(1), reader, records).await;
-    orders.shard(0).trim(1);
+    builder
+}
+
+/// Kinesis refuses these of the next placements. The next reader gets record 2 all the same, without a loss.
+async fn pass_refusals(
+    refusals: [usize; 2],
+    kinesis: &Kinesis,
+    builder: ConsumerBuilder,
+    case: &str,
+) {
     let mut placements = 0;
     kinesis.on_call(move |call| {
         placements += usize::from(call.operation == "SubscribeToShard");
-        // The first number, and the same again after the oldest record has come.
-        let is_refused = call.operation == "SubscribeToShard" && [1, 4].contains(&placements);
+        let is_refused = call.operation == "SubscribeToShard" && refusals.contains(&placements);
         if is_refused { crate::refused::refused() } else { Outcome::Served }
     });
     let reader = builder.build().unwrap();
     let mut events = reader.events();
     let mut records = reader.records();
-    assert_eq!(number_within(HOUR, &mut records, "after the stop").await, 2);
-    assert_eq!(gaps(&mut events), []);
+    assert_eq!(number_within(HOUR, &mut records, case).await, 2, "{case}");
+    assert_eq!(gaps(&mut events), [], "{case}");
+}
+
+/// Kinesis refuses the number of a kept record, and each new subscription approaches the oldest record for longer
+/// than it lives.
+#[tokio::test(start_paused = true)]
+async fn refused_number_is_passed_by_a_long_approach_to_the_oldest_record() {
+    let (kinesis, orders) = gapped(420, None, [49, 47, 40]);
+    kinesis.set_retention(50 * HOUR);
+    let builder = two_read(&kinesis).await;
+    orders.shard(0).trim(1);
+    // The first number, and the same again after the oldest record has come.
+    pass_refusals([1, 4], &kinesis, builder, "after the stop").await;
 }
 
 /// A loss is reported, and later placements find the same oldest record, without a known period.
@@ -356,25 +383,8 @@ async fn refused_number_behind_a_long_approach_is_passed() {
     for approach in [100, 420] {
         let (kinesis, _orders) = gapped(approach, None, [49, 47, 40]);
         kinesis.set_retention(55 * HOUR);
-        let builder = consumer(&kinesis).fan_out("billing").store(MemoryStore::new());
-        let reader = builder.clone().build().unwrap();
-        let mut records = reader.records();
-        for expected in 0..2 {
-            assert_eq!(number_within(HOUR, &mut records, "before the stop").await, expected);
-        }
-        stop_after(Duration::from_millis(1), reader, records).await;
-        let mut placements = 0;
-        kinesis.on_call(move |call| {
-            placements += usize::from(call.operation == "SubscribeToShard");
-            // The number of record 1, and the same again after the oldest record has come.
-            let is_refused = call.operation == "SubscribeToShard" && [1, 3].contains(&placements);
-            if is_refused { crate::refused::refused() } else { Outcome::Served }
-        });
-        let reader = builder.build().unwrap();
-        let mut events = reader.events();
-        let mut records = reader.records();
-        let case = format!("an approach of {approach} s");
-        assert_eq!(number_within(HOUR, &mut records, &case).await, 2, "{case}");
-        assert_eq!(gaps(&mut events), [], "{case}");
+        let builder = two_read(&kinesis).await;
+        // The number of record 1, and the same again after the oldest record has come.
+        pass_refusals([1, 3], &kinesis, builder, &format!("an approach of {approach} s")).await;
     }
 }

@@ -1,18 +1,17 @@
-//! What comes between a loss that is reported and the next record that is delivered.
+//! Reported losses, and the time until the next record is delivered.
 
 use std::time::Duration;
 
 use futures::StreamExt;
-use kinestream::store::Scope;
 use kinestream::testing::Outcome;
-use kinestream::{Checkpoint, CheckpointStore, MemoryStore, OnTrimmed};
+use kinestream::{MemoryStore, OnTrimmed};
 use tokio::time::{Instant, timeout};
 
-use crate::approaching::{gapped, stored_in_gap};
+use crate::approaching::{gapped, stored_behind, stored_in_gap};
 use crate::retention::{HOUR, gaps, numbers, stop_after};
 use crate::{consumer, number, orders};
 
-/// The oldest kept record lies behind an approach, near the end of a period that was lowered.
+/// The period is lowered, and the oldest kept record, which is approached for up to two minutes, is about to leave.
 #[tokio::test(start_paused = true)]
 async fn loss_near_the_horizon_is_reported_once() {
     let minute = Duration::from_secs(60);
@@ -57,11 +56,8 @@ async fn records_that_were_left_out_stay_left_out_behind_an_approach() {
     for accepted in [true, false] {
         let (kinesis, orders) = gapped(60, None, [40, 30, 10]);
         kinesis.set_trimmed_numbers_accepted(accepted);
-        let after = Some(orders.shard(0).sequence_numbers()[0].clone());
-        let position = Checkpoint::CaughtUp { after, until: kinesis.now() - 5 * HOUR };
-        let store = MemoryStore::new();
-        let positions = [(orders.shard(0).id(), position)];
-        store.save(&Scope::new("default", "orders"), &positions).await.unwrap();
+        let first = orders.shard(0).sequence_numbers()[0].clone();
+        let store = stored_behind(first, &kinesis, &orders, 5).await;
         orders.shard(0).trim(1);
         let builder = consumer(&kinesis).fan_out("billing").store(store);
         let reader = builder.on_trimmed(OnTrimmed::Latest).build().unwrap();

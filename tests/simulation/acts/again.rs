@@ -59,7 +59,8 @@ impl Act {
         self.end_judged(judged).await;
     }
 
-    /// A loss is reported, and the next record that is kept lies behind an approach near the end of the period.
+    /// Records are lost when the period is lowered. The next kept record follows after an approach, and is about
+    /// to leave retention.
     async fn lose_once(&mut self) {
         let policy = OnTrimmed::TrimHorizon;
         let approach = self.set_approach(&[60]);

@@ -44,8 +44,7 @@ struct State {
     arrivals: BTreeMap<usize, Vec<SystemTime>>,
     /// How many records of each shard were trimmed, whatever their age.
     trimmed: BTreeMap<usize, usize>,
-    /// The trims and lowered periods: the time, a shard, and the number of its records that had left retention
-    /// then.
+    /// The trims: the time, a shard, and the number of its records that had left retention then.
     removals: Vec<(SystemTime, usize, usize)>,
     gaps: Vec<Gap>,
     tips: BTreeMap<usize, Tip>,
@@ -120,10 +119,6 @@ impl Horizon {
         let now = state.kinesis.now();
         state.periods.push((now, period));
         state.kinesis.set_retention(period);
-        let shards: Vec<usize> = state.arrivals.keys().copied().collect();
-        for shard in shards {
-            state.note_removal(shard);
-        }
     }
 
     pub(super) fn trim(&self, shard: &Shard, records: usize) {
@@ -132,7 +127,9 @@ impl Horizon {
         shard.trim(records);
         let trimmed = state.trimmed.entry(shard.index()).or_default();
         *trimmed = records.max(*trimmed);
-        state.note_removal(shard.index());
+        let now = state.kinesis.now();
+        let left = state.left(shard.index(), now);
+        state.removals.push((now, shard.index(), left));
     }
 
     /// When the record at a place left retention, if it has.
@@ -224,7 +221,7 @@ impl State {
         arrivals.take_while(aged).count().max(trimmed)
     }
 
-    /// When a record that arrived at a time was older than the retention period, if it was.
+    /// Returns when a record with this arrival time became older than the retention period.
     fn aged_at(&self, arrival: SystemTime) -> Option<SystemTime> {
         let later = self.periods[1..].iter().map(|(from, _)| *from);
         let ends = later.chain([self.kinesis.now()]);
@@ -233,11 +230,6 @@ impl State {
             (at < end).then_some(at.max(*from))
         });
         aged.next()
-    }
-
-    fn note_removal(&mut self, shard: usize) {
-        let now = self.kinesis.now();
-        self.removals.push((now, shard, self.left(shard, now)));
     }
 
     fn passed(&self, shard: usize, after: &SequenceNumber) -> usize {

@@ -18,6 +18,11 @@ pub(super) fn draw_approach(is_pushed: bool, rng: &mut Rng) -> Duration {
     Duration::from_secs(seconds)
 }
 
+/// The answer to a placement whose sequence number is refused.
+pub(super) fn refused_number() -> Outcome {
+    Outcome::failed(400, "InvalidArgumentException", "StartingSequenceNumber is invalid")
+}
+
 /// The records that an act puts before its reader begins.
 #[derive(Clone, Copy)]
 struct Old {
@@ -143,9 +148,7 @@ impl Act {
 
     /// Refuses the next placement, and with one shard, that at its position after the oldest record has come.
     pub(super) fn refuse_placements(&self) {
-        let message = "The sequence number is not that of a record of the shard";
-        let refused = Outcome::failed(400, "InvalidArgumentException", message);
-        for outcome in [refused.clone(), Outcome::Served, refused] {
+        for outcome in [refused_number(), Outcome::Served, refused_number()] {
             self.kinesis.next_calls(self.plan.placement_call(), 1, outcome);
         }
     }

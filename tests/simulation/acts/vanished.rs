@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::horizon::{CLOCK_SKEW, DAY, Horizon};
 use super::losses::Judged;
+use super::overtaken::refused_number;
 use super::{Act, PATIENCE};
 use crate::seeds::pick;
 use crate::truth::{Promise, index_of};
@@ -135,8 +136,6 @@ impl Act {
         let place = self.plan.placement_call();
         let read = self.plan.read_call();
         let internal = Outcome::failed(500, "InternalFailureException", "");
-        let refused =
-            Outcome::failed(400, "InvalidArgumentException", "StartingSequenceNumber is invalid");
         let denied = Outcome::failed(400, "AccessDeniedException", "no");
         let limited = Outcome::failed(400, "LimitExceededException", "Rate exceeded");
         let mut failures = vec![
@@ -152,7 +151,7 @@ impl Act {
         ];
         if are_read {
             // Each call names a number.
-            failures.push((place, refused));
+            failures.push((place, refused_number()));
         }
         if !self.plan.fan_out {
             failures.push(("DescribeStreamSummary", denied));
