@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::fleets::Fleet;
 use crate::gated::{Asked, Gated};
-use crate::listening::keep_events_on;
+use crate::listening::{is_of_crate, keep_events_on};
 use crate::{assert_silent, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -294,7 +294,7 @@ impl PanickingLayer {
 
 impl tracing::Subscriber for PanickingLayer {
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target().starts_with("kinestream")
+        is_of_crate(metadata)
     }
     fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
         Self::maybe();

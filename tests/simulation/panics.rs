@@ -16,7 +16,7 @@ use aws_sdk_kinesis::error::BoxError;
 use fastrand::Rng;
 use tracing::span;
 
-use crate::listening::keep_events_on;
+use crate::listening::{is_of_crate, keep_events_on};
 use crate::seeds::pick;
 
 /// How a deliberate panic begins.
@@ -217,7 +217,7 @@ impl tracing::Subscriber for Layer {
         &self,
         metadata: &'static tracing::Metadata<'static>,
     ) -> tracing::subscriber::Interest {
-        if metadata.target().starts_with("kinestream") {
+        if is_of_crate(metadata) {
             tracing::subscriber::Interest::sometimes()
         } else {
             tracing::subscriber::Interest::never()
@@ -225,7 +225,7 @@ impl tracing::Subscriber for Layer {
     }
 
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.is_span() || self.0.is_armed(Part::Layer)
+        is_of_crate(metadata) && (metadata.is_span() || self.0.is_armed(Part::Layer))
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {

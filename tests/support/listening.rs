@@ -17,16 +17,19 @@ pub(crate) fn keep_events_on() {
     });
 }
 
+/// Whether a span or an event is the crate's. A subscriber decides this in `enabled` as well, which
+/// `tracing` asks about every place that another thread is registering at that moment: the SDK draws a
+/// random number for each of its spans that is enabled.
+pub(crate) fn is_of_crate(metadata: &Metadata<'_>) -> bool {
+    metadata.target().starts_with("kinestream")
+}
+
 /// Receives nothing itself.
 struct Undecided;
 
 impl Subscriber for Undecided {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
-        if metadata.target().starts_with("kinestream") {
-            Interest::sometimes()
-        } else {
-            Interest::never()
-        }
+        if is_of_crate(metadata) { Interest::sometimes() } else { Interest::never() }
     }
 
     fn enabled(&self, _: &Metadata<'_>) -> bool {
