@@ -134,7 +134,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "shard/tenure.rs",
         right: "self.is_doubtful.store(false, Ordering::SeqCst);\n        let waiting = self.waiting().take();\n        wake_all(waiting);",
         wrong: "self.is_doubtful.store(false, Ordering::SeqCst);\n        let mut waiting = self.waiting();\n        wake_all(waiting.take());\n        drop(waiting);",
-        breaks: &["Progress"],
+        breaks: &["NoDeadlock"],
     },
     Mistake {
         what: "every worker lists",

@@ -311,7 +311,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "store/writer/save.rs",
         right: "        drop(state);\n        wake_all(waiting);\n",
         wrong: "        wake_all(waiting);\n        drop(state);\n",
-        breaks: &["Progress"],
+        breaks: &["NoDeadlock"],
     },
     Mistake {
         what: "a stream waits by the waker of its caller",
