@@ -12,7 +12,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use futures::{StreamExt, stream};
-use kinestream::{Budget, Consumer, MemoryStore, StartingPosition};
+use kinestream::{Consumer, MemoryBudget, MemoryStore, StartingPosition};
 
 const STREAMS: [&str; 2] = ["orders", "payments"];
 const RECORDS: usize = 500;
@@ -26,7 +26,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
         support::put_numbers(&client, stream, 0..RECORDS).await?;
     }
 
-    let (store, budget) = (MemoryStore::new(), Budget::new(64 * 1024 * 1024));
+    let (store, budget) = (MemoryStore::new(), MemoryBudget::new(64 * 1024 * 1024));
     let consumer = |stream: &str| {
         Consumer::builder(client.clone(), stream)
             .application("billing")

@@ -19,20 +19,20 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::group::Word;
-use crate::observe::{Events, Observer};
-use crate::shard::Closing;
-use crate::source::{Kinesis, Registration};
+use crate::fleet::WorkerMessage;
+use crate::shard::CloseSignal;
+use crate::source::{Kinesis, RegisteredConsumer};
 use crate::store::{self, CheckpointStore, LeaseStore, Scope, Writer};
+use crate::telemetry::{Events, Telemetry};
 
 pub use builder::ConsumerBuilder;
 pub use health::Health;
-pub use operations::WhenHeld;
+pub use operations::IfLeased;
 pub use records::Records;
 use session::Session;
 use settings::Settings;
 pub use shards::Shards;
-pub use status::{ShardState, ShardStatus, Status};
+pub use status::{ApplicationStatus, ShardState, ShardStatus};
 
 /// How long [`Consumer::close`] tries to save what is pending.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -68,18 +68,18 @@ pub struct Consumer {
 struct Inner {
     kinesis: Kinesis,
     /// The consumer of enhanced fan-out.
-    fan_out: Option<Arc<Registration>>,
+    fan_out: Option<Arc<RegisteredConsumer>>,
     store: Arc<dyn CheckpointStore>,
     leases: Arc<dyn LeaseStore>,
     scope: Scope,
-    observer: Observer,
+    observer: Telemetry,
     settings: Settings,
-    closing: Closing,
+    closing: CloseSignal,
     /// A session is alive.
     reading: Arc<AtomicBool>,
     writer: Mutex<Option<Writer>>,
     /// What the worker of the last reading hears.
-    words: Mutex<Option<mpsc::UnboundedSender<Word>>>,
+    words: Mutex<Option<mpsc::UnboundedSender<WorkerMessage>>>,
     /// Closed when the worker of the last reading has left.
     worker: Mutex<Option<watch::Receiver<()>>>,
 }

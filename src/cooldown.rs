@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use crate::backoff::{Backoff, SHARED_CALLS};
-use crate::error::{Error, ErrorKind, Failure, Remedy, SharedFailures};
+use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction, SharedFailures};
 
 /// Keeps tasks that share one call from retrying it one after the other: after a failure, all of them
 /// are refused until the back-off is over.
@@ -23,7 +23,7 @@ pub(crate) struct Cooldown {
 /// The last failure, which a refusal repeats.
 #[derive(Debug)]
 struct Last {
-    remedy: Remedy,
+    remedy: RetryAction,
     kind: ErrorKind,
     message: String,
 }
@@ -43,7 +43,7 @@ impl Cooldown {
     ///
     /// Fails during the back-off. Repeats the last failure if a retry may never cure it. Otherwise the
     /// message is `what` and that of the last failure, and time limits of the reader keep running.
-    pub(crate) fn begin(&mut self, what: &str) -> Result<(), Failure> {
+    pub(crate) fn begin(&mut self, what: &str) -> Result<(), ClassifiedError> {
         let now = Instant::now();
         if self.until.is_some_and(|until| now < until) {
             return Err(self.refusal(what));
@@ -56,7 +56,7 @@ impl Cooldown {
 
     /// Counts a failed attempt; the back-off begins now. Returns the failure for the reader that made
     /// the call. The caller receives one error of each kind, whichever shard yields it.
-    pub(crate) fn failed(&mut self, mut failure: Failure) -> Failure {
+    pub(crate) fn failed(&mut self, mut failure: ClassifiedError) -> ClassifiedError {
         self.back_off();
         failure.remedy = failure.remedy_after(&mut self.panics);
         failure.error = failure.error.shared(Some(self.failures.clone()));
@@ -75,17 +75,17 @@ impl Cooldown {
     }
 
     /// The failure of a reader that is refused.
-    fn refusal(&self, what: &str) -> Failure {
+    fn refusal(&self, what: &str) -> ClassifiedError {
         let (remedy, kind, message) = match &self.last {
             Some(last) if last.remedy.lasts() => (last.remedy, last.kind, last.message.clone()),
             last => {
                 let cause = last.as_ref().map(|last| format!(": {}", last.message));
                 let message = format!("{what} a moment ago{}", cause.unwrap_or_default());
-                (Remedy::CoolDown, ErrorKind::Unavailable, message)
+                (RetryAction::CoolDown, ErrorKind::Unavailable, message)
             }
         };
         let error = Error::new(kind, message).shared(Some(self.failures.clone()));
-        Failure { remedy, error, answered: None }
+        ClassifiedError { remedy, error, answered: None }
     }
 }
 
@@ -96,11 +96,15 @@ mod tests {
     use super::*;
     use crate::error::{Panic, TOLERATED};
 
-    fn failure(remedy: Remedy) -> Failure {
-        Failure { remedy, error: Error::new(ErrorKind::Denied, "no permission"), answered: None }
+    fn failure(remedy: RetryAction) -> ClassifiedError {
+        ClassifiedError {
+            remedy,
+            error: Error::new(ErrorKind::Denied, "no permission"),
+            answered: None,
+        }
     }
 
-    async fn fail(cooldown: &mut Cooldown, failure: Failure) -> Remedy {
+    async fn fail(cooldown: &mut Cooldown, failure: ClassifiedError) -> RetryAction {
         tokio::time::advance(Duration::from_secs(5)).await;
         cooldown.begin("the call failed").unwrap();
         cooldown.failed(failure).remedy
@@ -111,7 +115,7 @@ mod tests {
         let mut cooldown = Cooldown::default();
         cooldown.begin("the call failed").unwrap();
         let refused = cooldown.begin("the call failed").unwrap_err();
-        assert_eq!(refused.remedy, Remedy::CoolDown);
+        assert_eq!(refused.remedy, RetryAction::CoolDown);
         assert_eq!(refused.error.to_string(), "the call failed a moment ago");
         tokio::time::advance(Duration::from_secs(5)).await;
         cooldown.begin("the call failed").unwrap();
@@ -122,19 +126,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn refusals_repeat_what_a_retry_does_not_cure() {
         for (remedy, expected) in [
-            (Remedy::Report, Remedy::Report),
-            (Remedy::RetryThenReport, Remedy::RetryThenReport),
-            (Remedy::RestartListing, Remedy::RestartListing),
-            (Remedy::Gone, Remedy::Gone),
-            (Remedy::Retry, Remedy::CoolDown),
-            (Remedy::SlowDown, Remedy::CoolDown),
+            (RetryAction::Report, RetryAction::Report),
+            (RetryAction::RetryThenReport, RetryAction::RetryThenReport),
+            (RetryAction::RestartListing, RetryAction::RestartListing),
+            (RetryAction::Gone, RetryAction::Gone),
+            (RetryAction::Retry, RetryAction::CoolDown),
+            (RetryAction::SlowDown, RetryAction::CoolDown),
         ] {
             let mut cooldown = Cooldown::default();
             assert_eq!(fail(&mut cooldown, failure(remedy)).await, remedy);
             let refused = cooldown.begin("the call failed").unwrap_err();
             assert_eq!(refused.remedy, expected);
             let expected = match expected {
-                Remedy::CoolDown => "the call failed a moment ago: no permission",
+                RetryAction::CoolDown => "the call failed a moment ago: no permission",
                 _ => "no permission",
             };
             assert_eq!(refused.error.to_string(), expected, "{remedy:?}");
@@ -146,7 +150,8 @@ mod tests {
         let mut cooldown = Cooldown::default();
         let mut claims = async |kind| {
             let error = Error::new(kind, "no");
-            let failure = Failure { remedy: Remedy::RetryThenReport, error, answered: None };
+            let failure =
+                ClassifiedError { remedy: RetryAction::RetryThenReport, error, answered: None };
             tokio::time::advance(Duration::from_secs(5)).await;
             cooldown.begin("the call failed").unwrap();
             let made = cooldown.failed(failure).error;
@@ -168,20 +173,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn repeated_panics_of_any_reader_are_reported() {
         let mut cooldown = Cooldown::default();
-        let panicked = || Failure::panicked("ListShards", Panic::new(Box::new("lost")));
+        let panicked = || ClassifiedError::panicked("ListShards", Panic::new(Box::new("lost")));
         for _ in 0..TOLERATED {
-            assert_eq!(fail(&mut cooldown, panicked()).await, Remedy::Retry);
+            assert_eq!(fail(&mut cooldown, panicked()).await, RetryAction::Retry);
         }
-        assert_eq!(fail(&mut cooldown, panicked()).await, Remedy::Report);
-        assert_eq!(cooldown.begin("the call failed").unwrap_err().remedy, Remedy::Report);
+        assert_eq!(fail(&mut cooldown, panicked()).await, RetryAction::Report);
+        assert_eq!(cooldown.begin("the call failed").unwrap_err().remedy, RetryAction::Report);
     }
 
     #[tokio::test(start_paused = true)]
     async fn dropped_attempt_repeats_no_failure_of_before() {
         let mut cooldown = Cooldown::default();
-        assert_eq!(fail(&mut cooldown, failure(Remedy::Report)).await, Remedy::Report);
+        assert_eq!(fail(&mut cooldown, failure(RetryAction::Report)).await, RetryAction::Report);
         tokio::time::advance(Duration::from_secs(5)).await;
         cooldown.begin("the call failed").unwrap();
-        assert_eq!(cooldown.begin("the call failed").unwrap_err().remedy, Remedy::CoolDown);
+        assert_eq!(cooldown.begin("the call failed").unwrap_err().remedy, RetryAction::CoolDown);
     }
 }

@@ -1,7 +1,7 @@
 //! What went wrong, where, and whether waiting cures it.
 
 mod panic;
-mod remedy;
+mod retry_action;
 mod shared;
 
 use std::error::Error as StdError;
@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub(crate) use panic::{Panic, TOLERATED, contain, contain_call};
-pub(crate) use remedy::{Failure, Remedy, date_of};
+pub(crate) use retry_action::{ClassifiedError, RetryAction, date_of};
 pub(crate) use shared::{Kinds, SharedFailures};
 
 /// A `Result` with this crate's [`Error`].

@@ -16,7 +16,7 @@ pub mod migrating {}
 pub mod operations {}
 
 #[doc = include_str!("guide/pace.md")]
-pub mod pace {}
+pub mod pacing {}
 
 #[doc = include_str!("guide/probes.md")]
 pub mod probes {}

@@ -69,7 +69,7 @@
 //!
 //! Records of a shard come in order; shards take turns. When a shard is split or merged, its
 //! children are read once it is read to its end *and* finished, so the records of one partition
-//! key come in order over a reshard as well ([`Ordering::ParentFirst`]).
+//! key come in order over a reshard as well ([`ShardOrdering::ParentFirst`]).
 //!
 //! # Pushed records
 //!
@@ -149,19 +149,19 @@
 
 mod backoff;
 mod checkpoint;
-mod closing;
+mod close_signal;
 mod consumer;
 mod cooldown;
+mod discovery;
 mod error;
-mod group;
+mod fleet;
 pub mod guide;
-mod lineage;
-mod observe;
-mod pace;
+mod pacing;
 mod record;
 mod shard;
 mod source;
 pub mod store;
+mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(feature = "serde")]
@@ -170,20 +170,21 @@ mod wakers;
 
 pub use checkpoint::{Checkpoint, InFlightLimit};
 pub use consumer::{
-    Consumer, ConsumerBuilder, Health, Records, ShardState, ShardStatus, Shards, Status, WhenHeld,
+    ApplicationStatus, Consumer, ConsumerBuilder, Health, IfLeased, Records, ShardState,
+    ShardStatus, Shards,
 };
+pub use discovery::{ShardOrdering, ShardPosition, StartingPosition};
 pub use error::{Error, ErrorKind, Result};
-pub use lineage::{Ordering, ShardPosition, StartingPosition};
-pub use observe::{Event, Events, ShardFailure, Task};
 pub use record::{EncryptionType, Record, SequenceNumber, ShardId};
 pub use shard::{CheckpointOn, ShardStream};
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub use source::fuzz_aggregate;
-pub use source::{Budget, OnTrimmed};
+pub use source::{MemoryBudget, OnTrimmed};
 #[cfg(feature = "redis")]
 pub use store::RedisStore;
 pub use store::{CheckpointStore, MemoryStore};
+pub use telemetry::{Event, Events, ShardFailure, Task};
 
 /// What stands in the README compiles.
 #[cfg(all(doctest, feature = "redis"))]

@@ -1,9 +1,9 @@
 //! One record, and the names of where it stands.
 
-mod mark;
+mod position_buf;
 mod sequence_number;
 mod shard_id;
-mod text;
+mod shared_text;
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use std::time::SystemTime;
 use aws_sdk_kinesis::primitives::DateTime;
 use bytes::Bytes;
 
-pub(crate) use mark::Mark;
+pub(crate) use position_buf::PositionBuf;
 pub use sequence_number::SequenceNumber;
 pub use shard_id::ShardId;
-pub(crate) use text::Text;
+pub(crate) use shared_text::SharedText;
 
 /// One record of a stream, in the order of its shard.
 ///
@@ -39,7 +39,7 @@ pub(crate) use text::Text;
 /// ```
 pub struct Record {
     pub(crate) data: Bytes,
-    pub(crate) partition_key: Option<Text>,
+    pub(crate) partition_key: Option<SharedText>,
     pub(crate) sequence_number: SequenceNumber,
     pub(crate) sub_sequence_number: u64,
     /// It was packed with others, of which more are to be handed out.
@@ -50,24 +50,24 @@ pub struct Record {
     pub(crate) encryption_type: EncryptionType,
     /// In the order of delivery in this shard, from 0.
     pub(crate) number: u64,
-    pub(crate) origin: Arc<Origin>,
+    pub(crate) origin: Arc<BatchContext>,
 }
 
 /// What the records of one answer share.
-pub(crate) struct Origin {
+pub(crate) struct BatchContext {
     pub(crate) stream: Arc<str>,
     pub(crate) shard_id: ShardId,
     pub(crate) millis_behind_latest: i64,
     pub(crate) epoch: u64,
     /// Where it is said that a record is finished.
-    pub(crate) finish: Arc<dyn Finish>,
+    pub(crate) finish: Arc<dyn AckSink>,
 }
 
 /// The way back for acknowledgements: the only thing that points backwards.
-pub(crate) trait Finish: Send + Sync {
+pub(crate) trait AckSink: Send + Sync {
     /// Record number `number` of the shard, in order of delivery, which stands at this sequence
     /// number and has so many bytes, is done with. Saying it twice changes nothing.
-    fn finish(&self, number: u64, mark: &Mark, bytes: usize);
+    fn finish(&self, number: u64, mark: &PositionBuf, bytes: usize);
 
     /// Notes that all records before number `next` are delivered.
     fn deliver(&self, next: u64);
@@ -176,7 +176,7 @@ impl Record {
     /// early that the record in hand is done with, before leaving the loop. Calling it twice
     /// changes nothing, and it never blocks.
     pub fn ack(&self) {
-        let mut mark = Mark::default();
+        let mut mark = PositionBuf::default();
         mark.set(self);
         self.origin.finish.finish(self.number, &mark, self.size());
     }

@@ -1,10 +1,10 @@
 //! One shard as a `Stream`, from its checkpoint to its end.
 
-mod feed;
-mod pulse;
-mod reading;
-mod run;
-mod tenure;
+mod delivery;
+mod lease_handle;
+mod poll_monitor;
+mod prefetcher;
+mod reader;
 
 use std::fmt;
 use std::pin::Pin;
@@ -14,16 +14,16 @@ use std::task::{Context, Poll, ready};
 use futures::Stream;
 use futures::stream::FusedStream;
 
-pub(crate) use crate::closing::Closing;
+pub(crate) use crate::close_signal::CloseSignal;
 use crate::error::Result;
-use crate::observe::Polls;
 use crate::record::{Record, ShardId};
+use crate::telemetry::Polls;
 use crate::wakers::CallerWaker;
 
-pub(crate) use pulse::Pulse;
-pub(crate) use reading::{Ending, Plan, Reading};
-pub(crate) use run::Handout;
-pub(crate) use tenure::{Moment, Tenure, Validity, time_on_the_wall};
+pub(crate) use delivery::Delivery;
+pub(crate) use lease_handle::{LeaseDeadline, LeaseHandle, Moment, time_on_the_wall};
+pub(crate) use poll_monitor::PollMonitor;
+pub(crate) use reader::{Plan, ReadOutcome, ShardReader};
 
 /// When a record counts as finished, so that the checkpoint may pass it.
 ///
@@ -110,17 +110,17 @@ pub enum CheckpointOn {
 /// [`prefetch`]: crate::ConsumerBuilder::prefetch
 #[must_use = "streams do nothing unless polled"]
 pub struct ShardStream {
-    reading: Reading,
-    handout: Handout,
-    pulse: Option<Pulse>,
+    reading: ShardReader,
+    handout: Delivery,
+    pulse: Option<PollMonitor>,
     polls: Arc<Polls>,
     caller: CallerWaker,
 }
 
 impl ShardStream {
     /// `pulse` and `polls` are told of each poll.
-    pub(crate) fn new(reading: Reading, pulse: Option<Pulse>, polls: Arc<Polls>) -> Self {
-        let handout = Handout::new(reading.checkpoint_on());
+    pub(crate) fn new(reading: ShardReader, pulse: Option<PollMonitor>, polls: Arc<Polls>) -> Self {
+        let handout = Delivery::new(reading.checkpoint_on());
         Self { reading, handout, pulse, polls, caller: CallerWaker::new() }
     }
 
@@ -136,7 +136,7 @@ impl ShardStream {
     }
 
     /// The same shard in runs of records, for merging: the merged stream's polls count for it.
-    pub(crate) fn into_runs(self, merged: Option<&Pulse>) -> Reading {
+    pub(crate) fn into_runs(self, merged: Option<&PollMonitor>) -> ShardReader {
         if let (Some(pulse), Some(merged)) = (&self.pulse, merged) {
             pulse.merge_into(merged);
         }

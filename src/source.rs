@@ -4,32 +4,32 @@
 //! position, that of the last record *fetched*. Dropping it drops what it was about to fetch and
 //! nothing else; whoever needs the rest makes a new source from a checkpoint.
 
-mod absence;
+mod absent_listings;
 mod aggregation;
 mod batch;
-mod budget;
 mod connections;
 mod demand;
-mod doubt;
+mod failure_streak;
 mod fan_out;
+mod fetch_limit;
+mod fetch_state;
+mod field_scanner;
 mod hash_range;
 mod kinesis;
 mod listing;
+mod listing_cache;
 mod loss;
-mod members;
-mod oldest;
+mod memory_budget;
+mod oldest_record;
 mod overtaking;
 mod polling;
-mod portion;
 mod position;
-mod progress;
-mod registration;
+mod registered_consumer;
+mod response_memory;
 mod retention;
 mod retention_period;
-mod room;
-mod standing;
-mod streak;
 mod subscription;
+mod unproven_end;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -39,29 +39,29 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use crate::error::{Error, Result};
-use crate::observe::ShardObserver;
-use crate::pace::{Pace, SHORTEST_PAUSE};
-use crate::record::{Finish, SequenceNumber};
+use crate::pacing::{Pace, SHORTEST_PAUSE};
+use crate::record::{AckSink, SequenceNumber};
+use crate::telemetry::ShardTelemetry;
 
-pub(crate) use absence::Absence;
+pub(crate) use absent_listings::AbsentListings;
 pub(crate) use batch::Batch;
-pub use budget::Budget;
-pub(crate) use budget::Space;
 pub(crate) use demand::Demand;
-use fan_out::FanOut;
+use fan_out::FanOutFetcher;
 pub(crate) use kinesis::{Kinesis, KnownShard, MOST_CLOCK_SKEW};
 pub(crate) use listing::{ListedShard, Listing, other_start, unusable};
-use polling::Polling;
+pub use memory_budget::MemoryBudget;
+pub(crate) use memory_budget::Reservation;
+use polling::PollingFetcher;
 pub use position::OnTrimmed;
 pub(crate) use position::Position;
 
-use progress::{Progress, State, Told};
-pub(crate) use registration::Registration;
+use fetch_state::{FetchState, State, StreamError};
+pub(crate) use registered_consumer::RegisteredConsumer;
 
 /// What it takes to read one shard.
-pub(crate) struct Subject {
+pub(crate) struct SourceConfig {
     pub(crate) kinesis: Kinesis,
-    pub(crate) observer: ShardObserver,
+    pub(crate) observer: ShardTelemetry,
     /// Of the lease under which it is read.
     pub(crate) epoch: u64,
     pub(crate) position: Position,
@@ -73,21 +73,21 @@ pub(crate) struct Subject {
     pub(crate) start_time: Option<SystemTime>,
     /// Whether records that a producer has packed into one are handed out one by one.
     pub(crate) deaggregate: bool,
-    pub(crate) budget: Budget,
-    pub(crate) finish: Arc<dyn Finish>,
+    pub(crate) budget: MemoryBudget,
+    pub(crate) finish: Arc<dyn AckSink>,
     pub(crate) interval: Duration,
     pub(crate) limit: u32,
     /// The consumer by which it is pushed; without one it is polled.
-    pub(crate) fan_out: Option<Arc<Registration>>,
+    pub(crate) fan_out: Option<Arc<RegisteredConsumer>>,
 }
 
-impl Subject {
+impl SourceConfig {
     /// The source. It asks for nothing until it is polled.
     pub(crate) fn into_source(self) -> Source {
         let Self { interval, limit, .. } = self;
         let memory = self.budget.shard();
         let told = self.observer.known_failures();
-        let progress = Progress {
+        let progress = FetchState {
             kinesis: self.kinesis,
             observer: self.observer,
             epoch: self.epoch,
@@ -101,8 +101,8 @@ impl Subject {
             state: State::new(told, self.added),
         };
         match self.fan_out {
-            Some(registration) => FanOut::new(progress, registration, memory).into_source(),
-            None => Polling::new(progress, limit, memory).into_source(),
+            Some(registration) => FanOutFetcher::new(progress, registration, memory).into_source(),
+            None => PollingFetcher::new(progress, limit, memory).into_source(),
         }
     }
 }
@@ -110,7 +110,7 @@ impl Subject {
 /// What a source yields.
 pub(crate) enum Fetched {
     /// At least one record, and the memory that they were granted.
-    Records(Batch, Space),
+    Records(Batch, Reservation),
     /// No other record comes up to `after`, or had arrived by `until`: a quiet shard is read so far.
     Passed { after: Option<SequenceNumber>, until: SystemTime },
     /// The shard is closed and read to its end. The children are known where the server names
@@ -121,15 +121,15 @@ pub(crate) enum Fetched {
 }
 
 /// What asks Kinesis for the records of one shard.
-trait Asks: Send + 'static {
-    fn progress(&mut self) -> &mut Progress;
+trait ShardFetcher: Send + 'static {
+    fn progress(&mut self) -> &mut FetchState;
 
     /// Waits for its turn and asks once. What comes of it, if anything, is the progress's to hand out.
-    fn ask(&mut self) -> impl Future<Output = Result<(), Told>> + Send;
+    fn ask(&mut self) -> impl Future<Output = Result<(), StreamError>> + Send;
 }
 
 /// All that comes of asking, again and again.
-fn batches(mut source: impl Asks) -> BoxStream<'static, Result<Fetched>> {
+fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>> {
     let batches = stream! {
         source.progress().begins();
         loop {

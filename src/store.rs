@@ -187,14 +187,14 @@
 //! *and* its clock goes back behind the last change of owner, and no worker that remembers reaches
 //! it first, can an epoch come twice.
 
-mod alone;
 pub mod conformance;
-mod contained;
+mod guarded_store;
 pub mod lease;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
 mod scope;
+mod single_worker_leases;
 mod writer;
 
 use std::collections::HashMap;
@@ -210,15 +210,15 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
 
-use alone::Alone;
-pub(crate) use contained::Contained;
+pub(crate) use guarded_store::Contained;
 pub(crate) use lease::LeaseStore;
 pub use memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;
 pub use scope::Scope;
 pub(crate) use scope::{Mark, parse_arn};
-pub(crate) use writer::{ReaderGate, Rhythm, Watched, Writer};
+use single_worker_leases::SingleWorkerLeases;
+pub(crate) use writer::{FlushConfig, ReaderGate, TrackedShard, Writer};
 
 /// Keeps, for each application and stream, how far each shard has been read.
 ///
@@ -312,7 +312,7 @@ impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {
 pub(crate) fn leases_of(store: &Arc<dyn CheckpointStore>) -> (Arc<dyn LeaseStore>, bool) {
     match Arc::clone(store).leases() {
         Some(leases) => (leases, false),
-        None => (Arc::new(Alone::new(Arc::clone(store))), true),
+        None => (Arc::new(SingleWorkerLeases::new(Arc::clone(store))), true),
     }
 }
 

@@ -2,10 +2,10 @@
 
 use kinestream::store::{Scope, lease};
 use kinestream::{
-    Budget, Checkpoint, CheckpointOn, Consumer, ConsumerBuilder, EncryptionType, Error, ErrorKind,
-    Event, Events, MemoryStore, OnTrimmed, Ordering, Record, Records, SequenceNumber, ShardId,
-    ShardPosition, ShardState, ShardStatus, ShardStream, Shards, StartingPosition, Status,
-    WhenHeld,
+    ApplicationStatus, Checkpoint, CheckpointOn, Consumer, ConsumerBuilder, EncryptionType, Error,
+    ErrorKind, Event, Events, IfLeased, MemoryBudget, MemoryStore, OnTrimmed, Record, Records,
+    SequenceNumber, ShardId, ShardOrdering, ShardPosition, ShardState, ShardStatus, ShardStream,
+    Shards, StartingPosition,
 };
 
 fn assert_all<T: Send + Sync + Unpin + std::fmt::Debug + 'static>() {}
@@ -13,7 +13,7 @@ fn assert_send<T: Send + Unpin + std::fmt::Debug + 'static>() {}
 
 #[test]
 fn public_types_cross_threads() {
-    assert_all::<Budget>();
+    assert_all::<MemoryBudget>();
     assert_all::<Checkpoint>();
     assert_all::<CheckpointOn>();
     assert_all::<Consumer>();
@@ -24,7 +24,7 @@ fn public_types_cross_threads() {
     assert_all::<Event>();
     assert_all::<MemoryStore>();
     assert_all::<OnTrimmed>();
-    assert_all::<Ordering>();
+    assert_all::<ShardOrdering>();
     assert_all::<Record>();
     assert_all::<Scope>();
     assert_all::<SequenceNumber>();
@@ -33,8 +33,8 @@ fn public_types_cross_threads() {
     assert_all::<ShardState>();
     assert_all::<ShardStatus>();
     assert_all::<StartingPosition>();
-    assert_all::<Status>();
-    assert_all::<WhenHeld>();
+    assert_all::<ApplicationStatus>();
+    assert_all::<IfLeased>();
     assert_all::<lease::Answer>();
     assert_all::<lease::Change>();
     assert_all::<lease::Edit>();

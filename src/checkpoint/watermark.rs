@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::Checkpoint;
 use super::in_flight::{Allowance, InFlightConfig, InFlightLimit};
-use crate::record::{Finish, Mark};
+use crate::record::{AckSink, PositionBuf};
 use crate::wakers::wake_all;
 
 use state::State;
@@ -176,8 +176,8 @@ impl Watermark {
     }
 }
 
-impl Finish for Watermark {
-    fn finish(&self, number: u64, mark: &Mark, bytes: usize) {
+impl AckSink for Watermark {
+    fn finish(&self, number: u64, mark: &PositionBuf, bytes: usize) {
         let (advance, wakers) = {
             let mut state = self.lock();
             if state.is_finished(number) {
@@ -266,10 +266,10 @@ mod tests {
         assert_eq!(watermark.unfinished(), (1000, Some(1000 * second)));
         // What lies behind the first changes nothing.
         for (number, place) in &records[1..] {
-            watermark.finish(*number, &Mark::from(place), 0);
+            watermark.finish(*number, &PositionBuf::from(place), 0);
         }
         assert_eq!(watermark.unfinished(), (1, Some(1000 * second)));
-        watermark.finish(0, &Mark::from(&records[0].1), 0);
+        watermark.finish(0, &PositionBuf::from(&records[0].1), 0);
         assert_eq!(watermark.unfinished(), (0, None));
         watermark.hand_out(2, 0);
         assert_eq!(watermark.unfinished(), (0, None), "none of them is delivered yet");
@@ -303,7 +303,7 @@ mod tests {
         assert_eq!(stalled(), Some((InFlightLimit::Records, 2, 61 * second)));
         tokio::time::advance(60 * second).await;
         assert_eq!(stalled(), None, "it is said once");
-        watermark.finish(1, &Mark::from(&records[1].1), 0);
+        watermark.finish(1, &PositionBuf::from(&records[1].1), 0);
         assert!(watermark.held_by().is_none());
         deliver();
         tokio::time::advance(30 * second).await;

@@ -5,13 +5,13 @@ use aws_sdk_kinesis::Client;
 
 use super::settings::{Settings, check_application, check_stream};
 use super::{Consumer, Inner};
+use crate::discovery::{ShardOrdering, ShardPosition, StartingPosition};
 use crate::error::{Error, ErrorKind, Result};
-use crate::lineage::{Ordering, ShardPosition, StartingPosition};
-use crate::observe::Observer;
 use crate::record::ShardId;
 use crate::shard::CheckpointOn;
-use crate::source::{Budget, Kinesis, OnTrimmed, Registration};
+use crate::source::{Kinesis, MemoryBudget, OnTrimmed, RegisteredConsumer};
 use crate::store::{CheckpointStore, Contained, MemoryStore, Scope, leases_of};
+use crate::telemetry::Telemetry;
 
 /// The options of a [`Consumer`], each with a default that suits most.
 ///
@@ -203,15 +203,15 @@ impl ConsumerBuilder {
     ///
     /// Default: none, a budget of its own of [`max_buffered_bytes`](Self::max_buffered_bytes), which
     /// means nothing beside one that is shared.
-    pub fn budget(mut self, budget: &Budget) -> Self {
+    pub fn budget(mut self, budget: &MemoryBudget) -> Self {
         self.settings.budget = Some(budget.clone());
         self
     }
 
     /// Whether children wait for their parents.
     ///
-    /// Default: [`Ordering::ParentFirst`].
-    pub fn ordering(mut self, ordering: Ordering) -> Self {
+    /// Default: [`ShardOrdering::ParentFirst`].
+    pub fn ordering(mut self, ordering: ShardOrdering) -> Self {
         self.settings.rules.ordering = ordering;
         self
     }
@@ -347,9 +347,9 @@ impl ConsumerBuilder {
                 Error::new(ErrorKind::Configuration, message).in_stream(kinesis.name())
             })?;
         let scope = Scope::new(self.application, self.stream);
-        let observer = Observer::new(kinesis.name(), scope.application_name());
+        let observer = Telemetry::new(kinesis.name(), scope.application_name());
         let fan_out = self.settings.fan_out.as_ref();
-        let fan_out = fan_out.map(|name| Arc::new(Registration::new(kinesis.clone(), name)));
+        let fan_out = fan_out.map(|name| Arc::new(RegisteredConsumer::new(kinesis.clone(), name)));
         let (leases, are_own) = leases_of(&self.store);
         self.settings.rules.has_own_leases = are_own;
         Ok(Consumer {
@@ -361,7 +361,7 @@ impl ConsumerBuilder {
                 scope,
                 observer,
                 settings: self.settings,
-                closing: crate::shard::Closing::new(),
+                closing: crate::shard::CloseSignal::new(),
                 reading: Arc::default(),
                 writer: std::sync::Mutex::default(),
                 words: std::sync::Mutex::default(),

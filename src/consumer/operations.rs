@@ -10,14 +10,14 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Consumer;
 use crate::backoff::{Backoff, LISTINGS};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, ErrorKind, Failure, Result};
-use crate::group::Word;
-use crate::lineage::{Confirmations, StartingPosition};
-use crate::observe::Event;
+use crate::discovery::{Confirmations, StartingPosition};
+use crate::error::{ClassifiedError, Error, ErrorKind, Result};
+use crate::fleet::WorkerMessage;
 use crate::record::ShardId;
 use crate::source::Listing;
 use crate::store::lease::{Edit, Lease, Table};
 use crate::store::{LONGEST_CALL, Mark, in_time};
+use crate::telemetry::Event;
 
 /// What to do about positions that a worker has the lease of.
 ///
@@ -31,7 +31,7 @@ use crate::store::{LONGEST_CALL, Mark, in_time};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
-pub enum WhenHeld {
+pub enum IfLeased {
     /// Change nothing, and name the worker.
     #[default]
     Refuse,
@@ -82,7 +82,7 @@ impl Consumer {
         &self,
         shard: &ShardId,
         checkpoint: Checkpoint,
-        when_held: WhenHeld,
+        when_held: IfLeased,
     ) -> Result<()> {
         if let Checkpoint::AtTimestamp(time) | Checkpoint::CaughtUp { until: time, .. } = checkpoint
             && time > SystemTime::now()
@@ -110,7 +110,7 @@ impl Consumer {
     /// # Cancel safety
     ///
     /// As [`set_position`](Self::set_position).
-    pub async fn clear_positions(&self, when_held: WhenHeld) -> Result<()> {
+    pub async fn clear_positions(&self, when_held: IfLeased) -> Result<()> {
         self.edit(&Edit::Clear, when_held).await?;
         self.see().await;
         Ok(())
@@ -124,7 +124,7 @@ impl Consumer {
     /// this one before this returns, others at their next renewal. What was handed out before counts no
     /// more: to acknowledge it changes nothing, and its
     /// [`epoch`](crate::Record::epoch) is lower than that of what comes. For a single shard, or a
-    /// sequence number, see [`set_position`](Self::set_position) with [`WhenHeld::Force`].
+    /// sequence number, see [`set_position`](Self::set_position) with [`IfLeased::Force`].
     ///
     /// # Errors
     ///
@@ -176,7 +176,7 @@ impl Consumer {
             let ids = listed.shards.into_iter().map(|shard| shard.id);
             let positions: Vec<_> =
                 ids.filter(|id| moved.insert(id.clone())).map(position).collect();
-            self.edit(&Edit::Set { positions }, WhenHeld::Force).await?;
+            self.edit(&Edit::Set { positions }, IfLeased::Force).await?;
             listed = self.whole_listing(&mut confirmations).await?;
         }
         self.see().await;
@@ -231,14 +231,14 @@ impl Consumer {
     async fn see(&self) {
         let (told, seen) = oneshot::channel();
         let words = self.inner.words.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if words.is_some_and(|words| words.send(Word::Edited(told)).is_ok()) {
+        if words.is_some_and(|words| words.send(WorkerMessage::Edited(told)).is_ok()) {
             // A store that does not answer any more has its leases run out.
             let _seen = timeout(LONGEST_CALL, seen).await;
         }
     }
 
-    async fn edit(&self, edit: &Edit, when_held: WhenHeld) -> Result<()> {
-        let forced = when_held == WhenHeld::Force;
+    async fn edit(&self, edit: &Edit, when_held: IfLeased) -> Result<()> {
+        let forced = when_held == IfLeased::Force;
         let edited = in_time(self.inner.leases.edit(&self.inner.scope, edit, forced)).await;
         match edited.map_err(|error| self.here(error))? {
             None => Ok(()),
@@ -267,7 +267,7 @@ impl Attempts {
     }
 
     /// Backs off from a failure that a retry may cure.
-    async fn after(&mut self, consumer: &Consumer, failure: Failure) -> Result<()> {
+    async fn after(&mut self, consumer: &Consumer, failure: ClassifiedError) -> Result<()> {
         let error = consumer.here(failure.error);
         let pause = self.backoff.failed();
         if !error.is_temporary() || self.began.elapsed() + pause >= LONGEST_CALL {

@@ -8,9 +8,9 @@ use futures::stream::{FusedStream, SelectAll};
 
 use super::Shards;
 use crate::error::{Error, ErrorKind, Result};
-use crate::observe::Polls;
 use crate::record::Record;
-use crate::shard::{CheckpointOn, Handout, Pulse, Reading};
+use crate::shard::{CheckpointOn, Delivery, PollMonitor, ShardReader};
+use crate::telemetry::Polls;
 use crate::wakers::CallerWaker;
 
 /// Every record of a stream: its shards, merged.
@@ -47,9 +47,9 @@ use crate::wakers::CallerWaker;
 pub struct Records {
     /// Where shards come from, until there are no more to come.
     shards: Option<Shards>,
-    merged: SelectAll<Reading>,
-    handout: Handout,
-    pulse: Option<Pulse>,
+    merged: SelectAll<ShardReader>,
+    handout: Delivery,
+    pulse: Option<PollMonitor>,
     polls: Arc<Polls>,
     caller: CallerWaker,
 }
@@ -63,7 +63,7 @@ impl Records {
             polls,
             shards: Some(shards),
             merged: SelectAll::new(),
-            handout: Handout::new(checkpoint_on),
+            handout: Delivery::new(checkpoint_on),
             caller: CallerWaker::new(),
         }
     }

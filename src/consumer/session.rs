@@ -10,11 +10,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::Consumer;
+use crate::discovery::{Memory, ScopeMigration, ShardDiscovery};
 use crate::error::{Error, Result, contain_call};
-use crate::group::{Opening, Plan as Workplan, Word, Worker};
-use crate::lineage::{Lister, Memory, Takeover};
-use crate::shard::{Ending, Plan, Pulse, Reading, ShardStream};
-use crate::source::{Budget, Subject};
+use crate::fleet::{AssignedShard, Plan as Workplan, Worker, WorkerMessage};
+use crate::shard::{Plan, PollMonitor, ReadOutcome, ShardReader, ShardStream};
+use crate::source::{MemoryBudget, SourceConfig};
 use crate::store::Writer;
 
 /// How long a reading waits for the one before it to save and to give back what it had.
@@ -38,8 +38,8 @@ impl Session {
     }
 
     /// Where the polls of a merged stream are noted, if that matters.
-    pub(super) fn pulse(&self) -> Option<Pulse> {
-        self.consumer.inner.settings.rules.poll_timeout.map(|_limit| Pulse::new())
+    pub(super) fn pulse(&self) -> Option<PollMonitor> {
+        self.consumer.inner.settings.rules.poll_timeout.map(|_limit| PollMonitor::new())
     }
 
     /// Starts the tasks that all shards share.
@@ -65,13 +65,13 @@ impl Session {
             leases: Arc::clone(&inner.leases),
             scope: inner.scope.clone(),
             writer: writer.clone(),
-            lister: Lister {
+            lister: ShardDiscovery {
                 kinesis: inner.kinesis.clone(),
                 start: inner.settings.start.clone(),
                 on_trimmed: inner.settings.on_trimmed,
                 discovery_interval: inner.settings.rules.discovery_interval,
                 memory: Memory::begin(),
-                takeover: Takeover::new(
+                takeover: ScopeMigration::new(
                     &inner.leases,
                     &inner.scope,
                     &inner.settings.rules.worker_id,
@@ -128,7 +128,7 @@ impl Session {
             }
         });
         let settings = &inner.settings;
-        let own = || Budget::new(settings.max_buffered_bytes);
+        let own = || MemoryBudget::new(settings.max_buffered_bytes);
         let budget = settings.budget.clone().unwrap_or_else(own);
         inner.observer.ask_for_buffered({
             let budget = budget.clone();
@@ -169,10 +169,10 @@ impl Drop for Session {
 /// A session under way.
 pub(super) struct Running {
     session: Arc<Session>,
-    budget: Budget,
+    budget: MemoryBudget,
     writer: Writer,
-    word: mpsc::UnboundedSender<Word>,
-    openings: mpsc::UnboundedReceiver<Result<Opening>>,
+    word: mpsc::UnboundedSender<WorkerMessage>,
+    openings: mpsc::UnboundedReceiver<Result<AssignedShard>>,
     /// The worker has ended by itself, and not with its runtime.
     has_left: Arc<AtomicBool>,
 }
@@ -182,7 +182,7 @@ impl Running {
     pub(super) fn poll_opening(
         &mut self,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Opening>>> {
+    ) -> Poll<Option<Result<AssignedShard>>> {
         match ready!(self.openings.poll_recv(context)) {
             None if !self.has_left.swap(true, Atomic::SeqCst) => {
                 let error = Error::runtime_shutdown();
@@ -193,11 +193,11 @@ impl Running {
     }
 
     /// The stream of a shard that may be read now.
-    pub(super) fn open(&self, opening: Opening) -> ShardStream {
-        let Opening { shard, position, added, tenure, watermark, pulse, unopened } = opening;
+    pub(super) fn open(&self, opening: AssignedShard) -> ShardStream {
+        let AssignedShard { shard, position, added, tenure, watermark, pulse, unopened } = opening;
         let inner = &self.session.consumer.inner;
         let observer = inner.observer.shard(&shard.id, &watermark);
-        let subject = Subject {
+        let subject = SourceConfig {
             kinesis: inner.kinesis.clone(),
             observer: observer.clone(),
             epoch: tenure.epoch(),
@@ -215,7 +215,7 @@ impl Running {
         };
         let (word, id, epoch) = (self.word.clone(), shard.id.clone(), tenure.epoch());
         let at_end = observer.clone();
-        let reading = Reading::new(Plan {
+        let reading = ShardReader::new(Plan {
             observer,
             parents: shard.parents,
             source: subject.into_source(),
@@ -230,14 +230,14 @@ impl Running {
             ended: Box::new(move |ending| {
                 // Nobody listens any more where the reading has been dropped.
                 let _dropped = word.send(match ending {
-                    Ending::Read(children) => {
+                    ReadOutcome::Read(children) => {
                         let (shard, observer) = (id.clone(), at_end.clone());
-                        Word::Read { shard, epoch, children, observer }
+                        WorkerMessage::Read { shard, epoch, children, observer }
                     }
-                    Ending::Failed { has_delivered } => {
-                        Word::Failed { shard: id.clone(), epoch, has_delivered }
+                    ReadOutcome::Failed { has_delivered } => {
+                        WorkerMessage::Failed { shard: id.clone(), epoch, has_delivered }
                     }
-                    Ending::Dropped => Word::Dropped(id.clone(), epoch),
+                    ReadOutcome::Dropped => WorkerMessage::Dropped(id.clone(), epoch),
                 });
             }),
             session: Arc::clone(&self.session) as _,

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::checkpoint::InFlightConfig;
-use crate::group::Rules;
-use crate::lineage::{Ordering, ShardPosition, Start, StartingPosition};
-use crate::pace::SHORTEST_PAUSE;
+use crate::discovery::{ShardOrdering, ShardPosition, Start, StartingPosition};
+use crate::fleet::WorkerConfig;
+use crate::pacing::SHORTEST_PAUSE;
 use crate::shard::CheckpointOn;
-use crate::source::{Budget, OnTrimmed};
-use crate::store::{Rhythm, parse_arn};
+use crate::source::{MemoryBudget, OnTrimmed};
+use crate::store::{FlushConfig, parse_arn};
 
 /// The most records that one call may ask for:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
@@ -28,17 +28,17 @@ pub(super) struct Settings {
     pub(super) start: Start,
     pub(super) interval: Duration,
     pub(super) limit: u32,
-    pub(super) rhythm: Rhythm,
+    pub(super) rhythm: FlushConfig,
     pub(super) in_flight: InFlightConfig,
     pub(super) prefetch: usize,
     pub(super) max_buffered_bytes: usize,
     /// Shared with other consumers, in place of one of that size.
-    pub(super) budget: Option<Budget>,
+    pub(super) budget: Option<MemoryBudget>,
     pub(super) on_trimmed: OnTrimmed,
     pub(super) deaggregate: bool,
     pub(super) fan_out: Option<Arc<str>>,
     pub(super) deregister_on_close: bool,
-    pub(super) rules: Rules,
+    pub(super) rules: WorkerConfig,
 }
 
 impl Default for Settings {
@@ -47,7 +47,7 @@ impl Default for Settings {
             start: Start::default(),
             interval: Duration::from_secs(1),
             limit: MOST_RECORDS,
-            rhythm: Rhythm {
+            rhythm: FlushConfig {
                 interval: Duration::from_secs(1),
                 max_unflushed: Duration::from_secs(60),
             },
@@ -59,10 +59,10 @@ impl Default for Settings {
             deaggregate: true,
             fan_out: None,
             deregister_on_close: false,
-            rules: Rules {
+            rules: WorkerConfig {
                 has_own_leases: false,
                 worker_id: unique_name(),
-                ordering: Ordering::default(),
+                ordering: ShardOrdering::default(),
                 checkpoint_on: CheckpointOn::default(),
                 discovery_interval: Duration::from_secs(30),
                 lease_duration: Duration::from_secs(10),

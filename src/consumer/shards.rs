@@ -8,8 +8,8 @@ use futures::stream::FusedStream;
 
 use super::session::{Running, Session};
 use crate::error::{Error, Result};
-use crate::observe::Polls;
-use crate::shard::{Closing, Pulse, ShardStream};
+use crate::shard::{CloseSignal, PollMonitor, ShardStream};
+use crate::telemetry::Polls;
 use crate::wakers::CallerWaker;
 
 /// The shards of a stream, each as a [`ShardStream`]: those there are at the start, those that come
@@ -51,7 +51,7 @@ enum State {
     Idle(Arc<Session>),
     Running {
         running: Running,
-        closing: Closing,
+        closing: CloseSignal,
         session: Arc<Session>,
     },
     Done,
@@ -79,7 +79,7 @@ impl Shards {
     }
 
     /// Where the polls of a merged stream are noted, if that matters.
-    pub(super) fn pulse(&self) -> Option<Pulse> {
+    pub(super) fn pulse(&self) -> Option<PollMonitor> {
         match &self.state {
             State::Idle(session) | State::Running { session, .. } => session.pulse(),
             State::Refused(_) | State::Done => None,

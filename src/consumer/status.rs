@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::Consumer;
 use crate::checkpoint::{Checkpoint, InFlightLimit};
+use crate::discovery::is_readable;
 use crate::error::Result;
-use crate::lineage::is_readable;
-use crate::observe::ShardFailure;
 use crate::record::ShardId;
+use crate::telemetry::ShardFailure;
 
 /// How an application stands with a stream: every shard that it knows, and who reads it.
 ///
@@ -29,7 +29,7 @@ use crate::record::ShardId;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
-pub struct Status {
+pub struct ApplicationStatus {
     /// The stream's name.
     pub stream: String,
     /// Whose positions these are.
@@ -126,7 +126,7 @@ impl Consumer {
     /// # Cancel safety
     ///
     /// It changes nothing.
-    pub async fn status(&self) -> Result<Status> {
+    pub async fn status(&self) -> Result<ApplicationStatus> {
         let inner = &self.inner;
         let table = self.table().await?;
         let ordering = inner.settings.rules.ordering;
@@ -162,7 +162,7 @@ impl Consumer {
             };
             (id.clone(), status)
         });
-        Ok(Status {
+        Ok(ApplicationStatus {
             stream: inner.scope.stream_name().to_owned(),
             application: inner.scope.application().to_owned(),
             workers: table.workers.keys().map(ToString::to_string).collect(),

@@ -3,7 +3,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
-use super::Text;
+use super::SharedText;
 use crate::error::{Error, ErrorKind};
 
 /// The longest number that the API's pattern, `0|([1-9]\d{0,128})`, lets through.
@@ -24,7 +24,7 @@ pub(super) const MAX_DIGITS: usize = 129;
 /// # Ok::<(), kinestream::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct SequenceNumber(pub(super) Text);
+pub struct SequenceNumber(pub(super) SharedText);
 
 impl SequenceNumber {
     /// The number as Kinesis writes it.
@@ -46,7 +46,7 @@ impl SequenceNumber {
 
     /// The same, for many records to have.
     pub(crate) fn into_shared(self) -> Self {
-        Self(Text::Shared((*self.0).into()))
+        Self(SharedText::Shared((*self.0).into()))
     }
 
     /// What orders numbers without leading zeros: the longer one is the greater one.

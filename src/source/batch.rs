@@ -7,7 +7,7 @@ use aws_sdk_kinesis::types;
 
 use crate::checkpoint::ByteAllowance;
 use crate::error::{Error, ErrorKind, Result};
-use crate::record::{EncryptionType, Origin, Record, SequenceNumber, Text};
+use crate::record::{BatchContext, EncryptionType, Record, SequenceNumber, SharedText};
 
 use super::Position;
 use super::aggregation::Aggregate;
@@ -25,7 +25,7 @@ pub(crate) struct Batch {
     left: usize,
     /// What was handed out, and whose memory was not given back yet.
     bytes: usize,
-    origin: Arc<Origin>,
+    origin: Arc<BatchContext>,
 }
 
 /// A record that holds others.
@@ -48,7 +48,11 @@ struct Shared {
 const NONE: usize = usize::MAX;
 
 impl Batch {
-    pub(super) fn new(records: Vec<types::Record>, deaggregate: bool, origin: Origin) -> Self {
+    pub(super) fn new(
+        records: Vec<types::Record>,
+        deaggregate: bool,
+        origin: BatchContext,
+    ) -> Self {
         let mut batch = Self {
             left: records.len(),
             aggregates: VecDeque::new(),
@@ -145,7 +149,7 @@ impl Batch {
         }
     }
 
-    pub(crate) fn origin(&self) -> &Origin {
+    pub(crate) fn origin(&self) -> &BatchContext {
         &self.origin
     }
 
@@ -212,7 +216,7 @@ impl Batch {
         };
         Some(Ok(Record {
             data: record.data.into_bytes(),
-            partition_key: record.partition_key.map(Text::from),
+            partition_key: record.partition_key.map(SharedText::from),
             sequence_number,
             sub_sequence_number: 0,
             is_inner: false,
@@ -256,7 +260,7 @@ impl Batch {
         }
         Some(Ok(Record {
             data: part.data,
-            partition_key: Some(Text::Shared(part.key)),
+            partition_key: Some(SharedText::Shared(part.key)),
             sequence_number: shared.sequence_number,
             sub_sequence_number: part.number,
             is_inner: !part.is_last,

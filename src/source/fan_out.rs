@@ -11,7 +11,7 @@
 //!
 //! What moves on is the position: each event says where the next subscription is to begin, so one
 //! follows the other without a gap. While nobody asks for more, the subscription lies in a slot where
-//! [`FanOut::rest`] finds it: it is let go then, and taken up where the caller left off. A drop at any
+//! [`FanOutFetcher::rest`] finds it: it is let go then, and taken up where the caller left off. A drop at any
 //! await point drops the subscription and nothing else.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,18 +21,18 @@ use aws_sdk_kinesis::types::SubscribeToShardEvent;
 use tokio::time::Instant;
 
 use super::batch::size;
-use super::budget::ShardMemory;
 use super::demand::Demand;
-use super::doubt::{MISNUMBERED, OpenEnd};
-use super::progress::{Answer, Progress, Told, Unpacked, children};
-use super::registration::Registration;
+use super::fetch_state::{Answer, FetchState, StreamError, Unpacked, children};
+use super::memory_budget::ShardBudget;
+use super::registered_consumer::RegisteredConsumer;
+use super::response_memory::while_read;
 use super::retention::{Beginning, arrival};
-use super::room::while_read;
 use super::subscription::{Gauge, LONGEST_LIFE, Message, Next, Subscription};
-use super::{Asks, KnownShard, Source, batches};
-use crate::error::{ErrorKind, Failure, Remedy};
-use crate::observe::log_line;
+use super::unproven_end::{MISNUMBERED, OpenEnd};
+use super::{KnownShard, ShardFetcher, Source, batches};
+use crate::error::{ClassifiedError, ErrorKind, RetryAction};
 use crate::record::SequenceNumber;
+use crate::telemetry::log_line;
 
 /// How long the old subscription goes on where a new one could not take over.
 const RENEW_AGAIN: Duration = Duration::from_secs(10);
@@ -47,10 +47,10 @@ const CHECKED_FOR: Duration = Duration::from_secs(10);
 const UNDECIDED_FOR: Duration = Duration::from_secs(60);
 
 /// A shard that is pushed.
-pub(super) struct FanOut {
-    progress: Progress,
-    registration: Arc<Registration>,
-    memory: ShardMemory,
+pub(super) struct FanOutFetcher {
+    progress: FetchState,
+    registration: Arc<RegisteredConsumer>,
+    memory: ShardBudget,
     demand: Demand,
     slot: Slot,
     /// How long the message is for which there was no room.
@@ -88,14 +88,14 @@ struct Placed {
 enum Refused {
     /// There was no room for what it begins with, which is that long.
     NoRoom(usize),
-    Failed(Failure),
+    Failed(ClassifiedError),
 }
 
-impl FanOut {
+impl FanOutFetcher {
     pub(super) fn new(
-        progress: Progress,
-        registration: Arc<Registration>,
-        memory: ShardMemory,
+        progress: FetchState,
+        registration: Arc<RegisteredConsumer>,
+        memory: ShardBudget,
     ) -> Self {
         let (demand, slot) = (Demand::default(), Slot::default());
         Self {
@@ -118,7 +118,10 @@ impl FanOut {
     }
 
     /// A new subscription, if there is one. Where there is none, the old one goes on for a while.
-    async fn renew(&mut self, old: Option<Subscription>) -> Result<Option<Subscription>, Told> {
+    async fn renew(
+        &mut self,
+        old: Option<Subscription>,
+    ) -> Result<Option<Subscription>, StreamError> {
         self.progress.pace.turn().await;
         self.progress.pace.asks();
         let refused = match self.subscribe().await {
@@ -173,7 +176,7 @@ impl FanOut {
         event: SubscribeToShardEvent,
         message: Message,
         subscription: Subscription,
-    ) -> Result<(), Told> {
+    ) -> Result<(), StreamError> {
         self.expected = 0;
         let named = message.named;
         if !named.records {
@@ -277,7 +280,7 @@ impl FanOut {
 
     /// Whether losses may lie between the position and an event that has come to `reached`, which a new
     /// subscription shows. One that is not judged yet shows them itself.
-    async fn is_overtaken(&mut self, reached: SystemTime) -> Result<bool, Failure> {
+    async fn is_overtaken(&mut self, reached: SystemTime) -> Result<bool, ClassifiedError> {
         let age = self.placed_at.elapsed();
         if !self.progress.is_sound() || self.placed && age < CHECKED_FOR {
             return Ok(false);
@@ -293,24 +296,24 @@ impl FanOut {
         is_empty: bool,
         has_records: bool,
         lag: Option<i64>,
-    ) -> Result<Option<Vec<KnownShard>>, Told> {
+    ) -> Result<Option<Vec<KnownShard>>, StreamError> {
         self.progress.proven_end(&OpenEnd { is_empty, has_records, lag }).await
     }
 
     /// It may be the consumer that is gone, which the next reading is to find or to register.
-    async fn forget_what_is_gone(&self, failure: &Failure) {
-        if failure.remedy == Remedy::Gone {
+    async fn forget_what_is_gone(&self, failure: &ClassifiedError) {
+        if failure.remedy == RetryAction::Gone {
             self.registration.forget().await;
         }
     }
 }
 
-impl Asks for FanOut {
-    fn progress(&mut self) -> &mut Progress {
+impl ShardFetcher for FanOutFetcher {
+    fn progress(&mut self) -> &mut FetchState {
         &mut self.progress
     }
 
-    async fn ask(&mut self) -> Result<(), Told> {
+    async fn ask(&mut self) -> Result<(), StreamError> {
         let mut subscription = match take(&self.slot) {
             Some(young) if Instant::now() < young.renew_at => young,
             old => match self.renew(old).await? {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::listing::{ListedShard, unusable};
 use crate::cooldown::Cooldown;
-use crate::error::Failure;
+use crate::error::ClassifiedError;
 use crate::record::ShardId;
 
 /// The hash keys of the records that belong into a shard, both ends among them. They never change.
@@ -54,8 +54,8 @@ impl HashRanges {
     pub(super) async fn of(
         &self,
         shard: &ShardId,
-        list: impl AsyncFnOnce() -> Result<Vec<ListedShard>, Failure>,
-    ) -> Result<HashRange, Failure> {
+        list: impl AsyncFnOnce() -> Result<Vec<ListedShard>, ClassifiedError>,
+    ) -> Result<HashRange, ClassifiedError> {
         let mut known: MutexGuard<'_, Known> = self.0.lock().await;
         if !known.ranges.contains_key(shard) {
             known.cooldown.begin("ListShards failed")?;

@@ -26,11 +26,11 @@ use super::Position;
 use super::connections::Place;
 use super::hash_range::{HashRange, HashRanges};
 use super::listing::{Listing, Pages, of_next_page, other_start, unusable};
+use super::listing_cache::{LIST_EACH, ListingCache, ShardPresence};
+use super::response_memory::ResponseMemory;
 use super::retention_period::{Period, RetentionPeriod};
-use super::room::Room;
-use super::standing::{LIST_EACH, Standing, Standings};
 use super::subscription::{Gauge, Subscription};
-use crate::error::{Error, ErrorKind, Failure, Remedy, Result, contain, date_of};
+use crate::error::{ClassifiedError, Error, ErrorKind, Result, RetryAction, contain, date_of};
 use crate::record::{SequenceNumber, ShardId};
 
 /// A call that has not answered by then has failed: ten times what a 10 MiB answer takes at
@@ -48,7 +48,7 @@ pub(crate) struct Kinesis {
     name: Arc<str>,
     arn: Option<Arc<str>>,
     ranges: Arc<HashRanges>,
-    standings: Arc<Standings>,
+    standings: Arc<ListingCache>,
     retention: Arc<RetentionPeriod>,
 }
 
@@ -97,7 +97,7 @@ impl Kinesis {
         &self,
         shard: &ShardId,
         position: &Position,
-    ) -> Result<(Option<String>, Option<SystemTime>), Failure> {
+    ) -> Result<(Option<String>, Option<SystemTime>), ClassifiedError> {
         let (name, arn) = self.target();
         let call = self
             .client
@@ -118,8 +118,8 @@ impl Kinesis {
         &self,
         iterator: &str,
         limit: i32,
-        room: &Room,
-    ) -> Result<GetRecordsOutput, Failure> {
+        room: &ResponseMemory,
+    ) -> Result<GetRecordsOutput, ClassifiedError> {
         let call = self
             .client
             .get_records()
@@ -134,7 +134,7 @@ impl Kinesis {
     }
 
     /// The ARN of the stream, asked for where it was named.
-    pub(super) async fn stream_arn(&self) -> Result<Arc<str>, Failure> {
+    pub(super) async fn stream_arn(&self) -> Result<Arc<str>, ClassifiedError> {
         if let Some(arn) = &self.arn {
             return Ok(Arc::clone(arn));
         }
@@ -142,7 +142,7 @@ impl Kinesis {
         Ok(described.map(|summary| summary.stream_arn).unwrap_or_default().into())
     }
 
-    async fn summary(&self) -> Result<Option<types::StreamDescriptionSummary>, Failure> {
+    async fn summary(&self) -> Result<Option<types::StreamDescriptionSummary>, ClassifiedError> {
         let (name, arn) = self.target();
         let call = self.client.describe_stream_summary();
         let call = call.set_stream_name(name).set_stream_arn(arn);
@@ -152,13 +152,13 @@ impl Kinesis {
 
     /// How long the stream keeps records, by a lookup that began after `since`; 24 hours where Kinesis refuses
     /// the lookup.
-    pub(super) async fn retention(&self, since: Instant) -> Result<Period, Failure> {
+    pub(super) async fn retention(&self, since: Instant) -> Result<Period, ClassifiedError> {
         let describe = async || {
             let hours = self.summary().await?.map_or(0, |summary| summary.retention_period_hours);
             match u64::try_from(hours) {
                 // The SDK takes an absent member for 0.
                 Ok(0) | Err(_) => {
-                    Err(Failure::without("DescribeStreamSummary", "RetentionPeriodHours"))
+                    Err(ClassifiedError::without("DescribeStreamSummary", "RetentionPeriodHours"))
                 }
                 Ok(hours) => Ok(Duration::from_secs(hours * 3600)),
             }
@@ -172,11 +172,11 @@ impl Kinesis {
         &self,
         stream_arn: Option<&str>,
         consumer: &str,
-    ) -> Result<(Arc<str>, ConsumerStatus), Failure> {
+    ) -> Result<(Arc<str>, ConsumerStatus), ClassifiedError> {
         let described = self.described_consumer(stream_arn, consumer).await?;
         // Where an answer names no status, the SDK fills in an empty one.
         if described.consumer_status.as_str().is_empty() {
-            return Err(Failure::without("DescribeStreamConsumer", "status"));
+            return Err(ClassifiedError::without("DescribeStreamConsumer", "status"));
         }
         Ok((described.consumer_arn.into(), described.consumer_status))
     }
@@ -186,7 +186,7 @@ impl Kinesis {
         &self,
         stream_arn: &str,
         name: &str,
-    ) -> Result<Arc<str>, Failure> {
+    ) -> Result<Arc<str>, ClassifiedError> {
         let described = self.described_consumer(Some(stream_arn), name).await?;
         Ok(described.consumer_arn.into())
     }
@@ -195,7 +195,7 @@ impl Kinesis {
         &self,
         stream_arn: Option<&str>,
         consumer: &str,
-    ) -> Result<ConsumerDescription, Failure> {
+    ) -> Result<ConsumerDescription, ClassifiedError> {
         let call = self.client.describe_stream_consumer();
         let call = match stream_arn {
             Some(stream) => call.stream_arn(stream).consumer_name(consumer),
@@ -206,10 +206,14 @@ impl Kinesis {
         // Where an answer names no description or no ARN, the SDK fills in empty ones.
         described
             .filter(|consumer| !consumer.consumer_arn.is_empty())
-            .ok_or_else(|| Failure::without("DescribeStreamConsumer", "description"))
+            .ok_or_else(|| ClassifiedError::without("DescribeStreamConsumer", "description"))
     }
 
-    pub(super) async fn register(&self, stream_arn: &str, name: &str) -> Result<(), Failure> {
+    pub(super) async fn register(
+        &self,
+        stream_arn: &str,
+        name: &str,
+    ) -> Result<(), ClassifiedError> {
         let call = self.client.register_stream_consumer();
         let call = call.stream_arn(stream_arn).consumer_name(name);
         let call = call.customize().config_override(Self::once()).send();
@@ -224,7 +228,7 @@ impl Kinesis {
             .map_err(|failure| if is_full { too_many_consumers(failure) } else { failure })
     }
 
-    pub(super) async fn deregister(&self, consumer_arn: &str) -> Result<(), Failure> {
+    pub(super) async fn deregister(&self, consumer_arn: &str) -> Result<(), ClassifiedError> {
         let call = self.client.deregister_stream_consumer().consumer_arn(consumer_arn);
         let call = call.customize().config_override(Self::once()).send();
         answer("DeregisterStreamConsumer", call).await.map(|_gone| ())
@@ -237,7 +241,7 @@ impl Kinesis {
         shard: &ShardId,
         position: &Position,
         gauge: Gauge,
-    ) -> Result<(Subscription, Option<SystemTime>), Failure> {
+    ) -> Result<(Subscription, Option<SystemTime>), ClassifiedError> {
         let (kind, number, time) = place_of(position);
         let place = types::StartingPosition::builder()
             .r#type(kind)
@@ -267,7 +271,7 @@ impl Kinesis {
 
     /// Lists the shards of the stream that are within retention. A listing that shows itself incomplete
     /// is a failure.
-    pub(crate) async fn shards(&self) -> Result<Listing, Failure> {
+    pub(crate) async fn shards(&self) -> Result<Listing, ClassifiedError> {
         let listing = self.complete().await?;
         self.ranges.learn(&listing.shards).await;
         Ok(listing)
@@ -275,13 +279,16 @@ impl Kinesis {
 
     /// Lists the shards that were open [`MOST_CLOCK_SKEW`] before a time, because shards and records may
     /// be timed by different clocks. The answer may have holes.
-    pub(crate) async fn shards_open_before(&self, time: SystemTime) -> Result<Listing, Failure> {
+    pub(crate) async fn shards_open_before(
+        &self,
+        time: SystemTime,
+    ) -> Result<Listing, ClassifiedError> {
         self.pages(time.checked_sub(MOST_CLOCK_SKEW)).await
     }
 
     /// Which hash keys belong into a shard. Whoever asks first for a shard that was not listed yet
     /// lists them all, for all who ask.
-    pub(super) async fn hash_range(&self, shard: &ShardId) -> Result<HashRange, Failure> {
+    pub(super) async fn hash_range(&self, shard: &ShardId) -> Result<HashRange, ClassifiedError> {
         self.ranges.of(shard, async || Ok(self.complete().await?.shards)).await
     }
 
@@ -290,7 +297,7 @@ impl Kinesis {
         &self,
         shard: &ShardId,
         since: Instant,
-    ) -> Result<Standing, Failure> {
+    ) -> Result<ShardPresence, ClassifiedError> {
         self.standings.of(shard, since, async || Ok(self.complete().await?.shards)).await
     }
 
@@ -302,7 +309,7 @@ impl Kinesis {
     pub(super) async fn start_of(
         &self,
         shard: &ShardId,
-    ) -> Result<Option<SequenceNumber>, Failure> {
+    ) -> Result<Option<SequenceNumber>, ClassifiedError> {
         let began = Instant::now();
         let start = self.standing(shard, began).await?.start;
         if self.standing(shard, began + LIST_EACH).await?.start != start {
@@ -311,7 +318,7 @@ impl Kinesis {
         Ok(start)
     }
 
-    async fn complete(&self) -> Result<Listing, Failure> {
+    async fn complete(&self) -> Result<Listing, ClassifiedError> {
         let listing = self.pages(None).await?;
         match listing.flaw() {
             Some(flaw) => Err(unusable(format!("is incomplete: {flaw}"))),
@@ -319,7 +326,7 @@ impl Kinesis {
         }
     }
 
-    async fn pages(&self, open_at: Option<SystemTime>) -> Result<Listing, Failure> {
+    async fn pages(&self, open_at: Option<SystemTime>) -> Result<Listing, ClassifiedError> {
         let asked = SystemTime::now();
         let (first, date) = self.page(Page::First(open_at)).await?;
         let mut pages = Pages::new(server_time(date, asked));
@@ -331,7 +338,10 @@ impl Kinesis {
         Ok(pages.listing)
     }
 
-    async fn page(&self, page: Page) -> Result<(ListShardsOutput, Option<SystemTime>), Failure> {
+    async fn page(
+        &self,
+        page: Page,
+    ) -> Result<(ListShardsOutput, Option<SystemTime>), ClassifiedError> {
         let call = self.client.list_shards();
         let call = match page {
             Page::First(open_at) => {
@@ -358,11 +368,11 @@ impl Kinesis {
 }
 
 /// Reports what no retry cures.
-fn too_many_consumers(failure: Failure) -> Failure {
+fn too_many_consumers(failure: ClassifiedError) -> ClassifiedError {
     let message = "RegisterStreamConsumer failed: LimitExceededException; a stream has at most 20 \
         registered consumers: deregister one, or pass the name of a registered one to fan_out";
     let error = Error::new(ErrorKind::Rejected, message).with_source(failure.error);
-    Failure { remedy: Remedy::Report, error, ..failure }
+    ClassifiedError { remedy: RetryAction::Report, error, ..failure }
 }
 
 /// How Kinesis is told where to begin.
@@ -387,14 +397,14 @@ enum Page {
 async fn answer<T, E>(
     action: &'static str,
     call: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
-) -> Result<T, Failure>
+) -> Result<T, ClassifiedError>
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
     match contain(tokio::time::timeout(CALL_TIMEOUT, call)).await {
-        Ok(Ok(result)) => result.map_err(|error| Failure::of(action, error)),
-        Ok(Err(_elapsed)) => Err(Failure::timed_out(action, CALL_TIMEOUT.as_secs())),
-        Err(panic) => Err(Failure::panicked(action, panic)),
+        Ok(Ok(result)) => result.map_err(|error| ClassifiedError::of(action, error)),
+        Ok(Err(_elapsed)) => Err(ClassifiedError::timed_out(action, CALL_TIMEOUT.as_secs())),
+        Err(panic) => Err(ClassifiedError::panicked(action, panic)),
     }
 }
 

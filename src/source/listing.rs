@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
 use aws_sdk_kinesis::types;
 
-use crate::error::{Error, ErrorKind, Failure, Remedy};
+use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
 use crate::record::{SequenceNumber, ShardId};
 
 /// More shards or pages than any listing has: an account has 20,000 shards where AWS has not raised
@@ -178,7 +178,10 @@ impl Pages {
     }
 
     /// Adds a page, and returns the token of the next.
-    pub(super) fn take(&mut self, page: ListShardsOutput) -> Result<Option<String>, Failure> {
+    pub(super) fn take(
+        &mut self,
+        page: ListShardsOutput,
+    ) -> Result<Option<String>, ClassifiedError> {
         let before = self.listing.shards.len();
         for shard in page.shards.unwrap_or_default() {
             match ListedShard::parse(&shard) {
@@ -218,28 +221,28 @@ impl Pages {
 }
 
 /// A listing of which nothing is used: it is made again.
-pub(crate) fn unusable(why: impl std::fmt::Display) -> Failure {
+pub(crate) fn unusable(why: impl std::fmt::Display) -> ClassifiedError {
     let message = format!("ListShards: the listing {why}");
     let error = Error::new(ErrorKind::Unavailable, message);
-    Failure { remedy: Remedy::RestartListing, error, answered: None }
+    ClassifiedError { remedy: RetryAction::RestartListing, error, answered: None }
 }
 
 /// A listing that disagrees with the one before it on where a shard starts.
-pub(crate) fn other_start(shard: &ShardId) -> Failure {
+pub(crate) fn other_start(shard: &ShardId) -> ClassifiedError {
     unusable(format!("shows {shard} with another start than before"))
 }
 
 /// A refused page token proves nothing about the stream: the listing begins again.
-pub(super) fn of_next_page(failure: Failure) -> Failure {
+pub(super) fn of_next_page(failure: ClassifiedError) -> ClassifiedError {
     let is_refused = match failure.remedy {
-        Remedy::Gone | Remedy::RestartListing => true,
+        RetryAction::Gone | RetryAction::RestartListing => true,
         _ => failure.error.kind() == ErrorKind::Rejected,
     };
     if !is_refused {
         return failure;
     }
     let again = unusable(format!("stopped at a page: {}", failure.error));
-    Failure { error: again.error.with_source(failure.error), ..again }
+    ClassifiedError { error: again.error.with_source(failure.error), ..again }
 }
 
 impl std::fmt::Display for Flaw {

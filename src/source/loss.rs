@@ -4,26 +4,29 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-use super::oldest::Probe;
-use super::progress::{Progress, Told};
+use super::failure_streak::{FailureStreak, GIVEN_UP_AFTER};
+use super::fetch_state::{FetchState, StreamError};
+use super::oldest_record::Probe;
 use super::retention::Start;
-use super::streak::{GIVEN_UP_AFTER, Streak};
 use super::{OnTrimmed, Position};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, ErrorKind, Failure, Remedy};
-use crate::observe::Event;
+use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
 use crate::record::SequenceNumber;
+use crate::telemetry::Event;
 
 /// Calls that the judgement of a loss needs, and that have failed.
 pub(super) struct Unjudged {
-    streak: Streak,
+    streak: FailureStreak,
     error: Error,
 }
 
-impl Progress {
+impl FetchState {
     /// Backs off after a call that the judgement of a loss needs has failed. Ends the source where such calls
     /// have failed for [`GIVEN_UP_AFTER`].
-    pub(super) fn recover_judgement(&mut self, failure: Failure) -> Result<(), Told> {
+    pub(super) fn recover_judgement(
+        &mut self,
+        failure: ClassifiedError,
+    ) -> Result<(), StreamError> {
         let before = self.state.retention.unjudged.take();
         self.state.retention.unjudged = Some(self.recover_lookup(before, failure)?);
         Ok(())
@@ -31,7 +34,10 @@ impl Progress {
 
     /// Returns true if retention may have overtaken the reader. A lookup that failed does not rule it out, and is
     /// handled as in [`recover_judgement`](Self::recover_judgement).
-    pub(super) fn checked(&mut self, checked: Result<bool, Failure>) -> Result<bool, Told> {
+    pub(super) fn checked(
+        &mut self,
+        checked: Result<bool, ClassifiedError>,
+    ) -> Result<bool, StreamError> {
         let failure = match checked {
             Ok(is_overtaken) => return Ok(is_overtaken),
             Err(failure) => failure,
@@ -44,10 +50,10 @@ impl Progress {
     fn recover_lookup(
         &mut self,
         before: Option<Unjudged>,
-        failure: Failure,
-    ) -> Result<Unjudged, Told> {
+        failure: ClassifiedError,
+    ) -> Result<Unjudged, StreamError> {
         match failure.remedy {
-            Remedy::SlowDown => self.pace.throttled(),
+            RetryAction::SlowDown => self.pace.throttled(),
             _ => self.pace.failed(),
         }
         let retry = Event::retried(
@@ -57,12 +63,12 @@ impl Progress {
         );
         let mut unjudged = match before {
             // Another reader has made the call, and has its error.
-            Some(before) if failure.remedy == Remedy::CoolDown => before,
+            Some(before) if failure.remedy == RetryAction::CoolDown => before,
             Some(before) => Unjudged { error: failure.error, ..before },
-            None => Unjudged { streak: Streak::default(), error: failure.error },
+            None => Unjudged { streak: FailureStreak::default(), error: failure.error },
         };
         if unjudged.streak.lasts() {
-            return Err(Told::at_last(self.unjudged(unjudged.error)));
+            return Err(StreamError::at_last(self.unjudged(unjudged.error)));
         }
         self.state.failed += 1;
         self.observer.tell(retry);
@@ -86,11 +92,11 @@ impl Progress {
 
     /// Handles a sequence number that Kinesis refuses. A single refusal proves nothing: the oldest kept
     /// record shows whether the position has left retention.
-    pub(super) fn trimmed(&mut self, error: Error) -> Result<(), Told> {
+    pub(super) fn trimmed(&mut self, error: Error) -> Result<(), StreamError> {
         if self.position.number().is_none() || self.begins_before() {
             // The call held no number, or one before the position.
             self.state.retention.approached = None;
-            let failure = Failure { remedy: Remedy::Retry, error, answered: None };
+            let failure = ClassifiedError { remedy: RetryAction::Retry, error, answered: None };
             return self.recover_judgement(failure);
         }
         self.pace.failed();
@@ -107,10 +113,10 @@ impl Progress {
     ///
     /// The position keeps its number, so that no record up to it is delivered twice should the loss be
     /// none.
-    pub(super) fn lose(&mut self, error: Error) -> Result<(), Told> {
+    pub(super) fn lose(&mut self, error: Error) -> Result<(), StreamError> {
         let now = self.server_time_at(Instant::now());
         let (start, checkpoint) = match self.on_trimmed {
-            OnTrimmed::Fail => return Err(Told::at_last(error)),
+            OnTrimmed::Fail => return Err(StreamError::at_last(error)),
             OnTrimmed::TrimHorizon => (Start::Horizon, Checkpoint::TrimHorizon),
             OnTrimmed::Latest => (Start::Time(now), Checkpoint::AtTimestamp(now)),
         };

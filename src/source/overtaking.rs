@@ -4,10 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use super::fetch_state::FetchState;
 use super::kinesis::MOST_CLOCK_SKEW;
-use super::progress::Progress;
 use super::retention_period::{PERIOD_WITHIN, Period, SHORTEST_RETENTION, looked_up_within};
-use crate::error::Failure;
+use crate::error::ClassifiedError;
 
 /// A reader may be overtaken if its lag is within this time of the retention period: twice the life of an
 /// iterator.
@@ -24,7 +24,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// costs five seconds, in which nothing is read.
 const CHECK_EACH: Duration = Duration::from_secs(60);
 
-impl Progress {
+impl FetchState {
     /// Whether retention may overtake a reader whose last answer was `lag` milliseconds behind the tip: by
     /// the shortest retention period, since an operator may lower that of the stream at any time.
     pub(super) fn is_near_horizon(lag: Option<i64>) -> bool {
@@ -38,7 +38,10 @@ impl Progress {
     /// A new subscription at the last record shows whether they have, but costs five seconds. Where the
     /// retention period is known, a reader does not pay them before it is near the end of the period or the
     /// arrival times leap. With an unknown period, a reader pays them once a minute.
-    pub(super) async fn may_be_overtaken(&mut self, reached: SystemTime) -> Result<bool, Failure> {
+    pub(super) async fn may_be_overtaken(
+        &mut self,
+        reached: SystemTime,
+    ) -> Result<bool, ClassifiedError> {
         let received = Instant::now();
         let Some((since, lag)) = self.known_until(received) else { return Ok(false) };
         let age = lag + NEAR_HORIZON;
@@ -56,7 +59,7 @@ impl Progress {
 
     /// Returns true if the last record may have left retention before an event that has just come, and so may
     /// records between the two. With an unknown period, nothing shows it.
-    pub(super) async fn may_have_left(&mut self) -> Result<bool, Failure> {
+    pub(super) async fn may_have_left(&mut self) -> Result<bool, ClassifiedError> {
         let received = Instant::now();
         let Some((_, lag)) = self.known_until(received) else { return Ok(false) };
         let age = lag + MOST_CLOCK_SKEW;
@@ -67,7 +70,7 @@ impl Progress {
         Ok(period.is_known && age >= period.length)
     }
 
-    async fn look_up(&mut self, since: Instant) -> Result<Period, Failure> {
+    async fn look_up(&mut self, since: Instant) -> Result<Period, ClassifiedError> {
         let period = self.kinesis.retention(since).await?;
         self.state.retention.unchecked = None;
         Ok(period)

@@ -19,16 +19,16 @@ use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use tokio::time::Instant;
 
 use super::batch::size;
-use super::budget::ShardMemory;
 use super::demand::Demand;
-use super::doubt::{MISNUMBERED, OpenEnd};
-use super::portion::Portion;
-use super::progress::{Answer, Progress, Told, Unpacked, children};
+use super::fetch_limit::FetchLimit;
+use super::fetch_state::{Answer, FetchState, StreamError, Unpacked, children};
+use super::memory_budget::ShardBudget;
+use super::response_memory::{LARGEST_ANSWER, ResponseMemory};
 use super::retention::Beginning;
-use super::room::{LARGEST_ANSWER, Room};
-use super::{Asks, Position, Source, batches};
-use crate::error::{ErrorKind, Failure, Remedy};
-use crate::observe::log_line;
+use super::unproven_end::{MISNUMBERED, OpenEnd};
+use super::{Position, ShardFetcher, Source, batches};
+use crate::error::{ClassifiedError, ErrorKind, RetryAction};
+use crate::telemetry::log_line;
 
 /// An iterator lives for 5 minutes; one that waited this long for a slow caller is replaced
 /// before it is refused:
@@ -43,10 +43,10 @@ const LIFE_NEAR_HORIZON: Duration = Duration::from_secs(1);
 const LIFE_AFTER_REPLACEMENT: Duration = Duration::from_secs(10);
 
 /// A shard that is polled.
-pub(super) struct Polling {
-    progress: Progress,
-    portion: Portion,
-    memory: ShardMemory,
+pub(super) struct PollingFetcher {
+    progress: FetchState,
+    portion: FetchLimit,
+    memory: ShardBudget,
     demand: Demand,
     iterator: Option<Iterator>,
     /// Nothing has been read since the iterator was placed but what lay there already.
@@ -57,9 +57,9 @@ pub(super) struct Polling {
     replaced_at: Option<Position>,
 }
 
-impl Polling {
-    pub(super) fn new(progress: Progress, limit: u32, memory: ShardMemory) -> Self {
-        let (portion, demand) = (Portion::new(limit), Demand::default());
+impl PollingFetcher {
+    pub(super) fn new(progress: FetchState, limit: u32, memory: ShardBudget) -> Self {
+        let (portion, demand) = (FetchLimit::new(limit), Demand::default());
         Self {
             progress,
             portion,
@@ -94,7 +94,7 @@ impl Polling {
     }
 
     /// An iterator at the position.
-    async fn place(&mut self) -> Result<Option<Iterator>, Told> {
+    async fn place(&mut self) -> Result<Option<Iterator>, StreamError> {
         let (kinesis, shard) = (&self.progress.kinesis, self.progress.shard_id());
         let failure = match kinesis.shard_iterator(shard, &self.progress.begin()).await {
             Ok((Some(text), date)) => {
@@ -102,7 +102,7 @@ impl Polling {
                 self.progress.placed(date);
                 return Ok(Some(Iterator::new(text)));
             }
-            Ok((None, _)) => Failure::without("GetShardIterator", "iterator"),
+            Ok((None, _)) => ClassifiedError::without("GetShardIterator", "iterator"),
             Err(failure) => failure,
         };
         self.progress.pace.asks();
@@ -113,9 +113,9 @@ impl Polling {
     async fn read(
         &mut self,
         answer: GetRecordsOutput,
-        room: Room,
+        room: ResponseMemory,
         asked: Instant,
-    ) -> Result<(), Told> {
+    ) -> Result<(), StreamError> {
         let bytes = answer.records.iter().map(size).sum();
         let lag = answer.millis_behind_latest;
         let behind = lag.unwrap_or(0) > 0
@@ -159,7 +159,7 @@ impl Polling {
         if !is_empty || !is_tip || self.progress.state.next_passed.is_none() {
             self.progress.restart_quiet();
         }
-        self.is_near_horizon = Progress::is_near_horizon(lag);
+        self.is_near_horizon = FetchState::is_near_horizon(lag);
         if !is_empty && self.iterator.is_some() && self.is_near_horizon {
             // The next records may leave retention before they are fetched, which an iterator at the last
             // record shows.
@@ -205,12 +205,12 @@ impl Polling {
     }
 }
 
-impl Asks for Polling {
-    fn progress(&mut self) -> &mut Progress {
+impl ShardFetcher for PollingFetcher {
+    fn progress(&mut self) -> &mut FetchState {
         &mut self.progress
     }
 
-    async fn ask(&mut self) -> Result<(), Told> {
+    async fn ask(&mut self) -> Result<(), StreamError> {
         self.progress.pace.turn().await;
         let mut token = match self.iterator.take().filter(Iterator::is_young) {
             Some(fresh) => fresh,
@@ -233,7 +233,7 @@ impl Asks for Polling {
             self.portion.reduce(space.taken());
         }
         let least = (self.portion.limit() == 1).then(|| self.demand.clone());
-        let room = Room::new(space, least);
+        let room = ResponseMemory::new(space, least);
         self.progress.pace.asks();
         let asked = Instant::now();
         // Both bounds are checked where the option is set.
@@ -244,7 +244,10 @@ impl Asks for Polling {
         };
         // After a refused number the next iterator probes the oldest record, and a shard that is gone has
         // no new one.
-        if !matches!(failure.remedy, Remedy::RestartIterator | Remedy::Trimmed | Remedy::Gone) {
+        if !matches!(
+            failure.remedy,
+            RetryAction::RestartIterator | RetryAction::Trimmed | RetryAction::Gone
+        ) {
             self.iterator = Some(token);
         }
         let was_short = room.was_short();

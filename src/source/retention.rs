@@ -11,14 +11,14 @@ use aws_sdk_kinesis::types;
 use tokio::time::Instant;
 
 use super::batch::Batch;
+use super::fetch_state::{FetchState, Quiet, StreamError};
 use super::kinesis::{MOST_CLOCK_SKEW, server_time};
 use super::loss::Unjudged;
-use super::oldest::{Probe, Verified};
+use super::oldest_record::{Probe, Verified};
 use super::overtaking::NEAR_HORIZON;
-use super::progress::{Progress, Quiet, Told};
 use super::retention_period::SHORTEST_RETENTION;
 use super::{OnTrimmed, Position};
-use crate::error::Failure;
+use crate::error::ClassifiedError;
 use crate::record::SequenceNumber;
 
 /// How long a polled shard is quiet before it is stored as caught up, and the interval of such saves from
@@ -92,7 +92,7 @@ impl Retention {
     }
 }
 
-impl Progress {
+impl FetchState {
     /// The position of the next placement.
     pub(super) fn begin(&self) -> Position {
         let Retention { probe, start, approached, .. } = &self.state.retention;
@@ -196,7 +196,7 @@ impl Progress {
         &mut self,
         first: Option<&types::Record>,
         is_tip: bool,
-    ) -> Result<Beginning, Told> {
+    ) -> Result<Beginning, StreamError> {
         if self.state.retention.is_sound {
             return Ok(Beginning::Sound);
         }
@@ -212,7 +212,7 @@ impl Progress {
         &mut self,
         first: Option<&types::Record>,
         is_tip: bool,
-    ) -> Result<Beginning, Told> {
+    ) -> Result<Beginning, StreamError> {
         let Some(number) = self.position.number().cloned() else {
             return self.judge_time(first).await;
         };
@@ -257,7 +257,7 @@ impl Progress {
     /// Judges a placement by an answer without records that is behind the tip: if everything that arrived since
     /// the position is kept, nothing was lost. `OnTrimmed::Latest` may have decided to leave records out, which
     /// the first one shows.
-    async fn judge_approach(&mut self) -> Result<Beginning, Told> {
+    async fn judge_approach(&mut self) -> Result<Beginning, StreamError> {
         let Retention { probe, needs_record, start, .. } = &self.state.retention;
         if probe.is_some() || *needs_record {
             return Ok(Beginning::Undecided);
@@ -282,7 +282,10 @@ impl Progress {
 
     /// Judges a placement without a sequence number; `first` is the oldest kept record behind it, if there
     /// is one.
-    async fn judge_time(&mut self, first: Option<&types::Record>) -> Result<Beginning, Told> {
+    async fn judge_time(
+        &mut self,
+        first: Option<&types::Record>,
+    ) -> Result<Beginning, StreamError> {
         if let Some(until) = self.read_until() {
             let oldest = first.and_then(arrival);
             match self.is_kept_since(until, oldest).await {
@@ -317,7 +320,7 @@ impl Progress {
 
     /// Judges the end of a shard. Returns whether nothing was lost before it; otherwise a new placement
     /// follows.
-    pub(super) async fn judge_end(&mut self, beginning: Beginning) -> Result<bool, Told> {
+    pub(super) async fn judge_end(&mut self, beginning: Beginning) -> Result<bool, StreamError> {
         let beginning = match beginning {
             Beginning::Undecided => self.judge_beginning(None, true).await?,
             decided => decided,
@@ -325,13 +328,16 @@ impl Progress {
         Ok(beginning == Beginning::Sound)
     }
 
-    pub(super) fn judge_later(&mut self, failure: Failure) -> Result<Beginning, Told> {
+    pub(super) fn judge_later(
+        &mut self,
+        failure: ClassifiedError,
+    ) -> Result<Beginning, StreamError> {
         self.recover_judgement(failure)?;
         Ok(Beginning::Postponed)
     }
 
     /// Whether the shard was quiet up to a time after which every record is still kept.
-    pub(super) async fn is_quiet_within_retention(&self) -> Result<bool, Failure> {
+    pub(super) async fn is_quiet_within_retention(&self) -> Result<bool, ClassifiedError> {
         match self.position.quiet_until().max(self.state.retention.read_until) {
             Some(until) => self.is_kept_since(until, None).await,
             None => Ok(false),
@@ -350,7 +356,7 @@ impl Progress {
         &self,
         until: SystemTime,
         oldest: Option<SystemTime>,
-    ) -> Result<bool, Failure> {
+    ) -> Result<bool, ClassifiedError> {
         let now = self.server_time_at(Instant::now());
         let age = now.duration_since(until).unwrap_or_default();
         // The arrival times of records come from hosts with different clocks.

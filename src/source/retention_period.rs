@@ -6,8 +6,8 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use crate::cooldown::Cooldown;
-use crate::error::{Failure, Remedy};
-use crate::observe::log_line;
+use crate::error::{ClassifiedError, RetryAction};
+use crate::telemetry::log_line;
 
 /// Records are kept for so long at least:
 /// <https://docs.aws.amazon.com/streams/latest/dev/kinesis-extended-retention.html>.
@@ -60,8 +60,8 @@ impl RetentionPeriod {
     pub(super) async fn get(
         &self,
         since: Instant,
-        describe: impl AsyncFnOnce() -> Result<Duration, Failure>,
-    ) -> Result<Period, Failure> {
+        describe: impl AsyncFnOnce() -> Result<Duration, ClassifiedError>,
+    ) -> Result<Period, ClassifiedError> {
         let mut known = self.0.lock().await;
         if let Some((period, begun)) = known.period {
             let is_assumed = !period.is_known && begun.elapsed() < PERIOD_WITHIN;
@@ -77,7 +77,7 @@ impl RetentionPeriod {
             Err(failure)
                 if matches!(
                     failure.remedy,
-                    Remedy::Retry | Remedy::RetryThenReport | Remedy::SlowDown
+                    RetryAction::Retry | RetryAction::RetryThenReport | RetryAction::SlowDown
                 ) =>
             {
                 return Err(known.cooldown.failed(failure));
@@ -95,7 +95,7 @@ impl RetentionPeriod {
 }
 
 impl Known {
-    fn log_refusal(&mut self, refused: &Failure) {
+    fn log_refusal(&mut self, refused: &ClassifiedError) {
         if !std::mem::replace(&mut self.is_logged, true) {
             log_line!(warn, error = %refused.error, "the retention period is unknown: records that leave \
                 retention while a reader lags by a day or more may be lost without a report; grant \
@@ -111,8 +111,8 @@ mod tests {
 
     const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
-    fn failure(remedy: Remedy) -> Failure {
-        Failure { remedy, error: Error::new(ErrorKind::Denied, "no"), answered: None }
+    fn failure(remedy: RetryAction) -> ClassifiedError {
+        ClassifiedError { remedy, error: Error::new(ErrorKind::Denied, "no"), answered: None }
     }
 
     #[tokio::test(start_paused = true)]
@@ -140,8 +140,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn denied_lookup_assumes_the_shortest_period() {
         let known = RetentionPeriod::default();
-        let denied =
-            known.get(looked_up_within(PERIOD_WITHIN), async || Err(failure(Remedy::Report))).await;
+        let denied = known
+            .get(looked_up_within(PERIOD_WITHIN), async || Err(failure(RetryAction::Report)))
+            .await;
         assert_eq!(denied.unwrap().length, SHORTEST_RETENTION);
         let again = known
             .get(looked_up_within(PERIOD_WITHIN), async || {
@@ -156,7 +157,7 @@ mod tests {
         let known = RetentionPeriod::default();
         assert!(
             known
-                .get(looked_up_within(PERIOD_WITHIN), async || Err(failure(Remedy::Retry)))
+                .get(looked_up_within(PERIOD_WITHIN), async || Err(failure(RetryAction::Retry)))
                 .await
                 .is_err()
         );

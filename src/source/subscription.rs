@@ -21,12 +21,12 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 use tokio::time::{Instant, timeout_at};
 
-use super::budget::Space;
 use super::connections::Place;
 use super::demand::Demand;
-use super::members::{MessageMembers, Named};
-use super::room::while_read;
-use crate::error::{Failure, contain};
+use super::field_scanner::{MessageFieldScanner, NamedFields};
+use super::memory_budget::Reservation;
+use super::response_memory::while_read;
+use crate::error::{ClassifiedError, contain};
 
 /// A subscription ends by itself after five minutes:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>.
@@ -59,19 +59,19 @@ pub(super) enum Next {
     NoRoom(usize),
     /// It has ended, before its time or not.
     Ended,
-    Failed(Failure),
+    Failed(ClassifiedError),
 }
 
 /// The message that an event was made of.
 pub(super) struct Message {
-    space: Space,
+    space: Reservation,
     /// What it names.
-    pub(super) named: Named,
+    pub(super) named: NamedFields,
 }
 
 impl Message {
     /// The memory of so many bytes, which are what the event was found to hold.
-    pub(super) fn keep(mut self, bytes: usize) -> Space {
+    pub(super) fn keep(mut self, bytes: usize) -> Reservation {
         self.space.stretch(bytes);
         self.space
     }
@@ -95,11 +95,16 @@ impl Subscription {
         let dead_at = Instant::now() + DEAD_AFTER;
         let received = contain(timeout_at(dead_at.min(self.renew_at), self.events.recv())).await;
         let received = match received {
-            Err(panic) => return Next::Failed(Failure::panicked("SubscribeToShard", panic)),
+            Err(panic) => {
+                return Next::Failed(ClassifiedError::panicked("SubscribeToShard", panic));
+            }
             Ok(Ok(received)) => received,
             Ok(Err(_elapsed)) if self.renew_at <= dead_at => return Next::Renew,
             Ok(Err(_elapsed)) => {
-                return Next::Failed(Failure::timed_out("SubscribeToShard", DEAD_AFTER.as_secs()));
+                return Next::Failed(ClassifiedError::timed_out(
+                    "SubscribeToShard",
+                    DEAD_AFTER.as_secs(),
+                ));
             }
         };
         let mut gauge = self.gauge.lock();
@@ -113,7 +118,7 @@ impl Subscription {
             }
             Ok(None) => Next::Ended,
             Err(_) if gauge.short > 0 => Next::NoRoom(gauge.short),
-            Err(error) => Next::Failed(Failure::of_event("SubscribeToShard", error)),
+            Err(error) => Next::Failed(ClassifiedError::of_event("SubscribeToShard", error)),
         }
     }
 }
@@ -126,9 +131,9 @@ pub(super) struct Gauge(Arc<Mutex<Measured>>);
 struct Measured {
     demand: Demand,
     /// What was taken for the first event, before anything was read.
-    spare: Space,
+    spare: Reservation,
     /// The memory of the messages that have begun, and of which no event was made yet.
-    messages: VecDeque<(Space, MessageMembers)>,
+    messages: VecDeque<(Reservation, MessageFieldScanner)>,
     /// The first message, by which a subscription begins, has been read.
     has_begun: bool,
     /// The beginning of the next message, as far as it is there.
@@ -145,7 +150,7 @@ const LENGTH: usize = 4;
 
 impl Gauge {
     /// For a subscription whose first event was granted `spare`.
-    pub(super) fn new(spare: Space, demand: Demand) -> Self {
+    pub(super) fn new(spare: Reservation, demand: Demand) -> Self {
         Self(Arc::new(Mutex::new(Measured {
             demand,
             spare,
@@ -213,7 +218,7 @@ impl Measured {
             }
             space.stretch(bytes);
         }
-        self.messages.push_back((space, MessageMembers::new(length)));
+        self.messages.push_back((space, MessageFieldScanner::new(length)));
         true
     }
 
@@ -228,7 +233,7 @@ impl Measured {
         let (space, members) = self
             .messages
             .pop_front()
-            .unwrap_or_else(|| (self.spare.none(), MessageMembers::new(LENGTH)));
+            .unwrap_or_else(|| (self.spare.none(), MessageFieldScanner::new(LENGTH)));
         Message { space, named: members.named() }
     }
 }
@@ -297,8 +302,8 @@ impl Body for MeasuredBody {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::budget::{Budget, RESERVE, ShardMemory};
     use super::super::demand::Urgency;
+    use super::super::memory_budget::{MemoryBudget, RESERVE, ShardBudget};
     use super::*;
 
     /// A message of so many bytes, of which only the first four are looked at.
@@ -308,7 +313,7 @@ mod tests {
         message
     }
 
-    fn gauge(memory: &ShardMemory, bytes: usize, urgency: Urgency) -> Gauge {
+    fn gauge(memory: &ShardBudget, bytes: usize, urgency: Urgency) -> Gauge {
         let (mut space, demand) = (memory.empty(), Demand::default());
         assert!(space.resize(bytes));
         match urgency {
@@ -319,7 +324,7 @@ mod tests {
     }
 
     /// A gauge that has read the message by which a subscription begins.
-    fn begun(memory: &ShardMemory, spare: usize, urgency: Urgency) -> Gauge {
+    fn begun(memory: &ShardBudget, spare: usize, urgency: Urgency) -> Gauge {
         let gauge = gauge(memory, spare, urgency);
         assert_eq!(gauge.lock().read(&message(160)), 160);
         gauge.lock().begin();
@@ -334,7 +339,7 @@ mod tests {
             lengths in prop::collection::vec(4..5000_usize, 1..6),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
         ) {
-            let memory = Budget::new(1 << 20).shard();
+            let memory = MemoryBudget::new(1 << 20).shard();
             let all = memory.free();
             let gauge = gauge(&memory, 0, Urgency::Ahead);
             let bytes: Vec<u8> = lengths.iter().flat_map(|length| message(*length)).collect();
@@ -358,7 +363,7 @@ mod tests {
 
     #[test]
     fn message_without_room_is_not_read_and_those_before_it_are() {
-        let memory = Budget::new(0).shard();
+        let memory = MemoryBudget::new(0).shard();
         let gauge = begun(&memory, 0, Urgency::Ahead);
         let mut two = message(20 << 10);
         two.extend(message(20 << 10));
@@ -368,7 +373,7 @@ mod tests {
 
     #[test]
     fn message_fits_into_what_was_taken_before() {
-        let memory = Budget::new(64 << 10).shard();
+        let memory = MemoryBudget::new(64 << 10).shard();
         let gauge = begun(&memory, RESERVE + (20 << 10), Urgency::Ahead);
         let mut other = memory.empty();
         other.stretch(usize::MAX);
@@ -377,7 +382,7 @@ mod tests {
 
     #[test]
     fn one_message_always_fits_while_the_caller_waits_for_it() {
-        let memory = Budget::new(0).shard();
+        let memory = MemoryBudget::new(0).shard();
         let gauge = begun(&memory, 0, Urgency::Urgent);
         let mut two = message(1 << 20);
         two.extend(message(1 << 20));

@@ -16,7 +16,7 @@
 mod gate;
 mod save;
 mod task;
-mod watch;
+mod tracked_shards;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -28,21 +28,21 @@ use tokio::time::Instant;
 
 use super::{LeaseStore, Scope};
 use crate::checkpoint::Checkpoint;
-use crate::closing::Closing;
+use crate::close_signal::CloseSignal;
 use crate::error::{Error, Result};
-use crate::observe::Observer;
 use crate::record::ShardId;
+use crate::telemetry::Telemetry;
 use crate::wakers::Waiters;
 
 use gate::Gate;
 pub(crate) use gate::ReaderGate;
 use task::{Request, Saving};
-pub(crate) use watch::Watched;
-use watch::{Place, WatchList};
+pub(crate) use tracked_shards::TrackedShard;
+use tracked_shards::{Place, TrackedShards};
 
 /// How the writer works.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rhythm {
+pub(crate) struct FlushConfig {
     /// At most one write each; zero writes whenever there is something to write.
     pub(crate) interval: Duration,
     /// How long the store may fail before records stop.
@@ -60,15 +60,15 @@ pub(crate) struct Writer {
 struct Shared {
     store: Arc<dyn LeaseStore>,
     scope: Scope,
-    rhythm: Rhythm,
-    observer: Observer,
+    rhythm: FlushConfig,
+    observer: Telemetry,
     state: Mutex<State>,
     /// Something is to be written at once.
     urgent: Notify,
     /// Whether readers have to look at the gate: the one word they read for each record.
     attention: AtomicBool,
     /// Closed where the task has ended before its time, with its runtime.
-    gone: Closing,
+    gone: CloseSignal,
     /// The keys of readers, so far.
     keys: AtomicU64,
 }
@@ -79,7 +79,7 @@ struct State {
     advanced: u64,
     /// How many of those a finished save holds.
     saved: u64,
-    watched: WatchList,
+    watched: TrackedShards,
     pending: BTreeMap<Place, Pending>,
     gate: Gate,
     /// The last save failed.
@@ -105,8 +105,8 @@ impl Writer {
     pub(crate) fn spawn(
         store: Arc<dyn LeaseStore>,
         scope: Scope,
-        rhythm: Rhythm,
-        observer: Observer,
+        rhythm: FlushConfig,
+        observer: Telemetry,
     ) -> Self {
         let shared = Arc::new(Shared {
             store,
@@ -116,7 +116,7 @@ impl Writer {
             state: Mutex::default(),
             urgent: Notify::new(),
             attention: AtomicBool::new(false),
-            gone: Closing::new(),
+            gone: CloseSignal::new(),
             keys: AtomicU64::new(0),
         });
         let (requests, received) = mpsc::unbounded_channel();
@@ -130,12 +130,12 @@ impl Writer {
     }
 
     /// Closed where the task has ended before its time, with the runtime that it was started on.
-    pub(crate) fn gone(&self) -> Closing {
+    pub(crate) fn gone(&self) -> CloseSignal {
         self.shared.gone.clone()
     }
 
     /// Saves the position of a shard from now on.
-    pub(crate) fn watch(&self, watched: Watched) {
+    pub(crate) fn watch(&self, watched: TrackedShard) {
         let before = self.shared.lock().watched.insert(watched);
         // Not under the lock: it holds wakers.
         drop(before);
@@ -143,8 +143,8 @@ impl Writer {
 
     /// What tells the writer that the watermark of a shard has advanced. It keeps no handle, so that
     /// records that live on do not keep the task alive.
-    pub(crate) fn bell(&self, shard: ShardId, epoch: u64) -> Bell {
-        Bell { shared: Arc::clone(&self.shared), place: (shard, epoch) }
+    pub(crate) fn bell(&self, shard: ShardId, epoch: u64) -> FlushNotifier {
+        FlushNotifier { shared: Arc::clone(&self.shared), place: (shard, epoch) }
     }
 
     /// Whether nobody has told yet of the store that fails; who asks tells of it.
@@ -181,12 +181,12 @@ impl Writer {
 
 /// Tells the writer that there is something to write of a shard.
 #[derive(Debug, Clone)]
-pub(crate) struct Bell {
+pub(crate) struct FlushNotifier {
     shared: Arc<Shared>,
     place: Place,
 }
 
-impl Bell {
+impl FlushNotifier {
     /// The position has advanced; `is_first` says that it has not since it was last taken.
     pub(crate) fn advanced(&self, is_first: bool) {
         let saves_each = self.shared.rhythm.interval.is_zero();

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use futures::{FutureExt, Stream, StreamExt};
 use kinestream::store::Scope;
 use kinestream::store::lease::{LeaseStore, Table};
-use kinestream::{CheckpointOn, MemoryStore, Ordering, Record, Result, ShardId};
+use kinestream::{CheckpointOn, MemoryStore, Record, Result, ShardId, ShardOrdering};
 
 use crate::hearing::Hearing;
 use crate::merged::Merged;
@@ -33,7 +33,7 @@ pub(crate) struct Judged {
     pub(crate) truth: Truth,
     pub(crate) stored: MemoryStore,
     pub(crate) life: usize,
-    pub(crate) ordering: Ordering,
+    pub(crate) ordering: ShardOrdering,
     pub(crate) mode: CheckpointOn,
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kinestream::store::lease::Edit;
-use kinestream::{Checkpoint, Consumer, StartingPosition, WhenHeld};
+use kinestream::{Checkpoint, Consumer, IfLeased, StartingPosition};
 
 use crate::link::Life;
 use crate::seeds::pick;
@@ -45,10 +45,10 @@ impl World {
             };
             truth.tell(format_args!("{name} begins to {told}"));
             let done = match edit {
-                Some(Edit::Clear) => consumer.clear_positions(WhenHeld::Force).await,
+                Some(Edit::Clear) => consumer.clear_positions(IfLeased::Force).await,
                 Some(Edit::Set { positions }) => {
                     let (shard, checkpoint) = positions[0].clone();
-                    consumer.set_position(&shard, checkpoint, WhenHeld::Force).await
+                    consumer.set_position(&shard, checkpoint, IfLeased::Force).await
                 }
                 None => consumer.seek(all).await,
             };

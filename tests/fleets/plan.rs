@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use kinestream::{CheckpointOn, ConsumerBuilder, Ordering, StartingPosition};
+use kinestream::{CheckpointOn, ConsumerBuilder, ShardOrdering, StartingPosition};
 
 use crate::seeds::pick;
 
@@ -20,7 +20,7 @@ pub(crate) struct Plan {
     pub(crate) door: Door,
     pub(crate) mode: CheckpointOn,
     pub(crate) fan_out: bool,
-    pub(crate) ordering: Ordering,
+    pub(crate) ordering: ShardOrdering,
     pub(crate) limit: u32,
     pub(crate) interval: Duration,
     pub(crate) checkpoint_interval: Duration,
@@ -41,7 +41,7 @@ pub(crate) struct Plan {
 pub(crate) struct Scene {
     pub(crate) shards: usize,
     pub(crate) workers: usize,
-    pub(crate) ordering: Ordering,
+    pub(crate) ordering: ShardOrdering,
     pub(crate) discovery_interval: Duration,
     /// Of all workers; `None` where each has its own.
     pub(crate) lease_duration: Option<Duration>,
@@ -72,7 +72,11 @@ impl Scene {
         Self {
             shards: rng.usize(1..7),
             workers: if rng.u8(..4) == 0 { rng.usize(2..9) } else { rng.usize(2..4) },
-            ordering: if rng.u8(..6) == 0 { Ordering::Unordered } else { Ordering::ParentFirst },
+            ordering: if rng.u8(..6) == 0 {
+                ShardOrdering::Unordered
+            } else {
+                ShardOrdering::ParentFirst
+            },
             discovery_interval: Duration::from_millis(pick(rng, &[1000, 5000, 30_000])),
             lease_duration: (rng.u8(..3) > 0).then_some(lease_duration),
             fan_out: rng.u8(..4) == 0,

@@ -20,7 +20,7 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use kinestream::store::lease::Table;
-use kinestream::{Ordering, Record};
+use kinestream::{Record, ShardOrdering};
 
 use crate::truth::{Facts, Place, Promise, Tenancy};
 
@@ -29,7 +29,7 @@ impl Facts {
     pub(crate) fn judge(
         &mut self,
         worker: usize,
-        ordering: Ordering,
+        ordering: ShardOrdering,
         record: &Record,
         table: &Table,
     ) -> Place {
@@ -141,7 +141,7 @@ impl Facts {
     }
 
     /// The first record of a shard in an epoch.
-    fn judge_first(&mut self, shard: usize, place: usize, epoch: u64, ordering: Ordering) {
+    fn judge_first(&mut self, shard: usize, place: usize, epoch: u64, ordering: ShardOrdering) {
         if epoch < self.shards[shard].since {
             // It was moved since, and its worker has not heard of it.
             return;
@@ -159,7 +159,7 @@ impl Facts {
                 format_args!("shard {shard} was stored at record {base}, and begins at {place}"),
             );
         }
-        if ordering == Ordering::ParentFirst {
+        if ordering == ShardOrdering::ParentFirst {
             // One that was moved later than its child is for whoever moved it.
             let moved = self.shards[shard].moved;
             let mut parents = self.shards[shard].parents.clone();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use kinestream::testing::Outcome;
 use kinestream::{
-    Consumer, ErrorKind, Event, MemoryStore, ShardId, ShardState, StartingPosition, WhenHeld,
+    Consumer, ErrorKind, Event, IfLeased, MemoryStore, ShardId, ShardState, StartingPosition,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -73,7 +73,7 @@ async fn failed_shard_is_released_reported_once_and_retried_with_back_off() {
     }
     // The cure of an operator counts at the next attempt.
     let cured = kinestream::Checkpoint::TrimHorizon;
-    consumer.set_position(&id(0), cured, WhenHeld::Refuse).await.unwrap();
+    consumer.set_position(&id(0), cured, IfLeased::Refuse).await.unwrap();
     for expected in 5..10 {
         assert_eq!(number(&next(&mut records).await), expected);
     }

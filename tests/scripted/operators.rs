@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::{Outcome, Shard, aggregate};
 use kinestream::{
-    Checkpoint, CheckpointOn, Consumer, ErrorKind, Event, MemoryStore, Record, Records,
-    StartingPosition, WhenHeld,
+    Checkpoint, CheckpointOn, Consumer, ErrorKind, Event, IfLeased, MemoryStore, Record, Records,
+    StartingPosition,
 };
 use tokio::time::{sleep, timeout};
 
@@ -47,14 +47,14 @@ async fn positions_are_seen_and_moved_while_nobody_reads() {
         sequence_number: numbers[1].clone(),
         sub_sequence_number: None,
     };
-    let refused = operator.set_position(&shard, back.clone(), WhenHeld::Refuse).await.unwrap_err();
+    let refused = operator.set_position(&shard, back.clone(), IfLeased::Refuse).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InUse);
     assert!(refused.to_string().contains("worker reader is reading"), "{refused}");
-    let refused = operator.clear_positions(WhenHeld::Refuse).await.unwrap_err();
+    let refused = operator.clear_positions(IfLeased::Refuse).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InUse);
 
     reader.close().await.unwrap();
-    operator.set_position(&shard, back, WhenHeld::Refuse).await.unwrap();
+    operator.set_position(&shard, back, IfLeased::Refuse).await.unwrap();
     let mut records = build().records();
     assert_eq!(number(&next(&mut records).await), 2);
 }
@@ -74,7 +74,7 @@ async fn a_forced_move_is_followed_by_who_reads() {
         sequence_number: numbers[3].clone(),
         sub_sequence_number: None,
     };
-    reader.set_position(&shard, back, WhenHeld::Force).await.unwrap();
+    reader.set_position(&shard, back, IfLeased::Force).await.unwrap();
     for expected in [4, 5] {
         let record = next(&mut records).await;
         assert_eq!(number(&record), expected);
@@ -85,7 +85,7 @@ async fn a_forced_move_is_followed_by_who_reads() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_cleared_begins_anew() {
-    for forced in [WhenHeld::Refuse, WhenHeld::Force] {
+    for forced in [IfLeased::Refuse, IfLeased::Force] {
         let (kinesis, orders) = orders(2);
         for number in 0..4 {
             orders.shard(number % 2).put(number.to_string());
@@ -101,7 +101,7 @@ async fn what_is_cleared_begins_anew() {
             next(&mut records).await.ack();
         }
         sleep(RENEWALS).await;
-        if forced == WhenHeld::Refuse {
+        if forced == IfLeased::Refuse {
             reader.close().await.unwrap();
             assert!(records.next().await.is_none());
             reader.clear_positions(forced).await.unwrap();
@@ -138,7 +138,7 @@ async fn a_store_without_leases_shows_positions_and_moves_none() {
     let shard = orders.shard(0).id();
     let stored = reader.positions().await.unwrap()[&shard].checkpoint.clone().unwrap();
     assert_eq!(Some(stored.to_string()), store.position(0).await);
-    let moved = reader.set_position(&shard, Checkpoint::TrimHorizon, WhenHeld::Force).await;
+    let moved = reader.set_position(&shard, Checkpoint::TrimHorizon, IfLeased::Force).await;
     assert_eq!(moved.unwrap_err().kind(), ErrorKind::Configuration);
 }
 
@@ -166,7 +166,7 @@ async fn an_application_goes_on_where_another_library_stopped() {
     ];
     for (shard, checkpoint) in rows {
         let checkpoint = checkpoint.parse().unwrap();
-        consumer.set_position(&shard, checkpoint, WhenHeld::Refuse).await.unwrap();
+        consumer.set_position(&shard, checkpoint, IfLeased::Refuse).await.unwrap();
     }
     let mut records = consumer.records();
     let mut read = Vec::new();
@@ -262,7 +262,7 @@ async fn set_position_in_the_future_is_refused() {
     let shard = orders.shard(0).id();
     let set = async |ahead: Duration| {
         let position = Checkpoint::AtTimestamp(kinesis.now() + ahead);
-        consumer.set_position(&shard, position, WhenHeld::Refuse).await
+        consumer.set_position(&shard, position, IfLeased::Refuse).await
     };
     let refused = set(3600 * SECOND).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Configuration);

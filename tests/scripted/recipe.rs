@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::testing::{Kinesis, Shard, aggregate};
-use kinestream::{Checkpoint, Consumer, Record, WhenHeld};
+use kinestream::{Checkpoint, Consumer, IfLeased, Record};
 use tokio::time::{sleep, timeout};
 
 use crate::{next, orders};
@@ -116,7 +116,7 @@ async fn batch_of_earlier_epoch_is_refused_and_stores_nothing() {
     let mut records = consumer.records();
     let late = [next(&mut records).await, next(&mut records).await];
     let shard = orders.shard(0).id();
-    consumer.set_position(&shard, Checkpoint::TrimHorizon, WhenHeld::Force).await.unwrap();
+    consumer.set_position(&shard, Checkpoint::TrimHorizon, IfLeased::Force).await.unwrap();
     let record = next(&mut records).await;
     assert!(record.epoch() > late[0].epoch());
     sink.store(&[record]).unwrap();

@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use kinestream::store::Scope;
 use kinestream::{
-    Checkpoint, CheckpointOn, CheckpointStore, ErrorKind, MemoryStore, OnTrimmed, Ordering, Record,
-    StartingPosition,
+    Checkpoint, CheckpointOn, CheckpointStore, ErrorKind, MemoryStore, OnTrimmed, Record,
+    ShardOrdering, StartingPosition,
 };
 use tokio::time::{Instant, timeout};
 
@@ -75,7 +75,7 @@ async fn unordered_reads_children_at_once() {
     left.put("1");
     let consumer = consumer(&kinesis)
         .checkpoint_on(CheckpointOn::Ack)
-        .ordering(Ordering::Unordered)
+        .ordering(ShardOrdering::Unordered)
         .build()
         .unwrap();
     let mut records = consumer.records();

@@ -226,7 +226,7 @@ async fn the_status_tells_of_every_shard() {
     #[cfg(feature = "serde")]
     {
         let text = serde_json::to_string(&status).unwrap();
-        assert_eq!(serde_json::from_str::<kinestream::Status>(&text).unwrap(), status);
+        assert_eq!(serde_json::from_str::<kinestream::ApplicationStatus>(&text).unwrap(), status);
     }
 }
 

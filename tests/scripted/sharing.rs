@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::testing::Kinesis;
-use kinestream::{Budget, CheckpointOn, Consumer, MemoryStore, StartingPosition};
+use kinestream::{CheckpointOn, Consumer, MemoryBudget, MemoryStore, StartingPosition};
 use tokio::time::timeout;
 
 use crate::{next, number};
@@ -14,7 +14,7 @@ const SECOND: Duration = Duration::from_secs(1);
 #[tokio::test(start_paused = true)]
 async fn consumers_of_two_streams_share_a_store_and_a_budget() {
     let kinesis = Kinesis::new();
-    let (store, budget) = (MemoryStore::new(), Budget::new(1));
+    let (store, budget) = (MemoryStore::new(), MemoryBudget::new(1));
     let consumer = |name: &str| {
         let stream = kinesis.create_stream(name, 1);
         stream.shard(0).put("0");

@@ -90,7 +90,8 @@ async fn limit_of_bytes_that_holds_a_shard_is_named() {
         panic!("{told:?}")
     };
     let status = consumer.status().await.unwrap();
-    let held_by = |status: &kinestream::Status| status.shards[&orders.shard(0).id()].held_by;
+    let held_by =
+        |status: &kinestream::ApplicationStatus| status.shards[&orders.shard(0).id()].held_by;
     assert_eq!(held_by(&status), Some(InFlightLimit::Bytes));
     first.ack();
     second.ack();

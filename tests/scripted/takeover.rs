@@ -8,8 +8,8 @@ use futures::future::BoxFuture;
 use kinestream::store::Scope;
 use kinestream::testing::{Kinesis, Outcome, Stream, WrongListing};
 use kinestream::{
-    Checkpoint, CheckpointStore, Consumer, ConsumerBuilder, ErrorKind, Event, Events, MemoryStore,
-    Result, ShardId, StartingPosition, WhenHeld,
+    Checkpoint, CheckpointStore, Consumer, ConsumerBuilder, ErrorKind, Event, Events, IfLeased,
+    MemoryStore, Result, ShardId, StartingPosition,
 };
 use tokio::time::timeout;
 
@@ -235,7 +235,7 @@ async fn edits_before_the_takeover_count() {
     let consumer = by_arn(&kinesis, ARN).store(store.clone());
     let operator = by_arn(&kinesis, ARN).store(store).build().unwrap();
     let back = Checkpoint::TrimHorizon;
-    operator.set_position(&shard(0), back, WhenHeld::Refuse).await.unwrap();
+    operator.set_position(&shard(0), back, IfLeased::Refuse).await.unwrap();
     assert_eq!(read(consumer).await, [0]);
 }
 
@@ -247,7 +247,7 @@ async fn cleared_scope_takes_nothing_over() {
     assert_eq!(read(consumer(&kinesis).store(store.clone())).await, [0]);
     for _ in 0..2 {
         let operator = by_arn(&kinesis, ARN).store(store.clone()).build().unwrap();
-        operator.clear_positions(WhenHeld::Refuse).await.unwrap();
+        operator.clear_positions(IfLeased::Refuse).await.unwrap();
         assert_eq!(read(by_arn(&kinesis, ARN).store(store.clone())).await, [0]);
     }
 }

@@ -9,8 +9,8 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use kinestream::store::Scope;
 use kinestream::{
-    Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Records, Result, ShardId,
-    ShardState, WhenHeld,
+    Checkpoint, CheckpointStore, Error, ErrorKind, IfLeased, MemoryStore, Records, Result, ShardId,
+    ShardState,
 };
 use tokio::time::{sleep, timeout};
 
@@ -50,7 +50,7 @@ async fn damaged_field_stops_its_shard_and_no_other() {
         let status = consumer.status().await.unwrap();
         assert_eq!(status.shards[&shard(0)].state, ShardState::Unreadable);
 
-        consumer.set_position(&shard(0), Checkpoint::TrimHorizon, WhenHeld::Refuse).await.unwrap();
+        consumer.set_position(&shard(0), Checkpoint::TrimHorizon, IfLeased::Refuse).await.unwrap();
         let mut read = Vec::new();
         for _ in 0..3 {
             read.push(number(&next(&mut records).await));

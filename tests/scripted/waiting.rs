@@ -5,8 +5,8 @@ use std::time::Duration;
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::{Kinesis, Outcome, Stream};
 use kinestream::{
-    Checkpoint, CheckpointOn, CheckpointStore, ConsumerBuilder, ErrorKind, Event, Events,
-    MemoryStore, OnTrimmed, Record, Records, ShardId, WhenHeld,
+    Checkpoint, CheckpointOn, CheckpointStore, ConsumerBuilder, ErrorKind, Event, Events, IfLeased,
+    MemoryStore, OnTrimmed, Record, Records, ShardId,
 };
 use tokio::time::{sleep, timeout};
 
@@ -126,7 +126,7 @@ async fn child_of_a_fleet_that_was_down_reports_the_loss() {
     // What an operator sets is judged from then on.
     for child in [1, 2] {
         let (child, to) = (orders.shard(child).id(), Checkpoint::TrimHorizon);
-        reader.set_position(&child, to, WhenHeld::Force).await.unwrap();
+        reader.set_position(&child, to, IfLeased::Force).await.unwrap();
     }
     assert_eq!(number(&next(&mut records).await), 3);
     assert_silent(&mut records).await;

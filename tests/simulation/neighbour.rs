@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use kinestream::testing::{Kinesis, Stream};
 use kinestream::{
-    Budget, Consumer, Error, ErrorKind, Result, ShardId, ShardStream, StartingPosition,
+    Consumer, Error, ErrorKind, MemoryBudget, Result, ShardId, ShardStream, StartingPosition,
 };
 use tokio::time::timeout;
 
@@ -30,7 +30,7 @@ pub(crate) struct Neighbour {
 }
 
 impl Neighbour {
-    pub(crate) async fn begin(budget: &Budget, truth: &Truth) -> Self {
+    pub(crate) async fn begin(budget: &MemoryBudget, truth: &Truth) -> Self {
         let kinesis = Kinesis::new();
         let payments = kinesis.create_stream("payments", SHARDS);
         for shard in payments.shards() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use kinestream::{CheckpointOn, ConsumerBuilder, OnTrimmed, Ordering, StartingPosition};
+use kinestream::{CheckpointOn, ConsumerBuilder, OnTrimmed, ShardOrdering, StartingPosition};
 
 use crate::seeds::pick;
 
@@ -24,7 +24,7 @@ pub(crate) struct Plan {
     pub(crate) door: Door,
     pub(crate) mode: CheckpointOn,
     pub(crate) start: StartingPosition,
-    pub(crate) ordering: Ordering,
+    pub(crate) ordering: ShardOrdering,
     pub(crate) limit: u32,
     pub(crate) interval: Duration,
     pub(crate) checkpoint_interval: Duration,
@@ -83,7 +83,11 @@ impl Plan {
                 0 => StartingPosition::Latest,
                 _ => StartingPosition::TrimHorizon,
             },
-            ordering: if rng.u8(..6) == 0 { Ordering::Unordered } else { Ordering::ParentFirst },
+            ordering: if rng.u8(..6) == 0 {
+                ShardOrdering::Unordered
+            } else {
+                ShardOrdering::ParentFirst
+            },
             limit: pick(rng, &[1, 2, 3, 10_000]),
             interval: milliseconds(pick(rng, &[200, 500, 1000, 1000, 3000])),
             checkpoint_interval: milliseconds(pick(rng, &[0, 100, 1000, 1000, 5000])),

@@ -7,7 +7,8 @@ use fastrand::Rng;
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::Kinesis;
 use kinestream::{
-    Budget, CheckpointOn, Consumer, Error, ErrorKind, Event, Events, Ordering, Record, Task,
+    CheckpointOn, Consumer, Error, ErrorKind, Event, Events, MemoryBudget, Record, ShardOrdering,
+    Task,
 };
 use tokio::time::{Instant, timeout};
 
@@ -87,7 +88,7 @@ impl Reader {
         }
         let mut neighbour = None;
         if plan.has_neighbour {
-            let budget = Budget::new(plan.max_buffered_bytes);
+            let budget = MemoryBudget::new(plan.max_buffered_bytes);
             neighbour = Some(Neighbour::begin(&budget, &truth).await);
             builder = builder.budget(&budget);
         }
@@ -410,7 +411,7 @@ impl Reader {
             Some(_) => {}
             None => Self::judge_first(&mut facts, shard, place),
         }
-        if self.plan.ordering == Ordering::ParentFirst {
+        if self.plan.ordering == ShardOrdering::ParentFirst {
             let mut parents = facts.shards[shard].parents.clone();
             parents.retain(|parent| !facts.shards[*parent].is_finished());
             for parent in parents {

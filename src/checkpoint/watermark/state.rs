@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use super::times::DeliveryTimes;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::in_flight::InFlightCounter;
-use crate::record::{Mark, SequenceNumber};
+use crate::record::{PositionBuf, SequenceNumber};
 
 /// The change that a finished record makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub(super) struct State {
     /// The checkpoint to store before any record is finished.
     pub(super) start: Option<Checkpoint>,
     /// The last record of the prefix, or what was passed behind it.
-    pub(super) position: Option<Mark>,
+    pub(super) position: Option<PositionBuf>,
     /// No other record had arrived behind the position by then.
     pub(super) until: Option<SystemTime>,
     /// Finished records beyond a gap: from the first number of a run to its end.
@@ -67,14 +67,14 @@ pub(super) struct State {
 /// delivered.
 #[derive(Clone, Copy)]
 pub(crate) struct Passed {
-    pub(crate) after: Option<Mark>,
+    pub(crate) after: Option<PositionBuf>,
     pub(crate) until: SystemTime,
 }
 
 pub(super) struct Island {
     /// The number behind the last one.
     end: u64,
-    last: Mark,
+    last: PositionBuf,
 }
 
 impl State {
@@ -148,7 +148,7 @@ impl State {
     }
 
     /// Marks an unfinished number as finished. Returns true if the prefix has become longer.
-    pub(super) fn insert(&mut self, number: u64, mark: &Mark) -> bool {
+    pub(super) fn insert(&mut self, number: u64, mark: &PositionBuf) -> bool {
         // The common case, record after record, looks at no map.
         if number == self.prefix && self.islands.is_empty() {
             self.prefix += 1;
@@ -184,10 +184,10 @@ mod tests {
     fn unfinished_record_costs_nothing_for_those_after_it() {
         let mut state = State { handed_out: 1001, ..State::default() };
         for number in 1..=1000 {
-            assert!(!state.insert(number, &Mark::default()));
+            assert!(!state.insert(number, &PositionBuf::default()));
         }
         assert_eq!((state.islands.len(), state.prefix), (1, 0));
-        assert!(state.insert(0, &Mark::default()));
+        assert!(state.insert(0, &PositionBuf::default()));
         assert_eq!((state.islands.len(), state.prefix), (0, 1001));
     }
 }

@@ -103,9 +103,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::observe::Observer;
-    use crate::store::writer::Rhythm;
+    use crate::store::writer::FlushConfig;
     use crate::store::{MemoryStore, Scope};
+    use crate::telemetry::Telemetry;
 
     struct Unwoken;
 
@@ -119,8 +119,8 @@ mod tests {
         let writer = Writer::spawn(
             Arc::new(MemoryStore::new()),
             Scope::new("billing", "orders"),
-            Rhythm { interval: second, max_unflushed: second },
-            Observer::new(&"orders".into(), &"billing".into()),
+            FlushConfig { interval: second, max_unflushed: second },
+            Telemetry::new(&"orders".into(), &"billing".into()),
         );
         let _woken = writer.shared.set_gate(&mut writer.shared.lock(), Gate::Shut);
         let mut readers = [writer.gate(), writer.gate()];

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::gate::Gate;
-use super::watch::{Place, Watched};
+use super::tracked_shards::{Place, TrackedShard};
 use super::{Pending, Shared, State};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::observe::log_line;
 use crate::store::lease::{Fenced, Verdict};
 use crate::store::{Scope, in_time};
+use crate::telemetry::log_line;
 use crate::wakers::wake_all;
 
 impl Shared {
@@ -96,7 +96,7 @@ struct SettledPosition {
     verdict: Verdict,
     tell: Option<Arc<dyn Fn(Verdict) + Send + Sync>>,
     /// Not watched any more.
-    _given_up: Option<Watched>,
+    _given_up: Option<TrackedShard>,
 }
 
 impl SettledPosition {

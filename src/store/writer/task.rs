@@ -11,7 +11,7 @@ use super::Shared;
 use super::gate::Gate;
 use crate::backoff::{Backoff, SAVES};
 use crate::error::{Error, ErrorKind, Result, TOLERATED, contain};
-use crate::observe::{Event, Task, log_line};
+use crate::telemetry::{Event, Task, log_line};
 use crate::wakers::wake_all;
 
 /// A caller that waits until everything is saved.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kinestream::testing::{Outcome, Shard, WrongListing};
-use kinestream::{ErrorKind, OnTrimmed, Ordering, StartingPosition};
+use kinestream::{ErrorKind, OnTrimmed, ShardOrdering, StartingPosition};
 
 use super::Act;
 use crate::seeds::pick;
@@ -72,7 +72,7 @@ impl Act {
         self.truth.tell(format_args!("shard {} leaves retention", parent.index()));
         parent.expire();
         let mut reader = self.begin(StartingPosition::TrimHorizon, policy);
-        let is_read = policy != OnTrimmed::Fail || self.plan.ordering == Ordering::Unordered;
+        let is_read = policy != OnTrimmed::Fail || self.plan.ordering == ShardOrdering::Unordered;
         let is_child = |shard: usize| self.orders.shard(shard).parents().contains(&parent.id());
         let children: Vec<usize> =
             (0..self.puts.len()).filter(|number| is_child(self.puts[*number].shard)).collect();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kinestream::testing::{Outcome, Shard, WrongListing};
-use kinestream::{CheckpointOn, OnTrimmed, Ordering, Record, ShardId, StartingPosition};
+use kinestream::{CheckpointOn, OnTrimmed, Record, ShardId, ShardOrdering, StartingPosition};
 use tokio::time::{Instant, sleep};
 
 use super::reader::ActReader;
@@ -29,7 +29,7 @@ struct Handled {
 
 impl Act {
     pub(super) async fn merge_shards(&mut self) {
-        (self.plan.ordering, self.plan.mode) = (Ordering::ParentFirst, CheckpointOn::Ack);
+        (self.plan.ordering, self.plan.mode) = (ShardOrdering::ParentFirst, CheckpointOn::Ack);
         (self.plan.max_in_flight, self.plan.max_in_flight_bytes) = (10_000, 64 << 20);
         let policy = pick(&mut self.rng, &POLICIES);
         let (mut reader, mut handled) = (None, Handled::default());

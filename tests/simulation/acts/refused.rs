@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kinestream::testing::{Outcome, Shard, aggregate};
-use kinestream::{ErrorKind, OnTrimmed, Ordering, ShardId, StartingPosition};
+use kinestream::{ErrorKind, OnTrimmed, ShardId, ShardOrdering, StartingPosition};
 use tokio::time::Instant;
 
 use super::reader::ActReader;
@@ -37,7 +37,7 @@ impl Act {
             let reader = self.begin(StartingPosition::TrimHorizon, OnTrimmed::Fail);
             let children = self.orders.shards().split_off(roots.len());
             // The children of an unread parent wait, where they wait at all.
-            let waits = self.plan.ordering == Ordering::ParentFirst;
+            let waits = self.plan.ordering == ShardOrdering::ParentFirst;
             (reader, if waits { roots } else { [roots, children].concat() })
         } else {
             let mut reader = self.begin(StartingPosition::TrimHorizon, OnTrimmed::Fail);

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use kinestream::testing::{Shard, Stream};
-use kinestream::{Budget, CheckpointOn, Consumer, Record, Result, ShardStream, StartingPosition};
+use kinestream::{
+    CheckpointOn, Consumer, MemoryBudget, Record, Result, ShardStream, StartingPosition,
+};
 use tokio::time::{Instant, timeout_at};
 
 use super::Act;
@@ -41,7 +43,7 @@ impl Act {
     pub(super) async fn read_unevenly(&mut self) {
         self.plan.door = Door::Shards;
         let bytes = pick(&mut self.rng, &[DEFAULT_BUDGET, DEFAULT_BUDGET, 2 << 20, 1]);
-        let (budget, is_shared) = (Budget::new(bytes), self.rng.bool());
+        let (budget, is_shared) = (MemoryBudget::new(bytes), self.rng.bool());
         self.plan.max_buffered_bytes = bytes;
         self.truth.tell(format_args!("some streams are left: {bytes} bytes, shared: {is_shared}"));
         let shards = self.rng.usize(3..7);
@@ -80,7 +82,7 @@ impl Act {
         }
     }
 
-    fn begin_lanes(&self, name: &str, budget: Option<&Budget>) -> Consumer {
+    fn begin_lanes(&self, name: &str, budget: Option<&MemoryBudget>) -> Consumer {
         let builder = Consumer::builder(self.kinesis.client(), name);
         let builder = self.plan.apply(builder).store(self.store.clone());
         let builder = builder.starting_position(StartingPosition::TrimHorizon);

@@ -9,8 +9,8 @@ use kinestream::store::Scope;
 use kinestream::store::lease::LeaseStore;
 use kinestream::testing::{Outcome, Shard};
 use kinestream::{
-    Checkpoint, CheckpointOn, ErrorKind, OnTrimmed, Ordering, Record, ShardId, StartingPosition,
-    WhenHeld,
+    Checkpoint, CheckpointOn, ErrorKind, IfLeased, OnTrimmed, Record, ShardId, ShardOrdering,
+    StartingPosition,
 };
 use tokio::time::{Instant, sleep};
 
@@ -71,7 +71,7 @@ struct Judgement {
 
 impl Act {
     pub(super) async fn wait_past_retention(&mut self) {
-        (self.plan.ordering, self.plan.mode) = (Ordering::ParentFirst, CheckpointOn::Ack);
+        (self.plan.ordering, self.plan.mode) = (ShardOrdering::ParentFirst, CheckpointOn::Ack);
         (self.plan.max_in_flight, self.plan.max_in_flight_bytes) = (10_000, 64 << 20);
         // Days of polling take few calls.
         (self.plan.interval, self.plan.discovery_interval) = (MINUTE, 10 * MINUTE);
@@ -217,7 +217,7 @@ impl Act {
         }
         if is_told && waited.policy == OnTrimmed::Fail {
             let to = Checkpoint::TrimHorizon;
-            let set = reader.consumer.set_position(&id, to, WhenHeld::Force).await;
+            let set = reader.consumer.set_position(&id, to, IfLeased::Force).await;
             set.expect("the store of an act does not fail");
         }
         self.put_into(child);

@@ -1,0 +1,164 @@
+//! Which shards exist, and which of them may be read.
+//!
+//! ```text
+//!            every parent finished,
+//!            or ordering does not matter
+//!   waiting ────────────────────────────► readable ──read to its end and finished──► finished
+//! ```
+//!
+//! All of it stands in the table that the workers of an application share. A parent that is not in
+//! it has left retention, and holds nothing back.
+
+mod changes;
+mod confirmation;
+mod failure_patience;
+mod identity;
+mod listing;
+mod loss;
+mod migrated_positions;
+mod scope_migration;
+mod start;
+mod stream_shards;
+mod unlisted;
+
+use crate::record::ShardId;
+use crate::store::lease::{Lease, Table};
+
+pub(crate) use changes::{Changes, ShardStart};
+pub(crate) use confirmation::Confirmations;
+pub(crate) use listing::{Memory, ShardDiscovery};
+pub(crate) use loss::{Loss, Report};
+pub(crate) use scope_migration::ScopeMigration;
+pub(crate) use start::Start;
+pub use start::{ShardPosition, StartingPosition};
+pub(crate) use stream_shards::StreamShards;
+
+/// Whether the children of a shard wait for it.
+///
+/// ```no_run
+/// # fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
+/// use kinestream::{Consumer, Ordering};
+///
+/// let consumer = Consumer::builder(client, "orders").ordering(Ordering::Unordered).build()?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum ShardOrdering {
+    /// A shard is read when all its parents are read to the end and every record of them is
+    /// finished: the records of one partition key come in order, also over a split or a merge.
+    #[default]
+    ParentFirst,
+    /// Every shard is read at once.
+    Unordered,
+}
+
+/// The shards that may be read now.
+pub(crate) fn readable(table: &Table, ordering: ShardOrdering) -> impl Iterator<Item = &ShardId> {
+    let readable =
+        table.leases.iter().filter(move |(_, lease)| is_readable(table, lease, ordering));
+    readable.map(|(shard, _)| shard)
+}
+
+/// Whether the shard of a lease may be read now.
+pub(crate) fn is_readable(table: &Table, lease: &Lease, ordering: ShardOrdering) -> bool {
+    // Where the parents are not known, nobody has listed the shard yet.
+    let Some(parents) = &lease.parents else { return false };
+    let may_begin = ordering == ShardOrdering::Unordered
+        || parents.iter().all(|parent| table.leases.get(parent).is_none_or(Lease::is_finished));
+    may_begin && !lease.is_finished() && !lease.is_lost && lease.unreadable.is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+
+    fn id(number: usize) -> ShardId {
+        format!("shardId-{number:012}").parse().unwrap()
+    }
+
+    fn table(shards: &[(usize, &[usize])]) -> Table {
+        let mut table = Table::default();
+        for (number, parents) in shards {
+            let parents = Some(parents.iter().copied().map(id).collect());
+            table.leases.insert(id(*number), Lease { parents, ..Lease::default() });
+        }
+        table
+    }
+
+    fn finish(table: &mut Table, shard: &ShardId) {
+        table.leases.get_mut(shard).unwrap().checkpoint = Some(Checkpoint::ShardEnd);
+    }
+
+    fn shards(table: &Table, ordering: ShardOrdering) -> Vec<ShardId> {
+        readable(table, ordering).cloned().collect()
+    }
+
+    #[test]
+    fn a_merged_child_waits_for_both_parents() {
+        let mut table = table(&[(2, &[0, 1]), (1, &[]), (0, &[])]);
+        assert_eq!(shards(&table, ShardOrdering::ParentFirst), [id(0), id(1)]);
+        assert_eq!(shards(&table, ShardOrdering::Unordered), [id(0), id(1), id(2)]);
+        finish(&mut table, &id(0));
+        assert_eq!(shards(&table, ShardOrdering::ParentFirst), [id(1)]);
+        finish(&mut table, &id(1));
+        assert_eq!(shards(&table, ShardOrdering::ParentFirst), [id(2)]);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_parent_past_retention() {
+        assert_eq!(shards(&table(&[(7, &[3])]), ShardOrdering::ParentFirst), [id(7)]);
+    }
+
+    #[test]
+    fn a_lost_parent_holds_its_children() {
+        let mut table = table(&[(3, &[]), (7, &[3])]);
+        table.leases.get_mut(&id(3)).unwrap().is_lost = true;
+        assert_eq!(shards(&table, ShardOrdering::ParentFirst), []);
+    }
+
+    #[test]
+    fn a_position_without_a_listing_is_not_read() {
+        let mut table = table(&[(7, &[3])]);
+        table.leases.insert(id(3), Lease::default());
+        assert_eq!(shards(&table, ShardOrdering::ParentFirst), []);
+        assert_eq!(shards(&table, ShardOrdering::Unordered), [id(7)]);
+    }
+
+    proptest! {
+        /// Random trees, finished as they open: every shard opens once, and never before a parent
+        /// is finished.
+        #[test]
+        fn parents_come_first(
+            parents in prop::collection::vec(prop::collection::vec(any::<prop::sample::Index>(), 0..3), 1..30),
+            ordering in prop_oneof![Just(ShardOrdering::ParentFirst), Just(ShardOrdering::Unordered)],
+        ) {
+            let mut table = Table::default();
+            for (number, picks) in parents.iter().enumerate() {
+                let older = picks.iter().filter(|_| number > 0).map(|pick| id(pick.index(number)));
+                let parents = Some(older.collect());
+                table.leases.insert(id(number), Lease { parents, ..Lease::default() });
+            }
+            let mut seen = 0;
+            loop {
+                let opened = shards(&table, ordering);
+                if opened.is_empty() {
+                    break;
+                }
+                for shard in &opened {
+                    let parents = table.leases[shard].parents.as_ref().unwrap();
+                    let finished = parents.iter().all(|parent| table.leases[parent].is_finished());
+                    prop_assert!(ordering == ShardOrdering::Unordered || finished);
+                    seen += 1;
+                }
+                for shard in opened {
+                    finish(&mut table, &shard);
+                }
+            }
+            prop_assert_eq!(seen, parents.len());
+        }
+    }
+}

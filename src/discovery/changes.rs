@@ -1,0 +1,324 @@
+//! What a listing changes in the table.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::identity::{has_begun, is_same, lacks_addition, lacks_parents};
+use super::listing::ShardDiscovery;
+use super::loss::{Loss, Report, Shown};
+use super::start::ExactStart;
+use super::stream_shards::StreamShards;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, ErrorKind};
+use crate::record::{SequenceNumber, ShardId};
+use crate::shard::time_on_the_wall;
+use crate::source::{ListedShard, OnTrimmed, Position};
+use crate::store::lease::{Change, Lease, MARK_KEPT, Table};
+use crate::telemetry::Event;
+
+/// Where a worker starts to read a shard.
+pub(crate) struct ShardStart {
+    pub(crate) position: Position,
+    /// The checkpoint to store before the first read.
+    pub(crate) unstored: Option<Checkpoint>,
+}
+
+/// What is to be changed in a table.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    pub(crate) list: Vec<Change>,
+    /// The losses to report once the changes are made.
+    pub(crate) losses: Vec<Loss>,
+    /// The changes come from a listing, which is dropped once they are made.
+    pub(crate) are_listed: bool,
+}
+
+impl Changes {
+    /// Changes that come from no listing.
+    pub(crate) fn beside_listings(list: Vec<Change>) -> Self {
+        Self { list, ..Self::default() }
+    }
+}
+
+impl ShardDiscovery {
+    /// Returns where a shard starts whose stored checkpoint is `checkpoint`; `None` for one that is not
+    /// read.
+    pub(crate) fn start_of(
+        &self,
+        shard: &ShardId,
+        checkpoint: Option<Checkpoint>,
+    ) -> Option<ShardStart> {
+        let is_stored = checkpoint.is_some();
+        let pin = || self.start.pin(shard, false, self.memory.latest());
+        let checkpoint = match checkpoint.map_or_else(pin, ExactStart::Kept) {
+            ExactStart::Kept(checkpoint) => checkpoint,
+            ExactStart::Named(position) => return Some(ShardStart { position, unstored: None }),
+        };
+        // The next worker would resolve a time anew, and skip the records in between.
+        let is_time = matches!(checkpoint, Checkpoint::AtTimestamp(_));
+        let unstored = (is_time && !is_stored).then(|| checkpoint.clone());
+        Some(ShardStart { position: Position::of(checkpoint)?, unstored })
+    }
+
+    /// Returns the checkpoint to store for a known shard that was never read: the time at which the caller
+    /// has it start. Its parents may still be read when the next worker begins.
+    fn unstored_start(&self, shard: &ShardId, lease: &Lease) -> Option<Checkpoint> {
+        if lease.epoch > 0 || !self.start.each.contains_key(shard) {
+            return None;
+        }
+        self.start_of(shard, lease.checkpoint.clone())?.unstored
+    }
+
+    /// What is stored for a child that the end of its parent has named: a position only where the
+    /// caller has named one.
+    pub(crate) fn child_start(&self, shard: &ShardId) -> Option<Checkpoint> {
+        if !self.start.each.contains_key(shard) {
+            return None;
+        }
+        match self.start.pin(shard, false, self.memory.latest()) {
+            ExactStart::Kept(checkpoint) => Some(checkpoint),
+            ExactStart::Named(_) => None,
+        }
+    }
+
+    /// What is to be changed in the table, after what has been listed. Where it has no shard yet, the
+    /// changes are the start of the application, and belong into one step with nothing before it:
+    /// half a start would be taken for a later one.
+    pub(crate) fn changes(&self, listed: &StreamShards, table: &Table) -> Changes {
+        let mut losses = Vec::new();
+        let mut list = self.additions(listed, table);
+        if !has_begun(table) {
+            list.extend(listed.inherited_beyond(table));
+            let report = listed.inheritance.report().map(Report::Event);
+            losses.extend(report.map(|report| Loss::stored(report, Shown::Shards)));
+        }
+        self.identify(listed, table, &mut list, &mut losses);
+        let ids: BTreeSet<&ShardId> = listed.shards.iter().map(|shard| &shard.id).collect();
+        for (shard, lease) in table.leases.iter().filter(|(shard, _)| !ids.contains(shard)) {
+            if lease.unreadable.is_some() {
+                continue;
+            }
+            if lease.is_finished() {
+                // Until it may be forgotten at last, it is enough to say so once.
+                if listed.had_finished(shard) && lease.unlisted.is_none_or(is_over) {
+                    list.push(Change::Forget { shard: shard.clone() });
+                }
+            } else if lease.is_lost && self.keeps_lost() {
+                // Once by each reading, since nothing comes of the shard.
+                if listed.begins {
+                    losses.push(Loss::listed(Report::Error(self.left_retention(shard, lease))));
+                }
+            } else if listed.gone.contains(shard) && lease.owner.is_none() {
+                list.extend(self.lose(shard, lease, listed, &mut losses));
+            }
+        }
+        Changes { list, losses, are_listed: true }
+    }
+
+    /// The shards that are not in the table yet.
+    fn additions(&self, listed: &StreamShards, table: &Table) -> Vec<Change> {
+        let inherited = &listed.inheritance.leases;
+        let first = table.leases.is_empty() && inherited.is_empty();
+        let descendants =
+            if first { self.descendants_of_named(&listed.shards) } else { BTreeSet::new() };
+        let unknown = |shard: &&ListedShard| match table.leases.get(&shard.id) {
+            Some(lease) if lease.unreadable.is_some() => false,
+            Some(lease) => {
+                lacks_parents(lease, shard) || self.unstored_start(&shard.id, lease).is_some()
+            }
+            // One that is not there any more was forgotten meanwhile, and is not to be read again.
+            None => !listed.had_finished(&shard.id),
+        };
+        let position = |shard: &ListedShard| {
+            let inherited = inherited.get(&shard.id).and_then(|lease| lease.checkpoint.clone());
+            let is_first = first && !descendants.contains(&shard.id);
+            inherited.or_else(|| self.pin(shard, listed, is_first))
+        };
+        let added = listed.shards.iter().filter(unknown);
+        added
+            .map(|shard| Change::Add {
+                shard: shard.id.clone(),
+                parents: shard.parents.clone(),
+                // One that is not the shard's own is not taken for it.
+                start: shard.start.clone().filter(|start| {
+                    table.leases.get(&shard.id).is_none_or(|lease| is_same(lease, start))
+                }),
+                checkpoint: match table.leases.get(&shard.id) {
+                    Some(lease) => self.unstored_start(&shard.id, lease),
+                    None => position(shard),
+                },
+            })
+            .collect()
+    }
+
+    /// Returns the listed shards that were, or may have been, split or merged from shards for which the
+    /// caller has named a position.
+    fn descendants_of_named<'a>(&'a self, shards: &'a [ListedShard]) -> BTreeSet<&'a ShardId> {
+        let listed: BTreeSet<&ShardId> = shards.iter().map(|shard| &shard.id).collect();
+        let mut children: HashMap<&ShardId, Vec<&ShardId>> = HashMap::new();
+        for shard in shards {
+            for parent in &shard.parents {
+                children.entry(parent).or_default().push(&shard.id);
+            }
+        }
+        let mut found = BTreeSet::new();
+        let mut left: Vec<&ShardId> = self.start.each.keys().collect();
+        if left.iter().any(|named| !listed.contains(named)) {
+            // The shards between an expired shard and its descendants may have expired too.
+            let unlisted = children.keys().filter(|parent| !listed.contains(*parent));
+            left.extend(unlisted.copied());
+        }
+        while let Some(shard) = left.pop() {
+            let of_shard = children.get(shard).into_iter().flatten();
+            left.extend(of_shard.filter(|child| found.insert(**child)));
+        }
+        found
+    }
+
+    /// What is stored for a shard that nothing is known of. One that was closed before a first
+    /// start's time holds nothing to read: it is finished.
+    fn pin(&self, shard: &ListedShard, listed: &StreamShards, first: bool) -> Option<Checkpoint> {
+        let named = self.start.each.contains_key(&shard.id);
+        if first && !named && listed.passed_over.contains(&shard.id) {
+            return Some(Checkpoint::ShardEnd);
+        }
+        match self.start.pin(&shard.id, first, listed.latest) {
+            // A child begins where it begins, which needs no store to say so.
+            ExactStart::Kept(checkpoint) => (listed.begins || named).then_some(checkpoint),
+            ExactStart::Named(_) => None,
+        }
+    }
+
+    /// Holds the listed shards against the leases of the same names.
+    fn identify(
+        &self,
+        listed: &StreamShards,
+        table: &Table,
+        list: &mut Vec<Change>,
+        losses: &mut Vec<Loss>,
+    ) {
+        for shard in &listed.shards {
+            let Some(start) = &shard.start else { continue };
+            let Some(lease) = table.leases.get(&shard.id) else { continue };
+            if lease.unreadable.is_some() {
+                continue;
+            }
+            if is_same(lease, start) {
+                let is_news = lease.start.is_none()
+                    || lease.unlisted.is_some()
+                    || lease.is_lost
+                    || lacks_addition(lease);
+                if lease.parents.is_some() && is_news && !listed.has_other_start(shard) {
+                    let (shard, start) = (shard.id.clone(), Some(start.clone()));
+                    list.push(Change::Identify { shard, start });
+                }
+            } else if listed.has_confirmed(shard) || lease.is_lost {
+                self.replace(shard, start, lease, listed, list, losses);
+            }
+        }
+    }
+
+    /// A shard whose position is one of another stream.
+    fn replace(
+        &self,
+        shard: &ListedShard,
+        start: &SequenceNumber,
+        lease: &Lease,
+        listed: &StreamShards,
+        list: &mut Vec<Change>,
+        losses: &mut Vec<Loss>,
+    ) {
+        let checkpoint = match self.on_trimmed {
+            OnTrimmed::Fail => {
+                if !lease.is_lost {
+                    list.push(Change::Lose { shard: shard.id.clone() });
+                }
+                // Once by each reading, since nothing comes of the shard.
+                if !lease.is_lost || listed.begins {
+                    let error = self.of_other_stream(shard, lease);
+                    losses.push(listed.lost(&shard.id, error));
+                }
+                return;
+            }
+            OnTrimmed::TrimHorizon => Checkpoint::TrimHorizon,
+            OnTrimmed::Latest => Checkpoint::AtTimestamp(listed.taken),
+        };
+        let gap = gap(&shard.id, lease, checkpoint.clone());
+        losses.push(Loss::stored(gap, Shown::Start(shard.id.clone(), start.clone())));
+        list.push(Change::Replace {
+            shard: shard.id.clone(),
+            parents: shard.parents.clone(),
+            start: start.clone(),
+            checkpoint,
+        });
+    }
+
+    fn of_other_stream(&self, shard: &ListedShard, lease: &Lease) -> Error {
+        let position = position_of(lease);
+        let message = format!(
+            "the shard's position ({position}) belongs to an earlier stream of this name; set \
+             on_trimmed to TrimHorizon or Latest to read the new stream, or clear the positions"
+        );
+        Error::new(ErrorKind::Trimmed, message)
+            .in_stream(self.kinesis.name())
+            .in_shard(shard.id.as_str())
+    }
+
+    fn left_retention(&self, shard: &ShardId, lease: &Lease) -> Error {
+        let message = format!(
+            "the shard has left the stream's retention before it was read to its end (it was read to \
+             {}); set on_trimmed to go on with its children, which wait until then",
+            position_of(lease)
+        );
+        Error::new(ErrorKind::Trimmed, message)
+            .in_stream(self.kinesis.name())
+            .in_shard(shard.as_str())
+    }
+
+    /// A shard that was begun and has left retention meanwhile.
+    fn lose(
+        &self,
+        shard: &ShardId,
+        lease: &Lease,
+        listed: &StreamShards,
+        losses: &mut Vec<Loss>,
+    ) -> Vec<Change> {
+        let (id, epoch) = (|| shard.clone(), lease.epoch);
+        let mut changes = Vec::new();
+        if lease.parents.is_none() {
+            let (parents, start) = (Vec::new(), None);
+            changes.push(Change::Add { shard: id(), parents, start, checkpoint: None });
+        }
+        if self.on_trimmed == OnTrimmed::Fail {
+            losses.push(listed.lost(shard, self.left_retention(shard, lease)));
+            changes.push(Change::Lose { shard: id() });
+        } else {
+            let gap = gap(shard, lease, Checkpoint::ShardEnd);
+            losses.push(Loss::stored(gap, Shown::Finished(shard.clone())));
+            changes.push(Change::Finish { shard: id(), epoch });
+        }
+        changes
+    }
+}
+
+/// The gap from the position of a lease to the one from which its shard is read.
+fn gap(shard: &ShardId, lease: &Lease, position: Checkpoint) -> Report {
+    Report::Event(Event::Gap {
+        shard_id: shard.clone(),
+        after: lease.checkpoint.as_ref().and_then(Checkpoint::sequence_number).cloned(),
+        position,
+    })
+}
+
+/// Formats the position of a shard for an error message.
+fn position_of(lease: &Lease) -> String {
+    lease.checkpoint.as_ref().map_or_else(|| "its beginning".to_owned(), Checkpoint::to_string)
+}
+
+/// Whether a finished shard that was not listed since then, in milliseconds since 1970, may be
+/// forgotten. The store judges again, by its own clock.
+fn is_over(unlisted: u64) -> bool {
+    let since = UNIX_EPOCH.checked_add(Duration::from_millis(unlisted));
+    let elapsed = since.and_then(|since| time_on_the_wall().duration_since(since).ok());
+    elapsed.is_some_and(|elapsed| elapsed >= MARK_KEPT)
+}

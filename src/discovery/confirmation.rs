@@ -1,0 +1,146 @@
+//! Confirms that shards that a listing lacks have left retention.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio::time::{Instant, sleep_until};
+
+use crate::error::{ClassifiedError, RetryAction};
+use crate::record::ShardId;
+use crate::source::{Kinesis, Listing, Position, unusable};
+use crate::store::lease::{Lease, Table};
+
+/// The number of answers by which Kinesis must confirm that a shard is gone, or that a shard belongs to
+/// another stream, and the pause between them: together as long as a stream must be missing that is named
+/// for the first time.
+pub(super) const CONFIRMATIONS: u32 = 3;
+pub(super) const CONFIRM_EACH: Duration = Duration::from_secs(1);
+
+/// The number of shards that are probed at once. Each shard admits five iterators per second.
+const CONCURRENT_CONFIRMATIONS: usize = 16;
+
+/// The number of answers, for each unlisted shard, that there is no such shard. Kept over the attempts of
+/// one listing, so that a failed probe costs no answer to another.
+#[derive(Debug, Default)]
+pub(crate) struct Confirmations {
+    answers: BTreeMap<ShardId, u32>,
+    last_round: Option<Instant>,
+}
+
+impl Confirmations {
+    /// Lists the whole stream: no shard that Kinesis keeps is missing, as far as the listed shards and those
+    /// of the table show.
+    ///
+    /// # Errors
+    ///
+    /// As [`confirm`](Self::confirm), and those of the listing.
+    pub(crate) async fn list_whole(
+        &mut self,
+        kinesis: &Kinesis,
+        table: &Table,
+    ) -> Result<Listing, ClassifiedError> {
+        let listing = kinesis.shards().await?;
+        let ids: BTreeSet<&ShardId> = listing.shards.iter().map(|shard| &shard.id).collect();
+        // Shards that earlier listings lacked have left retention.
+        let may_be_kept = |lease: &Lease| lease.parents.is_some() && lease.unlisted.is_none();
+        let unlisted =
+            table.leases.iter().filter(|(id, lease)| !ids.contains(id) && may_be_kept(lease));
+        let mut missing = unknown_parents(&listing, table);
+        missing.extend(unlisted.map(|(id, _)| id));
+        self.confirm(&missing, |shard| is_past_retention(kinesis, shard)).await?;
+        Ok(listing)
+    }
+
+    /// Probes each shard until [`CONFIRMATIONS`] answers say that it is gone; a failed probe is repeated in
+    /// the next round.
+    ///
+    /// # Errors
+    ///
+    /// Where a shard exists, so that the listing is incomplete, and where no probe of a round succeeds.
+    pub(super) async fn confirm<'a, F>(
+        &mut self,
+        shards: &[&'a ShardId],
+        is_gone: impl Fn(&'a ShardId) -> F,
+    ) -> Result<(), ClassifiedError>
+    where
+        F: Future<Output = Result<bool, ClassifiedError>>,
+    {
+        let missing: BTreeSet<&ShardId> = shards.iter().copied().collect();
+        self.answers.retain(|shard, _| missing.contains(shard));
+        loop {
+            let left: Vec<&'a ShardId> =
+                shards.iter().copied().filter(|shard| !self.is_confirmed(shard)).collect();
+            if left.is_empty() {
+                return Ok(());
+            }
+            if let Some(last) = self.last_round {
+                sleep_until(last + CONFIRM_EACH).await;
+            }
+            let round = self.round(&left, &is_gone).await;
+            self.last_round = Some(Instant::now());
+            round?;
+        }
+    }
+
+    async fn round<'a, F>(
+        &mut self,
+        shards: &[&'a ShardId],
+        is_gone: impl Fn(&'a ShardId) -> F,
+    ) -> Result<(), ClassifiedError>
+    where
+        F: Future<Output = Result<bool, ClassifiedError>>,
+    {
+        let mut has_answers = false;
+        for some in shards.chunks(CONCURRENT_CONFIRMATIONS) {
+            let mut failed = None;
+            let probes = join_all(some.iter().copied().map(&is_gone)).await;
+            for (shard, probe) in some.iter().zip(probes) {
+                match probe {
+                    Ok(true) => {
+                        *self.answers.entry((*shard).clone()).or_default() += 1;
+                        has_answers = true;
+                    }
+                    Ok(false) => {
+                        self.answers.remove(*shard);
+                        return Err(unusable(format!("is incomplete: {shard} is missing")));
+                    }
+                    Err(failure) => failed = Some(failure),
+                }
+            }
+            // The next probes would fail as well.
+            if let Some(failure) = failed.filter(|_| !has_answers) {
+                return Err(failure);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_confirmed(&self, shard: &ShardId) -> bool {
+        self.answers.get(shard).is_some_and(|answers| *answers >= CONFIRMATIONS)
+    }
+}
+
+/// Returns the parents of listed shards that are neither listed nor in the table, which shows that those of
+/// its own shards had left retention.
+pub(super) fn unknown_parents<'a>(listing: &'a Listing, table: &Table) -> Vec<&'a ShardId> {
+    let ids: BTreeSet<&ShardId> = listing.shards.iter().map(|shard| &shard.id).collect();
+    let is_new = |id: &ShardId| table.leases.get(id).is_none_or(|it| it.parents.is_none());
+    let parents = listing.shards.iter().filter(|shard| is_new(&shard.id));
+    let parents: BTreeSet<&ShardId> = parents.flat_map(|shard| &shard.parents).collect();
+    let is_known = |id: &ShardId| ids.contains(id) || table.leases.contains_key(id);
+    parents.into_iter().filter(|id| !is_known(id)).collect()
+}
+
+/// Returns true if Kinesis answers that the shard does not exist.
+pub(super) async fn is_past_retention(
+    kinesis: &Kinesis,
+    shard: &ShardId,
+) -> Result<bool, ClassifiedError> {
+    match kinesis.shard_iterator(shard, &Position::TrimHorizon).await {
+        Ok(_) => Ok(false),
+        Err(failure) if failure.remedy == RetryAction::Gone => Ok(true),
+        Err(failure) => Err(failure),
+    }
+}

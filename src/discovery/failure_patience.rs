@@ -1,0 +1,173 @@
+//! What a failed listing asks for: another attempt, an error to the caller, or the end.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::{ClassifiedError, ErrorKind, RetryAction};
+
+/// How long a Kinesis that has never answered may be out of reach before the caller is told: a
+/// wrong endpoint or region looks just like a bad moment.
+const FIRST_ANSWER: Duration = Duration::from_secs(5);
+
+/// How long answers that cannot be used may last before the caller is told.
+const LASTING: Duration = Duration::from_secs(60);
+
+/// For how long, and how often, a stream must not be found before that is believed: at the very
+/// first start, where the name may be a mistake, and later.
+const NEVER_FOUND: (Duration, u32) = (Duration::from_secs(2), 3);
+const NOT_FOUND: (Duration, u32) = (Duration::from_secs(30), 3);
+
+/// The failures of one listing since its last success.
+#[derive(Debug)]
+pub(super) struct FailurePatience {
+    /// Nobody has read anything yet.
+    begins: bool,
+    /// Nothing is known of the stream.
+    is_new: bool,
+    began: Instant,
+    told: Option<ErrorKind>,
+    /// Since when, and how often, Kinesis has answered nothing but that the stream does not exist.
+    missing: Option<(Instant, u32)>,
+    /// Since when Kinesis is in reach, and no answer could be used.
+    useless: Option<Instant>,
+}
+
+/// What a failure asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FailureVerdict {
+    /// Another attempt.
+    Again,
+    /// The same, and an error to the caller.
+    Tell,
+    /// The stream is gone.
+    Gone,
+}
+
+impl FailurePatience {
+    pub(super) fn new(begins: bool, is_new: bool, now: Instant) -> Self {
+        Self { begins, is_new, began: now, told: None, missing: None, useless: None }
+    }
+
+    pub(super) fn judge(&mut self, failure: &ClassifiedError, now: Instant) -> FailureVerdict {
+        if failure.remedy == RetryAction::Gone {
+            let (since, times) = self.missing.unwrap_or((now, 0));
+            self.missing = Some((since, times + 1));
+            let (time, least) = if self.is_new { NEVER_FOUND } else { NOT_FOUND };
+            let is_gone = now.duration_since(since) >= time && times + 1 >= least;
+            return if is_gone { FailureVerdict::Gone } else { FailureVerdict::Again };
+        }
+        self.missing = None;
+        let is_useless =
+            matches!(failure.remedy, RetryAction::RestartListing | RetryAction::RetryThenReport);
+        if is_useless {
+            self.useless.get_or_insert(now);
+        } else if failure.remedy == RetryAction::Retry {
+            self.useless = None;
+        }
+        let lasting = self.useless.map_or(Duration::ZERO, |since| now.duration_since(since));
+        let kind = failure.error.kind();
+        let failing = now.duration_since(self.began);
+        let is_due = match failure.remedy {
+            RetryAction::Report => self.told != Some(kind),
+            RetryAction::RetryThenReport if self.begins => {
+                self.told.is_none() && failing >= FIRST_ANSWER
+            }
+            RetryAction::RestartListing | RetryAction::RetryThenReport => {
+                self.told.is_none() && lasting >= LASTING
+            }
+            RetryAction::Retry => self.told.is_none() && self.begins && failing >= FIRST_ANSWER,
+            _ => false,
+        };
+        if !is_due {
+            return FailureVerdict::Again;
+        }
+        self.told = Some(kind);
+        FailureVerdict::Tell
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    fn failure(remedy: RetryAction) -> ClassifiedError {
+        ClassifiedError { remedy, error: Error::new(ErrorKind::Unavailable, "no"), answered: None }
+    }
+
+    /// What becomes of this failure each second, as long as it is waited for.
+    fn judged(
+        mut patience: FailurePatience,
+        remedy: RetryAction,
+        seconds: u64,
+    ) -> Vec<FailureVerdict> {
+        let began = patience.began;
+        let judge = |second| patience.judge(&failure(remedy), began + Duration::from_secs(second));
+        (0..seconds).map(judge).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn missing_stream_is_believed_soon_only_where_nothing_is_known_of_it() {
+        let first = |is_new| {
+            let patience = FailurePatience::new(true, is_new, Instant::now());
+            let judged = judged(patience, RetryAction::Gone, 60);
+            judged.iter().position(|judgement| *judgement == FailureVerdict::Gone)
+        };
+        assert_eq!((first(true), first(false)), (Some(2), Some(30)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn missing_stream_is_not_believed_beside_other_failures() {
+        let now = Instant::now();
+        let mut patience = FailurePatience::new(true, true, now);
+        for second in 0..100 {
+            let remedy = if second % 2 == 0 { RetryAction::Gone } else { RetryAction::SlowDown };
+            let judgement = patience.judge(&failure(remedy), now + Duration::from_secs(second));
+            assert_eq!(judgement, FailureVerdict::Again, "after {second} s");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn useless_answers_count_from_the_last_outage() {
+        let now = Instant::now();
+        let mut patience = FailurePatience::new(false, false, now);
+        let mut judge = |remedy, second| {
+            patience.judge(&failure(remedy), now + Duration::from_secs(second))
+                == FailureVerdict::Tell
+        };
+        for (remedy, second, is_told) in [
+            (RetryAction::Retry, 0, false),
+            (RetryAction::RetryThenReport, 70, false),
+            (RetryAction::Retry, 71, false),
+            (RetryAction::RestartListing, 80, false),
+            (RetryAction::SlowDown, 100, false),
+            (RetryAction::RetryThenReport, 139, false),
+            (RetryAction::RestartListing, 140, true),
+        ] {
+            assert_eq!(judge(remedy, second), is_told, "{remedy:?} after {second} s");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lasting_failure_is_told_once() {
+        for (remedy, begins, expected) in [
+            (RetryAction::Retry, true, Some(5)),
+            (RetryAction::Retry, false, None),
+            (RetryAction::RestartListing, false, Some(60)),
+            (RetryAction::RetryThenReport, true, Some(5)),
+            (RetryAction::RetryThenReport, false, Some(60)),
+            (RetryAction::Report, false, Some(0)),
+            (RetryAction::SlowDown, true, None),
+        ] {
+            let judged = judged(FailurePatience::new(begins, false, Instant::now()), remedy, 200);
+            let told: Vec<usize> = judged
+                .iter()
+                .enumerate()
+                .filter(|(_, judgement)| **judgement == FailureVerdict::Tell)
+                .map(|(second, _)| second)
+                .collect();
+            assert_eq!(told, Vec::from_iter(expected), "{remedy:?}");
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Lists the stream until the answers can be the whole of it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::{Instant, sleep};
+
+use super::confirmation::{
+    CONFIRM_EACH, CONFIRMATIONS, Confirmations, is_past_retention, unknown_parents,
+};
+use super::failure_patience::{FailurePatience, FailureVerdict};
+use super::identity::is_of_other_stream;
+use super::scope_migration::ScopeMigration;
+use super::start::{FirstPoll, Start, floor};
+use super::stream_shards::StreamShards;
+use super::unlisted::Absences;
+use crate::backoff::{Backoff, LISTINGS};
+use crate::checkpoint::millis_of;
+use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
+use crate::record::ShardId;
+use crate::source::{Kinesis, ListedShard, Listing, OnTrimmed, other_start, unusable};
+use crate::store::lease::{Change, Lease, Table};
+use crate::telemetry::{Event, Telemetry};
+
+/// The longest pause while a stream is not found: there must be several answers before that is
+/// believed.
+const LONGEST_PAUSE_MISSING: Duration = Duration::from_secs(5);
+
+/// How many answers to a filtered listing may be unusable before the filter is given up.
+const FILTERED_ATTEMPTS: u32 = 3;
+
+/// Lists one stream.
+#[derive(Clone)]
+pub(crate) struct ShardDiscovery {
+    pub(crate) kinesis: Kinesis,
+    pub(crate) start: Start,
+    pub(crate) on_trimmed: OnTrimmed,
+    pub(crate) discovery_interval: Duration,
+    pub(crate) observer: Telemetry,
+    /// Tells the caller what no retry cures.
+    pub(crate) tell: Arc<dyn Fn(Error) + Send + Sync>,
+    pub(crate) memory: Memory,
+    /// Where the stream is given by its ARN.
+    pub(crate) takeover: Option<ScopeMigration>,
+}
+
+/// What the listings of one reading have in common.
+#[derive(Debug, Clone)]
+pub(crate) struct Memory(Arc<Remembered>);
+
+#[derive(Debug)]
+struct Remembered {
+    first_poll: FirstPoll,
+    latest: OnceLock<SystemTime>,
+    absences: Mutex<Absences>,
+}
+
+impl Memory {
+    /// Begins with the first poll of the reading, which is now.
+    pub(crate) fn begin() -> Self {
+        Self(Arc::new(Remembered {
+            first_poll: FirstPoll::now(),
+            latest: OnceLock::new(),
+            absences: Mutex::default(),
+        }))
+    }
+
+    /// Returns the moment of the first poll by the server's clock, or one before it; `answered` is
+    /// the time of an answer that has just come.
+    fn learn_latest(&self, answered: SystemTime) -> SystemTime {
+        *self.0.latest.get_or_init(|| self.0.first_poll.before(answered))
+    }
+
+    /// The same where no listing has succeeded yet, by the clock of this host.
+    pub(super) fn latest(&self) -> SystemTime {
+        floor(self.moment())
+    }
+
+    /// The same, not rounded where it is by the clock of this host: workers that start in the same second
+    /// have different moments.
+    fn moment(&self) -> SystemTime {
+        self.0.latest.get().copied().unwrap_or_else(|| self.0.first_poll.by_own_clock())
+    }
+
+    /// Returns the moment at which the application polled the stream first, or one before it. `stored` is
+    /// [`Table::first_poll`].
+    fn first_poll(&self, stored: u64) -> SystemTime {
+        let latest = self.latest();
+        // The clock of Kinesis is more exact than that of this host, by which the moment was stored.
+        let is_own = [self.0.first_poll.by_own_clock(), latest].map(millis_of).contains(&stored);
+        match UNIX_EPOCH.checked_add(Duration::from_millis(stored)) {
+            Some(stored) if stored > UNIX_EPOCH && !is_own => floor(stored).min(latest),
+            _ => latest,
+        }
+    }
+
+    fn absences(&self) -> MutexGuard<'_, Absences> {
+        // No step panics with half a change made.
+        self.0.absences.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ShardDiscovery {
+    /// Lists until the answer can be used; `begins` says that nobody has read anything yet. `None`
+    /// when the stream is gone.
+    pub(crate) async fn list(self, before: Arc<Table>, begins: bool) -> Option<StreamShards> {
+        let (listing, inheritance) = self.inherit(&before, begins).await?;
+        let is_first = before.leases.is_empty() && inheritance.leases.is_empty();
+        let latest = self.memory.first_poll(if is_first { before.first_poll } else { 0 });
+        let passed_over = match self.start.since(latest) {
+            Some(since) if is_first => self.closed_before(&listing, since).await?,
+            _ => BTreeSet::new(),
+        };
+        // The worker is not given inherited shards before it is known whether they are gone.
+        let mut known = Arc::clone(&before);
+        for (shard, lease) in &inheritance.leases {
+            let leases = &mut Arc::make_mut(&mut known).leases;
+            leases.entry(shard.clone()).or_insert_with(|| lease.clone());
+        }
+        let gone = self.find_gone(&listing, &known).await;
+        let Listing { shards, taken, .. } = listing;
+        Some(StreamShards { shards, taken, latest, passed_over, gone, before, begins, inheritance })
+    }
+
+    /// Returns what is stored before the first listing, where shards begin at the moment of the first poll:
+    /// a worker that never completes a listing is replaced by one that begins there. `known` is the moment
+    /// that the store had before, or 0.
+    pub(crate) fn beginning(&self, known: u64) -> Option<Change> {
+        let first_poll = if known > 0 { known } else { millis_of(self.memory.moment()) };
+        self.start.is_relative().then_some(Change::Begin { first_poll })
+    }
+
+    /// Whether a shard is in no listing, and Kinesis gives no iterator for it: it may be gone.
+    pub(crate) fn is_missing(&self, shard: &ShardId) -> bool {
+        self.memory.absences().contains(shard)
+    }
+
+    pub(super) async fn until_complete(&self, before: &Table, begins: bool) -> Option<Listing> {
+        let mut retries = Retries::new(begins, before);
+        let mut confirmations = Confirmations::default();
+        loop {
+            match self.complete(before, &mut confirmations).await {
+                Ok(listing) => return Some(listing),
+                Err(failure) => retries.after(self, failure).await?,
+            }
+        }
+    }
+
+    /// A listing in which no shard is missing, as far as can be known.
+    async fn complete(
+        &self,
+        before: &Table,
+        confirmations: &mut Confirmations,
+    ) -> Result<Listing, ClassifiedError> {
+        let listing = self.kinesis.shards().await?;
+        self.memory.learn_latest(listing.taken);
+        let missing = unknown_parents(&listing, before);
+        confirmations.confirm(&missing, |parent| is_past_retention(&self.kinesis, parent)).await?;
+        self.confirm_other_starts(&listing, before).await?;
+        self.confirm_new_starts(&listing, before).await?;
+        Ok(listing)
+    }
+
+    /// Fails unless another listing shows the same start for each shard whose start is to be stored: a wrong
+    /// one would have every later listing look like that of another stream.
+    async fn confirm_new_starts(
+        &self,
+        listing: &Listing,
+        before: &Table,
+    ) -> Result<(), ClassifiedError> {
+        let is_new = |shard: &&ListedShard| {
+            let lacks_start = |lease: &Lease| lease.start.is_none() && lease.unreadable.is_none();
+            shard.start.is_some() && before.leases.get(&shard.id).is_none_or(lacks_start)
+        };
+        let new: Vec<&ListedShard> = listing.shards.iter().filter(is_new).collect();
+        if new.is_empty() { Ok(()) } else { self.confirm_starts(&new).await }
+    }
+
+    /// Fails unless Kinesis says several times of each shard of another stream where it starts.
+    pub(super) async fn confirm_other_starts(
+        &self,
+        listing: &Listing,
+        before: &Table,
+    ) -> Result<(), ClassifiedError> {
+        let is_other = |shard: &&ListedShard| {
+            let stays_lost = |lease: &Lease| lease.is_lost && self.keeps_lost();
+            let lease = before.leases.get(&shard.id).filter(|lease| !stays_lost(lease));
+            lease.is_some_and(|lease| is_of_other_stream(lease, shard))
+        };
+        let others: Vec<&ListedShard> = listing.shards.iter().filter(is_other).collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        for _ in 1..CONFIRMATIONS {
+            sleep(CONFIRM_EACH).await;
+            self.confirm_starts(&others).await?;
+        }
+        Ok(())
+    }
+
+    /// Fails unless a new listing shows the same starts.
+    async fn confirm_starts(&self, shards: &[&ListedShard]) -> Result<(), ClassifiedError> {
+        let again = self.kinesis.shards().await?;
+        let starts: HashMap<_, _> =
+            again.shards.iter().map(|shard| (&shard.id, &shard.start)).collect();
+        match shards.iter().find(|shard| starts.get(&shard.id) != Some(&&shard.start)) {
+            Some(shard) => Err(other_start(&shard.id)),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the shards that Kinesis proves to have been closed before a time; `None` if the stream is
+    /// gone.
+    async fn closed_before(
+        &self,
+        listing: &Listing,
+        time: SystemTime,
+    ) -> Option<BTreeSet<ShardId>> {
+        if listing.shards.iter().all(ListedShard::is_open) {
+            return Some(BTreeSet::new());
+        }
+        let mut retries = Retries::new(false, &Table::default());
+        let mut unusable_answers = 0;
+        loop {
+            let failure = match self.kinesis.shards_open_before(time).await {
+                Ok(open_then) => return Some(listing.closed_before(&open_then)),
+                Err(ClassifiedError { error, .. }) if error.kind() == ErrorKind::Rejected => {
+                    unusable(format!("by time is refused: {error}"))
+                }
+                Err(failure) => failure,
+            };
+            unusable_answers += u32::from(failure.remedy == RetryAction::RestartListing);
+            if unusable_answers >= FILTERED_ATTEMPTS {
+                tracing::warn!(
+                    stream = %self.kinesis.name(),
+                    error = %failure.error,
+                    "listing by time failed; closed shards are read from the starting position too"
+                );
+                return Some(BTreeSet::new());
+            }
+            retries.after(self, failure).await?;
+        }
+    }
+
+    /// Whether lost shards stay lost, because no `on_trimmed` policy allows to continue without them.
+    pub(super) fn keeps_lost(&self) -> bool {
+        self.on_trimmed == OnTrimmed::Fail
+    }
+
+    /// The shards of the table that are gone: unfinished, and read by no worker.
+    async fn find_gone(&self, listing: &Listing, before: &Table) -> Vec<ShardId> {
+        let ids: BTreeSet<&ShardId> = listing.shards.iter().map(|shard| &shard.id).collect();
+        let is_idle = |lease: &Lease| {
+            !lease.is_finished() && lease.owner.is_none() && !(lease.is_lost && self.keeps_lost())
+        };
+        let idle = before.leases.iter().filter(|(_, lease)| is_idle(lease)).map(|(id, _)| id);
+        let mut absent = Vec::new();
+        for shard in idle.filter(|id| !ids.contains(id)) {
+            match is_past_retention(&self.kinesis, shard).await {
+                Ok(true) => absent.push(shard.clone()),
+                Ok(false) => {}
+                // A failed call proves nothing.
+                Err(failure) => self.note_panic(failure),
+            }
+        }
+        self.memory.absences().note(absent, self.discovery_interval, Instant::now())
+    }
+
+    /// Emits an event if the call panicked. Other failures are ignored.
+    pub(super) fn note_panic(&self, failure: ClassifiedError) {
+        if failure.error.kind() == ErrorKind::Panicked {
+            let error = failure.error.in_stream(self.kinesis.name());
+            self.observer.tell(Event::retried(None, &error, 1));
+        }
+    }
+}
+
+/// Attempts of one listing.
+struct Retries {
+    patience: FailurePatience,
+    backoff: Backoff,
+    failed: u32,
+    panics: u32,
+}
+
+impl Retries {
+    fn new(begins: bool, before: &Table) -> Self {
+        let is_new = begins && before.leases.is_empty();
+        let patience = FailurePatience::new(begins, is_new, Instant::now());
+        Self { patience, backoff: Backoff::new(LISTINGS), failed: 0, panics: 0 }
+    }
+
+    /// Reports a failure and backs off; `None` when the stream is gone.
+    async fn after(&mut self, lister: &ShardDiscovery, mut failure: ClassifiedError) -> Option<()> {
+        failure.remedy = failure.remedy_after(&mut self.panics);
+        let judgement = self.patience.judge(&failure, Instant::now());
+        let is_missing = failure.remedy == RetryAction::Gone;
+        let error = failure.error.in_stream(lister.kinesis.name());
+        self.failed += 1;
+        lister.observer.tell(Event::retried(None, &error, self.failed));
+        if judgement != FailureVerdict::Again {
+            (lister.tell)(error);
+        }
+        if judgement == FailureVerdict::Gone {
+            return None;
+        }
+        let pause = self.backoff.failed();
+        sleep(if is_missing { pause.min(LONGEST_PAUSE_MISSING) } else { pause }).await;
+        Some(())
+    }
+}

@@ -1,0 +1,70 @@
+//! The losses that a listing finds, and what the table shows once they are stored.
+
+use super::identity::has_begun;
+use crate::error::Error;
+use crate::record::{SequenceNumber, ShardId};
+use crate::store::lease::{Lease, Table};
+use crate::telemetry::Event;
+
+/// Records that were lost before they were read.
+///
+/// The change that stores a loss is made once. Its answer may fail although the store has made the
+/// change, so the worker reports the loss when a table shows it, and not when the answer arrives.
+#[derive(Debug)]
+pub(crate) struct Loss {
+    pub(crate) report: Report,
+    shown: Option<Shown>,
+}
+
+/// The report of a loss.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// Only the caller can decide what to do.
+    Error(Error),
+    /// A setting has decided.
+    Event(Event),
+}
+
+/// The content of a table that proves a loss to be stored.
+#[derive(Debug)]
+pub(super) enum Shown {
+    /// The shard is finished.
+    Finished(ShardId),
+    /// The shard is lost.
+    Lost(ShardId),
+    /// The lease of the shard has this first sequence number.
+    Start(ShardId, SequenceNumber),
+    /// The scope has shards.
+    Shards,
+}
+
+impl Loss {
+    /// A loss that the listing shows again until its changes are made.
+    pub(super) fn listed(report: Report) -> Self {
+        Self { report, shown: None }
+    }
+
+    /// A loss that no later listing shows once its change is made.
+    pub(super) fn stored(report: Report, shown: Shown) -> Self {
+        Self { report, shown: Some(shown) }
+    }
+
+    /// Returns true if the loss is reported with its listing, whatever the table shows.
+    pub(crate) fn is_of_listing(&self) -> bool {
+        self.shown.is_none()
+    }
+
+    /// Returns true if a table proves that the loss is stored.
+    pub(crate) fn is_shown_by(&self, table: &Table) -> bool {
+        let lease = |shard: &ShardId| table.leases.get(shard);
+        match &self.shown {
+            None => false,
+            Some(Shown::Finished(shard)) => lease(shard).is_some_and(Lease::is_finished),
+            Some(Shown::Lost(shard)) => lease(shard).is_some_and(|lease| lease.is_lost),
+            Some(Shown::Start(shard, start)) => {
+                lease(shard).is_some_and(|lease| lease.start.as_ref() == Some(start))
+            }
+            Some(Shown::Shards) => has_begun(table),
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The positions that are stored under a stream's name alone, taken over by the consumers of its ARN.
+//!
+//! ```text
+//!   look at the scope of the name ◄────────────────────────────────┐
+//!     │  │  │                                                      │
+//!     │  │  └─ positions of this stream, workers alive ──► wait ───┤
+//!     │  │                                                         │
+//!     │  └─ positions of this stream, no worker alive ──► claim ───┤ it has changed meanwhile
+//!     │                                                     │      │
+//!     │ nothing, of another stream,                         ▼      │
+//!     │ claimed by another ARN                    marked as claimed
+//!     ▼                                                     │ a crash here: the mark is found, and it
+//!   begin at the starting position                          ▼ goes on
+//!                          all shards with their positions are added to the scope of the ARN
+//!                                                           │ a crash here: that scope has begun, and
+//!                                                           ▼ nothing is taken over again
+//!                                                 marked as taken over
+//! ```
+//!
+//! Claim and addition are each one step of the store, conditional on the table as it was seen. A claim
+//! belongs to one ARN; the positions under the name stay as they are. A scope that has begun, or that
+//! was [cleared](crate::store::lease::Edit::Clear), takes nothing over.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio::time::{Instant, sleep};
+
+use super::identity::has_begun;
+use super::listing::ShardDiscovery;
+use super::migrated_positions::{Claimable, MigratedPositions};
+use crate::backoff::{Backoff, LISTINGS};
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::{SequenceNumber, ShardId};
+use crate::source::{Listing, Position};
+use crate::store::lease::{Change, Request, Table};
+use crate::store::{LeaseStore, Mark, Scope, in_time};
+use crate::telemetry::Event;
+
+/// The pause between two looks at a scope in which workers are alive.
+const LOOK_EACH: Duration = Duration::from_secs(3);
+
+/// How long workers that read by name may delay a takeover, and the store may fail, before the caller
+/// gets an error.
+const TOLERATED_DELAY: Duration = Duration::from_secs(60);
+
+/// The number of concurrent `GetShardIterator` calls. Each shard allows five per second.
+const CONCURRENT_PROBES: usize = 16;
+
+/// A part of the message in which Kinesis refuses a sequence number of another stream.
+const OF_OTHER_STREAM: &str = "did not come from this stream";
+
+/// The lease duration of a request that does not join.
+const NO_LEASE: Duration = Duration::from_secs(2);
+
+/// Takes the positions of a stream's name over into the scope of its ARN.
+#[derive(Clone)]
+pub(crate) struct ScopeMigration {
+    leases: Arc<dyn LeaseStore>,
+    scope: Scope,
+    named: Scope,
+    worker_id: Arc<str>,
+    /// The takeover is noted, or there was none.
+    is_settled: Arc<AtomicBool>,
+}
+
+/// What comes next.
+pub(super) enum Step {
+    /// Reading begins: with these positions, where there are any.
+    Begin(MigratedPositions),
+    /// These workers are alive under the name.
+    Wait(Vec<String>),
+    /// The table has changed.
+    Retry,
+}
+
+impl ScopeMigration {
+    /// `None` for a scope of a name alone.
+    pub(crate) fn new(
+        leases: &Arc<dyn LeaseStore>,
+        scope: &Scope,
+        worker_id: &Arc<str>,
+    ) -> Option<Self> {
+        Some(Self {
+            leases: Arc::clone(leases),
+            scope: scope.clone(),
+            named: scope.by_name()?,
+            worker_id: Arc::clone(worker_id),
+            is_settled: Arc::default(),
+        })
+    }
+
+    /// Compares the scope of the name with a listing that has just been made, and claims the positions
+    /// of this stream.
+    async fn step(&self, lister: &ShardDiscovery, listing: &Listing) -> Result<Step> {
+        let table = in_time(self.leases.table(&self.named)).await?;
+        let claim = self.scope.mark(Mark::Claimed);
+        let is_settled = table.leases.contains_key(&self.scope.mark(Mark::TakenOver));
+        let is_anothers = table.leases.keys().any(|id| Mark::is_claim(id) && *id != claim);
+        let claimable = Claimable::new(&table, &listing.shards);
+        if is_settled || is_anothers || claimable.is_empty() {
+            return Ok(Step::Begin(MigratedPositions::default()));
+        }
+        if lister.confirm_other_starts(listing, &table).await.is_err() {
+            return Ok(Step::Retry);
+        }
+        let refuted = self.refuted(lister, &claimable.doubtful()).await;
+        let inheritance = claimable.settle(&refuted);
+        if inheritance.leases.is_empty() {
+            return Ok(Step::Begin(inheritance));
+        }
+        if !table.workers.is_empty() {
+            return Ok(Step::Wait(table.workers.keys().map(ToString::to_string).collect()));
+        }
+        let is_mine = table.leases.contains_key(&claim)
+            || self.mark(Mark::Claimed, Some((table.generation, table.version))).await?;
+        Ok(if is_mine { Step::Begin(inheritance) } else { Step::Retry })
+    }
+
+    /// Returns the shards of which Kinesis refuses the sequence number as one of another stream. Any other
+    /// answer is for the reader of the shard to handle.
+    async fn refuted<'a>(
+        &self,
+        lister: &ShardDiscovery,
+        positions: &[(&'a ShardId, &'a SequenceNumber)],
+    ) -> BTreeSet<&'a ShardId> {
+        let mut refuted = BTreeSet::new();
+        for some in positions.chunks(CONCURRENT_PROBES) {
+            let asked = some.iter().map(|(shard, number)| async move {
+                let position = Position::After((*number).clone(), None);
+                let refusal = lister.kinesis.shard_iterator(shard, &position).await.err()?;
+                let is_other = refusal.error.to_string().contains(OF_OTHER_STREAM);
+                lister.note_panic(refusal);
+                is_other.then_some(*shard)
+            });
+            refuted.extend(join_all(asked).await.into_iter().flatten());
+        }
+        refuted
+    }
+
+    /// Notes in the scope of the name what was done, without joining it; with a `known` table only where
+    /// that is still the table. Returns whether it is noted.
+    async fn mark(&self, done: Mark, known: Option<(u64, u64)>) -> Result<bool> {
+        let request = Request {
+            worker: Arc::clone(&self.worker_id),
+            incarnation: fastrand::u64(1..),
+            lease_duration: NO_LEASE,
+            capacity: 0,
+            leaving: true,
+            known,
+            only_if_unchanged: known.is_some(),
+            changes: vec![Change::Add {
+                shard: self.scope.mark(done),
+                parents: Vec::new(),
+                start: None,
+                // Finished, so that no worker reads it.
+                checkpoint: Some(crate::Checkpoint::ShardEnd),
+            }],
+        };
+        Ok(in_time(self.leases.exchange(&self.named, &request)).await?.applied)
+    }
+
+    /// Notes that the claimed positions are taken over, which the table of the ARN shows. Where the store
+    /// fails, a later listing notes it.
+    async fn settle(&self) {
+        if self.is_settled.load(Ordering::Relaxed) {
+            return;
+        }
+        let Ok(table) = in_time(self.leases.table(&self.named)).await else { return };
+        let has = |done| table.leases.contains_key(&self.scope.mark(done));
+        let is_noted = !has(Mark::Claimed)
+            || has(Mark::TakenOver)
+            || self.mark(Mark::TakenOver, None).await.is_ok();
+        self.is_settled.store(is_noted, Ordering::Relaxed);
+    }
+}
+
+impl ShardDiscovery {
+    /// Lists until the answer can be used and it is known which positions are taken over with it. `None`
+    /// when the stream is gone.
+    pub(super) async fn inherit(
+        &self,
+        before: &Table,
+        begins: bool,
+    ) -> Option<(Listing, MigratedPositions)> {
+        let mut delay = Delay::new();
+        loop {
+            let listing = self.until_complete(before, begins).await?;
+            let Some(takeover) = &self.takeover else { return Some((listing, <_>::default())) };
+            if has_begun(before) {
+                takeover.settle().await;
+                return Some((listing, MigratedPositions::default()));
+            }
+            if before.cleared > 0 {
+                return Some((listing, MigratedPositions::default()));
+            }
+            match takeover.step(self, &listing).await {
+                Ok(Step::Begin(inheritance)) => return Some((listing, inheritance)),
+                Ok(Step::Wait(workers)) => delay.by_workers(self, workers).await,
+                Ok(Step::Retry) => sleep(delay.backoff.failed()).await,
+                Err(error) => delay.by_store(self, error).await,
+            }
+        }
+    }
+}
+
+/// What has delayed a takeover so far.
+struct Delay {
+    since: Option<Instant>,
+    is_reported: bool,
+    is_told: bool,
+    failed: u32,
+    backoff: Backoff,
+}
+
+impl Delay {
+    fn new() -> Self {
+        Self {
+            since: None,
+            is_reported: false,
+            is_told: false,
+            failed: 0,
+            backoff: Backoff::new(LISTINGS),
+        }
+    }
+
+    /// Whether an error is due, which is once.
+    fn is_overdue(&mut self) -> bool {
+        let now = Instant::now();
+        let delay = now.duration_since(*self.since.get_or_insert(now));
+        delay >= TOLERATED_DELAY && !std::mem::replace(&mut self.is_told, true)
+    }
+
+    async fn by_workers(&mut self, lister: &ShardDiscovery, worker_ids: Vec<String>) {
+        if !std::mem::replace(&mut self.is_reported, true) {
+            let worker_ids = worker_ids.clone();
+            lister.observer.tell(Event::TakeoverDelayed { worker_ids });
+        }
+        if self.is_overdue() {
+            let message = format!(
+                "workers that read the stream by its name alone hold the positions of this \
+                 application: {}; stop them, and this consumer, which reads by ARN, takes the \
+                 positions over and begins",
+                worker_ids.join(", ")
+            );
+            let error = Error::new(ErrorKind::InUse, message);
+            (lister.tell)(error.in_stream(lister.kinesis.name()));
+        }
+        self.backoff.succeeded();
+        sleep(LOOK_EACH).await;
+    }
+
+    async fn by_store(&mut self, lister: &ShardDiscovery, error: Error) {
+        let error = error.in_stream(lister.kinesis.name());
+        self.failed += 1;
+        lister.observer.tell(Event::retried(None, &error, self.failed));
+        let is_lasting = self.is_overdue();
+        if is_lasting || !error.is_temporary() && !std::mem::replace(&mut self.is_told, true) {
+            (lister.tell)(error);
+        }
+        sleep(self.backoff.failed()).await;
+    }
+}

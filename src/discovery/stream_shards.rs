@@ -1,0 +1,79 @@
+//! The shards of a stream, as a listing shows them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::identity::is_of_other_stream;
+use super::loss::{Loss, Report, Shown};
+use super::migrated_positions::MigratedPositions;
+use crate::error::Error;
+use crate::record::ShardId;
+use crate::source::ListedShard;
+use crate::store::lease::{Change, Lease, Table};
+
+/// The shards of a stream, as they were listed.
+pub(crate) struct StreamShards {
+    pub(super) shards: Vec<ListedShard>,
+    /// A moment by the server's clock that is not after the listing.
+    pub(super) taken: SystemTime,
+    /// The moment at which reading began.
+    pub(super) latest: SystemTime,
+    /// Those that were closed before the time at which an application begins.
+    pub(super) passed_over: BTreeSet<ShardId>,
+    /// Shards of the table that have left retention, which is proven.
+    pub(super) gone: Vec<ShardId>,
+    /// The table before the listing. The listing can show that a shard is gone only if this table has it.
+    pub(super) before: Arc<Table>,
+    /// The worker has begun with it.
+    pub(super) begins: bool,
+    /// The positions that a new scope takes over.
+    pub(super) inheritance: MigratedPositions,
+}
+
+impl StreamShards {
+    /// Returns false if the table was forgotten or cleared after the listing.
+    pub(crate) fn is_of(&self, table: &Table) -> bool {
+        self.before.generation == table.generation
+    }
+
+    /// The inherited shards that are not listed.
+    pub(super) fn inherited_beyond(&self, table: &Table) -> Vec<Change> {
+        let ids: BTreeSet<&ShardId> = self.shards.iter().map(|shard| &shard.id).collect();
+        let is_beyond = |shard: &ShardId| !ids.contains(shard) && !table.leases.contains_key(shard);
+        let beyond = self.inheritance.leases.iter().filter(|(shard, _)| is_beyond(shard));
+        beyond
+            .map(|(shard, lease)| Change::Add {
+                shard: shard.clone(),
+                parents: lease.parents.clone().unwrap_or_default(),
+                start: lease.start.clone(),
+                checkpoint: lease.checkpoint.clone(),
+            })
+            .collect()
+    }
+
+    /// Whether several listings agree that the lease of a shard belongs to another stream.
+    pub(super) fn has_confirmed(&self, shard: &ListedShard) -> bool {
+        self.before.leases.get(&shard.id).is_some_and(|lease| is_of_other_stream(lease, shard))
+    }
+
+    /// Returns true if the stored start of the shard differs from the listed one, which is then unconfirmed.
+    pub(super) fn has_other_start(&self, shard: &ListedShard) -> bool {
+        let before = self.before.leases.get(&shard.id).and_then(|lease| lease.start.as_ref());
+        before.is_some_and(|before| shard.start.as_ref() != Some(before))
+    }
+
+    /// The loss of a shard that is stored as lost. The listing with which a worker begins shows it again.
+    pub(super) fn lost(&self, shard: &ShardId, error: Error) -> Loss {
+        let report = Report::Error(error);
+        if self.begins {
+            Loss::listed(report)
+        } else {
+            Loss::stored(report, Shown::Lost(shard.clone()))
+        }
+    }
+
+    pub(super) fn had_finished(&self, shard: &ShardId) -> bool {
+        self.before.leases.get(shard).is_some_and(Lease::is_finished)
+    }
+}

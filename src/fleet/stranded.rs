@@ -1,0 +1,70 @@
+//! Leases that are held by workers out of reach of Kinesis, and what a worker does about them.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::reachability::Calls;
+use super::worker::Worker;
+use crate::store::lease::Member;
+use crate::telemetry::log_line;
+
+impl Worker {
+    /// Notes whether this worker reaches Kinesis, and lists the stream where its calls do not show it.
+    pub(super) fn look_at_reach(&mut self) {
+        let (calls, was_out) = (self.calls(), self.reach.is_out());
+        self.reach.note(calls, self.plan.observer.take_interruption(), Instant::now());
+        if self.reach.is_out() && !was_out {
+            log_line!(warn,
+                scope = %self.plan.scope,
+                "Kinesis out of reach for this worker; other workers that reach it acquire its leases"
+            );
+        }
+        let is_needed = self.stranded.is_some() && self.reach.needs_listing(calls);
+        if !self.listing.is_under_way && (self.reach.is_doubtful(calls) || is_needed) {
+            self.ask_for_listing();
+        }
+    }
+
+    /// Notes since when the table shows a lease of another worker that is out of reach.
+    pub(super) fn note_stranded(&mut self) {
+        let is_out = |owner: &Arc<str>| {
+            *owner != self.plan.rules.worker_id
+                && self.table.workers.get(owner).is_some_and(is_out_of_reach)
+        };
+        let mut owners = self.table.leases.values().filter_map(|lease| lease.owner.as_ref());
+        self.stranded =
+            if owners.any(is_out) { self.stranded.or_else(|| Some(Instant::now())) } else { None };
+    }
+
+    /// Whether this worker acquires no further lease, since one is held by a worker out of reach and this
+    /// one may not reach Kinesis either.
+    pub(super) fn is_unproven(&self) -> bool {
+        self.stranded.is_some() && !self.reach.may_take_over(self.calls(), Instant::now())
+    }
+
+    fn calls(&self) -> Calls {
+        let observer = &self.plan.observer;
+        Calls { failing: observer.failing(), succeeded: observer.reached() }
+    }
+
+    /// Returns true if this worker must acquire no lease: it is out of reach, and another worker is alive.
+    pub(super) fn takes_none(&self) -> bool {
+        self.reach.is_out() && self.table.workers.len() > 1
+    }
+
+    /// Whether this worker may move leases. If one is held by a worker out of reach, every worker first gets
+    /// the time to declare the same: it renews three times within its lease duration.
+    pub(super) fn may_move_leases(&self, now: Instant) -> bool {
+        if self.takes_none() {
+            return false;
+        }
+        let patience = self.table.workers.values().map(|member| member.lease_duration).max();
+        self.stranded.is_none_or(|since| now.duration_since(since) >= patience.unwrap_or_default())
+    }
+}
+
+/// Returns true if a worker has declared a capacity of 0. One of incarnation 0 has declared nothing.
+fn is_out_of_reach(member: &Member) -> bool {
+    member.capacity == 0 && member.incarnation != 0
+}

@@ -1,0 +1,71 @@
+//! Supervision of the worker's task: after a panic it restarts with the state that it has. A worker
+//! that stopped would let its leases expire unnoticed.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use super::WorkerMessage;
+use super::worker::{Worker, WorkerEnded};
+use crate::backoff::{Backoff, EXCHANGES};
+use crate::error::{Error, ErrorKind, Panic, TOLERATED, contain};
+use crate::telemetry::{Event, Task};
+
+/// Panics further apart than this do not count as consecutive.
+const SAME_ROW: Duration = Duration::from_secs(60);
+
+impl Worker {
+    /// Runs the worker until it is over, and restarts it after a panic.
+    pub(super) async fn supervise(
+        &mut self,
+        words: &mut mpsc::UnboundedReceiver<WorkerMessage>,
+    ) -> WorkerEnded {
+        let mut panics = 0;
+        let mut backoff = Backoff::new(EXCHANGES.capped(self.renewal()));
+        loop {
+            let began = Instant::now();
+            let panic = match contain(self.work(words)).await {
+                Ok(over) => return over,
+                Err(panic) => panic,
+            };
+            if began.elapsed() >= SAME_ROW {
+                panics = 0;
+                backoff.succeeded();
+            }
+            panics += 1;
+            self.tell_restarted(Task::Leases, &panic);
+            if panics == TOLERATED + 1 {
+                self.tell_panicked("renews the leases", panic);
+            }
+            // An interrupted change is completed from the whole table.
+            self.look_whole();
+            sleep(backoff.failed()).await;
+        }
+    }
+
+    /// Schedules another listing after a panic.
+    pub(super) fn list_after(&mut self, panic: Panic) {
+        self.tell_restarted(Task::Listing, &panic);
+        self.listing.is_under_way = false;
+        self.listing.panics += 1;
+        if self.listing.panics == TOLERATED + 1 {
+            self.tell_panicked("lists the stream", panic);
+        }
+        self.ask_for_listing();
+    }
+
+    fn tell_restarted(&self, task: Task, panic: &Panic) {
+        let message = panic.to_string();
+        self.plan.observer.tell(Event::TaskRestarted { task, shard_id: None, message });
+    }
+
+    fn tell_panicked(&self, what: &str, panic: Panic) {
+        let message = format!(
+            "the task that {what} panicked {} times in a row and is restarted: {panic}",
+            TOLERATED + 1
+        );
+        let error = Error::new(ErrorKind::Panicked, message).with_source(panic);
+        (self.plan.lister.tell)(error.in_stream(self.plan.scope.shared_stream_name()));
+    }
+}

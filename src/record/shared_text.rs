@@ -1,0 +1,28 @@
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// A short text that one record has, or that several share.
+#[derive(Clone)]
+pub(crate) enum SharedText {
+    Own(String),
+    Shared(Arc<str>),
+}
+
+impl Deref for SharedText {
+    type Target = str;
+
+    #[inline]
+    fn deref(&self) -> &str {
+        match self {
+            Self::Own(text) => text,
+            Self::Shared(text) => text,
+        }
+    }
+}
+
+impl From<String> for SharedText {
+    #[inline]
+    fn from(text: String) -> Self {
+        Self::Own(text)
+    }
+}

@@ -1,0 +1,380 @@
+//! The right to read a shard: for as long as its lease lasts, and while that is known.
+//!
+//! ```text
+//!            the worker could not renew in time
+//!   holds ◄──────────────────────────────────────► in doubt
+//!     │              it has renewed                    │
+//!     └──► over: handed over, lost, finished ◄─────────┘
+//! ```
+//!
+//! Both are looked at for each record. A process that was suspended must notice before it hands out
+//! another one, and then nothing but a clock tells: no task of it has run meanwhile. So the clocks are
+//! read for each record: the wall clock goes on in a machine that sleeps, and the monotonic clock
+//! cannot be set back. The lease is over as soon as one of them says so.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::CloseSignal;
+use crate::wakers::{Waiters, wake_all};
+
+/// A moment by both clocks of this host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    pub(crate) monotonic: Instant,
+    wall: SystemTime,
+}
+
+impl Moment {
+    /// Returns the moment that is `time` later by both clocks.
+    fn after(self, time: Duration) -> Self {
+        Self {
+            monotonic: self.monotonic.checked_add(time).unwrap_or(self.monotonic),
+            wall: self.wall.checked_add(time).unwrap_or(self.wall),
+        }
+    }
+
+    /// Whether both clocks show an earlier time. The monotonic clock stands still while some machines
+    /// sleep, and the wall clock may be set back: the one that has gone further counts.
+    fn is_before(self, end: Self) -> bool {
+        self.monotonic < end.monotonic && self.wall < end.wall
+    }
+}
+
+/// The right to read one shard. Each clone wakes whoever polled it last.
+#[derive(Debug)]
+pub(crate) struct LeaseHandle {
+    epoch: u64,
+    hold: Arc<LeaseGuard>,
+    over: CloseSignal,
+    /// Of this clone, among those that wait for the same validity.
+    key: u64,
+}
+
+/// The end of a validity, as a run of records has read it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known {
+    until: Moment,
+    /// The number of renewals before it was read.
+    renewals: u64,
+}
+
+/// What a run of records looks at for each of them.
+#[derive(Debug)]
+pub(super) struct LeaseGuard {
+    over: CloseSignal,
+    validity: Arc<LeaseDeadline>,
+}
+
+impl LeaseGuard {
+    /// Returns true if a record may be handed out now. `known` keeps the end of the validity, since a read of it
+    /// is dearer than a look at the clocks.
+    #[inline]
+    pub(super) fn holds(&self, known: &mut Option<Known>) -> bool {
+        if self.over.is_closed() || self.validity.is_doubtful.load(Ordering::SeqCst) {
+            return false;
+        }
+        // If the wall clock was set back, only the last renewal shows a sleep that follows.
+        let renewals = self.validity.renewals.load(Ordering::SeqCst);
+        if known.is_none_or(|known| known.renewals != renewals) {
+            *known = self.validity.until().map(|until| Known { until, renewals });
+        }
+        known.is_some_and(|known| self.validity.now().is_before(known.until))
+    }
+}
+
+impl LeaseHandle {
+    pub(crate) fn new(epoch: u64, validity: Arc<LeaseDeadline>) -> Self {
+        let over = CloseSignal::new();
+        let key = validity.new_key();
+        Self { epoch, hold: Arc::new(LeaseGuard { over: over.clone(), validity }), over, key }
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The shard is read no more.
+    pub(crate) fn end(&self) {
+        self.over.close();
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.is_closed()
+    }
+
+    /// When the shard is read no more.
+    pub(super) fn over(&self) -> &CloseSignal {
+        &self.over
+    }
+
+    pub(super) fn hold(&self) -> &Arc<LeaseGuard> {
+        &self.hold
+    }
+
+    /// Ready with `true` when records may be handed out, with `false` when none will be any more.
+    pub(super) fn poll_holds(&mut self, context: &mut Context<'_>) -> Poll<bool> {
+        if self.over.poll_closed(context).is_ready() {
+            return Poll::Ready(false);
+        }
+        self.hold.validity.poll_holds(self.key, context).map(|()| true)
+    }
+}
+
+impl Clone for LeaseHandle {
+    fn clone(&self) -> Self {
+        let (hold, over) = (Arc::clone(&self.hold), self.over.clone());
+        Self { epoch: self.epoch, key: hold.validity.new_key(), hold, over }
+    }
+}
+
+impl Drop for LeaseHandle {
+    fn drop(&mut self) {
+        let before = self.hold.validity.waiting().remove(self.key);
+        drop(before);
+    }
+}
+
+/// Until when a worker may take its leases to be its own.
+#[derive(Debug)]
+pub(crate) struct LeaseDeadline {
+    clock: HostClock,
+    until: Mutex<Option<Moment>>,
+    /// The number of times that `until` was set.
+    renewals: AtomicU64,
+    /// It is not known to be any longer.
+    is_doubtful: AtomicBool,
+    keys: AtomicU64,
+    /// By the keys of the handles.
+    waiting: Mutex<Waiters>,
+}
+
+impl Default for LeaseDeadline {
+    fn default() -> Self {
+        Self {
+            clock: HostClock::of_thread(),
+            until: Mutex::default(),
+            renewals: AtomicU64::new(0),
+            is_doubtful: AtomicBool::new(true),
+            keys: AtomicU64::new(0),
+            waiting: Mutex::default(),
+        }
+    }
+}
+
+impl LeaseDeadline {
+    /// The present moment, by the clocks of the worker's host.
+    #[inline]
+    pub(crate) fn now(&self) -> Moment {
+        Moment { monotonic: Instant::now(), wall: self.clock.wall() }
+    }
+
+    /// The leases are the worker's for so long after that moment.
+    pub(crate) fn extend(&self, from: Moment, time: Duration) {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Some(from.after(time));
+        self.renewals.fetch_add(1, Ordering::SeqCst);
+        self.is_doubtful.store(false, Ordering::SeqCst);
+        let waiting = self.waiting().take();
+        wake_all(waiting);
+    }
+
+    /// The leases may be another's by now.
+    pub(crate) fn doubt(&self) {
+        self.is_doubtful.store(true, Ordering::SeqCst);
+    }
+
+    fn until(&self) -> Option<Moment> {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn holds(&self) -> bool {
+        !self.is_doubtful.load(Ordering::SeqCst)
+            && self.until().is_some_and(|until| self.now().is_before(until))
+    }
+
+    fn new_key(&self) -> u64 {
+        self.keys.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn poll_holds(&self, key: u64, context: &mut Context<'_>) -> Poll<()> {
+        if self.holds() {
+            return Poll::Ready(());
+        }
+        let before = self.waiting().wait(key, context.waker());
+        drop(before);
+        // It may have been extended before the waker was there.
+        if self.holds() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiters> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The wall clock of a worker's host: the machine's, unless a test had replaced it when the worker
+/// was started.
+#[derive(Debug)]
+struct HostClock {
+    #[cfg(feature = "testing")]
+    replaced: Option<crate::testing::SharedClock>,
+}
+
+impl HostClock {
+    /// The clock that this thread has now.
+    fn of_thread() -> Self {
+        Self {
+            #[cfg(feature = "testing")]
+            replaced: crate::testing::replaced_clock(),
+        }
+    }
+
+    #[inline]
+    #[cfg_attr(not(feature = "testing"), allow(clippy::unused_self, reason = "a test's clock"))]
+    fn wall(&self) -> SystemTime {
+        #[cfg(feature = "testing")]
+        if let Some(clock) = &self.replaced {
+            return clock.now();
+        }
+        SystemTime::now()
+    }
+}
+
+/// The time by the clock on the wall, which a test may have replaced on this thread.
+pub(crate) fn time_on_the_wall() -> SystemTime {
+    HostClock::of_thread().wall()
+}
+
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod tests {
+    use std::task::{Wake, Waker};
+
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::testing::WallClock;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn tenure() -> (LeaseHandle, Arc<LeaseDeadline>) {
+        let validity = Arc::new(LeaseDeadline::default());
+        (LeaseHandle::new(7, Arc::clone(&validity)), validity)
+    }
+
+    fn holds(tenure: &LeaseHandle) -> bool {
+        tenure.hold().holds(&mut None)
+    }
+
+    #[test]
+    fn is_in_doubt_before_the_first_renewal_and_after_the_last() {
+        let (tenure, validity) = tenure();
+        assert!(!holds(&tenure));
+        validity.extend(validity.now(), LONG);
+        assert!(holds(&tenure));
+        validity.doubt();
+        assert!(!holds(&tenure));
+        validity.extend(validity.now(), LONG);
+        tenure.end();
+        assert!(!holds(&tenure));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lease_ends_by_whichever_clock_has_gone_further() {
+        let clock = WallClock::at(SystemTime::UNIX_EPOCH + LONG);
+        let (tenure, validity) = tenure();
+        let mut until = None;
+        validity.extend(validity.now(), LONG);
+        assert!(tenure.hold().holds(&mut until));
+        // As after a sleep of the machine: the monotonic clock stood still.
+        clock.move_by(LONG);
+        assert!(!tenure.hold().holds(&mut until));
+        validity.extend(validity.now(), LONG);
+        assert!(tenure.hold().holds(&mut until));
+        // Set back while the process was suspended.
+        clock.set_back(LONG);
+        tokio::time::advance(LONG).await;
+        assert!(!tenure.hold().holds(&mut until));
+        assert!(!holds(&tenure));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sleep_behind_a_renewal_by_a_clock_that_was_set_back_ends_the_lease() {
+        let clock = WallClock::at(SystemTime::UNIX_EPOCH + 2 * LONG);
+        let (tenure, validity) = tenure();
+        let mut known = None;
+        validity.extend(validity.now(), LONG);
+        assert!(tenure.hold().holds(&mut known));
+        clock.set_back(LONG);
+        validity.extend(validity.now(), LONG);
+        assert!(tenure.hold().holds(&mut known));
+        // As after a sleep of the machine, in which the monotonic clock does not advance.
+        clock.move_by(LONG);
+        assert!(!tenure.hold().holds(&mut known));
+    }
+
+    #[tokio::test]
+    async fn waits_for_the_next_renewal_or_the_end() {
+        let (first, validity) = tenure();
+        let wait = |mut tenure: LeaseHandle| {
+            tokio::spawn(std::future::poll_fn(move |context| tenure.poll_holds(context)))
+        };
+        let mut waiting = wait(first.clone());
+        tokio::task::yield_now().await;
+        assert!((&mut waiting).now_or_never().is_none());
+        validity.extend(validity.now(), LONG);
+        assert!(waiting.await.unwrap());
+        validity.doubt();
+        let waiting = wait(first.clone());
+        tokio::task::yield_now().await;
+        first.end();
+        assert!(!waiting.await.unwrap());
+    }
+
+    /// Polls its tenure as soon as it is woken, on the thread that wakes it.
+    struct PollsInline(Mutex<Option<LeaseHandle>>, AtomicBool);
+
+    impl Wake for PollsInline {
+        fn wake(self: Arc<Self>) {
+            let Some(mut tenure) = self.0.lock().unwrap().take() else { return };
+            let waker = Waker::from(Arc::clone(&self));
+            let polled = tenure.poll_holds(&mut Context::from_waker(&waker));
+            self.1.store(polled == Poll::Ready(true), Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn waker_that_polls_inline_does_not_deadlock() {
+        let (mut tenure, validity) = tenure();
+        let woken = Arc::new(PollsInline(Mutex::default(), AtomicBool::new(false)));
+        let waker = Waker::from(Arc::clone(&woken));
+        assert!(tenure.poll_holds(&mut Context::from_waker(&waker)).is_pending());
+        *woken.0.lock().unwrap() = Some(tenure);
+        validity.extend(validity.now(), LONG);
+        assert!(woken.1.load(Ordering::SeqCst), "it is polled within the wake, and holds");
+    }
+
+    struct Unwoken;
+
+    impl Wake for Unwoken {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    #[test]
+    fn validity_in_doubt_keeps_one_waker_per_handle() {
+        let (mut first, validity) = tenure();
+        let mut second = first.clone();
+        for _ in 0..1000 {
+            for tenure in [&mut first, &mut second] {
+                let waker = Waker::from(Arc::new(Unwoken));
+                assert!(tenure.poll_holds(&mut Context::from_waker(&waker)).is_pending());
+            }
+        }
+        assert_eq!(validity.waiting().len(), 2);
+        drop(second);
+        assert_eq!(validity.waiting().len(), 1);
+    }
+}

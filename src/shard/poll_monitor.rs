@@ -1,0 +1,133 @@
+//! Whether a caller still polls.
+//!
+//! A caller that waits polls only when it is woken, so silence alone says nothing: it is woken after
+//! half of its time, and has the other half to poll.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::wakers::wake_all;
+
+/// The last poll of a stream. The clones are one.
+#[derive(Debug, Clone)]
+pub(crate) struct PollMonitor(Arc<Mutex<Beat>>);
+
+#[derive(Debug)]
+struct Beat {
+    at: Instant,
+    /// Of the last poll; none before the first.
+    waker: Option<Waker>,
+    /// When the caller was woken to see whether it polls.
+    asked: Option<Instant>,
+    /// The stream that this one is merged into, whose polls count for it.
+    merged: Option<PollMonitor>,
+}
+
+impl PollMonitor {
+    pub(crate) fn new() -> Self {
+        let beat = Beat { at: Instant::now(), waker: None, asked: None, merged: None };
+        Self(Arc::new(Mutex::new(beat)))
+    }
+
+    /// The stream was polled; `waker` is of its [`CallerWaker`](crate::wakers::CallerWaker).
+    pub(crate) fn beat(&self, waker: &Waker) {
+        let before = {
+            let mut beat = self.lock();
+            (beat.at, beat.asked) = (Instant::now(), None);
+            match &beat.waker {
+                Some(last) if last.will_wake(waker) => None,
+                _ => beat.waker.replace(waker.clone()),
+            }
+        };
+        // What a waker holds may be dropped with it, and so may this stream.
+        drop(before);
+    }
+
+    /// What counts from now on are the polls of the stream that this one is merged into.
+    pub(crate) fn merge_into(&self, merged: &Self) {
+        let before = self.lock().merged.replace(merged.clone());
+        drop(before);
+    }
+
+    /// Whether the caller has not polled for so long, although it was woken.
+    pub(crate) fn has_stopped(&self, time: Duration) -> bool {
+        let merged = self.lock().merged.clone();
+        if let Some(merged) = merged {
+            return merged.has_stopped(time);
+        }
+        let mut beat = self.lock();
+        if beat.at.elapsed() < time / 2 {
+            return false;
+        }
+        if let Some(asked) = beat.asked {
+            return asked.elapsed() >= time / 2;
+        }
+        beat.asked = Some(Instant::now());
+        let waker = beat.waker.clone();
+        drop(beat);
+        wake_all(waker);
+        false
+    }
+
+    /// Whether the stream is gone, so that nobody will poll it any more. A merged one lasts as long
+    /// as the reading.
+    pub(crate) fn is_forsaken(&self) -> bool {
+        self.lock().merged.is_none() && Arc::strong_count(&self.0) == 1
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Beat> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Wake;
+
+    use tokio::time::advance;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    struct Polls(PollMonitor);
+
+    /// A caller that polls whenever it is woken.
+    impl Wake for Polls {
+        fn wake(self: Arc<Self>) {
+            // At once: no lock is held.
+            let pulse = self.0.clone();
+            pulse.beat(&Waker::from(self));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_polls_when_woken_has_not_stopped() {
+        let pulse = PollMonitor::new();
+        pulse.beat(&Waker::from(Arc::new(Polls(pulse.clone()))));
+        for _ in 0..20 {
+            advance(LIMIT / 3).await;
+            assert!(!pulse.has_stopped(LIMIT));
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_poll_has_stopped_after_the_time() {
+        for merged in [false, true] {
+            let (pulse, outer) = (PollMonitor::new(), PollMonitor::new());
+            if merged {
+                pulse.merge_into(&outer);
+            }
+            advance(LIMIT * 3).await;
+            assert!(!pulse.has_stopped(LIMIT), "it was not woken yet");
+            advance(LIMIT / 2).await;
+            assert!(pulse.has_stopped(LIMIT));
+            if merged { &outer } else { &pulse }.beat(Waker::noop());
+            assert!(!pulse.has_stopped(LIMIT));
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! The state of one shard that is read.
+//!
+//! ```text
+//!   Idle ──first poll──► Reading ──end, fatal error, close, lease over──► Done
+//! ```
+//!
+//! The lease of a shard that is `Done`:
+//!
+//! | `Done` because of | lease |
+//! |---|---|
+//! | its end | released when every record is finished |
+//! | a fatal error of its source or of a record | released; this worker rests the shard with back-off |
+//! | a panic of the fetch task, a dropped stream | released; this worker rests the shard for a renewal |
+//! | the close of the consumer | released as the worker leaves |
+//! | the end of the lease | handed over or lost already |
+//! | the shutdown of the runtime | expires, as its worker is gone with it |
+//!
+//! Everything under way lives here or in the feed's task, so a dropped `next()` loses nothing.
+//! In `ShardReader`, a poll looks in this order at what could hold it up: the close, the lease, the
+//! store, the caller's unfinished records, and then at what has been fetched. Each registers the waker
+//! before it says `Pending`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use futures::Stream;
+
+use super::delivery::{BatchSlot, LONGEST_RUN, Next, RecordRun};
+use super::prefetcher::{Prefetcher, Received};
+use super::{CheckpointOn, CloseSignal, LeaseHandle};
+use crate::checkpoint::{Allowance, InFlightConfig, Passed, Watermark};
+use crate::error::{Error, Result};
+use crate::record::{PositionBuf, ShardId};
+use crate::source::{Fetched, KnownShard, Source};
+use crate::store::{ReaderGate, Writer};
+use crate::telemetry::{Event, ShardTelemetry};
+
+/// What a shard is read with.
+pub(crate) struct Plan {
+    pub(crate) observer: ShardTelemetry,
+    pub(crate) parents: Vec<ShardId>,
+    pub(crate) source: Source,
+    pub(crate) checkpoint_on: CheckpointOn,
+    pub(crate) in_flight: InFlightConfig,
+    pub(crate) prefetch: usize,
+    /// Whether a record is handed out only when the position before it is saved.
+    pub(crate) save_each: bool,
+    pub(crate) watermark: Arc<Watermark>,
+    pub(crate) writer: Writer,
+    pub(crate) closing: CloseSignal,
+    pub(crate) tenure: LeaseHandle,
+    pub(crate) ended: Box<dyn Fn(ReadOutcome) + Send + Sync>,
+    /// What all streams of one reading keep alive together.
+    pub(crate) session: Arc<dyn Send + Sync>,
+}
+
+/// How a reading came to its end by itself.
+#[derive(Debug)]
+pub(crate) enum ReadOutcome {
+    /// The shard is read to its end, and these are its children as far as the server names them.
+    Read(Vec<KnownShard>),
+    /// An error has ended the stream, whether or not the caller receives it.
+    Failed {
+        /// A record was delivered before.
+        has_delivered: bool,
+    },
+    /// The stream was dropped before.
+    Dropped,
+}
+
+/// One shard as a stream of runs.
+pub(crate) struct ShardReader {
+    observer: ShardTelemetry,
+    parents: Vec<ShardId>,
+    checkpoint_on: CheckpointOn,
+    prefetch: usize,
+    /// The store is looked at once a run.
+    longest_run: usize,
+    watermark: Arc<Watermark>,
+    /// Open while the store saves.
+    gate: ReaderGate,
+    /// Closed when the writer's task is dropped with its runtime.
+    writer_gone: CloseSignal,
+    closing: CloseSignal,
+    tenure: LeaseHandle,
+    ended: Box<dyn Fn(ReadOutcome) + Send + Sync>,
+    state: State,
+    /// A record was delivered.
+    has_delivered: bool,
+    _session: Arc<dyn Send + Sync>,
+}
+
+enum State {
+    /// Not polled yet.
+    Idle(Source),
+    Reading {
+        feed: Prefetcher,
+        desk: BatchSlot,
+    },
+    Done,
+}
+
+impl ShardReader {
+    pub(crate) fn new(plan: Plan) -> Self {
+        // With `Pull` only the record in hand is unfinished, and asking for the next finishes it.
+        if plan.checkpoint_on == CheckpointOn::Ack {
+            plan.watermark.set_limits(plan.in_flight);
+        }
+        Self {
+            observer: plan.observer,
+            parents: plan.parents,
+            checkpoint_on: plan.checkpoint_on,
+            prefetch: plan.prefetch,
+            longest_run: if plan.save_each { 1 } else { LONGEST_RUN },
+            watermark: plan.watermark,
+            writer_gone: plan.writer.gone(),
+            gate: plan.writer.gate(),
+            closing: plan.closing,
+            tenure: plan.tenure,
+            ended: plan.ended,
+            state: State::Idle(plan.source),
+            has_delivered: false,
+            _session: plan.session,
+        }
+    }
+
+    pub(crate) fn shard_id(&self) -> &ShardId {
+        self.observer.shard_id()
+    }
+
+    pub(crate) fn parents(&self) -> &[ShardId] {
+        &self.parents
+    }
+
+    pub(crate) fn checkpoint_on(&self) -> CheckpointOn {
+        self.checkpoint_on
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closing.is_closed()
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.state, State::Done)
+    }
+
+    /// The next run of records.
+    pub(crate) fn poll_run(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<RecordRun>>> {
+        if self.is_done() {
+            return Poll::Ready(None);
+        }
+        if self.closing.poll_closed(context).is_ready() {
+            self.state = State::Done;
+            return Poll::Ready(None);
+        }
+        if self.writer_gone.poll_closed(context).is_ready() {
+            return self.fail(Error::runtime_shutdown());
+        }
+        if !ready!(self.tenure.poll_holds(context)) {
+            self.state = State::Done;
+            return Poll::Ready(None);
+        }
+        if let Err(error) = ready!(self.gate.poll_open(context)) {
+            return Poll::Ready(Some(Err(error)));
+        }
+        loop {
+            let allowance = ready!(self.poll_allowance(context));
+            let (feed, desk) =
+                started(&mut self.state, self.prefetch, &self.tenure, &self.observer);
+            match desk.next_run(self.longest_run, allowance, &self.tenure, &self.watermark) {
+                Next::Run(run) => {
+                    self.has_delivered = true;
+                    self.observer.succeeded();
+                    return Poll::Ready(Some(Ok(run)));
+                }
+                Next::Wrong(error) => return self.end_failed(error),
+                // The lease is over, since this moment.
+                Next::Over => {
+                    self.state = State::Done;
+                    return Poll::Ready(None);
+                }
+                Next::Refused => continue,
+                Next::Empty => {}
+            }
+            let Poll::Ready(received) = feed.poll_receive(context) else {
+                feed.urge();
+                return Poll::Pending;
+            };
+            let fetched = match received {
+                Received::Fetched(fetched) => fetched,
+                Received::Ended => {
+                    self.state = State::Done;
+                    return Poll::Ready(None);
+                }
+                Received::Lost(error) => return self.fail(error),
+            };
+            match fetched {
+                Ok(Fetched::Records(batch, space)) => desk.put(batch, space),
+                Ok(Fetched::Passed { after, until }) => {
+                    self.watermark
+                        .pass(Passed { after: after.as_ref().map(PositionBuf::from), until });
+                }
+                Ok(Fetched::End(children)) => {
+                    self.state = State::Done;
+                    self.observer.tell(Event::ShardEnded {
+                        shard_id: self.shard_id().clone(),
+                        children: children.iter().map(|child| child.id.clone()).collect(),
+                    });
+                    (self.ended)(ReadOutcome::Read(children));
+                    self.watermark.end();
+                    return Poll::Ready(None);
+                }
+                Ok(Fetched::Failed(error)) => return self.end_failed(error),
+                Err(error) => {
+                    self.observer.failed(&error);
+                    if self.observer.claims(&error) {
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn poll_allowance(&mut self, context: &mut Context<'_>) -> Poll<Allowance> {
+        let allowance = self.watermark.poll_allowance(context);
+        if allowance.is_pending()
+            && let State::Reading { feed, .. } = &mut self.state
+        {
+            feed.hold();
+        }
+        allowance
+    }
+
+    /// Ends the stream for an error that reading on does not cure, so that the lease is released. The
+    /// caller receives each kind once until a record is delivered again.
+    fn end_failed<T>(&mut self, error: Error) -> Poll<Option<Result<T>>> {
+        self.state = State::Done;
+        let error = self.observer.locate(error);
+        let is_news = self.observer.failed(&error) && self.observer.claims(&error);
+        self.observer.tell(Event::ShardFailed {
+            shard_id: self.shard_id().clone(),
+            kind: error.kind(),
+            message: error.to_string(),
+        });
+        (self.ended)(ReadOutcome::Failed { has_delivered: self.has_delivered });
+        Poll::Ready(is_news.then_some(Err(error)))
+    }
+
+    /// Ends the stream with an error. Another stream reads the shard from its checkpoint.
+    fn fail<T>(&mut self, error: Error) -> Poll<Option<Result<T>>> {
+        self.state = State::Done;
+        (self.ended)(ReadOutcome::Dropped);
+        Poll::Ready(Some(Err(self.observer.locate(error))))
+    }
+}
+
+/// The feed, fetching ahead once the caller has come back for the second record of its batch.
+fn started<'a>(
+    state: &'a mut State,
+    prefetch: usize,
+    tenure: &LeaseHandle,
+    observer: &ShardTelemetry,
+) -> (&'a mut Prefetcher, &'a mut BatchSlot) {
+    if let State::Idle(_) = state
+        && let State::Idle(source) = std::mem::replace(state, State::Done)
+    {
+        let feed = Prefetcher::start(source, tenure.over().clone(), observer.clone());
+        *state = State::Reading { feed, desk: BatchSlot::default() };
+    }
+    match state {
+        State::Reading { feed, desk } => {
+            // A caller that stays with the first record of a batch may stay for good.
+            if desk.is_untouched() {
+                feed.hold();
+            } else if !desk.is_empty() {
+                feed.fetch_ahead(prefetch);
+            }
+            (feed, desk)
+        }
+        State::Idle(_) | State::Done => unreachable!("only called while there is a source"),
+    }
+}
+
+impl Drop for ShardReader {
+    fn drop(&mut self) {
+        if !self.is_done() {
+            (self.ended)(ReadOutcome::Dropped);
+        }
+    }
+}
+
+impl Stream for ShardReader {
+    type Item = Result<RecordRun>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_run(context)
+    }
+}

@@ -1,0 +1,76 @@
+//! Failures, or answers of no use, in a row.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The time for which calls are retried that only the caller can cure, or that give answers of no use. After
+/// it the source ends, and the lease of the shard is released.
+pub(super) const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
+
+/// The least number of failures in that time: the caller may have been away for most of it.
+const MIN_FAILURES: u32 = 4;
+
+/// The time of the first failure in a row, and their number.
+#[derive(Debug, Default)]
+pub(super) struct FailureStreak {
+    since: Option<Instant>,
+    failures: u32,
+}
+
+impl FailureStreak {
+    /// Counts a failure. Returns true if there have been [`MIN_FAILURES`] in [`GIVEN_UP_AFTER`] or longer.
+    pub(super) fn lasts(&mut self) -> bool {
+        self.note();
+        self.has_lasted(GIVEN_UP_AFTER)
+    }
+
+    /// Counts a failure.
+    pub(super) fn note(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// Returns true if there have been [`MIN_FAILURES`] in `time` or longer.
+    pub(super) fn has_lasted(&self, time: Duration) -> bool {
+        self.failures >= MIN_FAILURES && self.age() >= time
+    }
+
+    /// The time since the first failure.
+    pub(super) fn age(&self) -> Duration {
+        self.since.map(|since| since.elapsed()).unwrap_or_default()
+    }
+
+    pub(super) fn since(&self) -> Option<Instant> {
+        self.since
+    }
+
+    pub(super) fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// Returns true before the first failure.
+    pub(super) fn is_empty(&self) -> bool {
+        self.failures == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_last_after_a_minute_and_several_of_them() {
+        let mut streak = FailureStreak::default();
+        assert!(!streak.lasts());
+        advance(GIVEN_UP_AFTER).await;
+        // The caller was away.
+        assert!(!streak.lasts());
+        assert!(!streak.lasts());
+        assert!(streak.lasts());
+        let mut quick = FailureStreak::default();
+        assert!((0..100).all(|_| !quick.lasts()));
+    }
+}

@@ -1,0 +1,151 @@
+//! Judges a position by the oldest kept record, where its own record does not come.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::fetch_state::{FetchState, StreamError};
+use super::retention::{Beginning, Retention, Start};
+use super::unproven_end::{BEHIND_ANSWERS, BEHIND_FOR};
+use super::{OnTrimmed, Position};
+use crate::checkpoint::Checkpoint;
+use crate::error::Error;
+use crate::record::SequenceNumber;
+
+/// The time for which a look at the oldest kept record shows that nothing behind the position was lost. A loss in
+/// that time is not noticed. With enhanced fan-out the next placement takes five seconds. If it takes longer, the
+/// next look holds for twice the time, until a placement is fast enough.
+const VERIFIED_FOR: Duration = Duration::from_secs(15);
+
+/// Probes that have shown that nothing was lost, since the last placement that was sound.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Verified {
+    last: Instant,
+    holds_for: Duration,
+}
+
+impl Verified {
+    fn after(before: Option<Self>) -> Self {
+        let doubled = before.map(|before| before.holds_for.saturating_mul(2));
+        Self { last: Instant::now(), holds_for: doubled.unwrap_or(VERIFIED_FOR) }
+    }
+}
+
+/// Placements at the oldest kept record, until an answer shows it.
+#[derive(Default)]
+pub(super) struct Probe {
+    /// Why the number of the position was refused.
+    refused: Option<Error>,
+    /// The first answer without any record.
+    empty_since: Option<Instant>,
+    /// The number of such answers.
+    empty: u32,
+}
+
+impl Probe {
+    /// A probe after Kinesis has refused the number of the position.
+    pub(super) fn after(refusal: Error) -> Self {
+        Self { refused: Some(refusal), ..Self::default() }
+    }
+
+    /// Notes an answer without any record. Returns whether enough of them have come to believe it.
+    fn is_empty_again(&mut self) -> bool {
+        let since = *self.empty_since.get_or_insert_with(Instant::now);
+        self.empty += 1;
+        self.empty >= BEHIND_ANSWERS && since.elapsed() >= BEHIND_FOR
+    }
+}
+
+impl FetchState {
+    /// Begins the next placement at the oldest kept record, which judges the position. Returns false if it has
+    /// begun there, or has judged the position before.
+    pub(super) fn seek_oldest(&mut self) -> bool {
+        let is_new = !self.begins_before();
+        if is_new {
+            self.state.retention.probe = Some(Probe::default());
+        }
+        is_new
+    }
+
+    /// Returns true if placements do not begin at the position.
+    pub(super) fn begins_before(&self) -> bool {
+        let Retention { probe, start, .. } = &self.state.retention;
+        probe.is_some() || *start != Start::Position
+    }
+
+    /// Returns true if what arrived at this time is not to be read.
+    pub(super) fn precedes_start(&self, arrival: SystemTime) -> bool {
+        matches!(self.state.retention.start, Start::Time(start) if arrival < start)
+    }
+
+    /// Notes where an event without records has brought a subscription that began before the position. The next
+    /// one continues there, but not at the number of the position, which may be refused.
+    pub(super) fn approach(&mut self, next: Option<&SequenceNumber>) {
+        if self.begins_before() && next != self.position.number() {
+            let approached = &mut self.state.retention.approached;
+            *approached = next.cloned().max(approached.take());
+        }
+    }
+
+    /// Returns true if the oldest kept record has shown a moment ago that nothing behind the position was lost.
+    pub(super) fn is_verified(&self) -> bool {
+        let verified = self.state.retention.verified;
+        verified.is_some_and(|verified| verified.last.elapsed() < verified.holds_for)
+    }
+
+    /// Judges by the oldest kept record. An answer without one must repeat before it is believed: it may be
+    /// empty by mistake, and a loss moves the position.
+    pub(super) async fn judge_oldest(
+        &mut self,
+        number: SequenceNumber,
+        oldest: Option<SequenceNumber>,
+        arrived: Option<SystemTime>,
+    ) -> Result<Beginning, StreamError> {
+        let is_empty = oldest.is_none();
+        let is_kept = oldest.is_some_and(|oldest| oldest <= number);
+        // A caller may name the number that the shard starts at, which need not be that of a record.
+        let is_start = if !is_kept && matches!(self.position, Position::AtSequence(_)) {
+            match self.kinesis.start_of(self.observer.shard_id()).await {
+                Ok(start) => start.is_some_and(|start| number <= start),
+                Err(failure) => return self.judge_later(failure),
+            }
+        } else {
+            false
+        };
+        if is_kept || is_start {
+            let retention = &mut self.state.retention;
+            retention.probe = None;
+            retention.verified = Some(Verified::after(retention.verified));
+            return Ok(Beginning::Replaced);
+        }
+        match self.is_quiet_within_retention().await {
+            Ok(true) => {
+                self.state.retention.probe = None;
+                // The stored time up to which the shard was quiet may be wrong: only `Latest` relies on it.
+                let since = self.quiet_since().filter(|_| self.on_trimmed == OnTrimmed::Latest);
+                self.state.retention.start = since.map_or(Start::Horizon, Start::Time);
+                if let Some(since) = since
+                    && arrived.is_some_and(|arrived| arrived < since)
+                {
+                    // An earlier decision leaves them out, or the server withheld them from a reader that
+                    // has stored the shard as caught up.
+                    self.report_gap(Some(number), Checkpoint::AtTimestamp(since));
+                }
+                return Ok(Beginning::Replaced);
+            }
+            Ok(false) => {}
+            Err(failure) => return self.judge_later(failure),
+        }
+        if let Some(probe) = &mut self.state.retention.probe
+            && is_empty
+            && !probe.is_empty_again()
+        {
+            self.pace.failed();
+            return Ok(Beginning::Postponed);
+        }
+        let probe = self.state.retention.probe.take();
+        let refused = probe.and_then(|probe| probe.refused);
+        self.lose(refused.unwrap_or_else(|| self.accepted(&number)))?;
+        Ok(Beginning::Replaced)
+    }
+}

@@ -1,0 +1,268 @@
+//! The memory of one answer, taken when its length is known and before it is read.
+//!
+//! ```text
+//!   as much as is expected ──the length is known──► as much as it takes ──► read
+//!            │                       └── not that much is free ──► turned away
+//!            └── no length is known ──► grows as it is read ──► turned away at its end where it cannot
+//! ```
+//! What is turned away is asked for again when there is room, or with a lower limit. It is not kept
+//! waiting in its connection: answers share one by HTTP/2, and those that nobody reads would hold up the
+//! others. The rest of an answer of unknown length is read and discarded, since Kinesis counts its bytes
+//! and the next call depends on its length.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use aws_sdk_kinesis::config::interceptors::{
+    AfterDeserializationInterceptorContextRef, BeforeDeserializationInterceptorContextMut,
+};
+use aws_sdk_kinesis::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_kinesis::error::BoxError;
+use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
+use aws_smithy_types::body::SdkBody;
+use bytes::Bytes;
+use http_body::{Body, Frame};
+
+use super::demand::Demand;
+use super::field_scanner::FieldScanner;
+use super::memory_budget::Reservation;
+
+/// The most bytes that one answer holds:
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
+pub(super) const LARGEST_ANSWER: usize = 10 * 1024 * 1024;
+
+/// An answer of unknown length is read no further: the records of [`LARGEST_ANSWER`] have 14 MiB in base64.
+const MOST_READ: usize = 2 * LARGEST_ANSWER;
+
+/// What an answer takes while it is read, in lengths of its text: the text, and the records that
+/// are made of it, which hold three quarters of it as payloads, beside their keys and numbers.
+const WHILE_READ: usize = 2;
+
+const NO_ROOM: &str = "there is no room for the answer";
+
+/// The memory of one answer.
+#[derive(Debug, Clone)]
+pub(crate) struct ResponseMemory(Arc<Mutex<Answer>>);
+
+#[derive(Debug)]
+struct Answer {
+    /// As far as it is known.
+    length: usize,
+    space: Reservation,
+    was_short: bool,
+    /// It lacks the member `Records`.
+    lacks_records: bool,
+    /// Read also without room while its caller waits for it: one record was asked for.
+    least: Option<Demand>,
+}
+
+impl ResponseMemory {
+    /// For an answer with the memory that it was granted. `least` says whose caller waits where no
+    /// fewer records can be asked for.
+    pub(super) fn new(space: Reservation, least: Option<Demand>) -> Self {
+        let (length, was_short, lacks_records) = (0, false, false);
+        Self(Arc::new(Mutex::new(Answer { length, space, was_short, lacks_records, least })))
+    }
+
+    /// How long the answer is, or what was read of one of unknown length; 0 where none has begun.
+    pub(super) fn length(&self) -> usize {
+        self.lock().length
+    }
+
+    /// Whether there was an answer that did not fit.
+    pub(super) fn was_short(&self) -> bool {
+        self.lock().was_short
+    }
+
+    /// Returns true if the answer lacks the member `Records`.
+    pub(super) fn lacks_records(&self) -> bool {
+        self.lock().lacks_records
+    }
+
+    /// The memory of so many bytes, which are what the answer was found to hold.
+    pub(super) fn keep(self, bytes: usize) -> Reservation {
+        let mut answer = self.lock();
+        answer.space.stretch(bytes);
+        let empty = answer.space.none();
+        std::mem::replace(&mut answer.space, empty)
+    }
+
+    fn measure(&self, body: SdkBody) -> Measured {
+        Measured { inner: Mutex::new(body), room: self.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Answer> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Answer {
+    /// Makes room for an answer of that length, where that much is free.
+    fn fit(&mut self, length: usize) -> Result<(), BoxError> {
+        self.length = length;
+        let bytes = while_read(length);
+        if bytes <= self.space.taken() || self.space.resize(bytes) {
+            return Ok(());
+        }
+        if self.least.as_ref().is_some_and(Demand::is_urgent) {
+            self.space.stretch(bytes);
+            return Ok(());
+        }
+        self.was_short = true;
+        Err(NO_ROOM.into())
+    }
+
+    /// Counts the next bytes of an answer of unknown length. Returns whether there is room for them.
+    fn grow(&mut self, bytes: usize) -> bool {
+        let length = self.length.saturating_add(bytes);
+        if self.was_short {
+            self.length = length;
+            return false;
+        }
+        self.fit(length).is_ok()
+    }
+}
+
+pub(super) fn while_read(length: usize) -> usize {
+    length.saturating_mul(WHILE_READ)
+}
+
+impl Intercept for ResponseMemory {
+    fn name(&self) -> &'static str {
+        "Room"
+    }
+
+    fn modify_before_deserialization(
+        &self,
+        context: &mut BeforeDeserializationInterceptorContextMut<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let body = context.response_mut().body_mut();
+        if let Some(length) = body.content_length() {
+            return self.lock().fit(usize::try_from(length).unwrap_or(usize::MAX));
+        }
+        let unmeasured = std::mem::replace(body, SdkBody::taken());
+        *body = SdkBody::from_body_1_x(self.measure(unmeasured));
+        Ok(())
+    }
+
+    fn read_after_deserialization(
+        &self,
+        context: &AfterDeserializationInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let Ok(output) = context.output_or_error() else { return Ok(()) };
+        let has_none = output
+            .downcast_ref()
+            .is_some_and(|answer: &GetRecordsOutput| answer.records.is_empty());
+        // Only what has no records is looked through again, which is short.
+        if has_none && let Some(text) = context.response().body().bytes() {
+            self.lock().lacks_records = !FieldScanner::of(text).records;
+        }
+        Ok(())
+    }
+}
+
+/// The body of an answer of unknown length, counted as it is read.
+struct Measured {
+    /// Never locked: only so that it may be shared, which nobody does.
+    inner: Mutex<SdkBody>,
+    room: ResponseMemory,
+}
+
+impl Body for Measured {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Self { inner, room } = self.get_mut();
+        let inner = inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let frame = ready!(Pin::new(&mut *inner).poll_frame(context));
+            let mut answer = room.lock();
+            match &frame {
+                Some(Ok(data)) if !answer.grow(data.data_ref().map_or(0, Bytes::len)) => {
+                    if answer.length > MOST_READ {
+                        return Poll::Ready(Some(Err(NO_ROOM.into())));
+                    }
+                }
+                None if answer.was_short => return Poll::Ready(Some(Err(NO_ROOM.into()))),
+                _ => return Poll::Ready(frame),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::super::memory_budget::{MemoryBudget, RESERVE};
+    use super::*;
+
+    const CHUNK: usize = 16 * 1024;
+
+    /// So many chunks without a length.
+    struct Chunks(usize);
+
+    impl Body for Chunks {
+        type Data = Bytes;
+        type Error = BoxError;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _context: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            let Some(left) = self.0.checked_sub(1) else { return Poll::Ready(None) };
+            self.0 = left;
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0; CHUNK])))))
+        }
+    }
+
+    /// Returns how many chunks of an answer came through, and whether all of them did.
+    async fn read(room: &ResponseMemory, chunks: usize) -> (usize, bool) {
+        let mut body = room.measure(SdkBody::from_body_1_x(Chunks(chunks)));
+        let mut passed = 0;
+        loop {
+            match poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+                Some(Ok(_)) => passed += 1,
+                Some(Err(_)) => return (passed, false),
+                None => return (passed, true),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn answer_without_length_takes_what_it_holds() {
+        let budget = MemoryBudget::new(10 * CHUNK);
+        let room = ResponseMemory::new(budget.shard().empty(), None);
+        assert_eq!(read(&room, 5).await, (5, true));
+        assert_eq!((room.length(), room.was_short()), (5 * CHUNK, false));
+        assert_eq!(budget.taken(), while_read(5 * CHUNK) - RESERVE);
+        let space = room.keep(100);
+        assert_eq!((space.taken(), budget.taken()), (100, 0), "no more than its records hold");
+    }
+
+    #[tokio::test]
+    async fn answer_without_length_and_without_room_is_counted_and_discarded() {
+        let budget = MemoryBudget::new(2 * CHUNK);
+        let room = ResponseMemory::new(budget.shard().empty(), None);
+        // The reserve is four chunks.
+        assert_eq!(read(&room, 100).await, (3, false));
+        assert_eq!((room.length(), room.was_short()), (100 * CHUNK, true));
+    }
+
+    #[tokio::test]
+    async fn endless_answer_is_not_read_on_for_ever() {
+        let room = ResponseMemory::new(MemoryBudget::new(1).shard().empty(), None);
+        let (passed, is_whole) = read(&room, usize::MAX).await;
+        assert_eq!((passed, is_whole), (2, false));
+        assert!(room.length() <= MOST_READ + CHUNK, "{}", room.length());
+    }
+}

@@ -1,0 +1,99 @@
+//! A store whose panics are returned as errors.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use super::Scope;
+use super::lease::{Answer, Edit, Fenced, LeaseStore, Request, Table, Verdict};
+use crate::error::{Error, ErrorKind, Panic, Result, TOLERATED, contain};
+use crate::telemetry::{Event, Task, Telemetry};
+
+/// The store of a consumer. The first two panics in a row are returned as temporary errors, further ones
+/// as errors of kind `Panicked`.
+#[derive(Debug)]
+pub(crate) struct Contained {
+    store: Arc<dyn LeaseStore>,
+    observer: Telemetry,
+    /// The number of exchanges, and of saves, that panicked in a row.
+    exchanges: AtomicU32,
+    saves: AtomicU32,
+}
+
+impl Contained {
+    pub(crate) fn new(store: Arc<dyn LeaseStore>, observer: Telemetry) -> Self {
+        Self { store, observer, exchanges: AtomicU32::new(0), saves: AtomicU32::new(0) }
+    }
+
+    /// Makes a call that a task of the crate retries.
+    async fn retried<T>(&self, task: Task, call: impl Future<Output = Result<T>>) -> Result<T> {
+        let (panics, action) = match task {
+            Task::Checkpoints => (&self.saves, "saving checkpoints"),
+            _ => (&self.exchanges, "an exchange of leases"),
+        };
+        let panic = match contain(call).await {
+            Ok(answer) => {
+                panics.store(0, Ordering::Relaxed);
+                return answer;
+            }
+            Err(panic) => panic,
+        };
+        let message = panic.to_string();
+        self.observer.tell(Event::TaskRestarted { task, shard_id: None, message });
+        let before = panics.fetch_add(1, Ordering::Relaxed);
+        let kind =
+            if before < TOLERATED { ErrorKind::StoreUnavailable } else { ErrorKind::Panicked };
+        Err(error(kind, action, panic))
+    }
+}
+
+fn error(kind: ErrorKind, action: &str, panic: Panic) -> Error {
+    let message = format!(
+        "the checkpoint store panicked in {action}; fix the store, the call is retried meanwhile: {panic}"
+    );
+    Error::new(kind, message).with_source(panic)
+}
+
+/// Makes a call on behalf of a caller that waits for it.
+async fn once<T>(action: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
+    let answer = contain(call).await;
+    answer.unwrap_or_else(|panic| {
+        let message = format!("the checkpoint store panicked in {action}: {panic}");
+        Err(Error::new(ErrorKind::Panicked, message).with_source(panic))
+    })
+}
+
+// The calls are made within the futures: a store may panic before it returns a future.
+impl LeaseStore for Contained {
+    fn exchange<'a>(
+        &'a self,
+        scope: &'a Scope,
+        request: &'a Request,
+    ) -> BoxFuture<'a, Result<Answer>> {
+        self.retried(Task::Leases, async { self.store.exchange(scope, request).await }).boxed()
+    }
+
+    fn save_fenced<'a>(
+        &'a self,
+        scope: &'a Scope,
+        positions: &'a [Fenced],
+    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        let save = async { self.store.save_fenced(scope, positions).await };
+        self.retried(Task::Checkpoints, save).boxed()
+    }
+
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+        once("reading the leases", async { self.store.table(scope).await }).boxed()
+    }
+
+    fn edit<'a>(
+        &'a self,
+        scope: &'a Scope,
+        edit: &'a Edit,
+        forced: bool,
+    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
+        once("editing positions", async move { self.store.edit(scope, edit, forced).await }).boxed()
+    }
+}

@@ -1,0 +1,206 @@
+//! A store that keeps positions and no leases: one worker reads every shard.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::time::Instant;
+
+use super::lease::{Answer, Change, Edit, Fenced, LeaseStore, Request, Table, Verdict};
+use super::{CheckpointStore, MemoryStore, Scope, in_time};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::ShardId;
+use crate::telemetry::log_line;
+
+/// Leases of the consumer's own, in memory, above positions in a store that knows of none. A
+/// worker that has begun needs the store for nothing but to save positions.
+#[derive(Debug)]
+pub(super) struct SingleWorkerLeases {
+    store: Arc<dyn CheckpointStore>,
+    table: MemoryStore,
+    /// The scopes of which the table has what is stored.
+    loaded: Mutex<HashSet<Scope>>,
+    /// When it was last seen which positions cannot be read.
+    looked: Mutex<Instant>,
+}
+
+/// How long a position that cannot be read is left alone.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+impl SingleWorkerLeases {
+    pub(super) fn new(store: Arc<dyn CheckpointStore>) -> Self {
+        let (loaded, looked) = (Mutex::default(), Mutex::new(Instant::now()));
+        Self { store, table: MemoryStore::new(), loaded, looked }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Instant> {
+        self.looked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, HashSet<Scope>> {
+        // No step panics with half a change made.
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn load(&self, scope: &Scope) -> Result<()> {
+        let stored = in_time(self.store.load_each(scope)).await?;
+        let text = |error: Error| error.to_string().into();
+        let stored = stored.into_iter().map(|(shard, found)| (shard, found.map_err(text)));
+        self.table.learn(scope, stored.collect());
+        *self.lock() = Instant::now();
+        self.loaded().insert(scope.clone());
+        Ok(())
+    }
+
+    /// Stores where shards begin, before they are added: who was first has pinned it for all, so
+    /// what counts is what is stored then.
+    async fn pin(&self, scope: &Scope, changes: &[Change]) -> Result<()> {
+        let pins: Vec<(ShardId, Checkpoint)> = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::Add { shard, checkpoint: Some(checkpoint), .. } => {
+                    Some((shard.clone(), checkpoint.clone()))
+                }
+                _ => None,
+            })
+            .collect();
+        if pins.is_empty() {
+            return Ok(());
+        }
+        // Dropped from here on, it is not known what is stored.
+        self.loaded().remove(scope);
+        in_time(self.store.save(scope, &pins)).await?;
+        self.load(scope).await
+    }
+
+    /// Saves positions, and returns those that cannot replace what is stored of their shards.
+    async fn save(
+        &self,
+        scope: &Scope,
+        positions: &[(ShardId, Checkpoint)],
+    ) -> Result<HashMap<ShardId, Arc<str>>> {
+        let error = match self.store.save(scope, positions).await {
+            Err(error) if error.kind() == ErrorKind::StoreCorrupt => error,
+            saved => return saved.map(|()| HashMap::new()),
+        };
+        // The error may be that of one shard.
+        let mut refused = HashMap::new();
+        for position in positions {
+            match self.store.save(scope, std::slice::from_ref(position)).await {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::StoreCorrupt => {
+                    refused.insert(position.0.clone(), error.to_string().into());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if refused.len() == positions.len() {
+            let Ok(found) = self.store.load_each(scope).await else { return Err(error) };
+            if !refused.keys().all(|shard| found.get(shard).is_some_and(Result::is_err)) {
+                return Err(error);
+            }
+        }
+        Ok(refused)
+    }
+
+    /// Whether it is time to look again at what could not be read.
+    fn looks_again(&self, scope: &Scope, request: &Request) -> bool {
+        let is_due = self.lock().elapsed() >= LOOK_AGAIN;
+        is_due && request.known.is_none() && self.table.has_unreadable(scope)
+    }
+}
+
+/// Each shard once, with its furthest position: a shard that was opened again may have positions of two
+/// epochs.
+fn furthest(positions: &[Fenced]) -> Vec<(ShardId, Checkpoint)> {
+    let mut furthest: BTreeMap<&ShardId, &Checkpoint> = BTreeMap::new();
+    for Fenced { shard, checkpoint, .. } in positions {
+        let known = furthest.entry(shard).or_insert(checkpoint);
+        if checkpoint.supersedes(known) {
+            *known = checkpoint;
+        }
+    }
+    furthest.into_iter().map(|(shard, checkpoint)| (shard.clone(), checkpoint.clone())).collect()
+}
+
+impl LeaseStore for SingleWorkerLeases {
+    fn exchange<'a>(
+        &'a self,
+        scope: &'a Scope,
+        request: &'a Request,
+    ) -> BoxFuture<'a, Result<Answer>> {
+        async move {
+            let is_loaded = self.loaded().contains(scope);
+            if !is_loaded {
+                self.load(scope).await?;
+            } else if self.looks_again(scope, request)
+                && let Err(error) = self.load(scope).await
+            {
+                // The other shards need nothing of the store but to save positions.
+                log_line!(debug, %error, "cannot load checkpoints yet");
+            }
+            self.pin(scope, &request.changes).await?;
+            self.table.exchange(scope, request).await
+        }
+        .boxed()
+    }
+
+    fn save_fenced<'a>(
+        &'a self,
+        scope: &'a Scope,
+        positions: &'a [Fenced],
+    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        async move {
+            let refused = self.save(scope, &furthest(positions)).await?;
+            if !refused.is_empty() {
+                self.table.refuse(scope, refused);
+                *self.lock() = Instant::now();
+            }
+            self.table.save_fenced(scope, positions).await
+        }
+        .boxed()
+    }
+
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+        async move {
+            self.load(scope).await?;
+            self.table.table(scope).await
+        }
+        .boxed()
+    }
+
+    fn edit<'a>(
+        &'a self,
+        scope: &'a Scope,
+        edit: &'a Edit,
+        forced: bool,
+    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
+        // Positions of such a store only advance: moving one back is for whoever made it.
+        let _ = (scope, edit, forced);
+        async move { Err(super::no_leases()) }.boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn save_holds_each_shard_once_with_its_furthest_position() {
+        let after = |number: &str| Checkpoint::AfterSequence {
+            sequence_number: number.parse().unwrap(),
+            sub_sequence_number: None,
+        };
+        let shard: ShardId = "shardId-000000000000".parse().unwrap();
+        let fenced = |epoch, checkpoint| Fenced { shard: shard.clone(), epoch, checkpoint };
+        for positions in [
+            [fenced(1, after("23")), fenced(2, Checkpoint::ShardEnd)],
+            [fenced(1, Checkpoint::ShardEnd), fenced(2, after("23"))],
+        ] {
+            assert_eq!(furthest(&positions), [(shard.clone(), Checkpoint::ShardEnd)]);
+        }
+    }
+}

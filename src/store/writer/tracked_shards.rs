@@ -1,0 +1,172 @@
+//! The shards with positions to save, and which of the positions have changed.
+//!
+//! A save visits the shards that have changed and [`SWEPT`] others, however many are watched.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::checkpoint::{Checkpoint, Watermark};
+use crate::record::ShardId;
+use crate::store::lease::Verdict;
+
+/// How many watched shards a sweep visits. Each save sweeps, at most once per checkpoint interval, so that
+/// 4,000 shards are visited within about a minute.
+const SWEPT: usize = 64;
+
+/// A shard and the epoch of its lease. A worker watches each only once: it never takes up an epoch again.
+pub(super) type Place = (ShardId, u64);
+
+/// A shard with a position that is saved as it advances.
+pub(crate) struct TrackedShard {
+    pub(crate) shard: ShardId,
+    pub(crate) epoch: u64,
+    pub(crate) watermark: Arc<Watermark>,
+    /// Told that the end of the shard is saved, and where the store has something else to say than that
+    /// a position is saved; without any lock held.
+    pub(crate) tell: Arc<dyn Fn(Verdict) + Send + Sync>,
+}
+
+impl std::fmt::Debug for TrackedShard {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} in epoch {}", self.shard, self.epoch)
+    }
+}
+
+/// All watched shards.
+#[derive(Debug, Default)]
+pub(super) struct TrackedShards {
+    watched: BTreeMap<Place, TrackedShard>,
+    /// The places of positions that have changed since they were last taken.
+    changed: Vec<Place>,
+    /// The last place that a sweep has visited; `None` before the first place.
+    swept: Option<Place>,
+    /// How many watched shards were visited.
+    #[cfg(test)]
+    visits: usize,
+}
+
+impl TrackedShards {
+    /// Adds a shard. Returns the one that had its place.
+    pub(super) fn insert(&mut self, watched: TrackedShard) -> Option<TrackedShard> {
+        self.watched.insert((watched.shard.clone(), watched.epoch), watched)
+    }
+
+    pub(super) fn get(&self, place: &Place) -> Option<&TrackedShard> {
+        self.watched.get(place)
+    }
+
+    pub(super) fn remove(&mut self, place: &Place) -> Option<TrackedShard> {
+        self.watched.remove(place)
+    }
+
+    /// Notes that the position of a shard has changed.
+    pub(super) fn note_changed(&mut self, place: &Place) {
+        self.changed.push(place.clone());
+    }
+
+    /// Takes the positions that have changed, and since when they have.
+    pub(super) fn take_changed(&mut self) -> Vec<(Place, Checkpoint, Instant)> {
+        let changed = std::mem::take(&mut self.changed);
+        #[cfg(test)]
+        {
+            self.visits += changed.len();
+        }
+        let taken = changed.into_iter().filter_map(|place| {
+            let (checkpoint, since) = self.watched.get(&place)?.watermark.take_changed()?;
+            Some((place, checkpoint, since))
+        });
+        taken.collect()
+    }
+
+    /// Returns for how long the oldest change has not been taken.
+    pub(super) fn changed_for(&self) -> Option<Duration> {
+        let watched = self.changed.iter().filter_map(|place| self.watched.get(place));
+        watched.filter_map(|it| it.watermark.changed_for()).max()
+    }
+
+    /// Visits some shards in turn. Removes each of them that has no `pending` position and can get no other
+    /// position.
+    pub(super) fn sweep(&mut self, pending: impl Fn(&Place) -> bool) -> Vec<TrackedShard> {
+        let from = self.swept.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let visited = self.watched.range((from, Bound::Unbounded)).take(SWEPT);
+        let visited: Vec<(Place, bool)> = visited
+            .map(|(place, it)| {
+                // Neither a stream nor a record is left that could advance it.
+                let is_over = Arc::strong_count(&it.watermark) == 1 && !pending(place);
+                (place.clone(), is_over)
+            })
+            .collect();
+        #[cfg(test)]
+        {
+            self.visits += visited.len();
+        }
+        if visited.len() == SWEPT {
+            self.swept = visited.last().map(|(place, _)| place.clone());
+        }
+        let over = visited.into_iter().filter(|(_, is_over)| *is_over);
+        over.filter_map(|(place, _)| self.watched.remove(&place)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::checkpoint::{Advance, Passed};
+
+    fn watch(list: &Arc<Mutex<TrackedShards>>, number: usize) -> Arc<Watermark> {
+        let shard: ShardId = format!("shardId-{number:012}").parse().unwrap();
+        let place = (shard.clone(), 1);
+        let watermark = Arc::new(Watermark::new({
+            let list = Arc::downgrade(list);
+            move |advance| {
+                if let (Advance::Position { is_first: true }, Some(list)) =
+                    (advance, list.upgrade())
+                {
+                    list.lock().unwrap().note_changed(&place);
+                }
+            }
+        }));
+        let (kept, tell) = (Arc::clone(&watermark), Arc::new(|_verdict| {}));
+        list.lock().unwrap().insert(TrackedShard { shard, epoch: 1, watermark, tell });
+        kept
+    }
+
+    #[test]
+    fn save_visits_changed_shards_and_a_few_others() {
+        let list = Arc::new(Mutex::new(TrackedShards::default()));
+        let watermarks: Vec<_> = (0..4000).map(|number| watch(&list, number)).collect();
+        for second in 1..=10 {
+            let until = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+            for _ in 0..3 {
+                watermarks[1234].pass(Passed { after: None, until });
+            }
+            let mut list = list.lock().unwrap();
+            let taken = list.take_changed();
+            assert_eq!(taken.len(), 1, "{taken:?}");
+            assert!(list.sweep(|_| false).is_empty());
+        }
+        assert_eq!(list.lock().unwrap().visits, 10 * (1 + SWEPT));
+    }
+
+    #[test]
+    fn sweeps_remove_each_shard_that_nothing_advances() {
+        let list = Arc::new(Mutex::new(TrackedShards::default()));
+        let kept = watch(&list, 100);
+        for number in (0..200).filter(|number| *number != 100) {
+            drop(watch(&list, number));
+        }
+        let mut list = list.lock().unwrap();
+        let is_pending = |(shard, _): &Place| shard.as_str().ends_with("150");
+        let removed: usize = (0..4).map(|_| list.sweep(is_pending).len()).sum();
+        assert_eq!((removed, list.watched.len()), (198, 2));
+        drop(kept);
+        assert_eq!((0..4).map(|_| list.sweep(|_| false).len()).sum::<usize>(), 2);
+    }
+}

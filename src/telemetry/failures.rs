@@ -1,0 +1,88 @@
+//! Shards whose last error is not cured yet.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use super::{Telemetry, lock};
+use crate::error::{Error, ErrorKind, Kinds};
+use crate::record::ShardId;
+
+/// The error for which a shard is not read.
+///
+/// Part of [`ShardStatus`](crate::ShardStatus). With the cargo feature `serde` it can be written and
+/// read.
+///
+/// ```no_run
+/// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
+/// for (shard, status) in &consumer.status().await?.shards {
+///     if let Some(failure) = &status.failure {
+///         println!("{shard}: {}", failure.message);
+///     }
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct ShardFailure {
+    /// The kind of the error.
+    pub kind: ErrorKind,
+    /// The text of the error.
+    pub message: String,
+}
+
+/// The failures by shard. Each stays until the shard is read again.
+#[derive(Debug, Default)]
+pub(super) struct Failures(Mutex<BTreeMap<ShardId, Known>>);
+
+#[derive(Debug)]
+struct Known {
+    last: ShardFailure,
+    kinds: Kinds,
+}
+
+impl Failures {
+    /// Returns true if no failure of this kind is known.
+    pub(super) fn note(&self, shard: &ShardId, error: &Error) -> bool {
+        let failure = ShardFailure { kind: error.kind(), message: error.to_string() };
+        let mut failures = lock(&self.0);
+        let mut kinds = failures.get(shard).map(|known| known.kinds).unwrap_or_default();
+        let is_new = kinds.insert(error);
+        failures.insert(shard.clone(), Known { last: failure, kinds });
+        is_new
+    }
+
+    pub(super) fn kinds(&self, shard: &ShardId) -> Kinds {
+        lock(&self.0).get(shard).map(|known| known.kinds).unwrap_or_default()
+    }
+
+    pub(super) fn clear(&self, shard: &ShardId) {
+        lock(&self.0).remove(shard);
+    }
+
+    pub(super) fn clear_all(&self) {
+        lock(&self.0).clear();
+    }
+
+    pub(super) fn contain(&self, shard: &ShardId) -> bool {
+        lock(&self.0).contains_key(shard)
+    }
+}
+
+impl Telemetry {
+    /// Notes an error for which a shard is not read. Returns whether the caller has not received one of
+    /// this kind.
+    pub(crate) fn note_failure(&self, shard: &ShardId, error: &Error) -> bool {
+        self.0.failures.note(shard, error)
+    }
+
+    /// Returns the error for which this worker does not read a shard.
+    pub(crate) fn failure(&self, shard: &ShardId) -> Option<ShardFailure> {
+        lock(&self.0.failures.0).get(shard).map(|known| known.last.clone())
+    }
+
+    /// Forgets the failures of shards that no longer exist.
+    pub(crate) fn retain_failures(&self, exists: impl Fn(&ShardId) -> bool) {
+        lock(&self.0.failures.0).retain(|shard, _| exists(shard));
+    }
+}

@@ -1,0 +1,248 @@
+//! Signs of life of one consumer: the facts behind [`Consumer::health`](crate::Consumer::health), and a
+//! check once a second.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{Polls, Telemetry, lock};
+
+/// The interval of the check.
+const LOOK_EACH: Duration = Duration::from_secs(1);
+
+/// The interval of measurements, in checks. Renewals, which measure as well, may be hours apart.
+const MEASURE_EACH: u32 = 5;
+
+/// How long the in-flight limit holds a shard before the event.
+const STALLED_AFTER: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(super) struct Liveness {
+    began: Instant,
+    /// The time of the last successful fetch, in milliseconds since `began` plus one; 0 before the
+    /// first.
+    fetched: AtomicU64,
+    calls: Calls,
+    state: Mutex<State>,
+}
+
+/// How calls of Kinesis have gone, in the same form.
+#[derive(Debug, Default)]
+struct Calls {
+    /// The last one that succeeded.
+    succeeded: AtomicU64,
+    /// The first and the last one that failed since.
+    first_failed: AtomicU64,
+    last_failed: AtomicU64,
+    /// The longest time between two that succeeded, with failed ones between them, in milliseconds.
+    interrupted: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The number of the current reading: a reading that ends late must not end the next.
+    reading: u64,
+    /// The start of the current reading.
+    since: Option<Instant>,
+    /// Its tasks were dropped before it ended.
+    is_broken: bool,
+    renewed: Option<Instant>,
+    leases: usize,
+    polls: Vec<Weak<Polls>>,
+}
+
+/// The state of a consumer as its own process knows it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HealthState {
+    pub(crate) is_running: bool,
+    pub(crate) leases: usize,
+    /// The time since the start, and since the last renewal, poll and fetch.
+    pub(crate) begun: Option<Duration>,
+    pub(crate) renewed: Option<Duration>,
+    pub(crate) polled: Option<Duration>,
+    pub(crate) fetched: Option<Duration>,
+    /// The age of the oldest record in flight.
+    pub(crate) unacknowledged: Option<Duration>,
+    /// The longest time for which a caller of a stream has not polled it, though it could.
+    pub(crate) silent: Option<Duration>,
+}
+
+/// The current reading. Dropped with its runtime, it marks the consumer as dead.
+pub(crate) struct SessionGuard {
+    observer: Telemetry,
+    reading: u64,
+    has_ended: bool,
+}
+
+impl SessionGuard {
+    /// Ends the reading in an orderly way.
+    pub(crate) fn end(mut self) {
+        self.has_ended = true;
+    }
+}
+
+impl Drop for SessionGuard {
+    fn drop(&mut self) {
+        let mut state = lock(&self.observer.0.liveness.state);
+        if state.reading == self.reading {
+            if self.has_ended {
+                (state.since, state.renewed, state.leases) = (None, None, 0);
+            } else {
+                state.is_broken = true;
+            }
+        }
+    }
+}
+
+impl Liveness {
+    pub(super) fn new() -> Self {
+        let (calls, state) = Default::default();
+        Self { began: Instant::now(), fetched: AtomicU64::new(0), calls, state }
+    }
+
+    fn stamp(&self) -> u64 {
+        let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        millis.saturating_add(1)
+    }
+
+    /// Returns the time since a stamp was stored.
+    fn since(&self, stamp: &AtomicU64) -> Option<Duration> {
+        let millis = stamp.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.began.elapsed().saturating_sub(Duration::from_millis(millis)))
+    }
+}
+
+impl Telemetry {
+    /// Begins a reading, which lasts until the returned value ends it.
+    pub(crate) fn begin_reading(&self) -> SessionGuard {
+        // Failures of an earlier reading say nothing about this one.
+        self.0.liveness.calls.first_failed.store(0, Ordering::Relaxed);
+        self.0.failures.clear_all();
+        let mut state = lock(&self.0.liveness.state);
+        state.reading += 1;
+        (state.since, state.is_broken) = (Some(Instant::now()), false);
+        (state.renewed, state.leases) = (None, 0);
+        SessionGuard { observer: self.clone(), reading: state.reading, has_ended: false }
+    }
+
+    /// The number of the last reading.
+    pub(super) fn reading(&self) -> u64 {
+        lock(&self.0.liveness.state).reading
+    }
+
+    /// Notes a renewal by a worker that holds `leases`.
+    pub(crate) fn renewed(&self, leases: usize) {
+        let mut state = lock(&self.0.liveness.state);
+        (state.renewed, state.leases) = (Some(Instant::now()), leases);
+    }
+
+    /// Notes a successful fetch.
+    pub(super) fn fetched(&self) {
+        let liveness = &self.0.liveness;
+        liveness.fetched.store(liveness.stamp(), Ordering::Relaxed);
+        self.call_succeeded();
+    }
+
+    /// Notes a call of Kinesis that succeeded.
+    pub(crate) fn call_succeeded(&self) {
+        let (liveness, relaxed) = (&self.0.liveness, Ordering::Relaxed);
+        let (calls, stamp) = (&liveness.calls, liveness.stamp());
+        if calls.first_failed.load(relaxed) > 0 {
+            // Two calls may succeed at once, and the first one ends the interruption.
+            let _state = lock(&liveness.state);
+            if calls.first_failed.swap(0, relaxed) > 0 {
+                let before = calls.succeeded.load(relaxed);
+                calls.interrupted.fetch_max(stamp.saturating_sub(before), relaxed);
+            }
+        }
+        calls.succeeded.store(stamp, relaxed);
+    }
+
+    /// Returns the longest time between two calls of Kinesis that succeeded, with failed ones between them,
+    /// since this was asked last.
+    pub(crate) fn take_interruption(&self) -> Duration {
+        let millis = self.0.liveness.calls.interrupted.swap(0, Ordering::Relaxed);
+        Duration::from_millis(millis)
+    }
+
+    /// Notes a call of Kinesis that failed.
+    pub(super) fn call_failed(&self) {
+        let (liveness, relaxed) = (&self.0.liveness, Ordering::Relaxed);
+        let stamp = liveness.stamp();
+        liveness.calls.last_failed.store(stamp, relaxed);
+        // An earlier failure remains the first.
+        let _earlier = liveness.calls.first_failed.compare_exchange(0, stamp, relaxed, relaxed);
+    }
+
+    /// Returns the time since a call of Kinesis has succeeded.
+    pub(crate) fn reached(&self) -> Option<Duration> {
+        self.0.liveness.since(&self.0.liveness.calls.succeeded)
+    }
+
+    /// Returns the time from the first to the last of the failed calls of Kinesis since one has
+    /// succeeded; `None` if none has failed since.
+    pub(crate) fn failing(&self) -> Option<Duration> {
+        let calls = &self.0.liveness.calls;
+        let first = calls.first_failed.load(Ordering::Relaxed);
+        let last = calls.last_failed.load(Ordering::Relaxed);
+        (first > 0).then(|| Duration::from_millis(last.saturating_sub(first)))
+    }
+
+    /// Returns the counter of polls for a new stream.
+    pub(crate) fn polls(&self) -> Arc<Polls> {
+        let polls = Arc::new(Polls::default());
+        let mut state = lock(&self.0.liveness.state);
+        state.polls.retain(|polls| polls.strong_count() > 0);
+        state.polls.push(Arc::downgrade(&polls));
+        polls
+    }
+
+    fn all_polls(&self) -> Vec<Arc<Polls>> {
+        lock(&self.0.liveness.state).polls.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Checks once a second, in a task: the caller of a stalled shard may not poll at all.
+    pub(crate) async fn watch(&self) {
+        let mut looks = 0_u32;
+        loop {
+            sleep(LOOK_EACH).await;
+            looks = looks.wrapping_add(1);
+            for polls in self.all_polls() {
+                polls.look();
+            }
+            for view in self.views() {
+                // Also notes the time of what was delivered.
+                let _in_flight = view.in_flight();
+                if let Some(stalled) = view.stalled(STALLED_AFTER) {
+                    self.tell(stalled);
+                }
+            }
+            if looks.is_multiple_of(MEASURE_EACH) {
+                let leases = lock(&self.0.liveness.state).leases;
+                self.measure(leases);
+            }
+        }
+    }
+
+    pub(crate) fn vitals(&self) -> HealthState {
+        let liveness = &self.0.liveness;
+        let fetched = liveness.since(&liveness.fetched);
+        let in_flight: Vec<_> = self.views().iter().map(|view| view.in_flight()).collect();
+        let undelivered = in_flight.iter().filter_map(|shard| shard.undelivered).max();
+        let polls = self.all_polls();
+        let silent = polls.iter().filter_map(|polls| polls.silent_for(undelivered)).max();
+        let state = lock(&liveness.state);
+        HealthState {
+            is_running: state.since.is_some() && !state.is_broken,
+            leases: state.leases,
+            begun: state.since.map(|at| at.elapsed()),
+            renewed: state.renewed.map(|at| at.elapsed()),
+            polled: polls.iter().filter_map(|polls| polls.last()).min(),
+            fetched,
+            unacknowledged: in_flight.iter().filter_map(|shard| shard.oldest).max(),
+            silent,
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Containment of panics in the metrics recorder and the tracing layer. Both are called from the crate's
+//! tasks, the caller's polls, `ack()` and destructors.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::Span;
+
+use super::{Event, Task, Telemetry};
+use crate::error::{Error, ErrorKind, Panic, TOLERATED, contain_call};
+
+/// The pause after the third panic in a row, in which the recorder or layer is not called. It doubles
+/// with each further panic, up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Writes a log line. A panic of the tracing layer is discarded.
+macro_rules! log_line {
+    ($level:ident, $($line:tt)*) => {
+        let _lost = $crate::error::contain_call(|| tracing::$level!($($line)*));
+    };
+}
+pub(crate) use log_line;
+
+/// The state of the recorder, or of the layer.
+#[derive(Debug)]
+pub(super) struct Sink {
+    began: Instant,
+    /// The number of calls in a row that panicked.
+    panics: AtomicU32,
+    /// The end of the pause, in milliseconds since `began`; 0 without a pause.
+    resumes: AtomicU64,
+}
+
+impl Sink {
+    pub(super) fn new() -> Self {
+        Self { began: Instant::now(), panics: AtomicU32::new(0), resumes: AtomicU64::new(0) }
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn is_paused(&self) -> bool {
+        let resumes = self.resumes.load(Ordering::Relaxed);
+        resumes > 0 && self.millis() < resumes
+    }
+
+    fn succeeded(&self) {
+        if self.panics.load(Ordering::Relaxed) > 0 {
+            self.panics.store(0, Ordering::Relaxed);
+            self.resumes.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a panic, and returns how many there were in a row.
+    fn failed(&self) -> u32 {
+        let panics = self.panics.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        if panics > TOLERATED {
+            let doublings = (panics - TOLERATED - 1).min(16);
+            let pause = (FIRST_PAUSE * (1 << doublings)).min(LONGEST_PAUSE);
+            let pause = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+            self.resumes.store(self.millis().saturating_add(pause), Ordering::Relaxed);
+        }
+        panics
+    }
+}
+
+impl Telemetry {
+    fn sink(&self, task: Task) -> &Sink {
+        if task == Task::Metrics { &self.0.recorder } else { &self.0.layer }
+    }
+
+    /// Calls the metrics recorder or the tracing layer. Returns `None` if it panics, or if it is paused
+    /// after repeated panics.
+    pub(super) fn contain<T>(&self, task: Task, call: impl FnOnce() -> T) -> Option<T> {
+        let sink = self.sink(task);
+        if sink.is_paused() {
+            return None;
+        }
+        match contain_call(call) {
+            Ok(value) => {
+                sink.succeeded();
+                Some(value)
+            }
+            Err(panic) => {
+                self.report(task, panic);
+                None
+            }
+        }
+    }
+
+    /// Reports a panic to the listeners and to the other one of recorder and layer, and the third in a
+    /// row to the caller.
+    fn report(&self, task: Task, panic: Panic) {
+        let panics = self.sink(task).failed();
+        let event = Event::TaskRestarted { task, shard_id: None, message: panic.to_string() };
+        // A panic here is reported with the next event.
+        let _ = contain_call(|| match task {
+            Task::Metrics => event.trace(&self.0.stream, &self.0.application),
+            _ => self.0.metrics.count(&event),
+        });
+        self.send(event);
+        if panics == TOLERATED + 1 {
+            let what = if task == Task::Metrics { "metrics recorder" } else { "tracing layer" };
+            let message = format!(
+                "the {what} panicked {panics} times in a row and is to be fixed; it is called again \
+                 after a pause: {panic}"
+            );
+            let error = Error::new(ErrorKind::Panicked, message).with_source(panic);
+            let _nobody_is_there = self.complain(error.in_stream(&self.0.stream));
+        }
+    }
+}
+
+/// A future within a span. Panics of the tracing layer are contained; a panic of the future is its output.
+pub(crate) struct Spanned<F> {
+    future: Pin<Box<F>>,
+    span: Span,
+    observer: Telemetry,
+}
+
+impl<F: Future> Spanned<F> {
+    pub(super) fn new(future: F, span: Span, observer: Telemetry) -> Self {
+        Self { future: Box::pin(future), span, observer }
+    }
+}
+
+impl<F: Future> Future for Spanned<F> {
+    type Output = Result<F::Output, Panic>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { future, span, observer } = &mut *self;
+        let entered = observer.contain(Task::Tracing, || span.enter());
+        let polled = contain_call(|| future.as_mut().poll(context));
+        if let Err(panic) = contain_call(|| drop(entered)) {
+            observer.report(Task::Tracing, panic);
+        }
+        match polled {
+            Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+            Ok(Poll::Pending) => Poll::Pending,
+            Err(panic) => Poll::Ready(Err(panic)),
+        }
+    }
+}
+
+impl<F> Drop for Spanned<F> {
+    fn drop(&mut self) {
+        let span = std::mem::replace(&mut self.span, Span::none());
+        let _closed = contain_call(|| drop(span));
+    }
+}
+
+impl<F> fmt::Debug for Spanned<F> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Spanned").field("span", &self.span).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,213 @@
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::backlog::Backlog;
+use super::metrics::ShardMetrics;
+use super::{Event, Spanned, Task, Telemetry, log_line};
+use crate::checkpoint::{InFlightLimit, Watermark};
+use crate::error::{Error, Kinds};
+use crate::record::ShardId;
+
+/// No answer has said yet how far behind the shard is.
+const UNKNOWN: i64 = -1;
+
+/// Who is told what happens to one shard that is read. The clones are one.
+#[derive(Debug, Clone)]
+pub(crate) struct ShardTelemetry {
+    observer: Telemetry,
+    view: Arc<ShardGauges>,
+}
+
+/// What is seen of a shard that is read.
+pub(super) struct ShardGauges {
+    id: ShardId,
+    /// The lag of the last answer.
+    millis_behind_latest: AtomicI64,
+    backlog: Backlog,
+    /// A user record was left out.
+    left_out: AtomicBool,
+    /// There is a failure that is not cured.
+    has_failed: AtomicBool,
+    watermark: Weak<Watermark>,
+    metrics: ShardMetrics,
+}
+
+/// The records of a shard that are with the caller, or due to it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct InFlight {
+    /// The number of records in flight.
+    pub(crate) unacknowledged: usize,
+    /// The time since the oldest of them was delivered.
+    pub(crate) oldest: Option<Duration>,
+    /// The limit that holds the shard.
+    pub(crate) held_by: Option<InFlightLimit>,
+    /// The age of the oldest fetched batch with an undelivered record; `None` while an in-flight limit
+    /// holds the shard.
+    pub(crate) undelivered: Option<Duration>,
+}
+
+impl ShardGauges {
+    fn delivered(&self) -> u64 {
+        // Without a watermark the shard is not read, and nothing is due.
+        self.watermark.upgrade().map_or(u64::MAX, |watermark| watermark.delivered())
+    }
+
+    /// Returns the lag of the oldest undelivered record, or of the last answer if that is more.
+    pub(super) fn millis_behind_latest(&self) -> Option<i64> {
+        let last = self.millis_behind_latest.load(Ordering::Relaxed);
+        let oldest = self.backlog.oldest(self.delivered()).map(|(_, millis)| millis);
+        (last != UNKNOWN).then(|| oldest.unwrap_or(last).max(last))
+    }
+
+    pub(super) fn in_flight(&self) -> InFlight {
+        let Some(watermark) = self.watermark.upgrade() else { return InFlight::default() };
+        let (unacknowledged, oldest) = watermark.unfinished();
+        let held_by = watermark.held_by();
+        let undelivered = if held_by.is_some() {
+            None
+        } else {
+            self.backlog.oldest(watermark.delivered()).map(|(age, _)| age)
+        };
+        InFlight { unacknowledged, oldest, held_by, undelivered }
+    }
+
+    /// Returns an event if an in-flight limit has held the shard for `time`, once per stall.
+    pub(super) fn stalled(&self, time: Duration) -> Option<Event> {
+        let (limit, unacknowledged, oldest) = self.watermark.upgrade()?.stalled(time)?;
+        Some(Event::Stalled { shard_id: self.id.clone(), limit, unacknowledged, oldest })
+    }
+
+    pub(super) fn measure(&self) {
+        let InFlight { unacknowledged, oldest, .. } = self.in_flight();
+        self.metrics.measure(unacknowledged, oldest);
+        self.metrics.behind(self.millis_behind_latest().unwrap_or(0));
+    }
+}
+
+impl fmt::Debug for ShardGauges {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("View").field(&self.id).finish()
+    }
+}
+
+impl ShardTelemetry {
+    pub(super) fn new(
+        observer: Telemetry,
+        id: ShardId,
+        watermark: &Arc<Watermark>,
+        metrics: ShardMetrics,
+    ) -> Self {
+        let millis_behind_latest = AtomicI64::new(UNKNOWN);
+        let watermark = Arc::downgrade(watermark);
+        let backlog = Backlog::default();
+        let left_out = AtomicBool::new(false);
+        let has_failed = AtomicBool::new(observer.0.failures.contain(&id));
+        let view = ShardGauges {
+            id,
+            millis_behind_latest,
+            backlog,
+            left_out,
+            has_failed,
+            watermark,
+            metrics,
+        };
+        let view = Arc::new(view);
+        Self { observer, view }
+    }
+
+    pub(super) fn view(&self) -> &Arc<ShardGauges> {
+        &self.view
+    }
+
+    pub(crate) fn shard_id(&self) -> &ShardId {
+        &self.view.id
+    }
+
+    /// Adds the stream and the shard to an error.
+    pub(crate) fn locate(&self, error: Error) -> Error {
+        error.in_stream(&self.observer.0.stream).in_shard(self.shard_id().as_str())
+    }
+
+    pub(crate) fn tell(&self, event: Event) {
+        self.observer.tell(event);
+    }
+
+    /// Notes an error that no retry has cured. Returns whether the caller is to receive it: not if it
+    /// has received one of this kind and no record since.
+    pub(crate) fn failed(&self, error: &Error) -> bool {
+        self.view.has_failed.store(true, Ordering::Relaxed);
+        self.observer.0.failures.note(self.shard_id(), error)
+    }
+
+    /// Returns true if the caller is to receive the error, and no shard has yielded it in this reading.
+    pub(crate) fn claims(&self, error: &Error) -> bool {
+        error.claim(self.observer.reading())
+    }
+
+    /// Returns the kinds of errors that the caller has received, and no record since.
+    pub(crate) fn known_failures(&self) -> Kinds {
+        self.observer.0.failures.kinds(self.shard_id())
+    }
+
+    /// Notes that the shard is read again.
+    #[inline]
+    pub(crate) fn succeeded(&self) {
+        if self.view.has_failed.load(Ordering::Relaxed) {
+            self.view.has_failed.store(false, Ordering::Relaxed);
+            self.observer.0.failures.clear(self.shard_id());
+        }
+    }
+
+    /// The same future, within the span of the shard.
+    pub(crate) fn within_span<F: Future>(&self, future: F) -> Spanned<F> {
+        Spanned::new(future, self.observer.span(self.shard_id()), self.observer.clone())
+    }
+
+    /// Notes `records` fetched records that are not delivered yet.
+    pub(crate) fn fetched(&self, records: usize, millis_behind_latest: i64) {
+        let delivered = self.view.delivered();
+        self.view.backlog.fetched(records, millis_behind_latest.max(0), delivered);
+    }
+
+    /// Counts user records that are not delivered because their hash keys belong to another shard. Logs a
+    /// warning the first time: the records are lost unless their producer puts them again.
+    pub(crate) fn left_out(&self, records: usize) {
+        if records == 0 {
+            return;
+        }
+        self.observer.contain(Task::Metrics, || self.view.metrics.left_out(records));
+        if !self.view.left_out.swap(true, Ordering::Relaxed) {
+            let (stream, application) = (&*self.observer.0.stream, &*self.observer.0.application);
+            log_line!(
+                warn,
+                stream,
+                application,
+                shard = %self.shard_id(),
+                records,
+                "user records left out: their hash keys belong to another shard, as after a reshard; \
+                 the KPL puts them again, other producers may lose them (logged once each time the \
+                 shard is opened)"
+            );
+        }
+    }
+
+    /// Notes an answer and its lag in milliseconds. Returns the last known lag, which is never negative,
+    /// or 0 while none is known.
+    ///
+    /// An answer without a lag leaves the last known one, and does not say that the shard is caught up.
+    pub(crate) fn answered(&self, records: usize, bytes: usize, lag: Option<i64>) -> i64 {
+        let lag = lag.map(|millis| millis.max(0));
+        self.observer.fetched();
+        let before = self.view.millis_behind_latest.load(Ordering::Relaxed);
+        let last = lag.unwrap_or(before);
+        self.view.millis_behind_latest.store(last, Ordering::Relaxed);
+        let behind = self.view.millis_behind_latest().unwrap_or(0);
+        self.observer.contain(Task::Metrics, || self.view.metrics.answered(records, bytes, behind));
+        if lag == Some(0) && before != 0 {
+            self.tell(Event::CaughtUp { shard_id: self.shard_id().clone() });
+        }
+        last.max(0)
+    }
+}
