@@ -84,35 +84,35 @@ mod tests {
 
     #[test]
     fn keeps_no_waker_but_the_last() {
-        let mut closing = CloseSignal::new();
+        let mut close_signal = CloseSignal::new();
         let wakers: Vec<_> = (0..100).map(|_| Arc::new(Unwoken)).collect();
         for waker in &wakers {
             let waker = Waker::from(Arc::clone(waker));
-            assert!(closing.poll_closed(&mut Context::from_waker(&waker)).is_pending());
+            assert!(close_signal.poll_closed(&mut Context::from_waker(&waker)).is_pending());
         }
         let kept = |waker: &&Arc<Unwoken>| Arc::strong_count(waker) > 1;
         assert!(wakers.iter().rposition(|waker| kept(&waker)) == Some(99));
         assert_eq!(wakers.iter().filter(kept).count(), 1);
-        drop(closing);
+        drop(close_signal);
         assert_eq!(wakers.iter().filter(kept).count(), 0);
     }
 
     #[tokio::test]
     async fn wakes_every_clone_once_whoever_polled_it_last() {
-        let closing = CloseSignal::new();
-        let (first, second) = (closing.clone(), closing.clone());
-        let wait = |mut closing: CloseSignal| {
-            tokio::spawn(std::future::poll_fn(move |context| closing.poll_closed(context)))
+        let close_signal = CloseSignal::new();
+        let (first, second) = (close_signal.clone(), close_signal.clone());
+        let wait = |mut close_signal: CloseSignal| {
+            tokio::spawn(std::future::poll_fn(move |context| close_signal.poll_closed(context)))
         };
         let waiting = [wait(first), wait(second)];
         tokio::task::yield_now().await;
-        assert!(!closing.is_closed());
-        closing.close();
-        closing.close();
+        assert!(!close_signal.is_closed());
+        close_signal.close();
+        close_signal.close();
         for waiting in waiting {
             waiting.await.unwrap();
         }
-        wait(closing.clone()).await.unwrap();
+        wait(close_signal.clone()).await.unwrap();
     }
 
     /// Polls and drops the clone of another stream as soon as it is woken.
@@ -127,10 +127,10 @@ mod tests {
 
     #[test]
     fn waker_that_polls_and_drops_inline_does_not_deadlock() {
-        let mut closing = CloseSignal::new();
-        let waker = Waker::from(Arc::new(Inline(Mutex::new(Some(closing.clone())))));
-        assert!(closing.poll_closed(&mut Context::from_waker(&waker)).is_pending());
-        closing.close();
-        assert!(closing.is_closed());
+        let mut close_signal = CloseSignal::new();
+        let waker = Waker::from(Arc::new(Inline(Mutex::new(Some(close_signal.clone())))));
+        assert!(close_signal.poll_closed(&mut Context::from_waker(&waker)).is_pending());
+        close_signal.close();
+        assert!(close_signal.is_closed());
     }
 }

@@ -72,14 +72,14 @@ struct Inner {
     store: Arc<dyn CheckpointStore>,
     leases: Arc<dyn LeaseStore>,
     scope: Scope,
-    observer: Telemetry,
+    telemetry: Telemetry,
     settings: Settings,
-    closing: CloseSignal,
+    close_signal: CloseSignal,
     /// A session is alive.
     reading: Arc<AtomicBool>,
     writer: Mutex<Option<Writer>>,
     /// What the worker of the last reading hears.
-    words: Mutex<Option<mpsc::UnboundedSender<WorkerMessage>>>,
+    messages: Mutex<Option<mpsc::UnboundedSender<WorkerMessage>>>,
     /// Closed when the worker of the last reading has left.
     worker: Mutex<Option<watch::Receiver<()>>>,
 }
@@ -114,7 +114,7 @@ impl Consumer {
     ///
     /// [`ShardStream`]: crate::ShardStream
     pub fn shards(&self) -> Shards {
-        if self.inner.closing.is_closed() {
+        if self.inner.close_signal.is_closed() {
             return Shards::refused(self.in_use("the consumer is closed; build another one"));
         }
         if self.inner.reading.swap(true, Atomic::SeqCst) {
@@ -147,7 +147,7 @@ impl Consumer {
     ///
     /// Dropped early, the consumer is closed all the same, and saving goes on.
     pub async fn close(&self) -> Result<()> {
-        self.inner.closing.close();
+        self.inner.close_signal.close();
         let writer = self.inner.writer.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(writer) = writer else { return Ok(()) };
         let worker = self.inner.worker.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -173,9 +173,9 @@ impl Consumer {
     async fn deregister(&self) -> Result<()> {
         let inner = &self.inner;
         match &inner.fan_out {
-            Some(registration) if inner.settings.deregister_on_close => {
-                let table = store::in_time(inner.leases.table(&inner.scope)).await?;
-                if table.workers.is_empty() { registration.deregister().await } else { Ok(()) }
+            Some(registered_consumer) if inner.settings.deregister_on_close => {
+                let table = store::with_timeout(inner.leases.table(&inner.scope)).await?;
+                if table.workers.is_empty() { registered_consumer.deregister().await } else { Ok(()) }
             }
             _ => Ok(()),
         }
@@ -186,7 +186,7 @@ impl Consumer {
     ///
     /// Any number of listeners may have one each. None of them holds up who reads.
     pub fn events(&self) -> Events {
-        self.inner.observer.events()
+        self.inner.telemetry.events()
     }
 
     fn in_use(&self, message: &str) -> Error {

@@ -23,7 +23,7 @@ pub(crate) struct Cooldown {
 /// The last failure, which a refusal repeats.
 #[derive(Debug)]
 struct Last {
-    remedy: RetryAction,
+    action: RetryAction,
     kind: ErrorKind,
     message: String,
 }
@@ -58,10 +58,10 @@ impl Cooldown {
     /// the call. The caller receives one error of each kind, whichever shard yields it.
     pub(crate) fn failed(&mut self, mut failure: ClassifiedError) -> ClassifiedError {
         self.back_off();
-        failure.remedy = failure.remedy_after(&mut self.panics);
+        failure.action = failure.action_after(&mut self.panics);
         failure.error = failure.error.shared(Some(self.failures.clone()));
-        let (remedy, error) = (failure.remedy, &failure.error);
-        self.last = Some(Last { remedy, kind: error.kind(), message: error.to_string() });
+        let (action, error) = (failure.action, &failure.error);
+        self.last = Some(Last { action, kind: error.kind(), message: error.to_string() });
         failure
     }
 
@@ -76,8 +76,8 @@ impl Cooldown {
 
     /// The failure of a reader that is refused.
     fn refusal(&self, what: &str) -> ClassifiedError {
-        let (remedy, kind, message) = match &self.last {
-            Some(last) if last.remedy.lasts() => (last.remedy, last.kind, last.message.clone()),
+        let (action, kind, message) = match &self.last {
+            Some(last) if last.action.lasts() => (last.action, last.kind, last.message.clone()),
             last => {
                 let cause = last.as_ref().map(|last| format!(": {}", last.message));
                 let message = format!("{what} a moment ago{}", cause.unwrap_or_default());
@@ -85,7 +85,7 @@ impl Cooldown {
             }
         };
         let error = Error::new(kind, message).shared(Some(self.failures.clone()));
-        ClassifiedError { remedy, error, answered: None }
+        ClassifiedError { action, error, answered: None }
     }
 }
 
@@ -96,9 +96,9 @@ mod tests {
     use super::*;
     use crate::error::{Panic, TOLERATED};
 
-    fn failure(remedy: RetryAction) -> ClassifiedError {
+    fn failure(action: RetryAction) -> ClassifiedError {
         ClassifiedError {
-            remedy,
+            action,
             error: Error::new(ErrorKind::Denied, "no permission"),
             answered: None,
         }
@@ -107,7 +107,7 @@ mod tests {
     async fn fail(cooldown: &mut Cooldown, failure: ClassifiedError) -> RetryAction {
         tokio::time::advance(Duration::from_secs(5)).await;
         cooldown.begin("the call failed").unwrap();
-        cooldown.failed(failure).remedy
+        cooldown.failed(failure).action
     }
 
     #[tokio::test(start_paused = true)]
@@ -115,7 +115,7 @@ mod tests {
         let mut cooldown = Cooldown::default();
         cooldown.begin("the call failed").unwrap();
         let refused = cooldown.begin("the call failed").unwrap_err();
-        assert_eq!(refused.remedy, RetryAction::CoolDown);
+        assert_eq!(refused.action, RetryAction::CoolDown);
         assert_eq!(refused.error.to_string(), "the call failed a moment ago");
         tokio::time::advance(Duration::from_secs(5)).await;
         cooldown.begin("the call failed").unwrap();
@@ -125,7 +125,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn refusals_repeat_what_a_retry_does_not_cure() {
-        for (remedy, expected) in [
+        for (action, expected) in [
             (RetryAction::Report, RetryAction::Report),
             (RetryAction::RetryThenReport, RetryAction::RetryThenReport),
             (RetryAction::RestartListing, RetryAction::RestartListing),
@@ -134,14 +134,14 @@ mod tests {
             (RetryAction::SlowDown, RetryAction::CoolDown),
         ] {
             let mut cooldown = Cooldown::default();
-            assert_eq!(fail(&mut cooldown, failure(remedy)).await, remedy);
+            assert_eq!(fail(&mut cooldown, failure(action)).await, action);
             let refused = cooldown.begin("the call failed").unwrap_err();
-            assert_eq!(refused.remedy, expected);
+            assert_eq!(refused.action, expected);
             let expected = match expected {
                 RetryAction::CoolDown => "the call failed a moment ago: no permission",
                 _ => "no permission",
             };
-            assert_eq!(refused.error.to_string(), expected, "{remedy:?}");
+            assert_eq!(refused.error.to_string(), expected, "{action:?}");
         }
     }
 
@@ -151,7 +151,7 @@ mod tests {
         let mut claims = async |kind| {
             let error = Error::new(kind, "no");
             let failure =
-                ClassifiedError { remedy: RetryAction::RetryThenReport, error, answered: None };
+                ClassifiedError { action: RetryAction::RetryThenReport, error, answered: None };
             tokio::time::advance(Duration::from_secs(5)).await;
             cooldown.begin("the call failed").unwrap();
             let made = cooldown.failed(failure).error;
@@ -178,7 +178,7 @@ mod tests {
             assert_eq!(fail(&mut cooldown, panicked()).await, RetryAction::Retry);
         }
         assert_eq!(fail(&mut cooldown, panicked()).await, RetryAction::Report);
-        assert_eq!(cooldown.begin("the call failed").unwrap_err().remedy, RetryAction::Report);
+        assert_eq!(cooldown.begin("the call failed").unwrap_err().action, RetryAction::Report);
     }
 
     #[tokio::test(start_paused = true)]
@@ -187,6 +187,6 @@ mod tests {
         assert_eq!(fail(&mut cooldown, failure(RetryAction::Report)).await, RetryAction::Report);
         tokio::time::advance(Duration::from_secs(5)).await;
         cooldown.begin("the call failed").unwrap();
-        assert_eq!(cooldown.begin("the call failed").unwrap_err().remedy, RetryAction::CoolDown);
+        assert_eq!(cooldown.begin("the call failed").unwrap_err().action, RetryAction::CoolDown);
     }
 }

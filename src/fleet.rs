@@ -53,10 +53,10 @@ pub(crate) struct AssignedShard {
     pub(crate) position: Position,
     /// The time at which the shard was added to the table, if it is known.
     pub(crate) added: Option<SystemTime>,
-    pub(crate) tenure: LeaseHandle,
+    pub(crate) lease_handle: LeaseHandle,
     pub(crate) watermark: Arc<Watermark>,
     /// Whether its caller still polls, where that matters.
-    pub(crate) pulse: Option<PollMonitor>,
+    pub(crate) poll_monitor: Option<PollMonitor>,
     pub(crate) unopened: UnopenedShard,
 }
 
@@ -65,8 +65,8 @@ pub(crate) struct AssignedShard {
 pub(crate) struct UnopenedShard(Option<(mpsc::UnboundedSender<WorkerMessage>, ShardId, u64)>);
 
 impl UnopenedShard {
-    fn new(words: mpsc::UnboundedSender<WorkerMessage>, shard: ShardId, epoch: u64) -> Self {
-        Self(Some((words, shard, epoch)))
+    fn new(messages: mpsc::UnboundedSender<WorkerMessage>, shard: ShardId, epoch: u64) -> Self {
+        Self(Some((messages, shard, epoch)))
     }
 
     /// The caller has the shard's stream, which tells from now on.
@@ -77,9 +77,9 @@ impl UnopenedShard {
 
 impl Drop for UnopenedShard {
     fn drop(&mut self) {
-        if let Some((words, shard, epoch)) = self.0.take() {
+        if let Some((messages, shard, epoch)) = self.0.take() {
             // Nobody listens any more where the reading has been dropped.
-            let _dropped = words.send(WorkerMessage::Dropped(shard, epoch));
+            let _dropped = messages.send(WorkerMessage::Dropped(shard, epoch));
         }
     }
 }
@@ -94,7 +94,7 @@ pub(crate) enum WorkerMessage {
         /// Its children as far as the server names them.
         children: Vec<KnownShard>,
         /// Shows its records until they are finished.
-        observer: ShardTelemetry,
+        telemetry: ShardTelemetry,
     },
     /// All its records are finished.
     Finished(ShardId, u64),
@@ -108,23 +108,23 @@ pub(crate) enum WorkerMessage {
         has_delivered: bool,
     },
     /// The store has something else than was thought.
-    Surprised,
+    StateMismatch,
     /// The store cannot read what it has of a shard.
     Unreadable,
-    /// As [`Surprised`](Self::Surprised), from an operation that waits until the table was read.
-    Edited(oneshot::Sender<()>),
+    /// As [`StateMismatch`](Self::Surprised), from an operation that waits until the table was read.
+    TableEdited(oneshot::Sender<()>),
 }
 
 /// What a worker needs to know.
-pub(crate) struct Plan {
+pub(crate) struct WorkerDeps {
     pub(crate) leases: Arc<dyn LeaseStore>,
     pub(crate) scope: Scope,
     pub(crate) writer: Writer,
-    pub(crate) lister: ShardDiscovery,
-    pub(crate) observer: Telemetry,
-    pub(crate) rules: WorkerConfig,
+    pub(crate) discovery: ShardDiscovery,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) config: WorkerConfig,
     pub(crate) openings: mpsc::UnboundedSender<Result<AssignedShard>>,
-    pub(crate) words: mpsc::UnboundedSender<WorkerMessage>,
+    pub(crate) messages: mpsc::UnboundedSender<WorkerMessage>,
 }
 
 /// How a worker behaves.

@@ -111,17 +111,17 @@ pub enum CheckpointOn {
 #[must_use = "streams do nothing unless polled"]
 pub struct ShardStream {
     reading: ShardReader,
-    handout: Delivery,
-    pulse: Option<PollMonitor>,
+    delivery: Delivery,
+    poll_monitor: Option<PollMonitor>,
     polls: Arc<Polls>,
     caller: CallerWaker,
 }
 
 impl ShardStream {
-    /// `pulse` and `polls` are told of each poll.
-    pub(crate) fn new(reading: ShardReader, pulse: Option<PollMonitor>, polls: Arc<Polls>) -> Self {
-        let handout = Delivery::new(reading.checkpoint_on());
-        Self { reading, handout, pulse, polls, caller: CallerWaker::new() }
+    /// `poll_monitor` and `polls` are told of each poll.
+    pub(crate) fn new(reading: ShardReader, poll_monitor: Option<PollMonitor>, polls: Arc<Polls>) -> Self {
+        let delivery = Delivery::new(reading.checkpoint_on());
+        Self { reading, delivery, poll_monitor, polls, caller: CallerWaker::new() }
     }
 
     /// The shard's name.
@@ -137,18 +137,18 @@ impl ShardStream {
 
     /// The same shard in runs of records, for merging: the merged stream's polls count for it.
     pub(crate) fn into_runs(self, merged: Option<&PollMonitor>) -> ShardReader {
-        if let (Some(pulse), Some(merged)) = (&self.pulse, merged) {
-            pulse.merge_into(merged);
+        if let (Some(poll_monitor), Some(merged)) = (&self.poll_monitor, merged) {
+            poll_monitor.merge_into(merged);
         }
         self.reading
     }
 
     fn poll_record(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Record>>> {
-        let Self { reading, handout, pulse, caller, .. } = self;
-        if let Some(pulse) = pulse {
-            pulse.beat(&caller.follow(context.waker()));
+        let Self { reading, delivery, poll_monitor, caller, .. } = self;
+        if let Some(poll_monitor) = poll_monitor {
+            poll_monitor.record_poll(&caller.follow(context.waker()));
         }
-        let record = handout.resume(|| reading.is_closed());
+        let record = delivery.resume(|| reading.is_closed());
         if record.is_some() {
             return Poll::Ready(record);
         }
@@ -158,7 +158,7 @@ impl ShardStream {
         loop {
             match ready!(reading.poll_run(context)) {
                 Some(Ok(run)) => {
-                    let record = handout.give(run);
+                    let record = delivery.give(run);
                     if record.is_some() {
                         return Poll::Ready(record);
                     }
@@ -181,7 +181,7 @@ impl Stream for ShardStream {
 
 impl FusedStream for ShardStream {
     fn is_terminated(&self) -> bool {
-        self.reading.is_done() && self.handout.is_empty()
+        self.reading.is_done() && self.delivery.is_empty()
     }
 }
 

@@ -61,7 +61,7 @@ pub(crate) use registered_consumer::RegisteredConsumer;
 /// What it takes to read one shard.
 pub(crate) struct SourceConfig {
     pub(crate) kinesis: Kinesis,
-    pub(crate) observer: ShardTelemetry,
+    pub(crate) telemetry: ShardTelemetry,
     /// Of the lease under which it is read.
     pub(crate) epoch: u64,
     pub(crate) position: Position,
@@ -86,10 +86,10 @@ impl SourceConfig {
     pub(crate) fn into_source(self) -> Source {
         let Self { interval, limit, .. } = self;
         let memory = self.budget.shard();
-        let told = self.observer.known_failures();
+        let failed = self.telemetry.known_failures();
         let progress = FetchState {
             kinesis: self.kinesis,
-            observer: self.observer,
+            telemetry: self.telemetry,
             epoch: self.epoch,
             position: self.position,
             on_trimmed: self.on_trimmed,
@@ -98,10 +98,10 @@ impl SourceConfig {
             deaggregate: self.deaggregate,
             finish: self.finish,
             pace: Pace::new(if self.fan_out.is_some() { SHORTEST_PAUSE } else { interval }),
-            state: State::new(told, self.added),
+            state: State::new(failed, self.added),
         };
         match self.fan_out {
-            Some(registration) => FanOutFetcher::new(progress, registration, memory).into_source(),
+            Some(registered_consumer) => FanOutFetcher::new(progress, registered_consumer, memory).into_source(),
             None => PollingFetcher::new(progress, limit, memory).into_source(),
         }
     }
@@ -146,11 +146,11 @@ fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>>
                         return;
                     }
                 }
-                Err(told) if told.is_last => {
-                    yield Ok(Fetched::Failed(told.error));
+                Err(failed) if failed.is_last => {
+                    yield Ok(Fetched::Failed(failed.error));
                     return;
                 }
-                Err(told) => yield Err(told.error),
+                Err(failed) => yield Err(failed.error),
             }
         }
     };

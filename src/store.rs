@@ -326,7 +326,7 @@ fn no_leases() -> Error {
 pub(crate) const LONGEST_CALL: Duration = Duration::from_secs(10);
 
 /// The answer of a store, or an error where it does not come in time.
-pub(crate) async fn in_time<T>(call: BoxFuture<'_, Result<T>>) -> Result<T> {
+pub(crate) async fn with_timeout<T>(call: BoxFuture<'_, Result<T>>) -> Result<T> {
     timeout(LONGEST_CALL, call).await.unwrap_or_else(|elapsed| {
         let message = format!("the checkpoint store did not answer within {LONGEST_CALL:?}");
         Err(Error::store_unavailable(message, elapsed))

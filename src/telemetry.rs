@@ -63,7 +63,7 @@ struct Inner {
     /// How much memory is taken by what is buffered.
     buffered: Mutex<Option<Arc<dyn Fn() -> usize + Send + Sync>>>,
     /// Delivers errors to the caller.
-    complaints: Mutex<Option<Arc<Complain>>>,
+    error_sink: Mutex<Option<Arc<Complain>>>,
     /// Since when positions cannot be saved.
     unsaved: Mutex<Option<Instant>>,
     /// The shards that are read, for as long as they are.
@@ -105,7 +105,7 @@ impl Telemetry {
             recorder: Sink::new(),
             layer: Sink::new(),
             buffered: Mutex::default(),
-            complaints: Mutex::default(),
+            error_sink: Mutex::default(),
             unsaved: Mutex::default(),
             events: OnceLock::new(),
             shards: Mutex::default(),
@@ -115,7 +115,7 @@ impl Telemetry {
     }
 
     /// Something has happened.
-    pub(crate) fn tell(&self, event: Event) {
+    pub(crate) fn emit(&self, event: Event) {
         match event.is_call_failed() {
             Some(true) => self.call_failed(),
             Some(false) => self.call_succeeded(),
@@ -135,18 +135,18 @@ impl Telemetry {
     }
 
     /// Sets where errors are delivered to the caller.
-    pub(crate) fn complain_to(&self, tell: impl Fn(Error) -> Result<()> + Send + Sync + 'static) {
-        let before = lock(&self.0.complaints).replace(Arc::new(tell));
+    pub(crate) fn set_error_sink(&self, sink: impl Fn(Error) -> Result<()> + Send + Sync + 'static) {
+        let before = lock(&self.0.error_sink).replace(Arc::new(sink));
         drop(before);
     }
 
     /// Delivers an error to the caller, even while it waits for records. Returns the error if there is no
     /// stream to deliver it to.
-    pub(crate) fn complain(&self, error: Error) -> Result<()> {
-        let tell = lock(&self.0.complaints).clone();
-        match tell {
+    pub(crate) fn report_error(&self, error: Error) -> Result<()> {
+        let sink = lock(&self.0.error_sink).clone();
+        match sink {
             // The error is queued even if the caller's waker panics.
-            Some(tell) => contain_call(|| tell(error)).unwrap_or(Ok(())),
+            Some(sink) => contain_call(|| sink(error)).unwrap_or(Ok(())),
             None => Err(error),
         }
     }
@@ -197,9 +197,9 @@ impl Telemetry {
     pub(crate) fn shard(&self, id: &ShardId, watermark: &Arc<Watermark>) -> ShardTelemetry {
         let metrics = self.contain(Task::Metrics, || self.0.metrics.shard(id));
         let metrics = metrics.unwrap_or_else(ShardMetrics::none);
-        let observer = ShardTelemetry::new(self.clone(), id.clone(), watermark, metrics);
-        lock(&self.0.shards).insert(id, Arc::downgrade(observer.view()));
-        observer
+        let telemetry = ShardTelemetry::new(self.clone(), id.clone(), watermark, metrics);
+        lock(&self.0.shards).insert(id, Arc::downgrade(telemetry.view()));
+        telemetry
     }
 
     /// Returns the lag of a shard in milliseconds; `None` for a shard that is not read here or was not
@@ -243,14 +243,14 @@ mod tests {
 
     #[test]
     fn new_shards_visit_few_others_and_remove_those_that_are_over() {
-        let observer = Telemetry::new(&"orders".into(), &"billing".into());
+        let telemetry = Telemetry::new(&"orders".into(), &"billing".into());
         let mut views = Views::default();
         let (mut visited, mut kept) = (0, Vec::new());
         for number in 0..4000 {
             let id: ShardId = format!("shardId-{number:012}").parse().unwrap();
             let watermark = Arc::new(Watermark::new(|_| {}));
             let shard =
-                ShardTelemetry::new(observer.clone(), id.clone(), &watermark, ShardMetrics::none());
+                ShardTelemetry::new(telemetry.clone(), id.clone(), &watermark, ShardMetrics::none());
             visited += views.insert(&id, Arc::downgrade(shard.view()));
             kept.push(shard);
         }

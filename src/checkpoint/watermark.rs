@@ -24,13 +24,13 @@ pub(crate) struct Watermark {
     state: Mutex<State>,
     /// Records below this number have been delivered, or were to be and are taken back.
     delivered: AtomicU64,
-    tell: Box<dyn Fn(Advance) + Send + Sync>,
+    on_advance: Box<dyn Fn(Advance) + Send + Sync>,
 }
 
 impl Watermark {
-    /// `tell` is called, without any lock held, after each advance.
-    pub(crate) fn new(tell: impl Fn(Advance) + Send + Sync + 'static) -> Self {
-        Self { state: Mutex::default(), delivered: AtomicU64::new(0), tell: Box::new(tell) }
+    /// `on_advance` is called, without any lock held, after each advance.
+    pub(crate) fn new(on_advance: impl Fn(Advance) + Send + Sync + 'static) -> Self {
+        Self { state: Mutex::default(), delivered: AtomicU64::new(0), on_advance: Box::new(on_advance) }
     }
 
     /// Sets the checkpoint that is stored before any record is finished. The caller flushes the writer.
@@ -40,7 +40,7 @@ impl Watermark {
             state.start = Some(start);
             state.note_changed(true)
         };
-        (self.tell)(Advance::Position { is_first });
+        (self.on_advance)(Advance::Position { is_first });
     }
 
     /// The next `records` go to the caller now. The number of the first; `None` where none may go
@@ -145,7 +145,7 @@ impl Watermark {
             (advanced, state.note_changed(advanced))
         };
         if advanced {
-            (self.tell)(Advance::Position { is_first });
+            (self.on_advance)(Advance::Position { is_first });
         }
     }
 
@@ -159,7 +159,7 @@ impl Watermark {
             is_complete
         };
         if complete {
-            (self.tell)(Advance::End);
+            (self.on_advance)(Advance::End);
         }
     }
 
@@ -199,7 +199,7 @@ impl AckSink for Watermark {
             wake_all(wakers.into_iter().flatten());
         }
         if let Some(advance) = advance {
-            (self.tell)(advance);
+            (self.on_advance)(advance);
         }
     }
 

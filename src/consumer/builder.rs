@@ -134,7 +134,7 @@ impl ConsumerBuilder {
     /// Default: 1 s. At most a year. Zero writes each: while the store answers, the next record is
     /// yielded when the last position is written.
     pub fn checkpoint_interval(mut self, interval: Duration) -> Self {
-        self.settings.rhythm.interval = interval;
+        self.settings.flush.interval = interval;
         self
     }
 
@@ -169,7 +169,7 @@ impl ConsumerBuilder {
     ///
     /// Default: 60 s. At most a year.
     pub fn max_unflushed(mut self, time: Duration) -> Self {
-        self.settings.rhythm.max_unflushed = time;
+        self.settings.flush.max_unflushed = time;
         self.settings.rules.max_unflushed = time;
         self
     }
@@ -347,7 +347,7 @@ impl ConsumerBuilder {
                 Error::new(ErrorKind::Configuration, message).in_stream(kinesis.name())
             })?;
         let scope = Scope::new(self.application, self.stream);
-        let observer = Telemetry::new(kinesis.name(), scope.application_name());
+        let telemetry = Telemetry::new(kinesis.name(), scope.application_name());
         let fan_out = self.settings.fan_out.as_ref();
         let fan_out = fan_out.map(|name| Arc::new(RegisteredConsumer::new(kinesis.clone(), name)));
         let (leases, are_own) = leases_of(&self.store);
@@ -356,15 +356,15 @@ impl ConsumerBuilder {
             inner: Arc::new(Inner {
                 kinesis,
                 fan_out,
-                leases: Arc::new(Contained::new(leases, observer.clone())),
+                leases: Arc::new(Contained::new(leases, telemetry.clone())),
                 store: self.store,
                 scope,
-                observer,
+                telemetry,
                 settings: self.settings,
-                closing: crate::shard::CloseSignal::new(),
+                close_signal: crate::shard::CloseSignal::new(),
                 reading: Arc::default(),
                 writer: std::sync::Mutex::default(),
-                words: std::sync::Mutex::default(),
+                messages: std::sync::Mutex::default(),
                 worker: std::sync::Mutex::default(),
             }),
         })

@@ -111,11 +111,11 @@ impl Consumer {
     pub fn health(&self) -> Health {
         let inner = &self.inner;
         let writer = inner.writer.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let vitals = inner.observer.vitals();
+        let vitals = inner.telemetry.vitals();
         Health {
             is_running: vitals.is_running
                 && writer.as_ref().is_some_and(crate::store::Writer::is_running),
-            is_closed: inner.closing.is_closed(),
+            is_closed: inner.close_signal.is_closed(),
             leases_held: vitals.leases,
             lease_duration: inner.settings.rules.lease_duration,
             since_start: vitals.begun,

@@ -16,7 +16,7 @@ use crate::fleet::WorkerMessage;
 use crate::record::ShardId;
 use crate::source::Listing;
 use crate::store::lease::{Edit, Lease, Table};
-use crate::store::{LONGEST_CALL, Mark, in_time};
+use crate::store::{LONGEST_CALL, Mark, with_timeout};
 use crate::telemetry::Event;
 
 /// What to do about positions that a worker has the lease of.
@@ -60,7 +60,7 @@ impl Consumer {
 
     /// The table of leases, as the store has it now.
     pub(super) async fn table(&self) -> Result<Table> {
-        let table = in_time(self.inner.leases.table(&self.inner.scope)).await;
+        let table = with_timeout(self.inner.leases.table(&self.inner.scope)).await;
         let mut table = table.map_err(|error| self.here(error))?;
         table.leases.retain(|shard, _| !Mark::is_one(shard));
         Ok(table)
@@ -230,8 +230,8 @@ impl Consumer {
     /// hands out no more of what it had before.
     async fn see(&self) {
         let (told, seen) = oneshot::channel();
-        let words = self.inner.words.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if words.is_some_and(|words| words.send(WorkerMessage::Edited(told)).is_ok()) {
+        let messages = self.inner.messages.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if messages.is_some_and(|messages| messages.send(WorkerMessage::TableEdited(told)).is_ok()) {
             // A store that does not answer any more has its leases run out.
             let _seen = timeout(LONGEST_CALL, seen).await;
         }
@@ -239,7 +239,7 @@ impl Consumer {
 
     async fn edit(&self, edit: &Edit, when_held: IfLeased) -> Result<()> {
         let forced = when_held == IfLeased::Force;
-        let edited = in_time(self.inner.leases.edit(&self.inner.scope, edit, forced)).await;
+        let edited = with_timeout(self.inner.leases.edit(&self.inner.scope, edit, forced)).await;
         match edited.map_err(|error| self.here(error))? {
             None => Ok(()),
             Some(worker) => Err(self.in_use(&format!(
@@ -274,7 +274,7 @@ impl Attempts {
             return Err(error);
         }
         self.failed += 1;
-        consumer.inner.observer.tell(Event::retried(None, &error, self.failed));
+        consumer.inner.telemetry.emit(Event::retried(None, &error, self.failed));
         sleep(pause).await;
         Ok(())
     }

@@ -48,8 +48,8 @@ pub struct Records {
     /// Where shards come from, until there are no more to come.
     shards: Option<Shards>,
     merged: SelectAll<ShardReader>,
-    handout: Delivery,
-    pulse: Option<PollMonitor>,
+    delivery: Delivery,
+    poll_monitor: Option<PollMonitor>,
     polls: Arc<Polls>,
     caller: CallerWaker,
 }
@@ -59,11 +59,11 @@ impl Records {
         let polls = shards.polls();
         polls.of_records();
         Self {
-            pulse: shards.pulse(),
+            poll_monitor: shards.poll_monitor(),
             polls,
             shards: Some(shards),
             merged: SelectAll::new(),
-            handout: Delivery::new(checkpoint_on),
+            delivery: Delivery::new(checkpoint_on),
             caller: CallerWaker::new(),
         }
     }
@@ -72,7 +72,7 @@ impl Records {
     fn poll_shards(&mut self, context: &mut Context<'_>) -> Result<()> {
         while let Some(shards) = &mut self.shards {
             match shards.poll_shard(context) {
-                Poll::Ready(Some(shard)) => self.merged.push(shard?.into_runs(self.pulse.as_ref())),
+                Poll::Ready(Some(shard)) => self.merged.push(shard?.into_runs(self.poll_monitor.as_ref())),
                 Poll::Ready(None) => self.shards = None,
                 Poll::Pending => break,
             }
@@ -92,11 +92,11 @@ impl Records {
 
 impl Records {
     fn poll_record(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Record>>> {
-        if let Some(pulse) = &self.pulse {
-            pulse.beat(&self.caller.follow(context.waker()));
+        if let Some(poll_monitor) = &self.poll_monitor {
+            poll_monitor.record_poll(&self.caller.follow(context.waker()));
         }
         let shards = self.shards.as_ref();
-        let record = self.handout.resume(|| shards.is_some_and(Shards::is_closed));
+        let record = self.delivery.resume(|| shards.is_some_and(Shards::is_closed));
         if record.is_some() {
             return Poll::Ready(record);
         }
@@ -109,7 +109,7 @@ impl Records {
             }
             match Pin::new(&mut self.merged).poll_next(context) {
                 Poll::Ready(Some(Ok(run))) => {
-                    let record = self.handout.give(run);
+                    let record = self.delivery.give(run);
                     if record.is_some() {
                         return Poll::Ready(record);
                     }
@@ -135,7 +135,7 @@ impl Stream for Records {
 
 impl FusedStream for Records {
     fn is_terminated(&self) -> bool {
-        self.shards.is_none() && self.merged.is_empty() && self.handout.is_empty()
+        self.shards.is_none() && self.merged.is_empty() && self.delivery.is_empty()
     }
 }
 

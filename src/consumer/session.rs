@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::Consumer;
 use crate::discovery::{Memory, ScopeMigration, ShardDiscovery};
 use crate::error::{Error, Result, contain_call};
-use crate::fleet::{AssignedShard, Plan as Workplan, Worker, WorkerMessage};
+use crate::fleet::{AssignedShard, WorkerDeps as WorkerDeps, Worker, WorkerMessage};
 use crate::shard::{Plan, PollMonitor, ReadOutcome, ShardReader, ShardStream};
 use crate::source::{MemoryBudget, SourceConfig};
 use crate::store::Writer;
@@ -38,7 +38,7 @@ impl Session {
     }
 
     /// Where the polls of a merged stream are noted, if that matters.
-    pub(super) fn pulse(&self) -> Option<PollMonitor> {
+    pub(super) fn poll_monitor(&self) -> Option<PollMonitor> {
         self.consumer.inner.settings.rules.poll_timeout.map(|_limit| PollMonitor::new())
     }
 
@@ -46,10 +46,10 @@ impl Session {
     pub(super) fn start(self: &Arc<Self>) -> Running {
         let writer = self.writer();
         let (opening, openings) = mpsc::unbounded_channel();
-        let (word, words) = mpsc::unbounded_channel();
+        let (message, messages) = mpsc::unbounded_channel();
         let inner = &self.consumer.inner;
-        *inner.words.lock().unwrap_or_else(PoisonError::into_inner) = Some(word.clone());
-        inner.observer.complain_to({
+        *inner.messages.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.clone());
+        inner.telemetry.set_error_sink({
             // Not kept alive by it: that it is closed says that there are no more shards to come.
             let opening = opening.downgrade();
             move |error| match opening.upgrade() {
@@ -61,11 +61,11 @@ impl Session {
             }
         });
         let has_left = Arc::new(AtomicBool::new(false));
-        let worker = Worker::new(Workplan {
+        let worker = Worker::new(WorkerDeps {
             leases: Arc::clone(&inner.leases),
             scope: inner.scope.clone(),
             writer: writer.clone(),
-            lister: ShardDiscovery {
+            discovery: ShardDiscovery {
                 kinesis: inner.kinesis.clone(),
                 start: inner.settings.start.clone(),
                 on_trimmed: inner.settings.on_trimmed,
@@ -76,8 +76,8 @@ impl Session {
                     &inner.scope,
                     &inner.settings.rules.worker_id,
                 ),
-                observer: inner.observer.clone(),
-                tell: {
+                telemetry: inner.telemetry.clone(),
+                report_error: {
                     let opening = opening.clone();
                     // The error is queued even if the caller's waker panics.
                     Arc::new(move |error| {
@@ -85,25 +85,25 @@ impl Session {
                     })
                 },
             },
-            observer: inner.observer.clone(),
-            rules: inner.settings.rules.clone(),
+            telemetry: inner.telemetry.clone(),
+            config: inner.settings.rules.clone(),
             openings: opening.clone(),
-            words: word.clone(),
+            messages: message.clone(),
         });
         let (over, is_over) = oneshot::channel();
         *self.over.lock().unwrap_or_else(PoisonError::into_inner) = Some(over);
-        let mut closing = inner.closing.clone();
+        let mut close_signal = inner.close_signal.clone();
         let (at_work, is_at_work) = watch::channel(());
         let before =
             inner.worker.lock().unwrap_or_else(PoisonError::into_inner).replace(is_at_work);
         tokio::spawn({
             let (writer, has_left) = (writer.clone(), Arc::clone(&has_left));
-            let (observer, going) = (inner.observer.clone(), inner.observer.begin_reading());
+            let (telemetry, going) = (inner.telemetry.clone(), inner.telemetry.begin_reading());
             async move {
                 let ended = async {
                     tokio::select! {
                         _dropped = is_over => {}
-                        () = poll_fn(|context| closing.poll_closed(context)) => {}
+                        () = poll_fn(|context| close_signal.poll_closed(context)) => {}
                     }
                 };
                 // What an earlier reading has finished counts for this one. If the store fails,
@@ -118,8 +118,8 @@ impl Session {
                 drop(writer);
                 tokio::select! {
                     biased;
-                    () = worker.run(words, ended) => {}
-                    () = observer.watch() => {}
+                    () = worker.run(messages, ended) => {}
+                    () = telemetry.watch() => {}
                 }
                 going.end();
                 // Before the last sender of shards is gone, by which the streams notice.
@@ -130,11 +130,11 @@ impl Session {
         let settings = &inner.settings;
         let own = || MemoryBudget::new(settings.max_buffered_bytes);
         let budget = settings.budget.clone().unwrap_or_else(own);
-        inner.observer.ask_for_buffered({
+        inner.telemetry.ask_for_buffered({
             let budget = budget.clone();
             move || budget.taken()
         });
-        Running { session: Arc::clone(self), budget, writer, word, openings, has_left }
+        Running { session: Arc::clone(self), budget, writer, message, openings, has_left }
     }
 
     /// The consumer's writer: one for all its readings, so that none saves behind another's back.
@@ -149,8 +149,8 @@ impl Session {
         let new = Writer::spawn(
             Arc::clone(&inner.leases),
             inner.scope.clone(),
-            inner.settings.rhythm,
-            inner.observer.clone(),
+            inner.settings.flush,
+            inner.telemetry.clone(),
         );
         let before = writer.replace(new.clone());
         drop(writer);
@@ -171,7 +171,7 @@ pub(super) struct Running {
     session: Arc<Session>,
     budget: MemoryBudget,
     writer: Writer,
-    word: mpsc::UnboundedSender<WorkerMessage>,
+    message: mpsc::UnboundedSender<WorkerMessage>,
     openings: mpsc::UnboundedReceiver<Result<AssignedShard>>,
     /// The worker has ended by itself, and not with its runtime.
     has_left: Arc<AtomicBool>,
@@ -194,13 +194,13 @@ impl Running {
 
     /// The stream of a shard that may be read now.
     pub(super) fn open(&self, opening: AssignedShard) -> ShardStream {
-        let AssignedShard { shard, position, added, tenure, watermark, pulse, unopened } = opening;
+        let AssignedShard { shard, position, added, lease_handle, watermark, poll_monitor, unopened } = opening;
         let inner = &self.session.consumer.inner;
-        let observer = inner.observer.shard(&shard.id, &watermark);
+        let telemetry = inner.telemetry.shard(&shard.id, &watermark);
         let subject = SourceConfig {
             kinesis: inner.kinesis.clone(),
-            observer: observer.clone(),
-            epoch: tenure.epoch(),
+            telemetry: telemetry.clone(),
+            epoch: lease_handle.epoch(),
             position,
             added,
             interval: inner.settings.interval,
@@ -213,26 +213,26 @@ impl Running {
             budget: self.budget.clone(),
             finish: Arc::clone(&watermark) as _,
         };
-        let (word, id, epoch) = (self.word.clone(), shard.id.clone(), tenure.epoch());
-        let at_end = observer.clone();
+        let (message, id, epoch) = (self.message.clone(), shard.id.clone(), lease_handle.epoch());
+        let at_end = telemetry.clone();
         let reading = ShardReader::new(Plan {
-            observer,
+            telemetry,
             parents: shard.parents,
             source: subject.into_source(),
             checkpoint_on: inner.settings.rules.checkpoint_on,
             in_flight: inner.settings.in_flight,
             prefetch: inner.settings.prefetch,
-            save_each: inner.settings.rhythm.interval.is_zero(),
+            save_each: inner.settings.flush.interval.is_zero(),
             watermark,
             writer: self.writer.clone(),
-            closing: inner.closing.clone(),
-            tenure,
+            close_signal: inner.close_signal.clone(),
+            lease_handle,
             ended: Box::new(move |ending| {
                 // Nobody listens any more where the reading has been dropped.
-                let _dropped = word.send(match ending {
+                let _dropped = message.send(match ending {
                     ReadOutcome::Read(children) => {
-                        let (shard, observer) = (id.clone(), at_end.clone());
-                        WorkerMessage::Read { shard, epoch, children, observer }
+                        let (shard, telemetry) = (id.clone(), at_end.clone());
+                        WorkerMessage::Read { shard, epoch, children, telemetry }
                     }
                     ReadOutcome::Failed { has_delivered } => {
                         WorkerMessage::Failed { shard: id.clone(), epoch, has_delivered }
@@ -243,6 +243,6 @@ impl Running {
             session: Arc::clone(&self.session) as _,
         });
         unopened.opened();
-        ShardStream::new(reading, pulse, inner.observer.polls())
+        ShardStream::new(reading, poll_monitor, inner.telemetry.polls())
     }
 }

@@ -28,7 +28,7 @@ pub(super) struct Settings {
     pub(super) start: Start,
     pub(super) interval: Duration,
     pub(super) limit: u32,
-    pub(super) rhythm: FlushConfig,
+    pub(super) flush: FlushConfig,
     pub(super) in_flight: InFlightConfig,
     pub(super) prefetch: usize,
     pub(super) max_buffered_bytes: usize,
@@ -47,7 +47,7 @@ impl Default for Settings {
             start: Start::default(),
             interval: Duration::from_secs(1),
             limit: MOST_RECORDS,
-            rhythm: FlushConfig {
+            flush: FlushConfig {
                 interval: Duration::from_secs(1),
                 max_unflushed: Duration::from_secs(60),
             },
@@ -100,8 +100,8 @@ impl Settings {
                 self.limit
             ));
         }
-        check_time("checkpoint_interval", self.rhythm.interval, Duration::ZERO)?;
-        check_time("max_unflushed", self.rhythm.max_unflushed, Duration::ZERO)?;
+        check_time("checkpoint_interval", self.flush.interval, Duration::ZERO)?;
+        check_time("max_unflushed", self.flush.max_unflushed, Duration::ZERO)?;
         let rules = &self.rules;
         check_time("discovery_interval", rules.discovery_interval, Duration::from_secs(1))?;
         check_worker(&rules.worker_id)?;

@@ -51,7 +51,7 @@ enum State {
     Idle(Arc<Session>),
     Running {
         running: Running,
-        closing: CloseSignal,
+        close_signal: CloseSignal,
         session: Arc<Session>,
     },
     Done,
@@ -64,7 +64,7 @@ impl Shards {
     }
 
     pub(super) fn new(session: Session) -> Self {
-        let polls = session.consumer().inner.observer.polls();
+        let polls = session.consumer().inner.telemetry.polls();
         polls.of_shards();
         Self::with(State::Idle(Arc::new(session)), polls)
     }
@@ -79,9 +79,9 @@ impl Shards {
     }
 
     /// Where the polls of a merged stream are noted, if that matters.
-    pub(super) fn pulse(&self) -> Option<PollMonitor> {
+    pub(super) fn poll_monitor(&self) -> Option<PollMonitor> {
         match &self.state {
-            State::Idle(session) | State::Running { session, .. } => session.pulse(),
+            State::Idle(session) | State::Running { session, .. } => session.poll_monitor(),
             State::Refused(_) | State::Done => None,
         }
     }
@@ -90,7 +90,7 @@ impl Shards {
     pub(super) fn is_closed(&self) -> bool {
         match &self.state {
             State::Idle(session) | State::Running { session, .. } => {
-                session.consumer().inner.closing.is_closed()
+                session.consumer().inner.close_signal.is_closed()
             }
             State::Refused(_) | State::Done => false,
         }
@@ -114,12 +114,12 @@ impl Shards {
                 }
                 State::Idle(session) => {
                     let running = session.start();
-                    let closing = session.consumer().inner.closing.clone();
+                    let close_signal = session.consumer().inner.close_signal.clone();
                     let session = Arc::clone(session);
-                    self.state = State::Running { running, closing, session };
+                    self.state = State::Running { running, close_signal, session };
                 }
-                State::Running { running, closing, .. } => {
-                    let opening = match closing.poll_closed(context) {
+                State::Running { running, close_signal, .. } => {
+                    let opening = match close_signal.poll_closed(context) {
                         Poll::Ready(()) => None,
                         Poll::Pending => ready!(running.poll_opening(context)),
                     };

@@ -133,7 +133,7 @@ impl Consumer {
         let me = &inner.settings.rules.worker_id;
         let shards = table.leases.iter().map(|(id, lease)| {
             let is_mine = lease.owner.as_ref().is_none_or(|owner| owner == me);
-            let failure = inner.observer.failure(id).filter(|_| is_mine);
+            let failure = inner.telemetry.failure(id).filter(|_| is_mine);
             let state = match &lease.owner {
                 _ if lease.is_finished() => ShardState::Finished,
                 _ if lease.unreadable.is_some() => ShardState::Unreadable,
@@ -147,7 +147,7 @@ impl Consumer {
                 },
                 None => ShardState::Waiting,
             };
-            let in_flight = inner.observer.in_flight(id);
+            let in_flight = inner.telemetry.in_flight(id);
             let status = ShardStatus {
                 state,
                 failure: failure.filter(|_| state == ShardState::Failed),
@@ -155,7 +155,7 @@ impl Consumer {
                 owner: lease.owner.as_deref().map(str::to_owned),
                 epoch: lease.epoch,
                 parents: lease.parents.clone().unwrap_or_default(),
-                millis_behind_latest: inner.observer.millis_behind_latest(id),
+                millis_behind_latest: inner.telemetry.millis_behind_latest(id),
                 unacknowledged: in_flight.map(|in_flight| in_flight.unacknowledged),
                 oldest_unacknowledged: in_flight.and_then(|in_flight| in_flight.oldest),
                 held_by: in_flight.and_then(|in_flight| in_flight.held_by),

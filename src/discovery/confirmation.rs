@@ -140,7 +140,7 @@ pub(super) async fn is_past_retention(
 ) -> Result<bool, ClassifiedError> {
     match kinesis.shard_iterator(shard, &Position::TrimHorizon).await {
         Ok(_) => Ok(false),
-        Err(failure) if failure.remedy == RetryAction::Gone => Ok(true),
+        Err(failure) if failure.action == RetryAction::Gone => Ok(true),
         Err(failure) => Err(failure),
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct FailurePatience {
     /// Nothing is known of the stream.
     is_new: bool,
     began: Instant,
-    told: Option<ErrorKind>,
+    reported: Option<ErrorKind>,
     /// Since when, and how often, Kinesis has answered nothing but that the stream does not exist.
     missing: Option<(Instant, u32)>,
     /// Since when Kinesis is in reach, and no answer could be used.
@@ -46,11 +46,11 @@ pub(super) enum FailureVerdict {
 
 impl FailurePatience {
     pub(super) fn new(begins: bool, is_new: bool, now: Instant) -> Self {
-        Self { begins, is_new, began: now, told: None, missing: None, useless: None }
+        Self { begins, is_new, began: now, reported: None, missing: None, useless: None }
     }
 
     pub(super) fn judge(&mut self, failure: &ClassifiedError, now: Instant) -> FailureVerdict {
-        if failure.remedy == RetryAction::Gone {
+        if failure.action == RetryAction::Gone {
             let (since, times) = self.missing.unwrap_or((now, 0));
             self.missing = Some((since, times + 1));
             let (time, least) = if self.is_new { NEVER_FOUND } else { NOT_FOUND };
@@ -59,30 +59,30 @@ impl FailurePatience {
         }
         self.missing = None;
         let is_useless =
-            matches!(failure.remedy, RetryAction::RestartListing | RetryAction::RetryThenReport);
+            matches!(failure.action, RetryAction::RestartListing | RetryAction::RetryThenReport);
         if is_useless {
             self.useless.get_or_insert(now);
-        } else if failure.remedy == RetryAction::Retry {
+        } else if failure.action == RetryAction::Retry {
             self.useless = None;
         }
         let lasting = self.useless.map_or(Duration::ZERO, |since| now.duration_since(since));
         let kind = failure.error.kind();
         let failing = now.duration_since(self.began);
-        let is_due = match failure.remedy {
-            RetryAction::Report => self.told != Some(kind),
+        let is_due = match failure.action {
+            RetryAction::Report => self.reported != Some(kind),
             RetryAction::RetryThenReport if self.begins => {
-                self.told.is_none() && failing >= FIRST_ANSWER
+                self.reported.is_none() && failing >= FIRST_ANSWER
             }
             RetryAction::RestartListing | RetryAction::RetryThenReport => {
-                self.told.is_none() && lasting >= LASTING
+                self.reported.is_none() && lasting >= LASTING
             }
-            RetryAction::Retry => self.told.is_none() && self.begins && failing >= FIRST_ANSWER,
+            RetryAction::Retry => self.reported.is_none() && self.begins && failing >= FIRST_ANSWER,
             _ => false,
         };
         if !is_due {
             return FailureVerdict::Again;
         }
-        self.told = Some(kind);
+        self.reported = Some(kind);
         FailureVerdict::Tell
     }
 }
@@ -92,18 +92,18 @@ mod tests {
     use super::*;
     use crate::error::Error;
 
-    fn failure(remedy: RetryAction) -> ClassifiedError {
-        ClassifiedError { remedy, error: Error::new(ErrorKind::Unavailable, "no"), answered: None }
+    fn failure(action: RetryAction) -> ClassifiedError {
+        ClassifiedError { action, error: Error::new(ErrorKind::Unavailable, "no"), answered: None }
     }
 
     /// What becomes of this failure each second, as long as it is waited for.
     fn judged(
         mut patience: FailurePatience,
-        remedy: RetryAction,
+        action: RetryAction,
         seconds: u64,
     ) -> Vec<FailureVerdict> {
         let began = patience.began;
-        let judge = |second| patience.judge(&failure(remedy), began + Duration::from_secs(second));
+        let judge = |second| patience.judge(&failure(action), began + Duration::from_secs(second));
         (0..seconds).map(judge).collect()
     }
 
@@ -122,8 +122,8 @@ mod tests {
         let now = Instant::now();
         let mut patience = FailurePatience::new(true, true, now);
         for second in 0..100 {
-            let remedy = if second % 2 == 0 { RetryAction::Gone } else { RetryAction::SlowDown };
-            let judgement = patience.judge(&failure(remedy), now + Duration::from_secs(second));
+            let action = if second % 2 == 0 { RetryAction::Gone } else { RetryAction::SlowDown };
+            let judgement = patience.judge(&failure(action), now + Duration::from_secs(second));
             assert_eq!(judgement, FailureVerdict::Again, "after {second} s");
         }
     }
@@ -132,11 +132,11 @@ mod tests {
     async fn useless_answers_count_from_the_last_outage() {
         let now = Instant::now();
         let mut patience = FailurePatience::new(false, false, now);
-        let mut judge = |remedy, second| {
-            patience.judge(&failure(remedy), now + Duration::from_secs(second))
+        let mut judge = |action, second| {
+            patience.judge(&failure(action), now + Duration::from_secs(second))
                 == FailureVerdict::Tell
         };
-        for (remedy, second, is_told) in [
+        for (action, second, is_told) in [
             (RetryAction::Retry, 0, false),
             (RetryAction::RetryThenReport, 70, false),
             (RetryAction::Retry, 71, false),
@@ -145,13 +145,13 @@ mod tests {
             (RetryAction::RetryThenReport, 139, false),
             (RetryAction::RestartListing, 140, true),
         ] {
-            assert_eq!(judge(remedy, second), is_told, "{remedy:?} after {second} s");
+            assert_eq!(judge(action, second), is_told, "{action:?} after {second} s");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn lasting_failure_is_told_once() {
-        for (remedy, begins, expected) in [
+        for (action, begins, expected) in [
             (RetryAction::Retry, true, Some(5)),
             (RetryAction::Retry, false, None),
             (RetryAction::RestartListing, false, Some(60)),
@@ -160,14 +160,14 @@ mod tests {
             (RetryAction::Report, false, Some(0)),
             (RetryAction::SlowDown, true, None),
         ] {
-            let judged = judged(FailurePatience::new(begins, false, Instant::now()), remedy, 200);
-            let told: Vec<usize> = judged
+            let judged = judged(FailurePatience::new(begins, false, Instant::now()), action, 200);
+            let reported: Vec<usize> = judged
                 .iter()
                 .enumerate()
                 .filter(|(_, judgement)| **judgement == FailureVerdict::Tell)
                 .map(|(second, _)| second)
                 .collect();
-            assert_eq!(told, Vec::from_iter(expected), "{remedy:?}");
+            assert_eq!(reported, Vec::from_iter(expected), "{action:?}");
         }
     }
 }

@@ -37,9 +37,9 @@ pub(crate) struct ShardDiscovery {
     pub(crate) start: Start,
     pub(crate) on_trimmed: OnTrimmed,
     pub(crate) discovery_interval: Duration,
-    pub(crate) observer: Telemetry,
+    pub(crate) telemetry: Telemetry,
     /// Tells the caller what no retry cures.
-    pub(crate) tell: Arc<dyn Fn(Error) + Send + Sync>,
+    pub(crate) report_error: Arc<dyn Fn(Error) + Send + Sync>,
     pub(crate) memory: Memory,
     /// Where the stream is given by its ARN.
     pub(crate) takeover: Option<ScopeMigration>,
@@ -230,7 +230,7 @@ impl ShardDiscovery {
                 }
                 Err(failure) => failure,
             };
-            unusable_answers += u32::from(failure.remedy == RetryAction::RestartListing);
+            unusable_answers += u32::from(failure.action == RetryAction::RestartListing);
             if unusable_answers >= FILTERED_ATTEMPTS {
                 tracing::warn!(
                     stream = %self.kinesis.name(),
@@ -271,7 +271,7 @@ impl ShardDiscovery {
     pub(super) fn note_panic(&self, failure: ClassifiedError) {
         if failure.error.kind() == ErrorKind::Panicked {
             let error = failure.error.in_stream(self.kinesis.name());
-            self.observer.tell(Event::retried(None, &error, 1));
+            self.telemetry.emit(Event::retried(None, &error, 1));
         }
     }
 }
@@ -293,14 +293,14 @@ impl Retries {
 
     /// Reports a failure and backs off; `None` when the stream is gone.
     async fn after(&mut self, lister: &ShardDiscovery, mut failure: ClassifiedError) -> Option<()> {
-        failure.remedy = failure.remedy_after(&mut self.panics);
+        failure.action = failure.action_after(&mut self.panics);
         let judgement = self.patience.judge(&failure, Instant::now());
-        let is_missing = failure.remedy == RetryAction::Gone;
+        let is_missing = failure.action == RetryAction::Gone;
         let error = failure.error.in_stream(lister.kinesis.name());
         self.failed += 1;
-        lister.observer.tell(Event::retried(None, &error, self.failed));
+        lister.telemetry.emit(Event::retried(None, &error, self.failed));
         if judgement != FailureVerdict::Again {
-            (lister.tell)(error);
+            (lister.report_error)(error);
         }
         if judgement == FailureVerdict::Gone {
             return None;

@@ -37,7 +37,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::record::{SequenceNumber, ShardId};
 use crate::source::{Listing, Position};
 use crate::store::lease::{Change, Request, Table};
-use crate::store::{LeaseStore, Mark, Scope, in_time};
+use crate::store::{LeaseStore, Mark, Scope, with_timeout};
 use crate::telemetry::Event;
 
 /// The pause between two looks at a scope in which workers are alive.
@@ -96,7 +96,7 @@ impl ScopeMigration {
     /// Compares the scope of the name with a listing that has just been made, and claims the positions
     /// of this stream.
     async fn step(&self, lister: &ShardDiscovery, listing: &Listing) -> Result<Step> {
-        let table = in_time(self.leases.table(&self.named)).await?;
+        let table = with_timeout(self.leases.table(&self.named)).await?;
         let claim = self.scope.mark(Mark::Claimed);
         let is_settled = table.leases.contains_key(&self.scope.mark(Mark::TakenOver));
         let is_anothers = table.leases.keys().any(|id| Mark::is_claim(id) && *id != claim);
@@ -160,7 +160,7 @@ impl ScopeMigration {
                 checkpoint: Some(crate::Checkpoint::ShardEnd),
             }],
         };
-        Ok(in_time(self.leases.exchange(&self.named, &request)).await?.applied)
+        Ok(with_timeout(self.leases.exchange(&self.named, &request)).await?.applied)
     }
 
     /// Notes that the claimed positions are taken over, which the table of the ARN shows. Where the store
@@ -169,7 +169,7 @@ impl ScopeMigration {
         if self.is_settled.load(Ordering::Relaxed) {
             return;
         }
-        let Ok(table) = in_time(self.leases.table(&self.named)).await else { return };
+        let Ok(table) = with_timeout(self.leases.table(&self.named)).await else { return };
         let has = |done| table.leases.contains_key(&self.scope.mark(done));
         let is_noted = !has(Mark::Claimed)
             || has(Mark::TakenOver)
@@ -211,7 +211,7 @@ impl ShardDiscovery {
 struct Delay {
     since: Option<Instant>,
     is_reported: bool,
-    is_told: bool,
+    is_error_reported: bool,
     failed: u32,
     backoff: Backoff,
 }
@@ -221,7 +221,7 @@ impl Delay {
         Self {
             since: None,
             is_reported: false,
-            is_told: false,
+            is_error_reported: false,
             failed: 0,
             backoff: Backoff::new(LISTINGS),
         }
@@ -231,13 +231,13 @@ impl Delay {
     fn is_overdue(&mut self) -> bool {
         let now = Instant::now();
         let delay = now.duration_since(*self.since.get_or_insert(now));
-        delay >= TOLERATED_DELAY && !std::mem::replace(&mut self.is_told, true)
+        delay >= TOLERATED_DELAY && !std::mem::replace(&mut self.is_error_reported, true)
     }
 
     async fn by_workers(&mut self, lister: &ShardDiscovery, worker_ids: Vec<String>) {
         if !std::mem::replace(&mut self.is_reported, true) {
             let worker_ids = worker_ids.clone();
-            lister.observer.tell(Event::TakeoverDelayed { worker_ids });
+            lister.telemetry.emit(Event::TakeoverDelayed { worker_ids });
         }
         if self.is_overdue() {
             let message = format!(
@@ -247,7 +247,7 @@ impl Delay {
                 worker_ids.join(", ")
             );
             let error = Error::new(ErrorKind::InUse, message);
-            (lister.tell)(error.in_stream(lister.kinesis.name()));
+            (lister.report_error)(error.in_stream(lister.kinesis.name()));
         }
         self.backoff.succeeded();
         sleep(LOOK_EACH).await;
@@ -256,10 +256,10 @@ impl Delay {
     async fn by_store(&mut self, lister: &ShardDiscovery, error: Error) {
         let error = error.in_stream(lister.kinesis.name());
         self.failed += 1;
-        lister.observer.tell(Event::retried(None, &error, self.failed));
+        lister.telemetry.emit(Event::retried(None, &error, self.failed));
         let is_lasting = self.is_overdue();
-        if is_lasting || !error.is_temporary() && !std::mem::replace(&mut self.is_told, true) {
-            (lister.tell)(error);
+        if is_lasting || !error.is_temporary() && !std::mem::replace(&mut self.is_error_reported, true) {
+            (lister.report_error)(error);
         }
         sleep(self.backoff.failed()).await;
     }

@@ -46,34 +46,34 @@ impl RetryAction {
 /// A failed call: what to do about it, and what to tell the caller where that is not enough.
 #[derive(Debug)]
 pub(crate) struct ClassifiedError {
-    pub(crate) remedy: RetryAction,
+    pub(crate) action: RetryAction,
     pub(crate) error: Error,
     /// When it was answered, by the server's clock, in whole seconds.
     pub(crate) answered: Option<SystemTime>,
 }
 
 impl ClassifiedError {
-    /// Sorts the error of the call `action`, such as `"GetRecords"`.
-    pub(crate) fn of<E>(action: &'static str, error: SdkError<E, HttpResponse>) -> Self
+    /// Sorts the error of the call `operation`, such as `"GetRecords"`.
+    pub(crate) fn of<E>(operation: &'static str, error: SdkError<E, HttpResponse>) -> Self
     where
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
     {
-        let (remedy, kind, message) = sort(action, &error);
+        let (action, kind, message) = sort(operation, &error);
         let answered = error.raw_response().and_then(date_of);
-        Self { remedy, error: Error::new(kind, message).with_source(error), answered }
+        Self { action, error: Error::new(kind, message).with_source(error), answered }
     }
 
     /// Sorts an error that was pushed instead of an event. Its name stands where the SDK does not look
     /// for it, but it has made of it what it is.
     pub(crate) fn of_event<R>(
-        action: &'static str,
+        operation: &'static str,
         error: SdkError<SubscribeToShardEventStreamError, R>,
     ) -> Self
     where
         R: std::fmt::Debug + Send + Sync + 'static,
     {
         use SubscribeToShardEventStreamError as Pushed;
-        let (remedy, kind, message) = match &error {
+        let (action, kind, message) = match &error {
             SdkError::ServiceError(pushed) => {
                 let pushed = pushed.err();
                 let (status, code) = match pushed {
@@ -88,54 +88,54 @@ impl ClassifiedError {
                     // It has ended a subscription that was there: whatever it is, asking again shows.
                     _ => (500, pushed.code().unwrap_or("InternalFailureException")),
                 };
-                sort_answer(action, status, code, pushed.message().unwrap_or_default())
+                sort_answer(operation, status, code, pushed.message().unwrap_or_default())
             }
-            SdkError::ResponseError(_) => unreadable(action),
-            _ => retry(action, "the subscription was lost"),
+            SdkError::ResponseError(_) => unreadable(operation),
+            _ => retry(operation, "the subscription was lost"),
         };
-        Self { remedy, error: Error::new(kind, message).with_source(error), answered: None }
+        Self { action, error: Error::new(kind, message).with_source(error), answered: None }
     }
 
     /// A call in which code of the caller panicked: an interceptor, say.
-    pub(crate) fn panicked(action: &'static str, panic: Panic) -> Self {
+    pub(crate) fn panicked(operation: &'static str, panic: Panic) -> Self {
         let message = format!(
-            "{action} panicked in the client's own code (HTTP client, interceptor or credentials \
+            "{operation} panicked in the client's own code (HTTP client, interceptor or credentials \
              provider), which is to be fixed: {panic}"
         );
         let error = Error::new(ErrorKind::Panicked, message).with_source(panic);
-        Self { remedy: RetryAction::Retry, error, answered: None }
+        Self { action: RetryAction::Retry, error, answered: None }
     }
 
     /// What to do after so many panics in a row, which this failure continues or ends: one that
     /// repeats is reported. Those of shared calls are counted by their [`Cooldown`](crate::cooldown::Cooldown).
-    pub(crate) fn remedy_after(&self, panics: &mut u32) -> RetryAction {
-        if self.remedy == RetryAction::CoolDown || self.error.is_shared() {
-            return self.remedy;
+    pub(crate) fn action_after(&self, panics: &mut u32) -> RetryAction {
+        if self.action == RetryAction::CoolDown || self.error.is_shared() {
+            return self.action;
         }
         if self.error.kind() != ErrorKind::Panicked {
             *panics = 0;
-            return self.remedy;
+            return self.action;
         }
         *panics = panics.saturating_add(1);
-        if *panics > TOLERATED { RetryAction::Report } else { self.remedy }
+        if *panics > TOLERATED { RetryAction::Report } else { self.action }
     }
 
     /// An answer without what was asked for.
-    pub(crate) fn without(action: &str, what: &str) -> Self {
+    pub(crate) fn without(operation: &str, what: &str) -> Self {
         Self {
-            remedy: RetryAction::RetryThenReport,
-            error: Error::new(ErrorKind::Unavailable, format!("{action} gave no {what}")),
+            action: RetryAction::RetryThenReport,
+            error: Error::new(ErrorKind::Unavailable, format!("{operation} gave no {what}")),
             answered: None,
         }
     }
 
     /// A call that gave no answer in time.
-    pub(crate) fn timed_out(action: &'static str, seconds: u64) -> Self {
+    pub(crate) fn timed_out(operation: &'static str, seconds: u64) -> Self {
         Self {
-            remedy: RetryAction::Retry,
+            action: RetryAction::Retry,
             error: Error::new(
                 ErrorKind::Unavailable,
-                format!("Kinesis did not answer {action} within {seconds} s"),
+                format!("Kinesis did not answer {operation} within {seconds} s"),
             ),
             answered: None,
         }
@@ -149,7 +149,7 @@ pub(crate) fn date_of(answer: &HttpResponse) -> Option<SystemTime> {
     date.try_into().ok()
 }
 
-fn sort<E>(action: &str, error: &SdkError<E, HttpResponse>) -> (RetryAction, ErrorKind, String)
+fn sort<E>(operation: &str, error: &SdkError<E, HttpResponse>) -> (RetryAction, ErrorKind, String)
 where
     E: ProvideErrorMetadata + StdError + 'static,
 {
@@ -158,20 +158,20 @@ where
             let status = answer.raw().status();
             let code = answer.err().code().unwrap_or_default();
             let message = answer.err().message().unwrap_or_default();
-            sort_answer(action, status.as_u16(), code, message)
+            sort_answer(operation, status.as_u16(), code, message)
         }
         // The answer was cut short, or comes from something between us.
-        SdkError::ResponseError(_) => unreadable(action),
-        SdkError::TimeoutError(_) => retry(action, "it did not answer in time"),
+        SdkError::ResponseError(_) => unreadable(operation),
+        SdkError::TimeoutError(_) => retry(operation, "it did not answer in time"),
         SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() => {
-            retry(action, "no connection; check the endpoint, the region and the network")
+            retry(operation, "no connection; check the endpoint, the region and the network")
         }
-        _ => sort_unsent(action, error),
+        _ => sort_unsent(operation, error),
     }
 }
 
 /// The request never left: credentials, region, endpoint.
-fn sort_unsent(action: &str, error: &(dyn StdError + 'static)) -> (RetryAction, ErrorKind, String) {
+fn sort_unsent(operation: &str, error: &(dyn StdError + 'static)) -> (RetryAction, ErrorKind, String) {
     let causes = std::iter::successors(Some(error), |error| (**error).source())
         .map(|error| error.to_string().to_lowercase())
         .collect::<Vec<_>>()
@@ -185,23 +185,23 @@ fn sort_unsent(action: &str, error: &(dyn StdError + 'static)) -> (RetryAction, 
     } else if causes.contains("region") {
         (ErrorKind::Configuration, "no AWS region; set AWS_REGION or the client's region")
     } else {
-        return retry(action, "the request could not be sent");
+        return retry(operation, "the request could not be sent");
     };
-    (RetryAction::Report, kind, format!("{action} was not sent: {advice}"))
+    (RetryAction::Report, kind, format!("{operation} was not sent: {advice}"))
 }
 
 /// Error codes as the API reference of each operation lists them, and the general ones of
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/CommonErrors.html>.
 fn sort_answer(
-    action: &str,
+    operation: &str,
     status: u16,
     code: &str,
     message: &str,
 ) -> (RetryAction, ErrorKind, String) {
     let about = |subject: &str| message.to_lowercase().contains(subject);
     let common = cure_of_denial(code).or_else(|| cure_of_failure(code));
-    let (remedy, kind, advice) = common.unwrap_or_else(|| match code {
-        "InvalidArgumentException" if action == "ListShards" && !about("token") => (
+    let (action, kind, advice) = common.unwrap_or_else(|| match code {
+        "InvalidArgumentException" if operation == "ListShards" && !about("token") => (
             RetryAction::Report,
             ErrorKind::Rejected,
             "the shard filter was refused; check that the starting position is not in the future",
@@ -256,7 +256,7 @@ fn sort_answer(
     });
     let code = if code.is_empty() { "no error code" } else { code };
     let detail = if message.is_empty() { String::new() } else { format!(": {message}") };
-    (remedy, kind, format!("{action}: {advice} ({status} {code}{detail})"))
+    (action, kind, format!("{operation}: {advice} ({status} {code}{detail})"))
 }
 
 type Cure = (RetryAction, ErrorKind, &'static str);
@@ -334,13 +334,13 @@ fn cure_of_failure(code: &str) -> Option<Cure> {
     })
 }
 
-fn retry(action: &str, why: &str) -> (RetryAction, ErrorKind, String) {
-    (RetryAction::Retry, ErrorKind::Unavailable, format!("{action} cannot reach Kinesis: {why}"))
+fn retry(operation: &str, why: &str) -> (RetryAction, ErrorKind, String) {
+    (RetryAction::Retry, ErrorKind::Unavailable, format!("{operation} cannot reach Kinesis: {why}"))
 }
 
-fn unreadable(action: &str) -> (RetryAction, ErrorKind, String) {
+fn unreadable(operation: &str) -> (RetryAction, ErrorKind, String) {
     let message = format!(
-        "{action} failed: the answer cannot be parsed; check the client's endpoint and the proxies \
+        "{operation} failed: the answer cannot be parsed; check the client's endpoint and the proxies \
          on the way to it"
     );
     (RetryAction::RetryThenReport, ErrorKind::Unavailable, message)
@@ -383,9 +383,9 @@ mod tests {
             (403, "MissingAuthenticationToken", RetryAction::Report, Denied),
             (400, "MissingParameter", RetryAction::Report, Rejected),
         ];
-        for (status, code, remedy, kind) in table {
+        for (status, code, action, kind) in table {
             let sorted = sort_answer("GetRecords", status, code, "");
-            assert_eq!((sorted.0, sorted.1), (remedy, kind), "{code}");
+            assert_eq!((sorted.0, sorted.1), (action, kind), "{code}");
         }
     }
 
@@ -405,9 +405,9 @@ mod tests {
             (503, RetryAction::Retry, Unavailable),
             (504, RetryAction::Retry, Unavailable),
         ];
-        for (status, remedy, kind) in table {
+        for (status, action, kind) in table {
             let (sorted, of_kind, text) = sort_answer("GetRecords", status, "", "");
-            assert_eq!((sorted, of_kind), (remedy, kind), "{status}");
+            assert_eq!((sorted, of_kind), (action, kind), "{status}");
             assert!(text.contains(&format!("({status} no error code)")), "{text}");
         }
     }

@@ -38,35 +38,35 @@ impl Worker {
             self.listing.due = Instant::now();
         }
         if let Some(listed) = &self.listing.listed {
-            let changes = self.plan.lister.changes(listed, &self.table);
+            let changes = self.deps.discovery.changes(listed, &self.table);
             if !changes.list.is_empty() {
                 return changes;
             }
             self.losses = changes.losses;
-            self.use_up_listing();
+            self.apply_listing();
         }
         let now = Instant::now();
-        if !self.begun || !self.may_move_leases(now) || self.is_even(now) {
+        if !self.has_listed || !self.may_move_leases(now) || self.is_even(now) {
             return Changes::default();
         }
         let mut open: BTreeSet<ShardId> =
-            readable(&self.table, self.plan.rules.ordering).cloned().collect();
-        open.retain(|shard| !self.plan.lister.is_missing(shard));
-        let list = balance(&self.table, &open, &self.declines.refusals(&self.table, now));
-        self.even = list.is_empty().then(|| self.evenness(now));
+            readable(&self.table, self.deps.config.ordering).cloned().collect();
+        open.retain(|shard| !self.deps.discovery.is_missing(shard));
+        let list = balance(&self.table, &open, &self.exclusions.refusals(&self.table, now));
+        self.balanced = list.is_empty().then(|| self.evenness(now));
         Changes::beside_listings(list)
     }
 
     /// Returns for how long the present table is even.
     pub(super) fn evenness(&self, now: Instant) -> BalancedTable {
-        BalancedTable { version: self.table.version, until: self.declines.next_end(now) }
+        BalancedTable { version: self.table.version, until: self.exclusions.next_end(now) }
     }
 
     fn is_even(&self, now: Instant) -> bool {
-        let is_still = |even: &BalancedTable| {
-            even.version == self.table.version && even.until.is_none_or(|until| now < until)
+        let is_still = |balanced: &BalancedTable| {
+            balanced.version == self.table.version && balanced.until.is_none_or(|until| now < until)
         };
-        self.even.as_ref().is_some_and(is_still)
+        self.balanced.as_ref().is_some_and(is_still)
     }
 
     /// The children that their parents' ends have named, where all their parents are in the table: one
@@ -74,27 +74,27 @@ impl Worker {
     /// passed. Then only a listing can tell.
     pub(super) fn children(&mut self) -> Vec<Change> {
         let leases = &self.table.leases;
-        self.named.retain(|child| !leases.contains_key(&child.id));
-        if !self.named.iter().flat_map(|child| &child.parents).all(|id| leases.contains_key(id)) {
-            self.named.clear();
+        self.added_children.retain(|child| !leases.contains_key(&child.id));
+        if !self.added_children.iter().flat_map(|child| &child.parents).all(|id| leases.contains_key(id)) {
+            self.added_children.clear();
             self.ask_for_listing();
         }
         let add = |KnownShard { id, parents }: &KnownShard| Change::Add {
             shard: id.clone(),
             parents: parents.clone(),
             start: None,
-            checkpoint: self.plan.lister.child_start(id),
+            checkpoint: self.deps.discovery.child_start(id),
         };
-        self.named.iter().map(add).collect()
+        self.added_children.iter().map(add).collect()
     }
 
     /// Drops the listing once its changes are made.
-    pub(super) fn use_up_listing(&mut self) {
+    pub(super) fn apply_listing(&mut self) {
         if self.listing.listed.take().is_some() {
             // A shard that was missing may be found again, in a table that is the same.
-            self.even = None;
+            self.balanced = None;
             self.report_losses(Loss::is_of_listing);
-            self.begun = true;
+            self.has_listed = true;
         }
     }
 
@@ -103,8 +103,8 @@ impl Worker {
         self.losses = rest;
         for Loss { report, .. } in due {
             match report {
-                Report::Error(error) => self.tell_loss(error),
-                Report::Event(event) => self.plan.observer.tell(event),
+                Report::Error(error) => self.report_loss(error),
+                Report::Event(event) => self.deps.telemetry.emit(event),
             }
         }
     }
@@ -121,57 +121,57 @@ impl Worker {
 
     /// Reports a loss to the caller, unless the stream of the shard has: whichever comes first does. Each
     /// reading begins with a report of its own.
-    fn tell_loss(&self, error: Error) {
+    fn report_loss(&self, error: Error) {
         let shard = error.shard_id().and_then(|shard| shard.parse().ok());
-        let is_news = shard.is_none_or(|shard| self.plan.observer.note_failure(&shard, &error));
-        if is_news || !self.begun {
-            (self.plan.lister.tell)(error);
+        let is_news = shard.is_none_or(|shard| self.deps.telemetry.note_failure(&shard, &error));
+        if is_news || !self.has_listed {
+            (self.deps.discovery.report_error)(error);
         }
     }
 
     /// The worker is in the table, and has seen it where it is not as it was.
-    pub(super) fn welcome(&mut self, answer: Answer) {
+    pub(super) fn note_members(&mut self, answer: Answer) {
         if answer.standing == Standing::Joined {
-            let worker_id = (*self.plan.rules.worker_id).to_owned();
-            self.plan.observer.tell(Event::WorkerJoined { worker_id });
+            let worker_id = (*self.deps.config.worker_id).to_owned();
+            self.deps.telemetry.emit(Event::WorkerJoined { worker_id });
         }
         if let Some(table) = answer.table {
-            self.look_at(table);
+            self.apply_table(table);
         }
         // A worker that comes alone lists the stream before it reads.
-        self.begun |= self.table.workers.len() > 1;
+        self.has_listed |= self.table.workers.len() > 1;
         self.joined = true;
     }
 
-    fn look_at(&mut self, table: Table) {
+    fn apply_table(&mut self, table: Table) {
         let is_forgotten = self.joined
             && table.generation != self.table.generation
             // One that has forgotten when it was cleared shows an earlier time.
             && table.cleared <= self.table.cleared;
         if is_forgotten {
-            self.plan.observer.tell(Event::StoreForgot);
-            self.pending.extend(self.holdings.knowledge(&self.table));
+            self.deps.telemetry.emit(Event::StoreForgot);
+            self.pending.extend(self.owned.knowledge(&self.table));
         }
         let is_cleared = table.cleared > self.table.cleared;
         let first_poll = if is_forgotten { self.table.first_poll } else { 0 };
         let Reconciliation { changes, opened, leaving, finished, lost } =
-            self.holdings.settle(&table);
+            self.owned.settle(&table);
         for shard_id in finished {
-            self.plan.observer.tell(Event::ShardFinished { shard_id });
+            self.deps.telemetry.emit(Event::ShardFinished { shard_id });
         }
         self.report_shown_losses(&table);
-        self.tell_resharded(&table);
-        self.tell_unreadable(&table);
-        self.declines.observe(&self.table, &table);
-        self.plan.observer.retain_failures(|shard| table.leases.contains_key(shard));
+        self.report_resharding(&table);
+        self.report_unreadable(&table);
+        self.exclusions.observe(&self.table, &table);
+        self.deps.telemetry.retain_failures(|shard| table.leases.contains_key(shard));
         self.table = Arc::new(table);
         self.note_stranded();
         if (is_forgotten || is_cleared) && self.table.leases.is_empty() {
-            self.pending.extend(self.plan.lister.beginning(first_poll));
+            self.pending.extend(self.deps.discovery.beginning(first_poll));
         }
         self.seen_whole = Some(Instant::now());
         for (shard_id, epoch) in lost {
-            self.plan.observer.tell(Event::LeaseLost { shard_id, epoch });
+            self.deps.telemetry.emit(Event::LeaseLost { shard_id, epoch });
         }
         if !is_forgotten {
             self.pending.extend(changes);
@@ -181,10 +181,10 @@ impl Worker {
             }
         }
         for (shard, lease) in opened {
-            if self.declines.declines(&shard) {
+            if self.exclusions.exclusions(&shard) {
                 // A worker that does not know that this one rests the shard has assigned it.
                 self.pending.push(Change::Release { shard, epoch: lease.epoch });
-            } else if is_readable(&self.table, &lease, self.plan.rules.ordering) {
+            } else if is_readable(&self.table, &lease, self.deps.config.ordering) {
                 self.open(&shard, lease);
             } else {
                 // Its parents were moved back, and are to be read before it.
@@ -192,35 +192,35 @@ impl Worker {
             }
         }
         for shard in leaving {
-            let patience = self.plan.rules.handoff_timeout;
-            if let Some(epoch) = self.holdings.epoch(&shard) {
+            let patience = self.deps.config.handoff_timeout;
+            if let Some(epoch) = self.owned.epoch(&shard) {
                 self.hand_over(&shard, epoch, patience);
             }
         }
     }
 
     /// Tells of the shards that have come, where those that they were made of were known.
-    fn tell_resharded(&self, table: &Table) {
+    fn report_resharding(&self, table: &Table) {
         let known = &self.table.leases;
         for (shard_id, lease) in table.leases.iter().filter(|(id, _)| !known.contains_key(*id)) {
             let parents = lease.parents.iter().flatten().filter(|id| known.contains_key(*id));
             let parents: Vec<ShardId> = parents.cloned().collect();
             if !parents.is_empty() {
                 let shard_id = shard_id.clone();
-                self.plan.observer.tell(Event::Resharded { shard_id, parents });
+                self.deps.telemetry.emit(Event::Resharded { shard_id, parents });
             }
         }
     }
 
     /// Reports each shard that the store cannot read, once until it can.
-    fn tell_unreadable(&mut self, table: &Table) {
+    fn report_unreadable(&mut self, table: &Table) {
         let is_unreadable =
             |id: &ShardId| table.leases.get(id).is_some_and(|lease| lease.unreadable.is_some());
         let known = self.unreadable.len();
         self.unreadable.retain(is_unreadable);
         if self.unreadable.len() < known {
             // Text that was corrected by hand makes no new version.
-            self.even = None;
+            self.balanced = None;
             self.ask_for_listing();
         }
         for (shard, lease) in &table.leases {
@@ -228,7 +228,7 @@ impl Worker {
                 && self.unreadable.insert(shard.clone())
             {
                 let error = Error::store_corrupt(&**why).in_shard(shard.as_str());
-                (self.plan.lister.tell)(error.in_stream(self.plan.scope.shared_stream_name()));
+                (self.deps.discovery.report_error)(error.in_stream(self.deps.scope.shared_stream_name()));
             }
         }
     }
@@ -236,60 +236,60 @@ impl Worker {
     /// Begins with a shard that the worker has been given.
     fn open(&mut self, id: &ShardId, lease: Lease) {
         let epoch = lease.epoch;
-        let Some(start) = self.plan.lister.start_of(id, lease.checkpoint.clone()) else {
+        let Some(start) = self.deps.discovery.start_of(id, lease.checkpoint.clone()) else {
             // The caller has named the end of the shard as its start.
             self.pending.push(Change::Finish { shard: id.clone(), epoch });
             return;
         };
-        self.plan.observer.tell(Event::LeaseGained { shard_id: id.clone(), epoch });
-        let tenure = LeaseHandle::new(epoch, Arc::clone(&self.validity));
+        self.deps.telemetry.emit(Event::LeaseGained { shard_id: id.clone(), epoch });
+        let lease_handle = LeaseHandle::new(epoch, Arc::clone(&self.validity));
         let watermark = Arc::new(Watermark::new({
-            let (words, bell, shard) =
-                (self.plan.words.clone(), self.plan.writer.bell(id.clone(), epoch), id.clone());
+            let (messages, notifier, shard) =
+                (self.deps.messages.clone(), self.deps.writer.notifier(id.clone(), epoch), id.clone());
             move |advance| match advance {
-                Advance::Position { is_first } => bell.advanced(is_first),
+                Advance::Position { is_first } => notifier.advanced(is_first),
                 Advance::End => {
-                    bell.ended();
+                    notifier.ended();
                     // Nobody listens any more where the reading has been dropped.
-                    let _dropped = words.send(WorkerMessage::Finished(shard.clone(), epoch));
+                    let _dropped = messages.send(WorkerMessage::Finished(shard.clone(), epoch));
                 }
             }
         }));
-        let pulse = self.plan.rules.poll_timeout.map(|_limit| PollMonitor::new());
+        let poll_monitor = self.deps.config.poll_timeout.map(|_limit| PollMonitor::new());
         let holding =
-            OwnedShard::new(lease.clone(), tenure.clone(), Arc::clone(&watermark), pulse.clone());
-        self.plan.writer.watch(TrackedShard {
+            OwnedShard::new(lease.clone(), lease_handle.clone(), Arc::clone(&watermark), poll_monitor.clone());
+        self.deps.writer.watch(TrackedShard {
             shard: id.clone(),
             epoch,
             watermark: Arc::clone(&watermark),
-            tell: Arc::new({
-                let (words, tenure) = (self.plan.words.clone(), tenure.clone());
-                let (finish, observer) = (holding.finish.clone(), self.plan.observer.clone());
+            on_verdict: Arc::new({
+                let (messages, lease_handle) = (self.deps.messages.clone(), lease_handle.clone());
+                let (finish, telemetry) = (holding.finish.clone(), self.deps.telemetry.clone());
                 let shard_id = id.clone();
                 move |verdict| match verdict {
                     Verdict::Saved if finish.is_news() => {
-                        observer.tell(Event::ShardFinished { shard_id: shard_id.clone() });
+                        telemetry.emit(Event::ShardFinished { shard_id: shard_id.clone() });
                     }
                     Verdict::Saved => {}
                     Verdict::Unreadable => {
-                        tenure.end();
-                        let _dropped = words.send(WorkerMessage::Unreadable);
+                        lease_handle.end();
+                        let _dropped = messages.send(WorkerMessage::Unreadable);
                     }
                     Verdict::Lost | Verdict::Forgotten => {
                         if verdict == Verdict::Lost {
-                            tenure.end();
+                            lease_handle.end();
                         }
-                        let _dropped = words.send(WorkerMessage::Surprised);
+                        let _dropped = messages.send(WorkerMessage::StateMismatch);
                     }
                 }
             }),
         });
-        self.holdings.take(id.clone(), holding);
+        self.owned.take(id.clone(), holding);
         let added = lease.added_at();
         let shard = KnownShard { id: id.clone(), parents: lease.parents.unwrap_or_default() };
         let ShardStart { position, unstored } = start;
-        let unopened = UnopenedShard::new(self.plan.words.clone(), id.clone(), epoch);
-        let opening = AssignedShard { shard, position, added, tenure, watermark, pulse, unopened };
+        let unopened = UnopenedShard::new(self.deps.messages.clone(), id.clone(), epoch);
+        let opening = AssignedShard { shard, position, added, lease_handle, watermark, poll_monitor, unopened };
         match unstored {
             Some(checkpoint) => self.store_start(opening, checkpoint),
             None => self.send(opening),
@@ -299,14 +299,14 @@ impl Worker {
     /// Stores the start of a shard, and has the shard read after that.
     fn store_start(&mut self, opening: AssignedShard, start: Checkpoint) {
         opening.watermark.start_at(start);
-        let (writer, tell) = (self.plan.writer.clone(), Arc::clone(&self.plan.lister.tell));
+        let (writer, on_verdict) = (self.deps.writer.clone(), Arc::clone(&self.deps.discovery.report_error));
         self.tasks.spawn(async move {
             let mut backoff = Backoff::new(SAVES);
-            while !opening.tenure.is_over()
+            while !opening.lease_handle.is_over()
                 && let Err(error) = writer.flush().await
             {
-                if writer.is_untold() {
-                    tell(error);
+                if writer.claim_outage_report() {
+                    on_verdict(error);
                 }
                 sleep(backoff.failed()).await;
             }
@@ -316,32 +316,32 @@ impl Worker {
 
     /// Sends a shard to the caller's stream, unless its lease is over.
     pub(super) fn send(&mut self, opening: AssignedShard) {
-        if opening.tenure.is_over() {
+        if opening.lease_handle.is_over() {
             return opening.unopened.opened();
         }
         // Dropped where nobody opens shards any more, by which the worker is told.
-        let _unopened = self.plan.openings.send(Ok(opening));
+        let _unopened = self.deps.openings.send(Ok(opening));
     }
 
     /// Hands out no record of the shard any more, and gives it back when all that were are finished,
     /// or after so long.
     pub(super) fn hand_over(&mut self, shard: &ShardId, epoch: u64, patience: Duration) {
-        let Some(holding) = self.holdings.get(shard, epoch) else { return };
+        let Some(holding) = self.owned.get(shard, epoch) else { return };
         if holding.is_leaving {
             return;
         }
         holding.stop();
         let watermark = Arc::clone(&holding.watermark);
-        let (writer, shard) = (self.plan.writer.clone(), shard.clone());
-        let observer = self.plan.observer.clone();
-        observer.tell(Event::LeaseGivenBack { shard_id: shard.clone(), epoch });
+        let (writer, shard) = (self.deps.writer.clone(), shard.clone());
+        let telemetry = self.deps.telemetry.clone();
+        telemetry.emit(Event::LeaseGivenBack { shard_id: shard.clone(), epoch });
         self.tasks.spawn(async move {
             // However it ends, the lease is released: where it fails, what it would have saved is
             // read again.
             let _panicked = contain(async {
                 let settled = poll_fn(|context| watermark.poll_settled(context));
                 if timeout(patience, settled).await.is_err() && !patience.is_zero() {
-                    observer.tell(Event::HandoffTimedOut { shard_id: shard.clone(), epoch });
+                    telemetry.emit(Event::HandoffTimedOut { shard_id: shard.clone(), epoch });
                 }
                 // A store that cannot save keeps the shard from no other worker.
                 let _told_elsewhere = timeout(LAST_WORDS, writer.flush()).await;
@@ -358,18 +358,18 @@ impl Worker {
             (member.capacity == 0, member.joined, Arc::clone(name))
         };
         let first = self.table.workers.iter().min_by_key(order);
-        let is_first = first.is_some_and(|(name, _)| *name == self.plan.rules.worker_id);
+        let is_first = first.is_some_and(|(name, _)| *name == self.deps.config.worker_id);
         let is_idle = !self.listing.is_under_way && self.listing.listed.is_none();
         self.joined && is_idle && (is_first || self.listing.is_asked_for || self.reach.is_out())
     }
 
     pub(super) fn list(&mut self) {
         let now = Instant::now();
-        self.listing.due = now + self.plan.rules.discovery_interval;
+        self.listing.due = now + self.deps.config.discovery_interval;
         self.listing.last = Some(now);
         (self.listing.is_under_way, self.listing.is_asked_for) = (true, false);
-        let begins = !self.begun || self.table.leases.is_empty();
-        let listing = self.plan.lister.clone().list(Arc::clone(&self.table), begins);
+        let begins = !self.has_listed || self.table.leases.is_empty();
+        let listing = self.deps.discovery.clone().list(Arc::clone(&self.table), begins);
         self.tasks.spawn(async move {
             match contain(listing).await {
                 Ok(listed) => TaskOutcome::Listed(listed),
@@ -383,17 +383,17 @@ impl Worker {
         if self.takes_none() {
             return 0;
         }
-        let held = u32::try_from(self.holdings.len()).unwrap_or(u32::MAX);
+        let held = u32::try_from(self.owned.len()).unwrap_or(u32::MAX);
         let is_full =
-            self.plan.openings.is_closed() || self.holdings.is_neglected() || self.is_unproven();
+            self.deps.openings.is_closed() || self.owned.is_neglected() || self.is_unproven();
         if is_full { held } else { u32::MAX }
     }
 
     /// Shards whose callers have stopped polling go to workers that read.
-    pub(super) fn look_after_callers(&mut self) {
-        let Some(limit) = self.plan.rules.poll_timeout else { return };
-        for (shard, epoch) in self.holdings.neglected(limit) {
-            self.plan.observer.tell(Event::CallerStopped { shard_id: shard.clone() });
+    pub(super) fn check_callers(&mut self) {
+        let Some(limit) = self.deps.config.poll_timeout else { return };
+        for (shard, epoch) in self.owned.neglected(limit) {
+            self.deps.telemetry.emit(Event::CallerStopped { shard_id: shard.clone() });
             self.hand_over(&shard, epoch, Duration::ZERO);
         }
     }

@@ -12,7 +12,7 @@ use crate::discovery::Changes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::shard::Moment;
 use crate::store::lease::{Answer, Change, Request, Standing, Table};
-use crate::store::{LONGEST_CALL, in_time};
+use crate::store::{LONGEST_CALL, with_timeout};
 use crate::telemetry::{Event, log_line};
 
 /// How long the worker tries to save what is finished and to leave, when its time is over.
@@ -61,7 +61,7 @@ impl Worker {
                 Err(error) => return self.fail(error, asked),
             };
             if answer.standing == Standing::Occupied {
-                return self.wait_for_the_name(asked.monotonic);
+                return self.wait_for_worker_id(asked.monotonic);
             }
             self.pending.drain(..sent);
             let is_conflict = only_if_unchanged && !answer.applied;
@@ -70,13 +70,13 @@ impl Worker {
                 && answer.applied
                 && answer.table.as_ref().is_none_or(|table| lacks_added(table, &request.changes));
             if only_if_unchanged && answer.applied {
-                self.declines.assigned(&request.changes);
+                self.exclusions.assigned(&request.changes);
                 if decided.are_listed {
-                    self.use_up_listing();
+                    self.apply_listing();
                 }
             }
-            self.welcome(answer);
-            self.plan.observer.renewed(self.holdings.len());
+            self.note_members(answer);
+            self.deps.telemetry.renewed(self.owned.len());
             // Only now: what is lost must not be taken for valid again. What the store has still to
             // be told of may go to another before.
             let restores = |change: &Change| matches!(change, Change::Restore { .. });
@@ -87,11 +87,11 @@ impl Worker {
             }
             self.renew_at = asked.monotonic + self.renewal();
             self.backoff.succeeded();
-            (self.failing_since, self.told) = (None, false);
-            self.plan.writer.store_answered();
+            (self.failing_since, self.error_reported) = (None, false);
+            self.deps.writer.store_answered();
             if is_in_vain {
                 if is_balance(&request.changes) {
-                    self.even = Some(self.evenness(decided_at));
+                    self.balanced = Some(self.evenness(decided_at));
                 }
                 vain += 1;
                 if vain >= MOST_VAIN_ROUNDS {
@@ -107,19 +107,19 @@ impl Worker {
 
     /// The pause between renewals.
     pub(super) fn renewal(&self) -> Duration {
-        self.plan.rules.lease_duration / 3
+        self.deps.config.lease_duration / 3
     }
 
     fn request(&self, changes: Vec<Change>, only_if_unchanged: bool) -> Request {
         // Positions alone make no new version: now and then they are asked for all the same, for
         // a store that forgets.
-        let each = self.plan.rules.discovery_interval;
+        let each = self.deps.config.discovery_interval;
         let is_known = self.joined && self.seen_whole.is_some_and(|seen| seen.elapsed() < each);
         let known = (self.table.generation, self.table.version);
         Request {
-            worker: self.plan.rules.worker_id.clone(),
+            worker: self.deps.config.worker_id.clone(),
             incarnation: self.incarnation,
-            lease_duration: self.plan.rules.lease_duration,
+            lease_duration: self.deps.config.lease_duration,
             capacity: self.capacity(),
             leaving: false,
             known: (is_known || only_if_unchanged).then_some(known),
@@ -134,11 +134,11 @@ impl Worker {
     /// renew it waits no longer than others: it must be there to take over their leases.
     async fn ask(&mut self, request: &Request) -> Result<Answer> {
         let is_renewal = self.joined && request.changes.is_empty();
-        let has_time = self.holdings.len() == 0 && !is_renewal;
+        let has_time = self.owned.len() == 0 && !is_renewal;
         let limit = if has_time { 3 * LONGEST_CALL } else { self.renewal() };
         let valid_until = self.valid_until;
         let asked = async {
-            let exchanged = self.plan.leases.exchange(&self.plan.scope, request);
+            let exchanged = self.deps.leases.exchange(&self.deps.scope, request);
             timeout(limit, exchanged).await.unwrap_or_else(|elapsed| {
                 let message = format!("the checkpoint store did not answer within {limit:?}");
                 Err(Error::store_unavailable(message, elapsed))
@@ -155,7 +155,7 @@ impl Worker {
 
     /// The leases are the worker's for their duration from that moment on.
     fn extend(&mut self, asked: Moment) {
-        let duration = self.plan.rules.lease_duration;
+        let duration = self.deps.config.lease_duration;
         self.valid_until = Some(asked.monotonic + duration);
         self.validity.extend(asked, duration);
     }
@@ -163,7 +163,7 @@ impl Worker {
     /// Another may have the worker's leases by now.
     pub(super) fn doubt(&mut self) {
         if self.valid_until.take().is_some() {
-            self.plan.observer.tell(Event::LeasesInDoubt);
+            self.deps.telemetry.emit(Event::LeasesInDoubt);
             self.validity.doubt();
         }
     }
@@ -173,35 +173,35 @@ impl Worker {
     /// The leases are valid as long as they were: only the store knows who else is there by now. So
     /// reading stops when they expire, also where this worker was the only one.
     fn fail(&mut self, error: Error, asked: Moment) {
-        let error = error.in_stream(self.plan.scope.shared_stream_name());
+        let error = error.in_stream(self.deps.scope.shared_stream_name());
         log_line!(debug, %error, "cannot renew yet");
-        if self.joined && self.plan.rules.has_own_leases && error.is_temporary() {
+        if self.joined && self.deps.config.has_own_leases && error.is_temporary() {
             // No other worker sees the table, which is in this process.
             self.extend(asked);
         }
         let failing = self.failing_since.get_or_insert(asked.monotonic).elapsed();
         // Who may not read hears nothing of the writer that has something to save, if it has.
-        let is_overdue = self.valid_until.is_none() && failing >= self.plan.rules.max_unflushed;
+        let is_overdue = self.valid_until.is_none() && failing >= self.deps.config.max_unflushed;
         if (is_overdue || !error.is_temporary())
-            && !std::mem::replace(&mut self.told, true)
-            && self.plan.writer.is_untold()
+            && !std::mem::replace(&mut self.error_reported, true)
+            && self.deps.writer.claim_outage_report()
         {
-            (self.plan.lister.tell)(error);
+            (self.deps.discovery.report_error)(error);
         }
         self.renew_at = Instant::now() + self.backoff.failed();
     }
 
     /// Another worker has this one's name: an earlier life of it, or a mistake.
-    fn wait_for_the_name(&mut self, asked: Instant) {
+    fn wait_for_worker_id(&mut self, asked: Instant) {
         self.renew_at = asked + self.renewal();
-        let patience = 2 * self.plan.rules.lease_duration;
-        if self.began.elapsed() >= patience && !std::mem::replace(&mut self.told, true) {
+        let patience = 2 * self.deps.config.lease_duration;
+        if self.started_at.elapsed() >= patience && !std::mem::replace(&mut self.error_reported, true) {
             let message = format!(
                 "another worker is called {:?}: each needs a worker_id of its own",
-                self.plan.rules.worker_id
+                self.deps.config.worker_id
             );
             let error = Error::new(ErrorKind::Configuration, message);
-            (self.plan.lister.tell)(error.in_stream(self.plan.scope.shared_stream_name()));
+            (self.deps.discovery.report_error)(error.in_stream(self.deps.scope.shared_stream_name()));
         }
     }
 
@@ -214,7 +214,7 @@ impl Worker {
                 return;
             }
             let request = self.request(children, true);
-            match in_time(self.plan.leases.exchange(&self.plan.scope, &request)).await {
+            match with_timeout(self.deps.leases.exchange(&self.deps.scope, &request)).await {
                 Ok(Answer { applied: false, table: Some(table), .. }) => {
                     self.table = Arc::new(table);
                 }
@@ -225,18 +225,18 @@ impl Worker {
 
     /// Saves what is finished, and gives back what there is.
     pub(super) async fn leave(mut self) {
-        self.holdings.stop_all();
+        self.owned.stop_all();
         // What streams have said last is said by the positions that are saved.
         let pending = std::mem::take(&mut self.pending);
         let mut request = self.request(pending, false);
         request.leaving = true;
         let left = timeout(LAST_WORDS, async {
             // Whoever asks for it is told what stands against it, by the writer.
-            let _told_elsewhere = self.plan.writer.flush().await;
+            let _told_elsewhere = self.deps.writer.flush().await;
             self.add_children().await;
             self.backoff.succeeded();
             while let Err(error) =
-                in_time(self.plan.leases.exchange(&self.plan.scope, &request)).await
+                with_timeout(self.deps.leases.exchange(&self.deps.scope, &request)).await
             {
                 log_line!(debug, %error, "cannot leave yet");
                 sleep(self.backoff.failed()).await;
@@ -244,7 +244,7 @@ impl Worker {
         });
         if left.await.is_err() && self.joined {
             log_line!(warn,
-                scope = %self.plan.scope,
+                scope = %self.deps.scope,
                 "the leases could not be given back: others wait until they run out"
             );
         }

@@ -168,7 +168,7 @@ impl ExclusionTracker {
     }
 
     /// Whether this worker rests the shard.
-    pub(super) fn declines(&self, shard: &ShardId) -> bool {
+    pub(super) fn exclusions(&self, shard: &ShardId) -> bool {
         let pause = self.shards.get(shard).and_then(|pauses| pauses.get(&self.me));
         pause.is_some_and(|pause| Instant::now() < pause.until)
     }
@@ -228,59 +228,59 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn failed_shard_rests_longer_each_time_until_a_record_is_delivered() {
-        let mut declines = ExclusionTracker::new("me".into());
+        let mut exclusions = ExclusionTracker::new("me".into());
         for _ in 0..20 {
-            declines.failed(&shard(0), false);
+            exclusions.failed(&shard(0), false);
         }
         advance(Duration::from_secs(9)).await;
-        assert!(declines.declines(&shard(0)), "the shortest pause is 10 s");
-        assert!(!declines.declines(&shard(1)));
+        assert!(exclusions.exclusions(&shard(0)), "the shortest pause is 10 s");
+        assert!(!exclusions.exclusions(&shard(1)));
         advance(LONGEST).await;
-        assert!(!declines.declines(&shard(0)), "the longest pause is 5 min");
-        declines.failed(&shard(0), true);
+        assert!(!exclusions.exclusions(&shard(0)), "the longest pause is 5 min");
+        exclusions.failed(&shard(0), true);
         advance(Duration::from_secs(20)).await;
-        assert!(!declines.declines(&shard(0)), "the first pause is at most 20 s");
+        assert!(!exclusions.exclusions(&shard(0)), "the first pause is at most 20 s");
     }
 
     #[tokio::test(start_paused = true)]
     async fn lease_that_a_live_worker_releases_is_not_assigned_to_it_again() {
-        let mut declines = ExclusionTracker::new("me".into());
+        let mut exclusions = ExclusionTracker::new("me".into());
         let before = table(&[Some("other"), Some("other"), Some("me"), Some("other")]);
         let mut after = table(&[None, Some("me"), None, Some("other")]);
-        declines.observe(&before, &after);
-        let refusals = declines.refusals(&after, Instant::now());
+        exclusions.observe(&before, &after);
+        let refusals = exclusions.refusals(&after, Instant::now());
         assert!(refusals.shards.keys().eq([&shard(0)]), "{refusals:?}");
         assert!(refusals.has(&shard(0), &"other".into()));
-        assert!(!declines.declines(&shard(0)), "this worker may take it");
+        assert!(!exclusions.exclusions(&shard(0)), "this worker may take it");
         // A worker that has left or restarted has released nothing.
         for life in [None, Some(2)] {
-            let mut declines = ExclusionTracker::new("me".into());
+            let mut exclusions = ExclusionTracker::new("me".into());
             after.workers.clone_from(&before.workers);
             if let Some(life) = life {
                 after.workers.get_mut("other").unwrap().incarnation = life;
             } else {
                 after.workers.remove("other");
             }
-            declines.observe(&before, &after);
-            assert!(declines.refusals(&after, Instant::now()).shards.is_empty());
+            exclusions.observe(&before, &after);
+            assert!(exclusions.refusals(&after, Instant::now()).shards.is_empty());
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn assigned_lease_in_another_epoch_was_released_in_between() {
-        let mut declines = ExclusionTracker::new("me".into());
+        let mut exclusions = ExclusionTracker::new("me".into());
         let (free, held) = (table(&[None]), table(&[Some("other")]));
         let mut again = held.clone();
         again.leases.get_mut(&shard(0)).unwrap().epoch = 8;
-        declines.observe(&held, &again);
+        exclusions.observe(&held, &again);
         let refusals =
-            |declines: &ExclusionTracker| declines.refusals(&again, Instant::now()).shards;
-        assert!(refusals(&declines).is_empty(), "an operator may have moved its position");
-        declines.assigned(&[Change::Assign { shard: shard(0), to: "other".into() }]);
-        declines.observe(&free, &held);
-        assert!(refusals(&declines).is_empty());
-        declines.observe(&held, &again);
-        assert_eq!(refusals(&declines).len(), 1);
+            |exclusions: &ExclusionTracker| exclusions.refusals(&again, Instant::now()).shards;
+        assert!(refusals(&exclusions).is_empty(), "an operator may have moved its position");
+        exclusions.assigned(&[Change::Assign { shard: shard(0), to: "other".into() }]);
+        exclusions.observe(&free, &held);
+        assert!(refusals(&exclusions).is_empty());
+        exclusions.observe(&held, &again);
+        assert_eq!(refusals(&exclusions).len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -290,35 +290,35 @@ mod tests {
         for (owner, epoch, expected) in
             [(None, 8, 1), (Some("me"), 8, 1), (Some("other"), 8, 0), (Some("me"), 7, 0)]
         {
-            let mut declines = ExclusionTracker::new("me".into());
+            let mut exclusions = ExclusionTracker::new("me".into());
             let mut after = table(&[owner]);
             after.leases.get_mut(&shard(0)).unwrap().epoch = epoch;
-            declines.observe(&offered, &after);
-            let found = declines.refusals(&after, Instant::now()).shards.len();
+            exclusions.observe(&offered, &after);
+            let found = exclusions.refusals(&after, Instant::now()).shards.len();
             assert_eq!(found, expected, "{owner:?} in epoch {epoch}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn worker_that_released_a_lease_gets_one_lease_on_trial() {
-        let mut declines = ExclusionTracker::new("me".into());
+        let mut exclusions = ExclusionTracker::new("me".into());
         let (held, free) = (table(&[Some("other"); 2]), table(&[None, Some("other")]));
         let other: Arc<str> = "other".into();
-        declines.observe(&held, &free);
-        let moves = |declines: &ExclusionTracker, table| {
-            declines.refusals(table, Instant::now()).moves_to(&other)
+        exclusions.observe(&held, &free);
+        let moves = |exclusions: &ExclusionTracker, table| {
+            exclusions.refusals(table, Instant::now()).moves_to(&other)
         };
-        assert_eq!(moves(&declines, &free), 0);
+        assert_eq!(moves(&exclusions, &free), 0);
         advance(Duration::from_secs(20)).await;
-        assert_eq!(moves(&declines, &free), 1);
+        assert_eq!(moves(&exclusions, &free), 1);
         let mut offered = table(&[Some("me"), Some("other")]);
         offered.leases.get_mut(&shard(0)).unwrap().heir = Some(other.clone());
-        assert_eq!(moves(&declines, &offered), 0, "it gets one already");
-        declines.observe(&free, &held);
-        assert_eq!(moves(&declines, &held), 0, "it is on trial");
+        assert_eq!(moves(&exclusions, &offered), 0, "it gets one already");
+        exclusions.observe(&free, &held);
+        assert_eq!(moves(&exclusions, &held), 0, "it is on trial");
         advance(TRIAL).await;
-        assert_eq!(moves(&declines, &held), usize::MAX, "it has read for long enough");
-        declines.observe(&held, &held);
-        assert!(declines.workers.is_empty());
+        assert_eq!(moves(&exclusions, &held), usize::MAX, "it has read for long enough");
+        exclusions.observe(&held, &held);
+        assert!(exclusions.workers.is_empty());
     }
 }

@@ -36,33 +36,33 @@ impl Once {
 /// A shard that the worker has the lease of.
 #[derive(Debug)]
 pub(super) struct OwnedShard {
-    pub(super) tenure: LeaseHandle,
+    pub(super) lease_handle: LeaseHandle,
     pub(super) watermark: Arc<Watermark>,
-    pulse: Option<PollMonitor>,
+    poll_monitor: Option<PollMonitor>,
     /// The lease as it was when it was taken, with the start that a listing has shown since.
     lease: Lease,
     pub(super) finish: Once,
     pub(super) is_leaving: bool,
     /// The stream is at its end, and records of it may be unacknowledged.
-    pub(super) observer: Option<ShardTelemetry>,
+    pub(super) telemetry: Option<ShardTelemetry>,
 }
 
 impl OwnedShard {
     pub(super) fn new(
         lease: Lease,
-        tenure: LeaseHandle,
+        lease_handle: LeaseHandle,
         watermark: Arc<Watermark>,
-        pulse: Option<PollMonitor>,
+        poll_monitor: Option<PollMonitor>,
     ) -> Self {
         let finish = Once::default();
-        Self { tenure, watermark, pulse, lease, finish, is_leaving: false, observer: None }
+        Self { lease_handle, watermark, poll_monitor, lease, finish, is_leaving: false, telemetry: None }
     }
 
     /// No record is handed out any more.
     pub(super) fn stop(&mut self) {
         self.is_leaving = true;
         self.watermark.retire();
-        self.tenure.end();
+        self.lease_handle.end();
     }
 
     /// Learns where the shard starts: the lease of a child that its parent named has no start before the next
@@ -75,7 +75,7 @@ impl OwnedShard {
 
     /// A position was refused because another had the lease, and the stream has ended.
     fn is_given_up(&self) -> bool {
-        self.tenure.is_over() && !self.is_leaving
+        self.lease_handle.is_over() && !self.is_leaving
     }
 
     /// The lease as the store should know it.
@@ -132,13 +132,13 @@ impl OwnedShards {
     }
 
     pub(super) fn take(&mut self, shard: ShardId, holding: OwnedShard) {
-        self.last.insert(shard.clone(), Last { epoch: holding.tenure.epoch(), gone: None });
+        self.last.insert(shard.clone(), Last { epoch: holding.lease_handle.epoch(), gone: None });
         self.shards.insert(shard, holding);
     }
 
     /// The shard, as long as it is held in this epoch.
     pub(super) fn get(&mut self, shard: &ShardId, epoch: u64) -> Option<&mut OwnedShard> {
-        self.shards.get_mut(shard).filter(|holding| holding.tenure.epoch() == epoch)
+        self.shards.get_mut(shard).filter(|holding| holding.lease_handle.epoch() == epoch)
     }
 
     /// Gives up a shard that is held in this epoch; whether it was.
@@ -147,7 +147,7 @@ impl OwnedShards {
     }
 
     pub(super) fn epoch(&self, shard: &ShardId) -> Option<u64> {
-        self.shards.get(shard).map(|holding| holding.tenure.epoch())
+        self.shards.get(shard).map(|holding| holding.lease_handle.epoch())
     }
 
     pub(super) fn len(&self) -> usize {
@@ -156,15 +156,15 @@ impl OwnedShards {
 
     /// The shards whose callers have just been found to poll no more.
     pub(super) fn neglected(&mut self, limit: Duration) -> Vec<(ShardId, u64)> {
-        self.neglected.retain(|pulse| !pulse.is_forsaken() && pulse.has_stopped(limit));
+        self.neglected.retain(|poll_monitor| !poll_monitor.is_abandoned() && poll_monitor.has_stopped(limit));
         let mut found = Vec::new();
         for (shard, holding) in &self.shards {
-            if let Some(pulse) = &holding.pulse
+            if let Some(poll_monitor) = &holding.poll_monitor
                 && !holding.is_leaving
-                && pulse.has_stopped(limit)
+                && poll_monitor.has_stopped(limit)
             {
-                found.push((shard.clone(), holding.tenure.epoch()));
-                self.neglected.push(pulse.clone());
+                found.push((shard.clone(), holding.lease_handle.epoch()));
+                self.neglected.push(poll_monitor.clone());
             }
         }
         found
@@ -184,7 +184,7 @@ impl OwnedShards {
     pub(super) fn settle(&mut self, table: &Table) -> Reconciliation {
         let mut settled = Reconciliation::default();
         self.shards.retain(|shard, holding| {
-            let epoch = holding.tenure.epoch();
+            let epoch = holding.lease_handle.epoch();
             if holding.is_given_up() {
                 // A store that has forgotten since may have it as the worker's own again: then it is
                 // given back below.
@@ -292,10 +292,10 @@ mod tests {
 
     #[test]
     fn a_store_is_told_what_is_known_and_of_which_life_of_a_worker() {
-        let holdings = OwnedShards::new("me".into(), 1);
+        let owned = OwnedShards::new("me".into(), 1);
         let workers = [("me", 1), ("other", 2), ("again", 3)];
         let known = table(&workers, &[Some("me"), Some("other"), Some("again"), None]);
-        let changes = holdings.knowledge(&known);
+        let changes = owned.knowledge(&known);
         let vouched = changes.iter().filter_map(|change| match change {
             Change::Vouch { worker, .. } => Some(&**worker),
             _ => None,
@@ -313,15 +313,15 @@ mod tests {
 
     #[test]
     fn what_is_to_go_on_is_passed_on_and_what_was_given_back_is_given_back() {
-        let mut holdings = OwnedShards::new("me".into(), 1);
+        let mut owned = OwnedShards::new("me".into(), 1);
         let mut seen = table(&[("me", 1), ("other", 2)], &[Some("me"), Some("me"), Some("other")]);
         seen.leases.get_mut(&shard(0)).unwrap().heir = Some("other".into());
-        let settled = holdings.settle(&seen);
+        let settled = owned.settle(&seen);
         assert_eq!(settled.changes, [Change::Release { shard: shard(0), epoch: 7 }]);
         let opened: Vec<_> = settled.opened.into_iter().map(|(shard, _)| shard).collect();
         assert_eq!(opened, [shard(1)]);
-        holdings.last.insert(shard(1), Last { epoch: 7, gone: None });
-        let settled = holdings.settle(&seen);
+        owned.last.insert(shard(1), Last { epoch: 7, gone: None });
+        let settled = owned.settle(&seen);
         assert!(settled.opened.is_empty(), "never twice in one epoch");
         assert_eq!(settled.changes.len(), 2);
     }
@@ -329,43 +329,43 @@ mod tests {
     #[test]
     fn restored_lease_has_the_start_that_was_identified_after_it_was_taken() {
         let mut seen = table(&[("me", 1)], &[Some("me")]);
-        let mut holdings = OwnedShards::new("me".into(), 1);
+        let mut owned = OwnedShards::new("me".into(), 1);
         let lease = Lease { start: None, ..seen.leases[&shard(0)].clone() };
         let watermark = Arc::new(Watermark::new(|_| {}));
         let holding = OwnedShard::new(lease, LeaseHandle::new(7, Arc::default()), watermark, None);
-        holdings.take(shard(0), holding);
+        owned.take(shard(0), holding);
         let start = "49590338271490256608559692538361571095921575989136588898".parse().ok();
         seen.leases.get_mut(&shard(0)).unwrap().start = start.clone();
-        assert!(holdings.settle(&seen).changes.is_empty());
+        assert!(owned.settle(&seen).changes.is_empty());
         let restored = |changes: Vec<Change>| match &changes[..] {
             [Change::Restore { lease, .. }] => lease.start.clone(),
             other => panic!("{other:?}"),
         };
-        assert_eq!(restored(holdings.knowledge(&seen)), start);
+        assert_eq!(restored(owned.knowledge(&seen)), start);
         seen.leases.clear();
-        assert_eq!(restored(holdings.settle(&seen).changes), start);
+        assert_eq!(restored(owned.settle(&seen).changes), start);
     }
 
     #[test]
     fn what_was_given_up_is_given_back_where_the_store_knows_nothing_of_it() {
         let seen = table(&[("me", 1)], &[Some("me"), Some("me")]);
-        let mut holdings = OwnedShards::new("me".into(), 1);
+        let mut owned = OwnedShards::new("me".into(), 1);
         for number in 0..2 {
             let lease = seen.leases[&shard(number)].clone();
-            let tenure = LeaseHandle::new(7, Arc::default());
+            let lease_handle = LeaseHandle::new(7, Arc::default());
             let watermark = Arc::new(Watermark::new(|_| {}));
-            let holding = OwnedShard::new(lease, tenure, watermark, None);
-            holdings.take(shard(number), holding);
+            let holding = OwnedShard::new(lease, lease_handle, watermark, None);
+            owned.take(shard(number), holding);
         }
-        assert!(holdings.settle(&seen).changes.is_empty());
+        assert!(owned.settle(&seen).changes.is_empty());
         // As the writer does, whose position was refused.
-        holdings.shards[&shard(1)].tenure.end();
-        let settled = holdings.settle(&seen);
+        owned.shards[&shard(1)].lease_handle.end();
+        let settled = owned.settle(&seen);
         assert_eq!(settled.changes, [Change::Release { shard: shard(1), epoch: 7 }]);
         assert_eq!(settled.lost, [(shard(1), 7)]);
-        assert!(holdings.shards.keys().eq([&shard(0)]));
+        assert!(owned.shards.keys().eq([&shard(0)]));
         // Nor is it taken up again in that epoch.
-        let settled = holdings.settle(&seen);
+        let settled = owned.settle(&seen);
         assert!(settled.opened.is_empty() && settled.lost.is_empty());
     }
 
@@ -373,36 +373,36 @@ mod tests {
     fn what_was_begun_when_the_store_knew_nothing_gives_way_to_what_it_finds_again() {
         let mut begun = table(&[("me", 1)], &[Some("me")]);
         begun.leases.get_mut(&shard(0)).unwrap().origin = 2;
-        let mut holdings = OwnedShards::new("me".into(), 1);
+        let mut owned = OwnedShards::new("me".into(), 1);
         let lease = begun.leases[&shard(0)].clone();
         let watermark = Arc::new(Watermark::new(|_| {}));
-        let tenure = LeaseHandle::new(7, Arc::default());
-        holdings.take(shard(0), OwnedShard::new(lease, tenure, watermark, None));
+        let lease_handle = LeaseHandle::new(7, Arc::default());
+        owned.take(shard(0), OwnedShard::new(lease, lease_handle, watermark, None));
         let mut found = table(&[("me", 1)], &[None]);
         let lease = found.leases.get_mut(&shard(0)).unwrap();
         (lease.epoch, lease.origin) = (6, 1);
-        let settled = holdings.settle(&found);
+        let settled = owned.settle(&found);
         assert_eq!(settled.lost, [(shard(0), 7)]);
-        assert!(settled.changes.is_empty() && holdings.shards.is_empty());
+        assert!(settled.changes.is_empty() && owned.shards.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_a_store_forgets_and_finds_again_is_not_begun_again() {
-        let mut holdings = OwnedShards::new("me".into(), 1);
+        let mut owned = OwnedShards::new("me".into(), 1);
         let seen = table(&[("me", 1)], &[Some("me")]);
-        holdings.last.insert(shard(0), Last { epoch: 7, gone: None });
+        owned.last.insert(shard(0), Last { epoch: 7, gone: None });
         let forgotten = table(&[("me", 1)], &[]);
         // Also after weeks, and again.
         for _ in 0..2 {
-            assert!(holdings.settle(&seen).opened.is_empty());
+            assert!(owned.settle(&seen).opened.is_empty());
             advance(30 * LONGEST_MEMORY).await;
-            holdings.settle(&forgotten);
+            owned.settle(&forgotten);
             advance(LONGEST_MEMORY / 2).await;
-            holdings.settle(&forgotten);
+            owned.settle(&forgotten);
         }
         // What has left retention is tidied away in the end.
         advance(LONGEST_MEMORY / 2).await;
-        holdings.settle(&forgotten);
-        assert!(holdings.last.is_empty());
+        owned.settle(&forgotten);
+        assert!(owned.last.is_empty());
     }
 }

@@ -13,10 +13,10 @@ impl Worker {
     /// Notes whether this worker reaches Kinesis, and lists the stream where its calls do not show it.
     pub(super) fn look_at_reach(&mut self) {
         let (calls, was_out) = (self.calls(), self.reach.is_out());
-        self.reach.note(calls, self.plan.observer.take_interruption(), Instant::now());
+        self.reach.note(calls, self.deps.telemetry.take_interruption(), Instant::now());
         if self.reach.is_out() && !was_out {
             log_line!(warn,
-                scope = %self.plan.scope,
+                scope = %self.deps.scope,
                 "Kinesis out of reach for this worker; other workers that reach it acquire its leases"
             );
         }
@@ -29,7 +29,7 @@ impl Worker {
     /// Notes since when the table shows a lease of another worker that is out of reach.
     pub(super) fn note_stranded(&mut self) {
         let is_out = |owner: &Arc<str>| {
-            *owner != self.plan.rules.worker_id
+            *owner != self.deps.config.worker_id
                 && self.table.workers.get(owner).is_some_and(is_out_of_reach)
         };
         let mut owners = self.table.leases.values().filter_map(|lease| lease.owner.as_ref());
@@ -44,8 +44,8 @@ impl Worker {
     }
 
     fn calls(&self) -> Calls {
-        let observer = &self.plan.observer;
-        Calls { failing: observer.failing(), succeeded: observer.reached() }
+        let telemetry = &self.deps.telemetry;
+        Calls { failing: telemetry.failing(), succeeded: telemetry.reached() }
     }
 
     /// Returns true if this worker must acquire no lease: it is out of reach, and another worker is alive.

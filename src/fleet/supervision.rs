@@ -19,13 +19,13 @@ impl Worker {
     /// Runs the worker until it is over, and restarts it after a panic.
     pub(super) async fn supervise(
         &mut self,
-        words: &mut mpsc::UnboundedReceiver<WorkerMessage>,
+        messages: &mut mpsc::UnboundedReceiver<WorkerMessage>,
     ) -> WorkerEnded {
         let mut panics = 0;
         let mut backoff = Backoff::new(EXCHANGES.capped(self.renewal()));
         loop {
             let began = Instant::now();
-            let panic = match contain(self.work(words)).await {
+            let panic = match contain(self.work(messages)).await {
                 Ok(over) => return over,
                 Err(panic) => panic,
             };
@@ -34,9 +34,9 @@ impl Worker {
                 backoff.succeeded();
             }
             panics += 1;
-            self.tell_restarted(Task::Leases, &panic);
+            self.report_restart(Task::Leases, &panic);
             if panics == TOLERATED + 1 {
-                self.tell_panicked("renews the leases", panic);
+                self.report_panic("renews the leases", panic);
             }
             // An interrupted change is completed from the whole table.
             self.look_whole();
@@ -46,26 +46,26 @@ impl Worker {
 
     /// Schedules another listing after a panic.
     pub(super) fn list_after(&mut self, panic: Panic) {
-        self.tell_restarted(Task::Listing, &panic);
+        self.report_restart(Task::Listing, &panic);
         self.listing.is_under_way = false;
         self.listing.panics += 1;
         if self.listing.panics == TOLERATED + 1 {
-            self.tell_panicked("lists the stream", panic);
+            self.report_panic("lists the stream", panic);
         }
         self.ask_for_listing();
     }
 
-    fn tell_restarted(&self, task: Task, panic: &Panic) {
+    fn report_restart(&self, task: Task, panic: &Panic) {
         let message = panic.to_string();
-        self.plan.observer.tell(Event::TaskRestarted { task, shard_id: None, message });
+        self.deps.telemetry.emit(Event::TaskRestarted { task, shard_id: None, message });
     }
 
-    fn tell_panicked(&self, what: &str, panic: Panic) {
+    fn report_panic(&self, what: &str, panic: Panic) {
         let message = format!(
             "the task that {what} panicked {} times in a row and is restarted: {panic}",
             TOLERATED + 1
         );
         let error = Error::new(ErrorKind::Panicked, message).with_source(panic);
-        (self.plan.lister.tell)(error.in_stream(self.plan.scope.shared_stream_name()));
+        (self.deps.discovery.report_error)(error.in_stream(self.deps.scope.shared_stream_name()));
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use super::exclusions::ExclusionTracker;
 use super::owned_shards::OwnedShards;
 use super::reachability::Reach;
-use super::{AssignedShard, Plan, WorkerMessage};
+use super::{AssignedShard, WorkerDeps, WorkerMessage};
 use crate::backoff::{Backoff, EXCHANGES};
 use crate::discovery::{Loss, StreamShards};
 use crate::error::Panic;
@@ -28,12 +28,12 @@ const SOON: Duration = Duration::from_secs(1);
 
 /// A worker, from joining to leaving.
 pub(crate) struct Worker {
-    pub(super) plan: Plan,
+    pub(super) deps: WorkerDeps,
     pub(super) incarnation: u64,
     pub(super) validity: Arc<LeaseDeadline>,
     /// Until when the leases are the worker's; `None` while that is in doubt.
     pub(super) valid_until: Option<Instant>,
-    pub(super) holdings: OwnedShards,
+    pub(super) owned: OwnedShards,
     /// The table as it was seen last.
     pub(super) table: Arc<Table>,
     /// When it was seen with all positions, of which the store does not tell otherwise; `None`
@@ -42,8 +42,8 @@ pub(crate) struct Worker {
     /// The worker is in it.
     pub(super) joined: bool,
     /// The caller was told of a store that does not answer, or of what stands against joining.
-    pub(super) told: bool,
-    pub(super) began: Instant,
+    pub(super) error_reported: bool,
+    pub(super) started_at: Instant,
     /// When the store was first asked of those times that it has not answered since.
     pub(super) failing_since: Option<Instant>,
     pub(super) backoff: Backoff,
@@ -51,17 +51,17 @@ pub(crate) struct Worker {
     /// What the store is to be told, whatever is in the table.
     pub(super) pending: Vec<Change>,
     /// Children that their parents' ends have named, and that are not in the table yet.
-    pub(super) named: Vec<KnownShard>,
+    pub(super) added_children: Vec<KnownShard>,
     /// Who waits until the table was looked at.
-    pub(super) asking: Vec<oneshot::Sender<()>>,
+    pub(super) edit_waiters: Vec<oneshot::Sender<()>>,
     /// Shards that workers have given back unread.
-    pub(super) declines: ExclusionTracker,
+    pub(super) exclusions: ExclusionTracker,
     /// The shards that the store cannot read and that were reported to the caller.
     pub(super) unreadable: BTreeSet<ShardId>,
     /// The table that is known to be even.
-    pub(super) even: Option<BalancedTable>,
+    pub(super) balanced: Option<BalancedTable>,
     /// Shards may be read: if the worker came alone, it has listed the stream.
-    pub(super) begun: bool,
+    pub(super) has_listed: bool,
     pub(super) listing: Listing,
     /// Losses that are not reported yet, because no table has shown them.
     pub(super) losses: Vec<Loss>,
@@ -107,29 +107,29 @@ pub(super) enum TaskOutcome {
 pub(super) struct WorkerEnded;
 
 impl Worker {
-    pub(crate) fn new(plan: Plan) -> Self {
+    pub(crate) fn new(deps: WorkerDeps) -> Self {
         let now = Instant::now();
         let incarnation = fastrand::u64(1..);
         Self {
             incarnation,
             validity: Arc::default(),
             valid_until: None,
-            holdings: OwnedShards::new(plan.rules.worker_id.clone(), incarnation),
+            owned: OwnedShards::new(deps.config.worker_id.clone(), incarnation),
             table: Arc::default(),
             seen_whole: Some(now),
             joined: false,
-            told: false,
-            began: now,
+            error_reported: false,
+            started_at: now,
             failing_since: None,
-            backoff: Backoff::new(EXCHANGES.capped(plan.rules.lease_duration / 3)),
+            backoff: Backoff::new(EXCHANGES.capped(deps.config.lease_duration / 3)),
             renew_at: now,
-            pending: plan.lister.beginning(0).into_iter().collect(),
-            named: Vec::new(),
-            asking: Vec::new(),
-            declines: ExclusionTracker::new(plan.rules.worker_id.clone()),
+            pending: deps.discovery.beginning(0).into_iter().collect(),
+            added_children: Vec::new(),
+            edit_waiters: Vec::new(),
+            exclusions: ExclusionTracker::new(deps.config.worker_id.clone()),
             unreadable: BTreeSet::new(),
-            even: None,
-            begun: false,
+            balanced: None,
+            has_listed: false,
             listing: Listing {
                 listed: None,
                 is_under_way: false,
@@ -139,17 +139,17 @@ impl Worker {
                 due: now,
             },
             losses: Vec::new(),
-            reach: Reach::new(plan.rules.lease_duration, now),
+            reach: Reach::new(deps.config.lease_duration, now),
             stranded: None,
             tasks: JoinSet::new(),
-            plan,
+            deps,
         }
     }
 
     /// Runs until `ended`, or the stream is gone; then saves what is finished, and leaves.
     pub(crate) async fn run(
         mut self,
-        mut words: mpsc::UnboundedReceiver<WorkerMessage>,
+        mut messages: mpsc::UnboundedReceiver<WorkerMessage>,
         ended: impl Future<Output = ()>,
     ) {
         {
@@ -157,7 +157,7 @@ impl Worker {
             tokio::select! {
                 biased;
                 () = &mut ended => {}
-                _over = self.supervise(&mut words) => {}
+                _over = self.supervise(&mut messages) => {}
             }
         }
         self.leave().await;
@@ -165,31 +165,31 @@ impl Worker {
 
     pub(super) async fn work(
         &mut self,
-        words: &mut mpsc::UnboundedReceiver<WorkerMessage>,
+        messages: &mut mpsc::UnboundedReceiver<WorkerMessage>,
     ) -> WorkerEnded {
         loop {
             // What a store that fails is to be told waits for the next attempt.
             let is_ready = self.joined && self.failing_since.is_none();
-            let has_news = !self.pending.is_empty() || !self.named.is_empty();
+            let has_news = !self.pending.is_empty() || !self.added_children.is_empty();
             if self.renew_at <= Instant::now() || is_ready && has_news {
-                self.look_after_callers();
+                self.check_callers();
                 self.look_at_reach();
                 self.exchange().await;
                 if self.joined && self.failing_since.is_none() {
-                    for told in self.asking.drain(..) {
+                    for told in self.edit_waiters.drain(..) {
                         let _nobody_waits = told.send(());
                     }
                 }
-                self.plan.observer.measure(self.holdings.len());
+                self.deps.telemetry.measure(self.owned.len());
             }
             // In this order, so that what happens depends on nothing but what happened.
             tokio::select! {
                 biased;
-                word = words.recv() => {
-                    let mut next = word;
-                    while let Some(word) = next {
-                        self.hear(word);
-                        next = words.try_recv().ok();
+                message = messages.recv() => {
+                    let mut next = message;
+                    while let Some(message) = next {
+                        self.handle(message);
+                        next = messages.try_recv().ok();
                     }
                 }
                 Some(done) = self.tasks.join_next() => {
@@ -209,34 +209,34 @@ impl Worker {
         }
     }
 
-    fn hear(&mut self, word: WorkerMessage) {
-        match word {
-            WorkerMessage::Read { shard, epoch, children, observer } => {
-                if let Some(holding) = self.holdings.get(&shard, epoch) {
-                    holding.observer = Some(observer);
+    fn handle(&mut self, message: WorkerMessage) {
+        match message {
+            WorkerMessage::Read { shard, epoch, children, telemetry } => {
+                if let Some(holding) = self.owned.get(&shard, epoch) {
+                    holding.telemetry = Some(telemetry);
                 }
                 if children.is_empty() {
                     self.ask_for_listing();
                 }
-                self.named.extend(children);
+                self.added_children.extend(children);
             }
             WorkerMessage::Finished(shard, epoch) => {
                 self.pending.push(Change::Finish { shard, epoch })
             }
             WorkerMessage::Dropped(shard, epoch) => {
-                self.declines.dropped(&shard, self.renewal());
+                self.exclusions.dropped(&shard, self.renewal());
                 self.hand_over(&shard, epoch, self.patience());
             }
             WorkerMessage::Failed { shard, epoch, has_delivered } => {
-                self.declines.failed(&shard, has_delivered);
+                self.exclusions.failed(&shard, has_delivered);
                 self.hand_over(&shard, epoch, self.patience());
             }
-            WorkerMessage::Surprised => self.renew_at = Instant::now(),
+            WorkerMessage::StateMismatch => self.renew_at = Instant::now(),
             // Such a field makes no new version.
             WorkerMessage::Unreadable => self.look_whole(),
-            WorkerMessage::Edited(told) => {
+            WorkerMessage::TableEdited(told) => {
                 self.renew_at = Instant::now();
-                self.asking.push(told);
+                self.edit_waiters.push(told);
             }
         }
     }
@@ -244,9 +244,9 @@ impl Worker {
     /// Returns the time to wait for the records in flight of a shard after its stream has ended. Without
     /// acknowledgements, none of them can still be finished.
     fn patience(&self) -> Duration {
-        match self.plan.rules.checkpoint_on {
+        match self.deps.config.checkpoint_on {
             CheckpointOn::Pull => Duration::ZERO,
-            CheckpointOn::Ack => self.plan.rules.handoff_timeout,
+            CheckpointOn::Ack => self.deps.config.handoff_timeout,
         }
     }
 
@@ -268,13 +268,13 @@ impl Worker {
             TaskOutcome::Listed(listed) => {
                 (self.listing.listed, self.listing.is_under_way) = (listed, false);
                 self.listing.panics = 0;
-                self.plan.observer.call_succeeded();
+                self.deps.telemetry.call_succeeded();
                 self.renew_at = Instant::now();
             }
             TaskOutcome::FailedToList(panic) => self.list_after(panic),
             TaskOutcome::StoredStart(opening) => self.send(*opening),
             TaskOutcome::Settled(shard, epoch) => {
-                if self.holdings.remove(&shard, epoch) {
+                if self.owned.remove(&shard, epoch) {
                     self.pending.push(Change::Release { shard, epoch });
                 }
             }

@@ -65,7 +65,7 @@ pub(crate) struct RecordRun {
     left: usize,
     /// The bytes of the records that are left; 0 without a limit of them.
     left_bytes: usize,
-    desk: BatchSlot,
+    slot: BatchSlot,
     hold: Arc<LeaseGuard>,
     /// Until when the lease is known to last.
     known: Option<Known>,
@@ -91,7 +91,7 @@ impl BatchSlot {
         &self,
         most: usize,
         allowance: Allowance,
-        tenure: &LeaseHandle,
+        lease_handle: &LeaseHandle,
         watermark: &Watermark,
     ) -> Next {
         let mut place = self.lock();
@@ -127,8 +127,8 @@ impl BatchSlot {
         };
         buffer.is_untouched = false;
         buffer.batch.look_ahead(left);
-        let (desk, hold) = (self.clone(), Arc::clone(tenure.hold()));
-        Next::Run(RecordRun { buffer, next, left, left_bytes, desk, hold, known: None })
+        let (slot, hold) = (self.clone(), Arc::clone(lease_handle.hold()));
+        Next::Run(RecordRun { buffer, next, left, left_bytes, slot, hold, known: None })
     }
 
     fn lock(&self) -> MutexGuard<'_, Place> {
@@ -170,7 +170,7 @@ impl RecordRun {
             self.buffer.batch.origin().finish.take_back(self.left, self.left_bytes);
         }
         let is_over = self.buffer.batch.len() == 0 && self.buffer.wrong.is_none();
-        *self.desk.lock() = if is_over {
+        *self.slot.lock() = if is_over {
             Place::Empty
         } else {
             self.buffer.space.release(self.buffer.batch.take_bytes());

@@ -260,67 +260,67 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    fn tenure() -> (LeaseHandle, Arc<LeaseDeadline>) {
+    fn lease_handle() -> (LeaseHandle, Arc<LeaseDeadline>) {
         let validity = Arc::new(LeaseDeadline::default());
         (LeaseHandle::new(7, Arc::clone(&validity)), validity)
     }
 
-    fn holds(tenure: &LeaseHandle) -> bool {
-        tenure.hold().holds(&mut None)
+    fn holds(lease_handle: &LeaseHandle) -> bool {
+        lease_handle.hold().holds(&mut None)
     }
 
     #[test]
     fn is_in_doubt_before_the_first_renewal_and_after_the_last() {
-        let (tenure, validity) = tenure();
-        assert!(!holds(&tenure));
+        let (lease_handle, validity) = lease_handle();
+        assert!(!holds(&lease_handle));
         validity.extend(validity.now(), LONG);
-        assert!(holds(&tenure));
+        assert!(holds(&lease_handle));
         validity.doubt();
-        assert!(!holds(&tenure));
+        assert!(!holds(&lease_handle));
         validity.extend(validity.now(), LONG);
-        tenure.end();
-        assert!(!holds(&tenure));
+        lease_handle.end();
+        assert!(!holds(&lease_handle));
     }
 
     #[tokio::test(start_paused = true)]
     async fn lease_ends_by_whichever_clock_has_gone_further() {
         let clock = WallClock::at(SystemTime::UNIX_EPOCH + LONG);
-        let (tenure, validity) = tenure();
+        let (lease_handle, validity) = lease_handle();
         let mut until = None;
         validity.extend(validity.now(), LONG);
-        assert!(tenure.hold().holds(&mut until));
+        assert!(lease_handle.hold().holds(&mut until));
         // As after a sleep of the machine: the monotonic clock stood still.
         clock.move_by(LONG);
-        assert!(!tenure.hold().holds(&mut until));
+        assert!(!lease_handle.hold().holds(&mut until));
         validity.extend(validity.now(), LONG);
-        assert!(tenure.hold().holds(&mut until));
+        assert!(lease_handle.hold().holds(&mut until));
         // Set back while the process was suspended.
         clock.set_back(LONG);
         tokio::time::advance(LONG).await;
-        assert!(!tenure.hold().holds(&mut until));
-        assert!(!holds(&tenure));
+        assert!(!lease_handle.hold().holds(&mut until));
+        assert!(!holds(&lease_handle));
     }
 
     #[tokio::test(start_paused = true)]
     async fn sleep_behind_a_renewal_by_a_clock_that_was_set_back_ends_the_lease() {
         let clock = WallClock::at(SystemTime::UNIX_EPOCH + 2 * LONG);
-        let (tenure, validity) = tenure();
+        let (lease_handle, validity) = lease_handle();
         let mut known = None;
         validity.extend(validity.now(), LONG);
-        assert!(tenure.hold().holds(&mut known));
+        assert!(lease_handle.hold().holds(&mut known));
         clock.set_back(LONG);
         validity.extend(validity.now(), LONG);
-        assert!(tenure.hold().holds(&mut known));
+        assert!(lease_handle.hold().holds(&mut known));
         // As after a sleep of the machine, in which the monotonic clock does not advance.
         clock.move_by(LONG);
-        assert!(!tenure.hold().holds(&mut known));
+        assert!(!lease_handle.hold().holds(&mut known));
     }
 
     #[tokio::test]
     async fn waits_for_the_next_renewal_or_the_end() {
-        let (first, validity) = tenure();
-        let wait = |mut tenure: LeaseHandle| {
-            tokio::spawn(std::future::poll_fn(move |context| tenure.poll_holds(context)))
+        let (first, validity) = lease_handle();
+        let wait = |mut lease_handle: LeaseHandle| {
+            tokio::spawn(std::future::poll_fn(move |context| lease_handle.poll_holds(context)))
         };
         let mut waiting = wait(first.clone());
         tokio::task::yield_now().await;
@@ -339,20 +339,20 @@ mod tests {
 
     impl Wake for PollsInline {
         fn wake(self: Arc<Self>) {
-            let Some(mut tenure) = self.0.lock().unwrap().take() else { return };
+            let Some(mut lease_handle) = self.0.lock().unwrap().take() else { return };
             let waker = Waker::from(Arc::clone(&self));
-            let polled = tenure.poll_holds(&mut Context::from_waker(&waker));
+            let polled = lease_handle.poll_holds(&mut Context::from_waker(&waker));
             self.1.store(polled == Poll::Ready(true), Ordering::SeqCst);
         }
     }
 
     #[test]
     fn waker_that_polls_inline_does_not_deadlock() {
-        let (mut tenure, validity) = tenure();
+        let (mut lease_handle, validity) = lease_handle();
         let woken = Arc::new(PollsInline(Mutex::default(), AtomicBool::new(false)));
         let waker = Waker::from(Arc::clone(&woken));
-        assert!(tenure.poll_holds(&mut Context::from_waker(&waker)).is_pending());
-        *woken.0.lock().unwrap() = Some(tenure);
+        assert!(lease_handle.poll_holds(&mut Context::from_waker(&waker)).is_pending());
+        *woken.0.lock().unwrap() = Some(lease_handle);
         validity.extend(validity.now(), LONG);
         assert!(woken.1.load(Ordering::SeqCst), "it is polled within the wake, and holds");
     }
@@ -365,12 +365,12 @@ mod tests {
 
     #[test]
     fn validity_in_doubt_keeps_one_waker_per_handle() {
-        let (mut first, validity) = tenure();
+        let (mut first, validity) = lease_handle();
         let mut second = first.clone();
         for _ in 0..1000 {
-            for tenure in [&mut first, &mut second] {
+            for lease_handle in [&mut first, &mut second] {
                 let waker = Waker::from(Arc::new(Unwoken));
-                assert!(tenure.poll_holds(&mut Context::from_waker(&waker)).is_pending());
+                assert!(lease_handle.poll_holds(&mut Context::from_waker(&waker)).is_pending());
             }
         }
         assert_eq!(validity.waiting().len(), 2);

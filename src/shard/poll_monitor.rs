@@ -13,10 +13,10 @@ use crate::wakers::wake_all;
 
 /// The last poll of a stream. The clones are one.
 #[derive(Debug, Clone)]
-pub(crate) struct PollMonitor(Arc<Mutex<Beat>>);
+pub(crate) struct PollMonitor(Arc<Mutex<LastPoll>>);
 
 #[derive(Debug)]
-struct Beat {
+struct LastPoll {
     at: Instant,
     /// Of the last poll; none before the first.
     waker: Option<Waker>,
@@ -28,18 +28,18 @@ struct Beat {
 
 impl PollMonitor {
     pub(crate) fn new() -> Self {
-        let beat = Beat { at: Instant::now(), waker: None, asked: None, merged: None };
-        Self(Arc::new(Mutex::new(beat)))
+        let record_poll = LastPoll { at: Instant::now(), waker: None, asked: None, merged: None };
+        Self(Arc::new(Mutex::new(record_poll)))
     }
 
     /// The stream was polled; `waker` is of its [`CallerWaker`](crate::wakers::CallerWaker).
-    pub(crate) fn beat(&self, waker: &Waker) {
+    pub(crate) fn record_poll(&self, waker: &Waker) {
         let before = {
-            let mut beat = self.lock();
-            (beat.at, beat.asked) = (Instant::now(), None);
-            match &beat.waker {
+            let mut record_poll = self.lock();
+            (record_poll.at, record_poll.asked) = (Instant::now(), None);
+            match &record_poll.waker {
                 Some(last) if last.will_wake(waker) => None,
-                _ => beat.waker.replace(waker.clone()),
+                _ => record_poll.waker.replace(waker.clone()),
             }
         };
         // What a waker holds may be dropped with it, and so may this stream.
@@ -58,27 +58,27 @@ impl PollMonitor {
         if let Some(merged) = merged {
             return merged.has_stopped(time);
         }
-        let mut beat = self.lock();
-        if beat.at.elapsed() < time / 2 {
+        let mut record_poll = self.lock();
+        if record_poll.at.elapsed() < time / 2 {
             return false;
         }
-        if let Some(asked) = beat.asked {
+        if let Some(asked) = record_poll.asked {
             return asked.elapsed() >= time / 2;
         }
-        beat.asked = Some(Instant::now());
-        let waker = beat.waker.clone();
-        drop(beat);
+        record_poll.asked = Some(Instant::now());
+        let waker = record_poll.waker.clone();
+        drop(record_poll);
         wake_all(waker);
         false
     }
 
     /// Whether the stream is gone, so that nobody will poll it any more. A merged one lasts as long
     /// as the reading.
-    pub(crate) fn is_forsaken(&self) -> bool {
+    pub(crate) fn is_abandoned(&self) -> bool {
         self.lock().merged.is_none() && Arc::strong_count(&self.0) == 1
     }
 
-    fn lock(&self) -> MutexGuard<'_, Beat> {
+    fn lock(&self) -> MutexGuard<'_, LastPoll> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -99,18 +99,18 @@ mod tests {
     impl Wake for Polls {
         fn wake(self: Arc<Self>) {
             // At once: no lock is held.
-            let pulse = self.0.clone();
-            pulse.beat(&Waker::from(self));
+            let poll_monitor = self.0.clone();
+            poll_monitor.record_poll(&Waker::from(self));
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_polls_when_woken_has_not_stopped() {
-        let pulse = PollMonitor::new();
-        pulse.beat(&Waker::from(Arc::new(Polls(pulse.clone()))));
+        let poll_monitor = PollMonitor::new();
+        poll_monitor.record_poll(&Waker::from(Arc::new(Polls(poll_monitor.clone()))));
         for _ in 0..20 {
             advance(LIMIT / 3).await;
-            assert!(!pulse.has_stopped(LIMIT));
+            assert!(!poll_monitor.has_stopped(LIMIT));
             tokio::task::yield_now().await;
         }
     }
@@ -118,16 +118,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_does_not_poll_has_stopped_after_the_time() {
         for merged in [false, true] {
-            let (pulse, outer) = (PollMonitor::new(), PollMonitor::new());
+            let (poll_monitor, outer) = (PollMonitor::new(), PollMonitor::new());
             if merged {
-                pulse.merge_into(&outer);
+                poll_monitor.merge_into(&outer);
             }
             advance(LIMIT * 3).await;
-            assert!(!pulse.has_stopped(LIMIT), "it was not woken yet");
+            assert!(!poll_monitor.has_stopped(LIMIT), "it was not woken yet");
             advance(LIMIT / 2).await;
-            assert!(pulse.has_stopped(LIMIT));
-            if merged { &outer } else { &pulse }.beat(Waker::noop());
-            assert!(!pulse.has_stopped(LIMIT));
+            assert!(poll_monitor.has_stopped(LIMIT));
+            if merged { &outer } else { &poll_monitor }.record_poll(Waker::noop());
+            assert!(!poll_monitor.has_stopped(LIMIT));
         }
     }
 }

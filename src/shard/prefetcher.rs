@@ -65,7 +65,7 @@ impl Prefetcher {
     pub(crate) fn start(
         mut source: Source,
         mut over: CloseSignal,
-        observer: ShardTelemetry,
+        telemetry: ShardTelemetry,
     ) -> Self {
         let (permits, demand) = (Arc::new(Semaphore::new(0)), source.demand().clone());
         // Never holds more than what was wanted, plus the end.
@@ -73,7 +73,7 @@ impl Prefetcher {
         let mut task = JoinSet::new();
         task.spawn({
             let permits = Arc::clone(&permits);
-            let (fetched, buffered) = (sender.clone(), observer.clone());
+            let (fetched, buffered) = (sender.clone(), telemetry.clone());
             let fetching = async move {
                 // The permit stays with the item: it is given anew when the item was received.
                 while let Ok(permit) = wanted(&permits, &mut source).await {
@@ -97,14 +97,14 @@ impl Prefetcher {
                     () = fetching => {}
                 }
             };
-            let fetching = observer.within_span(fetching);
+            let fetching = telemetry.within_span(fetching);
             async move {
                 let last = match fetching.await {
                     Ok(()) => Message::Ended,
                     Err(panic) => {
-                        let (shard_id, message) = (observer.shard_id().clone(), panic.to_string());
+                        let (shard_id, message) = (telemetry.shard_id().clone(), panic.to_string());
                         let (task, shard_id) = (Task::Fetch, Some(shard_id));
-                        observer.tell(Event::TaskRestarted { task, shard_id, message });
+                        telemetry.emit(Event::TaskRestarted { task, shard_id, message });
                         Message::Panicked(panic)
                     }
                 };
@@ -117,16 +117,16 @@ impl Prefetcher {
     /// Has the next batch fetched, since the caller waits for it.
     pub(crate) fn urge(&mut self) {
         self.demand.urge(self.received);
-        self.want(1);
+        self.request(1);
     }
 
     /// Has at least so many batches fetched, as far as memory is free.
     pub(crate) fn fetch_ahead(&mut self, batches: usize) {
         self.demand.fetch_ahead();
-        self.want(batches);
+        self.request(batches);
     }
 
-    fn want(&mut self, batches: usize) {
+    fn request(&mut self, batches: usize) {
         let missing = batches.saturating_sub(self.outstanding);
         self.permits.add_permits(missing);
         self.outstanding += missing;

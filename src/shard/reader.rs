@@ -38,7 +38,7 @@ use crate::telemetry::{Event, ShardTelemetry};
 
 /// What a shard is read with.
 pub(crate) struct Plan {
-    pub(crate) observer: ShardTelemetry,
+    pub(crate) telemetry: ShardTelemetry,
     pub(crate) parents: Vec<ShardId>,
     pub(crate) source: Source,
     pub(crate) checkpoint_on: CheckpointOn,
@@ -48,8 +48,8 @@ pub(crate) struct Plan {
     pub(crate) save_each: bool,
     pub(crate) watermark: Arc<Watermark>,
     pub(crate) writer: Writer,
-    pub(crate) closing: CloseSignal,
-    pub(crate) tenure: LeaseHandle,
+    pub(crate) close_signal: CloseSignal,
+    pub(crate) lease_handle: LeaseHandle,
     pub(crate) ended: Box<dyn Fn(ReadOutcome) + Send + Sync>,
     /// What all streams of one reading keep alive together.
     pub(crate) session: Arc<dyn Send + Sync>,
@@ -71,7 +71,7 @@ pub(crate) enum ReadOutcome {
 
 /// One shard as a stream of runs.
 pub(crate) struct ShardReader {
-    observer: ShardTelemetry,
+    telemetry: ShardTelemetry,
     parents: Vec<ShardId>,
     checkpoint_on: CheckpointOn,
     prefetch: usize,
@@ -82,8 +82,8 @@ pub(crate) struct ShardReader {
     gate: ReaderGate,
     /// Closed when the writer's task is dropped with its runtime.
     writer_gone: CloseSignal,
-    closing: CloseSignal,
-    tenure: LeaseHandle,
+    close_signal: CloseSignal,
+    lease_handle: LeaseHandle,
     ended: Box<dyn Fn(ReadOutcome) + Send + Sync>,
     state: State,
     /// A record was delivered.
@@ -95,8 +95,8 @@ enum State {
     /// Not polled yet.
     Idle(Source),
     Reading {
-        feed: Prefetcher,
-        desk: BatchSlot,
+        prefetcher: Prefetcher,
+        slot: BatchSlot,
     },
     Done,
 }
@@ -108,7 +108,7 @@ impl ShardReader {
             plan.watermark.set_limits(plan.in_flight);
         }
         Self {
-            observer: plan.observer,
+            telemetry: plan.telemetry,
             parents: plan.parents,
             checkpoint_on: plan.checkpoint_on,
             prefetch: plan.prefetch,
@@ -116,8 +116,8 @@ impl ShardReader {
             watermark: plan.watermark,
             writer_gone: plan.writer.gone(),
             gate: plan.writer.gate(),
-            closing: plan.closing,
-            tenure: plan.tenure,
+            close_signal: plan.close_signal,
+            lease_handle: plan.lease_handle,
             ended: plan.ended,
             state: State::Idle(plan.source),
             has_delivered: false,
@@ -126,7 +126,7 @@ impl ShardReader {
     }
 
     pub(crate) fn shard_id(&self) -> &ShardId {
-        self.observer.shard_id()
+        self.telemetry.shard_id()
     }
 
     pub(crate) fn parents(&self) -> &[ShardId] {
@@ -138,7 +138,7 @@ impl ShardReader {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.closing.is_closed()
+        self.close_signal.is_closed()
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -153,14 +153,14 @@ impl ShardReader {
         if self.is_done() {
             return Poll::Ready(None);
         }
-        if self.closing.poll_closed(context).is_ready() {
+        if self.close_signal.poll_closed(context).is_ready() {
             self.state = State::Done;
             return Poll::Ready(None);
         }
         if self.writer_gone.poll_closed(context).is_ready() {
             return self.fail(Error::runtime_shutdown());
         }
-        if !ready!(self.tenure.poll_holds(context)) {
+        if !ready!(self.lease_handle.poll_holds(context)) {
             self.state = State::Done;
             return Poll::Ready(None);
         }
@@ -169,12 +169,12 @@ impl ShardReader {
         }
         loop {
             let allowance = ready!(self.poll_allowance(context));
-            let (feed, desk) =
-                started(&mut self.state, self.prefetch, &self.tenure, &self.observer);
-            match desk.next_run(self.longest_run, allowance, &self.tenure, &self.watermark) {
+            let (prefetcher, slot) =
+                started(&mut self.state, self.prefetch, &self.lease_handle, &self.telemetry);
+            match slot.next_run(self.longest_run, allowance, &self.lease_handle, &self.watermark) {
                 Next::Run(run) => {
                     self.has_delivered = true;
-                    self.observer.succeeded();
+                    self.telemetry.succeeded();
                     return Poll::Ready(Some(Ok(run)));
                 }
                 Next::Wrong(error) => return self.end_failed(error),
@@ -186,8 +186,8 @@ impl ShardReader {
                 Next::Refused => continue,
                 Next::Empty => {}
             }
-            let Poll::Ready(received) = feed.poll_receive(context) else {
-                feed.urge();
+            let Poll::Ready(received) = prefetcher.poll_receive(context) else {
+                prefetcher.urge();
                 return Poll::Pending;
             };
             let fetched = match received {
@@ -199,14 +199,14 @@ impl ShardReader {
                 Received::Lost(error) => return self.fail(error),
             };
             match fetched {
-                Ok(Fetched::Records(batch, space)) => desk.put(batch, space),
+                Ok(Fetched::Records(batch, space)) => slot.put(batch, space),
                 Ok(Fetched::Passed { after, until }) => {
                     self.watermark
                         .pass(Passed { after: after.as_ref().map(PositionBuf::from), until });
                 }
                 Ok(Fetched::End(children)) => {
                     self.state = State::Done;
-                    self.observer.tell(Event::ShardEnded {
+                    self.telemetry.emit(Event::ShardEnded {
                         shard_id: self.shard_id().clone(),
                         children: children.iter().map(|child| child.id.clone()).collect(),
                     });
@@ -216,8 +216,8 @@ impl ShardReader {
                 }
                 Ok(Fetched::Failed(error)) => return self.end_failed(error),
                 Err(error) => {
-                    self.observer.failed(&error);
-                    if self.observer.claims(&error) {
+                    self.telemetry.failed(&error);
+                    if self.telemetry.claims(&error) {
                         return Poll::Ready(Some(Err(error)));
                     }
                 }
@@ -228,9 +228,9 @@ impl ShardReader {
     fn poll_allowance(&mut self, context: &mut Context<'_>) -> Poll<Allowance> {
         let allowance = self.watermark.poll_allowance(context);
         if allowance.is_pending()
-            && let State::Reading { feed, .. } = &mut self.state
+            && let State::Reading { prefetcher, .. } = &mut self.state
         {
-            feed.hold();
+            prefetcher.hold();
         }
         allowance
     }
@@ -239,9 +239,9 @@ impl ShardReader {
     /// caller receives each kind once until a record is delivered again.
     fn end_failed<T>(&mut self, error: Error) -> Poll<Option<Result<T>>> {
         self.state = State::Done;
-        let error = self.observer.locate(error);
-        let is_news = self.observer.failed(&error) && self.observer.claims(&error);
-        self.observer.tell(Event::ShardFailed {
+        let error = self.telemetry.locate(error);
+        let is_news = self.telemetry.failed(&error) && self.telemetry.claims(&error);
+        self.telemetry.emit(Event::ShardFailed {
             shard_id: self.shard_id().clone(),
             kind: error.kind(),
             message: error.to_string(),
@@ -254,7 +254,7 @@ impl ShardReader {
     fn fail<T>(&mut self, error: Error) -> Poll<Option<Result<T>>> {
         self.state = State::Done;
         (self.ended)(ReadOutcome::Dropped);
-        Poll::Ready(Some(Err(self.observer.locate(error))))
+        Poll::Ready(Some(Err(self.telemetry.locate(error))))
     }
 }
 
@@ -262,24 +262,24 @@ impl ShardReader {
 fn started<'a>(
     state: &'a mut State,
     prefetch: usize,
-    tenure: &LeaseHandle,
-    observer: &ShardTelemetry,
+    lease_handle: &LeaseHandle,
+    telemetry: &ShardTelemetry,
 ) -> (&'a mut Prefetcher, &'a mut BatchSlot) {
     if let State::Idle(_) = state
         && let State::Idle(source) = std::mem::replace(state, State::Done)
     {
-        let feed = Prefetcher::start(source, tenure.over().clone(), observer.clone());
-        *state = State::Reading { feed, desk: BatchSlot::default() };
+        let prefetcher = Prefetcher::start(source, lease_handle.over().clone(), telemetry.clone());
+        *state = State::Reading { prefetcher, slot: BatchSlot::default() };
     }
     match state {
-        State::Reading { feed, desk } => {
+        State::Reading { prefetcher, slot } => {
             // A caller that stays with the first record of a batch may stay for good.
-            if desk.is_untouched() {
-                feed.hold();
-            } else if !desk.is_empty() {
-                feed.fetch_ahead(prefetch);
+            if slot.is_untouched() {
+                prefetcher.hold();
+            } else if !slot.is_empty() {
+                prefetcher.fetch_ahead(prefetch);
             }
-            (feed, desk)
+            (prefetcher, slot)
         }
         State::Idle(_) | State::Done => unreachable!("only called while there is a source"),
     }

@@ -49,7 +49,7 @@ const UNDECIDED_FOR: Duration = Duration::from_secs(60);
 /// A shard that is pushed.
 pub(super) struct FanOutFetcher {
     progress: FetchState,
-    registration: Arc<RegisteredConsumer>,
+    registered_consumer: Arc<RegisteredConsumer>,
     memory: ShardBudget,
     demand: Demand,
     slot: Slot,
@@ -94,13 +94,13 @@ enum Refused {
 impl FanOutFetcher {
     pub(super) fn new(
         progress: FetchState,
-        registration: Arc<RegisteredConsumer>,
+        registered_consumer: Arc<RegisteredConsumer>,
         memory: ShardBudget,
     ) -> Self {
         let (demand, slot) = (Demand::default(), Slot::default());
         Self {
             progress,
-            registration,
+            registered_consumer,
             memory,
             demand,
             slot,
@@ -149,7 +149,7 @@ impl FanOutFetcher {
     }
 
     async fn subscribe(&self) -> Result<Placed, Refused> {
-        let consumer = self.registration.arn().await.map_err(Refused::Failed)?;
+        let consumer = self.registered_consumer.arn().await.map_err(Refused::Failed)?;
         let spare = self.memory.grant(&self.demand, while_read(self.expected)).await;
         let gauge = Gauge::new(spare, self.demand.clone());
         let (kinesis, shard) = (&self.progress.kinesis, self.progress.shard_id());
@@ -260,7 +260,7 @@ impl FanOutFetcher {
                         if !self.progress.judge_end(beginning).await? {
                             return Ok(());
                         }
-                        self.progress.observer.succeeded();
+                        self.progress.telemetry.succeeded();
                     }
                     self.progress.answered(answer);
                     return Ok(());
@@ -302,8 +302,8 @@ impl FanOutFetcher {
 
     /// It may be the consumer that is gone, which the next reading is to find or to register.
     async fn forget_what_is_gone(&self, failure: &ClassifiedError) {
-        if failure.remedy == RetryAction::Gone {
-            self.registration.forget().await;
+        if failure.action == RetryAction::Gone {
+            self.registered_consumer.forget().await;
         }
     }
 }

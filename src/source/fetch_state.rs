@@ -26,7 +26,7 @@ const PASSED_EACH: Duration = Duration::from_secs(60);
 /// A shard, and how far it has been fetched.
 pub(super) struct FetchState {
     pub(super) kinesis: Kinesis,
-    pub(super) observer: ShardTelemetry,
+    pub(super) telemetry: ShardTelemetry,
     /// Of the lease under which it is read.
     pub(super) epoch: u64,
     pub(super) position: Position,
@@ -47,7 +47,7 @@ pub(super) struct FetchState {
 pub(super) struct State {
     pub(super) retention: Retention,
     /// The kinds of errors that the caller knows of, from an earlier reading too.
-    told: Kinds,
+    reported_kinds: Kinds,
     /// The calls that have failed for a reason that only the caller can remove.
     reported: FailureStreak,
     /// The answers that were of no use.
@@ -75,10 +75,10 @@ pub(super) struct State {
 }
 
 impl State {
-    /// `told` are the kinds of errors that an earlier reading has reported, and `added` is when the shard
+    /// `reported_kinds` are the kinds of errors that an earlier reading has reported, and `added` is when the shard
     /// was added.
-    pub(super) fn new(told: Kinds, added: Option<SystemTime>) -> Self {
-        Self { told, retention: Retention::new(added), ..Self::default() }
+    pub(super) fn new(reported_kinds: Kinds, added: Option<SystemTime>) -> Self {
+        Self { reported_kinds, retention: Retention::new(added), ..Self::default() }
     }
 }
 
@@ -121,10 +121,10 @@ impl StreamError {
 impl FetchState {
     /// What a failed call leads to: another one, or something that the caller is told.
     pub(super) async fn recover(&mut self, failure: ClassifiedError) -> Result<(), StreamError> {
-        let remedy = failure.remedy_after(&mut self.state.panics);
+        let action = failure.action_after(&mut self.state.panics);
         let error = self.here(failure.error);
         if !matches!(
-            remedy,
+            action,
             RetryAction::RetryThenReport
                 | RetryAction::RestartListing
                 | RetryAction::SlowDown
@@ -132,7 +132,7 @@ impl FetchState {
         ) {
             self.state.useless = FailureStreak::default();
         }
-        match remedy {
+        match action {
             RetryAction::SlowDown => self.pace.throttled(),
             RetryAction::RetryThenReport | RetryAction::RestartListing => {
                 self.pace.failed();
@@ -161,7 +161,7 @@ impl FetchState {
                     self.note_panic(&error);
                     return Err(StreamError::at_last(error));
                 }
-                if self.state.told.insert(&error) {
+                if self.state.reported_kinds.insert(&error) {
                     if error.is_shared() {
                         // The caller may receive it by another shard.
                         self.retries(&error);
@@ -180,25 +180,25 @@ impl FetchState {
     pub(super) fn retries(&mut self, error: &Error) {
         self.state.failed += 1;
         let shard_id = Some(self.shard_id().clone());
-        self.observer.tell(Event::retried(shard_id, error, self.state.failed));
+        self.telemetry.emit(Event::retried(shard_id, error, self.state.failed));
     }
 
     /// Emits an event for the records after `after` that are not delivered: reading goes on at `position`.
     pub(super) fn report_gap(&self, after: Option<SequenceNumber>, position: Checkpoint) {
         let shard_id = self.shard_id().clone();
-        self.observer.tell(Event::Gap { shard_id, after, position });
+        self.telemetry.emit(Event::Gap { shard_id, after, position });
     }
 
     /// Whether the caller knows of an error of this kind, from an earlier reading too, and it is not cured.
     pub(super) fn is_reported(&self, error: &Error) -> bool {
-        self.state.told.contains(error)
+        self.state.reported_kinds.contains(error)
     }
 
     /// Emits an event for each panic, whatever becomes of the error.
     pub(super) fn note_panic(&self, error: &Error) {
         if error.kind() == ErrorKind::Panicked {
             let shard_id = Some(self.shard_id().clone());
-            self.observer.tell(Event::retried(shard_id, error, self.state.failed));
+            self.telemetry.emit(Event::retried(shard_id, error, self.state.failed));
         }
     }
 
@@ -215,11 +215,11 @@ impl FetchState {
     /// The shard is read from now on.
     pub(super) fn begins(&self) {
         let (shard_id, position) = (self.shard_id().clone(), self.position.checkpoint());
-        self.observer.tell(Event::ShardStarted { shard_id, position });
+        self.telemetry.emit(Event::ShardStarted { shard_id, position });
     }
 
     pub(super) fn shard_id(&self) -> &ShardId {
-        self.observer.shard_id()
+        self.telemetry.shard_id()
     }
 
     /// The records of an answer, of so many bytes, less those before the position; moves the position.
@@ -231,10 +231,10 @@ impl FetchState {
         lag: Option<i64>,
         placed: bool,
     ) -> Unpacked {
-        (self.state.told, self.state.failed, self.state.panics) = (Kinds::default(), 0, 0);
+        (self.state.reported_kinds, self.state.failed, self.state.panics) = (Kinds::default(), 0, 0);
         self.forget_failures();
         (self.state.not_found, self.state.absence) = (FailureStreak::default(), None);
-        let millis_behind_latest = self.observer.answered(records.len(), bytes, lag);
+        let millis_behind_latest = self.telemetry.answered(records.len(), bytes, lag);
         if let Some(last) = records.last() {
             let (records, sequence_number) = (records.len(), &*last.sequence_number);
             log_line!(trace, records, bytes, sequence_number, millis_behind_latest, "fetched");
@@ -304,9 +304,9 @@ impl FetchState {
             return Ok(Some(Fetched::Passed { after, until }));
         }
         let Some(mut answer) = self.state.answer.take() else { return Ok(None) };
-        if let Err(told) = self.retain_own(&mut answer.batch).await {
+        if let Err(reported_kinds) = self.retain_own(&mut answer.batch).await {
             self.state.answer = Some(answer);
-            return Err(told);
+            return Err(reported_kinds);
         }
         let Answer { batch, space, passed, end } = answer;
         if batch.len() > 0 {
@@ -330,9 +330,9 @@ impl FetchState {
             if std::mem::take(&mut self.state.hindered) {
                 self.pace.turn().await;
             }
-            match self.kinesis.hash_range(self.observer.shard_id()).await {
+            match self.kinesis.hash_range(self.telemetry.shard_id()).await {
                 Ok(range) => {
-                    self.observer.left_out(batch.retain(&range));
+                    self.telemetry.left_out(batch.retain(&range));
                     self.forget_failures();
                     return Ok(());
                 }

@@ -372,7 +372,7 @@ fn too_many_consumers(failure: ClassifiedError) -> ClassifiedError {
     let message = "RegisterStreamConsumer failed: LimitExceededException; a stream has at most 20 \
         registered consumers: deregister one, or pass the name of a registered one to fan_out";
     let error = Error::new(ErrorKind::Rejected, message).with_source(failure.error);
-    ClassifiedError { remedy: RetryAction::Report, error, ..failure }
+    ClassifiedError { action: RetryAction::Report, error, ..failure }
 }
 
 /// How Kinesis is told where to begin.
@@ -395,16 +395,16 @@ enum Page {
 }
 
 async fn answer<T, E>(
-    action: &'static str,
+    operation: &'static str,
     call: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
 ) -> Result<T, ClassifiedError>
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
     match contain(tokio::time::timeout(CALL_TIMEOUT, call)).await {
-        Ok(Ok(result)) => result.map_err(|error| ClassifiedError::of(action, error)),
-        Ok(Err(_elapsed)) => Err(ClassifiedError::timed_out(action, CALL_TIMEOUT.as_secs())),
-        Err(panic) => Err(ClassifiedError::panicked(action, panic)),
+        Ok(Ok(result)) => result.map_err(|error| ClassifiedError::of(operation, error)),
+        Ok(Err(_elapsed)) => Err(ClassifiedError::timed_out(operation, CALL_TIMEOUT.as_secs())),
+        Err(panic) => Err(ClassifiedError::panicked(operation, panic)),
     }
 }
 

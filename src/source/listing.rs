@@ -224,7 +224,7 @@ impl Pages {
 pub(crate) fn unusable(why: impl std::fmt::Display) -> ClassifiedError {
     let message = format!("ListShards: the listing {why}");
     let error = Error::new(ErrorKind::Unavailable, message);
-    ClassifiedError { remedy: RetryAction::RestartListing, error, answered: None }
+    ClassifiedError { action: RetryAction::RestartListing, error, answered: None }
 }
 
 /// A listing that disagrees with the one before it on where a shard starts.
@@ -234,7 +234,7 @@ pub(crate) fn other_start(shard: &ShardId) -> ClassifiedError {
 
 /// A refused page token proves nothing about the stream: the listing begins again.
 pub(super) fn of_next_page(failure: ClassifiedError) -> ClassifiedError {
-    let is_refused = match failure.remedy {
+    let is_refused = match failure.action {
         RetryAction::Gone | RetryAction::RestartListing => true,
         _ => failure.error.kind() == ErrorKind::Rejected,
     };

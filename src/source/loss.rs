@@ -52,7 +52,7 @@ impl FetchState {
         before: Option<Unjudged>,
         failure: ClassifiedError,
     ) -> Result<Unjudged, StreamError> {
-        match failure.remedy {
+        match failure.action {
             RetryAction::SlowDown => self.pace.throttled(),
             _ => self.pace.failed(),
         }
@@ -63,7 +63,7 @@ impl FetchState {
         );
         let mut unjudged = match before {
             // Another reader has made the call, and has its error.
-            Some(before) if failure.remedy == RetryAction::CoolDown => before,
+            Some(before) if failure.action == RetryAction::CoolDown => before,
             Some(before) => Unjudged { error: failure.error, ..before },
             None => Unjudged { streak: FailureStreak::default(), error: failure.error },
         };
@@ -71,7 +71,7 @@ impl FetchState {
             return Err(StreamError::at_last(self.unjudged(unjudged.error)));
         }
         self.state.failed += 1;
-        self.observer.tell(retry);
+        self.telemetry.emit(retry);
         Ok(unjudged)
     }
 
@@ -96,7 +96,7 @@ impl FetchState {
         if self.position.number().is_none() || self.begins_before() {
             // The call held no number, or one before the position.
             self.state.retention.approached = None;
-            let failure = ClassifiedError { remedy: RetryAction::Retry, error, answered: None };
+            let failure = ClassifiedError { action: RetryAction::Retry, error, answered: None };
             return self.recover_judgement(failure);
         }
         self.pace.failed();

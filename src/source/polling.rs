@@ -45,7 +45,7 @@ const LIFE_AFTER_REPLACEMENT: Duration = Duration::from_secs(10);
 /// A shard that is polled.
 pub(super) struct PollingFetcher {
     progress: FetchState,
-    portion: FetchLimit,
+    fetch_limit: FetchLimit,
     memory: ShardBudget,
     demand: Demand,
     iterator: Option<Iterator>,
@@ -59,10 +59,10 @@ pub(super) struct PollingFetcher {
 
 impl PollingFetcher {
     pub(super) fn new(progress: FetchState, limit: u32, memory: ShardBudget) -> Self {
-        let (portion, demand) = (FetchLimit::new(limit), Demand::default());
+        let (fetch_limit, demand) = (FetchLimit::new(limit), Demand::default());
         Self {
             progress,
-            portion,
+            fetch_limit,
             memory,
             demand,
             iterator: None,
@@ -82,7 +82,7 @@ impl PollingFetcher {
     /// iterator is placed comes with the next one.
     fn limit(&self) -> u32 {
         let begins_at_finished = !self.progress.is_sound() && self.progress.begins_at_finished();
-        self.portion.limit() + u32::from(self.portion.is_one() && begins_at_finished)
+        self.fetch_limit.limit() + u32::from(self.fetch_limit.is_one() && begins_at_finished)
     }
 
     /// Returns true if records behind the last one may have left retention since the iterator was created. A new
@@ -120,11 +120,11 @@ impl PollingFetcher {
         let lag = answer.millis_behind_latest;
         let behind = lag.unwrap_or(0) > 0
             // Some servers never say that they have more: a full answer does.
-            || answer.records.len() >= self.portion.limit() as usize
+            || answer.records.len() >= self.fetch_limit.limit() as usize
             || bytes > LARGEST_ANSWER / 2;
         let (length, lacks_records) = (room.length(), room.lacks_records());
         let space = room.keep(bytes);
-        self.portion.answered(length, self.memory.free());
+        self.fetch_limit.answered(length, self.memory.free());
         // Whatever becomes of the answer: its bytes count.
         self.progress.pace.read(bytes);
         if lacks_records {
@@ -188,7 +188,7 @@ impl PollingFetcher {
                 if !self.progress.judge_end(beginning).await? {
                     return Ok(());
                 }
-                self.progress.observer.succeeded();
+                self.progress.telemetry.succeeded();
             }
         } else {
             self.progress.answered(Answer { batch, space, passed: None, end: None });
@@ -220,7 +220,7 @@ impl ShardFetcher for PollingFetcher {
             },
         };
         // Only an answer takes memory: iterators are asked for without waiting for it.
-        let space = self.memory.grant(&self.demand, self.portion.needed()).await;
+        let space = self.memory.grant(&self.demand, self.fetch_limit.needed()).await;
         if !token.is_young() {
             return Ok(());
         }
@@ -229,10 +229,10 @@ impl ShardFetcher for PollingFetcher {
             let Some(fresh) = self.place().await? else { return Ok(()) };
             token = fresh;
         }
-        if space.taken() < self.portion.needed() {
-            self.portion.reduce(space.taken());
+        if space.taken() < self.fetch_limit.needed() {
+            self.fetch_limit.reduce(space.taken());
         }
-        let least = (self.portion.limit() == 1).then(|| self.demand.clone());
+        let least = (self.fetch_limit.limit() == 1).then(|| self.demand.clone());
         let room = ResponseMemory::new(space, least);
         self.progress.pace.asks();
         let asked = Instant::now();
@@ -245,7 +245,7 @@ impl ShardFetcher for PollingFetcher {
         // After a refused number the next iterator probes the oldest record, and a shard that is gone has
         // no new one.
         if !matches!(
-            failure.remedy,
+            failure.action,
             RetryAction::RestartIterator | RetryAction::Trimmed | RetryAction::Gone
         ) {
             self.iterator = Some(token);
@@ -255,7 +255,7 @@ impl ShardFetcher for PollingFetcher {
             let (shard, length) = (self.progress.shard_id(), room.length());
             log_line!(debug, %shard, length, "no room for an answer");
             // Asked again, it will be as long: then the room is there before, or it is made shorter.
-            self.portion.turned_away(length);
+            self.fetch_limit.turned_away(length);
         }
         self.progress.pace.read(room.length().min(LARGEST_ANSWER));
         if was_short && failure.error.kind() != ErrorKind::Panicked {

@@ -89,7 +89,7 @@ impl RegisteredConsumer {
             self.kinesis.deregister(&arn).await
         };
         match gone.await {
-            Err(failure) if failure.remedy != RetryAction::Gone => {
+            Err(failure) if failure.action != RetryAction::Gone => {
                 Err(failure.error.in_stream(self.kinesis.name()))
             }
             _ => Ok(()),
@@ -114,7 +114,7 @@ impl RegisteredConsumer {
                         return Err(self.inactive(&status, inactive));
                     }
                 }
-                Err(failure) => match (failure.remedy, &stream) {
+                Err(failure) => match (failure.action, &stream) {
                     (RetryAction::Gone, Some(_)) if is_registered || began.elapsed() >= ATTEMPT => {
                         let unlisted = wait.unlisted.get_or_insert(began).elapsed();
                         return Err(self.unlisted(unlisted));
@@ -127,7 +127,7 @@ impl RegisteredConsumer {
                                 is_registered = true;
                             }
                             // Another worker was faster.
-                            Err(failure) if failure.remedy == RetryAction::WaitForOther => {}
+                            Err(failure) if failure.action == RetryAction::WaitForOther => {}
                             Err(failure) => return Err(failure),
                         }
                     }
@@ -147,10 +147,10 @@ impl RegisteredConsumer {
             self.consumer,
             inactive.as_secs()
         );
-        let remedy =
+        let action =
             if inactive >= LONGEST_INACTIVE { RetryAction::Report } else { RetryAction::Retry };
         let error = Error::new(ErrorKind::Unavailable, message);
-        ClassifiedError { remedy, error, answered: None }
+        ClassifiedError { action, error, answered: None }
     }
 
     /// Reports a registered consumer that is not found: to the caller where that lasts.
@@ -161,9 +161,9 @@ impl RegisteredConsumer {
             self.consumer,
             unlisted.as_secs()
         );
-        let remedy =
+        let action =
             if unlisted >= LONGEST_INACTIVE { RetryAction::Report } else { RetryAction::Retry };
         let error = Error::new(ErrorKind::Unavailable, message);
-        ClassifiedError { remedy, error, answered: None }
+        ClassifiedError { action, error, answered: None }
     }
 }

@@ -76,7 +76,7 @@ impl RetentionPeriod {
             Ok(length) => Period { length: length.max(SHORTEST_RETENTION), is_known: true },
             Err(failure)
                 if matches!(
-                    failure.remedy,
+                    failure.action,
                     RetryAction::Retry | RetryAction::RetryThenReport | RetryAction::SlowDown
                 ) =>
             {
@@ -111,8 +111,8 @@ mod tests {
 
     const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
-    fn failure(remedy: RetryAction) -> ClassifiedError {
-        ClassifiedError { remedy, error: Error::new(ErrorKind::Denied, "no"), answered: None }
+    fn failure(action: RetryAction) -> ClassifiedError {
+        ClassifiedError { action, error: Error::new(ErrorKind::Denied, "no"), answered: None }
     }
 
     #[tokio::test(start_paused = true)]

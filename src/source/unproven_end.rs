@@ -91,7 +91,7 @@ impl FetchState {
     /// not ruled out yet. Records do so as they are delivered.
     pub(super) fn is_cured(&self, is_empty: bool) {
         if is_empty && self.state.doubt.is_none() && self.is_sound() {
-            self.observer.succeeded();
+            self.telemetry.succeeded();
         }
     }
 
@@ -111,18 +111,18 @@ impl FetchState {
             return Err(StreamError { error, is_last: is_empty });
         }
         let shard_id = Some(self.shard_id().clone());
-        self.observer.tell(Event::retried(shard_id, &error, attempt));
+        self.telemetry.emit(Event::retried(shard_id, &error, attempt));
         Ok(())
     }
 
     /// Notes an answer without the member `Records`, not even an empty one: whatever else it says, records
     /// may be missing.
     pub(super) fn lacks_records(&mut self) -> Result<(), StreamError> {
-        let told = self.doubt(LACKS_RECORDS, true);
+        let outcome = self.doubt(LACKS_RECORDS, true);
         if let Some(doubt) = &mut self.state.doubt {
             doubt.open_end = false;
         }
-        told
+        outcome
     }
 
     /// The children of the shard, where it is proven that an answer without a next position is its
@@ -151,7 +151,7 @@ impl FetchState {
         });
         if let Some(since) = repeats_since.and_then(|doubt| doubt.answers.since()) {
             // A listing that does not show the end may be stale, so that it is made again.
-            match self.kinesis.standing(self.observer.shard_id(), since.max(lately())).await {
+            match self.kinesis.standing(self.telemetry.shard_id(), since.max(lately())).await {
                 Ok(standing) if standing.has_ended => return Ok(Some(standing.children)),
                 Ok(_) => {
                     if let Some(doubt) = &mut self.state.doubt {
@@ -162,17 +162,17 @@ impl FetchState {
                 Err(failure) => return self.recover_listing(failure).await.map(|()| None),
             }
         }
-        let told = self.doubt(UNPROVEN_END, end.is_empty);
+        let outcome = self.doubt(UNPROVEN_END, end.is_empty);
         if let Some(doubt) = &mut self.state.doubt {
             doubt.open_end = true;
         }
-        told.map(|()| None)
+        outcome.map(|()| None)
     }
 
     /// Handles a failed listing that could have proven the end. Ends the source where such failures last for
     /// [`GIVEN_UP_AFTER`]: the successful answers between them reset the other limits.
     async fn recover_listing(&mut self, failure: ClassifiedError) -> Result<(), StreamError> {
-        if failure.remedy.lasts()
+        if failure.action.lasts()
             && let Some(doubt) = &mut self.state.doubt
             && doubt.unlisted.lasts()
         {
@@ -189,7 +189,7 @@ impl FetchState {
             // A listing counts once.
             let next = self.state.absence.as_ref().map(|absence| absence.last() + NEXT_LISTING);
             let listed_since = next.map_or_else(lately, |next| next.max(lately()));
-            match self.kinesis.standing(self.observer.shard_id(), listed_since).await {
+            match self.kinesis.standing(self.telemetry.shard_id(), listed_since).await {
                 Ok(standing) if !standing.is_listed => {
                     let now = Instant::now();
                     let absence =
@@ -200,7 +200,7 @@ impl FetchState {
                     }
                 }
                 Ok(_) => self.state.absence = None,
-                Err(failure) if failure.remedy == RetryAction::Gone => {
+                Err(failure) if failure.action == RetryAction::Gone => {
                     return Err(StreamError::at_last(error));
                 }
                 Err(failure) => self.note_panic(&failure.error),

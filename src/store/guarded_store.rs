@@ -16,15 +16,15 @@ use crate::telemetry::{Event, Task, Telemetry};
 #[derive(Debug)]
 pub(crate) struct Contained {
     store: Arc<dyn LeaseStore>,
-    observer: Telemetry,
+    telemetry: Telemetry,
     /// The number of exchanges, and of saves, that panicked in a row.
     exchanges: AtomicU32,
     saves: AtomicU32,
 }
 
 impl Contained {
-    pub(crate) fn new(store: Arc<dyn LeaseStore>, observer: Telemetry) -> Self {
-        Self { store, observer, exchanges: AtomicU32::new(0), saves: AtomicU32::new(0) }
+    pub(crate) fn new(store: Arc<dyn LeaseStore>, telemetry: Telemetry) -> Self {
+        Self { store, telemetry, exchanges: AtomicU32::new(0), saves: AtomicU32::new(0) }
     }
 
     /// Makes a call that a task of the crate retries.
@@ -41,7 +41,7 @@ impl Contained {
             Err(panic) => panic,
         };
         let message = panic.to_string();
-        self.observer.tell(Event::TaskRestarted { task, shard_id: None, message });
+        self.telemetry.emit(Event::TaskRestarted { task, shard_id: None, message });
         let before = panics.fetch_add(1, Ordering::Relaxed);
         let kind =
             if before < TOLERATED { ErrorKind::StoreUnavailable } else { ErrorKind::Panicked };

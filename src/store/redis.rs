@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use connection::{Connection, parse};
-use errors::{garbled, of_script, other_format, shard_of, sort};
+use errors::{corrupt_value, of_script, other_format, shard_of, sort};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use keys::{FORMAT, Key, Keys};
@@ -324,7 +324,7 @@ impl CheckpointStore for RedisStore {
             let shards = fields.into_iter().filter_map(|(field, text)| {
                 let shard = shard_of(&keys, Key::Checkpoints, &field)?;
                 let checkpoint = String::from_utf8_lossy(&text).parse();
-                let why = |_| garbled(&keys, Key::Checkpoints, shard.as_str());
+                let why = |_| corrupt_value(&keys, Key::Checkpoints, shard.as_str());
                 let checkpoint = checkpoint.map_err(why);
                 Some((shard, checkpoint))
             });
@@ -352,7 +352,7 @@ impl CheckpointStore for RedisStore {
             let saved = call.invoke_async::<Option<String>>(&mut connection).await;
             match saved.map_err(|error| of_script(error, &self.address, &keys))? {
                 None => Ok(()),
-                Some(shard) => Err(garbled(&keys, Key::Checkpoints, &shard)),
+                Some(shard) => Err(corrupt_value(&keys, Key::Checkpoints, &shard)),
             }
         }
         .boxed()

@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::lease::{Answer, Change, Edit, Fenced, LeaseStore, Request, Table, Verdict};
-use super::{CheckpointStore, MemoryStore, Scope, in_time};
+use super::{CheckpointStore, MemoryStore, Scope, with_timeout};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
@@ -46,7 +46,7 @@ impl SingleWorkerLeases {
     }
 
     async fn load(&self, scope: &Scope) -> Result<()> {
-        let stored = in_time(self.store.load_each(scope)).await?;
+        let stored = with_timeout(self.store.load_each(scope)).await?;
         let text = |error: Error| error.to_string().into();
         let stored = stored.into_iter().map(|(shard, found)| (shard, found.map_err(text)));
         self.table.learn(scope, stored.collect());
@@ -72,7 +72,7 @@ impl SingleWorkerLeases {
         }
         // Dropped from here on, it is not known what is stored.
         self.loaded().remove(scope);
-        in_time(self.store.save(scope, &pins)).await?;
+        with_timeout(self.store.save(scope, &pins)).await?;
         self.load(scope).await
     }
 

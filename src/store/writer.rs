@@ -60,8 +60,8 @@ pub(crate) struct Writer {
 struct Shared {
     store: Arc<dyn LeaseStore>,
     scope: Scope,
-    rhythm: FlushConfig,
-    observer: Telemetry,
+    flush: FlushConfig,
+    telemetry: Telemetry,
     state: Mutex<State>,
     /// Something is to be written at once.
     urgent: Notify,
@@ -87,7 +87,7 @@ struct State {
     /// What the reader is to be told, once.
     report: Option<Error>,
     /// It was, since the last save.
-    is_told: bool,
+    is_outage_reported: bool,
     /// The readers that wait for the gate, by the keys of their handles.
     waiting: Waiters,
 }
@@ -105,14 +105,14 @@ impl Writer {
     pub(crate) fn spawn(
         store: Arc<dyn LeaseStore>,
         scope: Scope,
-        rhythm: FlushConfig,
-        observer: Telemetry,
+        flush: FlushConfig,
+        telemetry: Telemetry,
     ) -> Self {
         let shared = Arc::new(Shared {
             store,
             scope,
-            rhythm,
-            observer,
+            flush,
+            telemetry,
             state: Mutex::default(),
             urgent: Notify::new(),
             attention: AtomicBool::new(false),
@@ -143,19 +143,19 @@ impl Writer {
 
     /// What tells the writer that the watermark of a shard has advanced. It keeps no handle, so that
     /// records that live on do not keep the task alive.
-    pub(crate) fn bell(&self, shard: ShardId, epoch: u64) -> FlushNotifier {
+    pub(crate) fn notifier(&self, shard: ShardId, epoch: u64) -> FlushNotifier {
         FlushNotifier { shared: Arc::clone(&self.shared), place: (shard, epoch) }
     }
 
     /// Whether nobody has told yet of the store that fails; who asks tells of it.
-    pub(crate) fn is_untold(&self) -> bool {
-        !std::mem::replace(&mut self.shared.lock().is_told, true)
+    pub(crate) fn claim_outage_report(&self) -> bool {
+        !std::mem::replace(&mut self.shared.lock().is_outage_reported, true)
     }
 
     /// Notes that the store has answered another call: the next outage is reported again.
     pub(crate) fn store_answered(&self) {
         let mut state = self.shared.lock();
-        state.is_told &= state.failing;
+        state.is_outage_reported &= state.failing;
     }
 
     /// For how long the oldest position that is not saved has been waiting for that.
@@ -189,7 +189,7 @@ pub(crate) struct FlushNotifier {
 impl FlushNotifier {
     /// The position has advanced; `is_first` says that it has not since it was last taken.
     pub(crate) fn advanced(&self, is_first: bool) {
-        let saves_each = self.shared.rhythm.interval.is_zero();
+        let saves_each = self.shared.flush.interval.is_zero();
         if !is_first && !saves_each {
             return;
         }
@@ -223,12 +223,12 @@ impl Shared {
 
     /// Tells the caller at once of an error, unless he was told since the last save. Gives it back
     /// where nobody is there.
-    fn tell(&self, error: Error) -> Result<()> {
-        if self.lock().is_told {
+    fn report(&self, error: Error) -> Result<()> {
+        if self.lock().is_outage_reported {
             return Ok(());
         }
-        self.observer.complain(error.in_stream(self.scope.shared_stream_name()))?;
-        self.lock().is_told = true;
+        self.telemetry.report_error(error.in_stream(self.scope.shared_stream_name()))?;
+        self.lock().is_outage_reported = true;
         Ok(())
     }
 }

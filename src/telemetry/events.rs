@@ -97,18 +97,18 @@ mod tests {
 
     #[test]
     fn a_slow_listener_is_told_how_many_it_has_missed_and_holds_up_nobody() {
-        let observer = Telemetry::new(&"orders".into(), &"billing".into());
-        observer.tell(caught_up());
-        let mut events = observer.events();
+        let telemetry = Telemetry::new(&"orders".into(), &"billing".into());
+        telemetry.emit(caught_up());
+        let mut events = telemetry.events();
         assert!(events.next().now_or_never().is_none(), "what was before is over");
         for _ in 0..LONGEST_BACKLOG + 5 {
-            observer.tell(caught_up());
+            telemetry.emit(caught_up());
         }
         let next = events.next().now_or_never();
         assert_eq!(next, Some(Some(Event::Missed { events: 5 })));
         let rest = std::iter::from_fn(|| events.next().now_or_never()).flatten();
         assert_eq!(rest.count(), LONGEST_BACKLOG);
-        drop(observer);
+        drop(telemetry);
         assert_eq!(events.next().now_or_never(), Some(None));
         assert!(events.is_terminated());
         assert_eq!(events.next().now_or_never(), Some(None));

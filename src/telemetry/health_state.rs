@@ -71,7 +71,7 @@ pub(crate) struct HealthState {
 
 /// The current reading. Dropped with its runtime, it marks the consumer as dead.
 pub(crate) struct SessionGuard {
-    observer: Telemetry,
+    telemetry: Telemetry,
     reading: u64,
     has_ended: bool,
 }
@@ -85,7 +85,7 @@ impl SessionGuard {
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        let mut state = lock(&self.observer.0.liveness.state);
+        let mut state = lock(&self.telemetry.0.liveness.state);
         if state.reading == self.reading {
             if self.has_ended {
                 (state.since, state.renewed, state.leases) = (None, None, 0);
@@ -124,7 +124,7 @@ impl Telemetry {
         state.reading += 1;
         (state.since, state.is_broken) = (Some(Instant::now()), false);
         (state.renewed, state.leases) = (None, 0);
-        SessionGuard { observer: self.clone(), reading: state.reading, has_ended: false }
+        SessionGuard { telemetry: self.clone(), reading: state.reading, has_ended: false }
     }
 
     /// The number of the last reading.
@@ -216,7 +216,7 @@ impl Telemetry {
                 // Also notes the time of what was delivered.
                 let _in_flight = view.in_flight();
                 if let Some(stalled) = view.stalled(STALLED_AFTER) {
-                    self.tell(stalled);
+                    self.emit(stalled);
                 }
             }
             if looks.is_multiple_of(MEASURE_EACH) {

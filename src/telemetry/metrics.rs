@@ -97,13 +97,13 @@ impl ConsumerMetrics {
         let with = |name, value| self.labels_and(Label::from_static_parts(name, value));
         match event {
             Event::Throttled { .. } => {
-                counter!(RETRIES, with("kind", word(ErrorKind::Throttled))).increment(1);
+                counter!(RETRIES, with("kind", as_label(ErrorKind::Throttled))).increment(1);
             }
             Event::Retried { kind, .. } => {
-                counter!(RETRIES, with("kind", word(*kind))).increment(1);
+                counter!(RETRIES, with("kind", as_label(*kind))).increment(1);
             }
             Event::TaskRestarted { .. } => {
-                counter!(RETRIES, with("kind", word(ErrorKind::Panicked))).increment(1);
+                counter!(RETRIES, with("kind", as_label(ErrorKind::Panicked))).increment(1);
             }
             Event::LeaseGained { .. } => counter!(MOVES, with("move", "gained")).increment(1),
             Event::LeaseGivenBack { .. } => {
@@ -197,7 +197,7 @@ fn labels(stream: &Arc<str>, application: &Arc<str>) -> Vec<Label> {
     vec![label("stream", stream), label("application", application)]
 }
 
-fn word(kind: ErrorKind) -> &'static str {
+fn as_label(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::Configuration => "configuration",
         ErrorKind::NotFound => "not_found",

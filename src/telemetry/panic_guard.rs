@@ -113,7 +113,7 @@ impl Telemetry {
                  after a pause: {panic}"
             );
             let error = Error::new(ErrorKind::Panicked, message).with_source(panic);
-            let _nobody_is_there = self.complain(error.in_stream(&self.0.stream));
+            let _nobody_is_there = self.report_error(error.in_stream(&self.0.stream));
         }
     }
 }
@@ -122,12 +122,12 @@ impl Telemetry {
 pub(crate) struct Spanned<F> {
     future: Pin<Box<F>>,
     span: Span,
-    observer: Telemetry,
+    telemetry: Telemetry,
 }
 
 impl<F: Future> Spanned<F> {
-    pub(super) fn new(future: F, span: Span, observer: Telemetry) -> Self {
-        Self { future: Box::pin(future), span, observer }
+    pub(super) fn new(future: F, span: Span, telemetry: Telemetry) -> Self {
+        Self { future: Box::pin(future), span, telemetry }
     }
 }
 
@@ -135,11 +135,11 @@ impl<F: Future> Future for Spanned<F> {
     type Output = Result<F::Output, Panic>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { future, span, observer } = &mut *self;
-        let entered = observer.contain(Task::Tracing, || span.enter());
+        let Self { future, span, telemetry } = &mut *self;
+        let entered = telemetry.contain(Task::Tracing, || span.enter());
         let polled = contain_call(|| future.as_mut().poll(context));
         if let Err(panic) = contain_call(|| drop(entered)) {
-            observer.report(Task::Tracing, panic);
+            telemetry.report(Task::Tracing, panic);
         }
         match polled {
             Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),

@@ -16,7 +16,7 @@ const UNKNOWN: i64 = -1;
 /// Who is told what happens to one shard that is read. The clones are one.
 #[derive(Debug, Clone)]
 pub(crate) struct ShardTelemetry {
-    observer: Telemetry,
+    telemetry: Telemetry,
     view: Arc<ShardGauges>,
 }
 
@@ -94,7 +94,7 @@ impl fmt::Debug for ShardGauges {
 
 impl ShardTelemetry {
     pub(super) fn new(
-        observer: Telemetry,
+        telemetry: Telemetry,
         id: ShardId,
         watermark: &Arc<Watermark>,
         metrics: ShardMetrics,
@@ -103,7 +103,7 @@ impl ShardTelemetry {
         let watermark = Arc::downgrade(watermark);
         let backlog = Backlog::default();
         let left_out = AtomicBool::new(false);
-        let has_failed = AtomicBool::new(observer.0.failures.contain(&id));
+        let has_failed = AtomicBool::new(telemetry.0.failures.contain(&id));
         let view = ShardGauges {
             id,
             millis_behind_latest,
@@ -114,7 +114,7 @@ impl ShardTelemetry {
             metrics,
         };
         let view = Arc::new(view);
-        Self { observer, view }
+        Self { telemetry, view }
     }
 
     pub(super) fn view(&self) -> &Arc<ShardGauges> {
@@ -127,28 +127,28 @@ impl ShardTelemetry {
 
     /// Adds the stream and the shard to an error.
     pub(crate) fn locate(&self, error: Error) -> Error {
-        error.in_stream(&self.observer.0.stream).in_shard(self.shard_id().as_str())
+        error.in_stream(&self.telemetry.0.stream).in_shard(self.shard_id().as_str())
     }
 
-    pub(crate) fn tell(&self, event: Event) {
-        self.observer.tell(event);
+    pub(crate) fn emit(&self, event: Event) {
+        self.telemetry.emit(event);
     }
 
     /// Notes an error that no retry has cured. Returns whether the caller is to receive it: not if it
     /// has received one of this kind and no record since.
     pub(crate) fn failed(&self, error: &Error) -> bool {
         self.view.has_failed.store(true, Ordering::Relaxed);
-        self.observer.0.failures.note(self.shard_id(), error)
+        self.telemetry.0.failures.note(self.shard_id(), error)
     }
 
     /// Returns true if the caller is to receive the error, and no shard has yielded it in this reading.
     pub(crate) fn claims(&self, error: &Error) -> bool {
-        error.claim(self.observer.reading())
+        error.claim(self.telemetry.reading())
     }
 
     /// Returns the kinds of errors that the caller has received, and no record since.
     pub(crate) fn known_failures(&self) -> Kinds {
-        self.observer.0.failures.kinds(self.shard_id())
+        self.telemetry.0.failures.kinds(self.shard_id())
     }
 
     /// Notes that the shard is read again.
@@ -156,13 +156,13 @@ impl ShardTelemetry {
     pub(crate) fn succeeded(&self) {
         if self.view.has_failed.load(Ordering::Relaxed) {
             self.view.has_failed.store(false, Ordering::Relaxed);
-            self.observer.0.failures.clear(self.shard_id());
+            self.telemetry.0.failures.clear(self.shard_id());
         }
     }
 
     /// The same future, within the span of the shard.
     pub(crate) fn within_span<F: Future>(&self, future: F) -> Spanned<F> {
-        Spanned::new(future, self.observer.span(self.shard_id()), self.observer.clone())
+        Spanned::new(future, self.telemetry.span(self.shard_id()), self.telemetry.clone())
     }
 
     /// Notes `records` fetched records that are not delivered yet.
@@ -177,9 +177,9 @@ impl ShardTelemetry {
         if records == 0 {
             return;
         }
-        self.observer.contain(Task::Metrics, || self.view.metrics.left_out(records));
+        self.telemetry.contain(Task::Metrics, || self.view.metrics.left_out(records));
         if !self.view.left_out.swap(true, Ordering::Relaxed) {
-            let (stream, application) = (&*self.observer.0.stream, &*self.observer.0.application);
+            let (stream, application) = (&*self.telemetry.0.stream, &*self.telemetry.0.application);
             log_line!(
                 warn,
                 stream,
@@ -199,14 +199,14 @@ impl ShardTelemetry {
     /// An answer without a lag leaves the last known one, and does not say that the shard is caught up.
     pub(crate) fn answered(&self, records: usize, bytes: usize, lag: Option<i64>) -> i64 {
         let lag = lag.map(|millis| millis.max(0));
-        self.observer.fetched();
+        self.telemetry.fetched();
         let before = self.view.millis_behind_latest.load(Ordering::Relaxed);
         let last = lag.unwrap_or(before);
         self.view.millis_behind_latest.store(last, Ordering::Relaxed);
         let behind = self.view.millis_behind_latest().unwrap_or(0);
-        self.observer.contain(Task::Metrics, || self.view.metrics.answered(records, bytes, behind));
+        self.telemetry.contain(Task::Metrics, || self.view.metrics.answered(records, bytes, behind));
         if lag == Some(0) && before != 0 {
-            self.tell(Event::CaughtUp { shard_id: self.shard_id().clone() });
+            self.emit(Event::CaughtUp { shard_id: self.shard_id().clone() });
         }
         last.max(0)
     }

@@ -57,7 +57,7 @@ impl Model {
     pub(super) fn deregister(&mut self, body: &Value) -> Result<Value, Answer> {
         let (stream, index) = self.consumer_of(body)?;
         self.consumers_of(&stream)?.remove(index);
-        self.streams.get(&stream).into_iter().for_each(Shards::tell);
+        self.streams.get(&stream).into_iter().for_each(Shards::emit);
         Ok(json!({}))
     }
 

@@ -157,7 +157,7 @@ impl Shards {
     }
 
     /// Whoever waits for something to push looks again.
-    pub(super) fn tell(&self) {
+    pub(super) fn emit(&self) {
         self.shards.iter().for_each(|shard| shard.changed.notify_waiters());
     }
 

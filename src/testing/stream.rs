@@ -109,7 +109,7 @@ impl Stream {
             panic!("stream {} is deleted", self.name);
         };
         let changed = change(shards, now);
-        shards.tell();
+        shards.emit();
         changed
     }
 }

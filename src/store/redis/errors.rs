@@ -15,7 +15,7 @@ pub(super) fn other_format(keys: &Keys, format: &str) -> Error {
     ))
 }
 
-pub(super) fn garbled(keys: &Keys, key: Key, field: &str) -> Error {
+pub(super) fn corrupt_value(keys: &Keys, key: Key, field: &str) -> Error {
     Error::store_corrupt(format!(
         "the Redis key {} holds something that is not {} in field {field:?}; correct the field, or \
          set the shard's position with Consumer::set_position",
@@ -51,7 +51,7 @@ pub(super) fn of_script(error: RedisError, address: &str, keys: &Keys) -> Error 
     match (error.code(), Key::numbered(number)) {
         (Some("KINESTREAMFORMAT"), _) => other_format(keys, detail),
         (Some("KINESTREAMTYPE"), Some(key)) => other_type(keys, key),
-        (Some("KINESTREAMVALUE"), Some(key)) => garbled(keys, key, field),
+        (Some("KINESTREAMVALUE"), Some(key)) => corrupt_value(keys, key, field),
         _ => sort(error, address, &keys.of_part(Key::Checkpoints)),
     }
 }

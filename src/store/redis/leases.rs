@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use redis::{FromRedisValue, Script, ScriptInvocation, Value};
 
 use super::RedisStore;
-use super::errors::{garbled, of_script, shard_of, sort};
+use super::errors::{corrupt_value, of_script, shard_of, sort};
 use super::keys::{Key, Keys};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -285,7 +285,7 @@ impl Reply<'_> {
 
     /// What is known of a shard with a field that cannot be parsed.
     fn unreadable(&self, key: Key, shard: &ShardId) -> Lease {
-        let why = garbled(&self.keys, key, shard.as_str()).to_string();
+        let why = corrupt_value(&self.keys, key, shard.as_str()).to_string();
         Lease { unreadable: Some(why.into()), ..Lease::default() }
     }
 

@@ -51,7 +51,7 @@ impl ReaderGate {
         }
         let mut state = shared.lock();
         if let Some(error) = state.report.take()
-            && !std::mem::replace(&mut state.is_told, true)
+            && !std::mem::replace(&mut state.is_outage_reported, true)
         {
             return Poll::Ready(Err(error));
         }

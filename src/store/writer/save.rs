@@ -8,7 +8,7 @@ use super::{Pending, Shared, State};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::lease::{Fenced, Verdict};
-use crate::store::{Scope, in_time};
+use crate::store::{Scope, with_timeout};
 use crate::telemetry::log_line;
 use crate::wakers::wake_all;
 
@@ -42,14 +42,14 @@ impl Shared {
         let verdicts = if positions.is_empty() {
             Vec::new()
         } else {
-            in_time(self.store.save_fenced(&self.scope, &positions)).await?
+            with_timeout(self.store.save_fenced(&self.scope, &positions)).await?
         };
         if verdicts.len() != positions.len() {
             return Err(miscounted(positions.len(), verdicts.len()));
         }
         let has_saved = !positions.is_empty();
         let mut state = self.lock();
-        state.is_told &= !has_saved;
+        state.is_outage_reported &= !has_saved;
         let mut saved = 0;
         let mut settled = Vec::new();
         for (position, verdict) in positions.into_iter().zip(verdicts) {
@@ -65,9 +65,9 @@ impl Shared {
         let waiting = self.set_gate(&mut state, Gate::Open);
         drop(state);
         wake_all(waiting);
-        self.observer.saved(saved);
+        self.telemetry.saved(saved);
         for settled in settled {
-            settled.tell(&self.scope);
+            settled.on_verdict(&self.scope);
         }
         Ok(())
     }
@@ -84,9 +84,9 @@ impl State {
         if verdict == Verdict::Saved && saved.checkpoint != Checkpoint::ShardEnd {
             return None;
         }
-        let tell = self.watched.get(&place).map(|it| Arc::clone(&it.tell));
+        let on_verdict = self.watched.get(&place).map(|it| Arc::clone(&it.on_verdict));
         let given_up = if verdict.is_refusal() { self.watched.remove(&place) } else { None };
-        Some(SettledPosition { saved, verdict, tell, _given_up: given_up })
+        Some(SettledPosition { saved, verdict, on_verdict, _given_up: given_up })
     }
 }
 
@@ -94,15 +94,15 @@ impl State {
 struct SettledPosition {
     saved: Fenced,
     verdict: Verdict,
-    tell: Option<Arc<dyn Fn(Verdict) + Send + Sync>>,
+    on_verdict: Option<Arc<dyn Fn(Verdict) + Send + Sync>>,
     /// Not watched any more.
     _given_up: Option<TrackedShard>,
 }
 
 impl SettledPosition {
-    fn tell(self, scope: &Scope) {
-        if let Some(tell) = &self.tell {
-            tell(self.verdict);
+    fn on_verdict(self, scope: &Scope) {
+        if let Some(on_verdict) = &self.on_verdict {
+            on_verdict(self.verdict);
         }
         let error = match self.verdict {
             Verdict::Saved | Verdict::Forgotten => return,

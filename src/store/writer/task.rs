@@ -27,7 +27,7 @@ struct Outage {
     retry_at: Instant,
     /// Whether an error was met that waiting does not cure.
     is_permanent: bool,
-    told: bool,
+    is_reported: bool,
 }
 
 /// The task.
@@ -54,10 +54,10 @@ impl Saving {
         while let Err(panic) = contain(self.work()).await {
             let message = panic.to_string();
             let event = Event::TaskRestarted { task: Task::Checkpoints, shard_id: None, message };
-            self.shared.observer.tell(event);
+            self.shared.telemetry.emit(event);
             panics += 1;
             if panics == TOLERATED + 1 {
-                let _nobody_is_there = self.shared.tell(panicked(&panic).with_source(panic));
+                let _nobody_is_there = self.shared.report(panicked(&panic).with_source(panic));
             }
             // As long as the store fails: what is to be saved is not held up by that.
             sleep(backoff.failed()).await;
@@ -71,9 +71,9 @@ impl Saving {
             // While the store fails, nothing but time and a wish to flush brings the next attempt.
             let next = match &self.outage {
                 Some(outage) => outage.retry_at,
-                None => self.written + self.shared.rhythm.interval.max(Duration::from_millis(1)),
+                None => self.written + self.shared.flush.interval.max(Duration::from_millis(1)),
             };
-            let resting = self.outage.is_none() && self.shared.rhythm.interval.is_zero();
+            let resting = self.outage.is_none() && self.shared.flush.interval.is_zero();
             // In this order, so that what happens depends on nothing but what happened.
             if self.asking.is_empty() || self.outage.is_some() {
                 tokio::select! {
@@ -115,7 +115,7 @@ impl Saving {
             Ok(()) => {
                 if let Some(ended) = self.outage.take() {
                     let after = ended.since.elapsed();
-                    self.shared.observer.tell(Event::StoreRecovered { after });
+                    self.shared.telemetry.emit(Event::StoreRecovered { after });
                 }
                 self.written = started;
                 for answer in self.asking.drain(..) {
@@ -164,25 +164,25 @@ fn fail(
     let is_new = outage.is_none();
     let outage = outage.get_or_insert_with(|| {
         let backoff = Backoff::new(SAVES);
-        Outage { since: started, backoff, retry_at: started, is_permanent: false, told: false }
+        Outage { since: started, backoff, retry_at: started, is_permanent: false, is_reported: false }
     });
     let is_worse = !curable && !std::mem::replace(&mut outage.is_permanent, !curable);
     if is_new || is_worse {
-        shared.observer.tell(Event::StoreFailed { message: error.to_string() });
+        shared.telemetry.emit(Event::StoreFailed { message: error.to_string() });
     }
-    shared.observer.save_failed(outage.since);
+    shared.telemetry.save_failed(outage.since);
     outage.retry_at = Instant::now() + outage.backoff.failed();
-    let too_long = outage.since.elapsed() >= shared.rhythm.max_unflushed;
+    let too_long = outage.since.elapsed() >= shared.flush.max_unflushed;
     let (mut refused, mut report) = (None, None);
     if !curable && let Some(answer) = asking.pop() {
         refused = Some((answer, error));
-    } else if !outage.told && (too_long || !curable) {
-        outage.told = true;
+    } else if !outage.is_reported && (too_long || !curable) {
+        outage.is_reported = true;
         report = if curable {
-            Some(overdue(error, shared.rhythm.max_unflushed))
+            Some(overdue(error, shared.flush.max_unflushed))
         } else {
             // Who waits for records, and not for the store, is told as well.
-            shared.tell(error).err()
+            shared.report(error).err()
         };
     }
     let waiting = {

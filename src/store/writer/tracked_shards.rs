@@ -27,7 +27,7 @@ pub(crate) struct TrackedShard {
     pub(crate) watermark: Arc<Watermark>,
     /// Told that the end of the shard is saved, and where the store has something else to say than that
     /// a position is saved; without any lock held.
-    pub(crate) tell: Arc<dyn Fn(Verdict) + Send + Sync>,
+    pub(crate) on_verdict: Arc<dyn Fn(Verdict) + Send + Sync>,
 }
 
 impl std::fmt::Debug for TrackedShard {
@@ -133,8 +133,8 @@ mod tests {
                 }
             }
         }));
-        let (kept, tell) = (Arc::clone(&watermark), Arc::new(|_verdict| {}));
-        list.lock().unwrap().insert(TrackedShard { shard, epoch: 1, watermark, tell });
+        let (kept, on_verdict) = (Arc::clone(&watermark), Arc::new(|_verdict| {}));
+        list.lock().unwrap().insert(TrackedShard { shard, epoch: 1, watermark, on_verdict });
         kept
     }
 
