@@ -32,7 +32,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
             .application("billing")
             .starting_position(StartingPosition::TrimHorizon)
             .store(store.clone())
-            .budget(&budget)
+            .memory_budget(&budget)
             .build()
     };
     let [orders, payments] = STREAMS.map(consumer);

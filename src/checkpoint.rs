@@ -23,7 +23,7 @@ pub(crate) use watermark::{Advance, Passed, Watermark};
 /// |---|---|
 /// | [`TrimHorizon`](Self::TrimHorizon) | `TRIM_HORIZON` |
 /// | [`AtTimestamp`](Self::AtTimestamp) | `AT_TIMESTAMP:1767225600000`, milliseconds since 1970 |
-/// | [`AfterSequence`](Self::AfterSequence) | `AFTER_SEQUENCE_NUMBER:49590338`, with `:7` behind it inside an aggregated record |
+/// | [`AfterSequence`](Self::AfterSequenceNumber) | `AFTER_SEQUENCE_NUMBER:49590338`, with `:7` behind it inside an aggregated record |
 /// | [`CaughtUp`](Self::CaughtUp) | `CAUGHT_UP:1767225600000:49590338`, or `CAUGHT_UP:1767225600000` if no record was finished |
 /// | [`ShardEnd`](Self::ShardEnd) | `SHARD_END` |
 ///
@@ -46,7 +46,7 @@ pub enum Checkpoint {
     /// milliseconds later; a time outside of them is written as the nearest one inside.
     AtTimestamp(SystemTime),
     /// This record, and all before it, are finished.
-    AfterSequence {
+    AfterSequenceNumber {
         /// The last finished record.
         sequence_number: SequenceNumber,
         /// Where the record is an aggregate that is not finished as a whole: the last of its
@@ -83,7 +83,7 @@ impl Checkpoint {
             Self::CaughtUp { after: Some(number), until } => {
                 Order::Behind(number, u64::MAX, Some(millis_of(*until)))
             }
-            Self::AfterSequence { sequence_number, sub_sequence_number } => {
+            Self::AfterSequenceNumber { sequence_number, sub_sequence_number } => {
                 Order::Behind(sequence_number, sub_sequence_number.unwrap_or(u64::MAX), None)
             }
             Self::ShardEnd => Order::End,
@@ -93,7 +93,7 @@ impl Checkpoint {
     /// The last record that is finished, where there is one.
     pub(crate) fn sequence_number(&self) -> Option<&SequenceNumber> {
         match self {
-            Self::AfterSequence { sequence_number, .. } => Some(sequence_number),
+            Self::AfterSequenceNumber { sequence_number, .. } => Some(sequence_number),
             Self::CaughtUp { after, .. } => after.as_ref(),
             _ => None,
         }
@@ -126,7 +126,7 @@ impl Record {
     /// # Ok(()) }
     /// ```
     pub fn checkpoint(&self) -> Checkpoint {
-        Checkpoint::AfterSequence {
+        Checkpoint::AfterSequenceNumber {
             sequence_number: self.sequence_number.clone(),
             sub_sequence_number: self.is_inner.then_some(self.sub_sequence_number),
         }
@@ -149,7 +149,7 @@ impl fmt::Display for Checkpoint {
             Self::AtTimestamp(time) => {
                 write!(formatter, "AT_TIMESTAMP:{}", millis_of(*time))
             }
-            Self::AfterSequence { sequence_number, sub_sequence_number } => {
+            Self::AfterSequenceNumber { sequence_number, sub_sequence_number } => {
                 write!(formatter, "AFTER_SEQUENCE_NUMBER:{sequence_number}")?;
                 match sub_sequence_number {
                     Some(part) => write!(formatter, ":{part}"),
@@ -201,7 +201,7 @@ fn parse_place(place: &str) -> Option<Checkpoint> {
         Some((number, part)) => (number, Some(parse_digits(part)?)),
         None => (place, None),
     };
-    Some(Checkpoint::AfterSequence {
+    Some(Checkpoint::AfterSequenceNumber {
         sequence_number: number.parse().ok()?,
         sub_sequence_number: part,
     })
@@ -237,7 +237,7 @@ mod tests {
                 Checkpoint::AtTimestamp(UNIX_EPOCH + Duration::from_millis(millis))
             }),
             ("[1-9][0-9]{0,2}", prop::option::of(0..9_u64)).prop_map(|(number, part)| {
-                Checkpoint::AfterSequence {
+                Checkpoint::AfterSequenceNumber {
                     sequence_number: number.parse().unwrap(),
                     sub_sequence_number: part,
                 }

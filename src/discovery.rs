@@ -22,7 +22,7 @@ mod stream_shards;
 mod unlisted;
 
 use crate::record::ShardId;
-use crate::store::lease::{Lease, Table};
+use crate::store::lease::{Lease, LeaseTable};
 
 pub(crate) use changes::{Changes, ShardStart};
 pub(crate) use confirmation::Confirmations;
@@ -54,19 +54,19 @@ pub enum ShardOrdering {
 }
 
 /// The shards that may be read now.
-pub(crate) fn readable(table: &Table, ordering: ShardOrdering) -> impl Iterator<Item = &ShardId> {
+pub(crate) fn readable(table: &LeaseTable, ordering: ShardOrdering) -> impl Iterator<Item = &ShardId> {
     let readable =
         table.leases.iter().filter(move |(_, lease)| is_readable(table, lease, ordering));
     readable.map(|(shard, _)| shard)
 }
 
 /// Whether the shard of a lease may be read now.
-pub(crate) fn is_readable(table: &Table, lease: &Lease, ordering: ShardOrdering) -> bool {
+pub(crate) fn is_readable(table: &LeaseTable, lease: &Lease, ordering: ShardOrdering) -> bool {
     // Where the parents are not known, nobody has listed the shard yet.
     let Some(parents) = &lease.parents else { return false };
     let may_begin = ordering == ShardOrdering::Unordered
         || parents.iter().all(|parent| table.leases.get(parent).is_none_or(Lease::is_finished));
-    may_begin && !lease.is_finished() && !lease.is_lost && lease.unreadable.is_none()
+    may_begin && !lease.is_finished() && !lease.is_shard_expired && lease.unreadable.is_none()
 }
 
 #[cfg(test)]
@@ -80,8 +80,8 @@ mod tests {
         format!("shardId-{number:012}").parse().unwrap()
     }
 
-    fn table(shards: &[(usize, &[usize])]) -> Table {
-        let mut table = Table::default();
+    fn table(shards: &[(usize, &[usize])]) -> LeaseTable {
+        let mut table = LeaseTable::default();
         for (number, parents) in shards {
             let parents = Some(parents.iter().copied().map(id).collect());
             table.leases.insert(id(*number), Lease { parents, ..Lease::default() });
@@ -89,11 +89,11 @@ mod tests {
         table
     }
 
-    fn finish(table: &mut Table, shard: &ShardId) {
+    fn finish(table: &mut LeaseTable, shard: &ShardId) {
         table.leases.get_mut(shard).unwrap().checkpoint = Some(Checkpoint::ShardEnd);
     }
 
-    fn shards(table: &Table, ordering: ShardOrdering) -> Vec<ShardId> {
+    fn shards(table: &LeaseTable, ordering: ShardOrdering) -> Vec<ShardId> {
         readable(table, ordering).cloned().collect()
     }
 
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn a_lost_parent_holds_its_children() {
         let mut table = table(&[(3, &[]), (7, &[3])]);
-        table.leases.get_mut(&id(3)).unwrap().is_lost = true;
+        table.leases.get_mut(&id(3)).unwrap().is_shard_expired = true;
         assert_eq!(shards(&table, ShardOrdering::ParentFirst), []);
     }
 
@@ -136,7 +136,7 @@ mod tests {
             parents in prop::collection::vec(prop::collection::vec(any::<prop::sample::Index>(), 0..3), 1..30),
             ordering in prop_oneof![Just(ShardOrdering::ParentFirst), Just(ShardOrdering::Unordered)],
         ) {
-            let mut table = Table::default();
+            let mut table = LeaseTable::default();
             for (number, picks) in parents.iter().enumerate() {
                 let older = picks.iter().filter(|_| number > 0).map(|pick| id(pick.index(number)));
                 let parents = Some(older.collect());

@@ -73,7 +73,7 @@ pub(crate) struct SourceConfig {
     pub(crate) start_time: Option<SystemTime>,
     /// Whether records that a producer has packed into one are handed out one by one.
     pub(crate) deaggregate: bool,
-    pub(crate) budget: MemoryBudget,
+    pub(crate) memory_budget: MemoryBudget,
     pub(crate) finish: Arc<dyn AckSink>,
     pub(crate) interval: Duration,
     pub(crate) limit: u32,
@@ -85,7 +85,7 @@ impl SourceConfig {
     /// The source. It asks for nothing until it is polled.
     pub(crate) fn into_source(self) -> Source {
         let Self { interval, limit, .. } = self;
-        let memory = self.budget.shard();
+        let memory = self.memory_budget.shard();
         let failed = self.telemetry.known_failures();
         let progress = FetchState {
             kinesis: self.kinesis,

@@ -105,7 +105,7 @@
 //! |---|---|---|
 //! | `kinestream:{application:stream}:format` | string | `1` |
 //! | `kinestream:{application:stream}:checkpoints` | hash | for each shard its [`Checkpoint`] as text |
-//! | `kinestream:{application:stream}:leases` | hash | for each shard `epoch owner heir origin parents state start unlisted added` |
+//! | `kinestream:{application:stream}:leases` | hash | for each shard `epoch owner next_owner origin parents state start unlisted added` |
 //! | `kinestream:{application:stream}:workers` | hash | for each worker `incarnation joined duration expiry capacity` |
 //! | `kinestream:{application:stream}:fleet` | hash | `generation`, `version` and `cleared` of the [table](lease::Table), `epoch`: the last one that was given, `keys`: which of the other keys exist, and `first_poll`: the start of an application that has not listed its stream yet |
 //!

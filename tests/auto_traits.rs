@@ -35,16 +35,16 @@ fn public_types_cross_threads() {
     assert_all::<StartingPosition>();
     assert_all::<ApplicationStatus>();
     assert_all::<IfLeased>();
-    assert_all::<lease::Answer>();
+    assert_all::<lease::HeartbeatResponse>();
     assert_all::<lease::Change>();
-    assert_all::<lease::Edit>();
-    assert_all::<lease::Fenced>();
+    assert_all::<lease::AdminEdit>();
+    assert_all::<lease::FencedCheckpoint>();
     assert_all::<lease::Lease>();
-    assert_all::<lease::Member>();
-    assert_all::<lease::Request>();
-    assert_all::<lease::Standing>();
-    assert_all::<lease::Table>();
-    assert_all::<lease::Verdict>();
+    assert_all::<lease::WorkerEntry>();
+    assert_all::<lease::HeartbeatRequest>();
+    assert_all::<lease::Membership>();
+    assert_all::<lease::LeaseTable>();
+    assert_all::<lease::SaveOutcome>();
     #[cfg(feature = "redis")]
     assert_all::<kinestream::RedisStore>();
     #[cfg(feature = "testing")]

@@ -102,7 +102,7 @@ impl Board {
             self.reading().into_iter().map(|worker| (worker, 0)).collect();
         for lease in self.leases.values().filter(|lease| self.is_readable(lease)) {
             match lease.owner.as_ref().and_then(|owner| shares.get_mut(owner)) {
-                Some(share) if lease.heir.is_none() => *share += 1,
+                Some(share) if lease.next_owner.is_none() => *share += 1,
                 _ => return false,
             }
         }

@@ -64,7 +64,7 @@ fn row(board: &Board, shard: &ShardId, lease: &Lease, rates: &BTreeMap<Arc<str>,
     for (number, (worker, _)) in board.crew.iter().enumerate() {
         let sign = if lease.owner.as_ref() == Some(worker) {
             "●"
-        } else if lease.heir.as_ref() == Some(worker) {
+        } else if lease.next_owner.as_ref() == Some(worker) {
             "○"
         } else {
             "·"

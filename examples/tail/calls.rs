@@ -35,7 +35,7 @@ pub(crate) async fn millis_behind(
 ) -> Option<i64> {
     let call = iterator(client, stream, shard);
     let call = match position {
-        Checkpoint::AfterSequence { sequence_number, .. }
+        Checkpoint::AfterSequenceNumber { sequence_number, .. }
         | Checkpoint::CaughtUp { after: Some(sequence_number), .. } => call
             .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
             .starting_sequence_number(sequence_number.as_str()),

@@ -27,11 +27,11 @@ pub(crate) async fn show(
     for (shard, at) in &status.shards {
         let state = match at.state {
             ShardState::Reading => style("reading").green(),
-            ShardState::Free => style("free").red(),
-            ShardState::Lost => style("lost").red(),
+            ShardState::Unassigned => style("free").red(),
+            ShardState::Expired => style("lost").red(),
             ShardState::Unreadable => style("unreadable").red(),
             ShardState::Waiting => style("waiting").yellow(),
-            ShardState::Leaving => style("leaving").yellow(),
+            ShardState::HandingOff => style("leaving").yellow(),
             _ => style("finished").dim(),
         };
         let behind = match &at.position {

@@ -347,7 +347,7 @@ mod tests {
                 let expected = match prefix {
                     _ if complete => Some(Checkpoint::ShardEnd),
                     0 => None,
-                    _ => Some(Checkpoint::AfterSequence {
+                    _ => Some(Checkpoint::AfterSequenceNumber {
                         sequence_number: records[prefix - 1].1.clone(),
                         sub_sequence_number: None,
                     }),

@@ -203,8 +203,8 @@ impl ConsumerBuilder {
     ///
     /// Default: none, a budget of its own of [`max_buffered_bytes`](Self::max_buffered_bytes), which
     /// means nothing beside one that is shared.
-    pub fn budget(mut self, budget: &MemoryBudget) -> Self {
-        self.settings.budget = Some(budget.clone());
+    pub fn memory_budget(mut self, memory_budget: &MemoryBudget) -> Self {
+        self.settings.memory_budget = Some(memory_budget.clone());
         self
     }
 

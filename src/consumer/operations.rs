@@ -15,7 +15,7 @@ use crate::error::{ClassifiedError, Error, ErrorKind, Result};
 use crate::fleet::WorkerMessage;
 use crate::record::ShardId;
 use crate::source::Listing;
-use crate::store::lease::{Edit, Lease, Table};
+use crate::store::lease::{AdminEdit, Lease, LeaseTable};
 use crate::store::{LONGEST_CALL, Mark, with_timeout};
 use crate::telemetry::Event;
 
@@ -59,7 +59,7 @@ impl Consumer {
     }
 
     /// The table of leases, as the store has it now.
-    pub(super) async fn table(&self) -> Result<Table> {
+    pub(super) async fn table(&self) -> Result<LeaseTable> {
         let table = with_timeout(self.inner.leases.table(&self.inner.scope)).await;
         let mut table = table.map_err(|error| self.here(error))?;
         table.leases.retain(|shard, _| !Mark::is_one(shard));
@@ -93,7 +93,7 @@ impl Consumer {
             let error = Error::new(ErrorKind::Configuration, message);
             return Err(self.here(error).in_shard(shard.as_str()));
         }
-        let edit = Edit::Set { positions: vec![(shard.clone(), checkpoint)] };
+        let edit = AdminEdit::Set { positions: vec![(shard.clone(), checkpoint)] };
         let edited = self.edit(&edit, when_held).await;
         edited.map_err(|error| error.in_shard(shard.as_str()))?;
         self.see().await;
@@ -111,7 +111,7 @@ impl Consumer {
     ///
     /// As [`set_position`](Self::set_position).
     pub async fn clear_positions(&self, when_held: IfLeased) -> Result<()> {
-        self.edit(&Edit::Clear, when_held).await?;
+        self.edit(&AdminEdit::Clear, when_held).await?;
         self.see().await;
         Ok(())
     }
@@ -176,7 +176,7 @@ impl Consumer {
             let ids = listed.shards.into_iter().map(|shard| shard.id);
             let positions: Vec<_> =
                 ids.filter(|id| moved.insert(id.clone())).map(position).collect();
-            self.edit(&Edit::Set { positions }, IfLeased::Force).await?;
+            self.edit(&AdminEdit::Set { positions }, IfLeased::Force).await?;
             listed = self.whole_listing(&mut confirmations).await?;
         }
         self.see().await;
@@ -237,7 +237,7 @@ impl Consumer {
         }
     }
 
-    async fn edit(&self, edit: &Edit, when_held: IfLeased) -> Result<()> {
+    async fn edit(&self, edit: &AdminEdit, when_held: IfLeased) -> Result<()> {
         let forced = when_held == IfLeased::Force;
         let edited = with_timeout(self.inner.leases.edit(&self.inner.scope, edit, forced)).await;
         match edited.map_err(|error| self.here(error))? {

@@ -129,12 +129,12 @@ impl Session {
         });
         let settings = &inner.settings;
         let own = || MemoryBudget::new(settings.max_buffered_bytes);
-        let budget = settings.budget.clone().unwrap_or_else(own);
+        let memory_budget = settings.memory_budget.clone().unwrap_or_else(own);
         inner.telemetry.ask_for_buffered({
-            let budget = budget.clone();
-            move || budget.taken()
+            let memory_budget = memory_budget.clone();
+            move || memory_budget.taken()
         });
-        Running { session: Arc::clone(self), budget, writer, message, openings, has_left }
+        Running { session: Arc::clone(self), memory_budget, writer, message, openings, has_left }
     }
 
     /// The consumer's writer: one for all its readings, so that none saves behind another's back.
@@ -169,7 +169,7 @@ impl Drop for Session {
 /// A session under way.
 pub(super) struct Running {
     session: Arc<Session>,
-    budget: MemoryBudget,
+    memory_budget: MemoryBudget,
     writer: Writer,
     message: mpsc::UnboundedSender<WorkerMessage>,
     openings: mpsc::UnboundedReceiver<Result<AssignedShard>>,
@@ -210,7 +210,7 @@ impl Running {
             start_time: inner.settings.start.time_of(&shard.id),
             deaggregate: inner.settings.deaggregate,
             fan_out: inner.fan_out.clone(),
-            budget: self.budget.clone(),
+            memory_budget: self.memory_budget.clone(),
             finish: Arc::clone(&watermark) as _,
         };
         let (message, id, epoch) = (self.message.clone(), shard.id.clone(), lease_handle.epoch());

@@ -33,7 +33,7 @@ pub(super) struct Settings {
     pub(super) prefetch: usize,
     pub(super) max_buffered_bytes: usize,
     /// Shared with other consumers, in place of one of that size.
-    pub(super) budget: Option<MemoryBudget>,
+    pub(super) memory_budget: Option<MemoryBudget>,
     pub(super) on_trimmed: OnTrimmed,
     pub(super) deaggregate: bool,
     pub(super) fan_out: Option<Arc<str>>,
@@ -54,7 +54,7 @@ impl Default for Settings {
             in_flight: InFlightConfig { records: 10_000, bytes: 64 * 1024 * 1024 },
             prefetch: 1,
             max_buffered_bytes: 64 * 1024 * 1024,
-            budget: None,
+            memory_budget: None,
             on_trimmed: OnTrimmed::default(),
             deaggregate: true,
             fan_out: None,

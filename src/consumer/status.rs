@@ -95,7 +95,7 @@ pub enum ShardState {
     /// Its parents are not finished yet.
     Waiting,
     /// It may be read, and no worker has it.
-    Free,
+    Unassigned,
     /// A worker has it.
     Reading,
     /// An error keeps this consumer from reading it, and no other worker has it. This consumer retries
@@ -103,13 +103,13 @@ pub enum ShardState {
     /// [`Free`](Self::Free).
     Failed,
     /// A worker has it, and is handing it over to another one.
-    Leaving,
+    HandingOff,
     /// Every record of it is finished.
     Finished,
     /// It left retention before it was read to its end, or its position belongs to an earlier stream of
     /// the name. It is read again, or passed over, after a start with another
     /// [`on_trimmed`](crate::ConsumerBuilder::on_trimmed), and when it is listed again.
-    Lost,
+    Expired,
     /// The store cannot read the lease or the position of it: it is not read, and its children wait,
     /// until the stored text is corrected or [`set_position`](Consumer::set_position) replaces it.
     Unreadable,
@@ -137,13 +137,13 @@ impl Consumer {
             let state = match &lease.owner {
                 _ if lease.is_finished() => ShardState::Finished,
                 _ if lease.unreadable.is_some() => ShardState::Unreadable,
-                _ if lease.is_lost => ShardState::Lost,
-                Some(_) if lease.heir.is_some() => ShardState::Leaving,
+                _ if lease.is_shard_expired => ShardState::Expired,
+                Some(_) if lease.next_owner.is_some() => ShardState::HandingOff,
                 Some(_) if failure.is_some() => ShardState::Failed,
                 Some(_) => ShardState::Reading,
                 None if is_readable(&table, lease, ordering) => match failure {
                     Some(_) => ShardState::Failed,
-                    None => ShardState::Free,
+                    None => ShardState::Unassigned,
                 },
                 None => ShardState::Waiting,
             };

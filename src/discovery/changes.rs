@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::record::{SequenceNumber, ShardId};
 use crate::shard::time_on_the_wall;
 use crate::source::{ListedShard, OnTrimmed, Position};
-use crate::store::lease::{Change, Lease, MARK_KEPT, Table};
+use crate::store::lease::{Change, Lease, MARK_KEPT, LeaseTable};
 use crate::telemetry::Event;
 
 /// Where a worker starts to read a shard.
@@ -84,7 +84,7 @@ impl ShardDiscovery {
     /// What is to be changed in the table, after what has been listed. Where it has no shard yet, the
     /// changes are the start of the application, and belong into one step with nothing before it:
     /// half a start would be taken for a later one.
-    pub(crate) fn changes(&self, listed: &StreamShards, table: &Table) -> Changes {
+    pub(crate) fn changes(&self, listed: &StreamShards, table: &LeaseTable) -> Changes {
         let mut losses = Vec::new();
         let mut list = self.additions(listed, table);
         if !has_begun(table) {
@@ -103,7 +103,7 @@ impl ShardDiscovery {
                 if listed.had_finished(shard) && lease.unlisted.is_none_or(is_over) {
                     list.push(Change::Forget { shard: shard.clone() });
                 }
-            } else if lease.is_lost && self.keeps_lost() {
+            } else if lease.is_shard_expired && self.keeps_lost() {
                 // Once by each reading, since nothing comes of the shard.
                 if listed.begins {
                     losses.push(Loss::listed(Report::Error(self.left_retention(shard, lease))));
@@ -116,7 +116,7 @@ impl ShardDiscovery {
     }
 
     /// The shards that are not in the table yet.
-    fn additions(&self, listed: &StreamShards, table: &Table) -> Vec<Change> {
+    fn additions(&self, listed: &StreamShards, table: &LeaseTable) -> Vec<Change> {
         let inherited = &listed.inheritance.leases;
         let first = table.leases.is_empty() && inherited.is_empty();
         let descendants =
@@ -193,7 +193,7 @@ impl ShardDiscovery {
     fn identify(
         &self,
         listed: &StreamShards,
-        table: &Table,
+        table: &LeaseTable,
         list: &mut Vec<Change>,
         losses: &mut Vec<Loss>,
     ) {
@@ -206,13 +206,13 @@ impl ShardDiscovery {
             if is_same(lease, start) {
                 let is_news = lease.start.is_none()
                     || lease.unlisted.is_some()
-                    || lease.is_lost
+                    || lease.is_shard_expired
                     || lacks_addition(lease);
                 if lease.parents.is_some() && is_news && !listed.has_other_start(shard) {
                     let (shard, start) = (shard.id.clone(), Some(start.clone()));
                     list.push(Change::Identify { shard, start });
                 }
-            } else if listed.has_confirmed(shard) || lease.is_lost {
+            } else if listed.has_confirmed(shard) || lease.is_shard_expired {
                 self.replace(shard, start, lease, listed, list, losses);
             }
         }
@@ -230,11 +230,11 @@ impl ShardDiscovery {
     ) {
         let checkpoint = match self.on_trimmed {
             OnTrimmed::Fail => {
-                if !lease.is_lost {
-                    list.push(Change::Lose { shard: shard.id.clone() });
+                if !lease.is_shard_expired {
+                    list.push(Change::MarkExpired { shard: shard.id.clone() });
                 }
                 // Once by each reading, since nothing comes of the shard.
-                if !lease.is_lost || listed.begins {
+                if !lease.is_shard_expired || listed.begins {
                     let error = self.of_other_stream(shard, lease);
                     losses.push(listed.lost(&shard.id, error));
                 }
@@ -291,7 +291,7 @@ impl ShardDiscovery {
         }
         if self.on_trimmed == OnTrimmed::Fail {
             losses.push(listed.lost(shard, self.left_retention(shard, lease)));
-            changes.push(Change::Lose { shard: id() });
+            changes.push(Change::MarkExpired { shard: id() });
         } else {
             let gap = gap(shard, lease, Checkpoint::ShardEnd);
             losses.push(Loss::stored(gap, Shown::Finished(shard.clone())));

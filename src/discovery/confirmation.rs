@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::error::{ClassifiedError, RetryAction};
 use crate::record::ShardId;
 use crate::source::{Kinesis, Listing, Position, unusable};
-use crate::store::lease::{Lease, Table};
+use crate::store::lease::{Lease, LeaseTable};
 
 /// The number of answers by which Kinesis must confirm that a shard is gone, or that a shard belongs to
 /// another stream, and the pause between them: together as long as a stream must be missing that is named
@@ -39,7 +39,7 @@ impl Confirmations {
     pub(crate) async fn list_whole(
         &mut self,
         kinesis: &Kinesis,
-        table: &Table,
+        table: &LeaseTable,
     ) -> Result<Listing, ClassifiedError> {
         let listing = kinesis.shards().await?;
         let ids: BTreeSet<&ShardId> = listing.shards.iter().map(|shard| &shard.id).collect();
@@ -124,7 +124,7 @@ impl Confirmations {
 
 /// Returns the parents of listed shards that are neither listed nor in the table, which shows that those of
 /// its own shards had left retention.
-pub(super) fn unknown_parents<'a>(listing: &'a Listing, table: &Table) -> Vec<&'a ShardId> {
+pub(super) fn unknown_parents<'a>(listing: &'a Listing, table: &LeaseTable) -> Vec<&'a ShardId> {
     let ids: BTreeSet<&ShardId> = listing.shards.iter().map(|shard| &shard.id).collect();
     let is_new = |id: &ShardId| table.leases.get(id).is_none_or(|it| it.parents.is_none());
     let parents = listing.shards.iter().filter(|shard| is_new(&shard.id));

@@ -3,10 +3,10 @@
 use crate::checkpoint::Checkpoint;
 use crate::record::SequenceNumber;
 use crate::source::ListedShard;
-use crate::store::lease::{Lease, Table};
+use crate::store::lease::{Lease, LeaseTable};
 
 /// Returns true once a worker has added shards for this scope.
-pub(super) fn has_begun(table: &Table) -> bool {
+pub(super) fn has_begun(table: &LeaseTable) -> bool {
     table.leases.values().any(|lease| lease.parents.is_some())
 }
 

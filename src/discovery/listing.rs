@@ -20,7 +20,7 @@ use crate::checkpoint::millis_of;
 use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
 use crate::record::ShardId;
 use crate::source::{Kinesis, ListedShard, Listing, OnTrimmed, other_start, unusable};
-use crate::store::lease::{Change, Lease, Table};
+use crate::store::lease::{Change, Lease, LeaseTable};
 use crate::telemetry::{Event, Telemetry};
 
 /// The longest pause while a stream is not found: there must be several answers before that is
@@ -84,7 +84,7 @@ impl Memory {
     }
 
     /// Returns the moment at which the application polled the stream first, or one before it. `stored` is
-    /// [`Table::first_poll`].
+    /// [`LeaseTable::first_poll`].
     fn first_poll(&self, stored: u64) -> SystemTime {
         let latest = self.latest();
         // The clock of Kinesis is more exact than that of this host, by which the moment was stored.
@@ -104,7 +104,7 @@ impl Memory {
 impl ShardDiscovery {
     /// Lists until the answer can be used; `begins` says that nobody has read anything yet. `None`
     /// when the stream is gone.
-    pub(crate) async fn list(self, before: Arc<Table>, begins: bool) -> Option<StreamShards> {
+    pub(crate) async fn list(self, before: Arc<LeaseTable>, begins: bool) -> Option<StreamShards> {
         let (listing, inheritance) = self.inherit(&before, begins).await?;
         let is_first = before.leases.is_empty() && inheritance.leases.is_empty();
         let latest = self.memory.first_poll(if is_first { before.first_poll } else { 0 });
@@ -136,7 +136,7 @@ impl ShardDiscovery {
         self.memory.absences().contains(shard)
     }
 
-    pub(super) async fn until_complete(&self, before: &Table, begins: bool) -> Option<Listing> {
+    pub(super) async fn until_complete(&self, before: &LeaseTable, begins: bool) -> Option<Listing> {
         let mut retries = Retries::new(begins, before);
         let mut confirmations = Confirmations::default();
         loop {
@@ -150,7 +150,7 @@ impl ShardDiscovery {
     /// A listing in which no shard is missing, as far as can be known.
     async fn complete(
         &self,
-        before: &Table,
+        before: &LeaseTable,
         confirmations: &mut Confirmations,
     ) -> Result<Listing, ClassifiedError> {
         let listing = self.kinesis.shards().await?;
@@ -167,7 +167,7 @@ impl ShardDiscovery {
     async fn confirm_new_starts(
         &self,
         listing: &Listing,
-        before: &Table,
+        before: &LeaseTable,
     ) -> Result<(), ClassifiedError> {
         let is_new = |shard: &&ListedShard| {
             let lacks_start = |lease: &Lease| lease.start.is_none() && lease.unreadable.is_none();
@@ -181,10 +181,10 @@ impl ShardDiscovery {
     pub(super) async fn confirm_other_starts(
         &self,
         listing: &Listing,
-        before: &Table,
+        before: &LeaseTable,
     ) -> Result<(), ClassifiedError> {
         let is_other = |shard: &&ListedShard| {
-            let stays_lost = |lease: &Lease| lease.is_lost && self.keeps_lost();
+            let stays_lost = |lease: &Lease| lease.is_shard_expired && self.keeps_lost();
             let lease = before.leases.get(&shard.id).filter(|lease| !stays_lost(lease));
             lease.is_some_and(|lease| is_of_other_stream(lease, shard))
         };
@@ -220,7 +220,7 @@ impl ShardDiscovery {
         if listing.shards.iter().all(ListedShard::is_open) {
             return Some(BTreeSet::new());
         }
-        let mut retries = Retries::new(false, &Table::default());
+        let mut retries = Retries::new(false, &LeaseTable::default());
         let mut unusable_answers = 0;
         loop {
             let failure = match self.kinesis.shards_open_before(time).await {
@@ -249,10 +249,10 @@ impl ShardDiscovery {
     }
 
     /// The shards of the table that are gone: unfinished, and read by no worker.
-    async fn find_gone(&self, listing: &Listing, before: &Table) -> Vec<ShardId> {
+    async fn find_gone(&self, listing: &Listing, before: &LeaseTable) -> Vec<ShardId> {
         let ids: BTreeSet<&ShardId> = listing.shards.iter().map(|shard| &shard.id).collect();
         let is_idle = |lease: &Lease| {
-            !lease.is_finished() && lease.owner.is_none() && !(lease.is_lost && self.keeps_lost())
+            !lease.is_finished() && lease.owner.is_none() && !(lease.is_shard_expired && self.keeps_lost())
         };
         let idle = before.leases.iter().filter(|(_, lease)| is_idle(lease)).map(|(id, _)| id);
         let mut absent = Vec::new();
@@ -285,7 +285,7 @@ struct Retries {
 }
 
 impl Retries {
-    fn new(begins: bool, before: &Table) -> Self {
+    fn new(begins: bool, before: &LeaseTable) -> Self {
         let is_new = begins && before.leases.is_empty();
         let patience = FailurePatience::new(begins, is_new, Instant::now());
         Self { patience, backoff: Backoff::new(LISTINGS), failed: 0, panics: 0 }

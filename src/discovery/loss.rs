@@ -3,7 +3,7 @@
 use super::identity::has_begun;
 use crate::error::Error;
 use crate::record::{SequenceNumber, ShardId};
-use crate::store::lease::{Lease, Table};
+use crate::store::lease::{Lease, LeaseTable};
 use crate::telemetry::Event;
 
 /// Records that were lost before they were read.
@@ -55,12 +55,12 @@ impl Loss {
     }
 
     /// Returns true if a table proves that the loss is stored.
-    pub(crate) fn is_shown_by(&self, table: &Table) -> bool {
+    pub(crate) fn is_shown_by(&self, table: &LeaseTable) -> bool {
         let lease = |shard: &ShardId| table.leases.get(shard);
         match &self.shown {
             None => false,
             Some(Shown::Finished(shard)) => lease(shard).is_some_and(Lease::is_finished),
-            Some(Shown::Lost(shard)) => lease(shard).is_some_and(|lease| lease.is_lost),
+            Some(Shown::Lost(shard)) => lease(shard).is_some_and(|lease| lease.is_shard_expired),
             Some(Shown::Start(shard, start)) => {
                 lease(shard).is_some_and(|lease| lease.start.as_ref() == Some(start))
             }

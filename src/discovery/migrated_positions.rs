@@ -20,7 +20,7 @@ use crate::checkpoint::Checkpoint;
 use crate::record::{SequenceNumber, ShardId};
 use crate::source::ListedShard;
 use crate::store::Mark;
-use crate::store::lease::{Lease, Table};
+use crate::store::lease::{Lease, LeaseTable};
 use crate::telemetry::Event;
 
 /// What is taken over of the positions under a stream's name.
@@ -35,7 +35,7 @@ pub(crate) struct MigratedPositions {
 impl MigratedPositions {
     pub(super) fn report(&self) -> Option<Event> {
         let (positions, refused) = (self.leases.len(), self.refused);
-        (positions + refused > 0).then_some(Event::PositionsTakenOver { positions, refused })
+        (positions + refused > 0).then_some(Event::PositionsMigrated { positions, refused })
     }
 }
 
@@ -55,7 +55,7 @@ pub(super) struct Claimable<'a> {
 }
 
 impl<'a> Claimable<'a> {
-    pub(super) fn new(table: &'a Table, shards: &'a [ListedShard]) -> Self {
+    pub(super) fn new(table: &'a LeaseTable, shards: &'a [ListedShard]) -> Self {
         Self {
             stored: table.leases.iter().filter(|(shard, _)| !Mark::is_one(shard)).collect(),
             listed: shards.iter().map(|shard| (&shard.id, shard)).collect(),
@@ -163,7 +163,7 @@ mod tests {
         shards: &[ListedShard],
         refuted: &[usize],
     ) -> (Vec<ShardId>, usize) {
-        let mut table = Table::default();
+        let mut table = LeaseTable::default();
         table.leases.extend(stored.iter().map(|(shard, lease)| (id(*shard), lease.clone())));
         table.leases.insert("positions-claimed.1.eu".parse().unwrap(), Lease::default());
         let refuted: Vec<ShardId> = refuted.iter().copied().map(id).collect();
@@ -195,7 +195,7 @@ mod tests {
     fn position_that_kinesis_refutes_is_of_another_stream() {
         let stored = [(0, lease(None, "AFTER_SEQUENCE_NUMBER:150"))];
         let shards = [listed(0, true, &[])];
-        let mut table = Table::default();
+        let mut table = LeaseTable::default();
         table.leases.insert(id(0), stored[0].1.clone());
         assert_eq!(Claimable::new(&table, &shards).doubtful().len(), 1);
         assert_eq!(settled(&stored, &shards, &[0]), (vec![], 1));

@@ -36,7 +36,7 @@ use crate::backoff::{Backoff, LISTINGS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{SequenceNumber, ShardId};
 use crate::source::{Listing, Position};
-use crate::store::lease::{Change, Request, Table};
+use crate::store::lease::{Change, HeartbeatRequest, LeaseTable};
 use crate::store::{LeaseStore, Mark, Scope, with_timeout};
 use crate::telemetry::Event;
 
@@ -130,7 +130,7 @@ impl ScopeMigration {
         let mut refuted = BTreeSet::new();
         for some in positions.chunks(CONCURRENT_PROBES) {
             let asked = some.iter().map(|(shard, number)| async move {
-                let position = Position::After((*number).clone(), None);
+                let position = Position::AfterSequenceNumber((*number).clone(), None);
                 let refusal = lister.kinesis.shard_iterator(shard, &position).await.err()?;
                 let is_other = refusal.error.to_string().contains(OF_OTHER_STREAM);
                 lister.note_panic(refusal);
@@ -144,7 +144,7 @@ impl ScopeMigration {
     /// Notes in the scope of the name what was done, without joining it; with a `known` table only where
     /// that is still the table. Returns whether it is noted.
     async fn mark(&self, done: Mark, known: Option<(u64, u64)>) -> Result<bool> {
-        let request = Request {
+        let request = HeartbeatRequest {
             worker: Arc::clone(&self.worker_id),
             incarnation: fastrand::u64(1..),
             lease_duration: NO_LEASE,
@@ -183,7 +183,7 @@ impl ShardDiscovery {
     /// when the stream is gone.
     pub(super) async fn inherit(
         &self,
-        before: &Table,
+        before: &LeaseTable,
         begins: bool,
     ) -> Option<(Listing, MigratedPositions)> {
         let mut delay = Delay::new();
@@ -237,7 +237,7 @@ impl Delay {
     async fn by_workers(&mut self, lister: &ShardDiscovery, worker_ids: Vec<String>) {
         if !std::mem::replace(&mut self.is_reported, true) {
             let worker_ids = worker_ids.clone();
-            lister.telemetry.emit(Event::TakeoverDelayed { worker_ids });
+            lister.telemetry.emit(Event::MigrationDelayed { worker_ids });
         }
         if self.is_overdue() {
             let message = format!(

@@ -114,10 +114,10 @@ impl From<Checkpoint> for ShardPosition {
         match checkpoint {
             Checkpoint::TrimHorizon => Self::TrimHorizon,
             Checkpoint::AtTimestamp(time) => Self::AtTimestamp(time),
-            Checkpoint::AfterSequence { sequence_number, sub_sequence_number: None } => {
+            Checkpoint::AfterSequenceNumber { sequence_number, sub_sequence_number: None } => {
                 Self::AfterSequenceNumber(sequence_number)
             }
-            Checkpoint::AfterSequence { sequence_number, sub_sequence_number: Some(number) } => {
+            Checkpoint::AfterSequenceNumber { sequence_number, sub_sequence_number: Some(number) } => {
                 Self::AfterUserRecord { sequence_number, sub_sequence_number: number }
             }
             Checkpoint::CaughtUp { after, until } => Self::CaughtUp { after, until },
@@ -156,13 +156,13 @@ impl Start {
             ShardPosition::TrimHorizon => ExactStart::Kept(Checkpoint::TrimHorizon),
             ShardPosition::AtTimestamp(time) => ExactStart::Kept(Checkpoint::AtTimestamp(time)),
             ShardPosition::AtSequenceNumber(number) => {
-                ExactStart::Named(Position::AtSequence(number))
+                ExactStart::Named(Position::AtSequenceNumber(number))
             }
             ShardPosition::AfterSequenceNumber(number) => {
-                ExactStart::Named(Position::After(number, None))
+                ExactStart::Named(Position::AfterSequenceNumber(number, None))
             }
             ShardPosition::AfterUserRecord { sequence_number, sub_sequence_number } => {
-                ExactStart::Named(Position::After(sequence_number, Some(sub_sequence_number)))
+                ExactStart::Named(Position::AfterSequenceNumber(sequence_number, Some(sub_sequence_number)))
             }
             ShardPosition::CaughtUp { after, until } => {
                 ExactStart::Named(Position::CaughtUp { after, until })

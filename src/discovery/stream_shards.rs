@@ -10,7 +10,7 @@ use super::migrated_positions::MigratedPositions;
 use crate::error::Error;
 use crate::record::ShardId;
 use crate::source::ListedShard;
-use crate::store::lease::{Change, Lease, Table};
+use crate::store::lease::{Change, Lease, LeaseTable};
 
 /// The shards of a stream, as they were listed.
 pub(crate) struct StreamShards {
@@ -24,7 +24,7 @@ pub(crate) struct StreamShards {
     /// Shards of the table that have left retention, which is proven.
     pub(super) gone: Vec<ShardId>,
     /// The table before the listing. The listing can show that a shard is gone only if this table has it.
-    pub(super) before: Arc<Table>,
+    pub(super) before: Arc<LeaseTable>,
     /// The worker has begun with it.
     pub(super) begins: bool,
     /// The positions that a new scope takes over.
@@ -33,12 +33,12 @@ pub(crate) struct StreamShards {
 
 impl StreamShards {
     /// Returns false if the table was forgotten or cleared after the listing.
-    pub(crate) fn is_of(&self, table: &Table) -> bool {
+    pub(crate) fn is_of(&self, table: &LeaseTable) -> bool {
         self.before.generation == table.generation
     }
 
     /// The inherited shards that are not listed.
-    pub(super) fn inherited_beyond(&self, table: &Table) -> Vec<Change> {
+    pub(super) fn inherited_beyond(&self, table: &LeaseTable) -> Vec<Change> {
         let ids: BTreeSet<&ShardId> = self.shards.iter().map(|shard| &shard.id).collect();
         let is_beyond = |shard: &ShardId| !ids.contains(shard) && !table.leases.contains_key(shard);
         let beyond = self.inheritance.leases.iter().filter(|(shard, _)| is_beyond(shard));

@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use super::exclusions::Exclusions;
 use crate::record::ShardId;
-use crate::store::lease::{Change, Lease, Table};
+use crate::store::lease::{Change, Lease, LeaseTable};
 
 /// What evens out the table. `readable` are the shards that may be read; those that nobody is to be
 /// given now are left out. No shard goes to a worker that refuses it.
 ///
 /// Each shard counts as one. Were they to weigh by their lag or their throughput, it would be here.
 pub(super) fn balance(
-    table: &Table,
+    table: &LeaseTable,
     readable: &BTreeSet<ShardId>,
     refusals: &Exclusions,
 ) -> Vec<Change> {
@@ -153,35 +153,35 @@ mod tests {
 
     use super::super::fixtures::shard;
     use super::*;
-    use crate::store::lease::Member;
+    use crate::store::lease::WorkerEntry;
 
     fn worker(number: usize) -> Arc<str> {
         format!("worker-{number}").into()
     }
 
     /// A table in which the shards have these owners and heirs.
-    fn table(capacities: &[u32], holders: &[(Option<usize>, Option<usize>)]) -> Table {
-        let mut table = Table::default();
+    fn table(capacities: &[u32], holders: &[(Option<usize>, Option<usize>)]) -> LeaseTable {
+        let mut table = LeaseTable::default();
         for (number, capacity) in capacities.iter().enumerate() {
             let (joined, lease_duration) = (number as u64, Duration::from_secs(10));
-            let member = Member { incarnation: 0, joined, lease_duration, capacity: *capacity };
+            let member = WorkerEntry { incarnation: 0, joined, lease_duration, capacity: *capacity };
             table.workers.insert(worker(number), member);
         }
-        for (number, (owner, heir)) in holders.iter().enumerate() {
+        for (number, (owner, next_owner)) in holders.iter().enumerate() {
             let owner = owner.map(worker);
-            let heir =
-                heir.map(worker).filter(|heir| owner.is_some() && owner.as_ref() != Some(heir));
-            let lease = Lease { owner, heir, parents: Some(Vec::new()), ..Lease::default() };
+            let next_owner =
+                next_owner.map(worker).filter(|next_owner| owner.is_some() && owner.as_ref() != Some(next_owner));
+            let lease = Lease { owner, next_owner, parents: Some(Vec::new()), ..Lease::default() };
             table.leases.insert(shard(number), lease);
         }
         table
     }
 
-    fn all(table: &Table) -> BTreeSet<ShardId> {
+    fn all(table: &LeaseTable) -> BTreeSet<ShardId> {
         table.leases.keys().cloned().collect()
     }
 
-    fn apply(table: &mut Table, changes: &[Change]) {
+    fn apply(table: &mut LeaseTable, changes: &[Change]) {
         for change in changes {
             match change {
                 Change::Assign { shard, to } => {
@@ -191,14 +191,14 @@ mod tests {
                 }
                 Change::Offer { shard, to } => {
                     let lease = table.leases.get_mut(shard).unwrap();
-                    lease.heir = (lease.owner.as_ref() != Some(to)).then(|| to.clone());
+                    lease.next_owner = (lease.owner.as_ref() != Some(to)).then(|| to.clone());
                 }
                 _ => unreachable!("balance moves leases and nothing else"),
             }
         }
     }
 
-    fn counts(table: &Table) -> Vec<usize> {
+    fn counts(table: &LeaseTable) -> Vec<usize> {
         let has = |name: &Arc<str>| {
             table.leases.values().filter(|lease| lease.holder() == Some(name)).count()
         };
@@ -215,7 +215,7 @@ mod tests {
             // Names of workers that are gone are in no table.
             let alive = |name: &Option<usize>| name.filter(|name| *name < workers);
             let holders: Vec<_> =
-                holders.iter().map(|(owner, heir)| (alive(owner), alive(heir))).collect();
+                holders.iter().map(|(owner, next_owner)| (alive(owner), alive(next_owner))).collect();
             let mut table = table(&vec![u32::MAX; workers], &holders);
             let before = counts(&table);
             let free = table.leases.values().filter(|lease| lease.owner.is_none()).count();

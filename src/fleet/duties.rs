@@ -20,7 +20,7 @@ use crate::record::ShardId;
 use crate::shard::{LeaseHandle, PollMonitor};
 use crate::source::KnownShard;
 use crate::store::TrackedShard;
-use crate::store::lease::{Answer, Change, Lease, Member, Standing, Table, Verdict};
+use crate::store::lease::{HeartbeatResponse, Change, Lease, WorkerEntry, Membership, LeaseTable, SaveOutcome};
 use crate::telemetry::Event;
 
 impl Worker {
@@ -111,8 +111,8 @@ impl Worker {
 
     /// Reports the losses that a table shows. Of the others nothing is stored, nor will be: the version
     /// for which they were decided is no longer that of the table.
-    fn report_shown_losses(&mut self, table: &Table) {
-        let version = |table: &Table| (table.generation, table.version);
+    fn report_shown_losses(&mut self, table: &LeaseTable) {
+        let version = |table: &LeaseTable| (table.generation, table.version);
         if version(table) != version(&self.table) {
             self.report_losses(|loss| loss.is_shown_by(table));
             self.losses.retain(Loss::is_of_listing);
@@ -130,8 +130,8 @@ impl Worker {
     }
 
     /// The worker is in the table, and has seen it where it is not as it was.
-    pub(super) fn note_members(&mut self, answer: Answer) {
-        if answer.standing == Standing::Joined {
+    pub(super) fn note_members(&mut self, answer: HeartbeatResponse) {
+        if answer.standing == Membership::Joined {
             let worker_id = (*self.deps.config.worker_id).to_owned();
             self.deps.telemetry.emit(Event::WorkerJoined { worker_id });
         }
@@ -143,13 +143,13 @@ impl Worker {
         self.joined = true;
     }
 
-    fn apply_table(&mut self, table: Table) {
+    fn apply_table(&mut self, table: LeaseTable) {
         let is_forgotten = self.joined
             && table.generation != self.table.generation
             // One that has forgotten when it was cleared shows an earlier time.
             && table.cleared <= self.table.cleared;
         if is_forgotten {
-            self.deps.telemetry.emit(Event::StoreForgot);
+            self.deps.telemetry.emit(Event::StoreReset);
             self.pending.extend(self.owned.knowledge(&self.table));
         }
         let is_cleared = table.cleared > self.table.cleared;
@@ -200,7 +200,7 @@ impl Worker {
     }
 
     /// Tells of the shards that have come, where those that they were made of were known.
-    fn report_resharding(&self, table: &Table) {
+    fn report_resharding(&self, table: &LeaseTable) {
         let known = &self.table.leases;
         for (shard_id, lease) in table.leases.iter().filter(|(id, _)| !known.contains_key(*id)) {
             let parents = lease.parents.iter().flatten().filter(|id| known.contains_key(*id));
@@ -213,7 +213,7 @@ impl Worker {
     }
 
     /// Reports each shard that the store cannot read, once until it can.
-    fn report_unreadable(&mut self, table: &Table) {
+    fn report_unreadable(&mut self, table: &LeaseTable) {
         let is_unreadable =
             |id: &ShardId| table.leases.get(id).is_some_and(|lease| lease.unreadable.is_some());
         let known = self.unreadable.len();
@@ -267,16 +267,16 @@ impl Worker {
                 let (finish, telemetry) = (holding.finish.clone(), self.deps.telemetry.clone());
                 let shard_id = id.clone();
                 move |verdict| match verdict {
-                    Verdict::Saved if finish.is_news() => {
+                    SaveOutcome::Saved if finish.is_news() => {
                         telemetry.emit(Event::ShardFinished { shard_id: shard_id.clone() });
                     }
-                    Verdict::Saved => {}
-                    Verdict::Unreadable => {
+                    SaveOutcome::Saved => {}
+                    SaveOutcome::Unreadable => {
                         lease_handle.end();
                         let _dropped = messages.send(WorkerMessage::Unreadable);
                     }
-                    Verdict::Lost | Verdict::Forgotten => {
-                        if verdict == Verdict::Lost {
+                    SaveOutcome::Lost | SaveOutcome::Forgotten => {
+                        if verdict == SaveOutcome::Lost {
                             lease_handle.end();
                         }
                         let _dropped = messages.send(WorkerMessage::StateMismatch);
@@ -334,7 +334,7 @@ impl Worker {
         let watermark = Arc::clone(&holding.watermark);
         let (writer, shard) = (self.deps.writer.clone(), shard.clone());
         let telemetry = self.deps.telemetry.clone();
-        telemetry.emit(Event::LeaseGivenBack { shard_id: shard.clone(), epoch });
+        telemetry.emit(Event::LeaseReleased { shard_id: shard.clone(), epoch });
         self.tasks.spawn(async move {
             // However it ends, the lease is released: where it fails, what it would have saved is
             // read again.
@@ -354,7 +354,7 @@ impl Worker {
     /// Whether this worker is to list the stream: for all, as the first to join of those that take leases;
     /// because a listing was asked for; or to find out whether it reaches Kinesis again.
     pub(super) fn lists(&self) -> bool {
-        let order = |(name, member): &(&Arc<str>, &Member)| {
+        let order = |(name, member): &(&Arc<str>, &WorkerEntry)| {
             (member.capacity == 0, member.joined, Arc::clone(name))
         };
         let first = self.table.workers.iter().min_by_key(order);
@@ -393,7 +393,7 @@ impl Worker {
     pub(super) fn check_callers(&mut self) {
         let Some(limit) = self.deps.config.poll_timeout else { return };
         for (shard, epoch) in self.owned.neglected(limit) {
-            self.deps.telemetry.emit(Event::CallerStopped { shard_id: shard.clone() });
+            self.deps.telemetry.emit(Event::ConsumerStalled { shard_id: shard.clone() });
             self.hand_over(&shard, epoch, Duration::ZERO);
         }
     }

@@ -11,7 +11,7 @@ use crate::backoff::{Backoff, CONFLICTS};
 use crate::discovery::Changes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::shard::Moment;
-use crate::store::lease::{Answer, Change, Request, Standing, Table};
+use crate::store::lease::{HeartbeatResponse, Change, HeartbeatRequest, Membership, LeaseTable};
 use crate::store::{LONGEST_CALL, with_timeout};
 use crate::telemetry::{Event, log_line};
 
@@ -23,7 +23,7 @@ pub(super) const LAST_WORDS: Duration = Duration::from_secs(10);
 const MOST_VAIN_ROUNDS: u32 = 3;
 
 /// Whether a table lacks a shard that was to be added.
-fn lacks_added(table: &Table, changes: &[Change]) -> bool {
+fn lacks_added(table: &LeaseTable, changes: &[Change]) -> bool {
     changes.iter().any(|change| match change {
         Change::Add { shard, .. } => !table.leases.contains_key(shard),
         _ => false,
@@ -60,7 +60,7 @@ impl Worker {
                 Ok(answer) => answer,
                 Err(error) => return self.fail(error, asked),
             };
-            if answer.standing == Standing::Occupied {
+            if answer.standing == Membership::Occupied {
                 return self.wait_for_worker_id(asked.monotonic);
             }
             self.pending.drain(..sent);
@@ -110,13 +110,13 @@ impl Worker {
         self.deps.config.lease_duration / 3
     }
 
-    fn request(&self, changes: Vec<Change>, only_if_unchanged: bool) -> Request {
+    fn request(&self, changes: Vec<Change>, only_if_unchanged: bool) -> HeartbeatRequest {
         // Positions alone make no new version: now and then they are asked for all the same, for
         // a store that forgets.
         let each = self.deps.config.discovery_interval;
         let is_known = self.joined && self.seen_whole.is_some_and(|seen| seen.elapsed() < each);
         let known = (self.table.generation, self.table.version);
-        Request {
+        HeartbeatRequest {
             worker: self.deps.config.worker_id.clone(),
             incarnation: self.incarnation,
             lease_duration: self.deps.config.lease_duration,
@@ -132,7 +132,7 @@ impl Worker {
     /// may run out. One that has none has the time for three calls where it joins or asks for changes,
     /// which is what the start of an application takes in a store that keeps positions alone. To
     /// renew it waits no longer than others: it must be there to take over their leases.
-    async fn ask(&mut self, request: &Request) -> Result<Answer> {
+    async fn ask(&mut self, request: &HeartbeatRequest) -> Result<HeartbeatResponse> {
         let is_renewal = self.joined && request.changes.is_empty();
         let has_time = self.owned.len() == 0 && !is_renewal;
         let limit = if has_time { 3 * LONGEST_CALL } else { self.renewal() };
@@ -163,7 +163,7 @@ impl Worker {
     /// Another may have the worker's leases by now.
     pub(super) fn doubt(&mut self) {
         if self.valid_until.take().is_some() {
-            self.deps.telemetry.emit(Event::LeasesInDoubt);
+            self.deps.telemetry.emit(Event::LeasesSuspended);
             self.validity.doubt();
         }
     }
@@ -215,7 +215,7 @@ impl Worker {
             }
             let request = self.request(children, true);
             match with_timeout(self.deps.leases.exchange(&self.deps.scope, &request)).await {
-                Ok(Answer { applied: false, table: Some(table), .. }) => {
+                Ok(HeartbeatResponse { applied: false, table: Some(table), .. }) => {
                     self.table = Arc::new(table);
                 }
                 _ => return,

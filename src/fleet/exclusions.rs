@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::backoff::{Backoff, FAILED_SHARDS};
 use crate::record::ShardId;
-use crate::store::lease::{Change, Lease, Table};
+use crate::store::lease::{Change, Lease, LeaseTable};
 
 /// The time for which the length of a pause is remembered after its end: twice the longest pause.
 const REMEMBERED: Duration = Duration::from_secs(600);
@@ -114,7 +114,7 @@ impl ExclusionTracker {
 
     /// Notes the leases that other live workers have released without an heir, and those that workers
     /// on trial have acquired.
-    pub(super) fn observe(&mut self, before: &Table, table: &Table) {
+    pub(super) fn observe(&mut self, before: &LeaseTable, table: &LeaseTable) {
         let now = Instant::now();
         self.forget(table, now);
         for (shard, lease) in &table.leases {
@@ -148,7 +148,7 @@ impl ExclusionTracker {
         self.pause(shard, worker).extend(now);
     }
 
-    fn forget(&mut self, table: &Table, now: Instant) {
+    fn forget(&mut self, table: &LeaseTable, now: Instant) {
         let is_recent = |worker: &Arc<str>, pause: &Pause| {
             table.workers.contains_key(worker) && now < pause.until + REMEMBERED
         };
@@ -173,7 +173,7 @@ impl ExclusionTracker {
         pause.is_some_and(|pause| Instant::now() < pause.until)
     }
 
-    pub(super) fn refusals(&self, table: &Table, now: Instant) -> Exclusions {
+    pub(super) fn refusals(&self, table: &LeaseTable, now: Instant) -> Exclusions {
         let refused = self.shards.iter().map(|(shard, pauses)| {
             let by = pauses.iter().filter(|(_, pause)| now < pause.until);
             (shard.clone(), by.map(|(worker, _)| worker.clone()).collect::<BTreeSet<_>>())
@@ -181,7 +181,7 @@ impl ExclusionTracker {
         let shards = refused.filter(|(_, by)| !by.is_empty()).collect();
         let workers = self.workers.iter().filter_map(|(worker, pause)| {
             let gets_one =
-                || table.leases.values().any(|lease| lease.heir.as_ref() == Some(worker));
+                || table.leases.values().any(|lease| lease.next_owner.as_ref() == Some(worker));
             let is_trusted = pause.is_on_trial && pause.until <= now;
             (!is_trusted).then(|| (worker.clone(), usize::from(now >= pause.until && !gets_one())))
         });
@@ -206,11 +206,11 @@ impl ExclusionTracker {
 /// and is back.
 fn is_released(last: &Lease, lease: &Lease, is_assigned: bool) -> bool {
     let is_later = lease.epoch > last.epoch;
-    let is_over = match &last.heir {
+    let is_over = match &last.next_owner {
         Some(_) => is_later && (lease.owner.is_none() || lease.owner == last.owner),
         None => is_later && is_assigned || lease.epoch == last.epoch && lease.owner.is_none(),
     };
-    is_over && !lease.is_finished() && !lease.is_lost && lease.unreadable.is_none()
+    is_over && !lease.is_finished() && !lease.is_shard_expired && lease.unreadable.is_none()
 }
 
 #[cfg(test)]
@@ -222,7 +222,7 @@ mod tests {
 
     const LONGEST: Duration = Duration::from_secs(300);
 
-    fn table(owners: &[Option<&str>]) -> Table {
+    fn table(owners: &[Option<&str>]) -> LeaseTable {
         fixtures::table(&[("me", 1), ("other", 1)], owners)
     }
 
@@ -286,7 +286,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn lease_returned_by_its_heir_was_released() {
         let mut offered = table(&[Some("me")]);
-        offered.leases.get_mut(&shard(0)).unwrap().heir = Some("other".into());
+        offered.leases.get_mut(&shard(0)).unwrap().next_owner = Some("other".into());
         for (owner, epoch, expected) in
             [(None, 8, 1), (Some("me"), 8, 1), (Some("other"), 8, 0), (Some("me"), 7, 0)]
         {
@@ -312,7 +312,7 @@ mod tests {
         advance(Duration::from_secs(20)).await;
         assert_eq!(moves(&exclusions, &free), 1);
         let mut offered = table(&[Some("me"), Some("other")]);
-        offered.leases.get_mut(&shard(0)).unwrap().heir = Some(other.clone());
+        offered.leases.get_mut(&shard(0)).unwrap().next_owner = Some(other.clone());
         assert_eq!(moves(&exclusions, &offered), 0, "it gets one already");
         exclusions.observe(&free, &held);
         assert_eq!(moves(&exclusions, &held), 0, "it is on trial");

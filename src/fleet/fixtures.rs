@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use crate::record::ShardId;
-use crate::store::lease::{Lease, Member, Table};
+use crate::store::lease::{Lease, WorkerEntry, LeaseTable};
 
 pub(super) fn shard(number: usize) -> ShardId {
     format!("shardId-{number:012}").parse().unwrap()
 }
 
 /// A table of workers with their incarnations, and of shards with these owners in epoch 7.
-pub(super) fn table(workers: &[(&str, u64)], owners: &[Option<&str>]) -> Table {
-    let member = |incarnation| Member {
+pub(super) fn table(workers: &[(&str, u64)], owners: &[Option<&str>]) -> LeaseTable {
+    let member = |incarnation| WorkerEntry {
         incarnation,
         joined: 1,
         lease_duration: Duration::from_secs(10),
@@ -23,9 +23,9 @@ pub(super) fn table(workers: &[(&str, u64)], owners: &[Option<&str>]) -> Table {
         parents: Some(Vec::new()),
         ..Lease::default()
     };
-    Table {
+    LeaseTable {
         workers: workers.iter().map(|(name, life)| ((*name).into(), member(*life))).collect(),
         leases: owners.iter().enumerate().map(|(id, owner)| (shard(id), lease(*owner))).collect(),
-        ..Table::default()
+        ..LeaseTable::default()
     }
 }

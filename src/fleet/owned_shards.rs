@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::checkpoint::Watermark;
 use crate::record::ShardId;
 use crate::shard::{LeaseHandle, PollMonitor};
-use crate::store::lease::{Change, Lease, Table};
+use crate::store::lease::{Change, Lease, LeaseTable};
 use crate::telemetry::ShardTelemetry;
 
 /// That a shard is finished is heard of in two ways, and told once.
@@ -81,7 +81,7 @@ impl OwnedShard {
     /// The lease as the store should know it.
     fn lease(&self, me: &Arc<str>) -> Lease {
         let position = self.watermark.position().or_else(|| self.lease.checkpoint.clone());
-        Lease { owner: Some(me.clone()), heir: None, checkpoint: position, ..self.lease.clone() }
+        Lease { owner: Some(me.clone()), next_owner: None, checkpoint: position, ..self.lease.clone() }
     }
 }
 
@@ -181,7 +181,7 @@ impl OwnedShards {
     }
 
     /// Holds what there is against a table: what is lost is stopped and gone, before anything else.
-    pub(super) fn settle(&mut self, table: &Table) -> Reconciliation {
+    pub(super) fn settle(&mut self, table: &LeaseTable) -> Reconciliation {
         let mut settled = Reconciliation::default();
         self.shards.retain(|shard, holding| {
             let epoch = holding.lease_handle.epoch();
@@ -216,7 +216,7 @@ impl OwnedShards {
                     if stored.epoch == epoch && stored.owner.as_ref() == Some(&self.me) =>
                 {
                     holding.identify(stored);
-                    if stored.heir.is_some() && !holding.is_leaving {
+                    if stored.next_owner.is_some() && !holding.is_leaving {
                         settled.leaving.push(shard.clone());
                     }
                 }
@@ -240,7 +240,7 @@ impl OwnedShards {
             }
             // What is to go on at once is not begun, nor what has been given back before.
             let is_over = self.last.get(shard).is_some_and(|last| lease.epoch <= last.epoch);
-            if is_over || lease.heir.is_some() {
+            if is_over || lease.next_owner.is_some() {
                 settled.changes.push(Change::Release { shard: shard.clone(), epoch: lease.epoch });
             } else {
                 settled.opened.push((shard.clone(), lease.clone()));
@@ -260,9 +260,9 @@ impl OwnedShards {
 
     /// All that a worker knows, for a store that knows nothing of it: what was in the table that it
     /// has seen last, and what it has reached itself.
-    pub(super) fn knowledge(&self, known: &Table) -> Vec<Change> {
+    pub(super) fn knowledge(&self, known: &LeaseTable) -> Vec<Change> {
         let workers = known.workers.iter().filter(|(worker, _)| **worker != self.me);
-        let vouched = workers.map(|(worker, member)| Change::Vouch {
+        let vouched = workers.map(|(worker, member)| Change::ReviveWorker {
             worker: worker.clone(),
             member: member.clone(),
         });
@@ -297,7 +297,7 @@ mod tests {
         let known = table(&workers, &[Some("me"), Some("other"), Some("again"), None]);
         let changes = owned.knowledge(&known);
         let vouched = changes.iter().filter_map(|change| match change {
-            Change::Vouch { worker, .. } => Some(&**worker),
+            Change::ReviveWorker { worker, .. } => Some(&**worker),
             _ => None,
         });
         assert!(vouched.eq(["again", "other"]));
@@ -315,7 +315,7 @@ mod tests {
     fn what_is_to_go_on_is_passed_on_and_what_was_given_back_is_given_back() {
         let mut owned = OwnedShards::new("me".into(), 1);
         let mut seen = table(&[("me", 1), ("other", 2)], &[Some("me"), Some("me"), Some("other")]);
-        seen.leases.get_mut(&shard(0)).unwrap().heir = Some("other".into());
+        seen.leases.get_mut(&shard(0)).unwrap().next_owner = Some("other".into());
         let settled = owned.settle(&seen);
         assert_eq!(settled.changes, [Change::Release { shard: shard(0), epoch: 7 }]);
         let opened: Vec<_> = settled.opened.into_iter().map(|(shard, _)| shard).collect();

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::reachability::Calls;
 use super::worker::Worker;
-use crate::store::lease::Member;
+use crate::store::lease::WorkerEntry;
 use crate::telemetry::log_line;
 
 impl Worker {
@@ -65,6 +65,6 @@ impl Worker {
 }
 
 /// Returns true if a worker has declared a capacity of 0. One of incarnation 0 has declared nothing.
-fn is_out_of_reach(member: &Member) -> bool {
+fn is_out_of_reach(member: &WorkerEntry) -> bool {
     member.capacity == 0 && member.incarnation != 0
 }

@@ -20,7 +20,7 @@ use crate::error::Panic;
 use crate::record::ShardId;
 use crate::shard::{CheckpointOn, LeaseDeadline};
 use crate::source::KnownShard;
-use crate::store::lease::{Change, Table};
+use crate::store::lease::{Change, LeaseTable};
 
 /// Listings that are asked for, by the end of a shard whose children nobody names, come no closer
 /// than this.
@@ -35,7 +35,7 @@ pub(crate) struct Worker {
     pub(super) valid_until: Option<Instant>,
     pub(super) owned: OwnedShards,
     /// The table as it was seen last.
-    pub(super) table: Arc<Table>,
+    pub(super) table: Arc<LeaseTable>,
     /// When it was seen with all positions, of which the store does not tell otherwise; `None`
     /// where it is to be seen so once more.
     pub(super) seen_whole: Option<Instant>,

@@ -114,7 +114,7 @@ impl Batch {
             let Ok(place) = record.sequence_number.parse() else { break };
             let is_aggregate = self.records.len() == self.next_aggregate;
             if !position.is_past(&place, arrival) {
-                if let (Position::After(number, Some(part)), true) = (position, is_aggregate)
+                if let (Position::AfterSequenceNumber(number, Some(part)), true) = (position, is_aggregate)
                     && *number == place
                 {
                     self.skip_through(*part);

@@ -274,7 +274,7 @@ impl FetchState {
         is_tip: bool,
     ) -> Option<Quiet> {
         match &self.position {
-            Position::After(last, None) if is_tip => next = next.max(last.clone()),
+            Position::AfterSequenceNumber(last, None) if is_tip => next = next.max(last.clone()),
             _ if self.is_further(&next) => {}
             _ => return None,
         }

@@ -104,7 +104,7 @@ impl FetchState {
         let is_empty = oldest.is_none();
         let is_kept = oldest.is_some_and(|oldest| oldest <= number);
         // A caller may name the number that the shard starts at, which need not be that of a record.
-        let is_start = if !is_kept && matches!(self.position, Position::AtSequence(_)) {
+        let is_start = if !is_kept && matches!(self.position, Position::AtSequenceNumber(_)) {
             match self.kinesis.start_of(self.telemetry.shard_id()).await {
                 Ok(start) => start.is_some_and(|start| number <= start),
                 Err(failure) => return self.judge_later(failure),

@@ -47,9 +47,9 @@ pub enum OnTrimmed {
 pub(crate) enum Position {
     TrimHorizon,
     AtTimestamp(SystemTime),
-    AtSequence(SequenceNumber),
+    AtSequenceNumber(SequenceNumber),
     /// Behind this record, or behind this part of it.
-    After(SequenceNumber, Option<u64>),
+    AfterSequenceNumber(SequenceNumber, Option<u64>),
     /// Behind this record, where one was read, and behind all that had arrived by then.
     CaughtUp {
         after: Option<SequenceNumber>,
@@ -63,8 +63,8 @@ impl Position {
         match checkpoint {
             Checkpoint::TrimHorizon => Some(Self::TrimHorizon),
             Checkpoint::AtTimestamp(time) => Some(Self::AtTimestamp(time)),
-            Checkpoint::AfterSequence { sequence_number, sub_sequence_number } => {
-                Some(Self::After(sequence_number, sub_sequence_number))
+            Checkpoint::AfterSequenceNumber { sequence_number, sub_sequence_number } => {
+                Some(Self::AfterSequenceNumber(sequence_number, sub_sequence_number))
             }
             Checkpoint::CaughtUp { after, until } => Some(Self::CaughtUp { after, until }),
             Checkpoint::ShardEnd => None,
@@ -76,9 +76,9 @@ impl Position {
         match self {
             Self::TrimHorizon => Some(Checkpoint::TrimHorizon),
             Self::AtTimestamp(time) => Some(Checkpoint::AtTimestamp(*time)),
-            Self::AtSequence(_) => None,
+            Self::AtSequenceNumber(_) => None,
             Self::CaughtUp { after, until } => Some(Checkpoint::caught_up(after.clone(), *until)),
-            Self::After(number, part) => Some(Checkpoint::AfterSequence {
+            Self::AfterSequenceNumber(number, part) => Some(Checkpoint::AfterSequenceNumber {
                 sequence_number: number.clone(),
                 sub_sequence_number: *part,
             }),
@@ -88,7 +88,7 @@ impl Position {
     /// The record that it is at or behind, where it is at one.
     pub(crate) fn number(&self) -> Option<&SequenceNumber> {
         match self {
-            Self::AtSequence(number) | Self::After(number, _) => Some(number),
+            Self::AtSequenceNumber(number) | Self::AfterSequenceNumber(number, _) => Some(number),
             Self::CaughtUp { after, .. } => after.as_ref(),
             Self::TrimHorizon | Self::AtTimestamp(_) => None,
         }
@@ -119,10 +119,10 @@ impl Position {
     /// the clock of another host has given it.
     pub(crate) fn is_past(&self, place: &SequenceNumber, arrival: Option<SystemTime>) -> bool {
         match self {
-            Self::After(number, None) | Self::CaughtUp { after: Some(number), .. } => {
+            Self::AfterSequenceNumber(number, None) | Self::CaughtUp { after: Some(number), .. } => {
                 place <= number
             }
-            Self::After(number, Some(_)) | Self::AtSequence(number) => place < number,
+            Self::AfterSequenceNumber(number, Some(_)) | Self::AtSequenceNumber(number) => place < number,
             // A time that was cut to its second says no more than that.
             Self::AtTimestamp(_) | Self::CaughtUp { after: None, .. } => {
                 let begin = self.time().map_or(0, seconds);

@@ -100,7 +100,7 @@ impl FetchState {
             return self.position.clone();
         }
         match (approached, start) {
-            (Some(from), _) => Position::After(from.clone(), None),
+            (Some(from), _) => Position::AfterSequenceNumber(from.clone(), None),
             (None, Start::Time(time)) if probe.is_none() => Position::AtTimestamp(*time),
             (None, _) => Position::TrimHorizon,
         }
@@ -138,7 +138,7 @@ impl FetchState {
     pub(super) fn begins_at_finished(&self) -> bool {
         let is_finished = matches!(
             self.position,
-            Position::After(_, None) | Position::CaughtUp { after: Some(_), .. }
+            Position::AfterSequenceNumber(_, None) | Position::CaughtUp { after: Some(_), .. }
         );
         is_finished && !self.begins_before()
     }
@@ -182,7 +182,7 @@ impl FetchState {
 
     /// Notes the last record of an answer.
     pub(super) fn read_to(&mut self, number: SequenceNumber, arrival: Option<SystemTime>) {
-        self.move_to(Position::After(number, None));
+        self.move_to(Position::AfterSequenceNumber(number, None));
         let retention = &mut self.state.retention;
         // A record without a time arrived no earlier than the last one.
         retention.last_arrival = arrival.or(retention.last_arrival);
@@ -383,14 +383,14 @@ impl FetchState {
             self.state.retention.read_until = Some(until);
         }
         let after = match &self.position {
-            Position::After(number, None) | Position::CaughtUp { after: Some(number), .. } => {
+            Position::AfterSequenceNumber(number, None) | Position::CaughtUp { after: Some(number), .. } => {
                 Some(number.clone())
             }
             // A restart reads from MOST_CLOCK_SKEW before `until`, which must not precede the start.
             Position::AtTimestamp(start) if until < *start + MOST_CLOCK_SKEW => return None,
             // The server begins there again, whatever times later records bear.
             Position::TrimHorizon | Position::AtTimestamp(_) | Position::CaughtUp { .. } => None,
-            Position::After(_, Some(_)) | Position::AtSequence(_) => return None,
+            Position::AfterSequenceNumber(_, Some(_)) | Position::AtSequenceNumber(_) => return None,
         };
         if let Some(number) = &after {
             self.position = Position::CaughtUp { after: Some(number.clone()), until };

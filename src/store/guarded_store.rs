@@ -7,7 +7,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::Scope;
-use super::lease::{Answer, Edit, Fenced, LeaseStore, Request, Table, Verdict};
+use super::lease::{HeartbeatResponse, AdminEdit, FencedCheckpoint, LeaseStore, HeartbeatRequest, LeaseTable, SaveOutcome};
 use crate::error::{Error, ErrorKind, Panic, Result, TOLERATED, contain};
 use crate::telemetry::{Event, Task, Telemetry};
 
@@ -70,28 +70,28 @@ impl LeaseStore for Contained {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
-        request: &'a Request,
-    ) -> BoxFuture<'a, Result<Answer>> {
+        request: &'a HeartbeatRequest,
+    ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
         self.retried(Task::Leases, async { self.store.exchange(scope, request).await }).boxed()
     }
 
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
-        positions: &'a [Fenced],
-    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        positions: &'a [FencedCheckpoint],
+    ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
         let save = async { self.store.save_fenced(scope, positions).await };
         self.retried(Task::Checkpoints, save).boxed()
     }
 
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
         once("reading the leases", async { self.store.table(scope).await }).boxed()
     }
 
     fn edit<'a>(
         &'a self,
         scope: &'a Scope,
-        edit: &'a Edit,
+        edit: &'a AdminEdit,
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
         once("editing positions", async move { self.store.edit(scope, edit, forced).await }).boxed()

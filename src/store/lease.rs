@@ -139,7 +139,7 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
     ///    not reach the store, or another would have removed it: all workers live on for their
     ///    duration. Otherwise those that have outlived theirs are removed, and their leases free.
     /// 4. The worker joins, or lives on for its duration.
-    /// 5. The changes are made: all of them, or none where [`Request::only_if_unchanged`] is set and
+    /// 5. The changes are made: all of them, or none where [`HeartbeatRequest::only_if_unchanged`] is set and
     ///    the version is not the known one.
     /// 6. Where it is leaving, the worker is removed, and its leases are free.
     ///
@@ -148,8 +148,8 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
-        request: &'a Request,
-    ) -> BoxFuture<'a, Result<Answer>>;
+        request: &'a HeartbeatRequest,
+    ) -> BoxFuture<'a, Result<HeartbeatResponse>>;
 
     /// Saves positions, each if the lease of its shard is still of the epoch, and never backwards.
     /// What has become of each is in the order of the list.
@@ -158,25 +158,25 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
-        positions: &'a [Fenced],
-    ) -> BoxFuture<'a, Result<Vec<Verdict>>>;
+        positions: &'a [FencedCheckpoint],
+    ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>>;
 
     /// The table, seen from outside: nobody joins, and who has outlived its time is not in it.
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>>;
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>>;
 
     /// What an operator changes. Where a worker is concerned that is alive, nothing is done unless
     /// it is forced, and the worker is named.
     fn edit<'a>(
         &'a self,
         scope: &'a Scope,
-        edit: &'a Edit,
+        edit: &'a AdminEdit,
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>>;
 }
 
 /// What a worker tells and asks in one exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
+pub struct HeartbeatRequest {
     /// Its name: one to a worker.
     pub worker: Arc<str>,
     /// A number of its own for each life of a worker of that name.
@@ -274,7 +274,7 @@ pub enum Change {
     },
     /// A shard has left retention before it was read to its end. Nobody can read it, and its
     /// children wait. A lease that is owned is free in a new epoch.
-    Lose {
+    MarkExpired {
         /// The shard.
         shard: ShardId,
     },
@@ -285,11 +285,11 @@ pub enum Change {
         shard: ShardId,
     },
     /// A worker was alive, as this one remembers.
-    Vouch {
+    ReviveWorker {
         /// The worker's name.
         worker: Arc<str>,
         /// What was known of it.
-        member: Member,
+        member: WorkerEntry,
     },
     /// A lease was like this, as this worker remembers.
     ///
@@ -314,7 +314,7 @@ pub enum Change {
 
 /// How a worker stands after an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum Membership {
     /// It was there, and has renewed.
     Renewed,
     /// It was not there before.
@@ -327,18 +327,18 @@ pub enum Standing {
 
 /// What came of an exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct HeartbeatResponse {
     /// How the worker stands.
-    pub standing: Standing,
+    pub standing: Membership,
     /// Whether the changes were made.
     pub applied: bool,
     /// The table, unless it is the known one.
-    pub table: Option<Table>,
+    pub table: Option<LeaseTable>,
 }
 
 /// Who there is, and who has what.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Table {
+pub struct LeaseTable {
     /// When it was made, in microseconds by the store's clock. A store that has forgotten everything,
     /// or a part of the table, makes a new one.
     pub generation: u64,
@@ -351,20 +351,20 @@ pub struct Table {
     /// with the first lease that is added, since leases have positions of their own.
     pub first_poll: u64,
     /// The workers that are alive.
-    pub workers: BTreeMap<Arc<str>, Member>,
+    pub workers: BTreeMap<Arc<str>, WorkerEntry>,
     /// Every shard that is known. One that has only a position is in it without parents.
     pub leases: BTreeMap<ShardId, Lease>,
 }
 
-impl Table {
+impl LeaseTable {
     /// Leaves only these workers, and frees what the others have.
     pub(in crate::store) fn retain_workers(&mut self, mut stays: impl FnMut(&Arc<str>) -> bool) {
         self.workers.retain(|worker, _| stays(worker));
         for lease in self.leases.values_mut() {
             if lease.owner.as_ref().is_none_or(|owner| !self.workers.contains_key(owner)) {
-                (lease.owner, lease.heir) = (None, None);
-            } else if lease.heir.as_ref().is_some_and(|heir| !self.workers.contains_key(heir)) {
-                lease.heir = None;
+                (lease.owner, lease.next_owner) = (None, None);
+            } else if lease.next_owner.as_ref().is_some_and(|next_owner| !self.workers.contains_key(next_owner)) {
+                lease.next_owner = None;
             }
         }
     }
@@ -372,7 +372,7 @@ impl Table {
 
 /// A worker in the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
+pub struct WorkerEntry {
     /// Which life of a worker of this name; 0 where that is unknown: the worker of this name that
     /// renews first is taken for it.
     pub incarnation: u64,
@@ -393,14 +393,14 @@ pub struct Lease {
     /// Who reads it.
     pub owner: Option<Arc<str>>,
     /// Whom its owner is to hand it over to.
-    pub heir: Option<Arc<str>>,
+    pub next_owner: Option<Arc<str>>,
     /// The generation of the table in which its position began.
     pub origin: u64,
     /// The shards it was split or merged from; `None` where nothing but a position is known of it.
     pub parents: Option<Vec<ShardId>>,
     /// It has left retention before it was read to its end, or belongs to another stream than its
     /// position.
-    pub is_lost: bool,
+    pub is_shard_expired: bool,
     /// The first sequence number of the shard, which tells it from one of the same name in another
     /// stream; `None` where no listing has shown it yet.
     pub start: Option<SequenceNumber>,
@@ -414,7 +414,7 @@ pub struct Lease {
     pub checkpoint: Option<Checkpoint>,
     /// Why the stored lease or position cannot be read, with the key and the field; `None` where both
     /// can. All other fields then have their defaults. The store keeps what it has, the shard is not
-    /// read, and its children wait, until the stored text is corrected or [`Edit::Set`] replaces it.
+    /// read, and its children wait, until the stored text is corrected or [`AdminEdit::Set`] replaces it.
     pub unreadable: Option<Arc<str>>,
 }
 
@@ -431,13 +431,13 @@ impl Lease {
 
     /// Who has it, or is about to.
     pub fn holder(&self) -> Option<&Arc<str>> {
-        self.heir.as_ref().or(self.owner.as_ref())
+        self.next_owner.as_ref().or(self.owner.as_ref())
     }
 }
 
 /// A position, and the epoch of the lease under which it was reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fenced {
+pub struct FencedCheckpoint {
     /// The shard.
     pub shard: ShardId,
     /// The epoch.
@@ -448,7 +448,7 @@ pub struct Fenced {
 
 /// What has become of a position that was to be saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum SaveOutcome {
     /// It is saved, or a further one is.
     Saved,
     /// It is saved, but the store knows no lease of this epoch, and none of a higher one: it has
@@ -462,7 +462,7 @@ pub enum Verdict {
     Unreadable,
 }
 
-impl Verdict {
+impl SaveOutcome {
     /// Whether the store did not take the position, and will not.
     pub(crate) fn is_refusal(self) -> bool {
         matches!(self, Self::Lost | Self::Unreadable)
@@ -471,7 +471,7 @@ impl Verdict {
 
 /// What an operator may change.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Edit {
+pub enum AdminEdit {
     /// Moves shards to these positions, which may be before or behind the stored ones: all of them in
     /// one step, or none.
     ///

@@ -6,7 +6,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use tokio::time::Instant;
 
-use super::lease::{Answer, Edit, Fenced, LeaseStore, Ledger, Request, Table, Verdict};
+use super::lease::{HeartbeatResponse, AdminEdit, FencedCheckpoint, LeaseStore, Ledger, HeartbeatRequest, LeaseTable, SaveOutcome};
 use super::{CheckpointStore, Scope};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -208,27 +208,27 @@ impl LeaseStore for MemoryStore {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
-        request: &'a Request,
-    ) -> BoxFuture<'a, Result<Answer>> {
+        request: &'a HeartbeatRequest,
+    ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
         ready(Ok(self.with(scope, |ledger, now| ledger.exchange(now, request)))).boxed()
     }
 
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
-        positions: &'a [Fenced],
-    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        positions: &'a [FencedCheckpoint],
+    ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
         ready(Ok(self.with(scope, |ledger, now| ledger.save_fenced(now, positions)))).boxed()
     }
 
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
         ready(Ok(self.with(scope, |ledger, now| ledger.table(now)))).boxed()
     }
 
     fn edit<'a>(
         &'a self,
         scope: &'a Scope,
-        edit: &'a Edit,
+        edit: &'a AdminEdit,
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
         ready(Ok(self.with(scope, |ledger, now| ledger.edit(now, edit, forced)))).boxed()

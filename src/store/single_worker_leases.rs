@@ -8,7 +8,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::lease::{Answer, Change, Edit, Fenced, LeaseStore, Request, Table, Verdict};
+use super::lease::{HeartbeatResponse, Change, AdminEdit, FencedCheckpoint, LeaseStore, HeartbeatRequest, LeaseTable, SaveOutcome};
 use super::{CheckpointStore, MemoryStore, Scope, with_timeout};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
@@ -107,7 +107,7 @@ impl SingleWorkerLeases {
     }
 
     /// Whether it is time to look again at what could not be read.
-    fn looks_again(&self, scope: &Scope, request: &Request) -> bool {
+    fn looks_again(&self, scope: &Scope, request: &HeartbeatRequest) -> bool {
         let is_due = self.lock().elapsed() >= LOOK_AGAIN;
         is_due && request.known.is_none() && self.table.has_unreadable(scope)
     }
@@ -115,9 +115,9 @@ impl SingleWorkerLeases {
 
 /// Each shard once, with its furthest position: a shard that was opened again may have positions of two
 /// epochs.
-fn furthest(positions: &[Fenced]) -> Vec<(ShardId, Checkpoint)> {
+fn furthest(positions: &[FencedCheckpoint]) -> Vec<(ShardId, Checkpoint)> {
     let mut furthest: BTreeMap<&ShardId, &Checkpoint> = BTreeMap::new();
-    for Fenced { shard, checkpoint, .. } in positions {
+    for FencedCheckpoint { shard, checkpoint, .. } in positions {
         let known = furthest.entry(shard).or_insert(checkpoint);
         if checkpoint.supersedes(known) {
             *known = checkpoint;
@@ -130,8 +130,8 @@ impl LeaseStore for SingleWorkerLeases {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
-        request: &'a Request,
-    ) -> BoxFuture<'a, Result<Answer>> {
+        request: &'a HeartbeatRequest,
+    ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
         async move {
             let is_loaded = self.loaded().contains(scope);
             if !is_loaded {
@@ -151,8 +151,8 @@ impl LeaseStore for SingleWorkerLeases {
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
-        positions: &'a [Fenced],
-    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        positions: &'a [FencedCheckpoint],
+    ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
         async move {
             let refused = self.save(scope, &furthest(positions)).await?;
             if !refused.is_empty() {
@@ -164,7 +164,7 @@ impl LeaseStore for SingleWorkerLeases {
         .boxed()
     }
 
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
         async move {
             self.load(scope).await?;
             self.table.table(scope).await
@@ -175,7 +175,7 @@ impl LeaseStore for SingleWorkerLeases {
     fn edit<'a>(
         &'a self,
         scope: &'a Scope,
-        edit: &'a Edit,
+        edit: &'a AdminEdit,
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
         // Positions of such a store only advance: moving one back is for whoever made it.
@@ -190,12 +190,12 @@ mod tests {
 
     #[test]
     fn save_holds_each_shard_once_with_its_furthest_position() {
-        let after = |number: &str| Checkpoint::AfterSequence {
+        let after = |number: &str| Checkpoint::AfterSequenceNumber {
             sequence_number: number.parse().unwrap(),
             sub_sequence_number: None,
         };
         let shard: ShardId = "shardId-000000000000".parse().unwrap();
-        let fenced = |epoch, checkpoint| Fenced { shard: shard.clone(), epoch, checkpoint };
+        let fenced = |epoch, checkpoint| FencedCheckpoint { shard: shard.clone(), epoch, checkpoint };
         for positions in [
             [fenced(1, after("23")), fenced(2, Checkpoint::ShardEnd)],
             [fenced(1, Checkpoint::ShardEnd), fenced(2, after("23"))],

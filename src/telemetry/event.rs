@@ -38,7 +38,7 @@ pub enum Event {
     },
     /// The shard goes to another worker, or to whoever wants it: no record of it is handed out any
     /// more, and it is given back when those that were are finished.
-    LeaseGivenBack {
+    LeaseReleased {
         /// The shard.
         shard_id: ShardId,
         /// Of the lease.
@@ -46,7 +46,7 @@ pub enum Event {
     },
     /// The store could not be reached for so long that others may have the worker's shards by now:
     /// no record is handed out until it answers.
-    LeasesInDoubt,
+    LeasesSuspended,
     /// Another worker has the shard by now.
     LeaseLost {
         /// The shard.
@@ -146,10 +146,10 @@ pub enum Event {
         after: Duration,
     },
     /// The store has lost what it was told of leases, and is told it again.
-    StoreForgot,
+    StoreReset,
     /// The caller of a shard has not polled for longer than
     /// [`poll_timeout`](crate::ConsumerBuilder::poll_timeout): others may have it.
-    CallerStopped {
+    ConsumerStalled {
         /// The shard.
         shard_id: ShardId,
     },
@@ -177,20 +177,20 @@ pub enum Event {
     },
     /// The consumer reads by ARN and has not begun: these workers, which read by the stream's name alone,
     /// are alive and hold the positions that it takes over.
-    TakeoverDelayed {
+    MigrationDelayed {
         /// The names of the workers.
         worker_ids: Vec<String>,
     },
     /// The consumer, which reads by ARN, has looked for positions under the stream's name alone, and begins
     /// with those that are this stream's.
-    PositionsTakenOver {
+    PositionsMigrated {
         /// The number of positions taken over.
         positions: usize,
         /// The number of positions refused, since they belong to another stream of this name.
         refused: usize,
     },
     /// This listener was too slow.
-    Missed {
+    Lagged {
         /// How many events it has missed.
         events: u64,
     },
@@ -276,7 +276,7 @@ impl Event {
     pub fn shard_id(&self) -> Option<&ShardId> {
         match self {
             Self::LeaseGained { shard_id, .. }
-            | Self::LeaseGivenBack { shard_id, .. }
+            | Self::LeaseReleased { shard_id, .. }
             | Self::LeaseLost { shard_id, .. }
             | Self::HandoffTimedOut { shard_id, .. }
             | Self::ShardStarted { shard_id, .. }
@@ -287,18 +287,18 @@ impl Event {
             | Self::CaughtUp { shard_id }
             | Self::Gap { shard_id, .. }
             | Self::Stalled { shard_id, .. }
-            | Self::CallerStopped { shard_id } => Some(shard_id),
+            | Self::ConsumerStalled { shard_id } => Some(shard_id),
             Self::Throttled { shard_id, .. }
             | Self::Retried { shard_id, .. }
             | Self::TaskRestarted { shard_id, .. } => shard_id.as_ref(),
             Self::WorkerJoined { .. }
-            | Self::TakeoverDelayed { .. }
-            | Self::PositionsTakenOver { .. }
-            | Self::LeasesInDoubt
+            | Self::MigrationDelayed { .. }
+            | Self::PositionsMigrated { .. }
+            | Self::LeasesSuspended
             | Self::StoreFailed { .. }
             | Self::StoreRecovered { .. }
-            | Self::StoreForgot
-            | Self::Missed { .. } => None,
+            | Self::StoreReset
+            | Self::Lagged { .. } => None,
         }
     }
 
@@ -319,10 +319,10 @@ impl Event {
                 log!(info, "a worker has joined", worker = worker_id.as_str());
             }
             Self::LeaseGained { epoch, .. } => log!(debug, "a lease is gained", epoch = epoch),
-            Self::LeaseGivenBack { epoch, .. } => {
+            Self::LeaseReleased { epoch, .. } => {
                 log!(debug, "a lease is given back", epoch = epoch);
             }
-            Self::LeasesInDoubt => log!(warn, "the leases may be another's by now: waiting"),
+            Self::LeasesSuspended => log!(warn, "the leases may be another's by now: waiting"),
             Self::LeaseLost { epoch, .. } => log!(warn, "a lease is lost", epoch = epoch),
             Self::HandoffTimedOut { epoch, .. } => {
                 log!(warn, "records are unfinished: they will be read again", epoch = epoch);
@@ -357,8 +357,8 @@ impl Event {
             Self::StoreRecovered { after } => {
                 log!(info, "checkpoints are saved again", after = field::debug(after));
             }
-            Self::StoreForgot => log!(warn, "the store has forgotten: telling it again"),
-            Self::CallerStopped { .. } => log!(warn, "its caller has stopped polling"),
+            Self::StoreReset => log!(warn, "the store has forgotten: telling it again"),
+            Self::ConsumerStalled { .. } => log!(warn, "its caller has stopped polling"),
             Self::Stalled { limit, unacknowledged, oldest, .. } => log!(
                 warn,
                 "shard stalled: the in-flight limit holds it until a record is acknowledged",
@@ -374,21 +374,21 @@ impl Event {
                     error = message.as_str()
                 );
             }
-            Self::TakeoverDelayed { worker_ids } => log!(
+            Self::MigrationDelayed { worker_ids } => log!(
                 warn,
                 "takeover of positions delayed: workers that read by name are alive",
                 workers = field::debug(worker_ids)
             ),
-            Self::PositionsTakenOver { positions, refused: 0 } => {
+            Self::PositionsMigrated { positions, refused: 0 } => {
                 log!(info, "positions taken over from the name alone", positions = positions);
             }
-            Self::PositionsTakenOver { positions, refused } => log!(
+            Self::PositionsMigrated { positions, refused } => log!(
                 warn,
                 "positions under the name alone belong to another stream",
                 positions = positions,
                 refused = refused
             ),
-            Self::Missed { .. } => {}
+            Self::Lagged { .. } => {}
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::wakers::CallerWaker;
 ///
 /// Made by [`Consumer::events`](crate::Consumer::events). It never holds up who reads: a listener
 /// that is more than 1,024 events behind misses the oldest, and is told how many by
-/// [`Event::Missed`]. Ends when the consumer and all its streams are gone. Fused.
+/// [`Event::Lagged`]. Ends when the consumer and all its streams are gone. Fused.
 ///
 /// # Cancel safety
 ///
@@ -49,7 +49,7 @@ impl Events {
             loop {
                 match receiver.recv().await {
                     Ok(event) => yield event,
-                    Err(RecvError::Lagged(events)) => yield Event::Missed { events },
+                    Err(RecvError::Lagged(events)) => yield Event::Lagged { events },
                     Err(RecvError::Closed) => return,
                 }
             }
@@ -105,7 +105,7 @@ mod tests {
             telemetry.emit(caught_up());
         }
         let next = events.next().now_or_never();
-        assert_eq!(next, Some(Some(Event::Missed { events: 5 })));
+        assert_eq!(next, Some(Some(Event::Lagged { events: 5 })));
         let rest = std::iter::from_fn(|| events.next().now_or_never()).flatten();
         assert_eq!(rest.count(), LONGEST_BACKLOG);
         drop(telemetry);

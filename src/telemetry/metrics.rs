@@ -106,7 +106,7 @@ impl ConsumerMetrics {
                 counter!(RETRIES, with("kind", as_label(ErrorKind::Panicked))).increment(1);
             }
             Event::LeaseGained { .. } => counter!(MOVES, with("move", "gained")).increment(1),
-            Event::LeaseGivenBack { .. } => {
+            Event::LeaseReleased { .. } => {
                 counter!(MOVES, with("move", "given_back")).increment(1);
             }
             Event::LeaseLost { .. } => counter!(MOVES, with("move", "lost")).increment(1),

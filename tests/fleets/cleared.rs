@@ -6,7 +6,7 @@
 use std::time::UNIX_EPOCH;
 
 use fastrand::Rng;
-use kinestream::store::lease::{Edit, Lease, Table};
+use kinestream::store::lease::{AdminEdit, Lease, LeaseTable};
 use kinestream::{Checkpoint, ShardId};
 
 use crate::link::Life;
@@ -22,9 +22,9 @@ fn shard() -> ShardId {
     "shardId-000000000000".parse().expect("a name of a shard")
 }
 
-fn table(cleared: u64, lease: Option<Lease>) -> Table {
+fn table(cleared: u64, lease: Option<Lease>) -> LeaseTable {
     let leases = lease.map(|lease| (shard(), lease)).into_iter().collect();
-    Table { cleared, leases, ..Table::default() }
+    LeaseTable { cleared, leases, ..LeaseTable::default() }
 }
 
 /// The stored lease of a shard after an operator has set its position and no worker has added it.
@@ -39,7 +39,7 @@ fn clear(facts: &mut Facts) {
     facts.begin_life(Life::new("w0".to_owned(), &plan));
     facts.put(0, "1".parse().expect("a sequence number"), UNIX_EPOCH);
     let read = Lease { epoch: BEFORE, ..Lease::default() };
-    facts.judge_edit(0, &Edit::Clear, &table(0, Some(read)), &table(CLEARED, None));
+    facts.judge_edit(0, &AdminEdit::Clear, &table(0, Some(read)), &table(CLEARED, None));
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn position_set_after_a_clear_keeps_old_epochs_over() {
     let truth = Truth::new(1);
     let mut facts = truth.lock();
     clear(&mut facts);
-    let edit = Edit::Set { positions: vec![(shard(), Checkpoint::TrimHorizon)] };
+    let edit = AdminEdit::Set { positions: vec![(shard(), Checkpoint::TrimHorizon)] };
     let after = table(CLEARED, Some(only_position()));
     facts.judge_edit(0, &edit, &table(CLEARED, None), &after);
     facts.finish(Place { shard: 0, number: 0, epoch: BEFORE });

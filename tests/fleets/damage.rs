@@ -8,7 +8,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use kinestream::ShardId;
 use kinestream::store::Scope;
-use kinestream::store::lease::Table;
+use kinestream::store::lease::LeaseTable;
 use tokio::time::Instant;
 
 use crate::truth::{Facts, Promise, index_of};
@@ -80,7 +80,7 @@ impl World {
 
 impl Facts {
     /// Makes what this table holds of a shard unreadable from now on.
-    pub(crate) fn damage(&mut self, id: &ShardId, table: &Table, is_lease: bool) {
+    pub(crate) fn damage(&mut self, id: &ShardId, table: &LeaseTable, is_lease: bool) {
         self.had_damage = true;
         let shard = index_of(id);
         // Workers that have not seen the last clear still read in an epoch from before the clear.

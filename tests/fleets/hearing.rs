@@ -57,7 +57,7 @@ impl Hearing {
                 self.check_rest(index_of(shard_id), *epoch);
                 self.leases.insert((index_of(shard_id), *epoch), Told::Gained).is_some()
             }
-            Event::LeaseGivenBack { shard_id, epoch } => {
+            Event::LeaseReleased { shard_id, epoch } => {
                 // One whose end is stored may not have heard of it.
                 let before = self.leases.insert((index_of(shard_id), *epoch), Told::GivenBack);
                 before.is_none_or(|told| told == Told::GivenBack)
@@ -88,7 +88,7 @@ impl Hearing {
                 self.panics += usize::from(!matches!(task, Task::Metrics | Task::Tracing));
                 false
             }
-            Event::Missed { .. } => true,
+            Event::Lagged { .. } => true,
             _ => false,
         };
         let line = format!("{} tells: {event:?}", self.name);

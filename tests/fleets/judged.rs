@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use futures::{FutureExt, Stream, StreamExt};
 use kinestream::store::Scope;
-use kinestream::store::lease::{LeaseStore, Table};
+use kinestream::store::lease::{LeaseStore, LeaseTable};
 use kinestream::{CheckpointOn, MemoryStore, Record, Result, ShardId, ShardOrdering};
 
 use crate::hearing::Hearing;
@@ -43,7 +43,7 @@ impl Judged {
     }
 
     /// The table as the store has it at this moment.
-    fn stored_table(&self) -> Table {
+    fn stored_table(&self) -> LeaseTable {
         let scope = Scope::new("default", "orders");
         let table = self.stored.table(&scope).now_or_never();
         table.expect("it never waits").expect("it never fails")

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kinestream::store::lease::{Answer, Change, Edit, Fenced, Lease, Request, Table, Verdict};
+use kinestream::store::lease::{HeartbeatResponse, Change, AdminEdit, FencedCheckpoint, Lease, HeartbeatRequest, LeaseTable, SaveOutcome};
 use kinestream::{Checkpoint, ShardId};
 use tokio::time::Instant;
 
@@ -20,10 +20,10 @@ impl Facts {
     pub(crate) fn judge_exchange(
         &mut self,
         worker: usize,
-        request: &Request,
-        answer: &Answer,
-        before: &Table,
-        after: &Table,
+        request: &HeartbeatRequest,
+        answer: &HeartbeatResponse,
+        before: &LeaseTable,
+        after: &LeaseTable,
     ) {
         let name = self.lives[worker].name.clone();
         let leaving = if request.leaving { ", leaving" } else { "" };
@@ -38,8 +38,8 @@ impl Facts {
                 .leases
                 .iter()
                 .map(|(shard, lease)| {
-                    let (owner, heir) = (lease.owner.as_deref(), lease.heir.as_deref());
-                    (index_of(shard), lease.epoch, owner.unwrap_or("-"), heir.unwrap_or("-"))
+                    let (owner, next_owner) = (lease.owner.as_deref(), lease.next_owner.as_deref());
+                    (index_of(shard), lease.epoch, owner.unwrap_or("-"), next_owner.unwrap_or("-"))
                 })
                 .collect();
             let workers: Vec<_> = after.workers.keys().collect();
@@ -52,7 +52,7 @@ impl Facts {
     }
 
     /// What a worker gives back.
-    fn judge_returns(&mut self, worker: usize, request: &Request, before: &Table) {
+    fn judge_returns(&mut self, worker: usize, request: &HeartbeatRequest, before: &LeaseTable) {
         let given_back = |change: &Change| match change {
             Change::Release { shard, epoch } => Some((shard.clone(), *epoch)),
             _ => None,
@@ -83,12 +83,12 @@ impl Facts {
     pub(crate) fn judge_save(
         &mut self,
         worker: usize,
-        positions: &[Fenced],
-        verdicts: &[Verdict],
-        before: &Table,
-        after: &Table,
+        positions: &[FencedCheckpoint],
+        verdicts: &[SaveOutcome],
+        before: &LeaseTable,
+        after: &LeaseTable,
     ) {
-        for (Fenced { shard, epoch, checkpoint }, verdict) in positions.iter().zip(verdicts) {
+        for (FencedCheckpoint { shard, epoch, checkpoint }, verdict) in positions.iter().zip(verdicts) {
             let name = self.lives[worker].name.clone();
             self.tell(format_args!(
                 "{name} saves {} in epoch {epoch}: {checkpoint}: {verdict:?}",
@@ -96,24 +96,24 @@ impl Facts {
             ));
             let known = before.leases.get(shard);
             if known.is_some_and(|lease| lease.unreadable.is_some()) {
-                if *verdict != Verdict::Unreadable {
+                if *verdict != SaveOutcome::Unreadable {
                     self.breaks(Promise::Damaged, format_args!("{shard} is saved by {name}"));
                 }
                 continue;
             }
             let is_cleared = before.cleared > 0 && *epoch <= before.cleared;
-            let is_lost = is_cleared || known.is_some_and(|lease| lease.epoch > *epoch);
+            let is_shard_expired = is_cleared || known.is_some_and(|lease| lease.epoch > *epoch);
             let changed = known.map(|lease| &lease.checkpoint)
                 != after.leases.get(shard).map(|lease| &lease.checkpoint);
             // Its later epoch may be saved in the same call.
             let is_alone = positions.iter().filter(|position| position.shard == *shard).count() < 2;
-            if is_lost && (*verdict != Verdict::Lost || changed && is_alone) {
+            if is_shard_expired && (*verdict != SaveOutcome::Lost || changed && is_alone) {
                 self.breaks(
                     Promise::NoZombies,
                     format_args!("{shard} is saved by {name} in epoch {epoch}, which is over"),
                 );
             }
-            if !is_lost && *verdict != Verdict::Saved && !self.lost_data {
+            if !is_shard_expired && *verdict != SaveOutcome::Saved && !self.lost_data {
                 self.breaks(
                     Promise::NoZombies,
                     format_args!("{shard} of {name} in epoch {epoch} is said to be {verdict:?}"),
@@ -123,7 +123,7 @@ impl Facts {
         self.judge_tables(before, after);
     }
 
-    fn judge_tables(&mut self, before: &Table, after: &Table) {
+    fn judge_tables(&mut self, before: &LeaseTable, after: &LeaseTable) {
         for shard in before.leases.keys().filter(|shard| !after.leases.contains_key(shard)) {
             self.breaks(Promise::NeverBackwards, format_args!("{shard} is forgotten"));
         }
@@ -135,7 +135,7 @@ impl Facts {
                 let old = old.and_then(|old| old.checkpoint.as_ref());
                 self.judge_position(id, lease.epoch, old, position);
             }
-            if lease.heir.is_some() {
+            if lease.next_owner.is_some() {
                 self.offers.entry((shard, lease.epoch)).or_insert_with(Instant::now);
             }
             if old.is_none_or(|old| old.epoch < lease.epoch) && lease.epoch > 0 {
@@ -184,18 +184,18 @@ impl Facts {
 
     /// Positions were moved: what was finished before counts no more, and what was passed over is done
     /// with.
-    pub(crate) fn judge_edit(&mut self, worker: usize, edit: &Edit, before: &Table, after: &Table) {
+    pub(crate) fn judge_edit(&mut self, worker: usize, edit: &AdminEdit, before: &LeaseTable, after: &LeaseTable) {
         let name = self.lives[worker].name.clone();
         self.tell(format_args!("{name} edits: {edit:?}"));
         self.moves += 1;
         match edit {
-            Edit::Set { positions } => {
+            AdminEdit::Set { positions } => {
                 for (id, checkpoint) in positions {
                     self.damaged.remove(&index_of(id));
                     self.judge_set(id, checkpoint, before, after);
                 }
             }
-            Edit::Clear => {
+            AdminEdit::Clear => {
                 self.cleared = after.cleared;
                 self.damaged.clear();
                 for shard in 0..self.shards.len() {
@@ -205,7 +205,7 @@ impl Facts {
         }
     }
 
-    fn judge_set(&mut self, id: &ShardId, checkpoint: &Checkpoint, before: &Table, after: &Table) {
+    fn judge_set(&mut self, id: &ShardId, checkpoint: &Checkpoint, before: &LeaseTable, after: &LeaseTable) {
         let shard = index_of(id);
         // A shard without a lease has epoch 0. Workers that have not seen the last clear still read it in
         // an epoch from before the clear.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kinestream::store::lease::{Answer, Standing};
+use kinestream::store::lease::{HeartbeatResponse, Membership};
 use tokio::time::Instant;
 
 use crate::plan::Plan;
@@ -201,14 +201,14 @@ impl Facts {
     }
 
     /// A worker is given an answer to what it asked then.
-    pub(crate) fn hear(&mut self, worker: usize, asked: (Instant, SystemTime), answer: &Answer) {
+    pub(crate) fn hear(&mut self, worker: usize, asked: (Instant, SystemTime), answer: &HeartbeatResponse) {
         if let Some(table) = &answer.table {
             self.lives[worker].told =
                 table.leases.iter().map(|(shard, lease)| (index_of(shard), lease.epoch)).collect();
             let unreadable = table.leases.iter().filter(|(_, lease)| lease.unreadable.is_some());
             self.lives[worker].unreadable = unreadable.map(|(shard, _)| index_of(shard)).collect();
         }
-        if answer.standing != Standing::Occupied {
+        if answer.standing != Membership::Occupied {
             let (at, wall) = asked;
             let life = &mut self.lives[worker];
             life.valid = Some((at + life.lease_duration, wall + life.lease_duration));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kinestream::store::lease::Edit;
+use kinestream::store::lease::AdminEdit;
 use kinestream::{Checkpoint, Consumer, IfLeased, StartingPosition};
 
 use crate::link::Life;
@@ -24,7 +24,7 @@ impl World {
             _ => self.outsider(),
         };
         let edit = match self.rng.u8(..6) {
-            0 => Some(Edit::Clear),
+            0 => Some(AdminEdit::Clear),
             1 | 2 => Some(self.move_one()),
             _ => None,
         };
@@ -45,8 +45,8 @@ impl World {
             };
             truth.tell(format_args!("{name} begins to {told}"));
             let done = match edit {
-                Some(Edit::Clear) => consumer.clear_positions(IfLeased::Force).await,
-                Some(Edit::Set { positions }) => {
+                Some(AdminEdit::Clear) => consumer.clear_positions(IfLeased::Force).await,
+                Some(AdminEdit::Set { positions }) => {
                     let (shard, checkpoint) = positions[0].clone();
                     consumer.set_position(&shard, checkpoint, IfLeased::Force).await
                 }
@@ -60,7 +60,7 @@ impl World {
         });
     }
 
-    fn move_one(&mut self) -> Edit {
+    fn move_one(&mut self) -> AdminEdit {
         let shards = self.orders.shards();
         let shard = &shards[self.rng.usize(..shards.len())];
         let facts = self.truth.lock();
@@ -68,14 +68,14 @@ impl World {
         let numbers: Vec<_> = numbers.map(|(number, _)| number.clone()).collect();
         drop(facts);
         let checkpoint = match self.rng.usize(..=numbers.len()) {
-            place if place < numbers.len() => Checkpoint::AfterSequence {
+            place if place < numbers.len() => Checkpoint::AfterSequenceNumber {
                 sequence_number: numbers[place].clone(),
                 sub_sequence_number: None,
             },
             _ if !shard.is_open() && self.rng.bool() => Checkpoint::ShardEnd,
             _ => Checkpoint::TrimHorizon,
         };
-        Edit::Set { positions: vec![(shard.id(), checkpoint)] }
+        AdminEdit::Set { positions: vec![(shard.id(), checkpoint)] }
     }
 
     fn outsider(&mut self) -> (Consumer, usize) {

@@ -19,7 +19,7 @@
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-use kinestream::store::lease::Table;
+use kinestream::store::lease::LeaseTable;
 use kinestream::{Record, ShardOrdering};
 
 use crate::truth::{Facts, Place, Promise, Tenancy};
@@ -31,7 +31,7 @@ impl Facts {
         worker: usize,
         ordering: ShardOrdering,
         record: &Record,
-        table: &Table,
+        table: &LeaseTable,
     ) -> Place {
         let (shard, place) = self.places[record.sequence_number()];
         let epoch = record.epoch();

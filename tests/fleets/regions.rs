@@ -267,7 +267,7 @@ impl Regions {
         let is_finished = |(shard, number): &(ShardId, SequenceNumber)| {
             stored.get(shard).is_some_and(|lease| match &lease.checkpoint {
                 Some(
-                    Checkpoint::AfterSequence { sequence_number: passed, .. }
+                    Checkpoint::AfterSequenceNumber { sequence_number: passed, .. }
                     | Checkpoint::CaughtUp { after: Some(passed), .. },
                 ) => number <= passed,
                 checkpoint => *checkpoint == Some(Checkpoint::ShardEnd),
@@ -300,8 +300,8 @@ impl Regions {
         for (index, region) in self.streams.iter().enumerate() {
             let seen = region.seen.lock().unwrap();
             let finished = if index == 0 { self.finished.clone() } else { BTreeSet::new() };
-            let is_lost = |place: &usize| !seen.contains(place) && !finished.contains(place);
-            if let Some(lost) = (0..region.put.len()).find(is_lost) {
+            let is_shard_expired = |place: &usize| !seen.contains(place) && !finished.contains(place);
+            if let Some(lost) = (0..region.put.len()).find(is_shard_expired) {
                 let detail = format!("record {lost} of region {index} is not read");
                 breaks(&self.broken, Promise::NothingIsLost, detail);
             }

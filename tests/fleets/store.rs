@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
-use kinestream::store::lease::{Answer, Edit, Fenced, LeaseStore, Request, Table, Verdict};
+use kinestream::store::lease::{HeartbeatResponse, AdminEdit, FencedCheckpoint, LeaseStore, HeartbeatRequest, LeaseTable, SaveOutcome};
 use kinestream::{Checkpoint, CheckpointStore, Error, MemoryStore, Result, ShardId};
 use tokio::time::{Instant, sleep};
 
@@ -73,11 +73,11 @@ impl SimulatedStore {
         self.truth.lock().health(self.worker)
     }
 
-    async fn table_now(&self, scope: &Scope) -> Table {
+    async fn table_now(&self, scope: &Scope) -> LeaseTable {
         self.stored.table(scope).await.expect("never fails")
     }
 
-    async fn carry_out(&self, scope: &Scope, request: &Request) -> Result<Answer> {
+    async fn carry_out(&self, scope: &Scope, request: &HeartbeatRequest) -> Result<HeartbeatResponse> {
         let before = self.table_now(scope).await;
         let answer = self.stored.exchange(scope, request).await?;
         let after = self.table_now(scope).await;
@@ -85,7 +85,7 @@ impl SimulatedStore {
         Ok(answer)
     }
 
-    async fn carry_out_save(&self, scope: &Scope, positions: &[Fenced]) -> Result<Vec<Verdict>> {
+    async fn carry_out_save(&self, scope: &Scope, positions: &[FencedCheckpoint]) -> Result<Vec<SaveOutcome>> {
         let before = self.table_now(scope).await;
         let verdicts = self.stored.save_fenced(scope, positions).await?;
         let after = self.table_now(scope).await;
@@ -96,7 +96,7 @@ impl SimulatedStore {
     async fn carry_out_edit(
         &self,
         scope: &Scope,
-        edit: &Edit,
+        edit: &AdminEdit,
         forced: bool,
     ) -> Result<Option<Arc<str>>> {
         let before = self.table_now(scope).await;
@@ -147,8 +147,8 @@ impl LeaseStore for SimulatedStore {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
-        request: &'a Request,
-    ) -> BoxFuture<'a, Result<Answer>> {
+        request: &'a HeartbeatRequest,
+    ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
         async move {
             let asked = (Instant::now(), self.truth.lock().lives[self.worker].wall.now());
             let (store, scope, request) = (self.clone(), scope.clone(), request.clone());
@@ -162,20 +162,20 @@ impl LeaseStore for SimulatedStore {
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
-        positions: &'a [Fenced],
-    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        positions: &'a [FencedCheckpoint],
+    ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
         let (store, scope, positions) = (self.clone(), scope.clone(), positions.to_vec());
         self.reach(async move { store.carry_out_save(&scope, &positions).await }).boxed()
     }
 
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
         self.stored.table(scope)
     }
 
     fn edit<'a>(
         &'a self,
         scope: &'a Scope,
-        edit: &'a Edit,
+        edit: &'a AdminEdit,
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
         // The panic is returned to whoever edits, and not reported.

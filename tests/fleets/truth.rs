@@ -234,7 +234,7 @@ impl Facts {
     pub(crate) fn passed(&self, shard: usize, checkpoint: Option<&Checkpoint>) -> usize {
         match checkpoint {
             Some(
-                Checkpoint::AfterSequence { sequence_number, .. }
+                Checkpoint::AfterSequenceNumber { sequence_number, .. }
                 | Checkpoint::CaughtUp { after: Some(sequence_number), .. },
             ) => {
                 let mut before = self.places.range(..=sequence_number).rev().map(|found| found.1);

@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use fastrand::Rng;
 use kinestream::MemoryStore;
 use kinestream::store::Scope;
-use kinestream::store::lease::{LeaseStore, Table};
+use kinestream::store::lease::{LeaseStore, LeaseTable};
 use kinestream::testing::{Kinesis, Outcome, Stream, WallClock};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -254,7 +254,7 @@ impl World {
         }
     }
 
-    pub(crate) async fn table(&self) -> Table {
+    pub(crate) async fn table(&self) -> LeaseTable {
         let table = self.stored.table(&Scope::new("default", "orders")).await;
         table.expect("never fails")
     }

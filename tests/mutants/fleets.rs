@@ -53,10 +53,10 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["OnlyWhileValid"],
     },
     Mistake {
-        what: "an heir goes on in the epoch of the last owner",
+        what: "an next_owner goes on in the epoch of the last owner",
         file: "store/lease/ledger.rs",
-        right: "Some(heir) => self.give(shard, Some(heir)),",
-        wrong: "Some(heir) => {\n lease.owner = Some(heir);\n self.changed = true;\n }",
+        right: "Some(next_owner) => self.give(shard, Some(next_owner)),",
+        wrong: "Some(next_owner) => {\n lease.owner = Some(next_owner);\n self.changed = true;\n }",
         breaks: &["OneReader"],
     },
     Mistake {
@@ -69,8 +69,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "what is offered is given at once",
         file: "store/lease/ledger.rs",
-        right: "                    lease.heir = heir;\n                }\n            }\n            Change::Release",
-        wrong: "                    lease.owner = heir.or(lease.owner.take());\n lease.epoch += 1;\n                }\n            }\n            Change::Release",
+        right: "                    lease.next_owner = next_owner;\n                }\n            }\n            Change::Release",
+        wrong: "                    lease.owner = next_owner.or(lease.owner.take());\n lease.epoch += 1;\n                }\n            }\n            Change::Release",
         breaks: &["Fencing"],
     },
     Mistake {
@@ -174,7 +174,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "what cannot be read is saved over",
         file: "store/lease/ledger.rs",
-        right: "return Verdict::Unreadable;",
+        right: "return SaveOutcome::Unreadable;",
         wrong: "let _ = self.ledger.unreadable.remove(shard);",
         breaks: &["Damaged", "NoZombies", "FewRepeats", "NothingIsLost", "NotPastUnfinished"],
     },
@@ -239,15 +239,15 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a shard that is given back is not told of",
         file: "fleet/duties.rs",
-        right: "observer.tell(Event::LeaseGivenBack { shard_id: shard.clone(), epoch });",
+        right: "observer.tell(Event::LeaseReleased { shard_id: shard.clone(), epoch });",
         wrong: "let _ = &observer;",
         breaks: &["Told"],
     },
     Mistake {
         what: "a shard is told to be finished before it is",
         file: "store/writer/save.rs",
-        right: "if verdict == Verdict::Saved && saved.checkpoint != Checkpoint::ShardEnd {",
-        wrong: "if verdict == Verdict::Saved && saved.checkpoint == Checkpoint::ShardEnd {",
+        right: "if verdict == SaveOutcome::Saved && saved.checkpoint != Checkpoint::ShardEnd {",
+        wrong: "if verdict == SaveOutcome::Saved && saved.checkpoint == Checkpoint::ShardEnd {",
         breaks: &["Told"],
     },
     Mistake {

@@ -302,7 +302,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "store/writer/save.rs",
         right: "in_time(self.store.save_fenced(&self.scope, &positions)).await?",
         wrong: "match in_time(self.store.save_fenced(&self.scope, &positions)).await {\n Err(error) \
-                if error.to_string().contains(\"panicked\") => vec![Verdict::Saved; positions.len()],\n \
+                if error.to_string().contains(\"panicked\") => vec![SaveOutcome::Saved; positions.len()],\n \
                 saved => saved? }",
         breaks: &["FewRepeats", "EndsAreKept"],
     },
@@ -477,8 +477,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a restored lease does not know the start of its shard",
         file: "store/lease/ledger.rs",
-        right: "Lease { owner, heir, checkpoint: None, ..known.clone() }",
-        wrong: "Lease { owner, heir, checkpoint: None, start: None, ..known.clone() }",
+        right: "Lease { owner, next_owner, checkpoint: None, ..known.clone() }",
+        wrong: "Lease { owner, next_owner, checkpoint: None, start: None, ..known.clone() }",
         breaks: &["LossesAreReported", "NothingIsLost"],
     },
     Mistake {

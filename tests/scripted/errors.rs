@@ -185,7 +185,7 @@ async fn a_kinesis_out_of_reach_at_the_start_is_told_and_waited_for() {
 pub(crate) async fn trimmed_store(orders: &Stream) -> MemoryStore {
     let store = MemoryStore::new();
     let numbers: Vec<_> = (0..10).map(|number| orders.shard(0).put(number.to_string())).collect();
-    let checkpoint = Checkpoint::AfterSequence {
+    let checkpoint = Checkpoint::AfterSequenceNumber {
         sequence_number: numbers[2].clone(),
         sub_sequence_number: None,
     };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
-use kinestream::store::lease::{Answer, Change, Edit, Fenced, LeaseStore, Request, Table, Verdict};
+use kinestream::store::lease::{HeartbeatResponse, Change, AdminEdit, FencedCheckpoint, LeaseStore, HeartbeatRequest, LeaseTable, SaveOutcome};
 use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId};
 use tokio::time::timeout;
 
@@ -33,17 +33,17 @@ pub(crate) struct Faulty {
 
 impl Faulty {
     /// Whether the answer to an exchange is lost.
-    fn loses_answer(&self, request: &Request) -> bool {
+    fn loses_answer(&self, request: &HeartbeatRequest) -> bool {
         let stores_loss = |change: &Change| {
-            matches!(change, Change::Finish { .. } | Change::Lose { .. } | Change::Replace { .. })
+            matches!(change, Change::Finish { .. } | Change::MarkExpired { .. } | Change::Replace { .. })
         };
         let left = self.lost_answers.load(Ordering::SeqCst);
-        let is_lost =
+        let is_shard_expired =
             left > 0 && request.only_if_unchanged && request.changes.iter().any(stores_loss);
-        if is_lost {
+        if is_shard_expired {
             self.lost_answers.store(left - 1, Ordering::SeqCst);
         }
-        is_lost
+        is_shard_expired
     }
 }
 
@@ -73,8 +73,8 @@ impl LeaseStore for Faulty {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
-        request: &'a Request,
-    ) -> BoxFuture<'a, Result<Answer>> {
+        request: &'a HeartbeatRequest,
+    ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
         async move {
             self.exchanges.fetch_add(1, Ordering::SeqCst);
             if self.fails.load(Ordering::SeqCst) {
@@ -93,8 +93,8 @@ impl LeaseStore for Faulty {
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
-        positions: &'a [Fenced],
-    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        positions: &'a [FencedCheckpoint],
+    ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
         async move {
             let mut verdicts = self.stored.save_fenced(scope, positions).await?;
             if self.lacks_verdicts.load(Ordering::SeqCst) {
@@ -105,14 +105,14 @@ impl LeaseStore for Faulty {
         .boxed()
     }
 
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
         self.stored.table(scope)
     }
 
     fn edit<'a>(
         &'a self,
         scope: &'a Scope,
-        edit: &'a Edit,
+        edit: &'a AdminEdit,
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
         self.stored.edit(scope, edit, forced)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::store::Scope;
-use kinestream::store::lease::{LeaseStore, Table};
+use kinestream::store::lease::{LeaseStore, LeaseTable};
 use kinestream::testing::{Kinesis, Stream};
 use kinestream::{Consumer, ConsumerBuilder, ErrorKind, MemoryStore, Record};
 use tokio::task::JoinHandle;
@@ -96,7 +96,7 @@ impl Fleet {
         Puts { puts, task }
     }
 
-    pub(crate) async fn table(&self) -> Table {
+    pub(crate) async fn table(&self) -> LeaseTable {
         self.store.table(&Scope::new("default", "orders")).await.unwrap()
     }
 

@@ -36,7 +36,7 @@ async fn a_handover_waits_for_what_was_pulled() {
         .await
         .leases
         .iter()
-        .find_map(|(shard, lease)| lease.heir.as_ref().map(|_| shard.clone()));
+        .find_map(|(shard, lease)| lease.next_owner.as_ref().map(|_| shard.clone()));
     let given = given.expect("one is to be handed over");
     for _ in 0..3 {
         let record = next(&mut records).await;

@@ -64,7 +64,7 @@ async fn wrong_listing_changes_nothing_in_the_store() {
             let position = &stored[&open.id()];
             let is_read = matches!(
                 position,
-                Checkpoint::AfterSequence { .. } | Checkpoint::CaughtUp { after: Some(_), .. }
+                Checkpoint::AfterSequenceNumber { .. } | Checkpoint::CaughtUp { after: Some(_), .. }
             );
             assert!(is_read, "{wrong:?}: {position}");
         }
@@ -267,7 +267,7 @@ async fn shard_missing_for_a_while_is_read_to_its_end() {
     let [left, _right] = orders.shard(0).split();
     left.put("2");
     let store = MemoryStore::new();
-    let position = Checkpoint::AfterSequence { sequence_number: read, sub_sequence_number: None };
+    let position = Checkpoint::AfterSequenceNumber { sequence_number: read, sub_sequence_number: None };
     let scope = Scope::new("default", "orders");
     store.save(&scope, &[(shard_zero(), position)]).await.unwrap();
     let missing = Outcome::Mislisted(WrongListing::Without(shard_zero()));

@@ -22,7 +22,7 @@ async fn half_read() -> (Kinesis, Stream, MemoryStore) {
     let [left, _right] = orders.shard(0).split();
     left.put("2");
     let store = MemoryStore::new();
-    let position = Checkpoint::AfterSequence { sequence_number, sub_sequence_number: None };
+    let position = Checkpoint::AfterSequenceNumber { sequence_number, sub_sequence_number: None };
     let scope = Scope::new("default", "orders");
     store.save(&scope, &[(orders.shard(0).id(), position)]).await.unwrap();
     (kinesis, orders, store)
@@ -41,7 +41,7 @@ async fn lost_shard_is_reported_by_each_reading_until_on_trimmed_passes_it_over(
         let quiet = timeout(HOUR, records.next()).await;
         assert!(quiet.is_err(), "it is reported once, and its children wait: {quiet:?}");
         let status = consumer.status().await.unwrap();
-        assert_eq!(status.shards[&orders.shard(0).id()].state, ShardState::Lost);
+        assert_eq!(status.shards[&orders.shard(0).id()].state, ShardState::Expired);
         drop(records);
         consumer.close().await.unwrap();
     }

@@ -118,7 +118,7 @@ async fn descendants_of_named_shard_start_at_trim_horizon() {
         let (kinesis, orders) = orders(1);
         kinesis.set_child_shards(child_shards);
         let [parent, ..] = resharded(&orders).await;
-        let first = Checkpoint::AfterSequence {
+        let first = Checkpoint::AfterSequenceNumber {
             sequence_number: parent.sequence_numbers()[0].clone(),
             sub_sequence_number: None,
         };

@@ -43,7 +43,7 @@ async fn positions_are_seen_and_moved_while_nobody_reads() {
         format!("AFTER_SEQUENCE_NUMBER:{}", numbers[5])
     );
 
-    let back = Checkpoint::AfterSequence {
+    let back = Checkpoint::AfterSequenceNumber {
         sequence_number: numbers[1].clone(),
         sub_sequence_number: None,
     };
@@ -70,7 +70,7 @@ async fn a_forced_move_is_followed_by_who_reads() {
         next(&mut records).await.ack();
     }
     let before = reader.positions().await.unwrap()[&shard].epoch;
-    let back = Checkpoint::AfterSequence {
+    let back = Checkpoint::AfterSequenceNumber {
         sequence_number: numbers[3].clone(),
         sub_sequence_number: None,
     };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::future::{BoxFuture, ready};
 use futures::{FutureExt, StreamExt};
 use kinestream::store::Scope;
-use kinestream::store::lease::{Change, LeaseStore, Request};
+use kinestream::store::lease::{Change, LeaseStore, HeartbeatRequest};
 use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, ShardId};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
@@ -104,7 +104,7 @@ async fn only_worker_without_its_store_reads_until_its_lease_expires() {
     assert!(waiting.is_err(), "its lease has expired {:?} ago: {waiting:?}", began.elapsed());
     // Another one comes, before whom it is dead; it is back itself before that one decides.
     let scope = Scope::new("default", "orders");
-    let mut request = Request {
+    let mut request = HeartbeatRequest {
         worker: "b".into(),
         incarnation: 1,
         lease_duration: LEASE,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::store::Scope;
-use kinestream::store::lease::{Change, LeaseStore, Request};
+use kinestream::store::lease::{Change, LeaseStore, HeartbeatRequest};
 use kinestream::testing::{Kinesis, Outcome, Shard, Stream, WrongListing};
 use kinestream::{CheckpointOn, CheckpointStore, MemoryStore};
 use tokio::time::timeout;
@@ -110,7 +110,7 @@ async fn merged_child_that_is_stored_with_one_parent_waits_for_both() {
         start: None,
         checkpoint: None,
     };
-    let request = Request {
+    let request = HeartbeatRequest {
         worker: "before".into(),
         incarnation: 1,
         lease_duration: Duration::from_secs(2),

@@ -121,7 +121,7 @@ async fn a_restart_behind_the_last_record_of_a_closed_shard_finds_its_end() {
     let [left, _right] = orders.shard(0).split();
     left.put("1");
     let store = MemoryStore::new();
-    let checkpoint = Checkpoint::AfterSequence { sequence_number: last, sub_sequence_number: None };
+    let checkpoint = Checkpoint::AfterSequenceNumber { sequence_number: last, sub_sequence_number: None };
     let shard = "shardId-000000000000".parse().unwrap();
     store.save(&Scope::new("default", "orders"), &[(shard, checkpoint)]).await.unwrap();
     let consumer = consumer(&kinesis).store(store).build().unwrap();
@@ -139,7 +139,7 @@ async fn shards_that_expired_between_two_runs_follow_the_policy() {
         orders.shard(0).expire();
         let store = MemoryStore::new();
         let checkpoint =
-            Checkpoint::AfterSequence { sequence_number: read.clone(), sub_sequence_number: None };
+            Checkpoint::AfterSequenceNumber { sequence_number: read.clone(), sub_sequence_number: None };
         let scope = Scope::new("default", "orders");
         let shard = "shardId-000000000000".parse().unwrap();
         store.save(&scope, &[(shard, checkpoint)]).await.unwrap();

@@ -220,7 +220,7 @@ async fn the_status_tells_of_every_shard() {
     drop(records);
     first.close().await.unwrap();
     sleep(SECOND).await;
-    assert_eq!(state(&other, 2).await, Some((ShardState::Free, None, None)));
+    assert_eq!(state(&other, 2).await, Some((ShardState::Unassigned, None, None)));
     let status = other.status().await.unwrap();
     assert_eq!(status.shards[&id(2)].parents, [id(0)]);
     #[cfg(feature = "serde")]

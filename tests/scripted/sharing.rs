@@ -24,7 +24,7 @@ async fn consumers_of_two_streams_share_a_store_and_a_budget() {
             .checkpoint_on(CheckpointOn::Ack)
             .max_in_flight(1)
             .store(store.clone())
-            .budget(&budget)
+            .memory_budget(&budget)
             .build()
             .unwrap()
     };

@@ -44,7 +44,7 @@ async fn read(builder: ConsumerBuilder) -> Vec<usize> {
 async fn takeovers(events: &mut Events) -> Vec<(usize, usize)> {
     let mut takeovers = Vec::new();
     while let Ok(Some(event)) = timeout(Duration::from_secs(1), events.next()).await {
-        if let Event::PositionsTakenOver { positions, refused } = event {
+        if let Event::PositionsMigrated { positions, refused } = event {
             takeovers.push((positions, refused));
         }
     }
@@ -204,7 +204,7 @@ async fn takeover_waits_for_workers_that_read_by_name() {
     assert_eq!(number(&next(&mut records).await), 1);
     let mut delays = 0;
     while let Ok(Some(event)) = timeout(Duration::from_secs(1), events.next()).await {
-        if let Event::TakeoverDelayed { worker_ids } = event {
+        if let Event::MigrationDelayed { worker_ids } = event {
             assert_eq!(worker_ids, ["old"]);
             delays += 1;
         }

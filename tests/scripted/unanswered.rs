@@ -47,7 +47,7 @@ async fn loss_is_told_though_the_answer_that_stored_it_was_lost() {
             let sequence_number = orders.shard(0).put("0");
             assert_eq!(number(&next(&mut records).await), 0);
             assert_silent(&mut records).await;
-            let position = Checkpoint::AfterSequence { sequence_number, sub_sequence_number: None };
+            let position = Checkpoint::AfterSequenceNumber { sequence_number, sub_sequence_number: None };
             let gone = "shardId-000000000099".parse().unwrap();
             store.save(&Scope::new("default", "orders"), &[(gone, position)]).await.unwrap();
             store.lost_answers.store(lost_answers, Ordering::SeqCst);

@@ -189,5 +189,5 @@ async fn save_that_a_plain_store_refuses_for_one_shard_stops_no_other() {
     drop(records);
     consumer.close().await.unwrap();
     let saved = store.stored.load(&scope()).await.unwrap();
-    assert!(matches!(saved[&shard(1)], Checkpoint::AfterSequence { .. }), "{saved:?}");
+    assert!(matches!(saved[&shard(1)], Checkpoint::AfterSequenceNumber { .. }), "{saved:?}");
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kinestream::store::CheckpointStore;
 use kinestream::store::lease::{
-    Change, Edit, Fenced, Lease, LeaseStore, Request, Standing, Table, Verdict,
+    Change, AdminEdit, FencedCheckpoint, Lease, LeaseStore, HeartbeatRequest, Membership, LeaseTable, SaveOutcome,
 };
 use kinestream::{ErrorKind, RedisStore};
 use redis::AsyncCommands;
@@ -25,7 +25,7 @@ async fn connected() -> (RedisServer, RedisStore, MultiplexedConnection) {
     (server, store, raw)
 }
 
-async fn ask(store: &RedisStore, worker: &str, changes: Vec<Change>) -> (Standing, Table) {
+async fn ask(store: &RedisStore, worker: &str, changes: Vec<Change>) -> (Membership, LeaseTable) {
     ask_for(store, worker, Duration::from_secs(10), changes).await
 }
 
@@ -34,8 +34,8 @@ async fn ask_for(
     worker: &str,
     lease_duration: Duration,
     changes: Vec<Change>,
-) -> (Standing, Table) {
-    let request = Request {
+) -> (Membership, LeaseTable) {
+    let request = HeartbeatRequest {
         worker: worker.into(),
         incarnation: 7,
         lease_duration,
@@ -59,7 +59,7 @@ fn assign(index: u32, to: &str) -> Change {
 }
 
 /// Two shards that worker `a` has, the first in an epoch that is ahead of the clock.
-async fn begun(store: &RedisStore) -> Table {
+async fn begun(store: &RedisStore) -> LeaseTable {
     let changes = vec![add(0), add(1), assign(0, "a"), assign(1, "a")];
     let lease = ask(store, "a", changes).await.1.leases[&shard(0)].clone();
     let lease = Lease { epoch: lease.epoch + 1_000_000, ..lease };
@@ -80,7 +80,7 @@ fn everything(lease: &Lease) -> Vec<Change> {
         Change::Offer { shard: id(), to: "a".into() },
         Change::Release { shard: id(), epoch },
         Change::Finish { shard: id(), epoch },
-        Change::Lose { shard: id() },
+        Change::MarkExpired { shard: id() },
         Change::Forget { shard: id() },
         Change::Restore { shard: id(), incarnation: 7, lease: lease.clone() },
     ]
@@ -123,16 +123,16 @@ async fn damaged_field_costs_its_shard() {
 
         let unreadable = Lease { unreadable: Some(text.as_str().into()), ..Lease::default() };
         let (standing, table) = ask(&store, "a", everything(&lease)).await;
-        assert_eq!(standing, Standing::Renewed, "{case}: the worker renews");
+        assert_eq!(standing, Membership::Renewed, "{case}: the worker renews");
         assert_eq!(table.leases[&shard(0)], unreadable, "{case}");
         assert_eq!(table.leases[&shard(1)], before.leases[&shard(1)], "{case}");
         assert_eq!(store.table(&scope()).await.unwrap().leases, table.leases, "{case}");
         let position =
-            |index| Fenced { shard: shard(index), epoch: lease.epoch, checkpoint: after(9) };
+            |index| FencedCheckpoint { shard: shard(index), epoch: lease.epoch, checkpoint: after(9) };
         let mut positions = [position(0), position(1)];
         positions[1].epoch = before.leases[&shard(1)].epoch;
         let verdicts = store.save_fenced(&scope(), &positions).await.unwrap();
-        assert_eq!(verdicts, [Verdict::Unreadable, Verdict::Saved], "{case}");
+        assert_eq!(verdicts, [SaveOutcome::Unreadable, SaveOutcome::Saved], "{case}");
         // The owner dies, and its leases are free.
         let (_, table) = ask_for(&store, "a", Duration::ZERO, Vec::new()).await;
         assert_eq!(table.leases[&shard(0)], unreadable, "{case}");
@@ -143,7 +143,7 @@ async fn damaged_field_costs_its_shard() {
         let stored: Vec<u8> = raw.hget(key(name), &field).await.unwrap();
         assert_eq!(stored, damaged, "{case}: the field stays as it is");
 
-        let set = Edit::Set { positions: vec![(shard(0), after(3))] };
+        let set = AdminEdit::Set { positions: vec![(shard(0), after(3))] };
         assert_eq!(store.edit(&scope(), &set, false).await.unwrap(), None, "{case}");
         let mended = store.table(&scope()).await.unwrap().leases[&shard(0)].clone();
         assert_eq!((mended.unreadable, mended.checkpoint), (None, Some(after(3))), "{case}");
@@ -180,7 +180,7 @@ async fn damaged_worker_keeps_its_leases_until_it_could_renew() {
             assert_eq!(table.workers["a"].capacity, 0, "it is given no other shard");
             if is_alive {
                 let (standing, table) = ask(&store, "a", Vec::new()).await;
-                assert_eq!(standing, Standing::Renewed);
+                assert_eq!(standing, Membership::Renewed);
                 assert_eq!(table.workers["a"].incarnation, 7);
                 assert_eq!(table.leases[&shard(0)].epoch, epoch, "it reads on in its epoch");
             }
@@ -215,7 +215,7 @@ async fn damaged_number_begins_a_new_generation() {
         raw.hset::<_, _, _, ()>(key("fleet"), field, damaged).await.unwrap();
         assert_eq!(store.table(&scope()).await.unwrap().leases, before.leases, "{field}");
         let (standing, table) = ask(&store, "a", Vec::new()).await;
-        assert_eq!(standing, Standing::Renewed, "{field}");
+        assert_eq!(standing, Membership::Renewed, "{field}");
         assert!(table.generation > before.generation, "{field}: workers restore what they know");
         assert!(table.version > before.version, "{field}");
         assert_eq!(table.leases, before.leases, "{field}");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kinestream::store::lease::{
-    Change, Edit, Fenced, Lease, LeaseStore, Member, Request, Standing, Table, Verdict,
+    Change, AdminEdit, FencedCheckpoint, Lease, LeaseStore, WorkerEntry, HeartbeatRequest, Membership, LeaseTable, SaveOutcome,
 };
 use kinestream::store::{CheckpointStore, conformance};
 use kinestream::{Checkpoint, Error, ErrorKind, RedisStore};
@@ -28,8 +28,8 @@ async fn connected() -> (RedisServer, RedisStore, MultiplexedConnection) {
 }
 
 /// What a worker of this name asks that has seen this table.
-fn request(worker: &str, known: &Table, changes: Vec<Change>) -> Request {
-    Request {
+fn request(worker: &str, known: &LeaseTable, changes: Vec<Change>) -> HeartbeatRequest {
+    HeartbeatRequest {
         worker: worker.into(),
         incarnation: u64::MAX,
         lease_duration: Duration::from_secs(10),
@@ -42,7 +42,7 @@ fn request(worker: &str, known: &Table, changes: Vec<Change>) -> Request {
 }
 
 /// The table after these changes.
-async fn changed(store: &RedisStore, known: &Table, changes: Vec<Change>) -> Table {
+async fn changed(store: &RedisStore, known: &LeaseTable, changes: Vec<Change>) -> LeaseTable {
     let answer = store.exchange(&scope(), &request("a", known, changes)).await.unwrap();
     answer.table.unwrap_or_else(|| known.clone())
 }
@@ -70,16 +70,16 @@ async fn is_laid_out_as_documented() {
     let checkpoint = Some(Checkpoint::TrimHorizon);
     let child = Change::Add { shard: shard(1), parents, start: None, checkpoint };
     let b =
-        Member { incarnation: 1, joined: 2, lease_duration: Duration::from_secs(3), capacity: 4 };
+        WorkerEntry { incarnation: 1, joined: 2, lease_duration: Duration::from_secs(3), capacity: 4 };
     let table = changed(
         &store,
-        &Table::default(),
+        &LeaseTable::default(),
         vec![
             add(0),
             child,
             assign(0),
-            Change::Lose { shard: shard(1) },
-            Change::Vouch { worker: "b c".into(), member: b },
+            Change::MarkExpired { shard: shard(1) },
+            Change::ReviveWorker { worker: "b c".into(), member: b },
             Change::Offer { shard: shard(0), to: "b c".into() },
         ],
     )
@@ -90,7 +90,7 @@ async fn is_laid_out_as_documented() {
     assert_eq!(keys, names.map(key));
     assert_eq!(raw.get::<_, String>(key("format")).await.unwrap(), "1");
 
-    let Table { generation, version, .. } = table;
+    let LeaseTable { generation, version, .. } = table;
     let added = |index| table.leases[&shard(index)].added.unwrap();
     let lease: String = raw.hget(key("leases"), shard(0).as_str()).await.unwrap();
     let (epoch, when) = (table.leases[&shard(0)].epoch, added(0));
@@ -109,7 +109,7 @@ async fn is_laid_out_as_documented() {
     let keys = "format checkpoints leases workers";
     assert_eq!(fleet, [&*generation.to_string(), &*version.to_string(), "0", keys]);
 
-    assert_eq!(store.edit(&scope(), &Edit::Clear, true).await.unwrap(), None);
+    assert_eq!(store.edit(&scope(), &AdminEdit::Clear, true).await.unwrap(), None);
     let mut keys: Vec<String> = raw.keys("*").await.unwrap();
     keys.sort();
     assert_eq!(keys, ["fleet", "format"].map(key), "clearing leaves what must not be forgotten");
@@ -126,16 +126,16 @@ async fn statistics(raw: &mut MultiplexedConnection) -> (String, u64) {
 async fn at_rest_an_exchange_is_one_command_that_reads_no_shard() {
     let (_server, store, mut raw) = connected().await;
     let all = (0..1000).flat_map(|index| [add(index), assign(index)]).collect();
-    let table = changed(&store, &Table::default(), all).await;
+    let table = changed(&store, &LeaseTable::default(), all).await;
     assert_eq!(table.leases.len(), 1000);
     let epoch = table.leases[&shard(0)].epoch;
-    let position = Fenced { shard: shard(0), epoch, checkpoint: after(1) };
+    let position = FencedCheckpoint { shard: shard(0), epoch, checkpoint: after(1) };
     store.save_fenced(&scope(), &[position]).await.unwrap();
     redis::cmd("CONFIG").arg("RESETSTAT").exec_async(&mut raw).await.unwrap();
     let (_, before) = statistics(&mut raw).await;
     let (_, between) = statistics(&mut raw).await;
     let answer = store.exchange(&scope(), &request("a", &table, Vec::new())).await.unwrap();
-    assert_eq!((answer.standing, answer.table), (Standing::Renewed, None));
+    assert_eq!((answer.standing, answer.table), (Membership::Renewed, None));
     let (counts, after) = statistics(&mut raw).await;
     let calls = |command: &str| {
         let line = format!("cmdstat_{command}:calls=");
@@ -153,7 +153,7 @@ async fn at_rest_an_exchange_is_one_command_that_reads_no_shard() {
 }
 
 /// The worker's table after its next renewal, where it is not the known one.
-async fn renewed(store: &RedisStore, worker: &str, known: &Table) -> Option<Table> {
+async fn renewed(store: &RedisStore, worker: &str, known: &LeaseTable) -> Option<LeaseTable> {
     store.exchange(&scope(), &request(worker, known, Vec::new())).await.unwrap().table
 }
 
@@ -164,10 +164,10 @@ async fn loss_of_one_key_is_seen_by_every_worker() {
     for name in names {
         for saves_first in [false, true] {
             raw.flushdb::<()>().await.unwrap();
-            renewed(&store, "b", &Table::default()).await;
-            let known = changed(&store, &Table::default(), vec![add(0), assign(0), add(1)]).await;
+            renewed(&store, "b", &LeaseTable::default()).await;
+            let known = changed(&store, &LeaseTable::default(), vec![add(0), assign(0), add(1)]).await;
             let epoch = known.leases[&shard(0)].epoch;
-            let position = |number| Fenced { shard: shard(0), epoch, checkpoint: after(number) };
+            let position = |number| FencedCheckpoint { shard: shard(0), epoch, checkpoint: after(number) };
             store.save_fenced(&scope(), &[position(1)]).await.unwrap();
             for worker in ["a", "b"] {
                 assert_eq!(renewed(&store, worker, &known).await, None, "nothing has changed");
@@ -184,7 +184,7 @@ async fn loss_of_one_key_is_seen_by_every_worker() {
                 assert!(seen.generation > known.generation, "{name}");
                 assert_eq!(seen.cleared, known.cleared);
             }
-            let there = renewed(&store, "a", &Table::default()).await.unwrap();
+            let there = renewed(&store, "a", &LeaseTable::default()).await.unwrap();
             let again = [renewed(&store, "a", &there).await, renewed(&store, "b", &there).await];
             assert_eq!(again, [None, None], "{name} is lost once");
         }
@@ -194,22 +194,22 @@ async fn loss_of_one_key_is_seen_by_every_worker() {
 #[tokio::test]
 async fn checkpoints_that_are_lost_take_their_leases_with_them() {
     let (_server, store, mut raw) = connected().await;
-    let known = changed(&store, &Table::default(), vec![add(0), assign(0), add(1)]).await;
+    let known = changed(&store, &LeaseTable::default(), vec![add(0), assign(0), add(1)]).await;
     let epoch = known.leases[&shard(0)].epoch;
-    let position = Fenced { shard: shard(0), epoch, checkpoint: after(1) };
+    let position = FencedCheckpoint { shard: shard(0), epoch, checkpoint: after(1) };
     store.save_fenced(&scope(), std::slice::from_ref(&position)).await.unwrap();
     raw.del::<_, ()>(key("checkpoints")).await.unwrap();
     // A new worker finds shards that nobody has begun, not shards to begin anew.
-    let seen = renewed(&store, "new", &Table::default()).await.unwrap();
+    let seen = renewed(&store, "new", &LeaseTable::default()).await.unwrap();
     assert!(seen.leases.is_empty(), "{seen:?}");
-    assert_eq!(store.save_fenced(&scope(), &[position]).await.unwrap(), [Verdict::Forgotten]);
+    assert_eq!(store.save_fenced(&scope(), &[position]).await.unwrap(), [SaveOutcome::Forgotten]);
 }
 
 #[tokio::test]
 async fn a_server_without_its_data_makes_a_new_table() {
     let mut server = RedisServer::start(&[]);
     let store = RedisStore::connect(&server.url()).await.unwrap();
-    let known = changed(&store, &Table::default(), vec![add(0), assign(0)]).await;
+    let known = changed(&store, &LeaseTable::default(), vec![add(0), assign(0)]).await;
     let lease = known.leases[&shard(0)].clone();
     server.kill();
     server.restart();
@@ -220,13 +220,13 @@ async fn a_server_without_its_data_makes_a_new_table() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
-    assert_eq!(answer.standing, Standing::Joined);
+    assert_eq!(answer.standing, Membership::Joined);
     let table = answer.table.unwrap();
     assert!(table.generation > known.generation && table.version > known.version, "{table:?}");
     assert!(table.leases.is_empty());
-    let position = Fenced { shard: shard(0), epoch: lease.epoch, checkpoint: after(1) };
+    let position = FencedCheckpoint { shard: shard(0), epoch: lease.epoch, checkpoint: after(1) };
     let verdicts = store.save_fenced(&scope(), &[position]).await.unwrap();
-    assert_eq!(verdicts, [Verdict::Forgotten]);
+    assert_eq!(verdicts, [SaveOutcome::Forgotten]);
     let restored = Change::Restore {
         shard: shard(0),
         incarnation: request("a", &table, Vec::new()).incarnation,
@@ -243,24 +243,24 @@ async fn forgotten_scripts_are_sent_again() {
     let mut flush = async || {
         redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut raw).await.unwrap();
     };
-    changed(&store, &Table::default(), vec![add(0)]).await;
+    changed(&store, &LeaseTable::default(), vec![add(0)]).await;
     flush().await;
-    let table = changed(&store, &Table::default(), vec![assign(0)]).await;
+    let table = changed(&store, &LeaseTable::default(), vec![assign(0)]).await;
     flush().await;
     let epoch = table.leases[&shard(0)].epoch;
-    let position = Fenced { shard: shard(0), epoch, checkpoint: after(1) };
-    assert_eq!(store.save_fenced(&scope(), &[position]).await.unwrap(), [Verdict::Saved]);
+    let position = FencedCheckpoint { shard: shard(0), epoch, checkpoint: after(1) };
+    assert_eq!(store.save_fenced(&scope(), &[position]).await.unwrap(), [SaveOutcome::Saved]);
     flush().await;
     assert_eq!(store.table(&scope()).await.unwrap().leases[&shard(0)].epoch, epoch);
     flush().await;
-    let against = store.edit(&scope(), &Edit::Clear, false).await.unwrap();
+    let against = store.edit(&scope(), &AdminEdit::Clear, false).await.unwrap();
     assert_eq!(against.as_deref(), Some("a"));
 }
 
 #[tokio::test]
 async fn a_clock_that_went_back_keeps_nobody_alive_and_no_version() {
     let (_server, store, mut raw) = connected().await;
-    changed(&store, &Table::default(), Vec::new()).await;
+    changed(&store, &LeaseTable::default(), Vec::new()).await;
     // As it stands where the clock was an hour ahead.
     let line: String = raw.hget(key("workers"), "a").await.unwrap();
     let words: Vec<&str> = line.split(' ').collect();
@@ -268,7 +268,7 @@ async fn a_clock_that_went_back_keeps_nobody_alive_and_no_version() {
     let ahead = (expiry + 3_600_000).to_string();
     let line = [words[0], words[1], "100", &ahead, words[4]].join(" ");
     raw.hset::<_, _, _, ()>(key("workers"), "a", line).await.unwrap();
-    let known = Table::default();
+    let known = LeaseTable::default();
     let version: u64 = raw.hget(key("fleet"), "version").await.unwrap();
     let version = version + 3_600_000_000;
     raw.hset::<_, _, _, ()>(key("fleet"), "version", version).await.unwrap();
@@ -289,14 +289,14 @@ async fn keys_of(raw: &mut MultiplexedConnection) -> usize {
 
 /// What each call says of what is stored, which all of them leave as it is.
 async fn refusals(store: &RedisStore) -> Vec<String> {
-    let known = Table::default();
+    let known = LeaseTable::default();
     let text = |error: Error| {
         assert_eq!(error.kind(), ErrorKind::StoreCorrupt, "{}", whole_text(&error));
         assert!(!error.is_temporary());
         error.to_string()
     };
-    let position = Fenced { shard: shard(0), epoch: 1 << 60, checkpoint: after(9) };
-    let set = Edit::Set { positions: vec![(shard(0), after(9))] };
+    let position = FencedCheckpoint { shard: shard(0), epoch: 1 << 60, checkpoint: after(9) };
+    let set = AdminEdit::Set { positions: vec![(shard(0), after(9))] };
     vec![
         store.exchange(&scope(), &request("a", &known, vec![add(5)])).await.err().map(text),
         store.save_fenced(&scope(), &[position]).await.err().map(text),

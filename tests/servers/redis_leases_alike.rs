@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kinestream::store::lease::{
-    Answer, Change, Edit, Fenced, Lease, LeaseStore, Member, Request, Table,
+    HeartbeatResponse, Change, AdminEdit, FencedCheckpoint, Lease, LeaseStore, WorkerEntry, HeartbeatRequest, LeaseTable,
 };
 use kinestream::store::{CheckpointStore, Scope};
 use kinestream::{Checkpoint, MemoryStore, RedisStore, SequenceNumber, ShardId};
@@ -57,9 +57,9 @@ struct Known {
     origin: Near,
     owner: Option<usize>,
     incarnation: u64,
-    heir: Option<usize>,
+    next_owner: Option<usize>,
     has_parents: bool,
-    is_lost: bool,
+    is_shard_expired: bool,
     start: Option<u8>,
     unlisted: Option<u64>,
     added: Option<u64>,
@@ -132,16 +132,16 @@ fn any_known() -> impl Strategy<Value = Known> {
     let flags = any::<(bool, bool, bool, bool, bool)>();
     let numbers = (any_kept(), any_kept(), any_start());
     (numbers, owner, of_workers(), flags, checkpoint).prop_map(
-        |((epoch, origin, start), (owner, incarnation), heir, flags, checkpoint)| {
-            let (any, other, is_lost, is_unlisted, is_added) = flags;
+        |((epoch, origin, start), (owner, incarnation), next_owner, flags, checkpoint)| {
+            let (any, other, is_shard_expired, is_unlisted, is_added) = flags;
             Known {
                 epoch,
                 origin,
                 owner,
                 incarnation,
-                heir,
+                next_owner,
                 has_parents: any || other,
-                is_lost,
+                is_shard_expired,
                 start,
                 unlisted: is_unlisted.then_some(1),
                 added: is_added.then_some(2),
@@ -231,7 +231,7 @@ fn lease_duration(lives: bool) -> Duration {
     Duration::from_secs(if lives { 1000 } else { 0 })
 }
 
-fn epoch(near: Near, table: &Table, shard: &ShardId) -> u64 {
+fn epoch(near: Near, table: &LeaseTable, shard: &ShardId) -> u64 {
     let own = table.leases.get(shard).map_or(0, |lease| lease.epoch);
     number(near, own, table.cleared)
 }
@@ -246,7 +246,7 @@ fn number(near: Near, own: u64, other: u64) -> u64 {
 }
 
 /// What is asked of a store that has this table.
-fn change(ask: &Ask, table: &Table) -> Change {
+fn change(ask: &Ask, table: &LeaseTable) -> Change {
     match ask.clone() {
         Ask::Begin(first_poll) => Change::Begin { first_poll },
         Ask::Add(index, parents, start, checkpoint) => Change::Add {
@@ -272,14 +272,14 @@ fn change(ask: &Ask, table: &Table) -> Change {
         Ask::Finish(index, near) => {
             Change::Finish { shard: shard(index), epoch: epoch(near, table, &shard(index)) }
         }
-        Ask::Lose(index) => Change::Lose { shard: shard(index) },
+        Ask::Lose(index) => Change::MarkExpired { shard: shard(index) },
         Ask::Forget(index) => Change::Forget { shard: shard(index) },
         Ask::Vouch(name, incarnation, late, lives) => {
             let last = table.workers.values().map(|member| member.joined).max();
             let joined = if late { last.unwrap_or(0) + 1_000_000_000_000 } else { 5 };
             let lease_duration = lease_duration(lives);
-            let member = Member { incarnation, joined, lease_duration, capacity: 3 };
-            Change::Vouch { worker: worker(name), member }
+            let member = WorkerEntry { incarnation, joined, lease_duration, capacity: 3 };
+            Change::ReviveWorker { worker: worker(name), member }
         }
         Ask::Restore(index, known) => {
             let shard = shard(index);
@@ -287,10 +287,10 @@ fn change(ask: &Ask, table: &Table) -> Change {
             let lease = Lease {
                 epoch: epoch(known.epoch, table, &shard),
                 owner: known.owner.map(worker),
-                heir: known.heir.map(worker),
+                next_owner: known.next_owner.map(worker),
                 origin: number(known.origin, own.origin, table.generation),
                 parents: known.has_parents.then(|| own.parents.unwrap_or_default()),
-                is_lost: known.is_lost,
+                is_shard_expired: known.is_shard_expired,
                 start: known.start.map(start_number),
                 // Long ago.
                 unlisted: known.unlisted,
@@ -317,7 +317,7 @@ fn order(new: u64, old: u64) -> String {
 }
 
 /// What of a table must be alike in both stores, one line for each thing.
-fn shape(table: &Table, before: &Table) -> Vec<String> {
+fn shape(table: &LeaseTable, before: &LeaseTable) -> Vec<String> {
     let rank = |all: BTreeSet<u64>, of: u64| all.range(..of).count();
     let joined = || table.workers.values().map(|member| member.joined).collect();
     let origins = || {
@@ -332,7 +332,7 @@ fn shape(table: &Table, before: &Table) -> Vec<String> {
     ];
     for (name, member) in &table.workers {
         let joined = rank(joined(), member.joined);
-        lines.push(format!("{name}: {:?}", Member { joined: joined as u64, ..member.clone() }));
+        lines.push(format!("{name}: {:?}", WorkerEntry { joined: joined as u64, ..member.clone() }));
     }
     for (shard, lease) in &table.leases {
         let old = before.leases.get(shard).map_or(0, |lease| lease.epoch);
@@ -348,7 +348,7 @@ fn shape(table: &Table, before: &Table) -> Vec<String> {
     lines
 }
 
-fn answer_shape(answer: &Answer, before: &Table) -> Vec<String> {
+fn answer_shape(answer: &HeartbeatResponse, before: &LeaseTable) -> Vec<String> {
     let mut lines = vec![format!("{:?}, applied: {}", answer.standing, answer.applied)];
     match &answer.table {
         Some(table) => lines.extend(shape(table, before)),
@@ -398,7 +398,7 @@ async fn carry_out<S: CheckpointStore + LeaseStore>(
             only_if_unchanged,
             asks,
         } => {
-            let request = Request {
+            let request = HeartbeatRequest {
                 worker: worker(index),
                 incarnation,
                 lease_duration: lease_duration(lives),
@@ -420,7 +420,7 @@ async fn carry_out<S: CheckpointStore + LeaseStore>(
                 .into_iter()
                 .map(|(index, near, checkpoint)| {
                     let shard = shard(index);
-                    Fenced { epoch: epoch(near, &before, &shard), shard, checkpoint }
+                    FencedCheckpoint { epoch: epoch(near, &before, &shard), shard, checkpoint }
                 })
                 .collect();
             vec![format!("{:?}", store.save_fenced(scope, &positions).await.unwrap())]
@@ -432,11 +432,11 @@ async fn carry_out<S: CheckpointStore + LeaseStore>(
         Operation::Set(index, checkpoint, forced) => {
             // The next shard is moved along, so that owners of both are looked at.
             let next = (shard(index + 1), checkpoint.clone());
-            let edit = Edit::Set { positions: vec![(shard(index), checkpoint), next] };
+            let edit = AdminEdit::Set { positions: vec![(shard(index), checkpoint), next] };
             vec![format!("{:?}", store.edit(scope, &edit, forced).await.unwrap())]
         }
         Operation::Clear(forced) => {
-            vec![format!("{:?}", store.edit(scope, &Edit::Clear, forced).await.unwrap())]
+            vec![format!("{:?}", store.edit(scope, &AdminEdit::Clear, forced).await.unwrap())]
         }
         Operation::Damage(index, is_lease) => {
             stored.damage(scope, &shard(index), is_lease).await;

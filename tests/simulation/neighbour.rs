@@ -30,7 +30,7 @@ pub(crate) struct Neighbour {
 }
 
 impl Neighbour {
-    pub(crate) async fn begin(budget: &MemoryBudget, truth: &Truth) -> Self {
+    pub(crate) async fn begin(memory_budget: &MemoryBudget, truth: &Truth) -> Self {
         let kinesis = Kinesis::new();
         let payments = kinesis.create_stream("payments", SHARDS);
         for shard in payments.shards() {
@@ -40,7 +40,7 @@ impl Neighbour {
         }
         let consumer = Consumer::builder(kinesis.client(), "payments")
             .starting_position(StartingPosition::TrimHorizon)
-            .budget(budget)
+            .memory_budget(memory_budget)
             .build()
             .expect("the options are valid");
         let streams = consumer.shards().filter_map(async |shard| without_panics(shard));

@@ -90,7 +90,7 @@ impl Reader {
         if plan.has_neighbour {
             let budget = MemoryBudget::new(plan.max_buffered_bytes);
             neighbour = Some(Neighbour::begin(&budget, &truth).await);
-            builder = builder.budget(&budget);
+            builder = builder.memory_budget(&budget);
         }
         let consumer = builder.build().expect("the plan's options are valid");
         let stream = Inline::new(Merged::new(&consumer, truth.clone(), &plan), panics.clone());
@@ -229,7 +229,7 @@ impl Reader {
                     let is_reported = !matches!(task, Task::Metrics | Task::Tracing);
                     self.told_panics += usize::from(is_reported);
                 }
-                Event::Missed { .. } => {
+                Event::Lagged { .. } => {
                     self.missed_events = true;
                     self.truth.lock().miss_events();
                 }

@@ -58,7 +58,7 @@ impl World {
             let shard = self.orders.shard(index_of(&id));
             match checkpoint {
                 Checkpoint::ShardEnd => self.expire(&shard),
-                Checkpoint::AfterSequence { sequence_number, .. } => {
+                Checkpoint::AfterSequenceNumber { sequence_number, .. } => {
                     let numbers = shard.sequence_numbers();
                     let place = numbers.iter().position(|number| *number == sequence_number);
                     self.trim(&shard, place.unwrap_or(0));
@@ -79,7 +79,7 @@ impl World {
         let named =
             self.truth.lock().database().remove(&shard.id()).filter(|_| self.databases.is_kept);
         match named? {
-            Checkpoint::AfterSequence { sequence_number, .. } => {
+            Checkpoint::AfterSequenceNumber { sequence_number, .. } => {
                 Some(behind(shard, &sequence_number).saturating_sub(1))
             }
             _ => None,
@@ -118,7 +118,7 @@ impl World {
             return;
         }
         for (id, checkpoint) in self.store.positions().await {
-            let Checkpoint::AfterSequence { sequence_number: after, .. } = checkpoint else {
+            let Checkpoint::AfterSequenceNumber { sequence_number: after, .. } = checkpoint else {
                 continue;
             };
             let shard = self.orders.shard(index_of(&id));
@@ -136,7 +136,7 @@ impl World {
             lost.after.insert(after);
             lost.is_due = true;
             // Whether records follow a trimmed position that are trimmed as well cannot be known.
-            if let Some(Checkpoint::AfterSequence { sequence_number, .. }) = in_database
+            if let Some(Checkpoint::AfterSequenceNumber { sequence_number, .. }) = in_database
                 && sequence_number <= numbers[to - 1]
             {
                 lost.after.insert(sequence_number);

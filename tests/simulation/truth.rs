@@ -247,7 +247,7 @@ impl Facts {
                 let records = &self.shards[shard].records;
                 Some(records.partition_point(|record| record.arrival < *until))
             }
-            Checkpoint::AfterSequence { sequence_number, sub_sequence_number } => {
+            Checkpoint::AfterSequenceNumber { sequence_number, sub_sequence_number } => {
                 Some(self.parts_of(shard, sequence_number, *sub_sequence_number))
             }
             Checkpoint::ShardEnd => Some(self.shards[shard].records.len()),

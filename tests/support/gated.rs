@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
-use kinestream::store::lease::{Answer, Edit, Fenced, LeaseStore, Request, Table, Verdict};
+use kinestream::store::lease::{HeartbeatResponse, AdminEdit, FencedCheckpoint, LeaseStore, HeartbeatRequest, LeaseTable, SaveOutcome};
 use kinestream::{Checkpoint, CheckpointStore, Result, ShardId};
 
 /// What a worker asks for.
@@ -65,8 +65,8 @@ impl<S: LeaseStore> LeaseStore for Gated<S> {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
-        request: &'a Request,
-    ) -> BoxFuture<'a, Result<Answer>> {
+        request: &'a HeartbeatRequest,
+    ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
         async move {
             (self.gate)(Asked::Exchange).await?;
             self.stored.exchange(scope, request).await
@@ -77,8 +77,8 @@ impl<S: LeaseStore> LeaseStore for Gated<S> {
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
-        positions: &'a [Fenced],
-    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        positions: &'a [FencedCheckpoint],
+    ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
         async move {
             (self.gate)(Asked::Save).await?;
             self.stored.save_fenced(scope, positions).await
@@ -86,14 +86,14 @@ impl<S: LeaseStore> LeaseStore for Gated<S> {
         .boxed()
     }
 
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
         self.stored.table(scope)
     }
 
     fn edit<'a>(
         &'a self,
         scope: &'a Scope,
-        edit: &'a Edit,
+        edit: &'a AdminEdit,
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
         async move {

@@ -109,7 +109,7 @@ impl State {
         if let Some(until) = self.until {
             return Some(Checkpoint::caught_up(position.map(SequenceNumber::from), until));
         }
-        let after = position.map(|position| Checkpoint::AfterSequence {
+        let after = position.map(|position| Checkpoint::AfterSequenceNumber {
             sequence_number: position.into(),
             sub_sequence_number: position.part(),
         });

@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use super::{checkpoint, shard, unique};
 use crate::checkpoint::Checkpoint;
 use crate::store::Scope;
-use crate::store::lease::{Change, Fenced, Lease, LeaseStore, Standing, Verdict};
+use crate::store::lease::{Change, FencedCheckpoint, Lease, LeaseStore, Membership, SaveOutcome};
 
 use actor::{Actor, assign, identify, offer, release};
 
@@ -87,15 +87,15 @@ impl Suite<'_> {
         let scope = self.scope("workers");
         let [mut a, mut b] = ["a", "b"].map(|name| Actor::new(self.store, &scope, name));
         let first = a.exchange([]).await;
-        assert_eq!(first.standing, Standing::Joined, "who was not there joins");
+        assert_eq!(first.standing, Membership::Joined, "who was not there joins");
         let first = a.known.clone();
         assert!(first.generation > 0 && first.version > 0, "the first makes the table: {first:?}");
         assert!(a.exchange([]).await.table.is_none(), "a table that is known is not given again");
-        assert_eq!(a.exchange([]).await.standing, Standing::Renewed, "who is there renews");
+        assert_eq!(a.exchange([]).await.standing, Membership::Renewed, "who is there renews");
 
         let mut other = Actor::new(self.store, &scope, "a");
         let answer = other.exchange([assign(0, "a")]).await;
-        assert_eq!(answer.standing, Standing::Occupied, "a name belongs to one that is alive");
+        assert_eq!(answer.standing, Membership::Occupied, "a name belongs to one that is alive");
         assert!(!answer.applied && answer.table.is_none(), "who is turned away changes nothing");
 
         b.exchange([]).await;
@@ -109,9 +109,9 @@ impl Suite<'_> {
         b.exchange([]).await;
         assert_eq!(a.look().await.workers["b"].capacity, b.capacity, "a capacity can change");
         b.leaving = true;
-        assert_eq!(b.exchange([]).await.standing, Standing::Left, "who leaves has left");
+        assert_eq!(b.exchange([]).await.standing, Membership::Left, "who leaves has left");
         assert!(!a.look().await.workers.contains_key("b"), "who has left is gone");
-        assert_eq!(b.exchange([]).await.standing, Standing::Left, "who has left may leave again");
+        assert_eq!(b.exchange([]).await.standing, Membership::Left, "who has left may leave again");
         (a.lease_duration, b.leaving) = (Duration::MAX, false);
         a.exchange([]).await;
         b.exchange([]).await;
@@ -199,23 +199,23 @@ impl Suite<'_> {
         let epoch = a.lease(0).epoch;
         a.changes_nothing([offer(0, "c")], "nothing is offered to one who is not there").await;
         a.exchange([offer(0, "b")]).await;
-        assert_eq!(a.lease(0).heir.as_deref(), Some("b"), "a lease is offered to an heir");
+        assert_eq!(a.lease(0).next_owner.as_deref(), Some("b"), "a lease is offered to an heir");
         assert_eq!(a.lease(0).owner.as_deref(), Some("a"), "an offer leaves the owner");
         assert_eq!(a.lease(0).epoch, epoch, "an offer leaves the epoch");
         a.changes_nothing([offer(0, "b")], "the same offer changes nothing").await;
         a.exchange([offer(0, "a")]).await;
-        assert_eq!(a.lease(0).heir, None, "an offer to the owner takes the offer back");
+        assert_eq!(a.lease(0).next_owner, None, "an offer to the owner takes the offer back");
         a.exchange([offer(0, "b"), release(0, epoch)]).await;
         let lease = a.lease(0);
         assert_eq!(lease.owner.as_deref(), Some("b"), "what is given back goes to the heir");
-        assert!(lease.epoch > epoch && lease.heir.is_none(), "an heir has an epoch of its own");
+        assert!(lease.epoch > epoch && lease.next_owner.is_none(), "an heir has an epoch of its own");
 
         b.look().await;
         b.exchange([offer(0, "a")]).await;
         a.leaving = true;
         a.exchange([]).await;
         let table = b.look().await.clone();
-        assert_eq!(table.leases[&shard(0)].heir, None, "an heir who leaves is none any more");
+        assert_eq!(table.leases[&shard(0)].next_owner, None, "an heir who leaves is none any more");
         assert_eq!(table.leases[&shard(0)].owner.as_deref(), Some("b"), "its owner keeps it");
     }
 
@@ -244,9 +244,9 @@ impl Suite<'_> {
         a.exchange([a.restore(3, &long_ago), Change::Forget { shard: shard(3) }]).await;
         assert!(!a.known.leases.contains_key(&shard(3)), "nothing is kept of a forgotten shard");
 
-        let lose = || Change::Lose { shard: shard(1) };
+        let lose = || Change::MarkExpired { shard: shard(1) };
         a.exchange([lose()]).await;
-        assert!(a.lease(1).is_lost, "a shard can be lost");
+        assert!(a.lease(1).is_shard_expired, "a shard can be lost");
         a.changes_nothing([lose()], "a shard is lost once").await;
         let epoch = a.lease(1).epoch;
         a.exchange([release(1, epoch)]).await;
@@ -255,7 +255,7 @@ impl Suite<'_> {
         // One who reads to the end when the lease was given back already.
         let epoch = a.lease(2).epoch;
         a.exchange([release(2, epoch)]).await;
-        a.save(2, epoch, "SHARD_END", Verdict::Saved).await;
+        a.save(2, epoch, "SHARD_END", SaveOutcome::Saved).await;
         assert!(a.look().await.leases[&shard(2)].is_finished(), "the end of a shard is told");
     }
 
@@ -264,23 +264,23 @@ impl Suite<'_> {
         let mut a = Actor::new(self.store, &scope, "a");
         a.exchange([actor::add(0), assign(0, "a")]).await;
         let epoch = a.lease(0).epoch;
-        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:10", Verdict::Saved).await;
+        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:10", SaveOutcome::Saved).await;
         a.assert_at(0, "AFTER_SEQUENCE_NUMBER:10").await;
         assert!(a.exchange([]).await.table.is_none(), "a position is no change of the table");
-        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:9", Verdict::Saved).await;
+        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:9", SaveOutcome::Saved).await;
         a.assert_at(0, "AFTER_SEQUENCE_NUMBER:10").await;
-        a.save(0, epoch - 1, "AFTER_SEQUENCE_NUMBER:11", Verdict::Lost).await;
+        a.save(0, epoch - 1, "AFTER_SEQUENCE_NUMBER:11", SaveOutcome::Lost).await;
         a.assert_at(0, "AFTER_SEQUENCE_NUMBER:10").await;
-        a.save(0, epoch + 1, "AFTER_SEQUENCE_NUMBER:12", Verdict::Forgotten).await;
+        a.save(0, epoch + 1, "AFTER_SEQUENCE_NUMBER:12", SaveOutcome::Forgotten).await;
         a.assert_at(0, "AFTER_SEQUENCE_NUMBER:12").await;
-        a.save(1, epoch, "AFTER_SEQUENCE_NUMBER:1", Verdict::Forgotten).await;
+        a.save(1, epoch, "AFTER_SEQUENCE_NUMBER:1", SaveOutcome::Forgotten).await;
         let lease = a.table().await.leases[&shard(1)].clone();
         assert_eq!(lease.parents, None, "a shard that has only a position has no parents");
-        a.save(9, 1, "AFTER_SEQUENCE_NUMBER:1", Verdict::Lost).await;
+        a.save(9, 1, "AFTER_SEQUENCE_NUMBER:1", SaveOutcome::Lost).await;
         let table = a.table().await;
         assert!(!table.leases.contains_key(&shard(9)), "a forgotten shard is not begun again");
 
-        let position = |index, epoch, place: &str| Fenced {
+        let position = |index, epoch, place: &str| FencedCheckpoint {
             shard: shard(index),
             epoch,
             checkpoint: checkpoint(place),
@@ -293,7 +293,7 @@ impl Suite<'_> {
         let verdicts = self.store.save_fenced(&scope, &several).await;
         assert!(
             matches!(&verdicts, Ok(verdicts)
-                if verdicts[..] == [Verdict::Saved, Verdict::Forgotten, Verdict::Lost]),
+                if verdicts[..] == [SaveOutcome::Saved, SaveOutcome::Forgotten, SaveOutcome::Lost]),
             "each position has a verdict of its own: {verdicts:?}"
         );
         let lease = a.look().await.leases[&shard(0)].clone();
@@ -340,7 +340,7 @@ impl Suite<'_> {
             let mut a = Actor::new(self.store, &scope, "a");
             let answer = a.exchange([actor::add(0)]).await;
             assert!(
-                answer.standing == Standing::Joined && a.known.workers.len() == 1,
+                answer.standing == Membership::Joined && a.known.workers.len() == 1,
                 "every application and stream has a table of its own: {scope:?}"
             );
         }
@@ -352,7 +352,7 @@ impl Suite<'_> {
         a.exchange((0..1000).map(actor::add)).await;
         a.exchange((0..1000).map(|index| assign(index, "a"))).await;
         let positions: Vec<_> = (0..1000)
-            .map(|index| Fenced {
+            .map(|index| FencedCheckpoint {
                 shard: shard(index),
                 epoch: a.lease(index).epoch,
                 checkpoint: checkpoint(&format!("AFTER_SEQUENCE_NUMBER:{index}")),
@@ -360,11 +360,11 @@ impl Suite<'_> {
             .collect();
         let verdicts = self.store.save_fenced(&scope, &positions).await;
         assert!(
-            matches!(&verdicts, Ok(verdicts) if *verdicts == [Verdict::Saved; 1000]),
+            matches!(&verdicts, Ok(verdicts) if *verdicts == [SaveOutcome::Saved; 1000]),
             "1,000 positions are saved"
         );
         let table = a.table().await;
-        for Fenced { shard, checkpoint, .. } in &positions {
+        for FencedCheckpoint { shard, checkpoint, .. } in &positions {
             let stored = table.leases.get(shard).and_then(|lease| lease.checkpoint.as_ref());
             assert_eq!(stored, Some(checkpoint), "1,000 shards are leased, and have positions");
         }
@@ -393,8 +393,8 @@ impl Suite<'_> {
         assert!(!b.known.workers.contains_key("a"), "who has outlived its time is removed");
         assert_eq!(b.lease(0).owner.as_deref(), Some("b"), "its leases are free for others");
         assert!(b.lease(0).epoch > epoch, "the next owner has an epoch of its own");
-        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:1", Verdict::Lost).await;
-        assert_eq!(a.exchange([]).await.standing, Standing::Joined, "one who was dead joins anew");
+        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:1", SaveOutcome::Lost).await;
+        assert_eq!(a.exchange([]).await.standing, Membership::Joined, "one who was dead joins anew");
     }
 
     async fn all_live_on_after_an_outage(&self) {
@@ -408,13 +408,13 @@ impl Suite<'_> {
         b.exchange([]).await;
         sleep(SHORT * 2).await;
         let answer = a.exchange([]).await;
-        assert_eq!(answer.standing, Standing::Renewed, "who is back first was not alone away");
+        assert_eq!(answer.standing, Membership::Renewed, "who is back first was not alone away");
         assert!(answer.table.is_none(), "after an outage the table is as it was");
-        assert_eq!(b.exchange([]).await.standing, Standing::Renewed, "the others live on too");
+        assert_eq!(b.exchange([]).await.standing, Membership::Renewed, "the others live on too");
 
         sleep(SHORT * 2).await;
         let mut next = Actor::new(self.store, &scope, "b");
-        assert_eq!(next.exchange([]).await.standing, Standing::Joined, "a dead one's name is free");
+        assert_eq!(next.exchange([]).await.standing, Membership::Joined, "a dead one's name is free");
         assert_eq!(next.lease(0).owner, None, "a namesake has none of the leases of a dead one");
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Answer, Change, Edit, Fenced, Lease, MARK_KEPT, Member, Request, Standing, Table, Verdict,
+    HeartbeatResponse, Change, AdminEdit, FencedCheckpoint, Lease, MARK_KEPT, WorkerEntry, HeartbeatRequest, Membership, LeaseTable, SaveOutcome,
 };
 use crate::checkpoint::Checkpoint;
 use crate::record::{SequenceNumber, ShardId};
@@ -24,7 +24,7 @@ pub(crate) struct Ledger {
     /// The highest epoch of any lease that ever was in the table.
     epoch: u64,
     /// Each worker, and when its time is over, in milliseconds.
-    workers: BTreeMap<Arc<str>, (Member, u64)>,
+    workers: BTreeMap<Arc<str>, (WorkerEntry, u64)>,
     /// Without their positions.
     leases: BTreeMap<ShardId, Lease>,
     pub(crate) checkpoints: HashMap<ShardId, Checkpoint>,
@@ -52,11 +52,11 @@ impl Unreadable {
 
 impl Ledger {
     /// One step of a worker, at this time since 1970.
-    pub(crate) fn exchange(&mut self, now: Duration, request: &Request) -> Answer {
-        let mut step = Step { now, changed: false, ledger: self };
+    pub(crate) fn exchange(&mut self, now: Duration, request: &HeartbeatRequest) -> HeartbeatResponse {
+        let mut step = Transaction { now, changed: false, ledger: self };
         let standing = step.join(request);
-        if standing == Standing::Occupied {
-            return Answer { standing, applied: false, table: None };
+        if standing == Membership::Occupied {
+            return HeartbeatResponse { standing, applied: false, table: None };
         }
         let seen = (step.ledger.generation, step.ledger.version);
         let unchanged = !step.changed && request.known == Some(seen);
@@ -71,12 +71,12 @@ impl Ledger {
         }
         step.end();
         let table = (request.known != Some((self.generation, self.version))).then(|| self.all());
-        let standing = if request.leaving { Standing::Left } else { standing };
-        Answer { standing, applied, table }
+        let standing = if request.leaving { Membership::Left } else { standing };
+        HeartbeatResponse { standing, applied, table }
     }
 
-    pub(crate) fn save_fenced(&mut self, now: Duration, positions: &[Fenced]) -> Vec<Verdict> {
-        let mut step = Step { now, changed: false, ledger: self };
+    pub(crate) fn save_fenced(&mut self, now: Duration, positions: &[FencedCheckpoint]) -> Vec<SaveOutcome> {
+        let mut step = Transaction { now, changed: false, ledger: self };
         let verdicts = positions.iter().map(|position| step.save(position)).collect();
         step.end();
         verdicts
@@ -119,7 +119,7 @@ impl Ledger {
                 Err(why) => changed |= self.refuse_one(shard, why),
             }
         }
-        Step { now, changed, ledger: self }.end();
+        Transaction { now, changed, ledger: self }.end();
     }
 
     /// Takes the positions of these shards for unreadable.
@@ -128,7 +128,7 @@ impl Ledger {
         for (shard, why) in refused {
             changed |= self.refuse_one(shard, why);
         }
-        Step { now, changed, ledger: self }.end();
+        Transaction { now, changed, ledger: self }.end();
     }
 
     /// Whether the position was readable before.
@@ -158,7 +158,7 @@ impl Ledger {
     }
 
     /// The table as it is at this time, by who is alive.
-    pub(crate) fn table(&self, now: Duration) -> Table {
+    pub(crate) fn table(&self, now: Duration) -> LeaseTable {
         let mut table = self.all();
         let now = millis(now);
         table.retain_workers(|worker| self.workers[worker].1 > now);
@@ -166,7 +166,7 @@ impl Ledger {
     }
 
     /// The name of a living worker that stands against it, unless it is forced.
-    pub(crate) fn edit(&mut self, now: Duration, edit: &Edit, forced: bool) -> Option<Arc<str>> {
+    pub(crate) fn edit(&mut self, now: Duration, edit: &AdminEdit, forced: bool) -> Option<Arc<str>> {
         let alive = self.table(now);
         let with_owner = self.leases.iter().filter_map(|(shard, lease)| {
             let owner = lease.owner.clone().filter(|owner| alive.workers.contains_key(owner))?;
@@ -175,31 +175,31 @@ impl Ledger {
         let owners: BTreeMap<ShardId, Arc<str>> = with_owner.collect();
         let owner = |shard| owners.get(shard).cloned();
         let against = match edit {
-            Edit::Set { positions } => {
+            AdminEdit::Set { positions } => {
                 // What cannot be read is not read by its owner either.
                 let readable = |shard: &&ShardId| !self.unreadable.contains_key(*shard);
                 positions.iter().map(|(shard, _)| shard).filter(readable).find_map(owner)
             }
-            Edit::Clear => alive.workers.keys().next().cloned(),
+            AdminEdit::Clear => alive.workers.keys().next().cloned(),
         };
         if against.is_some() && !forced {
             return against;
         }
-        let mut step = Step { now, changed: true, ledger: self };
+        let mut step = Transaction { now, changed: true, ledger: self };
         match edit {
-            Edit::Set { positions } => {
+            AdminEdit::Set { positions } => {
                 for (shard, checkpoint) in positions {
                     step.replace_unreadable(shard);
                     step.ledger.checkpoints.insert(shard.clone(), checkpoint.clone());
                     if let Some(lease) = step.ledger.leases.get_mut(shard) {
                         // The position is the operator's word, whatever stream the shard was of.
-                        (lease.is_lost, lease.start) = (false, None);
+                        (lease.is_shard_expired, lease.start) = (false, None);
                         lease.added = Some(millis(now));
                         step.begin_anew(shard, owner(shard));
                     }
                 }
             }
-            Edit::Clear => step.clear(),
+            AdminEdit::Clear => step.clear(),
         }
         step.end();
         None
@@ -235,7 +235,7 @@ impl Ledger {
         };
         if let Some(lease) = lease {
             // Its owner may be gone by now, and the same worker may have another life.
-            let lease = Lease { owner: None, heir: None, ..lease };
+            let lease = Lease { owner: None, next_owner: None, ..lease };
             self.leases.insert(shard.clone(), lease);
         }
         if let Some(checkpoint) = checkpoint {
@@ -243,7 +243,7 @@ impl Ledger {
         }
     }
 
-    fn all(&self) -> Table {
+    fn all(&self) -> LeaseTable {
         let mut leases = self.leases.clone();
         for (shard, checkpoint) in &self.checkpoints {
             leases.entry(shard.clone()).or_default().checkpoint = Some(checkpoint.clone());
@@ -253,7 +253,7 @@ impl Ledger {
             leases.insert(shard.clone(), lease);
         }
         let members = self.workers.iter();
-        Table {
+        LeaseTable {
             generation: self.generation,
             version: self.version,
             cleared: self.cleared,
@@ -265,7 +265,7 @@ impl Ledger {
 }
 
 /// One call under way.
-struct Step<'a> {
+struct Transaction<'a> {
     now: Duration,
     changed: bool,
     ledger: &'a mut Ledger,
@@ -282,16 +282,16 @@ impl Change {
             | Self::Offer { shard, .. }
             | Self::Release { shard, .. }
             | Self::Finish { shard, .. }
-            | Self::Lose { shard }
+            | Self::MarkExpired { shard }
             | Self::Forget { shard }
             | Self::Restore { shard, .. } => Some(shard),
-            Self::Begin { .. } | Self::Vouch { .. } => None,
+            Self::Begin { .. } | Self::ReviveWorker { .. } => None,
         }
     }
 }
 
-impl Step<'_> {
-    fn join(&mut self, request: &Request) -> Standing {
+impl Transaction<'_> {
+    fn join(&mut self, request: &HeartbeatRequest) -> Membership {
         let now = millis(self.now);
         let until = self.until(request.lease_duration);
         for (member, expiry) in self.ledger.workers.values_mut() {
@@ -306,7 +306,7 @@ impl Step<'_> {
         }
         let mine = self.ledger.workers.get(&request.worker);
         match mine.map(|(member, expiry)| (member.incarnation == request.incarnation, *expiry)) {
-            Some((false, expiry)) if expiry > now => return Standing::Occupied,
+            Some((false, expiry)) if expiry > now => return Membership::Occupied,
             Some((true, expiry)) if expiry <= now => {
                 for (member, expiry) in self.ledger.workers.values_mut() {
                     *expiry = now.saturating_add(millis(member.lease_duration));
@@ -323,21 +323,21 @@ impl Step<'_> {
             self.ledger.generation = micros(self.now);
             self.changed = true;
         }
-        let Request { incarnation, lease_duration, capacity, .. } = *request;
+        let HeartbeatRequest { incarnation, lease_duration, capacity, .. } = *request;
         if let Some((member, expiry)) = self.ledger.workers.get_mut(&request.worker) {
             self.changed |= member.capacity != capacity;
             (member.lease_duration, member.capacity) = (lease_duration, capacity);
             *expiry = until;
-            return Standing::Renewed;
+            return Membership::Renewed;
         }
         if !request.leaving {
             self.changed = true;
             let joined = self.ledger.workers.values().map(|(member, _)| member.joined + 1).max();
             let joined = joined.unwrap_or(0).max(micros(self.now));
-            let member = Member { incarnation, joined, lease_duration, capacity };
+            let member = WorkerEntry { incarnation, joined, lease_duration, capacity };
             self.ledger.workers.insert(request.worker.clone(), (member, until));
         }
-        Standing::Joined
+        Membership::Joined
     }
 
     fn change(&mut self, worker: &Arc<str>, lease_duration: Duration, change: &Change) {
@@ -357,7 +357,7 @@ impl Step<'_> {
                 if let Some(owner) = self.lease(shard).and_then(|lease| lease.owner.clone()) {
                     return self.stand_in(owner, lease_duration);
                 }
-                let free = |lease: &Lease| lease.owner.is_none() && !lease.is_lost;
+                let free = |lease: &Lease| lease.owner.is_none() && !lease.is_shard_expired;
                 if self.lease(shard).is_some_and(free)
                     && self.ledger.workers.contains_key(to)
                     && !self.is_finished(shard)
@@ -371,16 +371,16 @@ impl Step<'_> {
                     && let Some(owner) = &lease.owner
                     && (alive || owner == to)
                 {
-                    let heir = (owner != to).then(|| to.clone());
-                    self.changed |= lease.heir != heir;
-                    lease.heir = heir;
+                    let next_owner = (owner != to).then(|| to.clone());
+                    self.changed |= lease.next_owner != next_owner;
+                    lease.next_owner = next_owner;
                 }
             }
             Change::Release { shard, epoch } => {
                 let Some(lease) = self.ledger.leases.get_mut(shard) else { return };
                 if lease.epoch == *epoch && lease.owner.as_ref() == Some(worker) {
-                    match lease.heir.take() {
-                        Some(heir) => self.give(shard, Some(heir)),
+                    match lease.next_owner.take() {
+                        Some(next_owner) => self.give(shard, Some(next_owner)),
                         None => self.free(shard),
                     }
                 }
@@ -390,10 +390,10 @@ impl Step<'_> {
                     self.end_shard(shard);
                 }
             }
-            Change::Lose { shard } => {
+            Change::MarkExpired { shard } => {
                 if let Some(lease) = self.ledger.leases.get_mut(shard) {
-                    self.changed |= !lease.is_lost;
-                    lease.is_lost = true;
+                    self.changed |= !lease.is_shard_expired;
+                    lease.is_shard_expired = true;
                     if lease.owner.is_some() {
                         self.give(shard, None);
                     }
@@ -404,7 +404,7 @@ impl Step<'_> {
                     self.forget(shard);
                 }
             }
-            Change::Vouch { worker, member } => {
+            Change::ReviveWorker { worker, member } => {
                 if !self.ledger.workers.contains_key(worker) {
                     let until = self.until(member.lease_duration);
                     self.ledger.workers.insert(worker.clone(), (member.clone(), until));
@@ -485,7 +485,7 @@ impl Step<'_> {
         let joined = micros(self.now);
         self.ledger.workers.entry(worker).or_insert_with(|| {
             self.changed = true;
-            (Member { incarnation: 0, joined, lease_duration, capacity: 0 }, until)
+            (WorkerEntry { incarnation: 0, joined, lease_duration, capacity: 0 }, until)
         });
     }
 
@@ -509,8 +509,8 @@ impl Step<'_> {
             lease.start = start.cloned();
             self.changed = true;
         }
-        if lease.is_lost && start.is_some() && lease.start.as_ref() == start {
-            lease.is_lost = false;
+        if lease.is_shard_expired && start.is_some() && lease.start.as_ref() == start {
+            lease.is_shard_expired = false;
             self.changed = true;
         }
     }
@@ -527,7 +527,7 @@ impl Step<'_> {
             return;
         }
         (lease.parents, lease.start) = (Some(parents.to_vec()), Some(start.clone()));
-        (lease.is_lost, lease.unlisted) = (false, None);
+        (lease.is_shard_expired, lease.unlisted) = (false, None);
         lease.added = Some(millis(self.now));
         self.ledger.checkpoints.insert(shard.clone(), checkpoint.clone());
         let owner = lease.owner.clone();
@@ -561,12 +561,12 @@ impl Step<'_> {
             workers.get(name).is_some_and(|(member, _)| member.incarnation == incarnation)
         };
         let owner = known.owner.clone().filter(|owner| !is_finished && same(owner));
-        let alive = |heir: &Arc<str>| owner.is_some() && workers.contains_key(heir);
-        let heir = known.heir.clone().filter(alive);
+        let alive = |next_owner: &Arc<str>| owner.is_some() && workers.contains_key(next_owner);
+        let next_owner = known.next_owner.clone().filter(alive);
         let Some(lease) = self.ledger.leases.get_mut(shard) else {
             // Where only a position was known of it, no lease is made up: its parents would be too.
             if known.parents.is_some() {
-                let lease = Lease { owner, heir, checkpoint: None, ..known.clone() };
+                let lease = Lease { owner, next_owner, checkpoint: None, ..known.clone() };
                 self.ledger.leases.insert(shard.clone(), lease);
                 self.ledger.first_poll = 0;
                 self.ledger.epoch = self.ledger.epoch.max(known.epoch);
@@ -591,18 +591,18 @@ impl Step<'_> {
         }
         let found = lease.clone();
         if lease.epoch < known.epoch {
-            (lease.epoch, lease.is_lost) = (known.epoch, known.is_lost);
+            (lease.epoch, lease.is_shard_expired) = (known.epoch, known.is_shard_expired);
             self.ledger.epoch = self.ledger.epoch.max(known.epoch);
-            (lease.owner, lease.heir) = (owner, heir);
+            (lease.owner, lease.next_owner) = (owner, next_owner);
             lease.start = known.start.clone().or(lease.start.take());
             lease.unlisted = known.unlisted;
             lease.added = known.added.or(lease.added);
         } else {
-            lease.is_lost |= known.is_lost;
+            lease.is_shard_expired |= known.is_shard_expired;
             lease.start = lease.start.take().or(known.start.clone());
             lease.added = lease.added.into_iter().chain(known.added).min();
             if lease.owner.is_none() {
-                (lease.owner, lease.heir) = (owner, heir);
+                (lease.owner, lease.next_owner) = (owner, next_owner);
             }
         }
         self.changed |= *lease != found;
@@ -619,25 +619,25 @@ impl Step<'_> {
         }
     }
 
-    fn save(&mut self, position: &Fenced) -> Verdict {
-        let Fenced { shard, epoch, checkpoint } = position;
+    fn save(&mut self, position: &FencedCheckpoint) -> SaveOutcome {
+        let FencedCheckpoint { shard, epoch, checkpoint } = position;
         if self.ledger.unreadable.contains_key(shard) {
-            return Verdict::Unreadable;
+            return SaveOutcome::Unreadable;
         }
         let (cleared, known) = (self.ledger.cleared, self.lease(shard).map(|lease| lease.epoch));
         if known.is_some_and(|known| known > *epoch) || cleared > 0 && *epoch <= cleared {
-            return Verdict::Lost;
+            return SaveOutcome::Lost;
         }
         // It may have been forgotten, and is not to be begun again.
         if known.is_none() && !is_kept(millis(self.now), *epoch) {
-            return Verdict::Lost;
+            return SaveOutcome::Lost;
         }
         if *checkpoint == Checkpoint::ShardEnd {
             self.end_shard(shard);
         } else {
             self.ledger.save(shard, checkpoint);
         }
-        if known == Some(*epoch) { Verdict::Saved } else { Verdict::Forgotten }
+        if known == Some(*epoch) { SaveOutcome::Saved } else { SaveOutcome::Forgotten }
     }
 
     fn end_shard(&mut self, shard: &ShardId) {
@@ -652,7 +652,7 @@ impl Step<'_> {
         let epoch = millis(self.now).max(self.ledger.epoch + 1);
         if let Some(lease) = self.ledger.leases.get_mut(shard) {
             lease.epoch = epoch;
-            (lease.owner, lease.heir) = (owner, None);
+            (lease.owner, lease.next_owner) = (owner, None);
             self.ledger.epoch = epoch;
             self.changed = true;
         }
@@ -669,7 +669,7 @@ impl Step<'_> {
         if let Some(lease) = self.ledger.leases.get_mut(shard)
             && lease.owner.is_some()
         {
-            (lease.owner, lease.heir) = (None, None);
+            (lease.owner, lease.next_owner) = (None, None);
             self.changed = true;
         }
     }
@@ -682,9 +682,9 @@ impl Step<'_> {
         self.changed = true;
         for lease in self.ledger.leases.values_mut() {
             if lease.owner.as_ref() == Some(worker) {
-                (lease.owner, lease.heir) = (None, None);
-            } else if lease.heir.as_ref() == Some(worker) {
-                lease.heir = None;
+                (lease.owner, lease.next_owner) = (None, None);
+            } else if lease.next_owner.as_ref() == Some(worker) {
+                lease.next_owner = None;
             }
         }
     }

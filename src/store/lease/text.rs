@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Lease, Member};
+use super::{Lease, WorkerEntry};
 use crate::record::{SequenceNumber, ShardId};
 
 /// Stands for what there is none of.
@@ -22,7 +22,7 @@ const LOST: &str = "LOST";
 
 /// The worker that is kept as `incarnation joined duration expiry capacity`, and when its time is
 /// over, in milliseconds.
-pub(in crate::store) fn member_of(line: &str) -> Option<(Member, u64)> {
+pub(in crate::store) fn member_of(line: &str) -> Option<(WorkerEntry, u64)> {
     let mut words = line.split(' ');
     let mut next = || words.next()?.parse::<u64>().ok();
     let (incarnation, joined, duration, expiry) = (next()?, next()?, next()?, next()?);
@@ -31,23 +31,23 @@ pub(in crate::store) fn member_of(line: &str) -> Option<(Member, u64)> {
         return None;
     }
     let lease_duration = Duration::from_millis(duration);
-    Some((Member { incarnation, joined, lease_duration, capacity }, expiry))
+    Some((WorkerEntry { incarnation, joined, lease_duration, capacity }, expiry))
 }
 
-/// The lease that is kept as `epoch owner heir origin parents state start unlisted added`, without its
+/// The lease that is kept as `epoch owner next_owner origin parents state start unlisted added`, without its
 /// position. Lines of before have no start and what follows it; later ones may have more words.
 pub(in crate::store) fn lease_of(line: &str) -> Option<Lease> {
     let mut words = line.split(' ');
     let mut next = || words.next();
     let epoch = next()?.parse().ok()?;
-    let (owner, heir) = (name_of(next()?), name_of(next()?));
+    let (owner, next_owner) = (name_of(next()?), name_of(next()?));
     let origin = next()?.parse().ok()?;
     let parents = match next()? {
         NONE => Some(Vec::new()),
         UNKNOWN => None,
         parents => Some(parents.split(',').map(|id| id.parse().ok()).collect::<Option<_>>()?),
     };
-    let is_lost = match next()? {
+    let is_shard_expired = match next()? {
         NONE => false,
         LOST => true,
         _ => return None,
@@ -56,10 +56,10 @@ pub(in crate::store) fn lease_of(line: &str) -> Option<Lease> {
     Some(Lease {
         epoch,
         owner,
-        heir,
+        next_owner,
         origin,
         parents,
-        is_lost,
+        is_shard_expired,
         start,
         unlisted,
         added,
@@ -108,14 +108,14 @@ impl Lease {
     /// As [`lease_of`] reads it.
     pub(in crate::store) fn line(&self) -> String {
         let owner = self.owner.as_deref().map_or(NONE.into(), word_of);
-        let heir = self.heir.as_deref().map_or(NONE.into(), word_of);
+        let next_owner = self.next_owner.as_deref().map_or(NONE.into(), word_of);
         let parents = parents_of(self.parents.as_deref().unwrap_or_default());
-        let state = if self.is_lost { LOST } else { NONE };
+        let state = if self.is_shard_expired { LOST } else { NONE };
         let start = start_of(self.start.as_ref());
         let time = |word: Option<u64>| word.map_or(NONE.to_owned(), |time| time.to_string());
         let (unlisted, added) = (time(self.unlisted), time(self.added));
         let (epoch, origin) = (self.epoch, self.origin);
-        format!("{epoch} {owner} {heir} {origin} {parents} {state} {start} {unlisted} {added}")
+        format!("{epoch} {owner} {next_owner} {origin} {parents} {state} {start} {unlisted} {added}")
     }
 }
 
@@ -130,7 +130,7 @@ mod tests {
 
     use super::*;
 
-    impl Member {
+    impl WorkerEntry {
         /// As [`member_of`] reads it.
         fn line(&self, expiry: u64) -> String {
             let Self { incarnation, joined, lease_duration, capacity } = self;
@@ -144,9 +144,9 @@ mod tests {
             epoch: u64,
             origin: u64,
             owner in prop::option::of("[a-z%D25 -]{0,5}"),
-            heir in prop::option::of("[a-z%D25 -]{0,5}"),
+            next_owner in prop::option::of("[a-z%D25 -]{0,5}"),
             parents in prop::collection::vec("shardId-[0-9]{12}", 0..3),
-            is_lost: bool,
+            is_shard_expired: bool,
             start in prop::option::of("0|[1-9][0-9]{0,128}"),
             unlisted: Option<u64>,
             added: Option<u64>,
@@ -155,10 +155,10 @@ mod tests {
             let lease = Lease {
                 epoch,
                 owner: owner.map(Into::into),
-                heir: heir.map(Into::into),
+                next_owner: next_owner.map(Into::into),
                 origin,
                 parents: Some(parents),
-                is_lost,
+                is_shard_expired,
                 start: start.map(|start| start.parse().unwrap()),
                 unlisted,
                 added,
@@ -168,15 +168,15 @@ mod tests {
             let line = format!("{} of later versions", lease.line());
             prop_assert_eq!(lease_of(&line), Some(lease));
             let lease_duration = Duration::from_millis(epoch >> 1);
-            let member = Member { incarnation: origin, joined: epoch, lease_duration, capacity: 7 };
+            let member = WorkerEntry { incarnation: origin, joined: epoch, lease_duration, capacity: 7 };
             prop_assert_eq!(member_of(&member.line(epoch)), Some((member, epoch)));
         }
 
         #[test]
-        fn line_without_a_start_is_parsed(epoch: u64, is_lost: bool) {
-            let state = if is_lost { LOST } else { NONE };
+        fn line_without_a_start_is_parsed(epoch: u64, is_shard_expired: bool) {
+            let state = if is_shard_expired { LOST } else { NONE };
             let lease = lease_of(&format!("{epoch} a - 7 - {state}")).unwrap();
-            prop_assert_eq!((lease.epoch, lease.is_lost), (epoch, is_lost));
+            prop_assert_eq!((lease.epoch, lease.is_shard_expired), (epoch, is_shard_expired));
             prop_assert_eq!((lease.start, lease.unlisted, lease.added), (None, None, None));
         }
 

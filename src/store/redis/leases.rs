@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::record::ShardId;
 use crate::store::Scope;
 use crate::store::lease::{
-    Answer, Change, Edit, Fenced, Lease, LeaseStore, Member, Request, Standing, Table, Verdict,
+    HeartbeatResponse, Change, AdminEdit, FencedCheckpoint, Lease, LeaseStore, WorkerEntry, HeartbeatRequest, Membership, LeaseTable, SaveOutcome,
     lease_of, member_of, name_of, parents_of, start_of, word_of,
 };
 
@@ -27,8 +27,8 @@ impl LeaseStore for RedisStore {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
-        request: &'a Request,
-    ) -> BoxFuture<'a, Result<Answer>> {
+        request: &'a HeartbeatRequest,
+    ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
         async move {
             let call = Call::of(self, scope, &self.scripts.exchange);
             call.run(|arguments| exchange_arguments(arguments, request)).await?.answer()
@@ -39,15 +39,15 @@ impl LeaseStore for RedisStore {
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
-        positions: &'a [Fenced],
-    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        positions: &'a [FencedCheckpoint],
+    ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
         async move {
             if positions.is_empty() {
                 return Ok(Vec::new());
             }
             let call = Call::of(self, scope, &self.scripts.save_fenced);
             let arguments = |arguments: &mut ScriptInvocation<'_>| {
-                for Fenced { shard, epoch, checkpoint } in positions {
+                for FencedCheckpoint { shard, epoch, checkpoint } in positions {
                     arguments.arg(shard.as_str()).arg(*epoch).arg(checkpoint.to_string());
                 }
             };
@@ -56,7 +56,7 @@ impl LeaseStore for RedisStore {
         .boxed()
     }
 
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
         async move {
             let call = Call::of(self, scope, &self.scripts.table);
             let mut reply = call.run(|_none| ()).await?;
@@ -71,7 +71,7 @@ impl LeaseStore for RedisStore {
     fn edit<'a>(
         &'a self,
         scope: &'a Scope,
-        edit: &'a Edit,
+        edit: &'a AdminEdit,
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
         async move {
@@ -79,13 +79,13 @@ impl LeaseStore for RedisStore {
             let arguments = |arguments: &mut ScriptInvocation<'_>| {
                 arguments.arg(u8::from(forced));
                 match edit {
-                    Edit::Set { positions } => {
+                    AdminEdit::Set { positions } => {
                         arguments.arg("SET");
                         for (shard, checkpoint) in positions {
                             arguments.arg(shard.as_str()).arg(checkpoint.to_string());
                         }
                     }
-                    Edit::Clear => {
+                    AdminEdit::Clear => {
                         arguments.arg("CLEAR");
                     }
                 }
@@ -97,7 +97,7 @@ impl LeaseStore for RedisStore {
     }
 }
 
-fn exchange_arguments(arguments: &mut ScriptInvocation<'_>, request: &Request) {
+fn exchange_arguments(arguments: &mut ScriptInvocation<'_>, request: &HeartbeatRequest) {
     let known = request.known.map(|(generation, version)| [generation, version]);
     let [generation, version] =
         known.map_or_else(<[String; 2]>::default, |known| known.map(|number| number.to_string()));
@@ -146,10 +146,10 @@ fn change_arguments(arguments: &mut ScriptInvocation<'_>, change: &Change) {
             arguments.arg("RELEASE").arg(shard.as_str()).arg(*epoch)
         }
         Change::Finish { shard, epoch } => arguments.arg("FINISH").arg(shard.as_str()).arg(*epoch),
-        Change::Lose { shard } => arguments.arg("LOSE").arg(shard.as_str()),
+        Change::MarkExpired { shard } => arguments.arg("LOSE").arg(shard.as_str()),
         Change::Forget { shard } => arguments.arg("FORGET").arg(shard.as_str()),
-        Change::Vouch { worker, member } => {
-            let Member { incarnation, joined, lease_duration, capacity } = member;
+        Change::ReviveWorker { worker, member } => {
+            let WorkerEntry { incarnation, joined, lease_duration, capacity } = member;
             arguments
                 .arg("VOUCH")
                 .arg(&*word_of(worker))
@@ -219,28 +219,28 @@ impl Reply<'_> {
         self.next(Key::Fleet)
     }
 
-    fn answer(mut self) -> Result<Answer> {
+    fn answer(mut self) -> Result<HeartbeatResponse> {
         let standing: String = self.next(Key::Workers)?;
         let standing = match &*standing {
-            "RENEWED" => Standing::Renewed,
-            "JOINED" => Standing::Joined,
-            "OCCUPIED" => Standing::Occupied,
-            "LEFT" => Standing::Left,
+            "RENEWED" => Membership::Renewed,
+            "JOINED" => Membership::Joined,
+            "OCCUPIED" => Membership::Occupied,
+            "LEFT" => Membership::Left,
             _ => return Err(unknown(&standing)),
         };
         let applied = self.next(Key::Workers)?;
         let table = if self.parts.len() > 0 { Some(self.table()?.0) } else { None };
-        Ok(Answer { standing, applied, table })
+        Ok(HeartbeatResponse { standing, applied, table })
     }
 
-    fn verdicts(mut self, count: usize) -> Result<Vec<Verdict>> {
+    fn verdicts(mut self, count: usize) -> Result<Vec<SaveOutcome>> {
         let mut verdict = || {
             let verdict: String = self.next(Key::Checkpoints)?;
             match &*verdict {
-                "SAVED" => Ok(Verdict::Saved),
-                "FORGOTTEN" => Ok(Verdict::Forgotten),
-                "LOST" => Ok(Verdict::Lost),
-                "UNREADABLE" => Ok(Verdict::Unreadable),
+                "SAVED" => Ok(SaveOutcome::Saved),
+                "FORGOTTEN" => Ok(SaveOutcome::Forgotten),
+                "LOST" => Ok(SaveOutcome::Lost),
+                "UNREADABLE" => Ok(SaveOutcome::Unreadable),
                 _ => Err(unknown(&verdict)),
             }
         };
@@ -248,13 +248,13 @@ impl Reply<'_> {
     }
 
     /// A whole table, and when the time of each of its workers is over.
-    fn table(&mut self) -> Result<(Table, HashMap<Arc<str>, u64>)> {
-        let mut table = Table {
+    fn table(&mut self) -> Result<(LeaseTable, HashMap<Arc<str>, u64>)> {
+        let mut table = LeaseTable {
             generation: self.number()?,
             version: self.number()?,
             cleared: self.number()?,
             first_poll: self.number()?,
-            ..Table::default()
+            ..LeaseTable::default()
         };
         let mut expiries = HashMap::new();
         for (word, line) in self.fields(Key::Workers)? {

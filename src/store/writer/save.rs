@@ -7,7 +7,7 @@ use super::tracked_shards::{Place, TrackedShard};
 use super::{Pending, Shared, State};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::lease::{Fenced, Verdict};
+use crate::store::lease::{FencedCheckpoint, SaveOutcome};
 use crate::store::{Scope, with_timeout};
 use crate::telemetry::log_line;
 use crate::wakers::wake_all;
@@ -15,7 +15,7 @@ use crate::wakers::wake_all;
 impl Shared {
     /// Moves what has changed to `pending`, and gives a copy of it all, with how many times positions
     /// had advanced then.
-    fn collect(&self) -> (Vec<Fenced>, u64) {
+    fn collect(&self) -> (Vec<FencedCheckpoint>, u64) {
         let mut state = self.lock();
         let advanced = state.advanced;
         let State { watched, pending, .. } = &mut *state;
@@ -24,7 +24,7 @@ impl Shared {
             pending.insert(place, Pending { checkpoint, since });
         }
         let over = watched.sweep(|place| pending.contains_key(place));
-        let fenced = |((shard, epoch), pending): (&Place, &Pending)| Fenced {
+        let fenced = |((shard, epoch), pending): (&Place, &Pending)| FencedCheckpoint {
             shard: shard.clone(),
             epoch: *epoch,
             checkpoint: pending.checkpoint.clone(),
@@ -75,13 +75,13 @@ impl Shared {
 
 impl State {
     /// Takes note of what has become of a position, and gives what is to be told of it.
-    fn settle(&mut self, saved: Fenced, verdict: Verdict) -> Option<SettledPosition> {
+    fn settle(&mut self, saved: FencedCheckpoint, verdict: SaveOutcome) -> Option<SettledPosition> {
         let place = (saved.shard.clone(), saved.epoch);
         let is_it = |pending: &Pending| pending.checkpoint == saved.checkpoint;
         if verdict.is_refusal() || self.pending.get(&place).is_some_and(is_it) {
             self.pending.remove(&place);
         }
-        if verdict == Verdict::Saved && saved.checkpoint != Checkpoint::ShardEnd {
+        if verdict == SaveOutcome::Saved && saved.checkpoint != Checkpoint::ShardEnd {
             return None;
         }
         let on_verdict = self.watched.get(&place).map(|it| Arc::clone(&it.on_verdict));
@@ -92,9 +92,9 @@ impl State {
 
 /// What a save has come to, to be told without the lock.
 struct SettledPosition {
-    saved: Fenced,
-    verdict: Verdict,
-    on_verdict: Option<Arc<dyn Fn(Verdict) + Send + Sync>>,
+    saved: FencedCheckpoint,
+    verdict: SaveOutcome,
+    on_verdict: Option<Arc<dyn Fn(SaveOutcome) + Send + Sync>>,
     /// Not watched any more.
     _given_up: Option<TrackedShard>,
 }
@@ -105,15 +105,15 @@ impl SettledPosition {
             on_verdict(self.verdict);
         }
         let error = match self.verdict {
-            Verdict::Saved | Verdict::Forgotten => return,
-            Verdict::Lost => {
+            SaveOutcome::Saved | SaveOutcome::Forgotten => return,
+            SaveOutcome::Lost => {
                 Error::new(ErrorKind::LeaseLost, "another worker has the lease by now")
             }
-            Verdict::Unreadable => {
+            SaveOutcome::Unreadable => {
                 Error::store_corrupt("the stored lease or position is unreadable")
             }
         };
-        let Fenced { shard, epoch, checkpoint } = &self.saved;
+        let FencedCheckpoint { shard, epoch, checkpoint } = &self.saved;
         let error = error.in_stream(scope.shared_stream_name()).in_shard(shard.as_str());
         log_line!(warn, %error, epoch, %checkpoint, "a position is not saved");
     }

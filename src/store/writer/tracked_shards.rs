@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::checkpoint::{Checkpoint, Watermark};
 use crate::record::ShardId;
-use crate::store::lease::Verdict;
+use crate::store::lease::SaveOutcome;
 
 /// How many watched shards a sweep visits. Each save sweeps, at most once per checkpoint interval, so that
 /// 4,000 shards are visited within about a minute.
@@ -27,7 +27,7 @@ pub(crate) struct TrackedShard {
     pub(crate) watermark: Arc<Watermark>,
     /// Told that the end of the shard is saved, and where the store has something else to say than that
     /// a position is saved; without any lock held.
-    pub(crate) on_verdict: Arc<dyn Fn(Verdict) + Send + Sync>,
+    pub(crate) on_verdict: Arc<dyn Fn(SaveOutcome) + Send + Sync>,
 }
 
 impl std::fmt::Debug for TrackedShard {

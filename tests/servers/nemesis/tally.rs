@@ -83,7 +83,7 @@ impl Tally {
     }
 
     pub(super) fn hear_event(&self, worker: usize, event: &Event) {
-        if matches!(event, Event::StoreForgot) {
+        if matches!(event, Event::StoreReset) {
             self.0.lock().unwrap().noticed.insert(worker, Instant::now());
         }
         if !matches!(event, Event::CaughtUp { .. }) {

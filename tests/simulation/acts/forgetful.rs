@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kinestream::store::Scope;
-use kinestream::store::lease::{Change, Lease, LeaseStore, Request, Table};
+use kinestream::store::lease::{Change, Lease, LeaseStore, HeartbeatRequest, LeaseTable};
 use kinestream::testing::Shard;
 use kinestream::{CheckpointStore, MemoryStore, OnTrimmed, ShardId, StartingPosition};
 use tokio::time::Instant;
@@ -278,11 +278,11 @@ impl Act {
 }
 
 /// Restores the leases of a table, without their positions.
-fn leases_of(table: &Table) -> Request {
+fn leases_of(table: &LeaseTable) -> HeartbeatRequest {
     let vouched = table
         .workers
         .iter()
-        .map(|(worker, member)| Change::Vouch { worker: worker.clone(), member: member.clone() });
+        .map(|(worker, member)| Change::ReviveWorker { worker: worker.clone(), member: member.clone() });
     let leases = table.leases.iter().filter(|(_, lease)| lease.parents.is_some());
     let restored = leases.map(|(shard, lease)| {
         let life = lease.owner.as_ref().and_then(|owner| table.workers.get(owner));
@@ -292,7 +292,7 @@ fn leases_of(table: &Table) -> Request {
             lease: Lease { checkpoint: None, ..lease.clone() },
         }
     });
-    Request {
+    HeartbeatRequest {
         worker: "the server itself".into(),
         incarnation: 1,
         lease_duration: Duration::from_secs(2),

@@ -153,7 +153,7 @@ impl Horizon {
     pub(super) fn passed(&self, shard: usize, checkpoint: &Checkpoint) -> Option<usize> {
         let state = self.lock();
         match checkpoint {
-            Checkpoint::AfterSequence { sequence_number: number, .. }
+            Checkpoint::AfterSequenceNumber { sequence_number: number, .. }
             | Checkpoint::CaughtUp { after: Some(number), .. } => Some(state.passed(shard, number)),
             _ => None,
         }

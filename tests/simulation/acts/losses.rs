@@ -233,8 +233,8 @@ impl Act {
                 format_args!("shard {shard} has ended with an error, and yields record {place}"),
             );
         }
-        let is_lost = |gap: &&Gap| gap.passed == Some(place) && gap.left > place;
-        if let Some(gap) = gaps.iter().find(is_lost) {
+        let is_shard_expired = |gap: &&Gap| gap.passed == Some(place) && gap.left > place;
+        if let Some(gap) = gaps.iter().find(is_shard_expired) {
             self.breaks(
                 Promise::LossesAreReported,
                 format_args!("record {place} of shard {shard} was reported as lost: {gap:?}"),

@@ -82,12 +82,12 @@ impl Act {
         }
     }
 
-    fn begin_lanes(&self, name: &str, budget: Option<&MemoryBudget>) -> Consumer {
+    fn begin_lanes(&self, name: &str, memory_budget: Option<&MemoryBudget>) -> Consumer {
         let builder = Consumer::builder(self.kinesis.client(), name);
         let builder = self.plan.apply(builder).store(self.store.clone());
         let builder = builder.starting_position(StartingPosition::TrimHorizon);
-        let builder = match budget {
-            Some(budget) => builder.budget(budget),
+        let builder = match memory_budget {
+            Some(budget) => builder.memory_budget(budget),
             None => builder,
         };
         builder.build().expect("the plan's options are valid")

@@ -119,7 +119,7 @@ impl Act {
         for shard in self.orders.open_shards() {
             // What is stored as caught up is held to the age of the records.
             let is_read =
-                matches!(stored.get(&shard.index()), Some(Checkpoint::AfterSequence { .. }));
+                matches!(stored.get(&shard.index()), Some(Checkpoint::AfterSequenceNumber { .. }));
             if is_read && self.rng.u8(..3) != 0 {
                 let passed = horizon.passed(shard.index(), &stored[&shard.index()]).unwrap_or(0);
                 let (from, end) = (passed.saturating_sub(1), horizon.arrivals(shard.index()).len());

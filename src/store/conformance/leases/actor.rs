@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{checkpoint, shard};
 use crate::record::SequenceNumber;
 use crate::store::Scope;
-use crate::store::lease::{Answer, Change, Fenced, Lease, LeaseStore, Request, Table, Verdict};
+use crate::store::lease::{HeartbeatResponse, Change, FencedCheckpoint, Lease, LeaseStore, HeartbeatRequest, LeaseTable, SaveOutcome};
 
 /// A worker, and the table that it saw last.
 pub(super) struct Actor<'a> {
@@ -18,7 +18,7 @@ pub(super) struct Actor<'a> {
     pub(super) capacity: u32,
     pub(super) leaving: bool,
     pub(super) only_if_unchanged: bool,
-    pub(super) known: Table,
+    pub(super) known: LeaseTable,
 }
 
 impl<'a> Actor<'a> {
@@ -26,7 +26,7 @@ impl<'a> Actor<'a> {
         // High, so that each bit counts; and another one each time.
         let incarnation = u64::MAX - fastrand::u64(..1 << 32);
         let lease_duration = Duration::from_mins(10);
-        let (capacity, name, known) = (3, name.into(), Table::default());
+        let (capacity, name, known) = (3, name.into(), LeaseTable::default());
         let (leaving, only_if_unchanged) = (false, false);
         Self {
             store,
@@ -41,8 +41,8 @@ impl<'a> Actor<'a> {
         }
     }
 
-    pub(super) fn request(&self, changes: impl IntoIterator<Item = Change>) -> Request {
-        Request {
+    pub(super) fn request(&self, changes: impl IntoIterator<Item = Change>) -> HeartbeatRequest {
+        HeartbeatRequest {
             worker: Arc::clone(&self.name),
             incarnation: self.incarnation,
             lease_duration: self.lease_duration,
@@ -54,7 +54,7 @@ impl<'a> Actor<'a> {
         }
     }
 
-    pub(super) async fn exchange(&mut self, changes: impl IntoIterator<Item = Change>) -> Answer {
+    pub(super) async fn exchange(&mut self, changes: impl IntoIterator<Item = Change>) -> HeartbeatResponse {
         let request = self.request(changes);
         let answer = match self.store.exchange(self.scope, &request).await {
             Ok(answer) => answer,
@@ -71,7 +71,7 @@ impl<'a> Actor<'a> {
     }
 
     /// The table after a renewal.
-    pub(super) async fn look(&mut self) -> &Table {
+    pub(super) async fn look(&mut self) -> &LeaseTable {
         self.exchange([]).await;
         &self.known
     }
@@ -87,7 +87,7 @@ impl<'a> Actor<'a> {
         assert!(answer.applied && answer.table.is_none(), "{rule}: {before:?} became {answer:?}");
     }
 
-    pub(super) async fn table(&self) -> Table {
+    pub(super) async fn table(&self) -> LeaseTable {
         match self.store.table(self.scope).await {
             Ok(table) => table,
             Err(error) => panic!("a table is shown while the store is well: {error}"),
@@ -108,8 +108,8 @@ impl<'a> Actor<'a> {
         Change::Restore { shard: shard(index), incarnation, lease }
     }
 
-    pub(super) async fn save(&self, index: usize, epoch: u64, place: &str, expected: Verdict) {
-        let position = [Fenced { shard: shard(index), epoch, checkpoint: checkpoint(place) }];
+    pub(super) async fn save(&self, index: usize, epoch: u64, place: &str, expected: SaveOutcome) {
+        let position = [FencedCheckpoint { shard: shard(index), epoch, checkpoint: checkpoint(place) }];
         // Twice: a save that was carried out may be tried again.
         for _ in 0..2 {
             let verdicts = self.store.save_fenced(self.scope, &position).await;

@@ -2,7 +2,7 @@
 
 use super::actor::{self, Actor};
 use super::{Suite, checkpoint, shard};
-use crate::store::lease::{Change, Edit};
+use crate::store::lease::{Change, AdminEdit};
 
 fn begin(first_poll: u64) -> Change {
     Change::Begin { first_poll }
@@ -20,14 +20,14 @@ impl Suite<'_> {
         a.exchange([actor::add(0)]).await;
         assert_eq!(a.known.first_poll, 0, "an added shard voids the first poll");
         a.changes_nothing([begin(9)], "a table with a shard has begun").await;
-        assert_eq!(self.edit(&scope, &Edit::Clear, true).await, None, "a forced edit is done");
+        assert_eq!(self.edit(&scope, &AdminEdit::Clear, true).await, None, "a forced edit is done");
         a.exchange([begin(9)]).await;
         assert_eq!(a.known.first_poll, 9, "a cleared table has another first poll");
 
         let scope = self.scope("beginning-moved");
         let mut a = Actor::new(self.store, &scope, "a");
         let positions = vec![(shard(0), checkpoint("TRIM_HORIZON"))];
-        self.edit(&scope, &Edit::Set { positions }, false).await;
+        self.edit(&scope, &AdminEdit::Set { positions }, false).await;
         a.exchange([begin(7)]).await;
         assert_eq!(a.known.first_poll, 0, "a table with a position has begun");
     }

@@ -2,28 +2,28 @@
 
 use super::actor::{self, Actor, assign, release};
 use super::{Suite, checkpoint, shard};
-use crate::store::lease::{Change, Lease, Member};
+use crate::store::lease::{Change, Lease, WorkerEntry};
 
 impl Suite<'_> {
     pub(super) async fn restores_what_was_forgotten(&self) {
         let scope = self.scope("restore");
         let mut a = Actor::new(self.store, &scope, "a");
         a.exchange([]).await;
-        let member = Member { joined: 1, ..a.known.workers["a"].clone() };
-        let vouch = |name: &str| Change::Vouch { worker: name.into(), member: member.clone() };
+        let member = WorkerEntry { joined: 1, ..a.known.workers["a"].clone() };
+        let vouch = |name: &str| Change::ReviveWorker { worker: name.into(), member: member.clone() };
         a.exchange([vouch("b")]).await;
         assert_eq!(a.known.workers.get("b"), Some(&member), "whom another one remembers is alive");
-        let other = Member { joined: 7, ..member.clone() };
-        let again = Change::Vouch { worker: "b".into(), member: other };
+        let other = WorkerEntry { joined: 7, ..member.clone() };
+        let again = Change::ReviveWorker { worker: "b".into(), member: other };
         a.changes_nothing([again], "one who is there is not vouched for").await;
 
         let known = Lease {
             epoch: 1000,
             owner: Some("b".into()),
-            heir: Some("a".into()),
+            next_owner: Some("a".into()),
             origin: a.known.generation,
             parents: Some(vec![shard(7), shard(8)]),
-            is_lost: false,
+            is_shard_expired: false,
             start: Some(actor::number("4")),
             unlisted: None,
             added: Some(3),
@@ -35,7 +35,7 @@ impl Suite<'_> {
         a.changes_nothing([a.restore(0, &known)], "a lease is restored once").await;
         let of_the_dead = Lease { owner: Some("nobody".into()), ..known.clone() };
         a.exchange([a.restore(1, &of_the_dead)]).await;
-        let free = Lease { owner: None, heir: None, ..known.clone() };
+        let free = Lease { owner: None, next_owner: None, ..known.clone() };
         assert_eq!(a.lease(1), free, "a lease of one who is not there is free");
         let of_an_earlier_life = Change::Restore {
             shard: shard(4),
@@ -45,7 +45,7 @@ impl Suite<'_> {
         a.exchange([of_an_earlier_life]).await;
         assert_eq!(a.lease(4), free, "a later life has nothing of what an earlier one had");
 
-        let lower = Lease { epoch: 999, owner: Some("a".into()), heir: None, ..known.clone() };
+        let lower = Lease { epoch: 999, owner: Some("a".into()), next_owner: None, ..known.clone() };
         let rule = "a lease of a higher epoch stays as it is";
         a.changes_nothing([a.restore(0, &lower)], rule).await;
         let place = checkpoint("AFTER_SEQUENCE_NUMBER:6");
@@ -54,7 +54,7 @@ impl Suite<'_> {
         a.assert_at(0, "AFTER_SEQUENCE_NUMBER:6").await;
         assert_eq!(a.lease(0).owner, known.owner, "one of the same epoch keeps its owner");
         assert_eq!(a.lease(1).owner, same.owner, "one of the same epoch that is free is owned");
-        let higher = Lease { epoch: 1001, heir: None, ..same };
+        let higher = Lease { epoch: 1001, next_owner: None, ..same };
         a.exchange([
             a.restore(0, &Lease { checkpoint: known.checkpoint.clone(), ..higher.clone() })
         ])

@@ -4,7 +4,7 @@ use super::actor::{self, Actor, assign, identify, number};
 use tokio::time::sleep;
 
 use super::{SHORT, Suite, checkpoint, shard};
-use crate::store::lease::{Change, Edit, Lease, Verdict};
+use crate::store::lease::{Change, AdminEdit, Lease, SaveOutcome};
 
 impl Suite<'_> {
     pub(super) async fn knows_whose_position_it_is(&self) {
@@ -38,7 +38,7 @@ impl Suite<'_> {
         assert_eq!(lease.parents, Some(vec![shard(7)]), "it has the parents of the other stream");
         assert!(lease.epoch > epoch && lease.owner.is_none(), "it is free in a new epoch");
         assert!(lease.added > added, "it is added again");
-        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:7", Verdict::Lost).await;
+        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:7", SaveOutcome::Lost).await;
 
         a.exchange([actor::add(2), assign(2, "a"), identify(2, Some("5"))]).await;
         let owned = a.lease(2);
@@ -47,23 +47,23 @@ impl Suite<'_> {
         assert_eq!(lease.start, Some(number("90")), "a shard that is read is replaced");
         assert!(lease.epoch > owned.epoch, "a shard that is replaced while read has a new epoch");
         assert_eq!(lease.owner, owned.owner, "its owner keeps it, so that no other begins");
-        a.save(2, owned.epoch, "AFTER_SEQUENCE_NUMBER:7", Verdict::Lost).await;
+        a.save(2, owned.epoch, "AFTER_SEQUENCE_NUMBER:7", SaveOutcome::Lost).await;
 
         let owned = a.lease(1);
-        a.exchange([identify(1, Some("5")), Change::Lose { shard: shard(1) }]).await;
+        a.exchange([identify(1, Some("5")), Change::MarkExpired { shard: shard(1) }]).await;
         let lost = a.lease(1);
-        assert!(lost.is_lost && lost.owner.is_none(), "a shard that is lost while read is free");
+        assert!(lost.is_shard_expired && lost.owner.is_none(), "a shard that is lost while read is free");
         assert!(lost.epoch > owned.epoch, "a shard that is lost while read has a new epoch");
-        a.save(1, owned.epoch, "AFTER_SEQUENCE_NUMBER:7", Verdict::Lost).await;
+        a.save(1, owned.epoch, "AFTER_SEQUENCE_NUMBER:7", SaveOutcome::Lost).await;
         a.changes_nothing([identify(1, Some("6"))], "a shard of another start stays lost").await;
         a.changes_nothing([identify(1, None)], "a listing without a start proves nothing").await;
         a.exchange([identify(1, Some("5"))]).await;
-        assert!(!a.lease(1).is_lost, "a shard that is listed again is not lost");
-        a.exchange([Change::Lose { shard: shard(1) }, replace(1, "90")]).await;
-        assert!(!a.lease(1).is_lost, "a replaced shard is not lost");
+        assert!(!a.lease(1).is_shard_expired, "a shard that is listed again is not lost");
+        a.exchange([Change::MarkExpired { shard: shard(1) }, replace(1, "90")]).await;
+        assert!(!a.lease(1).is_shard_expired, "a replaced shard is not lost");
 
         let positions = vec![(shard(1), checkpoint("AFTER_SEQUENCE_NUMBER:8"))];
-        let set = Edit::Set { positions };
+        let set = AdminEdit::Set { positions };
         assert!(matches!(self.store.edit(&scope, &set, false).await, Ok(None)));
         a.look().await;
         assert_eq!(a.lease(1).start, None, "a position that was set is of any stream");

@@ -7,10 +7,10 @@ use tokio::time::sleep;
 use super::actor::{self, Actor, assign};
 use super::{Suite, checkpoint, shard};
 use crate::store::Scope;
-use crate::store::lease::{Change, Edit, Lease, Verdict};
+use crate::store::lease::{Change, AdminEdit, Lease, SaveOutcome};
 
 impl Suite<'_> {
-    pub(super) async fn edit(&self, scope: &Scope, edit: &Edit, forced: bool) -> Option<String> {
+    pub(super) async fn edit(&self, scope: &Scope, edit: &AdminEdit, forced: bool) -> Option<String> {
         match self.store.edit(scope, edit, forced).await {
             Ok(against) => against.map(|name| name.to_string()),
             Err(error) => panic!("an edit succeeds while the store is well: {error}"),
@@ -21,12 +21,12 @@ impl Suite<'_> {
         let scope = self.scope("set");
         let mut a = Actor::new(self.store, &scope, "a");
         let set =
-            |index, place: &str| Edit::Set { positions: vec![(shard(index), checkpoint(place))] };
+            |index, place: &str| AdminEdit::Set { positions: vec![(shard(index), checkpoint(place))] };
         assert_eq!(self.edit(&scope, &set(5, "TRIM_HORIZON"), false).await, None);
         a.exchange([actor::add(0), actor::add(1), assign(0, "a")]).await;
         assert!(a.lease(5).parents.is_none(), "a position may be set where no shard is known");
         let epoch = a.lease(0).epoch;
-        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:9", Verdict::Saved).await;
+        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:9", SaveOutcome::Saved).await;
         let back = set(0, "AFTER_SEQUENCE_NUMBER:3");
         let against = self.edit(&scope, &back, false).await;
         assert_eq!(against.as_deref(), Some("a"), "a living owner is named");
@@ -42,9 +42,9 @@ impl Suite<'_> {
         a.look().await;
         assert!(a.lease(0).owner.is_none(), "nobody has what is finished");
         assert_eq!(self.edit(&scope, &back, false).await, None, "nobody stands against it");
-        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:10", Verdict::Lost).await;
+        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:10", SaveOutcome::Lost).await;
 
-        a.exchange([Change::Lose { shard: shard(1) }]).await;
+        a.exchange([Change::MarkExpired { shard: shard(1) }]).await;
         assert_eq!(self.edit(&scope, &set(1, "TRIM_HORIZON"), false).await, None);
         a.exchange([assign(1, "a")]).await;
         assert_eq!(a.lease(1).owner.as_deref(), Some("a"), "a position brings a lost shard back");
@@ -57,7 +57,7 @@ impl Suite<'_> {
         let epoch = a.lease(1).epoch;
         let place = "AFTER_SEQUENCE_NUMBER:4";
         let positions = [6, 1, 7].map(|index| (shard(index), checkpoint(place))).to_vec();
-        let edit = Edit::Set { positions };
+        let edit = AdminEdit::Set { positions };
         let against = self.edit(scope, &edit, false).await;
         assert_eq!(against.as_deref(), Some("a"), "the owner of any of the shards is named");
         let table = a.table().await;
@@ -79,10 +79,10 @@ impl Suite<'_> {
         let mut a = Actor::new(self.store, &other, "a");
         a.exchange([actor::add(0), assign(0, "a")]).await;
         let lease = a.lease(0);
-        assert_eq!(self.edit(&scope, &Edit::Clear, false).await, None, "an empty table is cleared");
+        assert_eq!(self.edit(&scope, &AdminEdit::Clear, false).await, None, "an empty table is cleared");
         let mut b = Actor::new(self.store, &scope, "a");
         assert!(b.table().await.cleared > 0, "the store notes when it was");
-        b.save(0, lease.epoch.min(b.table().await.cleared), "SHARD_END", Verdict::Lost).await;
+        b.save(0, lease.epoch.min(b.table().await.cleared), "SHARD_END", SaveOutcome::Lost).await;
         b.exchange([b.restore(0, &Lease { epoch: 1, ..lease })]).await;
         assert!(b.known.leases.is_empty(), "nothing from before is restored");
         b.exchange([actor::add(0), assign(0, "a")]).await;
@@ -95,20 +95,20 @@ impl Suite<'_> {
         let mut a = Actor::new(self.store, &scope, "a");
         a.exchange([actor::add(0), assign(0, "a")]).await;
         let (before, lease) = (a.known.clone(), a.lease(0));
-        a.save(0, lease.epoch, "AFTER_SEQUENCE_NUMBER:9", Verdict::Saved).await;
+        a.save(0, lease.epoch, "AFTER_SEQUENCE_NUMBER:9", SaveOutcome::Saved).await;
         let ahead = Lease { epoch: lease.epoch + 1_000_000, ..lease.clone() };
         a.exchange([a.restore(1, &ahead)]).await;
-        let against = self.edit(&scope, &Edit::Clear, false).await;
+        let against = self.edit(&scope, &AdminEdit::Clear, false).await;
         assert_eq!(against.as_deref(), Some("a"), "a living worker is named");
         assert_eq!(a.table().await.leases.len(), 2, "what is not done changes nothing");
 
-        assert_eq!(self.edit(&scope, &Edit::Clear, true).await, None, "what is forced is done");
+        assert_eq!(self.edit(&scope, &AdminEdit::Clear, true).await, None, "what is forced is done");
         let table = a.table().await;
         assert!(table.workers.is_empty() && table.leases.is_empty(), "all is cleared: {table:?}");
         assert!(table.generation > before.generation, "a cleared table is a new one: {table:?}");
         assert!(table.version > before.version, "the version goes on: {table:?}");
         assert!(table.cleared >= ahead.epoch, "no epoch from before is valid: {table:?}");
-        a.save(0, lease.epoch, "AFTER_SEQUENCE_NUMBER:10", Verdict::Lost).await;
+        a.save(0, lease.epoch, "AFTER_SEQUENCE_NUMBER:10", SaveOutcome::Lost).await;
         a.exchange([a.restore(0, &lease)]).await;
         assert!(a.known.leases.is_empty(), "what was cleared is not restored");
         a.exchange([actor::add(0), assign(0, "a")]).await;
@@ -118,7 +118,7 @@ impl Suite<'_> {
         a.lease_duration = Duration::from_millis(1);
         a.exchange([]).await;
         sleep(Duration::from_millis(20)).await;
-        assert_eq!(self.edit(&scope, &Edit::Clear, false).await, None, "the dead are not asked");
+        assert_eq!(self.edit(&scope, &AdminEdit::Clear, false).await, None, "the dead are not asked");
         assert!(a.table().await.leases.is_empty(), "all is cleared where nobody is alive");
     }
 }

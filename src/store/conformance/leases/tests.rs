@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 use super::*;
 use crate::error::Result;
 use crate::store::MemoryStore;
-use crate::store::lease::{Answer, Edit, Request, Table};
+use crate::store::lease::{HeartbeatResponse, AdminEdit, HeartbeatRequest, LeaseTable};
 
 #[tokio::test]
 async fn a_store_in_memory_conforms() {
@@ -14,17 +14,17 @@ async fn a_store_in_memory_conforms() {
 }
 
 /// What becomes of a request.
-type Ask = fn(&mut Request);
+type Ask = fn(&mut HeartbeatRequest);
 
 /// A store that makes a mistake.
 #[derive(Debug)]
 struct Broken {
     stored: MemoryStore,
     ask: Ask,
-    answer: fn(&mut Answer),
+    answer: fn(&mut HeartbeatResponse),
     scope: fn(&Scope) -> Scope,
-    save: fn(&mut Fenced),
-    verdict: fn(Verdict) -> Verdict,
+    save: fn(&mut FencedCheckpoint),
+    verdict: fn(SaveOutcome) -> SaveOutcome,
     forces: bool,
 }
 
@@ -47,8 +47,8 @@ impl LeaseStore for Broken {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
-        request: &'a Request,
-    ) -> BoxFuture<'a, Result<Answer>> {
+        request: &'a HeartbeatRequest,
+    ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
         let mut request = request.clone();
         (self.ask)(&mut request);
         async move {
@@ -62,8 +62,8 @@ impl LeaseStore for Broken {
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
-        positions: &'a [Fenced],
-    ) -> BoxFuture<'a, Result<Vec<Verdict>>> {
+        positions: &'a [FencedCheckpoint],
+    ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
         let mut positions = positions.to_vec();
         positions.iter_mut().for_each(self.save);
         async move {
@@ -73,14 +73,14 @@ impl LeaseStore for Broken {
         .boxed()
     }
 
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Table>> {
+    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
         async move { self.stored.table(&(self.scope)(scope)).await }.boxed()
     }
 
     fn edit<'a>(
         &'a self,
         scope: &'a Scope,
-        edit: &'a Edit,
+        edit: &'a AdminEdit,
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
         async move { self.stored.edit(&(self.scope)(scope), edit, forced || self.forces).await }
@@ -134,7 +134,7 @@ async fn sees_mistakes_in_changes() {
             "a shard that is finished says so",
         ),
         (
-            |request| request.changes.retain(|change| !matches!(change, Change::Vouch { .. })),
+            |request| request.changes.retain(|change| !matches!(change, Change::ReviveWorker { .. })),
             "whom another one remembers is alive",
         ),
         (
@@ -164,11 +164,11 @@ async fn sees_mistakes_in_saving_and_editing() {
     // As the last, but it answers what is looked for.
     let lying = Broken {
         save: |position| position.epoch += 1,
-        verdict: |verdict| if verdict == Verdict::Lost { verdict } else { Verdict::Saved },
+        verdict: |verdict| if verdict == SaveOutcome::Lost { verdict } else { SaveOutcome::Saved },
         ..Broken::default()
     };
     assert_seen(lying, "is Lost, not").await;
-    let deaf = Broken { verdict: |_| Verdict::Saved, ..Broken::default() };
+    let deaf = Broken { verdict: |_| SaveOutcome::Saved, ..Broken::default() };
     assert_seen(deaf, "is Lost, not").await;
     let forcing = Broken { forces: true, ..Broken::default() };
     assert_seen(forcing, "a living owner is named").await;
