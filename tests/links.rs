@@ -9,7 +9,15 @@ use std::path::{Path, PathBuf};
 fn pages() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let guide = root.join("src/guide").read_dir().unwrap().map(|entry| entry.unwrap().path());
-    let beside = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"];
+    let beside = [
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "ARCHITECTURE.md",
+        "examples/README.md",
+        "tests/README.md",
+    ];
     beside.map(|name| root.join(name)).into_iter().chain(guide).collect()
 }
 
