@@ -30,7 +30,11 @@ pub(crate) struct Watermark {
 impl Watermark {
     /// `on_advance` is called, without any lock held, after each advance.
     pub(crate) fn new(on_advance: impl Fn(Advance) + Send + Sync + 'static) -> Self {
-        Self { state: Mutex::default(), delivered: AtomicU64::new(0), on_advance: Box::new(on_advance) }
+        Self {
+            state: Mutex::default(),
+            delivered: AtomicU64::new(0),
+            on_advance: Box::new(on_advance),
+        }
     }
 
     /// Sets the checkpoint that is stored before any record is finished. The caller flushes the writer.
