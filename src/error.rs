@@ -59,7 +59,7 @@ struct Inner {
 /// while let Some(record) = records.next().await {
 ///     match record {
 ///         Ok(record) => println!("{:?}", record.data()),
-// Records were lost: report it. The other shards are read meanwhile.
+///         // Records were lost: report it. The other shards are read meanwhile.
 ///         Err(error) if error.kind() == ErrorKind::Trimmed => eprintln!("{error}"),
 ///         Err(error) if error.is_temporary() => eprintln!("{error}"),
 ///         Err(error) => return Err(error),
