@@ -1,11 +1,11 @@
-//! How soon a fleet is even again, and what it asks of Redis.
+//! Measures how quickly a fleet rebalances, and the load on Redis.
 //!
 //!     cargo bench --features testing --bench fleet
 //!
-//! Workers are consumers in this process, each with a connection of its own to a real redis-server;
-//! Kinesis is in memory, and its shards are without news. Time is real: what counts are renewals, every
-//! third of a lease of 10 s.
-// A benchmark that cannot go on says so by a panic.
+//! The workers are consumers in this process. Each has its own connection to a real redis-server.
+//! Kinesis is in memory, and its shards are idle. The clock is not paused: the times depend on the
+//! lease renewals, every third of a lease of 10 s.
+// A benchmark panics on any failure.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss)]
 
 #[path = "../tests/support/free_port.rs"]
@@ -34,7 +34,7 @@ use tokio::time::sleep;
 const SHARDS: usize = 1000;
 const REST: Duration = Duration::from_secs(30);
 
-/// A worker's way to Redis.
+/// A worker's connection to Redis.
 struct Line(Arc<AtomicBool>);
 
 impl Line {
@@ -66,7 +66,7 @@ impl Fleet {
     async fn join(&mut self) {
         let redis = RedisStore::connect(&self.server.url()).await.unwrap();
         let line = Line(Arc::default());
-        // When it is cut, nothing that the worker asks for arrives any more.
+        // Once the line is cut, the worker's calls never complete.
         let store = Gated::new(redis, {
             let is_cut = Arc::clone(&line.0);
             move |_asked| {
@@ -89,8 +89,7 @@ impl Fleet {
         self.workers.push((line, reading));
     }
 
-    /// How long it takes until every shard has an owner that is alive, and none has more than one
-    /// more than another.
+    /// Returns the seconds until every shard has a live owner and the shares differ by at most one.
     async fn until_even(&self) -> f64 {
         let began = Instant::now();
         let alive = self.workers.iter().filter(|(line, _)| !line.is_cut());
@@ -111,12 +110,12 @@ impl Fleet {
                 return began.elapsed().as_secs_f64();
             }
             assert!(began.elapsed() < Duration::from_secs(120), "{shares:?}");
-            // Looking costs Redis something, too.
+            // Poll slowly, since the table read is a load on Redis as well.
             sleep(Duration::from_millis(100)).await;
         }
     }
 
-    /// How many scripts have been called, and how many commands have run, those in scripts too.
+    /// Returns the number of script calls, and of commands including those in scripts.
     fn commands(&self) -> (u64, u64) {
         let mut redis = redis::Client::open(self.server.url()).unwrap();
         let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut redis).unwrap();
@@ -158,8 +157,8 @@ async fn measure(workers: usize) {
 
 #[tokio::main]
 async fn main() {
-    println!("{SHARDS} shards; seconds until even, and what Redis is asked a second at rest");
-    println!("workers | from start | one joins | one dies | scripts/s | commands/s");
+    println!("{SHARDS} shards; seconds until the shares are even; Redis calls per second at rest");
+    println!("workers | from start | one joins | one fails | scripts/s | commands/s");
     for workers in [1, 10, 100] {
         measure(workers).await;
     }

@@ -1,8 +1,8 @@
-//! What another wire protocol would spare: the bare loop of the SDK over JSON, which it speaks, and over
-//! CBOR, which Kinesis speaks too and in which payloads are bytes and not base64.
+//! Compares wire protocols: the bare SDK loop over JSON, which the SDK uses, and over CBOR, which
+//! Kinesis supports too and which carries payloads as bytes instead of base64.
 //!
 //!     cargo bench --features testing --bench protocols
-// A benchmark that cannot go on says so by a panic.
+// A benchmark panics on any failure.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss)]
 
 use std::fmt::Write;
@@ -25,7 +25,7 @@ use aws_smithy_types::config_bag::ConfigBag;
 use bytes::Bytes;
 use cpu_time::ProcessTime;
 
-/// The framing of `x-amz-json-1.1` around CBOR.
+/// CBOR in the framing of `x-amz-json-1.1`.
 #[derive(Debug)]
 struct Cbor(HttpRpcProtocol<CborCodec>);
 
@@ -153,7 +153,8 @@ fn main() {
             }
         }
         println!(
-            "{bytes} bytes: {:.3} s of CPU a million records by JSON ({} bytes an answer), {:.3} s by CBOR ({} bytes): {:.2}",
+            "{bytes} bytes: JSON {:.3} s of CPU per million records ({} bytes per response), \
+             CBOR {:.3} s ({} bytes), ratio {:.2}",
             least[0],
             canned.0[0].len(),
             least[1],

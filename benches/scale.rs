@@ -1,10 +1,10 @@
-//! What many shards cost, what more cores give, and how long a record takes.
+//! Measures the cost of many shards, the speedup by a second core, and the delay of a record.
 //!
 //!     RUSTFLAGS='--cfg kinestream_unpaced' cargo bench --features testing --bench scale
 //!
-//! Kinesis is in memory. Where time passes, it is tokio's paused clock that does, so an hour's pauses
-//! take no time; what is said of CPU is the process's own.
-// A benchmark that cannot go on says so by a panic.
+//! Kinesis is in memory. Time is tokio's paused clock, so an hour of pauses takes no time. CPU time
+//! is that of the process.
+// A benchmark panics on any failure.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss)]
 
 #[path = "../tests/support/bare.rs"]
@@ -46,13 +46,13 @@ fn records(client: Client, stream: &str) -> Records {
     builder(client, stream).build().unwrap().records()
 }
 
-/// Nanoseconds for a poll that yields a record which is there already.
+/// Returns the nanoseconds of a poll that yields a record which is ready.
 async fn polls() -> f64 {
     let contents = Contents { shards: MANY, record_bytes: 100, answers: 100 };
     let stream = contents.stream(0);
     let mut stream = records(in_memory::client(&stream), &stream);
     let (mut read, mut polling) = (0, Duration::ZERO);
-    // Dropped when the clock stands: what the SDK has allocated is not ours to free.
+    // Records are dropped while the clock is stopped: freeing the SDK's memory is not measured.
     let mut kept = Vec::new();
     while read < contents.records() {
         kept.push(stream.next().await.unwrap().unwrap());
@@ -67,8 +67,8 @@ async fn polls() -> f64 {
     polling.as_nanos() as f64 / read as f64
 }
 
-/// Seconds of CPU in a second of reading shards that have caught up, by the crate and by tasks that
-/// make the same calls by the SDK alone.
+/// Returns the seconds of CPU per second for polling idle shards, by the crate or by tasks that
+/// make the same calls with the SDK alone.
 async fn polled(by_crate: bool) -> f64 {
     const TIME: Duration = Duration::from_secs(120);
     let stream = Contents { shards: MANY, record_bytes: 100, answers: 0 }.stream(0);
@@ -81,8 +81,8 @@ async fn polled(by_crate: bool) -> f64 {
     }
 }
 
-/// The same for shards that are pushed: each is heard of every five seconds, and is subscribed to
-/// anew every five minutes.
+/// Like [`polled`], for enhanced fan-out: each shard sends an event every five seconds and is
+/// subscribed to again every five minutes.
 async fn pushed(by_crate: bool) -> f64 {
     const TIME: Duration = Duration::from_secs(600);
     let kinesis = Kinesis::new();
@@ -100,14 +100,14 @@ async fn pushed(by_crate: bool) -> f64 {
     following::by_tasks((0..MANY).map(task), TIME).await
 }
 
-/// What shards that are pushed take: the CPU, in hundredths of a core, and the memory in MiB, of a
-/// process that does nothing else.
+/// Returns the CPU, in hundredths of a core, and the memory, in MiB, of a process that only reads
+/// idle shards by enhanced fan-out.
 fn measure_pushed(by_crate: bool) -> [f64; 2] {
     let cores = paused().block_on(pushed(by_crate));
     [cores * 100.0, (peak::peak_bytes() >> 20) as f64]
 }
 
-/// Has it measured by a process of its own.
+/// Runs [`measure_pushed`] in a separate process.
 fn pushed_elsewhere(by_crate: bool) -> [f64; 2] {
     let measured = Command::new(std::env::current_exe().unwrap())
         .args(["pushed", if by_crate { "crate" } else { "sdk" }])
@@ -118,7 +118,7 @@ fn pushed_elsewhere(by_crate: bool) -> [f64; 2] {
     [numbers.next().unwrap(), numbers.next().unwrap()]
 }
 
-/// Seconds to read what 16 shards hold, on so many threads.
+/// Returns the seconds to read 16 shards on `threads` threads.
 fn busy(threads: usize) -> f64 {
     let contents = Contents { shards: 16, record_bytes: 1000, answers: 200 };
     let stream = contents.stream(0);
@@ -132,8 +132,8 @@ fn busy(threads: usize) -> f64 {
     runtime.block_on(reading).unwrap()
 }
 
-/// How long after its start a reader of so many shards has a record of each, where every call takes
-/// so long.
+/// Returns the delays until a new reader has its first record, and a record of each of `shards`
+/// shards. Every call takes `latency`.
 async fn start(shards: usize, latency: Duration) -> [Duration; 2] {
     let kinesis = Kinesis::new();
     let orders = kinesis.create_stream("orders", shards);
@@ -151,7 +151,7 @@ async fn start(shards: usize, latency: Duration) -> [Duration; 2] {
     [first.unwrap_or_default(), began.elapsed()]
 }
 
-/// From a put to its yield, while caught up: the middle and the longest of a thousand.
+/// Returns the median and the maximum delay, of 1000, from a put to its yield while caught up.
 async fn delays(interval: Duration, latency: Duration) -> [Duration; 2] {
     let kinesis = Kinesis::new();
     let orders = kinesis.create_stream("orders", 1);
@@ -162,7 +162,7 @@ async fn delays(interval: Duration, latency: Duration) -> [Duration; 2] {
     let mut stream = consumer.build().unwrap().records();
     let mut delays = Vec::new();
     for number in 0..1000 {
-        // At every moment of an interval, and after a pause in which there was nothing.
+        // Vary the phase within the interval. Each put follows a pause without records.
         let _nothing = timeout(interval * 3 + interval * number / 1000, stream.next()).await;
         let put = tokio::time::Instant::now();
         orders.shard(0).put("a record");
@@ -176,7 +176,8 @@ async fn delays(interval: Duration, latency: Duration) -> [Duration; 2] {
 fn main() {
     if !cfg!(kinestream_unpaced) {
         println!(
-            "build it with RUSTFLAGS='--cfg kinestream_unpaced', or it measures the pauses of Kinesis"
+            "build with RUSTFLAGS='--cfg kinestream_unpaced'; otherwise the pauses between reads \
+             are measured"
         );
         return;
     }
@@ -190,12 +191,12 @@ fn main() {
     }
     let best = |measure: &dyn Fn() -> f64| (0..5).map(|_| measure()).fold(f64::MAX, f64::min);
     let poll = best(&|| paused().block_on(polls()));
-    println!("a poll that yields a record, of {MANY} shards: {poll:.0} ns");
+    println!("poll of {MANY} shards that yields a record: {poll:.0} ns");
     let ours = best(&|| paused().block_on(polled(true)));
     let bare = best(&|| paused().block_on(polled(false)));
     println!(
-        "{MANY} shards that have caught up, each second: {:.2} % of a core, and {:.2} % beyond the \
-         same calls by the SDK alone",
+        "{MANY} idle shards polled every second: {:.2} % of a core, {:.2} % more than the same calls \
+         with the SDK alone",
         ours * 100.0,
         (ours - bare) * 100.0
     );
@@ -204,8 +205,8 @@ fn main() {
         measured.min_by(|one, other| one[0].total_cmp(&other[0])).unwrap()
     });
     println!(
-        "{MANY} shards that are pushed and have nothing new, each second: {:.2} % of a core and {} \
-         MiB, beside {:.2} % and {} MiB by the SDK alone",
+        "{MANY} idle shards by enhanced fan-out: {:.2} % of a core and {} MiB; SDK alone: {:.2} % \
+         and {} MiB",
         ours[0], ours[1], bare[0], bare[1]
     );
     let [one, two] = [1, 2].map(|threads| best(&|| busy(threads)));
@@ -214,14 +215,15 @@ fn main() {
         let latency = Duration::from_millis(10);
         let [first, all] = paused().block_on(start(shards, latency));
         println!(
-            "{shards} shards, {latency:?} a call: the first record after {first:?}, one of each after {all:?}"
+            "{shards} shards, {latency:?} per call: first record after {first:?}, a record of each \
+             shard after {all:?}"
         );
     }
     for millis in [200, 1000] {
         let interval = Duration::from_millis(millis);
         let [middle, longest] = paused().block_on(delays(interval, Duration::from_millis(10)));
         println!(
-            "from put to yield at an interval of {interval:?}: {middle:?} mostly, {longest:?} at most"
+            "put to yield at an interval of {interval:?}: median {middle:?}, maximum {longest:?}"
         );
     }
 }

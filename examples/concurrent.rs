@@ -1,4 +1,4 @@
-//! Records worked on 64 at a time, out of order, with acknowledgements; on a Kinesis in this
+//! Processes 64 records at a time, out of order, with acknowledgements. Kinesis runs in this
 //! process.
 //!
 //!     cargo run --example concurrent
@@ -39,14 +39,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
                     seen.len()
                 };
                 if read == ORDERS {
-                    // Ends the stream.
+                    // Closing the consumer ends the stream.
                     consumer.close().await?;
                 }
                 Ok(())
             }
         })
         .await?;
-    println!("{ORDERS} orders of 20 ms each took {:.1?}", began.elapsed());
+    println!("{ORDERS} orders of 20 ms each processed in {:.1?}", began.elapsed());
     Ok(())
 }
 
@@ -59,7 +59,7 @@ fn consumer(client: &Client, store: MemoryStore) -> kinestream::Result<Consumer>
         .build()
 }
 
-/// Something that takes its time.
+/// Processes a record, which takes 20 ms.
 async fn work(record: &Record) -> Vec<u8> {
     tokio::time::sleep(Duration::from_millis(20)).await;
     record.data().to_vec()

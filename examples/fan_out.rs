@@ -1,9 +1,9 @@
-//! Enhanced fan-out beside polling: how long a record takes from its put to its reader.
+//! Compares enhanced fan-out with polling: the delay from the put of a record to its delivery.
 //!
 //!     cargo run --example fan_out
 //!
-//! Two applications read the same stream of a Kinesis in this process: one is pushed each record as it
-//! comes, one asks each second. Exits with 1 if either has missed a record.
+//! Two applications read the same stream of a Kinesis in this process: one by enhanced fan-out, one
+//! by polling once a second. Exits with 1 if either of them missed a record.
 
 mod support;
 
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn Error>> {
-    println!("Starting a Kinesis in this process, with stream {STREAM:?} of 2 shards.");
+    println!("Starting Kinesis in this process, with stream {STREAM:?} of 2 shards.");
     let (client, _port) = support::start_kinesis().await?;
     support::create_stream(&client, STREAM, 2).await?;
 
@@ -33,18 +33,18 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
             .application(application)
             .starting_position(StartingPosition::TrimHorizon)
     };
-    // The consumer "billing" is registered with the stream, and found there the next time.
+    // The first run registers the consumer "billing" with the stream. Later runs find it there.
     let pushed = tokio::spawn(read(consumer("billing").fan_out("billing")));
     let polled = tokio::spawn(read(consumer("shipping").interval(Duration::from_secs(1))));
     write(&client).await?;
 
     let mut complete = true;
-    for (how, reading) in [("pushed", pushed), ("polled each second", polled)] {
+    for (how, reading) in [("enhanced fan-out", pushed), ("polling once a second", polled)] {
         let mut delays = reading.await??;
         delays.sort_unstable();
         let [middle, most] = [delays.len() / 2, delays.len() - 1].map(|place| delays.get(place));
         println!(
-            "{how}: {} of {ORDERS} records, {:.0?} after their put, and {:.0?} at most",
+            "{how}: {} of {ORDERS} records, median delay {:.0?}, maximum {:.0?}",
             delays.len(),
             middle.copied().unwrap_or_default(),
             most.copied().unwrap_or_default(),
@@ -54,7 +54,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// How long each order took to come.
+/// Returns the delay of each order.
 async fn read(builder: ConsumerBuilder) -> kinestream::Result<Vec<Duration>> {
     let consumer = builder.build()?;
     let mut records = consumer.records();

@@ -1,10 +1,11 @@
-//! Counters and gauges for Prometheus, from a reader of a Kinesis in this process.
+//! Exports counters and gauges to Prometheus, from a reader of a Kinesis in this process.
 //!
 //!     cargo run --features metrics --example metrics [-- --seconds 10]
 //!
-//! Serves them at `/metrics` on a free port of this machine until Ctrl-C, or for so many seconds, and
-//! prints them at the end. `dashboards/kinestream.json` shows them in Grafana. In your own program,
-//! install the recorder of your choice before the consumer is built; the rest happens by itself.
+//! Serves the metrics at `/metrics` on a free local port, until Ctrl-C or for the given number of
+//! seconds, and prints them at the end. `dashboards/kinestream.json` shows them in Grafana. In your
+//! own program, install a recorder of your choice before you build the consumer. Nothing else is
+//! needed.
 
 mod support;
 
@@ -35,11 +36,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .application("billing")
         .starting_position(StartingPosition::TrimHorizon)
         .checkpoint_on(CheckpointOn::Ack)
-        // It measures at each renewal, every third of it.
+        // The gauges are updated with each lease renewal, every third of the lease duration.
         .lease_duration(Duration::from_secs(3))
         .build()?;
 
-    // Some records a second, each of which takes a moment.
+    // Write 100 records per second. Each takes 20 ms to process.
     let writing = tokio::spawn(async move {
         let mut seconds = interval(Duration::from_secs(1));
         for begin in (0..).step_by(100) {
@@ -71,7 +72,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// How long to run: without `--seconds`, for ever.
+/// Returns the time to run: unlimited without `--seconds`.
 fn seconds() -> Result<Duration, Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match &arguments[..] {

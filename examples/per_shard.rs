@@ -1,4 +1,4 @@
-//! A task for each shard, also for those that come by a split; on a Kinesis in this process.
+//! Runs one task per shard, including the children of a split. Kinesis runs in this process.
 //!
 //!     cargo run --example per_shard
 
@@ -39,7 +39,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn process(mut shard: ShardStream, read: Arc<AtomicUsize>, consumer: Consumer) {
-    println!("{} begins; its parents: {:?}", shard.shard_id(), shard.parents());
+    println!("{} started; parents: {:?}", shard.shard_id(), shard.parents());
     let mut count = 0;
     while let Some(record) = shard.next().await {
         match record {
@@ -52,5 +52,5 @@ async fn process(mut shard: ShardStream, read: Arc<AtomicUsize>, consumer: Consu
             eprintln!("{error}");
         }
     }
-    println!("{} ends after {count} records", shard.shard_id());
+    println!("{} ended after {count} records", shard.shard_id());
 }

@@ -1,9 +1,9 @@
-//! The main job, on a Kinesis in this process: no account, no server.
+//! Reads a stream with checkpoints. Kinesis runs in this process: no account, no server.
 //!
 //!     cargo run --example quickstart
 //!
-//! Writes records to a stream of three shards, splits a shard meanwhile, reads half of them,
-//! stops, goes on from the checkpoints, and counts. Exits with 1 if any record was lost.
+//! Writes records to a stream of three shards, splits a shard meanwhile, reads half of the records,
+//! stops, resumes from the checkpoints, and counts. Exits with 1 if a record was lost.
 
 mod support;
 
@@ -20,7 +20,7 @@ const STREAM: &str = "orders";
 const ORDERS: usize = 3000;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often each order was read.
+/// The number of times that each order was read.
 type Seen = BTreeMap<usize, usize>;
 
 #[tokio::main]
@@ -30,7 +30,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
         .with_writer(std::io::stderr)
         .init();
 
-    println!("Starting a Kinesis in this process, with stream {STREAM:?} of 3 shards.");
+    println!("Starting Kinesis in this process, with stream {STREAM:?} of 3 shards.");
     let (client, _port) = support::start_kinesis().await?;
     support::create_stream(&client, STREAM, 3).await?;
 
@@ -41,9 +41,9 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     println!("\nReading the first half:");
     let began = Instant::now();
     read(&client, &store, &mut seen, ORDERS / 2).await?;
-    println!("  stopped after {:.1?}; the positions are in the store", began.elapsed());
+    println!("  stopped after {:.1?}; the positions are saved in the store", began.elapsed());
 
-    println!("\nGoing on from the checkpoints:");
+    println!("\nResuming from the checkpoints:");
     read(&client, &store, &mut seen, ORDERS).await?;
     writing.await??;
 
@@ -54,7 +54,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(if lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Reads until so many different orders have been seen.
+/// Reads until `enough` different orders have been seen.
 async fn read(
     client: &Client,
     store: &MemoryStore,
@@ -73,7 +73,7 @@ async fn read(
     tokio::pin!(give_up);
     while seen.len() < enough {
         let record = tokio::select! {
-            record = records.next() => record.ok_or("the stream has ended")??,
+            record = records.next() => record.ok_or("the stream ended early")??,
             () = &mut give_up => break,
         };
         let order: usize = std::str::from_utf8(record.data())?.parse()?;
@@ -82,9 +82,9 @@ async fn read(
         *count += 1;
         if *count == 1 {
             let key = record.partition_key().unwrap_or("none");
-            println!("  {} begins with order {order} of {key}", record.shard_id());
+            println!("  {}: first record is order {order} of {key}", record.shard_id());
         }
-        // We may leave the loop after this record, so we say that it is done with.
+        // The loop may end after this record, so acknowledge it now.
         record.ack();
     }
     consumer.close().await?;
@@ -94,7 +94,7 @@ async fn read(
     Ok(())
 }
 
-/// Writes the orders, and splits a shard when a third of them is written.
+/// Writes the orders, and splits a shard after a third of them.
 async fn write(client: Client) -> Result<(), aws_sdk_kinesis::Error> {
     for first in (0..ORDERS).step_by(100) {
         if first == ORDERS / 3 {

@@ -1,9 +1,9 @@
-//! A stream read with its positions in Redis, until Ctrl-C.
+//! Reads a stream until Ctrl-C, with the checkpoints in Redis.
 //!
 //!     cargo run --example redis -- STREAM REDIS_URL [ENDPOINT_URL]
 //!
-//! such as `cargo run --example redis -- orders redis://127.0.0.1/`. Credentials and region come
-//! from the environment, as aws-config finds them.
+//! For example `cargo run --example redis -- orders redis://127.0.0.1/`. `aws-config` finds the
+//! credentials and the region in the environment.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -39,7 +39,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
         .store(RedisStore::connect(&redis).await?)
         .build()?;
 
-    // Closing ends the stream below at its next poll: the record in hand is finished first.
+    // Closing ends the stream below at its next poll, after the current record is processed.
     tokio::spawn({
         let consumer = consumer.clone();
         async move {
@@ -65,8 +65,8 @@ async fn run() -> Result<(), Box<dyn Error>> {
             record.millis_behind_latest(),
         );
     }
-    // Saves what was finished after the close began.
+    // Saves the records that were acknowledged after the close began.
     consumer.close().await?;
-    eprintln!("{read} records read; the next run goes on behind them");
+    eprintln!("{read} records read; the next run resumes after them");
     Ok(())
 }

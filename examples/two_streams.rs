@@ -1,9 +1,9 @@
-//! Two streams in one program: two consumers over one client, one store and one budget of memory, and
-//! their records merged.
+//! Reads two streams in one program: two consumers share one client, one store and one memory
+//! budget, and their records are merged.
 //!
 //!     cargo run --example two_streams
 //!
-//! Exits with 1 if a record was lost.
+//! Kinesis runs in this process. Exits with 1 if a record was lost.
 
 mod support;
 
@@ -19,7 +19,7 @@ const RECORDS: usize = 500;
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn Error>> {
-    println!("Starting a Kinesis in this process, with streams {STREAMS:?}.");
+    println!("Starting Kinesis in this process, with streams {STREAMS:?}.");
     let (client, _port) = support::start_kinesis().await?;
     for stream in STREAMS {
         support::create_stream(&client, stream, 2).await?;
@@ -38,7 +38,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let [orders, payments] = STREAMS.map(consumer);
     let (orders, payments) = (orders?, payments?);
 
-    // Whichever has a record; a record says where it is from.
+    // Merge the two streams. `Record::stream` names the stream of a record.
     let mut records = stream::select(orders.records(), payments.records());
     let mut read = BTreeMap::<String, usize>::new();
     while read.values().sum::<usize>() < STREAMS.len() * RECORDS {

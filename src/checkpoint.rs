@@ -1,4 +1,4 @@
-//! How far a shard has been read, and how far it may be said to have been.
+//! Checkpoints: the position of a shard, its text form and its order.
 
 mod in_flight;
 mod watermark;
@@ -14,17 +14,17 @@ pub use in_flight::InFlightLimit;
 pub(crate) use in_flight::{Allowance, ByteAllowance, InFlightConfig};
 pub(crate) use watermark::{Advance, Passed, Watermark};
 
-/// How far one shard has been read: what a [`CheckpointStore`](crate::CheckpointStore) keeps.
+/// The stored position of one shard, as a [`CheckpointStore`](crate::CheckpointStore) keeps it.
 ///
-/// Its text form, by [`Display`](fmt::Display) and [`FromStr`], is what `RedisStore` writes and
-/// is stable:
+/// `RedisStore` stores the text form, which [`Display`](fmt::Display) writes and [`FromStr`]
+/// parses. The text form is stable:
 ///
 /// | checkpoint | text |
 /// |---|---|
 /// | [`TrimHorizon`](Self::TrimHorizon) | `TRIM_HORIZON` |
 /// | [`AtTimestamp`](Self::AtTimestamp) | `AT_TIMESTAMP:1767225600000`, milliseconds since 1970 |
-/// | [`AfterSequence`](Self::AfterSequenceNumber) | `AFTER_SEQUENCE_NUMBER:49590338`, with `:7` behind it inside an aggregated record |
-/// | [`CaughtUp`](Self::CaughtUp) | `CAUGHT_UP:1767225600000:49590338`, or `CAUGHT_UP:1767225600000` if no record was finished |
+/// | [`AfterSequence`](Self::AfterSequenceNumber) | `AFTER_SEQUENCE_NUMBER:49590338`, followed by `:7` inside an aggregated record |
+/// | [`CaughtUp`](Self::CaughtUp) | `CAUGHT_UP:1767225600000:49590338`, or `CAUGHT_UP:1767225600000` if no record was acknowledged |
 /// | [`ShardEnd`](Self::ShardEnd) | `SHARD_END` |
 ///
 /// ```
@@ -39,38 +39,40 @@ pub(crate) use watermark::{Advance, Passed, Watermark};
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Checkpoint {
-    /// Nothing is read yet: begin with the oldest record that is kept.
+    /// No record is read yet. Reading starts at the oldest record in retention.
     TrimHorizon,
-    /// Nothing is read yet: begin with the first record that arrived at this time or later.
-    /// Kept, as Kinesis keeps it, to the millisecond. Its text form holds times from 1970 to 2^64
-    /// milliseconds later; a time outside of them is written as the nearest one inside.
+    /// No record is read yet. Reading starts at the first record that arrived at or after this
+    /// time.
+    ///
+    /// Stored with millisecond precision, as Kinesis does. The text form holds times from 1970 to
+    /// 2^64 milliseconds later. A time outside this range is written as the nearest time in it.
     AtTimestamp(SystemTime),
-    /// This record, and all before it, are finished.
+    /// This record and all records before it are acknowledged.
     AfterSequenceNumber {
-        /// The last finished record.
+        /// The last acknowledged record.
         sequence_number: SequenceNumber,
-        /// Where the record is an aggregate that is not finished as a whole: the last of its
-        /// parts that is.
+        /// Inside an aggregated record of which not all user records are acknowledged: the last
+        /// acknowledged user record.
         sub_sequence_number: Option<u64>,
     },
-    /// All records up to `after` are finished, and no other record had arrived by `until`. A quiet
-    /// shard is stored so: `after` may leave retention without a loss.
+    /// All records up to `after` are acknowledged, and no other record had arrived by `until`. This
+    /// is the checkpoint of a quiet shard: `after` may leave retention without a loss.
     CaughtUp {
-        /// The last finished record, or a later position up to which the server reported no other
-        /// record; `None` if no record was finished.
+        /// The last acknowledged record, or a later position up to which the server reported no
+        /// other record. `None` if no record was acknowledged.
         after: Option<SequenceNumber>,
         /// A time by the server's clock, to the millisecond.
         until: SystemTime,
     },
-    /// Every record of the shard is finished, and the shard is closed: it is never read again.
+    /// Every record of the shard is acknowledged, and the shard is closed: it is never read again.
     ShardEnd,
 }
 
 impl Checkpoint {
-    /// Whether a store that holds `stored` is to hold `self` instead.
+    /// Returns true if a store that holds `stored` is to replace it with `self`.
     ///
-    /// A position never moves backwards, and a starting position never replaces another one:
-    /// whoever pinned the start first has pinned it for all.
+    /// A position never moves backwards. A starting position never replaces another one: the first
+    /// starting position that is stored applies to all workers.
     pub fn supersedes(&self, stored: &Self) -> bool {
         self.order() > stored.order()
     }
@@ -79,7 +81,8 @@ impl Checkpoint {
         match self {
             Self::TrimHorizon | Self::AtTimestamp(_) => Order::Start,
             Self::CaughtUp { after: None, until } => Order::Quiet(millis_of(*until)),
-            // A whole record is further than any part of it, and with a time further still.
+            // A whole record is further than any of its user records. With a time, it is further
+            // still.
             Self::CaughtUp { after: Some(number), until } => {
                 Order::Behind(number, u64::MAX, Some(millis_of(*until)))
             }
@@ -90,7 +93,7 @@ impl Checkpoint {
         }
     }
 
-    /// The last record that is finished, where there is one.
+    /// Returns the last acknowledged record, if there is one.
     pub(crate) fn sequence_number(&self) -> Option<&SequenceNumber> {
         match self {
             Self::AfterSequenceNumber { sequence_number, .. } => Some(sequence_number),
@@ -99,20 +102,21 @@ impl Checkpoint {
         }
     }
 
-    /// A shard that was quiet until then.
+    /// Returns the checkpoint of a shard in which no record had arrived by `until`.
     pub(crate) fn caught_up(after: Option<SequenceNumber>, until: SystemTime) -> Self {
         Self::CaughtUp { after, until: UNIX_EPOCH + Duration::from_millis(millis_of(until)) }
     }
 }
 
 impl Record {
-    /// Returns the position after this record: its shard is read to here once this record, and all
-    /// records delivered before it, are processed.
+    /// Returns the position after this record. Store it once this record, and all records delivered
+    /// before it, are processed.
     ///
-    /// It is exact inside an aggregated record too. Store it with the results of your records, and
-    /// start from it with [`starting_position_for`](crate::ConsumerBuilder::starting_position_for); the
-    /// guide to [delivery](crate::guide::delivery) has the whole recipe. [`Checkpoint::supersedes`]
-    /// compares the positions of two records of a shard.
+    /// The position is exact inside an aggregated record too. Store it together with the results of
+    /// your records, and start from it with
+    /// [`starting_position_for`](crate::ConsumerBuilder::starting_position_for). The guide to
+    /// [delivery](crate::guide::delivery) has the whole recipe. [`Checkpoint::supersedes`] compares
+    /// the positions of two records of a shard.
     ///
     /// ```no_run
     /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
@@ -168,7 +172,7 @@ impl fmt::Display for Checkpoint {
     }
 }
 
-/// Milliseconds since 1970, within what [`FromStr`] reads.
+/// Returns the milliseconds since 1970, within the range that [`FromStr`] parses.
 pub(crate) fn millis_of(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -219,7 +223,7 @@ fn parse_time(millis: &str) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_millis(parse_digits(millis)?))
 }
 
-/// Digits alone: `u64::from_str` would let a sign through.
+/// Parses digits only: `u64::from_str` accepts a sign.
 fn parse_digits(text: &str) -> Option<u64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
@@ -252,17 +256,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn is_read_back_as_it_was_written(checkpoint in any_checkpoint()) {
+        fn text_form_parses_to_the_same_checkpoint(checkpoint in any_checkpoint()) {
             prop_assert_eq!(checkpoint.to_string().parse::<Checkpoint>().unwrap(), checkpoint);
         }
 
         #[test]
-        fn refuses_what_is_not_one(text in ".{0,200}") {
+        fn other_text_is_rejected(text in ".{0,200}") {
             prop_assert!(text.parse::<Checkpoint>().is_err());
         }
 
         #[test]
-        fn superseding_never_goes_round(checkpoints in prop::collection::vec(any_checkpoint(), 3)) {
+        fn supersedes_is_a_strict_partial_order(checkpoints in prop::collection::vec(any_checkpoint(), 3)) {
             let [a, b, c] = &checkpoints[..] else { unreachable!() };
             prop_assert!(!a.supersedes(a));
             prop_assert!(!(a.supersedes(b) && b.supersedes(a)));
@@ -271,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn timestamp_out_of_range_is_written_as_nearest_one() {
+    fn timestamp_out_of_range_is_written_as_the_nearest() {
         let far = UNIX_EPOCH + Duration::from_secs(u64::MAX / 1000 + 1_000_000);
         for (time, text) in [
             (far, "AT_TIMESTAMP:18446744073709551615"),
@@ -284,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_record_is_further_than_a_part_of_it() {
+    fn whole_record_supersedes_its_user_records() {
         let whole: Checkpoint = "AFTER_SEQUENCE_NUMBER:7".parse().unwrap();
         let part: Checkpoint = "AFTER_SEQUENCE_NUMBER:7:3".parse().unwrap();
         assert!(whole.supersedes(&part));

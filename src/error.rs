@@ -1,4 +1,4 @@
-//! What went wrong, where, and whether waiting cures it.
+//! The error type of the crate, and the classification of failed calls.
 
 mod panic;
 mod retry_action;
@@ -17,14 +17,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 type Source = Box<dyn StdError + Send + Sync>;
 
-/// What went wrong, in which stream and shard, and why.
+/// The error of this crate: what failed, in which stream and shard, and why.
 ///
-/// Everything that a retry cures (throttling, expired iterators, lost connections, failing
-/// servers) is retried inside and never becomes an `Error` of a stream of records. What is left
-/// is told once, and the other shards go on.
+/// Failures that a retry can fix (throttling, expired iterators, lost connections, server errors)
+/// are retried internally. A stream of records never yields them as an `Error`. It yields each
+/// remaining failure once, and reading of the other shards continues.
 ///
-/// [`Display`](fmt::Display) is one line that says what to do; the cause, such as the SDK's own
-/// error, is the [`source()`](StdError::source). No error carries a password or a payload.
+/// [`Display`](fmt::Display) writes one line that says what to do. The cause, such as the SDK's
+/// error, is the [`source()`](StdError::source). No error contains a password or a payload.
 ///
 /// ```
 /// use kinestream::{Consumer, ErrorKind};
@@ -48,7 +48,7 @@ struct Inner {
     shared: Option<SharedFailures>,
 }
 
-/// The sort of an [`Error`]: what to match on.
+/// The kind of an [`Error`], to match on.
 ///
 /// ```no_run
 /// # use futures::StreamExt;
@@ -59,7 +59,7 @@ struct Inner {
 /// while let Some(record) = records.next().await {
 ///     match record {
 ///         Ok(record) => println!("{:?}", record.data()),
-///         // Somebody has to look at it, and the other shards go on meanwhile.
+///         // Records were lost: report it. The other shards are read meanwhile.
 ///         Err(error) if error.kind() == ErrorKind::Trimmed => eprintln!("{error}"),
 ///         Err(error) if error.is_temporary() => eprintln!("{error}"),
 ///         Err(error) => return Err(error),
@@ -74,35 +74,37 @@ struct Inner {
 pub enum ErrorKind {
     /// An option, a URL or a name is not valid. Nothing was read.
     Configuration,
-    /// The stream does not exist, or a shard of it no longer does.
+    /// The stream does not exist, or one of its shards no longer exists.
     NotFound,
-    /// No credentials, expired ones, or none with the permission that the call needs; or the
-    /// stream's KMS key cannot be used. Going on pulling retries, slowly.
+    /// The credentials are missing, expired or lack the permission that the call needs, or the
+    /// stream's KMS key cannot be used. The call is retried slowly while the stream is polled.
     Denied,
-    /// Kinesis answered with something that no retry cures. Going on pulling retries, slowly.
+    /// Kinesis rejected the call, and a retry does not help. The call is retried slowly while the
+    /// stream is polled.
     Rejected,
-    /// A position has left the stream's retention: records were lost before they were read.
+    /// A position is older than the stream's retention: records were lost before they were read.
     Trimmed,
-    /// Kinesis asks for fewer calls.
+    /// Kinesis throttles the calls.
     Throttled,
-    /// Kinesis cannot be reached or fails.
+    /// Kinesis cannot be reached, or reports a server error.
     Unavailable,
-    /// The checkpoint store cannot be reached, or has been out of reach for longer than
+    /// The checkpoint store cannot be reached, or has been unavailable for longer than
     /// [`max_unflushed`](crate::ConsumerBuilder::max_unflushed).
     StoreUnavailable,
-    /// The checkpoint store answered, but with something that is not a checkpoint of this crate.
+    /// The checkpoint store returned a value that is not a checkpoint of this crate.
     StoreCorrupt,
-    /// The consumer is already being read, or was closed; or something is to be changed that a
-    /// worker has in use.
+    /// The consumer is already being read or was closed, or the operation would change state that a
+    /// worker is using.
     InUse,
-    /// Another worker has the lease of the shard by now, and nothing was changed.
+    /// Another worker has acquired the shard's lease. Nothing was changed.
     LeaseLost,
-    /// Code that the caller supplies (a store, an HTTP client, an interceptor, a credentials provider, a
-    /// metrics recorder or a tracing layer) has panicked three times in a row. It is retried with
-    /// back-off; reading goes on as far as it can.
+    /// Code that the caller supplies (a store, an HTTP client, an interceptor, a credentials
+    /// provider, a metrics recorder or a tracing layer) has panicked three times in a row. It is
+    /// retried with back-off, and reading continues as far as possible.
     Panicked,
-    /// The tokio runtime on which the stream was first polled has shut down, and the tasks of the stream
-    /// with it. The stream ends after this error; a new one may be read on another runtime.
+    /// The tokio runtime on which the stream was first polled has shut down, and with it the tasks
+    /// of the stream. The stream ends after this error. A new stream can be read on another
+    /// runtime.
     RuntimeShutdown,
 }
 
@@ -118,9 +120,10 @@ impl Error {
         }))
     }
 
-    /// A store that cannot be reached or does not answer: the write is tried again.
+    /// Creates an error for a store that cannot be reached or does not answer. The write is
+    /// retried.
     ///
-    /// For those who implement a [`CheckpointStore`](crate::CheckpointStore).
+    /// For implementations of [`CheckpointStore`](crate::CheckpointStore).
     pub fn store_unavailable(
         message: impl Into<String>,
         source: impl Into<Box<dyn StdError + Send + Sync>>,
@@ -128,14 +131,14 @@ impl Error {
         Self::new(ErrorKind::StoreUnavailable, message).with_source(source)
     }
 
-    /// A store that holds something else than a checkpoint where one is looked for.
+    /// Creates an error for a store that holds a value which is not a checkpoint.
     ///
-    /// For those who implement a [`CheckpointStore`](crate::CheckpointStore).
+    /// For implementations of [`CheckpointStore`](crate::CheckpointStore).
     pub fn store_corrupt(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::StoreCorrupt, message)
     }
 
-    /// The tasks of a stream were dropped with their runtime.
+    /// Creates the error of a stream whose tasks were dropped with their runtime.
     pub(crate) fn runtime_shutdown() -> Self {
         let message = "the tokio runtime on which the stream was first polled has shut down; \
                        keep it running while the stream is read, or read a new stream";
@@ -147,13 +150,13 @@ impl Error {
         self
     }
 
-    /// Says where it happened, unless that is known already.
+    /// Sets the stream in which the error occurred, unless it is set already.
     pub(crate) fn in_stream(mut self, stream: &Arc<str>) -> Self {
         self.0.stream.get_or_insert_with(|| Arc::clone(stream));
         self
     }
 
-    /// Says where it happened, unless that is known already.
+    /// Sets the shard in which the error occurred, unless it is set already.
     pub(crate) fn in_shard(mut self, shard: &str) -> Self {
         self.0.shard.get_or_insert_with(|| shard.into());
         self
@@ -165,7 +168,7 @@ impl Error {
         self
     }
 
-    /// Returns the failures of the shared call that has failed, if it was one.
+    /// Returns the failures of the shared call that failed, if the error is that of a shared call.
     pub(crate) fn shared_failures(&self) -> Option<&SharedFailures> {
         self.0.shared.as_ref()
     }
@@ -175,18 +178,18 @@ impl Error {
         self.0.shared.is_some()
     }
 
-    /// Returns true if the caller is to receive the error: not if another shard has yielded it in the
-    /// same reading of the stream.
+    /// Returns true if the caller is to receive the error: false if another shard has yielded it in
+    /// the same reading of the stream.
     pub(crate) fn claim(&self, reading: u64) -> bool {
         self.0.shared.as_ref().is_none_or(|failures| failures.claim(self.0.kind, reading))
     }
 
-    /// What to match on.
+    /// Returns the kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// Whether the same thing may succeed if it is done again later, with nothing changed.
+    /// Returns true if the same operation may succeed later without any change.
     pub fn is_temporary(&self) -> bool {
         matches!(
             self.0.kind,
@@ -194,12 +197,12 @@ impl Error {
         )
     }
 
-    /// The name of the stream it happened in, where one is concerned.
+    /// Returns the name of the stream in which the error occurred, if any.
     pub fn stream(&self) -> Option<&str> {
         self.0.stream.as_deref()
     }
 
-    /// The shard it happened in, where one is concerned.
+    /// Returns the shard in which the error occurred, if any.
     pub fn shard_id(&self) -> Option<&str> {
         self.0.shard.as_deref()
     }
@@ -218,7 +221,8 @@ impl fmt::Display for Error {
 }
 
 impl fmt::Debug for Error {
-    /// The causes in their own words: in full, those of the SDK go on for a page.
+    /// Writes each cause in its `Display` form, since the `Debug` form of an SDK error fills a
+    /// page.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { kind, message, stream, shard, .. } = &*self.0;
         let causes: Vec<String> = std::iter::successors(self.source(), |cause| (*cause).source())

@@ -1,4 +1,4 @@
-//! One record, and the names of where it stands.
+//! The record, its sequence number and its shard ID.
 
 mod position_buf;
 mod sequence_number;
@@ -17,13 +17,14 @@ pub use sequence_number::SequenceNumber;
 pub use shard_id::ShardId;
 pub(crate) use shared_text::SharedText;
 
-/// One record of a stream, in the order of its shard.
+/// One record of a stream.
 ///
-/// Cheap to move, and to keep: the payload and the partition key are the SDK's own allocations, and
-/// what all records of one `GetRecords` answer share stands in one place behind an [`Arc`].
+/// A record is cheap to move and to keep. The payload and the partition key are the SDK's own
+/// allocations, and the records of one `GetRecords` response share their common data behind an
+/// [`Arc`].
 ///
-/// A record that a producer has [packed](crate::ConsumerBuilder::deaggregate) with others shares its
-/// memory with them: who keeps one of them keeps the memory of all.
+/// A user record of an [aggregated record](crate::ConsumerBuilder::deaggregate) shares its memory
+/// with the others: keeping one of them keeps the memory of all.
 ///
 /// ```no_run
 /// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
@@ -42,41 +43,42 @@ pub struct Record {
     pub(crate) partition_key: Option<SharedText>,
     pub(crate) sequence_number: SequenceNumber,
     pub(crate) sub_sequence_number: u64,
-    /// It was packed with others, of which more are to be handed out.
+    /// True for a user record of an aggregated record, except for the last one.
     pub(crate) is_inner: bool,
-    /// In milliseconds, which is all that Kinesis says: a record is moved from hand to hand, and
-    /// up to 128 bytes are moved at once.
+    /// In milliseconds, the precision of Kinesis. An integer keeps the record within 128 bytes: it
+    /// is moved often, and moves up to that size are inlined.
     pub(crate) arrival_millis: Option<i64>,
     pub(crate) encryption_type: EncryptionType,
-    /// In the order of delivery in this shard, from 0.
+    /// The number in the order of delivery in this shard, from 0.
     pub(crate) number: u64,
     pub(crate) origin: Arc<BatchContext>,
 }
 
-/// What the records of one answer share.
+/// The data that the records of one response share.
 pub(crate) struct BatchContext {
     pub(crate) stream: Arc<str>,
     pub(crate) shard_id: ShardId,
     pub(crate) millis_behind_latest: i64,
     pub(crate) epoch: u64,
-    /// Where it is said that a record is finished.
+    /// Receives the acknowledgements of the records.
     pub(crate) finish: Arc<dyn AckSink>,
 }
 
-/// The way back for acknowledgements: the only thing that points backwards.
+/// Receives delivery and acknowledgement of records: the only path from a record back to its shard.
 pub(crate) trait AckSink: Send + Sync {
-    /// Record number `number` of the shard, in order of delivery, which stands at this sequence
-    /// number and has so many bytes, is done with. Saying it twice changes nothing.
+    /// Acknowledges record number `number` of the shard, in the order of delivery. `mark` is its
+    /// position and `bytes` its size. Repeated calls have no effect.
     fn finish(&self, number: u64, mark: &PositionBuf, bytes: usize);
 
     /// Notes that all records before number `next` are delivered.
     fn deliver(&self, next: u64);
 
-    /// The last so many records and bytes of those handed out were not: they are still to come.
+    /// Returns the last `records` records with `bytes` bytes that were handed out and not
+    /// delivered.
     fn take_back(&self, records: usize, bytes: usize);
 }
 
-/// How a record is encrypted at rest.
+/// The encryption of a record at rest.
 ///
 /// ```
 /// assert_eq!(kinestream::EncryptionType::Kms.to_string(), "KMS");
@@ -84,9 +86,9 @@ pub(crate) trait AckSink: Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EncryptionType {
-    /// Not encrypted, or not said.
+    /// Not encrypted, or not reported.
     None,
-    /// By a key of the AWS Key Management Service.
+    /// Encrypted with a key of the AWS Key Management Service.
     Kms,
 }
 
@@ -100,81 +102,82 @@ impl fmt::Display for EncryptionType {
 }
 
 impl Record {
-    /// The payload.
+    /// Returns the payload.
     pub fn data(&self) -> &[u8] {
         &self.data
     }
 
-    /// The payload, taken out without a copy.
+    /// Returns the payload without a copy.
     pub fn into_data(self) -> Bytes {
         self.data
     }
 
-    /// The key that chose the shard. `None` where the producer gave none, as it may on a stream
-    /// with the `AUTO` record distribution strategy.
+    /// Returns the key that chose the shard. `None` if the producer set none, which is possible on
+    /// a stream with the `AUTO` record distribution strategy.
     pub fn partition_key(&self) -> Option<&str> {
         self.partition_key.as_deref()
     }
 
-    /// The place of the record in its shard, which those that a producer has packed into one share.
+    /// Returns the record's sequence number in its shard. The user records of an aggregated record
+    /// share it.
     pub fn sequence_number(&self) -> &SequenceNumber {
         &self.sequence_number
     }
 
-    /// The place of the record among those that a producer packed into one: 0 where it was not
-    /// aggregated.
+    /// Returns the record's index among the user records of an aggregated record. 0 if the record
+    /// was not aggregated.
     pub fn sub_sequence_number(&self) -> u64 {
         self.sub_sequence_number
     }
 
-    /// The shard it was read from.
+    /// Returns the shard from which the record was read.
     pub fn shard_id(&self) -> &ShardId {
         &self.origin.shard_id
     }
 
-    /// The name of the stream, also where the consumer was built with an ARN.
+    /// Returns the name of the stream, even if the consumer was built with an ARN.
     pub fn stream(&self) -> &str {
         &self.origin.stream
     }
 
-    /// When Kinesis took the record in, to the millisecond, without a promise that it rises
-    /// along a shard.
+    /// Returns the time at which Kinesis received the record, to the millisecond. It is not
+    /// guaranteed to increase within a shard.
     pub fn approximate_arrival(&self) -> Option<SystemTime> {
         self.arrival_millis.and_then(|millis| DateTime::from_millis(millis).try_into().ok())
     }
 
-    /// How far, in milliseconds, the answer that held this record was from the tip of the shard:
-    /// 0 where it reached the tip. For an answer without a lag, the last known one, or 0 while none is
-    /// known.
+    /// Returns the distance, in milliseconds, between the tip of the shard and the end of the
+    /// response that held this record. 0 if the response reached the tip. If the response has no
+    /// lag, this is the last known one, or 0 if none is known.
     pub fn millis_behind_latest(&self) -> i64 {
         self.origin.millis_behind_latest
     }
 
-    /// The epoch of the lease under which the shard is read, which rises with every change of
-    /// owner: a fencing token for sinks, which refuse what comes with a lower one than they have
-    /// seen of the shard.
+    /// Returns the epoch of the lease under which the shard is read. The epoch rises with every
+    /// change of owner. It is a fencing token: a sink rejects a record with a lower epoch than one
+    /// it has seen of the shard.
     pub fn epoch(&self) -> u64 {
         self.origin.epoch
     }
 
-    /// How the record is encrypted at rest.
+    /// Returns the encryption of the record at rest.
     pub fn encryption_type(&self) -> EncryptionType {
         self.encryption_type
     }
 
-    /// The bytes that count as in flight: payload and partition key.
+    /// Returns the bytes that count as in flight: payload and partition key.
     #[inline]
     pub(crate) fn size(&self) -> usize {
         self.data.len() + self.partition_key().map_or(0, str::len)
     }
 
-    /// Says that this record is done with, from any task and in any order.
+    /// Acknowledges the record. Can be called from any task and in any order.
     ///
-    /// With [`CheckpointOn::Ack`](crate::CheckpointOn::Ack) the position of the shard advances
-    /// over records that are all acknowledged, and no further. With
-    /// [`CheckpointOn::Pull`](crate::CheckpointOn::Pull) nobody needs to call it: use it to say
-    /// early that the record in hand is done with, before leaving the loop. Calling it twice
-    /// changes nothing, and it never blocks.
+    /// With [`CheckpointOn::Ack`](crate::CheckpointOn::Ack) the position of the shard advances up
+    /// to the first record that is not acknowledged. With
+    /// [`CheckpointOn::Pull`](crate::CheckpointOn::Pull) no call is needed, since the next poll
+    /// acknowledges the record. Call it there to acknowledge the last record before you leave the
+    /// loop. Repeated calls have no effect, and a call never blocks.
     pub fn ack(&self) {
         let mut mark = PositionBuf::default();
         mark.set(self);
@@ -183,7 +186,7 @@ impl Record {
 }
 
 impl fmt::Debug for Record {
-    /// Without the payload, which is the caller's secret to keep.
+    /// Omits the payload, which may be confidential.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Record")

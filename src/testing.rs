@@ -1,8 +1,8 @@
-//! A Kinesis in memory, for testing what you build on this crate.
+//! An in-memory Kinesis for tests.
 //!
-//! [`Kinesis`] keeps streams and shards in this process and serves the real SDK client, without a
-//! socket. It keeps Kinesis's rules and limits by tokio's clock: where a test pauses that clock,
-//! ten minutes of reading pass in milliseconds. And it fails calls when it is told to.
+//! [`Kinesis`] keeps streams and shards in this process and serves the real SDK client without a
+//! socket. It applies Kinesis's rules and limits by tokio's clock: with a paused clock, ten minutes
+//! of reading pass in milliseconds. It can also fail calls on demand.
 //!
 //! ```
 //! use std::time::Duration;
@@ -25,7 +25,7 @@
 //!     orders.shard(0).put("before");
 //!     let [left, _right] = orders.shard(0).split();
 //!     left.put("after");
-//!     // The next three reads find that somebody else has used up the shard's share.
+//!     // The next three reads are throttled, as if other readers used up the shard's throughput.
 //!     kinesis.next_calls("GetRecords", 3, Outcome::throttled());
 //!
 //!     let consumer = Consumer::builder(kinesis.client(), "orders")
@@ -39,26 +39,30 @@
 //! }
 //! ```
 //!
-//! # What it serves
+//! # Supported operations and limits
 //!
-//! `ListShards`, `GetShardIterator`, `GetRecords`, `PutRecord` and `PutRecords`, and for enhanced
-//! fan-out `DescribeStreamSummary`, `RegisterStreamConsumer`, `DescribeStreamConsumer`,
-//! `DeregisterStreamConsumer` and `SubscribeToShard`, through a client; the rest by methods of
-//! [`Kinesis`], [`Stream`] and [`Shard`]. Any other call is refused as an unknown operation.
+//! A client can call `ListShards`, `GetShardIterator`, `GetRecords`, `PutRecord` and `PutRecords`,
+//! and for enhanced fan-out `DescribeStreamSummary`, `RegisterStreamConsumer`,
+//! `DescribeStreamConsumer`, `DeregisterStreamConsumer` and `SubscribeToShard`. Any other call is
+//! refused as an unknown operation. Methods of [`Kinesis`], [`Stream`] and [`Shard`] do the rest.
 //!
-//! - A shard serves 5 reads a second, and 5 iterators; an answer has at most 10,000 records and
-//!   10 MiB, and its bytes are paid for at 2 MiB a second. What goes beyond is refused as Kinesis
-//!   does, and noted as a [violation](Kinesis::violations), as are a page token beside the name of
-//!   a stream and an iterator that was never given.
-//! - Iterators live for five minutes and may be used again until then; page tokens live for 300 s.
+//! - A shard serves 5 reads and 5 iterators per second. A response has at most 10,000 records and
+//!   10 MiB, and a shard serves 2 MiB per second: the next read waits until the last response is
+//!   paid for at that rate. Calls beyond a limit are refused as by Kinesis and noted as a
+//!   [violation](Kinesis::violations). So are a page token together with a stream name, and an
+//!   unknown iterator.
+//! - An iterator is valid for five minutes and can be used again until then. A page token is valid
+//!   for 300 s.
 //! - `MillisBehindLatest` is the age of the next record. A closed shard ends with its children.
-//! - A subscription lives for five minutes, is heard of every five seconds, and is taken over by
-//!   another one of the same consumer, which is refused within five seconds. A stream has 20 consumers.
-//! - The last number of a closed shard is refused as what to read after, as some servers do.
+//! - A subscription lasts five minutes and sends an event at least every five seconds. A new
+//!   subscription of the same registered consumer replaces it, but is refused within five seconds
+//!   of the last one. A stream has at most 20 registered consumers.
+//! - The last sequence number of a closed shard is refused as `AFTER_SEQUENCE_NUMBER`, as by some
+//!   servers.
 //!
 //! Writes have no limits.
 
-// The wire has times as floating-point seconds, and tests run where `usize` has 64 bits.
+// The wire format has times as floating-point seconds, and tests run where `usize` has 64 bits.
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 mod aggregate;

@@ -1,4 +1,4 @@
-//! What it takes to follow many shards that have nothing new: a process that does that for a while.
+//! Measures a process that follows many shards without new records.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const TIME: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Following {
-    /// By the crate, or by a loop of the SDK for each shard.
+    /// True for the crate, false for one SDK loop per shard.
     pub(crate) by_crate: bool,
     pub(crate) kinesis: u16,
     pub(crate) round: u32,
@@ -25,12 +25,12 @@ pub(crate) struct Following {
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Effort {
-    /// Seconds of CPU in a second.
+    /// Seconds of CPU per second.
     pub(crate) cores: f64,
     pub(crate) peak_bytes: u64,
 }
 
-/// Asks each shard each second, on one thread.
+/// Polls each shard once a second, on one thread.
 pub(crate) fn measure(following: &Following) -> Effort {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

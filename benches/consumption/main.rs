@@ -1,17 +1,19 @@
-//! What reading costs, next to the bare loop of the SDK.
+//! Measures the cost of reading, in comparison with the bare SDK loop.
 //!
 //!     RUSTFLAGS='--cfg kinestream_unpaced' cargo bench --bench consumption
 //!
-//! The flag lets a shard that is behind be read without a pause. Behind `--`: `--rounds 5`, `--sizes 100,1000`, `--only records-16` or
-//! `--only follow`, `--json FILE`.
+//! The flag removes the pauses between reads of a shard that is behind. Options after `--`:
+//! `--rounds 5`, `--sizes 100,1000`, `--only records-16` or `--only follow`, `--json FILE`.
 //!
-//! Canned answers come over loopback from a process of their own. Each measurement is a process of
-//! its own as well, on one thread: its CPU time, of all its threads, from before the first call of
-//! a reader to its last record, and the most memory it held. In each round every subject is
-//! measured once, in a random order. It is compared with the bare loop twice: in each round, which
-//! shows how far the machine's other work makes the figures spread, and the least of all rounds with
-//! the least, which that work has added to the least.
-// A benchmark that cannot go on says so by a panic.
+//! A separate process serves canned responses over loopback. Each measurement is a process of its
+//! own as well, on one thread. It measures the CPU time of all its threads, from before the
+//! reader's first call to its last record, and the peak memory. Each round measures every subject
+//! once, in random order.
+//!
+//! Each subject is compared with the bare loop in two ways. The ratios within each round show how
+//! far other work on the machine spreads the figures. The ratio of the minima of all rounds is the
+//! one that other work affects least.
+// A benchmark panics on any failure.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../../tests/support/bare.rs"]
@@ -45,11 +47,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use subject::{Reader, Subject, Task};
 
-/// As many bytes as make a few seconds of reading.
+/// The bytes to read, for a few seconds of reading.
 const BYTES: usize = 1500 << 20;
 
-/// As many answers at least, since a start costs one for each of 16 shards: nobody knows yet how
-/// long they are, and those for which there is no room are turned away when they are on their way.
+/// The minimum number of responses. A start may waste one response for each of 16 shards: the size
+/// of the first responses is unknown, and those without room in the memory budget are dropped in
+/// transit.
 const FEWEST_ANSWERS: usize = 150;
 
 const MOST_ANSWERS: usize = 600;
@@ -87,19 +90,23 @@ impl Options {
     fn of(arguments: &[String]) -> Self {
         let value = |name: &str| {
             let at = arguments.iter().position(|argument| argument == name)?;
-            Some(arguments.get(at + 1).unwrap_or_else(|| panic!("{name} wants a value")).clone())
+            Some(arguments.get(at + 1).unwrap_or_else(|| panic!("{name} needs a value")).clone())
         };
         let sizes = value("--sizes").unwrap_or_else(|| "100,1000,10000,1000000".to_owned());
         Self {
-            rounds: value("--rounds").map_or(5, |rounds| rounds.parse().expect("a number")),
-            sizes: sizes.split(',').map(|size| size.parse().expect("a number")).collect(),
+            rounds: value("--rounds")
+                .map_or(5, |rounds| rounds.parse().expect("--rounds needs a number")),
+            sizes: sizes
+                .split(',')
+                .map(|size| size.parse().expect("--sizes needs numbers"))
+                .collect(),
             only: value("--only"),
             json: value("--json"),
         }
     }
 }
 
-/// A process of this program, which is killed when it is dropped.
+/// A process of this program. Dropping it kills the process.
 struct Server(Child);
 
 impl Drop for Server {
@@ -122,7 +129,7 @@ fn start_server() -> (Server, u16) {
     (Server(child), port.trim().parse().unwrap())
 }
 
-/// What a process of its own finds.
+/// Runs a measurement in a separate process and returns its result.
 fn run<T: DeserializeOwned>(what: &str, task: &impl Serialize) -> T {
     let task = serde_json::to_string(task).unwrap();
     let output = this_program(&[what, &task]).stderr(Stdio::inherit()).output().unwrap();
@@ -130,7 +137,7 @@ fn run<T: DeserializeOwned>(what: &str, task: &impl Serialize) -> T {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// What [`run`] asks for, in the process that finds it.
+/// Runs the measurement in the process that [`run`] has started, and prints the result.
 fn tell<T: DeserializeOwned, F: Serialize>(task: &str, measure: impl FnOnce(&T) -> F) {
     let task = serde_json::from_str(task).unwrap();
     println!("{}", serde_json::to_string(&measure(&task)).unwrap());
@@ -142,25 +149,26 @@ fn main() {
         Some("serve") => server::serve(),
         Some("read") => tell(&arguments[1], subject::measure),
         Some("follow") => tell(&arguments[1], idle::measure),
-        // So do `cargo test --benches` and an accidental build with pauses end at once.
+        // `cargo test --benches`, and a build with pauses by mistake, end at once.
         _ if !cfg!(kinestream_unpaced) => {
             println!(
-                "build it with RUSTFLAGS='--cfg kinestream_unpaced', or it measures the pauses of Kinesis"
+                "build with RUSTFLAGS='--cfg kinestream_unpaced'; otherwise the pauses between reads \
+                 are measured"
             );
         }
         _ => compare(&Options::of(&arguments)),
     }
 }
 
-/// Compares what it takes to follow shards that have nothing new: the least CPU and the most memory
-/// of some rounds.
+/// Compares the cost of following shards without new records: the minimum CPU and the maximum
+/// memory of several rounds.
 fn follow() {
     const ROUNDS: u32 = 3;
     let (_server, kinesis) = start_server();
     let mut least = [Effort { cores: f64::MAX, peak_bytes: 0 }; 2];
     for round in 0..ROUNDS {
         for (by_crate, least) in [false, true].into_iter().zip(&mut least) {
-            eprintln!("{} shards without news, by the crate: {by_crate}", idle::SHARDS);
+            eprintln!("{} idle shards, by the crate: {by_crate}", idle::SHARDS);
             let effort: Effort = run("follow", &Following { by_crate, kinesis, round });
             least.cores = least.cores.min(effort.cores);
             least.peak_bytes = least.peak_bytes.max(effort.peak_bytes);
@@ -169,8 +177,8 @@ fn follow() {
     let [bare, ours] = least;
     let mebibytes = |effort: Effort| effort.peak_bytes >> 20;
     println!(
-        "{} shards without news, asked each second: {:.2} % of a core and {} MiB, beside {:.2} % \
-         and {} MiB by loops of the SDK",
+        "{} idle shards, polled every second: {:.2} % of a core and {} MiB; SDK loops: {:.2} % \
+         and {} MiB",
         idle::SHARDS,
         ours.cores * 100.0,
         mebibytes(ours),
@@ -187,7 +195,7 @@ fn compare(options: &Options) {
     let sizes = if options.only.as_deref() == Some("follow") { &[][..] } else { &options.sizes };
     for &record_bytes in sizes {
         for round in 0..options.rounds {
-            // One for each round: it keeps the answers of every stream.
+            // A new server for each round, since it keeps the responses of every stream.
             let (_server, kinesis) = start_server();
             let mut subjects = subjects();
             let wanted = |subject: &Subject| {

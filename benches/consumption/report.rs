@@ -1,4 +1,4 @@
-//! The figures as a table for people and as JSON.
+//! Reports the figures as a table and as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,18 +7,18 @@ use serde_json::{Value, json};
 
 use crate::subject::Cost;
 
-/// All measurements: by size of the records, and by subject in the order of their rounds.
+/// All measurements, by record size, subject and round.
 #[derive(Default)]
 pub(crate) struct Report {
     costs: BTreeMap<usize, BTreeMap<String, BTreeMap<usize, Cost>>>,
 }
 
-/// What is said of a subject.
+/// The figures of one subject.
 struct Row {
     cpu_a_million: f64,
-    /// To the bare loop of the same round: the least, the middle and the most.
+    /// The ratios to the bare loop of the same round: minimum, median and maximum.
     ratios: [f64; 3],
-    /// The least of all rounds to the least of the bare loop.
+    /// The ratio of the minimum of all rounds to the minimum of the bare loop.
     of_least: f64,
     records_a_second: f64,
     peak_mebibytes: f64,
@@ -92,7 +92,7 @@ fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// A figure of each round, the least first.
+/// Returns the figure of each round in ascending order.
 fn sorted(rounds: &BTreeMap<usize, Cost>, figure: impl Fn(&Cost) -> f64) -> Vec<f64> {
     let mut figures: Vec<f64> = rounds.values().map(figure).collect();
     figures.sort_by(f64::total_cmp);
@@ -111,9 +111,9 @@ impl fmt::Display for Report {
             "record B",
             "subject",
             "CPU s/million",
-            "of least",
+            "min ratio",
             "median",
-            "(least to most)",
+            "(min to max)",
             "records/s",
             "peak MiB"
         )?;

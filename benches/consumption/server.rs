@@ -1,4 +1,4 @@
-//! The server's process: canned answers over loopback, whose cost nobody counts.
+//! The server process: canned responses over loopback. Its cost is not measured.
 
 use std::io::Write;
 
@@ -11,7 +11,7 @@ use axum::response::IntoResponse;
 
 use crate::canned::Canned;
 
-/// Serves until the process is killed, and says on which port.
+/// Prints the port and serves until the process is killed.
 pub(crate) fn serve() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

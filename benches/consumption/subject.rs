@@ -1,4 +1,4 @@
-//! One measurement: a process that reads a canned stream in one way, and says what it cost.
+//! One measurement: a process reads a canned stream in one way and reports the cost.
 
 use std::time::Instant;
 
@@ -14,26 +14,26 @@ use crate::drain::drain;
 use crate::ferrokinesis_server::client_of;
 use crate::peak::peak_bytes;
 
-/// What is measured.
+/// The configuration that is measured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Subject {
     pub(crate) name: String,
     pub(crate) reader: Reader,
     pub(crate) shards: usize,
     pub(crate) ack: bool,
-    /// With checkpoints in Redis instead of in memory.
+    /// True for checkpoints in Redis, false for checkpoints in memory.
     pub(crate) redis: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Reader {
-    /// `GetRecords` again and again by the SDK, each record counted and dropped.
+    /// `GetRecords` in a loop by the SDK. Each record is counted and dropped.
     Bare,
     Shards,
     Records,
 }
 
-/// Where and how much.
+/// The parameters of a measurement.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Task {
     pub(crate) subject: Subject,
@@ -52,7 +52,7 @@ pub(crate) struct Cost {
     pub(crate) peak_bytes: u64,
 }
 
-/// Reads all, on one thread.
+/// Reads all records on one thread.
 pub(crate) fn measure(task: &Task) -> Cost {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let contents = Contents {
@@ -64,7 +64,7 @@ pub(crate) fn measure(task: &Task) -> Cost {
     let records = contents.records();
     let client = client_of(task.kinesis);
     runtime.block_on(async {
-        // The client's first call builds what all of its calls use.
+        // The first call initializes the client. It is not measured.
         client.list_shards().stream_name(&stream).send().await.unwrap();
         let (cpu, began) = (ProcessTime::now(), Instant::now());
         match task.subject.reader {

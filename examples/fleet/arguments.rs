@@ -1,4 +1,4 @@
-//! What this program is to do: tell the story, or play one of the parts in it.
+//! The command-line arguments: either run the demonstration or be one of its child processes.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 pub(crate) const USAGE: &str = "\
 usage: fleet [--seconds N] [--workers N] [--shards N]
 
-  --seconds N   how long the story takes, 10 to 3600; it waits for what it wants to show (75)
-  --workers N   how many read once all have joined, 2 to 20 (3)
-  --shards N    how many shards the stream begins with, 1 to 100 (12)";
+  --seconds N   duration of the demonstration, 10 to 3600; each event may extend it (default 75)
+  --workers N   number of workers after all have joined, 2 to 20 (default 3)
+  --shards N    initial number of shards, 1 to 100 (default 12)";
 
-/// The part that a process plays.
+/// The role of a process.
 pub(crate) enum Role {
     Help,
-    /// What a person starts: the rest are processes that it starts itself.
+    /// The demonstration. It starts the processes of the other roles.
     Story(Options),
     Worker {
         kinesis_port: u16,
@@ -62,7 +62,7 @@ impl Role {
                 "--seconds" => (&mut options.seconds, 10..=3600),
                 "--workers" => (&mut options.workers, 2..=20),
                 "--shards" => (&mut options.shards, 1..=100),
-                _ => return Err(format!("{argument:?} is not known\n\n{USAGE}")),
+                _ => return Err(format!("unknown argument {argument:?}\n\n{USAGE}")),
             };
             *option = parsed(&argument, &next()?)?;
             if !allowed.contains(option) {
@@ -79,5 +79,5 @@ fn missing(argument: &str) -> String {
 }
 
 fn parsed<T: std::str::FromStr>(argument: &str, value: &str) -> Result<T, String> {
-    value.parse().map_err(|_| format!("{argument} needs a number, and {value:?} is none"))
+    value.parse().map_err(|_| format!("{argument} needs a number, not {value:?}"))
 }

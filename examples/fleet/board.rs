@@ -1,4 +1,4 @@
-//! What is known of the fleet at a moment: who there is, who has what, and what was counted.
+//! The state of the fleet: workers, leases and counts.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use kinestream::store::lease::Lease;
 
 use crate::tally::Tally;
 
-/// What a worker is doing.
+/// The state of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     Reads,
@@ -33,16 +33,16 @@ impl State {
 
 pub(crate) struct Board {
     pub(crate) began: Instant,
-    /// In the order in which they came.
+    /// The workers in the order in which they joined.
     pub(crate) crew: Vec<(Arc<str>, State)>,
-    /// As the store had them last.
+    /// The leases as last read from the store.
     pub(crate) leases: BTreeMap<ShardId, Lease>,
     pub(crate) tally: Tally,
-    /// What was waited for, and how long it took.
+    /// The awaited conditions, and the time until each was met.
     pub(crate) times: Vec<(String, Duration)>,
 }
 
-/// A board that many look at.
+/// A board that several tasks share.
 #[derive(Clone)]
 pub(crate) struct Shared(Arc<Mutex<Board>>);
 
@@ -83,20 +83,20 @@ impl Board {
         self.crew.iter().find(|(name, _)| name == worker).map(|(_, state)| *state)
     }
 
-    /// Who reads, oldest first.
+    /// Returns the reading workers, oldest first.
     pub(crate) fn reading(&self) -> Vec<Arc<str>> {
         let reads = self.crew.iter().filter(|(_, state)| *state == State::Reads);
         reads.map(|(name, _)| Arc::clone(name)).collect()
     }
 
-    /// The shards that a worker has, and the epochs in which it does.
+    /// Returns the shards of a worker with the epochs of its leases.
     pub(crate) fn held_by(&self, worker: &Arc<str>) -> BTreeMap<ShardId, u64> {
         let held = self.leases.iter().filter(|(_, lease)| lease.owner.as_ref() == Some(worker));
         held.map(|(shard, lease)| (shard.clone(), lease.epoch)).collect()
     }
 
-    /// Whether every shard that can be read is with somebody who reads, and no two of those differ
-    /// by more than one.
+    /// Returns true if every readable shard has a reading owner, and the shares of the reading
+    /// workers differ by at most one.
     pub(crate) fn is_even(&self) -> bool {
         let mut shares: BTreeMap<_, usize> =
             self.reading().into_iter().map(|worker| (worker, 0)).collect();
@@ -111,7 +111,7 @@ impl Board {
         *most > 0 && most - least <= 1
     }
 
-    /// Whether records of the shards have come in later epochs than these.
+    /// Returns true if records of all these shards have arrived with later epochs than these.
     pub(crate) fn are_read_since(&self, shards: &BTreeMap<ShardId, u64>) -> bool {
         shards.iter().all(|(shard, epoch)| {
             let known = self.tally.shards.get(shard.as_str());
@@ -119,7 +119,7 @@ impl Board {
         })
     }
 
-    /// How many children of a shard have come with records.
+    /// Returns the number of children of a shard from which records have arrived.
     pub(crate) fn children_read(&self, parent: &ShardId) -> usize {
         let children = self.leases.iter().filter(|(_, lease)| {
             lease.parents.as_ref().is_some_and(|parents| parents.contains(parent))
@@ -135,14 +135,14 @@ impl Board {
         !lease.is_finished() && parents.is_some_and(|parents| parents.iter().all(is_finished))
     }
 
-    /// How many shards each has who reads.
+    /// Returns the number of shards of each reading worker.
     pub(crate) fn shares(&self) -> String {
         let share = |worker: &Arc<str>| format!("{worker} {}", self.held_by(worker).len());
         self.reading().iter().map(share).collect::<Vec<_>>().join(", ")
     }
 }
 
-/// The part of a shard's name that tells it from others.
+/// Returns the shard's number: its name without the common prefix.
 pub(crate) fn short(shard: &str) -> &str {
     let number = shard.trim_start_matches("shardId-").trim_start_matches('0');
     if number.is_empty() { "0" } else { number }

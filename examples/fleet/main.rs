@@ -1,11 +1,11 @@
-//! Several workers that share the shards of a stream, live: who holds which shard, and how far
-//! behind it is, while workers join, are killed, are suspended and leave.
+//! Shows a fleet of workers live: the owner and the lag of each shard, while workers join, are
+//! killed, are suspended and leave.
 //!
 //!     cargo run --example fleet -- [--seconds 75] [--workers 3] [--shards 12]
 //!
-//! Needs `redis-server`, and nothing else: it starts one of its own, and a Kinesis in this process.
-//! Each worker is a process. Ctrl-C ends it early. Exits with 1 if a record was lost, or if two
-//! workers ever had one shard.
+//! Requires only `redis-server`: the example starts its own Redis, and Kinesis in this process.
+//! Each worker is a process. Ctrl-C stops the example early. Exits with 1 if a record was lost, or
+//! if two workers owned one shard at the same time.
 
 mod arguments;
 mod board;
@@ -39,12 +39,12 @@ use story::Story;
 use workers::Workers;
 use writer::Writer;
 
-/// How often the leases are looked at.
+/// The interval at which the leases are read.
 const LOOK: Duration = Duration::from_millis(100);
-/// What is not read so long after the last record was written is lost.
+/// The time after the last write after which an unread record counts as lost.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Something else went wrong than what is to be seen here.
+/// The exit code of failures other than those that the example checks for.
 const COULD_NOT_RUN: u8 = 2;
 
 #[tokio::main]
@@ -75,12 +75,12 @@ async fn tell(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     let redis = RedisServer::start().await?;
     let (client, port) = support::start_kinesis().await?;
     support::create_stream(&client, worker::STREAM, i32::try_from(options.shards)?).await?;
-    println!("Kinesis on port {port} with {} shards; redis-cli -u {}", options.shards, redis.url());
+    println!("Kinesis on port {port}, {} shards; redis-cli -u {}", options.shards, redis.url());
 
     let board = Shared::new();
     let screen = Screen::new(board.clone());
     let mut workers = Workers::new(port, redis.url(), board.clone(), screen.clone());
-    // Looks at the positions, and reads nothing.
+    // This consumer only reads the positions.
     let onlooker = worker::consumer(&client, RedisStore::connect(&redis.url()).await?, "onlooker")?;
     let looking = tokio::spawn(look(onlooker, board.clone()));
     let writing = Writer::start(client.clone(), board.clone());
@@ -91,7 +91,7 @@ async fn tell(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     let told = tokio::select! {
         told = story.tell(options) => told,
         _interrupted = interrupts.recv() => {
-            screen.say("Ctrl-C: what is written is still read; once more to end at once");
+            screen.say("Ctrl-C: reading the remaining records; press again to stop at once");
             Ok(())
         }
     };
@@ -117,17 +117,17 @@ async fn tell(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Each Ctrl-C, also one that comes while nobody waits for it.
+/// Receives every Ctrl-C, including those that arrive while no task waits.
 fn listen() -> mpsc::UnboundedReceiver<()> {
     let (tell, told) = mpsc::unbounded_channel();
     tokio::spawn(async move { while ctrl_c().await.is_ok() && tell.send(()).is_ok() {} });
     told
 }
 
-/// Looks at the leases, again and again.
+/// Reads the leases at regular intervals.
 async fn look(onlooker: Consumer, board: Shared) {
     loop {
-        // A store that does not answer is the workers' matter, which show what comes of it.
+        // Errors of the store are ignored here: the workers report them.
         if let Ok(leases) = onlooker.positions().await {
             board.lock().see(leases);
         }

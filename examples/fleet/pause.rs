@@ -1,7 +1,7 @@
-//! A process that suspends another one, and surely lets it go on.
+//! A process that suspends another process and always resumes it.
 //!
-//! One that is stopped cannot see that its parent is gone, and would stay for ever. So it is stopped
-//! by a process that can.
+//! A suspended process cannot notice that its parent has exited, and would stay forever. So a
+//! separate process, which can notice it, suspends and resumes it.
 
 use std::error::Error;
 use std::io;
@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// The pauser's part: suspends a process for so long, or until standard input ends.
+/// Runs the pauser: suspends a process for `time`, or until standard input ends.
 pub(crate) fn pause(process: u32, time: Duration) -> Result<(), Box<dyn Error>> {
     let signal = |name: &str| Command::new("kill").args([name, &process.to_string()]).status();
     let (tell, told) = mpsc::channel::<()>();

@@ -1,8 +1,8 @@
-//! A Redis of the story's own, which ends with it.
+//! A Redis server that ends with the demonstration.
 //!
-//! Between the two stands a process that keeps the server: a parent that is killed cannot end its
-//! children, but its end closes their standard input. `redis-server` does not look at its own, so
-//! the keeper does.
+//! A keeper process runs between the demonstration and the server. A parent that is killed cannot
+//! end its children, but its exit closes their standard input. `redis-server` does not watch its
+//! standard input, so the keeper does.
 
 use std::error::Error;
 use std::io::{self, BufRead, BufReader, Write};
@@ -31,32 +31,32 @@ impl RedisServer {
         let version = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
         if let Err(error) = version {
             return Err(format!(
-                "redis-server cannot be started: {error}.\nInstall it by `apt-get install \
-                 redis-server`, `dnf install redis`, `apk add redis` or `brew install redis`; \
-                 ./tests/run does it too."
+                "cannot start redis-server: {error}\nInstall it with `apt-get install \
+                 redis-server`, `dnf install redis`, `apk add redis` or `brew install redis`, \
+                 or run ./tests/run, which installs it."
             )
             .into());
         }
-        // Another process may take a port between our letting go of it and the server's start.
+        // Another process may take the port before the server starts, so try five ports.
         let mut told = String::new();
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
             let process = std::process::id();
             let folder = std::env::temp_dir().join(format!("kinestream-fleet-{process}-{port}"));
-            let folder = folder.to_str().ok_or("the temporary folder's name is not text")?;
+            let folder = folder.to_str().ok_or("the temporary folder's path is not UTF-8")?;
             let mut keeper = own_process(&["redis-keeper", &port.to_string(), folder])?;
             let log = keeper.stdout.take().ok_or("the keeper has no output")?;
             let mut log = tokio::io::BufReader::new(log).lines();
             while let Some(line) = timeout(PATIENCE, log.next_line()).await?? {
                 if line.contains(READY) {
-                    // To its end: a full pipe would stop the server.
+                    // Read the log to its end: a full pipe would stop the server.
                     tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
                     return Ok(Self { port, keeper });
                 }
                 told = line;
             }
         }
-        Err(format!("redis-server did not start on five free ports in turn; it said: {told}")
+        Err(format!("redis-server did not start on five free ports; its last output: {told}")
             .into())
     }
 
@@ -71,8 +71,7 @@ impl RedisServer {
     }
 }
 
-/// The keeper's part: runs a server until its own standard input ends or the server does, and leaves
-/// nothing behind.
+/// Runs the keeper: runs a server until standard input or the server ends, and removes its folder.
 pub(crate) fn keep(port: u16, folder: &Path) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(folder)?;
     let kept = keep_in(port, folder);
@@ -93,12 +92,12 @@ fn keep_in(port: u16, folder: &Path) -> Result<(), Box<dyn Error>> {
         let server = Arc::clone(&server);
         move || {
             let _until_it_ends = io::copy(&mut io::stdin(), &mut io::sink());
-            // Its log ends with it.
+            // The server's log ends when the server is killed.
             let _may_have_ended = server.lock().unwrap_or_else(PoisonError::into_inner).kill();
         }
     });
     for line in log.lines() {
-        // Who is not listened to any more still has a server to keep until it has ended.
+        // Without a reader, the keeper still runs the server until the end.
         let _may_be_alone = writeln!(io::stdout(), "{}", line?);
     }
     server.lock().unwrap_or_else(PoisonError::into_inner).wait()?;

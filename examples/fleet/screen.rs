@@ -1,5 +1,5 @@
-//! What a person sees: in a terminal a table that is drawn in place, elsewhere a line a second; and
-//! above it what has happened.
+//! The display: events, and below them a table that is redrawn in a terminal, or one line per
+//! second otherwise.
 
 use std::io::{IsTerminal, Write};
 use std::process::{Command, Stdio};
@@ -12,14 +12,14 @@ use crate::table;
 const REDRAW: Duration = Duration::from_millis(500);
 const LINE: Duration = Duration::from_secs(1);
 
-/// Rows and columns where the terminal does not tell.
+/// The rows and columns if the terminal does not report its size.
 const USUAL: (usize, usize) = (24, 80);
 
 #[derive(Clone)]
 pub(crate) struct Screen {
     board: Shared,
     is_terminal: bool,
-    /// How many lines of a table stand at the bottom.
+    /// The number of table lines at the bottom.
     drawn: Arc<Mutex<usize>>,
 }
 
@@ -30,7 +30,7 @@ impl Screen {
         Self { board, is_terminal, drawn: Arc::default() }
     }
 
-    /// Shows how things are, again and again.
+    /// Draws the state of the fleet at regular intervals.
     pub(crate) async fn show(self) {
         let mut ticks = tokio::time::interval(if self.is_terminal { REDRAW } else { LINE });
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -44,7 +44,7 @@ impl Screen {
         }
     }
 
-    /// Says what has happened.
+    /// Prints an event.
     pub(crate) fn say(&self, event: &str) {
         if self.is_terminal {
             self.draw(&[format!("\x1b[1m{}  {event}\x1b[0m", self.time())]);
@@ -53,7 +53,7 @@ impl Screen {
         }
     }
 
-    /// Says what has come of what was said last.
+    /// Prints a detail of the last event.
     pub(crate) fn detail(&self, event: &str) {
         self.draw(&[format!("{}    {event}", self.time())]);
     }
@@ -62,7 +62,7 @@ impl Screen {
         format!("{:6.1} s", self.board.lock().began.elapsed().as_secs_f64())
     }
 
-    /// The table as it is now stays where it stands.
+    /// Draws the table a last time and leaves it on the screen.
     pub(crate) fn finish(&self) {
         if self.is_terminal {
             self.draw(&[]);
@@ -74,7 +74,7 @@ impl Screen {
         let mut drawn = self.drawn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = String::new();
         if *drawn > 0 {
-            // Back to the first line of the table.
+            // Move to the first line of the table.
             text = format!("\x1b[{drawn}A\r");
         }
         let end = if self.is_terminal { "\x1b[K\n" } else { "\n" };
@@ -91,12 +91,12 @@ impl Screen {
             *drawn = lines.len();
         }
         let mut output = std::io::stdout().lock();
-        // Where nobody reads any more there is nobody to tell.
+        // Ignore errors: the output may be closed.
         let _nobody_reads = output.write_all(text.as_bytes()).and_then(|()| output.flush());
     }
 }
 
-/// Rows and columns of the terminal, which may have changed.
+/// Returns the terminal's current rows and columns.
 fn size() -> (usize, usize) {
     let ask = || {
         let terminal = std::fs::File::open("/dev/tty").ok()?;
@@ -104,13 +104,13 @@ fn size() -> (usize, usize) {
         let answer = String::from_utf8(asked.ok()?.stdout).ok()?;
         let (rows, columns) = answer.trim().split_once(' ')?;
         let size = (rows.parse().ok()?, columns.parse().ok()?);
-        // Some say that they have none.
+        // Some terminals report zero.
         (size.0 > 0 && size.1 > 0).then_some(size)
     };
     ask().unwrap_or(USUAL)
 }
 
-/// What fits into so many columns. Colours take none.
+/// Cuts a line to a number of columns. Colour sequences have no width.
 fn cut(line: &str, columns: usize) -> String {
     let (mut text, mut width, mut is_escape) = (String::new(), 0, false);
     for letter in line.chars() {

@@ -1,4 +1,4 @@
-//! What happens to the fleet, and how long it takes each time until all is in order again.
+//! The events of the demonstration, with the time until the fleet is balanced after each.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -16,11 +16,11 @@ use crate::support;
 use crate::worker::{LEASE, STREAM};
 use crate::workers::Workers;
 
-/// What is not in order after so long never will be.
+/// The longest wait for a condition.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Longer than a lease, and long enough to see that it is.
+/// Longer than a lease, and long enough to be visible.
 const PAUSE: Duration = Duration::from_secs(5);
-/// The things that happen. Each has as long for itself.
+/// The number of events. Each has an equal share of the time.
 const CHAPTERS: u32 = 7;
 
 pub(crate) struct Story<'a> {
@@ -69,7 +69,7 @@ impl Story<'_> {
         self.until_even(&what, began).await;
     }
 
-    /// The oldest is suspended, which is the one that lists the stream.
+    /// Suspends the oldest worker, which is the one that lists the stream.
     async fn pause(&mut self) -> Told {
         let Some(worker) = self.reading().first().cloned() else { return Ok(()) };
         let held = self.board.lock().held_by(&worker);
@@ -86,11 +86,11 @@ impl Story<'_> {
             watched.until_read_again(&what, began, &held)
         );
         paused?;
-        let what = format!("{worker} goes on");
+        let what = format!("{worker} resumes");
         self.screen.say(&what);
         self.until_even(&what, Instant::now()).await;
         let refused = self.board.lock().tally.refused - refused;
-        self.screen.detail(&format!("refused, from leases that it had no more: {refused} records"));
+        self.screen.detail(&format!("{refused} records refused: their leases had moved"));
         Ok(())
     }
 
@@ -105,7 +105,7 @@ impl Story<'_> {
         self.until_read_again(&what, began, &held).await;
         self.until_even(&what, began).await;
         let repeated = self.board.lock().tally.repeated - repeated;
-        self.screen.detail(&format!("read again by others: {repeated} records"));
+        self.screen.detail(&format!("{repeated} records redelivered to other workers"));
     }
 
     async fn split(&mut self) -> Told {
@@ -137,7 +137,7 @@ impl Story<'_> {
     }
 }
 
-/// Waits for what is to come, and takes the time.
+/// Waits for conditions and measures the time.
 #[derive(Clone, Copy)]
 struct Watch<'a> {
     board: &'a Shared,
@@ -153,7 +153,7 @@ impl Watch<'_> {
     async fn until(self, what: &str, then: &str, began: Instant, is_so: impl Fn(&Board) -> bool) {
         while !is_so(&self.board.lock()) {
             if began.elapsed() > PATIENCE {
-                let finding = format!("{what}: even after {PATIENCE:?} it is not so that {then}");
+                let finding = format!("{what}: timed out after {PATIENCE:?} waiting until {then}");
                 self.screen.say(&finding);
                 self.board.lock().tally.findings.push(finding);
                 return;

@@ -1,10 +1,10 @@
-//! What has come of it.
+//! The summary at the end.
 
 use std::io::{self, Write};
 
 use crate::board::Board;
 
-/// Prints the summary. Whether nothing was lost, and nothing happened that must not.
+/// Prints the summary. Returns true if no record was lost and no guarantee was violated.
 pub(crate) fn print(board: &Board, is_interrupted: bool) -> io::Result<bool> {
     let mut output = io::stdout().lock();
     let tally = &board.tally;
@@ -13,17 +13,13 @@ pub(crate) fn print(board: &Board, is_interrupted: bool) -> io::Result<bool> {
         let records = tally.by_worker.get(worker).copied().unwrap_or(0);
         writeln!(output, "{worker}: {records} records, {}", state.name())?;
     }
-    writeln!(
-        output,
-        "\nmoves of leases {}, records refused by their epoch {}",
-        tally.moves, tally.refused
-    )?;
+    writeln!(output, "\nlease moves {}, records refused by epoch {}", tally.moves, tally.refused)?;
     for (what, time) in &board.times {
         writeln!(output, "{:5.1} s  {what}", time.as_secs_f64())?;
     }
     writeln!(output)?;
     for finding in &tally.findings {
-        writeln!(output, "WRONG: {finding}")?;
+        writeln!(output, "VIOLATION: {finding}")?;
     }
     let (unread, unread_is) =
         (tally.unread(), if is_interrupted { "not read yet" } else { "lost" });

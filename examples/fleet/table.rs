@@ -1,4 +1,4 @@
-//! The board as text: who holds which shard, how far behind it is, and what was counted.
+//! Formats the board as text: owner and lag of each shard, and the counts.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,11 +9,11 @@ use kinestream::store::lease::Lease;
 
 use crate::board::{Board, State, short};
 
-/// A colour for each worker, in turn.
+/// The colours of the workers, in turn.
 const COLOURS: [u8; 6] = [32, 36, 33, 35, 34, 31];
 const FAINT: u8 = 2;
 
-/// The board in one line.
+/// Returns the board as one line.
 pub(crate) fn line(board: &mut Board) -> String {
     format!("{}   {}", counts(board), board.shares())
 }
@@ -32,7 +32,7 @@ fn counts(board: &Board) -> String {
     )
 }
 
-/// The board in at most so many lines.
+/// Returns the board as at most `most` lines.
 pub(crate) fn lines(board: &mut Board, most: usize) -> Vec<String> {
     let rates = board.tally.rates();
     let mut lines = vec![String::new(), counts(board), heading(board)];
@@ -44,7 +44,7 @@ pub(crate) fn lines(board: &mut Board, most: usize) -> Vec<String> {
         lines.push(row(board, shard, lease, &rates));
     }
     if shown < open.len() {
-        lines.push(format!("  and {} more, for which there is no room here", open.len() - shown));
+        lines.push(format!("  and {} more shards", open.len() - shown));
     }
     lines.extend(below);
     lines.truncate(most.max(1));

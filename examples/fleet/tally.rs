@@ -1,4 +1,4 @@
-//! The sink: takes records from the workers, fenced by their epochs, and counts.
+//! The sink: accepts records from the workers, fenced by epoch, and counts them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::worker::micros;
 
-/// Rates are means over so long.
+/// The time over which rates are averaged.
 const WINDOW: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
@@ -15,41 +15,41 @@ pub(crate) struct Tally {
     taken: BTreeSet<u64>,
     pub(crate) read: usize,
     pub(crate) repeated: usize,
-    /// Records that came with a lower epoch than one before of their shard.
+    /// Records with a lower epoch than an earlier record of their shard.
     pub(crate) refused: usize,
     /// Changes of a shard from one epoch to another.
     pub(crate) moves: usize,
     pub(crate) shards: BTreeMap<Arc<str>, Shard>,
     pub(crate) by_worker: BTreeMap<Arc<str>, usize>,
-    /// What must not happen, and did.
+    /// Violated guarantees.
     pub(crate) findings: Vec<String>,
     recent: VecDeque<(Instant, Arc<str>, Arc<str>)>,
 }
 
-/// What is known of one shard.
+/// The counts of one shard.
 #[derive(Default)]
 pub(crate) struct Shard {
     pub(crate) written: usize,
     pub(crate) taken: usize,
-    /// The highest epoch of a record that came.
+    /// The highest epoch of a received record.
     pub(crate) epoch: u64,
-    /// Every epoch that was heard of.
+    /// Every known epoch.
     epochs: BTreeMap<u64, Reign>,
 }
 
 /// An epoch of a shard.
 struct Reign {
     worker: Arc<str>,
-    /// When it was first heard of, in microseconds since 1970.
+    /// The time at which the epoch was first seen, in microseconds since 1970.
     heard: u128,
 }
 
-/// A record as a worker tells of it.
+/// A record as a worker reports it.
 pub(crate) struct Told<'a> {
     pub(crate) shard: &'a str,
     pub(crate) epoch: u64,
     pub(crate) number: u64,
-    /// When the worker asked for it, in microseconds since 1970.
+    /// The time at which the worker polled for it, in microseconds since 1970.
     pub(crate) polled: u128,
 }
 
@@ -72,7 +72,7 @@ impl Tally {
         }
     }
 
-    /// Whether the sink takes the record.
+    /// Returns true if the sink accepts the record.
     pub(crate) fn take(&mut self, worker: &Arc<str>, told: &Told) -> bool {
         self.hear(worker, told.shard, told.epoch);
         let (name, shard) = self.shard(told.shard);
@@ -83,7 +83,7 @@ impl Tally {
             let late =
                 Duration::from_micros(u64::try_from(told.polled - heard).unwrap_or(u64::MAX));
             self.findings.push(format!(
-                "{worker} was given record {} of {} {late:.1?} after another had the shard",
+                "{worker} received record {} of {} {late:.1?} after another worker acquired the shard",
                 told.number, told.shard
             ));
         }
@@ -104,7 +104,7 @@ impl Tally {
         true
     }
 
-    /// A shard is a worker's in this epoch.
+    /// Notes that a worker owns a shard in this epoch.
     pub(crate) fn hear(&mut self, worker: &Arc<str>, name: &str, epoch: u64) {
         let (_, shard) = self.shard(name);
         let heard = micros(SystemTime::now());
@@ -112,7 +112,7 @@ impl Tally {
             Some(reign) if reign.worker == *worker => {}
             Some(reign) => {
                 let finding =
-                    format!("{worker} and {} both have {name} in epoch {epoch}", reign.worker);
+                    format!("{worker} and {} both own {name} in epoch {epoch}", reign.worker);
                 if !self.findings.contains(&finding) {
                     self.findings.push(finding);
                 }
@@ -129,12 +129,12 @@ impl Tally {
         self.written.len()
     }
 
-    /// Records that were written and are not read.
+    /// Returns the number of written records that are not read.
     pub(crate) fn unread(&self) -> usize {
         self.written.difference(&self.taken).count()
     }
 
-    /// Records a second of late, by worker and by shard.
+    /// Returns the recent records per second, by worker and by shard.
     pub(crate) fn rates(&mut self) -> BTreeMap<Arc<str>, usize> {
         while self.recent.front().is_some_and(|(at, ..)| at.elapsed() > WINDOW) {
             self.recent.pop_front();
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_not_happen_is_found() {
+    fn late_delivery_and_shared_epoch_are_found() {
         let (first, second): (Arc<str>, Arc<str>) = ("w1".into(), "w2".into());
         let (early, late) = (0, u128::MAX);
         let mut tally = Tally::default();
@@ -178,13 +178,13 @@ mod tests {
         assert!(tally.take(&first, &told(1, 0, early)));
         assert!(tally.take(&second, &told(2, 1, early)));
         assert!(tally.take(&second, &told(2, 1, early)));
-        // In hand when the shard went to the other: refused, and nobody's fault.
+        // Delivered before the lease moved: refused, but no violation.
         assert!(!tally.take(&first, &told(1, 2, early)));
         assert_eq!((tally.read, tally.repeated, tally.refused, tally.unread()), (3, 1, 1, 2));
         assert_eq!(tally.findings, [] as [&str; 0]);
         assert!(!tally.take(&first, &told(1, 2, late)));
-        assert_eq!(tally.findings.len(), 1, "a record handed out too late");
+        assert_eq!(tally.findings.len(), 1, "a record delivered too late is found");
         tally.take(&first, &told(2, 2, early));
-        assert_eq!(tally.findings.len(), 2, "two workers in one epoch");
+        assert_eq!(tally.findings.len(), 2, "two owners in one epoch are found");
     }
 }

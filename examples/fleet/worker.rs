@@ -1,7 +1,7 @@
-//! One worker, in a process of its own: reads, and has its records taken by a sink.
+//! A worker process: reads records and passes them to the sink in the parent process.
 //!
-//! The sink is the parent. Each record goes to it as a line of standard output, and the answer comes
-//! back by standard input, in the same order: only then is the record finished.
+//! The worker writes each record as a line to standard output, and reads the sink's answers from
+//! standard input, in the same order. A record is acknowledged once the sink has accepted it.
 
 use std::error::Error;
 use std::io::{self, BufRead, Write};
@@ -19,26 +19,26 @@ use crate::support;
 
 pub(crate) const STREAM: &str = "orders";
 
-/// As short as it may be, so that there is something to see.
+/// The shortest lease duration that is allowed, so that leases move quickly.
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
 
-/// What the sink says.
+/// The messages from the sink.
 pub(crate) const TAKEN: &str = "taken";
 pub(crate) const REFUSED: &str = "refused";
-/// Every record is answered.
+/// All records before `END` are answered.
 pub(crate) const ANSWERED: &str = "answered";
 /// The worker is to close.
 pub(crate) const LEAVE: &str = "leave";
-/// What a worker says behind its last record.
+/// The worker's message after its last record.
 pub(crate) const END: &str = "end";
 
-/// What has come by standard input.
+/// The last message from standard input.
 #[derive(PartialEq, Eq)]
 enum Told {
     Read,
     Leave,
     Answered,
-    /// The parent is gone.
+    /// The parent has exited.
     Alone,
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn consumer(
         .build()
 }
 
-/// The worker's part: reads until it is told to leave, or the parent is gone.
+/// Runs a worker until it is told to leave or the parent exits.
 pub(crate) async fn work(port: u16, redis: &str, name: &str) -> Result<(), Box<dyn Error>> {
     let store = RedisStore::connect(redis).await?;
     let consumer = consumer(&support::client_of(port), store, name)?;
@@ -75,26 +75,26 @@ pub(crate) async fn work(port: u16, redis: &str, name: &str) -> Result<(), Box<d
                 _told = told.wait_for(|told| *told != Told::Read) => break,
                 next = next_with_time(records.as_mut()) => next,
             };
-            let record = record.ok_or("the stream has ended")??;
+            let record = record.ok_or("the stream ended early")??;
             let number = std::str::from_utf8(record.data())?;
             let (shard, epoch) = (record.shard_id().as_str(), record.epoch());
             let line = format!("{shard} {epoch} {number} {polled}\n");
-            // In this order, or the answer might come before what it answers.
+            // Queue the record before it is printed: the answer may arrive at once.
             unanswered.send(record)?;
             output.write_all(line.as_bytes())?;
             output.flush()?;
         }
-        // Nothing that was handed out is unfinished when the shards go to others.
+        // Wait for the answers, so that no record is unacknowledged when the leases are released.
         writeln!(output, "{END}")?;
         told.wait_for(|told| matches!(told, Told::Answered | Told::Alone)).await?;
     }
-    // Who is alone has lost the store as well.
+    // Without the parent there is no store either, so limit the time of the close.
     timeout(2 * LEASE, consumer.close()).await??;
     Ok(())
 }
 
-/// The next record, and when it was asked for last, in microseconds since 1970: not later than when
-/// it was handed out, even where the process is suspended in between.
+/// Returns the next record and the time of the poll that returned it, in microseconds since 1970.
+/// The time is not later than the delivery, even if the process is suspended in between.
 async fn next_with_time<S>(mut records: std::pin::Pin<&mut S>) -> (u128, Option<S::Item>)
 where
     S: Stream<Item = kinestream::Result<Record>>,
@@ -110,7 +110,7 @@ pub(crate) fn micros(time: SystemTime) -> u128 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros()
 }
 
-/// Acknowledges what the sink has taken. What it has refused belongs to another worker by now.
+/// Acknowledges the records that the sink accepts. A refused record belongs to another worker.
 fn listen(unanswered: &mpsc::Receiver<Record>, tell: &watch::Sender<Told>) {
     for line in io::stdin().lock().lines().map_while(Result::ok) {
         match line.as_str() {

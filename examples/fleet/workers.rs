@@ -1,4 +1,4 @@
-//! Workers as processes: started, listened to, answered, killed, paused and told to leave.
+//! Runs the worker processes: starts them, answers them, suspends them and ends them.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -17,7 +17,7 @@ use crate::screen::Screen;
 use crate::tally::Told;
 use crate::worker::{ANSWERED, END, LEAVE, REFUSED, TAKEN};
 
-/// How long a worker may take to leave.
+/// The longest time that a worker may take to leave.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 pub(crate) struct Workers {
@@ -51,7 +51,7 @@ impl Workers {
         let name: Arc<str> = format!("w{}", self.started).into();
         let port = self.kinesis_port.to_string();
         let child = own_process(&["worker", &port, &self.redis_url, &name])?;
-        let process = child.id().ok_or("a worker has ended at once")?;
+        let process = child.id().ok_or("the worker exited at its start")?;
         let (orders, ordered) = mpsc::unbounded_channel();
         self.board.lock().set(&name, State::Reads);
         let (worker, board) = (Arc::clone(&name), self.board.clone());
@@ -66,20 +66,20 @@ impl Workers {
         Ok(name)
     }
 
-    /// Ends a worker as a crash does.
+    /// Kills a worker, as in a crash.
     pub(crate) async fn kill(&mut self, worker: &Arc<str>) {
         self.board.lock().set(worker, State::Killed);
         self.end(worker, Order::Kill).await;
     }
 
-    /// Has a worker finish what it has, give back its shards and end.
+    /// Has a worker finish its records, release its leases and exit.
     pub(crate) async fn leave(&mut self, worker: &Arc<str>) {
         self.board.lock().set(worker, State::Leaves);
         self.end(worker, Order::Leave).await;
         self.board.lock().set(worker, State::Left);
     }
 
-    /// All at once.
+    /// Has all workers leave at the same time.
     pub(crate) async fn leave_all(&mut self) {
         for (worker, running) in &self.running {
             self.board.lock().set(worker, State::Leaves);
@@ -95,13 +95,14 @@ impl Workers {
         let Running { orders, mut attending, .. } = running;
         let _may_have_ended = orders.send(order);
         if timeout(PATIENCE, &mut attending).await.is_err() {
-            self.board.lock().tally.findings.push(format!("{worker} did not end in {PATIENCE:?}"));
+            self.board.lock().tally.findings.push(format!("{worker} did not exit in {PATIENCE:?}"));
             let _may_have_ended = orders.send(Order::Kill);
             let _ended = attending.await;
         }
     }
 
-    /// Suspends a worker for so long, as a machine does that sleeps. Dropped early, it goes on.
+    /// Suspends a worker for `time`, like a suspended machine. If this is dropped early, the worker
+    /// resumes.
     pub(crate) async fn pause(
         &self,
         worker: &Arc<str>,
@@ -111,7 +112,7 @@ impl Workers {
         let (process, time) = (running.process.to_string(), time.as_secs().to_string());
         let mut pauser = own_process(&["pauser", &process, &time])?;
         self.board.lock().set(worker, State::Paused);
-        // Its input ends with this.
+        // Dropping this closes the pauser's standard input.
         let _input = pauser.stdin.take();
         pauser.wait().await?;
         self.board.lock().set(worker, State::Reads);
@@ -119,7 +120,7 @@ impl Workers {
     }
 }
 
-/// Takes what a worker has read, until it has ended.
+/// Receives the records of a worker until the worker exits.
 async fn attend(
     worker: &Arc<str>,
     mut child: Child,
@@ -130,7 +131,7 @@ async fn attend(
     let (Some(input), Some(output), Some(errors)) =
         (child.stdin.take(), child.stdout.take(), child.stderr.take())
     else {
-        return Err("it has no pipes".into());
+        return Err("the process has no pipes".into());
     };
     tokio::spawn({
         let (worker, screen) = (Arc::clone(worker), screen.clone());
@@ -153,7 +154,7 @@ async fn attend(
                 None => break,
                 Some(END) => answer(&mut input, ANSWERED).await,
                 Some(line) => {
-                    let told = Told::parse(line).ok_or_else(|| format!("it has said {line:?}"))?;
+                    let told = Told::parse(line).ok_or_else(|| format!("unexpected output {line:?}"))?;
                     let is_taken = board.lock().tally.take(worker, &told);
                     answer(&mut input, if is_taken { TAKEN } else { REFUSED }).await;
                 }
@@ -165,21 +166,21 @@ async fn attend(
     let is_asked = matches!(board.state(worker), Some(State::Killed | State::Leaves | State::Left));
     if !is_asked {
         board.set(worker, State::Killed);
-        board.tally.findings.push(format!("{worker} has ended by itself: {status}"));
+        board.tally.findings.push(format!("{worker} exited unexpectedly: {status}"));
     }
     Ok(())
 }
 
-/// A worker that has ended hears nothing, which its output tells.
+/// Sends a message to a worker. Errors are ignored: the end of its output shows that it has exited.
 async fn answer(input: &mut tokio::process::ChildStdin, word: &str) {
     let _may_have_ended = input.write_all(format!("{word}\n").as_bytes()).await;
 }
 
-/// This program once more, in another part, which ends when its standard input does.
+/// Starts this program in another role. The process exits when its standard input ends.
 pub(crate) fn own_process(arguments: &[&str]) -> Result<Child, Box<dyn Error>> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // Ctrl-C in a terminal goes to all of a group: it is for the parent, which ends its children.
+    // Ctrl-C reaches the whole process group, but only the parent is to handle it.
     #[cfg(unix)]
     command.process_group(0);
     Ok(command.spawn()?)

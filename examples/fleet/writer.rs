@@ -1,4 +1,4 @@
-//! Writes numbered records all along, and knows into which shard each has gone.
+//! Writes numbered records continuously, and notes the shard of each.
 
 use std::error::Error;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::board::Shared;
 use crate::worker::STREAM;
 
-/// So many records at once, ten times a second.
+/// The number of records per call. There are ten calls per second.
 const BATCH: u64 = 30;
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -30,7 +30,7 @@ impl Writer {
         Self { stop, writing: tokio::spawn(write(client, board, stopped)) }
     }
 
-    /// Every record that has left the writer is on the board.
+    /// Stops the writer. All records that it has written are then on the board.
     pub(crate) async fn stop(self) -> Result<(), Box<dyn Error>> {
         let _may_have_failed = self.stop.send(());
         Ok(self.writing.await??)
@@ -51,7 +51,7 @@ async fn write(client: Client, board: Shared, mut stopped: oneshot::Receiver<()>
     }
 }
 
-/// Puts the numbers as text. One that Kinesis does not take is written no more, and not counted.
+/// Puts the numbers as text. A number that Kinesis rejects is neither retried nor counted.
 async fn put(client: &Client, board: &Shared, numbers: std::ops::Range<u64>) -> Written {
     let entry = |number: u64| {
         let text = number.to_string();

@@ -1,4 +1,4 @@
-//! Stores records exactly once: the results and the checkpoint of a shard in one transaction.
+//! Stores records exactly once: the results and the checkpoints of a batch in one transaction.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -10,7 +10,7 @@ use kinestream::{
 };
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
-/// A database of orders, with the checkpoint of each shard that they come from.
+/// A database of orders and of the checkpoint of each shard.
 pub(crate) struct Sink(pub(crate) Connection);
 
 impl Sink {
@@ -36,8 +36,8 @@ impl Sink {
         .collect()
     }
 
-    /// Stores the new orders of a batch and the checkpoints in one transaction. Returns how many
-    /// orders are new.
+    /// Stores the new orders of a batch and the checkpoints in one transaction. Returns the number
+    /// of new orders.
     pub(crate) fn store(&mut self, batch: &[Record]) -> Result<usize, Box<dyn Error>> {
         let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut stored = 0;
@@ -54,7 +54,7 @@ impl Sink {
 }
 
 /// Moves the checkpoint of the record's shard past the record. Returns `false` if the record is
-/// stored already, and fails if another worker has stored records of the shard in a later epoch.
+/// already stored. Fails if another worker has stored records of the shard in a later epoch.
 fn advance(transaction: &Transaction<'_>, record: &Record) -> Result<bool, Box<dyn Error>> {
     let (shard, checkpoint) = (record.shard_id().as_str(), record.checkpoint());
     let epoch = i64::try_from(record.epoch())?;

@@ -1,11 +1,11 @@
-//! Writes batches into a database, exactly once.
+//! Writes batches of records into a database exactly once.
 //!
 //!     cargo run --example pipeline
 //!
-//! `exactly_once.rs` stores the results of a batch and the checkpoints of its shards in one transaction,
-//! and starts from the stored checkpoints. A Kinesis in this process and an SQLite file replace your own.
-//! The program reads half of the orders, drops everything but the database, as a crash would, and
-//! resumes. Exits with 1 if an order is missing or stored twice.
+//! `exactly_once.rs` stores the results of a batch and the checkpoints of its shards in one
+//! transaction, and starts from the stored checkpoints. A Kinesis in this process and an SQLite
+//! file stand in for your own. The program reads half of the orders, drops everything but the
+//! database, as a crash would, and resumes. Exits with 1 if an order is missing or stored twice.
 
 mod exactly_once;
 #[path = "../support/mod.rs"]
@@ -27,7 +27,7 @@ const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn Error>> {
-    println!("Starting a Kinesis in this process, with stream {STREAM:?} of 3 shards.");
+    println!("Starting Kinesis in this process, with stream {STREAM:?} of 3 shards.");
     let (client, _port) = support::start_kinesis().await?;
     support::create_stream(&client, STREAM, 3).await?;
     let file = std::env::temp_dir().join(format!("kinestream-pipeline-{}.db", std::process::id()));
@@ -41,15 +41,15 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
         }
     });
     let mut sink = Sink::open(&file)?;
-    println!("Reading half of them, and then forgetting everything but the database:");
+    println!("Reading half of the orders, then dropping everything but the database:");
     fill(&client, &mut sink, ORDERS / 2).await?;
-    println!("Going on from where the database stands:");
+    println!("Resuming from the checkpoints in the database:");
     let mut sink = Sink::open(&file)?;
     fill(&client, &mut sink, ORDERS).await?;
     writing.await??;
 
     let (rows, different) = count(&sink)?;
-    println!("\nwritten {ORDERS}, stored {rows}, different {different}");
+    println!("\nwritten {ORDERS}, stored {rows}, distinct {different}");
     std::fs::remove_file(&file)?;
     Ok(if (rows, different) == (ORDERS, ORDERS) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -63,14 +63,14 @@ async fn fill(client: &Client, sink: &mut Sink, orders: u32) -> Result<(), Box<d
         let Some(batch) = batches.next().await else { break };
         let batch = batch.into_iter().collect::<kinestream::Result<Vec<Record>>>()?;
         let stored = tokio::task::block_in_place(|| sink.store(&batch))?;
-        println!("  a batch of {}, of which {stored} are new", batch.len());
+        println!("  batch of {}: {stored} new orders", batch.len());
         batch.iter().for_each(Record::ack);
     }
-    // Neither `close` nor a saved checkpoint: the process could die here.
+    // No `close` and no saved checkpoint: the process could crash here.
     Ok(())
 }
 
-/// Returns the number of orders in the database, and of different ones.
+/// Returns the number of orders in the database, and of distinct ones.
 fn count(sink: &Sink) -> rusqlite::Result<(u32, u32)> {
     let query = "SELECT count(*), count(DISTINCT number) FROM orders";
     sink.0.query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?)))

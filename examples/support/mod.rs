@@ -1,6 +1,6 @@
-//! A Kinesis in this process, for examples that need no account and no server.
+//! A Kinesis in this process, for examples without an account or a server.
 
-// Each example uses a part of it.
+// Each example uses some of these functions.
 #![allow(dead_code)]
 
 use std::ops::Range;
@@ -12,7 +12,7 @@ use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::{PutRecordsRequestEntry, StreamStatus};
 use ferrokinesis::store::StoreOptions;
 
-/// Starts a Kinesis on a free port of this machine, and gives a client of it and the port.
+/// Starts Kinesis on a free local port. Returns a client for it, and the port.
 pub(crate) async fn start_kinesis() -> std::io::Result<(Client, u16)> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let port = listener.local_addr()?.port();
@@ -22,7 +22,7 @@ pub(crate) async fn start_kinesis() -> std::io::Result<(Client, u16)> {
     Ok((client_of(port), port))
 }
 
-/// A Kinesis that does at once what it is asked to.
+/// Returns the options of a Kinesis that creates and updates streams within 10 ms.
 pub(crate) fn options() -> StoreOptions {
     StoreOptions {
         create_stream_ms: 10,
@@ -32,13 +32,13 @@ pub(crate) fn options() -> StoreOptions {
     }
 }
 
-/// A client of a Kinesis on a port of this machine.
+/// Returns a client for a Kinesis on a local port.
 pub(crate) fn client_of(port: u16) -> Client {
     let http = aws_smithy_http_client::Builder::new().build_http();
     Client::from_conf(config(format!("http://127.0.0.1:{port}")).http_client(http).build())
 }
 
-/// What every client of a Kinesis on this machine needs.
+/// Returns the configuration of a client for a local Kinesis.
 pub(crate) fn config(url: String) -> aws_sdk_kinesis::config::Builder {
     Config::builder()
         .behavior_version(BehaviorVersion::latest())
@@ -47,7 +47,7 @@ pub(crate) fn config(url: String) -> aws_sdk_kinesis::config::Builder {
         .credentials_provider(Credentials::new("local", "local", None, None, "local"))
 }
 
-/// Makes a stream and waits until it can be used.
+/// Creates a stream and waits until it is active.
 pub(crate) async fn create_stream(
     client: &Client,
     name: &str,
@@ -57,7 +57,7 @@ pub(crate) async fn create_stream(
     wait_until_active(client, name).await
 }
 
-/// Waits until the stream has done what it was asked to.
+/// Waits until the stream is active.
 pub(crate) async fn wait_until_active(
     client: &Client,
     name: &str,
@@ -72,7 +72,7 @@ pub(crate) async fn wait_until_active(
     }
 }
 
-/// Puts these numbers as text, one a record, for 97 customers.
+/// Puts these numbers as text, one per record, with the partition keys of 97 customers.
 pub(crate) async fn put_numbers(
     client: &Client,
     stream: &str,
@@ -92,7 +92,7 @@ pub(crate) async fn put_numbers(
     Ok(())
 }
 
-/// Splits the first shard of the listing in two halves, and waits until it is done.
+/// Splits the first shard of the listing into two halves and waits until the stream is active.
 pub(crate) async fn split_first_shard(
     client: &Client,
     stream: &str,

@@ -1,4 +1,4 @@
-//! What is to be read, and how it is to be shown.
+//! The command-line arguments.
 
 use std::time::SystemTime;
 
@@ -7,27 +7,27 @@ use kinestream::{SequenceNumber, ShardId, StartingPosition};
 use lexopt::prelude::*;
 
 pub(crate) const USAGE: &str = "\
-Prints the records of a Kinesis stream as they come.
+Prints the records of a Kinesis stream as they arrive.
 
 usage: tail STREAM [options]        STREAM is a name or an ARN
-       tail --demo [options]        a stream in this process, which is written to
+       tail --demo [options]        reads a generated stream in this process
 
-  --from WHERE          latest (the default), trim-horizon, a time such as 2026-01-01T00:00:00Z, or
-                        a sequence number, with one --shard
-  --shard SHARD         reads this shard alone, by its name or number; may be given several times
-  --limit-records N     ends after so many records
-  --format FORMAT       text, json (a line each), hex, or raw (payloads, a line each);
-                        text on a terminal, raw elsewhere
-  --endpoint-url URL    another Kinesis than AWS's, such as http://127.0.0.1:4567
-  --fan-out CONSUMER    is pushed the records as this registered consumer
-  --application NAME    reads as a worker of this application: from its checkpoints on, which it moves,
-                        and with a share of its shards, also of those that --shard leaves out
-  --redis URL           where those are kept
-  --status              prints where the application stands, and reads nothing
+  --from POSITION       latest (default), trim-horizon, a time such as 2026-01-01T00:00:00Z, or a
+                        sequence number (requires exactly one --shard)
+  --shard SHARD         reads only this shard, by name or number; can be repeated
+  --limit-records N     stops after N records
+  --format FORMAT       text, json (one object per line), hex, or raw (one payload per line);
+                        default: text on a terminal, raw otherwise
+  --endpoint-url URL    uses another Kinesis endpoint, such as http://127.0.0.1:4567
+  --fan-out CONSUMER    uses enhanced fan-out with this registered consumer
+  --application NAME    reads as a worker of this application: resumes from its checkpoints, moves
+                        them, and takes a share of its shards, even of those that --shard excludes
+  --redis URL           the Redis of the application's checkpoints
+  --status              prints the shards and positions of the application without reading
   --help
 
-Region and credentials come from where every AWS tool has them: AWS_REGION, AWS_PROFILE, and so on.
-Records go to stdout; what else there is to say to stderr. Ctrl-C ends it.";
+Region and credentials come from the usual AWS sources: AWS_REGION, AWS_PROFILE, and so on.
+Records go to stdout, all other output to stderr. Ctrl-C stops the program.";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum From {
@@ -45,7 +45,7 @@ pub(crate) enum Format {
 
 #[derive(Debug)]
 pub(crate) struct Arguments {
-    /// None for a demonstration.
+    /// `None` for `--demo`.
     pub(crate) stream: Option<String>,
     pub(crate) from: From,
     pub(crate) shards: Vec<ShardId>,
@@ -58,7 +58,7 @@ pub(crate) struct Arguments {
     pub(crate) status: bool,
 }
 
-/// What this was started for; `None` where only the usage is asked for.
+/// Parses the arguments. Returns `None` for `--help`.
 pub(crate) fn parse() -> Result<Option<Arguments>, lexopt::Error> {
     let mut parser = lexopt::Parser::from_env();
     let mut found = Arguments {
@@ -92,16 +92,16 @@ pub(crate) fn parse() -> Result<Option<Arguments>, lexopt::Error> {
         }
     }
     if demo == found.stream.is_some() {
-        return Err("name one stream, or see --demo; --help tells more".into());
+        return Err("expected a stream name or --demo, but not both; see --help".into());
     }
     if found.application.is_some() != found.redis.is_some() {
-        return Err("--application and --redis go together: whose positions, and where".into());
+        return Err("--application and --redis must be used together".into());
     }
     if found.status && found.application.is_none() {
-        return Err("--status needs --application and --redis: whose positions, and where".into());
+        return Err("--status requires --application and --redis".into());
     }
     if matches!(found.from, From::Sequence(_)) && found.shards.len() != 1 {
-        return Err("a sequence number is of one shard: name it by --shard".into());
+        return Err("--from with a sequence number requires exactly one --shard".into());
     }
     Ok(Some(found))
 }
@@ -114,13 +114,13 @@ fn from(text: &str) -> Result<From, String> {
         "latest" => StartingPosition::Latest,
         "trim-horizon" => StartingPosition::TrimHorizon,
         time => StartingPosition::AtTimestamp(parse_time(time).ok_or(
-            "neither latest nor trim-horizon, nor a time such as 2026-01-01T00:00:00Z, nor a \
-             sequence number",
+            "expected latest, trim-horizon, a time such as 2026-01-01T00:00:00Z, or a sequence \
+             number",
         )?),
     }))
 }
 
-/// A name, or its number alone, as it is shown.
+/// Parses a shard by its name or by its number, as printed.
 fn shard(text: &str) -> Result<ShardId, kinestream::Error> {
     let number: Option<u64> = text.parse().ok();
     number.map_or_else(|| text.parse(), |number| format!("shardId-{number:012}").parse())
@@ -137,6 +137,6 @@ fn format(text: &str) -> Result<Format, &'static str> {
         "json" => Ok(Format::Json),
         "hex" => Ok(Format::Hex),
         "raw" => Ok(Format::Raw),
-        _ => Err("not one of text, json, hex, raw"),
+        _ => Err("expected text, json, hex or raw"),
     }
 }

@@ -1,4 +1,4 @@
-//! What is asked of Kinesis beside what the crate asks.
+//! Calls to Kinesis that the consumer does not make.
 
 use std::time::SystemTime;
 
@@ -9,7 +9,7 @@ use aws_sdk_kinesis::operation::get_shard_iterator::builders::GetShardIteratorFl
 use aws_sdk_kinesis::types::ShardIteratorType;
 use kinestream::{Checkpoint, ShardId};
 
-/// Those that were named are there. What else may be wrong the consumer tells.
+/// Checks that the shards exist. The consumer reports any other failure.
 pub(crate) async fn check_shards(
     client: &Client,
     stream: &str,
@@ -26,7 +26,7 @@ pub(crate) async fn check_shards(
     Ok(())
 }
 
-/// How far behind a position is, as Kinesis tells with the first record after it.
+/// Returns how far a position is behind, as Kinesis reports it with the first record after it.
 pub(crate) async fn millis_behind(
     client: &Client,
     stream: &str,
@@ -47,13 +47,13 @@ pub(crate) async fn millis_behind(
     let iterator = call.send().await.ok()?.shard_iterator?;
     let answer = client.get_records().shard_iterator(iterator).limit(1).send().await.ok()?;
     let lag = answer.millis_behind_latest?;
-    // The record itself is behind, too.
+    // The record itself is unread, so its age counts as well.
     let arrival = answer.records.first().and_then(|record| record.approximate_arrival_timestamp);
     let age = arrival.and_then(|time| SystemTime::try_from(time).ok()?.elapsed().ok());
     Some(lag.max(age.map_or(0, |age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX))))
 }
 
-/// For an iterator of a shard. An ARN may be of a stream in another account.
+/// Starts a call for an iterator of a shard. The stream may be an ARN in another account.
 fn iterator(client: &Client, stream: &str, shard: &ShardId) -> GetShardIteratorFluentBuilder {
     let call = client.get_shard_iterator().shard_id(shard.as_str());
     if stream.starts_with("arn:") { call.stream_arn(stream) } else { call.stream_name(stream) }

@@ -1,5 +1,5 @@
-//! A line for each shard, which changes as it is read: its rate and its lag, and a bar while it is
-//! catching up. Only where stderr is a terminal.
+//! Shows one status line per shard on stderr, if that is a terminal: the rate, the lag, and a bar
+//! while the shard catches up.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,21 +14,21 @@ use tokio::time::Instant;
 
 use crate::output::short;
 
-/// More lines than this tell nobody anything.
+/// The maximum number of lines. More would not be readable.
 const MOST_LINES: usize = 24;
 
-/// What was read of a shard.
+/// The progress of one shard.
 struct Line {
     bar: Option<ProgressBar>,
     records: u64,
     bytes: u64,
-    /// How far behind it was at first, in milliseconds.
+    /// The highest lag so far, in milliseconds.
     first_lag: u64,
     lag: u64,
-    /// What was read until a moment ago, for the rate.
+    /// The time and the record count of the last rate measurement.
     before: (Instant, u64),
     rate: f64,
-    /// Kinesis has asked for fewer calls, until then.
+    /// The line shows `throttled` until this time.
     throttled: Option<Instant>,
 }
 
@@ -51,7 +51,7 @@ impl Live {
         line.first_lag = line.first_lag.max(line.lag);
     }
 
-    /// Takes note of what happens beside records.
+    /// Updates the lines after an event.
     pub(crate) fn hear(&mut self, event: &Event) {
         match event {
             Event::ShardStarted { shard_id, .. } => {
@@ -86,7 +86,7 @@ impl Live {
         })
     }
 
-    /// Draws all lines anew.
+    /// Redraws all lines.
     pub(crate) fn draw(&mut self) {
         for (shard, line) in &mut self.shards {
             line.measure();
@@ -101,13 +101,13 @@ impl Live {
         }
     }
 
-    /// Prints above the lines.
+    /// Prints above the status lines.
     pub(crate) fn print_above<T>(&self, print: impl FnOnce() -> T) -> T {
         self.bars.suspend(print)
     }
 
-    /// The last word. The lines stay above it as they are: where they were drawn anew, the ^C that a
-    /// terminal writes behind them would be in the way.
+    /// Stops drawing and returns a summary. The lines stay above it. They are not redrawn, since
+    /// the terminal has echoed `^C` after them.
     pub(crate) fn sum_up(self) -> String {
         self.bars.set_draw_target(ProgressDrawTarget::hidden());
         let sum = |count: fn(&Line) -> u64| self.shards.values().map(count).sum::<u64>();
@@ -128,7 +128,7 @@ impl Line {
         let (at, records) = self.before;
         let time = at.elapsed().as_secs_f64();
         if time >= 1.0 {
-            #[allow(clippy::cast_precision_loss, reason = "a rate is told to its first digit")]
+            #[allow(clippy::cast_precision_loss, reason = "a rate is shown with one decimal")]
             let read = (self.records - records) as f64;
             self.rate = read / time;
             self.before = (Instant::now(), self.records);

@@ -1,10 +1,10 @@
-//! Prints the records of a Kinesis stream as they come, as `tail -f` prints the lines of a file.
+//! Prints the records of a Kinesis stream as they arrive, as `tail -f` prints the lines of a file.
 //!
 //!     cargo run --example tail -- orders --from trim-horizon
 //!     cargo run --example tail -- --demo
 //!
-//! `--help` tells the rest. Where stderr is a terminal, a line for each shard shows its rate and its lag,
-//! and a bar while it is catching up.
+//! `--help` lists all options. If stderr is a terminal, it shows one line per shard with the rate
+//! and the lag, and a bar while the shard catches up.
 
 mod arguments;
 mod calls;
@@ -32,7 +32,7 @@ use kinestream::{CheckpointOn, Consumer, Event, Record, RedisStore, ShardPositio
 use live::Live;
 use tokio::time::interval;
 
-/// Whoever is told of an error has been told: the program ends with 1.
+/// A result whose error ends the program with exit code 1.
 type Told<T> = Result<T, Box<dyn Error>>;
 
 #[tokio::main]
@@ -80,7 +80,7 @@ async fn client(arguments: &Arguments) -> Client {
     if let Some(url) = &arguments.endpoint_url {
         loader = loader.endpoint_url(url);
         let is_here = url.contains("://127.0.0.1") || url.contains("://localhost");
-        // Nobody checks them on this machine.
+        // Local servers do not check credentials.
         if is_here && std::env::var_os("AWS_ACCESS_KEY_ID").is_none() {
             let anybody = Credentials::new("local", "local", None, None, "local");
             loader = loader.credentials_provider(anybody).region(Region::new("us-east-1"));
@@ -89,7 +89,7 @@ async fn client(arguments: &Arguments) -> Client {
     Client::new(&loader.load().await)
 }
 
-/// A Kinesis in this process, with a stream that is written to.
+/// Starts Kinesis in this process with a stream that is written to continuously.
 async fn demonstration() -> Told<Client> {
     let (client, _port) = support::start_kinesis().await?;
     support::create_stream(&client, "orders", 3).await?;
@@ -106,7 +106,7 @@ async fn demonstration() -> Told<Client> {
 }
 
 async fn consumer(client: &Client, stream: &str, arguments: &Arguments) -> Told<Consumer> {
-    // A record is finished when it is printed, and several are printed at once.
+    // A record is acknowledged once it is printed. Several records are printed at once.
     let mut builder = Consumer::builder(client.clone(), stream).checkpoint_on(CheckpointOn::Ack);
     builder = match (&arguments.from, &arguments.shards[..]) {
         (From::All(position), _) => builder.starting_position(*position),
@@ -125,7 +125,7 @@ async fn consumer(client: &Client, stream: &str, arguments: &Arguments) -> Told<
     Ok(builder.build()?)
 }
 
-/// Prints to stdout. Whoever reads it may have seen enough, as `head` has.
+/// Prints to stdout. Returns `Break` if the reading end is closed, as by `head`.
 fn print(bytes: &[u8]) -> std::io::Result<ControlFlow<()>> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
@@ -135,7 +135,7 @@ fn print(bytes: &[u8]) -> std::io::Result<ControlFlow<()>> {
     }
 }
 
-/// Prints what comes, until there is no more, or enough, or Ctrl-C.
+/// Prints records until the stream ends, the limit is reached, or Ctrl-C.
 async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
     let usual = if console::user_attended() { Format::Text } else { Format::Raw };
     let format = arguments.format.unwrap_or(usual);
@@ -163,7 +163,7 @@ async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
                 }
             }
             next = records.next() => {
-                // What is there goes out at once, up to a mebibyte.
+                // Print all records that are ready at once, up to 1 MiB.
                 let mut next = Some(next);
                 while let Some(Some(Ok(record))) = next {
                     live.count(&record);
@@ -205,7 +205,7 @@ async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
     }
     let summary = live.sum_up();
     if is_interrupted && console::user_attended_stderr() {
-        // Behind the ^C.
+        // Start a new line after the echoed ^C.
         eprintln!();
     }
     if told.is_ok() {
@@ -214,19 +214,19 @@ async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
     told
 }
 
-/// What is worth a line: a call that has failed more than once.
+/// Returns a note for a call that has failed twice in a row.
 fn note(event: &Event) -> Option<String> {
     match event {
-        Event::Retried { message, attempt: 2, .. } => Some(format!("trying again: {message}")),
+        Event::Retried { message, attempt: 2, .. } => Some(format!("retrying: {message}")),
         Event::Throttled { shard_id: Some(shard), attempt: 2 } => {
-            Some(format!("asked to slow down with shard {}", output::short(shard.as_str())))
+            Some(format!("throttled: shard {}", output::short(shard.as_str())))
         }
-        Event::Throttled { shard_id: None, attempt: 2 } => Some("asked to slow down".to_owned()),
+        Event::Throttled { shard_id: None, attempt: 2 } => Some("throttled".to_owned()),
         _ => None,
     }
 }
 
-/// All records, or those of some shards.
+/// Returns the records of all shards, or of the selected ones.
 fn records(
     consumer: &Consumer,
     arguments: &Arguments,
@@ -239,8 +239,8 @@ fn records(
     only(shards, move |shard| wanted.contains(shard.shard_id())).boxed()
 }
 
-/// The records of those shards that are wanted. The others are held, and not polled: nothing is read of
-/// them.
+/// Returns the records of the wanted shards. The other shards are kept and never polled, so nothing
+/// is read from them.
 fn only(
     shards: impl Stream<Item = kinestream::Result<ShardStream>> + Unpin,
     is_wanted: impl Fn(&ShardStream) -> bool,

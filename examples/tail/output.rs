@@ -1,4 +1,4 @@
-//! One record, as it is printed.
+//! Formats one record for printing.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::arguments::Format;
 
-/// The record in this format, with the end of its line.
+/// Returns the record in this format, with a line end.
 pub(crate) fn print(record: &Record, format: Format) -> Vec<u8> {
     let mut line = match format {
         Format::Raw => record.data().to_vec(),
@@ -23,7 +23,7 @@ pub(crate) fn print(record: &Record, format: Format) -> Vec<u8> {
 
 fn text(record: &Record) -> String {
     let data = String::from_utf8_lossy(record.data());
-    // What would move the cursor stays what it is.
+    // Escape control characters, which could move the cursor.
     let data: String = data.chars().flat_map(shown).collect();
     format!(
         "{} {} {} {data}",
@@ -66,7 +66,7 @@ fn arrival(record: &Record) -> Option<String> {
     time.fmt(DateTimeFormat::DateTime).ok()
 }
 
-/// The name of a shard without what all of them begin with.
+/// Returns the shard's number: its name without the common prefix.
 pub(crate) fn short(shard: &str) -> &str {
     match shard.strip_prefix("shardId-").map(|number| number.trim_start_matches('0')) {
         Some("") => "0",

@@ -1,4 +1,4 @@
-//! Where an application stands.
+//! The status of an application.
 
 use aws_sdk_kinesis::Client;
 use console::style;
@@ -7,7 +7,7 @@ use kinestream::{Consumer, ShardState};
 use crate::calls::millis_behind;
 use crate::output::short;
 
-/// Every shard that the application knows, and how far behind each is.
+/// Returns a table of the application's shards with state, lag, owner and position.
 pub(crate) async fn show(
     client: &Client,
     stream: &str,
@@ -28,10 +28,10 @@ pub(crate) async fn show(
         let state = match at.state {
             ShardState::Reading => style("reading").green(),
             ShardState::Unassigned => style("free").red(),
-            ShardState::Expired => style("lost").red(),
+            ShardState::Expired => style("expired").red(),
             ShardState::Unreadable => style("unreadable").red(),
             ShardState::Waiting => style("waiting").yellow(),
-            ShardState::HandingOff => style("leaving").yellow(),
+            ShardState::HandingOff => style("handoff").yellow(),
             _ => style("finished").dim(),
         };
         let behind = match &at.position {
@@ -49,7 +49,7 @@ pub(crate) async fn show(
         ));
     }
     if status.shards.is_empty() {
-        lines.push("nothing is stored: the application has not begun, or has another name".into());
+        lines.push("no positions stored: the application is new, or has another name".into());
     }
     Ok(lines.join("\n") + "\n")
 }

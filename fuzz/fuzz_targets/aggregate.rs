@@ -1,4 +1,5 @@
-//! What a producer has packed, or a stranger who knows the checksum.
+//! Fuzzes the parser of aggregated records. Each input gets a valid checksum, which any sender can
+//! add.
 //!
 //!     cargo install cargo-fuzz
 //!     cargo fuzz run --sanitizer none aggregate -- -max_total_time=60

@@ -1,4 +1,5 @@
-//! What a store gives back: the names and the values of the hash that Redis keeps.
+//! Fuzzes the parsers of checkpoints, sequence numbers and shard IDs: the texts of the hash that
+//! Redis stores.
 //!
 //!     cargo install cargo-fuzz
 //!     cargo fuzz run --sanitizer none checkpoint -- -max_total_time=60
@@ -13,7 +14,7 @@ fuzz_target!(|bytes: &[u8]| {
         let written = checkpoint.to_string();
         assert_eq!(written.parse::<Checkpoint>().ok(), Some(checkpoint.clone()), "{text:?}");
         assert!(!checkpoint.supersedes(&checkpoint), "{text:?}");
-        assert!(written.len() <= 180, "{text:?} is written at length");
+        assert!(written.len() <= 180, "the text form of {text:?} is too long");
     }
     if let Ok(number) = text.parse::<SequenceNumber>() {
         assert_eq!(number.as_str(), text);

@@ -83,8 +83,8 @@ pub(super) struct InFlightCounter {
 }
 
 impl ByteAllowance {
-    /// Returns how many of the next records are allowed, with their bytes; `Err` with the bytes of the
-    /// first if that one exceeds the limit.
+    /// Returns the number of next records that are allowed, with their bytes. Returns `Err` with the
+    /// bytes of the first if that one exceeds the limit.
     pub(crate) fn fit(self, sizes: impl Iterator<Item = usize>) -> Result<(usize, usize), usize> {
         let (mut records, mut bytes) = (0, 0_usize);
         for size in sizes {
@@ -192,7 +192,7 @@ mod tests {
 
     fn fit(counter: &mut InFlightCounter, sizes: &[usize]) -> Result<(usize, usize), usize> {
         let bytes = counter.allowance().and_then(|allowance| allowance.bytes);
-        bytes.expect("a limit of bytes that holds nothing").fit(sizes.iter().copied())
+        bytes.expect("a byte limit that does not hold the shard").fit(sizes.iter().copied())
     }
 
     #[tokio::test(start_paused = true)]
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_record_fits_whatever_its_size() {
+    async fn one_record_of_any_size_fits() {
         let mut counter = counter(10, 1);
         assert_eq!(fit(&mut counter, &[usize::MAX, 1]), Ok((1, usize::MAX)));
         counter.add(1, 0);

@@ -1,4 +1,4 @@
-//! The position of one shard, shared by those that deliver, finish and save its records.
+//! The position of one shard while it is read: delivery, acknowledgement and the writer share it.
 
 mod state;
 mod times;
@@ -22,18 +22,23 @@ pub(crate) use state::{Advance, Passed};
 /// The position of one shard while it is read.
 pub(crate) struct Watermark {
     state: Mutex<State>,
-    /// Records below this number have been delivered, or were to be and are taken back.
+    /// Records below this number have been delivered, or were allowed and then returned.
     delivered: AtomicU64,
     on_advance: Box<dyn Fn(Advance) + Send + Sync>,
 }
 
 impl Watermark {
-    /// `on_advance` is called, without any lock held, after each advance.
+    /// Creates a watermark that calls `on_advance` after each advance, without holding a lock.
     pub(crate) fn new(on_advance: impl Fn(Advance) + Send + Sync + 'static) -> Self {
-        Self { state: Mutex::default(), delivered: AtomicU64::new(0), on_advance: Box::new(on_advance) }
+        Self {
+            state: Mutex::default(),
+            delivered: AtomicU64::new(0),
+            on_advance: Box::new(on_advance),
+        }
     }
 
-    /// Sets the checkpoint that is stored before any record is finished. The caller flushes the writer.
+    /// Sets the checkpoint to store before any record is acknowledged. The caller flushes the
+    /// writer.
     pub(crate) fn start_at(&self, start: Checkpoint) {
         let is_first = {
             let mut state = self.lock();
@@ -43,8 +48,9 @@ impl Watermark {
         (self.on_advance)(Advance::Position { is_first });
     }
 
-    /// The next `records` go to the caller now. The number of the first; `None` where none may go
-    /// any more. `bytes` counts payloads and partition keys, or is 0 without a limit of them.
+    /// Counts the next `records` as in flight and returns the number of the first. Returns `None`
+    /// once the shard is retired. `bytes` is the size of payloads and partition keys, or 0 without
+    /// a byte limit.
     pub(crate) fn hand_out(&self, records: usize, bytes: usize) -> Option<u64> {
         let mut state = self.lock();
         if state.retired {
@@ -62,29 +68,29 @@ impl Watermark {
         self.lock().in_flight.refuse(bytes);
     }
 
-    /// How many records have been delivered.
+    /// Returns the number of delivered records.
     pub(crate) fn delivered(&self) -> u64 {
         self.delivered.load(Ordering::Relaxed)
     }
 
-    /// How many records are delivered and not finished, and for how long the oldest of them has
-    /// been: to the second, where it is asked each second.
+    /// Returns the number of records that are delivered and not acknowledged, and the age of the
+    /// oldest. The age is exact to one second if this is called every second.
     pub(crate) fn unfinished(&self) -> (usize, Option<Duration>) {
         self.lock().unfinished(self.delivered())
     }
 
-    /// Limits what may be in flight.
+    /// Sets the in-flight limits.
     pub(crate) fn set_limits(&self, limits: InFlightConfig) {
         self.lock().in_flight.set_limits(limits);
     }
 
-    /// Returns the limit that holds the shard, so that no record is delivered.
+    /// Returns the limit that holds the shard: while there is one, no record is delivered.
     pub(crate) fn held_by(&self) -> Option<InFlightLimit> {
         self.lock().in_flight.limit()
     }
 
-    /// Returns the limit that has held the shard for `time`, how many records are unfinished, and
-    /// since when. Said once, until a record is finished.
+    /// Returns the limit that has held the shard for `time`, the number of unacknowledged records
+    /// and the age of the oldest. Returns it once, until a record is acknowledged.
     pub(crate) fn stalled(&self, time: Duration) -> Option<(InFlightLimit, usize, Duration)> {
         let mut state = self.lock();
         let (limit, held) = state.in_flight.stalled(time)?;
@@ -92,17 +98,17 @@ impl Watermark {
         Some((limit, records, oldest.unwrap_or(held)))
     }
 
-    /// For how long the position has been further than it was when it was last taken.
+    /// Returns for how long the position has differed from the one last taken.
     pub(crate) fn changed_for(&self) -> Option<Duration> {
         self.lock().changed_at.map(|at| at.elapsed())
     }
 
-    /// No record is handed out from now on.
+    /// Stops delivery: no further record is handed out.
     pub(crate) fn retire(&self) {
         self.lock().retired = true;
     }
 
-    /// Ready when every record that was handed out is finished, or taken back.
+    /// Completes when every record that was handed out is acknowledged or returned.
     pub(crate) fn poll_settled(&self, context: &mut Context<'_>) -> Poll<()> {
         let before = {
             let mut state = self.lock();
@@ -111,18 +117,18 @@ impl Watermark {
             }
             state.settling.replace(context.waker().clone())
         };
-        // Not under the lock: what a waker holds may be dropped with it.
+        // Not under the lock: dropping a waker may run the caller's code.
         drop(before);
         Poll::Pending
     }
 
-    /// The position, as far as it has advanced.
+    /// Returns the current checkpoint.
     pub(crate) fn position(&self) -> Option<Checkpoint> {
         let state = self.lock();
         state.checkpoint()
     }
 
-    /// What may be delivered within the limits; waits while that is nothing.
+    /// Returns what may be delivered within the limits. Pending while a limit holds the shard.
     pub(crate) fn poll_allowance(&self, context: &mut Context<'_>) -> Poll<Allowance> {
         let before = {
             let mut state = self.lock();
@@ -131,12 +137,12 @@ impl Watermark {
                 Some(allowance) => return Poll::Ready(allowance),
             }
         };
-        // Not under the lock: what a waker holds may be dropped with it.
+        // Not under the lock: dropping a waker may run the caller's code.
         drop(before);
         Poll::Pending
     }
 
-    /// Records that no other one comes up to there but those that were delivered.
+    /// Notes that the shard has no record up to `passed` other than those handed out.
     pub(crate) fn pass(&self, passed: Passed) {
         let (advanced, is_first) = {
             let mut state = self.lock();
@@ -149,7 +155,7 @@ impl Watermark {
         }
     }
 
-    /// The shard is closed and its last record has been handed out.
+    /// Marks the shard as closed, with its last record handed out.
     pub(crate) fn end(&self) {
         let complete = {
             let mut state = self.lock();
@@ -163,7 +169,8 @@ impl Watermark {
         }
     }
 
-    /// The checkpoint, if it has changed since it was last taken, and since when it has.
+    /// Returns the checkpoint and the time of its change, if it has changed since it was last
+    /// taken.
     pub(crate) fn take_changed(&self) -> Option<(Checkpoint, Instant)> {
         let mut state = self.lock();
         let since = state.changed_at.take()?;
@@ -171,7 +178,7 @@ impl Watermark {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing under the lock panics; if it did, a position that is behind is safe.
+        // No code under the lock panics. If it did, the position would be too early, which is safe.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -244,7 +251,7 @@ mod tests {
     use super::*;
     use crate::record::SequenceNumber;
 
-    /// So many records: each with its number, and a sequence number of 1000 and up with gaps.
+    /// Returns `count` records: numbers from 0, and sequence numbers from 1007 in steps of 7.
     fn records(count: usize) -> Vec<(u64, SequenceNumber)> {
         (0..count as u64)
             .map(|number| (number, (1007 + 7 * number).to_string().parse().unwrap()))
@@ -252,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_unfinished_record_has_its_time_and_costs_no_memory() {
+    async fn age_of_the_oldest_record_is_exact_with_1000_unfinished() {
         let watermark = Watermark::new(|_| {});
         let second = Duration::from_secs(1);
         assert_eq!(watermark.unfinished(), (0, None));
@@ -260,11 +267,11 @@ mod tests {
         for (number, _) in &records {
             assert_eq!(watermark.hand_out(1, 0), Some(*number));
             watermark.deliver(number + 1);
-            assert!(watermark.unfinished().0 > 0, "it is asked each second");
+            assert!(watermark.unfinished().0 > 0, "the record is unfinished");
             tokio::time::advance(second).await;
         }
         assert_eq!(watermark.unfinished(), (1000, Some(1000 * second)));
-        // What lies behind the first changes nothing.
+        // Records after the first do not change its age.
         for (number, place) in &records[1..] {
             watermark.finish(*number, &PositionBuf::from(place), 0);
         }
@@ -272,7 +279,7 @@ mod tests {
         watermark.finish(0, &PositionBuf::from(&records[0].1), 0);
         assert_eq!(watermark.unfinished(), (0, None));
         watermark.hand_out(2, 0);
-        assert_eq!(watermark.unfinished(), (0, None), "none of them is delivered yet");
+        assert_eq!(watermark.unfinished(), (0, None), "neither record is delivered yet");
         watermark.deliver(1001);
         assert_eq!(watermark.unfinished().0, 1);
         tokio::time::advance(second).await;
@@ -283,7 +290,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn limit_that_holds_is_said_once_until_a_record_is_finished() {
+    async fn stall_is_reported_once_until_a_record_is_finished() {
         let watermark = Watermark::new(|_| {});
         watermark.set_limits(InFlightConfig { records: 2, bytes: usize::MAX });
         let (second, records) = (Duration::from_secs(1), records(4));
@@ -302,7 +309,7 @@ mod tests {
         tokio::time::advance(second).await;
         assert_eq!(stalled(), Some((InFlightLimit::Records, 2, 61 * second)));
         tokio::time::advance(60 * second).await;
-        assert_eq!(stalled(), None, "it is said once");
+        assert_eq!(stalled(), None, "the stall is reported once");
         watermark.finish(1, &PositionBuf::from(&records[1].1), 0);
         assert!(watermark.held_by().is_none());
         deliver();
@@ -310,14 +317,14 @@ mod tests {
         assert_eq!(
             stalled(),
             Some((InFlightLimit::Records, 2, 151 * second)),
-            "and again when it has moved"
+            "a new stall is reported after an acknowledgement"
         );
     }
 
     proptest! {
-        /// Against the plainest model there is: a list of flags.
+        /// Compares with the simplest model: a list of flags.
         #[test]
-        fn advances_over_the_finished_prefix_and_no_further(
+        fn position_advances_over_the_finished_prefix_only(
             count in 1..30_usize,
             picks in prop::collection::vec(any::<prop::sample::Index>(), 0..60),
             end_after in 0..60_usize,
@@ -363,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_made_by_finishing() {
+    fn finished_record_makes_room_and_wakes_the_stream() {
         let watermark = Watermark::new(|_| {});
         let (waker, count) = futures_test_waker();
         let mut context = Context::from_waker(&waker);
@@ -374,7 +381,7 @@ mod tests {
         watermark.finish(1, &(&records[1].1).into(), 0);
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
         let Poll::Ready(allowance) = watermark.poll_allowance(&mut context) else {
-            panic!("a record was finished")
+            panic!("expected an allowance after a record was finished")
         };
         assert_eq!(allowance.records, 1);
         watermark.refuse(21);

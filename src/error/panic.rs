@@ -1,16 +1,16 @@
 //! Containment of panics in code that the caller supplies.
 //!
-//! | code of the caller | called by | what a panic leaves |
+//! | caller's code | called by | state after a panic |
 //! |---|---|---|
-//! | store: saves | the writer's task | the positions stay pending, and are saved by the next attempt |
-//! | store: exchanges | the worker's task | the table as it was seen last; leases are valid until they expire |
-//! | store: tables and edits | the caller's own call | nothing changed here |
-//! | HTTP client, interceptors, credentials provider | a shard's fetches, listings | the position behind the last answer |
+//! | store: saves | the writer's task | the positions stay pending; the next attempt saves them |
+//! | store: exchanges | the worker's task | the lease table as last seen; leases are valid until they expire |
+//! | store: tables and edits | the caller's own call | nothing is changed in this crate |
+//! | HTTP client, interceptors, credentials provider | a shard's fetches, listings | the position after the last response |
 //! | metrics recorder, tracing layer | every task, the caller's polls, `ack()` | one measurement or log line is missing |
-//! | wakers of streams: `clone` | the caller's polls; never under a lock | the stream as it was; the poll panics |
-//! | wakers of streams: `wake`, `drop` | every task, the caller's own calls; never under a lock | the others are woken, and a wake is repeated |
+//! | stream wakers: `clone` | the caller's polls; never under a lock | the stream is unchanged; the poll panics |
+//! | stream wakers: `wake`, `drop` | every task, the caller's own calls; never under a lock | the other wakers are woken; a wake is repeated |
 //!
-//! Each call is contained where it is made. A panic that gets past that is caught by the task, which
+//! Each call is contained where it is made. A panic that escapes is caught by the task, which
 //! restarts with the state that it has, or reports an error.
 
 use std::any::Any;
@@ -19,7 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use futures::FutureExt;
 
-/// The number of panics in a row that are reported by events alone.
+/// The number of consecutive panics that are reported by events only.
 pub(crate) const TOLERATED: u32 = 2;
 
 /// The message of a panic.
@@ -33,9 +33,9 @@ impl Panic {
             Err(payload) => match payload.downcast::<&'static str>() {
                 Ok(said) => (*said).to_owned(),
                 Err(payload) => {
-                    // The destructor of the payload may panic as well.
+                    // Dropping the payload may panic as well.
                     let _dropped = catch_unwind(AssertUnwindSafe(|| drop(payload)));
-                    "a panic without a message".to_owned()
+                    "panic without a message".to_owned()
                 }
             },
         };
@@ -51,12 +51,12 @@ impl fmt::Display for Panic {
 
 impl std::error::Error for Panic {}
 
-/// Runs a future, and returns its panic as an error.
+/// Runs a future and returns its panic as an error.
 pub(crate) async fn contain<T>(future: impl Future<Output = T>) -> Result<T, Panic> {
     AssertUnwindSafe(future).catch_unwind().await.map_err(Panic::new)
 }
 
-/// Calls a function, and returns its panic as an error.
+/// Calls a function and returns its panic as an error.
 pub(crate) fn contain_call<T>(call: impl FnOnce() -> T) -> Result<T, Panic> {
     catch_unwind(AssertUnwindSafe(call)).map_err(Panic::new)
 }
@@ -76,7 +76,7 @@ mod tests {
         let said = |result: Result<(), Panic>| result.unwrap_err().to_string();
         assert_eq!(said(contain(async { panic!("boom") }).await), "boom");
         assert_eq!(said(contain(async { panic!("boom {}", 1) }).await), "boom 1");
-        assert_eq!(said(contain_call(|| std::panic::panic_any(Bomb))), "a panic without a message");
+        assert_eq!(said(contain_call(|| std::panic::panic_any(Bomb))), "panic without a message");
         assert_eq!(contain(async { 7 }).await.unwrap(), 7);
     }
 }

@@ -1,4 +1,4 @@
-//! The one table that says what each answer of Kinesis other than success asks for.
+//! Classifies failed calls to Kinesis: one table maps each error code to a retry action.
 
 use std::error::Error as StdError;
 use std::time::SystemTime;
@@ -10,28 +10,29 @@ use aws_sdk_kinesis::types::error::SubscribeToShardEventStreamError;
 
 use super::{Error, ErrorKind, Panic, TOLERATED};
 
-/// What a failed call asks for.
+/// The reaction to a failed call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RetryAction {
-    /// Fewer calls: back off, keep the iterator.
+    /// Back off and reduce the call rate. The iterator is kept.
     SlowDown,
-    /// The same call again, after a back-off.
+    /// Back off and repeat the call.
     Retry,
-    /// The same, and a report to the caller where it lasts: the answer is of no use.
+    /// Like `Retry`, and report the error if the failure lasts: the response is unusable.
     RetryThenReport,
-    /// The same: another caller of a shared call has failed a moment ago, and its failure says the rest.
+    /// Like `Retry`: a shared call is in its back-off after it failed for another reader. The error
+    /// contains that failure.
     CoolDown,
-    /// A new iterator after the last record fetched.
+    /// Get a new iterator after the last fetched record.
     RestartIterator,
-    /// The listing again from its first page. The caller gets the error if that fails for long.
+    /// Restart the listing from its first page. The error is reported if that fails for long.
     RestartListing,
-    /// The sequence number is not one of this shard's any more: the policy decides.
+    /// Apply the `on_trimmed` policy: the sequence number is no longer valid in this shard.
     Trimmed,
-    /// Somebody else has what is asked for, and will let it go.
+    /// Wait until another holder of the resource releases it.
     WaitForOther,
-    /// The stream or the shard is not there.
+    /// The stream or the shard does not exist.
     Gone,
-    /// Nothing that this crate can cure: tell the caller, try again slowly.
+    /// Report the error and retry slowly: the crate cannot fix the cause.
     Report,
 }
 
@@ -43,17 +44,17 @@ impl RetryAction {
     }
 }
 
-/// A failed call: what to do about it, and what to tell the caller where that is not enough.
+/// A failed call: the action to take, and the error to report if the action does not help.
 #[derive(Debug)]
 pub(crate) struct ClassifiedError {
     pub(crate) action: RetryAction,
     pub(crate) error: Error,
-    /// When it was answered, by the server's clock, in whole seconds.
+    /// The time of the response by the server's clock, in whole seconds.
     pub(crate) answered: Option<SystemTime>,
 }
 
 impl ClassifiedError {
-    /// Sorts the error of the call `operation`, such as `"GetRecords"`.
+    /// Classifies the error of the call `operation`, such as `"GetRecords"`.
     pub(crate) fn of<E>(operation: &'static str, error: SdkError<E, HttpResponse>) -> Self
     where
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
@@ -63,8 +64,8 @@ impl ClassifiedError {
         Self { action, error: Error::new(kind, message).with_source(error), answered }
     }
 
-    /// Sorts an error that was pushed instead of an event. Its name stands where the SDK does not look
-    /// for it, but it has made of it what it is.
+    /// Classifies an error that a subscription received instead of an event. The SDK does not find
+    /// the error code of such an error, but parses it into the right variant.
     pub(crate) fn of_event<R>(
         operation: &'static str,
         error: SdkError<SubscribeToShardEventStreamError, R>,
@@ -85,29 +86,31 @@ impl ClassifiedError {
                     Pushed::KmsNotFoundException(_) => (400, "KMSNotFoundException"),
                     Pushed::KmsOptInRequired(_) => (400, "KMSOptInRequired"),
                     Pushed::KmsThrottlingException(_) => (400, "KMSThrottlingException"),
-                    // It has ended a subscription that was there: whatever it is, asking again shows.
+                    // The error ended an open subscription. If it lasts, the next subscription
+                    // fails with it.
                     _ => (500, pushed.code().unwrap_or("InternalFailureException")),
                 };
                 sort_answer(operation, status, code, pushed.message().unwrap_or_default())
             }
             SdkError::ResponseError(_) => unreadable(operation),
-            _ => retry(operation, "the subscription was lost"),
+            _ => retry(operation, "the subscription's connection was lost"),
         };
         Self { action, error: Error::new(kind, message).with_source(error), answered: None }
     }
 
-    /// A call in which code of the caller panicked: an interceptor, say.
+    /// Creates the error of a call in which the caller's code panicked, such as an interceptor.
     pub(crate) fn panicked(operation: &'static str, panic: Panic) -> Self {
         let message = format!(
-            "{operation} panicked in the client's own code (HTTP client, interceptor or credentials \
-             provider), which is to be fixed: {panic}"
+            "{operation} panicked in the client's HTTP client, interceptor or credentials provider; \
+             fix that code: {panic}"
         );
         let error = Error::new(ErrorKind::Panicked, message).with_source(panic);
         Self { action: RetryAction::Retry, error, answered: None }
     }
 
-    /// What to do after so many panics in a row, which this failure continues or ends: one that
-    /// repeats is reported. Those of shared calls are counted by their [`Cooldown`](crate::cooldown::Cooldown).
+    /// Returns the action, and updates `panics`, the number of consecutive panics. A repeated panic
+    /// is reported. The panics of shared calls are counted by their
+    /// [`Cooldown`](crate::cooldown::Cooldown).
     pub(crate) fn action_after(&self, panics: &mut u32) -> RetryAction {
         if self.action == RetryAction::CoolDown || self.error.is_shared() {
             return self.action;
@@ -120,30 +123,33 @@ impl ClassifiedError {
         if *panics > TOLERATED { RetryAction::Report } else { self.action }
     }
 
-    /// An answer without what was asked for.
+    /// Creates the error of a response that lacks the requested field `what`.
     pub(crate) fn without(operation: &str, what: &str) -> Self {
         Self {
             action: RetryAction::RetryThenReport,
-            error: Error::new(ErrorKind::Unavailable, format!("{operation} gave no {what}")),
+            error: Error::new(
+                ErrorKind::Unavailable,
+                format!("{operation} failed: the response has no {what}"),
+            ),
             answered: None,
         }
     }
 
-    /// A call that gave no answer in time.
+    /// Creates the error of a call that got no response in time.
     pub(crate) fn timed_out(operation: &'static str, seconds: u64) -> Self {
         Self {
             action: RetryAction::Retry,
             error: Error::new(
                 ErrorKind::Unavailable,
-                format!("Kinesis did not answer {operation} within {seconds} s"),
+                format!("{operation} failed: no response within {seconds} s"),
             ),
             answered: None,
         }
     }
 }
 
-/// What an answer says of the time at which it was given: its `Date`, which the SDK does not pass
-/// on.
+/// Returns the time at which the server sent a response: its `Date` header, which the SDK does not
+/// pass on.
 pub(crate) fn date_of(answer: &HttpResponse) -> Option<SystemTime> {
     let date = DateTime::from_str(answer.headers().get("date")?, DateTimeFormat::HttpDate).ok()?;
     date.try_into().ok()
@@ -160,18 +166,22 @@ where
             let message = answer.err().message().unwrap_or_default();
             sort_answer(operation, status.as_u16(), code, message)
         }
-        // The answer was cut short, or comes from something between us.
+        // The response was cut short, or comes from a proxy.
         SdkError::ResponseError(_) => unreadable(operation),
-        SdkError::TimeoutError(_) => retry(operation, "it did not answer in time"),
-        SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() => {
-            retry(operation, "no connection; check the endpoint, the region and the network")
-        }
+        SdkError::TimeoutError(_) => retry(operation, "no response in time"),
+        SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() => retry(
+            operation,
+            "no connection to Kinesis; check the endpoint, the region and the network",
+        ),
         _ => sort_unsent(operation, error),
     }
 }
 
-/// The request never left: credentials, region, endpoint.
-fn sort_unsent(operation: &str, error: &(dyn StdError + 'static)) -> (RetryAction, ErrorKind, String) {
+/// Classifies an error of a request that was never sent: credentials, region, endpoint.
+fn sort_unsent(
+    operation: &str,
+    error: &(dyn StdError + 'static),
+) -> (RetryAction, ErrorKind, String) {
     let causes = std::iter::successors(Some(error), |error| (**error).source())
         .map(|error| error.to_string().to_lowercase())
         .collect::<Vec<_>>()
@@ -190,7 +200,7 @@ fn sort_unsent(operation: &str, error: &(dyn StdError + 'static)) -> (RetryActio
     (RetryAction::Report, kind, format!("{operation} was not sent: {advice}"))
 }
 
-/// Error codes as the API reference of each operation lists them, and the general ones of
+/// Classifies the error codes that the API reference of each operation lists, and those of
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/CommonErrors.html>.
 fn sort_answer(
     operation: &str,
@@ -204,7 +214,7 @@ fn sort_answer(
         "InvalidArgumentException" if operation == "ListShards" && !about("token") => (
             RetryAction::Report,
             ErrorKind::Rejected,
-            "the shard filter was refused; check that the starting position is not in the future",
+            "the shard filter was rejected; check that the starting position is not in the future",
         ),
         "ProvisionedThroughputExceededException"
         | "KMSThrottlingException"
@@ -217,7 +227,7 @@ fn sort_answer(
         | "TooManyRequestsException"
         | "BandwidthLimitExceeded"
         | "RequestLimitExceeded" => {
-            (RetryAction::SlowDown, ErrorKind::Throttled, "Kinesis asks for fewer calls")
+            (RetryAction::SlowDown, ErrorKind::Throttled, "throttled by Kinesis")
         }
         "ExpiredIteratorException" => {
             (RetryAction::RestartIterator, ErrorKind::Unavailable, "the shard iterator has expired")
@@ -228,40 +238,39 @@ fn sort_answer(
         "InvalidArgumentException" if about("sequence") => (
             RetryAction::Trimmed,
             ErrorKind::Trimmed,
-            "the position has left the stream's retention, or belongs to an earlier stream of \
-             the same name",
+            "the position is older than the stream's retention, or belongs to an earlier stream \
+             of the same name",
         ),
-        // A timestamp ahead of the server's clock: it will catch up.
-        "InvalidArgumentException" if about("timestamp") => {
-            (RetryAction::Retry, ErrorKind::Rejected, "the timestamp was refused")
-        }
+        // The timestamp is ahead of the server's clock, which catches up.
+        "InvalidArgumentException" if about("timestamp") => (
+            RetryAction::Retry,
+            ErrorKind::Rejected,
+            "the timestamp was rejected; it may be ahead of the server's clock",
+        ),
         "ResourceInUseException" => (
             RetryAction::WaitForOther,
             ErrorKind::Unavailable,
-            "somebody else has it, or had it until a moment ago",
+            "the resource is still in use, for example by another subscription to the shard",
         ),
         "ResourceNotFoundException" => (
             RetryAction::Gone,
             ErrorKind::NotFound,
-            "there is no such stream or shard; check the stream's name, the region and the \
-             account",
+            "no such stream or shard; check the stream's name, the region and the account",
         ),
         _ if status >= 500 || status == 408 => {
-            (RetryAction::Retry, ErrorKind::Unavailable, "Kinesis failed")
+            (RetryAction::Retry, ErrorKind::Unavailable, "temporary Kinesis failure")
         }
-        _ if status == 429 => {
-            (RetryAction::SlowDown, ErrorKind::Throttled, "Kinesis asks for fewer calls")
-        }
-        _ => (RetryAction::Report, ErrorKind::Rejected, "Kinesis refused the call"),
+        _ if status == 429 => (RetryAction::SlowDown, ErrorKind::Throttled, "throttled by Kinesis"),
+        _ => (RetryAction::Report, ErrorKind::Rejected, "request rejected by Kinesis"),
     });
     let code = if code.is_empty() { "no error code" } else { code };
     let detail = if message.is_empty() { String::new() } else { format!(": {message}") };
-    (action, kind, format!("{operation}: {advice} ({status} {code}{detail})"))
+    (action, kind, format!("{operation} failed: {advice} ({status} {code}{detail})"))
 }
 
 type Cure = (RetryAction, ErrorKind, &'static str);
 
-/// What needs other permissions, credentials or keys.
+/// Classifies the codes of missing permissions, credentials or keys.
 fn cure_of_denial(code: &str) -> Option<Cure> {
     Some(match code {
         "AccessDeniedException"
@@ -271,7 +280,7 @@ fn cure_of_denial(code: &str) -> Option<Cure> {
         | "KMSAccessDeniedException" => (
             RetryAction::Report,
             ErrorKind::Denied,
-            "access was denied; the README lists the IAM actions that are needed",
+            "access denied; grant the IAM actions that the README lists",
         ),
         "KMSDisabledException"
         | "KMSInvalidStateException"
@@ -279,8 +288,8 @@ fn cure_of_denial(code: &str) -> Option<Cure> {
         | "KMSOptInRequired" => (
             RetryAction::Report,
             ErrorKind::Denied,
-            "the stream's KMS key cannot be used; check that it exists, is enabled and may be \
-             used for kms:Decrypt",
+            "the stream's KMS key cannot be used; check that the key exists, is enabled and allows \
+             kms:Decrypt",
         ),
         "UnrecognizedClientException"
         | "InvalidClientTokenId"
@@ -295,14 +304,15 @@ fn cure_of_denial(code: &str) -> Option<Cure> {
         | "OptInRequired" => (
             RetryAction::Report,
             ErrorKind::Denied,
-            "the credentials were refused; check that they are valid, not expired and for this \
-             account and region",
+            "credentials rejected; check that they are valid, not expired and for this account \
+             and region",
         ),
         _ => return None,
     })
 }
 
-/// What is wrong with the request, or on its way, whatever it asks for.
+/// Classifies the codes of failures that any operation may have: invalid requests and server
+/// errors.
 fn cure_of_failure(code: &str) -> Option<Cure> {
     Some(match code {
         "RequestExpired" | "RequestTimeTooSkewed" => (
@@ -318,12 +328,12 @@ fn cure_of_failure(code: &str) -> Option<Cure> {
         | "RequestTimeoutException"
         | "ServiceUnavailable"
         | "ServiceUnavailableException" => {
-            (RetryAction::Retry, ErrorKind::Unavailable, "Kinesis failed")
+            (RetryAction::Retry, ErrorKind::Unavailable, "temporary Kinesis failure")
         }
         "InvalidAction" | "MissingAction" | "UnknownOperationException" => (
             RetryAction::Report,
             ErrorKind::Rejected,
-            "the endpoint does not know the call; check the client's endpoint and region",
+            "the endpoint does not support the operation; check the client's endpoint and region",
         ),
         "RequestEntityTooLargeException" => (
             RetryAction::Report,
@@ -335,13 +345,13 @@ fn cure_of_failure(code: &str) -> Option<Cure> {
 }
 
 fn retry(operation: &str, why: &str) -> (RetryAction, ErrorKind, String) {
-    (RetryAction::Retry, ErrorKind::Unavailable, format!("{operation} cannot reach Kinesis: {why}"))
+    (RetryAction::Retry, ErrorKind::Unavailable, format!("{operation} failed: {why}"))
 }
 
 fn unreadable(operation: &str) -> (RetryAction, ErrorKind, String) {
     let message = format!(
-        "{operation} failed: the answer cannot be parsed; check the client's endpoint and the proxies \
-         on the way to it"
+        "{operation} failed: the response cannot be parsed; check the client's endpoint and the \
+         proxies in front of it"
     );
     (RetryAction::RetryThenReport, ErrorKind::Unavailable, message)
 }
@@ -350,11 +360,10 @@ fn unreadable(operation: &str) -> (RetryAction, ErrorKind, String) {
 mod tests {
     use super::*;
 
-    /// The codes of
-    /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/CommonErrors.html>, as it is and as
-    /// it was, and what cures them.
+    /// The current and the former codes of
+    /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/CommonErrors.html>.
     #[test]
-    fn common_error_is_sorted_by_its_cure() {
+    fn common_error_codes_have_their_action_and_kind() {
         use ErrorKind::{Denied, Rejected, Throttled, Unavailable};
         let table = [
             (400, "AccessDeniedException", RetryAction::Report, Denied),
@@ -389,9 +398,9 @@ mod tests {
         }
     }
 
-    /// Proxies and load balancers answer without a code of AWS.
+    /// Proxies and load balancers answer without an AWS error code.
     #[test]
-    fn status_without_error_code_is_sorted_by_its_cure() {
+    fn status_without_error_code_has_its_action_and_kind() {
         use ErrorKind::{Rejected, Throttled, Unavailable};
         let table = [
             (401, RetryAction::Report, Rejected),

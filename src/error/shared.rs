@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Error, ErrorKind};
 
-/// Kinds of errors, separate for shared calls and for calls of one shard: both may fail for the same reason, and
-/// each is reported.
+/// A set of error kinds, kept separately for shared calls and for calls of one shard: both may fail
+/// for the same reason, and each failure is reported.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Kinds {
     own: u32,
@@ -31,14 +31,15 @@ fn insert(kinds: &mut u32, kind: ErrorKind) -> bool {
     is_new
 }
 
-/// The failures of a shared call since its last success. Every shard has an error for them, of which the
-/// caller receives one of each kind.
+/// The failures of a shared call since its last success. Every shard has an error for them, and the
+/// caller receives one error of each kind.
 ///
-/// The shard that is polled first yields it: an error that waits in a shard which is dropped is not lost.
+/// The shard that is polled first yields the error. No error is lost if a shard is dropped before
+/// it is polled.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SharedFailures(Arc<Mutex<Claimed>>);
 
-/// The kinds that the caller has received in the last reading.
+/// The kinds of which the caller has received an error in the last reading of the stream.
 #[derive(Debug, Default)]
 struct Claimed {
     reading: u64,
@@ -46,8 +47,8 @@ struct Claimed {
 }
 
 impl SharedFailures {
-    /// Returns true if the caller has received no error of this kind in this reading of the stream, and is
-    /// to receive this one.
+    /// Returns true if the caller has received no error of this kind in this reading of the stream.
+    /// The kind then counts as received.
     pub(super) fn claim(&self, kind: ErrorKind, reading: u64) -> bool {
         let mut claimed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if claimed.reading != reading {

@@ -1,25 +1,26 @@
 use super::sequence_number::MAX_DIGITS;
 use super::{Record, SequenceNumber, SharedText};
 
-/// A copy of the place of a record, which there is one of for each that is finished: made and copied
-/// without taking memory.
+/// A copy of a record's position, made and copied without an allocation. There is one for each
+/// acknowledged record.
 #[derive(Clone, Copy)]
 pub(crate) struct PositionBuf {
-    /// Which part of the record, where others follow it.
+    /// The index of the user record, if other user records follow it in the aggregated record.
     part: Option<u64>,
     length: u8,
     digits: [u8; MAX_DIGITS],
 }
 
 impl PositionBuf {
-    /// Becomes a copy of the place of the record.
+    /// Copies the position of the record.
     #[inline]
     pub(crate) fn set(&mut self, record: &Record) {
         self.part = record.is_inner.then_some(record.sub_sequence_number);
         self.set_number(&record.sequence_number);
     }
 
-    /// The last part of the record that is finished, where that is not the whole.
+    /// Returns the last acknowledged user record, if not all of the aggregated record is
+    /// acknowledged.
     pub(crate) fn part(&self) -> Option<u64> {
         self.part
     }
@@ -27,7 +28,7 @@ impl PositionBuf {
     #[inline]
     fn set_number(&mut self, number: &SequenceNumber) {
         let digits = number.as_str().as_bytes();
-        // No number is longer.
+        // A sequence number is never longer than the buffer.
         if let (Ok(length), Some(place)) =
             (u8::try_from(digits.len()), self.digits.get_mut(..digits.len()))
         {
@@ -43,7 +44,7 @@ impl Default for PositionBuf {
     }
 }
 
-/// The whole record of that number.
+/// The position of the whole record with that number.
 impl From<&SequenceNumber> for PositionBuf {
     #[inline]
     fn from(number: &SequenceNumber) -> Self {
@@ -55,7 +56,7 @@ impl From<&SequenceNumber> for PositionBuf {
 
 impl From<&PositionBuf> for SequenceNumber {
     fn from(mark: &PositionBuf) -> Self {
-        // Digits are text, so nothing is replaced.
+        // Digits are ASCII, so nothing is replaced.
         let digits = String::from_utf8_lossy(&mark.digits[..usize::from(mark.length)]);
         Self(SharedText::Own(digits.into_owned()))
     }
@@ -69,7 +70,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn is_the_number_it_was_made_of(text in "0|[1-9][0-9]{0,128}") {
+        fn converts_back_to_the_same_number(text in "0|[1-9][0-9]{0,128}") {
             let number: SequenceNumber = text.parse().unwrap();
             prop_assert_eq!(SequenceNumber::from(&PositionBuf::from(&number)), number);
         }

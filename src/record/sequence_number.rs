@@ -6,12 +6,14 @@ use std::str::FromStr;
 use super::SharedText;
 use crate::error::{Error, ErrorKind};
 
-/// The longest number that the API's pattern, `0|([1-9]\d{0,128})`, lets through.
+/// The maximum length by the API's pattern, `0|([1-9]\d{0,128})`.
 pub(super) const MAX_DIGITS: usize = 129;
 
-/// The place of a record in its shard: a decimal number of up to 129 digits, ordered as a number.
+/// The sequence number of a record in its shard: a decimal number of up to 129 digits, ordered as a
+/// number.
 ///
-/// Sequence numbers rise along a shard, and with time; between shards they mean nothing.
+/// Sequence numbers increase within a shard, and over time. Numbers of different shards are
+/// unrelated.
 ///
 /// ```
 /// use kinestream::SequenceNumber;
@@ -27,29 +29,29 @@ pub(super) const MAX_DIGITS: usize = 129;
 pub struct SequenceNumber(pub(super) SharedText);
 
 impl SequenceNumber {
-    /// The number as Kinesis writes it.
+    /// Returns the number as Kinesis writes it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The number that Kinesis has written, in the memory that it is in.
+    /// Parses a number and keeps the memory of the text.
     #[inline]
     pub(crate) fn of(text: String) -> Result<Self, Error> {
         if is_valid(text.as_bytes()) { Ok(Self(text.into())) } else { Err(refused(&text)) }
     }
 
-    /// Whether a text is one.
+    /// Returns true if the text is a sequence number.
     #[inline]
     pub(crate) fn is_one(text: &str) -> bool {
         is_valid(text.as_bytes())
     }
 
-    /// The same, for many records to have.
+    /// Converts the number to one that many records share.
     pub(crate) fn into_shared(self) -> Self {
         Self(SharedText::Shared((*self.0).into()))
     }
 
-    /// What orders numbers without leading zeros: the longer one is the greater one.
+    /// Returns the order of numbers without leading zeros: the longer one is the greater one.
     fn order(&self) -> (usize, &str) {
         (self.0.len(), &self.0)
     }
@@ -60,7 +62,7 @@ impl FromStr for SequenceNumber {
 
     /// # Errors
     ///
-    /// [`ErrorKind::Configuration`] where it is not a decimal number of at most 129 digits
+    /// [`ErrorKind::Configuration`] if the text is not a decimal number of at most 129 digits
     /// without leading zeros.
     fn from_str(text: &str) -> Result<Self, Error> {
         Self::of(text.to_owned())
@@ -77,17 +79,17 @@ fn refused(text: &str) -> Error {
     Error::new(
         ErrorKind::Configuration,
         format!(
-            "{text:?} is not a sequence number: a decimal number of at most 129 digits, without \
-             leading zeros"
+            "invalid sequence number {text:?}; expected a decimal number of at most 129 digits \
+             without leading zeros"
         ),
     )
 }
 
-/// Eight at a time, since there is one such text for each record.
+/// Returns true if all bytes are digits. Tests eight at a time, since this runs for every record.
 #[inline]
 fn all_digits(text: &[u8]) -> bool {
     let mut rest = text;
-    // A pattern, since the checks of slices in a build with debug assertions cost more than the digits.
+    // A slice pattern: with debug assertions, the bounds checks would cost more than the digits.
     while let [a, b, c, d, e, f, g, h, others @ ..] = rest {
         if !are_digits([*a, *b, *c, *d, *e, *f, *g, *h]) {
             return false;
@@ -97,8 +99,8 @@ fn all_digits(text: &[u8]) -> bool {
     rest.iter().all(u8::is_ascii_digit)
 }
 
-/// Whether all are from `0x30` to `0x39`: less `0x30` that is, and with `0x46` added the highest
-/// bit of none is set. A borrow or a carry only comes from a byte that is none.
+/// Returns true if all bytes are from `0x30` to `0x39`. The highest bit of such a byte stays clear
+/// when `0x30` is subtracted and when `0x46` is added. Only other bytes cause a borrow or a carry.
 #[inline]
 fn are_digits(text: [u8; 8]) -> bool {
     let word = u64::from_ne_bytes(text);
@@ -154,18 +156,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn is_ordered_as_a_number(left: u128, right: u128) {
+        fn order_is_numeric(left: u128, right: u128) {
             let parse = |number: u128| number.to_string().parse::<SequenceNumber>().unwrap();
             prop_assert_eq!(parse(left).cmp(&parse(right)), left.cmp(&right));
         }
 
         #[test]
-        fn is_read_back_as_it_was_written(text in "0|[1-9][0-9]{0,128}") {
+        fn text_form_parses_to_the_same_number(text in "0|[1-9][0-9]{0,128}") {
             prop_assert_eq!(text.parse::<SequenceNumber>().unwrap().to_string(), text);
         }
 
         #[test]
-        fn sees_what_is_no_digit_among_eight(text: [u8; 8], place in 0..8_usize, byte in b'0'..=b'9') {
+        fn one_other_byte_among_eight_is_found(text: [u8; 8], place in 0..8_usize, byte in b'0'..=b'9') {
             prop_assert_eq!(are_digits(text), text.iter().all(u8::is_ascii_digit));
             let mut nearly = [byte; 8];
             nearly[place] = text[0];
@@ -173,7 +175,7 @@ mod tests {
         }
 
         #[test]
-        fn refuses_all_else(text in "|0[0-9]+|[1-9][0-9]{129,140}|[0-9]*[^0-9][0-9]*") {
+        fn other_text_is_rejected(text in "|0[0-9]+|[1-9][0-9]{129,140}|[0-9]*[^0-9][0-9]*") {
             prop_assert!(text.parse::<SequenceNumber>().is_err());
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind};
 
-/// The longest name that the API lets through.
+/// The maximum length by the API.
 const MAX_LENGTH: usize = 128;
 
 /// The name of a shard, such as `shardId-000000000000`. Cheap to clone.
@@ -21,12 +21,12 @@ const MAX_LENGTH: usize = 128;
 pub struct ShardId(Arc<str>);
 
 impl ShardId {
-    /// The name as Kinesis writes it.
+    /// Returns the name as Kinesis writes it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name, in the memory that it is in.
+    /// Returns the name without a copy.
     #[cfg(feature = "metrics")]
     pub(crate) fn shared(&self) -> Arc<str> {
         Arc::clone(&self.0)
@@ -38,8 +38,8 @@ impl FromStr for ShardId {
 
     /// # Errors
     ///
-    /// [`ErrorKind::Configuration`] where the name is not 1 to 128 letters, digits, `_`, `.` and
-    /// `-`, the pattern of the API.
+    /// [`ErrorKind::Configuration`] if the name does not match the API's pattern: 1 to 128 letters,
+    /// digits, `_`, `.` and `-`.
     fn from_str(text: &str) -> Result<Self, Error> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
         if (1..=MAX_LENGTH).contains(&text.len()) && text.bytes().all(allowed) {
@@ -47,7 +47,10 @@ impl FromStr for ShardId {
         } else {
             Err(Error::new(
                 ErrorKind::Configuration,
-                format!("{text:?} is not a shard's name, such as shardId-000000000000"),
+                format!(
+                    "invalid shard ID {text:?}; expected 1 to 128 letters, digits, '_', '.' or '-', \
+                     such as shardId-000000000000"
+                ),
             ))
         }
     }

@@ -1,7 +1,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// A short text that one record has, or that several share.
+/// A short text that belongs to one record, or is shared by several.
 #[derive(Clone)]
 pub(crate) enum SharedText {
     Own(String),

@@ -20,11 +20,11 @@ struct Part {
     data: Vec<u8>,
 }
 
-/// Packs records, each a partition key and a payload, into the payload of one, as the Kinesis Producer
-/// Library does.
+/// Packs records into the payload of one aggregated record, as the Kinesis Producer Library does.
+/// Each record is a partition key and a payload.
 ///
-/// Put into a shard with [`Shard::put_as`](super::Shard::put_as), it is read as the records that it
-/// holds; but for those whose partition keys choose another shard.
+/// Put the payload into a shard with [`Shard::put_as`](super::Shard::put_as). The consumer delivers
+/// the user records in it, except for those whose partition key belongs to another shard.
 ///
 /// ```
 /// use kinestream::testing::{Kinesis, aggregate};

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use crate::record::{SequenceNumber, ShardId};
 
-/// A call that a [`Kinesis`](super::Kinesis) was asked for.
+/// A call that a [`Kinesis`](super::Kinesis) received.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -19,26 +19,26 @@ use crate::record::{SequenceNumber, ShardId};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Call {
-    /// What was asked for, such as `GetRecords`.
+    /// The operation, such as `GetRecords`.
     pub operation: String,
-    /// The shard that it is about, where it names one.
+    /// The shard of the call, if the call names one.
     pub shard_id: Option<ShardId>,
-    /// The access key ID that signed it: `test` for [`client`](super::Kinesis::client).
+    /// The access key ID that signed the call: `test` for [`client`](super::Kinesis::client).
     pub access_key_id: Option<String>,
-    /// When it came in.
+    /// The time at which the call arrived.
     pub at: Instant,
-    /// The status of the answer: `None` until the caller has read it, and for ever where the
-    /// caller has gone or the connection was lost.
+    /// The status of the response. `None` until the caller has read the response, and forever if
+    /// the caller dropped the call or the connection was lost.
     pub status: Option<u16>,
-    /// How many records the answer holds: none where it did not arrive as a whole.
+    /// The number of records in the response. 0 if the response did not arrive completely.
     pub records: usize,
-    /// How many bytes of payloads and partition keys the answer holds.
+    /// The bytes of payloads and partition keys in the response.
     pub bytes: usize,
-    /// The last of the records.
+    /// The sequence number of the last record in the response.
     pub last: Option<SequenceNumber>,
 }
 
-/// What becomes of a call.
+/// The outcome of a call.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -54,9 +54,9 @@ pub struct Call {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// It is served.
+    /// The call is served.
     Served,
-    /// It is refused with an error as Kinesis words it.
+    /// The call is refused with an error in Kinesis's format.
     Failed {
         /// The HTTP status.
         status: u16,
@@ -65,31 +65,30 @@ pub enum Outcome {
         /// The message.
         message: String,
     },
-    /// The answer is something else than Kinesis's, as that of a proxy may be.
+    /// The response is not in Kinesis's format, as from a proxy.
     Garbled {
         /// The HTTP status.
         status: u16,
         /// The body.
         body: String,
     },
-    /// No connection is made.
+    /// The connection is refused.
     Refused,
-    /// No answer ever comes.
+    /// The call never gets a response.
     Hangs,
-    /// It is carried out at once, and answered after this time.
+    /// The call is carried out at once. The response follows after this time.
     Delayed(Duration),
-    /// It is carried out, and then the connection is lost.
+    /// The call is carried out. Then the connection is lost.
     Lost,
-    /// It is carried out, and half of the answer comes.
+    /// The call is carried out. Half of the response arrives.
     Cut,
-    /// It is carried out, and its answer lacks these fields; of a subscription, each of its events
-    /// does.
+    /// The call is carried out. The response, or each event of a subscription, lacks these fields.
     Without(Vec<String>),
-    /// A `ListShards` call is answered in the right form, but wrongly. Any other call is served.
+    /// A `ListShards` call gets a well-formed but wrong response. Any other call is served.
     Mislisted(WrongListing),
 }
 
-/// What is wrong with the answer to a `ListShards` call.
+/// The error in the response to a `ListShards` call.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -106,42 +105,43 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WrongListing {
-    /// It has no shards.
+    /// The listing has no shards.
     Empty,
-    /// This shard is missing.
+    /// The listing lacks this shard.
     Without(ShardId),
-    /// Only this many shards are there.
+    /// The listing has only this many shards.
     Short(usize),
-    /// It is from when the stream had only this many shards.
+    /// The listing is outdated: from when the stream had only this many shards.
     Stale(usize),
-    /// The first shard's name is not one.
+    /// The first shard's name is invalid.
     Unreadable,
     /// The next page is the first page again.
     Loops,
-    /// This shard starts at another sequence number.
+    /// This shard starts at a different sequence number.
     OtherStart(ShardId),
-    /// Merged shards have one parent.
+    /// Merged shards have only one parent.
     OneParent,
 }
 
 impl Outcome {
-    /// An error as Kinesis words it.
+    /// Creates an error in Kinesis's format.
     pub fn failed(status: u16, code: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Failed { status, code: code.into(), message: message.into() }
     }
 
-    /// An answer that lacks these fields.
+    /// Creates a response that lacks these fields.
     pub fn without<'a>(fields: impl IntoIterator<Item = &'a str>) -> Self {
         Self::Without(fields.into_iter().map(str::to_owned).collect())
     }
 
-    /// `ProvisionedThroughputExceededException`: others have used up the shard's share.
+    /// Creates a `ProvisionedThroughputExceededException`: other readers have used up the shard's
+    /// throughput.
     pub fn throttled() -> Self {
         Self::failed(400, "ProvisionedThroughputExceededException", "Rate exceeded for shard")
     }
 }
 
-/// What becomes of a subscription under way.
+/// An interruption of an active subscription.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -149,20 +149,20 @@ impl Outcome {
 /// use kinestream::testing::{Interruption, Kinesis};
 ///
 /// let orders = Kinesis::new().create_stream("orders", 1);
-/// // Nobody has subscribed to it.
+/// // The shard has no subscriptions.
 /// assert_eq!(orders.shard(0).interrupt(&Interruption::Resets), 0);
 /// # }
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Interruption {
-    /// It ends before its time.
+    /// The subscription ends early.
     Ends,
-    /// Its connection is lost.
+    /// The connection is lost.
     Resets,
-    /// Nothing comes any more, not even that there is nothing new.
+    /// Nothing more arrives, not even keep-alive events.
     Stalls,
-    /// It ends with an error as Kinesis words it.
+    /// The subscription ends with an error in Kinesis's format.
     Fails {
         /// The code, such as `InternalFailureException`.
         code: String,
@@ -172,7 +172,7 @@ pub enum Interruption {
 }
 
 impl Interruption {
-    /// An error as Kinesis words it.
+    /// Creates an interruption with an error in Kinesis's format.
     pub fn fails(code: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Fails { code: code.into(), message: message.into() }
     }

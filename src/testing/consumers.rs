@@ -1,4 +1,4 @@
-//! Enhanced fan-out: who is registered.
+//! Enhanced fan-out: the registered consumers.
 
 use serde_json::{Value, json};
 
@@ -30,10 +30,10 @@ impl Model {
         let name = body["ConsumerName"].as_str().unwrap_or_default().to_owned();
         let consumers = self.consumers_of(&stream)?;
         if consumers.iter().any(|known| known.name == name) {
-            return Err(refusal(400, "ResourceInUseException", "the consumer exists already"));
+            return Err(refusal(400, "ResourceInUseException", "the consumer already exists"));
         }
         if consumers.len() >= MOST_CONSUMERS {
-            return Err(refusal(400, "LimitExceededException", "20 consumers are registered"));
+            return Err(refusal(400, "LimitExceededException", "the stream has 20 consumers"));
         }
         let registered = Registered {
             arn: format!("{}/consumer/{name}:{}", stream_arn(&stream), now / 1000),
@@ -66,7 +66,7 @@ impl Model {
         Ok(&mut stream.consumers)
     }
 
-    /// The stream of a consumer, and its place there.
+    /// Returns the stream of a consumer, and its index there.
     pub(super) fn consumer_of(&self, body: &Value) -> Result<(String, usize), Answer> {
         let (stream, is_it): (_, &dyn Fn(&Registered) -> bool) = match &body["ConsumerARN"] {
             Value::String(arn) => {

@@ -1,4 +1,4 @@
-//! What is in streams and shards.
+//! The contents of streams and shards.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::calls::Interruption;
 use super::limits::{Bytes, Calls};
 
-/// What is in a stream.
+/// The contents of a stream.
 #[derive(Debug)]
 #[allow(clippy::struct_field_names, reason = "a stream is its shards")]
 pub(super) struct Shards {
@@ -22,19 +22,18 @@ pub(super) struct Shards {
     pub(super) created: u64,
 }
 
-/// What is in a shard.
+/// The contents of a shard.
 #[derive(Debug)]
 pub(super) struct Contents {
     pub(super) parents: Vec<usize>,
     pub(super) first_key: u128,
     pub(super) last_key: u128,
-    /// The number from which its records have theirs, and the one at which they end where it is
-    /// closed.
+    /// The lower bound of its sequence numbers, and the upper bound if the shard is closed.
     pub(super) start: u128,
     pub(super) end: Option<u128>,
-    /// When it was split or merged, in milliseconds since 1970.
+    /// The time at which the shard was split or merged, in milliseconds since 1970.
     pub(super) closed: Option<u64>,
-    /// Past retention: nobody knows of it any more.
+    /// True if the shard has left retention: it is neither listed nor read.
     pub(super) expired: bool,
     pub(super) records: Vec<Stored>,
     /// The records before this one have left retention.
@@ -42,25 +41,25 @@ pub(super) struct Contents {
     pub(super) reads: Calls,
     pub(super) iterators: Calls,
     pub(super) bytes: Bytes,
-    /// Until then somebody else uses up what the shard serves.
+    /// Reads are throttled until this time.
     pub(super) occupied: Option<Instant>,
     pub(super) subscriptions: Vec<Subscribed>,
-    /// Told whenever there may be something to push.
+    /// Notified whenever a subscription may have something to send.
     pub(super) changed: Arc<Notify>,
-    /// The continuation numbers that belong to no record, each with the rest of the approach to the next
-    /// record.
+    /// The continuation numbers that belong to no record, each with the remaining time of the
+    /// approach to the next record.
     pub(super) continuations: BTreeMap<String, Duration>,
-    /// When each consumer has subscribed last.
+    /// The time of each consumer's last subscription.
     pub(super) subscribed: BTreeMap<String, Instant>,
 }
 
-/// A consumer that is registered with a stream.
+/// A registered consumer of the stream.
 #[derive(Debug)]
 pub(super) struct Registered {
     pub(super) arn: String,
     pub(super) name: String,
     pub(super) created: u64,
-    /// Before this moment it is of no use.
+    /// The consumer is `CREATING` before this time.
     pub(super) active: u64,
 }
 
@@ -86,11 +85,12 @@ impl Stored {
     }
 }
 
-/// Numbers of 56 digits, as long as Kinesis has them.
+/// The first number. Written with 56 digits, like those of Kinesis.
 const FIRST_NUMBER: u128 = 495_903_382_714_902_566_085_596_925_383_615;
 
 impl Shards {
-    /// `before` is the next number of a deleted stream of the same name.
+    /// Creates the contents of a stream. `before` is the next number of a deleted stream of the
+    /// same name.
     pub(super) fn new(count: usize, before: Option<u128>, created: u64) -> Self {
         assert!(count > 0, "a stream has at least one shard");
         let next_number = before.map_or(FIRST_NUMBER, |before| before.max(FIRST_NUMBER) + 1000);
@@ -103,7 +103,8 @@ impl Shards {
         shards
     }
 
-    /// When a shard was split or merged from its parents, or made with its stream.
+    /// Returns the time at which a shard was split or merged from its parents, or created with its
+    /// stream.
     pub(super) fn opened(&self, shard: usize) -> u64 {
         let parents = self.shards[shard].parents.iter();
         parents.filter_map(|parent| self.shards[*parent].closed).max().unwrap_or(self.created)
@@ -141,14 +142,14 @@ impl Shards {
         number
     }
 
-    /// A number behind all that were given.
+    /// Returns a number after all issued numbers.
     pub(super) fn number(&mut self) -> String {
         let number = self.next_number;
         self.next_number += 1;
         written(number)
     }
 
-    /// The next record has this number.
+    /// Sets the number of the next record.
     pub(super) fn number_from(&mut self, number: u128) {
         self.next_number = number;
         for shard in self.shards.iter_mut().filter(|shard| shard.records.is_empty()) {
@@ -156,12 +157,12 @@ impl Shards {
         }
     }
 
-    /// Whoever waits for something to push looks again.
+    /// Notifies all subscriptions that there may be something to send.
     pub(super) fn emit(&self) {
         self.shards.iter().for_each(|shard| shard.changed.notify_waiters());
     }
 
-    /// The open shard that has this hash key.
+    /// Returns the open shard of this hash key.
     pub(super) fn of_key(&self, key: u128) -> Option<usize> {
         self.shards.iter().position(|shard| {
             shard.closed.is_none() && (shard.first_key..=shard.last_key).contains(&key)
@@ -175,12 +176,12 @@ impl Shards {
 
     pub(super) fn close(&mut self, shard: usize, now: u64) {
         let closed = self.shards[shard].closed.replace(now);
-        assert!(closed.is_none(), "shard {shard} is closed already");
+        assert!(closed.is_none(), "shard {shard} is already closed");
         self.shards[shard].end = Some(self.next_number);
     }
 }
 
-/// A number as it is on the wire: those that begin as Kinesis's do are as long as Kinesis's.
+/// Writes a number as on the wire: numbers in Kinesis's range get Kinesis's length.
 pub(super) fn written(number: u128) -> String {
     if number >= FIRST_NUMBER { format!("{number:0<56}") } else { number.to_string() }
 }
@@ -193,7 +194,7 @@ impl Contents {
     }
 }
 
-/// The hash key of a partition key, which decides about the shard.
+/// Returns the hash key of a partition key, which determines the shard.
 pub(super) fn hash_key(partition_key: &str) -> u128 {
     u128::from_be_bytes(Md5::digest(partition_key).into())
 }

@@ -1,4 +1,4 @@
-//! What is pushed, in the messages of an event stream.
+//! Encodes the messages of an event stream.
 
 use aws_smithy_eventstream::frame::write_message_to;
 use aws_smithy_types::event_stream::{Header, HeaderValue, Message};
@@ -27,6 +27,6 @@ fn message(of: &str, type_header: &'static str, is_a: &str, payload: String) -> 
     let mut frame = Vec::new();
     match write_message_to(&message, &mut frame) {
         Ok(()) => frame.into(),
-        Err(error) => unreachable!("headers are short, and events no longer than answers: {error}"),
+        Err(error) => unreachable!("short headers and small events always encode: {error}"),
     }
 }

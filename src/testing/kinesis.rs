@@ -11,9 +11,9 @@ use super::contents::Shards;
 use super::model::Shared;
 use super::{Call, Outcome, Stream, wire};
 
-/// A Kinesis in memory. Its clones are the same one.
+/// An in-memory Kinesis. Its clones share the same streams.
 ///
-/// Time is tokio's: make it within the runtime, and it goes as fast as the runtime's clock.
+/// It follows tokio's clock from the time it is created, so create it within the runtime.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -29,23 +29,23 @@ use super::{Call, Outcome, Stream, wire};
 pub struct Kinesis(Shared);
 
 impl Kinesis {
-    /// One without streams, whose time is that of this machine's clock.
+    /// Creates a Kinesis without streams that starts at the current time of this machine.
     pub fn new() -> Self {
         Self::at(SystemTime::now())
     }
 
-    /// One without streams, whose time is `time` now.
+    /// Creates a Kinesis without streams that starts at `time`.
     pub fn at(time: SystemTime) -> Self {
         Self(Shared::at(time))
     }
 
-    /// A client of it, with credentials and a region, and without retries of its own.
+    /// Returns a client of this Kinesis, with credentials and a region, and without SDK retries.
     pub fn client(&self) -> Client {
         self.client_with_key("test")
     }
 
-    /// A client like [`client`](Self::client), whose calls are signed with this access key ID, so that
-    /// [`on_call`](Self::on_call) can tell clients apart.
+    /// Returns a client like [`client`](Self::client) whose calls are signed with this access key
+    /// ID, so that [`on_call`](Self::on_call) can tell clients apart.
     ///
     /// ```
     /// # use kinestream::testing::{Kinesis, Outcome};
@@ -68,29 +68,31 @@ impl Kinesis {
         Client::from_conf(config)
     }
 
-    /// What a client that you configure yourself sends its calls through.
+    /// Returns the HTTP client, for an SDK client with your own configuration.
     pub fn http_client(&self) -> SharedHttpClient {
         wire::http_client(self.0.clone())
     }
 
-    /// Creates a stream, whose shards share the hash keys evenly. After one of the same name was
-    /// deleted, its shards have the same names and later sequence numbers, and the iterators and page
-    /// tokens of the deleted stream are refused as expired.
+    /// Creates a stream whose shards have equal hash key ranges.
+    ///
+    /// If a stream of the same name was deleted, the new shards have the same names and later
+    /// sequence numbers, and the iterators and page tokens of the deleted stream are refused as
+    /// expired.
     ///
     /// # Panics
     ///
-    /// Where there is one of this name, and where `shards` is 0.
+    /// Panics if a stream of this name exists, or if `shards` is 0.
     pub fn create_stream(&self, name: &str, shards: usize) -> Stream {
         let mut model = self.0.lock();
         let deleted = model.deleted.get(name).copied();
         let shards = Shards::new(shards, deleted, model.now());
         let before = model.streams.insert(name.to_owned(), shards);
         drop(model);
-        assert!(before.is_none(), "there is a stream {name} already");
+        assert!(before.is_none(), "stream {name} already exists");
         Stream::new(self.0.clone(), name)
     }
 
-    /// Deletes a stream with all that is in it.
+    /// Deletes a stream and its contents.
     pub fn delete_stream(&self, name: &str) {
         let mut model = self.0.lock();
         if let Some(shards) = model.streams.remove(name) {
@@ -98,18 +100,18 @@ impl Kinesis {
         }
     }
 
-    /// The time, to the millisecond.
+    /// Returns the current time, to the millisecond.
     pub fn now(&self) -> SystemTime {
         UNIX_EPOCH + Duration::from_millis(self.0.lock().now())
     }
 
-    /// How long every call takes from now on, before it is carried out. At first: no time.
+    /// Sets the latency of every call: the time before the call is carried out. Zero by default.
     pub fn set_latency(&self, latency: Duration) {
         self.0.lock().latency = latency;
     }
 
-    /// Sets the longest random delay that is added to the latency of each call, as by a network. No delay by
-    /// default. The delays are the same in each run.
+    /// Sets the longest random delay that is added to the latency of each call, as by a network.
+    /// Zero by default. The delays are the same in each run.
     pub fn set_jitter(&self, jitter: Duration) {
         self.0.lock().jitter = jitter;
     }
@@ -119,56 +121,59 @@ impl Kinesis {
         self.0.lock().event_records = records.max(1);
     }
 
-    /// Sets how long a subscription approaches a record that arrived an hour or more after the one before:
-    /// until then it is sent events without records. No time by default.
+    /// Sets how long a subscription approaches a record that arrived an hour or more after the
+    /// previous one. Until then the subscription receives events without records. Zero by default.
     pub fn set_approach(&self, time: Duration) {
         self.0.lock().approach = time;
     }
 
-    /// Sets whether answers are sent in chunks, without a `Content-Length`. Off by default. Kinesis sends
-    /// the length; some proxies remove it.
+    /// Sets whether responses are sent in chunks, without a `Content-Length`. Off by default.
+    /// Kinesis sends the length; some proxies remove it.
     pub fn set_chunked(&self, chunked: bool) {
         self.0.lock().is_chunked = chunked;
     }
 
-    /// Whether the end of a shard names its children. At first it does, as that of Kinesis;
-    /// ferrokinesis does not.
+    /// Sets whether the end of a shard names its children. On by default, as in Kinesis;
+    /// ferrokinesis does not name them.
     pub fn set_child_shards(&self, named: bool) {
         self.0.lock().child_shards = named;
     }
 
-    /// Whether a sequence number that has left retention is accepted, and taken as the oldest record that
-    /// is kept. At first it is refused: Kinesis was seen to do both.
+    /// Sets whether a trimmed sequence number is accepted as a starting position, and means the
+    /// oldest record in retention. Off by default: the number is refused. Kinesis has been observed
+    /// to do both.
     pub fn set_trimmed_numbers_accepted(&self, accepted: bool) {
         self.0.lock().trimmed_accepted = accepted;
     }
 
-    /// How long records are kept, counted from their arrival. At first only
+    /// Sets how long records are kept after their arrival. By default, only
     /// [`Shard::trim`](super::Shard::trim) removes records.
     pub fn set_retention(&self, retention: Duration) {
         let millis = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
         self.0.lock().retention = Some(millis);
     }
 
-    /// How long a consumer that is registered from now on is `CREATING`. At first: no time.
+    /// Sets how long newly registered consumers stay `CREATING`. Zero by default.
     pub fn set_registration_time(&self, time: Duration) {
         self.0.lock().registration = time;
     }
 
-    /// Decides about every call from now on, instead of whatever decided until now. It must not
-    /// call this Kinesis.
+    /// Sets the function that decides the outcome of every call from now on. It replaces the
+    /// previous one. It must not call this Kinesis.
     pub fn on_call(&self, decide: impl FnMut(&Call) -> Outcome + Send + 'static) {
         self.0.lock().on_call(decide);
     }
 
-    /// The next calls of this operation have this outcome, and the others the one they would have had.
-    /// Said again of the same operation, it is meant of the calls behind those; an
-    /// [`on_call`](Self::on_call) revokes it.
+    /// Sets the outcome of the next `calls` calls of an operation. Later calls have the outcome
+    /// that they would have had otherwise.
+    ///
+    /// Repeated calls of this method for an operation queue up. [`on_call`](Self::on_call) clears
+    /// the queue.
     ///
     /// ```
     /// # use kinestream::testing::{Kinesis, Outcome};
     /// # let kinesis = Kinesis::new();
-    /// // Throttled twice, and then without an answer.
+    /// // Two throttled calls, then one without a response.
     /// kinesis.next_calls("GetRecords", 2, Outcome::throttled());
     /// kinesis.next_calls("GetRecords", 1, Outcome::Hangs);
     /// ```
@@ -176,33 +181,33 @@ impl Kinesis {
         self.0.lock().next_calls(operation, calls, outcome);
     }
 
-    /// Has every iterator and page token that was given until now expire.
+    /// Expires every iterator and page token that was issued until now.
     pub fn expire_iterators(&self) {
         let mut model = self.0.lock();
         model.expired = model.now();
     }
 
-    /// The calls so far.
+    /// Returns all calls so far.
     pub fn calls(&self) -> Vec<Call> {
         self.0.lock().calls.clone()
     }
 
-    /// The calls so far but for the first so many.
+    /// Returns the calls so far, without the first `first`.
     pub fn calls_from(&self, first: usize) -> Vec<Call> {
         self.0.lock().calls.get(first..).unwrap_or_default().to_vec()
     }
 
-    /// How many calls there were so far.
+    /// Returns the number of calls so far.
     pub fn call_count(&self) -> usize {
         self.0.lock().calls.len()
     }
 
-    /// How many calls are under way.
+    /// Returns the number of calls in flight.
     pub fn in_flight(&self) -> usize {
         self.0.lock().in_flight
     }
 
-    /// What clients did that Kinesis forbids, in words. Each was refused as well.
+    /// Returns the client actions that Kinesis forbids, as text. Each was refused as well.
     pub fn violations(&self) -> Vec<String> {
         self.0.lock().violations.clone()
     }

@@ -1,4 +1,4 @@
-//! What one shard serves in a second, and in one answer.
+//! The limits of one shard: calls and bytes per second, and records per response.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,12 +10,12 @@ const CALLS_PER_SECOND: usize = 5;
 const BYTES_PER_SECOND: u64 = 2 << 20;
 pub(super) const MOST_RECORDS: u64 = 10_000;
 
-/// The calls of one kind in the last second.
+/// The calls of one operation in the last second.
 #[derive(Debug, Default)]
 pub(super) struct Calls(VecDeque<Instant>);
 
 impl Calls {
-    /// Whether one more is within the limit; counts it if so.
+    /// Returns true, and counts the call, if one more call is within the limit.
     pub(super) fn admits(&mut self, now: Instant) -> bool {
         while self.0.front().is_some_and(|call| now - *call >= Duration::from_secs(1)) {
             self.0.pop_front();
@@ -28,11 +28,11 @@ impl Calls {
     }
 }
 
-/// The bytes that were read, and when they are paid for.
+/// The bytes of the last response, and the time at which they are paid for.
 #[derive(Debug, Default)]
 pub(super) struct Bytes {
     paid: Option<Instant>,
-    /// The answer did not arrive, so the client can't know what it costs.
+    /// The response did not arrive, so the client cannot know its size.
     lost: bool,
 }
 
@@ -41,13 +41,13 @@ impl Bytes {
         self.paid.is_none_or(|paid| now >= paid)
     }
 
-    /// Whether the client was told of the bytes that are not paid for.
+    /// Returns true if the client knows the bytes that are not yet paid for.
     pub(super) fn are_known(&self) -> bool {
         !self.lost
     }
 
     pub(super) fn read(&mut self, now: Instant, bytes: usize, arrives: bool) {
-        // To the millisecond, which is how fine the clock is.
+        // In whole milliseconds, the resolution of the clock.
         let millis = bytes as u64 * 1000 / BYTES_PER_SECOND;
         self.paid = Some(now + Duration::from_millis(millis));
         self.lost = !arrives;

@@ -1,4 +1,4 @@
-//! Wrong answers to `ListShards`.
+//! Wrong responses to `ListShards`.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use super::contents::{id_of, index_of};
 use super::operations::{Answer, token};
 
 impl WrongListing {
-    /// Makes a right answer this wrong one; `now` is in milliseconds since 1970.
+    /// Turns a correct response into this wrong one. `now` is in milliseconds since 1970.
     pub(super) fn alter(&self, (status, text): Answer, stream: &str, now: u64) -> Answer {
         let Ok(mut body) = serde_json::from_str::<Value>(&text) else { return (status, text) };
         let Some(shards) = body["Shards"].as_array_mut() else { return (status, text) };
@@ -32,7 +32,7 @@ impl WrongListing {
             Self::OtherStart(of) => {
                 for shard in shards.iter_mut().filter(|shard| shard["ShardId"] == of.as_str()) {
                     let start = &mut shard["SequenceNumberRange"]["StartingSequenceNumber"];
-                    // Beyond each record of the shard.
+                    // Greater than the number of each record of the shard.
                     *start = json!(format!("{}0", start.as_str().unwrap_or("1")));
                 }
             }
@@ -41,7 +41,7 @@ impl WrongListing {
     }
 }
 
-/// Leaves the first so many shards of a stream, as they were before the others came.
+/// Reduces a listing to the first `count` shards of a stream, as it was before the others existed.
 fn make_stale(shards: &mut Vec<Value>, count: usize) {
     let known: BTreeSet<String> = (0..count).map(id_of).collect();
     let is_known = |id: &Value| id.as_str().is_some_and(|id| known.contains(id));

@@ -1,4 +1,4 @@
-//! What all handles of a Kinesis share.
+//! The state that all handles of a Kinesis share.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use super::contents::Shards;
 use super::limits::MOST_RECORDS;
 use super::{Call, Outcome};
 
-/// A handle of the model.
+/// A handle to the model.
 #[derive(Clone)]
 pub(super) struct Shared(Arc<Mutex<Model>>);
 
@@ -20,7 +20,7 @@ pub(super) struct Model {
     began: Instant,
     epoch: SystemTime,
     pub(super) streams: BTreeMap<String, Shards>,
-    /// The next numbers of streams that were deleted.
+    /// The next sequence numbers of deleted streams.
     pub(super) deleted: BTreeMap<String, u128>,
     pub(super) calls: Vec<Call>,
     pub(super) violations: Vec<String>,
@@ -32,22 +32,22 @@ pub(super) struct Model {
     pub(super) jitter: Duration,
     jitters: Rng,
     pub(super) event_records: usize,
-    /// How long subscriptions approach a record behind a gap.
+    /// How long a subscription approaches a record after a gap.
     pub(super) approach: Duration,
-    /// A number that has left retention is taken as the oldest record that is kept.
+    /// Accepts a trimmed sequence number as the oldest record in retention.
     pub(super) trimmed_accepted: bool,
-    /// How long records are kept, in milliseconds, where they leave by themselves.
+    /// The retention of records in milliseconds, if records expire by age.
     pub(super) retention: Option<u64>,
     pub(super) in_flight: usize,
-    /// How long a consumer that is registered is of no use yet.
+    /// How long a newly registered consumer stays `CREATING`.
     pub(super) registration: Duration,
-    /// Iterators and page tokens that were given before this moment have expired.
+    /// Iterators and page tokens that were issued before this time are expired.
     pub(super) expired: u64,
 }
 
 type Hook = Box<dyn FnMut(&Call) -> Outcome + Send>;
 
-/// What comes of the next calls of an operation.
+/// The outcome of the next calls of an operation.
 struct Planned {
     operation: String,
     calls: usize,
@@ -81,7 +81,7 @@ impl Shared {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Model> {
-        // A test that panics under the lock has said why; others may look on.
+        // A test that panicked under the lock has already failed; other users may continue.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -94,14 +94,14 @@ impl fmt::Debug for Shared {
 }
 
 impl Model {
-    /// Milliseconds since 1970, by the model's clock.
+    /// Returns the milliseconds since 1970, by the model's clock.
     pub(super) fn now(&self) -> u64 {
         let time = self.epoch + self.began.elapsed();
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Returns how long the next call takes before it is carried out.
+    /// Returns the delay before the next call is carried out.
     pub(super) fn next_latency(&mut self) -> Duration {
         if self.jitter.is_zero() {
             return self.latency;

@@ -1,4 +1,4 @@
-//! What Kinesis does about each call.
+//! Carries out each operation on the model.
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -15,7 +15,7 @@ const LARGEST_PAGE: u64 = 1000;
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
 const LARGEST_ANSWER: usize = 10 << 20;
 
-/// An answer: its status and its body.
+/// A response: status and body.
 pub(super) type Answer = (u16, String);
 
 pub(super) fn refusal(status: u16, code: &str, message: &str) -> Answer {
@@ -36,7 +36,7 @@ fn throttled(limit: &str) -> Answer {
     refusal(400, "ProvisionedThroughputExceededException", limit)
 }
 
-/// An iterator, or a page token: the stream, the shard, the next record and the time it was given.
+/// Returns an iterator or a page token: stream, shard, next record and time of issue.
 pub(super) fn token(stream: &str, shard: usize, next: usize, now: u64) -> String {
     format!("{stream}/{shard}/{next}/{now}")
 }
@@ -49,17 +49,17 @@ fn parse_token(token: &str) -> Option<(String, usize, usize, u64)> {
     Some((stream, usize::try_from(shard).ok()?, usize::try_from(next).ok()?, given))
 }
 
-/// A time on the wire, in seconds, as milliseconds.
+/// Converts a time on the wire, in seconds, to milliseconds.
 fn millis(seconds: &Value) -> Option<u64> {
     Some((seconds.as_f64()? * 1000.0).max(0.0) as u64)
 }
 
-/// The shards that a listing shows.
+/// The shards that a listing contains.
 #[derive(Debug, Clone, Copy)]
 enum Filter {
-    /// Those that are open at this time or later.
+    /// Shards that are open at this time or later.
     From(u64),
-    /// Those that are open at this time.
+    /// Shards that are open at this time.
     At(u64),
 }
 
@@ -69,7 +69,7 @@ impl Filter {
         if filter["Type"] == "AT_TIMESTAMP" { Self::At(time) } else { Self::From(time) }
     }
 
-    /// As a page token holds it.
+    /// Encodes the filter for a page token.
     fn number(self) -> u64 {
         match self {
             Self::From(time) => time << 1,
@@ -90,7 +90,7 @@ impl Filter {
 }
 
 impl Model {
-    /// Carries a call out; `arrives` says whether its answer will be heard as a whole.
+    /// Carries out a call. `arrives` is true if the client receives the whole response.
     pub(super) fn serve(
         &mut self,
         call: usize,
@@ -122,13 +122,13 @@ impl Model {
         let name = match (&body["StreamName"], &body["StreamARN"]) {
             (Value::String(name), _) => name,
             (_, Value::String(arn)) => arn.rsplit('/').next().unwrap_or_default(),
-            _ => return Err(invalid("no stream is named")),
+            _ => return Err(invalid("missing StreamName or StreamARN")),
         };
         let stream = self.streams.get(name).ok_or_else(|| not_found("Stream"))?;
         Ok((name.to_owned(), stream))
     }
 
-    /// Records that arrived before are kept no more.
+    /// Returns the arrival time of the oldest record in retention.
     pub(super) fn oldest(&self) -> u64 {
         self.retention.map_or(0, |retention| self.now().saturating_sub(retention))
     }
@@ -141,11 +141,11 @@ impl Model {
         let now = self.now();
         let (name, from, filter) = if let Value::String(next) = &body["NextToken"] {
             if body.get("StreamName").is_some() || body.get("StreamARN").is_some() {
-                self.violations.push("a NextToken beside the name of a stream".to_owned());
+                self.violations.push("ListShards with both NextToken and a stream name".to_owned());
                 return Err(invalid("NextToken and StreamName cannot be provided together"));
             }
             let (name, from, since, given) =
-                parse_token(next).ok_or_else(|| invalid("NextToken is not one"))?;
+                parse_token(next).ok_or_else(|| invalid("NextToken is invalid"))?;
             let is_of_deleted =
                 self.streams.get(&name).is_some_and(|stream| given < stream.created);
             if is_of_deleted || self.has_expired(given, TOKEN_LIFE) {
@@ -183,9 +183,9 @@ impl Model {
             .ok_or_else(|| not_found("Shard"))?;
         shard.age(oldest);
         if !shard.iterators.admits(instant) {
-            return Err(
-                self.violation(&format!("more than 5 iterators in a second, of shard {index}"))
-            );
+            return Err(self.violation(&format!(
+                "shard {index}: more than 5 GetShardIterator calls in one second"
+            )));
         }
         let next = place(
             shard,
@@ -202,8 +202,8 @@ impl Model {
         let (now, instant) = (self.now(), Instant::now());
         let named = body["ShardIterator"].as_str().unwrap_or_default();
         let Some((name, index, next, given)) = parse_token(named) else {
-            self.violations.push(format!("an iterator that was never given: {named:?}"));
-            return Err(invalid("no such iterator"));
+            self.violations.push(format!("unknown shard iterator: {named:?}"));
+            return Err(invalid("unknown shard iterator"));
         };
         if self.has_expired(given, ITERATOR_LIFE) {
             return Err(refusal(400, "ExpiredIteratorException", "Iterator expired"));
@@ -222,13 +222,16 @@ impl Model {
             return Err(throttled("Rate exceeded for shard"));
         }
         if !shard.reads.admits(instant) {
-            return Err(self.violation(&format!("more than 5 reads in a second, of shard {index}")));
+            return Err(self
+                .violation(&format!("shard {index}: more than 5 GetRecords calls in one second")));
         }
         if !shard.bytes.are_paid_for(instant) {
             if !shard.bytes.are_known() {
                 return Err(throttled("Rate exceeded for shard"));
             }
-            return Err(self.violation(&format!("more than 2 MiB in a second, of shard {index}")));
+            return Err(
+                self.violation(&format!("shard {index}: more than 2 MiB read in one second"))
+            );
         }
         shard.age(oldest);
         let limit = body["Limit"].as_u64().unwrap_or(MOST_RECORDS).min(MOST_RECORDS) as usize;
@@ -285,7 +288,7 @@ impl Model {
     }
 }
 
-/// The index of the record that an iterator begins with.
+/// Returns the index of the first record of an iterator.
 pub(super) fn place(
     shard: &Contents,
     iterator_type: &str,
@@ -294,7 +297,7 @@ pub(super) fn place(
     now: u64,
     accepted: bool,
 ) -> Result<usize, Answer> {
-    // Numbers without leading zeros: the longer one is the greater one.
+    // Sequence numbers have no leading zeros, so the longer one is the greater one.
     let is_below = |record: &Stored, number: &str| {
         (record.number.len(), &record.number[..]) < (number.len(), number)
     };
@@ -323,17 +326,17 @@ pub(super) fn place(
         }
         "AT_SEQUENCE_NUMBER" => named().map(|(place, _)| place),
         "AFTER_SEQUENCE_NUMBER" => match named()? {
-            // As some servers do.
+            // Some servers refuse the last number of a closed shard.
             (last, true) if shard.closed.is_some() && last + 1 == shard.records.len() => {
                 Err(invalid(NUMBER_REFUSED))
             }
             (place, is_record) => Ok(place + usize::from(is_record)),
         },
-        other => Err(invalid(&format!("no iterator type {other}"))),
+        other => Err(invalid(&format!("unknown iterator type {other}"))),
     }
 }
 
-/// How many records fit into an answer, and their bytes. A single record always does.
+/// Returns the number of records that fit into a response, and their bytes. One record always fits.
 pub(super) fn fill(records: &[Stored], limit: usize) -> (usize, usize) {
     let (mut count, mut bytes) = (0, 0);
     for record in records.iter().take(limit) {

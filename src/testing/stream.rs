@@ -54,7 +54,7 @@ impl Stream {
         Self { kinesis, name: name.to_owned() }
     }
 
-    /// Puts a record into the shard of its partition key, and gives the shard.
+    /// Puts a record into the shard of its partition key and returns the shard.
     pub fn put(&self, partition_key: &str, data: impl Into<Vec<u8>>) -> Shard {
         let index = self.change(|shards, now| {
             let index = shards.of_key(hash_key(partition_key));
@@ -65,24 +65,25 @@ impl Stream {
         self.shard(index)
     }
 
-    /// The shard whose name ends with this number. They are counted from 0, as they come.
+    /// Returns the shard whose name ends with this number. Shards are numbered from 0, in order of
+    /// creation.
     ///
     /// # Panics
     ///
-    /// Where there is none.
+    /// Panics if there is no such shard.
     pub fn shard(&self, index: usize) -> Shard {
         let count = self.change(|shards, _now| shards.shards.len());
         assert!(index < count, "stream {} has {count} shards", self.name);
         Shard { stream: self.clone(), index }
     }
 
-    /// All its shards, also those that are closed or expired.
+    /// Returns all shards, including closed and expired ones.
     pub fn shards(&self) -> Vec<Shard> {
         let count = self.change(|shards, _now| shards.shards.len());
         (0..count).map(|index| self.shard(index)).collect()
     }
 
-    /// The shards that take records, in order of their hash keys.
+    /// Returns the open shards, in order of their hash keys.
     pub fn open_shards(&self) -> Vec<Shard> {
         let mut open = self.change(|shards, _now| {
             let numbered = shards.shards.iter().enumerate();
@@ -95,8 +96,8 @@ impl Stream {
         open.into_iter().map(|(_, index)| self.shard(index)).collect()
     }
 
-    /// The next record has this sequence number, and each later one the next. From a small number
-    /// they grow in length, so that whoever compares them as text is found out.
+    /// Sets the sequence number of the next record. Later records continue from it. Small numbers
+    /// grow in length, which exposes code that compares them as text.
     pub fn number_from(&self, number: u64) {
         self.change(|shards, _now| shards.number_from(number.into()));
     }
@@ -115,7 +116,7 @@ impl Stream {
 }
 
 impl Shard {
-    /// Its name.
+    /// Returns the shard's name.
     pub fn id(&self) -> ShardId {
         match id_of(self.index).parse() {
             Ok(id) => id,
@@ -123,36 +124,35 @@ impl Shard {
         }
     }
 
-    /// Its place among the shards of the stream, counted from 0.
+    /// Returns the shard's number in the stream, from 0.
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// Puts a record, whatever shard its partition key would choose, and gives its number.
+    /// Puts a record into this shard, independent of its partition key, and returns its number.
     ///
     /// # Panics
     ///
-    /// Where the shard is closed.
+    /// Panics if the shard is closed.
     pub fn put(&self, data: impl Into<Vec<u8>>) -> SequenceNumber {
         self.put_as("key", data)
     }
 
-    /// Puts a record with this partition key, and gives its number.
+    /// Puts a record with this partition key into this shard and returns its number.
     ///
     /// # Panics
     ///
-    /// Where the shard is closed.
+    /// Panics if the shard is closed.
     pub fn put_as(&self, partition_key: &str, data: impl Into<Vec<u8>>) -> SequenceNumber {
         let key = partition_key.to_owned();
         numbered(&self.stream.change(|shards, now| shards.put(self.index, key, data.into(), now)))
     }
 
-    /// Puts a record that bears this time of arrival, as one taken in by a host whose clock is
-    /// not ours does.
+    /// Puts a record with this arrival time, as received by a host whose clock is wrong.
     ///
     /// # Panics
     ///
-    /// Where the shard is closed.
+    /// Panics if the shard is closed.
     pub fn put_at(&self, arrival: SystemTime, data: impl Into<Vec<u8>>) -> SequenceNumber {
         let since = arrival.duration_since(UNIX_EPOCH).unwrap_or_default();
         let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
@@ -161,7 +161,7 @@ impl Shard {
         numbered(&self.stream.change(put))
     }
 
-    /// Whether a record with this partition key belongs into it, be it open or closed.
+    /// Returns true if this partition key belongs to the shard, open or closed.
     pub fn has_key(&self, partition_key: &str) -> bool {
         let key = hash_key(partition_key);
         self.stream.change(|shards, _now| {
@@ -170,18 +170,18 @@ impl Shard {
         })
     }
 
-    /// The numbers of all records that were put, also of those that are trimmed.
+    /// Returns the numbers of all records that were put, including trimmed ones.
     pub fn sequence_numbers(&self) -> Vec<SequenceNumber> {
         let number = |record: &Stored| numbered(&record.number);
         self.stream
             .change(|shards, _now| shards.shards[self.index].records.iter().map(number).collect())
     }
 
-    /// Closes it, and opens two that have half of its hash keys each.
+    /// Closes the shard and opens two children that have half of its hash keys each.
     ///
     /// # Panics
     ///
-    /// Where it is closed already.
+    /// Panics if the shard is closed.
     pub fn split(&self) -> [Shard; 2] {
         self.stream
             .change(|shards, now| {
@@ -194,12 +194,12 @@ impl Shard {
             .map(|index| self.stream.shard(index))
     }
 
-    /// Closes both, and opens one that has the hash keys of both.
+    /// Closes both shards and opens one child that has the hash keys of both.
     ///
     /// # Panics
     ///
-    /// Where one of them is closed already, and where their hash keys do not lie side by side.
-    #[allow(clippy::return_self_not_must_use, reason = "merging is what it is called for")]
+    /// Panics if one of the shards is closed, or if their hash key ranges are not adjacent.
+    #[allow(clippy::return_self_not_must_use, reason = "callers may only need the side effect")]
     pub fn merge(&self, adjacent: &Shard) -> Shard {
         let merged = self.stream.change(|shards, now| {
             let [mut low, mut high] =
@@ -208,7 +208,7 @@ impl Shard {
                 std::mem::swap(&mut low, &mut high);
             }
             let [low_end, high_end] = [low, high].map(|(_, index)| shards.shards[index].last_key);
-            assert!(low_end.checked_add(1) == Some(high.0), "only adjacent shards are merged");
+            assert!(low_end.checked_add(1) == Some(high.0), "only adjacent shards can be merged");
             shards.close(self.index, now);
             shards.close(adjacent.index, now);
             shards.add(vec![self.index, adjacent.index], low.0, high_end)
@@ -216,18 +216,18 @@ impl Shard {
         self.stream.shard(merged)
     }
 
-    /// Whether it takes records.
+    /// Returns true if the shard is open: it accepts records.
     pub fn is_open(&self) -> bool {
         self.stream.change(|shards, _now| shards.shards[self.index].closed.is_none())
     }
 
-    /// The shards it was split or merged from.
+    /// Returns the shards from which this shard was split or merged.
     pub fn parents(&self) -> Vec<ShardId> {
         let parents = self.stream.change(|shards, _now| shards.shards[self.index].parents.clone());
         parents.into_iter().map(|index| self.stream.shard(index).id()).collect()
     }
 
-    /// The first `records` that were put into it leave retention.
+    /// Removes the first `records` records of the shard, as when they leave retention.
     pub fn trim(&self, records: usize) {
         self.stream.change(|shards, _now| {
             let contents = &mut shards.shards[self.index];
@@ -235,22 +235,22 @@ impl Shard {
         });
     }
 
-    /// The whole shard leaves retention: it is neither listed nor read any more.
+    /// Removes the whole shard, as when it leaves retention. It is no longer listed or read.
     ///
     /// # Panics
     ///
-    /// Where it is open, since only closed shards ever do.
+    /// Panics if the shard is open, since only closed shards expire.
     pub fn expire(&self) {
-        assert!(!self.is_open(), "only a closed shard expires");
+        assert!(!self.is_open(), "only a closed shard can expire");
         self.stream.change(|shards, _now| shards.shards[self.index].expired = true);
     }
 
-    /// Has this become of its subscriptions under way, and says how many there were.
+    /// Interrupts the shard's active subscriptions and returns their number.
     pub fn interrupt(&self, interruption: &Interruption) -> usize {
         self.stream.change(|shards, _now| shards.shards[self.index].interrupt(interruption))
     }
 
-    /// Somebody else reads the shard: for so long, every read is throttled.
+    /// Throttles every read for `time`, as if another reader used up the shard's throughput.
     pub fn occupy(&self, time: Duration) {
         let until = Instant::now() + time;
         self.stream.change(|shards, _now| shards.shards[self.index].occupied = Some(until));

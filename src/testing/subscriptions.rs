@@ -1,4 +1,4 @@
-//! Enhanced fan-out: what is pushed to whom.
+//! Enhanced fan-out: the events of subscriptions.
 
 use std::io;
 use std::pin::Pin;
@@ -25,31 +25,31 @@ use crate::record::SequenceNumber;
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>.
 const LIFE: Duration = Duration::from_secs(5 * 60);
 const TAKEOVER: Duration = Duration::from_secs(5);
-/// What stands before a message, its length first:
+/// The length of a message's prelude, which begins with the length of the message:
 /// <https://smithy.io/2.0/aws/amazon-eventstream.html>.
 const PRELUDE: usize = 12;
-/// Records that arrived so far apart, in milliseconds, have a gap between them.
+/// The time between the arrivals of two records, in milliseconds, that counts as a gap.
 const GAP: u64 = 3_600_000;
-/// How long nothing is pushed where there is nothing new.
+/// The longest time without an event if there is nothing new.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-/// What a subscription has to do.
+/// The next action of a subscription.
 enum Step {
     Push(Message),
-    /// Until something changes.
+    /// Wait until something changes.
     Wait,
     End,
     Reset,
     Stall,
 }
 
-/// A message, and what it holds.
+/// An encoded message and the records in it.
 struct Message {
     text: Bytes,
     records: usize,
     bytes: usize,
     last: Option<SequenceNumber>,
-    /// Nothing comes after it.
+    /// The subscription ends after this message.
     is_last: bool,
 }
 
@@ -61,8 +61,7 @@ impl Message {
 }
 
 impl Model {
-    /// Subscribes, and says what is pushed from then on.
-    /// The events lack `fields`.
+    /// Starts a subscription whose events lack `fields`.
     pub(super) fn subscribe(
         &mut self,
         call: usize,
@@ -85,7 +84,11 @@ impl Model {
             .ok_or_else(|| not_found("Shard"))?;
         let last = contents.subscribed.get(&consumer);
         if last.is_some_and(|last| instant < *last + TAKEOVER) {
-            return Err(refusal(400, "ResourceInUseException", "a subscription has just begun"));
+            return Err(refusal(
+                400,
+                "ResourceInUseException",
+                "the consumer has subscribed to this shard less than 5 s ago",
+            ));
         }
         let position = &body["StartingPosition"];
         let next = place(
@@ -97,21 +100,21 @@ impl Model {
             accepted,
         )?;
         let number = position["SequenceNumber"].as_str().unwrap_or_default();
-        // One that begins at a record is there at once.
+        // A subscription that starts at an existing record does not approach it.
         let is_there = contents.records.get(next).is_some_and(|record| record.number == number);
         let remaining = contents.continuations.get(number).copied();
         let remaining = if is_there { Some(Duration::ZERO) } else { remaining };
         let approached = remaining.map(|remaining| (next, instant + remaining));
         let changed = Arc::clone(&contents.changed);
         contents.subscribed.insert(consumer.clone(), instant);
-        // What was there before is taken over.
+        // The new subscription replaces the previous one of the consumer.
         contents.subscriptions.retain(|known| known.consumer != consumer);
         contents.subscriptions.push(Subscribed { id: call, consumer, interruption: None });
         changed.notify_waiters();
         Ok(Subscription { stream: name, shard, id: call, next, changed, fields, approached })
     }
 
-    /// The connection of a subscription that has just begun is lost.
+    /// Marks the connection of a new subscription as lost.
     pub(super) fn cut(&mut self, call: usize) {
         let contents = self.streams.values_mut().flat_map(|stream| &mut stream.shards);
         for subscription in contents.flat_map(|contents| &mut contents.subscriptions) {
@@ -121,20 +124,22 @@ impl Model {
         }
     }
 
-    /// What a subscription has to do now; `is_due` where it should be heard of, be there anything
-    /// new or not.
+    /// Returns the next action of a subscription. If `is_due`, an event is sent even without news.
     fn push(&mut self, subscription: &mut Subscription, is_due: bool) -> Step {
         let (now, child_shards, oldest) = (self.now(), self.child_shards, self.oldest());
         let instant = Instant::now();
         let Subscription { stream, shard, id, next, fields, approached, .. } = subscription;
-        let gone = || Message::exception("ResourceNotFoundException", "it is not there");
+        let gone = || Message::exception("ResourceNotFoundException", "no such shard or consumer");
         let Some(stream) = self.streams.get_mut(stream) else { return gone() };
-        // A stream created again may have fewer shards.
+        // A stream that was created again may have fewer shards.
         let Some(contents) = stream.shards.get_mut(*shard) else { return gone() };
         contents.age(oldest);
         let contents = &stream.shards[*shard];
         let Some(known) = contents.subscriptions.iter().find(|known| known.id == *id) else {
-            return Message::exception("ResourceInUseException", "it was taken over");
+            return Message::exception(
+                "ResourceInUseException",
+                "another subscription of the consumer has replaced this one",
+            );
         };
         match &known.interruption {
             Some(Interruption::Ends) => return Step::End,
@@ -177,7 +182,8 @@ impl Model {
             event["ChildShards"] = describe_children(stream, *shard);
         }
         if !at_end {
-            // Where nothing is new, the number is behind all that were given, and before all to come.
+            // Without new records, the number is after all issued numbers and before all future
+            // ones.
             let number = last.clone().unwrap_or_else(|| {
                 let before = stream.shards[*shard].number_before(after, remaining.as_secs());
                 let number = before.unwrap_or_else(|| stream.number());
@@ -198,7 +204,7 @@ impl Model {
         })
     }
 
-    /// A message has come, as a part of what a call is answered by.
+    /// Notes that a message has arrived as part of the response to a call.
     fn arrives(&mut self, call: usize, message: &Message) {
         let call = &mut self.calls[call];
         (call.records, call.bytes) = (call.records + message.records, call.bytes + message.bytes);
@@ -206,21 +212,22 @@ impl Model {
     }
 }
 
-/// A subscription, from whom it is pushed to.
+/// The state of a running subscription.
 pub(super) struct Subscription {
     stream: String,
     shard: usize,
     id: usize,
     next: usize,
     changed: Arc<Notify>,
-    /// What its events lack.
+    /// The fields that the events lack.
     fields: Vec<String>,
-    /// The record behind a gap that it approaches, and when it is there.
+    /// The record after a gap that the subscription approaches, and the time at which it arrives
+    /// there.
     approached: Option<(usize, Instant)>,
 }
 
 impl Subscription {
-    /// All that is pushed; `call` lives as long as it does.
+    /// Returns the body with all messages. `call` is kept as long as the body.
     pub(super) fn body<T: Send + 'static>(self, kinesis: Shared, call: T) -> Pushed {
         let open =
             Open { kinesis: kinesis.clone(), at: (self.stream.clone(), self.shard, self.id) };
@@ -245,7 +252,8 @@ impl Subscription {
                 match step {
                     Step::Push(message) => {
                         heard = Instant::now();
-                        // Its length comes first. Whoever has no room for it reads no further.
+                        // The length is sent first. A client without memory for the message stops
+                        // reading here.
                         yield Ok(message.text.slice(..PRELUDE));
                         kinesis.lock().arrives(self.id, &message);
                         yield Ok(message.text.slice(PRELUDE..));
@@ -275,7 +283,7 @@ impl Subscription {
     }
 }
 
-/// A subscription is there as long as somebody holds its connection.
+/// Removes the subscription when its connection is dropped.
 struct Open {
     kinesis: Shared,
     at: (String, usize, usize),
@@ -292,7 +300,7 @@ impl Drop for Open {
     }
 }
 
-/// The body of the answer to a subscription.
+/// The response body of a subscription.
 pub(super) struct Pushed(Mutex<BoxStream<'static, io::Result<Bytes>>>);
 
 impl Body for Pushed {
@@ -309,21 +317,21 @@ impl Body for Pushed {
 }
 
 impl Contents {
-    /// Returns true if a gap precedes the record of this index.
+    /// Returns true if there is a gap before the record with this index.
     fn is_behind_gap(&self, record: usize) -> bool {
         let arrival = |index: usize| self.records.get(index).map(|record| record.arrival);
         let before = record.checked_sub(1).and_then(arrival);
         arrival(record).zip(before).is_some_and(|(arrival, before)| arrival >= before + GAP)
     }
 
-    /// The number of records from this one on, up to the next gap and at most `limit`.
+    /// Returns the number of records from `first` on, up to the next gap and at most `limit`.
     fn records_until_gap(&self, first: usize, limit: usize) -> usize {
         let end = self.records.len().min(first.saturating_add(limit));
         let gap = (first + 1..end).find(|record| self.is_behind_gap(*record));
         gap.unwrap_or(end).saturating_sub(first)
     }
 
-    /// A sequence number before that of a record: the nearer, the less `distance`.
+    /// Returns a sequence number before that of a record: the smaller `distance`, the closer.
     fn number_before(&self, record: usize, distance: u64) -> Option<String> {
         let mut digits = self.records.get(record)?.number.clone().into_bytes();
         for _ in 0..=distance {
@@ -341,7 +349,7 @@ impl Contents {
         Some(if is_between { number } else { last.clone() })
     }
 
-    /// Interrupts the subscriptions under way, and says how many there were.
+    /// Interrupts the active subscriptions and returns their number.
     pub(super) fn interrupt(&mut self, interruption: &Interruption) -> usize {
         for subscription in &mut self.subscriptions {
             subscription.interruption = Some(interruption.clone());

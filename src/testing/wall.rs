@@ -5,19 +5,19 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-/// Whether any thread has ever had a clock of its own: where none has, none is looked for.
+/// True once any thread has had a replaced clock. Until then, no clock is looked up.
 static HAS_BEEN: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static REPLACED: RefCell<Option<SharedClock>> = const { RefCell::new(None) };
 }
 
-/// A wall clock that a test has made: what it showed at a moment of tokio's clock.
+/// A wall clock that a test has created: the time that it showed at an instant of tokio's clock.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedClock(Arc<Mutex<(SystemTime, Instant)>>);
 
 impl SharedClock {
-    /// The time that it shows.
+    /// Returns the time of the clock.
     pub(crate) fn now(&self) -> SystemTime {
         let (began, since) = *self.lock();
         began + since.elapsed()
@@ -28,11 +28,11 @@ impl SharedClock {
     }
 }
 
-/// Another clock on the wall for this thread, by which leases are known to be over: it goes with
-/// tokio's, so that it pauses with it, until it is moved. Dropped, it gives the machine's back.
+/// Replaces the wall clock of this thread, by which leases expire. The clock follows tokio's clock,
+/// and pauses with it, until it is moved. Dropping it restores the machine's clock.
 ///
-/// A worker keeps the clock that its thread has when its stream is polled first. So workers on one
-/// thread can have a clock each: see [`WallClock::enter`].
+/// A worker keeps the clock that its thread has when the worker's stream is first polled. So
+/// several workers on one thread can have different clocks: see [`WallClock::enter`].
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -42,20 +42,20 @@ impl SharedClock {
 /// use kinestream::testing::WallClock;
 ///
 /// let clock = WallClock::at(std::time::UNIX_EPOCH);
-/// // As after a sleep of the machine, of which no timer has heard.
+/// // As after a suspension of the machine, which timers do not notice.
 /// clock.move_by(Duration::from_secs(60));
 /// # }
 /// ```
 #[derive(Debug)]
-#[must_use = "the machine's clock is back when it is dropped"]
+#[must_use = "dropping the clock restores the machine's clock"]
 pub struct WallClock {
     clock: SharedClock,
-    /// It is this thread's.
+    /// Binds the clock to its thread.
     _thread: std::marker::PhantomData<*const ()>,
 }
 
 impl WallClock {
-    /// One that shows `time` now, and is the thread's from now on.
+    /// Creates a clock that shows `time` now and becomes the thread's clock.
     pub fn at(time: SystemTime) -> Self {
         HAS_BEEN.store(true, Ordering::Relaxed);
         let clock = SharedClock(Arc::new(Mutex::new((time, Instant::now()))));
@@ -64,22 +64,22 @@ impl WallClock {
         clock
     }
 
-    /// Makes it the thread's clock, in the place of one that was made later.
+    /// Makes this clock the thread's clock again, in place of one that was created later.
     pub fn enter(&self) {
         REPLACED.set(Some(self.clock.clone()));
     }
 
-    /// The time that it shows.
+    /// Returns the time of the clock.
     pub fn now(&self) -> SystemTime {
         self.clock.now()
     }
 
-    /// Moves it forwards.
+    /// Moves the clock forwards.
     pub fn move_by(&self, time: Duration) {
         self.clock.lock().0 += time;
     }
 
-    /// Moves it backwards, as an administrator may.
+    /// Moves the clock backwards, as an administrator may.
     pub fn set_back(&self, time: Duration) {
         self.clock.lock().0 -= time;
     }
@@ -93,7 +93,7 @@ impl Drop for WallClock {
     }
 }
 
-/// The clock that has replaced the machine's on this thread.
+/// Returns the clock that has replaced the machine's on this thread, if any.
 #[inline]
 pub(crate) fn replaced_clock() -> Option<SharedClock> {
     if HAS_BEEN.load(Ordering::Relaxed) { REPLACED.with_borrow(Option::clone) } else { None }

@@ -1,6 +1,6 @@
-//! The model behind the SDK's HTTP interface: JSON in, JSON out, no socket.
+//! Serves the model over the SDK's HTTP interface: JSON in, JSON out, no socket.
 //!
-//! An answer is on its way until it is read, as it would be in a socket.
+//! A response is in flight until it is read, as with a socket.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -40,7 +40,7 @@ impl HttpConnector for Connector {
     }
 }
 
-/// The bytes of one chunk of an answer of unknown length.
+/// The chunk size, in bytes, of a response of unknown length.
 const CHUNK: usize = 16 * 1024;
 
 /// The access key ID in the signature of a request (`AWS4-HMAC-SHA256 Credential=<key>/<date>/…`).
@@ -49,7 +49,7 @@ fn access_key_id(request: &HttpRequest) -> Option<String> {
     credential.split('/').next().map(str::to_owned)
 }
 
-/// A call that counts as under way until its answer is read, or nobody waits for it any more.
+/// A call that counts as in flight until its response is read or the caller drops it.
 struct UnderWay {
     kinesis: Shared,
     index: usize,
@@ -90,7 +90,7 @@ impl UnderWay {
     }
 
     async fn run(self) -> Result<HttpResponse, ConnectorError> {
-        // As a socket would: nothing is there at once.
+        // Like a socket, never respond at once.
         tokio::task::yield_now().await;
         let latency = self.kinesis.lock().next_latency();
         if !latency.is_zero() {
@@ -180,7 +180,7 @@ impl UnderWay {
     }
 }
 
-/// A JSON object without these fields.
+/// Removes these fields from a JSON object.
 fn lacking(body: &str, fields: &[String]) -> String {
     let mut body: Value = serde_json::from_str(body).unwrap_or_default();
     if let Some(object) = body.as_object_mut() {
@@ -199,19 +199,19 @@ fn response(
     let date = DateTime::from_secs(i64::try_from(seconds).unwrap_or_default());
     let date = date.fmt(Format::HttpDate).unwrap_or_default();
     let code = StatusCode::try_from(status)
-        .unwrap_or_else(|error| panic!("an outcome has a status that is none: {error}"));
+        .unwrap_or_else(|error| panic!("invalid HTTP status in an outcome: {error}"));
     let mut response = HttpResponse::new(code, body);
     response.headers_mut().insert("date", date);
     response.headers_mut().insert("content-type", content_type);
     response
 }
 
-/// The body of an answer. When it is read to its end, what is under way is over.
+/// The body of a response. The call is in flight until the body is read to its end.
 struct Unread {
     call: Option<UnderWay>,
     status: u16,
     text: Bytes,
-    /// Whether its length is not known before its end.
+    /// True if the response has no `Content-Length`.
     is_chunked: bool,
 }
 
@@ -246,7 +246,7 @@ impl Body for Unread {
     }
 }
 
-/// The stream that the body of a `ListShards` call names, by itself or by a page token.
+/// Returns the stream that a `ListShards` body names, directly or in a page token.
 fn stream_of(body: &Value) -> String {
     let named = [&body["StreamName"], &body["StreamARN"]].into_iter().find_map(Value::as_str);
     let named = named.and_then(|name| name.rsplit('/').next());
@@ -254,7 +254,7 @@ fn stream_of(body: &Value) -> String {
     named.or(paged).unwrap_or_default().to_owned()
 }
 
-/// The shard that the body of a call names, by itself or by an iterator of it.
+/// Returns the shard that a call's body names, directly or in an iterator.
 fn shard_of(body: &Value) -> Option<usize> {
     match (body["ShardIterator"].as_str(), body["ShardId"].as_str()) {
         (Some(iterator), _) => iterator.split('/').nth(1)?.parse().ok(),

@@ -242,7 +242,7 @@ pub(crate) async fn an_unknown_stream_is_told_and_ends(client: &Client) {
     let text = error.to_string();
     assert!(
         text.starts_with(
-            "stream no-such-stream: ListShards: there is no such stream or shard; check"
+            "stream no-such-stream: ListShards failed: no such stream or shard; check"
         ),
         "{text}"
     );
@@ -290,7 +290,7 @@ pub(crate) async fn a_refused_connection_is_told(client: &Client) {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert_eq!(
         error.to_string(),
-        "stream orders: ListShards cannot reach Kinesis: no connection; check the endpoint, the \
-         region and the network"
+        "stream orders: ListShards failed: no connection to Kinesis; check the endpoint, \
+         the region and the network"
     );
 }

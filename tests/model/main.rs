@@ -50,7 +50,7 @@ async fn pages_of_shards_follow_by_their_token_alone_for_300_seconds() {
 
     let both = client.list_shards().stream_name("orders").next_token(token).send().await;
     assert_eq!(code(&both.unwrap_err()), "InvalidArgumentException");
-    assert_eq!(kinesis.violations(), ["a NextToken beside the name of a stream"]);
+    assert_eq!(kinesis.violations(), ["ListShards with both NextToken and a stream name"]);
 
     sleep(Duration::from_secs(301)).await;
     let late = client.list_shards().next_token(token).send().await;
@@ -135,7 +135,10 @@ async fn a_shard_serves_five_reads_and_two_mebibytes_a_second() {
     read(&client, &token).await.unwrap();
     assert_eq!(
         kinesis.violations(),
-        ["more than 5 reads in a second, of shard 0", "more than 2 MiB in a second, of shard 0"]
+        [
+            "shard 0: more than 5 GetRecords calls in one second",
+            "shard 0: more than 2 MiB read in one second"
+        ]
     );
     // Somebody else's reads are no fault of ours.
     sleep(Duration::from_secs(10)).await;
@@ -167,7 +170,7 @@ async fn iterators_may_be_used_again_for_five_minutes() {
     assert_eq!(read(&client, &token).await.unwrap_err(), "ExpiredIteratorException");
     assert_eq!(kinesis.violations(), [""; 0]);
     assert_eq!(read(&client, "made up").await.unwrap_err(), "InvalidArgumentException");
-    assert_eq!(kinesis.violations(), ["an iterator that was never given: \"made up\""]);
+    assert_eq!(kinesis.violations(), ["unknown shard iterator: \"made up\""]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -65,44 +65,44 @@ async fn what_a_retry_cannot_cure_is_told_once() {
         (
             "AccessDeniedException",
             ErrorKind::Denied,
-            "access was denied; the README lists the IAM actions that are needed",
+            "access denied; grant the IAM actions that the README lists",
         ),
         (
             "KMSAccessDeniedException",
             ErrorKind::Denied,
-            "access was denied; the README lists the IAM actions that are needed",
+            "access denied; grant the IAM actions that the README lists",
         ),
         (
             "KMSDisabledException",
             ErrorKind::Denied,
-            "the stream's KMS key cannot be used; check that it exists, is enabled and may be used for kms:Decrypt",
+            "the stream's KMS key cannot be used; check that the key exists, is enabled and allows kms:Decrypt",
         ),
         (
             "KMSInvalidStateException",
             ErrorKind::Denied,
-            "the stream's KMS key cannot be used; check that it exists, is enabled and may be used for kms:Decrypt",
+            "the stream's KMS key cannot be used; check that the key exists, is enabled and allows kms:Decrypt",
         ),
         (
             "KMSNotFoundException",
             ErrorKind::Denied,
-            "the stream's KMS key cannot be used; check that it exists, is enabled and may be used for kms:Decrypt",
+            "the stream's KMS key cannot be used; check that the key exists, is enabled and allows kms:Decrypt",
         ),
         (
             "KMSOptInRequired",
             ErrorKind::Denied,
-            "the stream's KMS key cannot be used; check that it exists, is enabled and may be used for kms:Decrypt",
+            "the stream's KMS key cannot be used; check that the key exists, is enabled and allows kms:Decrypt",
         ),
         (
             "UnrecognizedClientException",
             ErrorKind::Denied,
-            "the credentials were refused; check that they are valid, not expired and for this account and region",
+            "credentials rejected; check that they are valid, not expired and for this account and region",
         ),
         (
             "ExpiredTokenException",
             ErrorKind::Denied,
-            "the credentials were refused; check that they are valid, not expired and for this account and region",
+            "credentials rejected; check that they are valid, not expired and for this account and region",
         ),
-        ("ValidationException", ErrorKind::Rejected, "Kinesis refused the call"),
+        ("ValidationException", ErrorKind::Rejected, "request rejected by Kinesis"),
     ];
     for (code, kind, advice) in denials {
         let (kinesis, orders) = orders(2);
@@ -132,7 +132,7 @@ async fn what_a_retry_cannot_cure_is_told_once() {
         assert_eq!(
             told[0].to_string(),
             format!(
-                "stream orders, shard shardId-000000000000: GetRecords: {advice} (400 {code}: no)"
+                "stream orders, shard shardId-000000000000: GetRecords failed: {advice} (400 {code}: no)"
             )
         );
         assert_eq!(read, [1, 0], "the other shard goes on, and this one when it can");
@@ -175,8 +175,8 @@ async fn a_kinesis_out_of_reach_at_the_start_is_told_and_waited_for() {
     assert!(error.is_temporary());
     assert_eq!(
         error.to_string(),
-        "stream orders: ListShards cannot reach Kinesis: no connection; check the endpoint, the \
-         region and the network"
+        "stream orders: ListShards failed: no connection to Kinesis; check the endpoint, \
+         the region and the network"
     );
     assert_eq!(number(&next(&mut records).await), 0);
 }

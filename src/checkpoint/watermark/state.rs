@@ -1,7 +1,7 @@
-//! What turns finished records, in whatever order, into one position that only advances.
+//! Turns acknowledgements in any order into one position that only advances.
 //!
-//! Records are numbered in the order in which their shard hands them out. A number, and not the
-//! sequence number, is what orders them: counting is exact, while sequence numbers have gaps.
+//! Records are numbered in the order in which their shard hands them out. Records are ordered by
+//! this number, not by sequence number, since sequence numbers have gaps.
 //!
 //! ```text
 //!  finished      gap     island     gap   handed out
@@ -9,10 +9,9 @@
 //! 0          prefix                      handed_out
 //! ```
 //!
-//! A finished record either lengthens the prefix, which is what a checkpoint may say, or belongs
-//! to an island beyond a record that is not finished yet. An island remembers where it ends and
-//! nothing of what it covers, so a record that is never finished costs no memory for those
-//! finished after it.
+//! A finished (acknowledged) record either extends the prefix, which is the checkpoint, or joins an
+//! island: a run of finished records after an unfinished one. An island stores its end and not its
+//! records, so a record that is never finished costs no memory for the records after it.
 
 use std::collections::BTreeMap;
 use std::task::Waker;
@@ -25,12 +24,13 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::in_flight::InFlightCounter;
 use crate::record::{PositionBuf, SequenceNumber};
 
-/// The change that a finished record makes.
+/// The change after a record is finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Advance {
-    /// The position of the shard; `is_first` where it has not advanced since it was last taken.
+    /// The position of the shard advanced. `is_first` is true if this is the first advance since
+    /// the position was last taken.
     Position { is_first: bool },
-    /// The shard is closed, read to its end, and every record of it is finished.
+    /// The shard is closed and read to its end, and every record is finished.
     End,
 }
 
@@ -40,31 +40,31 @@ pub(super) struct State {
     pub(super) prefix: u64,
     /// The checkpoint to store before any record is finished.
     pub(super) start: Option<Checkpoint>,
-    /// The last record of the prefix, or what was passed behind it.
+    /// The last record of the prefix, or a position after it that was passed.
     pub(super) position: Option<PositionBuf>,
-    /// No other record had arrived behind the position by then.
+    /// No record after the position had arrived by this time.
     pub(super) until: Option<SystemTime>,
-    /// Finished records beyond a gap: from the first number of a run to its end.
+    /// Finished records after a gap, by the first number of each run.
     pub(super) islands: BTreeMap<u64, Island>,
-    /// Behind the record before this number lies a place up to which there is no other.
+    /// A position that follows the record before this number, with no records between them.
     pub(super) passed: Option<(u64, Passed)>,
     pub(super) handed_out: u64,
     pub(super) in_flight: InFlightCounter,
     pub(super) times: DeliveryTimes,
-    /// No record will be handed out any more: the shard is closed and read to its end.
+    /// The shard is closed and its last record has been handed out.
     pub(super) ended: bool,
-    /// Since when the checkpoint is another than was last taken.
+    /// The time at which the checkpoint first differed from the one last taken.
     pub(super) changed_at: Option<Instant>,
-    /// No record is handed out any more, because the shard is to be handed over.
+    /// Delivery has stopped, because the lease is being released.
     pub(super) retired: bool,
-    /// The stream that waits for records to be finished.
+    /// The stream that waits until records are finished.
     pub(super) waiting: Option<Waker>,
-    /// The task that waits for all of them to be finished.
+    /// The task that waits until all records are finished.
     pub(super) settling: Option<Waker>,
 }
 
-/// The read position of a quiet shard: every record up to `after`, or that had arrived by `until`, is
-/// delivered.
+/// The read position of a quiet shard: every record up to `after`, and every record that had
+/// arrived by `until`, is handed out.
 #[derive(Clone, Copy)]
 pub(crate) struct Passed {
     pub(crate) after: Option<PositionBuf>,
@@ -72,7 +72,7 @@ pub(crate) struct Passed {
 }
 
 pub(super) struct Island {
-    /// The number behind the last one.
+    /// The number after the last record.
     end: u64,
     last: PositionBuf,
 }
@@ -92,7 +92,7 @@ impl State {
         (records, self.times.oldest().filter(|_| records > 0))
     }
 
-    /// Returns whether this is the first change since the checkpoint was last taken.
+    /// Returns true if this is the first change since the checkpoint was last taken.
     pub(super) fn note_changed(&mut self, has_changed: bool) -> bool {
         let is_first = has_changed && self.changed_at.is_none();
         if is_first {
@@ -116,8 +116,8 @@ impl State {
         after.or_else(|| self.start.clone())
     }
 
-    /// Moves the position to the place that was passed, where all before it is finished; whether it
-    /// has.
+    /// Moves the position to the passed one, if all records before it are finished. Returns true if
+    /// the position moved.
     pub(super) fn reach_passed(&mut self) -> bool {
         match self.passed {
             Some((number, passed)) if number == self.prefix => {
@@ -149,7 +149,7 @@ impl State {
 
     /// Marks an unfinished number as finished. Returns true if the prefix has become longer.
     pub(super) fn insert(&mut self, number: u64, mark: &PositionBuf) -> bool {
-        // The common case, record after record, looks at no map.
+        // The common case, one record after another, does not access the map.
         if number == self.prefix && self.islands.is_empty() {
             self.prefix += 1;
             self.until = None;
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unfinished_record_costs_nothing_for_those_after_it() {
+    fn unfinished_record_costs_no_memory_for_those_after_it() {
         let mut state = State { handed_out: 1001, ..State::default() };
         for number in 1..=1000 {
             assert!(!state.insert(number, &PositionBuf::default()));

@@ -1,20 +1,20 @@
-//! When records were delivered, for the age of the oldest that is unfinished.
+//! Delivery times, for the age of the oldest unfinished record.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The number of delivery times that are kept: a record that is never finished must not cost memory for those
-/// after it.
+/// The number of delivery times that are kept. It is limited so that a record that is never
+/// finished costs no memory for the records after it.
 const MOST_TIMES: usize = 64;
 
-/// When records were found to be delivered.
+/// The times at which records were found to be delivered.
 #[derive(Default)]
 pub(super) struct DeliveryTimes {
-    /// By the number of the first: those of the prefix and of some behind it.
+    /// The times by the number of their first record, from the first unfinished record on.
     times: VecDeque<(u64, Instant)>,
-    /// Records below this number have their time.
+    /// The records below this number have a time.
     noted: u64,
 }
 
@@ -26,7 +26,7 @@ impl DeliveryTimes {
         }
         let first = std::mem::replace(&mut self.noted, delivered);
         if self.times.len() >= MOST_TIMES {
-            // Half of them say it half as exactly.
+            // Keep every second time: half the memory at half the resolution.
             let mut is_kept = false;
             self.times.retain(|_| {
                 is_kept = !is_kept;
@@ -44,7 +44,7 @@ impl DeliveryTimes {
         }
     }
 
-    /// The age of the oldest.
+    /// Returns the age of the oldest unfinished record.
     pub(super) fn oldest(&self) -> Option<Duration> {
         self.times.front().map(|(_, time)| time.elapsed())
     }
