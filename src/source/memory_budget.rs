@@ -320,6 +320,9 @@ mod tests {
         demand.hold();
         assert!(second.as_mut().now_or_never().is_none());
         demand.urge(0);
-        assert_eq!(second.as_mut().now_or_never().expect("an urgent fetch does not wait").taken(), RESERVE);
+        assert_eq!(
+            second.as_mut().now_or_never().expect("an urgent fetch does not wait").taken(),
+            RESERVE
+        );
     }
 }
