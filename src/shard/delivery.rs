@@ -210,8 +210,7 @@ impl Delivery {
         }
     }
 
-    /// Returns the next record in the form that streams yield. Wrapping it later would move it
-    /// again.
+    /// Returns the next record, wrapped as streams yield it: a later wrapping would move it again.
     #[inline]
     fn next(&mut self) -> Option<Result<Record>> {
         let record = self.run.as_mut().and_then(RecordRun::next).map(Ok);

@@ -62,8 +62,7 @@ pub(crate) enum Received {
 }
 
 impl Prefetcher {
-    /// Starts the task. It fetches nothing until there is demand, and nothing after `over` is
-    /// closed.
+    /// Starts the task. It fetches nothing until there is demand, nor after `over` is closed.
     pub(crate) fn start(
         mut source: Source,
         mut over: CloseSignal,

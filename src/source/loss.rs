@@ -14,7 +14,7 @@ use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
 use crate::record::SequenceNumber;
 use crate::telemetry::Event;
 
-/// A streak of failed calls whose responses are needed to tell whether records were lost.
+/// A streak of failures of the calls that show whether records were lost.
 pub(super) struct Unjudged {
     streak: FailureStreak,
     error: Error,

@@ -12,8 +12,8 @@
 //! ```
 //!
 //! There is no queue for memory: released memory is never set aside for a fetch that cannot begin
-//! yet. Each shard has its own reserve, so a shard whose caller waits makes progress regardless of
-//! the memory that other shards hold.
+//! yet. Each shard has its own reserve, so a shard with a waiting caller makes progress regardless
+//! of the memory that other shards hold.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -31,8 +31,8 @@ pub(super) const RESERVE: usize = 64 * 1024;
 /// Pass one budget to [`ConsumerBuilder::memory_budget`](crate::ConsumerBuilder::memory_budget) of
 /// each consumer that is to share it. Cloning is cheap, and all clones share one limit.
 ///
-/// Each shard has a reserve of 64 KiB in addition to the budget. A shard whose caller waits for a
-/// record therefore makes progress regardless of the memory that other shards and consumers hold.
+/// Each shard has a reserve of 64 KiB in addition to the budget. A shard with a waiting
+/// caller therefore makes progress regardless of the memory that other shards and consumers hold.
 ///
 /// ```no_run
 /// # fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
@@ -185,7 +185,7 @@ impl Reservation {
         let missing = bytes.saturating_sub(self.taken());
         let reserved = reserve.take(missing);
         if !shared.pool.try_take(missing - reserved) {
-            // No notification: a waiting fetch whose attempt fails would wake itself.
+            // No notification: a waiting fetch would wake itself after each failed attempt.
             reserve.release(reserved);
             return false;
         }

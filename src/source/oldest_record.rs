@@ -15,9 +15,9 @@ use crate::error::Error;
 use crate::record::SequenceNumber;
 
 /// The time for which a read of the oldest kept record proves that nothing after the position was
-/// lost. A loss within that time is not detected. With enhanced fan-out, the next placement takes 5
-/// s. If it takes longer, the next proof holds for twice the time, until a placement is fast
-/// enough.
+/// lost. A loss within that time is not detected. With enhanced fan-out, the next placement takes
+/// five seconds. If it takes longer than the proof holds, the next proof holds for twice the time,
+/// until a placement is fast enough.
 const VERIFIED_FOR: Duration = Duration::from_secs(15);
 
 /// The last probe that proved that nothing was lost, and how long its proof holds. Reset when a
@@ -93,8 +93,7 @@ impl FetchState {
         }
     }
 
-    /// Returns true if the oldest kept record recently proved that nothing after the position was
-    /// lost.
+    /// Returns true if the oldest kept record recently proved that no later record was lost.
     pub(super) fn is_verified(&self) -> bool {
         let verified = self.state.retention.verified;
         verified.is_some_and(|verified| verified.last.elapsed() < verified.holds_for)

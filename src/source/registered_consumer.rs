@@ -22,7 +22,7 @@ const ATTEMPT: Duration = Duration::from_secs(30);
 /// Java waits for 60 s.
 const LONGEST_INACTIVE: Duration = Duration::from_secs(300);
 
-/// The registered consumer with which all shards of a stream are subscribed to.
+/// The registered consumer that subscribes to all shards of a stream.
 #[derive(Debug)]
 pub(crate) struct RegisteredConsumer {
     kinesis: Kinesis,
@@ -111,7 +111,7 @@ impl RegisteredConsumer {
             match self.kinesis.consumer(stream.as_deref(), &self.consumer).await {
                 Ok((arn, ConsumerStatus::Active)) => return Ok(arn),
                 Ok((_, status)) => {
-                    log_line!(info, consumer = &*self.consumer, %status, "waiting for the consumer to become ACTIVE");
+                    log_line!(info, consumer = &*self.consumer, %status, "consumer not ACTIVE yet");
                     wait.unlisted = None;
                     let inactive = wait.inactive.get_or_insert_with(Instant::now).elapsed();
                     if began.elapsed() >= ATTEMPT {

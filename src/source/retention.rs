@@ -75,7 +75,7 @@ pub(super) enum Start {
     Time(SystemTime),
 }
 
-/// The verdict on the first response after a placement.
+/// The verdict on the responses since the last placement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Beginning {
     /// No record was lost before the response.
@@ -187,7 +187,7 @@ impl FetchState {
     pub(super) fn read_to(&mut self, number: SequenceNumber, arrival: Option<SystemTime>) {
         self.move_to(Position::AfterSequenceNumber(number, None));
         let retention = &mut self.state.retention;
-        // A record without a time arrived no earlier than the last one.
+        // A record without a time arrived no earlier than the record before it.
         retention.last_arrival = arrival.or(retention.last_arrival);
         // A reported loss ends at the first record after it.
         (retention.read_until, retention.unchecked) = (None, None);
