@@ -4,10 +4,11 @@ use std::task::{Context, Poll};
 
 use crate::wakers::{Waiters, wake_all};
 
-/// Signals once, to all streams of a consumer, that it is closed. Each clone wakes the waker that polled
-/// it last: a merge polls with another waker each time.
+/// A one-time signal to the holders of its clones, such as the close of a consumer to its streams.
 ///
-/// Wakers are woken and dropped without a lock held: one may poll or drop a stream inline.
+/// Each clone wakes the waker of its last poll, since a merge polls with a different waker each
+/// time. Wakers are woken and dropped without a lock held, since a waker may poll or drop a stream
+/// inline.
 #[derive(Debug)]
 pub(crate) struct CloseSignal {
     signal: Arc<Signal>,
@@ -19,7 +20,7 @@ pub(crate) struct CloseSignal {
 struct Signal {
     closed: AtomicBool,
     keys: AtomicU64,
-    /// By the keys of the clones.
+    /// The waiting wakers, by the keys of the clones.
     waiting: Mutex<Waiters>,
 }
 
@@ -51,7 +52,7 @@ impl CloseSignal {
         }
         let before = self.signal.lock().wait(self.key, context.waker());
         drop(before);
-        // It may have been closed before the waker was there.
+        // The signal may have been closed before the waker was registered.
         if self.is_closed() { Poll::Ready(()) } else { Poll::Pending }
     }
 }
@@ -83,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_no_waker_but_the_last() {
+    fn close_signal_keeps_only_its_last_waker() {
         let mut close_signal = CloseSignal::new();
         let wakers: Vec<_> = (0..100).map(|_| Arc::new(Unwoken)).collect();
         for waker in &wakers {
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn wakes_every_clone_once_whoever_polled_it_last() {
+    async fn close_wakes_every_clone() {
         let close_signal = CloseSignal::new();
         let (first, second) = (close_signal.clone(), close_signal.clone());
         let wait = |mut close_signal: CloseSignal| {

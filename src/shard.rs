@@ -1,4 +1,4 @@
-//! One shard as a `Stream`, from its checkpoint to its end.
+//! Reads one shard as a `Stream`, from its checkpoint to its end.
 
 mod delivery;
 mod lease_handle;
@@ -25,7 +25,7 @@ pub(crate) use lease_handle::{LeaseDeadline, LeaseHandle, Moment, time_on_the_wa
 pub(crate) use poll_monitor::PollMonitor;
 pub(crate) use reader::{Plan, ReadOutcome, ShardReader};
 
-/// When a record counts as finished, so that the checkpoint may pass it.
+/// The event that finishes a record, so that the checkpoint may advance past it.
 ///
 /// ```no_run
 /// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
@@ -47,45 +47,51 @@ pub(crate) use reader::{Plan, ReadOutcome, ShardReader};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum CheckpointOn {
-    /// When the stream that yielded it is polled again. Right for `while let`, `for_each` and
-    /// `then`, where a record is done with before the next one is asked for.
+    /// A record is finished when the stream that yielded it is polled again. Use this with
+    /// `while let`, `for_each` and `then`, which complete one record before they request the next.
     ///
-    /// **Wrong** for whatever asks for the next record while it still works on this one:
+    /// **Do not use** this where the next record is requested while this one is still processed:
     /// `buffered`, `buffer_unordered`, `for_each_concurrent`, `try_for_each_concurrent`,
-    /// `ready_chunks`, `chunks`, `tokio::spawn`, a channel. A crash then loses the records under
-    /// way. Use [`Ack`](Self::Ack) there.
+    /// `ready_chunks`, `chunks`, `tokio::spawn`, a channel. A crash then loses the records being
+    /// processed. Use [`Ack`](Self::Ack) there.
     #[default]
     Pull,
-    /// When [`Record::ack`] was called, in any order, from any task. The position advances over
-    /// records that are all acknowledged and no further, so a record that is dropped without it
-    /// holds the position of its shard where it is.
+    /// A record is finished when [`Record::ack`] is called, in any order and from any task. The
+    /// checkpoint advances only while every record up to it is acknowledged. A record that is
+    /// dropped without an acknowledgement therefore stops the checkpoint of its shard.
     Ack,
 }
 
-/// One shard, from its checkpoint to its end.
+/// A stream of the records of one shard, from its checkpoint to its end.
 ///
-/// Yielded by [`Consumer::shards`](crate::Consumer::shards), to be read in a task of its own.
-/// Ends when the shard was closed and is read to its end, when the consumer is closed, when the
-/// shard goes to another worker, and after an error that ends the shard: its lease is released, and the
-/// shard is yielded again after a pause of 10 s to 5 min, by this consumer or another. The caller receives
-/// each kind of error once until a record of the shard is delivered again; a stream that fails with a known
-/// error ends without it, and [`Event::ShardFailed`](crate::Event::ShardFailed) tells of it. After an error
-/// that does not end the shard, the stream goes on. Dropped before its end, it gives the shard back, which is then yielded once more,
-/// by this consumer or another.
+/// [`Consumer::shards`](crate::Consumer::shards) yields one for each shard, to be read in its own
+/// task. The stream ends:
 ///
-/// Nothing is read before the first poll. Then at most [`prefetch`] batches are read ahead, in
-/// a task that ends when the stream is dropped.
+/// - when the shard is closed and read to its end,
+/// - when the consumer is closed,
+/// - when the shard moves to another worker,
+/// - after an error that ends the shard: its lease is released, and this consumer or another yields
+///   the shard again after a pause of 10 s to 5 min.
+///
+/// The caller receives each kind of error once until a record of the shard is delivered again. If
+/// the shard fails again with a kind that the caller has received, the stream ends without an
+/// error, and [`Event::ShardFailed`](crate::Event::ShardFailed) reports it. After an error that
+/// does not end the shard, the stream continues. Dropping the stream before its end releases the
+/// shard; this consumer or another then yields it again.
+///
+/// Nothing is fetched before the first poll. After it, at most [`prefetch`] batches are fetched
+/// ahead, in a task that ends when the stream is dropped.
 ///
 /// # Cancel safety
 ///
-/// Dropping `next()` loses nothing: what is under way lives in the stream. Dropping the stream
-/// gives up what was buffered; it is read again from the checkpoint. With
-/// [`CheckpointOn::Pull`] the last record yielded counts as finished only when the stream is
-/// polled once more, so a stream that is dropped instead has it repeated.
+/// Dropping the future of `next()` loses nothing: the stream owns all work in progress. Dropping
+/// the stream discards its buffered records, which are read again from the checkpoint. With
+/// [`CheckpointOn::Pull`], the last record yielded is finished only when the stream is polled
+/// again. If the stream is dropped instead, that record is redelivered.
 ///
 /// # Panics
 ///
-/// When polled outside of a tokio runtime with time enabled.
+/// Panics when polled outside of a tokio runtime with time enabled.
 ///
 /// ```no_run
 /// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
@@ -118,24 +124,25 @@ pub struct ShardStream {
 }
 
 impl ShardStream {
-    /// `poll_monitor` and `polls` are told of each poll.
+    /// Creates the stream. `poll_monitor` and `polls` are notified of each poll.
     pub(crate) fn new(reading: ShardReader, poll_monitor: Option<PollMonitor>, polls: Arc<Polls>) -> Self {
         let delivery = Delivery::new(reading.checkpoint_on());
         Self { reading, delivery, poll_monitor, polls, caller: CallerWaker::new() }
     }
 
-    /// The shard's name.
+    /// Returns the shard's ID.
     pub fn shard_id(&self) -> &ShardId {
         self.reading.shard_id()
     }
 
-    /// The shards it was split or merged from: none, one, or the two of a merge. They are named
-    /// also where they have left retention.
+    /// Returns the shard's parents: none, the shard that was split, or the two shards that were
+    /// merged. Parents that have left retention are included.
     pub fn parents(&self) -> &[ShardId] {
         self.reading.parents()
     }
 
-    /// The same shard in runs of records, for merging: the merged stream's polls count for it.
+    /// Returns the reader of the shard, which yields runs of records, for merging. From now on, the
+    /// polls of the merged stream count as polls of this one.
     pub(crate) fn into_runs(self, merged: Option<&PollMonitor>) -> ShardReader {
         if let (Some(poll_monitor), Some(merged)) = (&self.poll_monitor, merged) {
             poll_monitor.merge_into(merged);
@@ -152,7 +159,7 @@ impl ShardStream {
         if record.is_some() {
             return Poll::Ready(record);
         }
-        // Most polls do not come so far.
+        // Most polls return before this point.
         let waker = caller.follow(context.waker());
         let context = &mut Context::from_waker(&waker);
         loop {

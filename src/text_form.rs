@@ -1,4 +1,4 @@
-//! serde for what has a text form: that form.
+//! Implements serde for types with a text form: they are serialized as that text.
 
 use std::fmt::Display;
 use std::str::FromStr;

@@ -1,21 +1,24 @@
-//! Wakers. A caller's waker is the caller's code: its clone, wake and drop may panic, or poll or drop a stream
-//! before they return.
+//! Isolates the crate from its callers' wakers. A waker is code of the caller: its clone, wake and
+//! drop may panic, or may poll or drop a stream before they return.
 //!
-//! The public streams register the waker of a [`CallerWaker`] and never the caller's own. A wake is all that
-//! code below them, in this crate, tokio and futures, can run of the caller's code.
+//! The public streams register the waker of a [`CallerWaker`], never the caller's own. The code
+//! below them, in this crate, tokio and futures, can therefore run no code of the caller except a
+//! wake.
 //!
-//! | call of the caller's waker | made | a panic leaves |
+//! | call of the caller's waker | made | effect of a panic |
 //! |---|---|---|
-//! | `clone` | by a poll that may have to wait, before it looks for anything, without a lock | the stream unchanged, and the waker of the poll before; the poll panics |
-//! | `wake_by_ref` | by the event that a stream waits for, without a lock | nothing: it is contained, and repeated at once, up to three times in all; the waker is kept for the next wake |
-//! | `drop` | by a poll with another waker, a wake at the same time, the drop of the stream; without a lock | nothing: it is contained, also during an unwind |
+//! | `clone` | by a poll that may have to wait, before it checks anything, without a lock | the poll panics; the stream is unchanged and keeps the waker of the previous poll |
+//! | `wake_by_ref` | by the event that a stream waits for, without a lock | none: the panic is contained, and the wake is repeated at once, up to three times in all; the waker is kept for the next wake |
+//! | `drop` | by a poll with another waker, a concurrent wake, or the drop of the stream; without a lock | none: the panic is contained, also during an unwind |
 //!
 //! `Waker::will_wake` compares two pointers, and runs no code of the caller.
 //!
-//! Two bounds: after three wakes in a row that panic, the task sleeps until the next event; and futures that are
-//! no streams, such as `Consumer::close`, register the caller's waker with tokio, unwrapped.
+//! There are two limits. After three consecutive wakes that panic, the task sleeps until the next
+//! event. Futures that are not streams, such as `Consumer::close`, register the caller's waker with
+//! tokio directly.
 //!
-//! Below the streams, wakers are collected under a lock, and woken and dropped after the lock is released.
+//! Below the streams, wakers are collected under a lock, and woken and dropped after the lock is
+//! released.
 
 mod caller;
 mod waiters;
@@ -27,8 +30,8 @@ use crate::error::contain_call;
 pub(crate) use caller::CallerWaker;
 pub(crate) use waiters::Waiters;
 
-/// Wakes all of them. A waker that panics affects neither the others nor the code that wakes it: the
-/// panic belongs to the executor of the waker, and its message is in the output of the panic hook.
+/// Wakes all wakers. A waker that panics affects neither the other wakers nor the calling code: the
+/// panic belongs to the executor of the waker, and the panic hook prints its message.
 pub(crate) fn wake_all(wakers: impl IntoIterator<Item = Waker>) {
     for waker in wakers {
         let _panic = contain_call(|| waker.wake());

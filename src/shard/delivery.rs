@@ -1,8 +1,9 @@
-//! Batches in short runs, and runs record by record.
+//! Splits batches into short runs, and delivers runs record by record.
 //!
-//! A merge allocates each time it takes a stream back, so it takes runs and not records; a run is
-//! short, so that a shard with much to say lets the others speak. No record is moved for that: a
-//! run is the batch itself, lent for so many of its records, and goes back behind the last.
+//! A merge allocates each time it takes a stream back, so it merges runs instead of records. A run
+//! is short, so that a shard with many records lets the other shards have a turn. No record is
+//! moved for this: a run is the batch itself, lent for a number of its records and returned after
+//! the last.
 
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,10 +15,10 @@ use crate::error::{Error, Result};
 use crate::record::{PositionBuf, Record};
 use crate::source::{Batch, Reservation};
 
-/// The most records of one shard before the next shard's turn.
+/// The most records that one shard delivers before the next shard's turn.
 pub(super) const LONGEST_RUN: usize = 128;
 
-/// Where the batch of a shard lies, of which runs are taken one after the other.
+/// Holds the current batch of a shard, from which runs are taken one after the other.
 #[derive(Clone, Default)]
 pub(crate) struct BatchSlot(Arc<Mutex<Place>>);
 
@@ -26,17 +27,17 @@ enum Place {
     #[default]
     Empty,
     Taken(Buffer),
-    /// A run is handed out.
+    /// A run holds the batch.
     Lent,
 }
 
-/// A batch, less what was handed out of it.
+/// The records of a batch that are not delivered yet, and their memory.
 struct Buffer {
     batch: Batch,
     space: Reservation,
-    /// What was wrong with the record behind the last one.
+    /// The error of the record after the last one delivered.
     wrong: Option<Error>,
-    /// No record of it was handed out.
+    /// No record of the batch was delivered yet.
     is_untouched: bool,
 }
 
@@ -47,13 +48,13 @@ struct Buffer {
 )]
 pub(super) enum Next {
     Run(RecordRun),
-    /// The next record is wrong.
+    /// The next record is invalid.
     Wrong(Error),
     /// There is no batch.
     Empty,
     /// The next record exceeds the limit of bytes in flight.
     Refused,
-    /// No record may be delivered any more.
+    /// No further record may be delivered.
     Over,
 }
 
@@ -63,16 +64,16 @@ pub(crate) struct RecordRun {
     /// The number of the next record in its shard.
     next: u64,
     left: usize,
-    /// The bytes of the records that are left; 0 without a limit of them.
+    /// The bytes of the records that are left; 0 without a limit of bytes in flight.
     left_bytes: usize,
     slot: BatchSlot,
     hold: Arc<LeaseGuard>,
-    /// Until when the lease is known to last.
+    /// The end of the lease's validity, as last read.
     known: Option<Known>,
 }
 
 impl BatchSlot {
-    /// A batch, and the memory that it was granted, for an empty desk.
+    /// Stores a batch and the memory that it was granted. The slot must be empty.
     pub(crate) fn put(&self, batch: Batch, space: Reservation) {
         *self.lock() = Place::Taken(Buffer { batch, space, wrong: None, is_untouched: true });
     }
@@ -81,12 +82,13 @@ impl BatchSlot {
         matches!(*self.lock(), Place::Empty)
     }
 
-    /// Whether no record of the batch was handed out.
+    /// Returns true if the slot holds a batch of which no record was delivered.
     pub(super) fn is_untouched(&self) -> bool {
         matches!(&*self.lock(), Place::Taken(buffer) if buffer.is_untouched)
     }
 
-    /// The next records, at most `most` of those allowed, and the first of a batch alone.
+    /// Takes the next records as a run: at most `most`, and no more than the allowance permits. The
+    /// first record of a batch is a run by itself.
     pub(super) fn next_run(
         &self,
         most: usize,
@@ -101,7 +103,7 @@ impl BatchSlot {
                 *place = Place::Empty;
                 return Next::Empty;
             }
-            Place::Lent => unreachable!("a run ends before the next one is asked for"),
+            Place::Lent => unreachable!("a run ends before the next one is taken"),
         };
         if let Some(wrong) = buffer.wrong.take() {
             *place = Place::Empty;
@@ -153,7 +155,7 @@ impl RecordRun {
                 Some(record)
             }
             Err(error) => {
-                // Its shard tells of it, where it is polled next.
+                // The shard reader returns the error on its next poll.
                 self.buffer.wrong = Some(error);
                 None
             }
@@ -164,7 +166,8 @@ impl RecordRun {
         self.left == 0 || self.buffer.wrong.is_some()
     }
 
-    /// The batch goes back with what was not handed out, and the memory of what was is given back.
+    /// Returns the batch to its slot with the records that were not delivered, and releases the
+    /// memory of those that were.
     fn end(mut self) {
         if self.left > 0 {
             self.buffer.batch.origin().finish.take_back(self.left, self.left_bytes);
@@ -179,15 +182,16 @@ impl RecordRun {
     }
 }
 
-/// Hands out a run record by record, and counts each as finished when the next poll comes, where
-/// that is what finishing means.
+/// Delivers a run record by record. With [`CheckpointOn::Pull`], finishes each record at the next
+/// poll.
 #[derive(Default)]
 pub(crate) struct Delivery {
     run: Option<RecordRun>,
     on_pull: bool,
-    /// The number of the record that the caller has in hand.
+    /// The number of the last record delivered, while it is not finished. Set only with
+    /// [`CheckpointOn::Pull`].
     in_hand: Option<u64>,
-    /// Where that record stands in its shard.
+    /// The position of that record in its shard.
     mark: PositionBuf,
 }
 
@@ -197,15 +201,16 @@ impl Delivery {
         Self { run: None, on_pull, in_hand: None, mark: PositionBuf::default() }
     }
 
-    /// The caller has polled again: it is done with the last record.
+    /// Finishes the last record, since the caller has polled again.
     fn finish_last(&mut self) {
-        // With `Pull` no limit counts bytes. It is of this run, which ends only when it is polled beyond its last record.
+        // With `Pull`, no limit counts bytes. The record belongs to this run, which ends only when
+        // it is polled after its last record.
         if let (Some(number), Some(run)) = (self.in_hand.take(), &self.run) {
             run.buffer.batch.origin().finish.finish(number, &self.mark, 0);
         }
     }
 
-    /// The next record, as streams yield it: wrapped anew it would be moved once more.
+    /// Returns the next record, wrapped as streams yield it: a later wrapping would move it again.
     #[inline]
     fn next(&mut self) -> Option<Result<Record>> {
         let record = self.run.as_mut().and_then(RecordRun::next).map(Ok);
@@ -215,13 +220,13 @@ impl Delivery {
                 self.mark.set(record);
             }
             Some(_) => {}
-            // The memory is given back as soon as the caller is done with the last record.
+            // Releases the memory as soon as the caller is done with the last record.
             None => self.clear(),
         }
         record
     }
 
-    /// Begins a poll. Returns the next record of the run in hand, unless the stream is closed.
+    /// Begins a poll. Returns the next record of the current run, unless the stream is closed.
     #[inline]
     pub(crate) fn resume(&mut self, is_closed: impl FnOnce() -> bool) -> Option<Result<Record>> {
         self.finish_last();
@@ -231,8 +236,8 @@ impl Delivery {
         self.next()
     }
 
-    /// Takes the next run, and returns its first record. The last record of the run before is finished, or
-    /// its caller has it.
+    /// Takes the next run, and returns its first record. The last record of the previous run is
+    /// finished, or the caller has it.
     pub(crate) fn give(&mut self, run: RecordRun) -> Option<Result<Record>> {
         self.run = Some(run);
         self.next()

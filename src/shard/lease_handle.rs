@@ -1,16 +1,17 @@
-//! The right to read a shard: for as long as its lease lasts, and while that is known.
+//! The right to read a shard, valid until its lease ends or may have ended.
 //!
 //! ```text
-//!            the worker could not renew in time
-//!   holds ◄──────────────────────────────────────► in doubt
-//!     │              it has renewed                    │
-//!     └──► over: handed over, lost, finished ◄─────────┘
+//!            the worker did not renew in time
+//!   valid ◄────────────────────────────────────► in doubt
+//!     │            the worker has renewed            │
+//!     └──► over: handed over, lost, finished ◄───────┘
 //! ```
 //!
-//! Both are looked at for each record. A process that was suspended must notice before it hands out
-//! another one, and then nothing but a clock tells: no task of it has run meanwhile. So the clocks are
-//! read for each record: the wall clock goes on in a machine that sleeps, and the monotonic clock
-//! cannot be set back. The lease is over as soon as one of them says so.
+//! The state is checked for each record. A process that was suspended must detect that before it
+//! delivers another record. Only a clock can show it, since no task ran during the suspension.
+//! Therefore two clocks are read for each record: the wall clock advances while the machine sleeps,
+//! and the monotonic clock cannot be set back. The validity ends as soon as one of the clocks has
+//! reached its end.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +23,7 @@ use tokio::time::Instant;
 use super::CloseSignal;
 use crate::wakers::{Waiters, wake_all};
 
-/// A moment by both clocks of this host.
+/// A moment by both clocks of this host, the monotonic clock and the wall clock.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moment {
     pub(crate) monotonic: Instant,
@@ -38,32 +39,33 @@ impl Moment {
         }
     }
 
-    /// Whether both clocks show an earlier time. The monotonic clock stands still while some machines
-    /// sleep, and the wall clock may be set back: the one that has gone further counts.
+    /// Returns true if this moment precedes `end` by both clocks. The monotonic clock stops while
+    /// some machines sleep, and the wall clock may be set back: the clock that has advanced further
+    /// counts.
     fn is_before(self, end: Self) -> bool {
         self.monotonic < end.monotonic && self.wall < end.wall
     }
 }
 
-/// The right to read one shard. Each clone wakes whoever polled it last.
+/// The right to read one shard. Each clone wakes the waker of its last poll.
 #[derive(Debug)]
 pub(crate) struct LeaseHandle {
     epoch: u64,
     hold: Arc<LeaseGuard>,
     over: CloseSignal,
-    /// Of this clone, among those that wait for the same validity.
+    /// The key of this clone among those that wait for the same deadline.
     key: u64,
 }
 
-/// The end of a validity, as a run of records has read it.
+/// The end of the validity, as cached by a run of records.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Known {
     until: Moment,
-    /// The number of renewals before it was read.
+    /// The number of renewals when it was read.
     renewals: u64,
 }
 
-/// What a run of records looks at for each of them.
+/// The state that a run of records checks for each record.
 #[derive(Debug)]
 pub(super) struct LeaseGuard {
     over: CloseSignal,
@@ -71,14 +73,15 @@ pub(super) struct LeaseGuard {
 }
 
 impl LeaseGuard {
-    /// Returns true if a record may be handed out now. `known` keeps the end of the validity, since a read of it
-    /// is dearer than a look at the clocks.
+    /// Returns true if a record may be delivered now. `known` caches the end of the validity, since
+    /// reading it costs more than reading the clocks.
     #[inline]
     pub(super) fn holds(&self, known: &mut Option<Known>) -> bool {
         if self.over.is_closed() || self.validity.is_doubtful.load(Ordering::SeqCst) {
             return false;
         }
-        // If the wall clock was set back, only the last renewal shows a sleep that follows.
+        // If the wall clock was set back, only the end set by the last renewal reveals a later
+        // sleep.
         let renewals = self.validity.renewals.load(Ordering::SeqCst);
         if known.is_none_or(|known| known.renewals != renewals) {
             *known = self.validity.until().map(|until| Known { until, renewals });
@@ -98,7 +101,7 @@ impl LeaseHandle {
         self.epoch
     }
 
-    /// The shard is read no more.
+    /// Ends the right to read the shard, for all clones.
     pub(crate) fn end(&self) {
         self.over.close();
     }
@@ -107,7 +110,7 @@ impl LeaseHandle {
         self.over.is_closed()
     }
 
-    /// When the shard is read no more.
+    /// Returns the signal that is closed when the right to read the shard ends.
     pub(super) fn over(&self) -> &CloseSignal {
         &self.over
     }
@@ -116,7 +119,7 @@ impl LeaseHandle {
         &self.hold
     }
 
-    /// Ready with `true` when records may be handed out, with `false` when none will be any more.
+    /// Ready with `true` when records may be delivered, and with `false` when the right has ended.
     pub(super) fn poll_holds(&mut self, context: &mut Context<'_>) -> Poll<bool> {
         if self.over.poll_closed(context).is_ready() {
             return Poll::Ready(false);
@@ -139,17 +142,17 @@ impl Drop for LeaseHandle {
     }
 }
 
-/// Until when a worker may take its leases to be its own.
+/// The time until which a worker may treat its leases as its own.
 #[derive(Debug)]
 pub(crate) struct LeaseDeadline {
     clock: HostClock,
     until: Mutex<Option<Moment>>,
     /// The number of times that `until` was set.
     renewals: AtomicU64,
-    /// It is not known to be any longer.
+    /// The leases may have expired.
     is_doubtful: AtomicBool,
     keys: AtomicU64,
-    /// By the keys of the handles.
+    /// The waiting wakers, by the keys of the handles.
     waiting: Mutex<Waiters>,
 }
 
@@ -167,13 +170,13 @@ impl Default for LeaseDeadline {
 }
 
 impl LeaseDeadline {
-    /// The present moment, by the clocks of the worker's host.
+    /// Returns the current moment by the clocks of the worker's host.
     #[inline]
     pub(crate) fn now(&self) -> Moment {
         Moment { monotonic: Instant::now(), wall: self.clock.wall() }
     }
 
-    /// The leases are the worker's for so long after that moment.
+    /// Extends the validity to `time` after `from`, and wakes the handles that wait for it.
     pub(crate) fn extend(&self, from: Moment, time: Duration) {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Some(from.after(time));
         self.renewals.fetch_add(1, Ordering::SeqCst);
@@ -182,7 +185,8 @@ impl LeaseDeadline {
         wake_all(waiting);
     }
 
-    /// The leases may be another's by now.
+    /// Notes that another worker may own the leases. No record is delivered until the next
+    /// extension.
     pub(crate) fn doubt(&self) {
         self.is_doubtful.store(true, Ordering::SeqCst);
     }
@@ -206,7 +210,7 @@ impl LeaseDeadline {
         }
         let before = self.waiting().wait(key, context.waker());
         drop(before);
-        // It may have been extended before the waker was there.
+        // The validity may have been extended before the waker was registered.
         if self.holds() { Poll::Ready(()) } else { Poll::Pending }
     }
 
@@ -215,8 +219,8 @@ impl LeaseDeadline {
     }
 }
 
-/// The wall clock of a worker's host: the machine's, unless a test had replaced it when the worker
-/// was started.
+/// The wall clock of a worker's host. It is the machine's clock, unless a test had replaced it when
+/// the worker was started.
 #[derive(Debug)]
 struct HostClock {
     #[cfg(feature = "testing")]
@@ -224,7 +228,7 @@ struct HostClock {
 }
 
 impl HostClock {
-    /// The clock that this thread has now.
+    /// Returns the clock that this thread uses now.
     fn of_thread() -> Self {
         Self {
             #[cfg(feature = "testing")]
@@ -233,7 +237,7 @@ impl HostClock {
     }
 
     #[inline]
-    #[cfg_attr(not(feature = "testing"), allow(clippy::unused_self, reason = "a test's clock"))]
+    #[cfg_attr(not(feature = "testing"), allow(clippy::unused_self, reason = "tests replace it"))]
     fn wall(&self) -> SystemTime {
         #[cfg(feature = "testing")]
         if let Some(clock) = &self.replaced {
@@ -243,7 +247,7 @@ impl HostClock {
     }
 }
 
-/// The time by the clock on the wall, which a test may have replaced on this thread.
+/// Returns the wall clock time. A test may have replaced the clock on this thread.
 pub(crate) fn time_on_the_wall() -> SystemTime {
     HostClock::of_thread().wall()
 }
@@ -270,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn is_in_doubt_before_the_first_renewal_and_after_the_last() {
+    fn lease_holds_from_a_renewal_until_a_doubt_or_the_end() {
         let (lease_handle, validity) = lease_handle();
         assert!(!holds(&lease_handle));
         validity.extend(validity.now(), LONG);
@@ -283,18 +287,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lease_ends_by_whichever_clock_has_gone_further() {
+    async fn lease_ends_by_the_clock_that_advanced_further() {
         let clock = WallClock::at(SystemTime::UNIX_EPOCH + LONG);
         let (lease_handle, validity) = lease_handle();
         let mut until = None;
         validity.extend(validity.now(), LONG);
         assert!(lease_handle.hold().holds(&mut until));
-        // As after a sleep of the machine: the monotonic clock stood still.
+        // As after a sleep of the machine, in which the monotonic clock stops.
         clock.move_by(LONG);
         assert!(!lease_handle.hold().holds(&mut until));
         validity.extend(validity.now(), LONG);
         assert!(lease_handle.hold().holds(&mut until));
-        // Set back while the process was suspended.
+        // The wall clock is set back while the process is suspended.
         clock.set_back(LONG);
         tokio::time::advance(LONG).await;
         assert!(!lease_handle.hold().holds(&mut until));
@@ -302,7 +306,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn sleep_behind_a_renewal_by_a_clock_that_was_set_back_ends_the_lease() {
+    async fn sleep_after_the_wall_clock_was_set_back_ends_the_lease() {
         let clock = WallClock::at(SystemTime::UNIX_EPOCH + 2 * LONG);
         let (lease_handle, validity) = lease_handle();
         let mut known = None;
@@ -311,13 +315,13 @@ mod tests {
         clock.set_back(LONG);
         validity.extend(validity.now(), LONG);
         assert!(lease_handle.hold().holds(&mut known));
-        // As after a sleep of the machine, in which the monotonic clock does not advance.
+        // As after a sleep of the machine, in which only the wall clock advances.
         clock.move_by(LONG);
         assert!(!lease_handle.hold().holds(&mut known));
     }
 
     #[tokio::test]
-    async fn waits_for_the_next_renewal_or_the_end() {
+    async fn poll_is_ready_after_a_renewal_or_the_end() {
         let (first, validity) = lease_handle();
         let wait = |mut lease_handle: LeaseHandle| {
             tokio::spawn(std::future::poll_fn(move |context| lease_handle.poll_holds(context)))
@@ -334,7 +338,7 @@ mod tests {
         assert!(!waiting.await.unwrap());
     }
 
-    /// Polls its tenure as soon as it is woken, on the thread that wakes it.
+    /// Polls its lease handle as soon as it is woken, on the thread that wakes it.
     struct PollsInline(Mutex<Option<LeaseHandle>>, AtomicBool);
 
     impl Wake for PollsInline {
@@ -354,7 +358,7 @@ mod tests {
         assert!(lease_handle.poll_holds(&mut Context::from_waker(&waker)).is_pending());
         *woken.0.lock().unwrap() = Some(lease_handle);
         validity.extend(validity.now(), LONG);
-        assert!(woken.1.load(Ordering::SeqCst), "it is polled within the wake, and holds");
+        assert!(woken.1.load(Ordering::SeqCst), "the poll within the wake is ready");
     }
 
     struct Unwoken;
@@ -364,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn validity_in_doubt_keeps_one_waker_per_handle() {
+    fn deadline_in_doubt_keeps_one_waker_per_handle() {
         let (mut first, validity) = lease_handle();
         let mut second = first.clone();
         for _ in 0..1000 {

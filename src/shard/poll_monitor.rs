@@ -1,7 +1,7 @@
-//! Whether a caller still polls.
+//! Detects callers that have stopped polling.
 //!
-//! A caller that waits polls only when it is woken, so silence alone says nothing: it is woken after
-//! half of its time, and has the other half to poll.
+//! A waiting caller polls only when it is woken, so the lack of polls alone proves nothing. It is
+//! woken after half of the time limit, and has the other half to poll.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -11,18 +11,18 @@ use tokio::time::Instant;
 
 use crate::wakers::wake_all;
 
-/// The last poll of a stream. The clones are one.
+/// The last poll of a stream. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct PollMonitor(Arc<Mutex<LastPoll>>);
 
 #[derive(Debug)]
 struct LastPoll {
     at: Instant,
-    /// Of the last poll; none before the first.
+    /// The waker of the last poll; `None` before the first.
     waker: Option<Waker>,
-    /// When the caller was woken to see whether it polls.
+    /// The time at which the caller was woken to check that it polls.
     asked: Option<Instant>,
-    /// The stream that this one is merged into, whose polls count for it.
+    /// The monitor of the stream that this one is merged into. Its polls count for both.
     merged: Option<PollMonitor>,
 }
 
@@ -32,7 +32,7 @@ impl PollMonitor {
         Self(Arc::new(Mutex::new(record_poll)))
     }
 
-    /// The stream was polled; `waker` is of its [`CallerWaker`](crate::wakers::CallerWaker).
+    /// Notes a poll. `waker` is that of the stream's [`CallerWaker`](crate::wakers::CallerWaker).
     pub(crate) fn record_poll(&self, waker: &Waker) {
         let before = {
             let mut record_poll = self.lock();
@@ -42,17 +42,17 @@ impl PollMonitor {
                 _ => record_poll.waker.replace(waker.clone()),
             }
         };
-        // What a waker holds may be dropped with it, and so may this stream.
+        // Dropping the waker may drop whatever it holds, even this stream.
         drop(before);
     }
 
-    /// What counts from now on are the polls of the stream that this one is merged into.
+    /// Counts the polls of `merged`, the stream that this one is merged into, from now on.
     pub(crate) fn merge_into(&self, merged: &Self) {
         let before = self.lock().merged.replace(merged.clone());
         drop(before);
     }
 
-    /// Whether the caller has not polled for so long, although it was woken.
+    /// Returns true if the caller has not polled for `time`, although it was woken.
     pub(crate) fn has_stopped(&self, time: Duration) -> bool {
         let merged = self.lock().merged.clone();
         if let Some(merged) = merged {
@@ -72,8 +72,8 @@ impl PollMonitor {
         false
     }
 
-    /// Whether the stream is gone, so that nobody will poll it any more. A merged one lasts as long
-    /// as the reading.
+    /// Returns true if the stream was dropped, so that it will not be polled again. A merged stream
+    /// lasts as long as its shard is read.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.lock().merged.is_none() && Arc::strong_count(&self.0) == 1
     }
@@ -98,14 +98,14 @@ mod tests {
     /// A caller that polls whenever it is woken.
     impl Wake for Polls {
         fn wake(self: Arc<Self>) {
-            // At once: no lock is held.
+            // Polls inline, which works because no lock is held.
             let poll_monitor = self.0.clone();
             poll_monitor.record_poll(&Waker::from(self));
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_polls_when_woken_has_not_stopped() {
+    async fn caller_that_polls_when_woken_has_not_stopped() {
         let poll_monitor = PollMonitor::new();
         poll_monitor.record_poll(&Waker::from(Arc::new(Polls(poll_monitor.clone()))));
         for _ in 0..20 {
@@ -116,14 +116,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_does_not_poll_has_stopped_after_the_time() {
+    async fn caller_that_ignores_its_wake_has_stopped() {
         for merged in [false, true] {
             let (poll_monitor, outer) = (PollMonitor::new(), PollMonitor::new());
             if merged {
                 poll_monitor.merge_into(&outer);
             }
             advance(LIMIT * 3).await;
-            assert!(!poll_monitor.has_stopped(LIMIT), "it was not woken yet");
+            assert!(!poll_monitor.has_stopped(LIMIT), "the caller was not woken yet");
             advance(LIMIT / 2).await;
             assert!(poll_monitor.has_stopped(LIMIT));
             if merged { &outer } else { &poll_monitor }.record_poll(Waker::noop());

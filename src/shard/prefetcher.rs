@@ -1,4 +1,4 @@
-//! The task that drives a source, as far as there is demand.
+//! Drives a source in a separate task, as far as there is demand.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -14,11 +14,12 @@ use crate::error::{self, Error, ErrorKind, Panic};
 use crate::source::{Demand, Fetched, Source};
 use crate::telemetry::{Event, ShardTelemetry, Task};
 
-/// How long nobody may ask for more until what is pushed is let go. To subscribe again takes as long,
-/// at worst; and what is pushed and not read holds up others of the same connection.
+/// The time without demand after which a source drops its subscription. A new subscription takes at
+/// most as long, and pushed data that is not read blocks other shards of the same connection.
 const REST_AFTER: Duration = Duration::from_secs(10);
 
-/// A permit, once there is demand. A source that waits long for it rests meanwhile.
+/// Waits for a permit, which is granted once there is demand. After [`REST_AFTER`] without one,
+/// lets the source rest.
 async fn wanted<'a>(
     permits: &'a Semaphore,
     source: &mut Source,
@@ -30,13 +31,13 @@ async fn wanted<'a>(
     permits.acquire().await
 }
 
-/// Batches of a source, fetched by a task of its own: a fetch under way goes on while the caller
-/// is busy elsewhere. Dropping the feed ends the task.
+/// Receives the batches of a source from the task that fetches them. A fetch in progress continues
+/// while the caller is busy. Dropping the prefetcher ends the task.
 pub(crate) struct Prefetcher {
     /// A permit for each batch that may be fetched.
     permits: Arc<Semaphore>,
     demand: Demand,
-    /// Permits given out, less what has come in.
+    /// The number of permits granted, less the number of batches received.
     outstanding: usize,
     received: u64,
     messages: mpsc::UnboundedReceiver<Message>,
@@ -46,36 +47,36 @@ pub(crate) struct Prefetcher {
 /// A message of the task.
 enum Message {
     Fetched(error::Result<Fetched>),
-    /// The task ended in an orderly way.
+    /// The task ended without a panic.
     Ended,
     Panicked(Panic),
 }
 
-/// An outcome of a feed.
+/// A result that the prefetcher received.
 pub(crate) enum Received {
     Fetched(error::Result<Fetched>),
-    /// The source ended, or the right to read it.
+    /// The source or the lease ended.
     Ended,
-    /// The task ended before the source: the shard is read again from its checkpoint.
+    /// The task ended before the source did. The shard is read again from its checkpoint.
     Lost(Error),
 }
 
 impl Prefetcher {
-    /// Fetches nothing until something is wanted, and nothing more when it is over.
+    /// Starts the task. It fetches nothing until there is demand, nor after `over` is closed.
     pub(crate) fn start(
         mut source: Source,
         mut over: CloseSignal,
         telemetry: ShardTelemetry,
     ) -> Self {
         let (permits, demand) = (Arc::new(Semaphore::new(0)), source.demand().clone());
-        // Never holds more than what was wanted, plus the end.
+        // Holds at most one message per permit, and the last message.
         let (sender, messages) = mpsc::unbounded_channel();
         let mut task = JoinSet::new();
         task.spawn({
             let permits = Arc::clone(&permits);
             let (fetched, buffered) = (sender.clone(), telemetry.clone());
             let fetching = async move {
-                // The permit stays with the item: it is given anew when the item was received.
+                // The item keeps the permit. A new one is granted after the item was received.
                 while let Ok(permit) = wanted(&permits, &mut source).await {
                     permit.forget();
                     let Some(item) = source.next().await else {
@@ -114,13 +115,13 @@ impl Prefetcher {
         Self { permits, demand, outstanding: 0, received: 0, messages, _task: task }
     }
 
-    /// Has the next batch fetched, since the caller waits for it.
+    /// Requests the next batch, since the caller waits for it.
     pub(crate) fn urge(&mut self) {
         self.demand.urge(self.received);
         self.request(1);
     }
 
-    /// Has at least so many batches fetched, as far as memory is free.
+    /// Requests that at least `batches` batches are fetched, as far as memory is free.
     pub(crate) fn fetch_ahead(&mut self, batches: usize) {
         self.demand.fetch_ahead();
         self.request(batches);
@@ -132,13 +133,13 @@ impl Prefetcher {
         self.outstanding += missing;
     }
 
-    /// Has no fetch begin until one is wanted again.
+    /// Prevents new fetches until a batch is requested again.
     pub(crate) fn hold(&mut self) {
         self.demand.hold();
         self.outstanding -= self.permits.forget_permits(self.outstanding);
     }
 
-    /// The next batch, or how the task has ended.
+    /// Polls for the next batch, or the end of the task.
     pub(crate) fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Received> {
         Poll::Ready(match ready!(self.messages.poll_recv(context)) {
             Some(Message::Fetched(fetched)) => {

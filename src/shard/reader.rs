@@ -1,4 +1,4 @@
-//! The state of one shard that is read.
+//! The state machine that reads one shard.
 //!
 //! ```text
 //!   Idle ──first poll──► Reading ──end, fatal error, close, lease over──► Done
@@ -9,16 +9,16 @@
 //! | `Done` because of | lease |
 //! |---|---|
 //! | its end | released when every record is finished |
-//! | a fatal error of its source or of a record | released; this worker rests the shard with back-off |
-//! | a panic of the fetch task, a dropped stream | released; this worker rests the shard for a renewal |
-//! | the close of the consumer | released as the worker leaves |
-//! | the end of the lease | handed over or lost already |
-//! | the shutdown of the runtime | expires, as its worker is gone with it |
+//! | a fatal error of its source or of a record | released; this worker pauses the shard with back-off |
+//! | a panic of the fetch task, a dropped stream | released; this worker pauses the shard for one renewal |
+//! | the close of the consumer | released when the worker leaves |
+//! | the end of the lease | already handed over or lost |
+//! | the shutdown of the runtime | expires, since the worker ends with the runtime |
 //!
-//! Everything under way lives here or in the feed's task, so a dropped `next()` loses nothing.
-//! In `ShardReader`, a poll looks in this order at what could hold it up: the close, the lease, the
-//! store, the caller's unfinished records, and then at what has been fetched. Each registers the waker
-//! before it says `Pending`.
+//! All work in progress belongs to the reader or to the prefetcher's task, so a dropped `next()`
+//! loses nothing. A poll of `ShardReader` checks what could hold it up in this order: the close,
+//! the lease, the store, the caller's unfinished records. Then it checks for fetched records. Each
+//! check registers the waker before it returns `Pending`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ use crate::source::{Fetched, KnownShard, Source};
 use crate::store::{ReaderGate, Writer};
 use crate::telemetry::{Event, ShardTelemetry};
 
-/// What a shard is read with.
+/// The parts and settings of a shard reader.
 pub(crate) struct Plan {
     pub(crate) telemetry: ShardTelemetry,
     pub(crate) parents: Vec<ShardId>,
@@ -44,41 +44,41 @@ pub(crate) struct Plan {
     pub(crate) checkpoint_on: CheckpointOn,
     pub(crate) in_flight: InFlightConfig,
     pub(crate) prefetch: usize,
-    /// Whether a record is handed out only when the position before it is saved.
+    /// True if a record is delivered only after the position before it was saved.
     pub(crate) save_each: bool,
     pub(crate) watermark: Arc<Watermark>,
     pub(crate) writer: Writer,
     pub(crate) close_signal: CloseSignal,
     pub(crate) lease_handle: LeaseHandle,
     pub(crate) ended: Box<dyn Fn(ReadOutcome) + Send + Sync>,
-    /// What all streams of one reading keep alive together.
+    /// The session, which all its streams keep alive together.
     pub(crate) session: Arc<dyn Send + Sync>,
 }
 
-/// How a reading came to its end by itself.
+/// The outcome of reading a shard that ended by itself.
 #[derive(Debug)]
 pub(crate) enum ReadOutcome {
-    /// The shard is read to its end, and these are its children as far as the server names them.
+    /// The shard is read to its end. Holds its children, as far as the server names them.
     Read(Vec<KnownShard>),
     /// An error has ended the stream, whether or not the caller receives it.
     Failed {
-        /// A record was delivered before.
+        /// A record was delivered before the error.
         has_delivered: bool,
     },
-    /// The stream was dropped before.
+    /// The stream was dropped, or failed in a way that another stream can continue.
     Dropped,
 }
 
-/// One shard as a stream of runs.
+/// Reads one shard, as a stream of runs.
 pub(crate) struct ShardReader {
     telemetry: ShardTelemetry,
     parents: Vec<ShardId>,
     checkpoint_on: CheckpointOn,
     prefetch: usize,
-    /// The store is looked at once a run.
+    /// The most records of a run. The store's gate is checked once per run.
     longest_run: usize,
     watermark: Arc<Watermark>,
-    /// Open while the store saves.
+    /// Open while the store saves checkpoints.
     gate: ReaderGate,
     /// Closed when the writer's task is dropped with its runtime.
     writer_gone: CloseSignal,
@@ -103,7 +103,7 @@ enum State {
 
 impl ShardReader {
     pub(crate) fn new(plan: Plan) -> Self {
-        // With `Pull` only the record in hand is unfinished, and asking for the next finishes it.
+        // With `Pull`, only the last record delivered is unfinished, and the next poll finishes it.
         if plan.checkpoint_on == CheckpointOn::Ack {
             plan.watermark.set_limits(plan.in_flight);
         }
@@ -145,7 +145,7 @@ impl ShardReader {
         matches!(self.state, State::Done)
     }
 
-    /// The next run of records.
+    /// Polls for the next run of records.
     pub(crate) fn poll_run(
         &mut self,
         context: &mut Context<'_>,
@@ -178,7 +178,7 @@ impl ShardReader {
                     return Poll::Ready(Some(Ok(run)));
                 }
                 Next::Wrong(error) => return self.end_failed(error),
-                // The lease is over, since this moment.
+                // The lease has ended since the check above.
                 Next::Over => {
                     self.state = State::Done;
                     return Poll::Ready(None);
@@ -235,8 +235,8 @@ impl ShardReader {
         allowance
     }
 
-    /// Ends the stream for an error that reading on does not cure, so that the lease is released. The
-    /// caller receives each kind once until a record is delivered again.
+    /// Ends the stream after an error that a further read does not cure, so that the lease is
+    /// released. The caller receives each kind of error once until a record is delivered again.
     fn end_failed<T>(&mut self, error: Error) -> Poll<Option<Result<T>>> {
         self.state = State::Done;
         let error = self.telemetry.locate(error);
@@ -258,7 +258,8 @@ impl ShardReader {
     }
 }
 
-/// The feed, fetching ahead once the caller has come back for the second record of its batch.
+/// Returns the prefetcher, and starts it on the first poll. It fetches ahead once the caller has
+/// requested the second record of its batch.
 fn started<'a>(
     state: &'a mut State,
     prefetch: usize,
@@ -273,7 +274,7 @@ fn started<'a>(
     }
     match state {
         State::Reading { prefetcher, slot } => {
-            // A caller that stays with the first record of a batch may stay for good.
+            // A caller that has only the first record of a batch may never request the second.
             if slot.is_untouched() {
                 prefetcher.hold();
             } else if !slot.is_empty() {
@@ -281,7 +282,7 @@ fn started<'a>(
             }
             (prefetcher, slot)
         }
-        State::Idle(_) | State::Done => unreachable!("only called while there is a source"),
+        State::Idle(_) | State::Done => unreachable!("the reader is not done, and was started"),
     }
 }
 

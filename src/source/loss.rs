@@ -1,4 +1,4 @@
-//! Handles positions that have left retention, or may have.
+//! Handles positions that have, or may have, left the stream's retention.
 
 use std::time::SystemTime;
 
@@ -14,15 +14,15 @@ use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
 use crate::record::SequenceNumber;
 use crate::telemetry::Event;
 
-/// Calls that the judgement of a loss needs, and that have failed.
+/// A streak of failures of the calls that show whether records were lost.
 pub(super) struct Unjudged {
     streak: FailureStreak,
     error: Error,
 }
 
 impl FetchState {
-    /// Backs off after a call that the judgement of a loss needs has failed. Ends the source where such calls
-    /// have failed for [`GIVEN_UP_AFTER`].
+    /// Backs off after the failure of a call that is needed to tell whether records were lost. Ends
+    /// the source if such calls have failed for [`GIVEN_UP_AFTER`].
     pub(super) fn recover_judgement(
         &mut self,
         failure: ClassifiedError,
@@ -32,8 +32,9 @@ impl FetchState {
         Ok(())
     }
 
-    /// Returns true if retention may have overtaken the reader. A lookup that failed does not rule it out, and is
-    /// handled as in [`recover_judgement`](Self::recover_judgement).
+    /// Returns true if retention may have overtaken the reader. A failed lookup does not rule this
+    /// out: the result is true, and the failure is handled as in
+    /// [`recover_judgement`](Self::recover_judgement).
     pub(super) fn checked(
         &mut self,
         checked: Result<bool, ClassifiedError>,
@@ -62,7 +63,7 @@ impl FetchState {
             self.state.failed.saturating_add(1),
         );
         let mut unjudged = match before {
-            // Another reader has made the call, and has its error.
+            // Another reader made the call and received its error.
             Some(before) if failure.action == RetryAction::CoolDown => before,
             Some(before) => Unjudged { error: failure.error, ..before },
             None => Unjudged { streak: FailureStreak::default(), error: failure.error },
@@ -77,9 +78,10 @@ impl FetchState {
 
     fn unjudged(&self, cause: Error) -> Error {
         let message = format!(
-            "whether records behind the position have left retention is unknown: calls that show it have \
-             failed for {} s (see the source); if they are denied, allow kinesis:ListShards and \
-             kinesis:DescribeStreamSummary, or set another position by set_position",
+            "cannot determine whether records after the position have left retention: the calls that \
+             show it have failed for {} s (see the source); if they are denied, grant \
+             kinesis:ListShards and kinesis:DescribeStreamSummary, or set another position with \
+             set_position",
             GIVEN_UP_AFTER.as_secs()
         );
         let kind = match cause.kind() {
@@ -90,11 +92,11 @@ impl FetchState {
         self.error(kind, &message).shared(shared).with_source(cause)
     }
 
-    /// Handles a sequence number that Kinesis refuses. A single refusal proves nothing: the oldest kept
-    /// record shows whether the position has left retention.
+    /// Handles a sequence number that Kinesis rejects. A single rejection proves nothing: the
+    /// oldest kept record shows whether the position has left retention.
     pub(super) fn trimmed(&mut self, error: Error) -> Result<(), StreamError> {
         if self.position.number().is_none() || self.begins_before() {
-            // The call held no number, or one before the position.
+            // The call named no sequence number, or one before the position.
             self.state.retention.approached = None;
             let failure = ClassifiedError { action: RetryAction::Retry, error, answered: None };
             return self.recover_judgement(failure);
@@ -111,8 +113,8 @@ impl FetchState {
 
     /// Applies `on_trimmed` to a position that has left retention, and reports the loss.
     ///
-    /// The position keeps its number, so that no record up to it is delivered twice should the loss be
-    /// none.
+    /// The position keeps its sequence number. If nothing was lost after all, no record up to it is
+    /// delivered twice.
     pub(super) fn lose(&mut self, error: Error) -> Result<(), StreamError> {
         let now = self.server_time_at(Instant::now());
         let (start, checkpoint) = match self.on_trimmed {
@@ -122,7 +124,7 @@ impl FetchState {
         };
         let after = self.position.number().cloned();
         if self.on_trimmed == OnTrimmed::Latest {
-            // A restart is to read what arrives from now on, too.
+            // A restart must also read the records that arrive from now on.
             self.move_to(Position::CaughtUp { after: after.clone(), until: now });
             self.state.decided = Some((after.clone(), now));
         }
@@ -136,8 +138,8 @@ impl FetchState {
     pub(super) fn outlived(&self, until: SystemTime) -> Error {
         let until = Checkpoint::AtTimestamp(until);
         let message = format!(
-            "the position {until} has left the stream's retention, and records may be lost; on_trimmed \
-             decides where to go on"
+            "the position {until} has left the stream's retention, and records may be lost; set \
+             on_trimmed to choose where reading continues"
         );
         self.error(ErrorKind::Trimmed, &message)
     }
@@ -147,7 +149,7 @@ impl FetchState {
         let message = format!(
             "the shard is read for the first time, but has been known ({since}) for about the stream's \
              retention period or longer: it waited for its parents or for a worker, and records may be \
-             lost; on_trimmed decides where to go on"
+             lost; set on_trimmed to choose where reading continues"
         );
         self.error(ErrorKind::Trimmed, &message)
     }
@@ -155,7 +157,8 @@ impl FetchState {
     pub(super) fn accepted(&self, number: &SequenceNumber) -> Error {
         let message = format!(
             "the position after {number} has left the stream's retention: the oldest kept record is \
-             behind it, and records between them may be lost; on_trimmed decides where to go on"
+             later, and the records between them may be lost; set on_trimmed to choose where reading \
+             continues"
         );
         self.error(ErrorKind::Trimmed, &message)
     }

@@ -1,19 +1,19 @@
-//! How many bytes may be buffered, over all shards of a consumer.
+//! Limits the bytes that all shards of a consumer buffer.
 //!
 //! ```text
-//!   a fetch of      takes                                    where that is not free
+//!   demand          takes                                    if that is not free
 //!   ─────────────── ──────────────────────────────────────── ──────────────────────────────────
 //!   Held            nothing                                  waits until the caller wants more
-//!   Ahead           the shard's reserve, and free memory     waits for memory, or until it is urgent
-//!   Urgent          the shard's reserve, and free memory     asks for fewer records, at least one
+//!   Ahead           the shard's reserve, and free memory     waits for memory, or until urgent
+//!   Urgent          the shard's reserve, and free memory     requests fewer records, at least one
 //!
-//!   its answer      more of both, once its length is known   is turned away; an urgent one of one
-//!                                                            record is read all the same
+//!   the response    more of both, once its length is known   is rejected; an urgent response to a
+//!                                                            request for one record is read anyway
 //! ```
 //!
-//! Nobody queues for memory, so memory that is released is never set aside for a fetch that cannot
-//! begin yet. The reserve is each shard's own: a shard whose caller waits makes progress, whatever
-//! other shards hold.
+//! There is no queue for memory: released memory is never set aside for a fetch that cannot begin
+//! yet. Each shard has its own reserve, so a shard with a waiting caller makes progress regardless
+//! of the memory that other shards hold.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,24 +23,24 @@ use tokio::sync::Notify;
 
 use super::demand::{Demand, Urgency};
 
-/// What each shard may hold beside the budget: an answer of 32 KiB while it is read.
+/// The bytes that each shard may hold in addition to the budget: enough to read a 32 KiB response.
 pub(super) const RESERVE: usize = 64 * 1024;
 
-/// The memory that all shards of a consumer share, or those of several consumers. Cheap to clone: the
-/// clones are one.
+/// A limit of buffered bytes, shared by all shards of one or several consumers.
 ///
-/// For [`ConsumerBuilder::memory_budget`](crate::ConsumerBuilder::budget), where consumers are to share one.
+/// Pass one budget to [`ConsumerBuilder::memory_budget`](crate::ConsumerBuilder::memory_budget) of
+/// each consumer that is to share it. Cloning is cheap, and all clones share one limit.
 ///
-/// Each shard has a reserve of 64 KiB beside it, so a shard whose records are asked for makes progress
-/// whatever other shards and consumers hold.
+/// Each shard has a reserve of 64 KiB in addition to the budget. A shard with a waiting
+/// caller therefore makes progress regardless of the memory that other shards and consumers hold.
 ///
 /// ```no_run
 /// # fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
-/// use kinestream::{Budget, Consumer};
+/// use kinestream::{Consumer, MemoryBudget};
 ///
-/// let budget = Budget::new(256 * 1024 * 1024);
-/// let orders = Consumer::builder(client.clone(), "orders").budget(&budget).build()?;
-/// let payments = Consumer::builder(client, "payments").budget(&budget).build()?;
+/// let budget = MemoryBudget::new(256 * 1024 * 1024);
+/// let orders = Consumer::builder(client.clone(), "orders").memory_budget(&budget).build()?;
+/// let payments = Consumer::builder(client, "payments").memory_budget(&budget).build()?;
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone)]
@@ -49,18 +49,18 @@ pub struct MemoryBudget(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     pool: Pool,
-    /// Some of the pool was released.
+    /// Notifies waiting fetches of released memory.
     released: Notify,
 }
 
-/// Bytes to be taken and released.
+/// A number of bytes that reservations take from and release to.
 #[derive(Debug)]
 struct Pool {
     size: usize,
     taken: AtomicUsize,
 }
 
-/// What one shard may take: of its reserve first, and then of the budget.
+/// The memory available to one shard: its reserve first, then the shared budget.
 #[derive(Debug, Clone)]
 pub(super) struct ShardBudget(Arc<Both>);
 
@@ -70,28 +70,28 @@ struct Both {
     shared: Arc<Shared>,
 }
 
-/// Memory that a shard has taken, released when it is dropped.
+/// Memory taken by a shard. Dropping the reservation releases it.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     memory: ShardBudget,
     reserved: usize,
     shared: usize,
-    /// What it is for, which may be more than was taken.
+    /// The bytes that the reservation covers, which may exceed the bytes taken.
     bytes: usize,
 }
 
 impl MemoryBudget {
-    /// A budget of so many bytes.
+    /// Creates a budget of `bytes` bytes.
     pub fn new(bytes: usize) -> Self {
         Self(Arc::new(Shared { pool: Pool::new(bytes), released: Notify::new() }))
     }
 
-    /// How many bytes are taken, without the reserves of the shards.
+    /// Returns the bytes taken from the budget, without the reserves of the shards.
     pub(crate) fn taken(&self) -> usize {
         self.0.pool.taken.load(Ordering::Acquire)
     }
 
-    /// The memory of one more shard.
+    /// Returns the memory of another shard.
     pub(super) fn shard(&self) -> ShardBudget {
         let shared = Arc::clone(&self.0);
         ShardBudget(Arc::new(Both { reserve: Pool::new(RESERVE), shared }))
@@ -107,7 +107,7 @@ impl Pool {
         self.size.saturating_sub(self.taken.load(Ordering::Acquire))
     }
 
-    /// Takes so many bytes, or what is free of them.
+    /// Takes `bytes`, or all free bytes if fewer are free. Returns the number taken.
     fn take(&self, bytes: usize) -> usize {
         let part = |taken| bytes.min(self.size.saturating_sub(taken));
         let add = |taken| Some(taken + part(taken));
@@ -115,7 +115,7 @@ impl Pool {
         part(before.unwrap_or(self.size))
     }
 
-    /// Takes so many bytes, or none.
+    /// Takes `bytes` if that many are free, otherwise none. Returns true if they were taken.
     fn try_take(&self, bytes: usize) -> bool {
         let add = |taken: usize| taken.checked_add(bytes).filter(|taken| *taken <= self.size);
         self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
@@ -127,20 +127,20 @@ impl Pool {
 }
 
 impl ShardBudget {
-    /// Memory for nothing yet.
+    /// Returns a reservation of zero bytes.
     pub(super) fn empty(&self) -> Reservation {
         Reservation { memory: self.clone(), reserved: 0, shared: 0, bytes: 0 }
     }
 
-    /// Waits until a fetch may begin, and takes the memory that it is expected to need. An urgent
-    /// one takes what is free of that.
+    /// Waits until a fetch may begin, and takes the memory that the fetch is expected to need. An
+    /// urgent fetch does not wait, and takes as much of that memory as is free.
     ///
-    /// Cancel safe: dropped before it is ready, it has taken nothing.
+    /// Cancel safe: if the future is dropped before it is ready, no memory is taken.
     pub(super) async fn grant(&self, demand: &Demand, bytes: usize) -> Reservation {
         loop {
             let mut released = pin!(self.0.shared.released.notified());
             let mut changed = pin!(demand.changed());
-            // Neither is missed from here on.
+            // From here on, neither notification is missed.
             released.as_mut().enable();
             changed.as_mut().enable();
             let mut space = self.empty();
@@ -161,31 +161,31 @@ impl ShardBudget {
         }
     }
 
-    /// How many bytes the shard could take now.
+    /// Returns the number of bytes that the shard could take now.
     pub(super) fn free(&self) -> usize {
         self.0.reserve.free().saturating_add(self.0.shared.pool.free())
     }
 }
 
 impl Reservation {
-    /// An empty space of the same shard.
+    /// Returns an empty reservation of the same shard.
     pub(super) fn none(&self) -> Self {
         self.memory.empty()
     }
 
-    /// How many bytes were taken.
+    /// Returns the number of bytes taken.
     pub(super) fn taken(&self) -> usize {
         self.reserved + self.shared
     }
 
-    /// Makes the space as large as so many bytes need; `false`, and no change, where that is not
+    /// Resizes the reservation to `bytes`. Returns false, without a change, if too few bytes are
     /// free now.
     pub(super) fn resize(&mut self, bytes: usize) -> bool {
         let Both { reserve, shared } = &*self.memory.0;
         let missing = bytes.saturating_sub(self.taken());
         let reserved = reserve.take(missing);
         if !shared.pool.try_take(missing - reserved) {
-            // Wakes nobody: a waiting fetch that tries in vain would wake itself.
+            // No notification: a waiting fetch would wake itself after each failed attempt.
             reserve.release(reserved);
             return false;
         }
@@ -196,7 +196,8 @@ impl Reservation {
         true
     }
 
-    /// Makes the space as large as so many bytes need, or as large as it may become.
+    /// Resizes the reservation to `bytes`, or as close to it as free memory allows. The reservation
+    /// covers `bytes` in both cases.
     pub(super) fn stretch(&mut self, bytes: usize) {
         self.shrink(bytes);
         self.reserved += self.memory.0.reserve.take(bytes - self.taken());
@@ -204,14 +205,15 @@ impl Reservation {
         self.bytes = bytes;
     }
 
-    /// Releases what so many bytes took. The last part is released last, where less was taken than
-    /// the bytes are.
+    /// Reduces the bytes that the reservation covers, and releases the surplus. If fewer bytes were
+    /// taken than are covered, memory is released only once the covered bytes fall below them.
     pub(crate) fn release(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_sub(bytes);
         self.shrink(self.bytes);
     }
 
-    /// Keeps at most so many bytes: other shards have the first of what is released.
+    /// Keeps at most `bytes`, and releases the rest: shared memory first, so that other shards can
+    /// use it.
     fn shrink(&mut self, bytes: usize) {
         let surplus = self.taken().saturating_sub(bytes);
         let shared = surplus.min(self.shared);
@@ -253,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn space_is_released_when_it_is_dropped() {
+    fn dropped_reservation_releases_its_memory() {
         let budget = MemoryBudget::new(10 * KIBIBYTE);
         let memory = budget.shard();
         let mut space = memory.empty();
@@ -267,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn space_beyond_the_budget_is_covered_to_its_last_byte() {
+    fn oversized_reservation_releases_taken_memory_last() {
         let budget = MemoryBudget::new(2 * KIBIBYTE);
         let mut space = budget.shard().empty();
         space.stretch(RESERVE + 5 * KIBIBYTE);
@@ -278,28 +280,28 @@ mod tests {
     }
 
     #[test]
-    fn space_grows_only_into_free_memory() {
+    fn reservation_grows_only_into_free_memory() {
         let budget = MemoryBudget::new(10 * KIBIBYTE);
         let (mut space, mut other) = (budget.shard().empty(), budget.shard().empty());
         assert!(space.resize(RESERVE + 4 * KIBIBYTE));
         assert!(other.resize(RESERVE + 4 * KIBIBYTE));
         assert!(!space.resize(RESERVE + 7 * KIBIBYTE));
-        assert_eq!(space.taken(), RESERVE + 4 * KIBIBYTE, "a failed growth changes nothing");
+        assert_eq!(space.taken(), RESERVE + 4 * KIBIBYTE, "a failed resize changes nothing");
         drop(other);
         assert!(space.resize(RESERVE + 7 * KIBIBYTE));
     }
 
     #[tokio::test]
-    async fn urgent_fetch_begins_whatever_other_shards_hold() {
+    async fn urgent_fetch_begins_without_free_shared_memory() {
         let budget = MemoryBudget::new(10 * KIBIBYTE);
         let mut held = budget.shard().empty();
         held.stretch(usize::MAX);
         let space = budget.shard().grant(&demand(Urgency::Urgent), 1 << 20).now_or_never();
-        assert_eq!(space.expect("no wait").taken(), RESERVE);
+        assert_eq!(space.expect("an urgent fetch does not wait").taken(), RESERVE);
     }
 
     #[tokio::test]
-    async fn fetch_ahead_waits_for_memory_until_it_is_urgent() {
+    async fn fetch_ahead_waits_for_memory_or_urgency() {
         let budget = MemoryBudget::new(10 * KIBIBYTE);
         let (memory, demand) = (budget.shard(), demand(Urgency::Ahead));
         let mut held = budget.shard().empty();
@@ -308,9 +310,9 @@ mod tests {
         let mut first = pin!(memory.grant(&demand, bytes));
         assert!(first.as_mut().now_or_never().is_none());
         held.release(4 * KIBIBYTE);
-        assert!(first.as_mut().now_or_never().is_none(), "too little is free");
+        assert!(first.as_mut().now_or_never().is_none(), "too few bytes are free");
         held.release(KIBIBYTE);
-        let space = first.as_mut().now_or_never().expect("enough is free");
+        let space = first.as_mut().now_or_never().expect("enough bytes are free");
         drop(space);
         held.stretch(RESERVE + 10 * KIBIBYTE);
         let mut second = pin!(memory.grant(&demand, bytes));
@@ -318,6 +320,9 @@ mod tests {
         demand.hold();
         assert!(second.as_mut().now_or_never().is_none());
         demand.urge(0);
-        assert_eq!(second.as_mut().now_or_never().expect("urgent").taken(), RESERVE);
+        assert_eq!(
+            second.as_mut().now_or_never().expect("an urgent fetch does not wait").taken(),
+            RESERVE
+        );
     }
 }

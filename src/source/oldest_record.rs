@@ -1,4 +1,6 @@
-//! Judges a position by the oldest kept record, where its own record does not come.
+//! Uses the oldest kept record to tell whether records after the position were lost.
+//!
+//! This is needed when the record at the position itself is not returned.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,12 +14,14 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 use crate::record::SequenceNumber;
 
-/// The time for which a look at the oldest kept record shows that nothing behind the position was lost. A loss in
-/// that time is not noticed. With enhanced fan-out the next placement takes five seconds. If it takes longer, the
-/// next look holds for twice the time, until a placement is fast enough.
+/// The time for which a read of the oldest kept record proves that nothing after the position was
+/// lost. A loss within that time is not detected. With enhanced fan-out, the next placement takes
+/// five seconds. If it takes longer than the proof holds, the next proof holds for twice the time,
+/// until a placement is fast enough.
 const VERIFIED_FOR: Duration = Duration::from_secs(15);
 
-/// Probes that have shown that nothing was lost, since the last placement that was sound.
+/// The last probe that proved that nothing was lost, and how long its proof holds. Reset when a
+/// placement is sound.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Verified {
     last: Instant,
@@ -31,24 +35,25 @@ impl Verified {
     }
 }
 
-/// Placements at the oldest kept record, until an answer shows it.
+/// Placements at the oldest kept record, until a response returns that record.
 #[derive(Default)]
 pub(super) struct Probe {
-    /// Why the number of the position was refused.
+    /// The error with which Kinesis rejected the sequence number of the position.
     refused: Option<Error>,
-    /// The first answer without any record.
+    /// The time of the first response without any record.
     empty_since: Option<Instant>,
-    /// The number of such answers.
+    /// The number of responses without any record.
     empty: u32,
 }
 
 impl Probe {
-    /// A probe after Kinesis has refused the number of the position.
+    /// Creates a probe after Kinesis rejected the sequence number of the position.
     pub(super) fn after(refusal: Error) -> Self {
         Self { refused: Some(refusal), ..Self::default() }
     }
 
-    /// Notes an answer without any record. Returns whether enough of them have come to believe it.
+    /// Counts a response without any record. Returns true once there have been enough of them to be
+    /// believed.
     fn is_empty_again(&mut self) -> bool {
         let since = *self.empty_since.get_or_insert_with(Instant::now);
         self.empty += 1;
@@ -57,8 +62,8 @@ impl Probe {
 }
 
 impl FetchState {
-    /// Begins the next placement at the oldest kept record, which judges the position. Returns false if it has
-    /// begun there, or has judged the position before.
+    /// Requests that the next placement begins at the oldest kept record, to check the position.
+    /// Returns false if placements already begin before the position.
     pub(super) fn seek_oldest(&mut self) -> bool {
         let is_new = !self.begins_before();
         if is_new {
@@ -67,19 +72,20 @@ impl FetchState {
         is_new
     }
 
-    /// Returns true if placements do not begin at the position.
+    /// Returns true if placements begin before the position instead of at it.
     pub(super) fn begins_before(&self) -> bool {
         let Retention { probe, start, .. } = &self.state.retention;
         probe.is_some() || *start != Start::Position
     }
 
-    /// Returns true if what arrived at this time is not to be read.
+    /// Returns true if a record that arrived at `arrival` precedes the start and must not be read.
     pub(super) fn precedes_start(&self, arrival: SystemTime) -> bool {
         matches!(self.state.retention.start, Start::Time(start) if arrival < start)
     }
 
-    /// Notes where an event without records has brought a subscription that began before the position. The next
-    /// one continues there, but not at the number of the position, which may be refused.
+    /// Notes how far events without records have brought a subscription that began before the
+    /// position. The next subscription continues there, but never at the sequence number of the
+    /// position, which may be rejected.
     pub(super) fn approach(&mut self, next: Option<&SequenceNumber>) {
         if self.begins_before() && next != self.position.number() {
             let approached = &mut self.state.retention.approached;
@@ -87,14 +93,14 @@ impl FetchState {
         }
     }
 
-    /// Returns true if the oldest kept record has shown a moment ago that nothing behind the position was lost.
+    /// Returns true if the oldest kept record recently proved that no later record was lost.
     pub(super) fn is_verified(&self) -> bool {
         let verified = self.state.retention.verified;
         verified.is_some_and(|verified| verified.last.elapsed() < verified.holds_for)
     }
 
-    /// Judges by the oldest kept record. An answer without one must repeat before it is believed: it may be
-    /// empty by mistake, and a loss moves the position.
+    /// Checks the position against the oldest kept record. A response without records must repeat
+    /// before it is believed: it may be empty by mistake, and a loss moves the position.
     pub(super) async fn judge_oldest(
         &mut self,
         number: SequenceNumber,
@@ -103,7 +109,8 @@ impl FetchState {
     ) -> Result<Beginning, StreamError> {
         let is_empty = oldest.is_none();
         let is_kept = oldest.is_some_and(|oldest| oldest <= number);
-        // A caller may name the number that the shard starts at, which need not be that of a record.
+        // A caller may name the sequence number at which the shard starts, which need not be that
+        // of a record.
         let is_start = if !is_kept && matches!(self.position, Position::AtSequenceNumber(_)) {
             match self.kinesis.start_of(self.telemetry.shard_id()).await {
                 Ok(start) => start.is_some_and(|start| number <= start),
@@ -121,14 +128,15 @@ impl FetchState {
         match self.is_quiet_within_retention().await {
             Ok(true) => {
                 self.state.retention.probe = None;
-                // The stored time up to which the shard was quiet may be wrong: only `Latest` relies on it.
+                // The stored time up to which the shard was quiet may be wrong, so only `Latest`
+                // relies on it.
                 let since = self.quiet_since().filter(|_| self.on_trimmed == OnTrimmed::Latest);
                 self.state.retention.start = since.map_or(Start::Horizon, Start::Time);
                 if let Some(since) = since
                     && arrived.is_some_and(|arrived| arrived < since)
                 {
-                    // An earlier decision leaves them out, or the server withheld them from a reader that
-                    // has stored the shard as caught up.
+                    // Either an earlier decision leaves these records out, or the server withheld
+                    // them from a reader that then stored the shard as caught up.
                     self.report_gap(Some(number), Checkpoint::AtTimestamp(since));
                 }
                 return Ok(Beginning::Replaced);

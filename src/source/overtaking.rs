@@ -1,4 +1,4 @@
-//! Readers that lag by so much that retention may overtake them.
+//! Detects readers that lag so far behind that retention may overtake them.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,35 +9,37 @@ use super::kinesis::MOST_CLOCK_SKEW;
 use super::retention_period::{PERIOD_WITHIN, Period, SHORTEST_RETENTION, looked_up_within};
 use crate::error::ClassifiedError;
 
-/// A reader may be overtaken if its lag is within this time of the retention period: twice the life of an
-/// iterator.
+/// A reader may be overtaken if its lag is within this time of the retention period. The time is
+/// twice the lifetime of an iterator.
 pub(super) const NEAR_HORIZON: Duration = Duration::from_secs(10 * 60);
 
-/// How much later than the last record the next one arrived where records between them may have left
-/// retention at once, since an operator has lowered the period. Periods are whole hours.
+/// The gap between the arrival times of two fetched records above which records between them may
+/// have left retention at once, because an operator lowered the period. Periods are whole hours.
 const MAX_APART: Duration = Duration::from_secs(60);
 
-/// A retention period is a number of them.
+/// The unit of retention periods.
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// The interval of new subscriptions that look for lost records where the retention period is unknown. Each
-/// costs five seconds, in which nothing is read.
+/// The interval of new subscriptions that check for lost records while the retention period is
+/// unknown. Each costs 5 s in which nothing is read.
 const CHECK_EACH: Duration = Duration::from_secs(60);
 
 impl FetchState {
-    /// Whether retention may overtake a reader whose last answer was `lag` milliseconds behind the tip: by
-    /// the shortest retention period, since an operator may lower that of the stream at any time.
+    /// Returns true if retention may overtake a reader whose last response was `lag` milliseconds
+    /// behind the tip. Assumes the shortest retention period, since an operator may lower that of
+    /// the stream at any time.
     pub(super) fn is_near_horizon(lag: Option<i64>) -> bool {
         let lag = Duration::from_millis(lag.and_then(|lag| lag.try_into().ok()).unwrap_or(0));
         lag + NEAR_HORIZON >= SHORTEST_RETENTION
     }
 
-    /// Returns true if records may have left retention between the last record and the next event, which
-    /// holds a record that arrived at `reached`, or no record and a `MillisBehindLatest` of that time.
+    /// Returns true if records may have left retention between the last record and the next event.
+    /// `reached` is the arrival time of the event's first record, or the time that its
+    /// `MillisBehindLatest` denotes if it has no record.
     ///
-    /// A new subscription at the last record shows whether they have, but costs five seconds. Where the
-    /// retention period is known, a reader does not pay them before it is near the end of the period or the
-    /// arrival times leap. With an unknown period, a reader pays them once a minute.
+    /// A new subscription at the last record shows whether records were lost, but costs 5 s. If the
+    /// retention period is known, a reader does not pay this cost until it is near the end of the
+    /// period or the arrival times jump. If the period is unknown, a reader pays it once a minute.
     pub(super) async fn may_be_overtaken(
         &mut self,
         reached: SystemTime,
@@ -57,8 +59,8 @@ impl FetchState {
         Ok(if period.is_known { age >= period.length } else { self.is_check_due() })
     }
 
-    /// Returns true if the last record may have left retention before an event that has just come, and so may
-    /// records between the two. With an unknown period, nothing shows it.
+    /// Returns true if the last record may have left retention before the event just received, and
+    /// with it records between the two. Returns false if the retention period is unknown.
     pub(super) async fn may_have_left(&mut self) -> Result<bool, ClassifiedError> {
         let received = Instant::now();
         let Some((_, lag)) = self.known_until(received) else { return Ok(false) };
@@ -76,8 +78,8 @@ impl FetchState {
         Ok(period)
     }
 
-    /// Returns the time up to which every record was read, or its loss reported, and its age when an event was
-    /// received.
+    /// Returns the time up to which every record was read or reported as lost, and the age of that
+    /// time when the event was received.
     fn known_until(&self, received: Instant) -> Option<(SystemTime, Duration)> {
         let retention = &self.state.retention;
         let until = self.position.quiet_until().max(retention.last_arrival);
@@ -95,8 +97,9 @@ impl FetchState {
     }
 }
 
-/// Whether a retention period that an operator sets may end between a record of this age and one that arrived
-/// at most [`MAX_APART`] later, by the clocks of the hosts that they arrived at.
+/// Returns true if a retention period of whole hours may end between a record of this age and one
+/// that arrived at most [`MAX_APART`] later. Allows for the skew between the clocks of the hosts
+/// that stamped the records.
 fn may_end_between(age: Duration) -> bool {
     let since_hour = (age + MOST_CLOCK_SKEW).as_secs() % HOUR.as_secs();
     since_hour <= (MAX_APART + 2 * MOST_CLOCK_SKEW).as_secs()
@@ -107,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn period_of_whole_hours_may_end_between_records_around_a_whole_hour() {
+    fn retention_may_end_between_records_near_a_whole_hour() {
         let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
         for (age, expected) in [
             (minutes(30 * 60 - 6), false),

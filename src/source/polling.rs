@@ -1,17 +1,18 @@
-//! A shard read by `GetRecords`.
+//! Polls a shard with `GetRecords`.
 //!
 //! ```text
-//!            no iterator, or an old one ◄── expired
-//!            ▼                                 │
-//!   turn ─► GetShardIterator ─► room ──► GetRecords ─► records ─► yield
-//!    ▲                                         │          │ none
-//!    └───── throttled, failed, no room ◄───────┴──────────┘
-//!                                              └─► end of the shard
+//!            no iterator, or an old one ◄─── expired
+//!            ▼                                  │
+//!   turn ─► GetShardIterator ─► memory ─► GetRecords ─► records ─► yield
+//!    ▲                                          │          │ none
+//!    └───── throttled, failed, no memory ◄──────┴──────────┘
+//!                                               └─► end of the shard
 //! ```
 //!
-//! What moves on is the position: it follows the last record fetched, as soon as its answer is
-//! there, and an iterator is only ever a short-lived form of it. A drop at any await point
-//! leaves nothing behind but a call that may still be carried out, which changes nothing.
+//! The position is the state of the source. It advances to the last record fetched as soon as the
+//! response has arrived; an iterator is only a short-lived form of it. Dropping the future at any
+//! await point leaves at most a call that Kinesis may still carry out, and that call changes
+//! nothing.
 
 use std::time::Duration;
 
@@ -30,30 +31,31 @@ use super::{Position, ShardFetcher, Source, batches};
 use crate::error::{ClassifiedError, ErrorKind, RetryAction};
 use crate::telemetry::log_line;
 
-/// An iterator lives for 5 minutes; one that waited this long for a slow caller is replaced
-/// before it is refused:
-/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetShardIterator.html>.
+/// The age at which an iterator is replaced, before Kinesis rejects it: iterators expire after 5
+/// min (<https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetShardIterator.html>). A
+/// slow caller lets an iterator grow this old.
 const ITERATOR_LIFE: Duration = Duration::from_secs(270);
 
 /// The maximum age of an iterator near the horizon, where the next records may leave retention.
 const LIFE_NEAR_HORIZON: Duration = Duration::from_secs(1);
 
-/// The same for the second and further iterators at one position, so that the pace of the bytes does not keep
-/// the reader there: an answer of 10 MiB is followed by a pause of 5 s.
+/// The same for the second and later iterators at one position. It exceeds the pause of 5 s that
+/// follows a response of 10 MiB; otherwise the byte rate limit would keep the reader at the
+/// position.
 const LIFE_AFTER_REPLACEMENT: Duration = Duration::from_secs(10);
 
-/// A shard that is polled.
+/// Fetches the records of one shard by polling.
 pub(super) struct PollingFetcher {
     progress: FetchState,
     fetch_limit: FetchLimit,
     memory: ShardBudget,
     demand: Demand,
     iterator: Option<Iterator>,
-    /// Nothing has been read since the iterator was placed but what lay there already.
+    /// No new record has been read since the iterator was placed, so finished records are skipped.
     placed: bool,
-    /// Retention may overtake the reader.
+    /// True if retention may overtake the reader.
     is_near_horizon: bool,
-    /// The position of the last iterator that was replaced for that reason.
+    /// The position of the last iterator that was replaced for this reason.
     replaced_at: Option<Position>,
 }
 
@@ -72,28 +74,28 @@ impl PollingFetcher {
         }
     }
 
-    /// The source. It asks for nothing until it is polled.
+    /// Returns the source. It makes no call until it is polled.
     pub(super) fn into_source(self) -> Source {
         let demand = self.demand.clone();
         Source { batches: batches(self), demand, rest: None }
     }
 
-    /// How many records the next call asks for: with the option at 1, the finished record at which the
-    /// iterator is placed comes with the next one.
+    /// Returns the record limit of the next call. If the option is 1 and the iterator is placed at
+    /// a finished record, the limit is 2: that record is returned together with the next one.
     fn limit(&self) -> u32 {
         let begins_at_finished = !self.progress.is_sound() && self.progress.begins_at_finished();
         self.fetch_limit.limit() + u32::from(self.fetch_limit.is_one() && begins_at_finished)
     }
 
-    /// Returns true if records behind the last one may have left retention since the iterator was created. A new
-    /// iterator at the last record shows it.
+    /// Returns true if records after the last one may have left retention since the iterator was
+    /// created. A new iterator at the last record shows whether they have.
     fn may_be_overtaken(&self, iterator: &Iterator) -> bool {
         let is_replaced = self.replaced_at.as_ref() == Some(&self.progress.position);
         let life = if is_replaced { LIFE_AFTER_REPLACEMENT } else { LIFE_NEAR_HORIZON };
         self.is_near_horizon && self.progress.is_sound() && iterator.given.elapsed() > life
     }
 
-    /// An iterator at the position.
+    /// Creates an iterator at the position. Returns `None` if the call failed and is to be retried.
     async fn place(&mut self) -> Result<Option<Iterator>, StreamError> {
         let (kinesis, shard) = (&self.progress.kinesis, self.progress.shard_id());
         let failure = match kinesis.shard_iterator(shard, &self.progress.begin()).await {
@@ -119,13 +121,13 @@ impl PollingFetcher {
         let bytes = answer.records.iter().map(size).sum();
         let lag = answer.millis_behind_latest;
         let behind = lag.unwrap_or(0) > 0
-            // Some servers never say that they have more: a full answer does.
+            // Some servers never report a lag, so a full response also counts as behind.
             || answer.records.len() >= self.fetch_limit.limit() as usize
             || bytes > LARGEST_ANSWER / 2;
         let (length, lacks_records) = (room.length(), room.lacks_records());
         let space = room.keep(bytes);
         self.fetch_limit.answered(length, self.memory.free());
-        // Whatever becomes of the answer: its bytes count.
+        // The bytes count even if the response is discarded.
         self.progress.pace.read(bytes);
         if lacks_records {
             self.progress.pace.failed();
@@ -161,8 +163,8 @@ impl PollingFetcher {
         }
         self.is_near_horizon = FetchState::is_near_horizon(lag);
         if !is_empty && self.iterator.is_some() && self.is_near_horizon {
-            // The next records may leave retention before they are fetched, which an iterator at the last
-            // record shows.
+            // The next records may leave retention before they are fetched. A new iterator at the
+            // last record shows whether they have.
             self.iterator = None;
         }
         let is_open_end = is_last && children.is_none();
@@ -219,7 +221,7 @@ impl ShardFetcher for PollingFetcher {
                 None => return Ok(()),
             },
         };
-        // Only an answer takes memory: iterators are asked for without waiting for it.
+        // Only a response takes memory, so iterators are requested without waiting for memory.
         let space = self.memory.grant(&self.demand, self.fetch_limit.needed()).await;
         if !token.is_young() {
             return Ok(());
@@ -236,14 +238,14 @@ impl ShardFetcher for PollingFetcher {
         let room = ResponseMemory::new(space, least);
         self.progress.pace.asks();
         let asked = Instant::now();
-        // Both bounds are checked where the option is set.
+        // The builder checks both bounds of the option.
         let limit = i32::try_from(self.limit()).unwrap_or(i32::MAX);
         let failure = match self.progress.kinesis.records(&token.text, limit, &room).await {
             Ok(answer) => return self.read(answer, room, asked).await,
             Err(failure) => failure,
         };
-        // After a refused number the next iterator probes the oldest record, and a shard that is gone has
-        // no new one.
+        // After a rejected sequence number, the next iterator probes the oldest record. A shard
+        // that is gone has no next iterator.
         if !matches!(
             failure.action,
             RetryAction::RestartIterator | RetryAction::Trimmed | RetryAction::Gone
@@ -253,8 +255,9 @@ impl ShardFetcher for PollingFetcher {
         let was_short = room.was_short();
         if was_short {
             let (shard, length) = (self.progress.shard_id(), room.length());
-            log_line!(debug, %shard, length, "no room for an answer");
-            // Asked again, it will be as long: then the room is there before, or it is made shorter.
+            log_line!(debug, %shard, length, "response exceeds free memory");
+            // A retry returns a response of the same length, so the next call takes that much
+            // memory first, or lowers the record limit.
             self.fetch_limit.turned_away(length);
         }
         self.progress.pace.read(room.length().min(LARGEST_ANSWER));

@@ -4,7 +4,7 @@ use super::kinesis::MOST_CLOCK_SKEW;
 use crate::checkpoint::Checkpoint;
 use crate::record::SequenceNumber;
 
-/// What to do about a checkpoint that has left the stream's retention, so that records were lost
+/// The action to take if a checkpoint has left the stream's retention, so that records were lost
 /// before they were read.
 ///
 /// ```no_run
@@ -17,40 +17,43 @@ use crate::record::SequenceNumber;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum OnTrimmed {
-    /// The stream of the shard yields one error of kind [`Trimmed`](crate::ErrorKind::Trimmed) and ends;
-    /// [`records()`](crate::Consumer::records) continues with the other shards. The lease is released.
-    /// Workers retry the shard with a back-off of 10 s to 5 min and yield no second error, so a position
-    /// that is set with [`set_position`](crate::Consumer::set_position) takes effect without a restart.
-    /// The children of the shard wait.
+    /// Fails. The stream of the shard yields one error of kind
+    /// [`Trimmed`](crate::ErrorKind::Trimmed) and ends; [`records()`](crate::Consumer::records)
+    /// continues with the other shards. The lease is released. Workers retry the shard with a
+    /// back-off of 10 s to 5 min and yield no second error, so a position that is set with
+    /// [`set_position`](crate::Consumer::set_position) takes effect without a restart. The children
+    /// of the shard wait.
     #[default]
     Fail,
     /// Continues with the oldest kept record, and emits [`Event::Gap`](crate::Event::Gap).
     TrimHorizon,
     /// Continues with the records that arrive after the decision, and emits
-    /// [`Event::Gap`](crate::Event::Gap). The records that were kept before are not delivered.
+    /// [`Event::Gap`](crate::Event::Gap). Older records that the stream still keeps are not
+    /// delivered.
     ///
     /// The decision is stored with the next write of checkpoints, as
-    /// [`Checkpoint::CaughtUp`](crate::Checkpoint::CaughtUp): `until` is the time of the decision by the
-    /// clock of Kinesis, and `after` is the last record before the loss. A restart reads from there, and
-    /// delivers the records that arrived while the program was down. After a crash between the decision and
-    /// the write, the next worker decides again, at a later time.
+    /// [`Checkpoint::CaughtUp`](crate::Checkpoint::CaughtUp): `until` is the time of the decision
+    /// by the clock of Kinesis, and `after` is the last record before the loss. A restart reads
+    /// from there, and delivers the records that arrived while the program was down. After a crash
+    /// between the decision and the write, the next worker decides again, at a later time.
     ///
-    /// The arrival times of records come from several hosts, and their clocks may differ: a restart also
-    /// delivers records that arrived up to 5 min before the decision.
+    /// The arrival times of records come from several hosts, and their clocks may differ. A restart
+    /// therefore also delivers records that arrived up to 5 min before the decision.
     ///
-    /// A restart before the next record is read repeats the event if left-out records are still kept.
+    /// A restart before the next record is read emits the event again if the stream still keeps
+    /// records that were left out.
     Latest,
 }
 
-/// Where a source reads on.
+/// The position at which a source continues reading.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Position {
     TrimHorizon,
     AtTimestamp(SystemTime),
     AtSequenceNumber(SequenceNumber),
-    /// Behind this record, or behind this part of it.
+    /// After this record, or after the user record with this number in it.
     AfterSequenceNumber(SequenceNumber, Option<u64>),
-    /// Behind this record, where one was read, and behind all that had arrived by then.
+    /// After this record, if any was read, and after all records that had arrived by `until`.
     CaughtUp {
         after: Option<SequenceNumber>,
         until: SystemTime,
@@ -58,7 +61,8 @@ pub(crate) enum Position {
 }
 
 impl Position {
-    /// Where to go on from a checkpoint; `None` at the end of a shard.
+    /// Returns the position at which reading continues after a checkpoint; `None` at the end of a
+    /// shard.
     pub(crate) fn of(checkpoint: Checkpoint) -> Option<Self> {
         match checkpoint {
             Checkpoint::TrimHorizon => Some(Self::TrimHorizon),
@@ -71,7 +75,8 @@ impl Position {
         }
     }
 
-    /// As it would be stored; `None` where only the name of a record to begin with is known.
+    /// Returns the checkpoint that stores this position; `None` if only the sequence number of the
+    /// first record to read is known.
     pub(crate) fn checkpoint(&self) -> Option<Checkpoint> {
         match self {
             Self::TrimHorizon => Some(Checkpoint::TrimHorizon),
@@ -85,7 +90,7 @@ impl Position {
         }
     }
 
-    /// The record that it is at or behind, where it is at one.
+    /// Returns the sequence number of the record that the position is at or after, if it names one.
     pub(crate) fn number(&self) -> Option<&SequenceNumber> {
         match self {
             Self::AtSequenceNumber(number) | Self::AfterSequenceNumber(number, _) => Some(number),
@@ -94,7 +99,7 @@ impl Position {
         }
     }
 
-    /// The time up to which no other record had arrived.
+    /// Returns the time up to which no other record had arrived.
     pub(super) fn quiet_until(&self) -> Option<SystemTime> {
         match self {
             Self::CaughtUp { until, .. } => Some(*until),
@@ -102,28 +107,28 @@ impl Position {
         }
     }
 
-    /// The time to begin at, where no record is named.
+    /// Returns the time to begin at, if the position names a time and no record.
     pub(crate) fn time(&self) -> Option<SystemTime> {
         match self {
             Self::AtTimestamp(time) => Some(*time),
-            // Records bear the times of hosts whose clocks differ.
+            // Arrival times come from hosts whose clocks differ.
             Self::CaughtUp { after: None, until } => until.checked_sub(MOST_CLOCK_SKEW),
             _ => None,
         }
     }
 
-    /// Whether a record that an iterator finds where it was just placed lies before this position.
+    /// Returns true if a record that a newly placed iterator returned precedes this position.
     ///
-    /// It may where the iterator was placed at a record that is finished, and where a server that
-    /// finds nothing at a time begins with what it has. What comes later is new, whatever time
-    /// the clock of another host has given it.
+    /// This happens if the iterator was placed at a finished record, or if a server that finds no
+    /// record at the requested time begins with the records it has. Later records are new,
+    /// regardless of the arrival time that the clock of another host gave them.
     pub(crate) fn is_past(&self, place: &SequenceNumber, arrival: Option<SystemTime>) -> bool {
         match self {
             Self::AfterSequenceNumber(number, None) | Self::CaughtUp { after: Some(number), .. } => {
                 place <= number
             }
             Self::AfterSequenceNumber(number, Some(_)) | Self::AtSequenceNumber(number) => place < number,
-            // A time that was cut to its second says no more than that.
+            // The time may be truncated to seconds, so only seconds are compared.
             Self::AtTimestamp(_) | Self::CaughtUp { after: None, .. } => {
                 let begin = self.time().map_or(0, seconds);
                 arrival.is_some_and(|at| seconds(at) < begin)

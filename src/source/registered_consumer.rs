@@ -1,4 +1,4 @@
-//! The consumer of enhanced fan-out: found or registered, and waited for.
+//! Finds or registers the consumer of enhanced fan-out, and waits until it is ACTIVE.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +13,16 @@ use crate::cooldown::Cooldown;
 use crate::error::{ClassifiedError, Error, ErrorKind, Result, RetryAction};
 use crate::telemetry::log_line;
 
-/// How long one attempt waits for a consumer to become ACTIVE. Each further attempt emits an event.
+/// The time for which one attempt waits for a consumer to become ACTIVE. Each further attempt emits
+/// an event.
 const ATTEMPT: Duration = Duration::from_secs(30);
 
-/// The time after which the caller gets an error for a consumer that stays inactive, or is registered and not
-/// found. AWS names no time; registrations take seconds, and the KCL for Java waits for 60 s.
+/// The time after which the caller receives an error for a consumer that stays inactive, or is
+/// registered but not found. AWS documents no limit; registrations take seconds, and the KCL for
+/// Java waits for 60 s.
 const LONGEST_INACTIVE: Duration = Duration::from_secs(300);
 
-/// The consumer by which all shards of a stream are subscribed to.
+/// The registered consumer that subscribes to all shards of a stream.
 #[derive(Debug)]
 pub(crate) struct RegisteredConsumer {
     kinesis: Kinesis,
@@ -36,30 +38,31 @@ struct State {
     wait: Wait,
 }
 
-/// Since when the consumer has not been ACTIVE.
+/// The time since which the consumer has not been ACTIVE.
 #[derive(Debug, Default)]
 struct Wait {
-    /// It is there.
+    /// Set while the consumer is found, but is not ACTIVE.
     inactive: Option<Instant>,
-    /// It is registered, and not found.
+    /// Set while the consumer is registered, but is not found.
     unlisted: Option<Instant>,
 }
 
 impl RegisteredConsumer {
-    /// `consumer` is a name or an ARN. Nothing is asked until it is needed.
+    /// Creates a handle for `consumer`, a name or an ARN. Makes no call until the ARN is needed.
     pub(crate) fn new(kinesis: Kinesis, consumer: &str) -> Self {
         Self { kinesis, consumer: consumer.into(), state: Mutex::default() }
     }
 
-    /// The ARN of the consumer, once it is ACTIVE. Whoever asks first finds out for all.
+    /// Returns the ARN of the consumer, once it is ACTIVE. The first caller looks it up for all
+    /// callers.
     ///
-    /// Cancel safe: whoever asks next goes on.
+    /// Cancel safe: the next caller continues the lookup.
     pub(super) async fn arn(&self) -> Result<Arc<str>, ClassifiedError> {
         let mut state = self.state.lock().await;
         if let Some(arn) = &state.arn {
             return Ok(Arc::clone(arn));
         }
-        state.cooldown.begin("the consumer of enhanced fan-out could not be found")?;
+        state.cooldown.begin("enhanced fan-out consumer lookup failed")?;
         match self.find(&mut state.wait).await {
             Ok(arn) => {
                 *state = State { arn: Some(Arc::clone(&arn)), ..State::default() };
@@ -69,12 +72,13 @@ impl RegisteredConsumer {
         }
     }
 
-    /// It is not there any more: whoever asks next looks for it anew.
+    /// Forgets the ARN of a consumer that no longer exists. The next caller looks it up again.
     pub(super) async fn forget(&self) {
         self.state.lock().await.arn = None;
     }
 
-    /// Whoever it was registered by, it is no more.
+    /// Deregisters the consumer, even if it was registered by another program. Succeeds if the
+    /// consumer does not exist.
     pub(crate) async fn deregister(&self) -> Result<()> {
         let known = self.state.lock().await.arn.take();
         let gone = async {
@@ -107,7 +111,7 @@ impl RegisteredConsumer {
             match self.kinesis.consumer(stream.as_deref(), &self.consumer).await {
                 Ok((arn, ConsumerStatus::Active)) => return Ok(arn),
                 Ok((_, status)) => {
-                    log_line!(info, consumer = &*self.consumer, %status, "waiting for the consumer");
+                    log_line!(info, consumer = &*self.consumer, %status, "consumer not ACTIVE yet");
                     wait.unlisted = None;
                     let inactive = wait.inactive.get_or_insert_with(Instant::now).elapsed();
                     if began.elapsed() >= ATTEMPT {
@@ -123,7 +127,7 @@ impl RegisteredConsumer {
                         wait.inactive = None;
                         match self.kinesis.register(stream, &self.consumer).await {
                             Ok(()) => {
-                                log_line!(info, consumer = &*self.consumer, "registered");
+                                log_line!(info, consumer = &*self.consumer, "consumer registered");
                                 is_registered = true;
                             }
                             // Another worker was faster.
@@ -134,16 +138,17 @@ impl RegisteredConsumer {
                     _ => return Err(failure),
                 },
             }
-            // Also after a registration, which may be listed late.
+            // A new registration may appear late, so this also waits after a registration.
             sleep(backoff.failed()).await;
         }
     }
 
-    /// Reports a consumer that is not ACTIVE: to the caller where that lasts.
+    /// Returns the failure for a consumer that is not ACTIVE. If this lasts for
+    /// [`LONGEST_INACTIVE`], the caller receives it as an error.
     fn inactive(&self, status: &ConsumerStatus, inactive: Duration) -> ClassifiedError {
         let message = format!(
-            "consumer {} has been {status} for {} s, and only an ACTIVE one can be subscribed to; check \
-             it by DescribeStreamConsumer, deregister it or set another name",
+            "consumer {} has been {status} for {} s, and subscriptions need an ACTIVE consumer; check \
+             it with DescribeStreamConsumer, deregister it or set another name",
             self.consumer,
             inactive.as_secs()
         );
@@ -153,11 +158,12 @@ impl RegisteredConsumer {
         ClassifiedError { action, error, answered: None }
     }
 
-    /// Reports a registered consumer that is not found: to the caller where that lasts.
+    /// Returns the failure for a registered consumer that is not found. If this lasts for
+    /// [`LONGEST_INACTIVE`], the caller receives it as an error.
     fn unlisted(&self, unlisted: Duration) -> ClassifiedError {
         let message = format!(
-            "consumer {} is registered, but DescribeStreamConsumer has not found it for {} s; check it by \
-             ListStreamConsumers, or set another name",
+            "consumer {} is registered, but DescribeStreamConsumer has not found it for {} s; check it \
+             with ListStreamConsumers, or set another name",
             self.consumer,
             unlisted.as_secs()
         );

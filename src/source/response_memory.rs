@@ -1,14 +1,15 @@
-//! The memory of one answer, taken when its length is known and before it is read.
+//! Reserves the memory of one response, once its length is known and before it is read.
 //!
 //! ```text
-//!   as much as is expected ──the length is known──► as much as it takes ──► read
-//!            │                       └── not that much is free ──► turned away
-//!            └── no length is known ──► grows as it is read ──► turned away at its end where it cannot
+//!   expected size ──length is known──► size needed ──► read
+//!        │                  └── too little is free ──► rejected
+//!        └── length is unknown ──► grows while read ──► rejected at its end if it cannot grow
 //! ```
-//! What is turned away is asked for again when there is room, or with a lower limit. It is not kept
-//! waiting in its connection: answers share one by HTTP/2, and those that nobody reads would hold up the
-//! others. The rest of an answer of unknown length is read and discarded, since Kinesis counts its bytes
-//! and the next call depends on its length.
+//!
+//! A rejected response is requested again once memory is free, or with a lower record limit. It
+//! does not wait in its connection: responses share an HTTP/2 connection, and an unread response
+//! would block the others. The rest of a response of unknown length is read and discarded, since
+//! Kinesis counts its bytes and the next call depends on its length.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,59 +29,63 @@ use super::demand::Demand;
 use super::field_scanner::FieldScanner;
 use super::memory_budget::Reservation;
 
-/// The most bytes that one answer holds:
+/// The most bytes of records that one response holds:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
 pub(super) const LARGEST_ANSWER: usize = 10 * 1024 * 1024;
 
-/// An answer of unknown length is read no further: the records of [`LARGEST_ANSWER`] have 14 MiB in base64.
+/// The most bytes that are read of a response of unknown length. The records of [`LARGEST_ANSWER`]
+/// take 14 MiB in base64.
 const MOST_READ: usize = 2 * LARGEST_ANSWER;
 
-/// What an answer takes while it is read, in lengths of its text: the text, and the records that
-/// are made of it, which hold three quarters of it as payloads, beside their keys and numbers.
+/// The memory that a response takes while it is read, as a multiple of the length of its text. It
+/// covers the text and the records parsed from it, which hold three quarters of the text as
+/// payloads, plus their keys and sequence numbers.
 const WHILE_READ: usize = 2;
 
-const NO_ROOM: &str = "there is no room for the answer";
+const NO_ROOM: &str = "too little free memory for the response";
 
-/// The memory of one answer.
+/// The memory of one response.
 #[derive(Debug, Clone)]
 pub(crate) struct ResponseMemory(Arc<Mutex<Answer>>);
 
 #[derive(Debug)]
 struct Answer {
-    /// As far as it is known.
+    /// The length of the response, as far as it is known.
     length: usize,
     space: Reservation,
     was_short: bool,
-    /// It lacks the member `Records`.
+    /// The response lacks the member `Records`.
     lacks_records: bool,
-    /// Read also without room while its caller waits for it: one record was asked for.
+    /// Set if one record was requested: while the caller waits, the response is read even if too
+    /// little memory is free.
     least: Option<Demand>,
 }
 
 impl ResponseMemory {
-    /// For an answer with the memory that it was granted. `least` says whose caller waits where no
-    /// fewer records can be asked for.
+    /// Creates the memory of a response from the memory that was granted. `least` is the demand of
+    /// the caller, set if the call cannot request fewer records.
     pub(super) fn new(space: Reservation, least: Option<Demand>) -> Self {
         let (length, was_short, lacks_records) = (0, false, false);
         Self(Arc::new(Mutex::new(Answer { length, space, was_short, lacks_records, least })))
     }
 
-    /// How long the answer is, or what was read of one of unknown length; 0 where none has begun.
+    /// Returns the length of the response, or the bytes read so far if its length is unknown.
+    /// Returns 0 before a response begins.
     pub(super) fn length(&self) -> usize {
         self.lock().length
     }
 
-    /// Whether there was an answer that did not fit.
+    /// Returns true if a response did not fit into free memory.
     pub(super) fn was_short(&self) -> bool {
         self.lock().was_short
     }
 
-    /// Returns true if the answer lacks the member `Records`.
+    /// Returns true if the response lacks the member `Records`.
     pub(super) fn lacks_records(&self) -> bool {
         self.lock().lacks_records
     }
 
-    /// The memory of so many bytes, which are what the answer was found to hold.
+    /// Returns the memory of the response's records, which hold `bytes`, and releases the rest.
     pub(super) fn keep(self, bytes: usize) -> Reservation {
         let mut answer = self.lock();
         answer.space.stretch(bytes);
@@ -98,7 +103,7 @@ impl ResponseMemory {
 }
 
 impl Answer {
-    /// Makes room for an answer of that length, where that much is free.
+    /// Takes the memory of a response of this length. Fails if too little is free.
     fn fit(&mut self, length: usize) -> Result<(), BoxError> {
         self.length = length;
         let bytes = while_read(length);
@@ -113,7 +118,7 @@ impl Answer {
         Err(NO_ROOM.into())
     }
 
-    /// Counts the next bytes of an answer of unknown length. Returns whether there is room for them.
+    /// Counts the next bytes of a response of unknown length. Returns true if they fit into memory.
     fn grow(&mut self, bytes: usize) -> bool {
         let length = self.length.saturating_add(bytes);
         if self.was_short {
@@ -158,7 +163,7 @@ impl Intercept for ResponseMemory {
         let has_none = output
             .downcast_ref()
             .is_some_and(|answer: &GetRecordsOutput| answer.records.is_empty());
-        // Only what has no records is looked through again, which is short.
+        // Only a response without records is scanned again, and such a response is short.
         if has_none && let Some(text) = context.response().body().bytes() {
             self.lock().lacks_records = !FieldScanner::of(text).records;
         }
@@ -166,9 +171,9 @@ impl Intercept for ResponseMemory {
     }
 }
 
-/// The body of an answer of unknown length, counted as it is read.
+/// The body of a response of unknown length, counted as it is read.
 struct Measured {
-    /// Never locked: only so that it may be shared, which nobody does.
+    /// Never locked. The mutex only makes the type `Sync`.
     inner: Mutex<SdkBody>,
     room: ResponseMemory,
 }
@@ -208,7 +213,7 @@ mod tests {
 
     const CHUNK: usize = 16 * 1024;
 
-    /// So many chunks without a length.
+    /// A body of this many chunks, without a known length.
     struct Chunks(usize);
 
     impl Body for Chunks {
@@ -225,7 +230,7 @@ mod tests {
         }
     }
 
-    /// Returns how many chunks of an answer came through, and whether all of them did.
+    /// Returns the number of chunks that were read, and true if all of them were.
     async fn read(room: &ResponseMemory, chunks: usize) -> (usize, bool) {
         let mut body = room.measure(SdkBody::from_body_1_x(Chunks(chunks)));
         let mut passed = 0;
@@ -239,18 +244,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answer_without_length_takes_what_it_holds() {
+    async fn response_of_unknown_length_takes_the_memory_it_needs() {
         let budget = MemoryBudget::new(10 * CHUNK);
         let room = ResponseMemory::new(budget.shard().empty(), None);
         assert_eq!(read(&room, 5).await, (5, true));
         assert_eq!((room.length(), room.was_short()), (5 * CHUNK, false));
         assert_eq!(budget.taken(), while_read(5 * CHUNK) - RESERVE);
         let space = room.keep(100);
-        assert_eq!((space.taken(), budget.taken()), (100, 0), "no more than its records hold");
+        assert_eq!(
+            (space.taken(), budget.taken()),
+            (100, 0),
+            "the records keep only their own bytes"
+        );
     }
 
     #[tokio::test]
-    async fn answer_without_length_and_without_room_is_counted_and_discarded() {
+    async fn response_of_unknown_length_without_memory_is_counted_and_discarded() {
         let budget = MemoryBudget::new(2 * CHUNK);
         let room = ResponseMemory::new(budget.shard().empty(), None);
         // The reserve is four chunks.
@@ -259,7 +268,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn endless_answer_is_not_read_on_for_ever() {
+    async fn endless_response_is_cut_off() {
         let room = ResponseMemory::new(MemoryBudget::new(1).shard().empty(), None);
         let (passed, is_whole) = read(&room, usize::MAX).await;
         assert_eq!((passed, is_whole), (2, false));

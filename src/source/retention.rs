@@ -1,9 +1,9 @@
 //! Detects records that were lost to retention before they were read.
 //!
-//! Kinesis refuses a sequence number that has left retention, or accepts it and begins with the oldest
-//! kept record. An iterator is therefore placed at the last finished record, which is fetched again and
-//! skipped: if it comes, nothing behind it was lost. If it does not come, the oldest kept record shows
-//! whether it has left retention.
+//! Kinesis either rejects a sequence number that has left retention, or accepts it and begins with
+//! the oldest kept record. An iterator is therefore placed at the last finished record, which is
+//! fetched again and skipped. If that record is returned, nothing after it was lost. If it is not,
+//! the oldest kept record shows whether it has left retention.
 
 use std::time::{Duration, SystemTime};
 
@@ -21,68 +21,70 @@ use super::{OnTrimmed, Position};
 use crate::error::ClassifiedError;
 use crate::record::SequenceNumber;
 
-/// How long a polled shard is quiet before it is stored as caught up, and the interval of such saves from
-/// then on: a small part of the shortest retention period.
+/// The time for which a polled shard must be quiet before it is stored as caught up.
 const QUIET_AFTER: Duration = Duration::from_secs(60);
+/// The interval of such saves from then on: a small part of the shortest retention period.
 const QUIET_EACH: Duration = Duration::from_secs(10 * 60);
 
-/// What the answers since the last placement show of lost records. A placement is a new iterator or
-/// subscription.
+/// The evidence of lost records in the responses since the last placement. A placement is a new
+/// iterator or subscription.
 #[derive(Default)]
-#[allow(clippy::struct_excessive_bools, reason = "each may hold whatever the others do")]
+#[allow(clippy::struct_excessive_bools, reason = "the flags are independent")]
 pub(super) struct Retention {
-    /// Nothing behind the position was lost.
+    /// The last placement has shown that nothing after the position was lost.
     is_sound: bool,
-    /// The next placement is at the oldest kept record.
+    /// Set if the next placement is at the oldest kept record.
     pub(super) probe: Option<Probe>,
-    /// The oldest kept record has shown that nothing behind this position was lost.
+    /// Set once the oldest kept record has shown that nothing after this position was lost.
     pub(super) verified: Option<Verified>,
-    /// Nothing but a record shows whether the last placement is sound.
+    /// Only a record can show whether the last placement is sound.
     needs_record: bool,
-    /// Where placements begin.
+    /// The start of placements.
     pub(super) start: Start,
-    /// Where placements that begin before the position continue: an event without records has brought the last
-    /// one there.
+    /// The sequence number at which placements that begin before the position continue. An event
+    /// without records has brought the last placement there.
     pub(super) approached: Option<SequenceNumber>,
-    /// The time at which the shard was added, which the position does not show: records that arrived since
-    /// are to be read.
+    /// The time at which the shard was added, if the position does not show it. Records that
+    /// arrived since then must be read.
     added: Option<SystemTime>,
     /// The time up to which there was nothing to read, or up to which losses are reported.
     pub(super) read_until: Option<SystemTime>,
-    /// When the last fetched record had arrived.
+    /// The arrival time of the last fetched record.
     pub(super) last_arrival: Option<SystemTime>,
-    /// When a new subscription may look for lost records again where the retention period is unknown.
+    /// The earliest time of the next subscription that checks for lost records, if the retention
+    /// period is unknown.
     pub(super) next_check: Option<Instant>,
-    /// Since when calls that the judgement of a placement needs have failed.
+    /// The streak of failed calls that are needed to judge a placement.
     pub(super) unjudged: Option<Unjudged>,
-    /// Since when lookups have failed that show whether retention has overtaken a placement that was sound.
+    /// The streak of failed lookups that show whether retention has overtaken a sound placement.
     pub(super) unchecked: Option<Unjudged>,
-    /// A time by the server's clock, and when it was.
+    /// A time by the server's clock, and the instant at which it was received.
     clock: Option<(SystemTime, Instant)>,
 }
 
-/// The beginning of placements. Records that they find before the position are skipped.
+/// The start of placements. Records that they return before the position are skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Start {
     #[default]
     Position,
-    /// At the oldest kept record, since the number of the position is refused or has left retention.
+    /// At the oldest kept record, since the sequence number of the position is rejected or has left
+    /// retention.
     Horizon,
-    /// At a time, since the number of the position is refused or has left retention, and nothing before this
-    /// time is to be read.
+    /// At a time, since the sequence number of the position is rejected or has left retention, and
+    /// no record before this time is to be read.
     Time(SystemTime),
 }
 
-/// What the beginning of an answer shows.
+/// The verdict on the responses since the last placement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Beginning {
-    /// Nothing was lost before it.
+    /// No record was lost before the response.
     Sound,
-    /// It does not show yet whether anything was.
+    /// The responses do not show yet whether records were lost.
     Undecided,
-    /// The answer is not used, and a new placement follows.
+    /// The response is discarded, and a new placement follows.
     Replaced,
-    /// The same, after a back-off.
+    /// The response is discarded, and a new placement follows after a back-off.
     Postponed,
 }
 
@@ -93,7 +95,7 @@ impl Retention {
 }
 
 impl FetchState {
-    /// The position of the next placement.
+    /// Returns the position at which the next placement begins.
     pub(super) fn begin(&self) -> Position {
         let Retention { probe, start, approached, .. } = &self.state.retention;
         if !self.begins_before() {
@@ -106,7 +108,7 @@ impl FetchState {
         }
     }
 
-    /// Leaves out the records that a placement found before the position.
+    /// Drops the records that a placement returned before the position.
     pub(super) fn skip_placed(&self, batch: &mut Batch) {
         batch.skip_past(&self.position);
         if let Start::Time(time) = self.state.retention.start {
@@ -114,8 +116,9 @@ impl FetchState {
         }
     }
 
-    /// Notes the arrival time of the last record of an answer that held finished records only. If placements
-    /// begin at the oldest kept record, the next one begins at that time, less [`MOST_CLOCK_SKEW`].
+    /// Notes the arrival time of the last record of a response that held only finished records. If
+    /// placements begin at the oldest kept record, the next one begins at that time, less
+    /// [`MOST_CLOCK_SKEW`].
     pub(super) fn skipped_to(&mut self, arrival: Option<SystemTime>) {
         let Some(arrival) = arrival else { return };
         let Retention { start, last_arrival, approached, .. } = &mut self.state.retention;
@@ -129,7 +132,7 @@ impl FetchState {
         }
     }
 
-    /// Returns true if the first answer of the last placement shows that nothing was lost before it.
+    /// Returns true if the last placement has shown that nothing after the position was lost.
     pub(super) fn is_sound(&self) -> bool {
         self.state.retention.is_sound
     }
@@ -143,10 +146,10 @@ impl FetchState {
         is_finished && !self.begins_before()
     }
 
-    /// Notes a placement, at `date` by the server's clock.
+    /// Notes a placement that the server answered at `date` by its clock.
     pub(super) fn placed(&mut self, date: Option<SystemTime>) {
         (self.state.retention.is_sound, self.state.retention.needs_record) = (false, false);
-        // A shard that has left retention has no iterator and no subscription.
+        // The shard exists: one that has left retention has no iterator and no subscription.
         self.state.absence = None;
         self.see_time(date);
     }
@@ -158,7 +161,7 @@ impl FetchState {
         }
     }
 
-    /// A time by the server's clock that is not after `at`.
+    /// Returns the time by the server's clock at `at`, or an earlier time.
     pub(super) fn server_time_at(&self, at: Instant) -> SystemTime {
         if let Some((date, seen)) = self.state.retention.clock {
             return date + at.saturating_duration_since(seen);
@@ -180,18 +183,18 @@ impl FetchState {
         (retention.added, retention.approached) = (None, None);
     }
 
-    /// Notes the last record of an answer.
+    /// Moves the position to the last record of a response.
     pub(super) fn read_to(&mut self, number: SequenceNumber, arrival: Option<SystemTime>) {
         self.move_to(Position::AfterSequenceNumber(number, None));
         let retention = &mut self.state.retention;
-        // A record without a time arrived no earlier than the last one.
+        // A record without a time arrived no earlier than the record before it.
         retention.last_arrival = arrival.or(retention.last_arrival);
-        // The loss that was reported ends with the first record behind it.
+        // A reported loss ends at the first record after it.
         (retention.read_until, retention.unchecked) = (None, None);
     }
 
-    /// Judges the answers since the last placement by their first record; without one, `is_tip` states that
-    /// the shard holds none from there on.
+    /// Judges the responses since the last placement by their first record. If there is none,
+    /// `is_tip` states that the shard holds no record from there on.
     pub(super) async fn judge_beginning(
         &mut self,
         first: Option<&types::Record>,
@@ -202,7 +205,7 @@ impl FetchState {
         }
         let beginning = self.judge_placement(first, is_tip).await?;
         if matches!(beginning, Beginning::Sound | Beginning::Replaced) {
-            // Whatever calls this needed have succeeded.
+            // The calls that this needed have succeeded.
             self.state.retention.unjudged = None;
         }
         Ok(beginning)
@@ -220,7 +223,7 @@ impl FetchState {
         let first: Option<SequenceNumber> = match first {
             Some(first) => match first.sequence_number.parse() {
                 Ok(first) => Some(first),
-                // The caller reports it.
+                // The caller of this method reports the invalid sequence number.
                 Err(_) => return Ok(Beginning::Undecided),
             },
             None if is_tip => None,
@@ -235,7 +238,8 @@ impl FetchState {
                 && self.state.retention.start == Start::Position
                 && arrived.zip(self.quiet_since()).is_some_and(|(arrived, since)| arrived < since);
             match self.is_quiet_within_retention().await {
-                // What arrived before is there, and may be what `on_trimmed` decided to leave out.
+                // `is_unread`: the record arrived before the quiet time, so `on_trimmed` may have
+                // decided to leave it out.
                 Ok(is_quiet) if !is_quiet || is_unread => {
                     self.state.retention.probe = Some(Probe::default());
                     return Ok(Beginning::Replaced);
@@ -254,9 +258,9 @@ impl FetchState {
         Beginning::Sound
     }
 
-    /// Judges a placement by an answer without records that is behind the tip: if everything that arrived since
-    /// the position is kept, nothing was lost. `OnTrimmed::Latest` may have decided to leave records out, which
-    /// the first one shows.
+    /// Judges a placement by a response without records that is behind the tip. If every record
+    /// that arrived since the position is kept, nothing was lost. With `OnTrimmed::Latest`, an
+    /// earlier decision may leave records out; only the first record shows that.
     async fn judge_approach(&mut self) -> Result<Beginning, StreamError> {
         let Retention { probe, needs_record, start, .. } = &self.state.retention;
         if probe.is_some() || *needs_record {
@@ -271,7 +275,7 @@ impl FetchState {
         match self.is_quiet_within_retention().await {
             Ok(true) => Ok(self.is_now_sound()),
             Ok(false) => {
-                // The position only becomes older.
+                // The position only gets older, so the check would not succeed later.
                 let retention = &mut self.state.retention;
                 (retention.needs_record, retention.unjudged) = (true, None);
                 Ok(Beginning::Undecided)
@@ -280,8 +284,8 @@ impl FetchState {
         }
     }
 
-    /// Judges a placement without a sequence number; `first` is the oldest kept record behind it, if there
-    /// is one.
+    /// Judges a placement without a sequence number. `first` is the oldest kept record after it, if
+    /// there is one.
     async fn judge_time(
         &mut self,
         first: Option<&types::Record>,
@@ -302,15 +306,15 @@ impl FetchState {
         Ok(Beginning::Sound)
     }
 
-    /// The time up to which there was nothing to read, where no record was read.
+    /// Returns the time up to which there was nothing to read, for a position without a record.
     fn read_until(&self) -> Option<SystemTime> {
         let start = match self.position {
             Position::CaughtUp { until, .. } => Some(until),
-            // Nobody asks for what arrived before the start that the caller names.
+            // Records that arrived before the start time named by the caller need not be read.
             Position::AtTimestamp(pin) if self.start_time.is_none_or(|start| pin > start) => {
                 Some(pin)
             }
-            // Nor for what had left retention before the shard was known.
+            // The same holds for records that left retention before the shard was known.
             Position::TrimHorizon => self.state.retention.added,
             Position::AtTimestamp(pin) => self.state.retention.added.map(|added| added.max(pin)),
             _ => None,
@@ -318,8 +322,8 @@ impl FetchState {
         start.max(self.state.retention.read_until)
     }
 
-    /// Judges the end of a shard. Returns whether nothing was lost before it; otherwise a new placement
-    /// follows.
+    /// Judges the end of a shard. Returns true if nothing was lost before it; otherwise a new
+    /// placement follows.
     pub(super) async fn judge_end(&mut self, beginning: Beginning) -> Result<bool, StreamError> {
         let beginning = match beginning {
             Beginning::Undecided => self.judge_beginning(None, true).await?,
@@ -336,7 +340,7 @@ impl FetchState {
         Ok(Beginning::Postponed)
     }
 
-    /// Whether the shard was quiet up to a time after which every record is still kept.
+    /// Returns true if the shard was quiet up to a time after which every record is still kept.
     pub(super) async fn is_quiet_within_retention(&self) -> Result<bool, ClassifiedError> {
         match self.position.quiet_until().max(self.state.retention.read_until) {
             Some(until) => self.is_kept_since(until, None).await,
@@ -344,14 +348,14 @@ impl FetchState {
         }
     }
 
-    /// The time from which records are to be read, where there was none before. Records bear the times of
-    /// hosts whose clocks differ.
+    /// Returns the time from which records must be read, if none arrived before the quiet time. It
+    /// is [`MOST_CLOCK_SKEW`] earlier, since arrival times come from hosts whose clocks differ.
     pub(super) fn quiet_since(&self) -> Option<SystemTime> {
         self.position.quiet_until()?.checked_sub(MOST_CLOCK_SKEW)
     }
 
-    /// Whether the stream still keeps every record that arrived after `until`; `oldest` is when the oldest
-    /// record that it keeps had arrived.
+    /// Returns true if the stream still keeps every record that arrived after `until`. `oldest` is
+    /// the arrival time of the oldest kept record.
     async fn is_kept_since(
         &self,
         until: SystemTime,
@@ -371,12 +375,13 @@ impl FetchState {
         }
         let oldest = oldest.and_then(|oldest| now.duration_since(oldest).ok());
         let is_longer = oldest.is_some_and(|age| age > period.length + NEAR_HORIZON);
-        // An operator may have moved the shard to a time within a longer period.
+        // An operator may have set the position to a time within a longer period.
         let is_assumed = is_longer || matches!(self.position, Position::AtTimestamp(_));
         Ok(age < period.length || is_assumed)
     }
 
-    /// An answer without records, to a call at `asked`, at the tip of the shard.
+    /// Notes a response without records at the tip of the shard, to a call made at `asked`. Returns
+    /// the position up to which the shard is read, if a checkpoint can store it.
     pub(super) fn caught_up(&mut self, asked: Instant) -> Option<Quiet> {
         let until = self.server_time_at(asked);
         if self.position.number().is_none() {
@@ -386,9 +391,10 @@ impl FetchState {
             Position::AfterSequenceNumber(number, None) | Position::CaughtUp { after: Some(number), .. } => {
                 Some(number.clone())
             }
-            // A restart reads from MOST_CLOCK_SKEW before `until`, which must not precede the start.
+            // A restart reads from MOST_CLOCK_SKEW before `until`, which must not precede the
+            // start.
             Position::AtTimestamp(start) if until < *start + MOST_CLOCK_SKEW => return None,
-            // The server begins there again, whatever times later records bear.
+            // The next placement begins there again, whatever arrival times later records have.
             Position::TrimHorizon | Position::AtTimestamp(_) | Position::CaughtUp { .. } => None,
             Position::AfterSequenceNumber(_, Some(_)) | Position::AtSequenceNumber(_) => return None,
         };
@@ -398,7 +404,7 @@ impl FetchState {
         Some(Quiet { after, until, each: QUIET_EACH })
     }
 
-    /// Records have come: a shard that is polled is not quiet before a while has passed.
+    /// Restarts the time for which a polled shard must be quiet, since records have arrived.
     pub(super) fn restart_quiet(&mut self) {
         self.state.next_passed = Some(Instant::now() + QUIET_AFTER);
     }

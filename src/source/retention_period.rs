@@ -1,4 +1,4 @@
-//! How long a stream keeps its records, looked up once for the readers of all its shards.
+//! Looks up a stream's retention period, once for the readers of all its shards.
 
 use std::time::Duration;
 
@@ -9,26 +9,28 @@ use crate::cooldown::Cooldown;
 use crate::error::{ClassifiedError, RetryAction};
 use crate::telemetry::log_line;
 
-/// Records are kept for so long at least:
+/// The shortest retention period that a stream can have:
 /// <https://docs.aws.amazon.com/streams/latest/dev/kinesis-extended-retention.html>.
 pub(super) const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 3600);
 
-/// How old the retention period may be that shows whether a reader is near its end, and how long the shortest one
-/// is assumed after a refusal.
+/// The maximum age of the retention period that shows whether a reader is near its end. Also the
+/// time for which the shortest period is assumed after Kinesis refused the lookup.
 pub(super) const PERIOD_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long a stream keeps its records.
+/// The retention period of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Period {
     pub(super) length: Duration,
-    /// Kinesis has said so; otherwise it is the shortest period that a stream can have.
+    /// True if Kinesis returned the period; otherwise it is the shortest period that a stream can
+    /// have.
     pub(super) is_known: bool,
 }
 
-/// The pause between two lookups, which answer the readers of all shards.
+/// The minimum time between the starts of two lookups, each of which serves the readers of all
+/// shards.
 const LOOK_UP_EACH: Duration = Duration::from_secs(1);
 
-/// The earliest moment at which a lookup may have begun that is no older than `within`.
+/// Returns the instant `within` ago: a lookup that began after it is recent enough.
 pub(super) fn looked_up_within(within: Duration) -> Instant {
     let now = Instant::now();
     now.checked_sub(within).unwrap_or(now)
@@ -43,20 +45,23 @@ struct Known {
     /// The last period, and when its lookup began.
     period: Option<(Period, Instant)>,
     cooldown: Cooldown,
-    /// The log says that the lookup is refused.
+    /// The refusal of the lookup was logged.
     is_logged: bool,
 }
 
 impl RetentionPeriod {
-    /// The retention period, by `describe` where the last lookup did not begin after `since`: an operator
-    /// may change it, and `DescribeStreamSummary` allows 20 calls per second and account
-    /// (<https://docs.aws.amazon.com/kinesis/latest/APIReference/API_DescribeStreamSummary.html>). Where
-    /// Kinesis refuses the call, the shortest period that a stream can have is assumed for a minute.
+    /// Returns the retention period. Calls `describe` if the last lookup did not begin after
+    /// `since`, since an operator may change the period.
     ///
-    /// The readers of all shards wait for one lookup, and share its failure: none waits for longer than the
-    /// timeout of one call.
+    /// `DescribeStreamSummary` allows 20 calls per second and account
+    /// (<https://docs.aws.amazon.com/kinesis/latest/APIReference/API_DescribeStreamSummary.html>).
+    /// If Kinesis refuses the call, the shortest period that a stream can have is assumed for a
+    /// minute.
     ///
-    /// Cancel safe: a dropped call is repeated by the next reader.
+    /// The readers of all shards wait for one lookup and share its failure, so no reader waits
+    /// longer than the timeout of one call.
+    ///
+    /// Cancel safe: the next reader repeats a dropped call.
     pub(super) async fn get(
         &self,
         since: Instant,
@@ -97,9 +102,9 @@ impl RetentionPeriod {
 impl Known {
     fn log_refusal(&mut self, refused: &ClassifiedError) {
         if !std::mem::replace(&mut self.is_logged, true) {
-            log_line!(warn, error = %refused.error, "the retention period is unknown: records that leave \
-                retention while a reader lags by a day or more may be lost without a report; grant \
-                kinesis:DescribeStreamSummary");
+            log_line!(warn, error = %refused.error, "retention period lookup refused: records that \
+                leave retention while a reader lags by a day or more may be lost without a report; \
+                grant kinesis:DescribeStreamSummary");
         }
     }
 }
@@ -116,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn retention_period_is_looked_up_once_in_a_while() {
+    async fn period_is_looked_up_again_after_its_maximum_age() {
         let known = RetentionPeriod::default();
         assert_eq!(
             known.get(looked_up_within(PERIOD_WITHIN), async || Ok(WEEK)).await.unwrap().length,
@@ -124,7 +129,7 @@ mod tests {
         );
         assert_eq!(
             known
-                .get(looked_up_within(PERIOD_WITHIN), async || panic!("it is known"))
+                .get(looked_up_within(PERIOD_WITHIN), async || panic!("the known period is reused"))
                 .await
                 .unwrap()
                 .length,
@@ -146,7 +151,7 @@ mod tests {
         assert_eq!(denied.unwrap().length, SHORTEST_RETENTION);
         let again = known
             .get(looked_up_within(PERIOD_WITHIN), async || {
-                panic!("a refused call is not repeated at once")
+                panic!("a refused call is not retried at once")
             })
             .await;
         assert!(!again.unwrap().is_known);
@@ -163,7 +168,9 @@ mod tests {
         );
         assert!(
             known
-                .get(looked_up_within(PERIOD_WITHIN), async || panic!("it backs off"))
+                .get(looked_up_within(PERIOD_WITHIN), async || panic!(
+                    "a failed call is not retried during the back-off"
+                ))
                 .await
                 .is_err()
         );
@@ -175,13 +182,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn readers_of_one_moment_share_a_lookup_a_second_after_the_last_one() {
+    async fn concurrent_readers_share_one_lookup_per_second() {
         let known = RetentionPeriod::default();
         known.get(Instant::now(), async || Ok(WEEK)).await.unwrap();
         let began = Instant::now();
         assert_eq!(known.get(began, async || Ok(2 * WEEK)).await.unwrap().length, 2 * WEEK);
         assert_eq!(began.elapsed(), LOOK_UP_EACH);
-        let shared = known.get(began, async || panic!("it was looked up since")).await;
+        let shared = known.get(began, async || panic!("the newer lookup is reused")).await;
         assert_eq!(shared.unwrap().length, 2 * WEEK);
     }
 }

@@ -1,8 +1,8 @@
-//! One subscription of a shard: what is pushed, and the memory that it takes.
+//! Reads one subscription of a shard, and reserves the memory of its events.
 //!
-//! The length of a message stands at its beginning, so its memory is taken before the rest of it
-//! is read. Where that much is not free, the subscription is let go, and taken up again when it is:
-//! subscriptions share a connection by HTTP/2, and one that nobody reads would hold up the others.
+//! A message begins with its length, so its memory is taken before the rest of it is read. If too
+//! little memory is free, the subscription is dropped, and a new one begins once there is enough:
+//! subscriptions share an HTTP/2 connection, and an unread one would block the others.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -28,19 +28,21 @@ use super::memory_budget::Reservation;
 use super::response_memory::while_read;
 use crate::error::{ClassifiedError, contain};
 
-/// A subscription ends by itself after five minutes:
+/// The age at which Kinesis ends a subscription:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>.
 pub(super) const LONGEST_LIFE: Duration = Duration::from_secs(300);
 
-/// Another subscription takes over before, at a moment of its own for each shard.
+/// The minimum age at which a subscription is renewed, before Kinesis ends it.
 const RENEW_AFTER: Duration = Duration::from_secs(260);
+/// The range of the random time that is added, so that shards renew at different moments.
 const RENEW_SPREAD: Duration = Duration::from_secs(30);
 
-/// Kinesis says every few seconds that there is nothing new. Where it has said nothing for so long,
-/// six times over, there is nobody any more; the SDK for Java waits as long.
+/// The time without an event after which a subscription counts as dead. Kinesis sends an event
+/// every few seconds even if there are no records; this is six times as long. The SDK for Java
+/// waits for the same time.
 const DEAD_AFTER: Duration = Duration::from_secs(30);
 
-/// A subscription under way.
+/// An open subscription.
 pub(super) struct Subscription {
     events: EventReceiver<SubscribeToShardEventStream, SubscribeToShardEventStreamError>,
     gauge: Gauge,
@@ -48,29 +50,29 @@ pub(super) struct Subscription {
     _on: Place,
 }
 
-/// What comes of waiting for an event.
+/// The outcome of waiting for an event.
 pub(super) enum Next {
     Event(SubscribeToShardEvent, Message),
-    /// Another subscription is to take over.
+    /// The subscription is due for renewal.
     Renew,
-    /// Something that is no event.
+    /// A message of an unknown type, which is ignored.
     Nothing,
-    /// There was no room for a message of that length.
+    /// Too little memory was free for a message of this length.
     NoRoom(usize),
-    /// It has ended, before its time or not.
+    /// The server has ended the subscription, on time or early.
     Ended,
     Failed(ClassifiedError),
 }
 
-/// The message that an event was made of.
+/// The memory and the fields of the message that an event was parsed from.
 pub(super) struct Message {
     space: Reservation,
-    /// What it names.
+    /// The fields that the message names.
     pub(super) named: NamedFields,
 }
 
 impl Message {
-    /// The memory of so many bytes, which are what the event was found to hold.
+    /// Returns the memory of the event's records, which hold `bytes`, and releases the rest.
     pub(super) fn keep(mut self, bytes: usize) -> Reservation {
         self.space.stretch(bytes);
         self.space
@@ -90,7 +92,7 @@ impl Subscription {
 
     /// Waits for the next event.
     ///
-    /// Cancel safe: what was read of it is kept.
+    /// Cancel safe: the part of the event that was read is kept.
     pub(super) async fn next(&mut self) -> Next {
         let dead_at = Instant::now() + DEAD_AFTER;
         let received = contain(timeout_at(dead_at.min(self.renew_at), self.events.recv())).await;
@@ -123,33 +125,33 @@ impl Subscription {
     }
 }
 
-/// What has been read of a subscription, and the memory for it.
+/// Measures the messages of a subscription as they are read, and reserves their memory.
 #[derive(Debug, Clone)]
 pub(super) struct Gauge(Arc<Mutex<Measured>>);
 
 #[derive(Debug)]
 struct Measured {
     demand: Demand,
-    /// What was taken for the first event, before anything was read.
+    /// The memory taken for the first event before anything was read.
     spare: Reservation,
-    /// The memory of the messages that have begun, and of which no event was made yet.
+    /// The memory and the scanners of messages that have begun and are not returned as events yet.
     messages: VecDeque<(Reservation, MessageFieldScanner)>,
-    /// The first message, by which a subscription begins, has been read.
+    /// The initial message of the subscription has been read.
     has_begun: bool,
-    /// The beginning of the next message, as far as it is there.
+    /// The bytes received so far of the next message's length.
     length: Vec<u8>,
-    /// What is missing of the last one.
+    /// The number of bytes of the last message that are still to come.
     left: usize,
-    /// The length of a message for which there was no room.
+    /// The length of the message that did not fit into free memory; 0 if all did.
     short: usize,
 }
 
-/// The bytes at the beginning of a message that say how long it is:
+/// The number of bytes at the beginning of a message that hold its length:
 /// <https://smithy.io/2.0/aws/amazon-eventstream.html>.
 const LENGTH: usize = 4;
 
 impl Gauge {
-    /// For a subscription whose first event was granted `spare`.
+    /// Creates the gauge of a subscription. `spare` is the memory granted for its first event.
     pub(super) fn new(spare: Reservation, demand: Demand) -> Self {
         Self(Arc::new(Mutex::new(Measured {
             demand,
@@ -162,7 +164,7 @@ impl Gauge {
         })))
     }
 
-    /// The length of a message for which there was no room, or 0.
+    /// Returns the length of the message that did not fit into free memory; 0 if all did.
     pub(super) fn short(&self) -> usize {
         self.lock().short
     }
@@ -173,8 +175,8 @@ impl Gauge {
 }
 
 impl Measured {
-    /// Looks at what was read, and returns how much of it there is room for: all of it, or what lies
-    /// before the first message without.
+    /// Scans received bytes. Returns the number of bytes that fit into memory: all of them, or
+    /// those before the first message that does not fit.
     fn read(&mut self, data: &[u8]) -> usize {
         let mut read = 0;
         while read < data.len() {
@@ -204,7 +206,8 @@ impl Measured {
         read
     }
 
-    /// Takes the memory of a message. One always fits while the caller waits for it.
+    /// Takes the memory of a message. Returns false if too little is free. One event always fits
+    /// while the caller waits for it.
     fn admit(&mut self, length: usize) -> bool {
         let bytes = while_read(length);
         let empty = self.spare.none();
@@ -222,13 +225,13 @@ impl Measured {
         true
     }
 
-    /// The first message has been read.
+    /// Notes that the initial message has been read.
     fn begin(&mut self) {
         self.has_begun = true;
         self.messages.pop_front();
     }
 
-    /// The next message.
+    /// Takes the memory and the fields of the next message.
     fn take_message(&mut self) -> Message {
         let (space, members) = self
             .messages
@@ -250,7 +253,7 @@ impl Intercept for Gauge {
         _config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let response = context.response_mut();
-        // An error is short, and no stream of messages.
+        // An error response is short and is not a stream of messages.
         if response.status().is_success() {
             let body = std::mem::replace(response.body_mut(), SdkBody::taken());
             let measured =
@@ -261,12 +264,12 @@ impl Intercept for Gauge {
     }
 }
 
-/// The body of an answer, looked at as it is read.
+/// The body of a response, measured as it is read.
 struct MeasuredBody {
-    /// Never locked: only so that it may be shared, which nobody does.
+    /// Never locked. The mutex only makes the type `Sync`.
     body: Mutex<SdkBody>,
     gauge: Gauge,
-    /// A message has begun for which there is no room.
+    /// A message has begun that does not fit into free memory.
     is_over: bool,
 }
 
@@ -278,9 +281,9 @@ impl Body for MeasuredBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        // What lies before the message without room is still delivered.
+        // The bytes before the message that does not fit have already been passed on.
         if self.is_over {
-            return Poll::Ready(Some(Err("there is no room for the message".into())));
+            return Poll::Ready(Some(Err("too little free memory for the message".into())));
         }
         let body = self.body.get_mut().unwrap_or_else(PoisonError::into_inner);
         let frame = std::task::ready!(Pin::new(body).poll_frame(context));
@@ -306,7 +309,7 @@ mod tests {
     use super::super::memory_budget::{MemoryBudget, RESERVE, ShardBudget};
     use super::*;
 
-    /// A message of so many bytes, of which only the first four are looked at.
+    /// Returns a message of `length` bytes. Only its first four bytes are read.
     fn message(length: usize) -> Vec<u8> {
         let mut message = u32::try_from(length).unwrap().to_be_bytes().to_vec();
         message.resize(length.max(LENGTH), 0);
@@ -323,7 +326,7 @@ mod tests {
         Gauge::new(space, demand)
     }
 
-    /// A gauge that has read the message by which a subscription begins.
+    /// Returns a gauge that has read the initial message of a subscription.
     fn begun(memory: &ShardBudget, spare: usize, urgency: Urgency) -> Gauge {
         let gauge = gauge(memory, spare, urgency);
         assert_eq!(gauge.lock().read(&message(160)), 160);
@@ -332,10 +335,10 @@ mod tests {
     }
 
     proptest! {
-        /// However the bytes come, the memory of each message is taken as it begins, and released
-        /// with it.
+        /// For every split of the bytes, the memory of a message is taken when the message begins,
+        /// and released with the message.
         #[test]
-        fn takes_the_memory_of_what_has_begun(
+        fn message_takes_its_memory_when_it_begins(
             lengths in prop::collection::vec(4..5000_usize, 1..6),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
         ) {
@@ -362,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn message_without_room_is_not_read_and_those_before_it_are() {
+    fn message_without_memory_is_not_read_but_earlier_ones_are() {
         let memory = MemoryBudget::new(0).shard();
         let gauge = begun(&memory, 0, Urgency::Ahead);
         let mut two = message(20 << 10);
@@ -372,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn message_fits_into_what_was_taken_before() {
+    fn message_fits_into_memory_granted_in_advance() {
         let memory = MemoryBudget::new(64 << 10).shard();
         let gauge = begun(&memory, RESERVE + (20 << 10), Urgency::Ahead);
         let mut other = memory.empty();
@@ -381,12 +384,12 @@ mod tests {
     }
 
     #[test]
-    fn one_message_always_fits_while_the_caller_waits_for_it() {
+    fn one_message_always_fits_while_the_caller_waits() {
         let memory = MemoryBudget::new(0).shard();
         let gauge = begun(&memory, 0, Urgency::Urgent);
         let mut two = message(1 << 20);
         two.extend(message(1 << 20));
-        assert_eq!(gauge.lock().read(&two), 1 << 20, "one and no more");
+        assert_eq!(gauge.lock().read(&two), 1 << 20, "only one message fits");
         let gauge = begun(&memory, 0, Urgency::Ahead);
         assert_eq!(gauge.lock().read(&message(1 << 20)), 0);
     }

@@ -1,5 +1,7 @@
-//! Answers that prove nothing: an end without evidence, a record that cannot be placed, a shard that
-//! is not found. The position stays where it is, and the shard is fetched again from there.
+//! Handles responses that prove nothing: an end without evidence, a record without a valid sequence
+//! number, a shard that is not found.
+//!
+//! The position does not move, and the shard is fetched again from there.
 
 use std::time::Duration;
 
@@ -13,69 +15,71 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
 use crate::telemetry::Event;
 
-/// How many answers in a row that say where to go on undo a doubt.
+/// The number of consecutive responses with a next position that clear a doubt.
 const CERTAIN_ANSWERS: u32 = 3;
 
-/// How often, and for how long, an empty answer repeats before it is believed: an end that says that there
-/// is more to read, or a shard that keeps no record.
+/// The number of times that an empty response must repeat before it is believed: an end with a
+/// `MillisBehindLatest` above zero, or a shard that keeps no record.
 pub(super) const BEHIND_ANSWERS: u32 = 4;
+/// The time for which such responses must repeat.
 pub(super) const BEHIND_FOR: Duration = Duration::from_secs(2);
 
-/// How long a shard is not found before a listing is asked whether it is gone. Far longer than a
-/// server that has just started, or a change of a stream, takes.
+/// The time for which a shard must not be found before a listing is checked for it. It is far
+/// longer than the start of a server or a change of a stream takes.
 const GONE_AFTER: Duration = Duration::from_secs(30);
 
-/// How much later than the last listing that lacks the shard the next one begins at least.
+/// The minimum time between the last listing that lacks the shard and the start of the next one.
 const NEXT_LISTING: Duration = Duration::from_millis(1);
 
-/// How old the listing may be that says so, or that says whether a shard has ended.
+/// The maximum age of a listing that shows whether a shard is gone or has ended.
 const LISTED_WITHIN: Duration = Duration::from_secs(5);
 
-pub(super) const UNPROVEN_END: &str = "the answer names no next position, but nothing proves that \
-     the shard has ended: no child shard, no EndingSequenceNumber in ListShards; reading on from the \
-     last record";
+pub(super) const UNPROVEN_END: &str = "the response names no next position, but nothing proves that \
+     the shard has ended: no child shard, no EndingSequenceNumber in ListShards; reading continues \
+     after the last record";
 
-const LACKS_RECORDS: &str = "the answer lacks its records, and may withhold some; reading on from the \
-     last record";
+const LACKS_RECORDS: &str = "the response has no Records member, so records may be missing; reading \
+     continues after the last record";
 
-pub(super) const MISNUMBERED: &str = "a record has no valid sequence number; reading on from the \
-     record before it";
+pub(super) const MISNUMBERED: &str = "a record has no valid sequence number; reading continues after \
+     the record before it";
 
-/// The answers that prove nothing, and what has come of them.
+/// The state of a doubt: consecutive responses that prove nothing.
 #[derive(Debug, Default)]
 pub(super) struct UnprovenEnds {
     answers: FailureStreak,
-    /// Answers in a row that say where to go on.
+    /// The number of consecutive responses with a next position.
     certain: u32,
     is_reported: bool,
-    /// The last answer had neither a next position nor a proof of the end.
+    /// The last response had neither a next position nor a proof of the end.
     open_end: bool,
-    /// The listings that could prove the end, and have failed for a reason that lasts.
+    /// The streak of listings that could have proved the end, but failed for a lasting reason.
     unlisted: FailureStreak,
 }
 
-/// An answer that names no next position.
+/// A response that names no next position.
 pub(super) struct OpenEnd {
-    /// Nothing behind the position was in it.
+    /// The response held no record after the position.
     pub(super) is_empty: bool,
-    /// It held records, if only such as the position is behind.
+    /// The response held records, which may all precede the position.
     pub(super) has_records: bool,
-    /// `MillisBehindLatest`, where it is in it.
+    /// `MillisBehindLatest`, if the response names it.
     pub(super) lag: Option<i64>,
 }
 
-/// The earliest moment at which a listing may have been made that is believed now.
+/// Returns the earliest moment at which a listing must have begun to be used now.
 pub(super) fn lately() -> Instant {
     let now = Instant::now();
     now.checked_sub(LISTED_WITHIN).unwrap_or(now)
 }
 
 impl FetchState {
-    /// An answer that says where to go on has come.
+    /// Notes a response that names a next position.
     ///
-    /// One without records does not undo a doubt: ferrokinesis gives one before each end of an
-    /// iterator that is placed at the end of a closed shard. Finished records do not count either:
-    /// a new placement brings as many of them as its beginning is behind the position.
+    /// A single response without records does not clear a doubt: ferrokinesis returns one before
+    /// each end of an iterator that is placed at the end of a closed shard. Responses that hold
+    /// only finished records do not count: a placement that begins before the position returns
+    /// those in between again.
     pub(super) fn is_certain(&mut self, is_empty: bool, has_records: bool) {
         let Some(doubt) = &mut self.state.doubt else { return };
         if is_empty && has_records {
@@ -87,18 +91,19 @@ impl FetchState {
         }
     }
 
-    /// Notes that the shard is read again, unless the answers leave a doubt or a loss behind the position is
-    /// not ruled out yet. Records do so as they are delivered.
+    /// Reports that the shard is read again, unless a doubt remains or a loss after the position is
+    /// not ruled out yet. If the response holds new records, their delivery reports it.
     pub(super) fn is_cured(&self, is_empty: bool) {
         if is_empty && self.state.doubt.is_none() && self.is_sound() {
             self.telemetry.succeeded();
         }
     }
 
-    /// Notes an answer that proves nothing: an event, and an error if such answers last.
+    /// Notes a response that proves nothing. Emits an event, or returns an error if such responses
+    /// last.
     ///
-    /// The error ends the source, so that the lease is released, unless the answer brings new records:
-    /// then the shard is read on, and the caller receives the error once.
+    /// The error ends the source, so that the lease is released. If the response holds new records,
+    /// the source continues instead, and the caller receives the error once.
     pub(super) fn doubt(&mut self, what: &str, is_empty: bool) -> Result<(), StreamError> {
         let doubt = self.state.doubt.get_or_insert_default();
         let lasts = doubt.answers.lasts();
@@ -115,8 +120,8 @@ impl FetchState {
         Ok(())
     }
 
-    /// Notes an answer without the member `Records`, not even an empty one: whatever else it says, records
-    /// may be missing.
+    /// Notes a response without the member `Records`, not even an empty one. Records may be
+    /// missing, whatever else the response holds.
     pub(super) fn lacks_records(&mut self) -> Result<(), StreamError> {
         let outcome = self.doubt(LACKS_RECORDS, true);
         if let Some(doubt) = &mut self.state.doubt {
@@ -125,11 +130,11 @@ impl FetchState {
         outcome
     }
 
-    /// The children of the shard, where it is proven that an answer without a next position is its
-    /// end.
+    /// Returns the children of the shard if a response without a next position is proved to be the
+    /// end of the shard.
     ///
-    /// A listing proves that the shard is closed, not that it is read to its end: the answer must
-    /// repeat where the position was placed afresh.
+    /// A listing proves that the shard is closed, but not that it was read to its end. Therefore
+    /// the response must also repeat after a new placement at the position.
     pub(super) async fn proven_end(
         &mut self,
         end: &OpenEnd,
@@ -137,20 +142,20 @@ impl FetchState {
         let repeats_since = self.state.doubt.as_ref().filter(|doubt| {
             let repeats = match end.lag {
                 Some(..=0) => true,
-                // The limits of an answer may have kept out the records behind those that it holds.
+                // The size limits of a response may have cut off records after those that it holds.
                 Some(_) if end.has_records => false,
-                // ferrokinesis counts the lag of a closed shard on.
+                // ferrokinesis keeps increasing the lag of a closed shard.
                 Some(_) => {
                     let answers = &doubt.answers;
                     answers.failures() >= BEHIND_ANSWERS && answers.age() >= BEHIND_FOR
                 }
-                // What lacks its lag may lack records as well, however often it repeats.
+                // A response without a lag may lack records too, however often it repeats.
                 None => false,
             };
             doubt.open_end && end.is_empty && repeats
         });
         if let Some(since) = repeats_since.and_then(|doubt| doubt.answers.since()) {
-            // A listing that does not show the end may be stale, so that it is made again.
+            // A listing that does not show the end may be stale, so it is repeated later.
             match self.kinesis.standing(self.telemetry.shard_id(), since.max(lately())).await {
                 Ok(standing) if standing.has_ended => return Ok(Some(standing.children)),
                 Ok(_) => {
@@ -158,7 +163,7 @@ impl FetchState {
                         doubt.unlisted = FailureStreak::default();
                     }
                 }
-                // The source asks again, and the same answer repeats.
+                // The source fetches again, and receives the same response.
                 Err(failure) => return self.recover_listing(failure).await.map(|()| None),
             }
         }
@@ -169,8 +174,8 @@ impl FetchState {
         outcome.map(|()| None)
     }
 
-    /// Handles a failed listing that could have proven the end. Ends the source where such failures last for
-    /// [`GIVEN_UP_AFTER`]: the successful answers between them reset the other limits.
+    /// Handles a failed listing that could have proved the end. Ends the source if such failures
+    /// last for [`GIVEN_UP_AFTER`]: the successful responses between them reset the other limits.
     async fn recover_listing(&mut self, failure: ClassifiedError) -> Result<(), StreamError> {
         if failure.action.lasts()
             && let Some(doubt) = &mut self.state.doubt
@@ -181,12 +186,12 @@ impl FetchState {
         self.recover(failure).await
     }
 
-    /// Handles a call that did not find the shard, or what is named with it: it is retried until listings
-    /// confirm that the shard is gone.
+    /// Handles a call that did not find the shard, or a resource named with it. The call is retried
+    /// until listings confirm that the shard is gone.
     pub(super) async fn not_found(&mut self, error: Error) -> Result<(), StreamError> {
         self.state.not_found.note();
         if self.state.not_found.age() >= GONE_AFTER {
-            // A listing counts once.
+            // Each listing counts once.
             let next = self.state.absence.as_ref().map(|absence| absence.last() + NEXT_LISTING);
             let listed_since = next.map_or_else(lately, |next| next.max(lately()));
             match self.kinesis.standing(self.telemetry.shard_id(), listed_since).await {
@@ -207,7 +212,7 @@ impl FetchState {
             }
         }
         self.pace.failed();
-        // The end of the source ends the proof as well.
+        // The end of the source discards a proof in progress, so the limit is longer during one.
         let (is_known, reported_after) = match self.state.absence {
             Some(_) => (false, self.discovery_interval.saturating_add(GONE_AFTER + GIVEN_UP_AFTER)),
             None => (self.is_reported(&error), GIVEN_UP_AFTER),
@@ -219,14 +224,14 @@ impl FetchState {
         Ok(())
     }
 
-    /// The whole shard has left retention while it was read: the policy decides, and with it the
-    /// children come next.
+    /// Handles a shard that left retention as a whole while it was read. Fails with
+    /// [`OnTrimmed::Fail`]; otherwise reports the gap, and its children follow.
     fn left_retention(&mut self, children: Vec<KnownShard>) -> Result<(), StreamError> {
         if self.on_trimmed == OnTrimmed::Fail {
             return Err(StreamError::at_last(self.error(
                 ErrorKind::Trimmed,
                 "the shard left the stream's retention while it was read, and records may be lost; \
-                 on_trimmed decides whether to go on with its children",
+                 set on_trimmed to continue with its children",
             )));
         }
         self.report_gap(self.position.number().cloned(), Checkpoint::ShardEnd);

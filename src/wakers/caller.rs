@@ -1,4 +1,4 @@
-//! Wraps the waker of a stream's caller in one that is cloned and dropped without code of the caller.
+//! Wraps the waker of a stream's caller in a waker whose clone and drop run no code of the caller.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,14 +6,15 @@ use std::task::{Wake, Waker};
 
 use crate::error::contain_call;
 
-/// The attempts at a wake that panics. The caller may not be woken by a wake that panics, and would never poll
-/// again; a needless wake costs one poll.
+/// The number of attempts at a wake that panics. A wake that panics may not have woken the caller,
+/// which would then never poll again. A needless wake costs one poll.
 const ATTEMPTS: usize = 3;
 
-/// Keeps the waker of the caller's last poll, and wakes it by a waker that stays the same while the stream lives.
+/// Keeps the waker of the caller's last poll, and provides a waker for it that stays the same for
+/// the life of the stream.
 pub(crate) struct CallerWaker {
     slot: Arc<Slot>,
-    /// Of the slot.
+    /// Wakes the waker in the slot.
     waker: Waker,
 }
 
@@ -27,7 +28,7 @@ impl CallerWaker {
     ///
     /// # Panics
     ///
-    /// When the clone of the caller's waker panics; the waker of the poll before is kept.
+    /// Panics if the clone of the caller's waker panics. The waker of the previous poll is kept.
     pub(crate) fn follow(&self, waker: &Waker) -> Waker {
         let is_known = self.slot.lock().as_ref().is_some_and(|last| last.will_wake(waker));
         if !is_known {
@@ -40,14 +41,15 @@ impl CallerWaker {
 }
 
 impl Drop for CallerWaker {
-    /// Drops the caller's waker here: registered wakers keep the slot, and may be dropped under a lock.
+    /// Drops the caller's waker now: registered wakers share the slot, and may be dropped under a
+    /// lock.
     fn drop(&mut self) {
         let last = self.slot.lock().take();
         drop(last);
     }
 }
 
-/// Never locked while code of the caller runs.
+/// The caller's last waker. The lock is never held while code of the caller runs.
 struct Slot(Mutex<Option<Arc<Contained>>>);
 
 impl Slot {
@@ -69,7 +71,7 @@ impl Wake for Slot {
     }
 }
 
-/// A waker of the caller, of which no panic comes out. `None` only while it is dropped.
+/// A waker of the caller that contains its panics. `None` only during the drop.
 struct Contained(Option<Waker>);
 
 impl Contained {
@@ -106,7 +108,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts what is done with it, and panics in its first wakes and in its drop.
+    /// Counts its wakes and drops, and panics in its first wakes and in its drop.
     struct Caller {
         panics: usize,
         wakes: Arc<AtomicUsize>,
@@ -138,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn waker_of_one_stream_stays_the_same_and_wakes_the_last_caller() {
+    fn stream_waker_stays_the_same_and_wakes_the_last_caller() {
         let caller_waker = CallerWaker::new();
         let (first, first_wakes, first_drops) = caller(0);
         let (second, second_wakes, _) = caller(0);
@@ -151,11 +153,11 @@ mod tests {
         ours.wake();
         let wakes = [first_wakes, second_wakes].map(|wakes| wakes.load(Ordering::SeqCst));
         assert_eq!(wakes, [1, 1]);
-        assert_eq!(first_drops.load(Ordering::SeqCst), 0, "the test itself keeps it");
+        assert_eq!(first_drops.load(Ordering::SeqCst), 0, "the test leaked a clone");
     }
 
     #[test]
-    fn wake_that_panics_is_repeated_at_most_three_times() {
+    fn panicking_wake_is_attempted_at_most_three_times() {
         for (panics, expected) in [(0, 1), (1, 2), (2, 3), (9, 3)] {
             let caller_waker = CallerWaker::new();
             let (theirs, wakes, _) = caller(panics);
@@ -167,13 +169,13 @@ mod tests {
     }
 
     #[test]
-    fn dropped_stream_drops_the_waker_once_even_during_an_unwind() {
+    fn dropped_stream_drops_the_waker_once_during_an_unwind() {
         let caller_waker = CallerWaker::new();
         let (theirs, wakes, drops) = caller(0);
         let ours = caller_waker.follow(&theirs);
         let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
             let _caller_waker = caller_waker;
-            // The test's own reference is not the last one.
+            // This reference is not the last one, so it runs no drop.
             drop(theirs);
             std::panic::resume_unwind(Box::new("the caller panics"));
         }));

@@ -1,17 +1,17 @@
-//! The wakers of streams and tasks that wait for one event.
+//! Stores the wakers of streams and tasks that wait for one event.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::IntoValues;
 use std::task::Waker;
 
-/// Keeps the last waker of each key. Each stream or task has another key, and may be polled with another waker
-/// each time. The caller wakes or drops returned wakers without a lock.
+/// The last waker of each key. Each stream or task has its own key, and may be polled with a
+/// different waker each time. The caller wakes or drops returned wakers without a lock held.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters(BTreeMap<u64, Waker>);
 
 impl Waiters {
-    /// Replaces the waker of a key. Returns the waker that it had, if that is another one.
-    #[must_use = "it is dropped without the lock"]
+    /// Sets the waker of a key. Returns the previous waker if it was a different one.
+    #[must_use = "drop the waker after the lock is released"]
     pub(crate) fn wait(&mut self, key: u64, waker: &Waker) -> Option<Waker> {
         match self.0.get(&key) {
             Some(last) if last.will_wake(waker) => None,
@@ -20,13 +20,13 @@ impl Waiters {
     }
 
     /// Removes a key. Returns its waker.
-    #[must_use = "it is dropped without the lock"]
+    #[must_use = "drop the waker after the lock is released"]
     pub(crate) fn remove(&mut self, key: u64) -> Option<Waker> {
         self.0.remove(&key)
     }
 
-    /// Removes all keys. Returns their wakers, for a wake.
-    #[must_use = "they are woken without the lock"]
+    /// Removes all keys. Returns their wakers, to be woken.
+    #[must_use = "wake the wakers after the lock is released"]
     pub(crate) fn take(&mut self) -> IntoValues<u64, Waker> {
         std::mem::take(&mut self.0).into_values()
     }
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn waiter_polled_with_many_wakers_keeps_the_last() {
+    fn waiter_keeps_only_its_last_waker() {
         let mut waiters = Waiters::default();
         let wakers: Vec<Waker> = (0..100).map(|_| Waker::from(Arc::new(Unwoken))).collect();
         for (place, waker) in wakers.iter().enumerate() {
