@@ -27,14 +27,14 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "the only worker that the table shows extends its own leases",
         file: "fleet/exchange.rs",
-        right: "self.joined && self.plan.rules.has_own_leases",
+        right: "self.joined && self.deps.config.has_own_leases",
         wrong: "self.joined && self.table.workers.len() == 1",
         breaks: &["OnlyWhileValid", "Fencing", "OneReader"],
     },
     Mistake {
         what: "the only worker extends leases that are still valid",
         file: "fleet/exchange.rs",
-        right: "self.joined && self.plan.rules.has_own_leases",
+        right: "self.joined && self.deps.config.has_own_leases",
         wrong: "self.joined && self.table.workers.len() == 1 && self.valid_until.is_some()",
         breaks: &["OnlyWhileValid", "Fencing", "OneReader"],
     },
@@ -118,8 +118,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a failed shard keeps its lease",
         file: "shard/reader.rs",
-        right: "(self.ended)(Ending::Failed { has_delivered: self.has_delivered });",
-        wrong: "let _ = Ending::Failed { has_delivered: self.has_delivered };",
+        right: "(self.ended)(ReadOutcome::Failed { has_delivered: self.has_delivered });",
+        wrong: "let _ = ReadOutcome::Failed { has_delivered: self.has_delivered };",
         breaks: &["Progress", "Evenness", "Told"],
     },
     Mistake {
@@ -140,7 +140,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         what: "every worker lists",
         file: "fleet/duties.rs",
         right: "is_idle && (is_first || self.listing.is_asked_for || self.reach.is_out())",
-        wrong: "is_idle && (is_first || self.listing.is_asked_for || self.begun || self.reach.is_out())",
+        wrong: "is_idle && (is_first || self.listing.is_asked_for || self.has_listed || self.reach.is_out())",
         breaks: &["FewListings", "Rest"],
     },
     Mistake {
@@ -181,7 +181,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a shard that is handed over is read on",
         file: "fleet/owned_shards.rs",
-        right: "self.is_leaving = true;\n        self.watermark.retire();\n        self.tenure.end();",
+        right: "self.is_leaving = true;\n        self.watermark.retire();\n        self.lease_handle.end();",
         wrong: "self.is_leaving = true;",
         breaks: &["Fencing", "Handover", "FewRepeats", "Evenness", "Progress"],
     },
@@ -195,15 +195,15 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "shards are listed once",
         file: "fleet/duties.rs",
-        right: "self.listing.due = now + self.plan.rules.discovery_interval;",
-        wrong: "self.listing.due = now + 1_000_000 * self.plan.rules.discovery_interval;",
+        right: "self.listing.due = now + self.deps.config.discovery_interval;",
+        wrong: "self.listing.due = now + 1_000_000 * self.deps.config.discovery_interval;",
         breaks: &["Progress", "FewListings"],
     },
     Mistake {
         what: "who moves positions does not wait for its worker",
         file: "consumer/operations.rs",
-        right: "words.is_some_and(|words| words.send(Word::Edited(told)).is_ok())",
-        wrong: "words.is_some_and(|words| words.is_closed() && words.send(Word::Edited(told)).is_ok())",
+        right: "messages.is_some_and(|messages| messages.send(WorkerMessage::TableEdited(told)).is_ok())",
+        wrong: "messages.is_some_and(|messages| messages.is_closed() && messages.send(WorkerMessage::TableEdited(told)).is_ok())",
         breaks: &["Sought"],
     },
     Mistake {
@@ -232,15 +232,15 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a child goes on where its parent was moved back",
         file: "fleet/duties.rs",
-        right: "if is_readable(&self.table, &lease, self.plan.rules.ordering) {",
-        wrong: "if is_readable(&self.table, &lease, self.plan.rules.ordering) || lease.epoch > 0 {",
+        right: "if is_readable(&self.table, &lease, self.deps.config.ordering) {",
+        wrong: "if is_readable(&self.table, &lease, self.deps.config.ordering) || lease.epoch > 0 {",
         breaks: &["ParentsFirst"],
     },
     Mistake {
         what: "a shard that is given back is not told of",
         file: "fleet/duties.rs",
-        right: "observer.tell(Event::LeaseReleased { shard_id: shard.clone(), epoch });",
-        wrong: "let _ = &observer;",
+        right: "telemetry.emit(Event::LeaseReleased { shard_id: shard.clone(), epoch });",
+        wrong: "let _ = &telemetry;",
         breaks: &["Told"],
     },
     Mistake {

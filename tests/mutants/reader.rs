@@ -48,22 +48,22 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "only the readers that make a shared call see that it fails for good",
         file: "cooldown.rs",
-        right: "Some(last) if last.remedy.lasts() =>",
-        wrong: "Some(last) if last.remedy.lasts() && false =>",
+        right: "Some(last) if last.action.lasts() =>",
+        wrong: "Some(last) if last.action.lasts() && false =>",
         breaks: &["UnreadAreReleased", "FewErrors", "NothingIsLost"],
     },
     Mistake {
         what: "shards that need a listing never give up while it is unusable",
         file: "source/fetch_state.rs",
-        right: "Remedy::RetryThenReport | Remedy::RestartListing => {",
-        wrong: "Remedy::RestartListing if true => self.pace.failed(),\n            Remedy::RetryThenReport | Remedy::RestartListing => {",
+        right: "RetryAction::RetryThenReport | RetryAction::RestartListing => {",
+        wrong: "RetryAction::RestartListing if true => self.pace.failed(),\n            RetryAction::RetryThenReport | RetryAction::RestartListing => {",
         breaks: &["UnreadAreReleased"],
     },
     Mistake {
         what: "an expired iterator is used again",
         file: "source/polling.rs",
-        right: "if !matches!(failure.remedy, Remedy::RestartIterator | Remedy::Trimmed | Remedy::Gone) {",
-        wrong: "if !matches!(failure.remedy, Remedy::Gone | Remedy::Trimmed) {",
+        right: "if !matches!(failure.action, RetryAction::RestartIterator | RetryAction::Trimmed | RetryAction::Gone) {",
+        wrong: "if !matches!(failure.action, RetryAction::Gone | RetryAction::Trimmed) {",
         breaks: &["Progress"],
     },
     Mistake {
@@ -76,8 +76,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "what only the caller can cure is told at every attempt",
         file: "source/fetch_state.rs",
-        right: "if self.state.told.insert(&error) {",
-        wrong: "if self.state.told.insert(&error) || true {",
+        right: "if self.state.reported_kinds.insert(&error) {",
+        wrong: "if self.state.reported_kinds.insert(&error) || true {",
         breaks: &["FewErrors"],
     },
     Mistake {
@@ -132,15 +132,15 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a single record without room is turned away",
         file: "source/polling.rs",
-        right: "self.portion.limit() == 1",
-        wrong: "self.portion.limit() == 0",
+        right: "self.fetch_limit.limit() == 1",
+        wrong: "self.fetch_limit.limit() == 0",
         breaks: &["Progress"],
     },
     Mistake {
         what: "what is pushed is read without room for it",
         file: "source/subscription.rs",
         right: "if !is_least && is_event {\n                return false;",
-        wrong: "if !is_least && is_event {\n                space.stretch(bytes);\n                self.messages.push_back((space, MessageMembers::new(length)));\n                return true;",
+        wrong: "if !is_least && is_event {\n                space.stretch(bytes);\n                self.messages.push_back((space, MessageFieldScanner::new(length)));\n                return true;",
         breaks: &["MemoryBudget"],
     },
     Mistake {
@@ -154,14 +154,14 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         what: "a position goes back to the beginning at every third record",
         file: "checkpoint/watermark/state.rs",
         right: "self.position = Some(*mark);",
-        wrong: "self.position = Some(if self.prefix % 3 == 2 { Mark::default() } else { *mark });",
+        wrong: "self.position = Some(if self.prefix % 3 == 2 { PositionBuf::default() } else { *mark });",
         breaks: &["NeverBackwards", "FewRepeats"],
     },
     Mistake {
         what: "the latest is found anew at every start",
         file: "discovery/start.rs",
-        right: "ShardPosition::Latest => Pin::Kept(Checkpoint::AtTimestamp(now)),",
-        wrong: "ShardPosition::Latest => Pin::Named(Position::AtTimestamp(now)),",
+        right: "ShardPosition::Latest => ExactStart::Kept(Checkpoint::AtTimestamp(now)),",
+        wrong: "ShardPosition::Latest => ExactStart::Named(Position::AtTimestamp(now)),",
         breaks: &["NothingIsLost", "NotBeforeTheStart", "FewRepeats"],
     },
     Mistake {
@@ -224,7 +224,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         what: "a shard is read on when its stream is dropped",
         file: "shard/prefetcher.rs",
         right: "        task.spawn({\n",
-        wrong: "        let mut over = Closing::new();\n        tokio::spawn({\n",
+        wrong: "        let mut over = CloseSignal::new();\n        tokio::spawn({\n",
         breaks: &["NothingLeftRunning"],
     },
     Mistake {
@@ -293,15 +293,15 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a panic in the store is not reported",
         file: "store/guarded_store.rs",
-        right: "self.observer.tell(Event::TaskRestarted { task, shard_id: None, message });",
-        wrong: "let _ = (&self.observer, Event::TaskRestarted { task, shard_id: None, message });",
+        right: "self.telemetry.emit(Event::TaskRestarted { task, shard_id: None, message });",
+        wrong: "let _ = (&self.telemetry, Event::TaskRestarted { task, shard_id: None, message });",
         breaks: &["PanicsAreReported"],
     },
     Mistake {
         what: "a store that panics has saved",
         file: "store/writer/save.rs",
-        right: "in_time(self.store.save_fenced(&self.scope, &positions)).await?",
-        wrong: "match in_time(self.store.save_fenced(&self.scope, &positions)).await {\n Err(error) \
+        right: "with_timeout(self.store.save_fenced(&self.scope, &positions)).await?",
+        wrong: "match with_timeout(self.store.save_fenced(&self.scope, &positions)).await {\n Err(error) \
                 if error.to_string().contains(\"panicked\") => vec![SaveOutcome::Saved; positions.len()],\n \
                 saved => saved? }",
         breaks: &["FewRepeats", "EndsAreKept"],
@@ -330,8 +330,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a shard that is not found once is gone",
         file: "source/fetch_state.rs",
-        right: "Remedy::Gone => return self.not_found(error).await,",
-        wrong: "Remedy::Gone => return Err(Told::at_last(error)),",
+        right: "RetryAction::Gone => return self.not_found(error).await,",
+        wrong: "RetryAction::Gone => return Err(StreamError::at_last(error)),",
         breaks: &["FewErrors", "Progress"],
     },
     Mistake {
@@ -400,7 +400,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a shard that is found again is not acquired",
         file: "fleet/duties.rs",
-        right: "in a table that is the same.\n            self.even = None;\n",
+        right: "in a table that is the same.\n            self.balanced = None;\n",
         wrong: "in a table that is the same.\n",
         breaks: &["NothingIsLost"],
     },
@@ -421,8 +421,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a required member that is absent is taken for its default",
         file: "source/field_scanner.rs",
-        right: "Named { records: self.records || self.is_foreign, lag: self.lag || self.is_foreign }",
-        wrong: "Named { records: true, lag: true }",
+        right: "NamedFields { records: self.records || self.is_foreign, lag: self.lag || self.is_foreign }",
+        wrong: "NamedFields { records: true, lag: true }",
         breaks: &["NothingIsLost", "LossesAreReported", "ParentsFirst"],
     },
     Mistake {
@@ -449,8 +449,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a polled reader that retention overtakes relies on its iterator",
         file: "source/polling.rs",
-        right: "Progress::is_near_horizon(lag);",
-        wrong: "Progress::is_near_horizon(lag) && lag.is_none();",
+        right: "FetchState::is_near_horizon(lag);",
+        wrong: "FetchState::is_near_horizon(lag) && lag.is_none();",
         breaks: &["LossesAreReported"],
     },
     Mistake {
