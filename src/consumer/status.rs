@@ -36,8 +36,8 @@ pub struct ApplicationStatus {
     pub application: String,
     /// The names of the live workers.
     pub workers: Vec<String>,
-    /// The shards that the application knows. Finished shards are included until they leave
-    /// retention.
+    /// The shards that the application knows. Finished shards are included until 365 days after
+    /// listings stopped showing them.
     pub shards: BTreeMap<ShardId, ShardStatus>,
 }
 
