@@ -79,7 +79,7 @@
 //! registered with the stream. Enhanced fan-out costs extra. Use it if several applications read
 //! the stream, or if a delay of one second is too long. Delivery, checkpoints and leases work as
 //! with polling. A subscription is renewed before its limit of five minutes, restored after an
-//! interruption, and released while the caller takes no records.
+//! interruption, and ended while the caller takes no records.
 //!
 //! # Aggregated records
 //!
@@ -95,8 +95,8 @@
 //! the same Redis, or clones of one [`MemoryStore`]. To add a worker, start the program again, on
 //! any machine. Shares differ by at most one shard. A new worker receives its share within two
 //! renewals. The shards of a failed worker are reassigned within [`lease_duration`] and one
-//! renewal. A shard is handed off when its delivered records are finished, so only a crash or an
-//! expired [`handoff_timeout`] causes redelivery.
+//! renewal. A shard is handed off when its delivered records are finished. A handoff therefore
+//! causes no redelivery, unless it exceeds [`handoff_timeout`].
 //!
 //! [`Record::epoch`] rises with each change of owner. A sink can reject records with a lower epoch
 //! than the highest one seen of the shard. This protects it from a worker that was suspended with
