@@ -1,4 +1,4 @@
-//! The consumer: what it reads, its two doors, and its end.
+//! The consumer of one stream: its streams of records and shards, and its shutdown.
 
 mod builder;
 mod health;
@@ -34,14 +34,14 @@ use settings::Settings;
 pub use shards::Shards;
 pub use status::{ApplicationStatus, ShardState, ShardStatus};
 
-/// How long [`Consumer::close`] tries to save what is pending.
+/// The time within which [`Consumer::close`] saves pending checkpoints and releases the leases.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Reads one stream for one application.
+/// A consumer that reads one stream for one application.
 ///
-/// Cheap to clone: the clones are one consumer. Nothing happens before [`records`](Self::records)
-/// or [`shards`](Self::shards) is polled; dropping all clones and streams ends every task, after
-/// a last attempt to save what is finished.
+/// Cloning is cheap, and all clones refer to the same consumer. No task starts before the stream of
+/// [`records`](Self::records) or [`shards`](Self::shards) is polled. Dropping all clones and
+/// streams ends every task, after a last attempt to save the checkpoints of finished records.
 ///
 /// ```no_run
 /// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
@@ -67,7 +67,7 @@ pub struct Consumer {
 
 struct Inner {
     kinesis: Kinesis,
-    /// The consumer of enhanced fan-out.
+    /// The registered consumer of enhanced fan-out; `None` if shards are polled.
     fan_out: Option<Arc<RegisteredConsumer>>,
     store: Arc<dyn CheckpointStore>,
     leases: Arc<dyn LeaseStore>,
@@ -75,77 +75,82 @@ struct Inner {
     telemetry: Telemetry,
     settings: Settings,
     close_signal: CloseSignal,
-    /// A session is alive.
+    /// True while a session exists.
     reading: Arc<AtomicBool>,
     writer: Mutex<Option<Writer>>,
-    /// What the worker of the last reading hears.
+    /// The sender of messages to the worker of the last session.
     messages: Mutex<Option<mpsc::UnboundedSender<WorkerMessage>>>,
-    /// Closed when the worker of the last reading has left.
+    /// Closed when the worker of the last session has left the fleet.
     worker: Mutex<Option<watch::Receiver<()>>>,
 }
 
 impl Consumer {
-    /// Begins to build a consumer of `stream`, a name or an ARN.
+    /// Returns a builder of a consumer of `stream`, a name or an ARN.
     ///
-    /// The store keys positions by the name alone, or by account, region and name of an ARN. Streams of
-    /// one name in several regions need their ARNs to share an application and a store: by their names, each
-    /// fails with `Trimmed`, or with another `on_trimmed` replaces the positions of the other one and
-    /// reports only a `Gap`. A consumer that is changed from the name to the ARN
-    /// [takes its positions over](crate::guide::migrating#a-name-becomes-an-arn).
+    /// The store keys the positions of a stream by its name, or, for an ARN, by its account, region
+    /// and name. If streams of the same name in several regions share an application and a store,
+    /// use their ARNs. With names, the consumer of one stream finds the positions of the other: it
+    /// fails with `Trimmed`, or, with another `on_trimmed`, replaces those positions and reports
+    /// only a `Gap`. A consumer that changes from the name to the ARN [migrates its
+    /// positions](crate::guide::migrating#from-a-stream-name-to-an-arn).
     ///
-    /// The client is used as it is: its region, credentials, endpoint, TLS and connections. Only
-    /// its retries are switched off for this crate's calls, which paces and repeats them itself.
+    /// The client is used unchanged, with its region, credentials, endpoint, TLS and connections.
+    /// Only its retries are disabled for the calls of this crate, which paces and retries them
+    /// itself.
     pub fn builder(client: Client, stream: impl Into<String>) -> ConsumerBuilder {
         ConsumerBuilder::new(client, stream.into())
     }
 
-    /// Every record of the stream: all shards, merged, in order within each shard.
+    /// Returns the records of all shards as one stream, in order within each shard.
     ///
-    /// One reading at a time: while a stream of this consumer is alive, a second one yields one
-    /// error of kind [`InUse`](ErrorKind::InUse) and ends. So does one of a closed consumer.
+    /// A consumer has one stream at a time. While one exists, a second one yields an error of kind
+    /// [`InUse`](ErrorKind::InUse) and ends. A stream of a closed consumer does the same.
     pub fn records(&self) -> Records {
         Records::new(self.shards(), self.inner.settings.rules.checkpoint_on)
     }
 
-    /// Every shard as a stream of its own: those there are at the start, and those that come by
-    /// resharding when their parents are finished.
+    /// Returns the shards, each as a separate stream of records. Shards that a reshard creates
+    /// follow when their parents are finished.
     ///
-    /// One reading at a time, as with [`records`](Self::records); the [`ShardStream`]s count.
+    /// A consumer has one stream at a time, as with [`records`](Self::records). It exists until the
+    /// last of its [`ShardStream`]s is dropped.
     ///
     /// [`ShardStream`]: crate::ShardStream
     pub fn shards(&self) -> Shards {
         if self.inner.close_signal.is_closed() {
-            return Shards::refused(self.in_use("the consumer is closed; build another one"));
+            return Shards::refused(self.in_use("the consumer is closed; build a new one"));
         }
         if self.inner.reading.swap(true, Atomic::SeqCst) {
             return Shards::refused(self.in_use(
                 "the consumer is already being read; drop its streams first, or build another \
-                 one with an application of its own",
+                 consumer with a different application",
             ));
         }
         Shards::new(Session::new(self.clone()))
     }
 
-    /// Stops reading, saves what is finished, and gives back the shards: after it, nothing that was
-    /// finished is read again, and other workers go on at once.
+    /// Stops reading, saves the checkpoints of finished records, and releases the leases.
+    /// Afterwards no finished record is delivered again, and other workers can acquire the shards
+    /// at once.
     ///
-    /// The streams of this consumer end at their next poll. It does not wait for records that
-    /// are still being worked on. When they are finished, call it again: it may be called any
-    /// number of times.
+    /// The streams of this consumer end at their next poll. `close` does not wait for records that
+    /// are still in flight. When they are finished, call it again; it can be called any number of
+    /// times.
     ///
-    /// With [`CheckpointOn::Pull`](crate::CheckpointOn::Pull) the last record yielded is finished
-    /// when the stream was polled once more, as the end of a `while let` loop has done. Who
-    /// leaves the loop early calls [`Record::ack`](crate::Record::ack) on that record, or has it
-    /// repeated.
+    /// With [`CheckpointOn::Pull`](crate::CheckpointOn::Pull) a record is finished when the stream
+    /// is polled again, as a `while let` loop does at its end. To leave the loop early without a
+    /// redelivery of the last record, call [`Record::ack`](crate::Record::ack) on it.
     ///
     /// # Errors
     ///
-    /// [`StoreUnavailable`](ErrorKind::StoreUnavailable) where the store did not take the
-    /// checkpoints within 30 s, or the store's own error.
+    /// Returns [`StoreUnavailable`](ErrorKind::StoreUnavailable) if the store does not save the
+    /// checkpoints within 30 s, or the error that the store returned. With
+    /// [`deregister_on_close`](ConsumerBuilder::deregister_on_close), an error of the calls that
+    /// deregister the registered consumer.
     ///
     /// # Cancel safety
     ///
-    /// Dropped early, the consumer is closed all the same, and saving goes on.
+    /// If the future is dropped early, the consumer is closed all the same, and the save continues.
     pub async fn close(&self) -> Result<()> {
         self.inner.close_signal.close();
         let writer = self.inner.writer.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -160,8 +165,8 @@ impl Consumer {
         });
         let closed = closed.await.unwrap_or_else(|elapsed| {
             let message = format!(
-                "the checkpoint store took no checkpoints within {CLOSE_TIMEOUT:?}; records since \
-                 the last checkpoint will be read again"
+                "the store did not save the checkpoints within {CLOSE_TIMEOUT:?}; records since the \
+                 last checkpoint will be delivered again"
             );
             Err(Error::store_unavailable(message, elapsed).in_stream(self.inner.kinesis.name()))
         });
@@ -169,7 +174,8 @@ impl Consumer {
         self.deregister().await
     }
 
-    /// Where it is wanted, and no other worker is there to read by the same consumer.
+    /// Deregisters the registered consumer if `deregister_on_close` is set and the fleet has no
+    /// worker left that reads with it.
     async fn deregister(&self) -> Result<()> {
         let inner = &self.inner;
         match &inner.fan_out {
@@ -181,10 +187,11 @@ impl Consumer {
         }
     }
 
-    /// What happens to this consumer from now on: shards that begin and end, throttling, leases that
-    /// come and go, records that were lost.
+    /// Returns the events of this consumer from now on: started and ended shards, throttling,
+    /// acquired and lost leases, lost records.
     ///
-    /// Any number of listeners may have one each. None of them holds up who reads.
+    /// Each call returns a separate stream. A slow receiver never blocks the consumer; it receives
+    /// [`Event::Lagged`](crate::Event::Lagged) with the number of events that it missed.
     pub fn events(&self) -> Events {
         self.inner.telemetry.events()
     }

@@ -1,4 +1,4 @@
-//! Guides: one page for each thing that a reader of Kinesis meets sooner or later.
+//! Guides to delivery, fleets, operations and other topics, one page each.
 
 #[doc = include_str!("guide/delivery.md")]
 pub mod delivery {}

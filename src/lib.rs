@@ -1,10 +1,10 @@
-//! Amazon Kinesis Data Streams as futures `Stream`s.
+//! An Amazon Kinesis Data Streams consumer as futures `Stream`s.
 //!
-//! A [`Consumer`] reads one stream for one application. It has two doors: [`Consumer::records`],
-//! every record of all shards, merged; and [`Consumer::shards`], each shard as a
-//! [`ShardStream`] of its own. Both are streams that you drive, with `.next().await` or any
-//! combinator. What a long-running reader of Kinesis has to deal with (limits, throttling, expired
-//! iterators, resharding, lost connections, restarts) happens inside.
+//! A [`Consumer`] reads one stream for one application. [`Consumer::records`] returns the records
+//! of all shards as one stream. [`Consumer::shards`] returns each shard as a separate
+//! [`ShardStream`]. The program polls these streams with `.next().await` or any combinator. The
+//! consumer handles API limits, throttling, expired iterators, resharding, lost connections and
+//! restarts.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -15,9 +15,9 @@
 //! let client = aws_sdk_kinesis::Client::new(&config);
 //!
 //! let consumer = Consumer::builder(client, "orders")       // a name or an ARN
-//!     .application("billing")                              // whose checkpoints these are
-//!     .starting_position(StartingPosition::TrimHorizon)    // where no checkpoint exists yet
-//!     .build()?;                                           // positions are kept in memory
+//!     .application("billing")                              // the application's name
+//!     .starting_position(StartingPosition::TrimHorizon)    // used without a checkpoint
+//!     .build()?;                                           // checkpoints are kept in memory
 //!
 //! let mut records = consumer.records();
 //! while let Some(record) = records.next().await {
@@ -28,21 +28,22 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The [`guide`] has a page for each thing that a reader of Kinesis meets sooner or later.
+//! The [`guide`] has pages on delivery, fleets, resharding, operations, testing and other topics.
 //!
-//! # Positions
+//! # Checkpoints
 //!
-//! How far each shard is finished is its [`Checkpoint`], and a [`CheckpointStore`] keeps it:
-//! [`MemoryStore`] for as long as the process runs, `RedisStore` in Redis, or [one of your
-//! own](store#a-store-of-your-own). Checkpoints are written by a task of their own, at most once in
-//! [`checkpoint_interval`], all shards in one call, and at once at the end of a shard and on
-//! [`Consumer::close`]. A crash repeats what was finished since the last write, and loses nothing.
+//! The stored position of a shard is its [`Checkpoint`]. A [`CheckpointStore`] keeps the
+//! checkpoints: [`MemoryStore`] in the process, `RedisStore` in Redis, or a [custom store](store).
+//! A separate task writes them at most once per [`checkpoint_interval`], for all shards in one
+//! call, and at once at the end of a shard and on [`Consumer::close`]. After a crash, records that
+//! were finished since the last write are delivered again. No record is lost.
 //!
-//! # When a record is finished
+//! # Acknowledgement
 //!
-//! With [`CheckpointOn::Pull`], the default, when the stream is polled again: right for a loop
-//! that is done with one record before it asks for the next, wrong for anything concurrent or
-//! buffered. With [`CheckpointOn::Ack`], when [`Record::ack`] was called:
+//! With [`CheckpointOn::Pull`], the default, a record is finished when the stream is polled again.
+//! This is correct for a loop that completes one record before it polls for the next. It is wrong
+//! for concurrent or buffered processing. With [`CheckpointOn::Ack`], a record is finished when
+//! [`Record::ack`] is called:
 //!
 //! ```no_run
 //! # async fn write(record: &kinestream::Record) -> kinestream::Result<()> { Ok(()) }
@@ -67,78 +68,86 @@
 //!
 //! # Order
 //!
-//! Records of a shard come in order; shards take turns. When a shard is split or merged, its
-//! children are read once it is read to its end *and* finished, so the records of one partition
-//! key come in order over a reshard as well ([`ShardOrdering::ParentFirst`]).
+//! Records of one shard are delivered in order, and shards take turns. After a split or merge, the
+//! children are read when the parent is read to its end *and* all its records are finished. The
+//! records of one partition key therefore stay in order across a reshard
+//! ([`ShardOrdering::ParentFirst`]).
 //!
-//! # Pushed records
+//! # Enhanced fan-out
 //!
-//! With [`fan_out`](ConsumerBuilder::fan_out) Kinesis pushes records, as AWS's enhanced fan-out does, by a
-//! consumer that is registered with the stream. It costs extra, and is worth it where several
-//! applications read a stream, or where a second of delay is too much. Nothing else changes: a
-//! subscription is renewed before its five minutes end, taken up again after whatever ended it, and let
-//! go while you do not ask for records.
+//! With [`fan_out`](ConsumerBuilder::fan_out), Kinesis pushes records to a consumer that is
+//! registered with the stream. Enhanced fan-out costs extra. Use it if several applications read
+//! the stream, or if a delay of one second is too long. Delivery, checkpoints and leases work as
+//! with polling. A subscription is renewed before its limit of five minutes, restored after an
+//! interruption, and ended while the caller takes no records.
 //!
-//! # Packed records
+//! # Aggregated records
 //!
-//! Producers pack small records into large ones: the Kinesis Producer Library does, and others that
-//! write its format. They come out [one by one](ConsumerBuilder::deaggregate), each with a
-//! [`partition_key`](Record::partition_key) of its own, and are finished one by one: a checkpoint may
-//! lie among them.
+//! The Kinesis Producer Library, and other producers that write its format, pack several small user
+//! records into one aggregated record. User records are delivered
+//! [separately](ConsumerBuilder::deaggregate), each with its own
+//! [`partition_key`](Record::partition_key), and finished separately. A checkpoint can lie inside
+//! an aggregated record.
 //!
 //! # Several workers
 //!
-//! Consumers with the same application and stream share the shards, if they have a `RedisStore` on
-//! the same Redis, or clones of one [`MemoryStore`]: start the program once more, on this machine or
-//! another. Shares differ by at most one; a newcomer has its share within two renewals, and who dies
-//! is replaced within [`lease_duration`] and one renewal. A shard is handed over when what was pulled
-//! of it is finished, so nothing comes twice but what a crash repeats.
+//! Consumers with the same application and stream share the shards if they use a `RedisStore` on
+//! the same Redis, or clones of one [`MemoryStore`]. To add a worker, start the program again, on
+//! any machine. Shares differ by at most one shard. A new worker receives its share within two
+//! renewals. The shards of a failed worker are reassigned within [`lease_duration`] and one
+//! renewal. A shard is handed off when its delivered records are finished. A handoff therefore
+//! causes no redelivery, unless it exceeds [`handoff_timeout`].
 //!
-//! [`Record::epoch`] rises with every change of owner. A sink that refuses what bears a lower epoch
-//! than it has seen of the shard is safe from a worker that was suspended with a record in hand:
+//! [`Record::epoch`] rises with each change of owner. A sink can reject records with a lower epoch
+//! than the highest one seen of the shard. This protects it from a worker that was suspended with
+//! records in flight:
 //!
 //! ```no_run
 //! # use std::collections::HashMap;
 //! # use kinestream::{Record, ShardId};
-//! /// Writes the record, unless another worker has the shard by now.
+//! /// Writes the record, unless another worker has acquired the shard.
 //! fn write(epochs: &mut HashMap<ShardId, u64>, record: &Record) -> bool {
 //!     let highest = epochs.entry(record.shard_id().clone()).or_default();
 //!     if record.epoch() < *highest {
 //!         return false;
 //!     }
 //!     *highest = record.epoch();
-//!     // In the same transaction as the epoch.
+//!     // Write the record in the same transaction as the epoch.
 //!     true
 //! }
 //! ```
 //!
 //! # Pace and memory
 //!
-//! A shard is asked at most every 200 ms, and every [`interval`] when it has nothing new; no more
-//! bytes are asked for than its 2 MiB a second allow. Throttling slows it down and it recovers step
-//! by step. Nothing is fetched without demand beyond [`prefetch`] batches a shard, nor beyond
-//! [`max_buffered_bytes`] over all shards. A fetch under way goes on while you are busy elsewhere.
+//! A shard is polled at most every 200 ms, and every [`interval`] while it has no new records. The
+//! consumer requests no more than the 2 MiB per second that Kinesis allows for a shard. When
+//! throttled, it slows down, and then speeds up again step by step. Without demand it fetches at
+//! most [`prefetch`] batches of each shard, and at most [`max_buffered_bytes`] over all shards. A
+//! fetch continues while the caller is busy.
 //!
 //! # Errors
 //!
-//! A stream of records yields `Err` for what no retry cures: a stream that does not exist, denied
-//! access, a checkpoint past retention, a store that has failed for too long. Each comes once,
-//! says where it happened ([`Error`]), and does not end the stream unless nothing is left to read.
-//! So `?` in the loop is a choice: to log and go on is another.
+//! A stream of records yields an `Err` for a failure that retries do not cure: a stream that does
+//! not exist, denied access, a checkpoint that has left retention, a store that has failed for too
+//! long. Each failure is reported once, and the [`Error`] names the stream and shard. An error ends
+//! the stream only if no shard is left to read. The `?` in the loop is therefore optional: a
+//! program can also log the error and continue.
 //!
-//! # Seen from outside
+//! # Observability
 //!
-//! [`Consumer::events`] tells what happens, as a stream of typed [`Event`]s; [`Consumer::status`] how
-//! every shard stands; `tracing` and, with the cargo feature `metrics`, counters and gauges tell it to
-//! your own tools. The [guide to operations](guide::operations) has the table of metrics, and of what
-//! to do about them.
+//! [`Consumer::events`] returns a stream of typed [`Event`]s. [`Consumer::status`] returns the
+//! state of every shard. The crate emits `tracing` spans and events, and with the cargo feature
+//! `metrics` also counters and gauges. The [guide to operations](guide::operations) lists the
+//! metrics, and symptoms with their remedies.
 //!
 //! # Runtime
 //!
-//! Streams must be polled, and dropped, within a tokio runtime with time enabled. Dropping
-//! everything ends all tasks; what is finished is saved first if the runtime lives on.
+//! Streams must be polled and dropped within a tokio runtime with time enabled. When all clones and
+//! streams are dropped, all tasks end. The checkpoints of finished records are saved first if the
+//! runtime continues to run.
 //!
 //! [`lease_duration`]: ConsumerBuilder::lease_duration
+//! [`handoff_timeout`]: ConsumerBuilder::handoff_timeout
 //! [`checkpoint_interval`]: ConsumerBuilder::checkpoint_interval
 //! [`interval`]: ConsumerBuilder::interval
 //! [`prefetch`]: ConsumerBuilder::prefetch
@@ -186,7 +195,7 @@ pub use store::RedisStore;
 pub use store::{CheckpointStore, MemoryStore};
 pub use telemetry::{Event, Events, ShardFailure, Task};
 
-/// What stands in the README compiles.
+/// Compile-tests the examples of the README.
 #[cfg(all(doctest, feature = "redis"))]
 #[doc = include_str!("../README.md")]
 mod readme {}

@@ -127,7 +127,7 @@ fn names_the_worker_and_its_times() {
 #[test]
 fn a_start_in_the_future_is_refused() {
     let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
-    let message = "stream orders: starting_position is a timestamp in the future, but must be past";
+    let message = "stream orders: starting_position is in the future; pass a time in the past";
     assert_eq!(
         refused(|builder| builder.starting_position(StartingPosition::AtTimestamp(tomorrow))),
         message

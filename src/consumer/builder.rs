@@ -13,10 +13,10 @@ use crate::source::{Kinesis, MemoryBudget, OnTrimmed, RegisteredConsumer};
 use crate::store::{CheckpointStore, Contained, MemoryStore, Scope, leases_of};
 use crate::telemetry::Telemetry;
 
-/// The options of a [`Consumer`], each with a default that suits most.
+/// A builder of a [`Consumer`]. Every option has a default that suits most programs.
 ///
-/// [`build`](Self::build) checks them all, and its error names the one that is wrong and the
-/// allowed range.
+/// [`build`](Self::build) checks all options. Its error names the option that is out of range and
+/// the allowed range.
 ///
 /// ```no_run
 /// # fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
@@ -53,36 +53,41 @@ impl ConsumerBuilder {
         }
     }
 
-    /// Whose checkpoints these are. Two applications read the same stream apart from each other.
+    /// Sets the name of the application under which checkpoints and leases are stored. Two
+    /// applications read the same stream independently of each other.
     ///
-    /// Default: `"default"`. Not empty, and without braces and control characters.
+    /// Default: `"default"`. The name must not be empty and must not contain braces or control
+    /// characters.
     pub fn application(mut self, name: impl Into<String>) -> Self {
         self.application = name.into();
         self
     }
 
-    /// Where to begin when the store has no checkpoint of this application and stream at all.
+    /// Sets the position at which the application starts if the store has no checkpoint of any
+    /// shard of the stream.
     ///
-    /// Default: [`StartingPosition::Latest`]. A timestamp must not lie in the future.
+    /// Default: [`StartingPosition::Latest`]. A timestamp must not be in the future.
     pub fn starting_position(mut self, position: StartingPosition) -> Self {
         self.settings.start.all = position;
         self
     }
 
-    /// Sets where to begin with one shard when the store has no checkpoint of it: a [`ShardPosition`],
-    /// a [`StartingPosition`] or a [`Checkpoint`](crate::Checkpoint), such as that of the
-    /// [last record](crate::Record::checkpoint) in a database of the caller's.
+    /// Sets the position at which one shard starts if the store has no checkpoint of it: a
+    /// [`ShardPosition`], a [`StartingPosition`] or a [`Checkpoint`](crate::Checkpoint), such as
+    /// the [checkpoint of the last record](crate::Record::checkpoint) in the caller's own database.
     ///
-    /// Shards that were split or merged from it begin at `TRIM_HORIZON` unless they are named
-    /// themselves, even if [`starting_position`](Self::starting_position) is later. If a named shard has
-    /// left retention, its position is ignored, and each shard with a parent that has left retention
-    /// begins at `TRIM_HORIZON` too, since it may descend from the named shard.
+    /// Shards that were split or merged from this shard start at `TRIM_HORIZON`, even if
+    /// [`starting_position`](Self::starting_position) is later, unless this option names them too.
+    /// If a named shard has left retention, its position is ignored. Each shard with a parent that
+    /// has left retention then starts at `TRIM_HORIZON` as well, since it may descend from the
+    /// named shard.
     ///
-    /// A time, or the moment of the first poll for [`Latest`](ShardPosition::Latest), is stored before the
-    /// first read of the shard, so that a restart skips nothing. From then on the stored time counts,
-    /// whatever a later start names.
+    /// A timestamp, or for [`Latest`](ShardPosition::Latest) the time of the first poll, is stored
+    /// before the first read of the shard, so that a restart skips no record. Afterwards the stored
+    /// time applies, even if a later start passes another position.
     ///
-    /// Default: none. May be called for many shards. A timestamp must not lie in the future.
+    /// Default: none. Can be called for any number of shards. A timestamp must not be in the
+    /// future.
     pub fn starting_position_for(
         mut self,
         shard: ShardId,
@@ -92,35 +97,39 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Where positions are kept. One store serves many consumers.
+    /// Sets the store of checkpoints, and of leases if it supports them. Several consumers can
+    /// share one store.
     ///
-    /// Default: a new [`MemoryStore`], which forgets when the process ends.
+    /// Default: a new [`MemoryStore`], whose contents are lost when the process ends.
     pub fn store(mut self, store: impl CheckpointStore) -> Self {
         self.store = Arc::new(store);
         self
     }
 
-    /// The pause between two calls of a shard that has nothing new: the longest that a record
-    /// waits. A shard that is behind is asked every 200 ms, which is what Kinesis allows.
+    /// Sets the interval between two `GetRecords` calls for a shard that is caught up. It is also
+    /// the longest time that a new record waits to be fetched. A shard that lags is polled every
+    /// 200 ms, the rate that Kinesis allows.
     ///
-    /// Default: 1 s. At least 200 ms. The five calls a second of a shard are shared by all that
-    /// read it, so with several applications use a longer one.
+    /// Default: 1 s. At least 200 ms and at most a year. All applications that poll a shard share
+    /// its limit of five calls per second, so set a longer interval if several applications read
+    /// the stream.
     pub fn interval(mut self, interval: Duration) -> Self {
         self.settings.interval = interval;
         self
     }
 
-    /// The most records that one call returns.
+    /// Sets the maximum number of records that one `GetRecords` call returns.
     ///
-    /// Default: 10,000, the most that Kinesis allows. 1 to 10,000. A smaller one only limits how
-    /// much is read at a time; memory is limited by
+    /// Default: 10,000, the maximum that Kinesis allows. 1 to 10,000 records. A smaller value only
+    /// limits the size of one response; memory is limited by
     /// [`max_buffered_bytes`](Self::max_buffered_bytes).
     pub fn limit(mut self, records: u32) -> Self {
         self.settings.limit = records;
         self
     }
 
-    /// When a record counts as finished.
+    /// Sets the condition under which a record counts as finished: the next poll, or an
+    /// acknowledgement.
     ///
     /// Default: [`CheckpointOn::Pull`].
     pub fn checkpoint_on(mut self, when: CheckpointOn) -> Self {
@@ -128,31 +137,34 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Positions are written to the store at most once in this time, all shards in one call. It
-    /// bounds what a crash repeats.
+    /// Sets the minimum time between two writes of checkpoints to the store. One call writes the
+    /// checkpoints of all shards. After a crash, records that were finished within this time are
+    /// delivered again.
     ///
-    /// Default: 1 s. At most a year. Zero writes each: while the store answers, the next record is
-    /// yielded when the last position is written.
+    /// Default: 1 s. At most a year. Zero writes every position: while the store answers, the next
+    /// record of a shard is delivered only after the previous position is written.
     pub fn checkpoint_interval(mut self, interval: Duration) -> Self {
         self.settings.flush.interval = interval;
         self
     }
 
-    /// With [`CheckpointOn::Ack`]: the most records of a shard that are handed out and not yet
-    /// acknowledged. The shard waits while there are so many.
+    /// Sets, with [`CheckpointOn::Ack`], the maximum number of records of a shard that are
+    /// delivered and not yet acknowledged. At the limit, the shard delivers no record until one is
+    /// acknowledged.
     ///
-    /// Default: 10,000. At least 1.
+    /// Default: 10,000 records. At least 1 record.
     pub fn max_in_flight(mut self, records: usize) -> Self {
         self.settings.in_flight.records = records;
         self
     }
 
-    /// Sets, with [`CheckpointOn::Ack`], the maximum of payload and partition key bytes of a shard that
-    /// are delivered and not yet acknowledged. The shard waits while its next record would exceed it.
-    /// If no bytes of the shard are in flight, its next record is delivered whatever its size.
+    /// Sets, with [`CheckpointOn::Ack`], the maximum number of bytes of a shard, payloads and
+    /// partition keys together, that are delivered and not yet acknowledged. The shard waits while
+    /// its next record would exceed the limit. If no bytes of the shard are in flight, its next
+    /// record is delivered regardless of its size.
     ///
-    /// With enough unacknowledged records the program holds this much memory for each shard, in addition
-    /// to [`max_buffered_bytes`](Self::max_buffered_bytes).
+    /// Unacknowledged records can occupy this much memory for each shard, in addition to
+    /// [`max_buffered_bytes`](Self::max_buffered_bytes).
     ///
     /// Default: 64 MiB. At least 1 byte.
     pub fn max_in_flight_bytes(mut self, bytes: usize) -> Self {
@@ -160,12 +172,12 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How long the store may fail before records stop and the caller receives an error, also before
-    /// the first answer. They go on when it answers again.
+    /// Sets the time for which the store may fail before delivery pauses and the caller receives an
+    /// error, also if the store has never answered. Delivery resumes when the store answers again.
     ///
-    /// With a store that keeps leases, records stop earlier where the leases expire before:
-    /// [`lease_duration`](Self::lease_duration) after the last renewal. No worker reads without a valid
-    /// lease, not even the only worker.
+    /// With a store that supports leases, delivery pauses earlier if the leases expire first, which
+    /// is [`lease_duration`](Self::lease_duration) after the last renewal. No worker reads without
+    /// a valid lease, not even the only worker.
     ///
     /// Default: 60 s. At most a year.
     pub fn max_unflushed(mut self, time: Duration) -> Self {
@@ -174,41 +186,46 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How many batches of a shard are fetched ahead of demand, from memory that is free, once the second
-    /// record of the batch before was taken. 0 fetches only when a record is asked for.
+    /// Sets the number of batches of a shard that are fetched ahead of demand. Prefetching starts
+    /// when the caller has taken the second record of the current batch, and uses only memory that
+    /// is free. With 0, a batch is fetched only when the caller waits for a record.
     ///
-    /// Default: 1. At most 1,000.
+    /// Default: 1 batch. 0 to 1,000 batches.
     pub fn prefetch(mut self, batches: usize) -> Self {
         self.settings.prefetch = batches;
         self
     }
 
-    /// The most bytes of payloads and partition keys that are buffered, over all shards.
+    /// Sets the maximum number of bytes that are buffered over all shards, payloads and partition
+    /// keys together.
     ///
-    /// Each shard may hold 64 KiB or one record (with [`fan_out`](Self::fan_out): one event) beside it, so
-    /// a shard whose caller waits for a record makes progress whatever other shards hold. While an
-    /// answer is read it counts twice, as its text and as the records made of it. One for which there
-    /// is no room is not read: its shard asks again for fewer records, or, ahead of demand, when
-    /// there is room.
+    /// In addition, each shard has a reserve of 64 KiB or one record (with
+    /// [`fan_out`](Self::fan_out): one event). A shard therefore makes progress when its caller
+    /// waits for a record, regardless of the memory that other shards hold. While a response is
+    /// read, it counts twice: as its text and as its records. A response that exceeds the free
+    /// memory is not read. If the caller waits, the shard retries with fewer records; a prefetch
+    /// waits until memory is free.
     ///
-    /// Default: 64 MiB. At least 1.
+    /// Default: 64 MiB. At least 1 byte.
     pub fn max_buffered_bytes(mut self, bytes: usize) -> Self {
         self.settings.max_buffered_bytes = bytes;
         self
     }
 
-    /// Has this consumer share the memory of others, for a program that reads several streams: what is
-    /// buffered of all of them is within one budget. A consumer whose records nobody takes may hold all
-    /// of it; the others then read within the reserves of their shards, 64 KiB each.
+    /// Sets a memory budget that this consumer shares with others, for a program that reads several
+    /// streams. The bytes that all of them buffer stay within the budget. If the caller of one
+    /// consumer takes no records, that consumer may hold the whole budget; the others then read
+    /// within the reserves of their shards, 64 KiB each.
     ///
-    /// Default: none, a budget of its own of [`max_buffered_bytes`](Self::max_buffered_bytes), which
-    /// means nothing beside one that is shared.
+    /// Default: none, so that the consumer has a separate budget of
+    /// [`max_buffered_bytes`](Self::max_buffered_bytes). With a shared budget, `max_buffered_bytes`
+    /// has no effect.
     pub fn memory_budget(mut self, memory_budget: &MemoryBudget) -> Self {
         self.settings.memory_budget = Some(memory_budget.clone());
         self
     }
 
-    /// Whether children wait for their parents.
+    /// Sets whether a shard is read only after all its parents are finished.
     ///
     /// Default: [`ShardOrdering::ParentFirst`].
     pub fn ordering(mut self, ordering: ShardOrdering) -> Self {
@@ -216,22 +233,24 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Sets what to do about a position that has left retention, so that records may have been lost.
+    /// Sets the policy for a position that has left retention, so that records may have been lost.
     ///
-    /// A position is compared with the oldest kept record whenever reading starts there. A shard that was
-    /// read up to a time within retention has lost nothing. The stream's retention period is looked up by
-    /// `DescribeStreamSummary` where a shard was not read for 24 hours; 24 hours are assumed where IAM does
-    /// not allow the call.
+    /// The position is compared with the oldest kept record each time that reading starts there. A
+    /// shard that was read up to a time within retention has lost no record. If a shard was not
+    /// read for 24 hours, the retention period of the stream is looked up with
+    /// `DescribeStreamSummary`; 24 hours are assumed if IAM denies the call.
     ///
-    /// The moment of a first start at `Latest` and a time set by [`seek`](crate::Consumer::seek) are reported
-    /// as well if they have left retention. A time that [`starting_position`](Self::starting_position) names
-    /// is not: before retention it means the oldest kept record.
+    /// The policy also applies to the stored time of a first start at `Latest` and to a time set by
+    /// [`seek`](crate::Consumer::seek). It does not apply to a time passed to
+    /// [`starting_position`](Self::starting_position): before retention, such a time means the
+    /// oldest kept record.
     ///
-    /// A loss must be proven. If the calls that prove it fail for 60 s, the shard yields one error of kind
-    /// [`Unavailable`](ErrorKind::Unavailable) or [`Denied`](ErrorKind::Denied) under every policy, and its
-    /// lease is released. What [`OnTrimmed::Latest`] decides is stored, so a restart does not decide again.
-    /// [Records that left retention](crate::guide::operations#records-that-left-retention) lists the proofs
-    /// and how long each takes.
+    /// A loss must be proven. If the calls that prove it fail for 60 s, the shard yields one error
+    /// of kind [`Unavailable`](ErrorKind::Unavailable) or [`Denied`](ErrorKind::Denied) under every
+    /// policy, and its lease is released. The position that [`OnTrimmed::Latest`] chooses is
+    /// stored, so a restart does not choose again. [Records that left
+    /// retention](crate::guide::operations#records-that-left-retention) lists the proofs and the
+    /// time that each takes.
     ///
     /// Default: [`OnTrimmed::Fail`].
     pub fn on_trimmed(mut self, policy: OnTrimmed) -> Self {
@@ -239,43 +258,49 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Reads by enhanced fan-out, as the registered consumer of this name or ARN: Kinesis pushes records
-    /// within some 70 ms, and each consumer has 2 MB/s of each shard for itself. AWS charges for it by
-    /// shard and hour and by volume.
+    /// Sets the name or ARN of the registered consumer with which shards are read by enhanced
+    /// fan-out. Kinesis pushes records within about 70 ms, and each registered consumer has 2 MB/s
+    /// of each shard for itself. AWS charges for it by consumer, shard and hour, and by volume.
     ///
-    /// A consumer of a name that is not there is registered, and is waited for. All workers of an
-    /// application use the same name, and each application one of its own: of the subscriptions of one
-    /// consumer to one shard the last has it. [`interval`](Self::interval) and [`limit`](Self::limit)
-    /// mean nothing then. While nobody asks for records, a subscription is let go after 10 s.
-    /// Subscriptions share connections, 32 on each, since servers allow some hundred requests on one.
+    /// If no registered consumer of this name exists, it is registered, and reading starts when it
+    /// is active. All workers of an application use the same name, and each application needs a
+    /// different one: a new subscription to a shard replaces the previous one of the same
+    /// registered consumer.
     ///
-    /// Default: none, shards are polled. A name has 1 to 128 letters, digits, `_`, `.` and `-`.
+    /// [`interval`](Self::interval) and [`limit`](Self::limit) have no effect. If the caller takes
+    /// no records, a subscription ends after 10 s. Subscriptions share connections, 32 on each,
+    /// since servers allow about a hundred concurrent requests per connection.
+    ///
+    /// Default: none, so that shards are polled. A name has 1 to 128 letters, digits, `_`, `.` and
+    /// `-`.
     pub fn fan_out(mut self, consumer: impl Into<String>) -> Self {
         self.settings.fan_out = Some(consumer.into().into());
         self
     }
 
-    /// Whether [`Consumer::close`] deregisters the consumer of [`fan_out`](Self::fan_out), where no other
-    /// worker of the application is left. What it costs ends with that; to register it anew takes up to
-    /// a minute, so leave it where the program comes back soon.
+    /// Sets whether [`Consumer::close`] deregisters the registered consumer of
+    /// [`fan_out`](Self::fan_out) if no other worker of the application is left. AWS charges for a
+    /// registered consumer until it is deregistered. Another registration takes up to a minute, so
+    /// leave this off if the program restarts soon.
     ///
-    /// Default: `false`. It never is by a drop or a crash.
+    /// Default: `false`. A drop or a crash never deregisters it.
     pub fn deregister_on_close(mut self, deregister: bool) -> Self {
         self.settings.deregister_on_close = deregister;
         self
     }
 
-    /// Whether records that a producer has packed into one come out one by one: the aggregation of
+    /// Sets whether an aggregated record is delivered as its user records. The format is that of
     /// the [Kinesis Producer Library], which Firehose, Fluent Bit and others write as well.
     ///
-    /// Each has its own [`partition_key`](crate::Record::partition_key) and
-    /// [`sub_sequence_number`](crate::Record::sub_sequence_number), and is finished by itself: who
-    /// stops among them goes on among them. Those whose hash key belongs into another shard are left
-    /// out, since after a reshard that one has them too. What looks packed and is not, to the last
-    /// byte of its checksum, is a record like any other. `limit` counts what Kinesis counts, and
-    /// `max_in_flight` what is handed out.
+    /// Each user record has a separate [`partition_key`](crate::Record::partition_key) and
+    /// [`sub_sequence_number`](crate::Record::sub_sequence_number), and is finished separately, so
+    /// a restart resumes inside an aggregated record. A user record with a hash key that belongs to
+    /// another shard is not delivered, since after a reshard the other shard has it as well. Data
+    /// that resembles an aggregated record but fails to decode, down to its checksum, is delivered
+    /// as a plain record. [`limit`](Self::limit) counts aggregated records, and
+    /// [`max_in_flight`](Self::max_in_flight) counts user records.
     ///
-    /// Default: `true`. With `false` a packed record is handed out as it was written.
+    /// Default: `true`. With `false`, an aggregated record is delivered as it was written.
     ///
     /// [Kinesis Producer Library]: https://docs.aws.amazon.com/streams/latest/dev/kinesis-kpl-concepts.html
     pub fn deaggregate(mut self, unpack: bool) -> Self {
@@ -283,8 +308,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How often the shards are listed anew. A closed shard names its children itself, so this
-    /// is for what that misses.
+    /// Sets the interval between two listings of the stream's shards. A closed shard names its
+    /// children itself, so listings only find the shards that this misses.
     ///
     /// Default: 30 s. 1 s to a year.
     pub fn discovery_interval(mut self, interval: Duration) -> Self {
@@ -292,30 +317,29 @@ impl ConsumerBuilder {
         self
     }
 
-    /// The name of this worker among those of the application, which says in the store who reads
-    /// which shard.
+    /// Sets the name of this worker, under which the store keeps its leases.
     ///
-    /// Default: made of the host's name, the process and a random part. One that is given must be
-    /// one worker's alone: while two have it, the second waits. 1 to 200 characters without spaces,
-    /// braces, commas and control characters.
+    /// Default: the host name, the process id and a random part. The name must be unique in the
+    /// application: while another worker uses it, this worker waits. 1 to 200 characters, without
+    /// spaces, braces, commas and control characters, and not `-`.
     pub fn worker_id(mut self, name: impl Into<String>) -> Self {
         self.settings.rules.worker_id = name.into().into();
         self
     }
 
-    /// How long a worker that is not heard of keeps its shards. It renews every third of it, in a
-    /// task of its own, so a caller that is slow keeps them; one that blocks the threads of the
-    /// runtime does not.
+    /// Sets the time for which a lease is valid without renewal. The worker renews its leases every
+    /// third of this time in a separate task, so a slow caller does not lose them. A caller that
+    /// blocks the threads of the runtime does.
     ///
-    /// Default: 10 s, as in the Kinesis Client Library. 2 s to a day. A shorter one takes over
-    /// sooner from a worker that has died, and asks more of the store.
+    /// Default: 10 s, as in the Kinesis Client Library. 2 s to a day. With a shorter time, the
+    /// shards of a failed worker are taken over sooner, and the store receives more calls.
     pub fn lease_duration(mut self, duration: Duration) -> Self {
         self.settings.rules.lease_duration = duration;
         self
     }
 
-    /// How long a shard that goes to another worker waits for its unfinished records. What is not
-    /// finished by then is read again by the other.
+    /// Sets the time for which a handoff waits for the unfinished records of the shard. Records
+    /// that are not finished in this time are delivered again by the other worker.
     ///
     /// Default: 30 s. At most a year.
     pub fn handoff_timeout(mut self, time: Duration) -> Self {
@@ -323,21 +347,22 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Gives the shards of a caller that has stopped polling to workers that read. A caller that
-    /// waits for a record polls when it is woken, and has not stopped.
+    /// Sets the time after which the shards of a caller that has stopped polling are released to
+    /// other workers. A caller that waits for a record polls when it is woken, so it does not count
+    /// as stopped.
     ///
-    /// Default: `None`, a caller keeps its shards for as long as it likes. At least 1 s and at most
-    /// a year. Noticed at the next renewal.
+    /// Default: `None`, so that a caller keeps its shards without a time limit. 1 s to a year. The
+    /// worker checks the time at each renewal.
     pub fn poll_timeout(mut self, time: Option<Duration>) -> Self {
         self.settings.rules.poll_timeout = time;
         self
     }
 
-    /// Checks the options.
+    /// Checks the options and returns the consumer.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Configuration`] for the first option that is out of its range.
+    /// Returns [`ErrorKind::Configuration`] for the first option that is out of its range.
     pub fn build(mut self) -> Result<Consumer> {
         let kinesis = Kinesis::new(self.client.clone(), &self.stream);
         check_stream(&self.stream)

@@ -1,20 +1,21 @@
-//! The health of a consumer, as its own process knows it.
+//! The health of a consumer, from the state of its own process.
 
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::Consumer;
 
-/// A consumer is ready while its caller has stalled for less than this.
+/// The stall of the caller from which a consumer is not ready.
 const READY_STALL: Duration = Duration::from_secs(60);
 
-/// A consumer is live while its caller has stalled for less than this.
+/// The stall of the caller from which a consumer is not live.
 const LIVE_STALL: Duration = Duration::from_secs(5 * 60);
 
-/// The health of a consumer as its own process knows it, without a call to the store or Kinesis.
+/// The health of a consumer, from the state of its own process, without a call to the store or
+/// Kinesis.
 ///
-/// Made by [`Consumer::health`]. The guide has a page on [probes](crate::guide::probes). With the cargo
-/// feature `serde` it can be written and read.
+/// Returned by [`Consumer::health`]. The guide has a page on [probes](crate::guide::probes). With
+/// the cargo feature `serde` it can be serialized and deserialized.
 ///
 /// ```no_run
 /// # fn respond(status: u16) {}
@@ -27,43 +28,43 @@ const LIVE_STALL: Duration = Duration::from_secs(5 * 60);
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Health {
-    /// Whether the tasks of the stream that is being read are alive. `false` while none is read, and
+    /// True if the tasks of the stream that is read are alive. `false` while no stream is read, and
     /// after the tokio runtime of the stream has shut down.
     pub is_running: bool,
-    /// Whether the consumer was closed.
+    /// True if the consumer is closed.
     pub is_closed: bool,
     /// The number of leases that this worker holds.
     pub leases_held: usize,
-    /// How long a lease is valid without renewal.
+    /// The time for which a lease is valid without renewal.
     pub lease_duration: Duration,
     /// The time since the stream was first polled; `None` while no stream is read.
     pub since_start: Option<Duration>,
-    /// The time since the worker last renewed its leases and saw the lease table; `None` before the first
-    /// renewal.
+    /// The time since the worker last renewed its leases and read the lease table; `None` before
+    /// the first renewal.
     pub since_renewal: Option<Duration>,
     /// The time since the caller last polled a stream, to the second; `None` before the first poll.
     /// A caller that waits for a record does not poll: see [`silent_for`](Self::silent_for).
     pub since_poll: Option<Duration>,
     /// The time since the last successful fetch, with or without records; `None` before the first.
     pub since_fetch: Option<Duration>,
-    /// The time since the oldest unacknowledged record was delivered, to the second; `None` without
-    /// one. With [`CheckpointOn::Pull`](crate::CheckpointOn::Pull) this is the record that the caller
-    /// works on.
+    /// The time since the oldest unacknowledged record was delivered, to the second; `None` if
+    /// there is none. With [`CheckpointOn::Pull`](crate::CheckpointOn::Pull) this is the record
+    /// that the caller processes.
     pub oldest_unacknowledged: Option<Duration>,
-    /// The time for which the caller has not polled a stream although it holds the last record or further
-    /// records are due; `None` while it waits for records.
+    /// The time for which the caller has not polled a stream, although it holds the last record or
+    /// more records are due; `None` while it waits for records.
     pub silent_for: Option<Duration>,
     /// The age of the oldest checkpoint that is not saved; `None` if all are saved.
     pub checkpoint_age: Option<Duration>,
 }
 
 impl Health {
-    /// Whether the consumer reads as it should, for a readiness probe.
+    /// Returns true if the consumer reads as it should, for a readiness probe.
     ///
-    /// `true` if the tasks are alive, the worker has joined the fleet, has seen the lease table and
-    /// has renewed within `lease_duration`, the caller has polled, and nothing has
-    /// [stalled](Self::stalled_for) for 60 s. A worker without a shard, in a fleet
-    /// with more workers than shards, is ready.
+    /// `true` if the tasks are alive, the worker has joined the fleet, has read the lease table and
+    /// has renewed within `lease_duration`, the caller has polled, and the caller has not
+    /// [stalled](Self::stalled_for) for 60 s. A worker without a shard, in a fleet with more
+    /// workers than shards, is ready.
     pub fn is_ready(&self) -> bool {
         self.is_running
             && !self.is_closed
@@ -72,17 +73,17 @@ impl Health {
             && self.stalled_for() < READY_STALL
     }
 
-    /// Whether the consumer works without a restart, for a liveness probe.
+    /// Returns false if the process must be restarted, for a liveness probe.
     ///
-    /// `false` if a stream is read and its tasks are gone, no renewal has succeeded for twice
-    /// `lease_duration`, or something has [stalled](Self::stalled_for) for five minutes. A consumer
-    /// whose stream is not read is live. If the handler of a record or batch may take longer than five
-    /// minutes, use [`is_live_within`](Self::is_live_within).
+    /// `false` if a stream is read and its tasks have ended, no renewal has succeeded for twice
+    /// `lease_duration`, or the caller has [stalled](Self::stalled_for) for five minutes. A
+    /// consumer without a stream that is read is live. If the handler of a record or batch may take
+    /// longer than five minutes, use [`is_live_within`](Self::is_live_within).
     pub fn is_live(&self) -> bool {
         self.is_live_within(LIVE_STALL)
     }
 
-    /// Like [`is_live`](Self::is_live), with `stall` in place of five minutes.
+    /// Returns the same as [`is_live`](Self::is_live), with `stall` in place of five minutes.
     pub fn is_live_within(&self, stall: Duration) -> bool {
         let Some(since_start) = self.since_start else { return true };
         let since_renewal = self.since_renewal.unwrap_or(since_start);
@@ -90,7 +91,7 @@ impl Health {
         self.is_closed || self.is_running && is_renewed && self.stalled_for() < stall
     }
 
-    /// The time for which the caller has stalled: the longer of
+    /// Returns the time for which the caller has stalled: the longer of
     /// [`oldest_unacknowledged`](Self::oldest_unacknowledged) and [`silent_for`](Self::silent_for).
     pub fn stalled_for(&self) -> Duration {
         let held = self.oldest_unacknowledged.unwrap_or_default();
@@ -99,8 +100,9 @@ impl Health {
 }
 
 impl Consumer {
-    /// Returns the health of this consumer: whether its tasks run, the times of the last renewal, fetch
-    /// and poll, and how long the caller has held records. Calls neither the store nor Kinesis.
+    /// Returns the health of this consumer: the state of its tasks, the times since the last
+    /// renewal, fetch and poll, and the time for which the caller has held records. Calls neither
+    /// the store nor Kinesis.
     ///
     /// ```no_run
     /// # async fn example(consumer: kinestream::Consumer) {

@@ -1,4 +1,4 @@
-//! What an operator sees and moves: the positions of an application.
+//! Operations on the stored positions of an application: reads, changes, seeks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
@@ -19,33 +19,35 @@ use crate::store::lease::{AdminEdit, Lease, LeaseTable};
 use crate::store::{LONGEST_CALL, Mark, with_timeout};
 use crate::telemetry::Event;
 
-/// What to do about positions that a worker has the lease of.
+/// The action if a worker holds the lease of a shard whose position is changed.
 ///
 /// ```no_run
 /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
-/// use kinestream::{Checkpoint, WhenHeld};
+/// use kinestream::{Checkpoint, IfLeased};
 ///
 /// let shard = "shardId-000000000000".parse()?;
-/// consumer.set_position(&shard, Checkpoint::TrimHorizon, WhenHeld::Refuse).await?;
+/// consumer.set_position(&shard, Checkpoint::TrimHorizon, IfLeased::Refuse).await?;
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum IfLeased {
-    /// Change nothing, and name the worker.
+    /// Changes nothing and returns an error that names the worker.
     #[default]
     Refuse,
-    /// Change it all the same: the worker begins there anew, in a new epoch, when it hears of it.
+    /// Changes the position. The worker starts again from there, in a new epoch, when it reads the
+    /// change: the worker of this consumer before the call returns, other workers at their next
+    /// renewal.
     Force,
 }
 
 impl Consumer {
-    /// Every shard that the application knows: how far it is finished, who reads it, in which
-    /// epoch, and its parents. Asks the store, and joins nothing.
+    /// Returns the lease of every shard that the application knows, with its position, owner, epoch
+    /// and parents. Reads the store; the consumer does not join the fleet.
     ///
     /// # Errors
     ///
-    /// The store's.
+    /// Returns the error of the store.
     ///
     /// ```no_run
     /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
@@ -58,7 +60,7 @@ impl Consumer {
         Ok(self.table().await?.leases)
     }
 
-    /// The table of leases, as the store has it now.
+    /// Reads the lease table from the store.
     pub(super) async fn table(&self) -> Result<LeaseTable> {
         let table = with_timeout(self.inner.leases.table(&self.inner.scope)).await;
         let mut table = table.map_err(|error| self.here(error))?;
@@ -66,18 +68,21 @@ impl Consumer {
         Ok(table)
     }
 
-    /// Has a shard read on from `checkpoint`, which may lie before its position or behind it.
+    /// Moves a shard to `checkpoint`, before or after its current position. Reading resumes there.
     ///
     /// # Errors
     ///
-    /// [`InUse`](crate::ErrorKind::InUse) where a worker has the lease and it is not forced;
-    /// [`Configuration`](crate::ErrorKind::Configuration) for a time in the future, and for a store of
-    /// your own that keeps no leases; the store's. Only where `checkpoint` is a time ahead of the local
-    /// clock, that of listing the shards.
+    /// - [`InUse`](crate::ErrorKind::InUse) if a worker holds the lease, unless the call passes
+    ///   [`IfLeased::Force`].
+    /// - [`Configuration`](crate::ErrorKind::Configuration) for a time in the future, and for a
+    ///   custom store that does not support leases.
+    /// - The error of the store.
+    /// - The error of listing the shards, only if `checkpoint` is a time ahead of the local clock.
     ///
     /// # Cancel safety
     ///
-    /// Dropped early, it is done or not; to do it again changes nothing.
+    /// If the future is dropped early, the position is moved or not. A second call with the same
+    /// arguments has no further effect.
     pub async fn set_position(
         &self,
         shard: &ShardId,
@@ -86,10 +91,11 @@ impl Consumer {
     ) -> Result<()> {
         if let Checkpoint::AtTimestamp(time) | Checkpoint::CaughtUp { until: time, .. } = checkpoint
             && time > SystemTime::now()
-            // The local clock may be behind that of Kinesis.
+            // The local clock may be behind the clock of Kinesis.
             && is_future(time, self.now().await?)
         {
-            let message = format!("the position {checkpoint} is in the future, but must be past");
+            let message =
+                format!("position {checkpoint} is in the future; pass a time in the past");
             let error = Error::new(ErrorKind::Configuration, message);
             return Err(self.here(error).in_shard(shard.as_str()));
         }
@@ -100,43 +106,47 @@ impl Consumer {
         Ok(())
     }
 
-    /// Forgets everything that is stored of this application and stream: whoever reads next begins
-    /// at its starting position.
+    /// Deletes everything that is stored for this application and stream. The next worker starts at
+    /// its starting position.
     ///
     /// # Errors
     ///
-    /// As [`set_position`](Self::set_position), where any worker is alive.
+    /// The same as [`set_position`](Self::set_position), with [`InUse`](crate::ErrorKind::InUse) if
+    /// any worker is alive.
     ///
     /// # Cancel safety
     ///
-    /// As [`set_position`](Self::set_position).
+    /// The same as [`set_position`](Self::set_position).
     pub async fn clear_positions(&self, when_held: IfLeased) -> Result<()> {
         self.edit(&AdminEdit::Clear, when_held).await?;
         self.see().await;
         Ok(())
     }
 
-    /// Has every shard read on from `to`, while it is read: back, to read something again, or
-    /// forward, to leave something out. Shards that are finished are read again where `to` lies in
-    /// them, and children wait for their parents as always.
+    /// Moves all shards to `to` while the stream is read: back, to deliver records again, or
+    /// forward, to skip records. A finished shard is read again if `to` lies within it. Children
+    /// wait for their parents as usual.
     ///
-    /// The workers of the application, this one among them, begin anew with each shard that they have,
-    /// this one before this returns, others at their next renewal. What was handed out before counts no
-    /// more: to acknowledge it changes nothing, and its
-    /// [`epoch`](crate::Record::epoch) is lower than that of what comes. For a single shard, or a
-    /// sequence number, see [`set_position`](Self::set_position) with [`IfLeased::Force`].
+    /// Every worker of the application starts again with each of its shards: the worker of this
+    /// consumer before this call returns, other workers at their next renewal. An acknowledgement
+    /// of a record that was delivered before the seek has no effect. The
+    /// [`epoch`](crate::Record::epoch) of such a record is lower than the epoch of records
+    /// delivered afterwards. For a single shard or a sequence number, use
+    /// [`set_position`](Self::set_position) with [`IfLeased::Force`].
     ///
     /// # Errors
     ///
-    /// [`Configuration`](crate::ErrorKind::Configuration) for a timestamp in the future, and for a
-    /// store of your own that keeps no leases; Kinesis's, of listing the shards, where ten seconds of
-    /// retries do not cure it, and [`Unavailable`](crate::ErrorKind::Unavailable) where the listings lack
-    /// a shard for as long; the store's.
+    /// - [`Configuration`](crate::ErrorKind::Configuration) for a timestamp in the future, and for
+    ///   a custom store that does not support leases.
+    /// - The error of Kinesis if listing the shards still fails after ten seconds of retries.
+    /// - [`Unavailable`](crate::ErrorKind::Unavailable) if a shard is missing from the listings for
+    ///   ten seconds.
+    /// - The error of the store.
     ///
     /// # Cancel safety
     ///
-    /// Dropped early, or failed, it is done for all shards that were listed, or for none of them: do it
-    /// again. The store makes one step of it, however many shards there are.
+    /// If the future is dropped early or fails, either all listed shards are moved or none of them:
+    /// call it again. The store moves any number of shards in one step.
     ///
     /// ```no_run
     /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
@@ -144,7 +154,7 @@ impl Consumer {
     ///
     /// use kinestream::StartingPosition;
     ///
-    /// // The last hour once more.
+    /// // Deliver the last hour again.
     /// let hour = SystemTime::now() - Duration::from_secs(3600);
     /// consumer.seek(StartingPosition::AtTimestamp(hour)).await?;
     /// # Ok(()) }
@@ -156,13 +166,13 @@ impl Consumer {
             StartingPosition::TrimHorizon => Checkpoint::TrimHorizon,
             StartingPosition::Latest => Checkpoint::AtTimestamp(listed.taken),
             StartingPosition::AtTimestamp(time) if is_future(time, listed.taken) => {
-                let message = "the time to seek lies in the future, but must be past";
+                let message = "seek timestamp is in the future; pass a time in the past";
                 return Err(self.here(Error::new(ErrorKind::Configuration, message)));
             }
             StartingPosition::AtTimestamp(time) => Checkpoint::AtTimestamp(time),
         };
-        // Listed anew until there is nothing new: a shard may have come, and been begun, before its
-        // parents were moved. From then on it waits for them.
+        // The listing is repeated until it shows no new shard: a child may have been created and
+        // started before its parents were moved. After the move it waits for them.
         let mut moved = BTreeSet::new();
         loop {
             if listed.shards.iter().all(|shard| moved.contains(&shard.id)) {
@@ -183,7 +193,7 @@ impl Consumer {
         Ok(())
     }
 
-    /// A moment by the server's clock that is not after now.
+    /// Returns a time by the clock of Kinesis that is not later than its current time.
     async fn now(&self) -> Result<SystemTime> {
         let mut attempts = Attempts::new();
         loop {
@@ -194,7 +204,7 @@ impl Consumer {
         }
     }
 
-    /// Lists the shards until none that the application could read is missing.
+    /// Lists the shards until the listing lacks no shard that the application could read.
     async fn whole_listing(&self, confirmations: &mut Confirmations) -> Result<Listing> {
         let table = self.table().await?;
         let mut attempts = Attempts::new();
@@ -206,7 +216,7 @@ impl Consumer {
         }
     }
 
-    /// The listed shards that hold nothing from there on, as far as Kinesis can say.
+    /// Returns the listed shards that Kinesis shows to hold no record from `checkpoint` on.
     async fn closed_before(
         &self,
         checkpoint: &Checkpoint,
@@ -217,7 +227,7 @@ impl Consumer {
         loop {
             match self.inner.kinesis.shards_open_before(*time).await {
                 Ok(open_then) => return Ok(listed.closed_before(&open_then)),
-                // What does not know the filter can still be moved.
+                // A server that does not support the filter proves nothing: all shards are moved.
                 Err(failure) if failure.error.kind() == ErrorKind::Rejected => {
                     return Ok(BTreeSet::new());
                 }
@@ -226,13 +236,13 @@ impl Consumer {
         }
     }
 
-    /// Waits until the worker of this consumer, where it has one, has seen what was edited: then it
-    /// hands out no more of what it had before.
+    /// Waits until the worker of this consumer, if it has one, has read the edited table.
+    /// Afterwards it delivers no record from before the edit.
     async fn see(&self) {
         let (told, seen) = oneshot::channel();
         let messages = self.inner.messages.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if messages.is_some_and(|messages| messages.send(WorkerMessage::TableEdited(told)).is_ok()) {
-            // A store that does not answer any more has its leases run out.
+            // If the store does not answer, the leases expire.
             let _seen = timeout(LONGEST_CALL, seen).await;
         }
     }
@@ -243,8 +253,8 @@ impl Consumer {
         match edited.map_err(|error| self.here(error))? {
             None => Ok(()),
             Some(worker) => Err(self.in_use(&format!(
-                "worker {worker} is reading; stop it first, or force it, and what it has not saved \
-                 yet is lost to it"
+                "worker {worker} is reading; stop it first, or pass IfLeased::Force, which discards \
+                 its unsaved checkpoints"
             ))),
         }
     }
@@ -254,7 +264,7 @@ impl Consumer {
     }
 }
 
-/// The attempts of a listing, over at most [`LONGEST_CALL`].
+/// The retries of a listing, over at most [`LONGEST_CALL`].
 struct Attempts {
     began: Instant,
     backoff: Backoff,
@@ -266,7 +276,8 @@ impl Attempts {
         Self { began: Instant::now(), backoff: Backoff::new(LISTINGS), failed: 0 }
     }
 
-    /// Backs off from a failure that a retry may cure.
+    /// Backs off after a failure that a retry may cure. Returns any other error, and every error
+    /// after [`LONGEST_CALL`].
     async fn after(&mut self, consumer: &Consumer, failure: ClassifiedError) -> Result<()> {
         let error = consumer.here(failure.error);
         let pause = self.backoff.failed();
@@ -280,8 +291,8 @@ impl Attempts {
     }
 }
 
-/// Whether a time is later than now, by the local clock and by the server's, whose listing was taken
-/// at most a second before `taken` ends.
+/// Returns true if a time is in the future by the local clock and by the clock of Kinesis. `taken`
+/// is the time of a listing by the latter, truncated to the second.
 fn is_future(time: SystemTime, taken: SystemTime) -> bool {
     time > SystemTime::now().max(taken + Duration::from_secs(1))
 }

@@ -13,25 +13,26 @@ use crate::shard::{CheckpointOn, Delivery, PollMonitor, ShardReader};
 use crate::telemetry::Polls;
 use crate::wakers::CallerWaker;
 
-/// Every record of a stream: its shards, merged.
+/// A stream of the records of all shards.
 ///
-/// Made by [`Consumer::records`](crate::Consumer::records). Records of one shard come in order,
-/// and shards take turns: a shard with much to say can't keep the others from speaking. Ends
-/// when the consumer is closed and when the stream does not exist; after an `Err` it goes on with
-/// what can go on.
+/// Returned by [`Consumer::records`](crate::Consumer::records). Records of one shard are delivered
+/// in order. Shards take turns, so a busy shard does not starve the others. The stream ends when
+/// the consumer is closed and when the Kinesis stream does not exist. After an `Err` it continues
+/// with the shards that can be read.
 ///
-/// Nothing is fetched before the first poll, and at most
-/// [`prefetch`](crate::ConsumerBuilder::prefetch) batches a shard while nobody polls, so the
-/// stream may be left alone for as long as its records are in retention.
+/// No record is fetched before the first poll. While the caller does not poll, at most
+/// [`prefetch`](crate::ConsumerBuilder::prefetch) batches of each shard are fetched. The caller can
+/// therefore pause for as long as the records stay within retention.
 ///
 /// # Cancel safety
 ///
-/// Dropping `next()` loses nothing. Dropping the stream gives up what was buffered, which is read
-/// again from the checkpoints; what was finished is still saved, if the runtime goes on.
+/// Dropping `next()` loses no record. Dropping the stream discards the buffered records, which are
+/// read again from the checkpoints. The checkpoints of finished records are still saved if the
+/// runtime continues to run.
 ///
 /// # Panics
 ///
-/// When polled outside of a tokio runtime with time enabled.
+/// Panics if it is polled outside a tokio runtime with time enabled.
 ///
 /// ```no_run
 /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
@@ -45,7 +46,7 @@ use crate::wakers::CallerWaker;
 /// ```
 #[must_use = "streams do nothing unless polled"]
 pub struct Records {
-    /// Where shards come from, until there are no more to come.
+    /// The source of shards; `None` after its end.
     shards: Option<Shards>,
     merged: SelectAll<ShardReader>,
     delivery: Delivery,
@@ -68,7 +69,7 @@ impl Records {
         }
     }
 
-    /// Takes in the shards that may be read now. An error is the caller's to see.
+    /// Adds the shards that can be read now. Returns an error that the caller must receive.
     fn poll_shards(&mut self, context: &mut Context<'_>) -> Result<()> {
         while let Some(shards) = &mut self.shards {
             match shards.poll_shard(context) {
@@ -80,7 +81,8 @@ impl Records {
         Ok(())
     }
 
-    /// What is left to read after an error: nothing, where the tasks of all shards are gone.
+    /// Removes all shards after the shutdown of the runtime, since their tasks have ended. Returns
+    /// the error.
     fn after(&mut self, error: Error) -> Error {
         if error.kind() == ErrorKind::RuntimeShutdown {
             self.shards = None;
@@ -100,7 +102,7 @@ impl Records {
         if record.is_some() {
             return Poll::Ready(record);
         }
-        // Most polls do not come so far.
+        // Most polls return before this point, so the waker is cloned only here.
         let waker = self.caller.follow(context.waker());
         let context = &mut Context::from_waker(&waker);
         loop {
@@ -115,7 +117,7 @@ impl Records {
                     }
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(self.after(error)))),
-                // Between a parent and its children there may be nothing to read for a while.
+                // Between a parent and its children there may be no shard to read.
                 Poll::Ready(None) if self.shards.is_some() => return Poll::Pending,
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending => return Poll::Pending,

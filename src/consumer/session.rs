@@ -1,4 +1,4 @@
-//! What the streams of one reading share, from the first poll until the last of them is dropped.
+//! The session: the state that the streams of a consumer share, until the last of them is dropped.
 
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
@@ -17,18 +17,19 @@ use crate::shard::{Plan, PollMonitor, ReadOutcome, ShardReader, ShardStream};
 use crate::source::{MemoryBudget, SourceConfig};
 use crate::store::Writer;
 
-/// How long a reading waits for the one before it to save and to give back what it had.
+/// The time for which a session waits until the previous one has saved its checkpoints and released
+/// its leases.
 const LAST_READING: Duration = Duration::from_secs(5);
 
-/// The right to read: while it lives, nobody else has it.
+/// The exclusive right to read the stream: a consumer has at most one session.
 pub(super) struct Session {
     consumer: Consumer,
-    /// Dropped with the session, which tells the worker that its time is over.
+    /// Dropped with the session, which signals the worker to leave.
     over: Mutex<Option<oneshot::Sender<()>>>,
 }
 
 impl Session {
-    /// The caller has made sure that there is no other.
+    /// Creates a session. The caller ensures that no other one exists.
     pub(super) fn new(consumer: Consumer) -> Self {
         Self { consumer, over: Mutex::default() }
     }
@@ -37,7 +38,7 @@ impl Session {
         &self.consumer
     }
 
-    /// Where the polls of a merged stream are noted, if that matters.
+    /// Returns the poll monitor of a merged stream; `None` without a `poll_timeout`.
     pub(super) fn poll_monitor(&self) -> Option<PollMonitor> {
         self.consumer.inner.settings.rules.poll_timeout.map(|_limit| PollMonitor::new())
     }
@@ -50,7 +51,7 @@ impl Session {
         let inner = &self.consumer.inner;
         *inner.messages.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.clone());
         inner.telemetry.set_error_sink({
-            // Not kept alive by it: that it is closed says that there are no more shards to come.
+            // A weak sender: the stream of shards ends when the last strong sender is dropped.
             let opening = opening.downgrade();
             move |error| match opening.upgrade() {
                 Some(opening) => opening.send(Err(error)).map_err(|unsent| match unsent.0 {
@@ -106,8 +107,8 @@ impl Session {
                         () = poll_fn(|context| close_signal.poll_closed(context)) => {}
                     }
                 };
-                // What an earlier reading has finished counts for this one. If the store fails,
-                // joining fails next, and says so.
+                // Records that the previous session finished count for this one. If the store
+                // fails, the worker fails to join next and reports the error.
                 let _saved = timeout(LAST_READING, async {
                     let _told_elsewhere = writer.flush().await;
                     if let Some(mut before) = before {
@@ -122,7 +123,7 @@ impl Session {
                     () = telemetry.watch() => {}
                 }
                 going.end();
-                // Before the last sender of shards is gone, by which the streams notice.
+                // Before the last sender of shards is dropped, which ends the streams.
                 has_left.store(true, Atomic::SeqCst);
                 drop((at_work, opening));
             }
@@ -137,7 +138,8 @@ impl Session {
         Running { session: Arc::clone(self), memory_budget, writer, message, openings, has_left }
     }
 
-    /// The consumer's writer: one for all its readings, so that none saves behind another's back.
+    /// Returns the writer of the consumer. All sessions share it, so their saves never run
+    /// concurrently.
     fn writer(&self) -> Writer {
         let inner = &self.consumer.inner;
         let mut writer = inner.writer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,7 +156,7 @@ impl Session {
         );
         let before = writer.replace(new.clone());
         drop(writer);
-        // Not under the lock: it holds wakers.
+        // Dropped outside the lock, since it holds wakers of the caller.
         drop(before);
         new
     }
@@ -166,19 +168,19 @@ impl Drop for Session {
     }
 }
 
-/// A session under way.
+/// A session that has been polled, with its tasks.
 pub(super) struct Running {
     session: Arc<Session>,
     memory_budget: MemoryBudget,
     writer: Writer,
     message: mpsc::UnboundedSender<WorkerMessage>,
     openings: mpsc::UnboundedReceiver<Result<AssignedShard>>,
-    /// The worker has ended by itself, and not with its runtime.
+    /// True after the worker has left in an orderly way, not because its runtime has shut down.
     has_left: Arc<AtomicBool>,
 }
 
 impl Running {
-    /// The next shard that may be read, or an error; `None` when there are no more to come.
+    /// Polls for the next shard that can be read, or an error; `None` after the last shard.
     pub(super) fn poll_opening(
         &mut self,
         context: &mut Context<'_>,
@@ -192,7 +194,7 @@ impl Running {
         }
     }
 
-    /// The stream of a shard that may be read now.
+    /// Returns the stream of a shard that can be read now.
     pub(super) fn open(&self, opening: AssignedShard) -> ShardStream {
         let AssignedShard { shard, position, added, lease_handle, watermark, poll_monitor, unopened } = opening;
         let inner = &self.session.consumer.inner;
@@ -228,7 +230,7 @@ impl Running {
             close_signal: inner.close_signal.clone(),
             lease_handle,
             ended: Box::new(move |ending| {
-                // Nobody listens any more where the reading has been dropped.
+                // The receiver is gone if the session has been dropped.
                 let _dropped = message.send(match ending {
                     ReadOutcome::Read(children) => {
                         let (shard, telemetry) = (id.clone(), at_end.clone());

@@ -1,4 +1,4 @@
-//! The options of a consumer: their defaults, and what each may be.
+//! The options of a consumer, with their defaults and ranges.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,18 +11,19 @@ use crate::shard::CheckpointOn;
 use crate::source::{MemoryBudget, OnTrimmed};
 use crate::store::{FlushConfig, parse_arn};
 
-/// The most records that one call may ask for:
+/// The maximum number of records that one `GetRecords` call can request:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
 const MOST_RECORDS: u32 = 10_000;
 
-/// Longer times than this are taken for mistakes, and could overflow a clock.
+/// The longest time of an option. A longer one is likely a mistake and could overflow a clock.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// What is left of a shorter lease between two renewals is no more than a slow answer takes.
+/// The shortest lease. With a shorter one, a slow response of the store to a renewal could outlast
+/// the lease.
 const SHORTEST_LEASE: Duration = Duration::from_secs(2);
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a reading needs to know.
+/// The checked options of a consumer.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) start: Start,
@@ -32,7 +33,7 @@ pub(super) struct Settings {
     pub(super) in_flight: InFlightConfig,
     pub(super) prefetch: usize,
     pub(super) max_buffered_bytes: usize,
-    /// Shared with other consumers, in place of one of that size.
+    /// A budget shared with other consumers; replaces `max_buffered_bytes`.
     pub(super) memory_budget: Option<MemoryBudget>,
     pub(super) on_trimmed: OnTrimmed,
     pub(super) deaggregate: bool,
@@ -75,7 +76,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What is wrong with the first option that is out of its range.
+    /// Checks the range of each option. Returns a description of the first one that is out of
+    /// range.
     pub(super) fn check(&self) -> Result<(), String> {
         let positions = self.start.each.values().filter_map(|position| match position {
             ShardPosition::AtTimestamp(time) | ShardPosition::CaughtUp { until: time, .. } => {
@@ -88,7 +90,7 @@ impl Settings {
             _ => None,
         };
         if positions.chain(start).any(|time| time > SystemTime::now()) {
-            return Err("starting_position is a timestamp in the future, but must be past".into());
+            return Err("starting_position is in the future; pass a time in the past".into());
         }
         if let Some(consumer) = &self.fan_out {
             check_fan_out(consumer)?;
@@ -142,7 +144,7 @@ pub(super) fn check_stream(stream: &str) -> Result<(), String> {
     ))
 }
 
-/// Whether a stream, or one of its consumers, may be called that.
+/// Returns true if the text is a valid name of a stream or a registered consumer.
 fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     (1..=128).contains(&text.len()) && text.bytes().all(allowed)
@@ -191,7 +193,7 @@ fn check_time(option: &str, time: Duration, least: Duration) -> Result<(), Strin
     }
 }
 
-/// The host, the process, and a part that no other worker has.
+/// Returns a worker name that consists of the host name, the process id and a random part.
 fn unique_name() -> Arc<str> {
     let host = std::env::var("HOSTNAME")
         .ok()

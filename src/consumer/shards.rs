@@ -12,20 +12,21 @@ use crate::shard::{CloseSignal, PollMonitor, ShardStream};
 use crate::telemetry::Polls;
 use crate::wakers::CallerWaker;
 
-/// The shards of a stream, each as a [`ShardStream`]: those there are at the start, those that come
-/// by resharding when their parents are finished, and those that are gained from other workers.
+/// A stream of shards, each as a [`ShardStream`]. It yields the shards that exist at the start, the
+/// children of a reshard when their parents are finished, and shards acquired from other workers.
 ///
-/// Made by [`Consumer::shards`](crate::Consumer::shards). Ends when the consumer is closed and
-/// when the stream does not exist. It must go on being polled for new shards to appear, and
-/// dropping it means that none will; the shards that it has yielded go on.
+/// Returned by [`Consumer::shards`](crate::Consumer::shards). The stream ends when the consumer is
+/// closed and when the Kinesis stream does not exist. Poll it continuously: new shards appear only
+/// while it is polled, and none after it is dropped. Shards that it has yielded continue after the
+/// drop.
 ///
 /// # Cancel safety
 ///
-/// Dropping `next()` loses nothing.
+/// Dropping `next()` loses no shard.
 ///
 /// # Panics
 ///
-/// When polled outside of a tokio runtime with time enabled.
+/// Panics if it is polled outside a tokio runtime with time enabled.
 ///
 /// ```no_run
 /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
@@ -45,7 +46,7 @@ pub struct Shards {
 }
 
 enum State {
-    /// One error is left to say.
+    /// One error is left to yield.
     Refused(Error),
     /// Not polled yet.
     Idle(Arc<Session>),
@@ -59,7 +60,7 @@ enum State {
 
 impl Shards {
     pub(super) fn refused(error: Error) -> Self {
-        // Nobody looks at how often an error is asked for.
+        // Polls of a refused stream are not monitored.
         Self::with(State::Refused(error), Arc::default())
     }
 
@@ -73,12 +74,12 @@ impl Shards {
         Self { state, polls, caller: CallerWaker::new() }
     }
 
-    /// Where its polls are noted.
+    /// Returns the counter of this stream's polls.
     pub(super) fn polls(&self) -> Arc<Polls> {
         Arc::clone(&self.polls)
     }
 
-    /// Where the polls of a merged stream are noted, if that matters.
+    /// Returns the poll monitor of a merged stream; `None` without a `poll_timeout`.
     pub(super) fn poll_monitor(&self) -> Option<PollMonitor> {
         match &self.state {
             State::Idle(session) | State::Running { session, .. } => session.poll_monitor(),
@@ -86,7 +87,7 @@ impl Shards {
         }
     }
 
-    /// Whether the consumer is closed.
+    /// Returns true if the consumer is closed.
     pub(super) fn is_closed(&self) -> bool {
         match &self.state {
             State::Idle(session) | State::Running { session, .. } => {
@@ -98,8 +99,8 @@ impl Shards {
 }
 
 impl Shards {
-    /// Polls for the next shard. The waker of `context` must be of a [`CallerWaker`]. A panic does not change
-    /// the state.
+    /// Polls for the next shard. The waker of `context` must come from a [`CallerWaker`]. A panic
+    /// does not change the state.
     pub(super) fn poll_shard(
         &mut self,
         context: &mut Context<'_>,

@@ -1,4 +1,4 @@
-//! How an application stands, seen from any of its consumers.
+//! The status of an application, which any of its consumers can read.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use crate::error::Result;
 use crate::record::ShardId;
 use crate::telemetry::ShardFailure;
 
-/// How an application stands with a stream: every shard that it knows, and who reads it.
+/// The status of an application on one stream: its workers, and the state and owner of every shard.
 ///
-/// Made by [`Consumer::status`]. With the cargo feature `serde` it can be written and read, for a
-/// dashboard or a health check.
+/// Returned by [`Consumer::status`]. With the cargo feature `serde` it can be serialized and
+/// deserialized, for a dashboard or a health check.
 ///
 /// ```no_run
 /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
@@ -23,25 +23,25 @@ use crate::telemetry::ShardFailure;
 /// for (shard, at) in &status.shards {
 ///     println!("{shard} {:?} {:?} {:?}", at.state, at.owner, at.millis_behind_latest);
 /// }
-/// let is_read = status.shards.values().all(|shard| shard.state != ShardState::Free);
+/// let is_read = status.shards.values().all(|shard| shard.state != ShardState::Unassigned);
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct ApplicationStatus {
-    /// The stream's name.
+    /// The name of the stream.
     pub stream: String,
-    /// Whose positions these are.
+    /// The name of the application.
     pub application: String,
-    /// The workers that are alive, by name.
+    /// The names of the live workers.
     pub workers: Vec<String>,
-    /// The shards that the application knows, those that are finished among them until they leave
-    /// retention.
+    /// The shards that the application knows. Finished shards are included until 365 days after
+    /// listings stopped showing them.
     pub shards: BTreeMap<ShardId, ShardStatus>,
 }
 
-/// How one shard stands.
+/// The status of one shard.
 ///
 /// ```no_run
 /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
@@ -53,79 +53,83 @@ pub struct ApplicationStatus {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct ShardStatus {
-    /// What becomes of it now.
+    /// The state of the shard.
     pub state: ShardState,
-    /// The last error of a [`Failed`](ShardState::Failed) shard. Only of shards that this consumer has
-    /// tried to read: other processes do not share their errors.
+    /// The last error of a [`Failed`](ShardState::Failed) shard. Known only for shards that this
+    /// consumer has tried to read: other processes do not share their errors.
     pub failure: Option<ShardFailure>,
-    /// How far it is finished, as stored; `None` where nothing is stored of it.
+    /// The stored checkpoint of the shard; `None` if the store has none.
     pub position: Option<Checkpoint>,
-    /// The worker that has its lease.
+    /// The name of the worker that holds the lease.
     pub owner: Option<String>,
-    /// Of the lease, as in [`Record::epoch`](crate::Record::epoch).
+    /// The epoch of the lease, as in [`Record::epoch`](crate::Record::epoch).
     pub epoch: u64,
-    /// The shards that it was split or merged from.
+    /// The shards that this shard was split or merged from.
     pub parents: Vec<ShardId>,
-    /// How far the reader is behind the newest record, in milliseconds: as the last answer of Kinesis
-    /// said, or, while records are fetched and not delivered, as far as the oldest of them is by now.
-    /// Only of shards that this consumer reads, from its first answer on.
+    /// The lag of the reader behind the newest record, in milliseconds: the lag that the last
+    /// response of Kinesis stated, or, while fetched records are not yet delivered, the current age
+    /// of the oldest of them. Known only for shards that this consumer reads, from the first
+    /// response on.
     pub millis_behind_latest: Option<i64>,
-    /// How many records are delivered and not acknowledged. Only of shards that this consumer reads.
+    /// The number of records that are delivered and not acknowledged. Known only for shards that
+    /// this consumer reads.
     pub unacknowledged: Option<usize>,
-    /// How long ago the oldest of them was delivered, to the second; `None` where there is none.
+    /// The time since the oldest unacknowledged record was delivered, to the second; `None` if
+    /// there is none.
     pub oldest_unacknowledged: Option<Duration>,
-    /// The in-flight limit because of which the shard delivers no record until one is acknowledged;
-    /// `None` where none does. Only of shards that this consumer reads.
+    /// The in-flight limit that keeps the shard from delivering a record until one is acknowledged;
+    /// `None` if no limit is reached. Known only for shards that this consumer reads.
     #[cfg_attr(feature = "serde", serde(default))]
     pub held_by: Option<InFlightLimit>,
 }
 
-/// What becomes of a shard.
+/// The state of a shard.
 ///
 /// ```
 /// use kinestream::ShardState;
 ///
-/// assert_ne!(ShardState::Finished, ShardState::Lost);
+/// assert_ne!(ShardState::Finished, ShardState::Expired);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum ShardState {
-    /// Its parents are not finished yet.
+    /// The parents of the shard are not finished yet.
     Waiting,
-    /// It may be read, and no worker has it.
+    /// The shard can be read, and no worker holds its lease.
     Unassigned,
-    /// A worker has it.
+    /// A worker holds the lease of the shard.
     Reading,
-    /// An error keeps this consumer from reading it, and no other worker has it. This consumer retries
-    /// with a back-off of up to 5 min. Consumers of other processes see it as
-    /// [`Free`](Self::Free).
+    /// An error keeps this consumer from reading the shard, and no other worker holds its lease.
+    /// This consumer retries with a back-off of up to 5 min. Consumers in other processes see the
+    /// shard as [`Unassigned`](Self::Unassigned).
     Failed,
-    /// A worker has it, and is handing it over to another one.
+    /// A worker holds the lease and is handing the shard off to another worker.
     HandingOff,
-    /// Every record of it is finished.
+    /// Every record of the shard is finished.
     Finished,
-    /// It left retention before it was read to its end, or its position belongs to an earlier stream of
-    /// the name. It is read again, or passed over, after a start with another
+    /// The shard left retention before it was read to its end, or its position belongs to an
+    /// earlier stream of the same name. It is read again or skipped after a start with another
     /// [`on_trimmed`](crate::ConsumerBuilder::on_trimmed), and when it is listed again.
     Expired,
-    /// The store cannot read the lease or the position of it: it is not read, and its children wait,
-    /// until the stored text is corrected or [`set_position`](Consumer::set_position) replaces it.
+    /// The store cannot parse the lease or the checkpoint of the shard. The shard is not read, and
+    /// its children wait, until the stored text is corrected or
+    /// [`set_position`](Consumer::set_position) replaces it.
     Unreadable,
 }
 
 impl Consumer {
-    /// How the application stands with the stream: each shard's state, position, owner and lag.
-    /// Asks the store, and joins nothing.
+    /// Returns the status of the application on the stream: the state, position, owner and lag of
+    /// each shard. Reads the store; the consumer does not join the fleet.
     ///
     /// # Errors
     ///
-    /// The store's.
+    /// Returns the error of the store.
     ///
     /// # Cancel safety
     ///
-    /// It changes nothing.
+    /// Dropping the future has no effect: it only reads.
     pub async fn status(&self) -> Result<ApplicationStatus> {
         let inner = &self.inner;
         let table = self.table().await?;

@@ -187,7 +187,7 @@ async fn a_second_reader_of_one_consumer_is_refused() {
     assert_eq!(
         error.to_string(),
         "stream orders: the consumer is already being read; drop its streams first, or build \
-         another one with an application of its own"
+         another consumer with a different application"
     );
     assert!(second.next().await.is_none());
     assert_eq!(number(&next(&mut first).await), 0);
