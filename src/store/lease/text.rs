@@ -182,7 +182,7 @@ mod tests {
         }
 
         #[test]
-        fn random_text_never_panics(text in "[ a-z0-9-]{0,40}") {
+        fn random_text_is_parsed_without_panic(text in "[ a-z0-9-]{0,40}") {
             if let Some(lease) = lease_of(&text) {
                 prop_assert!(text.starts_with(&lease.epoch.to_string()) || text.starts_with('0'));
             }

@@ -107,7 +107,7 @@ impl SettledPosition {
         let error = match self.verdict {
             SaveOutcome::Saved | SaveOutcome::Forgotten => return,
             SaveOutcome::Lost => {
-                Error::new(ErrorKind::LeaseLost, "another worker has acquired the lease")
+                Error::new(ErrorKind::LeaseLost, "the epoch of the lease is no longer valid")
             }
             SaveOutcome::Unreadable => {
                 Error::store_corrupt("the stored lease or position is unreadable")

@@ -59,7 +59,7 @@ impl Saving {
             if panics == TOLERATED + 1 {
                 let _nobody_is_there = self.shared.report(panicked(&panic).with_source(panic));
             }
-            // Backs off as if the store had failed. Delivery goes on until `max_unflushed`.
+            // Backs off as after a failed save. Pending positions stay pending.
             sleep(backoff.failed()).await;
         }
         let _panicked = contain(last_words(&self.shared)).await;

@@ -90,8 +90,8 @@ impl TrackedShards {
         watched.filter_map(|it| it.watermark.changed_for()).max()
     }
 
-    /// Visits up to [`SWEPT`] shards in turn. Removes and returns those that have no `pending`
-    /// position and whose position can no longer advance.
+    /// Visits up to [`SWEPT`] shards in turn. Removes and returns each that has no `pending`
+    /// position and cannot advance any further.
     pub(super) fn sweep(&mut self, pending: impl Fn(&Place) -> bool) -> Vec<TrackedShard> {
         let from = self.swept.take().map_or(Bound::Unbounded, Bound::Excluded);
         let visited = self.watched.range((from, Bound::Unbounded)).take(SWEPT);
