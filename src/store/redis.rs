@@ -79,13 +79,15 @@ use crate::record::ShardId;
 ///
 /// # Errors
 ///
-/// The message, and therefore events and logs, contain the text and the error code of Redis.
-/// [`StoreUnavailable`](ErrorKind::StoreUnavailable) is temporary or may be: an unreachable server,
-/// a replica (`READONLY`, `MASTERDOWN`), `LOADING`, `BUSY`, a cluster that changes (`MOVED`, `ASK`,
-/// `CLUSTERDOWN`, `TRYAGAIN`), no memory (`OOM`), no disk (`MISCONF`), too few replicas
-/// (`NOREPLICAS`). [`Denied`](ErrorKind::Denied): a refused user or password, no permission
-/// (`NOPERM`), protected mode. [`Configuration`](ErrorKind::Configuration): a command that is
-/// disabled or renamed.
+/// Messages, and therefore events and logs, contain the text and the error code of Redis.
+///
+/// - [`StoreUnavailable`](ErrorKind::StoreUnavailable), for conditions that are or may be
+///   temporary: an unreachable server, a replica (`READONLY`, `MASTERDOWN`), `LOADING`, `BUSY`, a
+///   cluster that changes (`MOVED`, `ASK`, `CLUSTERDOWN`, `TRYAGAIN`), no memory (`OOM`), no disk
+///   (`MISCONF`), too few replicas (`NOREPLICAS`).
+/// - [`Denied`](ErrorKind::Denied): a refused user or password, no permission (`NOPERM`), protected
+///   mode.
+/// - [`Configuration`](ErrorKind::Configuration): a command that is disabled or renamed.
 ///
 /// ```no_run
 /// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
