@@ -88,7 +88,7 @@ end
 
 -- Parses a checkpoint; nil if the text is not a checkpoint. The ranks are 0 for a starting
 -- position, 1 for a quiet shard without a finished record, 2 for a position in the shard, and 3 for
--- the end of the shard. Accepts the same texts as src/checkpoint.rs.
+-- the end of the shard. Rejects every text that src/checkpoint.rs rejects.
 local function parse(text)
   local time = string.match(text, '^AT_TIMESTAMP:(%d+)$')
   if text == 'TRIM_HORIZON' or time and is_u64(time) then

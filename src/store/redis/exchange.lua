@@ -45,7 +45,7 @@ local function remove(name)
 end
 
 local function join()
-  -- Collected first, since removing workers during the iteration is not allowed.
+  -- Collected here and removed after the checks below, not during the iteration.
   local gone = {}
   for name, member in pairs(workers) do
     live_until(name, math.min(member.expiry, time_after(member.duration)))

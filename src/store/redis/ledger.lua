@@ -128,8 +128,8 @@ local function are_parents(text)
   return true
 end
 
--- Parses a lease; nil if the line cannot be parsed. Accepts the same lines as
--- src/store/lease/text.rs.
+-- Parses a lease; nil if the line cannot be parsed. Rejects every line that src/store/lease/text.rs
+-- rejects.
 local function parse_lease(line)
   local epoch, owner, heir, origin, parents, state, rest =
     string.match(line, '^(%d+) ([^ ]+) ([^ ]+) (%d+) ([^ ]+) ([^ ]+)(.*)$')
