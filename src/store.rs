@@ -115,7 +115,7 @@
 //! at which a listing first lacked the finished shard. `added` is the time at which the shard was
 //! added. The scripts keep further words after these as they are. Epochs, durations, expiries,
 //! `unlisted`, `added` and `cleared` are in milliseconds; `joined`, origins, generations and
-//! versions are in microseconds; both by the clock of Redis. `first_poll` is in milliseconds, by
+//! versions are in microseconds. Both use the clock of Redis. `first_poll` is in milliseconds, by
 //! the clock of a worker.
 //!
 //! In the application's name, `:` is written `%3A` and `%` is written `%25`; in a worker's name, a

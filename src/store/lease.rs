@@ -155,8 +155,8 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
         request: &'a HeartbeatRequest,
     ) -> BoxFuture<'a, Result<HeartbeatResponse>>;
 
-    /// Saves each position if its epoch is still that of the shard's lease, and never moves a
-    /// position backwards. The outcomes are in the order of the list.
+    /// Saves each position unless its epoch is no longer valid, and never moves a position
+    /// backwards. The outcomes are in the order of the list; see [`SaveOutcome`].
     ///
     /// The end of a shard frees its lease and counts as a change of the table.
     fn save_fenced<'a>(
@@ -220,7 +220,7 @@ pub enum Change {
         parents: Vec<ShardId>,
         /// Its first sequence number, if known.
         start: Option<SequenceNumber>,
-        /// Its starting position; `None` leaves the choice to the reader.
+        /// Its starting position; `None` if the reader is to choose it.
         checkpoint: Option<Checkpoint>,
     },
     /// Notes that a listing shows the shard. Its first sequence number and the time of
@@ -286,8 +286,8 @@ pub enum Change {
         /// The shard.
         shard: ShardId,
     },
-    /// Notes that a complete listing does not show a finished shard. The store keeps the time of
-    /// the first such note ([`Lease::unlisted`]); [`MARK_KEPT`] later, the note removes the shard.
+    /// Notes that a complete listing does not show a finished shard. The first note stores the time
+    /// ([`Lease::unlisted`]); a note made [`MARK_KEPT`] later removes the shard.
     Forget {
         /// The shard.
         shard: ShardId,
@@ -301,15 +301,16 @@ pub enum Change {
     },
     /// Restores a lease as the calling worker last saw it.
     ///
-    /// - If the table has no such lease, it is added, unless the table was
+    /// - If the table has no lease of the shard, the restored lease is added, unless the table was
     ///   [cleared](AdminEdit::Clear) since. If its parents are unknown, only its position is added.
-    /// - A lease of a later [origin](Lease::origin) was begun after the store had lost its data. It
-    ///   takes this position, even if that is further back, in a new epoch. Its owner keeps it,
-    ///   unless the position is the shard's end.
-    /// - A lease of the same origin and a lower epoch is replaced by this one, at the further
-    ///   position. A lease of the same epoch moves to the further position, takes this owner if it
-    ///   was free, and becomes expired if this lease is expired.
-    /// - A lease of a higher epoch stays as it is.
+    /// - If the stored lease has a later [origin](Lease::origin), the shard was begun again after
+    ///   the store had lost its data. The stored lease takes the restored position, even if that is
+    ///   further back, in a new epoch. Its owner keeps it, unless the position is the shard's end.
+    /// - If the stored lease has the same origin and a lower epoch, the restored lease replaces it,
+    ///   at the further of the two positions. At the same epoch, the stored lease moves to the
+    ///   further position, takes the restored owner if it is free, and becomes expired if the
+    ///   restored lease is expired.
+    /// - A stored lease of an earlier origin or a higher epoch stays as it is.
     Restore {
         /// The shard.
         shard: ShardId,
@@ -421,7 +422,7 @@ pub struct Lease {
     /// retention period before this time may have lost records. `None` if an earlier version of
     /// this crate added the shard and no listing has shown it since.
     pub added: Option<u64>,
-    /// The shard's position; `None` leaves the choice to the reader.
+    /// The shard's position; `None` if the reader is to choose it.
     pub checkpoint: Option<Checkpoint>,
     /// The reason why the stored lease or position cannot be read, with the key and the field;
     /// `None` if both are readable. All other fields then have their defaults. The store keeps the

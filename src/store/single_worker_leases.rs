@@ -21,7 +21,7 @@ use crate::telemetry::log_line;
 pub(super) struct SingleWorkerLeases {
     store: Arc<dyn CheckpointStore>,
     table: MemoryStore,
-    /// The scopes with stored positions that are loaded into the table.
+    /// The scopes that are loaded from the store into the table.
     loaded: Mutex<HashSet<Scope>>,
     /// The time of the last load, which shows the unreadable positions.
     looked: Mutex<Instant>,
@@ -179,7 +179,8 @@ impl LeaseStore for SingleWorkerLeases {
         edit: &'a AdminEdit,
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
-        // Positions in such a store only advance; only its owner can move one back.
+        // Positions in such a store only advance; moving one back requires a change in the store
+        // itself.
         let _ = (scope, edit, forced);
         async move { Err(super::no_leases()) }.boxed()
     }

@@ -11,8 +11,8 @@
 //! A position stays in `pending` until the store has confirmed it, so a failed or dropped save
 //! loses no position. Each position is saved with the epoch under which it was reached. If its
 //! lease is lost, the position is discarded, since the new owner saves its own. When the last
-//! handle is dropped, the task retries a final save of all finished records for up to 10 s, and
-//! ends.
+//! handle is dropped, the task tries for up to 10 s to save the positions of all finished records,
+//! and ends.
 
 mod gate;
 mod save;
@@ -76,8 +76,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The number of times that a position has advanced, counted if each position is saved before
-    /// the next record.
+    /// The number of advances of all positions. Counted only if `interval` is zero: each position
+    /// is then saved before the next record.
     advanced: u64,
     /// The number of those advances that completed saves contain.
     saved: u64,
@@ -145,7 +145,7 @@ impl Writer {
     }
 
     /// Returns a notifier that reports advances of a shard's watermark to the writer. It does not
-    /// keep the task alive, so records that outlive the stream do not either.
+    /// keep the task alive, and neither do records that outlive the stream.
     pub(crate) fn notifier(&self, shard: ShardId, epoch: u64) -> FlushNotifier {
         FlushNotifier { shared: Arc::clone(&self.shared), place: (shard, epoch) }
     }

@@ -536,8 +536,8 @@ impl Transaction<'_> {
         self.begin_anew(shard, owner);
     }
 
-    /// Removes a finished shard after it was unlisted for [`MARK_KEPT`], during which a listing may
-    /// show it again.
+    /// Notes that a finished shard is not listed, and removes it [`MARK_KEPT`] after the first
+    /// note. Until then, a listing may show it again.
     fn forget(&mut self, shard: &ShardId) {
         let now = millis(self.now);
         match self.ledger.leases.get_mut(shard) {

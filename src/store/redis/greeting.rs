@@ -19,7 +19,7 @@ impl Greeting {
         self.database
     }
 
-    /// Splits the settings of the greeting off a server's settings.
+    /// Moves the login and the database from a server's settings into a greeting.
     pub(super) fn taken_from(server: ConnectionInfo) -> (ConnectionInfo, Self) {
         let settings = server.redis_settings();
         if settings.protocol() != ProtocolVersion::RESP2 {

@@ -301,5 +301,7 @@ impl Reply<'_> {
 /// Returns the error for an unknown reply. The scripts are part of this version, so only a server
 /// that is not Redis gives such a reply.
 fn unknown(answer: &str) -> Error {
-    Error::store_corrupt(format!("unexpected reply {answer:?} from a Redis script; check that the server is Redis or Valkey"))
+    Error::store_corrupt(format!(
+        "unexpected reply {answer:?} from a Redis script; check that the server is Redis or Valkey"
+    ))
 }

@@ -66,8 +66,8 @@ impl Target {
         Ok(Self::Server(Client::open(server.set_tcp_settings(tcp_settings()))?, greeting))
     }
 
-    /// The server that sentinels report as the master of this name; `master` holds the settings of
-    /// its connection.
+    /// Creates the target of the master that sentinels report under this name. `master` holds the
+    /// settings of its connection.
     #[cfg(feature = "redis-sentinel")]
     pub(super) fn master(
         sentinels: Vec<ConnectionInfo>,

@@ -1,4 +1,4 @@
--- Saves each position if its epoch is still that of the shard's lease, and none backwards.
+-- Saves each position unless its epoch is no longer valid, and none backwards.
 --
 -- ARGV  shard, epoch, checkpoint, shard, epoch, checkpoint, …
 --

@@ -28,8 +28,8 @@ pub(crate) struct ReaderGate {
     writer: Writer,
     /// The key of this reader among the waiting readers.
     key: u64,
-    /// The number of advances when the reader first polled. If each position is saved before the
-    /// next record, these advances must be saved before the reader delivers its next record.
+    /// The number of advances when the reader first polled. If `interval` is zero, these advances
+    /// must be saved before the reader delivers its next record.
     until: Option<u64>,
 }
 
@@ -42,8 +42,8 @@ impl ReaderGate {
     /// Waits until records may be delivered. Returns an error if a failure of the store is to be
     /// reported.
     ///
-    /// If each position is saved before the next record, also waits until the advances made before
-    /// the reader first polled are saved.
+    /// If `interval` is zero, also waits until the advances made before the reader first polled are
+    /// saved.
     pub(crate) fn poll_open(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
         let shared = &self.writer.shared;
         if !shared.attention.load(Ordering::Acquire) {

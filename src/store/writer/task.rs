@@ -74,7 +74,7 @@ impl Saving {
                 None => self.written + self.shared.flush.interval.max(Duration::from_millis(1)),
             };
             let resting = self.outage.is_none() && self.shared.flush.interval.is_zero();
-            // Biased, so that the order of events alone decides.
+            // Biased, so that the choice is deterministic.
             if self.asking.is_empty() || self.outage.is_some() {
                 tokio::select! {
                     biased;
