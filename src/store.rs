@@ -3,7 +3,7 @@
 //! # A store of your own
 //!
 //! Implement the two required methods of [`CheckpointStore`] and run [`conformance::check`] on the
-//! store in a test. Such a store keeps positions only, so one worker reads all shards; to share
+//! store in a test. Such a store keeps positions only, so each worker reads all shards; to share
 //! shards among workers, see [`lease`]. It does not keep the first sequence number of a shard. If a
 //! stream is deleted and created again under the same name, a stored `SHARD_END` also applies to
 //! the new shard of the same id, and that shard is not read. Delete the stored positions before you
@@ -289,7 +289,7 @@ pub trait CheckpointStore: Debug + Send + Sync + 'static {
 
     /// Returns this store as a [`LeaseStore`] if it supports leases. Workers then share the shards.
     ///
-    /// Default: `None`. One worker then reads every shard. A store that wraps another store
+    /// Default: `None`. Each worker then reads every shard. A store that wraps another store
     /// forwards this call to support leases.
     fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {
         None
