@@ -1,13 +1,13 @@
-//! Where positions are kept: [`CheckpointStore`], and the stores that come with the crate.
+//! Checkpoint stores: the [`CheckpointStore`] trait, and the stores that come with the crate.
 //!
 //! # A store of your own
 //!
-//! Implement the two methods of [`CheckpointStore`] and run [`conformance::check`] on it in a test
-//! of yours. Such a store keeps positions, and whoever reads has all shards; for workers that share
-//! them, see [`lease`]. It does not keep the starting sequence number of a shard, so `SHARD_END` of a
-//! deleted stream also counts for the shard of the same id in a stream that is created again under that
-//! name: the new shard is not read. Delete the stored positions before you create the stream again. A
-//! whole store in a file:
+//! Implement the two required methods of [`CheckpointStore`] and run [`conformance::check`] on the
+//! store in a test. Such a store keeps positions only, so each worker reads all shards; to share
+//! shards among workers, see [`lease`]. It does not keep the first sequence number of a shard. If a
+//! stream is deleted and created again under the same name, a stored `SHARD_END` also applies to
+//! the new shard of the same id, and that shard is not read. Delete the stored positions before you
+//! create the stream again. A complete store that keeps its positions in files:
 //!
 //! ```
 //! use std::collections::HashMap;
@@ -18,11 +18,11 @@
 //! use kinestream::store::{conformance, CheckpointStore, Scope};
 //! use kinestream::{Checkpoint, Error, Result, ShardId};
 //!
-//! /// A file for each application and stream, a line for each shard.
+//! /// Keeps one file per application and stream, with one line per shard.
 //! #[derive(Debug)]
 //! struct FileStore {
 //!     folder: PathBuf,
-//!     /// One writer at a time.
+//!     /// Allows one writer at a time.
 //!     writing: tokio::sync::Mutex<()>,
 //! }
 //!
@@ -93,32 +93,34 @@
 //! # }
 //! ```
 //!
-//! # What is in Redis
+//! # Redis key layout
 //!
-//! Up to five keys for each application and stream, in format 1, which all hold plain text. `stream` is
-//! the stream's name where the consumer was built from a name, and `account:region:name`, such as
-//! `123456789012:eu-west-1:orders`, where it was built from an ARN. See
-//! [A name becomes an ARN](crate::guide::migrating#a-name-becomes-an-arn) for a consumer that is changed
-//! from one to the other.
+//! The store writes up to five keys for each application and stream, in format 1. All hold plain
+//! text. `stream` is the stream's name if the consumer was built from a name. It is
+//! `account:region:name`, such as `123456789012:eu-west-1:orders`, if the consumer was built from
+//! an ARN. See [A name becomes an ARN](crate::guide::migrating#a-name-becomes-an-arn) for changing
+//! a consumer from one to the other.
 //!
-//! | key | type | what |
+//! | key | type | content |
 //! |---|---|---|
 //! | `kinestream:{application:stream}:format` | string | `1` |
-//! | `kinestream:{application:stream}:checkpoints` | hash | for each shard its [`Checkpoint`] as text |
-//! | `kinestream:{application:stream}:leases` | hash | for each shard `epoch owner next_owner origin parents state start unlisted added` |
-//! | `kinestream:{application:stream}:workers` | hash | for each worker `incarnation joined duration expiry capacity` |
-//! | `kinestream:{application:stream}:fleet` | hash | `generation`, `version` and `cleared` of the [table](lease::Table), `epoch`: the last one that was given, `keys`: which of the other keys exist, and `first_poll`: the start of an application that has not listed its stream yet |
+//! | `kinestream:{application:stream}:checkpoints` | hash | the [`Checkpoint`] of each shard as text |
+//! | `kinestream:{application:stream}:leases` | hash | per shard `epoch owner next_owner origin parents state start unlisted added` |
+//! | `kinestream:{application:stream}:workers` | hash | per worker `incarnation joined duration expiry capacity` |
+//! | `kinestream:{application:stream}:fleet` | hash | `generation`, `version` and `cleared` of the [table](lease::LeaseTable); `epoch`, the last epoch issued; `keys`, the names of the other keys that exist; `first_poll`, the start of an application that has not listed its stream yet |
 //!
-//! A lease has `-` for what there is none of, commas between parents, and the state `LOST` where its
-//! shard is. Its start is the first sequence number of the shard, and `unlisted` is when a listing first
-//! lacked the finished shard. `added` is when the shard was added. Parents are `?` where they are not known.
-//! Words behind these are kept as they are. Epochs, durations, expiries, `unlisted`, `added` and `cleared`
-//! are in milliseconds, `joined`, origins, generations and versions in microseconds, by the clock of Redis.
-//! `first_poll` is in milliseconds, by the clock of a worker.
+//! In a lease, `-` stands for a missing value, `?` for unknown parents, and parents are separated
+//! by commas. The state is `LOST` if the shard [expired](lease::Lease::is_shard_expired) before it
+//! was read to its end. `start` is the first sequence number of the shard. `unlisted` is the time
+//! at which a listing first lacked the finished shard. `added` is the time at which the shard was
+//! added. The scripts keep further words after these as they are. Epochs, durations, expiries,
+//! `unlisted`, `added` and `cleared` are in milliseconds; `joined`, origins, generations and
+//! versions are in microseconds. Both use the clock of Redis. `first_poll` is in milliseconds, by
+//! the clock of a worker.
 //!
-//! A `:` in the application's name is written `%3A`, and a `%` is written `%25`; in a worker's name a
-//! blank is `%20`. The braces are a hash tag: in Redis Cluster all keys live on one node. They never
-//! expire.
+//! In the application's name, `:` is written `%3A` and `%` is written `%25`; in a worker's name, a
+//! space is written `%20`. The braces are a hash tag: in Redis Cluster, all keys are on one node.
+//! The keys never expire.
 //!
 //! ```text
 //! 127.0.0.1:6379> HGETALL kinestream:{billing:orders}:checkpoints
@@ -130,62 +132,68 @@
 //! 6) "CAUGHT_UP:1767225600000:49590338271490256608559692538361571095921575989136588914"
 //! ```
 //!
-//! The third shard is quiet: `CAUGHT_UP` names the time up to which no other record had arrived, in
+//! The third shard is quiet. `CAUGHT_UP` holds the time up to which no other record had arrived, in
 //! milliseconds since 1970 by the clock of Kinesis, and the last finished record, if there is one.
 //!
-//! Who reads what: `HGETALL …:leases`, and `HGETALL …:workers` for who is there. The same from a
-//! program: [`Consumer::positions`](crate::Consumer::positions).
+//! `HGETALL …:leases` shows the owner of each shard, and `HGETALL …:workers` the live workers. A
+//! program gets the same from [`Consumer::positions`](crate::Consumer::positions).
 //!
 //! # Moving a position
 //!
-//! [`Consumer::set_position`](crate::Consumer::set_position) has a shard read from elsewhere, and
-//! [`Consumer::clear_positions`](crate::Consumer::clear_positions) has an application begin anew; both
-//! refuse while a worker has what they change, unless they are forced. By hand, with `redis-cli` and
-//! while nobody reads: set the shard's field in `…:checkpoints` to another checkpoint, where one that
-//! is deleted means the oldest record that is kept; or delete all keys of the application. Workers
-//! that are alive tell an emptied Redis what was in it, so stop them first, or use
-//! `clear_positions`.
+//! [`Consumer::set_position`](crate::Consumer::set_position) moves the position of one shard.
+//! [`Consumer::clear_positions`](crate::Consumer::clear_positions) resets an application to its
+//! starting position. Both fail while a live worker uses what they change, unless they are forced.
 //!
-//! # A field that cannot be read
+//! To move a position by hand with `redis-cli`, stop all workers first. Set the shard's field in
+//! `…:checkpoints` to another checkpoint; without the field, the shard is read from the oldest
+//! record in retention. To reset an application, delete all its keys. Live workers restore what an
+//! emptied Redis has forgotten, so stop them first, or use `clear_positions`.
 //!
-//! A field of `…:checkpoints` or `…:leases` that is damaged costs its shard alone. The shard is not read,
-//! its children wait, and the field stays as it is; each worker gets one error of kind
-//! [`StoreCorrupt`](ErrorKind::StoreCorrupt) that names key and field, and
-//! [`status`](crate::Consumer::status) shows [`Unreadable`](crate::ShardState::Unreadable). Correct the
-//! field, which workers notice within
-//! [`discovery_interval`](crate::ConsumerBuilder::discovery_interval), or set the shard's position. A
-//! damaged lease may also be deleted: the next listing adds it. Do so while its owner is stopped: the new
-//! lease names no owner, so another worker may deliver the shard until the owner's next renewal. A damaged
-//! field of `…:workers` is
-//! replaced when its worker renews; after the lease duration of another worker its leases are free. A
-//! damaged field of `…:fleet` counts as a lost key.
+//! # Unreadable fields
 //!
-//! # A Redis that forgets
+//! A damaged field of `…:checkpoints` or `…:leases` affects only its shard. The shard is not read,
+//! its children wait, and the field stays as it is. Each worker reports one error of kind
+//! [`StoreCorrupt`](ErrorKind::StoreCorrupt) that names the key and the field, and
+//! [`status`](crate::Consumer::status) shows [`Unreadable`](crate::ShardState::Unreadable). Correct
+//! the field, or set the shard's position. Workers notice a corrected field within
+//! [`discovery_interval`](crate::ConsumerBuilder::discovery_interval). A damaged lease may also be
+//! deleted, and the next listing adds it again. Delete it only while its owner is stopped: the new
+//! lease has no owner, so another worker may deliver the shard until the owner's next renewal.
 //!
-//! Redis replicates after it has answered, and without persistence it forgets with a restart. So a
-//! failover can bring back positions, leases and shards from a moment earlier, and a restart none
-//! at all. That costs repeats and never a record, as long as one worker lives:
+//! A damaged field of `…:workers` is replaced when its worker renews. If it does not renew, its
+//! leases become free after the lease duration of another worker. A damaged field of `…:fleet` is
+//! treated like a lost key.
 //!
-//! - A worker that finds an older position than its own, or an older epoch, goes on from its own and
-//!   saves it with its next step. A lease that the old master granted and the new one does not
-//!   know of stays its owner's, unless the new one has granted it anew meanwhile: then the first
-//!   owner stops with its next renewal, and what it had not saved comes again.
-//! - Workers remember the table that they saw last, and tell an emptied Redis what was in it. What a
-//!   worker reads, it knows exactly; of others it knows their positions of at most
-//!   [`discovery_interval`](crate::ConsumerBuilder::discovery_interval) ago.
-//! - A single key that is evicted or deleted counts as forgotten too: the next call of a worker finds that
-//!   it is missing, although the version is still the known one, and begins a new generation.
-//! - A worker that is started in between begins an application that nobody seems to have begun. When
-//!   one that knows better is heard, its positions count, also where they are further back.
-//! - Positions that were moved back a moment before, by [`seek`](crate::Consumer::seek) or
-//!   [`set_position`](crate::Consumer::set_position), may be stored further on again, since of two the
-//!   further one counts. Whoever reads goes on from where it was moved to. Move them again.
+//! # Data loss in Redis
 //!
-//! Where Redis forgets and no worker lives, the application begins anew, at its starting position.
+//! Redis replicates asynchronously, and without persistence it loses its data at a restart. A
+//! failover can therefore bring back older positions, leases and shards, and a restart can bring
+//! back none. This causes redelivery, but no record is lost as long as one worker stays alive:
 //!
-//! Epochs follow the clock of Redis, so that they rise whatever it forgets. Only where it forgets
-//! *and* its clock goes back behind the last change of owner, and no worker that remembers reaches
-//! it first, can an epoch come twice.
+//! - A worker that finds an older position or an older epoch than its own continues from its own
+//!   position and saves it with its next step. A lease that the old master granted and the new
+//!   master does not know stays with its owner, unless the new master has assigned it to another
+//!   worker. In that case the first owner stops at its next renewal, and the records that it had
+//!   not saved are redelivered.
+//! - Workers remember the table that they saw last, and restore it into an emptied Redis. A worker
+//!   knows the exact positions of the shards that it reads. Its copy of all other positions is at
+//!   most [`discovery_interval`](crate::ConsumerBuilder::discovery_interval) old.
+//! - The loss of a single key, by eviction or deletion, is handled the same way: the next call of a
+//!   worker finds that the key is missing although the version is unchanged, and starts a new
+//!   generation.
+//! - A worker that starts before the data is restored starts the application from the beginning.
+//!   Once another worker restores its positions, those positions apply, even if they are further
+//!   back.
+//! - [`seek`](crate::Consumer::seek) or [`set_position`](crate::Consumer::set_position) may be
+//!   undone in the store if it ran shortly before the loss and moved positions back, since the
+//!   further of two positions wins. Live readers continue from the moved position. Repeat the call.
+//!
+//! If Redis loses its data while no worker is alive, the application starts again at its starting
+//! position.
+//!
+//! Epochs follow the clock of Redis, so they keep rising after a data loss. An epoch can be issued
+//! twice only if Redis loses its data, its clock also goes back behind the last change of owner,
+//! and no worker restores the table first.
 
 pub mod conformance;
 mod guarded_store;
@@ -220,35 +228,39 @@ pub(crate) use scope::{Mark, parse_arn};
 use single_worker_leases::SingleWorkerLeases;
 pub(crate) use writer::{FlushConfig, ReaderGate, TrackedShard, Writer};
 
-/// Keeps, for each application and stream, how far each shard has been read.
+/// Stores the position of each shard, for each application and stream.
 ///
-/// The page of the module has [a whole one](crate::store#a-store-of-your-own), in a file.
+/// See the [module page](crate::store#a-store-of-your-own) for a complete store in a file.
 ///
-/// One store serves many consumers at once, of any application and stream. It is called from
-/// tasks of its own, so a slow store delays no record until
-/// [`max_unflushed`](crate::ConsumerBuilder::max_unflushed).
+/// One store serves many consumers at the same time, of any application and stream. It is called
+/// from separate tasks, so a slow store does not delay records until
+/// [`max_unflushed`](crate::ConsumerBuilder::max_unflushed) has passed.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::StoreUnavailable`]
-/// ([`Error::store_unavailable`](crate::Error::store_unavailable)) is tried again with a back-off;
-/// any other kind is reported to the caller, once, and then tried again as well.
+/// [`ErrorKind::StoreUnavailable`] ([`Error::store_unavailable`](crate::Error::store_unavailable))
+/// is retried with back-off. Any other kind is reported to the caller once, and is then retried as
+/// well.
 ///
 /// # Cancel safety
 ///
-/// A future may be dropped before it is ready, as one that takes longer than 10 s is. What it was to
-/// save is then saved again later, and `save` must bear that: [`Checkpoint::supersedes`] makes it so.
+/// A future may be dropped before it is ready; one that takes longer than 10 s is dropped. The same
+/// positions are then saved again later, and `save` must allow that. Comparing with
+/// [`Checkpoint::supersedes`] is sufficient.
 pub trait CheckpointStore: Debug + Send + Sync + 'static {
-    /// All checkpoints of one application and stream. Where nothing was ever saved: an empty map.
+    /// Returns all checkpoints of one application and stream, or an empty map if none was ever
+    /// saved.
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>>;
 
-    /// Returns all checkpoints of one application and stream, each or the error why it cannot be read.
-    /// A shard with an error is not read and its children wait, until a later call returns a checkpoint
-    /// for it; the caller gets the error once. An error of [`load`](Self::load) stops all shards.
+    /// Returns all checkpoints of one application and stream, each as a separate result.
+    ///
+    /// A shard with an error is not read and its children wait, until a later call returns a
+    /// checkpoint for it; the error is reported to the caller once. An error of
+    /// [`load`](Self::load) stops all shards.
     ///
     /// Called at the start, and about every 30 s while a shard has an error.
     ///
-    /// Default: calls [`load`](Self::load). A store that wraps another one passes this call on.
+    /// Default: calls [`load`](Self::load). A store that wraps another store forwards this call.
     #[allow(clippy::type_complexity)]
     fn load_each<'a>(
         &'a self,
@@ -262,22 +274,23 @@ pub trait CheckpointStore: Debug + Send + Sync + 'static {
         .boxed()
     }
 
-    /// Saves the checkpoints of some shards, each once in the list, and leaves all other shards
-    /// as they are.
+    /// Saves the checkpoints of some shards, and leaves all other shards as they are. Each shard
+    /// occurs at most once in the list.
     ///
-    /// For each shard the store keeps what it has unless the new checkpoint
-    /// [supersedes](Checkpoint::supersedes) it or nothing is stored. Comparing and storing must be
-    /// one step, since other processes may save at the same time. What is kept is not an error.
+    /// For each shard, the new checkpoint replaces the stored one only if it
+    /// [supersedes](Checkpoint::supersedes) it or if nothing is stored. Comparing and storing must
+    /// be one atomic step, since other processes may save at the same time. Keeping the stored
+    /// checkpoint is not an error.
     fn save<'a>(
         &'a self,
         scope: &'a Scope,
         checkpoints: &'a [(ShardId, Checkpoint)],
     ) -> BoxFuture<'a, Result<()>>;
 
-    /// The same store as one that keeps leases too, where it can: then workers share the shards.
+    /// Returns this store as a [`LeaseStore`] if it supports leases. Workers then share the shards.
     ///
-    /// Default: `None`. Whoever reads then reads every shard. A store that wraps another one passes
-    /// on what that one says, if its leases are to count.
+    /// Default: `None`. Each worker then reads every shard. A store that wraps another store
+    /// forwards this call to support leases.
     fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {
         None
     }
@@ -308,7 +321,8 @@ impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {
     }
 }
 
-/// The leases of a store, or some in memory for one that keeps none; and whether they are in memory.
+/// Returns the store's leases, or leases in memory for a store without lease support. The flag is
+/// true for leases in memory.
 pub(crate) fn leases_of(store: &Arc<dyn CheckpointStore>) -> (Arc<dyn LeaseStore>, bool) {
     match Arc::clone(store).leases() {
         Some(leases) => (leases, false),
@@ -318,14 +332,14 @@ pub(crate) fn leases_of(store: &Arc<dyn CheckpointStore>) -> (Arc<dyn LeaseStore
 
 fn no_leases() -> Error {
     let message =
-        "the store keeps no leases, so it is for whoever made it to change what is stored";
+        "this store does not support leases; change its checkpoints directly";
     Error::new(ErrorKind::Configuration, message)
 }
 
-/// How long a call of a store may take.
+/// The longest time that a call of a store may take.
 pub(crate) const LONGEST_CALL: Duration = Duration::from_secs(10);
 
-/// The answer of a store, or an error where it does not come in time.
+/// Returns the result of a store's call, or an error if it takes longer than [`LONGEST_CALL`].
 pub(crate) async fn with_timeout<T>(call: BoxFuture<'_, Result<T>>) -> Result<T> {
     timeout(LONGEST_CALL, call).await.unwrap_or_else(|elapsed| {
         let message = format!("the checkpoint store did not answer within {LONGEST_CALL:?}");

@@ -1,5 +1,5 @@
-//! What every [`CheckpointStore`] must do, and every
-//! [`LeaseStore`](super::lease::LeaseStore), as suites that any of them can run.
+//! Conformance suites for [`CheckpointStore`] and [`LeaseStore`](super::lease::LeaseStore)
+//! implementations.
 
 mod leases;
 
@@ -16,8 +16,8 @@ use crate::record::ShardId;
 
 pub use leases::check_leases;
 
-/// Runs the whole suite on `store`, in scopes that no other run uses. What it has saved is left
-/// there.
+/// Runs the conformance suite on a [`CheckpointStore`]. Each run uses new scopes, and leaves its
+/// data in the store.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -31,15 +31,15 @@ pub use leases::check_leases;
 ///
 /// # Panics
 ///
-/// Where the store does not do what [`CheckpointStore`] asks for; the message names the rule.
+/// Panics if the store violates a rule of [`CheckpointStore`]. The message names the rule.
 pub async fn check(store: &dyn CheckpointStore) {
     let suite = Suite { store, run: unique() };
     suite.begins_empty().await;
-    suite.gives_back_every_form().await;
+    suite.loads_every_form().await;
     suite.never_moves_backwards().await;
     suite.keeps_scopes_apart().await;
     suite.saves_many_at_once().await;
-    suite.races_end_with_the_furthest().await;
+    suite.concurrent_saves_keep_the_furthest().await;
     suite.survives_dropped_saves().await;
 }
 
@@ -48,7 +48,7 @@ struct Suite<'a> {
     run: String,
 }
 
-/// Each pair is a checkpoint that is stored, and one that must not replace it.
+/// Pairs of a stored checkpoint and one that must not replace it.
 const BACKWARDS: [(&str, &str); 16] = [
     ("TRIM_HORIZON", "AT_TIMESTAMP:1000"),
     ("AT_TIMESTAMP:1000", "TRIM_HORIZON"),
@@ -68,7 +68,7 @@ const BACKWARDS: [(&str, &str); 16] = [
     ("CAUGHT_UP:1000:10", "AFTER_SEQUENCE_NUMBER:10"),
 ];
 
-/// Each pair is a checkpoint that is stored, and one that must replace it.
+/// Pairs of a stored checkpoint and one that must replace it.
 const FORWARDS: [(&str, &str); 14] = [
     ("TRIM_HORIZON", "AFTER_SEQUENCE_NUMBER:0"),
     ("AT_TIMESTAMP:1000", "AFTER_SEQUENCE_NUMBER:0"),
@@ -90,13 +90,13 @@ impl Suite<'_> {
     async fn begins_empty(&self) {
         let scope = self.scope("empty");
         let loaded = self.load(&scope).await;
-        assert!(loaded.is_empty(), "a scope in which nothing was saved loads as empty: {loaded:?}");
+        assert!(loaded.is_empty(), "an unused scope loads as empty: {loaded:?}");
         self.save(&scope, &[]).await;
         let loaded = self.load(&scope).await;
-        assert!(loaded.is_empty(), "saving nothing saves nothing: {loaded:?}");
+        assert!(loaded.is_empty(), "saving an empty list stores nothing: {loaded:?}");
     }
 
-    async fn gives_back_every_form(&self) {
+    async fn loads_every_form(&self) {
         let scope = self.scope("forms");
         let longest = format!("AFTER_SEQUENCE_NUMBER:{}", "9".repeat(129));
         let part = format!("{longest}:{}", u64::MAX - 1);
@@ -117,7 +117,7 @@ impl Suite<'_> {
             .collect();
         self.save(&scope, &saved).await;
         let expected: HashMap<_, _> = saved.into_iter().collect();
-        assert_eq!(self.load(&scope).await, expected, "what was saved is loaded");
+        assert_eq!(self.load(&scope).await, expected, "saved checkpoints are loaded");
     }
 
     async fn never_moves_backwards(&self) {
@@ -133,7 +133,7 @@ impl Suite<'_> {
     async fn assert_replaced(&self, stored: &str, new: &str, expected: &str) {
         let scope = self.scope(&format!("from {stored} to {new}").replace(':', " "));
         self.save(&scope, &[(shard(0), checkpoint(stored))]).await;
-        // Twice: a save that was carried out may be tried again.
+        // Twice, since a save that was carried out may be retried.
         for _ in 0..2 {
             self.save(&scope, &[(shard(0), checkpoint(new))]).await;
         }
@@ -167,7 +167,7 @@ impl Suite<'_> {
             assert_eq!(
                 self.load(scope).await,
                 HashMap::from([(shard(0), place)]),
-                "every application and stream has checkpoints of its own: {scope:?}"
+                "each application and stream has separate checkpoints: {scope:?}"
             );
         }
     }
@@ -181,10 +181,10 @@ impl Suite<'_> {
         self.save(&scope, &[(shard(7), Checkpoint::ShardEnd)]).await;
         let mut expected = many;
         expected.insert(shard(7), Checkpoint::ShardEnd);
-        assert_eq!(self.load(&scope).await, expected, "2,000 shards are saved, one is moved on");
+        assert_eq!(self.load(&scope).await, expected, "2,000 shards are saved, and one of them advances");
     }
 
-    async fn races_end_with_the_furthest(&self) {
+    async fn concurrent_saves_keep_the_furthest(&self) {
         let scope = self.scope("race");
         join_all((0..50).map(|index| {
             let place = checkpoint(&format!("AFTER_SEQUENCE_NUMBER:{}", index * 37 % 50));
@@ -195,7 +195,7 @@ impl Suite<'_> {
         assert_eq!(
             self.load(&scope).await.get(&shard(0)),
             Some(&checkpoint("AFTER_SEQUENCE_NUMBER:49")),
-            "of saves at the same time the furthest is kept"
+            "concurrent saves keep the furthest position"
         );
     }
 
@@ -203,14 +203,14 @@ impl Suite<'_> {
         let scope = self.scope("dropped");
         for index in 0..20 {
             let place = checkpoint(&format!("AFTER_SEQUENCE_NUMBER:{index}"));
-            // Polled once, and dropped.
+            // Polled once, then dropped.
             let _carried_out_or_not = self.store.save(&scope, &[(shard(0), place)]).now_or_never();
         }
         self.save(&scope, &[(shard(0), checkpoint("AFTER_SEQUENCE_NUMBER:20"))]).await;
         assert_eq!(
             self.load(&scope).await.get(&shard(0)),
             Some(&checkpoint("AFTER_SEQUENCE_NUMBER:20")),
-            "a store goes on after saves that were dropped"
+            "a store works after dropped saves"
         );
     }
 
@@ -221,18 +221,18 @@ impl Suite<'_> {
     async fn load(&self, scope: &Scope) -> HashMap<ShardId, Checkpoint> {
         match self.store.load(scope).await {
             Ok(loaded) => loaded,
-            Err(error) => panic!("loading succeeds while the store is well: {error}"),
+            Err(error) => panic!("loading succeeds on a healthy store: {error}"),
         }
     }
 
     async fn save(&self, scope: &Scope, checkpoints: &[(ShardId, Checkpoint)]) {
         if let Err(error) = self.store.save(scope, checkpoints).await {
-            panic!("saving succeeds while the store is well: {error}");
+            panic!("saving succeeds on a healthy store: {error}");
         }
     }
 }
 
-/// A name that no other run has, in this process or another.
+/// Returns a name that no other run has, in this process or another.
 fn unique() -> String {
     static RUNS: AtomicU64 = AtomicU64::new(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -266,7 +266,7 @@ mod tests {
     use crate::store::MemoryStore;
 
     #[tokio::test]
-    async fn the_tables_agree_with_the_rule() {
+    async fn checkpoint_pairs_agree_with_supersedes() {
         for (stored, new) in BACKWARDS {
             assert!(!checkpoint(new).supersedes(&checkpoint(stored)), "{stored} {new}");
         }
@@ -277,11 +277,11 @@ mod tests {
 
     type Alter = fn(&Scope, &[(ShardId, Checkpoint)]) -> (Scope, Vec<(ShardId, Checkpoint)>);
 
-    /// A store that does to each save what a mistake would.
+    /// A store that alters each save.
     #[derive(Debug)]
     struct Broken {
         stored: MemoryStore,
-        /// Saves go here, and replace everything.
+        /// True if a save replaces the stored checkpoints unconditionally.
         overwrites: bool,
         alter: Alter,
     }
@@ -315,12 +315,12 @@ mod tests {
         let store: Arc<dyn CheckpointStore> =
             Arc::new(Broken { stored: MemoryStore::new(), overwrites, alter });
         let checked = AssertUnwindSafe(check(&store)).catch_unwind().await;
-        let panic = checked.expect_err("the mistake is seen");
+        let panic = checked.expect_err("the suite detects the mistake");
         panic.downcast_ref::<String>().cloned().unwrap_or_default()
     }
 
     #[tokio::test]
-    async fn sees_each_mistake() {
+    async fn suite_detects_each_mistake() {
         let kept: Alter = |scope, checkpoints| (scope.clone(), checkpoints.to_vec());
         assert!(
             complaint(true, kept).await.contains("saving AT_TIMESTAMP:1000 leaves TRIM_HORIZON")
@@ -328,12 +328,12 @@ mod tests {
 
         let one_stream: Alter =
             |scope, checkpoints| (Scope::new(scope.application(), "orders"), checkpoints.to_vec());
-        assert!(complaint(false, one_stream).await.contains("checkpoints of its own"));
+        assert!(complaint(false, one_stream).await.contains("has separate checkpoints"));
 
         let joined: Alter = |scope, checkpoints| {
             (Scope::new(scope.to_string().replace("%3A", ":"), "orders"), checkpoints.to_vec())
         };
-        assert!(complaint(false, joined).await.contains("checkpoints of its own"));
+        assert!(complaint(false, joined).await.contains("has separate checkpoints"));
 
         let first_thousand: Alter =
             |scope, checkpoints| (scope.clone(), checkpoints.iter().take(1000).cloned().collect());
@@ -344,6 +344,6 @@ mod tests {
                 |(_, checkpoint): &&(ShardId, Checkpoint)| *checkpoint != Checkpoint::ShardEnd;
             (scope.clone(), checkpoints.iter().filter(open).cloned().collect())
         };
-        assert!(complaint(false, no_ends).await.contains("what was saved is loaded"));
+        assert!(complaint(false, no_ends).await.contains("saved checkpoints are loaded"));
     }
 }

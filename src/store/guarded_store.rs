@@ -1,4 +1,4 @@
-//! A store whose panics are returned as errors.
+//! A store wrapper that returns panics as errors.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,13 +11,13 @@ use super::lease::{HeartbeatResponse, AdminEdit, FencedCheckpoint, LeaseStore, H
 use crate::error::{Error, ErrorKind, Panic, Result, TOLERATED, contain};
 use crate::telemetry::{Event, Task, Telemetry};
 
-/// The store of a consumer. The first two panics in a row are returned as temporary errors, further ones
-/// as errors of kind `Panicked`.
+/// Wraps the store of a consumer. The first two panics in a row are returned as temporary errors,
+/// further panics as errors of kind `Panicked`.
 #[derive(Debug)]
 pub(crate) struct Contained {
     store: Arc<dyn LeaseStore>,
     telemetry: Telemetry,
-    /// The number of exchanges, and of saves, that panicked in a row.
+    /// The number of consecutive exchanges, and of consecutive saves, that panicked.
     exchanges: AtomicU32,
     saves: AtomicU32,
 }
@@ -27,11 +27,11 @@ impl Contained {
         Self { store, telemetry, exchanges: AtomicU32::new(0), saves: AtomicU32::new(0) }
     }
 
-    /// Makes a call that a task of the crate retries.
+    /// Makes a call that a background task retries.
     async fn retried<T>(&self, task: Task, call: impl Future<Output = Result<T>>) -> Result<T> {
         let (panics, action) = match task {
             Task::Checkpoints => (&self.saves, "saving checkpoints"),
-            _ => (&self.exchanges, "an exchange of leases"),
+            _ => (&self.exchanges, "a lease exchange"),
         };
         let panic = match contain(call).await {
             Ok(answer) => {
@@ -51,12 +51,12 @@ impl Contained {
 
 fn error(kind: ErrorKind, action: &str, panic: Panic) -> Error {
     let message = format!(
-        "the checkpoint store panicked in {action}; fix the store, the call is retried meanwhile: {panic}"
+        "the checkpoint store panicked in {action}; fix the store; the call is retried: {panic}"
     );
     Error::new(kind, message).with_source(panic)
 }
 
-/// Makes a call on behalf of a caller that waits for it.
+/// Makes a call for a caller that waits for the result.
 async fn once<T>(action: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
     let answer = contain(call).await;
     answer.unwrap_or_else(|panic| {
@@ -65,7 +65,7 @@ async fn once<T>(action: &str, call: impl Future<Output = Result<T>>) -> Result<
     })
 }
 
-// The calls are made within the futures: a store may panic before it returns a future.
+// Each call is made inside the guarded future, since a store may panic before it returns a future.
 impl LeaseStore for Contained {
     fn exchange<'a>(
         &'a self,

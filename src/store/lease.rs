@@ -1,31 +1,31 @@
-//! Who reads which shard: the table of leases that the workers of an application share.
+//! Leases: the table, shared by the workers of an application, that assigns each shard to a worker.
 //!
-//! A [`LeaseStore`] keeps the table beside the checkpoints. It decides nothing: workers read the
-//! table, decide alike, and ask for changes, each of which the store carries out whole or not at
-//! all, by its own clock.
+//! A [`LeaseStore`] keeps the table together with the checkpoints. It makes no decisions. Workers
+//! read the table, all decide by the same rules, and request changes. The store applies each change
+//! completely or not at all, by its own clock.
 //!
 //! ```text
 //!          Assign                     Offer
-//!   free ─────────► owned by a worker ─────► owned, and on its way to an heir
+//!   free ─────────► owned by a worker ─────► owned, with a next owner
 //!    ▲                 │          ▲                        │
 //!    └── Release, expiry, Finish ─┴────── Release ─────────┘
 //! ```
 //!
-//! Every change of owner has an [epoch](Lease::epoch) of its own, greater than all before it. A
-//! position is saved only with the epoch under which it was read, so one who has lost the lease
-//! changes nothing, however late it comes.
+//! Every change of owner gets a new [epoch](Lease::epoch), greater than all earlier ones. A
+//! position is saved only with the epoch under which it was read. A late save by a worker that has
+//! lost the lease is therefore rejected.
 //!
-//! A worker is alive while it exchanges within its [lease duration](Request::lease_duration), by
-//! the store's clock. The leases of one that is not are free. So renewing takes one call however
-//! many leases there are.
+//! A worker is alive while it calls [`exchange`](LeaseStore::exchange) within its
+//! [lease duration](HeartbeatRequest::lease_duration), by the store's clock. The leases of an
+//! expired worker are free. Renewal therefore takes one call, regardless of the number of leases.
 //!
-//! # A store that forgets
+//! # Data loss in the store
 //!
-//! A store may come back without what it was told last, or with nothing. Workers remember the
-//! table that they last saw, and [tell](Change::Restore) the store what it has forgotten. Epochs
-//! and versions follow the clock, so that what is counted anew still counts on.
+//! After a failover or restart, a store may lack its last changes, or all data. Workers remember
+//! the table that they saw last, and [restore](Change::Restore) what the store has lost. Epochs and
+//! versions follow the clock, so they keep rising after a loss.
 //!
-//! # A shard that goes from worker to worker
+//! # Example: a handoff between two workers
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -34,12 +34,13 @@
 //!
 //! use kinestream::store::Scope;
 //! use kinestream::store::lease::{
-//!     Change, Edit, Fenced, Lease, LeaseStore, Request, Standing, Table, Verdict,
+//!     AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, Lease, LeaseStore, LeaseTable,
+//!     Membership, SaveOutcome,
 //! };
 //! use kinestream::{Checkpoint, MemoryStore, ShardId};
 //!
-//! fn request(worker: &str, changes: Vec<Change>) -> Request {
-//!     Request {
+//! fn request(worker: &str, changes: Vec<Change>) -> HeartbeatRequest {
+//!     HeartbeatRequest {
 //!         worker: worker.into(),
 //!         incarnation: 1,
 //!         lease_duration: Duration::from_secs(10),
@@ -54,17 +55,17 @@
 //! let store = MemoryStore::new();
 //! let scope = Scope::new("billing", "orders");
 //! let shard: ShardId = "shardId-000000000000".parse()?;
-//! let lease = |table: &Table| -> Lease { table.leases[&shard].clone() };
+//! let lease = |table: &LeaseTable| -> Lease { table.leases[&shard].clone() };
 //!
-//! // The first worker joins, adds the shard and takes its lease, all in one step.
+//! // The first worker joins, adds the shard and acquires its lease, all in one step.
 //! let (parents, checkpoint) = (Vec::new(), Some(Checkpoint::TrimHorizon));
 //! let add = Change::Add { shard: shard.clone(), parents, start: None, checkpoint };
 //! let assign = |to: &str| Change::Assign { shard: shard.clone(), to: to.into() };
 //! let answer = store.exchange(&scope, &request("one", vec![add, assign("one")])).await?;
-//! assert_eq!(answer.standing, Standing::Joined);
+//! assert_eq!(answer.standing, Membership::Joined);
 //! let first = lease(&answer.table.unwrap());
 //!
-//! // A second one joins. The first has its lease go on to that one, and hands it over.
+//! // A second worker joins. The first worker offers its lease to the second, and releases it.
 //! let table = store.exchange(&scope, &request("two", vec![])).await?.table.unwrap();
 //! assert_eq!(table.workers["two"].capacity, u32::MAX);
 //! let offer = Change::Offer { shard: shard.clone(), to: "two".into() };
@@ -74,17 +75,17 @@
 //! assert_eq!(second.owner, Some("two".into()));
 //! assert!(second.epoch > first.epoch);
 //!
-//! // What the first one saves now comes too late.
-//! let read = |epoch| Fenced {
+//! // A save by the first worker is now rejected.
+//! let read = |epoch| FencedCheckpoint {
 //!     shard: shard.clone(),
 //!     epoch,
 //!     checkpoint: "AFTER_SEQUENCE_NUMBER:49590338".parse().unwrap(),
 //! };
-//! let verdicts = store.save_fenced(&scope, &[read(first.epoch), read(second.epoch)]).await?;
-//! assert_eq!(verdicts, [Verdict::Lost, Verdict::Saved]);
+//! let outcomes = store.save_fenced(&scope, &[read(first.epoch), read(second.epoch)]).await?;
+//! assert_eq!(outcomes, [SaveOutcome::Lost, SaveOutcome::Saved]);
 //!
-//! // Nor does an operator move it under a worker's hands, unless it is forced.
-//! let back = Edit::Set { positions: vec![(shard.clone(), Checkpoint::TrimHorizon)] };
+//! // An edit of a position that a live worker owns is refused unless it is forced.
+//! let back = AdminEdit::Set { positions: vec![(shard.clone(), Checkpoint::TrimHorizon)] };
 //! assert_eq!(store.edit(&scope, &back, false).await?, Some("two".into()));
 //! assert_eq!(store.edit(&scope, &back, true).await?, None);
 //! assert!(lease(&store.table(&scope).await?).epoch > second.epoch);
@@ -111,61 +112,64 @@ pub(crate) use ledger::Ledger;
 #[cfg(feature = "redis")]
 pub(super) use text::{lease_of, member_of, name_of, parents_of, start_of, word_of};
 
-/// How long a finished shard is remembered after listings stopped showing it: the longest retention
-/// of a stream, 365 days
-/// (<https://docs.aws.amazon.com/streams/latest/dev/kinesis-extended-retention.html>). A listing that
-/// leaves it out by mistake does not have it read again.
+/// The time for which a finished shard is remembered after listings stopped showing it: the longest
+/// retention of a stream, 365 days
+/// (<https://docs.aws.amazon.com/streams/latest/dev/kinesis-extended-retention.html>). A listing
+/// that omits the shard by mistake does not cause the shard to be read again.
 pub const MARK_KEPT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// Keeps leases beside checkpoints, so that workers can share the shards of a stream.
+/// Stores leases together with checkpoints, so that workers can share the shards of a stream.
 ///
-/// [`MemoryStore`](crate::MemoryStore) and `RedisStore` do; a store of your own may. Each call is
-/// one step that no other call divides. [`conformance::check_leases`] holds a store to it.
+/// Implemented by [`MemoryStore`](crate::MemoryStore) and `RedisStore`; your own store may
+/// implement it too. Each call is one atomic step. [`conformance::check_leases`] tests an
+/// implementation.
 ///
 /// # Cancel safety
 ///
-/// A call that is dropped may have been carried out. Asked again, each says or does the same.
+/// A dropped call may have been carried out. All calls are idempotent, so they can be repeated.
 ///
 /// [`conformance::check_leases`]: super::conformance::check_leases
 pub trait LeaseStore: Debug + Send + Sync + 'static {
-    /// A worker joins, renews or leaves, asks for changes, and sees the table.
+    /// Performs one heartbeat of a worker: renews it, applies its changes, and returns the table.
     ///
-    /// In this order, by the store's clock:
+    /// The store performs these steps in order, by its own clock:
     ///
-    /// 1. A clock that went back shortens the lives of workers to their lease duration.
-    /// 2. Where a worker of this name but another incarnation is alive, the answer is
-    ///    [`Occupied`](Standing::Occupied), and nothing is done.
-    /// 3. A worker that is there but has outlived its duration was not the only one that could
-    ///    not reach the store, or another would have removed it: all workers live on for their
-    ///    duration. Otherwise those that have outlived theirs are removed, and their leases free.
-    /// 4. The worker joins, or lives on for its duration.
-    /// 5. The changes are made: all of them, or none where [`HeartbeatRequest::only_if_unchanged`] is set and
-    ///    the version is not the known one.
-    /// 6. Where it is leaving, the worker is removed, and its leases are free.
+    /// 1. If the clock went back, each worker's expiry is lowered to at most its lease duration
+    ///    from now.
+    /// 2. If a worker of the same name and another incarnation is alive, the store answers
+    ///    [`Occupied`](Membership::Occupied) and does nothing else.
+    /// 3. If the calling worker is in the table but has expired, all workers are renewed for their
+    ///    lease durations: the store was unreachable for all of them, or another worker would have
+    ///    removed this one. Otherwise expired workers are removed, and their leases become free.
+    /// 4. The worker joins, or is renewed for its lease duration.
+    /// 5. The changes are applied. None is applied if [`HeartbeatRequest::only_if_unchanged`] is
+    ///    set and the version is not the known one.
+    /// 6. If the worker is leaving, it is removed, and its leases become free.
     ///
-    /// The version rises with every change but that of an expiry, or of a position short of the end
-    /// of its shard. So whoever is told that a lease cannot be had is told why.
+    /// The version rises with every change except that of an expiry, or of a position before the
+    /// end of its shard. The response to a refused request for a lease therefore contains the
+    /// changed table.
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
         request: &'a HeartbeatRequest,
     ) -> BoxFuture<'a, Result<HeartbeatResponse>>;
 
-    /// Saves positions, each if the lease of its shard is still of the epoch, and never backwards.
-    /// What has become of each is in the order of the list.
+    /// Saves each position unless its epoch is no longer valid, and never moves a position
+    /// backwards. The outcomes are in the order of the list; see [`SaveOutcome`].
     ///
-    /// The end of a shard frees its lease, and is a change of the table.
+    /// The end of a shard frees its lease and counts as a change of the table.
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
         positions: &'a [FencedCheckpoint],
     ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>>;
 
-    /// The table, seen from outside: nobody joins, and who has outlived its time is not in it.
+    /// Returns the table without joining. Expired workers are left out.
     fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>>;
 
-    /// What an operator changes. Where a worker is concerned that is alive, nothing is done unless
-    /// it is forced, and the worker is named.
+    /// Applies an operator's edit. If the edit concerns a live worker and is not forced, does
+    /// nothing and returns that worker's name.
     fn edit<'a>(
         &'a self,
         scope: &'a Scope,
@@ -174,190 +178,196 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>>;
 }
 
-/// What a worker tells and asks in one exchange.
+/// A heartbeat of a worker, with the changes that it requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeartbeatRequest {
-    /// Its name: one to a worker.
+    /// The worker's name, unique among live workers.
     pub worker: Arc<str>,
-    /// A number of its own for each life of a worker of that name.
+    /// A number that differs each time a worker of this name starts.
     pub incarnation: u64,
-    /// How long it is taken to be alive without another exchange, in whole milliseconds.
+    /// The time for which the worker stays alive without another heartbeat, in whole milliseconds.
     pub lease_duration: Duration,
-    /// The most shards that it takes.
+    /// The most shards that the worker accepts.
     pub capacity: u32,
-    /// It goes, and gives back what it has.
+    /// True if the worker leaves and releases its leases.
     pub leaving: bool,
-    /// The generation and the version of the table that it has seen; where they are still the
-    /// same, the table is not given again.
+    /// The generation and the version of the table that the worker knows. The response omits the
+    /// table if both are unchanged.
     pub known: Option<(u64, u64)>,
-    /// Whether the changes are made only to the table that is known.
+    /// True if the changes are applied only if the table is still the known one.
     pub only_if_unchanged: bool,
-    /// What it asks for, in this order.
+    /// The requested changes, applied in this order.
     pub changes: Vec<Change>,
 }
 
-/// A change of the table. One that does not fit any more changes nothing, nor does one of a shard
-/// that is [unreadable](Lease::unreadable).
+/// A change of the table. A change that no longer applies has no effect, nor does a change of a
+/// shard that is [unreadable](Lease::unreadable).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// Stores the moment at which the application polled the stream first, unless one is stored or the
-    /// table has any shard.
+    /// Stores the time at which the application first polled the stream, unless a time is stored or
+    /// the table has any shard.
     Begin {
-        /// The moment, in milliseconds since 1970.
+        /// The time, in milliseconds since 1970.
         first_poll: u64,
     },
-    /// There is a shard, with these parents. A lease that ever had an owner keeps the parents that it
-    /// has; any other gets those that it lacks. The position is stored unless there is one or the lease
-    /// ever had an owner.
+    /// Adds a shard. If its lease exists and never had an owner, the missing parents are added to
+    /// it; a lease that had an owner keeps its parents. The position is stored unless the shard has
+    /// one or its lease had an owner.
     Add {
         /// The shard.
         shard: ShardId,
-        /// The shards it was split or merged from.
+        /// The shards that it was split or merged from.
         parents: Vec<ShardId>,
-        /// Its first sequence number, where that is known.
+        /// Its first sequence number, if known.
         start: Option<SequenceNumber>,
-        /// Where it begins; `None` leaves that to who reads it.
+        /// Its starting position; `None` if the reader is to choose it.
         checkpoint: Option<Checkpoint>,
     },
-    /// A listing shows the shard, and its first sequence number, which is stored unless there is one, and
-    /// so is the time of [`Lease::added`]. A lost shard that starts there is not lost any more.
+    /// Notes that a listing shows the shard. Its first sequence number and the time of
+    /// [`Lease::added`] are stored if they are missing. An expired shard with this first sequence
+    /// number is no longer expired.
     Identify {
         /// The shard.
         shard: ShardId,
-        /// Its first sequence number.
+        /// The shard's first sequence number, if known.
         start: Option<SequenceNumber>,
     },
-    /// The shard is one of another stream than the lease was of: a stream that was deleted and created
-    /// again has shards of the same names. The lease gets a new epoch and this position, and is neither
-    /// finished nor lost. Its owner keeps it, so that no other worker starts before the owner has seen the
-    /// new epoch. One that has this start already stays as it is.
+    /// Replaces the lease of a shard that belongs to another stream: a stream that was deleted and
+    /// created again has shards of the same ids. The lease gets a new epoch and this position, and
+    /// is neither finished nor expired. Its owner keeps it, so that no other worker starts before
+    /// the owner has seen the new epoch. A lease that already has this first sequence number stays
+    /// as it is.
     Replace {
         /// The shard.
         shard: ShardId,
-        /// The shards it was split or merged from.
+        /// The shards that it was split or merged from.
         parents: Vec<ShardId>,
         /// Its first sequence number.
         start: SequenceNumber,
-        /// Where it begins.
+        /// Its starting position.
         checkpoint: Checkpoint,
     },
-    /// A lease that is free goes to a worker, in a new epoch. Where its owner is not in the table, the
-    /// owner is added instead as a worker of incarnation 0 and capacity 0: it may be alive, and the
-    /// lease is free when it has not renewed within the lease duration of the calling worker.
+    /// Assigns a free lease to a worker, in a new epoch. If the lease has an owner that is not in
+    /// the table, the owner may still be alive: it is added as a worker of incarnation 0 and
+    /// capacity 0 instead, and the lease becomes free if it does not renew within the lease
+    /// duration of the calling worker.
     Assign {
         /// The shard.
         shard: ShardId,
         /// The worker.
         to: Arc<str>,
     },
-    /// The owner of a lease is to hand it over to a worker; to keep it, where that is the owner.
+    /// Makes a worker the next owner of an owned lease. An offer to the current owner withdraws an
+    /// earlier offer.
     Offer {
         /// The shard.
         shard: ShardId,
         /// The worker.
         to: Arc<str>,
     },
-    /// The worker gives back a lease that it has in this epoch: to the heir, in a new epoch, or to
-    /// whoever takes it.
+    /// Releases a lease that the calling worker owns in this epoch. The lease goes to the next
+    /// owner, in a new epoch, or becomes free.
     Release {
         /// The shard.
         shard: ShardId,
         /// The epoch.
         epoch: u64,
     },
-    /// Every record of a shard is finished, said in the epoch of its lease.
+    /// Marks a shard as finished: all its records are finished, in this epoch of its lease.
     Finish {
         /// The shard.
         shard: ShardId,
         /// The epoch.
         epoch: u64,
     },
-    /// A shard has left retention before it was read to its end. Nobody can read it, and its
-    /// children wait. A lease that is owned is free in a new epoch.
+    /// Marks a shard as expired: it has left retention before it was read to its end. It cannot be
+    /// read, and its children wait. If the lease is owned, it becomes free in a new epoch.
     MarkExpired {
         /// The shard.
         shard: ShardId,
     },
-    /// A complete listing does not show a finished shard. The store notes when it was told first
-    /// ([`Lease::unlisted`]); [`MARK_KEPT`] later nothing is kept of the shard.
+    /// Notes that a complete listing does not show a finished shard. The first note stores the time
+    /// ([`Lease::unlisted`]); a note made [`MARK_KEPT`] later removes the shard.
     Forget {
         /// The shard.
         shard: ShardId,
     },
-    /// A worker was alive, as this one remembers.
+    /// Restores a worker that was alive when the calling worker last saw the table.
     ReviveWorker {
         /// The worker's name.
         worker: Arc<str>,
-        /// What was known of it.
+        /// The worker's last known entry.
         member: WorkerEntry,
     },
-    /// A lease was like this, as this worker remembers.
+    /// Restores a lease as the calling worker last saw it.
     ///
-    /// - Where there is none, it is again, unless everything was [cleared](Edit::Clear) since. Of one
-    ///   without parents only the position is.
-    /// - One of a later [origin](Lease::origin) was begun by somebody who knew of nothing: it takes
-    ///   this position, even where that is further back, in a new epoch. Its owner keeps it, unless the
-    ///   position is the shard's end.
-    /// - One of the same origin and a lower epoch becomes this one, at the further position; one of
-    ///   the same epoch moves to the further position, and is owned again where it was free, and
-    ///   lost where it was lost.
-    /// - One of a higher epoch stays as it is.
+    /// - If the table has no lease of the shard, the restored lease is added, unless the table was
+    ///   [cleared](AdminEdit::Clear) since. If its parents are unknown, only its position is added.
+    /// - If the stored lease has a later [origin](Lease::origin), the shard was begun again after
+    ///   the store had lost its data. The stored lease takes the restored position, even if that is
+    ///   further back, in a new epoch. Its owner keeps it, unless the position is the shard's end.
+    /// - If the stored lease has the same origin and a lower epoch, the restored lease replaces it,
+    ///   at the further of the two positions. At the same epoch, the stored lease moves to the
+    ///   further position, takes the restored owner if it is free, and becomes expired if the
+    ///   restored lease is expired.
+    /// - A stored lease of an earlier origin or a higher epoch stays as it is.
     Restore {
         /// The shard.
         shard: ShardId,
-        /// Which life of its owner: a later one of the same name has nothing of what this one had.
+        /// The incarnation of the owner. A later incarnation of the same name does not get the
+        /// lease.
         incarnation: u64,
-        /// What was known of it.
+        /// The last known lease.
         lease: Lease,
     },
 }
 
-/// How a worker stands after an exchange.
+/// The membership of a worker after a heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Membership {
-    /// It was there, and has renewed.
+    /// The worker was in the table and has renewed.
     Renewed,
-    /// It was not there before.
+    /// The worker was not in the table before.
     Joined,
-    /// Another one that is alive has its name.
+    /// Another live worker has this name.
     Occupied,
-    /// It has left.
+    /// The worker has left.
     Left,
 }
 
-/// What came of an exchange.
+/// The response to a heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeartbeatResponse {
-    /// How the worker stands.
+    /// The worker's membership.
     pub standing: Membership,
-    /// Whether the changes were made.
+    /// True if the changes were applied.
     pub applied: bool,
-    /// The table, unless it is the known one.
+    /// The table; `None` if it is the known one.
     pub table: Option<LeaseTable>,
 }
 
-/// Who there is, and who has what.
+/// The live workers and the leases of one application and stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeaseTable {
-    /// When it was made, in microseconds by the store's clock. A store that has forgotten everything,
-    /// or a part of the table, makes a new one.
+    /// The creation time of the table, in microseconds by the store's clock. A store that has lost
+    /// the table or a part of it creates a new one.
     pub generation: u64,
     /// Rises with each change, by at least the microseconds that have passed.
     pub version: u64,
-    /// The last time it was cleared, in milliseconds by the store's clock: no epoch from then or
-    /// before is valid. 0 where it never was.
+    /// The time at which the table was last cleared, in milliseconds by the store's clock; 0 if
+    /// never. Epochs from this time or earlier are invalid.
     pub cleared: u64,
-    /// The moment of the [first poll](Change::Begin), in milliseconds since 1970, or 0. The store drops it
-    /// with the first lease that is added, since leases have positions of their own.
+    /// The time of the [first poll](Change::Begin), in milliseconds since 1970, or 0. The store
+    /// drops it when the first lease is added, since leases have their own positions.
     pub first_poll: u64,
-    /// The workers that are alive.
+    /// The live workers.
     pub workers: BTreeMap<Arc<str>, WorkerEntry>,
-    /// Every shard that is known. One that has only a position is in it without parents.
+    /// Every known shard. A shard with only a position is included without parents.
     pub leases: BTreeMap<ShardId, Lease>,
 }
 
 impl LeaseTable {
-    /// Leaves only these workers, and frees what the others have.
+    /// Keeps only these workers, and frees the leases of all others.
     pub(in crate::store) fn retain_workers(&mut self, mut stays: impl FnMut(&Arc<str>) -> bool) {
         self.workers.retain(|worker, _| stays(worker));
         for lease in self.leases.values_mut() {
@@ -373,63 +383,66 @@ impl LeaseTable {
 /// A worker in the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerEntry {
-    /// Which life of a worker of this name; 0 where that is unknown: the worker of this name that
-    /// renews first is taken for it.
+    /// The worker's incarnation; 0 if unknown. The next worker of this name that renews becomes the
+    /// worker of an entry with incarnation 0.
     pub incarnation: u64,
-    /// Rises from worker to worker, as they join.
+    /// Rises with each worker that joins.
     pub joined: u64,
-    /// How long it lives without another exchange.
+    /// The time for which the worker stays alive without another heartbeat.
     pub lease_duration: Duration,
-    /// The most shards that it takes.
+    /// The most shards that the worker accepts.
     pub capacity: u32,
 }
 
 /// The lease of one shard.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lease {
-    /// Rises with each change of owner, by at least the milliseconds that have passed. 0 before
-    /// the first.
+    /// Rises with each change of owner, by at least the milliseconds that have passed. 0 before the
+    /// first owner.
     pub epoch: u64,
-    /// Who reads it.
+    /// The worker that reads the shard.
     pub owner: Option<Arc<str>>,
-    /// Whom its owner is to hand it over to.
+    /// The worker to which the owner is to hand the lease over.
     pub next_owner: Option<Arc<str>>,
-    /// The generation of the table in which its position began.
+    /// The generation of the table in which the lease's position began.
     pub origin: u64,
-    /// The shards it was split or merged from; `None` where nothing but a position is known of it.
+    /// The shards that it was split or merged from; `None` if only a position is known.
     pub parents: Option<Vec<ShardId>>,
-    /// It has left retention before it was read to its end, or belongs to another stream than its
-    /// position.
+    /// True if the shard has left retention before it was read to its end, or belongs to another
+    /// stream than its position.
     pub is_shard_expired: bool,
-    /// The first sequence number of the shard, which tells it from one of the same name in another
-    /// stream; `None` where no listing has shown it yet.
+    /// The first sequence number of the shard, which distinguishes it from a shard of the same id
+    /// in another stream; `None` until a listing has shown it.
     pub start: Option<SequenceNumber>,
-    /// Since when no listing shows the finished shard, in milliseconds by the store's clock.
+    /// The time since which no listing shows the finished shard, in milliseconds by the store's
+    /// clock.
     pub unlisted: Option<u64>,
-    /// When the shard was added, or an operator set its position, in milliseconds by the store's clock.
-    /// Before its first position is saved, a shard that began more than a retention period ago may have
-    /// lost records. `None` where an earlier version added it and no listing has shown it since.
+    /// The time at which the shard was added, or an operator set its position, in milliseconds by
+    /// the store's clock. Until the first position is saved, a shard that began more than a
+    /// retention period before this time may have lost records. `None` if an earlier version of
+    /// this crate added the shard and no listing has shown it since.
     pub added: Option<u64>,
-    /// Its position; `None` where that is left to who reads it.
+    /// The shard's position; `None` if the reader is to choose it.
     pub checkpoint: Option<Checkpoint>,
-    /// Why the stored lease or position cannot be read, with the key and the field; `None` where both
-    /// can. All other fields then have their defaults. The store keeps what it has, the shard is not
-    /// read, and its children wait, until the stored text is corrected or [`AdminEdit::Set`] replaces it.
+    /// The reason why the stored lease or position cannot be read, with the key and the field;
+    /// `None` if both are readable. All other fields then have their defaults. The store keeps the
+    /// stored text, the shard is not read, and its children wait, until the text is corrected or
+    /// [`AdminEdit::Set`] replaces it.
     pub unreadable: Option<Arc<str>>,
 }
 
 impl Lease {
-    /// Whether every record of the shard is finished.
+    /// Returns true if every record of the shard is finished.
     pub fn is_finished(&self) -> bool {
         self.checkpoint == Some(Checkpoint::ShardEnd)
     }
 
-    /// The time of [`Self::added`].
+    /// Returns [`Self::added`] as a time.
     pub(crate) fn added_at(&self) -> Option<SystemTime> {
         UNIX_EPOCH.checked_add(Duration::from_millis(self.added?))
     }
 
-    /// Who has it, or is about to.
+    /// Returns the next owner, or the owner if there is no next owner.
     pub fn holder(&self) -> Option<&Arc<str>> {
         self.next_owner.as_ref().or(self.owner.as_ref())
     }
@@ -446,43 +459,43 @@ pub struct FencedCheckpoint {
     pub checkpoint: Checkpoint,
 }
 
-/// What has become of a position that was to be saved.
+/// The outcome of saving one position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SaveOutcome {
-    /// It is saved, or a further one is.
+    /// The position is saved, or a further one is stored.
     Saved,
-    /// It is saved, but the store knows no lease of this epoch, and none of a higher one: it has
-    /// forgotten something.
+    /// The position is saved, but the store has no lease of this epoch or a higher one: it has lost
+    /// data.
     Forgotten,
-    /// The lease is of a higher epoch, or everything was cleared since, or there is no lease and the
-    /// epoch began more than [`MARK_KEPT`] ago, so that the shard may have been forgotten: nothing is
-    /// saved.
+    /// The position is not saved: the lease has a higher epoch, or the table was cleared since, or
+    /// there is no lease and the epoch began more than [`MARK_KEPT`] ago, so that the shard may
+    /// have been removed.
     Lost,
-    /// The stored lease or position cannot be read, and stays as it is: nothing is saved.
+    /// The position is not saved: the stored lease or position cannot be read, and stays as it is.
     Unreadable,
 }
 
 impl SaveOutcome {
-    /// Whether the store did not take the position, and will not.
+    /// Returns true if the position was not saved and will not be.
     pub(crate) fn is_refusal(self) -> bool {
         matches!(self, Self::Lost | Self::Unreadable)
     }
 }
 
-/// What an operator may change.
+/// An edit by an operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdminEdit {
-    /// Moves shards to these positions, which may be before or behind the stored ones: all of them in
-    /// one step, or none.
+    /// Moves shards to these positions, which may be before or behind the stored ones. All of them
+    /// move in one step, or none.
     ///
-    /// The lease of each, where there is one, gets a new epoch and is no longer lost. A living owner
-    /// keeps it, so that no other worker starts before the owner has seen the new epoch, unless the
-    /// position is the shard's end. A position or lease that cannot be read is replaced: the lease
-    /// then has no known parents until a listing shows the shard.
+    /// Each lease gets a new epoch and is no longer expired. A live owner keeps it, so that no
+    /// other worker starts before the owner has seen the new epoch, unless the position is the
+    /// shard's end. An unreadable position or lease is replaced; the lease then has no known
+    /// parents until a listing shows the shard.
     Set {
-        /// Each shard and its position. A shard that is listed twice has the last of them.
+        /// Each shard and its position. If a shard is listed twice, the last position applies.
         positions: Vec<(ShardId, Checkpoint)>,
     },
-    /// Everything is forgotten, and who reads begins anew.
+    /// Deletes the table and all positions. Readers then begin at their starting position.
     Clear,
 }

@@ -12,11 +12,11 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::record::ShardId;
 
-/// Keeps positions and leases for as long as the process runs.
+/// Keeps positions and leases in memory, for the lifetime of the process.
 ///
-/// The clones of one store share what it holds: a consumer that is built again with a clone goes
-/// on where the last one stopped, and consumers of one application share the shards among them.
-/// Never fails, never waits.
+/// Clones of a store share its contents: a consumer that is built with a clone resumes where the
+/// previous one stopped, and consumers of one application share the shards. Calls never fail and
+/// never wait.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -37,13 +37,13 @@ pub struct MemoryStore {
     clock: Clock,
 }
 
-/// Time since 1970, by tokio's clock from the moment the store was made: no clock that is set
-/// moves it, and a paused one does.
+/// The time since 1970, measured by tokio's clock from the creation of the store. Changes of the
+/// system clock do not affect it; tokio's paused clock controls it.
 #[derive(Debug, Clone)]
 struct Clock {
     began: Duration,
     since: Instant,
-    /// By how many milliseconds it was moved.
+    /// The shift of the clock in milliseconds.
     #[cfg(feature = "testing")]
     moved: Arc<std::sync::atomic::AtomicI64>,
 }
@@ -77,12 +77,12 @@ impl Clock {
 }
 
 impl MemoryStore {
-    /// An empty store.
+    /// Creates an empty store.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes over what another store has, of which no worker that has seen the table knows.
+    /// Merges positions that were loaded from another store and that no worker has seen yet.
     pub(super) fn learn(
         &self,
         scope: &Scope,
@@ -91,12 +91,12 @@ impl MemoryStore {
         self.with(scope, |ledger, now| ledger.learn(now, stored));
     }
 
-    /// Takes the positions of these shards for unreadable.
+    /// Marks the positions of these shards as unreadable.
     pub(super) fn refuse(&self, scope: &Scope, refused: HashMap<ShardId, Arc<str>>) {
         self.with(scope, |ledger, now| ledger.refuse(now, refused));
     }
 
-    /// Each position, or why it cannot be read.
+    /// Returns each position, or why it cannot be read.
     fn positions(&self, scope: &Scope) -> HashMap<ShardId, Result<Checkpoint>> {
         let positions = self.with(scope, |ledger, _| ledger.positions()).into_iter();
         positions
@@ -104,52 +104,54 @@ impl MemoryStore {
             .collect()
     }
 
-    /// Whether what is stored of any shard cannot be read.
+    /// Returns true if any shard has an unreadable lease or position.
     pub(super) fn has_unreadable(&self, scope: &Scope) -> bool {
         self.with(scope, |ledger, _| ledger.has_unreadable())
     }
 
     fn with<T>(&self, scope: &Scope, work: impl FnOnce(&mut Ledger, Duration) -> T) -> T {
         let now = self.clock.now();
-        // A panic under the lock cannot leave half a change: no step panics.
+        // Recovering a poisoned lock is safe: no step panics with a change half made.
         let mut ledgers = self.ledgers.lock().unwrap_or_else(PoisonError::into_inner);
         work(ledgers.entry(scope.clone()).or_default(), now)
     }
 }
 
-/// What befalls a server that keeps leases, for testing what must bear it.
+/// Simulates failures of a lease store, for tests.
 #[cfg(feature = "testing")]
 impl MemoryStore {
-    /// An empty store, whose clock shows `time` now.
+    /// Creates an empty store whose clock shows `time` now.
     pub fn at(time: SystemTime) -> Self {
         Self { ledgers: Arc::default(), clock: Clock::at(time) }
     }
 
-    /// A store of its own with what this one holds now, as a replica has it. They share the clock.
+    /// Returns a separate store with a copy of the current contents, like a replica. Both share one
+    /// clock.
     #[must_use]
     pub fn replica(&self) -> Self {
         Self { ledgers: Arc::new(Mutex::new(self.copied())), clock: self.clock.clone() }
     }
 
-    /// Holds what `other` does from now on, and nothing of its own: as after a failover to a
-    /// replica that lags, or a restart without data.
+    /// Replaces the contents by a copy of those of `other`, as after a failover to a lagging
+    /// replica or a restart without data.
     pub fn fall_back_to(&self, other: &Self) {
         let copied = other.copied();
         *self.ledgers.lock().unwrap_or_else(PoisonError::into_inner) = copied;
     }
 
-    /// Moves the clock by so many milliseconds, forwards or backwards.
+    /// Moves the clock by `millis` milliseconds, forwards or backwards.
     pub fn move_clock(&self, millis: i64) {
         self.clock.moved.fetch_add(millis, std::sync::atomic::Ordering::SeqCst);
     }
 
-    /// Damages the stored lease of a shard, or its stored position: it cannot be read until
-    /// [`mend`](Self::mend), or until a position is set.
+    /// Makes the stored lease of a shard, or its stored position, unreadable until
+    /// [`mend`](Self::mend) is called or a position is set.
     pub fn damage(&self, scope: &Scope, shard: &ShardId, is_lease: bool) {
         self.with(scope, |ledger, _| ledger.damage(shard, is_lease));
     }
 
-    /// Has what was damaged of a shard as it was before, as an operator who corrects it by hand.
+    /// Makes the lease and the position of a shard readable again, like an operator who corrects
+    /// them by hand.
     pub fn mend(&self, scope: &Scope, shard: &ShardId) {
         self.with(scope, |ledger, _| ledger.mend(shard));
     }
@@ -161,7 +163,7 @@ impl MemoryStore {
 
 #[cfg(test)]
 impl MemoryStore {
-    /// Forgets what is stored of these shards.
+    /// Removes the stored positions of these shards.
     pub(super) fn forget(&self, scope: &Scope, checkpoints: &[(ShardId, Checkpoint)]) {
         self.with(scope, |ledger, _| {
             ledger

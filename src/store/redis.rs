@@ -28,39 +28,41 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
 
-/// Keeps positions and leases in Redis 6.2 or newer, or Valkey.
+/// Stores positions and leases in Redis 6.2 or newer, or Valkey.
 ///
-/// All checkpoints that a consumer has to save go in one round trip, and a script on the server sees
-/// to it that none moves backwards. The keys are laid out for people to read: see
-/// [the module's page](crate::store#what-is-in-redis).
+/// All checkpoints of one save go in one round trip, and a script on the server ensures that none
+/// moves backwards. The keys hold readable text: see
+/// [the key layout](crate::store#redis-key-layout).
 ///
-/// # What Redis needs
+/// # Requirements on the server
 ///
-/// - `maxmemory-policy noeviction`. With any other policy Redis may delete checkpoints and leases when
-///   its memory is full. `connect` logs a warning where the server says that it has another one.
-/// - Scripts (`EVAL`, `EVALSHA`, `SCRIPT LOAD`). A user of its own needs
-///   `ACL SETUSER … ~kinestream:* +@read +@write +@scripting +@connection`, and `+info` for the checks of
-///   the server's version and policy.
+/// - `maxmemory-policy noeviction`. With any other policy, Redis may delete checkpoints and leases
+///   when its memory is full. `connect` logs a warning if the server reports another policy.
+/// - Scripts (`EVAL`, `EVALSHA`, `SCRIPT LOAD`). A dedicated user needs
+///   `ACL SETUSER … ~kinestream:* +@read +@write +@scripting +@connection`, and `+info` for the
+///   checks of the server's version and policy.
 ///
 /// # Connection
 ///
-/// The clones of a store share one connection. It is replaced, and the address resolved again, when
+/// Clones of a store share one connection. It is replaced, and the address is resolved again, when
 /// it is closed, when a call on it times out or is dropped before its answer, and when the server
-/// says that it no longer serves (such as `READONLY` after a failover, `LOADING` or
-/// `MASTERDOWN`). Calls on the old connection fail 1 s later where they have no answer by then; new calls
-/// share one attempt to connect. Attempts start at least 50 ms apart.
+/// reports that it no longer serves requests (such as `READONLY` after a failover, `LOADING` or
+/// `MASTERDOWN`). Calls in flight on the old connection fail if they have no answer within 1 s; new
+/// calls share one attempt to connect. Attempts start at least 50 ms apart.
 ///
-/// The connection belongs to the tokio runtime of the call that made it. A store may be used from other
-/// runtimes and outlive the first: a call that finds the connection gone fails with
-/// [`StoreUnavailable`](ErrorKind::StoreUnavailable), and the next one connects again on its own runtime.
+/// The connection belongs to the tokio runtime of the call that opened it. A store may be used from
+/// other runtimes and may outlive the first. A call that finds the connection gone fails with
+/// [`StoreUnavailable`](ErrorKind::StoreUnavailable), and the next call connects again on its own
+/// runtime.
 ///
-/// # Clusters and sentinels
+/// # Redis Cluster and Sentinel
 ///
-/// All keys of one application and stream share a hash tag, so they live on one node of a Redis
-/// Cluster. With the cargo feature `redis-cluster` the store finds that node, also when it changes:
-/// `connect` sees for itself that a server is one of a cluster, and `connect_cluster` takes several
-/// of its nodes, so that one may be down. With `redis-sentinel`, `connect_sentinel` follows the
-/// master that sentinels name; it asks all sentinels at once and takes the first master found.
+/// All keys of one application and stream share a hash tag, so they are on one node of a Redis
+/// Cluster. With the cargo feature `redis-cluster`, the store finds that node, also after it
+/// changes: `connect` detects whether a server belongs to a cluster, and `connect_cluster` takes
+/// several of its nodes, so that one may be down. With `redis-sentinel`, `connect_sentinel` follows
+/// the master that the sentinels report; it queries all sentinels at once and takes the first
+/// master found.
 ///
 /// # Limits
 ///
@@ -68,21 +70,24 @@ use crate::record::ShardId;
 /// |---|---|
 /// | the first connection | 5 s |
 /// | a connection that replaces another one | 1.5 s |
-/// | an answer | 5 s; a worker waits no longer than a third of its lease duration |
-/// | TCP keep-alive | a probe after 3 s without traffic and then each second; 3 lost probes close |
-/// | `TCP_USER_TIMEOUT` (Linux) | sent bytes that are not received for 5 s close |
+/// | an answer | 5 s; a worker waits at most a third of its lease duration |
+/// | TCP keep-alive | a probe after 3 s without traffic and then each second; 3 lost probes close the connection |
+/// | `TCP_USER_TIMEOUT` (Linux) | bytes unacknowledged for 5 s close the connection |
 ///
-/// So a connection that is lost without notice is found and replaced within the default lease
-/// duration of 10 s.
+/// A connection that is lost without notice is therefore detected and replaced within the default
+/// lease duration of 10 s.
 ///
 /// # Errors
 ///
-/// What Redis says stands in the message, with its own code, and so in events and logs.
-/// [`StoreUnavailable`](ErrorKind::StoreUnavailable) passes or may pass: a server that is out of reach,
-/// a replica (`READONLY`, `MASTERDOWN`), `LOADING`, `BUSY`, a cluster that changes (`MOVED`, `ASK`,
-/// `CLUSTERDOWN`, `TRYAGAIN`), no memory (`OOM`), no disk (`MISCONF`), too few replicas (`NOREPLICAS`).
-/// [`Denied`](ErrorKind::Denied): a refused user or password, no permission (`NOPERM`), protected mode.
-/// [`Configuration`](ErrorKind::Configuration): a command that is disabled or renamed.
+/// Messages, and therefore events and logs, contain the text and the error code of Redis.
+///
+/// - [`StoreUnavailable`](ErrorKind::StoreUnavailable), for conditions that are or may be
+///   temporary: an unreachable server, a replica (`READONLY`, `MASTERDOWN`), `LOADING`, `BUSY`, a
+///   cluster that changes (`MOVED`, `ASK`, `CLUSTERDOWN`, `TRYAGAIN`), no memory (`OOM`), no disk
+///   (`MISCONF`), too few replicas (`NOREPLICAS`).
+/// - [`Denied`](ErrorKind::Denied): a refused user or password, no permission (`NOPERM`), protected
+///   mode.
+/// - [`Configuration`](ErrorKind::Configuration): a command that is disabled or renamed.
 ///
 /// ```no_run
 /// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
@@ -97,7 +102,7 @@ use crate::record::ShardId;
 pub struct RedisStore {
     connection: Connection,
     scripts: Arc<Scripts>,
-    /// Where the server is, without its secrets.
+    /// The server's address, without secrets.
     address: Arc<str>,
 }
 
@@ -107,11 +112,11 @@ impl RedisStore {
     ///
     /// # Errors
     ///
-    /// At once, or after 5 s where nothing answers:
-    /// [`Configuration`](ErrorKind::Configuration) for a URL that is not one, a database that is
-    /// not there, and a server that is too old; [`Denied`](ErrorKind::Denied) for a wrong or
-    /// missing password; [`StoreUnavailable`](ErrorKind::StoreUnavailable) where there is no
-    /// server. The URL's secrets are in none of them.
+    /// Fails at once, or after 5 s without an answer: [`Configuration`](ErrorKind::Configuration)
+    /// for an invalid URL, a database that does not exist, or a server that is too old;
+    /// [`Denied`](ErrorKind::Denied) for a wrong or missing password;
+    /// [`StoreUnavailable`](ErrorKind::StoreUnavailable) for an unreachable server. No error
+    /// contains the URL's secrets.
     pub async fn connect(url: &str) -> Result<Self> {
         let server = parse(url)?;
         let address = server.addr().to_string();
@@ -131,7 +136,7 @@ impl RedisStore {
     }
 
     #[cfg(not(feature = "redis-cluster"))]
-    #[allow(clippy::unused_async)] // The other one waits.
+    #[allow(clippy::unused_async)] // The variant with the feature awaits.
     async fn of_its_cluster(self, _node: redis::ConnectionInfo) -> Result<Self> {
         let message = format!(
             "Redis at {} is a node of a cluster, which needs the cargo feature redis-cluster of \
@@ -141,12 +146,12 @@ impl RedisStore {
         Err(Error::new(ErrorKind::Configuration, message))
     }
 
-    /// Connects to the cluster that these nodes belong to; it is enough that one of them answers.
-    /// Each URL is like that of [`connect`](Self::connect).
+    /// Connects to the cluster that these nodes belong to. One node that answers is sufficient.
+    /// Each URL has the form described at [`connect`](Self::connect).
     ///
     /// # Errors
     ///
-    /// As [`connect`](Self::connect).
+    /// Fails as [`connect`](Self::connect) does.
     ///
     /// ```no_run
     /// # async fn example() -> kinestream::Result<()> {
@@ -161,15 +166,15 @@ impl RedisStore {
         Self::open(Ok(Target::Cluster(nodes)), addresses).await?.checked().await
     }
 
-    /// Connects to the server that sentinels name as the master, and to another one when they name
-    /// another. It is enough that one of the sentinels answers.
+    /// Connects to the server that the sentinels report as the master, and reconnects when they
+    /// report another one. One sentinel that answers is sufficient.
     ///
-    /// `master` is the URL of that server with the master's name in place of the host: its user,
-    /// password and database, and `rediss://` for TLS.
+    /// `master` is the URL of the master with the master's name in place of the host. It sets the
+    /// user, password and database; `rediss://` selects TLS.
     ///
     /// # Errors
     ///
-    /// As [`connect`](Self::connect).
+    /// Fails as [`connect`](Self::connect) does.
     ///
     /// ```no_run
     /// # async fn example() -> kinestream::Result<()> {
@@ -192,13 +197,14 @@ impl RedisStore {
         let address = format!("{name} (sentinels {addresses})");
         let target = Target::master(sentinels, &name, &master);
         let connection = Connection::open(target).await;
-        // Later on the same means that they are choosing another master, which passes.
+        // After the first connection, the same error is temporary: the sentinels are electing
+        // another master.
         if let Err(error) = &connection
             && error.kind() == redis::ErrorKind::MasterNameNotFoundBySentinel
         {
             let message = format!(
-                "the sentinels {addresses} name no master {name} that answers; check the host of \
-                 the master's URL"
+                "the sentinels {addresses} report no reachable master {name}; check the host of the \
+                 master's URL"
             );
             return Err(Error::new(ErrorKind::Configuration, message));
         }
@@ -221,15 +227,15 @@ impl RedisStore {
         })
     }
 
-    /// The same, where the server is new enough.
+    /// Returns the store, or an error if the server is too old.
     #[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
     async fn checked(self) -> Result<Self> {
         check(&self.information().await?, &self.address)?;
         Ok(self)
     }
 
-    /// What the server says of itself; nothing where this user may not ask, which does not keep it
-    /// from saving checkpoints.
+    /// Returns the server's `INFO`, or an empty string if this user may not run it: the store can
+    /// save checkpoints without it.
     async fn information(&self) -> Result<String> {
         let answer = self.connection.ask_any(redis::cmd("INFO")).await;
         match answer.and_then(|answer| Ok(String::from_redis_value(answer)?)) {
@@ -243,7 +249,8 @@ impl RedisStore {
 /// The fields of a hash and their values.
 type Fields = HashMap<Vec<u8>, Vec<u8>>;
 
-/// Checks what a server says of itself: that it is new enough; and a warning where it may evict keys.
+/// Checks a server's `INFO`: fails if the version is too old, and logs a warning if the server may
+/// evict keys.
 fn check(information: &str, address: &str) -> Result<()> {
     check_version(information, address)?;
     let policy = information.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
@@ -268,20 +275,20 @@ fn check_version(information: &str, address: &str) -> Result<()> {
     match (version, number) {
         (Some(version), Some(number)) if number < (6, 2) => Err(Error::new(
             ErrorKind::Configuration,
-            format!("Redis at {address} is version {version}, but 6.2 or newer is needed"),
+            format!("Redis at {address} has version {version}; use 6.2 or newer"),
         )),
         _ => Ok(()),
     }
 }
 
-/// Several servers, and where they are.
+/// Parses the URLs of several servers. Returns the servers and their addresses.
 #[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
 fn parse_all<'a>(
     urls: impl IntoIterator<Item = &'a str>,
 ) -> Result<(Vec<redis::ConnectionInfo>, String)> {
     let servers = urls.into_iter().map(parse).collect::<Result<Vec<_>>>()?;
     if servers.is_empty() {
-        let message = "at least one Redis URL is needed";
+        let message = "no Redis URL is given; give at least one";
         return Err(Error::new(ErrorKind::Configuration, message));
     }
     let addresses: Vec<_> = servers.iter().map(|server| server.addr().to_string()).collect();
@@ -306,7 +313,8 @@ impl CheckpointStore for RedisStore {
             let keys = Keys::of(scope);
             let (format, checkpoints) = (keys.of_part(Key::Format), keys.of_part(Key::Checkpoints));
             let mut connection = self.connection.clone();
-            // Each answer with its own error: a pipeline's has no code to sort it by.
+            // Each answer keeps its own error: the error of a whole pipeline has no code to
+            // classify.
             let (found, fields): (RedisResult<Option<String>>, RedisResult<Fields>) = redis::pipe()
                 .get(&format)
                 .hgetall(&checkpoints)

@@ -1,22 +1,24 @@
-//! Which stream of which application a store keeps positions of.
+//! Scopes: the application and the stream that a set of positions belongs to.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::record::ShardId;
 
-/// The longest account id or region that is taken for one: account ids have 12 digits, and the names of
-/// regions less than 20 letters (<https://docs.aws.amazon.com/general/latest/gr/rande.html>).
+/// The maximum length of an account id or region in an ARN. Account ids have 12 digits, and names
+/// of regions have fewer than 20 letters
+/// (<https://docs.aws.amazon.com/general/latest/gr/rande.html>).
 const LONGEST_PART: usize = 32;
 
 /// The prefix of the shard ids of marks: see [`Scope::mark`].
 const MARK: &str = "positions-";
 
-/// Names an application and the stream that it reads. A store keeps the positions of each scope apart.
+/// Identifies an application and the stream that it reads. A store keeps the positions of each
+/// scope separate.
 ///
-/// A stream that is given by its name alone is identified by that name. A stream that is given by its
-/// ARN is identified by account, region and name, since streams of other regions and accounts may have
-/// the same name. The partition is left out: no two partitions have a region of the same name.
+/// A stream given by its name is identified by that name. A stream given by its ARN is identified
+/// by account, region and name, since streams in other regions and accounts may have the same name.
+/// The partition is left out: no two partitions have a region of the same name.
 ///
 /// ```
 /// use kinestream::store::Scope;
@@ -37,7 +39,7 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// Names `application` and `stream`, which is the name or the ARN of a stream.
+    /// Creates the scope of `application` and `stream`, which is the name or the ARN of a stream.
     pub fn new(application: impl Into<Arc<str>>, stream: impl Into<Arc<str>>) -> Self {
         let (application, given) = (application.into(), stream.into());
         match parse_arn(&given) {
@@ -59,13 +61,13 @@ impl Scope {
         &self.application
     }
 
-    /// Returns the identity of the stream, by which a store keys positions: `account:region:name` for an
-    /// ARN, or else the name.
+    /// Returns the identity of the stream, by which a store keys positions: `account:region:name`
+    /// for an ARN, otherwise the name.
     pub fn stream(&self) -> &str {
         &self.stream
     }
 
-    /// Returns the stream's name, which streams of other accounts and regions may have too.
+    /// Returns the stream's name. Streams of other accounts and regions may have the same name.
     pub fn stream_name(&self) -> &str {
         &self.name
     }
@@ -74,7 +76,8 @@ impl Scope {
         &self.name
     }
 
-    /// Returns the scope of the same application and of the stream's name alone; `None` if this is it.
+    /// Returns the scope of the same application and the stream's name alone; `None` if this is
+    /// that scope.
     pub(crate) fn by_name(&self) -> Option<Self> {
         let named = Self {
             application: Arc::clone(&self.application),
@@ -84,8 +87,8 @@ impl Scope {
         (named != *self).then_some(named)
     }
 
-    /// Returns the shard id under which the table of the stream's name records a step of the takeover by
-    /// this ARN. No shard of Kinesis has such an id.
+    /// Returns the shard id under which the table of the stream's name records a step of the scope
+    /// migration to this ARN. No shard of Kinesis has such an id.
     pub(crate) fn mark(&self, done: Mark) -> ShardId {
         let of = self.stream.strip_suffix(&*self.name).unwrap_or_default();
         let of = of.trim_end_matches(':').replace(':', ".");
@@ -95,27 +98,27 @@ impl Scope {
         };
         match format!("{MARK}{word}.{of}").parse() {
             Ok(mark) => mark,
-            Err(error) => unreachable!("account and region are short and plain: {error}"),
+            Err(error) => unreachable!("account and region are valid in a shard id: {error}"),
         }
     }
 }
 
-/// A step of the takeover of positions from the stream's name alone.
+/// A step of the scope migration: the move of positions from the stream's name to its ARN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mark {
-    /// The consumers of one ARN have the right to take the positions over.
+    /// The consumers of one ARN have claimed the positions.
     Claimed,
-    /// They have taken the positions over.
+    /// The positions were moved.
     TakenOver,
 }
 
 impl Mark {
-    /// Returns whether a shard id is that of a mark, and of no shard of Kinesis.
+    /// Returns true if a shard id is that of a mark and not of a shard of Kinesis.
     pub(crate) fn is_one(shard: &ShardId) -> bool {
         shard.as_str().starts_with(MARK)
     }
 
-    /// Returns whether a shard id is that of a claim, by any ARN.
+    /// Returns true if a shard id is that of a claim, by any ARN.
     pub(crate) fn is_claim(shard: &ShardId) -> bool {
         shard.as_str().strip_prefix(MARK).is_some_and(|rest| rest.starts_with("claimed."))
     }
@@ -135,7 +138,8 @@ pub(crate) struct StreamArn<'a> {
     pub(crate) name: &'a str,
 }
 
-/// Parses `arn:partition:kinesis:region:account:stream/name`, but for the characters of the name.
+/// Parses `arn:partition:kinesis:region:account:stream/name`. The characters of the name are not
+/// checked.
 pub(crate) fn parse_arn(text: &str) -> Option<StreamArn<'_>> {
     let mut parts = text.splitn(6, ':');
     let mut next = || parts.next();
@@ -158,7 +162,7 @@ mod tests {
     const ARN: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
 
     #[test]
-    fn streams_of_one_name_have_separate_scopes() {
+    fn streams_with_same_name_have_separate_scopes() {
         let of = |stream: &str| Scope::new("billing", stream);
         let other_region = ARN.replace("eu-west-1", "us-east-1");
         let other_account = ARN.replace('9', "8");
@@ -173,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_no_arn_of_a_stream_is_taken_as_a_name() {
+    fn text_without_stream_arn_is_used_as_name() {
         for text in [
             "orders",
             "arn:aws:kinesis:eu-west-1:123456789012:orders",

@@ -1,4 +1,4 @@
-//! A store that keeps positions and no leases: one worker reads every shard.
+//! Leases for a store that keeps positions only: one worker reads every shard.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,19 +15,19 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
 use crate::telemetry::log_line;
 
-/// Leases of the consumer's own, in memory, above positions in a store that knows of none. A
-/// worker that has begun needs the store for nothing but to save positions.
+/// Keeps a consumer's leases in memory, on top of a store without lease support. Once a worker has
+/// started, it uses the store only to save positions.
 #[derive(Debug)]
 pub(super) struct SingleWorkerLeases {
     store: Arc<dyn CheckpointStore>,
     table: MemoryStore,
-    /// The scopes of which the table has what is stored.
+    /// The scopes that are loaded from the store into the table.
     loaded: Mutex<HashSet<Scope>>,
-    /// When it was last seen which positions cannot be read.
+    /// The time of the last load, which shows the unreadable positions.
     looked: Mutex<Instant>,
 }
 
-/// How long a position that cannot be read is left alone.
+/// The interval at which unreadable positions are loaded again.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 impl SingleWorkerLeases {
@@ -41,7 +41,7 @@ impl SingleWorkerLeases {
     }
 
     fn loaded(&self) -> MutexGuard<'_, HashSet<Scope>> {
-        // No step panics with half a change made.
+        // Recovering a poisoned lock is safe: no step panics with a change half made.
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -55,8 +55,8 @@ impl SingleWorkerLeases {
         Ok(())
     }
 
-    /// Stores where shards begin, before they are added: who was first has pinned it for all, so
-    /// what counts is what is stored then.
+    /// Stores the starting positions of shards before the shards are added. The first process that
+    /// stores a starting position pins it for all, so the stored positions are then loaded.
     async fn pin(&self, scope: &Scope, changes: &[Change]) -> Result<()> {
         let pins: Vec<(ShardId, Checkpoint)> = changes
             .iter()
@@ -70,13 +70,14 @@ impl SingleWorkerLeases {
         if pins.is_empty() {
             return Ok(());
         }
-        // Dropped from here on, it is not known what is stored.
+        // If this future is dropped from here on, the stored positions are unknown.
         self.loaded().remove(scope);
         with_timeout(self.store.save(scope, &pins)).await?;
         self.load(scope).await
     }
 
-    /// Saves positions, and returns those that cannot replace what is stored of their shards.
+    /// Saves positions. Returns the shards with a stored position that is unreadable and cannot be
+    /// replaced.
     async fn save(
         &self,
         scope: &Scope,
@@ -86,7 +87,7 @@ impl SingleWorkerLeases {
             Err(error) if error.kind() == ErrorKind::StoreCorrupt => error,
             saved => return saved.map(|()| HashMap::new()),
         };
-        // The error may be that of one shard.
+        // The error may concern a single shard.
         let mut refused = HashMap::new();
         for position in positions {
             match self.store.save(scope, std::slice::from_ref(position)).await {
@@ -106,15 +107,15 @@ impl SingleWorkerLeases {
         Ok(refused)
     }
 
-    /// Whether it is time to look again at what could not be read.
+    /// Returns true if unreadable positions are due to be loaded again.
     fn looks_again(&self, scope: &Scope, request: &HeartbeatRequest) -> bool {
         let is_due = self.lock().elapsed() >= LOOK_AGAIN;
         is_due && request.known.is_none() && self.table.has_unreadable(scope)
     }
 }
 
-/// Each shard once, with its furthest position: a shard that was opened again may have positions of two
-/// epochs.
+/// Returns each shard once, with its furthest position. A shard that was opened again may have
+/// positions of two epochs.
 fn furthest(positions: &[FencedCheckpoint]) -> Vec<(ShardId, Checkpoint)> {
     let mut furthest: BTreeMap<&ShardId, &Checkpoint> = BTreeMap::new();
     for FencedCheckpoint { shard, checkpoint, .. } in positions {
@@ -139,8 +140,8 @@ impl LeaseStore for SingleWorkerLeases {
             } else if self.looks_again(scope, request)
                 && let Err(error) = self.load(scope).await
             {
-                // The other shards need nothing of the store but to save positions.
-                log_line!(debug, %error, "cannot load checkpoints yet");
+                // Not fatal: the other shards use the store only to save positions.
+                log_line!(debug, %error, "checkpoint reload failed");
             }
             self.pin(scope, &request.changes).await?;
             self.table.exchange(scope, request).await
@@ -178,7 +179,8 @@ impl LeaseStore for SingleWorkerLeases {
         edit: &'a AdminEdit,
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
-        // Positions of such a store only advance: moving one back is for whoever made it.
+        // Positions in such a store only advance; moving one back requires a change in the store
+        // itself.
         let _ = (scope, edit, forced);
         async move { Err(super::no_leases()) }.boxed()
     }
@@ -189,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn save_holds_each_shard_once_with_its_furthest_position() {
+    fn furthest_returns_each_shard_once_with_furthest_position() {
         let after = |number: &str| Checkpoint::AfterSequenceNumber {
             sequence_number: number.parse().unwrap(),
             sub_sequence_number: None,

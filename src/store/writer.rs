@@ -1,17 +1,18 @@
-//! The task that saves checkpoints, apart from whoever reads.
+//! The background task that saves checkpoints.
 //!
 //! ```text
-//!            changed and the interval is over, or urgent
+//!            changed and the interval has passed, or urgent
 //!   resting ───────────────────────────────────────────► saving
 //!      ▲  ▲                                              │    │
 //!      │  └──────────────── saved ───────────────────────┘    │ failed
-//!      └──────────────── back-off is over ◄── waiting ◄───────┘
+//!      └──────────── back-off has passed ◄── waiting ◄────────┘
 //! ```
 //!
-//! What is to be saved stands in `pending` until the store has said that it is saved, so a failed
-//! or dropped save forgets nothing. A position goes with the epoch under which it was reached, and
-//! one whose lease is lost is given up: who has it now saves its own. When the last handle is dropped
-//! the task saves what is finished, as far as the store lets it within 10 s, and ends.
+//! A position stays in `pending` until the store has confirmed it, so a failed or dropped save
+//! loses no position. Each position is saved with the epoch under which it was reached. If its
+//! lease is lost, the position is discarded, since the new owner saves its own. When the last
+//! handle is dropped, the task tries for up to 10 s to save the positions of all finished records,
+//! and ends.
 
 mod gate;
 mod save;
@@ -40,16 +41,16 @@ use task::{Request, Saving};
 pub(crate) use tracked_shards::TrackedShard;
 use tracked_shards::{Place, TrackedShards};
 
-/// How the writer works.
+/// The settings of the writer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FlushConfig {
-    /// At most one write each; zero writes whenever there is something to write.
+    /// The shortest interval between writes; zero writes at each change.
     pub(crate) interval: Duration,
-    /// How long the store may fail before records stop.
+    /// The time for which the store may fail before delivery of records stops.
     pub(crate) max_unflushed: Duration,
 }
 
-/// A handle of the task. The task ends when the last one is dropped.
+/// A handle to the task. The task ends when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Writer {
     shared: Arc<Shared>,
@@ -63,45 +64,46 @@ struct Shared {
     flush: FlushConfig,
     telemetry: Telemetry,
     state: Mutex<State>,
-    /// Something is to be written at once.
+    /// Notified if a position must be written at once.
     urgent: Notify,
-    /// Whether readers have to look at the gate: the one word they read for each record.
+    /// True if readers must check the gate. The only field that they read for each record.
     attention: AtomicBool,
-    /// Closed where the task has ended before its time, with its runtime.
+    /// Closed if the task has ended early, with its runtime.
     gone: CloseSignal,
-    /// The keys of readers, so far.
+    /// The key of the next reader.
     keys: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// How many times a position has advanced, where each is saved before the next record.
+    /// The number of advances of all positions. Counted only if `interval` is zero: each position
+    /// is then saved before the next record.
     advanced: u64,
-    /// How many of those a finished save holds.
+    /// The number of those advances that completed saves contain.
     saved: u64,
     watched: TrackedShards,
     pending: BTreeMap<Place, Pending>,
     gate: Gate,
-    /// The last save failed.
+    /// True if the last save failed.
     failing: bool,
-    /// What the reader is to be told, once.
+    /// The error that the next reader receives, once.
     report: Option<Error>,
-    /// It was, since the last save.
+    /// True if an error was reported since the last save.
     is_outage_reported: bool,
-    /// The readers that wait for the gate, by the keys of their handles.
+    /// The wakers of readers that wait for the gate, by the keys of their handles.
     waiting: Waiters,
 }
 
-/// A position that is to be saved.
+/// A position that is not saved yet.
 #[derive(Debug)]
 struct Pending {
     checkpoint: Checkpoint,
-    /// Since when the shard has another position than the store.
+    /// The time since which the shard's position differs from the stored one.
     since: Instant,
 }
 
 impl Writer {
-    /// Starts the task, on the runtime of the caller.
+    /// Starts the task on the caller's runtime.
     pub(crate) fn spawn(
         store: Arc<dyn LeaseStore>,
         scope: Scope,
@@ -124,48 +126,50 @@ impl Writer {
         Self { shared, requests }
     }
 
-    /// Whether the task still runs: it does not outlive the runtime that it was started on.
+    /// Returns true while the task runs. It ends with the runtime on which it was started.
     pub(crate) fn is_running(&self) -> bool {
         !self.requests.is_closed()
     }
 
-    /// Closed where the task has ended before its time, with the runtime that it was started on.
+    /// Returns a signal that closes if the task has ended early, with the runtime on which it was
+    /// started.
     pub(crate) fn gone(&self) -> CloseSignal {
         self.shared.gone.clone()
     }
 
-    /// Saves the position of a shard from now on.
+    /// Starts saving the position of a shard as it advances.
     pub(crate) fn watch(&self, watched: TrackedShard) {
         let before = self.shared.lock().watched.insert(watched);
-        // Not under the lock: it holds wakers.
+        // Dropped without the lock, since it holds wakers.
         drop(before);
     }
 
-    /// What tells the writer that the watermark of a shard has advanced. It keeps no handle, so that
-    /// records that live on do not keep the task alive.
+    /// Returns a notifier that reports advances of a shard's watermark to the writer. It does not
+    /// keep the task alive, and neither do records that outlive the stream.
     pub(crate) fn notifier(&self, shard: ShardId, epoch: u64) -> FlushNotifier {
         FlushNotifier { shared: Arc::clone(&self.shared), place: (shard, epoch) }
     }
 
-    /// Whether nobody has told yet of the store that fails; who asks tells of it.
+    /// Returns true if the outage of the store was not reported yet. The caller then reports it.
     pub(crate) fn claim_outage_report(&self) -> bool {
         !std::mem::replace(&mut self.shared.lock().is_outage_reported, true)
     }
 
-    /// Notes that the store has answered another call: the next outage is reported again.
+    /// Notes that another call of the store has succeeded, so that the next outage is reported
+    /// again.
     pub(crate) fn store_answered(&self) {
         let mut state = self.shared.lock();
         state.is_outage_reported &= state.failing;
     }
 
-    /// For how long the oldest position that is not saved has been waiting for that.
+    /// Returns the age of the oldest position that is not saved.
     pub(crate) fn unsaved_for(&self) -> Option<Duration> {
         let state = self.shared.lock();
         let pending = state.pending.values().map(|pending| pending.since.elapsed());
         pending.chain(state.watched.changed_for()).max()
     }
 
-    /// Saves everything that is finished, and waits until it is saved.
+    /// Saves the positions of all finished records, and waits until they are saved.
     pub(crate) async fn flush(&self) -> Result<()> {
         let (answer, answered) = oneshot::channel();
         let gone = Error::runtime_shutdown;
@@ -173,13 +177,13 @@ impl Writer {
         answered.await.unwrap_or_else(|_closed| Err(gone()))
     }
 
-    /// Returns the gate for one reader. It keeps a handle of the task.
+    /// Returns the gate for one reader. The gate keeps the task alive.
     pub(crate) fn gate(&self) -> ReaderGate {
         ReaderGate::new(self.clone())
     }
 }
 
-/// Tells the writer that there is something to write of a shard.
+/// Notifies the writer that a shard has a position to save.
 #[derive(Debug, Clone)]
 pub(crate) struct FlushNotifier {
     shared: Arc<Shared>,
@@ -187,7 +191,8 @@ pub(crate) struct FlushNotifier {
 }
 
 impl FlushNotifier {
-    /// The position has advanced; `is_first` says that it has not since it was last taken.
+    /// Reports an advance of the position. `is_first` is true for the first advance since the last
+    /// save took it.
     pub(crate) fn advanced(&self, is_first: bool) {
         let saves_each = self.shared.flush.interval.is_zero();
         if !is_first && !saves_each {
@@ -200,7 +205,7 @@ impl FlushNotifier {
         if saves_each {
             state.advanced += 1;
             if state.failing {
-                // A store that fails holds nobody up until it has failed for too long.
+                // A failing store does not delay readers until it has failed for `max_unflushed`.
                 state.saved = state.advanced;
             }
             self.shared.look(&state);
@@ -209,7 +214,7 @@ impl FlushNotifier {
         }
     }
 
-    /// The shard is finished: that is written at once.
+    /// Reports that the shard is finished. Its end is saved at once.
     pub(crate) fn ended(&self) {
         self.shared.lock().watched.note_changed(&self.place);
         self.shared.urgent.notify_one();
@@ -221,8 +226,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the caller at once of an error, unless he was told since the last save. Gives it back
-    /// where nobody is there.
+    /// Reports an error to the caller at once, unless an error was reported since the last save.
+    /// Returns the error if no caller receives it.
     fn report(&self, error: Error) -> Result<()> {
         if self.lock().is_outage_reported {
             return Ok(());

@@ -199,7 +199,7 @@ async fn waits_for_a_cluster_that_is_not_complete() {
     assert_eq!(
         error.to_string(),
         format!(
-            "Redis at {address} is a node of a cluster that is down or not complete: CLUSTERDOWN \
+            "Redis at {address} is a node of a cluster that is down or incomplete: CLUSTERDOWN \
              The cluster is down; check it with CLUSTER INFO"
         ),
         "{error:?}"
@@ -229,7 +229,7 @@ async fn says_what_is_wrong_with_a_cluster() {
         assert_eq!(
             error.to_string(),
             format!(
-                "Redis at {address} is a node of a cluster that is down or not complete: \
+                "Redis at {address} is a node of a cluster that is down or incomplete: \
                  CLUSTERDOWN Hash slot not served; check it with CLUSTER INFO"
             ),
             "{error:?}"

@@ -82,8 +82,8 @@ async fn keys_of_something_else_are_told_to_the_reader() {
     assert_eq!(error.kind(), ErrorKind::StoreCorrupt);
     assert_eq!(
         error.to_string(),
-        "stream orders: the Redis key kinestream:{billing:orders}:checkpoints holds something \
-         else than checkpoints; delete it if it is a leftover, or use another application"
+        "stream orders: the Redis key kinestream:{billing:orders}:checkpoints does not hold \
+         checkpoints; delete it if it is a leftover, or use another application"
     );
 }
 

@@ -115,8 +115,8 @@ async fn damaged_field_costs_its_shard() {
         raw.hset::<_, _, _, ()>(key(name), &field, damaged).await.unwrap();
         let what = if name == "leases" { "a lease" } else { "a checkpoint" };
         let text = format!(
-            "the Redis key {} holds something that is not {what} in field {field:?}; correct the \
-             field, or set the shard's position with Consumer::set_position",
+            "the Redis key {} does not hold {what} in field {field:?}; correct the field, or set the \
+             shard's position with Consumer::set_position",
             key(name)
         );
         let case = format!("{name} {}", String::from_utf8_lossy(damaged));

@@ -321,8 +321,8 @@ async fn key_of_another_kind_is_an_error_and_stays() {
         redis::cmd("FLUSHALL").exec_async(&mut raw).await.unwrap();
         raw.set::<_, _, ()>(key(name), "a string").await.unwrap();
         let expected = format!(
-            "the Redis key {} holds something else than {what}; delete it if it is a leftover, or \
-             use another application",
+            "the Redis key {} does not hold {what}; delete it if it is a leftover, or use another \
+             application",
             key(name)
         );
         let refused = refusals(&store).await;
@@ -335,7 +335,7 @@ async fn key_of_another_kind_is_an_error_and_stays() {
     redis::cmd("FLUSHALL").exec_async(&mut raw).await.unwrap();
     raw.set::<_, _, ()>(key("format"), "2").await.unwrap();
     for refused in refusals(&store).await {
-        let expected = format!("the Redis key {} says format \"2\"", key("format"));
+        let expected = format!("the Redis key {} has format \"2\"", key("format"));
         assert!(refused.starts_with(&expected), "{refused}");
     }
     assert_eq!(keys_of(&mut raw).await, 1, "nothing was written");

@@ -165,7 +165,7 @@ async fn keys_of_something_else_are_told_and_left_alone() {
     let new = [(shard(0), after(1)), (shard(1), after(1))];
 
     raw.set::<_, _, ()>(CHECKPOINTS, "a string").await.unwrap();
-    let text = "the Redis key kinestream:{billing:orders}:checkpoints holds something else than \
+    let text = "the Redis key kinestream:{billing:orders}:checkpoints does not hold \
                 checkpoints; delete it if it is a leftover, or use another application";
     assert_eq!(both(store.load(&scope()).await.unwrap_err()), text);
     assert_eq!(both(store.save(&scope(), &new).await.unwrap_err()), text);
@@ -173,7 +173,7 @@ async fn keys_of_something_else_are_told_and_left_alone() {
 
     raw.del::<_, ()>(CHECKPOINTS).await.unwrap();
     raw.hset::<_, _, _, ()>(CHECKPOINTS, shard(1).as_str(), "yesterday").await.unwrap();
-    let text = "the Redis key kinestream:{billing:orders}:checkpoints holds something that is not \
+    let text = "the Redis key kinestream:{billing:orders}:checkpoints does not hold \
                 a checkpoint in field \"shardId-000000000001\"; correct the field, or set the \
                 shard's position with Consumer::set_position";
     assert_eq!(both(store.load(&scope()).await.unwrap_err()), text);
@@ -186,8 +186,8 @@ async fn keys_of_something_else_are_told_and_left_alone() {
 
     raw.del::<_, ()>(CHECKPOINTS).await.unwrap();
     raw.set::<_, _, ()>(FORMAT, "2").await.unwrap();
-    let text = "the Redis key kinestream:{billing:orders}:format says format \"2\", but this \
-                version of kinestream knows \"1\"; use the version that wrote it, or another \
+    let text = "the Redis key kinestream:{billing:orders}:format has format \"2\", but this \
+                version of kinestream supports \"1\"; use the version that wrote it, or another \
                 application";
     assert_eq!(both(store.load(&scope()).await.unwrap_err()), text);
     assert_eq!(both(store.save(&scope(), &new).await.unwrap_err()), text);
@@ -199,13 +199,13 @@ async fn connecting_says_what_is_wrong_and_no_secret() {
     let port = server.port();
     let address = format!("127.0.0.1:{port}");
     let cases = [
-        ("reddis://:hunter2@localhost/".to_owned(), ErrorKind::Configuration, "the Redis URL is not valid; it must be like redis://user:password@host:6379/0, rediss://… for TLS, or unix:///path".to_owned()),
-        ("127.0.0.1:6379".to_owned(), ErrorKind::Configuration, "the Redis URL is not valid; it must be like redis://user:password@host:6379/0, rediss://… for TLS, or unix:///path".to_owned()),
+        ("reddis://:hunter2@localhost/".to_owned(), ErrorKind::Configuration, "the Redis URL is invalid; use the form redis://user:password@host:6379/0, rediss://… for TLS, or unix:///path".to_owned()),
+        ("127.0.0.1:6379".to_owned(), ErrorKind::Configuration, "the Redis URL is invalid; use the form redis://user:password@host:6379/0, rediss://… for TLS, or unix:///path".to_owned()),
         (format!("redis://:hunter2@{address}/"), ErrorKind::Denied, format!("Redis at {address} refused the user or password: WRONGPASS invalid username-password pair or user is disabled; check both in the URL")),
         (format!("redis://hunter2:hunter2@{address}/"), ErrorKind::Denied, format!("Redis at {address} refused the user or password: WRONGPASS invalid username-password pair or user is disabled; check both in the URL")),
         (format!("redis://{address}/"), ErrorKind::Denied, format!("Redis at {address} refused the user or password: NOAUTH Authentication required; check both in the URL")),
         (format!("redis://:right@{address}/99"), ErrorKind::Configuration, format!("Redis at {address} has no such database: ERR DB index is out of range; check the number at the URL's end")),
-        ("redis://:hunter2@127.0.0.1:1/".to_owned(), ErrorKind::StoreUnavailable, "Redis at 127.0.0.1:1 is out of reach: Connection refused (os error 111); check that it runs and takes connections, with TLS for rediss:// and without for redis://".to_owned()),
+        ("redis://:hunter2@127.0.0.1:1/".to_owned(), ErrorKind::StoreUnavailable, "Redis at 127.0.0.1:1 is unreachable: Connection refused (os error 111); check that it runs and accepts connections, with TLS for rediss:// and without for redis://".to_owned()),
     ];
     for (url, kind, text) in cases {
         let error = RedisStore::connect(&url).await.unwrap_err();

@@ -73,7 +73,7 @@ async fn a_certificate_that_is_not_trusted_is_named() {
         error.to_string(),
         format!(
             "Redis at {address} has a certificate that this system does not trust for that name; \
-             add its authority to the system's certificates, or name it in SSL_CERT_FILE"
+             add its authority to the system's certificates, or set SSL_CERT_FILE"
         ),
         "{error:?}"
     );
@@ -86,8 +86,8 @@ async fn tls_on_one_side_alone_is_told() {
     let plain = RedisServer::start(&[]);
     for (scheme, port) in [("redis", tls.port()), ("rediss", plain.port())] {
         let error = refused(&format!("{scheme}://billing:hunter2@localhost:{port}/")).await;
-        let begins = format!("Redis at localhost:{port} is out of reach: ");
-        let ends = "; check that it runs and takes connections, with TLS for rediss:// and without \
+        let begins = format!("Redis at localhost:{port} is unreachable: ");
+        let ends = "; check that it runs and accepts connections, with TLS for rediss:// and without \
                     for redis://";
         let text = error.to_string();
         assert!(text.starts_with(&begins) && text.ends_with(ends), "{error:?}");

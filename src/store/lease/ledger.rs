@@ -1,5 +1,6 @@
-//! The table of leases in memory: what [`LeaseStore`](super::LeaseStore) asks for, in its plainest
-//! form. The scripts of `RedisStore` do the same, and a test holds the two against each other.
+//! The lease table in memory: a plain implementation of the rules of
+//! [`LeaseStore`](super::LeaseStore). The scripts of `RedisStore` implement the same rules, and a
+//! test compares the two.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -11,47 +12,47 @@ use super::{
 use crate::checkpoint::Checkpoint;
 use crate::record::{SequenceNumber, ShardId};
 
-/// What one application keeps of one stream.
+/// The table and the positions of one application and stream.
 #[cfg_attr(feature = "testing", derive(Clone))]
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    /// 0 where there is no table yet.
+    /// 0 if there is no table yet.
     generation: u64,
     version: u64,
     cleared: u64,
-    /// 0 where none is stored.
+    /// 0 if none is stored.
     first_poll: u64,
-    /// The highest epoch of any lease that ever was in the table.
+    /// The highest epoch of any lease that was ever in the table.
     epoch: u64,
-    /// Each worker, and when its time is over, in milliseconds.
+    /// Each worker, with its expiry in milliseconds.
     workers: BTreeMap<Arc<str>, (WorkerEntry, u64)>,
-    /// Without their positions.
+    /// The leases, without their positions.
     leases: BTreeMap<ShardId, Lease>,
     pub(crate) checkpoints: HashMap<ShardId, Checkpoint>,
-    /// Of these shards the lease or the position cannot be read. Nothing changes them but an operator.
+    /// The shards with an unreadable lease or position. Only an operator's edit changes them.
     unreadable: BTreeMap<ShardId, Unreadable>,
 }
 
-/// What cannot be read of a shard. It is in neither of the other maps.
+/// The unreadable lease or position of a shard. It is in neither of the other maps.
 #[derive(Debug, Clone)]
 pub(crate) struct Unreadable {
-    /// What is wrong with what is stored.
+    /// The reason why the stored text cannot be read.
     pub(crate) why: Arc<str>,
-    /// The lease, where it is that.
+    /// The lease, if the lease is unreadable.
     pub(crate) lease: Option<Lease>,
-    /// The position, where it is that and was ever known.
+    /// The position, if the position is unreadable and was ever known.
     pub(crate) checkpoint: Option<Checkpoint>,
 }
 
 impl Unreadable {
-    /// Whether it is the position.
+    /// Returns true if the position is unreadable.
     fn is_position(&self) -> bool {
         self.lease.is_none() || self.checkpoint.is_some()
     }
 }
 
 impl Ledger {
-    /// One step of a worker, at this time since 1970.
+    /// Applies one heartbeat. `now` is the time since 1970.
     pub(crate) fn exchange(&mut self, now: Duration, request: &HeartbeatRequest) -> HeartbeatResponse {
         let mut step = Transaction { now, changed: false, ledger: self };
         let standing = step.join(request);
@@ -82,7 +83,7 @@ impl Ledger {
         verdicts
     }
 
-    /// Whether that is further than what was stored.
+    /// Stores a position if it is further than the stored one. Returns true if it was stored.
     pub(crate) fn save(&mut self, shard: &ShardId, checkpoint: &Checkpoint) -> bool {
         if self.unreadable_position(shard).is_some() {
             return false;
@@ -95,8 +96,8 @@ impl Ledger {
         further
     }
 
-    /// Saves positions that come from elsewhere: a new version, where there are any of shards without
-    /// one, or others can be read than before.
+    /// Merges positions that were loaded from another store. The version rises if a shard without a
+    /// position gets one, or if the readability of any position changes.
     pub(crate) fn learn(
         &mut self,
         now: Duration,
@@ -122,7 +123,7 @@ impl Ledger {
         Transaction { now, changed, ledger: self }.end();
     }
 
-    /// Takes the positions of these shards for unreadable.
+    /// Marks the positions of these shards as unreadable.
     pub(crate) fn refuse(&mut self, now: Duration, refused: HashMap<ShardId, Arc<str>>) {
         let mut changed = false;
         for (shard, why) in refused {
@@ -131,19 +132,19 @@ impl Ledger {
         Transaction { now, changed, ledger: self }.end();
     }
 
-    /// Whether the position was readable before.
+    /// Marks a position as unreadable. Returns true if it was readable before.
     fn refuse_one(&mut self, shard: ShardId, why: Arc<str>) -> bool {
         self.checkpoints.remove(&shard);
         self.unreadable.insert(shard, Unreadable { why, lease: None, checkpoint: None }).is_none()
     }
 
-    /// Why the position of a shard cannot be read, where that is so.
+    /// Returns why the position of a shard cannot be read, or `None` if it can.
     pub(crate) fn unreadable_position(&self, shard: &ShardId) -> Option<Arc<str>> {
         let unreadable = self.unreadable.get(shard).filter(|it| it.is_position())?;
         Some(Arc::clone(&unreadable.why))
     }
 
-    /// Each position, or why it cannot be read.
+    /// Returns each position, or why it cannot be read.
     pub(crate) fn positions(&self) -> HashMap<ShardId, Result<Checkpoint, Arc<str>>> {
         let readable = self.checkpoints.iter();
         let readable = readable.map(|(shard, checkpoint)| (shard.clone(), Ok(checkpoint.clone())));
@@ -152,12 +153,12 @@ impl Ledger {
         readable.chain(others).collect()
     }
 
-    /// Whether what is stored of any shard cannot be read.
+    /// Returns true if any shard has an unreadable lease or position.
     pub(crate) fn has_unreadable(&self) -> bool {
         !self.unreadable.is_empty()
     }
 
-    /// The table as it is at this time, by who is alive.
+    /// Returns the table without the workers that have expired.
     pub(crate) fn table(&self, now: Duration) -> LeaseTable {
         let mut table = self.all();
         let now = millis(now);
@@ -165,7 +166,8 @@ impl Ledger {
         table
     }
 
-    /// The name of a living worker that stands against it, unless it is forced.
+    /// Applies an operator's edit. If a live worker prevents an edit that is not forced, returns
+    /// that worker's name and changes nothing.
     pub(crate) fn edit(&mut self, now: Duration, edit: &AdminEdit, forced: bool) -> Option<Arc<str>> {
         let alive = self.table(now);
         let with_owner = self.leases.iter().filter_map(|(shard, lease)| {
@@ -176,7 +178,7 @@ impl Ledger {
         let owner = |shard| owners.get(shard).cloned();
         let against = match edit {
             AdminEdit::Set { positions } => {
-                // What cannot be read is not read by its owner either.
+                // The owner of an unreadable shard does not read it.
                 let readable = |shard: &&ShardId| !self.unreadable.contains_key(*shard);
                 positions.iter().map(|(shard, _)| shard).filter(readable).find_map(owner)
             }
@@ -192,7 +194,7 @@ impl Ledger {
                     step.replace_unreadable(shard);
                     step.ledger.checkpoints.insert(shard.clone(), checkpoint.clone());
                     if let Some(lease) = step.ledger.leases.get_mut(shard) {
-                        // The position is the operator's word, whatever stream the shard was of.
+                        // The operator's position applies, regardless of the stream of the shard.
                         (lease.is_shard_expired, lease.start) = (false, None);
                         lease.added = Some(millis(now));
                         step.begin_anew(shard, owner(shard));
@@ -205,7 +207,7 @@ impl Ledger {
         None
     }
 
-    /// Damages the lease of a shard, or its position, where there is one.
+    /// Makes the lease of a shard, or its position, unreadable if it exists.
     #[cfg(feature = "testing")]
     pub(crate) fn damage(&mut self, shard: &ShardId, is_lease: bool) {
         let (lease, checkpoint) = if is_lease {
@@ -227,14 +229,14 @@ impl Ledger {
         self.unreadable.insert(shard.clone(), unreadable);
     }
 
-    /// Has what was damaged as it was.
+    /// Makes the lease and the position of a shard readable again.
     #[cfg(feature = "testing")]
     pub(crate) fn mend(&mut self, shard: &ShardId) {
         let Some(Unreadable { lease, checkpoint, .. }) = self.unreadable.remove(shard) else {
             return;
         };
         if let Some(lease) = lease {
-            // Its owner may be gone by now, and the same worker may have another life.
+            // The owner may have left since, or a new incarnation may have its name.
             let lease = Lease { owner: None, next_owner: None, ..lease };
             self.leases.insert(shard.clone(), lease);
         }
@@ -264,7 +266,7 @@ impl Ledger {
     }
 }
 
-/// One call under way.
+/// One call in progress.
 struct Transaction<'a> {
     now: Duration,
     changed: bool,
@@ -272,7 +274,7 @@ struct Transaction<'a> {
 }
 
 impl Change {
-    /// The shard that it is about.
+    /// Returns the shard that the change concerns.
     fn shard(&self) -> Option<&ShardId> {
         match self {
             Self::Add { shard, .. }
@@ -469,7 +471,7 @@ impl Transaction<'_> {
         self.changed = true;
     }
 
-    /// Stores where a shard begins that has no position.
+    /// Stores the starting position of a shard that has no position.
     fn begin_at(&mut self, shard: &ShardId, checkpoint: Option<&Checkpoint>) {
         if let Some(checkpoint) = checkpoint
             && !self.ledger.checkpoints.contains_key(shard)
@@ -479,7 +481,7 @@ impl Transaction<'_> {
         }
     }
 
-    /// Adds a worker that has leases and is in no table: it may be alive.
+    /// Adds the owner of a lease that is missing from the table: it may still be alive.
     fn stand_in(&mut self, worker: Arc<str>, lease_duration: Duration) {
         let until = self.until(lease_duration);
         let joined = micros(self.now);
@@ -489,7 +491,7 @@ impl Transaction<'_> {
         });
     }
 
-    /// What could not be read gives way to what an operator stores.
+    /// Removes the unreadable lease or position of a shard, for an edit that replaces it.
     fn replace_unreadable(&mut self, shard: &ShardId) {
         if let Some(Unreadable { lease: Some(_), .. }) = self.ledger.unreadable.remove(shard) {
             let lease = Lease { origin: self.ledger.generation, ..Lease::default() };
@@ -534,7 +536,8 @@ impl Transaction<'_> {
         self.begin_anew(shard, owner);
     }
 
-    /// Keeps the mark of a finished shard for as long as a listing may show it again.
+    /// Notes that a finished shard is not listed, and removes it [`MARK_KEPT`] after the first
+    /// note. Until then, a listing may show it again.
     fn forget(&mut self, shard: &ShardId) {
         let now = millis(self.now);
         match self.ledger.leases.get_mut(shard) {
@@ -564,7 +567,7 @@ impl Transaction<'_> {
         let alive = |next_owner: &Arc<str>| owner.is_some() && workers.contains_key(next_owner);
         let next_owner = known.next_owner.clone().filter(alive);
         let Some(lease) = self.ledger.leases.get_mut(shard) else {
-            // Where only a position was known of it, no lease is made up: its parents would be too.
+            // If only the position is known, no lease is added: its parents are unknown.
             if known.parents.is_some() {
                 let lease = Lease { owner, next_owner, checkpoint: None, ..known.clone() };
                 self.ledger.leases.insert(shard.clone(), lease);
@@ -609,7 +612,7 @@ impl Transaction<'_> {
         self.advance(shard, known);
     }
 
-    /// The position of a restored lease, where it is further than what is stored.
+    /// Stores the position of a restored lease if it is further than the stored one.
     fn advance(&mut self, shard: &ShardId, known: &Lease) {
         if let Some(checkpoint) = &known.checkpoint {
             self.changed |= self.ledger.save(shard, checkpoint);
@@ -628,7 +631,7 @@ impl Transaction<'_> {
         if known.is_some_and(|known| known > *epoch) || cleared > 0 && *epoch <= cleared {
             return SaveOutcome::Lost;
         }
-        // It may have been forgotten, and is not to be begun again.
+        // The shard may have been removed; it must not be added again.
         if known.is_none() && !is_kept(millis(self.now), *epoch) {
             return SaveOutcome::Lost;
         }
@@ -646,8 +649,8 @@ impl Transaction<'_> {
         self.free(shard);
     }
 
-    /// A new epoch, for this owner or for nobody. It is higher than all epochs of before: that of the
-    /// lease may have been lost.
+    /// Sets the owner of a lease, or frees it, in a new epoch. The epoch is higher than all earlier
+    /// ones, since the latest epoch of the lease may have been lost.
     fn give(&mut self, shard: &ShardId, owner: Option<Arc<str>>) {
         let epoch = millis(self.now).max(self.ledger.epoch + 1);
         if let Some(lease) = self.ledger.leases.get_mut(shard) {
@@ -658,13 +661,14 @@ impl Transaction<'_> {
         }
     }
 
-    /// A new epoch after another position was stored. The present owner keeps the lease, so that no other
-    /// worker starts before the owner has seen the new epoch. A finished shard has no owner.
+    /// Starts a new epoch after another position was stored. The current owner keeps the lease, so
+    /// that no other worker starts before the owner has seen the new epoch. A finished shard has no
+    /// owner.
     fn begin_anew(&mut self, shard: &ShardId, owner: Option<Arc<str>>) {
         self.give(shard, owner.filter(|_owner| !self.is_finished(shard)));
     }
 
-    /// The same epoch, for nobody.
+    /// Frees a lease in the same epoch.
     fn free(&mut self, shard: &ShardId) {
         if let Some(lease) = self.ledger.leases.get_mut(shard)
             && lease.owner.is_some()
@@ -674,7 +678,7 @@ impl Transaction<'_> {
         }
     }
 
-    /// A worker goes, and what it has is free.
+    /// Removes a worker and frees its leases.
     fn remove(&mut self, worker: &Arc<str>) {
         if self.ledger.workers.remove(worker).is_none() {
             return;
@@ -707,7 +711,7 @@ impl Transaction<'_> {
         }
     }
 
-    /// When the time of a worker is over that is heard of now.
+    /// Returns the expiry of a worker that renews now.
     fn until(&self, lease_duration: Duration) -> u64 {
         millis(self.now).saturating_add(millis(lease_duration))
     }
@@ -721,7 +725,7 @@ impl Transaction<'_> {
     }
 }
 
-/// Whether what was noted then, in milliseconds, is still kept.
+/// Returns true if a note of the time `then`, in milliseconds, is still kept.
 fn is_kept(now: u64, then: u64) -> bool {
     now.saturating_sub(then) < millis(MARK_KEPT)
 }

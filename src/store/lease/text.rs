@@ -1,4 +1,4 @@
-//! Leases and workers as lines of text, which is how a store of text keeps them.
+//! Text forms of leases and workers, for stores that keep them as lines of text.
 
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -8,20 +8,20 @@ use std::time::Duration;
 use super::{Lease, WorkerEntry};
 use crate::record::{SequenceNumber, ShardId};
 
-/// Stands for what there is none of.
+/// The word for a missing value.
 const NONE: &str = "-";
 
-/// Stands for parents that are not known.
+/// The word for unknown parents.
 const UNKNOWN: &str = "?";
 
-/// Stands for a name of no letters.
+/// The word for an empty name.
 const NAMELESS: &str = "%";
 
-/// Stands for the state of a lease whose shard is lost.
+/// The state of a lease with an expired shard.
 const LOST: &str = "LOST";
 
-/// The worker that is kept as `incarnation joined duration expiry capacity`, and when its time is
-/// over, in milliseconds.
+/// Parses a worker from `incarnation joined duration expiry capacity`. The expiry is in
+/// milliseconds.
 pub(in crate::store) fn member_of(line: &str) -> Option<(WorkerEntry, u64)> {
     let mut words = line.split(' ');
     let mut next = || words.next()?.parse::<u64>().ok();
@@ -34,8 +34,9 @@ pub(in crate::store) fn member_of(line: &str) -> Option<(WorkerEntry, u64)> {
     Some((WorkerEntry { incarnation, joined, lease_duration, capacity }, expiry))
 }
 
-/// The lease that is kept as `epoch owner next_owner origin parents state start unlisted added`, without its
-/// position. Lines of before have no start and what follows it; later ones may have more words.
+/// Parses a lease from `epoch owner next_owner origin parents state start unlisted added`, without
+/// its position. Lines of earlier versions end before `start`; lines of later versions may have
+/// more words.
 pub(in crate::store) fn lease_of(line: &str) -> Option<Lease> {
     let mut words = line.split(' ');
     let mut next = || words.next();
@@ -67,8 +68,8 @@ pub(in crate::store) fn lease_of(line: &str) -> Option<Lease> {
     })
 }
 
-/// What a word stands for that may be missing; the outer `None` where it cannot be parsed.
-#[allow(clippy::option_option, reason = "missing and unreadable are two things")]
+/// Parses a word that may be missing. The outer `None` means that the word is invalid.
+#[allow(clippy::option_option, reason = "a missing word differs from an invalid one")]
 fn optional<T: FromStr>(word: Option<&str>) -> Option<Option<T>> {
     match word {
         None | Some(NONE) => Some(None),
@@ -76,7 +77,7 @@ fn optional<T: FromStr>(word: Option<&str>) -> Option<Option<T>> {
     }
 }
 
-/// The worker whose name is kept as this [word](word_of); `None` where it stands for nobody.
+/// Parses a worker's name from a [word](word_of); `None` if the word is that for a missing value.
 pub(in crate::store) fn name_of(word: &str) -> Option<Arc<str>> {
     match word {
         NONE => None,
@@ -86,7 +87,7 @@ pub(in crate::store) fn name_of(word: &str) -> Option<Arc<str>> {
     }
 }
 
-/// The name of a worker as one word of a line.
+/// Formats the name of a worker as one word of a line.
 pub(in crate::store) fn word_of(name: &str) -> Cow<'_, str> {
     match name {
         "" => NAMELESS.into(),
@@ -96,7 +97,7 @@ pub(in crate::store) fn word_of(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// The parents of a shard as one word of a line.
+/// Formats the parents of a shard as one word of a line.
 pub(in crate::store) fn parents_of(parents: &[ShardId]) -> String {
     match parents {
         [] => NONE.to_owned(),
@@ -105,7 +106,7 @@ pub(in crate::store) fn parents_of(parents: &[ShardId]) -> String {
 }
 
 impl Lease {
-    /// As [`lease_of`] reads it.
+    /// Formats the lease as [`lease_of`] parses it.
     pub(in crate::store) fn line(&self) -> String {
         let owner = self.owner.as_deref().map_or(NONE.into(), word_of);
         let next_owner = self.next_owner.as_deref().map_or(NONE.into(), word_of);
@@ -119,7 +120,7 @@ impl Lease {
     }
 }
 
-/// The first sequence number of a shard as one word of a line.
+/// Formats the first sequence number of a shard as one word of a line.
 pub(in crate::store) fn start_of(start: Option<&SequenceNumber>) -> &str {
     start.map_or(NONE, SequenceNumber::as_str)
 }
@@ -131,7 +132,7 @@ mod tests {
     use super::*;
 
     impl WorkerEntry {
-        /// As [`member_of`] reads it.
+        /// Formats the worker as [`member_of`] parses it.
         fn line(&self, expiry: u64) -> String {
             let Self { incarnation, joined, lease_duration, capacity } = self;
             format!("{incarnation} {joined} {} {expiry} {capacity}", lease_duration.as_millis())
@@ -140,7 +141,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn is_read_back_as_it_was_written(
+        fn formatted_lines_parse_to_equal_values(
             epoch: u64,
             origin: u64,
             owner in prop::option::of("[a-z%D25 -]{0,5}"),
@@ -173,7 +174,7 @@ mod tests {
         }
 
         #[test]
-        fn line_without_a_start_is_parsed(epoch: u64, is_shard_expired: bool) {
+        fn lease_line_without_start_is_parsed(epoch: u64, is_shard_expired: bool) {
             let state = if is_shard_expired { LOST } else { NONE };
             let lease = lease_of(&format!("{epoch} a - 7 - {state}")).unwrap();
             prop_assert_eq!((lease.epoch, lease.is_shard_expired), (epoch, is_shard_expired));
@@ -181,7 +182,7 @@ mod tests {
         }
 
         #[test]
-        fn refuses_what_is_none(text in "[ a-z0-9-]{0,40}") {
+        fn random_text_is_parsed_without_panic(text in "[ a-z0-9-]{0,40}") {
             if let Some(lease) = lease_of(&text) {
                 prop_assert!(text.starts_with(&lease.epoch.to_string()) || text.starts_with('0'));
             }

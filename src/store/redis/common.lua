@@ -1,4 +1,4 @@
--- What every script begins with.
+-- The beginning of every script.
 --
 -- KEYS[1]  the format of the application's keys
 -- KEYS[2]  the hash of its checkpoints
@@ -6,12 +6,12 @@
 -- KEYS[4]  the hash of its workers
 -- KEYS[5]  the hash of the numbers of its table
 --
--- A script is given the first two, or all. It looks at everything before it writes anything, since
--- what it has written stays where it fails later.
+-- A script gets the first two keys, or all. It reads everything before it writes anything, since
+-- Redis does not roll back the writes of a script that fails later.
 
 local FORMAT, CHECKPOINTS, LEASES, WORKERS, FLEET = 1, 2, 3, 4, 5
 
--- The error with which the script ends. Lua's own would lose its code.
+-- The error that the script returns. An error raised by Lua would lose its code.
 local refusal
 
 local function fail(reply)
@@ -23,8 +23,8 @@ local function refuse(code, detail)
   fail(redis.error_reply(code .. ' ' .. detail))
 end
 
--- The script's answer is what `look` returns, or the error that it has met. What is to be written
--- is written after it, and where that fails Redis says so itself.
+-- Runs `look`, which only reads, and then `write`. Returns the result of `look`, or the error that
+-- it raised with `fail`. If `write` fails, Redis returns the error itself.
 local function run(look, write)
   local done, answer = pcall(look)
   if refusal then
@@ -52,7 +52,7 @@ local function garbled(key, field)
   refuse('KINESTREAMVALUE', key .. ' ' .. field)
 end
 
--- What the key of the format holds; false where nothing was ever written.
+-- The content of the format key; false if nothing was ever written.
 local format
 
 local function read_format()
@@ -62,7 +62,7 @@ local function read_format()
   end
 end
 
--- Numbers of any length, as text without leading zeros.
+-- Compares two numbers of any length, given as text without leading zeros.
 local function greater(left, right)
   if #left ~= #right then
     return #left > #right
@@ -70,7 +70,7 @@ local function greater(left, right)
   return left > right
 end
 
--- The largest number of 64 bits, and the longest sequence number.
+-- The largest 64-bit number, and the maximum length of a sequence number.
 local MAX_U64 = '18446744073709551615'
 local MAX_DIGITS = 129
 
@@ -86,9 +86,9 @@ local function is_sequence_number(text)
   return is_number(text) and #text <= MAX_DIGITS
 end
 
--- A starting position is 0, a quiet shard without a finished record 1, a position in the shard 2, the end
--- of the shard 3; nil where the text is no checkpoint. What src/checkpoint.rs does not parse is none here
--- either.
+-- Parses a checkpoint; nil if the text is not a checkpoint. The ranks are 0 for a starting
+-- position, 1 for a quiet shard without a finished record, 2 for a position in the shard, and 3 for
+-- the end of the shard. Rejects every text that src/checkpoint.rs rejects.
 local function parse(text)
   local time = string.match(text, '^AT_TIMESTAMP:(%d+)$')
   if text == 'TRIM_HORIZON' or time and is_u64(time) then
@@ -128,7 +128,7 @@ local function supersedes(new, stored)
     if new.number ~= stored.number then
       return greater(new.number, stored.number)
     end
-    -- A whole record is further than any part of it, and with a time further still.
+    -- A whole record is further than a part of it, and a position with a time is further still.
     if stored.part then
       return not new.part or greater(new.part, stored.part)
     end

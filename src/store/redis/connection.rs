@@ -1,4 +1,4 @@
-//! The connection of a store: shared by all calls, and replaced once it no longer serves.
+//! The connection of a store, shared by all calls and replaced after a failure.
 //!
 //! ```text
 //!                    a call                        answered
@@ -8,7 +8,7 @@
 //!                                     or was dropped
 //! ```
 //!
-//! Calls that come while one connects wait for its outcome, and share it.
+//! Calls that start during an attempt to connect wait for its result and share it.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,12 +28,13 @@ use super::refusal::is_over;
 use crate::backoff::{Backoff, CONNECTIONS};
 use crate::error::{Error, ErrorKind, Result};
 
-/// How long calls that are in flight on a retired connection may still be answered. One that has
-/// waited in vain must not hold up what waits for it, such as a handoff that waits for a save; one
-/// that is merely beside a dropped call has its answer within milliseconds.
+/// The time that calls in flight on a retired connection still have to complete. A call without an
+/// answer must not delay its callers, such as a handoff that waits for a save. If the connection
+/// was retired by the drop of another call, the remaining calls receive their answers within
+/// milliseconds.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// Cheap to clone; the clones share one connection.
+/// A connection that is cheap to clone; clones share it.
 #[derive(Clone)]
 pub(super) struct Connection {
     slot: Arc<Slot>,
@@ -43,29 +44,29 @@ pub(super) struct Connection {
 struct Slot {
     target: Target,
     state: Mutex<State>,
-    /// The number of the last connection that was retired.
+    /// The number of the last retired connection.
     retired: watch::Sender<u64>,
 }
 
-/// How long after its limit an attempt is given up by a call that waits for it: the runtime that connects
-/// may be idle while calls come from another one, and then the limit does not end the attempt.
+/// The time after its limit at which a waiting call gives up an attempt. The runtime that connects
+/// may be idle while calls come from another runtime; the limit then does not end the attempt.
 const ATTEMPT_SLACK: Duration = Duration::from_millis(250);
 
-/// An attempt to connect, or the connection that it has made.
+/// An attempt to connect, or the established connection.
 #[derive(Clone)]
 struct Attempt {
     number: u64,
-    /// Until when a call waits for it.
+    /// The time until which a call waits for the attempt.
     until: Instant,
     link: Shared<BoxFuture<'static, RedisResult<Link>>>,
 }
 
 struct State {
-    /// Counts attempts, so that a failure replaces only the connection on which it was seen.
+    /// The number of attempts so far. A failure retires only the connection on which it occurred.
     number: u64,
-    /// The attempt that is under way, or the connection that it has made.
+    /// The attempt in progress, or the established connection.
     current: Option<Attempt>,
-    /// When the next attempt may start.
+    /// The earliest start of the next attempt.
     next: Instant,
 }
 
@@ -81,7 +82,7 @@ impl Connection {
         Ok(Self { slot: Arc::new(slot), database })
     }
 
-    /// Sends a command that has no key, and returns what the server says.
+    /// Sends a command without a key, and returns the answer.
     pub(super) async fn ask_any(&self, command: Cmd) -> RedisResult<Value> {
         let (mut link, call) = self.slot.begin().await?;
         let answer = call.wait(link.ask_any(command)).await.and_then(Value::extract_error);
@@ -91,13 +92,13 @@ impl Connection {
 }
 
 impl Slot {
-    /// A connection for one call, and the guard of that call.
+    /// Returns the connection for one call, and the guard of that call.
     async fn begin(self: &Arc<Self>) -> RedisResult<(Link, Call<'_>)> {
         let Attempt { number, until, link } = self.attempt();
-        // Late calls wait as well: another one may be about to take the outcome.
+        // Late calls wait too: another call may be about to receive the result.
         let until = until.max(Instant::now() + ATTEMPT_SLACK);
         let made = timeout_at(until, link).await.unwrap_or_else(|_elapsed| {
-            let message = "no connection: the attempt does not end";
+            let message = "the attempt to connect did not end in time";
             Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
         });
         match made {
@@ -109,7 +110,7 @@ impl Slot {
         }
     }
 
-    /// The connection that there is, or an attempt to make one.
+    /// Returns the current connection or attempt, or starts an attempt.
     fn attempt(self: &Arc<Self>) -> Attempt {
         let mut state = self.lock();
         if let Some(attempt) = &state.current {
@@ -122,7 +123,7 @@ impl Slot {
         state.number += 1;
         let number = state.number;
         let slot = Arc::clone(self);
-        // A separate task: the call that starts it may be dropped while others wait for it.
+        // A separate task, since the call that starts it may be dropped while others wait for it.
         let connecting = tokio::spawn(async move {
             sleep_until(start).await;
             let link = slot.target.clone().connect(limit).await;
@@ -140,13 +141,13 @@ impl Slot {
         attempt
     }
 
-    /// Makes the next call connect again, unless another call has seen to that.
+    /// Makes the next call connect again, unless this connection was already retired.
     fn retire(&self, number: u64) {
         let retired = {
             let mut state = self.lock();
             if state.number == number { state.current.take() } else { None }
         };
-        // Not under the lock: it may close a socket, and wakes calls.
+        // Sent without the lock: it may close a socket, and it wakes calls.
         if retired.is_some() {
             self.retired.send_replace(number);
         }
@@ -157,8 +158,8 @@ impl Slot {
     }
 }
 
-/// A call under way. One that is dropped before its answer retires its connection, since the answer
-/// may never come.
+/// A call in progress. A call that is dropped before its answer retires its connection, since the
+/// answer may never arrive.
 struct Call<'a> {
     slot: &'a Slot,
     number: u64,
@@ -166,11 +167,11 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Waits for an answer, no longer than [`LAST_ANSWERS`] after the connection was retired.
+    /// Waits for an answer, at most [`LAST_ANSWERS`] after the connection was retired.
     async fn wait<T>(&self, answer: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
         let mut retired = self.slot.retired.subscribe();
         let given_up = async {
-            // The slot outlives its calls, so this ends with a retirement alone.
+            // The slot outlives its calls, so only a retirement ends this wait.
             let _is_retired = retired.wait_for(|last| *last >= self.number).await.is_ok();
             sleep(LAST_ANSWERS).await;
         };
@@ -178,13 +179,13 @@ impl Call<'_> {
             biased;
             answer = answer => answer,
             () = given_up => {
-                let message = "the connection was replaced before an answer came";
+                let message = "the connection was replaced before the answer arrived";
                 Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
             }
         }
     }
 
-    /// The call has ended, and its connection serves no longer where `is_over`.
+    /// Ends the call. Retires the connection if `is_over` is true.
     fn end(mut self, is_over: bool) {
         self.is_over = is_over;
     }
@@ -198,7 +199,7 @@ impl Drop for Call<'_> {
     }
 }
 
-/// Whether this answer, or a part of it, says that the connection serves no longer.
+/// Returns true if this answer requires a new connection.
 fn says_over(answer: &Value) -> bool {
     match answer {
         Value::ServerError(error) => is_over(&error.clone().into()),
@@ -243,7 +244,8 @@ impl ConnectionLike for Connection {
     }
 }
 
-/// What a URL says. Neither the URL nor what the parser says of it is shown: it may hold a password.
+/// Parses a URL. The error contains neither the URL nor the parser's text, which may contain a
+/// password.
 pub(super) fn parse(url: &str) -> Result<ConnectionInfo> {
     if url.starts_with("rediss:") && cfg!(not(feature = "redis-tls")) {
         return Err(Error::new(
@@ -254,8 +256,8 @@ pub(super) fn parse(url: &str) -> Result<ConnectionInfo> {
     url.into_connection_info().map_err(|_unshown| {
         Error::new(
             ErrorKind::Configuration,
-            "the Redis URL is not valid; it must be like redis://user:password@host:6379/0, \
-             rediss://… for TLS, or unix:///path",
+            "the Redis URL is invalid; use the form redis://user:password@host:6379/0, rediss://… \
+             for TLS, or unix:///path",
         )
     })
 }

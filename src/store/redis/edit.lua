@@ -1,9 +1,9 @@
--- What an operator changes.
+-- Applies an operator's edit.
 --
--- ARGV  whether it is forced, SET, shard, checkpoint, shard, checkpoint, …
---       whether it is forced, CLEAR
+-- ARGV  1 if the edit is forced, SET, shard, checkpoint, shard, checkpoint, …
+--       1 if the edit is forced, CLEAR
 --
--- Answers the name of a living worker that stands against it; nothing is done then.
+-- If a live worker prevents an edit that is not forced, returns its name and changes nothing.
 
 local forced, kind = ARGV[1] == '1', ARGV[2]
 local FIRST_SHARD = 3
@@ -12,7 +12,7 @@ local function is_alive(name)
   return workers[name] and workers[name].expiry > millis
 end
 
--- The living owner of a shard's lease, or false.
+-- Returns the live owner of a shard's lease, or false.
 local function living_owner(shard)
   local lease = stored_lease(shard)
   return lease and is_alive(lease.owner) and lease.owner
@@ -22,7 +22,7 @@ local function against()
   if kind == 'SET' then
     for index = FIRST_SHARD, #ARGV, 2 do
       local owner = living_owner(ARGV[index])
-      -- What cannot be read is not read by its owner either.
+      -- The owner of an unreadable shard does not read it.
       if owner and not is_unreadable(ARGV[index]) then
         return owner
       end
@@ -38,7 +38,7 @@ local function against()
   return first
 end
 
--- The version goes on, so that no one takes the new table for the old one.
+-- Resets the table. The version continues, so that the new table is not taken for the old one.
 local function clear()
   read_leases()
   local latest = math.max(fleet.cleared, fleet.epoch, millis)
@@ -49,7 +49,8 @@ local function clear()
   fleet.first_poll = 0
 end
 
--- A living owner keeps the lease: nobody else begins before it has heard that it is another one.
+-- Sets the position of a shard. A live owner keeps the lease, so that no other worker starts before
+-- the owner has seen the new epoch.
 local function set(shard, position)
   local lease, owner = stored_lease(shard), living_owner(shard)
   move(shard, position)
@@ -60,7 +61,7 @@ local function set(shard, position)
   end
   unreadable[CHECKPOINTS][shard], unreadable[LEASES][shard] = nil, nil
   if lease then
-    -- The position is the operator's word, whatever stream the shard was of before.
+    -- The operator's position applies, regardless of the stream of the shard.
     lease.state, lease.start, lease.added = NONE, NONE, millis
     begin_anew(shard, owner)
   end

@@ -1,4 +1,4 @@
-//! What went wrong with Redis, and what to do about it.
+//! Classification of Redis errors, with the action to take.
 
 use redis::RedisError;
 
@@ -9,7 +9,7 @@ use crate::record::ShardId;
 
 pub(super) fn other_format(keys: &Keys, format: &str) -> Error {
     Error::store_corrupt(format!(
-        "the Redis key {} says format {format:?}, but this version of kinestream knows {FORMAT:?}; \
+        "the Redis key {} has format {format:?}, but this version of kinestream supports {FORMAT:?}; \
          use the version that wrote it, or another application",
         keys.of_part(Key::Format)
     ))
@@ -17,34 +17,34 @@ pub(super) fn other_format(keys: &Keys, format: &str) -> Error {
 
 pub(super) fn corrupt_value(keys: &Keys, key: Key, field: &str) -> Error {
     Error::store_corrupt(format!(
-        "the Redis key {} holds something that is not {} in field {field:?}; correct the field, or \
-         set the shard's position with Consumer::set_position",
+        "the Redis key {} does not hold {} in field {field:?}; correct the field, or set the \
+         shard's position with Consumer::set_position",
         keys.of_part(key),
         key.one()
     ))
 }
 
-/// The shard that a field is of. Other fields are left alone.
+/// Parses the shard id of a field. Fields with other names are ignored.
 pub(super) fn shard_of(keys: &Keys, key: Key, field: &[u8]) -> Option<ShardId> {
     let field = String::from_utf8_lossy(field);
     let shard = field.parse().ok();
     if shard.is_none() {
         let key = keys.of_part(key);
-        tracing::warn!(key, field = %field, "field ignored: its name is not that of a shard");
+        tracing::warn!(key, field = %field, "field ignored: its name is not a shard id");
     }
     shard
 }
 
 fn other_type(keys: &Keys, key: Key) -> Error {
     Error::store_corrupt(format!(
-        "the Redis key {} holds something else than {}; delete it if it is a leftover, or use \
-         another application",
+        "the Redis key {} does not hold {}; delete it if it is a leftover, or use another \
+         application",
         keys.of_part(key),
         key.all()
     ))
 }
 
-/// What an error of a script means, which says by the numbers of its keys what it has met.
+/// Classifies an error of a script. The script identifies the key by its number.
 pub(super) fn of_script(error: RedisError, address: &str, keys: &Keys) -> Error {
     let detail = error.detail().unwrap_or_default();
     let (number, field) = detail.split_once(' ').unwrap_or((detail, ""));
@@ -56,14 +56,14 @@ pub(super) fn of_script(error: RedisError, address: &str, keys: &Keys) -> Error 
     }
 }
 
-/// What an error of Redis means for a store: whether waiting cures it, and what to do.
+/// Classifies a Redis error: its kind says whether a retry can succeed, its message what to do.
 pub(super) fn sort(error: RedisError, address: &str, key: &str) -> Error {
     let refusal = Refusal::of(&error);
     let (kind, message) = match &refusal {
         Some(refusal) => of_server(refusal, address, key),
         None => of_client(&error, address, key),
     };
-    // Arguments may hold a password, and the error shows them.
+    // The source is left out if it shows arguments, which may contain a password.
     if error.detail().is_some_and(|detail| detail.contains(ARGUMENTS)) {
         return Error::new(kind, message);
     }
@@ -74,8 +74,8 @@ pub(super) fn sort(error: RedisError, address: &str, key: &str) -> Error {
 fn of_server(refusal: &Refusal, address: &str, key: &str) -> (ErrorKind, String) {
     if refusal.code == "WRONGTYPE" {
         let message = format!(
-            "the Redis key {key} holds something else than checkpoints; delete it if it is a \
-             leftover, or use another application"
+            "the Redis key {key} does not hold checkpoints; delete it if it is a leftover, or use \
+             another application"
         );
         return (ErrorKind::StoreCorrupt, message);
     }
@@ -84,7 +84,7 @@ fn of_server(refusal: &Refusal, address: &str, key: &str) -> (ErrorKind, String)
     (kind, format!("Redis at {address} {problem}: {refusal}{cure}"))
 }
 
-/// Classifies an error that the client found without an answer of the server.
+/// Classifies an error of the client that is not an answer of the server.
 fn of_client(error: &RedisError, address: &str, key: &str) -> (ErrorKind, String) {
     use redis::ErrorKind as Kind;
     match error.kind() {
@@ -95,27 +95,27 @@ fn of_client(error: &RedisError, address: &str, key: &str) -> (ErrorKind, String
         Kind::Parse | Kind::UnexpectedReturnType => (
             ErrorKind::StoreCorrupt,
             format!(
-                "the Redis key {key} holds something that is not text; use another application"
+                "the Redis key {key} does not hold text; use another application"
             ),
         ),
         Kind::InvalidClientConfig => (
             ErrorKind::Configuration,
             format!(
-                "Redis at {address} cannot be used as the URL says; check the database's number"
+                "Redis at {address} cannot be used with this URL; check the database number"
             ),
         ),
         Kind::Io if error.to_string().contains("certificate") => (
             ErrorKind::Configuration,
             format!(
                 "Redis at {address} has a certificate that this system does not trust for that \
-                 name; add its authority to the system's certificates, or name it in SSL_CERT_FILE"
+                 name; add its authority to the system's certificates, or set SSL_CERT_FILE"
             ),
         ),
-        // Refused, reset, slow, failing over: all pass.
+        // Connection refused, reset, slow, or failing over: all are temporary.
         _ => (
             ErrorKind::StoreUnavailable,
             format!(
-                "Redis at {address} is out of reach: {}; check that it runs and takes \
+                "Redis at {address} is unreachable: {}; check that it runs and accepts \
                  connections, with TLS for rediss:// and without for redis://",
                 shown(&error.to_string())
             ),
@@ -154,9 +154,9 @@ mod tests {
         let error = server_error("ERR", text);
         assert!(is_over(&error));
         let shown = sort(error, "host:6379", "a key").to_string();
-        let expected = "Redis at host:6379 is a replica and takes no writes: READONLY You can't \
-                        write against a read only replica; if it stays one, name its master in the \
-                        URL";
+        let expected = "Redis at host:6379 is a replica and accepts no writes: READONLY You can't \
+                        write against a read only replica; if it remains one, use the URL of its \
+                        master";
         assert_eq!(shown, expected);
     }
 

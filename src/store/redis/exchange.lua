@@ -1,14 +1,14 @@
--- A worker joins, renews or leaves, asks for changes, and sees the table.
+-- Performs one heartbeat of a worker: renews it, applies its changes, and returns the table.
 --
--- ARGV  worker, incarnation, duration, capacity, whether it leaves, known generation, known version,
---       whether the changes are made only to the known table, change, …
---       (the known ones are empty where there are none; a change is its kind and what it is about)
+-- ARGV  worker, incarnation, duration, capacity, 1 if it leaves, known generation, known version,
+--       1 if the changes are applied only to the known table, change, …
+--       (generation and version are empty if none is known; a change is its kind and its arguments)
 --
--- Answers how the worker stands and whether the changes were made; and, unless the table is the
--- known one, its generation, its version, when it was cleared, when the stream was polled first, and
--- all workers, leases and checkpoints. Where nothing has happened it reads the workers and the
--- numbers, checks that the other keys exist, and writes one worker: that costs the same however many
--- shards there are.
+-- Returns the worker's membership and whether the changes were applied. Unless the table is the
+-- known one, also returns its generation, its version, the time it was cleared, the time of the
+-- first poll, and all workers, leases and checkpoints. If nothing has changed, the script reads the
+-- workers and the numbers, checks that the other keys exist, and writes one worker: the cost does
+-- not depend on the number of shards.
 
 local worker, incarnation, duration, capacity = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local leaving, only_if_unchanged = ARGV[5] == '1', ARGV[8] == '1'
@@ -24,7 +24,7 @@ local function live_until(name, expiry)
   end
 end
 
--- A worker goes, and what it has is free.
+-- Removes a worker and frees its leases.
 local function remove(name)
   if not workers[name] then
     return
@@ -45,7 +45,7 @@ local function remove(name)
 end
 
 local function join()
-  -- Not while they are gone through: one that is removed is looked up no more.
+  -- Collected here and removed after the checks below, not during the iteration.
   local gone = {}
   for name, member in pairs(workers) do
     live_until(name, math.min(member.expiry, time_after(member.duration)))
@@ -96,7 +96,7 @@ local function join()
   return 'JOINED'
 end
 
--- The position of a restored lease, where it is further than what is stored.
+-- Stores the position of a restored lease if it is further than the stored one.
 local function advance_restored(shard, position)
   if position and advance(shard, position) then
     changed = true
@@ -168,16 +168,17 @@ local function next_argument()
   return ARGV[argument]
 end
 
--- A checkpoint, or nil where it is left out.
+-- Reads a checkpoint; nil if it is left out.
 local function next_position()
   local text = next_argument()
   return text ~= '' and parse(text) or nil
 end
 
--- Each takes all of its arguments, whatever comes of it.
+-- The handlers of changes, by kind. Each consumes all its arguments, even if the change has no
+-- effect.
 local changes = {}
 
--- The parents of two words: those of the first, then what only the second has, each once.
+-- Joins two words of parents: those of the first, then further ones of the second, each once.
 local function unite(parents, others)
   if others == NONE then
     return parents
@@ -192,7 +193,7 @@ local function unite(parents, others)
   return parents
 end
 
--- Whether the table has no shard and no position, readable or not.
+-- Returns true if the table has no shard and no position, readable or not.
 local function is_empty()
   read_leases()
   read_places()

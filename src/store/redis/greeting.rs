@@ -1,12 +1,12 @@
-//! What a new connection to a server begins with.
+//! The commands that open a new connection to a server.
 
 use redis::aio::MultiplexedConnection;
 use redis::{ConnectionInfo, ProtocolVersion, RedisConnectionInfo, RedisResult};
 
 use super::refusal::is_withheld;
 
-/// What a new connection begins with. The client would do the same, but it hides what a server says
-/// that refuses the connection.
+/// Sends the login, the database and a `PING` on a new connection. The client can send the same
+/// commands, but it hides the error of a server that refuses the connection.
 #[derive(Clone, Default)]
 pub(super) struct Greeting {
     user: Option<String>,
@@ -19,7 +19,7 @@ impl Greeting {
         self.database
     }
 
-    /// The server without what the greeting does.
+    /// Moves the login and the database from a server's settings into a greeting.
     pub(super) fn taken_from(server: ConnectionInfo) -> (ConnectionInfo, Self) {
         let settings = server.redis_settings();
         if settings.protocol() != ProtocolVersion::RESP2 {
@@ -34,7 +34,7 @@ impl Greeting {
         (server.set_redis_settings(bare), greeting)
     }
 
-    /// Ends when the server has answered. A peer that is silent is waited for.
+    /// Sends the greeting and waits for the answers, without a time limit.
     pub(super) async fn send(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         if let Some(password) = &self.password {
             let mut login = redis::cmd("AUTH");

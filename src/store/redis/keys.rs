@@ -1,11 +1,11 @@
-//! The keys of one application and stream.
+//! The Redis keys of one application and stream.
 
 use crate::store::Scope;
 
 /// The version of the layout of keys and values.
 pub(super) const FORMAT: &str = "1";
 
-/// A key, by what it holds.
+/// A key, identified by its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Key {
     Format,
@@ -16,7 +16,7 @@ pub(super) enum Key {
 }
 
 impl Key {
-    /// In the order in which scripts number them, from 1 on.
+    /// The keys in the order of the scripts' numbers, from 1.
     const ALL: [Self; 5] =
         [Self::Format, Self::Checkpoints, Self::Leases, Self::Workers, Self::Fleet];
 
@@ -34,7 +34,7 @@ impl Key {
         }
     }
 
-    /// What it is to hold.
+    /// Returns the expected content of the key, for messages.
     pub(super) fn all(self) -> &'static str {
         match self {
             Self::Format => "a format",
@@ -45,7 +45,7 @@ impl Key {
         }
     }
 
-    /// What each of its fields is to hold.
+    /// Returns the expected content of a field of the key, for messages.
     pub(super) fn one(self) -> &'static str {
         match self {
             Self::Format => "a format",
@@ -64,7 +64,8 @@ pub(super) struct Keys {
 
 impl Keys {
     pub(super) fn of(scope: &Scope) -> Self {
-        // A colon in the application's name must not pass for the one before the stream's.
+        // Escaped, so that a colon in the application's name differs from the one before the
+        // stream's.
         let application = scope.application().replace('%', "%25").replace(':', "%3A");
         Self { prefix: format!("kinestream:{{{application}:{}}}", scope.stream()) }
     }

@@ -1,4 +1,4 @@
-//! Leases in Redis: what is asked of the scripts, and what their answers mean.
+//! Leases in Redis: the arguments of the scripts, and the parsing of their replies.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::store::lease::{
     lease_of, member_of, name_of, parents_of, start_of, word_of,
 };
 
-/// The largest number that Lua holds exactly.
+/// The largest integer that Lua represents exactly.
 const LIMIT: u64 = (1 << 53) - 1;
 
 impl LeaseStore for RedisStore {
@@ -172,7 +172,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(LIMIT).min(LIMIT)
 }
 
-/// A script to be run on the keys of one application and stream.
+/// A script with the keys of one application and stream.
 struct Call<'a> {
     store: &'a RedisStore,
     keys: Keys,
@@ -200,7 +200,7 @@ impl<'a> Call<'a> {
     }
 }
 
-/// What a script has answered, part by part.
+/// The reply of a script, consumed part by part.
 struct Reply<'a> {
     store: &'a RedisStore,
     keys: Keys,
@@ -208,7 +208,7 @@ struct Reply<'a> {
 }
 
 impl Reply<'_> {
-    /// The next part, which tells something of this key; nil where there is none.
+    /// Returns the next part, which concerns this key; nil after the last part.
     fn next<T: FromRedisValue>(&mut self, key: Key) -> Result<T> {
         let part = self.parts.next().unwrap_or(Value::Nil);
         T::from_redis_value(part)
@@ -247,7 +247,7 @@ impl Reply<'_> {
         (0..count).map(|_| verdict()).collect()
     }
 
-    /// A whole table, and when the time of each of its workers is over.
+    /// Parses a whole table, with the expiry of each worker.
     fn table(&mut self) -> Result<(LeaseTable, HashMap<Arc<str>, u64>)> {
         let mut table = LeaseTable {
             generation: self.number()?,
@@ -259,7 +259,7 @@ impl Reply<'_> {
         let mut expiries = HashMap::new();
         for (word, line) in self.fields(Key::Workers)? {
             let word = String::from_utf8_lossy(&word);
-            // The script adds a worker in place of one that it cannot parse.
+            // The script replaces a worker that it cannot parse.
             let (Some(name), Some((member, expiry))) = (name_of(&word), member_of(&line)) else {
                 continue;
             };
@@ -283,13 +283,14 @@ impl Reply<'_> {
         Ok((table, expiries))
     }
 
-    /// What is known of a shard with a field that cannot be parsed.
+    /// Returns the lease of a shard with a field that cannot be parsed.
     fn unreadable(&self, key: Key, shard: &ShardId) -> Lease {
         let why = corrupt_value(&self.keys, key, shard.as_str()).to_string();
         Lease { unreadable: Some(why.into()), ..Lease::default() }
     }
 
-    /// The fields of a hash. Bytes that are no text make no number and no checkpoint either.
+    /// Returns the fields of a hash. Bytes that are not UTF-8 do not parse as a number or
+    /// checkpoint either.
     fn fields(&mut self, key: Key) -> Result<HashMap<Vec<u8>, String>> {
         let fields: HashMap<Vec<u8>, Vec<u8>> = self.next(key)?;
         let text = |text: Vec<u8>| String::from_utf8_lossy(&text).into_owned();
@@ -297,7 +298,10 @@ impl Reply<'_> {
     }
 }
 
-/// The scripts are this version's own, so no server says such a thing unless it is no Redis.
+/// Returns the error for an unknown reply. The scripts are part of this version, so only a server
+/// that is not Redis gives such a reply.
 fn unknown(answer: &str) -> Error {
-    Error::store_corrupt(format!("Redis answered {answer:?}, which no script of kinestream says"))
+    Error::store_corrupt(format!(
+        "unexpected reply {answer:?} from a Redis script; check that the server is Redis or Valkey"
+    ))
 }

@@ -1,10 +1,10 @@
--- The table of leases as a script sees it: read when it is asked for, changed here, and written at
--- the end. What src/store/lease/ledger.rs does in memory; the names are the same.
+-- The lease table during a script: read on first use, changed in memory, and written at the end.
+-- Mirrors src/store/lease/ledger.rs, mostly with the same names.
 
--- Numbers of Lua are exact up to here.
+-- The largest integer that a Lua number represents exactly.
 local LIMIT = 9007199254740991
 local NONE = '-'
--- Parents that are not known.
+-- Unknown parents.
 local UNKNOWN = '?'
 local MAX_U32 = '4294967295'
 
@@ -12,19 +12,20 @@ local time = redis.call('TIME')
 local micros = time[1] * 1000000 + time[2]
 local millis = math.floor(micros / 1000)
 
--- The numbers of the table: its generation, its version, when it was cleared, the last epoch that was
--- given, and when the stream was polled first (0 where that is not stored); and the names of the keys
--- that exist beside them.
+-- The numbers of the table: its generation, its version, the time it was cleared, the last epoch
+-- issued, and the time of the first poll (0 if not stored); and the names of the other keys that
+-- exist.
 local fleet = {}
--- Each worker by its name.
+-- The workers by name.
 local workers = {}
--- For each shard that was read its lease, or false where there is none.
+-- The lease of each shard that was read, or false if it has none.
 local leases = {}
--- The names and shards for which something else is stored, and whether the version is to rise.
+-- The workers and shards to be written, whether the numbers are to be written, and whether the
+-- version rises.
 local stale_workers, stale_leases, stale_fleet = {}, {}, false
 local changed = false
 
--- Lua's own way writes large numbers with an exponent.
+-- Formats an integer without the exponent that Lua uses for large numbers.
 local function digits(number)
   return string.format('%.0f', number)
 end
@@ -34,7 +35,7 @@ local function number_of(word)
   return number and number <= LIMIT and number
 end
 
--- Calls with each field and value of a hash.
+-- Calls `work` with each field and value of a hash.
 local function each(key, work)
   local answer = read('HGETALL', key)
   for index = 1, #answer, 2 do
@@ -42,7 +43,7 @@ local function each(key, work)
   end
 end
 
--- Numbers that cannot be parsed are lost, as the whole key may be.
+-- Reads the numbers. Numbers that cannot be parsed are treated as lost, like a missing key.
 local function read_fleet()
   local values = read('HMGET', FLEET, 'generation', 'version', 'cleared', 'epoch', 'keys',
     'first_poll')
@@ -57,16 +58,17 @@ local function read_fleet()
   end
 end
 
--- When the time of a worker is over that is heard of now.
+-- Returns the expiry of a worker that renews now.
 local function time_after(duration)
   return math.min(millis + duration, LIMIT)
 end
 
--- The life of a worker of which nothing but the name is known. Whoever has the name and renews is it.
+-- The incarnation of a worker of which only the name is known. The next worker of this name that
+-- renews gets the entry.
 local UNKNOWN_LIFE = '0'
 
--- Adds a worker that may be alive, of which nothing but the name is known: it is not removed, and its
--- leases are not free, before it had the time to renew.
+-- Adds a worker that may be alive and of which only the name is known. It is not removed, and its
+-- leases are not free, until it has had time to renew.
 local function stand_in(name, duration)
   workers[name] = { incarnation = UNKNOWN_LIFE, joined = micros, duration = duration,
     expiry = time_after(duration), capacity = '0' }
@@ -74,12 +76,12 @@ local function stand_in(name, duration)
   changed = true
 end
 
--- nil where the line cannot be parsed.
+-- Parses a worker; nil if the line cannot be parsed.
 local function worker_of(line)
   local incarnation, joined, duration, expiry, capacity =
     string.match(line, '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
   local found = {
-    -- All 64 bits of it count, so it is never made a number.
+    -- Kept as text: all 64 bits are significant.
     incarnation = incarnation,
     joined = number_of(joined or ''),
     duration = number_of(duration or ''),
@@ -91,8 +93,8 @@ local function worker_of(line)
   return is_one and found or nil
 end
 
--- A worker that cannot be parsed is replaced, with the lease duration of the caller or, where the
--- caller has none, the longest of the others.
+-- Reads the workers. A worker that cannot be parsed is replaced, with the lease duration of the
+-- caller or, if the caller has none, the longest of the others.
 local function read_workers(duration)
   local damaged, longest = {}, 0
   each(WORKERS, function(name, line)
@@ -126,14 +128,15 @@ local function are_parents(text)
   return true
 end
 
--- nil where the line cannot be parsed. What src/store/lease/text.rs does not parse is none here either.
+-- Parses a lease; nil if the line cannot be parsed. Rejects every line that src/store/lease/text.rs
+-- rejects.
 local function parse_lease(line)
   local epoch, owner, heir, origin, parents, state, rest =
     string.match(line, '^(%d+) ([^ ]+) ([^ ]+) (%d+) ([^ ]+) ([^ ]+)(.*)$')
   if not epoch or state ~= NONE and state ~= 'LOST' or not are_parents(parents) then
     return nil
   end
-  -- Lines of before have no start and what follows it; what later versions add is kept.
+  -- Lines of earlier versions end before the start; words that later versions add are kept.
   local words = {}
   for word in string.gmatch(rest, '[^ ]+') do
     words[#words + 1] = word
@@ -175,14 +178,14 @@ local function lease_line(lease)
   return table.concat(words, ' ')
 end
 
--- How long what was noted is kept, in milliseconds: MARK_KEPT of src/store/lease.rs.
+-- The time for which a note is kept, in milliseconds: MARK_KEPT of src/store/lease.rs.
 local MARK_KEPT = 365 * 24 * 60 * 60 * 1000
 
 local function is_kept(moment)
   return millis - moment < MARK_KEPT
 end
 
--- Also that of a shard whose checkpoint cannot be parsed.
+-- Returns the lease of a shard, also if its checkpoint cannot be parsed.
 local function stored_lease(shard)
   if leases[shard] == nil then
     local line = read('HGET', LEASES, shard)
@@ -197,7 +200,7 @@ local function is_unreadable(shard)
   return unreadable[CHECKPOINTS][shard] or unreadable[LEASES][shard]
 end
 
--- The lease of a shard that can be read.
+-- Returns the lease of a shard if the shard is readable.
 local function lease_at(shard)
   return not is_unreadable(shard) and stored_lease(shard)
 end
@@ -218,7 +221,7 @@ local function read_places()
   end)
 end
 
--- The lease of this shard, or its absence, is to be stored.
+-- Notes that the lease of this shard, or its absence, is to be written.
 local function mark(shard)
   stale_leases[shard] = true
   changed = true
@@ -229,8 +232,8 @@ local function is_finished(shard)
   return stored and stored.is_end
 end
 
--- A new epoch, for this owner or for nobody. It is higher than all epochs of before: that of the lease
--- may have been lost.
+-- Sets the owner of a lease, or frees it, in a new epoch. The epoch is higher than all earlier
+-- ones, since the latest epoch of the lease may have been lost.
 local function give(shard, owner)
   local lease = lease_at(shard)
   if lease then
@@ -241,13 +244,13 @@ local function give(shard, owner)
   end
 end
 
--- A new epoch after another position was stored. The present owner keeps the lease, so that no other
--- worker starts before the owner has seen the new epoch. A finished shard has no owner.
+-- Starts a new epoch after another position was stored. The current owner keeps the lease, so that
+-- no other worker starts before the owner has seen the new epoch. A finished shard has no owner.
 local function begin_anew(shard, owner)
   give(shard, not is_finished(shard) and owner or NONE)
 end
 
--- The same epoch, for nobody.
+-- Frees a lease in the same epoch.
 local function free(shard)
   local lease = lease_at(shard)
   if lease and lease.owner ~= NONE then
@@ -269,7 +272,7 @@ local PARTS = { [FORMAT] = 'format', [CHECKPOINTS] = 'checkpoints', [LEASES] = '
 
 local ALL_KEYS = table.concat(PARTS, ' ')
 
--- Begins a new generation where a key has disappeared that existed after the last change: it was
+-- Starts a new generation if a key has disappeared that existed after the last change: it was
 -- evicted or deleted, while the others may still show the known version. Workers then restore what
 -- they know, as after the loss of all keys.
 local function notice_loss()
@@ -314,7 +317,7 @@ local function finish_step()
   end
 end
 
--- All that is needed for a table of leases: its numbers, its workers, leases and checkpoints.
+-- Returns all parts of a table: its numbers, workers, leases and checkpoints.
 local function read_whole()
   read_leases()
   read_places()

@@ -1,4 +1,4 @@
-//! How a store reaches its server: one server, a cluster, or the master that sentinels name.
+//! The targets of a store's connection: one server, a cluster, or the master that sentinels report.
 
 use std::io;
 use std::time::Duration;
@@ -14,30 +14,31 @@ use super::greeting::Greeting;
 #[cfg(feature = "redis-cluster")]
 use super::refusal::Refusal;
 
-/// How long the first connection may take, which no worker waits for.
+/// The time limit of the first connection, for which no worker waits.
 pub(super) const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a connection that replaces another one may take. A server in the same region accepts it
-/// in milliseconds; TCP repeats a lost first packet after 1 s (RFC 6298, section 2.1), so one may be
-/// lost. Two attempts fit between the end of a fault and the end of the shortest lease plus two
-/// renewals.
+/// The time limit of a connection that replaces another one. A server in the same region accepts it
+/// in milliseconds. TCP repeats a lost first packet after 1 s (RFC 6298, section 2.1), so one
+/// packet may be lost. Two attempts fit between the end of a fault and the end of the shortest
+/// lease plus two renewals.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// How long an answer may take: half of the default lease duration. A save of a thousand shards takes
-/// Redis a few milliseconds.
+/// The time limit of an answer: half of the default lease duration. A save of a thousand shards
+/// takes Redis a few milliseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An idle connection is probed after this time, about one renewal of the default lease.
+/// The idle time before the first keep-alive probe, about one renewal interval of the default
+/// lease.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(3);
 
-/// The time between two probes, the shortest that TCP allows.
+/// The time between two keep-alive probes, the shortest that TCP allows.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After this many unanswered probes in sequence the connection is closed.
+/// The number of consecutive unanswered probes that closes the connection.
 const KEEPALIVE_RETRIES: u32 = 3;
 
-/// The settings of every socket: what is sent and not received, or a peer that is gone, closes the
-/// connection within 6 s, which is less than the default lease duration.
+/// Returns the settings of every socket. Bytes that are not acknowledged, or a peer that is gone,
+/// close the connection within 6 s, which is less than the default lease duration.
 fn tcp_settings() -> TcpSettings {
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)
@@ -49,7 +50,7 @@ fn tcp_settings() -> TcpSettings {
     settings
 }
 
-/// Where to connect to. Every attempt resolves the names of hosts again.
+/// The server or servers to connect to. Every attempt resolves host names again.
 #[derive(Clone)]
 pub(super) enum Target {
     Server(Client, Greeting),
@@ -65,7 +66,8 @@ impl Target {
         Ok(Self::Server(Client::open(server.set_tcp_settings(tcp_settings()))?, greeting))
     }
 
-    /// The server that sentinels name as the master of this name; `master` says how to speak to it.
+    /// Creates the target of the master that sentinels report under this name. `master` holds the
+    /// settings of its connection.
     #[cfg(feature = "redis-sentinel")]
     pub(super) fn master(
         sentinels: Vec<ConnectionInfo>,
@@ -78,7 +80,7 @@ impl Target {
         Self::Master(super::sentinel::Master::new(sentinels, name, master))
     }
 
-    /// A new connection, or an error after `limit` at the latest.
+    /// Opens a new connection. Fails after `limit` at the latest.
     pub(super) async fn connect(self, limit: Duration) -> RedisResult<Link> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(limit))
@@ -98,7 +100,7 @@ impl Target {
             }
         };
         timeout(limit, connecting).await.unwrap_or_else(|_elapsed| {
-            let message = format!("no connection within {limit:?}");
+            let message = format!("not connected within {limit:?}");
             Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
         })
     }
@@ -117,9 +119,9 @@ impl Target {
 #[cfg(feature = "redis-cluster")]
 async fn connect_cluster(nodes: Vec<ConnectionInfo>, limit: Duration) -> RedisResult<Link> {
     let client = redis::cluster::ClusterClient::builder(nodes.clone())
-        // For moved keys and failed nodes. The caller retries what still fails.
+        // For moved keys and failed nodes. The caller retries remaining failures.
         .retries(3)
-        // A node that is silent must not take the time of one that answers.
+        // A silent node must not use up the time of one that answers.
         .connection_timeout(limit / 2)
         .response_timeout(ANSWER_TIMEOUT)
         .tcp_settings(tcp_settings())
@@ -131,7 +133,8 @@ async fn connect_cluster(nodes: Vec<ConnectionInfo>, limit: Duration) -> RedisRe
     }
 }
 
-/// Returns what a node says that refuses connections, which the client of clusters does not show.
+/// Returns the error answer of a node that refuses connections, which the cluster client does not
+/// show.
 #[cfg(feature = "redis-cluster")]
 async fn refusal_of_node(nodes: Vec<ConnectionInfo>) -> Option<RedisError> {
     let config = AsyncConnectionConfig::new();
@@ -145,7 +148,7 @@ async fn refusal_of_node(nodes: Vec<ConnectionInfo>) -> Option<RedisError> {
     answers.into_iter().find_map(|answer| answer.err().filter(|error| Refusal::of(error).is_some()))
 }
 
-/// An open connection; its clones share it.
+/// An open connection. Clones share it.
 #[derive(Clone)]
 pub(super) enum Link {
     One(MultiplexedConnection),
@@ -154,7 +157,7 @@ pub(super) enum Link {
 }
 
 impl Link {
-    /// The connection to one server, which has answered its greeting.
+    /// Wraps the connection to one server, which has answered its greeting.
     fn of_one(mut connection: MultiplexedConnection) -> Self {
         connection.set_response_timeout(ANSWER_TIMEOUT);
         Self::One(connection)
@@ -168,7 +171,7 @@ impl Link {
         }
     }
 
-    /// Sends a command that has no key: in a cluster to any node.
+    /// Sends a command without a key; in a cluster, to any node.
     pub(super) async fn ask_any(&mut self, command: Cmd) -> RedisResult<redis::Value> {
         match self {
             Self::One(link) => link.req_packed_command(&command).await,

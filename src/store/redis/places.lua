@@ -1,12 +1,12 @@
--- The checkpoints as a script sees them: each is read when it is asked for, changed here, and
--- written at the end.
+-- The checkpoints during a script: each is read on first use, changed in memory, and written at the
+-- end.
 
--- For each shard that was read its checkpoint, or false where there is none.
+-- The checkpoint of each shard that was read, or false if it has none.
 local places = {}
--- The shards whose checkpoint is no longer the stored one.
+-- The shards with a checkpoint that differs from the stored one.
 local moved = {}
--- The shards of which the checkpoint or the lease cannot be parsed, by key. No script changes them but
--- that of an operator.
+-- The shards with a checkpoint or lease that cannot be parsed, by key. Only the script of an
+-- operator's edit changes them.
 local unreadable = { [CHECKPOINTS] = {}, [LEASES] = {} }
 
 local function place_of(shard, text)
@@ -25,14 +25,14 @@ local function place(shard)
   return places[shard]
 end
 
--- Wherever the shard was; nil takes its checkpoint away.
+-- Sets the checkpoint of a shard, even backwards; nil removes it.
 local function move(shard, new)
   place(shard)
   places[shard] = new or false
   moved[shard] = true
 end
 
--- Whether that is further than it was.
+-- Sets the checkpoint of a shard if it is further. Returns true if it was set.
 local function advance(shard, new)
   local stored = place(shard)
   if stored and not supersedes(new, stored) then
@@ -42,7 +42,7 @@ local function advance(shard, new)
   return true
 end
 
--- The fields of a hash that are to be as they are in `entries`.
+-- Writes the given fields of a hash from `entries`, and deletes those without an entry.
 local function write_fields(key, fields, entries, text_of)
   for field in pairs(fields) do
     if entries[field] then

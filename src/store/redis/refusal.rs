@@ -1,4 +1,4 @@
-//! A server's refusals, by code: their meaning, and their effect on the connection.
+//! Error answers of a server, by code: their meaning, and their effect on the connection.
 
 use std::fmt;
 
@@ -6,10 +6,10 @@ use redis::RedisError;
 
 use crate::error::ErrorKind;
 
-/// The most characters of a server's text that are shown.
+/// The maximum length of a server's text in a message, in characters.
 const LONGEST_TEXT: usize = 300;
 
-/// Precedes the arguments of a command in a server's text.
+/// The text before the arguments of a command in a server's text.
 pub(super) const ARGUMENTS: &str = ", with args beginning with";
 
 /// Codes after which another server may answer at the same address, or this one may accept a new
@@ -26,7 +26,7 @@ const ELSEWHERE: [&str; 9] = [
     "CLUSTERDOWN",
 ];
 
-/// Whether the connection that returned this error must be replaced.
+/// Returns true if the connection that returned this error must be replaced.
 pub(super) fn is_over(error: &RedisError) -> bool {
     let elsewhere = |refusal: Refusal| ELSEWHERE.contains(&&*refusal.code);
     error.is_io_error()
@@ -34,7 +34,7 @@ pub(super) fn is_over(error: &RedisError) -> bool {
         || Refusal::of(error).is_some_and(elsewhere)
 }
 
-/// Whether the command is disabled, or this user has no permission for it.
+/// Returns true if the command is disabled, or this user has no permission for it.
 pub(super) fn is_withheld(error: &RedisError) -> bool {
     Refusal::of(error).is_some_and(|refusal| match &*refusal.code {
         "NOPERM" => true,
@@ -43,26 +43,26 @@ pub(super) fn is_withheld(error: &RedisError) -> bool {
     })
 }
 
-/// A server's own code and text.
+/// An error answer: the server's code and text.
 pub(super) struct Refusal {
     pub(super) code: String,
     text: String,
 }
 
 impl Refusal {
-    /// `None` where no server said it.
+    /// Returns the error answer of a server; `None` for an error of the client.
     pub(super) fn of(error: &RedisError) -> Option<Self> {
         let (code, text) = (error.code()?, error.detail().unwrap_or_default());
-        // Up to Redis 6.2 the error of a command in a script is a part of the script's own:
-        // "ERR Error running script (call to f_…): @user_script:1: -READONLY You can't write …".
+        // Up to Redis 6.2, the error of a command in a script is part of the script's error: "ERR
+        // Error running script (call to f_…): @user_script:1: -READONLY You can't write …".
         let inner = text.contains("running script").then(|| text.split_once(": -")).flatten();
         let (code, text) =
             inner.and_then(|(_, inner)| inner.split_once(' ')).unwrap_or((code, text));
         Some(Self { code: code.to_owned(), text: shown(text) })
     }
 
-    /// Returns the error kind of a refusal, the state of the server in words, and a cure where waiting may
-    /// not suffice.
+    /// Returns the error kind, a description of the server's state, and an action unless waiting is
+    /// sufficient.
     pub(super) fn meaning(&self) -> (ErrorKind, &'static str, &'static str) {
         use ErrorKind::{Configuration, Denied, StoreUnavailable};
         match (&*self.code, &*self.text) {
@@ -71,22 +71,22 @@ impl Refusal {
             }
             ("NOPERM", _) => (
                 Denied,
-                "does not let this user do what is needed",
+                "denies this user a required permission",
                 "permit it with ACL SETUSER: +@read +@write +@scripting +@connection ~kinestream:*",
             ),
             ("ERR", text) if text.contains("can't run this command") => (
                 Denied,
-                "does not let this user do what is needed",
+                "denies this user a required permission",
                 "permit it with ACL SETUSER: +@read +@write +@scripting +@connection ~kinestream:*",
             ),
             ("DENIED", _) => (
                 Denied,
-                "is in protected mode and takes connections from its own host only",
+                "is in protected mode and accepts connections only from its own host",
                 "set a password for its default user, or protected-mode no",
             ),
             ("ERR", text) if text.starts_with("unknown command") => (
                 Configuration,
-                "does not know a command that is needed",
+                "does not know a required command",
                 "enable EVAL, EVALSHA and SCRIPT, which may be renamed or disabled",
             ),
             ("ERR", text) if text.starts_with("max number of clients") => (
@@ -99,33 +99,33 @@ impl Refusal {
             }
             ("CROSSSLOT", _) => (
                 Configuration,
-                "says that the keys are in several slots",
+                "places the keys in several slots",
                 "use a cluster that supports hash tags",
             ),
             ("OOM", _) => (
                 StoreUnavailable,
-                "is out of memory and takes no writes",
-                "raise maxmemory, or delete what is not needed",
+                "is out of memory and accepts no writes",
+                "raise maxmemory, or delete unused keys",
             ),
             ("MISCONF", _) => (
                 StoreUnavailable,
-                "takes no writes because it cannot save to disk",
-                "see its log, and check the space and the rights of its folder",
+                "accepts no writes because it cannot save to disk",
+                "see its log, and check the free space and the permissions of its directory",
             ),
             ("NOREPLICAS", _) => (
                 StoreUnavailable,
-                "takes no writes because too few replicas are connected",
+                "accepts no writes because too few replicas are connected",
                 "check its replicas and min-replicas-to-write",
             ),
             ("READONLY", _) => (
                 StoreUnavailable,
-                "is a replica and takes no writes",
-                "if it stays one, name its master in the URL",
+                "is a replica and accepts no writes",
+                "if it remains one, use the URL of its master",
             ),
             ("MASTERDOWN", _) => (
                 StoreUnavailable,
                 "is a replica without its master",
-                "if it stays one, name its master in the URL",
+                "if it remains one, use the URL of its master",
             ),
             ("LOADING", _) => (StoreUnavailable, "is loading its data", ""),
             ("BUSY", _) => (
@@ -135,13 +135,13 @@ impl Refusal {
             ),
             ("CLUSTERDOWN", _) => (
                 StoreUnavailable,
-                "is a node of a cluster that is down or not complete",
+                "is a node of a cluster that is down or incomplete",
                 "check it with CLUSTER INFO",
             ),
             ("MOVED" | "ASK", _) => (
                 StoreUnavailable,
                 "is a node of a cluster that does not hold these keys",
-                "if it stays so, connect to the cluster, with the cargo feature redis-cluster",
+                "if this persists, connect to the cluster, with the cargo feature redis-cluster",
             ),
             ("TRYAGAIN", _) => {
                 (StoreUnavailable, "is a node of a cluster that is moving these keys", "")
@@ -157,7 +157,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// The beginning of a server's text, without the arguments of the command and the script's name.
+/// Returns the beginning of a server's text, without a command's arguments and a script's name.
 pub(super) fn shown(text: &str) -> String {
     let ends = [ARGUMENTS, " script: "].into_iter().filter_map(|word| text.find(word));
     let text = &text[..ends.min().unwrap_or(text.len())];

@@ -1,10 +1,11 @@
--- Saves checkpoints, all in one step, and none of them backwards.
+-- Saves checkpoints in one step, and none backwards.
 --
 -- ARGV  shard, checkpoint, shard, checkpoint, …
 --
--- Answers the first shard whose checkpoint cannot be parsed, which stays as it is.
+-- Returns the first shard with a stored checkpoint that cannot be parsed; that checkpoint is not
+-- changed.
 --
--- Running it twice changes nothing.
+-- The script is idempotent.
 
 return run(function()
   read_format()

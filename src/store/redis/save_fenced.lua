@@ -1,21 +1,21 @@
--- Saves positions, each if the lease of its shard is still of the epoch, and none backwards.
+-- Saves each position unless its epoch is no longer valid, and none backwards.
 --
 -- ARGV  shard, epoch, checkpoint, shard, epoch, checkpoint, …
 --
--- Answers for each what has become of it. Running it twice says and changes nothing else.
+-- Returns the outcome of each position. The script is idempotent: a second run returns the same.
 
 local function save(shard, epoch, position)
   if is_unreadable(shard) then
     return 'UNREADABLE'
   end
   local lease = lease_at(shard)
-  -- As text, since an epoch that was made up may be beyond what a number holds exactly.
+  -- As text, since an arbitrary epoch may exceed the integers that a Lua number represents exactly.
   local known = lease and digits(lease.epoch)
   local is_cleared = fleet.cleared > 0 and not greater(epoch, digits(fleet.cleared))
   if known and greater(known, epoch) or is_cleared then
     return 'LOST'
   end
-  -- It may have been forgotten, and is not to be begun again.
+  -- The shard may have been removed; it must not be added again.
   if not lease and not is_kept(tonumber(epoch)) then
     return 'LOST'
   end

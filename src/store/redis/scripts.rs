@@ -1,15 +1,15 @@
-//! The scripts that run in the server, each of pieces that several share.
+//! The Lua scripts that run on the server, each assembled from shared parts.
 
 use redis::Script;
 
-/// One script of these files of Lua, in this order.
+/// Joins these Lua files into one script, in this order.
 macro_rules! script {
     ($($file:literal),+) => {
         Script::new(concat!($(include_str!($file), "\n"),+))
     };
 }
 
-/// Each is one step, which no other call divides.
+/// The scripts. Each runs as one atomic step.
 pub(super) struct Scripts {
     pub(super) save: Script,
     pub(super) save_fenced: Script,

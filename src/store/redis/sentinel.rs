@@ -1,4 +1,4 @@
-//! The master that sentinels name.
+//! The connection to the master that sentinels report.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use redis::{
 use super::greeting::Greeting;
 use super::refusal::is_withheld;
 
-/// The name of a master, the sentinels to ask for it, and how to speak to it.
+/// The name of a master, the sentinels to query, and the settings of the connection to the master.
 #[derive(Clone)]
 pub(super) struct Master {
     sentinels: Vec<ConnectionInfo>,
@@ -21,7 +21,7 @@ pub(super) struct Master {
     greeting: Greeting,
 }
 
-/// Why a sentinel led to no master. The later one says more.
+/// The furthest point that a sentinel query reached. A later point gives a more specific error.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Reached {
     Nothing,
@@ -39,9 +39,9 @@ impl Master {
         self.greeting.database()
     }
 
-    /// Asks the sentinels for the master and connects to it. All are asked at once: the host of the
-    /// first may be down, often with the master that was there. Connections to sentinels are new as
-    /// well: an old one may be half open.
+    /// Queries the sentinels for the master and connects to it. All are queried at once: the host
+    /// of the first may be down, often together with the master that ran there. Connections to
+    /// sentinels are always new, since an old connection may be half open.
     pub(super) async fn connect(
         self,
         config: &AsyncConnectionConfig,
@@ -60,11 +60,11 @@ impl Master {
                 }
             }
         }
-        let nothing = || (ErrorKind::InvalidClientConfig, "a sentinel is needed").into();
+        let nothing = || (ErrorKind::InvalidClientConfig, "no sentinel is given; give at least one").into();
         Err(failed.map_or_else(nothing, |(_, error)| error))
     }
 
-    /// Connects to the master that this sentinel names.
+    /// Connects to the master that this sentinel reports.
     async fn connect_by(
         &self,
         sentinel: ConnectionInfo,
@@ -100,9 +100,9 @@ impl Master {
         self.greeting.send(&mut connection).await?;
         match redis::cmd("ROLE").query_async(&mut connection).await {
             Ok(Role::Primary { .. }) => Ok(connection),
-            // A replica refuses the first write.
+            // Without ROLE the server counts as the master; a replica refuses the first write.
             Err(error) if is_withheld(&error) => Ok(connection),
-            Ok(_) => Err(io::Error::other("the server that sentinels name is no master").into()),
+            Ok(_) => Err(io::Error::other("the server that the sentinels report is not a master").into()),
             Err(error) => Err(error),
         }
     }
@@ -117,10 +117,10 @@ impl Master {
     }
 }
 
-/// Returns the name of a master, which the URL holds in place of the host.
+/// Returns the name of a master, which is in place of the URL's host.
 pub(super) fn name_of(master: &ConnectionInfo) -> RedisResult<&str> {
     match master.addr() {
         ConnectionAddr::Tcp(name, _) | ConnectionAddr::TcpTls { host: name, .. } => Ok(name),
-        _ => Err((ErrorKind::InvalidClientConfig, "a master has a name").into()),
+        _ => Err((ErrorKind::InvalidClientConfig, "the URL of a master must hold its name in place of the host").into()),
     }
 }

@@ -1,4 +1,4 @@
--- The table, seen from outside; and the time by which workers are alive. Nothing is written.
+-- Returns the table and the time for comparison with the expiries. Writes nothing.
 
 return run(function()
   read_format()

@@ -13,23 +13,23 @@ use std::task::{Context, Poll, Waker};
 use super::{Shared, State, Writer};
 use crate::error::Result;
 
-/// Whether records may be delivered.
+/// The state of the gate.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gate {
     #[default]
     Open,
-    /// The store has failed for too long.
+    /// The store has failed for `max_unflushed`; no records are delivered.
     Shut,
 }
 
-/// The gate, as one reader waits for it.
+/// One reader's handle to the gate.
 #[derive(Debug)]
 pub(crate) struct ReaderGate {
     writer: Writer,
-    /// Of this reader, among the waiting ones.
+    /// The key of this reader among the waiting readers.
     key: u64,
-    /// How many positions had advanced when the reader first asked, where those are to be saved before it
-    /// delivers the next record.
+    /// The number of advances when the reader first polled. If `interval` is zero, these advances
+    /// must be saved before the reader delivers its next record.
     until: Option<u64>,
 }
 
@@ -39,10 +39,11 @@ impl ReaderGate {
         Self { writer, key, until: None }
     }
 
-    /// Ready when records may be delivered; an error where the failure of the store is to be reported.
+    /// Waits until records may be delivered. Returns an error if a failure of the store is to be
+    /// reported.
     ///
-    /// Where each position is saved before the next record, that is when those are saved that had
-    /// advanced when the reader first asked.
+    /// If `interval` is zero, also waits until the advances made before the reader first polled are
+    /// saved.
     pub(crate) fn poll_open(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
         let shared = &self.writer.shared;
         if !shared.attention.load(Ordering::Acquire) {
@@ -76,15 +77,15 @@ impl Drop for ReaderGate {
 }
 
 impl Shared {
-    /// Has readers look at the gate where there is anything to see.
+    /// Updates whether readers must check the gate.
     pub(super) fn look(&self, state: &State) {
         let attention =
             state.gate != Gate::Open || state.report.is_some() || state.saved < state.advanced;
         self.attention.store(attention, Ordering::Release);
     }
 
-    /// Those who are to be woken when the lock is released.
-    #[must_use = "they are woken without the lock"]
+    /// Sets the state of the gate. Returns the wakers to wake after the lock is released.
+    #[must_use = "wake them without the lock"]
     pub(super) fn set_gate(
         &self,
         state: &mut State,

@@ -13,8 +13,8 @@ use crate::telemetry::log_line;
 use crate::wakers::wake_all;
 
 impl Shared {
-    /// Moves what has changed to `pending`, and gives a copy of it all, with how many times positions
-    /// had advanced then.
+    /// Moves changed positions to `pending`. Returns a copy of all pending positions, and the
+    /// number of advances at that time.
     fn collect(&self) -> (Vec<FencedCheckpoint>, u64) {
         let mut state = self.lock();
         let advanced = state.advanced;
@@ -31,12 +31,12 @@ impl Shared {
         };
         let positions = pending.iter().map(fenced).collect();
         drop(state);
-        // They hold wakers, and what the caller is told by.
+        // Dropped without the lock, since they hold wakers and the callbacks of callers.
         drop(over);
         (positions, advanced)
     }
 
-    /// One attempt to save all that is pending.
+    /// Attempts once to save all pending positions.
     pub(super) async fn save(&self) -> Result<()> {
         let (positions, advanced) = self.collect();
         let verdicts = if positions.is_empty() {
@@ -57,10 +57,10 @@ impl Shared {
             settled.extend(state.settle(position, verdict));
         }
         state.failing = false;
-        // What nobody was told in time is over.
+        // An error that no reader has received yet is obsolete.
         state.report = None;
-        // What advanced since the positions were collected waits for the next save, which its bell
-        // has rung for.
+        // Positions that have advanced since the positions were collected wait for the next save,
+        // for which they have already notified the task.
         state.saved = advanced;
         let waiting = self.set_gate(&mut state, Gate::Open);
         drop(state);
@@ -74,7 +74,7 @@ impl Shared {
 }
 
 impl State {
-    /// Takes note of what has become of a position, and gives what is to be told of it.
+    /// Applies the outcome of a save to one position. Returns the notification to send, if any.
     fn settle(&mut self, saved: FencedCheckpoint, verdict: SaveOutcome) -> Option<SettledPosition> {
         let place = (saved.shard.clone(), saved.epoch);
         let is_it = |pending: &Pending| pending.checkpoint == saved.checkpoint;
@@ -90,12 +90,12 @@ impl State {
     }
 }
 
-/// What a save has come to, to be told without the lock.
+/// The outcome of saving a position, reported after the lock is released.
 struct SettledPosition {
     saved: FencedCheckpoint,
     verdict: SaveOutcome,
     on_verdict: Option<Arc<dyn Fn(SaveOutcome) + Send + Sync>>,
-    /// Not watched any more.
+    /// The shard, no longer tracked.
     _given_up: Option<TrackedShard>,
 }
 
@@ -107,7 +107,7 @@ impl SettledPosition {
         let error = match self.verdict {
             SaveOutcome::Saved | SaveOutcome::Forgotten => return,
             SaveOutcome::Lost => {
-                Error::new(ErrorKind::LeaseLost, "another worker has the lease by now")
+                Error::new(ErrorKind::LeaseLost, "the epoch of the lease is no longer valid")
             }
             SaveOutcome::Unreadable => {
                 Error::store_corrupt("the stored lease or position is unreadable")
@@ -115,14 +115,14 @@ impl SettledPosition {
         };
         let FencedCheckpoint { shard, epoch, checkpoint } = &self.saved;
         let error = error.in_stream(scope.shared_stream_name()).in_shard(shard.as_str());
-        log_line!(warn, %error, epoch, %checkpoint, "a position is not saved");
+        log_line!(warn, %error, epoch, %checkpoint, "checkpoint not saved");
     }
 }
 
-/// An answer that leaves open what has become of some positions.
+/// Returns the error for a store that answers with a wrong number of outcomes.
 fn miscounted(positions: usize, verdicts: usize) -> Error {
     Error::store_corrupt(format!(
-        "save_fenced returned {verdicts} verdicts for {positions} positions, but must return one for \
-         each; fix the LeaseStore"
+        "save_fenced returned {verdicts} outcomes for {positions} positions, but must return one \
+         for each; fix the LeaseStore"
     ))
 }

@@ -1,4 +1,4 @@
-//! The task that saves, and what it does about a store that fails.
+//! The task that saves, and its handling of a failing store.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,30 +14,30 @@ use crate::error::{Error, ErrorKind, Result, TOLERATED, contain};
 use crate::telemetry::{Event, Task, log_line};
 use crate::wakers::wake_all;
 
-/// A caller that waits until everything is saved.
+/// The reply channel of a caller that waits until everything is saved.
 pub(super) type Request = oneshot::Sender<Result<()>>;
 
-/// How long the task goes on trying when nobody holds a handle any more.
+/// The time limit for saving after the last handle is dropped.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
-/// A row of failed saves.
+/// A series of consecutive failed saves.
 struct Outage {
     since: Instant,
     backoff: Backoff,
     retry_at: Instant,
-    /// Whether an error was met that waiting does not cure.
+    /// True if any error was not temporary.
     is_permanent: bool,
     is_reported: bool,
 }
 
-/// The task.
+/// The background task.
 pub(super) struct Saving {
     shared: Arc<Shared>,
     requests: mpsc::UnboundedReceiver<Request>,
-    /// Those who wait until everything is saved.
+    /// The callers that wait until everything is saved.
     asking: Vec<Request>,
     outage: Option<Outage>,
-    /// When the last save was begun that has not failed.
+    /// The start time of the last save that has not failed.
     written: Instant,
 }
 
@@ -47,7 +47,7 @@ impl Saving {
         Self { shared, requests, asking: Vec::new(), outage: None, written }
     }
 
-    /// Runs until nobody holds a handle, whatever panics meanwhile.
+    /// Runs until the last handle is dropped. Restarts after a panic.
     pub(super) async fn run(mut self) {
         let mut ends = EndsEarly(Some(Arc::clone(&self.shared)));
         let (mut panics, mut backoff) = (0, Backoff::new(SAVES));
@@ -59,7 +59,7 @@ impl Saving {
             if panics == TOLERATED + 1 {
                 let _nobody_is_there = self.shared.report(panicked(&panic).with_source(panic));
             }
-            // As long as the store fails: what is to be saved is not held up by that.
+            // Backs off as after a failed save. Pending positions stay pending.
             sleep(backoff.failed()).await;
         }
         let _panicked = contain(last_words(&self.shared)).await;
@@ -68,13 +68,13 @@ impl Saving {
 
     async fn work(&mut self) {
         loop {
-            // While the store fails, nothing but time and a wish to flush brings the next attempt.
+            // While the store fails, only the back-off or a flush request starts the next attempt.
             let next = match &self.outage {
                 Some(outage) => outage.retry_at,
                 None => self.written + self.shared.flush.interval.max(Duration::from_millis(1)),
             };
             let resting = self.outage.is_none() && self.shared.flush.interval.is_zero();
-            // In this order, so that what happens depends on nothing but what happened.
+            // Biased, so that the choice is deterministic.
             if self.asking.is_empty() || self.outage.is_some() {
                 tokio::select! {
                     biased;
@@ -95,10 +95,10 @@ impl Saving {
         }
     }
 
-    /// One save, and what follows from it; `None` when nobody holds a handle any more.
+    /// Saves once and handles the result. Returns `None` after the last handle was dropped.
     async fn attempt(&mut self) -> Option<()> {
         let started = Instant::now();
-        // What those want to be saved who ask from now on may come too late for this one.
+        // This save may not contain the positions of callers that request a flush from now on.
         let mut late = Vec::new();
         let saved = {
             let shared = Arc::clone(&self.shared);
@@ -132,7 +132,7 @@ impl Saving {
     }
 }
 
-/// Dropped with the runtime, it has readers notice that the task is gone.
+/// Closes `gone` if it is dropped with the runtime, so that readers notice that the task has ended.
 struct EndsEarly(Option<Arc<Shared>>);
 
 impl Drop for EndsEarly {
@@ -145,13 +145,13 @@ impl Drop for EndsEarly {
 
 fn panicked(panic: &dyn std::fmt::Display) -> Error {
     let message = format!(
-        "what saves checkpoints has panicked again and again; it is restarted, and records go on \
-         until max_unflushed: {panic}"
+        "the task that saves checkpoints panicked repeatedly; it is restarted, and records are \
+         delivered until max_unflushed: {panic}"
     );
     Error::new(ErrorKind::Panicked, message)
 }
 
-/// Counts a failed save, and tells who is to know of it.
+/// Handles a failed save: schedules the next attempt and reports the error.
 fn fail(
     shared: &Shared,
     outage: &mut Option<Outage>,
@@ -181,7 +181,7 @@ fn fail(
         report = if curable {
             Some(overdue(error, shared.flush.max_unflushed))
         } else {
-            // Who waits for records, and not for the store, is told as well.
+            // Readers that wait for records receive the error too.
             shared.report(error).err()
         };
     }
@@ -201,21 +201,22 @@ fn fail(
 fn overdue(cause: Error, limit: Duration) -> Error {
     let message = format!(
         "the checkpoint store has been failing for longer than max_unflushed ({limit:?}); \
-         records go on when it answers: {cause}"
+         delivery resumes when it answers: {cause}"
     );
     Error::new(ErrorKind::StoreUnavailable, message).with_source(cause)
 }
 
-/// Nobody is there to be told: what is finished is saved if the store lets us.
+/// Saves the positions of finished records after the last handle was dropped, without reporting
+/// errors.
 async fn last_words(shared: &Shared) {
     let saved = timeout(LAST_WORDS, async {
         let mut backoff = Backoff::new(SAVES);
         while let Err(error) = shared.save().await {
-            log_line!(debug, scope = %shared.scope, %error, "the last checkpoints cannot be saved yet");
+            log_line!(debug, scope = %shared.scope, %error, "final checkpoint save failed; retrying");
             sleep(backoff.failed()).await;
         }
     });
     if saved.await.is_err() {
-        log_line!(warn, scope = %shared.scope, "the last checkpoints were not saved: some records will be read again");
+        log_line!(warn, scope = %shared.scope, "final checkpoints not saved; some records will be redelivered");
     }
 }

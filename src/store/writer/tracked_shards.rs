@@ -1,6 +1,7 @@
-//! The shards with positions to save, and which of the positions have changed.
+//! The tracked shards, and the positions that have changed.
 //!
-//! A save visits the shards that have changed and [`SWEPT`] others, however many are watched.
+//! A save visits the shards that have changed and up to [`SWEPT`] others, regardless of the number
+//! of shards.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -13,11 +14,12 @@ use crate::checkpoint::{Checkpoint, Watermark};
 use crate::record::ShardId;
 use crate::store::lease::SaveOutcome;
 
-/// How many watched shards a sweep visits. Each save sweeps, at most once per checkpoint interval, so that
-/// 4,000 shards are visited within about a minute.
+/// The number of tracked shards that a sweep visits. Each save sweeps, at most once per checkpoint
+/// interval, so 4,000 shards are visited within about a minute.
 const SWEPT: usize = 64;
 
-/// A shard and the epoch of its lease. A worker watches each only once: it never takes up an epoch again.
+/// A shard and the epoch of its lease. A worker tracks each pair only once, since it never acquires
+/// the same epoch again.
 pub(super) type Place = (ShardId, u64);
 
 /// A shard with a position that is saved as it advances.
@@ -25,8 +27,8 @@ pub(crate) struct TrackedShard {
     pub(crate) shard: ShardId,
     pub(crate) epoch: u64,
     pub(crate) watermark: Arc<Watermark>,
-    /// Told that the end of the shard is saved, and where the store has something else to say than that
-    /// a position is saved; without any lock held.
+    /// Called when the end of the shard is saved, and with every outcome other than
+    /// [`SaveOutcome::Saved`]. No lock is held.
     pub(crate) on_verdict: Arc<dyn Fn(SaveOutcome) + Send + Sync>,
 }
 
@@ -36,21 +38,21 @@ impl std::fmt::Debug for TrackedShard {
     }
 }
 
-/// All watched shards.
+/// All tracked shards.
 #[derive(Debug, Default)]
 pub(super) struct TrackedShards {
     watched: BTreeMap<Place, TrackedShard>,
-    /// The places of positions that have changed since they were last taken.
+    /// The shards and epochs of positions that have changed since they were last taken.
     changed: Vec<Place>,
-    /// The last place that a sweep has visited; `None` before the first place.
+    /// The last shard and epoch that a sweep has visited; `None` before the first.
     swept: Option<Place>,
-    /// How many watched shards were visited.
+    /// The number of visits to tracked shards.
     #[cfg(test)]
     visits: usize,
 }
 
 impl TrackedShards {
-    /// Adds a shard. Returns the one that had its place.
+    /// Adds a shard. Returns the previous entry of this shard and epoch.
     pub(super) fn insert(&mut self, watched: TrackedShard) -> Option<TrackedShard> {
         self.watched.insert((watched.shard.clone(), watched.epoch), watched)
     }
@@ -68,7 +70,7 @@ impl TrackedShards {
         self.changed.push(place.clone());
     }
 
-    /// Takes the positions that have changed, and since when they have.
+    /// Takes the positions that have changed, each with the time since which it has.
     pub(super) fn take_changed(&mut self) -> Vec<(Place, Checkpoint, Instant)> {
         let changed = std::mem::take(&mut self.changed);
         #[cfg(test)]
@@ -82,20 +84,20 @@ impl TrackedShards {
         taken.collect()
     }
 
-    /// Returns for how long the oldest change has not been taken.
+    /// Returns the age of the oldest change that was not taken.
     pub(super) fn changed_for(&self) -> Option<Duration> {
         let watched = self.changed.iter().filter_map(|place| self.watched.get(place));
         watched.filter_map(|it| it.watermark.changed_for()).max()
     }
 
-    /// Visits some shards in turn. Removes each of them that has no `pending` position and can get no other
-    /// position.
+    /// Visits up to [`SWEPT`] shards in turn. Removes and returns each that has no `pending`
+    /// position and cannot advance any further.
     pub(super) fn sweep(&mut self, pending: impl Fn(&Place) -> bool) -> Vec<TrackedShard> {
         let from = self.swept.take().map_or(Bound::Unbounded, Bound::Excluded);
         let visited = self.watched.range((from, Bound::Unbounded)).take(SWEPT);
         let visited: Vec<(Place, bool)> = visited
             .map(|(place, it)| {
-                // Neither a stream nor a record is left that could advance it.
+                // No stream and no record that could advance it is left.
                 let is_over = Arc::strong_count(&it.watermark) == 1 && !pending(place);
                 (place.clone(), is_over)
             })
@@ -156,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn sweeps_remove_each_shard_that_nothing_advances() {
+    fn sweep_removes_shards_that_cannot_advance() {
         let list = Arc::new(Mutex::new(TrackedShards::default()));
         let kept = watch(&list, 100);
         for number in (0..200).filter(|number| *number != 100) {

@@ -1,4 +1,4 @@
-//! A worker as the suite plays it.
+//! A worker simulated by the suite.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub(super) struct Actor<'a> {
 
 impl<'a> Actor<'a> {
     pub(super) fn new(store: &'a dyn LeaseStore, scope: &'a Scope, name: &str) -> Self {
-        // High, so that each bit counts; and another one each time.
+        // High, so that each bit counts, and different each time.
         let incarnation = u64::MAX - fastrand::u64(..1 << 32);
         let lease_duration = Duration::from_mins(10);
         let (capacity, name, known) = (3, name.into(), LeaseTable::default());
@@ -58,25 +58,25 @@ impl<'a> Actor<'a> {
         let request = self.request(changes);
         let answer = match self.store.exchange(self.scope, &request).await {
             Ok(answer) => answer,
-            Err(error) => panic!("an exchange succeeds while the store is well: {error}"),
+            Err(error) => panic!("an exchange succeeds on a healthy store: {error}"),
         };
         if let Some(table) = &answer.table {
             assert!(
                 (table.generation, table.version) != (self.known.generation, self.known.version),
-                "a table is given only where it is not the known one"
+                "the table is returned only if it is not the known one"
             );
             self.known = table.clone();
         }
         answer
     }
 
-    /// The table after a renewal.
+    /// Renews, and returns the table.
     pub(super) async fn look(&mut self) -> &LeaseTable {
         self.exchange([]).await;
         &self.known
     }
 
-    /// Whatever others have done is seen before.
+    /// Asserts that the changes do not change the table. Changes of other workers are seen before.
     pub(super) async fn changes_nothing(
         &mut self,
         changes: impl IntoIterator<Item = Change>,
@@ -90,19 +90,19 @@ impl<'a> Actor<'a> {
     pub(super) async fn table(&self) -> LeaseTable {
         match self.store.table(self.scope).await {
             Ok(table) => table,
-            Err(error) => panic!("a table is shown while the store is well: {error}"),
+            Err(error) => panic!("reading the table succeeds on a healthy store: {error}"),
         }
     }
 
-    /// A lease that it has seen.
+    /// Returns the lease of a shard in the last seen table.
     pub(super) fn lease(&self, index: usize) -> Lease {
         match self.known.leases.get(&shard(index)) {
             Some(lease) => lease.clone(),
-            None => panic!("a shard that was added is in the table: {:?}", self.known),
+            None => panic!("an added shard is in the table: {:?}", self.known),
         }
     }
 
-    /// Of a worker of the same incarnation as this one.
+    /// Returns a restore of a lease by a worker of the same incarnation.
     pub(super) fn restore(&self, index: usize, lease: &Lease) -> Change {
         let (incarnation, lease) = (self.incarnation, lease.clone());
         Change::Restore { shard: shard(index), incarnation, lease }
@@ -110,12 +110,12 @@ impl<'a> Actor<'a> {
 
     pub(super) async fn save(&self, index: usize, epoch: u64, place: &str, expected: SaveOutcome) {
         let position = [FencedCheckpoint { shard: shard(index), epoch, checkpoint: checkpoint(place) }];
-        // Twice: a save that was carried out may be tried again.
+        // Twice, since a save that was carried out may be retried.
         for _ in 0..2 {
             let verdicts = self.store.save_fenced(self.scope, &position).await;
             assert!(
                 matches!(&verdicts, Ok(verdicts) if verdicts[..] == [expected]),
-                "saving {position:?} is {expected:?}, not {verdicts:?}"
+                "saving {position:?} returns {expected:?}, not {verdicts:?}"
             );
         }
     }

@@ -1,21 +1,21 @@
-//! What workers tell a store that has forgotten something.
+//! Restores: workers write back what a store has lost.
 
 use super::actor::{self, Actor, assign, release};
 use super::{Suite, checkpoint, shard};
 use crate::store::lease::{Change, Lease, WorkerEntry};
 
 impl Suite<'_> {
-    pub(super) async fn restores_what_was_forgotten(&self) {
+    pub(super) async fn restores_lost_entries(&self) {
         let scope = self.scope("restore");
         let mut a = Actor::new(self.store, &scope, "a");
         a.exchange([]).await;
         let member = WorkerEntry { joined: 1, ..a.known.workers["a"].clone() };
         let vouch = |name: &str| Change::ReviveWorker { worker: name.into(), member: member.clone() };
         a.exchange([vouch("b")]).await;
-        assert_eq!(a.known.workers.get("b"), Some(&member), "whom another one remembers is alive");
+        assert_eq!(a.known.workers.get("b"), Some(&member), "a restored worker is alive");
         let other = WorkerEntry { joined: 7, ..member.clone() };
         let again = Change::ReviveWorker { worker: "b".into(), member: other };
-        a.changes_nothing([again], "one who is there is not vouched for").await;
+        a.changes_nothing([again], "a worker in the table is not restored").await;
 
         let known = Lease {
             epoch: 1000,
@@ -31,58 +31,58 @@ impl Suite<'_> {
             unreadable: None,
         };
         a.exchange([a.restore(0, &known)]).await;
-        assert_eq!(a.lease(0), known, "a lease that is not there is again as it was");
-        a.changes_nothing([a.restore(0, &known)], "a lease is restored once").await;
-        let of_the_dead = Lease { owner: Some("nobody".into()), ..known.clone() };
+        assert_eq!(a.lease(0), known, "a missing lease is restored");
+        a.changes_nothing([a.restore(0, &known)], "restoring a lease is idempotent").await;
+        let of_the_dead = Lease { owner: Some("absent".into()), ..known.clone() };
         a.exchange([a.restore(1, &of_the_dead)]).await;
         let free = Lease { owner: None, next_owner: None, ..known.clone() };
-        assert_eq!(a.lease(1), free, "a lease of one who is not there is free");
+        assert_eq!(a.lease(1), free, "a restored lease of an unknown worker is free");
         let of_an_earlier_life = Change::Restore {
             shard: shard(4),
             incarnation: a.incarnation - 1,
             lease: known.clone(),
         };
         a.exchange([of_an_earlier_life]).await;
-        assert_eq!(a.lease(4), free, "a later life has nothing of what an earlier one had");
+        assert_eq!(a.lease(4), free, "a restored lease of an earlier incarnation is free");
 
         let lower = Lease { epoch: 999, owner: Some("a".into()), next_owner: None, ..known.clone() };
-        let rule = "a lease of a higher epoch stays as it is";
+        let rule = "a lease of a higher epoch is kept";
         a.changes_nothing([a.restore(0, &lower)], rule).await;
         let place = checkpoint("AFTER_SEQUENCE_NUMBER:6");
         let same = Lease { owner: Some("a".into()), checkpoint: Some(place), ..known.clone() };
         a.exchange([a.restore(0, &same), a.restore(1, &same)]).await;
         a.assert_at(0, "AFTER_SEQUENCE_NUMBER:6").await;
-        assert_eq!(a.lease(0).owner, known.owner, "one of the same epoch keeps its owner");
-        assert_eq!(a.lease(1).owner, same.owner, "one of the same epoch that is free is owned");
+        assert_eq!(a.lease(0).owner, known.owner, "a lease of the same epoch keeps its owner");
+        assert_eq!(a.lease(1).owner, same.owner, "a free lease of the same epoch gets the restored owner");
         let higher = Lease { epoch: 1001, next_owner: None, ..same };
         a.exchange([
             a.restore(0, &Lease { checkpoint: known.checkpoint.clone(), ..higher.clone() })
         ])
         .await;
-        assert_eq!(a.lease(0), higher, "one of a lower epoch becomes it, at the further position");
+        assert_eq!(a.lease(0), higher, "a lease of a lower epoch is replaced, at the further position");
 
         let unidentified = Lease { start: None, added: None, ..higher.clone() };
-        let rule = "a start and the time of the addition are not taken away";
+        let rule = "a start and a time of addition are kept";
         a.changes_nothing([a.restore(0, &unidentified)], rule).await;
         a.exchange([a.restore(5, &unidentified), a.restore(5, &higher)]).await;
-        assert_eq!(a.lease(5).start, known.start, "a start that was not known is restored");
-        assert_eq!(a.lease(5).added, known.added, "a time that was not known is restored");
+        assert_eq!(a.lease(5).start, known.start, "a missing start is restored");
+        assert_eq!(a.lease(5).added, known.added, "a missing time of addition is restored");
         let (later, earlier) = (Some(4), Some(2));
         a.changes_nothing([a.restore(5, &Lease { added: later, ..higher.clone() })], rule).await;
         a.exchange([a.restore(5, &Lease { added: earlier, ..higher.clone() })]).await;
-        assert_eq!(a.lease(5).added, earlier, "the earlier of two additions in one epoch counts");
+        assert_eq!(a.lease(5).added, earlier, "the earlier of two times of addition in one epoch is kept");
 
         let position = Lease { checkpoint: known.checkpoint.clone(), ..Lease::default() };
         a.exchange([a.restore(2, &position)]).await;
-        assert_eq!(a.lease(2), position, "of a shard without parents only the position is back");
+        assert_eq!(a.lease(2), position, "without known parents only the position is restored");
         a.exchange([actor::add(2)]).await;
-        assert_eq!(a.lease(2).parents, Some(Vec::new()), "its parents are heard of later");
+        assert_eq!(a.lease(2).parents, Some(Vec::new()), "unknown parents are added later");
         let finished = Lease { checkpoint: Some(checkpoint("SHARD_END")), ..known };
         a.exchange([a.restore(3, &finished)]).await;
-        assert!(a.lease(3).is_finished() && a.lease(3).owner.is_none(), "what ended is free");
+        assert!(a.lease(3).is_finished() && a.lease(3).owner.is_none(), "a restored finished lease is free");
     }
 
-    pub(super) async fn rewinds_what_was_begun_anew(&self) {
+    pub(super) async fn restores_earlier_origin(&self) {
         let scope = self.scope("origin");
         let mut a = Actor::new(self.store, &scope, "a");
         let anew = |index| {
@@ -101,23 +101,23 @@ impl Suite<'_> {
         let nowhere = Lease { checkpoint: None, ..known.clone() };
         a.exchange([a.restore(0, &known), a.restore(1, &nowhere)]).await;
         let lease = a.lease(0);
-        assert_eq!(lease.checkpoint, known.checkpoint, "what was begun anew is taken back");
-        assert!(lease.epoch > begun.epoch, "it has a new epoch");
+        assert_eq!(lease.checkpoint, known.checkpoint, "a lease of a later origin takes the restored position");
+        assert!(lease.epoch > begun.epoch, "a lease of a later origin gets a new epoch");
         assert_eq!(
             lease.owner.as_deref(),
             Some("a"),
-            "its owner keeps it, so that no other begins"
+            "the owner keeps a lease of a later origin"
         );
         assert_eq!(a.lease(1).owner, None, "a free lease stays free");
-        assert_eq!(lease.start, known.start, "it is the shard that it was");
-        assert_eq!(lease.added, known.added, "it was added when it was");
-        assert_eq!(lease.origin, known.origin, "it has the origin that it is taken back to");
-        assert_eq!(a.lease(1).checkpoint, None, "it is taken back to no position as well");
-        a.changes_nothing([a.restore(0, &begun)], "an earlier origin stays as it is").await;
-        a.changes_nothing([release(0, begun.epoch)], "the epoch of before is over").await;
+        assert_eq!(lease.start, known.start, "a lease of a later origin takes the restored start");
+        assert_eq!(lease.added, known.added, "a lease of a later origin takes the restored time of addition");
+        assert_eq!(lease.origin, known.origin, "a lease of a later origin takes the restored origin");
+        assert_eq!(a.lease(1).checkpoint, None, "a missing position is restored too");
+        a.changes_nothing([a.restore(0, &begun)], "a lease of an earlier origin is kept").await;
+        a.changes_nothing([release(0, begun.epoch)], "a release in the earlier epoch changes nothing").await;
         a.exchange([anew(2), assign(2, "a")]).await;
         let finished = Lease { checkpoint: Some(checkpoint("SHARD_END")), ..known };
         a.exchange([a.restore(2, &finished)]).await;
-        assert!(a.lease(2).is_finished() && a.lease(2).owner.is_none(), "a finished lease is free");
+        assert!(a.lease(2).is_finished() && a.lease(2).owner.is_none(), "a lease that is restored as finished is free");
     }
 }

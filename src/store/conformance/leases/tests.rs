@@ -9,14 +9,14 @@ use crate::store::MemoryStore;
 use crate::store::lease::{HeartbeatResponse, AdminEdit, HeartbeatRequest, LeaseTable};
 
 #[tokio::test]
-async fn a_store_in_memory_conforms() {
+async fn memory_store_conforms() {
     check_leases(&MemoryStore::new()).await;
 }
 
-/// What becomes of a request.
+/// A change to each request.
 type Ask = fn(&mut HeartbeatRequest);
 
-/// A store that makes a mistake.
+/// A store that makes one mistake.
 #[derive(Debug)]
 struct Broken {
     stored: MemoryStore,
@@ -29,7 +29,7 @@ struct Broken {
 }
 
 impl Default for Broken {
-    /// No mistake yet.
+    /// A store without a mistake.
     fn default() -> Self {
         Self {
             stored: MemoryStore::new(),
@@ -93,7 +93,7 @@ async fn assert_seen(broken: Broken, rule: &str) {
     let panic = checked.expect_err(rule);
     let words = panic.downcast_ref::<&str>().map(ToString::to_string);
     let text = panic.downcast_ref::<String>().cloned().or(words).unwrap_or_default();
-    assert!(text.contains(rule), "seen as {text:?}, not as {rule:?}");
+    assert!(text.contains(rule), "the suite reports the rule {rule:?}, not {text:?}");
 }
 
 fn asking(ask: Ask) -> Broken {
@@ -101,45 +101,45 @@ fn asking(ask: Ask) -> Broken {
 }
 
 #[tokio::test]
-async fn sees_mistakes_in_exchanges() {
-    assert_seen(asking(|request| request.known = None), "where it is not the known one").await;
-    assert_seen(asking(|request| request.only_if_unchanged = false), "not the known one").await;
-    assert_seen(asking(|request| request.incarnation = 1), "one that is alive").await;
+async fn suite_detects_mistakes_in_exchanges() {
+    assert_seen(asking(|request| request.known = None), "returned only if it is not the known one").await;
+    assert_seen(asking(|request| request.only_if_unchanged = false), "that is not the known one is not changed").await;
+    assert_seen(asking(|request| request.incarnation = 1), "the name of a live worker is occupied").await;
     #[allow(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::cast_possible_truncation)]
     let rounds = asking(|request| request.incarnation = (request.incarnation as f64) as u64);
-    assert_seen(rounds, "all bits of an incarnation are kept").await;
-    assert_seen(asking(|request| request.capacity = 3), "a capacity can change").await;
-    assert_seen(asking(|request| request.leaving = false), "who leaves has left").await;
+    assert_seen(rounds, "all bits of an incarnation are stored").await;
+    assert_seen(asking(|request| request.capacity = 3), "a changed capacity is stored").await;
+    assert_seen(asking(|request| request.leaving = false), "a leaving worker has left").await;
     let immortal = asking(|request| request.lease_duration = Duration::from_mins(10));
-    assert_seen(immortal, "has outlived its time is not seen").await;
+    assert_seen(immortal, "an expired worker is not in the table").await;
     let thousand = asking(|request| request.changes.truncate(500));
-    assert_seen(thousand, "a shard that was added is in the table").await;
+    assert_seen(thousand, "an added shard is in the table").await;
     let applied = Broken { answer: |answer| answer.applied = true, ..Broken::default() };
-    assert_seen(applied, "who is turned away changes nothing").await;
+    assert_seen(applied, "a worker with an occupied name changes nothing").await;
 }
 
 #[tokio::test]
-async fn sees_mistakes_in_changes() {
+async fn suite_detects_mistakes_in_changes() {
     let cases: [(Ask, &str); 6] = [
         (
             |request| request.changes.retain(|change| !matches!(change, Change::Begin { .. })),
-            "the moment of the first poll is stored",
+            "the time of the first poll is stored",
         ),
         (
             |request| request.changes.retain(|change| !matches!(change, Change::Offer { .. })),
-            "a lease is offered to an heir",
+            "an offer sets the next owner",
         ),
         (
             |request| request.changes.retain(|change| !matches!(change, Change::Finish { .. })),
-            "a shard that is finished says so",
+            "a finished shard is marked as finished",
         ),
         (
             |request| request.changes.retain(|change| !matches!(change, Change::ReviveWorker { .. })),
-            "whom another one remembers is alive",
+            "a restored worker is alive",
         ),
         (
             |request| request.changes.retain(|change| !matches!(change, Change::Forget { .. })),
-            "a finished shard that is not listed says so",
+            "a finished shard that is not listed has the time of that",
         ),
         (
             |request| {
@@ -149,7 +149,7 @@ async fn sees_mistakes_in_changes() {
                     }
                 }
             },
-            "a lease that is not there is again as it was",
+            "a missing lease is restored",
         ),
     ];
     for (ask, rule) in cases {
@@ -158,21 +158,21 @@ async fn sees_mistakes_in_changes() {
 }
 
 #[tokio::test]
-async fn sees_mistakes_in_saving_and_editing() {
+async fn suite_detects_mistakes_in_saves_and_edits() {
     let unfenced = Broken { save: |position| position.epoch = 1 << 60, ..Broken::default() };
-    assert_seen(unfenced, "is Saved, not").await;
-    // As the last, but it answers what is looked for.
+    assert_seen(unfenced, "returns Saved, not").await;
+    // Like `unfenced`, but with the expected outcome.
     let lying = Broken {
         save: |position| position.epoch += 1,
         verdict: |verdict| if verdict == SaveOutcome::Lost { verdict } else { SaveOutcome::Saved },
         ..Broken::default()
     };
-    assert_seen(lying, "is Lost, not").await;
+    assert_seen(lying, "returns Lost, not").await;
     let deaf = Broken { verdict: |_| SaveOutcome::Saved, ..Broken::default() };
-    assert_seen(deaf, "is Lost, not").await;
+    assert_seen(deaf, "returns Lost, not").await;
     let forcing = Broken { forces: true, ..Broken::default() };
-    assert_seen(forcing, "a living owner is named").await;
+    assert_seen(forcing, "a live owner is named").await;
     let one_stream =
         Broken { scope: |scope| Scope::new(scope.application(), "orders"), ..Broken::default() };
-    assert_seen(one_stream, "a table of its own").await;
+    assert_seen(one_stream, "has a separate table").await;
 }
