@@ -1,4 +1,24 @@
-//! Guides to delivery, fleets, operations and other topics, one page each.
+//! Guides, one page per topic.
+//!
+//! Start here:
+//!
+//! 1. [`delivery`]: when a record counts as acknowledged, and which combinator needs `Ack`.
+//! 2. [`fleets`]: several workers, rebalancing, outages.
+//! 3. [`operations`]: errors, events, logs, metrics, symptoms and cures.
+//! 4. [`probes`]: liveness, readiness and graceful shutdown.
+//!
+//! Then, as needed:
+//!
+//! - [`permissions`]: the IAM policy, and the settings of Redis.
+//! - [`resharding`]: splits, merges and the order across them.
+//! - [`pacing`]: intervals, limits, throttling, several applications on one stream.
+//! - [`fan_out`]: enhanced fan-out.
+//! - `testing` (with the cargo feature `testing`): your pipeline on the in-memory Kinesis.
+//! - [`migrating`]: from the KCL or go-kcl, and from a stream's name to its ARN.
+//! - [`costs`]: CPU, memory, latency and compile time, measured.
+
+#[doc = include_str!("guide/costs.md")]
+pub mod costs {}
 
 #[doc = include_str!("guide/delivery.md")]
 pub mod delivery {}
@@ -15,8 +35,11 @@ pub mod migrating {}
 #[doc = include_str!("guide/operations.md")]
 pub mod operations {}
 
-#[doc = include_str!("guide/pace.md")]
+#[doc = include_str!("guide/pacing.md")]
 pub mod pacing {}
+
+#[doc = include_str!("guide/permissions.md")]
+pub mod permissions {}
 
 #[doc = include_str!("guide/probes.md")]
 pub mod probes {}

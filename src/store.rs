@@ -98,7 +98,7 @@
 //! The store writes up to five keys for each application and stream, in format 1. All hold plain
 //! text. `stream` is the stream's name if the consumer was built from a name. It is
 //! `account:region:name`, such as `123456789012:eu-west-1:orders`, if the consumer was built from
-//! an ARN. See [A name becomes an ARN](crate::guide::migrating#a-name-becomes-an-arn) for changing
+//! an ARN. See [A name becomes an ARN](crate::guide::migrating#from-a-stream-name-to-an-arn) for changing
 //! a consumer from one to the other.
 //!
 //! | key | type | content |

@@ -280,7 +280,7 @@ fn cure_of_denial(code: &str) -> Option<Cure> {
         | "KMSAccessDeniedException" => (
             RetryAction::Report,
             ErrorKind::Denied,
-            "access denied; grant the IAM actions that the README lists",
+            "access denied; grant the IAM actions of the guide page `permissions`",
         ),
         "KMSDisabledException"
         | "KMSInvalidStateException"

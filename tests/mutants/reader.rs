@@ -62,8 +62,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "an expired iterator is used again",
         file: "source/polling.rs",
-        right: "if !matches!(failure.action, RetryAction::RestartIterator | RetryAction::Trimmed | RetryAction::Gone) {",
-        wrong: "if !matches!(failure.action, RetryAction::Gone | RetryAction::Trimmed) {",
+        right: "            RetryAction::RestartIterator | RetryAction::Trimmed | RetryAction::Gone\n",
+        wrong: "            RetryAction::Gone | RetryAction::Trimmed\n",
         breaks: &["Progress"],
     },
     Mistake {

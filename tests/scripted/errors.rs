@@ -65,12 +65,12 @@ async fn what_a_retry_cannot_cure_is_told_once() {
         (
             "AccessDeniedException",
             ErrorKind::Denied,
-            "access denied; grant the IAM actions that the README lists",
+            "access denied; grant the IAM actions of the guide page `permissions`",
         ),
         (
             "KMSAccessDeniedException",
             ErrorKind::Denied,
-            "access denied; grant the IAM actions that the README lists",
+            "access denied; grant the IAM actions of the guide page `permissions`",
         ),
         (
             "KMSDisabledException",
