@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use kinestream::store::lease::{HeartbeatResponse, Change, AdminEdit, FencedCheckpoint, Lease, HeartbeatRequest, LeaseTable, SaveOutcome};
+use kinestream::store::lease::{
+    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, Lease, LeaseTable,
+    SaveOutcome,
+};
 use kinestream::{Checkpoint, ShardId};
 use tokio::time::Instant;
 
@@ -88,7 +91,9 @@ impl Facts {
         before: &LeaseTable,
         after: &LeaseTable,
     ) {
-        for (FencedCheckpoint { shard, epoch, checkpoint }, verdict) in positions.iter().zip(verdicts) {
+        for (FencedCheckpoint { shard, epoch, checkpoint }, verdict) in
+            positions.iter().zip(verdicts)
+        {
             let name = self.lives[worker].name.clone();
             self.tell(format_args!(
                 "{name} saves {} in epoch {epoch}: {checkpoint}: {verdict:?}",
@@ -184,7 +189,13 @@ impl Facts {
 
     /// Positions were moved: what was finished before counts no more, and what was passed over is done
     /// with.
-    pub(crate) fn judge_edit(&mut self, worker: usize, edit: &AdminEdit, before: &LeaseTable, after: &LeaseTable) {
+    pub(crate) fn judge_edit(
+        &mut self,
+        worker: usize,
+        edit: &AdminEdit,
+        before: &LeaseTable,
+        after: &LeaseTable,
+    ) {
         let name = self.lives[worker].name.clone();
         self.tell(format_args!("{name} edits: {edit:?}"));
         self.moves += 1;
@@ -205,7 +216,13 @@ impl Facts {
         }
     }
 
-    fn judge_set(&mut self, id: &ShardId, checkpoint: &Checkpoint, before: &LeaseTable, after: &LeaseTable) {
+    fn judge_set(
+        &mut self,
+        id: &ShardId,
+        checkpoint: &Checkpoint,
+        before: &LeaseTable,
+        after: &LeaseTable,
+    ) {
         let shard = index_of(id);
         // A shard without a lease has epoch 0. Workers that have not seen the last clear still read it in
         // an epoch from before the clear.

@@ -201,7 +201,12 @@ impl Facts {
     }
 
     /// A worker is given an answer to what it asked then.
-    pub(crate) fn hear(&mut self, worker: usize, asked: (Instant, SystemTime), answer: &HeartbeatResponse) {
+    pub(crate) fn hear(
+        &mut self,
+        worker: usize,
+        asked: (Instant, SystemTime),
+        answer: &HeartbeatResponse,
+    ) {
         if let Some(table) = &answer.table {
             self.lives[worker].told =
                 table.leases.iter().map(|(shard, lease)| (index_of(shard), lease.epoch)).collect();

@@ -9,7 +9,10 @@ use fastrand::Rng;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
-use kinestream::store::lease::{HeartbeatResponse, AdminEdit, FencedCheckpoint, LeaseStore, HeartbeatRequest, LeaseTable, SaveOutcome};
+use kinestream::store::lease::{
+    AdminEdit, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore, LeaseTable,
+    SaveOutcome,
+};
 use kinestream::{Checkpoint, CheckpointStore, Error, MemoryStore, Result, ShardId};
 use tokio::task::JoinHandle;
 

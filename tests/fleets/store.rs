@@ -8,7 +8,10 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
-use kinestream::store::lease::{HeartbeatResponse, AdminEdit, FencedCheckpoint, LeaseStore, HeartbeatRequest, LeaseTable, SaveOutcome};
+use kinestream::store::lease::{
+    AdminEdit, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore, LeaseTable,
+    SaveOutcome,
+};
 use kinestream::{Checkpoint, CheckpointStore, Error, MemoryStore, Result, ShardId};
 use tokio::time::{Instant, sleep};
 
@@ -77,7 +80,11 @@ impl SimulatedStore {
         self.stored.table(scope).await.expect("never fails")
     }
 
-    async fn carry_out(&self, scope: &Scope, request: &HeartbeatRequest) -> Result<HeartbeatResponse> {
+    async fn carry_out(
+        &self,
+        scope: &Scope,
+        request: &HeartbeatRequest,
+    ) -> Result<HeartbeatResponse> {
         let before = self.table_now(scope).await;
         let answer = self.stored.exchange(scope, request).await?;
         let after = self.table_now(scope).await;
@@ -85,7 +92,11 @@ impl SimulatedStore {
         Ok(answer)
     }
 
-    async fn carry_out_save(&self, scope: &Scope, positions: &[FencedCheckpoint]) -> Result<Vec<SaveOutcome>> {
+    async fn carry_out_save(
+        &self,
+        scope: &Scope,
+        positions: &[FencedCheckpoint],
+    ) -> Result<Vec<SaveOutcome>> {
         let before = self.table_now(scope).await;
         let verdicts = self.stored.save_fenced(scope, positions).await?;
         let after = self.table_now(scope).await;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kinestream::store::Scope;
-use kinestream::store::lease::{Change, Lease, LeaseStore, HeartbeatRequest, LeaseTable};
+use kinestream::store::lease::{Change, HeartbeatRequest, Lease, LeaseStore, LeaseTable};
 use kinestream::testing::Shard;
 use kinestream::{CheckpointStore, MemoryStore, OnTrimmed, ShardId, StartingPosition};
 use tokio::time::Instant;
@@ -279,10 +279,10 @@ impl Act {
 
 /// Restores the leases of a table, without their positions.
 fn leases_of(table: &LeaseTable) -> HeartbeatRequest {
-    let vouched = table
-        .workers
-        .iter()
-        .map(|(worker, member)| Change::ReviveWorker { worker: worker.clone(), member: member.clone() });
+    let vouched = table.workers.iter().map(|(worker, member)| Change::ReviveWorker {
+        worker: worker.clone(),
+        member: member.clone(),
+    });
     let leases = table.leases.iter().filter(|(_, lease)| lease.parents.is_some());
     let restored = leases.map(|(shard, lease)| {
         let life = lease.owner.as_ref().and_then(|owner| table.workers.get(owner));
