@@ -1,4 +1,4 @@
-//! Judges each record of a worker at the moment of its delivery.
+//! Checks each record of a worker at the moment of its delivery.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -42,7 +42,7 @@ impl Judged {
         self.merged.drop_one(some)
     }
 
-    /// The table as the store has it at this moment.
+    /// Returns the lease table that the store holds at this moment.
     fn stored_table(&self) -> LeaseTable {
         let scope = Scope::new("default", "orders");
         let table = self.stored.table(&scope).now_or_never();

@@ -61,7 +61,7 @@ enum End {
     Kill,
 }
 
-/// The outcomes of the next calls to an operation; `None` stands for any operation.
+/// The outcomes of the next calls to an operation; `None` means any operation.
 pub(crate) type Faults = Arc<Mutex<VecDeque<(Option<&'static str>, Outcome)>>>;
 
 pub(crate) struct World {

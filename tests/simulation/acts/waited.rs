@@ -24,8 +24,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// The maximum clock skew between hosts, plus a minute.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(6 * 60);
-/// The distance from the end of the shortest retention period within which a record proves that the
-/// unknown period is longer, plus a minute.
+/// A record that is older than the shortest retention period by more than this proves that the
+/// unknown period is longer. Includes a margin of a minute.
 const NEAR_HORIZON: Duration = Duration::from_secs(11 * 60);
 
 /// The maximum time from the first read to the last.
