@@ -100,13 +100,17 @@ impl Facts {
         if self.damaged.get(&shard).is_some_and(|last| epoch > *last) {
             self.breaks(
                 Promise::Damaged,
-                format_args!("{name} starts shard {shard} in epoch {epoch}, although its stored fields cannot be read"),
+                format_args!(
+                    "{name} starts shard {shard} in epoch {epoch}, although it cannot be read"
+                ),
             );
         }
         if self.lives[worker].unreadable.contains(&shard) {
             self.breaks(
                 Promise::Damaged,
-                format_args!("{name} reads shard {shard}, although it has seen that the stored fields cannot be read"),
+                format_args!(
+                    "{name} reads shard {shard}, but has seen that the shard cannot be read"
+                ),
             );
         }
     }

@@ -188,8 +188,8 @@ impl Facts {
             self.breaks(
                 Promise::NotPastUnfinished,
                 format_args!(
-                    "{id} is stored as {new:?} in epoch {epoch}, but record {place} is not finished \
-                     in that epoch"
+                    "{id} is stored as {new:?} in epoch {epoch}, but record {place} is not \
+                     finished in that epoch"
                 ),
             );
         }

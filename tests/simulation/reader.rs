@@ -407,7 +407,9 @@ impl Reader {
             Some(expected) if place > expected && facts.shards[shard].lost.is_due => {
                 facts.breaks(
                     Promise::LossesAreReported,
-                    format_args!("shard {shard} skips records {expected} to {place} without a report of the loss"),
+                    format_args!(
+                        "shard {shard} skips records {expected} to {place} without a report"
+                    ),
                 );
             }
             Some(expected) if place > expected => facts.breaks(

@@ -395,7 +395,8 @@ impl World {
         };
         let (index, first) = (shard.index(), self.truth.lock().shards[shard.index()].records.len());
         self.truth.tell(format_args!(
-            "put: shard {index}, {records} records of {size} bytes from {first} on, while the other shards are blocked"
+            "put: shard {index}, {records} records of {size} bytes from {first} on, with the \
+             other shards blocked"
         ));
         for _ in 0..records {
             let number = shard.put(vec![0; size]);

@@ -90,7 +90,9 @@ impl Act {
         if !is_reported(judged) {
             self.breaks(
                 Promise::LossesAreReported,
-                format_args!("shard {index} ends after {next} of {arrived} records without a report of the loss"),
+                format_args!(
+                    "shard {index} ends after {next} of {arrived} records without a report"
+                ),
             );
         }
     }

@@ -291,9 +291,7 @@ impl Act {
         if !(is_decided || is_shown || judged.is_unsure && (is_near || is_approached)) {
             self.breaks(
                 Promise::LossesAreReported,
-                format_args!(
-                    "shard {shard} skips records {expected} to {place} without a report of the loss"
-                ),
+                format_args!("shard {shard} skips records {expected} to {place} without a report"),
             );
         }
     }

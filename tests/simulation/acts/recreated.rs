@@ -135,7 +135,7 @@ impl Act {
                     self.breaks(
                         Promise::NothingIsLost,
                         format_args!(
-                            "record {number} of {id} is delivered, although the position belongs to the old stream"
+                            "record {number} of {id} is delivered, but the policy is to fail"
                         ),
                     );
                 }

@@ -150,7 +150,9 @@ impl Act {
         for (shard, unacknowledged) in handler.false_reports.drain(..) {
             self.breaks(
                 Promise::StallsAreReported,
-                format_args!("shard {shard} is reported as stalled with {unacknowledged} records in flight, but is not"),
+                format_args!(
+                    "shard {shard} has not stalled, but is reported with {unacknowledged} in flight"
+                ),
             );
         }
         for (shard, (since, is_told)) in &handler.full {
