@@ -11,7 +11,7 @@ use crate::truth::{Promise, Truth, index_of};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
     Gained,
-    /// The shard is read.
+    /// The stream of the shard has started.
     Started,
     /// The lease is released, and no further record is delivered.
     GivenBack,

@@ -46,7 +46,7 @@ impl Judged {
     fn stored_table(&self) -> LeaseTable {
         let scope = Scope::new("default", "orders");
         let table = self.stored.table(&scope).now_or_never();
-        table.expect("it never waits").expect("it never fails")
+        table.expect("the memory store never waits").expect("the memory store never fails")
     }
 
     fn judge(&mut self, record: &Record) -> Place {

@@ -117,7 +117,7 @@ impl Latest {
         }
     }
 
-    /// Puts a record, and notes whether a worker had reached the store before.
+    /// Puts a record, and registers whether a worker had reached the store before.
     async fn put(&mut self) {
         let number = self.puts.len();
         let table = self.stored.table(&Scope::new("default", "orders")).await;

@@ -71,7 +71,7 @@ impl Starts {
         let consumer =
             builder(&kinesis).store(stored.clone()).build().expect("the options are valid");
         let mut records = consumer.records();
-        let held = records.next().await.expect("a record").expect("no error");
+        let held = records.next().await.expect("the stream is open").expect("no call fails");
         let [child, _] = parent.split();
         child.put("old");
         let acknowledges = rng.bool();

@@ -63,7 +63,7 @@ impl Worker {
     ) -> Self {
         let panics = panics.of_one();
         let life = truth.lock().begin_life(Life::new(name.clone(), &plan));
-        truth.tell(format_args!("{name} begins: {plan:?}"));
+        truth.tell(format_args!("{name} starts: {plan:?}"));
         truth.lock().lives[life].wall = Wall::at(kinesis.now());
         let store = SimulatedStore {
             stored: stored.clone(),

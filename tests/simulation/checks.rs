@@ -62,7 +62,7 @@ impl World {
             let ended = call.shard_id.as_ref().is_some_and(|id| facts.shards[index_of(id)].ended);
             if call.operation == self.plan.read_call() && ended {
                 facts
-                    .breaks(Promise::EndsAreKept, format_args!("a finished shard is read:{shard}"));
+                    .breaks(Promise::EndsAreKept, format_args!("a read{shard}, which is finished"));
             }
             facts.tell_at(
                 call.at,
@@ -116,7 +116,7 @@ impl World {
             facts.breaks(
                 Promise::MemoryBudget,
                 format_args!(
-                    "{buffered} bytes of the budget are buffered, and {allowed} are allowed"
+                    "{buffered} bytes of the budget are buffered, expected at most {allowed}"
                 ),
             );
         }

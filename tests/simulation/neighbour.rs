@@ -57,7 +57,7 @@ impl Neighbour {
                     truth.breaks(Promise::Progress, of);
                     continue;
                 };
-                next.expect("an open shard").expect("no fault");
+                next.expect("the shard is open").expect("no call fails");
             }
         }
         Self { kinesis, payments, _consumer: consumer, _shards: shards }

@@ -363,7 +363,8 @@ impl Reader {
                 let wakers = self.panics.fired(&[Part::Waker]);
                 let ends_shard = error.to_string().contains("the task that fetches the shard");
                 let shard = error.shard_id().filter(|_| ends_shard);
-                self.restarted.extend(shard.map(|id| index_of(&id.parse().expect("a shard"))));
+                self.restarted
+                    .extend(shard.map(|id| index_of(&id.parse().expect("a valid shard id"))));
                 let others = self.panics.all_fired() - wakers;
                 told < others / 3 || self.next.is_empty()
             }

@@ -142,7 +142,7 @@ impl SimulatedStore {
     /// Returns the stored positions.
     pub(crate) async fn positions(&self) -> BTreeMap<ShardId, Checkpoint> {
         let stored = self.stored.load(&Scope::new("default", "orders")).await;
-        stored.expect("never fails").into_iter().collect()
+        stored.expect("the memory store never fails").into_iter().collect()
     }
 
     /// Returns the stored positions that the reader knows to be stored.

@@ -72,7 +72,7 @@ impl Act {
                 );
             }
             let subscriptions = (hours * HOUR).as_secs().div_ceil(RENEWED_AFTER.as_secs());
-            let most = u32::try_from(subscriptions).expect("a few") + FIRST_RENEWAL;
+            let most = u32::try_from(subscriptions).expect("the count is small") + FIRST_RENEWAL;
             self.check_calls("SubscribeToShard", &shard, since, most);
             self.check_calls("GetShardIterator", &shard, since, hours * ITERATORS_ELSEWHERE);
         }
@@ -128,7 +128,7 @@ impl Act {
         let calls = calls.filter(|call| {
             call.at >= since && call.operation == operation && call.shard_id == Some(shard.id())
         });
-        let count = u32::try_from(calls.count()).expect("a few");
+        let count = u32::try_from(calls.count()).expect("the count is small");
         self.truth.tell(format_args!("shard {}: {count} calls of {operation}", shard.index()));
         if count > most {
             let promise = Promise::Progress;

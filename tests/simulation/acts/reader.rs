@@ -106,7 +106,10 @@ impl Act {
                 {
                     self.breaks(
                         Promise::Order,
-                        format_args!("shard {}: {pair:?} of {all:?}", shard.index()),
+                        format_args!(
+                            "shard {}: indexes {pair:?} of records {all:?} in this order",
+                            shard.index()
+                        ),
                     );
                 }
             }

@@ -108,13 +108,13 @@ impl Act {
             if errors != usize::from(is_refused) {
                 self.breaks(
                     Promise::LossesAreReported,
-                    format_args!("{id}: {errors} errors; down: {is_down}"),
+                    format_args!("{id}: unexpected number of errors: {errors}; down: {is_down}"),
                 );
             }
             if gap.is_some() != (is_known && policy != OnTrimmed::Fail) {
                 self.breaks(
                     Promise::LossesAreReported,
-                    format_args!("{id}: gap {gap:?}; down: {is_down}"),
+                    format_args!("{id}: unexpected gap: {gap:?}; down: {is_down}"),
                 );
             }
             let is_due = |number: usize| match policy {

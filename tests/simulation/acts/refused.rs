@@ -134,7 +134,12 @@ impl Act {
         let (shards, others): (Vec<_>, Vec<_>) =
             reader.errors.iter().partition(|error| error.shard_id().is_some());
         if shards.len() != 1 || others.len() > 1 {
-            self.breaks(Promise::FewErrors, format_args!("{shards:?}, {others:?}"));
+            self.breaks(
+                Promise::FewErrors,
+                format_args!(
+                    "one shard error and one worker error at most: {shards:?}, {others:?}"
+                ),
+            );
         }
     }
 }

@@ -160,7 +160,10 @@ impl Act {
                 Some(Err(error)) => self.breaks(Promise::FewErrors, format_args!("{error}")),
                 None => {
                     let name = &lanes[lane].name;
-                    self.breaks(Promise::Progress, format_args!("the stream of {name} ends"));
+                    self.breaks(
+                        Promise::Progress,
+                        format_args!("the stream of {name} ends although the shard is open"),
+                    );
                 }
             }
             self.check_progress(lanes);

@@ -239,7 +239,10 @@ impl Act {
         self.check_order_but(reader, false, |of, number| *of != id || !due.contains(&number));
         if reports(reader, &id) != usize::from(is_told) {
             let promise = Promise::LossesAreReported;
-            self.breaks(promise, format_args!("{id}: {} reports", reports(reader, &id)));
+            self.breaks(
+                promise,
+                format_args!("{id}: one loss is reported {} times", reports(reader, &id)),
+            );
         }
     }
 
