@@ -1,4 +1,4 @@
-//! Calls of Kinesis that fail for a worker, or for a shard, until a moment.
+//! Calls to Kinesis that fail for one worker or one shard until a given time.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,19 +9,19 @@ use tokio::time::Instant;
 
 use crate::world::World;
 
-/// The longest that a call is blocked.
+/// The maximum time for which calls are blocked, in milliseconds.
 const LONGEST: u64 = 200_000;
 
 #[derive(Debug)]
 struct Block {
-    /// The worker whose calls fail; `None` for all.
+    /// The worker for which calls fail; `None` for all workers.
     worker: Option<String>,
-    /// The shard whose calls fail; `None` for all.
+    /// The shard for which calls fail; `None` for all shards.
     shard: Option<ShardId>,
-    /// Only calls that read are blocked.
+    /// Blocks only calls that read.
     only_reads: bool,
     outcome: Outcome,
-    /// `None` until it is cleared.
+    /// The end of the block; `None` if it lasts until it is cleared.
     until: Option<Instant>,
 }
 
@@ -29,7 +29,7 @@ struct Block {
 pub(crate) struct Blocks(Arc<Mutex<Vec<Block>>>);
 
 impl Blocks {
-    /// The outcome of a call that is blocked.
+    /// Returns the outcome of a call that is blocked.
     pub(crate) fn decide(&self, call: &Call) -> Option<Outcome> {
         let mut blocks = self.0.lock().unwrap();
         blocks.retain(|block| block.until.is_none_or(|until| Instant::now() < until));
@@ -43,7 +43,8 @@ impl Blocks {
         found.map(|block| block.outcome.clone())
     }
 
-    /// Blocks all calls of a worker, or of all workers, until they are [cleared](Self::clear).
+    /// Blocks all calls of one worker, or of all workers, until the blocks are
+    /// [cleared](Self::clear).
     pub(crate) fn block_all(&self, worker: Option<&str>, outcome: Outcome) {
         let worker = worker.map(str::to_owned);
         let block = Block { worker, shard: None, only_reads: false, outcome, until: None };
@@ -56,7 +57,7 @@ impl Blocks {
 }
 
 impl World {
-    /// Now and then, calls of one worker are denied, or a shard is not found by any worker.
+    /// Sometimes denies the calls of one worker, or makes a shard missing for all workers.
     pub(crate) fn block_calls(&mut self) {
         if self.odd.u8(..100) >= self.block_faults || self.workers.is_empty() {
             return;
@@ -81,7 +82,9 @@ impl World {
         outcome: Outcome,
         time: Duration,
     ) {
-        self.truth.tell(format_args!("for {time:?}, {worker:?} {shard:?}: {outcome:?}"));
+        self.truth.tell(format_args!(
+            "calls of worker {worker:?} for shard {shard:?} fail for {time:?}: {outcome:?}"
+        ));
         let until = Some(Instant::now() + time);
         let block = Block { worker, shard, only_reads: true, outcome, until };
         self.truth.lock().were_blocked = true;

@@ -1,4 +1,4 @@
-//! What a fleet does when everything is well.
+//! Checks of a fleet after all faults are over.
 
 use std::time::Duration;
 
@@ -10,25 +10,26 @@ use tokio::time::{Instant, sleep};
 use crate::truth::{Promise, index_of};
 use crate::world::World;
 
-/// Longer than any pause between attempts, and than what is left of one, for Kinesis and the store.
+/// Longer than any back-off plus the rest of an attempt under way, for Kinesis and the store.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// From the moment that a shard is taken to its first record, and what a decision takes.
+/// The maximum time from the acquisition of a shard to its first record, including the decision.
 const START: Duration = Duration::from_secs(5);
 
-/// Where it is pushed, whoever takes a shard may have to wait so long until it may subscribe.
+/// The additional time with enhanced fan-out: the new owner may have to wait until it may
+/// subscribe.
 const TAKEOVER: Duration = Duration::from_secs(8);
 
-/// How long a shard that has failed may rest, and then a worker be on trial.
+/// The maximum pause of a failed shard, plus the maximum trial period of a worker.
 const FAILED: Duration = Duration::from_secs(300 + 200);
 
-/// How long a fleet is watched at rest.
+/// The duration of the checks at rest.
 const REST: Duration = Duration::from_secs(120);
 
 impl World {
     pub(crate) async fn calm_down(&mut self) {
         self.heal();
-        // Who has forgotten a record keeps its shard where it is.
+        // A worker that has dropped a record without an acknowledgement cannot advance its shard.
         while let Some(index) =
             self.workers.iter().position(|worker| worker.has_forgotten || worker.has_ended)
         {
@@ -59,7 +60,7 @@ impl World {
         self.end().await;
     }
 
-    /// What is longest among the workers.
+    /// Returns the maximum of a time over all workers.
     pub(crate) fn longest(&self, time: impl Fn(&crate::plan::Plan) -> Duration) -> Duration {
         self.workers.iter().map(|worker| time(&worker.plan)).max().unwrap_or_default()
     }
@@ -85,14 +86,15 @@ impl World {
             if unfinished.len() != left {
                 (quiet, left) = (Instant::now(), unfinished.len());
             } else if quiet.elapsed() > patience {
-                return self
-                    .breaks_progress(format_args!("nothing comes; unfinished: {unfinished:?}"));
+                return self.breaks_progress(format_args!(
+                    "no record is finished; unfinished: {unfinished:?}"
+                ));
             }
             self.pass(Duration::from_secs(1)).await;
         }
     }
 
-    /// The records that are to be finished, and the shards whose ends are to be stored.
+    /// Returns the unfinished records, and the closed shards with ends that are not stored.
     async fn unfinished(&self) -> Vec<(usize, Option<usize>)> {
         let table = self.table().await;
         let facts = self.truth.lock();
@@ -110,12 +112,12 @@ impl World {
         unfinished
     }
 
-    /// How long it takes at most until shares are even.
+    /// Returns the maximum time until the shards are balanced.
     pub(crate) fn settling(&self) -> Duration {
         2 * self.longest(crate::plan::Plan::renewal) + self.start()
     }
 
-    /// Each open shard has another record, which is finished when so much time has passed.
+    /// Puts a record into each open shard, and checks that it is finished within `time`.
     pub(crate) async fn yields_within(&mut self, time: Duration, after: &str) {
         for shard in self.orders.open_shards() {
             self.put_into(shard.index());
@@ -124,12 +126,12 @@ impl World {
         let unfinished = self.unfinished().await;
         if !unfinished.is_empty() {
             self.breaks_progress(format_args!(
-                "{after}, {unfinished:?} are unfinished after {time:?}"
+                "{after}, records {unfinished:?} are not finished within {time:?}"
             ));
         }
     }
 
-    /// The shares of all workers differ by one at most.
+    /// Checks that the numbers of shards of any two workers differ by at most one.
     pub(crate) async fn is_even(&mut self, after: &str) {
         let table = self.table().await;
         let open: Vec<_> = self.orders.open_shards().iter().map(Shard::id).collect();
@@ -144,13 +146,13 @@ impl World {
         if most.unwrap_or(0) > least.unwrap_or(0) + 1 || counts.sum::<usize>() < open.len() {
             self.truth.breaks(
                 Promise::Evenness,
-                format_args!("{after}, {} shards are shared as {shares:?}", open.len()),
+                format_args!("{after}, {} shards are distributed as {shares:?}", open.len()),
             );
         }
     }
 
     async fn rest(&mut self) {
-        // Until the leases of those that are gone have run out, and the last children are found.
+        // Covers the expiry of the leases of dead workers and the discovery of the last children.
         let before = self.settling()
             + Duration::from_secs(30)
             + self.longest(|plan| plan.poll_timeout.unwrap_or_default())
@@ -166,7 +168,8 @@ impl World {
             self.yields_within(Duration::from_secs(20), "at rest").await;
         }
         if self.table().await.version != version {
-            self.truth.breaks(Promise::Rest, format_args!("the table of a fleet at rest changes"));
+            self.truth
+                .breaks(Promise::Rest, format_args!("the lease table of a fleet at rest changes"));
         }
         let calls = self.kinesis.calls_from(calls);
         let listings = calls.iter().filter(|call| call.operation == "ListShards").count();
@@ -180,7 +183,8 @@ impl World {
         }
     }
 
-    /// What each worker has told of its leases is so, and how each sees the whole.
+    /// Checks the events of each worker about its leases, and the status that a worker reports for
+    /// the fleet.
     async fn is_told(&mut self) {
         let table = self.table().await;
         for worker in &mut self.workers {
@@ -194,12 +198,12 @@ impl World {
             if held != own {
                 self.truth.breaks(
                     Promise::Told,
-                    format_args!("{name} has {own:?}, and has told of {held:?}"),
+                    format_args!("{name} holds leases {own:?}, but its events report {held:?}"),
                 );
             }
         }
         let Some(worker) = self.workers.first() else { return };
-        let status = worker.consumer.status().await.expect("the store is well");
+        let status = worker.consumer.status().await.expect("the store does not fail");
         for (id, seen) in &status.shards {
             let lease = &table.leases[id];
             let state =
@@ -210,12 +214,15 @@ impl World {
                 && seen.position == lease.checkpoint
                 && seen.millis_behind_latest == (is_own && !lease.is_finished()).then_some(0);
             if !is_true {
-                self.truth.breaks(Promise::Told, format_args!("{id} is {lease:?}, not {seen:?}"));
+                self.truth.breaks(
+                    Promise::Told,
+                    format_args!("the status of {id} is {seen:?}, expected {lease:?}"),
+                );
             }
         }
     }
 
-    /// A worker is killed or closed, and the others have its shards soon.
+    /// Kills or closes a worker, and checks that the others acquire its shards in time.
     async fn lose_one(&mut self, is_killed: bool) {
         if self.workers.len() < 2 {
             return;
@@ -236,16 +243,16 @@ impl World {
         self.is_even(after).await;
     }
 
-    /// A worker joins, and has its share soon.
+    /// Starts a worker, and checks that it gets its share in time.
     pub(crate) async fn gain_one(&mut self) {
         self.join();
         let is_renamed = {
             let facts = self.truth.lock();
-            let name = &facts.lives.last().expect("it has joined").name;
+            let name = &facts.lives.last().expect("a worker has joined").name;
             facts.lives.iter().filter(|life| life.name == *name).count() > 1
         };
         if is_renamed {
-            // Its name is free when the leases of its last life have run out.
+            // Its name is free after the leases of the earlier worker of that name have expired.
             self.pass(Duration::from_secs(30) + self.settling()).await;
         }
         self.pass(self.settling()).await;
@@ -270,7 +277,8 @@ impl World {
                 format_args!("{calls} calls and {tasks} tasks are left"),
             );
         }
-        // How often a shard is asked is for each of its readers to keep, not for all of them.
+        // Each reader observes the call limit of a shard on its own. Together, the readers may
+        // exceed it.
         for violation in self.kinesis.violations() {
             if !violation.starts_with("more than") {
                 self.truth.breaks(Promise::CallLimits, format_args!("{violation}"));

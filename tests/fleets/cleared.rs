@@ -1,7 +1,7 @@
-//! Tests how the oracle judges workers that have not seen that all positions were cleared.
+//! Tests the checks of workers that have not seen that all positions were cleared.
 //!
-//! A worker reads on in its old epoch until its next exchange. Until the shard is added and assigned
-//! again, the store has no lease of it, and its epoch in the table is 0.
+//! A worker continues to read in its old epoch until its next heartbeat. Until the shard is added
+//! and assigned again, the store has no lease of it, and its epoch in the table is 0.
 
 use std::time::UNIX_EPOCH;
 
@@ -13,13 +13,13 @@ use crate::link::Life;
 use crate::plan::Scene;
 use crate::truth::{Facts, Place, Truth};
 
-/// The epoch in which the shard is read when everything is cleared.
+/// The epoch in which the shard is read when all positions are cleared.
 const BEFORE: u64 = 7;
 
 const CLEARED: u64 = 9;
 
 fn shard() -> ShardId {
-    "shardId-000000000000".parse().expect("a name of a shard")
+    "shardId-000000000000".parse().expect("a valid shard id")
 }
 
 fn table(cleared: u64, lease: Option<Lease>) -> LeaseTable {
@@ -27,17 +27,18 @@ fn table(cleared: u64, lease: Option<Lease>) -> LeaseTable {
     LeaseTable { cleared, leases, ..LeaseTable::default() }
 }
 
-/// The stored lease of a shard after an operator has set its position and no worker has added it.
+/// Returns the stored lease of a shard after an operator has set its position and before a worker
+/// has added it.
 fn only_position() -> Lease {
     Lease { checkpoint: Some(Checkpoint::TrimHorizon), ..Lease::default() }
 }
 
-/// Has a worker read a shard with one record, and an operator clear everything.
+/// Makes a worker read a shard with one record, and an operator clear all positions.
 fn clear(facts: &mut Facts) {
     let mut rng = Rng::with_seed(0);
     let plan = Scene::new(&mut rng).plan(&mut rng);
     facts.begin_life(Life::new("w0".to_owned(), &plan));
-    facts.put(0, "1".parse().expect("a sequence number"), UNIX_EPOCH);
+    facts.put(0, "1".parse().expect("a valid sequence number"), UNIX_EPOCH);
     let read = Lease { epoch: BEFORE, ..Lease::default() };
     facts.judge_edit(0, &AdminEdit::Clear, &table(0, Some(read)), &table(CLEARED, None));
 }
@@ -51,9 +52,15 @@ fn position_set_after_a_clear_keeps_old_epochs_over() {
     let after = table(CLEARED, Some(only_position()));
     facts.judge_edit(0, &edit, &table(CLEARED, None), &after);
     facts.finish(Place { shard: 0, number: 0, epoch: BEFORE });
-    assert!(!facts.shards[0].is_finished(), "a record of an epoch that is over counts");
+    assert!(
+        !facts.shards[0].is_finished(),
+        "a record that is finished in an old epoch does not count"
+    );
     facts.finish(Place { shard: 0, number: 0, epoch: CLEARED + 1 });
-    assert!(facts.shards[0].is_finished(), "a record of the first new epoch does not count");
+    assert!(
+        facts.shards[0].is_finished(),
+        "a record that is finished in the first new epoch counts"
+    );
 }
 
 #[test]
@@ -63,7 +70,11 @@ fn damage_after_a_clear_forbids_only_new_epochs() {
     clear(&mut facts);
     facts.damage(&shard(), &table(CLEARED, Some(only_position())), false);
     facts.judge_damaged(0, 0, BEFORE);
-    assert_eq!(facts.end(0).broken, None, "the worker has not seen the clear");
+    assert_eq!(
+        facts.end(0).broken,
+        None,
+        "a worker that has not seen the clear may read in its old epoch"
+    );
     facts.judge_damaged(0, 0, CLEARED + 1);
-    assert!(facts.end(0).broken.is_some(), "the shard begins although it cannot be read");
+    assert!(facts.end(0).broken.is_some(), "a new epoch of an unreadable shard breaks a promise");
 }

@@ -1,7 +1,7 @@
-//! Clocks that are set, hosts that stall, and workers that lose the store one after the other.
+//! Clocks that are moved, hosts that stall, and workers that lose the store one after the other.
 //!
-//! Chosen by a generator of their own, and in some worlds only, so that the other stories of a seed stay
-//! as they are.
+//! A separate generator chooses these faults, for some seeds only, so that the other scenarios stay
+//! the same.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -14,10 +14,10 @@ use tokio::time::{Instant, advance};
 use crate::link::Health;
 use crate::world::World;
 
-/// What a seed is mixed with for these stories.
+/// Mixed with the seed for the generator of these faults.
 const MIX: u64 = 0x000c_10c5_5eed;
 
-/// The choices of these stories.
+/// The generator of these faults, and whether they occur.
 #[derive(Debug)]
 pub(crate) struct Clocks {
     rng: Rng,
@@ -37,7 +37,7 @@ impl Clocks {
 }
 
 impl World {
-    /// What befalls the clocks and the hosts in a step.
+    /// Injects faults of clocks and hosts in a step.
     pub(crate) async fn trouble_clocks(&mut self) {
         if !self.clocks.is_on || self.workers.is_empty() {
             return;
@@ -74,8 +74,8 @@ impl World {
         worker.set_wall_back(time);
     }
 
-    /// No process runs for a while, as on a host that is paused: the monotonic clock and the store's go
-    /// on, and a reader may be polled before any timer.
+    /// Stalls all processes, as on a paused host: the monotonic clock and the clock of the store
+    /// advance, and a reader may be polled before any timer.
     async fn stall(&mut self) {
         let time = self.clocks.time(40_000);
         self.truth.tell(format_args!("all processes stall for {time:?}"));
@@ -87,7 +87,7 @@ impl World {
             Poll::Ready(())
         })
         .await;
-        debug_assert_eq!(now.elapsed().as_millis(), time.as_millis(), "the clock goes at once");
+        debug_assert_eq!(now.elapsed().as_millis(), time.as_millis(), "the clock advances at once");
         self.truth.lock().note_health();
         for index in 0..self.workers.len() {
             let polled = poll_fn(|context| {
@@ -102,7 +102,8 @@ impl World {
         }
     }
 
-    /// One worker is cut off until another has its shards, which is cut off then.
+    /// Disconnects one worker from the store until another has its shards, and then disconnects
+    /// that one.
     async fn lose_the_store_in_turn(&mut self, index: usize) {
         let first = self.workers[index].life;
         self.truth.lock().set_link(first, Health::Down);
@@ -120,7 +121,8 @@ impl World {
         }
     }
 
-    /// One worker is suspended until another has its shards, and wakes without the store.
+    /// Suspends one worker until another has its shards, and disconnects it from the store when it
+    /// resumes.
     async fn replace_while_suspended(&mut self, index: usize) {
         if self.workers[index].suspended_until.is_some() {
             return;
@@ -135,7 +137,7 @@ impl World {
         }
     }
 
-    /// Time passes in which there is something to read for everybody, and a worker joins.
+    /// Starts a worker, and lets time pass in which every shard has records to read.
     async fn join_and_read(&mut self, time: Duration) {
         let end = Instant::now() + time;
         if self.workers.len() < 3 {

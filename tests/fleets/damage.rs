@@ -1,7 +1,7 @@
 //! Stored leases and positions that cannot be read for a while.
 //!
-//! A second generator chooses them, in some worlds only, so that all else in the story of a seed stays
-//! as it was.
+//! A separate generator chooses them, for some seeds only, so that the other scenarios stay the
+//! same.
 
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ use tokio::time::Instant;
 use crate::truth::{Facts, Promise, index_of};
 use crate::world::World;
 
-/// Separates the seed of this generator from that of the story.
+/// Mixed with the seed for this generator.
 const MIX: u64 = 0xda_3a6e_5eed;
 
-/// The choices of these stories.
+/// The generator of the damage, and the current damage.
 #[derive(Debug)]
 pub(crate) struct Damage {
     rng: Rng,
     is_on: bool,
-    /// Each damaged shard, and when it is mended.
+    /// The damaged shards, each with the time of its repair.
     damaged: Vec<(ShardId, Instant)>,
 }
 
@@ -39,8 +39,8 @@ fn scope() -> Scope {
 }
 
 impl World {
-    /// What befalls stored fields in a step. A store that loses data brings back what was damaged, so
-    /// that a world has one or the other.
+    /// Damages stored fields in a step. A store that loses data would restore damaged fields, so a
+    /// scenario has at most one of the two.
     pub(crate) async fn damage_fields(&mut self) {
         if !self.damage.is_on || self.scene.loses_data {
             return;
@@ -51,10 +51,10 @@ impl World {
             return;
         }
         let place = self.damage.rng.usize(..table.leases.len());
-        let (shard, lease) = table.leases.iter().nth(place).expect("it is one of them");
+        let (shard, lease) = table.leases.iter().nth(place).expect("the index is within the table");
         let is_lease = self.damage.rng.bool();
         let time = Duration::from_millis(self.damage.rng.u64(..120_000));
-        // A shard of which only a position is stored has no lease to damage.
+        // A shard with only a stored position has no lease to damage.
         let is_stored = if is_lease { lease.parents.is_some() } else { lease.checkpoint.is_some() };
         if lease.unreadable.is_some() || !is_stored {
             return;
@@ -66,12 +66,12 @@ impl World {
         self.damage.damaged.push((shard.clone(), Instant::now() + time));
     }
 
-    /// Has what was damaged as it was before, where its time is over or it is to be so at once.
+    /// Repairs the damage that is due, or all damage at once.
     pub(crate) fn mend(&mut self, at_once: bool) {
         let now = Instant::now();
         for (shard, _) in self.damage.damaged.extract_if(.., |(_, until)| at_once || *until <= now)
         {
-            self.truth.tell(format_args!("{shard} is mended"));
+            self.truth.tell(format_args!("{shard} is repaired"));
             self.stored.mend(&scope(), &shard);
             self.truth.lock().damaged.remove(&index_of(&shard));
         }
@@ -79,7 +79,7 @@ impl World {
 }
 
 impl Facts {
-    /// Makes what this table holds of a shard unreadable from now on.
+    /// Registers that the fields of a shard in this table cannot be read from now on.
     pub(crate) fn damage(&mut self, id: &ShardId, table: &LeaseTable, is_lease: bool) {
         self.had_damage = true;
         let shard = index_of(id);
@@ -87,26 +87,30 @@ impl Facts {
         let last = table.leases[id].epoch.max(table.cleared);
         self.damaged.insert(shard, last);
         self.shards[shard].had_damaged_lease |= is_lease;
-        // Its owner cannot save from now on.
+        // The owner of the shard cannot save from now on.
         for (_, tenancy) in self.tenancies.range_mut((shard, 0)..=(shard, u64::MAX)) {
             tenancy.is_over = true;
             tenancy.is_dropped = true;
         }
     }
 
-    /// A record comes of a shard, in this epoch.
+    /// Checks that a record of this shard and epoch may be delivered in spite of damage.
     pub(crate) fn judge_damaged(&mut self, worker: usize, shard: usize, epoch: u64) {
         let name = self.lives[worker].name.clone();
         if self.damaged.get(&shard).is_some_and(|last| epoch > *last) {
             self.breaks(
                 Promise::Damaged,
-                format_args!("{name} begins shard {shard} in {epoch}, which cannot be read"),
+                format_args!(
+                    "{name} starts shard {shard} in epoch {epoch}, although it cannot be read"
+                ),
             );
         }
         if self.lives[worker].unreadable.contains(&shard) {
             self.breaks(
                 Promise::Damaged,
-                format_args!("{name} reads shard {shard}, and has seen that it cannot be read"),
+                format_args!(
+                    "{name} reads shard {shard}, but has seen that the shard cannot be read"
+                ),
             );
         }
     }

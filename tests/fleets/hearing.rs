@@ -1,4 +1,4 @@
-//! What a worker tells of itself by events is held against what it does.
+//! Compares the events of a worker with its behaviour.
 
 use std::collections::BTreeMap;
 
@@ -7,15 +7,15 @@ use kinestream::{Event, Events, Task};
 
 use crate::truth::{Promise, Truth, index_of};
 
-/// What is known of a lease by what was told of it.
+/// The state of a lease according to the events of its worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
     Gained,
-    /// The shard is read.
+    /// The stream of the shard has started.
     Started,
-    /// No record is handed out any more.
+    /// The lease is released, and no further record is delivered.
     GivenBack,
-    /// The store has its end.
+    /// The end of the shard is stored.
     Finished,
 }
 
@@ -23,15 +23,16 @@ pub(crate) struct Hearing {
     events: Events,
     name: String,
     truth: Truth,
-    /// By shard and epoch, as long as they were not said to be over.
+    /// The leases that are not over according to the events, by shard and epoch.
     leases: BTreeMap<(usize, u64), Told>,
-    /// The last epoch of each shard, and whether an error has ended its stream.
+    /// For each shard, its last epoch, and whether an error has ended its stream.
     last: BTreeMap<usize, (u64, bool)>,
-    /// How many panics of the store and of the client it has reported.
+    /// The number of reported panics of the store and of the client.
     pub(crate) panics: usize,
 }
 
-/// The shortest pause after an error, in milliseconds. Epochs are moments in milliseconds.
+/// The shortest pause after an error, in milliseconds. An epoch is the time of its acquisition in
+/// milliseconds.
 const SHORTEST_REST: u64 = 10_000;
 
 impl Hearing {
@@ -40,7 +41,7 @@ impl Hearing {
         Self { events, name, truth, leases, last, panics: 0 }
     }
 
-    /// Takes note of all that was told up to now.
+    /// Processes all events so far.
     pub(crate) fn listen(&mut self) {
         while let Some(Some(event)) = self.events.next().now_or_never() {
             self.hear(&event);
@@ -58,7 +59,8 @@ impl Hearing {
                 self.leases.insert((index_of(shard_id), *epoch), Told::Gained).is_some()
             }
             Event::LeaseReleased { shard_id, epoch } => {
-                // One whose end is stored may not have heard of it.
+                // A worker may release a shard before it learns that the end of the shard is
+                // stored.
                 let before = self.leases.insert((index_of(shard_id), *epoch), Told::GivenBack);
                 before.is_none_or(|told| told == Told::GivenBack)
             }
@@ -73,7 +75,7 @@ impl Hearing {
                         *told = Told::Started;
                         false
                     }
-                    // A stream begins once in each epoch, and none whose lease is over does.
+                    // A stream starts once in each epoch, and only while its lease is held.
                     _ => true,
                 }
             }
@@ -91,45 +93,48 @@ impl Hearing {
             Event::Lagged { .. } => true,
             _ => false,
         };
-        let line = format!("{} tells: {event:?}", self.name);
+        let line = format!("{} reports: {event:?}", self.name);
         self.truth.tell(format_args!("{line}"));
         if is_wrong {
-            self.truth.breaks(Promise::Told, format_args!("{line}, which cannot be"));
+            self.truth.breaks(Promise::Told, format_args!("unexpected event: {line}"));
         }
     }
 
-    /// The worker acquires a shard, in this epoch.
+    /// Checks that the worker does not acquire a shard again too soon after a failure.
     fn check_rest(&mut self, shard: usize, epoch: u64) {
         let before = self.last.insert(shard, (epoch, false));
         let Some((last, true)) = before else { return };
         let facts = self.truth.lock();
-        // Epochs are moments only by a clock and a table that go on.
+        // Epochs are times only if neither the clock nor the table moves back.
         let is_comparable =
             !facts.clock_moved && !facts.lost_data && !facts.had_damage && facts.cleared == 0;
         drop(facts);
         if is_comparable && epoch < last + SHORTEST_REST {
             self.truth.breaks(
                 Promise::FailedRests,
-                format_args!("{} acquires shard {shard} in {epoch}, failed in {last}", self.name),
-            );
-        }
-    }
-
-    /// A record comes of a shard, in this epoch.
-    pub(crate) fn check_record(&self, shard: usize, epoch: u64) {
-        let told = self.leases.get(&(shard, epoch));
-        if told != Some(&Told::Started) {
-            self.truth.breaks(
-                Promise::Told,
                 format_args!(
-                    "{} reads shard {shard} in epoch {epoch}, of which is told {told:?}",
+                    "{} acquires shard {shard} in epoch {epoch}, after a failure in epoch {last}",
                     self.name
                 ),
             );
         }
     }
 
-    /// The shards that it has, and their epochs.
+    /// Checks that the events allow a record of this shard and epoch.
+    pub(crate) fn check_record(&self, shard: usize, epoch: u64) {
+        let told = self.leases.get(&(shard, epoch));
+        if told != Some(&Told::Started) {
+            self.truth.breaks(
+                Promise::Told,
+                format_args!(
+                    "{} reads shard {shard} in epoch {epoch}, which its events report as {told:?}",
+                    self.name
+                ),
+            );
+        }
+    }
+
+    /// Returns the held shards and their epochs, according to the events.
     pub(crate) fn held(&self) -> Vec<(usize, u64)> {
         let is_held = |told: &Told| matches!(told, Told::Gained | Told::Started);
         let held = self.leases.iter().filter(|(_, told)| is_held(told));

@@ -1,4 +1,4 @@
-//! Judges each record of a worker at the moment of its delivery.
+//! Checks each record of a worker at the moment of its delivery.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -42,11 +42,11 @@ impl Judged {
         self.merged.drop_one(some)
     }
 
-    /// The table as the store has it at this moment.
+    /// Returns the lease table that the store holds at this moment.
     fn stored_table(&self) -> LeaseTable {
         let scope = Scope::new("default", "orders");
         let table = self.stored.table(&scope).now_or_never();
-        table.expect("it never waits").expect("it never fails")
+        table.expect("the memory store never waits").expect("the memory store never fails")
     }
 
     fn judge(&mut self, record: &Record) -> Place {

@@ -1,7 +1,9 @@
-//! Another world: an application begins at the latest while listings fail, and its workers crash.
+//! A separate scenario: an application starts at `Latest` while listings fail and its workers
+//! crash.
 //!
-//! Workers crash between any two calls of the store and lose answers. Records put after the first exchange
-//! that the store carried out are all read, and records put long before it are not.
+//! Workers crash between any two calls to the store and lose responses. All records that are put
+//! after the first heartbeat that the store carried out must be read. Records that are put long
+//! before it must not be.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,32 +23,32 @@ use crate::seeds::{Story, pick};
 use crate::truth::Promise;
 use crate::world::BEGINNING;
 
-/// Sets the choices of this world apart from those of the others.
+/// Mixed with the seed for the generator of this scenario.
 const LATEST: u64 = 0x004c_4154_4553_5400;
 
 const MOST_WORKERS: usize = 2;
 
-/// Twice as long as the clock of a worker may be ahead.
+/// Twice the maximum time by which the clock of a worker may be ahead.
 const LONG_AGO: Duration = Duration::from_secs(10 * 60);
 
 struct Latest {
     rng: Rng,
     kinesis: Kinesis,
     shard: Shard,
-    /// Whether listings fail.
+    /// True while listings fail.
     is_throttled: Arc<AtomicBool>,
-    /// `Latest` is the position of this shard alone, not of all.
+    /// `Latest` is the position of this shard only, not of all shards.
     is_named: bool,
     stored: MemoryStore,
     workers: Vec<MortalWorker>,
-    /// For each record whether the application had begun when it was put.
+    /// For each record, whether the application had started when the record was put.
     puts: Vec<bool>,
     /// The numbers of the records that the last worker has read.
     seen: Arc<Mutex<BTreeSet<usize>>>,
     trace: Vec<String>,
 }
 
-/// Tells the story of the seed.
+/// Runs the scenario of a seed.
 pub(crate) async fn simulate(seed: u64) -> Story {
     let _wall = WallClock::at(UNIX_EPOCH + BEGINNING);
     let mut world = Latest::begin(seed);
@@ -115,17 +117,18 @@ impl Latest {
         }
     }
 
-    /// Puts a record, and notes whether a worker had reached the store before.
+    /// Puts a record, and registers whether a worker had reached the store before.
     async fn put(&mut self) {
         let number = self.puts.len();
         let table = self.stored.table(&Scope::new("default", "orders")).await;
-        let has_begun = table.expect("never fails").generation > 0;
+        let has_begun = table.expect("the memory store never fails").generation > 0;
         self.shard.put(number.to_string());
         self.puts.push(has_begun);
-        self.trace.push(format!("put: record {number}, begun: {has_begun}"));
+        self.trace.push(format!("put: record {number}, application started: {has_begun}"));
     }
 
-    /// Starts a worker that crashes after `calls` calls of the store. The last one acknowledges records.
+    /// Starts a worker that crashes after `calls` calls to the store. Only the last worker
+    /// acknowledges records.
     fn start(&mut self, calls: Option<u32>, is_last: bool) {
         let store = MortalStore::new(self.stored.clone(), calls, self.rng.u64(..));
         let builder = Consumer::builder(self.kinesis.client(), "orders")
@@ -142,15 +145,16 @@ impl Latest {
             builder.starting_position(StartingPosition::Latest)
         };
         let consumer = builder.build().expect("the options are valid");
-        self.trace.push(format!("a worker begins: calls {calls:?}, last: {is_last}"));
+        self.trace.push(format!("a worker starts: crashes after {calls:?} calls, last: {is_last}"));
         let mut records = consumer.records();
         let seen = Arc::clone(&self.seen);
         let reading = tokio::spawn(async move {
             while let Some(next) = records.next().await {
                 let Ok(record) = next else { continue };
                 if is_last {
-                    let number = std::str::from_utf8(record.data()).expect("a number");
-                    seen.lock().unwrap().insert(number.parse().expect("a number"));
+                    let number =
+                        std::str::from_utf8(record.data()).expect("the payload is a number");
+                    seen.lock().unwrap().insert(number.parse().expect("the payload is a number"));
                     record.ack();
                 }
             }
@@ -163,7 +167,7 @@ impl Latest {
         self.trace.push("a worker is killed".to_owned());
     }
 
-    /// Has a last worker read what is left. Returns the promise that was broken.
+    /// Starts a last worker that reads the remaining records. Returns the broken promise, if any.
     async fn read_rest(&mut self) -> Option<(String, String)> {
         while !self.workers.is_empty() {
             self.kill(0);
@@ -186,7 +190,8 @@ impl Latest {
         let seen = self.seen.lock().unwrap();
         let lost: Vec<usize> = due.difference(&seen).copied().collect();
         if !lost.is_empty() {
-            let detail = format!("{lost:?} were put after the first poll and are not read");
+            let detail =
+                format!("records {lost:?} were put after the first poll, but are not read");
             return Some((format!("{:?}", Promise::NothingIsLost), detail));
         }
         let detail = "a record from long before the first poll is read".to_owned();

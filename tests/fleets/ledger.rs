@@ -1,22 +1,25 @@
-//! What the store may make of what it is asked.
+//! Checks the changes that calls of workers and operators make to the store.
 
 use std::time::Duration;
 
-use kinestream::store::lease::{HeartbeatResponse, Change, AdminEdit, FencedCheckpoint, Lease, HeartbeatRequest, LeaseTable, SaveOutcome};
+use kinestream::store::lease::{
+    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, Lease, LeaseTable,
+    SaveOutcome,
+};
 use kinestream::{Checkpoint, ShardId};
 use tokio::time::Instant;
 
 use crate::truth::{Facts, Promise, index_of};
 
-/// How long a worker has reached the store for when it is sure to have saved what it gives back: a
-/// call that hung may have been under way for 30 s of it.
+/// The time for which a worker must have reached the store to be sure to have saved the shards that
+/// it releases: a call that hung may have taken 30 s of it.
 const LONG_WELL: Duration = Duration::from_secs(50);
 
-/// What is finished so shortly before a shard is given back may not be saved.
+/// A record that is finished this shortly before its shard is released may not be saved.
 const HANDOVER: Duration = Duration::from_millis(200);
 
 impl Facts {
-    /// A worker's exchange has been carried out.
+    /// Checks a heartbeat of a worker after it was carried out.
     pub(crate) fn judge_exchange(
         &mut self,
         worker: usize,
@@ -28,7 +31,7 @@ impl Facts {
         let name = self.lives[worker].name.clone();
         let leaving = if request.leaving { ", leaving" } else { "" };
         self.tell(format_args!(
-            "{name} exchanges{leaving}: {:?}, {} {:?}",
+            "{name} sends a heartbeat{leaving}: {:?}, {} {:?}",
             answer.standing,
             if answer.applied { "applied" } else { "not applied" },
             request.changes
@@ -43,7 +46,7 @@ impl Facts {
                 })
                 .collect();
             let workers: Vec<_> = after.workers.keys().collect();
-            self.tell(format_args!("the table of {workers:?}: {leases:?}"));
+            self.tell(format_args!("the lease table of workers {workers:?}: {leases:?}"));
         }
         if answer.applied {
             self.judge_returns(worker, request, before);
@@ -51,7 +54,7 @@ impl Facts {
         self.judge_tables(before, after);
     }
 
-    /// What a worker gives back.
+    /// Checks the shards that a worker releases.
     fn judge_returns(&mut self, worker: usize, request: &HeartbeatRequest, before: &LeaseTable) {
         let given_back = |change: &Change| match change {
             Change::Release { shard, epoch } => Some((shard.clone(), *epoch)),
@@ -73,13 +76,13 @@ impl Facts {
             if !request.leaving && is_unfinished && !self.lost_data && waited < patience {
                 self.breaks(
                     Promise::Handover,
-                    format_args!("{shard} is given back unfinished after {waited:?}"),
+                    format_args!("{shard} is released with unfinished records after {waited:?}"),
                 );
             }
         }
     }
 
-    /// A worker's positions have been saved, or not.
+    /// Checks the result of a save of positions by a worker.
     pub(crate) fn judge_save(
         &mut self,
         worker: usize,
@@ -88,7 +91,9 @@ impl Facts {
         before: &LeaseTable,
         after: &LeaseTable,
     ) {
-        for (FencedCheckpoint { shard, epoch, checkpoint }, verdict) in positions.iter().zip(verdicts) {
+        for (FencedCheckpoint { shard, epoch, checkpoint }, verdict) in
+            positions.iter().zip(verdicts)
+        {
             let name = self.lives[worker].name.clone();
             self.tell(format_args!(
                 "{name} saves {} in epoch {epoch}: {checkpoint}: {verdict:?}",
@@ -97,7 +102,10 @@ impl Facts {
             let known = before.leases.get(shard);
             if known.is_some_and(|lease| lease.unreadable.is_some()) {
                 if *verdict != SaveOutcome::Unreadable {
-                    self.breaks(Promise::Damaged, format_args!("{shard} is saved by {name}"));
+                    self.breaks(
+                        Promise::Damaged,
+                        format_args!("{name} saves {shard}, which cannot be read"),
+                    );
                 }
                 continue;
             }
@@ -105,18 +113,20 @@ impl Facts {
             let is_shard_expired = is_cleared || known.is_some_and(|lease| lease.epoch > *epoch);
             let changed = known.map(|lease| &lease.checkpoint)
                 != after.leases.get(shard).map(|lease| &lease.checkpoint);
-            // Its later epoch may be saved in the same call.
+            // The position of a later epoch of the shard may be saved in the same call.
             let is_alone = positions.iter().filter(|position| position.shard == *shard).count() < 2;
             if is_shard_expired && (*verdict != SaveOutcome::Lost || changed && is_alone) {
                 self.breaks(
                     Promise::NoZombies,
-                    format_args!("{shard} is saved by {name} in epoch {epoch}, which is over"),
+                    format_args!("{name} saves {shard} in epoch {epoch}, which is over"),
                 );
             }
             if !is_shard_expired && *verdict != SaveOutcome::Saved && !self.lost_data {
                 self.breaks(
                     Promise::NoZombies,
-                    format_args!("{shard} of {name} in epoch {epoch} is said to be {verdict:?}"),
+                    format_args!(
+                        "the save of {shard} by {name} in epoch {epoch} returns {verdict:?}"
+                    ),
                 );
             }
         }
@@ -125,7 +135,10 @@ impl Facts {
 
     fn judge_tables(&mut self, before: &LeaseTable, after: &LeaseTable) {
         for shard in before.leases.keys().filter(|shard| !after.leases.contains_key(shard)) {
-            self.breaks(Promise::NeverBackwards, format_args!("{shard} is forgotten"));
+            self.breaks(
+                Promise::NeverBackwards,
+                format_args!("the lease of {shard} is missing from the table"),
+            );
         }
         for (id, lease) in &after.leases {
             let shard = index_of(id);
@@ -157,7 +170,7 @@ impl Facts {
         if (passed < before || reopened) && !self.lost_data {
             self.breaks(
                 Promise::NeverBackwards,
-                format_args!("{id} goes back from {old:?} to {new:?}"),
+                format_args!("the position of {id} moves back from {old:?} to {new:?}"),
             );
         }
         if let Some(place) = self.shards[shard].records[..passed].iter().position(|done| !done) {
@@ -175,16 +188,22 @@ impl Facts {
             self.breaks(
                 Promise::NotPastUnfinished,
                 format_args!(
-                    "{id} is stored as {new:?} in epoch {epoch}, in which record {place} is not \
-                     finished"
+                    "{id} is stored as {new:?} in epoch {epoch}, but record {place} is not \
+                     finished in that epoch"
                 ),
             );
         }
     }
 
-    /// Positions were moved: what was finished before counts no more, and what was passed over is done
-    /// with.
-    pub(crate) fn judge_edit(&mut self, worker: usize, edit: &AdminEdit, before: &LeaseTable, after: &LeaseTable) {
+    /// Checks an edit of positions: records that were finished before no longer count, and skipped
+    /// records count as finished.
+    pub(crate) fn judge_edit(
+        &mut self,
+        worker: usize,
+        edit: &AdminEdit,
+        before: &LeaseTable,
+        after: &LeaseTable,
+    ) {
         let name = self.lives[worker].name.clone();
         self.tell(format_args!("{name} edits: {edit:?}"));
         self.moves += 1;
@@ -205,10 +224,16 @@ impl Facts {
         }
     }
 
-    fn judge_set(&mut self, id: &ShardId, checkpoint: &Checkpoint, before: &LeaseTable, after: &LeaseTable) {
+    fn judge_set(
+        &mut self,
+        id: &ShardId,
+        checkpoint: &Checkpoint,
+        before: &LeaseTable,
+        after: &LeaseTable,
+    ) {
         let shard = index_of(id);
-        // A shard without a lease has epoch 0. Workers that have not seen the last clear still read it in
-        // an epoch from before the clear.
+        // A shard without a lease has epoch 0. Workers that have not seen the last clear still read
+        // it in an epoch from before the clear.
         let since = after.leases.get(id).map_or(0, |lease| lease.epoch).max(after.cleared + 1);
         let owner = before.leases.get(id).and_then(|lease| lease.owner.as_deref());
         if owner.is_some_and(|owner| after.leases[id].owner.as_deref() != Some(owner))
@@ -216,7 +241,7 @@ impl Facts {
         {
             self.breaks(
                 Promise::Fencing,
-                format_args!("{id} is anybody's, and {owner:?} may read on"),
+                format_args!("{id} has lost its owner {owner:?}, which may continue to read"),
             );
         }
         self.move_to(shard, self.passed(shard, Some(checkpoint)), since);
@@ -234,13 +259,14 @@ impl Facts {
             facts.ever[place] |= *done;
         }
         if self.lost_data {
-            // A worker may remember what was before, and say it again.
+            // A worker may know the positions from before and save them again.
             facts.records.clone_from(&facts.ever);
             facts.since = 0;
         }
     }
 
-    /// A lease has a new epoch: what had the time to be saved is stored.
+    /// Registers a new epoch of a lease, and checks that the records that had the time to be saved
+    /// are stored.
     fn begin_epoch(&mut self, shard: usize, epoch: u64, position: Option<&Checkpoint>) {
         let passed = self.passed(shard, position);
         self.bases.entry((shard, epoch)).or_insert(passed);
@@ -270,7 +296,7 @@ impl Facts {
             self.breaks(
                 Promise::FewRepeats,
                 format_args!(
-                    "epoch {epoch} of shard {shard} begins at record {passed}, but {due} records \
+                    "epoch {epoch} of shard {shard} starts at record {passed}, but {due} records \
                      had the time to be saved"
                 ),
             );

@@ -1,4 +1,4 @@
-//! How each worker reaches the store, and what it knows by what it was answered.
+//! The connection of each worker to the store, and the knowledge that it gains from responses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,26 +9,26 @@ use tokio::time::Instant;
 use crate::plan::Plan;
 use crate::truth::{Facts, index_of};
 
-/// The longest that a save may be under way, and the longest pause after one that failed.
+/// The longest duration of a save, and the longest back-off after a save that failed.
 const STORE_RECOVERY: Duration = Duration::from_secs(16);
 
-/// How a connection to the store is.
+/// The condition of a connection to the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Health {
     Well,
-    /// Every call takes so long, half of it before it is carried out.
+    /// Every call takes this long, half of the time before it is carried out.
     Slow(Duration),
-    /// Every call is carried out after so long, also where nobody waits for it any more.
+    /// Every call is carried out after this time, even if the caller no longer waits for it.
     Late(Duration),
     /// No call reaches the store.
     Down,
-    /// Every call is carried out, and its answer is lost.
+    /// Every call is carried out, and its response is lost.
     Forgetful,
-    /// No call ever answers, nor is it carried out.
+    /// No call returns or is carried out.
     Hangs,
 }
 
-/// A wall clock, as far as it is not tokio's clock.
+/// A wall clock that advances with tokio's clock and can be moved.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wall(SystemTime, Instant);
 
@@ -50,32 +50,33 @@ impl Wall {
     }
 }
 
-/// One worker, from outside.
+/// The externally visible state of one worker.
 #[derive(Debug)]
 pub(crate) struct Life {
     pub(crate) name: String,
     pub(crate) health: Health,
     pub(crate) is_dead: bool,
-    /// It was closed or dropped, and tries to save for a while.
+    /// The worker was closed or dropped, and tries to save for a while.
     is_gone: bool,
     began: Instant,
     checkpoint_interval: Duration,
     lease_duration: Duration,
-    /// How long it waits for unfinished records, where it gives up no stream before.
+    /// The time that the worker waits for unfinished records; `None` if it may release an abandoned
+    /// stream earlier.
     pub(crate) patience: Option<Duration>,
-    /// Since when it has reached the store, and until when.
+    /// The periods in which the worker has reached the store.
     well: Vec<(Instant, Option<Instant>)>,
-    /// One of its calls has panicked.
+    /// A call of the worker has panicked.
     has_failed: bool,
-    /// Until when its leases are its own, by tokio's clock and by its host's wall clock.
+    /// The end of the validity of its leases, by tokio's clock and by the wall clock of its host.
     valid: Option<(Instant, SystemTime)>,
-    /// What its host's wall clock shows.
+    /// The wall clock of its host.
     pub(crate) wall: Wall,
-    /// The epoch of each shard in the table that it saw last.
+    /// The epoch of each shard in the last table that the worker received.
     pub(crate) told: BTreeMap<usize, u64>,
-    /// The shards that cannot be read, by that table.
+    /// The shards that cannot be read, according to that table.
     pub(crate) unreadable: BTreeSet<usize>,
-    /// The epoch of each shard since its own consumer has moved it.
+    /// The epoch from which each shard must be read since the worker's own consumer has moved it.
     pub(crate) sought: BTreeMap<usize, u64>,
 }
 
@@ -100,12 +101,12 @@ impl Life {
         }
     }
 
-    /// Whether its leases are its own, as far as it can know.
+    /// Returns true if its leases are valid, as far as the worker can know.
     pub(crate) fn is_valid(&self) -> bool {
         self.valid.is_some_and(|(until, wall)| Instant::now() < until && self.wall.now() < wall)
     }
 
-    /// Whether what was finished at that moment had the time to be saved.
+    /// Returns true if a record that was finished at that time had the time to be saved.
     pub(crate) fn had_time_to_save(&self, finished: Instant) -> bool {
         let needed = self.checkpoint_interval + Duration::from_millis(50);
         self.well.iter().any(|(from, to)| {
@@ -114,7 +115,7 @@ impl Life {
         })
     }
 
-    /// For how long it has reached the store.
+    /// Returns how long the worker has reached the store.
     pub(crate) fn well_for(&self) -> Duration {
         match self.well.last() {
             Some((from, None)) if self.is_from_the_start(*from) => Duration::MAX,
@@ -130,7 +131,9 @@ impl Life {
     fn note(&mut self, is_well: bool) {
         let was_well = self.well.last().is_some_and(|(_, to)| to.is_none());
         match (was_well, is_well) {
-            (true, false) => self.well.last_mut().expect("it was well").1 = Some(Instant::now()),
+            (true, false) => {
+                self.well.last_mut().expect("the worker reached the store").1 = Some(Instant::now())
+            }
             (false, true) if !self.is_gone => self.well.push((Instant::now(), None)),
             _ => {}
         }
@@ -144,7 +147,7 @@ impl Facts {
         self.lives.len() - 1
     }
 
-    /// Changes how one worker reaches the store.
+    /// Sets the condition of the connection of one worker.
     pub(crate) fn set_link(&mut self, worker: usize, health: Health) {
         let name = &self.lives[worker].name;
         self.tell(format_args!("the connection of {name} is {health:?}", name = name.clone()));
@@ -152,37 +155,37 @@ impl Facts {
         self.note_health();
     }
 
-    /// Changes how the store is for all.
+    /// Sets the condition of the store for all workers.
     pub(crate) fn set_store(&mut self, health: Health) {
         self.tell(format_args!("the store is {health:?}"));
         self.store = health;
         self.note_health();
     }
 
-    /// A worker is closed or dropped.
+    /// Registers that a worker is closed or dropped.
     pub(crate) fn end_life(&mut self, worker: usize) {
         self.lives[worker].is_gone = true;
     }
 
-    /// No call of a worker reaches the store any more.
+    /// Prevents all calls of a worker from reaching the store.
     pub(crate) fn kill(&mut self, worker: usize) {
         self.lives[worker].is_dead = true;
         self.note_health();
     }
 
-    /// No process runs from now on, so that none can save.
+    /// Registers that no process runs from now on, so that no worker can save.
     pub(crate) fn begin_stall(&mut self) {
         self.lives.iter_mut().for_each(|life| life.note(false));
     }
 
-    /// One call of a worker fails.
+    /// Registers that a call of a worker fails.
     pub(crate) fn note_failure(&mut self, worker: usize) {
         self.lives[worker].note(false);
         self.lives[worker].has_failed = true;
         self.note_health();
     }
 
-    /// Takes note of who reaches the store.
+    /// Updates which workers reach the store.
     pub(crate) fn note_health(&mut self) {
         for life in &mut self.lives {
             let is_well = self.store == Health::Well && life.health == Health::Well;
@@ -190,7 +193,7 @@ impl Facts {
         }
     }
 
-    /// How a call of a worker goes.
+    /// Returns the condition that a call of a worker meets.
     pub(crate) fn health(&self, worker: usize) -> Health {
         let life = &self.lives[worker];
         match (life.is_dead, self.store) {
@@ -200,8 +203,13 @@ impl Facts {
         }
     }
 
-    /// A worker is given an answer to what it asked then.
-    pub(crate) fn hear(&mut self, worker: usize, asked: (Instant, SystemTime), answer: &HeartbeatResponse) {
+    /// Registers the response to a heartbeat that the worker sent at this time.
+    pub(crate) fn hear(
+        &mut self,
+        worker: usize,
+        asked: (Instant, SystemTime),
+        answer: &HeartbeatResponse,
+    ) {
         if let Some(table) = &answer.table {
             self.lives[worker].told =
                 table.leases.iter().map(|(shard, lease)| (index_of(shard), lease.epoch)).collect();

@@ -1,21 +1,23 @@
-//! Simulation of fleets: workers that share the shards of a stream, and whatever befalls them.
+//! Simulation of fleets: workers that share the shards of a stream, under faults.
 //!
-//! As in `tests/simulation` a seed stands for a world and a story in it, on one thread and a paused
-//! clock. Here two to eight workers of one application have one store between them, which each sees
-//! through a connection of its own: it is cut, loses answers, is slow or hangs, for one or for all.
-//! The store restarts, with its data, with older data or with none, its clock is moved, and stored
-//! leases and positions are damaged for a while. Workers
-//! join, close, are dropped, killed and suspended; their callers are busy for long, forget records
-//! and acknowledge in any order. The store, the client, the metrics recorder and the tracing layer
-//! panic. When everything is well again, the fleet is watched at rest, and
-//! when a worker comes, goes and dies.
+//! As in `tests/simulation`, each seed determines a scenario, which runs on one thread with a
+//! paused clock. Two to eight workers of one application share a store. Each worker reaches the
+//! store through its own connection, which is cut, loses responses, is slow or hangs, for one
+//! worker or for all.
 //!
-//! - `cargo test --features testing --test fleets` goes through the seeds of every day;
-//! - `SEED=7 cargo test --features testing --test fleets -- --ignored --nocapture one` tells the
-//!   story of one;
+//! The store restarts with its data, with older data or with none. Its clock is moved, and stored
+//! leases and positions are damaged for a while. Workers join, close, are dropped, killed and
+//! suspended. Their callers pause for a long time, drop records without an acknowledgement, and
+//! acknowledge in any order. The store, the client, the metrics recorder and the tracing layer
+//! panic. After all faults are over, the simulation checks the fleet at rest, and when a worker
+//! joins, leaves and dies.
+//!
+//! - `cargo test --features testing --test fleets` runs the seeds of the regular test run;
+//! - `SEED=7 cargo test --features testing --test fleets -- --ignored --nocapture one` runs one
+//!   seed and prints its trace;
 //! - `SEEDS=0..100000 cargo test --release --features testing --test fleets -- --ignored
-//!   --nocapture many` goes through as many as it is told, on all cores.
-// A test that cannot go on says so by a panic, in its helpers too.
+//!   --nocapture many` runs a range of seeds on all cores.
+// Tests and their helpers report a failed setup step by a panic.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod blocks;
@@ -62,10 +64,11 @@ use panics::Panics;
 use seeds::{Simulation, Story};
 use world::World;
 
-/// The seeds that every run of the tests goes through.
+/// The seeds of the regular test run.
 const EVERY_DAY: Range<u64> = 0..150;
 
-/// What panics is drawn from another generator than the rest of the story, of the seed and this.
+/// Mixed with the seed for the generator that chooses the panics, which is separate from the
+/// generator of the scenario.
 const PANICS: u64 = 0x70_61_6e_69_63;
 
 const SIMULATION: Simulation = Simulation { test: "fleets", simulate };
@@ -105,25 +108,25 @@ fn latest_of(seed: u64) -> Story {
 }
 
 #[test]
-fn no_schedule_breaks_a_promise() {
+fn regular_seeds_break_no_promise() {
     SIMULATION.go_through(EVERY_DAY);
 }
 
 #[test]
-fn a_seed_tells_the_same_story_every_time() {
+fn seed_run_twice_gives_the_same_trace() {
     for seed in 0..10 {
         seeds::assert_told_alike(seed, &simulate(seed), &simulate(seed));
     }
 }
 
 #[test]
-#[ignore = "tells the story of the seed in SEED"]
+#[ignore = "runs the seed in SEED and prints its trace"]
 fn one() {
     SIMULATION.tell_one();
 }
 
 #[test]
-#[ignore = "goes through the seeds in SEEDS, as many as wanted"]
+#[ignore = "runs the seeds in SEEDS"]
 fn many() {
     SIMULATION.go_through_many();
 }

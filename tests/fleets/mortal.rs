@@ -1,4 +1,4 @@
-//! The store of a worker, which crashes between any two calls or within one.
+//! The store of a worker that crashes between any two calls or within one.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,11 +9,14 @@ use fastrand::Rng;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
-use kinestream::store::lease::{HeartbeatResponse, AdminEdit, FencedCheckpoint, LeaseStore, HeartbeatRequest, LeaseTable, SaveOutcome};
+use kinestream::store::lease::{
+    AdminEdit, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore, LeaseTable,
+    SaveOutcome,
+};
 use kinestream::{Checkpoint, CheckpointStore, Error, MemoryStore, Result, ShardId};
 use tokio::task::JoinHandle;
 
-/// A worker whose store crashes with it.
+/// A worker and its store, which crash together.
 pub(crate) struct MortalWorker {
     pub(crate) store: MortalStore,
     pub(crate) reading: JoinHandle<()>,
@@ -40,12 +43,12 @@ struct Life {
     is_well: bool,
 }
 
-/// What becomes of a call.
+/// The fate of a call.
 enum Fate {
     Served,
-    /// The connection is lost, after the call was carried out or before.
+    /// The connection is lost; true if the call was carried out before.
     Fails(bool),
-    /// No answer comes any more, after the call was carried out or before.
+    /// The call never returns; true if it was carried out before.
     Dies(bool),
 }
 
@@ -96,7 +99,7 @@ impl MortalStore {
         match fate {
             Fate::Dies(_) => pending().await,
             _ => Err(Error::store_unavailable(
-                "the store is out of reach",
+                "the store cannot be reached",
                 "the connection was lost",
             )),
         }

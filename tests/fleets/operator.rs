@@ -1,4 +1,4 @@
-//! Who moves positions while they are read.
+//! Operators that move positions while they are read.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::truth::Facts;
 use crate::world::World;
 
 impl World {
-    /// An operator, in a process of its own or by the consumer of a worker, moves all shards or one, or
-    /// has everything begin anew.
+    /// Makes an operator, in a separate process or through the consumer of a worker, move all
+    /// shards or one shard, or clear all positions.
     pub(crate) fn move_positions(&mut self) {
         let (consumer, life) = match self.rng.usize(..2 * self.workers.len().max(1)) {
             worker if worker < self.workers.len() => {
@@ -41,9 +41,9 @@ impl World {
         self.operators.spawn(async move {
             let told = match &edit {
                 Some(edit) => format!("{edit:?}"),
-                None => format!("seek {all:?}"),
+                None => format!("seek to {all:?}"),
             };
-            truth.tell(format_args!("{name} begins to {told}"));
+            truth.tell(format_args!("{name} starts: {told}"));
             let done = match edit {
                 Some(AdminEdit::Clear) => consumer.clear_positions(IfLeased::Force).await,
                 Some(AdminEdit::Set { positions }) => {
@@ -54,9 +54,9 @@ impl World {
             };
             match done {
                 Ok(()) => truth.lock().has_moved(life),
-                Err(error) => truth.tell(format_args!("positions are not moved: {error}")),
+                Err(error) => truth.tell(format_args!("the positions are not moved: {error}")),
             }
-            truth.tell(format_args!("{name} is done with {told}"));
+            truth.tell(format_args!("{name} has finished: {told}"));
         });
     }
 
@@ -93,13 +93,13 @@ impl World {
     }
 }
 
-/// How long a worker has reached the store for when it is sure to have looked: a call that hung may have
-/// been under way for 10 s of it.
+/// The time for which a worker must have reached the store to be sure to know its table: a call
+/// that hung may have taken 10 s of it.
 const HEARD: Duration = Duration::from_secs(25);
 
 impl Facts {
-    /// A consumer has moved positions: its own worker hands out nothing of before, unless it cannot
-    /// know.
+    /// Registers that a consumer has moved positions: its own worker delivers nothing from before,
+    /// unless it cannot know the change.
     fn has_moved(&mut self, life: usize) {
         if self.lives[life].well_for() < HEARD || self.lost_data || self.clock_moved {
             return;

@@ -1,4 +1,4 @@
-//! What a seed stands for: the options of the workers, and how bad the world is.
+//! The parameters that a seed determines: the options of the workers, and the rates of faults.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use kinestream::{CheckpointOn, ConsumerBuilder, ShardOrdering, StartingPosition}
 
 use crate::seeds::pick;
 
-/// Which of the two doors of a consumer is used.
+/// The method of the consumer that yields the records: `records()` or `shards()`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Door {
     Records,
@@ -31,33 +31,32 @@ pub(crate) struct Plan {
     pub(crate) lease_duration: Duration,
     pub(crate) handoff_timeout: Duration,
     pub(crate) poll_timeout: Option<Duration>,
-    /// The longest that its caller works on a record, in milliseconds.
+    /// The maximum time that the caller works on a record, in milliseconds.
     pub(crate) work: u64,
 }
 
-/// The world of a fleet.
+/// The parameters of a fleet and its environment.
 #[derive(Debug, Clone)]
-#[allow(clippy::struct_excessive_bools, reason = "each is a toss of a coin")]
+#[allow(clippy::struct_excessive_bools, reason = "each is drawn independently")]
 pub(crate) struct Scene {
     pub(crate) shards: usize,
     pub(crate) workers: usize,
     pub(crate) ordering: ShardOrdering,
     pub(crate) discovery_interval: Duration,
-    /// Of all workers; `None` where each has its own.
+    /// The lease duration of all workers; `None` if each worker has its own.
     pub(crate) lease_duration: Option<Duration>,
-    /// Whether records are pushed.
+    /// True if records are read by enhanced fan-out.
     pub(crate) fan_out: bool,
-    /// Whether the end of a shard names its children.
+    /// True if the end of a shard names the child shards.
     pub(crate) child_shards: bool,
     pub(crate) latency: Duration,
     pub(crate) steps: usize,
-    /// How often, in percent of the steps, calls of Kinesis go wrong, connections do, and the
-    /// store does.
+    /// The percentages of steps in which calls to Kinesis, connections and the store fail.
     pub(crate) faults: u8,
     pub(crate) link_faults: u8,
     pub(crate) store_faults: u8,
-    /// Whether the store loses what it was told. With a clock that goes back as well, the same
-    /// epoch could come twice, so a world has one or the other.
+    /// True if the store loses data. If its clock moved back as well, the same epoch could occur
+    /// twice, so a scenario has at most one of the two.
     pub(crate) loses_data: bool,
     pub(crate) clock_jumps: bool,
 }
@@ -91,7 +90,7 @@ impl Scene {
         }
     }
 
-    /// The options of the next worker.
+    /// Draws the options of the next worker.
     pub(crate) fn plan(&self, rng: &mut Rng) -> Plan {
         let milliseconds = Duration::from_millis;
         Plan {
@@ -137,7 +136,7 @@ impl Plan {
             .poll_timeout(self.poll_timeout)
     }
 
-    /// The pause between renewals.
+    /// Returns the interval between renewals.
     pub(crate) fn renewal(&self) -> Duration {
         self.lease_duration / 3
     }

@@ -1,6 +1,6 @@
-//! Kinesis out of reach, for one worker of a fleet or for all.
+//! Kinesis becomes unreachable, for one worker of a fleet or for all.
 //!
-//! Chosen by a generator of its own, at the end of a story and in some worlds only.
+//! A separate generator chooses this, at the end of a scenario and for some seeds only.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,28 +11,28 @@ use crate::plan::Plan;
 use crate::truth::{Promise, index_of};
 use crate::world::World;
 
-/// What a seed is mixed with for these stories.
+/// Mixed with the seed for this generator.
 pub(crate) const MIX: u64 = 0x07ea_c4ed;
 
-/// The longest time from the start of an outage to a second failure of a call, and from its end to a
-/// success: twice a call of 30 s and a pause of 30 s.
+/// The maximum time from the start of an outage to a second failed call, and from its end to a
+/// success: twice a call of 30 s and a back-off of 30 s.
 const BETWEEN_FAILURES: Duration = Duration::from_secs(2 * (30 + 30));
 
-/// How long a worker must reach Kinesis before it takes over leases, at least.
+/// The minimum time for which a worker must reach Kinesis before it takes over leases.
 const TRIAL: Duration = Duration::from_secs(60);
 
 impl Plan {
-    /// The time for which all calls fail before a worker is out of reach.
+    /// Returns the time for which all calls must fail before a worker counts as disconnected.
     fn patience(&self) -> Duration {
         (3 * self.lease_duration).max(Duration::from_secs(30))
     }
 }
 
 impl World {
-    /// Sometimes Kinesis is out of reach for a while.
+    /// Makes Kinesis unreachable for a while, for some seeds.
     pub(crate) async fn lose_kinesis(&mut self) {
         let mut rng = self.reach_rng.clone();
-        // An open subscription is served for five minutes whatever becomes of calls.
+        // An open subscription is served for five minutes, even if calls fail.
         if self.scene.fan_out || rng.u8(..3) > 0 {
             return;
         }
@@ -51,7 +51,8 @@ impl World {
         }
     }
 
-    /// One worker loses Kinesis: the others read its shards within a bound, and list the stream.
+    /// Makes Kinesis unreachable for one worker. Checks that the others read its shards within a
+    /// bound and list the stream.
     async fn lose_kinesis_for_one(&mut self, index: usize, outcome: Outcome) {
         let (name, patience) =
             (self.workers[index].name.clone(), self.workers[index].plan.patience());
@@ -66,20 +67,23 @@ impl World {
             table.leases.get(&shard.id()).and_then(|lease| lease.owner.as_deref()) == Some(&*name)
         };
         if let Some(shard) = self.orders.open_shards().iter().find(|shard| holds(shard)) {
-            self.breaks_progress(format_args!("{after}, and holds shard {}", shard.index()));
+            self.breaks_progress(format_args!("{after}, but holds shard {}", shard.index()));
         }
         let (version, calls) = (table.version, self.kinesis.call_count());
         self.yields_within(Duration::from_secs(20), &after).await;
         self.pass(2 * self.scene.discovery_interval).await;
         if self.table().await.version != version {
-            self.truth.breaks(Promise::Rest, format_args!("{after}, and the table changes"));
+            self.truth.breaks(Promise::Rest, format_args!("{after}, and the lease table changes"));
         }
         let calls = self.kinesis.calls_from(calls);
         let is_listed = calls.iter().any(|call| {
             call.operation == "ListShards" && call.access_key_id.as_deref() != Some(&*name)
         });
         if !is_listed {
-            self.truth.breaks(Promise::FewListings, format_args!("{after}, and no other lists"));
+            self.truth.breaks(
+                Promise::FewListings,
+                format_args!("{after}, but no other worker lists the shards"),
+            );
         }
         self.blocks.clear();
         self.pass(BETWEEN_FAILURES + moved + self.settling()).await;
@@ -87,32 +91,33 @@ impl World {
         self.yields_within(self.start(), "a worker reaches Kinesis again").await;
     }
 
-    /// All workers lose Kinesis: no lease moves, and all shards are read when it returns.
+    /// Makes Kinesis unreachable for all workers. Checks that no lease moves and that all shards
+    /// are read afterwards.
     async fn lose_kinesis_for_all(&mut self, outcome: Outcome, time: Duration) {
-        // Until the fleet has its shares, whoever came last.
+        // Balances the shards after a worker has joined.
         self.pass(self.settling()).await;
         let before = self.epochs().await;
         self.block_all(None, outcome);
         self.pass(time).await;
         self.blocks.clear();
-        self.yields_within(BETWEEN_FAILURES, "Kinesis has returned").await;
+        self.yields_within(BETWEEN_FAILURES, "after the outage of Kinesis").await;
         self.pass(Duration::from_secs(60)).await;
         let moved = self.epochs().await;
         if moved != before {
             self.truth.breaks(
                 Promise::Rest,
-                format_args!("leases move while Kinesis is away for all: {before:?}, {moved:?}"),
+                format_args!("leases move while no worker reaches Kinesis: {before:?}, {moved:?}"),
             );
         }
-        self.is_even("Kinesis has returned").await;
+        self.is_even("after the outage of Kinesis").await;
     }
 
     fn block_all(&mut self, worker: Option<&str>, outcome: Outcome) {
-        self.truth.tell(format_args!("Kinesis is out of reach for {worker:?}: {outcome:?}"));
+        self.truth.tell(format_args!("Kinesis is unreachable for {worker:?}: {outcome:?}"));
         self.blocks.block_all(worker, outcome);
     }
 
-    /// The epoch of each open shard.
+    /// Returns the epoch of each open shard.
     async fn epochs(&self) -> BTreeMap<usize, u64> {
         let table = self.table().await;
         let open: Vec<_> = self.orders.open_shards().iter().map(Shard::id).collect();

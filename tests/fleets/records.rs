@@ -1,20 +1,20 @@
-//! What a record that is yielded is held to.
+//! Checks of a delivered record.
 //!
-//! # Who may yield
+//! # The right to deliver
 //!
-//! A worker may yield while its leases are its own as far as it can know: less than its lease
-//! duration after it *asked* in the last exchange that was answered, by tokio's clock and by the one
-//! on the wall of its host, whichever has gone further. That holds for the only worker as well. And
-//! it may not yield a shard that the store has given to another worker, which is looked up in the
-//! store itself.
+//! A worker may deliver while its leases are valid as far as it can know: for less than its lease
+//! duration since it *sent* the last heartbeat that was answered. The time is measured by tokio's
+//! clock and by the wall clock of its host, and the clock that has advanced further counts. This
+//! also applies to the only worker of a fleet. In addition, a worker may not deliver from a shard
+//! that the store has assigned to another worker. The check reads the store itself.
 //!
 //! # Epochs
 //!
-//! In one epoch of a shard one worker yields. Where another has yielded in a higher one, a worker
-//! yields in a lower one only where it cannot know, and that takes something special: the store's
-//! clock was moved or its data lost, so that leases ran out early, or everything was cleared.
-//! Otherwise whoever takes a lease waits until its last owner has stopped by itself. In no case does
-//! a worker yield that has seen a table with a higher epoch.
+//! In one epoch of a shard, one worker delivers. After another worker has delivered in a higher
+//! epoch, a worker may deliver in a lower one only if it cannot know the higher one. That requires
+//! an exceptional event: the clock of the store was moved or its data lost, so that leases expired
+//! early, or all positions were cleared. Otherwise the new owner of a lease waits until the
+//! previous owner has stopped. A worker that has seen a table with a higher epoch never delivers.
 
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use kinestream::{Record, ShardOrdering};
 use crate::truth::{Facts, Place, Promise, Tenancy};
 
 impl Facts {
-    /// Holds a record to the promises.
+    /// Checks a delivered record against the promises.
     pub(crate) fn judge(
         &mut self,
         worker: usize,
@@ -36,7 +36,7 @@ impl Facts {
         let (shard, place) = self.places[record.sequence_number()];
         let epoch = record.epoch();
         let name = self.lives[worker].name.clone();
-        self.tell(format_args!("{name} yields shard {shard} record {place} in epoch {epoch}"));
+        self.tell(format_args!("{name} delivers shard {shard} record {place} in epoch {epoch}"));
         let stored = table.leases.get(record.shard_id());
         let stored = stored.map(|lease| (lease.epoch, lease.owner.clone()));
         self.judge_right(worker, shard, epoch, stored.as_ref());
@@ -58,7 +58,9 @@ impl Facts {
                 } else {
                     self.breaks(
                         Promise::Order,
-                        format_args!("shard {shard}: record {place} comes and not {expected}"),
+                        format_args!(
+                            "shard {shard}: record {place} is delivered, expected {expected}"
+                        ),
                     );
                 }
             }
@@ -95,24 +97,26 @@ impl Facts {
         if !is_valid {
             self.breaks(
                 Promise::OnlyWhileValid,
-                format_args!("{name} reads shard {shard}, although its leases have run out"),
+                format_args!("{name} reads shard {shard}, although its leases have expired"),
             );
         }
         if told > epoch {
             self.breaks(
                 Promise::Fencing,
-                format_args!("{name} reads shard {shard} in epoch {epoch}, and has seen {told}"),
+                format_args!(
+                    "{name} reads shard {shard} in epoch {epoch}, but has seen epoch {told}"
+                ),
             );
         }
         if sought > epoch {
             self.breaks(
                 Promise::Sought,
                 format_args!(
-                    "{name} reads shard {shard} in epoch {epoch}, and has sought to {sought}"
+                    "{name} reads shard {shard} in epoch {epoch}, but its seek began epoch {sought}"
                 ),
             );
         }
-        // Where everything is cleared, nothing is left of who had what.
+        // After all positions are cleared, the store knows no earlier owners.
         let is_cleared = epoch <= self.cleared;
         let was_damaged = self.shards[shard].had_damaged_lease;
         let is_excused = is_cleared || was_damaged || self.lost_data || self.clock_moved;
@@ -120,47 +124,51 @@ impl Facts {
             self.breaks(
                 Promise::Fencing,
                 format_args!(
-                    "{name} reads shard {shard} in epoch {epoch}, and {top} was there before"
+                    "{name} reads shard {shard} in epoch {epoch} after a delivery in epoch {top}"
                 ),
             );
         }
         if let Some((stored, owner)) = stored
             && *stored > epoch
-            // An operator who moves a shard to its end frees its lease, and nobody else reads it.
+            // An operator that moves a shard to its end frees its lease, and no other worker reads
+            // it.
             && owner.as_deref().is_some_and(|owner| *owner != *name)
             && !is_excused
         {
             self.breaks(
                 Promise::OneReader,
                 format_args!(
-                    "{name} reads shard {shard} in epoch {epoch}, and the store has given it to \
-                     {owner:?} in {stored}"
+                    "{name} reads shard {shard} in epoch {epoch}, but the store has assigned it to \
+                     {owner:?} in epoch {stored}"
                 ),
             );
         }
     }
 
-    /// The first record of a shard in an epoch.
+    /// Checks the first record of a shard in an epoch.
     fn judge_first(&mut self, shard: usize, place: usize, epoch: u64, ordering: ShardOrdering) {
         if epoch < self.shards[shard].since {
-            // It was moved since, and its worker has not heard of it.
+            // The position was moved since, and the worker does not know it yet.
             return;
         }
         if let Some(skipped) = self.shards[shard].records[..place].iter().position(|done| !done) {
             self.breaks(
                 Promise::NothingIsLost,
-                format_args!("shard {shard} begins with record {place}, and skips {skipped}"),
+                format_args!(
+                    "shard {shard} starts with record {place}, and skips record {skipped}"
+                ),
             );
         }
         let base = self.bases.get(&(shard, epoch)).copied().unwrap_or(0);
         if place < base {
             self.breaks(
                 Promise::FewRepeats,
-                format_args!("shard {shard} was stored at record {base}, and begins at {place}"),
+                format_args!("shard {shard} was stored at record {base}, but starts at {place}"),
             );
         }
         if ordering == ShardOrdering::ParentFirst {
-            // One that was moved later than its child is for whoever moved it.
+            // A parent that was moved later than its child does not count: the operator has chosen
+            // that order.
             let moved = self.shards[shard].moved;
             let mut parents = self.shards[shard].parents.clone();
             parents.retain(|parent| {
@@ -170,7 +178,7 @@ impl Facts {
             for parent in parents {
                 self.breaks(
                     Promise::ParentsFirst,
-                    format_args!("shard {shard} begins before its parent {parent} is finished"),
+                    format_args!("shard {shard} starts before its parent {parent} is finished"),
                 );
             }
         }

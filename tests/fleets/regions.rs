@@ -1,9 +1,9 @@
-//! Another world: streams of one name in two regions are read by ARN, with one store and one application,
-//! in which positions may be stored under the name alone.
+//! A separate scenario: streams of the same name in two regions are read by ARN, with one store and
+//! one application. Positions may be stored under the name alone.
 //!
-//! The stream of the other region was made later, so that its shards have the ids of this one's and later
-//! sequence numbers. Workers crash between any two calls of the store, lose answers, and are started
-//! while a worker that reads by name is still alive.
+//! The stream of the second region was created later, so that its shards have the same ids and
+//! higher sequence numbers. Workers crash between any two calls to the store, lose responses, and
+//! are started while a worker that reads by name is still alive.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -26,7 +26,7 @@ use crate::seeds::{Story, pick};
 use crate::truth::Promise;
 use crate::world::BEGINNING;
 
-/// Sets the choices of this world apart from those of the other one.
+/// Mixed with the seed for the generator of this scenario.
 const REGIONS: u64 = 0x5C0_9E0F_AA12;
 
 const ARNS: [&str; 2] = [
@@ -37,11 +37,11 @@ const ARNS: [&str; 2] = [
 const MOST_SHARDS: usize = 6;
 const MOST_WORKERS: usize = 4;
 
-/// What is stored under the name before a consumer reads by ARN.
+/// The data that is stored under the name before a consumer reads by ARN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Before {
     Nothing,
-    /// Times, which may belong to either stream.
+    /// Timestamps, which may belong to either stream.
     Times,
     /// The leases of a worker.
     Leases,
@@ -59,7 +59,7 @@ struct Region {
 }
 
 struct Worker {
-    /// Its region; `None` where it reads by name.
+    /// The region of the worker; `None` if it reads by name.
     region: Option<usize>,
     consumer: Consumer,
     store: MortalStore,
@@ -78,7 +78,7 @@ struct Regions {
     broken: Arc<Mutex<Option<(String, String)>>>,
 }
 
-/// Tells the story of the seed.
+/// Runs the scenario of a seed.
 pub(crate) async fn simulate(seed: u64) -> Story {
     let mut world = Regions::new(seed);
     let _wall = WallClock::at(UNIX_EPOCH + BEGINNING);
@@ -134,13 +134,19 @@ impl Regions {
                 let now = Checkpoint::AtTimestamp(here.kinesis.now());
                 let shards = here.orders.shards();
                 let all: Vec<_> = shards.iter().map(|shard| (shard.id(), now.clone())).collect();
-                self.stored.save(&by_name(), &all).await.expect("never fails");
+                self.stored.save(&by_name(), &all).await.expect("the memory store never fails");
                 self.finished.extend(0..here.put.len());
             }
             Before::Leases => {
                 self.start(None, None);
                 let has_begun = async {
-                    while self.stored.load(&by_name()).await.expect("never fails").is_empty() {
+                    while self
+                        .stored
+                        .load(&by_name())
+                        .await
+                        .expect("the memory store never fails")
+                        .is_empty()
+                    {
                         sleep(Duration::from_millis(100)).await;
                     }
                 };
@@ -185,7 +191,7 @@ impl Regions {
     }
 
     async fn start_by_arn(&mut self, region: usize) {
-        // Times belong to the ARN that claims them first, which is to be the one of this region.
+        // Timestamps belong to the ARN that claims them first, which must be the ARN of region 0.
         let is_undecided = self.before == Before::Times && region == 1 && !self.is_claimed().await;
         if self.workers.len() < MOST_WORKERS && !is_undecided {
             let calls = (self.rng.u8(..3) > 0).then(|| self.rng.u32(..14));
@@ -194,11 +200,11 @@ impl Regions {
     }
 
     async fn is_claimed(&self) -> bool {
-        let stored = self.stored.load(&by_name()).await.expect("never fails");
+        let stored = self.stored.load(&by_name()).await.expect("the memory store never fails");
         stored.keys().any(|shard| shard.as_str().starts_with("positions-claimed."))
     }
 
-    /// Starts a worker that crashes after `calls` calls of the store.
+    /// Starts a worker that crashes after `calls` calls to the store.
     fn start(&mut self, region: Option<usize>, calls: Option<u32>) {
         let Region { kinesis, seen, .. } = &self.streams[region.unwrap_or(0)];
         let store = MortalStore::new(self.stored.clone(), calls, self.rng.u64(..));
@@ -218,8 +224,11 @@ impl Regions {
             while let Some(next) = records.next().await {
                 match next {
                     Ok(record) => {
-                        let place = std::str::from_utf8(record.data()).expect("a number");
-                        seen.lock().unwrap().insert(place.parse().expect("a number"));
+                        let place =
+                            std::str::from_utf8(record.data()).expect("the payload is a number");
+                        seen.lock()
+                            .unwrap()
+                            .insert(place.parse().expect("the payload is a number"));
                     }
                     Err(error) => {
                         let is_expected =
@@ -231,7 +240,7 @@ impl Regions {
                 }
             }
         });
-        self.tell(format!("a worker begins: region {region:?}, calls {calls:?}"));
+        self.tell(format!("a worker starts: region {region:?}, crashes after {calls:?} calls"));
         self.workers.push(Worker { region, consumer, store, reading });
     }
 
@@ -241,7 +250,7 @@ impl Regions {
         (!found.is_empty()).then(|| found[self.rng.usize(..found.len())])
     }
 
-    /// Closes a worker, or ends its process.
+    /// Closes a worker, or kills its process.
     async fn end(&mut self, index: usize) {
         let worker = self.workers.remove(index);
         let is_closed = self.rng.bool();
@@ -263,7 +272,8 @@ impl Regions {
             breaks(&self.broken, Promise::OneReader, detail);
         }
         self.end(index).await;
-        let stored = self.stored.table(&by_name()).await.expect("never fails").leases;
+        let stored =
+            self.stored.table(&by_name()).await.expect("the memory store never fails").leases;
         let is_finished = |(shard, number): &(ShardId, SequenceNumber)| {
             stored.get(shard).is_some_and(|lease| match &lease.checkpoint {
                 Some(
@@ -277,7 +287,7 @@ impl Regions {
         self.finished = put.filter(|(_, at)| is_finished(at)).map(|(place, _)| place).collect();
     }
 
-    /// Ends all workers and has one worker of each region read the rest.
+    /// Ends all workers, and starts one worker of each region, which reads the remaining records.
     async fn calm_down(&mut self) {
         self.end_by_name().await;
         while !self.workers.is_empty() {
@@ -287,7 +297,7 @@ impl Regions {
             self.put(region);
             self.start(Some(region), None);
             self.workers[region].store.be_well();
-            // The worker of this region claims first.
+            // The worker of region 0 claims the positions first.
             sleep(Duration::from_secs(60)).await;
         }
         let all = |region: &Region| region.seen.lock().unwrap().len() >= region.put.len();
@@ -300,19 +310,21 @@ impl Regions {
         for (index, region) in self.streams.iter().enumerate() {
             let seen = region.seen.lock().unwrap();
             let finished = if index == 0 { self.finished.clone() } else { BTreeSet::new() };
-            let is_shard_expired = |place: &usize| !seen.contains(place) && !finished.contains(place);
+            let is_shard_expired =
+                |place: &usize| !seen.contains(place) && !finished.contains(place);
             if let Some(lost) = (0..region.put.len()).find(is_shard_expired) {
                 let detail = format!("record {lost} of region {index} is not read");
                 breaks(&self.broken, Promise::NothingIsLost, detail);
             }
             if let Some(again) = finished.intersection(&seen).next() {
-                let detail = format!("record {again} was finished under the name");
+                let detail =
+                    format!("record {again} was finished under the name, but is read again");
                 breaks(&self.broken, Promise::FewRepeats, detail);
             }
         }
         for worker in self.workers.drain(..) {
             worker.reading.abort();
-            worker.consumer.close().await.expect("the store is well");
+            worker.consumer.close().await.expect("the store does not fail");
         }
     }
 
@@ -331,12 +343,12 @@ impl Regions {
     }
 }
 
-/// The scope of the name alone.
+/// Returns the scope of the name alone.
 fn by_name() -> Scope {
     Scope::new("default", "orders")
 }
 
-/// Keeps the first promise that is broken.
+/// Registers the first broken promise.
 fn breaks(broken: &Mutex<Option<(String, String)>>, promise: Promise, detail: String) {
     broken.lock().unwrap().get_or_insert((format!("{promise:?}"), detail));
 }

@@ -1,8 +1,8 @@
-//! Another world: the caller has a child start at the latest that the store knows and of which nothing is
-//! acknowledged.
+//! A separate scenario: the caller starts a child shard at `Latest` that the store knows and of
+//! which no record is acknowledged.
 //!
-//! Workers crash between any two calls of the store and lose answers, and acknowledge nothing of the child.
-//! Records put after the first fetch of the child are all read.
+//! Workers crash between any two calls to the store and lose responses. They acknowledge no record
+//! of the child. All records that are put after the first fetch of the child must be read.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -21,7 +21,7 @@ use crate::seeds::{Story, pick};
 use crate::truth::Promise;
 use crate::world::BEGINNING;
 
-/// Sets the choices of this world apart from those of the others.
+/// Mixed with the seed for the generator of this scenario.
 const STARTS: u64 = 0x5741_5254;
 
 const MOST_WORKERS: usize = 3;
@@ -39,7 +39,7 @@ struct Starts {
     trace: Vec<String>,
 }
 
-/// Tells the story of the seed.
+/// Runs the scenario of a seed.
 pub(crate) async fn simulate(seed: u64) -> Story {
     let _wall = WallClock::at(UNIX_EPOCH + BEGINNING);
     let mut world = Starts::begin(seed).await;
@@ -60,7 +60,7 @@ pub(crate) async fn simulate(seed: u64) -> Story {
 }
 
 impl Starts {
-    /// Has a first worker learn of the child, or read it without an acknowledgement.
+    /// Makes a first worker discover the child, or read it without an acknowledgement.
     async fn begin(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed ^ STARTS);
         fastrand::seed(rng.u64(..));
@@ -68,9 +68,10 @@ impl Starts {
         let parent = kinesis.create_stream("orders", 1).shard(0);
         parent.put("parent");
         let stored = MemoryStore::at(UNIX_EPOCH + BEGINNING);
-        let consumer = builder(&kinesis).store(stored.clone()).build().expect("valid options");
+        let consumer =
+            builder(&kinesis).store(stored.clone()).build().expect("the options are valid");
         let mut records = consumer.records();
-        let held = records.next().await.expect("a record").expect("no error");
+        let held = records.next().await.expect("the stream is open").expect("no call fails");
         let [child, _] = parent.split();
         child.put("old");
         let acknowledges = rng.bool();
@@ -79,8 +80,8 @@ impl Starts {
         }
         let unacknowledged = timeout(Duration::from_secs(15), records.next()).await;
         drop((held, unacknowledged, records));
-        consumer.close().await.expect("the store is well");
-        let trace = vec![format!("a child was read: {acknowledges}")];
+        consumer.close().await.expect("the store does not fail");
+        let trace = vec![format!("the child was read: {acknowledges}")];
         let (workers, puts) = (Vec::new(), Vec::new());
         Self { rng, kinesis, child, stored, workers, puts, seen: Arc::default(), trace }
     }
@@ -107,8 +108,8 @@ impl Starts {
         self.trace.push(format!("put: record {number}"));
     }
 
-    /// Starts a worker that crashes after `calls` calls of the store. The last one acknowledges records of
-    /// the child.
+    /// Starts a worker that crashes after `calls` calls to the store. Only the last worker
+    /// acknowledges records of the child.
     fn start(&mut self, calls: Option<u32>, is_last: bool) {
         let store = MortalStore::new(self.stored.clone(), calls, self.rng.u64(..));
         let interval = pick(&mut self.rng, &[100, 1000, 5000]);
@@ -119,7 +120,7 @@ impl Starts {
             .store(store.clone())
             .build()
             .expect("the options are valid");
-        self.trace.push(format!("a worker begins: calls {calls:?}, last: {is_last}"));
+        self.trace.push(format!("a worker starts: crashes after {calls:?} calls, last: {is_last}"));
         let mut records = consumer.records();
         let (child, seen) = (self.child.id(), Arc::clone(&self.seen));
         let reading = tokio::spawn(async move {
@@ -144,7 +145,7 @@ impl Starts {
         self.trace.push("a worker is killed".to_owned());
     }
 
-    /// Has a last worker read what is left. Returns the promise that was broken.
+    /// Starts a last worker that reads the remaining records. Returns the broken promise, if any.
     async fn read_rest(&mut self, calls: usize) -> Option<(String, String)> {
         while !self.workers.is_empty() {
             self.kill(0);
@@ -170,7 +171,7 @@ impl Starts {
         }
         self.kill(0);
         let lost: Vec<usize> = due.difference(&self.seen.lock().unwrap()).copied().collect();
-        let detail = format!("{lost:?} of the child are not read");
+        let detail = format!("records {lost:?} of the child are not read");
         (!lost.is_empty()).then(|| (format!("{:?}", Promise::NothingIsLost), detail))
     }
 }

@@ -1,4 +1,4 @@
-//! What one worker sees of the store that all share.
+//! The shared store as one worker sees it.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -8,7 +8,10 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
-use kinestream::store::lease::{HeartbeatResponse, AdminEdit, FencedCheckpoint, LeaseStore, HeartbeatRequest, LeaseTable, SaveOutcome};
+use kinestream::store::lease::{
+    AdminEdit, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore, LeaseTable,
+    SaveOutcome,
+};
 use kinestream::{Checkpoint, CheckpointStore, Error, MemoryStore, Result, ShardId};
 use tokio::time::{Instant, sleep};
 
@@ -25,7 +28,7 @@ pub(crate) struct SimulatedStore {
 }
 
 impl SimulatedStore {
-    /// A call of the worker, as its connection and the store are.
+    /// Makes a call of the worker under the conditions of its connection and of the store.
     async fn reach<T: Send + 'static>(
         &self,
         call: impl Future<Output = Result<T>> + Send + 'static,
@@ -54,14 +57,15 @@ impl SimulatedStore {
             Health::Forgetful => return Err(unavailable("the connection was lost")),
             _ => {}
         }
-        // Its process has ended, or is suspended.
+        // The process has ended or is suspended.
         if self.health() == Health::Hangs {
             pending::<()>().await;
         }
         Ok(())
     }
 
-    /// Panics if it is to, which is one way to fail. A process that does not run does not panic.
+    /// Panics if a panic is due, and counts it as a failure of the store. A process that does not
+    /// run does not panic.
     fn maybe_panic(&self, part: Part) {
         if self.panics.is_armed(part) && self.health() != Health::Hangs {
             self.truth.lock().note_failure(self.worker);
@@ -74,10 +78,14 @@ impl SimulatedStore {
     }
 
     async fn table_now(&self, scope: &Scope) -> LeaseTable {
-        self.stored.table(scope).await.expect("never fails")
+        self.stored.table(scope).await.expect("the memory store never fails")
     }
 
-    async fn carry_out(&self, scope: &Scope, request: &HeartbeatRequest) -> Result<HeartbeatResponse> {
+    async fn carry_out(
+        &self,
+        scope: &Scope,
+        request: &HeartbeatRequest,
+    ) -> Result<HeartbeatResponse> {
         let before = self.table_now(scope).await;
         let answer = self.stored.exchange(scope, request).await?;
         let after = self.table_now(scope).await;
@@ -85,7 +93,11 @@ impl SimulatedStore {
         Ok(answer)
     }
 
-    async fn carry_out_save(&self, scope: &Scope, positions: &[FencedCheckpoint]) -> Result<Vec<SaveOutcome>> {
+    async fn carry_out_save(
+        &self,
+        scope: &Scope,
+        positions: &[FencedCheckpoint],
+    ) -> Result<Vec<SaveOutcome>> {
         let before = self.table_now(scope).await;
         let verdicts = self.stored.save_fenced(scope, positions).await?;
         let after = self.table_now(scope).await;
@@ -109,7 +121,7 @@ impl SimulatedStore {
     }
 }
 
-/// The call goes on, also where nobody waits for it any more.
+/// Carries out a call in a separate task, even if the caller no longer waits for it.
 async fn regardless<T: Send + 'static>(
     time: Duration,
     call: impl Future<Output = Result<T>> + Send + 'static,
@@ -118,11 +130,11 @@ async fn regardless<T: Send + 'static>(
         sleep(time).await;
         call.await
     });
-    carried_out.await.expect("nothing panics")
+    carried_out.await.expect("the call does not panic")
 }
 
 fn unavailable(why: &str) -> Error {
-    Error::store_unavailable("the store is out of reach", why)
+    Error::store_unavailable("the store cannot be reached", why)
 }
 
 impl CheckpointStore for SimulatedStore {
@@ -178,7 +190,7 @@ impl LeaseStore for SimulatedStore {
         edit: &'a AdminEdit,
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
-        // The panic is returned to whoever edits, and not reported.
+        // A panic is returned to the caller of the edit and not reported as an event.
         let store = Self { panics: self.panics.of_one(), ..self.clone() };
         let (carrier, scope, edit) = (store.clone(), scope.clone(), edit.clone());
         let call = async move { carrier.carry_out_edit(&scope, &edit, forced).await };

@@ -1,4 +1,4 @@
-//! One thing that happens to a fleet.
+//! The steps of the scenario of a fleet.
 
 use std::time::Duration;
 
@@ -76,10 +76,10 @@ impl World {
         }
     }
 
-    /// The clock on the wall goes on, and no timer has heard of it.
+    /// Moves the wall clock of all hosts forward without their timers.
     fn machines_sleep(&mut self) {
         let time = self.time(40_000);
-        self.truth.tell(format_args!("all machines sleep for {time:?}"));
+        self.truth.tell(format_args!("all hosts sleep for {time:?}"));
         for worker in &self.workers {
             worker.move_wall(time);
         }
@@ -135,17 +135,18 @@ impl World {
         }
     }
 
-    /// The store goes on with what it held at an earlier moment, or with nothing.
+    /// Resets the store to an earlier state, or to an empty one.
     fn lose_data(&mut self) {
         {
-            // What was moved may be where it was again.
+            // Moved positions may be back at their earlier values.
             let mut facts = self.truth.lock();
             facts.lost_data = true;
             for shard in &mut facts.shards {
                 shard.records.clone_from(&shard.ever);
                 shard.since = 0;
             }
-            // Who remembers an epoch of before goes on where it was then, or was moved to.
+            // A worker that knows an earlier epoch continues at its position in that epoch, or at
+            // the one it was moved to.
             facts.bases.values_mut().for_each(|base| *base = 0);
             facts.lives.iter_mut().for_each(|life| life.sought.clear());
         }
@@ -192,7 +193,7 @@ impl World {
         faults.extend(std::iter::repeat_n((operation, outcome), times));
     }
 
-    /// Something becomes of the subscriptions of a shard.
+    /// Interrupts the subscriptions of a shard.
     fn interrupt(&mut self) {
         let interruption = match self.rng.u8(..4) {
             0 => Interruption::Ends,
@@ -205,9 +206,9 @@ impl World {
         self.orders.shard(shard).interrupt(&interruption);
     }
 
-    /// From now on nothing goes wrong, and callers are quick.
+    /// Ends all faults, and makes callers quick.
     pub(crate) fn heal(&mut self) {
-        self.truth.tell(format_args!("everything is well from now on"));
+        self.truth.tell(format_args!("all faults are over"));
         self.faults.lock().unwrap().clear();
         self.mend(true);
         self.blocks.clear();

@@ -1,4 +1,4 @@
-//! What is true in a simulated world, and the promises that it is held to.
+//! The expected state of a simulated fleet, and the promises that are checked against it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,58 +12,58 @@ use crate::link::{Health, Life};
 use crate::seeds::Story;
 use crate::told::Told;
 
-/// What must hold, whatever happens.
+/// A guarantee of the crate that must hold under all faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Promise {
-    /// Every record is read and finished in the end, and none is passed before.
+    /// Every record is read and finished eventually, and none is passed before.
     NothingIsLost,
-    /// In a shard each record follows the one before it, as long as one worker has the lease.
+    /// The records of a shard are delivered in order as long as one worker has the lease.
     Order,
-    /// A shard begins when all its parents are finished, whoever read them.
+    /// A shard is delivered only after all its parents are finished, by any worker.
     ParentsFirst,
-    /// No position is stored beyond a record that is not finished.
+    /// No stored position is past an unfinished record.
     NotPastUnfinished,
-    /// A shard of which the lease or the position cannot be read is not read.
+    /// A shard is not read while its lease or its position cannot be read.
     Damaged,
-    /// A position goes back only where the store has lost data.
+    /// A position moves back only if the store has lost data.
     NeverBackwards,
     /// No two workers read a shard in the same epoch.
     OneReader,
-    /// Epochs go back only as long as their reader cannot know: see `records.rs`.
+    /// A worker delivers in an older epoch only if it cannot know the newer one: see `records.rs`.
     Fencing,
-    /// Nobody reads when its leases may be another's.
+    /// A worker delivers only while its leases are valid.
     OnlyWhileValid,
-    /// What is told happens, and what happens is told.
+    /// The events and the status of a worker match its behaviour.
     Told,
-    /// Who has sought reads nothing of before.
+    /// After a seek, a worker delivers nothing from before the seek.
     Sought,
-    /// Nothing is taken from one whose lease is another's.
+    /// The store accepts no position from a worker that has lost the lease.
     NoZombies,
-    /// A shard is handed over when its records are finished, or after the time for that.
+    /// A shard is handed off when its records are finished, or after the handoff timeout.
     Handover,
-    /// What was saved, or had the time to be, does not come again.
+    /// Records that were saved, or that had the time to be saved, are not delivered again.
     FewRepeats,
-    /// What is to be read is read in time.
+    /// Records are read within the documented time.
     Progress,
-    /// A fleet at rest makes no moves.
+    /// A fleet at rest does not change its leases.
     Rest,
-    /// A worker does not acquire a shard again at once that it could not read.
+    /// A worker does not acquire a shard that it could not read again at once.
     FailedRests,
-    /// Shares differ by one at most.
+    /// The numbers of shards of any two workers differ by at most one.
     Evenness,
-    /// One worker lists for all.
+    /// Only one worker of the fleet lists the shards.
     FewListings,
-    /// Kinesis refuses nothing for being asked wrongly.
+    /// No call to Kinesis is malformed.
     CallLimits,
-    /// Only what no retry cures is told.
+    /// Only errors that no retry can resolve are yielded.
     FewErrors,
     /// Each panic in the store and in the client is reported as an event.
     PanicsAreReported,
-    /// After the end no call and no task is left.
+    /// No call and no task is left after the end.
     NothingLeftRunning,
 }
 
-/// Where a record stands, and in which epoch it was yielded.
+/// The shard of a record, its index there, and the epoch in which it was delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) shard: usize,
@@ -74,20 +74,21 @@ pub(crate) struct Place {
 #[derive(Debug, Default)]
 pub(crate) struct Shard {
     pub(crate) parents: Vec<usize>,
-    /// Of each record, whether somebody has finished it since the shard was moved last, or it was
-    /// passed over then.
+    /// For each record, whether a worker has finished it since the shard was last moved, or whether
+    /// that move skipped it.
     pub(crate) records: Vec<bool>,
-    /// When each of them was put.
+    /// The arrival time of each record.
     pub(crate) arrivals: Vec<SystemTime>,
-    /// Of each record, whether it was ever done with.
+    /// For each record, whether it was ever finished or skipped.
     pub(crate) ever: Vec<bool>,
-    /// The highest epoch in which a record was yielded.
+    /// The highest epoch in which a record was delivered.
     pub(crate) top: u64,
-    /// The first epoch that counts, since the shard was moved.
+    /// The first epoch that counts since the shard was last moved.
     pub(crate) since: u64,
-    /// Which of all moves was its last.
+    /// The number of the last move of the shard, counted over all shards.
     pub(crate) moved: u64,
-    /// Its lease could not be read once. Whoever replaced it did not know its owner.
+    /// Its lease could not be read at some time. The worker that replaced the lease did not know
+    /// its owner.
     pub(crate) had_damaged_lease: bool,
 }
 
@@ -97,56 +98,56 @@ impl Shard {
     }
 }
 
-/// What was yielded of a shard in one epoch.
+/// The records of a shard that were delivered in one epoch.
 #[derive(Debug)]
 pub(crate) struct Tenancy {
     pub(crate) worker: usize,
-    /// The place of the first record.
+    /// The index of the first record.
     pub(crate) first: usize,
-    /// When each record was finished in this epoch.
+    /// The time at which each record was finished in this epoch.
     pub(crate) finished: Vec<Option<Instant>>,
-    /// Its caller dropped the stream.
+    /// The caller dropped the stream.
     pub(crate) is_dropped: bool,
-    /// When its worker gave it back.
+    /// The time at which the worker released the shard.
     pub(crate) released: Option<Instant>,
-    /// There is a later epoch.
+    /// A later epoch exists.
     pub(crate) is_over: bool,
 }
 
-/// Everything that is true. Its clones are the same.
+/// The shared expected state. Clones refer to the same state.
 #[derive(Debug, Clone)]
 pub(crate) struct Truth(Arc<Mutex<Facts>>);
 
 #[derive(Debug)]
-#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+#[allow(clippy::struct_excessive_bools, reason = "each is an independent fact")]
 pub(crate) struct Facts {
     pub(crate) began: Instant,
     told: Told,
     pub(crate) shards: Vec<Shard>,
     pub(crate) places: BTreeMap<SequenceNumber, (usize, usize)>,
-    /// By shard and epoch.
+    /// The deliveries, by shard and epoch.
     pub(crate) tenancies: BTreeMap<(usize, u64), Tenancy>,
-    /// When the owner of an epoch was told to hand over.
+    /// The time at which the store asked the owner of an epoch to hand off its shard.
     pub(crate) offers: BTreeMap<(usize, u64), Instant>,
-    /// How many records were stored as passed when an epoch began.
+    /// The number of records that the stored position had passed when an epoch started.
     pub(crate) bases: BTreeMap<(usize, u64), usize>,
-    /// Every worker that there ever was.
+    /// All workers, including those that have ended.
     pub(crate) lives: Vec<Life>,
-    /// How the store is for all.
+    /// The condition of the store for all workers.
     pub(crate) store: Health,
-    /// How often positions were moved.
+    /// The number of moves of positions.
     pub(crate) moves: u64,
-    /// The last epoch of before everything was cleared.
+    /// The last epoch before all positions were cleared.
     pub(crate) cleared: u64,
     /// The store has lost data.
     pub(crate) lost_data: bool,
     /// The store's clock was moved.
     pub(crate) clock_moved: bool,
-    /// The shards that cannot be read now, and the last epoch of each before.
+    /// The shards that cannot be read now, each with its last epoch before the damage.
     pub(crate) damaged: BTreeMap<usize, u64>,
-    /// There was one.
+    /// A shard could not be read at some time.
     pub(crate) had_damage: bool,
-    /// Calls were blocked for so long that a shard may have failed.
+    /// Calls were blocked, possibly for long enough that a shard has failed.
     pub(crate) were_blocked: bool,
 }
 
@@ -176,7 +177,7 @@ impl Truth {
         self.0.lock().expect("nothing panics under the lock")
     }
 
-    /// A line of the story.
+    /// Adds a line to the trace.
     pub(crate) fn tell(&self, line: fmt::Arguments<'_>) {
         self.lock().tell(line);
     }
@@ -199,7 +200,7 @@ impl Facts {
         self.told.breaks(&promise, detail);
     }
 
-    /// The end of the story.
+    /// Ends the run, and returns its trace and result.
     pub(crate) fn end(&mut self, calls: usize) -> Story {
         let records = self.shards.iter().map(|shard| shard.records.len()).sum();
         self.told.end(records, calls)
@@ -213,7 +214,7 @@ impl Facts {
         facts.arrivals.push(arrival);
     }
 
-    /// A record is finished by whoever reads in this epoch.
+    /// Registers that a record is finished in this epoch.
     pub(crate) fn finish(&mut self, Place { shard, number, epoch }: Place) {
         let facts = &mut self.shards[shard];
         facts.records[number] |= epoch >= facts.since;
@@ -223,14 +224,14 @@ impl Facts {
         }
     }
 
-    /// A worker's caller reads a shard no more.
+    /// Registers that the caller of a worker has dropped its stream of a shard.
     pub(crate) fn drop_stream(&mut self, worker: usize, shard: usize) {
         for (_, tenancy) in self.tenancies.range_mut((shard, 0)..=(shard, u64::MAX)) {
             tenancy.is_dropped |= tenancy.worker == worker;
         }
     }
 
-    /// How many records of its shard a checkpoint has passed.
+    /// Returns how many records of the shard a checkpoint has passed.
     pub(crate) fn passed(&self, shard: usize, checkpoint: Option<&Checkpoint>) -> usize {
         match checkpoint {
             Some(
@@ -250,5 +251,5 @@ impl Facts {
 }
 
 pub(crate) fn index_of(id: &ShardId) -> usize {
-    id.as_str()[8..].parse().expect("the name of a shard of the model")
+    id.as_str()[8..].parse().expect("shard ids of the model end in a number")
 }

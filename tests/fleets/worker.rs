@@ -1,4 +1,4 @@
-//! One worker and its caller, from the first poll to a close, a drop or a sudden end.
+//! One worker and its caller, from the first poll to a close, a drop or a kill.
 
 use std::ops::Range;
 use std::task::{Context, Poll};
@@ -19,36 +19,36 @@ use crate::plan::Plan;
 use crate::store::SimulatedStore;
 use crate::truth::{Place, Promise, Truth, index_of};
 
-/// The parts whose panics are each reported as an event.
+/// The parts for which each panic is reported as an event.
 const REPORTED: [Part; 4] = [Part::Store, Part::StoreAfter, Part::Call, Part::CallAfter];
 
 pub(crate) struct Worker {
-    /// Its place among all workers that there ever were.
+    /// The index among all workers, including those that have ended.
     pub(crate) life: usize,
     pub(crate) name: String,
     pub(crate) plan: Plan,
     pub(crate) consumer: Consumer,
     pub(crate) hearing: SharedHearing,
-    /// The wall clock of its host.
+    /// The wall clock of the host.
     wall: WallClock,
     stream: Inline<Judged>,
-    /// What has panicked in it.
+    /// The panics of this worker.
     panics: Panics,
     truth: Truth,
-    /// With `Ack`, what the caller works on, and when it is done with it.
+    /// With `CheckpointOn::Ack`, the records that the caller holds, each with the time of its
+    /// acknowledgement.
     held: Vec<(Record, Place, Instant)>,
-    /// A record was dropped without an ack: its shard can't be finished by this worker.
+    /// A record was dropped without an acknowledgement: this worker cannot finish its shard.
     pub(crate) has_forgotten: bool,
-    /// The caller does not poll before, and since when it has not.
-    /// When its caller does something else, to the end of the last time.
+    /// The periods in which the caller does not poll.
     busy: Vec<Range<Instant>>,
     pub(crate) suspended_until: Option<Instant>,
-    /// How its connection is when it wakes.
+    /// The condition of the connection when the worker resumes.
     pub(crate) link_at_wake: Health,
-    /// Its caller is done with each record at once, and forgets none.
+    /// The caller finishes each record at once and drops none.
     pub(crate) is_quick: bool,
     pub(crate) has_ended: bool,
-    /// The parts whose panics are each reported as an event.
+    /// The parts for which this worker reports each panic as an event.
     reported: &'static [Part],
 }
 
@@ -63,7 +63,7 @@ impl Worker {
     ) -> Self {
         let panics = panics.of_one();
         let life = truth.lock().begin_life(Life::new(name.clone(), &plan));
-        truth.tell(format_args!("{name} begins: {plan:?}"));
+        truth.tell(format_args!("{name} starts: {plan:?}"));
         truth.lock().lives[life].wall = Wall::at(kinesis.now());
         let store = SimulatedStore {
             stored: stored.clone(),
@@ -108,12 +108,12 @@ impl Worker {
         }
     }
 
-    /// Whether its caller polls now.
+    /// Returns true if the caller polls now.
     fn polls(&self) -> bool {
         !self.has_ended && self.suspended_until.is_none() && self.busy_until() <= Instant::now()
     }
 
-    /// When something happens to it that is not a record.
+    /// Returns the time of the next change of the worker that is not a record.
     pub(crate) fn next_moment(&self) -> Option<Instant> {
         let now = Instant::now();
         if let Some(until) = self.suspended_until {
@@ -123,17 +123,17 @@ impl Worker {
         held.chain([self.busy_until()]).filter(|at| *at > now).min()
     }
 
-    /// Polls its stream, if the caller does.
+    /// Polls the stream if the caller does.
     pub(crate) fn poll(
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<kinestream::Result<(Record, Place)>>> {
-        // Its tasks keep the clock of the host that they were started on.
+        // The tasks of the worker keep the clock of the host that they were started on.
         self.wall.enter();
         if self.polls() { self.stream.poll_next(context) } else { Poll::Pending }
     }
 
-    /// Its caller polls no longer.
+    /// Stops polling on behalf of the caller.
     pub(crate) fn stop_polling(&self) {
         self.stream.stop_asking();
     }
@@ -146,7 +146,7 @@ impl Worker {
         self.hearing.lock().listen();
         match next {
             None => {
-                self.truth.tell(format_args!("the stream of {} ends", self.name));
+                self.truth.tell(format_args!("the stream of {} has ended", self.name));
                 self.has_ended = true;
             }
             Some(Err(error)) => self.hear(&error),
@@ -162,19 +162,19 @@ impl Worker {
         }
     }
 
-    /// The wall clock of its host goes on, and no timer has heard of it, as after a sleep.
+    /// Moves the wall clock of the host forward without the timers, as after a sleep of the host.
     pub(crate) fn move_wall(&self, time: Duration) {
         self.wall.move_by(time);
         self.truth.lock().lives[self.life].wall.move_by(time);
     }
 
-    /// The wall clock of its host is set back.
+    /// Sets the wall clock of the host back.
     pub(crate) fn set_wall_back(&self, time: Duration) {
         self.wall.set_back(time);
         self.truth.lock().lives[self.life].wall.set_back(time);
     }
 
-    /// Its caller has something else to do for so long.
+    /// Stops the caller from polling for this time.
     pub(crate) fn occupy(&mut self, time: Duration) {
         let now = Instant::now();
         if let Some(last) = self.busy.last_mut() {
@@ -187,7 +187,8 @@ impl Worker {
         self.busy.last().map_or_else(Instant::now, |last| last.end)
     }
 
-    /// How much of this time up to now its caller was busy, and could not be told anything.
+    /// Returns how much of this time up to now the caller did not poll, so that it could not get an
+    /// error.
     fn busy_in(&self, time: Duration) -> Duration {
         let now = Instant::now();
         let since = now.checked_sub(time).unwrap_or(now);
@@ -196,7 +197,7 @@ impl Worker {
         self.busy.iter().map(within).sum()
     }
 
-    /// Acknowledges what its caller is done with.
+    /// Acknowledges the records that are due.
     pub(crate) fn ack_due(&mut self) {
         if self.suspended_until.is_some() {
             return;
@@ -205,7 +206,10 @@ impl Worker {
         while let Some(index) = self.held.iter().position(|(_, _, due)| *due <= now) {
             let (record, place, _) = self.held.swap_remove(index);
             self.truth.lock().finish(place);
-            self.truth.tell(format_args!("{} acks {} {}", self.name, place.shard, place.number));
+            self.truth.tell(format_args!(
+                "{} acks shard {} record {}",
+                self.name, place.shard, place.number
+            ));
             record.ack();
         }
     }
@@ -217,16 +221,16 @@ impl Worker {
         self.ack_due();
     }
 
-    /// Drops one of the records that the caller works on.
+    /// Drops a random record that the caller holds.
     pub(crate) fn forget(&mut self, rng: &mut Rng) {
         if !self.held.is_empty() {
             let (_, place, _) = self.held.swap_remove(rng.usize(..self.held.len()));
-            self.truth.tell(format_args!("{} forgets {place:?}", self.name));
+            self.truth.tell(format_args!("{} drops {place:?} without an ack", self.name));
             self.has_forgotten = true;
         }
     }
 
-    /// Its caller has enough of one shard, which goes on to whoever takes it.
+    /// Drops the stream of one shard, which another worker may then continue.
     pub(crate) fn drop_one_stream(&mut self, rng: &mut Rng) {
         let (some, mut dropped) = (rng.usize(..100), None);
         self.stream.with(|stream| dropped = stream.drop_one(some));
@@ -237,12 +241,13 @@ impl Worker {
         }
     }
 
-    /// Expects no event for a panic of its client: one under an edit of positions is returned instead.
+    /// Expects no event for a panic of the client: a panic during an edit of positions is returned
+    /// to the caller instead.
     pub(crate) fn move_positions(&mut self) {
         self.reported = &REPORTED[..2];
     }
 
-    /// Each panic of its store and of its client is reported.
+    /// Checks that each panic of the store and of the client is reported.
     pub(crate) fn check_panics(&mut self) {
         self.hearing.lock().listen();
         let (panicked, reported) = (self.panics.fired(self.reported), self.hearing.lock().panics);
@@ -254,18 +259,18 @@ impl Worker {
         }
     }
 
-    /// Only what no retry cures is told.
+    /// Checks that an error is one that no retry can resolve.
     fn hear(&mut self, error: &Error) {
-        self.truth.tell(format_args!("{} is told: {error}", self.name));
+        self.truth.tell(format_args!("{} yields an error: {error}", self.name));
         let mut facts = self.truth.lock();
         if error.to_string().contains("the task that fetches the shard panicked")
             && let Some(Ok(shard)) = error.shard_id().map(str::parse)
         {
-            // A shard whose fetch task panics is released as one whose stream is dropped.
+            // A shard with a fetch task that panics is released, like one with a dropped stream.
             facts.drop_stream(self.life, index_of(&shard));
         }
         let is_expected = match error.kind() {
-            // The call that joins may be under way for 30 s.
+            // The call that joins the fleet may take 30 s.
             ErrorKind::StoreUnavailable => {
                 let well = facts.lives[self.life].well_for();
                 well < Duration::from_secs(50) + self.busy_in(well)
@@ -274,7 +279,7 @@ impl Worker {
             ErrorKind::StoreCorrupt => facts.had_damage,
             ErrorKind::NotFound => facts.were_blocked && error.shard_id().is_some(),
             ErrorKind::Panicked => self.panics.have_fired(),
-            // An earlier life of it has its name.
+            // An earlier worker had the same name.
             ErrorKind::Configuration => {
                 facts.lives[..self.life].iter().any(|life| life.name == self.name)
             }
@@ -286,32 +291,32 @@ impl Worker {
         }
     }
 
-    /// As by SIGSTOP: nothing of it happens until then, and nothing reaches it.
+    /// Suspends the worker, as by SIGSTOP: until it resumes, it does nothing and reaches nothing.
     pub(crate) fn suspend(&mut self, time: Duration) {
         self.truth.tell(format_args!("{} is suspended for {time:?}", self.name));
         self.suspended_until = Some(Instant::now() + time);
         self.truth.lock().set_link(self.life, Health::Hangs);
     }
 
-    /// It goes on, if its time has come. Whether it does.
+    /// Resumes the worker if it is time. Returns true if it has resumed.
     pub(crate) fn wakes(&mut self) -> bool {
         let wakes = self.suspended_until.is_some_and(|until| until <= Instant::now());
         if wakes {
             self.suspended_until = None;
-            self.truth.tell(format_args!("{} wakes", self.name));
+            self.truth.tell(format_args!("{} resumes", self.name));
             let health = std::mem::replace(&mut self.link_at_wake, Health::Well);
             self.truth.lock().set_link(self.life, health);
         }
         wakes
     }
 
-    /// Its process is killed.
+    /// Kills the process of the worker.
     pub(crate) fn kill(self) {
         self.truth.tell(format_args!("{} is killed", self.name));
         self.truth.lock().kill(self.life);
     }
 
-    /// It is closed in a task of its own, with all records acknowledged that its caller has.
+    /// Acknowledges all records that the caller holds, and closes the worker in a separate task.
     pub(crate) fn close(mut self) {
         self.truth.tell(format_args!("{} closes", self.name));
         self.ack_all();
@@ -321,7 +326,7 @@ impl Worker {
         drop(self);
         tokio::spawn(async move {
             if let Err(error) = consumer.close().await {
-                truth.tell(format_args!("{name} cannot close: {error}"));
+                truth.tell(format_args!("{name} fails to close: {error}"));
             }
         });
     }

@@ -1,4 +1,4 @@
-//! A simulated world: its workers, and how time passes in it.
+//! A simulated environment: its workers, and the passage of time.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -23,41 +23,41 @@ use crate::seeds::{Story, pick};
 use crate::truth::{Promise, Truth, index_of};
 use crate::worker::Worker;
 
-/// 2026-01-01, so that no story depends on the day that it is told.
+/// 2026-01-01. A fixed date makes runs independent of the current date.
 pub(crate) const BEGINNING: Duration = Duration::from_secs(1_767_225_600);
 
 const MOST_SHARDS: usize = 14;
 
-/// What becomes of the next calls of an operation, or of any.
+/// The outcomes of the next calls to an operation; `None` means any operation.
 pub(crate) type Faults = Arc<Mutex<VecDeque<(Option<&'static str>, Outcome)>>>;
 
 pub(crate) struct World {
     pub(crate) scene: Scene,
     pub(crate) rng: Rng,
-    /// For what was added later, so that the stories of before stay as they are.
+    /// Draws features that were added later, so that existing seeds keep their scenarios.
     pub(crate) odd: Rng,
-    /// How often calls are blocked, in percent of the steps.
+    /// The percentage of steps in which calls are blocked.
     pub(crate) block_faults: u8,
     pub(crate) blocks: Blocks,
     pub(crate) kinesis: Kinesis,
     pub(crate) orders: Stream,
     pub(crate) truth: Truth,
     pub(crate) stored: MemoryStore,
-    /// The store as it was at some moments, the latest last.
+    /// Copies of the store from earlier moments, the latest last.
     pub(crate) replicas: VecDeque<(Instant, MemoryStore)>,
     pub(crate) clocks: Clocks,
     pub(crate) damage: Damage,
     _wall: WallClock,
     pub(crate) workers: Vec<Worker>,
-    /// What operators are about.
+    /// The running tasks of operators.
     pub(crate) operators: JoinSet<()>,
     pub(crate) faults: Faults,
-    /// Everything is well, and callers are quick.
+    /// True after all faults are over: callers are quick.
     pub(crate) is_calm: bool,
     pub(crate) panics: Panics,
-    /// What says when something panics.
+    /// Chooses when and where a panic occurs.
     pub(crate) panic_rng: Rng,
-    /// What says whether Kinesis is out of reach.
+    /// Chooses whether Kinesis becomes unreachable.
     pub(crate) reach_rng: Rng,
 }
 
@@ -67,7 +67,7 @@ impl World {
         let mut odd = Rng::with_seed(seed ^ 0x0062_6c6f_636b_6564);
         let block_faults = pick(&mut odd, &[0, 0, 0, 0, 0, 10]);
         let blocks = Blocks::default();
-        // What the crate itself leaves to chance.
+        // Seeds the generator that the crate itself uses.
         fastrand::seed(rng.u64(..));
         let scene = Scene::new(&mut rng);
         let beginning = UNIX_EPOCH + BEGINNING;
@@ -137,19 +137,19 @@ impl World {
         self.calm_down().await;
     }
 
-    /// How long a step takes.
+    /// Lets a random time pass for a step.
     async fn stretch_time(&mut self) {
         let most = [1, 100, 2000, 2000, 10_000, 60_000][self.rng.usize(..6)];
         let time = self.time(most);
         self.pass(time).await;
     }
 
-    /// Up to so many milliseconds.
+    /// Returns a random duration of less than `most` milliseconds.
     pub(crate) fn time(&mut self, most: u64) -> Duration {
         Duration::from_millis(self.rng.u64(..most))
     }
 
-    /// Another worker, which may have the name of one that is gone.
+    /// Starts another worker, which may have the name of one that is dead.
     pub(crate) fn join(&mut self) {
         let plan = self.scene.plan(&mut self.rng);
         let name = {
@@ -171,7 +171,7 @@ impl World {
         self.workers.push(worker);
     }
 
-    /// For so long callers read, and suspended workers wake.
+    /// Lets time pass, in which callers read and suspended workers resume.
     pub(crate) async fn pass(&mut self, time: Duration) {
         self.read_for(time).await;
         self.workers.iter().for_each(Worker::stop_polling);
@@ -180,7 +180,7 @@ impl World {
     async fn read_for(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while !self.truth.is_broken() {
-            // Who wakes is polled before anything else of it happens.
+            // A worker that resumes is polled before anything else happens to it.
             if let Some(index) = self.workers.iter_mut().position(Worker::wakes) {
                 let polled = poll_fn(|context| {
                     Poll::Ready(match self.workers[index].poll(context) {
@@ -256,7 +256,7 @@ impl World {
 
     pub(crate) async fn table(&self) -> LeaseTable {
         let table = self.stored.table(&Scope::new("default", "orders")).await;
-        table.expect("never fails")
+        table.expect("the memory store never fails")
     }
 
     pub(crate) fn breaks_progress(&self, detail: std::fmt::Arguments<'_>) {

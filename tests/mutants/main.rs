@@ -1,17 +1,17 @@
-//! Proof that the simulations can see: deliberate mistakes, each of which one of them must find.
+//! Mutation tests of the simulations: each deliberate bug must be found by one of them.
 //!
-//! Each mistake is made in a copy of the crate, in a text that must be found there once, so that
-//! none goes out of date unnoticed. All of them are compiled into one copy, each behind a switch;
-//! what is not part of a function's body gets a build of its own. The copy is simulated until a
-//! promise is broken, and it must be one that this mistake breaks.
+//! Each bug is made in a copy of the crate, in a piece of source text that must occur exactly once,
+//! so that no bug becomes outdated unnoticed. All bugs are compiled into one copy, each behind a
+//! switch. A bug outside a function body gets a separate build. The copy is simulated until a
+//! promise is broken, and that must be a promise that the bug breaks.
 //!
 //!     cargo test --features testing --test mutants -- --ignored
 //!
-//! `MISTAKE` set to a part of a description makes only those mistakes whose descriptions hold it.
-//! `REMEMBER=1` writes `tests/mutants/seeds.txt`, which holds a seed that finds each mistake: it is
-//! tried before all others. If a remembered seed no longer finds its mistake, all seeds of the range are
-//! searched; a mistake remembered above that range may need a new seed.
-// A test that cannot go on says so by a panic, in its helpers too.
+//! `MISTAKE` selects the bugs with descriptions that contain its value. `REMEMBER=1` writes
+//! `tests/mutants/seeds.txt`, which holds a seed that finds each bug and is tried before all
+//! others. If a remembered seed no longer finds its bug, all seeds of the range are searched. A bug
+//! that is remembered with a seed above that range may need a new seed.
+// Tests and their helpers report a failed setup step by a panic.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod fleets;
@@ -27,8 +27,8 @@ use std::process::Command;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Instant;
 
-/// The seeds that are searched if the remembered seed does not find a mistake. Rare mistakes are
-/// found only at remembered seeds above this range. A seed of fleets takes as long as several seeds of the
+/// The seeds that are searched if the remembered seed does not find a bug. Rare bugs are found only
+/// by remembered seeds above this range. A seed of the fleets takes as long as several seeds of the
 /// other simulation.
 const SEEDS: [(&str, &str); 3] =
     [("simulation", "0..1000"), ("fleets", "0..300"), ("servers", "0..20")];
@@ -38,11 +38,11 @@ struct Mistake {
     file: &'static str,
     right: &'static str,
     wrong: &'static str,
-    /// The promises that it may break.
+    /// The promises that the bug may break.
     breaks: &'static [&'static str],
 }
 
-/// A copy of the crate, beside the builds.
+/// A copy of the crate, next to the build directories.
 struct Copy {
     folder: PathBuf,
     target: PathBuf,
@@ -50,7 +50,7 @@ struct Copy {
 
 impl Copy {
     fn new(name: &str) -> Self {
-        // The folder of this test's own binary is target/<profile>/deps.
+        // The binary of this test is in target/<profile>/deps.
         let binary = std::env::current_exe().unwrap();
         let target = binary.ancestors().nth(3).unwrap().to_path_buf();
         let folder = target.join(name);
@@ -60,13 +60,14 @@ impl Copy {
         {
             copy(&origin.join(part), &folder.join(part));
         }
-        // Another version, or Cargo takes what is built of the copy for the crate itself.
+        // The copy needs another version. Otherwise Cargo takes its build output for that of the
+        // crate itself.
         let version = format!("version = {:?}", env!("CARGO_PKG_VERSION"));
         for file in ["Cargo.toml", "Cargo.lock"] {
             let name = "name = \"kinestream\"\n";
             let text = fs::read_to_string(folder.join(file)).unwrap();
             let here = format!("{name}{version}\n");
-            assert!(text.contains(&here), "{file} has no {here:?}");
+            assert!(text.contains(&here), "expected {here:?} in {file}");
             let other = format!("{name}version = \"0.0.0\"\n");
             fs::write(folder.join(file), text.replace(&here, &other)).unwrap();
         }
@@ -91,7 +92,7 @@ impl Copy {
             .env("CARGO_PROFILE_TEST_OPT_LEVEL", optimisation);
         let output = command.output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "the copy is not built:\n{errors}");
+        assert!(output.status.success(), "expected the copy to build:\n{errors}");
         let built: HashMap<_, _> = String::from_utf8_lossy(&output.stdout)
             .lines()
             .filter_map(|line| {
@@ -100,19 +101,22 @@ impl Copy {
                 Some((line["target"]["name"].as_str()?.to_owned(), PathBuf::from(binary)))
             })
             .collect();
-        assert!(tests.iter().all(|test| built.contains_key(*test)), "not built: {errors}");
+        assert!(
+            tests.iter().all(|test| built.contains_key(*test)),
+            "expected a binary for each test: {errors}"
+        );
         built
     }
 
-    /// What a simulation says; `None` where it finds nothing.
+    /// Runs a simulation. Returns its output if it fails, and `None` if it finds nothing.
     fn simulate(&self, binary: &Path, seeds: &str, number: Option<usize>) -> Option<String> {
         let mut command = Command::new(binary);
         command
             .args(["--ignored", "--nocapture", "many"])
             .current_dir(&self.folder)
             .env("SEEDS", seeds)
-            // A seed takes a second or so. One that deadlocks is told sooner than in the
-            // simulation itself, where the machine may be busy with other tests.
+            // A seed takes about a second. A deadlock is reported earlier here than in the
+            // simulation itself, because there the machine may be busy with other tests.
             .env("SEED_SECONDS", "20")
             .env("RUST_BACKTRACE", "0");
         if let Some(number) = number {
@@ -121,16 +125,16 @@ impl Copy {
         let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned()
             + &String::from_utf8_lossy(&output.stderr);
-        assert!(said.contains("running 1 test"), "the simulation does not run:\n{said}");
+        assert!(said.contains("running 1 test"), "expected the simulation to run:\n{said}");
         (!output.status.success()).then_some(said)
     }
 }
 
-/// The copy with every mistake behind its switch.
+/// The copy with each bug behind its switch.
 struct Woven {
     copy: Copy,
     binaries: HashMap<String, PathBuf>,
-    /// The mistakes that need a build of their own.
+    /// The bugs that need a separate build.
     alone: Vec<usize>,
 }
 
@@ -157,7 +161,7 @@ static WOVEN: LazyLock<Woven> = LazyLock::new(|| {
     Woven { copy, binaries, alone }
 });
 
-/// The simulations, with the mistakes that each must find.
+/// The simulations, each with the bugs that it must find.
 const LISTS: [(&str, &[Mistake]); 3] = [
     ("simulation", reader::MISTAKES),
     ("fleets", fleets::MISTAKES),
@@ -185,27 +189,27 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-#[ignore = "builds the crate with all mistakes, and simulates each, which takes minutes"]
-fn the_simulation_finds_every_mistake() {
+#[ignore = "builds the crate with all bugs and simulates each, which takes minutes"]
+fn reader_simulation_with_each_bug_breaks_its_promise() {
     find("simulation");
 }
 
 #[test]
-#[ignore = "builds the crate with all mistakes, and simulates each, which takes minutes"]
-fn the_simulation_of_fleets_finds_every_mistake() {
+#[ignore = "builds the crate with all bugs and simulates each, which takes minutes"]
+fn fleet_simulation_with_each_bug_breaks_its_promise() {
     find("fleets");
 }
 
 #[test]
-#[ignore = "builds the crate with all mistakes, and simulates each, which takes minutes"]
-fn the_nemesis_of_redis_finds_every_mistake() {
+#[ignore = "builds the crate with all bugs and simulates each, which takes minutes"]
+fn redis_nemesis_with_each_bug_breaks_its_promise() {
     find("servers");
 }
 
-/// What is found is the mistake, and not the switch.
+/// Shows that the simulations find the bugs and not the switches.
 #[test]
-#[ignore = "builds the crate with all mistakes, which takes minutes"]
-fn the_copy_without_a_mistake_breaks_no_promise() {
+#[ignore = "builds the crate with all bugs, which takes minutes"]
+fn copy_without_a_bug_breaks_no_promise() {
     let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     for (test, seeds) in [("simulation", "0..100"), ("fleets", "0..20")] {
         let said = WOVEN.copy.simulate(&WOVEN.binaries[test], seeds, None);
@@ -213,9 +217,9 @@ fn the_copy_without_a_mistake_breaks_no_promise() {
     }
 }
 
-/// What takes minutes to find says at once whether it is still to be found.
+/// Checks in the regular test run that each bug still has its place in the source.
 #[test]
-fn every_mistake_has_its_place() {
+fn bug_text_occurs_once_in_the_source() {
     for (_, mistake) in all() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         mistake.check_place(&fs::read_to_string(folder.join(mistake.file)).unwrap());
@@ -225,20 +229,24 @@ fn every_mistake_has_its_place() {
 impl Mistake {
     fn check_place(&self, text: &str) {
         let times = text.matches(self.right).count();
-        assert_eq!(times, 1, "{}: {:?} stands {times} times in it", self.file, self.right);
+        assert_eq!(
+            times, 1,
+            "expected one occurrence in {} of {:?}, found {times}",
+            self.file, self.right
+        );
     }
 
-    /// Whether a simulation broke off for a promise that this mistake breaks.
+    /// Returns true if a simulation has reported a broken promise that this bug may break.
     fn is_seen_in(&self, said: &str) -> bool {
         self.breaks.iter().any(|promise| said.contains(&format!(" breaks {promise}:")))
     }
 }
 
-/// One after the other: each simulation uses all cores.
+/// Runs one simulation at a time: each of them uses all cores.
 static ONE: Mutex<()> = Mutex::new(());
 
 fn find(test: &str) {
-    // The nemesis waits for real servers most of the time, and leaves the cores to the others.
+    // The nemesis waits for real servers most of the time and leaves the cores to the others.
     let waits = test == "servers";
     let _alone = (!waits).then(|| ONE.lock().unwrap_or_else(PoisonError::into_inner));
     let only = std::env::var("MISTAKE").unwrap_or_default();
@@ -262,10 +270,13 @@ fn find(test: &str) {
             missed.push(mistake.what);
         }
     }
-    assert!(missed.is_empty(), "not found, or not for what they are: {missed:#?}");
+    assert!(
+        missed.is_empty(),
+        "expected each bug to be found by a promise that it breaks, missed: {missed:#?}"
+    );
 }
 
-/// Goes through all seeds with a mistake.
+/// Searches all seeds for one that finds a bug.
 fn search(test: &str, number: usize, mistake: &Mistake) -> Option<String> {
     if WOVEN.alone.contains(&number) {
         simulate_alone(test, mistake)
@@ -274,7 +285,7 @@ fn search(test: &str, number: usize, mistake: &Mistake) -> Option<String> {
     }
 }
 
-/// Builds a copy with one mistake, without optimisation: it is built often, and run once.
+/// Builds a copy with one bug, without optimisation, because it is built often and run once.
 fn simulate_alone(test: &str, mistake: &Mistake) -> Option<String> {
     static COPY: LazyLock<Mutex<Copy>> = LazyLock::new(|| Mutex::new(Copy::new("mutants-alone")));
     let copy = COPY.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,9 +1,9 @@
-//! Seeds that found mistakes before, which are tried first.
+//! Seeds that have found bugs before, which are tried first.
 //!
-//! Most mistakes are found by few of the seeds, and a search through hundreds of seeds for each takes
-//! longer than all other tests together. A mistake that its seed no longer finds is searched for in the
-//! seeds of [`SEEDS`](super::SEEDS). A remembered seed may lie above them: few worlds show a rare mistake,
-//! and such a mistake needs a new seed by hand after a change of the simulation.
+//! Most bugs are found by few seeds, and a search through hundreds of seeds for each takes longer
+//! than all other tests together. If its seed no longer finds a bug, the seeds of
+//! [`SEEDS`](super::SEEDS) are searched. A remembered seed may be above that range: few scenarios
+//! show a rare bug, and such a bug needs a new seed by hand after a change of the simulation.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -12,10 +12,11 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{Mistake, WOVEN};
 
-/// One line for each mistake: a seed, and the mistake's description.
+/// One line for each bug: a seed, and the description of the bug.
 const FILE: &str = include_str!("seeds.txt");
 
-/// Simulates each mistake at its remembered seed, on all cores; what was said, by the mistake's number.
+/// Simulates each bug with its remembered seed, on all cores. Returns the output, by the number of
+/// the bug.
 pub(crate) fn try_each(test: &str, wanted: &[(usize, &Mistake)]) -> HashMap<usize, String> {
     let next = AtomicUsize::new(0);
     let found = Mutex::new(HashMap::new());
@@ -34,7 +35,7 @@ pub(crate) fn try_each(test: &str, wanted: &[(usize, &Mistake)]) -> HashMap<usiz
     found.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `None` where the seed does not find the mistake for what it is.
+/// Simulates one bug. Returns `None` if the seed does not find it through a promise that it breaks.
 fn try_one(test: &str, number: usize, mistake: &Mistake) -> Option<String> {
     let seed = seed_of(mistake).filter(|_| !WOVEN.alone.contains(&number))?;
     let seeds = format!("{seed}..{}", seed + 1);
@@ -49,7 +50,7 @@ fn seed_of(mistake: &Mistake) -> Option<u64> {
     })
 }
 
-/// Writes into the file which seed found a mistake, where `REMEMBER` is set.
+/// Writes the seed that found a bug into the file if `REMEMBER` is set.
 pub(crate) fn keep(mistake: &Mistake, said: &str) {
     static WRITING: Mutex<()> = Mutex::new(());
     let seed: Option<u64> = said
@@ -66,7 +67,7 @@ pub(crate) fn keep(mistake: &Mistake, said: &str) {
         .map(|(seed, what)| (what, seed.to_owned()))
         .collect();
     lines.insert(mistake.what, seed.to_string());
-    // Mistakes that are no longer made leave the file.
+    // Bugs that no longer exist are removed from the file.
     lines.retain(|what, _| super::all().any(|(_, mistake)| mistake.what == *what));
     let lines: Vec<String> = lines.iter().map(|(what, seed)| format!("{seed} {what}")).collect();
     std::fs::write(path, lines.join("\n") + "\n").unwrap();

@@ -1,4 +1,4 @@
-//! Mistakes that the nemesis of `RedisStore` must find.
+//! The bugs that the nemesis of `RedisStore` must find.
 
 use super::Mistake;
 
@@ -11,21 +11,21 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["reads_on"],
     },
     Mistake {
-        what: "an attempt to connect has no limit",
+        what: "an attempt to connect has no time limit",
         file: "store/redis/connection.rs",
         right: "let limit = CONNECT_TIMEOUT;",
         wrong: "let limit = Duration::from_secs(3600);",
         breaks: &["reads_on"],
     },
     Mistake {
-        what: "a replica keeps its connection",
+        what: "a refusal by a replica keeps the connection",
         file: "store/redis/refusal.rs",
         right: "ELSEWHERE.contains(&&*refusal.code);",
         wrong: "refusal.code != \"READONLY\" && ELSEWHERE.contains(&&*refusal.code);",
         breaks: &["reads_on"],
     },
     Mistake {
-        what: "no call sees that a key is lost",
+        what: "no call detects a lost key",
         file: "store/redis/ledger.lua",
         right: "if #listed == 0 or redis.call('EXISTS', unpack(listed)) == #listed then",
         wrong: "if true then",

@@ -1,18 +1,18 @@
 //! Compiles many deliberate bugs into one copy, each behind a switch.
 //!
 //! A build for each bug takes longer than the simulation that finds it. So the body of a function
-//! that holds bugs is written once for each of them, and once as it is, and an environment variable
-//! chooses between them when the test runs.
+//! with bugs is written once for each of them and once without, and an environment variable chooses
+//! between them at run time.
 
 use std::fmt::Write;
 use std::ops::Range;
 
 use super::Mistake;
 
-/// Names the bug that a woven binary makes.
+/// The environment variable that selects the bug of a binary.
 pub(crate) const CHOICE: &str = "MISTAKE_MADE";
 
-/// Is appended to the copy's `lib.rs`.
+/// The module that is appended to the copy's `lib.rs`.
 pub(crate) const SWITCH: &str = r#"
 #[doc(hidden)]
 #[allow(missing_docs)]
@@ -29,11 +29,11 @@ pub mod mistake {
 }
 "#;
 
-/// The byte range of the body of the innermost function around a text, braces included.
+/// Returns the byte range of the body of the innermost function around a text, braces included.
 ///
-/// The source is formatted: a function's last line is a brace as far to the right as its first.
-/// `None` where no function is around it, or one whose body cannot be written twice: a constant
-/// function cannot ask for the choice, and two bodies of an `impl` type are two types.
+/// The source is formatted: the last line of a function is a brace with the indentation of its
+/// first line. Returns `None` if no function is around the text, or if the body cannot be written
+/// twice: a `const fn` cannot read the choice, and two bodies of an `impl` type are two types.
 fn body_around(source: &str, text: &Range<usize>) -> Option<Range<usize>> {
     let mut start = source[..text.start].rfind('\n')?;
     loop {
@@ -61,14 +61,14 @@ fn is_header(line: &str) -> bool {
     words.iter().find(|word| !is_before(word)) == Some(&"fn")
 }
 
-/// A function's body, and the bugs in it with their numbers.
+/// The body of a function, and the bugs in it with their numbers.
 struct Place<'a> {
     body: Range<usize>,
     bugs: Vec<(usize, &'a Mistake)>,
 }
 
 impl Place<'_> {
-    /// The body once for each bug, and once as it is.
+    /// Returns the body once for each bug, and once without.
     fn choices(&self, source: &str) -> String {
         let right = &source[self.body.clone()];
         let mut choices = String::from("{ ");
@@ -82,7 +82,7 @@ impl Place<'_> {
 
 /// Writes the bugs of one file into its source, each behind the switch of its number.
 ///
-/// Returns the source, and the numbers of the bugs that need a build of their own.
+/// Returns the source, and the numbers of the bugs that need a separate build.
 pub(crate) fn weave(source: &str, mistakes: &[(usize, &Mistake)]) -> (String, Vec<usize>) {
     let mut alone = Vec::new();
     let mut places: Vec<Place<'_>> = Vec::new();
@@ -94,7 +94,7 @@ pub(crate) fn weave(source: &str, mistakes: &[(usize, &Mistake)]) -> (String, Ve
         };
         match places.iter_mut().find(|place| overlap(&place.body, &body)) {
             Some(place) if place.body == body => place.bugs.push((*number, mistake)),
-            // One within another: the text would be replaced twice.
+            // One body is within another: the text would be replaced twice.
             Some(_) => alone.push(*number),
             None => places.push(Place { body, bugs: vec![(*number, mistake)] }),
         }

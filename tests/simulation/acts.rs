@@ -1,8 +1,8 @@
-//! Short stories after that of the world, each about one kind of fault that needs a separate stream,
-//! start or caller.
+//! Acts: short scenarios after the main one, each for one kind of fault that needs a separate
+//! stream, start or caller.
 //!
-//! They are drawn from a second generator, so that the story of the world stays as it is. The store of
-//! an act keeps leases and does not fail.
+//! A second generator draws them, so that the main scenario stays the same. The store of an act
+//! keeps leases and does not fail.
 
 mod absent;
 mod again;
@@ -39,66 +39,66 @@ use crate::plan::Plan;
 use crate::truth::{Promise, Truth};
 use crate::world::BEGINNING;
 
-/// Mixed with the seed for the draws of an act.
+/// Mixed with the seed for the generator of an act.
 const ACTS: u64 = 0x0061_6374_7321;
 
-/// The same for draws that were added to acts later.
+/// Mixed with the seed for features that were added to acts later.
 const WRONGS: u64 = 0x77_726f_6e67_7321;
 
-/// The time in which everything is read when nothing fails any more: a pause between attempts, what is
-/// left of one, and a registration.
+/// The time within which everything is read after the faults: a back-off, the rest of an attempt
+/// under way, and a registration.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 const POLICIES: [OnTrimmed; 3] = [OnTrimmed::Fail, OnTrimmed::TrimHorizon, OnTrimmed::Latest];
 
-/// A record that was put.
+/// A record of the act.
 #[derive(Debug, Clone, Copy)]
 struct Put {
     shard: usize,
     at: Instant,
 }
 
-/// One act.
+/// The state of an act.
 struct Act {
     rng: Rng,
-    /// Draws what came later, so that the acts stay as they are.
+    /// Draws features that were added later, so that the acts of existing seeds stay the same.
     wrongs: Rng,
     plan: Plan,
     truth: Truth,
     kinesis: Kinesis,
     orders: Stream,
     store: MemoryStore,
-    /// By the number in its payload.
+    /// The records, indexed by the number in their payloads.
     puts: Vec<Put>,
-    /// The time at which the stream was created again.
+    /// The time at which the stream was recreated.
     recreated_at: Instant,
 }
 
-/// Mixed with the seed for the draws of an act that came later.
+/// Mixed with the seed for the act of named starts.
 const NAMED_STARTS: u64 = 0x006e_616d_6564;
 
-/// The same for the acts of retention.
+/// Mixed with the seed for the acts that were added later, such as those of retention.
 const LATER_ACTS: u64 = 0x6c61_7465_7221;
 
-/// The number of these acts.
+/// The number of choices for [`LATER_ACTS`].
 const LATER: u8 = 5;
 
-/// The same for the act of shared calls.
+/// Mixed with the seed for the act of shared calls.
 const SHARED_CALLS: u64 = 0x0073_6861_7265;
 
-/// The same for the act of large records.
+/// Mixed with the seed for the act of large records.
 const LARGE_RECORDS: u64 = 0x6c_6172_6765;
 
-/// The same for the act of idle shards.
+/// Mixed with the seed for the act of idle shards.
 const IDLE_SHARDS: u64 = 0x6964_6c65_2173;
 
-/// The same for the act of ends behind lost records.
+/// Mixed with the seed for the act of shard ends behind lost records.
 const LOST_ENDS: u64 = 0x656e_6465_6421;
 
-/// The same for the act of readers that begin again before long approaches.
+/// Mixed with the seed for the act of readers that restart before long approaches.
 const APPROACHES: u64 = 0x61_7070_726f_6163;
 
-/// Plays acts in some worlds.
+/// Plays acts for some seeds.
 pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     let mut rng = Rng::with_seed(seed ^ ACTS);
     let which = rng.u8(..64);
@@ -113,7 +113,7 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
             _ => act.start_at_time().await,
         }
     }
-    // One of `worlds` worlds plays the act.
+    // One in `worlds` seeds plays the act.
     let begin = |salt: u64, worlds: u8| {
         let mut rng = Rng::with_seed(seed ^ salt);
         let is_played = rng.u8(..worlds) == 0 && !truth.is_broken();
@@ -165,7 +165,7 @@ impl Act {
         Self { rng, wrongs, plan, truth, kinesis, orders, store, puts, recreated_at }
     }
 
-    /// The time by which everything is read when nothing fails any more, new shards included.
+    /// Returns the time by which everything is read after the faults, new shards included.
     fn deadline(&self) -> Instant {
         Instant::now() + PATIENCE + 4 * self.plan.discovery_interval
     }
@@ -174,7 +174,7 @@ impl Act {
         Duration::from_millis(self.rng.u64(range))
     }
 
-    /// Puts some records into open shards.
+    /// Puts a random number of records into open shards.
     fn put_some(&mut self, count: Range<usize>) {
         let open = self.orders.open_shards();
         for _ in 0..self.rng.usize(count) {
@@ -196,7 +196,7 @@ impl Act {
         self.puts.push(Put { shard: shard.index(), at: Instant::now() });
     }
 
-    /// Splits or merges shards; returns one that is closed by it.
+    /// Splits or merges shards, and returns one that is closed by it.
     fn reshard(&mut self) -> Shard {
         let open = self.orders.open_shards();
         let low = self.rng.usize(..open.len());
@@ -208,7 +208,7 @@ impl Act {
         open[low].clone()
     }
 
-    /// Reports a broken promise, with the calls up to then.
+    /// Reports a broken promise, after adding all calls so far to the trace.
     fn breaks(&self, promise: Promise, detail: fmt::Arguments<'_>) {
         let mut facts = self.truth.lock();
         for call in self.kinesis.calls() {

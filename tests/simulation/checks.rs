@@ -1,4 +1,4 @@
-//! What is looked at from outside, between the steps and at the end of each reader.
+//! Checks from outside the crate, between the steps and at the end of each reader.
 
 use tokio::runtime::Handle;
 
@@ -7,14 +7,14 @@ use crate::reader::Reader;
 use crate::truth::{Promise, index_of};
 use crate::world::World;
 
-/// What each shard may hold beside the budget.
+/// The bytes that each shard may hold in addition to the budget.
 pub(crate) const RESERVE: usize = 64 << 10;
 
-/// The most bytes of records that are pushed at a time.
+/// The maximum size in bytes of the records of one pushed event.
 const EVENT: usize = 10 << 20;
 
 impl World {
-    /// What had the time to be saved is saved.
+    /// Checks that each record that had the time to be saved is saved.
     pub(crate) async fn check_saved(&self, due: Vec<usize>) {
         let positions = self.store.positions().await;
         let mut facts = self.truth.lock();
@@ -27,14 +27,14 @@ impl World {
                 facts.breaks(
                     Promise::FewRepeats,
                     format_args!(
-                        "shard {shard} is finished to record {due}, and stored to {passed}"
+                        "shard {shard} is finished up to record {due}, and stored up to {passed}"
                     ),
                 );
             }
         }
     }
 
-    /// Nothing runs, and nobody was asked too much.
+    /// Checks that no call and no task is left, and that no call limit was exceeded.
     pub(crate) fn check_rest(&self) {
         let (calls, tasks) =
             (self.kinesis.in_flight(), Handle::current().metrics().num_alive_tasks());
@@ -49,7 +49,7 @@ impl World {
         }
     }
 
-    /// The calls since the last time, as a part of the story.
+    /// Adds the calls since the last time to the trace.
     pub(crate) fn tell_calls(&mut self) {
         let calls = self.kinesis.calls_from(self.told_calls);
         self.told_calls += calls.len();
@@ -62,7 +62,7 @@ impl World {
             let ended = call.shard_id.as_ref().is_some_and(|id| facts.shards[index_of(id)].ended);
             if call.operation == self.plan.read_call() && ended {
                 facts
-                    .breaks(Promise::EndsAreKept, format_args!("a finished shard is read:{shard}"));
+                    .breaks(Promise::EndsAreKept, format_args!("a read{shard}, which is finished"));
             }
             facts.tell_at(
                 call.at,
@@ -71,7 +71,7 @@ impl World {
         }
     }
 
-    /// What was fetched and not handed out is no more than was allowed.
+    /// Checks that the records that were fetched and not delivered fit into the budget.
     pub(crate) fn check_memory(&self, reader: &Reader) {
         if !self.plan.large && !self.plan.has_neighbour {
             return;
@@ -90,8 +90,9 @@ impl World {
                 if let Some(last) = &call.last {
                     let end = facts.place(last, 0).1 + 1;
                     first.get_or_insert(end - call.records);
-                    // An answer of unknown length that is turned away is read to its end all the same.
-                    // That the next call begins behind an answer shows that it was kept.
+                    // A response of unknown length that exceeds the budget is read to its end
+                    // before it is discarded. Only the next call shows that it was kept, by
+                    // starting behind it.
                     let may_be_discarded = self.plan.chunked && !self.plan.fan_out;
                     fetched = Some(if may_be_discarded { end - call.records } else { end });
                 }
@@ -100,8 +101,8 @@ impl World {
             let taken = reader.next.get(&shard).copied();
             let taken = taken.or(known.base).or(known.start).unwrap_or(first);
             let sizes = || known.records[taken.min(fetched)..fetched].iter().map(|fact| fact.size);
-            // Each shard holds its reserve, or the records of one fetch that asked for the least, beside
-            // the budget. A pushed event cannot be made smaller.
+            // In addition to the budget, each shard holds its reserve, or the records of one fetch
+            // of minimum size. A pushed event cannot be made smaller.
             let largest = sizes().max().unwrap_or(0);
             let least = match self.plan.event_records {
                 _ if !self.plan.fan_out => largest,
@@ -115,7 +116,7 @@ impl World {
             facts.breaks(
                 Promise::MemoryBudget,
                 format_args!(
-                    "{buffered} bytes of the budget are buffered, and {allowed} are allowed"
+                    "{buffered} bytes of the budget are buffered, expected at most {allowed}"
                 ),
             );
         }

@@ -1,4 +1,4 @@
-//! Answers of Kinesis that are well-formed and wrong.
+//! Responses of Kinesis that are well-formed and wrong.
 
 use fastrand::Rng;
 use kinestream::StartingPosition;
@@ -7,19 +7,20 @@ use kinestream::testing::{Outcome, WrongListing};
 use crate::seeds::pick;
 use crate::world::World;
 
-/// What says when an answer is wrong. Apart from the world's own generator, so that the stories of
-/// worlds without wrong answers stay as they are.
+/// Chooses the wrong responses. The generators are separate from the main generator, so that the
+/// scenarios without wrong responses stay the same.
 pub(crate) struct Distortions {
     rng: Rng,
-    /// What says which members an answer lacks.
+    /// Chooses the members that a response lacks.
     members: Rng,
     /// In percent of the steps.
     chance: u8,
-    /// How many iterators may still be denied.
+    /// The number of `GetShardIterator` calls that may still be denied.
     denials: usize,
 }
 
-/// Fewer than what proves that a shard is gone, together with listings that lack it.
+/// The number of denials that, together with listings that lack the shard, does not yet prove that
+/// the shard is gone.
 const MOST_DENIALS: usize = 2;
 
 impl Distortions {
@@ -30,14 +31,14 @@ impl Distortions {
         Self { rng, members, chance, denials: MOST_DENIALS }
     }
 
-    /// Whether any answer of this world is wrong.
+    /// Returns true if any response in this scenario may be wrong.
     pub(crate) fn is_possible(&self) -> bool {
         self.chance > 0
     }
 }
 
 impl World {
-    /// The next answers to some calls lack what they should hold, or deny what there is.
+    /// Makes the next responses of an operation lack required members, or deny that a shard exists.
     pub(crate) fn distort(&mut self) {
         let Distortions { rng, members, chance, denials } = &mut self.distortions;
         if rng.u8(..100) >= *chance {
@@ -52,10 +53,12 @@ impl World {
         let not_found = Outcome::failed(400, "ResourceNotFoundException", "not found");
         let shard = self.orders.shard(rng.usize(..self.orders.shards().len())).id();
         let (operation, outcome) = match rng.u8(..8) {
-            // The end of an open shard, to those who conclude it from absence.
+            // Looks like the end of an open shard to a reader that relies on the absence of the
+            // member.
             0 => (read, Outcome::without(next[..1].iter().copied())),
             1 => (read, Outcome::without(next.iter().copied())),
-            // The model counts the bytes of records that are left out, which no reader can know of.
+            // The model counts the bytes of omitted records against the limit, which no reader can
+            // know.
             2 if !self.plan.fan_out && !self.plan.large => {
                 let all = ["NextShardIterator", "ChildShards", "Records", "MillisBehindLatest"];
                 (read, Outcome::without(all))
@@ -64,8 +67,9 @@ impl World {
             4 => ("GetShardIterator", not_found),
             5 => ("ListShards", Outcome::Mislisted(WrongListing::Without(shard))),
             6 => ("ListShards", Outcome::Mislisted(WrongListing::Empty)),
-            // A first listing that is a moment old cannot be told from a true one, and the children
-            // that come later are read from their beginning: more than wanted, and nothing less.
+            // A reader cannot distinguish an outdated first listing from a current one. It then
+            // reads later children from their beginning, which delivers more than requested and
+            // loses nothing.
             _ if self.plan.start == StartingPosition::Latest => {
                 ("ListShards", Outcome::Mislisted(WrongListing::Unreadable))
             }
@@ -88,7 +92,7 @@ impl World {
             times = times.min(*denials);
             *denials -= times;
         }
-        self.truth.tell(format_args!("next {times} answers to {operation}: {outcome:?}"));
+        self.truth.tell(format_args!("next {times} responses of {operation}: {outcome:?}"));
         let mut faults = self.faults.lock().unwrap();
         faults.extend(std::iter::repeat_n((Some(operation), outcome), times));
     }

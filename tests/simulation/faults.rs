@@ -1,4 +1,4 @@
-//! What goes wrong in a simulated world: calls, subscriptions and the store.
+//! Faults of calls, of subscriptions and of the store.
 
 use kinestream::testing::{Interruption, Outcome};
 use tokio::time::sleep;
@@ -53,7 +53,7 @@ impl World {
         faults.extend(std::iter::repeat_n((operation, outcome), times));
     }
 
-    /// Something becomes of the subscriptions of a shard.
+    /// Interrupts the subscriptions of a shard.
     fn interrupt(&mut self) {
         let interruption = match self.rng.u8(..6) {
             0 => Interruption::Ends,
@@ -70,9 +70,9 @@ impl World {
 
     pub(crate) async fn fail_store(&mut self) {
         let health = match self.rng.u8(..8) {
-            // An outage while the caller is busy elsewhere.
+            // An outage during which the caller does not poll.
             7 => {
-                self.truth.tell(format_args!("the store is down for a while"));
+                self.truth.tell(format_args!("the store is down for some time"));
                 self.store.set_health(Health::Down);
                 sleep(self.time(40_000)).await;
                 self.store.set_health(Health::Well);
@@ -88,9 +88,9 @@ impl World {
         self.store.set_health(health);
     }
 
-    /// From now on nothing goes wrong.
+    /// Ends all faults.
     pub(crate) fn heal(&mut self) {
-        self.truth.tell(format_args!("everything is well from now on"));
+        self.truth.tell(format_args!("all faults are over"));
         self.faults.lock().unwrap().clear();
         self.panics.disarm();
         self.store.set_health(Health::Well);

@@ -1,4 +1,5 @@
-//! Polls a stream by its waker, on the stack of the task that wakes it, while the caller waits for an item.
+//! Polls a stream from its waker, on the stack of the task that wakes it, while the caller waits
+//! for an item.
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -12,16 +13,17 @@ use futures::{Stream, StreamExt};
 use crate::panics::{Panics, Part, is_deliberate};
 use crate::raw_waker::{WakerCall, WakerCode, raw_waker};
 
-/// The most polls in a row. A stream that has used up its share of the task's time is polled again later.
+/// The maximum number of polls in a row. A stream that has used up the task's cooperative budget is
+/// polled again later.
 const MOST_POLLS: usize = 16;
 
 type Next<S> = Option<<S as Stream>::Item>;
 
-/// A stream that its waker polls as well.
+/// A stream that is polled by its waker as well as by its caller.
 pub(crate) struct Inline<S: Stream>(Arc<Shared<S>>);
 
 impl<S: Stream> Drop for Inline<S> {
-    /// The stream keeps wakers, which keep the stream.
+    /// Drops the stream explicitly: the stream holds wakers, which hold the stream.
     fn drop(&mut self) {
         let stream = self.0.stream.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(stream);
@@ -29,16 +31,17 @@ impl<S: Stream> Drop for Inline<S> {
 }
 
 struct Shared<S: Stream> {
-    /// `None` when the caller has dropped it.
+    /// `None` after the caller has dropped the stream.
     stream: Mutex<Option<S>>,
-    /// The caller waits for an item. A poll without need would finish the record in hand.
+    /// True while the caller waits for an item. An unrequested poll would finish the record that
+    /// the caller holds.
     is_asked_for: AtomicBool,
-    /// It was woken while it was polled.
+    /// Set if the stream was woken while it was polled.
     again: AtomicBool,
     found: Mutex<Option<Next<S>>>,
-    /// The waker of a poll is dropped here and not by the crate.
+    /// Set while this file drops the waker of a poll, as opposed to a drop by the crate.
     drops_own: AtomicBool,
-    /// The caller's own waker.
+    /// The waker of the caller.
     caller: AtomicWaker,
     panics: Panics,
 }
@@ -56,7 +59,7 @@ impl<S: Stream<Item: Send> + Unpin + Send + 'static> Inline<S> {
         }))
     }
 
-    /// The stream itself, which nothing polls meanwhile.
+    /// Calls `work` with the stream. Nothing polls the stream during the call.
     pub(crate) fn with(&self, work: impl FnOnce(&mut S)) {
         let mut stream = self.0.stream.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stream) = &mut *stream {
@@ -64,17 +67,18 @@ impl<S: Stream<Item: Send> + Unpin + Send + 'static> Inline<S> {
         }
     }
 
-    /// Returns the next item. Dropped before it is ready, it asks for none.
-    #[allow(dead_code, reason = "fleets poll")]
+    /// Returns the next item. If the future is dropped early, the request for an item is withdrawn.
+    #[allow(dead_code, reason = "fleets call poll_next")]
     pub(crate) async fn next(&self) -> Option<S::Item> {
         let _asking = Asking(&self.0.is_asked_for);
         poll_fn(|context| self.poll_next(context)).await
     }
 
-    /// Asks for the next item until it is found, or [`Inline::stop_asking`] is called.
+    /// Requests the next item. The request stays until an item is found or [`Inline::stop_asking`]
+    /// is called.
     pub(crate) fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<S::Item>> {
         self.0.caller.register(context.waker());
-        // What was found already comes before more is asked for.
+        // Returns an item that was already found before another one is requested.
         let mut found = self.0.found.lock().unwrap().take();
         if found.is_none() {
             self.0.is_asked_for.store(true, Ordering::SeqCst);
@@ -84,8 +88,8 @@ impl<S: Stream<Item: Send> + Unpin + Send + 'static> Inline<S> {
         found.map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// No waker polls until the caller does.
-    #[allow(dead_code, reason = "a single reader asks within a future")]
+    /// Withdraws the request: no waker polls until the caller polls again.
+    #[allow(dead_code, reason = "a single reader calls next, which withdraws the request")]
     pub(crate) fn stop_asking(&self) {
         self.0.is_asked_for.store(false, Ordering::SeqCst);
     }
@@ -100,14 +104,14 @@ impl Drop for Asking<'_> {
 }
 
 impl<S: Stream<Item: Send> + Unpin + Send + 'static> Shared<S> {
-    /// Polls until an item is found or the stream waits.
+    /// Polls until an item is found or the stream is pending.
     fn poll(self: &Arc<Self>) {
         self.again.store(true, Ordering::SeqCst);
         let mut polls = 0;
         while self.again.load(Ordering::SeqCst) && self.is_asked_for.load(Ordering::SeqCst) {
             let mut stream = match self.stream.try_lock() {
                 Ok(stream) => stream,
-                // Whoever polls it polls once more.
+                // The thread that holds the lock polls again.
                 Err(TryLockError::WouldBlock) => return,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             };
@@ -125,7 +129,7 @@ impl<S: Stream<Item: Send> + Unpin + Send + 'static> Shared<S> {
         }
     }
 
-    /// Polls with a new waker, and again if the clone of that waker has panicked.
+    /// Polls with a new waker, and retries if the clone of that waker has panicked.
     fn poll_once(self: &Arc<Self>, stream: &mut S) -> Poll<Next<S>> {
         loop {
             let waker = raw_waker(Arc::new(Code(Arc::clone(self))));
@@ -143,7 +147,7 @@ impl<S: Stream<Item: Send> + Unpin + Send + 'static> Shared<S> {
     }
 }
 
-/// The code of a waker.
+/// The behaviour of the waker.
 struct Code<S: Stream>(Arc<Shared<S>>);
 
 impl<S: Stream<Item: Send> + Unpin + Send + 'static> WakerCode for Code<S> {
@@ -153,7 +157,7 @@ impl<S: Stream<Item: Send> + Unpin + Send + 'static> WakerCode for Code<S> {
             WakerCall::Drop if shared.drops_own.load(Ordering::SeqCst) => {}
             WakerCall::Clone | WakerCall::Drop => shared.panics.maybe(Part::Waker),
             WakerCall::Wake => {
-                // The caller polls it again all the same.
+                // The caller polls the stream again in any case.
                 shared.again.store(true, Ordering::SeqCst);
                 shared.caller.wake();
                 shared.panics.maybe(Part::Waker);

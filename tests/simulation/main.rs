@@ -1,17 +1,18 @@
-//! Simulation: no schedule of faults loses a record.
+//! Simulation of a single reader: no schedule of faults breaks a promise.
 //!
-//! From a seed comes a world (how many shards, which options, how bad a network and store) and a
-//! story in it: records are put, shards are split and merged, calls go wrong, the store comes and
-//! goes, readers read, acknowledge, forget, close, are dropped and are killed. All of it happens
-//! on one thread and a paused clock, so a seed tells the same story every time. What is true is
-//! known, and whoever breaks one of the promises is found out.
+//! Each seed determines a scenario: the shards, the options, the faults of the network and of the
+//! store, and the order of events. Records are put, shards are split and merged, calls fail, the
+//! store fails and recovers. Readers read, acknowledge records, drop records without an
+//! acknowledgement, close, are dropped and are killed. Everything runs on one thread with a paused
+//! clock, so a seed always produces the same run. The model knows the expected result, and each
+//! violation of a promise (`truth::Promise`) fails the run.
 //!
-//! - `cargo test --features testing --test simulation` goes through the seeds of every day;
-//! - `SEED=7 cargo test --features testing --test simulation -- --ignored --nocapture one` tells
-//!   the story of one;
+//! - `cargo test --features testing --test simulation` runs the seeds of the regular test run;
+//! - `SEED=7 cargo test --features testing --test simulation -- --ignored --nocapture one` runs one
+//!   seed and prints its trace;
 //! - `SEEDS=0..1000000 cargo test --release --features testing --test simulation -- --ignored
-//!   --nocapture many` goes through as many as it is told, on all cores.
-// A test that cannot go on says so by a panic, in its helpers too.
+//!   --nocapture many` runs a range of seeds on all cores.
+// Tests and their helpers report a failed setup step by a panic.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod acts;
@@ -45,10 +46,11 @@ use panics::Panics;
 use seeds::{Simulation, Story};
 use world::World;
 
-/// The seeds that every run of the tests goes through.
+/// The seeds of the regular test run.
 const EVERY_DAY: Range<u64> = 0..600;
 
-/// What panics is drawn from another generator than the rest of the story, of the seed and this.
+/// Mixed with the seed for the generator that chooses the panics, which is separate from the
+/// generator of the scenario.
 const PANICS: u64 = 0x70_61_6e_69_63;
 
 const SIMULATION: Simulation = Simulation { test: "simulation", simulate };
@@ -69,25 +71,25 @@ fn simulate(seed: u64) -> Story {
 }
 
 #[test]
-fn no_schedule_breaks_a_promise() {
+fn regular_seeds_break_no_promise() {
     SIMULATION.go_through(EVERY_DAY);
 }
 
 #[test]
-fn a_seed_tells_the_same_story_every_time() {
+fn seed_run_twice_gives_the_same_trace() {
     for seed in 0..20 {
         seeds::assert_told_alike(seed, &simulate(seed), &simulate(seed));
     }
 }
 
 #[test]
-#[ignore = "tells the story of the seed in SEED"]
+#[ignore = "runs the seed in SEED and prints its trace"]
 fn one() {
     SIMULATION.tell_one();
 }
 
 #[test]
-#[ignore = "goes through the seeds in SEEDS, as many as wanted"]
+#[ignore = "runs the seeds in SEEDS"]
 fn many() {
     SIMULATION.go_through_many();
 }

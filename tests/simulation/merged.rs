@@ -1,4 +1,4 @@
-//! The records of all shards by either door of a consumer, and what asking for more finishes.
+//! The records of all shards, by `records()` or by `shards()`. Tracks which record a poll finishes.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -35,8 +35,8 @@ impl Merged {
         Self { truth, open }
     }
 
-    /// With `Pull`: the record that has just come is finished when more is asked for, by the
-    /// stream that it came from.
+    /// Sets the record that the caller holds. With `CheckpointOn::Pull`, the next poll of the
+    /// stream that delivered it finishes it.
     pub(crate) fn hold(&mut self, place: Place) {
         match &mut self.open {
             Open::Records { in_hand, .. } => *in_hand = Some(place),
@@ -44,9 +44,9 @@ impl Merged {
         }
     }
 
-    /// Drops one of the streams of shards, and says which. What its caller has in hand of it is not
-    /// finished.
-    #[allow(dead_code, reason = "only in fleets there is somebody else to read on")]
+    /// Drops one of the shard streams and returns its shard id. The record that the caller holds
+    /// from it is not finished.
+    #[allow(dead_code, reason = "only in fleets another worker continues a dropped shard")]
     pub(crate) fn drop_one(&mut self, some: usize) -> Option<ShardId> {
         let Open::Shards { open, turn, .. } = &mut self.open else { return None };
         let dropped = open.remove(some.checked_rem(open.len())?);
@@ -91,7 +91,7 @@ impl Stream for Merged {
                         Poll::Ready(Some(next)) => return Poll::Ready(Some(next)),
                         Poll::Ready(None) => {
                             open.remove(*turn);
-                            // The one that has come to stand here is the next one's turn.
+                            // The next shard has moved to this index, so the turn goes back by one.
                             *turn = turn.checked_sub(1).unwrap_or(open.len().saturating_sub(1));
                         }
                         Poll::Pending => {}

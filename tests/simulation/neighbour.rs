@@ -1,4 +1,5 @@
-//! A second consumer of the process. It shares the budget, and its caller has stopped.
+//! A second consumer of the process. It shares the memory budget, and its caller has stopped
+//! polling.
 
 use std::time::Duration;
 
@@ -15,14 +16,16 @@ use crate::truth::{Promise, Truth};
 const SHARDS: usize = 3;
 const RECORDS: usize = 12;
 
-/// The bytes of a payload. With its text, one record exceeds the reserve of a shard.
+/// The size of a payload in bytes. Together with its text in the response, one record exceeds the
+/// reserve of a shard.
 const BYTES: usize = 100_000;
 
-/// The number of records that its caller takes of each shard: from the second on, fetches ahead begin.
+/// The number of records that the caller takes from each shard. Prefetching starts with the second
+/// one.
 const TAKEN: usize = 2;
 
 pub(crate) struct Neighbour {
-    /// Separate from the Kinesis of the story, since that one counts calls.
+    /// Separate from the Kinesis of the scenario, because that one counts calls.
     kinesis: Kinesis,
     payments: Stream,
     _consumer: Consumer,
@@ -48,18 +51,20 @@ impl Neighbour {
         for shard in &mut shards {
             for _ in 0..TAKEN {
                 let Ok(next) = timeout(Duration::from_secs(60), shard.next()).await else {
-                    let of = format_args!("a consumer with the same budget reads nothing");
+                    let of = format_args!(
+                        "a consumer that shares the budget delivers no record for 60 s"
+                    );
                     truth.breaks(Promise::Progress, of);
                     continue;
                 };
-                next.expect("an open shard").expect("no fault");
+                next.expect("the shard is open").expect("no call fails");
             }
         }
         Self { kinesis, payments, _consumer: consumer, _shards: shards }
     }
 
-    /// Returns how many bytes of the budget it holds: all records that it has fetched and not delivered,
-    /// less the reserve of each shard, or the one record that may exceed it.
+    /// Returns the bytes of the budget that the neighbour holds: all records that it has fetched
+    /// and not delivered, less the reserve of each shard or the one record that may exceed it.
     pub(crate) fn buffered(&self) -> usize {
         let of_shard = |id: ShardId| {
             let calls = self.kinesis.calls();
@@ -75,8 +80,8 @@ impl Neighbour {
     }
 }
 
-/// Passes over the errors of a recorder or layer that panics: both are of the whole process, and may panic
-/// while the neighbour begins.
+/// Skips errors that report a panic of the metrics recorder or the tracing layer. Both belong to
+/// the whole process and may panic while the neighbour starts.
 fn without_panics<T>(next: Result<T>) -> Option<T> {
     let is_panic = |error: &Error| error.kind() == ErrorKind::Panicked;
     next.map_or_else(|error| if is_panic(&error) { None } else { panic!("{error}") }, Some)

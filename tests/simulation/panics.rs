@@ -1,5 +1,5 @@
-//! Panics in every piece of code that the crate is given: the store, an interceptor of the client, the
-//! metrics recorder, the tracing layer, and the reader's waker.
+//! Panics in all code that the caller gives to the crate: the store, an interceptor of the client,
+//! the metrics recorder, the tracing layer, and the waker of the reader.
 
 use std::any::Any;
 use std::fmt;
@@ -19,21 +19,21 @@ use tracing::span;
 use crate::listening::{is_of_crate, keep_events_on};
 use crate::seeds::pick;
 
-/// How a deliberate panic begins.
+/// The prefix of the message of a deliberate panic.
 const DELIBERATE: &str = "deliberate: ";
 
-/// What panics.
+/// The code that panics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// A call of the store, before or after it is carried out.
+    /// A call to the store, before or after it is carried out.
     Store,
     StoreAfter,
-    /// A call of Kinesis, before or after it is made.
+    /// A call to Kinesis, before or after it is made.
     Call,
     CallAfter,
     Recorder,
     Layer,
-    /// The clone, a wake or the drop of the reader's waker.
+    /// The clone, the wake or the drop of the reader's waker.
     Waker,
 }
 
@@ -47,7 +47,7 @@ const PARTS: [Part; 7] = [
     Part::Waker,
 ];
 
-/// What is about to panic in a world, and what has.
+/// The panics that are due in a scenario, and those that have occurred.
 #[derive(Debug, Clone)]
 pub(crate) struct Panics {
     armed: Arc<Armed>,
@@ -58,15 +58,15 @@ pub(crate) struct Panics {
 struct Armed {
     /// In percent of the steps.
     chance: u8,
-    /// The reader is polled by its waker, on the stack of what wakes it.
+    /// The reader is polled by its waker, on the stack of the waking task.
     polls_inline: bool,
     left: [AtomicUsize; PARTS.len()],
-    /// How many panics there were in all.
+    /// The total number of panics.
     fired: AtomicUsize,
 }
 
 impl Panics {
-    /// Of a generator of its own: the rest of the story is as without them.
+    /// Draws the panics from a separate generator, so that the rest of the scenario stays the same.
     pub(crate) fn new(rng: &mut Rng) -> Self {
         silence_deliberate();
         let armed = Armed {
@@ -78,13 +78,13 @@ impl Panics {
         Self { armed: Arc::new(armed), fired: Arc::default() }
     }
 
-    /// Whether anything has panicked, in whatever consumer.
+    /// Returns true if any panic has occurred, in any consumer.
     pub(crate) fn have_fired(&self) -> bool {
         self.armed.fired.load(Ordering::Relaxed) > 0
     }
 
-    /// The same, with a count of what has panicked in one consumer.
-    #[allow(dead_code, reason = "only a fleet has several consumers at a time")]
+    /// Returns a handle with a separate count for one consumer.
+    #[allow(dead_code, reason = "only fleets have several consumers at a time")]
     pub(crate) fn of_one(&self) -> Self {
         Self { armed: Arc::clone(&self.armed), fired: Arc::default() }
     }
@@ -97,7 +97,7 @@ impl Panics {
         self.armed.polls_inline
     }
 
-    /// Has something panic a few times, or nothing; what it is.
+    /// Arms a part to panic up to five times, or none. Returns the part and the number of panics.
     pub(crate) fn arm(&self, rng: &mut Rng) -> Option<(Part, usize)> {
         if self.armed.chance == 0 || rng.u8(..100) >= self.armed.chance {
             return None;
@@ -112,12 +112,12 @@ impl Panics {
         self.armed.left.iter().for_each(|left| left.store(0, Ordering::Relaxed));
     }
 
-    /// How often these have panicked so far.
+    /// Returns the number of panics of these parts so far.
     pub(crate) fn fired(&self, parts: &[Part]) -> usize {
         parts.iter().map(|part| self.fired[*part as usize].load(Ordering::Relaxed)).sum()
     }
 
-    #[allow(dead_code, reason = "only of a single reader is each error counted")]
+    #[allow(dead_code, reason = "only the simulation of a single reader counts each error")]
     pub(crate) fn all_fired(&self) -> usize {
         self.fired(&PARTS)
     }
@@ -126,12 +126,12 @@ impl Panics {
         self.left(part) > 0
     }
 
-    /// How many panics of this part are still to come.
+    /// Returns the number of panics of this part that are still due.
     pub(crate) fn left(&self, part: Part) -> usize {
         self.armed.left[part as usize].load(Ordering::Relaxed)
     }
 
-    /// Panics if it is to.
+    /// Panics if a panic of this part is due.
     pub(crate) fn maybe(&self, part: Part) {
         let left = &self.armed.left[part as usize];
         let less = |left: usize| left.checked_sub(1);
@@ -142,7 +142,7 @@ impl Panics {
         }
     }
 
-    /// The same client, with an interceptor that may panic.
+    /// Returns the client with an interceptor that may panic.
     pub(crate) fn client(&self, client: Client) -> Client {
         if !self.are_planned() {
             return client;
@@ -151,7 +151,7 @@ impl Panics {
         Client::from_conf(config.interceptor(Interceptor(self.clone())).build())
     }
 
-    /// Tells a story with a recorder and a layer that may panic.
+    /// Runs a scenario with a metrics recorder and a tracing layer that may panic.
     pub(crate) fn around<T>(&self, story: impl FnOnce() -> T) -> T {
         if !self.are_planned() {
             return story();
@@ -160,12 +160,12 @@ impl Panics {
     }
 }
 
-/// Whether a panic is one of these.
+/// Returns true for a deliberate panic.
 pub(crate) fn is_deliberate(panic: &(dyn Any + Send)) -> bool {
     panic.downcast_ref::<String>().is_some_and(|said| said.starts_with(DELIBERATE))
 }
 
-/// Deliberate panics are no news.
+/// Suppresses the messages of deliberate panics.
 fn silence_deliberate() {
     static ONCE: Once = Once::new();
     keep_events_on();
@@ -209,7 +209,7 @@ impl Intercept for Interceptor {
     }
 }
 
-/// A layer that is called only when it is to panic.
+/// A tracing layer that enables events only when a panic is due.
 struct Layer(Panics);
 
 impl tracing::Subscriber for Layer {

@@ -1,4 +1,4 @@
-//! What a seed stands for: the options of the readers, and how bad the world is.
+//! The parameters that a seed determines: the options of the readers and the rates of faults.
 
 use std::time::Duration;
 
@@ -7,18 +7,19 @@ use kinestream::{CheckpointOn, ConsumerBuilder, OnTrimmed, ShardOrdering, Starti
 
 use crate::seeds::pick;
 
-/// Which of the two doors of a consumer is used.
+/// The method of the consumer that yields the records: `records()` or `shards()`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Door {
     Records,
     Shards,
 }
 
-/// The crate leaves a margin of 50 ms between six calls, of which the scheduler needs some.
+/// The maximum jitter. The crate leaves a margin of 50 ms over six consecutive calls, part of which
+/// the scheduler needs.
 const MOST_JITTER: Duration = Duration::from_millis(45);
 
 #[derive(Debug, Clone)]
-#[allow(clippy::struct_excessive_bools, reason = "each is a toss of a coin")]
+#[allow(clippy::struct_excessive_bools, reason = "each is drawn independently")]
 pub(crate) struct Plan {
     pub(crate) shards: usize,
     pub(crate) door: Door,
@@ -30,9 +31,9 @@ pub(crate) struct Plan {
     pub(crate) checkpoint_interval: Duration,
     pub(crate) max_in_flight: usize,
     pub(crate) max_in_flight_bytes: usize,
-    /// The consumer shares its memory with another one whose caller has stopped.
+    /// The consumer shares its memory budget with another consumer that is no longer polled.
     pub(crate) has_neighbour: bool,
-    /// Answers have no Content-Length.
+    /// Responses have no Content-Length header.
     pub(crate) chunked: bool,
     pub(crate) jitter: Duration,
     /// The maximum number of records per pushed event.
@@ -41,32 +42,32 @@ pub(crate) struct Plan {
     pub(crate) prefetch: usize,
     pub(crate) max_buffered_bytes: usize,
     pub(crate) discovery_interval: Duration,
-    /// Whether the end of a shard names its children.
+    /// True if the end of a shard names the child shards.
     pub(crate) child_shards: bool,
     pub(crate) latency: Duration,
-    /// Records of mebibytes, and few of them.
+    /// Uses few records, of up to 4 MB each.
     pub(crate) large: bool,
-    /// Records are pushed.
+    /// Records are read by enhanced fan-out.
     pub(crate) fan_out: bool,
-    /// Some records are packed into one.
+    /// Some user records are aggregated into one record.
     pub(crate) packs: bool,
     pub(crate) steps: usize,
-    /// What readers do about records that have left retention.
+    /// The policy for records that were trimmed before they were read.
     pub(crate) on_trimmed: OnTrimmed,
-    /// Whether answers of Kinesis may be well-formed and wrong.
+    /// True if Kinesis may return well-formed but wrong responses.
     pub(crate) distorted: bool,
-    /// How often, in percent of the steps, calls go wrong, and how often the store does.
+    /// The percentage of steps in which calls to Kinesis fail, and in which the store fails.
     pub(crate) faults: u8,
     pub(crate) store_faults: u8,
 }
 
 impl Plan {
-    /// The call by which records are read.
+    /// Returns the operation that reads records.
     pub(crate) fn read_call(&self) -> &'static str {
         if self.fan_out { "SubscribeToShard" } else { "GetRecords" }
     }
 
-    /// The call that places a reader at its position.
+    /// Returns the operation that places a reader at its position.
     pub(crate) fn placement_call(&self) -> &'static str {
         if self.fan_out { "SubscribeToShard" } else { "GetShardIterator" }
     }
@@ -114,8 +115,8 @@ impl Plan {
         }
     }
 
-    /// Draws what concerns memory and the network. `rng` is a second generator, so that most seeds keep
-    /// their stories.
+    /// Draws the options of memory and network. `rng` is a second generator, so that most seeds
+    /// keep their scenarios.
     pub(crate) fn draw_later(&mut self, rng: &mut Rng) {
         if rng.u8(..3) == 0 {
             let limit = if self.large { rng.usize(1..8 << 20) } else { rng.usize(1..40) };

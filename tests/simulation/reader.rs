@@ -1,4 +1,4 @@
-//! One life of a reader: from its first poll to its close, its drop or its sudden end.
+//! One reader, from its first poll to its close, its drop or its kill.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,18 +22,18 @@ use crate::store::SimulatedStore;
 use crate::truth::{Facts, Place, Promise, Truth, index_of};
 use crate::world::STORE_RECOVERY;
 
-/// Those whose panics are each told as an event.
+/// The parts for which each panic is reported as an event.
 const REPORTED: [Part; 4] = [Part::Store, Part::StoreAfter, Part::Call, Part::CallAfter];
 
-/// The longest partition key of the stories, in bytes.
+/// The maximum length of a partition key, in bytes.
 const LONGEST_KEY: usize = 3;
 
-/// The bytes of a record that count as in flight.
+/// Returns the bytes of a record that count as in flight.
 fn size(record: &Record) -> usize {
     record.data().len() + record.partition_key().map_or(0, str::len)
 }
 
-/// A shard that is not found is reported after a minute.
+/// Slightly less than the minute after which a shard that is not found is reported.
 const UNREAD: Duration = Duration::from_secs(55);
 
 pub(crate) struct Reader {
@@ -42,31 +42,32 @@ pub(crate) struct Reader {
     stream: Inline<Merged>,
     events: Events,
     panics: Panics,
-    /// How many panics had been when it began, how many it has told of since, and whether it has
-    /// missed some.
+    /// The number of panics before the reader started, the number of panics that it has reported
+    /// since, and a flag for missed events.
     panicked: usize,
     told_panics: usize,
     missed_events: bool,
     truth: Truth,
     plan: Plan,
-    /// With `Ack`, what the caller works on.
+    /// With `CheckpointOn::Ack`, the records that the caller holds.
     held: Vec<(Record, Place)>,
-    /// The records that were dropped without an ack: their shards stay where they are.
+    /// The records that were dropped without an acknowledgement: the positions of their shards no
+    /// longer advance.
     forgotten: Vec<(Place, u64)>,
-    /// For each shard, the place of the record that comes next.
+    /// For each shard, the index of the next record.
     pub(crate) next: BTreeMap<usize, usize>,
     /// The epoch of the last record of each shard.
     epochs: BTreeMap<usize, u64>,
-    /// Shards whose streams have failed, and begin again at their checkpoints.
+    /// Shards with failed streams, which restart at their checkpoints.
     restarted: BTreeSet<usize>,
     began: Instant,
-    /// How many calls there had been when it began.
+    /// The number of calls before the reader started.
     pub(crate) first_call: usize,
     pub(crate) ended: bool,
-    /// The consumer was closed.
+    /// True after the consumer was closed.
     pub(crate) is_closed: bool,
     told: Vec<ErrorKind>,
-    /// How often each shard was said to be denied.
+    /// The number of `Denied` errors of each shard.
     denied: BTreeMap<String, usize>,
     kinesis: Kinesis,
     pub(crate) neighbour: Option<Neighbour>,
@@ -99,7 +100,7 @@ impl Reader {
             None => store.positions().await,
         };
         truth.lock().begin_reader(&positions);
-        truth.tell(format_args!("a reader begins"));
+        truth.tell(format_args!("a reader starts"));
         Self {
             events: consumer.events(),
             panicked: panics.fired(&REPORTED),
@@ -127,24 +128,24 @@ impl Reader {
         }
     }
 
-    /// Asks for a record and waits so long. Whether one came.
+    /// Waits up to `patience` for a record. Returns true if one was delivered.
     pub(crate) async fn read(&mut self, patience: Duration) -> bool {
         let polled = timeout(patience, self.stream.next()).await;
         polled.is_ok_and(|next| self.take(next))
     }
 
-    /// Polls once, and drops what would wait.
+    /// Polls once, and drops the future if it is pending. Returns true if a record was delivered.
     pub(crate) fn glance(&mut self) -> bool {
         let polled = self.stream.next().now_or_never();
         polled.is_some_and(|next| self.take(next))
     }
 
-    /// Whether a shard can't be finished by this reader any more.
+    /// Returns true if this reader can no longer finish some shard.
     pub(crate) fn forgot(&self) -> bool {
         !self.forgotten.is_empty()
     }
 
-    /// Finishes one of the records that the caller works on, whichever.
+    /// Acknowledges a random record that the caller holds.
     pub(crate) fn ack(&mut self, rng: &mut Rng) {
         if !self.held.is_empty() {
             let (record, place) = self.held.swap_remove(rng.usize(..self.held.len()));
@@ -164,21 +165,25 @@ impl Reader {
         }
     }
 
-    /// Drops one of the records that the caller works on.
+    /// Drops a random record that the caller holds.
     pub(crate) fn forget(&mut self, rng: &mut Rng) {
         if !self.held.is_empty() {
             let (record, place) = self.held.swap_remove(rng.usize(..self.held.len()));
-            self.truth.tell(format_args!("shard {} record {} is forgotten", place.0, place.1));
+            self.truth.tell(format_args!(
+                "shard {} record {} is dropped without an ack",
+                place.0, place.1
+            ));
             self.forgotten.push((place, record.epoch()));
         }
     }
 
-    /// Whether a record of the shard came, and none was forgotten.
+    /// Returns true if the shard has delivered a record and no record of it was dropped without an
+    /// acknowledgement.
     pub(crate) fn is_reading(&self, shard: usize) -> bool {
         self.next.contains_key(&shard) && self.forgotten.iter().all(|(place, _)| place.0 != shard)
     }
 
-    /// Whether the caller holds as many records of the shard as it may.
+    /// Returns true if the caller holds as many records of the shard as the in-flight limits allow.
     pub(crate) fn is_full(&self, shard: usize) -> bool {
         let held = self.held.iter().filter(|(_, place)| place.0 == shard);
         let (records, bytes) =
@@ -195,7 +200,10 @@ impl Reader {
             None => {
                 self.truth.tell(format_args!("the stream ends"));
                 if !self.is_closed {
-                    self.truth.breaks(Promise::Progress, format_args!("the stream ends by itself"));
+                    self.truth.breaks(
+                        Promise::Progress,
+                        format_args!("the stream ends although the consumer is open"),
+                    );
                 }
                 self.ended = true;
                 false
@@ -221,7 +229,7 @@ impl Reader {
         }
     }
 
-    /// Takes in the events so far.
+    /// Processes the events so far.
     pub(crate) fn hear_events(&mut self) {
         while let Some(Some(event)) = self.events.next().now_or_never() {
             match event {
@@ -234,7 +242,7 @@ impl Reader {
                     self.truth.lock().miss_events();
                 }
                 gap @ Event::Gap { .. } => self.truth.lock().hear_gap(&gap),
-                // An error has ended its stream, and another one begins at its checkpoint.
+                // An error has ended the stream of the shard. A new one starts at the checkpoint.
                 Event::ShardFailed { shard_id, .. } => {
                     self.restarted.insert(index_of(&shard_id));
                 }
@@ -243,18 +251,19 @@ impl Reader {
         }
     }
 
-    /// What has panicked so far was told.
+    /// Checks that each panic so far was reported.
     pub(crate) fn check_panics(&mut self) {
         let panicked = self.panics.fired(&REPORTED) - self.panicked;
         if self.told_panics < panicked && !self.missed_events {
             self.truth.breaks(
                 Promise::PanicsAreReported,
-                format_args!("{panicked} panics, of which {} were told", self.told_panics),
+                format_args!("{panicked} panics, of which {} were reported", self.told_panics),
             );
         }
     }
 
-    /// With a save for each record, the one before this is stored, unless the store fails.
+    /// Checks, with a checkpoint interval of zero, that the previous record is stored, unless the
+    /// store fails.
     fn judge_saved(&self, (shard, place): Place) {
         let is_due = self.plan.mode == CheckpointOn::Pull
             && self.plan.checkpoint_interval.is_zero()
@@ -263,19 +272,22 @@ impl Reader {
         if !is_due || place == 0 || !facts.shards[shard].records[place - 1].finished {
             return;
         }
-        let positions = self.store.positions().now_or_never().expect("it is in memory");
+        let positions =
+            self.store.positions().now_or_never().expect("the memory store never waits");
         let stored = positions.iter().find(|(id, _)| index_of(id) == shard);
         let passed = stored.and_then(|(_, checkpoint)| facts.passed(shard, checkpoint));
         if passed.is_some_and(|passed| passed < place) {
             facts.breaks(
                 Promise::EachIsSaved,
-                format_args!("record {place} of shard {shard} comes, and {passed:?} is stored"),
+                format_args!(
+                    "record {place} of shard {shard} is delivered while {passed:?} is stored"
+                ),
             );
         }
     }
 
-    /// Counts what was delivered in one epoch: a shard that is read again from its checkpoint has
-    /// nothing in flight.
+    /// Checks the in-flight limits for the records that were delivered in one epoch. A shard that
+    /// is read again from its checkpoint has nothing in flight.
     fn judge_in_flight(&self, shard: usize, epoch: u64) {
         let of_epoch = |place: &Place, of: u64| place.0 == shard && of == epoch;
         let held = self.held.iter().filter(|(record, place)| of_epoch(place, record.epoch()));
@@ -291,12 +303,15 @@ impl Reader {
         if held + forgotten > self.plan.max_in_flight {
             self.truth.breaks(
                 Promise::InFlight,
-                format_args!("{held} records of shard {shard} are held, {forgotten} forgotten"),
+                format_args!(
+                    "{held} records of shard {shard} are held, {forgotten} dropped without an ack"
+                ),
             );
         }
     }
 
-    /// How often reads of this shard were refused after none was, or after one was answered.
+    /// Returns the number of outages of a shard: runs of failed reads, at the start or after a
+    /// successful one.
     fn outages(&self, shard: &str) -> usize {
         let calls = self.kinesis.calls_from(self.first_call);
         let reads = calls.iter().filter(|call| {
@@ -308,7 +323,7 @@ impl Reader {
         answered.into_iter().filter(|answered| !answered).count()
     }
 
-    /// The time since a read of this shard was answered, or since the reader began.
+    /// Returns the time since the last successful read of a shard, or since the reader started.
     fn unread_for(&self, shard: &str) -> Duration {
         let calls = self.kinesis.calls_from(self.first_call);
         let answered = calls.iter().rfind(|call| {
@@ -319,41 +334,43 @@ impl Reader {
         answered.map_or(self.began, |call| call.at).elapsed()
     }
 
-    /// Only what no retry cures is told, and once for each reason.
+    /// Checks that an error is one that no retry can resolve, yielded once for each cause.
     fn hear(&mut self, error: &Error) {
         self.truth.tell(format_args!("error: {error}"));
         let kind = error.kind();
         let cause = match kind {
-            // Nobody hears of an outage that is over, unless it delayed the very start: that loads
-            // what is stored, stores where shards begin, and loads what has come of it.
+            // An outage that is over is not reported, unless it delayed the start. The start loads
+            // the positions, stores the starts of shards, and loads the result.
             ErrorKind::StoreUnavailable => {
                 let told = self.told.iter().filter(|told| **told == kind).count();
                 self.store.well_for() < Duration::from_secs(20) || self.next.is_empty() && told < 3
             }
-            // Not even the first listing was answered for seconds.
+            // Even the first listing failed for seconds.
             ErrorKind::Unavailable => {
                 self.plan.distorted || self.next.is_empty() && !self.told.contains(&kind)
             }
-            // Once, until the shard has been read again; a caller who was away hears of each.
+            // Yielded once until the shard is read successfully. A caller that does not poll gets
+            // the errors later, one for each outage.
             ErrorKind::Denied => error.shard_id().is_some_and(|shard| {
                 let told = self.denied.entry(shard.to_owned()).or_default();
                 *told += 1;
                 *told <= self.outages(shard)
             }),
-            // One for three panics, none for those of wakers; or a start that something else had delayed
-            // before.
+            // At most one error for three panics, and none for panics of wakers. A start that was
+            // already delayed by another fault may yield one earlier.
             ErrorKind::Panicked => {
                 let told = self.told.iter().filter(|told| **told == kind).count();
                 let wakers = self.panics.fired(&[Part::Waker]);
                 let ends_shard = error.to_string().contains("the task that fetches the shard");
                 let shard = error.shard_id().filter(|_| ends_shard);
-                self.restarted.extend(shard.map(|id| index_of(&id.parse().expect("a shard"))));
+                self.restarted
+                    .extend(shard.map(|id| index_of(&id.parse().expect("a valid shard id"))));
                 let others = self.panics.all_fired() - wakers;
                 told < others / 3 || self.next.is_empty()
             }
-            // Wrong answers that have lasted for a minute, once each time.
+            // Wrong responses for a minute, yielded once for each such period.
             ErrorKind::Rejected => self.plan.distorted,
-            // The same of a shard that no answer has brought records of for a minute.
+            // The same for a shard from which no response has brought records for a minute.
             ErrorKind::NotFound => {
                 let unread = error.shard_id().map(|shard| self.unread_for(shard));
                 self.plan.distorted && unread.is_some_and(|unread| unread > UNREAD)
@@ -366,7 +383,7 @@ impl Reader {
         self.told.push(kind);
     }
 
-    /// Holds a record to the promises.
+    /// Checks a delivered record against the promises.
     fn judge(&mut self, record: &Record) -> Place {
         self.hear_events();
         let mut facts = self.truth.lock();
@@ -379,7 +396,8 @@ impl Reader {
             facts.begin_again((shard, place));
         }
         let known = before.or(facts.shards[shard].base).or(facts.shards[shard].start);
-        // Also behind a position that a reader stored which found nothing: the caller keeps what it finishes.
+        // Set even if an earlier reader stored a position without delivering a record: the database
+        // of the caller starts at the first delivered record.
         facts.shards[shard].start.get_or_insert(place);
         match known {
             Some(expected) if place > expected && facts.are_reported(shard, expected..place) => {}
@@ -390,7 +408,9 @@ impl Reader {
             Some(expected) if place > expected && facts.shards[shard].lost.is_due => {
                 facts.breaks(
                     Promise::LossesAreReported,
-                    format_args!("shard {shard} loses records {expected} to {place} in silence"),
+                    format_args!(
+                        "shard {shard} skips records {expected} to {place} without a report"
+                    ),
                 );
             }
             Some(expected) if place > expected => facts.breaks(
@@ -405,7 +425,7 @@ impl Reader {
             Some(expected) if place < expected => facts.breaks(
                 Promise::FewRepeats,
                 format_args!(
-                    "shard {shard} was stored at record {expected}, and begins at {place}"
+                    "shard {shard} was stored at record {expected}, but starts at {place}"
                 ),
             ),
             Some(_) => {}
@@ -417,27 +437,29 @@ impl Reader {
             for parent in parents {
                 facts.breaks(
                     Promise::ParentsFirst,
-                    format_args!("shard {shard} begins before its parent {parent} is finished"),
+                    format_args!("shard {shard} starts before its parent {parent} is finished"),
                 );
             }
         }
         (shard, place)
     }
 
-    /// The very first record of a shard.
+    /// Checks the first record of a shard that is ever delivered.
     fn judge_first(facts: &mut Facts, shard: usize, place: usize) {
         if let Some(skipped) =
             facts.shards[shard].records[..place].iter().position(|fact| fact.required)
         {
             facts.breaks(
                 Promise::NothingIsLost,
-                format_args!("shard {shard} begins with record {place}, and skips {skipped}"),
+                format_args!(
+                    "shard {shard} starts with record {place}, and skips record {skipped}"
+                ),
             );
         }
         if facts.shards[shard].records[place].old {
             facts.breaks(
                 Promise::NotBeforeTheStart,
-                format_args!("shard {shard} begins with record {place}, from before the start"),
+                format_args!("shard {shard} starts with record {place}, which precedes the start"),
             );
         }
     }

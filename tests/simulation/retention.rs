@@ -1,4 +1,4 @@
-//! Records that leave retention, finished or unread.
+//! Records that are trimmed, either finished or unread.
 
 use std::collections::BTreeSet;
 
@@ -9,13 +9,13 @@ use kinestream::{Checkpoint, Event, OnTrimmed, SequenceNumber};
 use crate::truth::{Fact, Facts, Promise, index_of};
 use crate::world::World;
 
-/// Decides what leaves retention unread. Apart from the world's own generator, so that the stories of
-/// other worlds stay as they are.
+/// Chooses the unread records that are trimmed. The generator is separate from the main generator,
+/// so that the scenarios without such losses stay the same.
 pub(crate) struct Losses {
     rng: Rng,
-    /// Unread records leave retention in this world.
+    /// Unread records may be trimmed in this scenario.
     is_possible: bool,
-    /// Kinesis accepts a sequence number that has left retention.
+    /// Kinesis accepts a sequence number that was trimmed.
     pub(crate) are_accepted: bool,
 }
 
@@ -31,24 +31,25 @@ impl Losses {
     }
 }
 
-/// What is lost of a shard, and what the readers have reported of it.
+/// The lost records of a shard, and the losses that its readers have reported.
 #[derive(Debug, Default)]
 pub(crate) struct Lost {
     /// The stored positions behind which records were lost.
     after: BTreeSet<SequenceNumber>,
     /// The place behind the last record that was lost.
     pub(crate) end: usize,
-    /// A loss is not reported yet.
+    /// A loss has not been reported yet.
     pub(crate) is_due: bool,
-    /// The reader of now has reported a loss.
+    /// The current reader has reported a loss.
     pub(crate) is_reported: bool,
 }
 
 impl World {
-    /// Trims finished records, up to the record of a stored position, and with it where the shard is stored
-    /// as caught up.
+    /// Trims finished records up to the record of a stored position. If the shard is stored as
+    /// caught up, the record of the position is trimmed as well.
     pub(crate) async fn leave_retention(&mut self) {
-        // A shard that restarts after a panic begins at the last save that the reader knows of.
+        // A shard that restarts after a panic starts at the last save that the reader knows to be
+        // stored.
         let positions = if self.panics.are_planned() {
             self.store.known_positions().await
         } else {
@@ -65,7 +66,8 @@ impl World {
                 }
                 Checkpoint::CaughtUp { after: Some(number), .. } => {
                     self.truth.tell(format_args!("shard {} is trimmed to {number}", shard.index()));
-                    // A caller that names the record before it is told that it has left.
+                    // A caller that names the record before the stored position gets an error if
+                    // that record is trimmed.
                     let kept = self.named(&shard).unwrap_or(usize::MAX);
                     self.trim(&shard, behind(&shard, &number).min(kept));
                 }
@@ -74,7 +76,7 @@ impl World {
         }
     }
 
-    /// The place of the record of a shard that the next caller may name.
+    /// Returns the index of the record of a shard that the next caller may name.
     fn named(&self, shard: &Shard) -> Option<usize> {
         let named =
             self.truth.lock().database().remove(&shard.id()).filter(|_| self.databases.is_kept);
@@ -86,7 +88,7 @@ impl World {
         }
     }
 
-    /// Trims this many of the records that were put into a shard.
+    /// Trims the first `records` records of a shard.
     fn trim(&self, shard: &Shard, records: usize) {
         shard.trim(records);
         if let Some(last) = shard.sequence_numbers()[..records].last() {
@@ -101,7 +103,7 @@ impl World {
         let oldest = {
             let facts = self.truth.lock();
             let parents = &facts.shards[shard.index()].parents;
-            // Children are younger than their parents, and stay longer.
+            // Children are younger than their parents and expire later.
             parents.iter().all(|parent| facts.shards[*parent].expired)
         };
         if !oldest || shard.is_open() {
@@ -112,7 +114,7 @@ impl World {
         shard.expire();
     }
 
-    /// Trims records behind stored positions while no reader runs.
+    /// Trims unread records behind stored positions while no reader runs.
     pub(crate) async fn lose_records(&mut self) {
         if !self.losses.is_possible || self.plan.large {
             return;
@@ -135,7 +137,8 @@ impl World {
             let lost = &mut facts.shards[shard.index()].lost;
             lost.after.insert(after);
             lost.is_due = true;
-            // Whether records follow a trimmed position that are trimmed as well cannot be known.
+            // A reader cannot know whether a trimmed position was followed by other trimmed
+            // records.
             if let Some(Checkpoint::AfterSequenceNumber { sequence_number, .. }) = in_database
                 && sequence_number <= numbers[to - 1]
             {
@@ -145,13 +148,13 @@ impl World {
     }
 }
 
-/// Counts the records of a shard up to this number.
+/// Returns the number of records of a shard up to this sequence number.
 fn behind(shard: &Shard, number: &SequenceNumber) -> usize {
     shard.sequence_numbers().partition_point(|other| other <= number)
 }
 
 impl Facts {
-    /// A reader reports that records were lost.
+    /// Checks a loss that a reader reports.
     pub(crate) fn hear_gap(&mut self, event: &Event) {
         let Event::Gap { shard_id, after, .. } = event else { return };
         let shard = index_of(shard_id);
@@ -162,19 +165,20 @@ impl Facts {
         } else {
             self.breaks(
                 Promise::LossesAreReported,
-                format_args!("shard {shard} reports a loss after {after:?}, and nothing is lost"),
+                format_args!("shard {shard} reports a loss after {after:?}, but no record is lost"),
             );
         }
     }
 
-    /// The reader was too slow to hear all that was reported.
+    /// Excuses missing reports: the receiver of events has lagged, so some reports may have been
+    /// dropped.
     pub(crate) fn miss_events(&mut self) {
         for shard in &mut self.shards {
             (shard.lost.is_due, shard.lost.is_reported) = (false, true);
         }
     }
 
-    /// Records up to this one are lost, where they are not finished.
+    /// Marks the unfinished records up to this one as lost.
     fn lose(&mut self, shard: usize, last: &SequenceNumber) {
         let end = self.places_of(shard, last);
         self.shards[shard].lost.end = end;
@@ -183,15 +187,16 @@ impl Facts {
         }
     }
 
-    /// These records are all lost or finished, and the reader has reported a loss.
+    /// Returns true if all these records are lost or finished and the reader has reported a loss.
     pub(crate) fn are_reported(&self, shard: usize, places: std::ops::Range<usize>) -> bool {
         let shard = &self.shards[shard];
         shard.lost.is_reported && shard.records[places].iter().all(Fact::is_passed)
     }
 
-    /// These records have left retention, each finished or reported as lost, and the reader begins behind them:
-    /// no position of the shard is stored, as after a start that named positions and read nothing of it, or the
-    /// shard was stored as caught up when all of them had arrived.
+    /// Returns true if these records have been trimmed, each of them is finished or reported as
+    /// lost, and the reader correctly starts behind them. That is the case if no position of the
+    /// shard is stored, for example after a start at named positions that read nothing from the
+    /// shard, or if the shard was stored as caught up at a time when all of them had arrived.
     pub(crate) fn have_left(&self, shard: usize, places: std::ops::Range<usize>) -> bool {
         let shard = &self.shards[shard];
         let records = &shard.records[places.clone()];

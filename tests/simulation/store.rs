@@ -1,4 +1,4 @@
-//! A store that is slow, loses its connection, or carries out what it then says has failed.
+//! A store that is slow, loses its connection, or carries out calls that it reports as failed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,44 +14,45 @@ use tokio::time::{Instant, sleep};
 use crate::panics::{Panics, Part};
 use crate::truth::{Promise, Truth};
 
-/// The most panics in a row that a writer that ends outlasts: it retries its last save for 10 s.
+/// The maximum number of consecutive panics that a writer tolerates while it ends: it retries its
+/// last save for 10 s.
 const MOST_PANICS: usize = 5;
 
-/// How the store is.
+/// The condition of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Health {
     Well,
-    /// Every call takes so long, half of it before it is carried out.
+    /// Every call takes this long, half of the time before it is carried out.
     Slow(Duration),
     /// Every call fails.
     Down,
     /// Every call is carried out, and then fails.
     Forgetful,
-    /// No call ever answers.
+    /// No call ever returns.
     Hangs,
 }
 
-/// What a reader sees of the store.
+/// The store as one reader sees it.
 #[derive(Debug, Clone)]
 pub(crate) struct SimulatedStore {
     shared: Arc<Mutex<Shared>>,
     stored: MemoryStore,
     truth: Truth,
     panics: Panics,
-    /// The reader's process has ended: nothing that it does reaches the store any more.
+    /// Set when the process of the reader has ended: its calls no longer reach the store.
     cut_off: Arc<AtomicBool>,
-    /// What this reader has stored.
+    /// The positions that this reader has stored.
     own: Arc<Mutex<BTreeMap<ShardId, Checkpoint>>>,
-    /// What this reader has loaded, or has stored with an answer.
+    /// The positions that this reader has loaded, or has stored with a successful response.
     known: Arc<Mutex<BTreeMap<ShardId, Checkpoint>>>,
 }
 
 #[derive(Debug)]
 struct Shared {
     health: Health,
-    /// When the store was last anything but well.
+    /// The last time at which the store was not well.
     unwell: Option<Instant>,
-    /// When it last failed, or did not answer.
+    /// The last time at which the store failed or did not respond.
     failed: Option<Instant>,
 }
 
@@ -72,13 +73,13 @@ impl SimulatedStore {
         }
     }
 
-    /// The same store, as another process sees it.
+    /// Returns the same store as another process sees it.
     pub(crate) fn for_another(&self) -> Self {
         let (own, known) = (Arc::default(), Arc::default());
         Self { cut_off: Arc::default(), own, known, ..self.clone() }
     }
 
-    /// The same store after it has lost everything, as another process sees it.
+    /// Returns the store after it has lost everything, as another process sees it.
     pub(crate) fn emptied(&self) -> Self {
         Self { stored: MemoryStore::new(), ..self.for_another() }
     }
@@ -98,7 +99,7 @@ impl SimulatedStore {
         self.shared.lock().unwrap().health
     }
 
-    /// How long the store has been well for.
+    /// Returns how long the store has been well.
     pub(crate) fn well_for(&self) -> Duration {
         if self.panics.left(Part::Store) + self.panics.left(Part::StoreAfter) > MOST_PANICS {
             return Duration::ZERO;
@@ -111,7 +112,7 @@ impl SimulatedStore {
         }
     }
 
-    /// How long every call has been answered for, however slowly.
+    /// Returns how long every call has been answered, however slowly.
     pub(crate) fn answers_for(&self) -> Duration {
         let shared = self.shared.lock().unwrap();
         match (shared.health, shared.failed) {
@@ -121,7 +122,7 @@ impl SimulatedStore {
         }
     }
 
-    /// Panics if it is to, which is one way to fail.
+    /// Panics if a panic is due, and counts it as a failure of the store.
     fn maybe_panic(&self, part: Part) {
         if self.panics.is_armed(part) && !self.is_cut_off() {
             let now = Some(Instant::now());
@@ -133,15 +134,15 @@ impl SimulatedStore {
         }
     }
 
-    /// As when the reader's process is killed.
+    /// Cuts off the reader, as if its process were killed.
     pub(crate) fn cut_off(&self) {
         self.cut_off.store(true, Ordering::SeqCst);
     }
 
-    /// What is stored.
+    /// Returns the stored positions.
     pub(crate) async fn positions(&self) -> BTreeMap<ShardId, Checkpoint> {
         let stored = self.stored.load(&Scope::new("default", "orders")).await;
-        stored.expect("never fails").into_iter().collect()
+        stored.expect("the memory store never fails").into_iter().collect()
     }
 
     /// Returns the stored positions that the reader knows to be stored.
@@ -156,7 +157,7 @@ impl SimulatedStore {
         self.known.lock().unwrap().extend(checkpoints);
     }
 
-    /// Waits before a call is carried out; an error where it is not.
+    /// Delays a call before it is carried out. Returns an error if it is not carried out.
     async fn before(&self) -> Result<Health> {
         self.maybe_panic(Part::Store);
         let health = if self.is_cut_off() { Health::Hangs } else { self.health() };
@@ -193,13 +194,15 @@ impl SimulatedStore {
             facts.check_position(shard, checkpoint);
             if let Some(earlier) = own.insert(shard.clone(), checkpoint.clone())
                 && earlier.supersedes(checkpoint)
-                // A shard that restarts after a panic saves positions of both epochs. The store keeps
-                // the furthest.
+                // A shard that restarts after a panic saves positions of both epochs, and the store
+                // keeps the furthest one.
                 && !self.panics.have_fired()
             {
                 facts.breaks(
                     Promise::NeverBackwards,
-                    format_args!("{shard} is stored as {checkpoint} after {earlier}"),
+                    format_args!(
+                        "{shard} is stored as {checkpoint}, which precedes the stored {earlier}"
+                    ),
                 );
             }
         }
@@ -207,7 +210,7 @@ impl SimulatedStore {
 }
 
 fn unavailable(why: &str) -> Error {
-    Error::store_unavailable("the store is out of reach", why)
+    Error::store_unavailable("the store cannot be reached", why)
 }
 
 impl CheckpointStore for SimulatedStore {
@@ -215,7 +218,7 @@ impl CheckpointStore for SimulatedStore {
         async move {
             let health = self.before().await?;
             let loaded = self.stored.load(scope).await?;
-            self.truth.tell(format_args!("store: {} checkpoints are loaded", loaded.len()));
+            self.truth.tell(format_args!("store: loaded {} checkpoints", loaded.len()));
             self.after(health).await?;
             self.note_known(loaded.clone());
             Ok(loaded)
@@ -231,7 +234,7 @@ impl CheckpointStore for SimulatedStore {
         async move {
             let health = self.before().await?;
             for (shard, checkpoint) in checkpoints {
-                self.truth.tell(format_args!("store: {shard} is {checkpoint}"));
+                self.truth.tell(format_args!("store: save {shard} at {checkpoint}"));
             }
             self.check(checkpoints);
             self.stored.save(scope, checkpoints).await?;

@@ -1,4 +1,4 @@
-//! What is true in a simulated world, and the promises that it is held to.
+//! The expected state of a simulated environment, and the promises that are checked against it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,70 +13,72 @@ use crate::seeds::Story;
 use crate::told::Told;
 use crate::world::BEGINNING;
 
-/// What must hold, whatever happens.
+/// A guarantee of the crate that must hold under all faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Promise {
-    /// Every record put since the start is read and finished in the end.
+    /// Every record that is put after the start is read and finished eventually.
     NothingIsLost,
-    /// In a shard each record follows the one before it.
+    /// The records of a shard are delivered in order.
     Order,
-    /// A shard begins when all its parents are finished.
+    /// A shard is delivered only after all its parents are finished.
     ParentsFirst,
-    /// No position is stored beyond a record that is not finished.
+    /// No stored position is past an unfinished record.
     NotPastUnfinished,
-    /// No reader stores a position behind one that it has stored.
+    /// No reader stores a position that precedes one that it has stored.
     NeverBackwards,
-    /// What was saved, or had the time to be, does not come again.
+    /// Records that were saved, or that had the time to be saved, are not delivered again.
     FewRepeats,
-    /// A finished shard is stored as finished, and never read again.
+    /// The end of a finished shard is stored, and the shard is never read again.
     EndsAreKept,
-    /// No record from before the start comes.
+    /// No record from before the start is delivered.
     NotBeforeTheStart,
-    /// No more records of a shard are with the caller than was allowed.
+    /// The caller never holds more records of a shard than the in-flight limit allows.
     InFlight,
-    /// Kinesis refuses nothing for being asked too often or wrongly.
+    /// No call exceeds the rate limits of Kinesis or is malformed.
     CallLimits,
-    /// No more is buffered than was allowed.
+    /// The buffered bytes stay within the memory budget.
     MemoryBudget,
-    /// The stream goes on when what was wrong is over.
+    /// Delivery resumes after the faults are over.
     Progress,
-    /// Only what no retry cures is told, and only once.
+    /// Only errors that no retry can resolve are yielded, each once.
     FewErrors,
-    /// Each panic in code of the caller's is told as an event.
+    /// Each panic in code of the caller is reported as an event.
     PanicsAreReported,
-    /// Records that are lost are reported before what comes behind them, once, and no others.
+    /// Each loss of records is reported once, before the next delivered record, and nothing else is
+    /// reported as a loss.
     LossesAreReported,
-    /// A shard that is not read does not keep its lease.
+    /// A shard that cannot be read releases its lease.
     UnreadAreReleased,
-    /// A shard that the in-flight limit holds is reported, and no other.
+    /// Each shard that the in-flight limit blocks is reported as stalled, and no other shard is.
     StallsAreReported,
-    /// The health of a consumer is that of its handler.
+    /// The health that the consumer reports matches the state of the handler.
     HealthIsTrue,
-    /// Where each position is to be saved before the next record, it is.
+    /// With a checkpoint interval of zero, each position is saved before the next record is
+    /// delivered.
     EachIsSaved,
-    /// After the end no call and no task is left.
+    /// No call and no task is left after the end.
     NothingLeftRunning,
 }
 
-/// Where a record stands: its shard, and its place there.
+/// The shard of a record, and its index in that shard.
 pub(crate) type Place = (usize, usize);
 
 /// One record.
 #[derive(Debug)]
-#[allow(clippy::struct_excessive_bools, reason = "each may hold whatever the others do")]
+#[allow(clippy::struct_excessive_bools, reason = "each is independent of the others")]
 pub(crate) struct Fact {
     pub(crate) size: usize,
-    /// The caller has finished with it.
+    /// The caller has finished the record.
     pub(crate) finished: bool,
-    /// The position after it, as it was delivered with it.
+    /// The checkpoint that was delivered with the record: the position after it.
     pub(crate) checkpoint: Option<Checkpoint>,
-    /// When the caller of this reader had finished with it.
+    /// The time at which the caller of the current reader finished the record.
     pub(crate) finished_here: Option<Instant>,
-    /// It must be read: it was put after the start.
+    /// The record was put after the start, so it must be delivered.
     pub(crate) required: bool,
-    /// It must not be read: it was put before a start at the latest.
+    /// The record was put before a start at `Latest`, so it must not be delivered.
     pub(crate) old: bool,
-    /// It has left retention unread.
+    /// The record was trimmed before it was read.
     pub(crate) lost: bool,
     pub(crate) arrival: SystemTime,
 }
@@ -91,25 +93,25 @@ impl Fact {
 pub(crate) struct Shard {
     pub(crate) parents: Vec<usize>,
     pub(crate) records: Vec<Fact>,
-    /// The first record that was ever read, which is the first that counts.
+    /// The first record that was ever delivered. Earlier records do not count.
     pub(crate) start: Option<usize>,
-    /// How many records were stored as passed when this reader began.
+    /// The number of records that the stored position had passed when the current reader started.
     pub(crate) base: Option<usize>,
-    /// The time up to which it was stored as caught up when this reader began.
+    /// The time up to which the shard was stored as caught up when the current reader started.
     pub(crate) caught_up: Option<SystemTime>,
-    /// How many of its records have left retention.
+    /// The number of trimmed records.
     pub(crate) trimmed: usize,
-    /// It has left retention.
+    /// The shard has left retention.
     pub(crate) expired: bool,
-    /// It had a stored position when a reader began.
+    /// The shard had a stored position when a reader started.
     pub(crate) was_stored: bool,
-    /// It was stored as finished when this reader began.
+    /// The end of the shard was stored when the current reader started.
     pub(crate) ended: bool,
     pub(crate) lost: Lost,
 }
 
 impl Shard {
-    /// The first record before `end` that counts and is not finished.
+    /// Returns the first record before `end` that counts and is not finished.
     fn unfinished(&self, end: usize) -> Option<usize> {
         let counts = |place: usize| {
             self.records[place].required || self.start.is_some_and(|start| place >= start)
@@ -123,7 +125,7 @@ impl Shard {
     }
 }
 
-/// Everything that is true. Its clones are the same.
+/// The shared expected state. Clones refer to the same state.
 #[derive(Debug, Clone)]
 pub(crate) struct Truth(Arc<Mutex<Facts>>);
 
@@ -131,11 +133,11 @@ pub(crate) struct Truth(Arc<Mutex<Facts>>);
 pub(crate) struct Facts {
     told: Told,
     pub(crate) shards: Vec<Shard>,
-    /// By sequence number, and by number within a packed record.
+    /// The place of each record, by sequence number and by its number within an aggregated record.
     places: BTreeMap<(SequenceNumber, u64), Place>,
-    /// The application has begun: what is put from now on is to be read.
+    /// The application has started: records that are put from now on must be delivered.
     pub(crate) started: bool,
-    /// What is put now comes before a start at the latest.
+    /// Records that are put now precede a start at `Latest`.
     pub(crate) too_early: bool,
     began: Instant,
 }
@@ -157,7 +159,7 @@ impl Truth {
         self.0.lock().expect("nothing panics under the lock")
     }
 
-    /// A line of the story.
+    /// Adds a line to the trace.
     pub(crate) fn tell(&self, line: fmt::Arguments<'_>) {
         self.lock().tell(line);
     }
@@ -184,13 +186,13 @@ impl Facts {
         self.told.breaks(&promise, detail);
     }
 
-    /// The end of the story.
+    /// Ends the run, and returns its trace and result.
     pub(crate) fn end(&mut self, calls: usize) -> Story {
         let records = self.shards.iter().map(|shard| shard.records.len()).sum();
         self.told.end(records, calls)
     }
 
-    /// A record, or a part of a packed one.
+    /// Registers a record, or a user record of an aggregated one.
     pub(crate) fn put(&mut self, shard: usize, number: SequenceNumber, part: u64, size: usize) {
         let arrival = self.now();
         let records = &mut self.shards[shard].records;
@@ -222,13 +224,13 @@ impl Facts {
         fact.finished_here.get_or_insert_with(Instant::now);
     }
 
-    /// A record is finished in an epoch that is over: its shard has been opened again since, and does
-    /// not count it.
+    /// Finishes a record of an earlier epoch: its shard has been started again since, and the
+    /// current epoch does not count it.
     pub(crate) fn finish_late(&mut self, (shard, place): Place) {
         self.shards[shard].records[place].finished = true;
     }
 
-    /// A shard is read again from this record.
+    /// Registers that a shard is read again from this record.
     pub(crate) fn begin_again(&mut self, (shard, place): Place) {
         for fact in &mut self.shards[shard].records[place..] {
             fact.finished_here = None;
@@ -239,7 +241,8 @@ impl Facts {
         self.shards.iter().all(Shard::is_finished)
     }
 
-    /// How many records of its shard a checkpoint has passed; `None` for a starting position.
+    /// Returns how many records of the shard a checkpoint has passed; `None` for a starting
+    /// position.
     pub(crate) fn passed(&self, shard: usize, checkpoint: &Checkpoint) -> Option<usize> {
         match checkpoint {
             Checkpoint::CaughtUp { after: Some(number), .. } => Some(self.places_of(shard, number)),
@@ -255,19 +258,22 @@ impl Facts {
         }
     }
 
-    /// Keeps the checkpoint that a record is delivered with, which must lie just after the record.
+    /// Stores the checkpoint that a record is delivered with. It must be the position directly
+    /// after the record.
     pub(crate) fn delivered(&mut self, (shard, place): Place, checkpoint: Checkpoint) {
         if self.passed(shard, &checkpoint) != Some(place + 1) {
             self.breaks(
                 Promise::NothingIsLost,
-                format_args!("record {place} of shard {shard} has checkpoint {checkpoint}"),
+                format_args!(
+                    "record {place} of shard {shard} is delivered with checkpoint {checkpoint}"
+                ),
             );
         }
         self.shards[shard].records[place].checkpoint = Some(checkpoint);
     }
 
-    /// Returns the checkpoint of the last record of each shard that is finished with all records before
-    /// it: what the caller's own database holds.
+    /// Returns, for each shard, the checkpoint of the last record that is finished together with
+    /// all records before it: the content of a database of the caller.
     pub(crate) fn database(&self) -> BTreeMap<ShardId, Checkpoint> {
         let last = |shard: &Shard| {
             let read = &shard.records[shard.start?..];
@@ -277,7 +283,7 @@ impl Facts {
         shards.filter_map(|(index, shard)| Some((id_of(index), last(shard)?))).collect()
     }
 
-    /// How many records of its shard are not behind this sequence number.
+    /// Returns how many records of the shard have sequence numbers up to this one.
     pub(crate) fn places_of(&self, shard: usize, number: &SequenceNumber) -> usize {
         self.parts_of(shard, number, None)
     }
@@ -288,7 +294,7 @@ impl Facts {
         before.find(|place| place.0 == shard).map_or(0, |place| place.1 + 1)
     }
 
-    /// A position is being stored.
+    /// Checks a position that is being stored.
     pub(crate) fn check_position(&mut self, id: &ShardId, checkpoint: &Checkpoint) {
         let shard = index_of(id);
         let Some(passed) = self.passed(shard, checkpoint) else { return };
@@ -302,12 +308,13 @@ impl Facts {
         }
     }
 
-    /// A reader begins at these positions.
+    /// Registers that a reader starts at these positions.
     pub(crate) fn begin_reader(&mut self, positions: &BTreeMap<ShardId, Checkpoint>) {
         for (index, shard) in self.shards.iter_mut().enumerate() {
             (shard.base, shard.caught_up, shard.ended) = (None, None, false);
             shard.lost.is_reported = false;
-            // Without a position, as after a start that named it and read nothing, there is nothing to compare.
+            // Without a stored position there is nothing to compare. A start at a named position
+            // that read nothing leaves none.
             shard.was_stored |= positions.contains_key(&id_of(index));
             shard.lost.is_due &= shard.was_stored;
             for fact in &mut shard.records {
@@ -318,7 +325,8 @@ impl Facts {
             let shard = index_of(id);
             let base = self.passed(shard, checkpoint);
             self.shards[shard].base = base;
-            // A caller may name a position behind what was lost behind the stored one.
+            // The caller may name a position behind the records that were lost after the stored
+            // one.
             let lost = &mut self.shards[shard].lost;
             lost.is_due &= base.is_none_or(|base| base < lost.end);
             self.shards[shard].ended = *checkpoint == Checkpoint::ShardEnd;
@@ -328,29 +336,30 @@ impl Facts {
         }
     }
 
-    /// The reader that has just begun has an empty store. The next one finds no position of a shard of which this
-    /// one reads nothing.
+    /// Registers that the store of the current reader is empty. The next reader finds no position
+    /// for a shard that this reader does not read.
     pub(crate) fn forget_stored(&mut self) {
         self.shards.iter_mut().for_each(|shard| shard.was_stored = false);
     }
 
-    /// How many records of a shard have been finished, one behind the other, for so long.
+    /// Returns the end of the run of records that have been finished for at least `time` without a
+    /// gap.
     pub(crate) fn finished_for(&self, shard: usize, time: Duration) -> usize {
         let shard = &self.shards[shard];
         let Some(base) = shard.base.or(shard.start) else { return 0 };
         let long_finished = |fact: &Fact| fact.finished_here.is_some_and(|at| at.elapsed() >= time);
         let records = &shard.records[base..];
         let passed = records.iter().take_while(|fact| fact.lost || long_finished(fact)).count();
-        // A reader passes lost records by finishing one behind them.
+        // A reader passes lost records only when it finishes a record behind them.
         let last = records[..passed].iter().rposition(long_finished);
         base + last.map_or(0, |last| last + 1)
     }
 }
 
 pub(crate) fn id_of(index: usize) -> ShardId {
-    format!("shardId-{index:012}").parse().expect("the name of a shard of the model")
+    format!("shardId-{index:012}").parse().expect("shard ids of the model end in a number")
 }
 
 pub(crate) fn index_of(id: &ShardId) -> usize {
-    id.as_str()[8..].parse().expect("the name of a shard of the model")
+    id.as_str()[8..].parse().expect("shard ids of the model end in a number")
 }

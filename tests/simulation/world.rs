@@ -1,4 +1,4 @@
-//! A simulated world: what happens in it, step by step, from a seed.
+//! A simulated environment and the scenario in it, step by step, as determined by a seed.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -19,34 +19,36 @@ use crate::seeds::Story;
 use crate::store::SimulatedStore;
 use crate::truth::{Promise, Truth, index_of};
 
-/// 2026-01-01, so that no story depends on the day that it is told.
+/// 2026-01-01. A fixed date makes runs independent of the current date.
 pub(crate) const BEGINNING: Duration = Duration::from_secs(1_767_225_600);
 
-/// Longer than any pause between attempts, and than what is left of one.
+/// Longer than any back-off plus the rest of an attempt under way.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The longest that a save may be under way, and the longest pause after one that failed.
+/// The longest duration of a save, and the longest back-off after a save that failed.
 pub(crate) const STORE_RECOVERY: Duration = Duration::from_secs(16);
 
 const MOST_SHARDS: usize = 10;
 
-/// What comes later than this is held up by the in-flight limits: longer than a 10 MiB answer, a back-off
-/// and a subscription take.
+/// A record that takes longer than this is held back by the in-flight limits: the time exceeds that
+/// of a 10 MiB response, a back-off and a subscription.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 
-/// How soon a polled shard has a new record, whatever other shards hold: a poll interval, answers that
-/// are turned away and paid for, or a subscription that is begun again.
+/// The time within which a polled shard delivers a new record, whatever other shards hold. It
+/// covers a poll interval, responses that are discarded but count against the throughput limit, and
+/// a new subscription.
 pub(crate) const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
 
-/// How old the stream is when the story begins: longer than arrival times may be off, so that a listing
-/// by time shows the shards that were open before the start.
+/// The age of the stream when the scenario begins. It exceeds the error of arrival times, so that a
+/// listing by time shows the shards that were open before the start.
 pub(crate) const STREAM_AGE: Duration = Duration::from_secs(6 * 60);
 
-/// Draws of what was added to the stories later.
+/// Mixed with the seed for the generators of features that were added later, so that existing seeds
+/// keep their scenarios.
 const STARVATION: u64 = 0x5354_4152_5645;
 const DRAWN_LATER: u64 = 0x0042_5954_4553;
 
-/// How a reader ends.
+/// The way in which a reader ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     /// The streams are dropped, and the consumer is closed.
@@ -59,7 +61,7 @@ enum End {
     Kill,
 }
 
-/// What becomes of the next calls of an operation, or of any.
+/// The outcomes of the next calls to an operation; `None` means any operation.
 pub(crate) type Faults = Arc<Mutex<VecDeque<(Option<&'static str>, Outcome)>>>;
 
 pub(crate) struct World {
@@ -71,10 +73,10 @@ pub(crate) struct World {
     pub(crate) truth: Truth,
     pub(crate) store: SimulatedStore,
     pub(crate) faults: Faults,
-    /// How many calls are told in the story.
+    /// The number of calls that the trace already contains.
     pub(crate) told_calls: usize,
     pub(crate) panics: Panics,
-    /// What says when something panics.
+    /// Chooses when and where a panic occurs.
     panic_rng: Rng,
     pub(crate) distortions: Distortions,
     pub(crate) databases: Databases,
@@ -84,7 +86,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64, panics: Panics, panic_rng: Rng) -> Self {
         let mut rng = Rng::with_seed(seed);
-        // What the crate itself leaves to chance.
+        // Seeds the generator that the crate itself uses.
         fastrand::seed(rng.u64(..));
         let mut plan = Plan::new(&mut rng);
         let distortions = Distortions::new(seed);
@@ -95,7 +97,7 @@ impl World {
         plan.on_trimmed = losses.policy();
         let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
         let orders = kinesis.create_stream("orders", plan.shards);
-        // From one digit to two and three.
+        // Sequence numbers then grow from one digit to two and three.
         orders.number_from(8);
         kinesis.set_latency(plan.latency);
         kinesis.set_jitter(plan.jitter);
@@ -171,7 +173,7 @@ impl World {
         }
     }
 
-    /// Records and a split from before anybody reads.
+    /// Puts records, and sometimes splits a shard, before the first reader starts.
     async fn before_the_start(&mut self) {
         let latest = self.plan.start == StartingPosition::Latest;
         self.truth.lock().too_early = latest;
@@ -185,7 +187,7 @@ impl World {
             self.put();
         }
         self.truth.lock().too_early = false;
-        // A start at the latest is exact to the second.
+        // A start at `Latest` is accurate to one second.
         sleep(Duration::from_secs(2)).await;
     }
 
@@ -193,7 +195,8 @@ impl World {
         let is_store_empty = self.store.positions().await.is_empty();
         let database = self.databases.next(&self.truth.lock(), is_store_empty);
         if let Some(database) = &database {
-            self.truth.tell(format_args!("the store is empty: {database:?}"));
+            self.truth
+                .tell(format_args!("the store is empty; the reader starts with {database:?}"));
             self.store = self.store.emptied();
         }
         let store = self.store.for_another();
@@ -206,7 +209,7 @@ impl World {
         reader
     }
 
-    /// One thing that happens.
+    /// Runs one step of the scenario.
     async fn step(&mut self, reader: &mut Reader) -> Option<End> {
         if reader.ended {
             return Some(End::DropAndClose);
@@ -229,7 +232,7 @@ impl World {
             10 | 11 => self.reshard(),
             12 => self.leave_retention().await,
             13..=15 => sleep(self.time(5000)).await,
-            // Longer than an iterator lives.
+            // Exceeds the lifetime of a shard iterator.
             16 => sleep(Duration::from_secs(310)).await,
             17..=20 => {
                 for _ in 0..self.rng.usize(1..20) {
@@ -280,13 +283,13 @@ impl World {
         facts.put(shard.index(), number, 0, size);
     }
 
-    /// Records packed into one, some of which may belong into another shard.
+    /// Puts an aggregated record. Some of its user records may belong to another shard.
     fn put_packed(&mut self, shard: &Shard) {
         let keys = (0..self.rng.usize(1..6)).map(|_| self.rng.u8(..).to_string());
         let keys: Vec<String> = keys.collect();
         let number = shard.put(aggregate(keys.iter().map(|key| (key.clone(), "one"))));
         let mut facts = self.truth.lock();
-        facts.tell(format_args!("put: shard {}, packed as {number}", shard.index()));
+        facts.tell(format_args!("put: shard {}, aggregated as {number}", shard.index()));
         for (part, key) in keys.iter().enumerate().filter(|(_, key)| shard.has_key(key)) {
             let place = facts.shards[shard.index()].records.len();
             facts.tell(format_args!("     with key {key} as part {part}: record {place}"));
@@ -330,7 +333,7 @@ impl World {
                 let promise = if finished { Promise::EndsAreKept } else { Promise::Progress };
                 self.truth.breaks(
                     promise,
-                    format_args!("nothing comes for {PATIENCE:?}; unfinished: {unfinished:?}"),
+                    format_args!("no record for {PATIENCE:?}; unfinished shards: {unfinished:?}"),
                 );
             }
             self.tell_calls();
@@ -338,10 +341,10 @@ impl World {
         }
     }
 
-    /// With everything held that the in-flight limit lets through, a shard below its limit still has
-    /// a new record delivered within seconds.
+    /// Checks that a shard below its in-flight limit still delivers a new record within seconds
+    /// while the caller holds as many records as the limits of the other shards allow.
     async fn check_starvation(&mut self, reader: &mut Reader) {
-        // Where it is drawn otherwise, seeds keep their stories.
+        // A separate generator keeps the scenarios of existing seeds.
         let mut rng = Rng::with_seed(self.seed ^ STARVATION);
         if self.plan.mode != CheckpointOn::Ack && !self.plan.has_neighbour || rng.u8(..4) == 0 {
             return;
@@ -369,7 +372,7 @@ impl World {
                     return self.truth.breaks(
                         Promise::Progress,
                         format_args!(
-                            "shard {} has no record for {PROGRESS_WITHIN:?}",
+                            "shard {} has delivered no record for {PROGRESS_WITHIN:?}",
                             shard.index()
                         ),
                     );
@@ -381,8 +384,9 @@ impl World {
         }
     }
 
-    /// Puts what a shard without memory of the budget reads within seconds: records that fit into its
-    /// reserve, or one that does not. Returns the place of the last one.
+    /// Puts records that a shard can read within seconds without memory from the budget: records
+    /// that fit into its reserve, or a single record that does not. Returns the place of the last
+    /// record.
     fn put_burst(&self, shard: &Shard, rng: &mut Rng) -> usize {
         let (records, size) = match rng.u8(..4) {
             0 if self.plan.has_neighbour => (1, 100_000),
@@ -391,7 +395,8 @@ impl World {
         };
         let (index, first) = (shard.index(), self.truth.lock().shards[shard.index()].records.len());
         self.truth.tell(format_args!(
-            "put: shard {index}, {records} records of {size} bytes from {first} on, while others are stuck"
+            "put: shard {index}, {records} records of {size} bytes from {first} on, with the \
+             other shards blocked"
         ));
         for _ in 0..records {
             let number = shard.put(vec![0; size]);
@@ -400,7 +405,7 @@ impl World {
         first + records - 1
     }
 
-    /// The shards with records to finish, or with an end that is not stored.
+    /// Returns the shards with unfinished records, or with an end that is not stored.
     async fn unfinished_shards(&self) -> Vec<usize> {
         let positions = self.store.positions().await;
         let facts = self.truth.lock();
@@ -417,7 +422,7 @@ impl World {
         self.truth.tell(format_args!("{end:?}"));
         let interval = self.plan.checkpoint_interval + Duration::from_millis(50);
         let well = self.store.well_for();
-        // How long a record must have been finished for to be saved by now.
+        // The time for which a record must have been finished to be saved now.
         let saved_after = match end {
             End::DropAndClose | End::CloseAndRead => {
                 let closed = if end == End::CloseAndRead {
@@ -425,8 +430,10 @@ impl World {
                     let first = reader.consumer.close().await;
                     while !reader.ended && reader.read(PATIENCE).await {}
                     if !reader.ended {
-                        self.truth
-                            .breaks(Promise::Progress, format_args!("a closed stream goes on"));
+                        self.truth.breaks(
+                            Promise::Progress,
+                            format_args!("the stream of a closed consumer does not end"),
+                        );
                     }
                     let last = reader.consumer.close().await;
                     drop(reader);
@@ -461,7 +468,7 @@ impl World {
             let facts = self.truth.lock();
             (0..facts.shards.len()).map(|shard| facts.finished_for(shard, time)).collect()
         });
-        // The limits count for all readers of a shard, and a writer may have last words.
+        // The call limits apply to all readers of a shard together, and a writer may still flush.
         sleep(Duration::from_secs(25)).await;
         self.tell_calls();
         self.check_saved(due.unwrap_or_default()).await;

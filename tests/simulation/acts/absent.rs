@@ -1,4 +1,4 @@
-//! A shard that listings lack: several times, or because it has left retention.
+//! A shard that listings lack, either several times or because it has expired.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ impl Act {
         }
     }
 
-    /// Every record is delivered as if the listings had been complete.
+    /// Checks that every record is delivered as if the listings had been complete.
     async fn lack_for_a_while(&mut self, parent: &Shard, policy: OnTrimmed, read: &[usize]) {
         let shards = self.orders.shards();
         let lacking = match self.rng.u8(..3) {
@@ -37,18 +37,19 @@ impl Act {
             _ => parent.clone(),
         };
         let listings = self.rng.u32(1..9);
-        self.truth.tell(format_args!("{listings} listings lack shard {}", lacking.index()));
+        self.truth
+            .tell(format_args!("the next {listings} listings lack shard {}", lacking.index()));
         let wrong = Outcome::Mislisted(WrongListing::Without(lacking.id()));
         self.kinesis.next_calls("ListShards", listings as usize, wrong);
         if self.rng.u8(..3) == 0 {
-            // Fewer than what proves that a shard is gone.
+            // Too few errors to prove that a shard is gone.
             let not_found = Outcome::failed(400, "ResourceNotFoundException", "not found");
             self.kinesis.next_calls("GetShardIterator", self.rng.usize(1..3), not_found);
         }
         if self.wrongs.bool() {
-            // Fewer than what must agree, and of a shard that is known.
+            // Fewer listings than must agree, for a shard that is known.
             let other = parent.id();
-            self.truth.tell(format_args!("a listing has another start of {other}"));
+            self.truth.tell(format_args!("listings show another start of {other}"));
             let wrong = Outcome::Mislisted(WrongListing::OtherStart(other));
             self.kinesis.next_calls("ListShards", self.wrongs.usize(1..3), wrong);
         }
@@ -62,14 +63,18 @@ impl Act {
         self.check_order(&reader, false);
         self.check_errors(&reader, &[ErrorKind::Rejected]);
         if let Some((shard, _)) = reader.gaps.first() {
-            self.breaks(Promise::LossesAreReported, format_args!("{shard} has no gap"));
+            self.breaks(
+                Promise::LossesAreReported,
+                format_args!("a gap is reported for {shard}, which has none"),
+            );
         }
         reader.close().await;
     }
 
-    /// The loss of the rest is reported, and `on_trimmed` decides whether the children are read.
+    /// Expires the parent. Checks that the loss of its remaining records is reported, and that
+    /// `on_trimmed` decides whether its children are read.
     async fn expire(&mut self, parent: &Shard, policy: OnTrimmed) {
-        self.truth.tell(format_args!("shard {} leaves retention", parent.index()));
+        self.truth.tell(format_args!("shard {} expires", parent.index()));
         parent.expire();
         let mut reader = self.begin(StartingPosition::TrimHorizon, policy);
         let is_read = policy != OnTrimmed::Fail || self.plan.ordering == ShardOrdering::Unordered;
@@ -83,7 +88,10 @@ impl Act {
         self.check_errors(&reader, &[ErrorKind::Trimmed]);
         let told = if policy == OnTrimmed::Fail { reader.errors.len() } else { reader.gaps.len() };
         if told != 1 {
-            self.breaks(Promise::LossesAreReported, format_args!("{told} reports of one loss"));
+            self.breaks(
+                Promise::LossesAreReported,
+                format_args!("one loss is reported {told} times"),
+            );
         }
         if !is_read && children.iter().any(|child| reader.delivered.contains(child)) {
             self.breaks(Promise::ParentsFirst, format_args!("a child of a lost shard is read"));
@@ -96,7 +104,8 @@ impl Act {
         }
     }
 
-    /// A start with another `on_trimmed` goes on with the children of a lost shard.
+    /// Starts a reader with another `on_trimmed`, which continues with the children of a lost
+    /// shard.
     async fn pass_over(&mut self, due: &[usize]) {
         let mut reader = self.begin(StartingPosition::TrimHorizon, OnTrimmed::TrimHorizon);
         reader.read_for(4 * self.plan.discovery_interval + Duration::from_secs(60)).await;
@@ -104,7 +113,10 @@ impl Act {
         self.check_errors(&reader, &[]);
         if reader.gaps.len() != 1 {
             let gaps = reader.gaps.len();
-            self.breaks(Promise::LossesAreReported, format_args!("{gaps} gaps of one loss"));
+            self.breaks(
+                Promise::LossesAreReported,
+                format_args!("one loss is reported as {gaps} gaps"),
+            );
         }
         reader.close().await;
     }

@@ -1,4 +1,4 @@
-//! Pushed readers that begin again at positions near records behind long approaches.
+//! Readers of enhanced fan-out that restart at positions near records behind long approaches.
 
 use std::time::Duration;
 
@@ -26,7 +26,8 @@ impl Act {
         }
     }
 
-    /// Kinesis refuses the number of the position twice, which is kept, as is a record before it.
+    /// Kinesis refuses the sequence number of the position twice. The position is retained, as is a
+    /// record before it.
     async fn pass_refused_number(&mut self) {
         let policy = pick(&mut self.rng, &[OnTrimmed::TrimHorizon, OnTrimmed::Fail]);
         let approach = self.set_approach(&[60, 240, 420]);
@@ -39,7 +40,8 @@ impl Act {
         self.end_judged(judged).await;
     }
 
-    /// An earlier decision for the latest has left records out, the first of which have left retention since then.
+    /// An earlier decision of `OnTrimmed::Latest` has skipped records, the first of which have been
+    /// trimmed since then.
     async fn leave_out_again(&mut self) {
         let policy = OnTrimmed::Latest;
         let approach = self.set_approach(&[0, 60, 240]);
@@ -59,8 +61,8 @@ impl Act {
         self.end_judged(judged).await;
     }
 
-    /// Records are lost when the period is lowered. The next kept record follows after an approach, and is about
-    /// to leave retention.
+    /// Records are lost when the retention period is lowered. The next retained record follows
+    /// after an approach and is about to be trimmed.
     async fn lose_once(&mut self) {
         let policy = OnTrimmed::TrimHorizon;
         let approach = self.set_approach(&[60]);
@@ -81,12 +83,12 @@ impl Act {
 
     fn set_approach(&mut self, seconds: &[u64]) -> Duration {
         let approach = Duration::from_secs(pick(&mut self.rng, seconds));
-        self.truth.tell(format_args!("approaches take {approach:?}"));
+        self.truth.tell(format_args!("an approach takes {approach:?}"));
         self.kinesis.set_approach(approach);
         approach
     }
 
-    /// Puts records of about these ages, in minutes.
+    /// Puts records with about these ages, in minutes.
     fn put_aged(&mut self, horizon: &Horizon, ages: &[u64]) {
         let (shard, now) = (self.orders.shard(0), self.kinesis.now());
         for age in ages {
@@ -95,7 +97,7 @@ impl Act {
         }
     }
 
-    /// Reads this number of records with a reader that stops when they are finished.
+    /// Reads this number of records with a reader that stops after they are finished.
     async fn read_and_stop(
         &mut self,
         horizon: Horizon,
@@ -107,7 +109,7 @@ impl Act {
         let mut judged = Judged::new(reader, horizon, policy);
         judged.approach = approach;
         self.read_judged(&mut judged, HOUR, records).await;
-        // Asking for the next one finishes the last one.
+        // Polling for the next record finishes the last one.
         self.read_judged(&mut judged, Duration::from_millis(1), 1).await;
         let Judged { reader, horizon, .. } = judged;
         reader.close().await;

@@ -1,4 +1,4 @@
-//! Closed shards. Their last records leave retention before a reader comes to their ends.
+//! Closed shards with last records that are trimmed before a reader reaches the end of the shard.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use super::losses::Judged;
 use crate::seeds::pick;
 use crate::truth::Promise;
 
-/// The time after a placement in which a loss is not noticed, with the time of an event.
+/// The time after a placement during which a loss is not detected: 10 s, plus the time of an event.
 const UNCHECKED_FOR: Duration = Duration::from_secs(10 + 6);
 
 impl Act {
     pub(super) async fn lose_ends(&mut self) {
-        // With `Fail`, the children of a lost end wait for it.
+        // With `OnTrimmed::Fail`, the children of a shard with a lost end wait for it.
         let policy = OnTrimmed::TrimHorizon;
         self.kinesis.set_trimmed_numbers_accepted(self.rng.bool());
         self.kinesis.set_event_records(1);
@@ -60,7 +60,8 @@ impl Act {
         judged.reader.close().await;
     }
 
-    /// Returns true if the last read of the shard was more than [`UNCHECKED_FOR`] before this time.
+    /// Returns true if the last read of the shard before this time was more than [`UNCHECKED_FOR`]
+    /// earlier.
     fn is_checked(&self, shard: &Shard, time: Instant) -> bool {
         let calls = self.kinesis.calls();
         let last = calls.iter().rfind(|call| {
@@ -71,7 +72,8 @@ impl Act {
         last.is_some_and(|call| call.at + UNCHECKED_FOR < time)
     }
 
-    /// The records behind the last delivered one have left retention: their loss is reported before the end.
+    /// Checks that the loss of the trimmed records behind the last delivered one is reported before
+    /// the end of the shard.
     async fn judge_end(&self, judged: &mut Judged, shard: &Shard) {
         let (index, arrived) = (shard.index(), judged.horizon.arrivals(shard.index()).len());
         let Some(next) = judged.next.get(&index).copied().filter(|next| *next < arrived) else {
@@ -88,7 +90,9 @@ impl Act {
         if !is_reported(judged) {
             self.breaks(
                 Promise::LossesAreReported,
-                format_args!("shard {index} ends after {next} of {arrived} records in silence"),
+                format_args!(
+                    "shard {index} ends after {next} of {arrived} records without a report"
+                ),
             );
         }
     }

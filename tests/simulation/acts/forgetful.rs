@@ -1,11 +1,11 @@
-//! A store that forgets everything, the leases, the positions, or what came after a copy of it: while a reader
-//! runs, and between two readers.
+//! A store that loses everything, the leases, the positions, or all changes since a copy of it,
+//! while a reader runs or between two readers.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kinestream::store::Scope;
-use kinestream::store::lease::{Change, Lease, LeaseStore, HeartbeatRequest, LeaseTable};
+use kinestream::store::lease::{Change, HeartbeatRequest, Lease, LeaseStore, LeaseTable};
 use kinestream::testing::Shard;
 use kinestream::{CheckpointStore, MemoryStore, OnTrimmed, ShardId, StartingPosition};
 use tokio::time::Instant;
@@ -15,13 +15,13 @@ use super::{Act, POLICIES};
 use crate::seeds::pick;
 use crate::truth::Promise;
 
-/// The time in which a running reader notices that its store has forgotten, and restores what it knows: two
-/// renewals of its lease.
+/// The time within which a running reader detects that its store has lost data and restores what it
+/// knows: two renewals of its lease.
 const RESTORED_WITHIN: Duration = Duration::from_secs(8);
 
 const MOST_SHARDS: usize = 10;
 
-/// The part of the store that is left.
+/// The remaining data of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Left {
     Nothing,
@@ -31,37 +31,40 @@ enum Left {
     Copy(usize),
 }
 
-/// A copy of the store, and the records that it has as finished.
+/// A copy of the store, and the records that are finished in it.
 struct Copied {
     store: MemoryStore,
     finished: BTreeSet<usize>,
-    /// The number of the tenure of its leases.
+    /// The value of [`Forgetful::tenure`] at the time of the copy.
     tenure: usize,
 }
 
-/// The reader of now, and what all readers have made of the records.
+/// The current reader, and the results of all readers.
 struct Forgetful {
     reader: ActReader,
     policy: OnTrimmed,
-    /// The number of records of this reader that are judged.
+    /// The number of checked records of this reader.
     seen: usize,
     delivered: BTreeSet<usize>,
-    /// The records that must not be delivered again, since the store or this reader knows that they are
-    /// finished.
+    /// The records that must not be delivered again, because the store or this reader knows that
+    /// they are finished.
     finished: BTreeSet<usize>,
-    /// The shards with leases that were lost to a copy. Each goes back to its position there, once.
+    /// The shards with leases that were lost to a copy. Each of them restarts once, at its position
+    /// in the copy.
     lost: BTreeSet<usize>,
-    /// The records that this copy has as finished.
+    /// The records that are finished in this copy.
     kept: BTreeSet<usize>,
     copies: Vec<Copied>,
-    /// How often the leases were acquired: by each reader at its start, and after their loss.
+    /// The number of times that the leases were acquired: by each reader at its start, and after
+    /// their loss.
     tenure: usize,
 }
 
 impl Act {
     pub(super) async fn forget_store(&mut self) {
         let policy = pick(&mut self.rng, &POLICIES);
-        // Between a loss and the next change of the stream, no listing shows the starts of shards.
+        // With these intervals no listing shows the starts of shards between a loss and the next
+        // change of the stream.
         self.plan.discovery_interval = Duration::from_secs(pick(&mut self.rng, &[30, 60, 300]));
         self.put_some(1..8);
         let mut story = Forgetful {
@@ -119,17 +122,17 @@ impl Act {
         }
     }
 
-    /// The reader restores what it knows.
+    /// Makes the store lose data while the reader runs, which must restore what it knows.
     async fn forget_while_running(&mut self, story: &mut Forgetful, left: Left) {
         self.forget(&story.copies, left).await;
         if let Left::Copy(copy) = left {
             let Copied { finished, tenure, .. } = &story.copies[copy];
             if *tenure == story.tenure {
-                // The table is the reader's own, which it does not correct.
+                // The table holds the leases of the reader itself, which it does not correct.
                 story.finished.clone_from(finished);
             } else {
-                // The reader loses its leases, and reads from the positions of the copy when it has acquired
-                // them again.
+                // The reader loses its leases. After it has acquired them again, it reads from the
+                // positions of the copy.
                 story.kept.clone_from(finished);
                 story.lost = self.orders.shards().iter().map(Shard::index).collect();
                 story.tenure += 1;
@@ -138,7 +141,7 @@ impl Act {
         self.read_story(story, RESTORED_WITHIN).await;
     }
 
-    /// A new reader knows what the store has left.
+    /// Restarts the reader, which knows only what the store holds.
     async fn restart_story(&mut self, mut story: Forgetful) -> Forgetful {
         self.settle(&mut story).await;
         self.check_story(&story);
@@ -160,37 +163,41 @@ impl Act {
         story
     }
 
-    /// The store has nothing but this left.
+    /// Reduces the store to this data.
     async fn forget(&self, copies: &[Copied], left: Left) {
-        self.truth.tell(format_args!("the store forgets; left: {left:?}"));
+        self.truth.tell(format_args!("the store loses data; left: {left:?}"));
         let scope = Scope::new("default", "orders");
         let emptied = MemoryStore::at(self.kinesis.now());
         match left {
             Left::Nothing => {}
             Left::Positions => {
-                let stored = self.store.load(&scope).await.expect("never fails");
+                let stored = self.store.load(&scope).await.expect("the memory store never fails");
                 let stored: Vec<_> = stored.into_iter().collect();
-                emptied.save(&scope, &stored).await.expect("never fails");
+                emptied.save(&scope, &stored).await.expect("the memory store never fails");
             }
             Left::Leases => {
-                let table = self.store.table(&scope).await.expect("never fails");
-                emptied.exchange(&scope, &leases_of(&table)).await.expect("never fails");
+                let table = self.store.table(&scope).await.expect("the memory store never fails");
+                emptied
+                    .exchange(&scope, &leases_of(&table))
+                    .await
+                    .expect("the memory store never fails");
             }
             Left::Copy(copy) => return self.store.fall_back_to(&copies[copy].store),
         }
         self.store.fall_back_to(&emptied);
     }
 
-    /// Copies the store when it has all delivered records as finished.
+    /// Copies the store when all delivered records are finished in it.
     async fn copy_store(&mut self, story: &mut Forgetful) {
         self.settle(story).await;
         let finished = story.finished.clone();
-        self.truth.tell(format_args!("the store is copied: {} are finished", finished.len()));
+        self.truth
+            .tell(format_args!("the store is copied: {} records are finished", finished.len()));
         let (copy, tenure) = (self.store.replica(), story.tenure);
         story.copies.push(Copied { store: copy, finished, tenure });
     }
 
-    /// Reads until nothing comes any more, and what has come is saved.
+    /// Reads until no further record is delivered and all delivered ones are saved.
     async fn settle(&self, story: &mut Forgetful) {
         loop {
             let before = story.seen;
@@ -200,7 +207,7 @@ impl Act {
                 break;
             }
         }
-        // No shard goes back to its position in the copy later.
+        // No shard restarts at its position in the copy later.
         story.lost.clear();
     }
 
@@ -219,14 +226,14 @@ impl Act {
                 let promise = Promise::FewRepeats;
                 self.breaks(
                     promise,
-                    format_args!("record {number} is finished and delivered again"),
+                    format_args!("record {number} is finished, but delivered again"),
                 );
             }
         }
         story.seen = story.reader.delivered.len();
     }
 
-    /// Reads until every record was delivered.
+    /// Reads until every record is delivered.
     async fn read_whole_story(&self, story: &mut Forgetful) {
         let by = self.deadline();
         while story.delivered.len() < self.puts.len()
@@ -238,7 +245,10 @@ impl Act {
         let all = 0..self.puts.len();
         let missing: Vec<usize> = all.filter(|it| !story.delivered.contains(it)).collect();
         if !missing.is_empty() {
-            self.breaks(Promise::NothingIsLost, format_args!("{missing:?} are not delivered"));
+            self.breaks(
+                Promise::NothingIsLost,
+                format_args!("records {missing:?} are not delivered"),
+            );
         }
     }
 
@@ -246,13 +256,16 @@ impl Act {
         self.check_order(&story.reader, true);
         self.check_errors(&story.reader, &[]);
         if let Some((shard, _)) = story.reader.gaps.first() {
-            self.breaks(Promise::LossesAreReported, format_args!("{shard} has no gap"));
+            self.breaks(
+                Promise::LossesAreReported,
+                format_args!("a gap is reported for {shard}, which has none"),
+            );
         }
     }
 
-    /// Replaces the stream before a listing shows the shards of the restored leases.
+    /// Recreates the stream before a listing shows the shards of the restored leases.
     async fn replace_after_loss(&mut self, mut story: Forgetful) {
-        // The store has every shard, and the ends of those that are closed.
+        // In this time the store gets every shard, and the ends of the closed shards.
         let listed = self.plan.discovery_interval + Duration::from_secs(20);
         self.read_story(&mut story, listed).await;
         let known: BTreeSet<ShardId> = self.orders.shards().iter().map(Shard::id).collect();
@@ -277,12 +290,12 @@ impl Act {
     }
 }
 
-/// Restores the leases of a table, without their positions.
+/// Returns a request that restores the leases of a table without their positions.
 fn leases_of(table: &LeaseTable) -> HeartbeatRequest {
-    let vouched = table
-        .workers
-        .iter()
-        .map(|(worker, member)| Change::ReviveWorker { worker: worker.clone(), member: member.clone() });
+    let vouched = table.workers.iter().map(|(worker, member)| Change::ReviveWorker {
+        worker: worker.clone(),
+        member: member.clone(),
+    });
     let leases = table.leases.iter().filter(|(_, lease)| lease.parents.is_some());
     let restored = leases.map(|(shard, lease)| {
         let life = lease.owner.as_ref().and_then(|owner| table.workers.get(owner));

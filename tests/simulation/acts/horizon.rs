@@ -1,4 +1,4 @@
-//! What leaves retention in an act, and the losses that a consumer reports of it.
+//! The retention of the records of an act, and the losses that a consumer reports.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,18 +17,18 @@ pub(super) const HOUR: Duration = Duration::from_secs(3600);
 /// The shortest retention period of a stream.
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// A stored time is compared with the times of hosts, and their clocks differ by this much.
+/// The maximum clock skew: a stored time is compared with times of other hosts.
 pub(super) const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
-/// A reader that has read everything and is polled for this time has had an answer that shows it, throttled
-/// calls and occupied shards included.
+/// The time for which a reader that has read everything must be polled to be known to have received
+/// a response that shows it. It includes throttled calls and occupied shards.
 pub(super) const TIP_AFTER: Duration = Duration::from_secs(150);
 
-/// The time for which a reader that was at the tip knows that nothing is lost: a small part of the shortest
-/// period.
+/// The time for which a reader that was at the tip knows that nothing is lost: a small part of the
+/// shortest period.
 const TIP_FOR: Duration = HOUR;
 
-/// The records of an act by shard, and those of them that have left retention. Its clones are the same.
+/// The records of an act by shard, and which of them have been trimmed. Clones share the state.
 #[derive(Clone)]
 pub(super) struct Horizon(Arc<Mutex<State>>);
 
@@ -36,39 +36,40 @@ struct State {
     kinesis: Kinesis,
     orders: Stream,
     truth: Truth,
-    /// The retention periods, each with the time from which it holds.
+    /// The retention periods, each with the time from which it applies.
     periods: Vec<(SystemTime, Duration)>,
-    /// By the number in its payload: the shard of each record, and its place there.
+    /// The shard of each record and its index there, by the number in its payload.
     places: Vec<(usize, usize)>,
-    /// When the records of each shard arrived.
+    /// The arrival times of the records of each shard.
     arrivals: BTreeMap<usize, Vec<SystemTime>>,
-    /// How many records of each shard were trimmed, whatever their age.
+    /// The number of records of each shard that were trimmed regardless of their age.
     trimmed: BTreeMap<usize, usize>,
-    /// The trims: the time, a shard, and the number of its records that had left retention then.
+    /// The trims: the time, the shard, and the number of its records that had been trimmed by then.
     removals: Vec<(SystemTime, usize, usize)>,
     gaps: Vec<Gap>,
     tips: BTreeMap<usize, Tip>,
 }
 
-/// For how long a reader that has read all of a shard was polled, and until when.
+/// The total time for which a reader that has read the whole shard was polled, and the time of the
+/// last poll.
 #[derive(Clone, Copy)]
 struct Tip {
     polled: Duration,
     until: Instant,
 }
 
-/// A loss that was reported.
+/// A reported loss.
 #[derive(Debug, Clone)]
 pub(super) struct Gap {
     pub(super) shard: usize,
-    /// The number of records up to the position at which records are lost; `None` if the position names no
-    /// record.
+    /// The number of records up to the position at which records are lost; `None` if the position
+    /// names no record.
     pub(super) passed: Option<usize>,
-    /// The number of records that had left retention at the report. Where the position names no record, its
-    /// time alone shows the loss, and the clocks of hosts may differ.
+    /// The number of records that had been trimmed at the time of the report. If the position names
+    /// no record, only its time shows the loss, and the clocks of hosts may differ.
     pub(super) left: usize,
     pub(super) position: Checkpoint,
-    /// The reader cannot know that nothing was lost, even if no record was.
+    /// The reader could not know that nothing was lost, even if no record was.
     pub(super) is_excused: bool,
 }
 
@@ -93,12 +94,13 @@ impl Horizon {
         self.0.lock().expect("nothing panics under the lock")
     }
 
-    /// Puts the next record, which bears this time of arrival.
+    /// Puts the next record with this arrival time.
     pub(super) fn put_at(&self, shard: &Shard, arrival: SystemTime) -> usize {
         self.put_long_at(shard, arrival, 0)
     }
 
-    /// The same, for a record that begins with this number of zeros.
+    /// Puts the next record with this arrival time, and with this number of leading zeros in its
+    /// payload.
     pub(super) fn put_long_at(&self, shard: &Shard, arrival: SystemTime, zeros: usize) -> usize {
         let mut state = self.lock();
         let number = state.places.len();
@@ -132,7 +134,7 @@ impl Horizon {
         state.removals.push((now, shard.index(), left));
     }
 
-    /// When the record at a place left retention, if it has.
+    /// Returns the time at which a record was trimmed, if it was.
     pub(super) fn left_at(&self, shard: usize, place: usize) -> Option<SystemTime> {
         let state = self.lock();
         let removed = state.removals.iter().find(|(_, of, left)| *of == shard && *left > place);
@@ -140,7 +142,7 @@ impl Horizon {
         removed.map(|(at, ..)| *at).into_iter().chain(aged).min()
     }
 
-    /// The shard of a record, and its place there.
+    /// Returns the shard of a record and its index there.
     pub(super) fn place(&self, number: usize) -> (usize, usize) {
         self.lock().places[number]
     }
@@ -149,7 +151,7 @@ impl Horizon {
         self.lock().arrivals.keys().copied().collect()
     }
 
-    /// Counts the records of a shard up to a position, if the position names a record.
+    /// Returns the number of records of a shard up to a position, if the position names a record.
     pub(super) fn passed(&self, shard: usize, checkpoint: &Checkpoint) -> Option<usize> {
         let state = self.lock();
         match checkpoint {
@@ -159,7 +161,7 @@ impl Horizon {
         }
     }
 
-    /// The same of all stored positions.
+    /// Returns [`Horizon::passed`] for all stored positions.
     pub(super) fn passed_by(&self, stored: &BTreeMap<usize, Checkpoint>) -> BTreeMap<usize, usize> {
         let passed = |(shard, at): (&usize, &Checkpoint)| Some((*shard, self.passed(*shard, at)?));
         stored.iter().filter_map(passed).collect()
@@ -169,13 +171,13 @@ impl Horizon {
         self.lock().arrivals.get(&shard).cloned().unwrap_or_default()
     }
 
-    /// How many records of a shard have left retention.
+    /// Returns the number of trimmed records of a shard.
     pub(super) fn left(&self, shard: usize) -> usize {
         let state = self.lock();
         state.left(shard, state.kinesis.now())
     }
 
-    /// Notes that a reader that has read all of a shard was polled for this time.
+    /// Registers that a reader that has read the whole shard was polled for this time.
     pub(super) fn polled_at_tip(&self, shard: usize, time: Duration) {
         let mut state = self.lock();
         let until = Instant::now();
@@ -183,19 +185,19 @@ impl Horizon {
         *tip = Tip { polled: tip.polled + time, until };
     }
 
-    /// Returns true if a reader cannot know that nothing behind its first `passed` records was lost, though
-    /// nothing was: more records had arrived, or the shard was trimmed up to there, or the reader was not at
-    /// the tip shortly before.
+    /// Returns true if a reader cannot know that nothing behind its first `passed` records was
+    /// lost, although nothing was: more records had arrived, or the shard was trimmed up to there,
+    /// or the reader was not at the tip shortly before.
     pub(super) fn excuses(&self, shard: usize, passed: usize) -> bool {
         self.lock().excuses(shard, passed)
     }
 
-    /// The losses that were reported since the last reader began.
+    /// Returns the losses that were reported since the last reader started.
     pub(super) fn gaps(&self, shard: usize) -> Vec<Gap> {
         self.lock().gaps.iter().filter(|gap| gap.shard == shard).cloned().collect()
     }
 
-    /// Notes each loss at the moment at which a new reader reports it.
+    /// Registers each loss at the time at which a new reader reports it.
     pub(super) fn listen(&self, consumer: &Consumer) {
         let mut state = self.lock();
         (state.gaps, state.tips) = Default::default();
@@ -212,7 +214,7 @@ impl Horizon {
 }
 
 impl State {
-    /// Counts the records of a shard that have left retention at this time.
+    /// Returns the number of records of a shard that have been trimmed at this time.
     fn left(&self, shard: usize, now: SystemTime) -> usize {
         let period = self.periods.last().map_or(Duration::ZERO, |(_, period)| *period);
         let aged = |arrival: &&SystemTime| **arrival + period < now;
@@ -221,7 +223,7 @@ impl State {
         arrivals.take_while(aged).count().max(trimmed)
     }
 
-    /// Returns when a record with this arrival time became older than the retention period.
+    /// Returns when a record with this arrival time exceeded the retention period.
     fn aged_at(&self, arrival: SystemTime) -> Option<SystemTime> {
         let later = self.periods[1..].iter().map(|(from, _)| *from);
         let ends = later.chain([self.kinesis.now()]);
@@ -233,7 +235,7 @@ impl State {
     }
 
     fn passed(&self, shard: usize, after: &SequenceNumber) -> usize {
-        // The position of a pushed shard need not be that of a record.
+        // The position of a shard that is read by enhanced fan-out need not be that of a record.
         self.orders.shard(shard).sequence_numbers().partition_point(|number| number <= after)
     }
 
@@ -249,7 +251,7 @@ impl State {
         let skew = if passed.is_none() { CLOCK_SKEW } else { Duration::ZERO };
         let left = self.left(shard, self.kinesis.now() + skew);
         self.truth.tell(format_args!(
-            "gap: shard {shard} after {passed:?} records, {left} have left; {position}"
+            "gap: shard {shard} after {passed:?} records, {left} trimmed; {position}"
         ));
         let is_excused = passed.is_none_or(|passed| self.excuses(shard, passed));
         self.gaps.push(Gap { shard, passed, left, position, is_excused });

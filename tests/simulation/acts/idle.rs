@@ -1,5 +1,5 @@
-//! A reader at the tip of shards that stay quiet while their last records leave retention: it reports no loss,
-//! and makes few calls.
+//! A reader at the tip of shards that stay idle while their last records are trimmed. It must
+//! report no loss and make few calls.
 
 use std::time::Duration;
 
@@ -14,30 +14,33 @@ use super::{Act, POLICIES};
 use crate::seeds::pick;
 use crate::truth::Promise;
 
-/// A subscription is renewed when it is that old, or up to 30 s older: 13.8 an hour, where the service's
-/// longest life of 300 s makes 12. At the tip nothing else replaces one: each event moves the time up to which
-/// nothing was lost.
+/// The minimum age at which a subscription is renewed; it may be up to 30 s older. That makes 13.8
+/// an hour, compared with 12 for the maximum lifetime of 300 s that the service allows. At the tip
+/// nothing else replaces a subscription: each event advances the time up to which nothing was lost.
 const RENEWED_AFTER: Duration = Duration::from_secs(260);
 
-/// The renewal that falls due at the beginning of the quiet time, whenever the subscription began.
+/// The renewal that may be due at the start of the idle period, depending on when the subscription
+/// started.
 const FIRST_RENEWAL: u32 = 1;
 
-/// Each position near the end of the retention period has an iterator each 10 s, and the first of them after
-/// 1 s.
+/// The maximum number of iterators in an hour near the end of the retention period: one every 10 s
+/// for a position, and the first one after 1 s.
 const ITERATORS_NEAR_HORIZON: u32 = 360;
 
-/// Each answer brings an iterator, and one that has waited for 270 s is replaced: 13.3 an hour.
+/// The maximum number of iterators in an hour elsewhere. Each response brings an iterator, and one
+/// that has waited for 270 s is replaced: 13.3 an hour.
 const ITERATORS_ELSEWHERE: u32 = 20;
 
 impl Act {
     pub(super) async fn stay_idle(&mut self) {
-        // Hours of polling take few calls.
+        // Long poll intervals keep the number of calls in hours of polling low.
         let intervals = [5, 15, 60].map(Duration::from_secs);
         self.plan.interval = pick(&mut self.rng, &intervals);
         self.plan.discovery_interval = Duration::from_secs(600);
         let policy = pick(&mut self.rng, &POLICIES);
         let period = HOUR * pick(&mut self.rng, &[24, 24, 25, 48]);
-        // The last records leave when the period ends, or are older and leave when it is lowered.
+        // The last records are trimmed when the period ends, or they are older and are trimmed when
+        // it is lowered.
         let is_lowered = self.rng.u8(..3) == 0;
         let longer = if is_lowered { 2 * HOUR } else { Duration::ZERO };
         let horizon = Horizon::new(self, period + longer);
@@ -58,15 +61,18 @@ impl Act {
             judged.horizon.lower(period);
         }
         let hours = self.rng.u32(2..5);
-        self.truth.tell(format_args!("the shards are quiet for {hours} hours"));
+        self.truth.tell(format_args!("the shards are idle for {hours} hours"));
         let since = Instant::now();
         self.read_judged(&mut judged, hours * HOUR, usize::MAX).await;
         for shard in self.orders.open_shards() {
             if let Some(gap) = judged.horizon.gaps(shard.index()).first() {
-                self.breaks(Promise::LossesAreReported, format_args!("no record is lost: {gap:?}"));
+                self.breaks(
+                    Promise::LossesAreReported,
+                    format_args!("a loss is reported although no record is lost: {gap:?}"),
+                );
             }
             let subscriptions = (hours * HOUR).as_secs().div_ceil(RENEWED_AFTER.as_secs());
-            let most = u32::try_from(subscriptions).expect("a few") + FIRST_RENEWAL;
+            let most = u32::try_from(subscriptions).expect("the count is small") + FIRST_RENEWAL;
             self.check_calls("SubscribeToShard", &shard, since, most);
             self.check_calls("GetShardIterator", &shard, since, hours * ITERATORS_ELSEWHERE);
         }
@@ -76,8 +82,8 @@ impl Act {
         judged.reader.close().await;
     }
 
-    /// Puts records of which the last leaves retention within an hour, or is up to an hour older than the
-    /// period to which the present one is lowered.
+    /// Puts records, the last of which is trimmed within an hour, or is up to an hour older than
+    /// the period to which the current one is lowered.
     fn put_around_horizon(
         &mut self,
         horizon: &Horizon,
@@ -86,7 +92,7 @@ impl Act {
         is_lowered: bool,
     ) {
         let end = self.kinesis.now() - period;
-        // The reader has reached the tip before they leave.
+        // The reader reaches the tip before these records are trimmed.
         let last = if is_lowered {
             end - self.time(0..3_600_000)
         } else {
@@ -100,7 +106,7 @@ impl Act {
         horizon.put_at(shard, last);
     }
 
-    /// Reads everything, and on until the reader knows that it is at the tip.
+    /// Reads everything, and continues until the reader knows that it is at the tip.
     async fn reach_tip(&mut self, judged: &mut Judged) {
         let since = Instant::now();
         let by = self.deadline();
@@ -109,7 +115,7 @@ impl Act {
         }
         let due = judged.due();
         if !due.is_empty() {
-            self.breaks(Promise::NothingIsLost, format_args!("{due:?} are not delivered"));
+            self.breaks(Promise::NothingIsLost, format_args!("records {due:?} are not delivered"));
         }
         self.read_judged(judged, TIP_AFTER, usize::MAX).await;
         for shard in self.orders.open_shards() {
@@ -122,11 +128,14 @@ impl Act {
         let calls = calls.filter(|call| {
             call.at >= since && call.operation == operation && call.shard_id == Some(shard.id())
         });
-        let count = u32::try_from(calls.count()).expect("a few");
-        self.truth.tell(format_args!("shard {}: {count} of {operation}", shard.index()));
+        let count = u32::try_from(calls.count()).expect("the count is small");
+        self.truth.tell(format_args!("shard {}: {count} calls of {operation}", shard.index()));
         if count > most {
             let promise = Promise::Progress;
-            self.breaks(promise, format_args!("{count} calls of {operation}, {most} are enough"));
+            self.breaks(
+                promise,
+                format_args!("{count} calls of {operation}, expected at most {most}"),
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! A polled reader near the horizon of records of which an answer holds one: each new iterator brings the
-//! last record again, and no other.
+//! A polled reader near the retention horizon, with records so large that a response holds only
+//! one: each new iterator returns the last record again, and no other.
 
 use kinestream::{OnTrimmed, StartingPosition};
 
@@ -8,7 +8,7 @@ use super::horizon::{DAY, Horizon};
 use super::losses::Judged;
 use crate::seeds::pick;
 
-/// An answer holds up to 10 MiB of records.
+/// The size of a record. A response holds up to 10 MiB of records.
 const LENGTH: usize = 6 << 20;
 
 impl Act {

@@ -1,4 +1,4 @@
-//! A start at the latest: records arrive while the first listings fail.
+//! A start at `Latest` while the first listings fail and records arrive.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ impl Act {
             self.put_some(0..3);
         }
         let old = self.puts.len();
-        // A start at the latest is exact to the second.
+        // A start at `Latest` is accurate to one second.
         sleep(Duration::from_secs(2)).await;
         for _ in 0..self.rng.usize(1..8) {
             self.fail_listings();
@@ -32,7 +32,7 @@ impl Act {
             self.put_some(0..4);
         }
         self.kinesis.on_call(|_call| Outcome::Served);
-        self.truth.tell(format_args!("listings are right from now on"));
+        self.truth.tell(format_args!("listings are correct from now on"));
         self.put_each();
         let new: Vec<usize> = (old..self.puts.len()).collect();
         self.read_all(&mut reader, &new).await;
@@ -40,7 +40,7 @@ impl Act {
         self.check_errors(&reader, &[ErrorKind::Unavailable, ErrorKind::Rejected]);
         for number in reader.delivered.iter().filter(|number| **number < old) {
             let promise = Promise::NotBeforeTheStart;
-            self.breaks(promise, format_args!("record {number} is from before the start"));
+            self.breaks(promise, format_args!("record {number} precedes the start"));
         }
         reader.close().await;
     }

@@ -1,4 +1,5 @@
-//! Holds a reader to the losses that it reports: each one once, before what comes behind it, and no others.
+//! Checks the losses that a reader reports: each loss once, before the next delivered record, and
+//! nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -12,43 +13,49 @@ use super::horizon::{CLOCK_SKEW, Gap, HOUR, Horizon};
 use super::reader::ActReader;
 use crate::truth::{Promise, index_of};
 
-/// Without the retention period, a reader that is pushed looks for losses once in that time, unless the
-/// next record arrived later than that after the last one.
+/// The interval at which a reader of enhanced fan-out that does not know the retention period
+/// checks for losses. A record that arrived later than this after its predecessor is checked in any
+/// case.
 const CHECK_EACH: Duration = Duration::from_secs(60);
 
-/// The life of a subscription and of one that could not be renewed, and the longest absence of the caller before
-/// it takes what was pushed.
+/// The lifetimes of a subscription and of one that could not be renewed, and the longest time for
+/// which the caller does not poll for pushed records.
 const LONGEST_UNCHECKED: Duration = Duration::from_secs(300 + 30 + 500);
 
-/// A minute in which a subscription shows nothing, and the life of one that begins at the oldest record.
+/// A minute in which a subscription shows nothing, and the lifetime of one that starts at the
+/// oldest record.
 const PROBE_COST: Duration = Duration::from_secs(60 + 300);
 
-/// How long the oldest record shows that nothing behind a refused position was lost.
+/// The time for which a read of the oldest record shows that nothing behind a refused position was
+/// lost.
 const SHOWN_FOR: Duration = Duration::from_secs(15);
 
-/// A reader pays five seconds for a new subscription, which each record may need.
+/// The cost of a check, which each record may need: five seconds for a new subscription, and a
+/// margin.
 const CHECK_COST: Duration = Duration::from_secs(6);
 
-/// A reader, and what is true of it.
+/// A reader, and the facts that its deliveries and reports are checked against.
 pub(super) struct Judged {
     pub(super) reader: ActReader,
     pub(super) horizon: Horizon,
     pub(super) policy: OnTrimmed,
-    /// The period is unknown, and records are pushed.
+    /// The reader uses enhanced fan-out and does not know the retention period.
     pub(super) is_unsure: bool,
-    /// How long a subscription approaches a record that arrived an hour or more after the one before.
+    /// The time that a subscription takes to approach a record that arrived an hour or more after
+    /// the previous one.
     pub(super) approach: Duration,
-    /// Numbers of positions were refused, so that their shards are approached from an older record.
+    /// Sequence numbers of positions were refused, so that their shards are approached from an
+    /// older record.
     pub(super) is_refused: bool,
     /// The kinds of errors that have other causes than a loss.
     pub(super) excused: Vec<ErrorKind>,
-    /// The place behind the last delivered record of each shard, or behind its stored position.
+    /// For each shard, the index behind the last delivered record, or behind the stored position.
     pub(super) next: BTreeMap<usize, usize>,
-    /// The shards that this reader has delivered records of.
+    /// The shards from which this reader has delivered records.
     delivered: BTreeSet<usize>,
-    /// The times from which earlier readers have decided to read on.
+    /// The times from which earlier readers have decided to continue.
     pub(super) decided: BTreeMap<usize, SystemTime>,
-    /// Shards whose loss has ended their streams.
+    /// The shards with streams that a loss has ended.
     pub(super) failed: BTreeSet<usize>,
     pub(super) held: Vec<Record>,
 }
@@ -72,9 +79,10 @@ impl Judged {
         }
     }
 
-    /// The time from which `Latest` has decided to read on, for a record at this place: one that was fetched
-    /// before is delivered. An earlier decision holds for a restart, whatever time its report names, until
-    /// records behind it are lost as well.
+    /// Returns the time from which `OnTrimmed::Latest` has decided to continue, as it applies to a
+    /// record at this place: a record that was fetched before the decision is delivered. After a
+    /// restart the earlier decision applies, whatever time the new report names, until records
+    /// behind that decision are lost as well.
     pub(super) fn decision(&self, shard: usize, place: usize) -> Option<SystemTime> {
         let (gaps, arrivals) = (self.horizon.gaps(shard), self.horizon.arrivals(shard));
         let earlier = self.decided.get(&shard).copied();
@@ -89,16 +97,17 @@ impl Judged {
         times.chain(earlier).max()
     }
 
-    /// The time from which a record at this place may be delivered. A restart reads from [`CLOCK_SKEW`] before
-    /// a stored decision, because records bear the times of hosts whose clocks differ.
+    /// Returns the time from which a record at this place may be delivered. A restarted reader
+    /// reads from [`CLOCK_SKEW`] before a stored decision, because the arrival times of records
+    /// come from hosts with different clocks.
     fn earliest(&self, shard: usize, place: usize) -> Option<SystemTime> {
         let decision = self.decision(shard, place)?;
         let is_stored = self.decided.get(&shard) == Some(&decision);
         Some(if is_stored { decision - CLOCK_SKEW } else { decision })
     }
 
-    /// The shards of which everything is read. The in-flight limit may keep a reader with unfinished records
-    /// from the tip.
+    /// Returns the shards that are read completely. The in-flight limit may keep a reader with
+    /// unfinished records from the tip.
     fn tips(&self) -> Vec<usize> {
         let is_read = |shard: &usize| {
             let arrived = self.horizon.arrivals(*shard).len();
@@ -107,7 +116,7 @@ impl Judged {
         self.horizon.shards().into_iter().filter(is_read).collect()
     }
 
-    /// The time that the approach to a record may take.
+    /// Returns the maximum time of the approach to a record.
     fn approach_cost(&self, (shard, place): (usize, usize)) -> Duration {
         let arrivals = self.horizon.arrivals(shard);
         let is_behind_gap = place > 0 && arrivals[place] >= arrivals[place - 1] + HOUR;
@@ -115,17 +124,18 @@ impl Judged {
         if has_approach { self.approached_within() } else { Duration::ZERO }
     }
 
-    /// The time in which a reader gets a record that its subscriptions approach. The subscriptions that a check
-    /// for losses ends last twice as long each time: together less than four times as long as the approach. Six
-    /// of them at most precede the last, at [`CHECK_COST`] and the five seconds of an event each, and at
-    /// [`PROBE_COST`] where nothing but a record judges them.
+    /// Returns the time within which a reader gets a record that its subscriptions approach. Each
+    /// subscription that a check for losses ends lasts twice as long as the one before, so that
+    /// together they last less than four times as long as the approach. At most six of them precede
+    /// the last one. Each costs [`CHECK_COST`] and the five seconds of an event, and also
+    /// [`PROBE_COST`] if only a record can show whether records were lost.
     fn approached_within(&self) -> Duration {
         let needs_record = self.policy == OnTrimmed::Latest || self.is_unsure;
         let judged_by = if needs_record { PROBE_COST } else { Duration::ZERO };
         4 * self.approach + 6 * (CHECK_COST + Duration::from_secs(5) + judged_by)
     }
 
-    /// The records that are to be delivered, by shard and place.
+    /// Returns the records that must be delivered, by shard and place.
     pub(super) fn due(&self) -> Vec<(usize, usize)> {
         let mut due = Vec::new();
         for shard in self.horizon.shards() {
@@ -142,7 +152,7 @@ impl Judged {
     }
 }
 
-/// Whether a record arrived after a decision, which is known to the second.
+/// Returns true if a record arrived after a decision, which is accurate to one second.
 fn is_after(decision: Option<SystemTime>, arrival: SystemTime) -> bool {
     decision.is_none_or(|time| arrival > time + Duration::from_secs(1))
 }
@@ -152,7 +162,7 @@ fn seconds(time: SystemTime) -> u64 {
 }
 
 impl Act {
-    /// Reads for this time, up to so many records, each of which is acknowledged at once.
+    /// Reads up to `most` records in this time, and acknowledges each of them at once.
     pub(super) async fn read_judged(&self, judged: &mut Judged, time: Duration, most: usize) {
         let end = Instant::now() + time;
         let mut read = 0;
@@ -173,7 +183,7 @@ impl Act {
         }
     }
 
-    /// Every record that is kept and that `on_trimmed` does not leave out is delivered.
+    /// Checks that every retained record that `on_trimmed` does not skip is delivered.
     pub(super) async fn read_rest(&self, judged: &mut Judged) {
         judged.held.drain(..).for_each(|record| record.ack());
         for shard in self.orders.open_shards() {
@@ -189,7 +199,7 @@ impl Act {
         }
         let due = judged.due();
         if !due.is_empty() {
-            self.breaks(Promise::NothingIsLost, format_args!("{due:?} are not delivered"));
+            self.breaks(Promise::NothingIsLost, format_args!("records {due:?} are not delivered"));
         }
         self.judge_gaps(judged);
     }
@@ -199,38 +209,39 @@ impl Act {
             if judged.excused.contains(&error.kind()) {
                 continue;
             }
-            let shard = error.shard_id().map(|id| index_of(&id.parse().expect("an id")));
+            let shard = error.shard_id().map(|id| index_of(&id.parse().expect("a valid shard id")));
             let may_fail = error.kind() == ErrorKind::Trimmed && judged.policy == OnTrimmed::Fail;
             let Some(shard) = shard.filter(|_| may_fail) else {
                 self.breaks(Promise::FewErrors, format_args!("{error}"));
                 continue;
             };
-            // Where nothing is read yet, the loss is that of a shard that waited.
+            // If nothing is read yet, the loss is that of a shard that waited.
             let next = judged.next.get(&shard).copied();
             let left = judged.horizon.left(shard);
             let is_false = next.is_some_and(|next| {
                 left < next.max(1) || left == next && !judged.horizon.excuses(shard, next)
             });
-            // A worker takes a released shard again after a while and finds the same loss, which is known.
+            // A worker acquires a released shard again after a while and detects the same loss,
+            // which is not reported again.
             let is_new = judged.failed.insert(shard);
             if is_false || !is_new {
                 self.breaks(
                     Promise::LossesAreReported,
-                    format_args!("{error}: {next:?} records are read, {left} have left"),
+                    format_args!("{error}: {next:?} records are read, {left} are trimmed"),
                 );
             }
         }
     }
 
-    /// Holds a record to what was reported before it.
+    /// Checks a delivered record against the losses that were reported before it.
     pub(super) fn judge(&self, judged: &mut Judged, record: &Record) {
-        let number = std::str::from_utf8(record.data()).expect("a number");
-        let (shard, place) = judged.horizon.place(number.parse().expect("a number"));
+        let number = std::str::from_utf8(record.data()).expect("the payload is a number");
+        let (shard, place) = judged.horizon.place(number.parse().expect("the payload is a number"));
         let gaps = judged.horizon.gaps(shard);
         if judged.failed.contains(&shard) {
             self.breaks(
                 Promise::Order,
-                format_args!("shard {shard} has ended with an error, and yields record {place}"),
+                format_args!("shard {shard} has ended with an error, but delivers record {place}"),
             );
         }
         let is_shard_expired = |gap: &&Gap| gap.passed == Some(place) && gap.left > place;
@@ -249,7 +260,7 @@ impl Act {
             );
         }
         let is_reported = gaps.iter().any(|gap| gap.passed == Some(expected));
-        // What leaves retention before anything is read is not due.
+        // Records that are trimmed before anything is read need not be delivered.
         if place > expected && before.is_some() && !is_reported {
             self.judge_silence(judged, shard, expected, place);
         }
@@ -257,8 +268,9 @@ impl Act {
         judged.delivered.insert(shard);
     }
 
-    /// Records are left out in silence: after an earlier decision, or by a reader that is pushed and that
-    /// does not know the period, between two checks.
+    /// Checks records that were skipped without a report. That is allowed after an earlier
+    /// decision, and between two checks of a reader of enhanced fan-out that does not know the
+    /// retention period.
     fn judge_silence(&self, judged: &Judged, shard: usize, expected: usize, place: usize) {
         let arrivals = judged.horizon.arrivals(shard);
         let decided = judged.decided.get(&shard);
@@ -266,9 +278,9 @@ impl Act {
             && (expected..place).all(|place| !is_after(decided.copied(), arrivals[place]));
         let is_running = judged.delivered.contains(&shard);
         let is_near = is_running && arrivals[place] <= arrivals[expected - 1] + CHECK_EACH;
-        // A subscription shows losses behind its position only as it begins. It is replaced after 10 s, and later
-        // each time, so that it reaches the next record. Without a known period, what leaves retention in
-        // between is not noticed.
+        // A subscription shows losses behind its position only when it starts. It is replaced after
+        // 10 s, and later each time, so that it reaches the next record. Without a known retention
+        // period, records that are trimmed in between are not noticed.
         let since = judged.horizon.left_at(shard, expected);
         let is_late = since.is_some_and(|since| self.kinesis.now() < since + LONGEST_UNCHECKED);
         let is_approached = is_late
@@ -279,19 +291,19 @@ impl Act {
         if !(is_decided || is_shown || judged.is_unsure && (is_near || is_approached)) {
             self.breaks(
                 Promise::LossesAreReported,
-                format_args!("shard {shard} loses records {expected} to {place} in silence"),
+                format_args!("shard {shard} skips records {expected} to {place} without a report"),
             );
         }
     }
 
-    /// What is left out has left retention, or lies before a decision for the latest.
+    /// Checks that each skipped record was trimmed, or precedes a decision of `OnTrimmed::Latest`.
     fn judge_left_out(&self, judged: &Judged, shard: usize, places: Range<usize>) {
         let (left, arrivals) = (judged.horizon.left(shard), judged.horizon.arrivals(shard));
         for place in places.clone().filter(|place| *place >= left) {
             if is_after(judged.decision(shard, place), arrivals[place]) {
                 self.breaks(
                     Promise::NothingIsLost,
-                    format_args!("record {place} of shard {shard} is kept and left out"),
+                    format_args!("record {place} of shard {shard} is retained, but skipped"),
                 );
             }
         }
@@ -299,21 +311,22 @@ impl Act {
         if earliest.is_some_and(|time| seconds(arrivals[place]) < seconds(time)) {
             self.breaks(
                 Promise::NotBeforeTheStart,
-                format_args!("record {place} of shard {shard} is from before the decision"),
+                format_args!("record {place} of shard {shard} precedes the decision to continue"),
             );
         }
     }
 
-    /// A loss is reported where there may be one, and once. Whether records that have left retention
-    /// followed a record that has left it, too, cannot be known.
+    /// Checks that losses are reported only if there may be one, and once. A reader cannot know
+    /// whether a trimmed record was followed by other trimmed records.
     pub(super) fn judge_gaps(&self, judged: &Judged) {
         for shard in self.orders.shards() {
             let gaps = judged.horizon.gaps(shard.index());
             for (index, gap) in gaps.iter().enumerate() {
                 let before = gaps[..index].iter().rfind(|before| before.passed == gap.passed);
-                // Where nothing is read yet, the loss is that of a shard that waited.
+                // If nothing is read yet, the loss is that of a shard that waited.
                 let least = before.map_or(gap.passed, |before| Some(before.left + 1));
-                // If no record behind the position is lost, the reader must have had a reason to expect a loss.
+                // If no record behind the position is lost, the reader must have had a reason to
+                // assume a loss.
                 let is_feared = gap.passed != Some(gap.left) || gap.is_excused;
                 let is_true = least.is_none_or(|least| gap.left >= least.max(1)) && is_feared;
                 let is_of_policy = match judged.policy {
@@ -324,7 +337,7 @@ impl Act {
                 if !is_true || !is_of_policy {
                     self.breaks(
                         Promise::LossesAreReported,
-                        format_args!("no such loss: {gap:?}, after {before:?}"),
+                        format_args!("unexpected report of a loss: {gap:?}, after {before:?}"),
                     );
                 }
             }

@@ -1,4 +1,5 @@
-//! Merged shards that listings, or the ends of their parents, name with one of their parents.
+//! Merged shards that listings, or the ends of their parents, report with only one of their
+//! parents.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -14,13 +15,14 @@ use super::{Act, POLICIES};
 use crate::seeds::pick;
 use crate::truth::{Promise, index_of};
 
-/// Fewer wrong listings than their retries report as an error, which is after 60 s.
+/// The maximum number of wrong listings: too few for the retries to yield an error, which takes 60
+/// s.
 const MOST_LISTINGS: usize = 7;
 
-/// The child and the one parent that the end of each shard names.
+/// A parent and its child. The end of the shard names this parent as the only one.
 type Named = Arc<Mutex<Vec<(ShardId, ShardId)>>>;
 
-/// The records that are delivered and not acknowledged, and the numbers of those that are.
+/// The delivered records that are not acknowledged, and the numbers of the acknowledged ones.
 #[derive(Default)]
 struct Handled {
     held: Vec<(usize, Record)>,
@@ -47,7 +49,7 @@ impl Act {
         }
     }
 
-    /// Merges two shards before a start, or while a reader has their records.
+    /// Merges two shards before the reader starts, or while the caller holds their records.
     async fn merge_two(
         &mut self,
         running: Option<ActReader>,
@@ -84,14 +86,14 @@ impl Act {
         if self.rng.bool() {
             parents.reverse();
         }
-        // Often before the next listing, which shows both parents.
+        // This is often before the next listing, which shows both parents.
         self.keep_holding(&mut reader, 1..6000, handled).await;
         self.acknowledge(&parents[0], handled);
         self.keep_holding(&mut reader, 1000..30_000, handled).await;
         if self.rng.u8(..4) == 0 {
-            // The other parent is read again, and the child waits for it in the next reader too.
+            // The next reader reads the other parent again, and the child still waits for it.
             self.stop(reader, handled).await;
-            // The next reader is given records of the other parent before its end.
+            // The next reader then gets records of the other parent before its end.
             self.kinesis.on_call(|_call| Outcome::Served);
             self.list_one_parent();
             reader = self.begin(StartingPosition::TrimHorizon, policy);
@@ -101,14 +103,17 @@ impl Act {
         self.check_unfetched(&child, first_call);
         self.acknowledge(&parents[1], handled);
         self.read_merged(&mut reader, handled).await;
-        // Each of them would be delivered again by now.
+        // A record that is delivered again would be delivered in this time.
         self.keep_holding(&mut reader, 1000..30_000, handled).await;
         self.kinesis.on_call(|_call| Outcome::Served);
         self.kinesis.set_child_shards(self.plan.child_shards);
         self.check_order(&reader, true);
         self.check_errors(&reader, &[]);
         if let Some((shard, _)) = reader.gaps.first() {
-            self.breaks(Promise::LossesAreReported, format_args!("{shard} has no gap"));
+            self.breaks(
+                Promise::LossesAreReported,
+                format_args!("a gap is reported for {shard}, which has none"),
+            );
         }
         reader
     }
@@ -124,21 +129,23 @@ impl Act {
 
     fn list_one_parent(&mut self) {
         let times = self.rng.usize(1..=MOST_LISTINGS);
-        self.truth.tell(format_args!("next {times} listings have one parent of merged shards"));
+        self.truth.tell(format_args!("the next {times} listings name one parent of merged shards"));
         let wrong = Outcome::Mislisted(WrongListing::OneParent);
         self.kinesis.next_calls("ListShards", times, wrong);
     }
 
-    /// The ends of the parents, whose records are all delivered, name no child, both parents or one.
+    /// Makes the ends of the parents name no child, both parents or one parent. All records of the
+    /// parents have been delivered.
     fn name_one_parent(&mut self, parents: &[Shard; 2], child: &Shard) {
-        // The model can alter an answer of polling only.
+        // The model can alter responses of `GetRecords` only.
         let is_one = self.rng.bool() && !self.plan.fan_out;
-        // An end that names no child is read again, and an altered answer lacks what that is to show.
+        // An end that names no child is read again, and the altered response lacks the members that
+        // the second read would show.
         self.kinesis.set_child_shards(is_one || self.rng.bool());
         if !is_one {
             return;
         }
-        self.truth.tell(format_args!("ends name one parent of shard {}", child.index()));
+        self.truth.tell(format_args!("shard ends name one parent of shard {}", child.index()));
         let both = Named::default();
         *both.lock().unwrap() = parents.iter().map(|parent| (parent.id(), child.id())).collect();
         self.kinesis.on_call(move |call| {
@@ -152,7 +159,7 @@ impl Act {
         });
     }
 
-    /// Reads until every unacknowledged record of these shards is held.
+    /// Reads until the caller holds every unacknowledged record of these shards.
     async fn hold_all(&mut self, reader: &mut ActReader, shards: &[Shard], handled: &mut Handled) {
         let is_of = |number: usize| shards.iter().any(|it| it.index() == self.puts[number].shard);
         let mut due: BTreeSet<usize> =
@@ -166,11 +173,11 @@ impl Act {
             self.handle_for(reader, Duration::from_secs(1), &shards_of(shards), handled).await;
         }
         if !held(handled) {
-            self.breaks(Promise::NothingIsLost, format_args!("{due:?} are not delivered"));
+            self.breaks(Promise::NothingIsLost, format_args!("records {due:?} are not delivered"));
         }
     }
 
-    /// Reads for a while, and holds what is held already.
+    /// Reads for a random time, and keeps holding the records of the shards that are held already.
     async fn keep_holding(
         &mut self,
         reader: &mut ActReader,
@@ -192,7 +199,7 @@ impl Act {
         let all = 0..self.puts.len();
         let left: Vec<usize> = all.filter(|it| !handled.acknowledged.contains(it)).collect();
         if !left.is_empty() {
-            self.breaks(Promise::NothingIsLost, format_args!("{left:?} are not delivered"));
+            self.breaks(Promise::NothingIsLost, format_args!("records {left:?} are not delivered"));
         }
     }
 
@@ -207,15 +214,15 @@ impl Act {
         let end = Instant::now() + time;
         while Instant::now() < end && !self.truth.is_broken() {
             let Some(record) = reader.next(end - Instant::now()).await else {
-                // There may be more after an error.
+                // More records may follow an error.
                 sleep(Duration::from_millis(1)).await;
                 continue;
             };
-            let number = *reader.delivered.last().expect("it is noted");
+            let number = *reader.delivered.last().expect("the delivered record was noted");
             let is_held = handled.held.iter().any(|(held, _)| *held == number);
             if is_held || handled.acknowledged.contains(&number) {
                 let promise = Promise::FewRepeats;
-                return self.breaks(promise, format_args!("record {number} comes again"));
+                return self.breaks(promise, format_args!("record {number} is delivered again"));
             }
             if shards.contains(&index_of(record.shard_id())) {
                 handled.held.push((number, record));
@@ -236,7 +243,7 @@ impl Act {
         }
     }
 
-    /// A merged shard is read by nobody while records of a parent are unacknowledged.
+    /// Checks that no reader reads a merged shard while records of a parent are unacknowledged.
     fn check_unfetched(&self, child: &Shard, first_call: usize) {
         let calls = self.kinesis.calls_from(first_call);
         let is_read = calls.iter().any(|call| {
@@ -261,7 +268,7 @@ fn shards_of(shards: &[Shard]) -> BTreeSet<usize> {
     shards.iter().map(Shard::index).collect()
 }
 
-/// The answer at the end of a shard that names a child with this parent only.
+/// Returns the response at the end of a shard that names a child with this parent only.
 fn end_naming(child: &ShardId, parent: &ShardId) -> String {
     format!(
         r#"{{"Records":[],"MillisBehindLatest":0,"ChildShards":[{{"ShardId":"{child}","ParentShards":["{parent}"],"HashKeyRange":{{"StartingHashKey":"0","EndingHashKey":"9"}}}}]}}"#

@@ -1,4 +1,5 @@
-//! A child that the caller has start at the latest: readers stop before a record of it is acknowledged.
+//! A child shard that the caller starts at `Latest`, with readers that stop before a record of it
+//! is acknowledged.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::Act;
 use super::reader::ActReader;
 use crate::truth::Promise;
 
-/// A start at the latest is exact to the second.
+/// A start at `Latest` is accurate to one second.
 const EARLIER: Duration = Duration::from_secs(2);
 
 impl Act {
@@ -18,7 +19,7 @@ impl Act {
         self.plan.mode = CheckpointOn::Ack;
         let child = self.know_child().await;
         let first = self.puts.len();
-        // The records from here on are put after the start of a reader that has fetched the child.
+        // The first record that is put after the start of a reader that has fetched the child.
         let mut required = None;
         for _ in 0..self.rng.usize(1..4) {
             sleep(EARLIER).await;
@@ -41,7 +42,8 @@ impl Act {
         self.check_starts(&child, first, required).await;
     }
 
-    /// A child is in the store that a reader has not begun, or of which it has acknowledged nothing.
+    /// Adds a child to the store. A reader has either not started it, or has acknowledged none of
+    /// its records.
     async fn know_child(&mut self) -> Shard {
         let parent = self.orders.shard(0);
         self.put_into(&parent);
@@ -63,7 +65,7 @@ impl Act {
     }
 
     fn begin_at_latest(&self, child: &Shard) -> ActReader {
-        self.truth.tell(format_args!("a reader begins child {} at the latest", child.index()));
+        self.truth.tell(format_args!("a reader starts child {} at Latest", child.index()));
         self.begin_with(|builder| {
             builder
                 .starting_position(StartingPosition::TrimHorizon)
@@ -71,7 +73,7 @@ impl Act {
         })
     }
 
-    /// Acknowledges the parent at most, so that no record of the child is.
+    /// Reads for a while, and acknowledges records of the parent at most and none of the child.
     async fn stop_early(&mut self, reader: &mut ActReader, child: &Shard) {
         if self.rng.bool() {
             let failure = Outcome::failed(500, "InternalFailureException", "");
@@ -103,7 +105,7 @@ impl Act {
         for number in reader.delivered.iter().filter(|number| of_child(number)) {
             if *number < first {
                 let promise = Promise::NotBeforeTheStart;
-                self.breaks(promise, format_args!("record {number} is from before the start"));
+                self.breaks(promise, format_args!("record {number} precedes the start"));
             }
         }
         self.check_errors(&reader, &[]);

@@ -1,4 +1,4 @@
-//! A reader that lags by more than a day, and that retention overtakes while it runs.
+//! A reader that lags by more than a day and is overtaken by retention while it runs.
 
 use std::time::Duration;
 
@@ -12,23 +12,24 @@ use super::horizon::{DAY, HOUR, Horizon};
 use super::losses::Judged;
 use crate::seeds::pick;
 
-/// Draws the time for which subscriptions approach a record behind a gap of an hour or more.
+/// Draws the time that subscriptions take to approach a record that follows a gap of an hour or
+/// more.
 pub(super) fn draw_approach(is_pushed: bool, rng: &mut Rng) -> Duration {
     let seconds = if is_pushed { pick(rng, &[0, 0, 0, 7, 60, 240, 420]) } else { 0 };
     Duration::from_secs(seconds)
 }
 
-/// The answer to a placement whose sequence number is refused.
+/// The response to a placement if its sequence number is refused.
 pub(super) fn refused_number() -> Outcome {
     Outcome::failed(400, "InvalidArgumentException", "StartingSequenceNumber is invalid")
 }
 
-/// The records that an act puts before its reader begins.
+/// The parameters of the records that an act puts before its reader starts.
 #[derive(Clone, Copy)]
 struct Old {
     period: Duration,
     is_lowered: bool,
-    /// Hours lie between some records.
+    /// Some records are hours apart.
     has_gaps: bool,
 }
 
@@ -67,8 +68,8 @@ impl Act {
             self.refuse("DescribeStreamSummary", denied);
         }
         let (steps, lowered_at) = (self.rng.usize(3..12), self.rng.usize(..3));
-        // A restart forgets a decision for the latest that is not stored yet, and enhanced fan-out takes the ARN of
-        // the stream from the call that is denied.
+        // A restart loses a decision of `OnTrimmed::Latest` that is not stored yet, and enhanced
+        // fan-out takes the ARN of the stream from the denied call.
         let is_bound = policy == OnTrimmed::Latest || judged.is_unsure;
         let may_restart = self.wrongs.u8(..3) == 0 && !is_bound;
         let restarted_at = if may_restart { self.wrongs.usize(..steps) } else { steps };
@@ -84,7 +85,8 @@ impl Act {
             if is_lowered && step == lowered_at {
                 judged.horizon.lower(period);
             }
-            // A reader that knows the period relies on it.
+            // A reader that knows the retention period relies on it, so no record may be trimmed
+            // earlier.
             if !self.plan.fan_out || is_denied {
                 self.trim_old(&judged);
             }
@@ -98,11 +100,11 @@ impl Act {
         judged.reader.close().await;
     }
 
-    /// Puts records that leave retention one after the other, around the end of the period.
+    /// Puts records that are trimmed one after the other, with ages around the retention period.
     fn put_old(&mut self, horizon: &Horizon, shard: &Shard, old: Old) {
         let Old { period, is_lowered, has_gaps } = old;
         let seconds = Duration::from_secs;
-        // Records that are older leave when the period is lowered.
+        // Older records are trimmed when the period is lowered.
         let older = if is_lowered { self.time(0..1_800_000) } else { Duration::ZERO };
         let now = self.kinesis.now();
         let mut arrival = now - period + self.time(5_000..600_000) - older;
@@ -124,7 +126,7 @@ impl Act {
         }
     }
 
-    /// Stops the reader, and begins another one at the stored positions.
+    /// Stops the reader, and starts another one at the stored positions.
     async fn start_again(&mut self, judged: Judged) -> Judged {
         let Judged { reader, horizon, policy, is_unsure, approach, held, .. } = judged;
         held.iter().for_each(Record::ack);
@@ -136,7 +138,8 @@ impl Act {
         let (mut judged, stored) = self.begin_stored(horizon, policy).await;
         (judged.is_unsure, judged.approach, judged.is_refused) = (is_unsure, approach, is_refused);
         for (shard, checkpoint) in stored {
-            // The position after a loss keeps the number of the last record before it.
+            // The position after a loss keeps the sequence number of the last record before the
+            // loss.
             if let Checkpoint::CaughtUp { until, .. } = checkpoint {
                 let arrivals = judged.horizon.arrivals(shard);
                 let next = judged.next.entry(shard).or_default();
@@ -146,14 +149,15 @@ impl Act {
         judged
     }
 
-    /// Refuses the next placement, and with one shard, that at its position after the oldest record has come.
+    /// Refuses the next placement, and with one shard also the placement at its position after the
+    /// oldest record was delivered.
     pub(super) fn refuse_placements(&self) {
         for outcome in [refused_number(), Outcome::Served, refused_number()] {
             self.kinesis.next_calls(self.plan.placement_call(), 1, outcome);
         }
     }
 
-    /// Something keeps the reader from reading for a while.
+    /// Delays the reader by a fault or an unacknowledged record, and by a pause of the caller.
     async fn hold_up(&mut self, judged: &mut Judged) {
         match self.rng.u8(..8) {
             0 => {
@@ -184,7 +188,7 @@ impl Act {
                 self.kinesis.next_calls(operation, times, Outcome::throttled());
             }
             4 if self.plan.mode == CheckpointOn::Ack => {
-                // The in-flight limit may hold the shard until the next time.
+                // The in-flight limit may block the shard until the next call.
                 if let Some(record) = judged.reader.next(Duration::from_secs(20)).await {
                     self.judge(judged, &record);
                     judged.held.push(record);
@@ -199,11 +203,11 @@ impl Act {
         }
         let longest = pick(&mut self.rng, &[100, 5_000, 60_000, 500_000]);
         let time = self.time(1..longest);
-        self.truth.tell(format_args!("the caller is away for {time:?}"));
+        self.truth.tell(format_args!("the caller does not poll for {time:?}"));
         sleep(time).await;
     }
 
-    /// Records of a day ago and before leave retention.
+    /// Trims some records that are older than a day.
     fn trim_old(&mut self, judged: &Judged) {
         for shard in self.orders.open_shards() {
             let now = self.kinesis.now();

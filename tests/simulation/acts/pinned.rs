@@ -1,4 +1,4 @@
-//! A start at a time, or a seek to one, while listings lack shards that hold records since then.
+//! A start at a timestamp, or a seek to one, while listings lack shards with records since then.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use crate::world::STREAM_AGE;
 impl Act {
     pub(super) async fn start_at_time(&mut self) {
         if self.wrongs.u8(..4) != 0 {
-            // A listing by time then shows which shards were open before the start. The shards that come
-            // after that and are closed again hold records all the same.
+            // A listing by time then shows the shards that were open before the start. Later shards
+            // that are closed again hold records, too.
             sleep(STREAM_AGE).await;
         }
         self.put_some(0..6);
@@ -53,19 +53,19 @@ impl Act {
         };
         let new: Vec<usize> = (old..self.puts.len()).collect();
         self.read_all(&mut reader, &new).await;
-        // Later listings show what was stored of the shards.
+        // The time of two more listings, which find the stored starts of the shards.
         reader.read_for(2 * self.plan.discovery_interval + Duration::from_secs(5)).await;
         self.check_order(&reader, false);
         self.check_errors(&reader, &[ErrorKind::Unavailable]);
         let is_early = |number: &&usize| **number < old;
         for number in reader.delivered.iter().filter(is_early) {
             let promise = Promise::NotBeforeTheStart;
-            self.breaks(promise, format_args!("record {number} is from before the start"));
+            self.breaks(promise, format_args!("record {number} precedes the start"));
         }
         reader.close().await;
     }
 
-    /// Repeats a seek that fails because its listings lack a shard.
+    /// Seeks, and repeats a seek that fails because its listings lack a shard.
     async fn seek(&self, reader: &ActReader, to: StartingPosition) {
         let mut sought = reader.seek(to).await;
         for _ in 0..3 {
@@ -78,7 +78,7 @@ impl Act {
         }
     }
 
-    /// The next listings may lack shards, closed ones too.
+    /// Makes the next listings lack shards, including closed ones.
     fn lack_shards(&mut self) {
         let shards = self.orders.shards();
         let outcome = match self.rng.u8(..6) {

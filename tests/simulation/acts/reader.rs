@@ -1,4 +1,4 @@
-//! A reader of an act: what it delivers, the errors that it yields and the events that it reports.
+//! The reader of an act: its delivered records, its errors and its reported gaps.
 
 use std::fmt;
 use std::time::Duration;
@@ -20,20 +20,20 @@ pub(super) struct ActReader {
     events: Events,
     truth: Truth,
     mode: CheckpointOn,
-    /// The numbers of the records, as they were delivered.
+    /// The numbers of the delivered records, in order of delivery.
     pub(super) delivered: Vec<usize>,
     pub(super) errors: Vec<Error>,
-    /// The gaps that were reported, and when.
+    /// The reported gaps, and the times of the reports.
     pub(super) gaps: Vec<(ShardId, Instant)>,
 }
 
 impl Act {
     pub(super) fn begin(&self, start: StartingPosition, on_trimmed: OnTrimmed) -> ActReader {
-        self.truth.tell(format_args!("a reader begins: {start:?}, {on_trimmed:?}"));
+        self.truth.tell(format_args!("a reader starts: {start:?}, {on_trimmed:?}"));
         self.begin_with(|builder| builder.starting_position(start).on_trimmed(on_trimmed))
     }
 
-    /// Begins a reader with these options beside those of the plan.
+    /// Starts a reader with these options in addition to those of the plan.
     pub(super) fn begin_with(
         &self,
         options: impl FnOnce(ConsumerBuilder) -> ConsumerBuilder,
@@ -66,23 +66,27 @@ impl Act {
         }
         let missing = missing(reader);
         if !missing.is_empty() {
-            self.breaks(Promise::NothingIsLost, format_args!("{missing:?} are not delivered"));
+            self.breaks(
+                Promise::NothingIsLost,
+                format_args!("records {missing:?} are not delivered"),
+            );
         }
     }
 
-    /// Yields only errors of these kinds.
+    /// Checks that the reader yielded only errors of these kinds.
     pub(super) fn check_errors(&self, reader: &ActReader, allowed: &[ErrorKind]) {
         for error in reader.errors.iter().filter(|error| !allowed.contains(&error.kind())) {
             self.breaks(Promise::FewErrors, format_args!("{error}"));
         }
     }
 
-    /// Within a shard no record is skipped after the first.
+    /// Checks that within a shard no record is skipped after the first one.
     pub(super) fn check_order(&self, reader: &ActReader, begins_again: bool) {
         self.check_order_but(reader, begins_again, |_, _| false);
     }
 
-    /// Within a shard no record is skipped after the first, but those that may be left out.
+    /// Checks that within a shard no record is skipped after the first one, except those that may
+    /// be left out.
     pub(super) fn check_order_but(
         &self,
         reader: &ActReader,
@@ -102,7 +106,10 @@ impl Act {
                 {
                     self.breaks(
                         Promise::Order,
-                        format_args!("shard {}: {pair:?} of {all:?}", shard.index()),
+                        format_args!(
+                            "shard {}: indexes {pair:?} of records {all:?} in this order",
+                            shard.index()
+                        ),
                     );
                 }
             }
@@ -116,12 +123,12 @@ impl ActReader {
         self.consumer.seek(to).await
     }
 
-    /// Reads for this time, acknowledging each record at once.
+    /// Reads for this time, and acknowledges each record at once.
     pub(super) async fn read_for(&mut self, time: Duration) {
         self.read(time, usize::MAX).await;
     }
 
-    /// The same, for up to `most` records.
+    /// Reads up to `most` records in this time, and acknowledges each record at once.
     pub(super) async fn read(&mut self, time: Duration, most: usize) {
         let end = Instant::now() + time;
         for _ in 0..most {
@@ -138,7 +145,10 @@ impl ActReader {
                     self.errors.push(error);
                 }
                 None => {
-                    self.truth.breaks(Promise::Progress, format_args!("the stream ends by itself"));
+                    self.truth.breaks(
+                        Promise::Progress,
+                        format_args!("the stream ends although the consumer is open"),
+                    );
                     break;
                 }
             }
@@ -146,7 +156,7 @@ impl ActReader {
         self.note_gaps();
     }
 
-    /// Notes the gaps that were reported since the last time.
+    /// Registers the gaps that were reported since the last call.
     pub(super) fn note_gaps(&mut self) {
         for event in self.new_events() {
             if let Event::Gap { shard_id, .. } = event {
@@ -155,7 +165,7 @@ impl ActReader {
         }
     }
 
-    /// Waits this long for one record.
+    /// Waits up to this time for one record.
     pub(super) async fn next(&mut self, time: Duration) -> Option<Record> {
         let next = tokio::time::timeout(time, self.stream.next()).await.ok()??;
         match next {
@@ -180,8 +190,8 @@ impl ActReader {
     }
 
     fn note(&mut self, record: &Record) {
-        let text = std::str::from_utf8(record.data()).expect("a number");
-        let number = text.parse().expect("a number");
+        let text = std::str::from_utf8(record.data()).expect("the payload is text");
+        let number = text.parse().expect("the payload is a number");
         let shard = index_of(record.shard_id());
         self.truth.tell(format_args!("record: {number} of shard {shard}"));
         self.delivered.push(number);

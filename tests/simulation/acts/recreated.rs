@@ -1,4 +1,4 @@
-//! A stream that is deleted and created again with the same shard ids.
+//! A stream that is deleted and recreated with the same shard ids.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,10 +12,11 @@ use super::{Act, PATIENCE, POLICIES};
 use crate::seeds::pick;
 use crate::truth::{Promise, index_of};
 
-/// The longest time without the stream, in milliseconds. A stream that is not found for 30 s is gone.
+/// The longest time without the stream, in milliseconds. A stream that is not found for 30 s counts
+/// as deleted.
 const AWAY: u64 = 15_000;
 
-/// One reading, after which the gaps of that time are noted.
+/// The duration of one round of reads, after which the reported gaps are registered.
 const ROUND: Duration = Duration::from_secs(20);
 
 impl Act {
@@ -29,14 +30,14 @@ impl Act {
         let mut reader = self.begin(StartingPosition::TrimHorizon, policy);
         let all: Vec<usize> = (0..self.puts.len()).collect();
         self.read_all(&mut reader, &all).await;
-        // The ends of closed shards are stored.
+        // The ends of closed shards are stored in this time.
         reader.read_for(Duration::from_secs(20)).await;
         self.check_errors(&reader, &[]);
         let known: BTreeSet<ShardId> = self.orders.shards().iter().map(Shard::id).collect();
         let is_down = self.rng.bool();
         let mut running = Some(reader);
         if is_down {
-            running.take().expect("it runs").close().await;
+            running.take().expect("the reader is running").close().await;
         }
         if self.truth.is_broken() {
             return;
@@ -51,7 +52,7 @@ impl Act {
         reader.close().await;
     }
 
-    /// The stream is gone for a moment, and there again with other records.
+    /// Deletes the stream, and recreates it after a while with other records.
     pub(super) async fn replace_stream(&mut self) {
         self.truth.tell(format_args!("the stream is deleted"));
         self.kinesis.delete_stream("orders");
@@ -61,7 +62,7 @@ impl Act {
         let shards = self.rng.usize(1..5);
         self.orders = self.kinesis.create_stream("orders", shards);
         self.recreated_at = Instant::now();
-        self.truth.tell(format_args!("the stream is created again, with {shards} shards"));
+        self.truth.tell(format_args!("the stream is recreated with {shards} shards"));
         self.put_some(0..6);
     }
 
@@ -81,7 +82,8 @@ impl Act {
         reader.read_for(PATIENCE).await;
     }
 
-    /// Every new record is delivered, unless the policy says otherwise, which is reported.
+    /// Checks that every new record is delivered, unless the policy skips it and a loss is
+    /// reported.
     pub(super) fn check_new(
         &self,
         reader: &ActReader,
@@ -90,7 +92,7 @@ impl Act {
         is_down: bool,
     ) {
         self.check_errors(reader, &[ErrorKind::Trimmed]);
-        // A worker may read some before a listing shows that the stream is another one.
+        // A worker may read some records before a listing shows that the stream was recreated.
         self.check_order_but(reader, true, |id, number| {
             let gap = reader.gaps.iter().rfind(|(of, _)| of == id);
             policy == OnTrimmed::Latest && gap.is_some_and(|(_, at)| self.puts[number].at <= *at)
@@ -106,13 +108,13 @@ impl Act {
             if errors != usize::from(is_refused) {
                 self.breaks(
                     Promise::LossesAreReported,
-                    format_args!("{id}: {errors} errors; down: {is_down}"),
+                    format_args!("{id}: unexpected number of errors: {errors}; down: {is_down}"),
                 );
             }
             if gap.is_some() != (is_known && policy != OnTrimmed::Fail) {
                 self.breaks(
                     Promise::LossesAreReported,
-                    format_args!("{id}: gap {gap:?}; down: {is_down}"),
+                    format_args!("{id}: unexpected gap: {gap:?}; down: {is_down}"),
                 );
             }
             let is_due = |number: usize| match policy {
@@ -127,13 +129,13 @@ impl Act {
                         format_args!("record {number} of {id} is not delivered; down: {is_down}"),
                     );
                 }
-                // A shard without a position in the old stream is read up to the next listing.
+                // A shard without a position in the old stream is read until the next listing.
                 let is_excused = !is_down && self.puts[number].at < listed;
                 if is_refused && !is_excused && reader.delivered.contains(&number) {
                     self.breaks(
                         Promise::NothingIsLost,
                         format_args!(
-                            "record {number} of {id}, despite the position of another stream"
+                            "record {number} of {id} is delivered, but the policy is to fail"
                         ),
                     );
                 }

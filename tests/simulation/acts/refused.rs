@@ -1,4 +1,5 @@
-//! A call that the readers of all shards share, and that fails for a reason that no retry cures.
+//! A call that the readers of all shards share and that fails with an error that no retry can
+//! resolve.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,11 +13,12 @@ use super::{Act, PATIENCE, Put};
 use crate::seeds::pick;
 use crate::truth::{Promise, index_of};
 
-/// Every shard that is not read releases its lease within this time: a minute of failures, a pause of up to
-/// half a minute before the first and the last of them, and the time in which the parents end.
+/// The time within which every shard that is not read releases its lease: a minute of failures, a
+/// back-off of up to half a minute before the first and the last of them, and the time in which the
+/// parents end.
 const RELEASED_WITHIN: Duration = Duration::from_secs(180);
 
-/// The longest pause of a failed shard.
+/// The longest pause after the failure of a shard.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 impl Act {
@@ -36,7 +38,7 @@ impl Act {
             self.refuse("DescribeStreamConsumer", refusal);
             let reader = self.begin(StartingPosition::TrimHorizon, OnTrimmed::Fail);
             let children = self.orders.shards().split_off(roots.len());
-            // The children of an unread parent wait, where they wait at all.
+            // With `ShardOrdering::ParentFirst`, the children of an unread parent wait.
             let waits = self.plan.ordering == ShardOrdering::ParentFirst;
             (reader, if waits { roots } else { [roots, children].concat() })
         } else {
@@ -48,14 +50,15 @@ impl Act {
             for child in &children {
                 self.put_packed_into(child);
             }
-            // An end that names no children is proven by a listing, without which the parents do not end.
+            // An end without children must be confirmed by a listing. Without one, the parents do
+            // not end.
             (reader, if child_shards { children } else { parents })
         };
         self.watch_releases(&mut reader, &shards).await;
         let kinds = [ErrorKind::Denied, ErrorKind::Rejected, ErrorKind::Unavailable];
         self.check_errors(&reader, &kinds);
         self.check_told_once(&reader);
-        self.truth.tell(format_args!("nothing is refused any more"));
+        self.truth.tell(format_args!("no call is refused from now on"));
         self.kinesis.on_call(|_| Outcome::Served);
         reader.read_for(pick(&mut self.rng, &[Duration::ZERO, LONGEST_PAUSE])).await;
         reader.read_for(LONGEST_PAUSE.saturating_sub(PATIENCE)).await;
@@ -64,7 +67,7 @@ impl Act {
         reader.close().await;
     }
 
-    /// Closes some shards, each with records, and puts records into their children.
+    /// Closes some shards that hold records, and puts records into their children.
     fn close_some(&mut self, shards: &[Shard]) {
         for shard in shards {
             if self.wrongs.u8(..3) == 0 {
@@ -83,17 +86,18 @@ impl Act {
         });
     }
 
-    /// The hash keys of the shard are needed to read it.
+    /// Puts an aggregated record. A reader needs the hash key range of the shard to read it.
     fn put_packed_into(&mut self, shard: &Shard) {
         let mut keys = (0..).map(|key: u64| format!("key-{key}"));
-        let key = keys.find(|key| shard.has_key(key)).expect("there are enough");
+        let key = keys.find(|key| shard.has_key(key)).expect("some key belongs to the shard");
         let number = self.puts.len();
         shard.put(aggregate([(key, number.to_string())]));
-        self.truth.tell(format_args!("put: {number} into shard {}, packed", shard.index()));
+        self.truth.tell(format_args!("put: {number} into shard {}, aggregated", shard.index()));
         self.puts.push(Put { shard: shard.index(), at: Instant::now() });
     }
 
-    /// Every shard is shown without an owner at some time, as it is not read.
+    /// Checks that the status shows every shard without an owner at some time, because it cannot be
+    /// read.
     async fn watch_releases(&self, reader: &mut ActReader, shards: &[Shard]) {
         let mut held: BTreeSet<ShardId> = shards.iter().map(Shard::id).collect();
         let by = Instant::now() + RELEASED_WITHIN;
@@ -108,20 +112,34 @@ impl Act {
         }
         if !held.is_empty() {
             let held: Vec<usize> = held.iter().map(index_of).collect();
-            self.breaks(Promise::UnreadAreReleased, format_args!("{held:?} are held"));
+            self.breaks(
+                Promise::UnreadAreReleased,
+                format_args!("the leases of shards {held:?} are not released"),
+            );
         }
         if !reader.delivered.is_empty() {
             let delivered = &reader.delivered;
-            self.breaks(Promise::Order, format_args!("{delivered:?} cannot be known"));
+            self.breaks(
+                Promise::Order,
+                format_args!(
+                    "records {delivered:?} are delivered, although their shards cannot be read"
+                ),
+            );
         }
     }
 
-    /// The worker yields the error of its own listings, and one shard that of all shards.
+    /// Checks that the worker yields at most one error for its own listings, and that one shard
+    /// yields the error that all shards share.
     fn check_told_once(&self, reader: &ActReader) {
         let (shards, others): (Vec<_>, Vec<_>) =
             reader.errors.iter().partition(|error| error.shard_id().is_some());
         if shards.len() != 1 || others.len() > 1 {
-            self.breaks(Promise::FewErrors, format_args!("{shards:?}, {others:?}"));
+            self.breaks(
+                Promise::FewErrors,
+                format_args!(
+                    "one shard error and one worker error at most: {shards:?}, {others:?}"
+                ),
+            );
         }
     }
 }

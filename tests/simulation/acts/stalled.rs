@@ -1,4 +1,4 @@
-//! Handlers that drop or keep records: what the consumer reports of it, and its health.
+//! Handlers that drop or keep records: the stalls that the consumer reports, and its health.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,34 +13,36 @@ use crate::truth::{Promise, index_of};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The in-flight limit must have held a shard this long, as documented at `Event::Stalled`.
+/// The time for which the in-flight limit must have blocked a shard, as documented at
+/// `Event::Stalled`.
 const STALLED_AFTER: Duration = Duration::from_secs(30);
 
-/// The documented limits of a probe, as in the guide's page.
+/// The limits of the probes, as documented in the guide.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const LIVE_WITHIN: Duration = Duration::from_secs(300);
 
-/// Times are kept to the second and checked once a second.
+/// Times are stored in seconds and checked once a second.
 const EXACT_TO: Duration = Duration::from_secs(3);
 
-/// A record that is not acknowledged yet.
+/// An unacknowledged record.
 struct Held {
     shard: usize,
     at: Instant,
-    /// The record and when it is acknowledged; `None` if it was dropped.
+    /// The record and the time at which it is acknowledged; `None` if it was dropped.
     ack: Option<(Record, Instant)>,
 }
 
-/// A handler of records, and what is true of it.
+/// A handler of records, and the facts that reports and health are checked against.
 struct Handler {
     reader: ActReader,
     limit: usize,
     held: Vec<Held>,
-    /// Since when the limit holds a shard, and whether that was reported.
+    /// The time since which the limit has blocked a shard, and whether that was reported.
     full: BTreeMap<usize, (Instant, bool)>,
-    /// The shards that were reported and had not stalled, with the records that were in flight.
+    /// The shards that were reported although they had not stalled, with the number of records in
+    /// flight.
     false_reports: Vec<(usize, usize)>,
-    /// Since when the handler has not asked for a record, having been given one.
+    /// The time since which the handler has not polled after it received a record.
     silent: Option<Instant>,
 }
 
@@ -53,12 +55,12 @@ impl Act {
         // In percent of the records.
         let (dropped, kept) = (pick(&mut self.rng, &[0, 5, 30]), pick(&mut self.rng, &[0, 30, 80]));
         let reader = self.begin(StartingPosition::TrimHorizon, OnTrimmed::Fail);
-        self.check_unread(&reader, "nothing is read yet");
+        self.check_unread(&reader, "before the first record");
         let mut handler = Handler::new(reader, limit);
         self.put_each();
         let first = handler.reader.next(Duration::from_secs(60)).await;
         let Some(first) = first else {
-            return self.breaks(Promise::Progress, format_args!("nothing comes for a minute"));
+            return self.breaks(Promise::Progress, format_args!("no record for a minute"));
         };
         self.decide(&mut handler, first, 0, 0);
         let (puts, busy_at) = (self.rng.u64(30..400), self.rng.u64(10..800));
@@ -90,7 +92,7 @@ impl Act {
         }
     }
 
-    /// One second of a handler that asks for records.
+    /// Runs the handler for one second, in which it polls.
     async fn handle(&mut self, handler: &mut Handler, dropped: u8, kept: u8) {
         let end = Instant::now() + SECOND;
         loop {
@@ -125,14 +127,14 @@ impl Act {
         }
     }
 
-    /// The handler asks for no record for minutes, after it was given one.
+    /// Stops the handler from polling for up to 400 s after it received a record.
     async fn be_silent(&mut self, handler: &mut Handler) {
         self.put_each();
         let Some(record) = handler.reader.next(Duration::from_secs(20)).await else { return };
         self.decide(handler, record, 0, 0);
         handler.ack_due();
         let time = self.time(1000..400_000);
-        self.truth.tell(format_args!("the handler is silent for {time:?}"));
+        self.truth.tell(format_args!("the handler does not poll for {time:?}"));
         handler.silent = Some(Instant::now());
         let end = Instant::now() + time;
         while Instant::now() < end && !self.truth.is_broken() {
@@ -148,14 +150,19 @@ impl Act {
         for (shard, unacknowledged) in handler.false_reports.drain(..) {
             self.breaks(
                 Promise::StallsAreReported,
-                format_args!("shard {shard} has not stalled, with {unacknowledged} in flight"),
+                format_args!(
+                    "shard {shard} has not stalled, but is reported with {unacknowledged} in flight"
+                ),
             );
         }
         for (shard, (since, is_told)) in &handler.full {
             if !is_told && since.elapsed() > STALLED_AFTER + EXACT_TO {
                 self.breaks(
                     Promise::StallsAreReported,
-                    format_args!("shard {shard} is held for {:?}", since.elapsed()),
+                    format_args!(
+                        "shard {shard} has been blocked for {:?} without a report",
+                        since.elapsed()
+                    ),
                 );
             }
         }
@@ -170,7 +177,7 @@ impl Act {
             if !is_near && is_well != (stalled < within) {
                 self.breaks(
                     Promise::HealthIsTrue,
-                    format_args!("{what}: {is_well}, stalled for {stalled:?}: {health:?}"),
+                    format_args!("{what} is {is_well} after a stall of {stalled:?}: {health:?}"),
                 );
             }
         }
@@ -189,7 +196,7 @@ impl Handler {
         }
     }
 
-    /// Takes note of the stalls that were reported. Called before each acknowledgement, which ends one.
+    /// Registers the reported stalls. Called before each acknowledgement, because it ends a stall.
     fn hear(&mut self) {
         for event in self.reader.new_events() {
             let Event::Stalled { shard_id, unacknowledged, .. } = event else { continue };

@@ -1,5 +1,5 @@
-//! Callers that poll some streams of a consumer and leave the others for minutes, while all of them
-//! share the memory.
+//! Callers that poll some streams of a consumer and not the others for minutes, while all streams
+//! share the memory budget.
 
 use std::future::poll_fn;
 use std::task::Poll;
@@ -20,14 +20,15 @@ use crate::world::PROGRESS_WITHIN;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The default of the option.
+/// The default of `max_buffered_bytes`.
 const DEFAULT_BUDGET: usize = 64 << 20;
 
-/// The size of records of which an answer holds 10 MiB, and of records that fit into the reserve of a shard.
+/// The size of records with which a response reaches 10 MiB, and of records that fit into the
+/// reserve of a shard.
 const LARGE: usize = 700_000;
 const SMALL: usize = 100;
 
-/// One stream of a shard.
+/// The stream of one shard.
 struct Lane {
     name: String,
     shard: Shard,
@@ -35,7 +36,7 @@ struct Lane {
     put: usize,
     delivered: usize,
     is_polled: bool,
-    /// Since when the caller has waited for its next record.
+    /// The time since which the caller has waited for the next record.
     waits_since: Instant,
 }
 
@@ -45,7 +46,8 @@ impl Act {
         let bytes = pick(&mut self.rng, &[DEFAULT_BUDGET, DEFAULT_BUDGET, 2 << 20, 1]);
         let (budget, is_shared) = (MemoryBudget::new(bytes), self.rng.bool());
         self.plan.max_buffered_bytes = bytes;
-        self.truth.tell(format_args!("some streams are left: {bytes} bytes, shared: {is_shared}"));
+        self.truth
+            .tell(format_args!("some streams are not polled: {bytes} bytes, shared: {is_shared}"));
         let shards = self.rng.usize(3..7);
         self.orders = self.kinesis.create_stream("lanes", shards);
         let mut streams = vec![self.orders.clone()];
@@ -93,8 +95,8 @@ impl Act {
         builder.build().expect("the plan's options are valid")
     }
 
-    /// Opens each shard, and has the caller take up to two records of some: from the second on, fetches
-    /// ahead begin.
+    /// Opens each shard, and takes up to two records from it. Prefetching starts with the second
+    /// one.
     async fn open_lanes(
         &mut self,
         consumer: &Consumer,
@@ -104,9 +106,9 @@ impl Act {
     ) {
         let shards = stream.shards();
         let opened = consumer.shards().take(shards.len()).try_collect::<Vec<ShardStream>>();
-        for stream in opened.await.expect("no fault") {
+        for stream in opened.await.expect("no call fails") {
             let shard = shards.iter().find(|shard| shard.id() == *stream.shard_id());
-            let shard = shard.expect("a shard of the stream").clone();
+            let shard = shard.expect("the stream of a known shard").clone();
             let name = format!("{name} {}", shard.index());
             let (is_polled, waits_since) = (true, Instant::now());
             let mut lane =
@@ -120,7 +122,7 @@ impl Act {
         }
     }
 
-    /// Puts what fills an answer, or a few small records.
+    /// Puts enough records to fill a response, a single large record, or many small ones.
     fn fill(&mut self, lane: &mut Lane) {
         let (records, size) = pick(&mut self.rng, &[(16, LARGE), (1, LARGE), (40, SMALL)]);
         self.truth.tell(format_args!("put: {records} records of {size} bytes into {}", lane.name));
@@ -135,7 +137,7 @@ impl Act {
         }
     }
 
-    /// Polls at least one stream from now on, and leaves at least one.
+    /// Chooses the streams that are polled from now on: at least one is, and at least one is not.
     fn choose(&mut self, lanes: &mut [Lane]) {
         for lane in &mut *lanes {
             (lane.is_polled, lane.waits_since) = (self.rng.bool(), Instant::now());
@@ -144,7 +146,7 @@ impl Act {
         lanes[one].is_polled = true;
         lanes[(one + 1) % lanes.len()].is_polled = false;
         let polled: Vec<&str> = polled(lanes).map(|lane| lane.name.as_str()).collect();
-        self.truth.tell(format_args!("polled: {polled:?}"));
+        self.truth.tell(format_args!("streams that are polled: {polled:?}"));
     }
 
     /// Reads the streams that are polled for this time.
@@ -158,7 +160,10 @@ impl Act {
                 Some(Err(error)) => self.breaks(Promise::FewErrors, format_args!("{error}")),
                 None => {
                     let name = &lanes[lane].name;
-                    self.breaks(Promise::Progress, format_args!("the stream of {name} ends"));
+                    self.breaks(
+                        Promise::Progress,
+                        format_args!("the stream of {name} ends although the shard is open"),
+                    );
                 }
             }
             self.check_progress(lanes);
@@ -167,12 +172,18 @@ impl Act {
     }
 
     fn take(&self, lane: &mut Lane, record: &Record) {
-        let number: usize =
-            std::str::from_utf8(record.data()).unwrap().trim_end().parse().expect("a number");
+        let number: usize = std::str::from_utf8(record.data())
+            .unwrap()
+            .trim_end()
+            .parse()
+            .expect("the payload is a number");
         if number != lane.delivered {
             self.breaks(
                 Promise::Order,
-                format_args!("{}: record {number} and not {}", lane.name, lane.delivered),
+                format_args!(
+                    "{}: record {number} is delivered, expected {}",
+                    lane.name, lane.delivered
+                ),
             );
         }
         lane.delivered = number + 1;
@@ -188,7 +199,7 @@ impl Act {
                 self.breaks(
                     Promise::Progress,
                     format_args!(
-                        "{} has no record {} for {PROGRESS_WITHIN:?}",
+                        "{} has not delivered record {} for {PROGRESS_WITHIN:?}",
                         lane.name, lane.delivered
                     ),
                 );
@@ -196,7 +207,7 @@ impl Act {
         }
     }
 
-    /// Polls all streams until each record is delivered.
+    /// Polls all streams until every record is delivered.
     async fn read_the_rest(&mut self, lanes: &mut [Lane]) {
         self.truth.tell(format_args!("all streams are polled"));
         for lane in &mut *lanes {
@@ -213,7 +224,7 @@ fn polled(lanes: &[Lane]) -> impl Iterator<Item = &Lane> {
     lanes.iter().filter(|lane| lane.is_polled)
 }
 
-/// Returns the next item of a stream that is polled. The streams take turns.
+/// Returns the next item of a stream that is polled. The streams are polled in turn.
 async fn next_of(lanes: &mut [Lane], turn: usize) -> (usize, Option<Result<Record>>) {
     poll_fn(|context| {
         for place in 0..lanes.len() {

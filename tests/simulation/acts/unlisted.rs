@@ -1,4 +1,4 @@
-//! A shard that some listings lack and that is not found meanwhile: that proves no absence.
+//! A shard that some listings lack while calls do not find it. That does not prove its absence.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,13 +13,13 @@ use super::losses::Judged;
 use super::{Act, POLICIES};
 use crate::seeds::pick;
 
-/// How long a shard that is read is not found before listings are asked.
+/// The time for which a shard is not found before listings are requested.
 const GONE_AFTER: Duration = Duration::from_secs(30);
 
-/// Shortly before a shard that is not found is reported.
+/// A little less than the time after which a shard that is not found is reported.
 const REPORTED_AFTER: Duration = Duration::from_secs(55);
 
-/// Counts the calls that hid the shard. Clones share the counts.
+/// Counts the calls that hid the shard. Clones share the counters.
 #[derive(Debug, Clone, Default)]
 struct Hidden(Arc<Counts>);
 
@@ -62,7 +62,7 @@ impl Act {
         }
         let listings = self.rng.usize(1..3);
         let hidden = if is_read {
-            // A subscription finds its shard until it ends.
+            // An open subscription still finds its shard, so it is reset.
             parent.interrupt(&Interruption::Resets);
             self.hide(&parent, listings, GONE_AFTER, REPORTED_AFTER)
         } else {
@@ -75,11 +75,11 @@ impl Act {
         };
         let time = GONE_AFTER + REPORTED_AFTER;
         self.read_judged(&mut judged, time, usize::MAX).await;
-        // A call under way may have read the shard to its end, so that no call asks for it.
+        // A call under way may have read the shard to its end, so that no later call requests it.
         let (refused, lacking) = (hidden.refused(), hidden.lacking());
         assert!(
             lacking > 0 || is_read && refused == 0,
-            "{} is refused {refused} times, and no listing lacks it",
+            "expected a listing without {}, which was refused {refused} times",
             parent.id()
         );
         self.kinesis.on_call(|_call| Outcome::Served);
@@ -87,14 +87,16 @@ impl Act {
         judged.reader.close().await;
     }
 
-    /// The shard is not found until listings are asked, and some of them lack it. Listings are complete before
-    /// `since`, and everything is after `until`, both from the first call that does not find the shard.
+    /// Hides the shard from calls until listings are requested, some of which lack it. Listings are
+    /// complete before `since`, and all responses are correct after `until`; both count from the
+    /// first call that does not find the shard.
     fn hide(&self, shard: &Shard, listings: usize, since: Duration, until: Duration) -> Hidden {
         let hidden = Hidden::default();
         let count = hidden.clone();
         let (shard, mut first, mut lacking) = (shard.id(), None::<Instant>, 0);
         let mut is_found = false;
-        self.truth.tell(format_args!("{shard} is not found, and {listings} listings lack it"));
+        self.truth
+            .tell(format_args!("{shard} is not found, and the next {listings} listings lack it"));
         self.kinesis.on_call(move |call| {
             let elapsed = first.map_or(Duration::ZERO, |first| first.elapsed());
             is_found |= elapsed > until;

@@ -1,5 +1,5 @@
-//! A position whose records leave retention while no reader runs, with failures around the judgement of
-//! the loss.
+//! A position behind which records are trimmed while no reader runs, with faults while the reader
+//! determines the loss.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -15,16 +15,16 @@ use super::{Act, PATIENCE};
 use crate::seeds::pick;
 use crate::truth::{Promise, index_of};
 
-/// An answer that is well-formed and withholds the records.
+/// A response that is well-formed and withholds the records.
 const EMPTY: &str = r#"{"Records":[],"NextShardIterator":"next","MillisBehindLatest":0}"#;
 
-/// What holds for all readers of the act that begin after the loss.
+/// The facts that apply to all readers of the act that start after the loss.
 struct Away {
     policy: OnTrimmed,
     horizon: Horizon,
     /// The kinds of errors that have other causes than a loss.
     excused: Vec<ErrorKind>,
-    /// The times from which earlier readers have decided to read on.
+    /// The times from which earlier readers have decided to continue.
     decided: BTreeMap<usize, SystemTime>,
 }
 
@@ -56,7 +56,7 @@ impl Act {
         let has_failed = !judged.failed.is_empty();
         judged.reader.close().await;
         if has_failed {
-            // A start with another `on_trimmed` goes on behind the loss, and reports it.
+            // A reader with another `on_trimmed` continues behind the loss and reports it.
             away.policy = OnTrimmed::TrimHorizon;
             let mut judged = self.restart(&away).await;
             self.read_rest(&mut judged).await;
@@ -64,7 +64,7 @@ impl Act {
         }
     }
 
-    /// Some records of each shard are read, and its position is stored.
+    /// Reads some records of each shard, and stores its position.
     async fn read_first(&mut self, horizon: &Horizon, policy: OnTrimmed) {
         for shard in self.orders.open_shards() {
             for _ in 0..self.rng.usize(2..8) {
@@ -82,21 +82,21 @@ impl Act {
                 let (time, most) = (self.time(1..10_000), self.rng.usize(1..9));
                 self.read_judged(&mut judged, time, most).await;
             }
-            // A quiet shard is stored as caught up.
+            // An idle shard is stored as caught up.
             2 => self.read_judged(&mut judged, Duration::from_secs(90), usize::MAX).await,
             _ => {}
         }
         if self.plan.mode == CheckpointOn::Ack
             && let Some(record) = judged.reader.next(Duration::from_secs(2)).await
         {
-            self.truth.tell(format_args!("a record is not acknowledged"));
+            self.truth.tell(format_args!("the next record is not acknowledged"));
             self.judge(&mut judged, &record);
             judged.held.push(record);
         }
         judged.reader.close().await;
     }
 
-    /// Records arrive and leave while no reader runs.
+    /// Puts and trims records while no reader runs.
     async fn leave_retention(&mut self, horizon: &Horizon, period: Duration) {
         let stored = self.stored().await;
         for _ in 0..self.rng.usize(1..4) {
@@ -117,7 +117,7 @@ impl Act {
             horizon.lower(DAY);
         }
         for shard in self.orders.open_shards() {
-            // What is stored as caught up is held to the age of the records.
+            // A position that is stored as caught up is compared with the age of the records.
             let is_read =
                 matches!(stored.get(&shard.index()), Some(Checkpoint::AfterSequenceNumber { .. }));
             if is_read && self.rng.u8(..3) != 0 {
@@ -126,12 +126,13 @@ impl Act {
                 horizon.trim(&shard, self.rng.usize(from..=end));
             }
         }
-        // A decision is to be after all that it leaves out, by more than clocks differ.
+        // A decision to continue must be later than all records that it skips, by more than the
+        // clock skew.
         sleep(CLOCK_SKEW + Duration::from_secs(10)).await;
     }
 
-    /// What goes wrong while a loss is judged.
-    /// Returns the kinds of errors that this may lead to.
+    /// Injects faults into the calls that determine a loss. Returns the kinds of errors that the
+    /// faults may cause.
     fn fail_judgement(&mut self, are_read: bool) -> Vec<ErrorKind> {
         let place = self.plan.placement_call();
         let read = self.plan.read_call();
@@ -150,12 +151,12 @@ impl Act {
             ("DescribeStreamSummary", Outcome::Lost),
         ];
         if are_read {
-            // Each call names a number.
+            // Each of these calls names a sequence number.
             failures.push((place, refused_number()));
         }
         if !self.plan.fan_out {
             failures.push(("DescribeStreamSummary", denied));
-            // Fewer than what is believed.
+            // Too few empty responses for the reader to rely on.
             failures.push(("GetRecords", Outcome::Garbled { status: 200, body: EMPTY.to_owned() }));
         }
         let mut excused = Vec::new();
@@ -167,7 +168,7 @@ impl Act {
                 Outcome::Failed { code, .. } if code == "AccessDeniedException" => {
                     ErrorKind::Denied
                 }
-                // The iterator of a made-up answer is refused.
+                // Kinesis refuses the iterator of this response.
                 Outcome::Garbled { .. } => ErrorKind::Rejected,
                 _ => ErrorKind::Unavailable,
             });
@@ -183,7 +184,7 @@ impl Act {
         judged
     }
 
-    /// Begins a reader at the stored positions, and returns them.
+    /// Starts a reader at the stored positions, and returns these positions.
     pub(super) async fn begin_stored(
         &self,
         horizon: Horizon,
@@ -197,7 +198,8 @@ impl Act {
         (judged, stored)
     }
 
-    /// Every loss is reported within a bound, and the reader stops as soon as its decision is stored.
+    /// Checks that every loss is reported within a bound, and stops the reader as soon as its
+    /// decision is stored.
     async fn decide_and_stop(&mut self, away: &mut Away) {
         let mut judged = self.restart(away).await;
         let horizon = &away.horizon;
@@ -216,9 +218,12 @@ impl Act {
             self.read_judged(&mut judged, Duration::from_millis(200), 1).await;
         }
         if is_due() {
-            self.breaks(Promise::LossesAreReported, format_args!("{lost:?}: not all are reported"));
+            self.breaks(
+                Promise::LossesAreReported,
+                format_args!("losses of shards {lost:?} are not all reported"),
+            );
         }
-        // The next write of checkpoints stores it.
+        // The next save of checkpoints stores the decision.
         let time = self.plan.checkpoint_interval + self.time(100..20_000);
         self.read_judged(&mut judged, time, usize::MAX).await;
         self.judge_gaps(&judged);
@@ -239,7 +244,7 @@ impl Act {
         }
     }
 
-    /// The stored position of each shard.
+    /// Returns the stored position of each shard.
     pub(super) async fn stored(&self) -> BTreeMap<usize, Checkpoint> {
         let reader = self.begin_with(|builder| builder);
         let leases = reader.consumer.positions().await.expect("the store of an act does not fail");

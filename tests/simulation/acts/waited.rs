@@ -1,5 +1,5 @@
-//! A child that is known for long before its first read, since it waits for its parents or no worker runs:
-//! whether the records that have left retention meanwhile are reported.
+//! A child shard that is known long before its first read, because it waits for its parents or no
+//! worker runs. Checks that records that are trimmed before the first read are reported as lost.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -22,50 +22,52 @@ use crate::truth::Promise;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// How much the clocks of hosts may differ, and how near to the end of the shortest period a record proves
-/// that the unknown period is longer, both with a minute to spare.
+/// The maximum clock skew between hosts, plus a minute.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(6 * 60);
+/// A record that is older than the shortest retention period by more than this proves that the
+/// unknown period is longer. Includes a margin of a minute.
 const NEAR_HORIZON: Duration = Duration::from_secs(11 * 60);
 
-/// The longest time from the first read to the last.
+/// The maximum time from the first read to the last.
 const READ_WITHIN: Duration = Duration::from_secs(50 * 60);
 
-/// The shortest time between the age of a shard at its first read and the retention period.
+/// The range of the difference between the age of a shard at its first read and the retention
+/// period, in milliseconds.
 const APART: Range<u64> = 3_600_000..6 * 3_600_000;
 
-/// How a child waits.
+/// The reason for which a child waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
-    /// The caller holds a record of the parent, and asks for others.
+    /// The caller holds a record of the parent and polls.
     Reading,
-    /// The caller holds a record of the parent, and asks for nothing.
+    /// The caller holds a record of the parent and does not poll.
     Hanging,
-    /// Its parents are finished, and no worker runs.
+    /// The parents are finished, and no worker runs.
     Down,
 }
 
-/// The children, and what is true of them.
+/// The children, and the facts that apply to all of them.
 struct Waited {
     children: Vec<Shard>,
     period: Duration,
-    /// `DescribeStreamSummary` is allowed.
+    /// `DescribeStreamSummary` is allowed, so that readers know the retention period.
     is_known: bool,
     policy: OnTrimmed,
-    /// The split or merge.
+    /// The time of the split or merge.
     since: Instant,
-    /// The store has had the children from here on.
+    /// The time from which the store has had the children.
     added_by: Instant,
 }
 
-/// What is true of one child at its first read.
+/// The expected reports for a child at its first read.
 struct Judgement {
-    /// Records have left retention since the child was known, and the reader can know of it.
+    /// Records have been trimmed since the child became known, and the reader can know it.
     is_loss: bool,
-    /// The child was known for longer than the period, as far as the reader can know.
+    /// As far as the reader can know, the child was known for longer than the retention period.
     may_be_loss: bool,
-    /// The numbers of the records that are kept until they are read.
+    /// The numbers of the records that are retained until they are read.
     kept: Vec<usize>,
-    /// The numbers of the records that are not.
+    /// The numbers of the trimmed records.
     lost: Vec<usize>,
 }
 
@@ -73,16 +75,18 @@ impl Act {
     pub(super) async fn wait_past_retention(&mut self) {
         (self.plan.ordering, self.plan.mode) = (ShardOrdering::ParentFirst, CheckpointOn::Ack);
         (self.plan.max_in_flight, self.plan.max_in_flight_bytes) = (10_000, 64 << 20);
-        // Days of polling take few calls.
+        // Long intervals keep the number of calls in days of polling low.
         (self.plan.interval, self.plan.discovery_interval) = (MINUTE, 10 * MINUTE);
         let policy = pick(&mut self.rng, &POLICIES);
-        // Enhanced fan-out takes the ARN of the stream from the same call.
+        // Enhanced fan-out needs this call for the ARN of the stream.
         let is_known = self.rng.u8(..4) != 0 || self.plan.fan_out;
         let wait = pick(&mut self.rng, &[Wait::Reading, Wait::Hanging, Wait::Down, Wait::Down]);
-        // Each renewal of a lease costs, so that a running reader waits for a short period.
+        // A running reader renews its leases all the time, which makes long periods slow to
+        // simulate.
         let periods: &[u32] = if wait == Wait::Down { &[24, 25, 36, 72, 168] } else { &[24, 25] };
         let period = pick(&mut self.rng, periods) * HOUR;
-        self.truth.tell(format_args!("{wait:?}, retention {period:?}, known: {is_known}"));
+        self.truth
+            .tell(format_args!("{wait:?}, retention {period:?}, known to readers: {is_known}"));
         self.kinesis.set_retention(period);
         self.allow_period(is_known);
         let mut reader = self.begin(StartingPosition::TrimHorizon, policy);
@@ -96,10 +100,10 @@ impl Act {
         let is_short = self.rng.u8(..3) == 0;
         let time = if is_short { period.saturating_sub(apart) } else { period + apart };
         if wait == Wait::Down {
-            self.truth.tell(format_args!("the reader stops, with every parent finished"));
+            self.truth.tell(format_args!("the reader stops after all parents are finished"));
             join(reader.close(), async { held.iter().for_each(Record::ack) }).await;
             if waited.children.iter().any(|child| self.first_read(child).is_some()) {
-                // The children did not wait.
+                // The children did not wait for a worker.
                 return;
             }
             self.let_wait(&waited, time, None).await;
@@ -117,7 +121,7 @@ impl Act {
         reader.close().await;
     }
 
-    /// Decides about calls from now on.
+    /// Allows or denies `DescribeStreamSummary` from now on, after up to two throttled calls.
     fn allow_period(&mut self, is_known: bool) {
         self.kinesis.on_call(move |call| match call.operation.as_str() {
             "DescribeStreamSummary" if !is_known => {
@@ -129,8 +133,8 @@ impl Act {
         self.kinesis.next_calls("DescribeStreamSummary", fails, Outcome::throttled());
     }
 
-    /// Splits or merges a shard of which the reader holds a record, until the store has the children. Returns
-    /// that record, and when the children came.
+    /// Splits or merges a shard of which the caller holds a record, and waits until the store has
+    /// the children. Returns the held records, the time of the change, and the children.
     async fn know_children(
         &mut self,
         reader: &mut ActReader,
@@ -154,13 +158,17 @@ impl Act {
             self.breaks(Promise::NothingIsLost, format_args!("the parent is not delivered"));
         }
         let children = self.orders.shards().split_off(known);
-        // Some records come before the store has the children.
+        // Some records are put before the store has the children.
         if self.rng.bool() {
             self.put_into(&children[0]);
         }
-        // The ends of the parents are read as well.
+        // The ends of the parents are read in this time, too.
         reader.read_for(2 * self.plan.discovery_interval).await;
-        let table = self.store.table(&Scope::new("default", "orders")).await.expect("never fails");
+        let table = self
+            .store
+            .table(&Scope::new("default", "orders"))
+            .await
+            .expect("the memory store never fails");
         if children.iter().any(|child| !table.leases.contains_key(&child.id())) {
             self.breaks(Promise::Progress, format_args!("the store does not have the children"));
         }
@@ -177,7 +185,8 @@ impl Act {
         let parts = self.rng.u32(1..5);
         for part in 0..=parts {
             for child in &waited.children {
-                // The first records leave retention in a long wait, and some children stay without.
+                // In a long wait the first records are trimmed, and some children stay without
+                // records.
                 for _ in 0..self.rng.usize(..3) {
                     self.put_into(child);
                 }
@@ -192,7 +201,7 @@ impl Act {
         }
     }
 
-    /// Reads a child, and holds what is reported of it against what is true.
+    /// Reads a child, and compares the reported losses with the expected ones.
     async fn check_child(&mut self, reader: &mut ActReader, child: &Shard, waited: &Waited) {
         let by = self.deadline();
         while self.first_read(child).is_none() && Instant::now() < by {
@@ -204,15 +213,15 @@ impl Act {
         };
         let judgement = self.judge_child(child, first, waited);
         let id = child.id();
-        // A loss is judged by a few calls.
+        // The reader needs a few calls to detect a loss.
         reader.read_for(5 * MINUTE).await;
         let gap = reader.gaps.iter().find(|(of, _)| *of == id).map(|(_, at)| *at);
         let is_told = reports(reader, &id) > 0;
-        self.truth.tell(format_args!("{id}: reported {is_told}, lost {:?}", judgement.lost));
+        self.truth.tell(format_args!("{id}: loss reported: {is_told}, lost {:?}", judgement.lost));
         if is_told && !judgement.may_be_loss || !is_told && judgement.is_loss {
             return self.breaks(
                 Promise::LossesAreReported,
-                format_args!("{id}: reported {is_told}, lost {:?}", judgement.lost),
+                format_args!("{id}: loss reported: {is_told}, lost {:?}", judgement.lost),
             );
         }
         if is_told && waited.policy == OnTrimmed::Fail {
@@ -230,11 +239,14 @@ impl Act {
         self.check_order_but(reader, false, |of, number| *of != id || !due.contains(&number));
         if reports(reader, &id) != usize::from(is_told) {
             let promise = Promise::LossesAreReported;
-            self.breaks(promise, format_args!("{id}: {} reports", reports(reader, &id)));
+            self.breaks(
+                promise,
+                format_args!("{id}: one loss is reported {} times", reports(reader, &id)),
+            );
         }
     }
 
-    /// When the child was read first.
+    /// Returns the time of the first successful read of the child.
     fn first_read(&self, child: &Shard) -> Option<Instant> {
         let calls = self.kinesis.calls().into_iter();
         let mut reads = calls.filter(|call| {
@@ -250,7 +262,7 @@ impl Act {
         let age = |number: &usize| first.saturating_duration_since(self.puts[*number].at);
         let (lost, kept): (Vec<_>, Vec<_>) =
             numbers.into_iter().partition(|number| age(number) + READ_WITHIN > period);
-        // The oldest kept record shows that an unknown period is a longer one.
+        // The oldest retained record shows that an unknown period is longer than the shortest one.
         let is_longer = kept.first().is_some_and(|it| age(it) > DAY + NEAR_HORIZON);
         let assumed = if is_known { period } else { DAY };
         let is_known_since = |number: &usize| self.puts[*number].at >= waited.added_by;
@@ -263,7 +275,7 @@ impl Act {
     }
 }
 
-/// The reports of a loss of a shard.
+/// Returns the number of reported losses of a shard.
 fn reports(reader: &ActReader, shard: &ShardId) -> usize {
     let gaps = reader.gaps.iter().filter(|(of, _)| of == shard).count();
     let errors = reader.errors.iter();
