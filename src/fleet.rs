@@ -49,7 +49,7 @@ use crate::telemetry::{ShardTelemetry, Telemetry};
 
 pub(crate) use worker::Worker;
 
-/// A shard whose lease the worker has acquired and that can be read now.
+/// A shard that can be read now: the worker has acquired its lease.
 #[derive(Debug)]
 pub(crate) struct AssignedShard {
     pub(crate) shard: KnownShard,

@@ -158,7 +158,7 @@ mod tests {
         format!("worker-{number}").into()
     }
 
-    /// Returns a table whose shards have these owners and next owners.
+    /// Returns a table of shards with these owners and next owners.
     fn table(capacities: &[u32], holders: &[(Option<usize>, Option<usize>)]) -> LeaseTable {
         let mut table = LeaseTable::default();
         for (number, capacity) in capacities.iter().enumerate() {

@@ -215,8 +215,8 @@ impl Worker {
         }
     }
 
-    /// Reports each shard whose data the store cannot read. Each is reported once, until the store
-    /// can read it again.
+    /// Reports each shard with stored data that cannot be read. Each is reported once, until its
+    /// data can be read again.
     fn report_unreadable(&mut self, table: &LeaseTable) {
         let is_unreadable =
             |id: &ShardId| table.leases.get(id).is_some_and(|lease| lease.unreadable.is_some());
@@ -237,7 +237,7 @@ impl Worker {
         }
     }
 
-    /// Opens a shard whose lease the worker has acquired.
+    /// Opens a shard after the worker has acquired its lease.
     fn open(&mut self, id: &ShardId, lease: Lease) {
         let epoch = lease.epoch;
         let Some(start) = self.deps.discovery.start_of(id, lease.checkpoint.clone()) else {
