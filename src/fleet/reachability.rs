@@ -27,11 +27,9 @@ const SHORTEST_TRIAL: Duration = Duration::from_secs(60);
 /// The reachability of Kinesis, as the calls of this worker show it.
 #[derive(Debug)]
 pub(super) struct Reach {
-    /// The time of failures after which Kinesis is unreachable: three lease durations, at least 30
-    /// s.
+    /// Kinesis is unreachable after failures for this time: three lease durations, at least 30 s.
     patience: Duration,
-    /// The time of successes after which leases may move here: three lease durations, at least 60
-    /// s.
+    /// Leases may move here after successes for this time: three lease durations, at least 60 s.
     trial: Duration,
     /// The end of the last interruption, or the start of the worker.
     steady: Instant,
@@ -53,8 +51,7 @@ impl Reach {
         }
     }
 
-    /// Returns true if the last calls have failed, so that a listing is needed to show whether all
-    /// do.
+    /// Returns true if the last calls have failed, so that a listing is needed as another test.
     pub(super) fn is_doubtful(&self, calls: Calls) -> bool {
         calls.failing.is_some() && !calls.succeeded_within(self.patience / 3)
     }
