@@ -16,7 +16,7 @@ use crate::source::{ListedShard, OnTrimmed, Position};
 use crate::store::lease::{Change, Lease, MARK_KEPT, LeaseTable};
 use crate::telemetry::Event;
 
-/// The start of a shard for its reader.
+/// The position at which a reader starts a shard.
 pub(crate) struct ShardStart {
     pub(crate) position: Position,
     /// The checkpoint to store before the first read.
@@ -41,8 +41,7 @@ impl Changes {
 }
 
 impl ShardDiscovery {
-    /// Returns the start of a shard with this stored checkpoint; `None` if the shard is not read at
-    /// all.
+    /// Returns the start of a shard with this stored checkpoint; `None` if the shard is not read.
     pub(crate) fn start_of(
         &self,
         shard: &ShardId,
@@ -54,8 +53,7 @@ impl ShardDiscovery {
             ExactStart::Kept(checkpoint) => checkpoint,
             ExactStart::Named(position) => return Some(ShardStart { position, unstored: None }),
         };
-        // Without a stored time, the next worker would use a later one and skip the records in
-        // between.
+        // If the time were not stored, the next worker would resolve a later one and skip records.
         let is_time = matches!(checkpoint, Checkpoint::AtTimestamp(_));
         let unstored = (is_time && !is_stored).then(|| checkpoint.clone());
         Some(ShardStart { position: Position::of(checkpoint)?, unstored })

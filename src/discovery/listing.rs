@@ -38,7 +38,7 @@ pub(crate) struct ShardDiscovery {
     pub(crate) on_trimmed: OnTrimmed,
     pub(crate) discovery_interval: Duration,
     pub(crate) telemetry: Telemetry,
-    /// Reports an error that no retry fixes to the caller.
+    /// Reports to the caller an error that retries do not fix.
     pub(crate) report_error: Arc<dyn Fn(Error) + Send + Sync>,
     pub(crate) memory: Memory,
     /// Moves the positions under the stream's name to its ARN; `None` if the stream is given by
@@ -86,8 +86,7 @@ impl Memory {
     }
 
     /// Returns the moment at which the application first polled the stream, or one before it.
-    /// `stored` is
-    /// [`LeaseTable::first_poll`].
+    /// `stored` is [`LeaseTable::first_poll`].
     fn first_poll(&self, stored: u64) -> SystemTime {
         let latest = self.latest();
         // The clock of Kinesis is more exact than that of this host, by which the moment was
