@@ -79,8 +79,7 @@ pub enum ShardPosition {
     /// The record with this sequence number.
     AtSequenceNumber(SequenceNumber),
     /// The record after the one with this sequence number. Skips the rest of an aggregated record:
-    /// see
-    /// [`AfterUserRecord`](Self::AfterUserRecord).
+    /// see [`AfterUserRecord`](Self::AfterUserRecord).
     AfterSequenceNumber(SequenceNumber),
     /// The user record after the given one of an aggregated record.
     AfterUserRecord {

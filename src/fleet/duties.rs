@@ -202,7 +202,7 @@ impl Worker {
         }
     }
 
-    /// Emits an event for each new shard of which a parent was known.
+    /// Emits an event for each new shard with a known parent.
     fn report_resharding(&self, table: &LeaseTable) {
         let known = &self.table.leases;
         for (shard_id, lease) in table.leases.iter().filter(|(id, _)| !known.contains_key(*id)) {

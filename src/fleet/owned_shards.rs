@@ -6,9 +6,8 @@
 //!   reading ────────────────────────► leaving ──────────────────────► released
 //!      │                                 │
 //!      └────────────────┬────────────────┘
-//!                       ├── every record finished ────────► finished
-//!                       └── lease lost, such as to a ─────► lost
-//!                           higher epoch
+//!                       ├── every record finished ──► finished
+//!                       └── lease lost, such as by a higher epoch ──► lost
 //! ```
 //!
 //! Records are delivered only in the state `reading`.

@@ -7,7 +7,7 @@ use super::{Telemetry, lock};
 use crate::error::{Error, ErrorKind, Kinds};
 use crate::record::ShardId;
 
-/// The error because of which a shard is not read.
+/// The error that keeps a shard from being read.
 ///
 /// Part of [`ShardStatus`](crate::ShardStatus). With the cargo feature `serde` it can be
 /// serialized and deserialized.
@@ -70,13 +70,13 @@ impl Failures {
 }
 
 impl Telemetry {
-    /// Notes an error because of which a shard is not read. Returns true if the caller has not
+    /// Notes an error that keeps a shard from being read. Returns true if the caller has not
     /// received an error of this kind for the shard.
     pub(crate) fn note_failure(&self, shard: &ShardId, error: &Error) -> bool {
         self.0.failures.note(shard, error)
     }
 
-    /// Returns the error because of which this worker does not read a shard.
+    /// Returns the error that keeps this worker from reading a shard.
     pub(crate) fn failure(&self, shard: &ShardId) -> Option<ShardFailure> {
         lock(&self.0.failures.0).get(shard).map(|known| known.last.clone())
     }
