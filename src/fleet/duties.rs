@@ -110,9 +110,9 @@ impl Worker {
         }
     }
 
-    /// Reports the losses that a new version of the table shows as stored. The other losses are
-    /// dropped: they were found for the previous version, so their changes are not stored and never
-    /// will be.
+    /// Reports the losses that a new version of the table shows as stored. Losses that should be
+    /// stored and are not shown are dropped: they were found for the previous version, so their
+    /// changes will never be stored.
     fn report_shown_losses(&mut self, table: &LeaseTable) {
         let version = |table: &LeaseTable| (table.generation, table.version);
         if version(table) != version(&self.table) {
