@@ -1,13 +1,13 @@
-//! Which shards exist, and which of them may be read.
+//! Discovery of a stream's shards, and the order in which they may be read.
 //!
 //! ```text
 //!            every parent finished,
-//!            or ordering does not matter
-//!   waiting ────────────────────────────► readable ──read to its end and finished──► finished
+//!            or unordered reading
+//!   waiting ────────────────────────► readable ── every record finished ──► finished
 //! ```
 //!
-//! All of it stands in the table that the workers of an application share. A parent that is not in
-//! it has left retention, and holds nothing back.
+//! The states follow from the lease table that the workers of an application share. A parent that
+//! is not in the table has left retention, and its children do not wait for it.
 
 mod changes;
 mod confirmation;
@@ -33,36 +33,38 @@ pub(crate) use start::Start;
 pub use start::{ShardPosition, StartingPosition};
 pub(crate) use stream_shards::StreamShards;
 
-/// Whether the children of a shard wait for it.
+/// The order in which a shard and its children are read.
 ///
 /// ```no_run
 /// # fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
-/// use kinestream::{Consumer, Ordering};
+/// use kinestream::{Consumer, ShardOrdering};
 ///
-/// let consumer = Consumer::builder(client, "orders").ordering(Ordering::Unordered).build()?;
+/// let consumer =
+///     Consumer::builder(client, "orders").ordering(ShardOrdering::Unordered).build()?;
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum ShardOrdering {
-    /// A shard is read when all its parents are read to the end and every record of them is
-    /// finished: the records of one partition key come in order, also over a split or a merge.
+    /// Reads a shard only when all its parents are read to the end and every record of them is
+    /// acknowledged. The records of one partition key are delivered in order, also over a split or
+    /// a merge.
     #[default]
     ParentFirst,
-    /// Every shard is read at once.
+    /// Reads every shard at once, without waiting for its parents.
     Unordered,
 }
 
-/// The shards that may be read now.
+/// Returns the shards that may be read now.
 pub(crate) fn readable(table: &LeaseTable, ordering: ShardOrdering) -> impl Iterator<Item = &ShardId> {
     let readable =
         table.leases.iter().filter(move |(_, lease)| is_readable(table, lease, ordering));
     readable.map(|(shard, _)| shard)
 }
 
-/// Whether the shard of a lease may be read now.
+/// Returns true if the shard of the lease may be read now.
 pub(crate) fn is_readable(table: &LeaseTable, lease: &Lease, ordering: ShardOrdering) -> bool {
-    // Where the parents are not known, nobody has listed the shard yet.
+    // Without known parents, no listing has shown the shard yet.
     let Some(parents) = &lease.parents else { return false };
     let may_begin = ordering == ShardOrdering::Unordered
         || parents.iter().all(|parent| table.leases.get(parent).is_none_or(Lease::is_finished));
@@ -98,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_merged_child_waits_for_both_parents() {
+    fn merged_child_waits_for_both_parents() {
         let mut table = table(&[(2, &[0, 1]), (1, &[]), (0, &[])]);
         assert_eq!(shards(&table, ShardOrdering::ParentFirst), [id(0), id(1)]);
         assert_eq!(shards(&table, ShardOrdering::Unordered), [id(0), id(1), id(2)]);
@@ -109,19 +111,19 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_parent_past_retention() {
+    fn child_of_an_unknown_parent_is_readable() {
         assert_eq!(shards(&table(&[(7, &[3])]), ShardOrdering::ParentFirst), [id(7)]);
     }
 
     #[test]
-    fn a_lost_parent_holds_its_children() {
+    fn child_of_an_expired_parent_waits() {
         let mut table = table(&[(3, &[]), (7, &[3])]);
         table.leases.get_mut(&id(3)).unwrap().is_shard_expired = true;
         assert_eq!(shards(&table, ShardOrdering::ParentFirst), []);
     }
 
     #[test]
-    fn a_position_without_a_listing_is_not_read() {
+    fn unlisted_shard_with_a_position_is_not_readable() {
         let mut table = table(&[(7, &[3])]);
         table.leases.insert(id(3), Lease::default());
         assert_eq!(shards(&table, ShardOrdering::ParentFirst), []);
@@ -129,10 +131,10 @@ mod tests {
     }
 
     proptest! {
-        /// Random trees, finished as they open: every shard opens once, and never before a parent
-        /// is finished.
+        /// Finishes the shards of random trees as they become readable: each shard becomes readable
+        /// once, and never before its parents are finished.
         #[test]
-        fn parents_come_first(
+        fn shards_become_readable_once_and_after_their_parents(
             parents in prop::collection::vec(prop::collection::vec(any::<prop::sample::Index>(), 0..3), 1..30),
             ordering in prop_oneof![Just(ShardOrdering::ParentFirst), Just(ShardOrdering::Unordered)],
         ) {

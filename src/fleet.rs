@@ -1,22 +1,25 @@
-//! Which shards are *mine*: the workers of an application share them by leases.
+//! Coordination of an application's workers, which share the shards of a stream by leases.
 //!
-//! Each worker has one task, apart from whoever reads. It renews, sees the table of leases, and does
-//! what follows from it: it begins with shards that it has been given, hands over those that are to
-//! go to another, stops those that it has lost, and evens out what is uneven. The one that joined
-//! first lists the stream for all.
+//! Each worker runs one task, separate from the reading of records. The task renews the worker's
+//! leases, reads the lease table and acts on it: it opens the shards that the worker has acquired,
+//! hands over the shards that move to another worker, stops the shards that it has lost, and
+//! rebalances the fleet. The worker that joined first lists the stream for the whole fleet.
 //!
 //! ```text
-//!            ┌──────────── renewal is due, a word from a stream, something is done ───────────┐
-//!            ▼                                                                                │
-//!   ─► exchange ──► settle: lost, opened, leaving ──► decide: what was listed, balance ──► wait
-//!            ▲                                              │ anything to change              │
-//!            └──────────────────────────────────────────────┘                    closed, dropped
-//!                                                                                             ▼
-//!                                                                           flush ──► leave ──► end
+//!         ┌────── renewal due, message from a shard's stream, background task done ───────┐
+//!         ▼                                                                               │
+//!   ─► exchange ──► reconcile: lost, opened, leaving ──► decide: listing, rebalance ──► wait
+//!         ▲                                                │ changes to make              │
+//!         └────────────────────────────────────────────────┘                closed, dropped
+//!                                                                                         ▼
+//!                                                                    flush ──► leave ──► end
 //! ```
 //!
-//! Dropped anywhere, the task leaves a worker behind that does not renew. What it had asked for was
-//! carried out or not; whoever sees the table next goes on from there.
+//! # Cancel safety
+//!
+//! If the task is dropped at any point, its worker stops renewing and its leases expire. The store
+//! has carried out the last request or not; the next worker that reads the table continues from
+//! there.
 
 mod balance;
 mod duties;
@@ -46,7 +49,7 @@ use crate::telemetry::{ShardTelemetry, Telemetry};
 
 pub(crate) use worker::Worker;
 
-/// A shard that may be read now.
+/// A shard that can be read now: the worker has acquired its lease.
 #[derive(Debug)]
 pub(crate) struct AssignedShard {
     pub(crate) shard: KnownShard,
@@ -55,12 +58,14 @@ pub(crate) struct AssignedShard {
     pub(crate) added: Option<SystemTime>,
     pub(crate) lease_handle: LeaseHandle,
     pub(crate) watermark: Arc<Watermark>,
-    /// Whether its caller still polls, where that matters.
+    /// Detects a caller that has stopped polling; `None` without a poll timeout.
     pub(crate) poll_monitor: Option<PollMonitor>,
     pub(crate) unopened: UnopenedShard,
 }
 
-/// Gives a shard back that the caller does not come to open: dropped, it tells the worker so.
+/// A guard that makes the worker release the shard if the caller never opens it.
+///
+/// Sends [`WorkerMessage::Dropped`] when it is dropped while armed.
 #[derive(Debug)]
 pub(crate) struct UnopenedShard(Option<(mpsc::UnboundedSender<WorkerMessage>, ShardId, u64)>);
 
@@ -69,7 +74,7 @@ impl UnopenedShard {
         Self(Some((messages, shard, epoch)))
     }
 
-    /// The caller has the shard's stream, which tells from now on.
+    /// Disarms the guard: the caller has the shard's stream, which sends the messages from now on.
     pub(crate) fn opened(mut self) {
         self.0 = None;
     }
@@ -78,44 +83,45 @@ impl UnopenedShard {
 impl Drop for UnopenedShard {
     fn drop(&mut self) {
         if let Some((messages, shard, epoch)) = self.0.take() {
-            // Nobody listens any more where the reading has been dropped.
+            // The receiver is gone if the session was dropped.
             let _dropped = messages.send(WorkerMessage::Dropped(shard, epoch));
         }
     }
 }
 
-/// What a shard has to say, in the epoch of its lease.
+/// A message to the worker, most of them about a shard in the epoch of its lease.
 #[derive(Debug)]
 pub(crate) enum WorkerMessage {
-    /// It is read to its end.
+    /// The shard was read to its end.
     Read {
         shard: ShardId,
         epoch: u64,
-        /// Its children as far as the server names them.
+        /// The shard's children, as far as Kinesis named them.
         children: Vec<KnownShard>,
-        /// Shows its records until they are finished.
+        /// The shard's telemetry, which reports its records until they are finished.
         telemetry: ShardTelemetry,
     },
-    /// All its records are finished.
+    /// Every record of the shard is finished.
     Finished(ShardId, u64),
-    /// Its stream was dropped before.
+    /// The shard's stream was dropped before the end of the shard.
     Dropped(ShardId, u64),
-    /// An error has ended its stream.
+    /// The shard's stream ended with an error.
     Failed {
         shard: ShardId,
         epoch: u64,
-        /// A record was delivered before.
+        /// True if the stream delivered a record before the error.
         has_delivered: bool,
     },
-    /// The store has something else than was thought.
+    /// The store's state differs from what this worker assumed.
     StateMismatch,
-    /// The store cannot read what it has of a shard.
+    /// The store cannot read its data of a shard.
     Unreadable,
-    /// As [`StateMismatch`](Self::Surprised), from an operation that waits until the table was read.
+    /// Like [`StateMismatch`](Self::StateMismatch), from an admin operation that waits until the
+    /// worker has read the table.
     TableEdited(oneshot::Sender<()>),
 }
 
-/// What a worker needs to know.
+/// The dependencies of a worker.
 pub(crate) struct WorkerDeps {
     pub(crate) leases: Arc<dyn LeaseStore>,
     pub(crate) scope: Scope,
@@ -127,19 +133,19 @@ pub(crate) struct WorkerDeps {
     pub(crate) messages: mpsc::UnboundedSender<WorkerMessage>,
 }
 
-/// How a worker behaves.
+/// The settings of a worker.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkerConfig {
     pub(crate) worker_id: Arc<str>,
     pub(crate) ordering: ShardOrdering,
     pub(crate) checkpoint_on: CheckpointOn,
     pub(crate) discovery_interval: Duration,
-    /// Renewed every third of it.
+    /// The time for which a lease is valid without renewal. Leases are renewed every third of it.
     pub(crate) lease_duration: Duration,
     pub(crate) handoff_timeout: Duration,
     pub(crate) poll_timeout: Option<Duration>,
-    /// The store keeps no leases: they are in memory, and no other worker can take one.
+    /// True if the store keeps no leases. They are in memory, and no other worker can acquire one.
     pub(crate) has_own_leases: bool,
-    /// How long a store that does not answer may hold records up before the caller is told.
+    /// The time for which a failing store may hold up records before the caller gets an error.
     pub(crate) max_unflushed: Duration,
 }

@@ -1,8 +1,8 @@
-//! What is seen from outside: each happening is told once, here, and becomes a `tracing` event, a
-//! typed [`Event`] and a metric.
+//! Telemetry: the `tracing` events, typed [`Event`]s, metrics and health of a consumer.
 //!
-//! Nothing here blocks. The recorder and the layer are code of the caller: they are called without a lock
-//! held, and their panics are contained here.
+//! Each occurrence is emitted once, and becomes a `tracing` event, a typed event and a metric.
+//! Nothing here blocks. The metrics recorder and the tracing layer are code of the caller. They are
+//! called without a lock held, and their panics are contained here.
 
 mod backlog;
 mod event;
@@ -42,47 +42,47 @@ pub(crate) use polls::Polls;
 use shard::ShardGauges;
 pub(crate) use shard::{InFlight, ShardTelemetry};
 
-/// Events that a slow listener may be behind before it misses some.
+/// The number of events by which a listener may lag behind before it misses events.
 const LONGEST_BACKLOG: usize = 1024;
 
-/// Delivers an error to the caller, or returns it if there is no stream to deliver it to.
+/// A function that delivers an error to the caller, or returns it if no stream can deliver it.
 type Complain = dyn Fn(Error) -> Result<()> + Send + Sync;
 
-/// Who is told what happens to one consumer. The clones are one.
+/// The telemetry of one consumer. Clones share their state.
 #[derive(Clone)]
 pub(crate) struct Telemetry(Arc<Inner>);
 
 struct Inner {
     stream: Arc<str>,
     application: Arc<str>,
-    /// Made for the first listener: it takes the memory of a whole backlog.
+    /// Created for the first listener, since it allocates the whole backlog.
     events: OnceLock<broadcast::Sender<Event>>,
     metrics: ConsumerMetrics,
     recorder: Sink,
     layer: Sink,
-    /// How much memory is taken by what is buffered.
+    /// Returns the number of buffered bytes.
     buffered: Mutex<Option<Arc<dyn Fn() -> usize + Send + Sync>>>,
     /// Delivers errors to the caller.
     error_sink: Mutex<Option<Arc<Complain>>>,
-    /// Since when positions cannot be saved.
+    /// The time since which checkpoints cannot be saved.
     unsaved: Mutex<Option<Instant>>,
-    /// The shards that are read, for as long as they are.
+    /// The gauges of the shards that are being read.
     shards: Mutex<Views>,
     failures: Failures,
     liveness: Liveness,
 }
 
-/// The views of shards, less most of those that are over.
+/// The gauges of shards. Those of shards that are no longer read are removed from time to time.
 #[derive(Default)]
 struct Views {
     of: BTreeMap<ShardId, Weak<ShardGauges>>,
-    /// The number of views at which those that are over are removed next.
+    /// The number of entries at which those of ended shards are removed next.
     sweep_at: usize,
 }
 
 impl Views {
-    /// Adds the view of a shard. Where many are added, each takes a constant time on average. Returns
-    /// how many views were visited.
+    /// Adds the gauges of a shard, in constant time on average. Returns the number of entries that
+    /// were visited.
     fn insert(&mut self, id: &ShardId, view: Weak<ShardGauges>) -> usize {
         let mut visited = 0;
         if self.of.len() >= self.sweep_at {
@@ -114,7 +114,7 @@ impl Telemetry {
         }))
     }
 
-    /// Something has happened.
+    /// Emits an event to the tracing layer, the metrics recorder and the listeners.
     pub(crate) fn emit(&self, event: Event) {
         match event.is_call_failed() {
             Some(true) => self.call_failed(),
@@ -126,7 +126,7 @@ impl Telemetry {
         self.send(event);
     }
 
-    /// Sends an event to the listeners, whose wakers may panic.
+    /// Sends an event to the listeners, and contains panics of their wakers.
     fn send(&self, event: Event) {
         if let Some(events) = self.0.events.get() {
             // Without a listener the event is dropped.
@@ -134,14 +134,14 @@ impl Telemetry {
         }
     }
 
-    /// Sets where errors are delivered to the caller.
+    /// Sets the function that delivers errors to the caller.
     pub(crate) fn set_error_sink(&self, sink: impl Fn(Error) -> Result<()> + Send + Sync + 'static) {
         let before = lock(&self.0.error_sink).replace(Arc::new(sink));
         drop(before);
     }
 
-    /// Delivers an error to the caller, even while it waits for records. Returns the error if there is no
-    /// stream to deliver it to.
+    /// Delivers an error to the caller, even while it waits for records. Returns the error if there
+    /// is no stream to deliver it to.
     pub(crate) fn report_error(&self, error: Error) -> Result<()> {
         let sink = lock(&self.0.error_sink).clone();
         match sink {
@@ -151,19 +151,19 @@ impl Telemetry {
         }
     }
 
-    /// What happens from now on.
+    /// Returns a stream of the events from now on.
     pub(crate) fn events(&self) -> Events {
         let events = self.0.events.get_or_init(|| broadcast::Sender::new(LONGEST_BACKLOG));
         Events::new(events.subscribe())
     }
 
-    /// How much is buffered, from now on, is to be asked there.
+    /// Sets the function that returns the number of buffered bytes.
     pub(crate) fn ask_for_buffered(&self, bytes: impl Fn() -> usize + Send + Sync + 'static) {
         let before = lock(&self.0.buffered).replace(Arc::new(bytes));
         drop(before);
     }
 
-    /// So many positions were saved in one write; none, where there was nothing to write.
+    /// Notes that one write saved this number of positions; 0 if there was nothing to write.
     pub(crate) fn saved(&self, positions: usize) {
         *lock(&self.0.unsaved) = None;
         if positions > 0 {
@@ -171,13 +171,13 @@ impl Telemetry {
         }
     }
 
-    /// Positions could not be saved, which was begun then.
+    /// Notes a failed write of positions that began at `began`.
     pub(crate) fn save_failed(&self, began: Instant) {
         lock(&self.0.unsaved).get_or_insert(began);
         self.contain(Task::Metrics, || self.0.metrics.save_failed());
     }
 
-    /// Measures what is not told when it happens, for a worker that has so many shards.
+    /// Updates the periodically sampled gauges of a worker that holds this number of leases.
     pub(crate) fn measure(&self, leases: usize) {
         let buffered = lock(&self.0.buffered).clone();
         let buffered = buffered.map_or(0, |bytes| bytes());
@@ -188,12 +188,12 @@ impl Telemetry {
         }
     }
 
-    /// The shards that are read.
+    /// Returns the gauges of the shards that are being read.
     fn views(&self) -> Vec<Arc<ShardGauges>> {
         lock(&self.0.shards).of.values().filter_map(Weak::upgrade).collect()
     }
 
-    /// A shard that is read from now on.
+    /// Returns the telemetry of a shard that is read from now on.
     pub(crate) fn shard(&self, id: &ShardId, watermark: &Arc<Watermark>) -> ShardTelemetry {
         let metrics = self.contain(Task::Metrics, || self.0.metrics.shard(id));
         let metrics = metrics.unwrap_or_else(ShardMetrics::none);
@@ -202,8 +202,8 @@ impl Telemetry {
         telemetry
     }
 
-    /// Returns the lag of a shard in milliseconds; `None` for a shard that is not read here or was not
-    /// fetched yet.
+    /// Returns the lag of a shard in milliseconds; `None` for a shard that is not read here or was
+    /// not fetched yet.
     pub(crate) fn millis_behind_latest(&self, id: &ShardId) -> Option<i64> {
         self.view(id)?.millis_behind_latest()
     }
@@ -213,12 +213,13 @@ impl Telemetry {
         Some(self.view(id)?.in_flight())
     }
 
-    /// Returns the view of a shard, to be used without the lock: it may be the last reference.
+    /// Returns the gauges of a shard. They must be used without the lock, since this may be the
+    /// last reference.
     fn view(&self, id: &ShardId) -> Option<Arc<ShardGauges>> {
         lock(&self.0.shards).of.get(id).and_then(Weak::upgrade)
     }
 
-    /// What goes on in a shard happens within it.
+    /// Returns the span of a shard, within which its reader runs.
     fn span(&self, id: &ShardId) -> tracing::Span {
         let (stream, application) = (&*self.0.stream, &*self.0.application);
         let span = || tracing::info_span!("shard", stream, application, shard = %id);
@@ -233,7 +234,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl fmt::Debug for Telemetry {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (stream, application) = (&self.0.stream, &self.0.application);
-        write!(formatter, "Observer({application} of {stream})")
+        write!(formatter, "Telemetry({application} of {stream})")
     }
 }
 
@@ -242,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn new_shards_visit_few_others_and_remove_those_that_are_over() {
+    fn adding_shards_visits_few_entries_and_removes_ended_ones() {
         let telemetry = Telemetry::new(&"orders".into(), &"billing".into());
         let mut views = Views::default();
         let (mut visited, mut kept) = (0, Vec::new());

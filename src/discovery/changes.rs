@@ -1,4 +1,4 @@
-//! What a listing changes in the table.
+//! Changes of the lease table that follow from a listing.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, UNIX_EPOCH};
@@ -16,33 +16,32 @@ use crate::source::{ListedShard, OnTrimmed, Position};
 use crate::store::lease::{Change, Lease, MARK_KEPT, LeaseTable};
 use crate::telemetry::Event;
 
-/// Where a worker starts to read a shard.
+/// The position at which a reader starts a shard.
 pub(crate) struct ShardStart {
     pub(crate) position: Position,
     /// The checkpoint to store before the first read.
     pub(crate) unstored: Option<Checkpoint>,
 }
 
-/// What is to be changed in a table.
+/// Changes to make in a table.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     pub(crate) list: Vec<Change>,
     /// The losses to report once the changes are made.
     pub(crate) losses: Vec<Loss>,
-    /// The changes come from a listing, which is dropped once they are made.
+    /// True if the changes come from a listing, which is dropped once they are made.
     pub(crate) are_listed: bool,
 }
 
 impl Changes {
-    /// Changes that come from no listing.
+    /// Returns changes that come from no listing.
     pub(crate) fn beside_listings(list: Vec<Change>) -> Self {
         Self { list, ..Self::default() }
     }
 }
 
 impl ShardDiscovery {
-    /// Returns where a shard starts whose stored checkpoint is `checkpoint`; `None` for one that is not
-    /// read.
+    /// Returns the start of a shard with this stored checkpoint; `None` if the shard is not read.
     pub(crate) fn start_of(
         &self,
         shard: &ShardId,
@@ -54,14 +53,15 @@ impl ShardDiscovery {
             ExactStart::Kept(checkpoint) => checkpoint,
             ExactStart::Named(position) => return Some(ShardStart { position, unstored: None }),
         };
-        // The next worker would resolve a time anew, and skip the records in between.
+        // If the time were not stored, the next worker would resolve a later one and skip records.
         let is_time = matches!(checkpoint, Checkpoint::AtTimestamp(_));
         let unstored = (is_time && !is_stored).then(|| checkpoint.clone());
         Some(ShardStart { position: Position::of(checkpoint)?, unstored })
     }
 
-    /// Returns the checkpoint to store for a known shard that was never read: the time at which the caller
-    /// has it start. Its parents may still be read when the next worker begins.
+    /// Returns the checkpoint to store for a known shard that was never read: the time that the
+    /// caller has set as its start. It is stored early, since the shard may not be readable before
+    /// another worker starts.
     fn unstored_start(&self, shard: &ShardId, lease: &Lease) -> Option<Checkpoint> {
         if lease.epoch > 0 || !self.start.each.contains_key(shard) {
             return None;
@@ -69,8 +69,8 @@ impl ShardDiscovery {
         self.start_of(shard, lease.checkpoint.clone())?.unstored
     }
 
-    /// What is stored for a child that the end of its parent has named: a position only where the
-    /// caller has named one.
+    /// Returns the checkpoint to store for a child that its ended parent has named: `None` unless
+    /// the caller has set a starting position for it.
     pub(crate) fn child_start(&self, shard: &ShardId) -> Option<Checkpoint> {
         if !self.start.each.contains_key(shard) {
             return None;
@@ -81,9 +81,9 @@ impl ShardDiscovery {
         }
     }
 
-    /// What is to be changed in the table, after what has been listed. Where it has no shard yet, the
-    /// changes are the start of the application, and belong into one step with nothing before it:
-    /// half a start would be taken for a later one.
+    /// Returns the changes that a listing requires in the table. If the table has no shard yet,
+    /// they start the application and must be made in one step, before any other change: after a
+    /// partial start, the next listing would treat the missing shards as new children.
     pub(crate) fn changes(&self, listed: &StreamShards, table: &LeaseTable) -> Changes {
         let mut losses = Vec::new();
         let mut list = self.additions(listed, table);
@@ -99,12 +99,12 @@ impl ShardDiscovery {
                 continue;
             }
             if lease.is_finished() {
-                // Until it may be forgotten at last, it is enough to say so once.
+                // One change is enough until the store may delete the shard.
                 if listed.had_finished(shard) && lease.unlisted.is_none_or(is_over) {
                     list.push(Change::Forget { shard: shard.clone() });
                 }
             } else if lease.is_shard_expired && self.keeps_lost() {
-                // Once by each reading, since nothing comes of the shard.
+                // Reported once per session, since no stream of the shard reports it.
                 if listed.begins {
                     losses.push(Loss::listed(Report::Error(self.left_retention(shard, lease))));
                 }
@@ -115,7 +115,8 @@ impl ShardDiscovery {
         Changes { list, losses, are_listed: true }
     }
 
-    /// The shards that are not in the table yet.
+    /// Returns the additions for listed shards that the table lacks, or that lack parents or a
+    /// stored start in the table.
     fn additions(&self, listed: &StreamShards, table: &LeaseTable) -> Vec<Change> {
         let inherited = &listed.inheritance.leases;
         let first = table.leases.is_empty() && inherited.is_empty();
@@ -126,7 +127,7 @@ impl ShardDiscovery {
             Some(lease) => {
                 lacks_parents(lease, shard) || self.unstored_start(&shard.id, lease).is_some()
             }
-            // One that is not there any more was forgotten meanwhile, and is not to be read again.
+            // A finished shard was deleted since the listing, and must not be read again.
             None => !listed.had_finished(&shard.id),
         };
         let position = |shard: &ListedShard| {
@@ -139,7 +140,7 @@ impl ShardDiscovery {
             .map(|shard| Change::Add {
                 shard: shard.id.clone(),
                 parents: shard.parents.clone(),
-                // One that is not the shard's own is not taken for it.
+                // The start of a shard of another stream is not stored.
                 start: shard.start.clone().filter(|start| {
                     table.leases.get(&shard.id).is_none_or(|lease| is_same(lease, start))
                 }),
@@ -151,8 +152,8 @@ impl ShardDiscovery {
             .collect()
     }
 
-    /// Returns the listed shards that were, or may have been, split or merged from shards for which the
-    /// caller has named a position.
+    /// Returns the listed shards that are, or may be, descendants of shards for which the caller
+    /// has set a position.
     fn descendants_of_named<'a>(&'a self, shards: &'a [ListedShard]) -> BTreeSet<&'a ShardId> {
         let listed: BTreeSet<&ShardId> = shards.iter().map(|shard| &shard.id).collect();
         let mut children: HashMap<&ShardId, Vec<&ShardId>> = HashMap::new();
@@ -175,21 +176,22 @@ impl ShardDiscovery {
         found
     }
 
-    /// What is stored for a shard that nothing is known of. One that was closed before a first
-    /// start's time holds nothing to read: it is finished.
+    /// Returns the checkpoint to store for a new shard. At the first start of an application, a
+    /// shard that was closed before the starting time has nothing to read and is finished.
     fn pin(&self, shard: &ListedShard, listed: &StreamShards, first: bool) -> Option<Checkpoint> {
         let named = self.start.each.contains_key(&shard.id);
         if first && !named && listed.passed_over.contains(&shard.id) {
             return Some(Checkpoint::ShardEnd);
         }
         match self.start.pin(&shard.id, first, listed.latest) {
-            // A child begins where it begins, which needs no store to say so.
+            // A child starts at its first record, which need not be stored.
             ExactStart::Kept(checkpoint) => (listed.begins || named).then_some(checkpoint),
             ExactStart::Named(_) => None,
         }
     }
 
-    /// Holds the listed shards against the leases of the same names.
+    /// Compares the listed shards with the leases of the same ids, and adds the changes and losses
+    /// that follow.
     fn identify(
         &self,
         listed: &StreamShards,
@@ -218,7 +220,7 @@ impl ShardDiscovery {
         }
     }
 
-    /// A shard whose position is one of another stream.
+    /// Adds the change and the loss for a shard with a position that belongs to another stream.
     fn replace(
         &self,
         shard: &ListedShard,
@@ -233,7 +235,7 @@ impl ShardDiscovery {
                 if !lease.is_shard_expired {
                     list.push(Change::MarkExpired { shard: shard.id.clone() });
                 }
-                // Once by each reading, since nothing comes of the shard.
+                // Reported once per session, since no stream of the shard reports it.
                 if !lease.is_shard_expired || listed.begins {
                     let error = self.of_other_stream(shard, lease);
                     losses.push(listed.lost(&shard.id, error));
@@ -267,7 +269,7 @@ impl ShardDiscovery {
     fn left_retention(&self, shard: &ShardId, lease: &Lease) -> Error {
         let message = format!(
             "the shard has left the stream's retention before it was read to its end (it was read to \
-             {}); set on_trimmed to go on with its children, which wait until then",
+             {}); its children wait; set on_trimmed to TrimHorizon or Latest to read them",
             position_of(lease)
         );
         Error::new(ErrorKind::Trimmed, message)
@@ -275,7 +277,7 @@ impl ShardDiscovery {
             .in_shard(shard.as_str())
     }
 
-    /// A shard that was begun and has left retention meanwhile.
+    /// Returns the changes for an unfinished shard that has left retention, and adds the loss.
     fn lose(
         &self,
         shard: &ShardId,
@@ -301,7 +303,7 @@ impl ShardDiscovery {
     }
 }
 
-/// The gap from the position of a lease to the one from which its shard is read.
+/// Returns the event for the gap between the position of a lease and the new position of its shard.
 fn gap(shard: &ShardId, lease: &Lease, position: Checkpoint) -> Report {
     Report::Event(Event::Gap {
         shard_id: shard.clone(),
@@ -315,8 +317,8 @@ fn position_of(lease: &Lease) -> String {
     lease.checkpoint.as_ref().map_or_else(|| "its beginning".to_owned(), Checkpoint::to_string)
 }
 
-/// Whether a finished shard that was not listed since then, in milliseconds since 1970, may be
-/// forgotten. The store judges again, by its own clock.
+/// Returns true if a finished shard may be deleted that no listing has shown since `unlisted`, in
+/// milliseconds since 1970. The store checks again, by its own clock.
 fn is_over(unlisted: u64) -> bool {
     let since = UNIX_EPOCH.checked_add(Duration::from_millis(unlisted));
     let elapsed = since.and_then(|since| time_on_the_wall().duration_since(since).ok());

@@ -1,4 +1,4 @@
-//! Confirms that shards that a listing lacks have left retention.
+//! Confirmation that the shards missing from a listing have left retention.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -12,17 +12,19 @@ use crate::record::ShardId;
 use crate::source::{Kinesis, Listing, Position, unusable};
 use crate::store::lease::{Lease, LeaseTable};
 
-/// The number of answers by which Kinesis must confirm that a shard is gone, or that a shard belongs to
-/// another stream, and the pause between them: together as long as a stream must be missing that is named
-/// for the first time.
+/// The number of answers by which Kinesis must confirm that a shard is gone or belongs to another
+/// stream, and the pause between them. Together they take as long as a new stream must be missing
+/// before it counts as nonexistent.
 pub(super) const CONFIRMATIONS: u32 = 3;
 pub(super) const CONFIRM_EACH: Duration = Duration::from_secs(1);
 
-/// The number of shards that are probed at once. Each shard admits five iterators per second.
+/// The number of shards that are probed at once. Each shard allows five `GetShardIterator` calls
+/// per second.
 const CONCURRENT_CONFIRMATIONS: usize = 16;
 
-/// The number of answers, for each unlisted shard, that there is no such shard. Kept over the attempts of
-/// one listing, so that a failed probe costs no answer to another.
+/// Counts, for each unlisted shard, the answers that the shard does not exist. The counts are kept
+/// over the retries of one listing, so that a failed probe does not discard the answers for other
+/// shards.
 #[derive(Debug, Default)]
 pub(crate) struct Confirmations {
     answers: BTreeMap<ShardId, u32>,
@@ -30,12 +32,12 @@ pub(crate) struct Confirmations {
 }
 
 impl Confirmations {
-    /// Lists the whole stream: no shard that Kinesis keeps is missing, as far as the listed shards and those
-    /// of the table show.
+    /// Lists the whole stream, and confirms that no shard is missing that the listed shards or the
+    /// table name and that Kinesis still keeps.
     ///
     /// # Errors
     ///
-    /// As [`confirm`](Self::confirm), and those of the listing.
+    /// Returns the errors of the listing and of [`confirm`](Self::confirm).
     pub(crate) async fn list_whole(
         &mut self,
         kinesis: &Kinesis,
@@ -53,12 +55,13 @@ impl Confirmations {
         Ok(listing)
     }
 
-    /// Probes each shard until [`CONFIRMATIONS`] answers say that it is gone; a failed probe is repeated in
-    /// the next round.
+    /// Probes each shard until [`CONFIRMATIONS`] answers show that it is gone. A failed probe is
+    /// repeated in the next round.
     ///
     /// # Errors
     ///
-    /// Where a shard exists, so that the listing is incomplete, and where no probe of a round succeeds.
+    /// Returns an error if a shard exists, since the listing is then incomplete, or if no probe of
+    /// a round succeeds.
     pub(super) async fn confirm<'a, F>(
         &mut self,
         shards: &[&'a ShardId],
@@ -109,7 +112,7 @@ impl Confirmations {
                     Err(failure) => failed = Some(failure),
                 }
             }
-            // The next probes would fail as well.
+            // The remaining probes would fail as well.
             if let Some(failure) = failed.filter(|_| !has_answers) {
                 return Err(failure);
             }
@@ -122,8 +125,9 @@ impl Confirmations {
     }
 }
 
-/// Returns the parents of listed shards that are neither listed nor in the table, which shows that those of
-/// its own shards had left retention.
+/// Returns the unknown parents of listed shards, which are neither listed nor in the table. Shards
+/// that are in the table with their parents are skipped, since the table shows that their missing
+/// parents had left retention.
 pub(super) fn unknown_parents<'a>(listing: &'a Listing, table: &LeaseTable) -> Vec<&'a ShardId> {
     let ids: BTreeSet<&ShardId> = listing.shards.iter().map(|shard| &shard.id).collect();
     let is_new = |id: &ShardId| table.leases.get(id).is_none_or(|it| it.parents.is_none());

@@ -1,4 +1,4 @@
-//! What a failed listing asks for: another attempt, an error to the caller, or the end.
+//! Decides how to handle a failed listing: retry, report an error to the caller, or end.
 
 use std::time::Duration;
 
@@ -6,41 +6,42 @@ use tokio::time::Instant;
 
 use crate::error::{ClassifiedError, ErrorKind, RetryAction};
 
-/// How long a Kinesis that has never answered may be out of reach before the caller is told: a
-/// wrong endpoint or region looks just like a bad moment.
+/// The time for which the first listing may fail before the caller gets an error: a wrong endpoint
+/// or region looks the same as a brief outage.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
 
-/// How long answers that cannot be used may last before the caller is told.
+/// The time for which unusable answers may last before the caller gets an error.
 const LASTING: Duration = Duration::from_secs(60);
 
-/// For how long, and how often, a stream must not be found before that is believed: at the very
-/// first start, where the name may be a mistake, and later.
+/// The time for which a stream must be missing, and the number of answers that must say so, before
+/// it counts as nonexistent: at the first start of an application, when the name may be a mistake,
+/// and later.
 const NEVER_FOUND: (Duration, u32) = (Duration::from_secs(2), 3);
 const NOT_FOUND: (Duration, u32) = (Duration::from_secs(30), 3);
 
 /// The failures of one listing since its last success.
 #[derive(Debug)]
 pub(super) struct FailurePatience {
-    /// Nobody has read anything yet.
+    /// True if this worker has not begun to read.
     begins: bool,
-    /// Nothing is known of the stream.
+    /// True if the application knows no shard of the stream.
     is_new: bool,
     began: Instant,
     reported: Option<ErrorKind>,
-    /// Since when, and how often, Kinesis has answered nothing but that the stream does not exist.
+    /// The start and the number of consecutive answers that the stream does not exist.
     missing: Option<(Instant, u32)>,
-    /// Since when Kinesis is in reach, and no answer could be used.
+    /// The time since which Kinesis answers and no answer is usable.
     useless: Option<Instant>,
 }
 
-/// What a failure asks for.
+/// The way to handle a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FailureVerdict {
-    /// Another attempt.
+    /// Retry.
     Again,
-    /// The same, and an error to the caller.
+    /// Report the error to the caller, and retry.
     Tell,
-    /// The stream is gone.
+    /// The stream does not exist: report the error, and end.
     Gone,
 }
 
@@ -96,7 +97,7 @@ mod tests {
         ClassifiedError { action, error: Error::new(ErrorKind::Unavailable, "no"), answered: None }
     }
 
-    /// What becomes of this failure each second, as long as it is waited for.
+    /// Returns the verdicts for a failure that repeats each second.
     fn judged(
         mut patience: FailurePatience,
         action: RetryAction,
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn missing_stream_is_believed_soon_only_where_nothing_is_known_of_it() {
+    async fn missing_stream_is_gone_after_2_s_if_new_and_after_30_s_if_known() {
         let first = |is_new| {
             let patience = FailurePatience::new(true, is_new, Instant::now());
             let judged = judged(patience, RetryAction::Gone, 60);
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn missing_stream_is_not_believed_beside_other_failures() {
+    async fn missing_stream_is_not_gone_while_other_failures_alternate() {
         let now = Instant::now();
         let mut patience = FailurePatience::new(true, true, now);
         for second in 0..100 {
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn useless_answers_count_from_the_last_outage() {
+    async fn unusable_answers_count_from_the_last_outage() {
         let now = Instant::now();
         let mut patience = FailurePatience::new(false, false, now);
         let mut judge = |action, second| {
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lasting_failure_is_told_once() {
+    async fn lasting_failure_is_reported_once() {
         for (action, begins, expected) in [
             (RetryAction::Retry, true, Some(5)),
             (RetryAction::Retry, false, None),

@@ -1,4 +1,4 @@
-//! Compares the leases of a table with the listed shards of the same names.
+//! Comparison of leases with the listed shards of the same ids.
 
 use crate::checkpoint::Checkpoint;
 use crate::record::SequenceNumber;
@@ -10,13 +10,15 @@ pub(super) fn has_begun(table: &LeaseTable) -> bool {
     table.leases.values().any(|lease| lease.parents.is_some())
 }
 
-/// Whether the readable lease of a listed shard belongs to another stream.
+/// Returns true if the lease can be read and belongs to a shard of another stream than the listed
+/// one.
 pub(super) fn is_of_other_stream(lease: &Lease, shard: &ListedShard) -> bool {
     let start = shard.start.as_ref();
     lease.unreadable.is_none() && start.is_some_and(|start| !is_same(lease, start))
 }
 
-/// Returns true if the listing names parents that a lease which never had an owner lacks.
+/// Returns true if the lease lacks parents that the listing names. A lease that ever had an owner
+/// keeps the parents that it has.
 pub(super) fn lacks_parents(lease: &Lease, shard: &ListedShard) -> bool {
     let Some(known) = &lease.parents else { return true };
     lease.epoch == 0
@@ -24,7 +26,7 @@ pub(super) fn lacks_parents(lease: &Lease, shard: &ListedShard) -> bool {
         && shard.parents.iter().any(|parent| !known.contains(parent))
 }
 
-/// Whether a lease can be that of the listed shard that starts there.
+/// Returns true if the lease may belong to the shard with this first sequence number.
 pub(super) fn is_same(lease: &Lease, start: &SequenceNumber) -> bool {
     let position = lease.checkpoint.as_ref().and_then(Checkpoint::sequence_number);
     match &lease.start {
@@ -33,7 +35,8 @@ pub(super) fn is_same(lease: &Lease, start: &SequenceNumber) -> bool {
     }
 }
 
-/// Returns true for an unread shard that an earlier version added without its time.
+/// Returns true for an unread shard that an earlier version of this crate added without the time of
+/// the addition.
 pub(super) fn lacks_addition(lease: &Lease) -> bool {
     let is_unread = matches!(
         lease.checkpoint,

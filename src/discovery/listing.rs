@@ -1,4 +1,4 @@
-//! Lists the stream until the answers can be the whole of it.
+//! Listings of the stream, repeated until one is complete.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -23,14 +23,14 @@ use crate::source::{Kinesis, ListedShard, Listing, OnTrimmed, other_start, unusa
 use crate::store::lease::{Change, Lease, LeaseTable};
 use crate::telemetry::{Event, Telemetry};
 
-/// The longest pause while a stream is not found: there must be several answers before that is
-/// believed.
+/// The longest back-off while the stream is not found: several answers are needed before the stream
+/// counts as nonexistent.
 const LONGEST_PAUSE_MISSING: Duration = Duration::from_secs(5);
 
-/// How many answers to a filtered listing may be unusable before the filter is given up.
+/// The number of unusable answers to a listing by time before the worker continues without it.
 const FILTERED_ATTEMPTS: u32 = 3;
 
-/// Lists one stream.
+/// Lists the shards of one stream, and derives the changes of the lease table.
 #[derive(Clone)]
 pub(crate) struct ShardDiscovery {
     pub(crate) kinesis: Kinesis,
@@ -38,14 +38,15 @@ pub(crate) struct ShardDiscovery {
     pub(crate) on_trimmed: OnTrimmed,
     pub(crate) discovery_interval: Duration,
     pub(crate) telemetry: Telemetry,
-    /// Tells the caller what no retry cures.
+    /// Reports to the caller an error that retries do not fix.
     pub(crate) report_error: Arc<dyn Fn(Error) + Send + Sync>,
     pub(crate) memory: Memory,
-    /// Where the stream is given by its ARN.
+    /// Moves the positions under the stream's name to its ARN; `None` if the stream is given by
+    /// name.
     pub(crate) takeover: Option<ScopeMigration>,
 }
 
-/// What the listings of one reading have in common.
+/// The state that the listings of one session share.
 #[derive(Debug, Clone)]
 pub(crate) struct Memory(Arc<Remembered>);
 
@@ -57,7 +58,7 @@ struct Remembered {
 }
 
 impl Memory {
-    /// Begins with the first poll of the reading, which is now.
+    /// Starts a session; its first poll is now.
     pub(crate) fn begin() -> Self {
         Self(Arc::new(Remembered {
             first_poll: FirstPoll::now(),
@@ -66,28 +67,30 @@ impl Memory {
         }))
     }
 
-    /// Returns the moment of the first poll by the server's clock, or one before it; `answered` is
-    /// the time of an answer that has just come.
+    /// Returns the moment of the first poll by the server's clock, or one before it. `answered` is
+    /// the server's time of an answer that has just arrived.
     fn learn_latest(&self, answered: SystemTime) -> SystemTime {
         *self.0.latest.get_or_init(|| self.0.first_poll.before(answered))
     }
 
-    /// The same where no listing has succeeded yet, by the clock of this host.
+    /// Returns the moment of the first poll, in whole seconds: by the server's clock, or by the
+    /// clock of this host before the first successful listing.
     pub(super) fn latest(&self) -> SystemTime {
         floor(self.moment())
     }
 
-    /// The same, not rounded where it is by the clock of this host: workers that start in the same second
-    /// have different moments.
+    /// Returns the same moment. It is not rounded if it is by the clock of this host, so that
+    /// workers that start in the same second have different moments.
     fn moment(&self) -> SystemTime {
         self.0.latest.get().copied().unwrap_or_else(|| self.0.first_poll.by_own_clock())
     }
 
-    /// Returns the moment at which the application polled the stream first, or one before it. `stored` is
-    /// [`LeaseTable::first_poll`].
+    /// Returns the moment at which the application first polled the stream, or one before it.
+    /// `stored` is [`LeaseTable::first_poll`].
     fn first_poll(&self, stored: u64) -> SystemTime {
         let latest = self.latest();
-        // The clock of Kinesis is more exact than that of this host, by which the moment was stored.
+        // The clock of Kinesis is more exact than that of this host, by which the moment was
+        // stored.
         let is_own = [self.0.first_poll.by_own_clock(), latest].map(millis_of).contains(&stored);
         match UNIX_EPOCH.checked_add(Duration::from_millis(stored)) {
             Some(stored) if stored > UNIX_EPOCH && !is_own => floor(stored).min(latest),
@@ -102,8 +105,8 @@ impl Memory {
 }
 
 impl ShardDiscovery {
-    /// Lists until the answer can be used; `begins` says that nobody has read anything yet. `None`
-    /// when the stream is gone.
+    /// Lists the stream, and retries until the listing is usable. `begins` is true if this worker
+    /// has not begun to read. Returns `None` if the stream does not exist.
     pub(crate) async fn list(self, before: Arc<LeaseTable>, begins: bool) -> Option<StreamShards> {
         let (listing, inheritance) = self.inherit(&before, begins).await?;
         let is_first = before.leases.is_empty() && inheritance.leases.is_empty();
@@ -112,7 +115,7 @@ impl ShardDiscovery {
             Some(since) if is_first => self.closed_before(&listing, since).await?,
             _ => BTreeSet::new(),
         };
-        // The worker is not given inherited shards before it is known whether they are gone.
+        // Inherited shards are checked too: none is assigned before it is known whether it is gone.
         let mut known = Arc::clone(&before);
         for (shard, lease) in &inheritance.leases {
             let leases = &mut Arc::make_mut(&mut known).leases;
@@ -123,15 +126,17 @@ impl ShardDiscovery {
         Some(StreamShards { shards, taken, latest, passed_over, gone, before, begins, inheritance })
     }
 
-    /// Returns what is stored before the first listing, where shards begin at the moment of the first poll:
-    /// a worker that never completes a listing is replaced by one that begins there. `known` is the moment
-    /// that the store had before, or 0.
+    /// Returns the change to make before the first listing if shards start at the moment of the
+    /// first poll. It stores that moment, so that a worker that fails before a complete listing is
+    /// replaced by one that starts at the same moment. `known` is the moment that the store had
+    /// before, or 0.
     pub(crate) fn beginning(&self, known: u64) -> Option<Change> {
         let first_poll = if known > 0 { known } else { millis_of(self.memory.moment()) };
         self.start.is_relative().then_some(Change::Begin { first_poll })
     }
 
-    /// Whether a shard is in no listing, and Kinesis gives no iterator for it: it may be gone.
+    /// Returns true if the last listings lack the shard and Kinesis gives no iterator for it, so
+    /// that it may be gone.
     pub(crate) fn is_missing(&self, shard: &ShardId) -> bool {
         self.memory.absences().contains(shard)
     }
@@ -147,7 +152,11 @@ impl ShardDiscovery {
         }
     }
 
-    /// A listing in which no shard is missing, as far as can be known.
+    /// Returns a listing in which no shard is known to be missing.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the listing is incomplete or unconfirmed.
     async fn complete(
         &self,
         before: &LeaseTable,
@@ -162,8 +171,8 @@ impl ShardDiscovery {
         Ok(listing)
     }
 
-    /// Fails unless another listing shows the same start for each shard whose start is to be stored: a wrong
-    /// one would have every later listing look like that of another stream.
+    /// Fails unless another listing shows the same start for each shard with a start to be stored.
+    /// With a wrong start, every later listing would look like that of another stream.
     async fn confirm_new_starts(
         &self,
         listing: &Listing,
@@ -177,7 +186,8 @@ impl ShardDiscovery {
         if new.is_empty() { Ok(()) } else { self.confirm_starts(&new).await }
     }
 
-    /// Fails unless Kinesis says several times of each shard of another stream where it starts.
+    /// Fails unless several listings agree on the start of each shard that seems to belong to
+    /// another stream.
     pub(super) async fn confirm_other_starts(
         &self,
         listing: &Listing,
@@ -210,8 +220,8 @@ impl ShardDiscovery {
         }
     }
 
-    /// Returns the shards that Kinesis proves to have been closed before a time; `None` if the stream is
-    /// gone.
+    /// Returns the shards that were closed before a time, as Kinesis proves; `None` if the stream
+    /// does not exist.
     async fn closed_before(
         &self,
         listing: &Listing,
@@ -226,7 +236,7 @@ impl ShardDiscovery {
             let failure = match self.kinesis.shards_open_before(time).await {
                 Ok(open_then) => return Some(listing.closed_before(&open_then)),
                 Err(ClassifiedError { error, .. }) if error.kind() == ErrorKind::Rejected => {
-                    unusable(format!("by time is refused: {error}"))
+                    unusable(format!("by time was rejected: {error}"))
                 }
                 Err(failure) => failure,
             };
@@ -235,7 +245,7 @@ impl ShardDiscovery {
                 tracing::warn!(
                     stream = %self.kinesis.name(),
                     error = %failure.error,
-                    "listing by time failed; closed shards are read from the starting position too"
+                    "listing by time failed; closed shards are read from the starting position as well"
                 );
                 return Some(BTreeSet::new());
             }
@@ -243,12 +253,14 @@ impl ShardDiscovery {
         }
     }
 
-    /// Whether lost shards stay lost, because no `on_trimmed` policy allows to continue without them.
+    /// Returns true if expired shards stay expired, since the `on_trimmed` policy does not allow to
+    /// continue without them.
     pub(super) fn keeps_lost(&self) -> bool {
         self.on_trimmed == OnTrimmed::Fail
     }
 
-    /// The shards of the table that are gone: unfinished, and read by no worker.
+    /// Returns the shards of the table that are gone, among those that are unfinished and that no
+    /// worker reads.
     async fn find_gone(&self, listing: &Listing, before: &LeaseTable) -> Vec<ShardId> {
         let ids: BTreeSet<&ShardId> = listing.shards.iter().map(|shard| &shard.id).collect();
         let is_idle = |lease: &Lease| {
@@ -276,7 +288,7 @@ impl ShardDiscovery {
     }
 }
 
-/// Attempts of one listing.
+/// The retries of one listing.
 struct Retries {
     patience: FailurePatience,
     backoff: Backoff,
@@ -291,7 +303,7 @@ impl Retries {
         Self { patience, backoff: Backoff::new(LISTINGS), failed: 0, panics: 0 }
     }
 
-    /// Reports a failure and backs off; `None` when the stream is gone.
+    /// Reports a failure and backs off. Returns `None` if the stream does not exist.
     async fn after(&mut self, lister: &ShardDiscovery, mut failure: ClassifiedError) -> Option<()> {
         failure.action = failure.action_after(&mut self.panics);
         let judgement = self.patience.judge(&failure, Instant::now());

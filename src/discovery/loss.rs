@@ -1,4 +1,4 @@
-//! The losses that a listing finds, and what the table shows once they are stored.
+//! Losses of records that a listing finds, and their report once the table shows them.
 
 use super::identity::has_begun;
 use crate::error::Error;
@@ -8,8 +8,8 @@ use crate::telemetry::Event;
 
 /// Records that were lost before they were read.
 ///
-/// The change that stores a loss is made once. Its answer may fail although the store has made the
-/// change, so the worker reports the loss when a table shows it, and not when the answer arrives.
+/// The change that stores a loss is made once. The call may fail although the store has made the
+/// change, so the worker reports the loss when a table shows it, and not when the call returns.
 #[derive(Debug)]
 pub(crate) struct Loss {
     pub(crate) report: Report,
@@ -21,7 +21,7 @@ pub(crate) struct Loss {
 pub(crate) enum Report {
     /// Only the caller can decide what to do.
     Error(Error),
-    /// A setting has decided.
+    /// The caller has nothing to decide.
     Event(Event),
 }
 
@@ -30,21 +30,21 @@ pub(crate) enum Report {
 pub(super) enum Shown {
     /// The shard is finished.
     Finished(ShardId),
-    /// The shard is lost.
+    /// The shard is marked as expired.
     Lost(ShardId),
     /// The lease of the shard has this first sequence number.
     Start(ShardId, SequenceNumber),
-    /// The scope has shards.
+    /// The scope has shards that a worker has added.
     Shards,
 }
 
 impl Loss {
-    /// A loss that the listing shows again until its changes are made.
+    /// Returns a loss that every listing finds again until its changes are made.
     pub(super) fn listed(report: Report) -> Self {
         Self { report, shown: None }
     }
 
-    /// A loss that no later listing shows once its change is made.
+    /// Returns a loss that no later listing finds once its change is made.
     pub(super) fn stored(report: Report, shown: Shown) -> Self {
         Self { report, shown: Some(shown) }
     }

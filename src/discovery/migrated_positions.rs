@@ -1,18 +1,20 @@
-//! Which of the positions that are stored under a stream's name alone belong to the stream of an ARN.
+//! Selection of the positions, stored under a stream's name alone, that belong to the stream of an
+//! ARN.
 //!
-//! Streams of other accounts and regions may have the same name, and a stream that was deleted and created
-//! again has the same ARN; all of them have shards of the same ids. So each position is compared with
-//! the shard as it is listed:
+//! Streams of other accounts and regions may have the same name, and a stream that was deleted and
+//! created again has the same ARN. All of them have shards of the same ids. So each position is
+//! compared with the listed shard:
 //!
-//! | the stored position | is |
+//! | stored position | belongs to |
 //! |---|---|
-//! | of a lease with the first sequence number of the listed shard | of this stream |
-//! | of a lease with another first sequence number | of another stream |
-//! | a sequence number outside those of the listed shard, or refused by Kinesis as one of another stream | of another stream |
-//! | another sequence number | of this stream |
-//! | the end of a shard that is listed as open | of another stream |
-//! | of an unfinished shard that is neither listed nor a parent of a listed one | of another stream |
-//! | anything else, such as a time | of this stream, unless all others are of another one |
+//! | lease with the first sequence number of the listed shard | this stream |
+//! | lease with another first sequence number | another stream |
+//! | sequence number outside the range of the listed shard | another stream |
+//! | sequence number that Kinesis rejects as one of another stream | another stream |
+//! | any other sequence number | this stream |
+//! | end of a shard that is listed as open | another stream |
+//! | unfinished shard that is neither listed nor a parent of a listed one | another stream |
+//! | anything else, such as a time | this stream, unless all others belong to another |
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,12 +25,12 @@ use crate::store::Mark;
 use crate::store::lease::{Lease, LeaseTable};
 use crate::telemetry::Event;
 
-/// What is taken over of the positions under a stream's name.
+/// The positions that a scope of an ARN inherits from the scope of the stream's name.
 #[derive(Debug, Default)]
 pub(crate) struct MigratedPositions {
     /// The leases with positions of this stream.
     pub(super) leases: BTreeMap<ShardId, Lease>,
-    /// The number of positions that are not.
+    /// The number of positions of other streams.
     pub(super) refused: usize,
 }
 
@@ -39,7 +41,7 @@ impl MigratedPositions {
     }
 }
 
-/// The stream that a stored position belongs to.
+/// The stream to which a stored position belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
     This,
@@ -67,7 +69,7 @@ impl<'a> Claimable<'a> {
         self.stored.is_empty()
     }
 
-    /// Returns the sequence numbers that may be of another stream, which Kinesis can tell.
+    /// Returns the sequence numbers that may belong to another stream, for a check by Kinesis.
     pub(super) fn doubtful(&self) -> Vec<(&'a ShardId, &'a SequenceNumber)> {
         let is_doubtful = |shard: &ShardId, lease: &Lease| {
             let start = self.listed.get(shard).and_then(|listed| listed.start.as_ref());
@@ -77,8 +79,8 @@ impl<'a> Claimable<'a> {
         doubtful.filter_map(|(shard, lease)| Some((*shard, number_of(lease)?))).collect()
     }
 
-    /// Returns what is this stream's; `refuted` are the shards of which Kinesis refuses the sequence number as
-    /// one of another stream.
+    /// Returns the positions of this stream. `refuted` lists the shards with a sequence number that
+    /// Kinesis rejects as one of another stream.
     pub(super) fn settle(&self, refuted: &BTreeSet<&ShardId>) -> MigratedPositions {
         let mut inheritance = MigratedPositions::default();
         let mut is_proven = false;
@@ -101,8 +103,9 @@ impl<'a> Claimable<'a> {
         inheritance
     }
 
-    /// Whether to take over a position that is not another stream's. The end of an unlisted shard is
-    /// taken over only with the start of that shard: a later shard of this stream may get the same id.
+    /// Returns true if a position that is not of another stream is worth migrating. The end of an
+    /// unlisted shard is migrated only with the shard's first sequence number: a later shard of
+    /// this stream may get the same id.
     fn is_needed(&self, shard: &ShardId, lease: &Lease) -> bool {
         self.listed.contains_key(shard) || !lease.is_finished() || lease.start.is_some()
     }
@@ -138,7 +141,7 @@ mod tests {
         format!("shardId-{number:012}").parse().unwrap()
     }
 
-    /// A shard with the sequence numbers from 100 on, up to 200 where it is closed.
+    /// Returns a shard with the sequence numbers from 100 on, up to 200 if it is closed.
     fn listed(number: usize, is_open: bool, parents: &[usize]) -> ListedShard {
         ListedShard {
             id: id(number),
@@ -157,7 +160,7 @@ mod tests {
         }
     }
 
-    /// The numbers of the shards that are taken over, and how many positions are refused.
+    /// Returns the ids of the migrated shards, and the number of refused positions.
     fn settled(
         stored: &[(usize, Lease)],
         shards: &[ListedShard],
@@ -172,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn position_of_a_listed_shard_is_judged_by_its_numbers() {
+    fn position_of_a_listed_shard_is_classified_by_sequence_numbers() {
         for (start, checkpoint, is_open, expected) in [
             (Some("100"), "TRIM_HORIZON", true, (vec![id(0)], 0)),
             (Some("100"), "SHARD_END", true, (vec![id(0)], 0)),
@@ -192,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn position_that_kinesis_refutes_is_of_another_stream() {
+    fn position_rejected_by_kinesis_belongs_to_another_stream() {
         let stored = [(0, lease(None, "AFTER_SEQUENCE_NUMBER:150"))];
         let shards = [listed(0, true, &[])];
         let mut table = LeaseTable::default();
@@ -204,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn positions_without_numbers_follow_the_others() {
+    fn positions_without_sequence_numbers_follow_the_others() {
         let unknown = || lease(None, "TRIM_HORIZON");
         let shards = [listed(0, true, &[]), listed(1, true, &[])];
         let other = lease(Some("7"), "TRIM_HORIZON");
@@ -215,11 +218,11 @@ mod tests {
     }
 
     #[test]
-    fn unlisted_shard_is_judged_by_what_is_listed() {
+    fn unlisted_shards_are_classified_by_children_and_start() {
         let this = || (1, lease(Some("100"), "TRIM_HORIZON"));
         let shards = [listed(1, true, &[0])];
         let unfinished = || lease(None, "AFTER_SEQUENCE_NUMBER:50");
-        // Its child is listed, so that it has left retention: that is for the reader to report.
+        // Its child is listed, so the shard has left retention. The loss is reported later.
         assert_eq!(settled(&[(0, unfinished()), this()], &shards, &[]), (vec![id(0), id(1)], 0));
         assert_eq!(settled(&[(7, unfinished()), this()], &shards, &[]), (vec![id(1)], 1));
         let finished = |start| (8, lease(start, "SHARD_END"));

@@ -1,25 +1,25 @@
-//! The positions that are stored under a stream's name alone, taken over by the consumers of its ARN.
+//! Migration of the positions under a stream's name alone to the scope of the stream's ARN.
 //!
 //! ```text
-//!   look at the scope of the name ◄────────────────────────────────┐
-//!     │  │  │                                                      │
-//!     │  │  └─ positions of this stream, workers alive ──► wait ───┤
-//!     │  │                                                         │
-//!     │  └─ positions of this stream, no worker alive ──► claim ───┤ it has changed meanwhile
-//!     │                                                     │      │
-//!     │ nothing, of another stream,                         ▼      │
-//!     │ claimed by another ARN                    marked as claimed
-//!     ▼                                                     │ a crash here: the mark is found, and it
-//!   begin at the starting position                          ▼ goes on
-//!                          all shards with their positions are added to the scope of the ARN
-//!                                                           │ a crash here: that scope has begun, and
-//!                                                           ▼ nothing is taken over again
-//!                                                 marked as taken over
+//!   read the scope of the name ◄────────────────────────────────────┐
+//!     │  │  │                                                       │
+//!     │  │  └─ positions of this stream, workers alive ──► wait ────┤
+//!     │  │                                                          │
+//!     │  └─ positions of this stream, no worker alive ──► claim ────┤ the table has changed
+//!     │                                                     │       │
+//!     │ no positions, of another stream,                    ▼       │
+//!     │ or claimed by another ARN                  marked as claimed
+//!     ▼                                                     │ crash here: the next worker
+//!   start at the starting position                          ▼ finds the mark and continues
+//!                 all shards with their positions are added to the scope of the ARN
+//!                                                           │ crash here: the scope has shards,
+//!                                                           ▼ and nothing is migrated again
+//!                                                  marked as migrated
 //! ```
 //!
-//! Claim and addition are each one step of the store, conditional on the table as it was seen. A claim
-//! belongs to one ARN; the positions under the name stay as they are. A scope that has begun, or that
-//! was [cleared](crate::store::lease::Edit::Clear), takes nothing over.
+//! Claim and addition are each one step of the store, conditional on the table that was read. A
+//! claim belongs to one ARN. The positions under the name stay unchanged. A scope that already has
+//! shards, or that was [cleared](crate::store::lease::AdminEdit::Clear), inherits nothing.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -40,45 +40,45 @@ use crate::store::lease::{Change, HeartbeatRequest, LeaseTable};
 use crate::store::{LeaseStore, Mark, Scope, with_timeout};
 use crate::telemetry::Event;
 
-/// The pause between two looks at a scope in which workers are alive.
+/// The pause between two reads of a scope in which workers are alive.
 const LOOK_EACH: Duration = Duration::from_secs(3);
 
-/// How long workers that read by name may delay a takeover, and the store may fail, before the caller
-/// gets an error.
+/// The time for which workers that read by name may delay a migration, or the store may fail,
+/// before the caller gets an error.
 const TOLERATED_DELAY: Duration = Duration::from_secs(60);
 
 /// The number of concurrent `GetShardIterator` calls. Each shard allows five per second.
 const CONCURRENT_PROBES: usize = 16;
 
-/// A part of the message in which Kinesis refuses a sequence number of another stream.
+/// A part of the message with which Kinesis rejects a sequence number of another stream.
 const OF_OTHER_STREAM: &str = "did not come from this stream";
 
-/// The lease duration of a request that does not join.
+/// The lease duration of a request that does not join the fleet.
 const NO_LEASE: Duration = Duration::from_secs(2);
 
-/// Takes the positions of a stream's name over into the scope of its ARN.
+/// Migrates the positions of a stream's name to the scope of its ARN.
 #[derive(Clone)]
 pub(crate) struct ScopeMigration {
     leases: Arc<dyn LeaseStore>,
     scope: Scope,
     named: Scope,
     worker_id: Arc<str>,
-    /// The takeover is noted, or there was none.
+    /// True if the migration is marked as done, or there was none.
     is_settled: Arc<AtomicBool>,
 }
 
-/// What comes next.
+/// The next step of a migration.
 pub(super) enum Step {
-    /// Reading begins: with these positions, where there are any.
+    /// Start to read, with these positions if there are any.
     Begin(MigratedPositions),
-    /// These workers are alive under the name.
+    /// Wait: these workers are alive under the name.
     Wait(Vec<String>),
-    /// The table has changed.
+    /// Retry: the table has changed, or the listing was not confirmed.
     Retry,
 }
 
 impl ScopeMigration {
-    /// `None` for a scope of a name alone.
+    /// Returns the migration into `scope`; `None` if that is the scope of a name alone.
     pub(crate) fn new(
         leases: &Arc<dyn LeaseStore>,
         scope: &Scope,
@@ -93,8 +93,7 @@ impl ScopeMigration {
         })
     }
 
-    /// Compares the scope of the name with a listing that has just been made, and claims the positions
-    /// of this stream.
+    /// Compares the scope of the name with a new listing, and claims the positions of this stream.
     async fn step(&self, lister: &ShardDiscovery, listing: &Listing) -> Result<Step> {
         let table = with_timeout(self.leases.table(&self.named)).await?;
         let claim = self.scope.mark(Mark::Claimed);
@@ -120,8 +119,8 @@ impl ScopeMigration {
         Ok(if is_mine { Step::Begin(inheritance) } else { Step::Retry })
     }
 
-    /// Returns the shards of which Kinesis refuses the sequence number as one of another stream. Any other
-    /// answer is for the reader of the shard to handle.
+    /// Returns the shards with a sequence number that Kinesis rejects as one of another stream. The
+    /// shard's reader handles any other answer.
     async fn refuted<'a>(
         &self,
         lister: &ShardDiscovery,
@@ -141,8 +140,8 @@ impl ScopeMigration {
         refuted
     }
 
-    /// Notes in the scope of the name what was done, without joining it; with a `known` table only where
-    /// that is still the table. Returns whether it is noted.
+    /// Adds a mark to the scope of the name, without joining its fleet. With `known`, the mark is
+    /// added only if the table still has that generation and version. Returns true if it was added.
     async fn mark(&self, done: Mark, known: Option<(u64, u64)>) -> Result<bool> {
         let request = HeartbeatRequest {
             worker: Arc::clone(&self.worker_id),
@@ -163,8 +162,8 @@ impl ScopeMigration {
         Ok(with_timeout(self.leases.exchange(&self.named, &request)).await?.applied)
     }
 
-    /// Notes that the claimed positions are taken over, which the table of the ARN shows. Where the store
-    /// fails, a later listing notes it.
+    /// Marks the claimed positions as migrated, after the table of the ARN has shown them. If the
+    /// store fails, a later listing adds the mark.
     async fn settle(&self) {
         if self.is_settled.load(Ordering::Relaxed) {
             return;
@@ -179,8 +178,8 @@ impl ScopeMigration {
 }
 
 impl ShardDiscovery {
-    /// Lists until the answer can be used and it is known which positions are taken over with it. `None`
-    /// when the stream is gone.
+    /// Lists the stream until the listing is usable and the positions to migrate with it are known.
+    /// Returns `None` if the stream does not exist.
     pub(super) async fn inherit(
         &self,
         before: &LeaseTable,
@@ -207,7 +206,7 @@ impl ShardDiscovery {
     }
 }
 
-/// What has delayed a takeover so far.
+/// The delay of a migration so far.
 struct Delay {
     since: Option<Instant>,
     is_reported: bool,
@@ -227,7 +226,7 @@ impl Delay {
         }
     }
 
-    /// Whether an error is due, which is once.
+    /// Returns true once, when the delay is long enough to report an error.
     fn is_overdue(&mut self) -> bool {
         let now = Instant::now();
         let delay = now.duration_since(*self.since.get_or_insert(now));
@@ -241,9 +240,8 @@ impl Delay {
         }
         if self.is_overdue() {
             let message = format!(
-                "workers that read the stream by its name alone hold the positions of this \
-                 application: {}; stop them, and this consumer, which reads by ARN, takes the \
-                 positions over and begins",
+                "workers that read the stream by name hold the positions of this application: {}; \
+                 stop them, and this consumer, which reads by ARN, migrates the positions and starts",
                 worker_ids.join(", ")
             );
             let error = Error::new(ErrorKind::InUse, message);

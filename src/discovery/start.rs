@@ -1,4 +1,4 @@
-//! Where a shard begins that has no checkpoint.
+//! Starting positions of shards without a checkpoint.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,11 +10,11 @@ use crate::record::{SequenceNumber, ShardId};
 use crate::shard::time_on_the_wall;
 use crate::source::{MOST_CLOCK_SKEW, Position};
 
-/// Where an application begins to read a stream of which it has no checkpoint at all.
+/// The position at which an application starts to read a stream of which it has no checkpoint.
 ///
-/// It counts once: at the very first start every shard that exists is given this position in the
-/// store, before anything is read. From then on the checkpoints rule, and shards that come later
-/// are children, which are read from their beginning.
+/// The starting position is used once. At the first start it is stored for every existing shard,
+/// before anything is read. From then on the stored checkpoints are used. Shards that are created
+/// later are children, which are read from their first record.
 ///
 /// ```no_run
 /// # fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
@@ -31,34 +31,35 @@ use crate::source::{MOST_CLOCK_SKEW, Position};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum StartingPosition {
-    /// What arrives from now on. `now` is the second of the first start, by Kinesis's clock: it
-    /// is kept in the store, so that a retry or a restart skips nothing. What arrived earlier in
-    /// that second comes as well.
+    /// The records that arrive from now on. "Now" is the second of the first start, by Kinesis's
+    /// clock. It is stored, so that a retry or a restart skips no record. Records that arrived
+    /// earlier in that second are delivered as well.
     ///
-    /// A store with leases has the moment before the first call of `ListShards`. A worker that
-    /// crashes before a listing is complete is replaced by one that begins at that moment; its clock
-    /// may have been up to five minutes ahead of Kinesis's, so records of the five minutes before are
-    /// delivered as well. A [`CheckpointStore`](crate::CheckpointStore) without leases holds
-    /// nothing before the first complete listing: a process that dies before then begins at its next
-    /// start, and skips what arrived in between.
+    /// A store with leases has the moment before the first `ListShards` call. If a worker crashes
+    /// before a listing is complete, its replacement starts at that moment. The clock of the
+    /// crashed worker may have been up to five minutes ahead of Kinesis's clock, so records of the
+    /// five minutes before are delivered as well. A [`CheckpointStore`](crate::CheckpointStore)
+    /// without leases holds no moment before the first complete listing: if the process crashes
+    /// before that, reading starts at its next start, and the records that arrived in between are
+    /// skipped.
     #[default]
     Latest,
-    /// The oldest record that is kept.
+    /// The oldest record in retention.
     TrimHorizon,
     /// The first record that arrived at this time or later, to the millisecond. A time before
-    /// retention means the oldest record that is kept.
+    /// retention means the oldest record in retention.
     AtTimestamp(SystemTime),
 }
 
-/// Where one shard begins that has no checkpoint.
+/// The position at which one shard without a checkpoint starts.
 ///
-/// Any [`Checkpoint`] is one, by `From`.
+/// Any [`Checkpoint`] converts to a `ShardPosition`.
 ///
 /// ```no_run
 /// # fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
 /// use kinestream::{Checkpoint, Consumer, ShardPosition};
 ///
-/// // The checkpoint of the last record, stored beside the data in the caller's own database.
+/// // The checkpoint of the last record, stored with the data in the caller's own database.
 /// let stored: Checkpoint = "AFTER_SEQUENCE_NUMBER:49590338271490256608559692538361571095:7".parse()?;
 /// let consumer = Consumer::builder(client, "orders")
 ///     .starting_position_for("shardId-000000000000".parse()?, stored)
@@ -69,33 +70,34 @@ pub enum StartingPosition {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ShardPosition {
-    /// As [`StartingPosition::Latest`].
+    /// The same as [`StartingPosition::Latest`].
     Latest,
-    /// As [`StartingPosition::TrimHorizon`].
+    /// The same as [`StartingPosition::TrimHorizon`].
     TrimHorizon,
-    /// As [`StartingPosition::AtTimestamp`].
+    /// The same as [`StartingPosition::AtTimestamp`].
     AtTimestamp(SystemTime),
-    /// This record.
+    /// The record with this sequence number.
     AtSequenceNumber(SequenceNumber),
-    /// The record behind this one. Skips the rest of an aggregated record: see
-    /// [`AfterUserRecord`](Self::AfterUserRecord).
+    /// The record after the one with this sequence number. Skips the rest of an aggregated record:
+    /// see [`AfterUserRecord`](Self::AfterUserRecord).
     AfterSequenceNumber(SequenceNumber),
-    /// The user record after this one of an aggregated record.
+    /// The user record after the given one of an aggregated record.
     AfterUserRecord {
         /// The sequence number of the aggregated record.
         sequence_number: SequenceNumber,
-        /// The sub-sequence number of the last user record that is finished.
+        /// The sub-sequence number of the last acknowledged user record.
         sub_sequence_number: u64,
     },
-    /// As [`Checkpoint::CaughtUp`]: the record behind `after`, or the first one that had not arrived by
-    /// `until`.
+    /// The same as [`Checkpoint::CaughtUp`]: the record after `after`, or the first record that had
+    /// not arrived by `until`.
     CaughtUp {
-        /// The last finished record, if there is one.
+        /// The last acknowledged record, if there is one.
         after: Option<SequenceNumber>,
         /// A time by the clock of Kinesis.
         until: SystemTime,
     },
-    /// The end of the shard, which is not read. Its children are read from their beginning.
+    /// The end of the shard. The shard is not read, and its children are read from their first
+    /// record.
     ShardEnd,
 }
 
@@ -126,25 +128,25 @@ impl From<Checkpoint> for ShardPosition {
     }
 }
 
-/// Where shards without a checkpoint begin.
+/// The starting positions that the caller has set.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Start {
     pub(crate) all: StartingPosition,
     pub(crate) each: HashMap<ShardId, ShardPosition>,
 }
 
-/// A starting position, made exact.
+/// A starting position that is resolved to an exact one.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ExactStart {
-    /// Kept in the store before the shard is read.
+    /// A checkpoint that is stored before the shard is read.
     Kept(Checkpoint),
-    /// The caller names it at every start.
+    /// A position that is not stored, since the caller sets it at every start.
     Named(Position),
 }
 
 impl Start {
-    /// The start of a shard. `first` says that the application has no checkpoint of the stream;
-    /// `now` is a moment by the server's clock.
+    /// Returns the exact start of a shard. `first` is true if the application has no checkpoint of
+    /// the stream. `now` is a moment by the server's clock.
     pub(super) fn pin(&self, shard: &ShardId, first: bool, now: SystemTime) -> ExactStart {
         let position = match self.each.get(shard) {
             Some(position) => position.clone(),
@@ -171,7 +173,7 @@ impl Start {
         }
     }
 
-    /// Returns the time that the caller names as the start of the shard.
+    /// Returns the time that the caller has set as the start of the shard.
     pub(crate) fn time_of(&self, shard: &ShardId) -> Option<SystemTime> {
         match (self.each.get(shard), self.all) {
             (Some(ShardPosition::AtTimestamp(time)), _) => Some(*time),
@@ -180,13 +182,14 @@ impl Start {
         }
     }
 
-    /// Whether any shard begins at the moment of the first poll.
+    /// Returns true if any shard may start at the moment of the first poll.
     pub(super) fn is_relative(&self) -> bool {
         self.all == StartingPosition::Latest
             || self.each.values().any(|position| *position == ShardPosition::Latest)
     }
 
-    /// The time from which shards can hold anything to read, at a first start.
+    /// Returns the time before which a new application reads nothing; `None` if it reads
+    /// everything.
     pub(super) fn since(&self, now: SystemTime) -> Option<SystemTime> {
         match self.all {
             StartingPosition::Latest => Some(now),
@@ -196,7 +199,7 @@ impl Start {
     }
 }
 
-/// The moment at which a reading was polled first.
+/// The moment at which a session was polled first.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FirstPoll {
     at: Instant,
@@ -208,21 +211,22 @@ impl FirstPoll {
         Self { at: Instant::now(), on_the_wall: time_on_the_wall() }
     }
 
-    /// Returns that moment by the server's clock, or one before it, where an answer of that time
-    /// has just come. Of the two clocks of this host the one that has gone further counts: the
-    /// monotonic one stands still while some machines sleep.
+    /// Returns the moment by the server's clock, or one before it. `answered` is the server's time
+    /// of an answer that has just arrived. Of the two clocks of this host, the one that has
+    /// advanced further is used: on some machines the monotonic clock stops during sleep.
     pub(super) fn before(&self, answered: SystemTime) -> SystemTime {
         let on_the_wall = time_on_the_wall().duration_since(self.on_the_wall).unwrap_or_default();
         floor(answered.checked_sub(self.at.elapsed().max(on_the_wall)).unwrap_or(UNIX_EPOCH))
     }
 
-    /// The same, where no answer has come yet. It is not rounded.
+    /// Returns the moment by the clock of this host less the largest clock skew, before any answer
+    /// has arrived. It is not rounded.
     pub(super) fn by_own_clock(&self) -> SystemTime {
         self.on_the_wall.checked_sub(MOST_CLOCK_SKEW).unwrap_or(UNIX_EPOCH)
     }
 }
 
-/// The second of a time: a server may keep times of arrival to the second.
+/// Rounds a time down to the second, since a server may keep arrival times in whole seconds.
 pub(super) fn floor(time: SystemTime) -> SystemTime {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     UNIX_EPOCH + Duration::from_secs(since.as_secs())

@@ -1,4 +1,4 @@
-//! Shards that are in the table and in no listing.
+//! Detection of shards that are in the table and no longer in the stream.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,9 +13,9 @@ use crate::source::AbsentListings;
 pub(crate) struct Absences(BTreeMap<ShardId, AbsentListings>);
 
 impl Absences {
-    /// Notes that one more complete listing lacks exactly these shards, of none of which Kinesis
-    /// gives an iterator. Returns those that are gone: for enough listings in a row, over at least the
-    /// discovery interval.
+    /// Notes that one more complete listing lacks exactly these shards, and that Kinesis gives no
+    /// iterator for any of them. Returns the shards that count as gone: enough consecutive listings
+    /// lack them, over at least the discovery interval.
     pub(super) fn note(
         &mut self,
         absent: impl IntoIterator<Item = ShardId>,
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn listed_shard_is_counted_from_the_beginning() {
+    async fn listed_shard_resets_its_count() {
         let (mut absences, now) = (Absences::default(), Instant::now());
         let at = |seconds| now + Duration::from_secs(seconds);
         for seconds in [0, 20] {

@@ -1,10 +1,9 @@
-//! Who is to have which shard: so many for each that no two differ by more than one, with as few
-//! moves as that takes.
+//! Distribution of shards over workers: shares differ by at most one shard, with the fewest moves.
 //!
-//! Any worker that sees the table decides for all, and all decide alike; the store takes a decision
-//! only where the table is still the one that was seen. So a change is evened out in one pass, by
-//! whoever sees it first. Where nothing is to be evened out there is nothing to decide, and a fleet
-//! at rest makes no moves.
+//! Every worker that reads the table computes the distribution for the whole fleet, and all workers
+//! compute the same one. The store applies it only to the table that it was computed from. So the
+//! first worker that sees a change rebalances the fleet in one pass. A balanced table needs no
+//! changes, so a fleet at rest moves no leases.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -13,10 +12,10 @@ use super::exclusions::Exclusions;
 use crate::record::ShardId;
 use crate::store::lease::{Change, Lease, LeaseTable};
 
-/// What evens out the table. `readable` are the shards that may be read; those that nobody is to be
-/// given now are left out. No shard goes to a worker that refuses it.
+/// Returns the changes that balance the table. A free lease is assigned only if its shard is in
+/// `readable`. No lease goes to a worker for which `refusals` excludes its shard.
 ///
-/// Each shard counts as one. Were they to weigh by their lag or their throughput, it would be here.
+/// Every shard has the same weight. Weights by lag or throughput would be added here.
 pub(super) fn balance(
     table: &LeaseTable,
     readable: &BTreeSet<ShardId>,
@@ -27,7 +26,7 @@ pub(super) fn balance(
     let is_taken = |shard| {
         workers.iter().any(|(name, member)| member.capacity > 0 && !refusals.has(shard, name))
     };
-    // What each has, or is about to get, and what nobody has.
+    // The leases that each worker holds or is to receive, and the free leases.
     let mut held: BTreeMap<&Arc<str>, Vec<&ShardId>> = BTreeMap::new();
     let mut free: Vec<&ShardId> = Vec::new();
     for (shard, lease) in &table.leases {
@@ -51,8 +50,8 @@ pub(super) fn balance(
     for (((name, _), quota), capacity) in workers.iter().zip(&quotas).zip(&capacities) {
         let mut nothing = Vec::new();
         let held = held.get_mut(name).unwrap_or(&mut nothing);
-        // A shard that a worker refuses stays rather than another, and what is only on its way to a
-        // worker is redirected before anything is taken from one.
+        // The last lease of the list is taken away first: one that no worker excludes before one
+        // that some worker excludes, then one still moving to this worker before one that it owns.
         held.sort_by_key(|shard| {
             (!refusals.concern(shard), table.leases[*shard].owner.as_ref() != Some(*name))
         });
@@ -64,14 +63,14 @@ pub(super) fn balance(
         seats.push(Seats { worker, held, quota: *quota, capacity: *capacity, moves });
     }
     let mut changes = Vec::new();
-    // First what not every worker takes.
+    // Shards that are excluded for some worker are placed first.
     let (refused, others): (Vec<_>, Vec<_>) =
         given.into_iter().chain(free).partition(|shard| refusals.concern(shard));
     for shard in refused {
         let lease = &table.leases[shard];
         let takes = |seats: &&mut Seats| seats.admits(lease) && !refusals.has(shard, seats.worker);
         let seat = match seats.iter_mut().filter(takes).find(|seats| seats.held < seats.quota) {
-            // An uneven table is better than an unread shard.
+            // An unbalanced table is better than an unread shard.
             None if lease.owner.is_none() => {
                 let with_room = seats.iter_mut().filter(|seats| seats.held < seats.capacity);
                 with_room.filter(takes).min_by_key(|seats| seats.held)
@@ -80,8 +79,8 @@ pub(super) fn balance(
         };
         changes.extend(seat.map(|seats| seats.take(shard, lease)));
     }
-    // All workers that are full are passed over once, and those to which no lease is moved wait for the
-    // free leases, which come last.
+    // A worker is removed from the queue when it is full. A worker to which no lease may move stays
+    // in the queue for the free leases, which come last.
     let mut vacant: VecDeque<_> =
         seats.iter_mut().filter(|seats| seats.held < seats.quota).collect();
     for shard in others {
@@ -95,13 +94,13 @@ pub(super) fn balance(
     changes
 }
 
-/// The leases of a worker, and its limits for more.
+/// The number of leases of a worker, and its limits for more.
 struct Seats<'a> {
     worker: &'a Arc<str>,
     held: usize,
     quota: usize,
     capacity: usize,
-    /// How many leases may be moved to it from other workers.
+    /// The number of leases that may still move to the worker from other workers.
     moves: usize,
 }
 
@@ -123,13 +122,13 @@ impl Seats<'_> {
     }
 }
 
-/// How many shards each worker is to have: as even as the capacities allow, and one more for those
-/// who have more already, so that as few as possible move.
+/// Returns the number of shards for each worker, as even as the capacities allow. The remainder
+/// goes to the workers that hold the most shards already, so that the fewest shards move.
 fn quotas(shards: usize, capacities: &[usize], held: impl Fn(usize) -> usize) -> Vec<usize> {
     let taken = |level: usize| {
         capacities.iter().fold(0, |sum: usize, most| sum.saturating_add(level.min(*most)))
     };
-    // The highest level up to which all can be filled.
+    // The highest level to which the shards fill every worker.
     let (mut level, mut above) = (0, shards + 1);
     while above - level > 1 {
         let middle = level.midpoint(above);
@@ -159,7 +158,7 @@ mod tests {
         format!("worker-{number}").into()
     }
 
-    /// A table in which the shards have these owners and heirs.
+    /// Returns a table of shards with these owners and next owners.
     fn table(capacities: &[u32], holders: &[(Option<usize>, Option<usize>)]) -> LeaseTable {
         let mut table = LeaseTable::default();
         for (number, capacity) in capacities.iter().enumerate() {
@@ -193,7 +192,7 @@ mod tests {
                     let lease = table.leases.get_mut(shard).unwrap();
                     lease.next_owner = (lease.owner.as_ref() != Some(to)).then(|| to.clone());
                 }
-                _ => unreachable!("balance moves leases and nothing else"),
+                _ => unreachable!("balance returns only Assign and Offer"),
             }
         }
     }
@@ -207,12 +206,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn shares_differ_by_at_most_one_with_the_fewest_moves_and_then_rest(
+        fn shares_differ_by_at_most_one_after_the_fewest_moves(
             workers in 1..8_usize,
             holders in prop::collection::vec(
                 (prop::option::of(0..8_usize), prop::option::of(0..8_usize)), 0..60),
         ) {
-            // Names of workers that are gone are in no table.
+            // A table never names a worker that has left it.
             let alive = |name: &Option<usize>| name.filter(|name| *name < workers);
             let holders: Vec<_> =
                 holders.iter().map(|(owner, next_owner)| (alive(owner), alive(next_owner))).collect();
@@ -225,7 +224,7 @@ mod tests {
             prop_assert_eq!(after.iter().sum::<usize>(), holders.len());
             let most = *after.iter().max().unwrap();
             prop_assert!(most - after.iter().min().unwrap() <= 1, "{:?}", after);
-            // Nobody gets and gives at once, so no even table is nearer.
+            // No worker both gains and loses leases, so no balanced table takes fewer moves.
             let given: usize =
                 before.iter().zip(&after).map(|(old, new)| old.saturating_sub(*new)).sum();
             prop_assert_eq!(changes.len(), free + given);
@@ -237,7 +236,7 @@ mod tests {
         }
 
         #[test]
-        fn nobody_gets_more_than_it_takes(
+        fn worker_receives_at_most_its_capacity(
             capacities in prop::collection::vec(0..6_u32, 1..6),
             holders in prop::collection::vec(prop::option::of(0..6_usize), 0..30),
         ) {
@@ -268,7 +267,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_shard_goes_to_a_worker_that_refuses_it_and_the_table_comes_to_rest(
+        fn excluded_worker_never_receives_the_shard_and_balance_converges(
             workers in 1..5_usize,
             owners in prop::collection::vec(prop::option::of(0..5_usize), 1..20),
             refused in prop::collection::vec((0..20_usize, 0..5_usize), 0..20),
@@ -288,7 +287,7 @@ mod tests {
                             let is_open = refusals.moves_to(to) > 0 && !refusals.has(shard, to);
                             prop_assert!(is_open || !is_moved, "{:?}", change);
                         }
-                        _ => unreachable!("balance moves leases and nothing else"),
+                        _ => unreachable!("balance returns only Assign and Offer"),
                     }
                 }
                 apply(&mut table, &changes);
@@ -305,21 +304,21 @@ mod tests {
     }
 
     #[test]
-    fn free_shard_goes_over_the_quota_of_the_only_worker_that_takes_it() {
+    fn free_shard_exceeds_the_quota_of_the_only_worker_that_accepts_it() {
         let refusals = refusing(&[(0, 0)], &[0]);
         let holders = [(None, None), (Some(0), None), (Some(1), None), (Some(1), None)];
         let all = (0..4).map(shard).collect();
         let changes = balance(&table(&[9, 9], &holders), &all, &refusals);
         assert_eq!(changes, [Change::Assign { shard: shard(0), to: worker(1) }]);
-        // It stays there, while one that the other worker takes evens the table out.
+        // The excluded shard stays; another shard moves to balance the table.
         let holders = [(Some(1), None), (Some(0), None), (Some(1), None), (Some(1), None)];
         let changes = balance(&table(&[9, 9], &holders), &all, &refusing(&[(0, 0)], &[]));
         assert_eq!(changes, [Change::Offer { shard: shard(3), to: worker(0) }]);
     }
 
     #[test]
-    fn what_is_on_its_way_is_redirected_first() {
-        // Worker 1 is to get two of worker 0's four; then worker 2 comes.
+    fn pending_handoff_is_redirected_first() {
+        // Two of worker 0's four shards are moving to worker 1 when worker 2 joins.
         let holders = [(Some(0), None), (Some(0), None), (Some(0), Some(1)), (Some(0), Some(1))];
         let changes = balance(
             &table(&[9, 9, 9], &holders),

@@ -1,4 +1,4 @@
-//! What a worker does about the table that it has seen.
+//! The worker's actions on a lease table: changes, openings, handoffs, listings and reports.
 
 use std::collections::BTreeSet;
 use std::future::poll_fn;
@@ -24,8 +24,8 @@ use crate::store::lease::{HeartbeatResponse, Change, Lease, WorkerEntry, Members
 use crate::telemetry::Event;
 
 impl Worker {
-    /// What there is to be changed in the table as it is: first what was listed, then what evens it
-    /// out.
+    /// Returns the next changes to make in the current table: children that ended shards have
+    /// named, then the changes of a listing, then the moves that balance the table.
     pub(super) fn decide(&mut self) -> Changes {
         if !self.joined {
             return Changes::default();
@@ -57,7 +57,8 @@ impl Worker {
         Changes::beside_listings(list)
     }
 
-    /// Returns for how long the present table is even.
+    /// Returns the version of the current table, which is balanced, and the time until which it
+    /// stays so.
     pub(super) fn evenness(&self, now: Instant) -> BalancedTable {
         BalancedTable { version: self.table.version, until: self.exclusions.next_end(now) }
     }
@@ -69,9 +70,9 @@ impl Worker {
         self.balanced.as_ref().is_some_and(is_still)
     }
 
-    /// The children that their parents' ends have named, where all their parents are in the table: one
-    /// that is not may be one that is not found yet, or that the store has forgotten, and must not be
-    /// passed. Then only a listing can tell.
+    /// Returns the additions of the children that ended shards have named, if all their parents are
+    /// in the table. A missing parent may not be discovered yet, or the store may have lost it, and
+    /// it must not be skipped: the children are then left to a listing.
     pub(super) fn children(&mut self) -> Vec<Change> {
         let leases = &self.table.leases;
         self.added_children.retain(|child| !leases.contains_key(&child.id));
@@ -91,7 +92,7 @@ impl Worker {
     /// Drops the listing once its changes are made.
     pub(super) fn apply_listing(&mut self) {
         if self.listing.listed.take().is_some() {
-            // A shard that was missing may be found again, in a table that is the same.
+            // A shard that was missing may be listed again while the table has not changed.
             self.balanced = None;
             self.report_losses(Loss::is_of_listing);
             self.has_listed = true;
@@ -109,8 +110,9 @@ impl Worker {
         }
     }
 
-    /// Reports the losses that a table shows. Of the others nothing is stored, nor will be: the version
-    /// for which they were decided is no longer that of the table.
+    /// Reports the losses that a new version of the table shows as stored. Losses that should be
+    /// stored and are not shown are dropped: they were found for the previous version, so their
+    /// changes will never be stored.
     fn report_shown_losses(&mut self, table: &LeaseTable) {
         let version = |table: &LeaseTable| (table.generation, table.version);
         if version(table) != version(&self.table) {
@@ -119,8 +121,8 @@ impl Worker {
         }
     }
 
-    /// Reports a loss to the caller, unless the stream of the shard has: whichever comes first does. Each
-    /// reading begins with a report of its own.
+    /// Reports a loss to the caller, unless the shard's stream has already reported it. The first
+    /// listing of a session reports it in any case.
     fn report_loss(&self, error: Error) {
         let shard = error.shard_id().and_then(|shard| shard.parse().ok());
         let is_news = shard.is_none_or(|shard| self.deps.telemetry.note_failure(&shard, &error));
@@ -129,7 +131,8 @@ impl Worker {
         }
     }
 
-    /// The worker is in the table, and has seen it where it is not as it was.
+    /// Notes that the worker is in the table, and applies the table of the answer if it has
+    /// changed.
     pub(super) fn note_members(&mut self, answer: HeartbeatResponse) {
         if answer.standing == Membership::Joined {
             let worker_id = (*self.deps.config.worker_id).to_owned();
@@ -138,7 +141,7 @@ impl Worker {
         if let Some(table) = answer.table {
             self.apply_table(table);
         }
-        // A worker that comes alone lists the stream before it reads.
+        // The only worker of a fleet lists the stream before it reads.
         self.has_listed |= self.table.workers.len() > 1;
         self.joined = true;
     }
@@ -146,7 +149,7 @@ impl Worker {
     fn apply_table(&mut self, table: LeaseTable) {
         let is_forgotten = self.joined
             && table.generation != self.table.generation
-            // One that has forgotten when it was cleared shows an earlier time.
+            // A store that also lost the time of the last clear shows an earlier time.
             && table.cleared <= self.table.cleared;
         if is_forgotten {
             self.deps.telemetry.emit(Event::StoreReset);
@@ -176,18 +179,18 @@ impl Worker {
         if !is_forgotten {
             self.pending.extend(changes);
             if self.table.leases.is_empty() {
-                // Nothing was known, or everything was cleared.
+                // The table was empty, or it was cleared.
                 self.listing.due = Instant::now();
             }
         }
         for (shard, lease) in opened {
             if self.exclusions.exclusions(&shard) {
-                // A worker that does not know that this one rests the shard has assigned it.
+                // It was assigned by a worker that does not know of this worker's exclusion.
                 self.pending.push(Change::Release { shard, epoch: lease.epoch });
             } else if is_readable(&self.table, &lease, self.deps.config.ordering) {
                 self.open(&shard, lease);
             } else {
-                // Its parents were moved back, and are to be read before it.
+                // The positions of its parents were moved back, so the parents are read first.
                 self.pending.push(Change::Release { shard, epoch: lease.epoch });
             }
         }
@@ -199,7 +202,7 @@ impl Worker {
         }
     }
 
-    /// Tells of the shards that have come, where those that they were made of were known.
+    /// Emits an event for each new shard with a known parent.
     fn report_resharding(&self, table: &LeaseTable) {
         let known = &self.table.leases;
         for (shard_id, lease) in table.leases.iter().filter(|(id, _)| !known.contains_key(*id)) {
@@ -212,14 +215,15 @@ impl Worker {
         }
     }
 
-    /// Reports each shard that the store cannot read, once until it can.
+    /// Reports each shard with stored data that cannot be read. Each is reported once, until its
+    /// data can be read again.
     fn report_unreadable(&mut self, table: &LeaseTable) {
         let is_unreadable =
             |id: &ShardId| table.leases.get(id).is_some_and(|lease| lease.unreadable.is_some());
         let known = self.unreadable.len();
         self.unreadable.retain(is_unreadable);
         if self.unreadable.len() < known {
-            // Text that was corrected by hand makes no new version.
+            // A manual correction of the stored text does not change the version.
             self.balanced = None;
             self.ask_for_listing();
         }
@@ -233,11 +237,11 @@ impl Worker {
         }
     }
 
-    /// Begins with a shard that the worker has been given.
+    /// Opens a shard after the worker has acquired its lease.
     fn open(&mut self, id: &ShardId, lease: Lease) {
         let epoch = lease.epoch;
         let Some(start) = self.deps.discovery.start_of(id, lease.checkpoint.clone()) else {
-            // The caller has named the end of the shard as its start.
+            // The caller has set the end of the shard as its starting position.
             self.pending.push(Change::Finish { shard: id.clone(), epoch });
             return;
         };
@@ -250,7 +254,7 @@ impl Worker {
                 Advance::Position { is_first } => notifier.advanced(is_first),
                 Advance::End => {
                     notifier.ended();
-                    // Nobody listens any more where the reading has been dropped.
+                    // The receiver is gone if the session was dropped.
                     let _dropped = messages.send(WorkerMessage::Finished(shard.clone(), epoch));
                 }
             }
@@ -296,7 +300,7 @@ impl Worker {
         }
     }
 
-    /// Stores the start of a shard, and has the shard read after that.
+    /// Stores the start of a shard, then sends the shard to the caller's stream.
     fn store_start(&mut self, opening: AssignedShard, start: Checkpoint) {
         opening.watermark.start_at(start);
         let (writer, on_verdict) = (self.deps.writer.clone(), Arc::clone(&self.deps.discovery.report_error));
@@ -319,12 +323,12 @@ impl Worker {
         if opening.lease_handle.is_over() {
             return opening.unopened.opened();
         }
-        // Dropped where nobody opens shards any more, by which the worker is told.
+        // If the receiver is gone, dropping the shard's guard notifies the worker.
         let _unopened = self.deps.openings.send(Ok(opening));
     }
 
-    /// Hands out no record of the shard any more, and gives it back when all that were are finished,
-    /// or after so long.
+    /// Stops delivery from the shard, and releases its lease when all delivered records are
+    /// finished, or after `patience`.
     pub(super) fn hand_over(&mut self, shard: &ShardId, epoch: u64, patience: Duration) {
         let Some(holding) = self.owned.get(shard, epoch) else { return };
         if holding.is_leaving {
@@ -336,14 +340,14 @@ impl Worker {
         let telemetry = self.deps.telemetry.clone();
         telemetry.emit(Event::LeaseReleased { shard_id: shard.clone(), epoch });
         self.tasks.spawn(async move {
-            // However it ends, the lease is released: where it fails, what it would have saved is
-            // read again.
+            // The lease is released in any case. If saving fails, the unsaved records are
+            // redelivered.
             let _panicked = contain(async {
                 let settled = poll_fn(|context| watermark.poll_settled(context));
                 if timeout(patience, settled).await.is_err() && !patience.is_zero() {
                     telemetry.emit(Event::HandoffTimedOut { shard_id: shard.clone(), epoch });
                 }
-                // A store that cannot save keeps the shard from no other worker.
+                // A store that cannot save must not keep the shard from other workers.
                 let _told_elsewhere = timeout(LAST_WORDS, writer.flush()).await;
             })
             .await;
@@ -351,8 +355,9 @@ impl Worker {
         });
     }
 
-    /// Whether this worker is to list the stream: for all, as the first to join of those that take leases;
-    /// because a listing was asked for; or to find out whether it reaches Kinesis again.
+    /// Returns true if this worker should list the stream: because it joined first of the workers
+    /// that accept leases and lists for the fleet, because a listing was requested, or to detect
+    /// that it reaches Kinesis again.
     pub(super) fn lists(&self) -> bool {
         let order = |(name, member): &(&Arc<str>, &WorkerEntry)| {
             (member.capacity == 0, member.joined, Arc::clone(name))
@@ -378,7 +383,7 @@ impl Worker {
         });
     }
 
-    /// How many shards the worker takes.
+    /// Returns the highest number of shards that the worker accepts.
     pub(super) fn capacity(&self) -> u32 {
         if self.takes_none() {
             return 0;
@@ -389,7 +394,7 @@ impl Worker {
         if is_full { held } else { u32::MAX }
     }
 
-    /// Shards whose callers have stopped polling go to workers that read.
+    /// Hands over the shards whose callers have stopped polling.
     pub(super) fn check_callers(&mut self) {
         let Some(limit) = self.deps.config.poll_timeout else { return };
         for (shard, epoch) in self.owned.neglected(limit) {

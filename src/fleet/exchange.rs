@@ -1,4 +1,4 @@
-//! What a worker and its store say to each other.
+//! The worker's exchanges with the lease store: renewal, changes and leaving.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,14 +15,15 @@ use crate::store::lease::{HeartbeatResponse, Change, HeartbeatRequest, Membershi
 use crate::store::{LONGEST_CALL, with_timeout};
 use crate::telemetry::{Event, log_line};
 
-/// How long the worker tries to save what is finished and to leave, when its time is over.
+/// The time limit for saving finished records before a lease is released. At shutdown it also
+/// covers the release of all leases.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(10);
 
-/// How many rounds of one exchange may change nothing: two more than the first, for a store that shows
-/// a change late.
+/// The number of rounds of one exchange that may have no effect: two after the first, for a store
+/// that shows a change late.
 const MOST_VAIN_ROUNDS: u32 = 3;
 
-/// Whether a table lacks a shard that was to be added.
+/// Returns true if the table lacks a shard that the changes add.
 fn lacks_added(table: &LeaseTable, changes: &[Change]) -> bool {
     changes.iter().any(|change| match change {
         Change::Add { shard, .. } => !table.leases.contains_key(shard),
@@ -30,14 +31,15 @@ fn lacks_added(table: &LeaseTable, changes: &[Change]) -> bool {
     })
 }
 
-/// Whether changes move leases: others say nothing of whether the table is even.
+/// Returns true if the changes assign or move leases. Other changes do not show whether the table
+/// is balanced.
 fn is_balance(changes: &[Change]) -> bool {
     let moves = |change: &Change| matches!(change, Change::Assign { .. } | Change::Offer { .. });
     changes.iter().any(moves)
 }
 
 impl Worker {
-    /// Renews, and goes on until there is nothing to be changed any more.
+    /// Renews the leases, and repeats the exchange until no changes are left to make.
     pub(super) async fn exchange(&mut self) {
         let mut is_due = true;
         let (mut conflicts, mut vain) = (Backoff::new(CONFLICTS), 0);
@@ -65,7 +67,8 @@ impl Worker {
             }
             self.pending.drain(..sent);
             let is_conflict = only_if_unchanged && !answer.applied;
-            // Asked again, a store that changes nothing would change nothing.
+            // The store accepted the changes without effect. An immediate repeat would have none
+            // either.
             let is_in_vain = only_if_unchanged
                 && answer.applied
                 && answer.table.as_ref().is_none_or(|table| lacks_added(table, &request.changes));
@@ -77,8 +80,8 @@ impl Worker {
             }
             self.note_members(answer);
             self.deps.telemetry.renewed(self.owned.len());
-            // Only now: what is lost must not be taken for valid again. What the store has still to
-            // be told of may go to another before.
+            // Only after the table was applied, since a lost lease must not become valid again. A
+            // lease that is still to be restored may go to another worker first.
             let restores = |change: &Change| matches!(change, Change::Restore { .. });
             if self.pending.iter().any(restores) {
                 self.doubt();
@@ -95,7 +98,7 @@ impl Worker {
                 }
                 vain += 1;
                 if vain >= MOST_VAIN_ROUNDS {
-                    // The worker has more to do. The next renewal tries again.
+                    // Other work is waiting. The next renewal retries.
                     return;
                 }
             }
@@ -105,14 +108,14 @@ impl Worker {
         }
     }
 
-    /// The pause between renewals.
+    /// Returns the interval between renewals.
     pub(super) fn renewal(&self) -> Duration {
         self.deps.config.lease_duration / 3
     }
 
     fn request(&self, changes: Vec<Change>, only_if_unchanged: bool) -> HeartbeatRequest {
-        // Positions alone make no new version: now and then they are asked for all the same, for
-        // a store that forgets.
+        // Saved positions do not change the version. Once per discovery interval the whole table is
+        // requested nevertheless, so that the worker knows the positions if the store loses them.
         let each = self.deps.config.discovery_interval;
         let is_known = self.joined && self.seen_whole.is_some_and(|seen| seen.elapsed() < each);
         let known = (self.table.generation, self.table.version);
@@ -128,10 +131,13 @@ impl Worker {
         }
     }
 
-    /// Asks the store, no longer than until the next renewal is due. Meanwhile the worker's leases
-    /// may run out. One that has none has the time for three calls where it joins or asks for changes,
-    /// which is what the start of an application takes in a store that keeps positions alone. To
-    /// renew it waits no longer than others: it must be there to take over their leases.
+    /// Sends a request to the store. The time limit is the interval between renewals; the leases
+    /// may expire during the call.
+    ///
+    /// A worker without leases has the time of three calls if it joins or makes changes, since the
+    /// start of an application takes three calls in a store that keeps only positions. Its renewals
+    /// have the same limit as those of other workers, so that it stays in the table and can acquire
+    /// their leases.
     async fn ask(&mut self, request: &HeartbeatRequest) -> Result<HeartbeatResponse> {
         let is_renewal = self.joined && request.changes.is_empty();
         let has_time = self.owned.len() == 0 && !is_renewal;
@@ -153,14 +159,14 @@ impl Worker {
         asked.await
     }
 
-    /// The leases are the worker's for their duration from that moment on.
+    /// Extends the validity of all leases to one lease duration after `asked`.
     fn extend(&mut self, asked: Moment) {
         let duration = self.deps.config.lease_duration;
         self.valid_until = Some(asked.monotonic + duration);
         self.validity.extend(asked, duration);
     }
 
-    /// Another may have the worker's leases by now.
+    /// Suspends delivery, since other workers may have acquired the leases.
     pub(super) fn doubt(&mut self) {
         if self.valid_until.take().is_some() {
             self.deps.telemetry.emit(Event::LeasesSuspended);
@@ -168,19 +174,19 @@ impl Worker {
         }
     }
 
-    /// The store has not answered, or not as it should.
+    /// Handles a failed exchange: schedules a retry, and reports the error if it lasts.
     ///
-    /// The leases are valid as long as they were: only the store knows who else is there by now. So
-    /// reading stops when they expire, also where this worker was the only one.
+    /// The validity of the leases is not extended: only the store knows which other workers are
+    /// alive. So delivery stops when the leases expire, even if this was the only worker.
     fn fail(&mut self, error: Error, asked: Moment) {
         let error = error.in_stream(self.deps.scope.shared_stream_name());
-        log_line!(debug, %error, "cannot renew yet");
+        log_line!(debug, %error, "lease renewal failed");
         if self.joined && self.deps.config.has_own_leases && error.is_temporary() {
-            // No other worker sees the table, which is in this process.
+            // The table is in this process, and no other worker sees it.
             self.extend(asked);
         }
         let failing = self.failing_since.get_or_insert(asked.monotonic).elapsed();
-        // Who may not read hears nothing of the writer that has something to save, if it has.
+        // The writer may have nothing to save while delivery is suspended, and would not report.
         let is_overdue = self.valid_until.is_none() && failing >= self.deps.config.max_unflushed;
         if (is_overdue || !error.is_temporary())
             && !std::mem::replace(&mut self.error_reported, true)
@@ -191,13 +197,14 @@ impl Worker {
         self.renew_at = Instant::now() + self.backoff.failed();
     }
 
-    /// Another worker has this one's name: an earlier life of it, or a mistake.
+    /// Waits until this worker's id is free. It is in use by an earlier incarnation of this worker,
+    /// or by mistake.
     fn wait_for_worker_id(&mut self, asked: Instant) {
         self.renew_at = asked + self.renewal();
         let patience = 2 * self.deps.config.lease_duration;
         if self.started_at.elapsed() >= patience && !std::mem::replace(&mut self.error_reported, true) {
             let message = format!(
-                "another worker is called {:?}: each needs a worker_id of its own",
+                "worker_id {:?} is in use by another live worker; give each worker a unique worker_id",
                 self.deps.config.worker_id
             );
             let error = Error::new(ErrorKind::Configuration, message);
@@ -205,8 +212,8 @@ impl Worker {
         }
     }
 
-    /// Adds the children that were named last, to the table as it is by now. Where that fails, whoever
-    /// lists the stream next finds them.
+    /// Adds the children that ended shards have named to the current table. If that fails, the next
+    /// listing adds them.
     async fn add_children(&mut self) {
         loop {
             let children = self.children();
@@ -223,29 +230,29 @@ impl Worker {
         }
     }
 
-    /// Saves what is finished, and gives back what there is.
+    /// Saves the positions, releases all leases and leaves the fleet.
     pub(super) async fn leave(mut self) {
         self.owned.stop_all();
-        // What streams have said last is said by the positions that are saved.
+        // The saved positions cover the messages of the streams that were not received.
         let pending = std::mem::take(&mut self.pending);
         let mut request = self.request(pending, false);
         request.leaving = true;
         let left = timeout(LAST_WORDS, async {
-            // Whoever asks for it is told what stands against it, by the writer.
+            // The writer reports a failure to the callers that flush.
             let _told_elsewhere = self.deps.writer.flush().await;
             self.add_children().await;
             self.backoff.succeeded();
             while let Err(error) =
                 with_timeout(self.deps.leases.exchange(&self.deps.scope, &request)).await
             {
-                log_line!(debug, %error, "cannot leave yet");
+                log_line!(debug, %error, "lease release failed");
                 sleep(self.backoff.failed()).await;
             }
         });
         if left.await.is_err() && self.joined {
             log_line!(warn,
                 scope = %self.deps.scope,
-                "the leases could not be given back: others wait until they run out"
+                "leases not released; other workers can acquire them after they expire"
             );
         }
     }

@@ -1,13 +1,13 @@
-//! Shards that workers have released unread, and for how long those workers do not get them again.
+//! Exclusions: a worker that released a shard unread does not get that shard again for a while.
 //!
-//! A worker releases a shard without an heir if an error has ended its stream, or if its caller does
-//! not read it. It knows its own reasons; of other workers it sees that the lease was released. The
-//! lease table holds none of this: a worker that does not know assigns the shard once, sees it released,
-//! and knows.
+//! A worker releases a shard without a next owner if an error ended the shard's stream, or if its
+//! caller does not read the shard. A worker knows its own reasons; of other workers it only sees
+//! that the lease was released. The lease table does not store exclusions: a worker that does not
+//! know of one assigns the shard once, sees it released, and learns of it.
 //!
-//! What keeps a worker from one shard may keep it from all of them, such as a denied permission. So no
-//! lease is moved to it from another worker until a pause is over, and then one lease as a trial. Free
-//! leases it gets at any time.
+//! The reason for which a worker cannot read one shard, such as a denied permission, may apply to
+//! all shards. So no lease moves to that worker from another worker until a pause is over, and then
+//! only one lease on trial. It can get free leases at any time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,23 +19,24 @@ use crate::backoff::{Backoff, FAILED_SHARDS};
 use crate::record::ShardId;
 use crate::store::lease::{Change, Lease, LeaseTable};
 
-/// The time for which the length of a pause is remembered after its end: twice the longest pause.
+/// The time for which a pause is remembered after its end, so that the next one is longer: twice
+/// the longest pause.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
-/// The time after which an acquired shard counts as read: twice as long as a source retries calls that
-/// only the caller can cure, 60 s and the longest pause of 30 s.
+/// The time after which an acquired shard counts as read: twice the time for which a source retries
+/// calls that only the caller can fix, which is 60 s plus the longest pause of 30 s.
 const TRIAL: Duration = Duration::from_secs(180);
 
-/// The shards that workers do not take now, and the workers to which leases are not moved freely.
+/// The exclusions at one moment: shards by worker, and workers to which leases do not move freely.
 #[derive(Debug, Default)]
 pub(super) struct Exclusions {
     pub(super) shards: BTreeMap<ShardId, BTreeSet<Arc<str>>>,
-    /// How many leases may be moved to the worker from other workers.
+    /// The number of leases that may move to the worker from other workers.
     pub(super) workers: BTreeMap<Arc<str>, usize>,
 }
 
 impl Exclusions {
-    /// Whether some worker does not take the shard.
+    /// Returns true if the shard is excluded for any worker.
     pub(super) fn concern(&self, shard: &ShardId) -> bool {
         self.shards.contains_key(shard)
     }
@@ -49,13 +50,13 @@ impl Exclusions {
     }
 }
 
-/// The pauses of all workers, as far as one of them knows.
+/// The pauses of all workers, as far as this worker knows them.
 #[derive(Debug)]
 pub(super) struct ExclusionTracker {
     me: Arc<str>,
     shards: BTreeMap<ShardId, BTreeMap<Arc<str>, Pause>>,
     workers: BTreeMap<Arc<str>, Pause>,
-    /// The leases that this worker has assigned, and when.
+    /// The leases that this worker has assigned to others, with the worker and the time.
     assigned: BTreeMap<ShardId, (Arc<str>, Instant)>,
 }
 
@@ -63,7 +64,7 @@ pub(super) struct ExclusionTracker {
 struct Pause {
     until: Instant,
     backoff: Backoff,
-    /// The worker has acquired a lease since.
+    /// True if the worker has acquired a lease since.
     is_on_trial: bool,
 }
 
@@ -83,14 +84,14 @@ impl ExclusionTracker {
         Self { me, shards, workers, assigned }
     }
 
-    /// The caller has dropped the stream of a shard, which this worker rests for `time`.
+    /// Excludes a shard for this worker for `time`, since the caller dropped its stream.
     pub(super) fn dropped(&mut self, shard: &ShardId, time: Duration) {
         let pause = self.pause(shard, self.me.clone());
         pause.until = pause.until.max(Instant::now() + time);
     }
 
-    /// An error has ended the stream of a shard, which this worker rests with back-off: longer each
-    /// time, until a record was delivered.
+    /// Excludes a shard for this worker with back-off, since an error ended its stream. Each pause
+    /// is longer than the one before, until a record is delivered.
     pub(super) fn failed(&mut self, shard: &ShardId, has_delivered: bool) {
         let pause = self.pause(shard, self.me.clone());
         if has_delivered {
@@ -99,8 +100,8 @@ impl ExclusionTracker {
         self.decline(shard, self.me.clone(), Instant::now());
     }
 
-    /// Notes leases that this worker has assigned. A lease that is assigned again may have been released
-    /// meanwhile.
+    /// Notes the leases that this worker has assigned. If the next table shows one in a later
+    /// epoch, it was released in between.
     pub(super) fn assigned(&mut self, changes: &[Change]) {
         let now = Instant::now();
         for change in changes {
@@ -112,8 +113,8 @@ impl ExclusionTracker {
         }
     }
 
-    /// Notes the leases that other live workers have released without an heir, and those that workers
-    /// on trial have acquired.
+    /// Notes the leases that other live workers have released without a next owner, and those that
+    /// paused workers have acquired.
     pub(super) fn observe(&mut self, before: &LeaseTable, table: &LeaseTable) {
         let now = Instant::now();
         self.forget(table, now);
@@ -167,7 +168,7 @@ impl ExclusionTracker {
         });
     }
 
-    /// Whether this worker rests the shard.
+    /// Returns true if the shard is excluded for this worker.
     pub(super) fn exclusions(&self, shard: &ShardId) -> bool {
         let pause = self.shards.get(shard).and_then(|pauses| pauses.get(&self.me));
         pause.is_some_and(|pause| Instant::now() < pause.until)
@@ -188,7 +189,7 @@ impl ExclusionTracker {
         Exclusions { shards, workers: workers.collect() }
     }
 
-    /// When the next of the pauses ends.
+    /// Returns the end of the pause that ends next.
     pub(super) fn next_end(&self, now: Instant) -> Option<Instant> {
         let pauses = self.shards.values().flat_map(BTreeMap::values).chain(self.workers.values());
         pauses.map(|pause| pause.until).filter(|until| now < *until).min()
@@ -200,10 +201,12 @@ impl ExclusionTracker {
     }
 }
 
-/// Returns whether the holder released the lease unread and without an heir. Every other end of a lease
-/// finishes or loses the shard, or starts another epoch. Between two looks at the table a lease may be
-/// released and assigned again: that is seen where it had just been assigned, or was to be handed over
-/// and is back.
+/// Returns true if the holder released the lease unread and without a next owner.
+///
+/// Every other end of a lease finishes the shard, marks it expired, or starts another epoch.
+/// Between two reads of the table a lease may be released and assigned again. That is detected if
+/// this worker had just assigned the lease, or if the lease was to be handed over and is back with
+/// its owner.
 fn is_released(last: &Lease, lease: &Lease, is_assigned: bool) -> bool {
     let is_later = lease.epoch > last.epoch;
     let is_over = match &last.next_owner {
@@ -227,7 +230,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failed_shard_rests_longer_each_time_until_a_record_is_delivered() {
+    async fn failed_shard_is_excluded_longer_each_time_until_a_record_is_delivered() {
         let mut exclusions = ExclusionTracker::new("me".into());
         for _ in 0..20 {
             exclusions.failed(&shard(0), false);
@@ -243,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lease_that_a_live_worker_releases_is_not_assigned_to_it_again() {
+    async fn shard_released_by_a_live_worker_is_excluded_for_it() {
         let mut exclusions = ExclusionTracker::new("me".into());
         let before = table(&[Some("other"), Some("other"), Some("me"), Some("other")]);
         let mut after = table(&[None, Some("me"), None, Some("other")]);
@@ -251,8 +254,8 @@ mod tests {
         let refusals = exclusions.refusals(&after, Instant::now());
         assert!(refusals.shards.keys().eq([&shard(0)]), "{refusals:?}");
         assert!(refusals.has(&shard(0), &"other".into()));
-        assert!(!exclusions.exclusions(&shard(0)), "this worker may take it");
-        // A worker that has left or restarted has released nothing.
+        assert!(!exclusions.exclusions(&shard(0)), "this worker can acquire it");
+        // A worker that left or restarted did not release its leases unread.
         for life in [None, Some(2)] {
             let mut exclusions = ExclusionTracker::new("me".into());
             after.workers.clone_from(&before.workers);
@@ -267,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn assigned_lease_in_another_epoch_was_released_in_between() {
+    async fn assigned_lease_in_a_later_epoch_counts_as_released() {
         let mut exclusions = ExclusionTracker::new("me".into());
         let (free, held) = (table(&[None]), table(&[Some("other")]));
         let mut again = held.clone();
@@ -284,7 +287,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lease_returned_by_its_heir_was_released() {
+    async fn lease_returned_by_its_next_owner_counts_as_released() {
         let mut offered = table(&[Some("me")]);
         offered.leases.get_mut(&shard(0)).unwrap().next_owner = Some("other".into());
         for (owner, epoch, expected) in
@@ -313,11 +316,11 @@ mod tests {
         assert_eq!(moves(&exclusions, &free), 1);
         let mut offered = table(&[Some("me"), Some("other")]);
         offered.leases.get_mut(&shard(0)).unwrap().next_owner = Some(other.clone());
-        assert_eq!(moves(&exclusions, &offered), 0, "it gets one already");
+        assert_eq!(moves(&exclusions, &offered), 0, "one lease is already moving to it");
         exclusions.observe(&free, &held);
-        assert_eq!(moves(&exclusions, &held), 0, "it is on trial");
+        assert_eq!(moves(&exclusions, &held), 0, "the worker is on trial");
         advance(TRIAL).await;
-        assert_eq!(moves(&exclusions, &held), usize::MAX, "it has read for long enough");
+        assert_eq!(moves(&exclusions, &held), usize::MAX, "the trial is over");
         exclusions.observe(&held, &held);
         assert!(exclusions.workers.is_empty());
     }

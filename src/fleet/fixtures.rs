@@ -1,4 +1,4 @@
-//! Tables for the tests of the rules.
+//! Lease tables for unit tests.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ pub(super) fn shard(number: usize) -> ShardId {
     format!("shardId-{number:012}").parse().unwrap()
 }
 
-/// A table of workers with their incarnations, and of shards with these owners in epoch 7.
+/// Returns a table of workers with these incarnations and of shards with these owners in epoch 7.
 pub(super) fn table(workers: &[(&str, u64)], owners: &[Option<&str>]) -> LeaseTable {
     let member = |incarnation| WorkerEntry {
         incarnation,

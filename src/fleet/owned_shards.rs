@@ -1,14 +1,16 @@
-//! What one worker reads, and what a table means for it.
+//! The shards that one worker owns, and their reconciliation with the lease table.
 //!
 //! ```text
-//!             it has an heir, or its stream was dropped         settled, or too late
-//!   reading ───────────────────────────────────────► leaving ─────────────────────► released
-//!      │  │                                             │
-//!      │  └── read to its end and finished ──► finished │
-//!      └──── another has a higher epoch ──► lost ◄──────┘
+//!            has a next owner, or           records finished,
+//!            its stream ended early         or the handoff timed out
+//!   reading ────────────────────────► leaving ──────────────────────► released
+//!      │                                 │
+//!      └────────────────┬────────────────┘
+//!                       ├── every record finished ──► finished
+//!                       └── lease lost, such as by a higher epoch ──► lost
 //! ```
 //!
-//! In none of the states but the first is a record handed out.
+//! Records are delivered only in the state `reading`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +25,7 @@ use crate::shard::{LeaseHandle, PollMonitor};
 use crate::store::lease::{Change, Lease, LeaseTable};
 use crate::telemetry::ShardTelemetry;
 
-/// That a shard is finished is heard of in two ways, and told once.
+/// A flag by which one of two sources reports that a shard is finished, and the other does not.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Once(Arc<AtomicBool>);
 
@@ -33,17 +35,18 @@ impl Once {
     }
 }
 
-/// A shard that the worker has the lease of.
+/// A shard that the worker owns.
 #[derive(Debug)]
 pub(super) struct OwnedShard {
     pub(super) lease_handle: LeaseHandle,
     pub(super) watermark: Arc<Watermark>,
     poll_monitor: Option<PollMonitor>,
-    /// The lease as it was when it was taken, with the start that a listing has shown since.
+    /// The lease at its acquisition, with the start that a listing has shown since.
     lease: Lease,
     pub(super) finish: Once,
     pub(super) is_leaving: bool,
-    /// The stream is at its end, and records of it may be unacknowledged.
+    /// Set when the stream has reached the end of the shard; its last records may be
+    /// unacknowledged.
     pub(super) telemetry: Option<ShardTelemetry>,
 }
 
@@ -58,70 +61,71 @@ impl OwnedShard {
         Self { lease_handle, watermark, poll_monitor, lease, finish, is_leaving: false, telemetry: None }
     }
 
-    /// No record is handed out any more.
+    /// Stops delivery from the shard.
     pub(super) fn stop(&mut self) {
         self.is_leaving = true;
         self.watermark.retire();
         self.lease_handle.end();
     }
 
-    /// Learns where the shard starts: the lease of a child that its parent named has no start before the next
-    /// listing, and a restored lease must have it.
+    /// Takes the shard's start from the stored lease. The lease of a child that its parent named
+    /// has no start before the next listing, and a restored lease must have it.
     fn identify(&mut self, stored: &Lease) {
         if self.lease.start.is_none() {
             self.lease.start.clone_from(&stored.start);
         }
     }
 
-    /// A position was refused because another had the lease, and the stream has ended.
+    /// Returns true if the writer has ended the lease, because the store rejected a position.
     fn is_given_up(&self) -> bool {
         self.lease_handle.is_over() && !self.is_leaving
     }
 
-    /// The lease as the store should know it.
+    /// Returns the lease as the store should have it.
     fn lease(&self, me: &Arc<str>) -> Lease {
         let position = self.watermark.position().or_else(|| self.lease.checkpoint.clone());
         Lease { owner: Some(me.clone()), next_owner: None, checkpoint: position, ..self.lease.clone() }
     }
 }
 
-/// For how long a worker remembers what it had of a shard that is not in the table any more. By then it
-/// has left retention and is in nobody's table, unless its worker was suspended all the time.
+/// The time for which a worker remembers its last epoch of a shard that is no longer in the table.
+/// After that time the shard has left retention and no other worker knows it, unless that worker
+/// was suspended all the time.
 const LONGEST_MEMORY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a worker had of a shard last.
+/// The last lease of a shard that the worker held.
 #[derive(Debug)]
 struct Last {
     epoch: u64,
-    /// Since when no table has shown the shard.
+    /// The time since which no table has shown the shard.
     gone: Option<Instant>,
 }
 
-/// All that a worker has.
+/// All shards that a worker owns.
 #[derive(Debug)]
 pub(super) struct OwnedShards {
     me: Arc<str>,
     incarnation: u64,
     pub(super) shards: BTreeMap<ShardId, OwnedShard>,
-    /// The last epoch in which each shard was the worker's. It never takes one up again: a store
-    /// that has forgotten a handover must not make two workers read in the same epoch.
+    /// The last epoch in which the worker owned each shard. A worker never opens a shard twice in
+    /// one epoch: if the store loses a handoff, two workers must not read in the same epoch.
     last: BTreeMap<ShardId, Last>,
-    /// Streams that their callers have stopped polling, and may poll again.
+    /// The streams that their callers have stopped polling, and may poll again.
     neglected: Vec<PollMonitor>,
 }
 
-/// What a table means for a worker.
+/// The consequences of a table for a worker.
 #[derive(Debug, Default)]
 pub(super) struct Reconciliation {
-    /// What the store is to be told.
+    /// Changes to send to the store.
     pub(super) changes: Vec<Change>,
-    /// Shards to begin with.
+    /// Shards to open.
     pub(super) opened: Vec<(ShardId, Lease)>,
     /// Shards to hand over.
     pub(super) leaving: Vec<ShardId>,
-    /// Shards of which every record is finished.
+    /// Shards that are finished.
     pub(super) finished: Vec<ShardId>,
-    /// Shards that another worker has by now.
+    /// Shards that the worker has lost, with the epochs of their leases.
     pub(super) lost: Vec<(ShardId, u64)>,
 }
 
@@ -136,12 +140,12 @@ impl OwnedShards {
         self.shards.insert(shard, holding);
     }
 
-    /// The shard, as long as it is held in this epoch.
+    /// Returns the shard if the worker owns it in this epoch.
     pub(super) fn get(&mut self, shard: &ShardId, epoch: u64) -> Option<&mut OwnedShard> {
         self.shards.get_mut(shard).filter(|holding| holding.lease_handle.epoch() == epoch)
     }
 
-    /// Gives up a shard that is held in this epoch; whether it was.
+    /// Removes a shard if the worker owns it in this epoch. Returns true if it was removed.
     pub(super) fn remove(&mut self, shard: &ShardId, epoch: u64) -> bool {
         self.get(shard, epoch).is_some() && self.shards.remove(shard).is_some()
     }
@@ -154,7 +158,7 @@ impl OwnedShards {
         self.shards.len()
     }
 
-    /// The shards whose callers have just been found to poll no more.
+    /// Returns the shards that deliver records and whose callers have stopped polling for `limit`.
     pub(super) fn neglected(&mut self, limit: Duration) -> Vec<(ShardId, u64)> {
         self.neglected.retain(|poll_monitor| !poll_monitor.is_abandoned() && poll_monitor.has_stopped(limit));
         let mut found = Vec::new();
@@ -170,24 +174,25 @@ impl OwnedShards {
         found
     }
 
-    /// Whether there is a stream that its caller has stopped polling.
+    /// Returns true if the caller of any stream has stopped polling.
     pub(super) fn is_neglected(&self) -> bool {
         !self.neglected.is_empty()
     }
 
-    /// No record of any shard is handed out any more.
+    /// Stops delivery from all shards.
     pub(super) fn stop_all(&mut self) {
         self.shards.values_mut().for_each(OwnedShard::stop);
     }
 
-    /// Holds what there is against a table: what is lost is stopped and gone, before anything else.
+    /// Reconciles the owned shards with a table. Lost and finished shards are stopped and removed
+    /// first.
     pub(super) fn settle(&mut self, table: &LeaseTable) -> Reconciliation {
         let mut settled = Reconciliation::default();
         self.shards.retain(|shard, holding| {
             let epoch = holding.lease_handle.epoch();
             if holding.is_given_up() {
-                // A store that has forgotten since may have it as the worker's own again: then it is
-                // given back below.
+                // If the store has lost data since, it may name this worker as the owner again. The
+                // lease is then released below.
                 settled.lost.push((shard.clone(), epoch));
                 holding.stop();
                 return false;
@@ -198,8 +203,8 @@ impl OwnedShards {
                     holding.stop();
                     return false;
                 }
-                // One whose position began earlier stands, whatever its epoch is: this one was begun
-                // when the store knew of nothing, and what it had forgotten is there again.
+                // A stored lease of an earlier origin wins, whatever its epoch: the worker's lease
+                // was created while the store had lost its data, and that data is back.
                 Some(stored) if stored.epoch > epoch || stored.origin < holding.lease.origin => {
                     settled.lost.push((shard.clone(), epoch));
                     holding.stop();
@@ -225,7 +230,7 @@ impl OwnedShards {
                     holding.stop();
                     return false;
                 }
-                // The store took the worker for dead, or has forgotten.
+                // The store considered the worker dead, or has lost the lease.
                 _ => settled.changes.push(Change::Restore {
                     shard: shard.clone(),
                     incarnation: self.incarnation,
@@ -238,7 +243,7 @@ impl OwnedShards {
             if lease.owner.as_ref() != Some(&self.me) || self.shards.contains_key(shard) {
                 continue;
             }
-            // What is to go on at once is not begun, nor what has been given back before.
+            // A shard that moves on at once is not opened, nor one that was released in this epoch.
             let is_over = self.last.get(shard).is_some_and(|last| lease.epoch <= last.epoch);
             if is_over || lease.next_owner.is_some() {
                 settled.changes.push(Change::Release { shard: shard.clone(), epoch: lease.epoch });
@@ -246,8 +251,8 @@ impl OwnedShards {
                 settled.opened.push((shard.clone(), lease.clone()));
             }
         }
-        // A store that has forgotten a shard may remember it again, or hear of it from a worker that has
-        // seen nothing since: also one that was finished, or cleared.
+        // A store that has lost a shard may find it again, or restore it from a worker that has
+        // read no table since. This includes shards that were finished or cleared.
         self.last.retain(|shard, last| {
             if table.leases.contains_key(shard) {
                 last.gone = None;
@@ -258,8 +263,8 @@ impl OwnedShards {
         settled
     }
 
-    /// All that a worker knows, for a store that knows nothing of it: what was in the table that it
-    /// has seen last, and what it has reached itself.
+    /// Returns the changes that restore a store which has lost its data: the workers and leases of
+    /// the last table, with this worker's own positions.
     pub(super) fn knowledge(&self, known: &LeaseTable) -> Vec<Change> {
         let workers = known.workers.iter().filter(|(worker, _)| **worker != self.me);
         let vouched = workers.map(|(worker, member)| Change::ReviveWorker {
@@ -271,7 +276,7 @@ impl OwnedShards {
             let (incarnation, lease) = if let Some(holding) = self.shards.get(shard) {
                 (self.incarnation, holding.lease(&self.me))
             } else {
-                // What has been given back is nobody's.
+                // A lease that this worker has released has no owner.
                 let owner = lease.owner.as_ref().filter(|owner| **owner != self.me);
                 let life = owner.and_then(|owner| known.workers.get(owner));
                 let lease = Lease { owner: owner.cloned(), ..lease.clone() };
@@ -291,7 +296,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_store_is_told_what_is_known_and_of_which_life_of_a_worker() {
+    fn reset_store_is_restored_with_leases_and_owner_incarnations() {
         let owned = OwnedShards::new("me".into(), 1);
         let workers = [("me", 1), ("other", 2), ("again", 3)];
         let known = table(&workers, &[Some("me"), Some("other"), Some("again"), None]);
@@ -307,12 +312,12 @@ mod tests {
             }
             _ => None,
         });
-        // What was this worker's it has given back.
+        // This worker owns no shard: it has released the lease that the table shows.
         assert!(owners.eq([(None, 0), (Some("other"), 2), (Some("again"), 3), (None, 0)]));
     }
 
     #[test]
-    fn what_is_to_go_on_is_passed_on_and_what_was_given_back_is_given_back() {
+    fn lease_with_a_next_owner_or_a_past_epoch_is_released_unopened() {
         let mut owned = OwnedShards::new("me".into(), 1);
         let mut seen = table(&[("me", 1), ("other", 2)], &[Some("me"), Some("me"), Some("other")]);
         seen.leases.get_mut(&shard(0)).unwrap().next_owner = Some("other".into());
@@ -322,12 +327,12 @@ mod tests {
         assert_eq!(opened, [shard(1)]);
         owned.last.insert(shard(1), Last { epoch: 7, gone: None });
         let settled = owned.settle(&seen);
-        assert!(settled.opened.is_empty(), "never twice in one epoch");
+        assert!(settled.opened.is_empty(), "a shard is opened once per epoch");
         assert_eq!(settled.changes.len(), 2);
     }
 
     #[test]
-    fn restored_lease_has_the_start_that_was_identified_after_it_was_taken() {
+    fn restored_lease_has_the_start_listed_after_its_acquisition() {
         let mut seen = table(&[("me", 1)], &[Some("me")]);
         let mut owned = OwnedShards::new("me".into(), 1);
         let lease = Lease { start: None, ..seen.leases[&shard(0)].clone() };
@@ -347,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_up_is_given_back_where_the_store_knows_nothing_of_it() {
+    fn rejected_lease_is_released_if_the_store_still_names_this_owner() {
         let seen = table(&[("me", 1)], &[Some("me"), Some("me")]);
         let mut owned = OwnedShards::new("me".into(), 1);
         for number in 0..2 {
@@ -358,19 +363,19 @@ mod tests {
             owned.take(shard(number), holding);
         }
         assert!(owned.settle(&seen).changes.is_empty());
-        // As the writer does, whose position was refused.
+        // The writer does this when the store rejects a position.
         owned.shards[&shard(1)].lease_handle.end();
         let settled = owned.settle(&seen);
         assert_eq!(settled.changes, [Change::Release { shard: shard(1), epoch: 7 }]);
         assert_eq!(settled.lost, [(shard(1), 7)]);
         assert!(owned.shards.keys().eq([&shard(0)]));
-        // Nor is it taken up again in that epoch.
+        // The shard is not opened again in that epoch.
         let settled = owned.settle(&seen);
         assert!(settled.opened.is_empty() && settled.lost.is_empty());
     }
 
     #[test]
-    fn what_was_begun_when_the_store_knew_nothing_gives_way_to_what_it_finds_again() {
+    fn lease_of_a_later_origin_is_lost_to_a_stored_lease_of_an_earlier_one() {
         let mut begun = table(&[("me", 1)], &[Some("me")]);
         begun.leases.get_mut(&shard(0)).unwrap().origin = 2;
         let mut owned = OwnedShards::new("me".into(), 1);
@@ -387,12 +392,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_store_forgets_and_finds_again_is_not_begun_again() {
+    async fn shard_that_a_store_loses_and_finds_again_is_not_reopened() {
         let mut owned = OwnedShards::new("me".into(), 1);
         let seen = table(&[("me", 1)], &[Some("me")]);
         owned.last.insert(shard(0), Last { epoch: 7, gone: None });
         let forgotten = table(&[("me", 1)], &[]);
-        // Also after weeks, and again.
+        // The time counts from the first table without the shard, in the second round as well.
         for _ in 0..2 {
             assert!(owned.settle(&seen).opened.is_empty());
             advance(30 * LONGEST_MEMORY).await;
@@ -400,7 +405,7 @@ mod tests {
             advance(LONGEST_MEMORY / 2).await;
             owned.settle(&forgotten);
         }
-        // What has left retention is tidied away in the end.
+        // After the time limit, the epoch is forgotten.
         advance(LONGEST_MEMORY / 2).await;
         owned.settle(&forgotten);
         assert!(owned.last.is_empty());

@@ -1,33 +1,35 @@
-//! Whether this worker reaches Kinesis, judged by its calls: fetches and listings.
+//! Reachability of Kinesis from this worker, judged by its calls: fetches and listings.
 //!
 //! ```text
-//!            all calls fail for `patience`
-//!   reaches ───────────────────────────────► out of reach: capacity 0, and other workers
-//!      ▲                                     acquire its leases; it goes on listing
-//!      └─────────── a call succeeds ◄───────────────┘
+//!              all calls fail for `patience`
+//!   reachable ───────────────────────────────► unreachable: capacity 0, other workers
+//!       ▲                                      acquire its leases; it keeps listing
+//!       └────────── a call succeeds ◄───────────────┘
 //! ```
 //!
-//! A lease moves from a worker that is out of reach only to one that has reached Kinesis for `trial`
-//! without a long interruption, and only after each worker has had the time to declare that it does not.
-//! So no lease moves while Kinesis is away for all workers, nor when it returns.
+//! A lease moves from a worker that cannot reach Kinesis only to a worker that has reached Kinesis
+//! for `trial` without a long interruption, and only after every worker has had the time to declare
+//! that it cannot reach Kinesis either. So no lease moves during an outage of Kinesis for all
+//! workers, nor when the outage ends.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A fetch backs off for up to 25.6 s, so failures of a shorter time prove little.
+/// The shortest time of failures that counts. A fetch backs off for up to 25.6 s, so failures over
+/// a shorter time prove little.
 const SHORTEST_PATIENCE: Duration = Duration::from_secs(30);
 
-/// After an outage each worker reaches Kinesis within this time: a call fails after 30 s at the latest, and
-/// the next one follows within 25.6 s.
+/// After an outage each worker reaches Kinesis within this time: a call fails after 30 s at the
+/// latest, and the next one follows within 25.6 s.
 const SHORTEST_TRIAL: Duration = Duration::from_secs(60);
 
-/// What the calls of this worker say about its access to Kinesis.
+/// The reachability of Kinesis, as the calls of this worker show it.
 #[derive(Debug)]
 pub(super) struct Reach {
-    /// Three lease durations, at least 30 s.
+    /// Kinesis is unreachable after failures for this time: three lease durations, at least 30 s.
     patience: Duration,
-    /// The same, at least 60 s.
+    /// Leases may move here after successes for this time: three lease durations, at least 60 s.
     trial: Duration,
     /// The end of the last interruption, or the start of the worker.
     steady: Instant,
@@ -40,8 +42,8 @@ impl Reach {
         Self { patience, trial: patience.max(SHORTEST_TRIAL), steady: now, is_out: false }
     }
 
-    /// Notes how calls have gone. `interruption` is the longest time between two successful calls that is over
-    /// since the last note.
+    /// Notes the outcome of the calls. `interruption` is the longest interruption between two
+    /// successful calls that ended since the last note.
     pub(super) fn note(&mut self, calls: Calls, interruption: Duration, now: Instant) {
         self.is_out = calls.failing.is_some_and(|time| self.is_out || time >= self.patience);
         if self.is_out || self.is_doubtful(calls) || interruption >= self.patience / 3 {
@@ -49,35 +51,35 @@ impl Reach {
         }
     }
 
-    /// Whether a listing must show if all calls fail: the last ones have.
+    /// Returns true if the last calls have failed, so that a listing is needed as another test.
     pub(super) fn is_doubtful(&self, calls: Calls) -> bool {
         calls.failing.is_some() && !calls.succeeded_within(self.patience / 3)
     }
 
-    /// Whether all calls have failed for three lease durations.
+    /// Returns true if all calls have failed for `patience`.
     pub(super) fn is_out(&self) -> bool {
         self.is_out
     }
 
-    /// Whether leases may move to this worker from one that is out of reach.
+    /// Returns true if leases may move to this worker from one that cannot reach Kinesis.
     pub(super) fn may_take_over(&self, calls: Calls, now: Instant) -> bool {
         now.duration_since(self.steady) >= self.trial && calls.succeeded_within(self.patience / 3)
     }
 
-    /// Whether the last successful call is old enough that another one is needed to stay
-    /// [able to take over](Self::may_take_over).
+    /// Returns true if the last successful call is so old that another one is needed to stay
+    /// [able to acquire such leases](Self::may_take_over).
     pub(super) fn needs_listing(&self, calls: Calls) -> bool {
         !calls.succeeded_within(self.patience / 6)
     }
 }
 
-/// How the calls of this worker have gone.
+/// The recent outcome of this worker's calls.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Calls {
-    /// The time from the first to the last failure since a call has succeeded; `None` without a failure
-    /// since.
+    /// The time from the first to the last failure since the last success; `None` without a
+    /// failure.
     pub(super) failing: Option<Duration>,
-    /// The time since a call has succeeded.
+    /// The time since the last success.
     pub(super) succeeded: Option<Duration>,
 }
 
@@ -94,18 +96,18 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(20);
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// All calls have failed for this time.
+    /// Returns calls that have all failed for this time.
     fn failing(seconds: u32) -> Calls {
         Calls { failing: Some(seconds * SECOND), succeeded: Some((seconds + 1) * SECOND) }
     }
 
-    /// The last call succeeded this long ago.
+    /// Returns calls of which the last succeeded this long ago.
     fn succeeded(seconds: u32) -> Calls {
         Calls { failing: None, succeeded: Some(seconds * SECOND) }
     }
 
     #[test]
-    fn worker_is_out_of_reach_after_three_lease_durations_until_a_call_succeeds() {
+    fn kinesis_is_unreachable_after_three_lease_durations_of_failures_until_a_call_succeeds() {
         let now = Instant::now();
         let mut reach = Reach::new(LEASE, now);
         reach.note(failing(59), Duration::ZERO, now);
@@ -122,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn worker_takes_over_only_after_reaching_kinesis_without_interruption() {
+    fn leases_may_move_here_only_after_a_trial_without_interruption() {
         let began = Instant::now();
         let mut reach = Reach::new(LEASE, began);
         assert!(!reach.may_take_over(succeeded(1), began));
@@ -132,7 +134,7 @@ mod tests {
         let never = Calls { failing: None, succeeded: None };
         assert!(!reach.may_take_over(never, later));
         assert!(!reach.may_take_over(succeeded(20), later), "the success is too old");
-        assert!(reach.needs_listing(succeeded(10)), "before the success is too old");
+        assert!(reach.needs_listing(succeeded(10)), "a listing is due before the success is too old");
         let hung = Calls { failing: Some(Duration::ZERO), succeeded: Some(30 * SECOND) };
         reach.note(hung, Duration::ZERO, later);
         reach.note(succeeded(0), Duration::ZERO, later + SECOND);
@@ -144,6 +146,6 @@ mod tests {
         assert!(!reach.may_take_over(succeeded(0), end + 59 * SECOND));
         assert!(reach.may_take_over(succeeded(0), end + 60 * SECOND));
         reach.note(succeeded(0), 19 * SECOND, end + 60 * SECOND);
-        assert!(reach.may_take_over(succeeded(0), end + 61 * SECOND), "it was short");
+        assert!(reach.may_take_over(succeeded(0), end + 61 * SECOND), "the interruption was short");
     }
 }

@@ -1,4 +1,4 @@
-//! Leases that are held by workers out of reach of Kinesis, and what a worker does about them.
+//! Stranded leases: leases of workers that cannot reach Kinesis, and their move to other workers.
 
 use std::sync::Arc;
 
@@ -10,14 +10,15 @@ use crate::store::lease::WorkerEntry;
 use crate::telemetry::log_line;
 
 impl Worker {
-    /// Notes whether this worker reaches Kinesis, and lists the stream where its calls do not show it.
+    /// Notes whether this worker reaches Kinesis, and requests a listing if its calls do not show
+    /// it.
     pub(super) fn look_at_reach(&mut self) {
         let (calls, was_out) = (self.calls(), self.reach.is_out());
         self.reach.note(calls, self.deps.telemetry.take_interruption(), Instant::now());
         if self.reach.is_out() && !was_out {
             log_line!(warn,
                 scope = %self.deps.scope,
-                "Kinesis out of reach for this worker; other workers that reach it acquire its leases"
+                "Kinesis unreachable from this worker; other workers that reach it acquire its leases"
             );
         }
         let is_needed = self.stranded.is_some() && self.reach.needs_listing(calls);
@@ -26,7 +27,8 @@ impl Worker {
         }
     }
 
-    /// Notes since when the table shows a lease of another worker that is out of reach.
+    /// Notes the time since which the table shows a lease of another worker that cannot reach
+    /// Kinesis.
     pub(super) fn note_stranded(&mut self) {
         let is_out = |owner: &Arc<str>| {
             *owner != self.deps.config.worker_id
@@ -37,8 +39,8 @@ impl Worker {
             if owners.any(is_out) { self.stranded.or_else(|| Some(Instant::now())) } else { None };
     }
 
-    /// Whether this worker acquires no further lease, since one is held by a worker out of reach and this
-    /// one may not reach Kinesis either.
+    /// Returns true if this worker must acquire no further lease: a lease is stranded, and this
+    /// worker may not reach Kinesis either.
     pub(super) fn is_unproven(&self) -> bool {
         self.stranded.is_some() && !self.reach.may_take_over(self.calls(), Instant::now())
     }
@@ -48,13 +50,15 @@ impl Worker {
         Calls { failing: telemetry.failing(), succeeded: telemetry.reached() }
     }
 
-    /// Returns true if this worker must acquire no lease: it is out of reach, and another worker is alive.
+    /// Returns true if this worker must accept no lease: it cannot reach Kinesis, and another
+    /// worker is alive.
     pub(super) fn takes_none(&self) -> bool {
         self.reach.is_out() && self.table.workers.len() > 1
     }
 
-    /// Whether this worker may move leases. If one is held by a worker out of reach, every worker first gets
-    /// the time to declare the same: it renews three times within its lease duration.
+    /// Returns true if this worker may move leases. If a lease is stranded, every worker first gets
+    /// one lease duration, in which it renews three times, to declare that it cannot reach Kinesis
+    /// either.
     pub(super) fn may_move_leases(&self, now: Instant) -> bool {
         if self.takes_none() {
             return false;
@@ -64,7 +68,8 @@ impl Worker {
     }
 }
 
-/// Returns true if a worker has declared a capacity of 0. One of incarnation 0 has declared nothing.
+/// Returns true if the worker has declared a capacity of 0. A worker of incarnation 0 has declared
+/// nothing.
 fn is_out_of_reach(member: &WorkerEntry) -> bool {
     member.capacity == 0 && member.incarnation != 0
 }

@@ -1,5 +1,5 @@
-//! Supervision of the worker's task: after a panic it restarts with the state that it has. A worker
-//! that stopped would let its leases expire unnoticed.
+//! Supervision of the worker's task: after a panic the task restarts with its current state. A
+//! worker that stopped would let its leases expire unnoticed.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::backoff::{Backoff, EXCHANGES};
 use crate::error::{Error, ErrorKind, Panic, TOLERATED, contain};
 use crate::telemetry::{Event, Task};
 
-/// Panics further apart than this do not count as consecutive.
+/// The time between two panics from which they do not count as consecutive.
 const SAME_ROW: Duration = Duration::from_secs(60);
 
 impl Worker {
-    /// Runs the worker until it is over, and restarts it after a panic.
+    /// Runs the worker until it ends, and restarts it after a panic.
     pub(super) async fn supervise(
         &mut self,
         messages: &mut mpsc::UnboundedReceiver<WorkerMessage>,
@@ -38,7 +38,7 @@ impl Worker {
             if panics == TOLERATED + 1 {
                 self.report_panic("renews the leases", panic);
             }
-            // An interrupted change is completed from the whole table.
+            // The whole table shows how to complete an interrupted change.
             self.look_whole();
             sleep(backoff.failed()).await;
         }

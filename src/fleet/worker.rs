@@ -1,4 +1,4 @@
-//! The task of one worker.
+//! The worker's state and its main loop.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -22,8 +22,8 @@ use crate::shard::{CheckpointOn, LeaseDeadline};
 use crate::source::KnownShard;
 use crate::store::lease::{Change, LeaseTable};
 
-/// Listings that are asked for, by the end of a shard whose children nobody names, come no closer
-/// than this.
+/// The shortest time between two listings on request. A listing is requested, for example, after a
+/// shard has ended and Kinesis did not name its children.
 const SOON: Duration = Duration::from_secs(1);
 
 /// A worker, from joining to leaving.
@@ -31,79 +31,82 @@ pub(crate) struct Worker {
     pub(super) deps: WorkerDeps,
     pub(super) incarnation: u64,
     pub(super) validity: Arc<LeaseDeadline>,
-    /// Until when the leases are the worker's; `None` while that is in doubt.
+    /// The time until which the leases are valid; `None` while delivery is suspended.
     pub(super) valid_until: Option<Instant>,
     pub(super) owned: OwnedShards,
-    /// The table as it was seen last.
+    /// The table that was read last.
     pub(super) table: Arc<LeaseTable>,
-    /// When it was seen with all positions, of which the store does not tell otherwise; `None`
-    /// where it is to be seen so once more.
+    /// The time at which the whole table was read last, since a saved position does not change its
+    /// version; `None` to request the whole table with the next exchange.
     pub(super) seen_whole: Option<Instant>,
-    /// The worker is in it.
+    /// True if the worker is in the table.
     pub(super) joined: bool,
-    /// The caller was told of a store that does not answer, or of what stands against joining.
+    /// True if the caller got an error about the current outage of the store, or about a worker id
+    /// in use.
     pub(super) error_reported: bool,
     pub(super) started_at: Instant,
-    /// When the store was first asked of those times that it has not answered since.
+    /// The time of the first failed exchange since the last successful one.
     pub(super) failing_since: Option<Instant>,
     pub(super) backoff: Backoff,
     pub(super) renew_at: Instant,
-    /// What the store is to be told, whatever is in the table.
+    /// Changes to send to the store, whatever the version of the table.
     pub(super) pending: Vec<Change>,
-    /// Children that their parents' ends have named, and that are not in the table yet.
+    /// Children that ended shards have named and that are not in the table yet.
     pub(super) added_children: Vec<KnownShard>,
-    /// Who waits until the table was looked at.
+    /// The admin operations that wait until the worker has read the table.
     pub(super) edit_waiters: Vec<oneshot::Sender<()>>,
-    /// Shards that workers have given back unread.
+    /// Shards that workers have released unread.
     pub(super) exclusions: ExclusionTracker,
     /// The shards that the store cannot read and that were reported to the caller.
     pub(super) unreadable: BTreeSet<ShardId>,
-    /// The table that is known to be even.
+    /// The version of the table that is known to be balanced.
     pub(super) balanced: Option<BalancedTable>,
-    /// Shards may be read: if the worker came alone, it has listed the stream.
+    /// True if shards may be read: the worker has listed the stream, or it joined other workers.
     pub(super) has_listed: bool,
     pub(super) listing: Listing,
-    /// Losses that are not reported yet, because no table has shown them.
+    /// Losses that are not reported yet, because no table shows them as stored.
     pub(super) losses: Vec<Loss>,
     pub(super) reach: Reach,
-    /// Since when the table shows a lease of another worker that does not reach Kinesis.
+    /// The time since which the table shows a lease of another worker that cannot reach Kinesis.
     pub(super) stranded: Option<Instant>,
     pub(super) tasks: JoinSet<TaskOutcome>,
 }
 
-/// A table in which no lease is to be moved.
+/// A version of the table in which no lease has to move.
 pub(super) struct BalancedTable {
     pub(super) version: u64,
-    /// The end of the next pause of a worker that has declined a shard.
+    /// The end of the exclusion that ends next, after which a lease may have to move.
     pub(super) until: Option<Instant>,
 }
 
-/// The listing of the stream.
+/// The state of the stream's listings.
 pub(super) struct Listing {
-    /// What was listed and is not in the table yet.
+    /// The last listing, until its changes are in the table.
     pub(super) listed: Option<StreamShards>,
     pub(super) is_under_way: bool,
-    /// How many listings in a row have panicked.
+    /// The number of consecutive listings that panicked.
     pub(super) panics: u32,
-    /// A shard has ended, and nobody has named its children.
+    /// True if this worker must list the stream itself, for example after a shard has ended and
+    /// Kinesis did not name its children.
     pub(super) is_asked_for: bool,
     pub(super) last: Option<Instant>,
     pub(super) due: Instant,
 }
 
-/// What a task of the worker has done.
+/// The result of a background task of the worker.
 pub(super) enum TaskOutcome {
-    /// `None` when the stream is gone.
+    /// The stream was listed; `None` if the stream no longer exists.
     Listed(Option<StreamShards>),
     /// The listing panicked.
     FailedToList(Panic),
     /// The start of a shard is stored, or its lease is over.
     StoredStart(Box<AssignedShard>),
-    /// Every record of the shard is finished, or it is too late for that.
+    /// A handoff can complete: the shard's delivered records are finished, or the handoff has timed
+    /// out.
     Settled(ShardId, u64),
 }
 
-/// The worker's time is over.
+/// A marker that the worker has ended because the stream no longer exists.
 pub(super) struct WorkerEnded;
 
 impl Worker {
@@ -146,7 +149,7 @@ impl Worker {
         }
     }
 
-    /// Runs until `ended`, or the stream is gone; then saves what is finished, and leaves.
+    /// Runs until `ended` or until the stream no longer exists, then saves positions and leaves.
     pub(crate) async fn run(
         mut self,
         mut messages: mpsc::UnboundedReceiver<WorkerMessage>,
@@ -168,7 +171,7 @@ impl Worker {
         messages: &mut mpsc::UnboundedReceiver<WorkerMessage>,
     ) -> WorkerEnded {
         loop {
-            // What a store that fails is to be told waits for the next attempt.
+            // While the store fails, new changes wait for the next retry.
             let is_ready = self.joined && self.failing_since.is_none();
             let has_news = !self.pending.is_empty() || !self.added_children.is_empty();
             if self.renew_at <= Instant::now() || is_ready && has_news {
@@ -182,7 +185,7 @@ impl Worker {
                 }
                 self.deps.telemetry.measure(self.owned.len());
             }
-            // In this order, so that what happens depends on nothing but what happened.
+            // Biased, so that the same inputs always lead to the same actions.
             tokio::select! {
                 biased;
                 message = messages.recv() => {
@@ -195,7 +198,7 @@ impl Worker {
                 Some(done) = self.tasks.join_next() => {
                     let mut next = Some(done);
                     while let Some(done) = next {
-                        // None is aborted, and those that panic say so.
+                        // No task is aborted, and each contains its own panics.
                         if let Ok(done) = done && self.finish(done).is_some() {
                             return WorkerEnded;
                         }
@@ -232,7 +235,7 @@ impl Worker {
                 self.hand_over(&shard, epoch, self.patience());
             }
             WorkerMessage::StateMismatch => self.renew_at = Instant::now(),
-            // Such a field makes no new version.
+            // An unreadable field does not change the version.
             WorkerMessage::Unreadable => self.look_whole(),
             WorkerMessage::TableEdited(told) => {
                 self.renew_at = Instant::now();
@@ -241,8 +244,8 @@ impl Worker {
         }
     }
 
-    /// Returns the time to wait for the records in flight of a shard after its stream has ended. Without
-    /// acknowledgements, none of them can still be finished.
+    /// Returns the time to wait for a shard's records in flight after its stream has ended. Without
+    /// acknowledgements, none of them can be finished any more.
     fn patience(&self) -> Duration {
         match self.deps.config.checkpoint_on {
             CheckpointOn::Pull => Duration::ZERO,
@@ -250,12 +253,12 @@ impl Worker {
         }
     }
 
-    /// The table is seen anew with the next exchange, which comes at once.
+    /// Requests the whole table with an immediate exchange.
     pub(super) fn look_whole(&mut self) {
         (self.seen_whole, self.renew_at) = (None, Instant::now());
     }
 
-    /// A listing, as soon as it may be.
+    /// Schedules a listing by this worker as early as allowed.
     pub(super) fn ask_for_listing(&mut self) {
         let soon = self.listing.last.map_or_else(Instant::now, |listed| listed + SOON);
         self.listing.due = self.listing.due.min(soon).max(Instant::now());
@@ -283,7 +286,7 @@ impl Worker {
     }
 }
 
-/// When that moment has come; never, where there is none.
+/// Completes at `until`; never completes if it is `None`.
 pub(super) async fn runs_out(until: Option<Instant>) {
     match until {
         Some(until) => sleep_until(until).await,

@@ -1,4 +1,4 @@
-//! Batches of a shard that are fetched and not fully delivered.
+//! The backlog of a shard: batches that are fetched and not fully delivered.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};

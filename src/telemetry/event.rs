@@ -4,11 +4,11 @@ use crate::checkpoint::{Checkpoint, InFlightLimit};
 use crate::error::{Error, ErrorKind};
 use crate::record::{SequenceNumber, ShardId};
 
-/// Something that has happened to a consumer.
+/// A condition that a consumer has detected and handles itself.
 ///
-/// What the caller has to do something about comes as an `Err` of its streams; this is what the
-/// crate has seen to itself. Events may be added with any version. With the cargo feature `serde` they
-/// can be written and read, as `{"caught_up":{"shard_id":"shardId-000000000000"}}`.
+/// Errors that need an action of the caller are yielded by its streams as `Err` instead. New events
+/// may be added in any version. With the cargo feature `serde` events can be serialized and
+/// deserialized, as `{"caught_up":{"shard_id":"shardId-000000000000"}}`.
 ///
 /// ```
 /// use kinestream::Event;
@@ -24,61 +24,62 @@ use crate::record::{SequenceNumber, ShardId};
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Event {
-    /// The worker has come to those of its application.
+    /// The worker has joined the fleet of its application.
     WorkerJoined {
-        /// Its name.
+        /// The worker's id.
         worker_id: String,
     },
-    /// The shard is this worker's to read.
+    /// The worker has acquired the lease of the shard, and reads it.
     LeaseGained {
         /// The shard.
         shard_id: ShardId,
-        /// Of the lease, as in [`Record::epoch`](crate::Record::epoch).
+        /// The epoch of the lease, as in [`Record::epoch`](crate::Record::epoch).
         epoch: u64,
     },
-    /// The shard goes to another worker, or to whoever wants it: no record of it is handed out any
-    /// more, and it is given back when those that were are finished.
+    /// The worker is releasing the lease of the shard, to another worker or as a free lease. No
+    /// further record of the shard is delivered. The lease is released when the delivered records
+    /// are acknowledged.
     LeaseReleased {
         /// The shard.
         shard_id: ShardId,
-        /// Of the lease.
+        /// The epoch of the lease.
         epoch: u64,
     },
-    /// The store could not be reached for so long that others may have the worker's shards by now:
-    /// no record is handed out until it answers.
+    /// The leases were not renewed in time, or the store has lost them, so other workers may have
+    /// acquired them. No record is delivered until the leases are renewed.
     LeasesSuspended,
-    /// Another worker has the shard by now.
+    /// The worker has lost the lease of the shard: another worker may have acquired it.
     LeaseLost {
         /// The shard.
         shard_id: ShardId,
-        /// Of the lease that this worker had.
+        /// The epoch of the lost lease.
         epoch: u64,
     },
-    /// The shard went on to another worker before its records were finished, which will come again
-    /// there.
+    /// The lease of the shard was released before all delivered records were acknowledged. The next
+    /// owner delivers the unacknowledged records again.
     HandoffTimedOut {
         /// The shard.
         shard_id: ShardId,
-        /// Of the lease that this worker had.
+        /// The epoch of the released lease.
         epoch: u64,
     },
-    /// The first poll of the shard's stream: it is read from now on.
+    /// The shard's stream was polled for the first time, and the shard is read from now on.
     ShardStarted {
         /// The shard.
         shard_id: ShardId,
-        /// Where it is begun; `None` where it was named by sequence number, and nothing is stored
+        /// The starting position; `None` if it was set by sequence number and nothing is stored
         /// yet.
         position: Option<Checkpoint>,
     },
-    /// The shard is closed and read to its end. Its last records may be unfinished.
+    /// The shard is closed and was read to its end. Its last records may be unacknowledged.
     ShardEnded {
         /// The shard.
         shard_id: ShardId,
-        /// Those that come after it, as far as Kinesis names them.
+        /// The children of the shard, as far as Kinesis named them.
         children: Vec<ShardId>,
     },
     /// An error has ended the stream of the shard. The lease is released, and another worker may
-    /// acquire it; this worker tries again after a pause of 10 s to 5 min.
+    /// acquire it. This worker retries after a pause of 10 s to 5 min.
     ShardFailed {
         /// The shard.
         shard_id: ShardId,
@@ -87,78 +88,81 @@ pub enum Event {
         /// The text of the error.
         message: String,
     },
-    /// Every record of the shard is finished, and so it is stored.
+    /// Every record of the shard is acknowledged, and the end of the shard is stored.
     ShardFinished {
         /// The shard.
         shard_id: ShardId,
     },
-    /// There is a shard that was made of others, by a split or a merge.
+    /// A new shard was found that a split or a merge created.
     Resharded {
         /// The new shard.
         shard_id: ShardId,
-        /// What it was made of.
+        /// The known shards from which it was split or merged.
         parents: Vec<ShardId>,
     },
-    /// Everything that was in the shard has been fetched, for the first time or after it had fallen
+    /// All records of the shard have been fetched, for the first time or after the shard had fallen
     /// behind.
     CaughtUp {
         /// The shard.
         shard_id: ShardId,
     },
-    /// Kinesis has asked for fewer calls.
+    /// Kinesis has throttled a call.
     Throttled {
-        /// The shard, where the call was one of a shard's.
+        /// The shard; `None` if the call was not for one shard.
         shard_id: Option<ShardId>,
-        /// How many calls in a row have failed, this one among them.
+        /// The number of consecutive failed calls, including this one.
         attempt: u32,
     },
-    /// A call has failed, and is made again after a pause.
+    /// A call has failed, and is retried after a back-off.
     Retried {
-        /// The shard, where the call was one of a shard's.
+        /// The shard; `None` if the call was not for one shard.
         shard_id: Option<ShardId>,
-        /// What went wrong.
+        /// The kind of the error.
         kind: ErrorKind,
-        /// The error's own words.
+        /// The text of the error.
         message: String,
-        /// How many calls in a row have failed, this one among them.
+        /// The number of consecutive failed calls, including this one.
         attempt: u32,
     },
     /// Records were lost before they were read: the position had left retention, and
-    /// [`on_trimmed`](crate::ConsumerBuilder::on_trimmed) says to go on. The loss reaches to the next record
-    /// that is delivered: what leaves retention until then, for up to 24 hours, is not reported again.
+    /// [`on_trimmed`](crate::ConsumerBuilder::on_trimmed) allows reading to continue. The gap
+    /// reaches to the next delivered record. Records that leave retention until then, for up to 24
+    /// hours, are not reported again.
     Gap {
         /// The shard.
         shard_id: ShardId,
-        /// The last record that was fetched before, where one was.
+        /// The last record that was fetched before the gap, if there is one.
         after: Option<SequenceNumber>,
-        /// Where it goes on.
+        /// The position at which reading resumes.
         position: Checkpoint,
     },
-    /// Checkpoints could not be saved. It is tried again, and what is pending is not forgotten.
-    /// Reported once per outage, and again for the first error that waiting does not cure.
+    /// A write of checkpoints has failed. The write is retried, and no pending checkpoint is lost.
+    /// Reported once per outage, and again for the first error that retries do not fix.
     StoreFailed {
-        /// The error's own words.
+        /// The text of the error.
         message: String,
     },
-    /// Checkpoints are saved again.
+    /// Checkpoints can be saved again after an outage of the store.
     StoreRecovered {
-        /// How long they were not.
+        /// The time for which they could not be saved.
         after: Duration,
     },
-    /// The store has lost what it was told of leases, and is told it again.
+    /// The store has lost its data of the leases, and the worker restores the data.
     StoreReset,
-    /// The caller of a shard has not polled for longer than
-    /// [`poll_timeout`](crate::ConsumerBuilder::poll_timeout): others may have it.
+    /// The caller has not polled the shard's stream for longer than
+    /// [`poll_timeout`](crate::ConsumerBuilder::poll_timeout). The lease is released, and other
+    /// workers may acquire it.
     ConsumerStalled {
         /// The shard.
         shard_id: ShardId,
     },
-    /// An in-flight limit has held the shard for 30 s: no record was acknowledged, and no record is
-    /// delivered until one is. Repeated only after an acknowledgement.
+    /// An in-flight limit has held the shard for 30 s: no record was acknowledged in that time, and
+    /// no further record is delivered until one is acknowledged. Repeated only after an
+    /// acknowledgement.
     Stalled {
         /// The shard.
         shard_id: ShardId,
-        /// The limit that holds it.
+        /// The limit that holds the shard.
         limit: InFlightLimit,
         /// The number of records delivered and not acknowledged.
         unacknowledged: usize,
@@ -175,23 +179,24 @@ pub enum Event {
         /// The message of the panic.
         message: String,
     },
-    /// The consumer reads by ARN and has not begun: these workers, which read by the stream's name alone,
-    /// are alive and hold the positions that it takes over.
+    /// The consumer, which reads by ARN, has not started to read: these live workers, which read by
+    /// the stream's name alone, hold the positions that it migrates.
     MigrationDelayed {
-        /// The names of the workers.
+        /// The ids of the workers.
         worker_ids: Vec<String>,
     },
-    /// The consumer, which reads by ARN, has looked for positions under the stream's name alone, and begins
-    /// with those that are this stream's.
+    /// The consumer, which reads by ARN, has migrated the positions under the stream's name alone
+    /// that belong to this stream, and starts with them.
     PositionsMigrated {
-        /// The number of positions taken over.
+        /// The number of migrated positions.
         positions: usize,
-        /// The number of positions refused, since they belong to another stream of this name.
+        /// The number of positions that were refused because they belong to another stream of this
+        /// name.
         refused: usize,
     },
-    /// This listener was too slow.
+    /// This listener was too slow and has missed events.
     Lagged {
-        /// How many events it has missed.
+        /// The number of missed events.
         events: u64,
     },
 }
@@ -212,17 +217,17 @@ pub enum Event {
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Task {
-    /// Fetches of one shard: the HTTP client, an interceptor, the credentials provider.
+    /// Fetches of one shard, which call the HTTP client, interceptors and the credentials provider.
     Fetch,
-    /// Listings of the stream's shards: the same.
+    /// Listings of the stream's shards, which call the same code as fetches.
     Listing,
-    /// Writes of checkpoints: the store.
+    /// Writes of checkpoints, which call the store.
     Checkpoints,
-    /// Renewals and moves of leases: the store.
+    /// Renewals and moves of leases, which call the store.
     Leases,
-    /// Measurements: the metrics recorder.
+    /// Measurements, which call the metrics recorder.
     Metrics,
-    /// Log lines and spans: the tracing layer.
+    /// Log lines and spans, which call the tracing layer.
     Tracing,
 }
 
@@ -246,7 +251,7 @@ impl std::fmt::Display for Task {
 }
 
 impl Event {
-    /// A call that failed with this error is made again.
+    /// Returns the event for a retry of a call that failed with this error.
     pub(crate) fn retried(shard_id: Option<ShardId>, error: &Error, attempt: u32) -> Self {
         match error.kind() {
             ErrorKind::Throttled => Self::Throttled { shard_id, attempt },
@@ -258,8 +263,8 @@ impl Event {
         }
     }
 
-    /// Whether a call of Kinesis has failed; `None` if it is not about a call. One that was throttled
-    /// has reached Kinesis.
+    /// Returns `Some(true)` for a failed call to Kinesis, `Some(false)` for a throttled call, which has
+    /// reached Kinesis, and `None` for any other event.
     pub(super) fn is_call_failed(&self) -> Option<bool> {
         match self {
             Self::Throttled { .. } => Some(false),
@@ -272,7 +277,7 @@ impl Event {
         }
     }
 
-    /// The shard that it is about, where it is about one.
+    /// Returns the shard of the event; `None` if the event is not about one shard.
     pub fn shard_id(&self) -> Option<&ShardId> {
         match self {
             Self::LeaseGained { shard_id, .. }
@@ -302,8 +307,8 @@ impl Event {
         }
     }
 
-    /// Into the log: at `warn` what somebody should look at, at `info` what is rare, and the rest
-    /// at `debug`.
+    /// Logs the event: at `warn` if it needs attention, at `info` if it is rare and normal, and
+    /// otherwise at `debug`.
     pub(super) fn trace(&self, stream: &str, application: &str) {
         macro_rules! log {
             ($level:ident, $message:literal $(, $name:ident = $value:expr)*) => {
@@ -316,52 +321,56 @@ impl Event {
         use tracing::field;
         match self {
             Self::WorkerJoined { worker_id } => {
-                log!(info, "a worker has joined", worker = worker_id.as_str());
+                log!(info, "worker joined", worker = worker_id.as_str());
             }
-            Self::LeaseGained { epoch, .. } => log!(debug, "a lease is gained", epoch = epoch),
+            Self::LeaseGained { epoch, .. } => log!(debug, "lease acquired", epoch = epoch),
             Self::LeaseReleased { epoch, .. } => {
-                log!(debug, "a lease is given back", epoch = epoch);
+                log!(debug, "lease release started", epoch = epoch);
             }
-            Self::LeasesSuspended => log!(warn, "the leases may be another's by now: waiting"),
-            Self::LeaseLost { epoch, .. } => log!(warn, "a lease is lost", epoch = epoch),
+            Self::LeasesSuspended => log!(warn, "leases not renewed; delivery suspended"),
+            Self::LeaseLost { epoch, .. } => log!(warn, "lease lost", epoch = epoch),
             Self::HandoffTimedOut { epoch, .. } => {
-                log!(warn, "records are unfinished: they will be read again", epoch = epoch);
+                log!(
+                    warn,
+                    "handoff timed out; unacknowledged records will be redelivered",
+                    epoch = epoch
+                );
             }
             Self::ShardStarted { position, .. } => {
-                log!(debug, "a shard is begun", position = position.as_ref().map(field::display));
+                log!(debug, "shard started", position = position.as_ref().map(field::display));
             }
             Self::ShardEnded { children, .. } => {
-                log!(debug, "a shard is read to its end", children = field::debug(children));
+                log!(debug, "shard read to its end", children = field::debug(children));
             }
             Self::ShardFailed { message, .. } => {
-                log!(warn, "shard failed; its lease is released", error = message.as_str());
+                log!(warn, "shard failed; releasing its lease", error = message.as_str());
             }
-            Self::ShardFinished { .. } => log!(debug, "a shard is finished"),
+            Self::ShardFinished { .. } => log!(debug, "shard finished"),
             Self::Resharded { parents, .. } => {
-                log!(info, "a shard was split or merged", parents = field::debug(parents));
+                log!(info, "reshard detected", parents = field::debug(parents));
             }
-            Self::CaughtUp { .. } => log!(debug, "a shard is caught up with"),
-            Self::Throttled { attempt, .. } => log!(debug, "throttled", attempt = attempt),
+            Self::CaughtUp { .. } => log!(debug, "shard caught up"),
+            Self::Throttled { attempt, .. } => log!(debug, "call throttled", attempt = attempt),
             Self::Retried { message, attempt, .. } => {
-                log!(debug, "trying again", error = message.as_str(), attempt = attempt);
+                log!(debug, "call failed; retrying", error = message.as_str(), attempt = attempt);
             }
             Self::Gap { after, position, .. } => log!(
                 warn,
-                "records were lost before they were read: going on",
+                "records lost before they were read; reading continues",
                 after = after.as_ref().map(field::display),
                 position = field::display(position)
             ),
             Self::StoreFailed { message } => {
-                log!(warn, "checkpoints cannot be saved; trying again", error = message.as_str());
+                log!(warn, "checkpoint write failed; retrying", error = message.as_str());
             }
             Self::StoreRecovered { after } => {
-                log!(info, "checkpoints are saved again", after = field::debug(after));
+                log!(info, "checkpoint writes recovered", after = field::debug(after));
             }
-            Self::StoreReset => log!(warn, "the store has forgotten: telling it again"),
-            Self::ConsumerStalled { .. } => log!(warn, "its caller has stopped polling"),
+            Self::StoreReset => log!(warn, "store lost its lease data; restoring it"),
+            Self::ConsumerStalled { .. } => log!(warn, "shard not polled; releasing its lease"),
             Self::Stalled { limit, unacknowledged, oldest, .. } => log!(
                 warn,
-                "shard stalled: the in-flight limit holds it until a record is acknowledged",
+                "shard stalled at its in-flight limit; waiting for an acknowledgement",
                 limit = limit.option(),
                 unacknowledged = unacknowledged,
                 oldest = field::debug(oldest)
@@ -376,15 +385,15 @@ impl Event {
             }
             Self::MigrationDelayed { worker_ids } => log!(
                 warn,
-                "takeover of positions delayed: workers that read by name are alive",
+                "migration of positions delayed: workers that read by name are alive",
                 workers = field::debug(worker_ids)
             ),
             Self::PositionsMigrated { positions, refused: 0 } => {
-                log!(info, "positions taken over from the name alone", positions = positions);
+                log!(info, "positions migrated from name to ARN", positions = positions);
             }
             Self::PositionsMigrated { positions, refused } => log!(
                 warn,
-                "positions under the name alone belong to another stream",
+                "positions under the stream's name refused: they belong to another stream",
                 positions = positions,
                 refused = refused
             ),

@@ -11,15 +11,16 @@ use tokio::sync::broadcast::error::RecvError;
 use super::Event;
 use crate::wakers::CallerWaker;
 
-/// What happens to a consumer, as it happens.
+/// A stream of the events of a consumer.
 ///
-/// Made by [`Consumer::events`](crate::Consumer::events). It never holds up who reads: a listener
-/// that is more than 1,024 events behind misses the oldest, and is told how many by
-/// [`Event::Lagged`]. Ends when the consumer and all its streams are gone. Fused.
+/// Created by [`Consumer::events`](crate::Consumer::events). A slow listener never blocks reading:
+/// a listener that is more than 1,024 events behind misses the oldest ones, and receives their
+/// number as [`Event::Lagged`]. The stream ends when the consumer and all its streams are dropped.
+/// It is fused.
 ///
 /// # Cancel safety
 ///
-/// Dropping `next()` loses nothing.
+/// Dropping `next()` loses no event.
 ///
 /// ```no_run
 /// # async fn example(consumer: kinestream::Consumer) {
@@ -96,11 +97,11 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_listener_is_told_how_many_it_has_missed_and_holds_up_nobody() {
+    fn slow_listener_receives_the_number_of_missed_events() {
         let telemetry = Telemetry::new(&"orders".into(), &"billing".into());
         telemetry.emit(caught_up());
         let mut events = telemetry.events();
-        assert!(events.next().now_or_never().is_none(), "what was before is over");
+        assert!(events.next().now_or_never().is_none(), "earlier events are not delivered");
         for _ in 0..LONGEST_BACKLOG + 5 {
             telemetry.emit(caught_up());
         }

@@ -1,4 +1,4 @@
-//! Shards whose last error is not cured yet.
+//! Shards that are not read because of an error.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -7,10 +7,10 @@ use super::{Telemetry, lock};
 use crate::error::{Error, ErrorKind, Kinds};
 use crate::record::ShardId;
 
-/// The error for which a shard is not read.
+/// The error that keeps a shard from being read.
 ///
-/// Part of [`ShardStatus`](crate::ShardStatus). With the cargo feature `serde` it can be written and
-/// read.
+/// Part of [`ShardStatus`](crate::ShardStatus). With the cargo feature `serde` it can be
+/// serialized and deserialized.
 ///
 /// ```no_run
 /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
@@ -31,7 +31,7 @@ pub struct ShardFailure {
     pub message: String,
 }
 
-/// The failures by shard. Each stays until the shard is read again.
+/// The failures by shard. Each is kept until the shard is read again.
 #[derive(Debug, Default)]
 pub(super) struct Failures(Mutex<BTreeMap<ShardId, Known>>);
 
@@ -42,7 +42,7 @@ struct Known {
 }
 
 impl Failures {
-    /// Returns true if no failure of this kind is known.
+    /// Notes a failure. Returns true if no failure of this kind was known for the shard.
     pub(super) fn note(&self, shard: &ShardId, error: &Error) -> bool {
         let failure = ShardFailure { kind: error.kind(), message: error.to_string() };
         let mut failures = lock(&self.0);
@@ -70,13 +70,13 @@ impl Failures {
 }
 
 impl Telemetry {
-    /// Notes an error for which a shard is not read. Returns whether the caller has not received one of
-    /// this kind.
+    /// Notes an error that keeps a shard from being read. Returns true if the caller has not
+    /// received an error of this kind for the shard.
     pub(crate) fn note_failure(&self, shard: &ShardId, error: &Error) -> bool {
         self.0.failures.note(shard, error)
     }
 
-    /// Returns the error for which this worker does not read a shard.
+    /// Returns the error that keeps this worker from reading a shard.
     pub(crate) fn failure(&self, shard: &ShardId) -> Option<ShardFailure> {
         lock(&self.0.failures.0).get(shard).map(|known| known.last.clone())
     }

@@ -1,5 +1,5 @@
-//! Signs of life of one consumer: the facts behind [`Consumer::health`](crate::Consumer::health), and a
-//! check once a second.
+//! The state behind [`Consumer::health`](crate::Consumer::health), and a periodic check of the
+//! consumer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -12,48 +12,51 @@ use super::{Polls, Telemetry, lock};
 /// The interval of the check.
 const LOOK_EACH: Duration = Duration::from_secs(1);
 
-/// The interval of measurements, in checks. Renewals, which measure as well, may be hours apart.
+/// The interval of measurements, in checks. Renewals measure as well, but may be hours apart.
 const MEASURE_EACH: u32 = 5;
 
-/// How long the in-flight limit holds a shard before the event.
+/// The time for which an in-flight limit holds a shard before
+/// [`Event::Stalled`](super::Event::Stalled).
 const STALLED_AFTER: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub(super) struct Liveness {
     began: Instant,
     /// The time of the last successful fetch, in milliseconds since `began` plus one; 0 before the
-    /// first.
+    /// first fetch.
     fetched: AtomicU64,
     calls: Calls,
     state: Mutex<State>,
 }
 
-/// How calls of Kinesis have gone, in the same form.
+/// The times of calls to Kinesis, in the same format as [`Liveness::fetched`].
 #[derive(Debug, Default)]
 struct Calls {
-    /// The last one that succeeded.
+    /// The last successful call.
     succeeded: AtomicU64,
-    /// The first and the last one that failed since.
+    /// The first and the last failed call since then.
     first_failed: AtomicU64,
     last_failed: AtomicU64,
-    /// The longest time between two that succeeded, with failed ones between them, in milliseconds.
+    /// The longest time between two successful calls with failed calls between them, in
+    /// milliseconds.
     interrupted: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// The number of the current reading: a reading that ends late must not end the next.
+    /// The number of the current session, so that a session that ends late does not end the next
+    /// one.
     reading: u64,
-    /// The start of the current reading.
+    /// The start of the current session.
     since: Option<Instant>,
-    /// Its tasks were dropped before it ended.
+    /// True if the tasks of the session were dropped before it ended.
     is_broken: bool,
     renewed: Option<Instant>,
     leases: usize,
     polls: Vec<Weak<Polls>>,
 }
 
-/// The state of a consumer as its own process knows it.
+/// The state of a consumer, as known in its own process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HealthState {
     pub(crate) is_running: bool,
@@ -65,11 +68,13 @@ pub(crate) struct HealthState {
     pub(crate) fetched: Option<Duration>,
     /// The age of the oldest record in flight.
     pub(crate) unacknowledged: Option<Duration>,
-    /// The longest time for which a caller of a stream has not polled it, though it could.
+    /// The longest time for which the caller of a stream has not polled it, although it holds a
+    /// record or a record is due.
     pub(crate) silent: Option<Duration>,
 }
 
-/// The current reading. Dropped with its runtime, it marks the consumer as dead.
+/// A guard of the current session. If it is dropped with its runtime, it marks the consumer as
+/// dead.
 pub(crate) struct SessionGuard {
     telemetry: Telemetry,
     reading: u64,
@@ -77,7 +82,7 @@ pub(crate) struct SessionGuard {
 }
 
 impl SessionGuard {
-    /// Ends the reading in an orderly way.
+    /// Ends the session in an orderly way.
     pub(crate) fn end(mut self) {
         self.has_ended = true;
     }
@@ -115,9 +120,9 @@ impl Liveness {
 }
 
 impl Telemetry {
-    /// Begins a reading, which lasts until the returned value ends it.
+    /// Starts a session, which lasts until the returned guard ends it.
     pub(crate) fn begin_reading(&self) -> SessionGuard {
-        // Failures of an earlier reading say nothing about this one.
+        // Failures of an earlier session do not apply to this one.
         self.0.liveness.calls.first_failed.store(0, Ordering::Relaxed);
         self.0.failures.clear_all();
         let mut state = lock(&self.0.liveness.state);
@@ -127,7 +132,7 @@ impl Telemetry {
         SessionGuard { telemetry: self.clone(), reading: state.reading, has_ended: false }
     }
 
-    /// The number of the last reading.
+    /// Returns the number of the last session.
     pub(super) fn reading(&self) -> u64 {
         lock(&self.0.liveness.state).reading
     }
@@ -145,12 +150,12 @@ impl Telemetry {
         self.call_succeeded();
     }
 
-    /// Notes a call of Kinesis that succeeded.
+    /// Notes a successful call to Kinesis.
     pub(crate) fn call_succeeded(&self) {
         let (liveness, relaxed) = (&self.0.liveness, Ordering::Relaxed);
         let (calls, stamp) = (&liveness.calls, liveness.stamp());
         if calls.first_failed.load(relaxed) > 0 {
-            // Two calls may succeed at once, and the first one ends the interruption.
+            // Two calls may succeed at once. Only the first one ends the interruption.
             let _state = lock(&liveness.state);
             if calls.first_failed.swap(0, relaxed) > 0 {
                 let before = calls.succeeded.load(relaxed);
@@ -160,14 +165,14 @@ impl Telemetry {
         calls.succeeded.store(stamp, relaxed);
     }
 
-    /// Returns the longest time between two calls of Kinesis that succeeded, with failed ones between them,
-    /// since this was asked last.
+    /// Returns the longest time between two successful calls to Kinesis with failed calls between
+    /// them, since the last call of this method.
     pub(crate) fn take_interruption(&self) -> Duration {
         let millis = self.0.liveness.calls.interrupted.swap(0, Ordering::Relaxed);
         Duration::from_millis(millis)
     }
 
-    /// Notes a call of Kinesis that failed.
+    /// Notes a failed call to Kinesis.
     pub(super) fn call_failed(&self) {
         let (liveness, relaxed) = (&self.0.liveness, Ordering::Relaxed);
         let stamp = liveness.stamp();
@@ -176,13 +181,13 @@ impl Telemetry {
         let _earlier = liveness.calls.first_failed.compare_exchange(0, stamp, relaxed, relaxed);
     }
 
-    /// Returns the time since a call of Kinesis has succeeded.
+    /// Returns the time since the last successful call to Kinesis.
     pub(crate) fn reached(&self) -> Option<Duration> {
         self.0.liveness.since(&self.0.liveness.calls.succeeded)
     }
 
-    /// Returns the time from the first to the last of the failed calls of Kinesis since one has
-    /// succeeded; `None` if none has failed since.
+    /// Returns the time from the first to the last failed call to Kinesis since the last success;
+    /// `None` if no call has failed since.
     pub(crate) fn failing(&self) -> Option<Duration> {
         let calls = &self.0.liveness.calls;
         let first = calls.first_failed.load(Ordering::Relaxed);
@@ -203,7 +208,8 @@ impl Telemetry {
         lock(&self.0.liveness.state).polls.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Checks once a second, in a task: the caller of a stalled shard may not poll at all.
+    /// Checks the consumer once a second. Runs in a task, since the caller of a stalled shard may
+    /// not poll.
     pub(crate) async fn watch(&self) {
         let mut looks = 0_u32;
         loop {
@@ -213,7 +219,7 @@ impl Telemetry {
                 polls.look();
             }
             for view in self.views() {
-                // Also notes the time of what was delivered.
+                // Also notes the time of the last deliveries.
                 let _in_flight = view.in_flight();
                 if let Some(stalled) = view.stalled(STALLED_AFTER) {
                     self.emit(stalled);

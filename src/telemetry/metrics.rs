@@ -1,4 +1,4 @@
-//! Metrics, by the `metrics` facade: whoever wants them installs a recorder.
+//! Metrics through the `metrics` facade. The caller installs a recorder to collect them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,7 +92,7 @@ impl ConsumerMetrics {
         labels
     }
 
-    /// Counts what is counted.
+    /// Increments the counter of an event that has one.
     pub(super) fn count(&self, event: &Event) {
         let with = |name, value| self.labels_and(Label::from_static_parts(name, value));
         match event {
@@ -124,7 +124,7 @@ impl ConsumerMetrics {
         self.failed_saves.increment(1);
     }
 
-    #[allow(clippy::cast_precision_loss, reason = "nobody buffers 8 PiB")]
+    #[allow(clippy::cast_precision_loss, reason = "exact up to 8 PiB")]
     pub(super) fn measure(&self, leases: usize, buffered: usize, unsaved: Duration) {
         self.leases.set(leases as f64);
         self.buffered.set(buffered as f64);
@@ -132,7 +132,7 @@ impl ConsumerMetrics {
     }
 }
 
-/// The metrics of one shard that is read. They are 0 when it is read no more.
+/// The metrics of one shard that is being read. The gauges are set to 0 when it is no longer read.
 pub(super) struct ShardMetrics {
     records: Counter,
     bytes: Counter,
@@ -157,7 +157,7 @@ impl ShardMetrics {
         }
     }
 
-    #[allow(clippy::cast_precision_loss, reason = "a lag of 285,000 years")]
+    #[allow(clippy::cast_precision_loss, reason = "exact up to a lag of 285,000 years")]
     pub(super) fn answered(&self, records: usize, bytes: usize, millis_behind_latest: i64) {
         if records > 0 {
             self.records.increment(records as u64);
@@ -171,12 +171,12 @@ impl ShardMetrics {
         self.left_out.increment(records as u64);
     }
 
-    #[allow(clippy::cast_precision_loss, reason = "a lag of 285,000 years")]
+    #[allow(clippy::cast_precision_loss, reason = "exact up to a lag of 285,000 years")]
     pub(super) fn behind(&self, millis_behind_latest: i64) {
         self.behind.set(millis_behind_latest as f64);
     }
 
-    #[allow(clippy::cast_precision_loss, reason = "as many records as nobody has")]
+    #[allow(clippy::cast_precision_loss, reason = "exact up to 2^53 records")]
     pub(super) fn measure(&self, unfinished: usize, oldest: Option<Duration>) {
         self.unfinished.set(unfinished as f64);
         self.oldest.set(oldest.unwrap_or_default().as_secs_f64());
@@ -216,9 +216,9 @@ fn as_label(kind: ErrorKind) -> &'static str {
 }
 
 fn describe() {
-    describe_counter!(RECORDS, Unit::Count, "Records fetched of a shard");
-    describe_counter!(BYTES, Unit::Bytes, "Payloads and partition keys fetched of a shard");
-    describe_counter!(BATCHES, Unit::Count, "Answers that held records of a shard");
+    describe_counter!(RECORDS, Unit::Count, "Records fetched from a shard");
+    describe_counter!(BYTES, Unit::Bytes, "Payload and partition key bytes fetched from a shard");
+    describe_counter!(BATCHES, Unit::Count, "Responses that held records of a shard");
     describe_counter!(
         LEFT_OUT,
         Unit::Count,
@@ -227,7 +227,7 @@ fn describe() {
     describe_gauge!(
         BEHIND,
         Unit::Milliseconds,
-        "Lag of the last answer or of the oldest undelivered record"
+        "Lag of the last response or of the oldest undelivered record"
     );
     describe_gauge!(UNFINISHED, Unit::Count, "Records delivered and not acknowledged");
     describe_gauge!(
@@ -235,13 +235,13 @@ fn describe() {
         Unit::Seconds,
         "Time since the oldest unacknowledged record was delivered"
     );
-    describe_counter!(RETRIES, Unit::Count, "Calls of Kinesis that failed and were made again");
+    describe_counter!(RETRIES, Unit::Count, "Kinesis calls that failed and were retried");
     describe_counter!(GAPS, Unit::Count, "Times that records were lost before they were read");
-    describe_counter!(POSITIONS, Unit::Count, "Positions saved");
-    describe_counter!(SAVES, Unit::Count, "Writes of positions to the store");
-    describe_counter!(FAILED_SAVES, Unit::Count, "Writes of positions that failed");
-    describe_gauge!(UNSAVED, Unit::Seconds, "For how long positions could not be saved");
-    describe_gauge!(BUFFERED, Unit::Bytes, "Memory taken by what is fetched and not handed out");
-    describe_gauge!(LEASES, Unit::Count, "Shards that the worker has");
+    describe_counter!(POSITIONS, Unit::Count, "Checkpoints saved");
+    describe_counter!(SAVES, Unit::Count, "Writes of checkpoints to the store");
+    describe_counter!(FAILED_SAVES, Unit::Count, "Writes of checkpoints that failed");
+    describe_gauge!(UNSAVED, Unit::Seconds, "Time for which checkpoints could not be saved");
+    describe_gauge!(BUFFERED, Unit::Bytes, "Memory used by fetched and undelivered records");
+    describe_gauge!(LEASES, Unit::Count, "Leases that the worker holds");
     describe_counter!(MOVES, Unit::Count, "Leases gained, given back and lost");
 }

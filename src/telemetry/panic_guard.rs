@@ -1,5 +1,6 @@
-//! Containment of panics in the metrics recorder and the tracing layer. Both are called from the crate's
-//! tasks, the caller's polls, `ack()` and destructors.
+//! Containment of panics in the metrics recorder and the tracing layer.
+//!
+//! Both are called from the crate's tasks, the caller's polls, `ack()` and destructors.
 
 use std::fmt;
 use std::future::Future;
@@ -14,8 +15,8 @@ use tracing::Span;
 use super::{Event, Task, Telemetry};
 use crate::error::{Error, ErrorKind, Panic, TOLERATED, contain_call};
 
-/// The pause after the third panic in a row, in which the recorder or layer is not called. It doubles
-/// with each further panic, up to the longest.
+/// The pause after the third consecutive panic, in which the recorder or layer is not called. It
+/// doubles with each further panic, up to the longest pause.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -27,11 +28,11 @@ macro_rules! log_line {
 }
 pub(crate) use log_line;
 
-/// The state of the recorder, or of the layer.
+/// The panic state of the metrics recorder or of the tracing layer.
 #[derive(Debug)]
 pub(super) struct Sink {
     began: Instant,
-    /// The number of calls in a row that panicked.
+    /// The number of consecutive calls that panicked.
     panics: AtomicU32,
     /// The end of the pause, in milliseconds since `began`; 0 without a pause.
     resumes: AtomicU64,
@@ -58,7 +59,7 @@ impl Sink {
         }
     }
 
-    /// Counts a panic, and returns how many there were in a row.
+    /// Counts a panic, and returns the number of consecutive panics.
     fn failed(&self) -> u32 {
         let panics = self.panics.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         if panics > TOLERATED {
@@ -76,8 +77,8 @@ impl Telemetry {
         if task == Task::Metrics { &self.0.recorder } else { &self.0.layer }
     }
 
-    /// Calls the metrics recorder or the tracing layer. Returns `None` if it panics, or if it is paused
-    /// after repeated panics.
+    /// Calls the metrics recorder or the tracing layer. Returns `None` if it panics, or if it is
+    /// paused after repeated panics.
     pub(super) fn contain<T>(&self, task: Task, call: impl FnOnce() -> T) -> Option<T> {
         let sink = self.sink(task);
         if sink.is_paused() {
@@ -95,12 +96,12 @@ impl Telemetry {
         }
     }
 
-    /// Reports a panic to the listeners and to the other one of recorder and layer, and the third in a
-    /// row to the caller.
+    /// Reports a panic of the recorder or layer to the listeners and to the other of the two. The
+    /// third consecutive panic is also reported to the caller.
     fn report(&self, task: Task, panic: Panic) {
         let panics = self.sink(task).failed();
         let event = Event::TaskRestarted { task, shard_id: None, message: panic.to_string() };
-        // A panic here is reported with the next event.
+        // A panic of the other one is reported with the next event.
         let _ = contain_call(|| match task {
             Task::Metrics => event.trace(&self.0.stream, &self.0.application),
             _ => self.0.metrics.count(&event),
@@ -109,8 +110,8 @@ impl Telemetry {
         if panics == TOLERATED + 1 {
             let what = if task == Task::Metrics { "metrics recorder" } else { "tracing layer" };
             let message = format!(
-                "the {what} panicked {panics} times in a row and is to be fixed; it is called again \
-                 after a pause: {panic}"
+                "the {what} panicked {panics} times in a row; fix the {what}, which is called again after \
+                 a pause: {panic}"
             );
             let error = Error::new(ErrorKind::Panicked, message).with_source(panic);
             let _nobody_is_there = self.report_error(error.in_stream(&self.0.stream));
@@ -118,7 +119,8 @@ impl Telemetry {
     }
 }
 
-/// A future within a span. Panics of the tracing layer are contained; a panic of the future is its output.
+/// A future that runs within a span. Panics of the tracing layer are contained; a panic of the
+/// future is returned as its output.
 pub(crate) struct Spanned<F> {
     future: Pin<Box<F>>,
     span: Span,

@@ -1,6 +1,7 @@
-//! The polls of a consumer's streams, from which a caller that hangs is recognized.
+//! Counts of the polls of a consumer's streams, to detect a caller that hangs.
 //!
-//! A poll costs two stores and reads no clock: polls are counted, and the count is checked once a second.
+//! A poll costs two stores and reads no clock: polls are counted, and the count is checked once a
+//! second.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -13,11 +14,11 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub(crate) struct Polls {
     count: AtomicU64,
-    /// The last poll returned `Pending`: the caller waits to be woken.
+    /// True if the last poll returned `Pending`: the caller waits to be woken.
     is_waiting: AtomicBool,
-    /// The last poll returned `None`: no record is due or in the caller's hands.
+    /// True if a poll returned `None`: no record is due, and the caller holds none.
     has_ended: AtomicBool,
-    /// The stream yields records. A caller may stop polling a stream of shards.
+    /// True if the stream yields records. The caller may stop polling a stream of shards.
     yields_records: AtomicBool,
     seen: Mutex<Seen>,
 }
@@ -69,8 +70,9 @@ impl Polls {
         (self.count.load(Ordering::Relaxed) > 0).then_some(since)
     }
 
-    /// Returns for how long the caller has not polled, though it holds a record or one is due.
-    /// `undelivered` is the age of the oldest record that is due.
+    /// Returns the time for which the caller has not polled although it holds a record or a record
+    /// is due; `None` if it need not poll. `undelivered` is the age of the oldest record that is
+    /// due.
     pub(super) fn silent_for(&self, undelivered: Option<Duration>) -> Option<Duration> {
         let since = self.look();
         let yields_records = self.yields_records.load(Ordering::Relaxed);
@@ -104,7 +106,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
-    async fn caller_that_waits_is_silent_only_while_there_is_something() {
+    async fn waiting_caller_is_silent_only_while_a_record_is_due() {
         let polls = Polls::default();
         assert_eq!(polls.last(), None);
         advance(SECOND).await;

@@ -10,31 +10,31 @@ use crate::checkpoint::{InFlightLimit, Watermark};
 use crate::error::{Error, Kinds};
 use crate::record::ShardId;
 
-/// No answer has said yet how far behind the shard is.
+/// The lag before the first response that has one.
 const UNKNOWN: i64 = -1;
 
-/// Who is told what happens to one shard that is read. The clones are one.
+/// The telemetry of one shard that is being read. Clones share their state.
 #[derive(Debug, Clone)]
 pub(crate) struct ShardTelemetry {
     telemetry: Telemetry,
     view: Arc<ShardGauges>,
 }
 
-/// What is seen of a shard that is read.
+/// The observable state of a shard that is being read.
 pub(super) struct ShardGauges {
     id: ShardId,
-    /// The lag of the last answer.
+    /// The lag of the last response, in milliseconds, or [`UNKNOWN`].
     millis_behind_latest: AtomicI64,
     backlog: Backlog,
-    /// A user record was left out.
+    /// True if a user record was left out.
     left_out: AtomicBool,
-    /// There is a failure that is not cured.
+    /// True if the shard has failed and was not read since.
     has_failed: AtomicBool,
     watermark: Weak<Watermark>,
     metrics: ShardMetrics,
 }
 
-/// The records of a shard that are with the caller, or due to it.
+/// The records of a shard that are in flight or due.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct InFlight {
     /// The number of records in flight.
@@ -43,18 +43,18 @@ pub(crate) struct InFlight {
     pub(crate) oldest: Option<Duration>,
     /// The limit that holds the shard.
     pub(crate) held_by: Option<InFlightLimit>,
-    /// The age of the oldest fetched batch with an undelivered record; `None` while an in-flight limit
-    /// holds the shard.
+    /// The age of the oldest fetched batch with an undelivered record; `None` while an in-flight
+    /// limit holds the shard.
     pub(crate) undelivered: Option<Duration>,
 }
 
 impl ShardGauges {
     fn delivered(&self) -> u64 {
-        // Without a watermark the shard is not read, and nothing is due.
+        // Without a watermark the shard is not read, and no record is due.
         self.watermark.upgrade().map_or(u64::MAX, |watermark| watermark.delivered())
     }
 
-    /// Returns the lag of the oldest undelivered record, or of the last answer if that is more.
+    /// Returns the lag of the oldest undelivered record, or of the last response if that is larger.
     pub(super) fn millis_behind_latest(&self) -> Option<i64> {
         let last = self.millis_behind_latest.load(Ordering::Relaxed);
         let oldest = self.backlog.oldest(self.delivered()).map(|(_, millis)| millis);
@@ -88,7 +88,7 @@ impl ShardGauges {
 
 impl fmt::Debug for ShardGauges {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_tuple("View").field(&self.id).finish()
+        formatter.debug_tuple("ShardGauges").field(&self.id).finish()
     }
 }
 
@@ -134,24 +134,25 @@ impl ShardTelemetry {
         self.telemetry.emit(event);
     }
 
-    /// Notes an error that no retry has cured. Returns whether the caller is to receive it: not if it
-    /// has received one of this kind and no record since.
+    /// Notes an error that retries have not fixed. Returns true if the caller should receive it,
+    /// and false if the caller has received an error of this kind and no record since.
     pub(crate) fn failed(&self, error: &Error) -> bool {
         self.view.has_failed.store(true, Ordering::Relaxed);
         self.telemetry.0.failures.note(self.shard_id(), error)
     }
 
-    /// Returns true if the caller is to receive the error, and no shard has yielded it in this reading.
+    /// Returns true if no shard has yielded the error in this session, so that the caller should
+    /// receive it.
     pub(crate) fn claims(&self, error: &Error) -> bool {
         error.claim(self.telemetry.reading())
     }
 
-    /// Returns the kinds of errors that the caller has received, and no record since.
+    /// Returns the kinds of errors that the caller has received since the last record.
     pub(crate) fn known_failures(&self) -> Kinds {
         self.telemetry.0.failures.kinds(self.shard_id())
     }
 
-    /// Notes that the shard is read again.
+    /// Notes that the shard is being read again, which clears its failure.
     #[inline]
     pub(crate) fn succeeded(&self) {
         if self.view.has_failed.load(Ordering::Relaxed) {
@@ -160,7 +161,7 @@ impl ShardTelemetry {
         }
     }
 
-    /// The same future, within the span of the shard.
+    /// Returns the future, to run within the span of the shard.
     pub(crate) fn within_span<F: Future>(&self, future: F) -> Spanned<F> {
         Spanned::new(future, self.telemetry.span(self.shard_id()), self.telemetry.clone())
     }
@@ -171,8 +172,9 @@ impl ShardTelemetry {
         self.view.backlog.fetched(records, millis_behind_latest.max(0), delivered);
     }
 
-    /// Counts user records that are not delivered because their hash keys belong to another shard. Logs a
-    /// warning the first time: the records are lost unless their producer puts them again.
+    /// Counts user records that are not delivered because their hash keys belong to another shard.
+    /// Logs a warning the first time, since the records are lost unless their producer puts them
+    /// again.
     pub(crate) fn left_out(&self, records: usize) {
         if records == 0 {
             return;
@@ -193,10 +195,11 @@ impl ShardTelemetry {
         }
     }
 
-    /// Notes an answer and its lag in milliseconds. Returns the last known lag, which is never negative,
-    /// or 0 while none is known.
+    /// Notes a response and its lag in milliseconds. Returns the last known lag, which is never
+    /// negative, or 0 before any is known.
     ///
-    /// An answer without a lag leaves the last known one, and does not say that the shard is caught up.
+    /// A response without a lag keeps the last known lag, and does not show that the shard is
+    /// caught up.
     pub(crate) fn answered(&self, records: usize, bytes: usize, lag: Option<i64>) -> i64 {
         let lag = lag.map(|millis| millis.max(0));
         self.telemetry.fetched();
