@@ -400,8 +400,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a shard that reappears is not acquired",
         file: "fleet/duties.rs",
-        right: "in a table that is the same.\n            self.balanced = None;\n",
-        wrong: "in a table that is the same.\n",
+        right: "while the table has not changed.\n            self.balanced = None;\n",
+        wrong: "while the table has not changed.\n",
         breaks: &["NothingIsLost"],
     },
     Mistake {
