@@ -3,56 +3,56 @@
 // A test that cannot go on says so by a panic, in its helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod approaching;
-mod behind_loss;
+mod sparse_shards;
+mod after_loss;
 mod checkpoints;
-mod dropping;
+mod cancellation;
 mod errors;
-mod evidence;
-mod failing;
+mod incomplete_responses;
+mod failed_shards;
 mod fan_out;
-mod faulty;
+mod faulty_store;
 mod fleets;
 #[path = "../support/gated.rs"]
 mod gated;
-mod handovers;
-mod identity;
+mod handoffs;
+mod recreated_streams;
 #[path = "../support/inline.rs"]
 mod inline;
-mod judging;
+mod loss_detection;
 #[path = "../support/listening.rs"]
 mod listening;
 mod listings;
-mod lost;
+mod lost_shards;
 #[cfg(feature = "metrics")]
 mod metrics;
-mod named;
+mod starting_position_for;
 mod operators;
-mod outages;
-mod overtaken;
+mod store_outages;
+mod lagging_readers;
 mod pacing;
-mod packed;
+mod aggregation;
 mod panics;
-mod parents;
+mod merged_shards;
 mod polling;
 #[path = "../support/raw_waker.rs"]
 mod raw_waker;
-mod reach;
-mod recipe;
-mod refused;
+mod reachability;
+mod exactly_once_recipe;
+mod refused_sequence_numbers;
 mod resharding;
 mod retention;
-mod seen;
+mod events_and_status;
 mod shared_calls;
-mod sharing;
+mod multiple_consumers;
 mod stalls;
-mod starting;
-mod takeover;
-mod unanswered;
-mod unreadable;
-mod waiting;
+mod starting_positions;
+mod scope_migration;
+mod lost_store_responses;
+mod corrupt_positions;
+mod waiting_children;
 mod wakers;
-mod watched;
+mod recording_store;
 
 use std::time::Duration;
 

@@ -11,7 +11,7 @@ use kinestream::{CheckpointOn, OnTrimmed};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::time::{sleep, timeout};
 
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{consumer, next, orders};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -14,7 +14,7 @@ use kinestream::{
 use tokio::time::{sleep, timeout};
 
 use crate::gated::{Asked, Gated};
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{assert_silent, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);

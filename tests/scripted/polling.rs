@@ -78,7 +78,7 @@ fn waker_that_polls_inline_reads_through_saves_and_close() {
 fn waker_that_polls_inline_reads_through_store_outages_and_handoffs() {
     without_deadlock(|| async {
         let fleet = Fleet::new(2);
-        let store = crate::watched::Watched::default();
+        let store = crate::recording_store::Watched::default();
         let builder = consumer(&fleet.kinesis).store(store.clone());
         let alone = builder.max_unflushed(2 * SECOND).build().unwrap();
         let (_inline, seen) = read_inline(alone.records(), false);

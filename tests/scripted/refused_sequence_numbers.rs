@@ -8,7 +8,7 @@ use kinestream::testing::Outcome;
 use tokio::time::sleep;
 
 use crate::retention::{HOUR, numbers, resumed, sources};
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{consumer, orders};
 
 pub(crate) fn refused() -> Outcome {

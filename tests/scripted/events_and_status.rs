@@ -10,7 +10,7 @@ use kinestream::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{consumer, next, orders};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -12,7 +12,7 @@ use kinestream::{
 use serde::Deserialize;
 use tokio::time::{sleep, timeout};
 
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{assert_silent, calls, consumer, next, number, orders};
 
 /// Puts these numbers into one record.

@@ -7,7 +7,7 @@ use kinestream::testing::Outcome;
 use kinestream::{MemoryStore, OnTrimmed};
 use tokio::time::{Instant, timeout};
 
-use crate::approaching::{gapped, stored_behind, stored_in_gap};
+use crate::sparse_shards::{gapped, stored_behind, stored_in_gap};
 use crate::retention::{HOUR, gaps, numbers, stop_after};
 use crate::{consumer, number, orders};
 

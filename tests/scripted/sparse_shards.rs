@@ -335,7 +335,7 @@ async fn pass_refusals(
     kinesis.on_call(move |call| {
         placements += usize::from(call.operation == "SubscribeToShard");
         let is_refused = call.operation == "SubscribeToShard" && refusals.contains(&placements);
-        if is_refused { crate::refused::refused() } else { Outcome::Served }
+        if is_refused { crate::refused_sequence_numbers::refused() } else { Outcome::Served }
     });
     let reader = builder.build().unwrap();
     let mut events = reader.events();

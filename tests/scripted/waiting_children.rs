@@ -10,7 +10,7 @@ use kinestream::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{assert_silent, consumer, next, number, orders};
 
 const HOUR: Duration = Duration::from_secs(3600);

@@ -8,7 +8,7 @@ use kinestream::{ConsumerBuilder, OnTrimmed, SequenceNumber};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::retention::{HOUR, gaps, numbers, stop_after, three_read};
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{consumer, next, number, orders};
 
 fn answer(lag: u32) -> Outcome {

@@ -7,7 +7,7 @@ use kinestream::testing::{Interruption, Kinesis, Outcome, WrongListing};
 use kinestream::{ConsumerBuilder, Error, ErrorKind, Event, OnTrimmed, Records, ShardState};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{calls, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
