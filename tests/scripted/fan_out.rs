@@ -296,7 +296,8 @@ async fn denied_registration_is_reported_once_for_all_shards() {
     numbers(&mut records, 0..1).await;
 }
 
-/// Kinesis allows 5 calls of `RegisterStreamConsumer` and 20 of `DescribeStreamConsumer` per second.
+/// Kinesis allows 5 calls of `RegisterStreamConsumer` and 20 of `DescribeStreamConsumer` per
+/// second.
 #[tokio::test(start_paused = true)]
 async fn registration_that_is_never_listed_stays_within_the_call_limits() {
     let (kinesis, _orders) = orders(20);
