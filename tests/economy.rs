@@ -96,7 +96,11 @@ impl Subject {
                 .expect("valgrind is installed");
             let said = String::from_utf8_lossy(&output.stderr);
             let count = said.lines().find_map(|line| line.split_once("Collected : "));
-            let count = count.unwrap_or_else(|| panic!("no count of instructions in the output of valgrind: {said}")).1;
+            let count = count
+                .unwrap_or_else(|| {
+                    panic!("no count of instructions in the output of valgrind: {said}")
+                })
+                .1;
             (self.contents(answers).records(), count.trim().parse::<usize>().unwrap())
         });
         (long.1 - short.1) as f64 / (long.0 - short.0) as f64
@@ -154,7 +158,9 @@ fn record_takes_few_instructions() {
     let bare = Subject { reader: Reader::Bare, record_bytes }.instructions();
     for reader in [Reader::Pull, Reader::Ack] {
         let more = Subject { reader, record_bytes }.instructions() - bare;
-        println!("{reader:?}: {more:.0} instructions per record beyond the {bare:.0} of the bare loop");
+        println!(
+            "{reader:?}: {more:.0} instructions per record beyond the {bare:.0} of the bare loop"
+        );
         // In the build of the tests, `Pull` takes 1,350 instructions and `Ack` 1,440. About 250 of
         // them read the wall clock and the monotonic clock: a process that was suspended must
         // notice it before it delivers another record. The rest of the bound is a margin for

@@ -33,7 +33,10 @@ async fn checkpoints_of_all_shards_share_one_save_per_interval() {
     }
     let intervals = usize::try_from(began.elapsed().as_secs()).unwrap();
     assert!(saves.len() <= intervals + 2, "{} saves in {intervals} s", saves.len());
-    assert!(saves[1..].iter().any(|(_, shards)| *shards > 5), "expected a save of more than 5 shards");
+    assert!(
+        saves[1..].iter().any(|(_, shards)| *shards > 5),
+        "expected a save of more than 5 shards"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -171,7 +174,11 @@ async fn store_outage_pauses_delivery_only_after_max_unflushed() {
         let place = last.len() - 1;
         let position = store.position(place % 2).await.unwrap();
         let (_, number) = position.rsplit_once(':').unwrap();
-        assert_eq!(number, last[place].as_str(), "expected the last acknowledged record to be saved");
+        assert_eq!(
+            number,
+            last[place].as_str(),
+            "expected the last acknowledged record to be saved"
+        );
     }
 }
 
@@ -231,7 +238,10 @@ async fn zero_interval_saves_each_record_during_a_save_of_another_shard() {
         stream.next().await.unwrap().unwrap();
     }
     for (shard, stream) in streams.iter_mut().enumerate() {
-        assert!(stream.next().now_or_never().is_none(), "expected shard {shard} to wait for its save");
+        assert!(
+            stream.next().now_or_never().is_none(),
+            "expected shard {shard} to wait for its save"
+        );
         sleep(Duration::from_millis(500)).await;
     }
     for (shard, stream) in streams.iter_mut().enumerate() {

@@ -56,7 +56,11 @@ async fn damaged_field_stops_its_shard_and_no_other() {
             read.push(number(&next(&mut records).await));
         }
         read.sort_unstable();
-        assert_eq!(read, [0, 2, 3], "expected the shard from the set position on, and its children");
+        assert_eq!(
+            read,
+            [0, 2, 3],
+            "expected the shard from the set position on, and its children"
+        );
         consumer.close().await.unwrap();
     }
 }
@@ -148,7 +152,11 @@ async fn invalid_text_in_a_plain_store_stops_only_its_shard() {
     assert_eq!(number(&next(&mut records).await), 1);
     assert_silent(&mut records).await;
     store.is_damaged.store(false, Ordering::SeqCst);
-    assert_eq!(number(&next(&mut records).await), 0, "expected the record after the text was corrected");
+    assert_eq!(
+        number(&next(&mut records).await),
+        0,
+        "expected the record after the text was corrected"
+    );
     consumer.close().await.unwrap();
 }
 

@@ -138,7 +138,11 @@ async fn permanent_failure_is_reported_once_and_retried_slowly() {
                 "stream orders, shard shardId-000000000000: GetRecords: {advice} (400 {code}: no)"
             )
         );
-        assert_eq!(read, [1, 0], "expected the other shard first, then this one after its failures");
+        assert_eq!(
+            read,
+            [1, 0],
+            "expected the other shard first, then this one after its failures"
+        );
         assert!(began.elapsed() >= Duration::from_secs(45), "expected three slow attempts");
     }
 }
@@ -316,6 +320,10 @@ async fn malformed_responses_are_reported_after_a_minute() {
         }
         assert!(retried > 1, "{operation}: {retried} events");
         kinesis.on_call(|_| Outcome::Served);
-        assert_eq!(number(&next(&mut records).await), 0, "{operation}: expected the record after the failure");
+        assert_eq!(
+            number(&next(&mut records).await),
+            0,
+            "{operation}: expected the record after the failure"
+        );
     }
 }

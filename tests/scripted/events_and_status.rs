@@ -88,7 +88,10 @@ async fn shard_finished_event_is_emitted_once_and_not_before_it_is_stored() {
         orders.shard(0).split();
         let held = next(&mut records).await;
         assert!(timeout(60 * SECOND, records.next()).await.is_err());
-        assert!(!drain_events(&mut events).iter().any(finished), "expected no event for a shard that is read and not finished");
+        assert!(
+            !drain_events(&mut events).iter().any(finished),
+            "expected no event for a shard that is read and not finished"
+        );
         if is_sought {
             consumer.seek(StartingPosition::TrimHorizon).await.unwrap();
         }
@@ -201,7 +204,10 @@ async fn status_shows_the_state_of_every_shard() {
         shard.map(|shard| (shard.state, shard.owner, shard.millis_behind_latest))
     };
     let (first, other) = (worker("first"), worker("other"));
-    assert!(first.status().await.unwrap().shards.is_empty(), "expected no shards before the first reader");
+    assert!(
+        first.status().await.unwrap().shards.is_empty(),
+        "expected no shards before the first reader"
+    );
     let mut records = first.records();
     orders.shard(0).put("0");
     let held = next(&mut records).await;

@@ -145,6 +145,7 @@ fn guide_shows_the_tested_recipe() {
     let (_, rest) = page.split_once("# Exactly once").unwrap();
     let (_, rest) = rest.split_once("```no_run\n").unwrap();
     let (block, _) = rest.split_once("\n```").unwrap();
+    // The lines that a reader of the page sees, without the hidden lines of the doctest.
     let shown: Vec<&str> = block.lines().filter(|line| !line.starts_with("# ")).collect();
     let source = include_str!("../../examples/pipeline/exactly_once.rs");
     let (_, code) = source.split_once("\n\n").unwrap();

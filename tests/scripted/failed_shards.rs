@@ -183,7 +183,12 @@ async fn shards_denied_to_one_worker_are_read_by_the_other() {
     let since = Instant::now();
     let takeovers = fleet.takeovers(600 * SECOND).await;
     let read = fleet.seen_by("b", since);
-    assert_eq!(read.len(), 6, "expected b to read all shards: {takeovers:?}, {:?}", fleet.shares().await);
+    assert_eq!(
+        read.len(),
+        6,
+        "expected b to read all shards: {takeovers:?}, {:?}",
+        fleet.shares().await
+    );
     // A trial is 60 s of retries after a back-off of at least 10 s, and moves one shard to `a` and
     // back.
     let most_trials = 6 * (600 / (60 + 10) + 1);

@@ -164,7 +164,8 @@ async fn fan_out_stays_within_the_memory_budget() {
         orders.shard(number % 4).put(large(number));
     }
     // The budget has room for one response while it is read.
-    let mut records = fan_out_consumer(&kinesis).max_buffered_bytes(3 << 20).build().unwrap().records();
+    let mut records =
+        fan_out_consumer(&kinesis).max_buffered_bytes(3 << 20).build().unwrap().records();
     let mut read = vec![Vec::new(); 4];
     for _ in 0..40 {
         let record = next(&mut records).await;
@@ -182,7 +183,8 @@ async fn children_are_read_after_their_parents() {
     for named in [true, false] {
         kinesis.set_child_shards(named);
         let store = Watched::default();
-        let mut records = fan_out_consumer(&kinesis).store(store.clone()).build().unwrap().records();
+        let mut records =
+            fan_out_consumer(&kinesis).store(store.clone()).build().unwrap().records();
         let parent = orders.open_shards()[0].clone();
         parent.put("0");
         let [left, right] = parent.split();
@@ -216,7 +218,11 @@ async fn checkpoint_of_a_quiet_shard_advances_only_over_finished_records() {
     let held = next(&mut records).await;
     let waiting = timeout(300 * SECOND, records.next()).await;
     assert!(waiting.is_err());
-    assert_eq!(store.position(0).await.unwrap(), "TRIM_HORIZON", "expected no checkpoint before the record is finished");
+    assert_eq!(
+        store.position(0).await.unwrap(),
+        "TRIM_HORIZON",
+        "expected no checkpoint before the record is finished"
+    );
     held.ack();
     let waiting = timeout(5 * SECOND, records.next()).await;
     assert!(waiting.is_err());
@@ -266,7 +272,11 @@ async fn last_worker_to_close_deregisters_the_consumer() {
     let (kinesis, orders) = orders(2);
     let store = kinestream::MemoryStore::new();
     let build = |name: &str| {
-        fan_out_consumer(&kinesis).store(store.clone()).worker_id(name).deregister_on_close(true).build()
+        fan_out_consumer(&kinesis)
+            .store(store.clone())
+            .worker_id(name)
+            .deregister_on_close(true)
+            .build()
     };
     let (first, second) = (build("a").unwrap(), build("b").unwrap());
     let mut reading: Vec<Records> = vec![first.records(), second.records()];
@@ -358,7 +368,11 @@ async fn consumer_that_is_never_found_is_reported_once_and_its_shards_released()
                 shard
             }));
         }
-        assert_eq!(released.len(), 3, "expected the lease of each shard to be released: {released:?}");
+        assert_eq!(
+            released.len(),
+            3,
+            "expected the lease of each shard to be released: {released:?}"
+        );
         let quiet = timeout(1000 * SECOND, records.next()).await;
         assert!(quiet.is_err(), "reported once: {quiet:?}");
         kinesis.on_call(|_| Outcome::Served);
@@ -411,7 +425,9 @@ async fn restart_resumes_inside_an_aggregated_record() {
 async fn handoff_between_fan_out_workers_repeats_no_record() {
     let (kinesis, orders) = orders(4);
     let store = kinestream::MemoryStore::new();
-    let build = |name: &str| fan_out_consumer(&kinesis).store(store.clone()).worker_id(name).build().unwrap();
+    let build = |name: &str| {
+        fan_out_consumer(&kinesis).store(store.clone()).worker_id(name).build().unwrap()
+    };
     let (first, second) = (build("a"), build("b"));
     let mut records = first.records();
     for number in 0..40 {
@@ -454,7 +470,9 @@ async fn fan_out_shard_makes_progress_while_another_holds_all_memory() {
     orders.shard(1).interrupt(&Interruption::Ends);
     orders.shard(1).put("0");
     // Kinesis allows a new subscription after five seconds.
-    let other = timeout(6 * SECOND, records.next()).await.expect("a record through the reserve of the shard");
+    let other = timeout(6 * SECOND, records.next())
+        .await
+        .expect("a record through the reserve of the shard");
     assert_eq!(shard_of(&other.unwrap().unwrap()), 1);
     first.ack();
     assert_eq!(shard_of(&next(&mut records).await), 0);

@@ -8,7 +8,10 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
-use kinestream::store::lease::{HeartbeatResponse, Change, AdminEdit, FencedCheckpoint, LeaseStore, HeartbeatRequest, LeaseTable, SaveOutcome};
+use kinestream::store::lease::{
+    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore,
+    LeaseTable, SaveOutcome,
+};
 use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId};
 use tokio::time::timeout;
 
@@ -36,7 +39,10 @@ impl Faulty {
     /// Returns true if the response to this exchange is lost.
     fn loses_answer(&self, request: &HeartbeatRequest) -> bool {
         let stores_loss = |change: &Change| {
-            matches!(change, Change::Finish { .. } | Change::MarkExpired { .. } | Change::Replace { .. })
+            matches!(
+                change,
+                Change::Finish { .. } | Change::MarkExpired { .. } | Change::Replace { .. }
+            )
         };
         let left = self.lost_answers.load(Ordering::SeqCst);
         let is_shard_expired =
@@ -133,7 +139,8 @@ async fn save_without_an_outcome_fails_the_close() {
     orders.shard(0).put("1");
     drop(record);
     next(&mut records).await.ack();
-    let closed = timeout(60 * SECOND, consumer.close()).await.expect("close returns within a minute");
+    let closed =
+        timeout(60 * SECOND, consumer.close()).await.expect("close returns within a minute");
     assert_eq!(closed.expect_err("a position without an outcome").kind(), ErrorKind::StoreCorrupt);
 }
 
@@ -154,5 +161,9 @@ async fn worker_stays_responsive_while_the_store_adds_no_children() {
     orders.shard(1).put("0");
     assert_eq!(number(&next(&mut records).await), 0, "expected the other shard to be read");
     store.adds_no_shards.store(false, Ordering::SeqCst);
-    assert_eq!(number(&next(&mut records).await), 1, "expected the child to be read after it was added");
+    assert_eq!(
+        number(&next(&mut records).await),
+        1,
+        "expected the child to be read after it was added"
+    );
 }

@@ -174,7 +174,11 @@ async fn new_worker_gets_its_share_within_two_renewals_without_redelivery() {
     let shares = ["a", "b", "c"].map(|worker| fleet.seen_by(worker, settled).len());
     assert_eq!(shares, [4, 3, 3], "expected each worker to read its shards");
     fleet.assert_each_once(puts.end().await);
-    assert_eq!(fleet.kinesis.violations(), [""; 0], "expected calls within the limits of the shards");
+    assert_eq!(
+        fleet.kinesis.violations(),
+        [""; 0],
+        "expected calls within the limits of the shards"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -224,7 +228,11 @@ async fn idle_fleet_moves_no_lease_and_lists_once_per_interval() {
         (fleet.table().await.version, calls(&fleet.kinesis, "ListShards").len());
     sleep(Duration::from_secs(600)).await;
     assert_eq!(fleet.table().await.version, version);
-    assert_eq!(calls(&fleet.kinesis, "ListShards").len() - listed, 20, "expected one listing every 30 s");
+    assert_eq!(
+        calls(&fleet.kinesis, "ListShards").len() - listed,
+        20,
+        "expected one listing every 30 s"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -274,7 +282,11 @@ async fn finished_shard_is_remembered_after_it_expires() {
     sleep(Duration::from_secs(60)).await;
     let table = fleet.table().await;
     let unlisted: Vec<_> = table.leases.values().map(|lease| lease.unlisted.is_some()).collect();
-    assert_eq!(unlisted, [true, false, false], "expected the finished shard to be kept (for a year) and marked as unlisted");
+    assert_eq!(
+        unlisted,
+        [true, false, false],
+        "expected the finished shard to be kept (for a year) and marked as unlisted"
+    );
     let version = table.version;
     sleep(Duration::from_secs(60)).await;
     assert_eq!(fleet.table().await.version, version, "expected the mark to be stored once");
@@ -317,7 +329,11 @@ async fn dropped_shard_stream_is_yielded_again() {
     assert_eq!(again.shard_id(), &id);
     let next = again.next().await.unwrap().unwrap();
     assert!(next.epoch() > epoch);
-    assert_eq!(number(&next), number(&record) + 2, "expected the record after the acknowledged one");
+    assert_eq!(
+        number(&next),
+        number(&record) + 2,
+        "expected the record after the acknowledged one"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -94,8 +94,14 @@ async fn ack_after_close_counts_until_another_worker_owns_the_shard() {
     sleep(Duration::from_secs(10)).await;
     let numbers: BTreeSet<usize> =
         fleet.seen.lock().unwrap().iter().map(|seen| seen.number).collect();
-    assert!(!numbers.contains(&number(&held[0])), "expected no redelivery of the acknowledged record");
-    assert!(numbers.contains(&number(&held[1])), "expected redelivery of the record that was acknowledged late");
+    assert!(
+        !numbers.contains(&number(&held[0])),
+        "expected no redelivery of the acknowledged record"
+    );
+    assert!(
+        numbers.contains(&number(&held[1])),
+        "expected redelivery of the record that was acknowledged late"
+    );
     drop(b);
 }
 
@@ -126,7 +132,11 @@ async fn sink_rejects_records_of_an_old_epoch() {
         assert!(sink.write(&next(&mut records).await));
     }
     let outcome: Vec<bool> = held.iter().map(|record| sink.write(record)).collect();
-    assert_eq!(outcome.iter().filter(|written| !**written).count(), 1, "expected one rejected record, of the shard that was handed over");
+    assert_eq!(
+        outcome.iter().filter(|written| !**written).count(),
+        1,
+        "expected one rejected record, of the shard that was handed over"
+    );
     sink.written.sort_unstable();
     sink.written.dedup();
     assert_eq!(sink.written.len(), 5, "expected five different records");

@@ -114,7 +114,11 @@ async fn shard_with_persistent_unproven_end_is_released_reported_once_and_retrie
         kinesis.on_call(|_| Outcome::Served);
         let quiet = timeout(420 * SECOND, records.next()).await;
         assert!(quiet.is_err(), "{quiet:?}");
-        assert_eq!(status().await.state, ShardState::Reading, "expected empty responses to clear the failure");
+        assert_eq!(
+            status().await.state,
+            ShardState::Reading,
+            "expected empty responses to clear the failure"
+        );
         orders.shard(0).put("0");
         numbers(&mut records, 0..1).await;
     }
@@ -350,7 +354,10 @@ async fn shard_that_is_briefly_missing_loses_no_record() {
 }
 
 /// Reads the first record of a shard and then lets the shard expire with unread records.
-async fn expire_while_read(source: usize, on_trimmed: OnTrimmed) -> (Kinesis, kinestream::Consumer, Records) {
+async fn expire_while_read(
+    source: usize,
+    on_trimmed: OnTrimmed,
+) -> (Kinesis, kinestream::Consumer, Records) {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
     let builder = sources(&kinesis)[source].clone().on_trimmed(on_trimmed).limit(1).prefetch(0);

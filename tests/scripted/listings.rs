@@ -64,7 +64,8 @@ async fn wrong_listing_does_not_change_the_store() {
             let position = &stored[&open.id()];
             let is_read = matches!(
                 position,
-                Checkpoint::AfterSequenceNumber { .. } | Checkpoint::CaughtUp { after: Some(_), .. }
+                Checkpoint::AfterSequenceNumber { .. }
+                    | Checkpoint::CaughtUp { after: Some(_), .. }
             );
             assert!(is_read, "{wrong:?}: {position}");
         }
@@ -268,7 +269,8 @@ async fn shard_missing_from_two_listings_is_read_to_its_end() {
     let [left, _right] = orders.shard(0).split();
     left.put("2");
     let store = MemoryStore::new();
-    let position = Checkpoint::AfterSequenceNumber { sequence_number: read, sub_sequence_number: None };
+    let position =
+        Checkpoint::AfterSequenceNumber { sequence_number: read, sub_sequence_number: None };
     let scope = Scope::new("default", "orders");
     store.save(&scope, &[(shard_zero(), position)]).await.unwrap();
     let missing = Outcome::Mislisted(WrongListing::Without(shard_zero()));

@@ -7,8 +7,8 @@ use kinestream::testing::{Kinesis, Outcome, Stream};
 use kinestream::{ConsumerBuilder, OnTrimmed, SequenceNumber};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::retention::{HOUR, gaps, numbers, stop_after, three_read};
 use crate::recording_store::Watched;
+use crate::retention::{HOUR, gaps, numbers, stop_after, three_read};
 use crate::{consumer, next, number, orders};
 
 fn answer(lag: u32) -> Outcome {
@@ -18,7 +18,11 @@ fn answer(lag: u32) -> Outcome {
 
 /// Reads three records. The server withholds two more until the shard is stored as caught up, and
 /// then the first three are trimmed. Returns the sequence number of the last read record.
-async fn withhold_records(kinesis: &Kinesis, orders: &Stream, builder: &ConsumerBuilder) -> SequenceNumber {
+async fn withhold_records(
+    kinesis: &Kinesis,
+    orders: &Stream,
+    builder: &ConsumerBuilder,
+) -> SequenceNumber {
     let (reader, records) = three_read(orders, builder.clone()).await;
     kinesis.on_call(|call| match call.operation.as_str() {
         "GetRecords" => answer(0),

@@ -47,7 +47,8 @@ async fn loss_is_reported_once_if_the_response_that_stored_it_was_lost() {
             let sequence_number = orders.shard(0).put("0");
             assert_eq!(number(&next(&mut records).await), 0);
             assert_silent(&mut records).await;
-            let position = Checkpoint::AfterSequenceNumber { sequence_number, sub_sequence_number: None };
+            let position =
+                Checkpoint::AfterSequenceNumber { sequence_number, sub_sequence_number: None };
             let gone = "shardId-000000000099".parse().unwrap();
             store.save(&Scope::new("default", "orders"), &[(gone, position)]).await.unwrap();
             store.lost_answers.store(lost_answers, Ordering::SeqCst);
@@ -107,13 +108,18 @@ async fn listing_is_not_lost_when_other_children_are_stored_before_it() {
     let listings = calls(&kinesis, "ListShards").len();
     let quiet = timeout(Duration::from_secs(15), records.next()).await;
     assert!(quiet.is_err(), "{quiet:?}");
-    assert!(calls(&kinesis, "ListShards").len() > listings, "expected a listing while the store fails");
+    assert!(
+        calls(&kinesis, "ListShards").len() > listings,
+        "expected a listing while the store fails"
+    );
     store.fails.store(false, Ordering::SeqCst);
     let mut read = Vec::new();
     let before_next_listing = Instant::now() + Duration::from_secs(50);
     for _ in 0..2 {
         let record = timeout_at(before_next_listing, records.next()).await;
-        read.push(number(&record.expect("records of both children before the next listing").unwrap().unwrap()));
+        read.push(number(
+            &record.expect("records of both children before the next listing").unwrap().unwrap(),
+        ));
     }
     read.sort_unstable();
     assert_eq!(read, [0, 1]);

@@ -3,12 +3,14 @@
 // Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod sparse_shards;
 mod after_loss;
-mod checkpoints;
+mod aggregation;
 mod cancellation;
+mod checkpoints;
+mod corrupt_positions;
 mod errors;
-mod incomplete_responses;
+mod events_and_status;
+mod exactly_once_recipe;
 mod failed_shards;
 mod fan_out;
 mod faulty_store;
@@ -16,43 +18,41 @@ mod fleets;
 #[path = "../support/gated.rs"]
 mod gated;
 mod handoffs;
-mod recreated_streams;
+mod incomplete_responses;
 #[path = "../support/inline.rs"]
 mod inline;
-mod loss_detection;
+mod lagging_readers;
 #[path = "../support/listening.rs"]
 mod listening;
 mod listings;
+mod loss_detection;
 mod lost_shards;
+mod lost_store_responses;
+mod merged_shards;
 #[cfg(feature = "metrics")]
 mod metrics;
-mod starting_position_for;
+mod multiple_consumers;
 mod operators;
-mod store_outages;
-mod lagging_readers;
 mod pacing;
-mod aggregation;
 mod panics;
-mod merged_shards;
 mod polling;
 #[path = "../support/raw_waker.rs"]
 mod raw_waker;
 mod reachability;
-mod exactly_once_recipe;
+mod recording_store;
+mod recreated_streams;
 mod refused_sequence_numbers;
 mod resharding;
 mod retention;
-mod events_and_status;
-mod shared_calls;
-mod multiple_consumers;
-mod stalls;
-mod starting_positions;
 mod scope_migration;
-mod lost_store_responses;
-mod corrupt_positions;
+mod shared_calls;
+mod sparse_shards;
+mod stalls;
+mod starting_position_for;
+mod starting_positions;
+mod store_outages;
 mod waiting_children;
 mod wakers;
-mod recording_store;
 
 use std::time::Duration;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::store::Scope;
-use kinestream::store::lease::{Change, LeaseStore, HeartbeatRequest};
+use kinestream::store::lease::{Change, HeartbeatRequest, LeaseStore};
 use kinestream::testing::{Kinesis, Outcome, Shard, Stream, WrongListing};
 use kinestream::{CheckpointOn, CheckpointStore, MemoryStore};
 use tokio::time::timeout;

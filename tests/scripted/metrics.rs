@@ -147,7 +147,11 @@ async fn left_out_user_records_are_counted() {
     for (index, delivered) in delivered.into_iter().enumerate() {
         let shard = orders.shard(index).id();
         let left_out = seen.get("user_records_left_out_total", Some(("shard", shard.as_str())));
-        assert_eq!(left_out, 21.0 - delivered, "expected the rest of two aggregates of ten and a plain record");
+        assert_eq!(
+            left_out,
+            21.0 - delivered,
+            "expected the rest of two aggregates of ten and a plain record"
+        );
         assert!(left_out > 0.0);
     }
 }

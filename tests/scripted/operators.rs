@@ -21,7 +21,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const RENEWALS: Duration = Duration::from_secs(10);
 
 #[tokio::test(start_paused = true)]
-async fn positions_are_listed_always_and_set_only_while_no_worker_reads() {
+async fn positions_are_always_listed_and_set_only_while_no_worker_reads() {
     let (kinesis, orders) = orders(1);
     let numbers: Vec<_> = (0..6).map(|number| orders.shard(0).put(number.to_string())).collect();
     let shard = orders.shard(0).id();
@@ -270,7 +270,10 @@ async fn position_in_the_future_is_rejected() {
     let refused = set(3600 * SECOND).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Configuration);
     assert!(refused.to_string().contains("in the future"), "{refused}");
-    assert!(consumer.positions().await.unwrap().is_empty(), "expected the rejected position not to be stored");
+    assert!(
+        consumer.positions().await.unwrap().is_empty(),
+        "expected the rejected position not to be stored"
+    );
     set(Duration::ZERO).await.unwrap();
 }
 

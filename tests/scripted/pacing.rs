@@ -70,10 +70,18 @@ async fn prefetch_starts_with_the_second_record_of_a_batch() {
         let consumer = consumer(&kinesis).limit(10).prefetch(prefetch).build().unwrap();
         let mut records = consumer.records();
         sleep(Duration::from_secs(60)).await;
-        assert_eq!(calls(&kinesis, "GetRecords").len(), 0, "expected no call before the first poll");
+        assert_eq!(
+            calls(&kinesis, "GetRecords").len(),
+            0,
+            "expected no call before the first poll"
+        );
         next(&mut records).await;
         sleep(Duration::from_secs(60)).await;
-        assert_eq!(calls(&kinesis, "GetRecords").len(), 1, "expected no prefetch before the second poll");
+        assert_eq!(
+            calls(&kinesis, "GetRecords").len(),
+            1,
+            "expected no prefetch before the second poll"
+        );
         next(&mut records).await;
         sleep(Duration::from_secs(60)).await;
         assert_eq!(calls(&kinesis, "GetRecords").len(), 1 + prefetch);
@@ -120,7 +128,10 @@ async fn hot_shard_does_not_starve_the_others() {
         }
     }
     // The first batches of the other shards arrive within 200 ms, and then the shards take turns.
-    assert!(hot <= 20_000, "{hot} records of the hot shard were delivered before the last of the others");
+    assert!(
+        hot <= 20_000,
+        "{hot} records of the hot shard were delivered before the last of the others"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -238,7 +249,10 @@ async fn shards_without_memory_read_one_record_each() {
         let asked = kinesis.call_count();
         sleep(Duration::from_secs(600)).await;
         assert_eq!(kinesis.in_flight(), 0);
-        assert!(kinesis.calls_from(asked).iter().all(|call| call.bytes == 0), "expected no further bytes");
+        assert!(
+            kinesis.calls_from(asked).iter().all(|call| call.bytes == 0),
+            "expected no further bytes"
+        );
     }
     for _ in 1..24 {
         next(&mut records).await;
@@ -433,7 +447,11 @@ async fn throttled_consumer_slows_down_and_recovers() {
     for _ in 0..50 {
         next(&mut records).await;
     }
-    assert!(began.elapsed() < Duration::from_millis(11_200), "expected 50 calls at five a second: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_millis(11_200),
+        "expected 50 calls at five a second: {:?}",
+        began.elapsed()
+    );
 }
 
 /// All applications that read a shard share its five calls a second. With one record per call, only
@@ -473,11 +491,17 @@ async fn applications_that_read_one_shard_share_its_calls() {
         let possible = 5 * usize::try_from(TIME.as_secs()).unwrap() * 2 / 3;
         assert!(all * 10 >= possible * 7, "{shares:?} of {possible}");
         for share in &shares {
-            assert!(share * applications * 2 >= all, "expected at least half of an equal share each: {shares:?}");
+            assert!(
+                share * applications * 2 >= all,
+                "expected at least half of an equal share each: {shares:?}"
+            );
         }
         for times in &read {
             let pauses = times.windows(2).map(|pair| pair[1] - pair[0]);
-            assert!(pauses.max() < Some(Duration::from_secs(20)), "expected no pause of 20 s or more");
+            assert!(
+                pauses.max() < Some(Duration::from_secs(20)),
+                "expected no pause of 20 s or more"
+            );
         }
     }
 }

@@ -273,7 +273,8 @@ async fn lease_store_panic_in_an_exchange_does_not_let_leases_expire() {
         assert_eq!(number(&next(&mut records).await), place);
     }
     let all: Vec<Event> = std::iter::from_fn(|| events.next().now_or_never().flatten()).collect();
-    let is_shard_expired = |event: &Event| matches!(event, Event::LeaseLost { .. } | Event::LeasesSuspended);
+    let is_shard_expired =
+        |event: &Event| matches!(event, Event::LeaseLost { .. } | Event::LeasesSuspended);
     assert!(!all.iter().any(is_shard_expired), "{all:?}");
     let restarts = all.iter().filter(|event| matches!(event, Event::TaskRestarted { .. }));
     assert_eq!(restarts.count(), 18);

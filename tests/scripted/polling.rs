@@ -28,7 +28,9 @@ pub(crate) fn without_deadlock<F: Future<Output = ()>>(story: impl FnOnce() -> F
         done.send(()).unwrap();
     });
     match ended.recv_timeout(60 * SECOND) {
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("the test has deadlocked: it has not finished within 60 s"),
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            panic!("the test has deadlocked: it has not finished within 60 s")
+        }
         _ => thread.join().unwrap(),
     }
 }
@@ -189,7 +191,10 @@ fn shard_stream_ends_with_an_error_after_its_runtime_has_shut_down() {
         orders.shard(0).put("1");
         let mut shard = shards.next().await.unwrap().unwrap();
         let held = shard.next().await.unwrap().unwrap();
-        assert!(timeout(SECOND, shard.next()).await.is_err(), "expected the in-flight limit to pause the shard");
+        assert!(
+            timeout(SECOND, shard.next()).await.is_err(),
+            "expected the in-flight limit to pause the shard"
+        );
         (shard, held)
     });
     let second = runtime();
@@ -201,7 +206,8 @@ fn shard_stream_ends_with_an_error_after_its_runtime_has_shut_down() {
         });
         sleep(SECOND).await;
         first.shutdown_background();
-        let error = timeout(60 * SECOND, reading).await.expect("a wake of the waiting stream").unwrap();
+        let error =
+            timeout(60 * SECOND, reading).await.expect("a wake of the waiting stream").unwrap();
         assert_eq!(error.kind(), ErrorKind::RuntimeShutdown);
         assert_eq!(error.shard_id(), Some("shardId-000000000000"));
         let error = timeout(60 * SECOND, shards.next()).await.unwrap().unwrap().unwrap_err();

@@ -9,8 +9,8 @@ use crate::fleets::{Fleet, LEASE, RENEWAL};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The time until a worker notices that it cannot reach Kinesis: three lease durations, at least 30
-/// s. A fetch begins to fail up to 1 s after the outage begins, failures are up to 25.6 s apart,
+/// The time until a worker notices that it cannot reach Kinesis: three lease durations and at least
+/// 30 s. A fetch begins to fail up to 1 s after the outage begins, failures are up to 25.6 s apart,
 /// and the worker checks at every renewal.
 const NOTICED: Duration = Duration::from_secs(30 + 1 + 26 + 3);
 
@@ -53,8 +53,16 @@ async fn worker_that_cannot_reach_kinesis_hands_over_its_leases_until_it_recover
             let of = |call: &&Call| call.operation == "ListShards" && is_of(call, worker);
             calls.iter().filter(of).count()
         };
-        assert!((9..=11).contains(&lists("b")), "expected b to list every 30 s: {} listings", lists("b"));
-        assert!((8..=60).contains(&lists("a")), "expected a to retry its listings: {} listings", lists("a"));
+        assert!(
+            (9..=11).contains(&lists("b")),
+            "expected b to list every 30 s: {} listings",
+            lists("b")
+        );
+        assert!(
+            (8..=60).contains(&lists("a")),
+            "expected a to retry its listings: {} listings",
+            lists("a")
+        );
         fleet.kinesis.on_call(|_| Outcome::Served);
         // A denied shard is not tried again for up to 5 min, and returns after a trial.
         sleep(900 * SECOND).await;
@@ -145,7 +153,10 @@ async fn worker_with_intermittent_access_to_kinesis_moves_few_leases() {
     });
     let takeovers = fleet.takeovers(600 * SECOND).await;
     let count: usize = takeovers.values().sum();
-    assert!(count <= 2 * 4 * 10, "expected at most two moves a minute of each of 4 shards: {takeovers:?}");
+    assert!(
+        count <= 2 * 4 * 10,
+        "expected at most two moves a minute of each of 4 shards: {takeovers:?}"
+    );
     let since = Instant::now();
     sleep(120 * SECOND).await;
     let read = fleet.seen_by("b", since);

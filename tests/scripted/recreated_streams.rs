@@ -164,7 +164,8 @@ async fn start_of_a_shard_is_stored_from_the_listing() {
     let (kinesis, orders) = orders(1);
     let last = orders.shard(0).put("0");
     let store = MemoryStore::new();
-    let position = Checkpoint::AfterSequenceNumber { sequence_number: last, sub_sequence_number: None };
+    let position =
+        Checkpoint::AfterSequenceNumber { sequence_number: last, sub_sequence_number: None };
     let scope = Scope::new("default", "orders");
     store.save(&scope, &[(SHARD.parse().unwrap(), position)]).await.unwrap();
     let consumer = consumer(&kinesis).store(store).build().unwrap();

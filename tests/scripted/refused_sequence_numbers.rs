@@ -7,8 +7,8 @@ use kinestream::Event;
 use kinestream::testing::Outcome;
 use tokio::time::sleep;
 
-use crate::retention::{HOUR, numbers, resumed, sources};
 use crate::recording_store::Watched;
+use crate::retention::{HOUR, numbers, resumed, sources};
 use crate::{consumer, orders};
 
 pub(crate) fn refused() -> Outcome {
@@ -46,7 +46,10 @@ async fn closed_shard_with_a_rejected_number_is_read_to_an_end_without_children(
         while let Some(Some(event)) = events.next().now_or_never() {
             retried += usize::from(matches!(event, Event::Retried { .. }));
         }
-        assert!(retried >= 2, "source {source}: expected an event for each of two rejections, got {retried}");
+        assert!(
+            retried >= 2,
+            "source {source}: expected an event for each of two rejections, got {retried}"
+        );
     }
 }
 

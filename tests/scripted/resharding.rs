@@ -40,7 +40,11 @@ async fn children_are_read_after_their_parents_over_generations() {
             for parent in orders.shard(shard).parents() {
                 let parent: usize = parent.as_str()[8..].parse().unwrap();
                 let all = orders.shard(parent).sequence_numbers().len();
-                assert_eq!(seen[parent].len(), all, "expected shard {parent} to be read before {shard}");
+                assert_eq!(
+                    seen[parent].len(),
+                    all,
+                    "expected shard {parent} to be read before {shard}"
+                );
             }
             assert!(seen[shard].last() < Some(&number(&record)));
             seen[shard].push(number(&record));
@@ -121,11 +125,16 @@ async fn restart_after_the_last_record_of_a_closed_shard_finds_its_end() {
     let [left, _right] = orders.shard(0).split();
     left.put("1");
     let store = MemoryStore::new();
-    let checkpoint = Checkpoint::AfterSequenceNumber { sequence_number: last, sub_sequence_number: None };
+    let checkpoint =
+        Checkpoint::AfterSequenceNumber { sequence_number: last, sub_sequence_number: None };
     let shard = "shardId-000000000000".parse().unwrap();
     store.save(&Scope::new("default", "orders"), &[(shard, checkpoint)]).await.unwrap();
     let consumer = consumer(&kinesis).store(store).build().unwrap();
-    assert_eq!(number(&next(&mut consumer.records()).await), 1, "expected the record of the child without a redelivery before it");
+    assert_eq!(
+        number(&next(&mut consumer.records()).await),
+        1,
+        "expected the record of the child without a redelivery before it"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,8 +147,10 @@ async fn shards_that_expired_between_two_runs_follow_on_trimmed() {
         left.put("2");
         orders.shard(0).expire();
         let store = MemoryStore::new();
-        let checkpoint =
-            Checkpoint::AfterSequenceNumber { sequence_number: read.clone(), sub_sequence_number: None };
+        let checkpoint = Checkpoint::AfterSequenceNumber {
+            sequence_number: read.clone(),
+            sub_sequence_number: None,
+        };
         let scope = Scope::new("default", "orders");
         let shard = "shardId-000000000000".parse().unwrap();
         store.save(&scope, &[(shard, checkpoint)]).await.unwrap();
@@ -187,7 +198,11 @@ async fn thousands_of_shards_are_listed_page_by_page() {
         seen.insert(number(&next(&mut records).await));
     }
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
-    assert_eq!(calls(&kinesis, "ListShards").len(), 8, "expected two calls, then three calls twice");
+    assert_eq!(
+        calls(&kinesis, "ListShards").len(),
+        8,
+        "expected two calls, then three calls twice"
+    );
     assert_eq!(kinesis.violations(), [""; 0]);
 }
 

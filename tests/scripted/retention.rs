@@ -345,11 +345,23 @@ async fn gaps_after_stored_start(start: StartingPosition, is_denied: bool) -> us
 #[tokio::test(start_paused = true)]
 async fn stored_start_out_of_retention_is_reported() {
     assert_eq!(gaps_after_stored_start(StartingPosition::Latest, false).await, 1);
-    assert_eq!(gaps_after_stored_start(StartingPosition::Latest, true).await, 0, "expected no gap: the period is unknown");
+    assert_eq!(
+        gaps_after_stored_start(StartingPosition::Latest, true).await,
+        0,
+        "expected no gap: the period is unknown"
+    );
     let week_before = UNIX_EPOCH + 24 * HOUR;
     let start = StartingPosition::AtTimestamp(week_before);
-    assert_eq!(gaps_after_stored_start(start, false).await, 1, "expected a gap: a later record is lost");
-    assert_eq!(gaps_after_stored_start(start, true).await, 0, "expected no gap: the period is unknown");
+    assert_eq!(
+        gaps_after_stored_start(start, false).await,
+        1,
+        "expected a gap: a later record is lost"
+    );
+    assert_eq!(
+        gaps_after_stored_start(start, true).await,
+        0,
+        "expected no gap: the period is unknown"
+    );
 }
 
 /// Without any record, only the stored time shows that records may be lost.
@@ -501,7 +513,10 @@ async fn loss_check_costs_calls_only_from_a_lag_of_one_day() {
     let far = 100 * HOUR + HOUR / 2;
     let (more, _) = calls_while_behind(0, far, Outcome::Served).await;
     assert!(less <= 101, "{less} calls");
-    assert!(more <= 4 * 101, "{more} calls: one iterator per response, with the last read record first");
+    assert!(
+        more <= 4 * 101,
+        "{more} calls: one iterator per response, with the last read record first"
+    );
     for lag in [23 * HOUR, far] {
         let (calls, time) = calls_while_behind(1, lag, Outcome::Served).await;
         assert!(calls <= 3, "{calls} calls at a lag of {lag:?}");
@@ -696,7 +711,11 @@ async fn shard_with_a_failing_loss_check_is_released_reported_once_and_retried()
     assert!(began.elapsed() >= Duration::from_secs(60));
     sleep(Duration::from_secs(1)).await;
     let status = reader.status().await.unwrap();
-    assert_eq!(status.shards[&orders.shard(0).id()].owner, None, "expected the lease to be released");
+    assert_eq!(
+        status.shards[&orders.shard(0).id()].owner,
+        None,
+        "expected the lease to be released"
+    );
     let quiet = timeout(HOUR, records.next()).await;
     assert!(quiet.is_err(), "reported once: {quiet:?}");
     kinesis.on_call(|_| Outcome::Served);

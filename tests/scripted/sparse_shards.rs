@@ -45,7 +45,10 @@ fn set_period_lookup_outcome(kinesis: &Kinesis, outcome: Outcome) {
 }
 
 /// Starts an enhanced fan-out reader and receives the first record.
-async fn start_fan_out_reader(kinesis: &Kinesis, on_trimmed: OnTrimmed) -> (Consumer, Events, Records) {
+async fn start_fan_out_reader(
+    kinesis: &Kinesis,
+    on_trimmed: OnTrimmed,
+) -> (Consumer, Events, Records) {
     let builder = consumer(kinesis).on_trimmed(on_trimmed).fan_out("billing");
     let reader = builder.build().unwrap();
     let (events, mut records) = (reader.events(), reader.records());
@@ -173,7 +176,10 @@ async fn period_lookup_that_keeps_failing_is_reported() {
         for first in [None, Some(1000)] {
             let (kinesis, _orders) = gapped(60, first, [47, 40, 30]);
             let (_reader, mut events, mut records) = start_fan_out_reader(&kinesis, policy).await;
-            set_period_lookup_outcome(&kinesis, Outcome::failed(500, "InternalFailureException", "no"));
+            set_period_lookup_outcome(
+                &kinesis,
+                Outcome::failed(500, "InternalFailureException", "no"),
+            );
             let error = timeout(Duration::from_secs(900), records.next()).await;
             let error = error.expect("an error in time").unwrap().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
@@ -185,8 +191,8 @@ async fn period_lookup_that_keeps_failing_is_reported() {
 }
 
 /// No response proves that nothing was lost after a position between two records: the retention
-/// period is unknown, or `Latest` may have skipped records. Events without records last for up to
-/// longer than a subscription lives.
+/// period is unknown, or `Latest` may have skipped records. Events without records may last longer
+/// than a subscription lives.
 #[tokio::test(start_paused = true)]
 async fn record_after_a_gap_is_read_when_no_loss_can_be_proven() {
     for (policy, is_denied) in
@@ -395,6 +401,12 @@ async fn rejected_number_after_a_long_gap_loses_nothing() {
         let builder = read_two_and_stop(&kinesis).await;
         // The number of record 1 is rejected at first, and again after the oldest record was
         // received.
-        assert_refusals_lose_nothing([1, 3], &kinesis, builder, &format!("an approach of {approach} s")).await;
+        assert_refusals_lose_nothing(
+            [1, 3],
+            &kinesis,
+            builder,
+            &format!("an approach of {approach} s"),
+        )
+        .await;
     }
 }

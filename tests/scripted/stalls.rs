@@ -53,7 +53,10 @@ async fn stall_at_the_in_flight_limit_is_reported_once_until_the_shard_moves() {
     assert_eq!((stuck.unacknowledged, stuck.held_by), (Some(2), Some(InFlightLimit::Records)));
     assert!(about(stuck.oldest_unacknowledged, 92), "{stuck:?}");
     let behind = stuck.millis_behind_latest.unwrap();
-    assert!((90_000..95_000).contains(&behind), "expected the lag of fetched and undelivered records: {behind}");
+    assert!(
+        (90_000..95_000).contains(&behind),
+        "expected the lag of fetched and undelivered records: {behind}"
+    );
     let other = &status.shards[&orders.shard(1).id()];
     assert_eq!((other.unacknowledged, other.millis_behind_latest), (Some(0), Some(0)));
     assert_eq!((other.oldest_unacknowledged, other.held_by), (None, None));
@@ -134,16 +137,28 @@ async fn health_is_ready_from_the_first_table_and_live_while_idle() {
     let store = Watched::slow(2 * SECOND);
     let consumer = consumer(&kinesis).store(store).build().unwrap();
     let health = consumer.health();
-    assert_eq!(ready_and_live(&health), (false, true), "expected live and not ready before the first poll: {health:?}");
+    assert_eq!(
+        ready_and_live(&health),
+        (false, true),
+        "expected live and not ready before the first poll: {health:?}"
+    );
     assert_eq!((health.since_poll, health.since_renewal, health.since_fetch), (None, None, None));
     let mut records = consumer.records();
     assert!(timeout(SECOND, records.next()).await.is_err());
     let health = consumer.health();
-    assert_eq!(ready_and_live(&health), (false, true), "expected live and not ready before the worker has joined: {health:?}");
+    assert_eq!(
+        ready_and_live(&health),
+        (false, true),
+        "expected live and not ready before the worker has joined: {health:?}"
+    );
     // There is no record for the caller for an hour.
     assert!(timeout(3600 * SECOND, records.next()).await.is_err());
     let health = consumer.health();
-    assert_eq!(ready_and_live(&health), (true, true), "expected ready and live with an idle stream: {health:?}");
+    assert_eq!(
+        ready_and_live(&health),
+        (true, true),
+        "expected ready and live with an idle stream: {health:?}"
+    );
     assert_eq!(health.leases_held, 2);
     assert_eq!((health.oldest_unacknowledged, health.silent_for), (None, None));
     assert!(health.since_renewal.unwrap() <= 5 * SECOND, "{health:?}");
@@ -153,7 +168,11 @@ async fn health_is_ready_from_the_first_table_and_live_while_idle() {
     next(&mut records).await;
     consumer.close().await.unwrap();
     let health = consumer.health();
-    assert_eq!(ready_and_live(&health), (false, true), "expected live and not ready after a close: {health:?}");
+    assert_eq!(
+        ready_and_live(&health),
+        (false, true),
+        "expected live and not ready after a close: {health:?}"
+    );
     assert_eq!(health.leases_held, 0);
 }
 
@@ -272,7 +291,11 @@ fn health_shows_a_runtime_that_has_shut_down() {
     second.block_on(async {
         let mut records = consumer.records();
         next(&mut records).await;
-        assert_eq!(ready_and_live(&consumer.health()), (true, true), "expected ready and live with a new stream on a new runtime");
+        assert_eq!(
+            ready_and_live(&consumer.health()),
+            (true, true),
+            "expected ready and live with a new stream on a new runtime"
+        );
     });
 }
 

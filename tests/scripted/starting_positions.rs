@@ -98,7 +98,11 @@ async fn latest_after_a_delayed_first_listing_is_the_first_poll_by_the_clock_of_
     kinesis.next_calls("ListShards", 3, Outcome::throttled());
     assert!(timeout(Duration::from_millis(10), records.next()).await.is_err());
     orders.shard(0).put("1");
-    assert_eq!(number(&next(&mut records).await), 1, "expected the record put after the worker's first poll");
+    assert_eq!(
+        number(&next(&mut records).await),
+        1,
+        "expected the record put after the worker's first poll"
+    );
 }
 
 /// The clocks of the hosts that accept records differ: a record that is put after the start may
@@ -146,7 +150,10 @@ async fn time_between_milliseconds_or_before_1970_skips_no_record_after_a_restar
             let consumer = builder.clone().store(store).build().unwrap();
             let mut records = consumer.records();
             let first = number(&next(&mut records).await);
-            assert!(first <= oldest, "{time:?}: expected to start at record {oldest} or earlier, not at {first}");
+            assert!(
+                first <= oldest,
+                "{time:?}: expected to start at record {oldest} or earlier, not at {first}"
+            );
             for expected in first + 1..3 {
                 assert_eq!(number(&next(&mut records).await), expected, "{time:?}");
             }

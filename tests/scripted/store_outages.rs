@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::future::{BoxFuture, ready};
 use futures::{FutureExt, StreamExt};
 use kinestream::store::Scope;
-use kinestream::store::lease::{Change, LeaseStore, HeartbeatRequest};
+use kinestream::store::lease::{Change, HeartbeatRequest, LeaseStore};
 use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, ShardId};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
@@ -61,7 +61,11 @@ async fn failing_store_is_retried_with_back_off() {
     for shard in fleet.orders.open_shards() {
         shard.put("1");
     }
-    assert_eq!(number(&next(&mut records).await), 1, "expected reading to continue after the outage");
+    assert_eq!(
+        number(&next(&mut records).await),
+        1,
+        "expected reading to continue after the outage"
+    );
     others.abort();
 }
 
@@ -79,8 +83,11 @@ async fn sole_worker_without_its_store_reads_until_its_lease_expires() {
         move |asked| {
             let turn = Arc::clone(&turns[usize::from(asked == Asked::Save)]);
             if is_down.load(Ordering::SeqCst) {
-                return ready(Err(Error::store_unavailable("the store is down", "injected by the test")))
-                    .boxed();
+                return ready(Err(Error::store_unavailable(
+                    "the store is down",
+                    "injected by the test",
+                )))
+                .boxed();
             }
             async move {
                 turn.acquire().await.unwrap().forget();
@@ -101,7 +108,11 @@ async fn sole_worker_without_its_store_reads_until_its_lease_expires() {
     sleep(LEASE).await;
     shard.put("2");
     let waiting = timeout(2 * LEASE, records.next()).await;
-    assert!(waiting.is_err(), "expected no record {:?} into the outage: {waiting:?}", began.elapsed());
+    assert!(
+        waiting.is_err(),
+        "expected no record {:?} into the outage: {waiting:?}",
+        began.elapsed()
+    );
     // Another worker joins, for which worker `a` is dead. Worker `a` returns before the other one
     // assigns the lease.
     let scope = Scope::new("default", "orders");
@@ -168,7 +179,8 @@ async fn store_outage_at_the_start_is_reported_after_max_unflushed() {
         let store = Gated::new(fleet.store.clone(), {
             let is_down = Arc::clone(&is_down);
             move |_asked| {
-                let refusal = || Error::store_unavailable("the store is down", "injected by the test");
+                let refusal =
+                    || Error::store_unavailable("the store is down", "injected by the test");
                 let is_down = is_down.load(Ordering::SeqCst);
                 ready(if is_down { Err(refusal()) } else { Ok(()) }).boxed()
             }
@@ -271,7 +283,8 @@ async fn each_outage_of_an_idle_stream_is_reported() {
 async fn lease_is_handed_over_while_checkpoint_writes_fail() {
     let fleet = Fleet::new(2);
     let store = Gated::new(fleet.store.clone(), |asked| {
-        let refusal = || Error::store_unavailable("checkpoints cannot be saved", "injected by the test");
+        let refusal =
+            || Error::store_unavailable("checkpoints cannot be saved", "injected by the test");
         ready(if asked == Asked::Save { Err(refusal()) } else { Ok(()) }).boxed()
     });
     let first = fleet.builder("a").store(store).build().unwrap();

@@ -307,7 +307,10 @@ fn events_are_delivered_when_wakers_panic() {
                 }
                 assert!(caller.panicked.load(Ordering::SeqCst) > 0, "{call:?}");
                 drop((records, consumer));
-                timeout(60 * SECOND, listening).await.expect("the end of the events within 60 s").unwrap();
+                timeout(60 * SECOND, listening)
+                    .await
+                    .expect("the end of the events within 60 s")
+                    .unwrap();
             });
         }
     }
@@ -332,7 +335,10 @@ fn stream_dropped_by_a_panic_survives_a_panicking_waker_drop() {
                 resume_unwind(Box::new("the caller panics"));
             }));
             assert!(unwound.is_err());
-            assert!(caller.panicked.load(Ordering::SeqCst) > before, "expected the waker to be dropped");
+            assert!(
+                caller.panicked.load(Ordering::SeqCst) > before,
+                "expected the waker to be dropped"
+            );
             drop(record);
             sleep(SECOND).await;
         }
