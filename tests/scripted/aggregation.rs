@@ -118,12 +118,12 @@ async fn restart_resumes_inside_an_aggregate() {
 }
 
 /// Returns a new store with the saved position of the shard, which is all that outlives a process.
-async fn survived(store: &Watched) -> MemoryStore {
+async fn store_after_crash(store: &Watched) -> MemoryStore {
     let checkpoint = store.position(0).await.unwrap().parse().unwrap();
-    let survived = MemoryStore::new();
+    let store_after_crash = MemoryStore::new();
     let saved = [("shardId-000000000000".parse().unwrap(), checkpoint)];
-    survived.save(&Scope::new("default", "orders"), &saved).await.unwrap();
-    survived
+    store_after_crash.save(&Scope::new("default", "orders"), &saved).await.unwrap();
+    store_after_crash
 }
 
 #[tokio::test(start_paused = true)]
@@ -154,9 +154,9 @@ async fn crash_inside_an_aggregate_resumes_after_the_saved_user_record() {
         let held = next(&mut records).await;
         sleep(Duration::from_secs(2)).await;
         assert_eq!(store.position(0).await, Some(part(&whole, 2)), "{checkpoint_on:?}");
-        let survived = survived(&store).await;
+        let store_after_crash = store_after_crash(&store).await;
         drop((records, held));
-        let mut records = build().store(survived).build().unwrap().records();
+        let mut records = build().store(store_after_crash).build().unwrap().records();
         assert_eq!(numbers(&mut records, 3).await, [3, 4, 5], "{checkpoint_on:?}, {fan_out}");
         assert_silent(&mut records).await;
     }

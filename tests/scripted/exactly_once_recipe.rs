@@ -30,7 +30,7 @@ fn put_aggregate(shard: &Shard, numbers: std::ops::Range<usize>) {
 
 /// Reads from the stored checkpoints and stores `count` batches of one record each. Then it stops
 /// like a crashed process: only the database is left.
-async fn read_and_die(kinesis: &Kinesis, sink: &mut Sink, count: usize) {
+async fn read_and_crash(kinesis: &Kinesis, sink: &mut Sink, count: usize) {
     let mut records = consumer(kinesis, sink).records();
     for _ in 0..count {
         let record = next(&mut records).await;
@@ -76,7 +76,7 @@ async fn crash_inside_an_aggregate_stores_each_user_record_once() {
         put_aggregate(&shard, 6..7);
         shard.put("7");
         let mut sink = database();
-        read_and_die(&kinesis, &mut sink, read).await;
+        read_and_crash(&kinesis, &mut sink, read).await;
         assert_once(&sink, read);
         read_all(&kinesis, &mut sink).await;
         assert_once(&sink, 8);
@@ -92,13 +92,13 @@ async fn split_between_runs_stores_records_of_children_once() {
         parent.put("0");
         parent.put("1");
         let mut sink = database();
-        read_and_die(&kinesis, &mut sink, 1).await;
+        read_and_crash(&kinesis, &mut sink, 1).await;
         parent.put("2");
         let [left, right] = parent.split();
         left.put("3");
         right.put("4");
         left.split()[1].put("5");
-        read_and_die(&kinesis, &mut sink, 3).await;
+        read_and_crash(&kinesis, &mut sink, 3).await;
         read_all(&kinesis, &mut sink).await;
         assert_once(&sink, 6);
         read_all(&kinesis, &mut sink).await;
@@ -132,7 +132,7 @@ async fn shard_that_was_quiet_for_longer_than_retention_is_read_on() {
     kinesis.set_retention(24 * HOUR);
     orders.shard(0).put("0");
     let mut sink = database();
-    read_and_die(&kinesis, &mut sink, 1).await;
+    read_and_crash(&kinesis, &mut sink, 1).await;
     sleep(26 * HOUR).await;
     orders.shard(0).put("1");
     read_all(&kinesis, &mut sink).await;

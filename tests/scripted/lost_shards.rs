@@ -15,7 +15,7 @@ use crate::{assert_silent, consumer, next, number, orders};
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Returns a store in which a closed shard is read up to the first of its two records.
-async fn half_read() -> (Kinesis, Stream, MemoryStore) {
+async fn store_with_half_read_shard() -> (Kinesis, Stream, MemoryStore) {
     let (kinesis, orders) = orders(1);
     let sequence_number = orders.shard(0).put("0");
     orders.shard(0).put("1");
@@ -30,7 +30,7 @@ async fn half_read() -> (Kinesis, Stream, MemoryStore) {
 
 #[tokio::test(start_paused = true)]
 async fn lost_shard_is_reported_at_each_start_until_on_trimmed_skips_it() {
-    let (kinesis, orders, store) = half_read().await;
+    let (kinesis, orders, store) = store_with_half_read_shard().await;
     orders.shard(0).expire();
     for _ in 0..2 {
         let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
@@ -57,7 +57,7 @@ async fn lost_shard_is_reported_at_each_start_until_on_trimmed_skips_it() {
 
 #[tokio::test(start_paused = true)]
 async fn lost_shard_that_is_listed_again_is_read() {
-    let (kinesis, orders, store) = half_read().await;
+    let (kinesis, orders, store) = store_with_half_read_shard().await;
     let missing = Outcome::Mislisted(WrongListing::Without(orders.shard(0).id()));
     let not_found = Outcome::failed(400, "ResourceNotFoundException", "no such shard");
     kinesis.on_call(move |call| match call.operation.as_str() {

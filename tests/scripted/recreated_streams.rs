@@ -14,7 +14,7 @@ use crate::{assert_silent, calls, consumer, next, number, orders, read_first};
 const SHARD: &str = "shardId-000000000000";
 
 /// Reads the only record of a stream, and creates the stream again with another record.
-async fn created_again(store: &MemoryStore) -> (Kinesis, Stream) {
+async fn recreate_stream(store: &MemoryStore) -> (Kinesis, Stream) {
     let (kinesis, before) = orders(1);
     let (first, records) = read_first(&kinesis, &before, store).await;
     drop(records);
@@ -28,7 +28,7 @@ async fn created_again(store: &MemoryStore) -> (Kinesis, Stream) {
 #[tokio::test(start_paused = true)]
 async fn recreated_stream_is_an_error_by_default() {
     let store = MemoryStore::new();
-    let (kinesis, _again) = created_again(&store).await;
+    let (kinesis, _again) = recreate_stream(&store).await;
     // Each start yields the error and no record.
     for _ in 0..2 {
         let reads = calls(&kinesis, "GetRecords").len();
@@ -49,7 +49,7 @@ async fn recreated_stream_is_an_error_by_default() {
 async fn recreated_stream_is_read_as_on_trimmed_says() {
     for policy in [OnTrimmed::TrimHorizon, OnTrimmed::Latest] {
         let store = MemoryStore::new();
-        let (kinesis, again) = created_again(&store).await;
+        let (kinesis, again) = recreate_stream(&store).await;
         tokio::time::sleep(Duration::from_secs(3)).await;
         let consumer = consumer(&kinesis).store(store).on_trimmed(policy).build().unwrap();
         let mut events = consumer.events();
@@ -237,7 +237,7 @@ async fn start_of_a_new_shard_is_stored_before_its_first_record() {
 #[tokio::test(start_paused = true)]
 async fn lost_shard_is_not_replaced_by_a_wrong_start() {
     let store = MemoryStore::new();
-    let (kinesis, again) = created_again(&store).await;
+    let (kinesis, again) = recreate_stream(&store).await;
     let failing = consumer(&kinesis).store(store.clone()).build().unwrap();
     let mut records = failing.records();
     assert!(records.next().await.unwrap().is_err());

@@ -60,7 +60,11 @@ pub(crate) async fn stop_after(time: Duration, reader: Consumer, mut records: Re
 
 /// Reads and stores three records, then puts four and trims the first two of them. Returns the
 /// sequence number of the last read record.
-async fn lossy(kinesis: &Kinesis, orders: &Stream, builder: ConsumerBuilder) -> SequenceNumber {
+async fn read_three_and_lose_two(
+    kinesis: &Kinesis,
+    orders: &Stream,
+    builder: ConsumerBuilder,
+) -> SequenceNumber {
     let (reader, records) = three_read(orders, builder).await;
     stop_after(Duration::from_secs(5), reader, records).await;
     for number in 3..7 {
@@ -80,7 +84,7 @@ async fn trimmed_number_is_reported_whether_rejected_or_accepted() {
             kinesis.set_trimmed_numbers_accepted(accepted);
             let store = Watched::default();
             let builder = consumer(&kinesis).store(store.clone()).on_trimmed(policy);
-            let last = lossy(&kinesis, &orders, builder.clone()).await;
+            let last = read_three_and_lose_two(&kinesis, &orders, builder.clone()).await;
             let reader = builder.build().unwrap();
             let mut events = reader.events();
             let mut records = reader.records();
@@ -615,7 +619,7 @@ async fn records_after_those_skipped_by_latest_are_read_after_a_restart() {
                 kinesis.set_retention(48 * HOUR);
                 let builder = sources(&kinesis)[source].clone().on_trimmed(OnTrimmed::Latest);
                 let builder = builder.store(Watched::default());
-                let last = lossy(&kinesis, &orders, builder.clone()).await;
+                let last = read_three_and_lose_two(&kinesis, &orders, builder.clone()).await;
                 sleep(HOUR).await;
                 let case = format!("source {source}, accepted: {accepted}, away for {away} h");
                 // The skipped records are retained for another 48 hours, and a restart reports them
@@ -653,7 +657,7 @@ async fn second_loss_is_reported_after_the_first() {
                 kinesis.set_retention(24 * HOUR);
                 let builder = sources(&kinesis)[source].clone().on_trimmed(policy);
                 let builder = builder.store(Watched::default());
-                let last = lossy(&kinesis, &orders, builder.clone()).await;
+                let last = read_three_and_lose_two(&kinesis, &orders, builder.clone()).await;
                 orders.shard(0).trim(7);
                 let mut read = Vec::new();
                 for _start in 0..2 {

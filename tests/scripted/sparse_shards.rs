@@ -194,7 +194,7 @@ async fn period_lookup_that_keeps_failing_is_reported() {
 /// period is unknown, or `Latest` may have skipped records. Events without records may last longer
 /// than a subscription lives.
 #[tokio::test(start_paused = true)]
-async fn record_after_a_gap_is_read_when_no_loss_can_be_proven() {
+async fn record_after_a_gap_is_read_when_a_loss_cannot_be_ruled_out() {
     for (policy, is_denied) in
         [(OnTrimmed::Latest, false), (OnTrimmed::Latest, true), (OnTrimmed::Fail, true)]
     {

@@ -196,7 +196,7 @@ async fn child_named_latest_in_known_stream_starts_at_first_poll() {
 
 /// Returns the first child of a shard. The store knows the child, and nothing of it is read yet:
 /// the parent holds an unacknowledged record, and the child a record from before the next start.
-async fn with_unread_child(kinesis: &Kinesis, orders: &Stream, store: &MemoryStore) -> Shard {
+async fn store_unread_child(kinesis: &Kinesis, orders: &Stream, store: &MemoryStore) -> Shard {
     orders.shard(0).put("0");
     let reader = acknowledged(kinesis, store).build().unwrap();
     let mut records = reader.records();
@@ -223,7 +223,7 @@ async fn known_child_starts_at_position_named_later() {
     ] {
         let (kinesis, orders) = orders(1);
         let store = MemoryStore::new();
-        let child = with_unread_child(&kinesis, &orders, &store).await;
+        let child = store_unread_child(&kinesis, &orders, &store).await;
         let builder = acknowledged(&kinesis, &store);
         let reader = builder.starting_position_for(child.id(), position.clone()).build().unwrap();
         let mut records = reader.records();
@@ -252,7 +252,7 @@ async fn known_child_keeps_start_relative_to_now_across_restarts() {
         let kinesis = Kinesis::at(SystemTime::now() - Duration::from_secs(3600));
         let orders = kinesis.create_stream("orders", 1);
         let store = MemoryStore::new();
-        let child = with_unread_child(&kinesis, &orders, &store).await;
+        let child = store_unread_child(&kinesis, &orders, &store).await;
         let start = || {
             let position = resolve(kinesis.now());
             let builder = acknowledged(&kinesis, &store);
@@ -293,7 +293,7 @@ async fn known_child_keeps_start_relative_to_now_across_restarts() {
 async fn child_is_not_fetched_before_its_start_is_stored() {
     let (kinesis, orders) = orders(1);
     let store = MemoryStore::new();
-    let child = with_unread_child(&kinesis, &orders, &store).await;
+    let child = store_unread_child(&kinesis, &orders, &store).await;
     let earlier = acknowledged(&kinesis, &store).build().unwrap();
     let mut records = earlier.records();
     next(&mut records).await.ack();
@@ -335,7 +335,7 @@ async fn child_is_not_fetched_before_its_start_is_stored() {
 async fn child_taken_over_keeps_the_start_of_the_crashed_worker() {
     let (kinesis, orders) = orders(1);
     let store = MemoryStore::new();
-    let child = with_unread_child(&kinesis, &orders, &store).await;
+    let child = store_unread_child(&kinesis, &orders, &store).await;
     let is_dead = Arc::new(AtomicBool::new(false));
     let mortal = Gated::new(store.clone(), {
         let is_dead = Arc::clone(&is_dead);

@@ -40,7 +40,7 @@ fn builder(kinesis: &Kinesis, policy: OnTrimmed) -> ConsumerBuilder {
 
 /// Reads record 0 of the parent and does not finish it for `time`, while records are put into the
 /// first child.
-async fn hang(records: &mut Records, orders: &Stream, time: Duration) -> Record {
+async fn hold_parent_record(records: &mut Records, orders: &Stream, time: Duration) -> Record {
     let record = next(records).await;
     assert_eq!(number(&record), 0);
     sleep(Duration::from_secs(60)).await;
@@ -62,7 +62,7 @@ async fn child_that_waited_for_longer_than_retention_reports_the_loss() {
             let reader = builder.build().unwrap();
             let mut events = reader.events();
             let mut records = reader.records();
-            let _hung = hang(&mut records, &orders, 30 * HOUR).await;
+            let _hung = hold_parent_record(&mut records, &orders, 30 * HOUR).await;
             assert_eq!(number(&next(&mut records).await), 2);
             assert_silent(&mut records).await;
             let mut told = gaps(&mut events);
@@ -87,7 +87,7 @@ async fn child_that_waited_within_retention_reports_no_loss() {
         let mut events = reader.events();
         let mut records = reader.records();
         let hours = if retention == 24 { 23 } else { 30 };
-        let _hung = hang(&mut records, &orders, hours * HOUR).await;
+        let _hung = hold_parent_record(&mut records, &orders, hours * HOUR).await;
         for expected in 1..3 {
             assert_eq!(number(&next(&mut records).await), expected);
         }
@@ -107,7 +107,7 @@ async fn child_of_a_fleet_that_was_down_reports_the_loss() {
     let builder = builder.checkpoint_on(CheckpointOn::Ack);
     let reader = builder.clone().build().unwrap();
     let mut records = reader.records();
-    let parent = hang(&mut records, &orders, HOUR).await;
+    let parent = hold_parent_record(&mut records, &orders, HOUR).await;
     assert_silent(&mut records).await;
     // The parent is finished, and no child is started.
     parent.ack();
