@@ -18,7 +18,7 @@ use crate::gated::{Asked, Gated};
 use crate::{next, number};
 
 /// Calls to a failing store are retried with back-off, also if a change waits to be stored. The
-/// stream yields an error when delivery has been paused for longer than `max_unflushed`.
+/// stream yields one error when the outage lasts longer than `max_unflushed`.
 #[tokio::test(start_paused = true)]
 async fn failing_store_is_retried_with_back_off() {
     let fleet = Fleet::new(2);
