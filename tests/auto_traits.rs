@@ -1,4 +1,5 @@
-//! The auto traits of every public type: losing one would break callers who spawn or store it.
+//! Checks the auto traits of every public type. Losing one would break callers that spawn or store
+//! the type.
 
 use kinestream::store::{Scope, lease};
 use kinestream::{
@@ -12,7 +13,7 @@ fn assert_all<T: Send + Sync + Unpin + std::fmt::Debug + 'static>() {}
 fn assert_send<T: Send + Unpin + std::fmt::Debug + 'static>() {}
 
 #[test]
-fn public_types_cross_threads() {
+fn public_types_keep_their_auto_traits() {
     assert_all::<MemoryBudget>();
     assert_all::<Checkpoint>();
     assert_all::<CheckpointOn>();
@@ -56,7 +57,7 @@ fn public_types_cross_threads() {
         assert_all::<kinestream::testing::Shard>();
         assert_all::<kinestream::testing::Stream>();
     }
-    // Streams are polled by one task at a time.
+    // Streams are polled by one task at a time, so they need no `Sync`.
     assert_send::<Events>();
     assert_send::<Records>();
     assert_send::<ShardStream>();

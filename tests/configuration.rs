@@ -1,5 +1,5 @@
-//! Every bad option, by the text that the user sees.
-// A test that cannot go on says so by a panic, in its helpers too.
+//! Invalid options, and the error text of each.
+// Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::time::{Duration, SystemTime};
@@ -14,7 +14,7 @@ fn client() -> Client {
     Client::from_conf(Config::builder().behavior_version(BehaviorVersion::latest()).build())
 }
 
-/// What `build` says of the options.
+/// Returns the error text of `build` with these options.
 fn refused(options: impl FnOnce(ConsumerBuilder) -> ConsumerBuilder) -> String {
     let error = options(Consumer::builder(client(), "orders")).build().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Configuration);
@@ -24,12 +24,12 @@ fn refused(options: impl FnOnce(ConsumerBuilder) -> ConsumerBuilder) -> String {
 }
 
 #[test]
-fn the_defaults_are_valid() {
+fn default_options_are_valid() {
     Consumer::builder(client(), "orders").build().unwrap();
 }
 
 #[test]
-fn names_the_limit_and_its_range() {
+fn limit_out_of_range_is_rejected() {
     assert_eq!(
         refused(|builder| builder.limit(0)),
         "stream orders: limit is 0, but must be 1 to 10000 records a call"
@@ -41,7 +41,7 @@ fn names_the_limit_and_its_range() {
 }
 
 #[test]
-fn names_times_and_their_ranges() {
+fn times_out_of_range_are_rejected() {
     assert_eq!(
         refused(|builder| builder.interval(Duration::ZERO)),
         "stream orders: interval is 0ns, but must be at least 200ms and at most a year"
@@ -62,7 +62,7 @@ fn names_times_and_their_ranges() {
 }
 
 #[test]
-fn names_the_application() {
+fn invalid_application_name_is_rejected() {
     assert_eq!(
         refused(|builder| builder.application("")),
         "stream orders: application is empty, but must be a name"
@@ -79,7 +79,7 @@ fn names_the_application() {
 }
 
 #[test]
-fn names_counts_of_nothing() {
+fn counts_out_of_range_are_rejected() {
     assert_eq!(
         refused(|builder| builder.max_in_flight(0)),
         "stream orders: max_in_flight is 0, but must be at least 1 record"
@@ -99,7 +99,7 @@ fn names_counts_of_nothing() {
 }
 
 #[test]
-fn names_the_worker_and_its_times() {
+fn invalid_worker_id_and_times_are_rejected() {
     for name in ["", "-", "a b", "a{b}", "a,b", "a\nb", &"a".repeat(201)] {
         assert_eq!(
             refused(|builder| builder.worker_id(name)),
@@ -125,7 +125,7 @@ fn names_the_worker_and_its_times() {
 }
 
 #[test]
-fn a_start_in_the_future_is_refused() {
+fn starting_position_in_the_future_is_rejected() {
     let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
     let message = "stream orders: starting_position is in the future; pass a time in the past";
     assert_eq!(
@@ -138,7 +138,7 @@ fn a_start_in_the_future_is_refused() {
 }
 
 #[test]
-fn start_of_shard_takes_each_kind_of_position() {
+fn starting_position_for_accepts_each_kind_of_position() {
     let shard = || "shardId-000000000000".parse().unwrap();
     Consumer::builder(client(), "orders")
         .starting_position_for(shard(), StartingPosition::Latest)
@@ -149,7 +149,7 @@ fn start_of_shard_takes_each_kind_of_position() {
 }
 
 #[test]
-fn names_the_stream_and_shows_an_arn() {
+fn invalid_stream_name_is_rejected_and_an_arn_is_accepted() {
     for stream in ["", "no spaces", "arn:aws:kinesis:eu-west-1:123456789012:orders"] {
         let error = Consumer::builder(client(), stream).build().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Configuration);

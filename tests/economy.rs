@@ -1,11 +1,12 @@
-//! What reading costs beyond the bare loop of the SDK, in allocations and in instructions: counted,
-//! so that it is the same on any machine under any load. Time is measured by the benchmarks.
+//! The cost of reading beyond that of a bare loop around the SDK, in allocations and instructions.
+//! Both are counted, so they are the same on any machine under any load. The benchmarks measure
+//! time.
 //!
 //!     cargo test --features testing --test economy -- --include-ignored --skip subject
 //!
-//! Two lengths of a stream are read, and what is said of a record is the difference: a start costs
-//! what it costs.
-// A test that cannot go on says so by a panic, in its helpers too.
+//! Streams of two lengths are read. The cost of a record is computed from the difference, which
+//! does not include the cost of the start.
+// Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "support/bare.rs"]
@@ -26,7 +27,7 @@ use canned::Contents;
 use drain::drain;
 use kinestream::{CheckpointOn, Consumer, StartingPosition};
 
-/// Two lengths of a stream, in answers.
+/// The two lengths of a stream, in responses.
 const LENGTHS: [usize; 2] = [16, 48];
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,7 +37,8 @@ enum Reader {
     Ack,
 }
 
-/// A stream of 16 shards, or of one for the bare loop, and who reads it to its end.
+/// A reader and the size of its records. It reads a stream of 16 shards to its end, or of one shard
+/// with the bare loop.
 #[derive(Debug, Clone, Copy)]
 struct Subject {
     reader: Reader,
@@ -56,13 +58,13 @@ impl Subject {
         let acknowledged = self.reader == Reader::Ack;
         let consumer = Consumer::builder(client, stream)
             .starting_position(StartingPosition::TrimHorizon)
-            // Under valgrind the clock on the wall runs ahead of the paused one.
+            // Under valgrind, the wall clock runs ahead of the paused clock.
             .lease_duration(Duration::from_secs(24 * 60 * 60))
             .checkpoint_on(if acknowledged { CheckpointOn::Ack } else { CheckpointOn::Pull });
         drain(consumer.build().unwrap().records(), records, acknowledged).await;
     }
 
-    /// What it takes to read so many answers; the answers themselves are made before.
+    /// Reads this many responses inside `watch`. The responses are built before.
     fn run<T>(self, answers: usize, watch: impl FnOnce(&mut dyn FnMut()) -> T) -> T {
         let contents = self.contents(answers);
         let stream = contents.stream(0);
@@ -72,17 +74,18 @@ impl Subject {
         watch(&mut || runtime.block_on(self.read(client.clone(), &stream, contents.records())))
     }
 
-    /// For each of two lengths: how many records, and what was allocated.
+    /// Returns the number of records and the allocations for each of the two lengths.
     fn allocations(self) -> [(usize, AllocationInfo); 2] {
         LENGTHS.map(|answers| {
             (self.contents(answers).records(), self.run(answers, |read| measure(read)))
         })
     }
 
-    /// Instructions a record, as valgrind counts them.
+    /// Returns the instructions per record, as counted by valgrind.
     #[allow(clippy::cast_precision_loss)]
     fn instructions(self) -> f64 {
-        // A start makes a few calls more or less, by the clock on the wall: a long difference hides them.
+        // A start makes a few calls more or less, depending on the wall clock. A large difference
+        // in length hides them.
         let [short, long] = [2, 14].map(|answers| {
             let output = Command::new("valgrind")
                 .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
@@ -93,16 +96,20 @@ impl Subject {
                 .expect("valgrind is installed");
             let said = String::from_utf8_lossy(&output.stderr);
             let count = said.lines().find_map(|line| line.split_once("Collected : "));
-            let count = count.unwrap_or_else(|| panic!("valgrind counted nothing: {said}")).1;
+            let count = count
+                .unwrap_or_else(|| {
+                    panic!("no count of instructions in the output of valgrind: {said}")
+                })
+                .1;
             (self.contents(answers).records(), count.trim().parse::<usize>().unwrap())
         });
         (long.1 - short.1) as f64 / (long.0 - short.0) as f64
     }
 }
 
-/// What this test's own processes do, under valgrind.
+/// The body of the child processes that run under valgrind.
 #[test]
-#[ignore = "run by a_record_takes_few_instructions, under valgrind"]
+#[ignore = "run by record_takes_few_instructions under valgrind"]
 fn subject() {
     let subject = std::env::var("SUBJECT").unwrap();
     let mut words = subject.split(' ');
@@ -116,9 +123,9 @@ fn subject() {
     subject.run(number(), |read| read());
 }
 
-/// What lies between the two lengths, a record: allocations and bytes.
+/// Returns the allocations and bytes per record, from the difference of the two lengths.
 #[allow(clippy::cast_precision_loss)]
-fn a_record([short, long]: &[(usize, AllocationInfo); 2]) -> (f64, f64) {
+fn per_record([short, long]: &[(usize, AllocationInfo); 2]) -> (f64, f64) {
     let records = (long.0 - short.0) as f64;
     let (count, bytes) =
         (long.1.count_total - short.1.count_total, long.1.bytes_total - short.1.bytes_total);
@@ -126,18 +133,18 @@ fn a_record([short, long]: &[(usize, AllocationInfo); 2]) -> (f64, f64) {
 }
 
 #[test]
-fn a_record_takes_no_allocation_and_its_payload_is_not_copied() {
+fn record_takes_no_allocation_and_no_copy_of_its_payload() {
     for record_bytes in [100, 1000] {
-        let bare = a_record(&Subject { reader: Reader::Bare, record_bytes }.allocations());
+        let bare = per_record(&Subject { reader: Reader::Bare, record_bytes }.allocations());
         for reader in [Reader::Pull, Reader::Ack] {
-            let ours = a_record(&Subject { reader, record_bytes }.allocations());
+            let ours = per_record(&Subject { reader, record_bytes }.allocations());
             let (count, bytes) = (ours.0 - bare.0, ours.1 - bare.1);
             println!(
-                "{reader:?}, {record_bytes} bytes: {count:.3} allocations and {bytes:.0} bytes a \
-                 record beside the {:.2} and {:.0} of the bare loop",
+                "{reader:?}, {record_bytes} bytes: {count:.3} allocations and {bytes:.0} bytes per \
+                 record beyond the {:.2} and {:.0} of the bare loop",
                 bare.0, bare.1
             );
-            // A few for each run of 128 records.
+            // A few allocations for each run of 128 records.
             assert!(count < 0.02, "{count}");
             assert!(bytes < 10.0, "{bytes}");
         }
@@ -146,15 +153,18 @@ fn a_record_takes_no_allocation_and_its_payload_is_not_copied() {
 
 #[test]
 #[ignore = "needs valgrind, and takes a minute"]
-fn a_record_takes_few_instructions() {
+fn record_takes_few_instructions() {
     let record_bytes = 100;
     let bare = Subject { reader: Reader::Bare, record_bytes }.instructions();
     for reader in [Reader::Pull, Reader::Ack] {
         let more = Subject { reader, record_bytes }.instructions() - bare;
-        println!("{reader:?}: {more:.0} instructions a record beside {bare:.0} in the bare loop");
-        // In the tests' build. Pull takes 1,350 and Ack 1,440. About 250 of them read the wall clock and the
-        // monotonic clock: a process that was suspended must notice before it delivers another record.
-        // The remainder is for compilers that inline differently.
+        println!(
+            "{reader:?}: {more:.0} instructions per record beyond the {bare:.0} of the bare loop"
+        );
+        // In the build of the tests, `Pull` takes 1,350 instructions and `Ack` 1,440. About 250 of
+        // them read the wall clock and the monotonic clock: a process that was suspended must
+        // notice it before it delivers another record. The rest of the bound is a margin for
+        // compilers that inline differently.
         assert!(more < 1500.0, "{more}");
     }
 }

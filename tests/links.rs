@@ -1,6 +1,6 @@
-//! What the pages beside the code point at is there. Links into the code are rustdoc's to check, and
-//! whether a page elsewhere is still there is nobody's who has no network.
-// A test that cannot go on says so by a panic, in its helpers too.
+//! Checks the links in the Markdown pages. Rustdoc checks links into the code. Only the form of
+//! external links is checked, since the test has no network.
+// Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs::read_to_string;
@@ -21,12 +21,12 @@ fn pages() -> Vec<PathBuf> {
     beside.map(|name| root.join(name)).into_iter().chain(guide).collect()
 }
 
-/// The targets of `[text](target)` in a page.
+/// Returns the targets of `[text](target)` in a page.
 fn targets(page: &str) -> impl Iterator<Item = &str> {
     page.split("](").skip(1).map(|rest| rest.split(')').next().unwrap())
 }
 
-/// The anchors of the headings, as GitHub makes them.
+/// Returns the anchors of the headings, as GitHub derives them.
 fn anchors(page: &str) -> impl Iterator<Item = String> {
     let headings = page.lines().filter(|line| line.starts_with('#'));
     headings.map(|heading| {
@@ -37,7 +37,7 @@ fn anchors(page: &str) -> impl Iterator<Item = String> {
 }
 
 #[test]
-fn every_link_points_at_something() {
+fn every_link_has_a_target() {
     let mut checked = 0;
     for path in pages() {
         let page = read_to_string(&path).unwrap();
@@ -50,9 +50,9 @@ fn every_link_points_at_something() {
                     None => path.parent().unwrap().join(target).exists(),
                 },
             };
-            assert!(is_there, "{target} in {}", path.display());
+            assert!(is_there, "expected the target {target} of {} to exist", path.display());
             checked += 1;
         }
     }
-    assert!(checked > 20, "{checked} links were found");
+    assert!(checked > 20, "expected more than 20 links, found {checked}");
 }

@@ -1,5 +1,5 @@
-//! What is logged: little while all is well, and never what is nobody's business.
-// A test that cannot go on says so by a panic, in its helpers too.
+//! The log: few lines in normal operation, a warning for each problem, and no contents of records.
+// Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::cell::RefCell;
@@ -16,12 +16,12 @@ use tracing_subscriber::EnvFilter;
 const SECOND: Duration = Duration::from_secs(1);
 
 thread_local! {
-    /// What was logged on this thread, on which all tasks of its test run.
+    /// The log of this thread. All tasks of a test run on its thread.
     static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Appends to the log of the thread that logs. One subscriber is for all of the process: those of
-/// single threads miss what another thread was the first to log.
+/// Appends to the log of the current thread. One subscriber serves the whole process, since a
+/// subscriber of a single thread misses events that another thread was the first to reach.
 struct OfThread;
 
 impl Write for OfThread {
@@ -60,7 +60,7 @@ fn consumer(kinesis: &Kinesis) -> ConsumerBuilder {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_is_well_says_next_to_nothing_and_no_secret() {
+async fn healthy_consumer_logs_few_lines_and_no_contents_of_records() {
     start_logging();
     let kinesis = Kinesis::new();
     let orders = kinesis.create_stream("orders", 20);
@@ -79,16 +79,16 @@ async fn a_consumer_that_is_well_says_next_to_nothing_and_no_secret() {
     assert_eq!(lines("WARN"), [""; 0]);
     assert_eq!(lines("ERROR"), [""; 0]);
     let info = lines("INFO");
-    assert_eq!(info.len(), 3, "one joins, and two come of a split: {info:#?}");
+    assert_eq!(info.len(), 3, "expected one line for the worker and two for the split: {info:#?}");
     assert!(info[0].contains("worker joined"));
     let throttled = lines("DEBUG").into_iter().find(|line| line.contains("throttled"));
-    let throttled = throttled.expect("what is retried is told to who asks for it");
+    let throttled = throttled.expect("a debug line of a throttled call");
     for field in ["shard{stream=\"orders\"", "application=\"default\"", "shardId-0000", "attempt=1"]
     {
         assert!(throttled.contains(field), "{field} in {throttled}");
     }
     let fetched = lines("TRACE").into_iter().find(|line| line.contains("fetched"));
-    let fetched = fetched.expect("what is fetched is told to who asks for it");
+    let fetched = fetched.expect("a trace line of a fetch");
     for field in ["shard{", "records=1", "sequence_number=\"4", "millis_behind_latest=0"] {
         assert!(fetched.contains(field), "{field} in {fetched}");
     }
@@ -97,7 +97,7 @@ async fn a_consumer_that_is_well_says_next_to_nothing_and_no_secret() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_somebody_should_look_at_is_a_warning() {
+async fn lost_records_are_logged_as_a_warning() {
     start_logging();
     let kinesis = Kinesis::new();
     let orders = kinesis.create_stream("orders", 1);
@@ -120,7 +120,7 @@ async fn what_somebody_should_look_at_is_a_warning() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn left_out_user_records_are_warned_of_once_a_shard() {
+async fn left_out_user_records_are_logged_as_one_warning_per_shard() {
     start_logging();
     let kinesis = Kinesis::new();
     let orders = kinesis.create_stream("orders", 2);
@@ -137,7 +137,7 @@ async fn left_out_user_records_are_warned_of_once_a_shard() {
     }
     let mut warnings = lines("WARN");
     warnings.sort_by_key(|line| line.contains("shardId-000000000001"));
-    assert_eq!(warnings.len(), 2, "one for each shard: {warnings:#?}");
+    assert_eq!(warnings.len(), 2, "expected one warning for each shard: {warnings:#?}");
     for (shard, warning) in orders.shards().iter().zip(&warnings) {
         let shard = format!("shard={}", shard.id());
         for part in ["user records left out", &shard, "application=\"default\"", "records="] {

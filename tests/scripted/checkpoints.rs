@@ -1,4 +1,4 @@
-//! When positions are saved, and what happens while they can't be.
+//! Checkpoint writes: their timing, and reading while the store is down.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use futures::{FutureExt, StreamExt};
 use kinestream::{CheckpointOn, ErrorKind, SequenceNumber};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{assert_silent, consumer, next, number, orders};
 
 fn after(number: &SequenceNumber) -> String {
@@ -14,7 +14,7 @@ fn after(number: &SequenceNumber) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_shards_are_saved_together_once_an_interval() {
+async fn checkpoints_of_all_shards_share_one_save_per_interval() {
     let (kinesis, orders) = orders(10);
     for number in 0..600 {
         orders.shard(number % 10).put(number.to_string());
@@ -33,11 +33,14 @@ async fn all_shards_are_saved_together_once_an_interval() {
     }
     let intervals = usize::try_from(began.elapsed().as_secs()).unwrap();
     assert!(saves.len() <= intervals + 2, "{} saves in {intervals} s", saves.len());
-    assert!(saves[1..].iter().any(|(_, shards)| *shards > 5), "many shards in one save");
+    assert!(
+        saves[1..].iter().any(|(_, shards)| *shards > 5),
+        "expected a save of more than 5 shards"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_record_in_hand_is_not_finished() {
+async fn last_record_is_checkpointed_only_after_the_next_poll() {
     let (kinesis, orders) = orders(1);
     let numbers: Vec<SequenceNumber> =
         (0..3).map(|number| orders.shard(0).put(number.to_string())).collect();
@@ -50,17 +53,17 @@ async fn the_record_in_hand_is_not_finished() {
     assert_eq!(store.position(0).await.unwrap(), after(&numbers[0]));
     consumer.close().await.unwrap();
     assert_eq!(store.position(0).await.unwrap(), after(&numbers[0]));
-    assert!(records.next().await.is_none(), "closed");
+    assert!(records.next().await.is_none(), "expected the closed stream to end");
     consumer.close().await.unwrap();
     assert_eq!(
         store.position(0).await.unwrap(),
         after(&numbers[1]),
-        "finished by the poll for the next"
+        "expected the poll for the next record to acknowledge this one"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn dropping_saves_what_was_finished_and_not_the_last() {
+async fn dropped_stream_saves_all_but_the_last_record() {
     let (kinesis, orders) = orders(1);
     let numbers: Vec<SequenceNumber> =
         (0..3).map(|number| orders.shard(0).put(number.to_string())).collect();
@@ -72,11 +75,11 @@ async fn dropping_saves_what_was_finished_and_not_the_last() {
     drop((records, consumer));
     sleep(Duration::from_millis(1)).await;
     assert_eq!(store.position(0).await.unwrap(), after(&numbers[0]));
-    assert_eq!(kinesis.in_flight(), 0, "no call is left behind");
+    assert_eq!(kinesis.in_flight(), 0, "expected no call in flight");
 }
 
 #[tokio::test(start_paused = true)]
-async fn acks_in_any_order_advance_over_the_prefix() {
+async fn out_of_order_acks_advance_over_the_acknowledged_prefix() {
     let (kinesis, orders) = orders(1);
     let numbers: Vec<SequenceNumber> =
         (0..6).map(|number| orders.shard(0).put(number.to_string())).collect();
@@ -101,7 +104,7 @@ async fn acks_in_any_order_advance_over_the_prefix() {
         };
         assert_eq!(store.position(0).await.unwrap(), expected);
     }
-    // The last one is dropped without an ack: it is read again.
+    // The last record is dropped without an ack, so it is redelivered.
     drop((held, records));
     consumer.close().await.unwrap();
     let again = crate::consumer(&kinesis).store(store).build().unwrap();
@@ -109,7 +112,7 @@ async fn acks_in_any_order_advance_over_the_prefix() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_no_interval_each_position_is_saved_before_the_next_record() {
+async fn zero_interval_saves_each_position_before_the_next_record() {
     let (kinesis, orders) = orders(1);
     let numbers: Vec<SequenceNumber> =
         (0..20).map(|number| orders.shard(0).put(number.to_string())).collect();
@@ -128,7 +131,7 @@ async fn with_no_interval_each_position_is_saved_before_the_next_record() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_down_stops_records_only_when_it_is_down_for_too_long() {
+async fn store_outage_pauses_delivery_only_after_max_unflushed() {
     for interval in [Duration::from_secs(1), Duration::ZERO] {
         let (kinesis, orders) = orders(2);
         let store = Watched::default();
@@ -164,19 +167,23 @@ async fn a_store_that_is_down_stops_records_only_when_it_is_down_for_too_long() 
         assert!(attempts < 60, "{attempts} attempts");
         store.set_down(false);
         next(&mut records).await;
-        // Asking for one more finishes that one.
+        // The poll for the next record acknowledges this one.
         orders.shard(0).put("2");
         next(&mut records).await;
         sleep(Duration::from_secs(2)).await;
         let place = last.len() - 1;
         let position = store.position(place % 2).await.unwrap();
         let (_, number) = position.rsplit_once(':').unwrap();
-        assert_eq!(number, last[place].as_str(), "nothing is forgotten");
+        assert_eq!(
+            number,
+            last[place].as_str(),
+            "expected the last acknowledged record to be saved"
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_reader_of_one_consumer_is_refused() {
+async fn second_stream_of_one_consumer_is_rejected() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
     let consumer = consumer(&kinesis).build().unwrap();
@@ -192,14 +199,14 @@ async fn a_second_reader_of_one_consumer_is_refused() {
     assert!(second.next().await.is_none());
     assert_eq!(number(&next(&mut first).await), 0);
     drop(first);
-    // Unfinished, so it comes again.
+    // The record was not acknowledged, so it is redelivered.
     assert_eq!(number(&next(&mut consumer.records()).await), 0);
     consumer.close().await.unwrap();
     assert!(consumer.shards().next().await.unwrap().is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_close_ends_a_reader_that_waits() {
+async fn close_ends_a_waiting_stream() {
     let (kinesis, _orders) = orders(2);
     let consumer = consumer(&kinesis).build().unwrap();
     let reading = tokio::spawn({
@@ -212,10 +219,10 @@ async fn a_close_ends_a_reader_that_waits() {
     assert_eq!(kinesis.in_flight(), 0);
 }
 
-/// Each record is saved before the next one of its shard, also where a save of another shard was under
-/// way already.
+/// Each record is saved before the next record of its shard is delivered, even if a save of another
+/// shard is in progress.
 #[tokio::test(start_paused = true)]
-async fn checkpoint_interval_of_zero_saves_each_record_before_the_next() {
+async fn zero_interval_saves_each_record_during_a_save_of_another_shard() {
     let (kinesis, orders) = orders(2);
     let store = Watched::slow(Duration::from_secs(1));
     let builder = consumer(&kinesis).store(store.clone());
@@ -231,20 +238,23 @@ async fn checkpoint_interval_of_zero_saves_each_record_before_the_next() {
         stream.next().await.unwrap().unwrap();
     }
     for (shard, stream) in streams.iter_mut().enumerate() {
-        assert!(stream.next().now_or_never().is_none(), "shard {shard} waits for its save");
+        assert!(
+            stream.next().now_or_never().is_none(),
+            "expected shard {shard} to wait for its save"
+        );
         sleep(Duration::from_millis(500)).await;
     }
     for (shard, stream) in streams.iter_mut().enumerate() {
         stream.next().await.unwrap().unwrap();
         let first = &orders.shard(shard).sequence_numbers()[0];
         let saved = Some(format!("AFTER_SEQUENCE_NUMBER:{first}"));
-        assert_eq!(store.position(shard).await, saved, "of shard {shard}");
+        assert_eq!(store.position(shard).await, saved, "position of shard {shard}");
     }
 }
 
-/// The stream is dropped as the handler's task unwinds.
+/// The panic unwinds the handler's task, which drops the stream.
 #[tokio::test(start_paused = true)]
-async fn record_whose_handler_panics_is_redelivered_first() {
+async fn record_is_redelivered_first_after_its_handler_panics() {
     for mode in [CheckpointOn::Pull, CheckpointOn::Ack] {
         let (kinesis, orders) = orders(1);
         for number in 0..5 {

@@ -1,4 +1,5 @@
-//! Each row of the error table, from an answer on the wire to what the caller sees.
+//! Each row of the error table, from the response on the wire to the error that the caller
+//! receives.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,9 +13,9 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::{assert_silent, calls, consumer, next, number, orders};
 use kinestream::testing::{Kinesis, Outcome, Stream};
 
-/// What is cured within: twice in a row, on each operation, and the caller sees nothing of it.
+/// Each retryable failure occurs twice in a row on each operation, and the stream yields no error.
 #[tokio::test(start_paused = true)]
-async fn what_a_retry_cures_is_not_seen() {
+async fn retryable_failure_is_retried_without_an_error() {
     let fail = |status, code, message| Outcome::failed(status, code, message);
     let cures = [
         fail(400, "ProvisionedThroughputExceededException", "Rate exceeded for shard"),
@@ -42,7 +43,8 @@ async fn what_a_retry_cures_is_not_seen() {
             kinesis.next_calls(operation, 2, action.clone());
             let consumer = consumer(&kinesis).build().unwrap();
             let mut records = consumer.records();
-            // A Kinesis that was never reached for so long is told of, and still waited for.
+            // If Kinesis has not been reached at all for that long, an error is reported and the
+            // call is still retried.
             let unreached = operation == "ListShards" && matches!(action, Outcome::Hangs);
             if unreached {
                 let error = records.next().await.unwrap().unwrap_err();
@@ -58,9 +60,10 @@ async fn what_a_retry_cures_is_not_seen() {
     }
 }
 
-/// What only the caller can cure: told once, naming the place, and tried again slowly.
+/// A failure that only the operator can fix is reported once with its shard, and retried with a
+/// long back-off.
 #[tokio::test(start_paused = true)]
-async fn what_a_retry_cannot_cure_is_told_once() {
+async fn permanent_failure_is_reported_once_and_retried_slowly() {
     let denials = [
         (
             "AccessDeniedException",
@@ -135,13 +138,17 @@ async fn what_a_retry_cannot_cure_is_told_once() {
                 "stream orders, shard shardId-000000000000: GetRecords failed: {advice} (400 {code}: no)"
             )
         );
-        assert_eq!(read, [1, 0], "the other shard goes on, and this one when it can");
-        assert!(began.elapsed() >= Duration::from_secs(45), "three slow attempts");
+        assert_eq!(
+            read,
+            [1, 0],
+            "expected the other shard first, then this one after its failures"
+        );
+        assert!(began.elapsed() >= Duration::from_secs(45), "expected three slow attempts");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_is_deleted_ends() {
+async fn deleted_stream_reports_each_failure_once_and_ends() {
     let (kinesis, orders) = orders(2);
     orders.shard(0).put("0");
     let consumer = consumer(&kinesis).build().unwrap();
@@ -155,16 +162,16 @@ async fn a_stream_that_is_deleted_ends() {
         assert_eq!(error.stream(), Some("orders"));
         told.push(error.shard_id().map(str::to_owned));
     }
-    assert!(told.contains(&None), "the stream is not found: {told:?}");
+    assert!(told.contains(&None), "expected an error without a shard: {told:?}");
     let places = told.len();
     told.sort();
     told.dedup();
-    assert_eq!(told.len(), places, "each place once");
-    assert!(records.next().await.is_none(), "fused");
+    assert_eq!(told.len(), places, "expected at most one error per shard and one for the stream");
+    assert!(records.next().await.is_none(), "expected the ended stream to stay ended");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_kinesis_out_of_reach_at_the_start_is_told_and_waited_for() {
+async fn unreachable_kinesis_at_the_start_is_reported_and_retried() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
     kinesis.next_calls("ListShards", 10, Outcome::Refused);
@@ -181,7 +188,7 @@ async fn a_kinesis_out_of_reach_at_the_start_is_told_and_waited_for() {
     assert_eq!(number(&next(&mut records).await), 0);
 }
 
-/// A store that has a checkpoint of a record which is not there any more.
+/// Returns a store with a checkpoint at a trimmed record.
 pub(crate) async fn trimmed_store(orders: &Stream) -> MemoryStore {
     let store = MemoryStore::new();
     let numbers: Vec<_> = (0..10).map(|number| orders.shard(0).put(number.to_string())).collect();
@@ -196,7 +203,7 @@ pub(crate) async fn trimmed_store(orders: &Stream) -> MemoryStore {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_trimmed_checkpoint_follows_the_policy() {
+async fn trimmed_checkpoint_follows_on_trimmed() {
     let (kinesis, orders) = orders(2);
     let store = trimmed_store(&orders).await;
     orders.shard(1).put("100");
@@ -211,7 +218,7 @@ async fn a_trimmed_checkpoint_follows_the_policy() {
     }
     assert_eq!(told[0].kind(), ErrorKind::Trimmed);
     assert_eq!(told[0].shard_id(), Some("shardId-000000000000"));
-    assert_eq!(read, [100], "the other shard goes on");
+    assert_eq!(read, [100], "expected the other shard to be read");
     assert_silent(&mut records).await;
 
     let (kinesis, orders) = crate::orders(1);
@@ -223,7 +230,7 @@ async fn a_trimmed_checkpoint_follows_the_policy() {
         assert_eq!(number(&next(&mut records).await), expected);
     }
 
-    // By the server's clock, which is a day away from ours.
+    // `Latest` is the present by the server's clock, which is a day behind the host's.
     let kinesis = Kinesis::at(SystemTime::now() - Duration::from_secs(86_400));
     let orders = kinesis.create_stream("orders", 1);
     let store = trimmed_store(&orders).await;
@@ -236,7 +243,7 @@ async fn a_trimmed_checkpoint_follows_the_policy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_credentials_or_region_the_user_is_told_what_to_set() {
+async fn missing_credentials_or_region_error_names_the_setting() {
     let (kinesis, _orders) = orders(1);
     let bare = || {
         Config::builder()
@@ -267,9 +274,10 @@ async fn without_credentials_or_region_the_user_is_told_what_to_set() {
     }
 }
 
-/// The readers of the shards share the call, and each is refused while another has just failed.
+/// The readers of all shards share the call. While it has just failed for one reader, the others
+/// are refused without a call.
 #[tokio::test(start_paused = true)]
-async fn shared_call_whose_answers_cannot_be_parsed_ends_the_shards_after_a_minute() {
+async fn malformed_responses_to_a_shared_call_are_reported_after_a_minute() {
     let (kinesis, _orders) = orders(8);
     let garbled = Outcome::Garbled { status: 200, body: "<html>".into() };
     kinesis.next_calls("DescribeStreamConsumer", usize::MAX, garbled);
@@ -284,7 +292,7 @@ async fn shared_call_whose_answers_cannot_be_parsed_ends_the_shards_after_a_minu
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers_that_cannot_be_parsed_end_the_shard_after_a_minute() {
+async fn malformed_responses_are_reported_after_a_minute() {
     let garbled = Outcome::Garbled { status: 200, body: "<html>".into() };
     for (operation, fan_out) in
         [("GetRecords", false), ("GetShardIterator", false), ("SubscribeToShard", true)]
@@ -312,6 +320,10 @@ async fn answers_that_cannot_be_parsed_end_the_shard_after_a_minute() {
         }
         assert!(retried > 1, "{operation}: {retried} events");
         kinesis.on_call(|_| Outcome::Served);
-        assert_eq!(number(&next(&mut records).await), 0, "{operation}: read when it is cured");
+        assert_eq!(
+            number(&next(&mut records).await),
+            0,
+            "{operation}: expected the record after the failure"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Shards that are pushed.
+//! Enhanced fan-out: subscriptions, and the registered consumer.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use kinestream::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{assert_silent, calls, next, number, orders, shard_of};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn pushed(kinesis: &Kinesis) -> ConsumerBuilder {
+fn fan_out_consumer(kinesis: &Kinesis) -> ConsumerBuilder {
     crate::consumer(kinesis).fan_out("billing")
 }
 
@@ -30,11 +30,11 @@ fn after(number: &SequenceNumber) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_come_as_soon_as_they_are_put() {
+async fn record_is_delivered_as_soon_as_it_is_put() {
     let (kinesis, orders) = orders(1);
     kinesis.set_registration_time(3 * SECOND);
     orders.shard(0).put("0");
-    let consumer = pushed(&kinesis).build().unwrap();
+    let consumer = fan_out_consumer(&kinesis).build().unwrap();
     let mut records = consumer.records();
     numbers(&mut records, 0..1).await;
     for number in 1..20 {
@@ -51,34 +51,34 @@ async fn records_come_as_soon_as_they_are_put() {
     }
     let named = |operation| calls(&kinesis, operation).len();
     assert_eq!(named("RegisterStreamConsumer"), 1);
-    assert_eq!(named("GetRecords") + named("GetShardIterator"), 0, "nothing is polled");
+    assert_eq!(named("GetRecords") + named("GetShardIterator"), 0, "expected no polling");
     consumer.close().await.unwrap();
     drop(records);
     assert_eq!(named("DeregisterStreamConsumer"), 0);
-    // Another one finds it.
+    // Another consumer uses the registered one.
     orders.shard(0).put("20");
-    let mut records = pushed(&kinesis).build().unwrap().records();
+    let mut records = fan_out_consumer(&kinesis).build().unwrap().records();
     numbers(&mut records, 0..21).await;
     assert_eq!(named("RegisterStreamConsumer"), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn subscriptions_follow_each_other_without_a_gap() {
+async fn subscriptions_follow_each_other_without_loss_or_delay() {
     let (kinesis, orders) = orders(2);
-    let mut records = pushed(&kinesis).build().unwrap().records();
+    let mut records = fan_out_consumer(&kinesis).build().unwrap().records();
     let writing = tokio::spawn(async move {
         for number in 0..400 {
             orders.shard(number % 2).put(number.to_string());
             sleep(7 * SECOND).await;
         }
     });
-    // Three quarters of an hour.
+    // About three quarters of an hour.
     let began = Instant::now();
     for number in 0..400 {
         let record = next(&mut records).await;
-        assert_eq!(crate::number(&record), number, "in order, and each once");
+        assert_eq!(crate::number(&record), number, "expected each record once and in order");
         let late = began.elapsed().saturating_sub(u32::try_from(number).unwrap() * 7 * SECOND);
-        assert!(late < 6 * SECOND, "record {number} comes {late:?} late");
+        assert!(late < 6 * SECOND, "record {number} is {late:?} late");
     }
     writing.await.unwrap();
     let subscribed = calls(&kinesis, "SubscribeToShard");
@@ -87,16 +87,16 @@ async fn subscriptions_follow_each_other_without_a_gap() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whatever_becomes_of_a_subscription_nothing_is_lost_and_nothing_comes_twice() {
+async fn failed_subscription_loses_and_repeats_no_record() {
     let (kinesis, orders) = orders(1);
     let shard = orders.shard(0);
-    let mut records = pushed(&kinesis).build().unwrap().records();
+    let mut records = fan_out_consumer(&kinesis).build().unwrap().records();
     let mut put = 0;
     for interruption in [
         Interruption::Ends,
         Interruption::Resets,
         Interruption::Stalls,
-        Interruption::fails("InternalFailureException", "ours"),
+        Interruption::fails("InternalFailureException", "internal failure"),
         Interruption::fails("KMSThrottlingException", "slow down"),
         Interruption::fails("ResourceInUseException", "taken over"),
         Interruption::fails("SomethingNewException", "unheard of"),
@@ -116,7 +116,7 @@ async fn whatever_becomes_of_a_subscription_nothing_is_lost_and_nothing_comes_tw
         }
     }
     for outcome in [
-        Outcome::failed(500, "InternalFailureException", "ours"),
+        Outcome::failed(500, "InternalFailureException", "internal failure"),
         Outcome::failed(400, "LimitExceededException", "too many"),
         Outcome::failed(400, "ResourceInUseException", "not yet"),
         Outcome::Refused,
@@ -137,16 +137,16 @@ async fn whatever_becomes_of_a_subscription_nothing_is_lost_and_nothing_comes_tw
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_who_stops_lets_the_subscription_go() {
+async fn subscription_ends_after_the_caller_stops_polling() {
     let (kinesis, orders) = orders(1);
-    let mut records = pushed(&kinesis).build().unwrap().records();
+    let mut records = fan_out_consumer(&kinesis).build().unwrap().records();
     orders.shard(0).put("0");
     numbers(&mut records, 0..1).await;
     orders.shard(0).put("1");
     sleep(SECOND).await;
     orders.shard(0).put("2");
     sleep(5 * SECOND).await;
-    assert_eq!(kinesis.in_flight(), 1, "for a moment it is kept");
+    assert_eq!(kinesis.in_flight(), 1, "expected the subscription to be kept for a few seconds");
     sleep(10 * SECOND).await;
     assert_eq!(kinesis.in_flight(), 0);
     orders.shard(0).put("3");
@@ -157,14 +157,15 @@ async fn a_caller_who_stops_lets_the_subscription_go() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn never_more_is_read_than_there_is_room_for() {
+async fn fan_out_stays_within_the_memory_budget() {
     let (kinesis, orders) = orders(4);
     let large = |number: usize| format!("{}{number:0>2}", "0".repeat(1_000_000));
     for number in 0..40 {
         orders.shard(number % 4).put(large(number));
     }
-    // Room for one of the answers while it is read, and no more.
-    let mut records = pushed(&kinesis).max_buffered_bytes(3 << 20).build().unwrap().records();
+    // The budget has room for one response while it is read.
+    let mut records =
+        fan_out_consumer(&kinesis).max_buffered_bytes(3 << 20).build().unwrap().records();
     let mut read = vec![Vec::new(); 4];
     for _ in 0..40 {
         let record = next(&mut records).await;
@@ -177,12 +178,13 @@ async fn never_more_is_read_than_there_is_room_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn children_follow_their_parents() {
+async fn children_are_read_after_their_parents() {
     let (kinesis, orders) = orders(1);
     for named in [true, false] {
         kinesis.set_child_shards(named);
         let store = Watched::default();
-        let mut records = pushed(&kinesis).store(store.clone()).build().unwrap().records();
+        let mut records =
+            fan_out_consumer(&kinesis).store(store.clone()).build().unwrap().records();
         let parent = orders.open_shards()[0].clone();
         parent.put("0");
         let [left, right] = parent.split();
@@ -206,17 +208,21 @@ async fn children_follow_their_parents() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quiet_shard_moves_its_checkpoint_and_no_further_than_is_finished() {
+async fn checkpoint_of_a_quiet_shard_advances_only_over_finished_records() {
     let (kinesis, orders) = orders(1);
     let first = orders.shard(0).put("0");
     let store = Watched::default();
-    let reader = pushed(&kinesis).store(store.clone()).checkpoint_on(CheckpointOn::Ack);
+    let reader = fan_out_consumer(&kinesis).store(store.clone()).checkpoint_on(CheckpointOn::Ack);
     let reader = reader.build().unwrap();
     let mut records = reader.records();
     let held = next(&mut records).await;
     let waiting = timeout(300 * SECOND, records.next()).await;
     assert!(waiting.is_err());
-    assert_eq!(store.position(0).await.unwrap(), "TRIM_HORIZON", "one is not finished");
+    assert_eq!(
+        store.position(0).await.unwrap(),
+        "TRIM_HORIZON",
+        "expected no checkpoint before the record is finished"
+    );
     held.ack();
     let waiting = timeout(5 * SECOND, records.next()).await;
     assert!(waiting.is_err());
@@ -230,10 +236,10 @@ async fn a_quiet_shard_moves_its_checkpoint_and_no_further_than_is_finished() {
     assert!((8..12).contains(&saves), "{saves} saves in ten minutes");
     drop(records);
     reader.close().await.unwrap();
-    // What was there has left retention meanwhile, and is not missed.
+    // Record 0 was finished before it is trimmed, so its loss is not reported.
     let second = orders.shard(0).put("1");
     orders.shard(0).trim(1);
-    for reader in [pushed(&kinesis), crate::consumer(&kinesis)] {
+    for reader in [fan_out_consumer(&kinesis), crate::consumer(&kinesis)] {
         let mut records = reader.store(store.clone()).build().unwrap().records();
         let record = next(&mut records).await;
         assert_eq!(record.sequence_number(), &second);
@@ -241,9 +247,9 @@ async fn a_quiet_shard_moves_its_checkpoint_and_no_further_than_is_finished() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn consumer_deregistered_under_way_is_registered_again() {
+async fn consumer_deregistered_while_reading_is_registered_again() {
     let (kinesis, orders) = orders(1);
-    let consumer = pushed(&kinesis).build().unwrap();
+    let consumer = fan_out_consumer(&kinesis).build().unwrap();
     let mut records = consumer.records();
     orders.shard(0).put("0");
     numbers(&mut records, 0..1).await;
@@ -254,7 +260,7 @@ async fn consumer_deregistered_under_way_is_registered_again() {
     gone.send().await.unwrap();
     let mut events = consumer.events();
     let reading = timeout(60 * SECOND, records.next()).await;
-    assert!(reading.is_err(), "no error: {reading:?}");
+    assert!(reading.is_err(), "expected no error: {reading:?}");
     assert!(matches!(events.next().await, Some(Event::Retried { .. })));
     orders.shard(0).put("1");
     numbers(&mut records, 1..2).await;
@@ -262,11 +268,15 @@ async fn consumer_deregistered_under_way_is_registered_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn closing_deregisters_where_that_is_wanted_and_nobody_is_left() {
+async fn last_worker_to_close_deregisters_the_consumer() {
     let (kinesis, orders) = orders(2);
     let store = kinestream::MemoryStore::new();
     let build = |name: &str| {
-        pushed(&kinesis).store(store.clone()).worker_id(name).deregister_on_close(true).build()
+        fan_out_consumer(&kinesis)
+            .store(store.clone())
+            .worker_id(name)
+            .deregister_on_close(true)
+            .build()
     };
     let (first, second) = (build("a").unwrap(), build("b").unwrap());
     let mut reading: Vec<Records> = vec![first.records(), second.records()];
@@ -282,11 +292,11 @@ async fn closing_deregisters_where_that_is_wanted_and_nobody_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_may_not_be_registered_is_told_once_for_all_shards() {
+async fn denied_registration_is_reported_once_for_all_shards() {
     let (kinesis, orders) = orders(20);
     let denied = crate::denied();
     kinesis.next_calls("RegisterStreamConsumer", usize::MAX, denied);
-    let mut records = pushed(&kinesis).build().unwrap().records();
+    let mut records = fan_out_consumer(&kinesis).build().unwrap().records();
     let error = records.next().await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied);
     assert_silent(&mut records).await;
@@ -296,7 +306,8 @@ async fn a_consumer_that_may_not_be_registered_is_told_once_for_all_shards() {
     numbers(&mut records, 0..1).await;
 }
 
-/// Kinesis allows 5 calls of `RegisterStreamConsumer` and 20 of `DescribeStreamConsumer` per second.
+/// Kinesis allows 5 calls of `RegisterStreamConsumer` and 20 of `DescribeStreamConsumer` per
+/// second.
 #[tokio::test(start_paused = true)]
 async fn registration_that_is_never_listed_stays_within_the_call_limits() {
     let (kinesis, _orders) = orders(20);
@@ -310,21 +321,21 @@ async fn registration_that_is_never_listed_stays_within_the_call_limits() {
         },
         _ => Outcome::Served,
     });
-    let mut records = pushed(&kinesis).build().unwrap().records();
+    let mut records = fan_out_consumer(&kinesis).build().unwrap().records();
     assert_silent(&mut records).await;
     for (operation, limit) in [("RegisterStreamConsumer", 5), ("DescribeStreamConsumer", 20)] {
         let called: Vec<Instant> = calls(&kinesis, operation).iter().map(|call| call.at).collect();
-        assert!(called.len() > 10, "{operation} is called again: {}", called.len());
+        assert!(called.len() > 10, "expected more than 10 calls of {operation}: {}", called.len());
         let most = called
             .iter()
             .map(|first| called.iter().filter(|at| (*first..*first + SECOND).contains(at)).count());
         let most = most.max().unwrap();
-        assert!(most <= limit, "{operation}: {most} calls in a second, where {limit} are allowed");
+        assert!(most <= limit, "{operation}: {most} calls in a second, but {limit} are allowed");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn consumer_that_is_never_listed_is_reported_once_released_and_retried() {
+async fn consumer_that_is_never_found_is_reported_once_and_its_shards_released() {
     for is_known in [false, true] {
         let (kinesis, orders) = orders(3);
         kinesis.on_call(move |call| match &*call.operation {
@@ -334,7 +345,7 @@ async fn consumer_that_is_never_listed_is_reported_once_released_and_retried() {
             }
             _ => Outcome::Served,
         });
-        let consumer = pushed(&kinesis).build().unwrap();
+        let consumer = fan_out_consumer(&kinesis).build().unwrap();
         let mut events = consumer.events();
         let mut records = consumer.records();
         let began = Instant::now();
@@ -345,7 +356,7 @@ async fn consumer_that_is_never_listed_is_reported_once_released_and_retried() {
         assert!(began.elapsed() >= 300 * SECOND, "{:?}", began.elapsed());
         let is_retried = |event: &Event| matches!(event, Event::Retried { .. });
         let retried = std::iter::from_fn(|| events.next().now_or_never().flatten());
-        assert!(retried.filter(is_retried).count() > 2, "the wait is visible");
+        assert!(retried.filter(is_retried).count() > 2, "expected events during the wait");
         let mut released = BTreeSet::new();
         for _ in 0..300 {
             let quiet = timeout(SECOND, records.next()).await;
@@ -357,7 +368,11 @@ async fn consumer_that_is_never_listed_is_reported_once_released_and_retried() {
                 shard
             }));
         }
-        assert_eq!(released.len(), 3, "the lease of each shard is released: {released:?}");
+        assert_eq!(
+            released.len(),
+            3,
+            "expected the lease of each shard to be released: {released:?}"
+        );
         let quiet = timeout(1000 * SECOND, records.next()).await;
         assert!(quiet.is_err(), "reported once: {quiet:?}");
         kinesis.on_call(|_| Outcome::Served);
@@ -378,7 +393,7 @@ async fn registration_beyond_the_twentieth_consumer_is_reported_once() {
         let call = client.register_stream_consumer().stream_arn(&arn);
         call.consumer_name(name(number)).send().await.unwrap();
     }
-    let mut records = pushed(&kinesis).build().unwrap().records();
+    let mut records = fan_out_consumer(&kinesis).build().unwrap().records();
     let error = timeout(60 * SECOND, records.next()).await.expect("an error").unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Rejected);
     assert!(error.to_string().contains("LimitExceededException"), "{error}");
@@ -390,12 +405,12 @@ async fn registration_beyond_the_twentieth_consumer_is_reported_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_inside_a_packed_record_goes_on_inside_it() {
+async fn restart_resumes_inside_an_aggregated_record() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put(aggregate((0..5).map(|number| ("key", number.to_string()))));
     let store = Watched::default();
     for first in 0..5 {
-        let reader = pushed(&kinesis).store(store.clone()).build().unwrap();
+        let reader = fan_out_consumer(&kinesis).store(store.clone()).build().unwrap();
         let mut records = reader.records();
         let record = next(&mut records).await;
         assert_eq!(number(&record), first);
@@ -407,10 +422,12 @@ async fn a_stop_inside_a_packed_record_goes_on_inside_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_takes_over_the_shards_of_another() {
+async fn handoff_between_fan_out_workers_repeats_no_record() {
     let (kinesis, orders) = orders(4);
     let store = kinestream::MemoryStore::new();
-    let build = |name: &str| pushed(&kinesis).store(store.clone()).worker_id(name).build().unwrap();
+    let build = |name: &str| {
+        fan_out_consumer(&kinesis).store(store.clone()).worker_id(name).build().unwrap()
+    };
     let (first, second) = (build("a"), build("b"));
     let mut records = first.records();
     for number in 0..40 {
@@ -432,14 +449,14 @@ async fn a_worker_takes_over_the_shards_of_another() {
         let record = timeout(60 * SECOND, both.next()).await.unwrap().unwrap().unwrap();
         repeated += usize::from(!read.insert(number(&record)));
     }
-    assert_eq!(repeated, 0, "a graceful handover repeats nothing");
+    assert_eq!(repeated, 0, "expected a handoff without redelivery");
     writing.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn pushed_shard_makes_progress_while_another_holds_all_memory() {
+async fn fan_out_shard_makes_progress_while_another_holds_all_memory() {
     let (kinesis, orders) = orders(2);
-    let consumer = pushed(&kinesis)
+    let consumer = fan_out_consumer(&kinesis)
         .checkpoint_on(CheckpointOn::Ack)
         .max_in_flight(1)
         .max_buffered_bytes(1)
@@ -449,11 +466,13 @@ async fn pushed_shard_makes_progress_while_another_holds_all_memory() {
     orders.shard(0).put("0");
     orders.shard(0).put("1");
     let first = next(&mut records).await;
-    // The other record of its batch takes all the memory for as long as the first is worked on.
+    // The second record of its batch takes all the memory until the first one is acknowledged.
     orders.shard(1).interrupt(&Interruption::Ends);
     orders.shard(1).put("0");
-    // A server allows a new subscription after five seconds.
-    let other = timeout(6 * SECOND, records.next()).await.expect("its reserve is free");
+    // Kinesis allows a new subscription after five seconds.
+    let other = timeout(6 * SECOND, records.next())
+        .await
+        .expect("a record through the reserve of the shard");
     assert_eq!(shard_of(&other.unwrap().unwrap()), 1);
     first.ack();
     assert_eq!(shard_of(&next(&mut records).await), 0);
@@ -464,7 +483,7 @@ async fn consumer_that_stays_creating_is_reported_after_five_minutes() {
     let (kinesis, orders) = orders(3);
     kinesis.set_registration_time(900 * SECOND);
     orders.shard(0).put("0");
-    let consumer = pushed(&kinesis).build().unwrap();
+    let consumer = fan_out_consumer(&kinesis).build().unwrap();
     let mut events = consumer.events();
     let mut records = consumer.records();
     let began = Instant::now();
@@ -484,21 +503,21 @@ async fn consumer_that_stays_creating_is_reported_after_five_minutes() {
             }
         }
     });
-    assert_eq!(read.await, Ok(0), "it is read when the consumer is ACTIVE");
+    assert_eq!(read.await, Ok(0), "expected the record after the consumer became ACTIVE");
 }
 
 #[tokio::test(start_paused = true)]
-async fn shard_in_use_for_an_hour_is_subscribed_to_at_the_allowed_rate_and_then_read() {
+async fn shard_in_use_for_an_hour_is_retried_at_the_allowed_rate_and_then_read() {
     let (kinesis, orders) = orders(1);
     let in_use = Outcome::failed(400, "ResourceInUseException", "another subscription");
     kinesis.next_calls("SubscribeToShard", usize::MAX, in_use);
     orders.shard(0).put("0");
-    let consumer = pushed(&kinesis).build().unwrap();
+    let consumer = fan_out_consumer(&kinesis).build().unwrap();
     let mut records = consumer.records();
     let quiet = timeout(3600 * SECOND, records.next()).await;
     assert!(quiet.is_err(), "{quiet:?}");
     let attempts = calls(&kinesis, "SubscribeToShard");
-    // A pause is 5 s to 7.5 s.
+    // The back-off is 5 s to 7.5 s.
     assert!(attempts.len() >= 3600 / 8, "{} attempts", attempts.len());
     for pair in attempts.windows(2) {
         let pause = pair[1].at - pair[0].at;

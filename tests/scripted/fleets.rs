@@ -1,4 +1,4 @@
-//! Workers of one application that share the shards: who joins, leaves, is slow, or stops.
+//! Fleets: workers of one application share the shards while workers join, close and are dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -15,9 +15,9 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::{calls, consumer, next, number, orders, shard_of};
 
 pub(crate) const LEASE: Duration = Duration::from_secs(9);
-/// A third of it.
+/// A third of the lease duration.
 pub(crate) const RENEWAL: Duration = Duration::from_secs(3);
-/// For the calls between.
+/// Time for the calls in between.
 pub(crate) const MOMENT: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(crate) struct Seen {
     pub(crate) at: Instant,
 }
 
-/// Workers on one store, and what they have read together.
+/// Workers that share one store, and all records that they have read.
 #[derive(Clone)]
 pub(crate) struct Fleet {
     pub(crate) kinesis: Kinesis,
@@ -38,7 +38,7 @@ pub(crate) struct Fleet {
     pub(crate) seen: Arc<Mutex<Vec<Seen>>>,
 }
 
-/// A worker that reads in a task of its own.
+/// A worker that reads in its own task.
 pub(crate) struct Worker {
     pub(crate) consumer: Consumer,
     pub(crate) reading: JoinHandle<()>,
@@ -54,7 +54,7 @@ impl Fleet {
         consumer(&self.kinesis).store(self.store.clone()).worker_id(name).lease_duration(LEASE)
     }
 
-    /// A worker that takes a moment for each record, and is done with it then.
+    /// Starts a worker that spends a millisecond on each record and finishes it by the next poll.
     pub(crate) fn start(&self, name: &str) -> Worker {
         let consumer = self.builder(name).build().unwrap();
         let (mut records, fleet, name) = (consumer.records(), self.clone(), name.to_owned());
@@ -77,7 +77,7 @@ impl Fleet {
         });
     }
 
-    /// Puts a record into some shard every so often, until it is dropped.
+    /// Puts a record into the open shards in turn, one each `pause`, until [`Puts::end`].
     pub(crate) fn put_all_along(&self, pause: Duration) -> Puts {
         let (orders, puts) = (self.orders.clone(), Arc::new(Mutex::new(0)));
         let count = Arc::clone(&puts);
@@ -100,7 +100,7 @@ impl Fleet {
         self.store.table(&Scope::new("default", "orders")).await.unwrap()
     }
 
-    /// How many shards each worker has.
+    /// Returns the number of leases of each worker.
     pub(crate) async fn shares(&self) -> BTreeMap<String, usize> {
         let mut shares = BTreeMap::new();
         for lease in self.table().await.leases.values() {
@@ -116,7 +116,8 @@ impl Fleet {
         assert_eq!(self.shares().await, expected);
     }
 
-    /// Every record was read once, in order, and no shard by two workers in one epoch.
+    /// Asserts that every record was read once and in order, and no shard by two workers in one
+    /// epoch.
     pub(crate) fn assert_each_once(&self, count: usize) {
         let seen = self.seen.lock().unwrap();
         let mut times = vec![0; count];
@@ -131,7 +132,7 @@ impl Fleet {
             assert!(before.is_none_or(|before| before.0 <= place.0 && before.1 < place.1));
         }
         let wrong: Vec<_> = (0..count).filter(|number| times[*number] != 1).collect();
-        assert_eq!(wrong, [0; 0], "not read once each, of {count}");
+        assert_eq!(wrong, [0; 0], "expected each of {count} records once");
     }
 
     pub(crate) fn seen_by(&self, worker: &str, since: Instant) -> BTreeSet<usize> {
@@ -147,7 +148,7 @@ pub(crate) struct Puts {
 }
 
 impl Puts {
-    /// How many there were, after enough time to read them.
+    /// Stops putting records, waits until they are read, and returns their number.
     pub(crate) async fn end(self) -> usize {
         self.task.abort();
         sleep(Duration::from_secs(30)).await;
@@ -156,7 +157,7 @@ impl Puts {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newcomer_gets_its_share_within_two_renewals_and_nothing_is_repeated() {
+async fn new_worker_gets_its_share_within_two_renewals_without_redelivery() {
     let fleet = Fleet::new(10);
     let puts = fleet.put_all_along(Duration::from_millis(20));
     let _first = fleet.start("a");
@@ -171,13 +172,17 @@ async fn a_newcomer_gets_its_share_within_two_renewals_and_nothing_is_repeated()
     let settled = Instant::now();
     sleep(Duration::from_secs(20)).await;
     let shares = ["a", "b", "c"].map(|worker| fleet.seen_by(worker, settled).len());
-    assert_eq!(shares, [4, 3, 3], "each reads what it has");
+    assert_eq!(shares, [4, 3, 3], "expected each worker to read its shards");
     fleet.assert_each_once(puts.end().await);
-    assert_eq!(fleet.kinesis.violations(), [""; 0], "and no shard is asked too often");
+    assert_eq!(
+        fleet.kinesis.violations(),
+        [""; 0],
+        "expected calls within the limits of the shards"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_that_start_together_share_evenly() {
+async fn workers_that_start_together_share_evenly() {
     let fleet = Fleet::new(30);
     let puts = fleet.put_all_along(Duration::from_millis(20));
     let workers: Vec<_> = (0..7).map(|number| fleet.start(&format!("w{number}"))).collect();
@@ -190,7 +195,7 @@ async fn many_that_start_together_share_evenly() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_and_drop_give_back_at_once() {
+async fn close_and_drop_release_leases_at_once() {
     for closed in [true, false] {
         let fleet = Fleet::new(6);
         let puts = fleet.put_all_along(Duration::from_millis(20));
@@ -215,7 +220,7 @@ async fn close_and_drop_give_back_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fleet_at_rest_makes_no_moves_and_lists_once() {
+async fn idle_fleet_moves_no_lease_and_lists_once_per_interval() {
     let fleet = Fleet::new(7);
     let _workers = ["a", "b", "c"].map(|name| fleet.start(name));
     sleep(Duration::from_secs(60)).await;
@@ -223,11 +228,15 @@ async fn a_fleet_at_rest_makes_no_moves_and_lists_once() {
         (fleet.table().await.version, calls(&fleet.kinesis, "ListShards").len());
     sleep(Duration::from_secs(600)).await;
     assert_eq!(fleet.table().await.version, version);
-    assert_eq!(calls(&fleet.kinesis, "ListShards").len() - listed, 20, "every 30 s");
+    assert_eq!(
+        calls(&fleet.kinesis, "ListShards").len() - listed,
+        20,
+        "expected one listing every 30 s"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_lists_is_followed_by_another() {
+async fn listing_worker_that_closes_is_replaced() {
     let fleet = Fleet::new(4);
     let a = fleet.start("a");
     sleep(MOMENT).await;
@@ -240,7 +249,7 @@ async fn who_lists_is_followed_by_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn children_are_shared_when_their_parents_are_finished() {
+async fn children_are_shared_after_their_parents_are_finished() {
     for child_shards in [true, false] {
         let fleet = Fleet::new(4);
         fleet.kinesis.set_child_shards(child_shards);
@@ -262,7 +271,7 @@ async fn children_are_shared_when_their_parents_are_finished() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn finished_shard_is_remembered_after_retention_has_passed_it() {
+async fn finished_shard_is_remembered_after_it_expires() {
     let fleet = Fleet::new(1);
     fleet.orders.shard(0).put("0");
     let _children = fleet.orders.shard(0).split();
@@ -273,15 +282,19 @@ async fn finished_shard_is_remembered_after_retention_has_passed_it() {
     sleep(Duration::from_secs(60)).await;
     let table = fleet.table().await;
     let unlisted: Vec<_> = table.leases.values().map(|lease| lease.unlisted.is_some()).collect();
-    assert_eq!(unlisted, [true, false, false], "it is kept for a year, and noted as unlisted");
+    assert_eq!(
+        unlisted,
+        [true, false, false],
+        "expected the finished shard to be kept (for a year) and marked as unlisted"
+    );
     let version = table.version;
     sleep(Duration::from_secs(60)).await;
-    assert_eq!(fleet.table().await.version, version, "it is noted once");
+    assert_eq!(fleet.table().await.version, version, "expected the mark to be stored once");
     fleet.assert_each_once(1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_is_one_workers_alone() {
+async fn second_worker_with_the_same_id_is_rejected() {
     let fleet = Fleet::new(2);
     let first = fleet.start("a");
     sleep(MOMENT).await;
@@ -290,7 +303,7 @@ async fn a_name_is_one_workers_alone() {
     let error = timeout(3 * LEASE, records.next()).await.unwrap().unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Configuration);
     assert!(error.to_string().contains("worker_id"), "{error}");
-    // When the first has gone, the second is the one.
+    // After the first worker has closed, the second one reads.
     fleet.orders.shard(0).put("0");
     sleep(Duration::from_secs(5)).await;
     first.consumer.close().await.unwrap();
@@ -299,7 +312,7 @@ async fn a_name_is_one_workers_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shard_stream_that_is_dropped_comes_again() {
+async fn dropped_shard_stream_is_yielded_again() {
     let fleet = Fleet::new(2);
     for number in 0..4 {
         fleet.orders.shard(number % 2).put(number.to_string());
@@ -316,11 +329,15 @@ async fn a_shard_stream_that_is_dropped_comes_again() {
     assert_eq!(again.shard_id(), &id);
     let next = again.next().await.unwrap().unwrap();
     assert!(next.epoch() > epoch);
-    assert_eq!(number(&next), number(&record) + 2, "from where it was finished");
+    assert_eq!(
+        number(&next),
+        number(&record) + 2,
+        "expected the record after the acknowledged one"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn shards_that_were_not_opened_are_released_with_the_stream_of_shards() {
+async fn unopened_shards_are_released_when_the_stream_of_shards_is_dropped() {
     let fleet = Fleet::new(3);
     let consumer = fleet.builder("a").build().unwrap();
     let mut shards = consumer.shards();
@@ -350,7 +367,7 @@ impl Fleet {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hundred_workers_make_room_for_one_more_within_two_renewals() {
+async fn hundred_workers_rebalance_for_one_more_within_two_renewals() {
     let fleet = Fleet::new(1000);
     let mut workers: Vec<_> = (0..100).map(|number| fleet.start(&format!("w{number}"))).collect();
     sleep(2 * RENEWAL + MOMENT).await;
@@ -369,15 +386,15 @@ async fn a_hundred_workers_make_room_for_one_more_within_two_renewals() {
     assert_eq!(fleet.table().await.version, version);
 }
 
-/// A share that goes on to another before its worker has heard of it goes on at once.
+/// A lease that is reassigned before its worker has learned of the assignment moves at once.
 #[tokio::test(start_paused = true)]
-async fn one_that_joins_while_all_are_starting_is_given_its_share_with_the_next_renewal() {
+async fn worker_that_joins_a_starting_fleet_gets_its_share_at_the_next_renewal() {
     for pause in [1, 100, 1600] {
         let fleet = Fleet::new(60);
         let mut workers: Vec<_> = (0..9).map(|number| fleet.start(&format!("w{number}"))).collect();
         sleep(Duration::from_millis(pause)).await;
         workers.push(fleet.start("w9"));
-        // Who has one to give hears of it with the next renewal.
+        // A worker learns at its next renewal that it must hand over a lease.
         sleep(RENEWAL + MOMENT).await;
         let shares = fleet.shares().await;
         assert_eq!(shares.values().sum::<usize>(), 60, "{shares:?}");

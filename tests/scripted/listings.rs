@@ -1,4 +1,4 @@
-//! Listings that cannot be the whole stream.
+//! Incomplete, stale and wrong listings of the shards.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,10 +17,10 @@ fn shard_zero() -> kinestream::ShardId {
     "shardId-000000000000".parse().unwrap()
 }
 
-/// Each wrong answer at the start, and again while reading: the store has what a right one would
-/// have made of it, and no record is lost or repeated.
+/// Each wrong listing occurs at the start and again while reading. The store ends up as with
+/// correct listings, and no record is lost or repeated.
 #[tokio::test(start_paused = true)]
-async fn wrong_listing_changes_nothing_in_the_store() {
+async fn wrong_listing_does_not_change_the_store() {
     let wrong = [
         WrongListing::Empty,
         WrongListing::Without(shard_zero()),
@@ -64,7 +64,8 @@ async fn wrong_listing_changes_nothing_in_the_store() {
             let position = &stored[&open.id()];
             let is_read = matches!(
                 position,
-                Checkpoint::AfterSequenceNumber { .. } | Checkpoint::CaughtUp { after: Some(_), .. }
+                Checkpoint::AfterSequenceNumber { .. }
+                    | Checkpoint::CaughtUp { after: Some(_), .. }
             );
             assert!(is_read, "{wrong:?}: {position}");
         }
@@ -74,7 +75,7 @@ async fn wrong_listing_changes_nothing_in_the_store() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lasting_incomplete_listing_is_reported_once() {
+async fn persistent_incomplete_listing_is_reported_once() {
     let (kinesis, orders) = orders(2);
     orders.shard(0).put("0");
     kinesis.next_calls("ListShards", usize::MAX, Outcome::Mislisted(WrongListing::Short(1)));
@@ -86,19 +87,19 @@ async fn lasting_incomplete_listing_is_reported_once() {
     assert!(error.to_string().contains("incomplete"), "{error}");
     assert!(began.elapsed() >= Duration::from_secs(60), "{:?}", began.elapsed());
     let quiet = timeout(Duration::from_secs(600), records.next()).await;
-    assert!(quiet.is_err(), "one error, and no shard is read: {quiet:?}");
+    assert!(quiet.is_err(), "expected one error and no record: {quiet:?}");
     kinesis.on_call(|_| Outcome::Served);
     assert_eq!(number(&next(&mut records).await), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn refused_page_token_backs_off() {
+async fn rejected_page_token_is_retried_with_back_off() {
     for code in
         ["ExpiredNextTokenException", "InvalidArgumentException", "ResourceNotFoundException"]
     {
         let (kinesis, orders) = orders(1500);
         orders.shard(0).put("0");
-        // Each listing's second page is refused.
+        // The second page of each listing is rejected.
         let mut listings = 0;
         kinesis.on_call(move |call| {
             if call.operation != "ListShards" {
@@ -117,7 +118,7 @@ async fn refused_page_token_backs_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refused_filter_is_given_up() {
+async fn rejected_filter_is_given_up() {
     for message in ["ShardFilter is not supported", "the timestamp is not supported"] {
         let (kinesis, orders) = orders(1);
         orders.shard(0).put("0");
@@ -136,9 +137,9 @@ async fn refused_filter_is_given_up() {
     }
 }
 
-/// Open shards that a filtered listing leaves out are read all the same.
+/// Open shards that a filtered listing lacks are still read.
 #[tokio::test(start_paused = true)]
-async fn short_filtered_listing_ends_no_shard() {
+async fn incomplete_filtered_listing_ends_no_shard() {
     let (kinesis, orders) = orders(2);
     sleep(Duration::from_secs(2)).await;
     kinesis.next_calls("ListShards", 1, Outcome::Served);
@@ -150,8 +151,8 @@ async fn short_filtered_listing_ends_no_shard() {
     assert_eq!(number(&next(&mut records).await), 1);
 }
 
-/// A closed shard holds records of the time from which is read, and the listing of the shards that were
-/// open then lacks it.
+/// A closed shard holds records from after the starting time, and the listing of the shards that
+/// were open at that time lacks it.
 #[tokio::test(start_paused = true)]
 async fn listing_by_time_without_a_closed_shard_ends_no_shard() {
     for (wrong, by_seek) in [
@@ -160,7 +161,7 @@ async fn listing_by_time_without_a_closed_shard_ends_no_shard() {
         (WrongListing::Empty, false),
         (WrongListing::Empty, true),
     ] {
-        // The clock of the test runs ahead of that of the host.
+        // The clock of the test runs ahead of the host's clock.
         let kinesis = Kinesis::at(SystemTime::now() - Duration::from_secs(3600));
         let orders = kinesis.create_stream("orders", 1);
         sleep(Duration::from_secs(5)).await;
@@ -170,7 +171,7 @@ async fn listing_by_time_without_a_closed_shard_ends_no_shard() {
         let [left, _right] = orders.shard(0).split();
         left.put("1");
         sleep(Duration::from_secs(5)).await;
-        // The first call is the full listing, which a start repeats.
+        // The first call is the full listing, which a start makes twice.
         kinesis.next_calls("ListShards", if by_seek { 1 } else { 2 }, Outcome::Served);
         kinesis.next_calls("ListShards", 1, Outcome::Mislisted(wrong.clone()));
         let consumer = if by_seek {
@@ -188,9 +189,9 @@ async fn listing_by_time_without_a_closed_shard_ends_no_shard() {
     }
 }
 
-/// A seek moves every shard that Kinesis keeps, whatever its first listings lack.
+/// A seek moves every shard that Kinesis retains, even if its first listings lack one.
 #[tokio::test(start_paused = true)]
-async fn seek_moves_a_shard_that_its_listings_lack() {
+async fn seek_moves_a_shard_missing_from_its_listings() {
     let child: ShardId = "shardId-000000000001".parse().unwrap();
     for wrong in [
         WrongListing::Without(shard_zero()),
@@ -222,9 +223,9 @@ async fn seek_moves_a_shard_that_its_listings_lack() {
     }
 }
 
-/// A shard that no worker knows yet begins where a seek has it begin.
+/// A shard that no worker knows yet starts at the position that a seek stored.
 #[tokio::test(start_paused = true)]
-async fn seek_before_the_first_start_moves_a_closed_shard_that_its_listing_lacks() {
+async fn seek_before_the_first_start_moves_a_closed_shard_missing_from_its_listing() {
     let kinesis = Kinesis::at(SystemTime::now() - Duration::from_secs(3600));
     let orders = kinesis.create_stream("orders", 1);
     orders.shard(0).put("0");
@@ -243,9 +244,9 @@ async fn seek_before_the_first_start_moves_a_closed_shard_that_its_listing_lacks
     assert_silent(&mut records).await;
 }
 
-/// Parents that have left retention delay a seek by their confirmation, and only once.
+/// The confirmation that parents have expired delays a seek only once.
 #[tokio::test(start_paused = true)]
-async fn seek_passes_a_parent_that_has_left_retention() {
+async fn seek_succeeds_after_a_parent_has_expired() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).split()[0].put("1");
     orders.shard(0).expire();
@@ -258,16 +259,18 @@ async fn seek_passes_a_parent_that_has_left_retention() {
     assert_eq!(number(&next(&mut records).await), 1);
 }
 
-/// The unfinished parent of listed children is missing from two listings, and then there again.
+/// The unfinished parent of listed children is missing from two listings, and is listed again after
+/// them.
 #[tokio::test(start_paused = true)]
-async fn shard_missing_for_a_while_is_read_to_its_end() {
+async fn shard_missing_from_two_listings_is_read_to_its_end() {
     let (kinesis, orders) = orders(1);
     let read = orders.shard(0).put("0");
     orders.shard(0).put("1");
     let [left, _right] = orders.shard(0).split();
     left.put("2");
     let store = MemoryStore::new();
-    let position = Checkpoint::AfterSequenceNumber { sequence_number: read, sub_sequence_number: None };
+    let position =
+        Checkpoint::AfterSequenceNumber { sequence_number: read, sub_sequence_number: None };
     let scope = Scope::new("default", "orders");
     store.save(&scope, &[(shard_zero(), position)]).await.unwrap();
     let missing = Outcome::Mislisted(WrongListing::Without(shard_zero()));
@@ -282,7 +285,7 @@ async fn shard_missing_for_a_while_is_read_to_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stream_missing_for_a_moment_is_read_on() {
+async fn stream_that_is_briefly_not_found_is_read_on() {
     let (kinesis, orders) = orders(1);
     let consumer = consumer(&kinesis).discovery_interval(Duration::from_secs(1)).build().unwrap();
     let mut records = consumer.records();
@@ -295,7 +298,7 @@ async fn stream_missing_for_a_moment_is_read_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn mistyped_name_is_reported_soon() {
+async fn mistyped_stream_name_is_reported_within_seconds() {
     let kinesis = Kinesis::new();
     let consumer = consumer(&kinesis).build().unwrap();
     let began = Instant::now();
@@ -307,9 +310,9 @@ async fn mistyped_name_is_reported_soon() {
     assert!((Duration::from_secs(2)..Duration::from_secs(10)).contains(&time), "{time:?}");
 }
 
-/// `Latest` is the first poll, however long the listings fail.
+/// `Latest` means the time of the first poll, regardless of how long listings fail.
 #[tokio::test(start_paused = true)]
-async fn latest_reads_what_came_while_listings_failed() {
+async fn latest_reads_records_put_while_listings_failed() {
     let failures = [
         Outcome::throttled(),
         Outcome::failed(500, "InternalFailureException", ""),
@@ -347,9 +350,9 @@ async fn latest_reads_what_came_while_listings_failed() {
     }
 }
 
-/// The table does not change when a shard is found again, and yet the shard must be acquired.
+/// The lease table does not change when a shard is found again, but the shard must be acquired.
 #[tokio::test(start_paused = true)]
-async fn shard_that_was_missing_for_a_moment_is_read_when_it_is_found_again() {
+async fn shard_that_is_briefly_missing_is_read_when_found_again() {
     let (kinesis, orders) = orders(1);
     let store = MemoryStore::new();
     let (first, records) = read_first(&kinesis, &orders, &store).await;
@@ -365,9 +368,9 @@ async fn shard_that_was_missing_for_a_moment_is_read_when_it_is_found_again() {
     assert_eq!(number(&next(&mut second.records()).await), 1);
 }
 
-/// The parents of all shards have left retention, and one in a hundred calls fails.
+/// The parents of all shards have expired, and one in a hundred calls fails.
 #[tokio::test(start_paused = true)]
-async fn start_with_a_thousand_expired_parents_bears_a_failed_probe() {
+async fn start_with_a_thousand_expired_parents_tolerates_failed_probes() {
     let (kinesis, orders) = orders(1000);
     for pair in orders.shards().chunks(2) {
         pair[0].merge(&pair[1]).put("0");
@@ -389,7 +392,7 @@ async fn start_with_a_thousand_expired_parents_bears_a_failed_probe() {
     let consumer = consumer(&kinesis).build().unwrap();
     let mut records = consumer.records();
     let first = timeout(Duration::from_secs(60), records.next()).await;
-    first.expect("the listing is used").unwrap().unwrap();
+    first.expect("a record within a minute").unwrap().unwrap();
     let mut asked = calls(&kinesis, "GetShardIterator");
     let is_parent = |call: &Call| {
         let number = call.shard_id.as_ref().and_then(|id| id.as_str()[8..].parse::<usize>().ok());
@@ -397,5 +400,5 @@ async fn start_with_a_thousand_expired_parents_bears_a_failed_probe() {
     };
     asked.retain(is_parent);
     let asked = asked.len();
-    assert!((3000..3100).contains(&asked), "each parent is asked for three times: {asked} calls");
+    assert!((3000..3100).contains(&asked), "expected three calls for each parent: {asked} calls");
 }

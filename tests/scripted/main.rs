@@ -1,58 +1,58 @@
-//! The consumer against a model of Kinesis in memory, on a paused clock: the real SDK client, no
-//! socket, and no waiting.
-// A test that cannot go on says so by a panic, in its helpers too.
+//! Tests of the consumer against an in-memory model of Kinesis on a paused clock: the real SDK
+//! client, no sockets, no waiting.
+// Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod approaching;
-mod behind_loss;
+mod after_loss;
+mod aggregation;
+mod cancellation;
 mod checkpoints;
-mod dropping;
+mod corrupt_positions;
 mod errors;
-mod evidence;
-mod failing;
+mod events_and_status;
+mod exactly_once_recipe;
+mod failed_shards;
 mod fan_out;
-mod faulty;
+mod faulty_store;
 mod fleets;
 #[path = "../support/gated.rs"]
 mod gated;
-mod handovers;
-mod identity;
+mod handoffs;
+mod incomplete_responses;
 #[path = "../support/inline.rs"]
 mod inline;
-mod judging;
+mod lagging_readers;
 #[path = "../support/listening.rs"]
 mod listening;
 mod listings;
-mod lost;
+mod loss_detection;
+mod lost_shards;
+mod lost_store_responses;
+mod merged_shards;
 #[cfg(feature = "metrics")]
 mod metrics;
-mod named;
+mod multiple_consumers;
 mod operators;
-mod outages;
-mod overtaken;
 mod pacing;
-mod packed;
 mod panics;
-mod parents;
 mod polling;
 #[path = "../support/raw_waker.rs"]
 mod raw_waker;
-mod reach;
-mod recipe;
-mod refused;
+mod reachability;
+mod recording_store;
+mod recreated_streams;
+mod refused_sequence_numbers;
 mod resharding;
 mod retention;
-mod seen;
+mod scope_migration;
 mod shared_calls;
-mod sharing;
+mod sparse_shards;
 mod stalls;
-mod starting;
-mod takeover;
-mod unanswered;
-mod unreadable;
-mod waiting;
+mod starting_position_for;
+mod starting_positions;
+mod store_outages;
+mod waiting_children;
 mod wakers;
-mod watched;
 
 use std::time::Duration;
 
@@ -61,7 +61,7 @@ use kinestream::testing::{Call, Kinesis, Outcome, Stream};
 use kinestream::{Consumer, ConsumerBuilder, MemoryStore, Record, Records, StartingPosition};
 use tokio::time::timeout;
 
-/// A Kinesis with a stream `orders`.
+/// Creates a Kinesis with a stream `orders`.
 fn orders(shards: usize) -> (Kinesis, Stream) {
     let kinesis = Kinesis::new();
     let orders = kinesis.create_stream("orders", shards);
@@ -72,7 +72,7 @@ fn denied() -> Outcome {
     Outcome::failed(400, "AccessDeniedException", "no")
 }
 
-/// Refuses every call of an operation, for one of two reasons in turn.
+/// Fails every call of an operation, alternating between two error codes.
 fn refuse_in_turn(kinesis: &Kinesis, operation: &'static str) {
     let mut calls = 0;
     kinesis.on_call(move |call| {
@@ -85,28 +85,29 @@ fn refuse_in_turn(kinesis: &Kinesis, operation: &'static str) {
     });
 }
 
-/// The calls of an operation so far.
+/// Returns the calls of an operation so far.
 fn calls(kinesis: &Kinesis, operation: &str) -> Vec<Call> {
     let mut calls = kinesis.calls();
     calls.retain(|call| call.operation == operation);
     calls
 }
 
-/// A consumer of the stream `orders`, from its beginning.
+/// Returns the builder of a consumer that reads the stream `orders` from its oldest record.
 fn consumer(kinesis: &Kinesis) -> ConsumerBuilder {
     Consumer::builder(kinesis.client(), "orders").starting_position(StartingPosition::TrimHorizon)
 }
 
-/// The next record, which comes within ten minutes and is no error.
+/// Returns the next record, which must arrive within ten minutes and without an error.
 async fn next(records: &mut Records) -> Record {
     timeout(Duration::from_secs(600), records.next())
         .await
         .expect("a record within ten minutes")
-        .expect("the stream goes on")
+        .expect("an open stream")
         .expect("no error")
 }
 
-/// Reads the one record `0` of the first shard, by a consumer whose positions are in `store`.
+/// Puts record `0` into the first shard and reads it with a consumer that stores its positions in
+/// `store`.
 async fn read_first(
     kinesis: &Kinesis,
     orders: &Stream,
@@ -120,18 +121,18 @@ async fn read_first(
     (first, records)
 }
 
-/// The payload as the number that it was put as.
+/// Parses the payload as the number of the record.
 fn number(record: &Record) -> usize {
     std::str::from_utf8(record.data()).unwrap().parse().unwrap()
 }
 
-/// Nothing comes for a minute.
+/// Asserts that the stream yields nothing for a minute.
 async fn assert_silent(records: &mut Records) {
     let quiet = timeout(Duration::from_secs(60), records.next()).await;
-    assert!(quiet.is_err(), "{quiet:?}");
+    assert!(quiet.is_err(), "expected no item within a minute: {quiet:?}");
 }
 
-/// The number that the name of a record's shard ends with.
+/// Returns the number at the end of the record's shard ID.
 fn shard_of(record: &Record) -> usize {
     record.shard_id().as_str()[8..].parse().unwrap()
 }

@@ -1,5 +1,5 @@
-//! What is counted and measured, and that it is all documented.
-// All numbers are small and whole, or are compared with bounds.
+//! The recorded metrics, compared with the table in the guide and with the dashboard.
+// All values are small integers or are compared with bounds.
 #![allow(clippy::float_cmp, clippy::cast_precision_loss)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,12 +11,12 @@ use kinestream::{CheckpointOn, OnTrimmed};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::time::{sleep, timeout};
 
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{consumer, next, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What has been seen of each metric: counters sum up, gauges say what was last.
+/// The sum of each counter and the last value of each gauge.
 #[derive(Default)]
 struct Seen(BTreeMap<(String, Vec<(String, String)>), f64>);
 
@@ -31,10 +31,10 @@ impl Seen {
             assert_eq!(labels.remove(0), ("application".to_owned(), "default".to_owned()));
             let seen = self.0.entry((key.name().to_owned(), labels)).or_default();
             match value {
-                // A snapshot takes what was counted.
+                // A snapshot resets the counter.
                 DebugValue::Counter(count) => *seen += count as f64,
                 DebugValue::Gauge(gauge) => *seen = gauge.into_inner(),
-                DebugValue::Histogram(_) => panic!("there is none"),
+                DebugValue::Histogram(_) => panic!("the crate records no histogram"),
             }
         }
     }
@@ -47,7 +47,7 @@ impl Seen {
     }
 }
 
-/// The names in the table of the guide.
+/// Returns the metric names in the table of the guide.
 fn documented() -> BTreeSet<&'static str> {
     let rows = include_str!("../../src/guide/operations.md").lines();
     let names = rows.filter_map(|row| row.strip_prefix("| `")?.split('`').next());
@@ -55,10 +55,10 @@ fn documented() -> BTreeSet<&'static str> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn everything_that_is_documented_is_measured_and_nothing_else() {
+async fn recorded_metrics_are_exactly_the_documented_ones() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
-    // Of this thread, on which all tasks of this test run.
+    // A recorder of this thread is enough: all tasks of this test run on it.
     let _recording = ::metrics::set_default_local_recorder(&recorder);
     let shard = Some(("shard", "shardId-000000000000"));
     let mut seen = Seen::default();
@@ -91,7 +91,7 @@ async fn everything_that_is_documented_is_measured_and_nothing_else() {
     assert_eq!(seen.get("leases_held", None), 2.0);
     assert_eq!(seen.get("lease_moves_total", Some(("move", "gained"))), 2.0);
 
-    // A store that fails, and a large record that nobody takes.
+    // The store fails, and a large record stays buffered.
     store.set_down(true);
     held.drain(..).for_each(|record| record.ack());
     orders.shard(1).put(vec![0; 100_000]);
@@ -106,11 +106,11 @@ async fn everything_that_is_documented_is_measured_and_nothing_else() {
     assert_eq!(seen.get("unfinished_records", shard), 0.0);
     store.set_down(false);
     assert!(timeout(20 * SECOND, records.next()).await.is_ok());
-    // The memory is given back when more is asked for.
+    // The poll for the next record releases the memory.
     assert!(timeout(20 * SECOND, records.next()).await.is_err());
     seen.look(&snapshotter);
     assert_eq!(seen.get("checkpoint_age_seconds", None), 0.0);
-    // The records, and a minute after them that the shard is quiet.
+    // One write for the records, and one a minute later for the shard that has caught up.
     assert_eq!(seen.get("checkpoints_saved_total", None), 2.0);
     assert_eq!(seen.get("checkpoint_writes_total", None), 2.0);
     assert_eq!(seen.get("gaps_total", None), 0.0);
@@ -125,7 +125,7 @@ async fn everything_that_is_documented_is_measured_and_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn user_records_of_another_shard_are_counted() {
+async fn left_out_user_records_are_counted() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recording = ::metrics::set_default_local_recorder(&recorder);
@@ -147,12 +147,16 @@ async fn user_records_of_another_shard_are_counted() {
     for (index, delivered) in delivered.into_iter().enumerate() {
         let shard = orders.shard(index).id();
         let left_out = seen.get("user_records_left_out_total", Some(("shard", shard.as_str())));
-        assert_eq!(left_out, 21.0 - delivered, "of two aggregates of ten and a plain record");
+        assert_eq!(
+            left_out,
+            21.0 - delivered,
+            "expected the rest of two aggregates of ten and a plain record"
+        );
         assert!(left_out > 0.0);
     }
 }
 
-/// Every name that the queries of the dashboard ask for.
+/// Collects the metric names in the queries of the dashboard.
 fn names_in(value: &serde_json::Value, names: &mut BTreeSet<String>) {
     match value {
         serde_json::Value::Object(fields) => {
@@ -171,7 +175,7 @@ fn names_in(value: &serde_json::Value, names: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn the_dashboard_shows_everything_that_is_documented_and_nothing_else() {
+fn dashboard_shows_exactly_the_documented_metrics() {
     let dashboard = include_str!("../../dashboards/kinestream.json");
     let mut names = BTreeSet::new();
     names_in(&serde_json::from_str(dashboard).unwrap(), &mut names);

@@ -1,4 +1,4 @@
-//! What an operator sees and moves.
+//! Operations: reading, setting and clearing positions, and seeking.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use kinestream::{
 use tokio::time::{sleep, timeout};
 
 use crate::gated::{Asked, Gated};
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{assert_silent, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
 const RENEWALS: Duration = Duration::from_secs(10);
 
 #[tokio::test(start_paused = true)]
-async fn positions_are_seen_and_moved_while_nobody_reads() {
+async fn positions_are_always_listed_and_set_only_while_no_worker_reads() {
     let (kinesis, orders) = orders(1);
     let numbers: Vec<_> = (0..6).map(|number| orders.shard(0).put(number.to_string())).collect();
     let shard = orders.shard(0).id();
@@ -60,7 +60,7 @@ async fn positions_are_seen_and_moved_while_nobody_reads() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_forced_move_is_followed_by_who_reads() {
+async fn forced_position_moves_a_running_reader() {
     let (kinesis, orders) = orders(1);
     let numbers: Vec<_> = (0..6).map(|number| orders.shard(0).put(number.to_string())).collect();
     let shard = orders.shard(0).id();
@@ -84,7 +84,7 @@ async fn a_forced_move_is_followed_by_who_reads() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_cleared_begins_anew() {
+async fn cleared_positions_are_read_from_the_start() {
     for forced in [IfLeased::Refuse, IfLeased::Force] {
         let (kinesis, orders) = orders(2);
         for number in 0..4 {
@@ -127,7 +127,7 @@ async fn what_is_cleared_begins_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_without_leases_shows_positions_and_moves_none() {
+async fn store_without_leases_shows_positions_and_rejects_edits() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
     let store = Watched::default();
@@ -142,10 +142,11 @@ async fn a_store_without_leases_shows_positions_and_moves_none() {
     assert_eq!(moved.unwrap_err().kind(), ErrorKind::Configuration);
 }
 
-/// The rows of a table of the KCL's are said to an application that has not begun: a parent in the middle
-/// of a packed record, and behind a plain one that no number of a part tells from it, and children.
+/// The rows of a KCL table are set for an application that has not started: a parent inside an
+/// aggregated record, a shard after a plain record, where sub-sequence number 0 could also mean the
+/// first user record of an aggregate, and a child.
 #[tokio::test(start_paused = true)]
-async fn an_application_goes_on_where_another_library_stopped() {
+async fn application_resumes_from_the_checkpoints_of_the_kcl() {
     let (kinesis, orders) = orders(3);
     let packed = aggregate((0..4).map(|number| ("key", number.to_string())));
     let (parent, plain) = (orders.shard(0), orders.shard(1));
@@ -176,17 +177,18 @@ async fn an_application_goes_on_where_another_library_stopped() {
     let mut of =
         |range: Range<usize>| read.extract_if(.., |number| range.contains(number)).collect();
     let (plain, unnamed): (Vec<_>, Vec<_>) = (of(10..20), of(20..30));
-    assert_eq!(plain, [10, 11], "what may not be finished comes again");
-    assert_eq!(unnamed, [20], "from its oldest record");
+    assert_eq!(plain, [10, 11], "expected redelivery of the record that may be unfinished");
+    assert_eq!(unnamed, [20], "expected the shard without a checkpoint from its oldest record");
     assert_eq!(read[..3], [2, 3, 4]);
     read[3..].sort_unstable();
-    assert_eq!(read[3..], [5, 6], "children come behind their parent, wherever they begin");
+    assert_eq!(read[3..], [5, 6], "expected the children after their parent");
     assert_silent(&mut records).await;
 }
 
-/// All shards go back while they are read, and what was handed out before counts no more.
+/// All shards move back while they are read. Acks of records delivered before the seek have no
+/// effect.
 #[tokio::test(start_paused = true)]
-async fn a_seek_has_everything_read_again_parents_first() {
+async fn seek_redelivers_all_records_parents_first() {
     let (kinesis, orders) = orders(1);
     let consumer = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).build().unwrap();
     let mut records = consumer.records();
@@ -211,21 +213,22 @@ async fn a_seek_has_everything_read_again_parents_first() {
     assert!(before.iter().map(number).eq([0, 1, 1]), "{before:?}");
     assert_eq!(position(&consumer, &parent).await, Some(Checkpoint::ShardEnd));
     consumer.seek(StartingPosition::TrimHorizon).await.unwrap();
-    // They are late.
+    // These acks are late.
     before.iter().for_each(Record::ack);
     let again = read(&mut records, true).await;
     assert!(again.iter().map(number).eq([0, 1, 1]), "{again:?}");
     let epochs = |records: &[Record]| records.iter().map(Record::epoch).collect::<Vec<_>>();
     assert!(epochs(&before).iter().max() < epochs(&again).iter().min());
 
-    // The children's times alone: the parent was closed longer ago than clocks may differ.
+    // Only the children have records from that time: the parent was closed longer ago than clocks
+    // may differ.
     sleep(360 * SECOND).await;
     let time = kinesis.now();
     left.put("2");
     consumer.seek(StartingPosition::AtTimestamp(time)).await.unwrap();
     assert_eq!(position(&consumer, &parent).await, Some(Checkpoint::ShardEnd));
     assert!(read(&mut records, true).await.iter().map(number).eq([2]));
-    // Over what is there, to what comes: the server's clock tells seconds.
+    // Skips the existing records. The server's clock has a resolution of one second.
     left.put("3");
     sleep(2 * SECOND).await;
     consumer.seek(StartingPosition::Latest).await.unwrap();
@@ -237,7 +240,7 @@ async fn a_seek_has_everything_read_again_parents_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn seek_of_many_shards_is_one_step_of_the_store() {
+async fn seek_of_many_shards_is_one_edit_of_the_store() {
     let (kinesis, orders) = orders(2000);
     let edits = Arc::new(AtomicUsize::new(0));
     let store = Gated::new(MemoryStore::new(), {
@@ -249,14 +252,14 @@ async fn seek_of_many_shards_is_one_step_of_the_store() {
     });
     let consumer = consumer(&kinesis).store(store).build().unwrap();
     consumer.seek(StartingPosition::TrimHorizon).await.unwrap();
-    assert_eq!(edits.load(Ordering::Relaxed), 1, "all shards are moved by one edit");
+    assert_eq!(edits.load(Ordering::Relaxed), 1, "expected one edit for all shards");
     let positions = consumer.positions().await.unwrap();
     assert_eq!(positions.len(), orders.shards().len());
     assert!(positions.values().all(|lease| lease.checkpoint == Some(Checkpoint::TrimHorizon)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn set_position_in_the_future_is_refused() {
+async fn position_in_the_future_is_rejected() {
     let (kinesis, orders) = orders(1);
     let consumer = consumer(&kinesis).build().unwrap();
     let shard = orders.shard(0).id();
@@ -267,13 +270,17 @@ async fn set_position_in_the_future_is_refused() {
     let refused = set(3600 * SECOND).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Configuration);
     assert!(refused.to_string().contains("in the future"), "{refused}");
-    assert!(consumer.positions().await.unwrap().is_empty(), "a refused position is not stored");
+    assert!(
+        consumer.positions().await.unwrap().is_empty(),
+        "expected the rejected position not to be stored"
+    );
     set(Duration::ZERO).await.unwrap();
 }
 
-/// A child that comes while the shards are listed goes back with the rest, and waits for its parent.
+/// A child that appears while the shards are listed moves back with the others, and waits for its
+/// parent.
 #[tokio::test(start_paused = true)]
-async fn a_seek_has_what_comes_meanwhile_read_again_as_well() {
+async fn seek_also_moves_a_child_that_appears_during_its_listing() {
     let (kinesis, orders) = orders(1);
     let consumer = consumer(&kinesis).build().unwrap();
     let mut records = consumer.records();
@@ -286,12 +293,12 @@ async fn a_seek_has_what_comes_meanwhile_read_again_as_well() {
         let consumer = consumer.clone();
         async move { consumer.seek(StartingPosition::TrimHorizon).await }
     });
-    // It has asked, and is answered later.
+    // The seek has called `ListShards`, and the response is delayed.
     sleep(2 * SECOND).await;
     let [left, _right] = orders.shard(0).split();
     left.put("1");
     assert_eq!(number(&next(&mut records).await), 1);
-    assert!(!sought.is_finished(), "the child was begun before");
+    assert!(!sought.is_finished(), "expected a record of the child before the seek ends");
     sought.await.unwrap().unwrap();
     for expected in [0, 1] {
         assert_eq!(number(&next(&mut records).await), expected);

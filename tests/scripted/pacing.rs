@@ -1,4 +1,4 @@
-//! The limits of Kinesis, the caller's demand, and the memory.
+//! Pacing by the limits of Kinesis, the caller's demand and the memory budget.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use kinestream::testing::Outcome;
 const MEBIBYTE: usize = 1 << 20;
 
 #[tokio::test(start_paused = true)]
-async fn a_shard_that_is_behind_is_asked_five_times_a_second_and_no_more() {
+async fn lagging_shard_is_polled_five_times_a_second() {
     let (kinesis, orders) = orders(1);
     for number in 0..100 {
         orders.shard(0).put(number.to_string());
@@ -26,14 +26,14 @@ async fn a_shard_that_is_behind_is_asked_five_times_a_second_and_no_more() {
     }
     let took = began.elapsed();
     assert_eq!(kinesis.violations(), [""; 0]);
-    assert!(took < Duration::from_secs(22), "as fast as the limit allows: {took:?}");
+    assert!(took < Duration::from_secs(22), "expected 100 calls at five a second: {took:?}");
     for window in calls(&kinesis, "GetRecords").windows(6) {
         assert!(window[5].at - window[0].at >= Duration::from_secs(1));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn bytes_are_paid_for() {
+async fn polling_stays_within_two_mebibytes_a_second() {
     let (kinesis, orders) = orders(1);
     for _ in 0..40 {
         orders.shard(0).put(vec![0; MEBIBYTE]);
@@ -46,12 +46,12 @@ async fn bytes_are_paid_for() {
     }
     assert_eq!(kinesis.violations(), [""; 0]);
     let took = began.elapsed();
-    // What was read before the last answer is paid for: 36 of 40 MiB, at 2 MiB a second.
+    // The bytes before the last response delay it: 36 of 40 MiB, at 2 MiB a second.
     assert!(took >= Duration::from_secs(15) && took < Duration::from_secs(21), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shard_without_news_is_asked_every_interval() {
+async fn quiet_shard_is_polled_once_per_interval() {
     let (kinesis, _orders) = orders(1);
     let consumer = consumer(&kinesis).interval(Duration::from_secs(3)).build().unwrap();
     let mut records = consumer.records();
@@ -61,7 +61,7 @@ async fn a_shard_without_news_is_asked_every_interval() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn prefetch_begins_with_the_second_record_of_a_batch() {
+async fn prefetch_starts_with_the_second_record_of_a_batch() {
     for prefetch in [0, 1, 3] {
         let (kinesis, orders) = orders(1);
         for number in 0..100 {
@@ -70,10 +70,18 @@ async fn prefetch_begins_with_the_second_record_of_a_batch() {
         let consumer = consumer(&kinesis).limit(10).prefetch(prefetch).build().unwrap();
         let mut records = consumer.records();
         sleep(Duration::from_secs(60)).await;
-        assert_eq!(calls(&kinesis, "GetRecords").len(), 0, "not polled yet");
+        assert_eq!(
+            calls(&kinesis, "GetRecords").len(),
+            0,
+            "expected no call before the first poll"
+        );
         next(&mut records).await;
         sleep(Duration::from_secs(60)).await;
-        assert_eq!(calls(&kinesis, "GetRecords").len(), 1, "the caller may never come back");
+        assert_eq!(
+            calls(&kinesis, "GetRecords").len(),
+            1,
+            "expected no prefetch before the second poll"
+        );
         next(&mut records).await;
         sleep(Duration::from_secs(60)).await;
         assert_eq!(calls(&kinesis, "GetRecords").len(), 1 + prefetch);
@@ -81,7 +89,7 @@ async fn prefetch_begins_with_the_second_record_of_a_batch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ten_minutes_between_records_lose_nothing_and_time_nothing_out() {
+async fn ten_minutes_between_polls_lose_no_record_and_fail_no_call() {
     let (kinesis, orders) = orders(2);
     for number in 0..20 {
         orders.shard(number % 2).put(number.to_string());
@@ -99,7 +107,7 @@ async fn ten_minutes_between_records_lose_nothing_and_time_nothing_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hot_shard_lets_the_others_speak() {
+async fn hot_shard_does_not_starve_the_others() {
     let (kinesis, orders) = orders(20);
     for number in 0..50_000 {
         orders.shard(0).put(number.to_string());
@@ -119,12 +127,15 @@ async fn a_hot_shard_lets_the_others_speak() {
             _ => quiet += 1,
         }
     }
-    // Their first batches come within the first fifth of a second, and then they take turns.
-    assert!(hot <= 20_000, "{hot} records of the hot shard came before the last of the others");
+    // The first batches of the other shards arrive within 200 ms, and then the shards take turns.
+    assert!(
+        hot <= 20_000,
+        "{hot} records of the hot shard were delivered before the last of the others"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_bytes_buffered_stay_within_the_budget() {
+async fn buffered_bytes_stay_within_the_budget() {
     let (kinesis, orders) = orders(8);
     kinesis.set_latency(Duration::from_millis(50));
     for shard in 0..8 {
@@ -140,7 +151,7 @@ async fn the_bytes_buffered_stay_within_the_budget() {
         sleep(Duration::from_secs(20)).await;
         let read = calls(&kinesis, "GetRecords").into_iter().filter(|call| call.status.is_some());
         let fetched: usize = read.map(|call| call.bytes).sum();
-        // Each shard may have one record beside the budget.
+        // Each shard may have one record beyond the budget.
         let most = (32 + 8 * 10) * MEBIBYTE;
         assert!(fetched - taken <= most, "{} bytes are buffered", fetched - taken);
     }
@@ -148,7 +159,7 @@ async fn the_bytes_buffered_stay_within_the_budget() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_budget_smaller_than_a_record_lets_one_batch_through_at_a_time() {
+async fn budget_smaller_than_a_record_admits_one_batch_at_a_time() {
     let (kinesis, orders) = orders(3);
     for shard in 0..3 {
         orders.shard(shard).put(vec![0; 10 * MEBIBYTE - 3]);
@@ -160,9 +171,10 @@ async fn a_budget_smaller_than_a_record_lets_one_batch_through_at_a_time() {
     }
 }
 
-/// A burst that is larger than what a quiet shard expects is read when there is room for it.
+/// A burst larger than the response that a quiet shard expects is read when the budget has room for
+/// it.
 #[tokio::test(start_paused = true)]
-async fn a_burst_on_quiet_shards_stays_within_the_budget() {
+async fn burst_on_quiet_shards_stays_within_the_budget() {
     for chunked in [false, true] {
         let (kinesis, orders) = orders(8);
         kinesis.set_chunked(chunked);
@@ -183,9 +195,9 @@ async fn a_burst_on_quiet_shards_stays_within_the_budget() {
     }
 }
 
-/// Without a `Content-Length` an answer counts as what it holds, and not as the largest that there is.
+/// A response without a `Content-Length` counts by its size, not by the largest possible size.
 #[tokio::test(start_paused = true)]
-async fn answers_without_length_are_read_ahead_and_at_full_speed() {
+async fn responses_without_length_are_prefetched_at_full_speed() {
     let (kinesis, orders) = orders(4);
     kinesis.set_chunked(true);
     for number in 0..400 {
@@ -199,7 +211,7 @@ async fn answers_without_length_are_read_ahead_and_at_full_speed() {
         next(&mut records).await;
     }
     let took = began.elapsed();
-    // Ten answers of each shard, of which five come in a second.
+    // Ten responses of each shard, at five a second.
     assert!(took < Duration::from_secs(4), "{took:?}");
     assert_eq!(calls(&kinesis, "GetRecords").iter().map(|call| call.records).max(), Some(10));
     assert_eq!(kinesis.violations(), [""; 0]);
@@ -212,10 +224,10 @@ async fn answers_without_length_are_read_ahead_and_at_full_speed() {
     let asked = kinesis.call_count();
     sleep(Duration::from_secs(60)).await;
     let ahead = kinesis.calls_from(asked).iter().map(|call| call.records).sum::<usize>();
-    assert_eq!(ahead, 10, "the next batch is fetched ahead");
+    assert_eq!(ahead, 10, "expected one prefetched batch");
 }
 
-/// Each shard whose records are asked for reads one record beyond the budget, and nothing ahead.
+/// Each shard that the caller waits for reads one record beyond the budget and prefetches nothing.
 #[tokio::test(start_paused = true)]
 async fn shards_without_memory_read_one_record_each() {
     let (kinesis, orders) = orders(8);
@@ -237,7 +249,10 @@ async fn shards_without_memory_read_one_record_each() {
         let asked = kinesis.call_count();
         sleep(Duration::from_secs(600)).await;
         assert_eq!(kinesis.in_flight(), 0);
-        assert!(kinesis.calls_from(asked).iter().all(|call| call.bytes == 0), "no call is wasted");
+        assert!(
+            kinesis.calls_from(asked).iter().all(|call| call.bytes == 0),
+            "expected no further bytes"
+        );
     }
     for _ in 1..24 {
         next(&mut records).await;
@@ -245,16 +260,16 @@ async fn shards_without_memory_read_one_record_each() {
     assert_eq!(kinesis.violations(), [""; 0]);
 }
 
-/// A stream for each shard, and the first records of those that are never polled again.
+/// Returns the streams of `count` shards in the order of their IDs.
 async fn shards_of(consumer: &kinestream::Consumer, count: usize) -> Vec<kinestream::ShardStream> {
     let mut shards: Vec<_> = consumer.shards().take(count).try_collect().await.unwrap();
     shards.sort_by_key(|shard| shard.shard_id().clone());
     shards
 }
 
-/// Shards that hold all memory, and whose callers never come back, stop no other shard.
+/// Shards that hold all memory and are never polled again block no other shard.
 #[tokio::test(start_paused = true)]
-async fn stuck_shards_leave_the_others_their_records() {
+async fn stuck_shards_do_not_block_a_healthy_one() {
     for (mode, taken) in [(CheckpointOn::Pull, 1), (CheckpointOn::Pull, 6), (CheckpointOn::Ack, 5)]
     {
         let (kinesis, orders) = orders(6);
@@ -271,7 +286,7 @@ async fn stuck_shards_leave_the_others_their_records() {
             for _ in 0..taken {
                 held.push(shard.next().await.unwrap().unwrap());
             }
-            // Those at their in-flight limit are polled, and wait.
+            // Shards at their in-flight limit are polled and wait.
             assert!(
                 timeout(Duration::ZERO, shard.next()).await.is_err() || mode == CheckpointOn::Pull
             );
@@ -280,11 +295,11 @@ async fn stuck_shards_leave_the_others_their_records() {
         for number in 0..10 {
             orders.shard(5).put(number.to_string());
             let record = timeout(Duration::from_secs(3), healthy.next()).await;
-            let record = record.expect("the shard makes progress").unwrap().unwrap();
+            let record = record.expect("a record of the healthy shard").unwrap().unwrap();
             assert_eq!(crate::number(&record), number);
             record.ack();
         }
-        // A burst beyond the reserve comes with smaller answers.
+        // A burst beyond the reserve arrives in smaller responses.
         for number in 10..210 {
             orders.shard(5).put(format!("{number:0>10000}"));
         }
@@ -301,14 +316,14 @@ async fn stuck_shards_leave_the_others_their_records() {
     }
 }
 
-/// How many shards may be asked at once is the API's to say, and not our memory's.
+/// The limits of the API, not the memory budget, bound the number of concurrent calls.
 #[tokio::test(start_paused = true)]
-async fn a_thousand_quiet_shards_are_asked_at_once() {
+async fn thousand_quiet_shards_are_polled_concurrently() {
     let (kinesis, _orders) = orders(1000);
     kinesis.set_latency(Duration::from_secs(1));
     let consumer = consumer(&kinesis).build().unwrap();
     let mut records = consumer.records();
-    // Four calls one after the other, two for the shards, then one for an iterator and one for records.
+    // Four calls in sequence: two listings, then one for an iterator and one for records.
     assert!(timeout(Duration::from_millis(4500), records.next()).await.is_err());
     let answered =
         calls(&kinesis, "GetRecords").iter().filter(|call| call.status.is_some()).count();
@@ -316,7 +331,7 @@ async fn a_thousand_quiet_shards_are_asked_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn unfinished_records_hold_a_shard_up() {
+async fn unacknowledged_records_pause_a_shard_at_max_in_flight() {
     let (kinesis, orders) = orders(1);
     for number in 0..10 {
         orders.shard(0).put(number.to_string());
@@ -335,12 +350,12 @@ async fn unfinished_records_hold_a_shard_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bytes_in_flight_hold_a_shard_until_they_are_acknowledged() {
+async fn unacknowledged_bytes_pause_a_shard_at_max_in_flight_bytes() {
     let (kinesis, orders) = orders(1);
     for number in 0..10 {
         orders.shard(0).put(format!("{number:0>99}"));
     }
-    // A record has 99 bytes and a key of three.
+    // A record has 99 bytes of data and a key of three bytes.
     for (limit, fitting) in [(306, 3), (305, 2), (1, 1)] {
         let builder = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack);
         let consumer = builder.max_in_flight_bytes(limit).build().unwrap();
@@ -363,7 +378,7 @@ async fn bytes_in_flight_hold_a_shard_until_they_are_acknowledged() {
     }
 }
 
-/// With the default options large records stop at 64 MiB, and small ones at 10,000 records.
+/// With the default options, large records are limited by 64 MiB, and small ones by 10,000 records.
 #[tokio::test(start_paused = true)]
 async fn default_limits_bound_large_records_by_bytes_and_small_ones_by_number() {
     let (kinesis, orders) = orders(2);
@@ -386,10 +401,10 @@ async fn default_limits_bound_large_records_by_bytes_and_small_ones_by_number() 
     }
 }
 
-/// The parts of an aggregated record count one by one, and those that a dropped stream has not
-/// delivered do not count.
+/// The user records of an aggregated record count one by one, and undelivered ones of a dropped
+/// stream do not count.
 #[tokio::test(start_paused = true)]
-async fn parts_of_an_aggregated_record_count_by_their_own_bytes() {
+async fn user_records_of_an_aggregate_count_by_their_own_bytes() {
     let (kinesis, orders) = orders(1);
     let parts: Vec<_> = (0..9_u8).map(|number| ("key", vec![number; 97])).collect();
     orders.shard(0).put(kinestream::testing::aggregate(parts));
@@ -403,9 +418,10 @@ async fn parts_of_an_aggregated_record_count_by_their_own_bytes() {
     }
 }
 
-/// Throttled by others who read the same shard, it slows down, and recovers when they are gone.
+/// The consumer slows down while other readers of the shard cause throttling, and recovers when
+/// they stop.
 #[tokio::test(start_paused = true)]
-async fn throttling_slows_down_and_passes() {
+async fn throttled_consumer_slows_down_and_recovers() {
     let (kinesis, orders) = orders(1);
     for number in 0..200 {
         orders.shard(0).put(number.to_string());
@@ -431,16 +447,20 @@ async fn throttling_slows_down_and_passes() {
     for _ in 0..50 {
         next(&mut records).await;
     }
-    assert!(began.elapsed() < Duration::from_millis(11_200), "recovered: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_millis(11_200),
+        "expected 50 calls at five a second: {:?}",
+        began.elapsed()
+    );
 }
 
-/// The five calls a second of a shard are shared by all applications that read it. With a record a
-/// call they are all that counts.
+/// All applications that read a shard share its five calls a second. With one record per call, only
+/// the calls are limited.
 #[tokio::test(start_paused = true)]
-async fn applications_that_share_a_shard_share_its_calls() {
+async fn applications_that_read_one_shard_share_its_calls() {
     const TIME: Duration = Duration::from_secs(300);
     for (seed, applications) in [2, 2, 2, 3, 3, 5, 5].into_iter().enumerate() {
-        // What is left to chance is the same each time.
+        // A fixed seed makes the jitter reproducible.
         fastrand::seed(seed as u64);
         let (kinesis, orders) = orders(1);
         for number in 0..2000 {
@@ -463,7 +483,7 @@ async fn applications_that_share_a_shard_share_its_calls() {
         };
         let began = Instant::now();
         let read = futures::future::join_all((0..applications).map(read)).await;
-        // Of the last two thirds: by then they have found their pace.
+        // Only the last two thirds of the time count: the rates have settled by then.
         let settled = began + TIME / 3;
         let shares: Vec<usize> =
             read.iter().map(|times| times.iter().filter(|time| **time > settled).count()).collect();
@@ -471,11 +491,17 @@ async fn applications_that_share_a_shard_share_its_calls() {
         let possible = 5 * usize::try_from(TIME.as_secs()).unwrap() * 2 / 3;
         assert!(all * 10 >= possible * 7, "{shares:?} of {possible}");
         for share in &shares {
-            assert!(share * applications * 2 >= all, "one starves: {shares:?}");
+            assert!(
+                share * applications * 2 >= all,
+                "expected at least half of an equal share each: {shares:?}"
+            );
         }
         for times in &read {
             let pauses = times.windows(2).map(|pair| pair[1] - pair[0]);
-            assert!(pauses.max() < Some(Duration::from_secs(20)), "nobody waits for long");
+            assert!(
+                pauses.max() < Some(Duration::from_secs(20)),
+                "expected no pause of 20 s or more"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Panics in code of the caller's: nothing ends in silence, and nothing is lost.
+//! Panics in the caller's code: each is reported, no stream ends, and no record is lost.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::{assert_silent, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Panics so many times more.
+/// Code that panics in the next calls, as often as [`Panics::next`] sets.
 #[derive(Debug, Clone, Default)]
 struct Panics(Arc<AtomicUsize>);
 
@@ -46,7 +46,7 @@ impl Panics {
     }
 }
 
-/// An interceptor of one operation.
+/// An SDK interceptor that may panic in calls of one operation.
 #[derive(Debug)]
 struct Interceptor {
     operation: &'static str,
@@ -79,7 +79,7 @@ fn intercepted(kinesis: &Kinesis, operation: &'static str, panics: &Panics) -> C
     Consumer::builder(client, "orders").starting_position(StartingPosition::TrimHorizon)
 }
 
-/// What was told of tasks that were restarted.
+/// Returns the content of the `TaskRestarted` events so far.
 fn restarted(events: &mut kinestream::Events) -> Vec<(Task, Option<ShardId>, String)> {
     let all = std::iter::from_fn(|| events.next().now_or_never().flatten());
     let restarted = |event| match event {
@@ -89,7 +89,7 @@ fn restarted(events: &mut kinestream::Events) -> Vec<(Task, Option<ShardId>, Str
     all.filter_map(restarted).collect()
 }
 
-/// Two panics are told as events alone, the third as an error as well, and reading goes on.
+/// The first two panics are reported as events, the third also as an error. Reading continues.
 #[tokio::test(start_paused = true)]
 async fn interceptor_panic_in_a_fetch_is_retried_and_reported_if_it_repeats() {
     for (fan_out, operation) in
@@ -131,7 +131,7 @@ async fn interceptor_panic_in_a_fetch_is_retried_and_reported_if_it_repeats() {
         assert_eq!(error.kind(), ErrorKind::Panicked, "{error}");
         assert_eq!(error.shard_id(), Some(orders.shard(0).id().as_str()));
         orders.shard(0).put("20");
-        assert_eq!(number(&next(&mut records).await), 20, "it is told once, and goes on");
+        assert_eq!(number(&next(&mut records).await), 20, "expected the record after one error");
         assert_eq!(panics.left(), 0);
         consumer.close().await.unwrap();
     }
@@ -160,7 +160,8 @@ async fn interceptor_panic_in_a_listing_is_retried_and_reported_if_it_repeats() 
     assert_eq!(panics.left(), 0);
 }
 
-/// A store of positions that panics in its calls, before or after it has made a future.
+/// A store of positions that may panic in its calls, before it returns a future or inside the
+/// future.
 #[derive(Debug, Clone, Default)]
 struct PanickingStore {
     stored: MemoryStore,
@@ -193,7 +194,7 @@ impl CheckpointStore for PanickingStore {
 }
 
 #[tokio::test(start_paused = true)]
-async fn store_panic_in_a_save_is_retried_and_nothing_pending_is_forgotten() {
+async fn store_panic_in_a_save_is_retried_and_loses_no_position() {
     let (kinesis, orders) = orders(1);
     let store = PanickingStore::default();
     let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
@@ -217,7 +218,7 @@ async fn store_panic_in_a_save_is_retried_and_nothing_pending_is_forgotten() {
     assert_eq!(error.kind(), ErrorKind::Panicked, "{error}");
     assert!(error.to_string().contains("save is broken"), "{error}");
     assert_silent(&mut records).await;
-    assert_eq!(store.saves.left(), 0, "and saves go on");
+    assert_eq!(store.saves.left(), 0, "expected saves to continue");
     orders.shard(0).put("2");
     let last = next(&mut records).await;
     last.ack();
@@ -246,7 +247,7 @@ async fn store_panic_at_the_start_is_retried() {
     consumer.status().await.unwrap();
 }
 
-/// Renewals go on: no other worker takes over.
+/// Renewals continue, and no lease is lost.
 #[tokio::test(start_paused = true)]
 async fn lease_store_panic_in_an_exchange_does_not_let_leases_expire() {
     let fleet = Fleet::new(2);
@@ -272,18 +273,19 @@ async fn lease_store_panic_in_an_exchange_does_not_let_leases_expire() {
         assert_eq!(number(&next(&mut records).await), place);
     }
     let all: Vec<Event> = std::iter::from_fn(|| events.next().now_or_never().flatten()).collect();
-    let is_shard_expired = |event: &Event| matches!(event, Event::LeaseLost { .. } | Event::LeasesSuspended);
+    let is_shard_expired =
+        |event: &Event| matches!(event, Event::LeaseLost { .. } | Event::LeasesSuspended);
     assert!(!all.iter().any(is_shard_expired), "{all:?}");
     let restarts = all.iter().filter(|event| matches!(event, Event::TaskRestarted { .. }));
     assert_eq!(restarts.count(), 18);
 }
 
 thread_local! {
-    /// Whether the subscriber of this thread panics.
+    /// True while the subscriber of this thread panics.
     static LAYER_PANICS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// A subscriber that panics wherever it is called.
+/// A subscriber that may panic in each of its calls.
 struct PanickingLayer;
 
 impl PanickingLayer {
@@ -318,7 +320,7 @@ impl tracing::Subscriber for PanickingLayer {
 }
 
 #[test]
-fn event_that_another_thread_reached_first_is_received() {
+fn event_first_reached_by_another_thread_is_received() {
     let tell = || tracing::info!(target: "kinestream", "told");
     keep_events_on();
     let count = Arc::new(AtomicUsize::new(0));
@@ -334,7 +336,7 @@ fn event_that_another_thread_reached_first_is_received() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tracing_layer_panic_ends_nothing_and_is_reported() {
+async fn tracing_layer_panic_is_reported_and_ends_no_stream() {
     keep_events_on();
     let _logging = tracing::subscriber::set_default(PanickingLayer);
     let (kinesis, orders) = orders(1);
@@ -380,7 +382,8 @@ mod recorder {
 
     use super::*;
 
-    /// Panics wherever it is called, also by what it has registered.
+    /// A recorder that may panic in each of its calls, and in those of the metrics that it
+    /// registered.
     #[derive(Clone, Default)]
     struct PanickingRecorder(Arc<Mutex<bool>>);
 
@@ -430,7 +433,7 @@ mod recorder {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn recorder_panic_ends_nothing_and_is_reported() {
+    async fn recorder_panic_is_reported_and_ends_no_stream() {
         for at_the_start in [false, true] {
             let recorder = PanickingRecorder::default();
             let _recording = ::metrics::set_default_local_recorder(&recorder);

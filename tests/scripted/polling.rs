@@ -1,4 +1,4 @@
-//! How streams are polled: by wakers that poll at once, and on other runtimes.
+//! Polling of streams by wakers that poll inline, and on more than one runtime.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, mpsc};
@@ -20,7 +20,7 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
 }
 
-/// Runs a story in a thread of its own, since one that deadlocks never ends.
+/// Runs a test in its own thread, since one that deadlocks never returns. Panics after 60 s.
 pub(crate) fn without_deadlock<F: Future<Output = ()>>(story: impl FnOnce() -> F + Send + 'static) {
     let (done, ended) = mpsc::channel();
     let thread = std::thread::spawn(move || {
@@ -28,12 +28,14 @@ pub(crate) fn without_deadlock<F: Future<Output = ()>>(story: impl FnOnce() -> F
         done.send(()).unwrap();
     });
     match ended.recv_timeout(60 * SECOND) {
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it deadlocks"),
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            panic!("the test has deadlocked: it has not finished within 60 s")
+        }
         _ => thread.join().unwrap(),
     }
 }
 
-/// Reads all records by a waker that polls at once, and acknowledges each.
+/// Reads all records with a waker that polls inline, and acknowledges each if `acks` is true.
 fn read_inline(mut records: kinestream::Records, acks: bool) -> (Arc<Inline>, Arc<Mutex<usize>>) {
     let seen = Arc::new(Mutex::new(0));
     let count = Arc::clone(&seen);
@@ -45,14 +47,14 @@ fn read_inline(mut records: kinestream::Records, acks: bool) -> (Arc<Inline>, Ar
                 record.ack();
             }
         }
-        // Dropped by whoever woke it last.
+        // Dropped inside the last wake.
         drop(records);
     });
     (inline, seen)
 }
 
 #[test]
-fn waker_that_polls_inline_reads_through_saves_and_close() {
+fn inline_waker_reads_through_saves_and_close() {
     for mode in [CheckpointOn::Pull, CheckpointOn::Ack] {
         for interval in [Duration::ZERO, SECOND] {
             without_deadlock(move || async move {
@@ -68,17 +70,17 @@ fn waker_that_polls_inline_reads_through_saves_and_close() {
                 sleep(60 * SECOND).await;
                 assert_eq!(*seen.lock().unwrap(), 50);
                 consumer.close().await.unwrap();
-                assert!(inline.has_ended(), "a closed stream ends as soon as it is closed");
+                assert!(inline.has_ended(), "expected the stream to end with the close");
             });
         }
     }
 }
 
 #[test]
-fn waker_that_polls_inline_reads_through_store_outages_and_handoffs() {
+fn inline_waker_reads_through_store_outages_and_handoffs() {
     without_deadlock(|| async {
         let fleet = Fleet::new(2);
-        let store = crate::watched::Watched::default();
+        let store = crate::recording_store::Watched::default();
         let builder = consumer(&fleet.kinesis).store(store.clone());
         let alone = builder.max_unflushed(2 * SECOND).build().unwrap();
         let (_inline, seen) = read_inline(alone.records(), false);
@@ -108,9 +110,9 @@ fn waker_that_polls_inline_reads_through_store_outages_and_handoffs() {
     });
 }
 
-/// Records that are acknowledged elsewhere wake the stream that waits for room.
+/// An ack in another task wakes the stream that waits at its in-flight limit.
 #[test]
-fn waker_that_polls_inline_reads_on_when_a_record_is_acknowledged() {
+fn inline_waker_resumes_when_a_record_is_acknowledged() {
     without_deadlock(|| async {
         let (kinesis, orders) = orders(1);
         let consumer =
@@ -128,7 +130,7 @@ fn waker_that_polls_inline_reads_on_when_a_record_is_acknowledged() {
         }
         sleep(5 * SECOND).await;
         for place in 0..10 {
-            let record = held.lock().unwrap().pop().expect("acknowledging brings the next one");
+            let record = held.lock().unwrap().pop().expect("the next record after an ack");
             assert_eq!(number(&record), place);
             record.ack();
             sleep(SECOND).await;
@@ -137,7 +139,7 @@ fn waker_that_polls_inline_reads_on_when_a_record_is_acknowledged() {
 }
 
 #[test]
-fn stream_on_another_runtime_than_its_own_ends_with_an_error() {
+fn stream_ends_with_an_error_after_its_runtime_has_shut_down() {
     for polled_first in [false, true] {
         let (kinesis, orders) = orders(2);
         let store = MemoryStore::new();
@@ -157,14 +159,14 @@ fn stream_on_another_runtime_than_its_own_ends_with_an_error() {
         second.block_on(async {
             orders.shard(1).put("1");
             let next_of = async |records: &mut kinestream::Records| {
-                timeout(60 * SECOND, records.next()).await.expect("it does not wait for ever")
+                timeout(60 * SECOND, records.next()).await.expect("an item within 60 s")
             };
             let error = next_of(&mut records).await.expect("an error").unwrap_err();
             assert_eq!(error.kind(), ErrorKind::RuntimeShutdown, "{error}");
             assert!(error.to_string().contains("orders"), "{error}");
-            assert!(next_of(&mut records).await.is_none(), "it is told once");
+            assert!(next_of(&mut records).await.is_none(), "expected one error");
             drop(records);
-            // A new stream of the same consumer goes on.
+            // A new stream of the same consumer reads on.
             let mut records = consumer.records();
             let mut numbers = Vec::new();
             while !numbers.contains(&1) {
@@ -178,7 +180,7 @@ fn stream_on_another_runtime_than_its_own_ends_with_an_error() {
 }
 
 #[test]
-fn shard_stream_on_another_runtime_than_its_own_ends_with_an_error() {
+fn shard_stream_ends_with_an_error_after_its_runtime_has_shut_down() {
     let (kinesis, orders) = orders(1);
     let builder = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).max_in_flight(1);
     let consumer = builder.build().unwrap();
@@ -189,7 +191,10 @@ fn shard_stream_on_another_runtime_than_its_own_ends_with_an_error() {
         orders.shard(0).put("1");
         let mut shard = shards.next().await.unwrap().unwrap();
         let held = shard.next().await.unwrap().unwrap();
-        assert!(timeout(SECOND, shard.next()).await.is_err(), "the in-flight limit holds it");
+        assert!(
+            timeout(SECOND, shard.next()).await.is_err(),
+            "expected the in-flight limit to pause the shard"
+        );
         (shard, held)
     });
     let second = runtime();
@@ -201,7 +206,8 @@ fn shard_stream_on_another_runtime_than_its_own_ends_with_an_error() {
         });
         sleep(SECOND).await;
         first.shutdown_background();
-        let error = timeout(60 * SECOND, reading).await.expect("it is woken").unwrap();
+        let error =
+            timeout(60 * SECOND, reading).await.expect("a wake of the waiting stream").unwrap();
         assert_eq!(error.kind(), ErrorKind::RuntimeShutdown);
         assert_eq!(error.shard_id(), Some("shardId-000000000000"));
         let error = timeout(60 * SECOND, shards.next()).await.unwrap().unwrap().unwrap_err();
@@ -211,9 +217,9 @@ fn shard_stream_on_another_runtime_than_its_own_ends_with_an_error() {
     });
 }
 
-/// The panic that the documentation names leaves a stream that can be polled where it should have been.
+/// After the documented panic, the stream can still be polled within a runtime.
 #[test]
-fn stream_polled_outside_of_a_runtime_can_be_polled_within_one_afterwards() {
+fn stream_polled_outside_of_a_runtime_can_be_polled_inside_one_later() {
     let (kinesis, orders) = orders(1);
     let consumer = consumer(&kinesis).build().unwrap();
     let mut records = consumer.records();

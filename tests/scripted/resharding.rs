@@ -1,4 +1,4 @@
-//! Splits, merges, many generations, many shards.
+//! Splits and merges over several generations, and streams with many shards.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::{assert_silent, calls, consumer, next, number, orders, shard_of};
 use kinestream::testing::{Kinesis, Outcome, Shard};
 
 #[tokio::test(start_paused = true)]
-async fn children_come_after_their_parents_over_generations() {
+async fn children_are_read_after_their_parents_over_generations() {
     for child_shards in [true, false] {
         let (kinesis, orders) = orders(2);
         kinesis.set_child_shards(child_shards);
@@ -40,7 +40,11 @@ async fn children_come_after_their_parents_over_generations() {
             for parent in orders.shard(shard).parents() {
                 let parent: usize = parent.as_str()[8..].parse().unwrap();
                 let all = orders.shard(parent).sequence_numbers().len();
-                assert_eq!(seen[parent].len(), all, "{parent} is read before {shard}");
+                assert_eq!(
+                    seen[parent].len(),
+                    all,
+                    "expected shard {parent} to be read before {shard}"
+                );
             }
             assert!(seen[shard].last() < Some(&number(&record)));
             seen[shard].push(number(&record));
@@ -51,7 +55,7 @@ async fn children_come_after_their_parents_over_generations() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn children_wait_until_the_parent_is_finished_and_not_only_read() {
+async fn children_wait_until_their_parent_is_acknowledged() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
     orders.shard(0).put("1");
@@ -68,7 +72,7 @@ async fn children_wait_until_the_parent_is_finished_and_not_only_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn unordered_reads_children_at_once() {
+async fn unordered_consumer_reads_children_at_once() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
     let [left, _right] = orders.shard(0).split();
@@ -79,14 +83,14 @@ async fn unordered_reads_children_at_once() {
         .build()
         .unwrap();
     let mut records = consumer.records();
-    // Neither is acknowledged.
+    // Neither record is acknowledged.
     let mut read = [number(&next(&mut records).await), number(&next(&mut records).await)];
     read.sort_unstable();
     assert_eq!(read, [0, 1]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_finished_shard_is_stored_and_never_read_again() {
+async fn finished_shard_is_stored_and_never_read_again() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
     let [left, _right] = orders.shard(0).split();
@@ -113,23 +117,28 @@ async fn a_finished_shard_is_stored_and_never_read_again() {
     assert_eq!(reads(&kinesis), before);
 }
 
-/// A stop at the very last record of a closed shard, which some servers refuse to read after.
+/// The stored position is the last record of a closed shard. Some servers reject reads after it.
 #[tokio::test(start_paused = true)]
-async fn a_restart_behind_the_last_record_of_a_closed_shard_finds_its_end() {
+async fn restart_after_the_last_record_of_a_closed_shard_finds_its_end() {
     let (kinesis, orders) = orders(1);
     let last = orders.shard(0).put("0");
     let [left, _right] = orders.shard(0).split();
     left.put("1");
     let store = MemoryStore::new();
-    let checkpoint = Checkpoint::AfterSequenceNumber { sequence_number: last, sub_sequence_number: None };
+    let checkpoint =
+        Checkpoint::AfterSequenceNumber { sequence_number: last, sub_sequence_number: None };
     let shard = "shardId-000000000000".parse().unwrap();
     store.save(&Scope::new("default", "orders"), &[(shard, checkpoint)]).await.unwrap();
     let consumer = consumer(&kinesis).store(store).build().unwrap();
-    assert_eq!(number(&next(&mut consumer.records()).await), 1, "and the record is not repeated");
+    assert_eq!(
+        number(&next(&mut consumer.records()).await),
+        1,
+        "expected the record of the child without a redelivery before it"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn shards_that_expired_between_two_runs_follow_the_policy() {
+async fn shards_that_expired_between_two_runs_follow_on_trimmed() {
     for policy in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
         let (kinesis, orders) = orders(1);
         let read = orders.shard(0).put("0");
@@ -138,12 +147,14 @@ async fn shards_that_expired_between_two_runs_follow_the_policy() {
         left.put("2");
         orders.shard(0).expire();
         let store = MemoryStore::new();
-        let checkpoint =
-            Checkpoint::AfterSequenceNumber { sequence_number: read.clone(), sub_sequence_number: None };
+        let checkpoint = Checkpoint::AfterSequenceNumber {
+            sequence_number: read.clone(),
+            sub_sequence_number: None,
+        };
         let scope = Scope::new("default", "orders");
         let shard = "shardId-000000000000".parse().unwrap();
         store.save(&scope, &[(shard, checkpoint)]).await.unwrap();
-        // What would be latest is still read from its beginning: it is a child.
+        // Even with `Latest`, a child is read from its oldest record.
         let consumer = consumer(&kinesis)
             .starting_position(StartingPosition::Latest)
             .on_trimmed(policy)
@@ -163,12 +174,12 @@ async fn shards_that_expired_between_two_runs_follow_the_policy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_shards_and_more_are_listed_page_by_page() {
+async fn thousands_of_shards_are_listed_page_by_page() {
     let (kinesis, orders) = orders(2500);
     for shard in 0..2500 {
         orders.shard(shard).put(shard.to_string());
     }
-    // The second page of the first listing is refused: its token has expired.
+    // The second page of the first listing is rejected: its token has expired.
     let mut listings = 0;
     kinesis.on_call(move |call| {
         if call.operation == "ListShards" {
@@ -187,13 +198,17 @@ async fn a_thousand_shards_and_more_are_listed_page_by_page() {
         seen.insert(number(&next(&mut records).await));
     }
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
-    assert_eq!(calls(&kinesis, "ListShards").len(), 8, "two calls, and three twice again");
+    assert_eq!(
+        calls(&kinesis, "ListShards").len(),
+        8,
+        "expected two calls, then three calls twice"
+    );
     assert_eq!(kinesis.violations(), [""; 0]);
 }
 
-/// The end of a shard names a child whose other parent was in the table until a moment ago.
+/// The end of a shard names a child. The store has just lost the lease of the child's other parent.
 #[tokio::test(start_paused = true)]
-async fn a_child_waits_for_a_parent_that_the_store_has_forgotten() {
+async fn child_waits_for_a_parent_that_the_store_has_lost() {
     let (kinesis, orders) = orders(3);
     let store = MemoryStore::new();
     let consumer = consumer(&kinesis)
@@ -213,7 +228,7 @@ async fn a_child_waits_for_a_parent_that_the_store_has_forgotten() {
     let before = store.replica();
     let merged = orders.shard(1).merge(&orders.shard(2));
     merged.put("1");
-    // It is listed, and waits for its parents.
+    // The merged shard is listed and waits for its parents.
     assert!(timeout(Duration::from_secs(20), records.next()).await.is_err());
     assert!(consumer.positions().await.unwrap().contains_key(&merged.id()));
     let last = orders.shard(0).merge(&merged);
@@ -233,7 +248,7 @@ async fn a_child_waits_for_a_parent_that_the_store_has_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn closed_shard_that_never_had_a_record_is_finished_and_its_children_are_read() {
+async fn closed_shard_without_records_is_finished_and_its_children_are_read() {
     for child_shards in [true, false] {
         let (kinesis, orders) = orders(1);
         kinesis.set_child_shards(child_shards);

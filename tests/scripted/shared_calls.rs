@@ -1,4 +1,4 @@
-//! A call that the readers of all shards share, and that fails.
+//! Failures of calls that the readers of all shards share.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{consumer, denied, next, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The errors that come within three minutes.
+/// Returns the errors that the stream yields within three minutes.
 async fn errors(records: &mut Records) -> Vec<Error> {
     let mut errors = Vec::new();
     let by = Instant::now() + 180 * SECOND;
@@ -33,7 +33,7 @@ async fn error_in_a_dropped_shard_is_yielded_by_another() {
     let mut first = shards.next().await.unwrap().unwrap();
     let mut second = shards.next().await.unwrap().unwrap();
     assert!(first.next().now_or_never().is_none());
-    // The error waits for a caller.
+    // The error is pending until a caller polls.
     sleep(10 * SECOND).await;
     drop(first);
     let error = timeout(120 * SECOND, second.next()).await.unwrap().unwrap().unwrap_err();
@@ -43,7 +43,7 @@ async fn error_in_a_dropped_shard_is_yielded_by_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers_of_no_use_are_one_error_for_all_shards() {
+async fn malformed_responses_are_one_error_for_all_shards() {
     let outcomes = [
         Outcome::Garbled { status: 200, body: "{}".to_owned() },
         Outcome::Garbled { status: 200, body: "<html>".to_owned() },
@@ -60,7 +60,7 @@ async fn answers_of_no_use_are_one_error_for_all_shards() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn alternating_kinds_of_errors_are_yielded_once_each() {
+async fn alternating_error_kinds_are_yielded_once_each() {
     let (kinesis, _orders) = orders(20);
     crate::refuse_in_turn(&kinesis, "RegisterStreamConsumer");
     let mut records = consumer(&kinesis).fan_out("billing").build().unwrap().records();
@@ -71,7 +71,7 @@ async fn alternating_kinds_of_errors_are_yielded_once_each() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn denial_that_passes_delays_no_shard_for_long() {
+async fn temporary_denial_delays_no_shard_for_long() {
     let (kinesis, orders) = orders(20);
     kinesis.next_calls("DescribeStreamConsumer", 1, denied());
     let mut records = consumer(&kinesis).fan_out("billing").build().unwrap().records();
@@ -90,20 +90,20 @@ async fn denial_that_passes_delays_no_shard_for_long() {
     assert!(began.elapsed() < 8 * SECOND, "{:?}", began.elapsed());
 }
 
-/// Each reading is another reader.
+/// Each new stream of a consumer is a new reader.
 #[tokio::test(start_paused = true)]
-async fn next_reading_yields_the_error_again() {
+async fn next_stream_yields_the_error_again() {
     let (kinesis, _orders) = orders(20);
     kinesis.next_calls("RegisterStreamConsumer", usize::MAX, denied());
     let consumer = consumer(&kinesis).fan_out("billing").build().unwrap();
     for reading in 0..2 {
         let mut records = consumer.records();
         let errors = errors(&mut records).await;
-        assert_eq!(errors.len(), 1, "reading {reading}: {errors:?}");
+        assert_eq!(errors.len(), 1, "stream {reading}: {errors:?}");
     }
 }
 
-/// The operator allows the shared call only, and a call of each shard is denied as well.
+/// The operator allows only the shared call, and a call of each shard stays denied.
 #[tokio::test(start_paused = true)]
 async fn denial_of_another_call_is_yielded() {
     let (kinesis, _orders) = orders(1);
@@ -117,9 +117,9 @@ async fn denial_of_another_call_is_yielded() {
     assert!(messages[1].contains("SubscribeToShard"), "{messages:?}");
 }
 
-/// The last record of each shard has left retention, and whether later ones were lost is unknown.
+/// The last read record of each shard is trimmed, and it is unknown whether later ones were lost.
 #[tokio::test(start_paused = true)]
-async fn judgement_that_fails_is_one_error_for_all_shards() {
+async fn failing_loss_check_is_one_error_for_all_shards() {
     let (kinesis, orders) = orders(20);
     kinesis.set_retention(48 * HOUR);
     for shard in orders.shards() {

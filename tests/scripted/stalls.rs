@@ -1,4 +1,4 @@
-//! What is seen of a caller that stops: events, the status, and health.
+//! Callers that stop, as reported by events, the status and the health.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use kinestream::testing::Outcome;
 use kinestream::{CheckpointOn, Event, Health, InFlightLimit};
 use tokio::time::{sleep, timeout};
 
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{assert_silent, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -21,9 +21,9 @@ fn about(time: Option<Duration>, seconds: u64) -> bool {
     time.is_some_and(|time| time.abs_diff(Duration::from_secs(seconds)) <= 2 * SECOND)
 }
 
-/// As with a `filter`: two records are dropped without an `ack()`.
+/// Two records stay without an `ack()`, as if a `filter` had dropped them.
 #[tokio::test(start_paused = true)]
-async fn in_flight_limit_that_holds_a_shard_is_told_once_until_it_moves() {
+async fn stall_at_the_in_flight_limit_is_reported_once_until_the_shard_moves() {
     let (kinesis, orders) = orders(2);
     let builder = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).max_in_flight(2);
     let consumer = builder.build().unwrap();
@@ -35,7 +35,7 @@ async fn in_flight_limit_that_holds_a_shard_is_told_once_until_it_moves() {
     let second = next(&mut records).await;
     assert!(timeout(29 * SECOND, records.next()).await.is_err());
     assert_eq!(stalls(&mut events), []);
-    // Nobody polls any more: it is noticed all the same.
+    // The stall is noticed without another poll.
     sleep(3 * SECOND).await;
     let told = stalls(&mut events);
     let [Event::Stalled { shard_id, limit: InFlightLimit::Records, unacknowledged: 2, oldest }] =
@@ -46,14 +46,17 @@ async fn in_flight_limit_that_holds_a_shard_is_told_once_until_it_moves() {
     assert_eq!(*shard_id, orders.shard(0).id());
     assert!(about(Some(*oldest), 30), "{oldest:?}");
     assert_silent(&mut records).await;
-    assert_eq!(stalls(&mut events), [], "it is told once");
+    assert_eq!(stalls(&mut events), [], "expected one event for the stall");
 
     let status = consumer.status().await.unwrap();
     let stuck = &status.shards[&orders.shard(0).id()];
     assert_eq!((stuck.unacknowledged, stuck.held_by), (Some(2), Some(InFlightLimit::Records)));
     assert!(about(stuck.oldest_unacknowledged, 92), "{stuck:?}");
     let behind = stuck.millis_behind_latest.unwrap();
-    assert!((90_000..95_000).contains(&behind), "records are fetched and not delivered: {behind}");
+    assert!(
+        (90_000..95_000).contains(&behind),
+        "expected the lag of fetched and undelivered records: {behind}"
+    );
     let other = &status.shards[&orders.shard(1).id()];
     assert_eq!((other.unacknowledged, other.millis_behind_latest), (Some(0), Some(0)));
     assert_eq!((other.oldest_unacknowledged, other.held_by), (None, None));
@@ -61,7 +64,7 @@ async fn in_flight_limit_that_holds_a_shard_is_told_once_until_it_moves() {
     second.ack();
     let third = next(&mut records).await;
     sleep(32 * SECOND).await;
-    assert_eq!(stalls(&mut events).len(), 1, "and again when it has moved");
+    assert_eq!(stalls(&mut events).len(), 1, "expected another event after the shard has moved");
     first.ack();
     third.ack();
     for _ in 3..6 {
@@ -75,7 +78,7 @@ async fn in_flight_limit_that_holds_a_shard_is_told_once_until_it_moves() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn limit_of_bytes_that_holds_a_shard_is_named() {
+async fn stall_at_the_limit_of_bytes_names_the_limit() {
     let (kinesis, orders) = orders(1);
     let builder = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).max_in_flight_bytes(1000);
     let consumer = builder.build().unwrap();
@@ -103,9 +106,9 @@ async fn limit_of_bytes_that_holds_a_shard_is_named() {
     assert_eq!(stalls(&mut events), []);
 }
 
-/// A caller that is slow, and not stuck, is not told of.
+/// A caller that is slow but not stuck is not reported.
 #[tokio::test(start_paused = true)]
-async fn caller_that_acknowledges_slowly_has_not_stalled() {
+async fn caller_that_acknowledges_slowly_is_not_stalled() {
     let (kinesis, orders) = orders(1);
     let builder = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).max_in_flight(3);
     let consumer = builder.build().unwrap();
@@ -124,26 +127,38 @@ async fn caller_that_acknowledges_slowly_has_not_stalled() {
     assert_eq!(stalls(&mut events), []);
 }
 
-fn is(health: &Health) -> (bool, bool) {
+fn ready_and_live(health: &Health) -> (bool, bool) {
     (health.is_ready(), health.is_live())
 }
 
 #[tokio::test(start_paused = true)]
-async fn health_is_ready_from_the_first_table_on_and_live_while_the_stream_is_idle() {
+async fn health_is_ready_from_the_first_table_and_live_while_idle() {
     let (kinesis, orders) = orders(2);
     let store = Watched::slow(2 * SECOND);
     let consumer = consumer(&kinesis).store(store).build().unwrap();
     let health = consumer.health();
-    assert_eq!(is(&health), (false, true), "nothing is read yet: {health:?}");
+    assert_eq!(
+        ready_and_live(&health),
+        (false, true),
+        "expected live and not ready before the first poll: {health:?}"
+    );
     assert_eq!((health.since_poll, health.since_renewal, health.since_fetch), (None, None, None));
     let mut records = consumer.records();
     assert!(timeout(SECOND, records.next()).await.is_err());
     let health = consumer.health();
-    assert_eq!(is(&health), (false, true), "it has not joined yet: {health:?}");
-    // Whatever the caller is after: there is nothing for it.
+    assert_eq!(
+        ready_and_live(&health),
+        (false, true),
+        "expected live and not ready before the worker has joined: {health:?}"
+    );
+    // There is no record for the caller for an hour.
     assert!(timeout(3600 * SECOND, records.next()).await.is_err());
     let health = consumer.health();
-    assert_eq!(is(&health), (true, true), "an idle stream: {health:?}");
+    assert_eq!(
+        ready_and_live(&health),
+        (true, true),
+        "expected ready and live with an idle stream: {health:?}"
+    );
     assert_eq!(health.leases_held, 2);
     assert_eq!((health.oldest_unacknowledged, health.silent_for), (None, None));
     assert!(health.since_renewal.unwrap() <= 5 * SECOND, "{health:?}");
@@ -153,13 +168,17 @@ async fn health_is_ready_from_the_first_table_on_and_live_while_the_stream_is_id
     next(&mut records).await;
     consumer.close().await.unwrap();
     let health = consumer.health();
-    assert_eq!(is(&health), (false, true), "a closed consumer: {health:?}");
+    assert_eq!(
+        ready_and_live(&health),
+        (false, true),
+        "expected live and not ready after a close: {health:?}"
+    );
     assert_eq!(health.leases_held, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn health_shows_a_handler_that_hangs() {
-    // With a record in hand, with one in hand and acknowledged, and before the next poll.
+async fn health_shows_a_hanging_handler() {
+    // The handler hangs before or after it acknowledges its record, without the next poll.
     for mode in [CheckpointOn::Pull, CheckpointOn::Ack] {
         for acks in [false, true] {
             let (kinesis, orders) = orders(1);
@@ -171,28 +190,29 @@ async fn health_shows_a_handler_that_hangs() {
                 record.ack();
             }
             sleep(50 * SECOND).await;
-            assert_eq!(is(&consumer.health()), (true, true), "{mode:?}");
+            assert_eq!(ready_and_live(&consumer.health()), (true, true), "{mode:?}");
             sleep(20 * SECOND).await;
-            assert_eq!(is(&consumer.health()), (false, true), "{mode:?}");
+            assert_eq!(ready_and_live(&consumer.health()), (false, true), "{mode:?}");
             sleep(240 * SECOND).await;
             let health = consumer.health();
-            assert_eq!(is(&health), (false, false), "{mode:?} {health:?}");
+            assert_eq!(ready_and_live(&health), (false, false), "{mode:?} {health:?}");
             assert!(health.is_live_within(3600 * SECOND));
             assert!(about(health.silent_for, 310), "{health:?}");
             let held = health.oldest_unacknowledged;
             assert!(if acks { held.is_none() } else { about(held, 310) }, "{health:?}");
-            // It goes on.
+            // The handler continues.
             record.ack();
             orders.shard(0).put("1");
             assert_eq!(number(&next(&mut records).await), 1);
-            assert_eq!(is(&consumer.health()), (true, true), "{mode:?}");
+            assert_eq!(ready_and_live(&consumer.health()), (true, true), "{mode:?}");
         }
     }
 }
 
-/// As in a `select!` whose other branch hangs: the caller was waiting when the record came.
+/// The caller was waiting when the record arrived, and polls no further, as in a `select!` with
+/// another branch that hangs.
 #[tokio::test(start_paused = true)]
-async fn health_shows_a_caller_that_does_not_come_for_its_record() {
+async fn health_shows_a_caller_that_does_not_take_its_record() {
     let (kinesis, orders) = orders(1);
     let consumer = consumer(&kinesis).build().unwrap();
     let mut records = consumer.records();
@@ -200,15 +220,15 @@ async fn health_shows_a_caller_that_does_not_come_for_its_record() {
     orders.shard(0).put("0");
     sleep(310 * SECOND).await;
     let health = consumer.health();
-    assert_eq!(is(&health), (false, false), "{health:?}");
+    assert_eq!(ready_and_live(&health), (false, false), "{health:?}");
     let status = consumer.status().await.unwrap();
     let behind = status.shards[&orders.shard(0).id()].millis_behind_latest.unwrap();
     assert!(behind > 300_000, "{behind}");
 }
 
-/// With a stream for each shard, one that hangs shows.
+/// One of several shard streams is not polled.
 #[tokio::test(start_paused = true)]
-async fn health_shows_one_shard_stream_of_many_that_is_not_polled() {
+async fn health_shows_a_shard_stream_that_is_not_polled() {
     let (kinesis, orders) = orders(2);
     let consumer = consumer(&kinesis).build().unwrap();
     let mut shards = consumer.shards();
@@ -220,16 +240,16 @@ async fn health_shows_one_shard_stream_of_many_that_is_not_polled() {
         sleep(SECOND).await;
     }
     let health = consumer.health();
-    assert_eq!(is(&health), (false, false), "{health:?}");
+    assert_eq!(ready_and_live(&health), (false, false), "{health:?}");
     drop(second);
     let mut again = shards.next().await.unwrap().unwrap();
     assert!(again.next().now_or_never().is_none());
-    assert_eq!(is(&consumer.health()), (true, true), "{:?}", consumer.health());
+    assert_eq!(ready_and_live(&consumer.health()), (true, true), "{:?}", consumer.health());
     reading.abort();
 }
 
 #[tokio::test(start_paused = true)]
-async fn health_shows_leases_that_are_not_renewed_and_checkpoints_that_are_not_saved() {
+async fn health_shows_unsaved_checkpoints_and_failing_fetches() {
     let (kinesis, orders) = orders(1);
     let store = Watched::default();
     let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
@@ -262,16 +282,20 @@ fn health_shows_a_runtime_that_has_shut_down() {
         orders.shard(0).put("0");
         next(&mut records).await;
     });
-    assert_eq!(is(&consumer.health()), (true, true));
+    assert_eq!(ready_and_live(&consumer.health()), (true, true));
     drop(first);
     let health = consumer.health();
-    assert_eq!(is(&health), (false, false), "{health:?}");
+    assert_eq!(ready_and_live(&health), (false, false), "{health:?}");
     drop(records);
     let second = runtime();
     second.block_on(async {
         let mut records = consumer.records();
         next(&mut records).await;
-        assert_eq!(is(&consumer.health()), (true, true), "a new stream on a new runtime");
+        assert_eq!(
+            ready_and_live(&consumer.health()),
+            (true, true),
+            "expected ready and live with a new stream on a new runtime"
+        );
     });
 }
 
@@ -298,9 +322,9 @@ async fn ended_shard_stream_that_is_kept_leaves_the_consumer_live() {
     drop(first);
 }
 
-/// Children wait for a record of their parent, whose stream is at its end.
+/// Children wait for an unacknowledged record of their parent, which is read to its end.
 #[tokio::test(start_paused = true)]
-async fn unacknowledged_record_of_a_shard_that_has_ended_is_shown() {
+async fn unacknowledged_record_of_an_ended_shard_is_shown() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
     let consumer = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).build().unwrap();

@@ -1,4 +1,5 @@
-//! Wakers that panic or call the crate in their clone, wake or drop: no stream ends, no record is lost.
+//! Wakers that panic or call the crate in their clone, wake or drop: no stream ends, and no record
+//! is lost.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -22,10 +23,11 @@ use crate::{consumer, number, orders, shard_of};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The code of all wakers of one caller.
+/// The behavior of all wakers of one caller.
 #[derive(Default)]
 struct Caller {
-    /// The call that panics, and how many calls there are to a panic. A wake that panics wakes nothing.
+    /// The kind of call that panics, and the number of calls per panic. A wake that panics wakes no
+    /// task.
     panics: Option<(WakerCall, usize)>,
     calls: AtomicUsize,
     panicked: AtomicUsize,
@@ -57,7 +59,7 @@ impl Caller {
         Arc::new(Self { panics: Some((call, every)), ..Self::default() })
     }
 
-    /// Polls with a new waker, and again after a panic, as an executor may that contains panics.
+    /// Polls with a new waker, and again after a panic, like an executor that catches panics.
     fn poll<S: Stream + Unpin>(self: &Arc<Self>, stream: &mut S) -> Poll<Option<S::Item>> {
         loop {
             let waker = raw_waker(Arc::clone(self));
@@ -79,7 +81,7 @@ impl Caller {
     }
 }
 
-/// The records of all shards, by `Records` or by `Shards` and its streams.
+/// The records of all shards, from `Records` or from `Shards` and its streams.
 enum Open {
     Records(Box<kinestream::Records>),
     Shards { shards: Option<Shards>, open: Vec<ShardStream> },
@@ -149,7 +151,7 @@ fn readers() -> impl Iterator<Item = Reader> {
     })
 }
 
-/// Reads 60 records of a shard and its children until the consumer is closed, and checks that each comes
+/// Reads 60 records of a shard until the consumer is closed, and asserts that each is delivered
 /// once and in order.
 async fn read_all(reader: Reader, caller: Arc<Caller>) {
     let (kinesis, orders) = orders(1);
@@ -164,7 +166,8 @@ async fn read_all(reader: Reader, caller: Arc<Caller>) {
                 if reader.mode == CheckpointOn::Ack
                     && let Some(before) = held.replace(record)
                 {
-                    // In another task, so that it wakes the stream that waits for room.
+                    // In another task, so that the ack wakes the stream that waits at its in-flight
+                    // limit.
                     tokio::spawn(async move {
                         sleep(SECOND / 4).await;
                         before.ack();
@@ -192,35 +195,35 @@ async fn read_all(reader: Reader, caller: Arc<Caller>) {
     sleep(SECOND).await;
     let has_ended = task.is_some_and(|task| task.now_or_never().is_some_and(|end| end.is_ok()))
         || inline.is_some_and(|inline| inline.has_ended());
-    assert!(has_ended, "{reader:?}: a closed stream ends");
+    assert!(has_ended, "{reader:?}: expected the closed stream to end");
 }
 
-fn survives(call: WakerCall) {
+fn assert_survives_panics(call: WakerCall) {
     for reader in readers() {
         for every in [2, 3, 7] {
             without_deadlock(move || async move {
                 let caller = Caller::panicking(call, every);
                 read_all(reader, Arc::clone(&caller)).await;
                 let panicked = caller.panicked.load(Ordering::SeqCst);
-                assert!(panicked > 0, "{reader:?}: nothing has panicked");
+                assert!(panicked > 0, "{reader:?}: expected at least one panic");
             });
         }
     }
 }
 
 #[test]
-fn records_come_once_and_in_order_when_clones_of_the_waker_panic() {
-    survives(WakerCall::Clone);
+fn panicking_waker_clone_loses_and_repeats_no_record() {
+    assert_survives_panics(WakerCall::Clone);
 }
 
 #[test]
-fn records_come_once_and_in_order_when_wakes_panic() {
-    survives(WakerCall::Wake);
+fn panicking_wake_loses_and_repeats_no_record() {
+    assert_survives_panics(WakerCall::Wake);
 }
 
 #[test]
-fn records_come_once_and_in_order_when_drops_of_the_waker_panic() {
-    survives(WakerCall::Drop);
+fn panicking_waker_drop_loses_and_repeats_no_record() {
+    assert_survives_panics(WakerCall::Drop);
 }
 
 /// The wakers acknowledge records, poll the events and request the status.
@@ -233,7 +236,7 @@ fn waker_that_calls_the_crate_in_clone_and_drop_does_not_deadlock() {
     }
 }
 
-/// Acknowledges a record in the call of this number after the in-flight limit was reached.
+/// Acknowledges a record in the waker call number `call` after the in-flight limit was reached.
 async fn acknowledge_in_wakers(reader: Reader, call: usize) {
     let (kinesis, orders) = orders(1);
     let consumer = reader.consumer(&kinesis);
@@ -268,9 +271,9 @@ async fn acknowledge_in_wakers(reader: Reader, call: usize) {
             if let Ok(record) = timeout(5 * SECOND, open.next(&caller)).await {
                 break record.unwrap();
             }
-            // There were fewer calls.
+            // The wakers were called fewer times.
             let record = held.lock().unwrap().pop();
-            record.expect("a record holds the shard").ack();
+            record.expect("an unacknowledged record").ack();
         };
         assert_eq!(number(&record), place);
         held.lock().unwrap().push(record);
@@ -278,7 +281,7 @@ async fn acknowledge_in_wakers(reader: Reader, call: usize) {
 }
 
 #[test]
-fn events_come_when_wakers_panic() {
+fn events_are_delivered_when_wakers_panic() {
     for call in [WakerCall::Clone, WakerCall::Wake, WakerCall::Drop] {
         for every in [2, 3] {
             without_deadlock(move || async move {
@@ -304,7 +307,10 @@ fn events_come_when_wakers_panic() {
                 }
                 assert!(caller.panicked.load(Ordering::SeqCst) > 0, "{call:?}");
                 drop((records, consumer));
-                timeout(60 * SECOND, listening).await.expect("events end").unwrap();
+                timeout(60 * SECOND, listening)
+                    .await
+                    .expect("the end of the events within 60 s")
+                    .unwrap();
             });
         }
     }
@@ -312,7 +318,7 @@ fn events_come_when_wakers_panic() {
 
 /// A second panic during an unwind would abort the process.
 #[test]
-fn stream_that_is_dropped_by_a_panic_drops_a_waker_that_panics() {
+fn stream_dropped_by_a_panic_survives_a_panicking_waker_drop() {
     without_deadlock(|| async {
         for by_shard in [false, true] {
             let (kinesis, orders) = orders(1);
@@ -329,7 +335,10 @@ fn stream_that_is_dropped_by_a_panic_drops_a_waker_that_panics() {
                 resume_unwind(Box::new("the caller panics"));
             }));
             assert!(unwound.is_err());
-            assert!(caller.panicked.load(Ordering::SeqCst) > before, "the waker was dropped");
+            assert!(
+                caller.panicked.load(Ordering::SeqCst) > before,
+                "expected the waker to be dropped"
+            );
             drop(record);
             sleep(SECOND).await;
         }

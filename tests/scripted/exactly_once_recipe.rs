@@ -1,4 +1,4 @@
-//! The exactly-once recipe of the guide, in whole: results and checkpoints in one transaction.
+//! The exactly-once recipe of the guide: results and checkpoints in one transaction.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,9 +28,9 @@ fn put_aggregate(shard: &Shard, numbers: std::ops::Range<usize>) {
     shard.put(aggregate(numbers.map(|number| (format!("key-{number}"), number.to_string()))));
 }
 
-/// Reads from the stored checkpoints and stores `count` batches of one record each. Then the process
-/// dies: nothing but the database is left.
-async fn read_and_die(kinesis: &Kinesis, sink: &mut Sink, count: usize) {
+/// Reads from the stored checkpoints and stores `count` batches of one record each. Then it stops
+/// like a crashed process: only the database is left.
+async fn read_and_crash(kinesis: &Kinesis, sink: &mut Sink, count: usize) {
     let mut records = consumer(kinesis, sink).records();
     for _ in 0..count {
         let record = next(&mut records).await;
@@ -39,7 +39,7 @@ async fn read_and_die(kinesis: &Kinesis, sink: &mut Sink, count: usize) {
     }
 }
 
-/// Reads from the stored checkpoints and stores batches until nothing has come for a minute.
+/// Reads from the stored checkpoints and stores batches until no record arrives for a minute.
 async fn read_all(kinesis: &Kinesis, sink: &mut Sink) {
     let batches = consumer(kinesis, sink).records().ready_chunks(100);
     let mut batches = std::pin::pin!(batches);
@@ -67,7 +67,7 @@ fn assert_once(sink: &Sink, orders: usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn death_within_aggregate_stores_each_user_record_once() {
+async fn crash_inside_an_aggregate_stores_each_user_record_once() {
     for read in 0..=8 {
         let (kinesis, orders) = orders(1);
         let shard = orders.shard(0);
@@ -76,7 +76,7 @@ async fn death_within_aggregate_stores_each_user_record_once() {
         put_aggregate(&shard, 6..7);
         shard.put("7");
         let mut sink = database();
-        read_and_die(&kinesis, &mut sink, read).await;
+        read_and_crash(&kinesis, &mut sink, read).await;
         assert_once(&sink, read);
         read_all(&kinesis, &mut sink).await;
         assert_once(&sink, 8);
@@ -92,13 +92,13 @@ async fn split_between_runs_stores_records_of_children_once() {
         parent.put("0");
         parent.put("1");
         let mut sink = database();
-        read_and_die(&kinesis, &mut sink, 1).await;
+        read_and_crash(&kinesis, &mut sink, 1).await;
         parent.put("2");
         let [left, right] = parent.split();
         left.put("3");
         right.put("4");
         left.split()[1].put("5");
-        read_and_die(&kinesis, &mut sink, 3).await;
+        read_and_crash(&kinesis, &mut sink, 3).await;
         read_all(&kinesis, &mut sink).await;
         assert_once(&sink, 6);
         read_all(&kinesis, &mut sink).await;
@@ -107,7 +107,7 @@ async fn split_between_runs_stores_records_of_children_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn batch_of_earlier_epoch_is_refused_and_stores_nothing() {
+async fn batch_of_an_earlier_epoch_is_rejected_and_stores_nothing() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
     orders.shard(0).put("1");
@@ -125,7 +125,6 @@ async fn batch_of_earlier_epoch_is_refused_and_stores_nothing() {
     assert_once(&sink, 1);
 }
 
-/// The lines of a code block that a reader of the page sees.
 #[tokio::test(start_paused = true)]
 async fn shard_that_was_quiet_for_longer_than_retention_is_read_on() {
     const HOUR: Duration = Duration::from_secs(3600);
@@ -133,7 +132,7 @@ async fn shard_that_was_quiet_for_longer_than_retention_is_read_on() {
     kinesis.set_retention(24 * HOUR);
     orders.shard(0).put("0");
     let mut sink = database();
-    read_and_die(&kinesis, &mut sink, 1).await;
+    read_and_crash(&kinesis, &mut sink, 1).await;
     sleep(26 * HOUR).await;
     orders.shard(0).put("1");
     read_all(&kinesis, &mut sink).await;
@@ -141,11 +140,12 @@ async fn shard_that_was_quiet_for_longer_than_retention_is_read_on() {
 }
 
 #[test]
-fn guide_shows_the_recipe_that_is_tested() {
+fn guide_shows_the_tested_recipe() {
     let page = include_str!("../../src/guide/delivery.md");
     let (_, rest) = page.split_once("# Exactly once").unwrap();
     let (_, rest) = rest.split_once("```no_run\n").unwrap();
     let (block, _) = rest.split_once("\n```").unwrap();
+    // The lines that a reader of the page sees, without the hidden lines of the doctest.
     let shown: Vec<&str> = block.lines().filter(|line| !line.starts_with("# ")).collect();
     let source = include_str!("../../examples/pipeline/exactly_once.rs");
     let (_, code) = source.split_once("\n\n").unwrap();

@@ -1,4 +1,5 @@
-//! Subscriptions that approach a record behind a gap of hours, while retention may overtake the reader.
+//! Shards with gaps of hours between records: a subscription sends events without records before it
+//! reaches the next record, and retention may overtake the reader during that time.
 
 use std::time::Duration;
 
@@ -14,8 +15,9 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::retention::{HOUR, gaps, numbers, stop_after};
 use crate::{calls, consumer, next, number, orders};
 
-/// A shard of a stream that keeps records for 48 h, with three records of these ages in hours. Subscriptions
-/// approach the second and the third one for `approach`. Without a first number, other numbers lie between those
+/// Creates a shard with three records of the given ages in hours, in a stream that retains records
+/// for 48 h. A subscription sends events without records for `approach` seconds before each of the
+/// second and the third record. Without `first_number`, unused sequence numbers lie between those
 /// of the records.
 pub(crate) fn gapped(
     approach: u64,
@@ -34,16 +36,19 @@ pub(crate) fn gapped(
     (kinesis, orders)
 }
 
-/// Gives this outcome to each lookup of the retention period.
-fn refuse(kinesis: &Kinesis, outcome: Outcome) {
+/// Sets the outcome of every lookup of the retention period.
+fn set_period_lookup_outcome(kinesis: &Kinesis, outcome: Outcome) {
     kinesis.on_call(move |call| match call.operation.as_str() {
         "DescribeStreamSummary" => outcome.clone(),
         _ => Outcome::Served,
     });
 }
 
-/// A pushed reader that has received the first record.
-async fn first_read(kinesis: &Kinesis, on_trimmed: OnTrimmed) -> (Consumer, Events, Records) {
+/// Starts an enhanced fan-out reader and receives the first record.
+async fn start_fan_out_reader(
+    kinesis: &Kinesis,
+    on_trimmed: OnTrimmed,
+) -> (Consumer, Events, Records) {
     let builder = consumer(kinesis).on_trimmed(on_trimmed).fan_out("billing");
     let reader = builder.build().unwrap();
     let (events, mut records) = (reader.events(), reader.records());
@@ -51,16 +56,16 @@ async fn first_read(kinesis: &Kinesis, on_trimmed: OnTrimmed) -> (Consumer, Even
     (reader, events, records)
 }
 
-/// The number of the next record, which comes within this time and is no error.
+/// Returns the number of the next record, which must arrive within `time` and without an error.
 async fn number_within(time: Duration, records: &mut Records, case: &str) -> usize {
     let record = timeout(time, records.next()).await;
     let record = record.unwrap_or_else(|_| panic!("no record within {time:?}: {case}"));
     number(&record.unwrap().unwrap())
 }
 
-/// Lowers the retention period after `early`, so that record 2 is the only one that is kept, and reads on to it; each
-/// record comes `within` a time. The loss is reported once.
-async fn overtaken_after(
+/// Lowers the retention period after `early`, so that only record 2 is retained, and reads up to
+/// record 2. Each record must arrive `within` the given time, and the loss must be reported once.
+async fn overtake_and_read(
     (early, within): (Duration, Duration),
     kinesis: &Kinesis,
     (events, records): (&mut Events, &mut Records),
@@ -74,15 +79,16 @@ async fn overtaken_after(
         read.push(number_within(within, records, case).await);
     }
     let found = gaps(events).len();
-    // If record 1 was read and left retention, later ones may have left as well.
+    // If record 1 was delivered before it was trimmed, no record was skipped, and a report is not
+    // required.
     let may_be_lost = read == [1, 2] && found == 0;
     assert!(found == 1 || may_be_lost, "{read:?}, {found}: {case}");
 }
 
-/// The next record arrived hours after the last one, and a subscription is sent events without records before
-/// it: for up to seven minutes, while one lives for five.
+/// The next record arrived hours after the previous one. A subscription sends events without
+/// records for up to seven minutes before it, and lives for five minutes.
 #[tokio::test(start_paused = true)]
-async fn pushed_reader_near_the_horizon_reads_the_record_behind_a_gap() {
+async fn fan_out_reader_near_the_trim_horizon_reads_the_record_after_a_gap() {
     for (approach, first) in [(7, None), (60, None), (240, None), (420, None), (240, Some(1000))] {
         let (kinesis, _orders) = gapped(approach, first, [47, 40, 30]);
         let approach = Duration::from_secs(approach);
@@ -100,33 +106,33 @@ async fn pushed_reader_near_the_horizon_reads_the_record_behind_a_gap() {
     }
 }
 
-/// Records behind the last one leave retention while a subscription approaches them, for longer than it lives or
-/// not.
+/// Records after the last read one are trimmed while the subscription sends events without records,
+/// for a time shorter or longer than the life of a subscription.
 #[tokio::test(start_paused = true)]
-async fn pushed_reader_overtaken_behind_approaching_events_reports_the_loss() {
+async fn fan_out_reader_overtaken_during_empty_events_reports_the_loss() {
     for (approach, first) in [(120, None), (120, Some(1000)), (420, None)] {
         for seconds in (30..800).step_by(90) {
             for accepted in [false, true] {
                 let (kinesis, _orders) = gapped(approach, first, [40, 30, 10]);
                 kinesis.set_trimmed_numbers_accepted(accepted);
-                let begun = first_read(&kinesis, OnTrimmed::TrimHorizon).await;
+                let begun = start_fan_out_reader(&kinesis, OnTrimmed::TrimHorizon).await;
                 let (_reader, mut events, mut records) = begun;
                 let case = format!("{approach} s, {first:?}, {seconds} s, accepted: {accepted}");
                 let times = (Duration::from_secs(seconds), Duration::from_secs(6 * approach));
-                overtaken_after(times, &kinesis, (&mut events, &mut records), &case).await;
+                overtake_and_read(times, &kinesis, (&mut events, &mut records), &case).await;
             }
         }
     }
 }
 
-/// Records behind the last one leave retention, and each new attempt is sent events without records before the
-/// oldest kept one.
+/// Records after the last read one are trimmed, and each new subscription sends events without
+/// records before the oldest retained record.
 #[tokio::test(start_paused = true)]
-async fn events_before_the_oldest_kept_record_do_not_cure_a_loss() {
+async fn empty_events_before_the_oldest_record_do_not_clear_the_failure() {
     for accepted in [false, true] {
         let (kinesis, _orders) = gapped(60, None, [40, 30, 10]);
         kinesis.set_trimmed_numbers_accepted(accepted);
-        let (reader, _events, mut records) = first_read(&kinesis, OnTrimmed::Fail).await;
+        let (reader, _events, mut records) = start_fan_out_reader(&kinesis, OnTrimmed::Fail).await;
         kinesis.set_retention(24 * HOUR);
         let error = records.next().await.unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Trimmed, "{error}");
@@ -141,9 +147,9 @@ async fn events_before_the_oldest_kept_record_do_not_cure_a_loss() {
     }
 }
 
-/// Retention overtakes a reader that has fetched nothing since its start but its last record.
+/// Retention overtakes a reader that has fetched only its last record since it started.
 #[tokio::test(start_paused = true)]
-async fn restarted_reader_overtaken_behind_approaching_events_reports_the_loss() {
+async fn restarted_reader_overtaken_during_empty_events_reports_the_loss() {
     for first in [None, Some(1000)] {
         for seconds in (20..200).step_by(30) {
             let (kinesis, _orders) = gapped(120, first, [40, 30, 10]);
@@ -157,19 +163,23 @@ async fn restarted_reader_overtaken_behind_approaching_events_reports_the_loss()
             let (mut events, mut records) = (reader.events(), reader.records());
             let case = format!("{first:?}, {seconds} s");
             let times = (Duration::from_secs(seconds), Duration::from_secs(600));
-            overtaken_after(times, &kinesis, (&mut events, &mut records), &case).await;
+            overtake_and_read(times, &kinesis, (&mut events, &mut records), &case).await;
         }
     }
 }
 
-/// Lookups of the retention period fail, so that the reader cannot tell whether the last record is kept.
+/// Lookups of the retention period fail, so the reader cannot determine whether the last record is
+/// retained.
 #[tokio::test(start_paused = true)]
-async fn lookup_that_keeps_failing_before_a_record_behind_a_gap_is_an_error() {
+async fn period_lookup_that_keeps_failing_is_reported() {
     for policy in [OnTrimmed::Fail, OnTrimmed::Latest] {
         for first in [None, Some(1000)] {
             let (kinesis, _orders) = gapped(60, first, [47, 40, 30]);
-            let (_reader, mut events, mut records) = first_read(&kinesis, policy).await;
-            refuse(&kinesis, Outcome::failed(500, "InternalFailureException", "no"));
+            let (_reader, mut events, mut records) = start_fan_out_reader(&kinesis, policy).await;
+            set_period_lookup_outcome(
+                &kinesis,
+                Outcome::failed(500, "InternalFailureException", "no"),
+            );
             let error = timeout(Duration::from_secs(900), records.next()).await;
             let error = error.expect("an error in time").unwrap().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
@@ -180,19 +190,20 @@ async fn lookup_that_keeps_failing_before_a_record_behind_a_gap_is_an_error() {
     }
 }
 
-/// No answer shows that nothing was lost behind a position between two records: the period is unknown, or `Latest`
-/// may have left records out. The approach is longer than the life of a subscription.
+/// No response proves that nothing was lost after a position between two records: the retention
+/// period is unknown, or `Latest` may have skipped records. Events without records may last longer
+/// than a subscription lives.
 #[tokio::test(start_paused = true)]
-async fn approach_that_cannot_be_judged_ends() {
+async fn record_after_a_gap_is_read_when_a_loss_cannot_be_ruled_out() {
     for (policy, is_denied) in
         [(OnTrimmed::Latest, false), (OnTrimmed::Latest, true), (OnTrimmed::Fail, true)]
     {
         for approach in [240, 420, 1000] {
             let (kinesis, _orders) = gapped(approach, None, [47, 40, 30]);
-            let (_reader, mut events, mut records) = first_read(&kinesis, policy).await;
+            let (_reader, mut events, mut records) = start_fan_out_reader(&kinesis, policy).await;
             let case = format!("{policy:?}, denied: {is_denied}, {approach} s");
             if is_denied {
-                refuse(&kinesis, crate::denied());
+                set_period_lookup_outcome(&kinesis, crate::denied());
             }
             for expected in 1..3 {
                 let time = Duration::from_secs(6 * approach);
@@ -205,10 +216,10 @@ async fn approach_that_cannot_be_judged_ends() {
     }
 }
 
-/// The period is looked up for a shard, and is lowered before another one is judged, which was caught up 31 hours
-/// ago.
+/// The retention period is looked up for one shard, and lowered before the loss check of another
+/// shard, which was caught up 31 hours ago.
 #[tokio::test(start_paused = true)]
-async fn positions_are_judged_by_the_period_of_now() {
+async fn loss_check_uses_the_current_retention_period() {
     for is_pushed in [false, true] {
         let (kinesis, orders) = orders(2);
         kinesis.set_trimmed_numbers_accepted(true);
@@ -248,7 +259,7 @@ async fn positions_are_judged_by_the_period_of_now() {
     }
 }
 
-/// Stores a position in the gap behind the first record, by a number that no record has.
+/// Stores a position in the gap after the first record, with a sequence number that no record has.
 pub(crate) async fn stored_in_gap(
     kinesis: &Kinesis,
     orders: &Stream,
@@ -259,7 +270,7 @@ pub(crate) async fn stored_in_gap(
     stored_behind(behind.parse().unwrap(), kinesis, orders, hours_ago).await
 }
 
-/// Stores the shard as caught up behind this number.
+/// Stores the shard as caught up after this sequence number.
 pub(crate) async fn stored_behind(
     number: SequenceNumber,
     kinesis: &Kinesis,
@@ -274,9 +285,10 @@ pub(crate) async fn stored_behind(
     store
 }
 
-/// The oldest record shows that nothing was lost, and then no placement succeeds until records have left.
+/// The oldest record proves that nothing was lost. Then every placement (`GetShardIterator` or
+/// `SubscribeToShard`) fails until records are trimmed.
 #[tokio::test(start_paused = true)]
-async fn loss_after_the_oldest_record_was_seen_is_reported() {
+async fn loss_after_the_check_of_the_oldest_record_is_reported() {
     for placement in ["GetShardIterator", "SubscribeToShard"] {
         for accepted in [false, true] {
             let (kinesis, orders) = gapped(0, None, [47, 40, 30]);
@@ -290,7 +302,7 @@ async fn loss_after_the_oldest_record_was_seen_is_reported() {
             kinesis.on_call(move |call| match call.operation.as_str() {
                 "DescribeStreamSummary" => {
                     summaries += 1;
-                    // Enhanced fan-out takes the ARN of the stream from the first one.
+                    // Enhanced fan-out takes the stream ARN from the first response.
                     if is_pushed && summaries == 1 { Outcome::Served } else { crate::denied() }
                 }
                 operation if operation == placement => {
@@ -312,8 +324,8 @@ async fn loss_after_the_oldest_record_was_seen_is_reported() {
     }
 }
 
-/// A pushed reader has read two records and stopped. Returns the options of the next one.
-async fn two_read(kinesis: &Kinesis) -> ConsumerBuilder {
+/// Reads two records by enhanced fan-out, stops, and returns the builder of the next reader.
+async fn read_two_and_stop(kinesis: &Kinesis) -> ConsumerBuilder {
     let builder = consumer(kinesis).fan_out("billing").store(MemoryStore::new());
     let reader = builder.clone().build().unwrap();
     let mut records = reader.records();
@@ -324,8 +336,9 @@ async fn two_read(kinesis: &Kinesis) -> ConsumerBuilder {
     builder
 }
 
-/// Kinesis refuses these of the next placements. The next reader gets record 2 all the same, without a loss.
-async fn pass_refusals(
+/// Rejects the `SubscribeToShard` calls with the given ordinals, and asserts that the next reader
+/// still delivers record 2 and reports no loss.
+async fn assert_refusals_lose_nothing(
     refusals: [usize; 2],
     kinesis: &Kinesis,
     builder: ConsumerBuilder,
@@ -335,7 +348,7 @@ async fn pass_refusals(
     kinesis.on_call(move |call| {
         placements += usize::from(call.operation == "SubscribeToShard");
         let is_refused = call.operation == "SubscribeToShard" && refusals.contains(&placements);
-        if is_refused { crate::refused::refused() } else { Outcome::Served }
+        if is_refused { crate::refused_sequence_numbers::refused() } else { Outcome::Served }
     });
     let reader = builder.build().unwrap();
     let mut events = reader.events();
@@ -344,28 +357,29 @@ async fn pass_refusals(
     assert_eq!(gaps(&mut events), [], "{case}");
 }
 
-/// Kinesis refuses the number of a kept record, and each new subscription approaches the oldest record for longer
-/// than it lives.
+/// Kinesis rejects the sequence number of a retained record, and events without records precede the
+/// oldest record for longer than a subscription lives.
 #[tokio::test(start_paused = true)]
-async fn refused_number_is_passed_by_a_long_approach_to_the_oldest_record() {
+async fn rejected_number_before_a_long_gap_to_the_oldest_record_loses_nothing() {
     let (kinesis, orders) = gapped(420, None, [49, 47, 40]);
     kinesis.set_retention(50 * HOUR);
-    let builder = two_read(&kinesis).await;
+    let builder = read_two_and_stop(&kinesis).await;
     orders.shard(0).trim(1);
-    // The first number, and the same again after the oldest record has come.
-    pass_refusals([1, 4], &kinesis, builder, "after the stop").await;
+    // Rejected at first, and again after the oldest record was received.
+    assert_refusals_lose_nothing([1, 4], &kinesis, builder, "after the stop").await;
 }
 
-/// A loss is reported, and later placements find the same oldest record, without a known period.
+/// A loss is reported, and later placements find the same oldest record. The retention period is
+/// unknown.
 #[tokio::test(start_paused = true)]
-async fn loss_is_reported_once_while_the_same_oldest_record_is_kept() {
+async fn loss_is_reported_once_while_the_oldest_record_stays_the_same() {
     for approach in [60, 240, 420] {
         for accepted in [false, true] {
             let (kinesis, orders) = gapped(approach, None, [40, 30, 10]);
             kinesis.set_trimmed_numbers_accepted(accepted);
-            let begun = first_read(&kinesis, OnTrimmed::TrimHorizon).await;
+            let begun = start_fan_out_reader(&kinesis, OnTrimmed::TrimHorizon).await;
             let (_reader, mut events, mut records) = begun;
-            refuse(&kinesis, crate::denied());
+            set_period_lookup_outcome(&kinesis, crate::denied());
             orders.shard(0).trim(1);
             let case = format!("{approach} s, accepted: {accepted}");
             for expected in 1..3 {
@@ -376,15 +390,23 @@ async fn loss_is_reported_once_while_the_same_oldest_record_is_kept() {
     }
 }
 
-/// Kinesis refuses the number of the last finished record, which is kept, as is one before it. The approach from the
-/// older one to it is longer than a subscription lives.
+/// Kinesis rejects the sequence number of the last finished record, although it and the record
+/// before it are retained. Events without records between the two last for longer than a
+/// subscription lives.
 #[tokio::test(start_paused = true)]
-async fn refused_number_behind_a_long_approach_is_passed() {
+async fn rejected_number_after_a_long_gap_loses_nothing() {
     for approach in [100, 420] {
         let (kinesis, _orders) = gapped(approach, None, [49, 47, 40]);
         kinesis.set_retention(55 * HOUR);
-        let builder = two_read(&kinesis).await;
-        // The number of record 1, and the same again after the oldest record has come.
-        pass_refusals([1, 3], &kinesis, builder, &format!("an approach of {approach} s")).await;
+        let builder = read_two_and_stop(&kinesis).await;
+        // The number of record 1 is rejected at first, and again after the oldest record was
+        // received.
+        assert_refusals_lose_nothing(
+            [1, 3],
+            &kinesis,
+            builder,
+            &format!("an approach of {approach} s"),
+        )
+        .await;
     }
 }

@@ -1,4 +1,4 @@
-//! A store of leases whose answers are lost, fail or break the contract of `LeaseStore`.
+//! A lease store that fails, loses responses or violates the contract of `LeaseStore`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,7 +8,10 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
-use kinestream::store::lease::{HeartbeatResponse, Change, AdminEdit, FencedCheckpoint, LeaseStore, HeartbeatRequest, LeaseTable, SaveOutcome};
+use kinestream::store::lease::{
+    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore,
+    LeaseTable, SaveOutcome,
+};
 use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId};
 use tokio::time::timeout;
 
@@ -16,26 +19,30 @@ use crate::{assert_silent, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A store of leases with faults.
+/// A lease store with faults that a test switches on and off.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Faulty {
     pub(crate) stored: MemoryStore,
-    /// Exchanges fail, and nothing is carried out.
+    /// Exchanges fail without effect.
     pub(crate) fails: Arc<AtomicBool>,
-    /// The answers of the next exchanges that end, lose or replace a shard are lost.
+    /// The number of responses still to lose, counting exchanges that finish, expire or replace a
+    /// shard.
     pub(crate) lost_answers: Arc<AtomicUsize>,
-    /// Gives no verdict for the last position of a save.
+    /// Saves return no outcome for their last position.
     lacks_verdicts: Arc<AtomicBool>,
-    /// Claims to have added shards, and has not.
+    /// Exchanges succeed without adding the shards that they should add.
     adds_no_shards: Arc<AtomicBool>,
     exchanges: Arc<AtomicUsize>,
 }
 
 impl Faulty {
-    /// Whether the answer to an exchange is lost.
+    /// Returns true if the response to this exchange is lost.
     fn loses_answer(&self, request: &HeartbeatRequest) -> bool {
         let stores_loss = |change: &Change| {
-            matches!(change, Change::Finish { .. } | Change::MarkExpired { .. } | Change::Replace { .. })
+            matches!(
+                change,
+                Change::Finish { .. } | Change::MarkExpired { .. } | Change::Replace { .. }
+            )
         };
         let left = self.lost_answers.load(Ordering::SeqCst);
         let is_shard_expired =
@@ -48,7 +55,7 @@ impl Faulty {
 }
 
 fn unavailable() -> Error {
-    Error::store_unavailable("the answer is lost", std::io::Error::other("reset"))
+    Error::store_unavailable("the response was lost", std::io::Error::other("reset"))
 }
 
 impl CheckpointStore for Faulty {
@@ -120,7 +127,7 @@ impl LeaseStore for Faulty {
 }
 
 #[tokio::test(start_paused = true)]
-async fn save_without_verdict_fails_the_close() {
+async fn save_without_an_outcome_fails_the_close() {
     let (kinesis, orders) = orders(1);
     let store = Faulty::default();
     let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
@@ -132,12 +139,13 @@ async fn save_without_verdict_fails_the_close() {
     orders.shard(0).put("1");
     drop(record);
     next(&mut records).await.ack();
-    let closed = timeout(60 * SECOND, consumer.close()).await.expect("an answer");
-    assert_eq!(closed.expect_err("a position without a verdict").kind(), ErrorKind::StoreCorrupt);
+    let closed =
+        timeout(60 * SECOND, consumer.close()).await.expect("close returns within a minute");
+    assert_eq!(closed.expect_err("a position without an outcome").kind(), ErrorKind::StoreCorrupt);
 }
 
 #[tokio::test(start_paused = true)]
-async fn children_that_the_store_never_adds_leave_the_worker_responsive() {
+async fn worker_stays_responsive_while_the_store_adds_no_children() {
     let (kinesis, orders) = orders(2);
     let store = Faulty::default();
     let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
@@ -151,7 +159,11 @@ async fn children_that_the_store_never_adds_leave_the_worker_responsive() {
     let asked = store.exchanges.load(Ordering::SeqCst) - before;
     assert!(asked < 120, "{asked} exchanges in a minute");
     orders.shard(1).put("0");
-    assert_eq!(number(&next(&mut records).await), 0, "the other shard is read");
+    assert_eq!(number(&next(&mut records).await), 0, "expected the other shard to be read");
     store.adds_no_shards.store(false, Ordering::SeqCst);
-    assert_eq!(number(&next(&mut records).await), 1, "the child is read once it is added");
+    assert_eq!(
+        number(&next(&mut records).await),
+        1,
+        "expected the child to be read after it was added"
+    );
 }

@@ -1,4 +1,4 @@
-//! Reported losses, and the time until the next record is delivered.
+//! The time between a reported loss and the next delivered record: the loss is reported once.
 
 use std::time::Duration;
 
@@ -7,13 +7,14 @@ use kinestream::testing::Outcome;
 use kinestream::{MemoryStore, OnTrimmed};
 use tokio::time::{Instant, timeout};
 
-use crate::approaching::{gapped, stored_behind, stored_in_gap};
 use crate::retention::{HOUR, gaps, numbers, stop_after};
+use crate::sparse_shards::{gapped, stored_behind, stored_in_gap};
 use crate::{consumer, number, orders};
 
-/// The period is lowered, and the oldest kept record, which is approached for up to two minutes, is about to leave.
+/// The retention period is lowered, and the oldest retained record is about to be trimmed. Events
+/// without records precede it for up to two minutes.
 #[tokio::test(start_paused = true)]
-async fn loss_near_the_horizon_is_reported_once() {
+async fn loss_near_the_trim_horizon_is_reported_once() {
     let minute = Duration::from_secs(60);
     for approach in [0, 60, 120] {
         for accepted in [false, true] {
@@ -49,10 +50,10 @@ async fn loss_near_the_horizon_is_reported_once() {
     }
 }
 
-/// `Latest` has left records out, which are found on the way to the oldest kept record. That one leaves retention
-/// before the next placement, which approaches the record behind it.
+/// `Latest` skips records, which the reader finds on the way to the oldest retained record. Events
+/// without records precede the record after it.
 #[tokio::test(start_paused = true)]
-async fn records_that_were_left_out_stay_left_out_behind_an_approach() {
+async fn records_skipped_by_latest_stay_skipped_after_empty_events() {
     for accepted in [true, false] {
         let (kinesis, orders) = gapped(60, None, [40, 30, 10]);
         kinesis.set_trimmed_numbers_accepted(accepted);
@@ -70,9 +71,10 @@ async fn records_that_were_left_out_stay_left_out_behind_an_approach() {
     }
 }
 
-/// No placement succeeds after a loss is reported, until the oldest kept record has left retention as well.
+/// After a loss is reported, every placement fails until the oldest retained record is trimmed as
+/// well.
 #[tokio::test(start_paused = true)]
-async fn loss_reaches_to_the_next_record_that_is_delivered() {
+async fn loss_that_grows_before_the_next_record_is_reported_once() {
     for placement in ["GetShardIterator", "SubscribeToShard"] {
         let (kinesis, orders) = gapped(0, None, [40, 30, 10]);
         kinesis.set_trimmed_numbers_accepted(true);

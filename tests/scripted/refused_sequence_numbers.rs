@@ -1,4 +1,4 @@
-//! Sequence numbers that Kinesis refuses though their records are kept.
+//! Sequence numbers that Kinesis rejects although their records are retained.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use kinestream::Event;
 use kinestream::testing::Outcome;
 use tokio::time::sleep;
 
+use crate::recording_store::Watched;
 use crate::retention::{HOUR, numbers, resumed, sources};
-use crate::watched::Watched;
 use crate::{consumer, orders};
 
 pub(crate) fn refused() -> Outcome {
@@ -16,9 +16,10 @@ pub(crate) fn refused() -> Outcome {
     Outcome::failed(400, "InvalidArgumentException", message)
 }
 
-/// Each placement at the oldest kept record brings more finished records than undo a doubt.
+/// Each placement at the oldest retained record brings enough finished records to remove the doubt
+/// about the end of the shard, if they counted.
 #[tokio::test(start_paused = true)]
-async fn closed_shard_whose_number_is_refused_is_read_to_an_end_that_names_no_children() {
+async fn closed_shard_with_a_rejected_number_is_read_to_an_end_without_children() {
     for (source, operation) in ["GetShardIterator", "SubscribeToShard"].into_iter().enumerate() {
         let (kinesis, orders) = orders(1);
         kinesis.set_child_shards(false);
@@ -27,8 +28,8 @@ async fn closed_shard_whose_number_is_refused_is_read_to_an_end_that_names_no_ch
         resumed(&kinesis, &orders, &builder).await;
         orders.shard(0).split()[0].put("5");
         let parent = orders.shard(0).id();
-        // Kinesis refuses the number, shows the oldest record, refuses the number, and begins at the oldest
-        // record, whenever the shard is read again.
+        // Each time the shard is read again, Kinesis rejects the number, returns the oldest record,
+        // rejects the number again, and starts at the oldest record.
         let mut placements = 0;
         kinesis.on_call(move |call| {
             if call.operation != operation || call.shard_id.as_ref() != Some(&parent) {
@@ -45,13 +46,16 @@ async fn closed_shard_whose_number_is_refused_is_read_to_an_end_that_names_no_ch
         while let Some(Some(event)) = events.next().now_or_never() {
             retried += usize::from(matches!(event, Event::Retried { .. }));
         }
-        assert!(retried >= 2, "source {source}: {retried} events for two refusals");
+        assert!(
+            retried >= 2,
+            "source {source}: expected an event for each of two rejections, got {retried}"
+        );
     }
 }
 
-/// Each iterator expires after two answers, of one record each.
+/// Each iterator expires after two responses of one record each.
 #[tokio::test(start_paused = true)]
-async fn refused_number_is_passed_by_iterators_that_expire() {
+async fn rejected_number_with_expiring_iterators_loses_no_record() {
     let (kinesis, orders) = orders(1);
     let builder = consumer(&kinesis).store(Watched::default()).limit(1);
     let oldest = kinesis.now() - 5 * HOUR;

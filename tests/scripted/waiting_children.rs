@@ -1,4 +1,5 @@
-//! Shards that are known for longer than retention before they are read: what they lost is reported.
+//! Children that wait for longer than the retention period before they are read: their losses are
+//! reported.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use kinestream::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{assert_silent, consumer, next, number, orders};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -37,8 +38,9 @@ fn builder(kinesis: &Kinesis, policy: OnTrimmed) -> ConsumerBuilder {
     consumer(kinesis).on_trimmed(policy).interval(rarely).discovery_interval(HOUR)
 }
 
-/// Reads record 0 of the parent, and hangs in the handler of it.
-async fn hang(records: &mut Records, orders: &Stream, time: Duration) -> Record {
+/// Reads record 0 of the parent and does not finish it for `time`, while records are put into the
+/// first child.
+async fn hold_parent_record(records: &mut Records, orders: &Stream, time: Duration) -> Record {
     let record = next(records).await;
     assert_eq!(number(&record), 0);
     sleep(Duration::from_secs(60)).await;
@@ -60,7 +62,7 @@ async fn child_that_waited_for_longer_than_retention_reports_the_loss() {
             let reader = builder.build().unwrap();
             let mut events = reader.events();
             let mut records = reader.records();
-            let _hung = hang(&mut records, &orders, 30 * HOUR).await;
+            let _hung = hold_parent_record(&mut records, &orders, 30 * HOUR).await;
             assert_eq!(number(&next(&mut records).await), 2);
             assert_silent(&mut records).await;
             let mut told = gaps(&mut events);
@@ -85,12 +87,12 @@ async fn child_that_waited_within_retention_reports_no_loss() {
         let mut events = reader.events();
         let mut records = reader.records();
         let hours = if retention == 24 { 23 } else { 30 };
-        let _hung = hang(&mut records, &orders, hours * HOUR).await;
+        let _hung = hold_parent_record(&mut records, &orders, hours * HOUR).await;
         for expected in 1..3 {
             assert_eq!(number(&next(&mut records).await), expected);
         }
         assert_silent(&mut records).await;
-        // Nothing shows whether the other child, without records, had any.
+        // The other child is empty, and nothing shows whether it had records.
         let expected: &[ShardId] = if is_denied { &[orders.shard(2).id()] } else { &[] };
         assert_eq!(gaps(&mut events), expected, "retention of {retention} h");
     }
@@ -105,9 +107,9 @@ async fn child_of_a_fleet_that_was_down_reports_the_loss() {
     let builder = builder.checkpoint_on(CheckpointOn::Ack);
     let reader = builder.clone().build().unwrap();
     let mut records = reader.records();
-    let parent = hang(&mut records, &orders, HOUR).await;
+    let parent = hold_parent_record(&mut records, &orders, HOUR).await;
     assert_silent(&mut records).await;
-    // The parent is finished, and no child is begun.
+    // The parent is finished, and no child is started.
     parent.ack();
     reader.close().await.unwrap();
     drop(records);
@@ -123,7 +125,7 @@ async fn child_of_a_fleet_that_was_down_reports_the_loss() {
         assert_eq!(told.kind(), ErrorKind::Trimmed);
     }
     assert_silent(&mut records).await;
-    // What an operator sets is judged from then on.
+    // A position that an operator sets is checked for losses from that time on.
     for child in [1, 2] {
         let (child, to) = (orders.shard(child).id(), Checkpoint::TrimHorizon);
         reader.set_position(&child, to, IfLeased::Force).await.unwrap();
@@ -132,9 +134,9 @@ async fn child_of_a_fleet_that_was_down_reports_the_loss() {
     assert_silent(&mut records).await;
 }
 
-/// A shard is read at once, and nothing of it is finished for a long time.
+/// A child is read at once, and no record of it is finished for a long time.
 #[tokio::test(start_paused = true)]
-async fn quiet_child_reports_no_loss_when_it_is_read_again() {
+async fn quiet_child_reports_no_loss_after_a_restart() {
     let (kinesis, orders) = orders(1);
     split(&kinesis, &orders);
     let builder = builder(&kinesis, OnTrimmed::TrimHorizon).store(MemoryStore::new());

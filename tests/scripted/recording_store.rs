@@ -1,4 +1,4 @@
-//! A store that is watched, slow, or down.
+//! A store of positions that records its saves and can be slow or down.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,7 +11,8 @@ use kinestream::store::Scope;
 use kinestream::{Checkpoint, CheckpointStore, Error, MemoryStore, Result, ShardId};
 use tokio::time::{Instant, sleep};
 
-/// Counts its saves, takes its time, and fails while it is told to.
+/// A store of positions without leases that records its saves, delays its calls, and fails while it
+/// is set down.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Watched {
     stored: MemoryStore,
@@ -39,7 +40,7 @@ impl CheckpointStore for Watched {
             self.attempts.fetch_add(1, Ordering::SeqCst);
             self.pause().await;
             if self.down.load(Ordering::SeqCst) {
-                return Err(Error::store_unavailable("the store is down", "by order"));
+                return Err(Error::store_unavailable("the store is down", "injected by the test"));
             }
             self.saves.lock().unwrap().push((Instant::now(), checkpoints.len()));
             self.stored.save(scope, checkpoints).await?;
@@ -51,7 +52,8 @@ impl CheckpointStore for Watched {
 }
 
 impl Watched {
-    /// A store that lets so much time pass before it does something, and again before it says so.
+    /// Creates a store that waits for `latency` before each call takes effect, and again before a
+    /// save returns.
     pub(crate) fn slow(latency: Duration) -> Self {
         Self { latency, ..Self::default() }
     }
@@ -66,12 +68,12 @@ impl Watched {
         self.down.store(down, Ordering::SeqCst);
     }
 
-    /// When each save was carried out, and of how many shards.
+    /// Returns the time and the number of shards of each save that was carried out.
     pub(crate) fn saves(&self) -> Vec<(Instant, usize)> {
         self.saves.lock().unwrap().clone()
     }
 
-    /// How many saves were tried.
+    /// Returns the number of attempted saves.
     pub(crate) fn attempts(&self) -> usize {
         self.attempts.load(Ordering::SeqCst)
     }

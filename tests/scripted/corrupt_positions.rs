@@ -1,4 +1,4 @@
-//! Stored positions and leases that cannot be read: each costs its shard.
+//! Stored positions and leases that cannot be parsed: each stops only its shard.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ fn shard(index: usize) -> ShardId {
 
 async fn next_error(records: &mut Records) -> Error {
     let next = timeout(Duration::from_secs(600), records.next()).await;
-    next.expect("an error within ten minutes").unwrap().expect_err("no record comes before it")
+    next.expect("an error within ten minutes").unwrap().expect_err("an error before any record")
 }
 
 #[tokio::test(start_paused = true)]
@@ -42,10 +42,10 @@ async fn damaged_field_stops_its_shard_and_no_other() {
         assert_eq!(error.kind(), ErrorKind::StoreCorrupt);
         assert_eq!(error.shard_id(), Some(shard(0).as_str()));
         orders.shard(1).put("1");
-        assert_eq!(number(&next(&mut records).await), 1, "the other shard is read");
+        assert_eq!(number(&next(&mut records).await), 1, "expected the other shard to be read");
         orders.shard(2).put("2");
         orders.shard(3).put("3");
-        // Its children wait, and the error comes once.
+        // The children of the damaged shard wait, and the error is yielded once.
         assert_silent(&mut records).await;
         let status = consumer.status().await.unwrap();
         assert_eq!(status.shards[&shard(0)].state, ShardState::Unreadable);
@@ -56,7 +56,11 @@ async fn damaged_field_stops_its_shard_and_no_other() {
             read.push(number(&next(&mut records).await));
         }
         read.sort_unstable();
-        assert_eq!(read, [0, 2, 3], "the shard is read from there on, and its children are");
+        assert_eq!(
+            read,
+            [0, 2, 3],
+            "expected the shard from the set position on, and its children"
+        );
         consumer.close().await.unwrap();
     }
 }
@@ -77,13 +81,13 @@ async fn corrected_field_resumes_its_shard() {
         assert_eq!(
             number(&next(&mut records).await),
             1,
-            "no record is redelivered, and none is lost"
+            "expected no redelivered and no lost record"
         );
         consumer.close().await.unwrap();
     }
 }
 
-/// A store of text without leases, of which one shard has another text than it was given.
+/// A store of texts without leases. While it is damaged, the text of shard 0 is not a checkpoint.
 #[derive(Debug, Clone, Default)]
 struct Texts {
     stored: MemoryStore,
@@ -134,7 +138,7 @@ impl CheckpointStore for Texts {
 }
 
 #[tokio::test(start_paused = true)]
-async fn text_of_a_plain_store_that_is_no_checkpoint_costs_its_shard() {
+async fn invalid_text_in_a_plain_store_stops_only_its_shard() {
     let (kinesis, orders) = orders(2);
     let store = Texts::default();
     store.is_damaged.store(true, Ordering::SeqCst);
@@ -148,12 +152,16 @@ async fn text_of_a_plain_store_that_is_no_checkpoint_costs_its_shard() {
     assert_eq!(number(&next(&mut records).await), 1);
     assert_silent(&mut records).await;
     store.is_damaged.store(false, Ordering::SeqCst);
-    assert_eq!(number(&next(&mut records).await), 0, "it is read once its text is corrected");
+    assert_eq!(
+        number(&next(&mut records).await),
+        0,
+        "expected the record after the text was corrected"
+    );
     consumer.close().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn save_that_a_plain_store_refuses_for_one_shard_stops_no_other() {
+async fn rejected_save_of_one_shard_in_a_plain_store_stops_no_other() {
     let (kinesis, orders) = orders(2);
     let store = Texts::default();
     let consumer = consumer(&kinesis)
@@ -179,13 +187,13 @@ async fn save_that_a_plain_store_refuses_for_one_shard_stops_no_other() {
             }
         }
         if read.contains(&10) && errors > 0 {
-            // Longer than the store may fail.
+            // Longer than `max_unflushed`.
             sleep(Duration::from_secs(5)).await;
             orders.shard(1).put("11");
         }
     }
-    assert_eq!(read, (1..=11).collect::<Vec<_>>(), "the other shard is still read");
-    assert_eq!(errors, 1, "the error comes once");
+    assert_eq!(read, (1..=11).collect::<Vec<_>>(), "expected the other shard to be read");
+    assert_eq!(errors, 1, "expected one error");
     drop(records);
     consumer.close().await.unwrap();
     let saved = store.stored.load(&scope()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Workers that cannot reach Kinesis, alone or all together.
+//! Workers that cannot reach Kinesis: one of them, or all.
 
 use std::time::Duration;
 
@@ -9,11 +9,13 @@ use crate::fleets::{Fleet, LEASE, RENEWAL};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Three lease durations, at least 30 s; a fetch begins to fail up to 1 s later, failures are up to
-/// 25.6 s apart, and the worker looks at every renewal.
+/// The time until a worker notices that it cannot reach Kinesis: three lease durations and at least
+/// 30 s. A fetch begins to fail up to 1 s after the outage begins, failures are up to 25.6 s apart,
+/// and the worker checks at every renewal.
 const NOTICED: Duration = Duration::from_secs(30 + 1 + 26 + 3);
 
-/// Until another worker has seen it, has given others the time to declare the same, and has the shards.
+/// The time until another worker has seen the declaration, has given the others time to declare the
+/// same, and owns the shards.
 const MOVED: Duration = Duration::from_secs(3 + 9 + 3 * 3 + 5);
 
 fn is_of(call: &Call, worker: &str) -> bool {
@@ -21,7 +23,7 @@ fn is_of(call: &Call, worker: &str) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn worker_that_cannot_reach_kinesis_hands_over_its_leases_until_it_can() {
+async fn worker_that_cannot_reach_kinesis_hands_over_its_leases_until_it_recovers() {
     assert_eq!((LEASE, RENEWAL), (9 * SECOND, 3 * SECOND));
     let denied = Outcome::failed(400, "ExpiredTokenException", "no");
     for outcome in [Outcome::Refused, Outcome::failed(500, "InternalFailure", ""), denied] {
@@ -32,7 +34,7 @@ async fn worker_that_cannot_reach_kinesis_hands_over_its_leases_until_it_can() {
         let _b = fleet.start_signed("b");
         sleep(90 * SECOND).await;
         fleet.assert_shares(&[("a", 3), ("b", 3)]).await;
-        // The first to join lists for all.
+        // The first worker to join lists the shards for all.
         let fails = outcome.clone();
         fleet.kinesis.on_call(
             move |call| {
@@ -44,17 +46,25 @@ async fn worker_that_cannot_reach_kinesis_hands_over_its_leases_until_it_can() {
         let (since, version) = (Instant::now(), fleet.table().await.version);
         let calls = fleet.kinesis.call_count();
         sleep(300 * SECOND).await;
-        assert_eq!(fleet.table().await.version, version, "no lease moves");
-        assert_eq!(fleet.seen_by("b", since).len(), 6, "the other worker reads all shards");
+        assert_eq!(fleet.table().await.version, version, "expected no lease to move");
+        assert_eq!(fleet.seen_by("b", since).len(), 6, "expected b to read all shards");
         let calls = fleet.kinesis.calls_from(calls);
         let lists = |worker: &str| {
             let of = |call: &&Call| call.operation == "ListShards" && is_of(call, worker);
             calls.iter().filter(of).count()
         };
-        assert!((9..=11).contains(&lists("b")), "it lists every 30 s: {}", lists("b"));
-        assert!((8..=60).contains(&lists("a")), "the first retries: {}", lists("a"));
+        assert!(
+            (9..=11).contains(&lists("b")),
+            "expected b to list every 30 s: {} listings",
+            lists("b")
+        );
+        assert!(
+            (8..=60).contains(&lists("a")),
+            "expected a to retry its listings: {} listings",
+            lists("a")
+        );
         fleet.kinesis.on_call(|_| Outcome::Served);
-        // A shard that was denied rests for up to 5 min, and comes back after a trial.
+        // A denied shard is not tried again for up to 5 min, and returns after a trial.
         sleep(900 * SECOND).await;
         fleet.assert_shares(&[("a", 3), ("b", 3)]).await;
     }
@@ -65,7 +75,7 @@ async fn outage_for_all_workers_moves_no_lease() {
     for outcome in
         [Outcome::Refused, Outcome::Hangs, Outcome::failed(503, "ServiceUnavailable", "")]
     {
-        // One of the workers has no shard, and makes no calls by itself.
+        // One of the workers has no shard and makes no calls.
         let fleet = Fleet::new(2);
         let _puts = fleet.put_all_along(Duration::from_millis(200));
         let _workers = ["a", "b", "c"].map(|name| fleet.start_signed(name));
@@ -84,7 +94,7 @@ async fn outage_for_all_workers_moves_no_lease() {
         let since = Instant::now();
         sleep(30 * SECOND).await;
         let read: usize = ["a", "b", "c"].map(|name| fleet.seen_by(name, since).len()).iter().sum();
-        assert_eq!(read, 2, "both shards are read again");
+        assert_eq!(read, 2, "expected both shards to be read again");
     }
 }
 
@@ -104,7 +114,7 @@ async fn sole_worker_that_cannot_reach_kinesis_keeps_its_leases() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn worker_that_is_throttled_or_may_not_list_keeps_its_leases() {
+async fn worker_that_is_throttled_or_denied_to_list_keeps_its_leases() {
     type Rule = fn(&Call) -> Outcome;
     let throttled: Rule = |call| {
         if is_of(call, "a") { Outcome::throttled() } else { Outcome::Served }
@@ -130,20 +140,23 @@ async fn worker_that_is_throttled_or_may_not_list_keeps_its_leases() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn worker_that_reaches_kinesis_now_and_then_moves_few_leases() {
+async fn worker_with_intermittent_access_to_kinesis_moves_few_leases() {
     let fleet = Fleet::new(4);
     let _puts = fleet.put_all_along(Duration::from_millis(200));
     let _workers = ["a", "b"].map(|name| fleet.start_signed(name));
     sleep(60 * SECOND).await;
     let began = Instant::now();
-    // Away for 50 s, and back for 10 s.
+    // Kinesis is out of reach for 50 s of each minute.
     fleet.kinesis.on_call(move |call| {
         let is_away = began.elapsed().as_secs() % 60 < 50;
         if is_away && is_of(call, "a") { Outcome::Refused } else { Outcome::Served }
     });
     let takeovers = fleet.takeovers(600 * SECOND).await;
     let count: usize = takeovers.values().sum();
-    assert!(count <= 2 * 4 * 10, "each of 4 shards moves twice a minute at most: {takeovers:?}");
+    assert!(
+        count <= 2 * 4 * 10,
+        "expected at most two moves a minute of each of 4 shards: {takeovers:?}"
+    );
     let since = Instant::now();
     sleep(120 * SECOND).await;
     let read = fleet.seen_by("b", since);

@@ -1,4 +1,4 @@
-//! Readers that lag by a day or more, and that retention overtakes.
+//! Readers that lag by a day or more and are overtaken by retention.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::retention::{HOUR, calls_while_behind, gaps, numbers};
 use crate::{calls, consumer, next, number, orders};
 
-/// The last read record and the oldest kept one arrived 55 s apart. The retention period is lowered just after
-/// a reader has looked it up.
+/// The last read record and the oldest retained one arrived 55 s apart. The retention period is
+/// lowered just after a reader has looked it up.
 #[tokio::test(start_paused = true)]
-async fn lowered_period_that_ends_between_two_near_records_is_noticed() {
+async fn retention_period_lowered_between_two_close_records_is_noticed() {
     for source in 0..2 {
         for accepted in [false, true] {
             let (kinesis, orders) = orders(1);
@@ -41,14 +41,14 @@ async fn lowered_period_that_ends_between_two_near_records_is_noticed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pushed_reader_near_a_whole_hour_looks_the_period_up_once_a_second() {
+async fn fan_out_reader_near_a_whole_hour_looks_the_period_up_once_a_second() {
     let (calls, time) = calls_while_behind(1, 100 * HOUR, Outcome::Served).await;
     assert!(calls as u64 <= time.as_secs() + 5, "{calls} calls in {time:?}");
     assert!(time < Duration::from_secs(110), "100 events in {time:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn pushed_reader_checks_once_a_minute_while_the_period_is_unknown() {
+async fn fan_out_reader_checks_once_a_minute_while_the_period_is_unknown() {
     for lag in [100 * HOUR, 100 * HOUR + HOUR / 2] {
         let denied = crate::denied();
         let (calls, time) = calls_while_behind(1, lag, denied).await;
@@ -57,10 +57,10 @@ async fn pushed_reader_checks_once_a_minute_while_the_period_is_unknown() {
     }
 }
 
-/// The answer that holds only the last record arrives, and the caller stays away while retention overtakes
-/// the reader. It asks for one record, or an answer has room for one only.
+/// A response arrives that holds only the last read record, and the caller does not poll while
+/// retention overtakes the reader. The limit is one record, or a response has room for only one.
 #[tokio::test(start_paused = true)]
-async fn reader_overtaken_behind_an_answer_without_news_reports_the_loss() {
+async fn reader_overtaken_after_a_response_without_new_records_reports_the_loss() {
     for (limit, length) in [(1, 0), (2, 6 << 20)] {
         for accepted in [false, true] {
             let (kinesis, orders) = orders(1);
@@ -86,17 +86,17 @@ async fn reader_overtaken_behind_an_answer_without_news_reports_the_loss() {
                 }
                 sleep(Duration::from_secs(100)).await;
             }
-            assert!(skips > 1, "retention overtakes the reader");
+            assert!(skips > 1, "expected retention to overtake the reader");
             let case = format!("limit {limit}, accepted: {accepted}");
-            // Retention may remove further records after a report.
+            // Further records may be trimmed after a report.
             let gaps = gaps(&mut events).len();
             assert!((skips..=2 * skips).contains(&gaps), "{case}: {gaps} gaps, {skips} skips");
         }
     }
 }
 
-/// The first answer of each iterator has room for the last record only, the next ones fail, and records leave
-/// retention meanwhile.
+/// The first response of each iterator has room for only the last read record, and the next calls
+/// fail while records are trimmed.
 #[tokio::test(start_paused = true)]
 async fn reader_overtaken_while_calls_fail_reports_the_loss() {
     for accepted in [false, true] {
@@ -133,15 +133,15 @@ async fn reader_overtaken_while_calls_fail_reports_the_loss() {
             expected = number + 1;
         }
         let gaps = gaps(&mut events).len();
-        assert!(gaps > 1, "retention overtakes the reader");
+        assert!(gaps > 1, "expected retention to overtake the reader");
         assert!(gaps >= skips, "accepted: {accepted}: {gaps} gaps, {skips} skips");
     }
 }
 
-/// The retention period is lowered, and the shard keeps no record: the next event of the subscription has no
-/// records.
+/// The retention period is lowered, and the shard retains no record: the next event of the
+/// subscription has no records.
 #[tokio::test(start_paused = true)]
-async fn pushed_reader_overtaken_before_an_empty_event_reports_the_loss() {
+async fn fan_out_reader_overtaken_before_an_empty_event_reports_the_loss() {
     for (accepted, is_closed) in [(false, false), (true, false), (false, true), (true, true)] {
         let (kinesis, orders) = orders(1);
         kinesis.set_trimmed_numbers_accepted(accepted);
@@ -162,7 +162,7 @@ async fn pushed_reader_overtaken_before_an_empty_event_reports_the_loss() {
         while let Ok(record) = timeout(Duration::from_secs(60), records.next()).await {
             last = number(&record.unwrap().unwrap());
         }
-        assert!(last < 19, "retention overtakes the reader");
+        assert!(last < 19, "expected retention to overtake the reader");
         child.unwrap_or_else(|| orders.shard(0)).put("20");
         numbers(&mut records, 20..21).await;
         let last = orders.shard(0).sequence_numbers()[last].clone();
@@ -171,9 +171,9 @@ async fn pushed_reader_overtaken_before_an_empty_event_reports_the_loss() {
     }
 }
 
-/// The last record of a quiet shard is old, and leaves retention after the reader has caught up.
+/// The last record of a quiet shard is old, and is trimmed after the reader has caught up.
 #[tokio::test(start_paused = true)]
-async fn pushed_reader_of_a_quiet_shard_with_an_old_record_catches_up() {
+async fn fan_out_reader_of_a_quiet_shard_with_an_old_record_catches_up() {
     for accepted in [false, true] {
         let (kinesis, orders) = orders(1);
         kinesis.set_trimmed_numbers_accepted(accepted);
@@ -195,9 +195,9 @@ async fn pushed_reader_of_a_quiet_shard_with_an_old_record_catches_up() {
     }
 }
 
-/// The pace of the bytes keeps an iterator waiting for longer than one near the horizon is used.
+/// The byte limit delays the next call for longer than an iterator near the trim horizon is used.
 #[tokio::test(start_paused = true)]
-async fn large_records_near_the_horizon_are_read() {
+async fn large_records_near_the_trim_horizon_are_read() {
     let (kinesis, orders) = orders(1);
     kinesis.set_retention(25 * HOUR);
     let oldest = kinesis.now() - 24 * HOUR;

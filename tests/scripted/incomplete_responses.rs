@@ -1,4 +1,4 @@
-//! Answers that are well formed and wrong: what ends a shard is proven.
+//! Responses that are well formed and wrong: a shard ends only with proof.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use kinestream::testing::{Interruption, Kinesis, Outcome, WrongListing};
 use kinestream::{ConsumerBuilder, Error, ErrorKind, Event, OnTrimmed, Records, ShardState};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{calls, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -16,12 +16,12 @@ fn empty() -> Outcome {
     Outcome::Garbled { status: 200, body: "{}".into() }
 }
 
-/// A polled consumer, and one of enhanced fan-out.
+/// Returns the builder of a polling consumer and that of one with enhanced fan-out.
 fn sources(kinesis: &Kinesis) -> [ConsumerBuilder; 2] {
     [consumer(kinesis), consumer(kinesis).fan_out("billing")]
 }
 
-/// What a wrong answer looks like to each of them.
+/// Returns the operation of a source, and an outcome that ends the shard without proof.
 fn unproven(source: usize) -> (&'static str, Outcome) {
     match source {
         0 => ("GetRecords", Outcome::without(["NextShardIterator", "ChildShards"])),
@@ -35,14 +35,14 @@ async fn numbers(records: &mut Records, numbers: std::ops::Range<usize>) {
     }
 }
 
-/// The next error, which comes within ten minutes and before any record.
+/// Returns the next error, which must arrive within ten minutes and before any record.
 async fn error(records: &mut Records) -> Error {
     let next = timeout(600 * SECOND, records.next()).await.expect("an error within ten minutes");
-    next.expect("the stream goes on").expect_err("no record")
+    next.expect("an open stream").expect_err("no record")
 }
 
 #[tokio::test(start_paused = true)]
-async fn empty_answer_of_open_shard_ends_nothing() {
+async fn empty_response_does_not_end_an_open_shard() {
     for times in [1, 2, 5] {
         let (kinesis, orders) = orders(1);
         let store = Watched::default();
@@ -67,7 +67,7 @@ async fn empty_answer_of_open_shard_ends_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers_that_name_no_next_position_end_no_open_shard() {
+async fn response_without_next_position_does_not_end_an_open_shard() {
     for source in 0..2 {
         let (kinesis, orders) = orders(1);
         let (operation, outcome) = unproven(source);
@@ -86,7 +86,7 @@ async fn answers_that_name_no_next_position_end_no_open_shard() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shard_with_lasting_unproven_end_is_released_reported_once_and_retried() {
+async fn shard_with_persistent_unproven_end_is_released_reported_once_and_retried() {
     for source in 0..2 {
         let (kinesis, orders) = orders(1);
         let (operation, outcome) = unproven(source);
@@ -101,7 +101,7 @@ async fn shard_with_lasting_unproven_end_is_released_reported_once_and_retried()
         let id = orders.shard(0).id();
         let status = async || consumer.status().await.unwrap().shards.remove(&id).unwrap();
         sleep(SECOND).await;
-        assert_eq!(status().await.owner, None, "the lease is released");
+        assert_eq!(status().await.owner, None, "expected the lease to be released");
         for _ in 0..60 {
             let quiet = timeout(10 * SECOND, records.next()).await;
             assert!(quiet.is_err(), "reported once: {quiet:?}");
@@ -114,13 +114,17 @@ async fn shard_with_lasting_unproven_end_is_released_reported_once_and_retried()
         kinesis.on_call(|_| Outcome::Served);
         let quiet = timeout(420 * SECOND, records.next()).await;
         assert!(quiet.is_err(), "{quiet:?}");
-        assert_eq!(status().await.state, ShardState::Reading, "empty answers cure the failure");
+        assert_eq!(
+            status().await.state,
+            ShardState::Reading,
+            "expected empty responses to clear the failure"
+        );
         orders.shard(0).put("0");
         numbers(&mut records, 0..1).await;
     }
 }
 
-/// Only a listing could prove the end, and it stays denied or incomplete.
+/// Only a listing can prove the end, and listings stay denied or incomplete.
 #[tokio::test(start_paused = true)]
 async fn closed_shard_is_released_and_reported_while_its_listing_fails() {
     let denied = crate::denied();
@@ -156,16 +160,16 @@ async fn closed_shard_is_released_and_reported_while_its_listing_fails() {
     }
 }
 
-/// The records come, so that the lease is kept.
+/// Records still arrive, so the lease is kept.
 #[tokio::test(start_paused = true)]
-async fn shard_whose_answers_bring_records_without_next_position_is_read_on() {
+async fn shard_is_read_on_while_responses_lack_the_next_position() {
     let (kinesis, orders) = orders(1);
     let (operation, outcome) = unproven(0);
     kinesis.next_calls(operation, 10_000, outcome);
     for number in 0..300 {
         orders.shard(0).put(number.to_string());
     }
-    // Each answer holds the last record of the one before, and a new one.
+    // Each response holds the last record of the previous response and one new record.
     let consumer = consumer(&kinesis).limit(2).build().unwrap();
     let mut events = consumer.events();
     let mut records = consumer.records();
@@ -185,7 +189,7 @@ async fn shard_whose_answers_bring_records_without_next_position_is_read_on() {
     }
 }
 
-/// The members that a wrong answer lacks.
+/// Sets of members that an incomplete response lacks.
 const LACKING: [&[&str]; 5] = [
     &["NextShardIterator", "ContinuationSequenceNumber", "ChildShards"],
     &["NextShardIterator", "ContinuationSequenceNumber", "ChildShards", "MillisBehindLatest"],
@@ -202,7 +206,7 @@ const LACKING: [&[&str]; 5] = [
 
 const READS: [&str; 2] = ["GetRecords", "SubscribeToShard"];
 
-/// Wrong answers for a closed shard skip none of its records.
+/// Incomplete responses for a closed shard skip none of its records.
 #[tokio::test(start_paused = true)]
 async fn closed_shard_with_unread_records_is_read_to_its_end() {
     for (source, operation) in READS.into_iter().enumerate() {
@@ -226,9 +230,9 @@ async fn closed_shard_with_unread_records_is_read_to_its_end() {
     }
 }
 
-/// The records that an answer withholds are fetched again, and none counts as lost.
+/// Records missing from a response are fetched again, and none is reported as lost.
 #[tokio::test(start_paused = true)]
-async fn answer_that_lacks_members_loses_no_record_of_an_open_shard() {
+async fn incomplete_response_loses_no_record_of_an_open_shard() {
     for (source, operation) in READS.into_iter().enumerate() {
         for lacking in LACKING {
             for times in 1..4 {
@@ -239,7 +243,7 @@ async fn answer_that_lacks_members_loses_no_record_of_an_open_shard() {
                 let consumer = builder.clone().build().unwrap();
                 let mut records = consumer.records();
                 numbers(&mut records, 0..1).await;
-                // Asking for the next one finishes it.
+                // The poll for the next record acknowledges this one.
                 let waiting = timeout(5 * SECOND, records.next()).await;
                 assert!(waiting.is_err(), "{waiting:?}");
                 drop(records);
@@ -258,9 +262,10 @@ async fn answer_that_lacks_members_loses_no_record_of_an_open_shard() {
     }
 }
 
-/// Each answer is full with the record that the position is behind, and proves nothing of the next.
+/// With a limit of one, each response holds only the record that the position is after, and proves
+/// nothing about the next record.
 #[tokio::test(start_paused = true)]
-async fn closed_shard_whose_answers_hold_read_records_is_read_to_its_end() {
+async fn closed_shard_is_read_to_its_end_when_responses_repeat_read_records() {
     let (kinesis, orders) = orders(1);
     for number in 0..3 {
         orders.shard(0).put(number.to_string());
@@ -275,7 +280,7 @@ async fn closed_shard_whose_answers_hold_read_records_is_read_to_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shard_not_found_for_a_moment_is_retried() {
+async fn shard_that_is_briefly_not_found_is_retried() {
     for source in 0..2 {
         for operation in ["GetShardIterator", "GetRecords", "SubscribeToShard"] {
             let (kinesis, orders) = orders(1);
@@ -312,9 +317,10 @@ async fn listed_shard_that_is_not_found_is_reported_once_and_retried() {
     numbers(&mut records, 0..1).await;
 }
 
-/// Listings lack the shard, and its calls find nothing, for less than a discovery interval.
+/// For less than a discovery interval, listings lack the shard, and calls for it fail with
+/// `ResourceNotFoundException`.
 #[tokio::test(start_paused = true)]
-async fn shard_that_is_absent_for_a_while_is_not_gone() {
+async fn shard_that_is_briefly_missing_loses_no_record() {
     for source in 0..2 {
         for policy in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
             let (kinesis, orders) = orders(1);
@@ -347,15 +353,18 @@ async fn shard_that_is_absent_for_a_while_is_not_gone() {
     }
 }
 
-/// The shard, which holds unread records, leaves retention while it is read.
-async fn expired(source: usize, on_trimmed: OnTrimmed) -> (Kinesis, kinestream::Consumer, Records) {
+/// Reads the first record of a shard and then lets the shard expire with unread records.
+async fn expire_while_read(
+    source: usize,
+    on_trimmed: OnTrimmed,
+) -> (Kinesis, kinestream::Consumer, Records) {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
     let builder = sources(&kinesis)[source].clone().on_trimmed(on_trimmed).limit(1).prefetch(0);
     let consumer = builder.build().unwrap();
     let mut records = consumer.records();
     numbers(&mut records, 0..1).await;
-    // Where it is pushed, it is known at once that there is more.
+    // With enhanced fan-out, the reader learns of this record at once.
     orders.shard(0).put("1");
     let [left, _right] = orders.shard(0).split();
     left.put("2");
@@ -365,13 +374,13 @@ async fn expired(source: usize, on_trimmed: OnTrimmed) -> (Kinesis, kinestream::
 }
 
 #[tokio::test(start_paused = true)]
-async fn shard_that_leaves_retention_while_read_follows_the_policy() {
+async fn shard_that_expires_while_read_follows_on_trimmed() {
     for source in 0..2 {
-        let (_kinesis, _consumer, mut records) = expired(source, OnTrimmed::Fail).await;
+        let (_kinesis, _consumer, mut records) = expire_while_read(source, OnTrimmed::Fail).await;
         let told = error(&mut records).await;
         assert_eq!(told.kind(), ErrorKind::Trimmed, "{told}");
         for policy in [OnTrimmed::TrimHorizon, OnTrimmed::Latest] {
-            let (_kinesis, consumer, mut records) = expired(source, policy).await;
+            let (_kinesis, consumer, mut records) = expire_while_read(source, policy).await;
             let mut events = consumer.events();
             numbers(&mut records, 2..3).await;
             let mut gaps = 0;
@@ -383,9 +392,9 @@ async fn shard_that_leaves_retention_while_read_follows_the_policy() {
     }
 }
 
-/// The records before it come, and none behind it is passed over.
+/// The records before the invalid one are delivered, and none after it is skipped.
 #[tokio::test(start_paused = true)]
-async fn record_without_valid_number_is_fetched_again() {
+async fn record_with_invalid_sequence_number_is_fetched_again() {
     let (kinesis, orders) = orders(1);
     let first = orders.shard(0).put("0");
     let record = |place: &str, data| {
@@ -409,7 +418,7 @@ async fn record_without_valid_number_is_fetched_again() {
         retried += usize::from(matches!(event, Event::Retried { .. }));
     }
     assert_eq!(retried, 1);
-    // Where it lasts, one error.
+    // A persistent failure is reported once.
     kinesis.next_calls("GetRecords", 10_000, answer(&[invalid]));
     let told = error(&mut records).await;
     assert_eq!(told.kind(), ErrorKind::Rejected);

@@ -1,4 +1,4 @@
-//! A shard whose stream an error has ended: its lease, its state, and who reads it next.
+//! Failed shards: the lease, the reported state, and the worker that reads the shard next.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -21,7 +21,7 @@ fn id(number: usize) -> ShardId {
     format!("shardId-{number:012}").parse().unwrap()
 }
 
-/// When which shard of the consumer has failed.
+/// Collects the time, the shard and the error kind of each `ShardFailed` event of the consumer.
 fn failures(consumer: &Consumer) -> Arc<Mutex<Vec<(Instant, ShardId, ErrorKind)>>> {
     let (mut events, found) = (consumer.events(), Arc::<Mutex<Vec<_>>>::default());
     let seen = Arc::clone(&found);
@@ -58,11 +58,11 @@ async fn failed_shard_is_released_reported_once_and_retried_with_back_off() {
     assert_eq!((second.state, &second.failure), (ShardState::Reading, &None));
     let epoch = first.epoch;
     let quiet = timeout(1800 * SECOND, records.next()).await;
-    assert!(quiet.is_err(), "the error is reported once, and the stream goes on: {quiet:?}");
+    assert!(quiet.is_err(), "expected one error and an open stream: {quiet:?}");
     assert_eq!((told, read), (vec![ErrorKind::Trimmed], vec![100]));
     {
         let failed = failed.lock().unwrap();
-        assert!((7..40).contains(&failed.len()), "it is retried: {failed:?}");
+        assert!((7..40).contains(&failed.len()), "expected 7 to 39 attempts: {failed:?}");
         assert!(
             failed.iter().all(|(_, shard, kind)| (shard, *kind) == (&id(0), ErrorKind::Trimmed))
         );
@@ -71,7 +71,7 @@ async fn failed_shard_is_released_reported_once_and_retried_with_back_off() {
             assert!((10 * SECOND..320 * SECOND).contains(&pause), "{pause:?} between attempts");
         }
     }
-    // The cure of an operator counts at the next attempt.
+    // A position that an operator sets takes effect at the next attempt.
     let cured = kinestream::Checkpoint::TrimHorizon;
     consumer.set_position(&id(0), cured, IfLeased::Refuse).await.unwrap();
     for expected in 5..10 {
@@ -84,7 +84,7 @@ async fn failed_shard_is_released_reported_once_and_retried_with_back_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn error_of_a_shard_is_reported_again_after_a_record() {
+async fn shard_error_is_reported_again_after_a_record() {
     let (kinesis, orders) = orders(1);
     let store = MemoryStore::new();
     let consumer = consumer(&kinesis).store(store).build().unwrap();
@@ -96,7 +96,7 @@ async fn error_of_a_shard_is_reported_again_after_a_record() {
         let error = timeout(60 * SECOND, records.next()).await.unwrap().unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Denied);
         let quiet = timeout(900 * SECOND, records.next()).await;
-        assert!(quiet.is_err(), "round {round}: it is reported once: {quiet:?}");
+        assert!(quiet.is_err(), "round {round}: expected one error: {quiet:?}");
         let status = consumer.status().await.unwrap();
         assert_eq!(status.shards[&id(0)].state, ShardState::Failed, "round {round}");
         kinesis.on_call(|_| Outcome::Served);
@@ -107,7 +107,7 @@ async fn error_of_a_shard_is_reported_again_after_a_record() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shard_stream_that_yielded_its_error_releases_the_lease_though_it_is_kept() {
+async fn failed_shard_stream_releases_the_lease_while_it_is_kept() {
     let (kinesis, orders) = orders(1);
     let store = trimmed_store(&orders).await;
     let consumer = consumer(&kinesis).store(store).build().unwrap();
@@ -116,8 +116,8 @@ async fn shard_stream_that_yielded_its_error_releases_the_lease_though_it_is_kep
     for _ in 0..3 {
         let mut shard = timeout(600 * SECOND, shards.next()).await.unwrap().unwrap().unwrap();
         let first = shard.next().await;
-        assert_eq!(first.is_some(), kept.is_empty(), "the error is yielded once");
-        assert!(shard.next().await.is_none(), "the stream has ended");
+        assert_eq!(first.is_some(), kept.is_empty(), "expected the error once");
+        assert!(shard.next().await.is_none(), "expected the stream to end");
         sleep(SECOND).await;
         let status = consumer.status().await.unwrap();
         assert_eq!(status.shards[&id(0)].owner, None);
@@ -126,7 +126,8 @@ async fn shard_stream_that_yielded_its_error_releases_the_lease_though_it_is_kep
 }
 
 impl Fleet {
-    /// Starts a worker whose calls are signed with its name, and which counts its errors.
+    /// Starts a worker that signs its calls with its name. Returns its consumer and the kinds of
+    /// its errors.
     pub(crate) fn start_signed(&self, name: &str) -> (Consumer, Arc<Mutex<Vec<ErrorKind>>>) {
         let consumer = Consumer::builder(self.kinesis.client_with_key(name), "orders")
             .starting_position(StartingPosition::TrimHorizon)
@@ -149,7 +150,7 @@ impl Fleet {
         (consumer, errors)
     }
 
-    /// How often the lease of each shard has changed its owner in this time.
+    /// Counts the changes of owner of each shard's lease during `time`.
     pub(crate) async fn takeovers(&self, time: Duration) -> BTreeMap<ShardId, usize> {
         let (began, mut epochs, mut found) =
             (Instant::now(), BTreeMap::new(), BTreeMap::<_, usize>::new());
@@ -177,13 +178,19 @@ async fn shards_denied_to_one_worker_are_read_by_the_other() {
         Some("a") if call.operation != "ListShards" => crate::denied(),
         _ => Outcome::Served,
     });
-    // Retries of 60 s, at most 30 s apart, and the moves.
+    // Retries for 60 s, at most 30 s apart, plus the time of the moves.
     sleep(100 * SECOND).await;
     let since = Instant::now();
     let takeovers = fleet.takeovers(600 * SECOND).await;
     let read = fleet.seen_by("b", since);
-    assert_eq!(read.len(), 6, "it reads all shards: {takeovers:?}, {:?}", fleet.shares().await);
-    // A trial is 60 s of retries after a pause of at least 10 s, and moves one shard there and back.
+    assert_eq!(
+        read.len(),
+        6,
+        "expected b to read all shards: {takeovers:?}, {:?}",
+        fleet.shares().await
+    );
+    // A trial is 60 s of retries after a back-off of at least 10 s, and moves one shard to `a` and
+    // back.
     let most_trials = 6 * (600 / (60 + 10) + 1);
     let count: usize = takeovers.values().sum();
     assert!(count <= 2 * most_trials, "{count} moves: {takeovers:?}");
@@ -195,7 +202,7 @@ async fn shards_denied_to_one_worker_are_read_by_the_other() {
     assert!(b_errors.lock().unwrap().is_empty());
     let status = b.status().await.unwrap();
     let failed = status.shards.values().filter(|shard| shard.state == ShardState::Failed).count();
-    assert_eq!(failed, 0, "another process knows of no failure: {status:?}");
+    assert_eq!(failed, 0, "expected no failure of another process in the status: {status:?}");
     // The permission is granted again.
     fleet.kinesis.on_call(|_| Outcome::Served);
     sleep(900 * SECOND).await;
@@ -203,7 +210,7 @@ async fn shards_denied_to_one_worker_are_read_by_the_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shard_that_fails_for_all_workers_is_passed_on_seldom() {
+async fn shard_that_fails_for_all_workers_moves_rarely() {
     let fleet = Fleet::new(4);
     let _puts = fleet.put_all_along(Duration::from_millis(200));
     let workers = ["a", "b", "c"].map(|name| fleet.start_signed(name));
@@ -216,7 +223,7 @@ async fn shard_that_fails_for_all_workers_is_passed_on_seldom() {
     });
     sleep(300 * SECOND).await;
     let takeovers = fleet.takeovers(600 * SECOND).await;
-    // Each of three workers takes it at most once in 10 s, and ever more seldom.
+    // Each of the three workers acquires it at most once in 10 s, with a growing back-off.
     assert!(takeovers[&id(0)] <= 60, "{takeovers:?}");
     assert!(
         takeovers.iter().filter(|(shard, _)| **shard != id(0)).all(|(_, count)| *count <= 4),
@@ -231,17 +238,17 @@ async fn shard_that_fails_for_all_workers_is_passed_on_seldom() {
     dead.close().await.unwrap();
     sleep(RENEWAL + SECOND).await;
     let owned = fleet.table().await.leases.values().filter(|lease| lease.owner.is_some()).count();
-    assert!(owned >= 3, "the others take over the healthy shards at once");
+    assert!(owned >= 3, "expected the other workers to own the healthy shards");
     fleet.kinesis.on_call(|_| Outcome::Served);
     let since = Instant::now();
     sleep(330 * SECOND).await;
     let read: usize = ["a", "b"].map(|worker| fleet.seen_by(worker, since).len()).iter().sum();
-    assert!(read >= 4, "the shard is read again");
+    assert!(read >= 4, "expected the failed shard to be read again");
 }
 
-/// The caller works on the error for longer than failures last.
+/// The caller handles the error for longer than failures must last before a shard is released.
 #[tokio::test(start_paused = true)]
-async fn two_failures_around_a_pause_of_the_caller_release_no_shard() {
+async fn failures_before_and_after_a_pause_of_the_caller_release_no_shard() {
     let (kinesis, orders) = orders(1);
     let consumer = consumer(&kinesis).build().unwrap();
     let failed = failures(&consumer);
@@ -256,7 +263,7 @@ async fn two_failures_around_a_pause_of_the_caller_release_no_shard() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn alternating_kinds_of_failures_are_yielded_once_each() {
+async fn alternating_failure_kinds_are_reported_once_each() {
     let (kinesis, _orders) = orders(1);
     crate::refuse_in_turn(&kinesis, "GetRecords");
     let mut records = consumer(&kinesis).build().unwrap().records();

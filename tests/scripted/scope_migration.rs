@@ -1,4 +1,4 @@
-//! Positions under a stream's name alone, taken over by consumers of its ARN.
+//! Scope migration: consumers of a stream's ARN take the positions stored under its name.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -26,7 +26,7 @@ fn shard(number: usize) -> ShardId {
     format!("shardId-{number:012}").parse().unwrap()
 }
 
-/// Reads all records there are, and closes the consumer.
+/// Reads all available records and closes the consumer.
 async fn read(builder: ConsumerBuilder) -> Vec<usize> {
     let consumer = builder.build().unwrap();
     let mut records = consumer.records();
@@ -40,18 +40,18 @@ async fn read(builder: ConsumerBuilder) -> Vec<usize> {
     read
 }
 
-/// The takeovers that are reported, as positions taken over and refused.
-async fn takeovers(events: &mut Events) -> Vec<(usize, usize)> {
-    let mut takeovers = Vec::new();
+/// Returns the numbers of migrated and refused positions of each `PositionsMigrated` event.
+async fn migrations(events: &mut Events) -> Vec<(usize, usize)> {
+    let mut migrations = Vec::new();
     while let Ok(Some(event)) = timeout(Duration::from_secs(1), events.next()).await {
         if let Event::PositionsMigrated { positions, refused } = event {
-            takeovers.push((positions, refused));
+            migrations.push((positions, refused));
         }
     }
-    takeovers
+    migrations
 }
 
-/// A stream of that name in another region, with later sequence numbers.
+/// Creates a stream of the same name in another region, with later sequence numbers.
 fn orders_of_other_region(shards: usize) -> (Kinesis, Stream) {
     let kinesis = Kinesis::new();
     kinesis.create_stream("orders", shards).put("key", "0");
@@ -78,7 +78,7 @@ impl CheckpointStore for Plain {
     }
 }
 
-async fn positions_are_taken_over_once(store: impl CheckpointStore + Clone) {
+async fn assert_positions_migrate_once(store: impl CheckpointStore + Clone) {
     let (kinesis, orders) = orders(2);
     orders.shard(0).put("0");
     orders.shard(1).put("1");
@@ -89,31 +89,31 @@ async fn positions_are_taken_over_once(store: impl CheckpointStore + Clone) {
     let mut records = consumer.records();
     assert_eq!(number(&next(&mut records).await), 2);
     assert_silent(&mut records).await;
-    assert_eq!(takeovers(&mut events).await, [(2, 0)]);
+    assert_eq!(migrations(&mut events).await, [(2, 0)]);
     let status = consumer.status().await.unwrap();
     assert_eq!((&*status.stream, status.shards.len()), ("orders", 2));
     drop(records);
     consumer.close().await.unwrap();
     orders.shard(1).put("3");
     assert_eq!(read(by_arn(&kinesis, ARN).store(store.clone())).await, [3]);
-    // The scope of the name is as it was, and shows its shards alone.
+    // The scope of the name is unchanged, and lists only its shards.
     let positions = self::consumer(&kinesis).store(store).build().unwrap().positions().await;
     assert_eq!(positions.unwrap().into_keys().collect::<Vec<_>>(), [shard(0), shard(1)]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn positions_under_the_name_are_taken_over_once() {
-    positions_are_taken_over_once(MemoryStore::new()).await;
+async fn positions_under_the_name_migrate_once() {
+    assert_positions_migrate_once(MemoryStore::new()).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn positions_in_a_store_without_leases_are_taken_over_once() {
-    positions_are_taken_over_once(Plain::default()).await;
+async fn positions_in_a_store_without_leases_migrate_once() {
+    assert_positions_migrate_once(Plain::default()).await;
 }
 
-/// One listing with a wrong first sequence number makes no other stream of it.
+/// One listing with a wrong first sequence number does not make the stream a different one.
 #[tokio::test(start_paused = true)]
-async fn positions_are_taken_over_despite_a_wrong_start_in_a_listing() {
+async fn positions_migrate_despite_a_wrong_start_in_a_listing() {
     let store = MemoryStore::new();
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
@@ -126,7 +126,7 @@ async fn positions_are_taken_over_despite_a_wrong_start_in_a_listing() {
     let mut records = consumer.records();
     assert_eq!(number(&next(&mut records).await), 1);
     assert_silent(&mut records).await;
-    assert_eq!(takeovers(&mut events).await, [(1, 0)]);
+    assert_eq!(migrations(&mut events).await, [(1, 0)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -144,7 +144,7 @@ async fn streams_of_one_name_have_separate_positions() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn positions_of_another_region_are_left_to_its_stream() {
+async fn positions_of_another_region_are_left_to_their_stream() {
     let store = MemoryStore::new();
     let (here, local) = orders(1);
     local.shard(0).put("0");
@@ -155,15 +155,15 @@ async fn positions_of_another_region_are_left_to_its_stream() {
     let mut events = other.events();
     let mut records = other.records();
     assert_eq!(number(&next(&mut records).await), 1);
-    assert_eq!(takeovers(&mut events).await, [(0, 1)]);
-    // The stream that they belong to still takes them over.
+    assert_eq!(migrations(&mut events).await, [(0, 1)]);
+    // The positions still migrate to the stream that they belong to.
     local.shard(0).put("2");
     assert_eq!(read(by_arn(&here, ARN).store(store)).await, [2]);
 }
 
-/// Times, which may belong to either stream.
+/// The positions are times, which may belong to either stream.
 #[tokio::test(start_paused = true)]
-async fn claimed_positions_are_not_taken_over_by_another_arn() {
+async fn claimed_positions_do_not_migrate_to_another_arn() {
     let store = MemoryStore::new();
     let (here, _local) = orders(1);
     let (there, remote) = orders_of_other_region(1);
@@ -175,12 +175,12 @@ async fn claimed_positions_are_not_taken_over_by_another_arn() {
     let first = by_arn(&here, ARN).store(store.clone()).build().unwrap();
     let mut events = first.events();
     assert_silent(&mut first.records()).await;
-    assert_eq!(takeovers(&mut events).await, [(1, 0)]);
+    assert_eq!(migrations(&mut events).await, [(1, 0)]);
     assert_eq!(read(by_arn(&there, OTHER_ARN).store(store)).await, [1]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn takeover_waits_for_workers_that_read_by_name() {
+async fn migration_waits_for_workers_that_read_by_name() {
     let store = MemoryStore::new();
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
@@ -193,14 +193,14 @@ async fn takeover_waits_for_workers_that_read_by_name() {
     let error = records.next().await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InUse);
     assert!(error.to_string().contains("old"), "{error}");
-    assert_eq!(began.elapsed().as_secs() / 10, 6, "told after a minute");
+    assert_eq!(began.elapsed().as_secs() / 10, 6, "expected the error after a minute");
     // There is one error, and the consumer continues to wait.
     assert_silent(&mut records).await;
     orders.shard(0).put("1");
     assert_eq!(number(&next(&mut by_name).await), 1);
     drop(by_name);
     named.close().await.unwrap();
-    // It was delivered, and not acknowledged by another poll.
+    // The record was delivered, but no further poll acknowledged it.
     assert_eq!(number(&next(&mut records).await), 1);
     let mut delays = 0;
     while let Ok(Some(event)) = timeout(Duration::from_secs(1), events.next()).await {
@@ -213,7 +213,7 @@ async fn takeover_waits_for_workers_that_read_by_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn takeover_resumes_after_a_crash_behind_the_claim() {
+async fn migration_resumes_after_a_crash_that_followed_the_claim() {
     let store = MemoryStore::new();
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
@@ -226,7 +226,7 @@ async fn takeover_resumes_after_a_crash_behind_the_claim() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn edits_before_the_takeover_count() {
+async fn edits_before_the_migration_are_kept() {
     let store = MemoryStore::new();
     let (kinesis, orders) = orders(2);
     orders.shard(0).put("0");
@@ -240,7 +240,7 @@ async fn edits_before_the_takeover_count() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn cleared_scope_takes_nothing_over() {
+async fn cleared_scope_migrates_no_position() {
     let store = MemoryStore::new();
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
@@ -252,9 +252,9 @@ async fn cleared_scope_takes_nothing_over() {
     }
 }
 
-/// A shard that leaves retention between the two is reported as it is without a takeover.
+/// A shard that expires between the two readers is reported in the same way as without a migration.
 #[tokio::test(start_paused = true)]
-async fn unread_shard_that_left_retention_is_reported() {
+async fn unread_shard_that_has_expired_is_reported() {
     let store = MemoryStore::new();
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
@@ -272,7 +272,7 @@ async fn unread_shard_that_left_retention_is_reported() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn number_that_kinesis_refuses_as_anothers_is_left() {
+async fn number_that_kinesis_rejects_as_of_another_stream_does_not_migrate() {
     let store = MemoryStore::new();
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");

@@ -1,4 +1,4 @@
-//! Judgements of lost records with misleading answers and failing calls.
+//! Detection of lost records with misleading responses and failing calls.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use kinestream::testing::{Kinesis, Outcome, Stream};
 use kinestream::{ConsumerBuilder, OnTrimmed, SequenceNumber};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::recording_store::Watched;
 use crate::retention::{HOUR, gaps, numbers, stop_after, three_read};
-use crate::watched::Watched;
 use crate::{consumer, next, number, orders};
 
 fn answer(lag: u32) -> Outcome {
@@ -16,9 +16,13 @@ fn answer(lag: u32) -> Outcome {
     Outcome::Garbled { status: 200, body }
 }
 
-/// Three records are read. The server withholds two more until the shard is stored as caught up, and the
-/// three leave retention.
-async fn misled(kinesis: &Kinesis, orders: &Stream, builder: &ConsumerBuilder) -> SequenceNumber {
+/// Reads three records. The server withholds two more until the shard is stored as caught up, and
+/// then the first three are trimmed. Returns the sequence number of the last read record.
+async fn withhold_records(
+    kinesis: &Kinesis,
+    orders: &Stream,
+    builder: &ConsumerBuilder,
+) -> SequenceNumber {
     let (reader, records) = three_read(orders, builder.clone()).await;
     kinesis.on_call(|call| match call.operation.as_str() {
         "GetRecords" => answer(0),
@@ -34,13 +38,13 @@ async fn misled(kinesis: &Kinesis, orders: &Stream, builder: &ConsumerBuilder) -
 }
 
 #[tokio::test(start_paused = true)]
-async fn withheld_records_that_latest_leaves_out_are_reported() {
+async fn withheld_records_that_latest_skips_are_reported() {
     for accepted in [false, true] {
         let (kinesis, orders) = orders(1);
         kinesis.set_trimmed_numbers_accepted(accepted);
         let store = Watched::default();
         let builder = consumer(&kinesis).store(store.clone()).on_trimmed(OnTrimmed::Latest);
-        let last = misled(&kinesis, &orders, &builder).await;
+        let last = withhold_records(&kinesis, &orders, &builder).await;
         assert!(store.position(0).await.unwrap().starts_with("CAUGHT_UP:"));
         let reader = builder.build().unwrap();
         let mut events = reader.events();
@@ -54,13 +58,13 @@ async fn withheld_records_that_latest_leaves_out_are_reported() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn withheld_records_are_read_by_the_other_policies() {
+async fn withheld_records_are_read_with_the_other_policies() {
     for accepted in [false, true] {
         for policy in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
             let (kinesis, orders) = orders(1);
             kinesis.set_trimmed_numbers_accepted(accepted);
             let builder = consumer(&kinesis).store(Watched::default()).on_trimmed(policy);
-            misled(&kinesis, &orders, &builder).await;
+            withhold_records(&kinesis, &orders, &builder).await;
             let reader = builder.build().unwrap();
             let mut events = reader.events();
             let mut records = reader.records();
@@ -70,7 +74,7 @@ async fn withheld_records_are_read_by_the_other_policies() {
     }
 }
 
-/// A shard that is stored as caught up without any record, 30 hours before.
+/// Stores an empty shard as caught up, puts a record, and waits for 30 hours.
 async fn away_for_30_hours(
     kinesis: &Kinesis,
     orders: &Stream,
@@ -85,9 +89,9 @@ async fn away_for_30_hours(
     sleep(30 * HOUR).await;
 }
 
-/// The first and the last call fail at times that lie further apart than 60 s, with a success between.
+/// The first and the last failed call are more than 60 s apart, with a success between them.
 #[tokio::test(start_paused = true)]
-async fn judgement_that_fails_again_after_a_success_is_no_error() {
+async fn loss_check_that_fails_again_after_a_success_is_no_error() {
     const FAILS_FOR: Duration = Duration::from_secs(20);
     let (kinesis, orders) = orders(1);
     let builder = consumer(&kinesis).store(Watched::default());
@@ -104,7 +108,7 @@ async fn judgement_that_fails_again_after_a_success_is_no_error() {
             judged.push(Instant::now());
             Outcome::Served
         }
-        // A new placement is judged again, by a call where the last one is old.
+        // A new placement is checked again, with a new call if the last lookup is old.
         "GetRecords"
             if expired < judged.len() && (expired > 0 || judged[0].elapsed() > 4 * FAILS_FOR) =>
         {
@@ -120,7 +124,7 @@ async fn judgement_that_fails_again_after_a_success_is_no_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn answer_that_cannot_be_judged_yet_counts_by_its_bytes() {
+async fn response_that_awaits_the_loss_check_counts_by_its_bytes() {
     let (kinesis, orders) = orders(1);
     let builder = consumer(&kinesis).store(Watched::default());
     away_for_30_hours(&kinesis, &orders, &builder, &vec![0; 1 << 20]).await;
@@ -135,10 +139,10 @@ async fn answer_that_cannot_be_judged_yet_counts_by_its_bytes() {
     assert_eq!(kinesis.violations(), [""; 0]);
 }
 
-/// Only a record shows whether records were lost, it comes after 30 empty answers in a row, and lookups of the period
-/// fail now and then.
+/// Only a record shows whether records were lost. It arrives after 30 empty responses in a row, and
+/// some lookups of the retention period fail.
 #[tokio::test(start_paused = true)]
-async fn lookups_that_fail_now_and_then_do_not_keep_a_reader_from_the_next_record() {
+async fn intermittent_lookup_failures_do_not_block_the_next_record() {
     let (kinesis, orders) = orders(1);
     kinesis.set_trimmed_numbers_accepted(true);
     let builder = consumer(&kinesis).store(Watched::default()).on_trimmed(OnTrimmed::TrimHorizon);
@@ -158,7 +162,7 @@ async fn lookups_that_fail_now_and_then_do_not_keep_a_reader_from_the_next_recor
             answers += 1;
             answer(5_000_000)
         }
-        // Kinesis does not know the token of those answers.
+        // Kinesis does not know the iterator of those responses.
         "GetRecords" if answers == 30 => {
             answers += 1;
             Outcome::failed(400, "ExpiredIteratorException", "expired")

@@ -1,4 +1,4 @@
-//! What is seen from outside: events and the status.
+//! Events and the status of an application.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use kinestream::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{consumer, next, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// All that has happened since it was last asked.
-fn heard(events: &mut Events) -> Vec<Event> {
+/// Returns the events since the last call.
+fn drain_events(events: &mut Events) -> Vec<Event> {
     std::iter::from_fn(|| events.next().now_or_never()).flatten().collect()
 }
 
@@ -24,16 +24,16 @@ fn id(number: usize) -> ShardId {
     format!("shardId-{number:012}").parse().unwrap()
 }
 
-/// Whether these happened, in this order, maybe among others.
+/// Asserts that the expected events happened in this order, possibly among others.
 fn assert_in_order(happened: &[Event], expected: &[Event]) {
     let mut left = happened.iter();
     for event in expected {
-        assert!(left.any(|it| it == event), "no {event:?} at its place in {happened:#?}");
+        assert!(left.any(|it| it == event), "expected {event:?} in this order in {happened:#?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shard_is_seen_from_its_lease_to_its_end() {
+async fn events_follow_a_shard_from_its_lease_to_its_end() {
     let (kinesis, orders) = orders(1);
     let consumer = consumer(&kinesis).build().unwrap();
     let (mut events, mut records) = (consumer.events(), consumer.records());
@@ -46,7 +46,7 @@ async fn a_shard_is_seen_from_its_lease_to_its_end() {
         child.put("1");
         next(&mut records).await;
     }
-    let happened = heard(&mut events);
+    let happened = drain_events(&mut events);
     let shard_id = || id(0);
     let epoch = consumer.positions().await.unwrap()[&id(0)].epoch;
     assert!(matches!(happened[0], Event::WorkerJoined { .. }), "{happened:#?}");
@@ -73,11 +73,11 @@ async fn a_shard_is_seen_from_its_lease_to_its_end() {
         assert_eq!(serde_json::from_str::<Vec<Event>>(&text).unwrap(), happened);
     }
     let rest = timeout(60 * SECOND, events.collect::<Vec<_>>()).await;
-    assert!(rest.is_ok(), "it ends with the consumer");
+    assert!(rest.is_ok(), "expected the events to end with the consumer");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shard_is_finished_once_and_not_before_it_is_stored() {
+async fn shard_finished_event_is_emitted_once_and_not_before_it_is_stored() {
     let finished =
         |event: &Event| matches!(event, Event::ShardFinished { shard_id } if *shard_id == id(0));
     for is_sought in [false, true] {
@@ -88,35 +88,38 @@ async fn a_shard_is_finished_once_and_not_before_it_is_stored() {
         orders.shard(0).split();
         let held = next(&mut records).await;
         assert!(timeout(60 * SECOND, records.next()).await.is_err());
-        assert!(!heard(&mut events).iter().any(finished), "it is read, and not finished");
+        assert!(
+            !drain_events(&mut events).iter().any(finished),
+            "expected no event for a shard that is read and not finished"
+        );
         if is_sought {
             consumer.seek(StartingPosition::TrimHorizon).await.unwrap();
         }
         held.ack();
         drop(records);
         consumer.close().await.unwrap();
-        let happened = heard(&mut events);
+        let happened = drain_events(&mut events);
         let count = happened.iter().filter(|event| finished(event)).count();
         assert_eq!(count, usize::from(!is_sought), "{happened:#?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_retry_cures_is_seen_with_its_attempts() {
+async fn retried_calls_emit_events_with_their_attempts() {
     let (kinesis, orders) = orders(1);
     let consumer = consumer(&kinesis).build().unwrap();
     let (mut events, mut records) = (consumer.events(), consumer.records());
     for (operation, times, outcome) in [
         ("ListShards", 2, Outcome::Refused),
         ("GetRecords", 2, Outcome::throttled()),
-        ("GetRecords", 1, Outcome::failed(500, "InternalFailureException", "ours")),
+        ("GetRecords", 1, Outcome::failed(500, "InternalFailureException", "internal failure")),
     ] {
         kinesis.next_calls(operation, times, outcome);
         orders.shard(0).put("0");
         next(&mut records).await;
     }
     let mut seen = Vec::new();
-    for event in heard(&mut events) {
+    for event in drain_events(&mut events) {
         match event {
             Event::Throttled { shard_id, attempt } => seen.push((shard_id, None, attempt)),
             Event::Retried { shard_id, kind, message, attempt } => {
@@ -140,7 +143,7 @@ async fn what_a_retry_cures_is_seen_with_its_attempts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gap_is_seen_with_what_was_last() {
+async fn gap_event_has_the_last_sequence_number() {
     let (kinesis, orders) = orders(1);
     let store = MemoryStore::new();
     let shard = orders.shard(0);
@@ -154,7 +157,7 @@ async fn a_gap_is_seen_with_what_was_last() {
                 next(&mut consumer.records()).await.ack();
             }
             consumer.close().await.unwrap();
-            heard(&mut events)
+            drain_events(&mut events)
         }
     };
     read(1).await;
@@ -166,7 +169,7 @@ async fn a_gap_is_seen_with_what_was_last() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_fails_is_seen_until_it_answers() {
+async fn store_outage_emits_its_start_and_its_end() {
     let (kinesis, orders) = orders(1);
     let store = Watched::default();
     let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
@@ -177,7 +180,7 @@ async fn a_store_that_fails_is_seen_until_it_answers() {
     assert!(timeout(10 * SECOND, records.next()).await.is_err());
     store.set_down(false);
     assert!(timeout(10 * SECOND, records.next()).await.is_err());
-    let happened = heard(&mut events);
+    let happened = drain_events(&mut events);
     let failed = happened.iter().filter(|event| matches!(event, Event::StoreFailed { .. }));
     assert_eq!(failed.count(), 1, "{happened:#?}");
     let recovered = happened.iter().find_map(|event| match event {
@@ -188,7 +191,7 @@ async fn a_store_that_fails_is_seen_until_it_answers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_status_tells_of_every_shard() {
+async fn status_shows_the_state_of_every_shard() {
     let (kinesis, orders) = orders(2);
     let store = MemoryStore::new();
     let worker = |name: &str| {
@@ -201,13 +204,16 @@ async fn the_status_tells_of_every_shard() {
         shard.map(|shard| (shard.state, shard.owner, shard.millis_behind_latest))
     };
     let (first, other) = (worker("first"), worker("other"));
-    assert!(first.status().await.unwrap().shards.is_empty(), "nobody has begun");
+    assert!(
+        first.status().await.unwrap().shards.is_empty(),
+        "expected no shards before the first reader"
+    );
     let mut records = first.records();
     orders.shard(0).put("0");
     let held = next(&mut records).await;
     let mine = |state, lag| Some((state, Some("first".to_owned()), lag));
     assert_eq!(state(&first, 0).await, mine(ShardState::Reading, Some(0)));
-    // From outside the lag is not known, and the rest is.
+    // The other worker knows everything but the lag.
     assert_eq!(state(&other, 0).await, mine(ShardState::Reading, None));
     assert_eq!(other.status().await.unwrap().workers, ["first"]);
     orders.shard(0).split();
@@ -231,12 +237,12 @@ async fn the_status_tells_of_every_shard() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn answer_without_lag_is_not_caught_up() {
+async fn response_without_lag_is_not_caught_up() {
     let (kinesis, orders) = orders(1);
     for number in 0..10 {
         orders.shard(0).put(number.to_string());
     }
-    // All records are an hour behind, but for the last one.
+    // All records but the last one are an hour behind.
     sleep(3600 * SECOND).await;
     let mut calls = 0;
     kinesis.on_call(move |call| {
@@ -254,18 +260,18 @@ async fn answer_without_lag_is_not_caught_up() {
         assert_eq!(record.millis_behind_latest() > 0, is_known, "record {number}");
         let behind = consumer.status().await.unwrap().shards[&id(0)].millis_behind_latest;
         assert_eq!(behind.is_some_and(|millis| millis > 0), is_known, "record {number}");
-        let happened = heard(&mut events);
+        let happened = drain_events(&mut events);
         let caught_up = Event::CaughtUp { shard_id: id(0) };
         assert!(!happened.contains(&caught_up), "record {number}: {happened:#?}");
     }
     next(&mut records).await;
     assert!(timeout(5 * SECOND, records.next()).await.is_err());
-    assert!(heard(&mut events).contains(&Event::CaughtUp { shard_id: id(0) }));
+    assert!(drain_events(&mut events).contains(&Event::CaughtUp { shard_id: id(0) }));
 }
 
-/// A subscription lives for 5 minutes; the next one tells its lag.
+/// A subscription lives for 5 minutes, and the next one reports its lag.
 #[tokio::test(start_paused = true)]
-async fn pushed_event_without_lag_is_not_caught_up() {
+async fn fan_out_event_without_lag_is_not_caught_up() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
     kinesis.next_calls("SubscribeToShard", 1, Outcome::without(["MillisBehindLatest"]));
@@ -274,10 +280,10 @@ async fn pushed_event_without_lag_is_not_caught_up() {
     assert_eq!(next(&mut records).await.millis_behind_latest(), 0);
     assert!(timeout(240 * SECOND, records.next()).await.is_err());
     let caught_up = Event::CaughtUp { shard_id: id(0) };
-    let happened = heard(&mut events);
+    let happened = drain_events(&mut events);
     assert!(!happened.contains(&caught_up), "{happened:#?}");
     assert_eq!(consumer.status().await.unwrap().shards[&id(0)].millis_behind_latest, None);
     assert!(timeout(120 * SECOND, records.next()).await.is_err());
-    assert!(heard(&mut events).contains(&caught_up));
+    assert!(drain_events(&mut events).contains(&caught_up));
     assert_eq!(consumer.status().await.unwrap().shards[&id(0)].millis_behind_latest, Some(0));
 }

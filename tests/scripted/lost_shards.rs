@@ -1,4 +1,4 @@
-//! Shards that were given up, because they had left retention or belonged to another stream.
+//! Shards that are given up as lost because they expired or belong to another stream.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use crate::{assert_silent, consumer, next, number, orders};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A store in which a shard with a child is read to its first record, of two.
-async fn half_read() -> (Kinesis, Stream, MemoryStore) {
+/// Returns a store in which a closed shard is read up to the first of its two records.
+async fn store_with_half_read_shard() -> (Kinesis, Stream, MemoryStore) {
     let (kinesis, orders) = orders(1);
     let sequence_number = orders.shard(0).put("0");
     orders.shard(0).put("1");
@@ -29,8 +29,8 @@ async fn half_read() -> (Kinesis, Stream, MemoryStore) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lost_shard_is_reported_by_each_reading_until_on_trimmed_passes_it_over() {
-    let (kinesis, orders, store) = half_read().await;
+async fn lost_shard_is_reported_at_each_start_until_on_trimmed_skips_it() {
+    let (kinesis, orders, store) = store_with_half_read_shard().await;
     orders.shard(0).expire();
     for _ in 0..2 {
         let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
@@ -39,7 +39,7 @@ async fn lost_shard_is_reported_by_each_reading_until_on_trimmed_passes_it_over(
         assert_eq!(error.kind(), ErrorKind::Trimmed);
         assert!(error.to_string().contains("set on_trimmed"), "{error}");
         let quiet = timeout(HOUR, records.next()).await;
-        assert!(quiet.is_err(), "it is reported once, and its children wait: {quiet:?}");
+        assert!(quiet.is_err(), "expected one error and no record of the children: {quiet:?}");
         let status = consumer.status().await.unwrap();
         assert_eq!(status.shards[&orders.shard(0).id()].state, ShardState::Expired);
         drop(records);
@@ -57,7 +57,7 @@ async fn lost_shard_is_reported_by_each_reading_until_on_trimmed_passes_it_over(
 
 #[tokio::test(start_paused = true)]
 async fn lost_shard_that_is_listed_again_is_read() {
-    let (kinesis, orders, store) = half_read().await;
+    let (kinesis, orders, store) = store_with_half_read_shard().await;
     let missing = Outcome::Mislisted(WrongListing::Without(orders.shard(0).id()));
     let not_found = Outcome::failed(400, "ResourceNotFoundException", "no such shard");
     kinesis.on_call(move |call| match call.operation.as_str() {
@@ -76,9 +76,9 @@ async fn lost_shard_that_is_listed_again_is_read() {
     }
 }
 
-/// One answer shows a shard that is read with another first sequence number.
+/// One listing shows another first sequence number for a shard that is being read.
 #[tokio::test(start_paused = true)]
-async fn one_listing_with_another_start_changes_nothing() {
+async fn single_listing_with_another_start_has_no_effect() {
     for on_trimmed in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
         let (kinesis, orders) = orders(1);
         let interval = Duration::from_secs(5);

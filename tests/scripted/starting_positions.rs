@@ -1,4 +1,4 @@
-//! Where reading begins.
+//! Starting positions: the latest record and times.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,7 @@ use crate::{assert_silent, calls, consumer, next, number, orders};
 use kinestream::testing::{Kinesis, Outcome, WallClock};
 
 #[tokio::test(start_paused = true)]
-async fn latest_is_pinned_before_the_first_read() {
+async fn latest_is_stored_before_the_first_read() {
     let (kinesis, orders) = orders(2);
     orders.shard(0).put("0");
     let [left, right] = orders.shard(0).split();
@@ -25,7 +25,7 @@ async fn latest_is_pinned_before_the_first_read() {
             .build()
             .unwrap()
     };
-    // The first reader never gets to read: it is throttled, and then it is dropped.
+    // All reads of the first reader fail until it is dropped.
     kinesis.next_calls(
         "GetRecords",
         usize::MAX,
@@ -48,7 +48,7 @@ async fn latest_is_pinned_before_the_first_read() {
         calls(&kinesis, "GetRecords")
             .iter()
             .all(|call| call.shard_id != Some(orders.shard(0).id())),
-        "a shard that was closed before the start holds nothing to read"
+        "expected no read of a shard that was closed before the start"
     );
 }
 
@@ -57,7 +57,7 @@ async fn latest_after_a_crash_before_the_first_listing_reads_from_the_first_poll
     let (kinesis, orders) = orders(1);
     let _clock = WallClock::at(kinesis.now());
     orders.shard(0).put("0");
-    // Longer ago than the clock of a worker may be ahead.
+    // Longer than the clock of a worker may be ahead.
     sleep(Duration::from_secs(10 * 60)).await;
     let store = MemoryStore::new();
     let latest = |worker: &str| {
@@ -76,7 +76,7 @@ async fn latest_after_a_crash_before_the_first_listing_reads_from_the_first_poll
         .await;
         orders.shard(0).put(life.to_string());
         drop((records, crashing));
-        // The records must not be read because the clocks of hosts may differ.
+        // The tolerance for differing host clocks must not be the reason that the records are read.
         sleep(Duration::from_secs(10 * 60)).await;
     }
     kinesis.on_call(|_| Outcome::Served);
@@ -98,13 +98,17 @@ async fn latest_after_a_delayed_first_listing_is_the_first_poll_by_the_clock_of_
     kinesis.next_calls("ListShards", 3, Outcome::throttled());
     assert!(timeout(Duration::from_millis(10), records.next()).await.is_err());
     orders.shard(0).put("1");
-    assert_eq!(number(&next(&mut records).await), 1, "a worker knows its own first poll exactly");
+    assert_eq!(
+        number(&next(&mut records).await),
+        1,
+        "expected the record put after the worker's first poll"
+    );
 }
 
-/// The clocks of the hosts that take records in are not the same: a record may bear a time from
-/// before the start, and yet come after it.
+/// The clocks of the hosts that accept records differ: a record that is put after the start may
+/// have an earlier arrival time.
 #[tokio::test(start_paused = true)]
-async fn latest_takes_what_comes_later_whatever_time_it_bears() {
+async fn latest_reads_later_records_with_earlier_arrival_times() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
     sleep(Duration::from_secs(60)).await;
@@ -115,7 +119,8 @@ async fn latest_takes_what_comes_later_whatever_time_it_bears() {
     assert_eq!(number(&next(&mut records).await), 1);
 }
 
-/// Stores keep whole milliseconds from 1970 on: a time is stored as the one before it, or as 1970.
+/// Stores keep whole milliseconds from 1970 on: a time is rounded down, and one before 1970 is
+/// stored as 1970.
 #[tokio::test(start_paused = true)]
 async fn time_between_milliseconds_or_before_1970_skips_no_record_after_a_restart() {
     let (kinesis, orders) = orders(1);
@@ -134,8 +139,8 @@ async fn time_between_milliseconds_or_before_1970_skips_no_record_after_a_restar
         let store = MemoryStore::new();
         let position = StartingPosition::AtTimestamp(time);
         let builder = consumer(&kinesis).starting_position(position).store(store.clone());
-        // The first consumer stores the position, and reads nothing.
-        let ours = Outcome::failed(500, "InternalFailureException", "ours");
+        // The first consumer stores the position and reads nothing.
+        let ours = Outcome::failed(500, "InternalFailureException", "internal failure");
         kinesis.next_calls("GetRecords", usize::MAX, ours);
         let first = builder.clone().build().unwrap();
         assert!(timeout(Duration::from_secs(20), first.records().next()).await.is_err());
@@ -145,7 +150,10 @@ async fn time_between_milliseconds_or_before_1970_skips_no_record_after_a_restar
             let consumer = builder.clone().store(store).build().unwrap();
             let mut records = consumer.records();
             let first = number(&next(&mut records).await);
-            assert!(first <= oldest, "{time:?}: begins with record {first}");
+            assert!(
+                first <= oldest,
+                "{time:?}: expected to start at record {oldest} or earlier, not at {first}"
+            );
             for expected in first + 1..3 {
                 assert_eq!(number(&next(&mut records).await), expected, "{time:?}");
             }
@@ -153,10 +161,10 @@ async fn time_between_milliseconds_or_before_1970_skips_no_record_after_a_restar
     }
 }
 
-/// The record bears the time of a host whose clock is four minutes ahead, and is not older than the time
-/// from which is read. Its shard was closed before that time.
+/// The arrival time of the record is from a host with a clock four minutes ahead, and is not before
+/// the starting time. Its shard was closed before the starting time.
 #[tokio::test(start_paused = true)]
-async fn record_whose_arrival_is_ahead_of_its_shards_end_is_read() {
+async fn record_with_an_arrival_time_after_the_end_of_its_shard_is_read() {
     for by_seek in [false, true] {
         let kinesis = Kinesis::at(SystemTime::now() - Duration::from_secs(3600));
         let orders = kinesis.create_stream("orders", 1);

@@ -1,4 +1,4 @@
-//! Whose position it is: a stream that is deleted and created again.
+//! Streams that are deleted and created again: positions of the earlier stream are recognized.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use crate::{assert_silent, calls, consumer, next, number, orders, read_first};
 
 const SHARD: &str = "shardId-000000000000";
 
-/// A stream of which one record is read, created again with other records.
-async fn created_again(store: &MemoryStore) -> (Kinesis, Stream) {
+/// Reads the only record of a stream, and creates the stream again with another record.
+async fn recreate_stream(store: &MemoryStore) -> (Kinesis, Stream) {
     let (kinesis, before) = orders(1);
     let (first, records) = read_first(&kinesis, &before, store).await;
     drop(records);
@@ -28,8 +28,8 @@ async fn created_again(store: &MemoryStore) -> (Kinesis, Stream) {
 #[tokio::test(start_paused = true)]
 async fn recreated_stream_is_an_error_by_default() {
     let store = MemoryStore::new();
-    let (kinesis, _again) = created_again(&store).await;
-    // The error comes with each start, and nothing else does.
+    let (kinesis, _again) = recreate_stream(&store).await;
+    // Each start yields the error and no record.
     for _ in 0..2 {
         let reads = calls(&kinesis, "GetRecords").len();
         let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
@@ -39,17 +39,17 @@ async fn recreated_stream_is_an_error_by_default() {
         assert_eq!(error.shard_id(), Some(SHARD));
         assert!(error.to_string().contains("earlier stream of this name"), "{error}");
         assert_silent(&mut records).await;
-        assert_eq!(calls(&kinesis, "GetRecords").len(), reads, "the shard is not read");
+        assert_eq!(calls(&kinesis, "GetRecords").len(), reads, "expected no read of the shard");
         drop(records);
         consumer.close().await.unwrap();
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn recreated_stream_is_read_by_policy() {
+async fn recreated_stream_is_read_as_on_trimmed_says() {
     for policy in [OnTrimmed::TrimHorizon, OnTrimmed::Latest] {
         let store = MemoryStore::new();
-        let (kinesis, again) = created_again(&store).await;
+        let (kinesis, again) = recreate_stream(&store).await;
         tokio::time::sleep(Duration::from_secs(3)).await;
         let consumer = consumer(&kinesis).store(store).on_trimmed(policy).build().unwrap();
         let mut events = consumer.events();
@@ -66,11 +66,11 @@ async fn recreated_stream_is_read_by_policy() {
         while let Ok(Some(event)) = timeout(Duration::from_secs(1), events.next()).await {
             gaps += usize::from(is_gap(&event));
         }
-        assert_eq!(gaps, 1, "one gap is reported");
+        assert_eq!(gaps, 1, "expected one gap");
     }
 }
 
-/// The old shard was read to its end; the new one of the same name is not taken for finished.
+/// The old shard was read to its end. The new shard with the same ID is not treated as finished.
 #[tokio::test(start_paused = true)]
 async fn finished_shard_of_a_recreated_stream_is_read() {
     let store = MemoryStore::new();
@@ -90,9 +90,9 @@ async fn finished_shard_of_a_recreated_stream_is_read() {
     assert_eq!(number(&next(&mut second.records()).await), 1);
 }
 
-/// A worker that reads on while its stream is exchanged under it.
+/// The stream is recreated while a worker reads it.
 #[tokio::test(start_paused = true)]
-async fn stream_recreated_while_it_is_read_is_read_by_policy() {
+async fn stream_recreated_while_read_is_read_as_on_trimmed_says() {
     let (kinesis, before) = orders(1);
     before.shard(0).put("0");
     let consumer = consumer(&kinesis)
@@ -115,9 +115,9 @@ async fn stream_recreated_while_it_is_read_is_read_by_policy() {
     assert_eq!(read, [1]);
 }
 
-/// The refused position of the shard's stream and the listing both show it.
+/// Both the rejected position and the listing reveal the new stream.
 #[tokio::test(start_paused = true)]
-async fn stream_recreated_while_it_is_read_is_reported_once() {
+async fn stream_recreated_while_read_is_reported_once() {
     for (interval, discovery_interval) in [(1, 30), (1, 1), (30, 5), (5, 5)] {
         let (kinesis, before) = orders(1);
         before.shard(0).put("0");
@@ -142,7 +142,7 @@ async fn stream_recreated_while_it_is_read_is_reported_once() {
     }
 }
 
-/// Positions that know of no start, as those of an earlier version or an import.
+/// The stored position has no start of its shard, like one from an earlier version or an import.
 #[tokio::test(start_paused = true)]
 async fn position_before_the_start_of_its_shard_is_an_error() {
     let (kinesis, orders) = orders(1);
@@ -160,11 +160,12 @@ async fn position_before_the_start_of_its_shard_is_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn start_is_learned_from_the_listing() {
+async fn start_of_a_shard_is_stored_from_the_listing() {
     let (kinesis, orders) = orders(1);
     let last = orders.shard(0).put("0");
     let store = MemoryStore::new();
-    let position = Checkpoint::AfterSequenceNumber { sequence_number: last, sub_sequence_number: None };
+    let position =
+        Checkpoint::AfterSequenceNumber { sequence_number: last, sub_sequence_number: None };
     let scope = Scope::new("default", "orders");
     store.save(&scope, &[(SHARD.parse().unwrap(), position)]).await.unwrap();
     let consumer = consumer(&kinesis).store(store).build().unwrap();
@@ -172,7 +173,7 @@ async fn start_is_learned_from_the_listing() {
     assert_silent(&mut records).await;
     let lease = &consumer.positions().await.unwrap()[&SHARD.parse().unwrap()];
     assert!(lease.start.is_some(), "{lease:?}");
-    // Children are named by the end of their parent, which does not name their starts.
+    // The end of the parent names its children but not their starts.
     orders.shard(0).split();
     assert_silent(&mut records).await;
     for (shard, lease) in consumer.positions().await.unwrap() {
@@ -180,15 +181,15 @@ async fn start_is_learned_from_the_listing() {
     }
 }
 
-/// The next listings show a first sequence number beyond every record of the shard.
+/// Makes the next listings show a first sequence number beyond every record of the shard.
 fn mislist(kinesis: &Kinesis, shard: &Shard, times: usize) {
     let wrong = Outcome::Mislisted(WrongListing::OtherStart(shard.id()));
     kinesis.next_calls("ListShards", times, wrong);
 }
 
-/// One listing adds a shard with a first sequence number that is not its own.
+/// One listing shows a new shard with a wrong first sequence number.
 #[tokio::test(start_paused = true)]
-async fn wrong_start_of_an_added_shard_is_not_stored() {
+async fn wrong_start_of_a_new_shard_is_not_stored() {
     let (kinesis, orders) = orders(1);
     let first = orders.shard(0);
     first.put("0");
@@ -214,9 +215,10 @@ async fn wrong_start_of_an_added_shard_is_not_stored() {
     }
 }
 
-/// A reader that stops after its first record has stored what identifies the shards to the next one.
+/// A reader that stops after its first record has stored the starts that identify the shards to the
+/// next reader.
 #[tokio::test(start_paused = true)]
-async fn start_of_an_added_shard_is_stored_before_its_first_record() {
+async fn start_of_a_new_shard_is_stored_before_its_first_record() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
     let consumer = consumer(&kinesis).build().unwrap();
@@ -224,18 +226,18 @@ async fn start_of_an_added_shard_is_stored_before_its_first_record() {
     assert_eq!(number(&next(&mut records).await), 0);
     let positions = consumer.positions().await.unwrap();
     assert!(positions[&orders.shard(0).id()].start.is_some(), "{positions:?}");
-    // One listing each interval is enough from then on.
+    // From then on, one listing per interval is enough.
     assert_eq!(calls(&kinesis, "ListShards").len(), 2);
     assert_silent(&mut records).await;
     assert_eq!(calls(&kinesis, "ListShards").len(), 4);
 }
 
-/// A shard that is lost, since its position belongs to another stream, is replaced by what several
-/// listings show.
+/// The position of a lost shard belongs to another stream. It is replaced only by a start that
+/// several listings show.
 #[tokio::test(start_paused = true)]
 async fn lost_shard_is_not_replaced_by_a_wrong_start() {
     let store = MemoryStore::new();
-    let (kinesis, again) = created_again(&store).await;
+    let (kinesis, again) = recreate_stream(&store).await;
     let failing = consumer(&kinesis).store(store.clone()).build().unwrap();
     let mut records = failing.records();
     assert!(records.next().await.unwrap().is_err());
@@ -253,5 +255,5 @@ async fn lost_shard_is_not_replaced_by_a_wrong_start() {
     while let Ok(Some(event)) = timeout(Duration::from_secs(1), events.next()).await {
         gaps += usize::from(matches!(event, Event::Gap { .. }));
     }
-    assert_eq!(gaps, 1, "one gap is reported");
+    assert_eq!(gaps, 1, "expected one gap");
 }

@@ -31,7 +31,7 @@ async fn consumers_of_two_streams_share_a_store_and_a_budget() {
     let [orders, payments] = ["orders", "payments"].map(consumer);
     let mut records = orders.records();
     let first = next(&mut records).await;
-    // What is left of the answer takes all the memory that there is, but for the reserve.
+    // The rest of the response takes the whole budget except for the reserve.
     let mut others = payments.records();
     for expected in 0..2 {
         let record = next(&mut others).await;

@@ -1,4 +1,4 @@
-//! Exchanges that the store carries out and that fail all the same.
+//! Exchanges that the store carries out, with lost responses.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use kinestream::store::Scope;
 use kinestream::{Checkpoint, CheckpointStore, ErrorKind, Event, Events, OnTrimmed, Records};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::faulty::Faulty;
+use crate::faulty_store::Faulty;
 use crate::{assert_silent, calls, consumer, next, number, orders, read_first};
 
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -19,7 +19,7 @@ fn gaps(events: &mut Events) -> usize {
     all.filter(|event| matches!(event, Event::Gap { .. })).count()
 }
 
-/// The number of losses among what comes within five minutes.
+/// Counts the errors of kind `Trimmed` within five minutes.
 async fn losses(records: &mut Records) -> usize {
     let mut losses = 0;
     let until = Instant::now() + 5 * MINUTE;
@@ -29,9 +29,9 @@ async fn losses(records: &mut Records) -> usize {
     losses
 }
 
-/// A position of a shard that has left retention appears in the store while the worker reads.
+/// A position of an expired shard appears in the store while the worker reads.
 #[tokio::test(start_paused = true)]
-async fn loss_is_told_though_the_answer_that_stored_it_was_lost() {
+async fn loss_is_reported_once_if_the_response_that_stored_it_was_lost() {
     for on_trimmed in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
         for lost_answers in 0..3 {
             let (kinesis, orders) = orders(1);
@@ -47,13 +47,14 @@ async fn loss_is_told_though_the_answer_that_stored_it_was_lost() {
             let sequence_number = orders.shard(0).put("0");
             assert_eq!(number(&next(&mut records).await), 0);
             assert_silent(&mut records).await;
-            let position = Checkpoint::AfterSequenceNumber { sequence_number, sub_sequence_number: None };
+            let position =
+                Checkpoint::AfterSequenceNumber { sequence_number, sub_sequence_number: None };
             let gone = "shardId-000000000099".parse().unwrap();
             store.save(&Scope::new("default", "orders"), &[(gone, position)]).await.unwrap();
             store.lost_answers.store(lost_answers, Ordering::SeqCst);
             let found = losses(&mut records).await + gaps(&mut events);
             assert_eq!(found, 1, "{on_trimmed:?}, {lost_answers} answers lost");
-            // A change that is made already is not asked for again.
+            // A change that has been stored is not requested again.
             store.lost_answers.store(0, Ordering::SeqCst);
             assert_eq!(losses(&mut records).await + gaps(&mut events), 0, "{on_trimmed:?}");
         }
@@ -62,7 +63,7 @@ async fn loss_is_told_though_the_answer_that_stored_it_was_lost() {
 
 /// A worker starts with the position of an earlier stream of the same name.
 #[tokio::test(start_paused = true)]
-async fn replaced_position_is_told_though_the_answer_that_stored_it_was_lost() {
+async fn replaced_position_is_reported_once_if_the_response_that_stored_it_was_lost() {
     for on_trimmed in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
         for lost_answers in 0..2 {
             let (kinesis, before) = orders(1);
@@ -82,10 +83,11 @@ async fn replaced_position_is_told_though_the_answer_that_stored_it_was_lost() {
     }
 }
 
-/// Only a listing shows the children of a shard that is finished in the store. It completes while the store
-/// fails, and so does a shard whose end names children.
+/// Only a listing shows the children of the first shard, which is finished in the store. The
+/// listing completes while the store fails. So does the second shard, and its end names its
+/// children.
 #[tokio::test(start_paused = true)]
-async fn listing_survives_children_that_are_stored_before_it() {
+async fn listing_is_not_lost_when_other_children_are_stored_before_it() {
     let (kinesis, orders) = orders(2);
     let store = Faulty::default();
     let finished = [(orders.shard(0).id(), Checkpoint::ShardEnd)];
@@ -106,13 +108,18 @@ async fn listing_survives_children_that_are_stored_before_it() {
     let listings = calls(&kinesis, "ListShards").len();
     let quiet = timeout(Duration::from_secs(15), records.next()).await;
     assert!(quiet.is_err(), "{quiet:?}");
-    assert!(calls(&kinesis, "ListShards").len() > listings, "the stream is listed meanwhile");
+    assert!(
+        calls(&kinesis, "ListShards").len() > listings,
+        "expected a listing while the store fails"
+    );
     store.fails.store(false, Ordering::SeqCst);
     let mut read = Vec::new();
     let before_next_listing = Instant::now() + Duration::from_secs(50);
     for _ in 0..2 {
         let record = timeout_at(before_next_listing, records.next()).await;
-        read.push(number(&record.expect("both children are read").unwrap().unwrap()));
+        read.push(number(
+            &record.expect("records of both children before the next listing").unwrap().unwrap(),
+        ));
     }
     read.sort_unstable();
     assert_eq!(read, [0, 1]);

@@ -1,4 +1,4 @@
-//! A store of leases that is away.
+//! Outages of the store of leases and positions.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::future::{BoxFuture, ready};
 use futures::{FutureExt, StreamExt};
 use kinestream::store::Scope;
-use kinestream::store::lease::{Change, LeaseStore, HeartbeatRequest};
+use kinestream::store::lease::{Change, HeartbeatRequest, LeaseStore};
 use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, ShardId};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
@@ -17,19 +17,19 @@ use crate::fleets::{Fleet, LEASE, RENEWAL};
 use crate::gated::{Asked, Gated};
 use crate::{next, number};
 
-/// It is asked again with a back-off, also where it is to be told something; and who reads is told
-/// when it has held everything up for too long.
+/// Calls to a failing store are retried with back-off, also if a change waits to be stored. The
+/// stream yields one error when the outage lasts longer than `max_unflushed`.
 #[tokio::test(start_paused = true)]
-async fn a_store_that_fails_is_asked_ever_more_rarely() {
+async fn failing_store_is_retried_with_back_off() {
     let fleet = Fleet::new(2);
     let (is_down, exchanges) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    // It fails at once while it is down.
+    // Calls fail immediately while the store is down.
     let store = Gated::new(fleet.store.clone(), {
         let (is_down, exchanges) = (Arc::clone(&is_down), Arc::clone(&exchanges));
         move |asked| {
             exchanges.fetch_add(usize::from(asked == Asked::Exchange), Ordering::SeqCst);
             let is_down = is_down.load(Ordering::SeqCst);
-            let refusal = || Error::store_unavailable("the store is down", "by order");
+            let refusal = || Error::store_unavailable("the store is down", "injected by the test");
             ready(if is_down { Err(refusal()) } else { Ok(()) }).boxed()
         }
     });
@@ -45,7 +45,7 @@ async fn a_store_that_fails_is_asked_ever_more_rarely() {
     let before = exchanges.load(Ordering::SeqCst);
     let began = Instant::now();
     for shard in fleet.orders.open_shards() {
-        // The end of a shard is something to be told.
+        // The end of a shard is a change to store.
         shard.split();
     }
     let error =
@@ -54,24 +54,28 @@ async fn a_store_that_fails_is_asked_ever_more_rarely() {
     let waited = began.elapsed();
     assert!(waited >= Duration::from_secs(30) && waited < Duration::from_secs(36), "{waited:?}");
     let quiet = timeout(Duration::from_secs(60), records.next()).await;
-    assert!(quiet.is_err(), "it is told once: {quiet:?}");
+    assert!(quiet.is_err(), "expected one error: {quiet:?}");
     let asked = exchanges.load(Ordering::SeqCst) - before;
-    assert!((40..150).contains(&asked), "{asked} times by two workers in a minute and a half");
+    assert!((40..150).contains(&asked), "{asked} exchanges of two workers in a minute and a half");
     is_down.store(false, Ordering::SeqCst);
     for shard in fleet.orders.open_shards() {
         shard.put("1");
     }
-    assert_eq!(number(&next(&mut records).await), 1, "and goes on");
+    assert_eq!(
+        number(&next(&mut records).await),
+        1,
+        "expected reading to continue after the outage"
+    );
     others.abort();
 }
 
-/// The only worker of an application reads for as long as its lease is valid, and no longer, while the
-/// store is away for it: another worker may have joined. When the store answers again, the worker waits
-/// until its leases are restored, since they may have gone to the other worker.
+/// While the store is down, the only worker of an application reads as long as its lease is valid
+/// and no longer, since another worker may have joined. When the store responds again, the worker
+/// waits until its leases are restored, since another worker may own them.
 #[tokio::test(start_paused = true)]
-async fn only_worker_without_its_store_reads_until_its_lease_expires() {
+async fn sole_worker_without_its_store_reads_until_its_lease_expires() {
     let fleet = Fleet::new(1);
-    // How many exchanges and saves are let through; the next one waits for more.
+    // The numbers of exchanges and saves that pass. Further ones wait.
     let turns = [Asked::Exchange, Asked::Save].map(|_| Arc::new(Semaphore::new(100)));
     let is_down = Arc::new(AtomicBool::new(false));
     let store = Gated::new(fleet.store.clone(), {
@@ -79,8 +83,11 @@ async fn only_worker_without_its_store_reads_until_its_lease_expires() {
         move |asked| {
             let turn = Arc::clone(&turns[usize::from(asked == Asked::Save)]);
             if is_down.load(Ordering::SeqCst) {
-                return ready(Err(Error::store_unavailable("the store is down", "by order")))
-                    .boxed();
+                return ready(Err(Error::store_unavailable(
+                    "the store is down",
+                    "injected by the test",
+                )))
+                .boxed();
             }
             async move {
                 turn.acquire().await.unwrap().forget();
@@ -97,12 +104,17 @@ async fn only_worker_without_its_store_reads_until_its_lease_expires() {
     is_down.store(true, Ordering::SeqCst);
     let began = Instant::now();
     shard.put("1");
-    assert_eq!(number(&next(&mut records).await), 1, "its lease is still valid");
+    assert_eq!(number(&next(&mut records).await), 1, "expected a record while the lease is valid");
     sleep(LEASE).await;
     shard.put("2");
     let waiting = timeout(2 * LEASE, records.next()).await;
-    assert!(waiting.is_err(), "its lease has expired {:?} ago: {waiting:?}", began.elapsed());
-    // Another one comes, before whom it is dead; it is back itself before that one decides.
+    assert!(
+        waiting.is_err(),
+        "expected no record {:?} into the outage: {waiting:?}",
+        began.elapsed()
+    );
+    // Another worker joins, for which worker `a` is dead. Worker `a` returns before the other one
+    // assigns the lease.
     let scope = Scope::new("default", "orders");
     let mut request = HeartbeatRequest {
         worker: "b".into(),
@@ -127,8 +139,9 @@ async fn only_worker_without_its_store_reads_until_its_lease_expires() {
     request.changes = vec![Change::Assign { shard: shard.id(), to: "b".into() }];
     fleet.store.exchange(&scope, &request).await.unwrap();
     let waiting = timeout(LEASE / 3, records.next()).await;
-    assert!(waiting.is_err(), "another worker has the lease: {waiting:?}");
-    // As soon as the other one gives it back, it goes on, from what was saved before it went away.
+    assert!(waiting.is_err(), "expected no record while another worker has the lease: {waiting:?}");
+    // When the other worker releases the lease, worker `a` resumes from the position saved before
+    // the outage.
     for turns in turns {
         turns.add_permits(1000);
     }
@@ -137,10 +150,10 @@ async fn only_worker_without_its_store_reads_until_its_lease_expires() {
     while number(&next(&mut records).await) < 2 {}
 }
 
-/// The leases of a store that keeps positions alone are in memory, where no other worker can take them:
-/// nothing stops before `max_unflushed` says so.
+/// A store that keeps only positions has its leases in memory, where no other worker can take them
+/// over. Reading stops only after `max_unflushed`.
 #[tokio::test(start_paused = true)]
-async fn store_without_leases_that_is_away_stops_no_reading_before_max_unflushed() {
+async fn outage_of_a_store_without_leases_stops_no_reading_before_max_unflushed() {
     let fleet = Fleet::new(1);
     let store = Positions::default();
     let builder = fleet.builder("a").store(store.clone());
@@ -157,16 +170,17 @@ async fn store_without_leases_that_is_away_stops_no_reading_before_max_unflushed
     }
 }
 
-/// A store that is away before it has ever answered is told as late as one that is away later.
+/// An outage before the first response of the store is reported after the same time as a later one.
 #[tokio::test(start_paused = true)]
-async fn store_that_is_away_at_the_start_is_told_after_max_unflushed() {
+async fn store_outage_at_the_start_is_reported_after_max_unflushed() {
     for limit in [2, 60] {
         let fleet = Fleet::new(1);
         let is_down = Arc::new(AtomicBool::new(true));
         let store = Gated::new(fleet.store.clone(), {
             let is_down = Arc::clone(&is_down);
             move |_asked| {
-                let refusal = || Error::store_unavailable("the store is down", "by order");
+                let refusal =
+                    || Error::store_unavailable("the store is down", "injected by the test");
                 let is_down = is_down.load(Ordering::SeqCst);
                 ready(if is_down { Err(refusal()) } else { Ok(()) }).boxed()
             }
@@ -181,11 +195,11 @@ async fn store_that_is_away_at_the_start_is_told_after_max_unflushed() {
         assert!(waited >= limit && waited < limit + LEASE, "{waited:?}");
         is_down.store(false, Ordering::SeqCst);
         fleet.orders.shard(0).put("0");
-        assert_eq!(number(&next(&mut records).await), 0, "and reads when it answers");
+        assert_eq!(number(&next(&mut records).await), 0, "expected a record after the outage");
     }
 }
 
-/// Keeps positions alone.
+/// A store that keeps positions and no leases.
 #[derive(Debug, Clone, Default)]
 struct Positions(Arc<PositionsInner>);
 
@@ -198,7 +212,7 @@ struct PositionsInner {
 impl Positions {
     fn reach(&self) -> kinestream::Result<()> {
         let is_down = self.0.is_down.load(Ordering::SeqCst);
-        let refusal = || Error::store_unavailable("the store is down", "by order");
+        let refusal = || Error::store_unavailable("the store is down", "injected by the test");
         if is_down { Err(refusal()) } else { Ok(()) }
     }
 }
@@ -228,7 +242,8 @@ impl CheckpointStore for Positions {
     }
 }
 
-/// The next record, put again and again until one is this worker's.
+/// Waits for a record of this worker, and puts one into each open shard every two seconds until
+/// then.
 async fn next_of(records: &mut kinestream::Records, fleet: &Fleet) {
     loop {
         match timeout(Duration::from_secs(2), records.next()).await {
@@ -248,7 +263,7 @@ async fn each_outage_of_an_idle_stream_is_reported() {
         let is_down = Arc::clone(&is_down);
         move |_asked| {
             let is_down = is_down.load(Ordering::SeqCst);
-            let refusal = || Error::store_unavailable("the store is down", "by order");
+            let refusal = || Error::store_unavailable("the store is down", "injected by the test");
             ready(if is_down { Err(refusal()) } else { Ok(()) }).boxed()
         }
     });
@@ -265,10 +280,11 @@ async fn each_outage_of_an_idle_stream_is_reported() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lease_is_handed_over_while_checkpoints_cannot_be_saved() {
+async fn lease_is_handed_over_while_checkpoint_writes_fail() {
     let fleet = Fleet::new(2);
     let store = Gated::new(fleet.store.clone(), |asked| {
-        let refusal = || Error::store_unavailable("checkpoints cannot be saved", "by order");
+        let refusal =
+            || Error::store_unavailable("checkpoints cannot be saved", "injected by the test");
         ready(if asked == Asked::Save { Err(refusal()) } else { Ok(()) }).boxed()
     });
     let first = fleet.builder("a").store(store).build().unwrap();

@@ -1,9 +1,9 @@
-//! Dropping everything at each await point in turn: nothing is skipped, nothing that was finished
-//! is repeated, and nothing is left running.
+//! Drops everything at each await point in turn: no record is skipped, no finished record is
+//! repeated, and no call or task is left running.
 //!
-//! A reading goes on step by step, each task a poll at a time; after each step in which something
-//! may have happened (a call, a save, a record) there is a run that stops there, by dropping the
-//! caller's future with the streams and the consumer in it.
+//! A reader advances step by step, by one poll of each task. For each step in which something may
+//! have happened (a call, a save, a record), one run stops after it by dropping the caller's future
+//! with the streams and the consumer inside.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,26 +15,27 @@ use kinestream::{CheckpointOn, Consumer, Record};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{consumer, next, orders, shard_of};
 use kinestream::testing::{Kinesis, Stream};
 
-/// How many records each shard has. Shard 0 is split into 2 and 3.
+/// The number of records of each shard. Shard 0 is split into 2 and 3.
 const RECORDS: [usize; 4] = [4, 4, 2, 2];
 const ALL: usize = 12;
 
-/// What a caller does, until it is stopped.
+/// The caller's way of reading until it is dropped.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Way {
-    /// Reads the merged stream, finishing by pulling.
+    /// Reads the merged stream. The poll for the next record acknowledges the previous one.
     Records,
-    /// Reads each shard by itself, finishing by acknowledging.
+    /// Reads each shard by its own stream and acknowledges each record.
     Shards,
-    /// Reads everything, and closes.
+    /// Reads all records and closes the consumer.
     Close,
 }
 
-/// How far a shard was read and finished, and the record in the caller's hands.
+/// The number of records received and finished of each shard, and the shard of the record that the
+/// caller is handling.
 #[derive(Debug, Default)]
 struct Seen {
     came: BTreeMap<usize, usize>,
@@ -43,7 +44,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// The next record of its shard.
+    /// Adds a record, and asserts that it is the next one of its shard.
     fn take(&mut self, record: &Record) {
         let shard = shard_of(record);
         let place: usize = std::str::from_utf8(record.data()).unwrap().parse().unwrap();
@@ -54,7 +55,7 @@ impl Seen {
             assert_eq!(
                 self.finished.get(&0),
                 Some(&RECORDS[0]),
-                "{shard} begins before its parent ends"
+                "shard {shard} starts before its parent is finished"
             );
         }
         self.in_hand = Some(shard);
@@ -124,9 +125,9 @@ impl World {
         let consumer = self.consumer(CheckpointOn::Pull);
         let mut records = consumer.records();
         while seen.borrow().count() < ALL || way == Way::Records {
-            // The poll that asks for the next record says that this one is finished.
+            // The poll for the next record acknowledges this one.
             seen.borrow_mut().finish();
-            let record = records.next().await.expect("goes on").expect("no error");
+            let record = records.next().await.expect("an open stream").expect("no error");
             seen.borrow_mut().take(&record);
             if seen.borrow().count() == ALL {
                 record.ack();
@@ -136,7 +137,7 @@ impl World {
         consumer.close().await.unwrap();
     }
 
-    /// What changes whenever something happens.
+    /// Returns counters that change with every call, save and record.
     fn pulse(&self) -> [usize; 5] {
         let saves = self.store.saves().len();
         let count = self.seen.borrow().count();
@@ -144,10 +145,10 @@ impl World {
         [calls, self.kinesis.in_flight(), self.store.attempts(), saves, count]
     }
 
-    /// Reads for so many steps, and drops what reads. `false` where it was over before: all is read,
-    /// and has long been saved.
+    /// Reads for `steps` steps and drops the reader. Returns `false` if the reader was done before
+    /// that: all records were read and saved.
     async fn interrupt(&self, way: Way, steps: usize) -> bool {
-        /// Longer than whatever the tasks hand on to each other without the clock.
+        /// More steps than the tasks need to pass work to each other while the clock is paused.
         const QUIET: usize = 8;
         let mut reading = pin!(self.read(way));
         let (mut pulse, mut quiet) = (self.pulse(), 0);
@@ -166,7 +167,7 @@ impl World {
                     return false;
                 }
             }
-            // Nothing happens before the clock moves on.
+            // Nothing more happens until the clock advances.
             while quiet >= QUIET && self.pulse() == pulse {
                 if timeout(Duration::from_millis(1), reading.as_mut()).await.is_ok() {
                     return false;
@@ -176,14 +177,15 @@ impl World {
         true
     }
 
-    /// Nothing runs any more, and what is stored is what is finished.
+    /// Asserts that no call or task is left, and that the stored positions match the finished
+    /// records.
     async fn check(&self, context: &str) {
         sleep(Duration::from_millis(50)).await;
-        assert_eq!(self.kinesis.in_flight(), 0, "{context}: a call is left behind");
+        assert_eq!(self.kinesis.in_flight(), 0, "{context}: expected no call in flight");
         assert_eq!(
             Handle::current().metrics().num_alive_tasks(),
             0,
-            "{context}: a task is left behind"
+            "{context}: expected no live task"
         );
         let finished = self.seen.borrow().finished.clone();
         for (shard, finished) in &finished {
@@ -193,14 +195,14 @@ impl World {
             let whole = *finished == RECORDS[*shard] && stored.as_deref() == Some("SHARD_END");
             assert!(
                 whole || stored.as_ref() == Some(&place),
-                "{context}: shard {shard} is at {stored:?}, not {place}"
+                "{context}: shard {shard} is stored at {stored:?}, expected {place}"
             );
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_any_point_skips_and_repeats_and_leaves_nothing() {
+async fn drop_at_any_point_loses_and_repeats_no_record() {
     for way in [Way::Records, Way::Shards, Way::Close] {
         let mut steps = 0;
         loop {
@@ -209,7 +211,7 @@ async fn at_any_point_skips_and_repeats_and_leaves_nothing() {
             let world = World::new();
             let interrupted = world.interrupt(way, steps).await;
             world.check(&context).await;
-            // The next reader takes up where the last one was finished, record by record.
+            // The next reader resumes after the last finished record of each shard.
             {
                 let mut seen = world.seen.borrow_mut();
                 seen.came = seen.finished.clone();
@@ -229,6 +231,6 @@ async fn at_any_point_skips_and_repeats_and_leaves_nothing() {
                 break;
             }
         }
-        assert!(steps > 100, "{way:?} has only {steps} points to be dropped at");
+        assert!(steps > 100, "expected more than 100 points to drop {way:?} at, found {steps}");
     }
 }

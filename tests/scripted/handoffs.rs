@@ -1,4 +1,4 @@
-//! Shards that go from one worker to another: what was pulled, what comes late, and who has stopped.
+//! Handoffs of shards between workers: delivered records, late acks, and workers that stop polling.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use crate::fleets::{Fleet, MOMENT, RENEWAL};
 use crate::{next, number, shard_of};
 
-/// A worker that holds what it has pulled; another one joins.
+/// Starts a worker that holds one delivered record of each of two shards.
 async fn held(handoff: Duration) -> (Fleet, Consumer, kinestream::Records, Vec<Record>) {
     let fleet = Fleet::new(2);
     for number in 0..8 {
@@ -25,19 +25,20 @@ async fn held(handoff: Duration) -> (Fleet, Consumer, kinestream::Records, Vec<R
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handover_waits_for_what_was_pulled() {
+async fn handoff_waits_for_delivered_records() {
     let (fleet, _consumer, mut records, held) = held(Duration::from_secs(60)).await;
     let _b = fleet.start("b");
     sleep(Duration::from_secs(40)).await;
     fleet.assert_shares(&[("a", 2)]).await;
-    // One of the two shards is on its way: nothing more comes of it, and what was is awaited.
+    // One of the two shards is being handed over: it delivers no further record, and the handoff
+    // waits for the delivered one.
     let given = fleet
         .table()
         .await
         .leases
         .iter()
         .find_map(|(shard, lease)| lease.next_owner.as_ref().map(|_| shard.clone()));
-    let given = given.expect("one is to be handed over");
+    let given = given.expect("a lease with a next owner");
     for _ in 0..3 {
         let record = next(&mut records).await;
         assert_ne!(record.shard_id(), &given);
@@ -55,13 +56,14 @@ async fn a_handover_waits_for_what_was_pulled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handover_waits_no_longer_than_it_may() {
+async fn handoff_proceeds_after_handoff_timeout() {
     let (fleet, _consumer, _records, held) = held(Duration::from_secs(5)).await;
     let _b = fleet.start("b");
     sleep(2 * RENEWAL + Duration::from_secs(5) + MOMENT).await;
     fleet.assert_shares(&[("a", 1), ("b", 1)]).await;
     sleep(RENEWAL + MOMENT).await;
-    // What was not finished comes again, in a later epoch; an ack for it changes nothing any more.
+    // The unfinished record is redelivered in a later epoch. A late ack of the old delivery has no
+    // effect.
     let given = fleet.seen_by("b", Instant::now() - Duration::from_secs(60));
     assert_eq!(given.len(), 1);
     let given = *given.first().unwrap();
@@ -80,10 +82,10 @@ async fn a_handover_waits_no_longer_than_it_may() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_acknowledged_after_a_close_counts_until_another_has_the_shard() {
+async fn ack_after_close_counts_until_another_worker_owns_the_shard() {
     let (fleet, consumer, _records, held) = held(Duration::from_secs(5)).await;
     consumer.close().await.unwrap();
-    assert!(fleet.shares().await.is_empty(), "given back at once");
+    assert!(fleet.shares().await.is_empty(), "expected close to release the leases");
     held[0].ack();
     consumer.close().await.unwrap();
     let b = fleet.start("b");
@@ -92,14 +94,20 @@ async fn what_is_acknowledged_after_a_close_counts_until_another_has_the_shard()
     sleep(Duration::from_secs(10)).await;
     let numbers: BTreeSet<usize> =
         fleet.seen.lock().unwrap().iter().map(|seen| seen.number).collect();
-    assert!(!numbers.contains(&number(&held[0])), "it was finished");
-    assert!(numbers.contains(&number(&held[1])), "it was not when another began");
+    assert!(
+        !numbers.contains(&number(&held[0])),
+        "expected no redelivery of the acknowledged record"
+    );
+    assert!(
+        numbers.contains(&number(&held[1])),
+        "expected redelivery of the record that was acknowledged late"
+    );
     drop(b);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sink_refuses_what_bears_an_old_epoch() {
-    /// The highest epoch of each shard, and what was written.
+async fn sink_rejects_records_of_an_old_epoch() {
+    /// The highest epoch of each shard, and the numbers of the written records.
     #[derive(Default)]
     struct Sink {
         epochs: BTreeMap<usize, u64>,
@@ -124,14 +132,18 @@ async fn a_sink_refuses_what_bears_an_old_epoch() {
         assert!(sink.write(&next(&mut records).await));
     }
     let outcome: Vec<bool> = held.iter().map(|record| sink.write(record)).collect();
-    assert_eq!(outcome.iter().filter(|written| !**written).count(), 1, "the one handed over");
+    assert_eq!(
+        outcome.iter().filter(|written| !**written).count(),
+        1,
+        "expected one rejected record, of the shard that was handed over"
+    );
     sink.written.sort_unstable();
     sink.written.dedup();
-    assert_eq!(sink.written.len(), 5, "each once");
+    assert_eq!(sink.written.len(), 5, "expected five different records");
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_stops_polling_gives_its_shards_to_those_who_read() {
+async fn worker_that_stops_polling_releases_its_leases() {
     let fleet = Fleet::new(4);
     let puts = fleet.put_all_along(Duration::from_millis(100));
     let stopped = fleet.builder("a").poll_timeout(Some(Duration::from_secs(20))).build().unwrap();
@@ -142,7 +154,7 @@ async fn who_stops_polling_gives_its_shards_to_those_who_read() {
     fleet.assert_shares(&[("a", 2), ("b", 2)]).await;
     sleep(Duration::from_secs(20) + 2 * RENEWAL).await;
     fleet.assert_shares(&[("b", 4)]).await;
-    // It polls again, and gets its share back.
+    // The worker polls again and gets its share back.
     let polling = tokio::spawn(async move { records.for_each(|_| async {}).await });
     sleep(3 * RENEWAL).await;
     fleet.assert_shares(&[("a", 2), ("b", 2)]).await;
@@ -151,7 +163,7 @@ async fn who_stops_polling_gives_its_shards_to_those_who_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_for_records_has_not_stopped_polling() {
+async fn worker_that_waits_for_records_keeps_its_leases() {
     let fleet = Fleet::new(2);
     let consumer = fleet.builder("a").poll_timeout(Some(Duration::from_secs(5))).build().unwrap();
     let (mut shards, mut merged) = (Vec::new(), consumer.shards());

@@ -1,4 +1,4 @@
-//! Records that a producer has packed into one.
+//! Aggregated records: several user records in one Kinesis record.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use kinestream::{
 use serde::Deserialize;
 use tokio::time::{sleep, timeout};
 
-use crate::watched::Watched;
+use crate::recording_store::Watched;
 use crate::{assert_silent, calls, consumer, next, number, orders};
 
-/// Puts these numbers into one record.
+/// Puts one aggregated record with these numbers as its user records.
 fn put(shard: &Shard, numbers: std::ops::Range<usize>) -> SequenceNumber {
     shard.put(packed(numbers))
 }
@@ -52,7 +52,7 @@ fn bytes(hex: &str) -> Vec<u8> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_others_have_packed_is_unpacked() {
+async fn aggregates_of_other_producers_are_deaggregated() {
     let vectors: Vec<Vector> =
         serde_json::from_str(include_str!("../vectors/aggregated.json")).unwrap();
     for Vector { by, what, records, packed } in vectors {
@@ -71,7 +71,7 @@ async fn what_others_have_packed_is_unpacked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn packed_and_plain_records_come_in_order() {
+async fn aggregated_and_plain_records_are_delivered_in_order() {
     let (kinesis, orders) = orders(1);
     let shard = orders.shard(0);
     shard.put("0");
@@ -87,7 +87,7 @@ async fn packed_and_plain_records_come_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_among_them_goes_on_among_them() {
+async fn restart_resumes_inside_an_aggregate() {
     for checkpoint_on in [CheckpointOn::Pull, CheckpointOn::Ack] {
         let (kinesis, orders) = orders(1);
         let shard = orders.shard(0);
@@ -117,17 +117,17 @@ async fn a_stop_among_them_goes_on_among_them() {
     }
 }
 
-/// Returns a new store that holds what `store` has saved of the shard: all that outlives a process.
-async fn survived(store: &Watched) -> MemoryStore {
+/// Returns a new store with the saved position of the shard, which is all that outlives a process.
+async fn store_after_crash(store: &Watched) -> MemoryStore {
     let checkpoint = store.position(0).await.unwrap().parse().unwrap();
-    let survived = MemoryStore::new();
+    let store_after_crash = MemoryStore::new();
     let saved = [("shardId-000000000000".parse().unwrap(), checkpoint)];
-    survived.save(&Scope::new("default", "orders"), &saved).await.unwrap();
-    survived
+    store_after_crash.save(&Scope::new("default", "orders"), &saved).await.unwrap();
+    store_after_crash
 }
 
 #[tokio::test(start_paused = true)]
-async fn death_within_aggregate_resumes_after_saved_user_record() {
+async fn crash_inside_an_aggregate_resumes_after_the_saved_user_record() {
     for (checkpoint_on, fan_out) in [
         (CheckpointOn::Pull, false),
         (CheckpointOn::Ack, false),
@@ -143,7 +143,7 @@ async fn death_within_aggregate_resumes_after_saved_user_record() {
         };
         let store = Watched::default();
         let mut records = build().store(store.clone()).build().unwrap().records();
-        // With `Pull` the poll for the next record acknowledges.
+        // With `Pull`, the poll for the next record acknowledges the previous one.
         for expected in 0..3 {
             let record = next(&mut records).await;
             assert_eq!(number(&record), expected);
@@ -154,16 +154,16 @@ async fn death_within_aggregate_resumes_after_saved_user_record() {
         let held = next(&mut records).await;
         sleep(Duration::from_secs(2)).await;
         assert_eq!(store.position(0).await, Some(part(&whole, 2)), "{checkpoint_on:?}");
-        let survived = survived(&store).await;
+        let store_after_crash = store_after_crash(&store).await;
         drop((records, held));
-        let mut records = build().store(survived).build().unwrap().records();
+        let mut records = build().store(store_after_crash).build().unwrap().records();
         assert_eq!(numbers(&mut records, 3).await, [3, 4, 5], "{checkpoint_on:?}, {fan_out}");
         assert_silent(&mut records).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn acks_in_any_order_pass_only_what_is_finished() {
+async fn out_of_order_acks_of_user_records_advance_over_the_acknowledged_prefix() {
     let (kinesis, orders) = orders(1);
     let whole = put(&orders.shard(0), 0..4);
     let last = orders.shard(0).put("4");
@@ -190,7 +190,7 @@ async fn acks_in_any_order_pass_only_what_is_finished() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_of_them_counts_as_in_flight() {
+async fn each_user_record_counts_as_in_flight() {
     let (kinesis, orders) = orders(1);
     put(&orders.shard(0), 0..10);
     let reader =
@@ -207,9 +207,10 @@ async fn each_of_them_counts_as_in_flight() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_belongs_into_another_shard_is_left_out() {
+async fn user_records_of_another_shard_are_left_out() {
     let (kinesis, orders) = orders(2);
-    // The same record in both, as it is put again after a reshard; and one that holds nothing.
+    // The same aggregate in both shards, as if it were put again after a reshard, and a plain
+    // record.
     let all = packed(0..3);
     for shard in orders.shards() {
         shard.put(all.clone());
@@ -224,12 +225,12 @@ async fn what_belongs_into_another_shard_is_left_out() {
     }
     let mut together: Vec<usize> = read.concat();
     together.sort_unstable();
-    assert_eq!(together, [0, 1, 2, 10, 10], "each is read once: {read:?}");
-    assert!(calls(&kinesis, "ListShards").len() < 3, "one listing tells of all shards");
+    assert_eq!(together, [0, 1, 2, 10, 10], "expected each user record once: {read:?}");
+    assert!(calls(&kinesis, "ListShards").len() < 3, "expected one listing for all shards");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_child_knows_its_hash_keys_and_its_parents_are_told_apart() {
+async fn aggregate_in_both_children_is_delivered_once() {
     let (kinesis, orders) = orders(1);
     let [left, right] = orders.shard(0).split();
     for child in [&left, &right] {
@@ -243,7 +244,7 @@ async fn a_child_knows_its_hash_keys_and_its_parents_are_told_apart() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_listing_that_fails_delays_and_loses_nothing() {
+async fn failing_listing_delays_user_records_without_loss() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
     let mut records = consumer(&kinesis).build().unwrap().records();
@@ -259,7 +260,7 @@ async fn a_listing_that_fails_delays_and_loses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shards_whose_hash_keys_stay_unknown_are_released_and_reported_once() {
+async fn shards_with_unknown_hash_keys_are_released_and_reported_once() {
     let (kinesis, orders) = orders(20);
     let reader = consumer(&kinesis).build().unwrap();
     let mut records = reader.records();
@@ -283,26 +284,26 @@ async fn shards_whose_hash_keys_stay_unknown_are_released_and_reported_once() {
         let free = shards.filter(|(_, shard)| shard.owner.is_none() && shard.failure.is_some());
         released.extend(free.map(|(id, _)| id));
     }
-    assert_eq!(released.len(), children.len(), "each child is released: {errors:?}");
-    // That of the worker, which lists the shards, and that of one shard for all.
+    assert_eq!(released.len(), children.len(), "expected each child to be released: {errors:?}");
+    // One error of the worker, which lists the shards, and one of a shard for all shards.
     assert!(errors.iter().all(|error| error.kind() == ErrorKind::Denied), "{errors:?}");
     assert!(errors.len() <= 2, "{errors:?}");
     kinesis.on_call(|_| Outcome::Served);
-    // Each of the three belongs into one of the shards.
+    // Each of the three user records belongs to one of the shards.
     let mut read = numbers(&mut records, 3).await;
     read.sort_unstable();
     assert_eq!(read, [0, 1, 2]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn they_come_as_they_were_written_where_that_is_wanted() {
+async fn aggregate_is_delivered_unchanged_without_deaggregation() {
     let (kinesis, orders) = orders(1);
     let whole = put(&orders.shard(0), 0..5);
     let store = MemoryStore::new();
     let reader = consumer(&kinesis).store(store.clone()).build().unwrap();
     assert_eq!(numbers(&mut reader.records(), 2).await, [0, 1]);
     reader.close().await.unwrap();
-    // Part of it is finished, and the whole is not.
+    // Two of its user records are finished, but not the whole record.
     let reader = consumer(&kinesis).store(store).deaggregate(false).build().unwrap();
     let mut records = reader.records();
     let record = next(&mut records).await;
@@ -312,7 +313,7 @@ async fn they_come_as_they_were_written_where_that_is_wanted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broken_one_is_a_plain_record() {
+async fn corrupt_aggregate_is_delivered_as_a_plain_record() {
     let (kinesis, orders) = orders(1);
     let mut broken = packed(0..5);
     *broken.last_mut().unwrap() ^= 1;
@@ -323,13 +324,14 @@ async fn a_broken_one_is_a_plain_record() {
     assert_eq!(numbers(&mut records, 1).await, [5]);
 }
 
-/// None of them has anything for the shard, and there are more than a stack is deep.
+/// None of the aggregates has a user record for the shard, and they are more than a recursive
+/// function could skip without a stack overflow.
 #[tokio::test(start_paused = true)]
-async fn thousands_that_hold_nothing_are_passed_over() {
+async fn thousands_of_aggregates_of_another_shard_are_skipped() {
     let (kinesis, orders) = orders(2);
     let other = |kinesis: &Kinesis| {
         let mut keys = (0..).map(|number| number.to_string());
-        // Of the first shard, so that the second has nothing of it.
+        // A key of the first shard, so that the second shard owns none of the user records.
         let scratch = kinesis.create_stream("scratch", 2);
         keys.find(|key| {
             scratch.put(key, "");

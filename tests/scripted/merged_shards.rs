@@ -1,4 +1,4 @@
-//! Merged shards that are named, listed or stored with one of their parents.
+//! Merged shards that a response, a listing or the store shows with only one of their parents.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::store::Scope;
-use kinestream::store::lease::{Change, LeaseStore, HeartbeatRequest};
+use kinestream::store::lease::{Change, HeartbeatRequest, LeaseStore};
 use kinestream::testing::{Kinesis, Outcome, Shard, Stream, WrongListing};
 use kinestream::{CheckpointOn, CheckpointStore, MemoryStore};
 use tokio::time::timeout;
@@ -15,14 +15,14 @@ use crate::{assert_silent, consumer, next, number, orders, shard_of};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// How the end of shard 0 names its child.
+/// Descriptions of the child in the response that ends shard 0.
 const NAMED: [&str; 3] = [
     r#"{"ShardId":"shardId-000000000002","ParentShards":["shardId-000000000000"],"HashKeyRange":{"StartingHashKey":"0","EndingHashKey":"9"}}"#,
     r#"{"ShardId":"shardId-000000000002","ParentShards":["shardId-000000000000","no shard"],"HashKeyRange":{"StartingHashKey":"0","EndingHashKey":"9"}}"#,
     r#"{"ShardId":"shardId-000000000002","ParentShards":["no shard","shardId-000000000000"],"HashKeyRange":{"StartingHashKey":"0","EndingHashKey":"9"}}"#,
 ];
 
-/// Two shards with a record each.
+/// Creates two shards with one record each.
 fn two_shards() -> (Kinesis, Stream) {
     let (kinesis, orders) = orders(2);
     orders.shard(0).put("0");
@@ -37,8 +37,8 @@ fn merge(orders: &Stream) -> Shard {
     child
 }
 
-/// Reads the records of both parents, after which something may happen, and acknowledges first that of the
-/// left one.
+/// Reads the records of both parents, calls `then`, and acknowledges first the left record, then
+/// the right one. Asserts that the child is read only after both.
 async fn assert_child_waits_for_both(
     kinesis: &Kinesis,
     store: MemoryStore,
@@ -66,7 +66,7 @@ async fn assert_child_waits_for_both(
 }
 
 #[tokio::test(start_paused = true)]
-async fn merged_child_that_is_named_with_one_parent_waits_for_both() {
+async fn merged_child_named_with_one_parent_waits_for_both() {
     for child in NAMED {
         let (kinesis, orders) = two_shards();
         let (first, is_merged) = (orders.shard(0).id(), Arc::new(AtomicBool::new(false)));
@@ -91,7 +91,7 @@ async fn merged_child_that_is_named_with_one_parent_waits_for_both() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn merged_child_that_is_listed_with_one_parent_waits_for_both() {
+async fn merged_child_listed_with_one_parent_waits_for_both() {
     let (kinesis, orders) = two_shards();
     kinesis.next_calls("ListShards", 3, Outcome::Mislisted(WrongListing::OneParent));
     merge(&orders);
@@ -100,7 +100,7 @@ async fn merged_child_that_is_listed_with_one_parent_waits_for_both() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn merged_child_that_is_stored_with_one_parent_waits_for_both() {
+async fn merged_child_stored_with_one_parent_waits_for_both() {
     let (kinesis, orders) = two_shards();
     let child = merge(&orders);
     let store = MemoryStore::new();

@@ -1,4 +1,4 @@
-//! `starting_position_for`: starts of single shards, and of the shards that descend from them.
+//! `starting_position_for`: the starting positions of named shards and of their descendants.
 
 use std::collections::BTreeSet;
 use std::future;
@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use crate::gated::{Asked, Gated};
 use crate::{assert_silent, calls, consumer, next, number, orders};
 
-/// Longer than `Latest` is exact.
+/// Longer than the precision of `Latest`.
 const EARLIER: Duration = Duration::from_secs(5);
 
 fn latest(kinesis: &Kinesis) -> ConsumerBuilder {
@@ -29,7 +29,7 @@ async fn read(records: &mut Records, count: usize) -> BTreeSet<usize> {
     for _ in 0..count {
         let record = next(records).await;
         record.ack();
-        assert!(read.insert(number(&record)), "{record:?} comes once");
+        assert!(read.insert(number(&record)), "expected {record:?} once");
     }
     assert_silent(records).await;
     read
@@ -98,7 +98,7 @@ async fn each_checkpoint_is_a_starting_position() {
     }
 }
 
-/// A parent with one record that was read, and descendants with records from before the start.
+/// Splits a shard and then its left child, and puts records into the four shards before the start.
 async fn resharded(orders: &Stream) -> [Shard; 4] {
     let parent = orders.shard(0);
     parent.put("0");
@@ -133,8 +133,8 @@ async fn descendants_of_named_shard_start_at_trim_horizon() {
     }
 }
 
-/// The caller names a shard that has left retention with its children: which shards descend from it
-/// is not known.
+/// The caller names a shard that has expired together with its children, so its descendants are not
+/// known.
 #[tokio::test(start_paused = true)]
 async fn descendant_of_expired_named_shard_starts_at_trim_horizon() {
     let (kinesis, orders) = orders(2);
@@ -153,7 +153,7 @@ async fn descendant_of_expired_named_shard_starts_at_trim_horizon() {
     let builder = latest(&kinesis).starting_position_for(parent.id(), position);
     let mut records = builder.build().unwrap().records();
     let rest = read(&mut records, 1).await;
-    assert!(rest.into_iter().eq([1]), "the other shard starts at the latest");
+    assert!(rest.into_iter().eq([1]), "expected the other shard to start at the latest record");
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,7 +170,7 @@ async fn child_named_latest_starts_at_first_poll() {
     assert!(!left.is_open());
 }
 
-/// An application that has read the parent, and learns of the children when it starts again.
+/// The application has read the parent, and learns of the children at its next start.
 #[tokio::test(start_paused = true)]
 async fn child_named_latest_in_known_stream_starts_at_first_poll() {
     for child_shards in [true, false] {
@@ -194,9 +194,9 @@ async fn child_named_latest_in_known_stream_starts_at_first_poll() {
     }
 }
 
-/// A store that knows the first child of a shard, of which nothing is read yet: the parent holds an
-/// unacknowledged record, and the child a record from before the next start.
-async fn with_unread_child(kinesis: &Kinesis, orders: &Stream, store: &MemoryStore) -> Shard {
+/// Returns the first child of a shard. The store knows the child, and nothing of it is read yet:
+/// the parent holds an unacknowledged record, and the child a record from before the next start.
+async fn store_unread_child(kinesis: &Kinesis, orders: &Stream, store: &MemoryStore) -> Shard {
     orders.shard(0).put("0");
     let reader = acknowledged(kinesis, store).build().unwrap();
     let mut records = reader.records();
@@ -223,7 +223,7 @@ async fn known_child_starts_at_position_named_later() {
     ] {
         let (kinesis, orders) = orders(1);
         let store = MemoryStore::new();
-        let child = with_unread_child(&kinesis, &orders, &store).await;
+        let child = store_unread_child(&kinesis, &orders, &store).await;
         let builder = acknowledged(&kinesis, &store);
         let reader = builder.starting_position_for(child.id(), position.clone()).build().unwrap();
         let mut records = reader.records();
@@ -238,8 +238,9 @@ async fn known_child_starts_at_position_named_later() {
     }
 }
 
-/// Each start resolves the position again, as a program does that names the latest or a time relative to
-/// now. The first reader stops before the child is read, or before any record of it is acknowledged.
+/// Each start resolves the position again, like a program that names the latest record or a time
+/// relative to the present. The first reader stops before the child is read, or before any record
+/// of it is acknowledged.
 #[tokio::test(start_paused = true)]
 async fn known_child_keeps_start_relative_to_now_across_restarts() {
     let latest = |_now| ShardPosition::Latest;
@@ -247,11 +248,11 @@ async fn known_child_keeps_start_relative_to_now_across_restarts() {
         .into_iter()
         .flat_map(|resolve| [true, false].map(|is_fetched| (resolve, is_fetched)))
     {
-        // Times by its clock are past by that of the host.
+        // Times by the clock of Kinesis are in the past by the host's clock.
         let kinesis = Kinesis::at(SystemTime::now() - Duration::from_secs(3600));
         let orders = kinesis.create_stream("orders", 1);
         let store = MemoryStore::new();
-        let child = with_unread_child(&kinesis, &orders, &store).await;
+        let child = store_unread_child(&kinesis, &orders, &store).await;
         let start = || {
             let position = resolve(kinesis.now());
             let builder = acknowledged(&kinesis, &store);
@@ -286,12 +287,13 @@ async fn known_child_keeps_start_relative_to_now_across_restarts() {
     }
 }
 
-/// A reader that named no start has had the child, and acknowledged nothing of it.
+/// An earlier reader, without a named start, received a record of the child and did not acknowledge
+/// it.
 #[tokio::test(start_paused = true)]
 async fn child_is_not_fetched_before_its_start_is_stored() {
     let (kinesis, orders) = orders(1);
     let store = MemoryStore::new();
-    let child = with_unread_child(&kinesis, &orders, &store).await;
+    let child = store_unread_child(&kinesis, &orders, &store).await;
     let earlier = acknowledged(&kinesis, &store).build().unwrap();
     let mut records = earlier.records();
     next(&mut records).await.ack();
@@ -305,7 +307,7 @@ async fn child_is_not_fetched_before_its_start_is_stored() {
         let is_failing = Arc::clone(&is_failing);
         move |asked| {
             let fails = asked == Asked::Save && is_failing.load(Ordering::Relaxed);
-            let refusal = || Error::store_unavailable("the store is down", "by order");
+            let refusal = || Error::store_unavailable("the store is down", "injected by the test");
             future::ready(if fails { Err(refusal()) } else { Ok(()) }).boxed()
         }
     });
@@ -327,12 +329,13 @@ async fn child_is_not_fetched_before_its_start_is_stored() {
     assert_eq!(number(&next(&mut records).await), 2);
 }
 
-/// The worker that began the child stops without a last call of the store; another one takes the lease over.
+/// The worker that started the child stops without a last call to the store, and another worker
+/// takes the lease over.
 #[tokio::test(start_paused = true)]
-async fn child_taken_over_keeps_start_of_crashed_worker() {
+async fn child_taken_over_keeps_the_start_of_the_crashed_worker() {
     let (kinesis, orders) = orders(1);
     let store = MemoryStore::new();
-    let child = with_unread_child(&kinesis, &orders, &store).await;
+    let child = store_unread_child(&kinesis, &orders, &store).await;
     let is_dead = Arc::new(AtomicBool::new(false));
     let mortal = Gated::new(store.clone(), {
         let is_dead = Arc::clone(&is_dead);
