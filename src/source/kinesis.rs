@@ -36,7 +36,8 @@ use crate::record::{SequenceNumber, ShardId};
 /// The timeout of a call: ten times as long as a response of 10 MiB takes at 30 Mbit/s.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The maximum clock skew. Kinesis rejects requests that are signed by a clock that is further off:
+/// The maximum skew of a working clock. AWS rejects requests that are signed by a clock that is
+/// further off:
 /// <https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html>.
 pub(crate) const MOST_CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
