@@ -10,7 +10,7 @@ use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
 use crate::record::{SequenceNumber, ShardId};
 
 /// More shards or pages than any listing has: an account has 20,000 shards unless AWS has raised
-/// its quota, and each shard is listed until it leaves retention.
+/// its quota, and each shard is listed until it leaves retention:
 /// <https://docs.aws.amazon.com/streams/latest/dev/service-sizes-and-limits.html>.
 const MOST_SHARDS: usize = 100_000;
 const MOST_PAGES: usize = 10_000;
