@@ -25,7 +25,7 @@ pub(crate) struct Limits {
 /// waits at least 210 ms.
 pub(crate) const SHARD_CALLS: Limits = Limits::millis(210, 400, 25_600);
 
-/// Calls that failed for a reason which only the caller can remove, such as missing permissions.
+/// Calls that failed for a reason that only the caller can fix, such as missing permissions.
 pub(crate) const REPORTED_CALLS: Limits = Limits::millis(15_000, 30_000, 30_000);
 
 /// Listings: `ListShards` allows 1,000 calls per second and stream
@@ -39,26 +39,27 @@ pub(crate) const LISTINGS: Limits = Limits::millis(100, 200, 20_000);
 /// by all workers. A consumer becomes ACTIVE within about a minute.
 pub(crate) const REGISTRATIONS: Limits = Limits::millis(500, 1_000, 3_000);
 
-/// Calls that one task makes on behalf of all shards, each of which backs off by itself as well.
+/// Calls that one task makes on behalf of all shards. Each shard backs off separately as well.
 pub(crate) const SHARED_CALLS: Limits = Limits::millis(500, 1_000, 5_000);
 
-/// Checkpoint saves: no store limits them, and a recovered store is to be used within seconds.
+/// Checkpoint saves: no store limits their rate, and a recovered store is used again within
+/// seconds.
 pub(crate) const SAVES: Limits = Limits::millis(50, 200, 5_000);
 
-/// Lease renewals. The cap is lowered to the renewal interval where that is shorter.
+/// Lease renewals. The cap is lowered to the renewal interval if that is shorter.
 pub(crate) const EXCHANGES: Limits = Limits::millis(50, 200, 10_000);
 
-/// Connection attempts of one store. Its callers back off much longer; this bounds what many of them
-/// do together.
+/// Connection attempts of one store. Its callers back off much longer; these limits bound the
+/// attempts of many callers together.
 #[cfg(feature = "redis")]
 pub(crate) const CONNECTIONS: Limits = Limits::millis(50, 100, 100);
 
-/// Attempts to read a shard after a fatal error: the worker acquires the shard again after the pause
-/// unless another worker has acquired it.
+/// Attempts to read a shard after a fatal error: the worker acquires the shard again after the
+/// pause unless another worker has acquired it.
 pub(crate) const FAILED_SHARDS: Limits = Limits::millis(10_000, 20_000, 300_000);
 
-/// Conditional lease updates that another worker's update prevented: one round trip to the store
-/// takes milliseconds.
+/// Conditional lease updates that conflicted with the update of another worker: one round trip to
+/// the store takes milliseconds.
 pub(crate) const CONFLICTS: Limits = Limits::millis(5, 20, 320);
 
 impl Limits {
@@ -67,12 +68,12 @@ impl Limits {
         Self { floor: millis(floor), base: millis(base), cap: millis(cap) }
     }
 
-    /// The same limits with a cap of at most `cap`, which is never below the floor.
+    /// Returns the limits with their cap lowered to `cap`, but not below the floor.
     pub(crate) fn capped(self, cap: Duration) -> Self {
         Self { cap: self.cap.min(cap).max(self.floor), ..self }
     }
 
-    /// The pause after `failures` earlier failures, for a `random` number from 0 to 1.
+    /// Returns the pause after `failures` earlier failures, for a `random` number from 0 to 1.
     fn pause(&self, failures: u32, random: f64) -> Duration {
         let doubled = self.base.saturating_mul(2_u32.saturating_pow(failures));
         let ceiling = doubled.min(self.cap).max(self.floor);
@@ -80,7 +81,7 @@ impl Limits {
     }
 }
 
-/// Counts the failures in a row of one loop, and says how long to pause after each.
+/// Counts the consecutive failures of one loop, and computes the pause after each.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     limits: Limits,

@@ -1,15 +1,15 @@
-//! Shares one call, and its failures, among the readers of all shards.
+//! Shares one call and its failures among the readers of all shards.
 
 use tokio::time::Instant;
 
 use crate::backoff::{Backoff, SHARED_CALLS};
 use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction, SharedFailures};
 
-/// Keeps tasks that share one call from retrying it one after the other: after a failure, all of them
-/// are refused until the back-off is over.
+/// Keeps tasks that share one call from retrying it one after the other: after a failure, the
+/// attempts of all tasks are refused until the back-off is over.
 ///
-/// A refusal repeats a failure that a retry may never cure. Most readers never make the call, and the
-/// repeated failure has them release their leases as well.
+/// A refusal repeats a failure that a retry may never fix. Most readers never make the call
+/// themselves, and the repeated failure makes them release their leases as well.
 #[derive(Debug)]
 pub(crate) struct Cooldown {
     backoff: Backoff,
@@ -36,26 +36,28 @@ impl Default for Cooldown {
 }
 
 impl Cooldown {
-    /// Starts an attempt. It counts as failed until [`succeeded`](Self::succeeded) is called, since it
-    /// may be dropped.
+    /// Starts an attempt. It counts as failed until [`succeeded`](Self::succeeded) is called, since
+    /// it may be dropped.
     ///
     /// # Errors
     ///
-    /// Fails during the back-off. Repeats the last failure if a retry may never cure it. Otherwise the
-    /// message is `what` and that of the last failure, and time limits of the reader keep running.
+    /// Fails during the back-off. Repeats the last failure if a retry may never fix it. Otherwise
+    /// the message consists of `what` and the message of the last failure, and the time limits of
+    /// the reader keep running.
     pub(crate) fn begin(&mut self, what: &str) -> Result<(), ClassifiedError> {
         let now = Instant::now();
         if self.until.is_some_and(|until| now < until) {
             return Err(self.refusal(what));
         }
-        // Of a call that is dropped, nothing is known.
+        // The outcome of a dropped call is unknown.
         self.last = None;
         self.back_off();
         Ok(())
     }
 
-    /// Counts a failed attempt; the back-off begins now. Returns the failure for the reader that made
-    /// the call. The caller receives one error of each kind, whichever shard yields it.
+    /// Counts a failed attempt. The back-off begins now. Returns the failure for the reader that
+    /// made the call. The caller receives one error of each kind, from the first shard that yields
+    /// it.
     pub(crate) fn failed(&mut self, mut failure: ClassifiedError) -> ClassifiedError {
         self.back_off();
         failure.action = failure.action_after(&mut self.panics);
@@ -74,13 +76,13 @@ impl Cooldown {
         self.until = Some(Instant::now() + self.backoff.failed());
     }
 
-    /// The failure of a reader that is refused.
+    /// Returns the failure for a reader that is refused.
     fn refusal(&self, what: &str) -> ClassifiedError {
         let (action, kind, message) = match &self.last {
             Some(last) if last.action.lasts() => (last.action, last.kind, last.message.clone()),
             last => {
                 let cause = last.as_ref().map(|last| format!(": {}", last.message));
-                let message = format!("{what} a moment ago{}", cause.unwrap_or_default());
+                let message = format!("{what}; backing off{}", cause.unwrap_or_default());
                 (RetryAction::CoolDown, ErrorKind::Unavailable, message)
             }
         };
@@ -116,7 +118,7 @@ mod tests {
         cooldown.begin("the call failed").unwrap();
         let refused = cooldown.begin("the call failed").unwrap_err();
         assert_eq!(refused.action, RetryAction::CoolDown);
-        assert_eq!(refused.error.to_string(), "the call failed a moment ago");
+        assert_eq!(refused.error.to_string(), "the call failed; backing off");
         tokio::time::advance(Duration::from_secs(5)).await;
         cooldown.begin("the call failed").unwrap();
         cooldown.succeeded();
@@ -124,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn refusals_repeat_what_a_retry_does_not_cure() {
+    async fn refusal_repeats_failures_that_a_retry_may_never_fix() {
         for (action, expected) in [
             (RetryAction::Report, RetryAction::Report),
             (RetryAction::RetryThenReport, RetryAction::RetryThenReport),
@@ -138,7 +140,7 @@ mod tests {
             let refused = cooldown.begin("the call failed").unwrap_err();
             assert_eq!(refused.action, expected);
             let expected = match expected {
-                RetryAction::CoolDown => "the call failed a moment ago: no permission",
+                RetryAction::CoolDown => "the call failed; backing off: no permission",
                 _ => "no permission",
             };
             assert_eq!(refused.error.to_string(), expected, "{action:?}");
@@ -182,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn dropped_attempt_repeats_no_failure_of_before() {
+    async fn dropped_attempt_clears_the_previous_failure() {
         let mut cooldown = Cooldown::default();
         assert_eq!(fail(&mut cooldown, failure(RetryAction::Report)).await, RetryAction::Report);
         tokio::time::advance(Duration::from_secs(5)).await;

@@ -1,4 +1,4 @@
-//! When a shard may be asked again.
+//! Limits the rate of the calls for one shard.
 
 use std::time::Duration;
 
@@ -6,68 +6,75 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use crate::backoff::{Backoff, REPORTED_CALLS, SHARD_CALLS};
 
-/// Five calls a second and shard:
+/// The shortest interval between calls. Kinesis allows five calls per second and shard:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
 pub(crate) const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 
-/// Calls are this much further apart, so that five of them are 50 ms longer under way than a second:
-/// Kinesis counts when they arrive, and the network delays one more than another.
+/// Added to each interval, so that five calls take 50 ms longer than a second: Kinesis counts calls
+/// when they arrive, and network delays vary.
 const MARGIN: Duration = Duration::from_millis(10);
 
-/// Two mebibytes a second and shard, from the same page: an answer of 10 MiB makes the calls of
+/// Two mebibytes per second and shard, from the same page: after a response of 10 MiB, the calls of
 /// the next 5 seconds fail.
 const BYTES_PER_SECOND: u64 = 2 * 1024 * 1024;
 
-/// Several readers share a shard's calls, and none knows of the others but by being refused. Each
-/// takes three tenths off its rate when it is, and adds a quarter of a call a second to it in each
-/// second that it is not: rates that shrink by a part and grow by a sum draw near each other,
-/// <https://doi.org/10.1016/0169-7552(89)90019-6>. At a call in 2.5 s it goes on asking.
+/// The highest call rate, in calls per second.
+///
+/// Several readers share the limit of a shard, and a reader detects the others only by being
+/// throttled. Each throttled call reduces its rate by 30 %, and each second without throttling
+/// raises it by 0.25 calls per second. Rates with additive increase and multiplicative decrease
+/// converge: <https://doi.org/10.1016/0169-7552(89)90019-6>.
 const MOST_CALLS: f64 = 5.0;
+/// The lowest call rate: one call in 2.5 s.
 const FEWEST_CALLS: f64 = 0.4;
 const SLOWER: f64 = 0.7;
 const FASTER: f64 = 0.25;
 
-/// The longest pause between calls of a shard that is behind is so much longer than the shortest:
-/// one who kept to the limit exactly would leave the others no gap in which to be heard.
+/// The random part of the pause of a shard that is behind, as a fraction of the shortest pause. A
+/// reader that called exactly at the limit would leave the other readers no gap for their calls.
 const GAP: f64 = 0.1;
 
-/// A subscription that is younger is not taken over:
-/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>. A tenth of a
-/// second more, since the two clocks count from other moments.
+/// The age at which a new subscription may replace the previous one:
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>. It includes
+/// 100 ms because the client and the server measure from different moments.
 const RESUBSCRIBE_PAUSE: Duration = Duration::from_millis(5100);
 
-/// Set by the compiler flag with which the crate's own benchmarks are built: a shard that is behind is
-/// read without a pause, so that they measure no waiting. No environment variable and no feature sets
+/// Set by the compiler flag of the crate's own benchmarks: a shard that is behind is read without a
+/// pause, so that the benchmarks do not measure waiting. No environment variable or feature sets
 /// it.
 const UNPACED: bool = cfg!(kinestream_unpaced);
 
-/// The pace of one shard's calls: never more than five in a second, nor more bytes than are
-/// granted; slower when there is nothing to read, when throttled and when calls fail.
+/// Limits the rate of the calls for one shard: at most five calls per second, and at most the bytes
+/// that Kinesis allows. The rate is lower if there is nothing to read, after throttling and after
+/// failures.
 ///
-/// A pause after an answer counts from the moment of the call, so a slow answer costs nothing; one after
-/// a failure counts from the failure, and one for the bytes of an answer from when it was read.
+/// The pause after a response counts from the call, so a slow response causes no further delay. The
+/// pause after a failure counts from the failure, and the pause for the bytes of a response counts
+/// from the end of its read.
 #[derive(Debug)]
 pub(crate) struct Pace {
     ticks: Interval,
     /// The pause while the shard has nothing new.
     idle: Duration,
+    /// The time of the last call.
     asked: Instant,
-    /// When the bytes read so far are paid for, and the last subscription may be taken over.
+    /// The earliest time of the next call: the limit allows further bytes, and the last
+    /// subscription may be replaced.
     earliest: Option<Instant>,
-    /// How long before it the call before it was.
+    /// The time between the last two calls.
     since: Duration,
-    /// Calls a second, as far as throttling lets it.
+    /// The rate that throttling allows, in calls per second.
     rate: f64,
     failures: Backoff,
     reports: Backoff,
 }
 
 impl Pace {
-    /// Many shards start together, so each begins at a moment of its own.
+    /// Creates a pace with a random delay before the first call, since many shards start together.
     pub(crate) fn new(idle: Duration) -> Self {
         let start = Instant::now() + SHORTEST_PAUSE.mul_f64(fastrand::f64());
         let mut ticks = interval_at(start, SHORTEST_PAUSE);
-        // A late tick must not be made up for: two calls would fall together.
+        // A late tick is not made up for: two calls would be made at the same time.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             ticks,
@@ -81,21 +88,22 @@ impl Pace {
         }
     }
 
-    /// Waits until the shard may be asked.
+    /// Waits until a call is allowed.
     ///
-    /// Cancel safe: a turn that was not taken is there for the next call.
+    /// Cancel safe: a turn that was not taken remains available to the next caller.
     pub(crate) async fn turn(&mut self) {
         self.ticks.tick().await;
     }
 
-    /// A call goes out now.
+    /// Notes that a call is made now.
     pub(crate) fn asks(&mut self) {
         let now = Instant::now();
         self.since = now.saturating_duration_since(self.asked);
         self.asked = now;
     }
 
-    /// Notes an answer; `behind` states that there is more to read. [`read`](Self::read) counts its bytes.
+    /// Notes a response. `behind` is true if there is more to read. [`read`](Self::read) counts the
+    /// bytes.
     pub(crate) fn answered(&mut self, behind: bool) {
         self.failures.succeeded();
         self.rate = (self.rate + FASTER * self.since.as_secs_f64()).min(MOST_CALLS);
@@ -107,7 +115,8 @@ impl Pace {
         self.pause(wanted.max(self.throttle()));
     }
 
-    /// Counts the bytes of an answer. Kinesis counts all of them, also where the answer was cut short.
+    /// Counts the bytes of a response. Kinesis counts all of them, even if the response was cut
+    /// short.
     pub(crate) fn read(&mut self, bytes: usize) {
         if UNPACED {
             return;
@@ -116,40 +125,41 @@ impl Pace {
         self.earliest = self.earliest.max(Some(Instant::now() + earned));
     }
 
-    /// Kinesis asked for fewer calls.
+    /// Lowers the rate after Kinesis has throttled a call.
     pub(crate) fn throttled(&mut self) {
         self.rate = (self.rate * SLOWER).max(FEWEST_CALLS);
         self.pause(self.throttle());
     }
 
-    /// A subscription has begun, maybe long after its turn: the next one may take over after five
-    /// seconds.
+    /// Notes that a subscription has started, possibly long after its turn. The next one may
+    /// replace it after five seconds.
     pub(crate) fn subscribed(&mut self) {
         self.failures.succeeded();
-        // Whatever comes of the subscription.
+        // This applies even if the subscription fails.
         self.earliest = self.earliest.max(Some(Instant::now() + RESUBSCRIBE_PAUSE));
         self.pause_from_now(RESUBSCRIBE_PAUSE);
     }
 
-    /// Somebody else has subscribed, and must let go: that is seen after five seconds.
+    /// Backs off because another subscription to the shard must end first. A new attempt shows
+    /// after five seconds at the earliest whether it has.
     pub(crate) fn occupied(&mut self) {
         self.pause_from_now(RESUBSCRIBE_PAUSE.mul_f64(1.0 + fastrand::f64() / 2.0));
     }
 
-    /// The call failed, and may succeed later.
+    /// Backs off after a failed call that may succeed later.
     pub(crate) fn failed(&mut self) {
         let pause = self.failures.failed();
         self.pause_from_now(pause);
     }
 
-    /// The call failed, and only the caller can do something about it.
+    /// Backs off after a failed call that only the caller can fix.
     pub(crate) fn reported(&mut self) {
         let pause = self.reports.failed();
         self.pause_from_now(pause);
     }
 
-    /// A throttled pause is random by a quarter either way, or two readers of a shard would go on
-    /// colliding.
+    /// Returns the pause at the current rate. Below the highest rate it varies randomly by 25 % in
+    /// either direction. Otherwise, two readers of a shard would keep colliding.
     fn throttle(&self) -> Duration {
         if self.rate >= MOST_CALLS {
             return SHORTEST_PAUSE + MARGIN;
@@ -163,7 +173,8 @@ impl Pace {
         self.ticks.reset_at(self.earliest.map_or(due, |earliest| earliest.max(due)));
     }
 
-    /// A call that failed late is not retried at once.
+    /// Pauses from now on instead of from the call, so that a call that failed late is not retried
+    /// immediately.
     fn pause_from_now(&mut self, pause: Duration) {
         let due = Instant::now() + pause;
         self.ticks.reset_at(self.earliest.map_or(due, |earliest| earliest.max(due)));
@@ -180,7 +191,7 @@ mod tests {
         let asked = Instant::now();
         outcome(pace);
         pace.turn().await;
-        // The turn just taken is the next call's.
+        // The turn that was just taken belongs to the next call.
         pace.asks();
         asked.elapsed()
     }
@@ -192,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn behind_is_five_a_second_and_caught_up_the_interval() {
+    async fn pause_is_shortest_when_behind_and_the_interval_when_caught_up() {
         let mut pace = Pace::new(Duration::from_secs(1));
         let behind = pause_after(&mut pace, |pace| pace.answered(true)).await;
         assert_near(behind, Duration::from_millis(210));
@@ -201,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn subscription_that_fails_at_once_is_followed_after_five_seconds() {
+    async fn failed_subscription_is_retried_after_five_seconds() {
         let mut pace = Pace::new(Duration::from_secs(1));
         let pause = pause_after(&mut pace, |pace| {
             pace.subscribed();
@@ -211,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn ten_mebibytes_earn_five_seconds() {
+    async fn ten_mebibytes_cause_a_pause_of_five_seconds() {
         let mut pace = Pace::new(Duration::from_secs(1));
         let pause = pause_after(&mut pace, |pace| {
             pace.read(10 << 20);
@@ -221,8 +232,8 @@ mod tests {
         assert_near(pause, Duration::from_secs(5));
     }
 
-    /// Kinesis allows five calls a second, and the network may delay the first by 50 ms more than
-    /// the sixth.
+    /// Kinesis allows five calls per second, and the network may delay the first call by 50 ms more
+    /// than the sixth.
     #[tokio::test(start_paused = true)]
     async fn calls_at_the_shortest_interval_keep_a_margin() {
         let mut pace = Pace::new(SHORTEST_PAUSE);
@@ -239,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn bytes_are_paid_for_from_when_they_were_read() {
+    async fn pause_for_bytes_counts_from_the_end_of_the_read() {
         let mut pace = Pace::new(Duration::from_secs(1));
         pace.turn().await;
         pace.asks();
@@ -249,7 +260,7 @@ mod tests {
         let read = Instant::now();
         pace.turn().await;
         assert_near(read.elapsed(), Duration::from_secs(5));
-        // An answer that was cut short counts as a whole.
+        // A response that was cut short counts in full.
         pace.asks();
         pace.read(4 << 20);
         pace.failed();
@@ -260,11 +271,11 @@ mod tests {
 
     fn assert_rate(pause: Duration, rate: f64) {
         let pause = pause.as_secs_f64() * rate;
-        assert!((0.74..1.26).contains(&pause), "{pause} times the pause of {rate} calls a second");
+        assert!((0.74..1.26).contains(&pause), "{pause} times the pause at {rate} calls/s");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn throttles_take_a_part_off_the_rate_and_time_adds_to_it() {
+    async fn throttling_lowers_the_rate_and_time_raises_it() {
         let mut pace = Pace::new(Duration::from_secs(1));
         let mut rate = MOST_CALLS;
         for _ in 0..10 {
@@ -272,7 +283,7 @@ mod tests {
             assert_rate(pause_after(&mut pace, Pace::throttled).await, rate);
         }
         let began = Instant::now();
-        // From 0.4 calls to five, at a quarter of a call more each second.
+        // From 0.4 to 5 calls per second, at 0.25 calls per second more in each second.
         while began.elapsed() < Duration::from_secs(19) {
             pace.turn().await;
             pace.asks();
@@ -283,7 +294,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_late_caller_gets_one_turn_and_not_those_it_missed() {
+    async fn late_caller_gets_no_missed_turns() {
         let mut pace = Pace::new(Duration::from_secs(1));
         pace.turn().await;
         pace.asks();

@@ -1,8 +1,8 @@
-//! What yields the records of one shard, batch by batch.
+//! Fetches the records of one shard, batch by batch.
 //!
-//! A source is a `Stream<Item = Result<Fetched>>`: it fetches when it is polled and keeps its own
-//! position, that of the last record *fetched*. Dropping it drops what it was about to fetch and
-//! nothing else; whoever needs the rest makes a new source from a checkpoint.
+//! A source is a stream of `Result<Fetched>`. It fetches only while it is polled, and keeps its own
+//! position: that of the last record *fetched*. Dropping a source cancels the fetch in progress and
+//! loses nothing else. A new source continues from a checkpoint.
 
 mod absent_listings;
 mod aggregation;
@@ -58,31 +58,31 @@ pub(crate) use position::Position;
 use fetch_state::{FetchState, State, StreamError};
 pub(crate) use registered_consumer::RegisteredConsumer;
 
-/// What it takes to read one shard.
+/// The parameters of a source.
 pub(crate) struct SourceConfig {
     pub(crate) kinesis: Kinesis,
     pub(crate) telemetry: ShardTelemetry,
-    /// Of the lease under which it is read.
+    /// The epoch of the lease under which the shard is read.
     pub(crate) epoch: u64,
     pub(crate) position: Position,
-    /// The time from which the application is to read every record of a shard that was never read.
+    /// If the shard was never read: the time from which the application must read every record.
     pub(crate) added: Option<SystemTime>,
     pub(crate) on_trimmed: OnTrimmed,
     pub(crate) discovery_interval: Duration,
-    /// The time that the caller names as the start of the shard.
+    /// The start time that the caller has set for the shard.
     pub(crate) start_time: Option<SystemTime>,
-    /// Whether records that a producer has packed into one are handed out one by one.
+    /// True if the user records of an aggregated record are delivered one by one.
     pub(crate) deaggregate: bool,
     pub(crate) memory_budget: MemoryBudget,
     pub(crate) finish: Arc<dyn AckSink>,
     pub(crate) interval: Duration,
     pub(crate) limit: u32,
-    /// The consumer by which it is pushed; without one it is polled.
+    /// The registered consumer for enhanced fan-out. Without one, the shard is polled.
     pub(crate) fan_out: Option<Arc<RegisteredConsumer>>,
 }
 
 impl SourceConfig {
-    /// The source. It asks for nothing until it is polled.
+    /// Creates the source. It makes no call until it is polled.
     pub(crate) fn into_source(self) -> Source {
         let Self { interval, limit, .. } = self;
         let memory = self.memory_budget.shard();
@@ -107,28 +107,28 @@ impl SourceConfig {
     }
 }
 
-/// What a source yields.
+/// An item of a source.
 pub(crate) enum Fetched {
-    /// At least one record, and the memory that they were granted.
+    /// At least one record, and the memory that is reserved for the batch.
     Records(Batch, Reservation),
-    /// No other record comes up to `after`, or had arrived by `until`: a quiet shard is read so far.
+    /// The position of a quiet shard: no further record exists up to and including `after`, and
+    /// none had arrived by `until`.
     Passed { after: Option<SequenceNumber>, until: SystemTime },
-    /// The shard is closed and read to its end. The children are known where the server names
-    /// them; nothing follows.
+    /// The end of a closed shard, with its children if the server names them. Nothing follows.
     End(Vec<KnownShard>),
-    /// The error ends the source; nothing follows.
+    /// An error that ends the source. Nothing follows.
     Failed(Error),
 }
 
-/// What asks Kinesis for the records of one shard.
+/// Fetches the records of one shard from Kinesis.
 trait ShardFetcher: Send + 'static {
     fn progress(&mut self) -> &mut FetchState;
 
-    /// Waits for its turn and asks once. What comes of it, if anything, is the progress's to hand out.
+    /// Waits until a call is allowed and makes one. The result, if any, is kept in the fetch state.
     fn ask(&mut self) -> impl Future<Output = Result<(), StreamError>> + Send;
 }
 
-/// All that comes of asking, again and again.
+/// Returns a stream that fetches until the shard ends or an error is final.
 fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>> {
     let batches = stream! {
         source.progress().begins();
@@ -157,11 +157,11 @@ fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>>
     batches.boxed()
 }
 
-/// The records of one shard. After an error it goes on, unless it ends.
+/// The records of one shard. The stream continues after an error, unless the error is final.
 pub(crate) struct Source {
     batches: BoxStream<'static, Result<Fetched>>,
     demand: Demand,
-    /// Lets go of what would be pushed.
+    /// Drops the subscription of enhanced fan-out. A polled shard has none.
     rest: Option<Box<dyn Fn() + Send>>,
 }
 
@@ -170,12 +170,12 @@ impl Source {
         self.batches.next().await
     }
 
-    /// How urgently the caller wants the next batch.
+    /// Returns the demand, which states how urgently the caller wants the next batch.
     pub(crate) fn demand(&self) -> &Demand {
         &self.demand
     }
 
-    /// Nobody has asked for more for a while: whatever would be pushed meanwhile is let go.
+    /// Drops the subscription, because the caller has not polled for a while.
     pub(crate) fn rest(&mut self) {
         if let Some(rest) = &self.rest {
             rest();
@@ -183,7 +183,7 @@ impl Source {
     }
 }
 
-/// What is fuzzed, by a crate of its own.
+/// Entry point for the fuzz target in the separate `fuzz` crate.
 #[cfg(fuzzing)]
 pub fn fuzz_aggregate(message: &[u8]) {
     aggregation::fuzz(message);

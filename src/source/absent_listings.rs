@@ -1,13 +1,13 @@
-//! Counts complete listings that lack a shard.
+//! Counts the complete listings that lack a shard.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many complete listings must lack a shard before it counts as gone.
+/// The number of complete listings that must lack a shard before it counts as gone.
 const LISTINGS: u32 = 3;
 
-/// Complete listings in a row that lack a shard for which there is no iterator or subscription.
+/// Consecutive complete listings that lack a shard for which there is no iterator or subscription.
 #[derive(Debug)]
 pub(crate) struct AbsentListings {
     since: Instant,
@@ -20,17 +20,17 @@ impl AbsentListings {
         Self { since: now, last: now, listings: 0 }
     }
 
-    /// Notes one more listing.
+    /// Counts one more listing.
     pub(crate) fn note(&mut self, now: Instant) {
         (self.last, self.listings) = (now, self.listings + 1);
     }
 
-    /// The arrival of the last listing.
+    /// Returns the time at which the last listing arrived.
     pub(super) fn last(&self) -> Instant {
         self.last
     }
 
-    /// Returns true if enough listings have come, over at least the discovery interval.
+    /// Returns true if enough listings have arrived, over at least the discovery interval.
     pub(crate) fn is_proven(&self, discovery_interval: Duration, now: Instant) -> bool {
         self.listings >= LISTINGS && now.duration_since(self.since) >= discovery_interval
     }

@@ -1,16 +1,16 @@
-//! Records that a producer has packed into one, as the Kinesis Producer Library does:
+//! Reads aggregated records, as written by the Kinesis Producer Library (KPL):
 //! <https://github.com/awslabs/amazon-kinesis-producer/blob/master/aggregation-format.md>.
 //!
 //! ```text
 //!   magic (4) │ message: keys, hash keys, parts │ MD5 of the message (16)
 //! ```
 //!
-//! The message is looked through once, as it arrives, and each part is decoded when it is handed
-//! out. Beside the record itself nothing is kept but where its keys and parts begin, four bytes for
-//! each, and what would need more than the record is long is none: a few bytes from a stranger
-//! cannot claim to be many records.
+//! The parts are the user records. The message is scanned once on arrival, and each part is decoded
+//! when it is delivered. Apart from the record itself, only the offsets of its keys and parts are
+//! kept, four bytes each. A message with more entries than its length allows is not accepted as an
+//! aggregated record, so a few untrusted bytes cannot claim to be many records.
 //!
-//! Whatever does not hold in all of its parts is a plain record, since it may be one.
+//! A record that is not valid in every part is treated as a plain record, since it may be one.
 
 use std::sync::Arc;
 
@@ -20,18 +20,18 @@ use prost::Message;
 
 use super::hash_range::HashRange;
 
-/// The shortest entry of a table: no partition key is empty. The tables of a message with shorter entries would
-/// take far more memory than it.
+/// The length of the shortest table entry in bytes, since no partition key is empty. The tables of
+/// a message with shorter entries would take far more memory than the message.
 const SHORTEST_ENTRY: usize = 3;
 
 const MAGIC: [u8; 4] = [0xF3, 0x89, 0x9A, 0xC2];
 const DIGEST: usize = 16;
 
-/// In place of where a part begins that is not handed out.
+/// Replaces the offset of a part that is not delivered.
 const DROPPED: u32 = u32::MAX;
 
-/// One of the records, as it stands in the message. What proto2 requires is optional here, so that
-/// its absence is seen.
+/// A user record as encoded in the message. Fields that proto2 requires are optional here, so that
+/// a missing one is detected.
 #[derive(Clone, PartialEq, Message)]
 struct Stored {
     #[prost(uint64, optional, tag = "1")]
@@ -42,40 +42,42 @@ struct Stored {
     data: Option<Bytes>,
 }
 
-/// A record that holds others.
+/// An aggregated record.
 pub(super) struct Aggregate {
     message: Bytes,
-    /// Where the length of each partition key stands, and of each explicit hash key.
+    /// The offset of the length prefix of each partition key.
     keys: Vec<u32>,
+    /// The offset of the length prefix of each explicit hash key.
     hash_keys: Vec<u32>,
-    /// Where the length of each part stands, or [`DROPPED`].
+    /// The offset of the length prefix of each part, or [`DROPPED`].
     parts: Vec<u32>,
-    /// The next part that may be handed out.
+    /// The index of the next part that may be delivered.
     next: usize,
+    /// The number of parts left to deliver.
     left: usize,
-    /// The key of the part handed out last, which the next one may share.
+    /// The partition key of the last delivered part, with its index. The next part may share it.
     last_key: Option<(u64, Arc<str>)>,
 }
 
-/// A record that was packed.
+/// A user record of an aggregated record.
 pub(super) struct Part {
-    /// Its place in the record.
+    /// The index of the part in the aggregated record.
     pub(super) number: u64,
     pub(super) key: Arc<str>,
-    /// A part of the record's own memory.
+    /// A slice of the memory of the aggregated record.
     pub(super) data: Bytes,
-    /// No other part is handed out after it.
+    /// True if no other part is delivered after this one.
     pub(super) is_last: bool,
 }
 
 impl Aggregate {
-    /// Whether it may be one, which is what nearly all records are not.
+    /// Returns true if `data` may be an aggregated record. Nearly all plain records are ruled out.
     #[inline]
     pub(super) fn may_be(data: &[u8]) -> bool {
         data.starts_with(&MAGIC)
     }
 
-    /// `None` where it is a plain record.
+    /// Parses an aggregated record. Returns `None` for a plain record.
     pub(super) fn of(data: &Bytes) -> Option<Self> {
         let end = data.len().checked_sub(DIGEST)?;
         let message = data.get(MAGIC.len()..end)?;
@@ -105,18 +107,18 @@ impl Aggregate {
         aggregate.holds().then_some(aggregate)
     }
 
-    /// How many parts are to be handed out.
+    /// Returns the number of parts left to deliver.
     pub(super) fn len(&self) -> usize {
         self.left
     }
 
-    /// Drops what lies in another shard's range: it was put anew after a reshard, and the other
-    /// shard has it as well.
+    /// Drops the parts with hash keys of another shard. Such parts were put again after a reshard, and
+    /// the other shard holds them as well.
     pub(super) fn retain(&mut self, range: &HashRange) {
         if *range == HashRange::WHOLE {
             return;
         }
-        // Neighbours mostly have the same key.
+        // Adjacent parts usually have the same key.
         let mut last = None;
         for number in self.next..self.parts.len() {
             let Some(stored) = self.stored(number) else { continue };
@@ -133,7 +135,7 @@ impl Aggregate {
         }
     }
 
-    /// Passes over the parts up to this one, which is finished.
+    /// Skips the parts up to and including `part`, which are finished.
     pub(super) fn skip_through(&mut self, part: u64) {
         let end = usize::try_from(part).map_or(usize::MAX, |part| part.saturating_add(1));
         let end = end.clamp(self.next, self.parts.len());
@@ -152,7 +154,7 @@ impl Aggregate {
         Some(Part { number: number as u64, key, data: stored.data?, is_last })
     }
 
-    /// The bytes of the payload and partition key of each part that is to be handed out.
+    /// Returns the bytes of payload and partition key for each part left to deliver.
     pub(super) fn sizes(&self) -> impl Iterator<Item = usize> {
         (self.next..self.parts.len()).filter_map(|number| {
             let stored = self.stored(number)?;
@@ -161,7 +163,7 @@ impl Aggregate {
         })
     }
 
-    /// Whether every part is whole, and every key is one.
+    /// Returns true if every part is complete and every key is valid.
     fn holds(&self) -> bool {
         let [keys, hash_keys] = [self.keys.len() as u64, self.hash_keys.len() as u64];
         let is_text = |start: &u32| self.text(*start).is_some();
@@ -198,7 +200,7 @@ impl Aggregate {
         Some(key)
     }
 
-    /// What chooses the shard of a part.
+    /// Returns the hash key that selects the shard of a part.
     fn hash(&self, stored: &Stored) -> Option<u128> {
         let text = |table: &Vec<u32>, index: u64| {
             table.get(usize::try_from(index).ok()?).and_then(|start| self.text(*start))
@@ -211,24 +213,25 @@ impl Aggregate {
     }
 }
 
-/// An explicit hash key: `0|([1-9]\d{0,38})`.
+/// Parses an explicit hash key: `0|([1-9]\d{0,38})`.
 fn hash_of(text: &str) -> Option<u128> {
     let is_number = matches!(text.as_bytes(), b"0" | [b'1'..=b'9', ..]);
     is_number.then(|| text.parse().ok()).flatten()
 }
 
-/// The place of each table among what is counted, which is one less than its field's number.
+/// The index of the table of parts. The index of a table is one less than the number of its field.
 const PARTS: usize = 2;
 
 /// A field of the message.
 struct Field {
-    /// Which table it belongs to; beyond the last where to none.
+    /// The index of the table that holds the field, or a larger number if no table does.
     table: usize,
-    /// Where its length stands.
+    /// The offset of its length prefix.
     start: u32,
 }
 
-/// The fields of a message, each looked at no further than to its end; `None` where there is none.
+/// Iterates over the top-level fields of a message without decoding their contents. Yields `None`
+/// and ends at an invalid field.
 fn fields(message: &[u8]) -> impl Iterator<Item = Option<Field>> {
     let mut at = Some(0);
     std::iter::from_fn(move || {
@@ -247,7 +250,7 @@ fn field(message: &[u8], begin: usize) -> Option<(Field, usize)> {
         1 => start.checked_add(8)?,
         2 => delimited(message, start)?.1,
         5 => start.checked_add(4)?,
-        // Groups are no longer written by anybody.
+        // Groups are obsolete, and no producer writes them.
         _ => return None,
     };
     if number == 0 || end > message.len() {
@@ -261,28 +264,28 @@ fn field(message: &[u8], begin: usize) -> Option<(Field, usize)> {
     Some((Field { table, start: u32::try_from(start).ok()? }, end))
 }
 
-/// Where what has its length before it begins and ends.
+/// Returns the start and end of a value, from the offset `start` of its length prefix.
 fn delimited(message: &[u8], start: usize) -> Option<(usize, usize)> {
     let (length, start) = varint(message, start)?;
     let end = start.checked_add(length)?;
     (end <= message.len()).then_some((start, end))
 }
 
-/// A number, and where it ends.
+/// Decodes a number, and returns it with its end.
 fn varint(message: &[u8], start: usize) -> Option<(usize, usize)> {
     let mut rest = message.get(start..)?;
     let number = prost::decode_length_delimiter(&mut rest).ok()?;
     Some((number, message.len() - rest.len()))
 }
 
-/// Goes through a message of whatever origin as if it had come with the checksum that is right.
+/// Reads an arbitrary message as an aggregated record with a valid checksum.
 #[cfg(fuzzing)]
 pub(super) fn fuzz(message: &[u8]) {
     let data = [&MAGIC, message, &Md5::digest(message)[..]].concat().into();
     let Some(mut aggregate) = Aggregate::of(&data) else { return };
     let Aggregate { keys, hash_keys, parts, .. } = &aggregate;
     let entries = keys.capacity() + hash_keys.capacity() + parts.capacity();
-    assert!(entries * size_of::<u32>() <= message.len(), "no more than it is long");
+    assert!(entries * size_of::<u32>() <= message.len(), "tables must fit in the message");
     let (all, middle) = (aggregate.len(), message.len() as u64 % 3);
     aggregate.skip_through(middle);
     aggregate.retain(&HashRange { first: 0, last: u128::MAX / 2 });

@@ -13,27 +13,29 @@ use super::Position;
 use super::aggregation::Aggregate;
 use super::hash_range::HashRange;
 
-/// The records of one answer, each made when it is handed out: until then it is as the SDK has
-/// read it, and nothing is made of those that nobody asks for.
+/// The records of one response.
+///
+/// Each record is built when it is delivered. Until then it stays as the SDK has decoded it, so
+/// nothing is built for records that are never delivered.
 pub(crate) struct Batch {
     records: vec::IntoIter<types::Record>,
-    /// Those of them that hold others, in order.
+    /// The aggregated records among them, in order.
     aggregates: VecDeque<Packed>,
-    /// How many records are left where the first of those is the next one.
+    /// The number of records left when the next one is aggregated, or [`NONE`].
     next_aggregate: usize,
-    /// How many records are to be handed out.
+    /// The number of records left to deliver.
     left: usize,
-    /// What was handed out, and whose memory was not given back yet.
+    /// The bytes that were delivered since the last call of `take_bytes`.
     bytes: usize,
     origin: Arc<BatchContext>,
 }
 
-/// A record that holds others.
+/// An aggregated record.
 struct Packed {
     aggregate: Aggregate,
-    /// How many records of the answer are left from it on.
+    /// The number of records of the response that are left, including this one.
     left: usize,
-    /// What its parts share, when the first of them is handed out.
+    /// The metadata that its user records share, set when the first one is delivered.
     shared: Option<Shared>,
 }
 
@@ -44,7 +46,7 @@ struct Shared {
     encryption_type: EncryptionType,
 }
 
-/// No number of records.
+/// The value of `next_aggregate` if no aggregated record is left.
 const NONE: usize = usize::MAX;
 
 impl Batch {
@@ -87,12 +89,12 @@ impl Batch {
         self.next_aggregate = self.aggregates.front().map_or(NONE, |packed| packed.left);
     }
 
-    /// Whether some of the records were packed by a producer.
+    /// Returns true if some of the records left are aggregated.
     pub(super) fn is_aggregated(&self) -> bool {
         !self.aggregates.is_empty()
     }
 
-    /// Drops the user records whose hash keys belong to another shard, and returns how many there were.
+    /// Drops the user records whose hash keys belong to another shard, and returns their number.
     pub(super) fn retain(&mut self, range: &HashRange) -> usize {
         let mut dropped = 0;
         for packed in &mut self.aggregates {
@@ -104,13 +106,13 @@ impl Batch {
         dropped
     }
 
-    /// Passes over what lies before a position where an iterator was just placed. Only at the
-    /// beginning: times of arrival do not rise from record to record.
+    /// Skips the records before the position at which an iterator was just created. Stops at the
+    /// first record that is not before it: arrival times do not always rise from record to record.
     pub(super) fn skip_past(&mut self, position: &Position) {
         while let Some(record) = self.records.as_slice().first() {
             let arrival =
                 record.approximate_arrival_timestamp.and_then(|time| time.try_into().ok());
-            // Every record of a batch has a number.
+            // Every record of a batch has a valid sequence number.
             let Ok(place) = record.sequence_number.parse() else { break };
             let is_aggregate = self.records.len() == self.next_aggregate;
             if !position.is_past(&place, arrival) {
@@ -131,7 +133,7 @@ impl Batch {
         }
     }
 
-    /// Passes over the parts of the next record, up to this one.
+    /// Skips the parts of the next record up to and including `part`.
     fn skip_through(&mut self, part: u64) {
         if let Some(Packed { aggregate, .. }) = self.aggregates.front_mut() {
             let before = aggregate.len();
@@ -140,7 +142,7 @@ impl Batch {
         }
     }
 
-    /// The next record is done with, and with it all that it held.
+    /// Removes the next record, which has no user record left to deliver.
     fn end_aggregate(&mut self) {
         self.aggregates.pop_front();
         self.look_for_aggregate();
@@ -157,14 +159,14 @@ impl Batch {
         self.left
     }
 
-    /// How many bytes have been handed out since this was asked last. Those of a record that holds
-    /// others count when the last of them has been.
+    /// Returns the bytes delivered since the last call. The bytes of an aggregated record count
+    /// when its last user record is delivered.
     pub(crate) fn take_bytes(&mut self) -> usize {
         std::mem::take(&mut self.bytes)
     }
 
-    /// Returns how many of the next `most` records are allowed, with their bytes; `Err` with the bytes of
-    /// the first if that one exceeds the limit.
+    /// Returns how many of the next `most` records are allowed, with their bytes; `Err` with the
+    /// bytes of the first record if that one exceeds the limit.
     pub(crate) fn fit(
         &self,
         most: usize,
@@ -176,7 +178,7 @@ impl Batch {
         allowed.fit(self.sizes().take(most))
     }
 
-    /// The bytes of the payload and partition key of each record that is to be handed out.
+    /// Returns the bytes of payload and partition key for each record left to deliver.
     fn sizes(&self) -> impl Iterator<Item = usize> {
         let records = self.records.as_slice();
         let mut aggregates = self.aggregates.iter().peekable();
@@ -188,15 +190,16 @@ impl Batch {
         })
     }
 
-    /// Brings the places of the next records near, all at once: they lie far apart, and waiting for
-    /// the memory of one after the other takes longer than all else that is done with them.
+    /// Loads the sequence numbers of the next `records` records into the CPU cache, all at once.
+    /// They are far apart in memory, and loading one after the other takes longer than the rest of
+    /// their processing.
     pub(crate) fn look_ahead(&self, records: usize) {
         let ahead = self.records.as_slice().iter().take(records);
         let first = ahead.filter_map(|record| record.sequence_number.as_bytes().first());
         std::hint::black_box(first.fold(0, |all, digit| all | digit));
     }
 
-    /// The next record, which is number `number` of the shard's.
+    /// Returns the next record. `number` is its index in the order of delivery of the shard.
     #[inline]
     pub(crate) fn next(&mut self, number: u64) -> Option<Result<Record>> {
         while self.records.len() == self.next_aggregate {
@@ -227,7 +230,7 @@ impl Batch {
         }))
     }
 
-    /// The next of the records that were packed into one; `None` where that holds no more.
+    /// Returns the next user record of the aggregated record, or `None` if none is left.
     #[cold]
     fn next_part(&mut self, number: u64) -> Option<Result<Record>> {
         let packed = self.aggregates.front_mut()?;
@@ -250,7 +253,7 @@ impl Batch {
             }
         }
         let (Some(part), Some(shared)) = (packed.aggregate.next(), packed.shared.clone()) else {
-            // Nothing of it is for this shard.
+            // None of its user records belongs to this shard.
             self.end_aggregate();
             return None;
         };
@@ -273,14 +276,14 @@ impl Batch {
 
     #[cold]
     fn misplaced(&self, error: Error) -> Error {
-        Error::new(ErrorKind::Rejected, "GetRecords gave a record without a place")
+        Error::new(ErrorKind::Rejected, "Kinesis returned an invalid sequence number")
             .with_source(error)
             .in_stream(&self.origin.stream)
             .in_shard(self.origin.shard_id.as_str())
     }
 }
 
-/// The bytes that Kinesis counts: payload and key.
+/// Returns the bytes that Kinesis counts for a record: payload and partition key.
 #[inline]
 pub(super) fn size(record: &types::Record) -> usize {
     record.data.as_ref().len() + record.partition_key.as_ref().map_or(0, String::len)

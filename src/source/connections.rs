@@ -1,41 +1,43 @@
-//! Which connection a subscription has: no more of them share one than a server allows.
+//! Spreads subscriptions over HTTP/2 connections, so that none carries more than a server allows.
 //!
-//! The SDK's client has one HTTP/2 connection to a server, and what goes beyond the requests that
-//! the server allows there at a time waits until one of them is answered. Subscriptions are answered
-//! for minutes, so those beyond would wait as long, and with them every other call of the client.
-//! That client keeps a connection for each connect timeout, so subscriptions have timeouts that are
-//! a millisecond apart: 32 have the first one, the next 32 the second one. To a client that works
-//! otherwise it means nothing.
+//! The SDK's client opens one HTTP/2 connection per server. The server limits the number of
+//! concurrent requests on it, and further requests wait until an earlier one completes. A
+//! subscription lasts for minutes, so further subscriptions would wait that long, and so would
+//! every other call of the client.
+//!
+//! The client keeps a separate connection for each connect timeout. Subscriptions therefore use
+//! timeouts that differ by one millisecond: 32 subscriptions use the first timeout, the next 32 the
+//! second one. A client that selects connections differently is not affected.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aws_sdk_kinesis::config::timeout::TimeoutConfig;
 
-/// Subscriptions on one connection. A server should allow a hundred requests at a time
-/// (<https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2>), and while one subscription takes over
-/// from another there are two of a shard.
+/// The maximum number of subscriptions on one connection. A server should allow 100 concurrent
+/// requests (<https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2>), and a shard has two
+/// subscriptions while one replaces the other.
 const MOST_SHARED: usize = 32;
 
-/// What the SDK waits for a connection where nobody says otherwise.
+/// The default connect timeout of the SDK.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(3100);
 
-/// How many subscriptions each connection has. All that run in the process are counted together,
-/// since many consumers may have one client.
+/// The number of subscriptions on each connection. All subscriptions of the process are counted
+/// together, since many consumers may share one client.
 static SHARED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
 fn shared() -> MutexGuard<'static, Vec<usize>> {
     SHARED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A place on a connection, given back when it is dropped.
+/// A slot on a connection, released when it is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     connection: usize,
 }
 
 impl Place {
-    /// A place on the first connection that has one.
+    /// Takes a slot on the first connection that has a free one.
     pub(super) fn take() -> Self {
         let mut shared = shared();
         let free = shared.iter().position(|count| *count < MOST_SHARED);
@@ -47,10 +49,11 @@ impl Place {
         Self { connection }
     }
 
-    /// What tells the client which connection it is; `known` are the client's own timeouts.
+    /// Returns the timeouts that make the client use this connection. `known` are the client's own
+    /// timeouts.
     pub(super) fn timeouts(&self, known: Option<&TimeoutConfig>) -> TimeoutConfig {
         let known = known.and_then(TimeoutConfig::connect_timeout).unwrap_or(CONNECT_TIMEOUT);
-        // The client's other calls have what is known, and a connection of their own.
+        // Other calls of the client use the known timeout, and therefore another connection.
         let apart = Duration::from_millis(1 + self.connection as u64);
         TimeoutConfig::builder().connect_timeout(known + apart).build()
     }
@@ -71,16 +74,16 @@ mod tests {
     }
 
     #[test]
-    fn no_connection_has_more_than_a_server_allows() {
+    fn connection_carries_at_most_the_maximum_of_subscriptions() {
         let mut places: Vec<Place> = (0..100).map(|_| Place::take()).collect();
         let mut timeouts: Vec<Duration> = places.iter().map(timeout).collect();
         timeouts.sort();
-        assert_ne!(timeouts[0], CONNECT_TIMEOUT, "the client's own calls have another one");
+        assert_ne!(timeouts[0], CONNECT_TIMEOUT, "the client's own calls use another timeout");
         let shared = timeouts.chunk_by(|one, other| one == other).map(<[_]>::len);
         let shared: Vec<usize> = shared.collect();
         assert!(shared.iter().all(|count| *count <= MOST_SHARED), "{shared:?}");
         assert!(shared.len() <= 100_usize.div_ceil(MOST_SHARED) + 1, "{shared:?}");
-        // What is given back is taken again.
+        // Released slots are reused.
         places.drain(..50);
         places.extend((0..50).map(|_| Place::take()));
         let again = places.iter().map(timeout).max();
@@ -88,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_caller_has_set_is_kept_to_some_milliseconds() {
+    fn configured_timeout_is_extended_by_milliseconds() {
         let known = TimeoutConfig::builder().connect_timeout(Duration::from_secs(10)).build();
         let place = Place::take();
         let timeout = place.timeouts(Some(&known)).connect_timeout().unwrap();

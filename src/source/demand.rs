@@ -1,4 +1,4 @@
-//! How urgently a shard's caller wants the next batch.
+//! Signals how urgently the caller wants the next batch of a shard.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,27 +6,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-/// What a fetch may do.
+/// The permission for the next fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Urgency {
-    /// No fetch begins: the shard is at its in-flight limit, or its caller has the first record of
-    /// a batch and has not come back for the second.
+    /// No fetch starts: the shard is at its in-flight limit, or the caller took the first record of
+    /// a batch and has not polled for the second one yet.
     Held,
-    /// The caller still has records to take: a fetch may use memory that is free now.
+    /// The caller still has buffered records to take: a fetch may use memory that is free now.
     Ahead,
-    /// The caller waits for this batch: it is fetched whatever memory is free.
+    /// The caller waits for this batch: it is fetched however little memory is free.
     Urgent,
 }
 
-/// The urgency of one shard, set by its reader and read by its source. The clones share it.
+/// The urgency of one shard, set by its reader and read by its source. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Demand(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// `HELD`, `AHEAD`, or `URGENT` and how many items the reader has received: what came in
-    /// meanwhile was not urgent twice.
+    /// `HELD`, `AHEAD`, or `URGENT` plus the number of items that the reader has received. The
+    /// number ends the urgency as soon as the source has sent the next item.
     state: AtomicU64,
+    /// The number of items that the source's task has sent.
     sent: AtomicU64,
     changed: Notify,
 }
@@ -44,12 +45,12 @@ impl Demand {
         self.set(AHEAD);
     }
 
-    /// The reader waits for the item behind the `received` ones.
+    /// Notes that the reader waits for the item after the first `received` ones.
     pub(crate) fn urge(&self, received: u64) {
         self.set(URGENT + received);
     }
 
-    /// The source's task has sent an item.
+    /// Counts an item that the source's task has sent.
     pub(crate) fn sent(&self) {
         self.0.sent.fetch_add(1, Ordering::AcqRel);
     }
@@ -74,7 +75,7 @@ impl Demand {
         self.urgency() == Urgency::Urgent
     }
 
-    /// Completes at the first change after it was enabled.
+    /// Returns a future that completes at the first change after it was enabled.
     pub(super) fn changed(&self) -> Notified<'_> {
         self.0.changed.notified()
     }
@@ -91,7 +92,7 @@ mod tests {
         demand.urge(0);
         assert_eq!(demand.urgency(), Urgency::Urgent);
         demand.sent();
-        assert_eq!(demand.urgency(), Urgency::Ahead, "the item is under way to the reader");
+        assert_eq!(demand.urgency(), Urgency::Ahead, "the item is on its way to the reader");
         demand.urge(1);
         assert_eq!(demand.urgency(), Urgency::Urgent);
         demand.fetch_ahead();

@@ -1,17 +1,18 @@
-//! Failures, or answers of no use, in a row.
+//! Counts consecutive failures, or consecutive useless responses.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The time for which calls are retried that only the caller can cure, or that give answers of no use. After
-/// it the source ends, and the lease of the shard is released.
+/// The time for which calls are retried if only the caller can fix their failure, or if their
+/// responses are useless. After this time the source ends, and the lease of the shard is released.
 pub(super) const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
 
-/// The least number of failures in that time: the caller may have been away for most of it.
+/// The minimum number of failures in that time, since the caller may not have polled for most of
+/// it.
 const MIN_FAILURES: u32 = 4;
 
-/// The time of the first failure in a row, and their number.
+/// The number of consecutive failures, and the time of the first one.
 #[derive(Debug, Default)]
 pub(super) struct FailureStreak {
     since: Option<Instant>,
@@ -19,7 +20,8 @@ pub(super) struct FailureStreak {
 }
 
 impl FailureStreak {
-    /// Counts a failure. Returns true if there have been [`MIN_FAILURES`] in [`GIVEN_UP_AFTER`] or longer.
+    /// Counts a failure. Returns true if at least [`MIN_FAILURES`] have occurred and the first one
+    /// was at least [`GIVEN_UP_AFTER`] ago.
     pub(super) fn lasts(&mut self) -> bool {
         self.note();
         self.has_lasted(GIVEN_UP_AFTER)
@@ -31,12 +33,13 @@ impl FailureStreak {
         self.since.get_or_insert_with(Instant::now);
     }
 
-    /// Returns true if there have been [`MIN_FAILURES`] in `time` or longer.
+    /// Returns true if at least [`MIN_FAILURES`] have occurred and the first one was at least
+    /// `time` ago.
     pub(super) fn has_lasted(&self, time: Duration) -> bool {
         self.failures >= MIN_FAILURES && self.age() >= time
     }
 
-    /// The time since the first failure.
+    /// Returns the time since the first failure.
     pub(super) fn age(&self) -> Duration {
         self.since.map(|since| since.elapsed()).unwrap_or_default()
     }
@@ -62,11 +65,11 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn failures_last_after_a_minute_and_several_of_them() {
+    async fn streak_lasts_after_a_minute_and_four_failures() {
         let mut streak = FailureStreak::default();
         assert!(!streak.lasts());
         advance(GIVEN_UP_AFTER).await;
-        // The caller was away.
+        // The caller did not poll for a minute.
         assert!(!streak.lasts());
         assert!(!streak.lasts());
         assert!(streak.lasts());

@@ -1,18 +1,18 @@
-//! A shard that is pushed by `SubscribeToShard`.
+//! Reads a shard by enhanced fan-out, with `SubscribeToShard`.
 //!
 //! ```text
-//!             none, or one that is to be renewed
+//!             no subscription, or one that is due for renewal
 //!             ▼
-//!   turn ─► the consumer ─► room ─► SubscribeToShard ─► event ─► yield
-//!    ▲                                     │              │
-//!    ├── refused, failed ◄─────────────────┘              ├─► the end of the shard
-//!    └── ended, lost, silent, no room ◄───────────────────┘
+//!   turn ─► registered consumer ─► memory ─► SubscribeToShard ─► event ─► yield
+//!    ▲                                              │              │
+//!    ├── refused, failed ◄──────────────────────────┘              ├─► end of the shard
+//!    └── ended, lost, silent, not enough memory ◄──────────────────┘
 //! ```
 //!
-//! What moves on is the position: each event says where the next subscription is to begin, so one
-//! follows the other without a gap. While nobody asks for more, the subscription lies in a slot where
-//! [`FanOutFetcher::rest`] finds it: it is let go then, and taken up where the caller left off. A drop at any
-//! await point drops the subscription and nothing else.
+//! Each event names the position at which the next subscription must begin, so subscriptions follow
+//! each other without a gap. While the caller does not poll, the subscription is kept in a slot.
+//! [`Source::rest`] drops it from there, and the next poll subscribes again at the position.
+//! Dropping the source at any await point drops the subscription and loses nothing else.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -34,37 +34,37 @@ use crate::error::{ClassifiedError, ErrorKind, RetryAction};
 use crate::record::SequenceNumber;
 use crate::telemetry::log_line;
 
-/// How long the old subscription goes on where a new one could not take over.
+/// The time for which the old subscription continues after an attempt to replace it has failed.
 const RENEW_AGAIN: Duration = Duration::from_secs(10);
 
-/// The time after its start in which a subscription shows all losses behind its position. Later, records may
-/// leave retention while events without records approach the next one.
+/// The time after its start in which a subscription shows every loss of records after its position.
+/// Later, records may leave retention while events without records approach the next record.
 const CHECKED_FOR: Duration = Duration::from_secs(10);
 
-/// How long a subscription may approach its first record without an answer that shows whether records were lost
-/// behind the position. Then the oldest kept record shows it: otherwise each subscription would begin at the
-/// same position again.
+/// The time for which a subscription may yield events without records that do not show whether
+/// records after the position were lost. Then the oldest kept record is fetched, which shows it.
+/// Otherwise each new subscription would begin at the same position again.
 const UNDECIDED_FOR: Duration = Duration::from_secs(60);
 
-/// A shard that is pushed.
+/// Fetches the records of one shard by enhanced fan-out.
 pub(super) struct FanOutFetcher {
     progress: FetchState,
     registered_consumer: Arc<RegisteredConsumer>,
     memory: ShardBudget,
     demand: Demand,
     slot: Slot,
-    /// How long the message is for which there was no room.
+    /// The length of the message for which there was not enough memory, or 0.
     expected: usize,
-    /// Nothing has been pushed since the subscription was placed but what lay there already.
+    /// True until the subscription has brought a record after the position or has caught up.
     placed: bool,
     /// The start of the subscription.
     placed_at: Instant,
-    /// The age up to which a subscription without a new record is kept while the last record is in retention. It
-    /// doubles with each replacement, so that the next record is reached.
+    /// The age up to which a subscription without a new record is kept while the last record is
+    /// within retention. It doubles with each replacement, so that the next record is reached.
     patience: Duration,
 }
 
-/// The subscription while nobody asks for more.
+/// Holds the subscription between two fetches.
 type Slot = Arc<Mutex<Option<Subscription>>>;
 
 fn take(slot: &Slot) -> Option<Subscription> {
@@ -75,18 +75,18 @@ fn put(slot: &Slot, subscription: Subscription) {
     *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(subscription);
 }
 
-/// A subscription that has begun.
+/// A subscription that has started.
 struct Placed {
     subscription: Subscription,
-    /// The time of its answer, by the server's clock.
+    /// The time of the response, by the server's clock.
     date: Option<SystemTime>,
     /// The time of the call.
     asked: Instant,
 }
 
-/// Why a subscription has not begun.
+/// The reason that a subscription has not started.
 enum Refused {
-    /// There was no room for what it begins with, which is that long.
+    /// There was not enough memory for its first message, which has this length.
     NoRoom(usize),
     Failed(ClassifiedError),
 }
@@ -111,13 +111,14 @@ impl FanOutFetcher {
         }
     }
 
-    /// The source. It asks for nothing until it is polled.
+    /// Creates the source. It makes no call until it is polled.
     pub(super) fn into_source(self) -> Source {
         let (demand, slot) = (self.demand.clone(), Arc::clone(&self.slot));
         Source { batches: batches(self), demand, rest: Some(Box::new(move || drop(take(&slot)))) }
     }
 
-    /// A new subscription, if there is one. Where there is none, the old one goes on for a while.
+    /// Subscribes again. If that fails, returns `None`, and the old subscription continues for
+    /// [`RENEW_AGAIN`].
     async fn renew(
         &mut self,
         old: Option<Subscription>,
@@ -139,7 +140,7 @@ impl FanOutFetcher {
         }
         match refused {
             Refused::NoRoom(length) => {
-                // It had begun all the same.
+                // The subscription had started nevertheless.
                 self.progress.pace.subscribed();
                 self.lacks_room(length);
             }
@@ -167,7 +168,7 @@ impl FanOutFetcher {
     }
 
     fn lacks_room(&mut self, length: usize) {
-        log_line!(debug, shard = %self.progress.shard_id(), length, "no room for what is pushed");
+        log_line!(debug, shard = %self.progress.shard_id(), length, "not enough memory for message");
         self.expected = self.expected.max(length);
     }
 
@@ -192,19 +193,20 @@ impl FanOutFetcher {
         let is_tip = lag.is_some_and(|lag| lag <= 0) || next.is_none() && children.is_some();
         let moves = || lag.and(next.as_ref()).is_some_and(|next| self.progress.is_further(next));
         let reached = match first {
-            // A record without a time may be the newest one.
+            // A record without an arrival time may be the newest one.
             Some(first) => Some(arrival(first).unwrap_or_else(|| self.progress.time_behind(0))),
             None if children.is_some() || moves() => {
                 Some(self.progress.time_behind(lag.unwrap_or(0)))
             }
-            // The position stays.
+            // The position does not move.
             None => None,
         };
         if let Some(reached) = reached {
             let checked = self.is_overtaken(reached).await;
             if self.progress.checked(checked)? {
                 self.patience = self.patience.saturating_mul(2);
-                // A new subscription at the last record shows what has left retention behind it.
+                // A new subscription at the last record shows whether records after it have left
+                // retention.
                 return Ok(());
             }
         }
@@ -228,14 +230,13 @@ impl FanOutFetcher {
             self.patience = CHECKED_FOR;
         }
         let mut answer = Answer { batch, space, passed: None, end: None };
-        // Without a next position, or with one that is none, the next subscription begins where this
-        // one has come to.
+        // Without a valid next position, the next subscription begins where this one stopped.
         match next {
             _ if is_misnumbered => {
                 self.progress.answered(answer);
                 self.progress.doubt(MISNUMBERED, is_empty)
             }
-            // Some servers name the children as soon as the shard is closed.
+            // Some servers name the children as soon as the shard is closed, before its end.
             Some(next) if children.is_none() || has_records || may_be_behind => {
                 self.progress.is_certain(is_empty && has_records, has_records);
                 self.progress.is_cured(is_empty);
@@ -245,7 +246,7 @@ impl FanOutFetcher {
                 {
                     let reached = self.progress.time_behind(lag);
                     if !self.progress.precedes_start(reached) {
-                        // The event may have waited for as long as its subscription has lived.
+                        // The event may have been buffered for as long as a subscription lives.
                         let until = reached.checked_sub(LONGEST_LIFE).unwrap_or(reached);
                         answer.passed = self.progress.advance(next, until, lag <= 0);
                     }
@@ -278,8 +279,8 @@ impl FanOutFetcher {
         }
     }
 
-    /// Whether losses may lie between the position and an event that has come to `reached`, which a new
-    /// subscription shows. One that is not judged yet shows them itself.
+    /// Returns true if records between the position and an event at `reached` may have been lost,
+    /// which a new subscription shows. A subscription that is not judged yet shows it itself.
     async fn is_overtaken(&mut self, reached: SystemTime) -> Result<bool, ClassifiedError> {
         let age = self.placed_at.elapsed();
         if !self.progress.is_sound() || self.placed && age < CHECKED_FOR {
@@ -300,7 +301,8 @@ impl FanOutFetcher {
         self.progress.proven_end(&OpenEnd { is_empty, has_records, lag }).await
     }
 
-    /// It may be the consumer that is gone, which the next reading is to find or to register.
+    /// Forgets the registered consumer if it may be gone, so that the next attempt looks it up or
+    /// registers it.
     async fn forget_what_is_gone(&self, failure: &ClassifiedError) {
         if failure.action == RetryAction::Gone {
             self.registered_consumer.forget().await;
@@ -326,7 +328,7 @@ impl ShardFetcher for FanOutFetcher {
             Next::Nothing | Next::Renew => put(&self.slot, subscription),
             Next::NoRoom(length) => self.lacks_room(length),
             Next::Ended => {
-                log_line!(debug, shard = %self.progress.shard_id(), "a subscription has ended");
+                log_line!(debug, shard = %self.progress.shard_id(), "subscription ended");
             }
             Next::Failed(failure) => {
                 drop(subscription);

@@ -1,11 +1,11 @@
-//! How many records a call asks for: fewer while memory is short.
+//! Computes how many records a call requests: fewer while memory is short.
 
 use super::response_memory::while_read;
 
-/// The length that an answer is expected to have at least.
+/// The minimum expected length of a response, in bytes.
 pub(super) const SMALL_ANSWER: usize = 32 * 1024;
 
-/// The limit of one shard's calls, and how long their answers are expected to be.
+/// The record limit of one shard's calls, and the expected length of their responses.
 #[derive(Debug)]
 pub(super) struct FetchLimit {
     most: u32,
@@ -22,17 +22,18 @@ impl FetchLimit {
         self.limit
     }
 
-    /// Whether the option asks for single records.
+    /// Returns true if the configured limit is one record.
     pub(super) fn is_one(&self) -> bool {
         self.most == 1
     }
 
-    /// What the next answer is expected to take while it is read.
+    /// Returns the memory that the next response is expected to take while it is read.
     pub(super) fn needed(&self) -> usize {
         while_read(self.expected)
     }
 
-    /// Asks for so many fewer records that they should fit: at most half, at least one.
+    /// Lowers the limit so that the response should fit into `taken` bytes: to at most half, and at
+    /// least one record.
     pub(super) fn reduce(&mut self, taken: usize) {
         let fitting = u64::from(self.limit) * taken as u64 / (self.needed() as u64).max(1);
         let fitting = u32::try_from(fitting).unwrap_or(u32::MAX);
@@ -40,13 +41,13 @@ impl FetchLimit {
         self.expected = (taken / while_read(1)).max(SMALL_ANSWER);
     }
 
-    /// An answer of that length found no room.
+    /// Notes that there was not enough memory for a response of this length.
     pub(super) fn turned_away(&mut self, length: usize) {
         self.expected = self.expected.max(length);
     }
 
-    /// An answer of that length was read, and `free` bytes are left: asks for more records where
-    /// twice as many would fit.
+    /// Notes that a response of this length was read and that `free` bytes of memory are left.
+    /// Raises the limit if twice as many records would fit.
     pub(super) fn answered(&mut self, length: usize, free: usize) {
         self.expected = length.max(SMALL_ANSWER);
         if self.limit < self.most && while_read(self.expected.saturating_mul(2)) <= free {
@@ -82,9 +83,9 @@ mod tests {
             portion.reduce(64 * 1024);
             calls += 1;
         }
-        assert!(calls <= 3, "{calls} answers were turned away");
+        assert!(calls <= 3, "the limit took {calls} calls to fall to 1");
         portion.reduce(0);
-        assert_eq!(portion.limit(), 1, "one record is always asked for");
+        assert_eq!(portion.limit(), 1, "at least one record is requested");
     }
 
     #[test]
@@ -97,6 +98,6 @@ mod tests {
         portion.answered(MEBIBYTE, 4 * MEBIBYTE);
         assert_eq!(portion.limit(), 10);
         portion.answered(MEBIBYTE, usize::MAX);
-        assert_eq!(portion.limit(), 10, "the option is never exceeded");
+        assert_eq!(portion.limit(), 10, "the configured limit is never exceeded");
     }
 }

@@ -1,5 +1,5 @@
-//! How far a shard has been fetched, and what answers and failures make of that: the same for every
-//! source.
+//! Tracks how far a shard has been fetched, and handles responses and failures, for polling and
+//! enhanced fan-out alike.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -19,96 +19,98 @@ use crate::pacing::Pace;
 use crate::record::{AckSink, BatchContext, SequenceNumber, ShardId};
 use crate::telemetry::{Event, ShardTelemetry, log_line};
 
-/// A quiet shard moves its checkpoint so often: far more often than it could leave retention, which is
-/// a day at least, and so rarely that a thousand of them are nothing to a store.
+/// The interval at which a quiet shard moves its checkpoint. It is far shorter than the retention
+/// period, which is at least a day, and long enough that a thousand quiet shards put no load on a
+/// store.
 const PASSED_EACH: Duration = Duration::from_secs(60);
 
-/// A shard, and how far it has been fetched.
+/// A shard and the position up to which it has been fetched.
 pub(super) struct FetchState {
     pub(super) kinesis: Kinesis,
     pub(super) telemetry: ShardTelemetry,
-    /// Of the lease under which it is read.
+    /// The epoch of the lease under which the shard is read.
     pub(super) epoch: u64,
     pub(super) position: Position,
     pub(super) on_trimmed: OnTrimmed,
     pub(super) discovery_interval: Duration,
-    /// The time that the caller names as the start of the shard.
+    /// The start time that the caller has set for the shard.
     pub(super) start_time: Option<SystemTime>,
-    /// Whether records that a producer has packed into one are handed out one by one.
+    /// True if the user records of an aggregated record are delivered one by one.
     pub(super) deaggregate: bool,
     pub(super) finish: Arc<dyn AckSink>,
-    /// When Kinesis may be asked.
+    /// Limits the rate of the calls.
     pub(super) pace: Pace,
     pub(super) state: State,
 }
 
-/// What has become of the calls so far.
+/// The results of the calls so far.
 #[derive(Default)]
 pub(super) struct State {
     pub(super) retention: Retention,
-    /// The kinds of errors that the caller knows of, from an earlier reading too.
+    /// The kinds of errors that the caller has already received, including those of earlier sources
+    /// of this shard.
     reported_kinds: Kinds,
-    /// The calls that have failed for a reason that only the caller can remove.
+    /// Consecutive failures that only the caller can fix.
     reported: FailureStreak,
-    /// The answers that were of no use.
+    /// Consecutive useless responses.
     useless: FailureStreak,
-    /// What was fetched and is not handed out yet.
+    /// The response that was fetched and is not yielded yet.
     answer: Option<Answer>,
-    /// The position that `on_trimmed` has decided, which is stored at once.
+    /// The position that was chosen according to `on_trimmed`, which is stored immediately.
     pub(super) decided: Option<(Option<SequenceNumber>, SystemTime)>,
-    /// The children of the shard, whose records are all handed out.
+    /// The children of the shard, set when all of its records are yielded.
     pub(super) ended: Option<Vec<KnownShard>>,
-    /// When it is told next that a quiet shard is read up to somewhere.
+    /// The time at which the position of the quiet shard may be yielded again.
     pub(super) next_passed: Option<Instant>,
-    /// The hash keys of the shard were asked for in vain: the next attempt waits for its turn.
+    /// The lookup of the shard's hash keys has failed, and the next attempt waits for its turn.
     hindered: bool,
-    /// How many calls in a row have failed.
+    /// The number of consecutive failed calls.
     pub(super) failed: u32,
-    /// The answers prove nothing.
+    /// Tracks responses that prove nothing; `None` while there is no doubt.
     pub(super) doubt: Option<UnprovenEnds>,
-    /// The calls that have not found the shard.
+    /// Consecutive calls that have not found the shard.
     pub(super) not_found: FailureStreak,
-    /// The listings that lack it since then.
+    /// The listings since then that lack the shard.
     pub(super) absence: Option<AbsentListings>,
-    /// How many of them in a row have panicked.
+    /// The number of consecutive calls that have panicked.
     panics: u32,
 }
 
 impl State {
-    /// `reported_kinds` are the kinds of errors that an earlier reading has reported, and `added` is when the shard
-    /// was added.
+    /// Creates the state. `reported_kinds` are the kinds of errors that an earlier source of this
+    /// shard has reported, and `added` is the time at which the shard was added.
     pub(super) fn new(reported_kinds: Kinds, added: Option<SystemTime>) -> Self {
         Self { reported_kinds, retention: Retention::new(added), ..Self::default() }
     }
 }
 
-/// What an answer holds.
+/// The contents of a response.
 pub(super) struct Answer {
     pub(super) batch: Batch,
     pub(super) space: Reservation,
-    /// Where no record is in it: how far the shard is read all the same.
+    /// The position that the shard has reached, if the response holds no record.
     pub(super) passed: Option<Quiet>,
-    /// The shard ends with it, and has these children.
+    /// The children of the shard, if the shard ends with this response.
     pub(super) end: Option<Vec<KnownShard>>,
 }
 
-/// How far a quiet shard is read, and the pause until that is stored again.
+/// The position of a quiet shard, and the pause before it is stored again.
 pub(super) struct Quiet {
     pub(super) after: Option<SequenceNumber>,
     pub(super) until: SystemTime,
     pub(super) each: Duration,
 }
 
-/// The records of an answer, up to the first one that has no valid sequence number.
+/// The records of a response, up to the first one without a valid sequence number.
 pub(super) struct Unpacked {
     pub(super) batch: Batch,
     pub(super) is_misnumbered: bool,
 }
 
-/// What the caller is told.
+/// An error for the caller.
 pub(super) struct StreamError {
     pub(super) error: Error,
-    /// The shard is read no further.
+    /// True if the error ends the source.
     pub(super) is_last: bool,
 }
 
@@ -119,7 +121,7 @@ impl StreamError {
 }
 
 impl FetchState {
-    /// What a failed call leads to: another one, or something that the caller is told.
+    /// Handles a failed call: backs off before a retry, or returns an error for the caller.
     pub(super) async fn recover(&mut self, failure: ClassifiedError) -> Result<(), StreamError> {
         let action = failure.action_after(&mut self.state.panics);
         let error = self.here(failure.error);
@@ -151,7 +153,7 @@ impl FetchState {
             RetryAction::Gone => return self.not_found(error).await,
             RetryAction::Report => {
                 if error.is_shared() {
-                    // Its readers make one call for all, as rarely as it has to be.
+                    // The readers of all shards share one call, which has its own back-off.
                     self.pace.failed();
                 } else {
                     self.pace.reported();
@@ -163,7 +165,7 @@ impl FetchState {
                 }
                 if self.state.reported_kinds.insert(&error) {
                     if error.is_shared() {
-                        // The caller may receive it by another shard.
+                        // The caller may receive the error from another shard.
                         self.retries(&error);
                     } else {
                         self.note_panic(&error);
@@ -176,25 +178,27 @@ impl FetchState {
         Ok(())
     }
 
-    /// Counts a failed call, and emits an event for its retry.
+    /// Counts a failed call and emits an event for its retry.
     pub(super) fn retries(&mut self, error: &Error) {
         self.state.failed += 1;
         let shard_id = Some(self.shard_id().clone());
         self.telemetry.emit(Event::retried(shard_id, error, self.state.failed));
     }
 
-    /// Emits an event for the records after `after` that are not delivered: reading goes on at `position`.
+    /// Emits an event for the records after `after` that are not delivered. Reading continues at
+    /// `position`.
     pub(super) fn report_gap(&self, after: Option<SequenceNumber>, position: Checkpoint) {
         let shard_id = self.shard_id().clone();
         self.telemetry.emit(Event::Gap { shard_id, after, position });
     }
 
-    /// Whether the caller knows of an error of this kind, from an earlier reading too, and it is not cured.
+    /// Returns true if the caller has received an error of this kind, also from an earlier source
+    /// of this shard, and no response has arrived since.
     pub(super) fn is_reported(&self, error: &Error) -> bool {
         self.state.reported_kinds.contains(error)
     }
 
-    /// Emits an event for each panic, whatever becomes of the error.
+    /// Emits an event if the error is a panic, regardless of how the error is handled.
     pub(super) fn note_panic(&self, error: &Error) {
         if error.kind() == ErrorKind::Panicked {
             let shard_id = Some(self.shard_id().clone());
@@ -207,12 +211,12 @@ impl FetchState {
             (FailureStreak::default(), FailureStreak::default());
     }
 
-    /// Names the stream and the shard in an error.
+    /// Adds the stream and the shard to an error.
     pub(super) fn here(&self, error: Error) -> Error {
         error.in_stream(self.kinesis.name()).in_shard(self.shard_id().as_str())
     }
 
-    /// The shard is read from now on.
+    /// Emits an event for the start of the shard.
     pub(super) fn begins(&self) {
         let (shard_id, position) = (self.shard_id().clone(), self.position.checkpoint());
         self.telemetry.emit(Event::ShardStarted { shard_id, position });
@@ -222,8 +226,9 @@ impl FetchState {
         self.telemetry.shard_id()
     }
 
-    /// The records of an answer, of so many bytes, less those before the position; moves the position.
-    /// `placed` says that the server has just begun there.
+    /// Returns the records of a response as a batch, without those before the position, and moves
+    /// the position. `bytes` is the size of all records. `placed` is true if the server has just
+    /// begun at the position.
     pub(super) fn unpack(
         &mut self,
         mut records: Vec<types::Record>,
@@ -263,10 +268,12 @@ impl FetchState {
         Unpacked { batch, is_misnumbered: invalid.is_some() }
     }
 
-    /// Moves the position to where the next event begins, which may lie behind the last record; the new
-    /// position where it is further than the one before. No other record had arrived by `until`.
+    /// Moves the position to the start of the next event, which may be after the last record.
+    /// Returns the new position if it is further than the old one. No other record had arrived by
+    /// `until`.
     ///
-    /// At the tip of the shard a reader has caught up, also where the number is that of the last record.
+    /// At the tip of the shard the reader has caught up, even if `next` is the number of the last
+    /// record.
     pub(super) fn advance(
         &mut self,
         mut next: SequenceNumber,
@@ -282,7 +289,7 @@ impl FetchState {
         Some(Quiet { after: Some(next), until, each: PASSED_EACH })
     }
 
-    /// Returns true if the number is behind the position.
+    /// Returns true if the number is after the position.
     pub(super) fn is_further(&self, next: &SequenceNumber) -> bool {
         match &self.position {
             Position::CaughtUp { after: Some(number), .. } => next >= number,
@@ -290,12 +297,12 @@ impl FetchState {
         }
     }
 
-    /// An answer has come, which [`hand_out`](Self::hand_out) hands out.
+    /// Stores a response, from which [`hand_out`](Self::hand_out) returns the items.
     pub(super) fn answered(&mut self, answer: Answer) {
         self.state.answer = Some(answer);
     }
 
-    /// What is left of the last answer, if anything is.
+    /// Returns the next item of the last response, or `None` if nothing is left.
     pub(super) async fn hand_out(&mut self) -> Result<Option<Fetched>, StreamError> {
         if let Some(children) = self.state.ended.take() {
             return Ok(Some(Fetched::End(children)));
@@ -324,7 +331,7 @@ impl FetchState {
         }))
     }
 
-    /// Leaves out what was packed with others and belongs into another shard.
+    /// Drops the user records that belong to another shard.
     async fn retain_own(&mut self, batch: &mut Batch) -> Result<(), StreamError> {
         while batch.is_aggregated() {
             if std::mem::take(&mut self.state.hindered) {
@@ -347,11 +354,11 @@ impl FetchState {
     }
 }
 
-/// The children of `shard`, as its end names them; `None` where no valid one is named, which proves
-/// no end.
+/// Returns the children of `shard` that a response names; `None` if it names no valid child, which
+/// does not prove the end of the shard.
 ///
-/// A split names two children, and a merge one with two parents. If fewer are named, or one cannot be
-/// parsed, none are returned: only a listing shows all children with all their parents.
+/// A split has two children, and a merge has one child with two parents. If fewer are named, or one
+/// cannot be parsed, the list is empty: only a listing shows all children with all their parents.
 pub(super) fn children(shard: &ShardId, named: &[types::ChildShard]) -> Option<Vec<KnownShard>> {
     let parse = |child: &types::ChildShard| {
         let parents = child.parent_shards().iter().map(|id| id.parse().ok());

@@ -1,49 +1,49 @@
-//! Which members an answer names: the SDK fills in a default for an absent one, such as no records or a
-//! lag of 0.
+//! Detects which fields a response contains. The SDK replaces a missing field with a default, such
+//! as an empty list of records or a lag of 0.
 //!
-//! Only the names of the outermost object count, so that no text of a record is taken for one.
+//! Only the names in the outermost object count, so the text of a record is never taken for a name.
 
 use memchr::memchr2;
 
 const RECORDS: &[u8] = b"Records";
 const LAG: &[u8] = b"MillisBehindLatest";
 
-/// The members that an answer names with a value other than `null`.
+/// The fields that a response contains with a value other than `null`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NamedFields {
     pub(super) records: bool,
     pub(super) lag: bool,
 }
 
-/// Reads the names of an answer in JSON, in parts of any length.
+/// Scans the field names of a JSON response, in chunks of any length.
 #[derive(Debug, Default)]
-#[allow(clippy::struct_excessive_bools, reason = "each may hold whatever the others do")]
+#[allow(clippy::struct_excessive_bools, reason = "the flags are independent")]
 pub(super) struct FieldScanner {
     /// The number of open objects and arrays.
     depth: usize,
     is_in_string: bool,
     is_escaped: bool,
-    /// The next string of the outermost object is a name.
+    /// True if the next string in the outermost object is a name.
     expects_name: bool,
-    /// The next value of the outermost object is that of `name`.
+    /// True if the next value in the outermost object belongs to `name`.
     expects_value: bool,
-    /// The last name of the outermost object.
+    /// The last name in the outermost object.
     name: Vec<u8>,
     records: bool,
     lag: bool,
-    /// It does not begin as JSON does.
+    /// True if the text does not begin with a JSON object.
     is_foreign: bool,
 }
 
 impl FieldScanner {
-    /// The members of one whole text.
+    /// Returns the fields of a complete text.
     pub(super) fn of(text: &[u8]) -> NamedFields {
         let mut members = Self::default();
         members.read(text);
         members.named()
     }
 
-    /// The members that were named. In another encoding than JSON, all are taken for named.
+    /// Returns the fields found so far. If the encoding is not JSON, all fields count as present.
     pub(super) fn named(&self) -> NamedFields {
         NamedFields { records: self.records || self.is_foreign, lag: self.lag || self.is_foreign }
     }
@@ -59,7 +59,7 @@ impl FieldScanner {
         }
     }
 
-    /// Reads on in a string, and returns what follows it.
+    /// Reads the rest of a string, and returns the data after it.
     fn read_string<'a>(&mut self, mut data: &'a [u8]) -> &'a [u8] {
         let is_name = self.depth == 1 && self.expects_name;
         while let Some((byte, rest)) = data.split_first() {
@@ -90,7 +90,7 @@ impl FieldScanner {
         data
     }
 
-    /// Reads a byte outside of strings.
+    /// Reads a byte outside a string.
     fn read_mark(&mut self, byte: u8) {
         if byte.is_ascii_whitespace() {
             return;
@@ -126,26 +126,30 @@ impl FieldScanner {
     }
 }
 
-/// Reads the names in the payload of one message of an event stream, in parts of any length:
+/// Scans the field names in the payload of one event stream message, in chunks of any length:
 /// <https://smithy.io/2.0/aws/amazon-eventstream.html>.
 #[derive(Debug)]
 pub(super) struct MessageFieldScanner {
-    /// The length of the message, and how much of it was read.
+    /// The length of the message.
     length: usize,
+    /// The number of bytes of the message that were read.
     read: usize,
-    /// The length of its headers, as far as it was read.
+    /// The length of the headers, as far as it was read.
     headers: usize,
     members: FieldScanner,
 }
 
-/// Before the headers: the length of the message, that of the headers, and a checksum.
+/// The bytes of the prelude that hold the length of the headers.
 const HEADERS_LENGTH: std::ops::Range<usize> = 4..8;
+/// The length of the prelude before the headers: the length of the message, the length of the
+/// headers, and a checksum, of four bytes each.
 const PRELUDE: usize = 12;
-/// The checksum behind the payload.
+/// The length of the checksum after the payload.
 const CHECKSUM: usize = 4;
 
 impl MessageFieldScanner {
-    /// Begins after the first four bytes of a message, which are its length.
+    /// Creates a scanner that continues after the first four bytes of a message, which are its
+    /// length.
     pub(super) fn new(length: usize) -> Self {
         Self { length, read: HEADERS_LENGTH.start, headers: 0, members: FieldScanner::default() }
     }
@@ -184,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn members_of_the_outermost_object_count() {
+    fn only_fields_of_the_outermost_object_count() {
         let cases: [(&str, NamedFields); 9] = [
             ("{}", named(false, false)),
             (r#"{"Records":[],"MillisBehindLatest":0}"#, named(true, true)),
@@ -205,9 +209,9 @@ mod tests {
     }
 
     proptest! {
-        /// However the bytes come, and whatever text the records hold.
+        /// With chunks of any length and records that hold any text.
         #[test]
-        fn members_are_found_whatever_the_records_hold(
+        fn fields_are_found_for_any_chunks_and_records(
             keys in prop::collection::vec(
                 prop_oneof![".*", r#"[\\"{}\[\],:]*"#, Just("\"MillisBehindLatest\":1".to_owned())],
                 0..4,

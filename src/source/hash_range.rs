@@ -1,4 +1,4 @@
-//! Which hash keys belong into which shard.
+//! Looks up the hash key range of each shard.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::cooldown::Cooldown;
 use crate::error::ClassifiedError;
 use crate::record::ShardId;
 
-/// The hash keys of the records that belong into a shard, both ends among them. They never change.
+/// The range of hash keys of a shard's records, including both ends. It never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct HashRange {
     pub(super) first: u128,
@@ -27,18 +27,18 @@ impl HashRange {
     }
 }
 
-/// How long listings lack a shard before its hash keys are taken to be known to nobody: far longer than
-/// a listing is behind a change of the stream.
+/// The time for which listings must lack a shard before every hash key counts as its own: far
+/// longer than a listing lags behind a change of the stream.
 const MISSING_FOR: Duration = Duration::from_secs(30);
 
-/// Those of all shards that were listed.
+/// The hash key ranges of all shards that were listed.
 #[derive(Debug, Default)]
 pub(super) struct HashRanges(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
     ranges: BTreeMap<ShardId, HashRange>,
-    /// Since when listings have lacked a shard that was asked for.
+    /// The time at which a requested shard was first missing from a listing.
     missing_since: BTreeMap<ShardId, Instant>,
     cooldown: Cooldown,
 }
@@ -48,9 +48,10 @@ impl HashRanges {
         self.0.lock().await.learn(shards);
     }
 
-    /// That of a shard, by `list` where it is not known.
+    /// Returns the range of a shard. Calls `list` if it is not known. A shard that is missing from
+    /// listings for [`MISSING_FOR`] gets every hash key.
     ///
-    /// Cancel safe: a listing that is dropped is made by whoever asks next.
+    /// Cancel safe: a dropped listing is repeated by the next caller.
     pub(super) async fn of(
         &self,
         shard: &ShardId,
@@ -65,15 +66,16 @@ impl HashRanges {
         }
         match known.ranges.get(shard).copied() {
             Some(range) => Ok(range),
-            // A shard that has left retention is in no listing, but one listing may lack any shard.
+            // A shard that has left retention is in no listing, but a single listing may lack any
+            // shard.
             None if known.is_missing(shard) => Ok(HashRange::WHOLE),
-            None => Err(unusable(format!("lacks {shard}, whose hash keys are needed"))),
+            None => Err(unusable(format!("lacks {shard}; aggregated records need its hash keys"))),
         }
     }
 }
 
 impl Known {
-    /// Whether listings have lacked a shard for [`MISSING_FOR`], this one among them.
+    /// Returns true if listings, including this one, have lacked a shard for [`MISSING_FOR`].
     fn is_missing(&mut self, shard: &ShardId) -> bool {
         let since = self.missing_since.entry(shard.clone()).or_insert_with(Instant::now);
         since.elapsed() >= MISSING_FOR
@@ -84,7 +86,7 @@ impl Known {
             let (first, last) = shard.keys;
             (shard.id.clone(), HashRange { first, last })
         };
-        // What an earlier listing showed stays true of the shards that this one lacks.
+        // The ranges of shards that this listing lacks remain valid.
         self.ranges.extend(shards.iter().map(range));
         self.missing_since.retain(|shard, _| !self.ranges.contains_key(shard));
     }

@@ -1,4 +1,4 @@
-//! The calls of Kinesis, in the crate's words. Nothing else in the crate speaks to the SDK.
+//! Makes the calls to Kinesis. No other module of the consumer sends requests through the SDK.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,15 +33,15 @@ use super::subscription::{Gauge, Subscription};
 use crate::error::{ClassifiedError, Error, ErrorKind, Result, RetryAction, contain, date_of};
 use crate::record::{SequenceNumber, ShardId};
 
-/// A call that has not answered by then has failed: ten times what a 10 MiB answer takes at
-/// 30 Mbit/s.
+/// The timeout of a call: ten times as long as a response of 10 MiB takes at 30 Mbit/s.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Signed requests from a clock that is further off are refused, so no clock that works is:
+/// The maximum skew of a working clock. AWS rejects requests that are signed by a clock that is
+/// further off:
 /// <https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html>.
 pub(crate) const MOST_CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
-/// One stream, by the user's client.
+/// One stream, accessed with the client of the caller.
 #[derive(Debug, Clone)]
 pub(crate) struct Kinesis {
     client: Client,
@@ -52,7 +52,7 @@ pub(crate) struct Kinesis {
     retention: Arc<RetentionPeriod>,
 }
 
-/// A shard, as a listing or the end of its parent tells of it.
+/// A shard as named by a listing or by the end of its parent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KnownShard {
     pub(crate) id: ShardId,
@@ -60,7 +60,7 @@ pub(crate) struct KnownShard {
 }
 
 impl Kinesis {
-    /// `stream` is a name or an ARN.
+    /// Creates a handle for a stream. `stream` is a name or an ARN.
     pub(crate) fn new(client: Client, stream: &str) -> Self {
         let (name, arn) = match stream.rsplit_once(":stream/") {
             Some((_, name)) if stream.starts_with("arn:") => (name, Some(stream.into())),
@@ -80,8 +80,8 @@ impl Kinesis {
         &self.name
     }
 
-    /// The same client for a single attempt: how often a shard is asked is this crate's to say,
-    /// and each attempt of the SDK's own would count as a call of the shard.
+    /// Returns settings without the SDK's retries. This crate limits the rate of the calls, and
+    /// each attempt of the SDK would count as a call for the shard.
     fn once() -> Builder {
         Builder::new().retry_config(RetryConfig::disabled())
     }
@@ -113,7 +113,7 @@ impl Kinesis {
         Ok((answer("GetShardIterator", call).await?.shard_iterator, date.read()))
     }
 
-    /// The answer is read when there is room for it.
+    /// Calls `GetRecords`. The response is read once there is memory for it.
     pub(super) async fn records(
         &self,
         iterator: &str,
@@ -133,7 +133,7 @@ impl Kinesis {
         answer("GetRecords", call).await
     }
 
-    /// The ARN of the stream, asked for where it was named.
+    /// Returns the ARN of the stream. Looks it up if the stream was given by name.
     pub(super) async fn stream_arn(&self) -> Result<Arc<str>, ClassifiedError> {
         if let Some(arn) = &self.arn {
             return Ok(Arc::clone(arn));
@@ -150,13 +150,13 @@ impl Kinesis {
         Ok(answer("DescribeStreamSummary", call).await?.stream_description_summary)
     }
 
-    /// How long the stream keeps records, by a lookup that began after `since`; 24 hours where Kinesis refuses
-    /// the lookup.
+    /// Returns the retention period of the stream, from a lookup that began after `since`; 24 hours
+    /// if Kinesis refuses the lookup.
     pub(super) async fn retention(&self, since: Instant) -> Result<Period, ClassifiedError> {
         let describe = async || {
             let hours = self.summary().await?.map_or(0, |summary| summary.retention_period_hours);
             match u64::try_from(hours) {
-                // The SDK takes an absent member for 0.
+                // The SDK reads a missing field as 0.
                 Ok(0) | Err(_) => {
                     Err(ClassifiedError::without("DescribeStreamSummary", "RetentionPeriodHours"))
                 }
@@ -166,22 +166,22 @@ impl Kinesis {
         self.retention.get(since, describe).await
     }
 
-    /// The ARN of a consumer and how it stands: of that name, where the stream is given, or else of
-    /// that ARN.
+    /// Returns the ARN and the status of a registered consumer. `consumer` is its name if the ARN
+    /// of the stream is given, and its ARN otherwise.
     pub(super) async fn consumer(
         &self,
         stream_arn: Option<&str>,
         consumer: &str,
     ) -> Result<(Arc<str>, ConsumerStatus), ClassifiedError> {
         let described = self.described_consumer(stream_arn, consumer).await?;
-        // Where an answer names no status, the SDK fills in an empty one.
+        // The SDK reads a missing status as an empty one.
         if described.consumer_status.as_str().is_empty() {
             return Err(ClassifiedError::without("DescribeStreamConsumer", "status"));
         }
         Ok((described.consumer_arn.into(), described.consumer_status))
     }
 
-    /// The ARN of the consumer of that name.
+    /// Returns the ARN of the registered consumer with this name.
     pub(super) async fn consumer_arn(
         &self,
         stream_arn: &str,
@@ -203,7 +203,7 @@ impl Kinesis {
         };
         let call = call.customize().config_override(Self::once()).send();
         let described = answer("DescribeStreamConsumer", call).await?.consumer_description;
-        // Where an answer names no description or no ARN, the SDK fills in empty ones.
+        // The SDK reads a missing description or ARN as an empty one.
         described
             .filter(|consumer| !consumer.consumer_arn.is_empty())
             .ok_or_else(|| ClassifiedError::without("DescribeStreamConsumer", "description"))
@@ -234,7 +234,7 @@ impl Kinesis {
         answer("DeregisterStreamConsumer", call).await.map(|_gone| ())
     }
 
-    /// What is pushed is read when there is room for it.
+    /// Calls `SubscribeToShard`. Events are read once there is memory for them.
     pub(super) async fn subscribe(
         &self,
         consumer_arn: &str,
@@ -247,8 +247,8 @@ impl Kinesis {
             .r#type(kind)
             .set_sequence_number(number)
             .set_timestamp(time);
-        // What has nothing to say is no download that has stalled, and whether it is dead is looked
-        // for here: the SDK would look each second.
+        // A subscription without events is not a stalled download. The crate detects a dead one
+        // itself; the SDK would check every second.
         let (on, date) = (Place::take(), ServerDate::default());
         let settings = Self::once()
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
@@ -269,16 +269,16 @@ impl Kinesis {
         Ok((Subscription::new(subscribed.event_stream, gauge, on), date.read()))
     }
 
-    /// Lists the shards of the stream that are within retention. A listing that shows itself incomplete
-    /// is a failure.
+    /// Lists the shards of the stream that are within retention. Fails if the listing is evidently
+    /// incomplete.
     pub(crate) async fn shards(&self) -> Result<Listing, ClassifiedError> {
         let listing = self.complete().await?;
         self.ranges.learn(&listing.shards).await;
         Ok(listing)
     }
 
-    /// Lists the shards that were open [`MOST_CLOCK_SKEW`] before a time, because shards and records may
-    /// be timed by different clocks. The answer may have holes.
+    /// Lists the shards that were open [`MOST_CLOCK_SKEW`] before a time, because shards and
+    /// records may be timed by different clocks. The listing may have holes.
     pub(crate) async fn shards_open_before(
         &self,
         time: SystemTime,
@@ -286,13 +286,13 @@ impl Kinesis {
         self.pages(time.checked_sub(MOST_CLOCK_SKEW)).await
     }
 
-    /// Which hash keys belong into a shard. Whoever asks first for a shard that was not listed yet
-    /// lists them all, for all who ask.
+    /// Returns the hash keys of a shard. The first request for a shard that was not listed yet
+    /// lists all shards, for all callers.
     pub(super) async fn hash_range(&self, shard: &ShardId) -> Result<HashRange, ClassifiedError> {
         self.ranges.of(shard, async || Ok(self.complete().await?.shards)).await
     }
 
-    /// How a shard stands in a complete listing that began at `since` or later.
+    /// Returns the state of a shard in a complete listing that began at `since` or later.
     pub(super) async fn standing(
         &self,
         shard: &ShardId,
@@ -305,7 +305,7 @@ impl Kinesis {
     ///
     /// # Errors
     ///
-    /// Where they do not, and those of the listings.
+    /// Fails if they differ, or if a listing fails.
     pub(super) async fn start_of(
         &self,
         shard: &ShardId,
@@ -357,7 +357,7 @@ impl Kinesis {
                     // The type is given, so the filter is complete.
                     .set_shard_filter(filter.and_then(std::result::Result::ok))
             }
-            // A token names its stream, and is refused beside a name.
+            // A token identifies its stream. Kinesis rejects it together with a name.
             Page::Next(token) => call.next_token(token),
         };
         let date = ServerDate::default();
@@ -367,7 +367,7 @@ impl Kinesis {
     }
 }
 
-/// Reports what no retry cures.
+/// Makes the failure one to report to the caller, since no retry can succeed.
 fn too_many_consumers(failure: ClassifiedError) -> ClassifiedError {
     let message = "RegisterStreamConsumer failed: LimitExceededException; a stream has at most 20 \
         registered consumers: deregister one, or pass the name of a registered one to fan_out";
@@ -375,10 +375,11 @@ fn too_many_consumers(failure: ClassifiedError) -> ClassifiedError {
     ClassifiedError { action: RetryAction::Report, error, ..failure }
 }
 
-/// How Kinesis is told where to begin.
+/// Returns the iterator type, sequence number and time that express a position in a call.
 ///
-/// A finished record is asked for once more, and passed over: that it is there shows that none behind
-/// it has left retention. The last number of a closed shard may also be refused as one to begin after.
+/// A finished record is fetched again and skipped: its presence shows that no record after it has
+/// left retention. In addition, Kinesis may refuse to begin after the last number of a closed
+/// shard.
 fn place_of(position: &Position) -> (ShardIteratorType, Option<String>, Option<DateTime>) {
     if let Some(number) = position.number() {
         return (ShardIteratorType::AtSequenceNumber, Some(number.as_str().to_owned()), None);
@@ -408,14 +409,14 @@ where
     }
 }
 
-/// A moment that is not after the answer, by the server's clock: the second that its `Date` names.
-/// Nothing that arrives from now on has an earlier time, not even where a server keeps times to
-/// the second.
+/// Returns a time by the server's clock that is not after the response: the second in its `Date`
+/// header, or [`MOST_CLOCK_SKEW`] before the local time `asked` of the call. Records that arrive
+/// from now on have no earlier time, even if a server keeps times in whole seconds.
 pub(super) fn server_time(date: Option<SystemTime>, asked: SystemTime) -> SystemTime {
     date.unwrap_or_else(|| asked.checked_sub(MOST_CLOCK_SKEW).unwrap_or(asked))
 }
 
-/// Reads the `Date` of an answer, which the SDK does not pass on.
+/// Captures the `Date` header of a response, which the SDK does not pass on.
 #[derive(Debug, Clone, Default)]
 struct ServerDate(Arc<Mutex<Option<SystemTime>>>);
 
@@ -449,7 +450,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_arn_names_its_stream() {
+    fn arn_yields_the_stream_name() {
         let config = Builder::new()
             .behavior_version(aws_sdk_kinesis::config::BehaviorVersion::latest())
             .build();
@@ -463,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_date_our_own_clock_may_be_ahead() {
+    fn missing_date_yields_the_local_time_less_the_skew() {
         let second = UNIX_EPOCH + Duration::from_secs(1000);
         assert_eq!(server_time(None, second), second - MOST_CLOCK_SKEW);
         assert_eq!(server_time(Some(second), second + MOST_CLOCK_SKEW), second);

@@ -1,4 +1,4 @@
-//! What `ListShards` shows, and whether it can be the whole stream.
+//! Reads listings of `ListShards`, and checks whether they are complete.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::SystemTime;
@@ -9,30 +9,30 @@ use aws_sdk_kinesis::types;
 use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
 use crate::record::{SequenceNumber, ShardId};
 
-/// More shards or pages than any listing has: an account has 20,000 shards where AWS has not raised
-/// its quota, and each shard is listed until it leaves retention.
+/// More shards or pages than any listing has: an account has 20,000 shards unless AWS has raised
+/// its quota, and each shard is listed until it leaves retention:
 /// <https://docs.aws.amazon.com/streams/latest/dev/service-sizes-and-limits.html>.
 const MOST_SHARDS: usize = 100_000;
 const MOST_PAGES: usize = 10_000;
-/// More pages in a row without a shard that was not shown before than any listing has.
+/// More consecutive pages without a new shard than any listing has.
 const MOST_BARREN_PAGES: usize = 20;
 
-/// The shards of a stream as one listing shows them, each once.
+/// The shards of a stream in one listing, each once.
 #[derive(Debug, Clone)]
 pub(crate) struct Listing {
     pub(crate) shards: Vec<ListedShard>,
-    /// A moment by the server's clock that is not after the answer.
+    /// A time by the server's clock that is not after the response.
     pub(crate) taken: SystemTime,
     /// The number of entries that could not be parsed.
     pub(crate) unreadable: usize,
 }
 
-/// A shard as a listing shows it.
+/// A shard in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ListedShard {
     pub(crate) id: ShardId,
     pub(crate) parents: Vec<ShardId>,
-    /// The first sequence number of the shard. It tells apart two shards of the same id.
+    /// The first sequence number of the shard. It distinguishes two shards with the same ID.
     pub(crate) start: Option<SequenceNumber>,
     /// The last sequence number of a closed shard; an open shard has none.
     pub(crate) end: Option<SequenceNumber>,
@@ -40,19 +40,20 @@ pub(crate) struct ListedShard {
     pub(crate) keys: (u128, u128),
 }
 
-/// What shows that a listing is not the whole stream.
+/// Evidence that a listing is incomplete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Flaw {
-    /// An open shard that has this hash key is missing.
+    /// The open shard with this hash key is missing.
     Hole(u128),
-    /// Entries could not be parsed.
+    /// This number of entries could not be parsed.
     Unreadable(usize),
-    /// The shard has hash keys that its only parent has not: another parent is missing.
+    /// The shard has hash keys that its only parent lacks: another parent is missing.
     Parent(ShardId),
 }
 
 impl ListedShard {
-    /// Parses an entry; `None` where any part of it is not of the API's form.
+    /// Parses an entry. Returns `None` if any part of it does not have the form that the API
+    /// defines.
     pub(super) fn parse(shard: &types::Shard) -> Option<Self> {
         let numbers = shard.sequence_number_range();
         let keys = shard.hash_key_range()?;
@@ -77,21 +78,21 @@ impl ListedShard {
     }
 }
 
-/// The number of a text that may be missing; the outer `None` where it is not a number.
-#[allow(clippy::option_option, reason = "missing and unreadable are two things")]
+/// Parses a sequence number that may be missing. The outer `None` means that it is invalid.
+#[allow(clippy::option_option, reason = "missing and invalid numbers differ")]
 fn parse_number(text: Option<&str>) -> Option<Option<SequenceNumber>> {
     match text {
-        // The SDK fills in an empty text for a required member that is missing.
+        // The SDK reads a missing required field as an empty string.
         None | Some("") => Some(None),
         Some(text) => Some(Some(text.parse().ok()?)),
     }
 }
 
 impl Listing {
-    /// Returns what shows that an unfiltered listing is incomplete.
+    /// Returns the evidence that an unfiltered listing is incomplete, if there is any.
     ///
-    /// The open shards of a stream have every hash key. Overlaps are no flaw: the pages of one
-    /// listing may be from before and after a resharding.
+    /// The open shards of a stream cover every hash key. Overlaps are not a flaw: the pages of one
+    /// listing may be from before and after a reshard.
     pub(crate) fn flaw(&self) -> Option<Flaw> {
         if self.unreadable > 0 {
             return Some(Flaw::Unreadable(self.unreadable));
@@ -101,7 +102,7 @@ impl Listing {
             .or_else(|| self.short_of_parents().map(Flaw::Parent))
     }
 
-    /// A shard with more hash keys than its only parent.
+    /// Returns a shard with hash keys that its only parent lacks.
     fn short_of_parents(&self) -> Option<ShardId> {
         let keys: HashMap<&ShardId, _> =
             self.shards.iter().map(|shard| (&shard.id, shard.keys)).collect();
@@ -114,11 +115,11 @@ impl Listing {
         self.shards.iter().find(exceeds).map(|shard| shard.id.clone())
     }
 
-    /// Returns the closed shards that were closed before a time, proven by a listing of the shards that
-    /// were open then: these were split or merged from them.
+    /// Returns the shards that are proven to have been closed before a time. `open_then` lists the
+    /// shards that were open at that time: their ancestors were closed before.
     ///
-    /// A listing that has a hole, or shows a shard that this unfiltered one lacks, proves nothing. A
-    /// shard that it merely lacks may hold records of that time.
+    /// If `open_then` has a hole, or a shard that this unfiltered listing lacks, it proves nothing.
+    /// A shard that `open_then` merely lacks may hold records of that time.
     pub(crate) fn closed_before(&self, open_then: &Self) -> BTreeSet<ShardId> {
         let listed: HashMap<&ShardId, &ListedShard> =
             self.shards.iter().map(|shard| (&shard.id, shard)).collect();
@@ -145,7 +146,7 @@ impl Listing {
     }
 }
 
-/// The lowest hash key that is in none of the ranges.
+/// Returns the lowest hash key that is in none of the ranges.
 fn first_hole(ranges: impl Iterator<Item = (u128, u128)>) -> Option<u128> {
     let mut ranges: Vec<_> = ranges.filter(|(first, last)| first <= last).collect();
     ranges.sort_unstable();
@@ -163,7 +164,7 @@ fn first_hole(ranges: impl Iterator<Item = (u128, u128)>) -> Option<u128> {
     Some(next)
 }
 
-/// The pages of one listing, which end: no token is followed twice.
+/// Collects the pages of one listing. The listing always ends, since no token is followed twice.
 pub(super) struct Pages {
     pub(super) listing: Listing,
     shown: HashMap<ShardId, usize>,
@@ -177,7 +178,7 @@ impl Pages {
         Self { listing, shown: HashMap::new(), tokens: HashSet::new(), barren: 0 }
     }
 
-    /// Adds a page, and returns the token of the next.
+    /// Adds a page, and returns the token of the next page.
     pub(super) fn take(
         &mut self,
         page: ListShardsOutput,
@@ -206,7 +207,7 @@ impl Pages {
         }
     }
 
-    /// Of two entries of one shard the closed one is the later one.
+    /// Adds a shard. Of two entries for the same shard, the closed one is the later one.
     fn add(&mut self, shard: ListedShard) {
         let shards = &mut self.listing.shards;
         match self.shown.get(&shard.id).and_then(|index| shards.get_mut(*index)) {
@@ -220,19 +221,19 @@ impl Pages {
     }
 }
 
-/// A listing of which nothing is used: it is made again.
+/// Returns the error of a listing that cannot be used and is repeated.
 pub(crate) fn unusable(why: impl std::fmt::Display) -> ClassifiedError {
     let message = format!("ListShards: the listing {why}");
     let error = Error::new(ErrorKind::Unavailable, message);
     ClassifiedError { action: RetryAction::RestartListing, error, answered: None }
 }
 
-/// A listing that disagrees with the one before it on where a shard starts.
+/// Returns the error of a listing that disagrees with the previous one on the start of a shard.
 pub(crate) fn other_start(shard: &ShardId) -> ClassifiedError {
-    unusable(format!("shows {shard} with another start than before"))
+    unusable(format!("shows {shard} with another start than the previous listing"))
 }
 
-/// A refused page token proves nothing about the stream: the listing begins again.
+/// Restarts the listing after a refused page token, which proves nothing about the stream.
 pub(super) fn of_next_page(failure: ClassifiedError) -> ClassifiedError {
     let is_refused = match failure.action {
         RetryAction::Gone | RetryAction::RestartListing => true,
@@ -241,7 +242,7 @@ pub(super) fn of_next_page(failure: ClassifiedError) -> ClassifiedError {
     if !is_refused {
         return failure;
     }
-    let again = unusable(format!("stopped at a page: {}", failure.error));
+    let again = unusable(format!("failed after the first page: {}", failure.error));
     ClassifiedError { error: again.error.with_source(failure.error), ..again }
 }
 
@@ -309,7 +310,7 @@ mod tests {
             let shards = all.iter().enumerate().filter(|(index, _)| *index != missing);
             let mut shards: Vec<_> =
                 shards.map(|(index, keys)| shard(index, *keys, true)).collect();
-            // A closed shard fills no hole.
+            // A closed shard does not fill a hole.
             shards.push(shard(100, (0, u128::MAX), false));
             prop_assert_eq!(listing(shards).flaw(), Some(Flaw::Hole(all[missing].0)));
         }
@@ -326,7 +327,7 @@ mod tests {
             let flaw = (named.len() == 1).then(|| Flaw::Parent(shards[2].id.clone()));
             assert_eq!(listing(shards.clone()).flaw(), flaw, "{named:?}");
         }
-        // The parent that left retention may be the only one that is missing.
+        // A parent that has left retention is not listed, so nothing can be compared.
         shards.remove(0);
         shards[1].parents = ids[..1].to_vec();
         assert_eq!(listing(shards).flaw(), None);
@@ -337,7 +338,7 @@ mod tests {
         assert_eq!(listing(Vec::new()).flaw(), Some(Flaw::Hole(0)));
     }
 
-    /// Each generation is one shard more than the one before, which it was split from in part.
+    /// Shard 0 was split into 1 and 2, and shard 3 followed shard 1.
     fn lineage() -> Listing {
         let halves = [(0, u128::MAX / 2), (u128::MAX / 2 + 1, u128::MAX)];
         let mut shards = vec![
@@ -363,14 +364,14 @@ mod tests {
     }
 
     #[test]
-    fn ancestors_of_shards_that_were_open_were_closed_before() {
+    fn ancestors_of_open_shards_were_closed_before() {
         assert_eq!(closed_before(&open_then(&[0])), [0_usize; 0]);
         assert_eq!(closed_before(&open_then(&[1, 2])), [0]);
         assert_eq!(closed_before(&open_then(&[2, 3])), [0, 1]);
     }
 
     #[test]
-    fn listing_of_open_shards_with_a_flaw_proves_nothing() {
+    fn flawed_listing_of_open_shards_proves_nothing() {
         for short in [&[][..], &[2], &[3], &[1]] {
             assert_eq!(closed_before(&open_then(short)), [0_usize; 0], "{short:?}");
         }
@@ -379,7 +380,7 @@ mod tests {
         assert_eq!(closed_before(&unknown), [0_usize; 0]);
         let unreadable = Listing { unreadable: 1, ..open_then(&[2, 3]) };
         assert_eq!(closed_before(&unreadable), [0_usize; 0]);
-        // Where no filter is known, all shards are shown.
+        // A server that ignores the filter lists all shards.
         assert_eq!(closed_before(&lineage()), [0_usize; 0]);
     }
 }

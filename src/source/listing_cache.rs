@@ -1,5 +1,4 @@
-//! What a complete listing shows of a shard, for readers that must know whether it has ended or is
-//! gone.
+//! Shares a complete listing among readers that must know whether their shard has ended or is gone.
 
 use std::time::Duration;
 
@@ -12,16 +11,16 @@ use crate::cooldown::Cooldown;
 use crate::error::ClassifiedError;
 use crate::record::{SequenceNumber, ShardId};
 
-/// The pause between two listings, which answer the readers of all shards.
+/// The minimum interval between two listings. Each serves the readers of all shards.
 pub(super) const LIST_EACH: Duration = Duration::from_secs(1);
 
-/// A shard in a complete listing.
+/// The state of a shard in a complete listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ShardPresence {
     pub(super) is_listed: bool,
     /// The sequence number at which the shard starts.
     pub(super) start: Option<SequenceNumber>,
-    /// The listing shows the sequence number at which the shard ends, or children of it.
+    /// True if the listing shows the last sequence number of the shard, or its children.
     pub(super) has_ended: bool,
     pub(super) children: Vec<KnownShard>,
 }
@@ -43,8 +42,8 @@ struct Listing {
 }
 
 impl ListingCache {
-    /// How a shard stands in a listing that began at `since` or later, by `list` where the last one is
-    /// older. One reader lists for all.
+    /// Returns the state of a shard in a listing that began at `since` or later. Calls `list` if
+    /// the last listing is older. One reader lists for all.
     ///
     /// Cancel safe: a dropped listing is repeated by the next reader.
     pub(super) async fn of(

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The whole message, as producers write it.
+/// A complete message, as producers encode it.
 #[derive(Clone, PartialEq, Message)]
 struct Packed {
     #[prost(string, repeated, tag = "1")]
@@ -13,7 +13,7 @@ struct Packed {
     parts: Vec<Stored>,
 }
 
-/// As a record.
+/// Adds the magic number and the checksum to a message.
 fn sealed(message: &[u8]) -> Bytes {
     [&MAGIC, message, &Md5::digest(message)[..]].concat().into()
 }
@@ -60,7 +60,7 @@ fn any_packed() -> impl Strategy<Value = Packed> {
     })
 }
 
-/// The hash of a part, by the plainest way there is.
+/// Computes the hash key of a part directly from the unencoded message.
 fn hash(packed: &Packed, part: &Stored) -> u128 {
     let text = |table: &Vec<String>, index: u64| table[usize::try_from(index).unwrap()].clone();
     part.hash_key.map_or_else(
@@ -70,7 +70,7 @@ fn hash(packed: &Packed, part: &Stored) -> u128 {
 }
 
 #[test]
-fn shortest_entries_are_unpacked() {
+fn shortest_entries_are_parsed() {
     let message = packed(&["a", "a"], &["0"], &[(0, None, "")]);
     let mut aggregate = Aggregate::of(&sealed(&message.encode_to_vec())).unwrap();
     assert_eq!(rest(&mut aggregate), [(0, "a".to_owned(), Vec::new(), true)]);
@@ -78,7 +78,7 @@ fn shortest_entries_are_unpacked() {
 
 proptest! {
     #[test]
-    fn hands_out_what_was_packed(
+    fn aggregate_yields_its_parts_within_the_range(
         packed in any_packed(),
         border in any::<u128>(),
         above in any::<bool>(),
@@ -91,7 +91,7 @@ proptest! {
         };
         let data = sealed(&packed.encode_to_vec());
         let mut aggregate = Aggregate::of(&data).unwrap();
-        // In whichever order.
+        // Skipping and retaining work in either order.
         if let Some(skipped) = skipped && above {
             aggregate.skip_through(skipped);
         }
@@ -112,15 +112,15 @@ proptest! {
             prop_assert_eq!(Some(&part.data), stored.data.as_ref());
             prop_assert_eq!(part.is_last, left + 1 == expected.len());
             prop_assert_eq!(sizes.next(), Some(part.data.len() + part.key.len()));
-            // No byte was copied.
+            // The payload is not copied.
             prop_assert!(part.data.is_empty() || data.as_ptr_range().contains(&part.data.as_ptr()));
         }
         prop_assert!(aggregate.next().is_none() && sizes.next().is_none());
     }
 
-    /// A stranger's bytes with a checksum that is right.
+    /// Untrusted bytes with a valid checksum.
     #[test]
-    fn whatever_it_is_costs_no_more_than_it_is_long(
+    fn tables_are_at_most_as_long_as_the_message(
         packed in any_packed(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
         end in any::<prop::sample::Index>(),
@@ -143,14 +143,14 @@ proptest! {
     }
 
     #[test]
-    fn bytes_that_are_none_are_none(data in prop::collection::vec(any::<u8>(), 0..100)) {
+    fn random_bytes_are_not_an_aggregate(data in prop::collection::vec(any::<u8>(), 0..100)) {
         prop_assert!(Aggregate::of(&data.clone().into()).is_none());
         let _whatever_it_is = Aggregate::of(&sealed(&data));
     }
 }
 
 #[test]
-fn neighbours_share_their_key_and_the_memory_of_all() {
+fn adjacent_parts_share_their_key() {
     let packed = packed(&["a", "b"], &[], &[(0, None, "x"), (0, None, "y"), (1, None, "z")]);
     let mut aggregate = Aggregate::of(&sealed(&packed.encode_to_vec())).unwrap();
     let parts: Vec<Part> = std::iter::from_fn(|| aggregate.next()).collect();
@@ -159,7 +159,7 @@ fn neighbours_share_their_key_and_the_memory_of_all() {
 }
 
 #[test]
-fn what_does_not_hold_is_a_plain_record() {
+fn invalid_aggregate_is_a_plain_record() {
     let good = packed(&["key"], &["7"], &[(0, Some(0), "data")]);
     let message = good.encode_to_vec();
     assert!(Aggregate::of(&sealed(&message)).is_some());
@@ -173,24 +173,24 @@ fn what_does_not_hold_is_a_plain_record() {
     let mut other_magic = sealed(&message).to_vec();
     other_magic[3] ^= 1;
     let cases: [(&str, Bytes); 15] = [
-        ("nothing", Bytes::new()),
-        ("the magic alone", Bytes::from_static(&MAGIC)),
-        ("a checksum of nothing", sealed(&[])),
-        ("another checksum", other_sum.into()),
-        ("another magic", other_magic.into()),
-        ("a message cut short", sealed(&message[..message.len() - 1])),
-        ("no record", with(|packed| packed.parts.clear())),
-        ("a key beyond the last", with(|packed| packed.parts[0].key = Some(1))),
-        ("a key far beyond", with(|packed| packed.parts[0].key = Some(u64::MAX))),
-        ("no key", with(|packed| packed.parts[0].key = None)),
-        ("a hash key beyond the last", with(|packed| packed.parts[0].hash_key = Some(1))),
+        ("empty data", Bytes::new()),
+        ("only the magic number", Bytes::from_static(&MAGIC)),
+        ("an empty message", sealed(&[])),
+        ("a wrong checksum", other_sum.into()),
+        ("a wrong magic number", other_magic.into()),
+        ("a truncated message", sealed(&message[..message.len() - 1])),
+        ("no part", with(|packed| packed.parts.clear())),
+        ("a key index past the end", with(|packed| packed.parts[0].key = Some(1))),
+        ("a key index of 2^64 - 1", with(|packed| packed.parts[0].key = Some(u64::MAX))),
+        ("no key index", with(|packed| packed.parts[0].key = None)),
+        ("a hash key index past the end", with(|packed| packed.parts[0].hash_key = Some(1))),
         ("no payload", with(|packed| packed.parts[0].data = None)),
-        ("a hash key that is no number", with(|packed| packed.hash_keys[0] = "+7".into())),
+        ("a hash key with a sign", with(|packed| packed.hash_keys[0] = "+7".into())),
         (
             "a hash key of more than 128 bits",
             with(|packed| packed.hash_keys[0] = "340282366920938463463374607431768211456".into()),
         ),
-        ("a partition key that is no text", sealed(&[&[0x0A, 1, 0xFF][..], &message].concat())),
+        ("a partition key that is not UTF-8", sealed(&[&[0x0A, 1, 0xFF][..], &message].concat())),
     ];
     for (what, data) in cases {
         assert!(Aggregate::of(&data).is_none(), "{what}");
@@ -198,19 +198,19 @@ fn what_does_not_hold_is_a_plain_record() {
 }
 
 #[test]
-fn fields_of_later_formats_are_passed_over() {
+fn unknown_fields_are_skipped() {
     let message = packed(&["key"], &[], &[(0, None, "data")]).encode_to_vec();
-    // A number, eight bytes, a text and four bytes; and a tag of a record.
+    // A varint, a 64-bit value, a length-delimited value and a 32-bit value.
     let unknown = [&[0x20, 0x96, 0x01][..], &[0x29], &[0; 8], &[0x32, 2, 1, 2], &[0x3D], &[0; 4]];
     let data = sealed(&[&unknown.concat()[..], &message].concat());
     assert_eq!(rest(&mut Aggregate::of(&data).unwrap()).len(), 1);
-    // A group, as nobody writes them.
+    // A group, which no producer writes.
     assert!(Aggregate::of(&sealed(&[&[0x23, 0x24][..], &message].concat())).is_none());
 }
 
 #[test]
-fn hostile_messages_are_none() {
-    // Half a million records of no bytes, as many keys, and one record that is all tags in tags.
+fn hostile_messages_are_rejected() {
+    // 500,000 empty parts, 500,000 empty keys, and a part that consists of nested groups.
     let none = [0x1A, 0].repeat(500_000);
     let keys = [&[0x0A, 0].repeat(500_000)[..], &[0x1A, 4, 0x08, 0, 0x1A, 0]].concat();
     let mut nested = vec![0x08, 0, 0x1A, 0];
