@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::link::{Health, Life};
 use crate::seeds::Story;
-use crate::told::Told;
+use crate::trace::Told;
 
 /// What must hold, whatever happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
