@@ -25,7 +25,7 @@ pub(crate) enum Mode {
     /// Drops every byte. A connection that has lost bytes stays half open: the proxy forwards no
     /// later byte and no close of either end.
     Swallow,
-    /// Accepts connections and closes them at once.
+    /// Closes open connections, and accepts and closes new ones at once.
     Refuse,
 }
 
