@@ -48,8 +48,8 @@ pub(super) enum Fault {
     Suspend(Duration),
     /// The master is killed, and restarts with its data after this time.
     Restart(Duration),
-    /// The replica becomes the master. For this time, workers may still write to the old master, and
-    /// the new one misses these writes.
+    /// The replica becomes the master. For this time, workers may still write to the old master,
+    /// and the new one misses these writes.
     Failover(Leftover, Duration),
     /// A script of another client loops for this time, and is then killed.
     Busy(Duration),
