@@ -60,7 +60,7 @@ fn assign(index: u32, to: &str) -> Change {
 }
 
 /// Assigns two shards to worker `a`, the first in an epoch that is ahead of the clock.
-async fn begun(store: &RedisStore) -> LeaseTable {
+async fn two_leases(store: &RedisStore) -> LeaseTable {
     let changes = vec![add(0), add(1), assign(0, "a"), assign(1, "a")];
     let lease = ask(store, "a", changes).await.1.leases[&shard(0)].clone();
     let lease = Lease { epoch: lease.epoch + 1_000_000, ..lease };
@@ -68,7 +68,7 @@ async fn begun(store: &RedisStore) -> LeaseTable {
 }
 
 /// Returns every change that a worker may request for a shard.
-fn everything(lease: &Lease) -> Vec<Change> {
+fn every_change(lease: &Lease) -> Vec<Change> {
     let (shard, epoch) = (shard(0), lease.epoch);
     let start = Some("1".parse().unwrap());
     let (parents, checkpoint) = (Vec::new(), Some(after(5)));
@@ -110,7 +110,7 @@ async fn damaged_field_makes_only_its_shard_unreadable() {
     let (_server, store, mut raw) = connected().await;
     for (name, damaged) in DAMAGED {
         redis::cmd("FLUSHALL").exec_async(&mut raw).await.unwrap();
-        let before = begun(&store).await;
+        let before = two_leases(&store).await;
         let lease = before.leases[&shard(0)].clone();
         let field = shard(0).to_string();
         raw.hset::<_, _, _, ()>(key(name), &field, damaged).await.unwrap();
@@ -123,7 +123,7 @@ async fn damaged_field_makes_only_its_shard_unreadable() {
         let case = format!("{name} {}", String::from_utf8_lossy(damaged));
 
         let unreadable = Lease { unreadable: Some(text.as_str().into()), ..Lease::default() };
-        let (standing, table) = ask(&store, "a", everything(&lease)).await;
+        let (standing, table) = ask(&store, "a", every_change(&lease)).await;
         assert_eq!(standing, Membership::Renewed, "{case}: expected a renewal");
         assert_eq!(table.leases[&shard(0)], unreadable, "{case}");
         assert_eq!(table.leases[&shard(1)], before.leases[&shard(1)], "{case}");
@@ -180,7 +180,7 @@ async fn damaged_worker_entry_keeps_its_leases_for_one_lease_duration() {
     for damaged in damaged {
         for is_alive in [true, false] {
             redis::cmd("FLUSHALL").exec_async(&mut raw).await.unwrap();
-            let epoch = begun(&store).await.leases[&shard(0)].epoch;
+            let epoch = two_leases(&store).await.leases[&shard(0)].epoch;
             raw.hset::<_, _, _, ()>(key("workers"), "a", damaged).await.unwrap();
             let lease_duration = Duration::from_millis(200);
             let (_, table) = ask_for(&store, "b", lease_duration, vec![assign(0, "b")]).await;
@@ -207,7 +207,7 @@ async fn damaged_worker_entry_keeps_its_leases_for_one_lease_duration() {
 #[tokio::test]
 async fn lease_of_unknown_worker_is_free_after_one_lease_duration() {
     let (_server, store, mut raw) = connected().await;
-    begun(&store).await;
+    two_leases(&store).await;
     raw.del::<_, ()>(key("workers")).await.unwrap();
     let lease_duration = Duration::from_millis(200);
     let (_, table) = ask_for(&store, "b", lease_duration, vec![assign(0, "b")]).await;
@@ -227,7 +227,7 @@ async fn damaged_number_starts_new_generation() {
     let (_server, store, mut raw) = connected().await;
     for (field, damaged) in [("generation", "now"), ("version", "1e3"), ("cleared", "-1")] {
         redis::cmd("FLUSHALL").exec_async(&mut raw).await.unwrap();
-        let before = begun(&store).await;
+        let before = two_leases(&store).await;
         raw.hset::<_, _, _, ()>(key("fleet"), field, damaged).await.unwrap();
         assert_eq!(store.table(&scope()).await.unwrap().leases, before.leases, "{field}");
         let (standing, table) = ask(&store, "a", Vec::new()).await;
@@ -244,7 +244,7 @@ async fn damaged_number_starts_new_generation() {
 #[tokio::test]
 async fn field_without_shard_id_is_left_unchanged() {
     let (_server, store, mut raw) = connected().await;
-    let before = begun(&store).await;
+    let before = two_leases(&store).await;
     for name in ["leases", "checkpoints"] {
         let field: &[u8] = b"no shard \xff";
         raw.hset::<_, _, _, ()>(key(name), field, "1").await.unwrap();

@@ -97,9 +97,11 @@ impl Fault {
                 affected(scope, workers).for_each(Proxy::freeze);
             }
             Self::Cut(scope) => affected(scope, workers).for_each(Proxy::cut),
-            Self::Swallow(scope, time) => last(Mode::Swallow, scope, time, workers).await,
-            Self::Refuse(scope, time) => last(Mode::Refuse, scope, time, workers).await,
-            Self::Slow(scope, time, delay) => last(Mode::Delay(delay), scope, time, workers).await,
+            Self::Swallow(scope, time) => set_mode_for(Mode::Swallow, scope, time, workers).await,
+            Self::Refuse(scope, time) => set_mode_for(Mode::Refuse, scope, time, workers).await,
+            Self::Slow(scope, time, delay) => {
+                set_mode_for(Mode::Delay(delay), scope, time, workers).await;
+            }
             Self::ClientKill => servers.command(&["CLIENT", "KILL", "TYPE", "normal"]).await,
             Self::Suspend(time) => servers.suspend(time).await,
             Self::Restart(time) => servers.restart(time).await,
@@ -123,7 +125,7 @@ fn affected(scope: Scope, workers: &[Worker]) -> impl Iterator<Item = &Proxy> {
     workers.flat_map(|(_, worker)| &worker.proxies)
 }
 
-async fn last(mode: Mode, scope: Scope, time: Duration, workers: &[Worker]) {
+async fn set_mode_for(mode: Mode, scope: Scope, time: Duration, workers: &[Worker]) {
     affected(scope, workers).for_each(|proxy| proxy.set_mode(mode));
     sleep(time).await;
     affected(scope, workers).for_each(|proxy| proxy.set_mode(Mode::Pass));

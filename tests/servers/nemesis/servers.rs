@@ -168,7 +168,7 @@ impl Servers {
     pub(super) async fn suspend(&mut self, time: Duration) {
         let suspended = self.master;
         self.master().signal("-STOP");
-        self.last(time).await;
+        self.sleep_or_follow_sentinel(time).await;
         self.both[suspended].signal("-CONT");
         self.settle(suspended).await;
     }
@@ -178,12 +178,12 @@ impl Servers {
     pub(super) async fn restart(&mut self, time: Duration) {
         let killed = self.master;
         self.both[killed].kill();
-        self.last(time).await;
+        self.sleep_or_follow_sentinel(time).await;
         self.both[killed].restart();
         self.settle(killed).await;
     }
 
-    async fn last(&mut self, time: Duration) {
+    async fn sleep_or_follow_sentinel(&mut self, time: Duration) {
         if self.sentinel.is_some() {
             self.follow_the_sentinel().await;
         } else {
