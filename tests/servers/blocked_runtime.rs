@@ -172,8 +172,11 @@ async fn handler_that_blocks_its_runtime_loses_lease_and_no_record() {
     for shard in 0..SHARDS {
         let all = seen.all().into_iter().filter(|delivery| delivery.shard == shard);
         let epochs: Vec<_> = all.map(|delivery| (delivery.epoch, delivery.worker)).collect();
-        assert!(epochs.is_sorted(), "shard {shard} was delivered in an old epoch: {epochs:?}");
+        assert!(epochs.is_sorted(), "expected ascending epochs of shard {shard}: {epochs:?}");
         let is_one = |pair: &[(u64, usize)]| pair[0].0 != pair[1].0 || pair[0].1 == pair[1].1;
-        assert!(epochs.windows(2).all(is_one), "two workers read shard {shard}: {epochs:?}");
+        assert!(
+            epochs.windows(2).all(is_one),
+            "expected one worker per epoch of shard {shard}: {epochs:?}"
+        );
     }
 }

@@ -42,7 +42,7 @@ struct Tenancy {
 struct Tally {
     /// The number of reads of each record.
     read: BTreeMap<usize, usize>,
-    /// By shard and epoch.
+    /// The reads in each epoch of each shard.
     tenancies: BTreeMap<(String, u64), Tenancy>,
     /// The number of suspensions of each worker.
     suspended: BTreeMap<String, usize>,

@@ -109,7 +109,7 @@ async fn missing_script_permission_is_reported_with_cure() {
     let store = RedisStore::connect(&url).await.unwrap();
     let error = save(&store).await.unwrap_err();
     says(&error, ErrorKind::Denied, &[": NOPERM ", "evalsha", "+@scripting"]);
-    // A command that a script may not call.
+    // Denies a command that the script calls.
     command(&server, &["ACL", "SETUSER", "reader", "+@scripting", "-hset"]).await;
     says(&save(&store).await.unwrap_err(), ErrorKind::Denied, &["does not let this user"]);
     // The permissions of the message suffice.

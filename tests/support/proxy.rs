@@ -114,7 +114,7 @@ impl Proxy {
         self.replacements.lock().unwrap().extend(places.map(replaced));
     }
 
-    /// Connects to servers from this address of the loopback interface.
+    /// Sets the source address of new connections to servers.
     pub(crate) fn connect_from(&self, source: Ipv4Addr) {
         self.rules.send_modify(|rules| rules.source = source);
     }

@@ -54,8 +54,7 @@ struct Watched(Mutex<Vec<Slot>>);
 /// The current value of a thread, the value at the last check, and the time of its last change.
 type Slot = (Arc<AtomicU64>, u64, Option<Instant>);
 
-/// Returns the time limit of one seed: `SEED_SECONDS`, or by default 100 s, which suffices on a busy
-/// machine.
+/// Returns the time limit of one seed: `SEED_SECONDS`, or 100 s, which suffices on a busy machine.
 fn longest() -> Duration {
     let set = std::env::var("SEED_SECONDS").ok();
     Duration::from_secs(set.and_then(|seconds| seconds.parse().ok()).unwrap_or(100))
