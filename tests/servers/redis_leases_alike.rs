@@ -47,8 +47,8 @@ enum Ask {
     Finish(u32, Near),
     Lose(u32),
     Forget(u32),
-    /// The index and incarnation of a worker, whether it joined after all others (or before them),
-    /// and whether it lives.
+    /// A worker and its incarnation. The first flag makes it join after all others instead of
+    /// before them, and the second makes it live.
     Vouch(usize, u64, bool, bool),
     Restore(u32, Known),
 }
@@ -92,7 +92,7 @@ enum Operation {
     Save(u32, Checkpoint),
     Set(u32, Checkpoint, bool),
     Clear(bool),
-    /// Replaces the text of a lease if true, or of a checkpoint, by an invalid one.
+    /// Replaces a text by an invalid one: that of a lease if true, or else that of a checkpoint.
     Damage(u32, bool),
 }
 
@@ -111,7 +111,7 @@ fn any_near() -> impl Strategy<Value = Near> {
     ]
 }
 
-/// Like [`any_near`], but without values that leave the store no higher number.
+/// Like [`any_near`], but without `Huge`, after which the store has no higher number.
 fn any_kept() -> impl Strategy<Value = Near> {
     any_near().prop_map(|near| if matches!(near, Near::Huge) { Near::Own(1) } else { near })
 }
@@ -158,7 +158,7 @@ fn any_start() -> impl Strategy<Value = Option<u8>> {
     prop::option::of(4..6_u8)
 }
 
-/// Two consecutive numbers beyond those that a Lua number represents exactly.
+/// Chooses between two consecutive numbers, both too large for an exact Lua number.
 fn any_incarnation() -> impl Strategy<Value = u64> {
     prop_oneof![4 => Just(u64::MAX), 1 => Just(u64::MAX - 1)]
 }

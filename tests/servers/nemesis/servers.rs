@@ -281,7 +281,7 @@ impl Servers {
     }
 }
 
-/// Sends a command to a server, and retries on errors, as a server returns while it loads its data.
+/// Sends a command to a server, and retries errors, such as those of a server that loads its data.
 async fn command<T: FromRedisValue>(server: &RedisServer, words: &[&str]) -> T {
     let began = Instant::now();
     loop {
