@@ -1,5 +1,5 @@
-//! Enhanced fan-out over HTTP/2, as Kinesis speaks it: many subscriptions share a connection, and
-//! no more of them than the server allows.
+//! Enhanced fan-out over HTTP/2, as Kinesis serves it: many subscriptions share a connection, up to
+//! the server's limit of concurrent streams.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -27,7 +27,7 @@ use tokio_rustls::server::TlsStream;
 use crate::certificates;
 use crate::ferrokinesis_server::{config, create_stream, options};
 
-/// What hyper's servers allow on a connection.
+/// The limit of concurrent streams on a connection in hyper's servers.
 const MOST_STREAMS: usize = 200;
 const SHARDS: usize = MOST_STREAMS + 50;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -55,7 +55,7 @@ impl Listener for Tls {
     }
 }
 
-/// A Kinesis in this process that speaks HTTP/2 and nothing else, and a client of it.
+/// Starts a Kinesis emulator in this process that accepts only HTTP/2, and returns a client for it.
 async fn start(folder: &Path) -> Client {
     certificates::make(folder);
     let certificate = CertificateDer::from_pem_file(folder.join("server.crt")).unwrap();
@@ -100,15 +100,15 @@ async fn read_one_each(records: &mut Records, text: &str) {
     while seen.len() < SHARDS {
         let next = timeout(PATIENCE, records.next()).await;
         let record =
-            next.unwrap_or_else(|_| panic!("{} of {SHARDS} shards are pushed", seen.len()));
+            next.unwrap_or_else(|_| panic!("expected {SHARDS} shards, got {}", seen.len()));
         let record = record.unwrap().unwrap();
         assert_eq!(record.data(), text.as_bytes());
-        assert!(seen.insert(record.shard_id().clone()), "a record comes twice");
+        assert!(seen.insert(record.shard_id().clone()), "expected each record once");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_shards_than_a_connection_has_streams() {
+async fn shards_beyond_stream_limit_of_connection_are_read() {
     let folder = std::env::temp_dir().join(format!("kinestream-http2-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let client = start(&folder).await;
@@ -123,7 +123,7 @@ async fn more_shards_than_a_connection_has_streams() {
         .unwrap();
     let mut records = consumer.records();
     read_one_each(&mut records, "before").await;
-    // All of them are subscribed to now, and the caller's own calls get through all the same.
+    // All shards are subscribed to now. Other calls of the same client must still succeed.
     timeout(PATIENCE, put_one_each(&client, "after")).await.unwrap();
     read_one_each(&mut records, "after").await;
     consumer.close().await.unwrap();

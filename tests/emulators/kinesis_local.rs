@@ -1,4 +1,4 @@
-//! The npm emulator kinesis-local, as a process of its own on a free port.
+//! The npm emulator kinesis-local, as a separate process on a free port.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -10,7 +10,7 @@ use tokio::process::{Child, Command};
 use crate::ferrokinesis_server::client_of;
 use crate::free_port::free_port;
 
-/// A server that ends when it is dropped.
+/// A running server. A drop kills it.
 pub(crate) struct KinesisLocal {
     port: u16,
     _process: Child,
@@ -30,8 +30,8 @@ impl KinesisLocal {
             "kinesis-local is not installed in {}; run ./tests/run, which installs it",
             home.display()
         );
-        // Another process may take a port between our letting go of it and the server's start,
-        // and then the server ends at once: another port is tried.
+        // Another process may take the port before the server binds it. The server then exits at
+        // once, and the next port is tried.
         for _ in 0..5 {
             let (plain, tls) = (free_port(), free_port());
             let mut process = Command::new("node")
@@ -45,12 +45,12 @@ impl KinesisLocal {
                 .stderr(Stdio::null())
                 .kill_on_drop(true)
                 .spawn()
-                .expect("node starts");
+                .expect("failed to start node");
             if Self::answers(plain, &mut process).await {
                 return Self { port: plain, _process: process };
             }
         }
-        panic!("kinesis-local did not start on five free ports in turn");
+        panic!("kinesis-local failed to start on five free ports in turn");
     }
 
     async fn answers(port: u16, process: &mut Child) -> bool {
@@ -59,12 +59,12 @@ impl KinesisLocal {
             if client.list_streams().send().await.is_ok() {
                 return true;
             }
-            if process.try_wait().expect("the process is ours").is_some() {
+            if process.try_wait().expect("expected the status of a child process").is_some() {
                 return false;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        panic!("kinesis-local did not answer within a minute");
+        panic!("kinesis-local did not respond within a minute");
     }
 
     pub(crate) fn client(&self) -> Client {

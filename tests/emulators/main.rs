@@ -1,6 +1,6 @@
-//! The consumer against servers that speak Kinesis over HTTP: ferrokinesis in this process, and
-//! kinesis-local where it is installed. Each goes through the same stories.
-// A test that cannot go on says so by a panic, in its helpers too.
+//! The consumer against emulators of Kinesis over HTTP: ferrokinesis in this process, and
+//! kinesis-local, which `./tests/run` installs. Both run the scenarios in `stories`.
+// Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../support/certificates.rs"]
@@ -21,58 +21,60 @@ mod ferrokinesis {
     use super::{Client, ferrokinesis_server, stories};
 
     async fn client() -> Client {
-        ferrokinesis_server::start_kinesis().await.expect("a free port on 127.0.0.1").0
+        ferrokinesis_server::start_kinesis().await.expect("expected a free port on 127.0.0.1").0
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn reads_splits_merges_and_restarts() {
-        stories::reads_splits_merges_and_restarts(&client().await, By::Polling).await;
+    async fn resharded_stream_is_read_in_order_across_restarts() {
+        stories::resharded_stream_is_read_in_order_across_restarts(&client().await, By::Polling)
+            .await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn is_pushed_over_splits_merges_and_restarts() {
-        stories::reads_splits_merges_and_restarts(&client().await, By::FanOut).await;
+    async fn fan_out_reads_resharded_stream_in_order_across_restarts() {
+        stories::resharded_stream_is_read_in_order_across_restarts(&client().await, By::FanOut)
+            .await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn latest_begins_with_what_comes_after() {
-        stories::latest_begins_with_what_comes_after(&client().await).await;
+    async fn latest_reads_only_later_records() {
+        stories::latest_reads_only_later_records(&client().await).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn latest_after_a_split_leaves_the_parent_alone() {
-        stories::latest_after_a_split_leaves_the_parent_alone(&client().await).await;
+    async fn latest_after_split_skips_parent() {
+        stories::latest_after_split_skips_parent(&client().await).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn every_position_begins_where_it_says() {
-        stories::every_position_begins_where_it_says(&client().await).await;
+    async fn starting_position_delivers_records_from_there() {
+        stories::starting_position_delivers_records_from_there(&client().await).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn an_unknown_stream_is_told_and_ends() {
-        stories::an_unknown_stream_is_told_and_ends(&client().await).await;
+    async fn unknown_stream_is_reported_and_ends() {
+        stories::unknown_stream_is_reported_and_ends(&client().await).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_task_for_each_shard_reads_all() {
-        stories::a_task_for_each_shard_reads_all(&client().await).await;
+    async fn task_per_shard_reads_all_records() {
+        stories::task_per_shard_reads_all_records(&client().await).await;
     }
 }
 
-/// One server for all of them, one after another: it takes its time to start.
+/// Runs scenarios one after another on one server, because kinesis-local starts slowly.
 #[tokio::test(flavor = "multi_thread")]
-async fn kinesis_local_goes_through_the_same_stories() {
+async fn kinesis_local_passes_shared_scenarios() {
     let server = kinesis_local::KinesisLocal::start().await;
     let client = server.client();
-    stories::reads_splits_merges_and_restarts(&client, By::Polling).await;
-    stories::latest_begins_with_what_comes_after(&client).await;
-    stories::every_position_begins_where_it_says(&client).await;
-    stories::an_unknown_stream_is_told_and_ends(&client).await;
-    stories::a_task_for_each_shard_reads_all(&client).await;
+    stories::resharded_stream_is_read_in_order_across_restarts(&client, By::Polling).await;
+    stories::latest_reads_only_later_records(&client).await;
+    stories::starting_position_delivers_records_from_there(&client).await;
+    stories::unknown_stream_is_reported_and_ends(&client).await;
+    stories::task_per_shard_reads_all_records(&client).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_connection_is_told() {
-    stories::a_refused_connection_is_told(&ferrokinesis_server::client_of(1)).await;
+async fn refused_connection_is_reported_with_cure() {
+    stories::refused_connection_is_reported_with_cure(&ferrokinesis_server::client_of(1)).await;
 }

@@ -1,4 +1,4 @@
-//! What a server must be able to go through with the consumer.
+//! The scenarios that a server must support for the consumer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use tokio::time::timeout;
 
 use crate::ferrokinesis_server::{create_stream, wait_until_active};
 
-/// ferrokinesis keeps times of arrival to the second, and its clock is read from the `Date` of an answer,
-/// which names the second: before and after are this far apart.
+/// The distance between times that must be distinguished. ferrokinesis keeps arrival times in
+/// seconds, and the `Date` of a response, from which its clock is read, has seconds as well.
 const A_SECOND: Duration = Duration::from_millis(2100);
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -28,7 +28,7 @@ fn consumer(client: &Client, stream: &str, store: &MemoryStore) -> ConsumerBuild
         .store(store.clone())
 }
 
-/// How shards are read.
+/// The way in which shards are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum By {
     Polling,
@@ -42,7 +42,7 @@ impl By {
     }
 }
 
-/// Puts records `from..to`, spread over the hash keys, and waits for each.
+/// Puts these records one after another, spread over 50 partition keys.
 async fn put(client: &Client, stream: &str, numbers: std::ops::Range<u32>) {
     for number in numbers {
         client
@@ -52,7 +52,7 @@ async fn put(client: &Client, stream: &str, numbers: std::ops::Range<u32>) {
             .data(Blob::new(number.to_string()))
             .send()
             .await
-            .expect("the record is put");
+            .expect("failed to put a record");
     }
 }
 
@@ -60,12 +60,14 @@ fn number(record: &Record) -> u32 {
     std::str::from_utf8(record.data()).unwrap().parse().unwrap()
 }
 
-/// Reads until so many records have come, and closes: all of them are finished.
+/// Reads and acknowledges `count` records, and closes the consumer.
 async fn read(consumer: &Consumer, count: usize) -> Vec<Record> {
     let records = consumer.records().take(count).inspect_ok(Record::ack).try_collect();
-    let read: Vec<Record> =
-        timeout(PATIENCE, records).await.expect("the records come in time").expect("no error");
-    consumer.close().await.expect("the store takes the checkpoints");
+    let read: Vec<Record> = timeout(PATIENCE, records)
+        .await
+        .expect("expected the records within 60 s")
+        .expect("expected no error");
+    consumer.close().await.expect("expected the checkpoints to be saved");
     read
 }
 
@@ -75,24 +77,25 @@ fn numbers(records: &[Record]) -> Vec<u32> {
     numbers
 }
 
-/// In each shard the records come in order, and those of one key over all shards.
+/// Checks that records are in order within each shard, and within each partition key across shards.
 fn assert_in_order(records: &[Record]) {
     let mut shards = BTreeMap::new();
     let mut keys = BTreeMap::new();
     for record in records {
         let sequence = record.sequence_number();
         if let Some(before) = shards.insert(record.shard_id(), sequence) {
-            assert!(before < sequence, "{before} came before {sequence}");
+            assert!(before < sequence, "expected ascending order, got {before} before {sequence}");
         }
         let number = number(record);
         if let Some(before) = keys.insert(record.partition_key(), number) {
-            assert!(before < number, "{before} came before {number}");
+            assert!(before < number, "expected ascending order, got {before} before {number}");
         }
     }
 }
 
 async fn open_shards(client: &Client, stream: &str) -> Vec<aws_sdk_kinesis::types::Shard> {
-    let listed = client.list_shards().stream_name(stream).send().await.expect("a listing");
+    let listed =
+        client.list_shards().stream_name(stream).send().await.expect("failed to list the shards");
     let open = |shard: &aws_sdk_kinesis::types::Shard| {
         shard.sequence_number_range().is_none_or(|range| range.ending_sequence_number().is_none())
     };
@@ -116,8 +119,8 @@ async fn split_first(client: &Client, stream: &str) {
         .new_starting_hash_key((start + (end - start) / 2).to_string())
         .send()
         .await
-        .expect("the shard is split");
-    wait_until_active(client, stream).await.expect("the split is done");
+        .expect("failed to split the shard");
+    wait_until_active(client, stream).await.expect("expected an active stream after the split");
 }
 
 async fn merge_first_two(client: &Client, stream: &str) {
@@ -129,11 +132,11 @@ async fn merge_first_two(client: &Client, stream: &str) {
         .adjacent_shard_to_merge(shards[1].shard_id())
         .send()
         .await
-        .expect("the shards are merged");
-    wait_until_active(client, stream).await.expect("the merge is done");
+        .expect("failed to merge the shards");
+    wait_until_active(client, stream).await.expect("expected an active stream after the merge");
 }
 
-pub(crate) async fn reads_splits_merges_and_restarts(client: &Client, by: By) {
+pub(crate) async fn resharded_stream_is_read_in_order_across_restarts(client: &Client, by: By) {
     let stream = "story-of-resharding";
     create_stream(client, stream, 2).await.unwrap();
     let store = MemoryStore::new();
@@ -141,25 +144,25 @@ pub(crate) async fn reads_splits_merges_and_restarts(client: &Client, by: By) {
     put(client, stream, 0..50).await;
     let mut all = read(&by.consumer(client, stream, &store).build().unwrap(), 30).await;
 
-    // Two generations while nobody reads.
+    // Two generations of resharding without a consumer.
     split_first(client, stream).await;
     put(client, stream, 50..100).await;
     merge_first_two(client, stream).await;
     put(client, stream, 100..150).await;
     all.extend(read(&by.consumer(client, stream, &store).build().unwrap(), 90).await);
 
-    // And one under a reader.
+    // One generation while a consumer reads.
     let reader = by.consumer(client, stream, &store).build().unwrap();
     let reading = tokio::spawn(async move { read(&reader, 80).await });
     split_first(client, stream).await;
     put(client, stream, 150..200).await;
     all.extend(reading.await.unwrap());
 
-    assert_eq!(numbers(&all), (0..200).collect::<Vec<_>>(), "each record once");
+    assert_eq!(numbers(&all), (0..200).collect::<Vec<_>>(), "expected each record once");
     assert_in_order(&all);
 }
 
-pub(crate) async fn latest_begins_with_what_comes_after(client: &Client) {
+pub(crate) async fn latest_reads_only_later_records(client: &Client) {
     let stream = "story-of-latest";
     create_stream(client, stream, 2).await.unwrap();
     let store = MemoryStore::new();
@@ -171,18 +174,18 @@ pub(crate) async fn latest_begins_with_what_comes_after(client: &Client) {
     };
     put(client, stream, 0..20).await;
     tokio::time::sleep(A_SECOND).await;
-    // Starts, and stops before it has read anything.
+    // The first consumer stops before it has read a record.
     let first = latest();
     let mut records = first.records();
     assert!(timeout(Duration::from_secs(2), records.next()).await.is_err());
     drop(records);
     first.close().await.unwrap();
-    // What has come while it was away is read by the next one.
+    // The next consumer reads the records that were put in between.
     put(client, stream, 20..40).await;
     assert_eq!(numbers(&read(&latest(), 20).await), (20..40).collect::<Vec<_>>());
 }
 
-pub(crate) async fn latest_after_a_split_leaves_the_parent_alone(client: &Client) {
+pub(crate) async fn latest_after_split_skips_parent(client: &Client) {
     let stream = "story-of-a-late-start";
     create_stream(client, stream, 1).await.unwrap();
     put(client, stream, 0..20).await;
@@ -199,7 +202,7 @@ pub(crate) async fn latest_after_a_split_leaves_the_parent_alone(client: &Client
     assert_eq!(numbers(&reading.await.unwrap()), (20..40).collect::<Vec<_>>());
 }
 
-pub(crate) async fn every_position_begins_where_it_says(client: &Client) {
+pub(crate) async fn starting_position_delivers_records_from_there(client: &Client) {
     let stream = "story-of-positions";
     create_stream(client, stream, 1).await.unwrap();
     put(client, stream, 0..10).await;
@@ -234,7 +237,7 @@ pub(crate) async fn every_position_begins_where_it_says(client: &Client) {
     );
 }
 
-pub(crate) async fn an_unknown_stream_is_told_and_ends(client: &Client) {
+pub(crate) async fn unknown_stream_is_reported_and_ends(client: &Client) {
     let consumer = consumer(client, "no-such-stream", &MemoryStore::new()).build().unwrap();
     let mut records = consumer.records();
     let error = timeout(PATIENCE, records.next()).await.unwrap().unwrap().unwrap_err();
@@ -250,7 +253,7 @@ pub(crate) async fn an_unknown_stream_is_told_and_ends(client: &Client) {
     assert!(records.next().await.is_none());
 }
 
-pub(crate) async fn a_task_for_each_shard_reads_all(client: &Client) {
+pub(crate) async fn task_per_shard_reads_all_records(client: &Client) {
     let stream = "story-of-tasks";
     create_stream(client, stream, 3).await.unwrap();
     put(client, stream, 0..30).await;
@@ -283,8 +286,8 @@ pub(crate) async fn a_task_for_each_shard_reads_all(client: &Client) {
     assert_in_order(&seen);
 }
 
-/// Nobody listens at this port.
-pub(crate) async fn a_refused_connection_is_told(client: &Client) {
+/// Expects a client for a port without a listener.
+pub(crate) async fn refused_connection_is_reported_with_cure(client: &Client) {
     let consumer = consumer(client, "orders", &MemoryStore::new()).build().unwrap();
     let error = timeout(PATIENCE, consumer.records().next()).await.unwrap().unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);

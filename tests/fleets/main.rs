@@ -50,8 +50,8 @@ mod regions;
 mod seeds;
 mod starts;
 mod store;
-#[path = "../support/told.rs"]
-mod told;
+#[path = "../support/trace.rs"]
+mod trace;
 mod troubles;
 mod truth;
 mod worker;

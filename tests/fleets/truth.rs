@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::link::{Health, Life};
 use crate::seeds::Story;
-use crate::told::Told;
+use crate::trace::Told;
 
 /// A guarantee of the crate that must hold under all faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,8 +1,8 @@
-//! A Kinesis over HTTP that is made for these tests alone and shares no code with the crate's own
-//! model of Kinesis: what the two agree on is not a mistake that one took from the other.
+//! A Kinesis server over HTTP for these tests. It shares no code with the crate's own model of
+//! Kinesis, so that the two do not share a mistake.
 //!
-//! A stream is a list of shards with records. Each call is served truthfully, and a rule may then
-//! replace the answer by another well-formed one.
+//! A stream is a list of shards with records. The server computes the correct response to each
+//! call. A rule may then replace it by another well-formed one.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -20,36 +20,37 @@ use axum::response::{IntoResponse, Response};
 use futures::stream;
 use serde_json::{Value, json};
 
-/// A call, and its truthful answer.
+/// A call and its correct response.
 pub(crate) struct Call<'a> {
     pub(crate) operation: &'a str,
     pub(crate) asked: &'a Value,
     pub(crate) truth: Result<Value, Refusal>,
-    /// Since the server was started.
+    /// The time since the start of the server.
     pub(crate) age: Duration,
 }
 
 /// The code and the message of an error.
 pub(crate) type Refusal = (&'static str, String);
 
-/// How the length of an answer of `GetRecords` is declared.
+/// The declared length of a `GetRecords` response.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Length {
+    /// The true length.
     True,
-    /// Without a Content-Length, in chunks.
+    /// No Content-Length, but a chunked body.
     Unknown,
-    /// So many times the true length.
+    /// The true length times this factor.
     Times(f64),
-    /// More bytes than any memory holds.
+    /// A length beyond any memory size.
     Largest,
 }
 
 type Rule = Box<dyn FnMut(&mut Call<'_>) + Send>;
 
-/// The bytes of a chunk of an answer.
+/// The chunk size of a response in bytes.
 const CHUNK: usize = 4096;
 
-/// The hash keys of a stream go up to here.
+/// The highest hash key.
 const LAST_KEY: u128 = u128::MAX;
 
 #[derive(Debug, Clone)]
@@ -58,9 +59,9 @@ pub(crate) struct Shard {
     pub(crate) end: Option<u128>,
     pub(crate) parents: Vec<usize>,
     pub(crate) keys: (u128, u128),
-    /// Each with its number and its payload.
+    /// The put time and payload of each record, by sequence number.
     pub(crate) records: BTreeMap<u128, (SystemTime, String)>,
-    /// Records with lower numbers have left retention.
+    /// Records with lower sequence numbers are trimmed.
     pub(crate) trimmed: u128,
 }
 
@@ -72,7 +73,7 @@ struct Contents {
     lengths: Option<Box<dyn FnMut() -> Length + Send>>,
 }
 
-/// A client of what listens on this port.
+/// Returns a client for this port.
 pub(crate) fn client_at(port: u16) -> Client {
     let http = aws_smithy_http_client::Builder::new().build_http();
     let config = Config::builder()
@@ -111,7 +112,7 @@ impl Server {
         client_at(self.port)
     }
 
-    /// Creates a stream of open shards. Its sequence numbers begin at `start`.
+    /// Creates a stream with this number of open shards. Its sequence numbers begin at `start`.
     pub(crate) fn create(&self, stream: &str, shards: usize, start: u128) {
         let width = LAST_KEY / shards as u128;
         let shard = |index: usize| Shard {
@@ -128,7 +129,7 @@ impl Server {
         self.lock().streams.insert(stream.to_owned(), (0..shards).map(shard).collect());
     }
 
-    /// Puts a record at the end of a shard.
+    /// Appends a record to a shard, and returns its sequence number.
     pub(crate) fn put(&self, stream: &str, shard: usize, payload: usize) -> u128 {
         let mut contents = self.lock();
         let shard = &mut contents.streams.get_mut(stream).unwrap()[shard];
@@ -138,7 +139,7 @@ impl Server {
         number
     }
 
-    /// Puts each of these payloads into the shard that `shard` says.
+    /// Puts each of these payloads into the shard that `shard` returns for it.
     pub(crate) fn put_all(
         &self,
         stream: &str,
@@ -150,7 +151,7 @@ impl Server {
         }
     }
 
-    /// Closes a shard, and gives its hash keys to two children.
+    /// Splits a shard into two children.
     pub(crate) fn split(&self, stream: &str, index: usize) {
         let mut contents = self.lock();
         let shards = contents.streams.get_mut(stream).unwrap();
@@ -171,7 +172,7 @@ impl Server {
         }
     }
 
-    /// The records of a shard below this number leave retention.
+    /// Trims the records of a shard below this sequence number.
     pub(crate) fn trim(&self, stream: &str, shard: usize, below: u128) {
         let mut contents = self.lock();
         let shard = &mut contents.streams.get_mut(stream).unwrap()[shard];
@@ -179,17 +180,17 @@ impl Server {
         shard.records.retain(|number, _| *number >= below);
     }
 
-    /// Changes the answers from now on.
+    /// Applies `rule` to all later responses.
     pub(crate) fn rule(&self, rule: impl FnMut(&mut Call<'_>) + Send + 'static) {
         self.lock().rule = Some(Box::new(rule));
     }
 
-    /// Declares the lengths of the answers of `GetRecords` from now on.
+    /// Declares the lengths of all later `GetRecords` responses as `lengths` returns.
     pub(crate) fn lengths(&self, lengths: impl FnMut() -> Length + Send + 'static) {
         self.lock().lengths = Some(Box::new(lengths));
     }
 
-    /// Answers truthfully from now on.
+    /// Removes the rule, so that all later responses are correct.
     pub(crate) fn be_honest(&self) {
         self.lock().rule = None;
     }
@@ -229,7 +230,7 @@ async fn answer(State(server): State<Server>, headers: HeaderMap, body: Bytes) -
     (status, content_type, declared(body.to_string(), length)).into_response()
 }
 
-/// The body of an answer whose length is declared as `length` says.
+/// Returns a response with this body and declared length.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
 fn declared(text: String, length: Length) -> Response {
     let declared = match length {
@@ -259,7 +260,7 @@ fn millis(time: SystemTime) -> f64 {
 
 impl Contents {
     fn stream(&self, asked: &Value) -> Result<(String, &Vec<Shard>), Refusal> {
-        // A stream that was created by its ARN is one of its own.
+        // A stream created by its ARN is separate from the stream of the same name.
         let name = asked["StreamARN"].as_str().or_else(|| asked["StreamName"].as_str());
         let name = name.ok_or_else(|| invalid("no stream is named"))?;
         let stream = self.streams.get(name);
@@ -289,7 +290,7 @@ impl Contents {
 
     fn list(&self, asked: &Value) -> Result<Value, Refusal> {
         let shards = self.stream(asked)?.1;
-        // Every shard of these streams was open a moment ago, so that a filter by time leaves out none.
+        // All shards of these streams were open recently, so a filter by timestamp omits none.
         let describe = |(index, shard): (usize, &Shard)| {
             let mut described = json!({
                 "ShardId": name_of(index),
@@ -346,7 +347,7 @@ impl Contents {
         let stream = parts.next().unwrap_or_default();
         let mut number = || parts.next().and_then(|part| part.parse::<u128>().ok());
         let (Some(index), Some(from)) = (number(), number()) else {
-            return Err(invalid("the iterator is none"));
+            return Err(invalid("ShardIterator"));
         };
         let shards = self.streams.get(stream).ok_or_else(|| missing(stream))?;
         let index = usize::try_from(index).unwrap();

@@ -1,5 +1,5 @@
-//! The Kinesis in memory of the `testing` feature, against what Kinesis documents of itself.
-// A test that cannot go on says so by a panic, in its helpers too.
+//! Tests of the in-memory Kinesis of the `testing` feature against the documentation of Kinesis.
+// Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod subscriptions;
@@ -36,7 +36,7 @@ async fn read(client: &Client, iterator: &str) -> Result<GetRecordsOutput, Strin
 }
 
 #[tokio::test(start_paused = true)]
-async fn pages_of_shards_follow_by_their_token_alone_for_300_seconds() {
+async fn next_token_is_valid_alone_for_300_seconds() {
     let kinesis = Kinesis::new();
     kinesis.create_stream("orders", 1500);
     let client = kinesis.client();
@@ -60,7 +60,7 @@ async fn pages_of_shards_follow_by_their_token_alone_for_300_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_listing_from_a_time_leaves_out_what_was_closed_before() {
+async fn listing_from_timestamp_omits_shards_closed_before() {
     let kinesis = Kinesis::new();
     let orders = kinesis.create_stream("orders", 1);
     let [left, right] = orders.shard(0).split();
@@ -85,7 +85,7 @@ async fn a_listing_from_a_time_leaves_out_what_was_closed_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn listing_at_a_time_shows_what_was_open_then() {
+async fn listing_at_timestamp_shows_shards_open_then() {
     let kinesis = Kinesis::new();
     let orders = kinesis.create_stream("orders", 1);
     sleep(Duration::from_secs(10)).await;
@@ -112,7 +112,7 @@ async fn listing_at_a_time_shows_what_was_open_then() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shard_serves_five_reads_and_two_mebibytes_a_second() {
+async fn shard_serves_five_reads_and_two_mebibytes_a_second() {
     let kinesis = Kinesis::new();
     let shard = kinesis.create_stream("orders", 1).shard(0);
     let client = kinesis.client();
@@ -126,9 +126,13 @@ async fn a_shard_serves_five_reads_and_two_mebibytes_a_second() {
     for _ in 0..11 {
         shard.put(vec![0; 1 << 20]);
     }
-    // Ten mebibytes at most, which are paid for in five seconds.
+    // A response holds at most 10 MiB, which uses up the limit for five seconds.
     let answer = read(&client, &token).await.unwrap();
-    assert_eq!(answer.records().len(), 9, "their keys count as well");
+    assert_eq!(
+        answer.records().len(),
+        9,
+        "expected 9 records, because the partition keys count too"
+    );
     sleep(Duration::from_millis(4400)).await;
     assert_eq!(read(&client, &token).await.unwrap_err(), throttled);
     sleep(Duration::from_millis(600)).await;
@@ -140,7 +144,7 @@ async fn a_shard_serves_five_reads_and_two_mebibytes_a_second() {
             "shard 0: more than 2 MiB read in one second"
         ]
     );
-    // Somebody else's reads are no fault of ours.
+    // Throttling by another reader is no violation.
     sleep(Duration::from_secs(10)).await;
     shard.occupy(Duration::from_secs(2));
     assert_eq!(read(&client, &token).await.unwrap_err(), throttled);
@@ -150,7 +154,7 @@ async fn a_shard_serves_five_reads_and_two_mebibytes_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn iterators_may_be_used_again_for_five_minutes() {
+async fn iterator_is_reusable_for_five_minutes() {
     let kinesis = Kinesis::new();
     let orders = kinesis.create_stream("orders", 1);
     orders.shard(0).put("0");
@@ -174,7 +178,7 @@ async fn iterators_may_be_used_again_for_five_minutes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lag_is_the_age_of_the_next_record_and_the_end_names_the_children() {
+async fn lag_is_age_of_next_record_and_shard_end_names_children() {
     let kinesis = Kinesis::new();
     let shard = kinesis.create_stream("orders", 1).shard(0);
     shard.put("0");
@@ -196,7 +200,7 @@ async fn lag_is_the_age_of_the_next_record_and_the_end_names_the_children() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_that_are_trimmed_and_shards_that_expire_are_gone() {
+async fn trimmed_records_and_expired_shards_are_gone() {
     let kinesis = Kinesis::new();
     let shard = kinesis.create_stream("orders", 1).shard(0);
     let numbers: Vec<_> = (0..3).map(|number| shard.put(number.to_string())).collect();
@@ -217,7 +221,7 @@ async fn records_that_are_trimmed_and_shards_that_expire_are_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn writes_through_a_client_go_to_the_shard_of_their_hash() {
+async fn put_record_goes_to_shard_of_its_hash_key() {
     let kinesis = Kinesis::new();
     let orders = kinesis.create_stream("orders", 2);
     let client = kinesis.client();
@@ -242,7 +246,7 @@ async fn writes_through_a_client_go_to_the_shard_of_their_hash() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_said_of_calls_twice_comes_one_after_the_other() {
+async fn repeated_next_calls_queue_their_outcomes() {
     let kinesis = Kinesis::new();
     kinesis.create_stream("orders", 1);
     let client = kinesis.client();
@@ -266,7 +270,7 @@ async fn what_is_said_of_calls_twice_comes_one_after_the_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_go_wrong_as_they_are_told_to() {
+async fn calls_fail_with_their_configured_outcome() {
     let kinesis = Kinesis::new();
     kinesis.create_stream("orders", 1);
     let client = kinesis.client();

@@ -1,4 +1,4 @@
-//! Enhanced fan-out.
+//! Tests of enhanced fan-out in the in-memory Kinesis.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn stream_arn(client: &Client) -> String {
     summary.stream_description_summary.unwrap().stream_arn
 }
 
-/// A consumer of this name, registered.
+/// Registers a consumer with this name, and returns its ARN.
 async fn register(client: &Client, name: &str) -> String {
     let arn = stream_arn(client).await;
     let asked = client.register_stream_consumer().stream_arn(arn).consumer_name(name);
@@ -60,7 +60,7 @@ async fn event(subscription: &mut SubscribeToShardOutput) -> Result<SubscribeToS
         Ok(Some(SubscribeToShardEventStream::SubscribeToShardEvent(event))) => Ok(event),
         Ok(Some(other)) => panic!("{other:?}"),
         Ok(None) => Err("the end".to_owned()),
-        // The SDK does not look for its name where Kinesis writes it.
+        // The SDK does not read the error code from the header in which Kinesis sends it.
         Err(SdkError::ServiceError(error)) => match error.raw() {
             RawMessage::Decoded(message) => {
                 let mut headers = message.headers().iter();
@@ -78,7 +78,7 @@ fn payloads(event: &SubscribeToShardEvent) -> Vec<&[u8]> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_are_pushed_as_they_come_and_silence_is_heard_of() {
+async fn records_are_pushed_at_once_and_silence_sends_empty_events() {
     let (kinesis, orders, client) = orders();
     orders.shard(0).put("before");
     let consumer = register(&client, "billing").await;
@@ -106,7 +106,7 @@ async fn records_are_pushed_as_they_come_and_silence_is_heard_of() {
     drop(subscription);
     assert_eq!(kinesis.in_flight(), 0);
 
-    // From there, as long as nothing behind it has left retention.
+    // Resumes after the continuation number until the records after it are trimmed.
     let mut again = subscribe(&client, &consumer, after(place)).await.unwrap();
     assert_eq!(payloads(&event(&mut again).await.unwrap()), [b"later"]);
     orders.shard(0).trim(3);
@@ -118,7 +118,7 @@ async fn records_are_pushed_as_they_come_and_silence_is_heard_of() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_subscription_ends_after_five_minutes_and_is_taken_over_after_five_seconds() {
+async fn subscription_ends_after_five_minutes_and_is_replaceable_after_five_seconds() {
     let (_kinesis, _orders, client) = orders();
     let consumer = register(&client, "billing").await;
     let latest = || from(ShardIteratorType::Latest);
@@ -126,12 +126,12 @@ async fn a_subscription_ends_after_five_minutes_and_is_taken_over_after_five_sec
     let mut first = subscribe(&client, &consumer, latest()).await.unwrap();
     let at_once = subscribe(&client, &consumer, latest()).await;
     assert_eq!(at_once.unwrap_err(), "ResourceInUseException");
-    // That somebody else is there is nothing to it.
+    // The limit applies per consumer: another consumer may subscribe at once.
     let other = register(&client, "shipping").await;
     assert!(subscribe(&client, &other, latest()).await.is_ok());
     sleep(5 * SECOND).await;
     let mut second = subscribe(&client, &consumer, latest()).await.unwrap();
-    // What it was late with.
+    // Skips the empty events that the first subscription still holds.
     while let Ok(silence) = event(&mut first).await {
         assert!(silence.records().is_empty());
     }
@@ -144,7 +144,7 @@ async fn a_subscription_ends_after_five_minutes_and_is_taken_over_after_five_sec
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_end_of_a_shard_names_its_children_and_no_place() {
+async fn shard_end_names_children_and_no_continuation() {
     let (_kinesis, orders, client) = orders();
     orders.shard(0).put("last");
     orders.shard(0).split();
@@ -158,7 +158,7 @@ async fn the_end_of_a_shard_names_its_children_and_no_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn consumers_are_registered_once_and_created_first() {
+async fn consumer_registers_once_and_is_creating_first() {
     let (kinesis, orders, client) = orders();
     kinesis.set_registration_time(3 * SECOND);
     let consumer = register(&client, "billing").await;
@@ -195,7 +195,7 @@ async fn consumers_are_registered_once_and_created_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn subscriptions_are_interrupted_as_told() {
+async fn interrupted_subscription_fails_as_configured() {
     let (_kinesis, orders, client) = orders();
     let consumer = register(&client, "billing").await;
     for (interruption, expected) in [

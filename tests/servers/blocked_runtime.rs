@@ -1,4 +1,4 @@
-//! A handler that blocks the only thread of its runtime for longer than a lease.
+//! A handler that blocks the only thread of its runtime for longer than a lease duration.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,10 +16,10 @@ use crate::redis_server::RedisServer;
 
 const SHARDS: usize = 2;
 
-/// How long the handler blocks: until after another worker has taken over.
+/// The time that the handler blocks: until another worker has taken over the lease.
 const BLOCKED: Duration = BOUND.saturating_add(DELAY);
 
-/// A delivery: its worker, its shard, its epoch and its number.
+/// A delivered record.
 #[derive(Debug, Clone, Copy)]
 struct Delivery {
     worker: usize,
@@ -32,7 +32,7 @@ struct Delivery {
 struct Seen {
     deliveries: Arc<Mutex<Vec<Delivery>>>,
     events: Arc<Mutex<Vec<(usize, Event)>>>,
-    /// The next record of worker 0 blocks its thread.
+    /// True if the next record of worker 0 blocks its thread.
     blocks: Arc<AtomicBool>,
 }
 
@@ -50,7 +50,7 @@ impl Seen {
         self.deliveries.lock().unwrap().clone()
     }
 
-    /// The shards of each worker's deliveries after this number of them.
+    /// Returns the shards of each worker's deliveries, without the first `deliveries` of all.
     fn shards_since(&self, deliveries: usize) -> [BTreeSet<usize>; 2] {
         let all = self.all();
         let of = |worker| {
@@ -68,7 +68,7 @@ impl Seen {
 async fn until(what: &str, is_so: impl Fn() -> bool) {
     let began = Instant::now();
     while !is_so() {
-        assert!(began.elapsed() < Duration::from_secs(30), "{what}");
+        assert!(began.elapsed() < Duration::from_secs(30), "expected within 30 s: {what}");
         sleep(Duration::from_millis(10)).await;
     }
 }
@@ -136,7 +136,7 @@ fn write(kinesis: &Kinesis) -> (Arc<Mutex<usize>>, JoinHandle<()>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn handler_that_blocks_its_runtime_loses_the_lease_and_no_record() {
+async fn handler_that_blocks_its_runtime_loses_lease_and_no_record() {
     let server = RedisServer::start(&[]);
     let (kinesis, seen) = (Kinesis::new(), Seen::default());
     let (put, writing) = write(&kinesis);
@@ -154,7 +154,7 @@ async fn handler_that_blocks_its_runtime_loses_the_lease_and_no_record() {
     until("the handler blocks", || !seen.blocks.load(Ordering::SeqCst)).await;
     until("the other worker reads all shards", || seen.shards_since(before)[1].len() == SHARDS)
         .await;
-    // What a probe on another thread sees.
+    // The health as a probe on another thread sees it.
     let health = blocked.health();
     assert!(!health.is_ready(), "{health:?}");
     assert!(health.since_renewal.unwrap() > LEASE, "{health:?}");
@@ -172,8 +172,11 @@ async fn handler_that_blocks_its_runtime_loses_the_lease_and_no_record() {
     for shard in 0..SHARDS {
         let all = seen.all().into_iter().filter(|delivery| delivery.shard == shard);
         let epochs: Vec<_> = all.map(|delivery| (delivery.epoch, delivery.worker)).collect();
-        assert!(epochs.is_sorted(), "shard {shard} was delivered in an old epoch: {epochs:?}");
+        assert!(epochs.is_sorted(), "expected ascending epochs of shard {shard}: {epochs:?}");
         let is_one = |pair: &[(u64, usize)]| pair[0].0 != pair[1].0 || pair[0].1 == pair[1].1;
-        assert!(epochs.windows(2).all(is_one), "two workers read shard {shard}: {epochs:?}");
+        assert!(
+            epochs.windows(2).all(is_one),
+            "expected one worker per epoch of shard {shard}: {epochs:?}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The store and the consumer against a real redis-server, which each test starts for itself.
-// A test that cannot go on says so by a panic, in its helpers too.
+//! Tests of the store and the consumer against a real redis-server. Each test starts its servers.
+// Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(feature = "redis")]
 
@@ -49,5 +49,5 @@ mod redis_takeover;
 mod redis_tls;
 #[cfg(feature = "testing")]
 #[path = "../support/seeds.rs"]
-#[allow(dead_code)] // The time is real here.
+#[allow(dead_code)] // These tests use real time, not `on_a_paused_clock`.
 mod seeds;

@@ -1,15 +1,17 @@
-//! A nemesis for `RedisStore`: three workers read from a Kinesis in memory, each through TCP proxies of
-//! its own to a Redis master with a replica, while faults happen to the network and the servers. The
-//! master is behind one address, named by a sentinel, or a node of a cluster.
+//! Fault injection for `RedisStore`: three workers read from an in-memory Kinesis while the network
+//! and the Redis servers fail.
 //!
-//! A seed determines the faults and their order. The time is real, so two runs of one seed differ in
-//! detail. Every bound is derived from the configured durations.
+//! Each worker reaches a Redis master with a replica through its own TCP proxies. The workers find
+//! the master at one address, by a sentinel, or as a node of a cluster.
 //!
-//! - `cargo test --all-features --test servers nemesis` runs the everyday seeds;
-//! - `SEED=7 cargo test --all-features --test servers -- --ignored --nocapture nemesis::one` tells the
-//!   story of one;
-//! - `SEEDS=0..100 cargo test --all-features --test servers -- --ignored --nocapture nemesis::many` runs
-//!   others. Seeds from 1000 on are behind a sentinel, and those from 2000 on in a cluster.
+//! A seed determines the faults and their order. The clock is real, so two runs of one seed differ
+//! in detail. Every time limit is derived from the configured durations.
+//!
+//! - `cargo test --all-features --test servers nemesis` runs the seeds of the regular test run;
+//! - `SEED=7 cargo test --all-features --test servers -- --ignored --nocapture nemesis::one` runs
+//!   one seed and prints its trace;
+//! - `SEEDS=0..100 cargo test --all-features --test servers -- --ignored --nocapture nemesis::many`
+//!   runs a range of seeds. Seeds from 1000 use a sentinel, and seeds from 2000 use a cluster.
 
 mod faults;
 mod servers;
@@ -29,14 +31,14 @@ use servers::{By, Servers};
 use tally::Tally;
 use worker::Worker;
 
-/// The seeds that every run of the tests goes through.
+/// The seeds of the regular test run.
 const EVERY_DAY: Range<u64> = 0..6;
 
-/// Those behind a sentinel.
+/// The seeds of the regular test run with a sentinel.
 #[cfg(feature = "redis-sentinel")]
 const BEHIND_A_SENTINEL: Range<u64> = 1000..1004;
 
-/// Those in a cluster.
+/// The seeds of the regular test run in a cluster.
 #[cfg(feature = "redis-cluster")]
 const IN_A_CLUSTER: Range<u64> = 2000..2004;
 
@@ -46,7 +48,7 @@ const SHARDS: usize = 4;
 const WORKERS: usize = 3;
 const FAULTS: usize = 3;
 
-/// The shortest lease duration that is permitted, so that a story is short.
+/// The shortest permitted lease duration, which keeps the runs short.
 const LEASE: Duration = Duration::from_secs(2);
 const RENEWAL: Duration = LEASE.checked_div(3).unwrap();
 
@@ -56,11 +58,12 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// The pause between two records.
 const PUT_PAUSE: Duration = Duration::from_millis(10);
 
-/// How long a record takes to its reader: one poll, and what a machine adds that builds and tests at
-/// the same time.
+/// The time from a put to the delivery: one poll, plus an allowance for a machine that is busy with
+/// other builds and tests.
 const DELAY: Duration = INTERVAL.saturating_add(Duration::from_millis(1500));
 
-/// From this time after the end of a fault on, every shard is read: a lease duration and two renewals.
+/// The time after the end of a fault within which every shard is read again: a lease duration and
+/// two renewals.
 const READ_AGAIN: Duration = LEASE.saturating_add(RENEWAL.saturating_mul(2));
 
 fn simulate(seed: u64) -> Story {
@@ -85,23 +88,23 @@ fn deployment(seed: u64) -> By {
 }
 
 #[test]
-fn no_fault_of_redis_loses_a_record_or_stops_a_shard() {
+fn redis_faults_lose_no_record_and_stop_no_shard() {
     SIMULATION.go_through(EVERY_DAY);
 }
 
 #[cfg(feature = "redis-sentinel")]
 #[test]
-fn no_fault_behind_a_sentinel_loses_a_record_or_stops_a_shard() {
+fn sentinel_faults_lose_no_record_and_stop_no_shard() {
     SIMULATION.go_through(BEHIND_A_SENTINEL);
 }
 
 #[cfg(feature = "redis-cluster")]
 #[test]
-fn no_fault_in_a_cluster_loses_a_record_or_stops_a_shard() {
+fn cluster_faults_lose_no_record_and_stop_no_shard() {
     SIMULATION.go_through(IN_A_CLUSTER);
 }
 
-/// A script of another client that loops for longer than a lease keeps Redis BUSY.
+/// A script of another client loops for longer than a lease duration, so that Redis replies BUSY.
 #[test]
 fn busy_redis_loses_no_record_and_stops_no_shard() {
     let story = on_real_time(async {
@@ -118,18 +121,18 @@ fn busy_redis_loses_no_record_and_stops_no_shard() {
 }
 
 #[test]
-#[ignore = "goes through the seeds in SEEDS"]
+#[ignore = "runs the seeds in SEEDS"]
 fn many() {
     SIMULATION.go_through_many();
 }
 
 #[test]
-#[ignore = "tells the story of the seed in SEED"]
+#[ignore = "runs the seed in SEED and prints its trace"]
 fn one() {
     SIMULATION.tell_one();
 }
 
-/// Everything that takes part in a story.
+/// The participants of a run.
 struct World {
     rng: Rng,
     servers: Servers,
@@ -157,19 +160,22 @@ impl World {
 
     async fn run(&mut self) {
         self.reads("the start", Instant::now(), 3 * READ_AGAIN).await;
-        assert!(self.servers.serve_proxies_alone().await, "faults reach every connection");
+        assert!(
+            self.servers.serve_proxies_alone().await,
+            "expected all workers to connect through proxies"
+        );
         for _ in 0..FAULTS {
             if self.tally.is_broken() {
                 return;
             }
             let fault = Fault::draw(&mut self.rng);
-            // Some faults meet a fleet that has not recovered from the last one.
+            // Sometimes the next fault begins before the fleet has recovered from this one.
             self.suffer(fault, |rng| rng.u8(..4) > 0).await;
             sleep(Duration::from_millis(self.rng.u64(0..500))).await;
         }
     }
 
-    /// Has a fault, and then waits until every shard is read again where `recovers` says so.
+    /// Runs a fault. If `recovers` returns true, waits until every shard is read again.
     async fn suffer(&mut self, fault: Fault, recovers: impl FnOnce(&mut Rng) -> bool) {
         let what = format!("{fault:?}");
         self.tally.tell(&what);
@@ -181,17 +187,18 @@ impl World {
         }
         if recovers(&mut self.rng) {
             self.reads(&what, ended, READ_AGAIN + DELAY).await;
-            // Leases that nobody can renew have run out by then.
+            // Waits until leases without renewal have expired, and checks again.
             sleep_until(ended + READ_AGAIN).await;
             self.reads(&what, Instant::now(), DELAY).await;
         }
     }
 
-    /// Waits until every shard has delivered a record that was put after `since`.
+    /// Waits until every shard has delivered a record that was put after `since`. Exceeding `bound`
+    /// breaks a promise.
     async fn reads(&self, what: &str, since: Instant, bound: Duration) {
         while let Some(shard) = self.tally.first_unread(since) {
             if since.elapsed() > bound {
-                let detail = format!("shard {shard} is not read for {bound:?} after {what}");
+                let detail = format!("shard {shard} is not read within {bound:?} of {what}");
                 return self.tally.break_promise("reads_on", detail);
             }
             sleep(PUT_PAUSE).await;
@@ -199,20 +206,20 @@ impl World {
         self.tally.tell(&format!("every shard is read after {:?}", since.elapsed()));
     }
 
-    /// Waits until every worker has reported that the store has forgotten.
+    /// Waits until every worker has reported the loss of stored data.
     async fn is_noticed(&self, what: &str, began: Instant) {
         let bound = 2 * RENEWAL + DELAY;
         while let Some(worker) = self.tally.first_unaware(WORKERS, began) {
             if began.elapsed() > bound {
-                let detail = format!("worker {worker} has not noticed {what} within {bound:?}");
+                let detail = format!("worker {worker} has not reported {what} within {bound:?}");
                 return self.tally.break_promise("notices_loss", detail);
             }
             sleep(PUT_PAUSE).await;
         }
-        self.tally.tell(&format!("every worker has noticed after {:?}", began.elapsed()));
+        self.tally.tell(&format!("every worker has reported it after {:?}", began.elapsed()));
     }
 
-    /// Stops the writer, waits for what is not read yet, and ends the workers.
+    /// Stops the writer, waits until all records are read, and stops the workers.
     async fn end(self) -> Story {
         self.writing.abort();
         let began = Instant::now();
@@ -232,7 +239,7 @@ impl World {
     }
 }
 
-/// Puts numbers into the shards in turn.
+/// Puts consecutive numbers into the shards in turn.
 async fn write(stream: Stream, tally: Tally) {
     for number in 0.. {
         let shard = number % SHARDS;

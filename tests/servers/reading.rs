@@ -1,4 +1,4 @@
-//! A worker that reads while its Redis has faults.
+//! A worker that reads records while its Redis has faults.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use tokio::time::{Instant, sleep};
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
 const RENEWAL: Duration = LEASE.checked_div(3).unwrap();
 
-/// How long reading may stop after a fault has ended: a lease duration and two renewals.
+/// The longest pause of reading after the end of a fault: a lease duration and two renewals.
 pub(crate) const BOUND: Duration = LEASE.saturating_add(RENEWAL.saturating_mul(2));
 
-/// What a poll, a put and a busy machine may add.
+/// An allowance for a poll, a put and a busy machine.
 pub(crate) const DELAY: Duration = Duration::from_millis(1500);
 
-/// A worker that has read a record.
+/// A worker that has read at least one record.
 pub(crate) struct Reading {
     shard: Shard,
     pub(crate) consumer: Consumer,
@@ -43,7 +43,7 @@ impl Reading {
         reading
     }
 
-    /// Puts a record, and waits for it. Redelivered records are ignored.
+    /// Puts a record, and waits until it is delivered. Ignores redelivered records.
     async fn read_one(&mut self) {
         self.put += 1;
         let expected = self.put.to_string();
@@ -62,15 +62,20 @@ impl Reading {
         }
     }
 
-    /// Reads on from the moment at which the fault has ended.
+    /// Checks that the worker resumes. The caller calls this when the fault has ended.
     pub(crate) async fn reads_on(mut self) {
         let began = Instant::now();
         self.read_one().await;
-        // What was fetched before may come at once: the lease is valid again with a later one.
+        // Records fetched before the fault may be delivered at once. Only a later record shows that
+        // the lease is valid again.
         sleep(LEASE).await;
         self.read_one().await;
         let took = began.elapsed().saturating_sub(LEASE);
-        assert!(took < BOUND + DELAY, "the worker reads on after {took:?}");
+        assert!(
+            took < BOUND + DELAY,
+            "expected the worker to resume within {:?}, took {took:?}",
+            BOUND + DELAY
+        );
         self.consumer.close().await.unwrap();
     }
 }

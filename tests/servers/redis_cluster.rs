@@ -1,4 +1,4 @@
-//! `RedisStore` against real nodes of a cluster.
+//! Tests of `RedisStore` against a real Redis Cluster.
 
 use std::ops::Range;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::redis_store::{after, scope, shard};
 const SLOTS: u16 = 16_384;
 const CHECKPOINTS: &str = "kinestream:{billing:orders}:checkpoints";
 
-/// A node of a cluster.
+/// A cluster node.
 struct Node {
     server: RedisServer,
     cluster_port: String,
@@ -25,7 +25,7 @@ struct Node {
 }
 
 impl Node {
-    /// Holds these slots, and knows no other node.
+    /// Starts a node that holds these slots and knows no other node.
     async fn start(slots: Range<u16>) -> Self {
         let mut node = Self::launch().await;
         let [first, last] = [slots.start, slots.end - 1].map(|slot| slot.to_string());
@@ -33,7 +33,7 @@ impl Node {
         node
     }
 
-    /// Holds no slot, and knows no other node.
+    /// Starts a node that holds no slot and knows no other node.
     async fn launch() -> Self {
         let mut cluster_port = 0;
         let listens = |port: u16, _folder: &Path| {
@@ -56,7 +56,7 @@ impl Node {
         self.cluster(&["KEYSLOT", key]).await
     }
 
-    /// Waits until the nodes that hold all slots know each other.
+    /// Waits until the node knows the holders of all slots.
     async fn wait_until_complete(&mut self) {
         let began = Instant::now();
         loop {
@@ -96,7 +96,7 @@ impl Pair {
         [self.master.server.url(), self.replica.server.url()]
     }
 
-    /// Kills the master, and has the replica take over its slots.
+    /// Kills the master, and makes the replica take over its slots.
     pub(crate) async fn fail_over(&mut self) {
         self.master.server.kill();
         self.replica.cluster::<()>(&["FAILOVER", "TAKEOVER"]).await;
@@ -118,9 +118,10 @@ impl Pair {
     }
 }
 
-/// All keys of one application and stream are in one slot: a script that touches two is refused.
+/// All keys of one application and stream are in one slot, because Redis refuses a script that
+/// accesses two slots.
 #[tokio::test]
-async fn keeps_what_belongs_together_in_one_slot() {
+async fn keys_of_application_and_stream_share_one_slot() {
     let mut node = Node::start(0..SLOTS).await;
     node.wait_until_complete().await;
     let store = RedisStore::connect(&node.server.url()).await.unwrap();
@@ -132,7 +133,8 @@ async fn keeps_what_belongs_together_in_one_slot() {
     assert_ne!(node.slot("kinestream:{billing:parcels}:checkpoints").await, checkpoints);
 }
 
-/// The nodes of a cluster, of which each holds half of the slots, and which of them holds these keys.
+/// Starts a cluster of two nodes with half of the slots each. Returns the nodes, and the index of
+/// the one that holds the checkpoints.
 async fn two_nodes() -> ([Node; 2], usize) {
     let middle = SLOTS / 2;
     let mut low = Node::start(0..middle).await;
@@ -146,7 +148,7 @@ async fn two_nodes() -> ([Node; 2], usize) {
 }
 
 #[tokio::test]
-async fn finds_the_node_that_holds_the_keys() {
+async fn store_connected_to_other_node_reaches_node_of_keys() {
     let (nodes, holder) = two_nodes().await;
     let store = RedisStore::connect(&nodes[1 - holder].server.url()).await.unwrap();
     conformance::check(&store).await;
@@ -157,7 +159,7 @@ async fn finds_the_node_that_holds_the_keys() {
 }
 
 #[tokio::test]
-async fn follows_the_keys_to_another_node() {
+async fn migrated_slot_is_followed_to_its_new_node() {
     let (mut nodes, holder) = two_nodes().await;
     let store = RedisStore::connect(&nodes[holder].server.url()).await.unwrap();
     store.save(&scope(), &saved(1)).await.unwrap();
@@ -188,7 +190,7 @@ async fn follows_the_keys_to_another_node() {
 }
 
 #[tokio::test]
-async fn waits_for_a_cluster_that_is_not_complete() {
+async fn incomplete_cluster_is_reported_as_temporary() {
     let node = Node::start(0..SLOTS / 2).await;
     let address = format!("127.0.0.1:{}", node.server.port());
     let error = match RedisStore::connect(&node.server.url()).await {
@@ -206,9 +208,10 @@ async fn waits_for_a_cluster_that_is_not_complete() {
     );
 }
 
-/// A user who may not ask what the server is gets a store of that server alone.
+/// Without the permission for INFO, the store cannot detect a cluster and uses the given server
+/// alone.
 #[tokio::test]
-async fn says_what_is_wrong_with_a_cluster() {
+async fn slot_outside_of_single_node_is_reported_with_cure() {
     let saved = saved(1);
     let middle = SLOTS / 2;
     let mut low = Node::start(0..middle).await;
@@ -253,7 +256,7 @@ async fn says_what_is_wrong_with_a_cluster() {
 }
 
 #[tokio::test]
-async fn needs_a_node_that_answers() {
+async fn cluster_connect_needs_one_node_that_answers() {
     let (nodes, _holder) = two_nodes().await;
     let nobody = format!("redis://127.0.0.1:{}/", free_port());
     let error = RedisStore::connect_cluster([&*nobody]).await.unwrap_err();

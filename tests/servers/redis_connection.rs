@@ -1,4 +1,4 @@
-//! What `RedisStore` does when its connection no longer serves.
+//! Reconnection of `RedisStore` after its connection has failed.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::redis_store::{after, raw, scope, shard, whole_text};
 /// The default lease duration, within which a lost connection must be replaced.
 const LEASE: Duration = Duration::from_secs(10);
 
-/// How a store reaches its server.
+/// The way in which a store connects to its server.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum By {
     Url,
@@ -43,12 +43,12 @@ pub(crate) struct Behind {
 }
 
 impl Behind {
-    /// A store on one server.
+    /// Starts a store that connects by URL.
     async fn start() -> Self {
         Self::started(By::Url).await
     }
 
-    /// Starts a store with one checkpoint.
+    /// Starts a store that holds one checkpoint.
     pub(crate) async fn started(by: By) -> Self {
         let options: &[&str] = match by {
             #[cfg(feature = "redis-cluster")]
@@ -76,7 +76,7 @@ impl Behind {
         behind
     }
 
-    /// Connects another store, with this password.
+    /// Connects another store with this password.
     pub(crate) async fn connect(&self, password: &str) -> kinestream::Result<RedisStore> {
         connect(&self.proxy, self.sentinel.as_ref(), password).await
     }
@@ -106,7 +106,7 @@ async fn connect(
     }
 }
 
-/// Saves again and again until it works, and returns how long that took.
+/// Repeats a save until it succeeds, and returns the time that this took.
 pub(crate) async fn until_saved(store: &RedisStore, number: u32) -> Duration {
     let began = Instant::now();
     while let Err(error) = store.save(&scope(), &[(shard(0), after(number))]).await {
@@ -117,7 +117,7 @@ pub(crate) async fn until_saved(store: &RedisStore, number: u32) -> Duration {
     began.elapsed()
 }
 
-/// Makes the server a cluster of one node, which clients are to reach at this port.
+/// Makes the server a cluster of one node, which announces this port to clients.
 #[cfg(feature = "redis-cluster")]
 async fn make_cluster(server: &RedisServer, port: u16) {
     let mut raw = raw(server).await;
@@ -133,7 +133,7 @@ async fn make_cluster(server: &RedisServer, port: u16) {
     }
 }
 
-/// A replica of the server, once it has all that the server has.
+/// Starts a replica of the server, and waits until it is synchronized.
 async fn replica_of(master: &RedisServer) -> RedisServer {
     let port = master.port().to_string();
     let options = ["--replicaof", "127.0.0.1", &port, "--repl-diskless-sync-delay", "0"];
@@ -162,7 +162,7 @@ async fn failover_behind_a_stable_address_is_followed() {
     replicate(&behind.server, &["127.0.0.1", &replica.port().to_string()]).await;
     behind.proxy.redirect(replica.port());
     let took = behind.until_saved(2).await;
-    assert!(took < LEASE, "the new master was found after {took:?}");
+    assert!(took < LEASE, "expected the new master within {LEASE:?}, took {took:?}");
     let there = RedisStore::connect(&replica.url()).await.unwrap();
     assert_eq!(there.load(&scope()).await.unwrap()[&shard(0)], after(2));
 }
@@ -173,7 +173,7 @@ async fn half_open_connection_is_replaced() {
         let behind = Behind::started(*by).await;
         behind.proxy.freeze();
         let took = behind.until_saved(2).await;
-        assert!(took < LEASE, "{by:?}: the connection was replaced after {took:?}");
+        assert!(took < LEASE, "{by:?}: expected a new connection within {LEASE:?}, took {took:?}");
     });
     futures::future::join_all(replaced).await;
 }
@@ -183,9 +183,13 @@ async fn dropped_call_replaces_the_connection() {
     for by in ALL {
         let behind = Behind::started(*by).await;
         behind.proxy.freeze();
-        timeout(Duration::from_millis(200), behind.save(2)).await.expect_err("there is no answer");
+        timeout(Duration::from_millis(200), behind.save(2))
+            .await
+            .expect_err("expected no response");
         let saved = timeout(Duration::from_secs(3), behind.save(2)).await;
-        saved.unwrap_or_else(|_| panic!("{by:?}: the next call uses a new connection")).unwrap();
+        saved
+            .unwrap_or_else(|_| panic!("{by:?}: expected a new connection for the next call"))
+            .unwrap();
     }
 }
 
@@ -197,38 +201,42 @@ async fn calls_on_a_replaced_connection_end_soon() {
     let waiting = behind.save(2);
     let dropped = timeout(Duration::from_millis(200), behind.save(2));
     let (waiting, dropped) = futures::future::join(waiting, dropped).await;
-    dropped.expect_err("there is no answer");
-    let error = waiting.expect_err("there is no answer");
+    dropped.expect_err("expected no response");
+    let error = waiting.expect_err("expected no response");
     assert!(error.is_temporary(), "{}", whole_text(&error));
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn peer_that_accepts_and_is_silent_fails_in_time() {
-    let failed = ALL.iter().map(async |by| silent_peer_fails(Behind::started(*by).await).await);
+async fn silent_peer_times_out() {
+    let failed =
+        ALL.iter().map(async |by| silent_peer_case_times_out(Behind::started(*by).await).await);
     futures::future::join_all(failed).await;
 }
 
-async fn silent_peer_fails(behind: Behind) {
+async fn silent_peer_case_times_out(behind: Behind) {
     let by = behind.by;
     behind.proxy.set_mode(Mode::Swallow);
     let began = Instant::now();
     let error = RedisStore::connect(&behind.proxy.url()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{}", whole_text(&error));
-    assert!(began.elapsed() < Duration::from_secs(8), "a connection fails after 5 s");
+    assert!(began.elapsed() < Duration::from_secs(8), "expected connecting to time out after 5 s");
     for _ in 0..2 {
         let began = Instant::now();
         let error = behind.save(2).await.unwrap_err();
         assert!(error.is_temporary(), "{}", whole_text(&error));
-        assert!(began.elapsed() < Duration::from_secs(8), "an answer fails after 5 s");
+        assert!(
+            began.elapsed() < Duration::from_secs(8),
+            "expected the call to time out after 5 s"
+        );
     }
     behind.proxy.set_mode(Mode::Pass);
     let took = behind.until_saved(2).await;
-    assert!(took < Duration::from_secs(5), "{by:?}: the store was back after {took:?}");
+    assert!(took < Duration::from_secs(5), "{by:?}: expected recovery within 5 s, took {took:?}");
 }
 
 #[tokio::test]
-async fn address_that_answers_no_connection_fails_in_time() {
+async fn unanswered_connection_attempt_times_out() {
     let Behind { server, proxy, store, .. } = Behind::start().await;
     let (port, url) = (proxy.port(), proxy.url());
     proxy.stop().await;
@@ -236,26 +244,29 @@ async fn address_that_answers_no_connection_fails_in_time() {
     let began = Instant::now();
     let error = RedisStore::connect(&url).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{}", whole_text(&error));
-    assert!(began.elapsed() < Duration::from_secs(8), "a connection fails after 5 s");
+    assert!(began.elapsed() < Duration::from_secs(8), "expected connecting to time out after 5 s");
     let began = Instant::now();
     let error = store.save(&scope(), &[(shard(0), after(2))]).await.unwrap_err();
     assert!(error.is_temporary(), "{}", whole_text(&error));
-    assert!(began.elapsed() < Duration::from_secs(5), "a new connection fails after 1.5 s");
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "expected reconnecting to time out after 1.5 s"
+    );
     drop(hole);
     let _proxy = Proxy::start_at(port, server.port()).await;
     let took = until_saved(&store, 2).await;
-    assert!(took < Duration::from_secs(5), "the store was back after {took:?}");
+    assert!(took < Duration::from_secs(5), "expected recovery within 5 s, took {took:?}");
 }
 
 #[tokio::test]
-async fn killed_client_connects_again() {
+async fn killed_client_reconnects() {
     let behind = Behind::start().await;
     let mut raw = raw(&behind.server).await;
     for round in 2..6 {
         let kill = ["KILL", "TYPE", "normal", "SKIPME", "yes"];
         redis::cmd("CLIENT").arg(&kill).query_async::<u32>(&mut raw).await.unwrap();
         let took = behind.until_saved(round).await;
-        assert!(took < Duration::from_secs(5), "the store was back after {took:?}");
+        assert!(took < Duration::from_secs(5), "expected recovery within 5 s, took {took:?}");
     }
 }
 
@@ -267,23 +278,23 @@ async fn concurrent_calls_share_one_new_connection() {
     let calls = (0..50).map(|_| behind.until_saved(2));
     futures::future::join_all(calls).await;
     let connected = behind.proxy.accepted() - accepted;
-    assert!(connected <= 2, "50 calls made {connected} connections");
+    assert!(connected <= 2, "expected at most 2 new connections for 50 calls, got {connected}");
 }
 
 #[tokio::test]
-async fn unreachable_server_is_not_stormed() {
+async fn attempts_to_unreachable_server_are_limited() {
     let behind = Behind::start().await;
     let accepted = behind.proxy.accepted();
     behind.proxy.set_mode(Mode::Refuse);
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(1) {
-        // Callers back off: without that, the store still does.
+        // These calls do not back off, but the store does.
         let calls = (0..10).map(|_| behind.save(2));
         for saved in futures::future::join_all(calls).await {
             assert!(saved.unwrap_err().is_temporary());
         }
     }
     let connected = behind.proxy.accepted() - accepted;
-    assert!(connected <= 30, "{connected} connections were tried in a second");
+    assert!(connected <= 30, "expected at most 30 attempts in 1 s, got {connected}");
     let _: String = raw(&behind.server).await.ping().await.unwrap();
 }

@@ -1,5 +1,5 @@
-//! The consumer with a real Redis: its server is killed, its process is killed, it is
-//! misconfigured.
+//! The consumer with a real Redis: a killed server, killed reader processes, and keys of another
+//! program.
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
@@ -29,16 +29,17 @@ fn consumer(client: &Client, store: RedisStore) -> Consumer {
         .starting_position(StartingPosition::TrimHorizon)
         .interval(Duration::from_millis(200))
         .checkpoint_interval(Duration::from_millis(100))
-        // A reader that is killed keeps its shards for so long.
+        // The time that a killed reader keeps its shards.
         .lease_duration(Duration::from_secs(2))
         .store(store)
         .build()
         .unwrap()
 }
 
-/// Reading goes on while the store is away, and what was finished meanwhile is not forgotten.
+/// The consumer reads while the store is unavailable, and later saves the records that were
+/// acknowledged in that time.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_killed_under_a_reader_is_waited_for() {
+async fn consumer_keeps_reading_while_redis_is_down_and_loses_no_ack() {
     let mut server = RedisServer::start(&["--appendonly", "yes", "--appendfsync", "always"]);
     let (client, _port) = start_kinesis().await.unwrap();
     create_stream(&client, STREAM, 2).await.unwrap();
@@ -50,7 +51,7 @@ async fn a_store_that_is_killed_under_a_reader_is_waited_for() {
         put(&client, round * 100..(round + 1) * 100).await;
         while seen.len() < (round + 1) * 100 {
             let record = timeout(PATIENCE, records.next()).await.unwrap().unwrap().unwrap();
-            assert!(seen.insert(record.data().to_vec()), "no record twice");
+            assert!(seen.insert(record.data().to_vec()), "expected each record once");
             record.ack();
         }
         if round == 0 {
@@ -66,11 +67,11 @@ async fn a_store_that_is_killed_under_a_reader_is_waited_for() {
     put(&client, 300..301).await;
     let second = consumer(&client, RedisStore::connect(&server.url()).await.unwrap());
     let record = timeout(PATIENCE, second.records().next()).await.unwrap().unwrap().unwrap();
-    assert_eq!(record.data(), b"300", "nothing finished is read again");
+    assert_eq!(record.data(), b"300", "expected no redelivery of acknowledged records");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_of_something_else_are_told_to_the_reader() {
+async fn foreign_key_is_reported_to_the_caller() {
     let server = RedisServer::start(&[]);
     let redis = redis::Client::open(server.url()).unwrap();
     let mut raw = redis.get_multiplexed_async_connection().await.unwrap();
@@ -87,10 +88,9 @@ async fn keys_of_something_else_are_told_to_the_reader() {
     );
 }
 
-/// The reader of the test below, in a process of its own: writes what it has read to its output,
-/// a line a record, before it asks for the next.
+/// The reader process of the test below. It prints one line per record before it reads the next.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "run by readers_that_are_killed_lose_nothing, as a process that it can kill"]
+#[ignore = "run by killed_readers_lose_no_record as a separate process"]
 async fn reader() {
     use std::io::Write;
     let port = std::env::var("TEST_KINESIS_PORT").unwrap().parse().unwrap();
@@ -103,15 +103,15 @@ async fn reader() {
         let number = std::str::from_utf8(record.data()).unwrap();
         writeln!(output, "read {number}").unwrap();
         output.flush().unwrap();
-        // A handler that takes its time.
+        // Simulates a slow handler.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readers_that_are_killed_lose_nothing() {
+async fn killed_readers_lose_no_record() {
     const RECORDS: usize = 4000;
-    /// A reader handles at most this many in a checkpoint interval of 100 ms and the save itself.
+    /// The most records that a reader handles in a checkpoint interval of 100 ms and during a save.
     const MOST_REPEATED: usize = 300;
 
     let redis = RedisServer::start(&[]);
@@ -128,7 +128,7 @@ async fn readers_that_are_killed_lose_nothing() {
     let mut kills = 0;
     let began = Instant::now();
     while seen.len() < RECORDS {
-        assert!(began.elapsed() < PATIENCE * 2, "only {} of {RECORDS} were read", seen.len());
+        assert!(began.elapsed() < PATIENCE * 2, "expected {RECORDS} records, got {}", seen.len());
         let mut reader = Command::new(std::env::current_exe().unwrap())
             .args(["redis_consumer::reader", "--exact", "--ignored", "--nocapture"])
             .env("TEST_KINESIS_PORT", port.to_string())
@@ -138,11 +138,11 @@ async fn readers_that_are_killed_lose_nothing() {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(reader.stdout.take().unwrap()).lines();
-        // After so many records it is killed in the middle of its work.
+        // The reader is killed after 500 records, while it reads.
         let (mut read, mut repeated) = (0, 0);
         while read < 500 && seen.len() < RECORDS {
             let line = timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap();
-            let Some(line) = line else { panic!("the reader has ended by itself") };
+            let Some(line) = line else { panic!("expected the reader to run until it is killed") };
             let Some((_, number)) = line.split_once("read ") else {
                 continue;
             };
@@ -154,9 +154,12 @@ async fn readers_that_are_killed_lose_nothing() {
         }
         reader.kill().await.unwrap();
         kills += 1;
-        assert!(repeated <= MOST_REPEATED, "{repeated} records were repeated after one kill");
+        assert!(
+            repeated <= MOST_REPEATED,
+            "expected at most {MOST_REPEATED} redelivered records after a kill, got {repeated}"
+        );
     }
     writing.await.unwrap();
-    assert!(kills >= RECORDS / 500, "{kills} kills");
+    assert!(kills >= RECORDS / 500, "expected at least {} kills, got {kills}", RECORDS / 500);
     assert_eq!(seen, (0..RECORDS).collect());
 }

@@ -1,4 +1,4 @@
-//! Workers that read on after their Redis has failed over: behind sentinels, and in a cluster.
+//! Workers that resume after a failover of their Redis, behind sentinels and in a cluster.
 
 #[cfg(feature = "redis-cluster")]
 use kinestream::RedisStore;
@@ -7,7 +7,7 @@ use crate::reading::Reading;
 
 #[cfg(feature = "redis-sentinel")]
 #[tokio::test]
-async fn worker_behind_sentinels_reads_on_after_a_failover() {
+async fn worker_behind_sentinels_resumes_after_failover() {
     let mut watched = crate::redis_sentinel::Watched::start().await;
     let reading = Reading::start(watched.store().await).await;
     watched.fail_over().await;
@@ -16,7 +16,7 @@ async fn worker_behind_sentinels_reads_on_after_a_failover() {
 
 #[cfg(feature = "redis-cluster")]
 #[tokio::test]
-async fn worker_on_a_cluster_reads_on_after_a_failover() {
+async fn worker_on_cluster_resumes_after_failover() {
     let mut pair = crate::redis_cluster::Pair::start().await;
     let urls = pair.urls();
     let store = RedisStore::connect_cluster(urls.iter().map(String::as_str)).await.unwrap();

@@ -1,11 +1,12 @@
-//! Fields in Redis that cannot be read: each costs its shard, its worker, or a new generation.
+//! Unreadable fields in Redis. Each affects only its shard, its worker, or the generation.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use kinestream::store::CheckpointStore;
 use kinestream::store::lease::{
-    Change, AdminEdit, FencedCheckpoint, Lease, LeaseStore, HeartbeatRequest, Membership, LeaseTable, SaveOutcome,
+    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, Lease, LeaseStore, LeaseTable,
+    Membership, SaveOutcome,
 };
 use kinestream::{ErrorKind, RedisStore};
 use redis::AsyncCommands;
@@ -58,16 +59,16 @@ fn assign(index: u32, to: &str) -> Change {
     Change::Assign { shard: shard(index), to: to.into() }
 }
 
-/// Two shards that worker `a` has, the first in an epoch that is ahead of the clock.
-async fn begun(store: &RedisStore) -> LeaseTable {
+/// Assigns two shards to worker `a`, the first in an epoch that is ahead of the clock.
+async fn two_leases(store: &RedisStore) -> LeaseTable {
     let changes = vec![add(0), add(1), assign(0, "a"), assign(1, "a")];
     let lease = ask(store, "a", changes).await.1.leases[&shard(0)].clone();
     let lease = Lease { epoch: lease.epoch + 1_000_000, ..lease };
     ask(store, "a", vec![Change::Restore { shard: shard(0), incarnation: 7, lease }]).await.1
 }
 
-/// All that a worker may ask of a shard.
-fn everything(lease: &Lease) -> Vec<Change> {
+/// Returns every change that a worker may request for a shard.
+fn every_change(lease: &Lease) -> Vec<Change> {
     let (shard, epoch) = (shard(0), lease.epoch);
     let start = Some("1".parse().unwrap());
     let (parents, checkpoint) = (Vec::new(), Some(after(5)));
@@ -86,7 +87,7 @@ fn everything(lease: &Lease) -> Vec<Change> {
     ]
 }
 
-/// Texts that are no checkpoint and no lease, each of another kind.
+/// Invalid checkpoints and leases, each damaged in another way.
 const DAMAGED: [(&str, &[u8]); 14] = [
     ("checkpoints", b"yesterday"),
     ("checkpoints", b"\xff\xfe"),
@@ -105,11 +106,11 @@ const DAMAGED: [(&str, &[u8]); 14] = [
 ];
 
 #[tokio::test]
-async fn damaged_field_costs_its_shard() {
+async fn damaged_field_makes_only_its_shard_unreadable() {
     let (_server, store, mut raw) = connected().await;
     for (name, damaged) in DAMAGED {
         redis::cmd("FLUSHALL").exec_async(&mut raw).await.unwrap();
-        let before = begun(&store).await;
+        let before = two_leases(&store).await;
         let lease = before.leases[&shard(0)].clone();
         let field = shard(0).to_string();
         raw.hset::<_, _, _, ()>(key(name), &field, damaged).await.unwrap();
@@ -122,18 +123,21 @@ async fn damaged_field_costs_its_shard() {
         let case = format!("{name} {}", String::from_utf8_lossy(damaged));
 
         let unreadable = Lease { unreadable: Some(text.as_str().into()), ..Lease::default() };
-        let (standing, table) = ask(&store, "a", everything(&lease)).await;
-        assert_eq!(standing, Membership::Renewed, "{case}: the worker renews");
+        let (standing, table) = ask(&store, "a", every_change(&lease)).await;
+        assert_eq!(standing, Membership::Renewed, "{case}: expected a renewal");
         assert_eq!(table.leases[&shard(0)], unreadable, "{case}");
         assert_eq!(table.leases[&shard(1)], before.leases[&shard(1)], "{case}");
         assert_eq!(store.table(&scope()).await.unwrap().leases, table.leases, "{case}");
-        let position =
-            |index| FencedCheckpoint { shard: shard(index), epoch: lease.epoch, checkpoint: after(9) };
+        let position = |index| FencedCheckpoint {
+            shard: shard(index),
+            epoch: lease.epoch,
+            checkpoint: after(9),
+        };
         let mut positions = [position(0), position(1)];
         positions[1].epoch = before.leases[&shard(1)].epoch;
         let verdicts = store.save_fenced(&scope(), &positions).await.unwrap();
         assert_eq!(verdicts, [SaveOutcome::Unreadable, SaveOutcome::Saved], "{case}");
-        // The owner dies, and its leases are free.
+        // The owner expires, and its leases are free.
         let (_, table) = ask_for(&store, "a", Duration::ZERO, Vec::new()).await;
         assert_eq!(table.leases[&shard(0)], unreadable, "{case}");
         let (_, table) = ask(&store, "b", vec![assign(0, "b"), assign(1, "b")]).await;
@@ -141,25 +145,29 @@ async fn damaged_field_costs_its_shard() {
         assert_eq!(table.leases[&shard(1)].owner.as_deref(), Some("b"), "{case}");
         assert_eq!(table.leases[&shard(1)].checkpoint, Some(after(9)), "{case}");
         let stored: Vec<u8> = raw.hget(key(name), &field).await.unwrap();
-        assert_eq!(stored, damaged, "{case}: the field stays as it is");
+        assert_eq!(stored, damaged, "{case}: expected an unchanged field");
 
         let set = AdminEdit::Set { positions: vec![(shard(0), after(3))] };
         assert_eq!(store.edit(&scope(), &set, false).await.unwrap(), None, "{case}");
         let mended = store.table(&scope()).await.unwrap().leases[&shard(0)].clone();
         assert_eq!((mended.unreadable, mended.checkpoint), (None, Some(after(3))), "{case}");
-        assert!(mended.epoch > lease.epoch, "{case}: the last owner can save nothing");
+        assert!(mended.epoch > lease.epoch, "{case}: expected an epoch that fences the last owner");
         let parents = (name == "checkpoints").then(|| vec![shard(9)]);
         assert_eq!(mended.parents, parents, "{case}");
         let (_, table) = ask(&store, "b", vec![add(0), assign(0, "b")]).await;
         let mended = &table.leases[&shard(0)];
-        assert_eq!(mended.parents, Some(vec![shard(9)]), "{case}: as the listing says");
+        assert_eq!(
+            mended.parents,
+            Some(vec![shard(9)]),
+            "{case}: expected the parents of the listing"
+        );
         assert_eq!(mended.owner.as_deref(), Some("b"), "{case}");
         assert_eq!(mended.checkpoint, Some(after(3)), "{case}");
     }
 }
 
 #[tokio::test]
-async fn damaged_worker_keeps_its_leases_until_it_could_renew() {
+async fn damaged_worker_entry_keeps_its_leases_for_one_lease_duration() {
     let (_server, store, mut raw) = connected().await;
     let line = |line: &'static [u8]| line;
     let damaged = [
@@ -172,17 +180,21 @@ async fn damaged_worker_keeps_its_leases_until_it_could_renew() {
     for damaged in damaged {
         for is_alive in [true, false] {
             redis::cmd("FLUSHALL").exec_async(&mut raw).await.unwrap();
-            let epoch = begun(&store).await.leases[&shard(0)].epoch;
+            let epoch = two_leases(&store).await.leases[&shard(0)].epoch;
             raw.hset::<_, _, _, ()>(key("workers"), "a", damaged).await.unwrap();
             let lease_duration = Duration::from_millis(200);
             let (_, table) = ask_for(&store, "b", lease_duration, vec![assign(0, "b")]).await;
-            assert_eq!(table.leases[&shard(0)].owner.as_deref(), Some("a"), "it may be alive");
-            assert_eq!(table.workers["a"].capacity, 0, "it is given no other shard");
+            assert_eq!(
+                table.leases[&shard(0)].owner.as_deref(),
+                Some("a"),
+                "expected the worker to keep its lease while it may renew"
+            );
+            assert_eq!(table.workers["a"].capacity, 0, "expected no capacity for other shards");
             if is_alive {
                 let (standing, table) = ask(&store, "a", Vec::new()).await;
                 assert_eq!(standing, Membership::Renewed);
                 assert_eq!(table.workers["a"].incarnation, 7);
-                assert_eq!(table.leases[&shard(0)].epoch, epoch, "it reads on in its epoch");
+                assert_eq!(table.leases[&shard(0)].epoch, epoch, "expected an unchanged epoch");
             }
             tokio::time::sleep(2 * lease_duration).await;
             let (_, table) = ask_for(&store, "c", lease_duration, vec![assign(0, "c")]).await;
@@ -193,39 +205,46 @@ async fn damaged_worker_keeps_its_leases_until_it_could_renew() {
 }
 
 #[tokio::test]
-async fn lease_of_an_unknown_worker_is_free_after_a_lease_duration() {
+async fn lease_of_unknown_worker_is_free_after_one_lease_duration() {
     let (_server, store, mut raw) = connected().await;
-    begun(&store).await;
+    two_leases(&store).await;
     raw.del::<_, ()>(key("workers")).await.unwrap();
     let lease_duration = Duration::from_millis(200);
     let (_, table) = ask_for(&store, "b", lease_duration, vec![assign(0, "b")]).await;
-    assert_eq!(table.leases[&shard(0)].owner.as_deref(), Some("a"), "it may be alive");
-    assert!(table.workers.contains_key("a"), "the table shows the owner");
+    assert_eq!(
+        table.leases[&shard(0)].owner.as_deref(),
+        Some("a"),
+        "expected the worker to keep its lease while it may renew"
+    );
+    assert!(table.workers.contains_key("a"), "expected the owner in the table");
     tokio::time::sleep(2 * lease_duration).await;
     let (_, table) = ask_for(&store, "c", lease_duration, vec![assign(0, "c")]).await;
     assert_eq!(table.leases[&shard(0)].owner.as_deref(), Some("c"));
 }
 
 #[tokio::test]
-async fn damaged_number_begins_a_new_generation() {
+async fn damaged_number_starts_new_generation() {
     let (_server, store, mut raw) = connected().await;
     for (field, damaged) in [("generation", "now"), ("version", "1e3"), ("cleared", "-1")] {
         redis::cmd("FLUSHALL").exec_async(&mut raw).await.unwrap();
-        let before = begun(&store).await;
+        let before = two_leases(&store).await;
         raw.hset::<_, _, _, ()>(key("fleet"), field, damaged).await.unwrap();
         assert_eq!(store.table(&scope()).await.unwrap().leases, before.leases, "{field}");
         let (standing, table) = ask(&store, "a", Vec::new()).await;
         assert_eq!(standing, Membership::Renewed, "{field}");
-        assert!(table.generation > before.generation, "{field}: workers restore what they know");
+        assert!(
+            table.generation > before.generation,
+            "{field}: expected a new generation, in which workers restore their leases"
+        );
         assert!(table.version > before.version, "{field}");
         assert_eq!(table.leases, before.leases, "{field}");
     }
 }
 
 #[tokio::test]
-async fn field_that_names_no_shard_is_left_alone() {
+async fn field_without_shard_id_is_left_unchanged() {
     let (_server, store, mut raw) = connected().await;
-    let before = begun(&store).await;
+    let before = two_leases(&store).await;
     for name in ["leases", "checkpoints"] {
         let field: &[u8] = b"no shard \xff";
         raw.hset::<_, _, _, ()>(key(name), field, "1").await.unwrap();

@@ -1,7 +1,8 @@
-//! Worker processes that share the shards: they are killed, suspended and ended, and so is their
-//! Redis, with what it had written and without.
+//! A fleet of worker processes that are killed, suspended and stopped, while Redis restarts with
+//! and without its data.
 //!
-//! `FLEET_SECONDS` says for how long; the default suits a run of all tests.
+//! `FLEET_SECONDS` sets the duration in seconds; the default of 60 suits a run of all tests.
+//! `FLEET_SEED` sets the seed of the faults; the default is random.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -23,29 +24,29 @@ const SHARDS: i32 = 8;
 const WORKERS: usize = 4;
 const LEASE: Duration = Duration::from_secs(2);
 
-/// Records are put at this rate, a second.
+/// The number of records that are put per second.
 const RATE: usize = 200;
 
-/// What is finished in two checkpoint intervals of 100 ms and what a save takes, of the shards of
-/// one worker; a store that comes back empty has it from all of them.
+/// The most records that a fault redelivers: those that one worker acknowledges in two checkpoint
+/// intervals of 100 ms and during a save, or all workers if the store returns empty.
 const MOST_REPEATED: usize = RATE / 2;
 
-/// What was read of a shard in one epoch: by whom, and when each record.
+/// The reads of a shard in one epoch: the worker, and the time of each record.
 struct Tenancy {
     worker: String,
     read: Vec<Duration>,
 }
 
-/// What the workers say together.
+/// The reads that the workers have reported.
 #[derive(Default)]
 struct Tally {
-    /// How often each record was read.
+    /// The number of reads of each record.
     read: BTreeMap<usize, usize>,
-    /// By shard and epoch.
+    /// The reads in each epoch of each shard.
     tenancies: BTreeMap<(String, u64), Tenancy>,
-    /// How often each worker was suspended.
+    /// The number of suspensions of each worker.
     suspended: BTreeMap<String, usize>,
-    /// From when to when it could show that Redis had forgotten.
+    /// The periods in which workers may not yet have noticed that Redis lost its data.
     forgotten: Vec<(Duration, Duration)>,
     findings: Vec<String>,
 }
@@ -58,7 +59,7 @@ impl Tally {
         tenancy.read.push(at);
         if tenancy.worker != worker {
             let finding =
-                format!("{} and {worker} have read {shard} in epoch {epoch}", tenancy.worker);
+                format!("{} and {worker} both read {shard} in epoch {epoch}", tenancy.worker);
             self.findings.push(finding);
         }
     }
@@ -67,9 +68,11 @@ impl Tally {
         self.read.values().map(|times| times - 1).sum()
     }
 
-    /// How many records each worker has read after somebody had begun in a later epoch; and how
-    /// many of them while Redis had forgotten who had the shard, which a worker hears with its next
-    /// renewal.
+    /// Counts the records that each worker has read after the first read in a later epoch of the
+    /// shard.
+    ///
+    /// Such records are counted separately, as excused, if Redis had lost the owner of the shard. A
+    /// worker notices this loss with its next renewal.
     fn late(&self) -> (BTreeMap<&str, usize>, usize) {
         let (mut late, mut excused) = (BTreeMap::new(), 0);
         for ((shard, epoch), tenancy) in &self.tenancies {
@@ -89,7 +92,7 @@ impl Tally {
     }
 }
 
-/// The time by the clock that all processes share.
+/// Returns the time of the clock that all processes share.
 fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
 }
@@ -102,10 +105,11 @@ struct Fleet {
     begun: usize,
     last_start: Instant,
     last_forgotten: Option<Instant>,
-    /// How many records there are so far.
+    /// The number of records put so far.
     put: Arc<Mutex<usize>>,
-    /// How many may have been read anew by a worker that started as Redis came back without its data,
-    /// and was there before anybody who knew of it.
+    /// The number of redeliveries allowed to workers that started while Redis returned without its
+    /// data. Such a worker may join before any worker that knows the checkpoints, and then starts
+    /// from the beginning.
     anew: usize,
 }
 
@@ -150,8 +154,8 @@ impl Fleet {
         );
     }
 
-    /// One of the things that happen, and what it was.
-    async fn one_thing_happens(&mut self, rng: &mut fastrand::Rng) -> &'static str {
+    /// Runs a random fault, and returns its description.
+    async fn inject_fault(&mut self, rng: &mut fastrand::Rng) -> &'static str {
         let worker = rng.usize(..self.workers.len());
         let what = match rng.u8(..7) {
             0 | 1 => {
@@ -174,10 +178,10 @@ impl Fleet {
                 drop(process.stdin.take());
                 assert!(
                     process.wait().await.unwrap().success(),
-                    "a worker ends when it is told to"
+                    "expected the worker to exit when its input ends"
                 );
                 self.start_worker();
-                "a worker ends, and another one starts"
+                "a worker stops, and another one starts"
             }
             5 => {
                 self.redis.kill();
@@ -186,7 +190,7 @@ impl Fleet {
                 "Redis restarts"
             }
             _ => {
-                // Its process may not have reached Redis yet.
+                // The newest worker may not have connected to Redis yet.
                 if self.last_start.elapsed() < LEASE {
                     self.anew += *self.put.lock().unwrap();
                 }
@@ -206,14 +210,14 @@ impl Fleet {
     }
 }
 
-/// Like the readers of the other tests; it closes when its input ends.
+/// A worker process that prints one line per record. It closes its consumer when its input ends.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "run by a_fleet_loses_nothing, as a process that it can kill"]
+#[ignore = "run by fleet_with_faults_loses_no_record as a separate process"]
 async fn worker() {
     let port = std::env::var("TEST_KINESIS_PORT").unwrap().parse().unwrap();
     let url = std::env::var("TEST_REDIS_URL").unwrap();
     let store = loop {
-        // It may just be away.
+        // Redis may be restarting.
         match RedisStore::connect(&url).await {
             Ok(store) => break store,
             Err(_error) => sleep(Duration::from_millis(100)).await,
@@ -241,7 +245,7 @@ async fn worker() {
         let record = tokio::select! {
             biased;
             _end = &mut told => break,
-            record = records.next() => record.expect("goes on").expect("no error"),
+            record = records.next() => record.expect("expected no end").expect("expected no error"),
         };
         let (at, number) = (now().as_nanos(), std::str::from_utf8(record.data()).unwrap());
         writeln!(output, "read {} {} {at} {number}", record.shard_id(), record.epoch()).unwrap();
@@ -253,7 +257,7 @@ async fn worker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fleet_loses_nothing() {
+async fn fleet_with_faults_loses_no_record() {
     let seconds = std::env::var("FLEET_SECONDS").map_or(60, |seconds| seconds.parse().unwrap());
     let seed = std::env::var("FLEET_SEED")
         .map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
@@ -291,11 +295,11 @@ async fn a_fleet_loses_nothing() {
     let mut happened = 0;
     let mut repeated = 0;
     while Instant::now() < end {
-        let what = fleet.one_thing_happens(&mut rng).await;
+        let what = fleet.inject_fault(&mut rng).await;
         happened += 1;
         let before = std::mem::replace(&mut repeated, fleet.tally.lock().unwrap().repeated());
         if repeated > before + MOST_REPEATED {
-            println!("{what}: {} repeated, of {}", repeated - before, put.lock().unwrap());
+            println!("{what}: {} of {} redelivered", repeated - before, put.lock().unwrap());
         }
     }
     writing.abort();
@@ -310,7 +314,7 @@ async fn a_fleet_loses_nothing() {
         let waited = began.elapsed();
         assert!(
             waited < Duration::from_secs(60),
-            "{} of {put} are lost, from {}",
+            "{} of {put} records are lost, the first is {}",
             lost.len(),
             lost[0]
         );
@@ -319,17 +323,25 @@ async fn a_fleet_loses_nothing() {
     let tally = fleet.tally.lock().unwrap();
     let (late, excused) = tally.late();
     println!(
-        "{put} records, {happened} things happened to {} workers: {} repeated, {late:?} late, and \
-         {excused} where Redis had forgotten",
+        "{put} records, {} workers, {happened} faults: {} redelivered, {late:?} late, {excused} late \
+         after a loss of data in Redis",
         fleet.begun,
         tally.repeated(),
     );
     assert_eq!(tally.findings, [""; 0], "FLEET_SEED={seed}");
     for (worker, late) in late {
-        // The one that it had in hand when it was suspended.
+        // The worker may deliver the record that was ready when it was suspended.
         let allowed = tally.suspended.get(worker).copied().unwrap_or(0);
-        assert!(late <= allowed, "{worker} has read {late} records too late; FLEET_SEED={seed}");
+        assert!(
+            late <= allowed,
+            "expected {worker} to read at most {allowed} records in an old epoch, got {late}; \
+             FLEET_SEED={seed}"
+        );
     }
     let allowed = happened * MOST_REPEATED + fleet.anew;
-    assert!(tally.repeated() <= allowed, "{} repeated; FLEET_SEED={seed}", tally.repeated());
+    assert!(
+        tally.repeated() <= allowed,
+        "expected at most {allowed} redelivered records, got {}; FLEET_SEED={seed}",
+        tally.repeated()
+    );
 }

@@ -1,10 +1,11 @@
-//! Leases in `RedisStore`, against a real server.
+//! Tests of the leases in `RedisStore` against a real server.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use kinestream::store::lease::{
-    Change, AdminEdit, FencedCheckpoint, Lease, LeaseStore, WorkerEntry, HeartbeatRequest, Membership, LeaseTable, SaveOutcome,
+    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, Lease, LeaseStore, LeaseTable,
+    Membership, SaveOutcome, WorkerEntry,
 };
 use kinestream::store::{CheckpointStore, conformance};
 use kinestream::{Checkpoint, Error, ErrorKind, RedisStore};
@@ -27,7 +28,7 @@ async fn connected() -> (RedisServer, RedisStore, MultiplexedConnection) {
     (server, store, raw)
 }
 
-/// What a worker of this name asks that has seen this table.
+/// Returns a request of the worker that knows the table `known`.
 fn request(worker: &str, known: &LeaseTable, changes: Vec<Change>) -> HeartbeatRequest {
     HeartbeatRequest {
         worker: worker.into(),
@@ -41,7 +42,7 @@ fn request(worker: &str, known: &LeaseTable, changes: Vec<Change>) -> HeartbeatR
     }
 }
 
-/// The table after these changes.
+/// Requests these changes, and returns the resulting table.
 async fn changed(store: &RedisStore, known: &LeaseTable, changes: Vec<Change>) -> LeaseTable {
     let answer = store.exchange(&scope(), &request("a", known, changes)).await.unwrap();
     answer.table.unwrap_or_else(|| known.clone())
@@ -56,7 +57,7 @@ fn assign(index: u32) -> Change {
 }
 
 #[tokio::test]
-async fn conforms() {
+async fn redis_store_conforms_as_lease_store() {
     let (_server, store, _raw) = connected().await;
     conformance::check_leases(&store).await;
     let store: Arc<dyn CheckpointStore> = Arc::new(store);
@@ -64,13 +65,17 @@ async fn conforms() {
 }
 
 #[tokio::test]
-async fn is_laid_out_as_documented() {
+async fn lease_keys_are_laid_out_as_documented() {
     let (_server, store, mut raw) = connected().await;
     let parents = vec![shard(7), shard(8)];
     let checkpoint = Some(Checkpoint::TrimHorizon);
     let child = Change::Add { shard: shard(1), parents, start: None, checkpoint };
-    let b =
-        WorkerEntry { incarnation: 1, joined: 2, lease_duration: Duration::from_secs(3), capacity: 4 };
+    let b = WorkerEntry {
+        incarnation: 1,
+        joined: 2,
+        lease_duration: Duration::from_secs(3),
+        capacity: 4,
+    };
     let table = changed(
         &store,
         &LeaseTable::default(),
@@ -112,10 +117,14 @@ async fn is_laid_out_as_documented() {
     assert_eq!(store.edit(&scope(), &AdminEdit::Clear, true).await.unwrap(), None);
     let mut keys: Vec<String> = raw.keys("*").await.unwrap();
     keys.sort();
-    assert_eq!(keys, ["fleet", "format"].map(key), "clearing leaves what must not be forgotten");
+    assert_eq!(
+        keys,
+        ["fleet", "format"].map(key),
+        "expected clearing to keep the fleet and the format"
+    );
 }
 
-/// How often each command was called, and how many bytes the server has sent.
+/// Returns the server's INFO, which counts the calls of each command, and the number of sent bytes.
 async fn statistics(raw: &mut MultiplexedConnection) -> (String, u64) {
     let all: String = redis::cmd("INFO").arg("all").query_async(raw).await.unwrap();
     let sent = all.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:"));
@@ -123,7 +132,7 @@ async fn statistics(raw: &mut MultiplexedConnection) -> (String, u64) {
 }
 
 #[tokio::test]
-async fn at_rest_an_exchange_is_one_command_that_reads_no_shard() {
+async fn unchanged_exchange_is_one_command_that_reads_no_shard() {
     let (_server, store, mut raw) = connected().await;
     let all = (0..1000).flat_map(|index| [add(index), assign(index)]).collect();
     let table = changed(&store, &LeaseTable::default(), all).await;
@@ -143,70 +152,73 @@ async fn at_rest_an_exchange_is_one_command_that_reads_no_shard() {
         count.map_or(0, |count| count.split(',').next().unwrap().parse::<u32>().unwrap())
     };
     assert_eq!((calls("evalsha"), calls("eval")), (1, 0), "{counts}");
-    // The workers and the fleet are read, one worker is written.
+    // Expected: one read of the workers, one read of the fleet, and one write of a worker.
     assert_eq!((calls("hgetall"), calls("hmget"), calls("hget")), (1, 1, 0), "{counts}");
     assert_eq!((calls("hset"), calls("set")), (1, 0), "{counts}");
     assert_eq!(calls("exists"), 1, "{counts}");
-    // What the server says of itself is about as long each time.
+    // The size of an INFO response hardly changes, so it can be subtracted.
     let answered = (after - between).saturating_sub(between - before);
-    assert!(answered < 2000, "{answered} bytes");
+    assert!(answered < 2000, "expected a response below 2000 bytes, got {answered}");
 }
 
-/// The worker's table after its next renewal, where it is not the known one.
+/// Renews, and returns the worker's table if it differs from the known one.
 async fn renewed(store: &RedisStore, worker: &str, known: &LeaseTable) -> Option<LeaseTable> {
     store.exchange(&scope(), &request(worker, known, Vec::new())).await.unwrap().table
 }
 
 #[tokio::test]
-async fn loss_of_one_key_is_seen_by_every_worker() {
+async fn lost_key_is_seen_by_every_worker() {
     let (_server, store, mut raw) = connected().await;
     let names = ["format", "checkpoints", "leases", "workers", "fleet"];
     for name in names {
         for saves_first in [false, true] {
             raw.flushdb::<()>().await.unwrap();
             renewed(&store, "b", &LeaseTable::default()).await;
-            let known = changed(&store, &LeaseTable::default(), vec![add(0), assign(0), add(1)]).await;
+            let known =
+                changed(&store, &LeaseTable::default(), vec![add(0), assign(0), add(1)]).await;
             let epoch = known.leases[&shard(0)].epoch;
-            let position = |number| FencedCheckpoint { shard: shard(0), epoch, checkpoint: after(number) };
+            let position =
+                |number| FencedCheckpoint { shard: shard(0), epoch, checkpoint: after(number) };
             store.save_fenced(&scope(), &[position(1)]).await.unwrap();
             for worker in ["a", "b"] {
-                assert_eq!(renewed(&store, worker, &known).await, None, "nothing has changed");
+                assert_eq!(renewed(&store, worker, &known).await, None, "expected no change");
             }
             raw.del::<_, ()>(key(name)).await.unwrap();
             if saves_first {
-                // The key may exist again before anybody renews.
+                // The save may create the key again before the next renewal.
                 store.save_fenced(&scope(), &[position(2)]).await.unwrap();
             }
             for worker in ["a", "b"] {
                 let seen = renewed(&store, worker, &known).await;
                 let seen =
-                    seen.unwrap_or_else(|| panic!("{worker} does not see that {name} is lost"));
+                    seen.unwrap_or_else(|| panic!("expected {worker} to see the loss of {name}"));
                 assert!(seen.generation > known.generation, "{name}");
                 assert_eq!(seen.cleared, known.cleared);
             }
             let there = renewed(&store, "a", &LeaseTable::default()).await.unwrap();
             let again = [renewed(&store, "a", &there).await, renewed(&store, "b", &there).await];
-            assert_eq!(again, [None, None], "{name} is lost once");
+            assert_eq!(again, [None, None], "{name}: expected the loss to be reported once");
         }
     }
 }
 
 #[tokio::test]
-async fn checkpoints_that_are_lost_take_their_leases_with_them() {
+async fn lost_checkpoints_drop_their_leases() {
     let (_server, store, mut raw) = connected().await;
     let known = changed(&store, &LeaseTable::default(), vec![add(0), assign(0), add(1)]).await;
     let epoch = known.leases[&shard(0)].epoch;
     let position = FencedCheckpoint { shard: shard(0), epoch, checkpoint: after(1) };
     store.save_fenced(&scope(), std::slice::from_ref(&position)).await.unwrap();
     raw.del::<_, ()>(key("checkpoints")).await.unwrap();
-    // A new worker finds shards that nobody has begun, not shards to begin anew.
+    // A new worker finds no leases, rather than leases without a checkpoint, which it would read
+    // from the start.
     let seen = renewed(&store, "new", &LeaseTable::default()).await.unwrap();
     assert!(seen.leases.is_empty(), "{seen:?}");
     assert_eq!(store.save_fenced(&scope(), &[position]).await.unwrap(), [SaveOutcome::Forgotten]);
 }
 
 #[tokio::test]
-async fn a_server_without_its_data_makes_a_new_table() {
+async fn server_without_data_starts_new_table() {
     let mut server = RedisServer::start(&[]);
     let store = RedisStore::connect(&server.url()).await.unwrap();
     let known = changed(&store, &LeaseTable::default(), vec![add(0), assign(0)]).await;
@@ -238,7 +250,7 @@ async fn a_server_without_its_data_makes_a_new_table() {
 }
 
 #[tokio::test]
-async fn forgotten_scripts_are_sent_again() {
+async fn flushed_scripts_are_sent_again() {
     let (_server, store, mut raw) = connected().await;
     let mut flush = async || {
         redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut raw).await.unwrap();
@@ -258,10 +270,10 @@ async fn forgotten_scripts_are_sent_again() {
 }
 
 #[tokio::test]
-async fn a_clock_that_went_back_keeps_nobody_alive_and_no_version() {
+async fn clock_set_back_shortens_lease_and_version_still_rises() {
     let (_server, store, mut raw) = connected().await;
     changed(&store, &LeaseTable::default(), Vec::new()).await;
-    // As it stands where the clock was an hour ahead.
+    // Stores the values that a clock one hour ahead would have produced.
     let line: String = raw.hget(key("workers"), "a").await.unwrap();
     let words: Vec<&str> = line.split(' ').collect();
     let expiry: u64 = words[3].parse().unwrap();
@@ -287,7 +299,7 @@ async fn keys_of(raw: &mut MultiplexedConnection) -> usize {
     raw.keys::<_, Vec<String>>("*").await.unwrap().len()
 }
 
-/// What each call says of what is stored, which all of them leave as it is.
+/// Calls each operation of the store, and returns the error texts, or `done` for a success.
 async fn refusals(store: &RedisStore) -> Vec<String> {
     let known = LeaseTable::default();
     let text = |error: Error| {
@@ -309,7 +321,7 @@ async fn refusals(store: &RedisStore) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn key_of_another_kind_is_an_error_and_stays() {
+async fn foreign_key_is_an_error_and_stays_unchanged() {
     let (_server, store, mut raw) = connected().await;
     let others = [
         ("checkpoints", "checkpoints"),
@@ -327,7 +339,7 @@ async fn key_of_another_kind_is_an_error_and_stays() {
         );
         let refused = refusals(&store).await;
         let seen = refused.iter().filter(|refused| **refused == expected).count();
-        // Saving looks at no worker.
+        // A save does not read the workers.
         assert_eq!(seen, if name == "workers" { 3 } else { 4 }, "{name}: {refused:?}");
         assert_eq!(raw.get::<_, String>(key(name)).await.unwrap(), "a string");
     }
@@ -338,5 +350,5 @@ async fn key_of_another_kind_is_an_error_and_stays() {
         let expected = format!("the Redis key {} has format \"2\"", key("format"));
         assert!(refused.starts_with(&expected), "{refused}");
     }
-    assert_eq!(keys_of(&mut raw).await, 1, "nothing was written");
+    assert_eq!(keys_of(&mut raw).await, 1, "expected no new key");
 }

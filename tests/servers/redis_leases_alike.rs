@@ -1,8 +1,8 @@
-//! The scripts of `RedisStore` against the table in memory: whatever is asked of both, they answer
-//! alike.
+//! Comparison of the scripts of `RedisStore` with the in-memory table: both must respond alike to
+//! the same operations.
 //!
-//! Their clocks differ, so what follows a clock is compared by its order, and epochs are asked for
-//! by how they lie to those that a store has. A worker that dies has a lease duration of 0.
+//! Their clocks differ, so values that follow a clock are compared by their order, and operations
+//! give epochs relative to those in the store. A worker that expires has a lease duration of 0.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kinestream::store::lease::{
-    HeartbeatResponse, Change, AdminEdit, FencedCheckpoint, Lease, LeaseStore, WorkerEntry, HeartbeatRequest, LeaseTable,
+    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, Lease, LeaseStore,
+    LeaseTable, WorkerEntry,
 };
 use kinestream::store::{CheckpointStore, Scope};
 use kinestream::{Checkpoint, MemoryStore, RedisStore, SequenceNumber, ShardId};
@@ -23,12 +24,12 @@ use tokio::time::sleep;
 use crate::redis_server::RedisServer;
 use crate::redis_store::{raw, shard};
 
-/// Where an epoch, or an origin, lies.
+/// An epoch or an origin, relative to a stored value.
 #[derive(Debug, Clone, Copy)]
 enum Near {
-    /// The lease's own, and so much above or below it.
+    /// The value in the lease plus this difference.
     Own(i64),
-    /// That of the last clearing, or the generation, and so much above or below it.
+    /// The epoch of the last clearing, or the generation for an origin, plus this difference.
     Cleared(i64),
     None,
     Huge,
@@ -46,7 +47,8 @@ enum Ask {
     Finish(u32, Near),
     Lose(u32),
     Forget(u32),
-    /// A worker of this incarnation, who has joined before or after all others, and lives or not.
+    /// A worker and its incarnation. The first flag makes it join after all others instead of
+    /// before them, and the second makes it live.
     Vouch(usize, u64, bool, bool),
     Restore(u32, Known),
 }
@@ -90,17 +92,18 @@ enum Operation {
     Save(u32, Checkpoint),
     Set(u32, Checkpoint, bool),
     Clear(bool),
-    /// The text of a lease, or of a position, becomes something else.
+    /// Replaces a text by an invalid one: that of a lease if true, or else that of a checkpoint.
     Damage(u32, bool),
 }
 
-/// Names of each kind: with blanks, with what stands for nobody, and with what is escaped.
+/// Worker names: a plain one, the text that encodes an absent owner, and one with characters that
+/// are escaped.
 const WORKERS: [&str; 3] = ["one", "-", "50% %25"];
 
 fn any_near() -> impl Strategy<Value = Near> {
     prop_oneof![
         6 => Just(Near::Own(0)),
-        // The last of them is ahead of the clock.
+        // The last offset is ahead of the clock.
         2 => prop_oneof![Just(1), Just(-1), Just(1_000_000)].prop_map(Near::Own),
         1 => (-1..2_i64).prop_map(Near::Cleared),
         1 => Just(Near::None),
@@ -108,7 +111,7 @@ fn any_near() -> impl Strategy<Value = Near> {
     ]
 }
 
-/// As [`any_near`], but nothing that a store could not go on counting from.
+/// Like [`any_near`], but without `Huge`, after which the store has no higher number.
 fn any_kept() -> impl Strategy<Value = Near> {
     any_near().prop_map(|near| if matches!(near, Near::Huge) { Near::Own(1) } else { near })
 }
@@ -155,7 +158,7 @@ fn any_start() -> impl Strategy<Value = Option<u8>> {
     prop::option::of(4..6_u8)
 }
 
-/// Beyond what a number of Lua holds exactly, and next to each other.
+/// Chooses between two consecutive numbers, both too large for an exact Lua number.
 fn any_incarnation() -> impl Strategy<Value = u64> {
     prop_oneof![4 => Just(u64::MAX), 1 => Just(u64::MAX - 1)]
 }
@@ -245,7 +248,7 @@ fn number(near: Near, own: u64, other: u64) -> u64 {
     }
 }
 
-/// What is asked of a store that has this table.
+/// Returns the change for a store with this table.
 fn change(ask: &Ask, table: &LeaseTable) -> Change {
     match ask.clone() {
         Ask::Begin(first_poll) => Change::Begin { first_poll },
@@ -292,7 +295,7 @@ fn change(ask: &Ask, table: &LeaseTable) -> Change {
                 parents: known.has_parents.then(|| own.parents.unwrap_or_default()),
                 is_shard_expired: known.is_shard_expired,
                 start: known.start.map(start_number),
-                // Long ago.
+                // Both times are in the distant past.
                 unlisted: known.unlisted,
                 added: known.added,
                 checkpoint: known.checkpoint,
@@ -303,7 +306,7 @@ fn change(ask: &Ask, table: &LeaseTable) -> Change {
     }
 }
 
-/// What of a number that follows the clock must be alike in both stores.
+/// Describes the part of a clock-based number that must agree in both stores.
 fn order(new: u64, old: u64) -> String {
     format!(
         "{}{}",
@@ -316,7 +319,7 @@ fn order(new: u64, old: u64) -> String {
     )
 }
 
-/// What of a table must be alike in both stores, one line for each thing.
+/// Describes the parts of a table that must agree in both stores, one line per part.
 fn shape(table: &LeaseTable, before: &LeaseTable) -> Vec<String> {
     let rank = |all: BTreeSet<u64>, of: u64| all.range(..of).count();
     let joined = || table.workers.values().map(|member| member.joined).collect();
@@ -332,13 +335,14 @@ fn shape(table: &LeaseTable, before: &LeaseTable) -> Vec<String> {
     ];
     for (name, member) in &table.workers {
         let joined = rank(joined(), member.joined);
-        lines.push(format!("{name}: {:?}", WorkerEntry { joined: joined as u64, ..member.clone() }));
+        lines
+            .push(format!("{name}: {:?}", WorkerEntry { joined: joined as u64, ..member.clone() }));
     }
     for (shard, lease) in &table.leases {
         let old = before.leases.get(shard).map_or(0, |lease| lease.epoch);
         let (since, to_cleared) = (order(lease.epoch, old), lease.epoch.cmp(&table.cleared));
         let origin = rank(origins(), lease.origin) as u64;
-        // Long ago, or a moment ago by the clock of either.
+        // Either the constant given in `change`, or the current time of the store.
         let unlisted = lease.unlisted.map(|since| u64::from(since > 1));
         let added = lease.added.map(|since| u64::from(since > 2));
         let unreadable = lease.unreadable.as_ref().map(|_why| "".into());
@@ -357,7 +361,7 @@ fn answer_shape(answer: &HeartbeatResponse, before: &LeaseTable) -> Vec<String> 
     lines
 }
 
-/// Damages what is stored of a shard: its lease, or its position.
+/// Damages the stored lease or checkpoint of a shard.
 trait Damage {
     async fn damage(&self, scope: &Scope, shard: &ShardId, is_lease: bool);
 }
@@ -379,7 +383,7 @@ impl Damage for MultiplexedConnection {
     }
 }
 
-/// Does to a store what is asked, and tells what has come of it.
+/// Applies an operation to a store, and describes the result.
 async fn carry_out<S: CheckpointStore + LeaseStore>(
     store: &S,
     stored: &impl Damage,
@@ -430,7 +434,7 @@ async fn carry_out<S: CheckpointStore + LeaseStore>(
             vec![format!("{:?}", saved.map_err(|error| error.kind()))]
         }
         Operation::Set(index, checkpoint, forced) => {
-            // The next shard is moved along, so that owners of both are looked at.
+            // Also sets the position of the next shard, so that the owners of both are checked.
             let next = (shard(index + 1), checkpoint.clone());
             let edit = AdminEdit::Set { positions: vec![(shard(index), checkpoint), next] };
             vec![format!("{:?}", store.edit(scope, &edit, forced).await.unwrap())]
@@ -453,7 +457,7 @@ async fn carry_out<S: CheckpointStore + LeaseStore>(
 }
 
 #[test]
-fn the_scripts_do_as_the_table_in_memory_does() {
+fn scripts_match_in_memory_table() {
     let server = RedisServer::start(&[]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _inside = runtime.enter();
@@ -473,7 +477,7 @@ fn the_scripts_do_as_the_table_in_memory_does() {
                     let found = carry_out(&in_redis, &raw, &scope, &operation).await;
                     prop_assert_eq!(found, expected, "after {:?}", operation);
                     if matches!(operation, Operation::Clear(_)) {
-                        // So that what is next to the last clearing is not next to the clock.
+                        // Keeps epochs near the last clearing away from the current time.
                         sleep(Duration::from_millis(20)).await;
                     }
                 }

@@ -1,4 +1,4 @@
-//! The password of Redis changes while its clients run.
+//! Password changes in Redis while clients are connected.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::redis_connection::{ALL, Behind, until_saved};
 use crate::redis_server::RedisServer;
 use crate::redis_store::{after, scope, shard, whole_text};
 
-/// Sends these commands to the server, of which the last one closes the connections of all clients.
+/// Sets a new password, and closes the connections of all other clients.
 async fn set_password(server: &RedisServer, old: &str, new: &str) {
     let login = if old.is_empty() { String::new() } else { format!(":{old}@") };
     let client = redis::Client::open(server.url().replace("//", &format!("//{login}"))).unwrap();
@@ -28,15 +28,15 @@ async fn refused(store: &RedisStore) -> Error {
     let began = Instant::now();
     loop {
         match store.save(&scope(), &[(shard(0), after(2))]).await {
-            // The connection was closed by the server.
+            // The server may have closed the connection.
             Err(error) if error.kind() != ErrorKind::StoreUnavailable => return error,
-            other => assert!(began.elapsed() < LEASE, "still {other:?}"),
+            other => assert!(began.elapsed() < LEASE, "expected a refusal, still {other:?}"),
         }
         sleep(Duration::from_millis(20)).await;
     }
 }
 
-fn is_cured_by_the_url(error: &Error, code: &str, secrets: &[&str]) {
+fn assert_credentials_error(error: &Error, code: &str, secrets: &[&str]) {
     let text = error.to_string();
     assert_eq!(error.kind(), ErrorKind::Denied, "{}", whole_text(error));
     assert!(text.contains(code) && text.contains("check both in the URL"), "{text}");
@@ -44,15 +44,15 @@ fn is_cured_by_the_url(error: &Error, code: &str, secrets: &[&str]) {
 }
 
 #[tokio::test]
-async fn changed_password_is_reported_with_cure_until_the_old_one_is_valid() {
+async fn changed_password_is_reported_with_cure_until_restored() {
     let told = ALL.iter().map(async |by| {
         let behind = Behind::started(*by).await;
         let open = behind.connect("").await.unwrap();
         set_password(&behind.server, "", "hunter2").await;
-        is_cured_by_the_url(&refused(&open).await, "NOAUTH", &["hunter2"]);
+        assert_credentials_error(&refused(&open).await, "NOAUTH", &["hunter2"]);
         let store = behind.connect("hunter2").await.unwrap();
         set_password(&behind.server, "hunter2", "hunter3").await;
-        is_cured_by_the_url(&refused(&store).await, "WRONGPASS", &["hunter2", "hunter3"]);
+        assert_credentials_error(&refused(&store).await, "WRONGPASS", &["hunter2", "hunter3"]);
         set_password(&behind.server, "hunter3", "hunter2").await;
         until_saved(&store, 3).await;
         set_password(&behind.server, "hunter2", "").await;
@@ -62,14 +62,15 @@ async fn changed_password_is_reported_with_cure_until_the_old_one_is_valid() {
 }
 
 #[tokio::test]
-async fn worker_reads_on_once_its_password_is_valid_again() {
+async fn worker_resumes_once_its_password_is_valid_again() {
     let server = RedisServer::start(&["--requirepass", "hunter2"]);
     let url = server.url().replace("//", "//:hunter2@");
     let mut reading = Reading::start(RedisStore::connect(&url).await.unwrap()).await;
     let mut events = reading.consumer.events();
     set_password(&server, "hunter2", "hunter3").await;
-    let error = timeout(LEASE + DELAY, reading.error()).await.expect("the caller gets an error");
-    is_cured_by_the_url(&error, "WRONGPASS", &["hunter2", "hunter3"]);
+    let error =
+        timeout(LEASE + DELAY, reading.error()).await.expect("expected an error for the caller");
+    assert_credentials_error(&error, "WRONGPASS", &["hunter2", "hunter3"]);
     let told = async {
         loop {
             if let Some(Event::StoreFailed { message }) = events.next().await
@@ -79,8 +80,8 @@ async fn worker_reads_on_once_its_password_is_valid_again() {
             }
         }
     };
-    timeout(LEASE + DELAY, told).await.expect("an event reports the refusal");
-    // No lease is valid any longer.
+    timeout(LEASE + DELAY, told).await.expect("expected an event that reports the refusal");
+    // Waits until all leases have expired.
     sleep(LEASE).await;
     set_password(&server, "hunter3", "hunter2").await;
     reading.reads_on().await;

@@ -1,4 +1,4 @@
-//! Errors of `RedisStore` where a server refuses a command or a connection.
+//! Errors of `RedisStore` when a server refuses a command or a connection.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -25,7 +25,7 @@ async fn save(store: &RedisStore) -> kinestream::Result<()> {
 fn says(error: &Error, kind: ErrorKind, words: &[&str]) {
     assert_eq!(error.kind(), kind, "{}", whole_text(error));
     for word in words {
-        assert!(error.to_string().contains(word), "{word:?} is missing in {error}");
+        assert!(error.to_string().contains(word), "expected {word:?} in: {error}");
     }
 }
 
@@ -54,13 +54,13 @@ async fn failed_persistence_is_reported_as_temporary() {
     let began = Instant::now();
     let mut number = 1;
     let error = loop {
-        // Each is further on than the last, or nothing would be written.
+        // Each checkpoint must be higher than the last, or nothing would be written.
         number += 1;
         match store.save(&scope(), &[(shard(0), after(number))]).await {
             Ok(()) => sleep(Duration::from_millis(20)).await,
             Err(error) => break error,
         }
-        assert!(began.elapsed() < Duration::from_secs(20), "the save to disk fails");
+        assert!(began.elapsed() < Duration::from_secs(20), "expected the save to disk to fail");
     };
     let words = ["cannot save to disk", ": MISCONF ", "see its log"];
     says(&error, ErrorKind::StoreUnavailable, &words);
@@ -109,7 +109,7 @@ async fn missing_script_permission_is_reported_with_cure() {
     let store = RedisStore::connect(&url).await.unwrap();
     let error = save(&store).await.unwrap_err();
     says(&error, ErrorKind::Denied, &[": NOPERM ", "evalsha", "+@scripting"]);
-    // A command that a script may not call.
+    // Denies a command that the script calls.
     command(&server, &["ACL", "SETUSER", "reader", "+@scripting", "-hset"]).await;
     says(&save(&store).await.unwrap_err(), ErrorKind::Denied, &["denies this user"]);
     // The permissions of the message suffice.
@@ -135,7 +135,7 @@ async fn disabled_command_is_reported_without_arguments() {
     assert!(!whole_text(&error).contains("hunter2"), "{}", whole_text(&error));
 }
 
-/// What is logged while this lives, by this thread.
+/// The text that a subscriber has logged.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -155,7 +155,7 @@ impl io::Write for Log {
     }
 }
 
-/// What connecting to a server with these options logs.
+/// Returns the log of connecting to a server with these options.
 async fn logged(options: &[&str]) -> String {
     let server = RedisServer::start(options);
     let log = Log::default();
@@ -172,7 +172,7 @@ async fn eviction_policy_is_logged_where_readable() {
     let text = logged(&["--maxmemory-policy", "allkeys-lru"]).await;
     assert!(text.contains("WARN") && text.contains("allkeys-lru"), "{text:?}");
     assert!(text.contains("set it to noeviction"), "{text:?}");
-    assert_eq!(logged(&[]).await, "", "noeviction is the default");
+    assert_eq!(logged(&[]).await, "", "expected no warning for the default, noeviction");
     let hidden = ["--maxmemory-policy", "allkeys-lru", "--rename-command", "INFO", ""];
     assert_eq!(logged(&hidden).await, "");
 }

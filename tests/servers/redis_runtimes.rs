@@ -1,4 +1,4 @@
-//! Stores that are used on another tokio runtime than the one they were connected on.
+//! Stores that are used on another tokio runtime than the one that connected them.
 
 use std::time::Duration;
 
@@ -14,41 +14,42 @@ use crate::redis_store::{after, scope, shard};
 /// The default lease duration.
 const LEASE: Duration = Duration::from_secs(10);
 
-/// Runs its tasks only inside `block_on`.
+/// Returns a runtime that runs its tasks only inside `block_on`.
 fn current_thread() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// A server behind a proxy, and the runtime that runs the proxy.
+/// Starts a store behind a proxy. Returns it with the runtime that runs the proxy.
 fn behind(by: By) -> (Runtime, Behind) {
     let outer = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let behind = outer.block_on(Behind::started(by));
     (outer, behind)
 }
 
-/// Saves on a further runtime, within a lease duration.
-fn saves_elsewhere(by: By, store: &RedisStore, number: u32) {
+/// Checks that a save on a new runtime succeeds within a lease duration.
+fn assert_saves_on_new_runtime(by: By, store: &RedisStore, number: u32) {
     let saved = async { timeout(LEASE, until_saved(store, number)).await };
     let saved = current_thread().block_on(saved);
-    saved.unwrap_or_else(|_| panic!("{by:?}: a call on another runtime does not end"));
+    saved.unwrap_or_else(|_| panic!("{by:?}: expected a save on another runtime"));
 }
 
-/// Gives up a save after 200 ms.
-fn gives_up(runtime: &Runtime, store: &RedisStore) {
+/// Starts a save, and drops it after 200 ms without a response.
+fn drop_unanswered_save(runtime: &Runtime, store: &RedisStore) {
     let saved = [(shard(0), after(2))];
     let scope = scope();
     let saved = async { timeout(Duration::from_millis(200), store.save(&scope, &saved)).await };
-    runtime.block_on(saved).expect_err("there is no answer");
+    runtime.block_on(saved).expect_err("expected no response");
 }
 
-/// A store whose runtime has begun to connect again, without an answer.
+/// Returns a store that has started to reconnect without a response, and the runtime of that
+/// attempt.
 fn reconnecting(behind: &Behind) -> (Runtime, RedisStore) {
     let first = current_thread();
     let store = first.block_on(behind.connect("")).unwrap();
     behind.proxy.set_mode(Mode::Swallow);
-    gives_up(&first, &store);
-    // Connects again, in a task that goes no further until this runtime is used.
-    gives_up(&first, &store);
+    drop_unanswered_save(&first, &store);
+    // Reconnects in a task that makes no progress unless this runtime is used.
+    drop_unanswered_save(&first, &store);
     (first, store)
 }
 
@@ -59,7 +60,7 @@ fn store_outlives_the_runtime_of_its_connection() {
         let first = current_thread();
         let store = first.block_on(behind.connect("")).unwrap();
         drop(first);
-        saves_elsewhere(*by, &store, 2);
+        assert_saves_on_new_runtime(*by, &store, 2);
     }
 }
 
@@ -70,17 +71,17 @@ fn store_outlives_the_runtime_that_reconnects() {
         let (first, store) = reconnecting(&behind);
         drop(first);
         behind.proxy.set_mode(Mode::Pass);
-        saves_elsewhere(*by, &store, 3);
+        assert_saves_on_new_runtime(*by, &store, 3);
     }
 }
 
 #[test]
-fn idle_runtime_that_reconnects_holds_up_no_other() {
+fn idle_runtime_that_reconnects_blocks_no_other() {
     for by in ALL {
         let (_outer, behind) = behind(*by);
         let (first, store) = reconnecting(&behind);
         behind.proxy.set_mode(Mode::Pass);
-        saves_elsewhere(*by, &store, 3);
+        assert_saves_on_new_runtime(*by, &store, 3);
         first.block_on(async { timeout(LEASE, until_saved(&store, 4)).await }).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! Positions under a stream's name alone, taken over by consumers of its ARN.
+//! Scope migration in Redis: positions move from a stream's name to its ARN.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::redis_server::RedisServer;
 const ARN: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
 const OTHER_ARN: &str = "arn:aws:kinesis:us-east-1:123456789012:stream/orders";
 
-/// Reads until no record comes for a second, closes, and returns the records.
+/// Reads until no record is delivered for one second, closes the consumer, and returns the records.
 async fn read(kinesis: &Kinesis, stream: &str, store: &RedisStore) -> Vec<String> {
     let consumer = Consumer::builder(kinesis.client(), stream)
         .application("billing")
@@ -34,7 +34,7 @@ async fn read(kinesis: &Kinesis, stream: &str, store: &RedisStore) -> Vec<String
 }
 
 #[tokio::test]
-async fn positions_under_the_name_are_taken_over_once() {
+async fn positions_under_name_migrate_to_arn_once() {
     let redis = RedisServer::start(&[]);
     let store = RedisStore::connect(&redis.url()).await.unwrap();
     let here = Kinesis::new();
@@ -61,9 +61,9 @@ async fn positions_under_the_name_are_taken_over_once() {
     assert_eq!(marked, expected);
 }
 
-/// Times that no worker has stored, as after an import: they may belong to either stream.
+/// Timestamps that no worker has stored, as after an import, may belong to either stream.
 #[tokio::test]
-async fn positions_without_a_table_are_claimed_by_one_arn() {
+async fn positions_without_lease_table_are_claimed_by_one_arn() {
     let redis = RedisServer::start(&[]);
     let store = RedisStore::connect(&redis.url()).await.unwrap();
     let (here, there) = (Kinesis::new(), Kinesis::new());

@@ -1,4 +1,4 @@
-//! `RedisStore` against a real sentinel, with a master and a replica.
+//! Tests of `RedisStore` against a real sentinel with a master and a replica.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ impl Watched {
         watched
     }
 
-    /// Until the sentinel knows of the replica, and the replica of all that the master has.
+    /// Waits until the sentinel knows the replica, and the replica is synchronized with the master.
     async fn wait_for_the_replica(&self) {
         let began = Instant::now();
         loop {
@@ -52,14 +52,17 @@ impl Watched {
         }
     }
 
-    /// Kills the master, and waits until the replica is one.
+    /// Kills the master, and waits until the replica has become the master.
     #[cfg(feature = "testing")]
     pub(crate) async fn fail_over(&mut self) {
         self.master.kill();
         let began = Instant::now();
         let url = format!("redis://:{PASSWORD}@127.0.0.1:{}/", self.replica.port());
         while !information(url.clone(), "replication").await.contains("role:master") {
-            assert!(began.elapsed() < Duration::from_secs(60), "the sentinel chooses a master");
+            assert!(
+                began.elapsed() < Duration::from_secs(60),
+                "expected the sentinel to promote the replica"
+            );
             sleep(Duration::from_millis(20)).await;
         }
     }
@@ -81,13 +84,13 @@ async fn information(url: String, section: &str) -> String {
 }
 
 #[tokio::test]
-async fn conforms() {
+async fn sentinel_store_conforms() {
     let watched = Watched::start().await;
     conformance::check(&watched.store().await).await;
 }
 
 #[tokio::test]
-async fn follows_the_master_to_another_server() {
+async fn new_master_is_followed_after_failover() {
     let mut watched = Watched::start().await;
     let store = watched.store().await;
     store.save(&scope(), &saved(1)).await.unwrap();
@@ -105,7 +108,7 @@ async fn follows_the_master_to_another_server() {
 }
 
 #[tokio::test]
-async fn says_what_is_wrong_with_sentinels() {
+async fn wrong_sentinel_settings_are_reported() {
     let watched = Watched::start().await;
     let sentinel = watched.sentinel.url();
     let nobody = format!("redis://127.0.0.1:{}/", free_port());
@@ -123,7 +126,7 @@ async fn says_what_is_wrong_with_sentinels() {
     for error in [connect(&[], &master).await, connect(&[&sentinel], "unix:///socket").await] {
         assert_eq!(error.kind(), ErrorKind::Configuration, "{error:?}");
     }
-    // One that answers is enough.
+    // One sentinel that responds is enough.
     let urls = [&*nobody, &*sentinel];
     RedisStore::connect_sentinel(urls, &master).await.unwrap();
 }
@@ -140,7 +143,7 @@ async fn silent_sentinels_delay_no_connection() {
     let urls = urls.iter().map(String::as_str);
     let began = Instant::now();
     let store = RedisStore::connect_sentinel(urls, &format!("redis://:{PASSWORD}@orders/")).await;
-    // Less than any time after which one of them is given up.
+    // Shorter than any time limit for a silent sentinel.
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     store.unwrap().save(&scope(), &saved(1)).await.unwrap();
 }

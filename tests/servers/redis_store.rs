@@ -1,4 +1,4 @@
-//! `RedisStore` against a real server.
+//! Tests of `RedisStore` against a real server.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -31,7 +31,7 @@ pub(crate) async fn raw(server: &RedisServer) -> MultiplexedConnection {
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
-/// Everything that an error says, down to its first cause.
+/// Returns the texts of an error and of all its sources.
 pub(crate) fn whole_text(error: &Error) -> String {
     let first: &dyn std::error::Error = error;
     std::iter::successors(Some(first), |error| (**error).source())
@@ -41,14 +41,14 @@ pub(crate) fn whole_text(error: &Error) -> String {
 }
 
 #[tokio::test]
-async fn conforms() {
+async fn redis_store_conforms() {
     let server = RedisServer::start(&[]);
     let store = RedisStore::connect(&server.url()).await.unwrap();
     conformance::check(&store).await;
 }
 
 #[tokio::test]
-async fn is_laid_out_as_documented() {
+async fn checkpoint_keys_are_laid_out_as_documented() {
     let server = RedisServer::start(&[]);
     let store = RedisStore::connect(&server.url()).await.unwrap();
     let saved = [
@@ -75,7 +75,7 @@ async fn is_laid_out_as_documented() {
 }
 
 #[test]
-fn the_script_judges_as_supersedes_does() {
+fn save_script_matches_supersedes() {
     let server = RedisServer::start(&[]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let store = runtime.block_on(RedisStore::connect(&server.url())).unwrap();
@@ -105,7 +105,7 @@ fn the_script_judges_as_supersedes_does() {
 }
 
 #[tokio::test]
-async fn a_thousand_shards_are_one_command() {
+async fn saving_a_thousand_shards_is_one_command() {
     let server = RedisServer::start(&[]);
     let store = RedisStore::connect(&server.url()).await.unwrap();
     let many: Vec<_> = (0..1000).map(|index| (shard(index), after(index))).collect();
@@ -120,7 +120,7 @@ async fn a_thousand_shards_are_one_command() {
 }
 
 #[tokio::test]
-async fn a_forgotten_script_is_sent_again() {
+async fn flushed_script_is_sent_again() {
     let server = RedisServer::start(&[]);
     let store = RedisStore::connect(&server.url()).await.unwrap();
     store.save(&scope(), &[(shard(0), after(1))]).await.unwrap();
@@ -130,7 +130,7 @@ async fn a_forgotten_script_is_sent_again() {
 }
 
 #[tokio::test]
-async fn comes_back_when_the_server_does() {
+async fn store_recovers_when_server_restarts() {
     let mut server = RedisServer::start(&["--appendonly", "yes", "--appendfsync", "always"]);
     let store = RedisStore::connect(&server.url()).await.unwrap();
     store.save(&scope(), &[(shard(0), after(1))]).await.unwrap();
@@ -153,7 +153,7 @@ async fn comes_back_when_the_server_does() {
 }
 
 #[tokio::test]
-async fn keys_of_something_else_are_told_and_left_alone() {
+async fn foreign_keys_are_reported_and_left_unchanged() {
     let server = RedisServer::start(&[]);
     let store = RedisStore::connect(&server.url()).await.unwrap();
     let mut raw = raw(&server).await;
@@ -180,9 +180,13 @@ async fn keys_of_something_else_are_told_and_left_alone() {
     assert_eq!(both(store.save(&scope(), &new).await.unwrap_err()), text);
     let mut each = store.load_each(&scope()).await.unwrap();
     assert_eq!(both(each.remove(&shard(1)).unwrap().unwrap_err()), text);
-    assert_eq!(each.remove(&shard(0)).unwrap().unwrap(), after(1), "the other shard is saved");
+    assert_eq!(
+        each.remove(&shard(0)).unwrap().unwrap(),
+        after(1),
+        "expected the other shard to be saved"
+    );
     let stored: String = raw.hget(CHECKPOINTS, shard(1).as_str()).await.unwrap();
-    assert_eq!(stored, "yesterday", "the field stays as it is");
+    assert_eq!(stored, "yesterday", "expected an unchanged field");
 
     raw.del::<_, ()>(CHECKPOINTS).await.unwrap();
     raw.set::<_, _, ()>(FORMAT, "2").await.unwrap();
@@ -194,7 +198,7 @@ async fn keys_of_something_else_are_told_and_left_alone() {
 }
 
 #[tokio::test]
-async fn connecting_says_what_is_wrong_and_no_secret() {
+async fn connect_error_names_cause_and_no_secret() {
     let server = RedisServer::start(&["--requirepass", "right"]);
     let port = server.port();
     let address = format!("127.0.0.1:{port}");
@@ -221,7 +225,7 @@ async fn connecting_says_what_is_wrong_and_no_secret() {
 
 #[cfg(not(feature = "redis-tls"))]
 #[tokio::test]
-async fn tls_without_its_feature_is_named() {
+async fn tls_url_without_feature_names_the_feature() {
     let error = RedisStore::connect("rediss://:hunter2@localhost/").await.unwrap_err();
     assert_eq!(
         error.to_string(),

@@ -1,4 +1,4 @@
-//! Takeovers by workers whose own connection is lost.
+//! Takeovers by workers that have lost their own connection.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::redis_server::RedisServer;
 const LEASE: Duration = Duration::from_secs(2);
 const RENEWAL: Duration = LEASE.checked_div(3).unwrap();
 
-/// What a poll, a put and a busy machine may add.
+/// An allowance for a poll, a put and a busy machine.
 const DELAY: Duration = Duration::from_millis(1500);
 
 async fn start(kinesis: &Kinesis, redis: &RedisServer, name: &str) -> (Proxy, Consumer) {
@@ -40,8 +40,10 @@ async fn idle_worker_with_half_open_connection_takes_over() {
     assert_eq!(records.next().await.unwrap().unwrap().data(), b"first");
     let (half_open, second) = start(&kinesis, &redis, "second").await;
     let mut taken = second.records();
-    // Until it has joined, and two renewals more.
-    timeout(2 * RENEWAL, taken.next()).await.expect_err("the first worker has the shard");
+    // Gives the second worker the time to join.
+    timeout(2 * RENEWAL, taken.next())
+        .await
+        .expect_err("expected the first worker to own the shard");
 
     shard.put("second");
     dead.set_mode(Mode::Swallow);
@@ -49,5 +51,5 @@ async fn idle_worker_with_half_open_connection_takes_over() {
     let began = Instant::now();
     let bound = LEASE + 2 * RENEWAL + DELAY;
     let taken = timeout(bound, taken.next()).await;
-    assert!(taken.is_ok(), "the lease is not taken over after {:?}", began.elapsed());
+    assert!(taken.is_ok(), "expected a takeover within {bound:?}, waited {:?}", began.elapsed());
 }

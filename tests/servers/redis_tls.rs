@@ -1,4 +1,4 @@
-//! `RedisStore` over TLS, against a real server.
+//! Tests of `RedisStore` over TLS against a real server.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,8 +13,8 @@ use crate::redis_server::RedisServer;
 
 const USER: [&str; 6] = ["--user", "billing", "on", ">hunter2", "~*", "+@all"];
 
-/// Starts a server that speaks TLS, as `localhost`, by a certificate of an authority that nobody
-/// knows. The server, and that authority's certificate.
+/// Starts a TLS server for `localhost` with a certificate of an untrusted authority. Returns the
+/// server, and the path of the authority's certificate.
 fn start_tls() -> (RedisServer, PathBuf) {
     let mut authority = PathBuf::new();
     let listens = |port: u16, folder: &Path| {
@@ -28,9 +28,9 @@ fn start_tls() -> (RedisServer, PathBuf) {
     (server, authority)
 }
 
-/// Run by the test below in a process whose system certificates are the server's authority.
+/// Connects from a process that trusts the server's authority. The test below runs it.
 #[tokio::test]
-#[ignore = "run by over_tls_with_user_password_and_database, which starts the server"]
+#[ignore = "run by tls_connection_uses_user_password_and_database, which starts the server"]
 async fn trusting_process() {
     let url = std::env::var("TEST_REDIS_URL").unwrap();
     let store = RedisStore::connect(&url).await.unwrap();
@@ -44,7 +44,7 @@ async fn trusting_process() {
 }
 
 #[tokio::test]
-async fn over_tls_with_user_password_and_database() {
+async fn tls_connection_uses_user_password_and_database() {
     let (server, authority) = start_tls();
     let ran = Command::new(std::env::current_exe().unwrap())
         .args(["redis_tls::trusting_process", "--exact", "--ignored", "--nocapture"])
@@ -59,13 +59,13 @@ async fn over_tls_with_user_password_and_database() {
 
 async fn refused(url: &str) -> Error {
     let connected = timeout(Duration::from_secs(20), RedisStore::connect(url)).await;
-    let error = connected.expect("within seconds").unwrap_err();
+    let error = connected.expect("expected an error within 20 s").unwrap_err();
     assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
     error
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_not_trusted_is_named() {
+async fn untrusted_certificate_is_reported_with_cure() {
     let (server, _authority) = start_tls();
     let address = format!("localhost:{}", server.port());
     let error = refused(&format!("rediss://billing:hunter2@{address}/")).await;
@@ -81,7 +81,7 @@ async fn a_certificate_that_is_not_trusted_is_named() {
 }
 
 #[tokio::test]
-async fn tls_on_one_side_alone_is_told() {
+async fn tls_on_one_side_only_is_reported_with_cure() {
     let (tls, _authority) = start_tls();
     let plain = RedisServer::start(&[]);
     for (scheme, port) in [("redis", tls.port()), ("rediss", plain.port())] {

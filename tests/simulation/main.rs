@@ -34,8 +34,8 @@ mod retention;
 #[path = "../support/seeds.rs"]
 mod seeds;
 mod store;
-#[path = "../support/told.rs"]
-mod told;
+#[path = "../support/trace.rs"]
+mod trace;
 mod truth;
 mod world;
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::retention::Lost;
 use crate::seeds::Story;
-use crate::told::Told;
+use crate::trace::Told;
 use crate::world::BEGINNING;
 
 /// A guarantee of the crate that must hold under all faults.

@@ -1,6 +1,6 @@
-//! The loop that all is compared with: the SDK's `GetRecords`, again and again.
+//! Baseline of the benchmarks: plain loops over `GetRecords` and `SubscribeToShard` of the SDK.
 
-// Each program uses a part of it.
+// Each including program uses only some of these items.
 #![allow(dead_code)]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use aws_sdk_kinesis::types::{ShardIteratorType, StartingPosition, SubscribeToSha
 use futures::future::join_all;
 use tokio::time::{interval, sleep};
 
-/// Reads so many records, by a loop for each shard, and drops each.
+/// Reads and drops `records` records with one polling loop per shard.
 pub(crate) async fn read(client: &Client, stream: &str, shards: usize, records: usize) {
     let left = AtomicUsize::new(records);
     join_all((0..shards).map(|shard| read_shard(client, stream, shard, &left))).await;
@@ -29,7 +29,7 @@ async fn read_shard(client: &Client, stream: &str, shard: usize, left: &AtomicUs
     }
 }
 
-/// Asks one shard for news each second, at a moment of its own.
+/// Polls one shard once per second, with a random phase.
 pub(crate) async fn follow(client: Client, stream: String, shard: usize) {
     let mut iterator = iterator(&client, &stream, shard).await;
     sleep(Duration::from_millis(fastrand::u64(..1000))).await;
@@ -41,7 +41,7 @@ pub(crate) async fn follow(client: Client, stream: String, shard: usize) {
     }
 }
 
-/// Is pushed what one shard has, by one subscription after another.
+/// Receives the records of one shard by consecutive subscriptions.
 pub(crate) async fn be_pushed(client: Client, consumer_arn: String, shard: usize) {
     let beginning = StartingPosition::builder().r#type(ShardIteratorType::TrimHorizon);
     let mut position = beginning.build().unwrap();
@@ -49,7 +49,7 @@ pub(crate) async fn be_pushed(client: Client, consumer_arn: String, shard: usize
         let call = client.subscribe_to_shard().consumer_arn(&consumer_arn);
         let call =
             call.shard_id(format!("shardId-{shard:012}")).starting_position(position.clone());
-        // What has nothing to say is no download that has stalled.
+        // Without this setting, the SDK takes an idle subscription for a stalled download.
         let settings = aws_sdk_kinesis::config::Builder::new()
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
         let pushed = call.customize().config_override(settings).send().await;

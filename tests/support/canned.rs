@@ -1,10 +1,10 @@
-//! Answers of a Kinesis that are made beforehand, so that what a call costs is its client's.
+//! Prepared responses of Kinesis, so that the measured cost of a call is that of its client.
 //!
-//! A stream is made by being asked for. Its name says what is in it:
-//! `canned-<shards>-<bytes a record>-<answers>-<anything>`. That many answers, as large as Kinesis
-//! gives them, are shared by its shards; after them there is nothing new.
+//! The first call that names a stream creates it. The name describes the content:
+//! `canned-<shards>-<bytes per record>-<answers>-<anything>`. The shards share this number of full
+//! responses, each as large as Kinesis returns them. After them, all responses are empty.
 //!
-//! An iterator has a number, and asked for once more gives the same again.
+//! Each iterator has a number. A repeated call with the same iterator returns the same response.
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -17,15 +17,15 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use serde_json::{Value, json};
 
-/// The most that one answer of Kinesis holds.
+/// The limits of one response of `GetRecords`.
 const MOST_RECORDS: usize = 10_000;
 const MOST_BYTES: usize = 10 << 20;
 
-/// As long as those of Kinesis.
+/// Values as long as those of Kinesis.
 const SEQUENCE_NUMBER: u128 = 495_903_382_714_902_566_085_596_925_383;
 const ITERATOR_LENGTH: usize = 224;
 
-/// What a canned stream holds.
+/// The content of a canned stream, as encoded in its name.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Contents {
     pub(crate) shards: usize,
@@ -40,7 +40,8 @@ impl Contents {
 
     fn of(stream: &str) -> Self {
         let mut numbers = stream.split('-').skip(1).map(|number| number.parse().unwrap());
-        let mut next = || numbers.next().expect("a canned stream");
+        let mut next =
+            || numbers.next().expect("expected a stream name of the form canned-1-100-10-0");
         Self { shards: next(), record_bytes: next(), answers: next() }
     }
 
@@ -53,7 +54,7 @@ impl Contents {
     }
 }
 
-/// All streams that were asked for.
+/// All streams that a call has named.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Canned(Arc<Mutex<HashMap<String, Stream>>>);
 
@@ -64,14 +65,14 @@ struct Stream {
     empty: Bytes,
     left: usize,
     iterators: u64,
-    /// Iterators that have a full answer.
+    /// The iterators that return a full response.
     given: HashSet<u64>,
 }
 
 impl Canned {
-    /// The answer to a call.
+    /// Returns the response to a call.
     pub(crate) fn answer(&self, operation: &str, body: &[u8]) -> Answer {
-        let asked: Value = serde_json::from_slice(body).expect("the client sends JSON");
+        let asked: Value = serde_json::from_slice(body).expect("expected a JSON request");
         let iterator = asked["ShardIterator"].as_str().map(numbered);
         let name = asked["StreamName"].as_str().or(iterator.map(|(name, _)| name)).unwrap();
         let mut streams = self.0.lock().unwrap();
@@ -84,13 +85,13 @@ impl Canned {
             "GetRecords" => {
                 (format!(r#"{{"NextShardIterator":"{next}","#), stream.rest(iterator.unwrap().1))
             }
-            _ => panic!("{operation} is not canned"),
+            _ => panic!("no prepared response for {operation}"),
         };
         Answer([head.into(), rest])
     }
 }
 
-/// An answer: what is made for its call, and what is canned.
+/// A response body: the part made for the call, and the prepared part.
 #[derive(Debug)]
 pub(crate) struct Answer([Bytes; 2]);
 
@@ -145,8 +146,11 @@ impl Stream {
 }
 
 fn numbered(iterator: &str) -> (&str, u64) {
-    let (name, number) = iterator.trim_end_matches('=').split_once('#').expect("an iterator");
-    (name, number.parse().expect("its number"))
+    let (name, number) = iterator
+        .trim_end_matches('=')
+        .split_once('#')
+        .expect("expected an iterator of a canned stream");
+    (name, number.parse().expect("expected an iterator number"))
 }
 
 fn key(record: usize) -> String {
@@ -154,7 +158,7 @@ fn key(record: usize) -> String {
 }
 
 fn records(records: usize, bytes: usize) -> Bytes {
-    // Base64 of zeros; its length is what makes its bytes.
+    // Base64 of zeros; the padding sets the exact number of bytes.
     let mut data = "A".repeat(bytes.div_ceil(3) * 4);
     let padding = (3 - bytes % 3) % 3;
     data.replace_range(data.len() - padding.min(data.len()).., &"=".repeat(padding));

@@ -1,9 +1,10 @@
-//! Certificates of an authority that nobody knows, made by openssl.
+//! Certificates of an untrusted certificate authority, created with openssl.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Makes `authority.crt`, and of it `server.crt` and `server.key` for `localhost`, valid for a day.
+/// Creates the authority `authority.crt`, and `server.crt` and `server.key` that it signs for
+/// `localhost`. All are valid for one day.
 pub(crate) fn make(folder: &Path) {
     let openssl = |arguments: &str| {
         let ran = Command::new("openssl")
@@ -12,7 +13,7 @@ pub(crate) fn make(folder: &Path) {
             .stdin(Stdio::null())
             .output()
             .unwrap_or_else(|error| {
-                panic!("openssl cannot be started ({error}); run ./tests/run, which installs it")
+                panic!("failed to start openssl: {error}; run ./tests/run, which installs it")
             });
         assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
     };

@@ -1,9 +1,9 @@
-//! The loop of whoever reads by this crate.
+//! The read loop of a caller of this crate.
 
 use futures::{Stream, StreamExt};
 use kinestream::{Record, Result};
 
-/// Reads so many records, and drops each.
+/// Reads and drops `records` records, and acknowledges each if `acknowledged`.
 pub(crate) async fn drain(
     stream: impl Stream<Item = Result<Record>>,
     records: usize,

@@ -1,4 +1,4 @@
-//! What it takes to follow shards that have nothing new.
+//! The CPU time that following idle shards takes.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use kinestream::ConsumerBuilder;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-/// The start is over by then.
+/// The start-up time that is excluded from the measurement.
 const START: Duration = Duration::from_secs(5);
 
-/// Seconds of CPU in a second, by the crate.
+/// Returns the CPU seconds per second that the crate uses.
 pub(crate) async fn by_crate(builder: ConsumerBuilder, time: Duration) -> f64 {
     let mut records = builder.build().unwrap().records();
     let _nothing = timeout(START, records.next()).await;
@@ -21,7 +21,7 @@ pub(crate) async fn by_crate(builder: ConsumerBuilder, time: Duration) -> f64 {
     cpu.elapsed().as_secs_f64() / time.as_secs_f64()
 }
 
-/// Seconds of CPU in a second, by a task for each shard.
+/// Returns the CPU seconds per second that one task per shard uses.
 pub(crate) async fn by_tasks(
     tasks: impl Iterator<Item = impl Future<Output = ()> + Send + 'static>,
     time: Duration,

@@ -1,4 +1,4 @@
-//! A store of leases behind a gate: what is asked for passes, waits or fails.
+//! A lease store behind a gate, which passes, delays or fails each call.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -7,10 +7,13 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
-use kinestream::store::lease::{HeartbeatResponse, AdminEdit, FencedCheckpoint, LeaseStore, HeartbeatRequest, LeaseTable, SaveOutcome};
+use kinestream::store::lease::{
+    AdminEdit, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore, LeaseTable,
+    SaveOutcome,
+};
 use kinestream::{Checkpoint, CheckpointStore, Result, ShardId};
 
-/// What a worker asks for.
+/// The kind of a call that passes the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Asked {
     Exchange,
@@ -20,8 +23,8 @@ pub(crate) enum Asked {
 
 type Gate = dyn Fn(Asked) -> BoxFuture<'static, Result<()>> + Send + Sync;
 
-/// What workers and operators ask of the store goes through the gate; what is looked at from outside
-/// does not.
+/// Sends the calls of workers and operators through the gate. Calls that only observe the store
+/// bypass it.
 #[derive(Clone)]
 pub(crate) struct Gated<S> {
     stored: S,

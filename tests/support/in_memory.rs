@@ -1,4 +1,4 @@
-//! A client of canned answers, without a socket.
+//! An SDK client of the prepared responses in `canned`, without a socket.
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::http::{HttpRequest, HttpResponse};
@@ -19,14 +19,14 @@ impl HttpConnector for Connector {
         let operation = target.rsplit('.').next().unwrap();
         let body = self.0.answer(operation, request.body().bytes().unwrap());
         HttpConnectorFuture::new(async {
-            // As a socket would: nothing is there at once.
+            // Like a socket, which has no response at the first poll.
             tokio::task::yield_now().await;
             Ok(HttpResponse::new(200.try_into().unwrap(), SdkBody::from_body_1_x(body)))
         })
     }
 }
 
-/// The client, for which the answers of that stream are made already.
+/// Returns a client, and prepares the responses of `stream`.
 pub(crate) fn client(stream: &str) -> Client {
     let canned = Canned::default();
     canned.answer("GetShardIterator", format!(r#"{{"StreamName":"{stream}"}}"#).as_bytes());

@@ -1,4 +1,4 @@
-//! A waker that polls at once, on the stack of what wakes it.
+//! A waker that polls its future at once, on the stack of the code that wakes it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::task::{Context, Wake, Waker};
 
-/// A future that is polled by its own waker.
+/// A future that its own waker polls.
 pub(crate) struct Inline {
     future: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
-    /// It was woken while it was polled, and is polled once more.
+    /// True if the future was woken since its last poll began, and must be polled again.
     again: AtomicBool,
 }
 

@@ -1,30 +1,33 @@
-//! Lets a subscriber of one thread receive every event of the crate on that thread.
+//! Ensures that the subscriber of one thread receives every event of the crate on that thread.
 //!
-//! `tracing` decides once for each place in the code whether anything listens there, when any thread
-//! first reaches it. While only one subscriber exists, it asks that thread's own, and a thread
-//! without one turns the place off for all.
+//! `tracing` caches the interest in each callsite when a thread first reaches it. While only one
+//! subscriber exists, `tracing` asks the subscriber of that thread. A thread without a subscriber
+//! then disables the callsite for all threads.
 
 use std::sync::Once;
 
 use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Subscriber, span};
 
-/// Keeps every place of the crate on, whichever thread reaches it first.
+/// Keeps every callsite of the crate enabled, regardless of the thread that reaches it first.
 pub(crate) fn keep_events_on() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        tracing::subscriber::set_global_default(Undecided).expect("no other global subscriber");
+        tracing::subscriber::set_global_default(Undecided)
+            .expect("expected no other global subscriber");
     });
 }
 
-/// Whether a span or an event is the crate's. A subscriber decides this in `enabled` as well, which
-/// `tracing` asks about every place that another thread is registering at that moment: the SDK draws a
-/// random number for each of its spans that is enabled.
+/// Returns true if a span or an event belongs to the crate.
+///
+/// A subscriber must also check this in `enabled`, which `tracing` calls for each callsite that
+/// another thread is registering at that moment. Otherwise spans of the SDK may be enabled, and the
+/// SDK draws a random number for each enabled span.
 pub(crate) fn is_of_crate(metadata: &Metadata<'_>) -> bool {
     metadata.target().starts_with("kinestream")
 }
 
-/// Receives nothing itself.
+/// A global subscriber that receives no events.
 struct Undecided;
 
 impl Subscriber for Undecided {

@@ -1,6 +1,6 @@
-//! The most memory that this process ever held.
+//! The peak memory of this process.
 
-/// 0 where the system does not say.
+/// Returns the peak resident memory in bytes, or 0 if the system does not report it.
 pub(crate) fn peak_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

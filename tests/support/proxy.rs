@@ -1,6 +1,7 @@
-//! A TCP proxy between clients and servers that can lose, delay, cut and redirect.
+//! A TCP proxy between clients and servers that can drop or delay bytes, and cut or redirect
+//! connections.
 
-// Each program uses a part of it.
+// Each including program uses only some of these items.
 #![allow(dead_code)]
 
 use std::net::Ipv4Addr;
@@ -14,37 +15,37 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 
-/// How the proxy treats what passes through it.
+/// Treatment of the traffic by the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// Every byte passes.
+    /// Forwards every byte.
     Pass,
-    /// Every byte of the server passes this much later.
+    /// Forwards every byte of the server after this delay.
     Delay(Duration),
-    /// No byte passes. A connection that has lost bytes passes none afterwards either, and no end of
-    /// it is passed on: it is half open.
+    /// Drops every byte. A connection that has lost bytes stays half open: the proxy forwards no
+    /// later byte and no close of either end.
     Swallow,
-    /// Connections are accepted and closed at once.
+    /// Closes open connections, and accepts and closes new ones at once.
     Refuse,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Rules {
     mode: Mode,
-    /// The port of the server that new connections are passed to.
+    /// The server port for new connections.
     target: u16,
-    /// The address from which servers see connections come.
+    /// The source address that servers see.
     source: Ipv4Addr,
-    /// Connections before this one are closed.
+    /// Connections with a lower number are closed.
     cut_before: usize,
-    /// Connections before this one swallow.
+    /// Connections with a lower number drop every byte.
     frozen_before: usize,
 }
 
-/// Texts of the server and what stands in their place, of the same length.
+/// Texts in server responses and their replacements, of equal length.
 type Replacements = Arc<Mutex<Vec<(String, String)>>>;
 
-/// Listens on a free port until it is dropped, which closes all of its connections.
+/// A proxy on a free port. A drop closes all its connections.
 pub(crate) struct Proxy {
     port: u16,
     rules: watch::Sender<Rules>,
@@ -54,12 +55,12 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Passes everything to the server on this port of 127.0.0.1.
+    /// Starts a proxy that forwards to the server on port `target` of 127.0.0.1.
     pub(crate) async fn start(target: u16) -> Self {
         Self::start_at(0, target).await
     }
 
-    /// Listens on this port.
+    /// Starts a proxy that listens on `port`.
     pub(crate) async fn start_at(port: u16, target: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -73,7 +74,7 @@ impl Proxy {
         Self { port, rules, replacements, accepted, listening }
     }
 
-    /// Closes everything, and returns once the port is free.
+    /// Closes the listener and all connections, and returns once the port is free.
     pub(crate) async fn stop(mut self) {
         self.listening.abort();
         let _aborted = (&mut self.listening).await;
@@ -87,7 +88,7 @@ impl Proxy {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    /// How many connections were accepted so far.
+    /// Returns the number of connections accepted so far.
     pub(crate) fn accepted(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
     }
@@ -97,14 +98,15 @@ impl Proxy {
         self.rules.send_modify(|rules| rules.mode = mode);
     }
 
-    /// Passes new connections to the server on this port. Old ones stay where they are.
+    /// Forwards new connections to the server on port `target`. Open connections keep their server.
     pub(crate) fn redirect(&self, target: u16) {
         self.rules.send_modify(|rules| rules.target = target);
     }
 
-    /// Replaces the port of a server in what servers say of each other by that of its proxy.
+    /// Replaces a server's port by that of its proxy in responses that name other servers.
     pub(crate) fn announce(&self, port: u16, proxy: u16) {
-        // The name of a master in a sentinel's answer, a node in CLUSTER SLOTS, and in MOVED or ASK.
+        // The port is a line in a sentinel's response, and follows a colon in CLUSTER SLOTS, MOVED
+        // and ASK.
         let places = [("\r\n", "\r\n"), (":", "\r\n")];
         let replaced = |(before, after): (&str, &str)| {
             (format!("{before}{port}{after}"), format!("{before}{proxy}{after}"))
@@ -112,7 +114,7 @@ impl Proxy {
         self.replacements.lock().unwrap().extend(places.map(replaced));
     }
 
-    /// Connects to servers from this address of the loopback interface.
+    /// Sets the source address of new connections to servers.
     pub(crate) fn connect_from(&self, source: Ipv4Addr) {
         self.rules.send_modify(|rules| rules.source = source);
     }
@@ -123,7 +125,7 @@ impl Proxy {
         self.rules.send_modify(|rules| rules.cut_before = accepted);
     }
 
-    /// Makes every open connection swallow permanently. New connections pass.
+    /// Makes every open connection drop all bytes permanently. New connections work.
     pub(crate) fn freeze(&self) {
         let accepted = self.accepted();
         self.rules.send_modify(|rules| rules.frozen_before = accepted);
@@ -136,7 +138,7 @@ impl Drop for Proxy {
     }
 }
 
-/// How bytes pass.
+/// The state that the two directions of a connection share.
 #[derive(Clone)]
 struct Passing {
     rules: watch::Receiver<Rules>,
@@ -175,7 +177,7 @@ async fn connect(client: TcpStream, number: usize, passing: Passing) {
     }
 }
 
-/// Passes bytes one way, until either end closes or the connection is cut.
+/// Forwards bytes in one direction until an end closes or the connection is cut.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -224,7 +226,7 @@ fn replace(bytes: &mut [u8], replacements: &[(String, String)]) {
     }
 }
 
-/// Keeps a connection open, and passes nothing.
+/// Keeps a connection open without forwarding, until it is cut.
 async fn until_cut(number: usize, mut rules: watch::Receiver<Rules>) {
     let is_cut = |rules: &Rules| number < rules.cut_before || rules.mode == Mode::Refuse;
     let _the_proxy_is_gone = rules.wait_for(is_cut).await;

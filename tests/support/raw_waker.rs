@@ -1,14 +1,14 @@
 //! A waker that runs code of the test, which may panic, in its clone, wake and drop.
 //!
-//! `std::task::Wake` counts the references of its wakers itself, so that a clone or a drop of one can
-//! neither panic nor run code. Only a table of raw functions can, and its functions are unsafe: this is the
-//! one file of the repository that may contain unsafe code.
-#![allow(unsafe_code, reason = "a clone that panics needs a raw table of functions")]
+//! `std::task::Wake` counts references itself, so a clone or a drop of its wakers can neither panic
+//! nor run code of the test. Only a `RawWakerVTable` allows this, and its functions are unsafe.
+//! This is the only file of the repository that may contain unsafe code.
+#![allow(unsafe_code, reason = "a clone that panics needs a raw vtable")]
 
 use std::sync::Arc;
 use std::task::{RawWaker, RawWakerVTable, Waker};
 
-/// What is done with a waker.
+/// An operation on a waker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WakerCall {
     Clone,
@@ -16,17 +16,17 @@ pub(crate) enum WakerCall {
     Drop,
 }
 
-/// The code of a waker.
+/// The code that a waker runs.
 pub(crate) trait WakerCode: Send + Sync + 'static {
-    /// May panic.
+    /// Runs for each operation on the waker. May panic.
     fn call(&self, call: WakerCall);
 }
 
-/// Returns a waker that is equal to no other one but its clones.
+/// Returns a waker that is equal only to its clones.
 pub(crate) fn raw_waker<C: WakerCode>(code: Arc<C>) -> Waker {
     let data = Arc::into_raw(Arc::new(code)).cast();
-    // SAFETY: `data` is one reference to an `Arc<C>` in an `Arc`, as each function of the table expects.
-    // `C` is `Send` and `Sync`, and so is the waker.
+    // SAFETY: `data` is one reference to an `Arc<C>` in an `Arc`, as each function of the vtable
+    // expects. `C` is `Send` and `Sync`, and so is the waker.
     unsafe { Waker::from_raw(RawWaker::new(data, table::<C>())) }
 }
 
@@ -34,7 +34,7 @@ fn table<C: WakerCode>() -> &'static RawWakerVTable {
     &const { RawWakerVTable::new(clone::<C>, wake::<C>, wake_by_ref::<C>, drop_waker::<C>) }
 }
 
-/// SAFETY: `data` comes from `raw_waker`, and its reference is not used up.
+/// SAFETY: `data` comes from `raw_waker`, and its reference has not been released.
 unsafe fn code<'a, C: WakerCode>(data: *const ()) -> &'a C {
     unsafe { &*data.cast::<Arc<C>>() }
 }
@@ -48,7 +48,7 @@ unsafe fn clone<C: WakerCode>(data: *const ()) -> RawWaker {
 }
 
 unsafe fn wake<C: WakerCode>(data: *const ()) {
-    // Uses up the reference, also in a panic.
+    // Releases the reference, also on a panic.
     let data = unsafe { Arc::from_raw(data.cast::<Arc<C>>()) };
     data.call(WakerCall::Wake);
 }

@@ -1,6 +1,6 @@
 //! A real redis-server on a free port, for one test.
 
-// Each program uses a part of it.
+// Each including program uses only some of these items.
 #![allow(dead_code)]
 
 use std::io::{BufRead, BufReader};
@@ -12,26 +12,26 @@ use std::time::Duration;
 
 use crate::free_port::free_port;
 
-/// A folder for each server of this process.
+/// Numbers the folders of the servers of this process.
 static FOLDERS: AtomicUsize = AtomicUsize::new(0);
 
-/// A server that is ended, and whose folder is removed, when it is dropped.
+/// A running redis-server. A drop kills the server and removes its folder.
 pub(crate) struct RedisServer {
     port: u16,
     folder: PathBuf,
     options: Vec<String>,
-    /// What it says in its log when it is ready.
+    /// The log line that reports readiness.
     ready: &'static str,
     process: Option<Child>,
 }
 
 impl RedisServer {
-    /// Starts a server with these options beside those that keep it apart from others.
+    /// Starts a server with these options, in addition to those that isolate it from other servers.
     pub(crate) fn start(options: &[&str]) -> Self {
         Self::launched(|port, _folder| vec!["--port".to_owned(), port.to_string()], options)
     }
 
-    /// Starts a server that listens as these options of a port and the server's folder say.
+    /// Starts a server. `listens` returns the listen options for a port and the server's folder.
     pub(crate) fn launched(
         mut listens: impl FnMut(u16, &Path) -> Vec<String>,
         options: &[&str],
@@ -43,7 +43,7 @@ impl RedisServer {
         })
     }
 
-    /// Starts a sentinel that watches as these lines of its configuration say.
+    /// Starts a sentinel with these lines in its configuration.
     pub(crate) fn sentinel(lines: &str) -> Self {
         Self::ready_at("+monitor master", |port, folder| {
             let file = folder.join("sentinel.conf");
@@ -52,10 +52,10 @@ impl RedisServer {
         })
     }
 
-    /// Starts a server that says this in its log when it is ready.
+    /// Starts a server, and waits for `ready` in its log.
     fn ready_at(ready: &'static str, mut options: impl FnMut(u16, &Path) -> Vec<String>) -> Self {
-        // Another process may take a port between our letting go of it and the server's start:
-        // then the server ends at once, and another port is tried.
+        // Another process may take the port before the server binds it. The server then exits at
+        // once, and the next port is tried.
         for _ in 0..5 {
             let port = free_port();
             let (process, number) = (std::process::id(), FOLDERS.fetch_add(1, Ordering::Relaxed));
@@ -67,7 +67,7 @@ impl RedisServer {
                 return server;
             }
         }
-        panic!("redis-server did not start on five free ports in turn");
+        panic!("redis-server failed to start on five free ports in turn");
     }
 
     pub(crate) fn url(&self) -> String {
@@ -80,11 +80,11 @@ impl RedisServer {
 
     /// Sends this signal to the server's process.
     pub(crate) fn signal(&self, signal: &str) {
-        let process = self.process.as_ref().expect("the server runs").id().to_string();
+        let process = self.process.as_ref().expect("expected a running server").id().to_string();
         assert!(Command::new("kill").args([signal, &process]).status().unwrap().success());
     }
 
-    /// Ends the server as a crash does.
+    /// Kills the server without a shutdown.
     pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().unwrap();
@@ -92,27 +92,27 @@ impl RedisServer {
         }
     }
 
-    /// Loses what a server that was killed had written.
+    /// Removes the data that a killed server has written.
     pub(crate) fn forget(&mut self) {
-        assert!(self.process.is_none(), "the server is killed first");
+        assert!(self.process.is_none(), "kill the server before removing its data");
         for written in ["appendonlydir", "dump.rdb"].map(|name| self.folder.join(name)) {
             let _may_be_none = std::fs::remove_dir_all(&written);
             let _may_be_none = std::fs::remove_file(&written);
         }
     }
 
-    /// Takes away the folder that the server writes to.
+    /// Removes the folder that the server writes to.
     pub(crate) fn remove_folder(&self) {
         std::fs::remove_dir_all(&self.folder).unwrap();
     }
 
-    /// Starts a server that was killed, on the same port, with what it had written.
+    /// Starts a killed server again on the same port, with the data that it has written.
     pub(crate) fn restart(&mut self) {
-        assert!(self.process.is_none(), "the server is killed first");
-        assert!(self.launch(), "the server starts again on its port");
+        assert!(self.process.is_none(), "kill the server before restarting it");
+        assert!(self.launch(), "expected the server to restart on its port");
     }
 
-    /// Whether the server is ready; `false` where it has ended instead.
+    /// Starts the process. Returns true once it is ready, and false if it exits instead.
     fn launch(&mut self) -> bool {
         let process = Command::new("redis-server")
             .current_dir(&self.folder)
@@ -122,15 +122,16 @@ impl RedisServer {
             .spawn();
         let mut process = match process {
             Ok(process) => process,
-            Err(error) => panic!(
-                "redis-server cannot be started ({error}); run ./tests/run, which installs it"
-            ),
+            Err(error) => {
+                panic!("failed to start redis-server: {error}; run ./tests/run, which installs it")
+            }
         };
-        // Its own word is taken: whoever answers on the port may be another one's server.
+        // Readiness is read from the server's own log, because a server of another process may
+        // answer on the port.
         let log = BufReader::new(process.stdout.take().unwrap());
         let (tell, told) = mpsc::channel();
         let ready = self.ready;
-        // To its end: a full pipe would stop the server.
+        // Reads the log until the server exits: a full pipe would block the server.
         std::thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
                 if line.contains(ready) {

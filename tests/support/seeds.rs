@@ -1,4 +1,4 @@
-//! Goes through the seeds of a simulation, and tells of the first that breaks a promise.
+//! Runs the seeds of a simulation, and reports the first that breaks a promise.
 
 use std::fmt::Write;
 use std::ops::Range;
@@ -9,27 +9,27 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-/// One of them.
+/// Returns a random element of `choices`.
 pub(crate) fn pick<T: Copy>(rng: &mut Rng, choices: &[T]) -> T {
     choices[rng.usize(..choices.len())]
 }
 
-/// Runs a world on one thread and a paused clock.
+/// Runs a simulated world on one thread with a paused clock.
 pub(crate) fn on_a_paused_clock<F: Future>(world: F) -> F::Output {
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_time().start_paused(true).build().expect("a runtime").block_on(world)
+    builder.enable_time().start_paused(true).build().expect("expected a runtime").block_on(world)
 }
 
-/// What came of a seed.
+/// The result of a seed.
 pub(crate) struct Story {
     pub(crate) trace: Vec<String>,
-    /// The promise that was broken, and how.
+    /// The broken promise, and the details.
     pub(crate) broken: Option<(String, String)>,
     pub(crate) records: usize,
     pub(crate) calls: usize,
 }
 
-/// Panics at the first line that two runs of one seed do not share.
+/// Panics if the traces of two runs of one seed differ, and shows the first difference.
 pub(crate) fn assert_told_alike(seed: u64, first: &Story, second: &Story) {
     let lines = first.trace.len().max(second.trace.len());
     let differs = (0..lines).find(|&line| first.trace.get(line) != second.trace.get(line));
@@ -40,37 +40,37 @@ pub(crate) fn assert_told_alike(seed: u64, first: &Story, second: &Story) {
             story.trace[from..to].join("\n")
         };
         panic!(
-            "seed {seed} differs from line {line} on\nfirst:\n{}\nsecond:\n{}",
+            "the traces of seed {seed} differ from line {line}\nfirst:\n{}\nsecond:\n{}",
             around(first),
             around(second)
         );
     }
 }
 
-/// Seeds that are under way, which take a second or so each.
+/// The seeds that are running. A seed takes about a second.
 #[derive(Default)]
 struct Watched(Mutex<Vec<Slot>>);
 
-/// What a thread says, what it said when that was looked at, and since when it says so.
+/// The current value of a thread, the value at the last check, and the time of its last change.
 type Slot = (Arc<AtomicU64>, u64, Option<Instant>);
 
-/// How long one seed may take: `SEED_SECONDS`, or long enough for a machine that is busy.
+/// Returns the time limit of one seed: `SEED_SECONDS`, or 100 s, which suffices on a busy machine.
 fn longest() -> Duration {
     let set = std::env::var("SEED_SECONDS").ok();
     Duration::from_secs(set.and_then(|seconds| seconds.parse().ok()).unwrap_or(100))
 }
 
 impl Watched {
-    /// Where a thread says which seed it is at, and one more.
+    /// Returns a slot in which a thread stores its current seed plus one, or 0 between seeds.
     fn slot(&self) -> Arc<AtomicU64> {
         let slot = Arc::new(AtomicU64::new(0));
-        self.0.lock().expect("no panic").push((Arc::clone(&slot), 0, None));
+        self.0.lock().expect("expected no poisoned lock").push((Arc::clone(&slot), 0, None));
         slot
     }
 
-    /// A seed that takes longer than any does.
+    /// Returns a seed that has exceeded the time limit.
     fn stuck(&self) -> Option<u64> {
-        for (slot, seen, since) in self.0.lock().expect("no panic").iter_mut() {
+        for (slot, seen, since) in self.0.lock().expect("expected no poisoned lock").iter_mut() {
             let now = slot.load(Ordering::Relaxed);
             if now != *seen || now == 0 {
                 (*seen, *since) = (now, Some(Instant::now()));
@@ -82,14 +82,14 @@ impl Watched {
     }
 }
 
-/// A simulation: the name of its test, and what a seed stands for in it.
+/// A simulation: the name of its test target, and the function that runs a seed.
 pub(crate) struct Simulation {
     pub(crate) test: &'static str,
     pub(crate) simulate: fn(u64) -> Story,
 }
 
 impl Simulation {
-    /// Goes through all seeds, on all cores, up to the first that breaks a promise.
+    /// Runs the seeds on all cores, up to the first that breaks a promise.
     pub(crate) fn go_through(&self, seeds: Range<u64>) {
         let (next, records, calls) =
             (AtomicU64::new(seeds.start), AtomicU64::new(0), AtomicU64::new(0));
@@ -112,12 +112,12 @@ impl Simulation {
                         self.report(seed, story)
                     }
                     Err(panic) => Some(match panic.downcast_ref::<String>() {
-                        // No message was printed of it.
+                        // The panic hook has not printed this message.
                         Some(said) if said.starts_with("deliberate: ") => format!(
                             "seed {seed} breaks PanicsAreContained: {said}\n{}",
                             self.again(seed)
                         ),
-                        _ => format!("seed {seed} breaks off\n{}", self.again(seed)),
+                        _ => format!("seed {seed} breaks off: it panicked\n{}", self.again(seed)),
                     }),
                 };
                 if let Some(report) = report {
@@ -136,38 +136,44 @@ impl Simulation {
             while !threads.iter().all(std::thread::ScopedJoinHandle::is_finished) {
                 std::thread::sleep(Duration::from_millis(20));
                 if let Some(seed) = watched.stuck() {
-                    // A thread that has deadlocked cannot be joined. This is a promise of its own:
-                    // on a busy machine it may be reported of a seed that is merely slow, which
-                    // must not count as finding a mistake that breaks another promise.
+                    // A deadlocked thread cannot be joined. NoDeadlock is a separate promise: on a
+                    // busy machine this may report a seed that is only slow, which must not count
+                    // as finding a bug that breaks another promise.
                     eprintln!(
-                        "seed {seed} breaks NoDeadlock: it does not end\n{}",
+                        "seed {seed} breaks NoDeadlock: it has exceeded the time limit\n{}",
                         self.again(seed)
                     );
                     std::process::exit(1);
                 }
             }
-            threads.into_iter().filter_map(|thread| thread.join().expect("no panic")).collect()
+            threads
+                .into_iter()
+                .filter_map(|thread| thread.join().expect("expected no panic"))
+                .collect()
         });
         println!("{}", sum(seeds.end - seeds.start, &records, &calls, began));
         assert!(found.is_empty(), "{}", found.join("\n"));
     }
 
-    /// Goes through the seeds in `SEEDS`.
+    /// Runs the seeds in `SEEDS`.
     pub(crate) fn go_through_many(&self) {
-        let seeds = std::env::var("SEEDS").expect("SEEDS is set, such as to 0..1000");
-        let (first, end) = seeds.split_once("..").expect("SEEDS is like 0..1000");
-        self.go_through(first.parse().expect("a number")..end.parse().expect("a number"));
+        let seeds = std::env::var("SEEDS").expect("set SEEDS to a range such as 0..1000");
+        let (first, end) = seeds.split_once("..").expect("set SEEDS to a range such as 0..1000");
+        self.go_through(
+            first.parse().expect("expected a number in SEEDS")
+                ..end.parse().expect("expected a number in SEEDS"),
+        );
     }
 
-    /// Tells the story of the seed in `SEED`.
+    /// Runs the seed in `SEED` and prints its trace.
     pub(crate) fn tell_one(&self) {
-        let seed = std::env::var("SEED").expect("SEED is set").parse().expect("SEED is a number");
+        let seed = std::env::var("SEED").expect("set SEED").parse().expect("SEED must be a number");
         let story = (self.simulate)(seed);
         println!("{}", story.trace.join("\n"));
         assert!(story.broken.is_none(), "{:?}", story.broken);
     }
 
-    /// What went wrong, how it came to that, and how to see it again.
+    /// Returns the broken promise, the trace, and the command that reruns the seed.
     fn report(&self, seed: u64, story: &Story) -> Option<String> {
         let (promise, detail) = story.broken.as_ref()?;
         let mut report = String::new();
@@ -182,7 +188,7 @@ impl Simulation {
 
     fn again(&self, seed: u64) -> String {
         format!(
-            "again: SEED={seed} cargo test --features testing --test {} -- --ignored \
+            "rerun: SEED={seed} cargo test --features testing --test {} -- --ignored \
              --nocapture one",
             self.test
         )

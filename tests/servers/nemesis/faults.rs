@@ -1,4 +1,4 @@
-//! What befalls the network and the servers.
+//! Faults of the network and the servers.
 
 use std::time::Duration;
 
@@ -11,47 +11,47 @@ use super::{LEASE, WORKERS};
 use crate::proxy::{Mode, Proxy};
 use crate::seeds::pick;
 
-/// Which workers a fault of the network affects.
+/// The workers that a network fault affects.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Scope {
     All,
     One(usize),
 }
 
-/// What becomes of the connections to a master that is replaced.
+/// The fate of the connections to a replaced master.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Leftover {
     /// They stay open, and the old master answers on them as a replica.
     Open,
     /// They are closed.
     Closed,
-    /// They stay open, and no byte passes.
+    /// They become half open.
     HalfOpen,
 }
 
-/// A fault, from its begin to its end.
+/// A fault with its duration.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Fault {
-    /// Open connections become half open. New ones pass.
+    /// Open connections become half open. New ones work.
     HalfOpen(Scope),
     /// Open connections are closed.
     Cut(Scope),
-    /// No byte passes for this time. New connections are accepted.
+    /// All bytes are dropped for this time. New connections are accepted.
     Swallow(Scope, Duration),
-    /// New connections are closed at once for this time.
+    /// All connections are closed, and new ones are closed at once, for this time.
     Refuse(Scope, Duration),
-    /// Every answer comes later, for this time.
+    /// Every response is delayed by the second duration, for the time of the first.
     Slow(Scope, Duration, Duration),
     /// The server closes the connections of all clients.
     ClientKill,
-    /// The process of the master is suspended for this time.
+    /// The master's process is suspended for this time.
     Suspend(Duration),
-    /// The master is killed, and starts again after this time with its data.
+    /// The master is killed, and restarts with its data after this time.
     Restart(Duration),
-    /// The replica becomes the master behind the same address, after it was this long without
-    /// the writes of the old one.
+    /// The replica becomes the master. For this time, workers may still write to the old master,
+    /// and the new one misses these writes.
     Failover(Leftover, Duration),
-    /// A script of another client loops for this time, and is killed then.
+    /// A script of another client loops for this time, and is then killed.
     Busy(Duration),
     /// One key disappears.
     LoseKey(&'static str),
@@ -85,21 +85,23 @@ impl Fault {
         }
     }
 
-    /// Whether every worker must report that the store has forgotten.
+    /// Returns true if every worker must report the loss of stored data.
     pub(super) fn loses_a_key(self) -> bool {
         matches!(self, Self::LoseKey(_) | Self::LoseAll)
     }
 
-    /// Begins, lasts and ends.
+    /// Runs the fault from its start to its end.
     pub(super) async fn happen(self, servers: &mut Servers, workers: &[Worker]) {
         match self {
             Self::HalfOpen(scope) => {
                 affected(scope, workers).for_each(Proxy::freeze);
             }
             Self::Cut(scope) => affected(scope, workers).for_each(Proxy::cut),
-            Self::Swallow(scope, time) => last(Mode::Swallow, scope, time, workers).await,
-            Self::Refuse(scope, time) => last(Mode::Refuse, scope, time, workers).await,
-            Self::Slow(scope, time, delay) => last(Mode::Delay(delay), scope, time, workers).await,
+            Self::Swallow(scope, time) => set_mode_for(Mode::Swallow, scope, time, workers).await,
+            Self::Refuse(scope, time) => set_mode_for(Mode::Refuse, scope, time, workers).await,
+            Self::Slow(scope, time, delay) => {
+                set_mode_for(Mode::Delay(delay), scope, time, workers).await;
+            }
             Self::ClientKill => servers.command(&["CLIENT", "KILL", "TYPE", "normal"]).await,
             Self::Suspend(time) => servers.suspend(time).await,
             Self::Restart(time) => servers.restart(time).await,
@@ -114,7 +116,7 @@ impl Fault {
     }
 }
 
-/// The proxies of the workers that are affected.
+/// Returns the proxies of the affected workers.
 fn affected(scope: Scope, workers: &[Worker]) -> impl Iterator<Item = &Proxy> {
     let workers = workers.iter().enumerate().filter(move |(index, _)| match scope {
         Scope::One(one) => one == *index,
@@ -123,7 +125,7 @@ fn affected(scope: Scope, workers: &[Worker]) -> impl Iterator<Item = &Proxy> {
     workers.flat_map(|(_, worker)| &worker.proxies)
 }
 
-async fn last(mode: Mode, scope: Scope, time: Duration, workers: &[Worker]) {
+async fn set_mode_for(mode: Mode, scope: Scope, time: Duration, workers: &[Worker]) {
     affected(scope, workers).for_each(|proxy| proxy.set_mode(mode));
     sleep(time).await;
     affected(scope, workers).for_each(|proxy| proxy.set_mode(Mode::Pass));

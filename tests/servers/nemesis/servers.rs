@@ -1,4 +1,4 @@
-//! A Redis master and its replica, which may change roles, and how workers find the master.
+//! A Redis master and its replica, which may change roles, and the ways to find the master.
 
 use std::cell::Cell;
 use std::net::Ipv4Addr;
@@ -13,20 +13,20 @@ use crate::free_port::free_port;
 use crate::proxy::Proxy;
 use crate::redis_server::RedisServer;
 
-/// The address from which servers see connections of the proxies come.
+/// The source address of the proxies' connections to the servers.
 const PROXIES: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
-/// How long servers may take for what they do without limit.
+/// The time limit for server operations that have no limit themselves.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How workers find the master.
+/// The way in which workers find the master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum By {
-    /// It has one address, which leads to the new master after a failover.
+    /// One address, which leads to the new master after a failover.
     Address,
-    /// A sentinel names it.
+    /// A sentinel.
     Sentinel,
-    /// The nodes of a cluster name it.
+    /// The nodes of a cluster.
     Cluster,
 }
 
@@ -39,7 +39,7 @@ impl By {
 pub(super) struct Servers {
     by: By,
     both: [RedisServer; 2],
-    /// Which of them is the master.
+    /// The index of the master in `both`.
     master: usize,
     sentinel: Option<RedisServer>,
 }
@@ -56,7 +56,7 @@ impl Servers {
                 }
                 options
             };
-            // Protected mode refuses the address of the proxies.
+            // Protected mode would refuse the source address of the proxies.
             let common = ["--appendonly", "yes", "--protected-mode", "no"];
             let common = [&common[..], &["--repl-diskless-sync-delay", "0"]].concat();
             let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
@@ -96,7 +96,7 @@ impl Servers {
         }
     }
 
-    /// Connects a store through proxies of its own.
+    /// Connects a store through new proxies.
     pub(super) async fn connect(&self) -> (Vec<Proxy>, RedisStore) {
         let is_one = self.by == By::Address;
         let servers = if is_one { std::slice::from_ref(self.master()) } else { &self.both };
@@ -123,17 +123,17 @@ impl Servers {
         (proxies, store.unwrap())
     }
 
-    /// Whether the master has connections of clients, all of them through proxies.
+    /// Returns true if the master has connections of workers, and all of them use proxies.
     pub(super) async fn serve_proxies_alone(&self) -> bool {
         let list: String = command(self.master(), &["CLIENT", "LIST", "TYPE", "NORMAL"]).await;
-        // Sentinels are clients as well, and so is the caller of this.
+        // Sentinels and this connection are clients too. Only workers call scripts.
         let is_worker = |line: &&str| line.contains(" cmd=evalsha ");
         let from = format!(" addr={PROXIES}:");
         let workers: Vec<_> = list.lines().filter(is_worker).collect();
         !workers.is_empty() && workers.iter().all(|line| line.contains(&from))
     }
 
-    /// The port that new connections to the master's address reach, where it has one address.
+    /// Returns the port to which proxies redirect new connections, if the master has one address.
     pub(super) fn redirected_to(&self) -> Option<u16> {
         (self.by == By::Address).then(|| self.master().port())
     }
@@ -147,9 +147,9 @@ impl Servers {
         command::<()>(self.master(), words).await;
     }
 
-    /// Loops in a script of another client, which is killed after this time.
+    /// Runs an endless script from another client, and kills it after this time.
     pub(super) async fn keep_busy(&self, time: Duration) {
-        // The name of busy-reply-threshold that 6.2 knows as well.
+        // The older name of busy-reply-threshold, which Redis 6.2 accepts too.
         self.command(&["CONFIG", "SET", "lua-time-limit", "50"]).await;
         let client = redis::Client::open(self.master().url()).unwrap();
         let unlimited = AsyncConnectionConfig::new().set_response_timeout(None);
@@ -161,28 +161,29 @@ impl Servers {
         });
         sleep(time).await;
         self.command(&["SCRIPT", "KILL"]).await;
-        looping.await.unwrap().expect_err("the script was killed");
+        looping.await.unwrap().expect_err("expected the script to be killed");
     }
 
-    /// Suspends the master for this time, or until a sentinel has another one.
+    /// Suspends the master for this time, or until the sentinel has chosen another one.
     pub(super) async fn suspend(&mut self, time: Duration) {
         let suspended = self.master;
         self.master().signal("-STOP");
-        self.last(time).await;
+        self.sleep_or_follow_sentinel(time).await;
         self.both[suspended].signal("-CONT");
         self.settle(suspended).await;
     }
 
-    /// Kills the master, and starts it again after this time, or when a sentinel has another one.
+    /// Kills the master, and restarts it after this time, or once the sentinel has chosen another
+    /// one.
     pub(super) async fn restart(&mut self, time: Duration) {
         let killed = self.master;
         self.both[killed].kill();
-        self.last(time).await;
+        self.sleep_or_follow_sentinel(time).await;
         self.both[killed].restart();
         self.settle(killed).await;
     }
 
-    async fn last(&mut self, time: Duration) {
+    async fn sleep_or_follow_sentinel(&mut self, time: Duration) {
         if self.sentinel.is_some() {
             self.follow_the_sentinel().await;
         } else {
@@ -190,7 +191,7 @@ impl Servers {
         }
     }
 
-    /// Ends a fault of this server: there is one master, which serves.
+    /// Restores normal operation after a fault of `server`: one master that serves, and a replica.
     async fn settle(&self, server: usize) {
         if server != self.master {
             self.demote_the_other().await;
@@ -199,7 +200,7 @@ impl Servers {
         self.wait_for_the_replica().await;
     }
 
-    /// Waits until a sentinel names the other server as the master, which is one then.
+    /// Waits until the sentinel names the other server as the master.
     async fn follow_the_sentinel(&mut self) {
         let sentinel = self.sentinel.as_ref().unwrap();
         let other = 1 - self.master;
@@ -211,13 +212,13 @@ impl Servers {
             if named == port {
                 break;
             }
-            assert!(began.elapsed() < PATIENCE, "the sentinel names another master");
+            assert!(began.elapsed() < PATIENCE, "expected the sentinel to name the other server");
             sleep(Duration::from_millis(20)).await;
         }
         self.master = other;
     }
 
-    /// Makes the replica a master. The old one may remain one until it is demoted.
+    /// Makes the replica a master. The old master may keep its role until it is demoted.
     pub(super) async fn promote(&mut self) {
         if let Some(sentinel) = &self.sentinel {
             command::<()>(sentinel, &["SENTINEL", "FAILOVER", "orders"]).await;
@@ -233,7 +234,7 @@ impl Servers {
         }
     }
 
-    /// Makes the server that is not the master a replica. The one of a cluster becomes one by itself.
+    /// Makes the other server a replica. In a cluster, waits until it becomes one by itself.
     pub(super) async fn demote_the_other(&self) {
         if self.by.is_cluster() {
             self.information(1 - self.master, "role:slave").await;
@@ -247,7 +248,7 @@ impl Servers {
         command::<()>(&self.both[other], &["REPLICAOF", "127.0.0.1", &port]).await;
     }
 
-    /// Waits until a node knows that its cluster is complete.
+    /// Waits until a node reports that its cluster is complete.
     async fn serves(&self, node: &RedisServer) {
         let began = Instant::now();
         while self.by.is_cluster() {
@@ -260,13 +261,13 @@ impl Servers {
         }
     }
 
-    /// Waits until the replica has all that the master has.
+    /// Waits until the replica is synchronized with the master.
     pub(super) async fn wait_for_the_replica(&self) {
         self.information(1 - self.master, "role:slave").await;
         self.information(1 - self.master, "master_link_status:up").await;
     }
 
-    /// Waits until a server says this of its replication.
+    /// Waits until the replication section of a server's INFO contains `line`.
     async fn information(&self, server: usize, line: &str) {
         let began = Instant::now();
         loop {
@@ -280,7 +281,7 @@ impl Servers {
     }
 }
 
-/// Sends a command to a server until it answers without an error, as one that loads its data does not.
+/// Sends a command to a server, and retries errors, such as those of a server that loads its data.
 async fn command<T: FromRedisValue>(server: &RedisServer, words: &[&str]) -> T {
     let began = Instant::now();
     loop {

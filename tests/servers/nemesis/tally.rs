@@ -1,4 +1,4 @@
-//! What was put, what was delivered, and whether a promise was broken.
+//! Bookkeeping of put and delivered records, and of broken promises.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -16,15 +16,15 @@ struct State {
     began: Instant,
     trace: Vec<String>,
     broken: Option<(String, String)>,
-    /// The shard of each record, and when it was put.
+    /// The shard and the put time of each record.
     put: Vec<(usize, Instant)>,
-    /// How often each record was delivered.
+    /// The number of deliveries of each record.
     delivered: Vec<usize>,
-    /// For each shard the last record that was delivered for the first time.
+    /// The highest delivered record of each shard.
     newest: [Option<usize>; SHARDS],
     /// The worker that delivered in each epoch of a shard.
     readers: BTreeMap<(usize, u64), usize>,
-    /// When each worker last reported that the store has forgotten.
+    /// The time at which each worker last reported the loss of stored data.
     noticed: BTreeMap<usize, Instant>,
 }
 
@@ -59,7 +59,7 @@ impl Tally {
         self.0.lock().unwrap().broken.is_some()
     }
 
-    /// A record with this number is about to be put.
+    /// Records that record `number` is about to be put into `shard`.
     pub(super) fn put(&self, number: usize, shard: usize) {
         let mut state = self.0.lock().unwrap();
         assert_eq!(number, state.put.len());
@@ -91,7 +91,7 @@ impl Tally {
         }
     }
 
-    /// Only a store that is away for longer than a story is reported to the caller.
+    /// Breaks a promise: no fault of a run lasts long enough to be reported to the caller.
     pub(super) fn hear_error(&self, worker: usize, error: &Error) {
         self.break_promise("reports_nothing", format!("worker {worker}: {error:?}"));
     }
@@ -100,7 +100,7 @@ impl Tally {
         self.break_promise("never_ends", format!("the stream of worker {worker} has ended"));
     }
 
-    /// A shard of which no record was delivered that was put after this time.
+    /// Returns a shard from which no record put since this time was delivered.
     pub(super) fn first_unread(&self, since: Instant) -> Option<usize> {
         let state = self.0.lock().unwrap();
         let is_read =
@@ -108,13 +108,13 @@ impl Tally {
         (0..SHARDS).find(|shard| !is_read(shard))
     }
 
-    /// A worker that has not reported a loss since this time.
+    /// Returns a worker that has not reported a loss since this time.
     pub(super) fn first_unaware(&self, workers: usize, since: Instant) -> Option<usize> {
         let state = self.0.lock().unwrap();
         (0..workers).find(|worker| state.noticed.get(worker).is_none_or(|at| *at < since))
     }
 
-    /// Names the records that were never delivered, where there are any.
+    /// Describes the records that were never delivered, if any.
     pub(super) fn unread(&self) -> Option<String> {
         let state = self.0.lock().unwrap();
         let unread = state.delivered.iter().enumerate().filter(|(_, times)| **times == 0);

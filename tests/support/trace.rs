@@ -1,4 +1,4 @@
-//! The story of a simulated world, and the first promise that was broken in it.
+//! The trace of a simulation, and the first promise that was broken in it.
 
 use std::fmt;
 
@@ -27,7 +27,8 @@ impl Told {
         self.trace.push(format!("{:9.3} s  {line}", at.as_secs_f64()));
     }
 
-    /// The first broken promise counts: what follows may be its consequence.
+    /// Records a broken promise. Only the first one is kept, because later ones may be consequences
+    /// of it.
     pub(crate) fn breaks(&mut self, promise: &dyn fmt::Debug, detail: fmt::Arguments<'_>) {
         self.tell(format_args!("BROKEN {promise:?}: {detail}"));
         self.broken.get_or_insert_with(|| (format!("{promise:?}"), detail.to_string()));
@@ -37,7 +38,7 @@ impl Told {
         self.broken.is_some()
     }
 
-    /// The end of the story.
+    /// Returns the result of the simulation.
     pub(crate) fn end(&mut self, records: usize, calls: usize) -> Story {
         Story { trace: std::mem::take(&mut self.trace), broken: self.broken.take(), records, calls }
     }
