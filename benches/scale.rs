@@ -96,7 +96,7 @@ async fn pushed(by_crate: bool) -> f64 {
     let registered = client.register_stream_consumer().stream_arn(stream_arn);
     let registered = registered.consumer_name("billing").send().await.unwrap();
     let arn = registered.consumer.unwrap().consumer_arn;
-    let task = |shard| bare::be_pushed(client.clone(), arn.clone(), shard);
+    let task = |shard| bare::subscribe(client.clone(), arn.clone(), shard);
     following::by_tasks((0..MANY).map(task), TIME).await
 }
 

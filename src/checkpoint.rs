@@ -12,7 +12,7 @@ use crate::record::{Record, SequenceNumber};
 
 pub use in_flight::InFlightLimit;
 pub(crate) use in_flight::{Allowance, ByteAllowance, InFlightConfig};
-pub(crate) use watermark::{Advance, Passed, Watermark};
+pub(crate) use watermark::{Advance, QuietPosition, Watermark};
 
 /// The stored position of one shard, as a [`CheckpointStore`](crate::CheckpointStore) keeps it.
 ///
@@ -77,19 +77,19 @@ impl Checkpoint {
         self.order() > stored.order()
     }
 
-    fn order(&self) -> Order<'_> {
+    fn order(&self) -> Progress<'_> {
         match self {
-            Self::TrimHorizon | Self::AtTimestamp(_) => Order::Start,
-            Self::CaughtUp { after: None, until } => Order::Quiet(millis_of(*until)),
+            Self::TrimHorizon | Self::AtTimestamp(_) => Progress::Start,
+            Self::CaughtUp { after: None, until } => Progress::Quiet(millis_of(*until)),
             // A whole record is further than any of its user records. With a time, it is further
             // still.
             Self::CaughtUp { after: Some(number), until } => {
-                Order::Behind(number, u64::MAX, Some(millis_of(*until)))
+                Progress::After(number, u64::MAX, Some(millis_of(*until)))
             }
             Self::AfterSequenceNumber { sequence_number, sub_sequence_number } => {
-                Order::Behind(sequence_number, sub_sequence_number.unwrap_or(u64::MAX), None)
+                Progress::After(sequence_number, sub_sequence_number.unwrap_or(u64::MAX), None)
             }
-            Self::ShardEnd => Order::End,
+            Self::ShardEnd => Progress::End,
         }
     }
 
@@ -139,10 +139,10 @@ impl Record {
 
 /// Orders checkpoints by progress. Starting positions are equal: none replaces another.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum Order<'a> {
+enum Progress<'a> {
     Start,
     Quiet(u64),
-    Behind(&'a SequenceNumber, u64, Option<u64>),
+    After(&'a SequenceNumber, u64, Option<u64>),
     End,
 }
 
@@ -189,8 +189,8 @@ impl FromStr for Checkpoint {
             None if text == "TRIM_HORIZON" => Some(Self::TrimHorizon),
             None if text == "SHARD_END" => Some(Self::ShardEnd),
             Some(("AT_TIMESTAMP", millis)) => parse_time(millis).map(Self::AtTimestamp),
-            Some(("CAUGHT_UP", quiet)) => parse_quiet(quiet),
-            Some(("AFTER_SEQUENCE_NUMBER", place)) => parse_place(place),
+            Some(("CAUGHT_UP", quiet)) => parse_caught_up(quiet),
+            Some(("AFTER_SEQUENCE_NUMBER", place)) => parse_after_sequence(place),
             _ => None,
         };
         parsed.ok_or_else(|| {
@@ -200,7 +200,7 @@ impl FromStr for Checkpoint {
     }
 }
 
-fn parse_place(place: &str) -> Option<Checkpoint> {
+fn parse_after_sequence(place: &str) -> Option<Checkpoint> {
     let (number, part) = match place.split_once(':') {
         Some((number, part)) => (number, Some(parse_digits(part)?)),
         None => (place, None),
@@ -211,7 +211,7 @@ fn parse_place(place: &str) -> Option<Checkpoint> {
     })
 }
 
-fn parse_quiet(quiet: &str) -> Option<Checkpoint> {
+fn parse_caught_up(quiet: &str) -> Option<Checkpoint> {
     let (millis, after) = match quiet.split_once(':') {
         Some((millis, number)) => (millis, Some(number.parse().ok()?)),
         None => (quiet, None),

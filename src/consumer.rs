@@ -76,7 +76,7 @@ struct Inner {
     settings: Settings,
     close_signal: CloseSignal,
     /// True while a session exists.
-    reading: Arc<AtomicBool>,
+    has_session: Arc<AtomicBool>,
     writer: Mutex<Option<Writer>>,
     /// The sender of messages to the worker of the last session.
     messages: Mutex<Option<mpsc::UnboundedSender<WorkerMessage>>>,
@@ -106,7 +106,7 @@ impl Consumer {
     /// A consumer has one stream at a time. While one exists, a second one yields an error of kind
     /// [`InUse`](ErrorKind::InUse) and ends. A stream of a closed consumer does the same.
     pub fn records(&self) -> Records {
-        Records::new(self.shards(), self.inner.settings.rules.checkpoint_on)
+        Records::new(self.shards(), self.inner.settings.worker_config.checkpoint_on)
     }
 
     /// Returns the shards, each as a separate stream of records. Shards that a reshard creates
@@ -120,7 +120,7 @@ impl Consumer {
         if self.inner.close_signal.is_closed() {
             return Shards::refused(self.in_use("the consumer is closed; build a new one"));
         }
-        if self.inner.reading.swap(true, Atomic::SeqCst) {
+        if self.inner.has_session.swap(true, Atomic::SeqCst) {
             return Shards::refused(self.in_use(
                 "the consumer is already being read; drop its streams first, or build another \
                  consumer with a different application",
@@ -181,7 +181,11 @@ impl Consumer {
         match &inner.fan_out {
             Some(registered_consumer) if inner.settings.deregister_on_close => {
                 let table = store::with_timeout(inner.leases.table(&inner.scope)).await?;
-                if table.workers.is_empty() { registered_consumer.deregister().await } else { Ok(()) }
+                if table.workers.is_empty() {
+                    registered_consumer.deregister().await
+                } else {
+                    Ok(())
+                }
             }
             _ => Ok(()),
         }

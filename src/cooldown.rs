@@ -96,7 +96,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::error::{Panic, TOLERATED};
+    use crate::error::{Panic, TOLERATED_PANICS};
 
     fn failure(action: RetryAction) -> ClassifiedError {
         ClassifiedError {
@@ -176,7 +176,7 @@ mod tests {
     async fn repeated_panics_of_any_reader_are_reported() {
         let mut cooldown = Cooldown::default();
         let panicked = || ClassifiedError::panicked("ListShards", Panic::new(Box::new("lost")));
-        for _ in 0..TOLERATED {
+        for _ in 0..TOLERATED_PANICS {
             assert_eq!(fail(&mut cooldown, panicked()).await, RetryAction::Retry);
         }
         assert_eq!(fail(&mut cooldown, panicked()).await, RetryAction::Report);

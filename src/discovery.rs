@@ -56,7 +56,10 @@ pub enum ShardOrdering {
 }
 
 /// Returns the shards that may be read now.
-pub(crate) fn readable(table: &LeaseTable, ordering: ShardOrdering) -> impl Iterator<Item = &ShardId> {
+pub(crate) fn readable(
+    table: &LeaseTable,
+    ordering: ShardOrdering,
+) -> impl Iterator<Item = &ShardId> {
     let readable =
         table.leases.iter().filter(move |(_, lease)| is_readable(table, lease, ordering));
     readable.map(|(shard, _)| shard)

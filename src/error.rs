@@ -8,9 +8,9 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
-pub(crate) use panic::{Panic, TOLERATED, contain, contain_call};
+pub(crate) use panic::{Panic, TOLERATED_PANICS, contain, contain_call};
 pub(crate) use retry_action::{ClassifiedError, RetryAction, date_of};
-pub(crate) use shared::{Kinds, SharedFailures};
+pub(crate) use shared::{ErrorKindSet, SharedFailures};
 
 /// A `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;

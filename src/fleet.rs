@@ -129,7 +129,7 @@ pub(crate) struct WorkerDeps {
     pub(crate) discovery: ShardDiscovery,
     pub(crate) telemetry: Telemetry,
     pub(crate) config: WorkerConfig,
-    pub(crate) openings: mpsc::UnboundedSender<Result<AssignedShard>>,
+    pub(crate) assignments: mpsc::UnboundedSender<Result<AssignedShard>>,
     pub(crate) messages: mpsc::UnboundedSender<WorkerMessage>,
 }
 

@@ -24,11 +24,11 @@ const BYTES_PER_SECOND: u64 = 2 * 1024 * 1024;
 /// throttled. Each throttled call reduces its rate by 30 %, and each second without throttling
 /// raises it by 0.25 calls per second. Rates with additive increase and multiplicative decrease
 /// converge: <https://doi.org/10.1016/0169-7552(89)90019-6>.
-const MOST_CALLS: f64 = 5.0;
+const MAX_CALL_RATE: f64 = 5.0;
 /// The lowest call rate: one call in 2.5 s.
-const FEWEST_CALLS: f64 = 0.4;
-const SLOWER: f64 = 0.7;
-const FASTER: f64 = 0.25;
+const MIN_CALL_RATE: f64 = 0.4;
+const DECREASE_FACTOR: f64 = 0.7;
+const INCREASE_PER_SECOND: f64 = 0.25;
 
 /// The random part of the pause of a shard that is behind, as a fraction of the shortest pause. A
 /// reader that called exactly at the limit would leave the other readers no gap for their calls.
@@ -82,7 +82,7 @@ impl Pace {
             asked: start,
             earliest: None,
             since: Duration::ZERO,
-            rate: MOST_CALLS,
+            rate: MAX_CALL_RATE,
             failures: Backoff::new(SHARD_CALLS),
             reports: Backoff::new(REPORTED_CALLS),
         }
@@ -91,12 +91,12 @@ impl Pace {
     /// Waits until a call is allowed.
     ///
     /// Cancel safe: a turn that was not taken remains available to the next caller.
-    pub(crate) async fn turn(&mut self) {
+    pub(crate) async fn ready(&mut self) {
         self.ticks.tick().await;
     }
 
     /// Notes that a call is made now.
-    pub(crate) fn asks(&mut self) {
+    pub(crate) fn note_call(&mut self) {
         let now = Instant::now();
         self.since = now.saturating_duration_since(self.asked);
         self.asked = now;
@@ -106,7 +106,7 @@ impl Pace {
     /// bytes.
     pub(crate) fn answered(&mut self, behind: bool) {
         self.failures.succeeded();
-        self.rate = (self.rate + FASTER * self.since.as_secs_f64()).min(MOST_CALLS);
+        self.rate = (self.rate + INCREASE_PER_SECOND * self.since.as_secs_f64()).min(MAX_CALL_RATE);
         if UNPACED && behind {
             return self.pause(Duration::ZERO);
         }
@@ -127,7 +127,7 @@ impl Pace {
 
     /// Lowers the rate after Kinesis has throttled a call.
     pub(crate) fn throttled(&mut self) {
-        self.rate = (self.rate * SLOWER).max(FEWEST_CALLS);
+        self.rate = (self.rate * DECREASE_FACTOR).max(MIN_CALL_RATE);
         self.pause(self.throttle());
     }
 
@@ -142,7 +142,7 @@ impl Pace {
 
     /// Backs off because another subscription to the shard must end first. A new attempt shows
     /// after five seconds at the earliest whether it has.
-    pub(crate) fn occupied(&mut self) {
+    pub(crate) fn back_off_for_other_subscription(&mut self) {
         self.pause_from_now(RESUBSCRIBE_PAUSE.mul_f64(1.0 + fastrand::f64() / 2.0));
     }
 
@@ -161,7 +161,7 @@ impl Pace {
     /// Returns the pause at the current rate. Below the highest rate it varies randomly by 25 % in
     /// either direction. Otherwise, two readers of a shard would keep colliding.
     fn throttle(&self) -> Duration {
-        if self.rate >= MOST_CALLS {
+        if self.rate >= MAX_CALL_RATE {
             return SHORTEST_PAUSE + MARGIN;
         }
         let pause = Duration::from_secs_f64((0.75 + fastrand::f64() / 2.0) / self.rate);
@@ -186,13 +186,13 @@ mod tests {
     use super::*;
 
     async fn pause_after(pace: &mut Pace, outcome: impl FnOnce(&mut Pace)) -> Duration {
-        pace.turn().await;
-        pace.asks();
+        pace.ready().await;
+        pace.note_call();
         let asked = Instant::now();
         outcome(pace);
-        pace.turn().await;
+        pace.ready().await;
         // The turn that was just taken belongs to the next call.
-        pace.asks();
+        pace.note_call();
         asked.elapsed()
     }
 
@@ -239,8 +239,8 @@ mod tests {
         let mut pace = Pace::new(SHORTEST_PAUSE);
         let mut calls = Vec::new();
         for behind in [false, true].repeat(30) {
-            pace.turn().await;
-            pace.asks();
+            pace.ready().await;
+            pace.note_call();
             calls.push(Instant::now());
             pace.answered(behind);
         }
@@ -252,20 +252,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn pause_for_bytes_counts_from_the_end_of_the_read() {
         let mut pace = Pace::new(Duration::from_secs(1));
-        pace.turn().await;
-        pace.asks();
+        pace.ready().await;
+        pace.note_call();
         tokio::time::sleep(Duration::from_secs(3)).await;
         pace.read(10 << 20);
         pace.answered(true);
         let read = Instant::now();
-        pace.turn().await;
+        pace.ready().await;
         assert_near(read.elapsed(), Duration::from_secs(5));
         // A response that was cut short counts in full.
-        pace.asks();
+        pace.note_call();
         pace.read(4 << 20);
         pace.failed();
         let failed = Instant::now();
-        pace.turn().await;
+        pace.ready().await;
         assert_near(failed.elapsed(), Duration::from_secs(2));
     }
 
@@ -277,7 +277,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn throttling_lowers_the_rate_and_time_raises_it() {
         let mut pace = Pace::new(Duration::from_secs(1));
-        let mut rate = MOST_CALLS;
+        let mut rate = MAX_CALL_RATE;
         for _ in 0..10 {
             rate = (rate * 0.7).max(0.4);
             assert_rate(pause_after(&mut pace, Pace::throttled).await, rate);
@@ -285,8 +285,8 @@ mod tests {
         let began = Instant::now();
         // From 0.4 to 5 calls per second, at 0.25 calls per second more in each second.
         while began.elapsed() < Duration::from_secs(19) {
-            pace.turn().await;
-            pace.asks();
+            pace.ready().await;
+            pace.note_call();
             pace.answered(true);
         }
         let recovered = pause_after(&mut pace, |pace| pace.answered(true)).await;
@@ -296,15 +296,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn late_caller_gets_no_missed_turns() {
         let mut pace = Pace::new(Duration::from_secs(1));
-        pace.turn().await;
-        pace.asks();
+        pace.ready().await;
+        pace.note_call();
         pace.answered(true);
         tokio::time::sleep(Duration::from_secs(60)).await;
-        pace.turn().await;
-        pace.asks();
+        pace.ready().await;
+        pace.note_call();
         let asked = Instant::now();
         pace.answered(true);
-        pace.turn().await;
+        pace.ready().await;
         assert_near(asked.elapsed(), Duration::from_millis(210));
     }
 }

@@ -17,13 +17,13 @@ use futures::stream::FusedStream;
 pub(crate) use crate::close_signal::CloseSignal;
 use crate::error::Result;
 use crate::record::{Record, ShardId};
-use crate::telemetry::Polls;
+use crate::telemetry::PollCounter;
 use crate::wakers::CallerWaker;
 
 pub(crate) use delivery::Delivery;
-pub(crate) use lease_handle::{LeaseDeadline, LeaseHandle, Moment, time_on_the_wall};
+pub(crate) use lease_handle::{LeaseDeadline, LeaseHandle, Moment, wall_clock_time};
 pub(crate) use poll_monitor::PollMonitor;
-pub(crate) use reader::{Plan, ReadOutcome, ShardReader};
+pub(crate) use reader::{ReadOutcome, ReaderConfig, ShardReader};
 
 /// The event that finishes a record, so that the checkpoint may advance past it.
 ///
@@ -119,13 +119,17 @@ pub struct ShardStream {
     reading: ShardReader,
     delivery: Delivery,
     poll_monitor: Option<PollMonitor>,
-    polls: Arc<Polls>,
+    polls: Arc<PollCounter>,
     caller: CallerWaker,
 }
 
 impl ShardStream {
     /// Creates the stream. `poll_monitor` and `polls` are notified of each poll.
-    pub(crate) fn new(reading: ShardReader, poll_monitor: Option<PollMonitor>, polls: Arc<Polls>) -> Self {
+    pub(crate) fn new(
+        reading: ShardReader,
+        poll_monitor: Option<PollMonitor>,
+        polls: Arc<PollCounter>,
+    ) -> Self {
         let delivery = Delivery::new(reading.checkpoint_on());
         Self { reading, delivery, poll_monitor, polls, caller: CallerWaker::new() }
     }
@@ -165,7 +169,7 @@ impl ShardStream {
         loop {
             match ready!(reading.poll_run(context)) {
                 Some(Ok(run)) => {
-                    let record = delivery.give(run);
+                    let record = delivery.start_run(run);
                     if record.is_some() {
                         return Poll::Ready(record);
                     }

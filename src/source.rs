@@ -47,8 +47,8 @@ pub(crate) use absent_listings::AbsentListings;
 pub(crate) use batch::Batch;
 pub(crate) use demand::Demand;
 use fan_out::FanOutFetcher;
-pub(crate) use kinesis::{Kinesis, KnownShard, MOST_CLOCK_SKEW};
-pub(crate) use listing::{ListedShard, Listing, other_start, unusable};
+pub(crate) use kinesis::{Kinesis, KnownShard, MAX_CLOCK_SKEW};
+pub(crate) use listing::{ListedShard, Listing, start_mismatch, unusable_listing};
 pub use memory_budget::MemoryBudget;
 pub(crate) use memory_budget::Reservation;
 use polling::PollingFetcher;
@@ -101,7 +101,9 @@ impl SourceConfig {
             state: State::new(failed, self.added),
         };
         match self.fan_out {
-            Some(registered_consumer) => FanOutFetcher::new(progress, registered_consumer, memory).into_source(),
+            Some(registered_consumer) => {
+                FanOutFetcher::new(progress, registered_consumer, memory).into_source()
+            }
             None => PollingFetcher::new(progress, limit, memory).into_source(),
         }
     }
@@ -113,7 +115,7 @@ pub(crate) enum Fetched {
     Records(Batch, Reservation),
     /// The position of a quiet shard: no further record exists up to and including `after`, and
     /// none had arrived by `until`.
-    Passed { after: Option<SequenceNumber>, until: SystemTime },
+    Quiet { after: Option<SequenceNumber>, until: SystemTime },
     /// The end of a closed shard, with its children if the server names them. Nothing follows.
     End(Vec<KnownShard>),
     /// An error that ends the source. Nothing follows.
@@ -122,19 +124,19 @@ pub(crate) enum Fetched {
 
 /// Fetches the records of one shard from Kinesis.
 trait ShardFetcher: Send + 'static {
-    fn progress(&mut self) -> &mut FetchState;
+    fn fetch_state(&mut self) -> &mut FetchState;
 
     /// Waits until a call is allowed and makes one. The result, if any, is kept in the fetch state.
-    fn ask(&mut self) -> impl Future<Output = Result<(), StreamError>> + Send;
+    fn fetch_once(&mut self) -> impl Future<Output = Result<(), StreamError>> + Send;
 }
 
 /// Returns a stream that fetches until the shard ends or an error is final.
 fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>> {
     let batches = stream! {
-        source.progress().begins();
+        source.fetch_state().emit_started();
         loop {
-            let fetched = match source.progress().hand_out().await {
-                Ok(None) => source.ask().await.map(|()| None),
+            let fetched = match source.fetch_state().next_item().await {
+                Ok(None) => source.fetch_once().await.map(|()| None),
                 fetched => fetched,
             };
             match fetched {
@@ -162,7 +164,7 @@ pub(crate) struct Source {
     batches: BoxStream<'static, Result<Fetched>>,
     demand: Demand,
     /// Drops the subscription of enhanced fan-out. A polled shard has none.
-    rest: Option<Box<dyn Fn() + Send>>,
+    drop_subscription: Option<Box<dyn Fn() + Send>>,
 }
 
 impl Source {
@@ -176,8 +178,8 @@ impl Source {
     }
 
     /// Drops the subscription, because the caller has not polled for a while.
-    pub(crate) fn rest(&mut self) {
-        if let Some(rest) = &self.rest {
+    pub(crate) fn drop_subscription(&mut self) {
+        if let Some(rest) = &self.drop_subscription {
             rest();
         }
     }

@@ -218,7 +218,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
 
-pub(crate) use guarded_store::Contained;
+pub(crate) use guarded_store::GuardedStore;
 pub(crate) use lease::LeaseStore;
 pub use memory::MemoryStore;
 #[cfg(feature = "redis")]
@@ -330,19 +330,18 @@ pub(crate) fn leases_of(store: &Arc<dyn CheckpointStore>) -> (Arc<dyn LeaseStore
     }
 }
 
-fn no_leases() -> Error {
-    let message =
-        "this store does not support leases; change its checkpoints directly";
+fn leases_unsupported() -> Error {
+    let message = "this store does not support leases; change its checkpoints directly";
     Error::new(ErrorKind::Configuration, message)
 }
 
 /// The longest time that a call of a store may take.
-pub(crate) const LONGEST_CALL: Duration = Duration::from_secs(10);
+pub(crate) const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Returns the result of a store's call, or an error if it takes longer than [`LONGEST_CALL`].
+/// Returns the result of a store's call, or an error if it takes longer than [`STORE_CALL_TIMEOUT`].
 pub(crate) async fn with_timeout<T>(call: BoxFuture<'_, Result<T>>) -> Result<T> {
-    timeout(LONGEST_CALL, call).await.unwrap_or_else(|elapsed| {
-        let message = format!("the checkpoint store did not answer within {LONGEST_CALL:?}");
+    timeout(STORE_CALL_TIMEOUT, call).await.unwrap_or_else(|elapsed| {
+        let message = format!("the checkpoint store did not answer within {STORE_CALL_TIMEOUT:?}");
         Err(Error::store_unavailable(message, elapsed))
     })
 }

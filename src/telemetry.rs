@@ -34,11 +34,11 @@ pub use event::{Event, Task};
 pub use events::Events;
 use failures::Failures;
 pub use failures::ShardFailure;
-use health_state::Liveness;
+use health_state::HealthTracker;
 use metrics::{ConsumerMetrics, ShardMetrics};
 use panic_guard::Sink;
 pub(crate) use panic_guard::{Spanned, log_line};
-pub(crate) use polls::Polls;
+pub(crate) use polls::PollCounter;
 use shard::ShardGauges;
 pub(crate) use shard::{InFlight, ShardTelemetry};
 
@@ -46,7 +46,7 @@ pub(crate) use shard::{InFlight, ShardTelemetry};
 const LONGEST_BACKLOG: usize = 1024;
 
 /// A function that delivers an error to the caller, or returns it if no stream can deliver it.
-type Complain = dyn Fn(Error) -> Result<()> + Send + Sync;
+type ErrorSink = dyn Fn(Error) -> Result<()> + Send + Sync;
 
 /// The telemetry of one consumer. Clones share their state.
 #[derive(Clone)]
@@ -63,34 +63,34 @@ struct Inner {
     /// Returns the number of buffered bytes.
     buffered: Mutex<Option<Arc<dyn Fn() -> usize + Send + Sync>>>,
     /// Delivers errors to the caller.
-    error_sink: Mutex<Option<Arc<Complain>>>,
+    error_sink: Mutex<Option<Arc<ErrorSink>>>,
     /// The time since which checkpoints cannot be saved.
     unsaved: Mutex<Option<Instant>>,
     /// The gauges of the shards that are being read.
-    shards: Mutex<Views>,
+    shards: Mutex<GaugeRegistry>,
     failures: Failures,
-    liveness: Liveness,
+    liveness: HealthTracker,
 }
 
 /// The gauges of shards. Those of shards that are no longer read are removed from time to time.
 #[derive(Default)]
-struct Views {
+struct GaugeRegistry {
     of: BTreeMap<ShardId, Weak<ShardGauges>>,
     /// The number of entries at which those of ended shards are removed next.
     sweep_at: usize,
 }
 
-impl Views {
+impl GaugeRegistry {
     /// Adds the gauges of a shard, in constant time on average. Returns the number of entries that
     /// were visited.
-    fn insert(&mut self, id: &ShardId, view: Weak<ShardGauges>) -> usize {
+    fn insert(&mut self, id: &ShardId, gauges: Weak<ShardGauges>) -> usize {
         let mut visited = 0;
         if self.of.len() >= self.sweep_at {
             visited = self.of.len();
-            self.of.retain(|_, view| view.strong_count() > 0);
+            self.of.retain(|_, gauges| gauges.strong_count() > 0);
             self.sweep_at = 2 * self.of.len() + 1;
         }
-        self.of.insert(id.clone(), view);
+        self.of.insert(id.clone(), gauges);
         visited
     }
 }
@@ -110,7 +110,7 @@ impl Telemetry {
             events: OnceLock::new(),
             shards: Mutex::default(),
             failures: Failures::default(),
-            liveness: Liveness::new(),
+            liveness: HealthTracker::new(),
         }))
     }
 
@@ -135,7 +135,10 @@ impl Telemetry {
     }
 
     /// Sets the function that delivers errors to the caller.
-    pub(crate) fn set_error_sink(&self, sink: impl Fn(Error) -> Result<()> + Send + Sync + 'static) {
+    pub(crate) fn set_error_sink(
+        &self,
+        sink: impl Fn(Error) -> Result<()> + Send + Sync + 'static,
+    ) {
         let before = lock(&self.0.error_sink).replace(Arc::new(sink));
         drop(before);
     }
@@ -158,7 +161,7 @@ impl Telemetry {
     }
 
     /// Sets the function that returns the number of buffered bytes.
-    pub(crate) fn ask_for_buffered(&self, bytes: impl Fn() -> usize + Send + Sync + 'static) {
+    pub(crate) fn set_buffered_bytes_fn(&self, bytes: impl Fn() -> usize + Send + Sync + 'static) {
         let before = lock(&self.0.buffered).replace(Arc::new(bytes));
         drop(before);
     }
@@ -183,13 +186,13 @@ impl Telemetry {
         let buffered = buffered.map_or(0, |bytes| bytes());
         let unsaved = lock(&self.0.unsaved).map_or(Duration::ZERO, |since| since.elapsed());
         self.contain(Task::Metrics, || self.0.metrics.measure(leases, buffered, unsaved));
-        for view in self.views() {
-            self.contain(Task::Metrics, || view.measure());
+        for gauges in self.all_gauges() {
+            self.contain(Task::Metrics, || gauges.measure());
         }
     }
 
     /// Returns the gauges of the shards that are being read.
-    fn views(&self) -> Vec<Arc<ShardGauges>> {
+    fn all_gauges(&self) -> Vec<Arc<ShardGauges>> {
         lock(&self.0.shards).of.values().filter_map(Weak::upgrade).collect()
     }
 
@@ -198,24 +201,24 @@ impl Telemetry {
         let metrics = self.contain(Task::Metrics, || self.0.metrics.shard(id));
         let metrics = metrics.unwrap_or_else(ShardMetrics::none);
         let telemetry = ShardTelemetry::new(self.clone(), id.clone(), watermark, metrics);
-        lock(&self.0.shards).insert(id, Arc::downgrade(telemetry.view()));
+        lock(&self.0.shards).insert(id, Arc::downgrade(telemetry.gauges()));
         telemetry
     }
 
     /// Returns the lag of a shard in milliseconds; `None` for a shard that is not read here or was
     /// not fetched yet.
     pub(crate) fn millis_behind_latest(&self, id: &ShardId) -> Option<i64> {
-        self.view(id)?.millis_behind_latest()
+        self.gauges(id)?.millis_behind_latest()
     }
 
     /// Returns the records in flight of a shard; `None` for a shard that is not read here.
     pub(crate) fn in_flight(&self, id: &ShardId) -> Option<InFlight> {
-        Some(self.view(id)?.in_flight())
+        Some(self.gauges(id)?.in_flight())
     }
 
     /// Returns the gauges of a shard. They must be used without the lock, since this may be the
     /// last reference.
-    fn view(&self, id: &ShardId) -> Option<Arc<ShardGauges>> {
+    fn gauges(&self, id: &ShardId) -> Option<Arc<ShardGauges>> {
         lock(&self.0.shards).of.get(id).and_then(Weak::upgrade)
     }
 
@@ -245,14 +248,18 @@ mod tests {
     #[test]
     fn adding_shards_visits_few_entries_and_removes_ended_ones() {
         let telemetry = Telemetry::new(&"orders".into(), &"billing".into());
-        let mut views = Views::default();
+        let mut views = GaugeRegistry::default();
         let (mut visited, mut kept) = (0, Vec::new());
         for number in 0..4000 {
             let id: ShardId = format!("shardId-{number:012}").parse().unwrap();
             let watermark = Arc::new(Watermark::new(|_| {}));
-            let shard =
-                ShardTelemetry::new(telemetry.clone(), id.clone(), &watermark, ShardMetrics::none());
-            visited += views.insert(&id, Arc::downgrade(shard.view()));
+            let shard = ShardTelemetry::new(
+                telemetry.clone(),
+                id.clone(),
+                &watermark,
+                ShardMetrics::none(),
+            );
+            visited += views.insert(&id, Arc::downgrade(shard.gauges()));
             kept.push(shard);
         }
         assert!(visited < 2 * 4000, "{visited}");

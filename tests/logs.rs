@@ -22,9 +22,9 @@ thread_local! {
 
 /// Appends to the log of the current thread. One subscriber serves the whole process, since a
 /// subscriber of a single thread misses events that another thread was the first to reach.
-struct OfThread;
+struct ThreadLog;
 
-impl Write for OfThread {
+impl Write for ThreadLog {
     fn write(&mut self, some: &[u8]) -> std::io::Result<usize> {
         LOG.with_borrow_mut(|log| log.write(some))
     }
@@ -40,7 +40,7 @@ fn start_logging() {
         tracing_subscriber::fmt()
             .with_env_filter(EnvFilter::new("kinestream=trace"))
             .with_ansi(false)
-            .with_writer(|| OfThread)
+            .with_writer(|| ThreadLog)
             .init();
     });
 }

@@ -105,7 +105,7 @@ impl InFlightCounter {
 
     pub(super) fn set_limits(&mut self, config: InFlightConfig) {
         self.config = Some(config);
-        self.note_held();
+        self.update_held_since();
     }
 
     /// Returns what may be delivered now; `None` while a limit holds the shard.
@@ -130,13 +130,13 @@ impl InFlightCounter {
     pub(super) fn add(&mut self, records: usize, bytes: usize) {
         self.records += records;
         self.bytes += bytes;
-        self.note_held();
+        self.update_held_since();
     }
 
     /// Notes that the next record has too many bytes to be delivered.
     pub(super) fn refuse(&mut self, bytes: usize) {
         self.refused = Some(bytes);
-        self.note_held();
+        self.update_held_since();
     }
 
     /// Removes records that are acknowledged or were not delivered.
@@ -146,7 +146,7 @@ impl InFlightCounter {
         // An acknowledgement ends a stall, even if the limit still holds the shard.
         if self.held_since.is_some() {
             (self.held_since, self.is_reported) = (None, false);
-            self.note_held();
+            self.update_held_since();
         }
     }
 
@@ -171,7 +171,7 @@ impl InFlightCounter {
         Some((self.limit()?, held))
     }
 
-    fn note_held(&mut self) {
+    fn update_held_since(&mut self) {
         if self.limit().is_some() {
             self.held_since.get_or_insert_with(Instant::now);
         } else {

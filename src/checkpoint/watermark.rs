@@ -17,7 +17,7 @@ use crate::record::{AckSink, PositionBuf};
 use crate::wakers::wake_all;
 
 use state::State;
-pub(crate) use state::{Advance, Passed};
+pub(crate) use state::{Advance, QuietPosition};
 
 /// The position of one shard while it is read.
 pub(crate) struct Watermark {
@@ -143,7 +143,7 @@ impl Watermark {
     }
 
     /// Notes that the shard has no record up to `passed` other than those handed out.
-    pub(crate) fn pass(&self, passed: Passed) {
+    pub(crate) fn note_passed(&self, passed: QuietPosition) {
         let (advanced, is_first) = {
             let mut state = self.lock();
             state.passed = Some((state.handed_out, passed));

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
 use crate::shard::CheckpointOn;
 use crate::source::{Kinesis, MemoryBudget, OnTrimmed, RegisteredConsumer};
-use crate::store::{CheckpointStore, Contained, MemoryStore, Scope, leases_of};
+use crate::store::{CheckpointStore, GuardedStore, MemoryStore, Scope, leases_of};
 use crate::telemetry::Telemetry;
 
 /// A builder of a [`Consumer`]. Every option has a default that suits most programs.
@@ -133,7 +133,7 @@ impl ConsumerBuilder {
     ///
     /// Default: [`CheckpointOn::Pull`].
     pub fn checkpoint_on(mut self, when: CheckpointOn) -> Self {
-        self.settings.rules.checkpoint_on = when;
+        self.settings.worker_config.checkpoint_on = when;
         self
     }
 
@@ -182,7 +182,7 @@ impl ConsumerBuilder {
     /// Default: 60 s. At most a year.
     pub fn max_unflushed(mut self, time: Duration) -> Self {
         self.settings.flush.max_unflushed = time;
-        self.settings.rules.max_unflushed = time;
+        self.settings.worker_config.max_unflushed = time;
         self
     }
 
@@ -229,7 +229,7 @@ impl ConsumerBuilder {
     ///
     /// Default: [`ShardOrdering::ParentFirst`].
     pub fn ordering(mut self, ordering: ShardOrdering) -> Self {
-        self.settings.rules.ordering = ordering;
+        self.settings.worker_config.ordering = ordering;
         self
     }
 
@@ -303,8 +303,8 @@ impl ConsumerBuilder {
     /// Default: `true`. With `false`, an aggregated record is delivered as it was written.
     ///
     /// [Kinesis Producer Library]: https://docs.aws.amazon.com/streams/latest/dev/kinesis-kpl-concepts.html
-    pub fn deaggregate(mut self, unpack: bool) -> Self {
-        self.settings.deaggregate = unpack;
+    pub fn deaggregate(mut self, deaggregate: bool) -> Self {
+        self.settings.deaggregate = deaggregate;
         self
     }
 
@@ -313,7 +313,7 @@ impl ConsumerBuilder {
     ///
     /// Default: 30 s. 1 s to a year.
     pub fn discovery_interval(mut self, interval: Duration) -> Self {
-        self.settings.rules.discovery_interval = interval;
+        self.settings.worker_config.discovery_interval = interval;
         self
     }
 
@@ -323,7 +323,7 @@ impl ConsumerBuilder {
     /// application: while another worker uses it, this worker waits. 1 to 200 characters, without
     /// spaces, braces, commas and control characters, and not `-`.
     pub fn worker_id(mut self, name: impl Into<String>) -> Self {
-        self.settings.rules.worker_id = name.into().into();
+        self.settings.worker_config.worker_id = name.into().into();
         self
     }
 
@@ -334,7 +334,7 @@ impl ConsumerBuilder {
     /// Default: 10 s, as in the Kinesis Client Library. 2 s to a day. With a shorter time, the
     /// shards of a failed worker are taken over sooner, and the store receives more calls.
     pub fn lease_duration(mut self, duration: Duration) -> Self {
-        self.settings.rules.lease_duration = duration;
+        self.settings.worker_config.lease_duration = duration;
         self
     }
 
@@ -343,7 +343,7 @@ impl ConsumerBuilder {
     ///
     /// Default: 30 s. At most a year.
     pub fn handoff_timeout(mut self, time: Duration) -> Self {
-        self.settings.rules.handoff_timeout = time;
+        self.settings.worker_config.handoff_timeout = time;
         self
     }
 
@@ -354,7 +354,7 @@ impl ConsumerBuilder {
     /// Default: `None`, so that a caller keeps its shards without a time limit. 1 s to a year. The
     /// worker checks the time at each renewal.
     pub fn poll_timeout(mut self, time: Option<Duration>) -> Self {
-        self.settings.rules.poll_timeout = time;
+        self.settings.worker_config.poll_timeout = time;
         self
     }
 
@@ -375,19 +375,19 @@ impl ConsumerBuilder {
         let telemetry = Telemetry::new(kinesis.name(), scope.application_name());
         let fan_out = self.settings.fan_out.as_ref();
         let fan_out = fan_out.map(|name| Arc::new(RegisteredConsumer::new(kinesis.clone(), name)));
-        let (leases, are_own) = leases_of(&self.store);
-        self.settings.rules.has_own_leases = are_own;
+        let (leases, has_own_leases) = leases_of(&self.store);
+        self.settings.worker_config.has_own_leases = has_own_leases;
         Ok(Consumer {
             inner: Arc::new(Inner {
                 kinesis,
                 fan_out,
-                leases: Arc::new(Contained::new(leases, telemetry.clone())),
+                leases: Arc::new(GuardedStore::new(leases, telemetry.clone())),
                 store: self.store,
                 scope,
                 telemetry,
                 settings: self.settings,
                 close_signal: crate::shard::CloseSignal::new(),
-                reading: Arc::default(),
+                has_session: Arc::default(),
                 writer: std::sync::Mutex::default(),
                 messages: std::sync::Mutex::default(),
                 worker: std::sync::Mutex::default(),

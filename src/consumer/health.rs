@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::Consumer;
 
 /// The stall of the caller from which a consumer is not ready.
-const READY_STALL: Duration = Duration::from_secs(60);
+const READY_STALL_LIMIT: Duration = Duration::from_secs(60);
 
 /// The stall of the caller from which a consumer is not live.
-const LIVE_STALL: Duration = Duration::from_secs(5 * 60);
+const LIVE_STALL_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 /// The health of a consumer, from the state of its own process, without a call to the store or
 /// Kinesis.
@@ -70,7 +70,7 @@ impl Health {
             && !self.is_closed
             && self.since_renewal.is_some_and(|since| since <= self.lease_duration)
             && self.since_poll.is_some()
-            && self.stalled_for() < READY_STALL
+            && self.stalled_for() < READY_STALL_LIMIT
     }
 
     /// Returns false if the process must be restarted, for a liveness probe.
@@ -80,7 +80,7 @@ impl Health {
     /// consumer without a stream that is read is live. If the handler of a record or batch may take
     /// longer than five minutes, use [`is_live_within`](Self::is_live_within).
     pub fn is_live(&self) -> bool {
-        self.is_live_within(LIVE_STALL)
+        self.is_live_within(LIVE_STALL_LIMIT)
     }
 
     /// Returns the same as [`is_live`](Self::is_live), with `stall` in place of five minutes.
@@ -113,13 +113,13 @@ impl Consumer {
     pub fn health(&self) -> Health {
         let inner = &self.inner;
         let writer = inner.writer.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let vitals = inner.telemetry.vitals();
+        let vitals = inner.telemetry.health_state();
         Health {
             is_running: vitals.is_running
                 && writer.as_ref().is_some_and(crate::store::Writer::is_running),
             is_closed: inner.close_signal.is_closed(),
             leases_held: vitals.leases,
-            lease_duration: inner.settings.rules.lease_duration,
+            lease_duration: inner.settings.worker_config.lease_duration,
             since_start: vitals.begun,
             since_renewal: vitals.renewed,
             since_poll: vitals.polled,

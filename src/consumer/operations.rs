@@ -16,7 +16,7 @@ use crate::fleet::WorkerMessage;
 use crate::record::ShardId;
 use crate::source::Listing;
 use crate::store::lease::{AdminEdit, Lease, LeaseTable};
-use crate::store::{LONGEST_CALL, Mark, with_timeout};
+use crate::store::{Mark, STORE_CALL_TIMEOUT, with_timeout};
 use crate::telemetry::Event;
 
 /// The action if a worker holds the lease of a shard whose position is changed.
@@ -63,7 +63,7 @@ impl Consumer {
     /// Reads the lease table from the store.
     pub(super) async fn table(&self) -> Result<LeaseTable> {
         let table = with_timeout(self.inner.leases.table(&self.inner.scope)).await;
-        let mut table = table.map_err(|error| self.here(error))?;
+        let mut table = table.map_err(|error| self.in_this_stream(error))?;
         table.leases.retain(|shard, _| !Mark::is_one(shard));
         Ok(table)
     }
@@ -87,7 +87,7 @@ impl Consumer {
         &self,
         shard: &ShardId,
         checkpoint: Checkpoint,
-        when_held: IfLeased,
+        if_leased: IfLeased,
     ) -> Result<()> {
         if let Checkpoint::AtTimestamp(time) | Checkpoint::CaughtUp { until: time, .. } = checkpoint
             && time > SystemTime::now()
@@ -97,12 +97,12 @@ impl Consumer {
             let message =
                 format!("position {checkpoint} is in the future; pass a time in the past");
             let error = Error::new(ErrorKind::Configuration, message);
-            return Err(self.here(error).in_shard(shard.as_str()));
+            return Err(self.in_this_stream(error).in_shard(shard.as_str()));
         }
         let edit = AdminEdit::Set { positions: vec![(shard.clone(), checkpoint)] };
-        let edited = self.edit(&edit, when_held).await;
+        let edited = self.edit(&edit, if_leased).await;
         edited.map_err(|error| error.in_shard(shard.as_str()))?;
-        self.see().await;
+        self.wait_for_worker().await;
         Ok(())
     }
 
@@ -117,9 +117,9 @@ impl Consumer {
     /// # Cancel safety
     ///
     /// The same as [`set_position`](Self::set_position).
-    pub async fn clear_positions(&self, when_held: IfLeased) -> Result<()> {
-        self.edit(&AdminEdit::Clear, when_held).await?;
-        self.see().await;
+    pub async fn clear_positions(&self, if_leased: IfLeased) -> Result<()> {
+        self.edit(&AdminEdit::Clear, if_leased).await?;
+        self.wait_for_worker().await;
         Ok(())
     }
 
@@ -161,13 +161,13 @@ impl Consumer {
     /// ```
     pub async fn seek(&self, to: StartingPosition) -> Result<()> {
         let mut confirmations = Confirmations::default();
-        let mut listed = self.whole_listing(&mut confirmations).await?;
+        let mut listed = self.list_all_shards(&mut confirmations).await?;
         let checkpoint = match to {
             StartingPosition::TrimHorizon => Checkpoint::TrimHorizon,
             StartingPosition::Latest => Checkpoint::AtTimestamp(listed.taken),
             StartingPosition::AtTimestamp(time) if is_future(time, listed.taken) => {
                 let message = "seek timestamp is in the future; pass a time in the past";
-                return Err(self.here(Error::new(ErrorKind::Configuration, message)));
+                return Err(self.in_this_stream(Error::new(ErrorKind::Configuration, message)));
             }
             StartingPosition::AtTimestamp(time) => Checkpoint::AtTimestamp(time),
         };
@@ -187,31 +187,31 @@ impl Consumer {
             let positions: Vec<_> =
                 ids.filter(|id| moved.insert(id.clone())).map(position).collect();
             self.edit(&AdminEdit::Set { positions }, IfLeased::Force).await?;
-            listed = self.whole_listing(&mut confirmations).await?;
+            listed = self.list_all_shards(&mut confirmations).await?;
         }
-        self.see().await;
+        self.wait_for_worker().await;
         Ok(())
     }
 
     /// Returns a time by the clock of Kinesis that is not later than its current time.
     async fn now(&self) -> Result<SystemTime> {
-        let mut attempts = Attempts::new();
+        let mut attempts = ListingRetries::new();
         loop {
             match self.inner.kinesis.shards().await {
                 Ok(listing) => return Ok(listing.taken),
-                Err(failure) => attempts.after(self, failure).await?,
+                Err(failure) => attempts.back_off_or_fail(self, failure).await?,
             }
         }
     }
 
     /// Lists the shards until the listing lacks no shard that the application could read.
-    async fn whole_listing(&self, confirmations: &mut Confirmations) -> Result<Listing> {
+    async fn list_all_shards(&self, confirmations: &mut Confirmations) -> Result<Listing> {
         let table = self.table().await?;
-        let mut attempts = Attempts::new();
+        let mut attempts = ListingRetries::new();
         loop {
             match confirmations.list_whole(&self.inner.kinesis, &table).await {
                 Ok(listing) => return Ok(listing),
-                Err(failure) => attempts.after(self, failure).await?,
+                Err(failure) => attempts.back_off_or_fail(self, failure).await?,
             }
         }
     }
@@ -223,7 +223,7 @@ impl Consumer {
         listed: &Listing,
     ) -> Result<BTreeSet<ShardId>> {
         let Checkpoint::AtTimestamp(time) = checkpoint else { return Ok(BTreeSet::new()) };
-        let mut attempts = Attempts::new();
+        let mut attempts = ListingRetries::new();
         loop {
             match self.inner.kinesis.shards_open_before(*time).await {
                 Ok(open_then) => return Ok(listed.closed_before(&open_then)),
@@ -231,26 +231,27 @@ impl Consumer {
                 Err(failure) if failure.error.kind() == ErrorKind::Rejected => {
                     return Ok(BTreeSet::new());
                 }
-                Err(failure) => attempts.after(self, failure).await?,
+                Err(failure) => attempts.back_off_or_fail(self, failure).await?,
             }
         }
     }
 
     /// Waits until the worker of this consumer, if it has one, has read the edited table.
     /// Afterwards it delivers no record from before the edit.
-    async fn see(&self) {
+    async fn wait_for_worker(&self) {
         let (told, seen) = oneshot::channel();
         let messages = self.inner.messages.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if messages.is_some_and(|messages| messages.send(WorkerMessage::TableEdited(told)).is_ok()) {
+        if messages.is_some_and(|messages| messages.send(WorkerMessage::TableEdited(told)).is_ok())
+        {
             // If the store does not answer, the leases expire.
-            let _seen = timeout(LONGEST_CALL, seen).await;
+            let _seen = timeout(STORE_CALL_TIMEOUT, seen).await;
         }
     }
 
-    async fn edit(&self, edit: &AdminEdit, when_held: IfLeased) -> Result<()> {
-        let forced = when_held == IfLeased::Force;
+    async fn edit(&self, edit: &AdminEdit, if_leased: IfLeased) -> Result<()> {
+        let forced = if_leased == IfLeased::Force;
         let edited = with_timeout(self.inner.leases.edit(&self.inner.scope, edit, forced)).await;
-        match edited.map_err(|error| self.here(error))? {
+        match edited.map_err(|error| self.in_this_stream(error))? {
             None => Ok(()),
             Some(worker) => Err(self.in_use(&format!(
                 "worker {worker} is reading; stop it first, or pass IfLeased::Force, which discards \
@@ -259,29 +260,33 @@ impl Consumer {
         }
     }
 
-    fn here(&self, error: Error) -> Error {
+    fn in_this_stream(&self, error: Error) -> Error {
         error.in_stream(self.inner.kinesis.name())
     }
 }
 
-/// The retries of a listing, over at most [`LONGEST_CALL`].
-struct Attempts {
+/// The retries of a listing, over at most [`STORE_CALL_TIMEOUT`].
+struct ListingRetries {
     began: Instant,
     backoff: Backoff,
     failed: u32,
 }
 
-impl Attempts {
+impl ListingRetries {
     fn new() -> Self {
         Self { began: Instant::now(), backoff: Backoff::new(LISTINGS), failed: 0 }
     }
 
     /// Backs off after a failure that a retry may cure. Returns any other error, and every error
-    /// after [`LONGEST_CALL`].
-    async fn after(&mut self, consumer: &Consumer, failure: ClassifiedError) -> Result<()> {
-        let error = consumer.here(failure.error);
+    /// after [`STORE_CALL_TIMEOUT`].
+    async fn back_off_or_fail(
+        &mut self,
+        consumer: &Consumer,
+        failure: ClassifiedError,
+    ) -> Result<()> {
+        let error = consumer.in_this_stream(failure.error);
         let pause = self.backoff.failed();
-        if !error.is_temporary() || self.began.elapsed() + pause >= LONGEST_CALL {
+        if !error.is_temporary() || self.began.elapsed() + pause >= STORE_CALL_TIMEOUT {
             return Err(error);
         }
         self.failed += 1;
@@ -291,8 +296,8 @@ impl Attempts {
     }
 }
 
-/// Returns true if a time is in the future by the local clock and by the clock of Kinesis. `taken`
+/// Returns true if a time is in the future by the local clock and by the clock of Kinesis. `listed_at`
 /// is the time of a listing by the latter, truncated to the second.
-fn is_future(time: SystemTime, taken: SystemTime) -> bool {
-    time > SystemTime::now().max(taken + Duration::from_secs(1))
+fn is_future(time: SystemTime, listed_at: SystemTime) -> bool {
+    time > SystemTime::now().max(listed_at + Duration::from_secs(1))
 }

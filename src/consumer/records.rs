@@ -10,7 +10,7 @@ use super::Shards;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::shard::{CheckpointOn, Delivery, PollMonitor, ShardReader};
-use crate::telemetry::Polls;
+use crate::telemetry::PollCounter;
 use crate::wakers::CallerWaker;
 
 /// A stream of the records of all shards.
@@ -51,7 +51,7 @@ pub struct Records {
     merged: SelectAll<ShardReader>,
     delivery: Delivery,
     poll_monitor: Option<PollMonitor>,
-    polls: Arc<Polls>,
+    polls: Arc<PollCounter>,
     caller: CallerWaker,
 }
 
@@ -73,7 +73,9 @@ impl Records {
     fn poll_shards(&mut self, context: &mut Context<'_>) -> Result<()> {
         while let Some(shards) = &mut self.shards {
             match shards.poll_shard(context) {
-                Poll::Ready(Some(shard)) => self.merged.push(shard?.into_runs(self.poll_monitor.as_ref())),
+                Poll::Ready(Some(shard)) => {
+                    self.merged.push(shard?.into_runs(self.poll_monitor.as_ref()))
+                }
                 Poll::Ready(None) => self.shards = None,
                 Poll::Pending => break,
             }
@@ -83,7 +85,7 @@ impl Records {
 
     /// Removes all shards after the shutdown of the runtime, since their tasks have ended. Returns
     /// the error.
-    fn after(&mut self, error: Error) -> Error {
+    fn drop_shards_on_shutdown(&mut self, error: Error) -> Error {
         if error.kind() == ErrorKind::RuntimeShutdown {
             self.shards = None;
             self.merged = SelectAll::new();
@@ -107,16 +109,18 @@ impl Records {
         let context = &mut Context::from_waker(&waker);
         loop {
             if let Err(error) = self.poll_shards(context) {
-                return Poll::Ready(Some(Err(self.after(error))));
+                return Poll::Ready(Some(Err(self.drop_shards_on_shutdown(error))));
             }
             match Pin::new(&mut self.merged).poll_next(context) {
                 Poll::Ready(Some(Ok(run))) => {
-                    let record = self.delivery.give(run);
+                    let record = self.delivery.start_run(run);
                     if record.is_some() {
                         return Poll::Ready(record);
                     }
                 }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(self.after(error)))),
+                Poll::Ready(Some(Err(error))) => {
+                    return Poll::Ready(Some(Err(self.drop_shards_on_shutdown(error))));
+                }
                 // Between a parent and its children there may be no shard to read.
                 Poll::Ready(None) if self.shards.is_some() => return Poll::Pending,
                 Poll::Ready(None) => return Poll::Ready(None),

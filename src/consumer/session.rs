@@ -12,26 +12,26 @@ use tokio::time::timeout;
 use super::Consumer;
 use crate::discovery::{Memory, ScopeMigration, ShardDiscovery};
 use crate::error::{Error, Result, contain_call};
-use crate::fleet::{AssignedShard, WorkerDeps as WorkerDeps, Worker, WorkerMessage};
-use crate::shard::{Plan, PollMonitor, ReadOutcome, ShardReader, ShardStream};
+use crate::fleet::{AssignedShard, Worker, WorkerDeps, WorkerMessage};
+use crate::shard::{PollMonitor, ReadOutcome, ReaderConfig, ShardReader, ShardStream};
 use crate::source::{MemoryBudget, SourceConfig};
 use crate::store::Writer;
 
 /// The time for which a session waits until the previous one has saved its checkpoints and released
 /// its leases.
-const LAST_READING: Duration = Duration::from_secs(5);
+const PREVIOUS_SESSION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The exclusive right to read the stream: a consumer has at most one session.
 pub(super) struct Session {
     consumer: Consumer,
     /// Dropped with the session, which signals the worker to leave.
-    over: Mutex<Option<oneshot::Sender<()>>>,
+    end_signal: Mutex<Option<oneshot::Sender<()>>>,
 }
 
 impl Session {
     /// Creates a session. The caller ensures that no other one exists.
     pub(super) fn new(consumer: Consumer) -> Self {
-        Self { consumer, over: Mutex::default() }
+        Self { consumer, end_signal: Mutex::default() }
     }
 
     pub(super) fn consumer(&self) -> &Consumer {
@@ -40,28 +40,28 @@ impl Session {
 
     /// Returns the poll monitor of a merged stream; `None` without a `poll_timeout`.
     pub(super) fn poll_monitor(&self) -> Option<PollMonitor> {
-        self.consumer.inner.settings.rules.poll_timeout.map(|_limit| PollMonitor::new())
+        self.consumer.inner.settings.worker_config.poll_timeout.map(|_limit| PollMonitor::new())
     }
 
     /// Starts the tasks that all shards share.
     pub(super) fn start(self: &Arc<Self>) -> Running {
         let writer = self.writer();
-        let (opening, openings) = mpsc::unbounded_channel();
+        let (assigned, assignments) = mpsc::unbounded_channel();
         let (message, messages) = mpsc::unbounded_channel();
         let inner = &self.consumer.inner;
         *inner.messages.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.clone());
         inner.telemetry.set_error_sink({
             // A weak sender: the stream of shards ends when the last strong sender is dropped.
-            let opening = opening.downgrade();
-            move |error| match opening.upgrade() {
-                Some(opening) => opening.send(Err(error)).map_err(|unsent| match unsent.0 {
+            let assigned = assigned.downgrade();
+            move |error| match assigned.upgrade() {
+                Some(assigned) => assigned.send(Err(error)).map_err(|unsent| match unsent.0 {
                     Err(error) => error,
                     Ok(_opening) => Error::runtime_shutdown(),
                 }),
                 None => Err(error),
             }
         });
-        let has_left = Arc::new(AtomicBool::new(false));
+        let has_ended = Arc::new(AtomicBool::new(false));
         let worker = Worker::new(WorkerDeps {
             leases: Arc::clone(&inner.leases),
             scope: inner.scope.clone(),
@@ -70,36 +70,37 @@ impl Session {
                 kinesis: inner.kinesis.clone(),
                 start: inner.settings.start.clone(),
                 on_trimmed: inner.settings.on_trimmed,
-                discovery_interval: inner.settings.rules.discovery_interval,
+                discovery_interval: inner.settings.worker_config.discovery_interval,
                 memory: Memory::begin(),
-                takeover: ScopeMigration::new(
+                scope_migration: ScopeMigration::new(
                     &inner.leases,
                     &inner.scope,
-                    &inner.settings.rules.worker_id,
+                    &inner.settings.worker_config.worker_id,
                 ),
                 telemetry: inner.telemetry.clone(),
                 report_error: {
-                    let opening = opening.clone();
+                    let assigned = assigned.clone();
                     // The error is queued even if the caller's waker panics.
                     Arc::new(move |error| {
-                        let _ = contain_call(|| drop(opening.send(Err(error))));
+                        let _ = contain_call(|| drop(assigned.send(Err(error))));
                     })
                 },
             },
             telemetry: inner.telemetry.clone(),
-            config: inner.settings.rules.clone(),
-            openings: opening.clone(),
+            config: inner.settings.worker_config.clone(),
+            assignments: assigned.clone(),
             messages: message.clone(),
         });
-        let (over, is_over) = oneshot::channel();
-        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = Some(over);
+        let (end_signal, is_over) = oneshot::channel();
+        *self.end_signal.lock().unwrap_or_else(PoisonError::into_inner) = Some(end_signal);
         let mut close_signal = inner.close_signal.clone();
-        let (at_work, is_at_work) = watch::channel(());
+        let (worker_running, worker_ended) = watch::channel(());
         let before =
-            inner.worker.lock().unwrap_or_else(PoisonError::into_inner).replace(is_at_work);
+            inner.worker.lock().unwrap_or_else(PoisonError::into_inner).replace(worker_ended);
         tokio::spawn({
-            let (writer, has_left) = (writer.clone(), Arc::clone(&has_left));
-            let (telemetry, going) = (inner.telemetry.clone(), inner.telemetry.begin_reading());
+            let (writer, has_ended) = (writer.clone(), Arc::clone(&has_ended));
+            let (telemetry, session_guard) =
+                (inner.telemetry.clone(), inner.telemetry.begin_session());
             async move {
                 let ended = async {
                     tokio::select! {
@@ -109,7 +110,7 @@ impl Session {
                 };
                 // Records that the previous session finished count for this one. If the store
                 // fails, the worker fails to join next and reports the error.
-                let _saved = timeout(LAST_READING, async {
+                let _saved = timeout(PREVIOUS_SESSION_TIMEOUT, async {
                     let _told_elsewhere = writer.flush().await;
                     if let Some(mut before) = before {
                         let _ended = before.changed().await;
@@ -122,20 +123,27 @@ impl Session {
                     () = worker.run(messages, ended) => {}
                     () = telemetry.watch() => {}
                 }
-                going.end();
+                session_guard.end();
                 // Before the last sender of shards is dropped, which ends the streams.
-                has_left.store(true, Atomic::SeqCst);
-                drop((at_work, opening));
+                has_ended.store(true, Atomic::SeqCst);
+                drop((worker_running, assigned));
             }
         });
         let settings = &inner.settings;
         let own = || MemoryBudget::new(settings.max_buffered_bytes);
         let memory_budget = settings.memory_budget.clone().unwrap_or_else(own);
-        inner.telemetry.ask_for_buffered({
+        inner.telemetry.set_buffered_bytes_fn({
             let memory_budget = memory_budget.clone();
             move || memory_budget.taken()
         });
-        Running { session: Arc::clone(self), memory_budget, writer, message, openings, has_left }
+        Running {
+            session: Arc::clone(self),
+            memory_budget,
+            writer,
+            message,
+            assignments,
+            has_ended,
+        }
     }
 
     /// Returns the writer of the consumer. All sessions share it, so their saves never run
@@ -164,7 +172,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.consumer.inner.reading.store(false, Atomic::SeqCst);
+        self.consumer.inner.has_session.store(false, Atomic::SeqCst);
     }
 }
 
@@ -174,32 +182,40 @@ pub(super) struct Running {
     memory_budget: MemoryBudget,
     writer: Writer,
     message: mpsc::UnboundedSender<WorkerMessage>,
-    openings: mpsc::UnboundedReceiver<Result<AssignedShard>>,
+    assignments: mpsc::UnboundedReceiver<Result<AssignedShard>>,
     /// True after the worker has left in an orderly way, not because its runtime has shut down.
-    has_left: Arc<AtomicBool>,
+    has_ended: Arc<AtomicBool>,
 }
 
 impl Running {
     /// Polls for the next shard that can be read, or an error; `None` after the last shard.
-    pub(super) fn poll_opening(
+    pub(super) fn poll_assigned(
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<AssignedShard>>> {
-        match ready!(self.openings.poll_recv(context)) {
-            None if !self.has_left.swap(true, Atomic::SeqCst) => {
+        match ready!(self.assignments.poll_recv(context)) {
+            None if !self.has_ended.swap(true, Atomic::SeqCst) => {
                 let error = Error::runtime_shutdown();
                 Poll::Ready(Some(Err(error.in_stream(self.session.consumer.inner.kinesis.name()))))
             }
-            opening => Poll::Ready(opening),
+            assigned => Poll::Ready(assigned),
         }
     }
 
     /// Returns the stream of a shard that can be read now.
-    pub(super) fn open(&self, opening: AssignedShard) -> ShardStream {
-        let AssignedShard { shard, position, added, lease_handle, watermark, poll_monitor, unopened } = opening;
+    pub(super) fn open(&self, assigned: AssignedShard) -> ShardStream {
+        let AssignedShard {
+            shard,
+            position,
+            added,
+            lease_handle,
+            watermark,
+            poll_monitor,
+            unopened,
+        } = assigned;
         let inner = &self.session.consumer.inner;
         let telemetry = inner.telemetry.shard(&shard.id, &watermark);
-        let subject = SourceConfig {
+        let source_config = SourceConfig {
             kinesis: inner.kinesis.clone(),
             telemetry: telemetry.clone(),
             epoch: lease_handle.epoch(),
@@ -208,7 +224,7 @@ impl Running {
             interval: inner.settings.interval,
             limit: inner.settings.limit,
             on_trimmed: inner.settings.on_trimmed,
-            discovery_interval: inner.settings.rules.discovery_interval,
+            discovery_interval: inner.settings.worker_config.discovery_interval,
             start_time: inner.settings.start.time_of(&shard.id),
             deaggregate: inner.settings.deaggregate,
             fan_out: inner.fan_out.clone(),
@@ -217,11 +233,11 @@ impl Running {
         };
         let (message, id, epoch) = (self.message.clone(), shard.id.clone(), lease_handle.epoch());
         let at_end = telemetry.clone();
-        let reading = ShardReader::new(Plan {
+        let reader = ShardReader::new(ReaderConfig {
             telemetry,
             parents: shard.parents,
-            source: subject.into_source(),
-            checkpoint_on: inner.settings.rules.checkpoint_on,
+            source: source_config.into_source(),
+            checkpoint_on: inner.settings.worker_config.checkpoint_on,
             in_flight: inner.settings.in_flight,
             prefetch: inner.settings.prefetch,
             save_each: inner.settings.flush.interval.is_zero(),
@@ -245,6 +261,6 @@ impl Running {
             session: Arc::clone(&self.session) as _,
         });
         unopened.opened();
-        ShardStream::new(reading, poll_monitor, inner.telemetry.polls())
+        ShardStream::new(reader, poll_monitor, inner.telemetry.polls())
     }
 }

@@ -13,15 +13,15 @@ use crate::store::{FlushConfig, parse_arn};
 
 /// The maximum number of records that one `GetRecords` call can request:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
-const MOST_RECORDS: u32 = 10_000;
+const MAX_RECORDS_PER_CALL: u32 = 10_000;
 
 /// The longest time of an option. A longer one is likely a mistake and could overflow a clock.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const MAX_OPTION_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// The shortest lease. With a shorter one, a slow response of the store to a renewal could outlast
 /// the lease.
-const SHORTEST_LEASE: Duration = Duration::from_secs(2);
-const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
+const MIN_LEASE_DURATION: Duration = Duration::from_secs(2);
+const MAX_LEASE_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The checked options of a consumer.
 #[derive(Debug, Clone)]
@@ -39,7 +39,7 @@ pub(super) struct Settings {
     pub(super) deaggregate: bool,
     pub(super) fan_out: Option<Arc<str>>,
     pub(super) deregister_on_close: bool,
-    pub(super) rules: WorkerConfig,
+    pub(super) worker_config: WorkerConfig,
 }
 
 impl Default for Settings {
@@ -47,7 +47,7 @@ impl Default for Settings {
         Self {
             start: Start::default(),
             interval: Duration::from_secs(1),
-            limit: MOST_RECORDS,
+            limit: MAX_RECORDS_PER_CALL,
             flush: FlushConfig {
                 interval: Duration::from_secs(1),
                 max_unflushed: Duration::from_secs(60),
@@ -60,7 +60,7 @@ impl Default for Settings {
             deaggregate: true,
             fan_out: None,
             deregister_on_close: false,
-            rules: WorkerConfig {
+            worker_config: WorkerConfig {
                 has_own_leases: false,
                 worker_id: unique_name(),
                 ordering: ShardOrdering::default(),
@@ -95,27 +95,27 @@ impl Settings {
         if let Some(consumer) = &self.fan_out {
             check_fan_out(consumer)?;
         }
-        check_time("interval", self.interval, SHORTEST_PAUSE)?;
-        if !(1..=MOST_RECORDS).contains(&self.limit) {
+        check_duration("interval", self.interval, SHORTEST_PAUSE)?;
+        if !(1..=MAX_RECORDS_PER_CALL).contains(&self.limit) {
             return Err(format!(
-                "limit is {}, but must be 1 to {MOST_RECORDS} records a call",
+                "limit is {}, but must be 1 to {MAX_RECORDS_PER_CALL} records a call",
                 self.limit
             ));
         }
-        check_time("checkpoint_interval", self.flush.interval, Duration::ZERO)?;
-        check_time("max_unflushed", self.flush.max_unflushed, Duration::ZERO)?;
-        let rules = &self.rules;
-        check_time("discovery_interval", rules.discovery_interval, Duration::from_secs(1))?;
-        check_worker(&rules.worker_id)?;
-        if !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&rules.lease_duration) {
+        check_duration("checkpoint_interval", self.flush.interval, Duration::ZERO)?;
+        check_duration("max_unflushed", self.flush.max_unflushed, Duration::ZERO)?;
+        let rules = &self.worker_config;
+        check_duration("discovery_interval", rules.discovery_interval, Duration::from_secs(1))?;
+        check_worker_id(&rules.worker_id)?;
+        if !(MIN_LEASE_DURATION..=MAX_LEASE_DURATION).contains(&rules.lease_duration) {
             return Err(format!(
-                "lease_duration is {:?}, but must be at least {SHORTEST_LEASE:?} and at most a day",
+                "lease_duration is {:?}, but must be at least {MIN_LEASE_DURATION:?} and at most a day",
                 rules.lease_duration
             ));
         }
-        check_time("handoff_timeout", rules.handoff_timeout, Duration::ZERO)?;
+        check_duration("handoff_timeout", rules.handoff_timeout, Duration::ZERO)?;
         if let Some(time) = rules.poll_timeout {
-            check_time("poll_timeout", time, Duration::from_secs(1))?;
+            check_duration("poll_timeout", time, Duration::from_secs(1))?;
         }
         if self.in_flight.records == 0 {
             return Err("max_in_flight is 0, but must be at least 1 record".into());
@@ -173,7 +173,7 @@ pub(super) fn check_application(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn check_worker(name: &str) -> Result<(), String> {
+fn check_worker_id(name: &str) -> Result<(), String> {
     let refused =
         |letter: char| letter.is_whitespace() || letter.is_control() || "{},".contains(letter);
     if name.is_empty() || name == "-" || name.len() > 200 || name.chars().any(refused) {
@@ -185,8 +185,8 @@ fn check_worker(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn check_time(option: &str, time: Duration, least: Duration) -> Result<(), String> {
-    if (least..=LONGEST).contains(&time) {
+fn check_duration(option: &str, time: Duration, least: Duration) -> Result<(), String> {
+    if (least..=MAX_OPTION_TIME).contains(&time) {
         Ok(())
     } else {
         Err(format!("{option} is {time:?}, but must be at least {least:?} and at most a year"))

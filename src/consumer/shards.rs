@@ -9,7 +9,7 @@ use futures::stream::FusedStream;
 use super::session::{Running, Session};
 use crate::error::{Error, Result};
 use crate::shard::{CloseSignal, PollMonitor, ShardStream};
-use crate::telemetry::Polls;
+use crate::telemetry::PollCounter;
 use crate::wakers::CallerWaker;
 
 /// A stream of shards, each as a [`ShardStream`]. It yields the shards that exist at the start, the
@@ -41,7 +41,7 @@ use crate::wakers::CallerWaker;
 #[must_use = "streams do nothing unless polled"]
 pub struct Shards {
     state: State,
-    polls: Arc<Polls>,
+    polls: Arc<PollCounter>,
     caller: CallerWaker,
 }
 
@@ -70,12 +70,12 @@ impl Shards {
         Self::with(State::Idle(Arc::new(session)), polls)
     }
 
-    fn with(state: State, polls: Arc<Polls>) -> Self {
+    fn with(state: State, polls: Arc<PollCounter>) -> Self {
         Self { state, polls, caller: CallerWaker::new() }
     }
 
     /// Returns the counter of this stream's polls.
-    pub(super) fn polls(&self) -> Arc<Polls> {
+    pub(super) fn polls(&self) -> Arc<PollCounter> {
         Arc::clone(&self.polls)
     }
 
@@ -120,15 +120,15 @@ impl Shards {
                     self.state = State::Running { running, close_signal, session };
                 }
                 State::Running { running, close_signal, .. } => {
-                    let opening = match close_signal.poll_closed(context) {
+                    let assigned = match close_signal.poll_closed(context) {
                         Poll::Ready(()) => None,
-                        Poll::Pending => ready!(running.poll_opening(context)),
+                        Poll::Pending => ready!(running.poll_assigned(context)),
                     };
-                    let Some(opening) = opening else {
+                    let Some(assigned) = assigned else {
                         self.state = State::Done;
                         return Poll::Ready(None);
                     };
-                    return Poll::Ready(Some(opening.map(|opening| running.open(opening))));
+                    return Poll::Ready(Some(assigned.map(|assigned| running.open(assigned))));
                 }
             }
         }

@@ -133,8 +133,8 @@ impl Consumer {
     pub async fn status(&self) -> Result<ApplicationStatus> {
         let inner = &self.inner;
         let table = self.table().await?;
-        let ordering = inner.settings.rules.ordering;
-        let me = &inner.settings.rules.worker_id;
+        let ordering = inner.settings.worker_config.ordering;
+        let me = &inner.settings.worker_config.worker_id;
         let shards = table.leases.iter().map(|(id, lease)| {
             let is_mine = lease.owner.as_ref().is_none_or(|owner| owner == me);
             let failure = inner.telemetry.failure(id).filter(|_| is_mine);

@@ -5,15 +5,15 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::identity::{has_begun, is_same, lacks_addition, lacks_parents};
 use super::listing::ShardDiscovery;
-use super::loss::{Loss, Report, Shown};
+use super::loss::{Loss, Report, ShownAs};
 use super::start::ExactStart;
 use super::stream_shards::StreamShards;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind};
 use crate::record::{SequenceNumber, ShardId};
-use crate::shard::time_on_the_wall;
+use crate::shard::wall_clock_time;
 use crate::source::{ListedShard, OnTrimmed, Position};
-use crate::store::lease::{Change, Lease, MARK_KEPT, LeaseTable};
+use crate::store::lease::{Change, FINISHED_SHARD_RETENTION, Lease, LeaseTable};
 use crate::telemetry::Event;
 
 /// The position at which a reader starts a shard.
@@ -35,7 +35,7 @@ pub(crate) struct Changes {
 
 impl Changes {
     /// Returns changes that come from no listing.
-    pub(crate) fn beside_listings(list: Vec<Change>) -> Self {
+    pub(crate) fn without_listing(list: Vec<Change>) -> Self {
         Self { list, ..Self::default() }
     }
 }
@@ -48,10 +48,10 @@ impl ShardDiscovery {
         checkpoint: Option<Checkpoint>,
     ) -> Option<ShardStart> {
         let is_stored = checkpoint.is_some();
-        let pin = || self.start.pin(shard, false, self.memory.latest());
-        let checkpoint = match checkpoint.map_or_else(pin, ExactStart::Kept) {
-            ExactStart::Kept(checkpoint) => checkpoint,
-            ExactStart::Named(position) => return Some(ShardStart { position, unstored: None }),
+        let pin = || self.start.resolve(shard, false, self.memory.latest());
+        let checkpoint = match checkpoint.map_or_else(pin, ExactStart::Stored) {
+            ExactStart::Stored(checkpoint) => checkpoint,
+            ExactStart::Given(position) => return Some(ShardStart { position, unstored: None }),
         };
         // If the time were not stored, the next worker would resolve a later one and skip records.
         let is_time = matches!(checkpoint, Checkpoint::AtTimestamp(_));
@@ -75,9 +75,9 @@ impl ShardDiscovery {
         if !self.start.each.contains_key(shard) {
             return None;
         }
-        match self.start.pin(shard, false, self.memory.latest()) {
-            ExactStart::Kept(checkpoint) => Some(checkpoint),
-            ExactStart::Named(_) => None,
+        match self.start.resolve(shard, false, self.memory.latest()) {
+            ExactStart::Stored(checkpoint) => Some(checkpoint),
+            ExactStart::Given(_) => None,
         }
     }
 
@@ -88,9 +88,9 @@ impl ShardDiscovery {
         let mut losses = Vec::new();
         let mut list = self.additions(listed, table);
         if !has_begun(table) {
-            list.extend(listed.inherited_beyond(table));
-            let report = listed.inheritance.report().map(Report::Event);
-            losses.extend(report.map(|report| Loss::stored(report, Shown::Shards)));
+            list.extend(listed.unlisted_migrated(table));
+            let report = listed.migrated.report().map(Report::Event);
+            losses.extend(report.map(|report| Loss::stored(report, ShownAs::Shards)));
         }
         self.identify(listed, table, &mut list, &mut losses);
         let ids: BTreeSet<&ShardId> = listed.shards.iter().map(|shard| &shard.id).collect();
@@ -106,7 +106,7 @@ impl ShardDiscovery {
             } else if lease.is_shard_expired && self.keeps_lost() {
                 // Reported once per session, since no stream of the shard reports it.
                 if listed.begins {
-                    losses.push(Loss::listed(Report::Error(self.left_retention(shard, lease))));
+                    losses.push(Loss::listed(Report::Error(self.expired_error(shard, lease))));
                 }
             } else if listed.gone.contains(shard) && lease.owner.is_none() {
                 list.extend(self.lose(shard, lease, listed, &mut losses));
@@ -118,7 +118,7 @@ impl ShardDiscovery {
     /// Returns the additions for listed shards that the table lacks, or that lack parents or a
     /// stored start in the table.
     fn additions(&self, listed: &StreamShards, table: &LeaseTable) -> Vec<Change> {
-        let inherited = &listed.inheritance.leases;
+        let inherited = &listed.migrated.leases;
         let first = table.leases.is_empty() && inherited.is_empty();
         let descendants =
             if first { self.descendants_of_named(&listed.shards) } else { BTreeSet::new() };
@@ -133,7 +133,7 @@ impl ShardDiscovery {
         let position = |shard: &ListedShard| {
             let inherited = inherited.get(&shard.id).and_then(|lease| lease.checkpoint.clone());
             let is_first = first && !descendants.contains(&shard.id);
-            inherited.or_else(|| self.pin(shard, listed, is_first))
+            inherited.or_else(|| self.resolve(shard, listed, is_first))
         };
         let added = listed.shards.iter().filter(unknown);
         added
@@ -178,15 +178,20 @@ impl ShardDiscovery {
 
     /// Returns the checkpoint to store for a new shard. At the first start of an application, a
     /// shard that was closed before the starting time has nothing to read and is finished.
-    fn pin(&self, shard: &ListedShard, listed: &StreamShards, first: bool) -> Option<Checkpoint> {
+    fn resolve(
+        &self,
+        shard: &ListedShard,
+        listed: &StreamShards,
+        first: bool,
+    ) -> Option<Checkpoint> {
         let named = self.start.each.contains_key(&shard.id);
-        if first && !named && listed.passed_over.contains(&shard.id) {
+        if first && !named && listed.closed_before_start.contains(&shard.id) {
             return Some(Checkpoint::ShardEnd);
         }
-        match self.start.pin(&shard.id, first, listed.latest) {
+        match self.start.resolve(&shard.id, first, listed.latest) {
             // A child starts at its first record, which need not be stored.
-            ExactStart::Kept(checkpoint) => (listed.begins || named).then_some(checkpoint),
-            ExactStart::Named(_) => None,
+            ExactStart::Stored(checkpoint) => (listed.begins || named).then_some(checkpoint),
+            ExactStart::Given(_) => None,
         }
     }
 
@@ -237,7 +242,7 @@ impl ShardDiscovery {
                 }
                 // Reported once per session, since no stream of the shard reports it.
                 if !lease.is_shard_expired || listed.begins {
-                    let error = self.of_other_stream(shard, lease);
+                    let error = self.other_stream_error(shard, lease);
                     losses.push(listed.lost(&shard.id, error));
                 }
                 return;
@@ -246,7 +251,7 @@ impl ShardDiscovery {
             OnTrimmed::Latest => Checkpoint::AtTimestamp(listed.taken),
         };
         let gap = gap(&shard.id, lease, checkpoint.clone());
-        losses.push(Loss::stored(gap, Shown::Start(shard.id.clone(), start.clone())));
+        losses.push(Loss::stored(gap, ShownAs::Start(shard.id.clone(), start.clone())));
         list.push(Change::Replace {
             shard: shard.id.clone(),
             parents: shard.parents.clone(),
@@ -255,7 +260,7 @@ impl ShardDiscovery {
         });
     }
 
-    fn of_other_stream(&self, shard: &ListedShard, lease: &Lease) -> Error {
+    fn other_stream_error(&self, shard: &ListedShard, lease: &Lease) -> Error {
         let position = position_of(lease);
         let message = format!(
             "the shard's position ({position}) belongs to an earlier stream of this name; set \
@@ -266,7 +271,7 @@ impl ShardDiscovery {
             .in_shard(shard.id.as_str())
     }
 
-    fn left_retention(&self, shard: &ShardId, lease: &Lease) -> Error {
+    fn expired_error(&self, shard: &ShardId, lease: &Lease) -> Error {
         let message = format!(
             "the shard has left the stream's retention before it was read to its end (it was read to \
              {}); its children wait; set on_trimmed to TrimHorizon or Latest to read them",
@@ -292,11 +297,11 @@ impl ShardDiscovery {
             changes.push(Change::Add { shard: id(), parents, start, checkpoint: None });
         }
         if self.on_trimmed == OnTrimmed::Fail {
-            losses.push(listed.lost(shard, self.left_retention(shard, lease)));
+            losses.push(listed.lost(shard, self.expired_error(shard, lease)));
             changes.push(Change::MarkExpired { shard: id() });
         } else {
             let gap = gap(shard, lease, Checkpoint::ShardEnd);
-            losses.push(Loss::stored(gap, Shown::Finished(shard.clone())));
+            losses.push(Loss::stored(gap, ShownAs::Finished(shard.clone())));
             changes.push(Change::Finish { shard: id(), epoch });
         }
         changes
@@ -321,6 +326,6 @@ fn position_of(lease: &Lease) -> String {
 /// milliseconds since 1970. The store checks again, by its own clock.
 fn is_over(unlisted: u64) -> bool {
     let since = UNIX_EPOCH.checked_add(Duration::from_millis(unlisted));
-    let elapsed = since.and_then(|since| time_on_the_wall().duration_since(since).ok());
-    elapsed.is_some_and(|elapsed| elapsed >= MARK_KEPT)
+    let elapsed = since.and_then(|since| wall_clock_time().duration_since(since).ok());
+    elapsed.is_some_and(|elapsed| elapsed >= FINISHED_SHARD_RETENTION)
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::error::{ClassifiedError, RetryAction};
 use crate::record::ShardId;
-use crate::source::{Kinesis, Listing, Position, unusable};
+use crate::source::{Kinesis, Listing, Position, unusable_listing};
 use crate::store::lease::{Lease, LeaseTable};
 
 /// The number of answers by which Kinesis must confirm that a shard is gone or belongs to another
@@ -107,7 +107,7 @@ impl Confirmations {
                     }
                     Ok(false) => {
                         self.answers.remove(*shard);
-                        return Err(unusable(format!("is incomplete: {shard} is missing")));
+                        return Err(unusable_listing(format!("is incomplete: {shard} is missing")));
                     }
                     Err(failure) => failed = Some(failure),
                 }

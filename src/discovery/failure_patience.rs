@@ -38,9 +38,9 @@ pub(super) struct FailurePatience {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FailureVerdict {
     /// Retry.
-    Again,
+    Retry,
     /// Report the error to the caller, and retry.
-    Tell,
+    Report,
     /// The stream does not exist: report the error, and end.
     Gone,
 }
@@ -56,7 +56,7 @@ impl FailurePatience {
             self.missing = Some((since, times + 1));
             let (time, least) = if self.is_new { NEVER_FOUND } else { NOT_FOUND };
             let is_gone = now.duration_since(since) >= time && times + 1 >= least;
-            return if is_gone { FailureVerdict::Gone } else { FailureVerdict::Again };
+            return if is_gone { FailureVerdict::Gone } else { FailureVerdict::Retry };
         }
         self.missing = None;
         let is_useless =
@@ -81,10 +81,10 @@ impl FailurePatience {
             _ => false,
         };
         if !is_due {
-            return FailureVerdict::Again;
+            return FailureVerdict::Retry;
         }
         self.reported = Some(kind);
-        FailureVerdict::Tell
+        FailureVerdict::Report
     }
 }
 
@@ -113,7 +113,7 @@ mod tests {
         let first = |is_new| {
             let patience = FailurePatience::new(true, is_new, Instant::now());
             let judged = judged(patience, RetryAction::Gone, 60);
-            judged.iter().position(|judgement| *judgement == FailureVerdict::Gone)
+            judged.iter().position(|verdict| *verdict == FailureVerdict::Gone)
         };
         assert_eq!((first(true), first(false)), (Some(2), Some(30)));
     }
@@ -124,8 +124,8 @@ mod tests {
         let mut patience = FailurePatience::new(true, true, now);
         for second in 0..100 {
             let action = if second % 2 == 0 { RetryAction::Gone } else { RetryAction::SlowDown };
-            let judgement = patience.judge(&failure(action), now + Duration::from_secs(second));
-            assert_eq!(judgement, FailureVerdict::Again, "after {second} s");
+            let verdict = patience.judge(&failure(action), now + Duration::from_secs(second));
+            assert_eq!(verdict, FailureVerdict::Retry, "after {second} s");
         }
     }
 
@@ -135,7 +135,7 @@ mod tests {
         let mut patience = FailurePatience::new(false, false, now);
         let mut judge = |action, second| {
             patience.judge(&failure(action), now + Duration::from_secs(second))
-                == FailureVerdict::Tell
+                == FailureVerdict::Report
         };
         for (action, second, is_told) in [
             (RetryAction::Retry, 0, false),
@@ -165,7 +165,7 @@ mod tests {
             let reported: Vec<usize> = judged
                 .iter()
                 .enumerate()
-                .filter(|(_, judgement)| **judgement == FailureVerdict::Tell)
+                .filter(|(_, verdict)| **verdict == FailureVerdict::Report)
                 .map(|(second, _)| second)
                 .collect();
             assert_eq!(reported, Vec::from_iter(expected), "{action:?}");

@@ -14,12 +14,12 @@ use super::identity::is_of_other_stream;
 use super::scope_migration::ScopeMigration;
 use super::start::{FirstPoll, Start, floor};
 use super::stream_shards::StreamShards;
-use super::unlisted::Absences;
+use super::unlisted::AbsentShards;
 use crate::backoff::{Backoff, LISTINGS};
 use crate::checkpoint::millis_of;
 use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
 use crate::record::ShardId;
-use crate::source::{Kinesis, ListedShard, Listing, OnTrimmed, other_start, unusable};
+use crate::source::{Kinesis, ListedShard, Listing, OnTrimmed, start_mismatch, unusable_listing};
 use crate::store::lease::{Change, Lease, LeaseTable};
 use crate::telemetry::{Event, Telemetry};
 
@@ -43,7 +43,7 @@ pub(crate) struct ShardDiscovery {
     pub(crate) memory: Memory,
     /// Moves the positions under the stream's name to its ARN; `None` if the stream is given by
     /// name.
-    pub(crate) takeover: Option<ScopeMigration>,
+    pub(crate) scope_migration: Option<ScopeMigration>,
 }
 
 /// The state that the listings of one session share.
@@ -54,7 +54,7 @@ pub(crate) struct Memory(Arc<Remembered>);
 struct Remembered {
     first_poll: FirstPoll,
     latest: OnceLock<SystemTime>,
-    absences: Mutex<Absences>,
+    absences: Mutex<AbsentShards>,
 }
 
 impl Memory {
@@ -69,7 +69,7 @@ impl Memory {
 
     /// Returns the moment of the first poll by the server's clock, or one before it. `answered` is
     /// the server's time of an answer that has just arrived.
-    fn learn_latest(&self, answered: SystemTime) -> SystemTime {
+    fn set_latest(&self, answered: SystemTime) -> SystemTime {
         *self.0.latest.get_or_init(|| self.0.first_poll.before(answered))
     }
 
@@ -98,7 +98,7 @@ impl Memory {
         }
     }
 
-    fn absences(&self) -> MutexGuard<'_, Absences> {
+    fn absences(&self) -> MutexGuard<'_, AbsentShards> {
         // No step panics with half a change made.
         self.0.absences.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -108,29 +108,38 @@ impl ShardDiscovery {
     /// Lists the stream, and retries until the listing is usable. `begins` is true if this worker
     /// has not begun to read. Returns `None` if the stream does not exist.
     pub(crate) async fn list(self, before: Arc<LeaseTable>, begins: bool) -> Option<StreamShards> {
-        let (listing, inheritance) = self.inherit(&before, begins).await?;
-        let is_first = before.leases.is_empty() && inheritance.leases.is_empty();
+        let (listing, migrated) = self.list_and_migrate(&before, begins).await?;
+        let is_first = before.leases.is_empty() && migrated.leases.is_empty();
         let latest = self.memory.first_poll(if is_first { before.first_poll } else { 0 });
-        let passed_over = match self.start.since(latest) {
+        let closed_before_start = match self.start.since(latest) {
             Some(since) if is_first => self.closed_before(&listing, since).await?,
             _ => BTreeSet::new(),
         };
         // Inherited shards are checked too: none is assigned before it is known whether it is gone.
         let mut known = Arc::clone(&before);
-        for (shard, lease) in &inheritance.leases {
+        for (shard, lease) in &migrated.leases {
             let leases = &mut Arc::make_mut(&mut known).leases;
             leases.entry(shard.clone()).or_insert_with(|| lease.clone());
         }
         let gone = self.find_gone(&listing, &known).await;
         let Listing { shards, taken, .. } = listing;
-        Some(StreamShards { shards, taken, latest, passed_over, gone, before, begins, inheritance })
+        Some(StreamShards {
+            shards,
+            taken,
+            latest,
+            closed_before_start,
+            gone,
+            before,
+            begins,
+            migrated,
+        })
     }
 
     /// Returns the change to make before the first listing if shards start at the moment of the
     /// first poll. It stores that moment, so that a worker that fails before a complete listing is
     /// replaced by one that starts at the same moment. `known` is the moment that the store had
     /// before, or 0.
-    pub(crate) fn beginning(&self, known: u64) -> Option<Change> {
+    pub(crate) fn first_poll_change(&self, known: u64) -> Option<Change> {
         let first_poll = if known > 0 { known } else { millis_of(self.memory.moment()) };
         self.start.is_relative().then_some(Change::Begin { first_poll })
     }
@@ -141,7 +150,11 @@ impl ShardDiscovery {
         self.memory.absences().contains(shard)
     }
 
-    pub(super) async fn until_complete(&self, before: &LeaseTable, begins: bool) -> Option<Listing> {
+    pub(super) async fn until_complete(
+        &self,
+        before: &LeaseTable,
+        begins: bool,
+    ) -> Option<Listing> {
         let mut retries = Retries::new(begins, before);
         let mut confirmations = Confirmations::default();
         loop {
@@ -163,7 +176,7 @@ impl ShardDiscovery {
         confirmations: &mut Confirmations,
     ) -> Result<Listing, ClassifiedError> {
         let listing = self.kinesis.shards().await?;
-        self.memory.learn_latest(listing.taken);
+        self.memory.set_latest(listing.taken);
         let missing = unknown_parents(&listing, before);
         confirmations.confirm(&missing, |parent| is_past_retention(&self.kinesis, parent)).await?;
         self.confirm_other_starts(&listing, before).await?;
@@ -215,7 +228,7 @@ impl ShardDiscovery {
         let starts: HashMap<_, _> =
             again.shards.iter().map(|shard| (&shard.id, &shard.start)).collect();
         match shards.iter().find(|shard| starts.get(&shard.id) != Some(&&shard.start)) {
-            Some(shard) => Err(other_start(&shard.id)),
+            Some(shard) => Err(start_mismatch(&shard.id)),
             None => Ok(()),
         }
     }
@@ -236,7 +249,7 @@ impl ShardDiscovery {
             let failure = match self.kinesis.shards_open_before(time).await {
                 Ok(open_then) => return Some(listing.closed_before(&open_then)),
                 Err(ClassifiedError { error, .. }) if error.kind() == ErrorKind::Rejected => {
-                    unusable(format!("by time was rejected: {error}"))
+                    unusable_listing(format!("by time was rejected: {error}"))
                 }
                 Err(failure) => failure,
             };
@@ -264,7 +277,9 @@ impl ShardDiscovery {
     async fn find_gone(&self, listing: &Listing, before: &LeaseTable) -> Vec<ShardId> {
         let ids: BTreeSet<&ShardId> = listing.shards.iter().map(|shard| &shard.id).collect();
         let is_idle = |lease: &Lease| {
-            !lease.is_finished() && lease.owner.is_none() && !(lease.is_shard_expired && self.keeps_lost())
+            !lease.is_finished()
+                && lease.owner.is_none()
+                && !(lease.is_shard_expired && self.keeps_lost())
         };
         let idle = before.leases.iter().filter(|(_, lease)| is_idle(lease)).map(|(id, _)| id);
         let mut absent = Vec::new();
@@ -304,17 +319,21 @@ impl Retries {
     }
 
     /// Reports a failure and backs off. Returns `None` if the stream does not exist.
-    async fn after(&mut self, lister: &ShardDiscovery, mut failure: ClassifiedError) -> Option<()> {
+    async fn after(
+        &mut self,
+        discovery: &ShardDiscovery,
+        mut failure: ClassifiedError,
+    ) -> Option<()> {
         failure.action = failure.action_after(&mut self.panics);
-        let judgement = self.patience.judge(&failure, Instant::now());
+        let verdict = self.patience.judge(&failure, Instant::now());
         let is_missing = failure.action == RetryAction::Gone;
-        let error = failure.error.in_stream(lister.kinesis.name());
+        let error = failure.error.in_stream(discovery.kinesis.name());
         self.failed += 1;
-        lister.telemetry.emit(Event::retried(None, &error, self.failed));
-        if judgement != FailureVerdict::Again {
-            (lister.report_error)(error);
+        discovery.telemetry.emit(Event::retried(None, &error, self.failed));
+        if verdict != FailureVerdict::Retry {
+            (discovery.report_error)(error);
         }
-        if judgement == FailureVerdict::Gone {
+        if verdict == FailureVerdict::Gone {
             return None;
         }
         let pause = self.backoff.failed();

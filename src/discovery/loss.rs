@@ -13,7 +13,7 @@ use crate::telemetry::Event;
 #[derive(Debug)]
 pub(crate) struct Loss {
     pub(crate) report: Report,
-    shown: Option<Shown>,
+    shown: Option<ShownAs>,
 }
 
 /// The report of a loss.
@@ -27,7 +27,7 @@ pub(crate) enum Report {
 
 /// The content of a table that proves a loss to be stored.
 #[derive(Debug)]
-pub(super) enum Shown {
+pub(super) enum ShownAs {
     /// The shard is finished.
     Finished(ShardId),
     /// The shard is marked as expired.
@@ -45,7 +45,7 @@ impl Loss {
     }
 
     /// Returns a loss that no later listing finds once its change is made.
-    pub(super) fn stored(report: Report, shown: Shown) -> Self {
+    pub(super) fn stored(report: Report, shown: ShownAs) -> Self {
         Self { report, shown: Some(shown) }
     }
 
@@ -59,12 +59,12 @@ impl Loss {
         let lease = |shard: &ShardId| table.leases.get(shard);
         match &self.shown {
             None => false,
-            Some(Shown::Finished(shard)) => lease(shard).is_some_and(Lease::is_finished),
-            Some(Shown::Lost(shard)) => lease(shard).is_some_and(|lease| lease.is_shard_expired),
-            Some(Shown::Start(shard, start)) => {
+            Some(ShownAs::Finished(shard)) => lease(shard).is_some_and(Lease::is_finished),
+            Some(ShownAs::Lost(shard)) => lease(shard).is_some_and(|lease| lease.is_shard_expired),
+            Some(ShownAs::Start(shard, start)) => {
                 lease(shard).is_some_and(|lease| lease.start.as_ref() == Some(start))
             }
-            Some(Shown::Shards) => has_begun(table),
+            Some(ShownAs::Shards) => has_begun(table),
         }
     }
 }

@@ -50,13 +50,13 @@ enum Origin {
 }
 
 /// Compares the positions under a stream's name with a listing of the stream.
-pub(super) struct Claimable<'a> {
+pub(super) struct StoredPositions<'a> {
     stored: BTreeMap<&'a ShardId, &'a Lease>,
     listed: BTreeMap<&'a ShardId, &'a ListedShard>,
     parents: BTreeSet<&'a ShardId>,
 }
 
-impl<'a> Claimable<'a> {
+impl<'a> StoredPositions<'a> {
     pub(super) fn new(table: &'a LeaseTable, shards: &'a [ListedShard]) -> Self {
         Self {
             stored: table.leases.iter().filter(|(shard, _)| !Mark::is_one(shard)).collect(),
@@ -70,7 +70,7 @@ impl<'a> Claimable<'a> {
     }
 
     /// Returns the sequence numbers that may belong to another stream, for a check by Kinesis.
-    pub(super) fn doubtful(&self) -> Vec<(&'a ShardId, &'a SequenceNumber)> {
+    pub(super) fn unverified(&self) -> Vec<(&'a ShardId, &'a SequenceNumber)> {
         let is_doubtful = |shard: &ShardId, lease: &Lease| {
             let start = self.listed.get(shard).and_then(|listed| listed.start.as_ref());
             (lease.start.is_none() || start.is_none()) && self.origin(shard, lease) == Origin::This
@@ -82,7 +82,7 @@ impl<'a> Claimable<'a> {
     /// Returns the positions of this stream. `refuted` lists the shards with a sequence number that
     /// Kinesis rejects as one of another stream.
     pub(super) fn settle(&self, refuted: &BTreeSet<&ShardId>) -> MigratedPositions {
-        let mut inheritance = MigratedPositions::default();
+        let mut migrated = MigratedPositions::default();
         let mut is_proven = false;
         for (shard, lease) in &self.stored {
             let origin = match self.origin(shard, lease) {
@@ -91,16 +91,16 @@ impl<'a> Claimable<'a> {
             };
             is_proven |= origin == Origin::This;
             if origin == Origin::Other {
-                inheritance.refused += 1;
+                migrated.refused += 1;
             } else if self.is_needed(shard, lease) {
-                inheritance.leases.insert((*shard).clone(), (*lease).clone());
+                migrated.leases.insert((*shard).clone(), (*lease).clone());
             }
         }
-        if inheritance.refused > 0 && !is_proven {
-            inheritance.refused += inheritance.leases.len();
-            inheritance.leases.clear();
+        if migrated.refused > 0 && !is_proven {
+            migrated.refused += migrated.leases.len();
+            migrated.leases.clear();
         }
-        inheritance
+        migrated
     }
 
     /// Returns true if a position that is not of another stream is worth migrating. The end of an
@@ -170,7 +170,7 @@ mod tests {
         table.leases.extend(stored.iter().map(|(shard, lease)| (id(*shard), lease.clone())));
         table.leases.insert("positions-claimed.1.eu".parse().unwrap(), Lease::default());
         let refuted: Vec<ShardId> = refuted.iter().copied().map(id).collect();
-        let settled = Claimable::new(&table, shards).settle(&refuted.iter().collect());
+        let settled = StoredPositions::new(&table, shards).settle(&refuted.iter().collect());
         (settled.leases.into_keys().collect(), settled.refused)
     }
 
@@ -200,10 +200,10 @@ mod tests {
         let shards = [listed(0, true, &[])];
         let mut table = LeaseTable::default();
         table.leases.insert(id(0), stored[0].1.clone());
-        assert_eq!(Claimable::new(&table, &shards).doubtful().len(), 1);
+        assert_eq!(StoredPositions::new(&table, &shards).unverified().len(), 1);
         assert_eq!(settled(&stored, &shards, &[0]), (vec![], 1));
         table.leases.get_mut(&id(0)).unwrap().start = Some("100".parse().unwrap());
-        assert!(Claimable::new(&table, &shards).doubtful().is_empty());
+        assert!(StoredPositions::new(&table, &shards).unverified().is_empty());
     }
 
     #[test]

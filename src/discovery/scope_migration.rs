@@ -31,7 +31,7 @@ use tokio::time::{Instant, sleep};
 
 use super::identity::has_begun;
 use super::listing::ShardDiscovery;
-use super::migrated_positions::{Claimable, MigratedPositions};
+use super::migrated_positions::{MigratedPositions, StoredPositions};
 use crate::backoff::{Backoff, LISTINGS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{SequenceNumber, ShardId};
@@ -41,7 +41,7 @@ use crate::store::{LeaseStore, Mark, Scope, with_timeout};
 use crate::telemetry::Event;
 
 /// The pause between two reads of a scope in which workers are alive.
-const LOOK_EACH: Duration = Duration::from_secs(3);
+const CHECK_INTERVAL: Duration = Duration::from_secs(3);
 
 /// The time for which workers that read by name may delay a migration, or the store may fail,
 /// before the caller gets an error.
@@ -94,45 +94,45 @@ impl ScopeMigration {
     }
 
     /// Compares the scope of the name with a new listing, and claims the positions of this stream.
-    async fn step(&self, lister: &ShardDiscovery, listing: &Listing) -> Result<Step> {
+    async fn step(&self, discovery: &ShardDiscovery, listing: &Listing) -> Result<Step> {
         let table = with_timeout(self.leases.table(&self.named)).await?;
         let claim = self.scope.mark(Mark::Claimed);
-        let is_settled = table.leases.contains_key(&self.scope.mark(Mark::TakenOver));
+        let is_settled = table.leases.contains_key(&self.scope.mark(Mark::Migrated));
         let is_anothers = table.leases.keys().any(|id| Mark::is_claim(id) && *id != claim);
-        let claimable = Claimable::new(&table, &listing.shards);
+        let claimable = StoredPositions::new(&table, &listing.shards);
         if is_settled || is_anothers || claimable.is_empty() {
             return Ok(Step::Begin(MigratedPositions::default()));
         }
-        if lister.confirm_other_starts(listing, &table).await.is_err() {
+        if discovery.confirm_other_starts(listing, &table).await.is_err() {
             return Ok(Step::Retry);
         }
-        let refuted = self.refuted(lister, &claimable.doubtful()).await;
-        let inheritance = claimable.settle(&refuted);
-        if inheritance.leases.is_empty() {
-            return Ok(Step::Begin(inheritance));
+        let refuted = self.refuted(discovery, &claimable.unverified()).await;
+        let migrated = claimable.settle(&refuted);
+        if migrated.leases.is_empty() {
+            return Ok(Step::Begin(migrated));
         }
         if !table.workers.is_empty() {
             return Ok(Step::Wait(table.workers.keys().map(ToString::to_string).collect()));
         }
         let is_mine = table.leases.contains_key(&claim)
             || self.mark(Mark::Claimed, Some((table.generation, table.version))).await?;
-        Ok(if is_mine { Step::Begin(inheritance) } else { Step::Retry })
+        Ok(if is_mine { Step::Begin(migrated) } else { Step::Retry })
     }
 
     /// Returns the shards with a sequence number that Kinesis rejects as one of another stream. The
     /// shard's reader handles any other answer.
     async fn refuted<'a>(
         &self,
-        lister: &ShardDiscovery,
+        discovery: &ShardDiscovery,
         positions: &[(&'a ShardId, &'a SequenceNumber)],
     ) -> BTreeSet<&'a ShardId> {
         let mut refuted = BTreeSet::new();
         for some in positions.chunks(CONCURRENT_PROBES) {
             let asked = some.iter().map(|(shard, number)| async move {
                 let position = Position::AfterSequenceNumber((*number).clone(), None);
-                let refusal = lister.kinesis.shard_iterator(shard, &position).await.err()?;
+                let refusal = discovery.kinesis.shard_iterator(shard, &position).await.err()?;
                 let is_other = refusal.error.to_string().contains(OF_OTHER_STREAM);
-                lister.note_panic(refusal);
+                discovery.note_panic(refusal);
                 is_other.then_some(*shard)
             });
             refuted.extend(join_all(asked).await.into_iter().flatten());
@@ -171,8 +171,8 @@ impl ScopeMigration {
         let Ok(table) = with_timeout(self.leases.table(&self.named)).await else { return };
         let has = |done| table.leases.contains_key(&self.scope.mark(done));
         let is_noted = !has(Mark::Claimed)
-            || has(Mark::TakenOver)
-            || self.mark(Mark::TakenOver, None).await.is_ok();
+            || has(Mark::Migrated)
+            || self.mark(Mark::Migrated, None).await.is_ok();
         self.is_settled.store(is_noted, Ordering::Relaxed);
     }
 }
@@ -180,7 +180,7 @@ impl ScopeMigration {
 impl ShardDiscovery {
     /// Lists the stream until the listing is usable and the positions to migrate with it are known.
     /// Returns `None` if the stream does not exist.
-    pub(super) async fn inherit(
+    pub(super) async fn list_and_migrate(
         &self,
         before: &LeaseTable,
         begins: bool,
@@ -188,7 +188,9 @@ impl ShardDiscovery {
         let mut delay = Delay::new();
         loop {
             let listing = self.until_complete(before, begins).await?;
-            let Some(takeover) = &self.takeover else { return Some((listing, <_>::default())) };
+            let Some(takeover) = &self.scope_migration else {
+                return Some((listing, <_>::default()));
+            };
             if has_begun(before) {
                 takeover.settle().await;
                 return Some((listing, MigratedPositions::default()));
@@ -197,7 +199,7 @@ impl ShardDiscovery {
                 return Some((listing, MigratedPositions::default()));
             }
             match takeover.step(self, &listing).await {
-                Ok(Step::Begin(inheritance)) => return Some((listing, inheritance)),
+                Ok(Step::Begin(migrated)) => return Some((listing, migrated)),
                 Ok(Step::Wait(workers)) => delay.by_workers(self, workers).await,
                 Ok(Step::Retry) => sleep(delay.backoff.failed()).await,
                 Err(error) => delay.by_store(self, error).await,
@@ -233,10 +235,10 @@ impl Delay {
         delay >= TOLERATED_DELAY && !std::mem::replace(&mut self.is_error_reported, true)
     }
 
-    async fn by_workers(&mut self, lister: &ShardDiscovery, worker_ids: Vec<String>) {
+    async fn by_workers(&mut self, discovery: &ShardDiscovery, worker_ids: Vec<String>) {
         if !std::mem::replace(&mut self.is_reported, true) {
             let worker_ids = worker_ids.clone();
-            lister.telemetry.emit(Event::MigrationDelayed { worker_ids });
+            discovery.telemetry.emit(Event::MigrationDelayed { worker_ids });
         }
         if self.is_overdue() {
             let message = format!(
@@ -245,19 +247,21 @@ impl Delay {
                 worker_ids.join(", ")
             );
             let error = Error::new(ErrorKind::InUse, message);
-            (lister.report_error)(error.in_stream(lister.kinesis.name()));
+            (discovery.report_error)(error.in_stream(discovery.kinesis.name()));
         }
         self.backoff.succeeded();
-        sleep(LOOK_EACH).await;
+        sleep(CHECK_INTERVAL).await;
     }
 
-    async fn by_store(&mut self, lister: &ShardDiscovery, error: Error) {
-        let error = error.in_stream(lister.kinesis.name());
+    async fn by_store(&mut self, discovery: &ShardDiscovery, error: Error) {
+        let error = error.in_stream(discovery.kinesis.name());
         self.failed += 1;
-        lister.telemetry.emit(Event::retried(None, &error, self.failed));
+        discovery.telemetry.emit(Event::retried(None, &error, self.failed));
         let is_lasting = self.is_overdue();
-        if is_lasting || !error.is_temporary() && !std::mem::replace(&mut self.is_error_reported, true) {
-            (lister.report_error)(error);
+        if is_lasting
+            || !error.is_temporary() && !std::mem::replace(&mut self.is_error_reported, true)
+        {
+            (discovery.report_error)(error);
         }
         sleep(self.backoff.failed()).await;
     }

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use crate::checkpoint::Checkpoint;
 use crate::record::{SequenceNumber, ShardId};
-use crate::shard::time_on_the_wall;
-use crate::source::{MOST_CLOCK_SKEW, Position};
+use crate::shard::wall_clock_time;
+use crate::source::{MAX_CLOCK_SKEW, Position};
 
 /// The position at which an application starts to read a stream of which it has no checkpoint.
 ///
@@ -119,9 +119,10 @@ impl From<Checkpoint> for ShardPosition {
             Checkpoint::AfterSequenceNumber { sequence_number, sub_sequence_number: None } => {
                 Self::AfterSequenceNumber(sequence_number)
             }
-            Checkpoint::AfterSequenceNumber { sequence_number, sub_sequence_number: Some(number) } => {
-                Self::AfterUserRecord { sequence_number, sub_sequence_number: number }
-            }
+            Checkpoint::AfterSequenceNumber {
+                sequence_number,
+                sub_sequence_number: Some(number),
+            } => Self::AfterUserRecord { sequence_number, sub_sequence_number: number },
             Checkpoint::CaughtUp { after, until } => Self::CaughtUp { after, until },
             Checkpoint::ShardEnd => Self::ShardEnd,
         }
@@ -139,37 +140,40 @@ pub(crate) struct Start {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ExactStart {
     /// A checkpoint that is stored before the shard is read.
-    Kept(Checkpoint),
+    Stored(Checkpoint),
     /// A position that is not stored, since the caller sets it at every start.
-    Named(Position),
+    Given(Position),
 }
 
 impl Start {
     /// Returns the exact start of a shard. `first` is true if the application has no checkpoint of
     /// the stream. `now` is a moment by the server's clock.
-    pub(super) fn pin(&self, shard: &ShardId, first: bool, now: SystemTime) -> ExactStart {
+    pub(super) fn resolve(&self, shard: &ShardId, first: bool, now: SystemTime) -> ExactStart {
         let position = match self.each.get(shard) {
             Some(position) => position.clone(),
             None if first => self.all.into(),
             None => ShardPosition::TrimHorizon,
         };
         match position {
-            ShardPosition::Latest => ExactStart::Kept(Checkpoint::AtTimestamp(now)),
-            ShardPosition::TrimHorizon => ExactStart::Kept(Checkpoint::TrimHorizon),
-            ShardPosition::AtTimestamp(time) => ExactStart::Kept(Checkpoint::AtTimestamp(time)),
+            ShardPosition::Latest => ExactStart::Stored(Checkpoint::AtTimestamp(now)),
+            ShardPosition::TrimHorizon => ExactStart::Stored(Checkpoint::TrimHorizon),
+            ShardPosition::AtTimestamp(time) => ExactStart::Stored(Checkpoint::AtTimestamp(time)),
             ShardPosition::AtSequenceNumber(number) => {
-                ExactStart::Named(Position::AtSequenceNumber(number))
+                ExactStart::Given(Position::AtSequenceNumber(number))
             }
             ShardPosition::AfterSequenceNumber(number) => {
-                ExactStart::Named(Position::AfterSequenceNumber(number, None))
+                ExactStart::Given(Position::AfterSequenceNumber(number, None))
             }
             ShardPosition::AfterUserRecord { sequence_number, sub_sequence_number } => {
-                ExactStart::Named(Position::AfterSequenceNumber(sequence_number, Some(sub_sequence_number)))
+                ExactStart::Given(Position::AfterSequenceNumber(
+                    sequence_number,
+                    Some(sub_sequence_number),
+                ))
             }
             ShardPosition::CaughtUp { after, until } => {
-                ExactStart::Named(Position::CaughtUp { after, until })
+                ExactStart::Given(Position::CaughtUp { after, until })
             }
-            ShardPosition::ShardEnd => ExactStart::Kept(Checkpoint::ShardEnd),
+            ShardPosition::ShardEnd => ExactStart::Stored(Checkpoint::ShardEnd),
         }
     }
 
@@ -208,21 +212,21 @@ pub(super) struct FirstPoll {
 
 impl FirstPoll {
     pub(super) fn now() -> Self {
-        Self { at: Instant::now(), on_the_wall: time_on_the_wall() }
+        Self { at: Instant::now(), on_the_wall: wall_clock_time() }
     }
 
     /// Returns the moment by the server's clock, or one before it. `answered` is the server's time
     /// of an answer that has just arrived. Of the two clocks of this host, the one that has
     /// advanced further is used: on some machines the monotonic clock stops during sleep.
     pub(super) fn before(&self, answered: SystemTime) -> SystemTime {
-        let on_the_wall = time_on_the_wall().duration_since(self.on_the_wall).unwrap_or_default();
+        let on_the_wall = wall_clock_time().duration_since(self.on_the_wall).unwrap_or_default();
         floor(answered.checked_sub(self.at.elapsed().max(on_the_wall)).unwrap_or(UNIX_EPOCH))
     }
 
     /// Returns the moment by the clock of this host less the largest clock skew, before any answer
     /// has arrived. It is not rounded.
     pub(super) fn by_own_clock(&self) -> SystemTime {
-        self.on_the_wall.checked_sub(MOST_CLOCK_SKEW).unwrap_or(UNIX_EPOCH)
+        self.on_the_wall.checked_sub(MAX_CLOCK_SKEW).unwrap_or(UNIX_EPOCH)
     }
 }
 

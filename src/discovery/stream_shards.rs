@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::identity::is_of_other_stream;
-use super::loss::{Loss, Report, Shown};
+use super::loss::{Loss, Report, ShownAs};
 use super::migrated_positions::MigratedPositions;
 use crate::error::Error;
 use crate::record::ShardId;
@@ -20,7 +20,7 @@ pub(crate) struct StreamShards {
     /// The moment of the first poll, at which `Latest` starts.
     pub(super) latest: SystemTime,
     /// Shards that were closed before the starting time of a new application.
-    pub(super) passed_over: BTreeSet<ShardId>,
+    pub(super) closed_before_start: BTreeSet<ShardId>,
     /// Shards of the table that are proven to have left retention.
     pub(super) gone: Vec<ShardId>,
     /// The table before the listing. The listing can show that a shard is gone only if this table
@@ -29,7 +29,7 @@ pub(crate) struct StreamShards {
     /// True if the worker had not begun to read when it listed the stream.
     pub(super) begins: bool,
     /// The positions that a new scope inherits from the stream's name.
-    pub(super) inheritance: MigratedPositions,
+    pub(super) migrated: MigratedPositions,
 }
 
 impl StreamShards {
@@ -39,10 +39,10 @@ impl StreamShards {
     }
 
     /// Returns additions for the inherited shards that are not listed.
-    pub(super) fn inherited_beyond(&self, table: &LeaseTable) -> Vec<Change> {
+    pub(super) fn unlisted_migrated(&self, table: &LeaseTable) -> Vec<Change> {
         let ids: BTreeSet<&ShardId> = self.shards.iter().map(|shard| &shard.id).collect();
         let is_beyond = |shard: &ShardId| !ids.contains(shard) && !table.leases.contains_key(shard);
-        let beyond = self.inheritance.leases.iter().filter(|(shard, _)| is_beyond(shard));
+        let beyond = self.migrated.leases.iter().filter(|(shard, _)| is_beyond(shard));
         beyond
             .map(|(shard, lease)| Change::Add {
                 shard: shard.clone(),
@@ -73,7 +73,7 @@ impl StreamShards {
         if self.begins {
             Loss::listed(report)
         } else {
-            Loss::stored(report, Shown::Lost(shard.clone()))
+            Loss::stored(report, ShownAs::Lost(shard.clone()))
         }
     }
 

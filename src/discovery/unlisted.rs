@@ -10,9 +10,9 @@ use crate::source::AbsentListings;
 
 /// The shards that complete listings lack and that cannot be read.
 #[derive(Debug, Default)]
-pub(crate) struct Absences(BTreeMap<ShardId, AbsentListings>);
+pub(crate) struct AbsentShards(BTreeMap<ShardId, AbsentListings>);
 
-impl Absences {
+impl AbsentShards {
     /// Notes that one more complete listing lacks exactly these shards, and that Kinesis gives no
     /// iterator for any of them. Returns the shards that count as gone: enough consecutive listings
     /// lack them, over at least the discovery interval.
@@ -49,7 +49,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn absent_shard_is_gone_after_three_listings_over_an_interval() {
-        let (mut absences, now) = (Absences::default(), Instant::now());
+        let (mut absences, now) = (AbsentShards::default(), Instant::now());
         let mut note = |seconds| {
             !absences.note([shard()], INTERVAL, now + Duration::from_secs(seconds)).is_empty()
         };
@@ -58,7 +58,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn listed_shard_resets_its_count() {
-        let (mut absences, now) = (Absences::default(), Instant::now());
+        let (mut absences, now) = (AbsentShards::default(), Instant::now());
         let at = |seconds| now + Duration::from_secs(seconds);
         for seconds in [0, 20] {
             assert!(absences.note([shard()], INTERVAL, at(seconds)).is_empty());

@@ -20,7 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use futures::FutureExt;
 
 /// The number of consecutive panics that are reported by events only.
-pub(crate) const TOLERATED: u32 = 2;
+pub(crate) const TOLERATED_PANICS: u32 = 2;
 
 /// The message of a panic.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::primitives::{DateTime, DateTimeFormat};
 use aws_sdk_kinesis::types::error::SubscribeToShardEventStreamError;
 
-use super::{Error, ErrorKind, Panic, TOLERATED};
+use super::{Error, ErrorKind, Panic, TOLERATED_PANICS};
 
 /// The reaction to a failed call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl ClassifiedError {
     where
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
     {
-        let (action, kind, message) = sort(operation, &error);
+        let (action, kind, message) = classify(operation, &error);
         let answered = error.raw_response().and_then(date_of);
         Self { action, error: Error::new(kind, message).with_source(error), answered }
     }
@@ -90,9 +90,9 @@ impl ClassifiedError {
                     // fails with it.
                     _ => (500, pushed.code().unwrap_or("InternalFailureException")),
                 };
-                sort_answer(operation, status, code, pushed.message().unwrap_or_default())
+                classify_response(operation, status, code, pushed.message().unwrap_or_default())
             }
-            SdkError::ResponseError(_) => unreadable(operation),
+            SdkError::ResponseError(_) => unparsable_response(operation),
             _ => retry(operation, "the subscription's connection was lost"),
         };
         Self { action, error: Error::new(kind, message).with_source(error), answered: None }
@@ -120,11 +120,11 @@ impl ClassifiedError {
             return self.action;
         }
         *panics = panics.saturating_add(1);
-        if *panics > TOLERATED { RetryAction::Report } else { self.action }
+        if *panics > TOLERATED_PANICS { RetryAction::Report } else { self.action }
     }
 
     /// Creates the error of a response that lacks the requested field `what`.
-    pub(crate) fn without(operation: &str, what: &str) -> Self {
+    pub(crate) fn missing_field(operation: &str, what: &str) -> Self {
         Self {
             action: RetryAction::RetryThenReport,
             error: Error::new(
@@ -155,7 +155,10 @@ pub(crate) fn date_of(answer: &HttpResponse) -> Option<SystemTime> {
     date.try_into().ok()
 }
 
-fn sort<E>(operation: &str, error: &SdkError<E, HttpResponse>) -> (RetryAction, ErrorKind, String)
+fn classify<E>(
+    operation: &str,
+    error: &SdkError<E, HttpResponse>,
+) -> (RetryAction, ErrorKind, String)
 where
     E: ProvideErrorMetadata + StdError + 'static,
 {
@@ -164,21 +167,21 @@ where
             let status = answer.raw().status();
             let code = answer.err().code().unwrap_or_default();
             let message = answer.err().message().unwrap_or_default();
-            sort_answer(operation, status.as_u16(), code, message)
+            classify_response(operation, status.as_u16(), code, message)
         }
         // The response was cut short, or comes from a proxy.
-        SdkError::ResponseError(_) => unreadable(operation),
+        SdkError::ResponseError(_) => unparsable_response(operation),
         SdkError::TimeoutError(_) => retry(operation, "no response in time"),
         SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() => retry(
             operation,
             "no connection to Kinesis; check the endpoint, the region and the network",
         ),
-        _ => sort_unsent(operation, error),
+        _ => classify_unsent(operation, error),
     }
 }
 
 /// Classifies an error of a request that was never sent: credentials, region, endpoint.
-fn sort_unsent(
+fn classify_unsent(
     operation: &str,
     error: &(dyn StdError + 'static),
 ) -> (RetryAction, ErrorKind, String) {
@@ -202,14 +205,14 @@ fn sort_unsent(
 
 /// Classifies the error codes that the API reference of each operation lists, and those of
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/CommonErrors.html>.
-fn sort_answer(
+fn classify_response(
     operation: &str,
     status: u16,
     code: &str,
     message: &str,
 ) -> (RetryAction, ErrorKind, String) {
     let about = |subject: &str| message.to_lowercase().contains(subject);
-    let common = cure_of_denial(code).or_else(|| cure_of_failure(code));
+    let common = classify_denial(code).or_else(|| classify_common_failure(code));
     let (action, kind, advice) = common.unwrap_or_else(|| match code {
         "InvalidArgumentException" if operation == "ListShards" && !about("token") => (
             RetryAction::Report,
@@ -268,10 +271,10 @@ fn sort_answer(
     (action, kind, format!("{operation} failed: {advice} ({status} {code}{detail})"))
 }
 
-type Cure = (RetryAction, ErrorKind, &'static str);
+type Classification = (RetryAction, ErrorKind, &'static str);
 
 /// Classifies the codes of missing permissions, credentials or keys.
-fn cure_of_denial(code: &str) -> Option<Cure> {
+fn classify_denial(code: &str) -> Option<Classification> {
     Some(match code {
         "AccessDeniedException"
         | "AccessDenied"
@@ -313,7 +316,7 @@ fn cure_of_denial(code: &str) -> Option<Cure> {
 
 /// Classifies the codes of failures that any operation may have: invalid requests and server
 /// errors.
-fn cure_of_failure(code: &str) -> Option<Cure> {
+fn classify_common_failure(code: &str) -> Option<Classification> {
     Some(match code {
         "RequestExpired" | "RequestTimeTooSkewed" => (
             RetryAction::Report,
@@ -348,7 +351,7 @@ fn retry(operation: &str, why: &str) -> (RetryAction, ErrorKind, String) {
     (RetryAction::Retry, ErrorKind::Unavailable, format!("{operation} failed: {why}"))
 }
 
-fn unreadable(operation: &str) -> (RetryAction, ErrorKind, String) {
+fn unparsable_response(operation: &str) -> (RetryAction, ErrorKind, String) {
     let message = format!(
         "{operation} failed: the response cannot be parsed; check the client's endpoint and the \
          proxies in front of it"
@@ -393,7 +396,7 @@ mod tests {
             (400, "MissingParameter", RetryAction::Report, Rejected),
         ];
         for (status, code, action, kind) in table {
-            let sorted = sort_answer("GetRecords", status, code, "");
+            let sorted = classify_response("GetRecords", status, code, "");
             assert_eq!((sorted.0, sorted.1), (action, kind), "{code}");
         }
     }
@@ -415,7 +418,7 @@ mod tests {
             (504, RetryAction::Retry, Unavailable),
         ];
         for (status, action, kind) in table {
-            let (sorted, of_kind, text) = sort_answer("GetRecords", status, "", "");
+            let (sorted, of_kind, text) = classify_response("GetRecords", status, "", "");
             assert_eq!((sorted, of_kind), (action, kind), "{status}");
             assert!(text.contains(&format!("({status} no error code)")), "{text}");
         }
@@ -424,7 +427,7 @@ mod tests {
     #[test]
     fn refused_shard_filter_is_reported() {
         let filter = "Timestamp in the shard filter is invalid";
-        let sorted = sort_answer("ListShards", 400, "InvalidArgumentException", filter);
+        let sorted = classify_response("ListShards", 400, "InvalidArgumentException", filter);
         assert_eq!((sorted.0, sorted.1), (RetryAction::Report, ErrorKind::Rejected));
     }
 }

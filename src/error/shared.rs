@@ -7,12 +7,12 @@ use super::{Error, ErrorKind};
 /// A set of error kinds, kept separately for shared calls and for calls of one shard: both may fail
 /// for the same reason, and each failure is reported.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Kinds {
+pub(crate) struct ErrorKindSet {
     own: u32,
     shared: u32,
 }
 
-impl Kinds {
+impl ErrorKindSet {
     pub(crate) fn contains(mut self, error: &Error) -> bool {
         !self.insert(error)
     }
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn errors_of_shared_calls_are_separate_kinds() {
         let error = || Error::new(ErrorKind::Denied, "no");
-        let mut kinds = Kinds::default();
+        let mut kinds = ErrorKindSet::default();
         assert!(kinds.insert(&error().shared(Some(SharedFailures::default()))));
         assert!(!kinds.contains(&error()));
         assert!(kinds.insert(&error()));

@@ -13,18 +13,18 @@ use crate::record::ShardId;
 use crate::store::lease::{Change, Lease, LeaseTable};
 
 /// Returns the changes that balance the table. A free lease is assigned only if its shard is in
-/// `readable`. No lease goes to a worker for which `refusals` excludes its shard.
+/// `readable`. No lease goes to a worker for which `exclusions` excludes its shard.
 ///
 /// Every shard has the same weight. Weights by lag or throughput would be added here.
 pub(super) fn balance(
     table: &LeaseTable,
     readable: &BTreeSet<ShardId>,
-    refusals: &Exclusions,
+    exclusions: &Exclusions,
 ) -> Vec<Change> {
     let mut workers: Vec<_> = table.workers.iter().collect();
     workers.sort_by_key(|(name, member)| (member.joined, Arc::clone(name)));
     let is_taken = |shard| {
-        workers.iter().any(|(name, member)| member.capacity > 0 && !refusals.has(shard, name))
+        workers.iter().any(|(name, member)| member.capacity > 0 && !exclusions.has(shard, name))
     };
     // The leases that each worker holds or is to receive, and the free leases.
     let mut held: BTreeMap<&Arc<str>, Vec<&ShardId>> = BTreeMap::new();
@@ -34,7 +34,9 @@ pub(super) fn balance(
             Some(holder) if table.workers.contains_key(holder) => {
                 held.entry(holder).or_default().push(shard);
             }
-            _ if readable.contains(shard) && (!refusals.concern(shard) || is_taken(shard)) => {
+            _ if readable.contains(shard)
+                && (!exclusions.is_excluded_for_any(shard) || is_taken(shard)) =>
+            {
                 free.push(shard);
             }
             _ => {}
@@ -53,22 +55,26 @@ pub(super) fn balance(
         // The last lease of the list is taken away first: one that no worker excludes before one
         // that some worker excludes, then one still moving to this worker before one that it owns.
         held.sort_by_key(|shard| {
-            (!refusals.concern(shard), table.leases[*shard].owner.as_ref() != Some(*name))
+            (
+                !exclusions.is_excluded_for_any(shard),
+                table.leases[*shard].owner.as_ref() != Some(*name),
+            )
         });
         while held.len() > *quota {
             given.extend(held.pop());
         }
-        let moves = refusals.moves_to(name);
+        let moves = exclusions.moves_to(name);
         let (worker, held) = (*name, held.len());
-        seats.push(Seats { worker, held, quota: *quota, capacity: *capacity, moves });
+        seats.push(WorkerShare { worker, held, quota: *quota, capacity: *capacity, moves });
     }
     let mut changes = Vec::new();
     // Shards that are excluded for some worker are placed first.
     let (refused, others): (Vec<_>, Vec<_>) =
-        given.into_iter().chain(free).partition(|shard| refusals.concern(shard));
+        given.into_iter().chain(free).partition(|shard| exclusions.is_excluded_for_any(shard));
     for shard in refused {
         let lease = &table.leases[shard];
-        let takes = |seats: &&mut Seats| seats.admits(lease) && !refusals.has(shard, seats.worker);
+        let takes =
+            |seats: &&mut WorkerShare| seats.admits(lease) && !exclusions.has(shard, seats.worker);
         let seat = match seats.iter_mut().filter(takes).find(|seats| seats.held < seats.quota) {
             // An unbalanced table is better than an unread shard.
             None if lease.owner.is_none() => {
@@ -95,7 +101,7 @@ pub(super) fn balance(
 }
 
 /// The number of leases of a worker, and its limits for more.
-struct Seats<'a> {
+struct WorkerShare<'a> {
     worker: &'a Arc<str>,
     held: usize,
     quota: usize,
@@ -104,7 +110,7 @@ struct Seats<'a> {
     moves: usize,
 }
 
-impl Seats<'_> {
+impl WorkerShare<'_> {
     fn admits(&self, lease: &Lease) -> bool {
         lease.owner.is_none() || lease.owner.as_ref() == Some(self.worker) || self.moves > 0
     }
@@ -163,13 +169,15 @@ mod tests {
         let mut table = LeaseTable::default();
         for (number, capacity) in capacities.iter().enumerate() {
             let (joined, lease_duration) = (number as u64, Duration::from_secs(10));
-            let member = WorkerEntry { incarnation: 0, joined, lease_duration, capacity: *capacity };
+            let member =
+                WorkerEntry { incarnation: 0, joined, lease_duration, capacity: *capacity };
             table.workers.insert(worker(number), member);
         }
         for (number, (owner, next_owner)) in holders.iter().enumerate() {
             let owner = owner.map(worker);
-            let next_owner =
-                next_owner.map(worker).filter(|next_owner| owner.is_some() && owner.as_ref() != Some(next_owner));
+            let next_owner = next_owner
+                .map(worker)
+                .filter(|next_owner| owner.is_some() && owner.as_ref() != Some(next_owner));
             let lease = Lease { owner, next_owner, parents: Some(Vec::new()), ..Lease::default() };
             table.leases.insert(shard(number), lease);
         }
@@ -257,12 +265,12 @@ mod tests {
     }
 
     fn refusing(shards: &[(usize, usize)], barred: &[usize]) -> Exclusions {
-        let mut refusals = Exclusions::default();
+        let mut exclusions = Exclusions::default();
         for (number, by) in shards {
-            refusals.shards.entry(shard(*number)).or_default().insert(worker(*by));
+            exclusions.shards.entry(shard(*number)).or_default().insert(worker(*by));
         }
-        refusals.workers = barred.iter().map(|number| (worker(*number), 0)).collect();
-        refusals
+        exclusions.workers = barred.iter().map(|number| (worker(*number), 0)).collect();
+        exclusions
     }
 
     proptest! {
@@ -276,15 +284,15 @@ mod tests {
             let owners: Vec<_> =
                 owners.iter().map(|owner| (owner.filter(|owner| *owner < workers), None)).collect();
             let mut table = table(&vec![u32::MAX; workers], &owners);
-            let refusals = refusing(&refused, &barred);
+            let exclusions = refusing(&refused, &barred);
             for _ in 0..=workers {
-                let changes = balance(&table, &all(&table), &refusals);
+                let changes = balance(&table, &all(&table), &exclusions);
                 for change in &changes {
                     match change {
-                        Change::Assign { shard, to } => prop_assert!(!refusals.has(shard, to)),
+                        Change::Assign { shard, to } => prop_assert!(!exclusions.has(shard, to)),
                         Change::Offer { shard, to } => {
                             let is_moved = table.leases[shard].owner.as_ref() != Some(to);
-                            let is_open = refusals.moves_to(to) > 0 && !refusals.has(shard, to);
+                            let is_open = exclusions.moves_to(to) > 0 && !exclusions.has(shard, to);
                             prop_assert!(is_open || !is_moved, "{:?}", change);
                         }
                         _ => unreachable!("balance returns only Assign and Offer"),
@@ -292,12 +300,12 @@ mod tests {
                 }
                 apply(&mut table, &changes);
             }
-            prop_assert_eq!(balance(&table, &all(&table), &refusals), []);
+            prop_assert_eq!(balance(&table, &all(&table), &exclusions), []);
             let free = owners.iter().enumerate().filter(|(_, (owner, _))| owner.is_none());
             for number in free.map(|(number, _)| number) {
                 let shard = &shard(number);
                 let lease = &table.leases[shard];
-                let is_refused = (0..workers).all(|number| refusals.has(shard, &worker(number)));
+                let is_refused = (0..workers).all(|number| exclusions.has(shard, &worker(number)));
                 prop_assert_eq!(lease.owner.is_none(), is_refused, "{}", shard);
             }
         }
@@ -305,10 +313,10 @@ mod tests {
 
     #[test]
     fn free_shard_exceeds_the_quota_of_the_only_worker_that_accepts_it() {
-        let refusals = refusing(&[(0, 0)], &[0]);
+        let exclusions = refusing(&[(0, 0)], &[0]);
         let holders = [(None, None), (Some(0), None), (Some(1), None), (Some(1), None)];
         let all = (0..4).map(shard).collect();
-        let changes = balance(&table(&[9, 9], &holders), &all, &refusals);
+        let changes = balance(&table(&[9, 9], &holders), &all, &exclusions);
         assert_eq!(changes, [Change::Assign { shard: shard(0), to: worker(1) }]);
         // The excluded shard stays; another shard moves to balance the table.
         let holders = [(Some(1), None), (Some(0), None), (Some(1), None), (Some(1), None)];

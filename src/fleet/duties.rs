@@ -1,4 +1,4 @@
-//! The worker's actions on a lease table: changes, openings, handoffs, listings and reports.
+//! The worker's actions on a lease table: changes, assignments, handoffs, listings and reports.
 
 use std::collections::BTreeSet;
 use std::future::poll_fn;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::balance::balance;
-use super::exchange::LAST_WORDS;
+use super::exchange::FINAL_SAVE_TIMEOUT;
 use super::owned_shards::{OwnedShard, Reconciliation};
 use super::worker::{BalancedTable, TaskOutcome, Worker};
 use super::{AssignedShard, UnopenedShard, WorkerMessage};
@@ -20,7 +20,9 @@ use crate::record::ShardId;
 use crate::shard::{LeaseHandle, PollMonitor};
 use crate::source::KnownShard;
 use crate::store::TrackedShard;
-use crate::store::lease::{HeartbeatResponse, Change, Lease, WorkerEntry, Membership, LeaseTable, SaveOutcome};
+use crate::store::lease::{
+    Change, HeartbeatResponse, Lease, LeaseTable, Membership, SaveOutcome, WorkerEntry,
+};
 use crate::telemetry::Event;
 
 impl Worker {
@@ -32,7 +34,7 @@ impl Worker {
         }
         let children = self.children();
         if !children.is_empty() {
-            return Changes::beside_listings(children);
+            return Changes::without_listing(children);
         }
         if self.listing.listed.take_if(|listed| !listed.is_of(&self.table)).is_some() {
             self.listing.due = Instant::now();
@@ -46,24 +48,24 @@ impl Worker {
             self.apply_listing();
         }
         let now = Instant::now();
-        if !self.has_listed || !self.may_move_leases(now) || self.is_even(now) {
+        if !self.has_listed || !self.may_move_leases(now) || self.is_balanced(now) {
             return Changes::default();
         }
         let mut open: BTreeSet<ShardId> =
             readable(&self.table, self.deps.config.ordering).cloned().collect();
         open.retain(|shard| !self.deps.discovery.is_missing(shard));
-        let list = balance(&self.table, &open, &self.exclusions.refusals(&self.table, now));
-        self.balanced = list.is_empty().then(|| self.evenness(now));
-        Changes::beside_listings(list)
+        let list = balance(&self.table, &open, &self.exclusions.active(&self.table, now));
+        self.balanced = list.is_empty().then(|| self.balanced_table(now));
+        Changes::without_listing(list)
     }
 
     /// Returns the version of the current table, which is balanced, and the time until which it
     /// stays so.
-    pub(super) fn evenness(&self, now: Instant) -> BalancedTable {
+    pub(super) fn balanced_table(&self, now: Instant) -> BalancedTable {
         BalancedTable { version: self.table.version, until: self.exclusions.next_end(now) }
     }
 
-    fn is_even(&self, now: Instant) -> bool {
+    fn is_balanced(&self, now: Instant) -> bool {
         let is_still = |balanced: &BalancedTable| {
             balanced.version == self.table.version && balanced.until.is_none_or(|until| now < until)
         };
@@ -76,9 +78,14 @@ impl Worker {
     pub(super) fn children(&mut self) -> Vec<Change> {
         let leases = &self.table.leases;
         self.added_children.retain(|child| !leases.contains_key(&child.id));
-        if !self.added_children.iter().flat_map(|child| &child.parents).all(|id| leases.contains_key(id)) {
+        if !self
+            .added_children
+            .iter()
+            .flat_map(|child| &child.parents)
+            .all(|id| leases.contains_key(id))
+        {
             self.added_children.clear();
-            self.ask_for_listing();
+            self.request_listing();
         }
         let add = |KnownShard { id, parents }: &KnownShard| Change::Add {
             shard: id.clone(),
@@ -133,7 +140,7 @@ impl Worker {
 
     /// Notes that the worker is in the table, and applies the table of the answer if it has
     /// changed.
-    pub(super) fn note_members(&mut self, answer: HeartbeatResponse) {
+    pub(super) fn handle_response(&mut self, answer: HeartbeatResponse) {
         if answer.standing == Membership::Joined {
             let worker_id = (*self.deps.config.worker_id).to_owned();
             self.deps.telemetry.emit(Event::WorkerJoined { worker_id });
@@ -153,12 +160,12 @@ impl Worker {
             && table.cleared <= self.table.cleared;
         if is_forgotten {
             self.deps.telemetry.emit(Event::StoreReset);
-            self.pending.extend(self.owned.knowledge(&self.table));
+            self.pending.extend(self.owned.restore_changes(&self.table));
         }
         let is_cleared = table.cleared > self.table.cleared;
         let first_poll = if is_forgotten { self.table.first_poll } else { 0 };
         let Reconciliation { changes, opened, leaving, finished, lost } =
-            self.owned.settle(&table);
+            self.owned.reconcile(&table);
         for shard_id in finished {
             self.deps.telemetry.emit(Event::ShardFinished { shard_id });
         }
@@ -170,9 +177,9 @@ impl Worker {
         self.table = Arc::new(table);
         self.note_stranded();
         if (is_forgotten || is_cleared) && self.table.leases.is_empty() {
-            self.pending.extend(self.deps.discovery.beginning(first_poll));
+            self.pending.extend(self.deps.discovery.first_poll_change(first_poll));
         }
-        self.seen_whole = Some(Instant::now());
+        self.full_table_read_at = Some(Instant::now());
         for (shard_id, epoch) in lost {
             self.deps.telemetry.emit(Event::LeaseLost { shard_id, epoch });
         }
@@ -225,14 +232,16 @@ impl Worker {
         if self.unreadable.len() < known {
             // A manual correction of the stored text does not change the version.
             self.balanced = None;
-            self.ask_for_listing();
+            self.request_listing();
         }
         for (shard, lease) in &table.leases {
             if let Some(why) = &lease.unreadable
                 && self.unreadable.insert(shard.clone())
             {
                 let error = Error::store_corrupt(&**why).in_shard(shard.as_str());
-                (self.deps.discovery.report_error)(error.in_stream(self.deps.scope.shared_stream_name()));
+                (self.deps.discovery.report_error)(
+                    error.in_stream(self.deps.scope.shared_stream_name()),
+                );
             }
         }
     }
@@ -248,8 +257,11 @@ impl Worker {
         self.deps.telemetry.emit(Event::LeaseGained { shard_id: id.clone(), epoch });
         let lease_handle = LeaseHandle::new(epoch, Arc::clone(&self.validity));
         let watermark = Arc::new(Watermark::new({
-            let (messages, notifier, shard) =
-                (self.deps.messages.clone(), self.deps.writer.notifier(id.clone(), epoch), id.clone());
+            let (messages, notifier, shard) = (
+                self.deps.messages.clone(),
+                self.deps.writer.notifier(id.clone(), epoch),
+                id.clone(),
+            );
             move |advance| match advance {
                 Advance::Position { is_first } => notifier.advanced(is_first),
                 Advance::End => {
@@ -260,18 +272,22 @@ impl Worker {
             }
         }));
         let poll_monitor = self.deps.config.poll_timeout.map(|_limit| PollMonitor::new());
-        let holding =
-            OwnedShard::new(lease.clone(), lease_handle.clone(), Arc::clone(&watermark), poll_monitor.clone());
+        let holding = OwnedShard::new(
+            lease.clone(),
+            lease_handle.clone(),
+            Arc::clone(&watermark),
+            poll_monitor.clone(),
+        );
         self.deps.writer.watch(TrackedShard {
             shard: id.clone(),
             epoch,
             watermark: Arc::clone(&watermark),
-            on_verdict: Arc::new({
+            on_outcome: Arc::new({
                 let (messages, lease_handle) = (self.deps.messages.clone(), lease_handle.clone());
                 let (finish, telemetry) = (holding.finish.clone(), self.deps.telemetry.clone());
                 let shard_id = id.clone();
                 move |verdict| match verdict {
-                    SaveOutcome::Saved if finish.is_news() => {
+                    SaveOutcome::Saved if finish.claim() => {
                         telemetry.emit(Event::ShardFinished { shard_id: shard_id.clone() });
                     }
                     SaveOutcome::Saved => {}
@@ -293,7 +309,15 @@ impl Worker {
         let shard = KnownShard { id: id.clone(), parents: lease.parents.unwrap_or_default() };
         let ShardStart { position, unstored } = start;
         let unopened = UnopenedShard::new(self.deps.messages.clone(), id.clone(), epoch);
-        let opening = AssignedShard { shard, position, added, lease_handle, watermark, poll_monitor, unopened };
+        let opening = AssignedShard {
+            shard,
+            position,
+            added,
+            lease_handle,
+            watermark,
+            poll_monitor,
+            unopened,
+        };
         match unstored {
             Some(checkpoint) => self.store_start(opening, checkpoint),
             None => self.send(opening),
@@ -303,14 +327,15 @@ impl Worker {
     /// Stores the start of a shard, then sends the shard to the caller's stream.
     fn store_start(&mut self, opening: AssignedShard, start: Checkpoint) {
         opening.watermark.start_at(start);
-        let (writer, on_verdict) = (self.deps.writer.clone(), Arc::clone(&self.deps.discovery.report_error));
+        let (writer, on_outcome) =
+            (self.deps.writer.clone(), Arc::clone(&self.deps.discovery.report_error));
         self.tasks.spawn(async move {
             let mut backoff = Backoff::new(SAVES);
             while !opening.lease_handle.is_over()
                 && let Err(error) = writer.flush().await
             {
                 if writer.claim_outage_report() {
-                    on_verdict(error);
+                    on_outcome(error);
                 }
                 sleep(backoff.failed()).await;
             }
@@ -324,7 +349,7 @@ impl Worker {
             return opening.unopened.opened();
         }
         // If the receiver is gone, dropping the shard's guard notifies the worker.
-        let _unopened = self.deps.openings.send(Ok(opening));
+        let _unopened = self.deps.assignments.send(Ok(opening));
     }
 
     /// Stops delivery from the shard, and releases its lease when all delivered records are
@@ -348,7 +373,7 @@ impl Worker {
                     telemetry.emit(Event::HandoffTimedOut { shard_id: shard.clone(), epoch });
                 }
                 // A store that cannot save must not keep the shard from other workers.
-                let _told_elsewhere = timeout(LAST_WORDS, writer.flush()).await;
+                let _told_elsewhere = timeout(FINAL_SAVE_TIMEOUT, writer.flush()).await;
             })
             .await;
             TaskOutcome::Settled(shard, epoch)
@@ -365,14 +390,16 @@ impl Worker {
         let first = self.table.workers.iter().min_by_key(order);
         let is_first = first.is_some_and(|(name, _)| *name == self.deps.config.worker_id);
         let is_idle = !self.listing.is_under_way && self.listing.listed.is_none();
-        self.joined && is_idle && (is_first || self.listing.is_asked_for || self.reach.is_out())
+        self.joined
+            && is_idle
+            && (is_first || self.listing.is_requested || self.reachability.is_out())
     }
 
     pub(super) fn list(&mut self) {
         let now = Instant::now();
         self.listing.due = now + self.deps.config.discovery_interval;
         self.listing.last = Some(now);
-        (self.listing.is_under_way, self.listing.is_asked_for) = (true, false);
+        (self.listing.is_under_way, self.listing.is_requested) = (true, false);
         let begins = !self.has_listed || self.table.leases.is_empty();
         let listing = self.deps.discovery.clone().list(Arc::clone(&self.table), begins);
         self.tasks.spawn(async move {
@@ -385,12 +412,12 @@ impl Worker {
 
     /// Returns the highest number of shards that the worker accepts.
     pub(super) fn capacity(&self) -> u32 {
-        if self.takes_none() {
+        if self.accepts_no_leases() {
             return 0;
         }
         let held = u32::try_from(self.owned.len()).unwrap_or(u32::MAX);
         let is_full =
-            self.deps.openings.is_closed() || self.owned.is_neglected() || self.is_unproven();
+            self.deps.assignments.is_closed() || self.owned.is_neglected() || self.is_unproven();
         if is_full { held } else { u32::MAX }
     }
 

@@ -6,22 +6,22 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::worker::{Worker, runs_out};
+use super::worker::{Worker, sleep_until_expiry};
 use crate::backoff::{Backoff, CONFLICTS};
 use crate::discovery::Changes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::shard::Moment;
-use crate::store::lease::{HeartbeatResponse, Change, HeartbeatRequest, Membership, LeaseTable};
-use crate::store::{LONGEST_CALL, with_timeout};
+use crate::store::lease::{Change, HeartbeatRequest, HeartbeatResponse, LeaseTable, Membership};
+use crate::store::{STORE_CALL_TIMEOUT, with_timeout};
 use crate::telemetry::{Event, log_line};
 
 /// The time limit for saving finished records before a lease is released. At shutdown it also
 /// covers the release of all leases.
-pub(super) const LAST_WORDS: Duration = Duration::from_secs(10);
+pub(super) const FINAL_SAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The number of rounds of one exchange that may have no effect: two after the first, for a store
 /// that shows a change late.
-const MOST_VAIN_ROUNDS: u32 = 3;
+const MAX_INEFFECTIVE_ROUNDS: u32 = 3;
 
 /// Returns true if the table lacks a shard that the changes add.
 fn lacks_added(table: &LeaseTable, changes: &[Change]) -> bool {
@@ -58,12 +58,12 @@ impl Worker {
             let sent = self.pending.len();
             let request = self.request(changes, only_if_unchanged);
             let asked = self.validity.now();
-            let answer = match self.ask(&request).await {
+            let answer = match self.send_request(&request).await {
                 Ok(answer) => answer,
                 Err(error) => return self.fail(error, asked),
             };
             if answer.standing == Membership::Occupied {
-                return self.wait_for_worker_id(asked.monotonic);
+                return self.retry_worker_id(asked.monotonic);
             }
             self.pending.drain(..sent);
             let is_conflict = only_if_unchanged && !answer.applied;
@@ -78,13 +78,13 @@ impl Worker {
                     self.apply_listing();
                 }
             }
-            self.note_members(answer);
+            self.handle_response(answer);
             self.deps.telemetry.renewed(self.owned.len());
             // Only after the table was applied, since a lost lease must not become valid again. A
             // lease that is still to be restored may go to another worker first.
             let restores = |change: &Change| matches!(change, Change::Restore { .. });
             if self.pending.iter().any(restores) {
-                self.doubt();
+                self.suspend();
             } else if self.pending.is_empty() {
                 self.extend(asked);
             }
@@ -94,10 +94,10 @@ impl Worker {
             self.deps.writer.store_answered();
             if is_in_vain {
                 if is_balance(&request.changes) {
-                    self.balanced = Some(self.evenness(decided_at));
+                    self.balanced = Some(self.balanced_table(decided_at));
                 }
                 vain += 1;
-                if vain >= MOST_VAIN_ROUNDS {
+                if vain >= MAX_INEFFECTIVE_ROUNDS {
                     // Other work is waiting. The next renewal retries.
                     return;
                 }
@@ -117,7 +117,8 @@ impl Worker {
         // Saved positions do not change the version. Once per discovery interval the whole table is
         // requested nevertheless, so that the worker knows the positions if the store loses them.
         let each = self.deps.config.discovery_interval;
-        let is_known = self.joined && self.seen_whole.is_some_and(|seen| seen.elapsed() < each);
+        let is_known =
+            self.joined && self.full_table_read_at.is_some_and(|seen| seen.elapsed() < each);
         let known = (self.table.generation, self.table.version);
         HeartbeatRequest {
             worker: self.deps.config.worker_id.clone(),
@@ -138,10 +139,10 @@ impl Worker {
     /// start of an application takes three calls in a store that keeps only positions. Its renewals
     /// have the same limit as those of other workers, so that it stays in the table and can acquire
     /// their leases.
-    async fn ask(&mut self, request: &HeartbeatRequest) -> Result<HeartbeatResponse> {
+    async fn send_request(&mut self, request: &HeartbeatRequest) -> Result<HeartbeatResponse> {
         let is_renewal = self.joined && request.changes.is_empty();
         let has_time = self.owned.len() == 0 && !is_renewal;
-        let limit = if has_time { 3 * LONGEST_CALL } else { self.renewal() };
+        let limit = if has_time { 3 * STORE_CALL_TIMEOUT } else { self.renewal() };
         let valid_until = self.valid_until;
         let asked = async {
             let exchanged = self.deps.leases.exchange(&self.deps.scope, request);
@@ -154,7 +155,7 @@ impl Worker {
         tokio::select! {
             biased;
             answer = &mut asked => return answer,
-            () = runs_out(valid_until) => self.validity.doubt(),
+            () = sleep_until_expiry(valid_until) => self.validity.suspend(),
         }
         asked.await
     }
@@ -167,10 +168,10 @@ impl Worker {
     }
 
     /// Suspends delivery, since other workers may have acquired the leases.
-    pub(super) fn doubt(&mut self) {
+    pub(super) fn suspend(&mut self) {
         if self.valid_until.take().is_some() {
             self.deps.telemetry.emit(Event::LeasesSuspended);
-            self.validity.doubt();
+            self.validity.suspend();
         }
     }
 
@@ -199,16 +200,20 @@ impl Worker {
 
     /// Waits until this worker's id is free. It is in use by an earlier incarnation of this worker,
     /// or by mistake.
-    fn wait_for_worker_id(&mut self, asked: Instant) {
+    fn retry_worker_id(&mut self, asked: Instant) {
         self.renew_at = asked + self.renewal();
         let patience = 2 * self.deps.config.lease_duration;
-        if self.started_at.elapsed() >= patience && !std::mem::replace(&mut self.error_reported, true) {
+        if self.started_at.elapsed() >= patience
+            && !std::mem::replace(&mut self.error_reported, true)
+        {
             let message = format!(
                 "worker_id {:?} is in use by another live worker; give each worker a unique worker_id",
                 self.deps.config.worker_id
             );
             let error = Error::new(ErrorKind::Configuration, message);
-            (self.deps.discovery.report_error)(error.in_stream(self.deps.scope.shared_stream_name()));
+            (self.deps.discovery.report_error)(
+                error.in_stream(self.deps.scope.shared_stream_name()),
+            );
         }
     }
 
@@ -237,7 +242,7 @@ impl Worker {
         let pending = std::mem::take(&mut self.pending);
         let mut request = self.request(pending, false);
         request.leaving = true;
-        let left = timeout(LAST_WORDS, async {
+        let left = timeout(FINAL_SAVE_TIMEOUT, async {
             // The writer reports a failure to the callers that flush.
             let _told_elsewhere = self.deps.writer.flush().await;
             self.add_children().await;

@@ -37,7 +37,7 @@ pub(super) struct Exclusions {
 
 impl Exclusions {
     /// Returns true if the shard is excluded for any worker.
-    pub(super) fn concern(&self, shard: &ShardId) -> bool {
+    pub(super) fn is_excluded_for_any(&self, shard: &ShardId) -> bool {
         self.shards.contains_key(shard)
     }
 
@@ -174,7 +174,7 @@ impl ExclusionTracker {
         pause.is_some_and(|pause| Instant::now() < pause.until)
     }
 
-    pub(super) fn refusals(&self, table: &LeaseTable, now: Instant) -> Exclusions {
+    pub(super) fn active(&self, table: &LeaseTable, now: Instant) -> Exclusions {
         let refused = self.shards.iter().map(|(shard, pauses)| {
             let by = pauses.iter().filter(|(_, pause)| now < pause.until);
             (shard.clone(), by.map(|(worker, _)| worker.clone()).collect::<BTreeSet<_>>())
@@ -251,7 +251,7 @@ mod tests {
         let before = table(&[Some("other"), Some("other"), Some("me"), Some("other")]);
         let mut after = table(&[None, Some("me"), None, Some("other")]);
         exclusions.observe(&before, &after);
-        let refusals = exclusions.refusals(&after, Instant::now());
+        let refusals = exclusions.active(&after, Instant::now());
         assert!(refusals.shards.keys().eq([&shard(0)]), "{refusals:?}");
         assert!(refusals.has(&shard(0), &"other".into()));
         assert!(!exclusions.exclusions(&shard(0)), "this worker can acquire it");
@@ -265,7 +265,7 @@ mod tests {
                 after.workers.remove("other");
             }
             exclusions.observe(&before, &after);
-            assert!(exclusions.refusals(&after, Instant::now()).shards.is_empty());
+            assert!(exclusions.active(&after, Instant::now()).shards.is_empty());
         }
     }
 
@@ -277,7 +277,7 @@ mod tests {
         again.leases.get_mut(&shard(0)).unwrap().epoch = 8;
         exclusions.observe(&held, &again);
         let refusals =
-            |exclusions: &ExclusionTracker| exclusions.refusals(&again, Instant::now()).shards;
+            |exclusions: &ExclusionTracker| exclusions.active(&again, Instant::now()).shards;
         assert!(refusals(&exclusions).is_empty(), "an operator may have moved its position");
         exclusions.assigned(&[Change::Assign { shard: shard(0), to: "other".into() }]);
         exclusions.observe(&free, &held);
@@ -297,7 +297,7 @@ mod tests {
             let mut after = table(&[owner]);
             after.leases.get_mut(&shard(0)).unwrap().epoch = epoch;
             exclusions.observe(&offered, &after);
-            let found = exclusions.refusals(&after, Instant::now()).shards.len();
+            let found = exclusions.active(&after, Instant::now()).shards.len();
             assert_eq!(found, expected, "{owner:?} in epoch {epoch}");
         }
     }
@@ -309,7 +309,7 @@ mod tests {
         let other: Arc<str> = "other".into();
         exclusions.observe(&held, &free);
         let moves = |exclusions: &ExclusionTracker, table| {
-            exclusions.refusals(table, Instant::now()).moves_to(&other)
+            exclusions.active(table, Instant::now()).moves_to(&other)
         };
         assert_eq!(moves(&exclusions, &free), 0);
         advance(Duration::from_secs(20)).await;

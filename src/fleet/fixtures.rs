@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::record::ShardId;
-use crate::store::lease::{Lease, WorkerEntry, LeaseTable};
+use crate::store::lease::{Lease, LeaseTable, WorkerEntry};
 
 pub(super) fn shard(number: usize) -> ShardId {
     format!("shardId-{number:012}").parse().unwrap()

@@ -27,10 +27,10 @@ use crate::telemetry::ShardTelemetry;
 
 /// A flag by which one of two sources reports that a shard is finished, and the other does not.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Once(Arc<AtomicBool>);
+pub(super) struct ReportOnce(Arc<AtomicBool>);
 
-impl Once {
-    pub(super) fn is_news(&self) -> bool {
+impl ReportOnce {
+    pub(super) fn claim(&self) -> bool {
         !self.0.swap(true, Ordering::Relaxed)
     }
 }
@@ -43,7 +43,7 @@ pub(super) struct OwnedShard {
     poll_monitor: Option<PollMonitor>,
     /// The lease at its acquisition, with the start that a listing has shown since.
     lease: Lease,
-    pub(super) finish: Once,
+    pub(super) finish: ReportOnce,
     pub(super) is_leaving: bool,
     /// Set when the stream has reached the end of the shard; its last records may be
     /// unacknowledged.
@@ -57,8 +57,16 @@ impl OwnedShard {
         watermark: Arc<Watermark>,
         poll_monitor: Option<PollMonitor>,
     ) -> Self {
-        let finish = Once::default();
-        Self { lease_handle, watermark, poll_monitor, lease, finish, is_leaving: false, telemetry: None }
+        let finish = ReportOnce::default();
+        Self {
+            lease_handle,
+            watermark,
+            poll_monitor,
+            lease,
+            finish,
+            is_leaving: false,
+            telemetry: None,
+        }
     }
 
     /// Stops delivery from the shard.
@@ -84,7 +92,12 @@ impl OwnedShard {
     /// Returns the lease as the store should have it.
     fn lease(&self, me: &Arc<str>) -> Lease {
         let position = self.watermark.position().or_else(|| self.lease.checkpoint.clone());
-        Lease { owner: Some(me.clone()), next_owner: None, checkpoint: position, ..self.lease.clone() }
+        Lease {
+            owner: Some(me.clone()),
+            next_owner: None,
+            checkpoint: position,
+            ..self.lease.clone()
+        }
     }
 }
 
@@ -160,7 +173,8 @@ impl OwnedShards {
 
     /// Returns the shards that deliver records and whose callers have stopped polling for `limit`.
     pub(super) fn neglected(&mut self, limit: Duration) -> Vec<(ShardId, u64)> {
-        self.neglected.retain(|poll_monitor| !poll_monitor.is_abandoned() && poll_monitor.has_stopped(limit));
+        self.neglected
+            .retain(|poll_monitor| !poll_monitor.is_abandoned() && poll_monitor.has_stopped(limit));
         let mut found = Vec::new();
         for (shard, holding) in &self.shards {
             if let Some(poll_monitor) = &holding.poll_monitor
@@ -186,7 +200,7 @@ impl OwnedShards {
 
     /// Reconciles the owned shards with a table. Lost and finished shards are stopped and removed
     /// first.
-    pub(super) fn settle(&mut self, table: &LeaseTable) -> Reconciliation {
+    pub(super) fn reconcile(&mut self, table: &LeaseTable) -> Reconciliation {
         let mut settled = Reconciliation::default();
         self.shards.retain(|shard, holding| {
             let epoch = holding.lease_handle.epoch();
@@ -211,7 +225,7 @@ impl OwnedShards {
                     return false;
                 }
                 Some(stored) if stored.epoch == epoch && stored.is_finished() => {
-                    if holding.finish.is_news() {
+                    if holding.finish.claim() {
                         settled.finished.push(shard.clone());
                     }
                     holding.stop();
@@ -265,7 +279,7 @@ impl OwnedShards {
 
     /// Returns the changes that restore a store which has lost its data: the workers and leases of
     /// the last table, with this worker's own positions.
-    pub(super) fn knowledge(&self, known: &LeaseTable) -> Vec<Change> {
+    pub(super) fn restore_changes(&self, known: &LeaseTable) -> Vec<Change> {
         let workers = known.workers.iter().filter(|(worker, _)| **worker != self.me);
         let vouched = workers.map(|(worker, member)| Change::ReviveWorker {
             worker: worker.clone(),
@@ -300,7 +314,7 @@ mod tests {
         let owned = OwnedShards::new("me".into(), 1);
         let workers = [("me", 1), ("other", 2), ("again", 3)];
         let known = table(&workers, &[Some("me"), Some("other"), Some("again"), None]);
-        let changes = owned.knowledge(&known);
+        let changes = owned.restore_changes(&known);
         let vouched = changes.iter().filter_map(|change| match change {
             Change::ReviveWorker { worker, .. } => Some(&**worker),
             _ => None,
@@ -321,12 +335,12 @@ mod tests {
         let mut owned = OwnedShards::new("me".into(), 1);
         let mut seen = table(&[("me", 1), ("other", 2)], &[Some("me"), Some("me"), Some("other")]);
         seen.leases.get_mut(&shard(0)).unwrap().next_owner = Some("other".into());
-        let settled = owned.settle(&seen);
+        let settled = owned.reconcile(&seen);
         assert_eq!(settled.changes, [Change::Release { shard: shard(0), epoch: 7 }]);
         let opened: Vec<_> = settled.opened.into_iter().map(|(shard, _)| shard).collect();
         assert_eq!(opened, [shard(1)]);
         owned.last.insert(shard(1), Last { epoch: 7, gone: None });
-        let settled = owned.settle(&seen);
+        let settled = owned.reconcile(&seen);
         assert!(settled.opened.is_empty(), "a shard is opened once per epoch");
         assert_eq!(settled.changes.len(), 2);
     }
@@ -341,14 +355,14 @@ mod tests {
         owned.take(shard(0), holding);
         let start = "49590338271490256608559692538361571095921575989136588898".parse().ok();
         seen.leases.get_mut(&shard(0)).unwrap().start = start.clone();
-        assert!(owned.settle(&seen).changes.is_empty());
+        assert!(owned.reconcile(&seen).changes.is_empty());
         let restored = |changes: Vec<Change>| match &changes[..] {
             [Change::Restore { lease, .. }] => lease.start.clone(),
             other => panic!("{other:?}"),
         };
-        assert_eq!(restored(owned.knowledge(&seen)), start);
+        assert_eq!(restored(owned.restore_changes(&seen)), start);
         seen.leases.clear();
-        assert_eq!(restored(owned.settle(&seen).changes), start);
+        assert_eq!(restored(owned.reconcile(&seen).changes), start);
     }
 
     #[test]
@@ -362,15 +376,15 @@ mod tests {
             let holding = OwnedShard::new(lease, lease_handle, watermark, None);
             owned.take(shard(number), holding);
         }
-        assert!(owned.settle(&seen).changes.is_empty());
+        assert!(owned.reconcile(&seen).changes.is_empty());
         // The writer does this when the store rejects a position.
         owned.shards[&shard(1)].lease_handle.end();
-        let settled = owned.settle(&seen);
+        let settled = owned.reconcile(&seen);
         assert_eq!(settled.changes, [Change::Release { shard: shard(1), epoch: 7 }]);
         assert_eq!(settled.lost, [(shard(1), 7)]);
         assert!(owned.shards.keys().eq([&shard(0)]));
         // The shard is not opened again in that epoch.
-        let settled = owned.settle(&seen);
+        let settled = owned.reconcile(&seen);
         assert!(settled.opened.is_empty() && settled.lost.is_empty());
     }
 
@@ -386,7 +400,7 @@ mod tests {
         let mut found = table(&[("me", 1)], &[None]);
         let lease = found.leases.get_mut(&shard(0)).unwrap();
         (lease.epoch, lease.origin) = (6, 1);
-        let settled = owned.settle(&found);
+        let settled = owned.reconcile(&found);
         assert_eq!(settled.lost, [(shard(0), 7)]);
         assert!(settled.changes.is_empty() && owned.shards.is_empty());
     }
@@ -399,15 +413,15 @@ mod tests {
         let forgotten = table(&[("me", 1)], &[]);
         // The time counts from the first table without the shard, in the second round as well.
         for _ in 0..2 {
-            assert!(owned.settle(&seen).opened.is_empty());
+            assert!(owned.reconcile(&seen).opened.is_empty());
             advance(30 * LONGEST_MEMORY).await;
-            owned.settle(&forgotten);
+            owned.reconcile(&forgotten);
             advance(LONGEST_MEMORY / 2).await;
-            owned.settle(&forgotten);
+            owned.reconcile(&forgotten);
         }
         // After the time limit, the epoch is forgotten.
         advance(LONGEST_MEMORY / 2).await;
-        owned.settle(&forgotten);
+        owned.reconcile(&forgotten);
         assert!(owned.last.is_empty());
     }
 }

@@ -26,7 +26,7 @@ const SHORTEST_TRIAL: Duration = Duration::from_secs(60);
 
 /// The reachability of Kinesis, as the calls of this worker show it.
 #[derive(Debug)]
-pub(super) struct Reach {
+pub(super) struct Reachability {
     /// Kinesis is unreachable after failures for this time: three lease durations, at least 30 s.
     patience: Duration,
     /// Leases may move here after successes for this time: three lease durations, at least 60 s.
@@ -36,7 +36,7 @@ pub(super) struct Reach {
     is_out: bool,
 }
 
-impl Reach {
+impl Reachability {
     pub(super) fn new(lease_duration: Duration, now: Instant) -> Self {
         let patience = (3 * lease_duration).max(SHORTEST_PATIENCE);
         Self { patience, trial: patience.max(SHORTEST_TRIAL), steady: now, is_out: false }
@@ -45,7 +45,7 @@ impl Reach {
     /// Notes the outcome of the calls. `interruption` is the longest interruption between two
     /// successful calls that ended since the last note.
     pub(super) fn note(&mut self, calls: Calls, interruption: Duration, now: Instant) {
-        self.is_out = calls.failing.is_some_and(|time| self.is_out || time >= self.patience);
+        self.is_out = calls.failing_for.is_some_and(|time| self.is_out || time >= self.patience);
         if self.is_out || self.is_doubtful(calls) || interruption >= self.patience / 3 {
             self.steady = now;
         }
@@ -53,7 +53,7 @@ impl Reach {
 
     /// Returns true if the last calls have failed, so that a listing is needed as another test.
     pub(super) fn is_doubtful(&self, calls: Calls) -> bool {
-        calls.failing.is_some() && !calls.succeeded_within(self.patience / 3)
+        calls.failing_for.is_some() && !calls.succeeded_within(self.patience / 3)
     }
 
     /// Returns true if all calls have failed for `patience`.
@@ -78,7 +78,7 @@ impl Reach {
 pub(super) struct Calls {
     /// The time from the first to the last failure since the last success; `None` without a
     /// failure.
-    pub(super) failing: Option<Duration>,
+    pub(super) failing_for: Option<Duration>,
     /// The time since the last success.
     pub(super) succeeded: Option<Duration>,
 }
@@ -97,19 +97,19 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     /// Returns calls that have all failed for this time.
-    fn failing(seconds: u32) -> Calls {
-        Calls { failing: Some(seconds * SECOND), succeeded: Some((seconds + 1) * SECOND) }
+    fn failing_for(seconds: u32) -> Calls {
+        Calls { failing_for: Some(seconds * SECOND), succeeded: Some((seconds + 1) * SECOND) }
     }
 
     /// Returns calls of which the last succeeded this long ago.
     fn succeeded(seconds: u32) -> Calls {
-        Calls { failing: None, succeeded: Some(seconds * SECOND) }
+        Calls { failing_for: None, succeeded: Some(seconds * SECOND) }
     }
 
     #[test]
     fn kinesis_is_unreachable_after_three_lease_durations_of_failures_until_a_call_succeeds() {
         let now = Instant::now();
-        let mut reach = Reach::new(LEASE, now);
+        let mut reach = Reachability::new(LEASE, now);
         reach.note(failing(59), Duration::ZERO, now);
         assert!(!reach.is_out() && reach.is_doubtful(failing(59)));
         reach.note(failing(60), Duration::ZERO, now);
@@ -118,7 +118,7 @@ mod tests {
         assert!(reach.is_out(), "the last call has failed");
         reach.note(succeeded(1), Duration::ZERO, now);
         assert!(!reach.is_out());
-        let mut short = Reach::new(2 * SECOND, now);
+        let mut short = Reachability::new(2 * SECOND, now);
         short.note(failing(29), Duration::ZERO, now);
         assert!(!short.is_out(), "a fetch backs off for up to 25.6 s");
     }
@@ -126,16 +126,19 @@ mod tests {
     #[test]
     fn leases_may_move_here_only_after_a_trial_without_interruption() {
         let began = Instant::now();
-        let mut reach = Reach::new(LEASE, began);
+        let mut reach = Reachability::new(LEASE, began);
         assert!(!reach.may_take_over(succeeded(1), began));
         let later = began + 60 * SECOND;
         reach.note(failing(1), Duration::ZERO, later);
         assert!(reach.may_take_over(succeeded(1), later), "one failure is no interruption");
-        let never = Calls { failing: None, succeeded: None };
+        let never = Calls { failing_for: None, succeeded: None };
         assert!(!reach.may_take_over(never, later));
         assert!(!reach.may_take_over(succeeded(20), later), "the success is too old");
-        assert!(reach.needs_listing(succeeded(10)), "a listing is due before the success is too old");
-        let hung = Calls { failing: Some(Duration::ZERO), succeeded: Some(30 * SECOND) };
+        assert!(
+            reach.needs_listing(succeeded(10)),
+            "a listing is due before the success is too old"
+        );
+        let hung = Calls { failing_for: Some(Duration::ZERO), succeeded: Some(30 * SECOND) };
         reach.note(hung, Duration::ZERO, later);
         reach.note(succeeded(0), Duration::ZERO, later + SECOND);
         assert!(!reach.may_take_over(succeeded(0), later + SECOND));

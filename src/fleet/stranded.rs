@@ -12,18 +12,18 @@ use crate::telemetry::log_line;
 impl Worker {
     /// Notes whether this worker reaches Kinesis, and requests a listing if its calls do not show
     /// it.
-    pub(super) fn look_at_reach(&mut self) {
-        let (calls, was_out) = (self.calls(), self.reach.is_out());
-        self.reach.note(calls, self.deps.telemetry.take_interruption(), Instant::now());
-        if self.reach.is_out() && !was_out {
+    pub(super) fn check_reachability(&mut self) {
+        let (calls, was_out) = (self.calls(), self.reachability.is_out());
+        self.reachability.note(calls, self.deps.telemetry.take_interruption(), Instant::now());
+        if self.reachability.is_out() && !was_out {
             log_line!(warn,
                 scope = %self.deps.scope,
                 "Kinesis unreachable from this worker; other workers that reach it acquire its leases"
             );
         }
-        let is_needed = self.stranded.is_some() && self.reach.needs_listing(calls);
-        if !self.listing.is_under_way && (self.reach.is_doubtful(calls) || is_needed) {
-            self.ask_for_listing();
+        let is_needed = self.stranded.is_some() && self.reachability.needs_listing(calls);
+        if !self.listing.is_under_way && (self.reachability.is_doubtful(calls) || is_needed) {
+            self.request_listing();
         }
     }
 
@@ -42,25 +42,25 @@ impl Worker {
     /// Returns true if this worker must acquire no further lease: a lease is stranded, and this
     /// worker may not reach Kinesis either.
     pub(super) fn is_unproven(&self) -> bool {
-        self.stranded.is_some() && !self.reach.may_take_over(self.calls(), Instant::now())
+        self.stranded.is_some() && !self.reachability.may_take_over(self.calls(), Instant::now())
     }
 
     fn calls(&self) -> Calls {
         let telemetry = &self.deps.telemetry;
-        Calls { failing: telemetry.failing(), succeeded: telemetry.reached() }
+        Calls { failing_for: telemetry.failing_for(), succeeded: telemetry.since_success() }
     }
 
     /// Returns true if this worker must accept no lease: it cannot reach Kinesis, and another
     /// worker is alive.
-    pub(super) fn takes_none(&self) -> bool {
-        self.reach.is_out() && self.table.workers.len() > 1
+    pub(super) fn accepts_no_leases(&self) -> bool {
+        self.reachability.is_out() && self.table.workers.len() > 1
     }
 
     /// Returns true if this worker may move leases. If a lease is stranded, every worker first gets
     /// one lease duration, in which it renews three times, to declare that it cannot reach Kinesis
     /// either.
     pub(super) fn may_move_leases(&self, now: Instant) -> bool {
-        if self.takes_none() {
+        if self.accepts_no_leases() {
             return false;
         }
         let patience = self.table.workers.values().map(|member| member.lease_duration).max();

@@ -9,11 +9,11 @@ use tokio::time::{Instant, sleep};
 use super::WorkerMessage;
 use super::worker::{Worker, WorkerEnded};
 use crate::backoff::{Backoff, EXCHANGES};
-use crate::error::{Error, ErrorKind, Panic, TOLERATED, contain};
+use crate::error::{Error, ErrorKind, Panic, TOLERATED_PANICS, contain};
 use crate::telemetry::{Event, Task};
 
 /// The time between two panics from which they do not count as consecutive.
-const SAME_ROW: Duration = Duration::from_secs(60);
+const CONSECUTIVE_WITHIN: Duration = Duration::from_secs(60);
 
 impl Worker {
     /// Runs the worker until it ends, and restarts it after a panic.
@@ -29,30 +29,30 @@ impl Worker {
                 Ok(over) => return over,
                 Err(panic) => panic,
             };
-            if began.elapsed() >= SAME_ROW {
+            if began.elapsed() >= CONSECUTIVE_WITHIN {
                 panics = 0;
                 backoff.succeeded();
             }
             panics += 1;
             self.report_restart(Task::Leases, &panic);
-            if panics == TOLERATED + 1 {
+            if panics == TOLERATED_PANICS + 1 {
                 self.report_panic("renews the leases", panic);
             }
             // The whole table shows how to complete an interrupted change.
-            self.look_whole();
+            self.request_full_table();
             sleep(backoff.failed()).await;
         }
     }
 
     /// Schedules another listing after a panic.
-    pub(super) fn list_after(&mut self, panic: Panic) {
+    pub(super) fn retry_listing_after(&mut self, panic: Panic) {
         self.report_restart(Task::Listing, &panic);
         self.listing.is_under_way = false;
         self.listing.panics += 1;
-        if self.listing.panics == TOLERATED + 1 {
+        if self.listing.panics == TOLERATED_PANICS + 1 {
             self.report_panic("lists the stream", panic);
         }
-        self.ask_for_listing();
+        self.request_listing();
     }
 
     fn report_restart(&self, task: Task, panic: &Panic) {
@@ -63,7 +63,7 @@ impl Worker {
     fn report_panic(&self, what: &str, panic: Panic) {
         let message = format!(
             "the task that {what} panicked {} times in a row and is restarted: {panic}",
-            TOLERATED + 1
+            TOLERATED_PANICS + 1
         );
         let error = Error::new(ErrorKind::Panicked, message).with_source(panic);
         (self.deps.discovery.report_error)(error.in_stream(self.deps.scope.shared_stream_name()));

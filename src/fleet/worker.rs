@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::exclusions::ExclusionTracker;
 use super::owned_shards::OwnedShards;
-use super::reachability::Reach;
+use super::reachability::Reachability;
 use super::{AssignedShard, WorkerDeps, WorkerMessage};
 use crate::backoff::{Backoff, EXCHANGES};
 use crate::discovery::{Loss, StreamShards};
@@ -24,7 +24,7 @@ use crate::store::lease::{Change, LeaseTable};
 
 /// The shortest time between two listings on request. A listing is requested, for example, after a
 /// shard has ended and Kinesis did not name its children.
-const SOON: Duration = Duration::from_secs(1);
+const MIN_LISTING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A worker, from joining to leaving.
 pub(crate) struct Worker {
@@ -38,7 +38,7 @@ pub(crate) struct Worker {
     pub(super) table: Arc<LeaseTable>,
     /// The time at which the whole table was read last, since a saved position does not change its
     /// version; `None` to request the whole table with the next exchange.
-    pub(super) seen_whole: Option<Instant>,
+    pub(super) full_table_read_at: Option<Instant>,
     /// True if the worker is in the table.
     pub(super) joined: bool,
     /// True if the caller got an error about the current outage of the store, or about a worker id
@@ -66,7 +66,7 @@ pub(crate) struct Worker {
     pub(super) listing: Listing,
     /// Losses that are not reported yet, because no table shows them as stored.
     pub(super) losses: Vec<Loss>,
-    pub(super) reach: Reach,
+    pub(super) reachability: Reachability,
     /// The time since which the table shows a lease of another worker that cannot reach Kinesis.
     pub(super) stranded: Option<Instant>,
     pub(super) tasks: JoinSet<TaskOutcome>,
@@ -88,7 +88,7 @@ pub(super) struct Listing {
     pub(super) panics: u32,
     /// True if this worker must list the stream itself, for example after a shard has ended and
     /// Kinesis did not name its children.
-    pub(super) is_asked_for: bool,
+    pub(super) is_requested: bool,
     pub(super) last: Option<Instant>,
     pub(super) due: Instant,
 }
@@ -119,14 +119,14 @@ impl Worker {
             valid_until: None,
             owned: OwnedShards::new(deps.config.worker_id.clone(), incarnation),
             table: Arc::default(),
-            seen_whole: Some(now),
+            full_table_read_at: Some(now),
             joined: false,
             error_reported: false,
             started_at: now,
             failing_since: None,
             backoff: Backoff::new(EXCHANGES.capped(deps.config.lease_duration / 3)),
             renew_at: now,
-            pending: deps.discovery.beginning(0).into_iter().collect(),
+            pending: deps.discovery.first_poll_change(0).into_iter().collect(),
             added_children: Vec::new(),
             edit_waiters: Vec::new(),
             exclusions: ExclusionTracker::new(deps.config.worker_id.clone()),
@@ -137,12 +137,12 @@ impl Worker {
                 listed: None,
                 is_under_way: false,
                 panics: 0,
-                is_asked_for: false,
+                is_requested: false,
                 last: None,
                 due: now,
             },
             losses: Vec::new(),
-            reach: Reach::new(deps.config.lease_duration, now),
+            reachability: Reachability::new(deps.config.lease_duration, now),
             stranded: None,
             tasks: JoinSet::new(),
             deps,
@@ -176,7 +176,7 @@ impl Worker {
             let has_news = !self.pending.is_empty() || !self.added_children.is_empty();
             if self.renew_at <= Instant::now() || is_ready && has_news {
                 self.check_callers();
-                self.look_at_reach();
+                self.check_reachability();
                 self.exchange().await;
                 if self.joined && self.failing_since.is_none() {
                     for told in self.edit_waiters.drain(..) {
@@ -207,7 +207,7 @@ impl Worker {
                 }
                 () = sleep_until(self.listing.due), if self.lists() => self.list(),
                 () = sleep_until(self.renew_at) => {}
-                () = runs_out(self.valid_until) => self.doubt(),
+                () = sleep_until_expiry(self.valid_until) => self.suspend(),
             }
         }
     }
@@ -219,7 +219,7 @@ impl Worker {
                     holding.telemetry = Some(telemetry);
                 }
                 if children.is_empty() {
-                    self.ask_for_listing();
+                    self.request_listing();
                 }
                 self.added_children.extend(children);
             }
@@ -236,7 +236,7 @@ impl Worker {
             }
             WorkerMessage::StateMismatch => self.renew_at = Instant::now(),
             // An unreadable field does not change the version.
-            WorkerMessage::Unreadable => self.look_whole(),
+            WorkerMessage::Unreadable => self.request_full_table(),
             WorkerMessage::TableEdited(told) => {
                 self.renew_at = Instant::now();
                 self.edit_waiters.push(told);
@@ -254,15 +254,16 @@ impl Worker {
     }
 
     /// Requests the whole table with an immediate exchange.
-    pub(super) fn look_whole(&mut self) {
-        (self.seen_whole, self.renew_at) = (None, Instant::now());
+    pub(super) fn request_full_table(&mut self) {
+        (self.full_table_read_at, self.renew_at) = (None, Instant::now());
     }
 
     /// Schedules a listing by this worker as early as allowed.
-    pub(super) fn ask_for_listing(&mut self) {
-        let soon = self.listing.last.map_or_else(Instant::now, |listed| listed + SOON);
+    pub(super) fn request_listing(&mut self) {
+        let soon =
+            self.listing.last.map_or_else(Instant::now, |listed| listed + MIN_LISTING_INTERVAL);
         self.listing.due = self.listing.due.min(soon).max(Instant::now());
-        self.listing.is_asked_for = true;
+        self.listing.is_requested = true;
     }
 
     fn finish(&mut self, done: TaskOutcome) -> Option<WorkerEnded> {
@@ -274,7 +275,7 @@ impl Worker {
                 self.deps.telemetry.call_succeeded();
                 self.renew_at = Instant::now();
             }
-            TaskOutcome::FailedToList(panic) => self.list_after(panic),
+            TaskOutcome::FailedToList(panic) => self.retry_listing_after(panic),
             TaskOutcome::StoredStart(opening) => self.send(*opening),
             TaskOutcome::Settled(shard, epoch) => {
                 if self.owned.remove(&shard, epoch) {
@@ -287,7 +288,7 @@ impl Worker {
 }
 
 /// Completes at `until`; never completes if it is `None`.
-pub(super) async fn runs_out(until: Option<Instant>) {
+pub(super) async fn sleep_until_expiry(until: Option<Instant>) {
     match until {
         Some(until) => sleep_until(until).await,
         None => std::future::pending().await,

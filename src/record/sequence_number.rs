@@ -37,7 +37,7 @@ impl SequenceNumber {
     /// Parses a number and keeps the memory of the text.
     #[inline]
     pub(crate) fn of(text: String) -> Result<Self, Error> {
-        if is_valid(text.as_bytes()) { Ok(Self(text.into())) } else { Err(refused(&text)) }
+        if is_valid(text.as_bytes()) { Ok(Self(text.into())) } else { Err(invalid(&text)) }
     }
 
     /// Returns true if the text is a sequence number.
@@ -75,7 +75,7 @@ fn is_valid(digits: &[u8]) -> bool {
 }
 
 #[cold]
-fn refused(text: &str) -> Error {
+fn invalid(text: &str) -> Error {
     Error::new(
         ErrorKind::Configuration,
         format!(

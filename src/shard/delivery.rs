@@ -9,21 +9,21 @@ use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::CheckpointOn;
-use super::lease_handle::{Known, LeaseGuard, LeaseHandle};
+use super::lease_handle::{CachedDeadline, LeaseGuard, LeaseHandle};
 use crate::checkpoint::{Allowance, Watermark};
 use crate::error::{Error, Result};
 use crate::record::{PositionBuf, Record};
 use crate::source::{Batch, Reservation};
 
 /// The most records that one shard delivers before the next shard's turn.
-pub(super) const LONGEST_RUN: usize = 128;
+pub(super) const MAX_RUN_RECORDS: usize = 128;
 
 /// Holds the current batch of a shard, from which runs are taken one after the other.
 #[derive(Clone, Default)]
-pub(crate) struct BatchSlot(Arc<Mutex<Place>>);
+pub(crate) struct BatchSlot(Arc<Mutex<SlotState>>);
 
 #[derive(Default)]
-enum Place {
+enum SlotState {
     #[default]
     Empty,
     Taken(Buffer),
@@ -36,7 +36,7 @@ struct Buffer {
     batch: Batch,
     space: Reservation,
     /// The error of the record after the last one delivered.
-    wrong: Option<Error>,
+    error: Option<Error>,
     /// No record of the batch was delivered yet.
     is_untouched: bool,
 }
@@ -46,7 +46,7 @@ struct Buffer {
     clippy::large_enum_variant,
     reason = "it is moved once per run, and a box is an allocation"
 )]
-pub(super) enum Next {
+pub(super) enum NextRun {
     Run(RecordRun),
     /// The next record is invalid.
     Wrong(Error),
@@ -67,24 +67,24 @@ pub(crate) struct RecordRun {
     /// The bytes of the records that are left; 0 without a limit of bytes in flight.
     left_bytes: usize,
     slot: BatchSlot,
-    hold: Arc<LeaseGuard>,
+    guard: Arc<LeaseGuard>,
     /// The end of the lease's validity, as last read.
-    known: Option<Known>,
+    known: Option<CachedDeadline>,
 }
 
 impl BatchSlot {
     /// Stores a batch and the memory that it was granted. The slot must be empty.
     pub(crate) fn put(&self, batch: Batch, space: Reservation) {
-        *self.lock() = Place::Taken(Buffer { batch, space, wrong: None, is_untouched: true });
+        *self.lock() = SlotState::Taken(Buffer { batch, space, error: None, is_untouched: true });
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        matches!(*self.lock(), Place::Empty)
+        matches!(*self.lock(), SlotState::Empty)
     }
 
     /// Returns true if the slot holds a batch of which no record was delivered.
     pub(super) fn is_untouched(&self) -> bool {
-        matches!(&*self.lock(), Place::Taken(buffer) if buffer.is_untouched)
+        matches!(&*self.lock(), SlotState::Taken(buffer) if buffer.is_untouched)
     }
 
     /// Takes the next records as a run: at most `most`, and no more than the allowance permits. The
@@ -95,19 +95,19 @@ impl BatchSlot {
         allowance: Allowance,
         lease_handle: &LeaseHandle,
         watermark: &Watermark,
-    ) -> Next {
+    ) -> NextRun {
         let mut place = self.lock();
-        let mut buffer = match mem::replace(&mut *place, Place::Lent) {
-            Place::Taken(buffer) => buffer,
-            Place::Empty => {
-                *place = Place::Empty;
-                return Next::Empty;
+        let mut buffer = match mem::replace(&mut *place, SlotState::Lent) {
+            SlotState::Taken(buffer) => buffer,
+            SlotState::Empty => {
+                *place = SlotState::Empty;
+                return NextRun::Empty;
             }
-            Place::Lent => unreachable!("a run ends before the next one is taken"),
+            SlotState::Lent => unreachable!("a run ends before the next one is taken"),
         };
-        if let Some(wrong) = buffer.wrong.take() {
-            *place = Place::Empty;
-            return Next::Wrong(wrong);
+        if let Some(wrong) = buffer.error.take() {
+            *place = SlotState::Empty;
+            return NextRun::Wrong(wrong);
         }
         let most = if buffer.is_untouched { 1 } else { most };
         let most = most.min(allowance.records).min(buffer.batch.len());
@@ -119,21 +119,21 @@ impl BatchSlot {
             Ok(fitting) => fitting,
             Err(bytes) => {
                 watermark.refuse(bytes);
-                *place = Place::Taken(buffer);
-                return Next::Refused;
+                *place = SlotState::Taken(buffer);
+                return NextRun::Refused;
             }
         };
         let Some(next) = watermark.hand_out(left, left_bytes) else {
-            *place = Place::Taken(buffer);
-            return Next::Over;
+            *place = SlotState::Taken(buffer);
+            return NextRun::Over;
         };
         buffer.is_untouched = false;
-        buffer.batch.look_ahead(left);
-        let (slot, hold) = (self.clone(), Arc::clone(lease_handle.hold()));
-        Next::Run(RecordRun { buffer, next, left, left_bytes, slot, hold, known: None })
+        buffer.batch.prefetch_sequence_numbers(left);
+        let (slot, guard) = (self.clone(), Arc::clone(lease_handle.guard()));
+        NextRun::Run(RecordRun { buffer, next, left, left_bytes, slot, guard, known: None })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Place> {
+    fn lock(&self) -> MutexGuard<'_, SlotState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -141,7 +141,7 @@ impl BatchSlot {
 impl RecordRun {
     #[inline]
     fn next(&mut self) -> Option<Record> {
-        if self.is_over() || !self.hold.holds(&mut self.known) {
+        if self.is_over() || !self.guard.holds(&mut self.known) {
             return None;
         }
         match self.buffer.batch.next(self.next)? {
@@ -156,14 +156,14 @@ impl RecordRun {
             }
             Err(error) => {
                 // The shard reader returns the error on its next poll.
-                self.buffer.wrong = Some(error);
+                self.buffer.error = Some(error);
                 None
             }
         }
     }
 
     fn is_over(&self) -> bool {
-        self.left == 0 || self.buffer.wrong.is_some()
+        self.left == 0 || self.buffer.error.is_some()
     }
 
     /// Returns the batch to its slot with the records that were not delivered, and releases the
@@ -172,12 +172,12 @@ impl RecordRun {
         if self.left > 0 {
             self.buffer.batch.origin().finish.take_back(self.left, self.left_bytes);
         }
-        let is_over = self.buffer.batch.len() == 0 && self.buffer.wrong.is_none();
+        let is_over = self.buffer.batch.len() == 0 && self.buffer.error.is_none();
         *self.slot.lock() = if is_over {
-            Place::Empty
+            SlotState::Empty
         } else {
             self.buffer.space.release(self.buffer.batch.take_bytes());
-            Place::Taken(self.buffer)
+            SlotState::Taken(self.buffer)
         };
     }
 }
@@ -190,23 +190,23 @@ pub(crate) struct Delivery {
     on_pull: bool,
     /// The number of the last record delivered, while it is not finished. Set only with
     /// [`CheckpointOn::Pull`].
-    in_hand: Option<u64>,
+    unfinished: Option<u64>,
     /// The position of that record in its shard.
-    mark: PositionBuf,
+    position: PositionBuf,
 }
 
 impl Delivery {
     pub(crate) fn new(checkpoint_on: CheckpointOn) -> Self {
         let on_pull = checkpoint_on == CheckpointOn::Pull;
-        Self { run: None, on_pull, in_hand: None, mark: PositionBuf::default() }
+        Self { run: None, on_pull, unfinished: None, position: PositionBuf::default() }
     }
 
     /// Finishes the last record, since the caller has polled again.
     fn finish_last(&mut self) {
         // With `Pull`, no limit counts bytes. The record belongs to this run, which ends only when
         // it is polled after its last record.
-        if let (Some(number), Some(run)) = (self.in_hand.take(), &self.run) {
-            run.buffer.batch.origin().finish.finish(number, &self.mark, 0);
+        if let (Some(number), Some(run)) = (self.unfinished.take(), &self.run) {
+            run.buffer.batch.origin().finish.finish(number, &self.position, 0);
         }
     }
 
@@ -216,8 +216,8 @@ impl Delivery {
         let record = self.run.as_mut().and_then(RecordRun::next).map(Ok);
         match &record {
             Some(Ok(record)) if self.on_pull => {
-                self.in_hand = Some(record.number);
-                self.mark.set(record);
+                self.unfinished = Some(record.number);
+                self.position.set(record);
             }
             Some(_) => {}
             // Releases the memory as soon as the caller is done with the last record.
@@ -238,7 +238,7 @@ impl Delivery {
 
     /// Takes the next run, and returns its first record. The last record of the previous run is
     /// finished, or the caller has it.
-    pub(crate) fn give(&mut self, run: RecordRun) -> Option<Result<Record>> {
+    pub(crate) fn start_run(&mut self, run: RecordRun) -> Option<Result<Record>> {
         self.run = Some(run);
         self.next()
     }

@@ -51,7 +51,7 @@ impl Moment {
 #[derive(Debug)]
 pub(crate) struct LeaseHandle {
     epoch: u64,
-    hold: Arc<LeaseGuard>,
+    guard: Arc<LeaseGuard>,
     over: CloseSignal,
     /// The key of this clone among those that wait for the same deadline.
     key: u64,
@@ -59,7 +59,7 @@ pub(crate) struct LeaseHandle {
 
 /// The end of the validity, as cached by a run of records.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Known {
+pub(super) struct CachedDeadline {
     until: Moment,
     /// The number of renewals when it was read.
     renewals: u64,
@@ -76,7 +76,7 @@ impl LeaseGuard {
     /// Returns true if a record may be delivered now. `known` caches the end of the validity, since
     /// reading it costs more than reading the clocks.
     #[inline]
-    pub(super) fn holds(&self, known: &mut Option<Known>) -> bool {
+    pub(super) fn holds(&self, known: &mut Option<CachedDeadline>) -> bool {
         if self.over.is_closed() || self.validity.is_doubtful.load(Ordering::SeqCst) {
             return false;
         }
@@ -84,7 +84,7 @@ impl LeaseGuard {
         // sleep.
         let renewals = self.validity.renewals.load(Ordering::SeqCst);
         if known.is_none_or(|known| known.renewals != renewals) {
-            *known = self.validity.until().map(|until| Known { until, renewals });
+            *known = self.validity.until().map(|until| CachedDeadline { until, renewals });
         }
         known.is_some_and(|known| self.validity.now().is_before(known.until))
     }
@@ -94,7 +94,7 @@ impl LeaseHandle {
     pub(crate) fn new(epoch: u64, validity: Arc<LeaseDeadline>) -> Self {
         let over = CloseSignal::new();
         let key = validity.new_key();
-        Self { epoch, hold: Arc::new(LeaseGuard { over: over.clone(), validity }), over, key }
+        Self { epoch, guard: Arc::new(LeaseGuard { over: over.clone(), validity }), over, key }
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -115,8 +115,8 @@ impl LeaseHandle {
         &self.over
     }
 
-    pub(super) fn hold(&self) -> &Arc<LeaseGuard> {
-        &self.hold
+    pub(super) fn guard(&self) -> &Arc<LeaseGuard> {
+        &self.guard
     }
 
     /// Ready with `true` when records may be delivered, and with `false` when the right has ended.
@@ -124,20 +124,20 @@ impl LeaseHandle {
         if self.over.poll_closed(context).is_ready() {
             return Poll::Ready(false);
         }
-        self.hold.validity.poll_holds(self.key, context).map(|()| true)
+        self.guard.validity.poll_holds(self.key, context).map(|()| true)
     }
 }
 
 impl Clone for LeaseHandle {
     fn clone(&self) -> Self {
-        let (hold, over) = (Arc::clone(&self.hold), self.over.clone());
-        Self { epoch: self.epoch, key: hold.validity.new_key(), hold, over }
+        let (guard, over) = (Arc::clone(&self.guard), self.over.clone());
+        Self { epoch: self.epoch, key: guard.validity.new_key(), guard, over }
     }
 }
 
 impl Drop for LeaseHandle {
     fn drop(&mut self) {
-        let before = self.hold.validity.waiting().remove(self.key);
+        let before = self.guard.validity.waiting().remove(self.key);
         drop(before);
     }
 }
@@ -187,7 +187,7 @@ impl LeaseDeadline {
 
     /// Notes that another worker may own the leases. No record is delivered until the next
     /// extension.
-    pub(crate) fn doubt(&self) {
+    pub(crate) fn suspend(&self) {
         self.is_doubtful.store(true, Ordering::SeqCst);
     }
 
@@ -248,7 +248,7 @@ impl HostClock {
 }
 
 /// Returns the wall clock time. A test may have replaced the clock on this thread.
-pub(crate) fn time_on_the_wall() -> SystemTime {
+pub(crate) fn wall_clock_time() -> SystemTime {
     HostClock::of_thread().wall()
 }
 
@@ -270,7 +270,7 @@ mod tests {
     }
 
     fn holds(lease_handle: &LeaseHandle) -> bool {
-        lease_handle.hold().holds(&mut None)
+        lease_handle.guard().holds(&mut None)
     }
 
     #[test]
@@ -279,7 +279,7 @@ mod tests {
         assert!(!holds(&lease_handle));
         validity.extend(validity.now(), LONG);
         assert!(holds(&lease_handle));
-        validity.doubt();
+        validity.suspend();
         assert!(!holds(&lease_handle));
         validity.extend(validity.now(), LONG);
         lease_handle.end();
@@ -292,16 +292,16 @@ mod tests {
         let (lease_handle, validity) = lease_handle();
         let mut until = None;
         validity.extend(validity.now(), LONG);
-        assert!(lease_handle.hold().holds(&mut until));
+        assert!(lease_handle.guard().holds(&mut until));
         // As after a sleep of the machine, in which the monotonic clock stops.
         clock.move_by(LONG);
-        assert!(!lease_handle.hold().holds(&mut until));
+        assert!(!lease_handle.guard().holds(&mut until));
         validity.extend(validity.now(), LONG);
-        assert!(lease_handle.hold().holds(&mut until));
+        assert!(lease_handle.guard().holds(&mut until));
         // The wall clock is set back while the process is suspended.
         clock.set_back(LONG);
         tokio::time::advance(LONG).await;
-        assert!(!lease_handle.hold().holds(&mut until));
+        assert!(!lease_handle.guard().holds(&mut until));
         assert!(!holds(&lease_handle));
     }
 
@@ -311,13 +311,13 @@ mod tests {
         let (lease_handle, validity) = lease_handle();
         let mut known = None;
         validity.extend(validity.now(), LONG);
-        assert!(lease_handle.hold().holds(&mut known));
+        assert!(lease_handle.guard().holds(&mut known));
         clock.set_back(LONG);
         validity.extend(validity.now(), LONG);
-        assert!(lease_handle.hold().holds(&mut known));
+        assert!(lease_handle.guard().holds(&mut known));
         // As after a sleep of the machine, in which only the wall clock advances.
         clock.move_by(LONG);
-        assert!(!lease_handle.hold().holds(&mut known));
+        assert!(!lease_handle.guard().holds(&mut known));
     }
 
     #[tokio::test]
@@ -331,7 +331,7 @@ mod tests {
         assert!((&mut waiting).now_or_never().is_none());
         validity.extend(validity.now(), LONG);
         assert!(waiting.await.unwrap());
-        validity.doubt();
+        validity.suspend();
         let waiting = wait(first.clone());
         tokio::task::yield_now().await;
         first.end();

@@ -93,10 +93,10 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(10);
 
-    struct Polls(PollMonitor);
+    struct PollCounter(PollMonitor);
 
     /// A caller that polls whenever it is woken.
-    impl Wake for Polls {
+    impl Wake for PollCounter {
         fn wake(self: Arc<Self>) {
             // Polls inline, which works because no lock is held.
             let poll_monitor = self.0.clone();
@@ -107,7 +107,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn caller_that_polls_when_woken_has_not_stopped() {
         let poll_monitor = PollMonitor::new();
-        poll_monitor.record_poll(&Waker::from(Arc::new(Polls(poll_monitor.clone()))));
+        poll_monitor.record_poll(&Waker::from(Arc::new(PollCounter(poll_monitor.clone()))));
         for _ in 0..20 {
             advance(LIMIT / 3).await;
             assert!(!poll_monitor.has_stopped(LIMIT));

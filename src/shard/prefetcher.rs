@@ -20,14 +20,14 @@ const REST_AFTER: Duration = Duration::from_secs(10);
 
 /// Waits for a permit, which is granted once there is demand. After [`REST_AFTER`] without one,
 /// lets the source rest.
-async fn wanted<'a>(
+async fn wait_for_permit<'a>(
     permits: &'a Semaphore,
     source: &mut Source,
 ) -> Result<SemaphorePermit<'a>, AcquireError> {
     if let Ok(permit) = timeout(REST_AFTER, permits.acquire()).await {
         return permit;
     }
-    source.rest();
+    source.drop_subscription();
     permits.acquire().await
 }
 
@@ -77,7 +77,7 @@ impl Prefetcher {
             let (fetched, buffered) = (sender.clone(), telemetry.clone());
             let fetching = async move {
                 // The item keeps the permit. A new one is granted after the item was received.
-                while let Ok(permit) = wanted(&permits, &mut source).await {
+                while let Ok(permit) = wait_for_permit(&permits, &mut source).await {
                     permit.forget();
                     let Some(item) = source.next().await else {
                         return;

@@ -26,10 +26,10 @@ use std::task::{Context, Poll, ready};
 
 use futures::Stream;
 
-use super::delivery::{BatchSlot, LONGEST_RUN, Next, RecordRun};
+use super::delivery::{BatchSlot, MAX_RUN_RECORDS, NextRun, RecordRun};
 use super::prefetcher::{Prefetcher, Received};
 use super::{CheckpointOn, CloseSignal, LeaseHandle};
-use crate::checkpoint::{Allowance, InFlightConfig, Passed, Watermark};
+use crate::checkpoint::{Allowance, InFlightConfig, QuietPosition, Watermark};
 use crate::error::{Error, Result};
 use crate::record::{PositionBuf, ShardId};
 use crate::source::{Fetched, KnownShard, Source};
@@ -37,7 +37,7 @@ use crate::store::{ReaderGate, Writer};
 use crate::telemetry::{Event, ShardTelemetry};
 
 /// The parts and settings of a shard reader.
-pub(crate) struct Plan {
+pub(crate) struct ReaderConfig {
     pub(crate) telemetry: ShardTelemetry,
     pub(crate) parents: Vec<ShardId>,
     pub(crate) source: Source,
@@ -102,7 +102,7 @@ enum State {
 }
 
 impl ShardReader {
-    pub(crate) fn new(plan: Plan) -> Self {
+    pub(crate) fn new(plan: ReaderConfig) -> Self {
         // With `Pull`, only the last record delivered is unfinished, and the next poll finishes it.
         if plan.checkpoint_on == CheckpointOn::Ack {
             plan.watermark.set_limits(plan.in_flight);
@@ -112,7 +112,7 @@ impl ShardReader {
             parents: plan.parents,
             checkpoint_on: plan.checkpoint_on,
             prefetch: plan.prefetch,
-            longest_run: if plan.save_each { 1 } else { LONGEST_RUN },
+            longest_run: if plan.save_each { 1 } else { MAX_RUN_RECORDS },
             watermark: plan.watermark,
             writer_gone: plan.writer.gone(),
             gate: plan.writer.gate(),
@@ -172,19 +172,19 @@ impl ShardReader {
             let (prefetcher, slot) =
                 started(&mut self.state, self.prefetch, &self.lease_handle, &self.telemetry);
             match slot.next_run(self.longest_run, allowance, &self.lease_handle, &self.watermark) {
-                Next::Run(run) => {
+                NextRun::Run(run) => {
                     self.has_delivered = true;
                     self.telemetry.succeeded();
                     return Poll::Ready(Some(Ok(run)));
                 }
-                Next::Wrong(error) => return self.end_failed(error),
+                NextRun::Wrong(error) => return self.end_failed(error),
                 // The lease has ended since the check above.
-                Next::Over => {
+                NextRun::Over => {
                     self.state = State::Done;
                     return Poll::Ready(None);
                 }
-                Next::Refused => continue,
-                Next::Empty => {}
+                NextRun::Refused => continue,
+                NextRun::Empty => {}
             }
             let Poll::Ready(received) = prefetcher.poll_receive(context) else {
                 prefetcher.urge();
@@ -200,9 +200,11 @@ impl ShardReader {
             };
             match fetched {
                 Ok(Fetched::Records(batch, space)) => slot.put(batch, space),
-                Ok(Fetched::Passed { after, until }) => {
-                    self.watermark
-                        .pass(Passed { after: after.as_ref().map(PositionBuf::from), until });
+                Ok(Fetched::Quiet { after, until }) => {
+                    self.watermark.note_passed(QuietPosition {
+                        after: after.as_ref().map(PositionBuf::from),
+                        until,
+                    });
                 }
                 Ok(Fetched::End(children)) => {
                     self.state = State::Done;

@@ -33,7 +33,7 @@ const DROPPED: u32 = u32::MAX;
 /// A user record as encoded in the message. Fields that proto2 requires are optional here, so that
 /// a missing one is detected.
 #[derive(Clone, PartialEq, Message)]
-struct Stored {
+struct EncodedPart {
     #[prost(uint64, optional, tag = "1")]
     key: Option<u64>,
     #[prost(uint64, optional, tag = "2")]
@@ -73,7 +73,7 @@ pub(super) struct Part {
 impl Aggregate {
     /// Returns true if `data` may be an aggregated record. Nearly all plain records are ruled out.
     #[inline]
-    pub(super) fn may_be(data: &[u8]) -> bool {
+    pub(super) fn may_be_aggregate(data: &[u8]) -> bool {
         data.starts_with(&MAGIC)
     }
 
@@ -81,7 +81,7 @@ impl Aggregate {
     pub(super) fn of(data: &Bytes) -> Option<Self> {
         let end = data.len().checked_sub(DIGEST)?;
         let message = data.get(MAGIC.len()..end)?;
-        if !Self::may_be(data) || Md5::digest(message)[..] != data[end..] {
+        if !Self::may_be_aggregate(data) || Md5::digest(message)[..] != data[end..] {
             return None;
         }
         let message = data.slice(MAGIC.len()..end);
@@ -104,7 +104,7 @@ impl Aggregate {
         let [keys, hash_keys, parts] = tables;
         let left = parts.len();
         let aggregate = Self { message, keys, hash_keys, parts, next: 0, left, last_key: None };
-        aggregate.holds().then_some(aggregate)
+        aggregate.is_valid().then_some(aggregate)
     }
 
     /// Returns the number of parts left to deliver.
@@ -164,11 +164,11 @@ impl Aggregate {
     }
 
     /// Returns true if every part is complete and every key is valid.
-    fn holds(&self) -> bool {
+    fn is_valid(&self) -> bool {
         let [keys, hash_keys] = [self.keys.len() as u64, self.hash_keys.len() as u64];
         let is_text = |start: &u32| self.text(*start).is_some();
         let is_hash = |start: &u32| self.text(*start).is_some_and(|text| hash_of(text).is_some());
-        let is_whole = |stored: &Stored| {
+        let is_whole = |stored: &EncodedPart| {
             stored.data.is_some()
                 && stored.key.is_some_and(|key| key < keys)
                 && stored.hash_key.is_none_or(|key| key < hash_keys)
@@ -178,10 +178,10 @@ impl Aggregate {
             && (0..self.parts.len()).all(|part| self.stored(part).as_ref().is_some_and(is_whole))
     }
 
-    fn stored(&self, number: usize) -> Option<Stored> {
+    fn stored(&self, number: usize) -> Option<EncodedPart> {
         let start = *self.parts.get(number).filter(|start| **start != DROPPED)?;
         let (start, end) = delimited(&self.message, start as usize)?;
-        Stored::decode(self.message.slice(start..end)).ok()
+        EncodedPart::decode(self.message.slice(start..end)).ok()
     }
 
     fn text(&self, start: u32) -> Option<&str> {
@@ -201,7 +201,7 @@ impl Aggregate {
     }
 
     /// Returns the hash key that selects the shard of a part.
-    fn hash(&self, stored: &Stored) -> Option<u128> {
+    fn hash(&self, stored: &EncodedPart) -> Option<u128> {
         let text = |table: &Vec<u32>, index: u64| {
             table.get(usize::try_from(index).ok()?).and_then(|start| self.text(*start))
         };

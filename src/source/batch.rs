@@ -20,7 +20,7 @@ use super::hash_range::HashRange;
 pub(crate) struct Batch {
     records: vec::IntoIter<types::Record>,
     /// The aggregated records among them, in order.
-    aggregates: VecDeque<Packed>,
+    aggregates: VecDeque<OpenAggregate>,
     /// The number of records left when the next one is aggregated, or [`NONE`].
     next_aggregate: usize,
     /// The number of records left to deliver.
@@ -31,7 +31,7 @@ pub(crate) struct Batch {
 }
 
 /// An aggregated record.
-struct Packed {
+struct OpenAggregate {
     aggregate: Aggregate,
     /// The number of records of the response that are left, including this one.
     left: usize,
@@ -72,20 +72,20 @@ impl Batch {
     fn open_aggregates(&mut self) {
         let records = self.records.as_slice();
         for (index, record) in records.iter().enumerate() {
-            if !Aggregate::may_be(record.data.as_ref()) {
+            if !Aggregate::may_be_aggregate(record.data.as_ref()) {
                 continue;
             }
             if let Some(aggregate) = Aggregate::of(&record.data.clone().into_bytes()) {
                 self.left += aggregate.len();
                 self.left -= 1;
                 let left = records.len() - index;
-                self.aggregates.push_back(Packed { aggregate, left, shared: None });
+                self.aggregates.push_back(OpenAggregate { aggregate, left, shared: None });
             }
         }
-        self.look_for_aggregate();
+        self.update_next_aggregate();
     }
 
-    fn look_for_aggregate(&mut self) {
+    fn update_next_aggregate(&mut self) {
         self.next_aggregate = self.aggregates.front().map_or(NONE, |packed| packed.left);
     }
 
@@ -116,7 +116,8 @@ impl Batch {
             let Ok(place) = record.sequence_number.parse() else { break };
             let is_aggregate = self.records.len() == self.next_aggregate;
             if !position.is_past(&place, arrival) {
-                if let (Position::AfterSequenceNumber(number, Some(part)), true) = (position, is_aggregate)
+                if let (Position::AfterSequenceNumber(number, Some(part)), true) =
+                    (position, is_aggregate)
                     && *number == place
                 {
                     self.skip_through(*part);
@@ -135,7 +136,7 @@ impl Batch {
 
     /// Skips the parts of the next record up to and including `part`.
     fn skip_through(&mut self, part: u64) {
-        if let Some(Packed { aggregate, .. }) = self.aggregates.front_mut() {
+        if let Some(OpenAggregate { aggregate, .. }) = self.aggregates.front_mut() {
             let before = aggregate.len();
             aggregate.skip_through(part);
             self.left -= before - aggregate.len();
@@ -145,7 +146,7 @@ impl Batch {
     /// Removes the next record, which has no user record left to deliver.
     fn end_aggregate(&mut self) {
         self.aggregates.pop_front();
-        self.look_for_aggregate();
+        self.update_next_aggregate();
         if let Some(record) = self.records.next() {
             self.bytes += size(&record);
         }
@@ -193,7 +194,7 @@ impl Batch {
     /// Loads the sequence numbers of the next `records` records into the CPU cache, all at once.
     /// They are far apart in memory, and loading one after the other takes longer than the rest of
     /// their processing.
-    pub(crate) fn look_ahead(&self, records: usize) {
+    pub(crate) fn prefetch_sequence_numbers(&self, records: usize) {
         let ahead = self.records.as_slice().iter().take(records);
         let first = ahead.filter_map(|record| record.sequence_number.as_bytes().first());
         std::hint::black_box(first.fold(0, |all, digit| all | digit));
@@ -215,7 +216,7 @@ impl Batch {
         let encryption_type = encryption_of(&record);
         let sequence_number = match SequenceNumber::of(record.sequence_number) {
             Ok(sequence_number) => sequence_number,
-            Err(error) => return Some(Err(self.misplaced(error))),
+            Err(error) => return Some(Err(self.invalid_sequence_number(error))),
         };
         Some(Ok(Record {
             data: record.data.into_bytes(),
@@ -245,7 +246,7 @@ impl Batch {
                     });
                 }
                 Err(error) => {
-                    let error = self.misplaced(error);
+                    let error = self.invalid_sequence_number(error);
                     self.skip_through(u64::MAX);
                     self.end_aggregate();
                     return Some(Err(error));
@@ -275,7 +276,7 @@ impl Batch {
     }
 
     #[cold]
-    fn misplaced(&self, error: Error) -> Error {
+    fn invalid_sequence_number(&self, error: Error) -> Error {
         Error::new(ErrorKind::Rejected, "Kinesis returned an invalid sequence number")
             .with_source(error)
             .in_stream(&self.origin.stream)

@@ -32,11 +32,11 @@ fn shared() -> MutexGuard<'static, Vec<usize>> {
 
 /// A slot on a connection, released when it is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ConnectionSlot {
     connection: usize,
 }
 
-impl Place {
+impl ConnectionSlot {
     /// Takes a slot on the first connection that has a free one.
     pub(super) fn take() -> Self {
         let mut shared = shared();
@@ -51,7 +51,7 @@ impl Place {
 
     /// Returns the timeouts that make the client use this connection. `known` are the client's own
     /// timeouts.
-    pub(super) fn timeouts(&self, known: Option<&TimeoutConfig>) -> TimeoutConfig {
+    pub(super) fn timeout_config(&self, known: Option<&TimeoutConfig>) -> TimeoutConfig {
         let known = known.and_then(TimeoutConfig::connect_timeout).unwrap_or(CONNECT_TIMEOUT);
         // Other calls of the client use the known timeout, and therefore another connection.
         let apart = Duration::from_millis(1 + self.connection as u64);
@@ -59,7 +59,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         shared()[self.connection] -= 1;
     }
@@ -69,13 +69,13 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    fn timeout(place: &Place) -> Duration {
-        place.timeouts(None).connect_timeout().unwrap()
+    fn timeout(place: &ConnectionSlot) -> Duration {
+        place.timeout_config(None).connect_timeout().unwrap()
     }
 
     #[test]
     fn connection_carries_at_most_the_maximum_of_subscriptions() {
-        let mut places: Vec<Place> = (0..100).map(|_| Place::take()).collect();
+        let mut places: Vec<ConnectionSlot> = (0..100).map(|_| ConnectionSlot::take()).collect();
         let mut timeouts: Vec<Duration> = places.iter().map(timeout).collect();
         timeouts.sort();
         assert_ne!(timeouts[0], CONNECT_TIMEOUT, "the client's own calls use another timeout");
@@ -85,7 +85,7 @@ mod tests {
         assert!(shared.len() <= 100_usize.div_ceil(MOST_SHARED) + 1, "{shared:?}");
         // Released slots are reused.
         places.drain(..50);
-        places.extend((0..50).map(|_| Place::take()));
+        places.extend((0..50).map(|_| ConnectionSlot::take()));
         let again = places.iter().map(timeout).max();
         assert_eq!(again, timeouts.last().copied());
     }
@@ -93,8 +93,8 @@ mod tests {
     #[test]
     fn configured_timeout_is_extended_by_milliseconds() {
         let known = TimeoutConfig::builder().connect_timeout(Duration::from_secs(10)).build();
-        let place = Place::take();
-        let timeout = place.timeouts(Some(&known)).connect_timeout().unwrap();
+        let place = ConnectionSlot::take();
+        let timeout = place.timeout_config(Some(&known)).connect_timeout().unwrap();
         assert!(timeout > Duration::from_secs(10) && timeout < Duration::from_secs(11));
     }
 }

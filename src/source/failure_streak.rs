@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 /// The time for which calls are retried if only the caller can fix their failure, or if their
 /// responses are useless. After this time the source ends, and the lease of the shard is released.
-pub(super) const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
+pub(super) const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 
 /// The minimum number of failures in that time, since the caller may not have polled for most of
 /// it.
@@ -21,10 +21,10 @@ pub(super) struct FailureStreak {
 
 impl FailureStreak {
     /// Counts a failure. Returns true if at least [`MIN_FAILURES`] have occurred and the first one
-    /// was at least [`GIVEN_UP_AFTER`] ago.
+    /// was at least [`GIVE_UP_AFTER`] ago.
     pub(super) fn lasts(&mut self) -> bool {
         self.note();
-        self.has_lasted(GIVEN_UP_AFTER)
+        self.has_lasted(GIVE_UP_AFTER)
     }
 
     /// Counts a failure.
@@ -68,7 +68,7 @@ mod tests {
     async fn streak_lasts_after_a_minute_and_four_failures() {
         let mut streak = FailureStreak::default();
         assert!(!streak.lasts());
-        advance(GIVEN_UP_AFTER).await;
+        advance(GIVE_UP_AFTER).await;
         // The caller did not poll for a minute.
         assert!(!streak.lasts());
         assert!(!streak.lasts());

@@ -11,7 +11,7 @@
 //!
 //! Each event names the position at which the next subscription must begin, so subscriptions follow
 //! each other without a gap. While the caller does not poll, the subscription is kept in a slot.
-//! [`Source::rest`] drops it from there, and the next poll subscribes again at the position.
+//! [`Source::drop_subscription`] drops it from there, and the next poll subscribes again at the position.
 //! Dropping the source at any await point drops the subscription and loses nothing else.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,8 +27,10 @@ use super::memory_budget::ShardBudget;
 use super::registered_consumer::RegisteredConsumer;
 use super::response_memory::while_read;
 use super::retention::{Beginning, arrival};
-use super::subscription::{Gauge, LONGEST_LIFE, Message, Next, Subscription};
-use super::unproven_end::{MISNUMBERED, OpenEnd};
+use super::subscription::{
+    MAX_SUBSCRIPTION_AGE, Message, MessageMeter, Subscription, SubscriptionMessage,
+};
+use super::unproven_end::{INVALID_NUMBER, OpenEnd};
 use super::{KnownShard, ShardFetcher, Source, batches};
 use crate::error::{ClassifiedError, ErrorKind, RetryAction};
 use crate::record::SequenceNumber;
@@ -48,7 +50,7 @@ const UNDECIDED_FOR: Duration = Duration::from_secs(60);
 
 /// Fetches the records of one shard by enhanced fan-out.
 pub(super) struct FanOutFetcher {
-    progress: FetchState,
+    fetch_state: FetchState,
     registered_consumer: Arc<RegisteredConsumer>,
     memory: ShardBudget,
     demand: Demand,
@@ -76,7 +78,7 @@ fn put(slot: &Slot, subscription: Subscription) {
 }
 
 /// A subscription that has started.
-struct Placed {
+struct StartedSubscription {
     subscription: Subscription,
     /// The time of the response, by the server's clock.
     date: Option<SystemTime>,
@@ -85,7 +87,7 @@ struct Placed {
 }
 
 /// The reason that a subscription has not started.
-enum Refused {
+enum SubscribeError {
     /// There was not enough memory for its first message, which has this length.
     NoRoom(usize),
     Failed(ClassifiedError),
@@ -93,13 +95,13 @@ enum Refused {
 
 impl FanOutFetcher {
     pub(super) fn new(
-        progress: FetchState,
+        fetch_state: FetchState,
         registered_consumer: Arc<RegisteredConsumer>,
         memory: ShardBudget,
     ) -> Self {
         let (demand, slot) = (Demand::default(), Slot::default());
         Self {
-            progress,
+            fetch_state,
             registered_consumer,
             memory,
             demand,
@@ -114,7 +116,11 @@ impl FanOutFetcher {
     /// Creates the source. It makes no call until it is polled.
     pub(super) fn into_source(self) -> Source {
         let (demand, slot) = (self.demand.clone(), Arc::clone(&self.slot));
-        Source { batches: batches(self), demand, rest: Some(Box::new(move || drop(take(&slot)))) }
+        Source {
+            batches: batches(self),
+            demand,
+            drop_subscription: Some(Box::new(move || drop(take(&slot)))),
+        }
     }
 
     /// Subscribes again. If that fails, returns `None`, and the old subscription continues for
@@ -123,13 +129,13 @@ impl FanOutFetcher {
         &mut self,
         old: Option<Subscription>,
     ) -> Result<Option<Subscription>, StreamError> {
-        self.progress.pace.turn().await;
-        self.progress.pace.asks();
+        self.fetch_state.pace.ready().await;
+        self.fetch_state.pace.note_call();
         let refused = match self.subscribe().await {
             Ok(new) => {
-                self.progress.pace.subscribed();
+                self.fetch_state.pace.subscribed();
                 (self.placed, self.placed_at) = (true, new.asked);
-                self.progress.placed(new.date);
+                self.fetch_state.placed(new.date);
                 return Ok(Some(new.subscription));
             }
             Err(refused) => refused,
@@ -139,36 +145,36 @@ impl FanOutFetcher {
             put(&self.slot, old);
         }
         match refused {
-            Refused::NoRoom(length) => {
+            SubscribeError::NoRoom(length) => {
                 // The subscription had started nevertheless.
-                self.progress.pace.subscribed();
-                self.lacks_room(length);
+                self.fetch_state.pace.subscribed();
+                self.note_memory_shortage(length);
             }
-            Refused::Failed(failure) => self.progress.recover(failure).await?,
+            SubscribeError::Failed(failure) => self.fetch_state.recover(failure).await?,
         }
         Ok(None)
     }
 
-    async fn subscribe(&self) -> Result<Placed, Refused> {
-        let consumer = self.registered_consumer.arn().await.map_err(Refused::Failed)?;
+    async fn subscribe(&self) -> Result<StartedSubscription, SubscribeError> {
+        let consumer = self.registered_consumer.arn().await.map_err(SubscribeError::Failed)?;
         let spare = self.memory.grant(&self.demand, while_read(self.expected)).await;
-        let gauge = Gauge::new(spare, self.demand.clone());
-        let (kinesis, shard) = (&self.progress.kinesis, self.progress.shard_id());
-        let (position, asked) = (self.progress.begin(), Instant::now());
+        let gauge = MessageMeter::new(spare, self.demand.clone());
+        let (kinesis, shard) = (&self.fetch_state.kinesis, self.fetch_state.shard_id());
+        let (position, asked) = (self.fetch_state.begin(), Instant::now());
         match kinesis.subscribe(&consumer, shard, &position, gauge.clone()).await {
-            Ok((subscription, date)) => Ok(Placed { subscription, date, asked }),
+            Ok((subscription, date)) => Ok(StartedSubscription { subscription, date, asked }),
             Err(failure) if gauge.short() > 0 && failure.error.kind() != ErrorKind::Panicked => {
-                Err(Refused::NoRoom(gauge.short()))
+                Err(SubscribeError::NoRoom(gauge.short()))
             }
             Err(failure) => {
-                self.forget_what_is_gone(&failure).await;
-                Err(Refused::Failed(failure))
+                self.forget_missing_consumer(&failure).await;
+                Err(SubscribeError::Failed(failure))
             }
         }
     }
 
-    fn lacks_room(&mut self, length: usize) {
-        log_line!(debug, shard = %self.progress.shard_id(), length, "not enough memory for message");
+    fn note_memory_shortage(&mut self, length: usize) {
+        log_line!(debug, shard = %self.fetch_state.shard_id(), length, "not enough memory for message");
         self.expected = self.expected.max(length);
     }
 
@@ -181,48 +187,48 @@ impl FanOutFetcher {
         self.expected = 0;
         let named = message.named;
         if !named.records {
-            return self.progress.lacks_records();
+            return self.fetch_state.lacks_records();
         }
         let bytes = event.records.iter().map(size).sum();
         let space = message.keep(bytes);
         let next: Option<SequenceNumber> = event.continuation_sequence_number.parse().ok();
-        let children = children(self.progress.shard_id(), event.child_shards());
+        let children = children(self.fetch_state.shard_id(), event.child_shards());
         let has_records = !event.records.is_empty();
         let lag = named.lag.then_some(event.millis_behind_latest);
         let first = event.records.first();
         let is_tip = lag.is_some_and(|lag| lag <= 0) || next.is_none() && children.is_some();
-        let moves = || lag.and(next.as_ref()).is_some_and(|next| self.progress.is_further(next));
+        let moves = || lag.and(next.as_ref()).is_some_and(|next| self.fetch_state.is_further(next));
         let reached = match first {
             // A record without an arrival time may be the newest one.
-            Some(first) => Some(arrival(first).unwrap_or_else(|| self.progress.time_behind(0))),
+            Some(first) => Some(arrival(first).unwrap_or_else(|| self.fetch_state.time_behind(0))),
             None if children.is_some() || moves() => {
-                Some(self.progress.time_behind(lag.unwrap_or(0)))
+                Some(self.fetch_state.time_behind(lag.unwrap_or(0)))
             }
             // The position does not move.
             None => None,
         };
         if let Some(reached) = reached {
             let checked = self.is_overtaken(reached).await;
-            if self.progress.checked(checked)? {
+            if self.fetch_state.checked(checked)? {
                 self.patience = self.patience.saturating_mul(2);
                 // A new subscription at the last record shows whether records after it have left
                 // retention.
                 return Ok(());
             }
         }
-        let beginning = self.progress.judge_beginning(first, is_tip).await?;
+        let beginning = self.fetch_state.judge_beginning(first, is_tip).await?;
         if matches!(beginning, Beginning::Replaced | Beginning::Postponed) {
             return Ok(());
         }
         if first.is_none() {
             let is_long = self.placed_at.elapsed() >= UNDECIDED_FOR;
-            if beginning == Beginning::Undecided && is_long && self.progress.seek_oldest() {
+            if beginning == Beginning::Undecided && is_long && self.fetch_state.seek_oldest() {
                 return Ok(());
             }
-            self.progress.approach(lag.and(next.as_ref()));
+            self.fetch_state.approach(lag.and(next.as_ref()));
         }
-        let Unpacked { batch, is_misnumbered } =
-            self.progress.unpack(event.records, bytes, lag, self.placed);
+        let Unpacked { batch, has_invalid_number } =
+            self.fetch_state.unpack(event.records, bytes, lag, self.placed);
         let may_be_behind = lag.is_none_or(|lag| lag > 0);
         self.placed &= may_be_behind && batch.len() == 0;
         let is_empty = batch.len() == 0;
@@ -232,48 +238,48 @@ impl FanOutFetcher {
         let mut answer = Answer { batch, space, passed: None, end: None };
         // Without a valid next position, the next subscription begins where this one stopped.
         match next {
-            _ if is_misnumbered => {
-                self.progress.answered(answer);
-                self.progress.doubt(MISNUMBERED, is_empty)
+            _ if has_invalid_number => {
+                self.fetch_state.answered(answer);
+                self.fetch_state.doubt(INVALID_NUMBER, is_empty)
             }
             // Some servers name the children as soon as the shard is closed, before its end.
             Some(next) if children.is_none() || has_records || may_be_behind => {
-                self.progress.is_certain(is_empty && has_records, has_records);
-                self.progress.is_cured(is_empty);
+                self.fetch_state.note_next_position(is_empty && has_records, has_records);
+                self.fetch_state.report_recovery(is_empty);
                 put(&self.slot, subscription);
                 if beginning == Beginning::Sound
                     && let Some(lag) = lag
                 {
-                    let reached = self.progress.time_behind(lag);
-                    if !self.progress.precedes_start(reached) {
+                    let reached = self.fetch_state.time_behind(lag);
+                    if !self.fetch_state.precedes_start(reached) {
                         // The event may have been buffered for as long as a subscription lives.
-                        let until = reached.checked_sub(LONGEST_LIFE).unwrap_or(reached);
-                        answer.passed = self.progress.advance(next, until, lag <= 0);
+                        let until = reached.checked_sub(MAX_SUBSCRIPTION_AGE).unwrap_or(reached);
+                        answer.passed = self.fetch_state.advance(next, until, lag <= 0);
                     }
                 }
-                self.progress.answered(answer);
+                self.fetch_state.answered(answer);
                 Ok(())
             }
             None if children.is_none() => {
                 if is_empty {
                     answer.end = self.open_end(is_empty, has_records, lag).await?;
                     if answer.end.is_some() {
-                        if !self.progress.judge_end(beginning).await? {
+                        if !self.fetch_state.judge_end(beginning).await? {
                             return Ok(());
                         }
-                        self.progress.telemetry.succeeded();
+                        self.fetch_state.telemetry.succeeded();
                     }
-                    self.progress.answered(answer);
+                    self.fetch_state.answered(answer);
                     return Ok(());
                 }
-                self.progress.answered(answer);
+                self.fetch_state.answered(answer);
                 self.open_end(is_empty, has_records, lag).await.map(drop)
             }
             _ => {
-                self.progress.is_certain(is_empty && has_records, has_records);
-                self.progress.is_cured(is_empty);
+                self.fetch_state.note_next_position(is_empty && has_records, has_records);
+                self.fetch_state.report_recovery(is_empty);
                 answer.end = children;
-                self.progress.answered(answer);
+                self.fetch_state.answered(answer);
                 Ok(())
             }
         }
@@ -283,13 +289,13 @@ impl FanOutFetcher {
     /// which a new subscription shows. A subscription that is not judged yet shows it itself.
     async fn is_overtaken(&mut self, reached: SystemTime) -> Result<bool, ClassifiedError> {
         let age = self.placed_at.elapsed();
-        if !self.progress.is_sound() || self.placed && age < CHECKED_FOR {
+        if !self.fetch_state.is_sound() || self.placed && age < CHECKED_FOR {
             return Ok(false);
         }
         if self.placed && age < self.patience {
-            return self.progress.may_have_left().await;
+            return self.fetch_state.may_have_left().await;
         }
-        self.progress.may_be_overtaken(reached).await
+        self.fetch_state.may_be_overtaken(reached).await
     }
 
     async fn open_end(
@@ -298,12 +304,12 @@ impl FanOutFetcher {
         has_records: bool,
         lag: Option<i64>,
     ) -> Result<Option<Vec<KnownShard>>, StreamError> {
-        self.progress.proven_end(&OpenEnd { is_empty, has_records, lag }).await
+        self.fetch_state.proven_end(&OpenEnd { is_empty, has_records, lag }).await
     }
 
     /// Forgets the registered consumer if it may be gone, so that the next attempt looks it up or
     /// registers it.
-    async fn forget_what_is_gone(&self, failure: &ClassifiedError) {
+    async fn forget_missing_consumer(&self, failure: &ClassifiedError) {
         if failure.action == RetryAction::Gone {
             self.registered_consumer.forget().await;
         }
@@ -311,11 +317,11 @@ impl FanOutFetcher {
 }
 
 impl ShardFetcher for FanOutFetcher {
-    fn progress(&mut self) -> &mut FetchState {
-        &mut self.progress
+    fn fetch_state(&mut self) -> &mut FetchState {
+        &mut self.fetch_state
     }
 
-    async fn ask(&mut self) -> Result<(), StreamError> {
+    async fn fetch_once(&mut self) -> Result<(), StreamError> {
         let mut subscription = match take(&self.slot) {
             Some(young) if Instant::now() < young.renew_at => young,
             old => match self.renew(old).await? {
@@ -324,16 +330,20 @@ impl ShardFetcher for FanOutFetcher {
             },
         };
         match subscription.next().await {
-            Next::Event(event, message) => self.read(event, message, subscription).await?,
-            Next::Nothing | Next::Renew => put(&self.slot, subscription),
-            Next::NoRoom(length) => self.lacks_room(length),
-            Next::Ended => {
-                log_line!(debug, shard = %self.progress.shard_id(), "subscription ended");
+            SubscriptionMessage::Event(event, message) => {
+                self.read(event, message, subscription).await?
             }
-            Next::Failed(failure) => {
+            SubscriptionMessage::Nothing | SubscriptionMessage::Renew => {
+                put(&self.slot, subscription)
+            }
+            SubscriptionMessage::TooLittleMemory(length) => self.note_memory_shortage(length),
+            SubscriptionMessage::Ended => {
+                log_line!(debug, shard = %self.fetch_state.shard_id(), "subscription ended");
+            }
+            SubscriptionMessage::Failed(failure) => {
                 drop(subscription);
-                self.forget_what_is_gone(&failure).await;
-                self.progress.recover(failure).await?;
+                self.forget_missing_consumer(&failure).await;
+                self.fetch_state.recover(failure).await?;
             }
         }
         Ok(())

@@ -23,7 +23,7 @@ impl FetchLimit {
     }
 
     /// Returns true if the configured limit is one record.
-    pub(super) fn is_one(&self) -> bool {
+    pub(super) fn is_single_record(&self) -> bool {
         self.most == 1
     }
 
@@ -42,7 +42,7 @@ impl FetchLimit {
     }
 
     /// Notes that there was not enough memory for a response of this length.
-    pub(super) fn turned_away(&mut self, length: usize) {
+    pub(super) fn did_not_fit(&mut self, length: usize) {
         self.expected = self.expected.max(length);
     }
 
@@ -66,10 +66,10 @@ mod tests {
     #[test]
     fn limit_falls_in_proportion_and_at_least_by_half() {
         let mut portion = FetchLimit::new(10_000);
-        portion.turned_away(10 * MEBIBYTE);
+        portion.did_not_fit(10 * MEBIBYTE);
         portion.reduce(2 * MEBIBYTE);
         assert_eq!(portion.limit(), 1_000);
-        portion.turned_away(MEBIBYTE + 1);
+        portion.did_not_fit(MEBIBYTE + 1);
         portion.reduce(2 * MEBIBYTE);
         assert_eq!(portion.limit(), 500);
     }
@@ -79,7 +79,7 @@ mod tests {
         let mut portion = FetchLimit::new(10_000);
         let mut calls = 0;
         while portion.limit() > 1 {
-            portion.turned_away(10 * MEBIBYTE);
+            portion.did_not_fit(10 * MEBIBYTE);
             portion.reduce(64 * 1024);
             calls += 1;
         }

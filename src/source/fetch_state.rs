@@ -14,7 +14,7 @@ use super::retention::{Retention, arrival};
 use super::unproven_end::UnprovenEnds;
 use super::{Fetched, Kinesis, KnownShard, OnTrimmed, Position, Reservation};
 use crate::checkpoint::Checkpoint;
-use crate::error::{ClassifiedError, Error, ErrorKind, Kinds, Result, RetryAction};
+use crate::error::{ClassifiedError, Error, ErrorKind, ErrorKindSet, Result, RetryAction};
 use crate::pacing::Pace;
 use crate::record::{AckSink, BatchContext, SequenceNumber, ShardId};
 use crate::telemetry::{Event, ShardTelemetry, log_line};
@@ -22,7 +22,7 @@ use crate::telemetry::{Event, ShardTelemetry, log_line};
 /// The interval at which a quiet shard moves its checkpoint. It is far shorter than the retention
 /// period, which is at least a day, and long enough that a thousand quiet shards put no load on a
 /// store.
-const PASSED_EACH: Duration = Duration::from_secs(60);
+const QUIET_SAVE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A shard and the position up to which it has been fetched.
 pub(super) struct FetchState {
@@ -49,7 +49,7 @@ pub(super) struct State {
     pub(super) retention: Retention,
     /// The kinds of errors that the caller has already received, including those of earlier sources
     /// of this shard.
-    reported_kinds: Kinds,
+    reported_kinds: ErrorKindSet,
     /// Consecutive failures that only the caller can fix.
     reported: FailureStreak,
     /// Consecutive useless responses.
@@ -57,13 +57,13 @@ pub(super) struct State {
     /// The response that was fetched and is not yielded yet.
     answer: Option<Answer>,
     /// The position that was chosen according to `on_trimmed`, which is stored immediately.
-    pub(super) decided: Option<(Option<SequenceNumber>, SystemTime)>,
+    pub(super) trimmed_position: Option<(Option<SequenceNumber>, SystemTime)>,
     /// The children of the shard, set when all of its records are yielded.
     pub(super) ended: Option<Vec<KnownShard>>,
     /// The time at which the position of the quiet shard may be yielded again.
-    pub(super) next_passed: Option<Instant>,
+    pub(super) next_quiet_save: Option<Instant>,
     /// The lookup of the shard's hash keys has failed, and the next attempt waits for its turn.
-    hindered: bool,
+    hash_keys_failed: bool,
     /// The number of consecutive failed calls.
     pub(super) failed: u32,
     /// Tracks responses that prove nothing; `None` while there is no doubt.
@@ -79,7 +79,7 @@ pub(super) struct State {
 impl State {
     /// Creates the state. `reported_kinds` are the kinds of errors that an earlier source of this
     /// shard has reported, and `added` is the time at which the shard was added.
-    pub(super) fn new(reported_kinds: Kinds, added: Option<SystemTime>) -> Self {
+    pub(super) fn new(reported_kinds: ErrorKindSet, added: Option<SystemTime>) -> Self {
         Self { reported_kinds, retention: Retention::new(added), ..Self::default() }
     }
 }
@@ -89,13 +89,13 @@ pub(super) struct Answer {
     pub(super) batch: Batch,
     pub(super) space: Reservation,
     /// The position that the shard has reached, if the response holds no record.
-    pub(super) passed: Option<Quiet>,
+    pub(super) passed: Option<QuietPosition>,
     /// The children of the shard, if the shard ends with this response.
     pub(super) end: Option<Vec<KnownShard>>,
 }
 
 /// The position of a quiet shard, and the pause before it is stored again.
-pub(super) struct Quiet {
+pub(super) struct QuietPosition {
     pub(super) after: Option<SequenceNumber>,
     pub(super) until: SystemTime,
     pub(super) each: Duration,
@@ -104,7 +104,7 @@ pub(super) struct Quiet {
 /// The records of a response, up to the first one without a valid sequence number.
 pub(super) struct Unpacked {
     pub(super) batch: Batch,
-    pub(super) is_misnumbered: bool,
+    pub(super) has_invalid_number: bool,
 }
 
 /// An error for the caller.
@@ -115,7 +115,7 @@ pub(super) struct StreamError {
 }
 
 impl StreamError {
-    pub(super) fn at_last(error: Error) -> Self {
+    pub(super) fn last(error: Error) -> Self {
         Self { error, is_last: true }
     }
 }
@@ -124,7 +124,7 @@ impl FetchState {
     /// Handles a failed call: backs off before a retry, or returns an error for the caller.
     pub(super) async fn recover(&mut self, failure: ClassifiedError) -> Result<(), StreamError> {
         let action = failure.action_after(&mut self.state.panics);
-        let error = self.here(failure.error);
+        let error = self.locate_error(failure.error);
         if !matches!(
             action,
             RetryAction::RetryThenReport
@@ -139,13 +139,13 @@ impl FetchState {
             RetryAction::RetryThenReport | RetryAction::RestartListing => {
                 self.pace.failed();
                 if self.state.useless.lasts() {
-                    return Err(StreamError::at_last(error));
+                    return Err(StreamError::last(error));
                 }
             }
             RetryAction::Retry | RetryAction::CoolDown | RetryAction::RestartIterator => {
                 self.pace.failed()
             }
-            RetryAction::WaitForOther => self.pace.occupied(),
+            RetryAction::WaitForOther => self.pace.back_off_for_other_subscription(),
             RetryAction::Trimmed => {
                 self.see_time(failure.answered);
                 return self.trimmed(error);
@@ -161,12 +161,12 @@ impl FetchState {
                 let is_known = self.state.reported.is_empty() && self.is_reported(&error);
                 if self.state.reported.lasts() || is_known {
                     self.note_panic(&error);
-                    return Err(StreamError::at_last(error));
+                    return Err(StreamError::last(error));
                 }
                 if self.state.reported_kinds.insert(&error) {
                     if error.is_shared() {
                         // The caller may receive the error from another shard.
-                        self.retries(&error);
+                        self.emit_retry(&error);
                     } else {
                         self.note_panic(&error);
                     }
@@ -174,12 +174,12 @@ impl FetchState {
                 }
             }
         }
-        self.retries(&error);
+        self.emit_retry(&error);
         Ok(())
     }
 
     /// Counts a failed call and emits an event for its retry.
-    pub(super) fn retries(&mut self, error: &Error) {
+    pub(super) fn emit_retry(&mut self, error: &Error) {
         self.state.failed += 1;
         let shard_id = Some(self.shard_id().clone());
         self.telemetry.emit(Event::retried(shard_id, error, self.state.failed));
@@ -212,12 +212,12 @@ impl FetchState {
     }
 
     /// Adds the stream and the shard to an error.
-    pub(super) fn here(&self, error: Error) -> Error {
+    pub(super) fn locate_error(&self, error: Error) -> Error {
         error.in_stream(self.kinesis.name()).in_shard(self.shard_id().as_str())
     }
 
     /// Emits an event for the start of the shard.
-    pub(super) fn begins(&self) {
+    pub(super) fn emit_started(&self) {
         let (shard_id, position) = (self.shard_id().clone(), self.position.checkpoint());
         self.telemetry.emit(Event::ShardStarted { shard_id, position });
     }
@@ -236,7 +236,8 @@ impl FetchState {
         lag: Option<i64>,
         placed: bool,
     ) -> Unpacked {
-        (self.state.reported_kinds, self.state.failed, self.state.panics) = (Kinds::default(), 0, 0);
+        (self.state.reported_kinds, self.state.failed, self.state.panics) =
+            (ErrorKindSet::default(), 0, 0);
         self.forget_failures();
         (self.state.not_found, self.state.absence) = (FailureStreak::default(), None);
         let millis_behind_latest = self.telemetry.answered(records.len(), bytes, lag);
@@ -265,7 +266,7 @@ impl FetchState {
         if let (1.., Some((Ok(last), arrival))) = (batch.len(), last) {
             self.read_to(last, arrival);
         }
-        Unpacked { batch, is_misnumbered: invalid.is_some() }
+        Unpacked { batch, has_invalid_number: invalid.is_some() }
     }
 
     /// Moves the position to the start of the next event, which may be after the last record.
@@ -279,14 +280,14 @@ impl FetchState {
         mut next: SequenceNumber,
         until: SystemTime,
         is_tip: bool,
-    ) -> Option<Quiet> {
+    ) -> Option<QuietPosition> {
         match &self.position {
             Position::AfterSequenceNumber(last, None) if is_tip => next = next.max(last.clone()),
             _ if self.is_further(&next) => {}
             _ => return None,
         }
         self.move_to(Position::CaughtUp { after: Some(next.clone()), until });
-        Some(Quiet { after: Some(next), until, each: PASSED_EACH })
+        Some(QuietPosition { after: Some(next), until, each: QUIET_SAVE_INTERVAL })
     }
 
     /// Returns true if the number is after the position.
@@ -303,12 +304,12 @@ impl FetchState {
     }
 
     /// Returns the next item of the last response, or `None` if nothing is left.
-    pub(super) async fn hand_out(&mut self) -> Result<Option<Fetched>, StreamError> {
+    pub(super) async fn next_item(&mut self) -> Result<Option<Fetched>, StreamError> {
         if let Some(children) = self.state.ended.take() {
             return Ok(Some(Fetched::End(children)));
         }
-        if let Some((after, until)) = self.state.decided.take() {
-            return Ok(Some(Fetched::Passed { after, until }));
+        if let Some((after, until)) = self.state.trimmed_position.take() {
+            return Ok(Some(Fetched::Quiet { after, until }));
         }
         let Some(mut answer) = self.state.answer.take() else { return Ok(None) };
         if let Err(reported_kinds) = self.retain_own(&mut answer.batch).await {
@@ -324,18 +325,18 @@ impl FetchState {
             return Ok(Some(Fetched::End(children)));
         }
         let now = Instant::now();
-        let passed = passed.filter(|_| self.state.next_passed.is_none_or(|next| next <= now));
-        Ok(passed.map(|Quiet { after, until, each }| {
-            self.state.next_passed = Some(now + each);
-            Fetched::Passed { after, until }
+        let passed = passed.filter(|_| self.state.next_quiet_save.is_none_or(|next| next <= now));
+        Ok(passed.map(|QuietPosition { after, until, each }| {
+            self.state.next_quiet_save = Some(now + each);
+            Fetched::Quiet { after, until }
         }))
     }
 
     /// Drops the user records that belong to another shard.
     async fn retain_own(&mut self, batch: &mut Batch) -> Result<(), StreamError> {
         while batch.is_aggregated() {
-            if std::mem::take(&mut self.state.hindered) {
-                self.pace.turn().await;
+            if std::mem::take(&mut self.state.hash_keys_failed) {
+                self.pace.ready().await;
             }
             match self.kinesis.hash_range(self.telemetry.shard_id()).await {
                 Ok(range) => {
@@ -344,8 +345,8 @@ impl FetchState {
                     return Ok(());
                 }
                 Err(failure) => {
-                    self.pace.asks();
-                    self.state.hindered = true;
+                    self.pace.note_call();
+                    self.state.hash_keys_failed = true;
                     self.recover(failure).await?;
                 }
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
-use super::listing::{ListedShard, unusable};
+use super::listing::{ListedShard, unusable_listing};
 use crate::cooldown::Cooldown;
 use crate::error::ClassifiedError;
 use crate::record::ShardId;
@@ -69,7 +69,9 @@ impl HashRanges {
             // A shard that has left retention is in no listing, but a single listing may lack any
             // shard.
             None if known.is_missing(shard) => Ok(HashRange::WHOLE),
-            None => Err(unusable(format!("lacks {shard}; aggregated records need its hash keys"))),
+            None => Err(unusable_listing(format!(
+                "lacks {shard}; aggregated records need its hash keys"
+            ))),
         }
     }
 }

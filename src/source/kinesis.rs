@@ -23,13 +23,13 @@ use futures::TryFutureExt;
 use tokio::time::Instant;
 
 use super::Position;
-use super::connections::Place;
+use super::connections::ConnectionSlot;
 use super::hash_range::{HashRange, HashRanges};
-use super::listing::{Listing, Pages, of_next_page, other_start, unusable};
-use super::listing_cache::{LIST_EACH, ListingCache, ShardPresence};
+use super::listing::{Listing, Pages, restart_listing, start_mismatch, unusable_listing};
+use super::listing_cache::{LISTING_INTERVAL, ListingCache, ShardPresence};
 use super::response_memory::ResponseMemory;
 use super::retention_period::{Period, RetentionPeriod};
-use super::subscription::{Gauge, Subscription};
+use super::subscription::{MessageMeter, Subscription};
 use crate::error::{ClassifiedError, Error, ErrorKind, Result, RetryAction, contain, date_of};
 use crate::record::{SequenceNumber, ShardId};
 
@@ -39,7 +39,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The maximum skew of a working clock. AWS rejects requests that are signed by a clock that is
 /// further off:
 /// <https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html>.
-pub(crate) const MOST_CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
+pub(crate) const MAX_CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
 /// One stream, accessed with the client of the caller.
 #[derive(Debug, Clone)]
@@ -48,7 +48,7 @@ pub(crate) struct Kinesis {
     name: Arc<str>,
     arn: Option<Arc<str>>,
     ranges: Arc<HashRanges>,
-    standings: Arc<ListingCache>,
+    listing_cache: Arc<ListingCache>,
     retention: Arc<RetentionPeriod>,
 }
 
@@ -71,7 +71,7 @@ impl Kinesis {
             name: name.into(),
             arn,
             ranges: Arc::default(),
-            standings: Arc::default(),
+            listing_cache: Arc::default(),
             retention: Arc::default(),
         }
     }
@@ -82,7 +82,7 @@ impl Kinesis {
 
     /// Returns settings without the SDK's retries. This crate limits the rate of the calls, and
     /// each attempt of the SDK would count as a call for the shard.
-    fn once() -> Builder {
+    fn single_attempt() -> Builder {
         Builder::new().retry_config(RetryConfig::disabled())
     }
 
@@ -105,11 +105,15 @@ impl Kinesis {
             .set_stream_name(name)
             .set_stream_arn(arn)
             .shard_id(shard.as_str());
-        let (kind, number, time) = place_of(position);
+        let (kind, number, time) = iterator_start(position);
         let call =
             call.shard_iterator_type(kind).set_starting_sequence_number(number).set_timestamp(time);
         let date = ServerDate::default();
-        let call = call.customize().config_override(Self::once()).interceptor(date.clone()).send();
+        let call = call
+            .customize()
+            .config_override(Self::single_attempt())
+            .interceptor(date.clone())
+            .send();
         Ok((answer("GetShardIterator", call).await?.shard_iterator, date.read()))
     }
 
@@ -127,7 +131,7 @@ impl Kinesis {
             .limit(limit)
             .set_stream_arn(self.arn.as_deref().map(str::to_owned))
             .customize()
-            .config_override(Self::once())
+            .config_override(Self::single_attempt())
             .interceptor(room.clone())
             .send();
         answer("GetRecords", call).await
@@ -146,7 +150,7 @@ impl Kinesis {
         let (name, arn) = self.target();
         let call = self.client.describe_stream_summary();
         let call = call.set_stream_name(name).set_stream_arn(arn);
-        let call = call.customize().config_override(Self::once()).send();
+        let call = call.customize().config_override(Self::single_attempt()).send();
         Ok(answer("DescribeStreamSummary", call).await?.stream_description_summary)
     }
 
@@ -157,9 +161,10 @@ impl Kinesis {
             let hours = self.summary().await?.map_or(0, |summary| summary.retention_period_hours);
             match u64::try_from(hours) {
                 // The SDK reads a missing field as 0.
-                Ok(0) | Err(_) => {
-                    Err(ClassifiedError::without("DescribeStreamSummary", "RetentionPeriodHours"))
-                }
+                Ok(0) | Err(_) => Err(ClassifiedError::missing_field(
+                    "DescribeStreamSummary",
+                    "RetentionPeriodHours",
+                )),
                 Ok(hours) => Ok(Duration::from_secs(hours * 3600)),
             }
         };
@@ -176,7 +181,7 @@ impl Kinesis {
         let described = self.described_consumer(stream_arn, consumer).await?;
         // The SDK reads a missing status as an empty one.
         if described.consumer_status.as_str().is_empty() {
-            return Err(ClassifiedError::without("DescribeStreamConsumer", "status"));
+            return Err(ClassifiedError::missing_field("DescribeStreamConsumer", "status"));
         }
         Ok((described.consumer_arn.into(), described.consumer_status))
     }
@@ -201,12 +206,12 @@ impl Kinesis {
             Some(stream) => call.stream_arn(stream).consumer_name(consumer),
             None => call.consumer_arn(consumer),
         };
-        let call = call.customize().config_override(Self::once()).send();
+        let call = call.customize().config_override(Self::single_attempt()).send();
         let described = answer("DescribeStreamConsumer", call).await?.consumer_description;
         // The SDK reads a missing description or ARN as an empty one.
         described
             .filter(|consumer| !consumer.consumer_arn.is_empty())
-            .ok_or_else(|| ClassifiedError::without("DescribeStreamConsumer", "description"))
+            .ok_or_else(|| ClassifiedError::missing_field("DescribeStreamConsumer", "description"))
     }
 
     pub(super) async fn register(
@@ -216,7 +221,7 @@ impl Kinesis {
     ) -> Result<(), ClassifiedError> {
         let call = self.client.register_stream_consumer();
         let call = call.stream_arn(stream_arn).consumer_name(name);
-        let call = call.customize().config_override(Self::once()).send();
+        let call = call.customize().config_override(Self::single_attempt()).send();
         let mut is_full = false;
         let call = call.inspect_err(|error| {
             let refused = error.as_service_error();
@@ -230,7 +235,7 @@ impl Kinesis {
 
     pub(super) async fn deregister(&self, consumer_arn: &str) -> Result<(), ClassifiedError> {
         let call = self.client.deregister_stream_consumer().consumer_arn(consumer_arn);
-        let call = call.customize().config_override(Self::once()).send();
+        let call = call.customize().config_override(Self::single_attempt()).send();
         answer("DeregisterStreamConsumer", call).await.map(|_gone| ())
     }
 
@@ -240,19 +245,19 @@ impl Kinesis {
         consumer_arn: &str,
         shard: &ShardId,
         position: &Position,
-        gauge: Gauge,
+        gauge: MessageMeter,
     ) -> Result<(Subscription, Option<SystemTime>), ClassifiedError> {
-        let (kind, number, time) = place_of(position);
+        let (kind, number, time) = iterator_start(position);
         let place = types::StartingPosition::builder()
             .r#type(kind)
             .set_sequence_number(number)
             .set_timestamp(time);
         // A subscription without events is not a stalled download. The crate detects a dead one
         // itself; the SDK would check every second.
-        let (on, date) = (Place::take(), ServerDate::default());
-        let settings = Self::once()
+        let (on, date) = (ConnectionSlot::take(), ServerDate::default());
+        let settings = Self::single_attempt()
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .timeout_config(on.timeouts(self.client.config().timeout_config()));
+            .timeout_config(on.timeout_config(self.client.config().timeout_config()));
         let call = self
             .client
             .subscribe_to_shard()
@@ -277,13 +282,13 @@ impl Kinesis {
         Ok(listing)
     }
 
-    /// Lists the shards that were open [`MOST_CLOCK_SKEW`] before a time, because shards and
+    /// Lists the shards that were open [`MAX_CLOCK_SKEW`] before a time, because shards and
     /// records may be timed by different clocks. The listing may have holes.
     pub(crate) async fn shards_open_before(
         &self,
         time: SystemTime,
     ) -> Result<Listing, ClassifiedError> {
-        self.pages(time.checked_sub(MOST_CLOCK_SKEW)).await
+        self.pages(time.checked_sub(MAX_CLOCK_SKEW)).await
     }
 
     /// Returns the hash keys of a shard. The first request for a shard that was not listed yet
@@ -293,12 +298,12 @@ impl Kinesis {
     }
 
     /// Returns the state of a shard in a complete listing that began at `since` or later.
-    pub(super) async fn standing(
+    pub(super) async fn shard_presence(
         &self,
         shard: &ShardId,
         since: Instant,
     ) -> Result<ShardPresence, ClassifiedError> {
-        self.standings.of(shard, since, async || Ok(self.complete().await?.shards)).await
+        self.listing_cache.of(shard, since, async || Ok(self.complete().await?.shards)).await
     }
 
     /// Returns the sequence number at which a shard starts. Two new listings must agree on it.
@@ -311,9 +316,9 @@ impl Kinesis {
         shard: &ShardId,
     ) -> Result<Option<SequenceNumber>, ClassifiedError> {
         let began = Instant::now();
-        let start = self.standing(shard, began).await?.start;
-        if self.standing(shard, began + LIST_EACH).await?.start != start {
-            return Err(other_start(shard));
+        let start = self.shard_presence(shard, began).await?.start;
+        if self.shard_presence(shard, began + LISTING_INTERVAL).await?.start != start {
+            return Err(start_mismatch(shard));
         }
         Ok(start)
     }
@@ -321,7 +326,7 @@ impl Kinesis {
     async fn complete(&self) -> Result<Listing, ClassifiedError> {
         let listing = self.pages(None).await?;
         match listing.flaw() {
-            Some(flaw) => Err(unusable(format!("is incomplete: {flaw}"))),
+            Some(flaw) => Err(unusable_listing(format!("is incomplete: {flaw}"))),
             None => Ok(listing),
         }
     }
@@ -332,7 +337,7 @@ impl Kinesis {
         let mut pages = Pages::new(server_time(date, asked));
         let mut rest = pages.take(first)?;
         while let Some(next) = rest {
-            let (page, _) = self.page(Page::Next(next)).await.map_err(of_next_page)?;
+            let (page, _) = self.page(Page::Next(next)).await.map_err(restart_listing)?;
             rest = pages.take(page)?;
         }
         Ok(pages.listing)
@@ -361,7 +366,11 @@ impl Kinesis {
             Page::Next(token) => call.next_token(token),
         };
         let date = ServerDate::default();
-        let call = call.customize().config_override(Self::once()).interceptor(date.clone()).send();
+        let call = call
+            .customize()
+            .config_override(Self::single_attempt())
+            .interceptor(date.clone())
+            .send();
         let listed = answer("ListShards", call).await?;
         Ok((listed, date.read()))
     }
@@ -380,7 +389,7 @@ fn too_many_consumers(failure: ClassifiedError) -> ClassifiedError {
 /// A finished record is fetched again and skipped: its presence shows that no record after it has
 /// left retention. In addition, Kinesis may refuse to begin after the last number of a closed
 /// shard.
-fn place_of(position: &Position) -> (ShardIteratorType, Option<String>, Option<DateTime>) {
+fn iterator_start(position: &Position) -> (ShardIteratorType, Option<String>, Option<DateTime>) {
     if let Some(number) = position.number() {
         return (ShardIteratorType::AtSequenceNumber, Some(number.as_str().to_owned()), None);
     }
@@ -410,10 +419,10 @@ where
 }
 
 /// Returns a time by the server's clock that is not after the response: the second in its `Date`
-/// header, or [`MOST_CLOCK_SKEW`] before the local time `asked` of the call. Records that arrive
+/// header, or [`MAX_CLOCK_SKEW`] before the local time `asked` of the call. Records that arrive
 /// from now on have no earlier time, even if a server keeps times in whole seconds.
 pub(super) fn server_time(date: Option<SystemTime>, asked: SystemTime) -> SystemTime {
-    date.unwrap_or_else(|| asked.checked_sub(MOST_CLOCK_SKEW).unwrap_or(asked))
+    date.unwrap_or_else(|| asked.checked_sub(MAX_CLOCK_SKEW).unwrap_or(asked))
 }
 
 /// Captures the `Date` header of a response, which the SDK does not pass on.
@@ -466,7 +475,7 @@ mod tests {
     #[test]
     fn missing_date_yields_the_local_time_less_the_skew() {
         let second = UNIX_EPOCH + Duration::from_secs(1000);
-        assert_eq!(server_time(None, second), second - MOST_CLOCK_SKEW);
-        assert_eq!(server_time(Some(second), second + MOST_CLOCK_SKEW), second);
+        assert_eq!(server_time(None, second), second - MAX_CLOCK_SKEW);
+        assert_eq!(server_time(Some(second), second + MAX_CLOCK_SKEW), second);
     }
 }

@@ -99,11 +99,11 @@ impl Listing {
         }
         first_hole(self.shards.iter().filter(|shard| shard.is_open()).map(|shard| shard.keys))
             .map(Flaw::Hole)
-            .or_else(|| self.short_of_parents().map(Flaw::Parent))
+            .or_else(|| self.shard_missing_parent().map(Flaw::Parent))
     }
 
     /// Returns a shard with hash keys that its only parent lacks.
-    fn short_of_parents(&self) -> Option<ShardId> {
+    fn shard_missing_parent(&self) -> Option<ShardId> {
         let keys: HashMap<&ShardId, _> =
             self.shards.iter().map(|shard| (&shard.id, shard.keys)).collect();
         let exceeds = |shard: &&ListedShard| {
@@ -169,13 +169,13 @@ pub(super) struct Pages {
     pub(super) listing: Listing,
     shown: HashMap<ShardId, usize>,
     tokens: HashSet<String>,
-    barren: usize,
+    pages_without_new_shard: usize,
 }
 
 impl Pages {
     pub(super) fn new(taken: SystemTime) -> Self {
         let listing = Listing { shards: Vec::new(), taken, unreadable: 0 };
-        Self { listing, shown: HashMap::new(), tokens: HashSet::new(), barren: 0 }
+        Self { listing, shown: HashMap::new(), tokens: HashSet::new(), pages_without_new_shard: 0 }
     }
 
     /// Adds a page, and returns the token of the next page.
@@ -191,17 +191,20 @@ impl Pages {
             }
         }
         if self.listing.shards.len() > MOST_SHARDS || self.tokens.len() >= MOST_PAGES {
-            return Err(unusable(format!(
+            return Err(unusable_listing(format!(
                 "has more than {MOST_SHARDS} shards or {MOST_PAGES} pages"
             )));
         }
-        self.barren = if self.listing.shards.len() > before { 0 } else { self.barren + 1 };
-        if self.barren > MOST_BARREN_PAGES {
-            return Err(unusable(format!("has {MOST_BARREN_PAGES} pages without a new shard")));
+        self.pages_without_new_shard =
+            if self.listing.shards.len() > before { 0 } else { self.pages_without_new_shard + 1 };
+        if self.pages_without_new_shard > MOST_BARREN_PAGES {
+            return Err(unusable_listing(format!(
+                "has {MOST_BARREN_PAGES} pages without a new shard"
+            )));
         }
         match page.next_token.filter(|token| !token.is_empty()) {
             Some(token) if !self.tokens.insert(token.clone()) => {
-                Err(unusable("repeats a page token"))
+                Err(unusable_listing("repeats a page token"))
             }
             next => Ok(next),
         }
@@ -222,19 +225,19 @@ impl Pages {
 }
 
 /// Returns the error of a listing that cannot be used and is repeated.
-pub(crate) fn unusable(why: impl std::fmt::Display) -> ClassifiedError {
+pub(crate) fn unusable_listing(why: impl std::fmt::Display) -> ClassifiedError {
     let message = format!("ListShards: the listing {why}");
     let error = Error::new(ErrorKind::Unavailable, message);
     ClassifiedError { action: RetryAction::RestartListing, error, answered: None }
 }
 
 /// Returns the error of a listing that disagrees with the previous one on the start of a shard.
-pub(crate) fn other_start(shard: &ShardId) -> ClassifiedError {
-    unusable(format!("shows {shard} with another start than the previous listing"))
+pub(crate) fn start_mismatch(shard: &ShardId) -> ClassifiedError {
+    unusable_listing(format!("shows {shard} with another start than the previous listing"))
 }
 
 /// Restarts the listing after a refused page token, which proves nothing about the stream.
-pub(super) fn of_next_page(failure: ClassifiedError) -> ClassifiedError {
+pub(super) fn restart_listing(failure: ClassifiedError) -> ClassifiedError {
     let is_refused = match failure.action {
         RetryAction::Gone | RetryAction::RestartListing => true,
         _ => failure.error.kind() == ErrorKind::Rejected,
@@ -242,7 +245,7 @@ pub(super) fn of_next_page(failure: ClassifiedError) -> ClassifiedError {
     if !is_refused {
         return failure;
     }
-    let again = unusable(format!("failed after the first page: {}", failure.error));
+    let again = unusable_listing(format!("failed after the first page: {}", failure.error));
     ClassifiedError { error: again.error.with_source(failure.error), ..again }
 }
 

@@ -6,13 +6,13 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use super::KnownShard;
-use super::listing::{ListedShard, unusable};
+use super::listing::{ListedShard, unusable_listing};
 use crate::cooldown::Cooldown;
 use crate::error::ClassifiedError;
 use crate::record::{SequenceNumber, ShardId};
 
 /// The minimum interval between two listings. Each serves the readers of all shards.
-pub(super) const LIST_EACH: Duration = Duration::from_secs(1);
+pub(super) const LISTING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The state of a shard in a complete listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl ListingCache {
         let mut state = self.0.lock().await;
         if state.listing.as_ref().is_none_or(|listing| listing.begun < since) {
             if let Some(last) = &state.listing {
-                sleep_until(last.begun + LIST_EACH).await;
+                sleep_until(last.begun + LISTING_INTERVAL).await;
             }
             state.cooldown.begin("ListShards failed")?;
             let begun = Instant::now();
@@ -64,12 +64,14 @@ impl ListingCache {
             state.cooldown.succeeded();
         }
         let listing = state.listing.as_ref();
-        listing.map(|listing| listing.standing(shard)).ok_or_else(|| unusable("is missing"))
+        listing
+            .map(|listing| listing.shard_presence(shard))
+            .ok_or_else(|| unusable_listing("is missing"))
     }
 }
 
 impl Listing {
-    fn standing(&self, shard: &ShardId) -> ShardPresence {
+    fn shard_presence(&self, shard: &ShardId) -> ShardPresence {
         let listed = self.shards.iter().find(|listed| listed.id == *shard);
         let known = |child: &ListedShard| KnownShard {
             id: child.id.clone(),
@@ -101,9 +103,9 @@ mod tests {
         }
     }
 
-    fn standing(shards: Vec<ListedShard>, number: usize) -> ShardPresence {
+    fn shard_presence(shards: Vec<ListedShard>, number: usize) -> ShardPresence {
         let listing = Listing { begun: Instant::now(), shards };
-        listing.standing(&format!("shardId-{number:012}").parse().unwrap())
+        listing.shard_presence(&format!("shardId-{number:012}").parse().unwrap())
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-use super::failure_streak::{FailureStreak, GIVEN_UP_AFTER};
+use super::failure_streak::{FailureStreak, GIVE_UP_AFTER};
 use super::fetch_state::{FetchState, StreamError};
 use super::oldest_record::Probe;
 use super::retention::Start;
@@ -15,14 +15,14 @@ use crate::record::SequenceNumber;
 use crate::telemetry::Event;
 
 /// A streak of failures of the calls that show whether records were lost.
-pub(super) struct Unjudged {
+pub(super) struct FailedLossCheck {
     streak: FailureStreak,
     error: Error,
 }
 
 impl FetchState {
     /// Backs off after the failure of a call that is needed to tell whether records were lost. Ends
-    /// the source if such calls have failed for [`GIVEN_UP_AFTER`].
+    /// the source if such calls have failed for [`GIVE_UP_AFTER`].
     pub(super) fn recover_judgement(
         &mut self,
         failure: ClassifiedError,
@@ -50,9 +50,9 @@ impl FetchState {
 
     fn recover_lookup(
         &mut self,
-        before: Option<Unjudged>,
+        before: Option<FailedLossCheck>,
         failure: ClassifiedError,
-    ) -> Result<Unjudged, StreamError> {
+    ) -> Result<FailedLossCheck, StreamError> {
         match failure.action {
             RetryAction::SlowDown => self.pace.throttled(),
             _ => self.pace.failed(),
@@ -65,11 +65,11 @@ impl FetchState {
         let mut unjudged = match before {
             // Another reader made the call and received its error.
             Some(before) if failure.action == RetryAction::CoolDown => before,
-            Some(before) => Unjudged { error: failure.error, ..before },
-            None => Unjudged { streak: FailureStreak::default(), error: failure.error },
+            Some(before) => FailedLossCheck { error: failure.error, ..before },
+            None => FailedLossCheck { streak: FailureStreak::default(), error: failure.error },
         };
         if unjudged.streak.lasts() {
-            return Err(StreamError::at_last(self.unjudged(unjudged.error)));
+            return Err(StreamError::last(self.unjudged(unjudged.error)));
         }
         self.state.failed += 1;
         self.telemetry.emit(retry);
@@ -82,7 +82,7 @@ impl FetchState {
              show it have failed for {} s (see the source); if they are denied, grant \
              kinesis:ListShards and kinesis:DescribeStreamSummary, or set another position with \
              set_position",
-            GIVEN_UP_AFTER.as_secs()
+            GIVE_UP_AFTER.as_secs()
         );
         let kind = match cause.kind() {
             ErrorKind::Denied => ErrorKind::Denied,
@@ -102,7 +102,7 @@ impl FetchState {
             return self.recover_judgement(failure);
         }
         self.pace.failed();
-        self.retries(&error);
+        self.emit_retry(&error);
         if self.is_verified() {
             self.state.retention.start = Start::Horizon;
         } else {
@@ -118,7 +118,7 @@ impl FetchState {
     pub(super) fn lose(&mut self, error: Error) -> Result<(), StreamError> {
         let now = self.server_time_at(Instant::now());
         let (start, checkpoint) = match self.on_trimmed {
-            OnTrimmed::Fail => return Err(StreamError::at_last(error)),
+            OnTrimmed::Fail => return Err(StreamError::last(error)),
             OnTrimmed::TrimHorizon => (Start::Horizon, Checkpoint::TrimHorizon),
             OnTrimmed::Latest => (Start::Time(now), Checkpoint::AtTimestamp(now)),
         };
@@ -126,7 +126,7 @@ impl FetchState {
         if self.on_trimmed == OnTrimmed::Latest {
             // A restart must also read the records that arrive from now on.
             self.move_to(Position::CaughtUp { after: after.clone(), until: now });
-            self.state.decided = Some((after.clone(), now));
+            self.state.trimmed_position = Some((after.clone(), now));
         }
         let retention = &mut self.state.retention;
         (retention.start, retention.read_until) = (start, Some(now));
@@ -135,7 +135,7 @@ impl FetchState {
         Ok(())
     }
 
-    pub(super) fn outlived(&self, until: SystemTime) -> Error {
+    pub(super) fn position_trimmed_error(&self, until: SystemTime) -> Error {
         let until = Checkpoint::AtTimestamp(until);
         let message = format!(
             "the position {until} has left the stream's retention, and records may be lost; set \
@@ -144,7 +144,7 @@ impl FetchState {
         self.error(ErrorKind::Trimmed, &message)
     }
 
-    pub(super) fn waited(&self, since: SystemTime) -> Error {
+    pub(super) fn late_shard_error(&self, since: SystemTime) -> Error {
         let since = Checkpoint::AtTimestamp(since);
         let message = format!(
             "the shard is read for the first time, but has been known ({since}) for about the stream's \
@@ -154,7 +154,7 @@ impl FetchState {
         self.error(ErrorKind::Trimmed, &message)
     }
 
-    pub(super) fn accepted(&self, number: &SequenceNumber) -> Error {
+    pub(super) fn number_trimmed_error(&self, number: &SequenceNumber) -> Error {
         let message = format!(
             "the position after {number} has left the stream's retention: the oldest kept record is \
              later, and the records between them may be lost; set on_trimmed to choose where reading \

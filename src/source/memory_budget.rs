@@ -146,7 +146,7 @@ impl ShardBudget {
             let mut space = self.empty();
             match demand.urgency() {
                 Urgency::Urgent => {
-                    space.stretch(bytes);
+                    space.resize_up_to(bytes);
                     return space;
                 }
                 Urgency::Ahead if space.resize(bytes) => return space,
@@ -169,7 +169,7 @@ impl ShardBudget {
 
 impl Reservation {
     /// Returns an empty reservation of the same shard.
-    pub(super) fn none(&self) -> Self {
+    pub(super) fn empty(&self) -> Self {
         self.memory.empty()
     }
 
@@ -198,7 +198,7 @@ impl Reservation {
 
     /// Resizes the reservation to `bytes`, or as close to it as free memory allows. The reservation
     /// covers `bytes` in both cases.
-    pub(super) fn stretch(&mut self, bytes: usize) {
+    pub(super) fn resize_up_to(&mut self, bytes: usize) {
         self.shrink(bytes);
         self.reserved += self.memory.0.reserve.take(bytes - self.taken());
         self.shared += self.memory.0.shared.pool.take(bytes - self.taken());
@@ -272,7 +272,7 @@ mod tests {
     fn oversized_reservation_releases_taken_memory_last() {
         let budget = MemoryBudget::new(2 * KIBIBYTE);
         let mut space = budget.shard().empty();
-        space.stretch(RESERVE + 5 * KIBIBYTE);
+        space.resize_up_to(RESERVE + 5 * KIBIBYTE);
         for (released, taken) in [(3, 2), (1, 1), (1, 0)] {
             space.release(released * KIBIBYTE);
             assert_eq!(budget.taken(), taken * KIBIBYTE);
@@ -295,7 +295,7 @@ mod tests {
     async fn urgent_fetch_begins_without_free_shared_memory() {
         let budget = MemoryBudget::new(10 * KIBIBYTE);
         let mut held = budget.shard().empty();
-        held.stretch(usize::MAX);
+        held.resize_up_to(usize::MAX);
         let space = budget.shard().grant(&demand(Urgency::Urgent), 1 << 20).now_or_never();
         assert_eq!(space.expect("an urgent fetch does not wait").taken(), RESERVE);
     }
@@ -305,7 +305,7 @@ mod tests {
         let budget = MemoryBudget::new(10 * KIBIBYTE);
         let (memory, demand) = (budget.shard(), demand(Urgency::Ahead));
         let mut held = budget.shard().empty();
-        held.stretch(RESERVE + 10 * KIBIBYTE);
+        held.resize_up_to(RESERVE + 10 * KIBIBYTE);
         let bytes = RESERVE + 5 * KIBIBYTE;
         let mut first = pin!(memory.grant(&demand, bytes));
         assert!(first.as_mut().now_or_never().is_none());
@@ -314,7 +314,7 @@ mod tests {
         held.release(KIBIBYTE);
         let space = first.as_mut().now_or_never().expect("enough bytes are free");
         drop(space);
-        held.stretch(RESERVE + 10 * KIBIBYTE);
+        held.resize_up_to(RESERVE + 10 * KIBIBYTE);
         let mut second = pin!(memory.grant(&demand, bytes));
         assert!(second.as_mut().now_or_never().is_none());
         demand.hold();

@@ -153,7 +153,7 @@ impl FetchState {
         }
         let probe = self.state.retention.probe.take();
         let refused = probe.and_then(|probe| probe.refused);
-        self.lose(refused.unwrap_or_else(|| self.accepted(&number)))?;
+        self.lose(refused.unwrap_or_else(|| self.number_trimmed_error(&number)))?;
         Ok(Beginning::Replaced)
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::fetch_state::FetchState;
-use super::kinesis::MOST_CLOCK_SKEW;
+use super::kinesis::MAX_CLOCK_SKEW;
 use super::retention_period::{PERIOD_WITHIN, Period, SHORTEST_RETENTION, looked_up_within};
 use crate::error::ClassifiedError;
 
@@ -22,7 +22,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// The interval of new subscriptions that check for lost records while the retention period is
 /// unknown. Each costs 5 s in which nothing is read.
-const CHECK_EACH: Duration = Duration::from_secs(60);
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 impl FetchState {
     /// Returns true if retention may overtake a reader whose last response was `lag` milliseconds
@@ -64,7 +64,7 @@ impl FetchState {
     pub(super) async fn may_have_left(&mut self) -> Result<bool, ClassifiedError> {
         let received = Instant::now();
         let Some((_, lag)) = self.known_until(received) else { return Ok(false) };
-        let age = lag + MOST_CLOCK_SKEW;
+        let age = lag + MAX_CLOCK_SKEW;
         if age < SHORTEST_RETENTION {
             return Ok(false);
         }
@@ -91,7 +91,7 @@ impl FetchState {
         let now = Instant::now();
         let is_due = self.state.retention.next_check.is_none_or(|next| next <= now);
         if is_due {
-            self.state.retention.next_check = Some(now + CHECK_EACH);
+            self.state.retention.next_check = Some(now + CHECK_INTERVAL);
         }
         is_due
     }
@@ -101,8 +101,8 @@ impl FetchState {
 /// that arrived at most [`MAX_APART`] later. Allows for the skew between the clocks of the hosts
 /// that stamped the records.
 fn may_end_between(age: Duration) -> bool {
-    let since_hour = (age + MOST_CLOCK_SKEW).as_secs() % HOUR.as_secs();
-    since_hour <= (MAX_APART + 2 * MOST_CLOCK_SKEW).as_secs()
+    let since_hour = (age + MAX_CLOCK_SKEW).as_secs() % HOUR.as_secs();
+    since_hour <= (MAX_APART + 2 * MAX_CLOCK_SKEW).as_secs()
 }
 
 #[cfg(test)]

@@ -24,9 +24,9 @@ use super::demand::Demand;
 use super::fetch_limit::FetchLimit;
 use super::fetch_state::{Answer, FetchState, StreamError, Unpacked, children};
 use super::memory_budget::ShardBudget;
-use super::response_memory::{LARGEST_ANSWER, ResponseMemory};
+use super::response_memory::{MAX_RESPONSE_BYTES, ResponseMemory};
 use super::retention::Beginning;
-use super::unproven_end::{MISNUMBERED, OpenEnd};
+use super::unproven_end::{INVALID_NUMBER, OpenEnd};
 use super::{Position, ShardFetcher, Source, batches};
 use crate::error::{ClassifiedError, ErrorKind, RetryAction};
 use crate::telemetry::log_line;
@@ -46,11 +46,11 @@ const LIFE_AFTER_REPLACEMENT: Duration = Duration::from_secs(10);
 
 /// Fetches the records of one shard by polling.
 pub(super) struct PollingFetcher {
-    progress: FetchState,
+    fetch_state: FetchState,
     fetch_limit: FetchLimit,
     memory: ShardBudget,
     demand: Demand,
-    iterator: Option<Iterator>,
+    iterator: Option<ShardIterator>,
     /// No new record has been read since the iterator was placed, so finished records are skipped.
     placed: bool,
     /// True if retention may overtake the reader.
@@ -60,10 +60,10 @@ pub(super) struct PollingFetcher {
 }
 
 impl PollingFetcher {
-    pub(super) fn new(progress: FetchState, limit: u32, memory: ShardBudget) -> Self {
+    pub(super) fn new(fetch_state: FetchState, limit: u32, memory: ShardBudget) -> Self {
         let (fetch_limit, demand) = (FetchLimit::new(limit), Demand::default());
         Self {
-            progress,
+            fetch_state,
             fetch_limit,
             memory,
             demand,
@@ -77,45 +77,47 @@ impl PollingFetcher {
     /// Returns the source. It makes no call until it is polled.
     pub(super) fn into_source(self) -> Source {
         let demand = self.demand.clone();
-        Source { batches: batches(self), demand, rest: None }
+        Source { batches: batches(self), demand, drop_subscription: None }
     }
 
     /// Returns the record limit of the next call. If the option is 1 and the iterator is placed at
     /// a finished record, the limit is 2: that record is returned together with the next one.
     fn limit(&self) -> u32 {
-        let begins_at_finished = !self.progress.is_sound() && self.progress.begins_at_finished();
-        self.fetch_limit.limit() + u32::from(self.fetch_limit.is_one() && begins_at_finished)
+        let begins_at_finished =
+            !self.fetch_state.is_sound() && self.fetch_state.begins_at_finished();
+        self.fetch_limit.limit()
+            + u32::from(self.fetch_limit.is_single_record() && begins_at_finished)
     }
 
     /// Returns true if records after the last one may have left retention since the iterator was
     /// created. A new iterator at the last record shows whether they have.
-    fn may_be_overtaken(&self, iterator: &Iterator) -> bool {
-        let is_replaced = self.replaced_at.as_ref() == Some(&self.progress.position);
+    fn may_be_overtaken(&self, iterator: &ShardIterator) -> bool {
+        let is_replaced = self.replaced_at.as_ref() == Some(&self.fetch_state.position);
         let life = if is_replaced { LIFE_AFTER_REPLACEMENT } else { LIFE_NEAR_HORIZON };
-        self.is_near_horizon && self.progress.is_sound() && iterator.given.elapsed() > life
+        self.is_near_horizon && self.fetch_state.is_sound() && iterator.given.elapsed() > life
     }
 
     /// Creates an iterator at the position. Returns `None` if the call failed and is to be retried.
-    async fn place(&mut self) -> Result<Option<Iterator>, StreamError> {
-        let (kinesis, shard) = (&self.progress.kinesis, self.progress.shard_id());
-        let failure = match kinesis.shard_iterator(shard, &self.progress.begin()).await {
+    async fn place(&mut self) -> Result<Option<ShardIterator>, StreamError> {
+        let (kinesis, shard) = (&self.fetch_state.kinesis, self.fetch_state.shard_id());
+        let failure = match kinesis.shard_iterator(shard, &self.fetch_state.begin()).await {
             Ok((Some(text), date)) => {
                 self.placed = true;
-                self.progress.placed(date);
-                return Ok(Some(Iterator::new(text)));
+                self.fetch_state.placed(date);
+                return Ok(Some(ShardIterator::new(text)));
             }
-            Ok((None, _)) => ClassifiedError::without("GetShardIterator", "iterator"),
+            Ok((None, _)) => ClassifiedError::missing_field("GetShardIterator", "iterator"),
             Err(failure) => failure,
         };
-        self.progress.pace.asks();
-        self.progress.recover(failure).await?;
+        self.fetch_state.pace.note_call();
+        self.fetch_state.recover(failure).await?;
         Ok(None)
     }
 
     async fn read(
         &mut self,
         answer: GetRecordsOutput,
-        room: ResponseMemory,
+        response_memory: ResponseMemory,
         asked: Instant,
     ) -> Result<(), StreamError> {
         let bytes = answer.records.iter().map(size).sum();
@@ -123,30 +125,30 @@ impl PollingFetcher {
         let behind = lag.unwrap_or(0) > 0
             // Some servers never report a lag, so a full response also counts as behind.
             || answer.records.len() >= self.fetch_limit.limit() as usize
-            || bytes > LARGEST_ANSWER / 2;
-        let (length, lacks_records) = (room.length(), room.lacks_records());
-        let space = room.keep(bytes);
+            || bytes > MAX_RESPONSE_BYTES / 2;
+        let (length, lacks_records) = (response_memory.length(), response_memory.lacks_records());
+        let space = response_memory.keep(bytes);
         self.fetch_limit.answered(length, self.memory.free());
         // The bytes count even if the response is discarded.
-        self.progress.pace.read(bytes);
+        self.fetch_state.pace.read(bytes);
         if lacks_records {
-            self.progress.pace.failed();
-            return self.progress.lacks_records();
+            self.fetch_state.pace.failed();
+            return self.fetch_state.lacks_records();
         }
-        let children = children(self.progress.shard_id(), answer.child_shards());
+        let children = children(self.fetch_state.shard_id(), answer.child_shards());
         self.iterator =
-            answer.next_shard_iterator.filter(|text| !text.is_empty()).map(Iterator::new);
+            answer.next_shard_iterator.filter(|text| !text.is_empty()).map(ShardIterator::new);
         let is_last = self.iterator.is_none();
         let has_records = !answer.records.is_empty();
         let first = answer.records.first();
         let is_tip = lag.is_some_and(|lag| lag <= 0);
         let is_end = is_last && children.is_some();
-        let beginning = self.progress.judge_beginning(first, is_tip || is_end).await?;
+        let beginning = self.fetch_state.judge_beginning(first, is_tip || is_end).await?;
         match beginning {
             Beginning::Sound | Beginning::Undecided => {}
             Beginning::Replaced => {
                 self.iterator = None;
-                self.progress.pace.answered(true);
+                self.fetch_state.pace.answered(true);
                 return Ok(());
             }
             Beginning::Postponed => {
@@ -154,12 +156,12 @@ impl PollingFetcher {
                 return Ok(());
             }
         }
-        let Unpacked { batch, is_misnumbered } =
-            self.progress.unpack(answer.records, bytes, lag, self.placed);
+        let Unpacked { batch, has_invalid_number } =
+            self.fetch_state.unpack(answer.records, bytes, lag, self.placed);
         self.placed &= behind && batch.len() == 0;
         let is_empty = batch.len() == 0;
-        if !is_empty || !is_tip || self.progress.state.next_passed.is_none() {
-            self.progress.restart_quiet();
+        if !is_empty || !is_tip || self.fetch_state.state.next_quiet_save.is_none() {
+            self.fetch_state.restart_quiet();
         }
         self.is_near_horizon = FetchState::is_near_horizon(lag);
         if !is_empty && self.iterator.is_some() && self.is_near_horizon {
@@ -168,53 +170,53 @@ impl PollingFetcher {
             self.iterator = None;
         }
         let is_open_end = is_last && children.is_none();
-        let is_doubtful = is_misnumbered || is_open_end;
+        let is_doubtful = has_invalid_number || is_open_end;
         if is_doubtful && bytes == 0 {
-            self.progress.pace.failed();
+            self.fetch_state.pace.failed();
         } else {
-            self.progress.pace.answered(behind);
+            self.fetch_state.pace.answered(behind);
         }
-        if is_misnumbered {
+        if has_invalid_number {
             self.iterator = None;
-            self.progress.answered(Answer { batch, space, passed: None, end: None });
-            return self.progress.doubt(MISNUMBERED, is_empty);
+            self.fetch_state.answered(Answer { batch, space, passed: None, end: None });
+            return self.fetch_state.doubt(INVALID_NUMBER, is_empty);
         }
         let open_end = OpenEnd { is_empty, has_records, lag };
         let mut end = children.filter(|_| is_last);
         if !is_open_end {
-            self.progress.is_certain(is_empty, has_records);
-            self.progress.is_cured(is_empty);
+            self.fetch_state.note_next_position(is_empty, has_records);
+            self.fetch_state.report_recovery(is_empty);
         } else if is_empty {
-            end = self.progress.proven_end(&open_end).await?;
+            end = self.fetch_state.proven_end(&open_end).await?;
             if end.is_some() {
-                if !self.progress.judge_end(beginning).await? {
+                if !self.fetch_state.judge_end(beginning).await? {
                     return Ok(());
                 }
-                self.progress.telemetry.succeeded();
+                self.fetch_state.telemetry.succeeded();
             }
         } else {
-            self.progress.answered(Answer { batch, space, passed: None, end: None });
-            return self.progress.proven_end(&open_end).await.map(drop);
+            self.fetch_state.answered(Answer { batch, space, passed: None, end: None });
+            return self.fetch_state.proven_end(&open_end).await.map(drop);
         }
         let passed = match beginning {
             Beginning::Sound if is_empty && is_tip && !behind && end.is_none() && !is_open_end => {
-                self.progress.caught_up(asked)
+                self.fetch_state.caught_up(asked)
             }
             _ => None,
         };
-        self.progress.answered(Answer { batch, space, passed, end });
+        self.fetch_state.answered(Answer { batch, space, passed, end });
         Ok(())
     }
 }
 
 impl ShardFetcher for PollingFetcher {
-    fn progress(&mut self) -> &mut FetchState {
-        &mut self.progress
+    fn fetch_state(&mut self) -> &mut FetchState {
+        &mut self.fetch_state
     }
 
-    async fn ask(&mut self) -> Result<(), StreamError> {
-        self.progress.pace.turn().await;
-        let mut token = match self.iterator.take().filter(Iterator::is_young) {
+    async fn fetch_once(&mut self) -> Result<(), StreamError> {
+        self.fetch_state.pace.ready().await;
+        let mut token = match self.iterator.take().filter(ShardIterator::is_young) {
             Some(fresh) => fresh,
             None => match self.place().await? {
                 Some(fresh) => fresh,
@@ -227,7 +229,7 @@ impl ShardFetcher for PollingFetcher {
             return Ok(());
         }
         if self.may_be_overtaken(&token) {
-            self.replaced_at = Some(self.progress.position.clone());
+            self.replaced_at = Some(self.fetch_state.position.clone());
             let Some(fresh) = self.place().await? else { return Ok(()) };
             token = fresh;
         }
@@ -235,15 +237,16 @@ impl ShardFetcher for PollingFetcher {
             self.fetch_limit.reduce(space.taken());
         }
         let least = (self.fetch_limit.limit() == 1).then(|| self.demand.clone());
-        let room = ResponseMemory::new(space, least);
-        self.progress.pace.asks();
+        let response_memory = ResponseMemory::new(space, least);
+        self.fetch_state.pace.note_call();
         let asked = Instant::now();
         // The builder checks both bounds of the option.
         let limit = i32::try_from(self.limit()).unwrap_or(i32::MAX);
-        let failure = match self.progress.kinesis.records(&token.text, limit, &room).await {
-            Ok(answer) => return self.read(answer, room, asked).await,
-            Err(failure) => failure,
-        };
+        let failure =
+            match self.fetch_state.kinesis.records(&token.text, limit, &response_memory).await {
+                Ok(answer) => return self.read(answer, response_memory, asked).await,
+                Err(failure) => failure,
+            };
         // After a rejected sequence number, the next iterator probes the oldest record. A shard
         // that is gone has no next iterator.
         if !matches!(
@@ -252,30 +255,30 @@ impl ShardFetcher for PollingFetcher {
         ) {
             self.iterator = Some(token);
         }
-        let was_short = room.was_short();
+        let was_short = response_memory.was_rejected();
         if was_short {
-            let (shard, length) = (self.progress.shard_id(), room.length());
+            let (shard, length) = (self.fetch_state.shard_id(), response_memory.length());
             log_line!(debug, %shard, length, "response exceeds free memory");
             // A retry returns a response of the same length, so the next call takes that much
             // memory first, or lowers the record limit.
-            self.fetch_limit.turned_away(length);
+            self.fetch_limit.did_not_fit(length);
         }
-        self.progress.pace.read(room.length().min(LARGEST_ANSWER));
+        self.fetch_state.pace.read(response_memory.length().min(MAX_RESPONSE_BYTES));
         if was_short && failure.error.kind() != ErrorKind::Panicked {
-            self.progress.pace.answered(true);
+            self.fetch_state.pace.answered(true);
             return Ok(());
         }
-        drop(room);
-        self.progress.recover(failure).await
+        drop(response_memory);
+        self.fetch_state.recover(failure).await
     }
 }
 
-struct Iterator {
+struct ShardIterator {
     text: String,
     given: Instant,
 }
 
-impl Iterator {
+impl ShardIterator {
     fn new(text: String) -> Self {
         Self { text, given: Instant::now() }
     }

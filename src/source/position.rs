@@ -1,6 +1,6 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::kinesis::MOST_CLOCK_SKEW;
+use super::kinesis::MAX_CLOCK_SKEW;
 use crate::checkpoint::Checkpoint;
 use crate::record::SequenceNumber;
 
@@ -112,7 +112,7 @@ impl Position {
         match self {
             Self::AtTimestamp(time) => Some(*time),
             // Arrival times come from hosts whose clocks differ.
-            Self::CaughtUp { after: None, until } => until.checked_sub(MOST_CLOCK_SKEW),
+            Self::CaughtUp { after: None, until } => until.checked_sub(MAX_CLOCK_SKEW),
             _ => None,
         }
     }
@@ -124,10 +124,11 @@ impl Position {
     /// regardless of the arrival time that the clock of another host gave them.
     pub(crate) fn is_past(&self, place: &SequenceNumber, arrival: Option<SystemTime>) -> bool {
         match self {
-            Self::AfterSequenceNumber(number, None) | Self::CaughtUp { after: Some(number), .. } => {
-                place <= number
+            Self::AfterSequenceNumber(number, None)
+            | Self::CaughtUp { after: Some(number), .. } => place <= number,
+            Self::AfterSequenceNumber(number, Some(_)) | Self::AtSequenceNumber(number) => {
+                place < number
             }
-            Self::AfterSequenceNumber(number, Some(_)) | Self::AtSequenceNumber(number) => place < number,
             // The time may be truncated to seconds, so only seconds are compared.
             Self::AtTimestamp(_) | Self::CaughtUp { after: None, .. } => {
                 let begin = self.time().map_or(0, seconds);

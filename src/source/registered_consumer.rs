@@ -20,7 +20,7 @@ const ATTEMPT: Duration = Duration::from_secs(30);
 /// The time after which the caller receives an error for a consumer that stays inactive, or is
 /// registered but not found. AWS documents no limit; registrations take seconds, and the KCL for
 /// Java waits for 60 s.
-const LONGEST_INACTIVE: Duration = Duration::from_secs(300);
+const MAX_INACTIVE: Duration = Duration::from_secs(300);
 
 /// The registered consumer that subscribes to all shards of a stream.
 #[derive(Debug)]
@@ -144,7 +144,7 @@ impl RegisteredConsumer {
     }
 
     /// Returns the failure for a consumer that is not ACTIVE. If this lasts for
-    /// [`LONGEST_INACTIVE`], the caller receives it as an error.
+    /// [`MAX_INACTIVE`], the caller receives it as an error.
     fn inactive(&self, status: &ConsumerStatus, inactive: Duration) -> ClassifiedError {
         let message = format!(
             "consumer {} has been {status} for {} s, and subscriptions need an ACTIVE consumer; check \
@@ -153,13 +153,13 @@ impl RegisteredConsumer {
             inactive.as_secs()
         );
         let action =
-            if inactive >= LONGEST_INACTIVE { RetryAction::Report } else { RetryAction::Retry };
+            if inactive >= MAX_INACTIVE { RetryAction::Report } else { RetryAction::Retry };
         let error = Error::new(ErrorKind::Unavailable, message);
         ClassifiedError { action, error, answered: None }
     }
 
     /// Returns the failure for a registered consumer that is not found. If this lasts for
-    /// [`LONGEST_INACTIVE`], the caller receives it as an error.
+    /// [`MAX_INACTIVE`], the caller receives it as an error.
     fn unlisted(&self, unlisted: Duration) -> ClassifiedError {
         let message = format!(
             "consumer {} is registered, but DescribeStreamConsumer has not found it for {} s; check it \
@@ -168,7 +168,7 @@ impl RegisteredConsumer {
             unlisted.as_secs()
         );
         let action =
-            if unlisted >= LONGEST_INACTIVE { RetryAction::Report } else { RetryAction::Retry };
+            if unlisted >= MAX_INACTIVE { RetryAction::Report } else { RetryAction::Retry };
         let error = Error::new(ErrorKind::Unavailable, message);
         ClassifiedError { action, error, answered: None }
     }

@@ -31,18 +31,18 @@ use super::memory_budget::Reservation;
 
 /// The most bytes of records that one response holds:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
-pub(super) const LARGEST_ANSWER: usize = 10 * 1024 * 1024;
+pub(super) const MAX_RESPONSE_BYTES: usize = 10 * 1024 * 1024;
 
-/// The most bytes that are read of a response of unknown length. The records of [`LARGEST_ANSWER`]
+/// The most bytes that are read of a response of unknown length. The records of [`MAX_RESPONSE_BYTES`]
 /// take 14 MiB in base64.
-const MOST_READ: usize = 2 * LARGEST_ANSWER;
+const MAX_READ_BYTES: usize = 2 * MAX_RESPONSE_BYTES;
 
 /// The memory that a response takes while it is read, as a multiple of the length of its text. It
 /// covers the text and the records parsed from it, which hold three quarters of the text as
 /// payloads, plus their keys and sequence numbers.
 const WHILE_READ: usize = 2;
 
-const NO_ROOM: &str = "too little free memory for the response";
+const TOO_LITTLE_MEMORY: &str = "too little free memory for the response";
 
 /// The memory of one response.
 #[derive(Debug, Clone)]
@@ -53,7 +53,7 @@ struct Answer {
     /// The length of the response, as far as it is known.
     length: usize,
     space: Reservation,
-    was_short: bool,
+    was_rejected: bool,
     /// The response lacks the member `Records`.
     lacks_records: bool,
     /// Set if one record was requested: while the caller waits, the response is read even if too
@@ -65,8 +65,8 @@ impl ResponseMemory {
     /// Creates the memory of a response from the memory that was granted. `least` is the demand of
     /// the caller, set if the call cannot request fewer records.
     pub(super) fn new(space: Reservation, least: Option<Demand>) -> Self {
-        let (length, was_short, lacks_records) = (0, false, false);
-        Self(Arc::new(Mutex::new(Answer { length, space, was_short, lacks_records, least })))
+        let (length, was_rejected, lacks_records) = (0, false, false);
+        Self(Arc::new(Mutex::new(Answer { length, space, was_rejected, lacks_records, least })))
     }
 
     /// Returns the length of the response, or the bytes read so far if its length is unknown.
@@ -76,8 +76,8 @@ impl ResponseMemory {
     }
 
     /// Returns true if a response did not fit into free memory.
-    pub(super) fn was_short(&self) -> bool {
-        self.lock().was_short
+    pub(super) fn was_rejected(&self) -> bool {
+        self.lock().was_rejected
     }
 
     /// Returns true if the response lacks the member `Records`.
@@ -88,13 +88,13 @@ impl ResponseMemory {
     /// Returns the memory of the response's records, which hold `bytes`, and releases the rest.
     pub(super) fn keep(self, bytes: usize) -> Reservation {
         let mut answer = self.lock();
-        answer.space.stretch(bytes);
-        let empty = answer.space.none();
+        answer.space.resize_up_to(bytes);
+        let empty = answer.space.empty();
         std::mem::replace(&mut answer.space, empty)
     }
 
     fn measure(&self, body: SdkBody) -> Measured {
-        Measured { inner: Mutex::new(body), room: self.clone() }
+        Measured { inner: Mutex::new(body), response_memory: self.clone() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Answer> {
@@ -111,17 +111,17 @@ impl Answer {
             return Ok(());
         }
         if self.least.as_ref().is_some_and(Demand::is_urgent) {
-            self.space.stretch(bytes);
+            self.space.resize_up_to(bytes);
             return Ok(());
         }
-        self.was_short = true;
-        Err(NO_ROOM.into())
+        self.was_rejected = true;
+        Err(TOO_LITTLE_MEMORY.into())
     }
 
     /// Counts the next bytes of a response of unknown length. Returns true if they fit into memory.
     fn grow(&mut self, bytes: usize) -> bool {
         let length = self.length.saturating_add(bytes);
-        if self.was_short {
+        if self.was_rejected {
             self.length = length;
             return false;
         }
@@ -175,7 +175,7 @@ impl Intercept for ResponseMemory {
 struct Measured {
     /// Never locked. The mutex only makes the type `Sync`.
     inner: Mutex<SdkBody>,
-    room: ResponseMemory,
+    response_memory: ResponseMemory,
 }
 
 impl Body for Measured {
@@ -186,18 +186,20 @@ impl Body for Measured {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Self { inner, room } = self.get_mut();
+        let Self { inner, response_memory } = self.get_mut();
         let inner = inner.get_mut().unwrap_or_else(PoisonError::into_inner);
         loop {
             let frame = ready!(Pin::new(&mut *inner).poll_frame(context));
-            let mut answer = room.lock();
+            let mut answer = response_memory.lock();
             match &frame {
                 Some(Ok(data)) if !answer.grow(data.data_ref().map_or(0, Bytes::len)) => {
-                    if answer.length > MOST_READ {
-                        return Poll::Ready(Some(Err(NO_ROOM.into())));
+                    if answer.length > MAX_READ_BYTES {
+                        return Poll::Ready(Some(Err(TOO_LITTLE_MEMORY.into())));
                     }
                 }
-                None if answer.was_short => return Poll::Ready(Some(Err(NO_ROOM.into()))),
+                None if answer.was_rejected => {
+                    return Poll::Ready(Some(Err(TOO_LITTLE_MEMORY.into())));
+                }
                 _ => return Poll::Ready(frame),
             }
         }
@@ -231,8 +233,8 @@ mod tests {
     }
 
     /// Returns the number of chunks that were read, and true if all of them were.
-    async fn read(room: &ResponseMemory, chunks: usize) -> (usize, bool) {
-        let mut body = room.measure(SdkBody::from_body_1_x(Chunks(chunks)));
+    async fn read(response_memory: &ResponseMemory, chunks: usize) -> (usize, bool) {
+        let mut body = response_memory.measure(SdkBody::from_body_1_x(Chunks(chunks)));
         let mut passed = 0;
         loop {
             match poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
@@ -246,11 +248,11 @@ mod tests {
     #[tokio::test]
     async fn response_of_unknown_length_takes_the_memory_it_needs() {
         let budget = MemoryBudget::new(10 * CHUNK);
-        let room = ResponseMemory::new(budget.shard().empty(), None);
-        assert_eq!(read(&room, 5).await, (5, true));
-        assert_eq!((room.length(), room.was_short()), (5 * CHUNK, false));
+        let response_memory = ResponseMemory::new(budget.shard().empty(), None);
+        assert_eq!(read(&response_memory, 5).await, (5, true));
+        assert_eq!((response_memory.length(), response_memory.was_rejected()), (5 * CHUNK, false));
         assert_eq!(budget.taken(), while_read(5 * CHUNK) - RESERVE);
-        let space = room.keep(100);
+        let space = response_memory.keep(100);
         assert_eq!(
             (space.taken(), budget.taken()),
             (100, 0),
@@ -261,17 +263,17 @@ mod tests {
     #[tokio::test]
     async fn response_of_unknown_length_without_memory_is_counted_and_discarded() {
         let budget = MemoryBudget::new(2 * CHUNK);
-        let room = ResponseMemory::new(budget.shard().empty(), None);
+        let response_memory = ResponseMemory::new(budget.shard().empty(), None);
         // The reserve is four chunks.
-        assert_eq!(read(&room, 100).await, (3, false));
-        assert_eq!((room.length(), room.was_short()), (100 * CHUNK, true));
+        assert_eq!(read(&response_memory, 100).await, (3, false));
+        assert_eq!((response_memory.length(), response_memory.was_rejected()), (100 * CHUNK, true));
     }
 
     #[tokio::test]
     async fn endless_response_is_cut_off() {
-        let room = ResponseMemory::new(MemoryBudget::new(1).shard().empty(), None);
-        let (passed, is_whole) = read(&room, usize::MAX).await;
+        let response_memory = ResponseMemory::new(MemoryBudget::new(1).shard().empty(), None);
+        let (passed, is_whole) = read(&response_memory, usize::MAX).await;
         assert_eq!((passed, is_whole), (2, false));
-        assert!(room.length() <= MOST_READ + CHUNK, "{}", room.length());
+        assert!(response_memory.length() <= MAX_READ_BYTES + CHUNK, "{}", response_memory.length());
     }
 }

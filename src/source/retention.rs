@@ -11,9 +11,9 @@ use aws_sdk_kinesis::types;
 use tokio::time::Instant;
 
 use super::batch::Batch;
-use super::fetch_state::{FetchState, Quiet, StreamError};
-use super::kinesis::{MOST_CLOCK_SKEW, server_time};
-use super::loss::Unjudged;
+use super::fetch_state::{FetchState, QuietPosition, StreamError};
+use super::kinesis::{MAX_CLOCK_SKEW, server_time};
+use super::loss::FailedLossCheck;
 use super::oldest_record::{Probe, Verified};
 use super::overtaking::NEAR_HORIZON;
 use super::retention_period::SHORTEST_RETENTION;
@@ -24,7 +24,7 @@ use crate::record::SequenceNumber;
 /// The time for which a polled shard must be quiet before it is stored as caught up.
 const QUIET_AFTER: Duration = Duration::from_secs(60);
 /// The interval of such saves from then on: a small part of the shortest retention period.
-const QUIET_EACH: Duration = Duration::from_secs(10 * 60);
+const QUIET_SAVE_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
 /// The evidence of lost records in the responses since the last placement. A placement is a new
 /// iterator or subscription.
@@ -55,9 +55,9 @@ pub(super) struct Retention {
     /// period is unknown.
     pub(super) next_check: Option<Instant>,
     /// The streak of failed calls that are needed to judge a placement.
-    pub(super) unjudged: Option<Unjudged>,
+    pub(super) unjudged: Option<FailedLossCheck>,
     /// The streak of failed lookups that show whether retention has overtaken a sound placement.
-    pub(super) unchecked: Option<Unjudged>,
+    pub(super) unchecked: Option<FailedLossCheck>,
     /// A time by the server's clock, and the instant at which it was received.
     clock: Option<(SystemTime, Instant)>,
 }
@@ -118,12 +118,12 @@ impl FetchState {
 
     /// Notes the arrival time of the last record of a response that held only finished records. If
     /// placements begin at the oldest kept record, the next one begins at that time, less
-    /// [`MOST_CLOCK_SKEW`].
+    /// [`MAX_CLOCK_SKEW`].
     pub(super) fn skipped_to(&mut self, arrival: Option<SystemTime>) {
         let Some(arrival) = arrival else { return };
         let Retention { start, last_arrival, approached, .. } = &mut self.state.retention;
         *last_arrival = Some(arrival).max(*last_arrival);
-        let Some(from) = arrival.checked_sub(MOST_CLOCK_SKEW) else { return };
+        let Some(from) = arrival.checked_sub(MAX_CLOCK_SKEW) else { return };
         *approached = None;
         match *start {
             Start::Position => {}
@@ -296,7 +296,11 @@ impl FetchState {
                 Ok(true) => {}
                 Ok(false) => {
                     let is_unread = self.position == Position::TrimHorizon;
-                    self.lose(if is_unread { self.waited(until) } else { self.outlived(until) })?;
+                    self.lose(if is_unread {
+                        self.late_shard_error(until)
+                    } else {
+                        self.position_trimmed_error(until)
+                    })?;
                     return Ok(Beginning::Replaced);
                 }
                 Err(failure) => return self.judge_later(failure),
@@ -349,9 +353,9 @@ impl FetchState {
     }
 
     /// Returns the time from which records must be read, if none arrived before the quiet time. It
-    /// is [`MOST_CLOCK_SKEW`] earlier, since arrival times come from hosts whose clocks differ.
+    /// is [`MAX_CLOCK_SKEW`] earlier, since arrival times come from hosts whose clocks differ.
     pub(super) fn quiet_since(&self) -> Option<SystemTime> {
-        self.position.quiet_until()?.checked_sub(MOST_CLOCK_SKEW)
+        self.position.quiet_until()?.checked_sub(MAX_CLOCK_SKEW)
     }
 
     /// Returns true if the stream still keeps every record that arrived after `until`. `oldest` is
@@ -364,7 +368,7 @@ impl FetchState {
         let now = self.server_time_at(Instant::now());
         let age = now.duration_since(until).unwrap_or_default();
         // The arrival times of records come from hosts with different clocks.
-        let age = age + MOST_CLOCK_SKEW;
+        let age = age + MAX_CLOCK_SKEW;
         if age < SHORTEST_RETENTION {
             return Ok(true);
         }
@@ -382,31 +386,32 @@ impl FetchState {
 
     /// Notes a response without records at the tip of the shard, to a call made at `asked`. Returns
     /// the position up to which the shard is read, if a checkpoint can store it.
-    pub(super) fn caught_up(&mut self, asked: Instant) -> Option<Quiet> {
+    pub(super) fn caught_up(&mut self, asked: Instant) -> Option<QuietPosition> {
         let until = self.server_time_at(asked);
         if self.position.number().is_none() {
             self.state.retention.read_until = Some(until);
         }
         let after = match &self.position {
-            Position::AfterSequenceNumber(number, None) | Position::CaughtUp { after: Some(number), .. } => {
-                Some(number.clone())
-            }
+            Position::AfterSequenceNumber(number, None)
+            | Position::CaughtUp { after: Some(number), .. } => Some(number.clone()),
             // A restart reads from MOST_CLOCK_SKEW before `until`, which must not precede the
             // start.
-            Position::AtTimestamp(start) if until < *start + MOST_CLOCK_SKEW => return None,
+            Position::AtTimestamp(start) if until < *start + MAX_CLOCK_SKEW => return None,
             // The next placement begins there again, whatever arrival times later records have.
             Position::TrimHorizon | Position::AtTimestamp(_) | Position::CaughtUp { .. } => None,
-            Position::AfterSequenceNumber(_, Some(_)) | Position::AtSequenceNumber(_) => return None,
+            Position::AfterSequenceNumber(_, Some(_)) | Position::AtSequenceNumber(_) => {
+                return None;
+            }
         };
         if let Some(number) = &after {
             self.position = Position::CaughtUp { after: Some(number.clone()), until };
         }
-        Some(Quiet { after, until, each: QUIET_EACH })
+        Some(QuietPosition { after, until, each: QUIET_SAVE_INTERVAL })
     }
 
     /// Restarts the time for which a polled shard must be quiet, since records have arrived.
     pub(super) fn restart_quiet(&mut self) {
-        self.state.next_passed = Some(Instant::now() + QUIET_AFTER);
+        self.state.next_quiet_save = Some(Instant::now() + QUIET_AFTER);
     }
 }
 

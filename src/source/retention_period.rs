@@ -28,7 +28,7 @@ pub(super) struct Period {
 
 /// The minimum time between the starts of two lookups, each of which serves the readers of all
 /// shards.
-const LOOK_UP_EACH: Duration = Duration::from_secs(1);
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Returns the instant `within` ago: a lookup that began after it is recent enough.
 pub(super) fn looked_up_within(within: Duration) -> Instant {
@@ -73,7 +73,7 @@ impl RetentionPeriod {
             if begun > since || is_assumed {
                 return Ok(period);
             }
-            sleep_until(begun + LOOK_UP_EACH).await;
+            sleep_until(begun + LOOKUP_INTERVAL).await;
         }
         known.cooldown.begin("DescribeStreamSummary failed")?;
         let begun = Instant::now();
@@ -187,7 +187,7 @@ mod tests {
         known.get(Instant::now(), async || Ok(WEEK)).await.unwrap();
         let began = Instant::now();
         assert_eq!(known.get(began, async || Ok(2 * WEEK)).await.unwrap().length, 2 * WEEK);
-        assert_eq!(began.elapsed(), LOOK_UP_EACH);
+        assert_eq!(began.elapsed(), LOOKUP_INTERVAL);
         let shared = known.get(began, async || panic!("the newer lookup is reused")).await;
         assert_eq!(shared.unwrap().length, 2 * WEEK);
     }

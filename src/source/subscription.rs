@@ -21,7 +21,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 use tokio::time::{Instant, timeout_at};
 
-use super::connections::Place;
+use super::connections::ConnectionSlot;
 use super::demand::Demand;
 use super::field_scanner::{MessageFieldScanner, NamedFields};
 use super::memory_budget::Reservation;
@@ -30,7 +30,7 @@ use crate::error::{ClassifiedError, contain};
 
 /// The age at which Kinesis ends a subscription:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>.
-pub(super) const LONGEST_LIFE: Duration = Duration::from_secs(300);
+pub(super) const MAX_SUBSCRIPTION_AGE: Duration = Duration::from_secs(300);
 
 /// The minimum age at which a subscription is renewed, before Kinesis ends it.
 const RENEW_AFTER: Duration = Duration::from_secs(260);
@@ -45,20 +45,20 @@ const DEAD_AFTER: Duration = Duration::from_secs(30);
 /// An open subscription.
 pub(super) struct Subscription {
     events: EventReceiver<SubscribeToShardEventStream, SubscribeToShardEventStreamError>,
-    gauge: Gauge,
+    gauge: MessageMeter,
     pub(super) renew_at: Instant,
-    _on: Place,
+    _on: ConnectionSlot,
 }
 
 /// The outcome of waiting for an event.
-pub(super) enum Next {
+pub(super) enum SubscriptionMessage {
     Event(SubscribeToShardEvent, Message),
     /// The subscription is due for renewal.
     Renew,
     /// A message of an unknown type, which is ignored.
     Nothing,
     /// Too little memory was free for a message of this length.
-    NoRoom(usize),
+    TooLittleMemory(usize),
     /// The server has ended the subscription, on time or early.
     Ended,
     Failed(ClassifiedError),
@@ -74,7 +74,7 @@ pub(super) struct Message {
 impl Message {
     /// Returns the memory of the event's records, which hold `bytes`, and releases the rest.
     pub(super) fn keep(mut self, bytes: usize) -> Reservation {
-        self.space.stretch(bytes);
+        self.space.resize_up_to(bytes);
         self.space
     }
 }
@@ -82,8 +82,8 @@ impl Message {
 impl Subscription {
     pub(super) fn new(
         events: EventReceiver<SubscribeToShardEventStream, SubscribeToShardEventStreamError>,
-        gauge: Gauge,
-        on: Place,
+        gauge: MessageMeter,
+        on: ConnectionSlot,
     ) -> Self {
         let renew_at = Instant::now() + RENEW_AFTER + RENEW_SPREAD.mul_f64(fastrand::f64());
         gauge.lock().begin();
@@ -93,17 +93,20 @@ impl Subscription {
     /// Waits for the next event.
     ///
     /// Cancel safe: the part of the event that was read is kept.
-    pub(super) async fn next(&mut self) -> Next {
+    pub(super) async fn next(&mut self) -> SubscriptionMessage {
         let dead_at = Instant::now() + DEAD_AFTER;
         let received = contain(timeout_at(dead_at.min(self.renew_at), self.events.recv())).await;
         let received = match received {
             Err(panic) => {
-                return Next::Failed(ClassifiedError::panicked("SubscribeToShard", panic));
+                return SubscriptionMessage::Failed(ClassifiedError::panicked(
+                    "SubscribeToShard",
+                    panic,
+                ));
             }
             Ok(Ok(received)) => received,
-            Ok(Err(_elapsed)) if self.renew_at <= dead_at => return Next::Renew,
+            Ok(Err(_elapsed)) if self.renew_at <= dead_at => return SubscriptionMessage::Renew,
             Ok(Err(_elapsed)) => {
-                return Next::Failed(ClassifiedError::timed_out(
+                return SubscriptionMessage::Failed(ClassifiedError::timed_out(
                     "SubscribeToShard",
                     DEAD_AFTER.as_secs(),
                 ));
@@ -112,22 +115,24 @@ impl Subscription {
         let mut gauge = self.gauge.lock();
         match received {
             Ok(Some(SubscribeToShardEventStream::SubscribeToShardEvent(event))) => {
-                Next::Event(event, gauge.take_message())
+                SubscriptionMessage::Event(event, gauge.take_message())
             }
             Ok(Some(_of_a_later_version)) => {
                 drop(gauge.take_message());
-                Next::Nothing
+                SubscriptionMessage::Nothing
             }
-            Ok(None) => Next::Ended,
-            Err(_) if gauge.short > 0 => Next::NoRoom(gauge.short),
-            Err(error) => Next::Failed(ClassifiedError::of_event("SubscribeToShard", error)),
+            Ok(None) => SubscriptionMessage::Ended,
+            Err(_) if gauge.short > 0 => SubscriptionMessage::TooLittleMemory(gauge.short),
+            Err(error) => {
+                SubscriptionMessage::Failed(ClassifiedError::of_event("SubscribeToShard", error))
+            }
         }
     }
 }
 
 /// Measures the messages of a subscription as they are read, and reserves their memory.
 #[derive(Debug, Clone)]
-pub(super) struct Gauge(Arc<Mutex<Measured>>);
+pub(super) struct MessageMeter(Arc<Mutex<Measured>>);
 
 #[derive(Debug)]
 struct Measured {
@@ -150,7 +155,7 @@ struct Measured {
 /// <https://smithy.io/2.0/aws/amazon-eventstream.html>.
 const LENGTH: usize = 4;
 
-impl Gauge {
+impl MessageMeter {
     /// Creates the gauge of a subscription. `spare` is the memory granted for its first event.
     pub(super) fn new(spare: Reservation, demand: Demand) -> Self {
         Self(Arc::new(Mutex::new(Measured {
@@ -210,7 +215,7 @@ impl Measured {
     /// while the caller waits for it.
     fn admit(&mut self, length: usize) -> bool {
         let bytes = while_read(length);
-        let empty = self.spare.none();
+        let empty = self.spare.empty();
         let is_event = self.has_begun || !self.messages.is_empty();
         let mut space = if is_event { std::mem::replace(&mut self.spare, empty) } else { empty };
         let events_before = self.messages.len() - usize::from(!self.has_begun && is_event);
@@ -219,7 +224,7 @@ impl Measured {
             if !is_least && is_event {
                 return false;
             }
-            space.stretch(bytes);
+            space.resize_up_to(bytes);
         }
         self.messages.push_back((space, MessageFieldScanner::new(length)));
         true
@@ -236,12 +241,12 @@ impl Measured {
         let (space, members) = self
             .messages
             .pop_front()
-            .unwrap_or_else(|| (self.spare.none(), MessageFieldScanner::new(LENGTH)));
+            .unwrap_or_else(|| (self.spare.empty(), MessageFieldScanner::new(LENGTH)));
         Message { space, named: members.named() }
     }
 }
 
-impl Intercept for Gauge {
+impl Intercept for MessageMeter {
     fn name(&self) -> &'static str {
         "Gauge"
     }
@@ -268,7 +273,7 @@ impl Intercept for Gauge {
 struct MeasuredBody {
     /// Never locked. The mutex only makes the type `Sync`.
     body: Mutex<SdkBody>,
-    gauge: Gauge,
+    gauge: MessageMeter,
     /// A message has begun that does not fit into free memory.
     is_over: bool,
 }
@@ -316,18 +321,18 @@ mod tests {
         message
     }
 
-    fn gauge(memory: &ShardBudget, bytes: usize, urgency: Urgency) -> Gauge {
+    fn gauge(memory: &ShardBudget, bytes: usize, urgency: Urgency) -> MessageMeter {
         let (mut space, demand) = (memory.empty(), Demand::default());
         assert!(space.resize(bytes));
         match urgency {
             Urgency::Urgent => demand.urge(0),
             _ => demand.fetch_ahead(),
         }
-        Gauge::new(space, demand)
+        MessageMeter::new(space, demand)
     }
 
     /// Returns a gauge that has read the initial message of a subscription.
-    fn begun(memory: &ShardBudget, spare: usize, urgency: Urgency) -> Gauge {
+    fn begun(memory: &ShardBudget, spare: usize, urgency: Urgency) -> MessageMeter {
         let gauge = gauge(memory, spare, urgency);
         assert_eq!(gauge.lock().read(&message(160)), 160);
         gauge.lock().begin();
@@ -379,7 +384,7 @@ mod tests {
         let memory = MemoryBudget::new(64 << 10).shard();
         let gauge = begun(&memory, RESERVE + (20 << 10), Urgency::Ahead);
         let mut other = memory.empty();
-        other.stretch(usize::MAX);
+        other.resize_up_to(usize::MAX);
         assert_eq!(gauge.lock().read(&message(42 << 10)), 42 << 10);
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::absent_listings::AbsentListings;
-use super::failure_streak::{FailureStreak, GIVEN_UP_AFTER};
+use super::failure_streak::{FailureStreak, GIVE_UP_AFTER};
 use super::fetch_state::{FetchState, StreamError};
 use super::{KnownShard, OnTrimmed};
 use crate::checkpoint::Checkpoint;
@@ -41,7 +41,7 @@ pub(super) const UNPROVEN_END: &str = "the response names no next position, but 
 const LACKS_RECORDS: &str = "the response has no Records member, so records may be missing; reading \
      continues after the last record";
 
-pub(super) const MISNUMBERED: &str = "a record has no valid sequence number; reading continues after \
+pub(super) const INVALID_NUMBER: &str = "a record has no valid sequence number; reading continues after \
      the record before it";
 
 /// The state of a doubt: consecutive responses that prove nothing.
@@ -68,7 +68,7 @@ pub(super) struct OpenEnd {
 }
 
 /// Returns the earliest moment at which a listing must have begun to be used now.
-pub(super) fn lately() -> Instant {
+pub(super) fn oldest_usable_listing() -> Instant {
     let now = Instant::now();
     now.checked_sub(LISTED_WITHIN).unwrap_or(now)
 }
@@ -80,7 +80,7 @@ impl FetchState {
     /// each end of an iterator that is placed at the end of a closed shard. Responses that hold
     /// only finished records do not count: a placement that begins before the position returns
     /// those in between again.
-    pub(super) fn is_certain(&mut self, is_empty: bool, has_records: bool) {
+    pub(super) fn note_next_position(&mut self, is_empty: bool, has_records: bool) {
         let Some(doubt) = &mut self.state.doubt else { return };
         if is_empty && has_records {
             return;
@@ -93,7 +93,7 @@ impl FetchState {
 
     /// Reports that the shard is read again, unless a doubt remains or a loss after the position is
     /// not ruled out yet. If the response holds new records, their delivery reports it.
-    pub(super) fn is_cured(&self, is_empty: bool) {
+    pub(super) fn report_recovery(&self, is_empty: bool) {
         if is_empty && self.state.doubt.is_none() && self.is_sound() {
             self.telemetry.succeeded();
         }
@@ -156,7 +156,11 @@ impl FetchState {
         });
         if let Some(since) = repeats_since.and_then(|doubt| doubt.answers.since()) {
             // A listing that does not show the end may be stale, so it is repeated later.
-            match self.kinesis.standing(self.telemetry.shard_id(), since.max(lately())).await {
+            match self
+                .kinesis
+                .shard_presence(self.telemetry.shard_id(), since.max(oldest_usable_listing()))
+                .await
+            {
                 Ok(standing) if standing.has_ended => return Ok(Some(standing.children)),
                 Ok(_) => {
                     if let Some(doubt) = &mut self.state.doubt {
@@ -175,13 +179,13 @@ impl FetchState {
     }
 
     /// Handles a failed listing that could have proved the end. Ends the source if such failures
-    /// last for [`GIVEN_UP_AFTER`]: the successful responses between them reset the other limits.
+    /// last for [`GIVE_UP_AFTER`]: the successful responses between them reset the other limits.
     async fn recover_listing(&mut self, failure: ClassifiedError) -> Result<(), StreamError> {
         if failure.action.lasts()
             && let Some(doubt) = &mut self.state.doubt
             && doubt.unlisted.lasts()
         {
-            return Err(StreamError::at_last(self.here(failure.error)));
+            return Err(StreamError::last(self.locate_error(failure.error)));
         }
         self.recover(failure).await
     }
@@ -193,8 +197,9 @@ impl FetchState {
         if self.state.not_found.age() >= GONE_AFTER {
             // Each listing counts once.
             let next = self.state.absence.as_ref().map(|absence| absence.last() + NEXT_LISTING);
-            let listed_since = next.map_or_else(lately, |next| next.max(lately()));
-            match self.kinesis.standing(self.telemetry.shard_id(), listed_since).await {
+            let listed_since =
+                next.map_or_else(oldest_usable_listing, |next| next.max(oldest_usable_listing()));
+            match self.kinesis.shard_presence(self.telemetry.shard_id(), listed_since).await {
                 Ok(standing) if !standing.is_listed => {
                     let now = Instant::now();
                     let absence =
@@ -206,7 +211,7 @@ impl FetchState {
                 }
                 Ok(_) => self.state.absence = None,
                 Err(failure) if failure.action == RetryAction::Gone => {
-                    return Err(StreamError::at_last(error));
+                    return Err(StreamError::last(error));
                 }
                 Err(failure) => self.note_panic(&failure.error),
             }
@@ -214,13 +219,13 @@ impl FetchState {
         self.pace.failed();
         // The end of the source discards a proof in progress, so the limit is longer during one.
         let (is_known, reported_after) = match self.state.absence {
-            Some(_) => (false, self.discovery_interval.saturating_add(GONE_AFTER + GIVEN_UP_AFTER)),
-            None => (self.is_reported(&error), GIVEN_UP_AFTER),
+            Some(_) => (false, self.discovery_interval.saturating_add(GONE_AFTER + GIVE_UP_AFTER)),
+            None => (self.is_reported(&error), GIVE_UP_AFTER),
         };
         if is_known || self.state.not_found.has_lasted(reported_after) {
-            return Err(StreamError::at_last(error));
+            return Err(StreamError::last(error));
         }
-        self.retries(&error);
+        self.emit_retry(&error);
         Ok(())
     }
 
@@ -228,7 +233,7 @@ impl FetchState {
     /// [`OnTrimmed::Fail`]; otherwise reports the gap, and its children follow.
     fn left_retention(&mut self, children: Vec<KnownShard>) -> Result<(), StreamError> {
         if self.on_trimmed == OnTrimmed::Fail {
-            return Err(StreamError::at_last(self.error(
+            return Err(StreamError::last(self.error(
                 ErrorKind::Trimmed,
                 "the shard left the stream's retention while it was read, and records may be lost; \
                  set on_trimmed to continue with its children",
@@ -240,6 +245,6 @@ impl FetchState {
     }
 
     pub(super) fn error(&self, kind: ErrorKind, message: &str) -> Error {
-        self.here(Error::new(kind, message))
+        self.locate_error(Error::new(kind, message))
     }
 }

@@ -181,7 +181,11 @@ impl Suite<'_> {
         self.save(&scope, &[(shard(7), Checkpoint::ShardEnd)]).await;
         let mut expected = many;
         expected.insert(shard(7), Checkpoint::ShardEnd);
-        assert_eq!(self.load(&scope).await, expected, "2,000 shards are saved, and one of them advances");
+        assert_eq!(
+            self.load(&scope).await,
+            expected,
+            "2,000 shards are saved, and one of them advances"
+        );
     }
 
     async fn concurrent_saves_keep_the_furthest(&self) {
@@ -279,14 +283,14 @@ mod tests {
 
     /// A store that alters each save.
     #[derive(Debug)]
-    struct Broken {
+    struct FaultyStore {
         stored: MemoryStore,
         /// True if a save replaces the stored checkpoints unconditionally.
         overwrites: bool,
         alter: Alter,
     }
 
-    impl CheckpointStore for Broken {
+    impl CheckpointStore for FaultyStore {
         fn load<'a>(
             &'a self,
             scope: &'a Scope,
@@ -313,7 +317,7 @@ mod tests {
 
     async fn complaint(overwrites: bool, alter: Alter) -> String {
         let store: Arc<dyn CheckpointStore> =
-            Arc::new(Broken { stored: MemoryStore::new(), overwrites, alter });
+            Arc::new(FaultyStore { stored: MemoryStore::new(), overwrites, alter });
         let checked = AssertUnwindSafe(check(&store)).catch_unwind().await;
         let panic = checked.expect_err("the suite detects the mistake");
         panic.downcast_ref::<String>().cloned().unwrap_or_default()

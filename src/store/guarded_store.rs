@@ -7,14 +7,17 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::Scope;
-use super::lease::{HeartbeatResponse, AdminEdit, FencedCheckpoint, LeaseStore, HeartbeatRequest, LeaseTable, SaveOutcome};
-use crate::error::{Error, ErrorKind, Panic, Result, TOLERATED, contain};
+use super::lease::{
+    AdminEdit, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore, LeaseTable,
+    SaveOutcome,
+};
+use crate::error::{Error, ErrorKind, Panic, Result, TOLERATED_PANICS, contain};
 use crate::telemetry::{Event, Task, Telemetry};
 
 /// Wraps the store of a consumer. The first two panics in a row are returned as temporary errors,
 /// further panics as errors of kind `Panicked`.
 #[derive(Debug)]
-pub(crate) struct Contained {
+pub(crate) struct GuardedStore {
     store: Arc<dyn LeaseStore>,
     telemetry: Telemetry,
     /// The number of consecutive exchanges, and of consecutive saves, that panicked.
@@ -22,7 +25,7 @@ pub(crate) struct Contained {
     saves: AtomicU32,
 }
 
-impl Contained {
+impl GuardedStore {
     pub(crate) fn new(store: Arc<dyn LeaseStore>, telemetry: Telemetry) -> Self {
         Self { store, telemetry, exchanges: AtomicU32::new(0), saves: AtomicU32::new(0) }
     }
@@ -43,8 +46,11 @@ impl Contained {
         let message = panic.to_string();
         self.telemetry.emit(Event::TaskRestarted { task, shard_id: None, message });
         let before = panics.fetch_add(1, Ordering::Relaxed);
-        let kind =
-            if before < TOLERATED { ErrorKind::StoreUnavailable } else { ErrorKind::Panicked };
+        let kind = if before < TOLERATED_PANICS {
+            ErrorKind::StoreUnavailable
+        } else {
+            ErrorKind::Panicked
+        };
         Err(error(kind, action, panic))
     }
 }
@@ -66,7 +72,7 @@ async fn once<T>(action: &str, call: impl Future<Output = Result<T>>) -> Result<
 }
 
 // Each call is made inside the guarded future, since a store may panic before it returns a future.
-impl LeaseStore for Contained {
+impl LeaseStore for GuardedStore {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,

@@ -110,13 +110,15 @@ use crate::record::{SequenceNumber, ShardId};
 
 pub(crate) use ledger::Ledger;
 #[cfg(feature = "redis")]
-pub(super) use text::{lease_of, member_of, name_of, parents_of, start_of, word_of};
+pub(super) use text::{
+    format_name, format_parents, format_start, parse_lease, parse_name, parse_worker,
+};
 
 /// The time for which a finished shard is remembered after listings stopped showing it: the longest
 /// retention of a stream, 365 days
 /// (<https://docs.aws.amazon.com/streams/latest/dev/kinesis-extended-retention.html>). A listing
 /// that omits the shard by mistake does not cause the shard to be read again.
-pub const MARK_KEPT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+pub const FINISHED_SHARD_RETENTION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Stores leases together with checkpoints, so that workers can share the shards of a stream.
 ///
@@ -287,7 +289,7 @@ pub enum Change {
         shard: ShardId,
     },
     /// Notes that a complete listing does not show a finished shard. The first note stores the time
-    /// ([`Lease::unlisted`]); a note made [`MARK_KEPT`] later removes the shard.
+    /// ([`Lease::unlisted`]); a note made [`FINISHED_SHARD_RETENTION`] later removes the shard.
     Forget {
         /// The shard.
         shard: ShardId,
@@ -373,7 +375,11 @@ impl LeaseTable {
         for lease in self.leases.values_mut() {
             if lease.owner.as_ref().is_none_or(|owner| !self.workers.contains_key(owner)) {
                 (lease.owner, lease.next_owner) = (None, None);
-            } else if lease.next_owner.as_ref().is_some_and(|next_owner| !self.workers.contains_key(next_owner)) {
+            } else if lease
+                .next_owner
+                .as_ref()
+                .is_some_and(|next_owner| !self.workers.contains_key(next_owner))
+            {
                 lease.next_owner = None;
             }
         }
@@ -468,7 +474,7 @@ pub enum SaveOutcome {
     /// data.
     Forgotten,
     /// The position is not saved: the lease has a higher epoch, or the table was cleared since, or
-    /// there is no lease and the epoch began more than [`MARK_KEPT`] ago, so that the shard may
+    /// there is no lease and the epoch began more than [`FINISHED_SHARD_RETENTION`] ago, so that the shard may
     /// have been removed.
     Lost,
     /// The position is not saved: the stored lease or position cannot be read, and stays as it is.

@@ -6,7 +6,10 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use tokio::time::Instant;
 
-use super::lease::{HeartbeatResponse, AdminEdit, FencedCheckpoint, LeaseStore, Ledger, HeartbeatRequest, LeaseTable, SaveOutcome};
+use super::lease::{
+    AdminEdit, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore, LeaseTable,
+    Ledger, SaveOutcome,
+};
 use super::{CheckpointStore, Scope};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -83,17 +86,17 @@ impl MemoryStore {
     }
 
     /// Merges positions that were loaded from another store and that no worker has seen yet.
-    pub(super) fn learn(
+    pub(super) fn merge_loaded(
         &self,
         scope: &Scope,
         stored: HashMap<ShardId, Result<Checkpoint, Arc<str>>>,
     ) {
-        self.with(scope, |ledger, now| ledger.learn(now, stored));
+        self.with(scope, |ledger, now| ledger.merge_loaded(now, stored));
     }
 
     /// Marks the positions of these shards as unreadable.
-    pub(super) fn refuse(&self, scope: &Scope, refused: HashMap<ShardId, Arc<str>>) {
-        self.with(scope, |ledger, now| ledger.refuse(now, refused));
+    pub(super) fn mark_unreadable(&self, scope: &Scope, refused: HashMap<ShardId, Arc<str>>) {
+        self.with(scope, |ledger, now| ledger.mark_unreadable(now, refused));
     }
 
     /// Returns each position, or why it cannot be read.
@@ -134,7 +137,7 @@ impl MemoryStore {
 
     /// Replaces the contents by a copy of those of `other`, as after a failover to a lagging
     /// replica or a restart without data.
-    pub fn fall_back_to(&self, other: &Self) {
+    pub fn replace_with_copy_of(&self, other: &Self) {
         let copied = other.copied();
         *self.ledgers.lock().unwrap_or_else(PoisonError::into_inner) = copied;
     }
@@ -152,8 +155,8 @@ impl MemoryStore {
 
     /// Makes the lease and the position of a shard readable again, like an operator who corrects
     /// them by hand.
-    pub fn mend(&self, scope: &Scope, shard: &ShardId) {
-        self.with(scope, |ledger, _| ledger.mend(shard));
+    pub fn repair(&self, scope: &Scope, shard: &ShardId) {
+        self.with(scope, |ledger, _| ledger.repair(shard));
     }
 
     fn copied(&self) -> HashMap<Scope, Ledger> {

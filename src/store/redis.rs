@@ -14,13 +14,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use connection::{Connection, parse};
-use errors::{corrupt_value, of_script, other_format, shard_of, sort};
+use errors::{classify, classify_script_error, corrupt_value, shard_of, unsupported_format};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use keys::{FORMAT, Key, Keys};
 use link::Target;
 use redis::{FromRedisValue, RedisResult};
-use refusal::is_withheld;
+use refusal::is_command_denied;
 use scripts::Scripts;
 
 use super::{CheckpointStore, LeaseStore, Scope};
@@ -126,18 +126,18 @@ impl RedisStore {
         if information.lines().all(|line| line.trim() != "redis_mode:cluster") {
             return Ok(store);
         }
-        store.of_its_cluster(server).await
+        store.into_cluster_store(server).await
     }
 
     #[cfg(feature = "redis-cluster")]
-    async fn of_its_cluster(self, node: redis::ConnectionInfo) -> Result<Self> {
+    async fn into_cluster_store(self, node: redis::ConnectionInfo) -> Result<Self> {
         let address = self.address.to_string();
         Self::open(Ok(Target::Cluster(vec![node])), address).await
     }
 
     #[cfg(not(feature = "redis-cluster"))]
     #[allow(clippy::unused_async)] // The variant with the feature awaits.
-    async fn of_its_cluster(self, _node: redis::ConnectionInfo) -> Result<Self> {
+    async fn into_cluster_store(self, _node: redis::ConnectionInfo) -> Result<Self> {
         let message = format!(
             "Redis at {} is a node of a cluster, which needs the cargo feature redis-cluster of \
              kinestream",
@@ -192,7 +192,7 @@ impl RedisStore {
         let (sentinels, addresses) = parse_all(sentinels)?;
         let master = parse(master)?;
         let name = sentinel::name_of(&master)
-            .map_err(|error| sort(error, &addresses, "its server"))?
+            .map_err(|error| classify(error, &addresses, "its server"))?
             .to_owned();
         let address = format!("{name} (sentinels {addresses})");
         let target = Target::master(sentinels, &name, &master);
@@ -221,7 +221,7 @@ impl RedisStore {
 
     fn new(connection: RedisResult<Connection>, address: String) -> Result<Self> {
         Ok(Self {
-            connection: connection.map_err(|error| sort(error, &address, "its server"))?,
+            connection: connection.map_err(|error| classify(error, &address, "its server"))?,
             scripts: Arc::new(Scripts::new()),
             address: address.into(),
         })
@@ -240,8 +240,8 @@ impl RedisStore {
         let answer = self.connection.ask_any(redis::cmd("INFO")).await;
         match answer.and_then(|answer| Ok(String::from_redis_value(answer)?)) {
             Ok(information) => Ok(information),
-            Err(error) if is_withheld(&error) => Ok(String::new()),
-            Err(error) => Err(sort(error, &self.address, "its server")),
+            Err(error) if is_command_denied(&error) => Ok(String::new()),
+            Err(error) => Err(classify(error, &self.address, "its server")),
         }
     }
 }
@@ -321,13 +321,13 @@ impl CheckpointStore for RedisStore {
                 .ignore_errors()
                 .query_async(&mut connection)
                 .await
-                .map_err(|error| sort(error, &self.address, &checkpoints))?;
-            let found = found.map_err(|error| sort(error, &self.address, &format))?;
-            let fields = fields.map_err(|error| sort(error, &self.address, &checkpoints))?;
+                .map_err(|error| classify(error, &self.address, &checkpoints))?;
+            let found = found.map_err(|error| classify(error, &self.address, &format))?;
+            let fields = fields.map_err(|error| classify(error, &self.address, &checkpoints))?;
             if let Some(found) = found
                 && found != FORMAT
             {
-                return Err(other_format(&keys, &found));
+                return Err(unsupported_format(&keys, &found));
             }
             let shards = fields.into_iter().filter_map(|(field, text)| {
                 let shard = shard_of(&keys, Key::Checkpoints, &field)?;
@@ -358,7 +358,7 @@ impl CheckpointStore for RedisStore {
             }
             let mut connection = self.connection.clone();
             let saved = call.invoke_async::<Option<String>>(&mut connection).await;
-            match saved.map_err(|error| of_script(error, &self.address, &keys))? {
+            match saved.map_err(|error| classify_script_error(error, &self.address, &keys))? {
                 None => Ok(()),
                 Some(shard) => Err(corrupt_value(&keys, Key::Checkpoints, &shard)),
             }

@@ -94,7 +94,7 @@ impl Scope {
         let of = of.trim_end_matches(':').replace(':', ".");
         let word = match done {
             Mark::Claimed => "claimed",
-            Mark::TakenOver => "taken-over",
+            Mark::Migrated => "taken-over",
         };
         match format!("{MARK}{word}.{of}").parse() {
             Ok(mark) => mark,
@@ -109,7 +109,7 @@ pub(crate) enum Mark {
     /// The consumers of one ARN have claimed the positions.
     Claimed,
     /// The positions were moved.
-    TakenOver,
+    Migrated,
 }
 
 impl Mark {
@@ -196,7 +196,7 @@ mod tests {
         let longest = "a".repeat(LONGEST_PART);
         let name = "n".repeat(128);
         let scope = Scope::new("b", format!("arn:aws:kinesis:{longest}:{longest}:stream/{name}"));
-        let marks = [Mark::Claimed, Mark::TakenOver].map(|mark| scope.mark(mark));
+        let marks = [Mark::Claimed, Mark::Migrated].map(|mark| scope.mark(mark));
         assert_eq!(marks.each_ref().map(Mark::is_claim), [true, false]);
         assert!(marks.iter().all(Mark::is_one));
         let other = Scope::new("b", ARN).mark(Mark::Claimed);

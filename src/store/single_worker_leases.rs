@@ -8,7 +8,10 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::lease::{HeartbeatResponse, Change, AdminEdit, FencedCheckpoint, LeaseStore, HeartbeatRequest, LeaseTable, SaveOutcome};
+use super::lease::{
+    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore,
+    LeaseTable, SaveOutcome,
+};
 use super::{CheckpointStore, MemoryStore, Scope, with_timeout};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,20 +27,20 @@ pub(super) struct SingleWorkerLeases {
     /// The scopes that are loaded from the store into the table.
     loaded: Mutex<HashSet<Scope>>,
     /// The time of the last load, which shows the unreadable positions.
-    looked: Mutex<Instant>,
+    last_loaded: Mutex<Instant>,
 }
 
 /// The interval at which unreadable positions are loaded again.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
+const RELOAD_INTERVAL: Duration = Duration::from_secs(30);
 
 impl SingleWorkerLeases {
     pub(super) fn new(store: Arc<dyn CheckpointStore>) -> Self {
-        let (loaded, looked) = (Mutex::default(), Mutex::new(Instant::now()));
-        Self { store, table: MemoryStore::new(), loaded, looked }
+        let (loaded, last_loaded) = (Mutex::default(), Mutex::new(Instant::now()));
+        Self { store, table: MemoryStore::new(), loaded, last_loaded }
     }
 
     fn lock(&self) -> MutexGuard<'_, Instant> {
-        self.looked.lock().unwrap_or_else(PoisonError::into_inner)
+        self.last_loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn loaded(&self) -> MutexGuard<'_, HashSet<Scope>> {
@@ -49,7 +52,7 @@ impl SingleWorkerLeases {
         let stored = with_timeout(self.store.load_each(scope)).await?;
         let text = |error: Error| error.to_string().into();
         let stored = stored.into_iter().map(|(shard, found)| (shard, found.map_err(text)));
-        self.table.learn(scope, stored.collect());
+        self.table.merge_loaded(scope, stored.collect());
         *self.lock() = Instant::now();
         self.loaded().insert(scope.clone());
         Ok(())
@@ -57,7 +60,7 @@ impl SingleWorkerLeases {
 
     /// Stores the starting positions of shards before the shards are added. The first process that
     /// stores a starting position pins it for all, so the stored positions are then loaded.
-    async fn pin(&self, scope: &Scope, changes: &[Change]) -> Result<()> {
+    async fn store_starting_positions(&self, scope: &Scope, changes: &[Change]) -> Result<()> {
         let pins: Vec<(ShardId, Checkpoint)> = changes
             .iter()
             .filter_map(|change| match change {
@@ -108,8 +111,8 @@ impl SingleWorkerLeases {
     }
 
     /// Returns true if unreadable positions are due to be loaded again.
-    fn looks_again(&self, scope: &Scope, request: &HeartbeatRequest) -> bool {
-        let is_due = self.lock().elapsed() >= LOOK_AGAIN;
+    fn is_reload_due(&self, scope: &Scope, request: &HeartbeatRequest) -> bool {
+        let is_due = self.lock().elapsed() >= RELOAD_INTERVAL;
         is_due && request.known.is_none() && self.table.has_unreadable(scope)
     }
 }
@@ -137,13 +140,13 @@ impl LeaseStore for SingleWorkerLeases {
             let is_loaded = self.loaded().contains(scope);
             if !is_loaded {
                 self.load(scope).await?;
-            } else if self.looks_again(scope, request)
+            } else if self.is_reload_due(scope, request)
                 && let Err(error) = self.load(scope).await
             {
                 // Not fatal: the other shards use the store only to save positions.
                 log_line!(debug, %error, "checkpoint reload failed");
             }
-            self.pin(scope, &request.changes).await?;
+            self.store_starting_positions(scope, &request.changes).await?;
             self.table.exchange(scope, request).await
         }
         .boxed()
@@ -157,7 +160,7 @@ impl LeaseStore for SingleWorkerLeases {
         async move {
             let refused = self.save(scope, &furthest(positions)).await?;
             if !refused.is_empty() {
-                self.table.refuse(scope, refused);
+                self.table.mark_unreadable(scope, refused);
                 *self.lock() = Instant::now();
             }
             self.table.save_fenced(scope, positions).await
@@ -182,7 +185,7 @@ impl LeaseStore for SingleWorkerLeases {
         // Positions in such a store only advance; moving one back requires a change in the store
         // itself.
         let _ = (scope, edit, forced);
-        async move { Err(super::no_leases()) }.boxed()
+        async move { Err(super::leases_unsupported()) }.boxed()
     }
 }
 
@@ -197,7 +200,8 @@ mod tests {
             sub_sequence_number: None,
         };
         let shard: ShardId = "shardId-000000000000".parse().unwrap();
-        let fenced = |epoch, checkpoint| FencedCheckpoint { shard: shard.clone(), epoch, checkpoint };
+        let fenced =
+            |epoch, checkpoint| FencedCheckpoint { shard: shard.clone(), epoch, checkpoint };
         for positions in [
             [fenced(1, after("23")), fenced(2, Checkpoint::ShardEnd)],
             [fenced(1, Checkpoint::ShardEnd), fenced(2, after("23"))],

@@ -37,9 +37,9 @@ use crate::wakers::Waiters;
 
 use gate::Gate;
 pub(crate) use gate::ReaderGate;
-use task::{Request, Saving};
+use task::{FlushTask, Request};
 pub(crate) use tracked_shards::TrackedShard;
-use tracked_shards::{Place, TrackedShards};
+use tracked_shards::{ShardEpoch, TrackedShards};
 
 /// The settings of the writer.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +67,7 @@ struct Shared {
     /// Notified if a position must be written at once.
     urgent: Notify,
     /// True if readers must check the gate. The only field that they read for each record.
-    attention: AtomicBool,
+    must_check_gate: AtomicBool,
     /// Closed if the task has ended early, with its runtime.
     gone: CloseSignal,
     /// The key of the next reader.
@@ -82,7 +82,7 @@ struct State {
     /// The number of those advances that completed saves contain.
     saved: u64,
     watched: TrackedShards,
-    pending: BTreeMap<Place, Pending>,
+    pending: BTreeMap<ShardEpoch, Pending>,
     gate: Gate,
     /// True if the last save failed.
     failing: bool,
@@ -117,12 +117,12 @@ impl Writer {
             telemetry,
             state: Mutex::default(),
             urgent: Notify::new(),
-            attention: AtomicBool::new(false),
+            must_check_gate: AtomicBool::new(false),
             gone: CloseSignal::new(),
             keys: AtomicU64::new(0),
         });
         let (requests, received) = mpsc::unbounded_channel();
-        tokio::spawn(Saving::new(&shared, received).run());
+        tokio::spawn(FlushTask::new(&shared, received).run());
         Self { shared, requests }
     }
 
@@ -187,7 +187,7 @@ impl Writer {
 #[derive(Debug, Clone)]
 pub(crate) struct FlushNotifier {
     shared: Arc<Shared>,
-    place: Place,
+    place: ShardEpoch,
 }
 
 impl FlushNotifier {
@@ -208,7 +208,7 @@ impl FlushNotifier {
                 // A failing store does not delay readers until it has failed for `max_unflushed`.
                 state.saved = state.advanced;
             }
-            self.shared.look(&state);
+            self.shared.update_attention(&state);
             drop(state);
             self.shared.urgent.notify_one();
         }

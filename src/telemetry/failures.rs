@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use super::{Telemetry, lock};
-use crate::error::{Error, ErrorKind, Kinds};
+use crate::error::{Error, ErrorKind, ErrorKindSet};
 use crate::record::ShardId;
 
 /// The error that keeps a shard from being read.
@@ -38,7 +38,7 @@ pub(super) struct Failures(Mutex<BTreeMap<ShardId, Known>>);
 #[derive(Debug)]
 struct Known {
     last: ShardFailure,
-    kinds: Kinds,
+    kinds: ErrorKindSet,
 }
 
 impl Failures {
@@ -52,7 +52,7 @@ impl Failures {
         is_new
     }
 
-    pub(super) fn kinds(&self, shard: &ShardId) -> Kinds {
+    pub(super) fn kinds(&self, shard: &ShardId) -> ErrorKindSet {
         lock(&self.0).get(shard).map(|known| known.kinds).unwrap_or_default()
     }
 

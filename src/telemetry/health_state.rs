@@ -7,20 +7,20 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Polls, Telemetry, lock};
+use super::{PollCounter, Telemetry, lock};
 
 /// The interval of the check.
-const LOOK_EACH: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The interval of measurements, in checks. Renewals measure as well, but may be hours apart.
-const MEASURE_EACH: u32 = 5;
+const CHECKS_PER_MEASUREMENT: u32 = 5;
 
 /// The time for which an in-flight limit holds a shard before
 /// [`Event::Stalled`](super::Event::Stalled).
 const STALLED_AFTER: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
-pub(super) struct Liveness {
+pub(super) struct HealthTracker {
     began: Instant,
     /// The time of the last successful fetch, in milliseconds since `began` plus one; 0 before the
     /// first fetch.
@@ -29,7 +29,7 @@ pub(super) struct Liveness {
     state: Mutex<State>,
 }
 
-/// The times of calls to Kinesis, in the same format as [`Liveness::fetched`].
+/// The times of calls to Kinesis, in the same format as [`HealthTracker::fetched`].
 #[derive(Debug, Default)]
 struct Calls {
     /// The last successful call.
@@ -46,14 +46,14 @@ struct Calls {
 struct State {
     /// The number of the current session, so that a session that ends late does not end the next
     /// one.
-    reading: u64,
+    session: u64,
     /// The start of the current session.
     since: Option<Instant>,
     /// True if the tasks of the session were dropped before it ended.
     is_broken: bool,
     renewed: Option<Instant>,
     leases: usize,
-    polls: Vec<Weak<Polls>>,
+    polls: Vec<Weak<PollCounter>>,
 }
 
 /// The state of a consumer, as known in its own process.
@@ -77,7 +77,7 @@ pub(crate) struct HealthState {
 /// dead.
 pub(crate) struct SessionGuard {
     telemetry: Telemetry,
-    reading: u64,
+    session: u64,
     has_ended: bool,
 }
 
@@ -91,7 +91,7 @@ impl SessionGuard {
 impl Drop for SessionGuard {
     fn drop(&mut self) {
         let mut state = lock(&self.telemetry.0.liveness.state);
-        if state.reading == self.reading {
+        if state.session == self.session {
             if self.has_ended {
                 (state.since, state.renewed, state.leases) = (None, None, 0);
             } else {
@@ -101,7 +101,7 @@ impl Drop for SessionGuard {
     }
 }
 
-impl Liveness {
+impl HealthTracker {
     pub(super) fn new() -> Self {
         let (calls, state) = Default::default();
         Self { began: Instant::now(), fetched: AtomicU64::new(0), calls, state }
@@ -121,20 +121,20 @@ impl Liveness {
 
 impl Telemetry {
     /// Starts a session, which lasts until the returned guard ends it.
-    pub(crate) fn begin_reading(&self) -> SessionGuard {
+    pub(crate) fn begin_session(&self) -> SessionGuard {
         // Failures of an earlier session do not apply to this one.
         self.0.liveness.calls.first_failed.store(0, Ordering::Relaxed);
         self.0.failures.clear_all();
         let mut state = lock(&self.0.liveness.state);
-        state.reading += 1;
+        state.session += 1;
         (state.since, state.is_broken) = (Some(Instant::now()), false);
         (state.renewed, state.leases) = (None, 0);
-        SessionGuard { telemetry: self.clone(), reading: state.reading, has_ended: false }
+        SessionGuard { telemetry: self.clone(), session: state.session, has_ended: false }
     }
 
     /// Returns the number of the last session.
-    pub(super) fn reading(&self) -> u64 {
-        lock(&self.0.liveness.state).reading
+    pub(super) fn session(&self) -> u64 {
+        lock(&self.0.liveness.state).session
     }
 
     /// Notes a renewal by a worker that holds `leases`.
@@ -182,13 +182,13 @@ impl Telemetry {
     }
 
     /// Returns the time since the last successful call to Kinesis.
-    pub(crate) fn reached(&self) -> Option<Duration> {
+    pub(crate) fn since_success(&self) -> Option<Duration> {
         self.0.liveness.since(&self.0.liveness.calls.succeeded)
     }
 
     /// Returns the time from the first to the last failed call to Kinesis since the last success;
     /// `None` if no call has failed since.
-    pub(crate) fn failing(&self) -> Option<Duration> {
+    pub(crate) fn failing_for(&self) -> Option<Duration> {
         let calls = &self.0.liveness.calls;
         let first = calls.first_failed.load(Ordering::Relaxed);
         let last = calls.last_failed.load(Ordering::Relaxed);
@@ -196,15 +196,15 @@ impl Telemetry {
     }
 
     /// Returns the counter of polls for a new stream.
-    pub(crate) fn polls(&self) -> Arc<Polls> {
-        let polls = Arc::new(Polls::default());
+    pub(crate) fn polls(&self) -> Arc<PollCounter> {
+        let polls = Arc::new(PollCounter::default());
         let mut state = lock(&self.0.liveness.state);
         state.polls.retain(|polls| polls.strong_count() > 0);
         state.polls.push(Arc::downgrade(&polls));
         polls
     }
 
-    fn all_polls(&self) -> Vec<Arc<Polls>> {
+    fn all_polls(&self) -> Vec<Arc<PollCounter>> {
         lock(&self.0.liveness.state).polls.iter().filter_map(Weak::upgrade).collect()
     }
 
@@ -213,29 +213,29 @@ impl Telemetry {
     pub(crate) async fn watch(&self) {
         let mut looks = 0_u32;
         loop {
-            sleep(LOOK_EACH).await;
+            sleep(CHECK_INTERVAL).await;
             looks = looks.wrapping_add(1);
             for polls in self.all_polls() {
                 polls.look();
             }
-            for view in self.views() {
+            for gauges in self.all_gauges() {
                 // Also notes the time of the last deliveries.
-                let _in_flight = view.in_flight();
-                if let Some(stalled) = view.stalled(STALLED_AFTER) {
+                let _in_flight = gauges.in_flight();
+                if let Some(stalled) = gauges.stalled(STALLED_AFTER) {
                     self.emit(stalled);
                 }
             }
-            if looks.is_multiple_of(MEASURE_EACH) {
+            if looks.is_multiple_of(CHECKS_PER_MEASUREMENT) {
                 let leases = lock(&self.0.liveness.state).leases;
                 self.measure(leases);
             }
         }
     }
 
-    pub(crate) fn vitals(&self) -> HealthState {
+    pub(crate) fn health_state(&self) -> HealthState {
         let liveness = &self.0.liveness;
         let fetched = liveness.since(&liveness.fetched);
-        let in_flight: Vec<_> = self.views().iter().map(|view| view.in_flight()).collect();
+        let in_flight: Vec<_> = self.all_gauges().iter().map(|gauges| gauges.in_flight()).collect();
         let undelivered = in_flight.iter().filter_map(|shard| shard.undelivered).max();
         let polls = self.all_polls();
         let silent = polls.iter().filter_map(|polls| polls.silent_for(undelivered)).max();

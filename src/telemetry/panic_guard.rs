@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::{Event, Task, Telemetry};
-use crate::error::{Error, ErrorKind, Panic, TOLERATED, contain_call};
+use crate::error::{Error, ErrorKind, Panic, TOLERATED_PANICS, contain_call};
 
 /// The pause after the third consecutive panic, in which the recorder or layer is not called. It
 /// doubles with each further panic, up to the longest pause.
@@ -62,8 +62,8 @@ impl Sink {
     /// Counts a panic, and returns the number of consecutive panics.
     fn failed(&self) -> u32 {
         let panics = self.panics.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        if panics > TOLERATED {
-            let doublings = (panics - TOLERATED - 1).min(16);
+        if panics > TOLERATED_PANICS {
+            let doublings = (panics - TOLERATED_PANICS - 1).min(16);
             let pause = (FIRST_PAUSE * (1 << doublings)).min(LONGEST_PAUSE);
             let pause = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
             self.resumes.store(self.millis().saturating_add(pause), Ordering::Relaxed);
@@ -107,7 +107,7 @@ impl Telemetry {
             _ => self.0.metrics.count(&event),
         });
         self.send(event);
-        if panics == TOLERATED + 1 {
+        if panics == TOLERATED_PANICS + 1 {
             let what = if task == Task::Metrics { "metrics recorder" } else { "tracing layer" };
             let message = format!(
                 "the {what} panicked {panics} times in a row; fix the {what}, which is called again after \

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 /// The polls of one stream.
 #[derive(Debug)]
-pub(crate) struct Polls {
+pub(crate) struct PollCounter {
     count: AtomicU64,
     /// True if the last poll returned `Pending`: the caller waits to be woken.
     is_waiting: AtomicBool,
@@ -29,7 +29,7 @@ struct Seen {
     at: Instant,
 }
 
-impl Default for Polls {
+impl Default for PollCounter {
     fn default() -> Self {
         Self {
             count: AtomicU64::new(0),
@@ -41,7 +41,7 @@ impl Default for Polls {
     }
 }
 
-impl Polls {
+impl PollCounter {
     /// Marks the stream as one of shards.
     pub(crate) fn of_shards(&self) {
         self.yields_records.store(false, Ordering::Relaxed);
@@ -107,7 +107,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn waiting_caller_is_silent_only_while_a_record_is_due() {
-        let polls = Polls::default();
+        let polls = PollCounter::default();
         assert_eq!(polls.last(), None);
         advance(SECOND).await;
         assert_eq!(polls.silent_for(None), Some(SECOND), "a stream that was never polled");
@@ -128,7 +128,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn ended_stream_is_never_silent() {
-        let polls = Polls::default();
+        let polls = PollCounter::default();
         let _ = polls.polled(Poll::Ready(Some(())));
         let _ = polls.polled(Poll::<Option<()>>::Ready(None));
         advance(600 * SECOND).await;

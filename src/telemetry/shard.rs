@@ -7,7 +7,7 @@ use super::backlog::Backlog;
 use super::metrics::ShardMetrics;
 use super::{Event, Spanned, Task, Telemetry, log_line};
 use crate::checkpoint::{InFlightLimit, Watermark};
-use crate::error::{Error, Kinds};
+use crate::error::{Error, ErrorKindSet};
 use crate::record::ShardId;
 
 /// The lag before the first response that has one.
@@ -17,7 +17,7 @@ const UNKNOWN: i64 = -1;
 #[derive(Debug, Clone)]
 pub(crate) struct ShardTelemetry {
     telemetry: Telemetry,
-    view: Arc<ShardGauges>,
+    gauges: Arc<ShardGauges>,
 }
 
 /// The observable state of a shard that is being read.
@@ -104,7 +104,7 @@ impl ShardTelemetry {
         let backlog = Backlog::default();
         let left_out = AtomicBool::new(false);
         let has_failed = AtomicBool::new(telemetry.0.failures.contain(&id));
-        let view = ShardGauges {
+        let gauges = ShardGauges {
             id,
             millis_behind_latest,
             backlog,
@@ -113,16 +113,16 @@ impl ShardTelemetry {
             watermark,
             metrics,
         };
-        let view = Arc::new(view);
-        Self { telemetry, view }
+        let gauges = Arc::new(gauges);
+        Self { telemetry, gauges }
     }
 
-    pub(super) fn view(&self) -> &Arc<ShardGauges> {
-        &self.view
+    pub(super) fn gauges(&self) -> &Arc<ShardGauges> {
+        &self.gauges
     }
 
     pub(crate) fn shard_id(&self) -> &ShardId {
-        &self.view.id
+        &self.gauges.id
     }
 
     /// Adds the stream and the shard to an error.
@@ -137,26 +137,26 @@ impl ShardTelemetry {
     /// Notes an error that retries have not fixed. Returns true if the caller should receive it,
     /// and false if the caller has received an error of this kind and no record since.
     pub(crate) fn failed(&self, error: &Error) -> bool {
-        self.view.has_failed.store(true, Ordering::Relaxed);
+        self.gauges.has_failed.store(true, Ordering::Relaxed);
         self.telemetry.0.failures.note(self.shard_id(), error)
     }
 
     /// Returns true if no shard has yielded the error in this session, so that the caller should
     /// receive it.
     pub(crate) fn claims(&self, error: &Error) -> bool {
-        error.claim(self.telemetry.reading())
+        error.claim(self.telemetry.session())
     }
 
     /// Returns the kinds of errors that the caller has received since the last record.
-    pub(crate) fn known_failures(&self) -> Kinds {
+    pub(crate) fn known_failures(&self) -> ErrorKindSet {
         self.telemetry.0.failures.kinds(self.shard_id())
     }
 
     /// Notes that the shard is being read again, which clears its failure.
     #[inline]
     pub(crate) fn succeeded(&self) {
-        if self.view.has_failed.load(Ordering::Relaxed) {
-            self.view.has_failed.store(false, Ordering::Relaxed);
+        if self.gauges.has_failed.load(Ordering::Relaxed) {
+            self.gauges.has_failed.store(false, Ordering::Relaxed);
             self.telemetry.0.failures.clear(self.shard_id());
         }
     }
@@ -168,8 +168,8 @@ impl ShardTelemetry {
 
     /// Notes `records` fetched records that are not delivered yet.
     pub(crate) fn fetched(&self, records: usize, millis_behind_latest: i64) {
-        let delivered = self.view.delivered();
-        self.view.backlog.fetched(records, millis_behind_latest.max(0), delivered);
+        let delivered = self.gauges.delivered();
+        self.gauges.backlog.fetched(records, millis_behind_latest.max(0), delivered);
     }
 
     /// Counts user records that are not delivered because their hash keys belong to another shard.
@@ -179,8 +179,8 @@ impl ShardTelemetry {
         if records == 0 {
             return;
         }
-        self.telemetry.contain(Task::Metrics, || self.view.metrics.left_out(records));
-        if !self.view.left_out.swap(true, Ordering::Relaxed) {
+        self.telemetry.contain(Task::Metrics, || self.gauges.metrics.left_out(records));
+        if !self.gauges.left_out.swap(true, Ordering::Relaxed) {
             let (stream, application) = (&*self.telemetry.0.stream, &*self.telemetry.0.application);
             log_line!(
                 warn,
@@ -203,11 +203,12 @@ impl ShardTelemetry {
     pub(crate) fn answered(&self, records: usize, bytes: usize, lag: Option<i64>) -> i64 {
         let lag = lag.map(|millis| millis.max(0));
         self.telemetry.fetched();
-        let before = self.view.millis_behind_latest.load(Ordering::Relaxed);
+        let before = self.gauges.millis_behind_latest.load(Ordering::Relaxed);
         let last = lag.unwrap_or(before);
-        self.view.millis_behind_latest.store(last, Ordering::Relaxed);
-        let behind = self.view.millis_behind_latest().unwrap_or(0);
-        self.telemetry.contain(Task::Metrics, || self.view.metrics.answered(records, bytes, behind));
+        self.gauges.millis_behind_latest.store(last, Ordering::Relaxed);
+        let behind = self.gauges.millis_behind_latest().unwrap_or(0);
+        self.telemetry
+            .contain(Task::Metrics, || self.gauges.metrics.answered(records, bytes, behind));
         if lag == Some(0) && before != 0 {
             self.emit(Event::CaughtUp { shard_id: self.shard_id().clone() });
         }

@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 
 use super::contents::{Registered, Shards};
 use super::model::Model;
-use super::operations::{Answer, not_found, refusal};
+use super::operations::{Answer, error_response, not_found};
 
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_RegisterStreamConsumer.html>.
-const MOST_CONSUMERS: usize = 20;
+const MAX_CONSUMERS: usize = 20;
 
 impl Model {
     pub(super) fn describe_stream(&self, body: &Value) -> Result<Value, Answer> {
@@ -30,10 +30,18 @@ impl Model {
         let name = body["ConsumerName"].as_str().unwrap_or_default().to_owned();
         let consumers = self.consumers_of(&stream)?;
         if consumers.iter().any(|known| known.name == name) {
-            return Err(refusal(400, "ResourceInUseException", "the consumer already exists"));
+            return Err(error_response(
+                400,
+                "ResourceInUseException",
+                "the consumer already exists",
+            ));
         }
-        if consumers.len() >= MOST_CONSUMERS {
-            return Err(refusal(400, "LimitExceededException", "the stream has 20 consumers"));
+        if consumers.len() >= MAX_CONSUMERS {
+            return Err(error_response(
+                400,
+                "LimitExceededException",
+                "the stream has 20 consumers",
+            ));
         }
         let registered = Registered {
             arn: format!("{}/consumer/{name}:{}", stream_arn(&stream), now / 1000),
@@ -57,7 +65,7 @@ impl Model {
     pub(super) fn deregister(&mut self, body: &Value) -> Result<Value, Answer> {
         let (stream, index) = self.consumer_of(body)?;
         self.consumers_of(&stream)?.remove(index);
-        self.streams.get(&stream).into_iter().for_each(Shards::emit);
+        self.streams.get(&stream).into_iter().for_each(Shards::notify_subscriptions);
         Ok(json!({}))
     }
 

@@ -146,7 +146,7 @@ impl Shards {
     pub(super) fn number(&mut self) -> String {
         let number = self.next_number;
         self.next_number += 1;
-        written(number)
+        format_number(number)
     }
 
     /// Sets the number of the next record.
@@ -158,12 +158,12 @@ impl Shards {
     }
 
     /// Notifies all subscriptions that there may be something to send.
-    pub(super) fn emit(&self) {
+    pub(super) fn notify_subscriptions(&self) {
         self.shards.iter().for_each(|shard| shard.changed.notify_waiters());
     }
 
     /// Returns the open shard of this hash key.
-    pub(super) fn of_key(&self, key: u128) -> Option<usize> {
+    pub(super) fn shard_of_key(&self, key: u128) -> Option<usize> {
         self.shards.iter().position(|shard| {
             shard.closed.is_none() && (shard.first_key..=shard.last_key).contains(&key)
         })
@@ -182,13 +182,13 @@ impl Shards {
 }
 
 /// Writes a number as on the wire: numbers in Kinesis's range get Kinesis's length.
-pub(super) fn written(number: u128) -> String {
+pub(super) fn format_number(number: u128) -> String {
     if number >= FIRST_NUMBER { format!("{number:0<56}") } else { number.to_string() }
 }
 
 impl Contents {
     /// Drops the records that arrived before `oldest`.
-    pub(super) fn age(&mut self, oldest: u64) {
+    pub(super) fn trim_expired(&mut self, oldest: u64) {
         let aged = self.records.iter().take_while(|record| record.arrival < oldest).count();
         self.trimmed = self.trimmed.max(aged);
     }

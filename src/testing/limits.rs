@@ -8,7 +8,7 @@ use tokio::time::Instant;
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
 const CALLS_PER_SECOND: usize = 5;
 const BYTES_PER_SECOND: u64 = 2 << 20;
-pub(super) const MOST_RECORDS: u64 = 10_000;
+pub(super) const MAX_RECORDS: u64 = 10_000;
 
 /// The calls of one operation in the last second.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ pub(super) struct Bytes {
 }
 
 impl Bytes {
-    pub(super) fn are_paid_for(&self, now: Instant) -> bool {
+    pub(super) fn admits(&self, now: Instant) -> bool {
         self.paid.is_none_or(|paid| now >= paid)
     }
 

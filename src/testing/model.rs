@@ -9,7 +9,7 @@ use fastrand::Rng;
 use tokio::time::Instant;
 
 use super::contents::Shards;
-use super::limits::MOST_RECORDS;
+use super::limits::MAX_RECORDS;
 use super::{Call, Outcome};
 
 /// A handle to the model.
@@ -70,7 +70,7 @@ impl Shared {
             is_chunked: false,
             jitter: Duration::ZERO,
             jitters: Rng::with_seed(0),
-            event_records: MOST_RECORDS as usize,
+            event_records: MAX_RECORDS as usize,
             approach: Duration::ZERO,
             trimmed_accepted: false,
             retention: None,

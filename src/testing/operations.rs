@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::contents::{Contents, Shards, Stored, hash_key, id_of, index_of, written};
-use super::limits::MOST_RECORDS;
+use super::contents::{Contents, Shards, Stored, format_number, hash_key, id_of, index_of};
+use super::limits::MAX_RECORDS;
 use super::model::Model;
 
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetShardIterator.html>.
@@ -18,22 +18,22 @@ const LARGEST_ANSWER: usize = 10 << 20;
 /// A response: status and body.
 pub(super) type Answer = (u16, String);
 
-pub(super) fn refusal(status: u16, code: &str, message: &str) -> Answer {
+pub(super) fn error_response(status: u16, code: &str, message: &str) -> Answer {
     (status, json!({ "__type": code, "message": message }).to_string())
 }
 
 const NUMBER_REFUSED: &str = "StartingSequenceNumber used in GetShardIterator is invalid";
 
 pub(super) fn invalid(message: &str) -> Answer {
-    refusal(400, "InvalidArgumentException", message)
+    error_response(400, "InvalidArgumentException", message)
 }
 
 pub(super) fn not_found(what: &str) -> Answer {
-    refusal(400, "ResourceNotFoundException", &format!("{what} not found"))
+    error_response(400, "ResourceNotFoundException", &format!("{what} not found"))
 }
 
 fn throttled(limit: &str) -> Answer {
-    refusal(400, "ProvisionedThroughputExceededException", limit)
+    error_response(400, "ProvisionedThroughputExceededException", limit)
 }
 
 /// Returns an iterator or a page token: stream, shard, next record and time of issue.
@@ -108,7 +108,7 @@ impl Model {
             "RegisterStreamConsumer" => self.register(body),
             "DescribeStreamConsumer" => self.describe_consumer(body),
             "DeregisterStreamConsumer" => self.deregister(body),
-            _ => Err(refusal(400, "UnknownOperationException", operation)),
+            _ => Err(error_response(400, "UnknownOperationException", operation)),
         };
         answer.map_or_else(|refused| refused, |answer| (200, answer.to_string()))
     }
@@ -149,7 +149,11 @@ impl Model {
             let is_of_deleted =
                 self.streams.get(&name).is_some_and(|stream| given < stream.created);
             if is_of_deleted || self.has_expired(given, TOKEN_LIFE) {
-                return Err(refusal(400, "ExpiredNextTokenException", "the token has expired"));
+                return Err(error_response(
+                    400,
+                    "ExpiredNextTokenException",
+                    "the token has expired",
+                ));
             }
             (name, from, Filter::of_number(since as u64))
         } else {
@@ -181,7 +185,7 @@ impl Model {
             .and_then(|stream| stream.shards.get_mut(index))
             .filter(|shard| !shard.expired)
             .ok_or_else(|| not_found("Shard"))?;
-        shard.age(oldest);
+        shard.trim_expired(oldest);
         if !shard.iterators.admits(instant) {
             return Err(self.violation(&format!(
                 "shard {index}: more than 5 GetShardIterator calls in one second"
@@ -206,12 +210,12 @@ impl Model {
             return Err(invalid("unknown shard iterator"));
         };
         if self.has_expired(given, ITERATOR_LIFE) {
-            return Err(refusal(400, "ExpiredIteratorException", "Iterator expired"));
+            return Err(error_response(400, "ExpiredIteratorException", "Iterator expired"));
         }
         let (child_shards, oldest) = (self.child_shards, self.oldest());
         let stream = self.streams.get_mut(&name).ok_or_else(|| not_found("Stream"))?;
         if given < stream.created {
-            return Err(refusal(400, "ExpiredIteratorException", "Iterator expired"));
+            return Err(error_response(400, "ExpiredIteratorException", "Iterator expired"));
         }
         let shard = stream
             .shards
@@ -225,7 +229,7 @@ impl Model {
             return Err(self
                 .violation(&format!("shard {index}: more than 5 GetRecords calls in one second")));
         }
-        if !shard.bytes.are_paid_for(instant) {
+        if !shard.bytes.admits(instant) {
             if !shard.bytes.are_known() {
                 return Err(throttled("Rate exceeded for shard"));
             }
@@ -233,11 +237,11 @@ impl Model {
                 self.violation(&format!("shard {index}: more than 2 MiB read in one second"))
             );
         }
-        shard.age(oldest);
-        let limit = body["Limit"].as_u64().unwrap_or(MOST_RECORDS).min(MOST_RECORDS) as usize;
+        shard.trim_expired(oldest);
+        let limit = body["Limit"].as_u64().unwrap_or(MAX_RECORDS).min(MAX_RECORDS) as usize;
         let first = next.max(shard.trimmed);
-        let (count, bytes) = fill(&shard.records[first..], limit);
-        let found = shard.records[first..first + count].iter().map(on_the_wire).collect::<Vec<_>>();
+        let (count, bytes) = records_that_fit(&shard.records[first..], limit);
+        let found = shard.records[first..first + count].iter().map(record_json).collect::<Vec<_>>();
         shard.bytes.read(instant, bytes, arrives);
         let next = first + count;
         let behind = shard.records.get(next).map_or(0, |record| now.saturating_sub(record.arrival));
@@ -282,7 +286,7 @@ impl Model {
             }
             None => hash_key(&key),
         };
-        let shard = stream.of_key(hash).ok_or_else(|| not_found("Shard"))?;
+        let shard = stream.shard_of_key(hash).ok_or_else(|| not_found("Shard"))?;
         let number = stream.put(shard, key, data, now);
         Ok(json!({ "ShardId": id_of(shard), "SequenceNumber": number }))
     }
@@ -337,7 +341,7 @@ pub(super) fn place(
 }
 
 /// Returns the number of records that fit into a response, and their bytes. One record always fits.
-pub(super) fn fill(records: &[Stored], limit: usize) -> (usize, usize) {
+pub(super) fn records_that_fit(records: &[Stored], limit: usize) -> (usize, usize) {
     let (mut count, mut bytes) = (0, 0);
     for record in records.iter().take(limit) {
         if count > 0 && bytes + record.size() > LARGEST_ANSWER {
@@ -349,7 +353,7 @@ pub(super) fn fill(records: &[Stored], limit: usize) -> (usize, usize) {
     (count, bytes)
 }
 
-pub(super) fn on_the_wire(record: &Stored) -> Value {
+pub(super) fn record_json(record: &Stored) -> Value {
     json!({
         "SequenceNumber": record.number,
         "ApproximateArrivalTimestamp": record.arrival as f64 / 1000.0,
@@ -377,7 +381,7 @@ fn describe(index: usize, shard: &Contents) -> Value {
     let mut described = json!({
         "ShardId": id_of(index),
         "HashKeyRange": hash_keys(shard),
-        "SequenceNumberRange": { "StartingSequenceNumber": written(shard.start) },
+        "SequenceNumberRange": { "StartingSequenceNumber": format_number(shard.start) },
     });
     if let Some(parent) = shard.parents.first() {
         described["ParentShardId"] = json!(id_of(*parent));
@@ -386,7 +390,7 @@ fn describe(index: usize, shard: &Contents) -> Value {
         described["AdjacentParentShardId"] = json!(id_of(*parent));
     }
     if let Some(end) = shard.end {
-        described["SequenceNumberRange"]["EndingSequenceNumber"] = json!(written(end));
+        described["SequenceNumberRange"]["EndingSequenceNumber"] = json!(format_number(end));
     }
     described
 }

@@ -57,7 +57,7 @@ impl Stream {
     /// Puts a record into the shard of its partition key and returns the shard.
     pub fn put(&self, partition_key: &str, data: impl Into<Vec<u8>>) -> Shard {
         let index = self.change(|shards, now| {
-            let index = shards.of_key(hash_key(partition_key));
+            let index = shards.shard_of_key(hash_key(partition_key));
             let index = index.unwrap_or_else(|| unreachable!("open shards have every hash key"));
             shards.put(index, partition_key.to_owned(), data.into(), now);
             index
@@ -110,7 +110,7 @@ impl Stream {
             panic!("stream {} is deleted", self.name);
         };
         let changed = change(shards, now);
-        shards.emit();
+        shards.notify_subscriptions();
         changed
     }
 }

@@ -19,12 +19,14 @@ use super::calls::Interruption;
 use super::contents::{Contents, Subscribed, index_of};
 use super::events::{event_of, exception, initial_response};
 use super::model::{Model, Shared};
-use super::operations::{Answer, describe_children, fill, not_found, on_the_wire, place, refusal};
+use super::operations::{
+    Answer, describe_children, error_response, not_found, place, record_json, records_that_fit,
+};
 use crate::record::SequenceNumber;
 
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>.
-const LIFE: Duration = Duration::from_secs(5 * 60);
-const TAKEOVER: Duration = Duration::from_secs(5);
+const SUBSCRIPTION_LIFETIME: Duration = Duration::from_secs(5 * 60);
+const RESUBSCRIBE_LIMIT: Duration = Duration::from_secs(5);
 /// The length of a message's prelude, which begins with the length of the message:
 /// <https://smithy.io/2.0/aws/amazon-eventstream.html>.
 const PRELUDE: usize = 12;
@@ -72,7 +74,11 @@ impl Model {
         let (name, index) = self.consumer_of(body)?;
         let stream = self.streams.get_mut(&name).ok_or_else(|| not_found("Stream"))?;
         if stream.consumers[index].active > now {
-            return Err(refusal(400, "ResourceInUseException", "the consumer is not ACTIVE yet"));
+            return Err(error_response(
+                400,
+                "ResourceInUseException",
+                "the consumer is not ACTIVE yet",
+            ));
         }
         let consumer = stream.consumers[index].arn.clone();
         let accepted = self.trimmed_accepted;
@@ -83,8 +89,8 @@ impl Model {
             .filter(|contents| !contents.expired)
             .ok_or_else(|| not_found("Shard"))?;
         let last = contents.subscribed.get(&consumer);
-        if last.is_some_and(|last| instant < *last + TAKEOVER) {
-            return Err(refusal(
+        if last.is_some_and(|last| instant < *last + RESUBSCRIBE_LIMIT) {
+            return Err(error_response(
                 400,
                 "ResourceInUseException",
                 "the consumer has subscribed to this shard less than 5 s ago",
@@ -133,7 +139,7 @@ impl Model {
         let Some(stream) = self.streams.get_mut(stream) else { return gone() };
         // A stream that was created again may have fewer shards.
         let Some(contents) = stream.shards.get_mut(*shard) else { return gone() };
-        contents.age(oldest);
+        contents.trim_expired(oldest);
         let contents = &stream.shards[*shard];
         let Some(known) = contents.subscriptions.iter().find(|known| known.id == *id) else {
             return Message::exception(
@@ -164,7 +170,7 @@ impl Model {
                 limit = if remaining.is_zero() { limit } else { 0 };
             }
         }
-        let (count, bytes) = fill(&contents.records[first..], limit);
+        let (count, bytes) = records_that_fit(&contents.records[first..], limit);
         let after = first + count;
         let at_end = contents.closed.is_some() && after >= contents.records.len();
         if count == 0 && !at_end && !is_due {
@@ -173,7 +179,7 @@ impl Model {
         let records = &contents.records[first..after];
         let behind = contents.records.get(after);
         let mut event = json!({
-            "Records": records.iter().map(on_the_wire).collect::<Vec<_>>(),
+            "Records": records.iter().map(record_json).collect::<Vec<_>>(),
             "MillisBehindLatest": behind.map_or(0, |record| now.saturating_sub(record.arrival)),
         });
         let last = records.last().map(|record| record.number.clone());
@@ -228,10 +234,10 @@ pub(super) struct Subscription {
 
 impl Subscription {
     /// Returns the body with all messages. `call` is kept as long as the body.
-    pub(super) fn body<T: Send + 'static>(self, kinesis: Shared, call: T) -> Pushed {
+    pub(super) fn body<T: Send + 'static>(self, kinesis: Shared, call: T) -> EventStreamBody {
         let open =
             Open { kinesis: kinesis.clone(), at: (self.stream.clone(), self.shard, self.id) };
-        Pushed(Mutex::new(self.run(kinesis, (open, call)).boxed()))
+        EventStreamBody(Mutex::new(self.run(kinesis, (open, call)).boxed()))
     }
 
     fn run<T: Send + 'static>(
@@ -262,7 +268,7 @@ impl Subscription {
                         }
                     }
                     Step::Wait => {
-                        let next = (heard + KEEP_ALIVE).min(began + LIFE);
+                        let next = (heard + KEEP_ALIVE).min(began + SUBSCRIPTION_LIFETIME);
                         tokio::select! {
                             () = notified => {}
                             () = sleep_until(next) => {}
@@ -275,7 +281,7 @@ impl Subscription {
                     }
                     Step::Stall => std::future::pending().await,
                 }
-                if began + LIFE <= Instant::now() {
+                if began + SUBSCRIPTION_LIFETIME <= Instant::now() {
                     return;
                 }
             }
@@ -301,9 +307,9 @@ impl Drop for Open {
 }
 
 /// The response body of a subscription.
-pub(super) struct Pushed(Mutex<BoxStream<'static, io::Result<Bytes>>>);
+pub(super) struct EventStreamBody(Mutex<BoxStream<'static, io::Result<Bytes>>>);
 
-impl Body for Pushed {
+impl Body for EventStreamBody {
     type Data = Bytes;
     type Error = io::Error;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 /// True once any thread has had a replaced clock. Until then, no clock is looked up.
-static HAS_BEEN: AtomicBool = AtomicBool::new(false);
+static WAS_EVER_REPLACED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static REPLACED: RefCell<Option<SharedClock>> = const { RefCell::new(None) };
@@ -57,7 +57,7 @@ pub struct WallClock {
 impl WallClock {
     /// Creates a clock that shows `time` now and becomes the thread's clock.
     pub fn at(time: SystemTime) -> Self {
-        HAS_BEEN.store(true, Ordering::Relaxed);
+        WAS_EVER_REPLACED.store(true, Ordering::Relaxed);
         let clock = SharedClock(Arc::new(Mutex::new((time, Instant::now()))));
         let clock = Self { clock, _thread: std::marker::PhantomData };
         clock.enter();
@@ -96,5 +96,9 @@ impl Drop for WallClock {
 /// Returns the clock that has replaced the machine's on this thread, if any.
 #[inline]
 pub(crate) fn replaced_clock() -> Option<SharedClock> {
-    if HAS_BEEN.load(Ordering::Relaxed) { REPLACED.with_borrow(Option::clone) } else { None }
+    if WAS_EVER_REPLACED.load(Ordering::Relaxed) {
+        REPLACED.with_borrow(Option::clone)
+    } else {
+        None
+    }
 }

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep};
 
 use super::contents::{id_of, index_of};
 use super::model::Shared;
-use super::operations::{Answer, refusal};
+use super::operations::{Answer, error_response};
 use super::{Call, Outcome};
 
 pub(super) fn http_client(kinesis: Shared) -> SharedHttpClient {
@@ -36,7 +36,7 @@ struct Connector(Shared);
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        HttpConnectorFuture::new(UnderWay::begin(&self.0, &request).run())
+        HttpConnectorFuture::new(InFlightCall::begin(&self.0, &request).run())
     }
 }
 
@@ -50,7 +50,7 @@ fn access_key_id(request: &HttpRequest) -> Option<String> {
 }
 
 /// A call that counts as in flight until its response is read or the caller drops it.
-struct UnderWay {
+struct InFlightCall {
     kinesis: Shared,
     index: usize,
     operation: String,
@@ -58,13 +58,13 @@ struct UnderWay {
     outcome: Outcome,
 }
 
-impl Drop for UnderWay {
+impl Drop for InFlightCall {
     fn drop(&mut self) {
         self.kinesis.lock().in_flight -= 1;
     }
 }
 
-impl UnderWay {
+impl InFlightCall {
     fn begin(kinesis: &Shared, request: &HttpRequest) -> Self {
         let target = request.headers().get("x-amz-target").unwrap_or_default();
         let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
@@ -122,9 +122,9 @@ impl UnderWay {
             Outcome::Served => self.serve(true),
             Outcome::Without(fields) => {
                 let (status, body) = self.serve(true);
-                (status, lacking(&body, fields))
+                (status, without_fields(&body, fields))
             }
-            Outcome::Failed { status, code, message } => refusal(*status, code, message),
+            Outcome::Failed { status, code, message } => error_response(*status, code, message),
             Outcome::Garbled { status, body } => (*status, body.clone()),
             Outcome::Refused => return Err(ConnectorError::io("connection refused".into())),
             Outcome::Hangs => std::future::pending().await,
@@ -175,13 +175,13 @@ impl UnderWay {
     fn answer(self, (status, text): Answer) -> HttpResponse {
         let kinesis = self.kinesis.clone();
         let is_chunked = kinesis.lock().is_chunked;
-        let unread = Unread { call: Some(self), status, text: text.into(), is_chunked };
+        let unread = ResponseBody { call: Some(self), status, text: text.into(), is_chunked };
         response(&kinesis, status, SdkBody::from_body_1_x(unread), "application/x-amz-json-1.1")
     }
 }
 
 /// Removes these fields from a JSON object.
-fn lacking(body: &str, fields: &[String]) -> String {
+fn without_fields(body: &str, fields: &[String]) -> String {
     let mut body: Value = serde_json::from_str(body).unwrap_or_default();
     if let Some(object) = body.as_object_mut() {
         object.retain(|field, _| !fields.contains(field));
@@ -207,15 +207,15 @@ fn response(
 }
 
 /// The body of a response. The call is in flight until the body is read to its end.
-struct Unread {
-    call: Option<UnderWay>,
+struct ResponseBody {
+    call: Option<InFlightCall>,
     status: u16,
     text: Bytes,
     /// True if the response has no `Content-Length`.
     is_chunked: bool,
 }
 
-impl Body for Unread {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = Infallible;
 

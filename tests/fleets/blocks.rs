@@ -59,16 +59,16 @@ impl Blocks {
 impl World {
     /// Sometimes denies the calls of one worker, or makes a shard missing for all workers.
     pub(crate) fn block_calls(&mut self) {
-        if self.odd.u8(..100) >= self.block_faults || self.workers.is_empty() {
+        if self.added_rng.u8(..100) >= self.block_faults || self.workers.is_empty() {
             return;
         }
-        let time = Duration::from_millis(self.odd.u64(..LONGEST));
+        let time = Duration::from_millis(self.added_rng.u64(..LONGEST));
         let denied = Outcome::failed(400, "AccessDeniedException", "no");
         let missing = Outcome::failed(400, "ResourceNotFoundException", "no");
-        let worker = self.workers[self.odd.usize(..self.workers.len())].name.clone();
-        let shard = self.odd.usize(..self.orders.shards().len());
+        let worker = self.workers[self.added_rng.usize(..self.workers.len())].name.clone();
+        let shard = self.added_rng.usize(..self.orders.shards().len());
         let shard = self.orders.shard(shard).id();
-        if self.odd.bool() {
+        if self.added_rng.bool() {
             self.block(Some(worker), None, denied, time);
         } else {
             self.block(None, Some(shard), missing, time);

@@ -31,7 +31,7 @@ impl World {
         self.heal();
         // A worker that has dropped a record without an acknowledgement cannot advance its shard.
         while let Some(index) =
-            self.workers.iter().position(|worker| worker.has_forgotten || worker.has_ended)
+            self.workers.iter().position(|worker| worker.has_dropped_record || worker.has_ended)
         {
             self.workers.remove(index).close();
         }
@@ -161,7 +161,7 @@ impl World {
             + self.failed();
         self.pass(before).await;
         self.is_even("at rest").await;
-        self.is_told().await;
+        self.check_events_and_status().await;
         let (version, calls) = (self.table().await.version, self.kinesis.call_count());
         let began = Instant::now();
         while began.elapsed() < REST && !self.truth.is_broken() {
@@ -185,7 +185,7 @@ impl World {
 
     /// Checks the events of each worker about its leases, and the status that a worker reports for
     /// the fleet.
-    async fn is_told(&mut self) {
+    async fn check_events_and_status(&mut self) {
         let table = self.table().await;
         for worker in &mut self.workers {
             worker.check_panics();

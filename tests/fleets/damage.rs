@@ -45,7 +45,7 @@ impl World {
         if !self.damage.is_on || self.scene.loses_data {
             return;
         }
-        self.mend(false);
+        self.repair(false);
         let table = self.table().await;
         if table.leases.is_empty() || self.damage.rng.u8(..4) > 0 {
             return;
@@ -67,12 +67,12 @@ impl World {
     }
 
     /// Repairs the damage that is due, or all damage at once.
-    pub(crate) fn mend(&mut self, at_once: bool) {
+    pub(crate) fn repair(&mut self, at_once: bool) {
         let now = Instant::now();
         for (shard, _) in self.damage.damaged.extract_if(.., |(_, until)| at_once || *until <= now)
         {
             self.truth.tell(format_args!("{shard} is repaired"));
-            self.stored.mend(&scope(), &shard);
+            self.stored.repair(&scope(), &shard);
             self.truth.lock().damaged.remove(&index_of(&shard));
         }
     }

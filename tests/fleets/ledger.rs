@@ -110,18 +110,18 @@ impl Facts {
                 continue;
             }
             let is_cleared = before.cleared > 0 && *epoch <= before.cleared;
-            let is_shard_expired = is_cleared || known.is_some_and(|lease| lease.epoch > *epoch);
+            let is_superseded = is_cleared || known.is_some_and(|lease| lease.epoch > *epoch);
             let changed = known.map(|lease| &lease.checkpoint)
                 != after.leases.get(shard).map(|lease| &lease.checkpoint);
             // The position of a later epoch of the shard may be saved in the same call.
             let is_alone = positions.iter().filter(|position| position.shard == *shard).count() < 2;
-            if is_shard_expired && (*verdict != SaveOutcome::Lost || changed && is_alone) {
+            if is_superseded && (*verdict != SaveOutcome::Lost || changed && is_alone) {
                 self.breaks(
                     Promise::NoZombies,
                     format_args!("{name} saves {shard} in epoch {epoch}, which is over"),
                 );
             }
-            if !is_shard_expired && *verdict != SaveOutcome::Saved && !self.lost_data {
+            if !is_superseded && *verdict != SaveOutcome::Saved && !self.lost_data {
                 self.breaks(
                     Promise::NoZombies,
                     format_args!(

@@ -109,24 +109,24 @@ fn latest_of(seed: u64) -> Story {
 
 #[test]
 fn regular_seeds_break_no_promise() {
-    SIMULATION.go_through(EVERY_DAY);
+    SIMULATION.run_seeds(EVERY_DAY);
 }
 
 #[test]
 fn seed_run_twice_gives_the_same_trace() {
     for seed in 0..10 {
-        seeds::assert_told_alike(seed, &simulate(seed), &simulate(seed));
+        seeds::assert_same_trace(seed, &simulate(seed), &simulate(seed));
     }
 }
 
 #[test]
 #[ignore = "runs the seed in SEED and prints its trace"]
 fn one() {
-    SIMULATION.tell_one();
+    SIMULATION.run_seed_from_env();
 }
 
 #[test]
 #[ignore = "runs the seeds in SEEDS"]
 fn many() {
-    SIMULATION.go_through_many();
+    SIMULATION.run_seeds_from_env();
 }

@@ -9,7 +9,7 @@ use crate::seeds::pick;
 
 /// The method of the consumer that yields the records: `records()` or `shards()`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Door {
+pub(crate) enum ReadMethod {
     Records,
     Shards,
 }
@@ -17,7 +17,7 @@ pub(crate) enum Door {
 /// The options of one worker.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    pub(crate) door: Door,
+    pub(crate) door: ReadMethod,
     pub(crate) mode: CheckpointOn,
     pub(crate) fan_out: bool,
     pub(crate) ordering: ShardOrdering,
@@ -94,7 +94,7 @@ impl Scene {
     pub(crate) fn plan(&self, rng: &mut Rng) -> Plan {
         let milliseconds = Duration::from_millis;
         Plan {
-            door: if rng.u8(..4) == 0 { Door::Shards } else { Door::Records },
+            door: if rng.u8(..4) == 0 { ReadMethod::Shards } else { ReadMethod::Records },
             mode: if rng.bool() { CheckpointOn::Pull } else { CheckpointOn::Ack },
             fan_out: self.fan_out,
             ordering: self.ordering,

@@ -310,9 +310,8 @@ impl Regions {
         for (index, region) in self.streams.iter().enumerate() {
             let seen = region.seen.lock().unwrap();
             let finished = if index == 0 { self.finished.clone() } else { BTreeSet::new() };
-            let is_shard_expired =
-                |place: &usize| !seen.contains(place) && !finished.contains(place);
-            if let Some(lost) = (0..region.put.len()).find(is_shard_expired) {
+            let is_unread = |place: &usize| !seen.contains(place) && !finished.contains(place);
+            if let Some(lost) = (0..region.put.len()).find(is_unread) {
                 let detail = format!("record {lost} of region {index} is not read");
                 breaks(&self.broken, Promise::NothingIsLost, detail);
             }

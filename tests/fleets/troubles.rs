@@ -153,12 +153,12 @@ impl World {
         if self.rng.u8(..3) == 0 {
             self.truth.tell(format_args!("the store has lost everything"));
             let empty = kinestream::MemoryStore::new();
-            return self.stored.fall_back_to(&empty);
+            return self.stored.replace_with_copy_of(&empty);
         }
         let index = self.rng.usize(..self.replicas.len());
         let (at, replica) = &self.replicas[index];
         self.truth.tell(format_args!("the store has lost the last {:?}", at.elapsed()));
-        self.stored.fall_back_to(replica);
+        self.stored.replace_with_copy_of(replica);
     }
 
     fn fail_calls(&mut self) {
@@ -210,7 +210,7 @@ impl World {
     pub(crate) fn heal(&mut self) {
         self.truth.tell(format_args!("all faults are over"));
         self.faults.lock().unwrap().clear();
-        self.mend(true);
+        self.repair(true);
         self.blocks.clear();
         self.panics.disarm();
         self.is_calm = true;

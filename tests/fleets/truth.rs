@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::link::{Health, Life};
 use crate::seeds::Story;
-use crate::trace::Told;
+use crate::trace::Trace;
 
 /// A guarantee of the crate that must hold under all faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +122,7 @@ pub(crate) struct Truth(Arc<Mutex<Facts>>);
 #[allow(clippy::struct_excessive_bools, reason = "each is an independent fact")]
 pub(crate) struct Facts {
     pub(crate) began: Instant,
-    told: Told,
+    told: Trace,
     pub(crate) shards: Vec<Shard>,
     pub(crate) places: BTreeMap<SequenceNumber, (usize, usize)>,
     /// The deliveries, by shard and epoch.
@@ -155,7 +155,7 @@ impl Truth {
     pub(crate) fn new(shards: usize) -> Self {
         Self(Arc::new(Mutex::new(Facts {
             began: Instant::now(),
-            told: Told::new(),
+            told: Trace::new(),
             shards: (0..shards).map(|_| Shard::default()).collect(),
             places: BTreeMap::new(),
             tenancies: BTreeMap::new(),

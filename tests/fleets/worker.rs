@@ -39,7 +39,7 @@ pub(crate) struct Worker {
     /// acknowledgement.
     held: Vec<(Record, Place, Instant)>,
     /// A record was dropped without an acknowledgement: this worker cannot finish its shard.
-    pub(crate) has_forgotten: bool,
+    pub(crate) has_dropped_record: bool,
     /// The periods in which the caller does not poll.
     busy: Vec<Range<Instant>>,
     pub(crate) suspended_until: Option<Instant>,
@@ -98,7 +98,7 @@ impl Worker {
             panics,
             truth: truth.clone(),
             held: Vec::new(),
-            has_forgotten: false,
+            has_dropped_record: false,
             busy: Vec::new(),
             suspended_until: None,
             link_at_wake: Health::Well,
@@ -226,7 +226,7 @@ impl Worker {
         if !self.held.is_empty() {
             let (_, place, _) = self.held.swap_remove(rng.usize(..self.held.len()));
             self.truth.tell(format_args!("{} drops {place:?} without an ack", self.name));
-            self.has_forgotten = true;
+            self.has_dropped_record = true;
         }
     }
 

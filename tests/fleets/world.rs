@@ -35,7 +35,7 @@ pub(crate) struct World {
     pub(crate) scene: Scene,
     pub(crate) rng: Rng,
     /// Draws features that were added later, so that existing seeds keep their scenarios.
-    pub(crate) odd: Rng,
+    pub(crate) added_rng: Rng,
     /// The percentage of steps in which calls are blocked.
     pub(crate) block_faults: u8,
     pub(crate) blocks: Blocks,

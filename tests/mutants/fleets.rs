@@ -55,7 +55,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "the next owner continues in the epoch of the last owner",
         file: "store/lease/ledger.rs",
-        right: "Some(next_owner) => self.give(shard, Some(next_owner)),",
+        right: "Some(next_owner) => self.set_owner_in_new_epoch(shard, Some(next_owner)),",
         wrong: "Some(next_owner) => {\n lease.owner = Some(next_owner);\n self.changed = true;\n }",
         breaks: &["OneReader"],
     },
@@ -111,7 +111,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a handoff does not flush",
         file: "fleet/duties.rs",
-        right: "let _told_elsewhere = timeout(LAST_WORDS, writer.flush()).await;",
+        right: "let _told_elsewhere = timeout(FINAL_SAVE_TIMEOUT, writer.flush()).await;",
         wrong: "let _told_elsewhere = &writer;",
         breaks: &["FewRepeats"],
     },
@@ -139,15 +139,15 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "every worker lists the shards",
         file: "fleet/duties.rs",
-        right: "is_idle && (is_first || self.listing.is_asked_for || self.reach.is_out())",
-        wrong: "is_idle && (is_first || self.listing.is_asked_for || self.has_listed || self.reach.is_out())",
+        right: "is_idle && (is_first || self.listing.is_requested || self.reachability.is_out())",
+        wrong: "is_idle && (is_first || self.listing.is_requested || self.has_listed || self.reachability.is_out())",
         breaks: &["FewListings", "Rest"],
     },
     Mistake {
         what: "a worker that cannot reach Kinesis keeps its leases",
         file: "fleet/stranded.rs",
-        right: "self.reach.is_out() && self.table.workers.len() > 1",
-        wrong: "self.reach.is_out() && self.table.workers.len() > 100",
+        right: "self.reachability.is_out() && self.table.workers.len() > 1",
+        wrong: "self.reachability.is_out() && self.table.workers.len() > 100",
         breaks: &["Progress"],
     },
     Mistake {

@@ -6,7 +6,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a record is finished on delivery",
         file: "shard/delivery.rs",
-        right: "self.in_hand = Some(record.number);",
+        right: "self.unfinished = Some(record.number);",
         wrong: "record.ack();",
         breaks: &["NotPastUnfinished"],
     },
@@ -118,7 +118,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a fetch for a waiting caller waits for all the memory that it expects to need",
         file: "source/memory_budget.rs",
-        right: "space.stretch(bytes);\n                    return space;",
+        right: "space.resize_up_to(bytes);\n                    return space;",
         wrong: "if space.resize(bytes) {\n return space;\n }\n released.await;",
         breaks: &["Progress"],
     },
@@ -140,14 +140,14 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         what: "a pushed event is read without memory for it",
         file: "source/subscription.rs",
         right: "if !is_least && is_event {\n                return false;",
-        wrong: "if !is_least && is_event {\n                space.stretch(bytes);\n                self.messages.push_back((space, MessageFieldScanner::new(length)));\n                return true;",
+        wrong: "if !is_least && is_event {\n                space.resize_up_to(bytes);\n                self.messages.push_back((space, MessageFieldScanner::new(length)));\n                return true;",
         breaks: &["MemoryBudget"],
     },
     Mistake {
         what: "the rest of a batch is dropped after a run",
         file: "shard/delivery.rs",
-        right: "Place::Taken(self.buffer)\n",
-        wrong: "Place::Empty\n",
+        right: "SlotState::Taken(self.buffer)\n",
+        wrong: "SlotState::Empty\n",
         breaks: &["NothingIsLost", "NotPastUnfinished"],
     },
     Mistake {
@@ -160,8 +160,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "Latest is determined again at every start",
         file: "discovery/start.rs",
-        right: "ShardPosition::Latest => ExactStart::Kept(Checkpoint::AtTimestamp(now)),",
-        wrong: "ShardPosition::Latest => ExactStart::Named(Position::AtTimestamp(now)),",
+        right: "ShardPosition::Latest => ExactStart::Stored(Checkpoint::AtTimestamp(now)),",
+        wrong: "ShardPosition::Latest => ExactStart::Given(Position::AtTimestamp(now)),",
         breaks: &["NothingIsLost", "NotBeforeTheStart", "FewRepeats"],
     },
     Mistake {
@@ -195,8 +195,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "the pacer keeps no margin to the call limit",
         file: "pacing.rs",
-        right: "if self.rate >= MOST_CALLS {\n            return SHORTEST_PAUSE + MARGIN;",
-        wrong: "if self.rate >= MOST_CALLS {\n            return SHORTEST_PAUSE + MARGIN * 0;",
+        right: "if self.rate >= MAX_CALL_RATE {\n            return SHORTEST_PAUSE + MARGIN;",
+        wrong: "if self.rate >= MAX_CALL_RATE {\n            return SHORTEST_PAUSE + MARGIN * 0;",
         breaks: &["CallLimits"],
     },
     Mistake {
@@ -230,8 +230,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a store call has no time limit",
         file: "store.rs",
-        right: "timeout(LONGEST_CALL, call)",
-        wrong: "timeout(LONGEST_CALL * 10_000, call)",
+        right: "timeout(STORE_CALL_TIMEOUT, call)",
+        wrong: "timeout(STORE_CALL_TIMEOUT * 10_000, call)",
         breaks: &["Progress", "FewErrors", "FewRepeats", "NothingLeftRunning", "EndsAreKept"],
     },
     Mistake {
@@ -265,7 +265,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "the restart of an idle shard is reported as a loss",
         file: "source/retention.rs",
-        right: "let age = age + MOST_CLOCK_SKEW;",
+        right: "let age = age + MAX_CLOCK_SKEW;",
         wrong: "let age = age + SHORTEST_RETENTION;",
         breaks: &["LossesAreReported", "FewErrors"],
     },
@@ -331,7 +331,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         what: "a shard counts as gone after one call that does not find it",
         file: "source/fetch_state.rs",
         right: "RetryAction::Gone => return self.not_found(error).await,",
-        wrong: "RetryAction::Gone => return Err(StreamError::at_last(error)),",
+        wrong: "RetryAction::Gone => return Err(StreamError::last(error)),",
         breaks: &["FewErrors", "Progress"],
     },
     Mistake {
@@ -407,15 +407,15 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a shard that the in-flight limit blocks is not reported",
         file: "telemetry/health_state.rs",
-        right: "view.stalled(STALLED_AFTER)",
-        wrong: "view.stalled(STALLED_AFTER * 1_000)",
+        right: "gauges.stalled(STALLED_AFTER)",
+        wrong: "gauges.stalled(STALLED_AFTER * 1_000)",
         breaks: &["StallsAreReported"],
     },
     Mistake {
         what: "health ignores unacknowledged records",
         file: "consumer/health.rs",
         right: "held.max(self.silent_for.unwrap_or_default())",
-        wrong: "held.min(READY_STALL / 2).max(self.silent_for.unwrap_or_default())",
+        wrong: "held.min(READY_STALL_LIMIT / 2).max(self.silent_for.unwrap_or_default())",
         breaks: &["HealthIsTrue"],
     },
     Mistake {
@@ -435,8 +435,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a listing that lacks parents of merged shards is used",
         file: "source/listing.rs",
-        right: "self.short_of_parents().map(Flaw::Parent)",
-        wrong: "self.short_of_parents().map(Flaw::Parent).filter(|_| false)",
+        right: "self.shard_missing_parent().map(Flaw::Parent)",
+        wrong: "self.shard_missing_parent().map(Flaw::Parent).filter(|_| false)",
         breaks: &["ParentsFirst"],
     },
     Mistake {
@@ -456,8 +456,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a decision to continue at the latest is not stored",
         file: "source/loss.rs",
-        right: "self.state.decided = Some((after.clone(), now));",
-        wrong: "self.state.decided = None;",
+        right: "self.state.trimmed_position = Some((after.clone(), now));",
+        wrong: "self.state.trimmed_position = None;",
         breaks: &["NothingIsLost"],
     },
     Mistake {
@@ -561,8 +561,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "an event from before the start moves the position",
         file: "source/fan_out.rs",
-        right: "if !self.progress.precedes_start(reached) {",
-        wrong: "if !self.progress.precedes_start(reached) || lag > 0 {",
+        right: "if !self.fetch_state.precedes_start(reached) {",
+        wrong: "if !self.fetch_state.precedes_start(reached) || lag > 0 {",
         breaks: &["NotBeforeTheStart"],
     },
     Mistake {

@@ -20,8 +20,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a refusal by a replica keeps the connection",
         file: "store/redis/refusal.rs",
-        right: "ELSEWHERE.contains(&&*refusal.code);",
-        wrong: "refusal.code != \"READONLY\" && ELSEWHERE.contains(&&*refusal.code);",
+        right: "RECONNECT_CODES.contains(&&*refusal.code);",
+        wrong: "refusal.code != \"READONLY\" && RECONNECT_CODES.contains(&&*refusal.code);",
         breaks: &["reads_on"],
     },
     Mistake {

@@ -8,7 +8,7 @@ use kinestream::{MemoryStore, OnTrimmed};
 use tokio::time::{Instant, timeout};
 
 use crate::retention::{HOUR, gaps, numbers, stop_after};
-use crate::sparse_shards::{gapped, stored_behind, stored_in_gap};
+use crate::sparse_shards::{sparse_shard, stored_after, stored_in_gap};
 use crate::{consumer, number, orders};
 
 /// The retention period is lowered, and the oldest retained record is about to be trimmed. Events
@@ -55,10 +55,10 @@ async fn loss_near_the_trim_horizon_is_reported_once() {
 #[tokio::test(start_paused = true)]
 async fn records_skipped_by_latest_stay_skipped_after_empty_events() {
     for accepted in [true, false] {
-        let (kinesis, orders) = gapped(60, None, [40, 30, 10]);
+        let (kinesis, orders) = sparse_shard(60, None, [40, 30, 10]);
         kinesis.set_trimmed_numbers_accepted(accepted);
         let first = orders.shard(0).sequence_numbers()[0].clone();
-        let store = stored_behind(first, &kinesis, &orders, 5).await;
+        let store = stored_after(first, &kinesis, &orders, 5).await;
         orders.shard(0).trim(1);
         let builder = consumer(&kinesis).fan_out("billing").store(store);
         let reader = builder.on_trimmed(OnTrimmed::Latest).build().unwrap();
@@ -76,7 +76,7 @@ async fn records_skipped_by_latest_stay_skipped_after_empty_events() {
 #[tokio::test(start_paused = true)]
 async fn loss_that_grows_before_the_next_record_is_reported_once() {
     for placement in ["GetShardIterator", "SubscribeToShard"] {
-        let (kinesis, orders) = gapped(0, None, [40, 30, 10]);
+        let (kinesis, orders) = sparse_shard(0, None, [40, 30, 10]);
         kinesis.set_trimmed_numbers_accepted(true);
         let store = stored_in_gap(&kinesis, &orders, 39).await;
         let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon).store(store);

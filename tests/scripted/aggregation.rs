@@ -12,7 +12,7 @@ use kinestream::{
 use serde::Deserialize;
 use tokio::time::{sleep, timeout};
 
-use crate::recording_store::Watched;
+use crate::recording_store::RecordingStore;
 use crate::{assert_silent, calls, consumer, next, number, orders};
 
 /// Puts one aggregated record with these numbers as its user records.
@@ -93,7 +93,7 @@ async fn restart_resumes_inside_an_aggregate() {
         let shard = orders.shard(0);
         let whole = put(&shard, 0..5);
         let next_one = put(&shard, 5..7);
-        let store = Watched::default();
+        let store = RecordingStore::default();
         let build = || {
             consumer(&kinesis).store(store.clone()).checkpoint_on(checkpoint_on).build().unwrap()
         };
@@ -118,7 +118,7 @@ async fn restart_resumes_inside_an_aggregate() {
 }
 
 /// Returns a new store with the saved position of the shard, which is all that outlives a process.
-async fn store_after_crash(store: &Watched) -> MemoryStore {
+async fn store_after_crash(store: &RecordingStore) -> MemoryStore {
     let checkpoint = store.position(0).await.unwrap().parse().unwrap();
     let store_after_crash = MemoryStore::new();
     let saved = [("shardId-000000000000".parse().unwrap(), checkpoint)];
@@ -141,7 +141,7 @@ async fn crash_inside_an_aggregate_resumes_after_the_saved_user_record() {
             let builder = consumer(&kinesis).checkpoint_on(checkpoint_on);
             if fan_out { builder.fan_out("billing") } else { builder }
         };
-        let store = Watched::default();
+        let store = RecordingStore::default();
         let mut records = build().store(store.clone()).build().unwrap().records();
         // With `Pull`, the poll for the next record acknowledges the previous one.
         for expected in 0..3 {
@@ -167,7 +167,7 @@ async fn out_of_order_acks_of_user_records_advance_over_the_acknowledged_prefix(
     let (kinesis, orders) = orders(1);
     let whole = put(&orders.shard(0), 0..4);
     let last = orders.shard(0).put("4");
-    let store = Watched::default();
+    let store = RecordingStore::default();
     let reader =
         consumer(&kinesis).store(store.clone()).checkpoint_on(CheckpointOn::Ack).build().unwrap();
     let mut records = reader.records();
@@ -348,7 +348,7 @@ async fn thousands_of_aggregates_of_another_shard_are_skipped() {
     for _ in 0..5000 {
         shard.put(nothing.clone());
     }
-    let store = Watched::default();
+    let store = RecordingStore::default();
     let reader = consumer(&kinesis).store(store.clone()).build().unwrap();
     let mut records = reader.records();
     assert_eq!(numbers(&mut records, 1).await, [7]);

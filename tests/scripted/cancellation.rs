@@ -15,7 +15,7 @@ use kinestream::{CheckpointOn, Consumer, Record};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::recording_store::Watched;
+use crate::recording_store::RecordingStore;
 use crate::{consumer, next, orders, shard_of};
 use kinestream::testing::{Kinesis, Stream};
 
@@ -75,7 +75,7 @@ impl Seen {
 struct World {
     kinesis: Kinesis,
     orders: Stream,
-    store: Watched,
+    store: RecordingStore,
     seen: RefCell<Seen>,
 }
 
@@ -93,7 +93,7 @@ impl World {
         orders.shard(0).split();
         put(2);
         put(3);
-        let store = Watched::slow(Duration::from_millis(2));
+        let store = RecordingStore::slow(Duration::from_millis(2));
         Self { kinesis, orders, store, seen: RefCell::default() }
     }
 

@@ -6,7 +6,7 @@ use futures::{FutureExt, StreamExt};
 use kinestream::{CheckpointOn, ErrorKind, SequenceNumber};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::recording_store::Watched;
+use crate::recording_store::RecordingStore;
 use crate::{assert_silent, consumer, next, number, orders};
 
 fn after(number: &SequenceNumber) -> String {
@@ -19,7 +19,7 @@ async fn checkpoints_of_all_shards_share_one_save_per_interval() {
     for number in 0..600 {
         orders.shard(number % 10).put(number.to_string());
     }
-    let store = Watched::default();
+    let store = RecordingStore::default();
     let consumer = consumer(&kinesis).limit(3).store(store.clone()).build().unwrap();
     let mut records = consumer.records();
     let began = Instant::now();
@@ -44,7 +44,7 @@ async fn last_record_is_checkpointed_only_after_the_next_poll() {
     let (kinesis, orders) = orders(1);
     let numbers: Vec<SequenceNumber> =
         (0..3).map(|number| orders.shard(0).put(number.to_string())).collect();
-    let store = Watched::default();
+    let store = RecordingStore::default();
     let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
     let mut records = consumer.records();
     next(&mut records).await;
@@ -67,7 +67,7 @@ async fn dropped_stream_saves_all_but_the_last_record() {
     let (kinesis, orders) = orders(1);
     let numbers: Vec<SequenceNumber> =
         (0..3).map(|number| orders.shard(0).put(number.to_string())).collect();
-    let store = Watched::default();
+    let store = RecordingStore::default();
     let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
     let mut records = consumer.records();
     next(&mut records).await;
@@ -83,7 +83,7 @@ async fn out_of_order_acks_advance_over_the_acknowledged_prefix() {
     let (kinesis, orders) = orders(1);
     let numbers: Vec<SequenceNumber> =
         (0..6).map(|number| orders.shard(0).put(number.to_string())).collect();
-    let store = Watched::default();
+    let store = RecordingStore::default();
     let consumer = consumer(&kinesis)
         .checkpoint_on(CheckpointOn::Ack)
         .checkpoint_interval(Duration::ZERO)
@@ -116,7 +116,7 @@ async fn zero_interval_saves_each_position_before_the_next_record() {
     let (kinesis, orders) = orders(1);
     let numbers: Vec<SequenceNumber> =
         (0..20).map(|number| orders.shard(0).put(number.to_string())).collect();
-    let store = Watched::default();
+    let store = RecordingStore::default();
     let consumer = consumer(&kinesis)
         .checkpoint_interval(Duration::ZERO)
         .store(store.clone())
@@ -134,7 +134,7 @@ async fn zero_interval_saves_each_position_before_the_next_record() {
 async fn store_outage_pauses_delivery_only_after_max_unflushed() {
     for interval in [Duration::from_secs(1), Duration::ZERO] {
         let (kinesis, orders) = orders(2);
-        let store = Watched::default();
+        let store = RecordingStore::default();
         let consumer = consumer(&kinesis)
             .checkpoint_interval(interval)
             .max_unflushed(Duration::from_secs(30))
@@ -224,7 +224,7 @@ async fn close_ends_a_waiting_stream() {
 #[tokio::test(start_paused = true)]
 async fn zero_interval_saves_each_record_during_a_save_of_another_shard() {
     let (kinesis, orders) = orders(2);
-    let store = Watched::slow(Duration::from_secs(1));
+    let store = RecordingStore::slow(Duration::from_secs(1));
     let builder = consumer(&kinesis).store(store.clone());
     let consumer = builder.checkpoint_interval(Duration::ZERO).build().unwrap();
     let mut shards = consumer.shards();
@@ -260,7 +260,7 @@ async fn record_is_redelivered_first_after_its_handler_panics() {
         for number in 0..5 {
             orders.shard(0).put(number.to_string());
         }
-        let store = Watched::default();
+        let store = RecordingStore::default();
         let builder = consumer(&kinesis).checkpoint_on(mode).store(store.clone());
         let first = builder.clone().build().unwrap();
         let handler = tokio::spawn(async move {

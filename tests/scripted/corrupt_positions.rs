@@ -77,7 +77,7 @@ async fn corrected_field_resumes_its_shard() {
         orders.shard(0).put("1");
         assert_eq!(next_error(&mut records).await.kind(), ErrorKind::StoreCorrupt);
         assert_silent(&mut records).await;
-        store.mend(&scope(), &shard(0));
+        store.repair(&scope(), &shard(0));
         assert_eq!(
             number(&next(&mut records).await),
             1,

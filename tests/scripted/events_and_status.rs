@@ -10,7 +10,7 @@ use kinestream::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::recording_store::Watched;
+use crate::recording_store::RecordingStore;
 use crate::{consumer, next, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -171,7 +171,7 @@ async fn gap_event_has_the_last_sequence_number() {
 #[tokio::test(start_paused = true)]
 async fn store_outage_emits_its_start_and_its_end() {
     let (kinesis, orders) = orders(1);
-    let store = Watched::default();
+    let store = RecordingStore::default();
     let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
     let (mut events, mut records) = (consumer.events(), consumer.records());
     orders.shard(0).put("0");

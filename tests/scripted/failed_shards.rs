@@ -169,7 +169,7 @@ impl Fleet {
 #[tokio::test(start_paused = true)]
 async fn shards_denied_to_one_worker_are_read_by_the_other() {
     let fleet = Fleet::new(6);
-    let _puts = fleet.put_all_along(Duration::from_millis(200));
+    let _puts = fleet.put_continuously(Duration::from_millis(200));
     let (_a, a_errors) = fleet.start_signed("a");
     let (b, b_errors) = fleet.start_signed("b");
     sleep(30 * SECOND).await;
@@ -212,7 +212,7 @@ async fn shards_denied_to_one_worker_are_read_by_the_other() {
 #[tokio::test(start_paused = true)]
 async fn shard_that_fails_for_all_workers_moves_rarely() {
     let fleet = Fleet::new(4);
-    let _puts = fleet.put_all_along(Duration::from_millis(200));
+    let _puts = fleet.put_continuously(Duration::from_millis(200));
     let workers = ["a", "b", "c"].map(|name| fleet.start_signed(name));
     sleep(30 * SECOND).await;
     fleet.kinesis.on_call(|call| {

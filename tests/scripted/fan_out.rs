@@ -10,7 +10,7 @@ use kinestream::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::recording_store::Watched;
+use crate::recording_store::RecordingStore;
 use crate::{assert_silent, calls, next, number, orders, shard_of};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -182,7 +182,7 @@ async fn children_are_read_after_their_parents() {
     let (kinesis, orders) = orders(1);
     for named in [true, false] {
         kinesis.set_child_shards(named);
-        let store = Watched::default();
+        let store = RecordingStore::default();
         let mut records =
             fan_out_consumer(&kinesis).store(store.clone()).build().unwrap().records();
         let parent = orders.open_shards()[0].clone();
@@ -211,7 +211,7 @@ async fn children_are_read_after_their_parents() {
 async fn checkpoint_of_a_quiet_shard_advances_only_over_finished_records() {
     let (kinesis, orders) = orders(1);
     let first = orders.shard(0).put("0");
-    let store = Watched::default();
+    let store = RecordingStore::default();
     let reader = fan_out_consumer(&kinesis).store(store.clone()).checkpoint_on(CheckpointOn::Ack);
     let reader = reader.build().unwrap();
     let mut records = reader.records();
@@ -408,7 +408,7 @@ async fn registration_beyond_the_twentieth_consumer_is_reported_once() {
 async fn restart_resumes_inside_an_aggregated_record() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put(aggregate((0..5).map(|number| ("key", number.to_string()))));
-    let store = Watched::default();
+    let store = RecordingStore::default();
     for first in 0..5 {
         let reader = fan_out_consumer(&kinesis).store(store.clone()).build().unwrap();
         let mut records = reader.records();

@@ -21,7 +21,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// A lease store with faults that a test switches on and off.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Faulty {
+pub(crate) struct FaultyStore {
     pub(crate) stored: MemoryStore,
     /// Exchanges fail without effect.
     pub(crate) fails: Arc<AtomicBool>,
@@ -35,7 +35,7 @@ pub(crate) struct Faulty {
     exchanges: Arc<AtomicUsize>,
 }
 
-impl Faulty {
+impl FaultyStore {
     /// Returns true if the response to this exchange is lost.
     fn loses_answer(&self, request: &HeartbeatRequest) -> bool {
         let stores_loss = |change: &Change| {
@@ -58,7 +58,7 @@ fn unavailable() -> Error {
     Error::store_unavailable("the response was lost", std::io::Error::other("reset"))
 }
 
-impl CheckpointStore for Faulty {
+impl CheckpointStore for FaultyStore {
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
         self.stored.load(scope)
     }
@@ -76,7 +76,7 @@ impl CheckpointStore for Faulty {
     }
 }
 
-impl LeaseStore for Faulty {
+impl LeaseStore for FaultyStore {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
@@ -129,7 +129,7 @@ impl LeaseStore for Faulty {
 #[tokio::test(start_paused = true)]
 async fn save_without_an_outcome_fails_the_close() {
     let (kinesis, orders) = orders(1);
-    let store = Faulty::default();
+    let store = FaultyStore::default();
     let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
     let mut records = consumer.records();
     orders.shard(0).put("0");
@@ -147,7 +147,7 @@ async fn save_without_an_outcome_fails_the_close() {
 #[tokio::test(start_paused = true)]
 async fn worker_stays_responsive_while_the_store_adds_no_children() {
     let (kinesis, orders) = orders(2);
-    let store = Faulty::default();
+    let store = FaultyStore::default();
     let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
     let mut records = consumer.records();
     assert_silent(&mut records).await;

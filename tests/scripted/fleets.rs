@@ -78,7 +78,7 @@ impl Fleet {
     }
 
     /// Puts a record into the open shards in turn, one each `pause`, until [`Puts::end`].
-    pub(crate) fn put_all_along(&self, pause: Duration) -> Puts {
+    pub(crate) fn put_continuously(&self, pause: Duration) -> Puts {
         let (orders, puts) = (self.orders.clone(), Arc::new(Mutex::new(0)));
         let count = Arc::clone(&puts);
         let task = tokio::spawn(async move {
@@ -159,7 +159,7 @@ impl Puts {
 #[tokio::test(start_paused = true)]
 async fn new_worker_gets_its_share_within_two_renewals_without_redelivery() {
     let fleet = Fleet::new(10);
-    let puts = fleet.put_all_along(Duration::from_millis(20));
+    let puts = fleet.put_continuously(Duration::from_millis(20));
     let _first = fleet.start("a");
     sleep(Duration::from_secs(20)).await;
     fleet.assert_shares(&[("a", 10)]).await;
@@ -184,7 +184,7 @@ async fn new_worker_gets_its_share_within_two_renewals_without_redelivery() {
 #[tokio::test(start_paused = true)]
 async fn workers_that_start_together_share_evenly() {
     let fleet = Fleet::new(30);
-    let puts = fleet.put_all_along(Duration::from_millis(20));
+    let puts = fleet.put_continuously(Duration::from_millis(20));
     let workers: Vec<_> = (0..7).map(|number| fleet.start(&format!("w{number}"))).collect();
     sleep(2 * RENEWAL + MOMENT).await;
     let shares = fleet.shares().await;
@@ -198,7 +198,7 @@ async fn workers_that_start_together_share_evenly() {
 async fn close_and_drop_release_leases_at_once() {
     for closed in [true, false] {
         let fleet = Fleet::new(6);
-        let puts = fleet.put_all_along(Duration::from_millis(20));
+        let puts = fleet.put_continuously(Duration::from_millis(20));
         let [_a, b, _c] = ["a", "b", "c"].map(|name| fleet.start(name));
         sleep(Duration::from_secs(20)).await;
         fleet.assert_shares(&[("a", 2), ("b", 2), ("c", 2)]).await;
@@ -253,7 +253,7 @@ async fn children_are_shared_after_their_parents_are_finished() {
     for child_shards in [true, false] {
         let fleet = Fleet::new(4);
         fleet.kinesis.set_child_shards(child_shards);
-        let puts = fleet.put_all_along(Duration::from_millis(20));
+        let puts = fleet.put_continuously(Duration::from_millis(20));
         let _workers = ["a", "b"].map(|name| fleet.start(name));
         sleep(Duration::from_secs(20)).await;
         for shard in fleet.orders.open_shards() {

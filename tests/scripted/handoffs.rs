@@ -145,7 +145,7 @@ async fn sink_rejects_records_of_an_old_epoch() {
 #[tokio::test(start_paused = true)]
 async fn worker_that_stops_polling_releases_its_leases() {
     let fleet = Fleet::new(4);
-    let puts = fleet.put_all_along(Duration::from_millis(100));
+    let puts = fleet.put_continuously(Duration::from_millis(100));
     let stopped = fleet.builder("a").poll_timeout(Some(Duration::from_secs(20))).build().unwrap();
     let mut records = stopped.records();
     let _in_hand = next(&mut records).await;

@@ -7,7 +7,7 @@ use kinestream::testing::{Interruption, Kinesis, Outcome, WrongListing};
 use kinestream::{ConsumerBuilder, Error, ErrorKind, Event, OnTrimmed, Records, ShardState};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::recording_store::Watched;
+use crate::recording_store::RecordingStore;
 use crate::{calls, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ async fn error(records: &mut Records) -> Error {
 async fn empty_response_does_not_end_an_open_shard() {
     for times in [1, 2, 5] {
         let (kinesis, orders) = orders(1);
-        let store = Watched::default();
+        let store = RecordingStore::default();
         let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
         let mut events = consumer.events();
         let mut records = consumer.records();
@@ -237,7 +237,7 @@ async fn incomplete_response_loses_no_record_of_an_open_shard() {
         for lacking in LACKING {
             for times in 1..4 {
                 let (kinesis, orders) = orders(1);
-                let store = Watched::default();
+                let store = RecordingStore::default();
                 let builder = sources(&kinesis)[source].clone().store(store);
                 orders.shard(0).put("0");
                 let consumer = builder.clone().build().unwrap();

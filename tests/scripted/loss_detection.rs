@@ -7,8 +7,8 @@ use kinestream::testing::{Kinesis, Outcome, Stream};
 use kinestream::{ConsumerBuilder, OnTrimmed, SequenceNumber};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::recording_store::Watched;
-use crate::retention::{HOUR, gaps, numbers, stop_after, three_read};
+use crate::recording_store::RecordingStore;
+use crate::retention::{HOUR, gaps, numbers, start_and_read_three, stop_after};
 use crate::{consumer, next, number, orders};
 
 fn answer(lag: u32) -> Outcome {
@@ -23,7 +23,7 @@ async fn withhold_records(
     orders: &Stream,
     builder: &ConsumerBuilder,
 ) -> SequenceNumber {
-    let (reader, records) = three_read(orders, builder.clone()).await;
+    let (reader, records) = start_and_read_three(orders, builder.clone()).await;
     kinesis.on_call(|call| match call.operation.as_str() {
         "GetRecords" => answer(0),
         _ => Outcome::Served,
@@ -42,7 +42,7 @@ async fn withheld_records_that_latest_skips_are_reported() {
     for accepted in [false, true] {
         let (kinesis, orders) = orders(1);
         kinesis.set_trimmed_numbers_accepted(accepted);
-        let store = Watched::default();
+        let store = RecordingStore::default();
         let builder = consumer(&kinesis).store(store.clone()).on_trimmed(OnTrimmed::Latest);
         let last = withhold_records(&kinesis, &orders, &builder).await;
         assert!(store.position(0).await.unwrap().starts_with("CAUGHT_UP:"));
@@ -63,7 +63,7 @@ async fn withheld_records_are_read_with_the_other_policies() {
         for policy in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
             let (kinesis, orders) = orders(1);
             kinesis.set_trimmed_numbers_accepted(accepted);
-            let builder = consumer(&kinesis).store(Watched::default()).on_trimmed(policy);
+            let builder = consumer(&kinesis).store(RecordingStore::default()).on_trimmed(policy);
             withhold_records(&kinesis, &orders, &builder).await;
             let reader = builder.build().unwrap();
             let mut events = reader.events();
@@ -94,7 +94,7 @@ async fn away_for_30_hours(
 async fn loss_check_that_fails_again_after_a_success_is_no_error() {
     const FAILS_FOR: Duration = Duration::from_secs(20);
     let (kinesis, orders) = orders(1);
-    let builder = consumer(&kinesis).store(Watched::default());
+    let builder = consumer(&kinesis).store(RecordingStore::default());
     away_for_30_hours(&kinesis, &orders, &builder, b"0").await;
     let mut failing_since = [None; 2];
     let mut judged: Vec<Instant> = Vec::new();
@@ -126,7 +126,7 @@ async fn loss_check_that_fails_again_after_a_success_is_no_error() {
 #[tokio::test(start_paused = true)]
 async fn response_that_awaits_the_loss_check_counts_by_its_bytes() {
     let (kinesis, orders) = orders(1);
-    let builder = consumer(&kinesis).store(Watched::default());
+    let builder = consumer(&kinesis).store(RecordingStore::default());
     away_for_30_hours(&kinesis, &orders, &builder, &vec![0; 1 << 20]).await;
     (0..7).for_each(|_| drop(orders.shard(0).put(vec![0; 1 << 20])));
     let too_many = Outcome::failed(400, "LimitExceededException", "too many");
@@ -145,8 +145,9 @@ async fn response_that_awaits_the_loss_check_counts_by_its_bytes() {
 async fn intermittent_lookup_failures_do_not_block_the_next_record() {
     let (kinesis, orders) = orders(1);
     kinesis.set_trimmed_numbers_accepted(true);
-    let builder = consumer(&kinesis).store(Watched::default()).on_trimmed(OnTrimmed::TrimHorizon);
-    let (reader, records) = three_read(&orders, builder.clone()).await;
+    let builder =
+        consumer(&kinesis).store(RecordingStore::default()).on_trimmed(OnTrimmed::TrimHorizon);
+    let (reader, records) = start_and_read_three(&orders, builder.clone()).await;
     stop_after(HOUR, reader, records).await;
     sleep(30 * HOUR).await;
     orders.shard(0).put("3");

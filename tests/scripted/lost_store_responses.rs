@@ -8,7 +8,7 @@ use kinestream::store::Scope;
 use kinestream::{Checkpoint, CheckpointStore, ErrorKind, Event, Events, OnTrimmed, Records};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::faulty_store::Faulty;
+use crate::faulty_store::FaultyStore;
 use crate::{assert_silent, calls, consumer, next, number, orders, read_first};
 
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -35,7 +35,7 @@ async fn loss_is_reported_once_if_the_response_that_stored_it_was_lost() {
     for on_trimmed in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
         for lost_answers in 0..3 {
             let (kinesis, orders) = orders(1);
-            let store = Faulty::default();
+            let store = FaultyStore::default();
             let consumer = consumer(&kinesis)
                 .store(store.clone())
                 .discovery_interval(INTERVAL)
@@ -67,7 +67,7 @@ async fn replaced_position_is_reported_once_if_the_response_that_stored_it_was_l
     for on_trimmed in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
         for lost_answers in 0..2 {
             let (kinesis, before) = orders(1);
-            let store = Faulty::default();
+            let store = FaultyStore::default();
             let (first, records) = read_first(&kinesis, &before, &store.stored).await;
             drop(records);
             first.close().await.unwrap();
@@ -89,7 +89,7 @@ async fn replaced_position_is_reported_once_if_the_response_that_stored_it_was_l
 #[tokio::test(start_paused = true)]
 async fn listing_is_not_lost_when_other_children_are_stored_before_it() {
     let (kinesis, orders) = orders(2);
-    let store = Faulty::default();
+    let store = FaultyStore::default();
     let finished = [(orders.shard(0).id(), Checkpoint::ShardEnd)];
     store.save(&Scope::new("default", "orders"), &finished).await.unwrap();
     let consumer = consumer(&kinesis)

@@ -11,7 +11,7 @@ use kinestream::{CheckpointOn, OnTrimmed};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::time::{sleep, timeout};
 
-use crate::recording_store::Watched;
+use crate::recording_store::RecordingStore;
 use crate::{consumer, next, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -64,7 +64,7 @@ async fn recorded_metrics_are_exactly_the_documented_ones() {
     let mut seen = Seen::default();
 
     let (kinesis, orders) = orders(2);
-    let store = Watched::default();
+    let store = RecordingStore::default();
     let builder = consumer(&kinesis).store(store.clone()).checkpoint_on(CheckpointOn::Ack);
     let consumer = builder.on_trimmed(OnTrimmed::TrimHorizon).build().unwrap();
     let mut records = consumer.records();

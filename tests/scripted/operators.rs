@@ -13,8 +13,8 @@ use kinestream::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::gated::{Asked, Gated};
-use crate::recording_store::Watched;
+use crate::gated::{Gated, GatedCall};
+use crate::recording_store::RecordingStore;
 use crate::{assert_silent, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -130,7 +130,7 @@ async fn cleared_positions_are_read_from_the_start() {
 async fn store_without_leases_shows_positions_and_rejects_edits() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
-    let store = Watched::default();
+    let store = RecordingStore::default();
     let reader = consumer(&kinesis).store(store.clone()).build().unwrap();
     let mut records = reader.records();
     next(&mut records).await.ack();
@@ -246,7 +246,7 @@ async fn seek_of_many_shards_is_one_edit_of_the_store() {
     let store = Gated::new(MemoryStore::new(), {
         let edits = Arc::clone(&edits);
         move |asked| {
-            edits.fetch_add(usize::from(asked == Asked::Edit), Ordering::Relaxed);
+            edits.fetch_add(usize::from(asked == GatedCall::Edit), Ordering::Relaxed);
             async { Ok(()) }.boxed()
         }
     });

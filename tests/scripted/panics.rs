@@ -20,7 +20,7 @@ use kinestream::{
 use tokio::time::{sleep, timeout};
 
 use crate::fleets::Fleet;
-use crate::gated::{Asked, Gated};
+use crate::gated::{Gated, GatedCall};
 use crate::listening::{is_of_crate, keep_events_on};
 use crate::{assert_silent, consumer, next, number, orders};
 
@@ -255,7 +255,7 @@ async fn lease_store_panic_in_an_exchange_does_not_let_leases_expire() {
     let store = Gated::new(fleet.store.clone(), {
         let panics = panics.clone();
         move |asked| {
-            if asked == Asked::Exchange {
+            if asked == GatedCall::Exchange {
                 panics.maybe("exchange");
             }
             std::future::ready(Ok(())).boxed()

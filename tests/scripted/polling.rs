@@ -80,7 +80,7 @@ fn inline_waker_reads_through_saves_and_close() {
 fn inline_waker_reads_through_store_outages_and_handoffs() {
     without_deadlock(|| async {
         let fleet = Fleet::new(2);
-        let store = crate::recording_store::Watched::default();
+        let store = crate::recording_store::RecordingStore::default();
         let builder = consumer(&fleet.kinesis).store(store.clone());
         let alone = builder.max_unflushed(2 * SECOND).build().unwrap();
         let (_inline, seen) = read_inline(alone.records(), false);

@@ -28,7 +28,7 @@ async fn worker_that_cannot_reach_kinesis_hands_over_its_leases_until_it_recover
     let denied = Outcome::failed(400, "ExpiredTokenException", "no");
     for outcome in [Outcome::Refused, Outcome::failed(500, "InternalFailure", ""), denied] {
         let fleet = Fleet::new(6);
-        let _puts = fleet.put_all_along(Duration::from_millis(200));
+        let _puts = fleet.put_continuously(Duration::from_millis(200));
         let _a = fleet.start_signed("a");
         sleep(SECOND).await;
         let _b = fleet.start_signed("b");
@@ -77,7 +77,7 @@ async fn outage_for_all_workers_moves_no_lease() {
     {
         // One of the workers has no shard and makes no calls.
         let fleet = Fleet::new(2);
-        let _puts = fleet.put_all_along(Duration::from_millis(200));
+        let _puts = fleet.put_continuously(Duration::from_millis(200));
         let _workers = ["a", "b", "c"].map(|name| fleet.start_signed(name));
         sleep(90 * SECOND).await;
         let takeovers = {
@@ -101,7 +101,7 @@ async fn outage_for_all_workers_moves_no_lease() {
 #[tokio::test(start_paused = true)]
 async fn sole_worker_that_cannot_reach_kinesis_keeps_its_leases() {
     let fleet = Fleet::new(2);
-    let _puts = fleet.put_all_along(Duration::from_millis(200));
+    let _puts = fleet.put_continuously(Duration::from_millis(200));
     let _a = fleet.start_signed("a");
     sleep(30 * SECOND).await;
     fleet.kinesis.on_call(|_| Outcome::Refused);
@@ -127,7 +127,7 @@ async fn worker_that_is_throttled_or_denied_to_list_keeps_its_leases() {
     };
     for rule in [throttled, denied] {
         let fleet = Fleet::new(4);
-        let _puts = fleet.put_all_along(Duration::from_millis(200));
+        let _puts = fleet.put_continuously(Duration::from_millis(200));
         let _a = fleet.start_signed("a");
         sleep(SECOND).await;
         let _b = fleet.start_signed("b");
@@ -142,7 +142,7 @@ async fn worker_that_is_throttled_or_denied_to_list_keeps_its_leases() {
 #[tokio::test(start_paused = true)]
 async fn worker_with_intermittent_access_to_kinesis_moves_few_leases() {
     let fleet = Fleet::new(4);
-    let _puts = fleet.put_all_along(Duration::from_millis(200));
+    let _puts = fleet.put_continuously(Duration::from_millis(200));
     let _workers = ["a", "b"].map(|name| fleet.start_signed(name));
     sleep(60 * SECOND).await;
     let began = Instant::now();

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 /// A store of positions without leases that records its saves, delays its calls, and fails while it
 /// is set down.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Watched {
+pub(crate) struct RecordingStore {
     stored: MemoryStore,
     latency: Duration,
     saves: Arc<Mutex<Vec<(Instant, usize)>>>,
@@ -22,7 +22,7 @@ pub(crate) struct Watched {
     attempts: Arc<AtomicUsize>,
 }
 
-impl CheckpointStore for Watched {
+impl CheckpointStore for RecordingStore {
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
         async move {
             self.pause().await;
@@ -51,7 +51,7 @@ impl CheckpointStore for Watched {
     }
 }
 
-impl Watched {
+impl RecordingStore {
     /// Creates a store that waits for `latency` before each call takes effect, and again before a
     /// save returns.
     pub(crate) fn slow(latency: Duration) -> Self {

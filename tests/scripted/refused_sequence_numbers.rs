@@ -7,8 +7,8 @@ use kinestream::Event;
 use kinestream::testing::Outcome;
 use tokio::time::sleep;
 
-use crate::recording_store::Watched;
-use crate::retention::{HOUR, numbers, resumed, sources};
+use crate::recording_store::RecordingStore;
+use crate::retention::{HOUR, numbers, read_three_of_five, sources};
 use crate::{consumer, orders};
 
 pub(crate) fn refused() -> Outcome {
@@ -24,8 +24,8 @@ async fn closed_shard_with_a_rejected_number_is_read_to_an_end_without_children(
         let (kinesis, orders) = orders(1);
         kinesis.set_child_shards(false);
         kinesis.set_event_records(1);
-        let builder = sources(&kinesis)[source].clone().store(Watched::default()).limit(1);
-        resumed(&kinesis, &orders, &builder).await;
+        let builder = sources(&kinesis)[source].clone().store(RecordingStore::default()).limit(1);
+        read_three_of_five(&kinesis, &orders, &builder).await;
         orders.shard(0).split()[0].put("5");
         let parent = orders.shard(0).id();
         // Each time the shard is read again, Kinesis rejects the number, returns the oldest record,
@@ -57,7 +57,7 @@ async fn closed_shard_with_a_rejected_number_is_read_to_an_end_without_children(
 #[tokio::test(start_paused = true)]
 async fn rejected_number_with_expiring_iterators_loses_no_record() {
     let (kinesis, orders) = orders(1);
-    let builder = consumer(&kinesis).store(Watched::default()).limit(1);
+    let builder = consumer(&kinesis).store(RecordingStore::default()).limit(1);
     let oldest = kinesis.now() - 5 * HOUR;
     for number in 0..25 {
         let arrival = oldest + Duration::from_secs(number * 600);

@@ -233,7 +233,7 @@ async fn child_waits_for_a_parent_that_the_store_has_lost() {
     assert!(consumer.positions().await.unwrap().contains_key(&merged.id()));
     let last = orders.shard(0).merge(&merged);
     last.put("2");
-    store.fall_back_to(&before);
+    store.replace_with_copy_of(&before);
     for record in held.extract_if(.., |record| shard_of(record) == 0) {
         record.ack();
     }

@@ -12,7 +12,7 @@ use kinestream::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::recording_store::Watched;
+use crate::recording_store::RecordingStore;
 use crate::{assert_silent, consumer, next, number, orders};
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
@@ -40,7 +40,10 @@ pub(crate) async fn numbers(records: &mut Records, numbers: std::ops::Range<usiz
 }
 
 /// Starts a reader and receives three records.
-pub(crate) async fn three_read(orders: &Stream, builder: ConsumerBuilder) -> (Consumer, Records) {
+pub(crate) async fn start_and_read_three(
+    orders: &Stream,
+    builder: ConsumerBuilder,
+) -> (Consumer, Records) {
     for number in 0..3 {
         orders.shard(0).put(number.to_string());
     }
@@ -65,7 +68,7 @@ async fn read_three_and_lose_two(
     orders: &Stream,
     builder: ConsumerBuilder,
 ) -> SequenceNumber {
-    let (reader, records) = three_read(orders, builder).await;
+    let (reader, records) = start_and_read_three(orders, builder).await;
     stop_after(Duration::from_secs(5), reader, records).await;
     for number in 3..7 {
         orders.shard(0).put(number.to_string());
@@ -82,7 +85,7 @@ async fn trimmed_number_is_reported_whether_rejected_or_accepted() {
         for policy in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
             let (kinesis, orders) = orders(1);
             kinesis.set_trimmed_numbers_accepted(accepted);
-            let store = Watched::default();
+            let store = RecordingStore::default();
             let builder = consumer(&kinesis).store(store.clone()).on_trimmed(policy);
             let last = read_three_and_lose_two(&kinesis, &orders, builder.clone()).await;
             let reader = builder.build().unwrap();
@@ -148,7 +151,7 @@ async fn quiet_shard_is_not_reported_as_trimmed() {
             let (kinesis, orders) = orders(1);
             kinesis.set_trimmed_numbers_accepted(accepted);
             kinesis.set_retention(24 * HOUR);
-            let store = Watched::default();
+            let store = RecordingStore::default();
             let builder = sources(&kinesis)[source].clone().store(store.clone());
             let reader = builder.clone().build().unwrap();
             let mut events = reader.events();
@@ -180,7 +183,7 @@ async fn empty_responses_after_a_restart_are_no_loss() {
     for policy in [OnTrimmed::Fail, OnTrimmed::TrimHorizon, OnTrimmed::Latest] {
         for wrong in 0..5 {
             let (kinesis, orders) = orders(1);
-            let builder = consumer(&kinesis).store(Watched::default()).on_trimmed(policy);
+            let builder = consumer(&kinesis).store(RecordingStore::default()).on_trimmed(policy);
             let reader = builder.clone().build().unwrap();
             let mut records = reader.records();
             (0..3).for_each(|record: u32| drop(orders.shard(0).put(record.to_string())));
@@ -204,7 +207,8 @@ async fn empty_responses_after_a_restart_are_no_loss() {
 /// number of reported gaps.
 async fn returns_after_30_hours(kinesis: &Kinesis, orders: &Stream, accepted: bool) -> usize {
     kinesis.set_trimmed_numbers_accepted(accepted);
-    let builder = consumer(kinesis).store(Watched::default()).on_trimmed(OnTrimmed::TrimHorizon);
+    let builder =
+        consumer(kinesis).store(RecordingStore::default()).on_trimmed(OnTrimmed::TrimHorizon);
     let builder = builder.interval(Duration::from_secs(60)).discovery_interval(HOUR);
     let reader = builder.clone().build().unwrap();
     let mut records = reader.records();
@@ -259,7 +263,7 @@ async fn summary_without_a_retention_period_is_no_loss() {
     for summary in ["{}", r#"{"StreamDescriptionSummary":{"StreamName":"orders"}}"#] {
         let (kinesis, orders) = orders(1);
         kinesis.set_retention(168 * HOUR);
-        let builder = consumer(&kinesis).store(Watched::default());
+        let builder = consumer(&kinesis).store(RecordingStore::default());
         let builder = builder.interval(Duration::from_secs(60)).discovery_interval(HOUR);
         let reader = builder.clone().build().unwrap();
         let records = reader.records();
@@ -293,7 +297,7 @@ async fn single_response_at_the_tip_does_not_move_the_start_of_a_lagging_shard()
             format!(r#"{{"Records":[],"NextShardIterator":"next","MillisBehindLatest":{lag}}}"#);
         Outcome::Garbled { status: 200, body }
     });
-    let store = Watched::default();
+    let store = RecordingStore::default();
     let start = StartingPosition::AtTimestamp(kinesis.now() - HOUR);
     let builder = consumer(&kinesis).store(store.clone()).starting_position(start);
     let reader = builder.build().unwrap();
@@ -307,7 +311,7 @@ async fn single_response_at_the_tip_does_not_move_the_start_of_a_lagging_shard()
 #[tokio::test(start_paused = true)]
 async fn quiet_shard_is_stored_rarely() {
     let (kinesis, orders) = orders(1);
-    let store = Watched::default();
+    let store = RecordingStore::default();
     let reader = consumer(&kinesis).store(store.clone()).build().unwrap();
     let mut records = reader.records();
     orders.shard(0).put("0");
@@ -331,7 +335,7 @@ async fn gaps_after_stored_start(start: StartingPosition, is_denied: bool) -> us
         "DescribeStreamSummary" if is_denied => crate::denied(),
         _ => Outcome::Served,
     });
-    let builder = consumer(&kinesis).store(Watched::default()).starting_position(start);
+    let builder = consumer(&kinesis).store(RecordingStore::default()).starting_position(start);
     let builder = builder.on_trimmed(OnTrimmed::TrimHorizon);
     let reader = builder.clone().build().unwrap();
     let records = reader.records();
@@ -374,7 +378,7 @@ async fn caught_up_position_out_of_retention_is_reported() {
     for (away, expected) in [(20 * HOUR, 0), (30 * HOUR, 1)] {
         let (kinesis, orders) = orders(1);
         kinesis.set_retention(24 * HOUR);
-        let store = Watched::default();
+        let store = RecordingStore::default();
         let builder = consumer(&kinesis).store(store.clone()).on_trimmed(OnTrimmed::TrimHorizon);
         let reader = builder.clone().build().unwrap();
         let records = reader.records();
@@ -529,7 +533,11 @@ async fn loss_check_costs_calls_only_from_a_lag_of_one_day() {
 }
 
 /// Puts five records, and reads and stores three of them.
-pub(crate) async fn resumed(kinesis: &Kinesis, orders: &Stream, builder: &ConsumerBuilder) {
+pub(crate) async fn read_three_of_five(
+    kinesis: &Kinesis,
+    orders: &Stream,
+    builder: &ConsumerBuilder,
+) {
     for number in 0..5 {
         orders.shard(0).put(number.to_string());
     }
@@ -550,8 +558,9 @@ pub(crate) async fn resumed(kinesis: &Kinesis, orders: &Stream, builder: &Consum
 #[tokio::test(start_paused = true)]
 async fn false_loss_delivers_no_record_twice() {
     let (kinesis, orders) = orders(1);
-    let builder = consumer(&kinesis).store(Watched::default()).on_trimmed(OnTrimmed::TrimHorizon);
-    resumed(&kinesis, &orders, &builder).await;
+    let builder =
+        consumer(&kinesis).store(RecordingStore::default()).on_trimmed(OnTrimmed::TrimHorizon);
+    read_three_of_five(&kinesis, &orders, &builder).await;
     let empty = r#"{"Records":[],"NextShardIterator":"next","MillisBehindLatest":0}"#;
     let is_concluded = Arc::new(AtomicBool::new(false));
     kinesis.on_call({
@@ -588,8 +597,8 @@ async fn rejected_number_of_a_retained_record_is_no_loss() {
             for times in 1..5 {
                 let (kinesis, orders) = orders(1);
                 let builder = sources(&kinesis)[source].clone().on_trimmed(policy);
-                let builder = builder.store(Watched::default());
-                resumed(&kinesis, &orders, &builder).await;
+                let builder = builder.store(RecordingStore::default());
+                read_three_of_five(&kinesis, &orders, &builder).await;
                 let mut left = times;
                 kinesis.on_call(move |call| {
                     if call.operation == operation && left > 0 {
@@ -618,7 +627,7 @@ async fn records_after_those_skipped_by_latest_are_read_after_a_restart() {
                 kinesis.set_trimmed_numbers_accepted(accepted);
                 kinesis.set_retention(48 * HOUR);
                 let builder = sources(&kinesis)[source].clone().on_trimmed(OnTrimmed::Latest);
-                let builder = builder.store(Watched::default());
+                let builder = builder.store(RecordingStore::default());
                 let last = read_three_and_lose_two(&kinesis, &orders, builder.clone()).await;
                 sleep(HOUR).await;
                 let case = format!("source {source}, accepted: {accepted}, away for {away} h");
@@ -656,7 +665,7 @@ async fn second_loss_is_reported_after_the_first() {
                 kinesis.set_trimmed_numbers_accepted(accepted);
                 kinesis.set_retention(24 * HOUR);
                 let builder = sources(&kinesis)[source].clone().on_trimmed(policy);
-                let builder = builder.store(Watched::default());
+                let builder = builder.store(RecordingStore::default());
                 let last = read_three_and_lose_two(&kinesis, &orders, builder.clone()).await;
                 orders.shard(0).trim(7);
                 let mut read = Vec::new();

@@ -19,7 +19,7 @@ use crate::{calls, consumer, next, number, orders};
 /// for 48 h. A subscription sends events without records for `approach` seconds before each of the
 /// second and the third record. Without `first_number`, unused sequence numbers lie between those
 /// of the records.
-pub(crate) fn gapped(
+pub(crate) fn sparse_shard(
     approach: u64,
     first_number: Option<u64>,
     ages: [u32; 3],
@@ -90,7 +90,7 @@ async fn overtake_and_read(
 #[tokio::test(start_paused = true)]
 async fn fan_out_reader_near_the_trim_horizon_reads_the_record_after_a_gap() {
     for (approach, first) in [(7, None), (60, None), (240, None), (420, None), (240, Some(1000))] {
-        let (kinesis, _orders) = gapped(approach, first, [47, 40, 30]);
+        let (kinesis, _orders) = sparse_shard(approach, first, [47, 40, 30]);
         let approach = Duration::from_secs(approach);
         let reader = consumer(&kinesis).fan_out("billing").build().unwrap();
         let mut events = reader.events();
@@ -113,7 +113,7 @@ async fn fan_out_reader_overtaken_during_empty_events_reports_the_loss() {
     for (approach, first) in [(120, None), (120, Some(1000)), (420, None)] {
         for seconds in (30..800).step_by(90) {
             for accepted in [false, true] {
-                let (kinesis, _orders) = gapped(approach, first, [40, 30, 10]);
+                let (kinesis, _orders) = sparse_shard(approach, first, [40, 30, 10]);
                 kinesis.set_trimmed_numbers_accepted(accepted);
                 let begun = start_fan_out_reader(&kinesis, OnTrimmed::TrimHorizon).await;
                 let (_reader, mut events, mut records) = begun;
@@ -130,7 +130,7 @@ async fn fan_out_reader_overtaken_during_empty_events_reports_the_loss() {
 #[tokio::test(start_paused = true)]
 async fn empty_events_before_the_oldest_record_do_not_clear_the_failure() {
     for accepted in [false, true] {
-        let (kinesis, _orders) = gapped(60, None, [40, 30, 10]);
+        let (kinesis, _orders) = sparse_shard(60, None, [40, 30, 10]);
         kinesis.set_trimmed_numbers_accepted(accepted);
         let (reader, _events, mut records) = start_fan_out_reader(&kinesis, OnTrimmed::Fail).await;
         kinesis.set_retention(24 * HOUR);
@@ -152,7 +152,7 @@ async fn empty_events_before_the_oldest_record_do_not_clear_the_failure() {
 async fn restarted_reader_overtaken_during_empty_events_reports_the_loss() {
     for first in [None, Some(1000)] {
         for seconds in (20..200).step_by(30) {
-            let (kinesis, _orders) = gapped(120, first, [40, 30, 10]);
+            let (kinesis, _orders) = sparse_shard(120, first, [40, 30, 10]);
             let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon);
             let builder = builder.fan_out("billing").store(MemoryStore::new());
             let reader = builder.clone().build().unwrap();
@@ -174,7 +174,7 @@ async fn restarted_reader_overtaken_during_empty_events_reports_the_loss() {
 async fn period_lookup_that_keeps_failing_is_reported() {
     for policy in [OnTrimmed::Fail, OnTrimmed::Latest] {
         for first in [None, Some(1000)] {
-            let (kinesis, _orders) = gapped(60, first, [47, 40, 30]);
+            let (kinesis, _orders) = sparse_shard(60, first, [47, 40, 30]);
             let (_reader, mut events, mut records) = start_fan_out_reader(&kinesis, policy).await;
             set_period_lookup_outcome(
                 &kinesis,
@@ -199,7 +199,7 @@ async fn record_after_a_gap_is_read_when_a_loss_cannot_be_ruled_out() {
         [(OnTrimmed::Latest, false), (OnTrimmed::Latest, true), (OnTrimmed::Fail, true)]
     {
         for approach in [240, 420, 1000] {
-            let (kinesis, _orders) = gapped(approach, None, [47, 40, 30]);
+            let (kinesis, _orders) = sparse_shard(approach, None, [47, 40, 30]);
             let (_reader, mut events, mut records) = start_fan_out_reader(&kinesis, policy).await;
             let case = format!("{policy:?}, denied: {is_denied}, {approach} s");
             if is_denied {
@@ -267,11 +267,11 @@ pub(crate) async fn stored_in_gap(
 ) -> MemoryStore {
     let first = orders.shard(0).sequence_numbers()[0].to_string();
     let behind = first[..first.len() - 1].to_owned() + "1";
-    stored_behind(behind.parse().unwrap(), kinesis, orders, hours_ago).await
+    stored_after(behind.parse().unwrap(), kinesis, orders, hours_ago).await
 }
 
 /// Stores the shard as caught up after this sequence number.
-pub(crate) async fn stored_behind(
+pub(crate) async fn stored_after(
     number: SequenceNumber,
     kinesis: &Kinesis,
     orders: &Stream,
@@ -291,7 +291,7 @@ pub(crate) async fn stored_behind(
 async fn loss_after_the_check_of_the_oldest_record_is_reported() {
     for placement in ["GetShardIterator", "SubscribeToShard"] {
         for accepted in [false, true] {
-            let (kinesis, orders) = gapped(0, None, [47, 40, 30]);
+            let (kinesis, orders) = sparse_shard(0, None, [47, 40, 30]);
             kinesis.set_trimmed_numbers_accepted(accepted);
             let store = stored_in_gap(&kinesis, &orders, 46).await;
             let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon).store(store);
@@ -361,7 +361,7 @@ async fn assert_refusals_lose_nothing(
 /// oldest record for longer than a subscription lives.
 #[tokio::test(start_paused = true)]
 async fn rejected_number_before_a_long_gap_to_the_oldest_record_loses_nothing() {
-    let (kinesis, orders) = gapped(420, None, [49, 47, 40]);
+    let (kinesis, orders) = sparse_shard(420, None, [49, 47, 40]);
     kinesis.set_retention(50 * HOUR);
     let builder = read_two_and_stop(&kinesis).await;
     orders.shard(0).trim(1);
@@ -375,7 +375,7 @@ async fn rejected_number_before_a_long_gap_to_the_oldest_record_loses_nothing() 
 async fn loss_is_reported_once_while_the_oldest_record_stays_the_same() {
     for approach in [60, 240, 420] {
         for accepted in [false, true] {
-            let (kinesis, orders) = gapped(approach, None, [40, 30, 10]);
+            let (kinesis, orders) = sparse_shard(approach, None, [40, 30, 10]);
             kinesis.set_trimmed_numbers_accepted(accepted);
             let begun = start_fan_out_reader(&kinesis, OnTrimmed::TrimHorizon).await;
             let (_reader, mut events, mut records) = begun;
@@ -396,7 +396,7 @@ async fn loss_is_reported_once_while_the_oldest_record_stays_the_same() {
 #[tokio::test(start_paused = true)]
 async fn rejected_number_after_a_long_gap_loses_nothing() {
     for approach in [100, 420] {
-        let (kinesis, _orders) = gapped(approach, None, [49, 47, 40]);
+        let (kinesis, _orders) = sparse_shard(approach, None, [49, 47, 40]);
         kinesis.set_retention(55 * HOUR);
         let builder = read_two_and_stop(&kinesis).await;
         // The number of record 1 is rejected at first, and again after the oldest record was

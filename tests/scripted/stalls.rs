@@ -7,7 +7,7 @@ use kinestream::testing::Outcome;
 use kinestream::{CheckpointOn, Event, Health, InFlightLimit};
 use tokio::time::{sleep, timeout};
 
-use crate::recording_store::Watched;
+use crate::recording_store::RecordingStore;
 use crate::{assert_silent, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -134,7 +134,7 @@ fn ready_and_live(health: &Health) -> (bool, bool) {
 #[tokio::test(start_paused = true)]
 async fn health_is_ready_from_the_first_table_and_live_while_idle() {
     let (kinesis, orders) = orders(2);
-    let store = Watched::slow(2 * SECOND);
+    let store = RecordingStore::slow(2 * SECOND);
     let consumer = consumer(&kinesis).store(store).build().unwrap();
     let health = consumer.health();
     assert_eq!(
@@ -251,7 +251,7 @@ async fn health_shows_a_shard_stream_that_is_not_polled() {
 #[tokio::test(start_paused = true)]
 async fn health_shows_unsaved_checkpoints_and_failing_fetches() {
     let (kinesis, orders) = orders(1);
-    let store = Watched::default();
+    let store = RecordingStore::default();
     let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
     let mut records = consumer.records();
     orders.shard(0).put("0");

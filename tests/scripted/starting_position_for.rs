@@ -14,7 +14,7 @@ use kinestream::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::gated::{Asked, Gated};
+use crate::gated::{Gated, GatedCall};
 use crate::{assert_silent, calls, consumer, next, number, orders};
 
 /// Longer than the precision of `Latest`.
@@ -306,7 +306,7 @@ async fn child_is_not_fetched_before_its_start_is_stored() {
     let gated = Gated::new(store.clone(), {
         let is_failing = Arc::clone(&is_failing);
         move |asked| {
-            let fails = asked == Asked::Save && is_failing.load(Ordering::Relaxed);
+            let fails = asked == GatedCall::Save && is_failing.load(Ordering::Relaxed);
             let refusal = || Error::store_unavailable("the store is down", "injected by the test");
             future::ready(if fails { Err(refusal()) } else { Ok(()) }).boxed()
         }

@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::fleets::{Fleet, LEASE, RENEWAL};
-use crate::gated::{Asked, Gated};
+use crate::gated::{Gated, GatedCall};
 use crate::{next, number};
 
 /// Calls to a failing store are retried with back-off, also if a change waits to be stored. The
@@ -27,7 +27,7 @@ async fn failing_store_is_retried_with_back_off() {
     let store = Gated::new(fleet.store.clone(), {
         let (is_down, exchanges) = (Arc::clone(&is_down), Arc::clone(&exchanges));
         move |asked| {
-            exchanges.fetch_add(usize::from(asked == Asked::Exchange), Ordering::SeqCst);
+            exchanges.fetch_add(usize::from(asked == GatedCall::Exchange), Ordering::SeqCst);
             let is_down = is_down.load(Ordering::SeqCst);
             let refusal = || Error::store_unavailable("the store is down", "injected by the test");
             ready(if is_down { Err(refusal()) } else { Ok(()) }).boxed()
@@ -76,12 +76,12 @@ async fn failing_store_is_retried_with_back_off() {
 async fn sole_worker_without_its_store_reads_until_its_lease_expires() {
     let fleet = Fleet::new(1);
     // The numbers of exchanges and saves that pass. Further ones wait.
-    let turns = [Asked::Exchange, Asked::Save].map(|_| Arc::new(Semaphore::new(100)));
+    let turns = [GatedCall::Exchange, GatedCall::Save].map(|_| Arc::new(Semaphore::new(100)));
     let is_down = Arc::new(AtomicBool::new(false));
     let store = Gated::new(fleet.store.clone(), {
         let (turns, is_down) = (turns.clone(), Arc::clone(&is_down));
         move |asked| {
-            let turn = Arc::clone(&turns[usize::from(asked == Asked::Save)]);
+            let turn = Arc::clone(&turns[usize::from(asked == GatedCall::Save)]);
             if is_down.load(Ordering::SeqCst) {
                 return ready(Err(Error::store_unavailable(
                     "the store is down",
@@ -285,7 +285,7 @@ async fn lease_is_handed_over_while_checkpoint_writes_fail() {
     let store = Gated::new(fleet.store.clone(), |asked| {
         let refusal =
             || Error::store_unavailable("checkpoints cannot be saved", "injected by the test");
-        ready(if asked == Asked::Save { Err(refusal()) } else { Ok(()) }).boxed()
+        ready(if asked == GatedCall::Save { Err(refusal()) } else { Ok(()) }).boxed()
     });
     let first = fleet.builder("a").store(store).build().unwrap();
     let mut records = first.records();

@@ -11,7 +11,7 @@ use kinestream::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::recording_store::Watched;
+use crate::recording_store::RecordingStore;
 use crate::{assert_silent, consumer, next, number, orders};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -57,7 +57,8 @@ async fn child_that_waited_for_longer_than_retention_reports_the_loss() {
             let (kinesis, orders) = orders(1);
             let children = split(&kinesis, &orders);
             let builder = builder(&kinesis, OnTrimmed::TrimHorizon);
-            let builder = if has_leases { builder } else { builder.store(Watched::default()) };
+            let builder =
+                if has_leases { builder } else { builder.store(RecordingStore::default()) };
             let builder = if is_pushed { builder.fan_out("billing") } else { builder };
             let reader = builder.build().unwrap();
             let mut events = reader.events();

@@ -89,19 +89,19 @@ fn deployment(seed: u64) -> By {
 
 #[test]
 fn redis_faults_lose_no_record_and_stop_no_shard() {
-    SIMULATION.go_through(EVERY_DAY);
+    SIMULATION.run_seeds(EVERY_DAY);
 }
 
 #[cfg(feature = "redis-sentinel")]
 #[test]
 fn sentinel_faults_lose_no_record_and_stop_no_shard() {
-    SIMULATION.go_through(BEHIND_A_SENTINEL);
+    SIMULATION.run_seeds(BEHIND_A_SENTINEL);
 }
 
 #[cfg(feature = "redis-cluster")]
 #[test]
 fn cluster_faults_lose_no_record_and_stop_no_shard() {
-    SIMULATION.go_through(IN_A_CLUSTER);
+    SIMULATION.run_seeds(IN_A_CLUSTER);
 }
 
 /// A script of another client loops for longer than a lease duration, so that Redis replies BUSY.
@@ -123,13 +123,13 @@ fn busy_redis_loses_no_record_and_stops_no_shard() {
 #[test]
 #[ignore = "runs the seeds in SEEDS"]
 fn many() {
-    SIMULATION.go_through_many();
+    SIMULATION.run_seeds_from_env();
 }
 
 #[test]
 #[ignore = "runs the seed in SEED and prints its trace"]
 fn one() {
-    SIMULATION.tell_one();
+    SIMULATION.run_seed_from_env();
 }
 
 /// The participants of a run.

@@ -17,14 +17,14 @@ pub(crate) const BOUND: Duration = LEASE.saturating_add(RENEWAL.saturating_mul(2
 pub(crate) const DELAY: Duration = Duration::from_millis(1500);
 
 /// A worker that has read at least one record.
-pub(crate) struct Reading {
+pub(crate) struct ReadingWorker {
     shard: Shard,
     pub(crate) consumer: Consumer,
     records: kinestream::Records,
     put: usize,
 }
 
-impl Reading {
+impl ReadingWorker {
     pub(crate) async fn start(store: RedisStore) -> Self {
         let kinesis = Kinesis::new();
         let shard = kinesis.create_stream("orders", 1).shard(0);

@@ -34,7 +34,7 @@ pub(crate) const ALL: &[By] = &[
 ];
 
 /// A store and its server, with a proxy between them.
-pub(crate) struct Behind {
+pub(crate) struct ProxiedStore {
     by: By,
     pub(crate) server: RedisServer,
     pub(crate) proxy: Proxy,
@@ -42,7 +42,7 @@ pub(crate) struct Behind {
     sentinel: Option<RedisServer>,
 }
 
-impl Behind {
+impl ProxiedStore {
     /// Starts a store that connects by URL.
     async fn start() -> Self {
         Self::started(By::Url).await
@@ -156,7 +156,7 @@ async fn replicate(server: &RedisServer, of: &[&str]) {
 
 #[tokio::test]
 async fn failover_behind_a_stable_address_is_followed() {
-    let behind = Behind::start().await;
+    let behind = ProxiedStore::start().await;
     let replica = replica_of(&behind.server).await;
     replicate(&replica, &["NO", "ONE"]).await;
     replicate(&behind.server, &["127.0.0.1", &replica.port().to_string()]).await;
@@ -170,7 +170,7 @@ async fn failover_behind_a_stable_address_is_followed() {
 #[tokio::test]
 async fn half_open_connection_is_replaced() {
     let replaced = ALL.iter().map(async |by| {
-        let behind = Behind::started(*by).await;
+        let behind = ProxiedStore::started(*by).await;
         behind.proxy.freeze();
         let took = behind.until_saved(2).await;
         assert!(took < LEASE, "{by:?}: expected a new connection within {LEASE:?}, took {took:?}");
@@ -181,7 +181,7 @@ async fn half_open_connection_is_replaced() {
 #[tokio::test]
 async fn dropped_call_replaces_the_connection() {
     for by in ALL {
-        let behind = Behind::started(*by).await;
+        let behind = ProxiedStore::started(*by).await;
         behind.proxy.freeze();
         timeout(Duration::from_millis(200), behind.save(2))
             .await
@@ -195,7 +195,7 @@ async fn dropped_call_replaces_the_connection() {
 
 #[tokio::test]
 async fn calls_on_a_replaced_connection_end_soon() {
-    let behind = Behind::start().await;
+    let behind = ProxiedStore::start().await;
     behind.proxy.freeze();
     let began = Instant::now();
     let waiting = behind.save(2);
@@ -209,12 +209,13 @@ async fn calls_on_a_replaced_connection_end_soon() {
 
 #[tokio::test]
 async fn silent_peer_times_out() {
-    let failed =
-        ALL.iter().map(async |by| silent_peer_case_times_out(Behind::started(*by).await).await);
+    let failed = ALL
+        .iter()
+        .map(async |by| silent_peer_case_times_out(ProxiedStore::started(*by).await).await);
     futures::future::join_all(failed).await;
 }
 
-async fn silent_peer_case_times_out(behind: Behind) {
+async fn silent_peer_case_times_out(behind: ProxiedStore) {
     let by = behind.by;
     behind.proxy.set_mode(Mode::Swallow);
     let began = Instant::now();
@@ -237,7 +238,7 @@ async fn silent_peer_case_times_out(behind: Behind) {
 
 #[tokio::test]
 async fn unanswered_connection_attempt_times_out() {
-    let Behind { server, proxy, store, .. } = Behind::start().await;
+    let ProxiedStore { server, proxy, store, .. } = ProxiedStore::start().await;
     let (port, url) = (proxy.port(), proxy.url());
     proxy.stop().await;
     let hole = BlackHole::open(port).await;
@@ -260,7 +261,7 @@ async fn unanswered_connection_attempt_times_out() {
 
 #[tokio::test]
 async fn killed_client_reconnects() {
-    let behind = Behind::start().await;
+    let behind = ProxiedStore::start().await;
     let mut raw = raw(&behind.server).await;
     for round in 2..6 {
         let kill = ["KILL", "TYPE", "normal", "SKIPME", "yes"];
@@ -272,7 +273,7 @@ async fn killed_client_reconnects() {
 
 #[tokio::test]
 async fn concurrent_calls_share_one_new_connection() {
-    let behind = Behind::start().await;
+    let behind = ProxiedStore::start().await;
     let accepted = behind.proxy.accepted();
     behind.proxy.cut();
     let calls = (0..50).map(|_| behind.until_saved(2));
@@ -283,7 +284,7 @@ async fn concurrent_calls_share_one_new_connection() {
 
 #[tokio::test]
 async fn attempts_to_unreachable_server_are_limited() {
-    let behind = Behind::start().await;
+    let behind = ProxiedStore::start().await;
     let accepted = behind.proxy.accepted();
     behind.proxy.set_mode(Mode::Refuse);
     let began = Instant::now();

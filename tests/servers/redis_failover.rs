@@ -3,13 +3,13 @@
 #[cfg(feature = "redis-cluster")]
 use kinestream::RedisStore;
 
-use crate::reading::Reading;
+use crate::reading::ReadingWorker;
 
 #[cfg(feature = "redis-sentinel")]
 #[tokio::test]
 async fn worker_behind_sentinels_resumes_after_failover() {
-    let mut watched = crate::redis_sentinel::Watched::start().await;
-    let reading = Reading::start(watched.store().await).await;
+    let mut watched = crate::redis_sentinel::SentinelSetup::start().await;
+    let reading = ReadingWorker::start(watched.store().await).await;
     watched.fail_over().await;
     reading.reads_on().await;
 }
@@ -20,7 +20,7 @@ async fn worker_on_cluster_resumes_after_failover() {
     let mut pair = crate::redis_cluster::Pair::start().await;
     let urls = pair.urls();
     let store = RedisStore::connect_cluster(urls.iter().map(String::as_str)).await.unwrap();
-    let reading = Reading::start(store).await;
+    let reading = ReadingWorker::start(store).await;
     pair.fail_over().await;
     reading.reads_on().await;
 }

@@ -32,7 +32,7 @@ const RATE: usize = 200;
 const MOST_REPEATED: usize = RATE / 2;
 
 /// The reads of a shard in one epoch: the worker, and the time of each record.
-struct Tenancy {
+struct EpochReads {
     worker: String,
     read: Vec<Duration>,
 }
@@ -43,19 +43,19 @@ struct Tally {
     /// The number of reads of each record.
     read: BTreeMap<usize, usize>,
     /// The reads in each epoch of each shard.
-    tenancies: BTreeMap<(String, u64), Tenancy>,
+    epoch_reads: BTreeMap<(String, u64), EpochReads>,
     /// The number of suspensions of each worker.
     suspended: BTreeMap<String, usize>,
     /// The periods in which workers may not yet have noticed that Redis lost its data.
-    forgotten: Vec<(Duration, Duration)>,
+    data_losses: Vec<(Duration, Duration)>,
     findings: Vec<String>,
 }
 
 impl Tally {
-    fn hear(&mut self, worker: &str, shard: &str, epoch: u64, at: Duration, number: usize) {
+    fn record_read(&mut self, worker: &str, shard: &str, epoch: u64, at: Duration, number: usize) {
         *self.read.entry(number).or_default() += 1;
-        let new = || Tenancy { worker: worker.to_owned(), read: Vec::new() };
-        let tenancy = self.tenancies.entry((shard.to_owned(), epoch)).or_insert_with(new);
+        let new = || EpochReads { worker: worker.to_owned(), read: Vec::new() };
+        let tenancy = self.epoch_reads.entry((shard.to_owned(), epoch)).or_insert_with(new);
         tenancy.read.push(at);
         if tenancy.worker != worker {
             let finding =
@@ -75,13 +75,13 @@ impl Tally {
     /// worker notices this loss with its next renewal.
     fn late(&self) -> (BTreeMap<&str, usize>, usize) {
         let (mut late, mut excused) = (BTreeMap::new(), 0);
-        for ((shard, epoch), tenancy) in &self.tenancies {
+        for ((shard, epoch), tenancy) in &self.epoch_reads {
             let later = (shard.clone(), epoch + 1)..=(shard.clone(), u64::MAX);
             let later =
-                self.tenancies.range(later).filter_map(|(_, later)| later.read.iter().min());
+                self.epoch_reads.range(later).filter_map(|(_, later)| later.read.iter().min());
             let Some(over) = later.min() else { continue };
             for at in tenancy.read.iter().filter(|at| *at > over) {
-                if self.forgotten.iter().any(|(from, to)| from <= at && at <= to) {
+                if self.data_losses.iter().any(|(from, to)| from <= at && at <= to) {
                     excused += 1;
                 } else {
                     *late.entry(&*tenancy.worker).or_default() += 1;
@@ -110,7 +110,7 @@ struct Fleet {
     /// The number of redeliveries allowed to workers that started while Redis returned without its
     /// data. Such a worker may join before any worker that knows the checkpoints, and then starts
     /// from the beginning.
-    anew: usize,
+    allowed_rereads: usize,
 }
 
 impl Fleet {
@@ -119,7 +119,7 @@ impl Fleet {
         self.begun += 1;
         self.last_start = Instant::now();
         if self.last_forgotten.is_some_and(|forgotten| forgotten.elapsed() < LEASE) {
-            self.anew += *self.put.lock().unwrap();
+            self.allowed_rereads += *self.put.lock().unwrap();
         }
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["redis_fleet::worker", "--exact", "--ignored", "--nocapture"])
@@ -140,7 +140,7 @@ impl Fleet {
                     let [shard, epoch, at, number] = said[..] else { panic!("{said:?}") };
                     let (epoch, number) = (epoch.parse().unwrap(), number.parse().unwrap());
                     let at = Duration::from_nanos(at.parse().unwrap());
-                    tally.lock().unwrap().hear(&worker, shard, epoch, at, number);
+                    tally.lock().unwrap().record_read(&worker, shard, epoch, at, number);
                 }
             }
         });
@@ -192,7 +192,7 @@ impl Fleet {
             _ => {
                 // The newest worker may not have connected to Redis yet.
                 if self.last_start.elapsed() < LEASE {
-                    self.anew += *self.put.lock().unwrap();
+                    self.allowed_rereads += *self.put.lock().unwrap();
                 }
                 self.redis.kill();
                 sleep(LEASE * rng.u32(0..4) / 2).await;
@@ -201,7 +201,7 @@ impl Fleet {
                 self.redis.restart();
                 self.last_forgotten = Some(Instant::now());
                 let forgotten = (began, now() + LEASE);
-                self.tally.lock().unwrap().forgotten.push(forgotten);
+                self.tally.lock().unwrap().data_losses.push(forgotten);
                 "Redis restarts without its data"
             }
         };
@@ -274,7 +274,7 @@ async fn fleet_with_faults_loses_no_record() {
         last_start: Instant::now(),
         last_forgotten: None,
         put: Arc::default(),
-        anew: 0,
+        allowed_rereads: 0,
     };
     for _ in 0..WORKERS {
         fleet.start_worker();
@@ -338,7 +338,7 @@ async fn fleet_with_faults_loses_no_record() {
              FLEET_SEED={seed}"
         );
     }
-    let allowed = happened * MOST_REPEATED + fleet.anew;
+    let allowed = happened * MOST_REPEATED + fleet.allowed_rereads;
     assert!(
         tally.repeated() <= allowed,
         "expected at most {allowed} redelivered records, got {}; FLEET_SEED={seed}",

@@ -45,11 +45,11 @@ enum Ask {
     Offer(u32, usize),
     Release(u32, Near),
     Finish(u32, Near),
-    Lose(u32),
+    MarkExpired(u32),
     Forget(u32),
     /// A worker and its incarnation. The first flag makes it join after all others instead of
     /// before them, and the second makes it live.
-    Vouch(usize, u64, bool, bool),
+    ReviveWorker(usize, u64, bool, bool),
     Restore(u32, Known),
 }
 
@@ -178,10 +178,10 @@ fn any_ask() -> impl Strategy<Value = Ask> {
         3 => (shard.clone(), worker.clone()).prop_map(|(shard, to)| Ask::Offer(shard, to)),
         3 => (shard.clone(), any_near()).prop_map(|(shard, near)| Ask::Release(shard, near)),
         1 => (shard.clone(), any_near()).prop_map(|(shard, near)| Ask::Finish(shard, near)),
-        1 => shard.clone().prop_map(Ask::Lose),
+        1 => shard.clone().prop_map(Ask::MarkExpired),
         1 => shard.clone().prop_map(Ask::Forget),
         2 => (worker, any_incarnation(), any::<bool>(), any::<bool>())
-            .prop_map(|(worker, life, late, lives)| Ask::Vouch(worker, life, late, lives)),
+            .prop_map(|(worker, life, late, lives)| Ask::ReviveWorker(worker, life, late, lives)),
         4 => (shard, any_known()).prop_map(|(shard, known)| Ask::Restore(shard, known)),
     ]
 }
@@ -275,9 +275,9 @@ fn change(ask: &Ask, table: &LeaseTable) -> Change {
         Ask::Finish(index, near) => {
             Change::Finish { shard: shard(index), epoch: epoch(near, table, &shard(index)) }
         }
-        Ask::Lose(index) => Change::MarkExpired { shard: shard(index) },
+        Ask::MarkExpired(index) => Change::MarkExpired { shard: shard(index) },
         Ask::Forget(index) => Change::Forget { shard: shard(index) },
-        Ask::Vouch(name, incarnation, late, lives) => {
+        Ask::ReviveWorker(name, incarnation, late, lives) => {
             let last = table.workers.values().map(|member| member.joined).max();
             let joined = if late { last.unwrap_or(0) + 1_000_000_000_000 } else { 5 };
             let lease_duration = lease_duration(lives);

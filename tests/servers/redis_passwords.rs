@@ -7,8 +7,8 @@ use kinestream::store::CheckpointStore;
 use kinestream::{Error, ErrorKind, Event, RedisStore};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::reading::{DELAY, LEASE, Reading};
-use crate::redis_connection::{ALL, Behind, until_saved};
+use crate::reading::{DELAY, LEASE, ReadingWorker};
+use crate::redis_connection::{ALL, ProxiedStore, until_saved};
 use crate::redis_server::RedisServer;
 use crate::redis_store::{after, scope, shard, whole_text};
 
@@ -46,7 +46,7 @@ fn assert_credentials_error(error: &Error, code: &str, secrets: &[&str]) {
 #[tokio::test]
 async fn changed_password_is_reported_with_cure_until_restored() {
     let told = ALL.iter().map(async |by| {
-        let behind = Behind::started(*by).await;
+        let behind = ProxiedStore::started(*by).await;
         let open = behind.connect("").await.unwrap();
         set_password(&behind.server, "", "hunter2").await;
         assert_credentials_error(&refused(&open).await, "NOAUTH", &["hunter2"]);
@@ -65,7 +65,7 @@ async fn changed_password_is_reported_with_cure_until_restored() {
 async fn worker_resumes_once_its_password_is_valid_again() {
     let server = RedisServer::start(&["--requirepass", "hunter2"]);
     let url = server.url().replace("//", "//:hunter2@");
-    let mut reading = Reading::start(RedisStore::connect(&url).await.unwrap()).await;
+    let mut reading = ReadingWorker::start(RedisStore::connect(&url).await.unwrap()).await;
     let mut events = reading.consumer.events();
     set_password(&server, "hunter2", "hunter3").await;
     let error =

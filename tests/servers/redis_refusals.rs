@@ -22,7 +22,7 @@ async fn save(store: &RedisStore) -> kinestream::Result<()> {
 }
 
 /// Checks that the error has this kind and contains these words.
-fn says(error: &Error, kind: ErrorKind, words: &[&str]) {
+fn assert_error(error: &Error, kind: ErrorKind, words: &[&str]) {
     assert_eq!(error.kind(), kind, "{}", whole_text(error));
     for word in words {
         assert!(error.to_string().contains(word), "expected {word:?} in: {error}");
@@ -37,7 +37,7 @@ async fn full_memory_is_reported_as_temporary() {
     command(&server, &["CONFIG", "SET", "maxmemory", "1"]).await;
     let error = store.save(&scope(), &[(shard(0), after(2))]).await.unwrap_err();
     let words = ["is out of memory", ": OOM command not allowed", "raise maxmemory"];
-    says(&error, ErrorKind::StoreUnavailable, &words);
+    assert_error(&error, ErrorKind::StoreUnavailable, &words);
     assert!(!error.to_string().contains("is unreachable"), "{error}");
     command(&server, &["CONFIG", "SET", "maxmemory", "0"]).await;
     store.save(&scope(), &[(shard(0), after(2))]).await.unwrap();
@@ -63,7 +63,7 @@ async fn failed_persistence_is_reported_as_temporary() {
         assert!(began.elapsed() < Duration::from_secs(20), "expected the save to disk to fail");
     };
     let words = ["cannot save to disk", ": MISCONF ", "see its log"];
-    says(&error, ErrorKind::StoreUnavailable, &words);
+    assert_error(&error, ErrorKind::StoreUnavailable, &words);
 }
 
 #[tokio::test]
@@ -71,7 +71,7 @@ async fn missing_replicas_are_reported_as_temporary() {
     let server = RedisServer::start(&["--min-replicas-to-write", "1"]);
     let store = RedisStore::connect(&server.url()).await.unwrap();
     let words = ["too few replicas", ": NOREPLICAS Not enough good replicas", "min-replicas"];
-    says(&save(&store).await.unwrap_err(), ErrorKind::StoreUnavailable, &words);
+    assert_error(&save(&store).await.unwrap_err(), ErrorKind::StoreUnavailable, &words);
 }
 
 #[tokio::test]
@@ -82,7 +82,7 @@ async fn protected_mode_is_reported_with_cure() {
     for url in [proxy.url(), proxy.url().replace("//", "//:hunter2@")] {
         let error = RedisStore::connect(&url).await.unwrap_err();
         let words = ["is in protected mode", ": DENIED Redis is running in protected mode"];
-        says(&error, ErrorKind::Denied, &words);
+        assert_error(&error, ErrorKind::Denied, &words);
     }
 }
 
@@ -92,7 +92,7 @@ async fn too_many_connections_are_reported_as_temporary() {
     let url = server.url().replace("//", "//:secret@");
     let first = RedisStore::connect(&url).await.unwrap();
     let error = RedisStore::connect(&url).await.unwrap_err();
-    says(
+    assert_error(
         &error,
         ErrorKind::StoreUnavailable,
         &["max number of clients reached", "raise maxclients"],
@@ -108,10 +108,10 @@ async fn missing_script_permission_is_reported_with_cure() {
     let url = server.url().replace("//", "//reader:secret@");
     let store = RedisStore::connect(&url).await.unwrap();
     let error = save(&store).await.unwrap_err();
-    says(&error, ErrorKind::Denied, &[": NOPERM ", "evalsha", "+@scripting"]);
+    assert_error(&error, ErrorKind::Denied, &[": NOPERM ", "evalsha", "+@scripting"]);
     // Denies a command that the script calls.
     command(&server, &["ACL", "SETUSER", "reader", "+@scripting", "-hset"]).await;
-    says(&save(&store).await.unwrap_err(), ErrorKind::Denied, &["denies this user"]);
+    assert_error(&save(&store).await.unwrap_err(), ErrorKind::Denied, &["denies this user"]);
     // The permissions of the message suffice.
     let least = "on >secret resetkeys ~kinestream:* -@all +@read +@write +@scripting +@connection";
     let words: Vec<&str> =
@@ -127,7 +127,7 @@ async fn disabled_command_is_reported_without_arguments() {
     let store = RedisStore::connect(&server.url()).await.unwrap();
     let error = save(&store).await.unwrap_err();
     let words = ["does not know a required command", "unknown command 'EVALSHA';", "enable EVAL"];
-    says(&error, ErrorKind::Configuration, &words);
+    assert_error(&error, ErrorKind::Configuration, &words);
 
     let server = RedisServer::start(&["--rename-command", "AUTH", ""]);
     let url = server.url().replace("//", "//me:hunter2@");

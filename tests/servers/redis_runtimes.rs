@@ -8,7 +8,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use crate::proxy::Mode;
-use crate::redis_connection::{ALL, Behind, By, until_saved};
+use crate::redis_connection::{ALL, By, ProxiedStore, until_saved};
 use crate::redis_store::{after, scope, shard};
 
 /// The default lease duration.
@@ -20,9 +20,9 @@ fn current_thread() -> Runtime {
 }
 
 /// Starts a store behind a proxy. Returns it with the runtime that runs the proxy.
-fn behind(by: By) -> (Runtime, Behind) {
+fn behind(by: By) -> (Runtime, ProxiedStore) {
     let outer = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let behind = outer.block_on(Behind::started(by));
+    let behind = outer.block_on(ProxiedStore::started(by));
     (outer, behind)
 }
 
@@ -43,7 +43,7 @@ fn drop_unanswered_save(runtime: &Runtime, store: &RedisStore) {
 
 /// Returns a store that has started to reconnect without a response, and the runtime of that
 /// attempt.
-fn reconnecting(behind: &Behind) -> (Runtime, RedisStore) {
+fn reconnecting(behind: &ProxiedStore) -> (Runtime, RedisStore) {
     let first = current_thread();
     let store = first.block_on(behind.connect("")).unwrap();
     behind.proxy.set_mode(Mode::Swallow);

@@ -13,13 +13,13 @@ use crate::redis_store::{after, scope, shard};
 
 const PASSWORD: &str = "secret-of-the-master";
 
-pub(crate) struct Watched {
+pub(crate) struct SentinelSetup {
     sentinel: RedisServer,
     master: RedisServer,
     replica: RedisServer,
 }
 
-impl Watched {
+impl SentinelSetup {
     pub(crate) async fn start() -> Self {
         let guarded = ["--requirepass", PASSWORD, "--masterauth", PASSWORD];
         let master = RedisServer::start(&guarded);
@@ -85,13 +85,13 @@ async fn information(url: String, section: &str) -> String {
 
 #[tokio::test]
 async fn sentinel_store_conforms() {
-    let watched = Watched::start().await;
+    let watched = SentinelSetup::start().await;
     conformance::check(&watched.store().await).await;
 }
 
 #[tokio::test]
 async fn new_master_is_followed_after_failover() {
-    let mut watched = Watched::start().await;
+    let mut watched = SentinelSetup::start().await;
     let store = watched.store().await;
     store.save(&scope(), &saved(1)).await.unwrap();
     watched.master.kill();
@@ -109,7 +109,7 @@ async fn new_master_is_followed_after_failover() {
 
 #[tokio::test]
 async fn wrong_sentinel_settings_are_reported() {
-    let watched = Watched::start().await;
+    let watched = SentinelSetup::start().await;
     let sentinel = watched.sentinel.url();
     let nobody = format!("redis://127.0.0.1:{}/", free_port());
     let connect = async |sentinels: &[&str], master: &str| {
@@ -133,7 +133,7 @@ async fn wrong_sentinel_settings_are_reported() {
 
 #[tokio::test]
 async fn silent_sentinels_delay_no_connection() {
-    let watched = Watched::start().await;
+    let watched = SentinelSetup::start().await;
     let sentinel = watched.sentinel.url();
     let silent = [Proxy::start(1).await, Proxy::start(1).await];
     for proxy in &silent {

@@ -50,7 +50,7 @@ impl World {
     }
 
     /// Adds the calls since the last time to the trace.
-    pub(crate) fn tell_calls(&mut self) {
+    pub(crate) fn trace_calls(&mut self) {
         let calls = self.kinesis.calls_from(self.told_calls);
         self.told_calls += calls.len();
         let mut facts = self.truth.lock();

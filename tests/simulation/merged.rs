@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use futures::{Stream, StreamExt};
 use kinestream::{Consumer, Record, Records, ShardId, ShardStream, Shards};
 
-use crate::plan::{Door, Plan};
+use crate::plan::{Plan, ReadMethod};
 use crate::truth::{Place, Truth};
 
 pub(crate) struct Merged {
@@ -27,8 +27,10 @@ struct OpenShard {
 impl Merged {
     pub(crate) fn new(consumer: &Consumer, truth: Truth, plan: &Plan) -> Self {
         let open = match plan.door {
-            Door::Records => Open::Records { records: Box::new(consumer.records()), in_hand: None },
-            Door::Shards => {
+            ReadMethod::Records => {
+                Open::Records { records: Box::new(consumer.records()), in_hand: None }
+            }
+            ReadMethod::Shards => {
                 Open::Shards { shards: Some(consumer.shards()), open: Vec::new(), turn: 0 }
             }
         };

@@ -9,7 +9,7 @@ use crate::seeds::pick;
 
 /// The method of the consumer that yields the records: `records()` or `shards()`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Door {
+pub(crate) enum ReadMethod {
     Records,
     Shards,
 }
@@ -22,7 +22,7 @@ const MOST_JITTER: Duration = Duration::from_millis(45);
 #[allow(clippy::struct_excessive_bools, reason = "each is drawn independently")]
 pub(crate) struct Plan {
     pub(crate) shards: usize,
-    pub(crate) door: Door,
+    pub(crate) door: ReadMethod,
     pub(crate) mode: CheckpointOn,
     pub(crate) start: StartingPosition,
     pub(crate) ordering: ShardOrdering,
@@ -75,7 +75,7 @@ impl Plan {
     pub(crate) fn new(rng: &mut Rng) -> Self {
         let milliseconds = Duration::from_millis;
         let large = rng.u8(..10) == 0;
-        let door = if rng.u8(..4) == 0 { Door::Shards } else { Door::Records };
+        let door = if rng.u8(..4) == 0 { ReadMethod::Shards } else { ReadMethod::Records };
         Self {
             shards: if large { rng.usize(3..7) } else { rng.usize(1..4) },
             door,

@@ -135,7 +135,7 @@ impl Reader {
     }
 
     /// Polls once, and drops the future if it is pending. Returns true if a record was delivered.
-    pub(crate) fn glance(&mut self) -> bool {
+    pub(crate) fn poll_once(&mut self) -> bool {
         let polled = self.stream.next().now_or_never();
         polled.is_some_and(|next| self.take(next))
     }
@@ -230,7 +230,7 @@ impl Reader {
     }
 
     /// Processes the events so far.
-    pub(crate) fn hear_events(&mut self) {
+    pub(crate) fn process_events(&mut self) {
         while let Some(Some(event)) = self.events.next().now_or_never() {
             match event {
                 Event::TaskRestarted { task, .. } => {
@@ -385,7 +385,7 @@ impl Reader {
 
     /// Checks a delivered record against the promises.
     fn judge(&mut self, record: &Record) -> Place {
-        self.hear_events();
+        self.process_events();
         let mut facts = self.truth.lock();
         let (shard, place) = facts.place(record.sequence_number(), record.sub_sequence_number());
         facts.tell(format_args!("record: shard {shard} record {place}"));

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::retention::Lost;
 use crate::seeds::Story;
-use crate::trace::Told;
+use crate::trace::Trace;
 use crate::world::BEGINNING;
 
 /// A guarantee of the crate that must hold under all faults.
@@ -131,7 +131,7 @@ pub(crate) struct Truth(Arc<Mutex<Facts>>);
 
 #[derive(Debug)]
 pub(crate) struct Facts {
-    told: Told,
+    told: Trace,
     pub(crate) shards: Vec<Shard>,
     /// The place of each record, by sequence number and by its number within an aggregated record.
     places: BTreeMap<(SequenceNumber, u64), Place>,
@@ -146,7 +146,7 @@ impl Truth {
     pub(crate) fn new(shards: usize) -> Self {
         let shards = (0..shards).map(|_| Shard::default()).collect();
         Self(Arc::new(Mutex::new(Facts {
-            told: Told::new(),
+            told: Trace::new(),
             shards,
             places: BTreeMap::new(),
             started: false,

@@ -151,9 +151,9 @@ impl World {
             while end.is_none() && steps > 0 && !self.truth.is_broken() {
                 steps -= 1;
                 end = self.step(&mut reader).await;
-                reader.hear_events();
+                reader.process_events();
                 reader.check_panics();
-                self.tell_calls();
+                self.trace_calls();
                 self.check_memory(&reader);
             }
             if steps == 0 && end.is_none() {
@@ -236,7 +236,7 @@ impl World {
             16 => sleep(Duration::from_secs(310)).await,
             17..=20 => {
                 for _ in 0..self.rng.usize(1..20) {
-                    reader.glance();
+                    reader.poll_once();
                     tokio::task::yield_now().await;
                 }
             }
@@ -321,7 +321,7 @@ impl World {
         let mut quiet = Instant::now();
         while !self.truth.is_broken() {
             reader.ack_all(&mut self.rng);
-            reader.hear_events();
+            reader.process_events();
             let unfinished = self.unfinished_shards().await;
             if unfinished.is_empty() || reader.ended || reader.forgot() {
                 return;
@@ -336,7 +336,7 @@ impl World {
                     format_args!("no record for {PATIENCE:?}; unfinished shards: {unfinished:?}"),
                 );
             }
-            self.tell_calls();
+            self.trace_calls();
             self.check_memory(reader);
         }
     }
@@ -379,7 +379,7 @@ impl World {
                 }
                 reader.read(Duration::from_secs(1)).await;
             }
-            self.tell_calls();
+            self.trace_calls();
             self.check_memory(reader);
         }
     }
@@ -470,7 +470,7 @@ impl World {
         });
         // The call limits apply to all readers of a shard together, and a writer may still flush.
         sleep(Duration::from_secs(25)).await;
-        self.tell_calls();
+        self.trace_calls();
         self.check_saved(due.unwrap_or_default()).await;
         self.check_rest();
     }

@@ -42,7 +42,7 @@ pub(crate) async fn follow(client: Client, stream: String, shard: usize) {
 }
 
 /// Receives the records of one shard by consecutive subscriptions.
-pub(crate) async fn be_pushed(client: Client, consumer_arn: String, shard: usize) {
+pub(crate) async fn subscribe(client: Client, consumer_arn: String, shard: usize) {
     let beginning = StartingPosition::builder().r#type(ShardIteratorType::TrimHorizon);
     let mut position = beginning.build().unwrap();
     loop {

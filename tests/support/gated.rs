@@ -15,13 +15,13 @@ use kinestream::{Checkpoint, CheckpointStore, Result, ShardId};
 
 /// The kind of a call that passes the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum GatedCall {
     Exchange,
     Save,
     Edit,
 }
 
-type Gate = dyn Fn(Asked) -> BoxFuture<'static, Result<()>> + Send + Sync;
+type Gate = dyn Fn(GatedCall) -> BoxFuture<'static, Result<()>> + Send + Sync;
 
 /// Sends the calls of workers and operators through the gate. Calls that only observe the store
 /// bypass it.
@@ -34,7 +34,7 @@ pub(crate) struct Gated<S> {
 impl<S> Gated<S> {
     pub(crate) fn new(
         stored: S,
-        gate: impl Fn(Asked) -> BoxFuture<'static, Result<()>> + Send + Sync + 'static,
+        gate: impl Fn(GatedCall) -> BoxFuture<'static, Result<()>> + Send + Sync + 'static,
     ) -> Self {
         Self { stored, gate: Arc::new(gate) }
     }
@@ -71,7 +71,7 @@ impl<S: LeaseStore> LeaseStore for Gated<S> {
         request: &'a HeartbeatRequest,
     ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
         async move {
-            (self.gate)(Asked::Exchange).await?;
+            (self.gate)(GatedCall::Exchange).await?;
             self.stored.exchange(scope, request).await
         }
         .boxed()
@@ -83,7 +83,7 @@ impl<S: LeaseStore> LeaseStore for Gated<S> {
         positions: &'a [FencedCheckpoint],
     ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
         async move {
-            (self.gate)(Asked::Save).await?;
+            (self.gate)(GatedCall::Save).await?;
             self.stored.save_fenced(scope, positions).await
         }
         .boxed()
@@ -100,7 +100,7 @@ impl<S: LeaseStore> LeaseStore for Gated<S> {
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
         async move {
-            (self.gate)(Asked::Edit).await?;
+            (self.gate)(GatedCall::Edit).await?;
             self.stored.edit(scope, edit, forced).await
         }
         .boxed()

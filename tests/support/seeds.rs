@@ -30,7 +30,7 @@ pub(crate) struct Story {
 }
 
 /// Panics if the traces of two runs of one seed differ, and shows the first difference.
-pub(crate) fn assert_told_alike(seed: u64, first: &Story, second: &Story) {
+pub(crate) fn assert_same_trace(seed: u64, first: &Story, second: &Story) {
     let lines = first.trace.len().max(second.trace.len());
     let differs = (0..lines).find(|&line| first.trace.get(line) != second.trace.get(line));
     if let Some(line) = differs {
@@ -49,18 +49,18 @@ pub(crate) fn assert_told_alike(seed: u64, first: &Story, second: &Story) {
 
 /// The seeds that are running. A seed takes about a second.
 #[derive(Default)]
-struct Watched(Mutex<Vec<Slot>>);
+struct RunningSeeds(Mutex<Vec<Slot>>);
 
 /// The current value of a thread, the value at the last check, and the time of its last change.
 type Slot = (Arc<AtomicU64>, u64, Option<Instant>);
 
 /// Returns the time limit of one seed: `SEED_SECONDS`, or 100 s, which suffices on a busy machine.
-fn longest() -> Duration {
+fn time_limit() -> Duration {
     let set = std::env::var("SEED_SECONDS").ok();
     Duration::from_secs(set.and_then(|seconds| seconds.parse().ok()).unwrap_or(100))
 }
 
-impl Watched {
+impl RunningSeeds {
     /// Returns a slot in which a thread stores its current seed plus one, or 0 between seeds.
     fn slot(&self) -> Arc<AtomicU64> {
         let slot = Arc::new(AtomicU64::new(0));
@@ -74,7 +74,7 @@ impl Watched {
             let now = slot.load(Ordering::Relaxed);
             if now != *seen || now == 0 {
                 (*seen, *since) = (now, Some(Instant::now()));
-            } else if since.is_some_and(|since| since.elapsed() > longest()) {
+            } else if since.is_some_and(|since| since.elapsed() > time_limit()) {
                 return Some(now - 1);
             }
         }
@@ -90,11 +90,11 @@ pub(crate) struct Simulation {
 
 impl Simulation {
     /// Runs the seeds on all cores, up to the first that breaks a promise.
-    pub(crate) fn go_through(&self, seeds: Range<u64>) {
+    pub(crate) fn run_seeds(&self, seeds: Range<u64>) {
         let (next, records, calls) =
             (AtomicU64::new(seeds.start), AtomicU64::new(0), AtomicU64::new(0));
         let began = Instant::now();
-        let watched = Watched::default();
+        let watched = RunningSeeds::default();
         let work = || {
             let slot = watched.slot();
             loop {
@@ -115,9 +115,12 @@ impl Simulation {
                         // The panic hook has not printed this message.
                         Some(said) if said.starts_with("deliberate: ") => format!(
                             "seed {seed} breaks PanicsAreContained: {said}\n{}",
-                            self.again(seed)
+                            self.rerun_command(seed)
                         ),
-                        _ => format!("seed {seed} breaks off: it panicked\n{}", self.again(seed)),
+                        _ => format!(
+                            "seed {seed} breaks off: it panicked\n{}",
+                            self.rerun_command(seed)
+                        ),
                     }),
                 };
                 if let Some(report) = report {
@@ -126,7 +129,7 @@ impl Simulation {
                 }
                 let done = seed + 1 - seeds.start;
                 if done.is_multiple_of(10_000) {
-                    println!("{}", sum(done, &records, &calls, began));
+                    println!("{}", summary(done, &records, &calls, began));
                 }
             }
         };
@@ -141,7 +144,7 @@ impl Simulation {
                     // as finding a bug that breaks another promise.
                     eprintln!(
                         "seed {seed} breaks NoDeadlock: it has exceeded the time limit\n{}",
-                        self.again(seed)
+                        self.rerun_command(seed)
                     );
                     std::process::exit(1);
                 }
@@ -151,22 +154,22 @@ impl Simulation {
                 .filter_map(|thread| thread.join().expect("expected no panic"))
                 .collect()
         });
-        println!("{}", sum(seeds.end - seeds.start, &records, &calls, began));
+        println!("{}", summary(seeds.end - seeds.start, &records, &calls, began));
         assert!(found.is_empty(), "{}", found.join("\n"));
     }
 
     /// Runs the seeds in `SEEDS`.
-    pub(crate) fn go_through_many(&self) {
+    pub(crate) fn run_seeds_from_env(&self) {
         let seeds = std::env::var("SEEDS").expect("set SEEDS to a range such as 0..1000");
         let (first, end) = seeds.split_once("..").expect("set SEEDS to a range such as 0..1000");
-        self.go_through(
+        self.run_seeds(
             first.parse().expect("expected a number in SEEDS")
                 ..end.parse().expect("expected a number in SEEDS"),
         );
     }
 
     /// Runs the seed in `SEED` and prints its trace.
-    pub(crate) fn tell_one(&self) {
+    pub(crate) fn run_seed_from_env(&self) {
         let seed = std::env::var("SEED").expect("set SEED").parse().expect("SEED must be a number");
         let story = (self.simulate)(seed);
         println!("{}", story.trace.join("\n"));
@@ -181,12 +184,12 @@ impl Simulation {
         for line in &story.trace {
             let _ = writeln!(report, "{line}");
         }
-        let again = self.again(seed);
+        let again = self.rerun_command(seed);
         let _ = writeln!(report, "seed {seed} breaks {promise}: {detail}\n{again}");
         Some(report)
     }
 
-    fn again(&self, seed: u64) -> String {
+    fn rerun_command(&self, seed: u64) -> String {
         format!(
             "rerun: SEED={seed} cargo test --features testing --test {} -- --ignored \
              --nocapture one",
@@ -195,7 +198,7 @@ impl Simulation {
     }
 }
 
-fn sum(seeds: u64, records: &AtomicU64, calls: &AtomicU64, began: Instant) -> String {
+fn summary(seeds: u64, records: &AtomicU64, calls: &AtomicU64, began: Instant) -> String {
     let [records, calls] = [records, calls].map(|count| count.load(Ordering::Relaxed));
     format!("{seeds} seeds, {records} records, {calls} calls in {:.0?}", began.elapsed())
 }

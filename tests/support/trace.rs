@@ -7,13 +7,13 @@ use tokio::time::Instant;
 use crate::seeds::Story;
 
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct Trace {
     began: Instant,
     trace: Vec<String>,
     broken: Option<(String, String)>,
 }
 
-impl Told {
+impl Trace {
     pub(crate) fn new() -> Self {
         Self { began: Instant::now(), trace: Vec::new(), broken: None }
     }

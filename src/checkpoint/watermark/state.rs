@@ -47,7 +47,7 @@ pub(super) struct State {
     /// Finished records after a gap, by the first number of each run.
     pub(super) islands: BTreeMap<u64, Island>,
     /// A position that follows the record before this number, with no records between them.
-    pub(super) passed: Option<(u64, Passed)>,
+    pub(super) passed: Option<(u64, QuietPosition)>,
     pub(super) handed_out: u64,
     pub(super) in_flight: InFlightCounter,
     pub(super) times: DeliveryTimes,
@@ -66,7 +66,7 @@ pub(super) struct State {
 /// The read position of a quiet shard: every record up to `after`, and every record that had
 /// arrived by `until`, is handed out.
 #[derive(Clone, Copy)]
-pub(crate) struct Passed {
+pub(crate) struct QuietPosition {
     pub(crate) after: Option<PositionBuf>,
     pub(crate) until: SystemTime,
 }

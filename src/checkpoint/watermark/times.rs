@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 /// The number of delivery times that are kept. It is limited so that a record that is never
 /// finished costs no memory for the records after it.
-const MOST_TIMES: usize = 64;
+const MAX_TIMES: usize = 64;
 
 /// The times at which records were found to be delivered.
 #[derive(Default)]
@@ -25,7 +25,7 @@ impl DeliveryTimes {
             return;
         }
         let first = std::mem::replace(&mut self.noted, delivered);
-        if self.times.len() >= MOST_TIMES {
+        if self.times.len() >= MAX_TIMES {
             // Keep every second time: half the memory at half the resolution.
             let mut is_kept = false;
             self.times.retain(|_| {
@@ -61,7 +61,7 @@ mod tests {
             times.note(delivered, 0);
             tokio::time::advance(second).await;
         }
-        assert!(times.times.len() <= MOST_TIMES);
+        assert!(times.times.len() <= MAX_TIMES);
         assert_eq!(times.oldest(), Some(1000 * second));
         times.forget(1000);
         assert_eq!(times.times.len(), 1);

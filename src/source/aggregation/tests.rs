@@ -10,7 +10,7 @@ struct Packed {
     #[prost(string, repeated, tag = "2")]
     hash_keys: Vec<String>,
     #[prost(message, repeated, tag = "3")]
-    parts: Vec<Stored>,
+    parts: Vec<EncodedPart>,
 }
 
 /// Adds the magic number and the checksum to a message.
@@ -20,7 +20,7 @@ fn sealed(message: &[u8]) -> Bytes {
 
 fn packed(keys: &[&str], hash_keys: &[&str], parts: &[(u64, Option<u64>, &str)]) -> Packed {
     let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-    let part = |(key, hash_key, data): &(u64, Option<u64>, &str)| Stored {
+    let part = |(key, hash_key, data): &(u64, Option<u64>, &str)| EncodedPart {
         key: Some(*key),
         hash_key: *hash_key,
         data: Some(Bytes::copy_from_slice(data.as_bytes())),
@@ -50,7 +50,7 @@ fn any_packed() -> impl Strategy<Value = Packed> {
             hash_keys: hash_keys.clone(),
             parts: parts
                 .into_iter()
-                .map(|(key, hash_key, data)| Stored {
+                .map(|(key, hash_key, data)| EncodedPart {
                     key: Some(key),
                     hash_key: hash_key.filter(|_| !hash_keys.is_empty()),
                     data: Some(data.into()),
@@ -61,7 +61,7 @@ fn any_packed() -> impl Strategy<Value = Packed> {
 }
 
 /// Computes the hash key of a part directly from the unencoded message.
-fn hash(packed: &Packed, part: &Stored) -> u128 {
+fn hash(packed: &Packed, part: &EncodedPart) -> u128 {
     let text = |table: &Vec<String>, index: u64| table[usize::try_from(index).unwrap()].clone();
     part.hash_key.map_or_else(
         || u128::from_be_bytes(Md5::digest(text(&packed.keys, part.key.unwrap())).into()),
@@ -99,7 +99,7 @@ proptest! {
         if let Some(skipped) = skipped && !above {
             aggregate.skip_through(skipped);
         }
-        let inside = |(number, part): &(usize, &Stored)| {
+        let inside = |(number, part): &(usize, &EncodedPart)| {
             range.contains(hash(&packed, part)) && skipped.is_none_or(|skipped| *number as u64 > skipped)
         };
         let expected: Vec<_> = packed.parts.iter().enumerate().filter(inside).collect();
@@ -145,7 +145,7 @@ proptest! {
     #[test]
     fn random_bytes_are_not_an_aggregate(data in prop::collection::vec(any::<u8>(), 0..100)) {
         prop_assert!(Aggregate::of(&data.clone().into()).is_none());
-        let _whatever_it_is = Aggregate::of(&sealed(&data));
+        let _parsed = Aggregate::of(&sealed(&data));
     }
 }
 

@@ -91,14 +91,24 @@ impl Suite<'_> {
         let first = a.exchange([]).await;
         assert_eq!(first.standing, Membership::Joined, "a new worker joins");
         let first = a.known.clone();
-        assert!(first.generation > 0 && first.version > 0, "the first worker creates the table: {first:?}");
+        assert!(
+            first.generation > 0 && first.version > 0,
+            "the first worker creates the table: {first:?}"
+        );
         assert!(a.exchange([]).await.table.is_none(), "a known table is not returned again");
-        assert_eq!(a.exchange([]).await.standing, Membership::Renewed, "a worker in the table renews");
+        assert_eq!(
+            a.exchange([]).await.standing,
+            Membership::Renewed,
+            "a worker in the table renews"
+        );
 
         let mut other = Actor::new(self.store, &scope, "a");
         let answer = other.exchange([assign(0, "a")]).await;
         assert_eq!(answer.standing, Membership::Occupied, "the name of a live worker is occupied");
-        assert!(!answer.applied && answer.table.is_none(), "a worker with an occupied name changes nothing");
+        assert!(
+            !answer.applied && answer.table.is_none(),
+            "a worker with an occupied name changes nothing"
+        );
 
         b.exchange([]).await;
         assert!(b.known.version > first.version, "the version rises when a worker joins");
@@ -109,7 +119,11 @@ impl Suite<'_> {
 
         b.capacity += 1;
         b.exchange([]).await;
-        assert_eq!(a.look().await.workers["b"].capacity, b.capacity, "a changed capacity is stored");
+        assert_eq!(
+            a.look().await.workers["b"].capacity,
+            b.capacity,
+            "a changed capacity is stored"
+        );
         b.leaving = true;
         assert_eq!(b.exchange([]).await.standing, Membership::Left, "a leaving worker has left");
         assert!(!a.look().await.workers.contains_key("b"), "a worker that has left is removed");
@@ -138,10 +152,12 @@ impl Suite<'_> {
             Some(checkpoint("AT_TIMESTAMP:1000")),
             "a shard without a position whose lease never had an owner takes one"
         );
-        a.changes_nothing([add(2, at)], "a shard that had an owner takes no starting position").await;
+        a.changes_nothing([add(2, at)], "a shard that had an owner takes no starting position")
+            .await;
         let epoch = a.lease(2).epoch;
         a.exchange([release(2, epoch)]).await;
-        a.changes_nothing([add(2, at)], "a shard that had an owner takes no starting position").await;
+        a.changes_nothing([add(2, at)], "a shard that had an owner takes no starting position")
+            .await;
     }
 
     async fn free_leases_are_assigned(&self) {
@@ -157,8 +173,15 @@ impl Suite<'_> {
         a.exchange([add("TRIM_HORIZON")]).await;
         let lease = a.lease(0);
         assert_eq!(lease.parents.as_deref(), Some(&[parent.clone()][..]), "parents are stored");
-        assert_eq!(lease.checkpoint, Some(Checkpoint::TrimHorizon), "a starting position is stored");
-        assert_eq!(lease.origin, a.known.generation, "a lease has the generation of its table as origin");
+        assert_eq!(
+            lease.checkpoint,
+            Some(Checkpoint::TrimHorizon),
+            "a starting position is stored"
+        );
+        assert_eq!(
+            lease.origin, a.known.generation,
+            "a lease has the generation of its table as origin"
+        );
         assert_eq!((lease.epoch, &lease.owner), (0, &None), "a new lease is free, in epoch 0");
         a.changes_nothing([add("AT_TIMESTAMP:1000")], "adding a known shard changes nothing").await;
         let with_parents = |parents: &[usize]| Change::Add {
@@ -170,7 +193,11 @@ impl Suite<'_> {
         let all = [shard(7), shard(8), shard(9)];
         a.exchange([with_parents(&[8]), with_parents(&[9, 7])]).await;
         let parents = a.lease(0).parents;
-        assert_eq!(parents.as_deref(), Some(&all[..]), "a lease that never had an owner gets missing parents");
+        assert_eq!(
+            parents.as_deref(),
+            Some(&all[..]),
+            "a lease that never had an owner gets missing parents"
+        );
         a.changes_nothing([with_parents(&[9, 8]), with_parents(&[])], "no parent is removed").await;
         a.changes_nothing([assign(0, "b")], "a lease is not assigned to an unknown worker").await;
         a.changes_nothing([assign(9, "a")], "an unknown shard is not assigned").await;
@@ -210,15 +237,26 @@ impl Suite<'_> {
         a.exchange([offer(0, "b"), release(0, epoch)]).await;
         let lease = a.lease(0);
         assert_eq!(lease.owner.as_deref(), Some("b"), "a released lease goes to the next owner");
-        assert!(lease.epoch > epoch && lease.next_owner.is_none(), "the next owner has a new epoch");
+        assert!(
+            lease.epoch > epoch && lease.next_owner.is_none(),
+            "the next owner has a new epoch"
+        );
 
         b.look().await;
         b.exchange([offer(0, "a")]).await;
         a.leaving = true;
         a.exchange([]).await;
         let table = b.look().await.clone();
-        assert_eq!(table.leases[&shard(0)].next_owner, None, "a next owner that leaves is removed from the lease");
-        assert_eq!(table.leases[&shard(0)].owner.as_deref(), Some("b"), "the owner keeps the lease");
+        assert_eq!(
+            table.leases[&shard(0)].next_owner,
+            None,
+            "a next owner that leaves is removed from the lease"
+        );
+        assert_eq!(
+            table.leases[&shard(0)].owner.as_deref(),
+            Some("b"),
+            "the owner keeps the lease"
+        );
     }
 
     async fn ends_shards(&self) {
@@ -233,18 +271,28 @@ impl Suite<'_> {
         assert_eq!(a.lease(0).owner, None, "the lease of a finished shard is free");
         a.changes_nothing([finish(epoch)], "finishing a shard is idempotent").await;
         a.changes_nothing([assign(0, "a")], "a finished shard is not assigned").await;
-        a.changes_nothing([Change::Forget { shard: shard(1) }], "an unfinished shard is not removed")
-            .await;
+        a.changes_nothing(
+            [Change::Forget { shard: shard(1) }],
+            "an unfinished shard is not removed",
+        )
+        .await;
         let forget = || Change::Forget { shard: shard(0) };
         a.exchange([forget()]).await;
         assert!(a.lease(0).is_finished(), "a finished shard that is not listed stays finished");
-        assert!(a.lease(0).unlisted.is_some(), "a finished shard that is not listed has the time of that");
-        a.changes_nothing([forget()], "the time at which a shard was first not listed is kept").await;
+        assert!(
+            a.lease(0).unlisted.is_some(),
+            "a finished shard that is not listed has the time of that"
+        );
+        a.changes_nothing([forget()], "the time at which a shard was first not listed is kept")
+            .await;
         a.exchange([identify(0, None)]).await;
         assert_eq!(a.lease(0).unlisted, None, "a shard that is listed again is no longer unlisted");
         let long_ago = Lease { unlisted: Some(1), ..a.lease(0) };
         a.exchange([a.restore(3, &long_ago), Change::Forget { shard: shard(3) }]).await;
-        assert!(!a.known.leases.contains_key(&shard(3)), "a shard that was unlisted for long is removed");
+        assert!(
+            !a.known.leases.contains_key(&shard(3)),
+            "a shard that was unlisted for long is removed"
+        );
 
         let lose = || Change::MarkExpired { shard: shard(1) };
         a.exchange([lose()]).await;
@@ -258,7 +306,10 @@ impl Suite<'_> {
         let epoch = a.lease(2).epoch;
         a.exchange([release(2, epoch)]).await;
         a.save(2, epoch, "SHARD_END", SaveOutcome::Saved).await;
-        assert!(a.look().await.leases[&shard(2)].is_finished(), "the end of a shard changes the table");
+        assert!(
+            a.look().await.leases[&shard(2)].is_finished(),
+            "the end of a shard changes the table"
+        );
     }
 
     async fn saves_by_epoch(&self) {
@@ -268,7 +319,10 @@ impl Suite<'_> {
         let epoch = a.lease(0).epoch;
         a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:10", SaveOutcome::Saved).await;
         a.assert_at(0, "AFTER_SEQUENCE_NUMBER:10").await;
-        assert!(a.exchange([]).await.table.is_none(), "saving a position does not change the table");
+        assert!(
+            a.exchange([]).await.table.is_none(),
+            "saving a position does not change the table"
+        );
         a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:9", SaveOutcome::Saved).await;
         a.assert_at(0, "AFTER_SEQUENCE_NUMBER:10").await;
         a.save(0, epoch - 1, "AFTER_SEQUENCE_NUMBER:11", SaveOutcome::Lost).await;
@@ -299,9 +353,15 @@ impl Suite<'_> {
             "each position has a separate outcome: {verdicts:?}"
         );
         let lease = a.look().await.leases[&shard(0)].clone();
-        assert!(lease.is_finished() && lease.owner.is_none(), "the end of a shard frees its lease: {lease:?}");
+        assert!(
+            lease.is_finished() && lease.owner.is_none(),
+            "the end of a shard frees its lease: {lease:?}"
+        );
         let none = self.store.save_fenced(&scope, &[]).await;
-        assert!(matches!(&none, Ok(none) if none.is_empty()), "saving an empty list succeeds: {none:?}");
+        assert!(
+            matches!(&none, Ok(none) if none.is_empty()),
+            "saving an empty list succeeds: {none:?}"
+        );
     }
 
     async fn changes_all_or_nothing(&self) {
@@ -312,9 +372,15 @@ impl Suite<'_> {
         a.only_if_unchanged = true;
         let answer = a.exchange([actor::add(0)]).await;
         assert!(!answer.applied, "a table that is not the known one is not changed");
-        assert!(a.known.leases.is_empty() && answer.table.is_some(), "the changed table is returned instead");
+        assert!(
+            a.known.leases.is_empty() && answer.table.is_some(),
+            "the changed table is returned instead"
+        );
         let answer = a.exchange([actor::add(0)]).await;
-        assert!(answer.applied && a.known.leases.len() == 1, "changes are applied to the known table");
+        assert!(
+            answer.applied && a.known.leases.len() == 1,
+            "changes are applied to the known table"
+        );
         let mut joining = Actor::new(self.store, &scope, "c");
         joining.only_if_unchanged = true;
         joining.known = a.known.clone();
@@ -393,10 +459,18 @@ impl Suite<'_> {
         );
         b.exchange([assign(0, "b")]).await;
         assert!(!b.known.workers.contains_key("a"), "an expired worker is removed");
-        assert_eq!(b.lease(0).owner.as_deref(), Some("b"), "the leases of an expired worker are free");
+        assert_eq!(
+            b.lease(0).owner.as_deref(),
+            Some("b"),
+            "the leases of an expired worker are free"
+        );
         assert!(b.lease(0).epoch > epoch, "the new owner has a new epoch");
         a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:1", SaveOutcome::Lost).await;
-        assert_eq!(a.exchange([]).await.standing, Membership::Joined, "an expired worker joins again");
+        assert_eq!(
+            a.exchange([]).await.standing,
+            Membership::Joined,
+            "an expired worker joins again"
+        );
     }
 
     async fn outage_renews_all_workers(&self) {
@@ -410,13 +484,29 @@ impl Suite<'_> {
         b.exchange([]).await;
         sleep(SHORT * 2).await;
         let answer = a.exchange([]).await;
-        assert_eq!(answer.standing, Membership::Renewed, "after an outage an expired worker renews");
+        assert_eq!(
+            answer.standing,
+            Membership::Renewed,
+            "after an outage an expired worker renews"
+        );
         assert!(answer.table.is_none(), "an outage does not change the table");
-        assert_eq!(b.exchange([]).await.standing, Membership::Renewed, "after an outage the other workers renew too");
+        assert_eq!(
+            b.exchange([]).await.standing,
+            Membership::Renewed,
+            "after an outage the other workers renew too"
+        );
 
         sleep(SHORT * 2).await;
         let mut next = Actor::new(self.store, &scope, "b");
-        assert_eq!(next.exchange([]).await.standing, Membership::Joined, "the name of an expired worker is free");
-        assert_eq!(next.lease(0).owner, None, "a new incarnation does not get the leases of an expired one");
+        assert_eq!(
+            next.exchange([]).await.standing,
+            Membership::Joined,
+            "the name of an expired worker is free"
+        );
+        assert_eq!(
+            next.lease(0).owner,
+            None,
+            "a new incarnation does not get the leases of an expired one"
+        );
     }
 }

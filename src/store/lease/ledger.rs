@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    HeartbeatResponse, Change, AdminEdit, FencedCheckpoint, Lease, MARK_KEPT, WorkerEntry, HeartbeatRequest, Membership, LeaseTable, SaveOutcome,
+    AdminEdit, Change, FINISHED_SHARD_RETENTION, FencedCheckpoint, HeartbeatRequest,
+    HeartbeatResponse, Lease, LeaseTable, Membership, SaveOutcome, WorkerEntry,
 };
 use crate::checkpoint::Checkpoint;
 use crate::record::{SequenceNumber, ShardId};
@@ -53,7 +54,11 @@ impl Unreadable {
 
 impl Ledger {
     /// Applies one heartbeat. `now` is the time since 1970.
-    pub(crate) fn exchange(&mut self, now: Duration, request: &HeartbeatRequest) -> HeartbeatResponse {
+    pub(crate) fn exchange(
+        &mut self,
+        now: Duration,
+        request: &HeartbeatRequest,
+    ) -> HeartbeatResponse {
         let mut step = Transaction { now, changed: false, ledger: self };
         let standing = step.join(request);
         if standing == Membership::Occupied {
@@ -76,7 +81,11 @@ impl Ledger {
         HeartbeatResponse { standing, applied, table }
     }
 
-    pub(crate) fn save_fenced(&mut self, now: Duration, positions: &[FencedCheckpoint]) -> Vec<SaveOutcome> {
+    pub(crate) fn save_fenced(
+        &mut self,
+        now: Duration,
+        positions: &[FencedCheckpoint],
+    ) -> Vec<SaveOutcome> {
         let mut step = Transaction { now, changed: false, ledger: self };
         let verdicts = positions.iter().map(|position| step.save(position)).collect();
         step.end();
@@ -98,7 +107,7 @@ impl Ledger {
 
     /// Merges positions that were loaded from another store. The version rises if a shard without a
     /// position gets one, or if the readability of any position changes.
-    pub(crate) fn learn(
+    pub(crate) fn merge_loaded(
         &mut self,
         now: Duration,
         stored: HashMap<ShardId, Result<Checkpoint, Arc<str>>>,
@@ -117,23 +126,23 @@ impl Ledger {
                     changed |= !self.checkpoints.contains_key(&shard);
                     self.save(&shard, &checkpoint);
                 }
-                Err(why) => changed |= self.refuse_one(shard, why),
+                Err(why) => changed |= self.mark_position_unreadable(shard, why),
             }
         }
         Transaction { now, changed, ledger: self }.end();
     }
 
     /// Marks the positions of these shards as unreadable.
-    pub(crate) fn refuse(&mut self, now: Duration, refused: HashMap<ShardId, Arc<str>>) {
+    pub(crate) fn mark_unreadable(&mut self, now: Duration, refused: HashMap<ShardId, Arc<str>>) {
         let mut changed = false;
         for (shard, why) in refused {
-            changed |= self.refuse_one(shard, why);
+            changed |= self.mark_position_unreadable(shard, why);
         }
         Transaction { now, changed, ledger: self }.end();
     }
 
     /// Marks a position as unreadable. Returns true if it was readable before.
-    fn refuse_one(&mut self, shard: ShardId, why: Arc<str>) -> bool {
+    fn mark_position_unreadable(&mut self, shard: ShardId, why: Arc<str>) -> bool {
         self.checkpoints.remove(&shard);
         self.unreadable.insert(shard, Unreadable { why, lease: None, checkpoint: None }).is_none()
     }
@@ -168,7 +177,12 @@ impl Ledger {
 
     /// Applies an operator's edit. If a live worker prevents an edit that is not forced, returns
     /// that worker's name and changes nothing.
-    pub(crate) fn edit(&mut self, now: Duration, edit: &AdminEdit, forced: bool) -> Option<Arc<str>> {
+    pub(crate) fn edit(
+        &mut self,
+        now: Duration,
+        edit: &AdminEdit,
+        forced: bool,
+    ) -> Option<Arc<str>> {
         let alive = self.table(now);
         let with_owner = self.leases.iter().filter_map(|(shard, lease)| {
             let owner = lease.owner.clone().filter(|owner| alive.workers.contains_key(owner))?;
@@ -197,7 +211,7 @@ impl Ledger {
                         // The operator's position applies, regardless of the stream of the shard.
                         (lease.is_shard_expired, lease.start) = (false, None);
                         lease.added = Some(millis(now));
-                        step.begin_anew(shard, owner(shard));
+                        step.start_new_epoch(shard, owner(shard));
                     }
                 }
             }
@@ -231,7 +245,7 @@ impl Ledger {
 
     /// Makes the lease and the position of a shard readable again.
     #[cfg(feature = "testing")]
-    pub(crate) fn mend(&mut self, shard: &ShardId) {
+    pub(crate) fn repair(&mut self, shard: &ShardId) {
         let Some(Unreadable { lease, checkpoint, .. }) = self.unreadable.remove(shard) else {
             return;
         };
@@ -357,14 +371,14 @@ impl Transaction<'_> {
             }
             Change::Assign { shard, to } => {
                 if let Some(owner) = self.lease(shard).and_then(|lease| lease.owner.clone()) {
-                    return self.stand_in(owner, lease_duration);
+                    return self.add_unknown_worker(owner, lease_duration);
                 }
                 let free = |lease: &Lease| lease.owner.is_none() && !lease.is_shard_expired;
                 if self.lease(shard).is_some_and(free)
                     && self.ledger.workers.contains_key(to)
                     && !self.is_finished(shard)
                 {
-                    self.give(shard, Some(to.clone()));
+                    self.set_owner_in_new_epoch(shard, Some(to.clone()));
                 }
             }
             Change::Offer { shard, to } => {
@@ -382,7 +396,7 @@ impl Transaction<'_> {
                 let Some(lease) = self.ledger.leases.get_mut(shard) else { return };
                 if lease.epoch == *epoch && lease.owner.as_ref() == Some(worker) {
                     match lease.next_owner.take() {
-                        Some(next_owner) => self.give(shard, Some(next_owner)),
+                        Some(next_owner) => self.set_owner_in_new_epoch(shard, Some(next_owner)),
                         None => self.free(shard),
                     }
                 }
@@ -397,7 +411,7 @@ impl Transaction<'_> {
                     self.changed |= !lease.is_shard_expired;
                     lease.is_shard_expired = true;
                     if lease.owner.is_some() {
-                        self.give(shard, None);
+                        self.set_owner_in_new_epoch(shard, None);
                     }
                 }
             }
@@ -457,7 +471,7 @@ impl Transaction<'_> {
                 Some(_) => {}
             }
             if lease.epoch == 0 {
-                self.begin_at(shard, checkpoint);
+                self.set_starting_position(shard, checkpoint);
             }
             return;
         }
@@ -467,12 +481,12 @@ impl Transaction<'_> {
         let lease = Lease { origin, parents, start, added, ..Lease::default() };
         self.ledger.leases.insert(shard.clone(), lease);
         self.ledger.first_poll = 0;
-        self.begin_at(shard, checkpoint);
+        self.set_starting_position(shard, checkpoint);
         self.changed = true;
     }
 
     /// Stores the starting position of a shard that has no position.
-    fn begin_at(&mut self, shard: &ShardId, checkpoint: Option<&Checkpoint>) {
+    fn set_starting_position(&mut self, shard: &ShardId, checkpoint: Option<&Checkpoint>) {
         if let Some(checkpoint) = checkpoint
             && !self.ledger.checkpoints.contains_key(shard)
         {
@@ -482,7 +496,7 @@ impl Transaction<'_> {
     }
 
     /// Adds the owner of a lease that is missing from the table: it may still be alive.
-    fn stand_in(&mut self, worker: Arc<str>, lease_duration: Duration) {
+    fn add_unknown_worker(&mut self, worker: Arc<str>, lease_duration: Duration) {
         let until = self.until(lease_duration);
         let joined = micros(self.now);
         self.ledger.workers.entry(worker).or_insert_with(|| {
@@ -533,10 +547,10 @@ impl Transaction<'_> {
         lease.added = Some(millis(self.now));
         self.ledger.checkpoints.insert(shard.clone(), checkpoint.clone());
         let owner = lease.owner.clone();
-        self.begin_anew(shard, owner);
+        self.start_new_epoch(shard, owner);
     }
 
-    /// Notes that a finished shard is not listed, and removes it [`MARK_KEPT`] after the first
+    /// Notes that a finished shard is not listed, and removes it [`FINISHED_SHARD_RETENTION`] after the first
     /// note. Until then, a listing may show it again.
     fn forget(&mut self, shard: &ShardId) {
         let now = millis(self.now);
@@ -587,7 +601,7 @@ impl Transaction<'_> {
                 None => self.ledger.checkpoints.remove(shard),
             };
             let owner = lease.owner.clone();
-            return self.begin_anew(shard, owner);
+            return self.start_new_epoch(shard, owner);
         }
         if lease.origin < known.origin || lease.epoch > known.epoch {
             return;
@@ -651,7 +665,7 @@ impl Transaction<'_> {
 
     /// Sets the owner of a lease, or frees it, in a new epoch. The epoch is higher than all earlier
     /// ones, since the latest epoch of the lease may have been lost.
-    fn give(&mut self, shard: &ShardId, owner: Option<Arc<str>>) {
+    fn set_owner_in_new_epoch(&mut self, shard: &ShardId, owner: Option<Arc<str>>) {
         let epoch = millis(self.now).max(self.ledger.epoch + 1);
         if let Some(lease) = self.ledger.leases.get_mut(shard) {
             lease.epoch = epoch;
@@ -664,8 +678,8 @@ impl Transaction<'_> {
     /// Starts a new epoch after another position was stored. The current owner keeps the lease, so
     /// that no other worker starts before the owner has seen the new epoch. A finished shard has no
     /// owner.
-    fn begin_anew(&mut self, shard: &ShardId, owner: Option<Arc<str>>) {
-        self.give(shard, owner.filter(|_owner| !self.is_finished(shard)));
+    fn start_new_epoch(&mut self, shard: &ShardId, owner: Option<Arc<str>>) {
+        self.set_owner_in_new_epoch(shard, owner.filter(|_owner| !self.is_finished(shard)));
     }
 
     /// Frees a lease in the same epoch.
@@ -727,7 +741,7 @@ impl Transaction<'_> {
 
 /// Returns true if a note of the time `then`, in milliseconds, is still kept.
 fn is_kept(now: u64, then: u64) -> bool {
-    now.saturating_sub(then) < millis(MARK_KEPT)
+    now.saturating_sub(then) < millis(FINISHED_SHARD_RETENTION)
 }
 
 fn millis(time: Duration) -> u64 {

@@ -22,7 +22,7 @@ const LOST: &str = "LOST";
 
 /// Parses a worker from `incarnation joined duration expiry capacity`. The expiry is in
 /// milliseconds.
-pub(in crate::store) fn member_of(line: &str) -> Option<(WorkerEntry, u64)> {
+pub(in crate::store) fn parse_worker(line: &str) -> Option<(WorkerEntry, u64)> {
     let mut words = line.split(' ');
     let mut next = || words.next()?.parse::<u64>().ok();
     let (incarnation, joined, duration, expiry) = (next()?, next()?, next()?, next()?);
@@ -37,11 +37,11 @@ pub(in crate::store) fn member_of(line: &str) -> Option<(WorkerEntry, u64)> {
 /// Parses a lease from `epoch owner next_owner origin parents state start unlisted added`, without
 /// its position. Lines of earlier versions end before `start`; lines of later versions may have
 /// more words.
-pub(in crate::store) fn lease_of(line: &str) -> Option<Lease> {
+pub(in crate::store) fn parse_lease(line: &str) -> Option<Lease> {
     let mut words = line.split(' ');
     let mut next = || words.next();
     let epoch = next()?.parse().ok()?;
-    let (owner, next_owner) = (name_of(next()?), name_of(next()?));
+    let (owner, next_owner) = (parse_name(next()?), parse_name(next()?));
     let origin = next()?.parse().ok()?;
     let parents = match next()? {
         NONE => Some(Vec::new()),
@@ -78,7 +78,7 @@ fn optional<T: FromStr>(word: Option<&str>) -> Option<Option<T>> {
 }
 
 /// Parses a worker's name from a [word](word_of); `None` if the word is that for a missing value.
-pub(in crate::store) fn name_of(word: &str) -> Option<Arc<str>> {
+pub(in crate::store) fn parse_name(word: &str) -> Option<Arc<str>> {
     match word {
         NONE => None,
         NAMELESS => Some("".into()),
@@ -88,7 +88,7 @@ pub(in crate::store) fn name_of(word: &str) -> Option<Arc<str>> {
 }
 
 /// Formats the name of a worker as one word of a line.
-pub(in crate::store) fn word_of(name: &str) -> Cow<'_, str> {
+pub(in crate::store) fn format_name(name: &str) -> Cow<'_, str> {
     match name {
         "" => NAMELESS.into(),
         NONE => "%2D".into(),
@@ -98,7 +98,7 @@ pub(in crate::store) fn word_of(name: &str) -> Cow<'_, str> {
 }
 
 /// Formats the parents of a shard as one word of a line.
-pub(in crate::store) fn parents_of(parents: &[ShardId]) -> String {
+pub(in crate::store) fn format_parents(parents: &[ShardId]) -> String {
     match parents {
         [] => NONE.to_owned(),
         parents => parents.iter().map(ShardId::as_str).collect::<Vec<_>>().join(","),
@@ -106,22 +106,24 @@ pub(in crate::store) fn parents_of(parents: &[ShardId]) -> String {
 }
 
 impl Lease {
-    /// Formats the lease as [`lease_of`] parses it.
+    /// Formats the lease as [`parse_lease`] parses it.
     pub(in crate::store) fn line(&self) -> String {
-        let owner = self.owner.as_deref().map_or(NONE.into(), word_of);
-        let next_owner = self.next_owner.as_deref().map_or(NONE.into(), word_of);
-        let parents = parents_of(self.parents.as_deref().unwrap_or_default());
+        let owner = self.owner.as_deref().map_or(NONE.into(), format_name);
+        let next_owner = self.next_owner.as_deref().map_or(NONE.into(), format_name);
+        let parents = format_parents(self.parents.as_deref().unwrap_or_default());
         let state = if self.is_shard_expired { LOST } else { NONE };
-        let start = start_of(self.start.as_ref());
+        let start = format_start(self.start.as_ref());
         let time = |word: Option<u64>| word.map_or(NONE.to_owned(), |time| time.to_string());
         let (unlisted, added) = (time(self.unlisted), time(self.added));
         let (epoch, origin) = (self.epoch, self.origin);
-        format!("{epoch} {owner} {next_owner} {origin} {parents} {state} {start} {unlisted} {added}")
+        format!(
+            "{epoch} {owner} {next_owner} {origin} {parents} {state} {start} {unlisted} {added}"
+        )
     }
 }
 
 /// Formats the first sequence number of a shard as one word of a line.
-pub(in crate::store) fn start_of(start: Option<&SequenceNumber>) -> &str {
+pub(in crate::store) fn format_start(start: Option<&SequenceNumber>) -> &str {
     start.map_or(NONE, SequenceNumber::as_str)
 }
 
@@ -132,7 +134,7 @@ mod tests {
     use super::*;
 
     impl WorkerEntry {
-        /// Formats the worker as [`member_of`] parses it.
+        /// Formats the worker as [`parse_worker`] parses it.
         fn line(&self, expiry: u64) -> String {
             let Self { incarnation, joined, lease_duration, capacity } = self;
             format!("{incarnation} {joined} {} {expiry} {capacity}", lease_duration.as_millis())
@@ -165,28 +167,28 @@ mod tests {
                 added,
                 ..Lease::default()
             };
-            prop_assert_eq!(lease_of(&lease.line()), Some(lease.clone()));
+            prop_assert_eq!(parse_lease(&lease.line()), Some(lease.clone()));
             let line = format!("{} of later versions", lease.line());
-            prop_assert_eq!(lease_of(&line), Some(lease));
+            prop_assert_eq!(parse_lease(&line), Some(lease));
             let lease_duration = Duration::from_millis(epoch >> 1);
             let member = WorkerEntry { incarnation: origin, joined: epoch, lease_duration, capacity: 7 };
-            prop_assert_eq!(member_of(&member.line(epoch)), Some((member, epoch)));
+            prop_assert_eq!(parse_worker(&member.line(epoch)), Some((member, epoch)));
         }
 
         #[test]
         fn lease_line_without_start_is_parsed(epoch: u64, is_shard_expired: bool) {
             let state = if is_shard_expired { LOST } else { NONE };
-            let lease = lease_of(&format!("{epoch} a - 7 - {state}")).unwrap();
+            let lease = parse_lease(&format!("{epoch} a - 7 - {state}")).unwrap();
             prop_assert_eq!((lease.epoch, lease.is_shard_expired), (epoch, is_shard_expired));
             prop_assert_eq!((lease.start, lease.unlisted, lease.added), (None, None, None));
         }
 
         #[test]
         fn random_text_is_parsed_without_panic(text in "[ a-z0-9-]{0,40}") {
-            if let Some(lease) = lease_of(&text) {
+            if let Some(lease) = parse_lease(&text) {
                 prop_assert!(text.starts_with(&lease.epoch.to_string()) || text.starts_with('0'));
             }
-            let _never_panics = member_of(&text);
+            let _never_panics = parse_worker(&text);
         }
     }
 }

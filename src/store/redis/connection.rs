@@ -32,7 +32,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// answer must not delay its callers, such as a handoff that waits for a save. If the connection
 /// was retired by the drop of another call, the remaining calls receive their answers within
 /// milliseconds.
-const LAST_ANSWERS: Duration = Duration::from_secs(1);
+const RETIRED_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection that is cheap to clone; clones share it.
 #[derive(Clone)]
@@ -167,13 +167,13 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Waits for an answer, at most [`LAST_ANSWERS`] after the connection was retired.
+    /// Waits for an answer, at most [`RETIRED_ANSWER_TIMEOUT`] after the connection was retired.
     async fn wait<T>(&self, answer: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
         let mut retired = self.slot.retired.subscribe();
         let given_up = async {
             // The slot outlives its calls, so only a retirement ends this wait.
             let _is_retired = retired.wait_for(|last| *last >= self.number).await.is_ok();
-            sleep(LAST_ANSWERS).await;
+            sleep(RETIRED_ANSWER_TIMEOUT).await;
         };
         tokio::select! {
             biased;

@@ -7,7 +7,7 @@ use super::refusal::{ARGUMENTS, Refusal, shown};
 use crate::error::{Error, ErrorKind};
 use crate::record::ShardId;
 
-pub(super) fn other_format(keys: &Keys, format: &str) -> Error {
+pub(super) fn unsupported_format(keys: &Keys, format: &str) -> Error {
     Error::store_corrupt(format!(
         "the Redis key {} has format {format:?}, but this version of kinestream supports {FORMAT:?}; \
          use the version that wrote it, or another application",
@@ -35,7 +35,7 @@ pub(super) fn shard_of(keys: &Keys, key: Key, field: &[u8]) -> Option<ShardId> {
     shard
 }
 
-fn other_type(keys: &Keys, key: Key) -> Error {
+fn wrong_key_type(keys: &Keys, key: Key) -> Error {
     Error::store_corrupt(format!(
         "the Redis key {} does not hold {}; delete it if it is a leftover, or use another \
          application",
@@ -45,23 +45,23 @@ fn other_type(keys: &Keys, key: Key) -> Error {
 }
 
 /// Classifies an error of a script. The script identifies the key by its number.
-pub(super) fn of_script(error: RedisError, address: &str, keys: &Keys) -> Error {
+pub(super) fn classify_script_error(error: RedisError, address: &str, keys: &Keys) -> Error {
     let detail = error.detail().unwrap_or_default();
     let (number, field) = detail.split_once(' ').unwrap_or((detail, ""));
     match (error.code(), Key::numbered(number)) {
-        (Some("KINESTREAMFORMAT"), _) => other_format(keys, detail),
-        (Some("KINESTREAMTYPE"), Some(key)) => other_type(keys, key),
+        (Some("KINESTREAMFORMAT"), _) => unsupported_format(keys, detail),
+        (Some("KINESTREAMTYPE"), Some(key)) => wrong_key_type(keys, key),
         (Some("KINESTREAMVALUE"), Some(key)) => corrupt_value(keys, key, field),
-        _ => sort(error, address, &keys.of_part(Key::Checkpoints)),
+        _ => classify(error, address, &keys.of_part(Key::Checkpoints)),
     }
 }
 
 /// Classifies a Redis error: its kind says whether a retry can succeed, its message what to do.
-pub(super) fn sort(error: RedisError, address: &str, key: &str) -> Error {
+pub(super) fn classify(error: RedisError, address: &str, key: &str) -> Error {
     let refusal = Refusal::of(&error);
     let (kind, message) = match &refusal {
-        Some(refusal) => of_server(refusal, address, key),
-        None => of_client(&error, address, key),
+        Some(refusal) => classify_server_error(refusal, address, key),
+        None => classify_client_error(&error, address, key),
     };
     // The source is left out if it shows arguments, which may contain a password.
     if error.detail().is_some_and(|detail| detail.contains(ARGUMENTS)) {
@@ -71,7 +71,7 @@ pub(super) fn sort(error: RedisError, address: &str, key: &str) -> Error {
 }
 
 /// Classifies a server's refusal.
-fn of_server(refusal: &Refusal, address: &str, key: &str) -> (ErrorKind, String) {
+fn classify_server_error(refusal: &Refusal, address: &str, key: &str) -> (ErrorKind, String) {
     if refusal.code == "WRONGTYPE" {
         let message = format!(
             "the Redis key {key} does not hold checkpoints; delete it if it is a leftover, or use \
@@ -85,7 +85,7 @@ fn of_server(refusal: &Refusal, address: &str, key: &str) -> (ErrorKind, String)
 }
 
 /// Classifies an error of the client that is not an answer of the server.
-fn of_client(error: &RedisError, address: &str, key: &str) -> (ErrorKind, String) {
+fn classify_client_error(error: &RedisError, address: &str, key: &str) -> (ErrorKind, String) {
     use redis::ErrorKind as Kind;
     match error.kind() {
         Kind::AuthenticationFailed => (
@@ -94,15 +94,11 @@ fn of_client(error: &RedisError, address: &str, key: &str) -> (ErrorKind, String
         ),
         Kind::Parse | Kind::UnexpectedReturnType => (
             ErrorKind::StoreCorrupt,
-            format!(
-                "the Redis key {key} does not hold text; use another application"
-            ),
+            format!("the Redis key {key} does not hold text; use another application"),
         ),
         Kind::InvalidClientConfig => (
             ErrorKind::Configuration,
-            format!(
-                "Redis at {address} cannot be used with this URL; check the database number"
-            ),
+            format!("Redis at {address} cannot be used with this URL; check the database number"),
         ),
         Kind::Io if error.to_string().contains("certificate") => (
             ErrorKind::Configuration,
@@ -139,7 +135,7 @@ mod tests {
         let codes = "MOVED ASK CLUSTERDOWN LOADING BUSY MASTERDOWN TRYAGAIN READONLY OOM MISCONF \
                      NOREPLICAS ERR NOSCRIPT";
         for code in codes.split(' ') {
-            let error = sort(server_error(code, "the text."), "host:6379", "a key");
+            let error = classify(server_error(code, "the text."), "host:6379", "a key");
             assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
             assert!(error.is_temporary());
             let said = format!(": {code} the text");
@@ -153,7 +149,7 @@ mod tests {
                     -READONLY You can't write against a read only replica.";
         let error = server_error("ERR", text);
         assert!(is_over(&error));
-        let shown = sort(error, "host:6379", "a key").to_string();
+        let shown = classify(error, "host:6379", "a key").to_string();
         let expected = "Redis at host:6379 is a replica and accepts no writes: READONLY You can't \
                         write against a read only replica; if it remains one, use the URL of its \
                         master";
@@ -163,7 +159,7 @@ mod tests {
     #[test]
     fn unknown_command_error_omits_arguments() {
         let text = "unknown command 'AUTH', with args beginning with: 'me' 'hunter2' ";
-        let error = sort(server_error("ERR", text), "host:6379", "a key");
+        let error = classify(server_error("ERR", text), "host:6379", "a key");
         assert_eq!(error.kind(), ErrorKind::Configuration);
         assert!(error.to_string().contains("unknown command 'AUTH';"), "{error}");
         assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
@@ -171,7 +167,7 @@ mod tests {
 
     #[test]
     fn long_text_is_truncated() {
-        let error = sort(server_error("ERR", &"é".repeat(1000)), "host:6379", "a key");
+        let error = classify(server_error("ERR", &"é".repeat(1000)), "host:6379", "a key");
         assert!(error.to_string().chars().count() < 400, "{error}");
     }
 }

@@ -3,7 +3,7 @@
 use redis::aio::MultiplexedConnection;
 use redis::{ConnectionInfo, ProtocolVersion, RedisConnectionInfo, RedisResult};
 
-use super::refusal::is_withheld;
+use super::refusal::is_command_denied;
 
 /// Sends the login, the database and a `PING` on a new connection. The client can send the same
 /// commands, but it hides the error of a server that refuses the connection.
@@ -20,7 +20,7 @@ impl Greeting {
     }
 
     /// Moves the login and the database from a server's settings into a greeting.
-    pub(super) fn taken_from(server: ConnectionInfo) -> (ConnectionInfo, Self) {
+    pub(super) fn split_from(server: ConnectionInfo) -> (ConnectionInfo, Self) {
         let settings = server.redis_settings();
         if settings.protocol() != ProtocolVersion::RESP2 {
             return (server, Self::default());
@@ -44,7 +44,7 @@ impl Greeting {
             redis::cmd("SELECT").arg(self.database).exec_async(connection).await?;
         }
         match redis::cmd("PING").exec_async(connection).await {
-            Err(error) if is_withheld(&error) => Ok(()),
+            Err(error) if is_command_denied(&error) => Ok(()),
             answered => answered,
         }
     }

@@ -9,15 +9,16 @@ use futures::future::BoxFuture;
 use redis::{FromRedisValue, Script, ScriptInvocation, Value};
 
 use super::RedisStore;
-use super::errors::{corrupt_value, of_script, shard_of, sort};
+use super::errors::{classify, classify_script_error, corrupt_value, shard_of};
 use super::keys::{Key, Keys};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::record::ShardId;
 use crate::store::Scope;
 use crate::store::lease::{
-    HeartbeatResponse, Change, AdminEdit, FencedCheckpoint, Lease, LeaseStore, WorkerEntry, HeartbeatRequest, Membership, LeaseTable, SaveOutcome,
-    lease_of, member_of, name_of, parents_of, start_of, word_of,
+    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, Lease, LeaseStore,
+    LeaseTable, Membership, SaveOutcome, WorkerEntry, format_name, format_parents, format_start,
+    parse_lease, parse_name, parse_worker,
 };
 
 /// The largest integer that Lua represents exactly.
@@ -91,7 +92,7 @@ impl LeaseStore for RedisStore {
                 }
             };
             let against: Option<String> = call.run(arguments).await?.next(Key::Leases)?;
-            Ok(against.and_then(|word| name_of(&word)))
+            Ok(against.and_then(|word| parse_name(&word)))
         }
         .boxed()
     }
@@ -102,7 +103,7 @@ fn exchange_arguments(arguments: &mut ScriptInvocation<'_>, request: &HeartbeatR
     let [generation, version] =
         known.map_or_else(<[String; 2]>::default, |known| known.map(|number| number.to_string()));
     arguments
-        .arg(&*word_of(&request.worker))
+        .arg(&*format_name(&request.worker))
         .arg(request.incarnation)
         .arg(millis(request.lease_duration))
         .arg(request.capacity)
@@ -124,23 +125,23 @@ fn change_arguments(arguments: &mut ScriptInvocation<'_>, change: &Change) {
         Change::Add { shard, parents, start, checkpoint } => arguments
             .arg("ADD")
             .arg(shard.as_str())
-            .arg(parents_of(parents))
-            .arg(start_of(start.as_ref()))
+            .arg(format_parents(parents))
+            .arg(format_start(start.as_ref()))
             .arg(position(checkpoint)),
         Change::Identify { shard, start } => {
-            arguments.arg("IDENTIFY").arg(shard.as_str()).arg(start_of(start.as_ref()))
+            arguments.arg("IDENTIFY").arg(shard.as_str()).arg(format_start(start.as_ref()))
         }
         Change::Replace { shard, parents, start, checkpoint } => arguments
             .arg("REPLACE")
             .arg(shard.as_str())
-            .arg(parents_of(parents))
+            .arg(format_parents(parents))
             .arg(start.as_str())
             .arg(checkpoint.to_string()),
         Change::Assign { shard, to } => {
-            arguments.arg("ASSIGN").arg(shard.as_str()).arg(&*word_of(to))
+            arguments.arg("ASSIGN").arg(shard.as_str()).arg(&*format_name(to))
         }
         Change::Offer { shard, to } => {
-            arguments.arg("OFFER").arg(shard.as_str()).arg(&*word_of(to))
+            arguments.arg("OFFER").arg(shard.as_str()).arg(&*format_name(to))
         }
         Change::Release { shard, epoch } => {
             arguments.arg("RELEASE").arg(shard.as_str()).arg(*epoch)
@@ -152,7 +153,7 @@ fn change_arguments(arguments: &mut ScriptInvocation<'_>, change: &Change) {
             let WorkerEntry { incarnation, joined, lease_duration, capacity } = member;
             arguments
                 .arg("VOUCH")
-                .arg(&*word_of(worker))
+                .arg(&*format_name(worker))
                 .arg(*incarnation)
                 .arg(*joined)
                 .arg(millis(*lease_duration))
@@ -195,7 +196,7 @@ impl<'a> Call<'a> {
         match call.invoke_async::<Value>(&mut connection).await {
             Ok(Value::Array(parts)) => Ok(Reply { store, keys, parts: parts.into_iter() }),
             Ok(part) => Ok(Reply { store, keys, parts: vec![part].into_iter() }),
-            Err(error) => Err(of_script(error, &store.address, &keys)),
+            Err(error) => Err(classify_script_error(error, &store.address, &keys)),
         }
     }
 }
@@ -212,7 +213,7 @@ impl Reply<'_> {
     fn next<T: FromRedisValue>(&mut self, key: Key) -> Result<T> {
         let part = self.parts.next().unwrap_or(Value::Nil);
         T::from_redis_value(part)
-            .map_err(|error| sort(error.into(), &self.store.address, &self.keys.of_part(key)))
+            .map_err(|error| classify(error.into(), &self.store.address, &self.keys.of_part(key)))
     }
 
     fn number(&mut self) -> Result<u64> {
@@ -260,7 +261,8 @@ impl Reply<'_> {
         for (word, line) in self.fields(Key::Workers)? {
             let word = String::from_utf8_lossy(&word);
             // The script replaces a worker that it cannot parse.
-            let (Some(name), Some((member, expiry))) = (name_of(&word), member_of(&line)) else {
+            let (Some(name), Some((member, expiry))) = (parse_name(&word), parse_worker(&line))
+            else {
                 continue;
             };
             expiries.insert(Arc::clone(&name), expiry);
@@ -268,7 +270,7 @@ impl Reply<'_> {
         }
         for (field, line) in self.fields(Key::Leases)? {
             let Some(shard) = shard_of(&self.keys, Key::Leases, &field) else { continue };
-            let lease = lease_of(&line).unwrap_or_else(|| self.unreadable(Key::Leases, &shard));
+            let lease = parse_lease(&line).unwrap_or_else(|| self.unreadable(Key::Leases, &shard));
             table.leases.insert(shard, lease);
         }
         for (field, text) in self.fields(Key::Checkpoints)? {

@@ -62,7 +62,7 @@ pub(super) enum Target {
 
 impl Target {
     pub(super) fn server(server: ConnectionInfo) -> RedisResult<Self> {
-        let (server, greeting) = Greeting::taken_from(server);
+        let (server, greeting) = Greeting::split_from(server);
         Ok(Self::Server(Client::open(server.set_tcp_settings(tcp_settings()))?, greeting))
     }
 
@@ -139,7 +139,7 @@ async fn connect_cluster(nodes: Vec<ConnectionInfo>, limit: Duration) -> RedisRe
 async fn refusal_of_node(nodes: Vec<ConnectionInfo>) -> Option<RedisError> {
     let config = AsyncConnectionConfig::new();
     let greeted = nodes.into_iter().map(async |node| {
-        let (node, greeting) = Greeting::taken_from(node);
+        let (node, greeting) = Greeting::split_from(node);
         let client = Client::open(node)?;
         let mut raw = client.get_multiplexed_async_connection_with_config(&config).await?;
         greeting.send(&mut raw).await

@@ -14,7 +14,7 @@ pub(super) const ARGUMENTS: &str = ", with args beginning with";
 
 /// Codes after which another server may answer at the same address, or this one may accept a new
 /// connection.
-const ELSEWHERE: [&str; 9] = [
+const RECONNECT_CODES: [&str; 9] = [
     "READONLY",
     "MASTERDOWN",
     "LOADING",
@@ -28,14 +28,14 @@ const ELSEWHERE: [&str; 9] = [
 
 /// Returns true if the connection that returned this error must be replaced.
 pub(super) fn is_over(error: &RedisError) -> bool {
-    let elsewhere = |refusal: Refusal| ELSEWHERE.contains(&&*refusal.code);
+    let elsewhere = |refusal: Refusal| RECONNECT_CODES.contains(&&*refusal.code);
     error.is_io_error()
         || error.is_unrecoverable_error()
         || Refusal::of(error).is_some_and(elsewhere)
 }
 
 /// Returns true if the command is disabled, or this user has no permission for it.
-pub(super) fn is_withheld(error: &RedisError) -> bool {
+pub(super) fn is_command_denied(error: &RedisError) -> bool {
     Refusal::of(error).is_some_and(|refusal| match &*refusal.code {
         "NOPERM" => true,
         "ERR" => refusal.text.starts_with("unknown "),

@@ -10,7 +10,7 @@ use redis::{
 };
 
 use super::greeting::Greeting;
-use super::refusal::is_withheld;
+use super::refusal::is_command_denied;
 
 /// The name of a master, the sentinels to query, and the settings of the connection to the master.
 #[derive(Clone)]
@@ -31,7 +31,7 @@ enum Reached {
 
 impl Master {
     pub(super) fn new(sentinels: Vec<ConnectionInfo>, name: &str, master: ConnectionInfo) -> Self {
-        let (server, greeting) = Greeting::taken_from(master);
+        let (server, greeting) = Greeting::split_from(master);
         Self { sentinels, name: name.to_owned(), server, greeting }
     }
 
@@ -60,7 +60,8 @@ impl Master {
                 }
             }
         }
-        let nothing = || (ErrorKind::InvalidClientConfig, "no sentinel is given; give at least one").into();
+        let nothing =
+            || (ErrorKind::InvalidClientConfig, "no sentinel is given; give at least one").into();
         Err(failed.map_or_else(nothing, |(_, error)| error))
     }
 
@@ -101,8 +102,10 @@ impl Master {
         match redis::cmd("ROLE").query_async(&mut connection).await {
             Ok(Role::Primary { .. }) => Ok(connection),
             // Without ROLE the server counts as the master; a replica refuses the first write.
-            Err(error) if is_withheld(&error) => Ok(connection),
-            Ok(_) => Err(io::Error::other("the server that the sentinels report is not a master").into()),
+            Err(error) if is_command_denied(&error) => Ok(connection),
+            Ok(_) => {
+                Err(io::Error::other("the server that the sentinels report is not a master").into())
+            }
             Err(error) => Err(error),
         }
     }
@@ -121,6 +124,10 @@ impl Master {
 pub(super) fn name_of(master: &ConnectionInfo) -> RedisResult<&str> {
     match master.addr() {
         ConnectionAddr::Tcp(name, _) | ConnectionAddr::TcpTls { host: name, .. } => Ok(name),
-        _ => Err((ErrorKind::InvalidClientConfig, "the URL of a master must hold its name in place of the host").into()),
+        _ => Err((
+            ErrorKind::InvalidClientConfig,
+            "the URL of a master must hold its name in place of the host",
+        )
+            .into()),
     }
 }

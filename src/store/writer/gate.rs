@@ -46,7 +46,7 @@ impl ReaderGate {
     /// saved.
     pub(crate) fn poll_open(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
         let shared = &self.writer.shared;
-        if !shared.attention.load(Ordering::Acquire) {
+        if !shared.must_check_gate.load(Ordering::Acquire) {
             self.until = None;
             return Poll::Ready(Ok(()));
         }
@@ -59,7 +59,7 @@ impl ReaderGate {
         let saved = *self.until.get_or_insert(state.advanced) <= state.saved;
         if state.gate == Gate::Open && saved {
             self.until = None;
-            shared.look(&state);
+            shared.update_attention(&state);
             return Poll::Ready(Ok(()));
         }
         let before = state.waiting.wait(self.key, context.waker());
@@ -78,10 +78,10 @@ impl Drop for ReaderGate {
 
 impl Shared {
     /// Updates whether readers must check the gate.
-    pub(super) fn look(&self, state: &State) {
+    pub(super) fn update_attention(&self, state: &State) {
         let attention =
             state.gate != Gate::Open || state.report.is_some() || state.saved < state.advanced;
-        self.attention.store(attention, Ordering::Release);
+        self.must_check_gate.store(attention, Ordering::Release);
     }
 
     /// Sets the state of the gate. Returns the wakers to wake after the lock is released.
@@ -92,7 +92,7 @@ impl Shared {
         gate: Gate,
     ) -> impl Iterator<Item = Waker> + use<> {
         state.gate = gate;
-        self.look(state);
+        self.update_attention(state);
         state.waiting.take()
     }
 }

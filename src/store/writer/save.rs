@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::gate::Gate;
-use super::tracked_shards::{Place, TrackedShard};
+use super::tracked_shards::{ShardEpoch, TrackedShard};
 use super::{Pending, Shared, State};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,7 +24,7 @@ impl Shared {
             pending.insert(place, Pending { checkpoint, since });
         }
         let over = watched.sweep(|place| pending.contains_key(place));
-        let fenced = |((shard, epoch), pending): (&Place, &Pending)| FencedCheckpoint {
+        let fenced = |((shard, epoch), pending): (&ShardEpoch, &Pending)| FencedCheckpoint {
             shard: shard.clone(),
             epoch: *epoch,
             checkpoint: pending.checkpoint.clone(),
@@ -45,7 +45,7 @@ impl Shared {
             with_timeout(self.store.save_fenced(&self.scope, &positions)).await?
         };
         if verdicts.len() != positions.len() {
-            return Err(miscounted(positions.len(), verdicts.len()));
+            return Err(wrong_outcome_count(positions.len(), verdicts.len()));
         }
         let has_saved = !positions.is_empty();
         let mut state = self.lock();
@@ -67,7 +67,7 @@ impl Shared {
         wake_all(waiting);
         self.telemetry.saved(saved);
         for settled in settled {
-            settled.on_verdict(&self.scope);
+            settled.on_outcome(&self.scope);
         }
         Ok(())
     }
@@ -84,9 +84,9 @@ impl State {
         if verdict == SaveOutcome::Saved && saved.checkpoint != Checkpoint::ShardEnd {
             return None;
         }
-        let on_verdict = self.watched.get(&place).map(|it| Arc::clone(&it.on_verdict));
+        let on_outcome = self.watched.get(&place).map(|it| Arc::clone(&it.on_outcome));
         let given_up = if verdict.is_refusal() { self.watched.remove(&place) } else { None };
-        Some(SettledPosition { saved, verdict, on_verdict, _given_up: given_up })
+        Some(SettledPosition { saved, verdict, on_outcome, _given_up: given_up })
     }
 }
 
@@ -94,15 +94,15 @@ impl State {
 struct SettledPosition {
     saved: FencedCheckpoint,
     verdict: SaveOutcome,
-    on_verdict: Option<Arc<dyn Fn(SaveOutcome) + Send + Sync>>,
+    on_outcome: Option<Arc<dyn Fn(SaveOutcome) + Send + Sync>>,
     /// The shard, no longer tracked.
     _given_up: Option<TrackedShard>,
 }
 
 impl SettledPosition {
-    fn on_verdict(self, scope: &Scope) {
-        if let Some(on_verdict) = &self.on_verdict {
-            on_verdict(self.verdict);
+    fn on_outcome(self, scope: &Scope) {
+        if let Some(on_outcome) = &self.on_outcome {
+            on_outcome(self.verdict);
         }
         let error = match self.verdict {
             SaveOutcome::Saved | SaveOutcome::Forgotten => return,
@@ -120,7 +120,7 @@ impl SettledPosition {
 }
 
 /// Returns the error for a store that answers with a wrong number of outcomes.
-fn miscounted(positions: usize, verdicts: usize) -> Error {
+fn wrong_outcome_count(positions: usize, verdicts: usize) -> Error {
     Error::store_corrupt(format!(
         "save_fenced returned {verdicts} outcomes for {positions} positions, but must return one \
          for each; fix the LeaseStore"

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::Shared;
 use super::gate::Gate;
 use crate::backoff::{Backoff, SAVES};
-use crate::error::{Error, ErrorKind, Result, TOLERATED, contain};
+use crate::error::{Error, ErrorKind, Result, TOLERATED_PANICS, contain};
 use crate::telemetry::{Event, Task, log_line};
 use crate::wakers::wake_all;
 
@@ -18,7 +18,7 @@ use crate::wakers::wake_all;
 pub(super) type Request = oneshot::Sender<Result<()>>;
 
 /// The time limit for saving after the last handle is dropped.
-const LAST_WORDS: Duration = Duration::from_secs(10);
+const FINAL_SAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A series of consecutive failed saves.
 struct Outage {
@@ -31,38 +31,38 @@ struct Outage {
 }
 
 /// The background task.
-pub(super) struct Saving {
+pub(super) struct FlushTask {
     shared: Arc<Shared>,
     requests: mpsc::UnboundedReceiver<Request>,
     /// The callers that wait until everything is saved.
-    asking: Vec<Request>,
+    waiting_flushes: Vec<Request>,
     outage: Option<Outage>,
     /// The start time of the last save that has not failed.
     written: Instant,
 }
 
-impl Saving {
+impl FlushTask {
     pub(super) fn new(shared: &Arc<Shared>, requests: mpsc::UnboundedReceiver<Request>) -> Self {
         let (shared, written) = (Arc::clone(shared), Instant::now());
-        Self { shared, requests, asking: Vec::new(), outage: None, written }
+        Self { shared, requests, waiting_flushes: Vec::new(), outage: None, written }
     }
 
     /// Runs until the last handle is dropped. Restarts after a panic.
     pub(super) async fn run(mut self) {
-        let mut ends = EndsEarly(Some(Arc::clone(&self.shared)));
+        let mut ends = EarlyEndGuard(Some(Arc::clone(&self.shared)));
         let (mut panics, mut backoff) = (0, Backoff::new(SAVES));
         while let Err(panic) = contain(self.work()).await {
             let message = panic.to_string();
             let event = Event::TaskRestarted { task: Task::Checkpoints, shard_id: None, message };
             self.shared.telemetry.emit(event);
             panics += 1;
-            if panics == TOLERATED + 1 {
+            if panics == TOLERATED_PANICS + 1 {
                 let _nobody_is_there = self.shared.report(panicked(&panic).with_source(panic));
             }
             // Backs off as after a failed save. Pending positions stay pending.
             sleep(backoff.failed()).await;
         }
-        let _panicked = contain(last_words(&self.shared)).await;
+        let _panicked = contain(save_final(&self.shared)).await;
         ends.0 = None;
     }
 
@@ -75,11 +75,11 @@ impl Saving {
             };
             let resting = self.outage.is_none() && self.shared.flush.interval.is_zero();
             // Biased, so that the choice is deterministic.
-            if self.asking.is_empty() || self.outage.is_some() {
+            if self.waiting_flushes.is_empty() || self.outage.is_some() {
                 tokio::select! {
                     biased;
                     request = self.requests.recv() => match request {
-                        Some(answer) => self.asking.push(answer),
+                        Some(answer) => self.waiting_flushes.push(answer),
                         None => return,
                     },
                     () = self.shared.urgent.notified(), if self.outage.is_none() => {}
@@ -87,7 +87,7 @@ impl Saving {
                 }
             }
             while let Ok(answer) = self.requests.try_recv() {
-                self.asking.push(answer);
+                self.waiting_flushes.push(answer);
             }
             if self.attempt().await.is_none() {
                 return;
@@ -118,24 +118,24 @@ impl Saving {
                     self.shared.telemetry.emit(Event::StoreRecovered { after });
                 }
                 self.written = started;
-                for answer in self.asking.drain(..) {
+                for answer in self.waiting_flushes.drain(..) {
                     let _ = answer.send(Ok(()));
                 }
             }
             Err(error) => {
-                self.asking.retain(|answer| !answer.is_closed());
-                fail(&self.shared, &mut self.outage, started, error, &mut self.asking);
+                self.waiting_flushes.retain(|answer| !answer.is_closed());
+                fail(&self.shared, &mut self.outage, started, error, &mut self.waiting_flushes);
             }
         }
-        self.asking.append(&mut late);
+        self.waiting_flushes.append(&mut late);
         Some(())
     }
 }
 
 /// Closes `gone` if it is dropped with the runtime, so that readers notice that the task has ended.
-struct EndsEarly(Option<Arc<Shared>>);
+struct EarlyEndGuard(Option<Arc<Shared>>);
 
-impl Drop for EndsEarly {
+impl Drop for EarlyEndGuard {
     fn drop(&mut self) {
         if let Some(shared) = self.0.take() {
             shared.gone.close();
@@ -157,14 +157,20 @@ fn fail(
     outage: &mut Option<Outage>,
     started: Instant,
     error: Error,
-    asking: &mut Vec<Request>,
+    waiting_flushes: &mut Vec<Request>,
 ) {
     let error = error.in_stream(shared.scope.shared_stream_name());
     let curable = error.is_temporary();
     let is_new = outage.is_none();
     let outage = outage.get_or_insert_with(|| {
         let backoff = Backoff::new(SAVES);
-        Outage { since: started, backoff, retry_at: started, is_permanent: false, is_reported: false }
+        Outage {
+            since: started,
+            backoff,
+            retry_at: started,
+            is_permanent: false,
+            is_reported: false,
+        }
     });
     let is_worse = !curable && !std::mem::replace(&mut outage.is_permanent, !curable);
     if is_new || is_worse {
@@ -174,7 +180,7 @@ fn fail(
     outage.retry_at = Instant::now() + outage.backoff.failed();
     let too_long = outage.since.elapsed() >= shared.flush.max_unflushed;
     let (mut refused, mut report) = (None, None);
-    if !curable && let Some(answer) = asking.pop() {
+    if !curable && let Some(answer) = waiting_flushes.pop() {
         refused = Some((answer, error));
     } else if !outage.is_reported && (too_long || !curable) {
         outage.is_reported = true;
@@ -208,8 +214,8 @@ fn overdue(cause: Error, limit: Duration) -> Error {
 
 /// Saves the positions of finished records after the last handle was dropped, without reporting
 /// errors.
-async fn last_words(shared: &Shared) {
-    let saved = timeout(LAST_WORDS, async {
+async fn save_final(shared: &Shared) {
+    let saved = timeout(FINAL_SAVE_TIMEOUT, async {
         let mut backoff = Backoff::new(SAVES);
         while let Err(error) = shared.save().await {
             log_line!(debug, scope = %shared.scope, %error, "final checkpoint save failed; retrying");

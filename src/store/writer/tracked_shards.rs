@@ -1,6 +1,6 @@
 //! The tracked shards, and the positions that have changed.
 //!
-//! A save visits the shards that have changed and up to [`SWEPT`] others, regardless of the number
+//! A save visits the shards that have changed and up to [`SHARDS_PER_SWEEP`] others, regardless of the number
 //! of shards.
 
 use std::collections::BTreeMap;
@@ -16,11 +16,11 @@ use crate::store::lease::SaveOutcome;
 
 /// The number of tracked shards that a sweep visits. Each save sweeps, at most once per checkpoint
 /// interval, so 4,000 shards are visited within about a minute.
-const SWEPT: usize = 64;
+const SHARDS_PER_SWEEP: usize = 64;
 
 /// A shard and the epoch of its lease. A worker tracks each pair only once, since it never acquires
 /// the same epoch again.
-pub(super) type Place = (ShardId, u64);
+pub(super) type ShardEpoch = (ShardId, u64);
 
 /// A shard with a position that is saved as it advances.
 pub(crate) struct TrackedShard {
@@ -29,7 +29,7 @@ pub(crate) struct TrackedShard {
     pub(crate) watermark: Arc<Watermark>,
     /// Called when the end of the shard is saved, and with every outcome other than
     /// [`SaveOutcome::Saved`]. No lock is held.
-    pub(crate) on_verdict: Arc<dyn Fn(SaveOutcome) + Send + Sync>,
+    pub(crate) on_outcome: Arc<dyn Fn(SaveOutcome) + Send + Sync>,
 }
 
 impl std::fmt::Debug for TrackedShard {
@@ -41,11 +41,11 @@ impl std::fmt::Debug for TrackedShard {
 /// All tracked shards.
 #[derive(Debug, Default)]
 pub(super) struct TrackedShards {
-    watched: BTreeMap<Place, TrackedShard>,
+    watched: BTreeMap<ShardEpoch, TrackedShard>,
     /// The shards and epochs of positions that have changed since they were last taken.
-    changed: Vec<Place>,
+    changed: Vec<ShardEpoch>,
     /// The last shard and epoch that a sweep has visited; `None` before the first.
-    swept: Option<Place>,
+    swept: Option<ShardEpoch>,
     /// The number of visits to tracked shards.
     #[cfg(test)]
     visits: usize,
@@ -57,21 +57,21 @@ impl TrackedShards {
         self.watched.insert((watched.shard.clone(), watched.epoch), watched)
     }
 
-    pub(super) fn get(&self, place: &Place) -> Option<&TrackedShard> {
+    pub(super) fn get(&self, place: &ShardEpoch) -> Option<&TrackedShard> {
         self.watched.get(place)
     }
 
-    pub(super) fn remove(&mut self, place: &Place) -> Option<TrackedShard> {
+    pub(super) fn remove(&mut self, place: &ShardEpoch) -> Option<TrackedShard> {
         self.watched.remove(place)
     }
 
     /// Notes that the position of a shard has changed.
-    pub(super) fn note_changed(&mut self, place: &Place) {
+    pub(super) fn note_changed(&mut self, place: &ShardEpoch) {
         self.changed.push(place.clone());
     }
 
     /// Takes the positions that have changed, each with the time since which it has.
-    pub(super) fn take_changed(&mut self) -> Vec<(Place, Checkpoint, Instant)> {
+    pub(super) fn take_changed(&mut self) -> Vec<(ShardEpoch, Checkpoint, Instant)> {
         let changed = std::mem::take(&mut self.changed);
         #[cfg(test)]
         {
@@ -90,12 +90,12 @@ impl TrackedShards {
         watched.filter_map(|it| it.watermark.changed_for()).max()
     }
 
-    /// Visits up to [`SWEPT`] shards in turn. Removes and returns each that has no `pending`
+    /// Visits up to [`SHARDS_PER_SWEEP`] shards in turn. Removes and returns each that has no `pending`
     /// position and cannot advance any further.
-    pub(super) fn sweep(&mut self, pending: impl Fn(&Place) -> bool) -> Vec<TrackedShard> {
+    pub(super) fn sweep(&mut self, pending: impl Fn(&ShardEpoch) -> bool) -> Vec<TrackedShard> {
         let from = self.swept.take().map_or(Bound::Unbounded, Bound::Excluded);
-        let visited = self.watched.range((from, Bound::Unbounded)).take(SWEPT);
-        let visited: Vec<(Place, bool)> = visited
+        let visited = self.watched.range((from, Bound::Unbounded)).take(SHARDS_PER_SWEEP);
+        let visited: Vec<(ShardEpoch, bool)> = visited
             .map(|(place, it)| {
                 // No stream and no record that could advance it is left.
                 let is_over = Arc::strong_count(&it.watermark) == 1 && !pending(place);
@@ -106,7 +106,7 @@ impl TrackedShards {
         {
             self.visits += visited.len();
         }
-        if visited.len() == SWEPT {
+        if visited.len() == SHARDS_PER_SWEEP {
             self.swept = visited.last().map(|(place, _)| place.clone());
         }
         let over = visited.into_iter().filter(|(_, is_over)| *is_over);
@@ -120,7 +120,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::checkpoint::{Advance, Passed};
+    use crate::checkpoint::{Advance, QuietPosition};
 
     fn watch(list: &Arc<Mutex<TrackedShards>>, number: usize) -> Arc<Watermark> {
         let shard: ShardId = format!("shardId-{number:012}").parse().unwrap();
@@ -135,8 +135,8 @@ mod tests {
                 }
             }
         }));
-        let (kept, on_verdict) = (Arc::clone(&watermark), Arc::new(|_verdict| {}));
-        list.lock().unwrap().insert(TrackedShard { shard, epoch: 1, watermark, on_verdict });
+        let (kept, on_outcome) = (Arc::clone(&watermark), Arc::new(|_verdict| {}));
+        list.lock().unwrap().insert(TrackedShard { shard, epoch: 1, watermark, on_outcome });
         kept
     }
 
@@ -147,14 +147,14 @@ mod tests {
         for second in 1..=10 {
             let until = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
             for _ in 0..3 {
-                watermarks[1234].pass(Passed { after: None, until });
+                watermarks[1234].note_passed(QuietPosition { after: None, until });
             }
             let mut list = list.lock().unwrap();
             let taken = list.take_changed();
             assert_eq!(taken.len(), 1, "{taken:?}");
             assert!(list.sweep(|_| false).is_empty());
         }
-        assert_eq!(list.lock().unwrap().visits, 10 * (1 + SWEPT));
+        assert_eq!(list.lock().unwrap().visits, 10 * (1 + SHARDS_PER_SWEEP));
     }
 
     #[test]
@@ -165,7 +165,7 @@ mod tests {
             drop(watch(&list, number));
         }
         let mut list = list.lock().unwrap();
-        let is_pending = |(shard, _): &Place| shard.as_str().ends_with("150");
+        let is_pending = |(shard, _): &ShardEpoch| shard.as_str().ends_with("150");
         let removed: usize = (0..4).map(|_| list.sweep(is_pending).len()).sum();
         assert_eq!((removed, list.watched.len()), (198, 2));
         drop(kept);

@@ -20,7 +20,7 @@ pub(super) enum Scope {
 
 /// The fate of the connections to a replaced master.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Leftover {
+pub(super) enum OldConnections {
     /// They stay open, and the old master answers on them as a replica.
     Open,
     /// They are closed.
@@ -50,7 +50,7 @@ pub(super) enum Fault {
     Restart(Duration),
     /// The replica becomes the master. For this time, workers may still write to the old master,
     /// and the new one misses these writes.
-    Failover(Leftover, Duration),
+    Failover(OldConnections, Duration),
     /// A script of another client loops for this time, and is then killed.
     Busy(Duration),
     /// One key disappears.
@@ -73,7 +73,10 @@ impl Fault {
             8 => Self::Suspend(time),
             9 => Self::Restart(time),
             10..=12 => {
-                let leftover = pick(rng, &[Leftover::Open, Leftover::Closed, Leftover::HalfOpen]);
+                let leftover = pick(
+                    rng,
+                    &[OldConnections::Open, OldConnections::Closed, OldConnections::HalfOpen],
+                );
                 let behind = if rng.bool() { Duration::ZERO } else { LEASE * rng.u32(1..4) / 4 };
                 Self::Failover(leftover, behind)
             }
@@ -132,7 +135,7 @@ async fn set_mode_for(mode: Mode, scope: Scope, time: Duration, workers: &[Worke
 }
 
 async fn fail_over(
-    leftover: Leftover,
+    leftover: OldConnections,
     behind: Duration,
     servers: &mut Servers,
     workers: &[Worker],
@@ -145,9 +148,9 @@ async fn fail_over(
             proxy.redirect(port);
         }
         match leftover {
-            Leftover::Open => {}
-            Leftover::Closed => proxy.cut(),
-            Leftover::HalfOpen => proxy.freeze(),
+            OldConnections::Open => {}
+            OldConnections::Closed => proxy.cut(),
+            OldConnections::HalfOpen => proxy.freeze(),
         }
     }
     servers.demote_the_other().await;

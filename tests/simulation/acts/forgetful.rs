@@ -182,9 +182,9 @@ impl Act {
                     .await
                     .expect("the memory store never fails");
             }
-            Left::Copy(copy) => return self.store.fall_back_to(&copies[copy].store),
+            Left::Copy(copy) => return self.store.replace_with_copy_of(&copies[copy].store),
         }
-        self.store.fall_back_to(&emptied);
+        self.store.replace_with_copy_of(&emptied);
     }
 
     /// Copies the store when all delivered records are finished in it.

@@ -244,8 +244,8 @@ impl Act {
                 format_args!("shard {shard} has ended with an error, but delivers record {place}"),
             );
         }
-        let is_shard_expired = |gap: &&Gap| gap.passed == Some(place) && gap.left > place;
-        if let Some(gap) = gaps.iter().find(is_shard_expired) {
+        let was_reported_lost = |gap: &&Gap| gap.passed == Some(place) && gap.left > place;
+        if let Some(gap) = gaps.iter().find(was_reported_lost) {
             self.breaks(
                 Promise::LossesAreReported,
                 format_args!("record {place} of shard {shard} was reported as lost: {gap:?}"),

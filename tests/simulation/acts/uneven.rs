@@ -13,7 +13,7 @@ use kinestream::{
 use tokio::time::{Instant, timeout_at};
 
 use super::Act;
-use crate::plan::Door;
+use crate::plan::ReadMethod;
 use crate::seeds::pick;
 use crate::truth::Promise;
 use crate::world::PROGRESS_WITHIN;
@@ -42,7 +42,7 @@ struct Lane {
 
 impl Act {
     pub(super) async fn read_unevenly(&mut self) {
-        self.plan.door = Door::Shards;
+        self.plan.door = ReadMethod::Shards;
         let bytes = pick(&mut self.rng, &[DEFAULT_BUDGET, DEFAULT_BUDGET, 2 << 20, 1]);
         let (budget, is_shared) = (MemoryBudget::new(bytes), self.rng.bool());
         self.plan.max_buffered_bytes = bytes;

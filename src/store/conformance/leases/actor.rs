@@ -6,7 +6,10 @@ use std::time::Duration;
 use super::{checkpoint, shard};
 use crate::record::SequenceNumber;
 use crate::store::Scope;
-use crate::store::lease::{HeartbeatResponse, Change, FencedCheckpoint, Lease, LeaseStore, HeartbeatRequest, LeaseTable, SaveOutcome};
+use crate::store::lease::{
+    Change, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, Lease, LeaseStore, LeaseTable,
+    SaveOutcome,
+};
 
 /// A worker, and the table that it saw last.
 pub(super) struct Actor<'a> {
@@ -54,7 +57,10 @@ impl<'a> Actor<'a> {
         }
     }
 
-    pub(super) async fn exchange(&mut self, changes: impl IntoIterator<Item = Change>) -> HeartbeatResponse {
+    pub(super) async fn exchange(
+        &mut self,
+        changes: impl IntoIterator<Item = Change>,
+    ) -> HeartbeatResponse {
         let request = self.request(changes);
         let answer = match self.store.exchange(self.scope, &request).await {
             Ok(answer) => answer,
@@ -109,7 +115,8 @@ impl<'a> Actor<'a> {
     }
 
     pub(super) async fn save(&self, index: usize, epoch: u64, place: &str, expected: SaveOutcome) {
-        let position = [FencedCheckpoint { shard: shard(index), epoch, checkpoint: checkpoint(place) }];
+        let position =
+            [FencedCheckpoint { shard: shard(index), epoch, checkpoint: checkpoint(place) }];
         // Twice, since a save that was carried out may be retried.
         for _ in 0..2 {
             let verdicts = self.store.save_fenced(self.scope, &position).await;

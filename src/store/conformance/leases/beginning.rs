@@ -2,7 +2,7 @@
 
 use super::actor::{self, Actor};
 use super::{Suite, checkpoint, shard};
-use crate::store::lease::{Change, AdminEdit};
+use crate::store::lease::{AdminEdit, Change};
 
 fn begin(first_poll: u64) -> Change {
     Change::Begin { first_poll }
@@ -20,7 +20,11 @@ impl Suite<'_> {
         a.exchange([actor::add(0)]).await;
         assert_eq!(a.known.first_poll, 0, "adding a shard drops the first poll");
         a.changes_nothing([begin(9)], "a table with a shard takes no first poll").await;
-        assert_eq!(self.edit(&scope, &AdminEdit::Clear, true).await, None, "a forced edit is applied");
+        assert_eq!(
+            self.edit(&scope, &AdminEdit::Clear, true).await,
+            None,
+            "a forced edit is applied"
+        );
         a.exchange([begin(9)]).await;
         assert_eq!(a.known.first_poll, 9, "a cleared table takes another first poll");
 

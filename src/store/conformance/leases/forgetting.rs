@@ -10,7 +10,8 @@ impl Suite<'_> {
         let mut a = Actor::new(self.store, &scope, "a");
         a.exchange([]).await;
         let member = WorkerEntry { joined: 1, ..a.known.workers["a"].clone() };
-        let vouch = |name: &str| Change::ReviveWorker { worker: name.into(), member: member.clone() };
+        let vouch =
+            |name: &str| Change::ReviveWorker { worker: name.into(), member: member.clone() };
         a.exchange([vouch("b")]).await;
         assert_eq!(a.known.workers.get("b"), Some(&member), "a restored worker is alive");
         let other = WorkerEntry { joined: 7, ..member.clone() };
@@ -45,7 +46,8 @@ impl Suite<'_> {
         a.exchange([of_an_earlier_life]).await;
         assert_eq!(a.lease(4), free, "a restored lease of an earlier incarnation is free");
 
-        let lower = Lease { epoch: 999, owner: Some("a".into()), next_owner: None, ..known.clone() };
+        let lower =
+            Lease { epoch: 999, owner: Some("a".into()), next_owner: None, ..known.clone() };
         let rule = "a lease of a higher epoch is kept";
         a.changes_nothing([a.restore(0, &lower)], rule).await;
         let place = checkpoint("AFTER_SEQUENCE_NUMBER:6");
@@ -53,13 +55,21 @@ impl Suite<'_> {
         a.exchange([a.restore(0, &same), a.restore(1, &same)]).await;
         a.assert_at(0, "AFTER_SEQUENCE_NUMBER:6").await;
         assert_eq!(a.lease(0).owner, known.owner, "a lease of the same epoch keeps its owner");
-        assert_eq!(a.lease(1).owner, same.owner, "a free lease of the same epoch gets the restored owner");
+        assert_eq!(
+            a.lease(1).owner,
+            same.owner,
+            "a free lease of the same epoch gets the restored owner"
+        );
         let higher = Lease { epoch: 1001, next_owner: None, ..same };
         a.exchange([
             a.restore(0, &Lease { checkpoint: known.checkpoint.clone(), ..higher.clone() })
         ])
         .await;
-        assert_eq!(a.lease(0), higher, "a lease of a lower epoch is replaced, at the further position");
+        assert_eq!(
+            a.lease(0),
+            higher,
+            "a lease of a lower epoch is replaced, at the further position"
+        );
 
         let unidentified = Lease { start: None, added: None, ..higher.clone() };
         let rule = "a start and a time of addition are kept";
@@ -70,7 +80,11 @@ impl Suite<'_> {
         let (later, earlier) = (Some(4), Some(2));
         a.changes_nothing([a.restore(5, &Lease { added: later, ..higher.clone() })], rule).await;
         a.exchange([a.restore(5, &Lease { added: earlier, ..higher.clone() })]).await;
-        assert_eq!(a.lease(5).added, earlier, "the earlier of two times of addition in one epoch is kept");
+        assert_eq!(
+            a.lease(5).added,
+            earlier,
+            "the earlier of two times of addition in one epoch is kept"
+        );
 
         let position = Lease { checkpoint: known.checkpoint.clone(), ..Lease::default() };
         a.exchange([a.restore(2, &position)]).await;
@@ -79,7 +93,10 @@ impl Suite<'_> {
         assert_eq!(a.lease(2).parents, Some(Vec::new()), "unknown parents are added later");
         let finished = Lease { checkpoint: Some(checkpoint("SHARD_END")), ..known };
         a.exchange([a.restore(3, &finished)]).await;
-        assert!(a.lease(3).is_finished() && a.lease(3).owner.is_none(), "a restored finished lease is free");
+        assert!(
+            a.lease(3).is_finished() && a.lease(3).owner.is_none(),
+            "a restored finished lease is free"
+        );
     }
 
     pub(super) async fn restores_earlier_origin(&self) {
@@ -101,23 +118,35 @@ impl Suite<'_> {
         let nowhere = Lease { checkpoint: None, ..known.clone() };
         a.exchange([a.restore(0, &known), a.restore(1, &nowhere)]).await;
         let lease = a.lease(0);
-        assert_eq!(lease.checkpoint, known.checkpoint, "a lease of a later origin takes the restored position");
-        assert!(lease.epoch > begun.epoch, "a lease of a later origin gets a new epoch");
         assert_eq!(
-            lease.owner.as_deref(),
-            Some("a"),
-            "the owner keeps a lease of a later origin"
+            lease.checkpoint, known.checkpoint,
+            "a lease of a later origin takes the restored position"
         );
+        assert!(lease.epoch > begun.epoch, "a lease of a later origin gets a new epoch");
+        assert_eq!(lease.owner.as_deref(), Some("a"), "the owner keeps a lease of a later origin");
         assert_eq!(a.lease(1).owner, None, "a free lease stays free");
         assert_eq!(lease.start, known.start, "a lease of a later origin takes the restored start");
-        assert_eq!(lease.added, known.added, "a lease of a later origin takes the restored time of addition");
-        assert_eq!(lease.origin, known.origin, "a lease of a later origin takes the restored origin");
+        assert_eq!(
+            lease.added, known.added,
+            "a lease of a later origin takes the restored time of addition"
+        );
+        assert_eq!(
+            lease.origin, known.origin,
+            "a lease of a later origin takes the restored origin"
+        );
         assert_eq!(a.lease(1).checkpoint, None, "a missing position is restored too");
         a.changes_nothing([a.restore(0, &begun)], "a lease of an earlier origin is kept").await;
-        a.changes_nothing([release(0, begun.epoch)], "a release in the earlier epoch changes nothing").await;
+        a.changes_nothing(
+            [release(0, begun.epoch)],
+            "a release in the earlier epoch changes nothing",
+        )
+        .await;
         a.exchange([anew(2), assign(2, "a")]).await;
         let finished = Lease { checkpoint: Some(checkpoint("SHARD_END")), ..known };
         a.exchange([a.restore(2, &finished)]).await;
-        assert!(a.lease(2).is_finished() && a.lease(2).owner.is_none(), "a lease that is restored as finished is free");
+        assert!(
+            a.lease(2).is_finished() && a.lease(2).owner.is_none(),
+            "a lease that is restored as finished is free"
+        );
     }
 }

@@ -4,7 +4,7 @@ use super::actor::{self, Actor, assign, identify, number};
 use tokio::time::sleep;
 
 use super::{SHORT, Suite, checkpoint, shard};
-use crate::store::lease::{Change, AdminEdit, Lease, SaveOutcome};
+use crate::store::lease::{AdminEdit, Change, Lease, SaveOutcome};
 
 impl Suite<'_> {
     pub(super) async fn distinguishes_streams_by_start(&self) {
@@ -33,10 +33,25 @@ impl Suite<'_> {
 
         a.exchange([Change::Finish { shard: shard(0), epoch }, replace(0, "90")]).await;
         let lease = a.lease(0);
-        assert_eq!(lease.checkpoint, Some(checkpoint("TRIM_HORIZON")), "a replaced shard gets the new position");
-        assert_eq!(lease.start, Some(number("90")), "a replaced shard has the start of the new stream");
-        assert_eq!(lease.parents, Some(vec![shard(7)]), "a replaced shard has the parents of the new stream");
-        assert!(lease.epoch > epoch && lease.owner.is_none(), "a replaced finished shard is free in a new epoch");
+        assert_eq!(
+            lease.checkpoint,
+            Some(checkpoint("TRIM_HORIZON")),
+            "a replaced shard gets the new position"
+        );
+        assert_eq!(
+            lease.start,
+            Some(number("90")),
+            "a replaced shard has the start of the new stream"
+        );
+        assert_eq!(
+            lease.parents,
+            Some(vec![shard(7)]),
+            "a replaced shard has the parents of the new stream"
+        );
+        assert!(
+            lease.epoch > epoch && lease.owner.is_none(),
+            "a replaced finished shard is free in a new epoch"
+        );
         assert!(lease.added > added, "a replaced shard has a new time of addition");
         a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:7", SaveOutcome::Lost).await;
 
@@ -52,11 +67,22 @@ impl Suite<'_> {
         let owned = a.lease(1);
         a.exchange([identify(1, Some("5")), Change::MarkExpired { shard: shard(1) }]).await;
         let lost = a.lease(1);
-        assert!(lost.is_shard_expired && lost.owner.is_none(), "an owned shard that expires is free");
+        assert!(
+            lost.is_shard_expired && lost.owner.is_none(),
+            "an owned shard that expires is free"
+        );
         assert!(lost.epoch > owned.epoch, "an owned shard that expires has a new epoch");
         a.save(1, owned.epoch, "AFTER_SEQUENCE_NUMBER:7", SaveOutcome::Lost).await;
-        a.changes_nothing([identify(1, Some("6"))], "an expired shard stays expired if another start is listed").await;
-        a.changes_nothing([identify(1, None)], "an expired shard stays expired if no start is listed").await;
+        a.changes_nothing(
+            [identify(1, Some("6"))],
+            "an expired shard stays expired if another start is listed",
+        )
+        .await;
+        a.changes_nothing(
+            [identify(1, None)],
+            "an expired shard stays expired if no start is listed",
+        )
+        .await;
         a.exchange([identify(1, Some("5"))]).await;
         assert!(!a.lease(1).is_shard_expired, "a shard that is listed again is not expired");
         a.exchange([Change::MarkExpired { shard: shard(1) }, replace(1, "90")]).await;
@@ -72,7 +98,11 @@ impl Suite<'_> {
         // The lease as an earlier version stored it.
         let old = Lease { added: None, epoch: a.lease(1).epoch + 1000, ..a.lease(1) };
         a.exchange([a.restore(6, &old)]).await;
-        assert_eq!(a.lease(6).added, None, "a restored lease without a time of addition stays without one");
+        assert_eq!(
+            a.lease(6).added,
+            None,
+            "a restored lease without a time of addition stays without one"
+        );
         a.exchange([identify(6, None)]).await;
         assert!(a.lease(6).added > added, "a listing stores a missing time of addition");
     }

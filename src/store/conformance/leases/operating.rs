@@ -7,10 +7,15 @@ use tokio::time::sleep;
 use super::actor::{self, Actor, assign};
 use super::{Suite, checkpoint, shard};
 use crate::store::Scope;
-use crate::store::lease::{Change, AdminEdit, Lease, SaveOutcome};
+use crate::store::lease::{AdminEdit, Change, Lease, SaveOutcome};
 
 impl Suite<'_> {
-    pub(super) async fn edit(&self, scope: &Scope, edit: &AdminEdit, forced: bool) -> Option<String> {
+    pub(super) async fn edit(
+        &self,
+        scope: &Scope,
+        edit: &AdminEdit,
+        forced: bool,
+    ) -> Option<String> {
         match self.store.edit(scope, edit, forced).await {
             Ok(against) => against.map(|name| name.to_string()),
             Err(error) => panic!("an edit succeeds on a healthy store: {error}"),
@@ -20,8 +25,9 @@ impl Suite<'_> {
     pub(super) async fn edits_respect_live_owners(&self) {
         let scope = self.scope("set");
         let mut a = Actor::new(self.store, &scope, "a");
-        let set =
-            |index, place: &str| AdminEdit::Set { positions: vec![(shard(index), checkpoint(place))] };
+        let set = |index, place: &str| AdminEdit::Set {
+            positions: vec![(shard(index), checkpoint(place))],
+        };
         assert_eq!(self.edit(&scope, &set(5, "TRIM_HORIZON"), false).await, None);
         a.exchange([actor::add(0), actor::add(1), assign(0, "a")]).await;
         assert!(a.lease(5).parents.is_none(), "a position may be set for an unknown shard");
@@ -41,13 +47,21 @@ impl Suite<'_> {
         assert_eq!(self.edit(&scope, &set(0, "SHARD_END"), true).await, None);
         a.look().await;
         assert!(a.lease(0).owner.is_none(), "a finished shard has no owner");
-        assert_eq!(self.edit(&scope, &back, false).await, None, "no worker prevents the edit of a free lease");
+        assert_eq!(
+            self.edit(&scope, &back, false).await,
+            None,
+            "no worker prevents the edit of a free lease"
+        );
         a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:10", SaveOutcome::Lost).await;
 
         a.exchange([Change::MarkExpired { shard: shard(1) }]).await;
         assert_eq!(self.edit(&scope, &set(1, "TRIM_HORIZON"), false).await, None);
         a.exchange([assign(1, "a")]).await;
-        assert_eq!(a.lease(1).owner.as_deref(), Some("a"), "setting a position makes an expired shard assignable");
+        assert_eq!(
+            a.lease(1).owner.as_deref(),
+            Some("a"),
+            "setting a position makes an expired shard assignable"
+        );
         self.several_shards_are_set_in_one_step(&scope, &mut a).await;
     }
 
@@ -80,7 +94,11 @@ impl Suite<'_> {
         let mut a = Actor::new(self.store, &other, "a");
         a.exchange([actor::add(0), assign(0, "a")]).await;
         let lease = a.lease(0);
-        assert_eq!(self.edit(&scope, &AdminEdit::Clear, false).await, None, "an empty table is cleared");
+        assert_eq!(
+            self.edit(&scope, &AdminEdit::Clear, false).await,
+            None,
+            "an empty table is cleared"
+        );
         let mut b = Actor::new(self.store, &scope, "a");
         assert!(b.table().await.cleared > 0, "the time of the clearing is stored");
         b.save(0, lease.epoch.min(b.table().await.cleared), "SHARD_END", SaveOutcome::Lost).await;
@@ -103,12 +121,25 @@ impl Suite<'_> {
         assert_eq!(against.as_deref(), Some("a"), "a live worker is named");
         assert_eq!(a.table().await.leases.len(), 2, "a refused edit changes nothing");
 
-        assert_eq!(self.edit(&scope, &AdminEdit::Clear, true).await, None, "a forced edit is applied");
+        assert_eq!(
+            self.edit(&scope, &AdminEdit::Clear, true).await,
+            None,
+            "a forced edit is applied"
+        );
         let table = a.table().await;
-        assert!(table.workers.is_empty() && table.leases.is_empty(), "clearing deletes all workers and leases: {table:?}");
-        assert!(table.generation > before.generation, "a cleared table has a new generation: {table:?}");
+        assert!(
+            table.workers.is_empty() && table.leases.is_empty(),
+            "clearing deletes all workers and leases: {table:?}"
+        );
+        assert!(
+            table.generation > before.generation,
+            "a cleared table has a new generation: {table:?}"
+        );
         assert!(table.version > before.version, "a cleared table has a higher version: {table:?}");
-        assert!(table.cleared >= ahead.epoch, "no epoch from before the clearing is valid: {table:?}");
+        assert!(
+            table.cleared >= ahead.epoch,
+            "no epoch from before the clearing is valid: {table:?}"
+        );
         a.save(0, lease.epoch, "AFTER_SEQUENCE_NUMBER:10", SaveOutcome::Lost).await;
         a.exchange([a.restore(0, &lease)]).await;
         assert!(a.known.leases.is_empty(), "a cleared lease is not restored");
@@ -119,7 +150,11 @@ impl Suite<'_> {
         a.lease_duration = Duration::from_millis(1);
         a.exchange([]).await;
         sleep(Duration::from_millis(20)).await;
-        assert_eq!(self.edit(&scope, &AdminEdit::Clear, false).await, None, "an expired worker does not prevent an edit");
+        assert_eq!(
+            self.edit(&scope, &AdminEdit::Clear, false).await,
+            None,
+            "an expired worker does not prevent an edit"
+        );
         assert!(a.table().await.leases.is_empty(), "a table without live workers is cleared");
     }
 }

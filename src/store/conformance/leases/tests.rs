@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 use super::*;
 use crate::error::Result;
 use crate::store::MemoryStore;
-use crate::store::lease::{HeartbeatResponse, AdminEdit, HeartbeatRequest, LeaseTable};
+use crate::store::lease::{AdminEdit, HeartbeatRequest, HeartbeatResponse, LeaseTable};
 
 #[tokio::test]
 async fn memory_store_conforms() {
@@ -18,7 +18,7 @@ type Ask = fn(&mut HeartbeatRequest);
 
 /// A store that makes one mistake.
 #[derive(Debug)]
-struct Broken {
+struct FaultyStore {
     stored: MemoryStore,
     ask: Ask,
     answer: fn(&mut HeartbeatResponse),
@@ -28,7 +28,7 @@ struct Broken {
     forces: bool,
 }
 
-impl Default for Broken {
+impl Default for FaultyStore {
     /// A store without a mistake.
     fn default() -> Self {
         Self {
@@ -43,7 +43,7 @@ impl Default for Broken {
     }
 }
 
-impl LeaseStore for Broken {
+impl LeaseStore for FaultyStore {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
@@ -88,7 +88,7 @@ impl LeaseStore for Broken {
     }
 }
 
-async fn assert_seen(broken: Broken, rule: &str) {
+async fn assert_detected(broken: FaultyStore, rule: &str) {
     let checked = AssertUnwindSafe(check_leases(&broken)).catch_unwind().await;
     let panic = checked.expect_err(rule);
     let words = panic.downcast_ref::<&str>().map(ToString::to_string);
@@ -96,26 +96,38 @@ async fn assert_seen(broken: Broken, rule: &str) {
     assert!(text.contains(rule), "the suite reports the rule {rule:?}, not {text:?}");
 }
 
-fn asking(ask: Ask) -> Broken {
-    Broken { ask, ..Broken::default() }
+fn asking(ask: Ask) -> FaultyStore {
+    FaultyStore { ask, ..FaultyStore::default() }
 }
 
 #[tokio::test]
 async fn suite_detects_mistakes_in_exchanges() {
-    assert_seen(asking(|request| request.known = None), "returned only if it is not the known one").await;
-    assert_seen(asking(|request| request.only_if_unchanged = false), "that is not the known one is not changed").await;
-    assert_seen(asking(|request| request.incarnation = 1), "the name of a live worker is occupied").await;
+    assert_detected(
+        asking(|request| request.known = None),
+        "returned only if it is not the known one",
+    )
+    .await;
+    assert_detected(
+        asking(|request| request.only_if_unchanged = false),
+        "that is not the known one is not changed",
+    )
+    .await;
+    assert_detected(
+        asking(|request| request.incarnation = 1),
+        "the name of a live worker is occupied",
+    )
+    .await;
     #[allow(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::cast_possible_truncation)]
     let rounds = asking(|request| request.incarnation = (request.incarnation as f64) as u64);
-    assert_seen(rounds, "all bits of an incarnation are stored").await;
-    assert_seen(asking(|request| request.capacity = 3), "a changed capacity is stored").await;
-    assert_seen(asking(|request| request.leaving = false), "a leaving worker has left").await;
+    assert_detected(rounds, "all bits of an incarnation are stored").await;
+    assert_detected(asking(|request| request.capacity = 3), "a changed capacity is stored").await;
+    assert_detected(asking(|request| request.leaving = false), "a leaving worker has left").await;
     let immortal = asking(|request| request.lease_duration = Duration::from_mins(10));
-    assert_seen(immortal, "an expired worker is not in the table").await;
+    assert_detected(immortal, "an expired worker is not in the table").await;
     let thousand = asking(|request| request.changes.truncate(500));
-    assert_seen(thousand, "an added shard is in the table").await;
-    let applied = Broken { answer: |answer| answer.applied = true, ..Broken::default() };
-    assert_seen(applied, "a worker with an occupied name changes nothing").await;
+    assert_detected(thousand, "an added shard is in the table").await;
+    let applied = FaultyStore { answer: |answer| answer.applied = true, ..FaultyStore::default() };
+    assert_detected(applied, "a worker with an occupied name changes nothing").await;
 }
 
 #[tokio::test]
@@ -134,7 +146,9 @@ async fn suite_detects_mistakes_in_changes() {
             "a finished shard is marked as finished",
         ),
         (
-            |request| request.changes.retain(|change| !matches!(change, Change::ReviveWorker { .. })),
+            |request| {
+                request.changes.retain(|change| !matches!(change, Change::ReviveWorker { .. }))
+            },
             "a restored worker is alive",
         ),
         (
@@ -153,26 +167,29 @@ async fn suite_detects_mistakes_in_changes() {
         ),
     ];
     for (ask, rule) in cases {
-        assert_seen(asking(ask), rule).await;
+        assert_detected(asking(ask), rule).await;
     }
 }
 
 #[tokio::test]
 async fn suite_detects_mistakes_in_saves_and_edits() {
-    let unfenced = Broken { save: |position| position.epoch = 1 << 60, ..Broken::default() };
-    assert_seen(unfenced, "returns Saved, not").await;
+    let unfenced =
+        FaultyStore { save: |position| position.epoch = 1 << 60, ..FaultyStore::default() };
+    assert_detected(unfenced, "returns Saved, not").await;
     // Like `unfenced`, but with the expected outcome.
-    let lying = Broken {
+    let lying = FaultyStore {
         save: |position| position.epoch += 1,
         verdict: |verdict| if verdict == SaveOutcome::Lost { verdict } else { SaveOutcome::Saved },
-        ..Broken::default()
+        ..FaultyStore::default()
     };
-    assert_seen(lying, "returns Lost, not").await;
-    let deaf = Broken { verdict: |_| SaveOutcome::Saved, ..Broken::default() };
-    assert_seen(deaf, "returns Lost, not").await;
-    let forcing = Broken { forces: true, ..Broken::default() };
-    assert_seen(forcing, "a live owner is named").await;
-    let one_stream =
-        Broken { scope: |scope| Scope::new(scope.application(), "orders"), ..Broken::default() };
-    assert_seen(one_stream, "has a separate table").await;
+    assert_detected(lying, "returns Lost, not").await;
+    let deaf = FaultyStore { verdict: |_| SaveOutcome::Saved, ..FaultyStore::default() };
+    assert_detected(deaf, "returns Lost, not").await;
+    let forcing = FaultyStore { forces: true, ..FaultyStore::default() };
+    assert_detected(forcing, "a live owner is named").await;
+    let one_stream = FaultyStore {
+        scope: |scope| Scope::new(scope.application(), "orders"),
+        ..FaultyStore::default()
+    };
+    assert_detected(one_stream, "has a separate table").await;
 }
