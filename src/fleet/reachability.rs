@@ -110,16 +110,16 @@ mod tests {
     fn kinesis_is_unreachable_after_three_lease_durations_of_failures_until_a_call_succeeds() {
         let now = Instant::now();
         let mut reach = Reachability::new(LEASE, now);
-        reach.note(failing(59), Duration::ZERO, now);
-        assert!(!reach.is_out() && reach.is_doubtful(failing(59)));
-        reach.note(failing(60), Duration::ZERO, now);
+        reach.note(failing_for(59), Duration::ZERO, now);
+        assert!(!reach.is_out() && reach.is_doubtful(failing_for(59)));
+        reach.note(failing_for(60), Duration::ZERO, now);
         assert!(reach.is_out());
-        reach.note(failing(1), Duration::ZERO, now);
+        reach.note(failing_for(1), Duration::ZERO, now);
         assert!(reach.is_out(), "the last call has failed");
         reach.note(succeeded(1), Duration::ZERO, now);
         assert!(!reach.is_out());
         let mut short = Reachability::new(2 * SECOND, now);
-        short.note(failing(29), Duration::ZERO, now);
+        short.note(failing_for(29), Duration::ZERO, now);
         assert!(!short.is_out(), "a fetch backs off for up to 25.6 s");
     }
 
@@ -129,7 +129,7 @@ mod tests {
         let mut reach = Reachability::new(LEASE, began);
         assert!(!reach.may_take_over(succeeded(1), began));
         let later = began + 60 * SECOND;
-        reach.note(failing(1), Duration::ZERO, later);
+        reach.note(failing_for(1), Duration::ZERO, later);
         assert!(reach.may_take_over(succeeded(1), later), "one failure is no interruption");
         let never = Calls { failing_for: None, succeeded: None };
         assert!(!reach.may_take_over(never, later));

@@ -110,11 +110,11 @@ mod tests {
 
     #[tokio::test]
     async fn listing_shows_end_by_number_or_by_children() {
-        let open = standing(vec![shard(0, None, None)], 0);
+        let open = shard_presence(vec![shard(0, None, None)], 0);
         assert!(open.is_listed && !open.has_ended);
-        assert!(!standing(vec![shard(0, None, None)], 1).is_listed);
-        assert!(standing(vec![shard(0, None, Some("9"))], 0).has_ended);
-        let gone = standing(vec![shard(1, Some(0), None), shard(2, Some(0), None)], 0);
+        assert!(!shard_presence(vec![shard(0, None, None)], 1).is_listed);
+        assert!(shard_presence(vec![shard(0, None, Some("9"))], 0).has_ended);
+        let gone = shard_presence(vec![shard(1, Some(0), None), shard(2, Some(0), None)], 0);
         assert!(gone.has_ended && !gone.is_listed);
         assert_eq!(gone.children.len(), 2);
     }

@@ -64,8 +64,8 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64, panics: Panics, panic_rng: Rng) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let mut odd = Rng::with_seed(seed ^ 0x0062_6c6f_636b_6564);
-        let block_faults = pick(&mut odd, &[0, 0, 0, 0, 0, 10]);
+        let mut added_rng = Rng::with_seed(seed ^ 0x0062_6c6f_636b_6564);
+        let block_faults = pick(&mut added_rng, &[0, 0, 0, 0, 0, 10]);
         let blocks = Blocks::default();
         // Seeds the generator that the crate itself uses.
         fastrand::seed(rng.u64(..));
@@ -96,7 +96,7 @@ impl World {
         Self {
             scene,
             rng,
-            odd,
+            added_rng,
             block_faults,
             blocks,
             kinesis,
