@@ -168,7 +168,7 @@ impl Consumer {
                 "the store did not save the checkpoints within {CLOSE_TIMEOUT:?}; records since the \
                  last checkpoint will be delivered again"
             );
-            Err(Error::store_unavailable(message, elapsed).in_stream(self.inner.kinesis.name()))
+            Err(Error::new(ErrorKind::StoreUnavailable, message).with_source(elapsed).in_stream(self.inner.kinesis.name()))
         });
         closed?;
         self.deregister().await

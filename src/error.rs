@@ -2,6 +2,7 @@
 
 mod panic;
 mod retry_action;
+mod shard_id;
 mod shared;
 
 use std::error::Error as StdError;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 pub(crate) use panic::{Panic, TOLERATED_PANICS, contain, contain_call};
 pub(crate) use retry_action::{ClassifiedError, RetryAction, date_of};
+pub use shard_id::ShardId;
 pub(crate) use shared::{ErrorKindSet, SharedFailures};
 
 /// A `Result` with this crate's [`Error`].
@@ -43,7 +45,7 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     stream: Option<Arc<str>>,
-    shard: Option<Arc<str>>,
+    shard: Option<ShardId>,
     source: Option<Source>,
     shared: Option<SharedFailures>,
 }
@@ -109,7 +111,23 @@ pub enum ErrorKind {
 }
 
 impl Error {
-    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+    /// Creates an error, for implementations of [`CheckpointStore`](crate::CheckpointStore) and
+    /// [`LeaseStore`](crate::store::lease::LeaseStore).
+    ///
+    /// The kind decides how the crate reacts: [`StoreUnavailable`](ErrorKind::StoreUnavailable) is
+    /// retried, and reported when it lasts for longer than
+    /// [`max_unflushed`](crate::ConsumerBuilder::max_unflushed). Other kinds are reported at once, and
+    /// the call is retried with a longer back-off.
+    ///
+    /// ```
+    /// use kinestream::{Error, ErrorKind};
+    ///
+    /// let cause = std::io::Error::other("connection reset");
+    /// let error = Error::new(ErrorKind::StoreUnavailable, "cannot write checkpoints").with_source(cause);
+    /// assert!(error.is_temporary());
+    /// assert_eq!(error.to_string(), "cannot write checkpoints");
+    /// ```
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Box::new(Inner {
             kind,
             message: message.into(),
@@ -120,22 +138,11 @@ impl Error {
         }))
     }
 
-    /// Creates an error for a store that cannot be reached or does not answer. The write is
-    /// retried.
-    ///
-    /// For implementations of [`CheckpointStore`](crate::CheckpointStore).
-    pub fn store_unavailable(
-        message: impl Into<String>,
-        source: impl Into<Box<dyn StdError + Send + Sync>>,
-    ) -> Self {
-        Self::new(ErrorKind::StoreUnavailable, message).with_source(source)
-    }
-
-    /// Creates an error for a store that holds a value which is not a checkpoint.
-    ///
-    /// For implementations of [`CheckpointStore`](crate::CheckpointStore).
-    pub fn store_corrupt(message: impl Into<String>) -> Self {
-        Self::new(ErrorKind::StoreCorrupt, message)
+    /// Sets the cause of the error, which [`source`](StdError::source) returns.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
     }
 
     /// Creates the error of a stream whose tasks were dropped with their runtime.
@@ -145,11 +152,6 @@ impl Error {
         Self::new(ErrorKind::RuntimeShutdown, message)
     }
 
-    pub(crate) fn with_source(mut self, source: impl Into<Source>) -> Self {
-        self.0.source = Some(source.into());
-        self
-    }
-
     /// Sets the stream in which the error occurred, unless it is set already.
     pub(crate) fn in_stream(mut self, stream: &Arc<str>) -> Self {
         self.0.stream.get_or_insert_with(|| Arc::clone(stream));
@@ -157,8 +159,8 @@ impl Error {
     }
 
     /// Sets the shard in which the error occurred, unless it is set already.
-    pub(crate) fn in_shard(mut self, shard: &str) -> Self {
-        self.0.shard.get_or_insert_with(|| shard.into());
+    pub(crate) fn in_shard(mut self, shard: &ShardId) -> Self {
+        self.0.shard.get_or_insert_with(|| shard.clone());
         self
     }
 
@@ -203,8 +205,8 @@ impl Error {
     }
 
     /// Returns the shard in which the error occurred, if any.
-    pub fn shard_id(&self) -> Option<&str> {
-        self.0.shard.as_deref()
+    pub fn shard_id(&self) -> Option<&ShardId> {
+        self.0.shard.as_ref()
     }
 }
 

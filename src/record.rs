@@ -2,7 +2,6 @@
 
 mod position_buf;
 mod sequence_number;
-mod shard_id;
 mod shared_text;
 
 use std::fmt;
@@ -12,9 +11,9 @@ use std::time::SystemTime;
 use aws_sdk_kinesis::primitives::DateTime;
 use bytes::Bytes;
 
+pub use crate::error::ShardId;
 pub(crate) use position_buf::PositionBuf;
 pub use sequence_number::SequenceNumber;
-pub use shard_id::ShardId;
 pub(crate) use shared_text::SharedText;
 
 /// One record of a stream.

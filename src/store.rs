@@ -37,14 +37,14 @@
 //!             Ok(text) => text,
 //!             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
 //!             Err(error) => {
-//!                 return Err(Error::store_unavailable(format!("cannot read {path:?}"), error));
+//!                 return Err(Error::new(ErrorKind::StoreUnavailable, format!("cannot read {path:?}")).with_source(error));
 //!             }
 //!         };
 //!         text.lines()
 //!             .map(|line| {
 //!                 let (shard, checkpoint) = line
 //!                     .split_once(' ')
-//!                     .ok_or_else(|| Error::store_corrupt(format!("{path:?} has line {line:?}")))?;
+//!                     .ok_or_else(|| Error::new(ErrorKind::StoreCorrupt, format!("{path:?} has line {line:?}")))?;
 //!                 Ok((shard.parse()?, checkpoint.parse()?))
 //!             })
 //!             .collect()
@@ -77,7 +77,7 @@
 //!             let new = self.path(scope).with_extension("new");
 //!             std::fs::write(&new, text)
 //!                 .and_then(|()| std::fs::rename(&new, self.path(scope)))
-//!                 .map_err(|error| Error::store_unavailable("cannot write checkpoints", error))
+//!                 .map_err(|error| Error::new(ErrorKind::StoreUnavailable, "cannot write checkpoints").with_source(error))
 //!         }
 //!         .boxed()
 //!     }
@@ -342,6 +342,6 @@ pub(crate) const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) async fn with_timeout<T>(call: BoxFuture<'_, Result<T>>) -> Result<T> {
     timeout(STORE_CALL_TIMEOUT, call).await.unwrap_or_else(|elapsed| {
         let message = format!("the checkpoint store did not answer within {STORE_CALL_TIMEOUT:?}");
-        Err(Error::store_unavailable(message, elapsed))
+        Err(Error::new(ErrorKind::StoreUnavailable, message).with_source(elapsed))
     })
 }

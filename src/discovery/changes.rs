@@ -266,9 +266,7 @@ impl ShardDiscovery {
             "the shard's position ({position}) belongs to an earlier stream of this name; set \
              on_trimmed to TrimHorizon or Latest to read the new stream, or clear the positions"
         );
-        Error::new(ErrorKind::Trimmed, message)
-            .in_stream(self.kinesis.name())
-            .in_shard(shard.id.as_str())
+        Error::new(ErrorKind::Trimmed, message).in_stream(self.kinesis.name()).in_shard(&shard.id)
     }
 
     fn expired_error(&self, shard: &ShardId, lease: &Lease) -> Error {
@@ -277,9 +275,7 @@ impl ShardDiscovery {
              {}); its children wait; set on_trimmed to TrimHorizon or Latest to read them",
             position_of(lease)
         );
-        Error::new(ErrorKind::Trimmed, message)
-            .in_stream(self.kinesis.name())
-            .in_shard(shard.as_str())
+        Error::new(ErrorKind::Trimmed, message).in_stream(self.kinesis.name()).in_shard(&shard)
     }
 
     /// Returns the changes for an unfinished shard that has left retention, and adds the loss.

@@ -15,7 +15,7 @@ use super::{AssignedShard, UnopenedShard, WorkerMessage};
 use crate::backoff::{Backoff, SAVES};
 use crate::checkpoint::{Advance, Checkpoint, Watermark};
 use crate::discovery::{Changes, Loss, Report, ShardStart, is_readable, readable};
-use crate::error::{Error, contain};
+use crate::error::{Error, ErrorKind, contain};
 use crate::record::ShardId;
 use crate::shard::{LeaseHandle, PollMonitor};
 use crate::source::KnownShard;
@@ -131,7 +131,7 @@ impl Worker {
     /// Reports a loss to the caller, unless the shard's stream has already reported it. The first
     /// listing of a session reports it in any case.
     fn report_loss(&self, error: Error) {
-        let shard = error.shard_id().and_then(|shard| shard.parse().ok());
+        let shard = error.shard_id().cloned();
         let is_news = shard.is_none_or(|shard| self.deps.telemetry.note_failure(&shard, &error));
         if is_news || !self.has_listed {
             (self.deps.discovery.report_error)(error);
@@ -238,7 +238,7 @@ impl Worker {
             if let Some(why) = &lease.unreadable
                 && self.unreadable.insert(shard.clone())
             {
-                let error = Error::store_corrupt(&**why).in_shard(shard.as_str());
+                let error = Error::new(ErrorKind::StoreCorrupt, &**why).in_shard(&shard);
                 (self.deps.discovery.report_error)(
                     error.in_stream(self.deps.scope.shared_stream_name()),
                 );

@@ -148,7 +148,7 @@ impl Worker {
             let exchanged = self.deps.leases.exchange(&self.deps.scope, request);
             timeout(limit, exchanged).await.unwrap_or_else(|elapsed| {
                 let message = format!("the checkpoint store did not answer within {limit:?}");
-                Err(Error::store_unavailable(message, elapsed))
+                Err(Error::new(ErrorKind::StoreUnavailable, message).with_source(elapsed))
             })
         };
         let mut asked = pin!(asked);

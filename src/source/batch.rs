@@ -280,7 +280,7 @@ impl Batch {
         Error::new(ErrorKind::Rejected, "Kinesis returned an invalid sequence number")
             .with_source(error)
             .in_stream(&self.origin.stream)
-            .in_shard(self.origin.shard_id.as_str())
+            .in_shard(&self.origin.shard_id)
     }
 }
 

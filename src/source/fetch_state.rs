@@ -213,7 +213,7 @@ impl FetchState {
 
     /// Adds the stream and the shard to an error.
     pub(super) fn locate_error(&self, error: Error) -> Error {
-        error.in_stream(self.kinesis.name()).in_shard(self.shard_id().as_str())
+        error.in_stream(self.kinesis.name()).in_shard(self.shard_id())
     }
 
     /// Emits an event for the start of the shard.

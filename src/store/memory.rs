@@ -12,7 +12,7 @@ use super::lease::{
 };
 use super::{CheckpointStore, Scope};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
 
 /// Keeps positions and leases in memory, for the lifetime of the process.
@@ -103,7 +103,9 @@ impl MemoryStore {
     fn positions(&self, scope: &Scope) -> HashMap<ShardId, Result<Checkpoint>> {
         let positions = self.with(scope, |ledger, _| ledger.positions()).into_iter();
         positions
-            .map(|(shard, found)| (shard, found.map_err(|why| Error::store_corrupt(&*why))))
+            .map(|(shard, found)| {
+                (shard, found.map_err(|why| Error::new(ErrorKind::StoreCorrupt, &*why)))
+            })
             .collect()
     }
 
@@ -201,7 +203,7 @@ impl CheckpointStore for MemoryStore {
             }
             checkpoints.iter().find_map(|(shard, _)| ledger.unreadable_position(shard))
         });
-        ready(refused.map_or(Ok(()), |why| Err(Error::store_corrupt(&*why)))).boxed()
+        ready(refused.map_or(Ok(()), |why| Err(Error::new(ErrorKind::StoreCorrupt, &*why)))).boxed()
     }
 
     fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {

@@ -127,7 +127,7 @@ impl ShardTelemetry {
 
     /// Adds the stream and the shard to an error.
     pub(crate) fn locate(&self, error: Error) -> Error {
-        error.in_stream(&self.telemetry.0.stream).in_shard(self.shard_id().as_str())
+        error.in_stream(&self.telemetry.0.stream).in_shard(self.shard_id())
     }
 
     pub(crate) fn emit(&self, event: Event) {

@@ -13,7 +13,7 @@ use kinestream::store::lease::{
     AdminEdit, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore, LeaseTable,
     SaveOutcome,
 };
-use kinestream::{Checkpoint, CheckpointStore, Error, MemoryStore, Result, ShardId};
+use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId};
 use tokio::task::JoinHandle;
 
 /// A worker and its store, which crash together.
@@ -98,10 +98,8 @@ impl MortalStore {
         }
         match fate {
             Fate::Dies(_) => pending().await,
-            _ => Err(Error::store_unavailable(
-                "the store cannot be reached",
-                "the connection was lost",
-            )),
+            _ => Err(Error::new(ErrorKind::StoreUnavailable, "the store cannot be reached")
+                .with_source("the connection was lost")),
         }
     }
 }

@@ -12,7 +12,7 @@ use kinestream::store::lease::{
     AdminEdit, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore, LeaseTable,
     SaveOutcome,
 };
-use kinestream::{Checkpoint, CheckpointStore, Error, MemoryStore, Result, ShardId};
+use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId};
 use tokio::time::{Instant, sleep};
 
 use crate::link::Health;
@@ -134,7 +134,7 @@ async fn regardless<T: Send + 'static>(
 }
 
 fn unavailable(why: &str) -> Error {
-    Error::store_unavailable("the store cannot be reached", why)
+    Error::new(ErrorKind::StoreUnavailable, "the store cannot be reached").with_source(why)
 }
 
 impl CheckpointStore for SimulatedStore {

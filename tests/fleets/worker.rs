@@ -264,7 +264,7 @@ impl Worker {
         self.truth.tell(format_args!("{} yields an error: {error}", self.name));
         let mut facts = self.truth.lock();
         if error.to_string().contains("the task that fetches the shard panicked")
-            && let Some(Ok(shard)) = error.shard_id().map(str::parse)
+            && let Some(shard) = error.shard_id().cloned()
         {
             // A shard with a fetch task that panics is released, like one with a dropped stream.
             facts.drop_stream(self.life, index_of(&shard));

@@ -40,7 +40,7 @@ async fn damaged_field_stops_its_shard_and_no_other() {
         orders.shard(0).split();
         let error = next_error(&mut records).await;
         assert_eq!(error.kind(), ErrorKind::StoreCorrupt);
-        assert_eq!(error.shard_id(), Some(shard(0).as_str()));
+        assert_eq!(error.shard_id(), Some(&shard(0)));
         orders.shard(1).put("1");
         assert_eq!(number(&next(&mut records).await), 1, "expected the other shard to be read");
         orders.shard(2).put("2");
@@ -129,7 +129,10 @@ impl CheckpointStore for Texts {
     ) -> BoxFuture<'a, Result<()>> {
         async move {
             if self.refuses(checkpoints) {
-                return Err(Error::store_corrupt("\"yesterday\" is not a checkpoint"));
+                return Err(Error::new(
+                    ErrorKind::StoreCorrupt,
+                    "\"yesterday\" is not a checkpoint",
+                ));
             }
             self.stored.save(scope, checkpoints).await
         }
@@ -148,7 +151,7 @@ async fn invalid_text_in_a_plain_store_stops_only_its_shard() {
     orders.shard(1).put("1");
     let error = next_error(&mut records).await;
     assert_eq!(error.kind(), ErrorKind::StoreCorrupt);
-    assert_eq!(error.shard_id(), Some(shard(0).as_str()));
+    assert_eq!(error.shard_id(), Some(&shard(0)));
     assert_eq!(number(&next(&mut records).await), 1);
     assert_silent(&mut records).await;
     store.is_damaged.store(false, Ordering::SeqCst);

@@ -55,7 +55,8 @@ impl FaultyStore {
 }
 
 fn unavailable() -> Error {
-    Error::store_unavailable("the response was lost", std::io::Error::other("reset"))
+    Error::new(ErrorKind::StoreUnavailable, "the response was lost")
+        .with_source(std::io::Error::other("reset"))
 }
 
 impl CheckpointStore for FaultyStore {

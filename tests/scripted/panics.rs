@@ -129,7 +129,7 @@ async fn interceptor_panic_in_a_fetch_is_retried_and_reported_if_it_repeats() {
         }
         let error = timeout(600 * SECOND, records.next()).await.unwrap().unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Panicked, "{error}");
-        assert_eq!(error.shard_id(), Some(orders.shard(0).id().as_str()));
+        assert_eq!(error.shard_id(), Some(&orders.shard(0).id()));
         orders.shard(0).put("20");
         assert_eq!(number(&next(&mut records).await), 20, "expected the record after one error");
         assert_eq!(panics.left(), 0);

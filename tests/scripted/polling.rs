@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use kinestream::store::Scope;
-use kinestream::{CheckpointOn, CheckpointStore, ErrorKind, MemoryStore, Record};
+use kinestream::{CheckpointOn, CheckpointStore, ErrorKind, MemoryStore, Record, ShardId};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{sleep, timeout};
 
@@ -209,7 +209,7 @@ fn shard_stream_ends_with_an_error_after_its_runtime_has_shut_down() {
         let error =
             timeout(60 * SECOND, reading).await.expect("a wake of the waiting stream").unwrap();
         assert_eq!(error.kind(), ErrorKind::RuntimeShutdown);
-        assert_eq!(error.shard_id(), Some("shardId-000000000000"));
+        assert_eq!(error.shard_id().map(ShardId::as_str), Some("shardId-000000000000"));
         let error = timeout(60 * SECOND, shards.next()).await.unwrap().unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::RuntimeShutdown);
         assert!(shards.next().await.is_none());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
-use kinestream::{Checkpoint, CheckpointStore, Error, MemoryStore, Result, ShardId};
+use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId};
 use tokio::time::{Instant, sleep};
 
 /// A store of positions without leases that records its saves, delays its calls, and fails while it
@@ -40,7 +40,8 @@ impl CheckpointStore for RecordingStore {
             self.attempts.fetch_add(1, Ordering::SeqCst);
             self.pause().await;
             if self.down.load(Ordering::SeqCst) {
-                return Err(Error::store_unavailable("the store is down", "injected by the test"));
+                return Err(Error::new(ErrorKind::StoreUnavailable, "the store is down")
+                    .with_source("injected by the test"));
             }
             self.saves.lock().unwrap().push((Instant::now(), checkpoints.len()));
             self.stored.save(scope, checkpoints).await?;

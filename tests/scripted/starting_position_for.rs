@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::{Call, Kinesis, Shard, Stream, aggregate};
 use kinestream::{
-    Checkpoint, CheckpointOn, ConsumerBuilder, Error, MemoryStore, Records, ShardPosition,
-    StartingPosition,
+    Checkpoint, CheckpointOn, ConsumerBuilder, Error, ErrorKind, MemoryStore, Records,
+    ShardPosition, StartingPosition,
 };
 use tokio::time::{sleep, timeout};
 
@@ -307,7 +307,10 @@ async fn child_is_not_fetched_before_its_start_is_stored() {
         let is_failing = Arc::clone(&is_failing);
         move |asked| {
             let fails = asked == GatedCall::Save && is_failing.load(Ordering::Relaxed);
-            let refusal = || Error::store_unavailable("the store is down", "injected by the test");
+            let refusal = || {
+                Error::new(ErrorKind::StoreUnavailable, "the store is down")
+                    .with_source("injected by the test")
+            };
             future::ready(if fails { Err(refusal()) } else { Ok(()) }).boxed()
         }
     });

@@ -29,7 +29,10 @@ async fn failing_store_is_retried_with_back_off() {
         move |asked| {
             exchanges.fetch_add(usize::from(asked == GatedCall::Exchange), Ordering::SeqCst);
             let is_down = is_down.load(Ordering::SeqCst);
-            let refusal = || Error::store_unavailable("the store is down", "injected by the test");
+            let refusal = || {
+                Error::new(ErrorKind::StoreUnavailable, "the store is down")
+                    .with_source("injected by the test")
+            };
             ready(if is_down { Err(refusal()) } else { Ok(()) }).boxed()
         }
     });
@@ -83,10 +86,8 @@ async fn sole_worker_without_its_store_reads_until_its_lease_expires() {
         move |asked| {
             let turn = Arc::clone(&turns[usize::from(asked == GatedCall::Save)]);
             if is_down.load(Ordering::SeqCst) {
-                return ready(Err(Error::store_unavailable(
-                    "the store is down",
-                    "injected by the test",
-                )))
+                return ready(Err(Error::new(ErrorKind::StoreUnavailable, "the store is down")
+                    .with_source("injected by the test")))
                 .boxed();
             }
             async move {
@@ -179,8 +180,10 @@ async fn store_outage_at_the_start_is_reported_after_max_unflushed() {
         let store = Gated::new(fleet.store.clone(), {
             let is_down = Arc::clone(&is_down);
             move |_asked| {
-                let refusal =
-                    || Error::store_unavailable("the store is down", "injected by the test");
+                let refusal = || {
+                    Error::new(ErrorKind::StoreUnavailable, "the store is down")
+                        .with_source("injected by the test")
+                };
                 let is_down = is_down.load(Ordering::SeqCst);
                 ready(if is_down { Err(refusal()) } else { Ok(()) }).boxed()
             }
@@ -212,7 +215,10 @@ struct PositionsInner {
 impl Positions {
     fn reach(&self) -> kinestream::Result<()> {
         let is_down = self.0.is_down.load(Ordering::SeqCst);
-        let refusal = || Error::store_unavailable("the store is down", "injected by the test");
+        let refusal = || {
+            Error::new(ErrorKind::StoreUnavailable, "the store is down")
+                .with_source("injected by the test")
+        };
         if is_down { Err(refusal()) } else { Ok(()) }
     }
 }
@@ -263,7 +269,10 @@ async fn each_outage_of_an_idle_stream_is_reported() {
         let is_down = Arc::clone(&is_down);
         move |_asked| {
             let is_down = is_down.load(Ordering::SeqCst);
-            let refusal = || Error::store_unavailable("the store is down", "injected by the test");
+            let refusal = || {
+                Error::new(ErrorKind::StoreUnavailable, "the store is down")
+                    .with_source("injected by the test")
+            };
             ready(if is_down { Err(refusal()) } else { Ok(()) }).boxed()
         }
     });
@@ -283,8 +292,10 @@ async fn each_outage_of_an_idle_stream_is_reported() {
 async fn lease_is_handed_over_while_checkpoint_writes_fail() {
     let fleet = Fleet::new(2);
     let store = Gated::new(fleet.store.clone(), |asked| {
-        let refusal =
-            || Error::store_unavailable("checkpoints cannot be saved", "injected by the test");
+        let refusal = || {
+            Error::new(ErrorKind::StoreUnavailable, "checkpoints cannot be saved")
+                .with_source("injected by the test")
+        };
         ready(if asked == GatedCall::Save { Err(refusal()) } else { Ok(()) }).boxed()
     });
     let first = fleet.builder("a").store(store).build().unwrap();

@@ -352,9 +352,9 @@ impl Reader {
             // Yielded once until the shard is read successfully. A caller that does not poll gets
             // the errors later, one for each outage.
             ErrorKind::Denied => error.shard_id().is_some_and(|shard| {
-                let told = self.denied.entry(shard.to_owned()).or_default();
+                let told = self.denied.entry(shard.as_str().to_owned()).or_default();
                 *told += 1;
-                *told <= self.outages(shard)
+                *told <= self.outages(shard.as_str())
             }),
             // At most one error for three panics, and none for panics of wakers. A start that was
             // already delayed by another fault may yield one earlier.
@@ -363,8 +363,7 @@ impl Reader {
                 let wakers = self.panics.fired(&[Part::Waker]);
                 let ends_shard = error.to_string().contains("the task that fetches the shard");
                 let shard = error.shard_id().filter(|_| ends_shard);
-                self.restarted
-                    .extend(shard.map(|id| index_of(&id.parse().expect("a valid shard id"))));
+                self.restarted.extend(shard.map(index_of));
                 let others = self.panics.all_fired() - wakers;
                 told < others / 3 || self.next.is_empty()
             }
@@ -372,7 +371,7 @@ impl Reader {
             ErrorKind::Rejected => self.plan.distorted,
             // The same for a shard from which no response has brought records for a minute.
             ErrorKind::NotFound => {
-                let unread = error.shard_id().map(|shard| self.unread_for(shard));
+                let unread = error.shard_id().map(|shard| self.unread_for(shard.as_str()));
                 self.plan.distorted && unread.is_some_and(|unread| unread > UNREAD)
             }
             _ => false,

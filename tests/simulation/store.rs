@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
-use kinestream::{Checkpoint, CheckpointStore, Error, MemoryStore, Result, ShardId};
+use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId};
 use tokio::time::{Instant, sleep};
 
 use crate::panics::{Panics, Part};
@@ -210,7 +210,7 @@ impl SimulatedStore {
 }
 
 fn unavailable(why: &str) -> Error {
-    Error::store_unavailable("the store cannot be reached", why)
+    Error::new(ErrorKind::StoreUnavailable, "the store cannot be reached").with_source(why)
 }
 
 impl CheckpointStore for SimulatedStore {

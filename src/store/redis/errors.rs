@@ -8,20 +8,26 @@ use crate::error::{Error, ErrorKind};
 use crate::record::ShardId;
 
 pub(super) fn unsupported_format(keys: &Keys, format: &str) -> Error {
-    Error::store_corrupt(format!(
-        "the Redis key {} has format {format:?}, but this version of kinestream supports {FORMAT:?}; \
+    Error::new(
+        ErrorKind::StoreCorrupt,
+        format!(
+            "the Redis key {} has format {format:?}, but this version of kinestream supports {FORMAT:?}; \
          use the version that wrote it, or another application",
-        keys.of_part(Key::Format)
-    ))
+            keys.of_part(Key::Format)
+        ),
+    )
 }
 
 pub(super) fn corrupt_value(keys: &Keys, key: Key, field: &str) -> Error {
-    Error::store_corrupt(format!(
-        "the Redis key {} does not hold {} in field {field:?}; correct the field, or set the \
+    Error::new(
+        ErrorKind::StoreCorrupt,
+        format!(
+            "the Redis key {} does not hold {} in field {field:?}; correct the field, or set the \
          shard's position with Consumer::set_position",
-        keys.of_part(key),
-        key.one()
-    ))
+            keys.of_part(key),
+            key.one()
+        ),
+    )
 }
 
 /// Parses the shard id of a field. Fields with other names are ignored.
@@ -36,12 +42,15 @@ pub(super) fn shard_of(keys: &Keys, key: Key, field: &[u8]) -> Option<ShardId> {
 }
 
 fn wrong_key_type(keys: &Keys, key: Key) -> Error {
-    Error::store_corrupt(format!(
-        "the Redis key {} does not hold {}; delete it if it is a leftover, or use another \
+    Error::new(
+        ErrorKind::StoreCorrupt,
+        format!(
+            "the Redis key {} does not hold {}; delete it if it is a leftover, or use another \
          application",
-        keys.of_part(key),
-        key.all()
-    ))
+            keys.of_part(key),
+            key.all()
+        ),
+    )
 }
 
 /// Classifies an error of a script. The script identifies the key by its number.

@@ -12,7 +12,7 @@ use super::RedisStore;
 use super::errors::{classify, classify_script_error, corrupt_value, shard_of};
 use super::keys::{Key, Keys};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
 use crate::store::Scope;
 use crate::store::lease::{
@@ -303,7 +303,10 @@ impl Reply<'_> {
 /// Returns the error for an unknown reply. The scripts are part of this version, so only a server
 /// that is not Redis gives such a reply.
 fn unknown(answer: &str) -> Error {
-    Error::store_corrupt(format!(
-        "unexpected reply {answer:?} from a Redis script; check that the server is Redis or Valkey"
-    ))
+    Error::new(
+        ErrorKind::StoreCorrupt,
+        format!(
+            "unexpected reply {answer:?} from a Redis script; check that the server is Redis or Valkey"
+        ),
+    )
 }

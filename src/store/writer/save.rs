@@ -110,19 +110,22 @@ impl SettledPosition {
                 Error::new(ErrorKind::LeaseLost, "the epoch of the lease is no longer valid")
             }
             SaveOutcome::Unreadable => {
-                Error::store_corrupt("the stored lease or position is unreadable")
+                Error::new(ErrorKind::StoreCorrupt, "the stored lease or position is unreadable")
             }
         };
         let FencedCheckpoint { shard, epoch, checkpoint } = &self.saved;
-        let error = error.in_stream(scope.shared_stream_name()).in_shard(shard.as_str());
+        let error = error.in_stream(scope.shared_stream_name()).in_shard(&shard);
         log_line!(warn, %error, epoch, %checkpoint, "checkpoint not saved");
     }
 }
 
 /// Returns the error for a store that answers with a wrong number of outcomes.
 fn wrong_outcome_count(positions: usize, verdicts: usize) -> Error {
-    Error::store_corrupt(format!(
-        "save_fenced returned {verdicts} outcomes for {positions} positions, but must return one \
+    Error::new(
+        ErrorKind::StoreCorrupt,
+        format!(
+            "save_fenced returned {verdicts} outcomes for {positions} positions, but must return one \
          for each; fix the LeaseStore"
-    ))
+        ),
+    )
 }

@@ -209,7 +209,7 @@ impl Act {
             if judged.excused.contains(&error.kind()) {
                 continue;
             }
-            let shard = error.shard_id().map(|id| index_of(&id.parse().expect("a valid shard id")));
+            let shard = error.shard_id().map(index_of);
             let may_fail = error.kind() == ErrorKind::Trimmed && judged.policy == OnTrimmed::Fail;
             let Some(shard) = shard.filter(|_| may_fail) else {
                 self.breaks(Promise::FewErrors, format_args!("{error}"));

@@ -102,7 +102,7 @@ impl Act {
             let id = shard.id();
             let is_known = known.contains(&id);
             let errors = reader.errors.iter();
-            let errors = errors.filter(|error| error.shard_id() == Some(id.as_str())).count();
+            let errors = errors.filter(|error| error.shard_id() == Some(&id)).count();
             let gap = reader.gaps.iter().rfind(|(of, _)| *of == id).map(|(_, at)| *at);
             let is_refused = is_known && policy == OnTrimmed::Fail;
             if errors != usize::from(is_refused) {

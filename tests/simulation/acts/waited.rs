@@ -279,5 +279,5 @@ impl Act {
 fn reports(reader: &ActReader, shard: &ShardId) -> usize {
     let gaps = reader.gaps.iter().filter(|(of, _)| of == shard).count();
     let errors = reader.errors.iter();
-    gaps + errors.filter(|error| error.shard_id() == Some(shard.as_str())).count()
+    gaps + errors.filter(|error| error.shard_id() == Some(shard)).count()
 }

@@ -2,7 +2,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::error::{Error, ErrorKind};
+use super::{Error, ErrorKind};
 
 /// The maximum length by the API.
 const MAX_LENGTH: usize = 128;
