@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use kinestream::ShardId;
-use kinestream::store::lease::Lease;
+use kinestream::{ShardId, ShardState, ShardStatus};
 
 use crate::tally::Tally;
 
@@ -36,7 +35,7 @@ pub(crate) struct Board {
     /// The workers in the order in which they joined.
     pub(crate) crew: Vec<(Arc<str>, State)>,
     /// The leases as last read from the store.
-    pub(crate) leases: BTreeMap<ShardId, Lease>,
+    pub(crate) leases: BTreeMap<ShardId, ShardStatus>,
     pub(crate) tally: Tally,
     /// The awaited conditions, and the time until each was met.
     pub(crate) times: Vec<(String, Duration)>,
@@ -63,7 +62,7 @@ impl Shared {
 }
 
 impl Board {
-    pub(crate) fn see(&mut self, leases: BTreeMap<ShardId, Lease>) {
+    pub(crate) fn see(&mut self, leases: BTreeMap<ShardId, ShardStatus>) {
         for (shard, lease) in &leases {
             if let Some(owner) = &lease.owner {
                 self.tally.hear(owner, shard.as_str(), lease.epoch);
@@ -91,7 +90,8 @@ impl Board {
 
     /// Returns the shards of a worker with the epochs of its leases.
     pub(crate) fn held_by(&self, worker: &Arc<str>) -> BTreeMap<ShardId, u64> {
-        let held = self.leases.iter().filter(|(_, lease)| lease.owner.as_ref() == Some(worker));
+        let held =
+            self.leases.iter().filter(|(_, lease)| lease.owner.as_deref() == Some(&**worker));
         held.map(|(shard, lease)| (shard.clone(), lease.epoch)).collect()
     }
 
@@ -100,8 +100,8 @@ impl Board {
     pub(crate) fn is_even(&self) -> bool {
         let mut shares: BTreeMap<_, usize> =
             self.reading().into_iter().map(|worker| (worker, 0)).collect();
-        for lease in self.leases.values().filter(|lease| self.is_readable(lease)) {
-            match lease.owner.as_ref().and_then(|owner| shares.get_mut(owner)) {
+        for lease in self.leases.values().filter(|lease| is_readable(lease)) {
+            match lease.owner.as_deref().and_then(|owner| shares.get_mut(owner)) {
                 Some(share) if lease.next_owner.is_none() => *share += 1,
                 _ => return false,
             }
@@ -121,18 +121,10 @@ impl Board {
 
     /// Returns the number of children of a shard from which records have arrived.
     pub(crate) fn children_read(&self, parent: &ShardId) -> usize {
-        let children = self.leases.iter().filter(|(_, lease)| {
-            lease.parents.as_ref().is_some_and(|parents| parents.contains(parent))
-        });
+        let children = self.leases.iter().filter(|(_, lease)| lease.parents.contains(parent));
         let taken =
             |shard: &ShardId| self.tally.shards.get(shard.as_str()).map(|known| known.taken);
         children.filter(|(shard, _)| taken(shard).is_some_and(|taken| taken > 0)).count()
-    }
-
-    fn is_readable(&self, lease: &Lease) -> bool {
-        let is_finished = |parent| self.leases.get(parent).is_none_or(Lease::is_finished);
-        let parents = lease.parents.as_ref();
-        !lease.is_finished() && parents.is_some_and(|parents| parents.iter().all(is_finished))
     }
 
     /// Returns the number of shards of each reading worker.
@@ -146,4 +138,8 @@ impl Board {
 pub(crate) fn short(shard: &str) -> &str {
     let number = shard.trim_start_matches("shardId-").trim_start_matches('0');
     if number.is_empty() { "0" } else { number }
+}
+
+fn is_readable(shard: &ShardStatus) -> bool {
+    !matches!(shard.state, ShardState::Waiting | ShardState::Finished)
 }

@@ -128,8 +128,8 @@ fn listen() -> mpsc::UnboundedReceiver<()> {
 async fn look(onlooker: Consumer, board: Shared) {
     loop {
         // Errors of the store are ignored here: the workers report them.
-        if let Ok(leases) = onlooker.positions().await {
-            board.lock().see(leases);
+        if let Ok(status) = onlooker.status().await {
+            board.lock().see(status.shards);
         }
         sleep(LOOK).await;
     }

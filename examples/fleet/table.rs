@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
-use kinestream::ShardId;
-use kinestream::store::lease::Lease;
+use kinestream::{ShardId, ShardState, ShardStatus};
 
 use crate::board::{Board, State, short};
 
@@ -37,7 +36,8 @@ pub(crate) fn lines(board: &mut Board, most: usize) -> Vec<String> {
     let rates = board.tally.rates();
     let mut lines = vec![String::new(), counts(board), heading(board)];
     let below = [shares(board), speeds(board, &rates), states(board)];
-    let open: Vec<_> = board.leases.iter().filter(|(_, lease)| !lease.is_finished()).collect();
+    let open: Vec<_> =
+        board.leases.iter().filter(|(_, lease)| lease.state != ShardState::Finished).collect();
     let room = most.saturating_sub(lines.len() + below.len());
     let shown = if open.len() > room { room.saturating_sub(1) } else { open.len() };
     for (shard, lease) in &open[..shown] {
@@ -59,12 +59,17 @@ fn heading(board: &Board) -> String {
     line + &coloured(FAINT, "behind  records/s  epoch")
 }
 
-fn row(board: &Board, shard: &ShardId, lease: &Lease, rates: &BTreeMap<Arc<str>, usize>) -> String {
+fn row(
+    board: &Board,
+    shard: &ShardId,
+    lease: &ShardStatus,
+    rates: &BTreeMap<Arc<str>, usize>,
+) -> String {
     let mut line = format!("  {:<10}", short(shard.as_str()));
     for (number, (worker, _)) in board.crew.iter().enumerate() {
-        let sign = if lease.owner.as_ref() == Some(worker) {
+        let sign = if lease.owner.as_deref() == Some(&**worker) {
             "●"
-        } else if lease.next_owner.as_ref() == Some(worker) {
+        } else if lease.next_owner.as_deref() == Some(&**worker) {
             "○"
         } else {
             "·"

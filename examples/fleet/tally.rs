@@ -105,11 +105,11 @@ impl Tally {
     }
 
     /// Notes that a worker owns a shard in this epoch.
-    pub(crate) fn hear(&mut self, worker: &Arc<str>, name: &str, epoch: u64) {
+    pub(crate) fn hear(&mut self, worker: &str, name: &str, epoch: u64) {
         let (_, shard) = self.shard(name);
         let heard = micros(SystemTime::now());
         match shard.epochs.get(&epoch) {
-            Some(reign) if reign.worker == *worker => {}
+            Some(reign) if &*reign.worker == worker => {}
             Some(reign) => {
                 let finding =
                     format!("{worker} and {} both own {name} in epoch {epoch}", reign.worker);
@@ -119,7 +119,7 @@ impl Tally {
             }
             None => {
                 let is_move = !shard.epochs.is_empty();
-                shard.epochs.insert(epoch, Reign { worker: Arc::clone(worker), heard });
+                shard.epochs.insert(epoch, Reign { worker: worker.into(), heard });
                 self.moves += usize::from(is_move);
             }
         }

@@ -1,6 +1,6 @@
 //! Operations on the stored positions of an application: reads, changes, seeks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +15,7 @@ use crate::error::{ClassifiedError, Error, ErrorKind, Result};
 use crate::fleet::WorkerMessage;
 use crate::record::ShardId;
 use crate::source::Listing;
-use crate::store::lease::{AdminEdit, Lease, LeaseTable};
+use crate::store::lease::{AdminEdit, LeaseTable};
 use crate::store::{Mark, STORE_CALL_TIMEOUT, with_timeout};
 use crate::telemetry::Event;
 
@@ -42,24 +42,6 @@ pub enum IfLeased {
 }
 
 impl Consumer {
-    /// Returns the lease of every shard that the application knows, with its position, owner, epoch
-    /// and parents. Reads the store; the consumer does not join the fleet.
-    ///
-    /// # Errors
-    ///
-    /// Returns the error of the store.
-    ///
-    /// ```no_run
-    /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
-    /// for (shard, lease) in consumer.positions().await? {
-    ///     println!("{shard} {:?} {:?}", lease.checkpoint, lease.owner);
-    /// }
-    /// # Ok(()) }
-    /// ```
-    pub async fn positions(&self) -> Result<BTreeMap<ShardId, Lease>> {
-        Ok(self.table().await?.leases)
-    }
-
     /// Reads the lease table from the store.
     pub(super) async fn table(&self) -> Result<LeaseTable> {
         let table = with_timeout(self.inner.leases.table(&self.inner.scope)).await;

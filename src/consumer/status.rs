@@ -64,6 +64,9 @@ pub struct ShardStatus {
     pub owner: Option<String>,
     /// The epoch of the lease, as in [`Record::epoch`](crate::Record::epoch).
     pub epoch: u64,
+    /// The worker to which the owner is handing the lease off, if any.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub next_owner: Option<String>,
     /// The shards that this shard was split or merged from.
     pub parents: Vec<ShardId>,
     /// The lag of the reader behind the newest record, in milliseconds: the lag that the last
@@ -158,6 +161,7 @@ impl Consumer {
                 position: lease.checkpoint.clone(),
                 owner: lease.owner.as_deref().map(str::to_owned),
                 epoch: lease.epoch,
+                next_owner: lease.next_owner.as_deref().map(str::to_owned),
                 parents: lease.parents.clone().unwrap_or_default(),
                 millis_behind_latest: inner.telemetry.millis_behind_latest(id),
                 unacknowledged: in_flight.map(|in_flight| in_flight.unacknowledged),

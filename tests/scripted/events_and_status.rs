@@ -11,7 +11,7 @@ use kinestream::{
 use tokio::time::{sleep, timeout};
 
 use crate::recording_store::RecordingStore;
-use crate::{consumer, next, orders};
+use crate::{consumer, next, orders, shards};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -48,7 +48,7 @@ async fn events_follow_a_shard_from_its_lease_to_its_end() {
     }
     let happened = drain_events(&mut events);
     let shard_id = || id(0);
-    let epoch = consumer.positions().await.unwrap()[&id(0)].epoch;
+    let epoch = shards(&consumer).await[&id(0)].epoch;
     assert!(matches!(happened[0], Event::WorkerJoined { .. }), "{happened:#?}");
     let position = Some(Checkpoint::TrimHorizon);
     assert_in_order(

@@ -54,11 +54,14 @@ mod store_outages;
 mod waiting_children;
 mod wakers;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::testing::{Call, Kinesis, Outcome, Stream};
-use kinestream::{Consumer, ConsumerBuilder, MemoryStore, Record, Records, StartingPosition};
+use kinestream::{
+    Consumer, ConsumerBuilder, MemoryStore, Record, Records, ShardId, ShardStatus, StartingPosition,
+};
 use tokio::time::timeout;
 
 /// Creates a Kinesis with a stream `orders`.
@@ -124,6 +127,11 @@ async fn read_first(
 /// Parses the payload as the number of the record.
 fn number(record: &Record) -> usize {
     std::str::from_utf8(record.data()).unwrap().parse().unwrap()
+}
+
+/// Returns the status of each shard.
+async fn shards(consumer: &Consumer) -> BTreeMap<ShardId, ShardStatus> {
+    consumer.status().await.expect("the memory store does not fail").shards
 }
 
 /// Asserts that the stream yields nothing for a minute.

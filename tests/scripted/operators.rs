@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::gated::{Gated, GatedCall};
 use crate::recording_store::RecordingStore;
-use crate::{assert_silent, consumer, next, number, orders};
+use crate::{assert_silent, consumer, next, number, orders, shards};
 
 const SECOND: Duration = Duration::from_secs(1);
 const RENEWALS: Duration = Duration::from_secs(10);
@@ -29,17 +29,17 @@ async fn positions_are_always_listed_and_set_only_while_no_worker_reads() {
     let build = || consumer(&kinesis).store(store.clone()).worker_id("reader").build().unwrap();
 
     let operator = build();
-    assert!(operator.positions().await.unwrap().is_empty());
+    assert!(shards(&operator).await.is_empty());
     let reader = build();
     let mut records = reader.records();
     for _ in 0..6 {
         next(&mut records).await.ack();
     }
     sleep(RENEWALS).await;
-    let lease = operator.positions().await.unwrap().remove(&shard).unwrap();
+    let lease = shards(&operator).await.remove(&shard).unwrap();
     assert_eq!(lease.owner.as_deref(), Some("reader"));
     assert_eq!(
-        lease.checkpoint.unwrap().to_string(),
+        lease.position.unwrap().to_string(),
         format!("AFTER_SEQUENCE_NUMBER:{}", numbers[5])
     );
 
@@ -69,7 +69,7 @@ async fn forced_position_moves_a_running_reader() {
     for _ in 0..6 {
         next(&mut records).await.ack();
     }
-    let before = reader.positions().await.unwrap()[&shard].epoch;
+    let before = shards(&reader).await[&shard].epoch;
     let back = Checkpoint::AfterSequenceNumber {
         sequence_number: numbers[3].clone(),
         sub_sequence_number: None,
@@ -105,7 +105,7 @@ async fn cleared_positions_are_read_from_the_start() {
             reader.close().await.unwrap();
             assert!(records.next().await.is_none());
             reader.clear_positions(forced).await.unwrap();
-            assert!(reader.positions().await.unwrap().is_empty());
+            assert!(shards(&reader).await.is_empty());
             let mut records = build(StartingPosition::TrimHorizon).records();
             let mut again = Vec::new();
             for _ in 0..4 {
@@ -136,7 +136,7 @@ async fn store_without_leases_shows_positions_and_rejects_edits() {
     next(&mut records).await.ack();
     sleep(RENEWALS).await;
     let shard = orders.shard(0).id();
-    let stored = reader.positions().await.unwrap()[&shard].checkpoint.clone().unwrap();
+    let stored = shards(&reader).await[&shard].position.clone().unwrap();
     assert_eq!(Some(stored.to_string()), store.position(0).await);
     let moved = reader.set_position(&shard, Checkpoint::TrimHorizon, IfLeased::Force).await;
     assert_eq!(moved.unwrap_err().kind(), ErrorKind::Configuration);
@@ -253,9 +253,9 @@ async fn seek_of_many_shards_is_one_edit_of_the_store() {
     let consumer = consumer(&kinesis).store(store).build().unwrap();
     consumer.seek(StartingPosition::TrimHorizon).await.unwrap();
     assert_eq!(edits.load(Ordering::Relaxed), 1, "expected one edit for all shards");
-    let positions = consumer.positions().await.unwrap();
+    let positions = shards(&consumer).await;
     assert_eq!(positions.len(), orders.shards().len());
-    assert!(positions.values().all(|lease| lease.checkpoint == Some(Checkpoint::TrimHorizon)));
+    assert!(positions.values().all(|shard| shard.position == Some(Checkpoint::TrimHorizon)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -270,10 +270,7 @@ async fn position_in_the_future_is_rejected() {
     let refused = set(3600 * SECOND).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Configuration);
     assert!(refused.to_string().contains("in the future"), "{refused}");
-    assert!(
-        consumer.positions().await.unwrap().is_empty(),
-        "expected the rejected position not to be stored"
-    );
+    assert!(shards(&consumer).await.is_empty(), "expected the rejected position not to be stored");
     set(Duration::ZERO).await.unwrap();
 }
 
@@ -313,5 +310,5 @@ async fn seek_also_moves_a_child_that_appears_during_its_listing() {
 }
 
 async fn position(consumer: &Consumer, shard: &Shard) -> Option<Checkpoint> {
-    consumer.positions().await.unwrap()[&shard.id()].checkpoint.clone()
+    shards(consumer).await[&shard.id()].position.clone()
 }

@@ -1,17 +1,23 @@
 //! Streams that are deleted and created again: positions of the earlier stream are recognized.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt;
+use kinestream::store::Scope;
+use kinestream::store::lease::{Lease, LeaseStore};
 use kinestream::testing::{Kinesis, Outcome, Shard, Stream, WrongListing};
-use kinestream::{
-    Checkpoint, CheckpointStore, ErrorKind, Event, MemoryStore, OnTrimmed, ShardId, store::Scope,
-};
+use kinestream::{Checkpoint, CheckpointStore, ErrorKind, Event, MemoryStore, OnTrimmed, ShardId};
 use tokio::time::timeout;
 
 use crate::{assert_silent, calls, consumer, next, number, orders, read_first};
 
 const SHARD: &str = "shardId-000000000000";
+
+/// Returns the leases of the application.
+async fn leases(store: &MemoryStore) -> BTreeMap<ShardId, Lease> {
+    store.table(&Scope::new("default", "orders")).await.unwrap().leases
+}
 
 /// Reads the only record of a stream, and creates the stream again with another record.
 async fn recreate_stream(store: &MemoryStore) -> (Kinesis, Stream) {
@@ -171,15 +177,15 @@ async fn start_of_a_shard_is_stored_from_the_listing() {
         Checkpoint::AfterSequenceNumber { sequence_number: last, sub_sequence_number: None };
     let scope = Scope::new("default", "orders");
     store.save(&scope, &[(SHARD.parse().unwrap(), position)]).await.unwrap();
-    let consumer = consumer(&kinesis).store(store).build().unwrap();
+    let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
     let mut records = consumer.records();
     assert_silent(&mut records).await;
-    let lease = &consumer.positions().await.unwrap()[&SHARD.parse().unwrap()];
+    let lease = &leases(&store).await[&SHARD.parse().unwrap()];
     assert!(lease.start.is_some(), "{lease:?}");
     // The end of the parent names its children but not their starts.
     orders.shard(0).split();
     assert_silent(&mut records).await;
-    for (shard, lease) in consumer.positions().await.unwrap() {
+    for (shard, lease) in leases(&store).await {
         assert!(lease.start.is_some(), "{shard}: {lease:?}");
     }
 }
@@ -197,7 +203,9 @@ async fn wrong_start_of_a_new_shard_is_not_stored() {
     let first = orders.shard(0);
     first.put("0");
     mislist(&kinesis, &first, 1);
-    let consumer = consumer(&kinesis).discovery_interval(Duration::from_secs(5)).build().unwrap();
+    let store = MemoryStore::new();
+    let consumer = consumer(&kinesis).discovery_interval(Duration::from_secs(5));
+    let consumer = consumer.store(store.clone()).build().unwrap();
     let mut records = consumer.records();
     assert_eq!(number(&next(&mut records).await), 0);
     assert_silent(&mut records).await;
@@ -210,9 +218,9 @@ async fn wrong_start_of_a_new_shard_is_not_stored() {
         assert_eq!(number(&next(&mut records).await), 1);
     }
     assert_silent(&mut records).await;
-    let positions = consumer.positions().await.unwrap();
+    let leases = leases(&store).await;
     for shard in orders.shards() {
-        let start = positions[&shard.id()].start.as_ref().unwrap();
+        let start = leases[&shard.id()].start.as_ref().unwrap();
         let records = shard.sequence_numbers();
         assert!(*start <= records[0], "{}: {start}", shard.id());
     }
@@ -224,11 +232,12 @@ async fn wrong_start_of_a_new_shard_is_not_stored() {
 async fn start_of_a_new_shard_is_stored_before_its_first_record() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
-    let consumer = consumer(&kinesis).build().unwrap();
+    let store = MemoryStore::new();
+    let consumer = consumer(&kinesis).store(store.clone()).build().unwrap();
     let mut records = consumer.records();
     assert_eq!(number(&next(&mut records).await), 0);
-    let positions = consumer.positions().await.unwrap();
-    assert!(positions[&orders.shard(0).id()].start.is_some(), "{positions:?}");
+    let leases = leases(&store).await;
+    assert!(leases[&orders.shard(0).id()].start.is_some(), "{leases:?}");
     // From then on, one listing per interval is enough.
     assert_eq!(calls(&kinesis, "ListShards").len(), 2);
     assert_silent(&mut records).await;

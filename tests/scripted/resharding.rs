@@ -11,7 +11,7 @@ use kinestream::{
 };
 use tokio::time::{Instant, timeout};
 
-use crate::{assert_silent, calls, consumer, next, number, orders, shard_of};
+use crate::{assert_silent, calls, consumer, next, number, orders, shard_of, shards};
 use kinestream::testing::{Kinesis, Outcome, Shard};
 
 #[tokio::test(start_paused = true)]
@@ -230,7 +230,7 @@ async fn child_waits_for_a_parent_that_the_store_has_lost() {
     merged.put("1");
     // The merged shard is listed and waits for its parents.
     assert!(timeout(Duration::from_secs(20), records.next()).await.is_err());
-    assert!(consumer.positions().await.unwrap().contains_key(&merged.id()));
+    assert!(shards(&consumer).await.contains_key(&merged.id()));
     let last = orders.shard(0).merge(&merged);
     last.put("2");
     store.replace_with_copy_of(&before);
@@ -263,8 +263,8 @@ async fn closed_shard_without_records_is_finished_and_its_children_are_read() {
             assert_eq!(number(&record), shard_of(&record));
         }
         assert_silent(&mut records).await;
-        let positions = consumer.positions().await.unwrap();
+        let positions = shards(&consumer).await;
         let first = &positions[&orders.shard(0).id()];
-        assert_eq!(first.checkpoint, Some(Checkpoint::ShardEnd), "ChildShards {child_shards}");
+        assert_eq!(first.position, Some(Checkpoint::ShardEnd), "ChildShards {child_shards}");
     }
 }

@@ -13,7 +13,7 @@ use kinestream::{
 };
 use tokio::time::timeout;
 
-use crate::{assert_silent, consumer, next, number, orders};
+use crate::{assert_silent, consumer, next, number, orders, shards};
 
 const ARN: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
 const OTHER_ARN: &str = "arn:aws:kinesis:us-east-1:123456789012:stream/orders";
@@ -97,8 +97,8 @@ async fn assert_positions_migrate_once(store: impl CheckpointStore + Clone) {
     orders.shard(1).put("3");
     assert_eq!(read(by_arn(&kinesis, ARN).store(store.clone())).await, [3]);
     // The scope of the name is unchanged, and lists only its shards.
-    let positions = self::consumer(&kinesis).store(store).build().unwrap().positions().await;
-    assert_eq!(positions.unwrap().into_keys().collect::<Vec<_>>(), [shard(0), shard(1)]);
+    let positions = shards(&self::consumer(&kinesis).store(store).build().unwrap()).await;
+    assert_eq!(positions.into_keys().collect::<Vec<_>>(), [shard(0), shard(1)]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,12 +10,12 @@ use futures::{FutureExt, StreamExt};
 use kinestream::testing::{Call, Kinesis, Shard, Stream, aggregate};
 use kinestream::{
     Checkpoint, CheckpointOn, ConsumerBuilder, Error, ErrorKind, MemoryStore, Records,
-    ShardPosition, StartingPosition,
+    ShardPosition, ShardState, StartingPosition,
 };
 use tokio::time::{sleep, timeout};
 
 use crate::gated::{Gated, GatedCall};
-use crate::{assert_silent, calls, consumer, next, number, orders};
+use crate::{assert_silent, calls, consumer, next, number, orders, shards};
 
 /// Longer than the precision of `Latest`.
 const EARLIER: Duration = Duration::from_secs(5);
@@ -233,8 +233,9 @@ async fn known_child_starts_at_position_named_later() {
         let mut rest = read(&mut records, expected.len() - 1).await;
         rest.insert(number(&first));
         assert!(rest.into_iter().eq(expected), "{position:?}");
-        let lease = &reader.positions().await.unwrap()[&child.id()];
-        assert_eq!(lease.is_finished(), position == ShardPosition::ShardEnd, "{lease:?}");
+        let status = &shards(&reader).await[&child.id()];
+        let is_finished = status.state == ShardState::Finished;
+        assert_eq!(is_finished, position == ShardPosition::ShardEnd, "{status:?}");
     }
 }
 
@@ -268,7 +269,7 @@ async fn known_child_keeps_start_relative_to_now_across_restarts() {
         let fetched = calls(&kinesis, "GetRecords");
         let fetched = fetched.iter().any(|call| call.shard_id == Some(child.id()));
         assert_eq!(fetched, is_fetched);
-        let checkpoint = first.positions().await.unwrap()[&child.id()].checkpoint.clone();
+        let checkpoint = shards(&first).await[&child.id()].position.clone();
         assert!(
             matches!(checkpoint, Some(Checkpoint::AtTimestamp(_) | Checkpoint::CaughtUp { .. })),
             "{checkpoint:?}"
@@ -324,8 +325,8 @@ async fn child_is_not_fetched_before_its_start_is_stored() {
     };
     let before = fetches();
     assert!(timeout(Duration::from_secs(50), records.next()).await.is_err());
-    let lease = reader.positions().await.unwrap()[&child.id()].clone();
-    assert!(lease.owner.is_some() && lease.checkpoint.is_none(), "{lease:?}");
+    let lease = shards(&reader).await[&child.id()].clone();
+    assert!(lease.owner.is_some() && lease.position.is_none(), "{lease:?}");
     assert_eq!(fetches(), before);
     child.put("2");
     is_failing.store(false, Ordering::Relaxed);

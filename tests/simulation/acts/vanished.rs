@@ -247,8 +247,8 @@ impl Act {
     /// Returns the stored position of each shard.
     pub(super) async fn stored(&self) -> BTreeMap<usize, Checkpoint> {
         let reader = self.begin_with(|builder| builder);
-        let leases = reader.consumer.positions().await.expect("the store of an act does not fail");
-        let positions = leases.into_iter();
-        positions.filter_map(|(shard, lease)| Some((index_of(&shard), lease.checkpoint?))).collect()
+        let status = reader.consumer.status().await.expect("the store of an act does not fail");
+        let shards = status.shards.into_iter();
+        shards.filter_map(|(shard, status)| Some((index_of(&shard), status.position?))).collect()
     }
 }
