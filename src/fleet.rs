@@ -39,6 +39,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::checkpoint::Watermark;
+use crate::clock::Clock;
 use crate::discovery::{ShardDiscovery, ShardOrdering};
 use crate::error::Result;
 use crate::record::ShardId;
@@ -148,4 +149,6 @@ pub(crate) struct WorkerConfig {
     pub(crate) has_own_leases: bool,
     /// The time for which a failing store may hold up records before the caller gets an error.
     pub(crate) max_unflushed: Duration,
+    /// The wall clock of the host.
+    pub(crate) clock: Clock,
 }

@@ -158,6 +158,7 @@
 
 mod backoff;
 mod checkpoint;
+mod clock;
 mod close_signal;
 mod consumer;
 mod cooldown;

@@ -21,7 +21,7 @@ use crate::telemetry::PollCounter;
 use crate::wakers::CallerWaker;
 
 pub(crate) use delivery::Delivery;
-pub(crate) use lease_handle::{LeaseDeadline, LeaseHandle, Moment, wall_clock_time};
+pub(crate) use lease_handle::{LeaseDeadline, LeaseHandle, Moment};
 pub(crate) use poll_monitor::PollMonitor;
 pub(crate) use reader::{ReadOutcome, ReaderConfig, ShardReader};
 

@@ -85,4 +85,3 @@ pub use calls::{Call, Interruption, Outcome, WrongListing};
 pub use kinesis::Kinesis;
 pub use stream::{Shard, Stream};
 pub use wall::WallClock;
-pub(crate) use wall::{SharedClock, replaced_clock};

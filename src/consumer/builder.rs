@@ -358,6 +358,15 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Sets the wall clock by which the leases of the consumer expire, for tests.
+    ///
+    /// Default: the clock of the machine.
+    #[cfg(feature = "testing")]
+    pub fn wall_clock(mut self, clock: &crate::testing::WallClock) -> Self {
+        self.settings.worker_config.clock = clock.clock();
+        self
+    }
+
     /// Checks the options and returns the consumer.
     ///
     /// # Errors

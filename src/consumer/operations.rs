@@ -72,9 +72,9 @@ impl Consumer {
         if_leased: IfLeased,
     ) -> Result<()> {
         if let Checkpoint::AtTimestamp(time) | Checkpoint::CaughtUp { until: time, .. } = checkpoint
-            && time > SystemTime::now()
+            && time > self.inner.settings.worker_config.clock.now()
             // The local clock may be behind the clock of Kinesis.
-            && is_future(time, self.now().await?)
+            && self.is_future(time, self.now().await?)
         {
             let message =
                 format!("position {checkpoint} is in the future; pass a time in the past");
@@ -147,7 +147,7 @@ impl Consumer {
         let checkpoint = match to {
             StartingPosition::TrimHorizon => Checkpoint::TrimHorizon,
             StartingPosition::Latest => Checkpoint::AtTimestamp(listed.taken),
-            StartingPosition::AtTimestamp(time) if is_future(time, listed.taken) => {
+            StartingPosition::AtTimestamp(time) if self.is_future(time, listed.taken) => {
                 let message = "seek timestamp is in the future; pass a time in the past";
                 return Err(self.in_this_stream(Error::new(ErrorKind::Configuration, message)));
             }
@@ -173,6 +173,13 @@ impl Consumer {
         }
         self.wait_for_worker().await;
         Ok(())
+    }
+
+    /// Returns true if a time is in the future by the local clock and by the clock of Kinesis.
+    /// `listed_at` is the time of a listing by the latter, truncated to the second.
+    fn is_future(&self, time: SystemTime, listed_at: SystemTime) -> bool {
+        let local = self.inner.settings.worker_config.clock.now();
+        time > local.max(listed_at + Duration::from_secs(1))
     }
 
     /// Returns a time by the clock of Kinesis that is not later than its current time.
@@ -276,10 +283,4 @@ impl ListingRetries {
         sleep(pause).await;
         Ok(())
     }
-}
-
-/// Returns true if a time is in the future by the local clock and by the clock of Kinesis. `listed_at`
-/// is the time of a listing by the latter, truncated to the second.
-fn is_future(time: SystemTime, listed_at: SystemTime) -> bool {
-    time > SystemTime::now().max(listed_at + Duration::from_secs(1))
 }

@@ -71,7 +71,7 @@ impl Session {
                 start: inner.settings.start.clone(),
                 on_trimmed: inner.settings.on_trimmed,
                 discovery_interval: inner.settings.worker_config.discovery_interval,
-                memory: Memory::begin(),
+                memory: Memory::begin(inner.settings.worker_config.clock.clone()),
                 scope_migration: ScopeMigration::new(
                     &inner.leases,
                     &inner.scope,

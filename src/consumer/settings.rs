@@ -1,9 +1,10 @@
 //! The options of a consumer, with their defaults and ranges.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::checkpoint::InFlightConfig;
+use crate::clock::Clock;
 use crate::discovery::{ShardOrdering, ShardPosition, Start, StartingPosition};
 use crate::fleet::WorkerConfig;
 use crate::pacing::SHORTEST_PAUSE;
@@ -70,6 +71,7 @@ impl Default for Settings {
                 handoff_timeout: Duration::from_secs(30),
                 poll_timeout: None,
                 max_unflushed: Duration::from_secs(60),
+                clock: Clock::default(),
             },
         }
     }
@@ -89,7 +91,7 @@ impl Settings {
             StartingPosition::AtTimestamp(time) => Some(time),
             _ => None,
         };
-        if positions.chain(start).any(|time| time > SystemTime::now()) {
+        if positions.chain(start).any(|time| time > self.worker_config.clock.now()) {
             return Err("starting_position is in the future; pass a time in the past".into());
         }
         if let Some(consumer) = &self.fan_out {

@@ -1,7 +1,7 @@
 //! Changes of the lease table that follow from a listing.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::identity::{has_begun, is_same, lacks_addition, lacks_parents};
 use super::listing::ShardDiscovery;
@@ -11,7 +11,6 @@ use super::stream_shards::StreamShards;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind};
 use crate::record::{SequenceNumber, ShardId};
-use crate::shard::wall_clock_time;
 use crate::source::{ListedShard, OnTrimmed, Position};
 use crate::store::lease::{Change, FINISHED_SHARD_RETENTION, Lease, LeaseTable};
 use crate::telemetry::Event;
@@ -94,13 +93,16 @@ impl ShardDiscovery {
         }
         self.identify(listed, table, &mut list, &mut losses);
         let ids: BTreeSet<&ShardId> = listed.shards.iter().map(|shard| &shard.id).collect();
+        let now = self.memory.clock().now();
         for (shard, lease) in table.leases.iter().filter(|(shard, _)| !ids.contains(shard)) {
             if lease.unreadable.is_some() {
                 continue;
             }
             if lease.is_finished() {
                 // One change is enough until the store may delete the shard.
-                if listed.had_finished(shard) && lease.unlisted.is_none_or(is_over) {
+                if listed.had_finished(shard)
+                    && lease.unlisted.is_none_or(|since| is_over(since, now))
+                {
                     list.push(Change::Forget { shard: shard.clone() });
                 }
             } else if lease.is_shard_expired && self.keeps_lost() {
@@ -320,8 +322,8 @@ fn position_of(lease: &Lease) -> String {
 
 /// Returns true if a finished shard may be deleted that no listing has shown since `unlisted`, in
 /// milliseconds since 1970. The store checks again, by its own clock.
-fn is_over(unlisted: u64) -> bool {
+fn is_over(unlisted: u64, now: SystemTime) -> bool {
     let since = UNIX_EPOCH.checked_add(Duration::from_millis(unlisted));
-    let elapsed = since.and_then(|since| wall_clock_time().duration_since(since).ok());
+    let elapsed = since.and_then(|since| now.duration_since(since).ok());
     elapsed.is_some_and(|elapsed| elapsed >= FINISHED_SHARD_RETENTION)
 }

@@ -17,6 +17,7 @@ use super::stream_shards::StreamShards;
 use super::unlisted::AbsentShards;
 use crate::backoff::{Backoff, LISTINGS};
 use crate::checkpoint::millis_of;
+use crate::clock::Clock;
 use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
 use crate::record::ShardId;
 use crate::source::{Kinesis, ListedShard, Listing, OnTrimmed, start_mismatch, unusable_listing};
@@ -59,12 +60,17 @@ struct Remembered {
 
 impl Memory {
     /// Starts a session; its first poll is now.
-    pub(crate) fn begin() -> Self {
+    pub(crate) fn begin(clock: Clock) -> Self {
         Self(Arc::new(Remembered {
-            first_poll: FirstPoll::now(),
+            first_poll: FirstPoll::now(clock),
             latest: OnceLock::new(),
             absences: Mutex::default(),
         }))
+    }
+
+    /// Returns the wall clock of the host.
+    pub(super) fn clock(&self) -> &Clock {
+        self.0.first_poll.clock()
     }
 
     /// Returns the moment of the first poll by the server's clock, or one before it. `answered` is

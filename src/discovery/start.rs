@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
 use crate::checkpoint::Checkpoint;
+use crate::clock::Clock;
 use crate::record::{SequenceNumber, ShardId};
-use crate::shard::wall_clock_time;
 use crate::source::{MAX_CLOCK_SKEW, Position};
 
 /// The position at which an application starts to read a stream of which it has no checkpoint.
@@ -204,22 +204,28 @@ impl Start {
 }
 
 /// The moment at which a session was polled first.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct FirstPoll {
     at: Instant,
     on_the_wall: SystemTime,
+    clock: Clock,
 }
 
 impl FirstPoll {
-    pub(super) fn now() -> Self {
-        Self { at: Instant::now(), on_the_wall: wall_clock_time() }
+    pub(super) fn now(clock: Clock) -> Self {
+        Self { at: Instant::now(), on_the_wall: clock.now(), clock }
+    }
+
+    /// Returns the wall clock of the host.
+    pub(super) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// Returns the moment by the server's clock, or one before it. `answered` is the server's time
     /// of an answer that has just arrived. Of the two clocks of this host, the one that has
     /// advanced further is used: on some machines the monotonic clock stops during sleep.
     pub(super) fn before(&self, answered: SystemTime) -> SystemTime {
-        let on_the_wall = wall_clock_time().duration_since(self.on_the_wall).unwrap_or_default();
+        let on_the_wall = self.clock.now().duration_since(self.on_the_wall).unwrap_or_default();
         floor(answered.checked_sub(self.at.elapsed().max(on_the_wall)).unwrap_or(UNIX_EPOCH))
     }
 

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
+use std::sync::Arc;
+
+use crate::clock::Clock;
 use crate::record::ShardId;
+use crate::shard::{LeaseDeadline, LeaseHandle};
 use crate::store::lease::{Lease, LeaseTable, WorkerEntry};
 
 pub(super) fn shard(number: usize) -> ShardId {
@@ -28,4 +32,9 @@ pub(super) fn table(workers: &[(&str, u64)], owners: &[Option<&str>]) -> LeaseTa
         leases: owners.iter().enumerate().map(|(id, owner)| (shard(id), lease(*owner))).collect(),
         ..LeaseTable::default()
     }
+}
+
+/// Returns the handle of a lease in epoch 7.
+pub(super) fn lease_handle() -> LeaseHandle {
+    LeaseHandle::new(7, Arc::new(LeaseDeadline::new(Clock::default())))
 }

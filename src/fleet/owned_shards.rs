@@ -306,7 +306,7 @@ impl OwnedShards {
 mod tests {
     use tokio::time::advance;
 
-    use super::super::fixtures::{shard, table};
+    use super::super::fixtures::{lease_handle, shard, table};
     use super::*;
 
     #[test]
@@ -351,7 +351,7 @@ mod tests {
         let mut owned = OwnedShards::new("me".into(), 1);
         let lease = Lease { start: None, ..seen.leases[&shard(0)].clone() };
         let watermark = Arc::new(Watermark::new(|_| {}));
-        let holding = OwnedShard::new(lease, LeaseHandle::new(7, Arc::default()), watermark, None);
+        let holding = OwnedShard::new(lease, lease_handle(), watermark, None);
         owned.take(shard(0), holding);
         let start = "49590338271490256608559692538361571095921575989136588898".parse().ok();
         seen.leases.get_mut(&shard(0)).unwrap().start = start.clone();
@@ -371,7 +371,7 @@ mod tests {
         let mut owned = OwnedShards::new("me".into(), 1);
         for number in 0..2 {
             let lease = seen.leases[&shard(number)].clone();
-            let lease_handle = LeaseHandle::new(7, Arc::default());
+            let lease_handle = lease_handle();
             let watermark = Arc::new(Watermark::new(|_| {}));
             let holding = OwnedShard::new(lease, lease_handle, watermark, None);
             owned.take(shard(number), holding);
@@ -395,7 +395,7 @@ mod tests {
         let mut owned = OwnedShards::new("me".into(), 1);
         let lease = begun.leases[&shard(0)].clone();
         let watermark = Arc::new(Watermark::new(|_| {}));
-        let lease_handle = LeaseHandle::new(7, Arc::default());
+        let lease_handle = lease_handle();
         owned.take(shard(0), OwnedShard::new(lease, lease_handle, watermark, None));
         let mut found = table(&[("me", 1)], &[None]);
         let lease = found.leases.get_mut(&shard(0)).unwrap();

@@ -115,7 +115,7 @@ impl Worker {
         let incarnation = fastrand::u64(1..);
         Self {
             incarnation,
-            validity: Arc::default(),
+            validity: Arc::new(LeaseDeadline::new(deps.config.clock.clone())),
             valid_until: None,
             owned: OwnedShards::new(deps.config.worker_id.clone(), incarnation),
             table: Arc::default(),

@@ -21,6 +21,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::CloseSignal;
+use crate::clock::Clock;
 use crate::wakers::{Waiters, wake_all};
 
 /// A moment by both clocks of this host, the monotonic clock and the wall clock.
@@ -145,7 +146,7 @@ impl Drop for LeaseHandle {
 /// The time until which a worker may treat its leases as its own.
 #[derive(Debug)]
 pub(crate) struct LeaseDeadline {
-    clock: HostClock,
+    clock: Clock,
     until: Mutex<Option<Moment>>,
     /// The number of times that `until` was set.
     renewals: AtomicU64,
@@ -156,10 +157,11 @@ pub(crate) struct LeaseDeadline {
     waiting: Mutex<Waiters>,
 }
 
-impl Default for LeaseDeadline {
-    fn default() -> Self {
+impl LeaseDeadline {
+    /// Returns a deadline that has passed, by the wall clock of the worker's host.
+    pub(crate) fn new(clock: Clock) -> Self {
         Self {
-            clock: HostClock::of_thread(),
+            clock,
             until: Mutex::default(),
             renewals: AtomicU64::new(0),
             is_doubtful: AtomicBool::new(true),
@@ -167,13 +169,11 @@ impl Default for LeaseDeadline {
             waiting: Mutex::default(),
         }
     }
-}
 
-impl LeaseDeadline {
     /// Returns the current moment by the clocks of the worker's host.
     #[inline]
     pub(crate) fn now(&self) -> Moment {
-        Moment { monotonic: Instant::now(), wall: self.clock.wall() }
+        Moment { monotonic: Instant::now(), wall: self.clock.now() }
     }
 
     /// Extends the validity to `time` after `from`, and wakes the handles that wait for it.
@@ -219,41 +219,7 @@ impl LeaseDeadline {
     }
 }
 
-/// The wall clock of a worker's host. It is the machine's clock, unless a test had replaced it when
-/// the worker was started.
-#[derive(Debug)]
-struct HostClock {
-    #[cfg(feature = "testing")]
-    replaced: Option<crate::testing::SharedClock>,
-}
-
-impl HostClock {
-    /// Returns the clock that this thread uses now.
-    fn of_thread() -> Self {
-        Self {
-            #[cfg(feature = "testing")]
-            replaced: crate::testing::replaced_clock(),
-        }
-    }
-
-    #[inline]
-    #[cfg_attr(not(feature = "testing"), allow(clippy::unused_self, reason = "tests replace it"))]
-    fn wall(&self) -> SystemTime {
-        #[cfg(feature = "testing")]
-        if let Some(clock) = &self.replaced {
-            return clock.now();
-        }
-        SystemTime::now()
-    }
-}
-
-/// Returns the wall clock time. A test may have replaced the clock on this thread.
-pub(crate) fn wall_clock_time() -> SystemTime {
-    HostClock::of_thread().wall()
-}
-
 #[cfg(test)]
-#[cfg(feature = "testing")]
 mod tests {
     use std::task::{Wake, Waker};
 
@@ -265,7 +231,11 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     fn lease_handle() -> (LeaseHandle, Arc<LeaseDeadline>) {
-        let validity = Arc::new(LeaseDeadline::default());
+        lease_handle_by(Clock::default())
+    }
+
+    fn lease_handle_by(clock: Clock) -> (LeaseHandle, Arc<LeaseDeadline>) {
+        let validity = Arc::new(LeaseDeadline::new(clock));
         (LeaseHandle::new(7, Arc::clone(&validity)), validity)
     }
 
@@ -289,7 +259,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn lease_ends_by_the_clock_that_advanced_further() {
         let clock = WallClock::at(SystemTime::UNIX_EPOCH + LONG);
-        let (lease_handle, validity) = lease_handle();
+        let (lease_handle, validity) = lease_handle_by(clock.clock());
         let mut until = None;
         validity.extend(validity.now(), LONG);
         assert!(lease_handle.guard().holds(&mut until));
@@ -308,7 +278,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn sleep_after_the_wall_clock_was_set_back_ends_the_lease() {
         let clock = WallClock::at(SystemTime::UNIX_EPOCH + 2 * LONG);
-        let (lease_handle, validity) = lease_handle();
+        let (lease_handle, validity) = lease_handle_by(clock.clock());
         let mut known = None;
         validity.extend(validity.now(), LONG);
         assert!(lease_handle.guard().holds(&mut known));

@@ -50,7 +50,6 @@ struct Latest {
 
 /// Runs the scenario of a seed.
 pub(crate) async fn simulate(seed: u64) -> Story {
-    let _wall = WallClock::at(UNIX_EPOCH + BEGINNING);
     let mut world = Latest::begin(seed);
     world.put().await;
     sleep(LONG_AGO).await;
@@ -136,6 +135,7 @@ impl Latest {
             .discovery_interval(Duration::from_secs(5))
             .lease_duration(Duration::from_secs(6))
             .worker_id(format!("w{}", self.trace.len()))
+            .wall_clock(&WallClock::at(self.kinesis.now()))
             .store(store.clone());
         let builder = if self.is_named {
             builder

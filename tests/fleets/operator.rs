@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kinestream::store::lease::AdminEdit;
+use kinestream::testing::WallClock;
 use kinestream::{Checkpoint, Consumer, IfLeased, StartingPosition};
 
 use crate::link::Life;
@@ -88,7 +89,9 @@ impl World {
             worker,
             panics: self.panics.of_one(),
         };
-        let builder = Consumer::builder(self.kinesis.client(), "orders").store(store);
+        let builder = Consumer::builder(self.kinesis.client(), "orders")
+            .wall_clock(&WallClock::at(self.kinesis.now()))
+            .store(store);
         (builder.build().expect("the options are valid"), worker)
     }
 }

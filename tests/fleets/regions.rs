@@ -81,7 +81,6 @@ struct Regions {
 /// Runs the scenario of a seed.
 pub(crate) async fn simulate(seed: u64) -> Story {
     let mut world = Regions::new(seed);
-    let _wall = WallClock::at(UNIX_EPOCH + BEGINNING);
     world.begin().await;
     for _ in 0..world.rng.usize(4..16) {
         world.step().await;
@@ -214,6 +213,7 @@ impl Regions {
             .checkpoint_interval(Duration::from_millis(100))
             .discovery_interval(Duration::from_secs(5))
             .worker_id(format!("w{}", self.trace.len()))
+            .wall_clock(&WallClock::at(kinesis.now()))
             .store(store.clone())
             .build()
             .expect("the options are valid");

@@ -41,7 +41,6 @@ struct Starts {
 
 /// Runs the scenario of a seed.
 pub(crate) async fn simulate(seed: u64) -> Story {
-    let _wall = WallClock::at(UNIX_EPOCH + BEGINNING);
     let mut world = Starts::begin(seed).await;
     let calls = world.kinesis.call_count();
     for _ in 0..world.rng.usize(4..16) {
@@ -178,6 +177,7 @@ impl Starts {
 
 fn builder(kinesis: &Kinesis) -> ConsumerBuilder {
     Consumer::builder(kinesis.client(), "orders")
+        .wall_clock(&WallClock::at(kinesis.now()))
         .starting_position(StartingPosition::TrimHorizon)
         .checkpoint_on(CheckpointOn::Ack)
         .discovery_interval(Duration::from_secs(5))

@@ -73,7 +73,8 @@ impl Worker {
         };
         let client = panics.client(kinesis.client_with_key(&name));
         let builder = Consumer::builder(client, "orders").store(store);
-        let builder = plan.apply(builder).worker_id(name.clone());
+        let wall = WallClock::at(kinesis.now());
+        let builder = plan.apply(builder).worker_id(name.clone()).wall_clock(&wall);
         let consumer = builder.build().expect("the plan's options are valid");
         let hearing = Hearing::new(consumer.events(), name.clone(), truth.clone());
         let hearing = SharedHearing::new(hearing);
@@ -93,7 +94,7 @@ impl Worker {
             plan,
             consumer,
             hearing,
-            wall: WallClock::at(kinesis.now()),
+            wall,
             stream,
             panics,
             truth: truth.clone(),
@@ -128,8 +129,6 @@ impl Worker {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<kinestream::Result<(Record, Place)>>> {
-        // The tasks of the worker keep the clock of the host that they were started on.
-        self.wall.enter();
         if self.polls() { self.stream.poll_next(context) } else { Poll::Pending }
     }
 

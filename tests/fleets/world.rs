@@ -10,7 +10,7 @@ use fastrand::Rng;
 use kinestream::MemoryStore;
 use kinestream::store::Scope;
 use kinestream::store::lease::{LeaseStore, LeaseTable};
-use kinestream::testing::{Kinesis, Outcome, Stream, WallClock};
+use kinestream::testing::{Kinesis, Outcome, Stream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
@@ -47,7 +47,6 @@ pub(crate) struct World {
     pub(crate) replicas: VecDeque<(Instant, MemoryStore)>,
     pub(crate) clocks: Clocks,
     pub(crate) damage: Damage,
-    _wall: WallClock,
     pub(crate) workers: Vec<Worker>,
     /// The running tasks of operators.
     pub(crate) operators: JoinSet<()>,
@@ -106,7 +105,6 @@ impl World {
             replicas: VecDeque::new(),
             clocks: Clocks::new(seed),
             damage: Damage::new(seed),
-            _wall: WallClock::at(beginning),
             workers: Vec::new(),
             operators: JoinSet::new(),
             faults,

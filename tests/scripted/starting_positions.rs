@@ -55,13 +55,13 @@ async fn latest_is_stored_before_the_first_read() {
 #[tokio::test(start_paused = true)]
 async fn latest_after_a_crash_before_the_first_listing_reads_from_the_first_poll() {
     let (kinesis, orders) = orders(1);
-    let _clock = WallClock::at(kinesis.now());
+    let clock = WallClock::at(kinesis.now());
     orders.shard(0).put("0");
     // Longer than the clock of a worker may be ahead.
     sleep(Duration::from_secs(10 * 60)).await;
     let store = MemoryStore::new();
     let latest = |worker: &str| {
-        let builder = consumer(&kinesis).worker_id(worker).store(store.clone());
+        let builder = consumer(&kinesis).worker_id(worker).store(store.clone()).wall_clock(&clock);
         builder.starting_position(StartingPosition::Latest).build().unwrap()
     };
     kinesis.next_calls("ListShards", usize::MAX, Outcome::throttled());
