@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{BehaviorVersion, Config};
 use kinestream::{
-    Checkpoint, Consumer, ConsumerBuilder, ErrorKind, ShardPosition, StartingPosition,
+    Checkpoint, Consumer, ConsumerBuilder, ErrorKind, MemoryBudget, ShardPosition, StartingPosition,
 };
 
 fn client() -> Client {
@@ -87,6 +87,12 @@ fn counts_out_of_range_are_rejected() {
     assert_eq!(
         refused(|builder| builder.max_in_flight_bytes(0)),
         "stream orders: max_in_flight_bytes is 0, but must be at least 1 byte"
+    );
+    let budget = MemoryBudget::new(1 << 20);
+    assert_eq!(
+        refused(|builder| builder.max_buffered_bytes(1).memory_budget(&budget)),
+        "stream orders: max_buffered_bytes and memory_budget are both set; set the size of the shared \
+         budget with MemoryBudget::new"
     );
     assert_eq!(
         refused(|builder| builder.max_buffered_bytes(0)),

@@ -208,7 +208,7 @@ impl ConsumerBuilder {
     ///
     /// Default: 64 MiB. At least 1 byte.
     pub fn max_buffered_bytes(mut self, bytes: usize) -> Self {
-        self.settings.max_buffered_bytes = bytes;
+        self.settings.max_buffered_bytes = Some(bytes);
         self
     }
 
@@ -218,8 +218,7 @@ impl ConsumerBuilder {
     /// within the reserves of their shards, 64 KiB each.
     ///
     /// Default: none, so that the consumer has a separate budget of
-    /// [`max_buffered_bytes`](Self::max_buffered_bytes). With a shared budget, `max_buffered_bytes`
-    /// has no effect.
+    /// [`max_buffered_bytes`](Self::max_buffered_bytes). Setting both is an error.
     pub fn memory_budget(mut self, memory_budget: &MemoryBudget) -> Self {
         self.settings.memory_budget = Some(memory_budget.clone());
         self

@@ -129,9 +129,7 @@ impl Session {
                 drop((worker_running, assigned));
             }
         });
-        let settings = &inner.settings;
-        let own = || MemoryBudget::new(settings.max_buffered_bytes);
-        let memory_budget = settings.memory_budget.clone().unwrap_or_else(own);
+        let memory_budget = inner.settings.buffer();
         inner.telemetry.set_buffered_bytes_fn({
             let memory_budget = memory_budget.clone();
             move || memory_budget.taken()

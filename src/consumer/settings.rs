@@ -24,6 +24,9 @@ const MAX_OPTION_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const MIN_LEASE_DURATION: Duration = Duration::from_secs(2);
 const MAX_LEASE_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The default of `max_buffered_bytes`.
+const BUFFERED_BYTES: usize = 64 * 1024 * 1024;
+
 /// The checked options of a consumer.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
@@ -33,14 +36,22 @@ pub(super) struct Settings {
     pub(super) flush: FlushConfig,
     pub(super) in_flight: InFlightConfig,
     pub(super) prefetch: usize,
-    pub(super) max_buffered_bytes: usize,
-    /// A budget shared with other consumers; replaces `max_buffered_bytes`.
+    pub(super) max_buffered_bytes: Option<usize>,
+    /// A budget shared with other consumers, in place of `max_buffered_bytes`.
     pub(super) memory_budget: Option<MemoryBudget>,
     pub(super) on_trimmed: OnTrimmed,
     pub(super) deaggregate: bool,
     pub(super) fan_out: Option<Arc<str>>,
     pub(super) deregister_on_close: bool,
     pub(super) worker_config: WorkerConfig,
+}
+
+impl Settings {
+    /// Returns the memory for the records that are fetched and not delivered.
+    pub(super) fn buffer(&self) -> MemoryBudget {
+        let own = || MemoryBudget::new(self.max_buffered_bytes.unwrap_or(BUFFERED_BYTES));
+        self.memory_budget.clone().unwrap_or_else(own)
+    }
 }
 
 impl Default for Settings {
@@ -55,7 +66,7 @@ impl Default for Settings {
             },
             in_flight: InFlightConfig { records: 10_000, bytes: 64 * 1024 * 1024 },
             prefetch: 1,
-            max_buffered_bytes: 64 * 1024 * 1024,
+            max_buffered_bytes: None,
             memory_budget: None,
             on_trimmed: OnTrimmed::default(),
             deaggregate: true,
@@ -128,10 +139,15 @@ impl Settings {
         if self.prefetch > 1000 {
             return Err(format!("prefetch is {}, but must be 0 to 1000 batches", self.prefetch));
         }
-        if self.max_buffered_bytes == 0 {
-            return Err("max_buffered_bytes is 0, but must be at least 1 byte".into());
+        match (self.max_buffered_bytes, &self.memory_budget) {
+            (Some(_), Some(_)) => {
+                Err("max_buffered_bytes and memory_budget are both set; set the size \
+                                       of the shared budget with MemoryBudget::new"
+                    .into())
+            }
+            (Some(0), None) => Err("max_buffered_bytes is 0, but must be at least 1 byte".into()),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -140,6 +140,11 @@ impl Plan {
     }
 
     pub(crate) fn apply(&self, builder: ConsumerBuilder) -> ConsumerBuilder {
+        self.apply_to_shared(builder).max_buffered_bytes(self.max_buffered_bytes)
+    }
+
+    /// Sets the options of a consumer that shares a memory budget.
+    pub(crate) fn apply_to_shared(&self, builder: ConsumerBuilder) -> ConsumerBuilder {
         let builder = if self.fan_out { builder.fan_out("billing") } else { builder };
         builder
             .starting_position(self.start)
@@ -153,7 +158,6 @@ impl Plan {
             .max_in_flight_bytes(self.max_in_flight_bytes)
             .max_unflushed(self.max_unflushed)
             .prefetch(self.prefetch)
-            .max_buffered_bytes(self.max_buffered_bytes)
             .discovery_interval(self.discovery_interval)
     }
 }

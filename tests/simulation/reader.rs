@@ -83,15 +83,17 @@ impl Reader {
         database: Option<&Database>,
     ) -> Self {
         let client = panics.client(kinesis.client());
-        let mut builder = plan.apply(Consumer::builder(client, "orders").store(store.clone()));
-        if let Some(database) = database {
-            builder = database.apply(builder);
-        }
+        let mut builder = Consumer::builder(client, "orders").store(store.clone());
         let mut neighbour = None;
         if plan.has_neighbour {
             let budget = MemoryBudget::new(plan.max_buffered_bytes);
             neighbour = Some(Neighbour::begin(&budget, &truth).await);
-            builder = builder.memory_budget(&budget);
+            builder = plan.apply_to_shared(builder).memory_budget(&budget);
+        } else {
+            builder = plan.apply(builder);
+        }
+        if let Some(database) = database {
+            builder = database.apply(builder);
         }
         let consumer = builder.build().expect("the plan's options are valid");
         let stream = Inline::new(Merged::new(&consumer, truth.clone(), &plan), panics.clone());

@@ -86,12 +86,12 @@ impl Act {
 
     fn begin_lanes(&self, name: &str, memory_budget: Option<&MemoryBudget>) -> Consumer {
         let builder = Consumer::builder(self.kinesis.client(), name);
-        let builder = self.plan.apply(builder).store(self.store.clone());
-        let builder = builder.starting_position(StartingPosition::TrimHorizon);
+        let builder = builder.store(self.store.clone());
         let builder = match memory_budget {
-            Some(budget) => builder.memory_budget(budget),
-            None => builder,
+            Some(budget) => self.plan.apply_to_shared(builder).memory_budget(budget),
+            None => self.plan.apply(builder),
         };
+        let builder = builder.starting_position(StartingPosition::TrimHorizon);
         builder.build().expect("the plan's options are valid")
     }
 
