@@ -23,7 +23,7 @@ pub(crate) use watermark::{Advance, QuietPosition, Watermark};
 /// |---|---|
 /// | [`TrimHorizon`](Self::TrimHorizon) | `TRIM_HORIZON` |
 /// | [`AtTimestamp`](Self::AtTimestamp) | `AT_TIMESTAMP:1767225600000`, milliseconds since 1970 |
-/// | [`AfterSequence`](Self::AfterSequenceNumber) | `AFTER_SEQUENCE_NUMBER:49590338`, followed by `:7` inside an aggregated record |
+/// | [`AfterSequenceNumber`](Self::AfterSequenceNumber) | `AFTER_SEQUENCE_NUMBER:49590338`, followed by `:7` inside an aggregated record |
 /// | [`CaughtUp`](Self::CaughtUp) | `CAUGHT_UP:1767225600000:49590338`, or `CAUGHT_UP:1767225600000` if no record was acknowledged |
 /// | [`ShardEnd`](Self::ShardEnd) | `SHARD_END` |
 ///

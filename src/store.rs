@@ -238,7 +238,7 @@ pub(crate) use writer::{FlushConfig, ReaderGate, TrackedShard, Writer};
 ///
 /// # Errors
 ///
-/// [`ErrorKind::StoreUnavailable`] ([`Error::store_unavailable`](crate::Error::store_unavailable))
+/// [`ErrorKind::StoreUnavailable`]
 /// is retried with back-off. Any other kind is reported to the caller once, and is then retried as
 /// well.
 ///

@@ -178,11 +178,11 @@ local function lease_line(lease)
   return table.concat(words, ' ')
 end
 
--- The time for which a note is kept, in milliseconds: MARK_KEPT of src/store/lease.rs.
-local MARK_KEPT = 365 * 24 * 60 * 60 * 1000
+-- The time for which a note is kept, in milliseconds: FINISHED_SHARD_RETENTION of src/store/lease.rs.
+local FINISHED_SHARD_RETENTION = 365 * 24 * 60 * 60 * 1000
 
 local function is_kept(moment)
-  return millis - moment < MARK_KEPT
+  return millis - moment < FINISHED_SHARD_RETENTION
 end
 
 -- Returns the lease of a shard, also if its checkpoint cannot be parsed.
