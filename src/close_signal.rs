@@ -1,7 +1,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll};
 
+use crate::mutex::Mutex;
 use crate::wakers::{Waiters, wake_all};
 
 /// A one-time signal to the holders of its clones, such as the close of a consumer to its streams.
@@ -26,7 +27,7 @@ struct Signal {
 
 impl Signal {
     fn lock(&self) -> MutexGuard<'_, Waiters> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 }
 
@@ -121,7 +122,7 @@ mod tests {
 
     impl Wake for Inline {
         fn wake(self: Arc<Self>) {
-            let mut other = self.0.lock().unwrap().take().unwrap();
+            let mut other = self.0.lock().take().unwrap();
             assert!(other.poll_closed(&mut Context::from_waker(Waker::noop())).is_ready());
         }
     }

@@ -10,8 +10,8 @@ mod shards;
 mod status;
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::fleet::WorkerMessage;
+use crate::mutex::Mutex;
 use crate::shard::CloseSignal;
 use crate::source::{Kinesis, RegisteredConsumer};
 use crate::store::{self, CheckpointStore, LeaseStore, Scope, Writer};
@@ -153,9 +154,9 @@ impl Consumer {
     /// If the future is dropped early, the consumer is closed all the same, and the save continues.
     pub async fn close(&self) -> Result<()> {
         self.inner.close_signal.close();
-        let writer = self.inner.writer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let writer = self.inner.writer.lock().clone();
         let Some(writer) = writer else { return Ok(()) };
-        let worker = self.inner.worker.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let worker = self.inner.worker.lock().clone();
         let closed = timeout(CLOSE_TIMEOUT, async {
             writer.flush().await?;
             if let Some(mut worker) = worker {

@@ -166,6 +166,7 @@ mod discovery;
 mod error;
 mod fleet;
 pub mod guide;
+mod mutex;
 mod pacing;
 mod record;
 mod shard;

@@ -20,7 +20,7 @@ mod shard;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
 use tokio::sync::broadcast;
@@ -28,6 +28,7 @@ use tokio::time::Instant;
 
 use crate::checkpoint::Watermark;
 use crate::error::{Error, Result, contain_call};
+use crate::mutex::Mutex;
 use crate::record::ShardId;
 
 pub use event::{Event, Task};
@@ -231,7 +232,7 @@ impl Telemetry {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 impl fmt::Debug for Telemetry {

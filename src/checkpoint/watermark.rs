@@ -4,8 +4,8 @@ mod state;
 mod times;
 
 use std::fmt;
+use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::Checkpoint;
 use super::in_flight::{Allowance, InFlightConfig, InFlightLimit};
+use crate::mutex::Mutex;
 use crate::record::{AckSink, PositionBuf};
 use crate::wakers::wake_all;
 
@@ -179,7 +180,7 @@ impl Watermark {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code under the lock panics. If it did, the position would be too early, which is safe.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -7,6 +7,7 @@ use super::settings::{Settings, check_application, check_stream};
 use super::{Consumer, Inner};
 use crate::discovery::{ShardOrdering, ShardPosition, StartingPosition};
 use crate::error::{Error, ErrorKind, Result};
+use crate::mutex::Mutex;
 use crate::record::ShardId;
 use crate::shard::CheckpointOn;
 use crate::source::{Kinesis, MemoryBudget, OnTrimmed, RegisteredConsumer};
@@ -396,9 +397,9 @@ impl ConsumerBuilder {
                 settings: self.settings,
                 close_signal: crate::shard::CloseSignal::new(),
                 has_session: Arc::default(),
-                writer: std::sync::Mutex::default(),
-                messages: std::sync::Mutex::default(),
-                worker: std::sync::Mutex::default(),
+                writer: Mutex::default(),
+                messages: Mutex::default(),
+                worker: Mutex::default(),
             }),
         })
     }

@@ -1,6 +1,5 @@
 //! The health of a consumer, from the state of its own process.
 
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::Consumer;
@@ -112,7 +111,7 @@ impl Consumer {
     /// ```
     pub fn health(&self) -> Health {
         let inner = &self.inner;
-        let writer = inner.writer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let writer = inner.writer.lock().clone();
         let vitals = inner.telemetry.health_state();
         Health {
             is_running: vitals.is_running

@@ -1,7 +1,6 @@
 //! Operations on the stored positions of an application: reads, changes, seeks.
 
 use std::collections::BTreeSet;
-use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
@@ -229,7 +228,7 @@ impl Consumer {
     /// Afterwards it delivers no record from before the edit.
     async fn wait_for_worker(&self) {
         let (told, seen) = oneshot::channel();
-        let messages = self.inner.messages.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let messages = self.inner.messages.lock().clone();
         if messages.is_some_and(|messages| messages.send(WorkerMessage::TableEdited(told)).is_ok())
         {
             // If the store does not answer, the leases expire.

@@ -1,8 +1,8 @@
 //! The session: the state that the streams of a consumer share, until the last of them is dropped.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use super::Consumer;
 use crate::discovery::{Memory, ScopeMigration, ShardDiscovery};
 use crate::error::{Error, Result, contain_call};
 use crate::fleet::{AssignedShard, Worker, WorkerDeps, WorkerMessage};
+use crate::mutex::Mutex;
 use crate::shard::{PollMonitor, ReadOutcome, ReaderConfig, ShardReader, ShardStream};
 use crate::source::{MemoryBudget, SourceConfig};
 use crate::store::Writer;
@@ -49,7 +50,7 @@ impl Session {
         let (assigned, assignments) = mpsc::unbounded_channel();
         let (message, messages) = mpsc::unbounded_channel();
         let inner = &self.consumer.inner;
-        *inner.messages.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.clone());
+        *inner.messages.lock() = Some(message.clone());
         inner.telemetry.set_error_sink({
             // A weak sender: the stream of shards ends when the last strong sender is dropped.
             let assigned = assigned.downgrade();
@@ -92,11 +93,10 @@ impl Session {
             messages: message.clone(),
         });
         let (end_signal, is_over) = oneshot::channel();
-        *self.end_signal.lock().unwrap_or_else(PoisonError::into_inner) = Some(end_signal);
+        *self.end_signal.lock() = Some(end_signal);
         let mut close_signal = inner.close_signal.clone();
         let (worker_running, worker_ended) = watch::channel(());
-        let before =
-            inner.worker.lock().unwrap_or_else(PoisonError::into_inner).replace(worker_ended);
+        let before = inner.worker.lock().replace(worker_ended);
         tokio::spawn({
             let (writer, has_ended) = (writer.clone(), Arc::clone(&has_ended));
             let (telemetry, session_guard) =
@@ -148,7 +148,7 @@ impl Session {
     /// concurrently.
     fn writer(&self) -> Writer {
         let inner = &self.consumer.inner;
-        let mut writer = inner.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = inner.writer.lock();
         if let Some(writer) = &*writer
             && writer.is_running()
         {

@@ -1,7 +1,7 @@
 //! Listings of the stream, repeated until one is complete.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{Instant, sleep};
@@ -19,6 +19,7 @@ use crate::backoff::{Backoff, LISTINGS};
 use crate::checkpoint::millis_of;
 use crate::clock::Clock;
 use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
+use crate::mutex::Mutex;
 use crate::record::ShardId;
 use crate::source::{Kinesis, ListedShard, Listing, OnTrimmed, start_mismatch, unusable_listing};
 use crate::store::lease::{Change, Lease, LeaseTable};
@@ -106,7 +107,7 @@ impl Memory {
 
     fn absences(&self) -> MutexGuard<'_, AbsentShards> {
         // No step panics with half a change made.
-        self.0.absences.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.absences.lock()
     }
 }
 

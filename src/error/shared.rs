@@ -1,8 +1,10 @@
 //! The errors of a call that the readers of many shards share.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::{Error, ErrorKind};
+
+use crate::mutex::Mutex;
 
 /// A set of error kinds, kept separately for shared calls and for calls of one shard: both may fail
 /// for the same reason, and each failure is reported.
@@ -50,7 +52,7 @@ impl SharedFailures {
     /// Returns true if the caller has received no error of this kind in this reading of the stream.
     /// The kind then counts as received.
     pub(super) fn claim(&self, kind: ErrorKind, reading: u64) -> bool {
-        let mut claimed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut claimed = self.0.lock();
         if claimed.reading != reading {
             *claimed = Claimed { reading, kinds: 0 };
         }

@@ -6,12 +6,13 @@
 //! the last.
 
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use super::CheckpointOn;
 use super::lease_handle::{CachedDeadline, LeaseGuard, LeaseHandle};
 use crate::checkpoint::{Allowance, Watermark};
 use crate::error::{Error, Result};
+use crate::mutex::Mutex;
 use crate::record::{PositionBuf, Record};
 use crate::source::{Batch, Reservation};
 
@@ -134,7 +135,7 @@ impl BatchSlot {
     }
 
     fn lock(&self) -> MutexGuard<'_, SlotState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

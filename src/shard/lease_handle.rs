@@ -14,7 +14,7 @@
 //! reached its end.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::CloseSignal;
 use crate::clock::Clock;
+use crate::mutex::Mutex;
 use crate::wakers::{Waiters, wake_all};
 
 /// A moment by both clocks of this host, the monotonic clock and the wall clock.
@@ -178,7 +179,7 @@ impl LeaseDeadline {
 
     /// Extends the validity to `time` after `from`, and wakes the handles that wait for it.
     pub(crate) fn extend(&self, from: Moment, time: Duration) {
-        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Some(from.after(time));
+        *self.until.lock() = Some(from.after(time));
         self.renewals.fetch_add(1, Ordering::SeqCst);
         self.is_doubtful.store(false, Ordering::SeqCst);
         let waiting = self.waiting().take();
@@ -192,7 +193,7 @@ impl LeaseDeadline {
     }
 
     fn until(&self) -> Option<Moment> {
-        *self.until.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.until.lock()
     }
 
     fn holds(&self) -> bool {
@@ -215,7 +216,7 @@ impl LeaseDeadline {
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiters> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 }
 
@@ -313,7 +314,7 @@ mod tests {
 
     impl Wake for PollsInline {
         fn wake(self: Arc<Self>) {
-            let Some(mut lease_handle) = self.0.lock().unwrap().take() else { return };
+            let Some(mut lease_handle) = self.0.lock().take() else { return };
             let waker = Waker::from(Arc::clone(&self));
             let polled = lease_handle.poll_holds(&mut Context::from_waker(&waker));
             self.1.store(polled == Poll::Ready(true), Ordering::SeqCst);
@@ -326,7 +327,7 @@ mod tests {
         let woken = Arc::new(PollsInline(Mutex::default(), AtomicBool::new(false)));
         let waker = Waker::from(Arc::clone(&woken));
         assert!(lease_handle.poll_holds(&mut Context::from_waker(&waker)).is_pending());
-        *woken.0.lock().unwrap() = Some(lease_handle);
+        *woken.0.lock() = Some(lease_handle);
         validity.extend(validity.now(), LONG);
         assert!(woken.1.load(Ordering::SeqCst), "the poll within the wake is ready");
     }

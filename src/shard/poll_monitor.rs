@@ -3,12 +3,13 @@
 //! A waiting caller polls only when it is woken, so the lack of polls alone proves nothing. It is
 //! woken after half of the time limit, and has the other half to poll.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::task::Waker;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::mutex::Mutex;
 use crate::wakers::wake_all;
 
 /// The last poll of a stream. Clones share it.
@@ -79,7 +80,7 @@ impl PollMonitor {
     }
 
     fn lock(&self) -> MutexGuard<'_, LastPoll> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -9,10 +9,12 @@
 //! timeouts that differ by one millisecond: 32 subscriptions use the first timeout, the next 32 the
 //! second one. A client that selects connections differently is not affected.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use aws_sdk_kinesis::config::timeout::TimeoutConfig;
+
+use crate::mutex::Mutex;
 
 /// The maximum number of subscriptions on one connection. A server should allow 100 concurrent
 /// requests (<https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2>), and a shard has two
@@ -27,7 +29,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(3100);
 static SHARED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
 fn shared() -> MutexGuard<'static, Vec<usize>> {
-    SHARED.lock().unwrap_or_else(PoisonError::into_inner)
+    SHARED.lock()
 }
 
 /// A slot on a connection, released when it is dropped.

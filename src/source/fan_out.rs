@@ -14,7 +14,7 @@
 //! [`Source::drop_subscription`] drops it from there, and the next poll subscribes again at the position.
 //! Dropping the source at any await point drops the subscription and loses nothing else.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::types::SubscribeToShardEvent;
@@ -33,6 +33,7 @@ use super::subscription::{
 use super::unproven_end::{INVALID_NUMBER, OpenEnd};
 use super::{KnownShard, ShardFetcher, Source, batches};
 use crate::error::{ClassifiedError, ErrorKind, RetryAction};
+use crate::mutex::Mutex;
 use crate::record::SequenceNumber;
 use crate::telemetry::log_line;
 
@@ -70,11 +71,11 @@ pub(super) struct FanOutFetcher {
 type Slot = Arc<Mutex<Option<Subscription>>>;
 
 fn take(slot: &Slot) -> Option<Subscription> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+    slot.lock().take()
 }
 
 fn put(slot: &Slot, subscription: Subscription) {
-    *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(subscription);
+    *slot.lock() = Some(subscription);
 }
 
 /// A subscription that has started.

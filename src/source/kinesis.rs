@@ -1,7 +1,7 @@
 //! Makes the calls to Kinesis. No other module of the consumer sends requests through the SDK.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::Client;
@@ -31,6 +31,7 @@ use super::response_memory::ResponseMemory;
 use super::retention_period::{Period, RetentionPeriod};
 use super::subscription::{MessageMeter, Subscription};
 use crate::error::{ClassifiedError, Error, ErrorKind, Result, RetryAction, contain, date_of};
+use crate::mutex::Mutex;
 use crate::record::{SequenceNumber, ShardId};
 
 /// The timeout of a call: ten times as long as a response of 10 MiB takes at 30 Mbit/s.
@@ -431,7 +432,7 @@ struct ServerDate(Arc<Mutex<Option<SystemTime>>>);
 
 impl ServerDate {
     fn read(&self) -> Option<SystemTime> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.lock()
     }
 }
 
@@ -447,7 +448,7 @@ impl Intercept for ServerDate {
         _config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let date = date_of(context.response());
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = date;
+        *self.0.lock() = date;
         Ok(())
     }
 }

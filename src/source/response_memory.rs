@@ -12,7 +12,7 @@
 //! Kinesis counts its bytes and the next call depends on its length.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll, ready};
 
 use aws_sdk_kinesis::config::interceptors::{
@@ -28,6 +28,8 @@ use http_body::{Body, Frame};
 use super::demand::Demand;
 use super::field_scanner::FieldScanner;
 use super::memory_budget::Reservation;
+
+use crate::mutex::Mutex;
 
 /// The most bytes of records that one response holds:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
@@ -98,7 +100,7 @@ impl ResponseMemory {
     }
 
     fn lock(&self) -> MutexGuard<'_, Answer> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -187,7 +189,7 @@ impl Body for Measured {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Self { inner, response_memory } = self.get_mut();
-        let inner = inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let inner = inner.get_mut();
         loop {
             let frame = ready!(Pin::new(&mut *inner).poll_frame(context));
             let mut answer = response_memory.lock();

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use super::field_scanner::{MessageFieldScanner, NamedFields};
 use super::memory_budget::Reservation;
 use super::response_memory::while_read;
 use crate::error::{ClassifiedError, contain};
+use crate::mutex::Mutex;
 
 /// The age at which Kinesis ends a subscription:
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>.
@@ -175,7 +176,7 @@ impl MessageMeter {
     }
 
     fn lock(&self) -> MutexGuard<'_, Measured> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -290,7 +291,7 @@ impl Body for MeasuredBody {
         if self.is_over {
             return Poll::Ready(Some(Err("too little free memory for the message".into())));
         }
-        let body = self.body.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let body = self.body.get_mut();
         let frame = std::task::ready!(Pin::new(body).poll_frame(context));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()

@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt;
@@ -13,6 +13,7 @@ use super::lease::{
 use super::{CheckpointStore, Scope};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::mutex::Mutex;
 use crate::record::ShardId;
 
 /// Keeps positions and leases in memory, for the lifetime of the process.
@@ -117,7 +118,7 @@ impl MemoryStore {
     fn with<T>(&self, scope: &Scope, work: impl FnOnce(&mut Ledger, Duration) -> T) -> T {
         let now = self.clock.now();
         // Recovering a poisoned lock is safe: no step panics with a change half made.
-        let mut ledgers = self.ledgers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ledgers = self.ledgers.lock();
         work(ledgers.entry(scope.clone()).or_default(), now)
     }
 }
@@ -141,7 +142,7 @@ impl MemoryStore {
     /// replica or a restart without data.
     pub fn replace_with_copy_of(&self, other: &Self) {
         let copied = other.copied();
-        *self.ledgers.lock().unwrap_or_else(PoisonError::into_inner) = copied;
+        *self.ledgers.lock() = copied;
     }
 
     /// Moves the clock by `millis` milliseconds, forwards or backwards.
@@ -162,7 +163,7 @@ impl MemoryStore {
     }
 
     fn copied(&self) -> HashMap<Scope, Ledger> {
-        self.ledgers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.ledgers.lock().clone()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Leases for a store that keeps positions only: one worker reads every shard.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -15,6 +15,7 @@ use super::lease::{
 use super::{CheckpointStore, MemoryStore, Scope, with_timeout};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::mutex::Mutex;
 use crate::record::ShardId;
 use crate::telemetry::log_line;
 
@@ -40,12 +41,12 @@ impl SingleWorkerLeases {
     }
 
     fn lock(&self) -> MutexGuard<'_, Instant> {
-        self.last_loaded.lock().unwrap_or_else(PoisonError::into_inner)
+        self.last_loaded.lock()
     }
 
     fn loaded(&self) -> MutexGuard<'_, HashSet<Scope>> {
         // Recovering a poisoned lock is safe: no step panics with a change half made.
-        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+        self.loaded.lock()
     }
 
     async fn load(&self, scope: &Scope) -> Result<()> {

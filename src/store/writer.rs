@@ -21,7 +21,7 @@ mod tracked_shards;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -31,6 +31,7 @@ use super::{LeaseStore, Scope};
 use crate::checkpoint::Checkpoint;
 use crate::close_signal::CloseSignal;
 use crate::error::{Error, Result};
+use crate::mutex::Mutex;
 use crate::record::ShardId;
 use crate::telemetry::Telemetry;
 use crate::wakers::Waiters;
@@ -223,7 +224,7 @@ impl FlushNotifier {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Reports an error to the caller at once, unless an error was reported since the last save.

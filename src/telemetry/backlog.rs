@@ -1,10 +1,12 @@
 //! The backlog of a shard: batches that are fetched and not fully delivered.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::mutex::Mutex;
 
 /// The fetched batches with undelivered records.
 #[derive(Debug, Default)]
@@ -47,7 +49,7 @@ impl Backlog {
     }
 
     fn lock(&self) -> MutexGuard<'_, Batches> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -1,10 +1,10 @@
 //! Shards that are not read because of an error.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 
 use super::{Telemetry, lock};
 use crate::error::{Error, ErrorKind, ErrorKindSet};
+use crate::mutex::Mutex;
 use crate::record::ShardId;
 
 /// The error that keeps a shard from being read.

@@ -2,12 +2,14 @@
 //! consumer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use super::{PollCounter, Telemetry, lock};
+
+use crate::mutex::Mutex;
 
 /// The interval of the check.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);

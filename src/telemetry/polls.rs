@@ -4,11 +4,12 @@
 //! second.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::mutex::Mutex;
 
 /// The polls of one stream.
 #[derive(Debug)]
@@ -89,7 +90,7 @@ impl PollCounter {
     /// Returns the time since the count last changed.
     pub(super) fn look(&self) -> Duration {
         let count = self.count.load(Ordering::Relaxed);
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         if count != seen.count {
             *seen = Seen { count, at: Instant::now() };
         }

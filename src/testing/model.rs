@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fastrand::Rng;
@@ -11,6 +11,8 @@ use tokio::time::Instant;
 use super::contents::Shards;
 use super::limits::MAX_RECORDS;
 use super::{Call, Outcome};
+
+use crate::mutex::Mutex;
 
 /// A handle to the model.
 #[derive(Clone)]
@@ -82,7 +84,7 @@ impl Shared {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Model> {
         // A test that panicked under the lock has already failed; other users may continue.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

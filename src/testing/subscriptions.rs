@@ -2,7 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use super::model::{Model, Shared};
 use super::operations::{
     Answer, describe_children, error_response, not_found, place, record_json, records_that_fit,
 };
+use crate::mutex::Mutex;
 use crate::record::SequenceNumber;
 
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>.
@@ -317,7 +318,7 @@ impl Body for EventStreamBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let pushed = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let pushed = self.0.get_mut();
         pushed.poll_next_unpin(context).map(|next| next.map(|next| next.map(Frame::data)))
     }
 }

@@ -1,9 +1,10 @@
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use crate::clock::Clock;
+use crate::mutex::Mutex;
 
 /// A wall clock for a consumer under test, by which its leases expire. It follows tokio's clock, and
 /// pauses with it, until it is moved. Clones share one clock.
@@ -57,6 +58,6 @@ impl WallClock {
     }
 
     fn lock(&self) -> MutexGuard<'_, (SystemTime, Instant)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }

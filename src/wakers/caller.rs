@@ -1,10 +1,11 @@
 //! Wraps the waker of a stream's caller in a waker whose clone and drop run no code of the caller.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Wake, Waker};
 
 use crate::error::contain_call;
+use crate::mutex::Mutex;
 
 /// The number of attempts at a wake that panics. A wake that panics may not have woken the caller,
 /// which would then never poll again. A needless wake costs one poll.
@@ -54,7 +55,7 @@ struct Slot(Mutex<Option<Arc<Contained>>>);
 
 impl Slot {
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Contained>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

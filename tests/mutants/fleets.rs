@@ -139,8 +139,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "every worker lists the shards",
         file: "fleet/duties.rs",
-        right: "is_idle && (is_first || self.listing.is_requested || self.reachability.is_out())",
-        wrong: "is_idle && (is_first || self.listing.is_requested || self.has_listed || self.reachability.is_out())",
+        right: "(is_first || self.listing.is_requested || self.reachability.is_out())",
+        wrong: "(is_first || self.listing.is_requested || self.has_listed || self.reachability.is_out())",
         breaks: &["FewListings", "Rest"],
     },
     Mistake {

@@ -11,7 +11,7 @@
 //! Calls that start during an attempt to connect wait for its result and share it.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -27,6 +27,7 @@ use super::link::{CONNECT_TIMEOUT, FIRST_CONNECT_TIMEOUT, Link, Target};
 use super::refusal::is_over;
 use crate::backoff::{Backoff, CONNECTIONS};
 use crate::error::{Error, ErrorKind, Result};
+use crate::mutex::Mutex;
 
 /// The time that calls in flight on a retired connection still have to complete. A call without an
 /// answer must not delay its callers, such as a handoff that waits for a save. If the connection
@@ -154,7 +155,7 @@ impl Slot {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
