@@ -62,6 +62,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
+#[doc(alias("subscriber", "reader"))]
 pub struct Consumer {
     inner: Arc<Inner>,
 }
@@ -152,6 +153,7 @@ impl Consumer {
     /// # Cancel safety
     ///
     /// If the future is dropped early, the consumer is closed all the same, and the save continues.
+    #[doc(alias("shutdown", "graceful shutdown", "stop"))]
     pub async fn close(&self) -> Result<()> {
         self.inner.close_signal.close();
         let writer = self.inner.writer.lock().clone();

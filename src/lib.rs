@@ -28,7 +28,30 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The [`guide`] has pages on delivery, fleets, resharding, operations, testing and other topics.
+//! The [`guide`] has pages on delivery, fleets, operations, shutdown, testing and other topics: start with
+//! [`guide::delivery`].
+//!
+//! # Installation
+//!
+//! ```sh
+//! cargo add kinestream futures
+//! cargo add aws-sdk-kinesis --no-default-features --features default-https-client,rt-tokio
+//! cargo add aws-config --no-default-features --features default-https-client,rt-tokio
+//! cargo add tokio --features macros,rt-multi-thread
+//! ```
+//!
+//! | cargo feature | default | provides |
+//! |---|---|---|
+//! | `redis` | yes | `RedisStore`: Redis 6.2 or newer, or Valkey |
+//! | `redis-tls` | no | `rediss://` URLs, by rustls with the system's certificates |
+//! | `redis-cluster` | no | `RedisStore` on a Redis Cluster |
+//! | `redis-sentinel` | no | `RedisStore` on the master that sentinels name |
+//! | `metrics` | no | counters and gauges for the `metrics` facade |
+//! | `serde` | no | `Serialize` and `Deserialize` for positions, [`ApplicationStatus`] and [`Event`] |
+//! | `testing` | no | an in-memory Kinesis for your own tests |
+//!
+//! The [examples](https://github.com/kinestream/kinestream/tree/main/examples) run on an embedded Kinesis, without
+//! an account: `cargo run --example quickstart`.
 //!
 //! # Checkpoints
 //!
@@ -193,7 +216,9 @@ pub use shard::{CheckpointOn, ShardStream};
 pub use source::fuzz_aggregate;
 pub use source::{MemoryBudget, OnTrimmed};
 #[cfg(feature = "redis")]
+#[doc(inline)]
 pub use store::RedisStore;
+#[doc(inline)]
 pub use store::{CheckpointStore, MemoryStore};
 pub use telemetry::{Event, Events, ShardFailure, Task};
 

@@ -177,6 +177,7 @@ impl Record {
     /// [`CheckpointOn::Pull`](crate::CheckpointOn::Pull) no call is needed, since the next poll
     /// acknowledges the record. Call it there to acknowledge the last record before you leave the
     /// loop. Repeated calls have no effect, and a call never blocks.
+    #[doc(alias("commit", "acknowledge", "nack"))]
     pub fn ack(&self) {
         let mut mark = PositionBuf::default();
         mark.set(self);

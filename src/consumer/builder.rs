@@ -59,6 +59,7 @@ impl ConsumerBuilder {
     ///
     /// Default: `"default"`. The name must not be empty and must not contain braces or control
     /// characters.
+    #[doc(alias("consumer group", "group_id", "application_name"))]
     pub fn application(mut self, name: impl Into<String>) -> Self {
         self.application = name.into();
         self
@@ -144,6 +145,7 @@ impl ConsumerBuilder {
     ///
     /// Default: 1 s. At most a year. Zero writes every position: while the store answers, the next
     /// record of a shard is delivered only after the previous position is written.
+    #[doc(alias("commit interval", "auto commit"))]
     pub fn checkpoint_interval(mut self, interval: Duration) -> Self {
         self.settings.flush.interval = interval;
         self
@@ -154,6 +156,7 @@ impl ConsumerBuilder {
     /// acknowledged.
     ///
     /// Default: 10,000 records. At least 1 record.
+    #[doc(alias = "backpressure")]
     pub fn max_in_flight(mut self, records: usize) -> Self {
         self.settings.in_flight.records = records;
         self
@@ -253,6 +256,7 @@ impl ConsumerBuilder {
     /// time that each takes.
     ///
     /// Default: [`OnTrimmed::Fail`].
+    #[doc(alias("retention", "auto offset reset"))]
     pub fn on_trimmed(mut self, policy: OnTrimmed) -> Self {
         self.settings.on_trimmed = policy;
         self
@@ -273,6 +277,7 @@ impl ConsumerBuilder {
     ///
     /// Default: none, so that shards are polled. A name has 1 to 128 letters, digits, `_`, `.` and
     /// `-`.
+    #[doc(alias("enhanced fan-out", "efo", "SubscribeToShard"))]
     pub fn fan_out(mut self, consumer: impl Into<String>) -> Self {
         self.settings.fan_out = Some(consumer.into().into());
         self
@@ -333,6 +338,7 @@ impl ConsumerBuilder {
     ///
     /// Default: 10 s, as in the Kinesis Client Library. 2 s to a day. With a shorter time, the
     /// shards of a failed worker are taken over sooner, and the store receives more calls.
+    #[doc(alias("session timeout", "failover time", "rebalance"))]
     pub fn lease_duration(mut self, duration: Duration) -> Self {
         self.settings.worker_config.lease_duration = duration;
         self
@@ -342,6 +348,7 @@ impl ConsumerBuilder {
     /// that are not finished in this time are delivered again by the other worker.
     ///
     /// Default: 30 s. At most a year.
+    #[doc(alias("rebalance", "graceful handoff"))]
     pub fn handoff_timeout(mut self, time: Duration) -> Self {
         self.settings.worker_config.handoff_timeout = time;
         self

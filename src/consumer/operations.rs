@@ -140,6 +140,7 @@ impl Consumer {
     /// consumer.seek(StartingPosition::AtTimestamp(hour)).await?;
     /// # Ok(()) }
     /// ```
+    #[doc(alias("rewind", "replay", "reset offset"))]
     pub async fn seek(&self, to: StartingPosition) -> Result<()> {
         let mut confirmations = Confirmations::default();
         let mut listed = self.list_all_shards(&mut confirmations).await?;

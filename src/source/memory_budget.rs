@@ -44,6 +44,7 @@ pub(super) const RESERVE: usize = 64 * 1024;
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone)]
+#[doc(alias = "backpressure")]
 pub struct MemoryBudget(Arc<Shared>);
 
 #[derive(Debug)]
