@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fleet::WorkerMessage;
 use crate::mutex::Mutex;
 use crate::shard::CloseSignal;
-use crate::source::{Kinesis, RegisteredConsumer};
+use crate::source::{RegisteredConsumer, StreamClient};
 use crate::store::{self, CheckpointStore, LeaseStore, Scope, Writer};
 use crate::telemetry::{Events, Telemetry};
 
@@ -64,11 +64,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 #[doc(alias("subscriber", "reader"))]
 pub struct Consumer {
-    inner: Arc<Inner>,
+    inner: Arc<ConsumerInner>,
 }
 
-struct Inner {
-    kinesis: Kinesis,
+struct ConsumerInner {
+    kinesis: StreamClient,
     /// The registered consumer of enhanced fan-out; `None` if shards are polled.
     fan_out: Option<Arc<RegisteredConsumer>>,
     store: Arc<dyn CheckpointStore>,

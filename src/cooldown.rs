@@ -14,7 +14,7 @@ use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction, SharedFailure
 pub(crate) struct Cooldown {
     backoff: Backoff,
     until: Option<Instant>,
-    last: Option<Last>,
+    last: Option<LastFailure>,
     failures: SharedFailures,
     /// The number of consecutive calls that panicked.
     panics: u32,
@@ -22,7 +22,7 @@ pub(crate) struct Cooldown {
 
 /// The last failure, which a refusal repeats.
 #[derive(Debug)]
-struct Last {
+struct LastFailure {
     action: RetryAction,
     kind: ErrorKind,
     message: String,
@@ -63,7 +63,7 @@ impl Cooldown {
         failure.action = failure.action_after(&mut self.panics);
         failure.error = failure.error.shared(Some(self.failures.clone()));
         let (action, error) = (failure.action, &failure.error);
-        self.last = Some(Last { action, kind: error.kind(), message: error.to_string() });
+        self.last = Some(LastFailure { action, kind: error.kind(), message: error.to_string() });
         failure
     }
 

@@ -39,9 +39,9 @@ type Source = Box<dyn StdError + Send + Sync>;
 /// assert!(!error.is_temporary());
 /// assert_eq!(error.to_string(), "stream orders: limit is 10001, but must be 1 to 10000 records a call");
 /// ```
-pub struct Error(Box<Inner>);
+pub struct Error(Box<ErrorInner>);
 
-struct Inner {
+struct ErrorInner {
     kind: ErrorKind,
     message: String,
     stream: Option<Arc<str>>,
@@ -128,7 +128,7 @@ impl Error {
     /// assert_eq!(error.to_string(), "cannot write checkpoints");
     /// ```
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner {
+        Self(Box::new(ErrorInner {
             kind,
             message: message.into(),
             stream: None,
@@ -226,7 +226,7 @@ impl fmt::Debug for Error {
     /// Writes each cause in its `Display` form, since the `Debug` form of an SDK error fills a
     /// page.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { kind, message, stream, shard, .. } = &*self.0;
+        let ErrorInner { kind, message, stream, shard, .. } = &*self.0;
         let causes: Vec<String> = std::iter::successors(self.source(), |cause| (*cause).source())
             .map(ToString::to_string)
             .collect();

@@ -47,7 +47,7 @@ pub(crate) use absent_listings::AbsentListings;
 pub(crate) use batch::Batch;
 pub(crate) use demand::Demand;
 use fan_out::FanOutFetcher;
-pub(crate) use kinesis::{Kinesis, KnownShard, MAX_CLOCK_SKEW};
+pub(crate) use kinesis::{KnownShard, MAX_CLOCK_SKEW, StreamClient};
 pub(crate) use listing::{ListedShard, Listing, start_mismatch, unusable_listing};
 pub use memory_budget::MemoryBudget;
 pub(crate) use memory_budget::Reservation;
@@ -55,12 +55,12 @@ use polling::PollingFetcher;
 pub use position::OnTrimmed;
 pub(crate) use position::Position;
 
-use fetch_state::{FetchState, State, StreamError};
+use fetch_state::{FetchProgress, FetchState, StreamError};
 pub(crate) use registered_consumer::RegisteredConsumer;
 
 /// The parameters of a source.
 pub(crate) struct SourceConfig {
-    pub(crate) kinesis: Kinesis,
+    pub(crate) kinesis: StreamClient,
     pub(crate) telemetry: ShardTelemetry,
     /// The epoch of the lease under which the shard is read.
     pub(crate) epoch: u64,
@@ -98,7 +98,7 @@ impl SourceConfig {
             deaggregate: self.deaggregate,
             finish: self.finish,
             pace: Pace::new(if self.fan_out.is_some() { SHORTEST_PAUSE } else { interval }),
-            state: State::new(failed, self.added),
+            state: FetchProgress::new(failed, self.added),
         };
         match self.fan_out {
             Some(registered_consumer) => {

@@ -51,9 +51,9 @@ type ErrorSink = dyn Fn(Error) -> Result<()> + Send + Sync;
 
 /// The telemetry of one consumer. Clones share their state.
 #[derive(Clone)]
-pub(crate) struct Telemetry(Arc<Inner>);
+pub(crate) struct Telemetry(Arc<TelemetryInner>);
 
-struct Inner {
+struct TelemetryInner {
     stream: Arc<str>,
     application: Arc<str>,
     /// Created for the first listener, since it allocates the whole backlog.
@@ -99,7 +99,7 @@ impl GaugeRegistry {
 impl Telemetry {
     pub(crate) fn new(stream: &Arc<str>, application: &Arc<str>) -> Self {
         let metrics = contain_call(|| ConsumerMetrics::new(stream, application));
-        Self(Arc::new(Inner {
+        Self(Arc::new(TelemetryInner {
             stream: Arc::clone(stream),
             application: Arc::clone(application),
             metrics: metrics.unwrap_or_else(|_| ConsumerMetrics::none(stream, application)),

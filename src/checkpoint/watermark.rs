@@ -17,12 +17,12 @@ use crate::mutex::Mutex;
 use crate::record::{AckSink, PositionBuf};
 use crate::wakers::wake_all;
 
-use state::State;
+use state::WatermarkState;
 pub(crate) use state::{Advance, QuietPosition};
 
 /// The position of one shard while it is read.
 pub(crate) struct Watermark {
-    state: Mutex<State>,
+    state: Mutex<WatermarkState>,
     /// Records below this number have been delivered, or were allowed and then returned.
     delivered: AtomicU64,
     on_advance: Box<dyn Fn(Advance) + Send + Sync>,
@@ -178,7 +178,7 @@ impl Watermark {
         Some((state.checkpoint()?, since))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, WatermarkState> {
         // No code under the lock panics. If it did, the position would be too early, which is safe.
         self.state.lock()
     }

@@ -4,13 +4,13 @@ use std::time::Duration;
 use aws_sdk_kinesis::Client;
 
 use super::settings::{Settings, check_application, check_stream};
-use super::{Consumer, Inner};
+use super::{Consumer, ConsumerInner};
 use crate::discovery::{ShardOrdering, ShardPosition, StartingPosition};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mutex::Mutex;
 use crate::record::ShardId;
 use crate::shard::CheckpointOn;
-use crate::source::{Kinesis, MemoryBudget, OnTrimmed, RegisteredConsumer};
+use crate::source::{MemoryBudget, OnTrimmed, RegisteredConsumer, StreamClient};
 use crate::store::{CheckpointStore, GuardedStore, MemoryStore, Scope, leases_of};
 use crate::telemetry::Telemetry;
 
@@ -380,7 +380,7 @@ impl ConsumerBuilder {
     ///
     /// Returns [`ErrorKind::Configuration`] for the first option that is out of its range.
     pub fn build(mut self) -> Result<Consumer> {
-        let kinesis = Kinesis::new(self.client.clone(), &self.stream);
+        let kinesis = StreamClient::new(self.client.clone(), &self.stream);
         check_stream(&self.stream)
             .and_then(|()| check_application(&self.application))
             .and_then(|()| self.settings.check())
@@ -394,7 +394,7 @@ impl ConsumerBuilder {
         let (leases, has_own_leases) = leases_of(&self.store);
         self.settings.worker_config.has_own_leases = has_own_leases;
         Ok(Consumer {
-            inner: Arc::new(Inner {
+            inner: Arc::new(ConsumerInner {
                 kinesis,
                 fan_out,
                 leases: Arc::new(GuardedStore::new(leases, telemetry.clone())),

@@ -40,12 +40,12 @@ use crate::wakers::CallerWaker;
 /// ```
 #[must_use = "streams do nothing unless polled"]
 pub struct Shards {
-    state: State,
+    state: ShardsState,
     polls: Arc<PollCounter>,
     caller: CallerWaker,
 }
 
-enum State {
+enum ShardsState {
     /// One error is left to yield.
     Refused(Error),
     /// Not polled yet.
@@ -61,16 +61,16 @@ enum State {
 impl Shards {
     pub(super) fn refused(error: Error) -> Self {
         // Polls of a refused stream are not monitored.
-        Self::with(State::Refused(error), Arc::default())
+        Self::with(ShardsState::Refused(error), Arc::default())
     }
 
     pub(super) fn new(session: Session) -> Self {
         let polls = session.consumer().inner.telemetry.polls();
         polls.of_shards();
-        Self::with(State::Idle(Arc::new(session)), polls)
+        Self::with(ShardsState::Idle(Arc::new(session)), polls)
     }
 
-    fn with(state: State, polls: Arc<PollCounter>) -> Self {
+    fn with(state: ShardsState, polls: Arc<PollCounter>) -> Self {
         Self { state, polls, caller: CallerWaker::new() }
     }
 
@@ -82,18 +82,20 @@ impl Shards {
     /// Returns the poll monitor of a merged stream; `None` without a `poll_timeout`.
     pub(super) fn poll_monitor(&self) -> Option<PollMonitor> {
         match &self.state {
-            State::Idle(session) | State::Running { session, .. } => session.poll_monitor(),
-            State::Refused(_) | State::Done => None,
+            ShardsState::Idle(session) | ShardsState::Running { session, .. } => {
+                session.poll_monitor()
+            }
+            ShardsState::Refused(_) | ShardsState::Done => None,
         }
     }
 
     /// Returns true if the consumer is closed.
     pub(super) fn is_closed(&self) -> bool {
         match &self.state {
-            State::Idle(session) | State::Running { session, .. } => {
+            ShardsState::Idle(session) | ShardsState::Running { session, .. } => {
                 session.consumer().inner.close_signal.is_closed()
             }
-            State::Refused(_) | State::Done => false,
+            ShardsState::Refused(_) | ShardsState::Done => false,
         }
     }
 }
@@ -107,25 +109,25 @@ impl Shards {
     ) -> Poll<Option<Result<ShardStream>>> {
         loop {
             match &mut self.state {
-                State::Done => return Poll::Ready(None),
-                State::Refused(_) => {
-                    let refused = std::mem::replace(&mut self.state, State::Done);
-                    let State::Refused(error) = refused else { continue };
+                ShardsState::Done => return Poll::Ready(None),
+                ShardsState::Refused(_) => {
+                    let refused = std::mem::replace(&mut self.state, ShardsState::Done);
+                    let ShardsState::Refused(error) = refused else { continue };
                     return Poll::Ready(Some(Err(error)));
                 }
-                State::Idle(session) => {
+                ShardsState::Idle(session) => {
                     let running = session.start();
                     let close_signal = session.consumer().inner.close_signal.clone();
                     let session = Arc::clone(session);
-                    self.state = State::Running { running, close_signal, session };
+                    self.state = ShardsState::Running { running, close_signal, session };
                 }
-                State::Running { running, close_signal, .. } => {
+                ShardsState::Running { running, close_signal, .. } => {
                     let assigned = match close_signal.poll_closed(context) {
                         Poll::Ready(()) => None,
                         Poll::Pending => ready!(running.poll_assigned(context)),
                     };
                     let Some(assigned) = assigned else {
-                        self.state = State::Done;
+                        self.state = ShardsState::Done;
                         return Poll::Ready(None);
                     };
                     return Poll::Ready(Some(assigned.map(|assigned| running.open(assigned))));
@@ -147,17 +149,17 @@ impl Stream for Shards {
 
 impl FusedStream for Shards {
     fn is_terminated(&self) -> bool {
-        matches!(self.state, State::Done)
+        matches!(self.state, ShardsState::Done)
     }
 }
 
 impl fmt::Debug for Shards {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.state {
-            State::Refused(_) => "refused",
-            State::Idle(_) => "idle",
-            State::Running { .. } => "running",
-            State::Done => "done",
+            ShardsState::Refused(_) => "refused",
+            ShardsState::Idle(_) => "idle",
+            ShardsState::Running { .. } => "running",
+            ShardsState::Done => "done",
         };
         formatter.debug_struct("Shards").field("state", &state).finish_non_exhaustive()
     }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::error::{ClassifiedError, RetryAction};
 use crate::record::ShardId;
-use crate::source::{Kinesis, Listing, Position, unusable_listing};
+use crate::source::{Listing, Position, StreamClient, unusable_listing};
 use crate::store::lease::{Lease, LeaseTable};
 
 /// The number of answers by which Kinesis must confirm that a shard is gone or belongs to another
@@ -40,7 +40,7 @@ impl Confirmations {
     /// Returns the errors of the listing and of [`confirm`](Self::confirm).
     pub(crate) async fn list_whole(
         &mut self,
-        kinesis: &Kinesis,
+        kinesis: &StreamClient,
         table: &LeaseTable,
     ) -> Result<Listing, ClassifiedError> {
         let listing = kinesis.shards().await?;
@@ -139,7 +139,7 @@ pub(super) fn unknown_parents<'a>(listing: &'a Listing, table: &LeaseTable) -> V
 
 /// Returns true if Kinesis answers that the shard does not exist.
 pub(super) async fn is_past_retention(
-    kinesis: &Kinesis,
+    kinesis: &StreamClient,
     shard: &ShardId,
 ) -> Result<bool, ClassifiedError> {
     match kinesis.shard_iterator(shard, &Position::TrimHorizon).await {

@@ -21,7 +21,9 @@ use crate::clock::Clock;
 use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
 use crate::mutex::Mutex;
 use crate::record::ShardId;
-use crate::source::{Kinesis, ListedShard, Listing, OnTrimmed, start_mismatch, unusable_listing};
+use crate::source::{
+    ListedShard, Listing, OnTrimmed, StreamClient, start_mismatch, unusable_listing,
+};
 use crate::store::lease::{Change, Lease, LeaseTable};
 use crate::telemetry::{Event, Telemetry};
 
@@ -35,7 +37,7 @@ const FILTERED_ATTEMPTS: u32 = 3;
 /// Lists the shards of one stream, and derives the changes of the lease table.
 #[derive(Clone)]
 pub(crate) struct ShardDiscovery {
-    pub(crate) kinesis: Kinesis,
+    pub(crate) kinesis: StreamClient,
     pub(crate) start: Start,
     pub(crate) on_trimmed: OnTrimmed,
     pub(crate) discovery_interval: Duration,

@@ -68,7 +68,7 @@ pub(crate) struct ScopeMigration {
 }
 
 /// The next step of a migration.
-pub(super) enum Step {
+pub(super) enum MigrationStep {
     /// Start to read, with these positions if there are any.
     Begin(MigratedPositions),
     /// Wait: these workers are alive under the name.
@@ -94,29 +94,31 @@ impl ScopeMigration {
     }
 
     /// Compares the scope of the name with a new listing, and claims the positions of this stream.
-    async fn step(&self, discovery: &ShardDiscovery, listing: &Listing) -> Result<Step> {
+    async fn step(&self, discovery: &ShardDiscovery, listing: &Listing) -> Result<MigrationStep> {
         let table = with_timeout(self.leases.table(&self.named)).await?;
         let claim = self.scope.mark(Mark::Claimed);
         let is_settled = table.leases.contains_key(&self.scope.mark(Mark::Migrated));
         let is_anothers = table.leases.keys().any(|id| Mark::is_claim(id) && *id != claim);
         let claimable = StoredPositions::new(&table, &listing.shards);
         if is_settled || is_anothers || claimable.is_empty() {
-            return Ok(Step::Begin(MigratedPositions::default()));
+            return Ok(MigrationStep::Begin(MigratedPositions::default()));
         }
         if discovery.confirm_other_starts(listing, &table).await.is_err() {
-            return Ok(Step::Retry);
+            return Ok(MigrationStep::Retry);
         }
         let refuted = self.refuted(discovery, &claimable.unverified()).await;
         let migrated = claimable.settle(&refuted);
         if migrated.leases.is_empty() {
-            return Ok(Step::Begin(migrated));
+            return Ok(MigrationStep::Begin(migrated));
         }
         if !table.workers.is_empty() {
-            return Ok(Step::Wait(table.workers.keys().map(ToString::to_string).collect()));
+            return Ok(MigrationStep::Wait(
+                table.workers.keys().map(ToString::to_string).collect(),
+            ));
         }
         let is_mine = table.leases.contains_key(&claim)
             || self.mark(Mark::Claimed, Some((table.generation, table.version))).await?;
-        Ok(if is_mine { Step::Begin(migrated) } else { Step::Retry })
+        Ok(if is_mine { MigrationStep::Begin(migrated) } else { MigrationStep::Retry })
     }
 
     /// Returns the shards with a sequence number that Kinesis rejects as one of another stream. The
@@ -199,9 +201,9 @@ impl ShardDiscovery {
                 return Some((listing, MigratedPositions::default()));
             }
             match takeover.step(self, &listing).await {
-                Ok(Step::Begin(migrated)) => return Some((listing, migrated)),
-                Ok(Step::Wait(workers)) => delay.by_workers(self, workers).await,
-                Ok(Step::Retry) => sleep(delay.backoff.failed()).await,
+                Ok(MigrationStep::Begin(migrated)) => return Some((listing, migrated)),
+                Ok(MigrationStep::Wait(workers)) => delay.by_workers(self, workers).await,
+                Ok(MigrationStep::Retry) => sleep(delay.backoff.failed()).await,
                 Err(error) => delay.by_store(self, error).await,
             }
         }

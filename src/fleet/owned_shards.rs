@@ -108,7 +108,7 @@ const LONGEST_MEMORY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The last lease of a shard that the worker held.
 #[derive(Debug)]
-struct Last {
+struct LastOwned {
     epoch: u64,
     /// The time since which no table has shown the shard.
     gone: Option<Instant>,
@@ -122,7 +122,7 @@ pub(super) struct OwnedShards {
     pub(super) shards: BTreeMap<ShardId, OwnedShard>,
     /// The last epoch in which the worker owned each shard. A worker never opens a shard twice in
     /// one epoch: if the store loses a handoff, two workers must not read in the same epoch.
-    last: BTreeMap<ShardId, Last>,
+    last: BTreeMap<ShardId, LastOwned>,
     /// The streams that their callers have stopped polling, and may poll again.
     neglected: Vec<PollMonitor>,
 }
@@ -149,7 +149,8 @@ impl OwnedShards {
     }
 
     pub(super) fn take(&mut self, shard: ShardId, holding: OwnedShard) {
-        self.last.insert(shard.clone(), Last { epoch: holding.lease_handle.epoch(), gone: None });
+        self.last
+            .insert(shard.clone(), LastOwned { epoch: holding.lease_handle.epoch(), gone: None });
         self.shards.insert(shard, holding);
     }
 
@@ -339,7 +340,7 @@ mod tests {
         assert_eq!(settled.changes, [Change::Release { shard: shard(0), epoch: 7 }]);
         let opened: Vec<_> = settled.opened.into_iter().map(|(shard, _)| shard).collect();
         assert_eq!(opened, [shard(1)]);
-        owned.last.insert(shard(1), Last { epoch: 7, gone: None });
+        owned.last.insert(shard(1), LastOwned { epoch: 7, gone: None });
         let settled = owned.reconcile(&seen);
         assert!(settled.opened.is_empty(), "a shard is opened once per epoch");
         assert_eq!(settled.changes.len(), 2);
@@ -409,7 +410,7 @@ mod tests {
     async fn shard_that_a_store_loses_and_finds_again_is_not_reopened() {
         let mut owned = OwnedShards::new("me".into(), 1);
         let seen = table(&[("me", 1)], &[Some("me")]);
-        owned.last.insert(shard(0), Last { epoch: 7, gone: None });
+        owned.last.insert(shard(0), LastOwned { epoch: 7, gone: None });
         let forgotten = table(&[("me", 1)], &[]);
         // The time counts from the first table without the shard, in the second round as well.
         for _ in 0..2 {

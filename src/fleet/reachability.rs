@@ -44,7 +44,7 @@ impl Reachability {
 
     /// Notes the outcome of the calls. `interruption` is the longest interruption between two
     /// successful calls that ended since the last note.
-    pub(super) fn note(&mut self, calls: Calls, interruption: Duration, now: Instant) {
+    pub(super) fn note(&mut self, calls: CallOutcomes, interruption: Duration, now: Instant) {
         self.is_out = calls.failing_for.is_some_and(|time| self.is_out || time >= self.patience);
         if self.is_out || self.is_doubtful(calls) || interruption >= self.patience / 3 {
             self.steady = now;
@@ -52,7 +52,7 @@ impl Reachability {
     }
 
     /// Returns true if the last calls have failed, so that a listing is needed as another test.
-    pub(super) fn is_doubtful(&self, calls: Calls) -> bool {
+    pub(super) fn is_doubtful(&self, calls: CallOutcomes) -> bool {
         calls.failing_for.is_some() && !calls.succeeded_within(self.patience / 3)
     }
 
@@ -62,20 +62,20 @@ impl Reachability {
     }
 
     /// Returns true if leases may move to this worker from one that cannot reach Kinesis.
-    pub(super) fn may_take_over(&self, calls: Calls, now: Instant) -> bool {
+    pub(super) fn may_take_over(&self, calls: CallOutcomes, now: Instant) -> bool {
         now.duration_since(self.steady) >= self.trial && calls.succeeded_within(self.patience / 3)
     }
 
     /// Returns true if the last successful call is so old that another one is needed to stay
     /// [able to acquire such leases](Self::may_take_over).
-    pub(super) fn needs_listing(&self, calls: Calls) -> bool {
+    pub(super) fn needs_listing(&self, calls: CallOutcomes) -> bool {
         !calls.succeeded_within(self.patience / 6)
     }
 }
 
 /// The recent outcome of this worker's calls.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Calls {
+pub(super) struct CallOutcomes {
     /// The time from the first to the last failure since the last success; `None` without a
     /// failure.
     pub(super) failing_for: Option<Duration>,
@@ -83,7 +83,7 @@ pub(super) struct Calls {
     pub(super) succeeded: Option<Duration>,
 }
 
-impl Calls {
+impl CallOutcomes {
     fn succeeded_within(&self, limit: Duration) -> bool {
         self.succeeded.is_some_and(|time| time < limit)
     }
@@ -97,13 +97,16 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     /// Returns calls that have all failed for this time.
-    fn failing_for(seconds: u32) -> Calls {
-        Calls { failing_for: Some(seconds * SECOND), succeeded: Some((seconds + 1) * SECOND) }
+    fn failing_for(seconds: u32) -> CallOutcomes {
+        CallOutcomes {
+            failing_for: Some(seconds * SECOND),
+            succeeded: Some((seconds + 1) * SECOND),
+        }
     }
 
     /// Returns calls of which the last succeeded this long ago.
-    fn succeeded(seconds: u32) -> Calls {
-        Calls { failing_for: None, succeeded: Some(seconds * SECOND) }
+    fn succeeded(seconds: u32) -> CallOutcomes {
+        CallOutcomes { failing_for: None, succeeded: Some(seconds * SECOND) }
     }
 
     #[test]
@@ -131,14 +134,14 @@ mod tests {
         let later = began + 60 * SECOND;
         reach.note(failing_for(1), Duration::ZERO, later);
         assert!(reach.may_take_over(succeeded(1), later), "one failure is no interruption");
-        let never = Calls { failing_for: None, succeeded: None };
+        let never = CallOutcomes { failing_for: None, succeeded: None };
         assert!(!reach.may_take_over(never, later));
         assert!(!reach.may_take_over(succeeded(20), later), "the success is too old");
         assert!(
             reach.needs_listing(succeeded(10)),
             "a listing is due before the success is too old"
         );
-        let hung = Calls { failing_for: Some(Duration::ZERO), succeeded: Some(30 * SECOND) };
+        let hung = CallOutcomes { failing_for: Some(Duration::ZERO), succeeded: Some(30 * SECOND) };
         reach.note(hung, Duration::ZERO, later);
         reach.note(succeeded(0), Duration::ZERO, later + SECOND);
         assert!(!reach.may_take_over(succeeded(0), later + SECOND));

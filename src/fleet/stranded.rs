@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::reachability::Calls;
+use super::reachability::CallOutcomes;
 use super::worker::Worker;
 use crate::store::lease::WorkerEntry;
 use crate::telemetry::log_line;
@@ -45,9 +45,9 @@ impl Worker {
         self.stranded.is_some() && !self.reachability.may_take_over(self.calls(), Instant::now())
     }
 
-    fn calls(&self) -> Calls {
+    fn calls(&self) -> CallOutcomes {
         let telemetry = &self.deps.telemetry;
-        Calls { failing_for: telemetry.failing_for(), succeeded: telemetry.since_success() }
+        CallOutcomes { failing_for: telemetry.failing_for(), succeeded: telemetry.since_success() }
     }
 
     /// Returns true if this worker must accept no lease: it cannot reach Kinesis, and another

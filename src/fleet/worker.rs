@@ -63,7 +63,7 @@ pub(crate) struct Worker {
     pub(super) balanced: Option<BalancedTable>,
     /// True if shards may be read: the worker has listed the stream, or it joined other workers.
     pub(super) has_listed: bool,
-    pub(super) listing: Listing,
+    pub(super) listing: ListingSchedule,
     /// Losses that are not reported yet, because no table shows them as stored.
     pub(super) losses: Vec<Loss>,
     pub(super) reachability: Reachability,
@@ -80,7 +80,7 @@ pub(super) struct BalancedTable {
 }
 
 /// The state of the stream's listings.
-pub(super) struct Listing {
+pub(super) struct ListingSchedule {
     /// The last listing, until its changes are in the table.
     pub(super) listed: Option<StreamShards>,
     pub(super) is_under_way: bool,
@@ -133,7 +133,7 @@ impl Worker {
             unreadable: BTreeSet::new(),
             balanced: None,
             has_listed: false,
-            listing: Listing {
+            listing: ListingSchedule {
                 listed: None,
                 is_under_way: false,
                 panics: 0,

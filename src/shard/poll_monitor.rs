@@ -94,10 +94,10 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(10);
 
-    struct PollCounter(PollMonitor);
+    struct InlinePoller(PollMonitor);
 
     /// A caller that polls whenever it is woken.
-    impl Wake for PollCounter {
+    impl Wake for InlinePoller {
         fn wake(self: Arc<Self>) {
             // Polls inline, which works because no lock is held.
             let poll_monitor = self.0.clone();
@@ -108,7 +108,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn caller_that_polls_when_woken_has_not_stopped() {
         let poll_monitor = PollMonitor::new();
-        poll_monitor.record_poll(&Waker::from(Arc::new(PollCounter(poll_monitor.clone()))));
+        poll_monitor.record_poll(&Waker::from(Arc::new(InlinePoller(poll_monitor.clone()))));
         for _ in 0..20 {
             advance(LIMIT / 3).await;
             assert!(!poll_monitor.has_stopped(LIMIT));

@@ -40,12 +40,12 @@ pub(crate) struct Prefetcher {
     /// The number of permits granted, less the number of batches received.
     outstanding: usize,
     received: u64,
-    messages: mpsc::UnboundedReceiver<Message>,
+    messages: mpsc::UnboundedReceiver<FetchMessage>,
     _task: JoinSet<()>,
 }
 
 /// A message of the task.
-enum Message {
+enum FetchMessage {
     Fetched(error::Result<Fetched>),
     /// The task ended without a panic.
     Ended,
@@ -86,7 +86,7 @@ impl Prefetcher {
                         buffered.fetched(batch.len(), batch.origin().millis_behind_latest);
                     }
                     source.demand().sent();
-                    if fetched.send(Message::Fetched(item)).is_err() {
+                    if fetched.send(FetchMessage::Fetched(item)).is_err() {
                         return;
                     }
                 }
@@ -101,12 +101,12 @@ impl Prefetcher {
             let fetching = telemetry.within_span(fetching);
             async move {
                 let last = match fetching.await {
-                    Ok(()) => Message::Ended,
+                    Ok(()) => FetchMessage::Ended,
                     Err(panic) => {
                         let (shard_id, message) = (telemetry.shard_id().clone(), panic.to_string());
                         let (task, shard_id) = (Task::Fetch, Some(shard_id));
                         telemetry.emit(Event::TaskRestarted { task, shard_id, message });
-                        Message::Panicked(panic)
+                        FetchMessage::Panicked(panic)
                     }
                 };
                 let _nobody_reads = sender.send(last);
@@ -142,13 +142,13 @@ impl Prefetcher {
     /// Polls for the next batch, or the end of the task.
     pub(crate) fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Received> {
         Poll::Ready(match ready!(self.messages.poll_recv(context)) {
-            Some(Message::Fetched(fetched)) => {
+            Some(FetchMessage::Fetched(fetched)) => {
                 self.outstanding = self.outstanding.saturating_sub(1);
                 self.received += 1;
                 Received::Fetched(fetched)
             }
-            Some(Message::Ended) => Received::Ended,
-            Some(Message::Panicked(panic)) => Received::Lost(panicked(panic)),
+            Some(FetchMessage::Ended) => Received::Ended,
+            Some(FetchMessage::Panicked(panic)) => Received::Lost(panicked(panic)),
             // Only the shutdown of its runtime ends the task without a message.
             None => Received::Lost(Error::runtime_shutdown()),
         })

@@ -85,13 +85,13 @@ pub(crate) struct ShardReader {
     close_signal: CloseSignal,
     lease_handle: LeaseHandle,
     ended: Box<dyn Fn(ReadOutcome) + Send + Sync>,
-    state: State,
+    state: ReaderState,
     /// A record was delivered.
     has_delivered: bool,
     _session: Arc<dyn Send + Sync>,
 }
 
-enum State {
+enum ReaderState {
     /// Not polled yet.
     Idle(Source),
     Reading {
@@ -119,7 +119,7 @@ impl ShardReader {
             close_signal: plan.close_signal,
             lease_handle: plan.lease_handle,
             ended: plan.ended,
-            state: State::Idle(plan.source),
+            state: ReaderState::Idle(plan.source),
             has_delivered: false,
             _session: plan.session,
         }
@@ -142,7 +142,7 @@ impl ShardReader {
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        matches!(self.state, State::Done)
+        matches!(self.state, ReaderState::Done)
     }
 
     /// Polls for the next run of records.
@@ -154,14 +154,14 @@ impl ShardReader {
             return Poll::Ready(None);
         }
         if self.close_signal.poll_closed(context).is_ready() {
-            self.state = State::Done;
+            self.state = ReaderState::Done;
             return Poll::Ready(None);
         }
         if self.writer_gone.poll_closed(context).is_ready() {
             return self.fail(Error::runtime_shutdown());
         }
         if !ready!(self.lease_handle.poll_holds(context)) {
-            self.state = State::Done;
+            self.state = ReaderState::Done;
             return Poll::Ready(None);
         }
         if let Err(error) = ready!(self.gate.poll_open(context)) {
@@ -180,7 +180,7 @@ impl ShardReader {
                 NextRun::Wrong(error) => return self.end_failed(error),
                 // The lease has ended since the check above.
                 NextRun::Over => {
-                    self.state = State::Done;
+                    self.state = ReaderState::Done;
                     return Poll::Ready(None);
                 }
                 NextRun::Refused => continue,
@@ -193,7 +193,7 @@ impl ShardReader {
             let fetched = match received {
                 Received::Fetched(fetched) => fetched,
                 Received::Ended => {
-                    self.state = State::Done;
+                    self.state = ReaderState::Done;
                     return Poll::Ready(None);
                 }
                 Received::Lost(error) => return self.fail(error),
@@ -207,7 +207,7 @@ impl ShardReader {
                     });
                 }
                 Ok(Fetched::End(children)) => {
-                    self.state = State::Done;
+                    self.state = ReaderState::Done;
                     self.telemetry.emit(Event::ShardEnded {
                         shard_id: self.shard_id().clone(),
                         children: children.iter().map(|child| child.id.clone()).collect(),
@@ -230,7 +230,7 @@ impl ShardReader {
     fn poll_allowance(&mut self, context: &mut Context<'_>) -> Poll<Allowance> {
         let allowance = self.watermark.poll_allowance(context);
         if allowance.is_pending()
-            && let State::Reading { prefetcher, .. } = &mut self.state
+            && let ReaderState::Reading { prefetcher, .. } = &mut self.state
         {
             prefetcher.hold();
         }
@@ -240,7 +240,7 @@ impl ShardReader {
     /// Ends the stream after an error that a further read does not cure, so that the lease is
     /// released. The caller receives each kind of error once until a record is delivered again.
     fn end_failed<T>(&mut self, error: Error) -> Poll<Option<Result<T>>> {
-        self.state = State::Done;
+        self.state = ReaderState::Done;
         let error = self.telemetry.locate(error);
         let is_news = self.telemetry.failed(&error) && self.telemetry.claims(&error);
         self.telemetry.emit(Event::ShardFailed {
@@ -254,7 +254,7 @@ impl ShardReader {
 
     /// Ends the stream with an error. Another stream reads the shard from its checkpoint.
     fn fail<T>(&mut self, error: Error) -> Poll<Option<Result<T>>> {
-        self.state = State::Done;
+        self.state = ReaderState::Done;
         (self.ended)(ReadOutcome::Dropped);
         Poll::Ready(Some(Err(self.telemetry.locate(error))))
     }
@@ -263,19 +263,19 @@ impl ShardReader {
 /// Returns the prefetcher, and starts it on the first poll. It fetches ahead once the caller has
 /// requested the second record of its batch.
 fn started<'a>(
-    state: &'a mut State,
+    state: &'a mut ReaderState,
     prefetch: usize,
     lease_handle: &LeaseHandle,
     telemetry: &ShardTelemetry,
 ) -> (&'a mut Prefetcher, &'a mut BatchSlot) {
-    if let State::Idle(_) = state
-        && let State::Idle(source) = std::mem::replace(state, State::Done)
+    if let ReaderState::Idle(_) = state
+        && let ReaderState::Idle(source) = std::mem::replace(state, ReaderState::Done)
     {
         let prefetcher = Prefetcher::start(source, lease_handle.over().clone(), telemetry.clone());
-        *state = State::Reading { prefetcher, slot: BatchSlot::default() };
+        *state = ReaderState::Reading { prefetcher, slot: BatchSlot::default() };
     }
     match state {
-        State::Reading { prefetcher, slot } => {
+        ReaderState::Reading { prefetcher, slot } => {
             // A caller that has only the first record of a batch may never request the second.
             if slot.is_untouched() {
                 prefetcher.hold();
@@ -284,7 +284,9 @@ fn started<'a>(
             }
             (prefetcher, slot)
         }
-        State::Idle(_) | State::Done => unreachable!("the reader is not done, and was started"),
+        ReaderState::Idle(_) | ReaderState::Done => {
+            unreachable!("the reader is not done, and was started")
+        }
     }
 }
 

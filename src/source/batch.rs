@@ -36,11 +36,11 @@ struct OpenAggregate {
     /// The number of records of the response that are left, including this one.
     left: usize,
     /// The metadata that its user records share, set when the first one is delivered.
-    shared: Option<Shared>,
+    shared: Option<AggregateFields>,
 }
 
 #[derive(Clone)]
-struct Shared {
+struct AggregateFields {
     sequence_number: SequenceNumber,
     arrival_millis: Option<i64>,
     encryption_type: EncryptionType,
@@ -239,7 +239,7 @@ impl Batch {
             let record = self.records.as_slice().first()?;
             match record.sequence_number.parse::<SequenceNumber>() {
                 Ok(place) => {
-                    packed.shared = Some(Shared {
+                    packed.shared = Some(AggregateFields {
                         sequence_number: place.into_shared(),
                         arrival_millis: record.approximate_arrival_timestamp.and_then(millis),
                         encryption_type: encryption_of(record),

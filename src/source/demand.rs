@@ -20,10 +20,10 @@ pub(crate) enum Urgency {
 
 /// The urgency of one shard, set by its reader and read by its source. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Demand(Arc<Shared>);
+pub(crate) struct Demand(Arc<DemandState>);
 
 #[derive(Debug, Default)]
-struct Shared {
+struct DemandState {
     /// `HELD`, `AHEAD`, or `URGENT` plus the number of items that the reader has received. The
     /// number ends the urgency as soon as the source has sent the next item.
     state: AtomicU64,

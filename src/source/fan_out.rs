@@ -22,13 +22,13 @@ use tokio::time::Instant;
 
 use super::batch::size;
 use super::demand::Demand;
-use super::fetch_state::{Answer, FetchState, StreamError, Unpacked, children};
+use super::fetch_state::{FetchState, FetchedAnswer, StreamError, Unpacked, children};
 use super::memory_budget::ShardBudget;
 use super::registered_consumer::RegisteredConsumer;
 use super::response_memory::while_read;
 use super::retention::{Beginning, arrival};
 use super::subscription::{
-    MAX_SUBSCRIPTION_AGE, Message, MessageMeter, Subscription, SubscriptionMessage,
+    EventMessage, MAX_SUBSCRIPTION_AGE, MessageMeter, Subscription, SubscriptionMessage,
 };
 use super::unproven_end::{INVALID_NUMBER, OpenEnd};
 use super::{KnownShard, ShardFetcher, Source, batches};
@@ -182,7 +182,7 @@ impl FanOutFetcher {
     async fn read(
         &mut self,
         event: SubscribeToShardEvent,
-        message: Message,
+        message: EventMessage,
         subscription: Subscription,
     ) -> Result<(), StreamError> {
         self.expected = 0;
@@ -236,7 +236,7 @@ impl FanOutFetcher {
         if !is_empty {
             self.patience = CHECKED_FOR;
         }
-        let mut answer = Answer { batch, space, passed: None, end: None };
+        let mut answer = FetchedAnswer { batch, space, passed: None, end: None };
         // Without a valid next position, the next subscription begins where this one stopped.
         match next {
             _ if has_invalid_number => {

@@ -12,7 +12,7 @@ use super::batch::Batch;
 use super::failure_streak::FailureStreak;
 use super::retention::{Retention, arrival};
 use super::unproven_end::UnprovenEnds;
-use super::{Fetched, Kinesis, KnownShard, OnTrimmed, Position, Reservation};
+use super::{Fetched, KnownShard, OnTrimmed, Position, Reservation, StreamClient};
 use crate::checkpoint::Checkpoint;
 use crate::error::{ClassifiedError, Error, ErrorKind, ErrorKindSet, Result, RetryAction};
 use crate::pacing::Pace;
@@ -26,7 +26,7 @@ const QUIET_SAVE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A shard and the position up to which it has been fetched.
 pub(super) struct FetchState {
-    pub(super) kinesis: Kinesis,
+    pub(super) kinesis: StreamClient,
     pub(super) telemetry: ShardTelemetry,
     /// The epoch of the lease under which the shard is read.
     pub(super) epoch: u64,
@@ -40,12 +40,12 @@ pub(super) struct FetchState {
     pub(super) finish: Arc<dyn AckSink>,
     /// Limits the rate of the calls.
     pub(super) pace: Pace,
-    pub(super) state: State,
+    pub(super) state: FetchProgress,
 }
 
 /// The results of the calls so far.
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct FetchProgress {
     pub(super) retention: Retention,
     /// The kinds of errors that the caller has already received, including those of earlier sources
     /// of this shard.
@@ -55,7 +55,7 @@ pub(super) struct State {
     /// Consecutive useless responses.
     useless: FailureStreak,
     /// The response that was fetched and is not yielded yet.
-    answer: Option<Answer>,
+    answer: Option<FetchedAnswer>,
     /// The position that was chosen according to `on_trimmed`, which is stored immediately.
     pub(super) trimmed_position: Option<(Option<SequenceNumber>, SystemTime)>,
     /// The children of the shard, set when all of its records are yielded.
@@ -76,7 +76,7 @@ pub(super) struct State {
     panics: u32,
 }
 
-impl State {
+impl FetchProgress {
     /// Creates the state. `reported_kinds` are the kinds of errors that an earlier source of this
     /// shard has reported, and `added` is the time at which the shard was added.
     pub(super) fn new(reported_kinds: ErrorKindSet, added: Option<SystemTime>) -> Self {
@@ -85,17 +85,17 @@ impl State {
 }
 
 /// The contents of a response.
-pub(super) struct Answer {
+pub(super) struct FetchedAnswer {
     pub(super) batch: Batch,
     pub(super) space: Reservation,
     /// The position that the shard has reached, if the response holds no record.
-    pub(super) passed: Option<QuietPosition>,
+    pub(super) passed: Option<QuietProgress>,
     /// The children of the shard, if the shard ends with this response.
     pub(super) end: Option<Vec<KnownShard>>,
 }
 
 /// The position of a quiet shard, and the pause before it is stored again.
-pub(super) struct QuietPosition {
+pub(super) struct QuietProgress {
     pub(super) after: Option<SequenceNumber>,
     pub(super) until: SystemTime,
     pub(super) each: Duration,
@@ -280,14 +280,14 @@ impl FetchState {
         mut next: SequenceNumber,
         until: SystemTime,
         is_tip: bool,
-    ) -> Option<QuietPosition> {
+    ) -> Option<QuietProgress> {
         match &self.position {
             Position::AfterSequenceNumber(last, None) if is_tip => next = next.max(last.clone()),
             _ if self.is_further(&next) => {}
             _ => return None,
         }
         self.move_to(Position::CaughtUp { after: Some(next.clone()), until });
-        Some(QuietPosition { after: Some(next), until, each: QUIET_SAVE_INTERVAL })
+        Some(QuietProgress { after: Some(next), until, each: QUIET_SAVE_INTERVAL })
     }
 
     /// Returns true if the number is after the position.
@@ -299,7 +299,7 @@ impl FetchState {
     }
 
     /// Stores a response, from which [`hand_out`](Self::hand_out) returns the items.
-    pub(super) fn answered(&mut self, answer: Answer) {
+    pub(super) fn answered(&mut self, answer: FetchedAnswer) {
         self.state.answer = Some(answer);
     }
 
@@ -316,7 +316,7 @@ impl FetchState {
             self.state.answer = Some(answer);
             return Err(reported_kinds);
         }
-        let Answer { batch, space, passed, end } = answer;
+        let FetchedAnswer { batch, space, passed, end } = answer;
         if batch.len() > 0 {
             self.state.ended = end;
             return Ok(Some(Fetched::Records(batch, space)));
@@ -326,7 +326,7 @@ impl FetchState {
         }
         let now = Instant::now();
         let passed = passed.filter(|_| self.state.next_quiet_save.is_none_or(|next| next <= now));
-        Ok(passed.map(|QuietPosition { after, until, each }| {
+        Ok(passed.map(|QuietProgress { after, until, each }| {
             self.state.next_quiet_save = Some(now + each);
             Fetched::Quiet { after, until }
         }))

@@ -33,10 +33,10 @@ const MISSING_FOR: Duration = Duration::from_secs(30);
 
 /// The hash key ranges of all shards that were listed.
 #[derive(Debug, Default)]
-pub(super) struct HashRanges(Mutex<Known>);
+pub(super) struct HashRanges(Mutex<KnownRanges>);
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownRanges {
     ranges: BTreeMap<ShardId, HashRange>,
     /// The time at which a requested shard was first missing from a listing.
     missing_since: BTreeMap<ShardId, Instant>,
@@ -57,7 +57,7 @@ impl HashRanges {
         shard: &ShardId,
         list: impl AsyncFnOnce() -> Result<Vec<ListedShard>, ClassifiedError>,
     ) -> Result<HashRange, ClassifiedError> {
-        let mut known: MutexGuard<'_, Known> = self.0.lock().await;
+        let mut known: MutexGuard<'_, KnownRanges> = self.0.lock().await;
         if !known.ranges.contains_key(shard) {
             known.cooldown.begin("ListShards failed")?;
             let listed = list().await.map_err(|failure| known.cooldown.failed(failure))?;
@@ -76,7 +76,7 @@ impl HashRanges {
     }
 }
 
-impl Known {
+impl KnownRanges {
     /// Returns true if listings, including this one, have lacked a shard for [`MISSING_FOR`].
     fn is_missing(&mut self, shard: &ShardId) -> bool {
         let since = self.missing_since.entry(shard.clone()).or_insert_with(Instant::now);

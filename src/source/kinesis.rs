@@ -44,7 +44,7 @@ pub(crate) const MAX_CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
 /// One stream, accessed with the client of the caller.
 #[derive(Debug, Clone)]
-pub(crate) struct Kinesis {
+pub(crate) struct StreamClient {
     client: Client,
     name: Arc<str>,
     arn: Option<Arc<str>>,
@@ -60,7 +60,7 @@ pub(crate) struct KnownShard {
     pub(crate) parents: Vec<ShardId>,
 }
 
-impl Kinesis {
+impl StreamClient {
     /// Creates a handle for a stream. `stream` is a name or an ARN.
     pub(crate) fn new(client: Client, stream: &str) -> Self {
         let (name, arn) = match stream.rsplit_once(":stream/") {
@@ -466,10 +466,10 @@ mod tests {
             .build();
         let client = Client::from_conf(config);
         let arn = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
-        let kinesis = Kinesis::new(client.clone(), arn);
+        let kinesis = StreamClient::new(client.clone(), arn);
         assert_eq!(&**kinesis.name(), "orders");
         assert_eq!(kinesis.target(), (None, Some(arn.to_owned())));
-        let kinesis = Kinesis::new(client, "orders");
+        let kinesis = StreamClient::new(client, "orders");
         assert_eq!(kinesis.target(), (Some("orders".to_owned()), None));
     }
 

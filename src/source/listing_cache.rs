@@ -27,16 +27,16 @@ pub(super) struct ShardPresence {
 
 /// The last listing, shared by the readers of all shards of a stream.
 #[derive(Debug, Default)]
-pub(super) struct ListingCache(Mutex<State>);
+pub(super) struct ListingCache(Mutex<CacheState>);
 
 #[derive(Debug, Default)]
-struct State {
-    listing: Option<Listing>,
+struct CacheState {
+    listing: Option<CachedListing>,
     cooldown: Cooldown,
 }
 
 #[derive(Debug)]
-struct Listing {
+struct CachedListing {
     begun: Instant,
     shards: Vec<ListedShard>,
 }
@@ -60,7 +60,7 @@ impl ListingCache {
             state.cooldown.begin("ListShards failed")?;
             let begun = Instant::now();
             let shards = list().await.map_err(|failure| state.cooldown.failed(failure))?;
-            state.listing = Some(Listing { begun, shards });
+            state.listing = Some(CachedListing { begun, shards });
             state.cooldown.succeeded();
         }
         let listing = state.listing.as_ref();
@@ -70,7 +70,7 @@ impl ListingCache {
     }
 }
 
-impl Listing {
+impl CachedListing {
     fn shard_presence(&self, shard: &ShardId) -> ShardPresence {
         let listed = self.shards.iter().find(|listed| listed.id == *shard);
         let known = |child: &ListedShard| KnownShard {
@@ -104,7 +104,7 @@ mod tests {
     }
 
     fn shard_presence(shards: Vec<ListedShard>, number: usize) -> ShardPresence {
-        let listing = Listing { begun: Instant::now(), shards };
+        let listing = CachedListing { begun: Instant::now(), shards };
         listing.shard_presence(&format!("shardId-{number:012}").parse().unwrap())
     }
 

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::failure_streak::{FailureStreak, GIVE_UP_AFTER};
 use super::fetch_state::{FetchState, StreamError};
 use super::oldest_record::Probe;
-use super::retention::Start;
+use super::retention::PlacementStart;
 use super::{OnTrimmed, Position};
 use crate::checkpoint::Checkpoint;
 use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
@@ -104,7 +104,7 @@ impl FetchState {
         self.pace.failed();
         self.emit_retry(&error);
         if self.is_verified() {
-            self.state.retention.start = Start::Horizon;
+            self.state.retention.start = PlacementStart::Horizon;
         } else {
             self.state.retention.probe = Some(Probe::after(error));
         }
@@ -119,8 +119,8 @@ impl FetchState {
         let now = self.server_time_at(Instant::now());
         let (start, checkpoint) = match self.on_trimmed {
             OnTrimmed::Fail => return Err(StreamError::last(error)),
-            OnTrimmed::TrimHorizon => (Start::Horizon, Checkpoint::TrimHorizon),
-            OnTrimmed::Latest => (Start::Time(now), Checkpoint::AtTimestamp(now)),
+            OnTrimmed::TrimHorizon => (PlacementStart::Horizon, Checkpoint::TrimHorizon),
+            OnTrimmed::Latest => (PlacementStart::Time(now), Checkpoint::AtTimestamp(now)),
         };
         let after = self.position.number().cloned();
         if self.on_trimmed == OnTrimmed::Latest {

@@ -45,10 +45,10 @@ pub(super) const RESERVE: usize = 64 * 1024;
 /// ```
 #[derive(Debug, Clone)]
 #[doc(alias = "backpressure")]
-pub struct MemoryBudget(Arc<Shared>);
+pub struct MemoryBudget(Arc<BudgetState>);
 
 #[derive(Debug)]
-struct Shared {
+struct BudgetState {
     pool: Pool,
     /// Notifies waiting fetches of released memory.
     released: Notify,
@@ -68,7 +68,7 @@ pub(super) struct ShardBudget(Arc<Both>);
 #[derive(Debug)]
 struct Both {
     reserve: Pool,
-    shared: Arc<Shared>,
+    shared: Arc<BudgetState>,
 }
 
 /// Memory taken by a shard. Dropping the reservation releases it.
@@ -84,7 +84,7 @@ pub(crate) struct Reservation {
 impl MemoryBudget {
     /// Creates a budget of `bytes` bytes.
     pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(Shared { pool: Pool::new(bytes), released: Notify::new() }))
+        Self(Arc::new(BudgetState { pool: Pool::new(bytes), released: Notify::new() }))
     }
 
     /// Returns the bytes taken from the budget, without the reserves of the shards.

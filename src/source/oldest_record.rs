@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::fetch_state::{FetchState, StreamError};
-use super::retention::{Beginning, Retention, Start};
+use super::retention::{Beginning, PlacementStart, Retention};
 use super::unproven_end::{BEHIND_ANSWERS, BEHIND_FOR};
 use super::{OnTrimmed, Position};
 use crate::checkpoint::Checkpoint;
@@ -75,12 +75,12 @@ impl FetchState {
     /// Returns true if placements begin before the position instead of at it.
     pub(super) fn begins_before(&self) -> bool {
         let Retention { probe, start, .. } = &self.state.retention;
-        probe.is_some() || *start != Start::Position
+        probe.is_some() || *start != PlacementStart::Position
     }
 
     /// Returns true if a record that arrived at `arrival` precedes the start and must not be read.
     pub(super) fn precedes_start(&self, arrival: SystemTime) -> bool {
-        matches!(self.state.retention.start, Start::Time(start) if arrival < start)
+        matches!(self.state.retention.start, PlacementStart::Time(start) if arrival < start)
     }
 
     /// Notes how far events without records have brought a subscription that began before the
@@ -131,7 +131,8 @@ impl FetchState {
                 // The stored time up to which the shard was quiet may be wrong, so only `Latest`
                 // relies on it.
                 let since = self.quiet_since().filter(|_| self.on_trimmed == OnTrimmed::Latest);
-                self.state.retention.start = since.map_or(Start::Horizon, Start::Time);
+                self.state.retention.start =
+                    since.map_or(PlacementStart::Horizon, PlacementStart::Time);
                 if let Some(since) = since
                     && arrived.is_some_and(|arrived| arrived < since)
                 {

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::batch::size;
 use super::demand::Demand;
 use super::fetch_limit::FetchLimit;
-use super::fetch_state::{Answer, FetchState, StreamError, Unpacked, children};
+use super::fetch_state::{FetchState, FetchedAnswer, StreamError, Unpacked, children};
 use super::memory_budget::ShardBudget;
 use super::response_memory::{MAX_RESPONSE_BYTES, ResponseMemory};
 use super::retention::Beginning;
@@ -178,7 +178,7 @@ impl PollingFetcher {
         }
         if has_invalid_number {
             self.iterator = None;
-            self.fetch_state.answered(Answer { batch, space, passed: None, end: None });
+            self.fetch_state.answered(FetchedAnswer { batch, space, passed: None, end: None });
             return self.fetch_state.doubt(INVALID_NUMBER, is_empty);
         }
         let open_end = OpenEnd { is_empty, has_records, lag };
@@ -195,7 +195,7 @@ impl PollingFetcher {
                 self.fetch_state.telemetry.succeeded();
             }
         } else {
-            self.fetch_state.answered(Answer { batch, space, passed: None, end: None });
+            self.fetch_state.answered(FetchedAnswer { batch, space, passed: None, end: None });
             return self.fetch_state.proven_end(&open_end).await.map(drop);
         }
         let passed = match beginning {
@@ -204,7 +204,7 @@ impl PollingFetcher {
             }
             _ => None,
         };
-        self.fetch_state.answered(Answer { batch, space, passed, end });
+        self.fetch_state.answered(FetchedAnswer { batch, space, passed, end });
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use aws_sdk_kinesis::types::ConsumerStatus;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
-use super::Kinesis;
+use super::StreamClient;
 use crate::backoff::{Backoff, REGISTRATIONS};
 use crate::cooldown::Cooldown;
 use crate::error::{ClassifiedError, Error, ErrorKind, Result, RetryAction};
@@ -25,14 +25,14 @@ const MAX_INACTIVE: Duration = Duration::from_secs(300);
 /// The registered consumer that subscribes to all shards of a stream.
 #[derive(Debug)]
 pub(crate) struct RegisteredConsumer {
-    kinesis: Kinesis,
+    kinesis: StreamClient,
     /// A name or an ARN.
     consumer: Arc<str>,
-    state: Mutex<State>,
+    state: Mutex<ConsumerState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ConsumerState {
     arn: Option<Arc<str>>,
     cooldown: Cooldown,
     wait: Wait,
@@ -49,7 +49,7 @@ struct Wait {
 
 impl RegisteredConsumer {
     /// Creates a handle for `consumer`, a name or an ARN. Makes no call until the ARN is needed.
-    pub(crate) fn new(kinesis: Kinesis, consumer: &str) -> Self {
+    pub(crate) fn new(kinesis: StreamClient, consumer: &str) -> Self {
         Self { kinesis, consumer: consumer.into(), state: Mutex::default() }
     }
 
@@ -65,7 +65,7 @@ impl RegisteredConsumer {
         state.cooldown.begin("enhanced fan-out consumer lookup failed")?;
         match self.find(&mut state.wait).await {
             Ok(arn) => {
-                *state = State { arn: Some(Arc::clone(&arn)), ..State::default() };
+                *state = ConsumerState { arn: Some(Arc::clone(&arn)), ..ConsumerState::default() };
                 Ok(arn)
             }
             Err(failure) => Err(state.cooldown.failed(failure)),

@@ -48,10 +48,10 @@ const TOO_LITTLE_MEMORY: &str = "too little free memory for the response";
 
 /// The memory of one response.
 #[derive(Debug, Clone)]
-pub(crate) struct ResponseMemory(Arc<Mutex<Answer>>);
+pub(crate) struct ResponseMemory(Arc<Mutex<ResponseSize>>);
 
 #[derive(Debug)]
-struct Answer {
+struct ResponseSize {
     /// The length of the response, as far as it is known.
     length: usize,
     space: Reservation,
@@ -68,7 +68,13 @@ impl ResponseMemory {
     /// the caller, set if the call cannot request fewer records.
     pub(super) fn new(space: Reservation, least: Option<Demand>) -> Self {
         let (length, was_rejected, lacks_records) = (0, false, false);
-        Self(Arc::new(Mutex::new(Answer { length, space, was_rejected, lacks_records, least })))
+        Self(Arc::new(Mutex::new(ResponseSize {
+            length,
+            space,
+            was_rejected,
+            lacks_records,
+            least,
+        })))
     }
 
     /// Returns the length of the response, or the bytes read so far if its length is unknown.
@@ -95,16 +101,16 @@ impl ResponseMemory {
         std::mem::replace(&mut answer.space, empty)
     }
 
-    fn measure(&self, body: SdkBody) -> Measured {
-        Measured { inner: Mutex::new(body), response_memory: self.clone() }
+    fn measure(&self, body: SdkBody) -> CountedBody {
+        CountedBody { inner: Mutex::new(body), response_memory: self.clone() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Answer> {
+    fn lock(&self) -> MutexGuard<'_, ResponseSize> {
         self.0.lock()
     }
 }
 
-impl Answer {
+impl ResponseSize {
     /// Takes the memory of a response of this length. Fails if too little is free.
     fn fit(&mut self, length: usize) -> Result<(), BoxError> {
         self.length = length;
@@ -174,13 +180,13 @@ impl Intercept for ResponseMemory {
 }
 
 /// The body of a response of unknown length, counted as it is read.
-struct Measured {
+struct CountedBody {
     /// Never locked. The mutex only makes the type `Sync`.
     inner: Mutex<SdkBody>,
     response_memory: ResponseMemory,
 }
 
-impl Body for Measured {
+impl Body for CountedBody {
     type Data = Bytes;
     type Error = BoxError;
 

@@ -11,7 +11,7 @@ use aws_sdk_kinesis::types;
 use tokio::time::Instant;
 
 use super::batch::Batch;
-use super::fetch_state::{FetchState, QuietPosition, StreamError};
+use super::fetch_state::{FetchState, QuietProgress, StreamError};
 use super::kinesis::{MAX_CLOCK_SKEW, server_time};
 use super::loss::FailedLossCheck;
 use super::oldest_record::{Probe, Verified};
@@ -40,7 +40,7 @@ pub(super) struct Retention {
     /// Only a record can show whether the last placement is sound.
     needs_record: bool,
     /// The start of placements.
-    pub(super) start: Start,
+    pub(super) start: PlacementStart,
     /// The sequence number at which placements that begin before the position continue. An event
     /// without records has brought the last placement there.
     pub(super) approached: Option<SequenceNumber>,
@@ -64,7 +64,7 @@ pub(super) struct Retention {
 
 /// The start of placements. Records that they return before the position are skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Start {
+pub(super) enum PlacementStart {
     #[default]
     Position,
     /// At the oldest kept record, since the sequence number of the position is rejected or has left
@@ -103,7 +103,7 @@ impl FetchState {
         }
         match (approached, start) {
             (Some(from), _) => Position::AfterSequenceNumber(from.clone(), None),
-            (None, Start::Time(time)) if probe.is_none() => Position::AtTimestamp(*time),
+            (None, PlacementStart::Time(time)) if probe.is_none() => Position::AtTimestamp(*time),
             (None, _) => Position::TrimHorizon,
         }
     }
@@ -111,7 +111,7 @@ impl FetchState {
     /// Drops the records that a placement returned before the position.
     pub(super) fn skip_placed(&self, batch: &mut Batch) {
         batch.skip_past(&self.position);
-        if let Start::Time(time) = self.state.retention.start {
+        if let PlacementStart::Time(time) = self.state.retention.start {
             batch.skip_past(&Position::AtTimestamp(time));
         }
     }
@@ -126,9 +126,9 @@ impl FetchState {
         let Some(from) = arrival.checked_sub(MAX_CLOCK_SKEW) else { return };
         *approached = None;
         match *start {
-            Start::Position => {}
-            Start::Horizon => *start = Start::Time(from),
-            Start::Time(time) => *start = Start::Time(time.max(from)),
+            PlacementStart::Position => {}
+            PlacementStart::Horizon => *start = PlacementStart::Time(from),
+            PlacementStart::Time(time) => *start = PlacementStart::Time(time.max(from)),
         }
     }
 
@@ -179,7 +179,7 @@ impl FetchState {
     pub(super) fn move_to(&mut self, position: Position) {
         self.position = position;
         let retention = &mut self.state.retention;
-        (retention.verified, retention.start) = (None, Start::Position);
+        (retention.verified, retention.start) = (None, PlacementStart::Position);
         (retention.added, retention.approached) = (None, None);
     }
 
@@ -235,7 +235,7 @@ impl FetchState {
         let is_kept = first.is_some_and(|first| first <= number);
         if !is_kept && !self.is_verified() {
             let is_unread = self.on_trimmed == OnTrimmed::Latest
-                && self.state.retention.start == Start::Position
+                && self.state.retention.start == PlacementStart::Position
                 && arrived.zip(self.quiet_since()).is_some_and(|(arrived, since)| arrived < since);
             match self.is_quiet_within_retention().await {
                 // `is_unread`: the record arrived before the quiet time, so `on_trimmed` may have
@@ -269,7 +269,7 @@ impl FetchState {
         if self.is_verified() {
             return Ok(self.is_now_sound());
         }
-        if self.on_trimmed == OnTrimmed::Latest && *start == Start::Position {
+        if self.on_trimmed == OnTrimmed::Latest && *start == PlacementStart::Position {
             return Ok(Beginning::Undecided);
         }
         match self.is_quiet_within_retention().await {
@@ -386,7 +386,7 @@ impl FetchState {
 
     /// Notes a response without records at the tip of the shard, to a call made at `asked`. Returns
     /// the position up to which the shard is read, if a checkpoint can store it.
-    pub(super) fn caught_up(&mut self, asked: Instant) -> Option<QuietPosition> {
+    pub(super) fn caught_up(&mut self, asked: Instant) -> Option<QuietProgress> {
         let until = self.server_time_at(asked);
         if self.position.number().is_none() {
             self.state.retention.read_until = Some(until);
@@ -406,7 +406,7 @@ impl FetchState {
         if let Some(number) = &after {
             self.position = Position::CaughtUp { after: Some(number.clone()), until };
         }
-        Some(QuietPosition { after, until, each: QUIET_SAVE_INTERVAL })
+        Some(QuietProgress { after, until, each: QUIET_SAVE_INTERVAL })
     }
 
     /// Restarts the time for which a polled shard must be quiet, since records have arrived.

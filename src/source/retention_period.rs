@@ -38,10 +38,10 @@ pub(super) fn looked_up_within(within: Duration) -> Instant {
 
 /// The last retention period of a stream.
 #[derive(Debug, Default)]
-pub(super) struct RetentionPeriod(Mutex<Known>);
+pub(super) struct RetentionPeriod(Mutex<KnownPeriod>);
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownPeriod {
     /// The last period, and when its lookup began.
     period: Option<(Period, Instant)>,
     cooldown: Cooldown,
@@ -99,7 +99,7 @@ impl RetentionPeriod {
     }
 }
 
-impl Known {
+impl KnownPeriod {
     fn log_refusal(&mut self, refused: &ClassifiedError) {
         if !std::mem::replace(&mut self.is_logged, true) {
             log_line!(warn, error = %refused.error, "retention period lookup refused: records that \

@@ -53,7 +53,7 @@ pub(super) struct Subscription {
 
 /// The outcome of waiting for an event.
 pub(super) enum SubscriptionMessage {
-    Event(SubscribeToShardEvent, Message),
+    Event(SubscribeToShardEvent, EventMessage),
     /// The subscription is due for renewal.
     Renew,
     /// A message of an unknown type, which is ignored.
@@ -66,13 +66,13 @@ pub(super) enum SubscriptionMessage {
 }
 
 /// The memory and the fields of the message that an event was parsed from.
-pub(super) struct Message {
+pub(super) struct EventMessage {
     space: Reservation,
     /// The fields that the message names.
     pub(super) named: NamedFields,
 }
 
-impl Message {
+impl EventMessage {
     /// Returns the memory of the event's records, which hold `bytes`, and releases the rest.
     pub(super) fn keep(mut self, bytes: usize) -> Reservation {
         self.space.resize_up_to(bytes);
@@ -133,10 +133,10 @@ impl Subscription {
 
 /// Measures the messages of a subscription as they are read, and reserves their memory.
 #[derive(Debug, Clone)]
-pub(super) struct MessageMeter(Arc<Mutex<Measured>>);
+pub(super) struct MessageMeter(Arc<Mutex<MeterState>>);
 
 #[derive(Debug)]
-struct Measured {
+struct MeterState {
     demand: Demand,
     /// The memory taken for the first event before anything was read.
     spare: Reservation,
@@ -159,7 +159,7 @@ const LENGTH: usize = 4;
 impl MessageMeter {
     /// Creates the gauge of a subscription. `spare` is the memory granted for its first event.
     pub(super) fn new(spare: Reservation, demand: Demand) -> Self {
-        Self(Arc::new(Mutex::new(Measured {
+        Self(Arc::new(Mutex::new(MeterState {
             demand,
             spare,
             messages: VecDeque::new(),
@@ -175,12 +175,12 @@ impl MessageMeter {
         self.lock().short
     }
 
-    fn lock(&self) -> MutexGuard<'_, Measured> {
+    fn lock(&self) -> MutexGuard<'_, MeterState> {
         self.0.lock()
     }
 }
 
-impl Measured {
+impl MeterState {
     /// Scans received bytes. Returns the number of bytes that fit into memory: all of them, or
     /// those before the first message that does not fit.
     fn read(&mut self, data: &[u8]) -> usize {
@@ -238,12 +238,12 @@ impl Measured {
     }
 
     /// Takes the memory and the fields of the next message.
-    fn take_message(&mut self) -> Message {
+    fn take_message(&mut self) -> EventMessage {
         let (space, members) = self
             .messages
             .pop_front()
             .unwrap_or_else(|| (self.spare.empty(), MessageFieldScanner::new(LENGTH)));
-        Message { space, named: members.named() }
+        EventMessage { space, named: members.named() }
     }
 }
 

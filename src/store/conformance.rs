@@ -283,14 +283,14 @@ mod tests {
 
     /// A store that alters each save.
     #[derive(Debug)]
-    struct FaultyStore {
+    struct FaultyCheckpointStore {
         stored: MemoryStore,
         /// True if a save replaces the stored checkpoints unconditionally.
         overwrites: bool,
         alter: Alter,
     }
 
-    impl CheckpointStore for FaultyStore {
+    impl CheckpointStore for FaultyCheckpointStore {
         fn load<'a>(
             &'a self,
             scope: &'a Scope,
@@ -317,7 +317,7 @@ mod tests {
 
     async fn complaint(overwrites: bool, alter: Alter) -> String {
         let store: Arc<dyn CheckpointStore> =
-            Arc::new(FaultyStore { stored: MemoryStore::new(), overwrites, alter });
+            Arc::new(FaultyCheckpointStore { stored: MemoryStore::new(), overwrites, alter });
         let checked = AssertUnwindSafe(check(&store)).catch_unwind().await;
         let panic = checked.expect_err("the suite detects the mistake");
         panic.downcast_ref::<String>().cloned().unwrap_or_default()

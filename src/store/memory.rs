@@ -38,13 +38,13 @@ use crate::record::ShardId;
 #[derive(Debug, Clone, Default)]
 pub struct MemoryStore {
     ledgers: Arc<Mutex<HashMap<Scope, Ledger>>>,
-    clock: Clock,
+    clock: StoreClock,
 }
 
 /// The time since 1970, measured by tokio's clock from the creation of the store. Changes of the
 /// system clock do not affect it; tokio's paused clock controls it.
 #[derive(Debug, Clone)]
-struct Clock {
+struct StoreClock {
     began: Duration,
     since: Instant,
     /// The shift of the clock in milliseconds.
@@ -52,13 +52,13 @@ struct Clock {
     moved: Arc<std::sync::atomic::AtomicI64>,
 }
 
-impl Default for Clock {
+impl Default for StoreClock {
     fn default() -> Self {
         Self::at(SystemTime::now())
     }
 }
 
-impl Clock {
+impl StoreClock {
     fn at(time: SystemTime) -> Self {
         Self {
             began: time.duration_since(UNIX_EPOCH).unwrap_or_default(),
@@ -128,7 +128,7 @@ impl MemoryStore {
 impl MemoryStore {
     /// Creates an empty store whose clock shows `time` now.
     pub fn at(time: SystemTime) -> Self {
-        Self { ledgers: Arc::default(), clock: Clock::at(time) }
+        Self { ledgers: Arc::default(), clock: StoreClock::at(time) }
     }
 
     /// Returns a separate store with a copy of the current contents, like a replica. Both share one

@@ -54,17 +54,17 @@ pub(crate) struct FlushConfig {
 /// A handle to the task. The task ends when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Writer {
-    shared: Arc<Shared>,
+    shared: Arc<WriterShared>,
     requests: mpsc::UnboundedSender<Request>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct WriterShared {
     store: Arc<dyn LeaseStore>,
     scope: Scope,
     flush: FlushConfig,
     telemetry: Telemetry,
-    state: Mutex<State>,
+    state: Mutex<WriterState>,
     /// Notified if a position must be written at once.
     urgent: Notify,
     /// True if readers must check the gate. The only field that they read for each record.
@@ -76,7 +76,7 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct WriterState {
     /// The number of advances of all positions. Counted only if `interval` is zero: each position
     /// is then saved before the next record.
     advanced: u64,
@@ -111,7 +111,7 @@ impl Writer {
         flush: FlushConfig,
         telemetry: Telemetry,
     ) -> Self {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(WriterShared {
             store,
             scope,
             flush,
@@ -187,7 +187,7 @@ impl Writer {
 /// Notifies the writer that a shard has a position to save.
 #[derive(Debug, Clone)]
 pub(crate) struct FlushNotifier {
-    shared: Arc<Shared>,
+    shared: Arc<WriterShared>,
     place: ShardEpoch,
 }
 
@@ -222,8 +222,8 @@ impl FlushNotifier {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl WriterShared {
+    fn lock(&self) -> MutexGuard<'_, WriterState> {
         self.state.lock()
     }
 

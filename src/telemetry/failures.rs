@@ -33,10 +33,10 @@ pub struct ShardFailure {
 
 /// The failures by shard. Each is kept until the shard is read again.
 #[derive(Debug, Default)]
-pub(super) struct Failures(Mutex<BTreeMap<ShardId, Known>>);
+pub(super) struct Failures(Mutex<BTreeMap<ShardId, KnownFailure>>);
 
 #[derive(Debug)]
-struct Known {
+struct KnownFailure {
     last: ShardFailure,
     kinds: ErrorKindSet,
 }
@@ -48,7 +48,7 @@ impl Failures {
         let mut failures = lock(&self.0);
         let mut kinds = failures.get(shard).map(|known| known.kinds).unwrap_or_default();
         let is_new = kinds.insert(error);
-        failures.insert(shard.clone(), Known { last: failure, kinds });
+        failures.insert(shard.clone(), KnownFailure { last: failure, kinds });
         is_new
     }
 

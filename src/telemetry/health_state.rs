@@ -27,13 +27,13 @@ pub(super) struct HealthTracker {
     /// The time of the last successful fetch, in milliseconds since `began` plus one; 0 before the
     /// first fetch.
     fetched: AtomicU64,
-    calls: Calls,
-    state: Mutex<State>,
+    calls: CallHealth,
+    state: Mutex<HealthRecords>,
 }
 
 /// The times of calls to Kinesis, in the same format as [`HealthTracker::fetched`].
 #[derive(Debug, Default)]
-struct Calls {
+struct CallHealth {
     /// The last successful call.
     succeeded: AtomicU64,
     /// The first and the last failed call since then.
@@ -45,7 +45,7 @@ struct Calls {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct HealthRecords {
     /// The number of the current session, so that a session that ends late does not end the next
     /// one.
     session: u64,

@@ -5,15 +5,15 @@ use prost::Message;
 const MAGIC: [u8; 4] = [0xF3, 0x89, 0x9A, 0xC2];
 
 #[derive(Clone, PartialEq, Message)]
-struct Packed {
+struct AggregateMessage {
     #[prost(string, repeated, tag = "1")]
     partition_keys: Vec<String>,
     #[prost(message, repeated, tag = "3")]
-    parts: Vec<Part>,
+    parts: Vec<AggregatePart>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Part {
+struct AggregatePart {
     #[prost(uint64, required, tag = "1")]
     partition_key: u64,
     #[prost(bytes = "vec", required, tag = "3")]
@@ -51,7 +51,7 @@ struct Part {
 pub fn aggregate<K: Into<String>, D: Into<Vec<u8>>>(
     records: impl IntoIterator<Item = (K, D)>,
 ) -> Vec<u8> {
-    let mut packed = Packed::default();
+    let mut packed = AggregateMessage::default();
     for (key, data) in records {
         let key = key.into();
         let known = packed.partition_keys.iter().position(|known| *known == key);
@@ -59,7 +59,7 @@ pub fn aggregate<K: Into<String>, D: Into<Vec<u8>>>(
         if known.is_none() {
             packed.partition_keys.push(key);
         }
-        packed.parts.push(Part { partition_key: index as u64, data: data.into() });
+        packed.parts.push(AggregatePart { partition_key: index as u64, data: data.into() });
     }
     let message = packed.encode_to_vec();
     let digest = Md5::digest(&message);

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::contents::{Registered, Shards};
+use super::contents::{Registered, StreamContents};
 use super::model::Model;
 use super::operations::{Answer, error_response, not_found};
 
@@ -65,7 +65,7 @@ impl Model {
     pub(super) fn deregister(&mut self, body: &Value) -> Result<Value, Answer> {
         let (stream, index) = self.consumer_of(body)?;
         self.consumers_of(&stream)?.remove(index);
-        self.streams.get(&stream).into_iter().for_each(Shards::notify_subscriptions);
+        self.streams.get(&stream).into_iter().for_each(StreamContents::notify_subscriptions);
         Ok(json!({}))
     }
 

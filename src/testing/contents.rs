@@ -9,13 +9,13 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::calls::Interruption;
-use super::limits::{Bytes, Calls};
+use super::limits::{Bytes, CallWindow};
 
 /// The contents of a stream.
 #[derive(Debug)]
 #[allow(clippy::struct_field_names, reason = "a stream is its shards")]
-pub(super) struct Shards {
-    pub(super) shards: Vec<Contents>,
+pub(super) struct StreamContents {
+    pub(super) shards: Vec<ShardContents>,
     pub(super) next_number: u128,
     pub(super) consumers: Vec<Registered>,
     /// The time of its creation, in milliseconds since 1970.
@@ -24,7 +24,7 @@ pub(super) struct Shards {
 
 /// The contents of a shard.
 #[derive(Debug)]
-pub(super) struct Contents {
+pub(super) struct ShardContents {
     pub(super) parents: Vec<usize>,
     pub(super) first_key: u128,
     pub(super) last_key: u128,
@@ -38,8 +38,8 @@ pub(super) struct Contents {
     pub(super) records: Vec<Stored>,
     /// The records before this one have left retention.
     pub(super) trimmed: usize,
-    pub(super) reads: Calls,
-    pub(super) iterators: Calls,
+    pub(super) reads: CallWindow,
+    pub(super) iterators: CallWindow,
     pub(super) bytes: Bytes,
     /// Reads are throttled until this time.
     pub(super) occupied: Option<Instant>,
@@ -88,7 +88,7 @@ impl Stored {
 /// The first number. Written with 56 digits, like those of Kinesis.
 const FIRST_NUMBER: u128 = 495_903_382_714_902_566_085_596_925_383_615;
 
-impl Shards {
+impl StreamContents {
     /// Creates the contents of a stream. `before` is the next number of a deleted stream of the
     /// same name.
     pub(super) fn new(count: usize, before: Option<u128>, created: u64) -> Self {
@@ -111,7 +111,7 @@ impl Shards {
     }
 
     pub(super) fn add(&mut self, parents: Vec<usize>, first_key: u128, last_key: u128) -> usize {
-        self.shards.push(Contents {
+        self.shards.push(ShardContents {
             parents,
             first_key,
             last_key,
@@ -121,8 +121,8 @@ impl Shards {
             expired: false,
             records: Vec::new(),
             trimmed: 0,
-            reads: Calls::default(),
-            iterators: Calls::default(),
+            reads: CallWindow::default(),
+            iterators: CallWindow::default(),
             bytes: Bytes::default(),
             occupied: None,
             subscriptions: Vec::new(),
@@ -169,7 +169,7 @@ impl Shards {
         })
     }
 
-    pub(super) fn children(&self, shard: usize) -> impl Iterator<Item = (usize, &Contents)> {
+    pub(super) fn children(&self, shard: usize) -> impl Iterator<Item = (usize, &ShardContents)> {
         let shards = self.shards.iter().enumerate();
         shards.filter(move |(_, child)| child.parents.contains(&shard))
     }
@@ -186,7 +186,7 @@ pub(super) fn format_number(number: u128) -> String {
     if number >= FIRST_NUMBER { format!("{number:0<56}") } else { number.to_string() }
 }
 
-impl Contents {
+impl ShardContents {
     /// Drops the records that arrived before `oldest`.
     pub(super) fn trim_expired(&mut self, oldest: u64) {
         let aged = self.records.iter().take_while(|record| record.arrival < oldest).count();

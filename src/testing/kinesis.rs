@@ -7,8 +7,8 @@ use aws_sdk_kinesis::config::{
     BehaviorVersion, Config, Credentials, Region, SharedHttpClient, StalledStreamProtectionConfig,
 };
 
-use super::contents::Shards;
-use super::model::Shared;
+use super::contents::StreamContents;
+use super::model::ModelHandle;
 use super::{Call, Outcome, Stream, wire};
 
 /// An in-memory Kinesis. Its clones share the same streams.
@@ -26,7 +26,7 @@ use super::{Call, Outcome, Stream, wire};
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Kinesis(Shared);
+pub struct Kinesis(ModelHandle);
 
 impl Kinesis {
     /// Creates a Kinesis without streams that starts at the current time of this machine.
@@ -36,7 +36,7 @@ impl Kinesis {
 
     /// Creates a Kinesis without streams that starts at `time`.
     pub fn at(time: SystemTime) -> Self {
-        Self(Shared::at(time))
+        Self(ModelHandle::at(time))
     }
 
     /// Returns a client of this Kinesis, with credentials and a region, and without SDK retries.
@@ -85,7 +85,7 @@ impl Kinesis {
     pub fn create_stream(&self, name: &str, shards: usize) -> Stream {
         let mut model = self.0.lock();
         let deleted = model.deleted.get(name).copied();
-        let shards = Shards::new(shards, deleted, model.now());
+        let shards = StreamContents::new(shards, deleted, model.now());
         let before = model.streams.insert(name.to_owned(), shards);
         drop(model);
         assert!(before.is_none(), "stream {name} already exists");

@@ -12,9 +12,9 @@ pub(super) const MAX_RECORDS: u64 = 10_000;
 
 /// The calls of one operation in the last second.
 #[derive(Debug, Default)]
-pub(super) struct Calls(VecDeque<Instant>);
+pub(super) struct CallWindow(VecDeque<Instant>);
 
-impl Calls {
+impl CallWindow {
     /// Returns true, and counts the call, if one more call is within the limit.
     pub(super) fn admits(&mut self, now: Instant) -> bool {
         while self.0.front().is_some_and(|call| now - *call >= Duration::from_secs(1)) {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fastrand::Rng;
 use tokio::time::Instant;
 
-use super::contents::Shards;
+use super::contents::StreamContents;
 use super::limits::MAX_RECORDS;
 use super::{Call, Outcome};
 
@@ -16,12 +16,12 @@ use crate::mutex::Mutex;
 
 /// A handle to the model.
 #[derive(Clone)]
-pub(super) struct Shared(Arc<Mutex<Model>>);
+pub(super) struct ModelHandle(Arc<Mutex<Model>>);
 
 pub(super) struct Model {
     began: Instant,
     epoch: SystemTime,
-    pub(super) streams: BTreeMap<String, Shards>,
+    pub(super) streams: BTreeMap<String, StreamContents>,
     /// The next sequence numbers of deleted streams.
     pub(super) deleted: BTreeMap<String, u128>,
     pub(super) calls: Vec<Call>,
@@ -56,7 +56,7 @@ struct Planned {
     outcome: Outcome,
 }
 
-impl Shared {
+impl ModelHandle {
     pub(super) fn at(time: SystemTime) -> Self {
         Self(Arc::new(Mutex::new(Model {
             began: Instant::now(),
@@ -88,7 +88,7 @@ impl Shared {
     }
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for ModelHandle {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let streams: Vec<String> = self.lock().streams.keys().cloned().collect();
         formatter.debug_struct("Kinesis").field("streams", &streams).finish_non_exhaustive()

@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::contents::{Contents, Shards, Stored, format_number, hash_key, id_of, index_of};
+use super::contents::{
+    ShardContents, Stored, StreamContents, format_number, hash_key, id_of, index_of,
+};
 use super::limits::MAX_RECORDS;
 use super::model::Model;
 
@@ -81,7 +83,7 @@ impl Filter {
         if number & 1 == 0 { Self::From(number >> 1) } else { Self::At(number >> 1) }
     }
 
-    fn shows(self, shard: &Contents, opened: u64) -> bool {
+    fn shows(self, shard: &ShardContents, opened: u64) -> bool {
         match self {
             Self::From(time) => shard.closed.is_none_or(|closed| closed >= time),
             Self::At(time) => opened <= time && shard.closed.is_none_or(|closed| closed > time),
@@ -118,7 +120,7 @@ impl Model {
         throttled(what)
     }
 
-    pub(super) fn stream_of(&self, body: &Value) -> Result<(String, &Shards), Answer> {
+    pub(super) fn stream_of(&self, body: &Value) -> Result<(String, &StreamContents), Answer> {
         let name = match (&body["StreamName"], &body["StreamARN"]) {
             (Value::String(name), _) => name,
             (_, Value::String(arn)) => arn.rsplit('/').next().unwrap_or_default(),
@@ -294,7 +296,7 @@ impl Model {
 
 /// Returns the index of the first record of an iterator.
 pub(super) fn place(
-    shard: &Contents,
+    shard: &ShardContents,
     iterator_type: &str,
     number: &str,
     timestamp: &Value,
@@ -362,22 +364,22 @@ pub(super) fn record_json(record: &Stored) -> Value {
     })
 }
 
-fn hash_keys(shard: &Contents) -> Value {
+fn hash_keys(shard: &ShardContents) -> Value {
     json!({
         "StartingHashKey": shard.first_key.to_string(),
         "EndingHashKey": shard.last_key.to_string(),
     })
 }
 
-pub(super) fn describe_children(stream: &Shards, parent: usize) -> Value {
-    let describe = |(index, shard): (usize, &Contents)| {
+pub(super) fn describe_children(stream: &StreamContents, parent: usize) -> Value {
+    let describe = |(index, shard): (usize, &ShardContents)| {
         let parents: Vec<String> = shard.parents.iter().map(|parent| id_of(*parent)).collect();
         json!({ "ShardId": id_of(index), "ParentShards": parents, "HashKeyRange": hash_keys(shard) })
     };
     stream.children(parent).map(describe).collect()
 }
 
-fn describe(index: usize, shard: &Contents) -> Value {
+fn describe(index: usize, shard: &ShardContents) -> Value {
     let mut described = json!({
         "ShardId": id_of(index),
         "HashKeyRange": hash_keys(shard),

@@ -3,8 +3,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
 use super::calls::Interruption;
-use super::contents::{Contents, Shards, Stored, hash_key, id_of};
-use super::model::{Model, Shared};
+use super::contents::{ShardContents, Stored, StreamContents, hash_key, id_of};
+use super::model::{Model, ModelHandle};
 use crate::record::{SequenceNumber, ShardId};
 
 /// A stream of a [`Kinesis`](super::Kinesis).
@@ -20,7 +20,7 @@ use crate::record::{SequenceNumber, ShardId};
 /// ```
 #[derive(Debug, Clone)]
 pub struct Stream {
-    kinesis: Shared,
+    kinesis: ModelHandle,
     name: String,
 }
 
@@ -50,7 +50,7 @@ impl PartialEq for Shard {
 }
 
 impl Stream {
-    pub(super) fn new(kinesis: Shared, name: &str) -> Self {
+    pub(super) fn new(kinesis: ModelHandle, name: &str) -> Self {
         Self { kinesis, name: name.to_owned() }
     }
 
@@ -102,7 +102,7 @@ impl Stream {
         self.change(|shards, _now| shards.number_from(number.into()));
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Shards, u64) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut StreamContents, u64) -> T) -> T {
         let mut model = self.kinesis.lock();
         let now = model.now();
         let Model { streams, .. } = &mut *model;
@@ -156,8 +156,9 @@ impl Shard {
     pub fn put_at(&self, arrival: SystemTime, data: impl Into<Vec<u8>>) -> SequenceNumber {
         let since = arrival.duration_since(UNIX_EPOCH).unwrap_or_default();
         let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        let put =
-            |shards: &mut Shards, _| shards.put(self.index, "key".into(), data.into(), millis);
+        let put = |shards: &mut StreamContents, _| {
+            shards.put(self.index, "key".into(), data.into(), millis)
+        };
         numbered(&self.stream.change(put))
     }
 
@@ -165,7 +166,7 @@ impl Shard {
     pub fn has_key(&self, partition_key: &str) -> bool {
         let key = hash_key(partition_key);
         self.stream.change(|shards, _now| {
-            let Contents { first_key, last_key, .. } = shards.shards[self.index];
+            let ShardContents { first_key, last_key, .. } = shards.shards[self.index];
             (first_key..=last_key).contains(&key)
         })
     }
@@ -186,7 +187,7 @@ impl Shard {
         self.stream
             .change(|shards, now| {
                 shards.close(self.index, now);
-                let Contents { first_key, last_key, .. } = shards.shards[self.index];
+                let ShardContents { first_key, last_key, .. } = shards.shards[self.index];
                 let middle = first_key + (last_key - first_key) / 2;
                 let left = shards.add(vec![self.index], first_key, middle);
                 [left, shards.add(vec![self.index], middle + 1, last_key)]

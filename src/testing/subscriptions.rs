@@ -16,9 +16,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::calls::Interruption;
-use super::contents::{Contents, Subscribed, index_of};
+use super::contents::{ShardContents, Subscribed, index_of};
 use super::events::{event_of, exception, initial_response};
-use super::model::{Model, Shared};
+use super::model::{Model, ModelHandle};
 use super::operations::{
     Answer, describe_children, error_response, not_found, place, record_json, records_that_fit,
 };
@@ -37,8 +37,8 @@ const GAP: u64 = 3_600_000;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// The next action of a subscription.
-enum Step {
-    Push(Message),
+enum SubscriptionStep {
+    Push(EncodedMessage),
     /// Wait until something changes.
     Wait,
     End,
@@ -47,7 +47,7 @@ enum Step {
 }
 
 /// An encoded message and the records in it.
-struct Message {
+struct EncodedMessage {
     text: Bytes,
     records: usize,
     bytes: usize,
@@ -56,10 +56,10 @@ struct Message {
     is_last: bool,
 }
 
-impl Message {
-    fn exception(code: &str, message: &str) -> Step {
+impl EncodedMessage {
+    fn exception(code: &str, message: &str) -> SubscriptionStep {
         let text = exception(code, message);
-        Step::Push(Self { text, records: 0, bytes: 0, last: None, is_last: true })
+        SubscriptionStep::Push(Self { text, records: 0, bytes: 0, last: None, is_last: true })
     }
 }
 
@@ -70,7 +70,7 @@ impl Model {
         call: usize,
         body: &Value,
         fields: Vec<String>,
-    ) -> Result<Subscription, Answer> {
+    ) -> Result<SubscriptionFeed, Answer> {
         let (now, instant) = (self.now(), Instant::now());
         let (name, index) = self.consumer_of(body)?;
         let stream = self.streams.get_mut(&name).ok_or_else(|| not_found("Stream"))?;
@@ -118,7 +118,7 @@ impl Model {
         contents.subscriptions.retain(|known| known.consumer != consumer);
         contents.subscriptions.push(Subscribed { id: call, consumer, interruption: None });
         changed.notify_waiters();
-        Ok(Subscription { stream: name, shard, id: call, next, changed, fields, approached })
+        Ok(SubscriptionFeed { stream: name, shard, id: call, next, changed, fields, approached })
     }
 
     /// Marks the connection of a new subscription as lost.
@@ -132,28 +132,29 @@ impl Model {
     }
 
     /// Returns the next action of a subscription. If `is_due`, an event is sent even without news.
-    fn push(&mut self, subscription: &mut Subscription, is_due: bool) -> Step {
+    fn push(&mut self, subscription: &mut SubscriptionFeed, is_due: bool) -> SubscriptionStep {
         let (now, child_shards, oldest) = (self.now(), self.child_shards, self.oldest());
         let instant = Instant::now();
-        let Subscription { stream, shard, id, next, fields, approached, .. } = subscription;
-        let gone = || Message::exception("ResourceNotFoundException", "no such shard or consumer");
+        let SubscriptionFeed { stream, shard, id, next, fields, approached, .. } = subscription;
+        let gone =
+            || EncodedMessage::exception("ResourceNotFoundException", "no such shard or consumer");
         let Some(stream) = self.streams.get_mut(stream) else { return gone() };
         // A stream that was created again may have fewer shards.
         let Some(contents) = stream.shards.get_mut(*shard) else { return gone() };
         contents.trim_expired(oldest);
         let contents = &stream.shards[*shard];
         let Some(known) = contents.subscriptions.iter().find(|known| known.id == *id) else {
-            return Message::exception(
+            return EncodedMessage::exception(
                 "ResourceInUseException",
                 "another subscription of the consumer has replaced this one",
             );
         };
         match &known.interruption {
-            Some(Interruption::Ends) => return Step::End,
-            Some(Interruption::Resets) => return Step::Reset,
-            Some(Interruption::Stalls) => return Step::Stall,
+            Some(Interruption::Ends) => return SubscriptionStep::End,
+            Some(Interruption::Resets) => return SubscriptionStep::Reset,
+            Some(Interruption::Stalls) => return SubscriptionStep::Stall,
             Some(Interruption::Fails { code, message }) => {
-                return Message::exception(code, message);
+                return EncodedMessage::exception(code, message);
             }
             None => {}
         }
@@ -175,7 +176,7 @@ impl Model {
         let after = first + count;
         let at_end = contents.closed.is_some() && after >= contents.records.len();
         if count == 0 && !at_end && !is_due {
-            return Step::Wait;
+            return SubscriptionStep::Wait;
         }
         let records = &contents.records[first..after];
         let behind = contents.records.get(after);
@@ -202,7 +203,7 @@ impl Model {
         if let Some(event) = event.as_object_mut() {
             event.retain(|field, _| !fields.contains(field));
         }
-        Step::Push(Message {
+        SubscriptionStep::Push(EncodedMessage {
             text: event_of(&event),
             records: count,
             bytes,
@@ -212,7 +213,7 @@ impl Model {
     }
 
     /// Notes that a message has arrived as part of the response to a call.
-    fn arrives(&mut self, call: usize, message: &Message) {
+    fn arrives(&mut self, call: usize, message: &EncodedMessage) {
         let call = &mut self.calls[call];
         (call.records, call.bytes) = (call.records + message.records, call.bytes + message.bytes);
         call.last = message.last.clone().or(call.last.take());
@@ -220,7 +221,7 @@ impl Model {
 }
 
 /// The state of a running subscription.
-pub(super) struct Subscription {
+pub(super) struct SubscriptionFeed {
     stream: String,
     shard: usize,
     id: usize,
@@ -233,9 +234,9 @@ pub(super) struct Subscription {
     approached: Option<(usize, Instant)>,
 }
 
-impl Subscription {
+impl SubscriptionFeed {
     /// Returns the body with all messages. `call` is kept as long as the body.
-    pub(super) fn body<T: Send + 'static>(self, kinesis: Shared, call: T) -> EventStreamBody {
+    pub(super) fn body<T: Send + 'static>(self, kinesis: ModelHandle, call: T) -> EventStreamBody {
         let open =
             Open { kinesis: kinesis.clone(), at: (self.stream.clone(), self.shard, self.id) };
         EventStreamBody(Mutex::new(self.run(kinesis, (open, call)).boxed()))
@@ -243,7 +244,7 @@ impl Subscription {
 
     fn run<T: Send + 'static>(
         mut self,
-        kinesis: Shared,
+        kinesis: ModelHandle,
         held: T,
     ) -> impl Stream<Item = io::Result<Bytes>> + Send {
         stream! {
@@ -257,7 +258,7 @@ impl Subscription {
                 let is_due = heard + KEEP_ALIVE <= Instant::now();
                 let step = kinesis.lock().push(&mut self, is_due);
                 match step {
-                    Step::Push(message) => {
+                    SubscriptionStep::Push(message) => {
                         heard = Instant::now();
                         // The length is sent first. A client without memory for the message stops
                         // reading here.
@@ -268,19 +269,19 @@ impl Subscription {
                             return;
                         }
                     }
-                    Step::Wait => {
+                    SubscriptionStep::Wait => {
                         let next = (heard + KEEP_ALIVE).min(began + SUBSCRIPTION_LIFETIME);
                         tokio::select! {
                             () = notified => {}
                             () = sleep_until(next) => {}
                         }
                     }
-                    Step::End => return,
-                    Step::Reset => {
+                    SubscriptionStep::End => return,
+                    SubscriptionStep::Reset => {
                         yield Err(io::ErrorKind::ConnectionReset.into());
                         return;
                     }
-                    Step::Stall => std::future::pending().await,
+                    SubscriptionStep::Stall => std::future::pending().await,
                 }
                 if began + SUBSCRIPTION_LIFETIME <= Instant::now() {
                     return;
@@ -292,7 +293,7 @@ impl Subscription {
 
 /// Removes the subscription when its connection is dropped.
 struct Open {
-    kinesis: Shared,
+    kinesis: ModelHandle,
     at: (String, usize, usize),
 }
 
@@ -323,7 +324,7 @@ impl Body for EventStreamBody {
     }
 }
 
-impl Contents {
+impl ShardContents {
     /// Returns true if there is a gap before the record with this index.
     fn is_behind_gap(&self, record: usize) -> bool {
         let arrival = |index: usize| self.records.get(index).map(|record| record.arrival);

@@ -22,17 +22,17 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::contents::{id_of, index_of};
-use super::model::Shared;
+use super::model::ModelHandle;
 use super::operations::{Answer, error_response};
 use super::{Call, Outcome};
 
-pub(super) fn http_client(kinesis: Shared) -> SharedHttpClient {
+pub(super) fn http_client(kinesis: ModelHandle) -> SharedHttpClient {
     let connector = SharedHttpConnector::new(Connector(kinesis));
     http_client_fn(move |_settings, _components| connector.clone())
 }
 
 #[derive(Debug, Clone)]
-struct Connector(Shared);
+struct Connector(ModelHandle);
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
@@ -51,7 +51,7 @@ fn access_key_id(request: &HttpRequest) -> Option<String> {
 
 /// A call that counts as in flight until its response is read or the caller drops it.
 struct InFlightCall {
-    kinesis: Shared,
+    kinesis: ModelHandle,
     index: usize,
     operation: String,
     body: Value,
@@ -65,7 +65,7 @@ impl Drop for InFlightCall {
 }
 
 impl InFlightCall {
-    fn begin(kinesis: &Shared, request: &HttpRequest) -> Self {
+    fn begin(kinesis: &ModelHandle, request: &HttpRequest) -> Self {
         let target = request.headers().get("x-amz-target").unwrap_or_default();
         let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
         let body = serde_json::from_slice(request.body().bytes().unwrap_or_default());
@@ -190,7 +190,7 @@ fn without_fields(body: &str, fields: &[String]) -> String {
 }
 
 fn response(
-    kinesis: &Shared,
+    kinesis: &ModelHandle,
     status: u16,
     body: SdkBody,
     content_type: &'static str,

@@ -14,14 +14,14 @@ const ATTEMPTS: usize = 3;
 /// Keeps the waker of the caller's last poll, and provides a waker for it that stays the same for
 /// the life of the stream.
 pub(crate) struct CallerWaker {
-    slot: Arc<Slot>,
+    slot: Arc<WakerSlot>,
     /// Wakes the waker in the slot.
     waker: Waker,
 }
 
 impl CallerWaker {
     pub(crate) fn new() -> Self {
-        let slot = Arc::new(Slot(Mutex::default()));
+        let slot = Arc::new(WakerSlot(Mutex::default()));
         Self { waker: Waker::from(Arc::clone(&slot)), slot }
     }
 
@@ -51,15 +51,15 @@ impl Drop for CallerWaker {
 }
 
 /// The caller's last waker. The lock is never held while code of the caller runs.
-struct Slot(Mutex<Option<Arc<Contained>>>);
+struct WakerSlot(Mutex<Option<Arc<Contained>>>);
 
-impl Slot {
+impl WakerSlot {
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Contained>>> {
         self.0.lock()
     }
 }
 
-impl Wake for Slot {
+impl Wake for WakerSlot {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }

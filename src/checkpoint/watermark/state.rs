@@ -35,7 +35,7 @@ pub(crate) enum Advance {
 }
 
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct WatermarkState {
     /// Every record below this number is finished.
     pub(super) prefix: u64,
     /// The checkpoint to store before any record is finished.
@@ -77,7 +77,7 @@ pub(super) struct Island {
     last: PositionBuf,
 }
 
-impl State {
+impl WatermarkState {
     /// Notes that all records below this number are delivered.
     pub(super) fn note_delivered(&mut self, delivered: u64) {
         self.times.note(delivered, self.prefix);
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn unfinished_record_costs_no_memory_for_those_after_it() {
-        let mut state = State { handed_out: 1001, ..State::default() };
+        let mut state = WatermarkState { handed_out: 1001, ..WatermarkState::default() };
         for number in 1..=1000 {
             assert!(!state.insert(number, &PositionBuf::default()));
         }

@@ -4,7 +4,7 @@ use super::*;
 
 /// A complete message, as producers encode it.
 #[derive(Clone, PartialEq, Message)]
-struct Packed {
+struct PackedMessage {
     #[prost(string, repeated, tag = "1")]
     keys: Vec<String>,
     #[prost(string, repeated, tag = "2")]
@@ -18,7 +18,7 @@ fn sealed(message: &[u8]) -> Bytes {
     [&MAGIC, message, &Md5::digest(message)[..]].concat().into()
 }
 
-fn packed(keys: &[&str], hash_keys: &[&str], parts: &[(u64, Option<u64>, &str)]) -> Packed {
+fn packed(keys: &[&str], hash_keys: &[&str], parts: &[(u64, Option<u64>, &str)]) -> PackedMessage {
     let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
     let part = |(key, hash_key, data): &(u64, Option<u64>, &str)| EncodedPart {
         key: Some(*key),
@@ -26,7 +26,7 @@ fn packed(keys: &[&str], hash_keys: &[&str], parts: &[(u64, Option<u64>, &str)])
         data: Some(Bytes::copy_from_slice(data.as_bytes())),
     };
     let parts = parts.iter().map(part).collect();
-    Packed { keys: owned(keys), hash_keys: owned(hash_keys), parts }
+    PackedMessage { keys: owned(keys), hash_keys: owned(hash_keys), parts }
 }
 
 fn rest(aggregate: &mut Aggregate) -> Vec<(u64, String, Vec<u8>, bool)> {
@@ -36,7 +36,7 @@ fn rest(aggregate: &mut Aggregate) -> Vec<(u64, String, Vec<u8>, bool)> {
         .collect()
 }
 
-fn any_packed() -> impl Strategy<Value = Packed> {
+fn any_packed() -> impl Strategy<Value = PackedMessage> {
     let keys = prop::collection::vec("[a-c\u{e9}]{1,3}", 1..4);
     let hash_keys = prop::collection::vec("0|[1-9][0-9]{0,36}", 0..3);
     (keys, hash_keys).prop_flat_map(|(keys, hash_keys)| {
@@ -45,7 +45,7 @@ fn any_packed() -> impl Strategy<Value = Packed> {
             prop::option::of(0..hash_keys.len().max(1) as u64),
             prop::collection::vec(any::<u8>(), 0..20),
         );
-        prop::collection::vec(part, 1..8).prop_map(move |parts| Packed {
+        prop::collection::vec(part, 1..8).prop_map(move |parts| PackedMessage {
             keys: keys.clone(),
             hash_keys: hash_keys.clone(),
             parts: parts
@@ -61,7 +61,7 @@ fn any_packed() -> impl Strategy<Value = Packed> {
 }
 
 /// Computes the hash key of a part directly from the unencoded message.
-fn hash(packed: &Packed, part: &EncodedPart) -> u128 {
+fn hash(packed: &PackedMessage, part: &EncodedPart) -> u128 {
     let text = |table: &Vec<String>, index: u64| table[usize::try_from(index).unwrap()].clone();
     part.hash_key.map_or_else(
         || u128::from_be_bytes(Md5::digest(text(&packed.keys, part.key.unwrap())).into()),
@@ -163,7 +163,7 @@ fn invalid_aggregate_is_a_plain_record() {
     let good = packed(&["key"], &["7"], &[(0, Some(0), "data")]);
     let message = good.encode_to_vec();
     assert!(Aggregate::of(&sealed(&message)).is_some());
-    let with = |change: fn(&mut Packed)| {
+    let with = |change: fn(&mut PackedMessage)| {
         let mut packed = good.clone();
         change(&mut packed);
         sealed(&packed.encode_to_vec())

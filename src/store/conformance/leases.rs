@@ -39,7 +39,7 @@ use actor::{Actor, assign, identify, offer, release};
 ///
 /// Panics if the store violates a rule of [`LeaseStore`]. The message names the rule.
 pub async fn check_leases(store: &dyn LeaseStore) {
-    let suite = Suite { store, run: unique() };
+    let suite = LeaseSuite { store, run: unique() };
     suite.begins_empty().await;
     suite.keeps_the_first_poll().await;
     suite.workers_join_renew_and_leave().await;
@@ -61,7 +61,7 @@ pub async fn check_leases(store: &dyn LeaseStore) {
     suite.handles_many_shards().await;
 }
 
-struct Suite<'a> {
+struct LeaseSuite<'a> {
     store: &'a dyn LeaseStore,
     run: String,
 }
@@ -69,7 +69,7 @@ struct Suite<'a> {
 /// The lease duration of workers that are to expire.
 const SHORT: Duration = Duration::from_millis(100);
 
-impl Suite<'_> {
+impl LeaseSuite<'_> {
     fn scope(&self, name: &str) -> Scope {
         Scope::new(format!("{}-{name}", self.run), "orders")
     }

@@ -38,13 +38,13 @@ const RETIRED_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// A connection that is cheap to clone; clones share it.
 #[derive(Clone)]
 pub(super) struct Connection {
-    slot: Arc<Slot>,
+    slot: Arc<SharedConnection>,
     database: i64,
 }
 
-struct Slot {
+struct SharedConnection {
     target: Target,
-    state: Mutex<State>,
+    state: Mutex<ConnectionState>,
     /// The number of the last retired connection.
     retired: watch::Sender<u64>,
 }
@@ -62,7 +62,7 @@ struct Attempt {
     link: Shared<BoxFuture<'static, RedisResult<Link>>>,
 }
 
-struct State {
+struct ConnectionState {
     /// The number of attempts so far. A failure retires only the connection on which it occurred.
     number: u64,
     /// The attempt in progress, or the established connection.
@@ -78,8 +78,9 @@ impl Connection {
         let link = target.clone().connect(FIRST_CONNECT_TIMEOUT).await?;
         let (link, now) = (futures::future::ready(Ok(link)).boxed().shared(), Instant::now());
         let current = Attempt { number: 1, until: now, link };
-        let state = State { number: 1, current: Some(current), next: now };
-        let slot = Slot { target, state: Mutex::new(state), retired: watch::Sender::new(0) };
+        let state = ConnectionState { number: 1, current: Some(current), next: now };
+        let slot =
+            SharedConnection { target, state: Mutex::new(state), retired: watch::Sender::new(0) };
         Ok(Self { slot: Arc::new(slot), database })
     }
 
@@ -92,9 +93,9 @@ impl Connection {
     }
 }
 
-impl Slot {
+impl SharedConnection {
     /// Returns the connection for one call, and the guard of that call.
-    async fn begin(self: &Arc<Self>) -> RedisResult<(Link, Call<'_>)> {
+    async fn begin(self: &Arc<Self>) -> RedisResult<(Link, PendingCall<'_>)> {
         let Attempt { number, until, link } = self.attempt();
         // Late calls wait too: another call may be about to receive the result.
         let until = until.max(Instant::now() + ATTEMPT_SLACK);
@@ -103,7 +104,7 @@ impl Slot {
             Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
         });
         match made {
-            Ok(link) => Ok((link, Call { slot: self, number, is_over: true })),
+            Ok(link) => Ok((link, PendingCall { slot: self, number, is_over: true })),
             Err(error) => {
                 self.retire(number);
                 Err(error)
@@ -154,20 +155,20 @@ impl Slot {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ConnectionState> {
         self.state.lock()
     }
 }
 
 /// A call in progress. A call that is dropped before its answer retires its connection, since the
 /// answer may never arrive.
-struct Call<'a> {
-    slot: &'a Slot,
+struct PendingCall<'a> {
+    slot: &'a SharedConnection,
     number: u64,
     is_over: bool,
 }
 
-impl Call<'_> {
+impl PendingCall<'_> {
     /// Waits for an answer, at most [`RETIRED_ANSWER_TIMEOUT`] after the connection was retired.
     async fn wait<T>(&self, answer: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
         let mut retired = self.slot.retired.subscribe();
@@ -192,7 +193,7 @@ impl Call<'_> {
     }
 }
 
-impl Drop for Call<'_> {
+impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
         if self.is_over {
             self.slot.retire(self.number);

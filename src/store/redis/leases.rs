@@ -31,7 +31,7 @@ impl LeaseStore for RedisStore {
         request: &'a HeartbeatRequest,
     ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
         async move {
-            let call = Call::of(self, scope, &self.scripts.exchange);
+            let call = ScriptCall::of(self, scope, &self.scripts.exchange);
             call.run(|arguments| exchange_arguments(arguments, request)).await?.answer()
         }
         .boxed()
@@ -46,7 +46,7 @@ impl LeaseStore for RedisStore {
             if positions.is_empty() {
                 return Ok(Vec::new());
             }
-            let call = Call::of(self, scope, &self.scripts.save_fenced);
+            let call = ScriptCall::of(self, scope, &self.scripts.save_fenced);
             let arguments = |arguments: &mut ScriptInvocation<'_>| {
                 for FencedCheckpoint { shard, epoch, checkpoint } in positions {
                     arguments.arg(shard.as_str()).arg(*epoch).arg(checkpoint.to_string());
@@ -59,7 +59,7 @@ impl LeaseStore for RedisStore {
 
     fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
         async move {
-            let call = Call::of(self, scope, &self.scripts.table);
+            let call = ScriptCall::of(self, scope, &self.scripts.table);
             let mut reply = call.run(|_none| ()).await?;
             let now: u64 = reply.number()?;
             let (mut table, expiries) = reply.table()?;
@@ -76,7 +76,7 @@ impl LeaseStore for RedisStore {
         forced: bool,
     ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
         async move {
-            let call = Call::of(self, scope, &self.scripts.edit);
+            let call = ScriptCall::of(self, scope, &self.scripts.edit);
             let arguments = |arguments: &mut ScriptInvocation<'_>| {
                 arguments.arg(u8::from(forced));
                 match edit {
@@ -174,13 +174,13 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// A script with the keys of one application and stream.
-struct Call<'a> {
+struct ScriptCall<'a> {
     store: &'a RedisStore,
     keys: Keys,
     script: &'a Script,
 }
 
-impl<'a> Call<'a> {
+impl<'a> ScriptCall<'a> {
     fn of(store: &'a RedisStore, scope: &Scope, script: &'a Script) -> Self {
         Self { store, keys: Keys::of(scope), script }
     }

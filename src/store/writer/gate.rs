@@ -10,7 +10,7 @@
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
-use super::{Shared, State, Writer};
+use super::{Writer, WriterShared, WriterState};
 use crate::error::Result;
 
 /// The state of the gate.
@@ -76,9 +76,9 @@ impl Drop for ReaderGate {
     }
 }
 
-impl Shared {
+impl WriterShared {
     /// Updates whether readers must check the gate.
-    pub(super) fn update_attention(&self, state: &State) {
+    pub(super) fn update_attention(&self, state: &WriterState) {
         let attention =
             state.gate != Gate::Open || state.report.is_some() || state.saved < state.advanced;
         self.must_check_gate.store(attention, Ordering::Release);
@@ -88,7 +88,7 @@ impl Shared {
     #[must_use = "wake them without the lock"]
     pub(super) fn set_gate(
         &self,
-        state: &mut State,
+        state: &mut WriterState,
         gate: Gate,
     ) -> impl Iterator<Item = Waker> + use<> {
         state.gate = gate;

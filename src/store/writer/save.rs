@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::gate::Gate;
 use super::tracked_shards::{ShardEpoch, TrackedShard};
-use super::{Pending, Shared, State};
+use super::{Pending, WriterShared, WriterState};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::lease::{FencedCheckpoint, SaveOutcome};
@@ -12,13 +12,13 @@ use crate::store::{Scope, with_timeout};
 use crate::telemetry::log_line;
 use crate::wakers::wake_all;
 
-impl Shared {
+impl WriterShared {
     /// Moves changed positions to `pending`. Returns a copy of all pending positions, and the
     /// number of advances at that time.
     fn collect(&self) -> (Vec<FencedCheckpoint>, u64) {
         let mut state = self.lock();
         let advanced = state.advanced;
-        let State { watched, pending, .. } = &mut *state;
+        let WriterState { watched, pending, .. } = &mut *state;
         for (place, checkpoint, since) in watched.take_changed() {
             let since = pending.get(&place).map_or(since, |before| before.since);
             pending.insert(place, Pending { checkpoint, since });
@@ -73,7 +73,7 @@ impl Shared {
     }
 }
 
-impl State {
+impl WriterState {
     /// Applies the outcome of a save to one position. Returns the notification to send, if any.
     fn settle(&mut self, saved: FencedCheckpoint, verdict: SaveOutcome) -> Option<SettledPosition> {
         let place = (saved.shard.clone(), saved.epoch);

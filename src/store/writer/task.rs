@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::Shared;
+use super::WriterShared;
 use super::gate::Gate;
 use crate::backoff::{Backoff, SAVES};
 use crate::error::{Error, ErrorKind, Result, TOLERATED_PANICS, contain};
@@ -32,7 +32,7 @@ struct Outage {
 
 /// The background task.
 pub(super) struct FlushTask {
-    shared: Arc<Shared>,
+    shared: Arc<WriterShared>,
     requests: mpsc::UnboundedReceiver<Request>,
     /// The callers that wait until everything is saved.
     waiting_flushes: Vec<Request>,
@@ -42,7 +42,10 @@ pub(super) struct FlushTask {
 }
 
 impl FlushTask {
-    pub(super) fn new(shared: &Arc<Shared>, requests: mpsc::UnboundedReceiver<Request>) -> Self {
+    pub(super) fn new(
+        shared: &Arc<WriterShared>,
+        requests: mpsc::UnboundedReceiver<Request>,
+    ) -> Self {
         let (shared, written) = (Arc::clone(shared), Instant::now());
         Self { shared, requests, waiting_flushes: Vec::new(), outage: None, written }
     }
@@ -133,7 +136,7 @@ impl FlushTask {
 }
 
 /// Closes `gone` if it is dropped with the runtime, so that readers notice that the task has ended.
-struct EarlyEndGuard(Option<Arc<Shared>>);
+struct EarlyEndGuard(Option<Arc<WriterShared>>);
 
 impl Drop for EarlyEndGuard {
     fn drop(&mut self) {
@@ -153,7 +156,7 @@ fn panicked(panic: &dyn std::fmt::Display) -> Error {
 
 /// Handles a failed save: schedules the next attempt and reports the error.
 fn fail(
-    shared: &Shared,
+    shared: &WriterShared,
     outage: &mut Option<Outage>,
     started: Instant,
     error: Error,
@@ -214,7 +217,7 @@ fn overdue(cause: Error, limit: Duration) -> Error {
 
 /// Saves the positions of finished records after the last handle was dropped, without reporting
 /// errors.
-async fn save_final(shared: &Shared) {
+async fn save_final(shared: &WriterShared) {
     let saved = timeout(FINAL_SAVE_TIMEOUT, async {
         let mut backoff = Backoff::new(SAVES);
         while let Err(error) = shared.save().await {

@@ -1,14 +1,14 @@
 //! The time of the first poll.
 
 use super::actor::{self, Actor};
-use super::{Suite, checkpoint, shard};
+use super::{LeaseSuite, checkpoint, shard};
 use crate::store::lease::{AdminEdit, Change};
 
 fn begin(first_poll: u64) -> Change {
     Change::Begin { first_poll }
 }
 
-impl Suite<'_> {
+impl LeaseSuite<'_> {
     pub(super) async fn keeps_the_first_poll(&self) {
         let scope = self.scope("beginning");
         let mut a = Actor::new(self.store, &scope, "a");

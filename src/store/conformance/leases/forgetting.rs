@@ -1,10 +1,10 @@
 //! Restores: workers write back what a store has lost.
 
 use super::actor::{self, Actor, assign, release};
-use super::{Suite, checkpoint, shard};
+use super::{LeaseSuite, checkpoint, shard};
 use crate::store::lease::{Change, Lease, WorkerEntry};
 
-impl Suite<'_> {
+impl LeaseSuite<'_> {
     pub(super) async fn restores_lost_entries(&self) {
         let scope = self.scope("restore");
         let mut a = Actor::new(self.store, &scope, "a");

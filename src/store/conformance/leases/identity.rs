@@ -3,10 +3,10 @@
 use super::actor::{self, Actor, assign, identify, number};
 use tokio::time::sleep;
 
-use super::{SHORT, Suite, checkpoint, shard};
+use super::{LeaseSuite, SHORT, checkpoint, shard};
 use crate::store::lease::{AdminEdit, Change, Lease, SaveOutcome};
 
-impl Suite<'_> {
+impl LeaseSuite<'_> {
     pub(super) async fn distinguishes_streams_by_start(&self) {
         let scope = self.scope("identity");
         let mut a = Actor::new(self.store, &scope, "a");

@@ -5,11 +5,11 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::actor::{self, Actor, assign};
-use super::{Suite, checkpoint, shard};
+use super::{LeaseSuite, checkpoint, shard};
 use crate::store::Scope;
 use crate::store::lease::{AdminEdit, Change, Lease, SaveOutcome};
 
-impl Suite<'_> {
+impl LeaseSuite<'_> {
     pub(super) async fn edit(
         &self,
         scope: &Scope,

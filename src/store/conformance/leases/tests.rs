@@ -18,7 +18,7 @@ type Ask = fn(&mut HeartbeatRequest);
 
 /// A store that makes one mistake.
 #[derive(Debug)]
-struct FaultyStore {
+struct FaultyLeaseStore {
     stored: MemoryStore,
     ask: Ask,
     answer: fn(&mut HeartbeatResponse),
@@ -28,7 +28,7 @@ struct FaultyStore {
     forces: bool,
 }
 
-impl Default for FaultyStore {
+impl Default for FaultyLeaseStore {
     /// A store without a mistake.
     fn default() -> Self {
         Self {
@@ -43,7 +43,7 @@ impl Default for FaultyStore {
     }
 }
 
-impl LeaseStore for FaultyStore {
+impl LeaseStore for FaultyLeaseStore {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
@@ -88,7 +88,7 @@ impl LeaseStore for FaultyStore {
     }
 }
 
-async fn assert_detected(broken: FaultyStore, rule: &str) {
+async fn assert_detected(broken: FaultyLeaseStore, rule: &str) {
     let checked = AssertUnwindSafe(check_leases(&broken)).catch_unwind().await;
     let panic = checked.expect_err(rule);
     let words = panic.downcast_ref::<&str>().map(ToString::to_string);
@@ -96,8 +96,8 @@ async fn assert_detected(broken: FaultyStore, rule: &str) {
     assert!(text.contains(rule), "the suite reports the rule {rule:?}, not {text:?}");
 }
 
-fn asking(ask: Ask) -> FaultyStore {
-    FaultyStore { ask, ..FaultyStore::default() }
+fn asking(ask: Ask) -> FaultyLeaseStore {
+    FaultyLeaseStore { ask, ..FaultyLeaseStore::default() }
 }
 
 #[tokio::test]
@@ -126,7 +126,8 @@ async fn suite_detects_mistakes_in_exchanges() {
     assert_detected(immortal, "an expired worker is not in the table").await;
     let thousand = asking(|request| request.changes.truncate(500));
     assert_detected(thousand, "an added shard is in the table").await;
-    let applied = FaultyStore { answer: |answer| answer.applied = true, ..FaultyStore::default() };
+    let applied =
+        FaultyLeaseStore { answer: |answer| answer.applied = true, ..FaultyLeaseStore::default() };
     assert_detected(applied, "a worker with an occupied name changes nothing").await;
 }
 
@@ -173,23 +174,25 @@ async fn suite_detects_mistakes_in_changes() {
 
 #[tokio::test]
 async fn suite_detects_mistakes_in_saves_and_edits() {
-    let unfenced =
-        FaultyStore { save: |position| position.epoch = 1 << 60, ..FaultyStore::default() };
+    let unfenced = FaultyLeaseStore {
+        save: |position| position.epoch = 1 << 60,
+        ..FaultyLeaseStore::default()
+    };
     assert_detected(unfenced, "returns Saved, not").await;
     // Like `unfenced`, but with the expected outcome.
-    let lying = FaultyStore {
+    let lying = FaultyLeaseStore {
         save: |position| position.epoch += 1,
         verdict: |verdict| if verdict == SaveOutcome::Lost { verdict } else { SaveOutcome::Saved },
-        ..FaultyStore::default()
+        ..FaultyLeaseStore::default()
     };
     assert_detected(lying, "returns Lost, not").await;
-    let deaf = FaultyStore { verdict: |_| SaveOutcome::Saved, ..FaultyStore::default() };
+    let deaf = FaultyLeaseStore { verdict: |_| SaveOutcome::Saved, ..FaultyLeaseStore::default() };
     assert_detected(deaf, "returns Lost, not").await;
-    let forcing = FaultyStore { forces: true, ..FaultyStore::default() };
+    let forcing = FaultyLeaseStore { forces: true, ..FaultyLeaseStore::default() };
     assert_detected(forcing, "a live owner is named").await;
-    let one_stream = FaultyStore {
+    let one_stream = FaultyLeaseStore {
         scope: |scope| Scope::new(scope.application(), "orders"),
-        ..FaultyStore::default()
+        ..FaultyLeaseStore::default()
     };
     assert_detected(one_stream, "has a separate table").await;
 }
