@@ -58,7 +58,7 @@ pub(crate) fn consumer(
         .build()
 }
 
-/// Runs a worker until it is told to leave or the parent exits.
+/// Runs a worker until it receives the command to leave or the parent exits.
 pub(crate) async fn work(port: u16, redis: &str, name: &str) -> Result<(), Box<dyn Error>> {
     let store = RedisStore::connect(redis).await?;
     let consumer = consumer(&support::client_of(port), store, name)?;

@@ -107,7 +107,7 @@ impl ConsumerMetrics {
             }
             Event::LeaseGained { .. } => counter!(MOVES, with("move", "gained")).increment(1),
             Event::LeaseReleased { .. } => {
-                counter!(MOVES, with("move", "given_back")).increment(1);
+                counter!(MOVES, with("move", "released")).increment(1);
             }
             Event::LeaseLost { .. } => counter!(MOVES, with("move", "lost")).increment(1),
             Event::Gap { .. } => self.gaps.increment(1),
@@ -243,5 +243,5 @@ fn describe() {
     describe_gauge!(UNSAVED, Unit::Seconds, "Time for which checkpoints could not be saved");
     describe_gauge!(BUFFERED, Unit::Bytes, "Memory used by fetched and undelivered records");
     describe_gauge!(LEASES, Unit::Count, "Leases that the worker holds");
-    describe_counter!(MOVES, Unit::Count, "Leases gained, given back and lost");
+    describe_counter!(MOVES, Unit::Count, "Leases gained, released and lost");
 }

@@ -34,14 +34,14 @@ pub(super) struct Model {
     pub(super) jitter: Duration,
     jitters: Rng,
     pub(super) event_records: usize,
-    /// How long a subscription approaches a record after a gap.
+    /// The time for which a subscription approaches a record after a gap.
     pub(super) approach: Duration,
     /// Accepts a trimmed sequence number as the oldest record in retention.
     pub(super) trimmed_accepted: bool,
     /// The retention of records in milliseconds, if records expire by age.
     pub(super) retention: Option<u64>,
     pub(super) in_flight: usize,
-    /// How long a newly registered consumer stays `CREATING`.
+    /// The time for which a newly registered consumer stays `CREATING`.
     pub(super) registration: Duration,
     /// Iterators and page tokens that were issued before this time are expired.
     pub(super) expired: u64,
