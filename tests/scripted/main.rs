@@ -3,56 +3,84 @@
 // Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod after_loss;
-mod aggregation;
-mod cancellation;
-mod checkpoints;
-mod corrupt_positions;
-mod errors;
-mod events_and_status;
-mod exactly_once_recipe;
-mod failed_shards;
-mod fan_out;
-mod faulty_store;
-mod fleets;
 #[path = "../support/gated.rs"]
 mod gated;
-mod handoffs;
-mod incomplete_responses;
 #[path = "../support/inline.rs"]
 mod inline;
-mod lagging_readers;
 #[path = "../support/listening.rs"]
 mod listening;
-mod listings;
-mod loss_detection;
-mod lost_shards;
-mod lost_store_responses;
-mod merged_shards;
-#[cfg(feature = "metrics")]
-mod metrics;
-mod multiple_consumers;
-mod operators;
-mod pacing;
-mod panics;
-mod polling;
 #[path = "../support/raw_waker.rs"]
 mod raw_waker;
-mod reachability;
-mod recording_store;
-mod recreated_streams;
-mod refused_sequence_numbers;
-mod resharding;
-mod retention;
-mod scope_migration;
-mod shared_calls;
-mod sparse_shards;
-mod stalls;
-mod starting_position_for;
-mod starting_positions;
-mod store_outages;
-mod waiting_children;
-mod wakers;
+
+/// Delivery and acknowledgement.
+mod delivery {
+    mod cancellation;
+    mod checkpoints;
+    mod exactly_once_recipe;
+    mod panics;
+    pub(crate) mod polling;
+    mod stalls;
+    mod wakers;
+}
+
+/// The shards of a stream, and their starting positions.
+mod discovery {
+    mod listings;
+    mod lost_shards;
+    mod merged_shards;
+    mod recreated_streams;
+    mod resharding;
+    mod scope_migration;
+    mod starting_position_for;
+    mod starting_positions;
+    mod waiting_children;
+}
+
+/// Fetching within the limits of Kinesis, and decoding.
+mod fetching {
+    mod aggregation;
+    pub(crate) mod errors;
+    mod fan_out;
+    mod incomplete_responses;
+    mod multiple_consumers;
+    mod pacing;
+    mod shared_calls;
+}
+
+/// Workers that share shards.
+mod fleet {
+    mod failed_shards;
+    pub(crate) mod fleets;
+    mod handoffs;
+    mod reachability;
+}
+
+/// Operators' calls, events, status and metrics.
+mod operations {
+    mod events_and_status;
+    #[cfg(feature = "metrics")]
+    mod metrics;
+    mod operators;
+}
+
+/// Records that leave retention.
+mod losses {
+    mod after_loss;
+    mod lagging_readers;
+    mod loss_detection;
+    pub(crate) mod refused_sequence_numbers;
+    pub(crate) mod retention;
+    pub(crate) mod sparse_shards;
+}
+
+/// Stores that fail or hold corrupt values.
+mod store {
+    mod corrupt_positions;
+    pub(crate) mod faulty_store;
+    mod lost_store_responses;
+    pub(crate) mod recording_store;
+    mod store_outages;
+}
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -7,7 +7,7 @@ use kinestream::testing::Outcome;
 use kinestream::{CheckpointOn, Event, Health, InFlightLimit};
 use tokio::time::{sleep, timeout};
 
-use crate::recording_store::RecordingStore;
+use crate::store::recording_store::RecordingStore;
 use crate::{assert_silent, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -10,7 +10,7 @@ use kinestream::{CheckpointOn, CheckpointStore, ErrorKind, MemoryStore, Record, 
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{sleep, timeout};
 
-use crate::fleets::Fleet;
+use crate::fleet::fleets::Fleet;
 use crate::inline::Inline;
 use crate::{consumer, next, number, orders};
 
@@ -80,7 +80,7 @@ fn inline_waker_reads_through_saves_and_close() {
 fn inline_waker_reads_through_store_outages_and_handoffs() {
     without_deadlock(|| async {
         let fleet = Fleet::new(2);
-        let store = crate::recording_store::RecordingStore::default();
+        let store = crate::store::recording_store::RecordingStore::default();
         let builder = consumer(&fleet.kinesis).store(store.clone());
         let alone = builder.max_unflushed(2 * SECOND).build().unwrap();
         let (_inline, seen) = read_inline(alone.records(), false);

@@ -11,7 +11,7 @@ use kinestream::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::recording_store::RecordingStore;
+use crate::store::recording_store::RecordingStore;
 use crate::{assert_silent, consumer, next, number, orders};
 
 const HOUR: Duration = Duration::from_secs(3600);

@@ -16,8 +16,8 @@ use kinestream::testing::Kinesis;
 use kinestream::{CheckpointOn, Consumer, Event, Record, ShardStream, Shards};
 use tokio::time::{sleep, timeout};
 
+use crate::delivery::polling::without_deadlock;
 use crate::inline::Inline;
-use crate::polling::without_deadlock;
 use crate::raw_waker::{WakerCall, WakerCode, raw_waker};
 use crate::{consumer, number, orders, shard_of};
 

@@ -11,8 +11,8 @@ use kinestream::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::errors::trimmed_store;
-use crate::fleets::{Fleet, LEASE, RENEWAL};
+use crate::fetching::errors::trimmed_store;
+use crate::fleet::fleets::{Fleet, LEASE, RENEWAL};
 use crate::{assert_silent, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);

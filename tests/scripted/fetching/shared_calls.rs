@@ -7,7 +7,7 @@ use kinestream::testing::Outcome;
 use kinestream::{Error, ErrorKind, Records};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::retention::HOUR;
+use crate::losses::retention::HOUR;
 use crate::{consumer, denied, next, orders};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -19,7 +19,7 @@ use kinestream::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::fleets::Fleet;
+use crate::fleet::fleets::Fleet;
 use crate::gated::{Gated, GatedCall};
 use crate::listening::{is_of_crate, keep_events_on};
 use crate::{assert_silent, consumer, next, number, orders};

@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::{next, orders};
 
-#[path = "../../examples/pipeline/exactly_once.rs"]
+#[path = "../../../examples/pipeline/exactly_once.rs"]
 mod exactly_once;
 
 use exactly_once::Sink;
@@ -141,13 +141,13 @@ async fn shard_that_was_quiet_for_longer_than_retention_is_read_on() {
 
 #[test]
 fn guide_shows_the_tested_recipe() {
-    let page = include_str!("../../src/guide/delivery.md");
+    let page = include_str!("../../../src/guide/delivery.md");
     let (_, rest) = page.split_once("# Exactly once").unwrap();
     let (_, rest) = rest.split_once("```no_run\n").unwrap();
     let (block, _) = rest.split_once("\n```").unwrap();
     // The lines that a reader of the page sees, without the hidden lines of the doctest.
     let shown: Vec<&str> = block.lines().filter(|line| !line.starts_with("# ")).collect();
-    let source = include_str!("../../examples/pipeline/exactly_once.rs");
+    let source = include_str!("../../../examples/pipeline/exactly_once.rs");
     let (_, code) = source.split_once("\n\n").unwrap();
     assert_eq!(shown.join("\n"), code.trim_end());
 }

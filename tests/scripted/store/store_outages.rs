@@ -13,7 +13,7 @@ use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, ShardId};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::fleets::{Fleet, LEASE, RENEWAL};
+use crate::fleet::fleets::{Fleet, LEASE, RENEWAL};
 use crate::gated::{Gated, GatedCall};
 use crate::{next, number};
 

@@ -6,7 +6,7 @@ use futures::{FutureExt, StreamExt};
 use kinestream::{CheckpointOn, ErrorKind, SequenceNumber};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::recording_store::RecordingStore;
+use crate::store::recording_store::RecordingStore;
 use crate::{assert_silent, consumer, next, number, orders};
 
 fn after(number: &SequenceNumber) -> String {

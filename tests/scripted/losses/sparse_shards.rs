@@ -12,7 +12,7 @@ use kinestream::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::retention::{HOUR, gaps, numbers, stop_after};
+use crate::losses::retention::{HOUR, gaps, numbers, stop_after};
 use crate::{calls, consumer, next, number, orders};
 
 /// Creates a shard with three records of the given ages in hours, in a stream that retains records
@@ -348,7 +348,11 @@ async fn assert_refusals_lose_nothing(
     kinesis.on_call(move |call| {
         placements += usize::from(call.operation == "SubscribeToShard");
         let is_refused = call.operation == "SubscribeToShard" && refusals.contains(&placements);
-        if is_refused { crate::refused_sequence_numbers::refused() } else { Outcome::Served }
+        if is_refused {
+            crate::losses::refused_sequence_numbers::refused()
+        } else {
+            Outcome::Served
+        }
     });
     let reader = builder.build().unwrap();
     let mut events = reader.events();

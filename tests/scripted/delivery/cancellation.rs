@@ -15,7 +15,7 @@ use kinestream::{CheckpointOn, Consumer, Record};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::recording_store::RecordingStore;
+use crate::store::recording_store::RecordingStore;
 use crate::{consumer, next, orders, shard_of};
 use kinestream::testing::{Kinesis, Stream};
 

@@ -11,7 +11,7 @@ use kinestream::{CheckpointOn, OnTrimmed};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::time::{sleep, timeout};
 
-use crate::recording_store::RecordingStore;
+use crate::store::recording_store::RecordingStore;
 use crate::{consumer, next, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ impl Seen {
 
 /// Returns the metric names in the table of the guide.
 fn documented() -> BTreeSet<&'static str> {
-    let rows = include_str!("../../src/guide/operations.md").lines();
+    let rows = include_str!("../../../src/guide/operations.md").lines();
     let names = rows.filter_map(|row| row.strip_prefix("| `")?.split('`').next());
     names.filter(|name| name.starts_with("kinestream_")).collect()
 }
@@ -176,7 +176,7 @@ fn names_in(value: &serde_json::Value, names: &mut BTreeSet<String>) {
 
 #[test]
 fn dashboard_shows_exactly_the_documented_metrics() {
-    let dashboard = include_str!("../../dashboards/kinestream.json");
+    let dashboard = include_str!("../../../dashboards/kinestream.json");
     let mut names = BTreeSet::new();
     names_in(&serde_json::from_str(dashboard).unwrap(), &mut names);
     assert!(names.iter().map(String::as_str).eq(documented()), "{names:?}");

@@ -12,7 +12,7 @@ use kinestream::{
 use serde::Deserialize;
 use tokio::time::{sleep, timeout};
 
-use crate::recording_store::RecordingStore;
+use crate::store::recording_store::RecordingStore;
 use crate::{assert_silent, calls, consumer, next, number, orders};
 
 /// Puts one aggregated record with these numbers as its user records.
@@ -54,7 +54,7 @@ fn bytes(hex: &str) -> Vec<u8> {
 #[tokio::test(start_paused = true)]
 async fn aggregates_of_other_producers_are_deaggregated() {
     let vectors: Vec<Vector> =
-        serde_json::from_str(include_str!("../vectors/aggregated.json")).unwrap();
+        serde_json::from_str(include_str!("../../vectors/aggregated.json")).unwrap();
     for Vector { by, what, records, packed } in vectors {
         let (kinesis, orders) = orders(1);
         let whole = orders.shard(0).put(bytes(&packed));

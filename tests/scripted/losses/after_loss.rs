@@ -7,8 +7,8 @@ use kinestream::testing::Outcome;
 use kinestream::{MemoryStore, OnTrimmed};
 use tokio::time::{Instant, timeout};
 
-use crate::retention::{HOUR, gaps, numbers, stop_after};
-use crate::sparse_shards::{sparse_shard, stored_after, stored_in_gap};
+use crate::losses::retention::{HOUR, gaps, numbers, stop_after};
+use crate::losses::sparse_shards::{sparse_shard, stored_after, stored_in_gap};
 use crate::{consumer, number, orders};
 
 /// The retention period is lowered, and the oldest retained record is about to be trimmed. Events

@@ -7,8 +7,8 @@ use kinestream::Event;
 use kinestream::testing::Outcome;
 use tokio::time::sleep;
 
-use crate::recording_store::RecordingStore;
-use crate::retention::{HOUR, numbers, read_three_of_five, sources};
+use crate::losses::retention::{HOUR, numbers, read_three_of_five, sources};
+use crate::store::recording_store::RecordingStore;
 use crate::{consumer, orders};
 
 pub(crate) fn refused() -> Outcome {

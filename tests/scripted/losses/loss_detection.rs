@@ -7,8 +7,8 @@ use kinestream::testing::{Kinesis, Outcome, Stream};
 use kinestream::{ConsumerBuilder, OnTrimmed, SequenceNumber};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::recording_store::RecordingStore;
-use crate::retention::{HOUR, gaps, numbers, start_and_read_three, stop_after};
+use crate::losses::retention::{HOUR, gaps, numbers, start_and_read_three, stop_after};
+use crate::store::recording_store::RecordingStore;
 use crate::{consumer, next, number, orders};
 
 fn answer(lag: u32) -> Outcome {

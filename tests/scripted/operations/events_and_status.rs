@@ -10,7 +10,7 @@ use kinestream::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::recording_store::RecordingStore;
+use crate::store::recording_store::RecordingStore;
 use crate::{consumer, next, orders, shards};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -14,7 +14,7 @@ use kinestream::{
 use tokio::time::{sleep, timeout};
 
 use crate::gated::{Gated, GatedCall};
-use crate::recording_store::RecordingStore;
+use crate::store::recording_store::RecordingStore;
 use crate::{assert_silent, consumer, next, number, orders, shards};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use kinestream::testing::{Call, Outcome};
 use tokio::time::{Instant, sleep};
 
-use crate::fleets::{Fleet, LEASE, RENEWAL};
+use crate::fleet::fleets::{Fleet, LEASE, RENEWAL};
 
 const SECOND: Duration = Duration::from_secs(1);
 

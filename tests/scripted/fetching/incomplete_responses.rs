@@ -9,7 +9,7 @@ use kinestream::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::recording_store::RecordingStore;
+use crate::store::recording_store::RecordingStore;
 use crate::{calls, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -7,7 +7,7 @@ use kinestream::OnTrimmed;
 use kinestream::testing::Outcome;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::retention::{HOUR, calls_while_behind, gaps, numbers};
+use crate::losses::retention::{HOUR, calls_while_behind, gaps, numbers};
 use crate::{calls, consumer, next, number, orders};
 
 /// The last read record and the oldest retained one arrived 55 s apart. The retention period is

@@ -10,7 +10,7 @@ use kinestream::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::recording_store::RecordingStore;
+use crate::store::recording_store::RecordingStore;
 use crate::{assert_silent, calls, next, number, orders, shard_of};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use kinestream::{CheckpointOn, Consumer, Record};
 use tokio::time::{Instant, sleep};
 
-use crate::fleets::{Fleet, MOMENT, RENEWAL};
+use crate::fleet::fleets::{Fleet, MOMENT, RENEWAL};
 use crate::{next, number, shard_of};
 
 /// Starts a worker that holds one delivered record of each of two shards.

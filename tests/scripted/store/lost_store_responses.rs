@@ -8,7 +8,7 @@ use kinestream::store::Scope;
 use kinestream::{Checkpoint, CheckpointStore, ErrorKind, Event, Events, OnTrimmed, Records};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::faulty_store::FaultyStore;
+use crate::store::faulty_store::FaultyStore;
 use crate::{assert_silent, calls, consumer, next, number, orders, read_first};
 
 const INTERVAL: Duration = Duration::from_secs(10);
