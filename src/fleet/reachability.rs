@@ -10,7 +10,8 @@
 //! A lease moves from a worker that cannot reach Kinesis only to a worker that has reached Kinesis
 //! for `trial` without a long interruption, and only after every worker has had the time to declare
 //! that it cannot reach Kinesis either. So no lease moves during an outage of Kinesis for all
-//! workers, nor when the outage ends.
+//! workers, nor when the outage ends. A worker that makes no calls proves nothing: an idle worker
+//! lists the stream while another worker cannot reach Kinesis.
 
 use std::time::Duration;
 
@@ -31,7 +32,8 @@ pub(super) struct Reachability {
     patience: Duration,
     /// Leases may move here after successes for this time: three lease durations, at least 60 s.
     trial: Duration,
-    /// The end of the last interruption, or the start of the worker.
+    /// The end of the last interruption. A time without successful calls is an interruption, even
+    /// if no call has failed.
     steady: Instant,
     is_out: bool,
 }
@@ -46,7 +48,8 @@ impl Reachability {
     /// successful calls that ended since the last note.
     pub(super) fn note(&mut self, calls: CallOutcomes, interruption: Duration, now: Instant) {
         self.is_out = calls.failing_for.is_some_and(|time| self.is_out || time >= self.patience);
-        if self.is_out || self.is_doubtful(calls) || interruption >= self.patience / 3 {
+        let is_reaching = !self.is_out && calls.succeeded_within(self.patience / 3);
+        if !is_reaching || interruption >= self.patience / 3 {
             self.steady = now;
         }
     }
@@ -153,5 +156,18 @@ mod tests {
         assert!(reach.may_take_over(succeeded(0), end + 60 * SECOND));
         reach.note(succeeded(0), 19 * SECOND, end + 60 * SECOND);
         assert!(reach.may_take_over(succeeded(0), end + 61 * SECOND), "the interruption was short");
+    }
+
+    /// The worker called Kinesis at its start and owns no shard, so an outage passes without a call.
+    #[test]
+    fn worker_without_calls_takes_over_only_after_a_trial() {
+        let began = Instant::now();
+        let mut reach = Reachability::new(LEASE, began);
+        reach.note(succeeded(0), Duration::ZERO, began);
+        let later = began + 300 * SECOND;
+        reach.note(succeeded(300), Duration::ZERO, later);
+        reach.note(succeeded(0), Duration::ZERO, later + SECOND);
+        assert!(!reach.may_take_over(succeeded(0), later + SECOND), "it has just listed");
+        assert!(reach.may_take_over(succeeded(0), later + 60 * SECOND));
     }
 }

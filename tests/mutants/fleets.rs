@@ -137,6 +137,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["NoDeadlock"],
     },
     Mistake {
+        what: "a worker that makes no calls counts as one that reaches Kinesis",
+        file: "fleet/reachability.rs",
+        right: "let is_reaching = !self.is_out && calls.succeeded_within(self.patience / 3);",
+        wrong: "let is_reaching = !self.is_out && !self.is_doubtful(calls);",
+        breaks: &["Rest"],
+    },
+    Mistake {
         what: "every worker lists the shards",
         file: "fleet/duties.rs",
         right: "(is_first || self.listing.is_requested || self.reachability.is_out())",
