@@ -9,7 +9,8 @@
 //!
 //! A lease moves from a worker that is out of reach only to one that has reached Kinesis for `trial`
 //! without a long interruption, and only after each worker has had the time to declare that it does not.
-//! So no lease moves while Kinesis is away for all workers, nor when it returns.
+//! So no lease moves while Kinesis is away for all workers, nor when it returns. A worker that makes no
+//! calls proves nothing: an idle one lists the stream for as long as another worker is out of reach.
 
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub(super) struct Reach {
     patience: Duration,
     /// The same, at least 60 s.
     trial: Duration,
-    /// The end of the last interruption, or the start of the worker.
+    /// The end of the last interruption. A time without successful calls is one, also where none has failed.
     steady: Instant,
     is_out: bool,
 }
@@ -44,7 +45,8 @@ impl Reach {
     /// since the last note.
     pub(super) fn note(&mut self, calls: Calls, interruption: Duration, now: Instant) {
         self.is_out = calls.failing.is_some_and(|time| self.is_out || time >= self.patience);
-        if self.is_out || self.is_doubtful(calls) || interruption >= self.patience / 3 {
+        let reaches = !self.is_out && calls.succeeded_within(self.patience / 3);
+        if !reaches || interruption >= self.patience / 3 {
             self.steady = now;
         }
     }
@@ -145,5 +147,18 @@ mod tests {
         assert!(reach.may_take_over(succeeded(0), end + 60 * SECOND));
         reach.note(succeeded(0), 19 * SECOND, end + 60 * SECOND);
         assert!(reach.may_take_over(succeeded(0), end + 61 * SECOND), "it was short");
+    }
+
+    /// It has called Kinesis when it began, and holds no shard, so that an outage passes without a call.
+    #[test]
+    fn worker_without_calls_takes_over_only_after_a_trial() {
+        let began = Instant::now();
+        let mut reach = Reach::new(LEASE, began);
+        reach.note(succeeded(0), Duration::ZERO, began);
+        let later = began + 300 * SECOND;
+        reach.note(succeeded(300), Duration::ZERO, later);
+        reach.note(succeeded(0), Duration::ZERO, later + SECOND);
+        assert!(!reach.may_take_over(succeeded(0), later + SECOND), "it has just listed");
+        assert!(reach.may_take_over(succeeded(0), later + 60 * SECOND));
     }
 }

@@ -137,6 +137,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["NoDeadlock"],
     },
     Mistake {
+        what: "a worker that makes no calls counts as one that reaches Kinesis",
+        file: "group/reach.rs",
+        right: "let reaches = !self.is_out && calls.succeeded_within(self.patience / 3);",
+        wrong: "let reaches = !self.is_out && !self.is_doubtful(calls);",
+        breaks: &["Rest"],
+    },
+    Mistake {
         what: "every worker lists",
         file: "group/duties.rs",
         right: "is_idle && (is_first || self.listing.is_asked_for || self.reach.is_out())",
