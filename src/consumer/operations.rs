@@ -78,11 +78,11 @@ impl Consumer {
             let message =
                 format!("position {checkpoint} is in the future; pass a time in the past");
             let error = Error::new(ErrorKind::Configuration, message);
-            return Err(self.in_this_stream(error).in_shard(&shard));
+            return Err(self.in_this_stream(error).in_shard(shard));
         }
         let edit = AdminEdit::Set { positions: vec![(shard.clone(), checkpoint)] };
         let edited = self.edit(&edit, if_leased).await;
-        edited.map_err(|error| error.in_shard(&shard))?;
+        edited.map_err(|error| error.in_shard(shard))?;
         self.wait_for_worker().await;
         Ok(())
     }

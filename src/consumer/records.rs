@@ -74,7 +74,7 @@ impl Records {
         while let Some(shards) = &mut self.shards {
             match shards.poll_shard(context) {
                 Poll::Ready(Some(shard)) => {
-                    self.merged.push(shard?.into_runs(self.poll_monitor.as_ref()))
+                    self.merged.push(shard?.into_runs(self.poll_monitor.as_ref()));
                 }
                 Poll::Ready(None) => self.shards = None,
                 Poll::Pending => break,

@@ -277,7 +277,7 @@ impl ShardDiscovery {
              {}); its children wait; set on_trimmed to TrimHorizon or Latest to read them",
             position_of(lease)
         );
-        Error::new(ErrorKind::Trimmed, message).in_stream(self.kinesis.name()).in_shard(&shard)
+        Error::new(ErrorKind::Trimmed, message).in_stream(self.kinesis.name()).in_shard(shard)
     }
 
     /// Returns the changes for an unfinished shard that has left retention, and adds the loss.

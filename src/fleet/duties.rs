@@ -238,7 +238,7 @@ impl Worker {
             if let Some(why) = &lease.unreadable
                 && self.unreadable.insert(shard.clone())
             {
-                let error = Error::new(ErrorKind::StoreCorrupt, &**why).in_shard(&shard);
+                let error = Error::new(ErrorKind::StoreCorrupt, &**why).in_shard(shard);
                 (self.deps.discovery.report_error)(
                     error.in_stream(self.deps.scope.shared_stream_name()),
                 );

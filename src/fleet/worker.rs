@@ -224,7 +224,7 @@ impl Worker {
                 self.added_children.extend(children);
             }
             WorkerMessage::Finished(shard, epoch) => {
-                self.pending.push(Change::Finish { shard, epoch })
+                self.pending.push(Change::Finish { shard, epoch });
             }
             WorkerMessage::Dropped(shard, epoch) => {
                 self.exclusions.dropped(&shard, self.renewal());

@@ -332,10 +332,10 @@ impl ShardFetcher for FanOutFetcher {
         };
         match subscription.next().await {
             SubscriptionMessage::Event(event, message) => {
-                self.read(event, message, subscription).await?
+                self.read(event, message, subscription).await?;
             }
             SubscriptionMessage::Nothing | SubscriptionMessage::Renew => {
-                put(&self.slot, subscription)
+                put(&self.slot, subscription);
             }
             SubscriptionMessage::TooLittleMemory(length) => self.note_memory_shortage(length),
             SubscriptionMessage::Ended => {

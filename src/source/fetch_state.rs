@@ -143,7 +143,7 @@ impl FetchState {
                 }
             }
             RetryAction::Retry | RetryAction::CoolDown | RetryAction::RestartIterator => {
-                self.pace.failed()
+                self.pace.failed();
             }
             RetryAction::WaitForOther => self.pace.back_off_for_other_subscription(),
             RetryAction::Trimmed => {

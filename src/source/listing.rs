@@ -169,13 +169,13 @@ pub(super) struct Pages {
     pub(super) listing: Listing,
     shown: HashMap<ShardId, usize>,
     tokens: HashSet<String>,
-    pages_without_new_shard: usize,
+    without_new_shard: usize,
 }
 
 impl Pages {
     pub(super) fn new(taken: SystemTime) -> Self {
         let listing = Listing { shards: Vec::new(), taken, unreadable: 0 };
-        Self { listing, shown: HashMap::new(), tokens: HashSet::new(), pages_without_new_shard: 0 }
+        Self { listing, shown: HashMap::new(), tokens: HashSet::new(), without_new_shard: 0 }
     }
 
     /// Adds a page, and returns the token of the next page.
@@ -195,9 +195,9 @@ impl Pages {
                 "has more than {MOST_SHARDS} shards or {MOST_PAGES} pages"
             )));
         }
-        self.pages_without_new_shard =
-            if self.listing.shards.len() > before { 0 } else { self.pages_without_new_shard + 1 };
-        if self.pages_without_new_shard > MOST_BARREN_PAGES {
+        self.without_new_shard =
+            if self.listing.shards.len() > before { 0 } else { self.without_new_shard + 1 };
+        if self.without_new_shard > MOST_BARREN_PAGES {
             return Err(unusable_listing(format!(
                 "has {MOST_BARREN_PAGES} pages without a new shard"
             )));

@@ -132,7 +132,8 @@ impl Life {
         let was_well = self.well.last().is_some_and(|(_, to)| to.is_none());
         match (was_well, is_well) {
             (true, false) => {
-                self.well.last_mut().expect("the worker reached the store").1 = Some(Instant::now())
+                self.well.last_mut().expect("the worker reached the store").1 =
+                    Some(Instant::now());
             }
             (false, true) if !self.is_gone => self.well.push((Instant::now(), None)),
             _ => {}

@@ -9,13 +9,13 @@ use crate::seeds::Story;
 #[derive(Debug)]
 pub(crate) struct Trace {
     began: Instant,
-    trace: Vec<String>,
+    lines: Vec<String>,
     broken: Option<(String, String)>,
 }
 
 impl Trace {
     pub(crate) fn new() -> Self {
-        Self { began: Instant::now(), trace: Vec::new(), broken: None }
+        Self { began: Instant::now(), lines: Vec::new(), broken: None }
     }
 
     pub(crate) fn tell(&mut self, line: fmt::Arguments<'_>) {
@@ -24,7 +24,7 @@ impl Trace {
 
     pub(crate) fn tell_at(&mut self, at: Instant, line: fmt::Arguments<'_>) {
         let at = at.duration_since(self.began);
-        self.trace.push(format!("{:9.3} s  {line}", at.as_secs_f64()));
+        self.lines.push(format!("{:9.3} s  {line}", at.as_secs_f64()));
     }
 
     /// Records a broken promise. Only the first one is kept, because later ones may be consequences
@@ -40,6 +40,6 @@ impl Trace {
 
     /// Returns the result of the simulation.
     pub(crate) fn end(&mut self, records: usize, calls: usize) -> Story {
-        Story { trace: std::mem::take(&mut self.trace), broken: self.broken.take(), records, calls }
+        Story { trace: std::mem::take(&mut self.lines), broken: self.broken.take(), records, calls }
     }
 }

@@ -114,7 +114,7 @@ impl SettledPosition {
             }
         };
         let FencedCheckpoint { shard, epoch, checkpoint } = &self.saved;
-        let error = error.in_stream(scope.shared_stream_name()).in_shard(&shard);
+        let error = error.in_stream(scope.shared_stream_name()).in_shard(shard);
         log_line!(warn, %error, epoch, %checkpoint, "checkpoint not saved");
     }
 }

@@ -148,7 +148,7 @@ async fn suite_detects_mistakes_in_changes() {
         ),
         (
             |request| {
-                request.changes.retain(|change| !matches!(change, Change::ReviveWorker { .. }))
+                request.changes.retain(|change| !matches!(change, Change::ReviveWorker { .. }));
             },
             "a restored worker is alive",
         ),
