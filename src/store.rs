@@ -136,7 +136,7 @@
 //! milliseconds since 1970 by the clock of Kinesis, and the last finished record, if there is one.
 //!
 //! `HGETALL …:leases` shows the owner of each shard, and `HGETALL …:workers` the live workers. A
-//! program gets the same from [`Consumer::positions`](crate::Consumer::positions).
+//! program gets the same from [`Consumer::status`](crate::Consumer::status).
 //!
 //! # Moving a position
 //!

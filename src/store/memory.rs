@@ -151,7 +151,7 @@ impl MemoryStore {
     }
 
     /// Makes the stored lease of a shard, or its stored position, unreadable until
-    /// [`mend`](Self::mend) is called or a position is set.
+    /// [`repair`](Self::repair) is called or a position is set.
     pub fn damage(&self, scope: &Scope, shard: &ShardId, is_lease: bool) {
         self.with(scope, |ledger, _| ledger.damage(shard, is_lease));
     }
