@@ -220,7 +220,7 @@ impl LeaseDeadline {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "testing"))]
 mod tests {
     use std::task::{Wake, Waker};
 
