@@ -16,7 +16,7 @@
 //! use futures::future::BoxFuture;
 //! use futures::FutureExt;
 //! use kinestream::store::{conformance, CheckpointStore, Scope};
-//! use kinestream::{Checkpoint, Error, Result, ShardId};
+//! use kinestream::{Checkpoint, Error, ErrorKind, Result, ShardId};
 //!
 //! /// Keeps one file per application and stream, with one line per shard.
 //! #[derive(Debug)]
