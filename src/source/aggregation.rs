@@ -7,8 +7,8 @@
 //!
 //! The parts are the user records. The message is scanned once on arrival, and each part is decoded
 //! when it is delivered. Apart from the record itself, only the offsets of its keys and parts are
-//! kept, four bytes each. A message with more entries than its length allows is not accepted as an
-//! aggregated record, so a few untrusted bytes cannot claim to be many records.
+//! kept, four bytes each. A message with more entries than its length allows, three bytes each, is not
+//! accepted as an aggregated record: the offsets take at most four thirds of its length.
 //!
 //! A record that is not valid in every part is treated as a plain record, since it may be one.
 
@@ -285,7 +285,10 @@ pub(super) fn fuzz(message: &[u8]) {
     let Some(mut aggregate) = Aggregate::of(&data) else { return };
     let Aggregate { keys, hash_keys, parts, .. } = &aggregate;
     let entries = keys.capacity() + hash_keys.capacity() + parts.capacity();
-    assert!(entries * size_of::<u32>() <= message.len(), "tables must fit in the message");
+    assert!(
+        entries * SHORTEST_ENTRY <= message.len(),
+        "the message must have room for its entries"
+    );
     let (all, middle) = (aggregate.len(), message.len() as u64 % 3);
     aggregate.skip_through(middle);
     aggregate.retain(&HashRange { first: 0, last: u128::MAX / 2 });
