@@ -22,8 +22,10 @@ type Source = Box<dyn StdError + Send + Sync>;
 /// The error of this crate: what failed, in which stream and shard, and why.
 ///
 /// Failures that a retry can fix (throttling, expired iterators, lost connections, server errors)
-/// are retried internally. A stream of records never yields them as an `Error`. It yields each
-/// remaining failure once, and reading of the other shards continues.
+/// are retried internally. A stream of records yields them only if they last: a listing that keeps
+/// failing, or a store that is away for longer than
+/// [`max_unflushed`](crate::ConsumerBuilder::max_unflushed). It yields each other failure once, and
+/// reading of the other shards continues.
 ///
 /// [`Display`](fmt::Display) writes one line that says what to do. The cause, such as the SDK's
 /// error, is the [`source()`](StdError::source). No error contains a password or a payload.
