@@ -280,7 +280,7 @@ impl World {
         // Each reader observes the call limit of a shard on its own. Together, the readers may
         // exceed it.
         for violation in self.kinesis.violations() {
-            if !violation.starts_with("more than") {
+            if !violation.contains(": more than ") {
                 self.truth.breaks(Promise::CallLimits, format_args!("{violation}"));
             }
         }
