@@ -48,8 +48,8 @@ impl Reachability {
     /// successful calls that ended since the last note.
     pub(super) fn note(&mut self, calls: CallOutcomes, interruption: Duration, now: Instant) {
         self.is_out = calls.failing_for.is_some_and(|time| self.is_out || time >= self.patience);
-        let is_reaching = !self.is_out && calls.succeeded_within(self.patience / 3);
-        if !is_reaching || interruption >= self.patience / 3 {
+        let limit = self.patience / 3;
+        if self.is_out || !calls.succeeded_within(limit) || interruption >= limit {
             self.steady = now;
         }
     }

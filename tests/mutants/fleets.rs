@@ -139,8 +139,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a worker that makes no calls counts as one that reaches Kinesis",
         file: "fleet/reachability.rs",
-        right: "let is_reaching = !self.is_out && calls.succeeded_within(self.patience / 3);",
-        wrong: "let is_reaching = !self.is_out && !self.is_doubtful(calls);",
+        right: "if self.is_out || !calls.succeeded_within(limit) || interruption >= limit {",
+        wrong: "if self.is_out || self.is_doubtful(calls) || interruption >= limit {",
         breaks: &["Rest"],
     },
     Mistake {
@@ -288,8 +288,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a worker may take over leases after an interruption between two checks",
         file: "fleet/reachability.rs",
-        right: "interruption >= self.patience / 3",
-        wrong: "interruption >= self.patience / 3 && false",
+        right: "!calls.succeeded_within(limit) || interruption >= limit {",
+        wrong: "self.is_doubtful(calls) || interruption >= limit && false {",
         breaks: &["Rest"],
     },
     Mistake {

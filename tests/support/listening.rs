@@ -27,12 +27,17 @@ pub(crate) fn is_of_crate(metadata: &Metadata<'_>) -> bool {
     metadata.target().starts_with("kinestream")
 }
 
+/// Returns the interest in a callsite: asked each time, if the callsite belongs to the crate.
+pub(crate) fn interest_in(metadata: &Metadata<'_>) -> Interest {
+    if is_of_crate(metadata) { Interest::sometimes() } else { Interest::never() }
+}
+
 /// A global subscriber that receives no events.
 struct Undecided;
 
 impl Subscriber for Undecided {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
-        if is_of_crate(metadata) { Interest::sometimes() } else { Interest::never() }
+        interest_in(metadata)
     }
 
     fn enabled(&self, _: &Metadata<'_>) -> bool {
