@@ -10,7 +10,7 @@
 //! A lease moves from a worker that is out of reach only to one that has reached Kinesis for `trial`
 //! without a long interruption, and only after each worker has had the time to declare that it does not.
 //! So no lease moves while Kinesis is away for all workers, nor when it returns. A worker that makes no
-//! calls proves nothing: an idle one lists the stream for as long as another worker is out of reach.
+//! calls proves nothing: an idle worker lists the stream while another worker is out of reach.
 
 use std::time::Duration;
 
@@ -30,7 +30,8 @@ pub(super) struct Reach {
     patience: Duration,
     /// The same, at least 60 s.
     trial: Duration,
-    /// The end of the last interruption. A time without successful calls is one, also where none has failed.
+    /// The end of the last interruption. A time without successful calls is an interruption, even if no
+    /// call has failed.
     steady: Instant,
     is_out: bool,
 }
@@ -45,8 +46,8 @@ impl Reach {
     /// since the last note.
     pub(super) fn note(&mut self, calls: Calls, interruption: Duration, now: Instant) {
         self.is_out = calls.failing.is_some_and(|time| self.is_out || time >= self.patience);
-        let reaches = !self.is_out && calls.succeeded_within(self.patience / 3);
-        if !reaches || interruption >= self.patience / 3 {
+        let limit = self.patience / 3;
+        if self.is_out || !calls.succeeded_within(limit) || interruption >= limit {
             self.steady = now;
         }
     }
@@ -149,7 +150,7 @@ mod tests {
         assert!(reach.may_take_over(succeeded(0), end + 61 * SECOND), "it was short");
     }
 
-    /// It has called Kinesis when it began, and holds no shard, so that an outage passes without a call.
+    /// The worker called Kinesis at its start and owns no shard, so an outage passes without a call.
     #[test]
     fn worker_without_calls_takes_over_only_after_a_trial() {
         let began = Instant::now();

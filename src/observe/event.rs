@@ -124,14 +124,15 @@ pub enum Event {
         attempt: u32,
     },
     /// Records were lost before they were read: the position had left retention, and
-    /// [`on_trimmed`](crate::ConsumerBuilder::on_trimmed) says to go on. The loss reaches to the next record
-    /// that is delivered: what leaves retention until then, for up to 24 hours, is not reported again.
+    /// [`on_trimmed`](crate::ConsumerBuilder::on_trimmed) allows reading to continue. The gap reaches to
+    /// the next delivered record. Records that leave retention until then, for up to 24 hours, are not
+    /// reported again.
     Gap {
         /// The shard.
         shard_id: ShardId,
-        /// The last record that was fetched before, where one was.
+        /// The last record that was fetched before the gap, if there is one.
         after: Option<SequenceNumber>,
-        /// Where it goes on.
+        /// The position at which reading continues.
         position: Checkpoint,
     },
     /// Checkpoints could not be saved. It is tried again, and what is pending is not forgotten.

@@ -139,8 +139,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a worker that makes no calls counts as one that reaches Kinesis",
         file: "group/reach.rs",
-        right: "let reaches = !self.is_out && calls.succeeded_within(self.patience / 3);",
-        wrong: "let reaches = !self.is_out && !self.is_doubtful(calls);",
+        right: "if self.is_out || !calls.succeeded_within(limit) || interruption >= limit {",
+        wrong: "if self.is_out || self.is_doubtful(calls) || interruption >= limit {",
         breaks: &["Rest"],
     },
     Mistake {
@@ -288,8 +288,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "an interruption between two looks leaves a worker able to take over",
         file: "group/reach.rs",
-        right: "interruption >= self.patience / 3",
-        wrong: "interruption >= self.patience / 3 && false",
+        right: "!calls.succeeded_within(limit) || interruption >= limit {",
+        wrong: "self.is_doubtful(calls) || interruption >= limit && false {",
         breaks: &["Rest"],
     },
     Mistake {

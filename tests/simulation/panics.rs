@@ -16,7 +16,7 @@ use aws_sdk_kinesis::error::BoxError;
 use fastrand::Rng;
 use tracing::span;
 
-use crate::listening::{is_of_crate, keep_events_on};
+use crate::listening::{interest_in, is_of_crate, keep_events_on};
 use crate::seeds::pick;
 
 /// How a deliberate panic begins.
@@ -217,11 +217,7 @@ impl tracing::Subscriber for Layer {
         &self,
         metadata: &'static tracing::Metadata<'static>,
     ) -> tracing::subscriber::Interest {
-        if is_of_crate(metadata) {
-            tracing::subscriber::Interest::sometimes()
-        } else {
-            tracing::subscriber::Interest::never()
-        }
+        interest_in(metadata)
     }
 
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {

@@ -17,11 +17,18 @@ pub(crate) fn keep_events_on() {
     });
 }
 
-/// Whether a span or an event is the crate's. A subscriber decides this in `enabled` as well, which
-/// `tracing` asks about every place that another thread is registering at that moment: the SDK draws a
-/// random number for each of its spans that is enabled.
+/// Returns true if a span or an event belongs to the crate.
+///
+/// A subscriber must also check this in `enabled`, which `tracing` calls for each callsite that
+/// another thread is registering at that moment. Otherwise spans of the SDK may be enabled, and the
+/// SDK draws a random number for each enabled span.
 pub(crate) fn is_of_crate(metadata: &Metadata<'_>) -> bool {
     metadata.target().starts_with("kinestream")
+}
+
+/// Returns the interest in a callsite: asked each time, if the callsite belongs to the crate.
+pub(crate) fn interest_in(metadata: &Metadata<'_>) -> Interest {
+    if is_of_crate(metadata) { Interest::sometimes() } else { Interest::never() }
 }
 
 /// Receives nothing itself.
@@ -29,7 +36,7 @@ struct Undecided;
 
 impl Subscriber for Undecided {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
-        if is_of_crate(metadata) { Interest::sometimes() } else { Interest::never() }
+        interest_in(metadata)
     }
 
     fn enabled(&self, _: &Metadata<'_>) -> bool {

@@ -136,9 +136,9 @@ impl Simulation {
             while !threads.iter().all(std::thread::ScopedJoinHandle::is_finished) {
                 std::thread::sleep(Duration::from_millis(20));
                 if let Some(seed) = watched.stuck() {
-                    // A thread that has deadlocked cannot be joined. This is a promise of its own:
-                    // on a busy machine it may be reported of a seed that is merely slow, which
-                    // must not count as finding a mistake that breaks another promise.
+                    // A deadlocked thread cannot be joined. NoDeadlock is a separate promise: on a
+                    // busy machine this may report a seed that is only slow, which must not count
+                    // as finding a mistake that breaks another promise.
                     eprintln!(
                         "seed {seed} breaks NoDeadlock: it does not end\n{}",
                         self.again(seed)

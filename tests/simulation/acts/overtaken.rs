@@ -18,7 +18,7 @@ pub(super) fn draw_approach(is_pushed: bool, rng: &mut Rng) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// The answer to a placement whose sequence number is refused.
+/// The response to a placement if its sequence number is refused.
 pub(super) fn refused_number() -> Outcome {
     Outcome::failed(400, "InvalidArgumentException", "StartingSequenceNumber is invalid")
 }
