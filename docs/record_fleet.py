@@ -34,7 +34,7 @@ COLORS = {
 def capture(seconds):
     """Runs the example, and returns its screens, each a tuple of rows of (text, color, is_bold) runs."""
     root = pathlib.Path(__file__).resolve().parent.parent
-    build = ["cargo", "build", "--locked", "--all-features", "--example", "fleet"]
+    build = ["cargo", "build", "--locked", "--profile", "test", "--all-features", "--example", "fleet"]
     subprocess.run(build, cwd=root, check=True)
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", root / "target"))
     process, terminal = pty.fork()
