@@ -39,11 +39,6 @@ const GAP: f64 = 0.1;
 /// 100 ms because the client and the server measure from different moments.
 const RESUBSCRIBE_PAUSE: Duration = Duration::from_millis(5100);
 
-/// Set by the compiler flag of the crate's own benchmarks: a shard that is behind is read without a
-/// pause, so that the benchmarks do not measure waiting. No environment variable or feature sets
-/// it.
-const UNPACED: bool = cfg!(kinestream_unpaced);
-
 /// Limits the rate of the calls for one shard: at most five calls per second, and at most the bytes
 /// that Kinesis allows. The rate is lower if there is nothing to read, after throttling and after
 /// failures.
@@ -107,9 +102,6 @@ impl Pace {
     pub(crate) fn answered(&mut self, behind: bool) {
         self.failures.succeeded();
         self.rate = (self.rate + INCREASE_PER_SECOND * self.since.as_secs_f64()).min(MAX_CALL_RATE);
-        if UNPACED && behind {
-            return self.pause(Duration::ZERO);
-        }
         let gap = SHORTEST_PAUSE.mul_f64(GAP * fastrand::f64());
         let wanted = if behind { SHORTEST_PAUSE + gap } else { self.idle };
         self.pause(wanted.max(self.throttle()));
@@ -118,9 +110,6 @@ impl Pace {
     /// Counts the bytes of a response. Kinesis counts all of them, even if the response was cut
     /// short.
     pub(crate) fn read(&mut self, bytes: usize) {
-        if UNPACED {
-            return;
-        }
         let earned = Duration::from_millis((bytes as u64 * 1000).div_ceil(BYTES_PER_SECOND));
         self.earliest = self.earliest.max(Some(Instant::now() + earned));
     }

@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use aws_sdk_kinesis::Client;
 use cpu_time::ProcessTime;
-use futures::StreamExt;
 use kinestream::{CheckpointOn, Consumer, RedisStore, StartingPosition};
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +28,6 @@ pub(crate) struct Subject {
 pub(crate) enum Reader {
     /// `GetRecords` in a loop by the SDK. Each record is counted and dropped.
     Bare,
-    Shards,
     Records,
 }
 
@@ -69,11 +67,6 @@ pub(crate) fn measure(task: &Task) -> Cost {
         let (cpu, began) = (ProcessTime::now(), Instant::now());
         match task.subject.reader {
             Reader::Bare => bare::read(&client, &stream, task.subject.shards, records).await,
-            Reader::Shards => {
-                let consumer = consumer(client, &stream, task).await;
-                let shard = consumer.shards().next().await.unwrap().unwrap();
-                drain(shard, records, task.subject.ack).await;
-            }
             Reader::Records => {
                 let consumer = consumer(client, &stream, task).await;
                 drain(consumer.records(), records, task.subject.ack).await;

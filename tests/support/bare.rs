@@ -10,9 +10,12 @@ use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::StalledStreamProtectionConfig;
 use aws_sdk_kinesis::types::{ShardIteratorType, StartingPosition, SubscribeToShardEventStream};
 use futures::future::join_all;
-use tokio::time::{interval, sleep};
+use tokio::time::{Instant, interval, sleep, sleep_until};
 
-/// Reads and drops `records` records with one polling loop per shard.
+/// The limit of one shard: <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
+const BYTES_PER_SECOND: f64 = (2 << 20) as f64;
+
+/// Reads and drops `records` records with one polling loop per shard, as fast as Kinesis allows.
 pub(crate) async fn read(client: &Client, stream: &str, shards: usize, records: usize) {
     let left = AtomicUsize::new(records);
     join_all((0..shards).map(|shard| read_shard(client, stream, shard, &left))).await;
@@ -20,11 +23,16 @@ pub(crate) async fn read(client: &Client, stream: &str, shards: usize, records: 
 
 async fn read_shard(client: &Client, stream: &str, shard: usize, left: &AtomicUsize) {
     let mut iterator = iterator(client, stream, shard).await;
+    let mut next = Instant::now();
     while left.load(Ordering::Relaxed) > 0 {
+        sleep_until(next).await;
+        next = Instant::now() + Duration::from_millis(200);
         let call = client.get_records().set_shard_iterator(iterator).limit(10_000);
         let answer = call.send().await.unwrap();
         iterator = answer.next_shard_iterator;
         left.fetch_sub(answer.records.len(), Ordering::Relaxed);
+        let bytes: usize = answer.records.iter().map(|record| record.data.as_ref().len()).sum();
+        next = next.max(Instant::now() + Duration::from_secs_f64(bytes as f64 / BYTES_PER_SECOND));
         answer.records.into_iter().for_each(drop);
     }
 }
