@@ -18,9 +18,12 @@ use aws_sdk_kinesis::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use crate::checkpoint::Checkpoint;
+use crate::discovery::StartingPosition;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fleet::WorkerMessage;
 use crate::mutex::Mutex;
+use crate::record::ShardId;
 use crate::shard::CloseSignal;
 use crate::source::{RegisteredConsumer, StreamClient};
 use crate::store::{self, CheckpointStore, LeaseStore, Scope, Writer};
@@ -111,26 +114,6 @@ impl Consumer {
         Records::new(self.shards(), self.inner.settings.worker_config.checkpoint_on)
     }
 
-    /// Returns the shards, each as a separate stream of records. Shards that a reshard creates
-    /// follow when their parents are finished.
-    ///
-    /// A consumer has one stream at a time, as with [`records`](Self::records). It exists until the
-    /// last of its [`ShardStream`]s is dropped.
-    ///
-    /// [`ShardStream`]: crate::ShardStream
-    pub fn shards(&self) -> Shards {
-        if self.inner.close_signal.is_closed() {
-            return Shards::refused(self.in_use("the consumer is closed; build a new one"));
-        }
-        if self.inner.has_session.swap(true, Atomic::SeqCst) {
-            return Shards::refused(self.in_use(
-                "the consumer is already being read; drop its streams first, or build another \
-                 consumer with a different application",
-            ));
-        }
-        Shards::new(Session::new(self.clone()))
-    }
-
     /// Stops reading, saves the checkpoints of finished records, and releases the leases.
     /// Afterwards no finished record is delivered again, and other workers can acquire the shards
     /// at once.
@@ -171,10 +154,148 @@ impl Consumer {
                 "the store did not save the checkpoints within {CLOSE_TIMEOUT:?}; records since the \
                  last checkpoint will be delivered again"
             );
-            Err(Error::new(ErrorKind::StoreUnavailable, message).with_source(elapsed).in_stream(self.inner.kinesis.name()))
+            let error = Error::new(ErrorKind::StoreUnavailable, message).with_source(elapsed);
+            Err(error.in_stream(self.inner.kinesis.name()))
         });
         closed?;
         self.deregister().await
+    }
+
+    /// Returns the shards, each as a separate stream of records. Shards that a reshard creates
+    /// follow when their parents are finished.
+    ///
+    /// A consumer has one stream at a time, as with [`records`](Self::records). It exists until the
+    /// last of its [`ShardStream`]s is dropped.
+    ///
+    /// [`ShardStream`]: crate::ShardStream
+    pub fn shards(&self) -> Shards {
+        if self.inner.close_signal.is_closed() {
+            return Shards::refused(self.inner.in_use("the consumer is closed; build a new one"));
+        }
+        if self.inner.has_session.swap(true, Atomic::SeqCst) {
+            return Shards::refused(self.inner.in_use(
+                "the consumer is already being read; drop its streams first, or build another \
+                 consumer with a different application",
+            ));
+        }
+        Shards::new(Session::new(self.clone()))
+    }
+
+    /// Returns the events of this consumer from now on: started and ended shards, throttling,
+    /// acquired and lost leases, lost records.
+    ///
+    /// Each call returns a separate stream. A slow receiver never blocks the consumer; it receives
+    /// [`Event::Lagged`](crate::Event::Lagged) with the number of events that it missed.
+    pub fn events(&self) -> Events {
+        self.inner.telemetry.events()
+    }
+
+    /// Returns the status of the application on the stream: the state, position, owner and lag of
+    /// each shard. Reads the store; the consumer does not join the fleet.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the store.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect: it only reads.
+    pub async fn status(&self) -> Result<ApplicationStatus> {
+        self.inner.status().await
+    }
+
+    /// Returns the health of this consumer: the state of its tasks, the times since the last
+    /// renewal, fetch and poll, and the time for which the caller has held records. Calls neither
+    /// the store nor Kinesis.
+    ///
+    /// ```no_run
+    /// # async fn example(consumer: kinestream::Consumer) {
+    /// let health = consumer.health();
+    /// println!("ready: {}, live: {}", health.is_ready(), health.is_live());
+    /// # }
+    /// ```
+    pub fn health(&self) -> Health {
+        self.inner.health()
+    }
+
+    /// Moves all shards to `to` while the stream is read: back, to deliver records again, or
+    /// forward, to skip records. A finished shard is read again if `to` lies within it. Children
+    /// wait for their parents as usual.
+    ///
+    /// Every worker of the application starts again with each of its shards: the worker of this
+    /// consumer before this call returns, other workers at their next renewal. An acknowledgement
+    /// of a record that was delivered before the seek has no effect. The
+    /// [`epoch`](crate::Record::epoch) of such a record is lower than the epoch of records
+    /// delivered afterwards. For a single shard or a sequence number, use
+    /// [`set_position`](Self::set_position) with [`IfLeased::Force`].
+    ///
+    /// # Errors
+    ///
+    /// - [`Configuration`](crate::ErrorKind::Configuration) for a timestamp in the future, and for
+    ///   a custom store that does not support leases.
+    /// - The error of Kinesis if listing the shards still fails after ten seconds of retries.
+    /// - [`Unavailable`](crate::ErrorKind::Unavailable) if a shard is missing from the listings for
+    ///   ten seconds.
+    /// - The error of the store.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped early or fails, either all listed shards are moved or none of them:
+    /// call it again. The store moves any number of shards in one step.
+    ///
+    /// ```no_run
+    /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
+    /// use std::time::{Duration, SystemTime};
+    ///
+    /// use kinestream::StartingPosition;
+    ///
+    /// // Deliver the last hour again.
+    /// let hour = SystemTime::now() - Duration::from_secs(3600);
+    /// consumer.seek(StartingPosition::AtTimestamp(hour)).await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("rewind", "replay", "reset offset"))]
+    pub async fn seek(&self, to: StartingPosition) -> Result<()> {
+        self.inner.seek(to).await
+    }
+
+    /// Moves a shard to `checkpoint`, before or after its current position. Reading resumes there.
+    ///
+    /// # Errors
+    ///
+    /// - [`InUse`](crate::ErrorKind::InUse) if a worker holds the lease, unless the call passes
+    ///   [`IfLeased::Force`].
+    /// - [`Configuration`](crate::ErrorKind::Configuration) for a time in the future, and for a
+    ///   custom store that does not support leases.
+    /// - The error of the store.
+    /// - The error of listing the shards, only if `checkpoint` is a time ahead of the local clock.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped early, the position is moved or not. A second call with the same
+    /// arguments has no further effect.
+    pub async fn set_position(
+        &self,
+        shard: &ShardId,
+        checkpoint: Checkpoint,
+        if_leased: IfLeased,
+    ) -> Result<()> {
+        self.inner.set_position(shard, checkpoint, if_leased).await
+    }
+
+    /// Deletes everything that is stored for this application and stream. The next worker starts at
+    /// its starting position.
+    ///
+    /// # Errors
+    ///
+    /// The same as [`set_position`](Self::set_position), with [`InUse`](crate::ErrorKind::InUse) if
+    /// any worker is alive.
+    ///
+    /// # Cancel safety
+    ///
+    /// The same as [`set_position`](Self::set_position).
+    pub async fn clear_positions(&self, if_leased: IfLeased) -> Result<()> {
+        self.inner.clear_positions(if_leased).await
     }
 
     /// Deregisters the registered consumer if `deregister_on_close` is set and the fleet has no
@@ -193,18 +314,11 @@ impl Consumer {
             _ => Ok(()),
         }
     }
+}
 
-    /// Returns the events of this consumer from now on: started and ended shards, throttling,
-    /// acquired and lost leases, lost records.
-    ///
-    /// Each call returns a separate stream. A slow receiver never blocks the consumer; it receives
-    /// [`Event::Lagged`](crate::Event::Lagged) with the number of events that it missed.
-    pub fn events(&self) -> Events {
-        self.inner.telemetry.events()
-    }
-
+impl ConsumerInner {
     fn in_use(&self, message: &str) -> Error {
-        Error::new(ErrorKind::InUse, message).in_stream(self.inner.kinesis.name())
+        Error::new(ErrorKind::InUse, message).in_stream(self.kinesis.name())
     }
 }
 

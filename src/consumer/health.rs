@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Consumer;
+use super::ConsumerInner;
 
 /// The stall of the caller from which a consumer is not ready.
 const READY_STALL_LIMIT: Duration = Duration::from_secs(60);
@@ -13,8 +13,9 @@ const LIVE_STALL_LIMIT: Duration = Duration::from_secs(5 * 60);
 /// The health of a consumer, from the state of its own process, without a call to the store or
 /// Kinesis.
 ///
-/// Returned by [`Consumer::health`]. The guide has a page on [probes](crate::guide::probes). With
-/// the cargo feature `serde` it can be serialized and deserialized.
+/// Returned by [`Consumer::health`](crate::Consumer::health). The guide has a page on
+/// [probes](crate::guide::probes). With the cargo feature `serde` it can be serialized and
+/// deserialized.
 ///
 /// ```no_run
 /// # fn respond(status: u16) {}
@@ -98,19 +99,10 @@ impl Health {
     }
 }
 
-impl Consumer {
-    /// Returns the health of this consumer: the state of its tasks, the times since the last
-    /// renewal, fetch and poll, and the time for which the caller has held records. Calls neither
-    /// the store nor Kinesis.
-    ///
-    /// ```no_run
-    /// # async fn example(consumer: kinestream::Consumer) {
-    /// let health = consumer.health();
-    /// println!("ready: {}, live: {}", health.is_ready(), health.is_live());
-    /// # }
-    /// ```
-    pub fn health(&self) -> Health {
-        let inner = &self.inner;
+impl ConsumerInner {
+    /// Implements [`Consumer::health`](super::Consumer::health).
+    pub(super) fn health(&self) -> Health {
+        let inner = self;
         let writer = inner.writer.lock().clone();
         let vitals = inner.telemetry.health_state();
         Health {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::Consumer;
+use super::ConsumerInner;
 use crate::backoff::{Backoff, LISTINGS};
 use crate::checkpoint::Checkpoint;
 use crate::discovery::{Confirmations, StartingPosition};
@@ -40,38 +40,24 @@ pub enum IfLeased {
     Force,
 }
 
-impl Consumer {
+impl ConsumerInner {
     /// Reads the lease table from the store.
     pub(super) async fn table(&self) -> Result<LeaseTable> {
-        let table = with_timeout(self.inner.leases.table(&self.inner.scope)).await;
+        let table = with_timeout(self.leases.table(&self.scope)).await;
         let mut table = table.map_err(|error| self.in_this_stream(error))?;
         table.leases.retain(|shard, _| !Mark::is_one(shard));
         Ok(table)
     }
 
-    /// Moves a shard to `checkpoint`, before or after its current position. Reading resumes there.
-    ///
-    /// # Errors
-    ///
-    /// - [`InUse`](crate::ErrorKind::InUse) if a worker holds the lease, unless the call passes
-    ///   [`IfLeased::Force`].
-    /// - [`Configuration`](crate::ErrorKind::Configuration) for a time in the future, and for a
-    ///   custom store that does not support leases.
-    /// - The error of the store.
-    /// - The error of listing the shards, only if `checkpoint` is a time ahead of the local clock.
-    ///
-    /// # Cancel safety
-    ///
-    /// If the future is dropped early, the position is moved or not. A second call with the same
-    /// arguments has no further effect.
-    pub async fn set_position(
+    /// Implements [`Consumer::set_position`](super::Consumer::set_position).
+    pub(super) async fn set_position(
         &self,
         shard: &ShardId,
         checkpoint: Checkpoint,
         if_leased: IfLeased,
     ) -> Result<()> {
         if let Checkpoint::AtTimestamp(time) | Checkpoint::CaughtUp { until: time, .. } = checkpoint
-            && time > self.inner.settings.worker_config.clock.now()
+            && time > self.settings.worker_config.clock.now()
             // The local clock may be behind the clock of Kinesis.
             && self.is_future(time, self.now().await?)
         {
@@ -87,61 +73,15 @@ impl Consumer {
         Ok(())
     }
 
-    /// Deletes everything that is stored for this application and stream. The next worker starts at
-    /// its starting position.
-    ///
-    /// # Errors
-    ///
-    /// The same as [`set_position`](Self::set_position), with [`InUse`](crate::ErrorKind::InUse) if
-    /// any worker is alive.
-    ///
-    /// # Cancel safety
-    ///
-    /// The same as [`set_position`](Self::set_position).
-    pub async fn clear_positions(&self, if_leased: IfLeased) -> Result<()> {
+    /// Implements [`Consumer::clear_positions`](super::Consumer::clear_positions).
+    pub(super) async fn clear_positions(&self, if_leased: IfLeased) -> Result<()> {
         self.edit(&AdminEdit::Clear, if_leased).await?;
         self.wait_for_worker().await;
         Ok(())
     }
 
-    /// Moves all shards to `to` while the stream is read: back, to deliver records again, or
-    /// forward, to skip records. A finished shard is read again if `to` lies within it. Children
-    /// wait for their parents as usual.
-    ///
-    /// Every worker of the application starts again with each of its shards: the worker of this
-    /// consumer before this call returns, other workers at their next renewal. An acknowledgement
-    /// of a record that was delivered before the seek has no effect. The
-    /// [`epoch`](crate::Record::epoch) of such a record is lower than the epoch of records
-    /// delivered afterwards. For a single shard or a sequence number, use
-    /// [`set_position`](Self::set_position) with [`IfLeased::Force`].
-    ///
-    /// # Errors
-    ///
-    /// - [`Configuration`](crate::ErrorKind::Configuration) for a timestamp in the future, and for
-    ///   a custom store that does not support leases.
-    /// - The error of Kinesis if listing the shards still fails after ten seconds of retries.
-    /// - [`Unavailable`](crate::ErrorKind::Unavailable) if a shard is missing from the listings for
-    ///   ten seconds.
-    /// - The error of the store.
-    ///
-    /// # Cancel safety
-    ///
-    /// If the future is dropped early or fails, either all listed shards are moved or none of them:
-    /// call it again. The store moves any number of shards in one step.
-    ///
-    /// ```no_run
-    /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
-    /// use std::time::{Duration, SystemTime};
-    ///
-    /// use kinestream::StartingPosition;
-    ///
-    /// // Deliver the last hour again.
-    /// let hour = SystemTime::now() - Duration::from_secs(3600);
-    /// consumer.seek(StartingPosition::AtTimestamp(hour)).await?;
-    /// # Ok(()) }
-    /// ```
-    #[doc(alias("rewind", "replay", "reset offset"))]
-    pub async fn seek(&self, to: StartingPosition) -> Result<()> {
+    /// Implements [`Consumer::seek`](super::Consumer::seek).
+    pub(super) async fn seek(&self, to: StartingPosition) -> Result<()> {
         let mut confirmations = Confirmations::default();
         let mut listed = self.list_all_shards(&mut confirmations).await?;
         let checkpoint = match to {
@@ -178,7 +118,7 @@ impl Consumer {
     /// Returns true if a time is in the future by the local clock and by the clock of Kinesis.
     /// `listed_at` is the time of a listing by the latter, truncated to the second.
     fn is_future(&self, time: SystemTime, listed_at: SystemTime) -> bool {
-        let local = self.inner.settings.worker_config.clock.now();
+        let local = self.settings.worker_config.clock.now();
         time > local.max(listed_at + Duration::from_secs(1))
     }
 
@@ -186,7 +126,7 @@ impl Consumer {
     async fn now(&self) -> Result<SystemTime> {
         let mut attempts = ListingRetries::new();
         loop {
-            match self.inner.kinesis.shards().await {
+            match self.kinesis.shards().await {
                 Ok(listing) => return Ok(listing.taken),
                 Err(failure) => attempts.back_off_or_fail(self, failure).await?,
             }
@@ -198,7 +138,7 @@ impl Consumer {
         let table = self.table().await?;
         let mut attempts = ListingRetries::new();
         loop {
-            match confirmations.list_whole(&self.inner.kinesis, &table).await {
+            match confirmations.list_whole(&self.kinesis, &table).await {
                 Ok(listing) => return Ok(listing),
                 Err(failure) => attempts.back_off_or_fail(self, failure).await?,
             }
@@ -214,7 +154,7 @@ impl Consumer {
         let Checkpoint::AtTimestamp(time) = checkpoint else { return Ok(BTreeSet::new()) };
         let mut attempts = ListingRetries::new();
         loop {
-            match self.inner.kinesis.shards_open_before(*time).await {
+            match self.kinesis.shards_open_before(*time).await {
                 Ok(open_then) => return Ok(listed.closed_before(&open_then)),
                 // A server that does not support the filter proves nothing: all shards are moved.
                 Err(failure) if failure.error.kind() == ErrorKind::Rejected => {
@@ -229,7 +169,7 @@ impl Consumer {
     /// Afterwards it delivers no record from before the edit.
     async fn wait_for_worker(&self) {
         let (told, seen) = oneshot::channel();
-        let messages = self.inner.messages.lock().clone();
+        let messages = self.messages.lock().clone();
         if messages.is_some_and(|messages| messages.send(WorkerMessage::TableEdited(told)).is_ok())
         {
             // If the store does not answer, the leases expire.
@@ -239,7 +179,7 @@ impl Consumer {
 
     async fn edit(&self, edit: &AdminEdit, if_leased: IfLeased) -> Result<()> {
         let forced = if_leased == IfLeased::Force;
-        let edited = with_timeout(self.inner.leases.edit(&self.inner.scope, edit, forced)).await;
+        let edited = with_timeout(self.leases.edit(&self.scope, edit, forced)).await;
         match edited.map_err(|error| self.in_this_stream(error))? {
             None => Ok(()),
             Some(worker) => Err(self.in_use(&format!(
@@ -250,7 +190,7 @@ impl Consumer {
     }
 
     fn in_this_stream(&self, error: Error) -> Error {
-        error.in_stream(self.inner.kinesis.name())
+        error.in_stream(self.kinesis.name())
     }
 }
 
@@ -270,7 +210,7 @@ impl ListingRetries {
     /// after [`STORE_CALL_TIMEOUT`].
     async fn back_off_or_fail(
         &mut self,
-        consumer: &Consumer,
+        consumer: &ConsumerInner,
         failure: ClassifiedError,
     ) -> Result<()> {
         let error = consumer.in_this_stream(failure.error);
@@ -279,7 +219,7 @@ impl ListingRetries {
             return Err(error);
         }
         self.failed += 1;
-        consumer.inner.telemetry.emit(Event::retried(None, &error, self.failed));
+        consumer.telemetry.emit(Event::retried(None, &error, self.failed));
         sleep(pause).await;
         Ok(())
     }

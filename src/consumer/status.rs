@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::Consumer;
+use super::ConsumerInner;
 use crate::checkpoint::{Checkpoint, InFlightLimit};
 use crate::discovery::is_readable;
 use crate::error::Result;
@@ -12,8 +12,8 @@ use crate::telemetry::ShardFailure;
 
 /// The status of an application on one stream: its workers, and the state and owner of every shard.
 ///
-/// Returned by [`Consumer::status`]. With the cargo feature `serde` it can be serialized and
-/// deserialized, for a dashboard or a health check.
+/// Returned by [`Consumer::status`](crate::Consumer::status). With the cargo feature `serde` it can
+/// be serialized and deserialized, for a dashboard or a health check.
 ///
 /// ```no_run
 /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
@@ -118,23 +118,14 @@ pub enum ShardState {
     Expired,
     /// The store cannot parse the lease or the checkpoint of the shard. The shard is not read, and
     /// its children wait, until the stored text is corrected or
-    /// [`set_position`](Consumer::set_position) replaces it.
+    /// [`set_position`](crate::Consumer::set_position) replaces it.
     Unreadable,
 }
 
-impl Consumer {
-    /// Returns the status of the application on the stream: the state, position, owner and lag of
-    /// each shard. Reads the store; the consumer does not join the fleet.
-    ///
-    /// # Errors
-    ///
-    /// Returns the error of the store.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future has no effect: it only reads.
-    pub async fn status(&self) -> Result<ApplicationStatus> {
-        let inner = &self.inner;
+impl ConsumerInner {
+    /// Implements [`Consumer::status`](super::Consumer::status).
+    pub(super) async fn status(&self) -> Result<ApplicationStatus> {
+        let inner = self;
         let table = self.table().await?;
         let ordering = inner.settings.worker_config.ordering;
         let me = &inner.settings.worker_config.worker_id;
