@@ -42,8 +42,8 @@ impl Cooldown {
     /// # Errors
     ///
     /// Fails during the back-off. Repeats the last failure if a retry may never fix it. Otherwise
-    /// the message consists of `what` and the message of the last failure, and the time limits of
-    /// the reader keep running.
+    /// the message is that of the last failure, or `what` if its outcome is unknown, and the time
+    /// limits of the reader keep running.
     pub(crate) fn begin(&mut self, what: &str) -> Result<(), ClassifiedError> {
         let now = Instant::now();
         if self.until.is_some_and(|until| now < until) {
@@ -81,8 +81,8 @@ impl Cooldown {
         let (action, kind, message) = match &self.last {
             Some(last) if last.action.lasts() => (last.action, last.kind, last.message.clone()),
             last => {
-                let cause = last.as_ref().map(|last| format!(": {}", last.message));
-                let message = format!("{what}; backing off{}", cause.unwrap_or_default());
+                let message = last.as_ref().map_or(what, |last| &last.message);
+                let message = format!("{message}; backing off");
                 (RetryAction::CoolDown, ErrorKind::Unavailable, message)
             }
         };
@@ -140,7 +140,7 @@ mod tests {
             let refused = cooldown.begin("the call failed").unwrap_err();
             assert_eq!(refused.action, expected);
             let expected = match expected {
-                RetryAction::CoolDown => "the call failed; backing off: no permission",
+                RetryAction::CoolDown => "no permission; backing off",
                 _ => "no permission",
             };
             assert_eq!(refused.error.to_string(), expected, "{action:?}");

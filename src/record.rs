@@ -2,9 +2,9 @@
 
 mod position_buf;
 mod sequence_number;
-mod shared_text;
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -14,7 +14,6 @@ use bytes::Bytes;
 pub use crate::error::ShardId;
 pub(crate) use position_buf::PositionBuf;
 pub use sequence_number::SequenceNumber;
-pub(crate) use shared_text::SharedText;
 
 /// One record of a stream.
 ///
@@ -197,5 +196,31 @@ impl fmt::Debug for Record {
             .field("partition_key", &self.partition_key())
             .field("bytes", &self.data().len())
             .finish_non_exhaustive()
+    }
+}
+
+/// A short text that belongs to one record, or is shared by several.
+#[derive(Clone)]
+pub(crate) enum SharedText {
+    Own(String),
+    Shared(Arc<str>),
+}
+
+impl Deref for SharedText {
+    type Target = str;
+
+    #[inline]
+    fn deref(&self) -> &str {
+        match self {
+            Self::Own(text) => text,
+            Self::Shared(text) => text,
+        }
+    }
+}
+
+impl From<String> for SharedText {
+    #[inline]
+    fn from(text: String) -> Self {
+        Self::Own(text)
     }
 }

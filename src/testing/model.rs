@@ -8,8 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fastrand::Rng;
 use tokio::time::Instant;
 
-use super::contents::StreamContents;
-use super::limits::MAX_RECORDS;
+use super::contents::{MAX_RECORDS, StreamContents};
 use super::{Call, Outcome};
 
 use crate::mutex::Mutex;

@@ -4,9 +4,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::contents::{
-    ShardContents, Stored, StreamContents, format_number, hash_key, id_of, index_of,
+    MAX_RECORDS, ShardContents, Stored, StreamContents, format_number, hash_key, id_of, index_of,
 };
-use super::limits::MAX_RECORDS;
 use super::model::Model;
 
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetShardIterator.html>.
