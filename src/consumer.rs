@@ -26,12 +26,12 @@ use crate::mutex::Mutex;
 use crate::record::ShardId;
 use crate::shard::CloseSignal;
 use crate::source::{RegisteredConsumer, StreamClient};
+use crate::store::lease::IfLeased;
 use crate::store::{self, CheckpointStore, LeaseStore, Scope, Writer};
 use crate::telemetry::{Events, Telemetry};
 
 pub use builder::ConsumerBuilder;
 pub use health::Health;
-pub use operations::IfLeased;
 pub use records::Records;
 use session::Session;
 use settings::Settings;

@@ -204,8 +204,7 @@ mod wakers;
 
 pub use checkpoint::{Checkpoint, InFlightLimit};
 pub use consumer::{
-    ApplicationStatus, Consumer, ConsumerBuilder, Health, IfLeased, Records, ShardState,
-    ShardStatus, Shards,
+    ApplicationStatus, Consumer, ConsumerBuilder, Health, Records, ShardState, ShardStatus, Shards,
 };
 pub use discovery::{ShardOrdering, ShardPosition, StartingPosition};
 pub use error::{Error, ErrorKind, Result};
@@ -218,6 +217,8 @@ pub use source::{MemoryBudget, OnTrimmed};
 #[cfg(feature = "redis")]
 #[doc(inline)]
 pub use store::RedisStore;
+#[doc(inline)]
+pub use store::lease::IfLeased;
 #[doc(inline)]
 pub use store::{CheckpointStore, MemoryStore};
 pub use telemetry::{Event, Events, ShardFailure, Task};

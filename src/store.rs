@@ -219,7 +219,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
 
 pub(crate) use guarded_store::GuardedStore;
-pub(crate) use lease::LeaseStore;
+pub use lease::LeaseStore;
 pub use memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;

@@ -14,31 +14,9 @@ use crate::error::{ClassifiedError, Error, ErrorKind, Result};
 use crate::fleet::WorkerMessage;
 use crate::record::ShardId;
 use crate::source::Listing;
-use crate::store::lease::{AdminEdit, LeaseTable};
+use crate::store::lease::{AdminEdit, EditOutcome, IfLeased, LeaseTable};
 use crate::store::{Mark, STORE_CALL_TIMEOUT, with_timeout};
 use crate::telemetry::Event;
-
-/// The action if a worker holds the lease of a shard whose position is changed.
-///
-/// ```no_run
-/// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
-/// use kinestream::{Checkpoint, IfLeased};
-///
-/// let shard = "shardId-000000000000".parse()?;
-/// consumer.set_position(&shard, Checkpoint::TrimHorizon, IfLeased::Refuse).await?;
-/// # Ok(()) }
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum IfLeased {
-    /// Changes nothing and returns an error that names the worker.
-    #[default]
-    Refuse,
-    /// Changes the position. The worker starts again from there, in a new epoch, when it reads the
-    /// change: the worker of this consumer before the call returns, other workers at their next
-    /// renewal.
-    Force,
-}
 
 impl ConsumerInner {
     /// Reads the lease table from the store.
@@ -178,11 +156,10 @@ impl ConsumerInner {
     }
 
     async fn edit(&self, edit: &AdminEdit, if_leased: IfLeased) -> Result<()> {
-        let forced = if_leased == IfLeased::Force;
-        let edited = with_timeout(self.leases.edit(&self.scope, edit, forced)).await;
+        let edited = with_timeout(self.leases.edit(&self.scope, edit, if_leased)).await;
         match edited.map_err(|error| self.in_this_stream(error))? {
-            None => Ok(()),
-            Some(worker) => Err(self.in_use(&format!(
+            EditOutcome::Applied => Ok(()),
+            EditOutcome::Refused { worker } => Err(self.in_use(&format!(
                 "worker {worker} is reading; stop it first, or pass IfLeased::Force, which discards \
                  its unsaved checkpoints"
             ))),

@@ -92,18 +92,21 @@ impl Settings {
     /// Checks the range of each option. Returns a description of the first one that is out of
     /// range.
     pub(super) fn check(&self) -> Result<(), String> {
-        let positions = self.start.each.values().filter_map(|position| match position {
-            ShardPosition::AtTimestamp(time) | ShardPosition::CaughtUp { until: time, .. } => {
-                Some(*time)
-            }
-            _ => None,
-        });
-        let start = match self.start.all {
-            StartingPosition::AtTimestamp(time) => Some(time),
-            _ => None,
-        };
-        if positions.chain(start).any(|time| time > self.worker_config.clock.now()) {
+        let now = self.worker_config.clock.now();
+        if let StartingPosition::AtTimestamp(time) = self.start.all
+            && time > now
+        {
             return Err("starting_position is in the future; pass a time in the past".into());
+        }
+        for (shard, position) in &self.start.each {
+            if let ShardPosition::AtTimestamp(time) | ShardPosition::CaughtUp { until: time, .. } =
+                position
+                && *time > now
+            {
+                return Err(format!(
+                    "starting_position_for({shard}) is in the future; pass a time in the past"
+                ));
+            }
         }
         if let Some(consumer) = &self.fan_out {
             check_fan_out(consumer)?;
@@ -111,7 +114,7 @@ impl Settings {
         check_duration("interval", self.interval, SHORTEST_PAUSE)?;
         if !(1..=MAX_RECORDS_PER_CALL).contains(&self.limit) {
             return Err(format!(
-                "limit is {}, but must be 1 to {MAX_RECORDS_PER_CALL} records a call",
+                "limit is {}, but must be 1 to {MAX_RECORDS_PER_CALL} records per call",
                 self.limit
             ));
         }
@@ -140,12 +143,15 @@ impl Settings {
             return Err(format!("prefetch is {}, but must be 0 to 1000 batches", self.prefetch));
         }
         match (self.max_buffered_bytes, &self.memory_budget) {
-            (Some(_), Some(_)) => {
-                Err("max_buffered_bytes and memory_budget are both set; set the size \
-                                       of the shared budget with MemoryBudget::new"
-                    .into())
-            }
+            (Some(_), Some(_)) => Err(
+                "max_buffered_bytes and memory_budget are both set; set the size of the shared \
+                     budget with MemoryBudget::new"
+                    .into(),
+            ),
             (Some(0), None) => Err("max_buffered_bytes is 0, but must be at least 1 byte".into()),
+            (None, Some(budget)) if budget.size() == 0 => {
+                Err("memory_budget is 0, but must be at least 1 byte".into())
+            }
             _ => Ok(()),
         }
     }
@@ -194,7 +200,7 @@ pub(super) fn check_application(name: &str) -> Result<(), String> {
 fn check_worker_id(name: &str) -> Result<(), String> {
     let refused =
         |letter: char| letter.is_whitespace() || letter.is_control() || "{},".contains(letter);
-    if name.is_empty() || name == "-" || name.len() > 200 || name.chars().any(refused) {
+    if name.is_empty() || name == "-" || name.chars().count() > 200 || name.chars().any(refused) {
         return Err(format!(
             "worker_id is {name:?}, but must have 1 to 200 characters, without spaces, braces, \
              commas and control characters"

@@ -141,7 +141,7 @@ impl Worker {
     /// Notes that the worker is in the table, and applies the table of the answer if it has
     /// changed.
     pub(super) fn handle_response(&mut self, answer: HeartbeatResponse) {
-        if answer.standing == Membership::Joined {
+        if answer.membership == Membership::Joined {
             let worker_id = (*self.deps.config.worker_id).to_owned();
             self.deps.telemetry.emit(Event::WorkerJoined { worker_id });
         }

@@ -62,7 +62,7 @@ impl Worker {
                 Ok(answer) => answer,
                 Err(error) => return self.fail(error, asked),
             };
-            if answer.standing == Membership::Occupied {
+            if answer.membership == Membership::Occupied {
                 return self.retry_worker_id(asked.monotonic);
             }
             self.pending.drain(..sent);

@@ -87,6 +87,11 @@ impl MemoryBudget {
         Self(Arc::new(BudgetState { pool: Pool::new(bytes), released: Notify::new() }))
     }
 
+    /// Returns the size of the budget in bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.0.pool.size
+    }
+
     /// Returns the bytes taken from the budget, without the reserves of the shards.
     pub(crate) fn taken(&self) -> usize {
         self.0.pool.taken.load(Ordering::Acquire)

@@ -8,8 +8,8 @@ use futures::future::BoxFuture;
 
 use super::Scope;
 use super::lease::{
-    AdminEdit, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore, LeaseTable,
-    SaveOutcome,
+    AdminEdit, EditOutcome, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, IfLeased,
+    LeaseStore, LeaseTable, SaveOutcome,
 };
 use crate::error::{Error, ErrorKind, Panic, Result, TOLERATED_PANICS, contain};
 use crate::telemetry::{Event, Task, Telemetry};
@@ -98,8 +98,9 @@ impl LeaseStore for GuardedStore {
         &'a self,
         scope: &'a Scope,
         edit: &'a AdminEdit,
-        forced: bool,
-    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
-        once("editing positions", async move { self.store.edit(scope, edit, forced).await }).boxed()
+        if_leased: IfLeased,
+    ) -> BoxFuture<'a, Result<EditOutcome>> {
+        once("editing positions", async move { self.store.edit(scope, edit, if_leased).await })
+            .boxed()
     }
 }

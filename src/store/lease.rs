@@ -34,22 +34,15 @@
 //!
 //! use kinestream::store::Scope;
 //! use kinestream::store::lease::{
-//!     AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, Lease, LeaseStore, LeaseTable,
-//!     Membership, SaveOutcome,
+//!     AdminEdit, Change, EditOutcome, FencedCheckpoint, HeartbeatRequest, IfLeased, Lease,
+//!     LeaseStore, LeaseTable, Membership, SaveOutcome,
 //! };
 //! use kinestream::{Checkpoint, MemoryStore, ShardId};
 //!
 //! fn request(worker: &str, changes: Vec<Change>) -> HeartbeatRequest {
-//!     HeartbeatRequest {
-//!         worker: worker.into(),
-//!         incarnation: 1,
-//!         lease_duration: Duration::from_secs(10),
-//!         capacity: u32::MAX,
-//!         leaving: false,
-//!         known: None,
-//!         only_if_unchanged: false,
-//!         changes,
-//!     }
+//!     let mut request = HeartbeatRequest::new(worker, 1, Duration::from_secs(10));
+//!     request.changes = changes;
+//!     request
 //! }
 //!
 //! let store = MemoryStore::new();
@@ -62,7 +55,7 @@
 //! let add = Change::Add { shard: shard.clone(), parents, start: None, checkpoint };
 //! let assign = |to: &str| Change::Assign { shard: shard.clone(), to: to.into() };
 //! let answer = store.exchange(&scope, &request("one", vec![add, assign("one")])).await?;
-//! assert_eq!(answer.standing, Membership::Joined);
+//! assert_eq!(answer.membership, Membership::Joined);
 //! let first = lease(&answer.table.unwrap());
 //!
 //! // A second worker joins. The first worker offers its lease to the second, and releases it.
@@ -76,18 +69,16 @@
 //! assert!(second.epoch > first.epoch);
 //!
 //! // A save by the first worker is now rejected.
-//! let read = |epoch| FencedCheckpoint {
-//!     shard: shard.clone(),
-//!     epoch,
-//!     checkpoint: "AFTER_SEQUENCE_NUMBER:49590338".parse().unwrap(),
-//! };
+//! let after: Checkpoint = "AFTER_SEQUENCE_NUMBER:49590338".parse()?;
+//! let read = |epoch| FencedCheckpoint::new(shard.clone(), epoch, after.clone());
 //! let outcomes = store.save_fenced(&scope, &[read(first.epoch), read(second.epoch)]).await?;
 //! assert_eq!(outcomes, [SaveOutcome::Lost, SaveOutcome::Saved]);
 //!
 //! // An edit of a position that a live worker owns is refused unless it is forced.
 //! let back = AdminEdit::Set { positions: vec![(shard.clone(), Checkpoint::TrimHorizon)] };
-//! assert_eq!(store.edit(&scope, &back, false).await?, Some("two".into()));
-//! assert_eq!(store.edit(&scope, &back, true).await?, None);
+//! let refused = EditOutcome::Refused { worker: "two".into() };
+//! assert_eq!(store.edit(&scope, &back, IfLeased::Refuse).await?, refused);
+//! assert_eq!(store.edit(&scope, &back, IfLeased::Force).await?, EditOutcome::Applied);
 //! assert!(lease(&store.table(&scope).await?).epoch > second.epoch);
 //! # Ok(()) }
 //! ```
@@ -170,18 +161,19 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
     /// Returns the table without joining. Expired workers are left out.
     fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>>;
 
-    /// Applies an operator's edit. If the edit concerns a live worker and is not forced, does
-    /// nothing and returns that worker's name.
+    /// Applies an operator's edit. If the edit concerns a live worker, `if_leased` decides whether
+    /// it is applied.
     fn edit<'a>(
         &'a self,
         scope: &'a Scope,
         edit: &'a AdminEdit,
-        forced: bool,
-    ) -> BoxFuture<'a, Result<Option<Arc<str>>>>;
+        if_leased: IfLeased,
+    ) -> BoxFuture<'a, Result<EditOutcome>>;
 }
 
 /// A heartbeat of a worker, with the changes that it requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HeartbeatRequest {
     /// The worker's name, unique among live workers.
     pub worker: Arc<str>,
@@ -202,9 +194,28 @@ pub struct HeartbeatRequest {
     pub changes: Vec<Change>,
 }
 
+impl HeartbeatRequest {
+    /// Creates the heartbeat of a worker without a limit of shards, without changes, and without
+    /// knowledge of the table.
+    pub fn new(worker: impl Into<Arc<str>>, incarnation: u64, lease_duration: Duration) -> Self {
+        Self {
+            worker: worker.into(),
+            incarnation,
+            lease_duration,
+            capacity: u32::MAX,
+            leaving: false,
+            known: None,
+            only_if_unchanged: false,
+            changes: Vec::new(),
+        }
+    }
+}
+
 /// A change of the table. A change that no longer applies has no effect, nor does a change of a
-/// shard that is [unreadable](Lease::unreadable).
+/// shard that is [unreadable](Lease::unreadable). A store that does not know a change fails the
+/// heartbeat before it applies any of its changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Change {
     /// Stores the time at which the application first polled the stream, unless a time is stored or
     /// the table has any shard.
@@ -326,6 +337,7 @@ pub enum Change {
 
 /// The membership of a worker after a heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Membership {
     /// The worker was in the table and has renewed.
     Renewed,
@@ -339,17 +351,26 @@ pub enum Membership {
 
 /// The response to a heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HeartbeatResponse {
     /// The worker's membership.
-    pub standing: Membership,
+    pub membership: Membership,
     /// True if the changes were applied.
     pub applied: bool,
     /// The table; `None` if it is the known one.
     pub table: Option<LeaseTable>,
 }
 
+impl HeartbeatResponse {
+    /// Creates a response with these fields.
+    pub fn new(membership: Membership, applied: bool, table: Option<LeaseTable>) -> Self {
+        Self { membership, applied, table }
+    }
+}
+
 /// The live workers and the leases of one application and stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LeaseTable {
     /// The creation time of the table, in microseconds by the store's clock. A store that has lost
     /// the table or a part of it creates a new one.
@@ -388,6 +409,7 @@ impl LeaseTable {
 
 /// A worker in the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WorkerEntry {
     /// The worker's incarnation; 0 if unknown. The next worker of this name that renews becomes the
     /// worker of an entry with incarnation 0.
@@ -400,8 +422,16 @@ pub struct WorkerEntry {
     pub capacity: u32,
 }
 
+impl WorkerEntry {
+    /// Creates the entry of a worker without a limit of shards.
+    pub fn new(incarnation: u64, joined: u64, lease_duration: Duration) -> Self {
+        Self { incarnation, joined, lease_duration, capacity: u32::MAX }
+    }
+}
+
 /// The lease of one shard.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Lease {
     /// Rises with each change of owner, by at least the milliseconds that have passed. 0 before the
     /// first owner.
@@ -456,6 +486,7 @@ impl Lease {
 
 /// A position, and the epoch of the lease under which it was reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FencedCheckpoint {
     /// The shard.
     pub shard: ShardId,
@@ -465,8 +496,16 @@ pub struct FencedCheckpoint {
     pub checkpoint: Checkpoint,
 }
 
+impl FencedCheckpoint {
+    /// Creates a position of a shard, reached in this epoch.
+    pub fn new(shard: ShardId, epoch: u64, checkpoint: Checkpoint) -> Self {
+        Self { shard, epoch, checkpoint }
+    }
+}
+
 /// The outcome of saving one position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SaveOutcome {
     /// The position is saved, or a further one is stored.
     Saved,
@@ -490,6 +529,7 @@ impl SaveOutcome {
 
 /// An edit by an operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AdminEdit {
     /// Moves shards to these positions, which may be before or behind the stored ones. All of them
     /// move in one step, or none.
@@ -504,4 +544,40 @@ pub enum AdminEdit {
     },
     /// Deletes the table and all positions. Readers then begin at their starting position.
     Clear,
+}
+
+/// The policy for an edit of positions that a worker is reading.
+///
+/// ```no_run
+/// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
+/// use kinestream::{Checkpoint, IfLeased};
+///
+/// let shard = "shardId-000000000000".parse()?;
+/// consumer.set_position(&shard, Checkpoint::TrimHorizon, IfLeased::Refuse).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum IfLeased {
+    /// Changes nothing and returns an error that names the worker.
+    #[default]
+    Refuse,
+    /// Changes the position. The worker starts again from there, in a new epoch, when it reads the
+    /// change: the worker of this consumer before the call returns, other workers at their next
+    /// renewal.
+    Force,
+}
+
+/// The outcome of an edit by an operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EditOutcome {
+    /// The edit is applied.
+    Applied,
+    /// The edit is not applied, because a live worker owns one of the shards, or, for
+    /// [`AdminEdit::Clear`], because a worker is alive.
+    Refused {
+        /// The worker's name.
+        worker: Arc<str>,
+    },
 }

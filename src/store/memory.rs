@@ -7,8 +7,8 @@ use futures::future::{BoxFuture, ready};
 use tokio::time::Instant;
 
 use super::lease::{
-    AdminEdit, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore, LeaseTable,
-    Ledger, SaveOutcome,
+    AdminEdit, EditOutcome, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, IfLeased,
+    LeaseStore, LeaseTable, Ledger, SaveOutcome,
 };
 use super::{CheckpointStore, Scope};
 use crate::checkpoint::Checkpoint;
@@ -237,8 +237,8 @@ impl LeaseStore for MemoryStore {
         &'a self,
         scope: &'a Scope,
         edit: &'a AdminEdit,
-        forced: bool,
-    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
-        ready(Ok(self.with(scope, |ledger, now| ledger.edit(now, edit, forced)))).boxed()
+        if_leased: IfLeased,
+    ) -> BoxFuture<'a, Result<EditOutcome>> {
+        ready(Ok(self.with(scope, |ledger, now| ledger.edit(now, edit, if_leased)))).boxed()
     }
 }

@@ -9,8 +9,8 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::lease::{
-    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore,
-    LeaseTable, SaveOutcome,
+    AdminEdit, Change, EditOutcome, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse,
+    IfLeased, LeaseStore, LeaseTable, SaveOutcome,
 };
 use super::{CheckpointStore, MemoryStore, Scope, with_timeout};
 use crate::checkpoint::Checkpoint;
@@ -181,11 +181,11 @@ impl LeaseStore for SingleWorkerLeases {
         &'a self,
         scope: &'a Scope,
         edit: &'a AdminEdit,
-        forced: bool,
-    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
+        if_leased: IfLeased,
+    ) -> BoxFuture<'a, Result<EditOutcome>> {
         // Positions in such a store only advance; moving one back requires a change in the store
         // itself.
-        let _ = (scope, edit, forced);
+        let _ = (scope, edit, if_leased);
         async move { Err(super::leases_unsupported()) }.boxed()
     }
 }

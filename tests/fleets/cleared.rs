@@ -24,13 +24,17 @@ fn shard() -> ShardId {
 
 fn table(cleared: u64, lease: Option<Lease>) -> LeaseTable {
     let leases = lease.map(|lease| (shard(), lease)).into_iter().collect();
-    LeaseTable { cleared, leases, ..LeaseTable::default() }
+    let mut table = LeaseTable::default();
+    (table.cleared, table.leases) = (cleared, leases);
+    table
 }
 
 /// Returns the stored lease of a shard after an operator has set its position and before a worker
 /// has added it.
 fn only_position() -> Lease {
-    Lease { checkpoint: Some(Checkpoint::TrimHorizon), ..Lease::default() }
+    let mut lease = Lease::default();
+    lease.checkpoint = Some(Checkpoint::TrimHorizon);
+    lease
 }
 
 /// Makes a worker read a shard with one record, and an operator clear all positions.
@@ -39,7 +43,8 @@ fn clear(facts: &mut Facts) {
     let plan = Scene::new(&mut rng).plan(&mut rng);
     facts.begin_life(Life::new("w0".to_owned(), &plan));
     facts.put(0, "1".parse().expect("a valid sequence number"), UNIX_EPOCH);
-    let read = Lease { epoch: BEFORE, ..Lease::default() };
+    let mut read = Lease::default();
+    read.epoch = BEFORE;
     facts.judge_edit(0, &AdminEdit::Clear, &table(0, Some(read)), &table(CLEARED, None));
 }
 

@@ -32,7 +32,7 @@ impl Facts {
         let leaving = if request.leaving { ", leaving" } else { "" };
         self.tell(format_args!(
             "{name} sends a heartbeat{leaving}: {:?}, {} {:?}",
-            answer.standing,
+            answer.membership,
             if answer.applied { "applied" } else { "not applied" },
             request.changes
         ));
@@ -91,7 +91,7 @@ impl Facts {
         before: &LeaseTable,
         after: &LeaseTable,
     ) {
-        for (FencedCheckpoint { shard, epoch, checkpoint }, verdict) in
+        for (FencedCheckpoint { shard, epoch, checkpoint, .. }, verdict) in
             positions.iter().zip(verdicts)
         {
             let name = self.lives[worker].name.clone();
@@ -221,6 +221,7 @@ impl Facts {
                     self.move_to(shard, 0, after.cleared + 1);
                 }
             }
+            _ => unreachable!("an edit without an oracle: {edit:?}"),
         }
     }
 

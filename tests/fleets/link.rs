@@ -217,7 +217,7 @@ impl Facts {
             let unreadable = table.leases.iter().filter(|(_, lease)| lease.unreadable.is_some());
             self.lives[worker].unreadable = unreadable.map(|(shard, _)| index_of(shard)).collect();
         }
-        if answer.standing != Membership::Occupied {
+        if answer.membership != Membership::Occupied {
             let (at, wall) = asked;
             let life = &mut self.lives[worker];
             life.valid = Some((at + life.lease_duration, wall + life.lease_duration));

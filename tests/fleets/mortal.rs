@@ -10,8 +10,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
 use kinestream::store::lease::{
-    AdminEdit, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore, LeaseTable,
-    SaveOutcome,
+    AdminEdit, EditOutcome, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, IfLeased,
+    LeaseStore, LeaseTable, SaveOutcome,
 };
 use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId};
 use tokio::task::JoinHandle;
@@ -153,8 +153,8 @@ impl LeaseStore for MortalStore {
         &'a self,
         scope: &'a Scope,
         edit: &'a AdminEdit,
-        forced: bool,
-    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
-        self.reach(async move { self.stored.edit(scope, edit, forced).await }).boxed()
+        if_leased: IfLeased,
+    ) -> BoxFuture<'a, Result<EditOutcome>> {
+        self.reach(async move { self.stored.edit(scope, edit, if_leased).await }).boxed()
     }
 }

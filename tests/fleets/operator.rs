@@ -51,6 +51,7 @@ impl World {
                     let (shard, checkpoint) = positions[0].clone();
                     consumer.set_position(&shard, checkpoint, IfLeased::Force).await
                 }
+                Some(edit) => unreachable!("an edit that no operator makes: {edit:?}"),
                 None => consumer.seek(all).await,
             };
             match done {

@@ -9,8 +9,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
 use kinestream::store::lease::{
-    AdminEdit, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore, LeaseTable,
-    SaveOutcome,
+    AdminEdit, EditOutcome, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, IfLeased,
+    LeaseStore, LeaseTable, SaveOutcome,
 };
 use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId};
 use tokio::time::{Instant, sleep};
@@ -109,15 +109,15 @@ impl SimulatedStore {
         &self,
         scope: &Scope,
         edit: &AdminEdit,
-        forced: bool,
-    ) -> Result<Option<Arc<str>>> {
+        if_leased: IfLeased,
+    ) -> Result<EditOutcome> {
         let before = self.table_now(scope).await;
-        let against = self.stored.edit(scope, edit, forced).await?;
-        if against.is_none() {
+        let outcome = self.stored.edit(scope, edit, if_leased).await?;
+        if outcome == EditOutcome::Applied {
             let after = self.table_now(scope).await;
             self.truth.lock().judge_edit(self.worker, edit, &before, &after);
         }
-        Ok(against)
+        Ok(outcome)
     }
 }
 
@@ -188,12 +188,12 @@ impl LeaseStore for SimulatedStore {
         &'a self,
         scope: &'a Scope,
         edit: &'a AdminEdit,
-        forced: bool,
-    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
+        if_leased: IfLeased,
+    ) -> BoxFuture<'a, Result<EditOutcome>> {
         // A panic is returned to the caller of the edit and not reported as an event.
         let store = Self { panics: self.panics.of_one(), ..self.clone() };
         let (carrier, scope, edit) = (store.clone(), scope.clone(), edit.clone());
-        let call = async move { carrier.carry_out_edit(&scope, &edit, forced).await };
+        let call = async move { carrier.carry_out_edit(&scope, &edit, if_leased).await };
         async move { store.reach(call).await }.boxed()
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use kinestream::store::CheckpointStore;
 use kinestream::store::lease::{
-    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, Lease, LeaseStore, LeaseTable,
-    Membership, SaveOutcome,
+    AdminEdit, Change, EditOutcome, FencedCheckpoint, HeartbeatRequest, IfLeased, Lease,
+    LeaseStore, LeaseTable, Membership, SaveOutcome,
 };
 use kinestream::{ErrorKind, RedisStore};
 use redis::AsyncCommands;
@@ -36,18 +36,10 @@ async fn ask_for(
     lease_duration: Duration,
     changes: Vec<Change>,
 ) -> (Membership, LeaseTable) {
-    let request = HeartbeatRequest {
-        worker: worker.into(),
-        incarnation: 7,
-        lease_duration,
-        capacity: 7,
-        leaving: false,
-        known: None,
-        only_if_unchanged: false,
-        changes,
-    };
+    let mut request = HeartbeatRequest::new(worker, 7, lease_duration);
+    (request.capacity, request.changes) = (7, changes);
     let answer = store.exchange(&scope(), &request).await.unwrap();
-    (answer.standing, answer.table.unwrap())
+    (answer.membership, answer.table.unwrap())
 }
 
 fn add(index: u32) -> Change {
@@ -62,8 +54,8 @@ fn assign(index: u32, to: &str) -> Change {
 /// Assigns two shards to worker `a`, the first in an epoch that is ahead of the clock.
 async fn two_leases(store: &RedisStore) -> LeaseTable {
     let changes = vec![add(0), add(1), assign(0, "a"), assign(1, "a")];
-    let lease = ask(store, "a", changes).await.1.leases[&shard(0)].clone();
-    let lease = Lease { epoch: lease.epoch + 1_000_000, ..lease };
+    let mut lease = ask(store, "a", changes).await.1.leases[&shard(0)].clone();
+    lease.epoch += 1_000_000;
     ask(store, "a", vec![Change::Restore { shard: shard(0), incarnation: 7, lease }]).await.1
 }
 
@@ -122,17 +114,14 @@ async fn damaged_field_makes_only_its_shard_unreadable() {
         );
         let case = format!("{name} {}", String::from_utf8_lossy(damaged));
 
-        let unreadable = Lease { unreadable: Some(text.as_str().into()), ..Lease::default() };
-        let (standing, table) = ask(&store, "a", every_change(&lease)).await;
-        assert_eq!(standing, Membership::Renewed, "{case}: expected a renewal");
+        let mut unreadable = Lease::default();
+        unreadable.unreadable = Some(text.as_str().into());
+        let (membership, table) = ask(&store, "a", every_change(&lease)).await;
+        assert_eq!(membership, Membership::Renewed, "{case}: expected a renewal");
         assert_eq!(table.leases[&shard(0)], unreadable, "{case}");
         assert_eq!(table.leases[&shard(1)], before.leases[&shard(1)], "{case}");
         assert_eq!(store.table(&scope()).await.unwrap().leases, table.leases, "{case}");
-        let position = |index| FencedCheckpoint {
-            shard: shard(index),
-            epoch: lease.epoch,
-            checkpoint: after(9),
-        };
+        let position = |index| FencedCheckpoint::new(shard(index), lease.epoch, after(9));
         let mut positions = [position(0), position(1)];
         positions[1].epoch = before.leases[&shard(1)].epoch;
         let verdicts = store.save_fenced(&scope(), &positions).await.unwrap();
@@ -148,7 +137,11 @@ async fn damaged_field_makes_only_its_shard_unreadable() {
         assert_eq!(stored, damaged, "{case}: expected an unchanged field");
 
         let set = AdminEdit::Set { positions: vec![(shard(0), after(3))] };
-        assert_eq!(store.edit(&scope(), &set, false).await.unwrap(), None, "{case}");
+        assert_eq!(
+            store.edit(&scope(), &set, IfLeased::Refuse).await.unwrap(),
+            EditOutcome::Applied,
+            "{case}"
+        );
         let mended = store.table(&scope()).await.unwrap().leases[&shard(0)].clone();
         assert_eq!((mended.unreadable, mended.checkpoint), (None, Some(after(3))), "{case}");
         assert!(mended.epoch > lease.epoch, "{case}: expected an epoch that fences the last owner");
@@ -191,8 +184,8 @@ async fn damaged_worker_entry_keeps_its_leases_for_one_lease_duration() {
             );
             assert_eq!(table.workers["a"].capacity, 0, "expected no capacity for other shards");
             if is_alive {
-                let (standing, table) = ask(&store, "a", Vec::new()).await;
-                assert_eq!(standing, Membership::Renewed);
+                let (membership, table) = ask(&store, "a", Vec::new()).await;
+                assert_eq!(membership, Membership::Renewed);
                 assert_eq!(table.workers["a"].incarnation, 7);
                 assert_eq!(table.leases[&shard(0)].epoch, epoch, "expected an unchanged epoch");
             }
@@ -230,8 +223,8 @@ async fn damaged_number_starts_new_generation() {
         let before = two_leases(&store).await;
         raw.hset::<_, _, _, ()>(key("fleet"), field, damaged).await.unwrap();
         assert_eq!(store.table(&scope()).await.unwrap().leases, before.leases, "{field}");
-        let (standing, table) = ask(&store, "a", Vec::new()).await;
-        assert_eq!(standing, Membership::Renewed, "{field}");
+        let (membership, table) = ask(&store, "a", Vec::new()).await;
+        assert_eq!(membership, Membership::Renewed, "{field}");
         assert!(
             table.generation > before.generation,
             "{field}: expected a new generation, in which workers restore their leases"

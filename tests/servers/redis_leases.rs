@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kinestream::store::lease::{
-    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, Lease, LeaseStore, LeaseTable,
-    Membership, SaveOutcome, WorkerEntry,
+    AdminEdit, Change, EditOutcome, FencedCheckpoint, HeartbeatRequest, IfLeased, LeaseStore,
+    LeaseTable, Membership, SaveOutcome, WorkerEntry,
 };
 use kinestream::store::{CheckpointStore, conformance};
 use kinestream::{Checkpoint, Error, ErrorKind, RedisStore};
@@ -30,16 +30,11 @@ async fn connected() -> (RedisServer, RedisStore, MultiplexedConnection) {
 
 /// Returns a request of the worker that knows the table `known`.
 fn request(worker: &str, known: &LeaseTable, changes: Vec<Change>) -> HeartbeatRequest {
-    HeartbeatRequest {
-        worker: worker.into(),
-        incarnation: u64::MAX,
-        lease_duration: Duration::from_secs(10),
-        capacity: 7,
-        leaving: false,
-        known: Some((known.generation, known.version)),
-        only_if_unchanged: false,
-        changes,
-    }
+    let mut request = HeartbeatRequest::new(worker, u64::MAX, Duration::from_secs(10));
+    request.capacity = 7;
+    request.known = Some((known.generation, known.version));
+    request.changes = changes;
+    request
 }
 
 /// Requests these changes, and returns the resulting table.
@@ -70,12 +65,8 @@ async fn lease_keys_are_laid_out_as_documented() {
     let parents = vec![shard(7), shard(8)];
     let checkpoint = Some(Checkpoint::TrimHorizon);
     let child = Change::Add { shard: shard(1), parents, start: None, checkpoint };
-    let b = WorkerEntry {
-        incarnation: 1,
-        joined: 2,
-        lease_duration: Duration::from_secs(3),
-        capacity: 4,
-    };
+    let mut b = WorkerEntry::new(1, 2, Duration::from_secs(3));
+    b.capacity = 4;
     let table = changed(
         &store,
         &LeaseTable::default(),
@@ -114,7 +105,10 @@ async fn lease_keys_are_laid_out_as_documented() {
     let keys = "format checkpoints leases workers";
     assert_eq!(fleet, [&*generation.to_string(), &*version.to_string(), "0", keys]);
 
-    assert_eq!(store.edit(&scope(), &AdminEdit::Clear, true).await.unwrap(), None);
+    assert_eq!(
+        store.edit(&scope(), &AdminEdit::Clear, IfLeased::Force).await.unwrap(),
+        EditOutcome::Applied
+    );
     let mut keys: Vec<String> = raw.keys("*").await.unwrap();
     keys.sort();
     assert_eq!(
@@ -138,13 +132,13 @@ async fn unchanged_exchange_is_one_command_that_reads_no_shard() {
     let table = changed(&store, &LeaseTable::default(), all).await;
     assert_eq!(table.leases.len(), 1000);
     let epoch = table.leases[&shard(0)].epoch;
-    let position = FencedCheckpoint { shard: shard(0), epoch, checkpoint: after(1) };
+    let position = FencedCheckpoint::new(shard(0), epoch, after(1));
     store.save_fenced(&scope(), &[position]).await.unwrap();
     redis::cmd("CONFIG").arg("RESETSTAT").exec_async(&mut raw).await.unwrap();
     let (_, before) = statistics(&mut raw).await;
     let (_, between) = statistics(&mut raw).await;
     let answer = store.exchange(&scope(), &request("a", &table, Vec::new())).await.unwrap();
-    assert_eq!((answer.standing, answer.table), (Membership::Renewed, None));
+    assert_eq!((answer.membership, answer.table), (Membership::Renewed, None));
     let (counts, after) = statistics(&mut raw).await;
     let calls = |command: &str| {
         let line = format!("cmdstat_{command}:calls=");
@@ -177,8 +171,7 @@ async fn lost_key_is_seen_by_every_worker() {
             let known =
                 changed(&store, &LeaseTable::default(), vec![add(0), assign(0), add(1)]).await;
             let epoch = known.leases[&shard(0)].epoch;
-            let position =
-                |number| FencedCheckpoint { shard: shard(0), epoch, checkpoint: after(number) };
+            let position = |number| FencedCheckpoint::new(shard(0), epoch, after(number));
             store.save_fenced(&scope(), &[position(1)]).await.unwrap();
             for worker in ["a", "b"] {
                 assert_eq!(renewed(&store, worker, &known).await, None, "expected no change");
@@ -207,7 +200,7 @@ async fn lost_checkpoints_drop_their_leases() {
     let (_server, store, mut raw) = connected().await;
     let known = changed(&store, &LeaseTable::default(), vec![add(0), assign(0), add(1)]).await;
     let epoch = known.leases[&shard(0)].epoch;
-    let position = FencedCheckpoint { shard: shard(0), epoch, checkpoint: after(1) };
+    let position = FencedCheckpoint::new(shard(0), epoch, after(1));
     store.save_fenced(&scope(), std::slice::from_ref(&position)).await.unwrap();
     raw.del::<_, ()>(key("checkpoints")).await.unwrap();
     // A new worker finds no leases, rather than leases without a checkpoint, which it would read
@@ -232,11 +225,11 @@ async fn server_without_data_starts_new_table() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
-    assert_eq!(answer.standing, Membership::Joined);
+    assert_eq!(answer.membership, Membership::Joined);
     let table = answer.table.unwrap();
     assert!(table.generation > known.generation && table.version > known.version, "{table:?}");
     assert!(table.leases.is_empty());
-    let position = FencedCheckpoint { shard: shard(0), epoch: lease.epoch, checkpoint: after(1) };
+    let position = FencedCheckpoint::new(shard(0), lease.epoch, after(1));
     let verdicts = store.save_fenced(&scope(), &[position]).await.unwrap();
     assert_eq!(verdicts, [SaveOutcome::Forgotten]);
     let restored = Change::Restore {
@@ -245,7 +238,8 @@ async fn server_without_data_starts_new_table() {
         lease: lease.clone(),
     };
     let table = changed(&store, &table, vec![restored]).await;
-    let expected = Lease { checkpoint: Some(after(1)), ..lease };
+    let mut expected = lease;
+    expected.checkpoint = Some(after(1));
     assert_eq!(table.leases[&shard(0)], expected);
 }
 
@@ -260,13 +254,13 @@ async fn flushed_scripts_are_sent_again() {
     let table = changed(&store, &LeaseTable::default(), vec![assign(0)]).await;
     flush().await;
     let epoch = table.leases[&shard(0)].epoch;
-    let position = FencedCheckpoint { shard: shard(0), epoch, checkpoint: after(1) };
+    let position = FencedCheckpoint::new(shard(0), epoch, after(1));
     assert_eq!(store.save_fenced(&scope(), &[position]).await.unwrap(), [SaveOutcome::Saved]);
     flush().await;
     assert_eq!(store.table(&scope()).await.unwrap().leases[&shard(0)].epoch, epoch);
     flush().await;
-    let against = store.edit(&scope(), &AdminEdit::Clear, false).await.unwrap();
-    assert_eq!(against.as_deref(), Some("a"));
+    let outcome = store.edit(&scope(), &AdminEdit::Clear, IfLeased::Refuse).await.unwrap();
+    assert_eq!(outcome, EditOutcome::Refused { worker: "a".into() });
 }
 
 #[tokio::test]
@@ -307,13 +301,13 @@ async fn refusals(store: &RedisStore) -> Vec<String> {
         assert!(!error.is_temporary());
         error.to_string()
     };
-    let position = FencedCheckpoint { shard: shard(0), epoch: 1 << 60, checkpoint: after(9) };
+    let position = FencedCheckpoint::new(shard(0), 1 << 60, after(9));
     let set = AdminEdit::Set { positions: vec![(shard(0), after(9))] };
     vec![
         store.exchange(&scope(), &request("a", &known, vec![add(5)])).await.err().map(text),
         store.save_fenced(&scope(), &[position]).await.err().map(text),
         store.table(&scope()).await.err().map(text),
-        store.edit(&scope(), &set, true).await.err().map(text),
+        store.edit(&scope(), &set, IfLeased::Force).await.err().map(text),
     ]
     .into_iter()
     .map(|refused| refused.unwrap_or_else(|| "done".to_owned()))

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kinestream::store::lease::{
-    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, Lease, LeaseStore,
-    LeaseTable, WorkerEntry,
+    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, IfLeased, Lease,
+    LeaseStore, LeaseTable, WorkerEntry,
 };
 use kinestream::store::{CheckpointStore, Scope};
 use kinestream::{Checkpoint, MemoryStore, RedisStore, SequenceNumber, ShardId};
@@ -292,26 +292,24 @@ fn change(ask: &Ask, table: &LeaseTable) -> Change {
             let last = table.workers.values().map(|member| member.joined).max();
             let joined = if late { last.unwrap_or(0) + 1_000_000_000_000 } else { 5 };
             let lease_duration = lease_duration(lives);
-            let member = WorkerEntry { incarnation, joined, lease_duration, capacity: 3 };
+            let mut member = WorkerEntry::new(incarnation, joined, lease_duration);
+            member.capacity = 3;
             Change::ReviveWorker { worker: worker(name), member }
         }
         Ask::Restore(index, known) => {
             let shard = shard(index);
             let own = table.leases.get(&shard).cloned().unwrap_or_default();
-            let lease = Lease {
-                epoch: epoch(known.epoch, table, &shard),
-                owner: known.owner.map(worker),
-                next_owner: known.next_owner.map(worker),
-                origin: number(known.origin, own.origin, table.generation),
-                parents: known.has_parents.then(|| own.parents.unwrap_or_default()),
-                is_shard_expired: known.is_shard_expired,
-                start: known.start.map(start_number),
-                // Both times are in the distant past.
-                unlisted: known.unlisted,
-                added: known.added,
-                checkpoint: known.checkpoint,
-                unreadable: None,
-            };
+            let mut lease = Lease::default();
+            lease.epoch = epoch(known.epoch, table, &shard);
+            lease.owner = known.owner.map(worker);
+            lease.next_owner = known.next_owner.map(worker);
+            lease.origin = number(known.origin, own.origin, table.generation);
+            lease.parents = known.has_parents.then(|| own.parents.unwrap_or_default());
+            lease.is_shard_expired = known.is_shard_expired;
+            lease.start = known.start.map(start_number);
+            // Both times are in the distant past.
+            (lease.unlisted, lease.added) = (known.unlisted, known.added);
+            lease.checkpoint = known.checkpoint;
             Change::Restore { shard, incarnation: known.incarnation, lease }
         }
     }
@@ -345,26 +343,27 @@ fn shape(table: &LeaseTable, before: &LeaseTable) -> Vec<String> {
         format!("first poll {}", table.first_poll),
     ];
     for (name, member) in &table.workers {
-        let joined = rank(joined(), member.joined);
-        lines
-            .push(format!("{name}: {:?}", WorkerEntry { joined: joined as u64, ..member.clone() }));
+        let mut member = member.clone();
+        member.joined = rank(joined(), member.joined) as u64;
+        lines.push(format!("{name}: {member:?}"));
     }
     for (shard, lease) in &table.leases {
         let old = before.leases.get(shard).map_or(0, |lease| lease.epoch);
         let (since, to_cleared) = (order(lease.epoch, old), lease.epoch.cmp(&table.cleared));
-        let origin = rank(origins(), lease.origin) as u64;
+        let mut lease = lease.clone();
+        lease.epoch = 0;
+        lease.origin = rank(origins(), lease.origin) as u64;
         // Either the constant given in `change`, or the current time of the store.
-        let unlisted = lease.unlisted.map(|since| u64::from(since > 1));
-        let added = lease.added.map(|since| u64::from(since > 2));
-        let unreadable = lease.unreadable.as_ref().map(|_why| "".into());
-        let lease = Lease { epoch: 0, origin, unlisted, added, unreadable, ..lease.clone() };
+        lease.unlisted = lease.unlisted.map(|since| u64::from(since > 1));
+        lease.added = lease.added.map(|since| u64::from(since > 2));
+        lease.unreadable = lease.unreadable.map(|_why| "".into());
         lines.push(format!("{shard}: epoch {since}, {to_cleared:?} cleared, {lease:?}"));
     }
     lines
 }
 
 fn answer_shape(answer: &HeartbeatResponse, before: &LeaseTable) -> Vec<String> {
-    let mut lines = vec![format!("{:?}, applied: {}", answer.standing, answer.applied)];
+    let mut lines = vec![format!("{:?}, applied: {}", answer.membership, answer.applied)];
     match &answer.table {
         Some(table) => lines.extend(shape(table, before)),
         None => lines.push("no table".to_owned()),
@@ -394,6 +393,10 @@ impl Damage for MultiplexedConnection {
     }
 }
 
+fn if_leased(forced: bool) -> IfLeased {
+    if forced { IfLeased::Force } else { IfLeased::Refuse }
+}
+
 /// Applies an operation to a store, and describes the result.
 async fn carry_out<S: CheckpointStore + LeaseStore>(
     store: &S,
@@ -413,21 +416,17 @@ async fn carry_out<S: CheckpointStore + LeaseStore>(
             only_if_unchanged,
             asks,
         } => {
-            let request = HeartbeatRequest {
-                worker: worker(index),
-                incarnation,
-                lease_duration: lease_duration(lives),
-                capacity,
-                leaving,
-                known: match seen {
-                    Seen::Nothing => None,
-                    Seen::Current => Some((before.generation, before.version)),
-                    Seen::Older => Some((before.generation, before.version.saturating_sub(1))),
-                    Seen::OtherGeneration => Some((before.generation + 1, before.version)),
-                },
-                only_if_unchanged,
-                changes: asks.iter().map(|ask| change(ask, &before)).collect(),
+            let mut request =
+                HeartbeatRequest::new(worker(index), incarnation, lease_duration(lives));
+            (request.capacity, request.leaving) = (capacity, leaving);
+            request.known = match seen {
+                Seen::Nothing => None,
+                Seen::Current => Some((before.generation, before.version)),
+                Seen::Older => Some((before.generation, before.version.saturating_sub(1))),
+                Seen::OtherGeneration => Some((before.generation + 1, before.version)),
             };
+            request.only_if_unchanged = only_if_unchanged;
+            request.changes = asks.iter().map(|ask| change(ask, &before)).collect();
             answer_shape(&store.exchange(scope, &request).await.unwrap(), &before)
         }
         Operation::SaveFenced(positions) => {
@@ -435,7 +434,8 @@ async fn carry_out<S: CheckpointStore + LeaseStore>(
                 .into_iter()
                 .map(|(index, near, checkpoint)| {
                     let shard = shard(index);
-                    FencedCheckpoint { epoch: epoch(near, &before, &shard), shard, checkpoint }
+                    let epoch = epoch(near, &before, &shard);
+                    FencedCheckpoint::new(shard, epoch, checkpoint)
                 })
                 .collect();
             vec![format!("{:?}", store.save_fenced(scope, &positions).await.unwrap())]
@@ -448,10 +448,13 @@ async fn carry_out<S: CheckpointStore + LeaseStore>(
             // Also sets the position of the next shard, so that the owners of both are checked.
             let next = (shard(index + 1), checkpoint.clone());
             let edit = AdminEdit::Set { positions: vec![(shard(index), checkpoint), next] };
-            vec![format!("{:?}", store.edit(scope, &edit, forced).await.unwrap())]
+            vec![format!("{:?}", store.edit(scope, &edit, if_leased(forced)).await.unwrap())]
         }
         Operation::Clear(forced) => {
-            vec![format!("{:?}", store.edit(scope, &AdminEdit::Clear, forced).await.unwrap())]
+            vec![format!(
+                "{:?}",
+                store.edit(scope, &AdminEdit::Clear, if_leased(forced)).await.unwrap()
+            )]
         }
         Operation::Damage(index, is_lease) => {
             stored.damage(scope, &shard(index), is_lease).await;

@@ -8,8 +8,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
 use kinestream::store::lease::{
-    AdminEdit, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore, LeaseTable,
-    SaveOutcome,
+    AdminEdit, EditOutcome, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, IfLeased,
+    LeaseStore, LeaseTable, SaveOutcome,
 };
 use kinestream::{Checkpoint, CheckpointStore, Result, ShardId};
 
@@ -97,11 +97,11 @@ impl<S: LeaseStore> LeaseStore for Gated<S> {
         &'a self,
         scope: &'a Scope,
         edit: &'a AdminEdit,
-        forced: bool,
-    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
+        if_leased: IfLeased,
+    ) -> BoxFuture<'a, Result<EditOutcome>> {
         async move {
             (self.gate)(GatedCall::Edit).await?;
-            self.stored.edit(scope, edit, forced).await
+            self.stored.edit(scope, edit, if_leased).await
         }
         .boxed()
     }

@@ -89,7 +89,7 @@ impl LeaseSuite<'_> {
         let scope = self.scope("workers");
         let [mut a, mut b] = ["a", "b"].map(|name| Actor::new(self.store, &scope, name));
         let first = a.exchange([]).await;
-        assert_eq!(first.standing, Membership::Joined, "a new worker joins");
+        assert_eq!(first.membership, Membership::Joined, "a new worker joins");
         let first = a.known.clone();
         assert!(
             first.generation > 0 && first.version > 0,
@@ -97,14 +97,18 @@ impl LeaseSuite<'_> {
         );
         assert!(a.exchange([]).await.table.is_none(), "a known table is not returned again");
         assert_eq!(
-            a.exchange([]).await.standing,
+            a.exchange([]).await.membership,
             Membership::Renewed,
             "a worker in the table renews"
         );
 
         let mut other = Actor::new(self.store, &scope, "a");
         let answer = other.exchange([assign(0, "a")]).await;
-        assert_eq!(answer.standing, Membership::Occupied, "the name of a live worker is occupied");
+        assert_eq!(
+            answer.membership,
+            Membership::Occupied,
+            "the name of a live worker is occupied"
+        );
         assert!(
             !answer.applied && answer.table.is_none(),
             "a worker with an occupied name changes nothing"
@@ -125,9 +129,9 @@ impl LeaseSuite<'_> {
             "a changed capacity is stored"
         );
         b.leaving = true;
-        assert_eq!(b.exchange([]).await.standing, Membership::Left, "a leaving worker has left");
+        assert_eq!(b.exchange([]).await.membership, Membership::Left, "a leaving worker has left");
         assert!(!a.look().await.workers.contains_key("b"), "a worker that has left is removed");
-        assert_eq!(b.exchange([]).await.standing, Membership::Left, "leaving is idempotent");
+        assert_eq!(b.exchange([]).await.membership, Membership::Left, "leaving is idempotent");
         (a.lease_duration, b.leaving) = (Duration::MAX, false);
         a.exchange([]).await;
         b.exchange([]).await;
@@ -408,7 +412,7 @@ impl LeaseSuite<'_> {
             let mut a = Actor::new(self.store, &scope, "a");
             let answer = a.exchange([actor::add(0)]).await;
             assert!(
-                answer.standing == Membership::Joined && a.known.workers.len() == 1,
+                answer.membership == Membership::Joined && a.known.workers.len() == 1,
                 "each application and stream has a separate table: {scope:?}"
             );
         }
@@ -467,7 +471,7 @@ impl LeaseSuite<'_> {
         assert!(b.lease(0).epoch > epoch, "the new owner has a new epoch");
         a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:1", SaveOutcome::Lost).await;
         assert_eq!(
-            a.exchange([]).await.standing,
+            a.exchange([]).await.membership,
             Membership::Joined,
             "an expired worker joins again"
         );
@@ -485,13 +489,13 @@ impl LeaseSuite<'_> {
         sleep(SHORT * 2).await;
         let answer = a.exchange([]).await;
         assert_eq!(
-            answer.standing,
+            answer.membership,
             Membership::Renewed,
             "after an outage an expired worker renews"
         );
         assert!(answer.table.is_none(), "an outage does not change the table");
         assert_eq!(
-            b.exchange([]).await.standing,
+            b.exchange([]).await.membership,
             Membership::Renewed,
             "after an outage the other workers renew too"
         );
@@ -499,7 +503,7 @@ impl LeaseSuite<'_> {
         sleep(SHORT * 2).await;
         let mut next = Actor::new(self.store, &scope, "b");
         assert_eq!(
-            next.exchange([]).await.standing,
+            next.exchange([]).await.membership,
             Membership::Joined,
             "the name of an expired worker is free"
         );

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    AdminEdit, Change, FINISHED_SHARD_RETENTION, FencedCheckpoint, HeartbeatRequest,
-    HeartbeatResponse, Lease, LeaseTable, Membership, SaveOutcome, WorkerEntry,
+    AdminEdit, Change, EditOutcome, FINISHED_SHARD_RETENTION, FencedCheckpoint, HeartbeatRequest,
+    HeartbeatResponse, IfLeased, Lease, LeaseTable, Membership, SaveOutcome, WorkerEntry,
 };
 use crate::checkpoint::Checkpoint;
 use crate::record::{SequenceNumber, ShardId};
@@ -60,9 +60,9 @@ impl Ledger {
         request: &HeartbeatRequest,
     ) -> HeartbeatResponse {
         let mut step = Transaction { now, changed: false, ledger: self };
-        let standing = step.join(request);
-        if standing == Membership::Occupied {
-            return HeartbeatResponse { standing, applied: false, table: None };
+        let membership = step.join(request);
+        if membership == Membership::Occupied {
+            return HeartbeatResponse { membership, applied: false, table: None };
         }
         let seen = (step.ledger.generation, step.ledger.version);
         let unchanged = !step.changed && request.known == Some(seen);
@@ -77,8 +77,8 @@ impl Ledger {
         }
         step.end();
         let table = (request.known != Some((self.generation, self.version))).then(|| self.all());
-        let standing = if request.leaving { Membership::Left } else { standing };
-        HeartbeatResponse { standing, applied, table }
+        let membership = if request.leaving { Membership::Left } else { membership };
+        HeartbeatResponse { membership, applied, table }
     }
 
     pub(crate) fn save_fenced(
@@ -175,14 +175,13 @@ impl Ledger {
         table
     }
 
-    /// Applies an operator's edit. If a live worker prevents an edit that is not forced, returns
-    /// that worker's name and changes nothing.
+    /// Applies an operator's edit. Changes nothing if it is refused.
     pub(crate) fn edit(
         &mut self,
         now: Duration,
         edit: &AdminEdit,
-        forced: bool,
-    ) -> Option<Arc<str>> {
+        if_leased: IfLeased,
+    ) -> EditOutcome {
         let alive = self.table(now);
         let with_owner = self.leases.iter().filter_map(|(shard, lease)| {
             let owner = lease.owner.clone().filter(|owner| alive.workers.contains_key(owner))?;
@@ -198,8 +197,8 @@ impl Ledger {
             }
             AdminEdit::Clear => alive.workers.keys().next().cloned(),
         };
-        if against.is_some() && !forced {
-            return against;
+        if let (Some(worker), IfLeased::Refuse) = (against, if_leased) {
+            return EditOutcome::Refused { worker };
         }
         let mut step = Transaction { now, changed: true, ledger: self };
         match edit {
@@ -218,7 +217,7 @@ impl Ledger {
             AdminEdit::Clear => step.clear(),
         }
         step.end();
-        None
+        EditOutcome::Applied
     }
 
     /// Makes the lease of a shard, or its position, unreadable if it exists.

@@ -16,9 +16,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
 use crate::store::Scope;
 use crate::store::lease::{
-    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, Lease, LeaseStore,
-    LeaseTable, Membership, SaveOutcome, WorkerEntry, format_name, format_parents, format_start,
-    parse_lease, parse_name, parse_worker,
+    AdminEdit, Change, EditOutcome, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse,
+    IfLeased, Lease, LeaseStore, LeaseTable, Membership, SaveOutcome, WorkerEntry, format_name,
+    format_parents, format_start, parse_lease, parse_name, parse_worker,
 };
 
 /// The largest integer that Lua represents exactly.
@@ -73,12 +73,12 @@ impl LeaseStore for RedisStore {
         &'a self,
         scope: &'a Scope,
         edit: &'a AdminEdit,
-        forced: bool,
-    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
+        if_leased: IfLeased,
+    ) -> BoxFuture<'a, Result<EditOutcome>> {
         async move {
             let call = ScriptCall::of(self, scope, &self.scripts.edit);
             let arguments = |arguments: &mut ScriptInvocation<'_>| {
-                arguments.arg(u8::from(forced));
+                arguments.arg(u8::from(if_leased == IfLeased::Force));
                 match edit {
                     AdminEdit::Set { positions } => {
                         arguments.arg("SET");
@@ -92,7 +92,8 @@ impl LeaseStore for RedisStore {
                 }
             };
             let against: Option<String> = call.run(arguments).await?.next(Key::Leases)?;
-            Ok(against.and_then(|word| parse_name(&word)))
+            let worker = against.and_then(|word| parse_name(&word));
+            Ok(worker.map_or(EditOutcome::Applied, |worker| EditOutcome::Refused { worker }))
         }
         .boxed()
     }
@@ -221,17 +222,17 @@ impl Reply<'_> {
     }
 
     fn answer(mut self) -> Result<HeartbeatResponse> {
-        let standing: String = self.next(Key::Workers)?;
-        let standing = match &*standing {
+        let membership: String = self.next(Key::Workers)?;
+        let membership = match &*membership {
             "RENEWED" => Membership::Renewed,
             "JOINED" => Membership::Joined,
             "OCCUPIED" => Membership::Occupied,
             "LEFT" => Membership::Left,
-            _ => return Err(unknown(&standing)),
+            _ => return Err(unknown(&membership)),
         };
         let applied = self.next(Key::Workers)?;
         let table = if self.parts.len() > 0 { Some(self.table()?.0) } else { None };
-        Ok(HeartbeatResponse { standing, applied, table })
+        Ok(HeartbeatResponse { membership, applied, table })
     }
 
     fn verdicts(mut self, count: usize) -> Result<Vec<SaveOutcome>> {

@@ -110,20 +110,13 @@ async fn merged_child_stored_with_one_parent_waits_for_both() {
         start: None,
         checkpoint: None,
     };
-    let request = HeartbeatRequest {
-        worker: "before".into(),
-        incarnation: 1,
-        lease_duration: Duration::from_secs(2),
-        capacity: 0,
-        leaving: true,
-        known: None,
-        only_if_unchanged: false,
-        changes: vec![
-            add(&orders.shard(0), Vec::new()),
-            add(&orders.shard(1), Vec::new()),
-            add(&child, vec![orders.shard(0).id()]),
-        ],
-    };
+    let mut request = HeartbeatRequest::new("before", 1, Duration::from_secs(2));
+    request.leaving = true;
+    request.changes = vec![
+        add(&orders.shard(0), Vec::new()),
+        add(&orders.shard(1), Vec::new()),
+        add(&child, vec![orders.shard(0).id()]),
+    ];
     let leases: Arc<dyn LeaseStore> = Arc::new(store.clone()).leases().unwrap();
     leases.exchange(&Scope::new("default", "orders"), &request).await.unwrap();
     assert_child_waits_for_both(&kinesis, store, || (), "stored with one parent").await;

@@ -9,8 +9,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
 use kinestream::store::lease::{
-    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, LeaseStore,
-    LeaseTable, SaveOutcome,
+    AdminEdit, Change, EditOutcome, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse,
+    IfLeased, LeaseStore, LeaseTable, SaveOutcome,
 };
 use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId};
 use tokio::time::timeout;
@@ -121,9 +121,9 @@ impl LeaseStore for FaultyStore {
         &'a self,
         scope: &'a Scope,
         edit: &'a AdminEdit,
-        forced: bool,
-    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
-        self.stored.edit(scope, edit, forced)
+        if_leased: IfLeased,
+    ) -> BoxFuture<'a, Result<EditOutcome>> {
+        self.stored.edit(scope, edit, if_leased)
     }
 }
 

@@ -117,16 +117,8 @@ async fn sole_worker_without_its_store_reads_until_its_lease_expires() {
     // Another worker joins, for which worker `a` is dead. Worker `a` returns before the other one
     // assigns the lease.
     let scope = Scope::new("default", "orders");
-    let mut request = HeartbeatRequest {
-        worker: "b".into(),
-        incarnation: 1,
-        lease_duration: LEASE,
-        capacity: 1,
-        leaving: false,
-        known: None,
-        only_if_unchanged: false,
-        changes: Vec::new(),
-    };
+    let mut request = HeartbeatRequest::new("b", 1, LEASE);
+    request.capacity = 1;
     let table = fleet.store.exchange(&scope, &request).await.unwrap().table.unwrap();
     assert!(!table.workers.contains_key("a"));
     for turns in &turns {

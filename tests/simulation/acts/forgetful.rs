@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kinestream::store::Scope;
-use kinestream::store::lease::{Change, HeartbeatRequest, Lease, LeaseStore, LeaseTable};
+use kinestream::store::lease::{Change, HeartbeatRequest, LeaseStore, LeaseTable};
 use kinestream::testing::Shard;
 use kinestream::{CheckpointStore, MemoryStore, OnTrimmed, ShardId, StartingPosition};
 use tokio::time::Instant;
@@ -299,20 +299,16 @@ fn leases_of(table: &LeaseTable) -> HeartbeatRequest {
     let leases = table.leases.iter().filter(|(_, lease)| lease.parents.is_some());
     let restored = leases.map(|(shard, lease)| {
         let life = lease.owner.as_ref().and_then(|owner| table.workers.get(owner));
+        let mut lease = lease.clone();
+        lease.checkpoint = None;
         Change::Restore {
             shard: shard.clone(),
             incarnation: life.map_or(0, |member| member.incarnation),
-            lease: Lease { checkpoint: None, ..lease.clone() },
+            lease,
         }
     });
-    HeartbeatRequest {
-        worker: "the server itself".into(),
-        incarnation: 1,
-        lease_duration: Duration::from_secs(2),
-        capacity: 0,
-        leaving: true,
-        known: None,
-        only_if_unchanged: false,
-        changes: vouched.chain(restored).collect(),
-    }
+    let changes = vouched.chain(restored).collect();
+    let mut request = HeartbeatRequest::new("the server itself", 1, Duration::from_secs(2));
+    (request.capacity, request.leaving, request.changes) = (0, true, changes);
+    request
 }

@@ -2,7 +2,7 @@
 
 use super::actor::{self, Actor};
 use super::{LeaseSuite, checkpoint, shard};
-use crate::store::lease::{AdminEdit, Change};
+use crate::store::lease::{AdminEdit, Change, IfLeased};
 
 fn begin(first_poll: u64) -> Change {
     Change::Begin { first_poll }
@@ -21,7 +21,7 @@ impl LeaseSuite<'_> {
         assert_eq!(a.known.first_poll, 0, "adding a shard drops the first poll");
         a.changes_nothing([begin(9)], "a table with a shard takes no first poll").await;
         assert_eq!(
-            self.edit(&scope, &AdminEdit::Clear, true).await,
+            self.edit(&scope, &AdminEdit::Clear, IfLeased::Force).await,
             None,
             "a forced edit is applied"
         );
@@ -31,7 +31,7 @@ impl LeaseSuite<'_> {
         let scope = self.scope("beginning-moved");
         let mut a = Actor::new(self.store, &scope, "a");
         let positions = vec![(shard(0), checkpoint("TRIM_HORIZON"))];
-        self.edit(&scope, &AdminEdit::Set { positions }, false).await;
+        self.edit(&scope, &AdminEdit::Set { positions }, IfLeased::Refuse).await;
         a.exchange([begin(7)]).await;
         assert_eq!(a.known.first_poll, 0, "a table with a position takes no first poll");
     }

@@ -4,7 +4,7 @@ use super::actor::{self, Actor, assign, identify, number};
 use tokio::time::sleep;
 
 use super::{LeaseSuite, SHORT, checkpoint, shard};
-use crate::store::lease::{AdminEdit, Change, Lease, SaveOutcome};
+use crate::store::lease::{AdminEdit, Change, EditOutcome, IfLeased, Lease, SaveOutcome};
 
 impl LeaseSuite<'_> {
     pub(super) async fn distinguishes_streams_by_start(&self) {
@@ -90,7 +90,10 @@ impl LeaseSuite<'_> {
 
         let positions = vec![(shard(1), checkpoint("AFTER_SEQUENCE_NUMBER:8"))];
         let set = AdminEdit::Set { positions };
-        assert!(matches!(self.store.edit(&scope, &set, false).await, Ok(None)));
+        assert!(matches!(
+            self.store.edit(&scope, &set, IfLeased::Refuse).await,
+            Ok(EditOutcome::Applied)
+        ));
         a.look().await;
         assert_eq!(a.lease(1).start, None, "setting a position drops the start");
         assert!(a.lease(1).added > added, "setting a position renews the time of addition");

@@ -1,12 +1,13 @@
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
 use super::*;
 use crate::error::Result;
 use crate::store::MemoryStore;
-use crate::store::lease::{AdminEdit, HeartbeatRequest, HeartbeatResponse, LeaseTable};
+use crate::store::lease::{
+    AdminEdit, EditOutcome, HeartbeatRequest, HeartbeatResponse, IfLeased, LeaseTable,
+};
 
 #[tokio::test]
 async fn memory_store_conforms() {
@@ -81,10 +82,18 @@ impl LeaseStore for FaultyLeaseStore {
         &'a self,
         scope: &'a Scope,
         edit: &'a AdminEdit,
-        forced: bool,
-    ) -> BoxFuture<'a, Result<Option<Arc<str>>>> {
-        async move { self.stored.edit(&(self.scope)(scope), edit, forced || self.forces).await }
-            .boxed()
+        if_leased: IfLeased,
+    ) -> BoxFuture<'a, Result<EditOutcome>> {
+        async move {
+            self.stored
+                .edit(
+                    &(self.scope)(scope),
+                    edit,
+                    if self.forces { IfLeased::Force } else { if_leased },
+                )
+                .await
+        }
+        .boxed()
     }
 }
 
