@@ -11,7 +11,7 @@ mod status;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering as Atomic};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
@@ -172,7 +172,7 @@ impl Consumer {
         if self.inner.close_signal.is_closed() {
             return Shards::refused(self.inner.in_use("the consumer is closed; build a new one"));
         }
-        if self.inner.has_session.swap(true, Atomic::SeqCst) {
+        if self.inner.has_session.swap(true, Ordering::SeqCst) {
             return Shards::refused(self.inner.in_use(
                 "the consumer is already being read; drop its streams first, or build another \
                  consumer with a different application",

@@ -17,7 +17,7 @@ pub(crate) use shared::{ErrorKindSet, SharedFailures};
 /// A `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-type Source = Box<dyn StdError + Send + Sync>;
+type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// The error of this crate: what failed, in which stream and shard, and why.
 ///
@@ -48,7 +48,7 @@ struct ErrorInner {
     message: String,
     stream: Option<Arc<str>>,
     shard: Option<ShardId>,
-    source: Option<Source>,
+    source: Option<BoxError>,
     shared: Option<SharedFailures>,
 }
 

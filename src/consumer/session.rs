@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering as Atomic};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -125,7 +125,7 @@ impl Session {
                 }
                 session_guard.end();
                 // Before the last sender of shards is dropped, which ends the streams.
-                has_ended.store(true, Atomic::SeqCst);
+                has_ended.store(true, Ordering::SeqCst);
                 drop((worker_running, assigned));
             }
         });
@@ -170,7 +170,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.consumer.inner.has_session.store(false, Atomic::SeqCst);
+        self.consumer.inner.has_session.store(false, Ordering::SeqCst);
     }
 }
 
@@ -192,7 +192,7 @@ impl Running {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<AssignedShard>>> {
         match ready!(self.assignments.poll_recv(context)) {
-            None if !self.has_ended.swap(true, Atomic::SeqCst) => {
+            None if !self.has_ended.swap(true, Ordering::SeqCst) => {
                 let error = Error::runtime_shutdown();
                 Poll::Ready(Some(Err(error.in_stream(self.session.consumer.inner.kinesis.name()))))
             }

@@ -113,7 +113,9 @@ impl RedisStore {
     /// # Errors
     ///
     /// Fails at once, or after 5 s without an answer: [`Configuration`](ErrorKind::Configuration)
-    /// for an invalid URL, a database that does not exist, or a server that is too old;
+    /// for an invalid URL, a database that does not exist, a server that is too old, or a program
+    /// with no TLS provider of rustls or several (select one with its
+    /// `CryptoProvider::install_default`);
     /// [`Denied`](ErrorKind::Denied) for a wrong or missing password;
     /// [`StoreUnavailable`](ErrorKind::StoreUnavailable) for an unreachable server. No error
     /// contains the URL's secrets.

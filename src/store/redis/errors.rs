@@ -107,7 +107,10 @@ fn classify_client_error(error: &RedisError, address: &str, key: &str) -> (Error
         ),
         Kind::InvalidClientConfig => (
             ErrorKind::Configuration,
-            format!("Redis at {address} cannot be used with this URL; check the database number"),
+            format!(
+                "Redis at {address} cannot be used with this URL: {}",
+                shown(&error.to_string())
+            ),
         ),
         Kind::Io if error.to_string().contains("certificate") => (
             ErrorKind::Configuration,

@@ -7,12 +7,13 @@ use std::time::Duration;
 use redis::RedisError;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, RedisResult};
+use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, RedisResult};
 use tokio::time::timeout;
 
 use super::greeting::Greeting;
 #[cfg(feature = "redis-cluster")]
 use super::refusal::Refusal;
+use crate::error::contain;
 
 /// The time limit of the first connection, for which no worker waits.
 pub(super) const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -99,7 +100,11 @@ impl Target {
                 Self::Master(master) => master.connect(&config).await.map(Link::of_one),
             }
         };
-        timeout(limit, connecting).await.unwrap_or_else(|_elapsed| {
+        // With `rediss://`, rustls panics if the program has no TLS provider, or several.
+        let connected = contain(timeout(limit, connecting)).await.map_err(|panic| {
+            (ErrorKind::InvalidClientConfig, "the client panicked", panic.to_string())
+        })?;
+        connected.unwrap_or_else(|_elapsed| {
             let message = format!("not connected within {limit:?}");
             Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
         })
