@@ -2,14 +2,15 @@
 //!
 //! Start here:
 //!
-//! 1. [`delivery`]: when a record counts as acknowledged, and which combinator needs `Ack`.
-//! 2. [`fleets`]: several workers, rebalancing, outages.
-//! 3. [`operations`]: errors, events, logs, metrics, symptoms and cures.
-//! 4. [`probes`]: liveness, readiness and graceful shutdown.
+//! 1. [`delivery`]: when a record counts as acknowledged, which combinator needs `Ack`, and what to
+//!    do with a record that fails.
+//! 2. [`fleets`]: several workers, rebalancing, graceful shutdown, outages.
+//! 3. [`operations`]: errors, events, logs, metrics, symptoms and remedies.
+//! 4. [`probes`]: liveness and readiness.
 //!
 //! Then, as needed:
 //!
-//! - [`permissions`]: the IAM policy, and the settings of Redis.
+//! - [`permissions`]: the IAM policy, and the ACL and settings of Redis.
 //! - [`resharding`]: splits, merges and the order across them.
 //! - [`pacing`]: intervals, limits, throttling, several applications on one stream.
 //! - [`fan_out`]: enhanced fan-out.
