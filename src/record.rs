@@ -59,20 +59,20 @@ pub(crate) struct BatchContext {
     pub(crate) millis_behind_latest: i64,
     pub(crate) epoch: u64,
     /// Receives the acknowledgements of the records.
-    pub(crate) finish: Arc<dyn AckSink>,
+    pub(crate) ack_sink: Arc<dyn AckSink>,
 }
 
 /// Receives delivery and acknowledgement of records: the only path from a record back to its shard.
 pub(crate) trait AckSink: Send + Sync {
     /// Acknowledges record number `number` of the shard, in the order of delivery. `mark` is its
     /// position and `bytes` its size. Repeated calls have no effect.
-    fn finish(&self, number: u64, mark: &PositionBuf, bytes: usize);
+    fn acknowledge(&self, number: u64, mark: &PositionBuf, bytes: usize);
 
     /// Notes that all records before number `next` are delivered.
     fn deliver(&self, next: u64);
 
-    /// Returns the last `records` records with `bytes` bytes that were handed out and not
-    /// delivered.
+    /// Returns the last `records` records with `bytes` bytes, which were counted as in flight and
+    /// not delivered.
     fn take_back(&self, records: usize, bytes: usize);
 }
 
@@ -180,7 +180,7 @@ impl Record {
     pub fn ack(&self) {
         let mut mark = PositionBuf::default();
         mark.set(self);
-        self.origin.finish.finish(self.number, &mark, self.size());
+        self.origin.ack_sink.acknowledge(self.number, &mark, self.size());
     }
 }
 

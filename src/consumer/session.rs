@@ -227,7 +227,7 @@ impl Running {
             deaggregate: inner.settings.deaggregate,
             fan_out: inner.fan_out.clone(),
             memory_budget: self.memory_budget.clone(),
-            finish: Arc::clone(&watermark) as _,
+            ack_sink: Arc::clone(&watermark) as _,
         };
         let (message, id, epoch) = (self.message.clone(), shard.id.clone(), lease_handle.epoch());
         let at_end = telemetry.clone();

@@ -37,7 +37,7 @@ pub(super) struct FetchState {
     pub(super) start_time: Option<SystemTime>,
     /// True if the user records of an aggregated record are delivered one by one.
     pub(super) deaggregate: bool,
-    pub(super) finish: Arc<dyn AckSink>,
+    pub(super) ack_sink: Arc<dyn AckSink>,
     /// Limits the rate of the calls.
     pub(super) pace: Pace,
     pub(super) state: FetchProgress,
@@ -254,7 +254,7 @@ impl FetchState {
             shard_id: self.shard_id().clone(),
             millis_behind_latest,
             epoch: self.epoch,
-            finish: Arc::clone(&self.finish),
+            ack_sink: Arc::clone(&self.ack_sink),
         };
         let mut batch = Batch::new(records, self.deaggregate, origin);
         if placed {
