@@ -133,7 +133,8 @@
 //! ```
 //!
 //! The third shard is quiet. `CAUGHT_UP` holds the time up to which no other record had arrived, in
-//! milliseconds since 1970 by the clock of Kinesis, and the last finished record, if there is one.
+//! milliseconds since 1970 by the clock of Kinesis, and the last acknowledged record, if there
+//! is one.
 //!
 //! `HGETALL …:leases` shows the owner of each shard, and `HGETALL …:workers` the live workers. A
 //! program gets the same from [`Consumer::status`](crate::Consumer::status).

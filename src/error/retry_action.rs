@@ -401,7 +401,7 @@ mod tests {
         }
     }
 
-    /// Proxies and load balancers answer without an AWS error code.
+    /// Proxies and load balancers respond without an AWS error code.
     #[test]
     fn status_without_error_code_has_its_action_and_kind() {
         use ErrorKind::{Rejected, Throttled, Unavailable};

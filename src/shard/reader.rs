@@ -12,7 +12,7 @@
 //! | a fatal error of its source or of a record | released; this worker pauses the shard with back-off |
 //! | a panic of the fetch task, a dropped stream | released; this worker pauses the shard for one renewal |
 //! | the close of the consumer | released when the worker leaves |
-//! | the end of the lease | already handed over or lost |
+//! | the end of the lease | already handed off or lost |
 //! | the shutdown of the runtime | expires, since the worker ends with the runtime |
 //!
 //! All work in progress belongs to the reader or to the prefetcher's task, so a dropped `next()`

@@ -216,8 +216,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a close does not save",
         file: "store/writer.rs",
-        right: "self.requests.send(answer).map_err(|_closed| gone())?;",
-        wrong: "if self.is_running() { return Ok(()) } self.requests.send(answer).map_err(|_closed| gone())?;",
+        right: "self.requests.send(flushed).map_err(|_closed| gone())?;",
+        wrong: "if self.is_running() { return Ok(()) } self.requests.send(flushed).map_err(|_closed| gone())?;",
         breaks: &["FewRepeats"],
     },
     Mistake {
