@@ -22,8 +22,8 @@ pub(super) const CONFIRM_EACH: Duration = Duration::from_secs(1);
 /// per second.
 const CONCURRENT_CONFIRMATIONS: usize = 16;
 
-/// Counts, for each unlisted shard, the responses that the shard does not exist. The counts are kept
-/// over the retries of one listing, so that a failed probe does not discard the responses for
+/// Counts, for each unlisted shard, the responses that the shard does not exist. The counts are
+/// kept over the retries of one listing, so that a failed probe does not discard the responses for
 /// other shards.
 #[derive(Debug, Default)]
 pub(crate) struct Confirmations {

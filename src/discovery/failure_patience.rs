@@ -14,8 +14,8 @@ const FIRST_RESPONSE: Duration = Duration::from_secs(5);
 const LASTING: Duration = Duration::from_secs(60);
 
 /// The time for which a stream must be missing, and the number of responses that must show it,
-/// before it counts as nonexistent: at the first start of an application, when the name may be a mistake,
-/// and later.
+/// before it counts as nonexistent: at the first start of an application, when the name may be a
+/// mistake, and later.
 const NEVER_FOUND: (Duration, u32) = (Duration::from_secs(2), 3);
 const NOT_FOUND: (Duration, u32) = (Duration::from_secs(30), 3);
 

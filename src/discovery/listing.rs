@@ -27,8 +27,8 @@ use crate::source::{
 use crate::store::lease::{Change, Lease, LeaseTable};
 use crate::telemetry::{Event, Telemetry};
 
-/// The longest back-off while the stream is not found: several responses are needed before the stream
-/// counts as nonexistent.
+/// The longest back-off while the stream is not found: several responses are needed before the
+/// stream counts as nonexistent.
 const LONGEST_PAUSE_MISSING: Duration = Duration::from_secs(5);
 
 /// The number of unusable responses to a listing by time before the worker continues without it.

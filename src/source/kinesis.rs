@@ -387,8 +387,8 @@ fn too_many_consumers(failure: ClassifiedError) -> ClassifiedError {
 
 /// Returns the iterator type, sequence number and time that express a position in a call.
 ///
-/// The last record is fetched again and skipped: its presence shows that no record after it has
-/// left retention. In addition, Kinesis may refuse to begin after the last number of a closed
+/// The last record read is fetched again and skipped: its presence shows that no record after it
+/// has left retention. In addition, Kinesis may refuse to begin after the last number of a closed
 /// shard.
 fn iterator_start(position: &Position) -> (ShardIteratorType, Option<String>, Option<DateTime>) {
     if let Some(number) = position.number() {

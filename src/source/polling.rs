@@ -82,7 +82,7 @@ impl PollingFetcher {
     }
 
     /// Returns the record limit of the next call. If the option is 1 and the iterator is placed at
-    /// the last record, the limit is 2: that record is returned together with the next one.
+    /// the last record read, the limit is 2: that record is returned together with the next one.
     fn limit(&self) -> u32 {
         let begins_at_last_record =
             !self.fetch_state.is_sound() && self.fetch_state.begins_at_last_record();

@@ -148,7 +148,8 @@ impl WatermarkState {
             || self.islands.range(..=number).next_back().is_some_and(|(_, run)| number < run.end)
     }
 
-    /// Marks an unacknowledged number as acknowledged. Returns true if the prefix has become longer.
+    /// Marks an unacknowledged number as acknowledged. Returns true if the prefix has become
+    /// longer.
     pub(super) fn insert(&mut self, number: u64, mark: &PositionBuf) -> bool {
         // The common case, one record after another, does not access the map.
         if number == self.prefix && self.islands.is_empty() {
