@@ -18,7 +18,7 @@ use crate::store::lease::{AdminEdit, LeaseTable};
 use crate::store::{Mark, STORE_CALL_TIMEOUT, with_timeout};
 use crate::telemetry::Event;
 
-/// The action if a worker holds the lease of a shard whose position is changed.
+/// The policy for changes to the positions of shards that a worker is reading.
 ///
 /// ```no_run
 /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
@@ -206,8 +206,8 @@ impl ListingRetries {
         Self { began: Instant::now(), backoff: Backoff::new(LISTINGS), failed: 0 }
     }
 
-    /// Backs off after a transient failure. Returns any other error, and every error
-    /// after [`STORE_CALL_TIMEOUT`].
+    /// Backs off after a transient failure. Returns any other error, and every error after
+    /// [`STORE_CALL_TIMEOUT`].
     async fn back_off_or_fail(
         &mut self,
         consumer: &ConsumerInner,

@@ -235,7 +235,11 @@ fn describe() {
         Unit::Seconds,
         "Time since the oldest unacknowledged record was delivered"
     );
-    describe_counter!(RETRIES, Unit::Count, "Kinesis calls that failed and were retried");
+    describe_counter!(
+        RETRIES,
+        Unit::Count,
+        "Retried calls of Kinesis, contained panics, and retried store calls of a migration"
+    );
     describe_counter!(GAPS, Unit::Count, "Times that records were lost before they were read");
     describe_counter!(POSITIONS, Unit::Count, "Checkpoints saved");
     describe_counter!(SAVES, Unit::Count, "Writes of checkpoints to the store");
