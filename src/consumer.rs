@@ -45,7 +45,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// Cloning is cheap, and all clones refer to the same consumer. No task starts before the stream of
 /// [`records`](Self::records) or [`shards`](Self::shards) is polled. Dropping all clones and
-/// streams ends every task, after a last attempt to save the checkpoints of finished records.
+/// streams ends every task, after a last attempt to save the checkpoints of acknowledged records
+/// and to release the leases. This attempt needs a tokio runtime that continues to run: before a
+/// program ends, call [`close`](Self::close).
 ///
 /// ```no_run
 /// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
@@ -99,9 +101,11 @@ impl Consumer {
     /// only a `Gap`. A consumer that changes from the name to the ARN [migrates its
     /// positions](crate::guide::migrating#from-a-stream-name-to-an-arn).
     ///
-    /// The client is used unchanged, with its region, credentials, endpoint, TLS and connections.
-    /// Only its retries are disabled for the calls of this crate, which paces and retries them
-    /// itself.
+    /// The region, credentials, endpoint, TLS and HTTP client of `client` are used. For its own
+    /// calls, the crate disables the retries of the SDK, since it retries itself, and limits each
+    /// call to 30 s. For subscriptions it also changes the connect timeout (see
+    /// [Connections](crate::guide::fan_out#connections)) and disables stalled-stream protection.
+    #[doc(alias("new", "config"))]
     pub fn builder(client: Client, stream: impl Into<String>) -> ConsumerBuilder {
         ConsumerBuilder::new(client, stream.into())
     }
@@ -110,28 +114,30 @@ impl Consumer {
     ///
     /// A consumer has one stream at a time. While one exists, a second one yields an error of kind
     /// [`InUse`](ErrorKind::InUse) and ends. A stream of a closed consumer does the same.
+    #[doc(alias("consume", "poll", "subscribe"))]
     pub fn records(&self) -> Records {
         Records::new(self.shards(), self.inner.settings.worker_config.checkpoint_on)
     }
 
-    /// Stops reading, saves the checkpoints of finished records, and releases the leases.
-    /// Afterwards no finished record is delivered again, and other workers can acquire the shards
-    /// at once.
+    /// Stops reading, saves the checkpoints of acknowledged records, and releases the leases.
+    /// Afterwards no acknowledged record is delivered again, and other workers can acquire the
+    /// shards at once.
     ///
     /// The streams of this consumer end at their next poll. `close` does not wait for records that
-    /// are still in flight. When they are finished, call it again; it can be called any number of
-    /// times.
+    /// are still in flight. When they are acknowledged, call it again; it can be called any number
+    /// of times.
     ///
-    /// With [`CheckpointOn::Pull`](crate::CheckpointOn::Pull) a record is finished when the stream
-    /// is polled again, as a `while let` loop does at its end. To leave the loop early without a
-    /// redelivery of the last record, call [`Record::ack`](crate::Record::ack) on it.
+    /// With [`CheckpointOn::Pull`](crate::CheckpointOn::Pull) a record counts as acknowledged when
+    /// the stream is polled again, as a `while let` loop does at its end. To leave the loop early
+    /// without a redelivery of the last record, call [`Record::ack`](crate::Record::ack) on it.
     ///
     /// # Errors
     ///
     /// Returns [`StoreUnavailable`](ErrorKind::StoreUnavailable) if the store does not save the
     /// checkpoints within 30 s, or the error that the store returned. With
     /// [`deregister_on_close`](ConsumerBuilder::deregister_on_close), an error of the calls that
-    /// deregister the registered consumer.
+    /// deregister the registered consumer. These calls follow the 30 s and take up to 10 s for the
+    /// store and up to 30 s for each of three calls of Kinesis.
     ///
     /// # Cancel safety
     ///
@@ -185,7 +191,8 @@ impl Consumer {
     /// acquired and lost leases, lost records.
     ///
     /// Each call returns a separate stream. A slow receiver never blocks the consumer; it receives
-    /// [`Event::Lagged`](crate::Event::Lagged) with the number of events that it missed.
+    /// [`Event::Lagged`](crate::Event::Lagged) with the number of events that it missed beyond the
+    /// last 1,024.
     pub fn events(&self) -> Events {
         self.inner.telemetry.events()
     }
@@ -200,6 +207,7 @@ impl Consumer {
     /// # Cancel safety
     ///
     /// Dropping the future has no effect: it only reads.
+    #[doc(alias("lag", "positions"))]
     pub async fn status(&self) -> Result<ApplicationStatus> {
         self.inner.status().await
     }
@@ -214,6 +222,7 @@ impl Consumer {
     /// println!("ready: {}, live: {}", health.is_ready(), health.is_live());
     /// # }
     /// ```
+    #[doc(alias("liveness", "readiness", "probe"))]
     pub fn health(&self) -> Health {
         self.inner.health()
     }
@@ -254,7 +263,7 @@ impl Consumer {
     /// consumer.seek(StartingPosition::AtTimestamp(hour)).await?;
     /// # Ok(()) }
     /// ```
-    #[doc(alias("rewind", "replay", "reset offset"))]
+    #[doc(alias("rewind", "replay", "reset offset", "offset"))]
     pub async fn seek(&self, to: StartingPosition) -> Result<()> {
         self.inner.seek(to).await
     }
@@ -294,6 +303,16 @@ impl Consumer {
     /// # Cancel safety
     ///
     /// The same as [`set_position`](Self::set_position).
+    ///
+    /// ```no_run
+    /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
+    /// use kinestream::IfLeased;
+    ///
+    /// // Stop all workers first: a live worker makes this an error.
+    /// consumer.clear_positions(IfLeased::Refuse).await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("reset", "reset offset"))]
     pub async fn clear_positions(&self, if_leased: IfLeased) -> Result<()> {
         self.inner.clear_positions(if_leased).await
     }

@@ -3,7 +3,7 @@
 //! ```text
 //!            every parent finished,
 //!            or unordered reading
-//!   waiting ────────────────────────► readable ── every record finished ──► finished
+//!   waiting ────────────────────────► readable ── every record acknowledged ──► finished
 //! ```
 //!
 //! The states follow from the lease table that the workers of an application share. A parent that

@@ -102,9 +102,9 @@ pub enum ErrorKind {
     InUse,
     /// Another worker has acquired the shard's lease. Nothing was changed.
     LeaseLost,
-    /// Code that the caller supplies (a store, an HTTP client, an interceptor, a credentials
-    /// provider, a metrics recorder or a tracing layer) has panicked three times in a row. It is
-    /// retried with back-off, and reading continues as far as possible.
+    /// User code (a store, an HTTP client, an interceptor, a credentials provider, a metrics
+    /// recorder or a tracing layer) has panicked three times in a row. It is retried with back-off,
+    /// and reading continues as far as possible.
     Panicked,
     /// The tokio runtime on which the stream was first polled has shut down, and with it the tasks
     /// of the stream. The stream ends after this error. A new stream can be read on another
@@ -193,7 +193,10 @@ impl Error {
         self.0.kind
     }
 
-    /// Returns true if the same operation may succeed later without any change.
+    /// Returns true if the same operation may succeed later without any change: for the kinds
+    /// [`Throttled`](ErrorKind::Throttled), [`Unavailable`](ErrorKind::Unavailable) and
+    /// [`StoreUnavailable`](ErrorKind::StoreUnavailable).
+    #[doc(alias("retryable", "transient"))]
     pub fn is_temporary(&self) -> bool {
         matches!(
             self.0.kind,

@@ -2,7 +2,7 @@
 //!
 //! Each worker runs one task, separate from the reading of records. The task renews the worker's
 //! leases, reads the lease table and acts on it: it opens the shards that the worker has acquired,
-//! hands over the shards that move to another worker, stops the shards that it has lost, and
+//! hands off the shards that move to another worker, stops the shards that it has lost, and
 //! rebalances the fleet. The worker that joined first lists the stream for the whole fleet.
 //!
 //! ```text
@@ -99,10 +99,10 @@ pub(crate) enum WorkerMessage {
         epoch: u64,
         /// The shard's children, as far as Kinesis named them.
         children: Vec<KnownShard>,
-        /// The shard's telemetry, which reports its records until they are finished.
+        /// The shard's telemetry, which reports its records until they are acknowledged.
         telemetry: ShardTelemetry,
     },
-    /// Every record of the shard is finished.
+    /// Every record of the shard is acknowledged.
     Finished(ShardId, u64),
     /// The shard's stream was dropped before the end of the shard.
     Dropped(ShardId, u64),

@@ -15,7 +15,7 @@
 //! let client = aws_sdk_kinesis::Client::new(&config);
 //!
 //! let consumer = Consumer::builder(client, "orders")       // a name or an ARN
-//!     .application("billing")                              // the application's name
+//!     .application("billing")                              // shares checkpoints and leases
 //!     .starting_position(StartingPosition::TrimHorizon)    // used without a checkpoint
 //!     .build()?;                                           // checkpoints are kept in memory
 //!
@@ -45,13 +45,13 @@
 //! | `redis` | yes | `RedisStore`: Redis 6.2 or newer, or Valkey |
 //! | `redis-tls` | no | `rediss://` URLs, by rustls with the system's certificates |
 //! | `redis-cluster` | no | `RedisStore` on a Redis Cluster |
-//! | `redis-sentinel` | no | `RedisStore` on the master that sentinels name |
+//! | `redis-sentinel` | no | `RedisStore` behind Redis Sentinel |
 //! | `metrics` | no | counters and gauges for the `metrics` facade |
-//! | `serde` | no | `Serialize` and `Deserialize` for positions, [`ApplicationStatus`] and [`Event`] |
+//! | `serde` | no | serialization of positions, status, [`Health`], [`Event`] and [`ErrorKind`] |
 //! | `testing` | no | an in-memory Kinesis for your own tests |
 //!
-//! The [examples](https://github.com/kinestream/kinestream/tree/main/examples) run on an embedded Kinesis, without
-//! an account: `cargo run --example quickstart`.
+//! Most [examples](https://github.com/kinestream/kinestream/tree/main/examples) run on an embedded
+//! Kinesis, without an account: `cargo run --example quickstart`.
 //!
 //! # Checkpoints
 //!
@@ -59,14 +59,14 @@
 //! checkpoints: [`MemoryStore`] in the process, `RedisStore` in Redis, or a [custom store](store).
 //! A separate task writes them at most once per [`checkpoint_interval`], for all shards in one
 //! call, and at once at the end of a shard and on [`Consumer::close`]. After a crash, records that
-//! were finished since the last write are delivered again. No record is lost.
+//! were acknowledged since the last write are delivered again. No record is lost.
 //!
 //! # Acknowledgement
 //!
-//! With [`CheckpointOn::Pull`], the default, a record is finished when the stream is polled again.
-//! This is correct for a loop that completes one record before it polls for the next. It is wrong
-//! for concurrent or buffered processing. With [`CheckpointOn::Ack`], a record is finished when
-//! [`Record::ack`] is called:
+//! With [`CheckpointOn::Pull`], the default, a record counts as acknowledged when the stream is
+//! polled again. This is correct for a loop that completes one record before it polls for the next.
+//! It is wrong for concurrent or buffered processing. With [`CheckpointOn::Ack`], the program calls
+//! [`Record::ack`]:
 //!
 //! ```no_run
 //! # async fn write(record: &kinestream::Record) -> kinestream::Result<()> { Ok(()) }
@@ -92,7 +92,7 @@
 //! # Order
 //!
 //! Records of one shard are delivered in order, and shards take turns. After a split or merge, the
-//! children are read when the parent is read to its end *and* all its records are finished. The
+//! children are read when the parent is read to its end *and* all its records are acknowledged. The
 //! records of one partition key therefore stay in order across a reshard
 //! ([`ShardOrdering::ParentFirst`]).
 //!
@@ -109,8 +109,8 @@
 //! The Kinesis Producer Library, and other producers that write its format, pack several small user
 //! records into one aggregated record. User records are delivered
 //! [separately](ConsumerBuilder::deaggregate), each with its own
-//! [`partition_key`](Record::partition_key), and finished separately. A checkpoint can lie inside
-//! an aggregated record.
+//! [`partition_key`](Record::partition_key), and acknowledged separately. A checkpoint can lie
+//! inside an aggregated record.
 //!
 //! # Several workers
 //!
@@ -118,7 +118,7 @@
 //! the same Redis, or clones of one [`MemoryStore`]. To add a worker, start the program again, on
 //! any machine. Shares differ by at most one shard. A new worker receives its share within two
 //! renewals. The shards of a failed worker are reassigned within [`lease_duration`] and one
-//! renewal. A shard is handed off when its delivered records are finished. A handoff therefore
+//! renewal. A shard is handed off when its delivered records are acknowledged. A handoff therefore
 //! causes no redelivery, unless it exceeds [`handoff_timeout`].
 //!
 //! [`Record::epoch`] rises with each change of owner. A sink can reject records with a lower epoch
@@ -142,7 +142,7 @@
 //!
 //! # Pace and memory
 //!
-//! A shard is polled at most every 200 ms, and every [`interval`] while it has no new records. The
+//! A shard is polled at most every 210 ms, and every [`interval`] while it has no new records. The
 //! consumer requests no more than the 2 MiB per second that Kinesis allows for a shard. When
 //! throttled, it slows down, and then speeds up again step by step. Without demand it fetches at
 //! most [`prefetch`] batches of each shard, and at most [`max_buffered_bytes`] over all shards. A
@@ -150,7 +150,7 @@
 //!
 //! # Errors
 //!
-//! A stream of records yields an `Err` for a failure that retries do not cure: a stream that does
+//! A stream of records yields an `Err` for a failure that retrying does not fix: a stream that does
 //! not exist, denied access, a checkpoint that has left retention, a store that has failed for too
 //! long. Each failure is reported once, and the [`Error`] names the stream and shard. An error ends
 //! the stream only if no shard is left to read. The `?` in the loop is therefore optional: a
@@ -166,8 +166,8 @@
 //! # Runtime
 //!
 //! Streams must be polled and dropped within a tokio runtime with time enabled. When all clones and
-//! streams are dropped, all tasks end. The checkpoints of finished records are saved first if the
-//! runtime continues to run.
+//! streams are dropped, all tasks end. Before that, the checkpoints of acknowledged records are
+//! saved if the runtime continues.
 //!
 //! [`lease_duration`]: ConsumerBuilder::lease_duration
 //! [`handoff_timeout`]: ConsumerBuilder::handoff_timeout

@@ -4,8 +4,8 @@ use std::sync::{self, MutexGuard, PoisonError};
 
 /// A mutex whose lock is available after a panic of its holder.
 ///
-/// Code of the caller never runs under a lock of the crate, and the crate leaves no value half
-/// changed at a point that can panic, so a poisoned value is as valid as any other.
+/// User code never runs under a lock of the crate, and the crate leaves no value half changed at a
+/// point that can panic, so a poisoned value is as valid as any other.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T: ?Sized>(sync::Mutex<T>);
 

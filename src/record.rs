@@ -24,6 +24,9 @@ pub use sequence_number::SequenceNumber;
 /// A user record of an [aggregated record](crate::ConsumerBuilder::deaggregate) shares its memory
 /// with the others: keeping one of them keeps the memory of all.
 ///
+/// With [`CheckpointOn::Ack`](crate::CheckpointOn::Ack), a record that is dropped without
+/// [`ack`](Self::ack) stops the checkpoint of its shard.
+///
 /// ```no_run
 /// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
 /// use futures::StreamExt;
@@ -59,20 +62,20 @@ pub(crate) struct BatchContext {
     pub(crate) millis_behind_latest: i64,
     pub(crate) epoch: u64,
     /// Receives the acknowledgements of the records.
-    pub(crate) finish: Arc<dyn AckSink>,
+    pub(crate) ack_sink: Arc<dyn AckSink>,
 }
 
 /// Receives delivery and acknowledgement of records: the only path from a record back to its shard.
 pub(crate) trait AckSink: Send + Sync {
     /// Acknowledges record number `number` of the shard, in the order of delivery. `mark` is its
     /// position and `bytes` its size. Repeated calls have no effect.
-    fn finish(&self, number: u64, mark: &PositionBuf, bytes: usize);
+    fn acknowledge(&self, number: u64, mark: &PositionBuf, bytes: usize);
 
     /// Notes that all records before number `next` are delivered.
     fn deliver(&self, next: u64);
 
-    /// Returns the last `records` records with `bytes` bytes that were handed out and not
-    /// delivered.
+    /// Returns the last `records` records with `bytes` bytes, which were counted as in flight and
+    /// not delivered.
     fn take_back(&self, records: usize, bytes: usize);
 }
 
@@ -124,6 +127,7 @@ impl Record {
 
     /// Returns the record's index among the user records of an aggregated record. 0 if the record
     /// was not aggregated.
+    #[doc(alias = "KPL")]
     pub fn sub_sequence_number(&self) -> u64 {
         self.sub_sequence_number
     }
@@ -139,7 +143,7 @@ impl Record {
     }
 
     /// Returns the time at which Kinesis received the record, to the millisecond. It is not
-    /// guaranteed to increase within a shard.
+    /// guaranteed to increase within a shard. `None` if the response did not contain it.
     pub fn approximate_arrival(&self) -> Option<SystemTime> {
         self.arrival_millis.and_then(|millis| DateTime::from_millis(millis).try_into().ok())
     }
@@ -147,6 +151,7 @@ impl Record {
     /// Returns the distance, in milliseconds, between the tip of the shard and the end of the
     /// response that held this record. 0 if the response reached the tip. If the response has no
     /// lag, this is the last known one, or 0 if none is known.
+    #[doc(alias("lag", "iterator age"))]
     pub fn millis_behind_latest(&self) -> i64 {
         self.origin.millis_behind_latest
     }
@@ -154,6 +159,7 @@ impl Record {
     /// Returns the epoch of the lease under which the shard is read. The epoch rises with every
     /// change of owner. It is a fencing token: a sink rejects a record with a lower epoch than one
     /// it has seen of the shard.
+    #[doc(alias = "fencing token")]
     pub fn epoch(&self) -> u64 {
         self.origin.epoch
     }
@@ -177,10 +183,11 @@ impl Record {
     /// acknowledges the record. Call it there to acknowledge the last record before you leave the
     /// loop. Repeated calls have no effect, and a call never blocks.
     #[doc(alias("commit", "acknowledge", "nack"))]
+    #[doc(alias("retry", "dead letter", "negative acknowledgement"))]
     pub fn ack(&self) {
         let mut mark = PositionBuf::default();
         mark.set(self);
-        self.origin.finish.finish(self.number, &mark, self.size());
+        self.origin.ack_sink.acknowledge(self.number, &mark, self.size());
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) use lease_handle::{LeaseDeadline, LeaseHandle, Moment};
 pub(crate) use poll_monitor::PollMonitor;
 pub(crate) use reader::{ReadOutcome, ReaderConfig, ShardReader};
 
-/// The event that finishes a record, so that the checkpoint may advance past it.
+/// The moment at which a record counts as acknowledged, so that the checkpoint may advance past it.
 ///
 /// ```no_run
 /// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
@@ -46,9 +46,11 @@ pub(crate) use reader::{ReadOutcome, ReaderConfig, ShardReader};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
+#[doc(alias("commit", "auto commit"))]
 pub enum CheckpointOn {
-    /// A record is finished when the stream that yielded it is polled again. Use this with
-    /// `while let`, `for_each` and `then`, which complete one record before they request the next.
+    /// A record counts as acknowledged when the stream that yielded it is polled again. Use this
+    /// with `while let`, `for_each` and `then`, which complete one record before they request the
+    /// next.
     ///
     /// **Do not use** this where the next record is requested while this one is still processed:
     /// `buffered`, `buffer_unordered`, `for_each_concurrent`, `try_for_each_concurrent`,
@@ -56,9 +58,10 @@ pub enum CheckpointOn {
     /// processed. Use [`Ack`](Self::Ack) there.
     #[default]
     Pull,
-    /// A record is finished when [`Record::ack`] is called, in any order and from any task. The
+    /// A record is acknowledged when [`Record::ack`] is called, in any order and from any task. The
     /// checkpoint advances only while every record up to it is acknowledged. A record that is
     /// dropped without an acknowledgement therefore stops the checkpoint of its shard.
+    #[doc(alias("retry", "dead letter", "negative acknowledgement"))]
     Ack,
 }
 
@@ -69,7 +72,9 @@ pub enum CheckpointOn {
 ///
 /// - when the shard is closed and read to its end,
 /// - when the consumer is closed,
-/// - when the shard moves to another worker,
+/// - when the lease of the shard is released to another worker or lost: buffered records are
+///   discarded, and after the end of the lease an acknowledgement of a delivered record has no
+///   effect,
 /// - after an error that ends the shard: its lease is released, and this consumer or another yields
 ///   the shard again after a pause of 10 s to 5 min.
 ///
@@ -86,8 +91,8 @@ pub enum CheckpointOn {
 ///
 /// Dropping the future of `next()` loses nothing: the stream owns all work in progress. Dropping
 /// the stream discards its buffered records, which are read again from the checkpoint. With
-/// [`CheckpointOn::Pull`], the last record yielded is finished only when the stream is polled
-/// again. If the stream is dropped instead, that record is redelivered.
+/// [`CheckpointOn::Pull`], the last record yielded counts as acknowledged only when the stream is
+/// polled again. If the stream is dropped instead, that record is redelivered.
 ///
 /// # Panics
 ///

@@ -74,7 +74,7 @@ pub(crate) struct SourceConfig {
     /// True if the user records of an aggregated record are delivered one by one.
     pub(crate) deaggregate: bool,
     pub(crate) memory_budget: MemoryBudget,
-    pub(crate) finish: Arc<dyn AckSink>,
+    pub(crate) ack_sink: Arc<dyn AckSink>,
     pub(crate) interval: Duration,
     pub(crate) limit: u32,
     /// The registered consumer for enhanced fan-out. Without one, the shard is polled.
@@ -96,7 +96,7 @@ impl SourceConfig {
             discovery_interval: self.discovery_interval,
             start_time: self.start_time,
             deaggregate: self.deaggregate,
-            finish: self.finish,
+            ack_sink: self.ack_sink,
             pace: Pace::new(if self.fan_out.is_some() { SHORTEST_PAUSE } else { interval }),
             state: FetchProgress::new(failed, self.added),
         };

@@ -98,8 +98,8 @@
 //! The store writes up to five keys for each application and stream, in format 1. All hold plain
 //! text. `stream` is the stream's name if the consumer was built from a name. It is
 //! `account:region:name`, such as `123456789012:eu-west-1:orders`, if the consumer was built from
-//! an ARN. See [A name becomes an ARN](crate::guide::migrating#from-a-stream-name-to-an-arn) for changing
-//! a consumer from one to the other.
+//! an ARN. See [From a stream name to an ARN](crate::guide::migrating#from-a-stream-name-to-an-arn)
+//! for changing a consumer from one to the other.
 //!
 //! | key | type | content |
 //! |---|---|---|
@@ -118,9 +118,9 @@
 //! versions are in microseconds. Both use the clock of Redis. `first_poll` is in milliseconds, by
 //! the clock of a worker.
 //!
-//! In the application's name, `:` is written `%3A` and `%` is written `%25`; in a worker's name, a
-//! space is written `%20`. The braces are a hash tag: in Redis Cluster, all keys are on one node.
-//! The keys never expire.
+//! In the application's name, `:` is written `%3A` and `%` is written `%25`; in a worker's name,
+//! `%` is written `%25`. The braces are a hash tag: in Redis Cluster, all keys are on one node. The
+//! keys never expire.
 //!
 //! ```text
 //! 127.0.0.1:6379> HGETALL kinestream:{billing:orders}:checkpoints
@@ -133,7 +133,8 @@
 //! ```
 //!
 //! The third shard is quiet. `CAUGHT_UP` holds the time up to which no other record had arrived, in
-//! milliseconds since 1970 by the clock of Kinesis, and the last finished record, if there is one.
+//! milliseconds since 1970 by the clock of Kinesis, and the last acknowledged record, if there is
+//! one.
 //!
 //! `HGETALL …:leases` shows the owner of each shard, and `HGETALL …:workers` the live workers. A
 //! program gets the same from [`Consumer::status`](crate::Consumer::status).

@@ -1,8 +1,8 @@
 //! Telemetry: the `tracing` events, typed [`Event`]s, metrics and health of a consumer.
 //!
 //! Each occurrence is emitted once, and becomes a `tracing` event, a typed event and a metric.
-//! Nothing here blocks. The metrics recorder and the tracing layer are code of the caller. They are
-//! called without a lock held, and their panics are contained here.
+//! Nothing here blocks. The metrics recorder and the tracing layer are user code. They are called
+//! without a lock held, and their panics are contained here.
 
 mod backlog;
 mod event;

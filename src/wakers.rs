@@ -1,9 +1,8 @@
-//! Isolates the crate from its callers' wakers. A waker is code of the caller: its clone, wake and
-//! drop may panic, or may poll or drop a stream before they return.
+//! Isolates the crate from its callers' wakers. A waker is user code: its clone, wake and drop may
+//! panic, or may poll or drop a stream before they return.
 //!
 //! The public streams register the waker of a [`CallerWaker`], never the caller's own. The code
-//! below them, in this crate, tokio and futures, can therefore run no code of the caller except a
-//! wake.
+//! below them, in this crate, tokio and futures, can therefore run no user code except a wake.
 //!
 //! | call of the caller's waker | made | effect of a panic |
 //! |---|---|---|
@@ -11,7 +10,7 @@
 //! | `wake_by_ref` | by the event that a stream waits for, without a lock | none: the panic is contained, and the wake is repeated at once, up to three times in all; the waker is kept for the next wake |
 //! | `drop` | by a poll with another waker, a concurrent wake, or the drop of the stream; without a lock | none: the panic is contained, also during an unwind |
 //!
-//! `Waker::will_wake` compares two pointers, and runs no code of the caller.
+//! `Waker::will_wake` compares two pointers, and runs no user code.
 //!
 //! There are two limits. After three consecutive wakes that panic, the task sleeps until the next
 //! event. Futures that are not streams, such as `Consumer::close`, register the caller's waker with

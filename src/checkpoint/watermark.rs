@@ -52,14 +52,14 @@ impl Watermark {
     /// Counts the next `records` as in flight and returns the number of the first. Returns `None`
     /// once the shard is retired. `bytes` is the size of payloads and partition keys, or 0 without
     /// a byte limit.
-    pub(crate) fn hand_out(&self, records: usize, bytes: usize) -> Option<u64> {
+    pub(crate) fn begin_delivery(&self, records: usize, bytes: usize) -> Option<u64> {
         let mut state = self.lock();
         if state.retired {
             return None;
         }
-        let first = state.handed_out;
+        let first = state.numbered;
         state.note_delivered(self.delivered());
-        state.handed_out += records as u64;
+        state.numbered += records as u64;
         state.in_flight.add(records, bytes);
         Some(first)
     }
@@ -76,8 +76,8 @@ impl Watermark {
 
     /// Returns the number of records that are delivered and not acknowledged, and the age of the
     /// oldest. The age is exact to one second if this is called every second.
-    pub(crate) fn unfinished(&self) -> (usize, Option<Duration>) {
-        self.lock().unfinished(self.delivered())
+    pub(crate) fn unacknowledged(&self) -> (usize, Option<Duration>) {
+        self.lock().unacknowledged(self.delivered())
     }
 
     /// Sets the in-flight limits.
@@ -95,7 +95,7 @@ impl Watermark {
     pub(crate) fn stalled(&self, time: Duration) -> Option<(InFlightLimit, usize, Duration)> {
         let mut state = self.lock();
         let (limit, held) = state.in_flight.stalled(time)?;
-        let (records, oldest) = state.unfinished(self.delivered());
+        let (records, oldest) = state.unacknowledged(self.delivered());
         Some((limit, records, oldest.unwrap_or(held)))
     }
 
@@ -104,12 +104,12 @@ impl Watermark {
         self.lock().changed_at.map(|at| at.elapsed())
     }
 
-    /// Stops delivery: no further record is handed out.
+    /// Stops delivery: no further record is delivered.
     pub(crate) fn retire(&self) {
         self.lock().retired = true;
     }
 
-    /// Completes when every record that was handed out is acknowledged or returned.
+    /// Completes when every record in flight is acknowledged or returned.
     pub(crate) fn poll_settled(&self, context: &mut Context<'_>) -> Poll<()> {
         let before = {
             let mut state = self.lock();
@@ -118,7 +118,7 @@ impl Watermark {
             }
             state.settling.replace(context.waker().clone())
         };
-        // Not under the lock: dropping a waker may run the caller's code.
+        // Not under the lock: dropping a waker may run user code.
         drop(before);
         Poll::Pending
     }
@@ -138,16 +138,16 @@ impl Watermark {
                 Some(allowance) => return Poll::Ready(allowance),
             }
         };
-        // Not under the lock: dropping a waker may run the caller's code.
+        // Not under the lock: dropping a waker may run user code.
         drop(before);
         Poll::Pending
     }
 
-    /// Notes that the shard has no record up to `passed` other than those handed out.
+    /// Notes that the shard has no record up to `passed` other than those in delivery.
     pub(crate) fn note_passed(&self, passed: QuietPosition) {
         let (advanced, is_first) = {
             let mut state = self.lock();
-            state.passed = Some((state.handed_out, passed));
+            state.passed = Some((state.numbered, passed));
             let advanced = state.reach_passed();
             (advanced, state.note_changed(advanced))
         };
@@ -156,7 +156,7 @@ impl Watermark {
         }
     }
 
-    /// Marks the shard as closed, with its last record handed out.
+    /// Marks the shard as closed, with its last record delivered.
     pub(crate) fn end(&self) {
         let complete = {
             let mut state = self.lock();
@@ -185,10 +185,10 @@ impl Watermark {
 }
 
 impl AckSink for Watermark {
-    fn finish(&self, number: u64, mark: &PositionBuf, bytes: usize) {
+    fn acknowledge(&self, number: u64, mark: &PositionBuf, bytes: usize) {
         let (advance, wakers) = {
             let mut state = self.lock();
-            if state.is_finished(number) {
+            if state.is_acknowledged(number) {
                 return;
             }
             state.in_flight.remove(1, bytes);
@@ -219,7 +219,7 @@ impl AckSink for Watermark {
     fn take_back(&self, records: usize, bytes: usize) {
         let wakers = {
             let mut state = self.lock();
-            state.handed_out -= records as u64;
+            state.numbered -= records as u64;
             state.in_flight.remove(records, bytes);
             [state.waiting.take(), state.settled()]
         };
@@ -234,8 +234,8 @@ impl fmt::Debug for Watermark {
             .debug_struct("Watermark")
             .field("prefix", &state.prefix)
             .field("islands", &state.islands.len())
-            .field("handed_out", &state.handed_out)
-            .field("unfinished", &state.in_flight.records())
+            .field("numbered", &state.numbered)
+            .field("in_flight", &state.in_flight.records())
             .field("ended", &state.ended)
             .finish_non_exhaustive()
     }
@@ -260,46 +260,46 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn age_of_the_oldest_record_is_exact_with_1000_unfinished() {
+    async fn age_of_the_oldest_record_is_exact_with_1000_unacknowledged() {
         let watermark = Watermark::new(|_| {});
         let second = Duration::from_secs(1);
-        assert_eq!(watermark.unfinished(), (0, None));
+        assert_eq!(watermark.unacknowledged(), (0, None));
         let records = records(1000);
         for (number, _) in &records {
-            assert_eq!(watermark.hand_out(1, 0), Some(*number));
+            assert_eq!(watermark.begin_delivery(1, 0), Some(*number));
             watermark.deliver(number + 1);
-            assert!(watermark.unfinished().0 > 0, "the record is unfinished");
+            assert!(watermark.unacknowledged().0 > 0, "the record is unacknowledged");
             tokio::time::advance(second).await;
         }
-        assert_eq!(watermark.unfinished(), (1000, Some(1000 * second)));
+        assert_eq!(watermark.unacknowledged(), (1000, Some(1000 * second)));
         // Records after the first do not change its age.
         for (number, place) in &records[1..] {
-            watermark.finish(*number, &PositionBuf::from(place), 0);
+            watermark.acknowledge(*number, &PositionBuf::from(place), 0);
         }
-        assert_eq!(watermark.unfinished(), (1, Some(1000 * second)));
-        watermark.finish(0, &PositionBuf::from(&records[0].1), 0);
-        assert_eq!(watermark.unfinished(), (0, None));
-        watermark.hand_out(2, 0);
-        assert_eq!(watermark.unfinished(), (0, None), "neither record is delivered yet");
+        assert_eq!(watermark.unacknowledged(), (1, Some(1000 * second)));
+        watermark.acknowledge(0, &PositionBuf::from(&records[0].1), 0);
+        assert_eq!(watermark.unacknowledged(), (0, None));
+        watermark.begin_delivery(2, 0);
+        assert_eq!(watermark.unacknowledged(), (0, None), "neither record is delivered yet");
         watermark.deliver(1001);
-        assert_eq!(watermark.unfinished().0, 1);
+        assert_eq!(watermark.unacknowledged().0, 1);
         tokio::time::advance(second).await;
         watermark.take_back(1, 0);
-        watermark.hand_out(1, 0);
+        watermark.begin_delivery(1, 0);
         watermark.deliver(1002);
-        assert_eq!(watermark.unfinished(), (2, Some(second)));
+        assert_eq!(watermark.unacknowledged(), (2, Some(second)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn stall_is_reported_once_until_a_record_is_finished() {
+    async fn stall_is_reported_once_until_a_record_is_acknowledged() {
         let watermark = Watermark::new(|_| {});
         watermark.set_limits(InFlightConfig { records: 2, bytes: usize::MAX });
         let (second, records) = (Duration::from_secs(1), records(4));
         let stalled = || watermark.stalled(30 * second);
         let deliver = || {
-            let number = watermark.hand_out(1, 0).unwrap();
+            let number = watermark.begin_delivery(1, 0).unwrap();
             watermark.deliver(number + 1);
-            watermark.unfinished();
+            watermark.unacknowledged();
         };
         deliver();
         tokio::time::advance(31 * second).await;
@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(stalled(), Some((InFlightLimit::Records, 2, 61 * second)));
         tokio::time::advance(60 * second).await;
         assert_eq!(stalled(), None, "the stall is reported once");
-        watermark.finish(1, &PositionBuf::from(&records[1].1), 0);
+        watermark.acknowledge(1, &PositionBuf::from(&records[1].1), 0);
         assert!(watermark.held_by().is_none());
         deliver();
         tokio::time::advance(30 * second).await;
@@ -325,7 +325,7 @@ mod tests {
     proptest! {
         /// Compares with the simplest model: a list of flags.
         #[test]
-        fn position_advances_over_the_finished_prefix_only(
+        fn position_advances_over_the_acknowledged_prefix_only(
             count in 1..30_usize,
             picks in prop::collection::vec(any::<prop::sample::Index>(), 0..60),
             end_after in 0..60_usize,
@@ -336,7 +336,7 @@ mod tests {
                 let ends = Arc::clone(&ends);
                 move |advance| { ends.fetch_add(usize::from(advance == Advance::End), Ordering::Relaxed); }
             });
-            watermark.hand_out(records.len(), 0);
+            watermark.begin_delivery(records.len(), 0);
             let mut flags = vec![false; records.len()];
             let mut ended = false;
             let mut last = None;
@@ -346,11 +346,11 @@ mod tests {
                     ended = true;
                 }
                 let (number, sequence_number) = pick.get(&records);
-                watermark.finish(*number, &sequence_number.into(), 0);
+                watermark.acknowledge(*number, &sequence_number.into(), 0);
                 flags[usize::try_from(*number).unwrap()] = true;
 
                 let prefix = flags.iter().take_while(|flag| **flag).count();
-                let unfinished = flags.iter().filter(|flag| !**flag).count();
+                let unacknowledged = flags.iter().filter(|flag| !**flag).count();
                 let complete = ended && prefix == records.len();
                 let expected = match prefix {
                     _ if complete => Some(Checkpoint::ShardEnd),
@@ -364,25 +364,25 @@ mod tests {
                     last = Some(checkpoint);
                 }
                 prop_assert_eq!(&last, &expected);
-                prop_assert_eq!(watermark.lock().in_flight.records(), unfinished);
+                prop_assert_eq!(watermark.lock().in_flight.records(), unacknowledged);
                 prop_assert_eq!(ends.load(Ordering::Relaxed), usize::from(complete));
             }
         }
     }
 
     #[test]
-    fn finished_record_makes_room_and_wakes_the_stream() {
+    fn acknowledged_record_makes_room_and_wakes_the_stream() {
         let watermark = Watermark::new(|_| {});
         let (waker, count) = futures_test_waker();
         let mut context = Context::from_waker(&waker);
         let records = records(2);
         watermark.set_limits(InFlightConfig { records: 2, bytes: 100 });
-        watermark.hand_out(2, 80);
+        watermark.begin_delivery(2, 80);
         assert!(watermark.poll_allowance(&mut context).is_pending());
-        watermark.finish(1, &(&records[1].1).into(), 0);
+        watermark.acknowledge(1, &(&records[1].1).into(), 0);
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
         let Poll::Ready(allowance) = watermark.poll_allowance(&mut context) else {
-            panic!("expected an allowance after a record was finished")
+            panic!("expected an allowance after a record was acknowledged")
         };
         assert_eq!(allowance.records, 1);
         watermark.refuse(21);

@@ -69,6 +69,7 @@ impl ConsumerBuilder {
     /// shard of the stream.
     ///
     /// Default: [`StartingPosition::Latest`]. A timestamp must not be in the future.
+    #[doc(alias("initial position", "iterator type", "auto offset reset"))]
     pub fn starting_position(mut self, position: StartingPosition) -> Self {
         self.settings.start.all = position;
         self
@@ -90,6 +91,7 @@ impl ConsumerBuilder {
     ///
     /// Default: none. Can be called for any number of shards. A timestamp must not be in the
     /// future.
+    #[doc(alias = "offset")]
     pub fn starting_position_for(
         mut self,
         shard: ShardId,
@@ -110,11 +112,12 @@ impl ConsumerBuilder {
 
     /// Sets the interval between two `GetRecords` calls for a shard that is caught up. It is also
     /// the longest time that a new record waits to be fetched. A shard that lags is polled every
-    /// 200 ms, the rate that Kinesis allows.
+    /// 210 to 220 ms, just within the five calls per second that Kinesis allows.
     ///
-    /// Default: 1 s. At least 200 ms and at most a year. All applications that poll a shard share
-    /// its limit of five calls per second, so set a longer interval if several applications read
-    /// the stream.
+    /// Default: 1 s. 200 ms to a year. Less than 210 ms has the effect of 210 ms. All applications
+    /// that poll a shard share its limit of five calls per second, so set at least 200 ms for each
+    /// of them: 600 ms or more for three applications.
+    #[doc(alias("poll interval", "idleTimeBetweenReads"))]
     pub fn interval(mut self, interval: Duration) -> Self {
         self.settings.interval = interval;
         self
@@ -125,35 +128,36 @@ impl ConsumerBuilder {
     /// Default: 10,000, the maximum that Kinesis allows. 1 to 10,000 records. A smaller value only
     /// limits the size of one response; memory is limited by
     /// [`max_buffered_bytes`](Self::max_buffered_bytes).
+    #[doc(alias = "max records")]
     pub fn limit(mut self, records: u32) -> Self {
         self.settings.limit = records;
         self
     }
 
-    /// Sets the condition under which a record counts as finished: the next poll, or an
-    /// acknowledgement.
+    /// Sets when a record counts as acknowledged: at the next poll, or at a call of
+    /// [`Record::ack`](crate::Record::ack).
     ///
     /// Default: [`CheckpointOn::Pull`].
+    #[doc(alias("auto commit", "manual ack"))]
     pub fn checkpoint_on(mut self, when: CheckpointOn) -> Self {
         self.settings.worker_config.checkpoint_on = when;
         self
     }
 
     /// Sets the minimum time between two writes of checkpoints to the store. One call writes the
-    /// checkpoints of all shards. After a crash, records that were finished within this time are
-    /// delivered again.
+    /// checkpoints of all shards. After a crash, records that were acknowledged within this time
+    /// are delivered again.
     ///
-    /// Default: 1 s. At most a year. Zero writes every position: while the store answers, the next
+    /// Default: 1 s. At most a year. Zero writes every position: while the store responds, the next
     /// record of a shard is delivered only after the previous position is written.
-    #[doc(alias("commit interval", "auto commit"))]
+    #[doc(alias("commit", "commit interval", "auto commit"))]
     pub fn checkpoint_interval(mut self, interval: Duration) -> Self {
         self.settings.flush.interval = interval;
         self
     }
 
-    /// Sets, with [`CheckpointOn::Ack`], the maximum number of records of a shard that are
-    /// delivered and not yet acknowledged. At the limit, the shard delivers no record until one is
-    /// acknowledged.
+    /// Sets the maximum number of unacknowledged records per shard, with [`CheckpointOn::Ack`]. At
+    /// the limit, the shard delivers no record until one is acknowledged.
     ///
     /// Default: 10,000 records. At least 1 record.
     #[doc(alias = "backpressure")]
@@ -162,10 +166,10 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Sets, with [`CheckpointOn::Ack`], the maximum number of bytes of a shard, payloads and
-    /// partition keys together, that are delivered and not yet acknowledged. The shard waits while
-    /// its next record would exceed the limit. If no bytes of the shard are in flight, its next
-    /// record is delivered regardless of its size.
+    /// Sets the maximum number of unacknowledged bytes per shard, payloads and partition keys
+    /// together, with [`CheckpointOn::Ack`]. The shard waits while its next record would exceed the
+    /// limit. If no bytes of the shard are in flight, its next record is delivered regardless of
+    /// its size.
     ///
     /// Unacknowledged records can occupy this much memory for each shard, in addition to
     /// [`max_buffered_bytes`](Self::max_buffered_bytes).
@@ -177,13 +181,15 @@ impl ConsumerBuilder {
     }
 
     /// Sets the time for which the store may fail before delivery pauses and the caller receives an
-    /// error, also if the store has never answered. Delivery resumes when the store answers again.
+    /// error, also if the store has never responded. Delivery resumes when the store responds
+    /// again.
     ///
     /// With a store that supports leases, delivery pauses earlier if the leases expire first, which
     /// is [`lease_duration`](Self::lease_duration) after the last renewal. No worker reads without
     /// a valid lease, not even the only worker.
     ///
-    /// Default: 60 s. At most a year.
+    /// Default: 60 s. 0 to a year. With 0, delivery pauses at the first failed write of
+    /// checkpoints.
     pub fn max_unflushed(mut self, time: Duration) -> Self {
         self.settings.flush.max_unflushed = time;
         self.settings.worker_config.max_unflushed = time;
@@ -276,7 +282,9 @@ impl ConsumerBuilder {
     /// since servers allow about a hundred concurrent requests per connection.
     ///
     /// Default: none, so that shards are polled. A name has 1 to 128 letters, digits, `_`, `.` and
-    /// `-`.
+    /// `-`. An ARN has the form
+    /// `arn:aws:kinesis:eu-west-1:123456789012:stream/orders/consumer/billing:1767225600`, and the
+    /// registered consumer of an ARN must exist.
     #[doc(alias("enhanced fan-out", "efo", "SubscribeToShard"))]
     pub fn fan_out(mut self, consumer: impl Into<String>) -> Self {
         self.settings.fan_out = Some(consumer.into().into());
@@ -298,11 +306,11 @@ impl ConsumerBuilder {
     /// the [Kinesis Producer Library], which Firehose, Fluent Bit and others write as well.
     ///
     /// Each user record has a separate [`partition_key`](crate::Record::partition_key) and
-    /// [`sub_sequence_number`](crate::Record::sub_sequence_number), and is finished separately, so
-    /// a restart resumes inside an aggregated record. A user record with a hash key that belongs to
-    /// another shard is not delivered, since after a reshard the other shard has it as well. Data
-    /// that resembles an aggregated record but fails to decode, down to its checksum, is delivered
-    /// as a plain record. [`limit`](Self::limit) counts aggregated records, and
+    /// [`sub_sequence_number`](crate::Record::sub_sequence_number), and is acknowledged separately,
+    /// so a restart resumes inside an aggregated record. A user record with a hash key that belongs
+    /// to another shard is not delivered, since after a reshard the other shard has it as well.
+    /// Data that resembles an aggregated record but fails to decode, down to its checksum, is
+    /// delivered as a plain record. [`limit`](Self::limit) counts aggregated records, and
     /// [`max_in_flight`](Self::max_in_flight) counts user records.
     ///
     /// Default: `true`. With `false`, an aggregated record is delivered as it was written.
@@ -325,7 +333,7 @@ impl ConsumerBuilder {
     /// Sets the name of this worker, under which the store keeps its leases.
     ///
     /// Default: the host name, the process id and a random part. The name must be unique in the
-    /// application: while another worker uses it, this worker waits. 1 to 200 characters, without
+    /// application: while another worker uses it, this worker waits. 1 to 200 bytes, without
     /// spaces, braces, commas and control characters, and not `-`.
     pub fn worker_id(mut self, name: impl Into<String>) -> Self {
         self.settings.worker_config.worker_id = name.into().into();
@@ -344,10 +352,10 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Sets the time for which a handoff waits for the unfinished records of the shard. Records
-    /// that are not finished in this time are delivered again by the other worker.
+    /// Sets the time for which a handoff waits for the unacknowledged records of the shard. Records
+    /// that are not acknowledged in this time are delivered again by the other worker.
     ///
-    /// Default: 30 s. At most a year.
+    /// Default: 30 s. 0 to a year. With 0, the lease is released without waiting.
     #[doc(alias("rebalance", "graceful handoff"))]
     pub fn handoff_timeout(mut self, time: Duration) -> Self {
         self.settings.worker_config.handoff_timeout = time;

@@ -59,10 +59,10 @@ pub struct Health {
 }
 
 impl Health {
-    /// Returns true if the consumer reads as it should, for a readiness probe.
+    /// Returns true if the consumer is ready, for a readiness probe.
     ///
-    /// `true` if the tasks are alive, the worker has joined the fleet, has read the lease table and
-    /// has renewed within `lease_duration`, the caller has polled, and the caller has not
+    /// It is ready if the tasks are alive, the worker has joined the fleet, has read the lease
+    /// table and has renewed within `lease_duration`, the caller has polled, and the caller has not
     /// [stalled](Self::stalled_for) for 60 s. A worker without a shard, in a fleet with more
     /// workers than shards, is ready.
     pub fn is_ready(&self) -> bool {
@@ -73,7 +73,7 @@ impl Health {
             && self.stalled_for() < READY_STALL_LIMIT
     }
 
-    /// Returns false if the process must be restarted, for a liveness probe.
+    /// Returns true unless the process must be restarted, for a liveness probe.
     ///
     /// `false` if a stream is read and its tasks have ended, no renewal has succeeded for twice
     /// `lease_duration`, or the caller has [stalled](Self::stalled_for) for five minutes. A

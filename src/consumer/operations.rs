@@ -146,12 +146,12 @@ impl ConsumerInner {
     /// Waits until the worker of this consumer, if it has one, has read the edited table.
     /// Afterwards it delivers no record from before the edit.
     async fn wait_for_worker(&self) {
-        let (told, seen) = oneshot::channel();
+        let (seen, is_seen) = oneshot::channel();
         let messages = self.messages.lock().clone();
-        if messages.is_some_and(|messages| messages.send(WorkerMessage::TableEdited(told)).is_ok())
+        if messages.is_some_and(|messages| messages.send(WorkerMessage::TableEdited(seen)).is_ok())
         {
-            // If the store does not answer, the leases expire.
-            let _seen = timeout(STORE_CALL_TIMEOUT, seen).await;
+            // If the store does not respond, the leases expire.
+            let _seen = timeout(STORE_CALL_TIMEOUT, is_seen).await;
         }
     }
 
@@ -183,8 +183,8 @@ impl ListingRetries {
         Self { began: Instant::now(), backoff: Backoff::new(LISTINGS), failed: 0 }
     }
 
-    /// Backs off after a failure that a retry may cure. Returns any other error, and every error
-    /// after [`STORE_CALL_TIMEOUT`].
+    /// Backs off after a transient failure. Returns any other error, and every error after
+    /// [`STORE_CALL_TIMEOUT`].
     async fn back_off_or_fail(
         &mut self,
         consumer: &ConsumerInner,

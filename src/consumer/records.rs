@@ -16,9 +16,15 @@ use crate::wakers::CallerWaker;
 /// A stream of the records of all shards.
 ///
 /// Returned by [`Consumer::records`](crate::Consumer::records). Records of one shard are delivered
-/// in order. Shards take turns, so a busy shard does not starve the others. The stream ends when
-/// the consumer is closed and when the Kinesis stream does not exist. After an `Err` it continues
-/// with the shards that can be read.
+/// in order. Shards take turns, so a busy shard does not starve the others. After an `Err` the
+/// stream continues with the shards that can be read. It ends:
+///
+/// - when the consumer is closed,
+/// - when the Kinesis stream does not exist,
+/// - after an error of kind [`RuntimeShutdown`](ErrorKind::RuntimeShutdown), when the tokio runtime
+///   has shut down,
+/// - after an error of kind [`InUse`](ErrorKind::InUse), if the consumer was closed or already has
+///   a stream.
 ///
 /// No record is fetched before the first poll. While the caller does not poll, at most
 /// [`prefetch`](crate::ConsumerBuilder::prefetch) batches of each shard are fetched. The caller can
@@ -27,7 +33,7 @@ use crate::wakers::CallerWaker;
 /// # Cancel safety
 ///
 /// Dropping `next()` loses no record. Dropping the stream discards the buffered records, which are
-/// read again from the checkpoints. The checkpoints of finished records are still saved if the
+/// read again from the checkpoints. The checkpoints of acknowledged records are still saved if the
 /// runtime continues to run.
 ///
 /// # Panics

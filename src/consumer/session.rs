@@ -108,10 +108,10 @@ impl Session {
                         () = poll_fn(|context| close_signal.poll_closed(context)) => {}
                     }
                 };
-                // Records that the previous session finished count for this one. If the store
+                // Records that the previous session acknowledged count for this one. If the store
                 // fails, the worker fails to join next and reports the error.
                 let _saved = timeout(PREVIOUS_SESSION_TIMEOUT, async {
-                    let _told_elsewhere = writer.flush().await;
+                    let _reported_elsewhere = writer.flush().await;
                     if let Some(mut before) = before {
                         let _ended = before.changed().await;
                     }
@@ -227,7 +227,7 @@ impl Running {
             deaggregate: inner.settings.deaggregate,
             fan_out: inner.fan_out.clone(),
             memory_budget: self.memory_budget.clone(),
-            finish: Arc::clone(&watermark) as _,
+            ack_sink: Arc::clone(&watermark) as _,
         };
         let (message, id, epoch) = (self.message.clone(), shard.id.clone(), lease_handle.epoch());
         let at_end = telemetry.clone();

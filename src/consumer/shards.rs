@@ -15,10 +15,9 @@ use crate::wakers::CallerWaker;
 /// A stream of shards, each as a [`ShardStream`]. It yields the shards that exist at the start, the
 /// children of a reshard when their parents are finished, and shards acquired from other workers.
 ///
-/// Returned by [`Consumer::shards`](crate::Consumer::shards). The stream ends when the consumer is
-/// closed and when the Kinesis stream does not exist. Poll it continuously: new shards appear only
-/// while it is polled, and none after it is dropped. Shards that it has yielded continue after the
-/// drop.
+/// Returned by [`Consumer::shards`](crate::Consumer::shards). It ends like
+/// [`Records`](crate::Records). Poll it continuously: new shards appear only while it is polled,
+/// and none after it is dropped. Shards that it has yielded continue after the drop.
 ///
 /// # Cancel safety
 ///

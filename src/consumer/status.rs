@@ -110,7 +110,7 @@ pub enum ShardState {
     Failed,
     /// A worker holds the lease and is handing the shard off to another worker.
     HandingOff,
-    /// Every record of the shard is finished.
+    /// The shard was read to its end, and every record of it is acknowledged.
     Finished,
     /// The shard left retention before it was read to its end, or its position belongs to an
     /// earlier stream of the same name. It is read again or skipped after a start with another

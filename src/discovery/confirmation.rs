@@ -12,7 +12,7 @@ use crate::record::ShardId;
 use crate::source::{Listing, Position, StreamClient, unusable_listing};
 use crate::store::lease::{Lease, LeaseTable};
 
-/// The number of answers by which Kinesis must confirm that a shard is gone or belongs to another
+/// The number of responses by which Kinesis must confirm that a shard is gone or belongs to another
 /// stream, and the pause between them. Together they take as long as a new stream must be missing
 /// before it counts as nonexistent.
 pub(super) const CONFIRMATIONS: u32 = 3;
@@ -22,12 +22,12 @@ pub(super) const CONFIRM_EACH: Duration = Duration::from_secs(1);
 /// per second.
 const CONCURRENT_CONFIRMATIONS: usize = 16;
 
-/// Counts, for each unlisted shard, the answers that the shard does not exist. The counts are kept
-/// over the retries of one listing, so that a failed probe does not discard the answers for other
-/// shards.
+/// Counts, for each unlisted shard, the responses that the shard does not exist. The counts are
+/// kept over the retries of one listing, so that a failed probe does not discard the responses for
+/// other shards.
 #[derive(Debug, Default)]
 pub(crate) struct Confirmations {
-    answers: BTreeMap<ShardId, u32>,
+    responses: BTreeMap<ShardId, u32>,
     last_round: Option<Instant>,
 }
 
@@ -55,7 +55,7 @@ impl Confirmations {
         Ok(listing)
     }
 
-    /// Probes each shard until [`CONFIRMATIONS`] answers show that it is gone. A failed probe is
+    /// Probes each shard until [`CONFIRMATIONS`] responses show that it is gone. A failed probe is
     /// repeated in the next round.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl Confirmations {
         F: Future<Output = Result<bool, ClassifiedError>>,
     {
         let missing: BTreeSet<&ShardId> = shards.iter().copied().collect();
-        self.answers.retain(|shard, _| missing.contains(shard));
+        self.responses.retain(|shard, _| missing.contains(shard));
         loop {
             let left: Vec<&'a ShardId> =
                 shards.iter().copied().filter(|shard| !self.is_confirmed(shard)).collect();
@@ -95,25 +95,25 @@ impl Confirmations {
     where
         F: Future<Output = Result<bool, ClassifiedError>>,
     {
-        let mut has_answers = false;
+        let mut has_responses = false;
         for some in shards.chunks(CONCURRENT_CONFIRMATIONS) {
             let mut failed = None;
             let probes = join_all(some.iter().copied().map(&is_gone)).await;
             for (shard, probe) in some.iter().zip(probes) {
                 match probe {
                     Ok(true) => {
-                        *self.answers.entry((*shard).clone()).or_default() += 1;
-                        has_answers = true;
+                        *self.responses.entry((*shard).clone()).or_default() += 1;
+                        has_responses = true;
                     }
                     Ok(false) => {
-                        self.answers.remove(*shard);
+                        self.responses.remove(*shard);
                         return Err(unusable_listing(format!("is incomplete: {shard} is missing")));
                     }
                     Err(failure) => failed = Some(failure),
                 }
             }
             // The remaining probes would fail as well.
-            if let Some(failure) = failed.filter(|_| !has_answers) {
+            if let Some(failure) = failed.filter(|_| !has_responses) {
                 return Err(failure);
             }
         }
@@ -121,7 +121,7 @@ impl Confirmations {
     }
 
     fn is_confirmed(&self, shard: &ShardId) -> bool {
-        self.answers.get(shard).is_some_and(|answers| *answers >= CONFIRMATIONS)
+        self.responses.get(shard).is_some_and(|responses| *responses >= CONFIRMATIONS)
     }
 }
 
@@ -137,7 +137,7 @@ pub(super) fn unknown_parents<'a>(listing: &'a Listing, table: &LeaseTable) -> V
     parents.into_iter().filter(|id| !is_known(id)).collect()
 }
 
-/// Returns true if Kinesis answers that the shard does not exist.
+/// Returns true if Kinesis does not find the shard.
 pub(super) async fn is_past_retention(
     kinesis: &StreamClient,
     shard: &ShardId,

@@ -8,14 +8,14 @@ use crate::error::{ClassifiedError, ErrorKind, RetryAction};
 
 /// The time for which the first listing may fail before the caller gets an error: a wrong endpoint
 /// or region looks the same as a brief outage.
-const FIRST_ANSWER: Duration = Duration::from_secs(5);
+const FIRST_RESPONSE: Duration = Duration::from_secs(5);
 
-/// The time for which unusable answers may last before the caller gets an error.
+/// The time for which unusable responses may last before the caller gets an error.
 const LASTING: Duration = Duration::from_secs(60);
 
-/// The time for which a stream must be missing, and the number of answers that must say so, before
-/// it counts as nonexistent: at the first start of an application, when the name may be a mistake,
-/// and later.
+/// The time for which a stream must be missing, and the number of responses that must show it,
+/// before it counts as nonexistent: at the first start of an application, when the name may be a
+/// mistake, and later.
 const NEVER_FOUND: (Duration, u32) = (Duration::from_secs(2), 3);
 const NOT_FOUND: (Duration, u32) = (Duration::from_secs(30), 3);
 
@@ -28,9 +28,9 @@ pub(super) struct FailurePatience {
     is_new: bool,
     began: Instant,
     reported: Option<ErrorKind>,
-    /// The start and the number of consecutive answers that the stream does not exist.
+    /// The start and the number of consecutive responses that the stream does not exist.
     missing: Option<(Instant, u32)>,
-    /// The time since which Kinesis answers and no answer is usable.
+    /// The time since which Kinesis responds and no response is usable.
     useless: Option<Instant>,
 }
 
@@ -72,12 +72,14 @@ impl FailurePatience {
         let is_due = match failure.action {
             RetryAction::Report => self.reported != Some(kind),
             RetryAction::RetryThenReport if self.begins => {
-                self.reported.is_none() && failing >= FIRST_ANSWER
+                self.reported.is_none() && failing >= FIRST_RESPONSE
             }
             RetryAction::RestartListing | RetryAction::RetryThenReport => {
                 self.reported.is_none() && lasting >= LASTING
             }
-            RetryAction::Retry => self.reported.is_none() && self.begins && failing >= FIRST_ANSWER,
+            RetryAction::Retry => {
+                self.reported.is_none() && self.begins && failing >= FIRST_RESPONSE
+            }
             _ => false,
         };
         if !is_due {
@@ -130,14 +132,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn unusable_answers_count_from_the_last_outage() {
+    async fn unusable_responses_count_from_the_last_outage() {
         let now = Instant::now();
         let mut patience = FailurePatience::new(false, false, now);
         let mut judge = |action, second| {
             patience.judge(&failure(action), now + Duration::from_secs(second))
                 == FailureVerdict::Report
         };
-        for (action, second, is_told) in [
+        for (action, second, is_reported) in [
             (RetryAction::Retry, 0, false),
             (RetryAction::RetryThenReport, 70, false),
             (RetryAction::Retry, 71, false),
@@ -146,7 +148,7 @@ mod tests {
             (RetryAction::RetryThenReport, 139, false),
             (RetryAction::RestartListing, 140, true),
         ] {
-            assert_eq!(judge(action, second), is_told, "{action:?} after {second} s");
+            assert_eq!(judge(action, second), is_reported, "{action:?} after {second} s");
         }
     }
 

@@ -27,11 +27,11 @@ use crate::source::{
 use crate::store::lease::{Change, Lease, LeaseTable};
 use crate::telemetry::{Event, Telemetry};
 
-/// The longest back-off while the stream is not found: several answers are needed before the stream
-/// counts as nonexistent.
+/// The longest back-off while the stream is not found: several responses are needed before the
+/// stream counts as nonexistent.
 const LONGEST_PAUSE_MISSING: Duration = Duration::from_secs(5);
 
-/// The number of unusable answers to a listing by time before the worker continues without it.
+/// The number of unusable responses to a listing by time before the worker continues without it.
 const FILTERED_ATTEMPTS: u32 = 3;
 
 /// Lists the shards of one stream, and derives the changes of the lease table.
@@ -77,7 +77,7 @@ impl Memory {
     }
 
     /// Returns the moment of the first poll by the server's clock, or one before it. `answered` is
-    /// the server's time of an answer that has just arrived.
+    /// the server's time of a response that has just arrived.
     fn set_latest(&self, answered: SystemTime) -> SystemTime {
         *self.0.latest.get_or_init(|| self.0.first_poll.before(answered))
     }
@@ -108,7 +108,6 @@ impl Memory {
     }
 
     fn absences(&self) -> MutexGuard<'_, AbsentShards> {
-        // No step panics with half a change made.
         self.0.absences.lock()
     }
 }
@@ -253,7 +252,7 @@ impl ShardDiscovery {
             return Some(BTreeSet::new());
         }
         let mut retries = Retries::new(false, &LeaseTable::default());
-        let mut unusable_answers = 0;
+        let mut unusable_responses = 0;
         loop {
             let failure = match self.kinesis.shards_open_before(time).await {
                 Ok(open_then) => return Some(listing.closed_before(&open_then)),
@@ -262,8 +261,8 @@ impl ShardDiscovery {
                 }
                 Err(failure) => failure,
             };
-            unusable_answers += u32::from(failure.action == RetryAction::RestartListing);
-            if unusable_answers >= FILTERED_ATTEMPTS {
+            unusable_responses += u32::from(failure.action == RetryAction::RestartListing);
+            if unusable_responses >= FILTERED_ATTEMPTS {
                 tracing::warn!(
                     stream = %self.kinesis.name(),
                     error = %failure.error,

@@ -122,7 +122,7 @@ impl ScopeMigration {
     }
 
     /// Returns the shards with a sequence number that Kinesis rejects as one of another stream. The
-    /// shard's reader handles any other answer.
+    /// shard's reader handles any other response.
     async fn refuted<'a>(
         &self,
         discovery: &ShardDiscovery,

@@ -222,15 +222,15 @@ impl FirstPoll {
     }
 
     /// Returns the moment by the server's clock, or one before it. `answered` is the server's time
-    /// of an answer that has just arrived. Of the two clocks of this host, the one that has
+    /// of a response that has just arrived. Of the two clocks of this host, the one that has
     /// advanced further is used: on some machines the monotonic clock stops during sleep.
     pub(super) fn before(&self, answered: SystemTime) -> SystemTime {
         let on_the_wall = self.clock.now().duration_since(self.on_the_wall).unwrap_or_default();
         floor(answered.checked_sub(self.at.elapsed().max(on_the_wall)).unwrap_or(UNIX_EPOCH))
     }
 
-    /// Returns the moment by the clock of this host less the largest clock skew, before any answer
-    /// has arrived. It is not rounded.
+    /// Returns the moment by the clock of this host less the largest clock skew, before any
+    /// response has arrived. It is not rounded.
     pub(super) fn by_own_clock(&self) -> SystemTime {
         self.on_the_wall.checked_sub(MAX_CLOCK_SKEW).unwrap_or(UNIX_EPOCH)
     }

@@ -1,6 +1,6 @@
-//! Containment of panics in code that the caller supplies.
+//! Containment of panics in user code: code that the caller supplies.
 //!
-//! | caller's code | called by | state after a panic |
+//! | user code | called by | state after a panic |
 //! |---|---|---|
 //! | store: saves | the writer's task | the positions stay pending; the next attempt saves them |
 //! | store: exchanges | the worker's task | the lease table as last seen; leases are valid until they expire |

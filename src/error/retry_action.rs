@@ -98,7 +98,7 @@ impl ClassifiedError {
         Self { action, error: Error::new(kind, message).with_source(error), answered: None }
     }
 
-    /// Creates the error of a call in which the caller's code panicked, such as an interceptor.
+    /// Creates the error of a call in which user code panicked, such as an interceptor.
     pub(crate) fn panicked(operation: &'static str, panic: Panic) -> Self {
         let message = format!(
             "{operation} panicked in the client's HTTP client, interceptor or credentials provider; \
@@ -401,7 +401,7 @@ mod tests {
         }
     }
 
-    /// Proxies and load balancers answer without an AWS error code.
+    /// Proxies and load balancers respond without an AWS error code.
     #[test]
     fn status_without_error_code_has_its_action_and_kind() {
         use ErrorKind::{Rejected, Throttled, Unavailable};

@@ -138,14 +138,14 @@ impl Worker {
         }
     }
 
-    /// Notes that the worker is in the table, and applies the table of the answer if it has
+    /// Notes that the worker is in the table, and applies the table of the response if it has
     /// changed.
-    pub(super) fn handle_response(&mut self, answer: HeartbeatResponse) {
-        if answer.membership == Membership::Joined {
+    pub(super) fn handle_response(&mut self, response: HeartbeatResponse) {
+        if response.membership == Membership::Joined {
             let worker_id = (*self.deps.config.worker_id).to_owned();
             self.deps.telemetry.emit(Event::WorkerJoined { worker_id });
         }
-        if let Some(table) = answer.table {
+        if let Some(table) = response.table {
             self.apply_table(table);
         }
         // The only worker of a fleet lists the stream before it reads.
@@ -204,7 +204,7 @@ impl Worker {
         for shard in leaving {
             let patience = self.deps.config.handoff_timeout;
             if let Some(epoch) = self.owned.epoch(&shard) {
-                self.hand_over(&shard, epoch, patience);
+                self.hand_off(&shard, epoch, patience);
             }
         }
     }
@@ -353,8 +353,8 @@ impl Worker {
     }
 
     /// Stops delivery from the shard, and releases its lease when all delivered records are
-    /// finished, or after `patience`.
-    pub(super) fn hand_over(&mut self, shard: &ShardId, epoch: u64, patience: Duration) {
+    /// acknowledged, or after `patience`.
+    pub(super) fn hand_off(&mut self, shard: &ShardId, epoch: u64, patience: Duration) {
         let Some(holding) = self.owned.get(shard, epoch) else { return };
         if holding.is_leaving {
             return;
@@ -373,7 +373,7 @@ impl Worker {
                     telemetry.emit(Event::HandoffTimedOut { shard_id: shard.clone(), epoch });
                 }
                 // A store that cannot save must not keep the shard from other workers.
-                let _told_elsewhere = timeout(FINAL_SAVE_TIMEOUT, writer.flush()).await;
+                let _reported_elsewhere = timeout(FINAL_SAVE_TIMEOUT, writer.flush()).await;
             })
             .await;
             TaskOutcome::Settled(shard, epoch)
@@ -421,12 +421,12 @@ impl Worker {
         if is_full { held } else { u32::MAX }
     }
 
-    /// Hands over the shards whose callers have stopped polling.
+    /// Hands off the shards whose callers have stopped polling.
     pub(super) fn check_callers(&mut self) {
         let Some(limit) = self.deps.config.poll_timeout else { return };
         for (shard, epoch) in self.owned.neglected(limit) {
             self.deps.telemetry.emit(Event::ConsumerStalled { shard_id: shard.clone() });
-            self.hand_over(&shard, epoch, Duration::ZERO);
+            self.hand_off(&shard, epoch, Duration::ZERO);
         }
     }
 }

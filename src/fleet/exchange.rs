@@ -15,7 +15,7 @@ use crate::store::lease::{Change, HeartbeatRequest, HeartbeatResponse, LeaseTabl
 use crate::store::{STORE_CALL_TIMEOUT, with_timeout};
 use crate::telemetry::{Event, log_line};
 
-/// The time limit for saving finished records before a lease is released. At shutdown it also
+/// The time limit for saving acknowledged records before a lease is released. At shutdown it also
 /// covers the release of all leases.
 pub(super) const FINAL_SAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -58,27 +58,27 @@ impl Worker {
             let sent = self.pending.len();
             let request = self.request(changes, only_if_unchanged);
             let asked = self.validity.now();
-            let answer = match self.send_request(&request).await {
-                Ok(answer) => answer,
+            let response = match self.send_request(&request).await {
+                Ok(response) => response,
                 Err(error) => return self.fail(error, asked),
             };
-            if answer.membership == Membership::Occupied {
+            if response.membership == Membership::Occupied {
                 return self.retry_worker_id(asked.monotonic);
             }
             self.pending.drain(..sent);
-            let is_conflict = only_if_unchanged && !answer.applied;
+            let is_conflict = only_if_unchanged && !response.applied;
             // The store accepted the changes without effect. An immediate repeat would have none
             // either.
             let is_in_vain = only_if_unchanged
-                && answer.applied
-                && answer.table.as_ref().is_none_or(|table| lacks_added(table, &request.changes));
-            if only_if_unchanged && answer.applied {
+                && response.applied
+                && response.table.as_ref().is_none_or(|table| lacks_added(table, &request.changes));
+            if only_if_unchanged && response.applied {
                 self.exclusions.assigned(&request.changes);
                 if decided.are_listed {
                     self.apply_listing();
                 }
             }
-            self.handle_response(answer);
+            self.handle_response(response);
             self.deps.telemetry.renewed(self.owned.len());
             // Only after the table was applied, since a lost lease must not become valid again. A
             // lease that is still to be restored may go to another worker first.
@@ -154,7 +154,7 @@ impl Worker {
         let mut asked = pin!(asked);
         tokio::select! {
             biased;
-            answer = &mut asked => return answer,
+            response = &mut asked => return response,
             () = sleep_until_expiry(valid_until) => self.validity.suspend(),
         }
         asked.await
@@ -244,7 +244,7 @@ impl Worker {
         request.leaving = true;
         let left = timeout(FINAL_SAVE_TIMEOUT, async {
             // The writer reports a failure to the callers that flush.
-            let _told_elsewhere = self.deps.writer.flush().await;
+            let _reported_elsewhere = self.deps.writer.flush().await;
             self.add_children().await;
             self.backoff.succeeded();
             while let Err(error) =

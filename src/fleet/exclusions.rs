@@ -205,7 +205,7 @@ impl ExclusionTracker {
 ///
 /// Every other end of a lease finishes the shard, marks it expired, or starts another epoch.
 /// Between two reads of the table a lease may be released and assigned again. That is detected if
-/// this worker had just assigned the lease, or if the lease was to be handed over and is back with
+/// this worker had just assigned the lease, or if the lease was to be handed off and is back with
 /// its owner.
 fn is_released(last: &Lease, lease: &Lease, is_assigned: bool) -> bool {
     let is_later = lease.epoch > last.epoch;

@@ -1,12 +1,12 @@
 //! The shards that one worker owns, and their reconciliation with the lease table.
 //!
 //! ```text
-//!            has a next owner, or           records finished,
+//!            has a next owner, or           records acknowledged,
 //!            its stream ended early         or the handoff timed out
 //!   reading ────────────────────────► leaving ──────────────────────► released
 //!      │                                 │
 //!      └────────────────┬────────────────┘
-//!                       ├── every record finished ──► finished
+//!                       ├── every record acknowledged ──► finished
 //!                       └── lease lost, such as by a higher epoch ──► lost
 //! ```
 //!
@@ -134,7 +134,7 @@ pub(super) struct Reconciliation {
     pub(super) changes: Vec<Change>,
     /// Shards to open.
     pub(super) opened: Vec<(ShardId, Lease)>,
-    /// Shards to hand over.
+    /// Shards to hand off.
     pub(super) leaving: Vec<ShardId>,
     /// Shards that are finished.
     pub(super) finished: Vec<ShardId>,

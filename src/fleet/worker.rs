@@ -101,8 +101,8 @@ pub(super) enum TaskOutcome {
     FailedToList(Panic),
     /// The start of a shard is stored, or its lease is over.
     StoredStart(Box<AssignedShard>),
-    /// A handoff can complete: the shard's delivered records are finished, or the handoff has timed
-    /// out.
+    /// A handoff can complete: the shard's delivered records are acknowledged, or the handoff has
+    /// timed out.
     Settled(ShardId, u64),
 }
 
@@ -179,8 +179,8 @@ impl Worker {
                 self.check_reachability();
                 self.exchange().await;
                 if self.joined && self.failing_since.is_none() {
-                    for told in self.edit_waiters.drain(..) {
-                        let _nobody_waits = told.send(());
+                    for seen in self.edit_waiters.drain(..) {
+                        let _dropped = seen.send(());
                     }
                 }
                 self.deps.telemetry.measure(self.owned.len());
@@ -228,24 +228,24 @@ impl Worker {
             }
             WorkerMessage::Dropped(shard, epoch) => {
                 self.exclusions.dropped(&shard, self.renewal());
-                self.hand_over(&shard, epoch, self.patience());
+                self.hand_off(&shard, epoch, self.patience());
             }
             WorkerMessage::Failed { shard, epoch, has_delivered } => {
                 self.exclusions.failed(&shard, has_delivered);
-                self.hand_over(&shard, epoch, self.patience());
+                self.hand_off(&shard, epoch, self.patience());
             }
             WorkerMessage::StateMismatch => self.renew_at = Instant::now(),
             // An unreadable field does not change the version.
             WorkerMessage::Unreadable => self.request_full_table(),
-            WorkerMessage::TableEdited(told) => {
+            WorkerMessage::TableEdited(seen) => {
                 self.renew_at = Instant::now();
-                self.edit_waiters.push(told);
+                self.edit_waiters.push(seen);
             }
         }
     }
 
     /// Returns the time to wait for a shard's records in flight after its stream has ended. Without
-    /// acknowledgements, none of them can be finished any more.
+    /// calls of `ack`, none of them can be acknowledged any more.
     fn patience(&self) -> Duration {
         match self.deps.config.checkpoint_on {
             CheckpointOn::Pull => Duration::ZERO,

@@ -26,6 +26,7 @@ pub(super) const MAX_DIGITS: usize = 129;
 /// # Ok::<(), kinestream::Error>(())
 /// ```
 #[derive(Clone)]
+#[doc(alias = "offset")]
 pub struct SequenceNumber(pub(super) SharedText);
 
 impl SequenceNumber {

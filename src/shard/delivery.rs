@@ -124,7 +124,7 @@ impl BatchSlot {
                 return NextRun::Refused;
             }
         };
-        let Some(next) = watermark.hand_out(left, left_bytes) else {
+        let Some(next) = watermark.begin_delivery(left, left_bytes) else {
             *place = SlotState::Taken(buffer);
             return NextRun::Over;
         };
@@ -152,7 +152,7 @@ impl RecordRun {
                 if self.left_bytes > 0 {
                     self.left_bytes -= record.size();
                 }
-                self.buffer.batch.origin().finish.deliver(self.next);
+                self.buffer.batch.origin().ack_sink.deliver(self.next);
                 Some(record)
             }
             Err(error) => {
@@ -171,7 +171,7 @@ impl RecordRun {
     /// memory of those that were.
     fn end(mut self) {
         if self.left > 0 {
-            self.buffer.batch.origin().finish.take_back(self.left, self.left_bytes);
+            self.buffer.batch.origin().ack_sink.take_back(self.left, self.left_bytes);
         }
         let is_over = self.buffer.batch.len() == 0 && self.buffer.error.is_none();
         *self.slot.lock() = if is_over {
@@ -183,15 +183,15 @@ impl RecordRun {
     }
 }
 
-/// Delivers a run record by record. With [`CheckpointOn::Pull`], finishes each record at the next
-/// poll.
+/// Delivers a run record by record. With [`CheckpointOn::Pull`], acknowledges each record at the
+/// next poll.
 #[derive(Default)]
 pub(crate) struct Delivery {
     run: Option<RecordRun>,
     on_pull: bool,
-    /// The number of the last record delivered, while it is not finished. Set only with
+    /// The number of the last record delivered, while it is not acknowledged. Set only with
     /// [`CheckpointOn::Pull`].
-    unfinished: Option<u64>,
+    unacknowledged: Option<u64>,
     /// The position of that record in its shard.
     position: PositionBuf,
 }
@@ -199,15 +199,15 @@ pub(crate) struct Delivery {
 impl Delivery {
     pub(crate) fn new(checkpoint_on: CheckpointOn) -> Self {
         let on_pull = checkpoint_on == CheckpointOn::Pull;
-        Self { run: None, on_pull, unfinished: None, position: PositionBuf::default() }
+        Self { run: None, on_pull, unacknowledged: None, position: PositionBuf::default() }
     }
 
-    /// Finishes the last record, since the caller has polled again.
-    fn finish_last(&mut self) {
+    /// Acknowledges the last record, since the caller has polled again.
+    fn acknowledge_last(&mut self) {
         // With `Pull`, no limit counts bytes. The record belongs to this run, which ends only when
         // it is polled after its last record.
-        if let (Some(number), Some(run)) = (self.unfinished.take(), &self.run) {
-            run.buffer.batch.origin().finish.finish(number, &self.position, 0);
+        if let (Some(number), Some(run)) = (self.unacknowledged.take(), &self.run) {
+            run.buffer.batch.origin().ack_sink.acknowledge(number, &self.position, 0);
         }
     }
 
@@ -217,7 +217,7 @@ impl Delivery {
         let record = self.run.as_mut().and_then(RecordRun::next).map(Ok);
         match &record {
             Some(Ok(record)) if self.on_pull => {
-                self.unfinished = Some(record.number);
+                self.unacknowledged = Some(record.number);
                 self.position.set(record);
             }
             Some(_) => {}
@@ -230,7 +230,7 @@ impl Delivery {
     /// Begins a poll. Returns the next record of the current run, unless the stream is closed.
     #[inline]
     pub(crate) fn resume(&mut self, is_closed: impl FnOnce() -> bool) -> Option<Result<Record>> {
-        self.finish_last();
+        self.acknowledge_last();
         if is_closed() {
             self.clear();
         }
@@ -238,7 +238,7 @@ impl Delivery {
     }
 
     /// Takes the next run, and returns its first record. The last record of the previous run is
-    /// finished, or the caller has it.
+    /// acknowledged, or the caller has it.
     pub(crate) fn start_run(&mut self, run: RecordRun) -> Option<Result<Record>> {
         self.run = Some(run);
         self.next()

@@ -4,7 +4,7 @@
 //!            the worker did not renew in time
 //!   valid ◄────────────────────────────────────► in doubt
 //!     │            the worker has renewed            │
-//!     └──► over: handed over, lost, finished ◄───────┘
+//!     └──► over: handed off, lost, finished ◄────────┘
 //! ```
 //!
 //! The state is checked for each record. A process that was suspended must detect that before it

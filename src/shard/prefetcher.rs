@@ -109,7 +109,7 @@ impl Prefetcher {
                         FetchMessage::Panicked(panic)
                     }
                 };
-                let _nobody_reads = sender.send(last);
+                let _dropped = sender.send(last);
             }
         });
         Self { permits, demand, outstanding: 0, received: 0, messages, _task: task }

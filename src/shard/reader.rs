@@ -8,17 +8,17 @@
 //!
 //! | `Done` because of | lease |
 //! |---|---|
-//! | its end | released when every record is finished |
+//! | its end | released when every record is acknowledged |
 //! | a fatal error of its source or of a record | released; this worker pauses the shard with back-off |
 //! | a panic of the fetch task, a dropped stream | released; this worker pauses the shard for one renewal |
 //! | the close of the consumer | released when the worker leaves |
-//! | the end of the lease | already handed over or lost |
+//! | the end of the lease | already handed off or lost |
 //! | the shutdown of the runtime | expires, since the worker ends with the runtime |
 //!
 //! All work in progress belongs to the reader or to the prefetcher's task, so a dropped `next()`
 //! loses nothing. A poll of `ShardReader` checks what could hold it up in this order: the close,
-//! the lease, the store, the caller's unfinished records. Then it checks for fetched records. Each
-//! check registers the waker before it returns `Pending`.
+//! the lease, the store, the caller's unacknowledged records. Then it checks for fetched records.
+//! Each check registers the waker before it returns `Pending`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -103,7 +103,7 @@ enum ReaderState {
 
 impl ShardReader {
     pub(crate) fn new(plan: ReaderConfig) -> Self {
-        // With `Pull`, only the last record delivered is unfinished, and the next poll finishes it.
+        // With `Pull`, only the last record delivered is unacknowledged, until the next poll.
         if plan.checkpoint_on == CheckpointOn::Ack {
             plan.watermark.set_limits(plan.in_flight);
         }
@@ -237,8 +237,8 @@ impl ShardReader {
         allowance
     }
 
-    /// Ends the stream after an error that a further read does not cure, so that the lease is
-    /// released. The caller receives each kind of error once until a record is delivered again.
+    /// Ends the stream after an error that retrying does not fix, so that the lease is released.
+    /// The caller receives each kind of error once until a record is delivered again.
     fn end_failed<T>(&mut self, error: Error) -> Poll<Option<Result<T>>> {
         self.state = ReaderState::Done;
         let error = self.telemetry.locate(error);

@@ -135,7 +135,7 @@ impl Aggregate {
         }
     }
 
-    /// Skips the parts up to and including `part`, which are finished.
+    /// Skips the parts up to and including `part`, which are acknowledged.
     pub(super) fn skip_through(&mut self, part: u64) {
         let end = usize::try_from(part).map_or(usize::MAX, |part| part.saturating_add(1));
         let end = end.clamp(self.next, self.parts.len());

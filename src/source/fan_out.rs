@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::batch::size;
 use super::demand::Demand;
-use super::fetch_state::{FetchState, FetchedAnswer, StreamError, Unpacked, children};
+use super::fetch_state::{FetchState, FetchedResponse, StreamError, Unpacked, children};
 use super::memory_budget::ShardBudget;
 use super::registered_consumer::RegisteredConsumer;
 use super::response_memory::while_read;
@@ -159,13 +159,13 @@ impl FanOutFetcher {
     async fn subscribe(&self) -> Result<StartedSubscription, SubscribeError> {
         let consumer = self.registered_consumer.arn().await.map_err(SubscribeError::Failed)?;
         let spare = self.memory.grant(&self.demand, while_read(self.expected)).await;
-        let gauge = MessageMeter::new(spare, self.demand.clone());
+        let meter = MessageMeter::new(spare, self.demand.clone());
         let (kinesis, shard) = (&self.fetch_state.kinesis, self.fetch_state.shard_id());
         let (position, asked) = (self.fetch_state.begin(), Instant::now());
-        match kinesis.subscribe(&consumer, shard, &position, gauge.clone()).await {
+        match kinesis.subscribe(&consumer, shard, &position, meter.clone()).await {
             Ok((subscription, date)) => Ok(StartedSubscription { subscription, date, asked }),
-            Err(failure) if gauge.short() > 0 && failure.error.kind() != ErrorKind::Panicked => {
-                Err(SubscribeError::NoRoom(gauge.short()))
+            Err(failure) if meter.short() > 0 && failure.error.kind() != ErrorKind::Panicked => {
+                Err(SubscribeError::NoRoom(meter.short()))
             }
             Err(failure) => {
                 self.forget_missing_consumer(&failure).await;
@@ -236,11 +236,11 @@ impl FanOutFetcher {
         if !is_empty {
             self.patience = CHECKED_FOR;
         }
-        let mut answer = FetchedAnswer { batch, space, passed: None, end: None };
+        let mut response = FetchedResponse { batch, space, passed: None, end: None };
         // Without a valid next position, the next subscription begins where this one stopped.
         match next {
             _ if has_invalid_number => {
-                self.fetch_state.answered(answer);
+                self.fetch_state.answered(response);
                 self.fetch_state.doubt(INVALID_NUMBER, is_empty)
             }
             // Some servers name the children as soon as the shard is closed, before its end.
@@ -255,32 +255,32 @@ impl FanOutFetcher {
                     if !self.fetch_state.precedes_start(reached) {
                         // The event may have been buffered for as long as a subscription lives.
                         let until = reached.checked_sub(MAX_SUBSCRIPTION_AGE).unwrap_or(reached);
-                        answer.passed = self.fetch_state.advance(next, until, lag <= 0);
+                        response.passed = self.fetch_state.advance(next, until, lag <= 0);
                     }
                 }
-                self.fetch_state.answered(answer);
+                self.fetch_state.answered(response);
                 Ok(())
             }
             None if children.is_none() => {
                 if is_empty {
-                    answer.end = self.open_end(is_empty, has_records, lag).await?;
-                    if answer.end.is_some() {
+                    response.end = self.open_end(is_empty, has_records, lag).await?;
+                    if response.end.is_some() {
                         if !self.fetch_state.judge_end(beginning).await? {
                             return Ok(());
                         }
                         self.fetch_state.telemetry.succeeded();
                     }
-                    self.fetch_state.answered(answer);
+                    self.fetch_state.answered(response);
                     return Ok(());
                 }
-                self.fetch_state.answered(answer);
+                self.fetch_state.answered(response);
                 self.open_end(is_empty, has_records, lag).await.map(drop)
             }
             _ => {
                 self.fetch_state.note_next_position(is_empty && has_records, has_records);
                 self.fetch_state.report_recovery(is_empty);
-                answer.end = children;
-                self.fetch_state.answered(answer);
+                response.end = children;
+                self.fetch_state.answered(response);
                 Ok(())
             }
         }

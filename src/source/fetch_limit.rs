@@ -3,7 +3,7 @@
 use super::response_memory::while_read;
 
 /// The minimum expected length of a response, in bytes.
-pub(super) const SMALL_ANSWER: usize = 32 * 1024;
+pub(super) const SMALL_RESPONSE: usize = 32 * 1024;
 
 /// The record limit of one shard's calls, and the expected length of their responses.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub(super) struct FetchLimit {
 
 impl FetchLimit {
     pub(super) fn new(most: u32) -> Self {
-        Self { most, limit: most, expected: SMALL_ANSWER }
+        Self { most, limit: most, expected: SMALL_RESPONSE }
     }
 
     pub(super) fn limit(&self) -> u32 {
@@ -38,7 +38,7 @@ impl FetchLimit {
         let fitting = u64::from(self.limit) * taken as u64 / (self.needed() as u64).max(1);
         let fitting = u32::try_from(fitting).unwrap_or(u32::MAX);
         self.limit = fitting.min(self.limit / 2).max(1);
-        self.expected = (taken / while_read(1)).max(SMALL_ANSWER);
+        self.expected = (taken / while_read(1)).max(SMALL_RESPONSE);
     }
 
     /// Notes that there was not enough memory for a response of this length.
@@ -49,7 +49,7 @@ impl FetchLimit {
     /// Notes that a response of this length was read and that `free` bytes of memory are left.
     /// Raises the limit if twice as many records would fit.
     pub(super) fn answered(&mut self, length: usize, free: usize) {
-        self.expected = length.max(SMALL_ANSWER);
+        self.expected = length.max(SMALL_RESPONSE);
         if self.limit < self.most && while_read(self.expected.saturating_mul(2)) <= free {
             self.limit = self.limit.saturating_mul(2).min(self.most);
             self.expected = self.expected.saturating_mul(2);

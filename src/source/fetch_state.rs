@@ -37,7 +37,7 @@ pub(super) struct FetchState {
     pub(super) start_time: Option<SystemTime>,
     /// True if the user records of an aggregated record are delivered one by one.
     pub(super) deaggregate: bool,
-    pub(super) finish: Arc<dyn AckSink>,
+    pub(super) ack_sink: Arc<dyn AckSink>,
     /// Limits the rate of the calls.
     pub(super) pace: Pace,
     pub(super) state: FetchProgress,
@@ -55,7 +55,7 @@ pub(super) struct FetchProgress {
     /// Consecutive useless responses.
     useless: FailureStreak,
     /// The response that was fetched and is not yielded yet.
-    answer: Option<FetchedAnswer>,
+    response: Option<FetchedResponse>,
     /// The position that was chosen according to `on_trimmed`, which is stored immediately.
     pub(super) trimmed_position: Option<(Option<SequenceNumber>, SystemTime)>,
     /// The children of the shard, set when all of its records are yielded.
@@ -85,7 +85,7 @@ impl FetchProgress {
 }
 
 /// The contents of a response.
-pub(super) struct FetchedAnswer {
+pub(super) struct FetchedResponse {
     pub(super) batch: Batch,
     pub(super) space: Reservation,
     /// The position that the shard has reached, if the response holds no record.
@@ -254,7 +254,7 @@ impl FetchState {
             shard_id: self.shard_id().clone(),
             millis_behind_latest,
             epoch: self.epoch,
-            finish: Arc::clone(&self.finish),
+            ack_sink: Arc::clone(&self.ack_sink),
         };
         let mut batch = Batch::new(records, self.deaggregate, origin);
         if placed {
@@ -298,9 +298,9 @@ impl FetchState {
         }
     }
 
-    /// Stores a response, from which [`hand_out`](Self::hand_out) returns the items.
-    pub(super) fn answered(&mut self, answer: FetchedAnswer) {
-        self.state.answer = Some(answer);
+    /// Stores a response, from which [`next_item`](Self::next_item) returns the items.
+    pub(super) fn answered(&mut self, response: FetchedResponse) {
+        self.state.response = Some(response);
     }
 
     /// Returns the next item of the last response, or `None` if nothing is left.
@@ -311,12 +311,12 @@ impl FetchState {
         if let Some((after, until)) = self.state.trimmed_position.take() {
             return Ok(Some(Fetched::Quiet { after, until }));
         }
-        let Some(mut answer) = self.state.answer.take() else { return Ok(None) };
-        if let Err(reported_kinds) = self.retain_own(&mut answer.batch).await {
-            self.state.answer = Some(answer);
+        let Some(mut response) = self.state.response.take() else { return Ok(None) };
+        if let Err(reported_kinds) = self.retain_own(&mut response.batch).await {
+            self.state.response = Some(response);
             return Err(reported_kinds);
         }
-        let FetchedAnswer { batch, space, passed, end } = answer;
+        let FetchedResponse { batch, space, passed, end } = response;
         if batch.len() > 0 {
             self.state.ended = end;
             return Ok(Some(Fetched::Records(batch, space)));

@@ -115,7 +115,7 @@ impl StreamClient {
             .config_override(Self::single_attempt())
             .interceptor(date.clone())
             .send();
-        Ok((answer("GetShardIterator", call).await?.shard_iterator, date.read()))
+        Ok((response("GetShardIterator", call).await?.shard_iterator, date.read()))
     }
 
     /// Calls `GetRecords`. The response is read once there is memory for it.
@@ -135,7 +135,7 @@ impl StreamClient {
             .config_override(Self::single_attempt())
             .interceptor(room.clone())
             .send();
-        answer("GetRecords", call).await
+        response("GetRecords", call).await
     }
 
     /// Returns the ARN of the stream. Looks it up if the stream was given by name.
@@ -152,7 +152,7 @@ impl StreamClient {
         let call = self.client.describe_stream_summary();
         let call = call.set_stream_name(name).set_stream_arn(arn);
         let call = call.customize().config_override(Self::single_attempt()).send();
-        Ok(answer("DescribeStreamSummary", call).await?.stream_description_summary)
+        Ok(response("DescribeStreamSummary", call).await?.stream_description_summary)
     }
 
     /// Returns the retention period of the stream, from a lookup that began after `since`; 24 hours
@@ -208,7 +208,7 @@ impl StreamClient {
             None => call.consumer_arn(consumer),
         };
         let call = call.customize().config_override(Self::single_attempt()).send();
-        let described = answer("DescribeStreamConsumer", call).await?.consumer_description;
+        let described = response("DescribeStreamConsumer", call).await?.consumer_description;
         // The SDK reads a missing description or ARN as an empty one.
         described
             .filter(|consumer| !consumer.consumer_arn.is_empty())
@@ -228,7 +228,7 @@ impl StreamClient {
             let refused = error.as_service_error();
             is_full = refused.is_some_and(RegisterStreamConsumerError::is_limit_exceeded_exception);
         });
-        let registered = answer("RegisterStreamConsumer", call).await;
+        let registered = response("RegisterStreamConsumer", call).await;
         registered
             .map(|_registered| ())
             .map_err(|failure| if is_full { too_many_consumers(failure) } else { failure })
@@ -237,7 +237,7 @@ impl StreamClient {
     pub(super) async fn deregister(&self, consumer_arn: &str) -> Result<(), ClassifiedError> {
         let call = self.client.deregister_stream_consumer().consumer_arn(consumer_arn);
         let call = call.customize().config_override(Self::single_attempt()).send();
-        answer("DeregisterStreamConsumer", call).await.map(|_gone| ())
+        response("DeregisterStreamConsumer", call).await.map(|_gone| ())
     }
 
     /// Calls `SubscribeToShard`. Events are read once there is memory for them.
@@ -246,7 +246,7 @@ impl StreamClient {
         consumer_arn: &str,
         shard: &ShardId,
         position: &Position,
-        gauge: MessageMeter,
+        meter: MessageMeter,
     ) -> Result<(Subscription, Option<SystemTime>), ClassifiedError> {
         let (kind, number, time) = iterator_start(position);
         let place = types::StartingPosition::builder()
@@ -268,11 +268,11 @@ impl StreamClient {
             .set_starting_position(place.build().ok())
             .customize()
             .config_override(settings)
-            .interceptor(gauge.clone())
+            .interceptor(meter.clone())
             .interceptor(date.clone())
             .send();
-        let subscribed = answer("SubscribeToShard", call).await?;
-        Ok((Subscription::new(subscribed.event_stream, gauge, on), date.read()))
+        let subscribed = response("SubscribeToShard", call).await?;
+        Ok((Subscription::new(subscribed.event_stream, meter, on), date.read()))
     }
 
     /// Lists the shards of the stream that are within retention. Fails if the listing is evidently
@@ -372,7 +372,7 @@ impl StreamClient {
             .config_override(Self::single_attempt())
             .interceptor(date.clone())
             .send();
-        let listed = answer("ListShards", call).await?;
+        let listed = response("ListShards", call).await?;
         Ok((listed, date.read()))
     }
 }
@@ -387,8 +387,8 @@ fn too_many_consumers(failure: ClassifiedError) -> ClassifiedError {
 
 /// Returns the iterator type, sequence number and time that express a position in a call.
 ///
-/// A finished record is fetched again and skipped: its presence shows that no record after it has
-/// left retention. In addition, Kinesis may refuse to begin after the last number of a closed
+/// The last record read is fetched again and skipped: its presence shows that no record after it
+/// has left retention. In addition, Kinesis may refuse to begin after the last number of a closed
 /// shard.
 fn iterator_start(position: &Position) -> (ShardIteratorType, Option<String>, Option<DateTime>) {
     if let Some(number) = position.number() {
@@ -405,7 +405,7 @@ enum Page {
     Next(String),
 }
 
-async fn answer<T, E>(
+async fn response<T, E>(
     operation: &'static str,
     call: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
 ) -> Result<T, ClassifiedError>

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::fetch_state::{FetchState, StreamError};
 use super::retention::{Beginning, PlacementStart, Retention};
-use super::unproven_end::{BEHIND_ANSWERS, BEHIND_FOR};
+use super::unproven_end::{BEHIND_FOR, BEHIND_RESPONSES};
 use super::{OnTrimmed, Position};
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
@@ -57,7 +57,7 @@ impl Probe {
     fn is_empty_again(&mut self) -> bool {
         let since = *self.empty_since.get_or_insert_with(Instant::now);
         self.empty += 1;
-        self.empty >= BEHIND_ANSWERS && since.elapsed() >= BEHIND_FOR
+        self.empty >= BEHIND_RESPONSES && since.elapsed() >= BEHIND_FOR
     }
 }
 

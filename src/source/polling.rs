@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::batch::size;
 use super::demand::Demand;
 use super::fetch_limit::FetchLimit;
-use super::fetch_state::{FetchState, FetchedAnswer, StreamError, Unpacked, children};
+use super::fetch_state::{FetchState, FetchedResponse, StreamError, Unpacked, children};
 use super::memory_budget::ShardBudget;
 use super::response_memory::{MAX_RESPONSE_BYTES, ResponseMemory};
 use super::retention::Beginning;
@@ -51,7 +51,8 @@ pub(super) struct PollingFetcher {
     memory: ShardBudget,
     demand: Demand,
     iterator: Option<ShardIterator>,
-    /// No new record has been read since the iterator was placed, so finished records are skipped.
+    /// No new record has been read since the iterator was placed, so records up to the position are
+    /// skipped.
     placed: bool,
     /// True if retention may overtake the reader.
     is_near_horizon: bool,
@@ -81,12 +82,12 @@ impl PollingFetcher {
     }
 
     /// Returns the record limit of the next call. If the option is 1 and the iterator is placed at
-    /// a finished record, the limit is 2: that record is returned together with the next one.
+    /// the last record read, the limit is 2: that record is returned together with the next one.
     fn limit(&self) -> u32 {
-        let begins_at_finished =
-            !self.fetch_state.is_sound() && self.fetch_state.begins_at_finished();
+        let begins_at_last_record =
+            !self.fetch_state.is_sound() && self.fetch_state.begins_at_last_record();
         self.fetch_limit.limit()
-            + u32::from(self.fetch_limit.is_single_record() && begins_at_finished)
+            + u32::from(self.fetch_limit.is_single_record() && begins_at_last_record)
     }
 
     /// Returns true if records after the last one may have left retention since the iterator was
@@ -116,15 +117,15 @@ impl PollingFetcher {
 
     async fn read(
         &mut self,
-        answer: GetRecordsOutput,
+        response: GetRecordsOutput,
         response_memory: ResponseMemory,
         asked: Instant,
     ) -> Result<(), StreamError> {
-        let bytes = answer.records.iter().map(size).sum();
-        let lag = answer.millis_behind_latest;
+        let bytes = response.records.iter().map(size).sum();
+        let lag = response.millis_behind_latest;
         let behind = lag.unwrap_or(0) > 0
             // Some servers never report a lag, so a full response also counts as behind.
-            || answer.records.len() >= self.fetch_limit.limit() as usize
+            || response.records.len() >= self.fetch_limit.limit() as usize
             || bytes > MAX_RESPONSE_BYTES / 2;
         let (length, lacks_records) = (response_memory.length(), response_memory.lacks_records());
         let space = response_memory.keep(bytes);
@@ -135,12 +136,12 @@ impl PollingFetcher {
             self.fetch_state.pace.failed();
             return self.fetch_state.lacks_records();
         }
-        let children = children(self.fetch_state.shard_id(), answer.child_shards());
+        let children = children(self.fetch_state.shard_id(), response.child_shards());
         self.iterator =
-            answer.next_shard_iterator.filter(|text| !text.is_empty()).map(ShardIterator::new);
+            response.next_shard_iterator.filter(|text| !text.is_empty()).map(ShardIterator::new);
         let is_last = self.iterator.is_none();
-        let has_records = !answer.records.is_empty();
-        let first = answer.records.first();
+        let has_records = !response.records.is_empty();
+        let first = response.records.first();
         let is_tip = lag.is_some_and(|lag| lag <= 0);
         let is_end = is_last && children.is_some();
         let beginning = self.fetch_state.judge_beginning(first, is_tip || is_end).await?;
@@ -157,7 +158,7 @@ impl PollingFetcher {
             }
         }
         let Unpacked { batch, has_invalid_number } =
-            self.fetch_state.unpack(answer.records, bytes, lag, self.placed);
+            self.fetch_state.unpack(response.records, bytes, lag, self.placed);
         self.placed &= behind && batch.len() == 0;
         let is_empty = batch.len() == 0;
         if !is_empty || !is_tip || self.fetch_state.state.next_quiet_save.is_none() {
@@ -178,7 +179,7 @@ impl PollingFetcher {
         }
         if has_invalid_number {
             self.iterator = None;
-            self.fetch_state.answered(FetchedAnswer { batch, space, passed: None, end: None });
+            self.fetch_state.answered(FetchedResponse { batch, space, passed: None, end: None });
             return self.fetch_state.doubt(INVALID_NUMBER, is_empty);
         }
         let open_end = OpenEnd { is_empty, has_records, lag };
@@ -195,7 +196,7 @@ impl PollingFetcher {
                 self.fetch_state.telemetry.succeeded();
             }
         } else {
-            self.fetch_state.answered(FetchedAnswer { batch, space, passed: None, end: None });
+            self.fetch_state.answered(FetchedResponse { batch, space, passed: None, end: None });
             return self.fetch_state.proven_end(&open_end).await.map(drop);
         }
         let passed = match beginning {
@@ -204,7 +205,7 @@ impl PollingFetcher {
             }
             _ => None,
         };
-        self.fetch_state.answered(FetchedAnswer { batch, space, passed, end });
+        self.fetch_state.answered(FetchedResponse { batch, space, passed, end });
         Ok(())
     }
 }
@@ -244,7 +245,7 @@ impl ShardFetcher for PollingFetcher {
         let limit = i32::try_from(self.limit()).unwrap_or(i32::MAX);
         let failure =
             match self.fetch_state.kinesis.records(&token.text, limit, &response_memory).await {
-                Ok(answer) => return self.read(answer, response_memory, asked).await,
+                Ok(response) => return self.read(response, response_memory, asked).await,
                 Err(failure) => failure,
             };
         // After a rejected sequence number, the next iterator probes the oldest record. A shard

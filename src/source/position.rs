@@ -119,8 +119,8 @@ impl Position {
 
     /// Returns true if a record that a newly placed iterator returned precedes this position.
     ///
-    /// This happens if the iterator was placed at a finished record, or if a server that finds no
-    /// record at the requested time begins with the records it has. Later records are new,
+    /// This happens if the iterator was placed at the last record read, or if a server that finds
+    /// no record at the requested time begins with the records it has. Later records are new,
     /// regardless of the arrival time that the clock of another host gave them.
     pub(crate) fn is_past(&self, place: &SequenceNumber, arrival: Option<SystemTime>) -> bool {
         match self {

@@ -95,10 +95,10 @@ impl ResponseMemory {
 
     /// Returns the memory of the response's records, which hold `bytes`, and releases the rest.
     pub(super) fn keep(self, bytes: usize) -> Reservation {
-        let mut answer = self.lock();
-        answer.space.resize_up_to(bytes);
-        let empty = answer.space.empty();
-        std::mem::replace(&mut answer.space, empty)
+        let mut response = self.lock();
+        response.space.resize_up_to(bytes);
+        let empty = response.space.empty();
+        std::mem::replace(&mut response.space, empty)
     }
 
     fn measure(&self, body: SdkBody) -> CountedBody {
@@ -170,7 +170,7 @@ impl Intercept for ResponseMemory {
         let Ok(output) = context.output_or_error() else { return Ok(()) };
         let has_none = output
             .downcast_ref()
-            .is_some_and(|answer: &GetRecordsOutput| answer.records.is_empty());
+            .is_some_and(|response: &GetRecordsOutput| response.records.is_empty());
         // Only a response without records is scanned again, and such a response is short.
         if has_none && let Some(text) = context.response().body().bytes() {
             self.lock().lacks_records = !FieldScanner::of(text).records;
@@ -198,14 +198,14 @@ impl Body for CountedBody {
         let inner = inner.get_mut();
         loop {
             let frame = ready!(Pin::new(&mut *inner).poll_frame(context));
-            let mut answer = response_memory.lock();
+            let mut response = response_memory.lock();
             match &frame {
-                Some(Ok(data)) if !answer.grow(data.data_ref().map_or(0, Bytes::len)) => {
-                    if answer.length > MAX_READ_BYTES {
+                Some(Ok(data)) if !response.grow(data.data_ref().map_or(0, Bytes::len)) => {
+                    if response.length > MAX_READ_BYTES {
                         return Poll::Ready(Some(Err(TOO_LITTLE_MEMORY.into())));
                     }
                 }
-                None if answer.was_rejected => {
+                None if response.was_rejected => {
                     return Poll::Ready(Some(Err(TOO_LITTLE_MEMORY.into())));
                 }
                 _ => return Poll::Ready(frame),

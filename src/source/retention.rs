@@ -1,7 +1,7 @@
 //! Detects records that were lost to retention before they were read.
 //!
 //! Kinesis either rejects a sequence number that has left retention, or accepts it and begins with
-//! the oldest kept record. An iterator is therefore placed at the last finished record, which is
+//! the oldest kept record. An iterator is therefore placed at the last record read, which is
 //! fetched again and skipped. If that record is returned, nothing after it was lost. If it is not,
 //! the oldest kept record shows whether it has left retention.
 
@@ -116,9 +116,9 @@ impl FetchState {
         }
     }
 
-    /// Notes the arrival time of the last record of a response that held only finished records. If
-    /// placements begin at the oldest kept record, the next one begins at that time, less
-    /// [`MAX_CLOCK_SKEW`].
+    /// Notes the arrival time of the last record of a response that held only records up to the
+    /// position. If placements begin at the oldest kept record, the next one begins at that time,
+    /// less [`MAX_CLOCK_SKEW`].
     pub(super) fn skipped_to(&mut self, arrival: Option<SystemTime>) {
         let Some(arrival) = arrival else { return };
         let Retention { start, last_arrival, approached, .. } = &mut self.state.retention;
@@ -137,16 +137,16 @@ impl FetchState {
         self.state.retention.is_sound
     }
 
-    /// Returns true if placements begin at a finished record, which is fetched again.
-    pub(super) fn begins_at_finished(&self) -> bool {
-        let is_finished = matches!(
+    /// Returns true if placements begin at the last record read, which is fetched again.
+    pub(super) fn begins_at_last_record(&self) -> bool {
+        let has_last_record = matches!(
             self.position,
             Position::AfterSequenceNumber(_, None) | Position::CaughtUp { after: Some(_), .. }
         );
-        is_finished && !self.begins_before()
+        has_last_record && !self.begins_before()
     }
 
-    /// Notes a placement that the server answered at `date` by its clock.
+    /// Notes a placement that the server responded to at `date` by its clock.
     pub(super) fn placed(&mut self, date: Option<SystemTime>) {
         (self.state.retention.is_sound, self.state.retention.needs_record) = (false, false);
         // The shard exists: one that has left retention has no iterator and no subscription.
@@ -394,8 +394,7 @@ impl FetchState {
         let after = match &self.position {
             Position::AfterSequenceNumber(number, None)
             | Position::CaughtUp { after: Some(number), .. } => Some(number.clone()),
-            // A restart reads from MOST_CLOCK_SKEW before `until`, which must not precede the
-            // start.
+            // A restart reads from MAX_CLOCK_SKEW before `until`, which must not precede the start.
             Position::AtTimestamp(start) if until < *start + MAX_CLOCK_SKEW => return None,
             // The next placement begins there again, whatever arrival times later records have.
             Position::TrimHorizon | Position::AtTimestamp(_) | Position::CaughtUp { .. } => None,

@@ -46,7 +46,7 @@ const DEAD_AFTER: Duration = Duration::from_secs(30);
 /// An open subscription.
 pub(super) struct Subscription {
     events: EventReceiver<SubscribeToShardEventStream, SubscribeToShardEventStreamError>,
-    gauge: MessageMeter,
+    meter: MessageMeter,
     pub(super) renew_at: Instant,
     _on: ConnectionSlot,
 }
@@ -83,12 +83,12 @@ impl EventMessage {
 impl Subscription {
     pub(super) fn new(
         events: EventReceiver<SubscribeToShardEventStream, SubscribeToShardEventStreamError>,
-        gauge: MessageMeter,
+        meter: MessageMeter,
         on: ConnectionSlot,
     ) -> Self {
         let renew_at = Instant::now() + RENEW_AFTER + RENEW_SPREAD.mul_f64(fastrand::f64());
-        gauge.lock().begin();
-        Self { events, gauge, renew_at, _on: on }
+        meter.lock().begin();
+        Self { events, meter, renew_at, _on: on }
     }
 
     /// Waits for the next event.
@@ -113,17 +113,17 @@ impl Subscription {
                 ));
             }
         };
-        let mut gauge = self.gauge.lock();
+        let mut meter = self.meter.lock();
         match received {
             Ok(Some(SubscribeToShardEventStream::SubscribeToShardEvent(event))) => {
-                SubscriptionMessage::Event(event, gauge.take_message())
+                SubscriptionMessage::Event(event, meter.take_message())
             }
             Ok(Some(_of_a_later_version)) => {
-                drop(gauge.take_message());
+                drop(meter.take_message());
                 SubscriptionMessage::Nothing
             }
             Ok(None) => SubscriptionMessage::Ended,
-            Err(_) if gauge.short > 0 => SubscriptionMessage::TooLittleMemory(gauge.short),
+            Err(_) if meter.short > 0 => SubscriptionMessage::TooLittleMemory(meter.short),
             Err(error) => {
                 SubscriptionMessage::Failed(ClassifiedError::of_event("SubscribeToShard", error))
             }
@@ -157,7 +157,7 @@ struct MeterState {
 const LENGTH: usize = 4;
 
 impl MessageMeter {
-    /// Creates the gauge of a subscription. `spare` is the memory granted for its first event.
+    /// Creates the meter of a subscription. `spare` is the memory granted for its first event.
     pub(super) fn new(spare: Reservation, demand: Demand) -> Self {
         Self(Arc::new(Mutex::new(MeterState {
             demand,
@@ -263,7 +263,7 @@ impl Intercept for MessageMeter {
         if response.status().is_success() {
             let body = std::mem::replace(response.body_mut(), SdkBody::taken());
             let measured =
-                MeasuredBody { body: Mutex::new(body), gauge: self.clone(), is_over: false };
+                MeasuredBody { body: Mutex::new(body), meter: self.clone(), is_over: false };
             *response.body_mut() = SdkBody::from_body_1_x(measured);
         }
         Ok(())
@@ -274,7 +274,7 @@ impl Intercept for MessageMeter {
 struct MeasuredBody {
     /// Never locked. The mutex only makes the type `Sync`.
     body: Mutex<SdkBody>,
-    gauge: MessageMeter,
+    meter: MessageMeter,
     /// A message has begun that does not fit into free memory.
     is_over: bool,
 }
@@ -296,7 +296,7 @@ impl Body for MeasuredBody {
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
-            let read = self.gauge.lock().read(data);
+            let read = self.meter.lock().read(data);
             if read < data.len() {
                 let before = data.slice(..read);
                 self.is_over = true;
@@ -322,7 +322,7 @@ mod tests {
         message
     }
 
-    fn gauge(memory: &ShardBudget, bytes: usize, urgency: Urgency) -> MessageMeter {
+    fn meter(memory: &ShardBudget, bytes: usize, urgency: Urgency) -> MessageMeter {
         let (mut space, demand) = (memory.empty(), Demand::default());
         assert!(space.resize(bytes));
         match urgency {
@@ -332,12 +332,12 @@ mod tests {
         MessageMeter::new(space, demand)
     }
 
-    /// Returns a gauge that has read the initial message of a subscription.
+    /// Returns a meter that has read the initial message of a subscription.
     fn begun(memory: &ShardBudget, spare: usize, urgency: Urgency) -> MessageMeter {
-        let gauge = gauge(memory, spare, urgency);
-        assert_eq!(gauge.lock().read(&message(160)), 160);
-        gauge.lock().begin();
-        gauge
+        let meter = meter(memory, spare, urgency);
+        assert_eq!(meter.lock().read(&message(160)), 160);
+        meter.lock().begin();
+        meter
     }
 
     proptest! {
@@ -350,20 +350,20 @@ mod tests {
         ) {
             let memory = MemoryBudget::new(1 << 20).shard();
             let all = memory.free();
-            let gauge = gauge(&memory, 0, Urgency::Ahead);
+            let meter = meter(&memory, 0, Urgency::Ahead);
             let bytes: Vec<u8> = lengths.iter().flat_map(|length| message(*length)).collect();
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len())).collect();
             cuts.sort_unstable();
             let mut begin = 0;
             for end in cuts.into_iter().chain([bytes.len()]) {
-                prop_assert_eq!(gauge.lock().read(&bytes[begin..end]), end - begin);
+                prop_assert_eq!(meter.lock().read(&bytes[begin..end]), end - begin);
                 begin = end;
             }
             let whole: usize = lengths.iter().map(|length| while_read(*length)).sum();
             prop_assert_eq!(memory.free(), all - whole);
             for length in lengths {
                 let before = memory.free();
-                drop(gauge.lock().take_message());
+                drop(meter.lock().take_message());
                 prop_assert_eq!(memory.free(), before + while_read(length));
             }
             prop_assert_eq!(memory.free(), all);
@@ -373,30 +373,30 @@ mod tests {
     #[test]
     fn message_without_memory_is_not_read_but_earlier_ones_are() {
         let memory = MemoryBudget::new(0).shard();
-        let gauge = begun(&memory, 0, Urgency::Ahead);
+        let meter = begun(&memory, 0, Urgency::Ahead);
         let mut two = message(20 << 10);
         two.extend(message(20 << 10));
-        assert_eq!(gauge.lock().read(&two), 20 << 10);
-        assert_eq!(gauge.lock().short, 20 << 10);
+        assert_eq!(meter.lock().read(&two), 20 << 10);
+        assert_eq!(meter.lock().short, 20 << 10);
     }
 
     #[test]
     fn message_fits_into_memory_granted_in_advance() {
         let memory = MemoryBudget::new(64 << 10).shard();
-        let gauge = begun(&memory, RESERVE + (20 << 10), Urgency::Ahead);
+        let meter = begun(&memory, RESERVE + (20 << 10), Urgency::Ahead);
         let mut other = memory.empty();
         other.resize_up_to(usize::MAX);
-        assert_eq!(gauge.lock().read(&message(42 << 10)), 42 << 10);
+        assert_eq!(meter.lock().read(&message(42 << 10)), 42 << 10);
     }
 
     #[test]
     fn one_message_always_fits_while_the_caller_waits() {
         let memory = MemoryBudget::new(0).shard();
-        let gauge = begun(&memory, 0, Urgency::Urgent);
+        let meter = begun(&memory, 0, Urgency::Urgent);
         let mut two = message(1 << 20);
         two.extend(message(1 << 20));
-        assert_eq!(gauge.lock().read(&two), 1 << 20, "only one message fits");
-        let gauge = begun(&memory, 0, Urgency::Ahead);
-        assert_eq!(gauge.lock().read(&message(1 << 20)), 0);
+        assert_eq!(meter.lock().read(&two), 1 << 20, "only one message fits");
+        let meter = begun(&memory, 0, Urgency::Ahead);
+        assert_eq!(meter.lock().read(&message(1 << 20)), 0);
     }
 }

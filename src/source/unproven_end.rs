@@ -16,11 +16,11 @@ use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
 use crate::telemetry::Event;
 
 /// The number of consecutive responses with a next position that clear a doubt.
-const CERTAIN_ANSWERS: u32 = 3;
+const CERTAIN_RESPONSES: u32 = 3;
 
 /// The number of times that an empty response must repeat before it is believed: an end with a
 /// `MillisBehindLatest` above zero, or a shard that keeps no record.
-pub(super) const BEHIND_ANSWERS: u32 = 4;
+pub(super) const BEHIND_RESPONSES: u32 = 4;
 /// The time for which such responses must repeat.
 pub(super) const BEHIND_FOR: Duration = Duration::from_secs(2);
 
@@ -47,7 +47,7 @@ pub(super) const INVALID_NUMBER: &str = "a record has no valid sequence number; 
 /// The state of a doubt: consecutive responses that prove nothing.
 #[derive(Debug, Default)]
 pub(super) struct UnprovenEnds {
-    answers: FailureStreak,
+    responses: FailureStreak,
     /// The number of consecutive responses with a next position.
     certain: u32,
     is_reported: bool,
@@ -78,15 +78,15 @@ impl FetchState {
     ///
     /// A single response without records does not clear a doubt: ferrokinesis returns one before
     /// each end of an iterator that is placed at the end of a closed shard. Responses that hold
-    /// only finished records do not count: a placement that begins before the position returns
-    /// those in between again.
+    /// only records up to the position do not count: a placement that begins before the position
+    /// returns those in between again.
     pub(super) fn note_next_position(&mut self, is_empty: bool, has_records: bool) {
         let Some(doubt) = &mut self.state.doubt else { return };
         if is_empty && has_records {
             return;
         }
         doubt.certain += 1;
-        if !is_empty || doubt.certain >= CERTAIN_ANSWERS {
+        if !is_empty || doubt.certain >= CERTAIN_RESPONSES {
             self.state.doubt = None;
         }
     }
@@ -106,8 +106,8 @@ impl FetchState {
     /// the source continues instead, and the caller receives the error once.
     pub(super) fn doubt(&mut self, what: &str, is_empty: bool) -> Result<(), StreamError> {
         let doubt = self.state.doubt.get_or_insert_default();
-        let lasts = doubt.answers.lasts();
-        let attempt = doubt.answers.failures();
+        let lasts = doubt.responses.lasts();
+        let attempt = doubt.responses.failures();
         doubt.certain = 0;
         let is_due = lasts && (is_empty || !doubt.is_reported);
         doubt.is_reported |= is_due;
@@ -146,15 +146,15 @@ impl FetchState {
                 Some(_) if end.has_records => false,
                 // ferrokinesis keeps increasing the lag of a closed shard.
                 Some(_) => {
-                    let answers = &doubt.answers;
-                    answers.failures() >= BEHIND_ANSWERS && answers.age() >= BEHIND_FOR
+                    let responses = &doubt.responses;
+                    responses.failures() >= BEHIND_RESPONSES && responses.age() >= BEHIND_FOR
                 }
                 // A response without a lag may lack records too, however often it repeats.
                 None => false,
             };
             doubt.open_end && end.is_empty && repeats
         });
-        if let Some(since) = repeats_since.and_then(|doubt| doubt.answers.since()) {
+        if let Some(since) = repeats_since.and_then(|doubt| doubt.responses.since()) {
             // A listing that does not show the end may be stale, so it is repeated later.
             match self
                 .kinesis

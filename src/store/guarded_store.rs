@@ -37,9 +37,9 @@ impl GuardedStore {
             _ => (&self.exchanges, "a lease exchange"),
         };
         let panic = match contain(call).await {
-            Ok(answer) => {
+            Ok(result) => {
                 panics.store(0, Ordering::Relaxed);
-                return answer;
+                return result;
             }
             Err(panic) => panic,
         };
@@ -64,8 +64,8 @@ fn error(kind: ErrorKind, action: &str, panic: Panic) -> Error {
 
 /// Makes a call for a caller that waits for the result.
 async fn once<T>(action: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
-    let answer = contain(call).await;
-    answer.unwrap_or_else(|panic| {
+    let result = contain(call).await;
+    result.unwrap_or_else(|panic| {
         let message = format!("the checkpoint store panicked in {action}: {panic}");
         Err(Error::new(ErrorKind::Panicked, message).with_source(panic))
     })

@@ -546,7 +546,7 @@ pub enum AdminEdit {
     Clear,
 }
 
-/// The policy for an edit of positions that a worker is reading.
+/// The policy for changes to the positions of shards that a worker is reading.
 ///
 /// ```no_run
 /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {

@@ -45,7 +45,6 @@ impl SingleWorkerLeases {
     }
 
     fn loaded(&self) -> MutexGuard<'_, HashSet<Scope>> {
-        // Recovering a poisoned lock is safe: no step panics with a change half made.
         self.loaded.lock()
     }
 

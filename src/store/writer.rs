@@ -11,8 +11,8 @@
 //! A position stays in `pending` until the store has confirmed it, so a failed or dropped save
 //! loses no position. Each position is saved with the epoch under which it was reached. If its
 //! lease is lost, the position is discarded, since the new owner saves its own. When the last
-//! handle is dropped, the task tries for up to 10 s to save the positions of all finished records,
-//! and ends.
+//! handle is dropped, the task tries for up to 10 s to save the positions of all acknowledged
+//! records, and ends.
 
 mod gate;
 mod save;
@@ -170,12 +170,12 @@ impl Writer {
         pending.chain(state.watched.changed_for()).max()
     }
 
-    /// Saves the positions of all finished records, and waits until they are saved.
+    /// Saves the positions of all acknowledged records, and waits until they are saved.
     pub(crate) async fn flush(&self) -> Result<()> {
-        let (answer, answered) = oneshot::channel();
+        let (flushed, is_flushed) = oneshot::channel();
         let gone = Error::runtime_shutdown;
-        self.requests.send(answer).map_err(|_closed| gone())?;
-        answered.await.unwrap_or_else(|_closed| Err(gone()))
+        self.requests.send(flushed).map_err(|_closed| gone())?;
+        is_flushed.await.unwrap_or_else(|_closed| Err(gone()))
     }
 
     /// Returns the gate for one reader. The gate keeps the task alive.

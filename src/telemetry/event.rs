@@ -6,9 +6,10 @@ use crate::record::{SequenceNumber, ShardId};
 
 /// A condition that a consumer has detected and handles itself.
 ///
-/// Errors that need an action of the caller are yielded by its streams as `Err` instead. New events
-/// may be added in any version. With the cargo feature `serde` events can be serialized and
-/// deserialized, as `{"caught_up":{"shard_id":"shardId-000000000000"}}`.
+/// Errors that need an action of the caller are yielded by its streams as `Err` instead. Match
+/// fields with `..`: events and fields may be added in a minor version. With the cargo feature
+/// `serde` events can be serialized and deserialized, as
+/// `{"caught_up":{"shard_id":"shardId-000000000000"}}`.
 ///
 /// ```
 /// use kinestream::Event;
@@ -30,15 +31,22 @@ pub enum Event {
         worker_id: String,
     },
     /// The worker has acquired the lease of the shard, and reads it.
+    #[doc(alias("rebalance", "partitions assigned"))]
     LeaseGained {
         /// The shard.
         shard_id: ShardId,
         /// The epoch of the lease, as in [`Record::epoch`](crate::Record::epoch).
         epoch: u64,
     },
-    /// The worker is releasing the lease of the shard, to another worker or as a free lease. No
-    /// further record of the shard is delivered. The lease is released when the delivered records
-    /// are acknowledged.
+    /// The worker has begun to release the lease of the shard, and delivers no further record of
+    /// it. The lease is released when all delivered records are acknowledged, or after
+    /// [`handoff_timeout`](crate::ConsumerBuilder::handoff_timeout).
+    ///
+    /// Emitted at most once per lease: when the lease is offered to another worker, when the
+    /// shard's stream is dropped or ends with an error, and after
+    /// [`ConsumerStalled`](Self::ConsumerStalled). Not emitted when the consumer is closed, when
+    /// the shard is finished, or when the lease is lost.
+    #[doc(alias("rebalance", "partitions revoked"))]
     LeaseReleased {
         /// The shard.
         shard_id: ShardId,
@@ -49,6 +57,7 @@ pub enum Event {
     /// acquired them. No record is delivered until the leases are renewed.
     LeasesSuspended,
     /// The worker has lost the lease of the shard: another worker may have acquired it.
+    #[doc(alias("rebalance", "partitions lost"))]
     LeaseLost {
         /// The shard.
         shard_id: ShardId,
@@ -93,7 +102,7 @@ pub enum Event {
         /// The shard.
         shard_id: ShardId,
     },
-    /// A new shard was found that a split or a merge created.
+    /// A split or a merge has created a new shard.
     Resharded {
         /// The new shard.
         shard_id: ShardId,
@@ -151,14 +160,16 @@ pub enum Event {
     StoreReset,
     /// The caller has not polled the shard's stream for longer than
     /// [`poll_timeout`](crate::ConsumerBuilder::poll_timeout). The lease is released, and other
-    /// workers may acquire it.
+    /// workers may acquire it. See [`Stalled`](Self::Stalled) for a caller that polls and does not
+    /// acknowledge.
     ConsumerStalled {
         /// The shard.
         shard_id: ShardId,
     },
     /// An in-flight limit has held the shard for 30 s: no record was acknowledged in that time, and
     /// no further record is delivered until one is acknowledged. Repeated only after an
-    /// acknowledgement.
+    /// acknowledgement. See [`ConsumerStalled`](Self::ConsumerStalled) for a caller that does not
+    /// poll.
     Stalled {
         /// The shard.
         shard_id: ShardId,
@@ -169,8 +180,8 @@ pub enum Event {
         /// The time since the oldest of them was delivered.
         oldest: Duration,
     },
-    /// Code that the caller supplies panicked. The call is retried after a back-off, or the task is
-    /// restarted.
+    /// User code panicked: a store, a metrics recorder, a tracing layer, or a part of the client.
+    /// The call is retried after a back-off, or the task is restarted.
     TaskRestarted {
         /// The part that called the code.
         task: Task,
@@ -201,7 +212,7 @@ pub enum Event {
     },
 }
 
-/// A part of a consumer that runs code of the caller and survives its panics.
+/// A part of a consumer that runs user code and survives its panics.
 ///
 /// ```
 /// use kinestream::{Event, Task};

@@ -16,8 +16,8 @@ const BYTES: &str = "kinestream_bytes_fetched_total";
 const BATCHES: &str = "kinestream_batches_fetched_total";
 const LEFT_OUT: &str = "kinestream_user_records_left_out_total";
 const BEHIND: &str = "kinestream_millis_behind_latest";
-const UNFINISHED: &str = "kinestream_unfinished_records";
-const OLDEST: &str = "kinestream_oldest_unfinished_seconds";
+const UNACKNOWLEDGED: &str = "kinestream_unacknowledged_records";
+const OLDEST: &str = "kinestream_oldest_unacknowledged_seconds";
 const RETRIES: &str = "kinestream_retries_total";
 const GAPS: &str = "kinestream_gaps_total";
 const POSITIONS: &str = "kinestream_checkpoints_saved_total";
@@ -81,7 +81,7 @@ impl ConsumerMetrics {
             batches: counter!(BATCHES, labels()),
             left_out: counter!(LEFT_OUT, labels()),
             behind: gauge!(BEHIND, labels()),
-            unfinished: gauge!(UNFINISHED, labels()),
+            unacknowledged: gauge!(UNACKNOWLEDGED, labels()),
             oldest: gauge!(OLDEST, labels()),
         }
     }
@@ -139,7 +139,7 @@ pub(super) struct ShardMetrics {
     batches: Counter,
     left_out: Counter,
     behind: Gauge,
-    unfinished: Gauge,
+    unacknowledged: Gauge,
     oldest: Gauge,
 }
 
@@ -152,7 +152,7 @@ impl ShardMetrics {
             batches: Counter::noop(),
             left_out: Counter::noop(),
             behind: Gauge::noop(),
-            unfinished: Gauge::noop(),
+            unacknowledged: Gauge::noop(),
             oldest: Gauge::noop(),
         }
     }
@@ -177,8 +177,8 @@ impl ShardMetrics {
     }
 
     #[allow(clippy::cast_precision_loss, reason = "exact up to 2^53 records")]
-    pub(super) fn measure(&self, unfinished: usize, oldest: Option<Duration>) {
-        self.unfinished.set(unfinished as f64);
+    pub(super) fn measure(&self, unacknowledged: usize, oldest: Option<Duration>) {
+        self.unacknowledged.set(unacknowledged as f64);
         self.oldest.set(oldest.unwrap_or_default().as_secs_f64());
     }
 }
@@ -229,13 +229,17 @@ fn describe() {
         Unit::Milliseconds,
         "Lag of the last response or of the oldest undelivered record"
     );
-    describe_gauge!(UNFINISHED, Unit::Count, "Records delivered and not acknowledged");
+    describe_gauge!(UNACKNOWLEDGED, Unit::Count, "Records delivered and not acknowledged");
     describe_gauge!(
         OLDEST,
         Unit::Seconds,
         "Time since the oldest unacknowledged record was delivered"
     );
-    describe_counter!(RETRIES, Unit::Count, "Kinesis calls that failed and were retried");
+    describe_counter!(
+        RETRIES,
+        Unit::Count,
+        "Retried calls of Kinesis, contained panics, and retried store calls of a migration"
+    );
     describe_counter!(GAPS, Unit::Count, "Times that records were lost before they were read");
     describe_counter!(POSITIONS, Unit::Count, "Checkpoints saved");
     describe_counter!(SAVES, Unit::Count, "Writes of checkpoints to the store");

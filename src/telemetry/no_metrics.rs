@@ -44,5 +44,5 @@ impl ShardMetrics {
 
     pub(super) fn behind(&self, _millis_behind_latest: i64) {}
 
-    pub(super) fn measure(&self, _unfinished: usize, _oldest: Option<Duration>) {}
+    pub(super) fn measure(&self, _unacknowledged: usize, _oldest: Option<Duration>) {}
 }

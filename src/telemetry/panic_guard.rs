@@ -114,7 +114,7 @@ impl Telemetry {
                  a pause: {panic}"
             );
             let error = Error::new(ErrorKind::Panicked, message).with_source(panic);
-            let _nobody_is_there = self.report_error(error.in_stream(&self.0.stream));
+            let _no_stream = self.report_error(error.in_stream(&self.0.stream));
         }
     }
 }

@@ -63,7 +63,7 @@ impl ShardGauges {
 
     pub(super) fn in_flight(&self) -> InFlight {
         let Some(watermark) = self.watermark.upgrade() else { return InFlight::default() };
-        let (unacknowledged, oldest) = watermark.unfinished();
+        let (unacknowledged, oldest) = watermark.unacknowledged();
         let held_by = watermark.held_by();
         let undelivered = if held_by.is_some() {
             None

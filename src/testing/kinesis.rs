@@ -116,7 +116,8 @@ impl Kinesis {
         self.0.lock().jitter = jitter;
     }
 
-    /// Sets the maximum number of records per event of enhanced fan-out. 10,000 by default.
+    /// Sets the maximum number of records per event of enhanced fan-out, at least 1. 10,000 by
+    /// default.
     pub fn set_event_records(&self, records: usize) {
         self.0.lock().event_records = records.max(1);
     }

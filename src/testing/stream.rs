@@ -9,6 +9,10 @@ use crate::record::{SequenceNumber, ShardId};
 
 /// A stream of a [`Kinesis`](super::Kinesis).
 ///
+/// # Panics
+///
+/// Every method panics if the stream was deleted.
+///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
@@ -25,6 +29,11 @@ pub struct Stream {
 }
 
 /// A shard of a [`Stream`].
+///
+/// # Panics
+///
+/// Every method except [`id`](Self::id) and [`index`](Self::index) panics if the stream was
+/// deleted, and if it was created again with fewer shards.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

@@ -43,11 +43,19 @@ impl WallClock {
     }
 
     /// Moves the clock forwards.
+    ///
+    /// # Panics
+    ///
+    /// Panics if [`SystemTime`] cannot represent the new time.
     pub fn move_by(&self, time: Duration) {
         self.lock().0 += time;
     }
 
     /// Moves the clock backwards, as an administrator may.
+    ///
+    /// # Panics
+    ///
+    /// Panics if [`SystemTime`] cannot represent the new time.
     pub fn set_back(&self, time: Duration) {
         self.lock().0 -= time;
     }

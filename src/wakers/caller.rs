@@ -1,4 +1,4 @@
-//! Wraps the waker of a stream's caller in a waker whose clone and drop run no code of the caller.
+//! Wraps the waker of a stream's caller in a waker whose clone and drop run no user code.
 
 use std::fmt;
 use std::sync::{Arc, MutexGuard};
@@ -50,7 +50,7 @@ impl Drop for CallerWaker {
     }
 }
 
-/// The caller's last waker. The lock is never held while code of the caller runs.
+/// The caller's last waker. The lock is never held while user code runs.
 struct WakerSlot(Mutex<Option<Arc<Contained>>>);
 
 impl WakerSlot {

@@ -111,8 +111,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a handoff does not flush",
         file: "fleet/duties.rs",
-        right: "let _told_elsewhere = timeout(FINAL_SAVE_TIMEOUT, writer.flush()).await;",
-        wrong: "let _told_elsewhere = &writer;",
+        right: "let _reported_elsewhere = timeout(FINAL_SAVE_TIMEOUT, writer.flush()).await;",
+        wrong: "let _reported_elsewhere = &writer;",
         breaks: &["FewRepeats"],
     },
     Mistake {
@@ -209,8 +209,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "an edit of positions does not wait for its worker",
         file: "consumer/operations.rs",
-        right: "messages.is_some_and(|messages| messages.send(WorkerMessage::TableEdited(told)).is_ok())",
-        wrong: "messages.is_some_and(|messages| messages.is_closed() && messages.send(WorkerMessage::TableEdited(told)).is_ok())",
+        right: "messages.is_some_and(|messages| messages.send(WorkerMessage::TableEdited(seen)).is_ok())",
+        wrong: "messages.is_some_and(|messages| messages.is_closed() && messages.send(WorkerMessage::TableEdited(seen)).is_ok())",
         breaks: &["Sought"],
     },
     Mistake {

@@ -6,7 +6,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a record is finished on delivery",
         file: "shard/delivery.rs",
-        right: "self.unfinished = Some(record.number);",
+        right: "self.unacknowledged = Some(record.number);",
         wrong: "record.ack();",
         breaks: &["NotPastUnfinished"],
     },
@@ -20,7 +20,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "the end of a shard does not wait for its unfinished records",
         file: "checkpoint/watermark/state.rs",
-        right: "self.ended && self.prefix == self.handed_out",
+        right: "self.ended && self.prefix == self.numbered",
         wrong: "self.ended",
         breaks: &["NotPastUnfinished", "ParentsFirst"],
     },
@@ -216,8 +216,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a close does not save",
         file: "store/writer.rs",
-        right: "self.requests.send(answer).map_err(|_closed| gone())?;",
-        wrong: "if self.is_running() { return Ok(()) } self.requests.send(answer).map_err(|_closed| gone())?;",
+        right: "self.requests.send(flushed).map_err(|_closed| gone())?;",
+        wrong: "if self.is_running() { return Ok(()) } self.requests.send(flushed).map_err(|_closed| gone())?;",
         breaks: &["FewRepeats"],
     },
     Mistake {

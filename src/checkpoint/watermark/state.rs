@@ -1,17 +1,17 @@
 //! Turns acknowledgements in any order into one position that only advances.
 //!
-//! Records are numbered in the order in which their shard hands them out. Records are ordered by
+//! Records are numbered in the order in which their shard delivers them. Records are ordered by
 //! this number, not by sequence number, since sequence numbers have gaps.
 //!
 //! ```text
-//!  finished      gap     island     gap   handed out
+//!  acknowledged    gap    island     gap
 //! ├──────────────┤......├────────┤.......┤
-//! 0          prefix                      handed_out
+//! 0          prefix                      numbered
 //! ```
 //!
-//! A finished (acknowledged) record either extends the prefix, which is the checkpoint, or joins an
-//! island: a run of finished records after an unfinished one. An island stores its end and not its
-//! records, so a record that is never finished costs no memory for the records after it.
+//! An acknowledged record either extends the prefix, which is the checkpoint, or joins an island: a
+//! run of acknowledged records after an unacknowledged one. An island stores its end and not its
+//! records, so a record that is never acknowledged costs no memory for the records after it.
 
 use std::collections::BTreeMap;
 use std::task::Waker;
@@ -24,47 +24,48 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::in_flight::InFlightCounter;
 use crate::record::{PositionBuf, SequenceNumber};
 
-/// The change after a record is finished.
+/// The change after a record is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Advance {
     /// The position of the shard advanced. `is_first` is true if this is the first advance since
     /// the position was last taken.
     Position { is_first: bool },
-    /// The shard is closed and read to its end, and every record is finished.
+    /// The shard is closed and read to its end, and every record is acknowledged.
     End,
 }
 
 #[derive(Default)]
 pub(super) struct WatermarkState {
-    /// Every record below this number is finished.
+    /// Every record below this number is acknowledged.
     pub(super) prefix: u64,
-    /// The checkpoint to store before any record is finished.
+    /// The checkpoint to store before any record is acknowledged.
     pub(super) start: Option<Checkpoint>,
     /// The last record of the prefix, or a position after it that was passed.
     pub(super) position: Option<PositionBuf>,
     /// No record after the position had arrived by this time.
     pub(super) until: Option<SystemTime>,
-    /// Finished records after a gap, by the first number of each run.
+    /// Acknowledged records after a gap, by the first number of each run.
     pub(super) islands: BTreeMap<u64, Island>,
     /// A position that follows the record before this number, with no records between them.
     pub(super) passed: Option<(u64, QuietPosition)>,
-    pub(super) handed_out: u64,
+    /// Every record below this number is delivered, or belongs to the run in delivery.
+    pub(super) numbered: u64,
     pub(super) in_flight: InFlightCounter,
     pub(super) times: DeliveryTimes,
-    /// The shard is closed and its last record has been handed out.
+    /// The shard is closed and its last record has been delivered.
     pub(super) ended: bool,
     /// The time at which the checkpoint first differed from the one last taken.
     pub(super) changed_at: Option<Instant>,
     /// Delivery has stopped, because the lease is being released.
     pub(super) retired: bool,
-    /// The stream that waits until records are finished.
+    /// The stream that waits until records are acknowledged.
     pub(super) waiting: Option<Waker>,
-    /// The task that waits until all records are finished.
+    /// The task that waits until all records are acknowledged.
     pub(super) settling: Option<Waker>,
 }
 
 /// The read position of a quiet shard: every record up to `after`, and every record that had
-/// arrived by `until`, is handed out.
+/// arrived by `until`, is in delivery.
 #[derive(Clone, Copy)]
 pub(crate) struct QuietPosition {
     pub(crate) after: Option<PositionBuf>,
@@ -83,10 +84,10 @@ impl WatermarkState {
         self.times.note(delivered, self.prefix);
     }
 
-    pub(super) fn unfinished(&mut self, delivered: u64) -> (usize, Option<Duration>) {
+    pub(super) fn unacknowledged(&mut self, delivered: u64) -> (usize, Option<Duration>) {
         self.note_delivered(delivered);
         self.times.forget(self.prefix);
-        let undelivered = self.handed_out.saturating_sub(delivered);
+        let undelivered = self.numbered.saturating_sub(delivered);
         let undelivered = usize::try_from(undelivered).unwrap_or(usize::MAX);
         let records = self.in_flight.records().saturating_sub(undelivered);
         (records, self.times.oldest().filter(|_| records > 0))
@@ -116,8 +117,8 @@ impl WatermarkState {
         after.or_else(|| self.start.clone())
     }
 
-    /// Moves the position to the passed one, if all records before it are finished. Returns true if
-    /// the position moved.
+    /// Moves the position to the passed one, if all records before it are acknowledged. Returns
+    /// true if the position moved.
     pub(super) fn reach_passed(&mut self) -> bool {
         match self.passed {
             Some((number, passed)) if number == self.prefix => {
@@ -133,21 +134,22 @@ impl WatermarkState {
         }
     }
 
-    /// Returns the task that waits for all records to be finished, if they are.
+    /// Returns the task that waits for all records to be acknowledged, if they are.
     pub(super) fn settled(&mut self) -> Option<Waker> {
         if self.in_flight.records() == 0 { self.settling.take() } else { None }
     }
 
     pub(super) fn is_complete(&self) -> bool {
-        self.ended && self.prefix == self.handed_out
+        self.ended && self.prefix == self.numbered
     }
 
-    pub(super) fn is_finished(&self, number: u64) -> bool {
+    pub(super) fn is_acknowledged(&self, number: u64) -> bool {
         number < self.prefix
             || self.islands.range(..=number).next_back().is_some_and(|(_, run)| number < run.end)
     }
 
-    /// Marks an unfinished number as finished. Returns true if the prefix has become longer.
+    /// Marks an unacknowledged number as acknowledged. Returns true if the prefix has become
+    /// longer.
     pub(super) fn insert(&mut self, number: u64, mark: &PositionBuf) -> bool {
         // The common case, one record after another, does not access the map.
         if number == self.prefix && self.islands.is_empty() {
@@ -181,8 +183,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unfinished_record_costs_no_memory_for_those_after_it() {
-        let mut state = WatermarkState { handed_out: 1001, ..WatermarkState::default() };
+    fn unacknowledged_record_costs_no_memory_for_those_after_it() {
+        let mut state = WatermarkState { numbered: 1001, ..WatermarkState::default() };
         for number in 1..=1000 {
             assert!(!state.insert(number, &PositionBuf::default()));
         }

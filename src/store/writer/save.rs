@@ -119,7 +119,7 @@ impl SettledPosition {
     }
 }
 
-/// Returns the error for a store that answers with a wrong number of outcomes.
+/// Returns the error for a store that responds with a wrong number of outcomes.
 fn wrong_outcome_count(positions: usize, verdicts: usize) -> Error {
     Error::new(
         ErrorKind::StoreCorrupt,

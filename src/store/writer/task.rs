@@ -60,7 +60,7 @@ impl FlushTask {
             self.shared.telemetry.emit(event);
             panics += 1;
             if panics == TOLERATED_PANICS + 1 {
-                let _nobody_is_there = self.shared.report(panicked(&panic).with_source(panic));
+                let _no_stream = self.shared.report(panicked(&panic).with_source(panic));
             }
             // Backs off as after a failed save. Pending positions stay pending.
             sleep(backoff.failed()).await;
@@ -82,15 +82,15 @@ impl FlushTask {
                 tokio::select! {
                     biased;
                     request = self.requests.recv() => match request {
-                        Some(answer) => self.waiting_flushes.push(answer),
+                        Some(flushed) => self.waiting_flushes.push(flushed),
                         None => return,
                     },
                     () = self.shared.urgent.notified(), if self.outage.is_none() => {}
                     () = sleep_until(next), if !resting => {}
                 }
             }
-            while let Ok(answer) = self.requests.try_recv() {
-                self.waiting_flushes.push(answer);
+            while let Ok(flushed) = self.requests.try_recv() {
+                self.waiting_flushes.push(flushed);
             }
             if self.attempt().await.is_none() {
                 return;
@@ -121,12 +121,12 @@ impl FlushTask {
                     self.shared.telemetry.emit(Event::StoreRecovered { after });
                 }
                 self.written = started;
-                for answer in self.waiting_flushes.drain(..) {
-                    let _ = answer.send(Ok(()));
+                for flushed in self.waiting_flushes.drain(..) {
+                    let _ = flushed.send(Ok(()));
                 }
             }
             Err(error) => {
-                self.waiting_flushes.retain(|answer| !answer.is_closed());
+                self.waiting_flushes.retain(|flushed| !flushed.is_closed());
                 fail(&self.shared, &mut self.outage, started, error, &mut self.waiting_flushes);
             }
         }
@@ -183,8 +183,8 @@ fn fail(
     outage.retry_at = Instant::now() + outage.backoff.failed();
     let too_long = outage.since.elapsed() >= shared.flush.max_unflushed;
     let (mut refused, mut report) = (None, None);
-    if !curable && let Some(answer) = waiting_flushes.pop() {
-        refused = Some((answer, error));
+    if !curable && let Some(flushed) = waiting_flushes.pop() {
+        refused = Some((flushed, error));
     } else if !outage.is_reported && (too_long || !curable) {
         outage.is_reported = true;
         report = if curable {
@@ -202,8 +202,8 @@ fn fail(
         shared.set_gate(&mut state, if too_long { Gate::Shut } else { Gate::Open })
     };
     wake_all(waiting);
-    if let Some((answer, error)) = refused {
-        let _nobody_waits = answer.send(Err(error));
+    if let Some((flushed, error)) = refused {
+        let _dropped = flushed.send(Err(error));
     }
 }
 
@@ -215,7 +215,7 @@ fn overdue(cause: Error, limit: Duration) -> Error {
     Error::new(ErrorKind::StoreUnavailable, message).with_source(cause)
 }
 
-/// Saves the positions of finished records after the last handle was dropped, without reporting
+/// Saves the positions of acknowledged records after the last handle was dropped, without reporting
 /// errors.
 async fn save_final(shared: &WriterShared) {
     let saved = timeout(FINAL_SAVE_TIMEOUT, async {

@@ -84,8 +84,8 @@ async fn recorded_metrics_are_exactly_the_documented_ones() {
     let bytes = kinesis.calls().iter().map(|call| call.bytes).sum::<usize>();
     assert_eq!(seen.get("bytes_fetched_total", shard), bytes as f64);
     assert_eq!(seen.get("millis_behind_latest", shard), 0.0);
-    assert_eq!(seen.get("unfinished_records", shard), 2.0);
-    let oldest = seen.get("oldest_unfinished_seconds", shard);
+    assert_eq!(seen.get("unacknowledged_records", shard), 2.0);
+    let oldest = seen.get("oldest_unacknowledged_seconds", shard);
     assert!((25.0..=30.0).contains(&oldest), "{oldest}");
     assert_eq!(seen.get("retries_total", Some(("kind", "throttled"))), 2.0);
     assert_eq!(seen.get("leases_held", None), 2.0);
@@ -103,7 +103,7 @@ async fn recorded_metrics_are_exactly_the_documented_ones() {
     assert!(seen.get("checkpoint_failures_total", None) >= 3.0);
     let age = seen.get("checkpoint_age_seconds", None);
     assert!((15.0..=20.0).contains(&age), "{age}");
-    assert_eq!(seen.get("unfinished_records", shard), 0.0);
+    assert_eq!(seen.get("unacknowledged_records", shard), 0.0);
     store.set_down(false);
     assert!(timeout(20 * SECOND, records.next()).await.is_ok());
     // The poll for the next record releases the memory.
@@ -121,7 +121,7 @@ async fn recorded_metrics_are_exactly_the_documented_ones() {
     drop((records, consumer));
     sleep(SECOND).await;
     seen.look(&snapshotter);
-    assert_eq!(seen.get("unfinished_records", Some(("shard", "shardId-000000000001"))), 0.0);
+    assert_eq!(seen.get("unacknowledged_records", Some(("shard", "shardId-000000000001"))), 0.0);
 }
 
 #[tokio::test(start_paused = true)]
