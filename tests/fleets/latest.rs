@@ -18,7 +18,7 @@ use kinestream::testing::{Kinesis, Outcome, Shard, WallClock};
 use kinestream::{CheckpointOn, Consumer, MemoryStore, ShardPosition, StartingPosition};
 use tokio::time::sleep;
 
-use crate::mortal::{MortalStore, MortalWorker};
+use crate::crashing_store::{CrashingStore, CrashingWorker};
 use crate::seeds::{Story, pick};
 use crate::truth::Promise;
 use crate::world::BEGINNING;
@@ -40,7 +40,7 @@ struct Latest {
     /// `Latest` is the position of this shard only, not of all shards.
     is_named: bool,
     stored: MemoryStore,
-    workers: Vec<MortalWorker>,
+    workers: Vec<CrashingWorker>,
     /// For each record, whether the application had started when the record was put.
     puts: Vec<bool>,
     /// The numbers of the records that the last worker has read.
@@ -129,7 +129,7 @@ impl Latest {
     /// Starts a worker that crashes after `calls` calls to the store. Only the last worker
     /// acknowledges records.
     fn start(&mut self, calls: Option<u32>, is_last: bool) {
-        let store = MortalStore::new(self.stored.clone(), calls, self.rng.u64(..));
+        let store = CrashingStore::new(self.stored.clone(), calls, self.rng.u64(..));
         let builder = Consumer::builder(self.kinesis.client(), "orders")
             .checkpoint_on(CheckpointOn::Ack)
             .discovery_interval(Duration::from_secs(5))
@@ -159,7 +159,7 @@ impl Latest {
                 }
             }
         });
-        self.workers.push(MortalWorker { store, reading });
+        self.workers.push(CrashingWorker { store, reading });
     }
 
     fn kill(&mut self, index: usize) {
@@ -174,7 +174,7 @@ impl Latest {
         }
         self.is_throttled.store(false, Ordering::SeqCst);
         self.start(None, true);
-        self.workers[0].store.be_well();
+        self.workers[0].store.stop_faults();
         sleep(Duration::from_secs(30)).await;
         self.put().await;
         let puts = self.puts.iter().enumerate();

@@ -10,7 +10,7 @@
 //! suspended. Their callers pause for a long time, drop records without an acknowledgement, and
 //! acknowledge in any order. The store, the client, the metrics recorder and the tracing layer
 //! panic. After all faults are over, the simulation checks the fleet at rest, and when a worker
-//! joins, leaves and dies.
+//! joins, leaves and is killed.
 //!
 //! - `cargo test --features testing --test fleets` runs the seeds of the regular test run;
 //! - `SEED=7 cargo test --features testing --test fleets -- --ignored --nocapture one` runs one
@@ -20,15 +20,16 @@
 // Tests and their helpers report a failed setup step by a panic.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod at_rest;
 mod blocks;
-mod calm;
 mod cleared;
 mod clocks;
+mod crashing_store;
 mod damage;
-mod hearing;
+mod delivery_checks;
+mod events;
 #[path = "../simulation/inline.rs"]
 mod inline;
-mod judged;
 mod latest;
 mod ledger;
 mod link;
@@ -36,23 +37,22 @@ mod link;
 mod listening;
 #[path = "../simulation/merged.rs"]
 mod merged;
-mod mortal;
 mod operator;
 #[path = "../simulation/panics.rs"]
 mod panics;
 mod plan;
 #[path = "../support/raw_waker.rs"]
 mod raw_waker;
-mod reach;
+mod reachability;
 mod records;
 mod regions;
 #[path = "../support/seeds.rs"]
 mod seeds;
 mod starts;
+mod steps;
 mod store;
 #[path = "../support/trace.rs"]
 mod trace;
-mod troubles;
 mod truth;
 mod worker;
 mod world;

@@ -22,7 +22,7 @@ impl World {
                 worker.move_positions();
                 (worker.consumer.clone(), worker.life)
             }
-            _ => self.outsider(),
+            _ => self.separate_operator(),
         };
         let edit = match self.rng.u8(..6) {
             0 => Some(AdminEdit::Clear),
@@ -40,11 +40,11 @@ impl World {
         let truth = self.truth.clone();
         let name = truth.lock().lives[life].name.clone();
         self.operators.spawn(async move {
-            let told = match &edit {
+            let operation = match &edit {
                 Some(edit) => format!("{edit:?}"),
                 None => format!("seek to {all:?}"),
             };
-            truth.tell(format_args!("{name} starts: {told}"));
+            truth.log(format_args!("{name} starts: {operation}"));
             let done = match edit {
                 Some(AdminEdit::Clear) => consumer.clear_positions(IfLeased::Force).await,
                 Some(AdminEdit::Set { positions }) => {
@@ -55,9 +55,9 @@ impl World {
             };
             match done {
                 Ok(()) => truth.lock().has_moved(life),
-                Err(error) => truth.tell(format_args!("the positions are not moved: {error}")),
+                Err(error) => truth.log(format_args!("the positions are not moved: {error}")),
             }
-            truth.tell(format_args!("{name} has finished: {told}"));
+            truth.log(format_args!("{name} has finished: {operation}"));
         });
     }
 
@@ -79,7 +79,7 @@ impl World {
         AdminEdit::Set { positions: vec![(shard.id(), checkpoint)] }
     }
 
-    fn outsider(&mut self) -> (Consumer, usize) {
+    fn separate_operator(&mut self) -> (Consumer, usize) {
         let plan = self.scene.plan(&mut self.rng);
         let name = format!("operator {}", self.truth.lock().lives.len());
         let worker = self.truth.lock().begin_life(Life::new(name, &plan));
@@ -98,16 +98,19 @@ impl World {
 
 /// The time for which a worker must have reached the store to be sure to know its table: a call
 /// that hung may have taken 10 s of it.
-const HEARD: Duration = Duration::from_secs(25);
+const TABLE_KNOWN_AFTER: Duration = Duration::from_secs(25);
 
 impl Facts {
     /// Registers that a consumer has moved positions: its own worker delivers nothing from before,
     /// unless it cannot know the change.
     fn has_moved(&mut self, life: usize) {
-        if self.lives[life].well_for() < HEARD || self.lost_data || self.clock_moved {
+        if self.lives[life].reachable_for() < TABLE_KNOWN_AFTER
+            || self.lost_data
+            || self.clock_moved
+        {
             return;
         }
-        let sought = self.shards.iter().map(|shard| shard.since).enumerate().collect();
-        self.lives[life].sought = sought;
+        let seek_epochs = self.shards.iter().map(|shard| shard.since).enumerate().collect();
+        self.lives[life].seek_epochs = seek_epochs;
     }
 }

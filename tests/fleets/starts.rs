@@ -16,7 +16,7 @@ use kinestream::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::mortal::{MortalStore, MortalWorker};
+use crate::crashing_store::{CrashingStore, CrashingWorker};
 use crate::seeds::{Story, pick};
 use crate::truth::Promise;
 use crate::world::BEGINNING;
@@ -31,7 +31,7 @@ struct Starts {
     kinesis: Kinesis,
     child: Shard,
     stored: MemoryStore,
-    workers: Vec<MortalWorker>,
+    workers: Vec<CrashingWorker>,
     /// The time of each put into the child.
     puts: Vec<Instant>,
     /// The numbers of the records that the last worker has read.
@@ -110,7 +110,7 @@ impl Starts {
     /// Starts a worker that crashes after `calls` calls to the store. Only the last worker
     /// acknowledges records of the child.
     fn start(&mut self, calls: Option<u32>, is_last: bool) {
-        let store = MortalStore::new(self.stored.clone(), calls, self.rng.u64(..));
+        let store = CrashingStore::new(self.stored.clone(), calls, self.rng.u64(..));
         let interval = pick(&mut self.rng, &[100, 1000, 5000]);
         let consumer = builder(&self.kinesis)
             .starting_position_for(self.child.id(), ShardPosition::Latest)
@@ -136,7 +136,7 @@ impl Starts {
                 }
             }
         });
-        self.workers.push(MortalWorker { store, reading });
+        self.workers.push(CrashingWorker { store, reading });
     }
 
     fn kill(&mut self, index: usize) {
@@ -156,7 +156,7 @@ impl Starts {
         let fetched = fetched.map_or_else(Instant::now, |call| call.at);
         sleep(Duration::from_secs(2)).await;
         self.start(None, true);
-        self.workers[0].store.be_well();
+        self.workers[0].store.stop_faults();
         sleep(Duration::from_secs(30)).await;
         self.put();
         let puts = self.puts.iter().enumerate();

@@ -52,12 +52,12 @@ pub(crate) struct World {
     pub(crate) operators: JoinSet<()>,
     pub(crate) faults: Faults,
     /// True after all faults are over: callers are quick.
-    pub(crate) is_calm: bool,
+    pub(crate) faults_are_over: bool,
     pub(crate) panics: Panics,
     /// Chooses when and where a panic occurs.
     pub(crate) panic_rng: Rng,
     /// Chooses whether Kinesis becomes unreachable.
-    pub(crate) reach_rng: Rng,
+    pub(crate) reachability_rng: Rng,
 }
 
 impl World {
@@ -82,16 +82,16 @@ impl World {
                     return outcome;
                 }
                 let mut faults = faults.lock().unwrap();
-                let meant = |(operation, _): &(Option<&'static str>, Outcome)| {
+                let applies = |(operation, _): &(Option<&'static str>, Outcome)| {
                     operation.is_none_or(|operation| operation == call.operation)
                 };
-                let next = faults.iter().position(meant);
+                let next = faults.iter().position(applies);
                 next.and_then(|next| faults.remove(next))
                     .map_or(Outcome::Served, |(_, outcome)| outcome)
             }
         });
         let truth = Truth::new(scene.shards);
-        truth.tell(format_args!("{scene:?}"));
+        truth.log(format_args!("{scene:?}"));
         Self {
             scene,
             rng,
@@ -108,10 +108,10 @@ impl World {
             workers: Vec::new(),
             operators: JoinSet::new(),
             faults,
-            is_calm: false,
+            faults_are_over: false,
             panics,
             panic_rng,
-            reach_rng: Rng::with_seed(seed ^ crate::reach::MIX),
+            reachability_rng: Rng::with_seed(seed ^ crate::reachability::MIX),
         }
     }
 
@@ -125,14 +125,14 @@ impl World {
         for _ in 0..self.scene.steps {
             self.step();
             self.block_calls();
-            self.trouble_clocks().await;
+            self.disturb_clocks().await;
             self.damage_fields().await;
             self.stretch_time().await;
             if self.truth.is_broken() {
                 return;
             }
         }
-        self.calm_down().await;
+        self.check_at_rest().await;
     }
 
     /// Lets a random time pass for a step.
@@ -147,12 +147,12 @@ impl World {
         Duration::from_millis(self.rng.u64(..most))
     }
 
-    /// Starts another worker, which may have the name of one that is dead.
+    /// Starts another worker, which may have the name of one that was killed.
     pub(crate) fn join(&mut self) {
         let plan = self.scene.plan(&mut self.rng);
         let name = {
             let facts = self.truth.lock();
-            let gone = facts.lives.iter().find(|life| life.is_dead);
+            let gone = facts.lives.iter().find(|life| life.is_killed);
             match gone {
                 Some(gone)
                     if self.rng.u8(..3) == 0
@@ -165,7 +165,7 @@ impl World {
         };
         let mut worker =
             Worker::begin(&self.kinesis, &self.stored, &self.truth, &self.panics, name, plan);
-        worker.is_quick = self.is_calm;
+        worker.is_quick = self.faults_are_over;
         self.workers.push(worker);
     }
 
@@ -192,7 +192,7 @@ impl World {
             }
             for worker in &mut self.workers {
                 worker.ack_due();
-                worker.hearing.lock().listen();
+                worker.events.lock().process_events();
             }
             let moments = self.workers.iter().filter_map(Worker::next_moment);
             let next_moment = moments.min().map_or(end, |moment| moment.min(end));
@@ -228,7 +228,7 @@ impl World {
         let number = self.orders.shard(shard).put("one");
         let mut facts = self.truth.lock();
         let place = facts.shards[shard].records.len();
-        facts.tell(format_args!("put: shard {shard} record {place}"));
+        facts.log(format_args!("put: shard {shard} record {place}"));
         facts.put(shard, number, self.kinesis.now());
     }
 
@@ -247,7 +247,7 @@ impl World {
         let known = facts.shards.len();
         for shard in &self.orders.shards()[known..] {
             let parents: Vec<usize> = shard.parents().iter().map(index_of).collect();
-            facts.tell(format_args!("reshard: shard {} of {parents:?}", shard.index()));
+            facts.log(format_args!("reshard: shard {} of {parents:?}", shard.index()));
             facts.shards.push(crate::truth::Shard { parents, ..Default::default() });
         }
     }

@@ -76,14 +76,14 @@ impl World {
             _ => ("ListShards", Outcome::Mislisted(WrongListing::Stale(1))),
         };
         let (operation, outcome) = if members.u8(..3) == 0 {
-            let mut lacking = vec!["MillisBehindLatest"];
+            let mut missing = vec!["MillisBehindLatest"];
             if members.bool() {
-                lacking.extend(next);
+                missing.extend(next);
             }
             if members.bool() && (self.plan.fan_out || !self.plan.large) {
-                lacking.push("Records");
+                missing.push("Records");
             }
-            (read, Outcome::without(lacking))
+            (read, Outcome::without(missing))
         } else {
             (operation, outcome)
         };
@@ -92,7 +92,7 @@ impl World {
             times = times.min(*denials);
             *denials -= times;
         }
-        self.truth.tell(format_args!("next {times} responses of {operation}: {outcome:?}"));
+        self.truth.log(format_args!("next {times} responses of {operation}: {outcome:?}"));
         let mut faults = self.faults.lock().unwrap();
         faults.extend(std::iter::repeat_n((Some(operation), outcome), times));
     }

@@ -162,7 +162,7 @@ impl Panics {
 
 /// Returns true for a deliberate panic.
 pub(crate) fn is_deliberate(panic: &(dyn Any + Send)) -> bool {
-    panic.downcast_ref::<String>().is_some_and(|said| said.starts_with(DELIBERATE))
+    panic.downcast_ref::<String>().is_some_and(|message| message.starts_with(DELIBERATE))
 }
 
 /// Suppresses the messages of deliberate panics.
@@ -170,11 +170,11 @@ fn silence_deliberate() {
     static ONCE: Once = Once::new();
     keep_events_on();
     ONCE.call_once(|| {
-        let tell = panic::take_hook();
+        let default_hook = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            let said = info.payload_as_str().unwrap_or_default();
-            if !said.starts_with(DELIBERATE) {
-                tell(info);
+            let message = info.payload_as_str().unwrap_or_default();
+            if !message.starts_with(DELIBERATE) {
+                default_hook(info);
             }
         }));
     });

@@ -22,7 +22,7 @@ const MOST_JITTER: Duration = Duration::from_millis(45);
 #[allow(clippy::struct_excessive_bools, reason = "each is drawn independently")]
 pub(crate) struct Plan {
     pub(crate) shards: usize,
-    pub(crate) door: ReadMethod,
+    pub(crate) read_method: ReadMethod,
     pub(crate) mode: CheckpointOn,
     pub(crate) start: StartingPosition,
     pub(crate) ordering: ShardOrdering,
@@ -75,10 +75,10 @@ impl Plan {
     pub(crate) fn new(rng: &mut Rng) -> Self {
         let milliseconds = Duration::from_millis;
         let large = rng.u8(..10) == 0;
-        let door = if rng.u8(..4) == 0 { ReadMethod::Shards } else { ReadMethod::Records };
+        let read_method = if rng.u8(..4) == 0 { ReadMethod::Shards } else { ReadMethod::Records };
         Self {
             shards: if large { rng.usize(3..7) } else { rng.usize(1..4) },
-            door,
+            read_method,
             mode: if rng.bool() { CheckpointOn::Pull } else { CheckpointOn::Ack },
             start: match rng.u8(..3) {
                 0 => StartingPosition::Latest,

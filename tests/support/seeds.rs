@@ -103,9 +103,9 @@ impl Simulation {
                     return None;
                 }
                 slot.store(seed + 1, Ordering::Relaxed);
-                let told = catch_unwind(|| (self.simulate)(seed));
+                let result = catch_unwind(|| (self.simulate)(seed));
                 slot.store(0, Ordering::Relaxed);
-                let report = match &told {
+                let report = match &result {
                     Ok(story) => {
                         records.fetch_add(story.records as u64, Ordering::Relaxed);
                         calls.fetch_add(story.calls as u64, Ordering::Relaxed);
@@ -113,8 +113,8 @@ impl Simulation {
                     }
                     Err(panic) => Some(match panic.downcast_ref::<String>() {
                         // The panic hook has not printed this message.
-                        Some(said) if said.starts_with("deliberate: ") => format!(
-                            "seed {seed} breaks PanicsAreContained: {said}\n{}",
+                        Some(message) if message.starts_with("deliberate: ") => format!(
+                            "seed {seed} breaks PanicsAreContained: {message}\n{}",
                             self.rerun_command(seed)
                         ),
                         _ => format!(

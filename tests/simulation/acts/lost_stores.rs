@@ -23,7 +23,7 @@ const MOST_SHARDS: usize = 10;
 
 /// The remaining data of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Left {
+enum Remaining {
     Nothing,
     Positions,
     Leases,
@@ -35,12 +35,12 @@ enum Left {
 struct Copied {
     store: MemoryStore,
     finished: BTreeSet<usize>,
-    /// The value of [`Forgetful::tenure`] at the time of the copy.
-    tenure: usize,
+    /// The value of [`StoreLossStory::acquisitions`] at the time of the copy.
+    acquisitions: usize,
 }
 
 /// The current reader, and the results of all readers.
-struct Forgetful {
+struct StoreLossStory {
     reader: ActReader,
     policy: OnTrimmed,
     /// The number of checked records of this reader.
@@ -57,17 +57,17 @@ struct Forgetful {
     copies: Vec<Copied>,
     /// The number of times that the leases were acquired: by each reader at its start, and after
     /// their loss.
-    tenure: usize,
+    acquisitions: usize,
 }
 
 impl Act {
-    pub(super) async fn forget_store(&mut self) {
+    pub(super) async fn lose_store(&mut self) {
         let policy = pick(&mut self.rng, &POLICIES);
         // With these intervals no listing shows the starts of shards between a loss and the next
         // change of the stream.
         self.plan.discovery_interval = Duration::from_secs(pick(&mut self.rng, &[30, 60, 300]));
         self.put_some(1..8);
-        let mut story = Forgetful {
+        let mut story = StoreLossStory {
             reader: self.begin(StartingPosition::TrimHorizon, policy),
             policy,
             seen: 0,
@@ -76,7 +76,7 @@ impl Act {
             lost: BTreeSet::new(),
             kept: BTreeSet::new(),
             copies: Vec::new(),
-            tenure: 0,
+            acquisitions: 0,
         };
         self.read_story(&mut story, RESTORED_WITHIN).await;
         for _ in 0..self.rng.usize(3..10) {
@@ -85,7 +85,7 @@ impl Act {
                 2 => self.reshard_story(),
                 3 => self.copy_store(&mut story).await,
                 4 | 5 => {
-                    let left = self.choose_left(&story.copies);
+                    let left = self.choose_remaining(&story.copies);
                     self.forget_while_running(&mut story, left).await;
                 }
                 6 => story = self.restart_story(story).await,
@@ -113,21 +113,21 @@ impl Act {
         }
     }
 
-    fn choose_left(&mut self, copies: &[Copied]) -> Left {
+    fn choose_remaining(&mut self, copies: &[Copied]) -> Remaining {
         match self.rng.usize(..4) {
-            0 => Left::Positions,
-            1 => Left::Leases,
-            2 if !copies.is_empty() => Left::Copy(self.rng.usize(..copies.len())),
-            _ => Left::Nothing,
+            0 => Remaining::Positions,
+            1 => Remaining::Leases,
+            2 if !copies.is_empty() => Remaining::Copy(self.rng.usize(..copies.len())),
+            _ => Remaining::Nothing,
         }
     }
 
     /// Makes the store lose data while the reader runs, which must restore what it knows.
-    async fn forget_while_running(&mut self, story: &mut Forgetful, left: Left) {
+    async fn forget_while_running(&mut self, story: &mut StoreLossStory, left: Remaining) {
         self.forget(&story.copies, left).await;
-        if let Left::Copy(copy) = left {
-            let Copied { finished, tenure, .. } = &story.copies[copy];
-            if *tenure == story.tenure {
+        if let Remaining::Copy(copy) = left {
+            let Copied { finished, acquisitions, .. } = &story.copies[copy];
+            if *acquisitions == story.acquisitions {
                 // The table holds the leases of the reader itself, which it does not correct.
                 story.finished.clone_from(finished);
             } else {
@@ -135,70 +135,70 @@ impl Act {
                 // positions of the copy.
                 story.kept.clone_from(finished);
                 story.lost = self.orders.shards().iter().map(Shard::index).collect();
-                story.tenure += 1;
+                story.acquisitions += 1;
             }
         }
         self.read_story(story, RESTORED_WITHIN).await;
     }
 
     /// Restarts the reader, which knows only what the store holds.
-    async fn restart_story(&mut self, mut story: Forgetful) -> Forgetful {
+    async fn restart_story(&mut self, mut story: StoreLossStory) -> StoreLossStory {
         self.settle(&mut story).await;
         self.check_story(&story);
-        self.truth.tell(format_args!("the reader stops"));
+        self.truth.log(format_args!("the reader stops"));
         story.reader.close().await;
         if self.rng.u8(..3) != 0 {
-            let left = self.choose_left(&story.copies);
+            let left = self.choose_remaining(&story.copies);
             self.forget(&story.copies, left).await;
             match left {
-                Left::Nothing | Left::Leases => story.finished.clear(),
-                Left::Positions => {}
-                Left::Copy(copy) => story.finished.clone_from(&story.copies[copy].finished),
+                Remaining::Nothing | Remaining::Leases => story.finished.clear(),
+                Remaining::Positions => {}
+                Remaining::Copy(copy) => story.finished.clone_from(&story.copies[copy].finished),
             }
         }
         self.put_some(0..3);
-        story.tenure += 1;
+        story.acquisitions += 1;
         (story.reader, story.seen) = (self.begin(StartingPosition::TrimHorizon, story.policy), 0);
         self.read_story(&mut story, RESTORED_WITHIN).await;
         story
     }
 
     /// Reduces the store to this data.
-    async fn forget(&self, copies: &[Copied], left: Left) {
-        self.truth.tell(format_args!("the store loses data; left: {left:?}"));
+    async fn forget(&self, copies: &[Copied], left: Remaining) {
+        self.truth.log(format_args!("the store loses data; left: {left:?}"));
         let scope = Scope::new("default", "orders");
         let emptied = MemoryStore::at(self.kinesis.now());
         match left {
-            Left::Nothing => {}
-            Left::Positions => {
+            Remaining::Nothing => {}
+            Remaining::Positions => {
                 let stored = self.store.load(&scope).await.expect("the memory store never fails");
                 let stored: Vec<_> = stored.into_iter().collect();
                 emptied.save(&scope, &stored).await.expect("the memory store never fails");
             }
-            Left::Leases => {
+            Remaining::Leases => {
                 let table = self.store.table(&scope).await.expect("the memory store never fails");
                 emptied
                     .exchange(&scope, &leases_of(&table))
                     .await
                     .expect("the memory store never fails");
             }
-            Left::Copy(copy) => return self.store.replace_with_copy_of(&copies[copy].store),
+            Remaining::Copy(copy) => return self.store.replace_with_copy_of(&copies[copy].store),
         }
         self.store.replace_with_copy_of(&emptied);
     }
 
     /// Copies the store when all delivered records are finished in it.
-    async fn copy_store(&mut self, story: &mut Forgetful) {
+    async fn copy_store(&mut self, story: &mut StoreLossStory) {
         self.settle(story).await;
         let finished = story.finished.clone();
         self.truth
-            .tell(format_args!("the store is copied: {} records are finished", finished.len()));
-        let (copy, tenure) = (self.store.replica(), story.tenure);
-        story.copies.push(Copied { store: copy, finished, tenure });
+            .log(format_args!("the store is copied: {} records are finished", finished.len()));
+        let (copy, acquisitions) = (self.store.replica(), story.acquisitions);
+        story.copies.push(Copied { store: copy, finished, acquisitions });
     }
 
     /// Reads until no further record is delivered and all delivered ones are saved.
-    async fn settle(&self, story: &mut Forgetful) {
+    async fn settle(&self, story: &mut StoreLossStory) {
         loop {
             let before = story.seen;
             let time = self.plan.checkpoint_interval + Duration::from_secs(5);
@@ -211,7 +211,7 @@ impl Act {
         story.lost.clear();
     }
 
-    async fn read_story(&self, story: &mut Forgetful, time: Duration) {
+    async fn read_story(&self, story: &mut StoreLossStory, time: Duration) {
         story.reader.read_for(time).await;
         for number in &story.reader.delivered[story.seen..] {
             story.delivered.insert(*number);
@@ -234,7 +234,7 @@ impl Act {
     }
 
     /// Reads until every record is delivered.
-    async fn read_whole_story(&self, story: &mut Forgetful) {
+    async fn read_whole_story(&self, story: &mut StoreLossStory) {
         let by = self.deadline();
         while story.delivered.len() < self.puts.len()
             && Instant::now() < by
@@ -252,7 +252,7 @@ impl Act {
         }
     }
 
-    fn check_story(&self, story: &Forgetful) {
+    fn check_story(&self, story: &StoreLossStory) {
         self.check_order(&story.reader, true);
         self.check_errors(&story.reader, &[]);
         if let Some((shard, _)) = story.reader.gaps.first() {
@@ -264,15 +264,16 @@ impl Act {
     }
 
     /// Recreates the stream before a listing shows the shards of the restored leases.
-    async fn replace_after_loss(&mut self, mut story: Forgetful) {
+    async fn replace_after_loss(&mut self, mut story: StoreLossStory) {
         // In this time the store gets every shard, and the ends of the closed shards.
         let listed = self.plan.discovery_interval + Duration::from_secs(20);
         self.read_story(&mut story, listed).await;
         let known: BTreeSet<ShardId> = self.orders.shards().iter().map(Shard::id).collect();
-        let left = pick(&mut self.rng, &[Left::Nothing, Left::Positions, Left::Leases]);
+        let left =
+            pick(&mut self.rng, &[Remaining::Nothing, Remaining::Positions, Remaining::Leases]);
         self.forget_while_running(&mut story, left).await;
         self.check_story(&story);
-        let Forgetful { mut reader, policy, .. } = story;
+        let StoreLossStory { mut reader, policy, .. } = story;
         if self.truth.is_broken() {
             return;
         }
@@ -292,16 +293,16 @@ impl Act {
 
 /// Returns a request that restores the leases of a table without their positions.
 fn leases_of(table: &LeaseTable) -> HeartbeatRequest {
-    let vouched = table.workers.iter().map(|(worker, member)| Change::ReviveWorker {
+    let revived = table.workers.iter().map(|(worker, member)| Change::ReviveWorker {
         worker: worker.clone(),
         member: member.clone(),
     });
     let leases = table.leases.iter().filter(|(_, lease)| lease.parents.is_some());
     let restored = leases.map(|(shard, lease)| {
-        let life = lease.owner.as_ref().and_then(|owner| table.workers.get(owner));
+        let member = lease.owner.as_ref().and_then(|owner| table.workers.get(owner));
         Change::Restore {
             shard: shard.clone(),
-            incarnation: life.map_or(0, |member| member.incarnation),
+            incarnation: member.map_or(0, |member| member.incarnation),
             lease: Lease { checkpoint: None, ..lease.clone() },
         }
     });
@@ -313,6 +314,6 @@ fn leases_of(table: &LeaseTable) -> HeartbeatRequest {
         leaving: true,
         known: None,
         only_if_unchanged: false,
-        changes: vouched.chain(restored).collect(),
+        changes: revived.chain(restored).collect(),
     }
 }
