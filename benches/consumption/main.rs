@@ -137,7 +137,7 @@ fn run<T: DeserializeOwned>(what: &str, task: &impl Serialize) -> T {
 }
 
 /// Runs the measurement in the process that [`run`] has started, and prints the result.
-fn tell<T: DeserializeOwned, F: Serialize>(task: &str, measure: impl FnOnce(&T) -> F) {
+fn print_result<T: DeserializeOwned, F: Serialize>(task: &str, measure: impl FnOnce(&T) -> F) {
     let task = serde_json::from_str(task).unwrap();
     println!("{}", serde_json::to_string(&measure(&task)).unwrap());
 }
@@ -146,8 +146,8 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("serve") => server::serve(),
-        Some("read") => tell(&arguments[1], subject::measure),
-        Some("follow") => tell(&arguments[1], idle::measure),
+        Some("read") => print_result(&arguments[1], subject::measure),
+        Some("follow") => print_result(&arguments[1], idle::measure),
         // `cargo test --benches` ends at once.
         _ if !arguments.iter().any(|argument| argument == "--bench") => {
             println!("run with `cargo bench --bench consumption`");

@@ -75,6 +75,6 @@ async fn kinesis_local_passes_shared_scenarios() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_connection_is_reported_with_cure() {
-    stories::refused_connection_is_reported_with_cure(&ferrokinesis_server::client_of(1)).await;
+async fn refused_connection_is_reported_with_remedy() {
+    stories::refused_connection_is_reported_with_remedy(&ferrokinesis_server::client_of(1)).await;
 }

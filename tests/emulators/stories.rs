@@ -287,7 +287,7 @@ pub(crate) async fn task_per_shard_reads_all_records(client: &Client) {
 }
 
 /// Expects a client for a port without a listener.
-pub(crate) async fn refused_connection_is_reported_with_cure(client: &Client) {
+pub(crate) async fn refused_connection_is_reported_with_remedy(client: &Client) {
     let consumer = consumer(client, "orders", &MemoryStore::new()).build().unwrap();
     let error = timeout(PATIENCE, consumer.records().next()).await.unwrap().unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);

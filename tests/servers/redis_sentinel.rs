@@ -41,13 +41,13 @@ impl SentinelSetup {
     async fn wait_for_the_replica(&self) {
         let began = Instant::now();
         loop {
-            let said = information(self.sentinel.url(), "sentinel").await;
+            let output = information(self.sentinel.url(), "sentinel").await;
             let url = format!("redis://:{PASSWORD}@127.0.0.1:{}/", self.replica.port());
             let link = information(url, "replication").await;
-            if said.contains("slaves=1") && link.contains("master_link_status:up") {
+            if output.contains("slaves=1") && link.contains("master_link_status:up") {
                 return;
             }
-            assert!(began.elapsed() < Duration::from_secs(60), "{said} {link}");
+            assert!(began.elapsed() < Duration::from_secs(60), "{output} {link}");
             sleep(Duration::from_millis(50)).await;
         }
     }
@@ -111,12 +111,12 @@ async fn new_master_is_followed_after_failover() {
 async fn wrong_sentinel_settings_are_reported() {
     let watched = SentinelSetup::start().await;
     let sentinel = watched.sentinel.url();
-    let nobody = format!("redis://127.0.0.1:{}/", free_port());
+    let unreachable = format!("redis://127.0.0.1:{}/", free_port());
     let connect = async |sentinels: &[&str], master: &str| {
         RedisStore::connect_sentinel(sentinels.iter().copied(), master).await.unwrap_err()
     };
     let master = format!("redis://:{PASSWORD}@orders/");
-    let error = connect(&[&nobody], &master).await;
+    let error = connect(&[&unreachable], &master).await;
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error:?}");
     let error = connect(&[&sentinel], &format!("redis://:{PASSWORD}@parcels/")).await;
     assert_eq!(error.kind(), ErrorKind::Configuration, "{error:?}");
@@ -127,7 +127,7 @@ async fn wrong_sentinel_settings_are_reported() {
         assert_eq!(error.kind(), ErrorKind::Configuration, "{error:?}");
     }
     // One sentinel that responds is enough.
-    let urls = [&*nobody, &*sentinel];
+    let urls = [&*unreachable, &*sentinel];
     RedisStore::connect_sentinel(urls, &master).await.unwrap();
 }
 

@@ -72,9 +72,9 @@ struct Stream {
 impl Canned {
     /// Returns the response to a call.
     pub(crate) fn answer(&self, operation: &str, body: &[u8]) -> Answer {
-        let asked: Value = serde_json::from_slice(body).expect("expected a JSON request");
-        let iterator = asked["ShardIterator"].as_str().map(numbered);
-        let name = asked["StreamName"].as_str().or(iterator.map(|(name, _)| name)).unwrap();
+        let request: Value = serde_json::from_slice(body).expect("expected a JSON request");
+        let iterator = request["ShardIterator"].as_str().map(numbered);
+        let name = request["StreamName"].as_str().or(iterator.map(|(name, _)| name)).unwrap();
         let mut streams = self.0.lock().unwrap();
         let stream = streams.entry(name.to_owned()).or_insert_with(|| Stream::new(name));
         stream.iterators += 1;
