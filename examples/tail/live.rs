@@ -52,7 +52,7 @@ impl Live {
     }
 
     /// Updates the lines after an event.
-    pub(crate) fn hear(&mut self, event: &Event) {
+    pub(crate) fn on_event(&mut self, event: &Event) {
         match event {
             Event::ShardStarted { shard_id, .. } => {
                 self.line(shard_id);
@@ -96,7 +96,7 @@ impl Live {
             bar.set_prefix(short(shard.as_str()).to_owned());
             bar.set_length(line.first_lag);
             bar.set_position(line.first_lag - line.lag);
-            bar.set_message(line.told());
+            bar.set_message(line.status_text());
             bar.tick();
         }
     }
@@ -135,7 +135,7 @@ impl Line {
         }
     }
 
-    fn told(&self) -> String {
+    fn status_text(&self) -> String {
         let throttled = self.throttled.is_some_and(|until| until > Instant::now());
         let throttled = if throttled {
             style("  throttled").yellow().for_stderr().to_string()
