@@ -57,7 +57,7 @@ const BYTES: usize = 1500 << 20;
 /// responses is unknown, and those without room in the memory budget are dropped in transit.
 const FEWEST_ANSWERS: usize = 300;
 
-const MOST_ANSWERS: usize = 600;
+const MAX_ANSWERS: usize = 600;
 
 fn subjects() -> Vec<Subject> {
     let subject = |name: &str, reader, shards| Subject {
@@ -205,7 +205,7 @@ fn compare(options: &Options) {
                 let an_answer =
                     canned::Contents { shards: 1, record_bytes, answers: 1 }.records_an_answer();
                 let answers =
-                    (BYTES / (an_answer * record_bytes)).clamp(FEWEST_ANSWERS, MOST_ANSWERS);
+                    (BYTES / (an_answer * record_bytes)).clamp(FEWEST_ANSWERS, MAX_ANSWERS);
                 let redis = redis.url();
                 let task = Task { subject, kinesis, redis, record_bytes, answers, unique };
                 eprintln!("{record_bytes} bytes, round {}: {}", round + 1, task.subject.name);

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::output::short;
 
 /// The maximum number of lines. More would not be readable.
-const MOST_LINES: usize = 24;
+const MAX_LINES: usize = 24;
 
 /// The progress of one shard.
 struct Line {
@@ -71,7 +71,7 @@ impl Live {
     }
 
     fn line(&mut self, shard: &ShardId) -> &mut Line {
-        let is_shown = self.shards.len() < MOST_LINES;
+        let is_shown = self.shards.len() < MAX_LINES;
         let above = self.shards.range(..shard).filter(|(_, line)| line.bar.is_some()).count();
         let bars = &self.bars;
         self.shards.entry(shard.clone()).or_insert_with(|| Line {

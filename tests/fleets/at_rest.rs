@@ -248,8 +248,8 @@ impl World {
         self.join();
         let is_renamed = {
             let facts = self.truth.lock();
-            let name = &facts.lives.last().expect("a worker has joined").name;
-            facts.lives.iter().filter(|life| life.name == *name).count() > 1
+            let name = &facts.workers.last().expect("a worker has joined").name;
+            facts.workers.iter().filter(|state| state.name == *name).count() > 1
         };
         if is_renamed {
             // Its name is free after the leases of the earlier worker of that name have expired.

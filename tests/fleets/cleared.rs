@@ -9,7 +9,7 @@ use fastrand::Rng;
 use kinestream::store::lease::{AdminEdit, Lease, LeaseTable};
 use kinestream::{Checkpoint, ShardId};
 
-use crate::link::Life;
+use crate::link::WorkerState;
 use crate::plan::Scene;
 use crate::truth::{Facts, Place, Truth};
 
@@ -37,7 +37,7 @@ fn only_position() -> Lease {
 fn clear(facts: &mut Facts) {
     let mut rng = Rng::with_seed(0);
     let plan = Scene::new(&mut rng).plan(&mut rng);
-    facts.begin_life(Life::new("w0".to_owned(), &plan));
+    facts.add_worker(WorkerState::new("w0".to_owned(), &plan));
     facts.put(0, "1".parse().expect("a valid sequence number"), UNIX_EPOCH);
     let read = Lease { epoch: BEFORE, ..Lease::default() };
     facts.check_edit(0, &AdminEdit::Clear, &table(0, Some(read)), &table(CLEARED, None));

@@ -96,7 +96,7 @@ impl Facts {
 
     /// Checks that a record of this shard and epoch may be delivered in spite of damage.
     pub(crate) fn check_damaged(&mut self, worker: usize, shard: usize, epoch: u64) {
-        let name = self.lives[worker].name.clone();
+        let name = self.workers[worker].name.clone();
         if self.damaged.get(&shard).is_some_and(|last| epoch > *last) {
             self.breaks(
                 Promise::Damaged,
@@ -105,7 +105,7 @@ impl Facts {
                 ),
             );
         }
-        if self.lives[worker].unreadable.contains(&shard) {
+        if self.workers[worker].unreadable.contains(&shard) {
             self.breaks(
                 Promise::Damaged,
                 format_args!(

@@ -19,14 +19,14 @@ use kinestream::{CheckpointOn, Consumer, MemoryStore, ShardPosition, StartingPos
 use tokio::time::sleep;
 
 use crate::crashing_store::{CrashingStore, CrashingWorker};
-use crate::seeds::{Story, pick};
+use crate::seeds::{SeedResult, pick};
 use crate::truth::Promise;
 use crate::world::BEGINNING;
 
 /// Mixed with the seed for the generator of this scenario.
 const LATEST: u64 = 0x004c_4154_4553_5400;
 
-const MOST_WORKERS: usize = 2;
+const MAX_WORKERS: usize = 2;
 
 /// Twice the maximum time by which the clock of a worker may be ahead.
 const LONG_AGO: Duration = Duration::from_secs(10 * 60);
@@ -49,7 +49,7 @@ struct Latest {
 }
 
 /// Runs the scenario of a seed.
-pub(crate) async fn simulate(seed: u64) -> Story {
+pub(crate) async fn simulate(seed: u64) -> SeedResult {
     let mut world = Latest::begin(seed);
     world.put().await;
     sleep(LONG_AGO).await;
@@ -60,7 +60,7 @@ pub(crate) async fn simulate(seed: u64) -> Story {
         sleep(time).await;
     }
     let broken = world.read_rest().await;
-    Story {
+    SeedResult {
         broken,
         records: world.puts.len(),
         calls: world.kinesis.call_count(),
@@ -99,7 +99,7 @@ impl Latest {
     async fn step(&mut self) {
         match self.rng.u8(..7) {
             0 | 1 => self.put().await,
-            2 | 3 if self.workers.len() < MOST_WORKERS => {
+            2 | 3 if self.workers.len() < MAX_WORKERS => {
                 let calls = (self.rng.u8(..3) > 0).then(|| self.rng.u32(..14));
                 self.start(calls, false);
             }

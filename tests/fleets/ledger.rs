@@ -28,7 +28,7 @@ impl Facts {
         before: &LeaseTable,
         after: &LeaseTable,
     ) {
-        let name = self.lives[worker].name.clone();
+        let name = self.workers[worker].name.clone();
         let leaving = if request.leaving { ", leaving" } else { "" };
         self.log(format_args!(
             "{name} sends a heartbeat{leaving}: {:?}, {} {:?}",
@@ -72,7 +72,7 @@ impl Facts {
             delivered.released.get_or_insert_with(Instant::now);
             let is_unfinished = !delivered.is_dropped && delivered.finished.contains(&None);
             let waited = self.offers.get(&place).map(Instant::elapsed);
-            let patience = self.lives[worker].patience;
+            let patience = self.workers[worker].patience;
             if !request.leaving && is_unfinished && !self.lost_data && waited < patience {
                 self.breaks(
                     Promise::OrderlyHandoff,
@@ -94,7 +94,7 @@ impl Facts {
         for (FencedCheckpoint { shard, epoch, checkpoint }, verdict) in
             positions.iter().zip(verdicts)
         {
-            let name = self.lives[worker].name.clone();
+            let name = self.workers[worker].name.clone();
             self.log(format_args!(
                 "{name} saves {} in epoch {epoch}: {checkpoint}: {verdict:?}",
                 index_of(shard)
@@ -204,7 +204,7 @@ impl Facts {
         before: &LeaseTable,
         after: &LeaseTable,
     ) {
-        let name = self.lives[worker].name.clone();
+        let name = self.workers[worker].name.clone();
         self.log(format_args!("{name} edits: {edit:?}"));
         self.moves += 1;
         match edit {
@@ -276,7 +276,7 @@ impl Facts {
             if std::mem::replace(&mut delivered.is_over, true) {
                 continue;
             }
-            let life = &self.lives[delivered.worker];
+            let state = &self.workers[delivered.worker];
             let (mut latest, mut finished) = (self.began, delivered.first);
             for at in &delivered.finished {
                 let Some(at) = at else { break };
@@ -284,8 +284,8 @@ impl Facts {
                 let is_released = delivered
                     .released
                     .is_some_and(|released| latest + UNSAVED_BEFORE_RELEASE <= released);
-                let is_due = life.had_time_to_save(latest)
-                    || is_released && life.reachable_for() > LONG_REACHABLE;
+                let is_due = state.had_time_to_save(latest)
+                    || is_released && state.reachable_for() > LONG_REACHABLE;
                 if !is_due {
                     break;
                 }

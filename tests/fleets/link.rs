@@ -52,7 +52,7 @@ impl Wall {
 
 /// The externally visible state of one worker.
 #[derive(Debug)]
-pub(crate) struct Life {
+pub(crate) struct WorkerState {
     pub(crate) name: String,
     pub(crate) condition: Condition,
     pub(crate) is_killed: bool,
@@ -80,7 +80,7 @@ pub(crate) struct Life {
     pub(crate) seek_epochs: BTreeMap<usize, u64>,
 }
 
-impl Life {
+impl WorkerState {
     pub(crate) fn new(name: String, plan: &Plan) -> Self {
         Self {
             name,
@@ -142,17 +142,17 @@ impl Life {
 }
 
 impl Facts {
-    pub(crate) fn begin_life(&mut self, life: Life) -> usize {
-        self.lives.push(life);
+    pub(crate) fn add_worker(&mut self, state: WorkerState) -> usize {
+        self.workers.push(state);
         self.update_reachability();
-        self.lives.len() - 1
+        self.workers.len() - 1
     }
 
     /// Sets the condition of the connection of one worker.
     pub(crate) fn set_link(&mut self, worker: usize, condition: Condition) {
-        let name = &self.lives[worker].name;
+        let name = &self.workers[worker].name;
         self.log(format_args!("the connection of {name} is {condition:?}", name = name.clone()));
-        self.lives[worker].condition = condition;
+        self.workers[worker].condition = condition;
         self.update_reachability();
     }
 
@@ -164,43 +164,43 @@ impl Facts {
     }
 
     /// Registers that a worker is closed or dropped.
-    pub(crate) fn end_life(&mut self, worker: usize) {
-        self.lives[worker].is_gone = true;
+    pub(crate) fn mark_closed(&mut self, worker: usize) {
+        self.workers[worker].is_gone = true;
     }
 
     /// Prevents all calls of a worker from reaching the store.
     pub(crate) fn kill(&mut self, worker: usize) {
-        self.lives[worker].is_killed = true;
+        self.workers[worker].is_killed = true;
         self.update_reachability();
     }
 
     /// Registers that no process runs from now on, so that no worker can save.
     pub(crate) fn begin_stall(&mut self) {
-        self.lives.iter_mut().for_each(|life| life.set_reachable(false));
+        self.workers.iter_mut().for_each(|state| state.set_reachable(false));
     }
 
     /// Registers that a call of a worker fails.
     pub(crate) fn note_failure(&mut self, worker: usize) {
-        self.lives[worker].set_reachable(false);
-        self.lives[worker].has_failed = true;
+        self.workers[worker].set_reachable(false);
+        self.workers[worker].has_failed = true;
         self.update_reachability();
     }
 
     /// Updates which workers reach the store.
     pub(crate) fn update_reachability(&mut self) {
-        for life in &mut self.lives {
+        for state in &mut self.workers {
             let is_reachable =
-                self.store == Condition::Healthy && life.condition == Condition::Healthy;
-            life.set_reachable(is_reachable && !life.is_killed);
+                self.store == Condition::Healthy && state.condition == Condition::Healthy;
+            state.set_reachable(is_reachable && !state.is_killed);
         }
     }
 
     /// Returns the condition that a call of a worker meets.
     pub(crate) fn condition(&self, worker: usize) -> Condition {
-        let life = &self.lives[worker];
-        match (life.is_killed, self.store) {
+        let state = &self.workers[worker];
+        match (state.is_killed, self.store) {
             (true, _) => Condition::Hangs,
-            (_, Condition::Healthy) => life.condition,
+            (_, Condition::Healthy) => state.condition,
             (_, condition) => condition,
         }
     }
@@ -213,15 +213,16 @@ impl Facts {
         response: &HeartbeatResponse,
     ) {
         if let Some(table) = &response.table {
-            self.lives[worker].known_epochs =
+            self.workers[worker].known_epochs =
                 table.leases.iter().map(|(shard, lease)| (index_of(shard), lease.epoch)).collect();
             let unreadable = table.leases.iter().filter(|(_, lease)| lease.unreadable.is_some());
-            self.lives[worker].unreadable = unreadable.map(|(shard, _)| index_of(shard)).collect();
+            self.workers[worker].unreadable =
+                unreadable.map(|(shard, _)| index_of(shard)).collect();
         }
         if response.standing != Membership::Occupied {
             let (at, wall) = sent;
-            let life = &mut self.lives[worker];
-            life.valid = Some((at + life.lease_duration, wall + life.lease_duration));
+            let state = &mut self.workers[worker];
+            state.valid = Some((at + state.lease_duration, wall + state.lease_duration));
         }
     }
 }

@@ -61,7 +61,7 @@ use std::ops::Range;
 
 use fastrand::Rng;
 use panics::Panics;
-use seeds::{Simulation, Story};
+use seeds::{SeedResult, Simulation};
 use world::World;
 
 /// The seeds of the regular test run.
@@ -73,37 +73,37 @@ const PANICS: u64 = 0x70_61_6e_69_63;
 
 const SIMULATION: Simulation = Simulation { test: "fleets", simulate };
 
-fn simulate(seed: u64) -> Story {
+fn simulate(seed: u64) -> SeedResult {
     let mut rng = Rng::with_seed(seed ^ PANICS);
     let panics = Panics::new(&mut rng);
-    let mut story = panics.around(|| {
+    let mut seed_result = panics.around(|| {
         seeds::on_a_paused_clock(async {
             let mut world = World::new(seed, panics.clone(), rng);
             world.run().await;
-            world.story()
+            world.seed_result()
         })
     });
-    for added in [regions_of as fn(u64) -> Story, starts_of, latest_of] {
-        if story.broken.is_none() {
+    for added in [regions_of as fn(u64) -> SeedResult, starts_of, latest_of] {
+        if seed_result.broken.is_none() {
             let added = added(seed);
-            story.trace.extend(added.trace);
-            story.broken = added.broken;
-            story.records += added.records;
-            story.calls += added.calls;
+            seed_result.trace.extend(added.trace);
+            seed_result.broken = added.broken;
+            seed_result.records += added.records;
+            seed_result.calls += added.calls;
         }
     }
-    story
+    seed_result
 }
 
-fn regions_of(seed: u64) -> Story {
+fn regions_of(seed: u64) -> SeedResult {
     seeds::on_a_paused_clock(regions::simulate(seed))
 }
 
-fn starts_of(seed: u64) -> Story {
+fn starts_of(seed: u64) -> SeedResult {
     seeds::on_a_paused_clock(starts::simulate(seed))
 }
 
-fn latest_of(seed: u64) -> Story {
+fn latest_of(seed: u64) -> SeedResult {
     seeds::on_a_paused_clock(latest::simulate(seed))
 }
 

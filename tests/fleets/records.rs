@@ -35,7 +35,7 @@ impl Facts {
     ) -> Place {
         let (shard, place) = self.places[record.sequence_number()];
         let epoch = record.epoch();
-        let name = self.lives[worker].name.clone();
+        let name = self.workers[worker].name.clone();
         self.log(format_args!("{name} delivers shard {shard} record {place} in epoch {epoch}"));
         let stored = table.leases.get(record.shard_id());
         let stored = stored.map(|lease| (lease.epoch, lease.owner.clone()));
@@ -49,7 +49,7 @@ impl Facts {
                 let (owner, expected) =
                     (delivered.worker, delivered.first + delivered.finished.len());
                 if owner != worker {
-                    let other = self.lives[owner].name.clone();
+                    let other = self.workers[owner].name.clone();
                     self.breaks(
                         Promise::OneReader,
                         format_args!("{name} and {other} read shard {shard} in epoch {epoch}"),
@@ -89,11 +89,11 @@ impl Facts {
         epoch: u64,
         stored: Option<&(u64, Option<Arc<str>>)>,
     ) {
-        let life = &self.lives[worker];
-        let name = life.name.clone();
-        let is_valid = life.is_valid();
-        let known = life.known_epochs.get(&shard).copied().unwrap_or(0);
-        let seek_epoch = life.seek_epochs.get(&shard).copied().unwrap_or(0);
+        let state = &self.workers[worker];
+        let name = state.name.clone();
+        let is_valid = state.is_valid();
+        let known = state.known_epochs.get(&shard).copied().unwrap_or(0);
+        let seek_epoch = state.seek_epochs.get(&shard).copied().unwrap_or(0);
         let top = self.shards[shard].top;
         if !is_valid {
             self.breaks(

@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use crate::crashing_store::CrashingStore;
-use crate::seeds::{Story, pick};
+use crate::seeds::{SeedResult, pick};
 use crate::truth::Promise;
 use crate::world::BEGINNING;
 
@@ -34,8 +34,8 @@ const ARNS: [&str; 2] = [
     "arn:aws:kinesis:us-east-1:123456789012:stream/orders",
 ];
 
-const MOST_SHARDS: usize = 6;
-const MOST_WORKERS: usize = 4;
+const MAX_SHARDS: usize = 6;
+const MAX_WORKERS: usize = 4;
 
 /// The data that is stored under the name before a consumer reads by ARN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,7 @@ struct Regions {
 }
 
 /// Runs the scenario of a seed.
-pub(crate) async fn simulate(seed: u64) -> Story {
+pub(crate) async fn simulate(seed: u64) -> SeedResult {
     let mut world = Regions::new(seed);
     world.begin().await;
     for _ in 0..world.rng.usize(4..16) {
@@ -89,7 +89,7 @@ pub(crate) async fn simulate(seed: u64) -> Story {
         sleep(time).await;
     }
     world.check_at_rest().await;
-    world.story()
+    world.seed_result()
 }
 
 impl Regions {
@@ -182,7 +182,7 @@ impl Regions {
     fn split(&mut self) {
         let region = self.rng.usize(..2);
         let orders = &self.streams[region].orders;
-        if orders.shards().len() + 2 <= MOST_SHARDS {
+        if orders.shards().len() + 2 <= MAX_SHARDS {
             let open = orders.open_shards();
             open[self.rng.usize(..open.len())].split();
             self.log(format!("split: region {region}"));
@@ -192,7 +192,7 @@ impl Regions {
     async fn start_by_arn(&mut self, region: usize) {
         // Timestamps belong to the ARN that claims them first, which must be the ARN of region 0.
         let is_undecided = self.before == Before::Times && region == 1 && !self.is_claimed().await;
-        if self.workers.len() < MOST_WORKERS && !is_undecided {
+        if self.workers.len() < MAX_WORKERS && !is_undecided {
             let calls = (self.rng.u8(..3) > 0).then(|| self.rng.u32(..14));
             self.start(Some(region), calls);
         }
@@ -331,9 +331,9 @@ impl Regions {
         self.trace.push(line);
     }
 
-    fn story(self) -> Story {
+    fn seed_result(self) -> SeedResult {
         let [here, there] = &self.streams;
-        Story {
+        SeedResult {
             broken: self.broken.lock().unwrap().clone(),
             records: here.put.len() + there.put.len(),
             calls: here.kinesis.call_count() + there.kinesis.call_count(),

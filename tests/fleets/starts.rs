@@ -17,14 +17,14 @@ use kinestream::{
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::crashing_store::{CrashingStore, CrashingWorker};
-use crate::seeds::{Story, pick};
+use crate::seeds::{SeedResult, pick};
 use crate::truth::Promise;
 use crate::world::BEGINNING;
 
 /// Mixed with the seed for the generator of this scenario.
 const STARTS: u64 = 0x5741_5254;
 
-const MOST_WORKERS: usize = 3;
+const MAX_WORKERS: usize = 3;
 
 struct Starts {
     rng: Rng,
@@ -40,7 +40,7 @@ struct Starts {
 }
 
 /// Runs the scenario of a seed.
-pub(crate) async fn simulate(seed: u64) -> Story {
+pub(crate) async fn simulate(seed: u64) -> SeedResult {
     let mut world = Starts::begin(seed).await;
     let calls = world.kinesis.call_count();
     for _ in 0..world.rng.usize(4..16) {
@@ -50,7 +50,7 @@ pub(crate) async fn simulate(seed: u64) -> Story {
         sleep(time).await;
     }
     let broken = world.read_rest(calls).await;
-    Story {
+    SeedResult {
         broken,
         records: world.puts.len(),
         calls: world.kinesis.call_count(),
@@ -88,7 +88,7 @@ impl Starts {
     fn step(&mut self) {
         match self.rng.u8(..6) {
             0 | 1 => self.put(),
-            2 | 3 if self.workers.len() < MOST_WORKERS => {
+            2 | 3 if self.workers.len() < MAX_WORKERS => {
                 let calls = (self.rng.u8(..3) > 0).then(|| self.rng.u32(..14));
                 self.start(calls, false);
             }

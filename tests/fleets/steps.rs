@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::link::Condition;
 use crate::world::World;
 
-const MOST_WORKERS: usize = 8;
+const MAX_WORKERS: usize = 8;
 
 impl World {
     pub(crate) fn step(&mut self) {
@@ -34,7 +34,7 @@ impl World {
         match self.rng.u8(..30) {
             0..=9 => (0..self.rng.usize(1..6)).for_each(|_| self.put()),
             10..=12 => self.reshard(),
-            13..=15 if self.workers.len() < MOST_WORKERS => self.join(),
+            13..=15 if self.workers.len() < MAX_WORKERS => self.join(),
             16..=19 => self.lose_worker(),
             20 | 21 => self.occupy_caller(),
             22 | 23 => {
@@ -95,7 +95,7 @@ impl World {
             return self.workers[index].suspend(time);
         }
         let condition = self.condition();
-        self.truth.lock().set_link(self.workers[index].life, condition);
+        self.truth.lock().set_link(self.workers[index].worker_index, condition);
     }
 
     fn condition(&mut self) -> Condition {
@@ -148,7 +148,7 @@ impl World {
             // A worker that knows an earlier epoch continues at its position in that epoch, or at
             // the one it was moved to.
             facts.bases.values_mut().for_each(|base| *base = 0);
-            facts.lives.iter_mut().for_each(|life| life.seek_epochs.clear());
+            facts.workers.iter_mut().for_each(|state| state.seek_epochs.clear());
         }
         if self.rng.u8(..3) == 0 {
             self.truth.log(format_args!("the store has lost everything"));
@@ -217,7 +217,7 @@ impl World {
         let mut facts = self.truth.lock();
         facts.set_store(Condition::Healthy);
         for worker in &self.workers {
-            facts.set_link(worker.life, Condition::Healthy);
+            facts.set_link(worker.worker_index, Condition::Healthy);
         }
         drop(facts);
         for worker in &mut self.workers {

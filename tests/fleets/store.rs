@@ -42,7 +42,7 @@ impl SimulatedStore {
             Condition::Hangs => pending().await,
             Condition::Healthy | Condition::Forgetful => {}
         }
-        if self.truth.lock().lives[self.worker].is_killed {
+        if self.truth.lock().workers[self.worker].is_killed {
             pending::<()>().await;
         }
         let response = call.await?;
@@ -162,7 +162,7 @@ impl LeaseStore for SimulatedStore {
         request: &'a HeartbeatRequest,
     ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
         async move {
-            let sent = (Instant::now(), self.truth.lock().lives[self.worker].wall.now());
+            let sent = (Instant::now(), self.truth.lock().workers[self.worker].wall.now());
             let (store, scope, request) = (self.clone(), scope.clone(), request.clone());
             let response =
                 self.reach(async move { store.carry_out(&scope, &request).await }).await?;

@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use kinestream::{Checkpoint, SequenceNumber, ShardId};
 use tokio::time::Instant;
 
-use crate::link::{Condition, Life};
-use crate::seeds::Story;
+use crate::link::{Condition, WorkerState};
+use crate::seeds::SeedResult;
 use crate::trace::Trace;
 
 /// A guarantee of the crate that must hold under all faults.
@@ -132,7 +132,7 @@ pub(crate) struct Facts {
     /// The number of records that the stored position had passed when an epoch started.
     pub(crate) bases: BTreeMap<(usize, u64), usize>,
     /// All workers, including those that have ended.
-    pub(crate) lives: Vec<Life>,
+    pub(crate) workers: Vec<WorkerState>,
     /// The condition of the store for all workers.
     pub(crate) store: Condition,
     /// The number of moves of positions.
@@ -161,7 +161,7 @@ impl Truth {
             deliveries: BTreeMap::new(),
             offers: BTreeMap::new(),
             bases: BTreeMap::new(),
-            lives: Vec::new(),
+            workers: Vec::new(),
             store: Condition::Healthy,
             moves: 0,
             cleared: 0,
@@ -201,7 +201,7 @@ impl Facts {
     }
 
     /// Ends the run, and returns its trace and result.
-    pub(crate) fn end(&mut self, calls: usize) -> Story {
+    pub(crate) fn end(&mut self, calls: usize) -> SeedResult {
         let records = self.shards.iter().map(|shard| shard.records.len()).sum();
         self.trace.end(records, calls)
     }

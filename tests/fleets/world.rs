@@ -19,14 +19,14 @@ use crate::clocks::Clocks;
 use crate::damage::Damage;
 use crate::panics::Panics;
 use crate::plan::Scene;
-use crate::seeds::{Story, pick};
+use crate::seeds::{SeedResult, pick};
 use crate::truth::{Promise, Truth, index_of};
 use crate::worker::Worker;
 
 /// 2026-01-01. A fixed date makes runs independent of the current date.
 pub(crate) const BEGINNING: Duration = Duration::from_secs(1_767_225_600);
 
-const MOST_SHARDS: usize = 14;
+const MAX_SHARDS: usize = 14;
 
 /// The outcomes of the next calls to an operation; `None` means any operation.
 pub(crate) type Faults = Arc<Mutex<VecDeque<(Option<&'static str>, Outcome)>>>;
@@ -152,7 +152,7 @@ impl World {
         let plan = self.scene.plan(&mut self.rng);
         let name = {
             let facts = self.truth.lock();
-            let gone = facts.lives.iter().find(|life| life.is_killed);
+            let gone = facts.workers.iter().find(|state| state.is_killed);
             match gone {
                 Some(gone)
                     if self.rng.u8(..3) == 0
@@ -160,7 +160,7 @@ impl World {
                 {
                     gone.name.clone()
                 }
-                _ => format!("w{}", facts.lives.len()),
+                _ => format!("w{}", facts.workers.len()),
             }
         };
         let mut worker =
@@ -214,7 +214,7 @@ impl World {
         }
     }
 
-    pub(crate) fn story(&self) -> Story {
+    pub(crate) fn seed_result(&self) -> SeedResult {
         self.truth.lock().end(self.kinesis.call_count())
     }
 
@@ -234,7 +234,7 @@ impl World {
 
     pub(crate) fn reshard(&mut self) {
         let open = self.orders.open_shards();
-        if self.orders.shards().len() + 2 > MOST_SHARDS {
+        if self.orders.shards().len() + 2 > MAX_SHARDS {
             return;
         }
         let low = self.rng.usize(..open.len());

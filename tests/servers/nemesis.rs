@@ -25,7 +25,7 @@ use fastrand::Rng;
 use kinestream::testing::{Kinesis, Stream};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::seeds::{Simulation, Story};
+use crate::seeds::{SeedResult, Simulation};
 use faults::Fault;
 use servers::{Deployment, Servers};
 use tally::Tally;
@@ -66,7 +66,7 @@ const DELAY: Duration = INTERVAL.saturating_add(Duration::from_millis(1500));
 /// two renewals.
 const READ_AGAIN: Duration = LEASE.saturating_add(RENEWAL.saturating_mul(2));
 
-fn simulate(seed: u64) -> Story {
+fn simulate(seed: u64) -> SeedResult {
     on_real_time(async {
         let mut world = World::start(seed).await;
         world.run().await;
@@ -74,9 +74,9 @@ fn simulate(seed: u64) -> Story {
     })
 }
 
-fn on_real_time(story: impl Future<Output = Story>) -> Story {
+fn on_real_time(simulation: impl Future<Output = SeedResult>) -> SeedResult {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(2).enable_all().build().unwrap().block_on(story)
+    builder.worker_threads(2).enable_all().build().unwrap().block_on(simulation)
 }
 
 fn deployment(seed: u64) -> Deployment {
@@ -107,17 +107,17 @@ fn cluster_faults_lose_no_record_and_stop_no_shard() {
 /// A script of another client loops for longer than a lease duration, so that Redis replies BUSY.
 #[test]
 fn busy_redis_loses_no_record_and_stops_no_shard() {
-    let story = on_real_time(async {
+    let seed_result = on_real_time(async {
         let mut world = World::start(0).await;
         world.reads("the start", Instant::now(), 3 * READ_AGAIN).await;
         world.inject(Fault::Busy(2 * LEASE), |_| true).await;
         world.end().await
     });
-    let trace = story.trace.join("\n");
-    assert!(story.broken.is_none(), "{trace}");
+    let trace = seed_result.trace.join("\n");
+    assert!(seed_result.broken.is_none(), "{trace}");
     let refusal = "is busy with a script or function: BUSY Redis is busy running a script";
     let is_reported = |line: &String| line.contains("StoreFailed") && line.contains(refusal);
-    assert!(story.trace.iter().any(is_reported), "{trace}");
+    assert!(seed_result.trace.iter().any(is_reported), "{trace}");
 }
 
 #[test]
@@ -220,7 +220,7 @@ impl World {
     }
 
     /// Stops the writer, waits until all records are read, and stops the workers.
-    async fn end(self) -> Story {
+    async fn end(self) -> SeedResult {
         self.writing.abort();
         let began = Instant::now();
         while let Some(lost) = self.tally.unread() {
@@ -235,7 +235,7 @@ impl World {
         for worker in self.workers {
             worker.end().await;
         }
-        self.tally.story()
+        self.tally.seed_result()
     }
 }
 

@@ -29,7 +29,7 @@ const RATE: usize = 200;
 
 /// The most records that a fault redelivers: those that one worker acknowledges in two checkpoint
 /// intervals of 100 ms and during a save, or all workers if the store returns empty.
-const MOST_REPEATED: usize = RATE / 2;
+const MAX_REPEATED: usize = RATE / 2;
 
 /// The reads of a shard in one epoch: the worker, and the time of each record.
 struct EpochReads {
@@ -298,7 +298,7 @@ async fn fleet_with_faults_loses_no_record() {
         let what = fleet.inject_fault(&mut rng).await;
         happened += 1;
         let before = std::mem::replace(&mut repeated, fleet.tally.lock().unwrap().repeated());
-        if repeated > before + MOST_REPEATED {
+        if repeated > before + MAX_REPEATED {
             println!("{what}: {} of {} redelivered", repeated - before, put.lock().unwrap());
         }
     }
@@ -338,7 +338,7 @@ async fn fleet_with_faults_loses_no_record() {
              FLEET_SEED={seed}"
         );
     }
-    let allowed = happened * MOST_REPEATED + fleet.allowed_rereads;
+    let allowed = happened * MAX_REPEATED + fleet.allowed_rereads;
     assert!(
         tally.repeated() <= allowed,
         "expected at most {allowed} redelivered records, got {}; FLEET_SEED={seed}",

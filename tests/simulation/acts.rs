@@ -43,7 +43,7 @@ use crate::world::BEGINNING;
 const ACTS: u64 = 0x0061_6374_7321;
 
 /// Mixed with the seed for features that were added to acts later.
-const WRONGS: u64 = 0x77_726f_6e67_7321;
+const LATER_FEATURES: u64 = 0x77_726f_6e67_7321;
 
 /// The time within which everything is read after the faults: a back-off, the rest of an attempt
 /// under way, and a registration.
@@ -62,7 +62,7 @@ struct Put {
 struct Act {
     rng: Rng,
     /// Draws features that were added later, so that the acts of existing seeds stay the same.
-    wrongs: Rng,
+    later_rng: Rng,
     plan: Plan,
     truth: Truth,
     kinesis: Kinesis,
@@ -161,8 +161,8 @@ impl Act {
         let orders = kinesis.create_stream("orders", rng.usize(1..4));
         let store = MemoryStore::at(UNIX_EPOCH + BEGINNING);
         let (puts, recreated_at) = (Vec::new(), Instant::now());
-        let wrongs = Rng::with_seed(seed ^ WRONGS);
-        Self { rng, wrongs, plan, truth, kinesis, orders, store, puts, recreated_at }
+        let later_rng = Rng::with_seed(seed ^ LATER_FEATURES);
+        Self { rng, later_rng, plan, truth, kinesis, orders, store, puts, recreated_at }
     }
 
     /// Returns the time by which everything is read after the faults, new shards included.

@@ -21,14 +21,14 @@ pub(crate) struct Distortions {
 
 /// The number of denials that, together with listings that lack the shard, does not yet prove that
 /// the shard is gone.
-const MOST_DENIALS: usize = 2;
+const MAX_DENIALS: usize = 2;
 
 impl Distortions {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed ^ 0x00d1_5707_7ed0_a115);
         let chance = pick(&mut rng, &[0, 0, 10, 25]);
         let members = Rng::with_seed(seed ^ 0x0000_ab5e_4700_3e3b);
-        Self { rng, members, chance, denials: MOST_DENIALS }
+        Self { rng, members, chance, denials: MAX_DENIALS }
     }
 
     /// Returns true if any response in this scenario may be wrong.

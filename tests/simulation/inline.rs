@@ -15,7 +15,7 @@ use crate::raw_waker::{WakerCall, WakerCode, raw_waker};
 
 /// The maximum number of polls in a row. A stream that has used up the task's cooperative budget is
 /// polled again later.
-const MOST_POLLS: usize = 16;
+const MAX_POLLS: usize = 16;
 
 type Next<S> = Option<<S as Stream>::Item>;
 
@@ -116,7 +116,7 @@ impl<S: Stream<Item: Send> + Unpin + Send + 'static> InlineStream<S> {
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             };
             polls += 1;
-            if polls > MOST_POLLS {
+            if polls > MAX_POLLS {
                 return self.caller.wake();
             }
             self.again.store(false, Ordering::SeqCst);

@@ -152,11 +152,11 @@ impl Panics {
     }
 
     /// Runs a scenario with a metrics recorder and a tracing layer that may panic.
-    pub(crate) fn around<T>(&self, story: impl FnOnce() -> T) -> T {
+    pub(crate) fn around<T>(&self, scenario: impl FnOnce() -> T) -> T {
         if !self.are_planned() {
-            return story();
+            return scenario();
         }
-        tracing::subscriber::with_default(Layer(self.clone()), || recorded(self, story))
+        tracing::subscriber::with_default(Layer(self.clone()), || recorded(self, scenario))
     }
 }
 
@@ -258,13 +258,13 @@ impl fmt::Debug for Layer {
 }
 
 #[cfg(not(feature = "metrics"))]
-fn recorded<T>(_panics: &Panics, story: impl FnOnce() -> T) -> T {
-    story()
+fn recorded<T>(_panics: &Panics, scenario: impl FnOnce() -> T) -> T {
+    scenario()
 }
 
 #[cfg(feature = "metrics")]
-fn recorded<T>(panics: &Panics, story: impl FnOnce() -> T) -> T {
-    metrics::with_local_recorder(&recorder::Recorder(panics.clone()), story)
+fn recorded<T>(panics: &Panics, scenario: impl FnOnce() -> T) -> T {
+    metrics::with_local_recorder(&recorder::Recorder(panics.clone()), scenario)
 }
 
 #[cfg(feature = "metrics")]

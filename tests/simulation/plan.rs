@@ -16,7 +16,7 @@ pub(crate) enum ReadMethod {
 
 /// The maximum jitter. The crate leaves a margin of 50 ms over six consecutive calls, part of which
 /// the scheduler needs.
-const MOST_JITTER: Duration = Duration::from_millis(45);
+const MAX_JITTER: Duration = Duration::from_millis(45);
 
 #[derive(Debug, Clone)]
 #[allow(clippy::struct_excessive_bools, reason = "each is drawn independently")]
@@ -124,7 +124,7 @@ impl Plan {
         }
         self.chunked = rng.u8(..4) == 0;
         if rng.u8(..6) == 0 {
-            self.jitter = MOST_JITTER;
+            self.jitter = MAX_JITTER;
         }
         if self.large && self.fan_out && rng.bool() {
             (self.event_records, self.prefetch, self.max_buffered_bytes) = (Some(2), 3, 1);

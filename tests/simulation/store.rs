@@ -16,7 +16,7 @@ use crate::truth::{Promise, Truth};
 
 /// The maximum number of consecutive panics that a writer tolerates while it ends: it retries its
 /// last save for 10 s.
-const MOST_PANICS: usize = 5;
+const MAX_PANICS: usize = 5;
 
 /// The condition of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +101,7 @@ impl SimulatedStore {
 
     /// Returns how long the store has been healthy.
     pub(crate) fn healthy_for(&self) -> Duration {
-        if self.panics.left(Part::Store) + self.panics.left(Part::StoreAfter) > MOST_PANICS {
+        if self.panics.left(Part::Store) + self.panics.left(Part::StoreAfter) > MAX_PANICS {
             return Duration::ZERO;
         }
         let state = self.state.lock().unwrap();

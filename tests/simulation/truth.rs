@@ -9,7 +9,7 @@ use kinestream::{Checkpoint, SequenceNumber, ShardId};
 use tokio::time::Instant;
 
 use crate::retention::Lost;
-use crate::seeds::Story;
+use crate::seeds::SeedResult;
 use crate::trace::Trace;
 use crate::world::BEGINNING;
 
@@ -187,7 +187,7 @@ impl Facts {
     }
 
     /// Ends the run, and returns its trace and result.
-    pub(crate) fn end(&mut self, calls: usize) -> Story {
+    pub(crate) fn end(&mut self, calls: usize) -> SeedResult {
         let records = self.shards.iter().map(|shard| shard.records.len()).sum();
         self.trace.end(records, calls)
     }

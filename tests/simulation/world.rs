@@ -15,7 +15,7 @@ use crate::panics::Panics;
 use crate::plan::Plan;
 use crate::reader::Reader;
 use crate::retention::Losses;
-use crate::seeds::Story;
+use crate::seeds::SeedResult;
 use crate::store::SimulatedStore;
 use crate::truth::{Promise, Truth, index_of};
 
@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The longest duration of a save, and the longest back-off after a save that failed.
 pub(crate) const STORE_RECOVERY: Duration = Duration::from_secs(16);
 
-const MOST_SHARDS: usize = 10;
+const MAX_SHARDS: usize = 10;
 
 /// A record that takes longer than this is held back by the in-flight limits: the time exceeds that
 /// of a 10 MiB response, a back-off and a subscription.
@@ -264,7 +264,7 @@ impl World {
         Duration::from_millis(self.rng.u64(..most))
     }
 
-    pub(crate) fn story(&self) -> Story {
+    pub(crate) fn seed_result(&self) -> SeedResult {
         self.truth.lock().end(self.kinesis.call_count())
     }
 
@@ -298,7 +298,7 @@ impl World {
 
     fn reshard(&mut self) {
         let open = self.orders.open_shards();
-        if self.orders.shards().len() + 2 > MOST_SHARDS {
+        if self.orders.shards().len() + 2 > MAX_SHARDS {
             return;
         }
         let low = self.rng.usize(..open.len());

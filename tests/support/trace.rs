@@ -4,7 +4,7 @@ use std::fmt;
 
 use tokio::time::Instant;
 
-use crate::seeds::Story;
+use crate::seeds::SeedResult;
 
 #[derive(Debug)]
 pub(crate) struct Trace {
@@ -39,7 +39,12 @@ impl Trace {
     }
 
     /// Returns the result of the simulation.
-    pub(crate) fn end(&mut self, records: usize, calls: usize) -> Story {
-        Story { trace: std::mem::take(&mut self.lines), broken: self.broken.take(), records, calls }
+    pub(crate) fn end(&mut self, records: usize, calls: usize) -> SeedResult {
+        SeedResult {
+            trace: std::mem::take(&mut self.lines),
+            broken: self.broken.take(),
+            records,
+            calls,
+        }
     }
 }

@@ -30,7 +30,7 @@ async fn handoff_waits_for_delivered_records() {
     let _b = fleet.start("b");
     sleep(Duration::from_secs(40)).await;
     fleet.assert_shares(&[("a", 2)]).await;
-    // One of the two shards is being handed over: it delivers no further record, and the handoff
+    // One of the two shards is being handed off: it delivers no further record, and the handoff
     // waits for the delivered one.
     let given = fleet
         .table()
@@ -135,7 +135,7 @@ async fn sink_rejects_records_of_an_old_epoch() {
     assert_eq!(
         outcome.iter().filter(|written| !**written).count(),
         1,
-        "expected one rejected record, of the shard that was handed over"
+        "expected one rejected record, of the shard that was handed off"
     );
     sink.written.sort_unstable();
     sink.written.dedup();

@@ -114,8 +114,8 @@ async fn sole_worker_without_its_store_reads_until_its_lease_expires() {
         "expected no record {:?} into the outage: {waiting:?}",
         began.elapsed()
     );
-    // Another worker joins, for which worker `a` is dead. Worker `a` returns before the other one
-    // assigns the lease.
+    // Another worker joins, for which worker `a` has expired. Worker `a` returns before the other
+    // one assigns the lease.
     let scope = Scope::new("default", "orders");
     let mut request = HeartbeatRequest {
         worker: "b".into(),

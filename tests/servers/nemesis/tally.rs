@@ -7,7 +7,7 @@ use kinestream::{Error, Event, Record};
 use tokio::time::Instant;
 
 use super::SHARDS;
-use crate::seeds::Story;
+use crate::seeds::SeedResult;
 
 #[derive(Clone)]
 pub(super) struct Tally(Arc<Mutex<State>>);
@@ -125,9 +125,9 @@ impl Tally {
         Some(format!("{count} of {all} records are not read, from {first} in shard {shard}"))
     }
 
-    pub(super) fn story(&self) -> Story {
+    pub(super) fn seed_result(&self) -> SeedResult {
         let state = self.0.lock().unwrap();
-        Story {
+        SeedResult {
             trace: state.trace.clone(),
             broken: state.broken.clone(),
             records: state.put.len(),

@@ -19,7 +19,7 @@ use crate::truth::Promise;
 /// knows: two renewals of its lease.
 const RESTORED_WITHIN: Duration = Duration::from_secs(8);
 
-const MOST_SHARDS: usize = 10;
+const MAX_SHARDS: usize = 10;
 
 /// The remaining data of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,12 +35,12 @@ enum Remaining {
 struct Copied {
     store: MemoryStore,
     finished: BTreeSet<usize>,
-    /// The value of [`StoreLossStory::acquisitions`] at the time of the copy.
+    /// The value of [`StoreLossRun::acquisitions`] at the time of the copy.
     acquisitions: usize,
 }
 
 /// The current reader, and the results of all readers.
-struct StoreLossStory {
+struct StoreLossRun {
     reader: ActReader,
     policy: OnTrimmed,
     /// The number of checked records of this reader.
@@ -67,7 +67,7 @@ impl Act {
         // change of the stream.
         self.plan.discovery_interval = Duration::from_secs(pick(&mut self.rng, &[30, 60, 300]));
         self.put_some(1..8);
-        let mut story = StoreLossStory {
+        let mut run = StoreLossRun {
             reader: self.begin(StartingPosition::TrimHorizon, policy),
             policy,
             seen: 0,
@@ -78,37 +78,37 @@ impl Act {
             copies: Vec::new(),
             acquisitions: 0,
         };
-        self.read_story(&mut story, RESTORED_WITHIN).await;
+        self.read_and_note(&mut run, RESTORED_WITHIN).await;
         for _ in 0..self.rng.usize(3..10) {
             match self.rng.u8(..8) {
                 0 | 1 => self.put_some(1..6),
-                2 => self.reshard_story(),
-                3 => self.copy_store(&mut story).await,
+                2 => self.reshard_if_few(),
+                3 => self.copy_store(&mut run).await,
                 4 | 5 => {
-                    let left = self.choose_remaining(&story.copies);
-                    self.forget_while_running(&mut story, left).await;
+                    let left = self.choose_remaining(&run.copies);
+                    self.forget_while_running(&mut run, left).await;
                 }
-                6 => story = self.restart_story(story).await,
+                6 => run = self.restart_reader(run).await,
                 _ => {
                     let time = self.time(1..20_000);
-                    self.read_story(&mut story, time).await;
+                    self.read_and_note(&mut run, time).await;
                 }
             }
             if self.truth.is_broken() {
                 return;
             }
         }
-        self.read_whole_story(&mut story).await;
-        self.check_story(&story);
+        self.read_rest_of_run(&mut run).await;
+        self.check_run(&run);
         if self.rng.u8(..3) != 0 && !self.truth.is_broken() {
-            self.replace_after_loss(story).await;
+            self.replace_after_loss(run).await;
         } else {
-            story.reader.close().await;
+            run.reader.close().await;
         }
     }
 
-    fn reshard_story(&mut self) {
-        if self.orders.shards().len() + 2 <= MOST_SHARDS {
+    fn reshard_if_few(&mut self) {
+        if self.orders.shards().len() + 2 <= MAX_SHARDS {
             self.reshard();
         }
     }
@@ -123,44 +123,44 @@ impl Act {
     }
 
     /// Makes the store lose data while the reader runs, which must restore what it knows.
-    async fn forget_while_running(&mut self, story: &mut StoreLossStory, left: Remaining) {
-        self.forget(&story.copies, left).await;
+    async fn forget_while_running(&mut self, run: &mut StoreLossRun, left: Remaining) {
+        self.forget(&run.copies, left).await;
         if let Remaining::Copy(copy) = left {
-            let Copied { finished, acquisitions, .. } = &story.copies[copy];
-            if *acquisitions == story.acquisitions {
+            let Copied { finished, acquisitions, .. } = &run.copies[copy];
+            if *acquisitions == run.acquisitions {
                 // The table holds the leases of the reader itself, which it does not correct.
-                story.finished.clone_from(finished);
+                run.finished.clone_from(finished);
             } else {
                 // The reader loses its leases. After it has acquired them again, it reads from the
                 // positions of the copy.
-                story.kept.clone_from(finished);
-                story.lost = self.orders.shards().iter().map(Shard::index).collect();
-                story.acquisitions += 1;
+                run.kept.clone_from(finished);
+                run.lost = self.orders.shards().iter().map(Shard::index).collect();
+                run.acquisitions += 1;
             }
         }
-        self.read_story(story, RESTORED_WITHIN).await;
+        self.read_and_note(run, RESTORED_WITHIN).await;
     }
 
     /// Restarts the reader, which knows only what the store holds.
-    async fn restart_story(&mut self, mut story: StoreLossStory) -> StoreLossStory {
-        self.settle(&mut story).await;
-        self.check_story(&story);
+    async fn restart_reader(&mut self, mut run: StoreLossRun) -> StoreLossRun {
+        self.settle(&mut run).await;
+        self.check_run(&run);
         self.truth.log(format_args!("the reader stops"));
-        story.reader.close().await;
+        run.reader.close().await;
         if self.rng.u8(..3) != 0 {
-            let left = self.choose_remaining(&story.copies);
-            self.forget(&story.copies, left).await;
+            let left = self.choose_remaining(&run.copies);
+            self.forget(&run.copies, left).await;
             match left {
-                Remaining::Nothing | Remaining::Leases => story.finished.clear(),
+                Remaining::Nothing | Remaining::Leases => run.finished.clear(),
                 Remaining::Positions => {}
-                Remaining::Copy(copy) => story.finished.clone_from(&story.copies[copy].finished),
+                Remaining::Copy(copy) => run.finished.clone_from(&run.copies[copy].finished),
             }
         }
         self.put_some(0..3);
-        story.acquisitions += 1;
-        (story.reader, story.seen) = (self.begin(StartingPosition::TrimHorizon, story.policy), 0);
-        self.read_story(&mut story, RESTORED_WITHIN).await;
-        story
+        run.acquisitions += 1;
+        (run.reader, run.seen) = (self.begin(StartingPosition::TrimHorizon, run.policy), 0);
+        self.read_and_note(&mut run, RESTORED_WITHIN).await;
+        run
     }
 
     /// Reduces the store to this data.
@@ -188,41 +188,41 @@ impl Act {
     }
 
     /// Copies the store when all delivered records are finished in it.
-    async fn copy_store(&mut self, story: &mut StoreLossStory) {
-        self.settle(story).await;
-        let finished = story.finished.clone();
+    async fn copy_store(&mut self, run: &mut StoreLossRun) {
+        self.settle(run).await;
+        let finished = run.finished.clone();
         self.truth
             .log(format_args!("the store is copied: {} records are finished", finished.len()));
-        let (copy, acquisitions) = (self.store.replica(), story.acquisitions);
-        story.copies.push(Copied { store: copy, finished, acquisitions });
+        let (copy, acquisitions) = (self.store.replica(), run.acquisitions);
+        run.copies.push(Copied { store: copy, finished, acquisitions });
     }
 
     /// Reads until no further record is delivered and all delivered ones are saved.
-    async fn settle(&self, story: &mut StoreLossStory) {
+    async fn settle(&self, run: &mut StoreLossRun) {
         loop {
-            let before = story.seen;
+            let before = run.seen;
             let time = self.plan.checkpoint_interval + Duration::from_secs(5);
-            self.read_story(story, time).await;
-            if story.seen == before || self.truth.is_broken() {
+            self.read_and_note(run, time).await;
+            if run.seen == before || self.truth.is_broken() {
                 break;
             }
         }
         // No shard restarts at its position in the copy later.
-        story.lost.clear();
+        run.lost.clear();
     }
 
-    async fn read_story(&self, story: &mut StoreLossStory, time: Duration) {
-        story.reader.read_for(time).await;
-        for number in &story.reader.delivered[story.seen..] {
-            story.delivered.insert(*number);
+    async fn read_and_note(&self, run: &mut StoreLossRun, time: Duration) {
+        run.reader.read_for(time).await;
+        for number in &run.reader.delivered[run.seen..] {
+            run.delivered.insert(*number);
             let shard = self.puts[*number].shard;
-            let is_back = story.finished.contains(number) && !story.kept.contains(number);
-            if is_back && story.lost.remove(&shard) {
+            let is_back = run.finished.contains(number) && !run.kept.contains(number);
+            if is_back && run.lost.remove(&shard) {
                 let is_of_shard = |number: &usize| self.puts[*number].shard == shard;
-                story.finished.retain(|it| !is_of_shard(it));
-                story.finished.extend(story.kept.iter().copied().filter(is_of_shard));
+                run.finished.retain(|it| !is_of_shard(it));
+                run.finished.extend(run.kept.iter().copied().filter(is_of_shard));
             }
-            if !story.finished.insert(*number) {
+            if !run.finished.insert(*number) {
                 let promise = Promise::FewRepeats;
                 self.breaks(
                     promise,
@@ -230,20 +230,20 @@ impl Act {
                 );
             }
         }
-        story.seen = story.reader.delivered.len();
+        run.seen = run.reader.delivered.len();
     }
 
     /// Reads until every record is delivered.
-    async fn read_whole_story(&self, story: &mut StoreLossStory) {
+    async fn read_rest_of_run(&self, run: &mut StoreLossRun) {
         let by = self.deadline();
-        while story.delivered.len() < self.puts.len()
+        while run.delivered.len() < self.puts.len()
             && Instant::now() < by
             && !self.truth.is_broken()
         {
-            self.read_story(story, Duration::from_secs(5)).await;
+            self.read_and_note(run, Duration::from_secs(5)).await;
         }
         let all = 0..self.puts.len();
-        let missing: Vec<usize> = all.filter(|it| !story.delivered.contains(it)).collect();
+        let missing: Vec<usize> = all.filter(|it| !run.delivered.contains(it)).collect();
         if !missing.is_empty() {
             self.breaks(
                 Promise::NothingIsLost,
@@ -252,10 +252,10 @@ impl Act {
         }
     }
 
-    fn check_story(&self, story: &StoreLossStory) {
-        self.check_order(&story.reader, true);
-        self.check_errors(&story.reader, &[]);
-        if let Some((shard, _)) = story.reader.gaps.first() {
+    fn check_run(&self, run: &StoreLossRun) {
+        self.check_order(&run.reader, true);
+        self.check_errors(&run.reader, &[]);
+        if let Some((shard, _)) = run.reader.gaps.first() {
             self.breaks(
                 Promise::LossesAreReported,
                 format_args!("a gap is reported for {shard}, which has none"),
@@ -264,16 +264,16 @@ impl Act {
     }
 
     /// Recreates the stream before a listing shows the shards of the restored leases.
-    async fn replace_after_loss(&mut self, mut story: StoreLossStory) {
+    async fn replace_after_loss(&mut self, mut run: StoreLossRun) {
         // In this time the store gets every shard, and the ends of the closed shards.
         let listed = self.plan.discovery_interval + Duration::from_secs(20);
-        self.read_story(&mut story, listed).await;
+        self.read_and_note(&mut run, listed).await;
         let known: BTreeSet<ShardId> = self.orders.shards().iter().map(Shard::id).collect();
         let left =
             pick(&mut self.rng, &[Remaining::Nothing, Remaining::Positions, Remaining::Leases]);
-        self.forget_while_running(&mut story, left).await;
-        self.check_story(&story);
-        let StoreLossStory { mut reader, policy, .. } = story;
+        self.forget_while_running(&mut run, left).await;
+        self.check_run(&run);
+        let StoreLossRun { mut reader, policy, .. } = run;
         if self.truth.is_broken() {
             return;
         }

@@ -17,7 +17,7 @@ use crate::truth::{Promise, index_of};
 
 /// The maximum number of wrong listings: too few for the retries to yield an error, which takes 60
 /// s.
-const MOST_LISTINGS: usize = 7;
+const MAX_LISTINGS: usize = 7;
 
 /// A parent and its child. The end of the shard names this parent as the only one.
 type Named = Arc<Mutex<Vec<(ShardId, ShardId)>>>;
@@ -128,7 +128,7 @@ impl Act {
     }
 
     fn list_one_parent(&mut self) {
-        let times = self.rng.usize(1..=MOST_LISTINGS);
+        let times = self.rng.usize(1..=MAX_LISTINGS);
         self.truth.log(format_args!("the next {times} listings name one parent of merged shards"));
         let wrong = Outcome::Mislisted(WrongListing::OneParent);
         self.kinesis.next_calls("ListShards", times, wrong);

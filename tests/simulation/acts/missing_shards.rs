@@ -45,12 +45,12 @@ impl Act {
             let not_found = Outcome::failed(400, "ResourceNotFoundException", "not found");
             self.kinesis.next_calls("GetShardIterator", self.rng.usize(1..3), not_found);
         }
-        if self.wrongs.bool() {
+        if self.later_rng.bool() {
             // Fewer listings than must agree, for a shard that is known.
             let other = parent.id();
             self.truth.log(format_args!("listings show another start of {other}"));
             let wrong = Outcome::Mislisted(WrongListing::OtherStart(other));
-            self.kinesis.next_calls("ListShards", self.wrongs.usize(1..3), wrong);
+            self.kinesis.next_calls("ListShards", self.later_rng.usize(1..3), wrong);
         }
         let mut reader = self.begin(StartingPosition::TrimHorizon, policy);
         let time = (listings + 2) * self.plan.discovery_interval;

@@ -52,7 +52,7 @@ impl Act {
         }
         let longer = if is_lowered { HOUR * pick(&mut self.rng, &[1, 24]) } else { Duration::ZERO };
         let horizon = Horizon::new(self, period + longer);
-        let approach = draw_approach(self.plan.fan_out, &mut self.wrongs);
+        let approach = draw_approach(self.plan.fan_out, &mut self.later_rng);
         self.kinesis.set_approach(approach);
         let old = Old { period, is_lowered, has_gaps: !approach.is_zero() };
         for shard in self.orders.open_shards() {
@@ -71,11 +71,11 @@ impl Act {
         // A restart loses a decision of `OnTrimmed::Latest` that is not stored yet, and enhanced
         // fan-out takes the ARN of the stream from the denied call.
         let is_bound = policy == OnTrimmed::Latest || checked.is_unsure;
-        let may_restart = self.wrongs.u8(..3) == 0 && !is_bound;
-        let restarted_at = if may_restart { self.wrongs.usize(..steps) } else { steps };
-        if !is_denied && self.wrongs.bool() {
+        let may_restart = self.later_rng.u8(..3) == 0 && !is_bound;
+        let restarted_at = if may_restart { self.later_rng.usize(..steps) } else { steps };
+        if !is_denied && self.later_rng.bool() {
             let failed = Outcome::failed(500, "InternalFailureException", "");
-            self.kinesis.next_calls("DescribeStreamSummary", self.wrongs.usize(1..4), failed);
+            self.kinesis.next_calls("DescribeStreamSummary", self.later_rng.usize(1..4), failed);
         }
         for step in 0..steps {
             if step == restarted_at {
@@ -117,8 +117,8 @@ impl Act {
                 2 => self.time(600_000..3_600_000),
                 _ => self.time(0..1000 * apart),
             };
-            if has_gaps && self.wrongs.u8(..4) == 0 {
-                arrival += HOUR * self.wrongs.u32(1..6);
+            if has_gaps && self.later_rng.u8(..4) == 0 {
+                arrival += HOUR * self.later_rng.u32(1..6);
             }
             if arrival + seconds(600) > now {
                 break;
@@ -131,7 +131,7 @@ impl Act {
         let CheckedReader { reader, horizon, policy, is_unsure, approach, held, .. } = checked;
         held.iter().for_each(Record::ack);
         reader.close().await;
-        let is_refused = self.wrongs.bool();
+        let is_refused = self.later_rng.bool();
         if is_refused {
             self.refuse_placements();
         }

@@ -25,7 +25,7 @@ impl Act {
     pub(super) async fn refuse_shared_calls(&mut self) {
         self.kinesis.delete_stream("orders");
         self.orders = self.kinesis.create_stream("orders", self.rng.usize(4..12));
-        let child_shards = self.wrongs.bool();
+        let child_shards = self.later_rng.bool();
         self.kinesis.set_child_shards(child_shards);
         let refusal = match self.rng.u8(..3) {
             0 => Outcome::Garbled { status: 200, body: "{}".to_owned() },
@@ -70,7 +70,7 @@ impl Act {
     /// Closes some shards that hold records, and puts records into their children.
     fn close_some(&mut self, shards: &[Shard]) {
         for shard in shards {
-            if self.wrongs.u8(..3) == 0 {
+            if self.later_rng.u8(..3) == 0 {
                 self.truth.log(format_args!("shard {} is closed", shard.index()));
                 for child in shard.split() {
                     self.put_into(&child);

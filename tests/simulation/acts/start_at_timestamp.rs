@@ -13,7 +13,7 @@ use crate::world::STREAM_AGE;
 
 impl Act {
     pub(super) async fn start_at_timestamp(&mut self) {
-        if self.wrongs.u8(..4) != 0 {
+        if self.later_rng.u8(..4) != 0 {
             // A listing by time then shows the shards that were open before the start. Later shards
             // that are closed again hold records, too.
             sleep(STREAM_AGE).await;
@@ -37,8 +37,8 @@ impl Act {
         for _ in 0..self.rng.usize(1..5) {
             self.omit_shards();
         }
-        if self.wrongs.bool() {
-            let shard = self.wrongs.usize(..self.orders.shards().len());
+        if self.later_rng.bool() {
+            let shard = self.later_rng.usize(..self.orders.shards().len());
             let wrong = WrongListing::OtherStart(self.orders.shard(shard).id());
             self.truth.log(format_args!("next listing: {wrong:?}"));
             self.kinesis.next_calls("ListShards", 1, Outcome::Mislisted(wrong));
@@ -90,7 +90,7 @@ impl Act {
             }
             _ => Outcome::Served,
         };
-        let times = self.wrongs.usize(1..5);
+        let times = self.later_rng.usize(1..5);
         self.truth.log(format_args!("next {times} listings: {outcome:?}"));
         self.kinesis.next_calls("ListShards", times, outcome);
     }
