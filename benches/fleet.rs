@@ -69,7 +69,7 @@ impl Fleet {
         // Once the line is cut, the worker's calls never complete.
         let store = Gated::new(redis, {
             let is_cut = Arc::clone(&line.0);
-            move |_asked| {
+            move |_call| {
                 if is_cut.load(Ordering::SeqCst) {
                     pending().boxed()
                 } else {

@@ -4,9 +4,9 @@
 use kinestream::store::{Scope, lease};
 use kinestream::{
     ApplicationStatus, Checkpoint, CheckpointOn, Consumer, ConsumerBuilder, EncryptionType, Error,
-    ErrorKind, Event, Events, IfLeased, MemoryBudget, MemoryStore, OnTrimmed, Record, Records,
-    SequenceNumber, ShardId, ShardOrdering, ShardPosition, ShardState, ShardStatus, ShardStream,
-    Shards, StartingPosition,
+    ErrorKind, Event, Events, Health, IfLeased, InFlightLimit, MemoryBudget, MemoryStore,
+    OnTrimmed, Record, Records, SequenceNumber, ShardFailure, ShardId, ShardOrdering,
+    ShardPosition, ShardState, ShardStatus, ShardStream, Shards, StartingPosition, Task,
 };
 
 fn assert_all<T: Send + Sync + Unpin + std::fmt::Debug + 'static>() {}
@@ -23,17 +23,21 @@ fn public_types_keep_their_auto_traits() {
     assert_all::<Error>();
     assert_all::<ErrorKind>();
     assert_all::<Event>();
+    assert_all::<Health>();
+    assert_all::<InFlightLimit>();
     assert_all::<MemoryStore>();
     assert_all::<OnTrimmed>();
     assert_all::<ShardOrdering>();
     assert_all::<Record>();
     assert_all::<Scope>();
     assert_all::<SequenceNumber>();
+    assert_all::<ShardFailure>();
     assert_all::<ShardId>();
     assert_all::<ShardPosition>();
     assert_all::<ShardState>();
     assert_all::<ShardStatus>();
     assert_all::<StartingPosition>();
+    assert_all::<Task>();
     assert_all::<ApplicationStatus>();
     assert_all::<IfLeased>();
     assert_all::<lease::HeartbeatResponse>();
@@ -56,6 +60,8 @@ fn public_types_keep_their_auto_traits() {
         assert_all::<kinestream::testing::Outcome>();
         assert_all::<kinestream::testing::Shard>();
         assert_all::<kinestream::testing::Stream>();
+        assert_all::<kinestream::testing::WallClock>();
+        assert_all::<kinestream::testing::WrongListing>();
     }
     // Streams are polled by one task at a time, so they need no `Sync`.
     assert_send::<Events>();

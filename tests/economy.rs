@@ -94,11 +94,11 @@ impl Subject {
                 .env("SUBJECT", format!("{:?} {} {answers}", self.reader, self.record_bytes))
                 .output()
                 .expect("valgrind is installed");
-            let said = String::from_utf8_lossy(&output.stderr);
-            let count = said.lines().find_map(|line| line.split_once("Collected : "));
+            let text = String::from_utf8_lossy(&output.stderr);
+            let count = text.lines().find_map(|line| line.split_once("Collected : "));
             let count = count
                 .unwrap_or_else(|| {
-                    panic!("no count of instructions in the output of valgrind: {said}")
+                    panic!("no count of instructions in the output of valgrind: {text}")
                 })
                 .1;
             (self.contents(answers).records(), count.trim().parse::<usize>().unwrap())

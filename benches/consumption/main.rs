@@ -57,7 +57,7 @@ const BYTES: usize = 1500 << 20;
 /// responses is unknown, and those without room in the memory budget are dropped in transit.
 const FEWEST_ANSWERS: usize = 300;
 
-const MOST_ANSWERS: usize = 600;
+const MAX_ANSWERS: usize = 600;
 
 fn subjects() -> Vec<Subject> {
     let subject = |name: &str, reader, shards| Subject {
@@ -137,7 +137,7 @@ fn run<T: DeserializeOwned>(what: &str, task: &impl Serialize) -> T {
 }
 
 /// Runs the measurement in the process that [`run`] has started, and prints the result.
-fn tell<T: DeserializeOwned, F: Serialize>(task: &str, measure: impl FnOnce(&T) -> F) {
+fn print_result<T: DeserializeOwned, F: Serialize>(task: &str, measure: impl FnOnce(&T) -> F) {
     let task = serde_json::from_str(task).unwrap();
     println!("{}", serde_json::to_string(&measure(&task)).unwrap());
 }
@@ -146,8 +146,8 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("serve") => server::serve(),
-        Some("read") => tell(&arguments[1], subject::measure),
-        Some("follow") => tell(&arguments[1], idle::measure),
+        Some("read") => print_result(&arguments[1], subject::measure),
+        Some("follow") => print_result(&arguments[1], idle::measure),
         // `cargo test --benches` ends at once.
         _ if !arguments.iter().any(|argument| argument == "--bench") => {
             println!("run with `cargo bench --bench consumption`");
@@ -205,7 +205,7 @@ fn compare(options: &Options) {
                 let an_answer =
                     canned::Contents { shards: 1, record_bytes, answers: 1 }.records_an_answer();
                 let answers =
-                    (BYTES / (an_answer * record_bytes)).clamp(FEWEST_ANSWERS, MOST_ANSWERS);
+                    (BYTES / (an_answer * record_bytes)).clamp(FEWEST_ANSWERS, MAX_ANSWERS);
                 let redis = redis.url();
                 let task = Task { subject, kinesis, redis, record_bytes, answers, unique };
                 eprintln!("{record_bytes} bytes, round {}: {}", round + 1, task.subject.name);

@@ -24,7 +24,7 @@ pub(crate) enum Role {
         process: u32,
         time: Duration,
     },
-    RedisKeeper {
+    RedisSupervisor {
         port: u16,
         folder: PathBuf,
     },
@@ -54,9 +54,9 @@ impl Role {
                     let time = Duration::from_secs(parsed(&argument, &next()?)?);
                     return Ok(Self::Pauser { process, time });
                 }
-                "redis-keeper" => {
+                "redis-supervisor" => {
                     let port = parsed(&argument, &next()?)?;
-                    return Ok(Self::RedisKeeper { port, folder: next()?.into() });
+                    return Ok(Self::RedisSupervisor { port, folder: next()?.into() });
                 }
                 "--help" | "-h" => return Ok(Self::Help),
                 "--seconds" => (&mut options.seconds, 10..=3600),

@@ -33,7 +33,7 @@ impl State {
 pub(crate) struct Board {
     pub(crate) began: Instant,
     /// The workers in the order in which they joined.
-    pub(crate) crew: Vec<(Arc<str>, State)>,
+    pub(crate) workers: Vec<(Arc<str>, State)>,
     /// The leases as last read from the store.
     pub(crate) leases: BTreeMap<ShardId, ShardStatus>,
     pub(crate) tally: Tally,
@@ -49,7 +49,7 @@ impl Shared {
     pub(crate) fn new() -> Self {
         Self(Arc::new(Mutex::new(Board {
             began: Instant::now(),
-            crew: Vec::new(),
+            workers: Vec::new(),
             leases: BTreeMap::new(),
             tally: Tally::default(),
             times: Vec::new(),
@@ -62,29 +62,29 @@ impl Shared {
 }
 
 impl Board {
-    pub(crate) fn see(&mut self, leases: BTreeMap<ShardId, ShardStatus>) {
+    pub(crate) fn update_leases(&mut self, leases: BTreeMap<ShardId, ShardStatus>) {
         for (shard, lease) in &leases {
             if let Some(owner) = &lease.owner {
-                self.tally.hear(owner, shard.as_str(), lease.epoch);
+                self.tally.observe(owner, shard.as_str(), lease.epoch);
             }
         }
         self.leases = leases;
     }
 
     pub(crate) fn set(&mut self, worker: &Arc<str>, state: State) {
-        match self.crew.iter_mut().find(|(name, _)| name == worker) {
+        match self.workers.iter_mut().find(|(name, _)| name == worker) {
             Some((_, known)) => *known = state,
-            None => self.crew.push((Arc::clone(worker), state)),
+            None => self.workers.push((Arc::clone(worker), state)),
         }
     }
 
     pub(crate) fn state(&self, worker: &Arc<str>) -> Option<State> {
-        self.crew.iter().find(|(name, _)| name == worker).map(|(_, state)| *state)
+        self.workers.iter().find(|(name, _)| name == worker).map(|(_, state)| *state)
     }
 
     /// Returns the reading workers, oldest first.
     pub(crate) fn reading(&self) -> Vec<Arc<str>> {
-        let reads = self.crew.iter().filter(|(_, state)| *state == State::Reads);
+        let reads = self.workers.iter().filter(|(_, state)| *state == State::Reads);
         reads.map(|(name, _)| Arc::clone(name)).collect()
     }
 
@@ -122,9 +122,9 @@ impl Board {
     /// Returns the number of children of a shard from which records have arrived.
     pub(crate) fn children_read(&self, parent: &ShardId) -> usize {
         let children = self.leases.iter().filter(|(_, lease)| lease.parents.contains(parent));
-        let taken =
-            |shard: &ShardId| self.tally.shards.get(shard.as_str()).map(|known| known.taken);
-        children.filter(|(shard, _)| taken(shard).is_some_and(|taken| taken > 0)).count()
+        let accepted =
+            |shard: &ShardId| self.tally.shards.get(shard.as_str()).map(|known| known.accepted);
+        children.filter(|(shard, _)| accepted(shard).is_some_and(|accepted| accepted > 0)).count()
     }
 
     /// Returns the number of shards of each reading worker.

@@ -40,7 +40,7 @@ use workers::Workers;
 use writer::Writer;
 
 /// The interval at which the leases are read.
-const LOOK: Duration = Duration::from_millis(100);
+const OBSERVE_INTERVAL: Duration = Duration::from_millis(100);
 /// The time after the last write after which an unread record counts as lost.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -65,13 +65,13 @@ async fn run() -> Result<ExitCode, Box<dyn Error>> {
             worker::work(kinesis_port, &redis_url, &name).await?;
         }
         Role::Pauser { process, time } => pause::pause(process, time)?,
-        Role::RedisKeeper { port, folder } => redis_server::keep(port, &folder)?,
-        Role::Story(options) => return tell(options).await,
+        Role::RedisSupervisor { port, folder } => redis_server::supervise(port, &folder)?,
+        Role::Story(options) => return demonstrate(options).await,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn tell(options: Options) -> Result<ExitCode, Box<dyn Error>> {
+async fn demonstrate(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     let redis = RedisServer::start().await?;
     let (client, port) = support::start_kinesis().await?;
     support::create_stream(&client, worker::STREAM, i32::try_from(options.shards)?).await?;
@@ -81,24 +81,26 @@ async fn tell(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     let screen = Screen::new(board.clone());
     let mut workers = Workers::new(port, redis.url(), board.clone(), screen.clone());
     // This consumer only reads the positions.
-    let onlooker = worker::consumer(&client, RedisStore::connect(&redis.url()).await?, "onlooker")?;
-    let looking = tokio::spawn(look(onlooker, board.clone()));
+    let observer = worker::consumer(&client, RedisStore::connect(&redis.url()).await?, "observer")?;
+    let observing = tokio::spawn(observe_leases(observer, board.clone()));
     let writing = Writer::start(client.clone(), board.clone());
     let showing = tokio::spawn(screen.clone().show());
 
     let mut interrupts = listen();
     let story = Story { client: &client, board: &board, screen: &screen, workers: &mut workers };
-    let told = tokio::select! {
-        told = story.tell(options) => told,
+    let result = tokio::select! {
+        result = story.run(options) => result,
         _interrupted = interrupts.recv() => {
-            screen.say("Ctrl-C: reading the remaining records; press again to stop at once");
+            screen.print_event(
+                "Ctrl-C: reading the remaining records; press again to stop at once",
+            );
             Ok(())
         }
     };
     let written = writing.stop().await;
     let all_is_read = async {
         while board.lock().tally.unread() > 0 {
-            sleep(LOOK).await;
+            sleep(OBSERVE_INTERVAL).await;
         }
     };
     let is_interrupted = tokio::select! {
@@ -106,31 +108,31 @@ async fn tell(options: Options) -> Result<ExitCode, Box<dyn Error>> {
         _interrupted = interrupts.recv() => true,
     };
     workers.leave_all().await;
-    screen.say("the workers have left");
+    screen.print_event("the workers have left");
     showing.abort();
-    looking.abort();
+    observing.abort();
     screen.finish();
     redis.stop().await?;
-    told?;
+    result?;
     written?;
-    let is_well = summary::print(&board.lock(), is_interrupted)?;
-    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let is_success = summary::print(&board.lock(), is_interrupted)?;
+    Ok(if is_success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Receives every Ctrl-C, including those that arrive while no task waits.
 fn listen() -> mpsc::UnboundedReceiver<()> {
-    let (tell, told) = mpsc::unbounded_channel();
-    tokio::spawn(async move { while ctrl_c().await.is_ok() && tell.send(()).is_ok() {} });
-    told
+    let (sender, receiver) = mpsc::unbounded_channel();
+    tokio::spawn(async move { while ctrl_c().await.is_ok() && sender.send(()).is_ok() {} });
+    receiver
 }
 
 /// Reads the leases at regular intervals.
-async fn look(onlooker: Consumer, board: Shared) {
+async fn observe_leases(observer: Consumer, board: Shared) {
     loop {
         // Errors of the store are ignored here: the workers report them.
-        if let Ok(status) = onlooker.status().await {
-            board.lock().see(status.shards);
+        if let Ok(status) = observer.status().await {
+            board.lock().update_leases(status.shards);
         }
-        sleep(LOOK).await;
+        sleep(OBSERVE_INTERVAL).await;
     }
 }

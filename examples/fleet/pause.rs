@@ -12,14 +12,14 @@ use std::time::Duration;
 /// Runs the pauser: suspends a process for `time`, or until standard input ends.
 pub(crate) fn pause(process: u32, time: Duration) -> Result<(), Box<dyn Error>> {
     let signal = |name: &str| Command::new("kill").args([name, &process.to_string()]).status();
-    let (tell, told) = mpsc::channel::<()>();
+    let (sender, input_end) = mpsc::channel::<()>();
     std::thread::spawn(move || {
         let _until_it_ends = io::copy(&mut io::stdin(), &mut io::sink());
-        drop(tell);
+        drop(sender);
     });
     let stopped = signal("-STOP");
     if stopped.is_ok() {
-        let _time_or_end = told.recv_timeout(time);
+        let _time_or_end = input_end.recv_timeout(time);
     }
     signal("-CONT")?;
     stopped?;

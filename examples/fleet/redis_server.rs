@@ -1,8 +1,8 @@
 //! A Redis server that ends with the demonstration.
 //!
-//! A keeper process runs between the demonstration and the server. A parent that is killed cannot
-//! end its children, but its exit closes their standard input. `redis-server` does not watch its
-//! standard input, so the keeper does.
+//! A supervisor process runs between the demonstration and the server. A parent that is killed
+//! cannot end its children, but its exit closes their standard input. `redis-server` does not watch
+//! its standard input, so the supervisor does.
 
 use std::error::Error;
 use std::io::{self, BufRead, BufReader, Write};
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct RedisServer {
     port: u16,
-    keeper: Child,
+    supervisor: Child,
 }
 
 impl RedisServer {
@@ -38,25 +38,25 @@ impl RedisServer {
             .into());
         }
         // Another process may take the port before the server starts, so try five ports.
-        let mut told = String::new();
+        let mut last_line = String::new();
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
             let process = std::process::id();
             let folder = std::env::temp_dir().join(format!("kinestream-fleet-{process}-{port}"));
             let folder = folder.to_str().ok_or("the temporary folder's path is not UTF-8")?;
-            let mut keeper = own_process(&["redis-keeper", &port.to_string(), folder])?;
-            let log = keeper.stdout.take().ok_or("the keeper has no output")?;
+            let mut supervisor = own_process(&["redis-supervisor", &port.to_string(), folder])?;
+            let log = supervisor.stdout.take().ok_or("the supervisor has no output")?;
             let mut log = tokio::io::BufReader::new(log).lines();
             while let Some(line) = timeout(PATIENCE, log.next_line()).await?? {
                 if line.contains(READY) {
                     // Read the log to its end: a full pipe would stop the server.
                     tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
-                    return Ok(Self { port, keeper });
+                    return Ok(Self { port, supervisor });
                 }
-                told = line;
+                last_line = line;
             }
         }
-        Err(format!("redis-server did not start on five free ports; its last output: {told}")
+        Err(format!("redis-server did not start on five free ports; its last output: {last_line}")
             .into())
     }
 
@@ -65,21 +65,22 @@ impl RedisServer {
     }
 
     pub(crate) async fn stop(mut self) -> Result<(), Box<dyn Error>> {
-        drop(self.keeper.stdin.take());
-        timeout(PATIENCE, self.keeper.wait()).await??;
+        drop(self.supervisor.stdin.take());
+        timeout(PATIENCE, self.supervisor.wait()).await??;
         Ok(())
     }
 }
 
-/// Runs the keeper: runs a server until standard input or the server ends, and removes its folder.
-pub(crate) fn keep(port: u16, folder: &Path) -> Result<(), Box<dyn Error>> {
+/// Runs the supervisor: runs a server until standard input or the server ends, and removes its
+/// folder.
+pub(crate) fn supervise(port: u16, folder: &Path) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(folder)?;
-    let kept = keep_in(port, folder);
+    let result = run_server(port, folder);
     std::fs::remove_dir_all(folder)?;
-    kept
+    result
 }
 
-fn keep_in(port: u16, folder: &Path) -> Result<(), Box<dyn Error>> {
+fn run_server(port: u16, folder: &Path) -> Result<(), Box<dyn Error>> {
     let mut server = Command::new("redis-server")
         .current_dir(folder)
         .args(["--bind", "127.0.0.1", "--save", "", "--port", &port.to_string()])
@@ -97,7 +98,7 @@ fn keep_in(port: u16, folder: &Path) -> Result<(), Box<dyn Error>> {
         }
     });
     for line in log.lines() {
-        // Without a reader, the keeper still runs the server until the end.
+        // Without a reader, the supervisor still runs the server until the end.
         let _may_be_alone = writeln!(io::stdout(), "{}", line?);
     }
     server.lock().unwrap_or_else(PoisonError::into_inner).wait()?;

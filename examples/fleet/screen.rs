@@ -45,7 +45,7 @@ impl Screen {
     }
 
     /// Prints an event.
-    pub(crate) fn say(&self, event: &str) {
+    pub(crate) fn print_event(&self, event: &str) {
         if self.is_terminal {
             self.draw(&[format!("\x1b[1m{}  {event}\x1b[0m", self.time())]);
         } else {
@@ -70,7 +70,7 @@ impl Screen {
         *self.drawn.lock().unwrap_or_else(PoisonError::into_inner) = 0;
     }
 
-    fn draw(&self, said: &[String]) {
+    fn draw(&self, events: &[String]) {
         let mut drawn = self.drawn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = String::new();
         if *drawn > 0 {
@@ -78,7 +78,7 @@ impl Screen {
             text = format!("\x1b[{drawn}A\r");
         }
         let end = if self.is_terminal { "\x1b[K\n" } else { "\n" };
-        for line in said {
+        for line in events {
             text.extend([line, end]);
         }
         if self.is_terminal {
@@ -92,22 +92,23 @@ impl Screen {
         }
         let mut output = std::io::stdout().lock();
         // Ignore errors: the output may be closed.
-        let _nobody_reads = output.write_all(text.as_bytes()).and_then(|()| output.flush());
+        let _output_may_be_closed = output.write_all(text.as_bytes()).and_then(|()| output.flush());
     }
 }
 
 /// Returns the terminal's current rows and columns.
 fn size() -> (usize, usize) {
-    let ask = || {
+    let query = || {
         let terminal = std::fs::File::open("/dev/tty").ok()?;
-        let asked = Command::new("stty").arg("size").stdin(terminal).stderr(Stdio::null()).output();
-        let answer = String::from_utf8(asked.ok()?.stdout).ok()?;
-        let (rows, columns) = answer.trim().split_once(' ')?;
+        let output =
+            Command::new("stty").arg("size").stdin(terminal).stderr(Stdio::null()).output();
+        let text = String::from_utf8(output.ok()?.stdout).ok()?;
+        let (rows, columns) = text.trim().split_once(' ')?;
         let size = (rows.parse().ok()?, columns.parse().ok()?);
         // Some terminals report zero.
         (size.0 > 0 && size.1 > 0).then_some(size)
     };
-    ask().unwrap_or(USUAL)
+    query().unwrap_or(USUAL)
 }
 
 /// Cuts a line to a number of columns. Colour sequences have no width.

@@ -30,10 +30,10 @@ pub(crate) struct Story<'a> {
     pub(crate) workers: &'a mut Workers,
 }
 
-type Told = Result<(), Box<dyn Error>>;
+type Outcome = Result<(), Box<dyn Error>>;
 
 impl Story<'_> {
-    pub(crate) async fn tell(mut self, options: Options) -> Told {
+    pub(crate) async fn run(mut self, options: Options) -> Outcome {
         let chapter = Duration::from_secs(options.seconds.into()) / CHAPTERS;
         for number in 0..CHAPTERS {
             let end = Instant::now() + chapter;
@@ -50,10 +50,10 @@ impl Story<'_> {
         Ok(())
     }
 
-    async fn join(&mut self, count: u32) -> Told {
+    async fn join(&mut self, count: u32) -> Outcome {
         let names = (0..count).map(|_| self.workers.start()).collect::<Result<Vec<_>, _>>()?;
         let what = format!("{} {}", names.join(", "), if count == 1 { "joins" } else { "join" });
-        self.screen.say(&what);
+        self.screen.print_event(&what);
         self.until_even(&what, Instant::now()).await;
         Ok(())
     }
@@ -64,19 +64,19 @@ impl Story<'_> {
         let began = Instant::now();
         self.workers.kill(&worker).await;
         let what = format!("{worker} is killed");
-        self.screen.say(&format!("{what} by SIGKILL with {}", list(&held)));
+        self.screen.print_event(&format!("{what} by SIGKILL with {}", list(&held)));
         self.until_read_again(&what, began, &held).await;
         self.until_even(&what, began).await;
     }
 
     /// Suspends the oldest worker, which is the one that lists the stream.
-    async fn pause(&mut self) -> Told {
+    async fn pause(&mut self) -> Outcome {
         let Some(worker) = self.reading().first().cloned() else { return Ok(()) };
         let held = self.board.lock().held_by(&worker);
         let refused = self.board.lock().tally.refused;
         let began = Instant::now();
         let what = format!("{worker} is suspended");
-        self.screen.say(&format!(
+        self.screen.print_event(&format!(
             "{what} by SIGSTOP for {PAUSE:?} with {}; leases last {LEASE:?}",
             list(&held)
         ));
@@ -87,7 +87,7 @@ impl Story<'_> {
         );
         paused?;
         let what = format!("{worker} resumes");
-        self.screen.say(&what);
+        self.screen.print_event(&what);
         self.until_even(&what, Instant::now()).await;
         let refused = self.board.lock().tally.refused - refused;
         self.screen.detail(&format!("{refused} records refused: their leases had moved"));
@@ -100,7 +100,7 @@ impl Story<'_> {
         let repeated = self.board.lock().tally.repeated;
         let began = Instant::now();
         let what = format!("{worker} leaves");
-        self.screen.say(&format!("{what} with {}", list(&held)));
+        self.screen.print_event(&format!("{what} with {}", list(&held)));
         self.workers.leave(&worker).await;
         self.until_read_again(&what, began, &held).await;
         self.until_even(&what, began).await;
@@ -108,11 +108,11 @@ impl Story<'_> {
         self.screen.detail(&format!("{repeated} records redelivered to other workers"));
     }
 
-    async fn split(&mut self) -> Told {
+    async fn split(&mut self) -> Outcome {
         let Some(parent) = self.board.lock().leases.keys().next().cloned() else { return Ok(()) };
         let began = Instant::now();
         let what = format!("shard {} is split", short(parent.as_str()));
-        self.screen.say(&what);
+        self.screen.print_event(&what);
         support::split_first_shard(self.client, STREAM).await?;
         let are_read = |board: &Board| board.children_read(&parent) == 2;
         self.watch().until(&what, "both halves are read", began, are_read).await;
@@ -154,7 +154,7 @@ impl Watch<'_> {
         while !is_so(&self.board.lock()) {
             if began.elapsed() > PATIENCE {
                 let finding = format!("{what}: timed out after {PATIENCE:?} waiting until {then}");
-                self.screen.say(&finding);
+                self.screen.print_event(&finding);
                 self.board.lock().tally.findings.push(finding);
                 return;
             }

@@ -9,7 +9,7 @@ pub(crate) fn print(board: &Board, is_interrupted: bool) -> io::Result<bool> {
     let mut output = io::stdout().lock();
     let tally = &board.tally;
     writeln!(output)?;
-    for (worker, state) in &board.crew {
+    for (worker, state) in &board.workers {
         let records = tally.by_worker.get(worker).copied().unwrap_or(0);
         writeln!(output, "{worker}: {records} records, {}", state.name())?;
     }

@@ -53,7 +53,7 @@ pub(crate) fn lines(board: &mut Board, most: usize) -> Vec<String> {
 
 fn heading(board: &Board) -> String {
     let mut line = coloured(FAINT, "  shard     ");
-    for (number, (worker, _)) in board.crew.iter().enumerate() {
+    for (number, (worker, _)) in board.workers.iter().enumerate() {
         line += &coloured(colour(number), &format!("{worker:<8}"));
     }
     line + &coloured(FAINT, "behind  records/s  epoch")
@@ -66,7 +66,7 @@ fn row(
     rates: &BTreeMap<Arc<str>, usize>,
 ) -> String {
     let mut line = format!("  {:<10}", short(shard.as_str()));
-    for (number, (worker, _)) in board.crew.iter().enumerate() {
+    for (number, (worker, _)) in board.workers.iter().enumerate() {
         let sign = if lease.owner.as_deref() == Some(&**worker) {
             "●"
         } else if lease.next_owner.as_deref() == Some(&**worker) {
@@ -78,7 +78,7 @@ fn row(
         line += &coloured(colour, &format!("{sign:<8}"));
     }
     let known = board.tally.shards.get(shard.as_str());
-    let behind = known.map_or(0, |known| known.written.saturating_sub(known.taken));
+    let behind = known.map_or(0, |known| known.written.saturating_sub(known.accepted));
     let rate = rates.get(shard.as_str()).copied().unwrap_or(0);
     let _infallible = write!(line, "{behind:>6}  {rate:>9}  {}", lease.epoch);
     line
@@ -99,7 +99,7 @@ fn states(board: &Board) -> String {
 
 fn per_worker(board: &Board, title: &str, value: impl Fn(&Arc<str>) -> String) -> String {
     let mut line = coloured(FAINT, &format!("  {title:<10}"));
-    for (number, (worker, state)) in board.crew.iter().enumerate() {
+    for (number, (worker, state)) in board.workers.iter().enumerate() {
         let is_here = matches!(state, State::Reads | State::Leaves);
         let colour = if is_here { colour(number) } else { FAINT };
         line += &coloured(colour, &format!("{:<8}", value(worker)));

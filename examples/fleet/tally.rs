@@ -12,7 +12,7 @@ const WINDOW: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(crate) struct Tally {
     written: BTreeSet<u64>,
-    taken: BTreeSet<u64>,
+    accepted: BTreeSet<u64>,
     pub(crate) read: usize,
     pub(crate) repeated: usize,
     /// Records with a lower epoch than an earlier record of their shard.
@@ -30,22 +30,22 @@ pub(crate) struct Tally {
 #[derive(Default)]
 pub(crate) struct Shard {
     pub(crate) written: usize,
-    pub(crate) taken: usize,
+    pub(crate) accepted: usize,
     /// The highest epoch of a received record.
     pub(crate) epoch: u64,
     /// Every known epoch.
-    epochs: BTreeMap<u64, Reign>,
+    epochs: BTreeMap<u64, EpochOwner>,
 }
 
 /// An epoch of a shard.
-struct Reign {
+struct EpochOwner {
     worker: Arc<str>,
     /// The time at which the epoch was first seen, in microseconds since 1970.
-    heard: u128,
+    first_seen: u128,
 }
 
 /// A record as a worker reports it.
-pub(crate) struct Told<'a> {
+pub(crate) struct DeliveredRecord<'a> {
     pub(crate) shard: &'a str,
     pub(crate) epoch: u64,
     pub(crate) number: u64,
@@ -53,7 +53,7 @@ pub(crate) struct Told<'a> {
     pub(crate) polled: u128,
 }
 
-impl<'a> Told<'a> {
+impl<'a> DeliveredRecord<'a> {
     pub(crate) fn parse(line: &'a str) -> Option<Self> {
         let mut words = line.split(' ');
         Some(Self {
@@ -73,29 +73,30 @@ impl Tally {
     }
 
     /// Returns true if the sink accepts the record.
-    pub(crate) fn take(&mut self, worker: &Arc<str>, told: &Told) -> bool {
-        self.hear(worker, told.shard, told.epoch);
-        let (name, shard) = self.shard(told.shard);
-        let later = shard.epochs.range(told.epoch + 1..);
-        if let Some(heard) = later.map(|(_, reign)| reign.heard).min()
-            && told.polled > heard
+    pub(crate) fn accept(&mut self, worker: &Arc<str>, record: &DeliveredRecord) -> bool {
+        self.observe(worker, record.shard, record.epoch);
+        let (name, shard) = self.shard(record.shard);
+        let later = shard.epochs.range(record.epoch + 1..);
+        if let Some(first_seen) = later.map(|(_, owner)| owner.first_seen).min()
+            && record.polled > first_seen
         {
-            let late =
-                Duration::from_micros(u64::try_from(told.polled - heard).unwrap_or(u64::MAX));
+            let late = Duration::from_micros(
+                u64::try_from(record.polled - first_seen).unwrap_or(u64::MAX),
+            );
             self.findings.push(format!(
                 "{worker} received record {} of {} {late:.1?} after another worker acquired the shard",
-                told.number, told.shard
+                record.number, record.shard
             ));
         }
-        let (_, shard) = self.shard(told.shard);
-        if told.epoch < shard.epoch {
+        let (_, shard) = self.shard(record.shard);
+        if record.epoch < shard.epoch {
             self.refused += 1;
             return false;
         }
-        shard.epoch = told.epoch;
+        shard.epoch = record.epoch;
         self.read += 1;
-        if self.taken.insert(told.number) {
-            self.shard(told.shard).1.taken += 1;
+        if self.accepted.insert(record.number) {
+            self.shard(record.shard).1.accepted += 1;
         } else {
             self.repeated += 1;
         }
@@ -105,21 +106,21 @@ impl Tally {
     }
 
     /// Notes that a worker owns a shard in this epoch.
-    pub(crate) fn hear(&mut self, worker: &str, name: &str, epoch: u64) {
+    pub(crate) fn observe(&mut self, worker: &str, name: &str, epoch: u64) {
         let (_, shard) = self.shard(name);
-        let heard = micros(SystemTime::now());
+        let first_seen = micros(SystemTime::now());
         match shard.epochs.get(&epoch) {
-            Some(reign) if &*reign.worker == worker => {}
-            Some(reign) => {
+            Some(owner) if &*owner.worker == worker => {}
+            Some(owner) => {
                 let finding =
-                    format!("{worker} and {} both own {name} in epoch {epoch}", reign.worker);
+                    format!("{worker} and {} both own {name} in epoch {epoch}", owner.worker);
                 if !self.findings.contains(&finding) {
                     self.findings.push(finding);
                 }
             }
             None => {
                 let is_move = !shard.epochs.is_empty();
-                shard.epochs.insert(epoch, Reign { worker: worker.into(), heard });
+                shard.epochs.insert(epoch, EpochOwner { worker: worker.into(), first_seen });
                 self.moves += usize::from(is_move);
             }
         }
@@ -131,7 +132,7 @@ impl Tally {
 
     /// Returns the number of written records that are not read.
     pub(crate) fn unread(&self) -> usize {
-        self.written.difference(&self.taken).count()
+        self.written.difference(&self.accepted).count()
     }
 
     /// Returns the recent records per second, by worker and by shard.
@@ -163,8 +164,8 @@ impl Tally {
 mod tests {
     use super::*;
 
-    fn told(epoch: u64, number: u64, polled: u128) -> Told<'static> {
-        Told { shard: "shard", epoch, number, polled }
+    fn record(epoch: u64, number: u64, polled: u128) -> DeliveredRecord<'static> {
+        DeliveredRecord { shard: "shard", epoch, number, polled }
     }
 
     #[test]
@@ -175,16 +176,16 @@ mod tests {
         for number in 0..4 {
             tally.write("shard", number);
         }
-        assert!(tally.take(&first, &told(1, 0, early)));
-        assert!(tally.take(&second, &told(2, 1, early)));
-        assert!(tally.take(&second, &told(2, 1, early)));
+        assert!(tally.accept(&first, &record(1, 0, early)));
+        assert!(tally.accept(&second, &record(2, 1, early)));
+        assert!(tally.accept(&second, &record(2, 1, early)));
         // Delivered before the lease moved: refused, but no violation.
-        assert!(!tally.take(&first, &told(1, 2, early)));
+        assert!(!tally.accept(&first, &record(1, 2, early)));
         assert_eq!((tally.read, tally.repeated, tally.refused, tally.unread()), (3, 1, 1, 2));
         assert_eq!(tally.findings, [] as [&str; 0]);
-        assert!(!tally.take(&first, &told(1, 2, late)));
+        assert!(!tally.accept(&first, &record(1, 2, late)));
         assert_eq!(tally.findings.len(), 1, "a record delivered too late is found");
-        tally.take(&first, &told(2, 2, early));
+        tally.accept(&first, &record(2, 2, early));
         assert_eq!(tally.findings.len(), 2, "two owners in one epoch are found");
     }
 }

@@ -23,7 +23,7 @@ pub(crate) const STREAM: &str = "orders";
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
 
 /// The messages from the sink.
-pub(crate) const TAKEN: &str = "taken";
+pub(crate) const ACCEPTED: &str = "accepted";
 pub(crate) const REFUSED: &str = "refused";
 /// All records before `END` are answered.
 pub(crate) const ANSWERED: &str = "answered";
@@ -34,12 +34,12 @@ pub(crate) const END: &str = "end";
 
 /// The last message from standard input.
 #[derive(PartialEq, Eq)]
-enum Told {
+enum ParentMessage {
     Read,
     Leave,
     Answered,
     /// The parent has exited.
-    Alone,
+    ParentExited,
 }
 
 pub(crate) fn consumer(
@@ -63,8 +63,8 @@ pub(crate) async fn work(port: u16, redis: &str, name: &str) -> Result<(), Box<d
     let store = RedisStore::connect(redis).await?;
     let consumer = consumer(&support::client_of(port), store, name)?;
     let (unanswered, answered) = mpsc::channel();
-    let (tell, mut told) = watch::channel(Told::Read);
-    std::thread::spawn(move || listen(&answered, &tell));
+    let (sender, mut messages) = watch::channel(ParentMessage::Read);
+    std::thread::spawn(move || listen(&answered, &sender));
 
     let mut output = io::stdout();
     {
@@ -72,7 +72,7 @@ pub(crate) async fn work(port: u16, redis: &str, name: &str) -> Result<(), Box<d
         loop {
             let (polled, record) = tokio::select! {
                 biased;
-                _told = told.wait_for(|told| *told != Told::Read) => break,
+                _message = messages.wait_for(|message| *message != ParentMessage::Read) => break,
                 next = next_with_time(records.as_mut()) => next,
             };
             let record = record.ok_or("the stream ended early")??;
@@ -86,7 +86,11 @@ pub(crate) async fn work(port: u16, redis: &str, name: &str) -> Result<(), Box<d
         }
         // Wait for the answers, so that no record is unacknowledged when the leases are released.
         writeln!(output, "{END}")?;
-        told.wait_for(|told| matches!(told, Told::Answered | Told::Alone)).await?;
+        messages
+            .wait_for(|message| {
+                matches!(message, ParentMessage::Answered | ParentMessage::ParentExited)
+            })
+            .await?;
     }
     // Without the parent there is no store either, so limit the time of the close.
     timeout(2 * LEASE, consumer.close()).await??;
@@ -111,25 +115,25 @@ pub(crate) fn micros(time: SystemTime) -> u128 {
 }
 
 /// Acknowledges the records that the sink accepts. A refused record belongs to another worker.
-fn listen(unanswered: &mpsc::Receiver<Record>, tell: &watch::Sender<Told>) {
+fn listen(unanswered: &mpsc::Receiver<Record>, sender: &watch::Sender<ParentMessage>) {
     for line in io::stdin().lock().lines().map_while(Result::ok) {
         match line.as_str() {
-            TAKEN | REFUSED => {
+            ACCEPTED | REFUSED => {
                 if let Ok(record) = unanswered.try_recv()
-                    && line == TAKEN
+                    && line == ACCEPTED
                 {
                     record.ack();
                 }
             }
             LEAVE => {
-                tell.send_replace(Told::Leave);
+                sender.send_replace(ParentMessage::Leave);
             }
             ANSWERED => {
-                tell.send_replace(Told::Answered);
+                sender.send_replace(ParentMessage::Answered);
                 return;
             }
             _ => {}
         }
     }
-    tell.send_replace(Told::Alone);
+    sender.send_replace(ParentMessage::ParentExited);
 }

@@ -14,8 +14,8 @@ use tokio::time::timeout;
 
 use crate::board::{Shared, State};
 use crate::screen::Screen;
-use crate::tally::Told;
-use crate::worker::{ANSWERED, END, LEAVE, REFUSED, TAKEN};
+use crate::tally::DeliveredRecord;
+use crate::worker::{ACCEPTED, ANSWERED, END, LEAVE, REFUSED};
 
 /// The longest time that a worker may take to leave.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -31,12 +31,12 @@ pub(crate) struct Workers {
 
 struct Running {
     process: u32,
-    orders: mpsc::UnboundedSender<Order>,
-    attending: JoinHandle<()>,
+    commands: mpsc::UnboundedSender<WorkerCommand>,
+    task: JoinHandle<()>,
 }
 
 #[derive(PartialEq, Eq)]
-enum Order {
+enum WorkerCommand {
     Leave,
     Kill,
 }
@@ -52,30 +52,30 @@ impl Workers {
         let port = self.kinesis_port.to_string();
         let child = own_process(&["worker", &port, &self.redis_url, &name])?;
         let process = child.id().ok_or("the worker exited at its start")?;
-        let (orders, ordered) = mpsc::unbounded_channel();
+        let (commands, received) = mpsc::unbounded_channel();
         self.board.lock().set(&name, State::Reads);
         let (worker, board) = (Arc::clone(&name), self.board.clone());
         let screen = self.screen.clone();
-        let attending = tokio::spawn(async move {
-            let said = attend(&worker, child, ordered, &board, &screen).await;
-            if let Err(error) = said {
-                screen.say(&format!("{worker}: {error}"));
+        let task = tokio::spawn(async move {
+            let result = serve_worker(&worker, child, received, &board, &screen).await;
+            if let Err(error) = result {
+                screen.print_event(&format!("{worker}: {error}"));
             }
         });
-        self.running.insert(Arc::clone(&name), Running { process, orders, attending });
+        self.running.insert(Arc::clone(&name), Running { process, commands, task });
         Ok(name)
     }
 
     /// Kills a worker, as in a crash.
     pub(crate) async fn kill(&mut self, worker: &Arc<str>) {
         self.board.lock().set(worker, State::Killed);
-        self.end(worker, Order::Kill).await;
+        self.end(worker, WorkerCommand::Kill).await;
     }
 
     /// Has a worker finish its records, release its leases and exit.
     pub(crate) async fn leave(&mut self, worker: &Arc<str>) {
         self.board.lock().set(worker, State::Leaves);
-        self.end(worker, Order::Leave).await;
+        self.end(worker, WorkerCommand::Leave).await;
         self.board.lock().set(worker, State::Left);
     }
 
@@ -83,21 +83,21 @@ impl Workers {
     pub(crate) async fn leave_all(&mut self) {
         for (worker, running) in &self.running {
             self.board.lock().set(worker, State::Leaves);
-            let _may_have_ended = running.orders.send(Order::Leave);
+            let _may_have_ended = running.commands.send(WorkerCommand::Leave);
         }
         while let Some(worker) = self.running.keys().next().cloned() {
             self.leave(&worker).await;
         }
     }
 
-    async fn end(&mut self, worker: &Arc<str>, order: Order) {
+    async fn end(&mut self, worker: &Arc<str>, command: WorkerCommand) {
         let Some(running) = self.running.remove(worker) else { return };
-        let Running { orders, mut attending, .. } = running;
-        let _may_have_ended = orders.send(order);
-        if timeout(PATIENCE, &mut attending).await.is_err() {
+        let Running { commands, mut task, .. } = running;
+        let _may_have_ended = commands.send(command);
+        if timeout(PATIENCE, &mut task).await.is_err() {
             self.board.lock().tally.findings.push(format!("{worker} did not exit in {PATIENCE:?}"));
-            let _may_have_ended = orders.send(Order::Kill);
-            let _ended = attending.await;
+            let _may_have_ended = commands.send(WorkerCommand::Kill);
+            let _ended = task.await;
         }
     }
 
@@ -121,10 +121,10 @@ impl Workers {
 }
 
 /// Receives the records of a worker until the worker exits.
-async fn attend(
+async fn serve_worker(
     worker: &Arc<str>,
     mut child: Child,
-    mut orders: mpsc::UnboundedReceiver<Order>,
+    mut commands: mpsc::UnboundedReceiver<WorkerCommand>,
     board: &Shared,
     screen: &Screen,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
@@ -138,7 +138,7 @@ async fn attend(
         async move {
             let mut lines = BufReader::new(errors).lines();
             while let Ok(Some(line)) = lines.next_line().await {
-                screen.say(&format!("{worker}: {line}"));
+                screen.print_event(&format!("{worker}: {line}"));
             }
         }
     });
@@ -146,25 +146,27 @@ async fn attend(
     let mut lines = BufReader::new(output).lines();
     loop {
         tokio::select! {
-            order = orders.recv() => match order {
-                Some(Order::Leave) => answer(&mut input, LEAVE).await,
-                Some(Order::Kill) | None => child.start_kill()?,
+            command = commands.recv() => match command {
+                Some(WorkerCommand::Leave) => answer(&mut input, LEAVE).await,
+                Some(WorkerCommand::Kill) | None => child.start_kill()?,
             },
             line = lines.next_line() => match line?.as_deref() {
                 None => break,
                 Some(END) => answer(&mut input, ANSWERED).await,
                 Some(line) => {
-                    let told = Told::parse(line).ok_or_else(|| format!("unexpected output {line:?}"))?;
-                    let is_taken = board.lock().tally.take(worker, &told);
-                    answer(&mut input, if is_taken { TAKEN } else { REFUSED }).await;
+                    let record = DeliveredRecord::parse(line)
+                        .ok_or_else(|| format!("unexpected output {line:?}"))?;
+                    let is_accepted = board.lock().tally.accept(worker, &record);
+                    answer(&mut input, if is_accepted { ACCEPTED } else { REFUSED }).await;
                 }
             },
         }
     }
     let status = child.wait().await?;
     let mut board = board.lock();
-    let is_asked = matches!(board.state(worker), Some(State::Killed | State::Leaves | State::Left));
-    if !is_asked {
+    let is_expected =
+        matches!(board.state(worker), Some(State::Killed | State::Leaves | State::Left));
+    if !is_expected {
         board.set(worker, State::Killed);
         board.tally.findings.push(format!("{worker} exited unexpectedly: {status}"));
     }
@@ -172,8 +174,8 @@ async fn attend(
 }
 
 /// Sends a message to a worker. Errors are ignored: the end of its output shows that it has exited.
-async fn answer(input: &mut tokio::process::ChildStdin, word: &str) {
-    let _may_have_ended = input.write_all(format!("{word}\n").as_bytes()).await;
+async fn answer(input: &mut tokio::process::ChildStdin, message: &str) {
+    let _may_have_ended = input.write_all(format!("{message}\n").as_bytes()).await;
 }
 
 /// Starts this program in another role. The process exits when its standard input ends.

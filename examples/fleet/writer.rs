@@ -58,9 +58,10 @@ async fn put(client: &Client, board: &Shared, numbers: std::ops::Range<u64>) -> 
         PutRecordsRequestEntry::builder().partition_key(&text).data(Blob::new(text)).build()
     };
     let entries = numbers.clone().map(entry).collect::<Result<Vec<_>, _>>()?;
-    let answer = client.put_records().stream_name(STREAM).set_records(Some(entries)).send().await?;
+    let response =
+        client.put_records().stream_name(STREAM).set_records(Some(entries)).send().await?;
     let mut board = board.lock();
-    for (number, result) in numbers.zip(answer.records()) {
+    for (number, result) in numbers.zip(response.records()) {
         if let Some(shard) = result.shard_id() {
             board.tally.write(shard, number);
         }

@@ -63,8 +63,8 @@ pub(crate) async fn wait_until_active(
     name: &str,
 ) -> Result<(), aws_sdk_kinesis::Error> {
     loop {
-        let answer = client.describe_stream_summary().stream_name(name).send().await?;
-        let status = answer.stream_description_summary.map(|summary| summary.stream_status);
+        let response = client.describe_stream_summary().stream_name(name).send().await?;
+        let status = response.stream_description_summary.map(|summary| summary.stream_status);
         if status == Some(StreamStatus::Active) {
             return Ok(());
         }

@@ -17,9 +17,9 @@ pub(crate) async fn check_shards(
 ) -> Result<(), String> {
     for shard in shards {
         let call = iterator(client, stream, shard);
-        let asked = call.shard_iterator_type(ShardIteratorType::TrimHorizon).send().await;
-        let asked = asked.map_err(SdkError::into_service_error);
-        if let Err(GetShardIteratorError::ResourceNotFoundException(error)) = asked {
+        let result = call.shard_iterator_type(ShardIteratorType::TrimHorizon).send().await;
+        let result = result.map_err(SdkError::into_service_error);
+        if let Err(GetShardIteratorError::ResourceNotFoundException(error)) = result {
             return Err(error.message().unwrap_or("no such shard").to_owned());
         }
     }
@@ -45,10 +45,10 @@ pub(crate) async fn millis_behind(
         _ => call.shard_iterator_type(ShardIteratorType::TrimHorizon),
     };
     let iterator = call.send().await.ok()?.shard_iterator?;
-    let answer = client.get_records().shard_iterator(iterator).limit(1).send().await.ok()?;
-    let lag = answer.millis_behind_latest?;
+    let response = client.get_records().shard_iterator(iterator).limit(1).send().await.ok()?;
+    let lag = response.millis_behind_latest?;
     // The record itself is unread, so its age counts as well.
-    let arrival = answer.records.first().and_then(|record| record.approximate_arrival_timestamp);
+    let arrival = response.records.first().and_then(|record| record.approximate_arrival_timestamp);
     let age = arrival.and_then(|time| SystemTime::try_from(time).ok()?.elapsed().ok());
     Some(lag.max(age.map_or(0, |age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX))))
 }

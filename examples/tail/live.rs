@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::output::short;
 
 /// The maximum number of lines. More would not be readable.
-const MOST_LINES: usize = 24;
+const MAX_LINES: usize = 24;
 
 /// The progress of one shard.
 struct Line {
@@ -52,7 +52,7 @@ impl Live {
     }
 
     /// Updates the lines after an event.
-    pub(crate) fn hear(&mut self, event: &Event) {
+    pub(crate) fn on_event(&mut self, event: &Event) {
         match event {
             Event::ShardStarted { shard_id, .. } => {
                 self.line(shard_id);
@@ -71,7 +71,7 @@ impl Live {
     }
 
     fn line(&mut self, shard: &ShardId) -> &mut Line {
-        let is_shown = self.shards.len() < MOST_LINES;
+        let is_shown = self.shards.len() < MAX_LINES;
         let above = self.shards.range(..shard).filter(|(_, line)| line.bar.is_some()).count();
         let bars = &self.bars;
         self.shards.entry(shard.clone()).or_insert_with(|| Line {
@@ -96,7 +96,7 @@ impl Live {
             bar.set_prefix(short(shard.as_str()).to_owned());
             bar.set_length(line.first_lag);
             bar.set_position(line.first_lag - line.lag);
-            bar.set_message(line.told());
+            bar.set_message(line.status_text());
             bar.tick();
         }
     }
@@ -135,7 +135,7 @@ impl Line {
         }
     }
 
-    fn told(&self) -> String {
+    fn status_text(&self) -> String {
         let throttled = self.throttled.is_some_and(|until| until > Instant::now());
         let throttled = if throttled {
             style("  throttled").yellow().for_stderr().to_string()

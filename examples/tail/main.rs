@@ -33,7 +33,7 @@ use live::Live;
 use tokio::time::interval;
 
 /// A result whose error ends the program with exit code 1.
-type Told<T> = Result<T, Box<dyn Error>>;
+type Outcome<T> = Result<T, Box<dyn Error>>;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -57,7 +57,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(arguments: &Arguments) -> Told<()> {
+async fn run(arguments: &Arguments) -> Outcome<()> {
     let (client, stream) = match &arguments.stream {
         Some(stream) => (client(arguments).await, stream.clone()),
         None => (demonstration().await?, "orders".to_owned()),
@@ -69,9 +69,9 @@ async fn run(arguments: &Arguments) -> Told<()> {
         return Ok(());
     }
     calls::check_shards(&client, &stream, &arguments.shards).await?;
-    let told = follow(&consumer, arguments).await;
+    let result = follow(&consumer, arguments).await;
     let closed = consumer.close().await;
-    told?;
+    result?;
     Ok(closed?)
 }
 
@@ -79,18 +79,19 @@ async fn client(arguments: &Arguments) -> Client {
     let mut loader = aws_config::defaults(BehaviorVersion::latest());
     if let Some(url) = &arguments.endpoint_url {
         loader = loader.endpoint_url(url);
-        let is_here = url.contains("://127.0.0.1") || url.contains("://localhost");
+        let is_local = url.contains("://127.0.0.1") || url.contains("://localhost");
         // Local servers do not check credentials.
-        if is_here && std::env::var_os("AWS_ACCESS_KEY_ID").is_none() {
-            let anybody = Credentials::new("local", "local", None, None, "local");
-            loader = loader.credentials_provider(anybody).region(Region::new("us-east-1"));
+        if is_local && std::env::var_os("AWS_ACCESS_KEY_ID").is_none() {
+            let local_credentials = Credentials::new("local", "local", None, None, "local");
+            loader =
+                loader.credentials_provider(local_credentials).region(Region::new("us-east-1"));
         }
     }
     Client::new(&loader.load().await)
 }
 
 /// Starts Kinesis in this process with a stream that is written to continuously.
-async fn demonstration() -> Told<Client> {
+async fn demonstration() -> Outcome<Client> {
     let (client, _port) = support::start_kinesis().await?;
     support::create_stream(&client, "orders", 3).await?;
     let writer = client.clone();
@@ -99,13 +100,14 @@ async fn demonstration() -> Told<Client> {
         let mut ticks = interval(Duration::from_millis(500));
         for begin in (1000..).step_by(10) {
             ticks.tick().await;
-            let _reader_is_told = support::put_numbers(&writer, "orders", begin..begin + 10).await;
+            let _reported_by_the_reader =
+                support::put_numbers(&writer, "orders", begin..begin + 10).await;
         }
     });
     Ok(client)
 }
 
-async fn consumer(client: &Client, stream: &str, arguments: &Arguments) -> Told<Consumer> {
+async fn consumer(client: &Client, stream: &str, arguments: &Arguments) -> Outcome<Consumer> {
     // A record is acknowledged once it is printed. Several records are printed at once.
     let mut builder = Consumer::builder(client.clone(), stream).checkpoint_on(CheckpointOn::Ack);
     builder = match (&arguments.from, &arguments.shards[..]) {
@@ -136,7 +138,7 @@ fn print(bytes: &[u8]) -> std::io::Result<ControlFlow<()>> {
 }
 
 /// Prints records until the stream ends, the limit is reached, or Ctrl-C.
-async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
+async fn follow(consumer: &Consumer, arguments: &Arguments) -> Outcome<()> {
     let usual = if console::user_attended() { Format::Text } else { Format::Raw };
     let format = arguments.format.unwrap_or(usual);
     let mut events = consumer.events();
@@ -145,7 +147,7 @@ async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
     let mut live = Live::new();
     let mut ticks = interval(Duration::from_millis(200));
     let mut interrupted = pin!(tokio::signal::ctrl_c());
-    let mut told = Ok(());
+    let mut result = Ok(());
     let mut is_interrupted = false;
     let (mut lines, mut printed) = (Vec::new(), Vec::new());
     while left > 0 {
@@ -157,7 +159,7 @@ async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
             }
             _ = ticks.tick() => live.draw(),
             Some(event) = events.next() => {
-                live.hear(&event);
+                live.on_event(&event);
                 if let Some(note) = note(&event) {
                     live.print_above(|| writeln!(std::io::stderr(), "tail: {note}"))?;
                 }
@@ -167,7 +169,7 @@ async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
                 let mut next = Some(next);
                 while let Some(Some(Ok(record))) = next {
                     live.count(&record);
-                    lines.extend(output::print(&record, format));
+                    lines.extend(output::format_record(&record, format));
                     printed.push(record);
                     left -= 1;
                     next = match left {
@@ -180,7 +182,7 @@ async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
                     Ok(ControlFlow::Continue(())) => {}
                     Ok(ControlFlow::Break(())) => break,
                     Err(error) => {
-                        told = Err(error.into());
+                        result = Err(error.into());
                         break;
                     }
                 }
@@ -191,7 +193,7 @@ async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
                         live.print_above(|| writeln!(std::io::stderr(), "tail: {error}"))?;
                     }
                     Some(Some(Err(error))) => {
-                        told = Err(error.into());
+                        result = Err(error.into());
                         break;
                     }
                     Some(None) => break,
@@ -208,10 +210,10 @@ async fn follow(consumer: &Consumer, arguments: &Arguments) -> Told<()> {
         // Start a new line after the echoed ^C.
         eprintln!();
     }
-    if told.is_ok() {
+    if result.is_ok() {
         eprintln!("{summary}");
     }
-    told
+    result
 }
 
 /// Returns a note for a call that has failed twice in a row.
@@ -247,7 +249,7 @@ fn only(
 ) -> impl Stream<Item = kinestream::Result<Record>> {
     stream! {
         let mut shards = shards;
-        let (mut wanted, mut held) = (SelectAll::new(), Vec::new());
+        let (mut wanted, mut others) = (SelectAll::new(), Vec::new());
         loop {
             let next = tokio::select! {
                 biased;
@@ -257,7 +259,7 @@ fn only(
                         continue;
                     }
                     Some(Ok(shard)) => {
-                        held.push(shard);
+                        others.push(shard);
                         continue;
                     }
                     Some(Err(error)) => Err(error),

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::arguments::Format;
 
 /// Returns the record in this format, with a line end.
-pub(crate) fn print(record: &Record, format: Format) -> Vec<u8> {
+pub(crate) fn format_record(record: &Record, format: Format) -> Vec<u8> {
     let mut line = match format {
         Format::Raw => record.data().to_vec(),
         Format::Text => text(record).into_bytes(),
@@ -24,7 +24,7 @@ pub(crate) fn print(record: &Record, format: Format) -> Vec<u8> {
 fn text(record: &Record) -> String {
     let data = String::from_utf8_lossy(record.data());
     // Escape control characters, which could move the cursor.
-    let data: String = data.chars().flat_map(shown).collect();
+    let data: String = data.chars().flat_map(escape_control).collect();
     format!(
         "{} {} {} {data}",
         style(short(record.shard_id().as_str())).cyan(),
@@ -33,7 +33,7 @@ fn text(record: &Record) -> String {
     )
 }
 
-fn shown(letter: char) -> impl Iterator<Item = char> {
+fn escape_control(letter: char) -> impl Iterator<Item = char> {
     let is_harmless = letter == '\t' || !letter.is_control();
     let (plain, escaped) = if is_harmless { (Some(letter), None) } else { (None, Some(letter)) };
     plain.into_iter().chain(escaped.into_iter().flat_map(char::escape_default))

@@ -18,7 +18,8 @@ pub(crate) async fn show(
         [] => "none".to_owned(),
         workers => workers.join(", "),
     };
-    let heading = format!("{:>12} {:9} {:>12} {:24} position", "shard", "state", "behind", "owner");
+    let heading =
+        format!("{:>12} {:11} {:>12} {:24} position", "shard", "state", "behind", "owner");
     let mut lines = vec![
         format!("application {} of stream {}", status.application, status.stream),
         format!("workers: {workers}"),
@@ -26,13 +27,16 @@ pub(crate) async fn show(
     ];
     for (shard, at) in &status.shards {
         let state = match at.state {
-            ShardState::Reading => style("reading").green(),
-            ShardState::Unassigned => style("free").red(),
-            ShardState::Expired => style("expired").red(),
-            ShardState::Unreadable => style("unreadable").red(),
-            ShardState::Waiting => style("waiting").yellow(),
-            ShardState::HandingOff => style("handoff").yellow(),
-            _ => style("finished").dim(),
+            ShardState::Reading => style("reading".to_owned()).green(),
+            ShardState::Unassigned => style("unassigned".to_owned()).red(),
+            ShardState::Failed => style("failed".to_owned()).red(),
+            ShardState::Expired => style("expired".to_owned()).red(),
+            ShardState::Unreadable => style("unreadable".to_owned()).red(),
+            ShardState::Waiting => style("waiting".to_owned()).yellow(),
+            ShardState::HandingOff => style("handing off".to_owned()).yellow(),
+            ShardState::Finished => style("finished".to_owned()).dim(),
+            // A later version of the crate may add states.
+            later => style(format!("{later:?}").to_lowercase()),
         };
         let behind = match &at.position {
             Some(position) if at.state != ShardState::Finished => {
@@ -41,7 +45,7 @@ pub(crate) async fn show(
             _ => None,
         };
         lines.push(format!(
-            "{:>12} {state:9} {:>12} {:24} {}",
+            "{:>12} {state:11} {:>12} {:24} {}",
             short(shard.as_str()),
             behind.map_or_else(|| "-".to_owned(), |millis| format!("{millis} ms")),
             at.owner.as_deref().unwrap_or("-"),

@@ -28,8 +28,8 @@ use crate::certificates;
 use crate::ferrokinesis_server::{config, create_stream, options};
 
 /// The limit of concurrent streams on a connection in hyper's servers.
-const MOST_STREAMS: usize = 200;
-const SHARDS: usize = MOST_STREAMS + 50;
+const MAX_STREAMS: usize = 200;
+const SHARDS: usize = MAX_STREAMS + 50;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Tls {

@@ -1,5 +1,5 @@
 //! The consumer against emulators of Kinesis over HTTP: ferrokinesis in this process, and
-//! kinesis-local, which `./tests/run` installs. Both run the scenarios in `stories`.
+//! kinesis-local, which `./tests/run` installs. Both run the scenarios in `scenarios`.
 // Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -11,14 +11,14 @@ mod ferrokinesis_server;
 mod free_port;
 mod http2;
 mod kinesis_local;
-mod stories;
+mod scenarios;
 
 use aws_sdk_kinesis::Client;
-use stories::By;
+use scenarios::Source;
 
 mod ferrokinesis {
-    use super::stories::By;
-    use super::{Client, ferrokinesis_server, stories};
+    use super::scenarios::Source;
+    use super::{Client, ferrokinesis_server, scenarios};
 
     async fn client() -> Client {
         ferrokinesis_server::start_kinesis().await.expect("expected a free port on 127.0.0.1").0
@@ -26,39 +26,45 @@ mod ferrokinesis {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn resharded_stream_is_read_in_order_across_restarts() {
-        stories::resharded_stream_is_read_in_order_across_restarts(&client().await, By::Polling)
-            .await;
+        scenarios::resharded_stream_is_read_in_order_across_restarts(
+            &client().await,
+            Source::Polling,
+        )
+        .await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn fan_out_reads_resharded_stream_in_order_across_restarts() {
-        stories::resharded_stream_is_read_in_order_across_restarts(&client().await, By::FanOut)
-            .await;
+        scenarios::resharded_stream_is_read_in_order_across_restarts(
+            &client().await,
+            Source::FanOut,
+        )
+        .await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn latest_reads_only_later_records() {
-        stories::latest_reads_only_later_records(&client().await).await;
+        scenarios::latest_reads_only_later_records(&client().await).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn latest_after_split_skips_parent() {
-        stories::latest_after_split_skips_parent(&client().await).await;
+        scenarios::latest_after_split_skips_parent(&client().await).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn starting_position_delivers_records_from_there() {
-        stories::starting_position_delivers_records_from_there(&client().await).await;
+        scenarios::starting_position_delivers_records_from_there(&client().await).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn unknown_stream_is_reported_and_ends() {
-        stories::unknown_stream_is_reported_and_ends(&client().await).await;
+        scenarios::unknown_stream_is_reported_and_ends(&client().await).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn task_per_shard_reads_all_records() {
-        stories::task_per_shard_reads_all_records(&client().await).await;
+        scenarios::task_per_shard_reads_all_records(&client().await).await;
     }
 }
 
@@ -67,14 +73,14 @@ mod ferrokinesis {
 async fn kinesis_local_passes_shared_scenarios() {
     let server = kinesis_local::KinesisLocal::start().await;
     let client = server.client();
-    stories::resharded_stream_is_read_in_order_across_restarts(&client, By::Polling).await;
-    stories::latest_reads_only_later_records(&client).await;
-    stories::starting_position_delivers_records_from_there(&client).await;
-    stories::unknown_stream_is_reported_and_ends(&client).await;
-    stories::task_per_shard_reads_all_records(&client).await;
+    scenarios::resharded_stream_is_read_in_order_across_restarts(&client, Source::Polling).await;
+    scenarios::latest_reads_only_later_records(&client).await;
+    scenarios::starting_position_delivers_records_from_there(&client).await;
+    scenarios::unknown_stream_is_reported_and_ends(&client).await;
+    scenarios::task_per_shard_reads_all_records(&client).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_connection_is_reported_with_cure() {
-    stories::refused_connection_is_reported_with_cure(&ferrokinesis_server::client_of(1)).await;
+async fn refused_connection_is_reported_with_remedy() {
+    scenarios::refused_connection_is_reported_with_remedy(&ferrokinesis_server::client_of(1)).await;
 }

@@ -82,7 +82,7 @@ impl World {
         outcome: Outcome,
         time: Duration,
     ) {
-        self.truth.tell(format_args!(
+        self.truth.log(format_args!(
             "calls of worker {worker:?} for shard {shard:?} fail for {time:?}: {outcome:?}"
         ));
         let until = Some(Instant::now() + time);

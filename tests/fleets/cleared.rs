@@ -9,7 +9,7 @@ use fastrand::Rng;
 use kinestream::store::lease::{AdminEdit, Lease, LeaseTable};
 use kinestream::{Checkpoint, ShardId};
 
-use crate::link::Life;
+use crate::link::WorkerState;
 use crate::plan::Scene;
 use crate::truth::{Facts, Place, Truth};
 
@@ -41,11 +41,11 @@ fn only_position() -> Lease {
 fn clear(facts: &mut Facts) {
     let mut rng = Rng::with_seed(0);
     let plan = Scene::new(&mut rng).plan(&mut rng);
-    facts.begin_life(Life::new("w0".to_owned(), &plan));
+    facts.add_worker(WorkerState::new("w0".to_owned(), &plan));
     facts.put(0, "1".parse().expect("a valid sequence number"), UNIX_EPOCH);
     let mut read = Lease::default();
     read.epoch = BEFORE;
-    facts.judge_edit(0, &AdminEdit::Clear, &table(0, Some(read)), &table(CLEARED, None));
+    facts.check_edit(0, &AdminEdit::Clear, &table(0, Some(read)), &table(CLEARED, None));
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn position_set_after_a_clear_keeps_old_epochs_over() {
     clear(&mut facts);
     let edit = AdminEdit::Set { positions: vec![(shard(), Checkpoint::TrimHorizon)] };
     let after = table(CLEARED, Some(only_position()));
-    facts.judge_edit(0, &edit, &table(CLEARED, None), &after);
+    facts.check_edit(0, &edit, &table(CLEARED, None), &after);
     facts.finish(Place { shard: 0, number: 0, epoch: BEFORE });
     assert!(
         !facts.shards[0].is_finished(),
@@ -74,12 +74,12 @@ fn damage_after_a_clear_forbids_only_new_epochs() {
     let mut facts = truth.lock();
     clear(&mut facts);
     facts.damage(&shard(), &table(CLEARED, Some(only_position())), false);
-    facts.judge_damaged(0, 0, BEFORE);
+    facts.check_damaged(0, 0, BEFORE);
     assert_eq!(
         facts.end(0).broken,
         None,
         "a worker that has not seen the clear may read in its old epoch"
     );
-    facts.judge_damaged(0, 0, CLEARED + 1);
+    facts.check_damaged(0, 0, CLEARED + 1);
     assert!(facts.end(0).broken.is_some(), "a new epoch of an unreadable shard breaks a promise");
 }

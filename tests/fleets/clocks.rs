@@ -11,7 +11,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use tokio::time::{Instant, advance};
 
-use crate::link::Health;
+use crate::link::Condition;
 use crate::world::World;
 
 /// Mixed with the seed for the generator of these faults.
@@ -38,7 +38,7 @@ impl Clocks {
 
 impl World {
     /// Injects faults of clocks and hosts in a step.
-    pub(crate) async fn trouble_clocks(&mut self) {
+    pub(crate) async fn disturb_clocks(&mut self) {
         if !self.clocks.is_on || self.workers.is_empty() {
             return;
         }
@@ -64,13 +64,13 @@ impl World {
 
     fn move_wall(&mut self, index: usize, time: Duration) {
         let worker = &self.workers[index];
-        self.truth.tell(format_args!("the host of {} sleeps for {time:?}", worker.name));
+        self.truth.log(format_args!("the host of {} sleeps for {time:?}", worker.name));
         worker.move_wall(time);
     }
 
     fn set_wall_back(&mut self, index: usize, time: Duration) {
         let worker = &self.workers[index];
-        self.truth.tell(format_args!("the clock of {} is set back by {time:?}", worker.name));
+        self.truth.log(format_args!("the clock of {} is set back by {time:?}", worker.name));
         worker.set_wall_back(time);
     }
 
@@ -78,7 +78,7 @@ impl World {
     /// advance, and a reader may be polled before any timer.
     async fn stall(&mut self) {
         let time = self.clocks.time(40_000);
-        self.truth.tell(format_args!("all processes stall for {time:?}"));
+        self.truth.log(format_args!("all processes stall for {time:?}"));
         self.truth.lock().begin_stall();
         let mut stalled = pin!(advance(time));
         let now = Instant::now();
@@ -88,7 +88,7 @@ impl World {
         })
         .await;
         debug_assert_eq!(now.elapsed().as_millis(), time.as_millis(), "the clock advances at once");
-        self.truth.lock().note_health();
+        self.truth.lock().update_reachability();
         for index in 0..self.workers.len() {
             let polled = poll_fn(|context| {
                 Poll::Ready(match self.workers[index].poll(context) {
@@ -105,18 +105,22 @@ impl World {
     /// Disconnects one worker from the store until another has its shards, and then disconnects
     /// that one.
     async fn lose_the_store_in_turn(&mut self, index: usize) {
-        let first = self.workers[index].life;
-        self.truth.lock().set_link(first, Health::Down);
+        let first = self.workers[index].worker_index;
+        self.truth.lock().set_link(first, Condition::Down);
         let time = Duration::from_secs(5) + self.clocks.time(35_000);
         self.join_and_read(time).await;
-        let others = self.workers.iter().map(|worker| worker.life).filter(|life| *life != first);
-        for life in others.collect::<Vec<_>>() {
-            self.truth.lock().set_link(life, Health::Down);
+        let others = self
+            .workers
+            .iter()
+            .map(|worker| worker.worker_index)
+            .filter(|worker_index| *worker_index != first);
+        for worker_index in others.collect::<Vec<_>>() {
+            self.truth.lock().set_link(worker_index, Condition::Down);
         }
         self.join_and_read(Duration::from_secs(10)).await;
         for worker in &self.workers {
             if worker.suspended_until.is_none() {
-                self.truth.lock().set_link(worker.life, Health::Well);
+                self.truth.lock().set_link(worker.worker_index, Condition::Healthy);
             }
         }
     }
@@ -127,13 +131,13 @@ impl World {
         if self.workers[index].suspended_until.is_some() {
             return;
         }
-        let life = self.workers[index].life;
+        let worker_index = self.workers[index].worker_index;
         let time = Duration::from_secs(5) + self.clocks.time(35_000);
         self.workers[index].suspend(time);
-        self.workers[index].link_at_wake = Health::Down;
+        self.workers[index].link_at_wake = Condition::Down;
         self.join_and_read(time + Duration::from_secs(10)).await;
-        if self.workers.iter().any(|worker| worker.life == life) {
-            self.truth.lock().set_link(life, Health::Well);
+        if self.workers.iter().any(|worker| worker.worker_index == worker_index) {
+            self.truth.lock().set_link(worker_index, Condition::Healthy);
         }
     }
 

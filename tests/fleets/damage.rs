@@ -60,7 +60,7 @@ impl World {
             return;
         }
         let part = if is_lease { "lease" } else { "position" };
-        self.truth.tell(format_args!("the {part} of {shard} is damaged for {time:?}"));
+        self.truth.log(format_args!("the {part} of {shard} is damaged for {time:?}"));
         self.stored.damage(&scope(), shard, is_lease);
         self.truth.lock().damage(shard, &table, is_lease);
         self.damage.damaged.push((shard.clone(), Instant::now() + time));
@@ -71,7 +71,7 @@ impl World {
         let now = Instant::now();
         for (shard, _) in self.damage.damaged.extract_if(.., |(_, until)| at_once || *until <= now)
         {
-            self.truth.tell(format_args!("{shard} is repaired"));
+            self.truth.log(format_args!("{shard} is repaired"));
             self.stored.repair(&scope(), &shard);
             self.truth.lock().damaged.remove(&index_of(&shard));
         }
@@ -88,15 +88,15 @@ impl Facts {
         self.damaged.insert(shard, last);
         self.shards[shard].had_damaged_lease |= is_lease;
         // The owner of the shard cannot save from now on.
-        for (_, tenancy) in self.tenancies.range_mut((shard, 0)..=(shard, u64::MAX)) {
-            tenancy.is_over = true;
-            tenancy.is_dropped = true;
+        for (_, delivered) in self.deliveries.range_mut((shard, 0)..=(shard, u64::MAX)) {
+            delivered.is_over = true;
+            delivered.is_dropped = true;
         }
     }
 
     /// Checks that a record of this shard and epoch may be delivered in spite of damage.
-    pub(crate) fn judge_damaged(&mut self, worker: usize, shard: usize, epoch: u64) {
-        let name = self.lives[worker].name.clone();
+    pub(crate) fn check_damaged(&mut self, worker: usize, shard: usize, epoch: u64) {
+        let name = self.workers[worker].name.clone();
         if self.damaged.get(&shard).is_some_and(|last| epoch > *last) {
             self.breaks(
                 Promise::Damaged,
@@ -105,7 +105,7 @@ impl Facts {
                 ),
             );
         }
-        if self.lives[worker].unreadable.contains(&shard) {
+        if self.workers[worker].unreadable.contains(&shard) {
             self.breaks(
                 Promise::Damaged,
                 format_args!(

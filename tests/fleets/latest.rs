@@ -18,15 +18,15 @@ use kinestream::testing::{Kinesis, Outcome, Shard, WallClock};
 use kinestream::{CheckpointOn, Consumer, MemoryStore, ShardPosition, StartingPosition};
 use tokio::time::sleep;
 
-use crate::mortal::{MortalStore, MortalWorker};
-use crate::seeds::{Story, pick};
+use crate::crashing_store::{CrashingStore, CrashingWorker};
+use crate::seeds::{SeedResult, pick};
 use crate::truth::Promise;
 use crate::world::BEGINNING;
 
 /// Mixed with the seed for the generator of this scenario.
 const LATEST: u64 = 0x004c_4154_4553_5400;
 
-const MOST_WORKERS: usize = 2;
+const MAX_WORKERS: usize = 2;
 
 /// Twice the maximum time by which the clock of a worker may be ahead.
 const LONG_AGO: Duration = Duration::from_secs(10 * 60);
@@ -40,7 +40,7 @@ struct Latest {
     /// `Latest` is the position of this shard only, not of all shards.
     is_named: bool,
     stored: MemoryStore,
-    workers: Vec<MortalWorker>,
+    workers: Vec<CrashingWorker>,
     /// For each record, whether the application had started when the record was put.
     puts: Vec<bool>,
     /// The numbers of the records that the last worker has read.
@@ -49,7 +49,7 @@ struct Latest {
 }
 
 /// Runs the scenario of a seed.
-pub(crate) async fn simulate(seed: u64) -> Story {
+pub(crate) async fn simulate(seed: u64) -> SeedResult {
     let mut world = Latest::begin(seed);
     world.put().await;
     sleep(LONG_AGO).await;
@@ -60,7 +60,7 @@ pub(crate) async fn simulate(seed: u64) -> Story {
         sleep(time).await;
     }
     let broken = world.read_rest().await;
-    Story {
+    SeedResult {
         broken,
         records: world.puts.len(),
         calls: world.kinesis.call_count(),
@@ -99,7 +99,7 @@ impl Latest {
     async fn step(&mut self) {
         match self.rng.u8(..7) {
             0 | 1 => self.put().await,
-            2 | 3 if self.workers.len() < MOST_WORKERS => {
+            2 | 3 if self.workers.len() < MAX_WORKERS => {
                 let calls = (self.rng.u8(..3) > 0).then(|| self.rng.u32(..14));
                 self.start(calls, false);
             }
@@ -129,7 +129,7 @@ impl Latest {
     /// Starts a worker that crashes after `calls` calls to the store. Only the last worker
     /// acknowledges records.
     fn start(&mut self, calls: Option<u32>, is_last: bool) {
-        let store = MortalStore::new(self.stored.clone(), calls, self.rng.u64(..));
+        let store = CrashingStore::new(self.stored.clone(), calls, self.rng.u64(..));
         let builder = Consumer::builder(self.kinesis.client(), "orders")
             .checkpoint_on(CheckpointOn::Ack)
             .discovery_interval(Duration::from_secs(5))
@@ -159,7 +159,7 @@ impl Latest {
                 }
             }
         });
-        self.workers.push(MortalWorker { store, reading });
+        self.workers.push(CrashingWorker { store, reading });
     }
 
     fn kill(&mut self, index: usize) {
@@ -174,7 +174,7 @@ impl Latest {
         }
         self.is_throttled.store(false, Ordering::SeqCst);
         self.start(None, true);
-        self.workers[0].store.be_well();
+        self.workers[0].store.stop_faults();
         sleep(Duration::from_secs(30)).await;
         self.put().await;
         let puts = self.puts.iter().enumerate();

@@ -13,14 +13,14 @@ use crate::truth::{Facts, Promise, index_of};
 
 /// The time for which a worker must have reached the store to be sure to have saved the shards that
 /// it releases: a call that hung may have taken 30 s of it.
-const LONG_WELL: Duration = Duration::from_secs(50);
+const LONG_REACHABLE: Duration = Duration::from_secs(50);
 
 /// A record that is finished this shortly before its shard is released may not be saved.
-const HANDOVER: Duration = Duration::from_millis(200);
+const UNSAVED_BEFORE_RELEASE: Duration = Duration::from_millis(200);
 
 impl Facts {
     /// Checks a heartbeat of a worker after it was carried out.
-    pub(crate) fn judge_exchange(
+    pub(crate) fn check_exchange(
         &mut self,
         worker: usize,
         request: &HeartbeatRequest,
@@ -28,9 +28,9 @@ impl Facts {
         before: &LeaseTable,
         after: &LeaseTable,
     ) {
-        let name = self.lives[worker].name.clone();
+        let name = self.workers[worker].name.clone();
         let leaving = if request.leaving { ", leaving" } else { "" };
-        self.tell(format_args!(
+        self.log(format_args!(
             "{name} sends a heartbeat{leaving}: {:?}, {} {:?}",
             answer.membership,
             if answer.applied { "applied" } else { "not applied" },
@@ -46,36 +46,36 @@ impl Facts {
                 })
                 .collect();
             let workers: Vec<_> = after.workers.keys().collect();
-            self.tell(format_args!("the lease table of workers {workers:?}: {leases:?}"));
+            self.log(format_args!("the lease table of workers {workers:?}: {leases:?}"));
         }
         if answer.applied {
-            self.judge_returns(worker, request, before);
+            self.check_releases(worker, request, before);
         }
-        self.judge_tables(before, after);
+        self.check_tables(before, after);
     }
 
     /// Checks the shards that a worker releases.
-    fn judge_returns(&mut self, worker: usize, request: &HeartbeatRequest, before: &LeaseTable) {
-        let given_back = |change: &Change| match change {
+    fn check_releases(&mut self, worker: usize, request: &HeartbeatRequest, before: &LeaseTable) {
+        let released = |change: &Change| match change {
             Change::Release { shard, epoch } => Some((shard.clone(), *epoch)),
             _ => None,
         };
-        let given_back: Vec<_> = request.changes.iter().filter_map(given_back).collect();
+        let released: Vec<_> = request.changes.iter().filter_map(released).collect();
         let own = |lease: &&Lease| lease.owner.as_ref() == Some(&request.worker);
         for (shard, lease) in before.leases.iter().filter(|(_, lease)| own(lease)) {
-            let is_given_back = given_back.contains(&(shard.clone(), lease.epoch));
-            if !is_given_back && !request.leaving {
+            let is_released = released.contains(&(shard.clone(), lease.epoch));
+            if !is_released && !request.leaving {
                 continue;
             }
             let place = (index_of(shard), lease.epoch);
-            let Some(tenancy) = self.tenancies.get_mut(&place) else { continue };
-            tenancy.released.get_or_insert_with(Instant::now);
-            let is_unfinished = !tenancy.is_dropped && tenancy.finished.contains(&None);
+            let Some(delivered) = self.deliveries.get_mut(&place) else { continue };
+            delivered.released.get_or_insert_with(Instant::now);
+            let is_unfinished = !delivered.is_dropped && delivered.finished.contains(&None);
             let waited = self.offers.get(&place).map(Instant::elapsed);
-            let patience = self.lives[worker].patience;
+            let patience = self.workers[worker].patience;
             if !request.leaving && is_unfinished && !self.lost_data && waited < patience {
                 self.breaks(
-                    Promise::Handover,
+                    Promise::OrderlyHandoff,
                     format_args!("{shard} is released with unfinished records after {waited:?}"),
                 );
             }
@@ -83,7 +83,7 @@ impl Facts {
     }
 
     /// Checks the result of a save of positions by a worker.
-    pub(crate) fn judge_save(
+    pub(crate) fn check_save(
         &mut self,
         worker: usize,
         positions: &[FencedCheckpoint],
@@ -94,8 +94,8 @@ impl Facts {
         for (FencedCheckpoint { shard, epoch, checkpoint, .. }, verdict) in
             positions.iter().zip(verdicts)
         {
-            let name = self.lives[worker].name.clone();
-            self.tell(format_args!(
+            let name = self.workers[worker].name.clone();
+            self.log(format_args!(
                 "{name} saves {} in epoch {epoch}: {checkpoint}: {verdict:?}",
                 index_of(shard)
             ));
@@ -130,10 +130,10 @@ impl Facts {
                 );
             }
         }
-        self.judge_tables(before, after);
+        self.check_tables(before, after);
     }
 
-    fn judge_tables(&mut self, before: &LeaseTable, after: &LeaseTable) {
+    fn check_tables(&mut self, before: &LeaseTable, after: &LeaseTable) {
         for shard in before.leases.keys().filter(|shard| !after.leases.contains_key(shard)) {
             self.breaks(
                 Promise::NeverBackwards,
@@ -146,7 +146,7 @@ impl Facts {
             let position = lease.checkpoint.as_ref();
             if old.is_none_or(|old| old.checkpoint.as_ref() != position) {
                 let old = old.and_then(|old| old.checkpoint.as_ref());
-                self.judge_position(id, lease.epoch, old, position);
+                self.check_position(id, lease.epoch, old, position);
             }
             if lease.next_owner.is_some() {
                 self.offers.entry((shard, lease.epoch)).or_insert_with(Instant::now);
@@ -157,7 +157,7 @@ impl Facts {
         }
     }
 
-    fn judge_position(
+    fn check_position(
         &mut self,
         id: &ShardId,
         epoch: u64,
@@ -179,12 +179,12 @@ impl Facts {
                 format_args!("{id} is stored as {new:?}, but record {place} is not finished"),
             );
         }
-        let Some(tenancy) = self.tenancies.get(&(shard, epoch)) else { return };
-        let own = passed.saturating_sub(tenancy.first).min(tenancy.finished.len());
-        if let Some(place) = tenancy.finished[..own].iter().position(Option::is_none)
+        let Some(delivered) = self.deliveries.get(&(shard, epoch)) else { return };
+        let own = passed.saturating_sub(delivered.first).min(delivered.finished.len());
+        if let Some(place) = delivered.finished[..own].iter().position(Option::is_none)
             && !self.lost_data
         {
-            let place = tenancy.first + place;
+            let place = delivered.first + place;
             self.breaks(
                 Promise::NotPastUnfinished,
                 format_args!(
@@ -197,21 +197,21 @@ impl Facts {
 
     /// Checks an edit of positions: records that were finished before no longer count, and skipped
     /// records count as finished.
-    pub(crate) fn judge_edit(
+    pub(crate) fn check_edit(
         &mut self,
         worker: usize,
         edit: &AdminEdit,
         before: &LeaseTable,
         after: &LeaseTable,
     ) {
-        let name = self.lives[worker].name.clone();
-        self.tell(format_args!("{name} edits: {edit:?}"));
+        let name = self.workers[worker].name.clone();
+        self.log(format_args!("{name} edits: {edit:?}"));
         self.moves += 1;
         match edit {
             AdminEdit::Set { positions } => {
                 for (id, checkpoint) in positions {
                     self.damaged.remove(&index_of(id));
-                    self.judge_set(id, checkpoint, before, after);
+                    self.check_set(id, checkpoint, before, after);
                 }
             }
             AdminEdit::Clear => {
@@ -225,7 +225,7 @@ impl Facts {
         }
     }
 
-    fn judge_set(
+    fn check_set(
         &mut self,
         id: &ShardId,
         checkpoint: &Checkpoint,
@@ -250,8 +250,8 @@ impl Facts {
 
     fn move_to(&mut self, shard: usize, passed: usize, since: u64) {
         self.bases.insert((shard, since), passed);
-        for (_, tenancy) in self.tenancies.range_mut((shard, 0)..(shard, since)) {
-            tenancy.is_over = true;
+        for (_, delivered) in self.deliveries.range_mut((shard, 0)..(shard, since)) {
+            delivered.is_over = true;
         }
         let facts = &mut self.shards[shard];
         (facts.since, facts.moved) = (since, self.moves);
@@ -272,20 +272,21 @@ impl Facts {
         let passed = self.passed(shard, position);
         self.bases.entry((shard, epoch)).or_insert(passed);
         let mut due = 0;
-        for ((of, _), tenancy) in self.tenancies.range_mut((shard, 0)..(shard, epoch)) {
+        for ((of, _), delivered) in self.deliveries.range_mut((shard, 0)..(shard, epoch)) {
             debug_assert_eq!(*of, shard, "the range is of one shard");
-            if std::mem::replace(&mut tenancy.is_over, true) {
+            if std::mem::replace(&mut delivered.is_over, true) {
                 continue;
             }
-            let life = &self.lives[tenancy.worker];
-            let (mut latest, mut finished) = (self.began, tenancy.first);
-            for at in &tenancy.finished {
+            let state = &self.workers[delivered.worker];
+            let (mut latest, mut finished) = (self.began, delivered.first);
+            for at in &delivered.finished {
                 let Some(at) = at else { break };
                 latest = latest.max(*at);
-                let is_given_back =
-                    tenancy.released.is_some_and(|released| latest + HANDOVER <= released);
-                let is_due =
-                    life.had_time_to_save(latest) || is_given_back && life.well_for() > LONG_WELL;
+                let is_released = delivered
+                    .released
+                    .is_some_and(|released| latest + UNSAVED_BEFORE_RELEASE <= released);
+                let is_due = state.had_time_to_save(latest)
+                    || is_released && state.reachable_for() > LONG_REACHABLE;
                 if !is_due {
                     break;
                 }

@@ -14,8 +14,8 @@ const STORE_RECOVERY: Duration = Duration::from_secs(16);
 
 /// The condition of a connection to the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Health {
-    Well,
+pub(crate) enum Condition {
+    Healthy,
     /// Every call takes this long, half of the time before it is carried out.
     Slow(Duration),
     /// Every call is carried out after this time, even if the caller no longer waits for it.
@@ -52,10 +52,10 @@ impl Wall {
 
 /// The externally visible state of one worker.
 #[derive(Debug)]
-pub(crate) struct Life {
+pub(crate) struct WorkerState {
     pub(crate) name: String,
-    pub(crate) health: Health,
-    pub(crate) is_dead: bool,
+    pub(crate) condition: Condition,
+    pub(crate) is_killed: bool,
     /// The worker was closed or dropped, and tries to save for a while.
     is_gone: bool,
     began: Instant,
@@ -65,7 +65,7 @@ pub(crate) struct Life {
     /// stream earlier.
     pub(crate) patience: Option<Duration>,
     /// The periods in which the worker has reached the store.
-    well: Vec<(Instant, Option<Instant>)>,
+    reachable: Vec<(Instant, Option<Instant>)>,
     /// A call of the worker has panicked.
     has_failed: bool,
     /// The end of the validity of its leases, by tokio's clock and by the wall clock of its host.
@@ -73,31 +73,31 @@ pub(crate) struct Life {
     /// The wall clock of its host.
     pub(crate) wall: Wall,
     /// The epoch of each shard in the last table that the worker received.
-    pub(crate) told: BTreeMap<usize, u64>,
+    pub(crate) known_epochs: BTreeMap<usize, u64>,
     /// The shards that cannot be read, according to that table.
     pub(crate) unreadable: BTreeSet<usize>,
     /// The epoch from which each shard must be read since the worker's own consumer has moved it.
-    pub(crate) sought: BTreeMap<usize, u64>,
+    pub(crate) seek_epochs: BTreeMap<usize, u64>,
 }
 
-impl Life {
+impl WorkerState {
     pub(crate) fn new(name: String, plan: &Plan) -> Self {
         Self {
             name,
-            health: Health::Well,
-            is_dead: false,
+            condition: Condition::Healthy,
+            is_killed: false,
             is_gone: false,
             began: Instant::now(),
             checkpoint_interval: plan.checkpoint_interval,
             lease_duration: plan.lease_duration,
             patience: plan.poll_timeout.is_none().then_some(plan.handoff_timeout),
-            well: Vec::new(),
+            reachable: Vec::new(),
             has_failed: false,
             valid: None,
             wall: Wall::at(UNIX_EPOCH + crate::world::BEGINNING),
-            told: BTreeMap::new(),
+            known_epochs: BTreeMap::new(),
             unreadable: BTreeSet::new(),
-            sought: BTreeMap::new(),
+            seek_epochs: BTreeMap::new(),
         }
     }
 
@@ -109,15 +109,15 @@ impl Life {
     /// Returns true if a record that was finished at that time had the time to be saved.
     pub(crate) fn had_time_to_save(&self, finished: Instant) -> bool {
         let needed = self.checkpoint_interval + Duration::from_millis(50);
-        self.well.iter().any(|(from, to)| {
+        self.reachable.iter().any(|(from, to)| {
             let ready = if self.is_from_the_start(*from) { *from } else { *from + STORE_RECOVERY };
             ready.max(finished) + needed <= to.unwrap_or_else(Instant::now)
         })
     }
 
     /// Returns how long the worker has reached the store.
-    pub(crate) fn well_for(&self) -> Duration {
-        match self.well.last() {
+    pub(crate) fn reachable_for(&self) -> Duration {
+        match self.reachable.last() {
             Some((from, None)) if self.is_from_the_start(*from) => Duration::MAX,
             Some((from, None)) => from.elapsed(),
             _ => Duration::ZERO,
@@ -128,99 +128,101 @@ impl Life {
         from == self.began && !self.has_failed
     }
 
-    fn note(&mut self, is_well: bool) {
-        let was_well = self.well.last().is_some_and(|(_, to)| to.is_none());
-        match (was_well, is_well) {
+    fn set_reachable(&mut self, is_reachable: bool) {
+        let was_reachable = self.reachable.last().is_some_and(|(_, to)| to.is_none());
+        match (was_reachable, is_reachable) {
             (true, false) => {
-                self.well.last_mut().expect("the worker reached the store").1 =
+                self.reachable.last_mut().expect("the worker reached the store").1 =
                     Some(Instant::now());
             }
-            (false, true) if !self.is_gone => self.well.push((Instant::now(), None)),
+            (false, true) if !self.is_gone => self.reachable.push((Instant::now(), None)),
             _ => {}
         }
     }
 }
 
 impl Facts {
-    pub(crate) fn begin_life(&mut self, life: Life) -> usize {
-        self.lives.push(life);
-        self.note_health();
-        self.lives.len() - 1
+    pub(crate) fn add_worker(&mut self, state: WorkerState) -> usize {
+        self.workers.push(state);
+        self.update_reachability();
+        self.workers.len() - 1
     }
 
     /// Sets the condition of the connection of one worker.
-    pub(crate) fn set_link(&mut self, worker: usize, health: Health) {
-        let name = &self.lives[worker].name;
-        self.tell(format_args!("the connection of {name} is {health:?}", name = name.clone()));
-        self.lives[worker].health = health;
-        self.note_health();
+    pub(crate) fn set_link(&mut self, worker: usize, condition: Condition) {
+        let name = &self.workers[worker].name;
+        self.log(format_args!("the connection of {name} is {condition:?}", name = name.clone()));
+        self.workers[worker].condition = condition;
+        self.update_reachability();
     }
 
     /// Sets the condition of the store for all workers.
-    pub(crate) fn set_store(&mut self, health: Health) {
-        self.tell(format_args!("the store is {health:?}"));
-        self.store = health;
-        self.note_health();
+    pub(crate) fn set_store(&mut self, condition: Condition) {
+        self.log(format_args!("the store is {condition:?}"));
+        self.store = condition;
+        self.update_reachability();
     }
 
     /// Registers that a worker is closed or dropped.
-    pub(crate) fn end_life(&mut self, worker: usize) {
-        self.lives[worker].is_gone = true;
+    pub(crate) fn mark_closed(&mut self, worker: usize) {
+        self.workers[worker].is_gone = true;
     }
 
     /// Prevents all calls of a worker from reaching the store.
     pub(crate) fn kill(&mut self, worker: usize) {
-        self.lives[worker].is_dead = true;
-        self.note_health();
+        self.workers[worker].is_killed = true;
+        self.update_reachability();
     }
 
     /// Registers that no process runs from now on, so that no worker can save.
     pub(crate) fn begin_stall(&mut self) {
-        self.lives.iter_mut().for_each(|life| life.note(false));
+        self.workers.iter_mut().for_each(|state| state.set_reachable(false));
     }
 
     /// Registers that a call of a worker fails.
     pub(crate) fn note_failure(&mut self, worker: usize) {
-        self.lives[worker].note(false);
-        self.lives[worker].has_failed = true;
-        self.note_health();
+        self.workers[worker].set_reachable(false);
+        self.workers[worker].has_failed = true;
+        self.update_reachability();
     }
 
     /// Updates which workers reach the store.
-    pub(crate) fn note_health(&mut self) {
-        for life in &mut self.lives {
-            let is_well = self.store == Health::Well && life.health == Health::Well;
-            life.note(is_well && !life.is_dead);
+    pub(crate) fn update_reachability(&mut self) {
+        for state in &mut self.workers {
+            let is_reachable =
+                self.store == Condition::Healthy && state.condition == Condition::Healthy;
+            state.set_reachable(is_reachable && !state.is_killed);
         }
     }
 
     /// Returns the condition that a call of a worker meets.
-    pub(crate) fn health(&self, worker: usize) -> Health {
-        let life = &self.lives[worker];
-        match (life.is_dead, self.store) {
-            (true, _) => Health::Hangs,
-            (_, Health::Well) => life.health,
-            (_, health) => health,
+    pub(crate) fn condition(&self, worker: usize) -> Condition {
+        let state = &self.workers[worker];
+        match (state.is_killed, self.store) {
+            (true, _) => Condition::Hangs,
+            (_, Condition::Healthy) => state.condition,
+            (_, condition) => condition,
         }
     }
 
     /// Registers the response to a heartbeat that the worker sent at this time.
-    pub(crate) fn hear(
+    pub(crate) fn note_heartbeat(
         &mut self,
         worker: usize,
-        asked: (Instant, SystemTime),
-        answer: &HeartbeatResponse,
+        sent: (Instant, SystemTime),
+        response: &HeartbeatResponse,
     ) {
-        if let Some(table) = &answer.table {
-            self.lives[worker].told =
+        if let Some(table) = &response.table {
+            self.workers[worker].known_epochs =
                 table.leases.iter().map(|(shard, lease)| (index_of(shard), lease.epoch)).collect();
             let unreadable = table.leases.iter().filter(|(_, lease)| lease.unreadable.is_some());
-            self.lives[worker].unreadable = unreadable.map(|(shard, _)| index_of(shard)).collect();
+            self.workers[worker].unreadable =
+                unreadable.map(|(shard, _)| index_of(shard)).collect();
         }
-        if answer.membership != Membership::Occupied {
-            let (at, wall) = asked;
-            let life = &mut self.lives[worker];
-            life.valid = Some((at + life.lease_duration, wall + life.lease_duration));
+        if response.membership != Membership::Occupied {
+            let (at, wall) = sent;
+            let state = &mut self.workers[worker];
+            state.valid = Some((at + state.lease_duration, wall + state.lease_duration));
         }
     }
 }

@@ -10,7 +10,7 @@
 //! suspended. Their callers pause for a long time, drop records without an acknowledgement, and
 //! acknowledge in any order. The store, the client, the metrics recorder and the tracing layer
 //! panic. After all faults are over, the simulation checks the fleet at rest, and when a worker
-//! joins, leaves and dies.
+//! joins, leaves and is killed.
 //!
 //! - `cargo test --features testing --test fleets` runs the seeds of the regular test run;
 //! - `SEED=7 cargo test --features testing --test fleets -- --ignored --nocapture one` runs one
@@ -20,15 +20,16 @@
 // Tests and their helpers report a failed setup step by a panic.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod at_rest;
 mod blocks;
-mod calm;
 mod cleared;
 mod clocks;
+mod crashing_store;
 mod damage;
-mod hearing;
+mod delivery_checks;
+mod events;
 #[path = "../simulation/inline.rs"]
 mod inline;
-mod judged;
 mod latest;
 mod ledger;
 mod link;
@@ -36,23 +37,22 @@ mod link;
 mod listening;
 #[path = "../simulation/merged.rs"]
 mod merged;
-mod mortal;
 mod operator;
 #[path = "../simulation/panics.rs"]
 mod panics;
 mod plan;
 #[path = "../support/raw_waker.rs"]
 mod raw_waker;
-mod reach;
+mod reachability;
 mod records;
 mod regions;
 #[path = "../support/seeds.rs"]
 mod seeds;
 mod starts;
+mod steps;
 mod store;
 #[path = "../support/trace.rs"]
 mod trace;
-mod troubles;
 mod truth;
 mod worker;
 mod world;
@@ -61,7 +61,7 @@ use std::ops::Range;
 
 use fastrand::Rng;
 use panics::Panics;
-use seeds::{Simulation, Story};
+use seeds::{SeedResult, Simulation};
 use world::World;
 
 /// The seeds of the regular test run.
@@ -73,37 +73,37 @@ const PANICS: u64 = 0x70_61_6e_69_63;
 
 const SIMULATION: Simulation = Simulation { test: "fleets", simulate };
 
-fn simulate(seed: u64) -> Story {
+fn simulate(seed: u64) -> SeedResult {
     let mut rng = Rng::with_seed(seed ^ PANICS);
     let panics = Panics::new(&mut rng);
-    let mut story = panics.around(|| {
+    let mut seed_result = panics.around(|| {
         seeds::on_a_paused_clock(async {
             let mut world = World::new(seed, panics.clone(), rng);
             world.run().await;
-            world.story()
+            world.seed_result()
         })
     });
-    for added in [regions_of as fn(u64) -> Story, starts_of, latest_of] {
-        if story.broken.is_none() {
+    for added in [regions_of as fn(u64) -> SeedResult, starts_of, latest_of] {
+        if seed_result.broken.is_none() {
             let added = added(seed);
-            story.trace.extend(added.trace);
-            story.broken = added.broken;
-            story.records += added.records;
-            story.calls += added.calls;
+            seed_result.trace.extend(added.trace);
+            seed_result.broken = added.broken;
+            seed_result.records += added.records;
+            seed_result.calls += added.calls;
         }
     }
-    story
+    seed_result
 }
 
-fn regions_of(seed: u64) -> Story {
+fn regions_of(seed: u64) -> SeedResult {
     seeds::on_a_paused_clock(regions::simulate(seed))
 }
 
-fn starts_of(seed: u64) -> Story {
+fn starts_of(seed: u64) -> SeedResult {
     seeds::on_a_paused_clock(starts::simulate(seed))
 }
 
-fn latest_of(seed: u64) -> Story {
+fn latest_of(seed: u64) -> SeedResult {
     seeds::on_a_paused_clock(latest::simulate(seed))
 }
 

@@ -6,7 +6,7 @@ use kinestream::store::lease::AdminEdit;
 use kinestream::testing::WallClock;
 use kinestream::{Checkpoint, Consumer, IfLeased, StartingPosition};
 
-use crate::link::Life;
+use crate::link::WorkerState;
 use crate::seeds::pick;
 use crate::store::SimulatedStore;
 use crate::truth::Facts;
@@ -16,13 +16,13 @@ impl World {
     /// Makes an operator, in a separate process or through the consumer of a worker, move all
     /// shards or one shard, or clear all positions.
     pub(crate) fn move_positions(&mut self) {
-        let (consumer, life) = match self.rng.usize(..2 * self.workers.len().max(1)) {
+        let (consumer, worker_index) = match self.rng.usize(..2 * self.workers.len().max(1)) {
             worker if worker < self.workers.len() => {
                 let worker = &mut self.workers[worker];
                 worker.move_positions();
-                (worker.consumer.clone(), worker.life)
+                (worker.consumer.clone(), worker.worker_index)
             }
-            _ => self.outsider(),
+            _ => self.separate_operator(),
         };
         let edit = match self.rng.u8(..6) {
             0 => Some(AdminEdit::Clear),
@@ -38,13 +38,13 @@ impl World {
         ];
         let all = pick(&mut self.rng, &all);
         let truth = self.truth.clone();
-        let name = truth.lock().lives[life].name.clone();
+        let name = truth.lock().workers[worker_index].name.clone();
         self.operators.spawn(async move {
-            let told = match &edit {
+            let operation = match &edit {
                 Some(edit) => format!("{edit:?}"),
                 None => format!("seek to {all:?}"),
             };
-            truth.tell(format_args!("{name} starts: {told}"));
+            truth.log(format_args!("{name} starts: {operation}"));
             let done = match edit {
                 Some(AdminEdit::Clear) => consumer.clear_positions(IfLeased::Force).await,
                 Some(AdminEdit::Set { positions }) => {
@@ -55,10 +55,10 @@ impl World {
                 None => consumer.seek(all).await,
             };
             match done {
-                Ok(()) => truth.lock().has_moved(life),
-                Err(error) => truth.tell(format_args!("the positions are not moved: {error}")),
+                Ok(()) => truth.lock().has_moved(worker_index),
+                Err(error) => truth.log(format_args!("the positions are not moved: {error}")),
             }
-            truth.tell(format_args!("{name} has finished: {told}"));
+            truth.log(format_args!("{name} has finished: {operation}"));
         });
     }
 
@@ -80,10 +80,10 @@ impl World {
         AdminEdit::Set { positions: vec![(shard.id(), checkpoint)] }
     }
 
-    fn outsider(&mut self) -> (Consumer, usize) {
+    fn separate_operator(&mut self) -> (Consumer, usize) {
         let plan = self.scene.plan(&mut self.rng);
-        let name = format!("operator {}", self.truth.lock().lives.len());
-        let worker = self.truth.lock().begin_life(Life::new(name, &plan));
+        let name = format!("operator {}", self.truth.lock().workers.len());
+        let worker = self.truth.lock().add_worker(WorkerState::new(name, &plan));
         let store = SimulatedStore {
             stored: self.stored.clone(),
             truth: self.truth.clone(),
@@ -99,16 +99,19 @@ impl World {
 
 /// The time for which a worker must have reached the store to be sure to know its table: a call
 /// that hung may have taken 10 s of it.
-const HEARD: Duration = Duration::from_secs(25);
+const TABLE_KNOWN_AFTER: Duration = Duration::from_secs(25);
 
 impl Facts {
     /// Registers that a consumer has moved positions: its own worker delivers nothing from before,
     /// unless it cannot know the change.
-    fn has_moved(&mut self, life: usize) {
-        if self.lives[life].well_for() < HEARD || self.lost_data || self.clock_moved {
+    fn has_moved(&mut self, worker_index: usize) {
+        if self.workers[worker_index].reachable_for() < TABLE_KNOWN_AFTER
+            || self.lost_data
+            || self.clock_moved
+        {
             return;
         }
-        let sought = self.shards.iter().map(|shard| shard.since).enumerate().collect();
-        self.lives[life].sought = sought;
+        let seek_epochs = self.shards.iter().map(|shard| shard.since).enumerate().collect();
+        self.workers[worker_index].seek_epochs = seek_epochs;
     }
 }

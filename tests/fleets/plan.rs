@@ -17,7 +17,7 @@ pub(crate) enum ReadMethod {
 /// The options of one worker.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    pub(crate) door: ReadMethod,
+    pub(crate) read_method: ReadMethod,
     pub(crate) mode: CheckpointOn,
     pub(crate) fan_out: bool,
     pub(crate) ordering: ShardOrdering,
@@ -94,7 +94,7 @@ impl Scene {
     pub(crate) fn plan(&self, rng: &mut Rng) -> Plan {
         let milliseconds = Duration::from_millis;
         Plan {
-            door: if rng.u8(..4) == 0 { ReadMethod::Shards } else { ReadMethod::Records },
+            read_method: if rng.u8(..4) == 0 { ReadMethod::Shards } else { ReadMethod::Records },
             mode: if rng.bool() { CheckpointOn::Pull } else { CheckpointOn::Ack },
             fan_out: self.fan_out,
             ordering: self.ordering,

@@ -22,11 +22,11 @@ use std::sync::Arc;
 use kinestream::store::lease::LeaseTable;
 use kinestream::{Record, ShardOrdering};
 
-use crate::truth::{Facts, Place, Promise, Tenancy};
+use crate::truth::{EpochDeliveries, Facts, Place, Promise};
 
 impl Facts {
     /// Checks a delivered record against the promises.
-    pub(crate) fn judge(
+    pub(crate) fn check_delivery(
         &mut self,
         worker: usize,
         ordering: ShardOrdering,
@@ -35,26 +35,27 @@ impl Facts {
     ) -> Place {
         let (shard, place) = self.places[record.sequence_number()];
         let epoch = record.epoch();
-        let name = self.lives[worker].name.clone();
-        self.tell(format_args!("{name} delivers shard {shard} record {place} in epoch {epoch}"));
+        let name = self.workers[worker].name.clone();
+        self.log(format_args!("{name} delivers shard {shard} record {place} in epoch {epoch}"));
         let stored = table.leases.get(record.shard_id());
         let stored = stored.map(|lease| (lease.epoch, lease.owner.clone()));
-        self.judge_right(worker, shard, epoch, stored.as_ref());
-        self.judge_damaged(worker, shard, epoch);
+        self.check_right_to_deliver(worker, shard, epoch, stored.as_ref());
+        self.check_damaged(worker, shard, epoch);
         let top = self.shards[shard].top;
         self.shards[shard].top = top.max(epoch);
-        match self.tenancies.entry((shard, epoch)) {
+        match self.deliveries.entry((shard, epoch)) {
             Entry::Occupied(mut entry) => {
-                let tenancy = entry.get_mut();
-                let (owner, expected) = (tenancy.worker, tenancy.first + tenancy.finished.len());
+                let delivered = entry.get_mut();
+                let (owner, expected) =
+                    (delivered.worker, delivered.first + delivered.finished.len());
                 if owner != worker {
-                    let other = self.lives[owner].name.clone();
+                    let other = self.workers[owner].name.clone();
                     self.breaks(
                         Promise::OneReader,
                         format_args!("{name} and {other} read shard {shard} in epoch {epoch}"),
                     );
                 } else if place == expected {
-                    tenancy.finished.push(None);
+                    delivered.finished.push(None);
                 } else {
                     self.breaks(
                         Promise::Order,
@@ -67,7 +68,7 @@ impl Facts {
             Entry::Vacant(entry) => {
                 let is_damaged = self.damaged.contains_key(&shard);
                 let is_over = self.bases.range((shard, epoch + 1)..=(shard, u64::MAX)).count() > 0;
-                entry.insert(Tenancy {
+                entry.insert(EpochDeliveries {
                     worker,
                     first: place,
                     finished: vec![None],
@@ -75,24 +76,24 @@ impl Facts {
                     released: None,
                     is_over: is_over || is_damaged,
                 });
-                self.judge_first(shard, place, epoch, ordering);
+                self.check_first(shard, place, epoch, ordering);
             }
         }
         Place { shard, number: place, epoch }
     }
 
-    fn judge_right(
+    fn check_right_to_deliver(
         &mut self,
         worker: usize,
         shard: usize,
         epoch: u64,
         stored: Option<&(u64, Option<Arc<str>>)>,
     ) {
-        let life = &self.lives[worker];
-        let name = life.name.clone();
-        let is_valid = life.is_valid();
-        let told = life.told.get(&shard).copied().unwrap_or(0);
-        let sought = life.sought.get(&shard).copied().unwrap_or(0);
+        let state = &self.workers[worker];
+        let name = state.name.clone();
+        let is_valid = state.is_valid();
+        let known = state.known_epochs.get(&shard).copied().unwrap_or(0);
+        let seek_epoch = state.seek_epochs.get(&shard).copied().unwrap_or(0);
         let top = self.shards[shard].top;
         if !is_valid {
             self.breaks(
@@ -100,19 +101,19 @@ impl Facts {
                 format_args!("{name} reads shard {shard}, although its leases have expired"),
             );
         }
-        if told > epoch {
+        if known > epoch {
             self.breaks(
                 Promise::Fencing,
                 format_args!(
-                    "{name} reads shard {shard} in epoch {epoch}, but has seen epoch {told}"
+                    "{name} reads shard {shard} in epoch {epoch}, but has seen epoch {known}"
                 ),
             );
         }
-        if sought > epoch {
+        if seek_epoch > epoch {
             self.breaks(
-                Promise::Sought,
+                Promise::NotBeforeTheSeek,
                 format_args!(
-                    "{name} reads shard {shard} in epoch {epoch}, but its seek began epoch {sought}"
+                    "{name} reads shard {shard} in epoch {epoch}, but its seek began epoch {seek_epoch}"
                 ),
             );
         }
@@ -146,7 +147,7 @@ impl Facts {
     }
 
     /// Checks the first record of a shard in an epoch.
-    fn judge_first(&mut self, shard: usize, place: usize, epoch: u64, ordering: ShardOrdering) {
+    fn check_first(&mut self, shard: usize, place: usize, epoch: u64, ordering: ShardOrdering) {
         if epoch < self.shards[shard].since {
             // The position was moved since, and the worker does not know it yet.
             return;

@@ -21,8 +21,8 @@ use kinestream::{
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use crate::mortal::MortalStore;
-use crate::seeds::{Story, pick};
+use crate::crashing_store::CrashingStore;
+use crate::seeds::{SeedResult, pick};
 use crate::truth::Promise;
 use crate::world::BEGINNING;
 
@@ -34,8 +34,8 @@ const ARNS: [&str; 2] = [
     "arn:aws:kinesis:us-east-1:123456789012:stream/orders",
 ];
 
-const MOST_SHARDS: usize = 6;
-const MOST_WORKERS: usize = 4;
+const MAX_SHARDS: usize = 6;
+const MAX_WORKERS: usize = 4;
 
 /// The data that is stored under the name before a consumer reads by ARN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,11 +58,11 @@ struct Region {
     seen: Seen,
 }
 
-struct Worker {
+struct RegionWorker {
     /// The region of the worker; `None` if it reads by name.
     region: Option<usize>,
     consumer: Consumer,
-    store: MortalStore,
+    store: CrashingStore,
     reading: JoinHandle<()>,
 }
 
@@ -71,7 +71,7 @@ struct Regions {
     before: Before,
     streams: [Region; 2],
     stored: MemoryStore,
-    workers: Vec<Worker>,
+    workers: Vec<RegionWorker>,
     /// The records that are finished under the name.
     finished: BTreeSet<usize>,
     trace: Vec<String>,
@@ -79,7 +79,7 @@ struct Regions {
 }
 
 /// Runs the scenario of a seed.
-pub(crate) async fn simulate(seed: u64) -> Story {
+pub(crate) async fn simulate(seed: u64) -> SeedResult {
     let mut world = Regions::new(seed);
     world.begin().await;
     for _ in 0..world.rng.usize(4..16) {
@@ -88,8 +88,8 @@ pub(crate) async fn simulate(seed: u64) -> Story {
         let time = Duration::from_millis(world.rng.u64(..most));
         sleep(time).await;
     }
-    world.calm_down().await;
-    world.story()
+    world.check_at_rest().await;
+    world.seed_result()
 }
 
 impl Regions {
@@ -176,23 +176,23 @@ impl Regions {
         let shard = &open[self.rng.usize(..open.len())];
         let number = shard.put(place.to_string());
         self.streams[region].put.push((shard.id(), number));
-        self.tell(format!("put: region {region} record {place} into {}", shard.id()));
+        self.log(format!("put: region {region} record {place} into {}", shard.id()));
     }
 
     fn split(&mut self) {
         let region = self.rng.usize(..2);
         let orders = &self.streams[region].orders;
-        if orders.shards().len() + 2 <= MOST_SHARDS {
+        if orders.shards().len() + 2 <= MAX_SHARDS {
             let open = orders.open_shards();
             open[self.rng.usize(..open.len())].split();
-            self.tell(format!("split: region {region}"));
+            self.log(format!("split: region {region}"));
         }
     }
 
     async fn start_by_arn(&mut self, region: usize) {
         // Timestamps belong to the ARN that claims them first, which must be the ARN of region 0.
         let is_undecided = self.before == Before::Times && region == 1 && !self.is_claimed().await;
-        if self.workers.len() < MOST_WORKERS && !is_undecided {
+        if self.workers.len() < MAX_WORKERS && !is_undecided {
             let calls = (self.rng.u8(..3) > 0).then(|| self.rng.u32(..14));
             self.start(Some(region), calls);
         }
@@ -206,7 +206,7 @@ impl Regions {
     /// Starts a worker that crashes after `calls` calls to the store.
     fn start(&mut self, region: Option<usize>, calls: Option<u32>) {
         let Region { kinesis, seen, .. } = &self.streams[region.unwrap_or(0)];
-        let store = MortalStore::new(self.stored.clone(), calls, self.rng.u64(..));
+        let store = CrashingStore::new(self.stored.clone(), calls, self.rng.u64(..));
         let stream = region.map_or("orders", |region| ARNS[region]);
         let consumer = Consumer::builder(kinesis.client(), stream)
             .starting_position(StartingPosition::TrimHorizon)
@@ -240,11 +240,11 @@ impl Regions {
                 }
             }
         });
-        self.tell(format!("a worker starts: region {region:?}, crashes after {calls:?} calls"));
-        self.workers.push(Worker { region, consumer, store, reading });
+        self.log(format!("a worker starts: region {region:?}, crashes after {calls:?} calls"));
+        self.workers.push(RegionWorker { region, consumer, store, reading });
     }
 
-    fn any_worker(&mut self, of_kind: impl Fn(&Worker) -> bool) -> Option<usize> {
+    fn any_worker(&mut self, of_kind: impl Fn(&RegionWorker) -> bool) -> Option<usize> {
         let numbered = self.workers.iter().enumerate().filter(|(_, worker)| of_kind(worker));
         let found: Vec<usize> = numbered.map(|(index, _)| index).collect();
         (!found.is_empty()).then(|| found[self.rng.usize(..found.len())])
@@ -254,12 +254,12 @@ impl Regions {
     async fn end(&mut self, index: usize) {
         let worker = self.workers.remove(index);
         let is_closed = self.rng.bool();
-        self.tell(format!("a worker ends: region {:?}, closed {is_closed}", worker.region));
+        self.log(format!("a worker ends: region {:?}, closed {is_closed}", worker.region));
         if is_closed {
             worker.reading.abort();
             let _no_answer = worker.consumer.close().await;
         } else {
-            worker.store.die();
+            worker.store.crash();
             worker.reading.abort();
         }
     }
@@ -288,7 +288,7 @@ impl Regions {
     }
 
     /// Ends all workers, and starts one worker of each region, which reads the remaining records.
-    async fn calm_down(&mut self) {
+    async fn check_at_rest(&mut self) {
         self.end_by_name().await;
         while !self.workers.is_empty() {
             self.end(0).await;
@@ -296,7 +296,7 @@ impl Regions {
         for region in 0..2 {
             self.put(region);
             self.start(Some(region), None);
-            self.workers[region].store.be_well();
+            self.workers[region].store.stop_faults();
             // The worker of region 0 claims the positions first.
             sleep(Duration::from_secs(60)).await;
         }
@@ -327,13 +327,13 @@ impl Regions {
         }
     }
 
-    fn tell(&mut self, line: String) {
+    fn log(&mut self, line: String) {
         self.trace.push(line);
     }
 
-    fn story(self) -> Story {
+    fn seed_result(self) -> SeedResult {
         let [here, there] = &self.streams;
-        Story {
+        SeedResult {
             broken: self.broken.lock().unwrap().clone(),
             records: here.put.len() + there.put.len(),
             calls: here.kinesis.call_count() + there.kinesis.call_count(),

@@ -16,22 +16,22 @@ use kinestream::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::mortal::{MortalStore, MortalWorker};
-use crate::seeds::{Story, pick};
+use crate::crashing_store::{CrashingStore, CrashingWorker};
+use crate::seeds::{SeedResult, pick};
 use crate::truth::Promise;
 use crate::world::BEGINNING;
 
 /// Mixed with the seed for the generator of this scenario.
 const STARTS: u64 = 0x5741_5254;
 
-const MOST_WORKERS: usize = 3;
+const MAX_WORKERS: usize = 3;
 
 struct Starts {
     rng: Rng,
     kinesis: Kinesis,
     child: Shard,
     stored: MemoryStore,
-    workers: Vec<MortalWorker>,
+    workers: Vec<CrashingWorker>,
     /// The time of each put into the child.
     puts: Vec<Instant>,
     /// The numbers of the records that the last worker has read.
@@ -40,7 +40,7 @@ struct Starts {
 }
 
 /// Runs the scenario of a seed.
-pub(crate) async fn simulate(seed: u64) -> Story {
+pub(crate) async fn simulate(seed: u64) -> SeedResult {
     let mut world = Starts::begin(seed).await;
     let calls = world.kinesis.call_count();
     for _ in 0..world.rng.usize(4..16) {
@@ -50,7 +50,7 @@ pub(crate) async fn simulate(seed: u64) -> Story {
         sleep(time).await;
     }
     let broken = world.read_rest(calls).await;
-    Story {
+    SeedResult {
         broken,
         records: world.puts.len(),
         calls: world.kinesis.call_count(),
@@ -88,7 +88,7 @@ impl Starts {
     fn step(&mut self) {
         match self.rng.u8(..6) {
             0 | 1 => self.put(),
-            2 | 3 if self.workers.len() < MOST_WORKERS => {
+            2 | 3 if self.workers.len() < MAX_WORKERS => {
                 let calls = (self.rng.u8(..3) > 0).then(|| self.rng.u32(..14));
                 self.start(calls, false);
             }
@@ -110,7 +110,7 @@ impl Starts {
     /// Starts a worker that crashes after `calls` calls to the store. Only the last worker
     /// acknowledges records of the child.
     fn start(&mut self, calls: Option<u32>, is_last: bool) {
-        let store = MortalStore::new(self.stored.clone(), calls, self.rng.u64(..));
+        let store = CrashingStore::new(self.stored.clone(), calls, self.rng.u64(..));
         let interval = pick(&mut self.rng, &[100, 1000, 5000]);
         let consumer = builder(&self.kinesis)
             .starting_position_for(self.child.id(), ShardPosition::Latest)
@@ -136,7 +136,7 @@ impl Starts {
                 }
             }
         });
-        self.workers.push(MortalWorker { store, reading });
+        self.workers.push(CrashingWorker { store, reading });
     }
 
     fn kill(&mut self, index: usize) {
@@ -156,7 +156,7 @@ impl Starts {
         let fetched = fetched.map_or_else(Instant::now, |call| call.at);
         sleep(Duration::from_secs(2)).await;
         self.start(None, true);
-        self.workers[0].store.be_well();
+        self.workers[0].store.stop_faults();
         sleep(Duration::from_secs(30)).await;
         self.put();
         let puts = self.puts.iter().enumerate();

@@ -15,7 +15,7 @@ use kinestream::store::lease::{
 use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId};
 use tokio::time::{Instant, sleep};
 
-use crate::link::Health;
+use crate::link::Condition;
 use crate::panics::{Panics, Part};
 use crate::truth::Truth;
 
@@ -34,31 +34,31 @@ impl SimulatedStore {
         call: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
         self.maybe_panic(Part::Store);
-        let health = self.health();
-        match health {
-            Health::Late(time) => return regardless(time, call).await,
-            Health::Slow(time) => sleep(time / 2).await,
-            Health::Down => return Err(unavailable("no connection")),
-            Health::Hangs => pending().await,
-            Health::Well | Health::Forgetful => {}
+        let condition = self.condition();
+        match condition {
+            Condition::Late(time) => return detached_after(time, call).await,
+            Condition::Slow(time) => sleep(time / 2).await,
+            Condition::Down => return Err(unavailable("no connection")),
+            Condition::Hangs => pending().await,
+            Condition::Healthy | Condition::Forgetful => {}
         }
-        if self.truth.lock().lives[self.worker].is_dead {
+        if self.truth.lock().workers[self.worker].is_killed {
             pending::<()>().await;
         }
-        let answer = call.await?;
+        let response = call.await?;
         self.maybe_panic(Part::StoreAfter);
-        self.after(health).await?;
-        Ok(answer)
+        self.after(condition).await?;
+        Ok(response)
     }
 
-    async fn after(&self, health: Health) -> Result<()> {
-        match health {
-            Health::Slow(time) => sleep(time / 2).await,
-            Health::Forgetful => return Err(unavailable("the connection was lost")),
+    async fn after(&self, condition: Condition) -> Result<()> {
+        match condition {
+            Condition::Slow(time) => sleep(time / 2).await,
+            Condition::Forgetful => return Err(unavailable("the connection was lost")),
             _ => {}
         }
         // The process has ended or is suspended.
-        if self.health() == Health::Hangs {
+        if self.condition() == Condition::Hangs {
             pending::<()>().await;
         }
         Ok(())
@@ -67,14 +67,14 @@ impl SimulatedStore {
     /// Panics if a panic is due, and counts it as a failure of the store. A process that does not
     /// run does not panic.
     fn maybe_panic(&self, part: Part) {
-        if self.panics.is_armed(part) && self.health() != Health::Hangs {
+        if self.panics.is_armed(part) && self.condition() != Condition::Hangs {
             self.truth.lock().note_failure(self.worker);
             self.panics.maybe(part);
         }
     }
 
-    fn health(&self) -> Health {
-        self.truth.lock().health(self.worker)
+    fn condition(&self) -> Condition {
+        self.truth.lock().condition(self.worker)
     }
 
     async fn table_now(&self, scope: &Scope) -> LeaseTable {
@@ -87,10 +87,10 @@ impl SimulatedStore {
         request: &HeartbeatRequest,
     ) -> Result<HeartbeatResponse> {
         let before = self.table_now(scope).await;
-        let answer = self.stored.exchange(scope, request).await?;
+        let response = self.stored.exchange(scope, request).await?;
         let after = self.table_now(scope).await;
-        self.truth.lock().judge_exchange(self.worker, request, &answer, &before, &after);
-        Ok(answer)
+        self.truth.lock().check_exchange(self.worker, request, &response, &before, &after);
+        Ok(response)
     }
 
     async fn carry_out_save(
@@ -101,7 +101,7 @@ impl SimulatedStore {
         let before = self.table_now(scope).await;
         let verdicts = self.stored.save_fenced(scope, positions).await?;
         let after = self.table_now(scope).await;
-        self.truth.lock().judge_save(self.worker, positions, &verdicts, &before, &after);
+        self.truth.lock().check_save(self.worker, positions, &verdicts, &before, &after);
         Ok(verdicts)
     }
 
@@ -115,14 +115,14 @@ impl SimulatedStore {
         let outcome = self.stored.edit(scope, edit, if_leased).await?;
         if outcome == EditOutcome::Applied {
             let after = self.table_now(scope).await;
-            self.truth.lock().judge_edit(self.worker, edit, &before, &after);
+            self.truth.lock().check_edit(self.worker, edit, &before, &after);
         }
         Ok(outcome)
     }
 }
 
 /// Carries out a call in a separate task, even if the caller no longer waits for it.
-async fn regardless<T: Send + 'static>(
+async fn detached_after<T: Send + 'static>(
     time: Duration,
     call: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
@@ -162,11 +162,12 @@ impl LeaseStore for SimulatedStore {
         request: &'a HeartbeatRequest,
     ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
         async move {
-            let asked = (Instant::now(), self.truth.lock().lives[self.worker].wall.now());
+            let sent = (Instant::now(), self.truth.lock().workers[self.worker].wall.now());
             let (store, scope, request) = (self.clone(), scope.clone(), request.clone());
-            let answer = self.reach(async move { store.carry_out(&scope, &request).await }).await?;
-            self.truth.lock().hear(self.worker, asked, &answer);
-            Ok(answer)
+            let response =
+                self.reach(async move { store.carry_out(&scope, &request).await }).await?;
+            self.truth.lock().note_heartbeat(self.worker, sent, &response);
+            Ok(response)
         }
         .boxed()
     }

@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use kinestream::{Checkpoint, SequenceNumber, ShardId};
 use tokio::time::Instant;
 
-use crate::link::{Health, Life};
-use crate::seeds::Story;
+use crate::link::{Condition, WorkerState};
+use crate::seeds::SeedResult;
 use crate::trace::Trace;
 
 /// A guarantee of the crate that must hold under all faults.
@@ -34,13 +34,13 @@ pub(crate) enum Promise {
     /// A worker delivers only while its leases are valid.
     OnlyWhileValid,
     /// The events and the status of a worker match its behaviour.
-    Told,
+    EventsAreTrue,
     /// After a seek, a worker delivers nothing from before the seek.
-    Sought,
+    NotBeforeTheSeek,
     /// The store accepts no position from a worker that has lost the lease.
     NoZombies,
     /// A shard is handed off when its records are finished, or after the handoff timeout.
-    Handover,
+    OrderlyHandoff,
     /// Records that were saved, or that had the time to be saved, are not delivered again.
     FewRepeats,
     /// Records are read within the documented time.
@@ -100,7 +100,7 @@ impl Shard {
 
 /// The records of a shard that were delivered in one epoch.
 #[derive(Debug)]
-pub(crate) struct Tenancy {
+pub(crate) struct EpochDeliveries {
     pub(crate) worker: usize,
     /// The index of the first record.
     pub(crate) first: usize,
@@ -122,19 +122,19 @@ pub(crate) struct Truth(Arc<Mutex<Facts>>);
 #[allow(clippy::struct_excessive_bools, reason = "each is an independent fact")]
 pub(crate) struct Facts {
     pub(crate) began: Instant,
-    told: Trace,
+    trace: Trace,
     pub(crate) shards: Vec<Shard>,
     pub(crate) places: BTreeMap<SequenceNumber, (usize, usize)>,
     /// The deliveries, by shard and epoch.
-    pub(crate) tenancies: BTreeMap<(usize, u64), Tenancy>,
+    pub(crate) deliveries: BTreeMap<(usize, u64), EpochDeliveries>,
     /// The time at which the store asked the owner of an epoch to hand off its shard.
     pub(crate) offers: BTreeMap<(usize, u64), Instant>,
     /// The number of records that the stored position had passed when an epoch started.
     pub(crate) bases: BTreeMap<(usize, u64), usize>,
     /// All workers, including those that have ended.
-    pub(crate) lives: Vec<Life>,
+    pub(crate) workers: Vec<WorkerState>,
     /// The condition of the store for all workers.
-    pub(crate) store: Health,
+    pub(crate) store: Condition,
     /// The number of moves of positions.
     pub(crate) moves: u64,
     /// The last epoch before all positions were cleared.
@@ -155,14 +155,14 @@ impl Truth {
     pub(crate) fn new(shards: usize) -> Self {
         Self(Arc::new(Mutex::new(Facts {
             began: Instant::now(),
-            told: Trace::new(),
+            trace: Trace::new(),
             shards: (0..shards).map(|_| Shard::default()).collect(),
             places: BTreeMap::new(),
-            tenancies: BTreeMap::new(),
+            deliveries: BTreeMap::new(),
             offers: BTreeMap::new(),
             bases: BTreeMap::new(),
-            lives: Vec::new(),
-            store: Health::Well,
+            workers: Vec::new(),
+            store: Condition::Healthy,
             moves: 0,
             cleared: 0,
             lost_data: false,
@@ -178,12 +178,12 @@ impl Truth {
     }
 
     /// Adds a line to the trace.
-    pub(crate) fn tell(&self, line: fmt::Arguments<'_>) {
-        self.lock().tell(line);
+    pub(crate) fn log(&self, line: fmt::Arguments<'_>) {
+        self.lock().log(line);
     }
 
     pub(crate) fn is_broken(&self) -> bool {
-        self.lock().told.is_broken()
+        self.lock().trace.is_broken()
     }
 
     pub(crate) fn breaks(&self, promise: Promise, detail: fmt::Arguments<'_>) {
@@ -192,18 +192,18 @@ impl Truth {
 }
 
 impl Facts {
-    pub(crate) fn tell(&mut self, line: fmt::Arguments<'_>) {
-        self.told.tell(line);
+    pub(crate) fn log(&mut self, line: fmt::Arguments<'_>) {
+        self.trace.log(line);
     }
 
     pub(crate) fn breaks(&mut self, promise: Promise, detail: fmt::Arguments<'_>) {
-        self.told.breaks(&promise, detail);
+        self.trace.breaks(&promise, detail);
     }
 
     /// Ends the run, and returns its trace and result.
-    pub(crate) fn end(&mut self, calls: usize) -> Story {
+    pub(crate) fn end(&mut self, calls: usize) -> SeedResult {
         let records = self.shards.iter().map(|shard| shard.records.len()).sum();
-        self.told.end(records, calls)
+        self.trace.end(records, calls)
     }
 
     pub(crate) fn put(&mut self, shard: usize, number: SequenceNumber, arrival: SystemTime) {
@@ -219,15 +219,15 @@ impl Facts {
         let facts = &mut self.shards[shard];
         facts.records[number] |= epoch >= facts.since;
         facts.ever[number] = true;
-        if let Some(tenancy) = self.tenancies.get_mut(&(shard, epoch)) {
-            tenancy.finished[number - tenancy.first].get_or_insert_with(Instant::now);
+        if let Some(delivered) = self.deliveries.get_mut(&(shard, epoch)) {
+            delivered.finished[number - delivered.first].get_or_insert_with(Instant::now);
         }
     }
 
     /// Registers that the caller of a worker has dropped its stream of a shard.
     pub(crate) fn drop_stream(&mut self, worker: usize, shard: usize) {
-        for (_, tenancy) in self.tenancies.range_mut((shard, 0)..=(shard, u64::MAX)) {
-            tenancy.is_dropped |= tenancy.worker == worker;
+        for (_, delivered) in self.deliveries.range_mut((shard, 0)..=(shard, u64::MAX)) {
+            delivered.is_dropped |= delivered.worker == worker;
         }
     }
 

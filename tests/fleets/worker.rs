@@ -9,10 +9,10 @@ use kinestream::testing::{Kinesis, WallClock};
 use kinestream::{CheckpointOn, Consumer, Error, ErrorKind, MemoryStore, Record};
 use tokio::time::Instant;
 
-use crate::hearing::Hearing;
+use crate::delivery_checks::{CheckedStream, SharedEventChecker};
+use crate::events::EventChecker;
 use crate::inline::Inline;
-use crate::judged::{Judged, SharedHearing};
-use crate::link::{Health, Life, Wall};
+use crate::link::{Condition, Wall, WorkerState};
 use crate::merged::Merged;
 use crate::panics::{Panics, Part};
 use crate::plan::Plan;
@@ -24,14 +24,14 @@ const REPORTED: [Part; 4] = [Part::Store, Part::StoreAfter, Part::Call, Part::Ca
 
 pub(crate) struct Worker {
     /// The index among all workers, including those that have ended.
-    pub(crate) life: usize,
+    pub(crate) worker_index: usize,
     pub(crate) name: String,
     pub(crate) plan: Plan,
     pub(crate) consumer: Consumer,
-    pub(crate) hearing: SharedHearing,
+    pub(crate) events: SharedEventChecker,
     /// The wall clock of the host.
     wall: WallClock,
-    stream: Inline<Judged>,
+    stream: Inline<CheckedStream>,
     /// The panics of this worker.
     panics: Panics,
     truth: Truth,
@@ -44,7 +44,7 @@ pub(crate) struct Worker {
     busy: Vec<Range<Instant>>,
     pub(crate) suspended_until: Option<Instant>,
     /// The condition of the connection when the worker resumes.
-    pub(crate) link_at_wake: Health,
+    pub(crate) link_at_wake: Condition,
     /// The caller finishes each record at once and drops none.
     pub(crate) is_quick: bool,
     pub(crate) has_ended: bool,
@@ -62,13 +62,13 @@ impl Worker {
         plan: Plan,
     ) -> Self {
         let panics = panics.of_one();
-        let life = truth.lock().begin_life(Life::new(name.clone(), &plan));
-        truth.tell(format_args!("{name} starts: {plan:?}"));
-        truth.lock().lives[life].wall = Wall::at(kinesis.now());
+        let worker_index = truth.lock().add_worker(WorkerState::new(name.clone(), &plan));
+        truth.log(format_args!("{name} starts: {plan:?}"));
+        truth.lock().workers[worker_index].wall = Wall::at(kinesis.now());
         let store = SimulatedStore {
             stored: stored.clone(),
             truth: truth.clone(),
-            worker: life,
+            worker: worker_index,
             panics: panics.clone(),
         };
         let client = panics.client(kinesis.client_with_key(&name));
@@ -76,24 +76,24 @@ impl Worker {
         let wall = WallClock::at(kinesis.now());
         let builder = plan.apply(builder).worker_id(name.clone()).wall_clock(&wall);
         let consumer = builder.build().expect("the plan's options are valid");
-        let hearing = Hearing::new(consumer.events(), name.clone(), truth.clone());
-        let hearing = SharedHearing::new(hearing);
-        let judged = Judged {
+        let events = EventChecker::new(consumer.events(), name.clone(), truth.clone());
+        let events = SharedEventChecker::new(events);
+        let checked = CheckedStream {
             merged: Merged::new(&consumer, truth.clone(), &plan),
-            hearing: hearing.clone(),
+            events: events.clone(),
             truth: truth.clone(),
             stored: stored.clone(),
-            life,
+            worker_index,
             ordering: plan.ordering,
             mode: plan.mode,
         };
-        let stream = Inline::new(judged, panics.clone());
+        let stream = Inline::new(checked, panics.clone());
         Self {
-            life,
+            worker_index,
             name,
             plan,
             consumer,
-            hearing,
+            events,
             wall,
             stream,
             panics,
@@ -102,7 +102,7 @@ impl Worker {
             has_dropped_record: false,
             busy: Vec::new(),
             suspended_until: None,
-            link_at_wake: Health::Well,
+            link_at_wake: Condition::Healthy,
             is_quick: false,
             has_ended: false,
             reported: &REPORTED,
@@ -134,7 +134,7 @@ impl Worker {
 
     /// Stops polling on behalf of the caller.
     pub(crate) fn stop_polling(&self) {
-        self.stream.stop_asking();
+        self.stream.withdraw_request();
     }
 
     pub(crate) fn take(
@@ -142,13 +142,13 @@ impl Worker {
         rng: &mut Rng,
         next: Option<kinestream::Result<(Record, Place)>>,
     ) {
-        self.hearing.lock().listen();
+        self.events.lock().process_events();
         match next {
             None => {
-                self.truth.tell(format_args!("the stream of {} has ended", self.name));
+                self.truth.log(format_args!("the stream of {} has ended", self.name));
                 self.has_ended = true;
             }
-            Some(Err(error)) => self.hear(&error),
+            Some(Err(error)) => self.check_error(&error),
             Some(Ok((record, place))) => {
                 let work = if self.is_quick { 0 } else { rng.u64(0..self.plan.work) };
                 let work = Duration::from_millis(work);
@@ -164,13 +164,13 @@ impl Worker {
     /// Moves the wall clock of the host forward without the timers, as after a sleep of the host.
     pub(crate) fn move_wall(&self, time: Duration) {
         self.wall.move_by(time);
-        self.truth.lock().lives[self.life].wall.move_by(time);
+        self.truth.lock().workers[self.worker_index].wall.move_by(time);
     }
 
     /// Sets the wall clock of the host back.
     pub(crate) fn set_wall_back(&self, time: Duration) {
         self.wall.set_back(time);
-        self.truth.lock().lives[self.life].wall.set_back(time);
+        self.truth.lock().workers[self.worker_index].wall.set_back(time);
     }
 
     /// Stops the caller from polling for this time.
@@ -205,7 +205,7 @@ impl Worker {
         while let Some(index) = self.held.iter().position(|(_, _, due)| *due <= now) {
             let (record, place, _) = self.held.swap_remove(index);
             self.truth.lock().finish(place);
-            self.truth.tell(format_args!(
+            self.truth.log(format_args!(
                 "{} acks shard {} record {}",
                 self.name, place.shard, place.number
             ));
@@ -224,7 +224,7 @@ impl Worker {
     pub(crate) fn forget(&mut self, rng: &mut Rng) {
         if !self.held.is_empty() {
             let (_, place, _) = self.held.swap_remove(rng.usize(..self.held.len()));
-            self.truth.tell(format_args!("{} drops {place:?} without an ack", self.name));
+            self.truth.log(format_args!("{} drops {place:?} without an ack", self.name));
             self.has_dropped_record = true;
         }
     }
@@ -235,8 +235,8 @@ impl Worker {
         self.stream.with(|stream| dropped = stream.drop_one(some));
         if let Some(shard) = dropped {
             let shard = index_of(&shard);
-            self.truth.tell(format_args!("{} drops its stream of shard {shard}", self.name));
-            self.truth.lock().drop_stream(self.life, shard);
+            self.truth.log(format_args!("{} drops its stream of shard {shard}", self.name));
+            self.truth.lock().drop_stream(self.worker_index, shard);
         }
     }
 
@@ -248,8 +248,8 @@ impl Worker {
 
     /// Checks that each panic of the store and of the client is reported.
     pub(crate) fn check_panics(&mut self) {
-        self.hearing.lock().listen();
-        let (panicked, reported) = (self.panics.fired(self.reported), self.hearing.lock().panics);
+        self.events.lock().process_events();
+        let (panicked, reported) = (self.panics.fired(self.reported), self.events.lock().panics);
         if reported < panicked {
             self.truth.breaks(
                 Promise::PanicsAreReported,
@@ -259,20 +259,20 @@ impl Worker {
     }
 
     /// Checks that an error is one that no retry can resolve.
-    fn hear(&mut self, error: &Error) {
-        self.truth.tell(format_args!("{} yields an error: {error}", self.name));
+    fn check_error(&mut self, error: &Error) {
+        self.truth.log(format_args!("{} yields an error: {error}", self.name));
         let mut facts = self.truth.lock();
         if error.to_string().contains("the task that fetches the shard panicked")
             && let Some(shard) = error.shard_id().cloned()
         {
             // A shard with a fetch task that panics is released, like one with a dropped stream.
-            facts.drop_stream(self.life, index_of(&shard));
+            facts.drop_stream(self.worker_index, index_of(&shard));
         }
         let is_expected = match error.kind() {
             // The call that joins the fleet may take 30 s.
             ErrorKind::StoreUnavailable => {
-                let well = facts.lives[self.life].well_for();
-                well < Duration::from_secs(50) + self.busy_in(well)
+                let reachable = facts.workers[self.worker_index].reachable_for();
+                reachable < Duration::from_secs(50) + self.busy_in(reachable)
             }
             ErrorKind::Unavailable | ErrorKind::Denied => true,
             ErrorKind::StoreCorrupt => facts.had_damage,
@@ -280,7 +280,7 @@ impl Worker {
             ErrorKind::Panicked => self.panics.have_fired(),
             // An earlier worker had the same name.
             ErrorKind::Configuration => {
-                facts.lives[..self.life].iter().any(|life| life.name == self.name)
+                facts.workers[..self.worker_index].iter().any(|worker| worker.name == self.name)
             }
             _ => false,
         };
@@ -292,9 +292,9 @@ impl Worker {
 
     /// Suspends the worker, as by SIGSTOP: until it resumes, it does nothing and reaches nothing.
     pub(crate) fn suspend(&mut self, time: Duration) {
-        self.truth.tell(format_args!("{} is suspended for {time:?}", self.name));
+        self.truth.log(format_args!("{} is suspended for {time:?}", self.name));
         self.suspended_until = Some(Instant::now() + time);
-        self.truth.lock().set_link(self.life, Health::Hangs);
+        self.truth.lock().set_link(self.worker_index, Condition::Hangs);
     }
 
     /// Resumes the worker if it is time. Returns true if it has resumed.
@@ -302,36 +302,36 @@ impl Worker {
         let wakes = self.suspended_until.is_some_and(|until| until <= Instant::now());
         if wakes {
             self.suspended_until = None;
-            self.truth.tell(format_args!("{} resumes", self.name));
-            let health = std::mem::replace(&mut self.link_at_wake, Health::Well);
-            self.truth.lock().set_link(self.life, health);
+            self.truth.log(format_args!("{} resumes", self.name));
+            let condition = std::mem::replace(&mut self.link_at_wake, Condition::Healthy);
+            self.truth.lock().set_link(self.worker_index, condition);
         }
         wakes
     }
 
     /// Kills the process of the worker.
     pub(crate) fn kill(self) {
-        self.truth.tell(format_args!("{} is killed", self.name));
-        self.truth.lock().kill(self.life);
+        self.truth.log(format_args!("{} is killed", self.name));
+        self.truth.lock().kill(self.worker_index);
     }
 
     /// Acknowledges all records that the caller holds, and closes the worker in a separate task.
     pub(crate) fn close(mut self) {
-        self.truth.tell(format_args!("{} closes", self.name));
+        self.truth.log(format_args!("{} closes", self.name));
         self.ack_all();
-        self.truth.lock().end_life(self.life);
+        self.truth.lock().mark_closed(self.worker_index);
         let consumer = self.consumer.clone();
         let (truth, name) = (self.truth.clone(), self.name.clone());
         drop(self);
         tokio::spawn(async move {
             if let Err(error) = consumer.close().await {
-                truth.tell(format_args!("{name} fails to close: {error}"));
+                truth.log(format_args!("{name} fails to close: {error}"));
             }
         });
     }
 
     pub(crate) fn drop_all(self) {
-        self.truth.tell(format_args!("{} is dropped", self.name));
-        self.truth.lock().end_life(self.life);
+        self.truth.log(format_args!("{} is dropped", self.name));
+        self.truth.lock().mark_closed(self.worker_index);
     }
 }

@@ -19,14 +19,14 @@ use crate::clocks::Clocks;
 use crate::damage::Damage;
 use crate::panics::Panics;
 use crate::plan::Scene;
-use crate::seeds::{Story, pick};
+use crate::seeds::{SeedResult, pick};
 use crate::truth::{Promise, Truth, index_of};
 use crate::worker::Worker;
 
 /// 2026-01-01. A fixed date makes runs independent of the current date.
 pub(crate) const BEGINNING: Duration = Duration::from_secs(1_767_225_600);
 
-const MOST_SHARDS: usize = 14;
+const MAX_SHARDS: usize = 14;
 
 /// The outcomes of the next calls to an operation; `None` means any operation.
 pub(crate) type Faults = Arc<Mutex<VecDeque<(Option<&'static str>, Outcome)>>>;
@@ -52,12 +52,12 @@ pub(crate) struct World {
     pub(crate) operators: JoinSet<()>,
     pub(crate) faults: Faults,
     /// True after all faults are over: callers are quick.
-    pub(crate) is_calm: bool,
+    pub(crate) faults_are_over: bool,
     pub(crate) panics: Panics,
     /// Chooses when and where a panic occurs.
     pub(crate) panic_rng: Rng,
     /// Chooses whether Kinesis becomes unreachable.
-    pub(crate) reach_rng: Rng,
+    pub(crate) reachability_rng: Rng,
 }
 
 impl World {
@@ -82,16 +82,16 @@ impl World {
                     return outcome;
                 }
                 let mut faults = faults.lock().unwrap();
-                let meant = |(operation, _): &(Option<&'static str>, Outcome)| {
+                let applies = |(operation, _): &(Option<&'static str>, Outcome)| {
                     operation.is_none_or(|operation| operation == call.operation)
                 };
-                let next = faults.iter().position(meant);
+                let next = faults.iter().position(applies);
                 next.and_then(|next| faults.remove(next))
                     .map_or(Outcome::Served, |(_, outcome)| outcome)
             }
         });
         let truth = Truth::new(scene.shards);
-        truth.tell(format_args!("{scene:?}"));
+        truth.log(format_args!("{scene:?}"));
         Self {
             scene,
             rng,
@@ -108,10 +108,10 @@ impl World {
             workers: Vec::new(),
             operators: JoinSet::new(),
             faults,
-            is_calm: false,
+            faults_are_over: false,
             panics,
             panic_rng,
-            reach_rng: Rng::with_seed(seed ^ crate::reach::MIX),
+            reachability_rng: Rng::with_seed(seed ^ crate::reachability::MIX),
         }
     }
 
@@ -125,14 +125,14 @@ impl World {
         for _ in 0..self.scene.steps {
             self.step();
             self.block_calls();
-            self.trouble_clocks().await;
+            self.disturb_clocks().await;
             self.damage_fields().await;
             self.stretch_time().await;
             if self.truth.is_broken() {
                 return;
             }
         }
-        self.calm_down().await;
+        self.check_at_rest().await;
     }
 
     /// Lets a random time pass for a step.
@@ -147,12 +147,12 @@ impl World {
         Duration::from_millis(self.rng.u64(..most))
     }
 
-    /// Starts another worker, which may have the name of one that is dead.
+    /// Starts another worker, which may have the name of one that was killed.
     pub(crate) fn join(&mut self) {
         let plan = self.scene.plan(&mut self.rng);
         let name = {
             let facts = self.truth.lock();
-            let gone = facts.lives.iter().find(|life| life.is_dead);
+            let gone = facts.workers.iter().find(|state| state.is_killed);
             match gone {
                 Some(gone)
                     if self.rng.u8(..3) == 0
@@ -160,12 +160,12 @@ impl World {
                 {
                     gone.name.clone()
                 }
-                _ => format!("w{}", facts.lives.len()),
+                _ => format!("w{}", facts.workers.len()),
             }
         };
         let mut worker =
             Worker::begin(&self.kinesis, &self.stored, &self.truth, &self.panics, name, plan);
-        worker.is_quick = self.is_calm;
+        worker.is_quick = self.faults_are_over;
         self.workers.push(worker);
     }
 
@@ -192,7 +192,7 @@ impl World {
             }
             for worker in &mut self.workers {
                 worker.ack_due();
-                worker.hearing.lock().listen();
+                worker.events.lock().process_events();
             }
             let moments = self.workers.iter().filter_map(Worker::next_moment);
             let next_moment = moments.min().map_or(end, |moment| moment.min(end));
@@ -214,7 +214,7 @@ impl World {
         }
     }
 
-    pub(crate) fn story(&self) -> Story {
+    pub(crate) fn seed_result(&self) -> SeedResult {
         self.truth.lock().end(self.kinesis.call_count())
     }
 
@@ -228,13 +228,13 @@ impl World {
         let number = self.orders.shard(shard).put("one");
         let mut facts = self.truth.lock();
         let place = facts.shards[shard].records.len();
-        facts.tell(format_args!("put: shard {shard} record {place}"));
+        facts.log(format_args!("put: shard {shard} record {place}"));
         facts.put(shard, number, self.kinesis.now());
     }
 
     pub(crate) fn reshard(&mut self) {
         let open = self.orders.open_shards();
-        if self.orders.shards().len() + 2 > MOST_SHARDS {
+        if self.orders.shards().len() + 2 > MAX_SHARDS {
             return;
         }
         let low = self.rng.usize(..open.len());
@@ -247,7 +247,7 @@ impl World {
         let known = facts.shards.len();
         for shard in &self.orders.shards()[known..] {
             let parents: Vec<usize> = shard.parents().iter().map(index_of).collect();
-            facts.tell(format_args!("reshard: shard {} of {parents:?}", shard.index()));
+            facts.log(format_args!("reshard: shard {} of {parents:?}", shard.index()));
             facts.shards.push(crate::truth::Shard { parents, ..Default::default() });
         }
     }

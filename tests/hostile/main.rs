@@ -94,14 +94,16 @@ async fn unanswered_endpoint_is_retried_and_loses_nothing() {
     proxy.stop().await;
     let hole = BlackHole::open(port).await;
     server.put_all("orders", 5..10, |_| 0);
-    let told = async {
+    let reported = async {
         tokio::select! {
             read = records.next() => panic!("expected no record without a connection: {read:?}"),
             () = async { while !matches!(events.next().await, Some(Event::Retried { .. })) {} } => {}
         }
     };
     // The SDK limits a connection attempt to 3.1 s.
-    timeout(Duration::from_secs(20), told).await.expect("expected an event that reports a retry");
+    timeout(Duration::from_secs(20), reported)
+        .await
+        .expect("expected an event that reports a retry");
     drop(hole);
     let _proxy = Proxy::start_at(port, server.port()).await;
     for payload in 5..10 {
@@ -266,7 +268,7 @@ async fn trimmed_between_two_runs(policy: OnTrimmed, accepted: bool) -> (Server,
     server.put("orders", 0, 11);
     server.trim("orders", 0, kept);
     server.rule(move |call| {
-        let number = call.asked["StartingSequenceNumber"].as_str();
+        let number = call.request["StartingSequenceNumber"].as_str();
         let number = number.and_then(|number| number.parse::<u128>().ok());
         let is_trimmed = number.is_some_and(|number| number < kept);
         if call.operation == "GetShardIterator" && is_trimmed && !accepted {
@@ -409,7 +411,7 @@ async fn refused_page_tokens_are_retried_with_back_off() {
     server.create("orders", 1, FIRST);
     server.rule(|call| {
         if call.operation == "ListShards" {
-            if call.asked.get("NextToken").is_some() {
+            if call.request.get("NextToken").is_some() {
                 call.truth = Err(("ExpiredNextTokenException", "The token has expired".to_owned()));
             } else if let Ok(answer) = &mut call.truth {
                 answer["NextToken"] = json!("a token");
@@ -431,7 +433,7 @@ async fn repeated_page_token_causes_no_endless_listing() {
     server.rule(move |call| {
         if call.operation == "ListShards" && listings < 200 {
             listings += 1;
-            if call.asked.get("NextToken").is_some() {
+            if call.request.get("NextToken").is_some() {
                 call.truth = Ok(json!({ "Shards": [], "NextToken": "the same" }));
             } else if let Ok(answer) = &mut call.truth {
                 answer["NextToken"] = json!("the same");
@@ -511,11 +513,11 @@ async fn negative_or_absurd_lag_loses_nothing() {
             assert!(behind.clone().all(|millis| millis >= lag.max(0)), "{:?}", behind.max());
             record.ack();
         }
-        let asked = server.count("GetRecords");
+        let calls = server.count("GetRecords");
         let quiet = timeout(Duration::from_secs(2), records.next()).await;
         assert!(quiet.is_err(), "{quiet:?}");
-        let asked = server.count("GetRecords") - asked;
-        assert!(asked <= 12, "expected at most 5 calls per second, got {asked} in 2 s");
+        let calls = server.count("GetRecords") - calls;
+        assert!(calls <= 12, "expected at most 5 calls per second, got {calls} in 2 s");
         drop(records);
         first.close().await.unwrap();
         server.put_all("orders", 10..12, |_| 0);

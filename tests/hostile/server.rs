@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 /// A call and its correct response.
 pub(crate) struct Call<'a> {
     pub(crate) operation: &'a str,
-    pub(crate) asked: &'a Value,
+    pub(crate) request: &'a Value,
     pub(crate) truth: Result<Value, Refusal>,
     /// The time since the start of the server.
     pub(crate) age: Duration,
@@ -207,11 +207,11 @@ impl Server {
 async fn answer(State(server): State<Server>, headers: HeaderMap, body: Bytes) -> Response {
     let target = headers.get("x-amz-target").and_then(|target| target.to_str().ok());
     let operation = target.and_then(|target| target.split('.').next_back()).unwrap_or_default();
-    let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let request: Value = serde_json::from_slice(&body).unwrap_or_default();
     let mut contents = server.lock();
-    contents.calls.push((operation.to_owned(), asked.clone()));
-    let truth = contents.serve(operation, &asked);
-    let mut call = Call { operation, asked: &asked, truth, age: server.started.elapsed() };
+    contents.calls.push((operation.to_owned(), request.clone()));
+    let truth = contents.serve(operation, &request);
+    let mut call = Call { operation, request: &request, truth, age: server.started.elapsed() };
     if let Some(mut rule) = contents.rule.take() {
         rule(&mut call);
         contents.rule.get_or_insert(rule);
@@ -259,21 +259,21 @@ fn millis(time: SystemTime) -> f64 {
 }
 
 impl Contents {
-    fn stream(&self, asked: &Value) -> Result<(String, &Vec<Shard>), Refusal> {
+    fn stream(&self, request: &Value) -> Result<(String, &Vec<Shard>), Refusal> {
         // A stream created by its ARN is separate from the stream of the same name.
-        let name = asked["StreamARN"].as_str().or_else(|| asked["StreamName"].as_str());
+        let name = request["StreamARN"].as_str().or_else(|| request["StreamName"].as_str());
         let name = name.ok_or_else(|| invalid("no stream is named"))?;
         let stream = self.streams.get(name);
         Ok((name.to_owned(), stream.ok_or_else(|| missing(name))?))
     }
 
-    fn serve(&self, operation: &str, asked: &Value) -> Result<Value, Refusal> {
+    fn serve(&self, operation: &str, request: &Value) -> Result<Value, Refusal> {
         match operation {
-            "ListShards" => self.list(asked),
-            "GetShardIterator" => self.iterator(asked),
-            "GetRecords" => self.records(asked),
+            "ListShards" => self.list(request),
+            "GetShardIterator" => self.iterator(request),
+            "GetRecords" => self.records(request),
             "DescribeStreamSummary" => {
-                let (name, shards) = self.stream(asked)?;
+                let (name, shards) = self.stream(request)?;
                 Ok(json!({ "StreamDescriptionSummary": {
                     "StreamName": name,
                     "StreamARN": format!("arn:aws:kinesis:eu-west-1:123456789012:stream/{name}"),
@@ -288,8 +288,8 @@ impl Contents {
         }
     }
 
-    fn list(&self, asked: &Value) -> Result<Value, Refusal> {
-        let shards = self.stream(asked)?.1;
+    fn list(&self, request: &Value) -> Result<Value, Refusal> {
+        let shards = self.stream(request)?.1;
         // All shards of these streams were open recently, so a filter by timestamp omits none.
         let describe = |(index, shard): (usize, &Shard)| {
             let mut described = json!({
@@ -311,25 +311,25 @@ impl Contents {
         Ok(json!({ "Shards": shards.iter().enumerate().map(describe).collect::<Vec<_>>() }))
     }
 
-    fn iterator(&self, asked: &Value) -> Result<Value, Refusal> {
-        let (stream, shards) = self.stream(asked)?;
-        let name = asked["ShardId"].as_str().unwrap_or_default();
+    fn iterator(&self, request: &Value) -> Result<Value, Refusal> {
+        let (stream, shards) = self.stream(request)?;
+        let name = request["ShardId"].as_str().unwrap_or_default();
         let index = name.rsplit('-').next().and_then(|index| index.parse::<usize>().ok());
         let index = index.filter(|index| *index < shards.len()).ok_or_else(|| missing(name))?;
         let shard = &shards[index];
         let number = || -> Result<u128, Refusal> {
-            let number = asked["StartingSequenceNumber"].as_str().unwrap_or_default();
+            let number = request["StartingSequenceNumber"].as_str().unwrap_or_default();
             let number = number.parse().map_err(|_| invalid("StartingSequenceNumber"))?;
             if number < shard.start {
                 return Err(invalid("StartingSequenceNumber is of another shard"));
             }
             Ok(number)
         };
-        let from = match asked["ShardIteratorType"].as_str().unwrap_or_default() {
+        let from = match request["ShardIteratorType"].as_str().unwrap_or_default() {
             "TRIM_HORIZON" => 0,
             "LATEST" => shard.records.last_key_value().map_or(0, |(last, _)| last + 1),
             "AT_TIMESTAMP" => {
-                let time = asked["Timestamp"].as_f64().unwrap_or_default();
+                let time = request["Timestamp"].as_f64().unwrap_or_default();
                 let found = shard.records.iter().find(|(_, (at, _))| millis(*at) >= time);
                 let behind = || shard.records.last_key_value().map_or(0, |(last, _)| last + 1);
                 found.map_or_else(behind, |(number, _)| *number)
@@ -341,8 +341,8 @@ impl Contents {
         Ok(json!({ "ShardIterator": format!("{stream}|{index}|{from}") }))
     }
 
-    fn records(&self, asked: &Value) -> Result<Value, Refusal> {
-        let token = asked["ShardIterator"].as_str().unwrap_or_default();
+    fn records(&self, request: &Value) -> Result<Value, Refusal> {
+        let token = request["ShardIterator"].as_str().unwrap_or_default();
         let mut parts = token.split('|');
         let stream = parts.next().unwrap_or_default();
         let mut number = || parts.next().and_then(|part| part.parse::<u128>().ok());
@@ -352,7 +352,7 @@ impl Contents {
         let shards = self.streams.get(stream).ok_or_else(|| missing(stream))?;
         let index = usize::try_from(index).unwrap();
         let shard = shards.get(index).ok_or_else(|| missing(token))?;
-        let limit = asked["Limit"].as_u64().and_then(|limit| usize::try_from(limit).ok());
+        let limit = request["Limit"].as_u64().and_then(|limit| usize::try_from(limit).ok());
         let mut next = from;
         let mut found = Vec::new();
         for (number, (at, payload)) in shard.records.range(from..).take(limit.unwrap_or(10_000)) {

@@ -26,8 +26,8 @@ fn code<E: ProvideErrorMetadata + std::fmt::Debug, R: std::fmt::Debug>(
 
 async fn iterator(client: &Client, shard: &Shard, kind: ShardIteratorType) -> String {
     let id = shard.id().to_string();
-    let asked = client.get_shard_iterator().stream_name("orders").shard_id(id);
-    asked.shard_iterator_type(kind).send().await.unwrap().shard_iterator.unwrap()
+    let call = client.get_shard_iterator().stream_name("orders").shard_id(id);
+    call.shard_iterator_type(kind).send().await.unwrap().shard_iterator.unwrap()
 }
 
 async fn read(client: &Client, iterator: &str) -> Result<GetRecordsOutput, String> {
@@ -208,8 +208,8 @@ async fn trimmed_records_and_expired_shards_are_gone() {
     let client = kinesis.client();
     let token = iterator(&client, &shard, ITERATOR).await;
     assert_eq!(read(&client, &token).await.unwrap().records()[0].data().as_ref(), b"2");
-    let asked = client.get_shard_iterator().stream_name("orders").shard_id(shard.id().as_str());
-    let trimmed = asked
+    let call = client.get_shard_iterator().stream_name("orders").shard_id(shard.id().as_str());
+    let trimmed = call
         .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
         .starting_sequence_number(numbers[1].as_str());
     assert_eq!(code(&trimmed.send().await.unwrap_err()), "InvalidArgumentException");
@@ -291,12 +291,12 @@ async fn calls_fail_with_their_configured_outcome() {
     assert!(timeout(Duration::from_secs(3600), list()).await.is_err());
     assert_eq!(kinesis.in_flight(), 0);
     next(Outcome::Delayed(Duration::from_secs(7)));
-    let asked = Instant::now();
+    let began = Instant::now();
     list().await.unwrap();
-    assert_eq!(asked.elapsed(), Duration::from_secs(7));
+    assert_eq!(began.elapsed(), Duration::from_secs(7));
     kinesis.set_latency(Duration::from_secs(2));
     list().await.unwrap();
-    assert_eq!(asked.elapsed(), Duration::from_secs(9));
+    assert_eq!(began.elapsed(), Duration::from_secs(9));
     let statuses: Vec<_> = kinesis.calls().iter().map(|call| call.status).collect();
     let cut = Some(200);
     assert_eq!(statuses, [Some(500), None, None, cut, Some(502), None, Some(200), Some(200)]);

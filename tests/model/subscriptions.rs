@@ -32,8 +32,8 @@ async fn stream_arn(client: &Client) -> String {
 /// Registers a consumer with this name, and returns its ARN.
 async fn register(client: &Client, name: &str) -> String {
     let arn = stream_arn(client).await;
-    let asked = client.register_stream_consumer().stream_arn(arn).consumer_name(name);
-    asked.send().await.unwrap().consumer.unwrap().consumer_arn
+    let call = client.register_stream_consumer().stream_arn(arn).consumer_name(name);
+    call.send().await.unwrap().consumer.unwrap().consumer_arn
 }
 
 async fn subscribe(
@@ -41,9 +41,9 @@ async fn subscribe(
     consumer: &str,
     position: StartingPosition,
 ) -> Result<SubscribeToShardOutput, String> {
-    let asked = client.subscribe_to_shard().consumer_arn(consumer);
-    let asked = asked.shard_id("shardId-000000000000").starting_position(position);
-    asked.send().await.map_err(|error| code(&error).to_owned())
+    let call = client.subscribe_to_shard().consumer_arn(consumer);
+    let call = call.shard_id("shardId-000000000000").starting_position(position);
+    call.send().await.map_err(|error| code(&error).to_owned())
 }
 
 fn from(kind: ShardIteratorType) -> StartingPosition {
@@ -136,11 +136,11 @@ async fn subscription_ends_after_five_minutes_and_is_replaceable_after_five_seco
         assert!(silence.records().is_empty());
     }
     assert_eq!(event(&mut first).await.unwrap_err(), "the end");
-    let mut heard = 0;
+    let mut received = 0;
     while event(&mut second).await.is_ok() {
-        heard += 1;
+        received += 1;
     }
-    assert_eq!((began.elapsed(), heard), (305 * SECOND, 59));
+    assert_eq!((began.elapsed(), received), (305 * SECOND, 59));
 }
 
 #[tokio::test(start_paused = true)]

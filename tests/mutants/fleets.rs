@@ -99,7 +99,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "fleet/duties.rs",
         right: "timeout(patience, settled)",
         wrong: "timeout(patience / 1000, settled)",
-        breaks: &["Handover"],
+        breaks: &["OrderlyHandoff"],
     },
     Mistake {
         what: "a handoff always waits for the whole timeout",
@@ -120,7 +120,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "shard/reader.rs",
         right: "(self.ended)(ReadOutcome::Failed { has_delivered: self.has_delivered });",
         wrong: "let _ = ReadOutcome::Failed { has_delivered: self.has_delivered };",
-        breaks: &["Progress", "Evenness", "Told"],
+        breaks: &["Progress", "Evenness", "EventsAreTrue"],
     },
     Mistake {
         what: "a failed shard is acquired again at once",
@@ -176,7 +176,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "fleet/owned_shards.rs",
         right: "stored.origin < holding.lease.origin => {\n                    settled.lost.push((shard.clone(), epoch));\n                    holding.stop();",
         wrong: "stored.origin < holding.lease.origin => {\n                    settled.lost.push((shard.clone(), epoch));",
-        breaks: &["Fencing", "Told"],
+        breaks: &["Fencing", "EventsAreTrue"],
     },
     Mistake {
         what: "unreadable fields are overwritten",
@@ -190,7 +190,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "fleet/owned_shards.rs",
         right: "self.is_leaving = true;\n        self.watermark.retire();\n        self.lease_handle.end();",
         wrong: "self.is_leaving = true;",
-        breaks: &["Fencing", "Handover", "FewRepeats", "Evenness", "Progress"],
+        breaks: &["Fencing", "OrderlyHandoff", "FewRepeats", "Evenness", "Progress"],
     },
     Mistake {
         what: "shards are not balanced",
@@ -211,7 +211,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "consumer/operations.rs",
         right: "messages.is_some_and(|messages| messages.send(WorkerMessage::TableEdited(seen)).is_ok())",
         wrong: "messages.is_some_and(|messages| messages.is_closed() && messages.send(WorkerMessage::TableEdited(seen)).is_ok())",
-        breaks: &["Sought"],
+        breaks: &["NotBeforeTheSeek"],
     },
     Mistake {
         what: "a moved shard loses its owner",
@@ -232,7 +232,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
             "NothingIsLost",
             "Order",
             "Progress",
-            "Sought",
+            "NotBeforeTheSeek",
             "ParentsFirst",
         ],
     },
@@ -248,21 +248,21 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "fleet/duties.rs",
         right: "telemetry.emit(Event::LeaseReleased { shard_id: shard.clone(), epoch });",
         wrong: "let _ = &telemetry;",
-        breaks: &["Told"],
+        breaks: &["EventsAreTrue"],
     },
     Mistake {
         what: "a shard is reported as finished before it is",
         file: "store/writer/save.rs",
         right: "if verdict == SaveOutcome::Saved && saved.checkpoint != Checkpoint::ShardEnd {",
         wrong: "if verdict == SaveOutcome::Saved && saved.checkpoint == Checkpoint::ShardEnd {",
-        breaks: &["Told"],
+        breaks: &["EventsAreTrue"],
     },
     Mistake {
         what: "a shard reports the lag of another shard",
         file: "telemetry.rs",
         right: "lock(&self.0.shards).of.get(id).and_then(Weak::upgrade)\n",
         wrong: "lock(&self.0.shards).of.values().next().and_then(Weak::upgrade).filter(|_| !id.as_str().is_empty())\n",
-        breaks: &["Told"],
+        breaks: &["EventsAreTrue"],
     },
     Mistake {
         what: "streams of the same name in two regions share positions",

@@ -123,10 +123,10 @@ impl Copy {
             command.env(switch::CHOICE, number.to_string());
         }
         let output = command.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned()
+        let report = String::from_utf8_lossy(&output.stdout).into_owned()
             + &String::from_utf8_lossy(&output.stderr);
-        assert!(said.contains("running 1 test"), "expected the simulation to run:\n{said}");
-        (!output.status.success()).then_some(said)
+        assert!(report.contains("running 1 test"), "expected the simulation to run:\n{report}");
+        (!output.status.success()).then_some(report)
     }
 }
 
@@ -212,8 +212,8 @@ fn redis_nemesis_with_each_bug_breaks_its_promise() {
 fn copy_without_a_bug_breaks_no_promise() {
     let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     for (test, seeds) in [("simulation", "0..100"), ("fleets", "0..20")] {
-        let said = WOVEN.copy.simulate(&WOVEN.binaries[test], seeds, None);
-        assert_eq!(said, None);
+        let report = WOVEN.copy.simulate(&WOVEN.binaries[test], seeds, None);
+        assert_eq!(report, None);
     }
 }
 
@@ -237,8 +237,8 @@ impl Mistake {
     }
 
     /// Returns true if a simulation has reported a broken promise that this bug may break.
-    fn is_seen_in(&self, said: &str) -> bool {
-        self.breaks.iter().any(|promise| said.contains(&format!(" breaks {promise}:")))
+    fn is_seen_in(&self, report: &str) -> bool {
+        self.breaks.iter().any(|promise| report.contains(&format!(" breaks {promise}:")))
     }
 }
 
@@ -259,9 +259,10 @@ fn find(test: &str) {
     let mut missed = Vec::new();
     for (number, mistake) in wanted {
         let began = Instant::now();
-        let said = found.remove(&number).or_else(|| search(test, number, mistake));
-        let first =
-            said.as_ref().and_then(|said| said.lines().find(|line| line.contains(" breaks ")));
+        let report = found.remove(&number).or_else(|| search(test, number, mistake));
+        let first = report
+            .as_ref()
+            .and_then(|report| report.lines().find(|line| line.contains(" breaks ")));
         let line = first.unwrap_or("not found");
         println!("{}: {line} (searched for {:.0?})", mistake.what, began.elapsed());
         if first.is_some_and(|line| mistake.is_seen_in(line)) {

@@ -22,8 +22,8 @@ pub(crate) fn try_each(test: &str, wanted: &[(usize, &Mistake)]) -> HashMap<usiz
     let found = Mutex::new(HashMap::new());
     let work = || {
         while let Some((number, mistake)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let Some(said) = try_one(test, *number, mistake) else { continue };
-            found.lock().unwrap_or_else(PoisonError::into_inner).insert(*number, said);
+            let Some(report) = try_one(test, *number, mistake) else { continue };
+            found.lock().unwrap_or_else(PoisonError::into_inner).insert(*number, report);
         }
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -39,8 +39,8 @@ pub(crate) fn try_each(test: &str, wanted: &[(usize, &Mistake)]) -> HashMap<usiz
 fn try_one(test: &str, number: usize, mistake: &Mistake) -> Option<String> {
     let seed = seed_of(mistake).filter(|_| !WOVEN.alone.contains(&number))?;
     let seeds = format!("{seed}..{}", seed + 1);
-    let said = WOVEN.copy.simulate(&WOVEN.binaries[test], &seeds, Some(number))?;
-    said.lines().any(|line| mistake.is_seen_in(line)).then_some(said)
+    let report = WOVEN.copy.simulate(&WOVEN.binaries[test], &seeds, Some(number))?;
+    report.lines().any(|line| mistake.is_seen_in(line)).then_some(report)
 }
 
 fn seed_of(mistake: &Mistake) -> Option<u64> {
@@ -51,9 +51,9 @@ fn seed_of(mistake: &Mistake) -> Option<u64> {
 }
 
 /// Writes the seed that found a bug into the file if `REMEMBER` is set.
-pub(crate) fn keep(mistake: &Mistake, said: &str) {
+pub(crate) fn keep(mistake: &Mistake, report: &str) {
     static WRITING: Mutex<()> = Mutex::new(());
-    let seed: Option<u64> = said
+    let seed: Option<u64> = report
         .split_once("seed ")
         .and_then(|(_, rest)| rest.split_whitespace().next())
         .and_then(|number| number.parse().ok());

@@ -29,14 +29,14 @@ struct Delivery {
 }
 
 #[derive(Clone, Default)]
-struct Seen {
+struct Observed {
     deliveries: Arc<Mutex<Vec<Delivery>>>,
     events: Arc<Mutex<Vec<(usize, Event)>>>,
     /// True if the next record of worker 0 blocks its thread.
     blocks: Arc<AtomicBool>,
 }
 
-impl Seen {
+impl Observed {
     fn deliver(&self, worker: usize, record: &Record) {
         let number: usize = std::str::from_utf8(record.data()).unwrap().parse().unwrap();
         let (shard, epoch) = (number % SHARDS, record.epoch());
@@ -87,7 +87,7 @@ async fn connect(worker: usize, kinesis: &Kinesis, url: &str) -> Consumer {
 }
 
 /// Reads until the task is aborted or its runtime ends.
-async fn read(worker: usize, consumer: Consumer, seen: Seen) {
+async fn read(worker: usize, consumer: Consumer, seen: Observed) {
     let (mut events, mut records) = (consumer.events(), consumer.records());
     loop {
         tokio::select! {
@@ -99,7 +99,7 @@ async fn read(worker: usize, consumer: Consumer, seen: Seen) {
 }
 
 /// Starts worker 0 on a separate thread, which is the only one of its runtime.
-fn start_alone(kinesis: &Kinesis, url: &str, seen: &Seen) -> (Consumer, impl FnOnce() + use<>) {
+fn start_alone(kinesis: &Kinesis, url: &str, seen: &Observed) -> (Consumer, impl FnOnce() + use<>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let consumer = std::thread::scope(|scope| {
         scope.spawn(|| runtime.block_on(connect(0, kinesis, url))).join().unwrap()
@@ -138,7 +138,7 @@ fn write(kinesis: &Kinesis) -> (Arc<Mutex<usize>>, JoinHandle<()>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handler_that_blocks_its_runtime_loses_lease_and_no_record() {
     let server = RedisServer::start(&[]);
-    let (kinesis, seen) = (Kinesis::new(), Seen::default());
+    let (kinesis, seen) = (Kinesis::new(), Observed::default());
     let (put, writing) = write(&kinesis);
     let (blocked, end) = start_alone(&kinesis, &server.url(), &seen);
     let other = connect(1, &kinesis, &server.url()).await;

@@ -25,9 +25,9 @@ use fastrand::Rng;
 use kinestream::testing::{Kinesis, Stream};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::seeds::{Simulation, Story};
+use crate::seeds::{SeedResult, Simulation};
 use faults::Fault;
-use servers::{By, Servers};
+use servers::{Deployment, Servers};
 use tally::Tally;
 use worker::Worker;
 
@@ -66,7 +66,7 @@ const DELAY: Duration = INTERVAL.saturating_add(Duration::from_millis(1500));
 /// two renewals.
 const READ_AGAIN: Duration = LEASE.saturating_add(RENEWAL.saturating_mul(2));
 
-fn simulate(seed: u64) -> Story {
+fn simulate(seed: u64) -> SeedResult {
     on_real_time(async {
         let mut world = World::start(seed).await;
         world.run().await;
@@ -74,16 +74,16 @@ fn simulate(seed: u64) -> Story {
     })
 }
 
-fn on_real_time(story: impl Future<Output = Story>) -> Story {
+fn on_real_time(simulation: impl Future<Output = SeedResult>) -> SeedResult {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(2).enable_all().build().unwrap().block_on(story)
+    builder.worker_threads(2).enable_all().build().unwrap().block_on(simulation)
 }
 
-fn deployment(seed: u64) -> By {
+fn deployment(seed: u64) -> Deployment {
     match seed / 1000 {
-        1 if cfg!(feature = "redis-sentinel") => By::Sentinel,
-        2 if cfg!(feature = "redis-cluster") => By::Cluster,
-        _ => By::Address,
+        1 if cfg!(feature = "redis-sentinel") => Deployment::Sentinel,
+        2 if cfg!(feature = "redis-cluster") => Deployment::Cluster,
+        _ => Deployment::Address,
     }
 }
 
@@ -107,17 +107,17 @@ fn cluster_faults_lose_no_record_and_stop_no_shard() {
 /// A script of another client loops for longer than a lease duration, so that Redis replies BUSY.
 #[test]
 fn busy_redis_loses_no_record_and_stops_no_shard() {
-    let story = on_real_time(async {
+    let seed_result = on_real_time(async {
         let mut world = World::start(0).await;
         world.reads("the start", Instant::now(), 3 * READ_AGAIN).await;
-        world.suffer(Fault::Busy(2 * LEASE), |_| true).await;
+        world.inject(Fault::Busy(2 * LEASE), |_| true).await;
         world.end().await
     });
-    let trace = story.trace.join("\n");
-    assert!(story.broken.is_none(), "{trace}");
-    let told = "is busy with a script or function: BUSY Redis is busy running a script";
-    let is_told = |line: &String| line.contains("StoreFailed") && line.contains(told);
-    assert!(story.trace.iter().any(is_told), "{trace}");
+    let trace = seed_result.trace.join("\n");
+    assert!(seed_result.broken.is_none(), "{trace}");
+    let refusal = "is busy with a script or function: BUSY Redis is busy running a script";
+    let is_reported = |line: &String| line.contains("StoreFailed") && line.contains(refusal);
+    assert!(seed_result.trace.iter().any(is_reported), "{trace}");
 }
 
 #[test]
@@ -170,15 +170,15 @@ impl World {
             }
             let fault = Fault::draw(&mut self.rng);
             // Sometimes the next fault begins before the fleet has recovered from this one.
-            self.suffer(fault, |rng| rng.u8(..4) > 0).await;
+            self.inject(fault, |rng| rng.u8(..4) > 0).await;
             sleep(Duration::from_millis(self.rng.u64(0..500))).await;
         }
     }
 
     /// Runs a fault. If `recovers` returns true, waits until every shard is read again.
-    async fn suffer(&mut self, fault: Fault, recovers: impl FnOnce(&mut Rng) -> bool) {
+    async fn inject(&mut self, fault: Fault, recovers: impl FnOnce(&mut Rng) -> bool) {
         let what = format!("{fault:?}");
-        self.tally.tell(&what);
+        self.tally.log(&what);
         let began = Instant::now();
         fault.happen(&mut self.servers, &self.workers).await;
         let ended = Instant::now();
@@ -203,7 +203,7 @@ impl World {
             }
             sleep(PUT_PAUSE).await;
         }
-        self.tally.tell(&format!("every shard is read after {:?}", since.elapsed()));
+        self.tally.log(&format!("every shard is read after {:?}", since.elapsed()));
     }
 
     /// Waits until every worker has reported the loss of stored data.
@@ -216,11 +216,11 @@ impl World {
             }
             sleep(PUT_PAUSE).await;
         }
-        self.tally.tell(&format!("every worker has reported it after {:?}", began.elapsed()));
+        self.tally.log(&format!("every worker has reported it after {:?}", began.elapsed()));
     }
 
     /// Stops the writer, waits until all records are read, and stops the workers.
-    async fn end(self) -> Story {
+    async fn end(self) -> SeedResult {
         self.writing.abort();
         let began = Instant::now();
         while let Some(lost) = self.tally.unread() {
@@ -235,7 +235,7 @@ impl World {
         for worker in self.workers {
             worker.end().await;
         }
-        self.tally.story()
+        self.tally.seed_result()
     }
 }
 

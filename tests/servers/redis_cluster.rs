@@ -143,14 +143,14 @@ async fn two_nodes() -> ([Node; 2], usize) {
     low.cluster::<()>(&["MEET", "127.0.0.1", &port, &high.cluster_port]).await;
     low.wait_until_complete().await;
     high.wait_until_complete().await;
-    let holder = usize::from(low.slot(CHECKPOINTS).await >= middle);
-    ([low, high], holder)
+    let owner = usize::from(low.slot(CHECKPOINTS).await >= middle);
+    ([low, high], owner)
 }
 
 #[tokio::test]
 async fn store_connected_to_other_node_reaches_node_of_keys() {
-    let (nodes, holder) = two_nodes().await;
-    let store = RedisStore::connect(&nodes[1 - holder].server.url()).await.unwrap();
+    let (nodes, owner) = two_nodes().await;
+    let store = RedisStore::connect(&nodes[1 - owner].server.url()).await.unwrap();
     conformance::check(&store).await;
     let urls = nodes.each_ref().map(|node| node.server.url());
     let store = RedisStore::connect_cluster(urls.iter().map(String::as_str)).await.unwrap();
@@ -160,31 +160,31 @@ async fn store_connected_to_other_node_reaches_node_of_keys() {
 
 #[tokio::test]
 async fn migrated_slot_is_followed_to_its_new_node() {
-    let (mut nodes, holder) = two_nodes().await;
-    let store = RedisStore::connect(&nodes[holder].server.url()).await.unwrap();
+    let (mut nodes, owner) = two_nodes().await;
+    let store = RedisStore::connect(&nodes[owner].server.url()).await.unwrap();
     store.save(&scope(), &saved(1)).await.unwrap();
 
-    let slot = nodes[holder].slot(CHECKPOINTS).await.to_string();
-    let port = nodes[1 - holder].server.port().to_string();
+    let slot = nodes[owner].slot(CHECKPOINTS).await.to_string();
+    let port = nodes[1 - owner].server.port().to_string();
     let [from, to]: [String; 2] =
-        [nodes[holder].cluster(&["MYID"]).await, nodes[1 - holder].cluster(&["MYID"]).await];
-    nodes[1 - holder].cluster::<()>(&["SETSLOT", &slot, "IMPORTING", &from]).await;
-    nodes[holder].cluster::<()>(&["SETSLOT", &slot, "MIGRATING", &to]).await;
-    let keys: Vec<String> = nodes[holder].cluster(&["GETKEYSINSLOT", &slot, "100"]).await;
+        [nodes[owner].cluster(&["MYID"]).await, nodes[1 - owner].cluster(&["MYID"]).await];
+    nodes[1 - owner].cluster::<()>(&["SETSLOT", &slot, "IMPORTING", &from]).await;
+    nodes[owner].cluster::<()>(&["SETSLOT", &slot, "MIGRATING", &to]).await;
+    let keys: Vec<String> = nodes[owner].cluster(&["GETKEYSINSLOT", &slot, "100"]).await;
     let moved: String = redis::cmd("MIGRATE")
         .arg(&["127.0.0.1", &port, "", "0", "10000", "KEYS"])
         .arg(&keys)
-        .query_async(&mut nodes[holder].raw)
+        .query_async(&mut nodes[owner].raw)
         .await
         .unwrap();
     assert_eq!(moved, "OK");
-    for node in [1 - holder, holder] {
+    for node in [1 - owner, owner] {
         nodes[node].cluster::<()>(&["SETSLOT", &slot, "NODE", &to]).await;
     }
 
     assert_eq!(store.load(&scope()).await.unwrap().len(), 1);
     store.save(&scope(), &saved(2)).await.unwrap();
-    let there = RedisStore::connect(&nodes[1 - holder].server.url()).await.unwrap();
+    let there = RedisStore::connect(&nodes[1 - owner].server.url()).await.unwrap();
     let stored = there.load(&scope()).await.unwrap();
     assert_eq!(stored.into_iter().collect::<Vec<_>>(), saved(2));
 }
@@ -211,7 +211,7 @@ async fn incomplete_cluster_is_reported_as_temporary() {
 /// Without the permission for INFO, the store cannot detect a cluster and uses the given server
 /// alone.
 #[tokio::test]
-async fn slot_outside_of_single_node_is_reported_with_cure() {
+async fn slot_outside_of_single_node_is_reported_with_remedy() {
     let saved = saved(1);
     let middle = SLOTS / 2;
     let mut low = Node::start(0..middle).await;
@@ -257,11 +257,11 @@ async fn slot_outside_of_single_node_is_reported_with_cure() {
 
 #[tokio::test]
 async fn cluster_connect_needs_one_node_that_answers() {
-    let (nodes, _holder) = two_nodes().await;
-    let nobody = format!("redis://127.0.0.1:{}/", free_port());
-    let error = RedisStore::connect_cluster([&*nobody]).await.unwrap_err();
+    let (nodes, _owner) = two_nodes().await;
+    let unreachable = format!("redis://127.0.0.1:{}/", free_port());
+    let error = RedisStore::connect_cluster([&*unreachable]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error:?}");
-    let urls = [nobody, nodes[0].server.url()];
+    let urls = [unreachable, nodes[0].server.url()];
     RedisStore::connect_cluster(urls.iter().map(String::as_str)).await.unwrap();
     let error = RedisStore::connect_cluster([]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Configuration, "{error:?}");

@@ -17,7 +17,7 @@ const LEASE: Duration = Duration::from_secs(10);
 
 /// The way in which a store connects to its server.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum By {
+pub(crate) enum ConnectBy {
     Url,
     #[cfg(feature = "redis-cluster")]
     Cluster,
@@ -25,17 +25,17 @@ pub(crate) enum By {
     Sentinel,
 }
 
-pub(crate) const ALL: &[By] = &[
-    By::Url,
+pub(crate) const ALL: &[ConnectBy] = &[
+    ConnectBy::Url,
     #[cfg(feature = "redis-cluster")]
-    By::Cluster,
+    ConnectBy::Cluster,
     #[cfg(feature = "redis-sentinel")]
-    By::Sentinel,
+    ConnectBy::Sentinel,
 ];
 
 /// A store and its server, with a proxy between them.
 pub(crate) struct ProxiedStore {
-    by: By,
+    by: ConnectBy,
     pub(crate) server: RedisServer,
     pub(crate) proxy: Proxy,
     store: RedisStore,
@@ -45,25 +45,25 @@ pub(crate) struct ProxiedStore {
 impl ProxiedStore {
     /// Starts a store that connects by URL.
     async fn start() -> Self {
-        Self::started(By::Url).await
+        Self::started(ConnectBy::Url).await
     }
 
     /// Starts a store that holds one checkpoint.
-    pub(crate) async fn started(by: By) -> Self {
+    pub(crate) async fn started(by: ConnectBy) -> Self {
         let options: &[&str] = match by {
             #[cfg(feature = "redis-cluster")]
-            By::Cluster => &["--cluster-enabled", "yes"],
+            ConnectBy::Cluster => &["--cluster-enabled", "yes"],
             _ => &[],
         };
         let server = RedisServer::start(options);
         let proxy = Proxy::start(server.port()).await;
         #[cfg(feature = "redis-cluster")]
-        if matches!(by, By::Cluster) {
+        if matches!(by, ConnectBy::Cluster) {
             make_cluster(&server, proxy.port()).await;
         }
         let sentinel = match by {
             #[cfg(feature = "redis-sentinel")]
-            By::Sentinel => Some(RedisServer::sentinel(&format!(
+            ConnectBy::Sentinel => Some(RedisServer::sentinel(&format!(
                 "sentinel monitor orders 127.0.0.1 {} 1\n\
                  sentinel down-after-milliseconds orders 60000\n",
                 proxy.port()

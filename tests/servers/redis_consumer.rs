@@ -112,7 +112,7 @@ async fn reader() {
 async fn killed_readers_lose_no_record() {
     const RECORDS: usize = 4000;
     /// The most records that a reader handles in a checkpoint interval of 100 ms and during a save.
-    const MOST_REPEATED: usize = 300;
+    const MAX_REPEATED: usize = 300;
 
     let redis = RedisServer::start(&[]);
     let (client, port) = start_kinesis().await.unwrap();
@@ -155,8 +155,8 @@ async fn killed_readers_lose_no_record() {
         reader.kill().await.unwrap();
         kills += 1;
         assert!(
-            repeated <= MOST_REPEATED,
-            "expected at most {MOST_REPEATED} redelivered records after a kill, got {repeated}"
+            repeated <= MAX_REPEATED,
+            "expected at most {MAX_REPEATED} redelivered records after a kill, got {repeated}"
         );
     }
     writing.await.unwrap();

@@ -26,11 +26,15 @@ async fn connected() -> (RedisServer, RedisStore, MultiplexedConnection) {
     (server, store, raw)
 }
 
-async fn ask(store: &RedisStore, worker: &str, changes: Vec<Change>) -> (Membership, LeaseTable) {
-    ask_for(store, worker, Duration::from_secs(10), changes).await
+async fn exchange(
+    store: &RedisStore,
+    worker: &str,
+    changes: Vec<Change>,
+) -> (Membership, LeaseTable) {
+    exchange_with(store, worker, Duration::from_secs(10), changes).await
 }
 
-async fn ask_for(
+async fn exchange_with(
     store: &RedisStore,
     worker: &str,
     lease_duration: Duration,
@@ -54,9 +58,9 @@ fn assign(index: u32, to: &str) -> Change {
 /// Assigns two shards to worker `a`, the first in an epoch that is ahead of the clock.
 async fn two_leases(store: &RedisStore) -> LeaseTable {
     let changes = vec![add(0), add(1), assign(0, "a"), assign(1, "a")];
-    let mut lease = ask(store, "a", changes).await.1.leases[&shard(0)].clone();
+    let mut lease = exchange(store, "a", changes).await.1.leases[&shard(0)].clone();
     lease.epoch += 1_000_000;
-    ask(store, "a", vec![Change::Restore { shard: shard(0), incarnation: 7, lease }]).await.1
+    exchange(store, "a", vec![Change::Restore { shard: shard(0), incarnation: 7, lease }]).await.1
 }
 
 /// Returns every change that a worker may request for a shard.
@@ -116,7 +120,7 @@ async fn damaged_field_makes_only_its_shard_unreadable() {
 
         let mut unreadable = Lease::default();
         unreadable.unreadable = Some(text.as_str().into());
-        let (membership, table) = ask(&store, "a", every_change(&lease)).await;
+        let (membership, table) = exchange(&store, "a", every_change(&lease)).await;
         assert_eq!(membership, Membership::Renewed, "{case}: expected a renewal");
         assert_eq!(table.leases[&shard(0)], unreadable, "{case}");
         assert_eq!(table.leases[&shard(1)], before.leases[&shard(1)], "{case}");
@@ -127,9 +131,9 @@ async fn damaged_field_makes_only_its_shard_unreadable() {
         let verdicts = store.save_fenced(&scope(), &positions).await.unwrap();
         assert_eq!(verdicts, [SaveOutcome::Unreadable, SaveOutcome::Saved], "{case}");
         // The owner expires, and its leases are free.
-        let (_, table) = ask_for(&store, "a", Duration::ZERO, Vec::new()).await;
+        let (_, table) = exchange_with(&store, "a", Duration::ZERO, Vec::new()).await;
         assert_eq!(table.leases[&shard(0)], unreadable, "{case}");
-        let (_, table) = ask(&store, "b", vec![assign(0, "b"), assign(1, "b")]).await;
+        let (_, table) = exchange(&store, "b", vec![assign(0, "b"), assign(1, "b")]).await;
         assert_eq!(table.leases[&shard(0)], unreadable, "{case}");
         assert_eq!(table.leases[&shard(1)].owner.as_deref(), Some("b"), "{case}");
         assert_eq!(table.leases[&shard(1)].checkpoint, Some(after(9)), "{case}");
@@ -142,20 +146,23 @@ async fn damaged_field_makes_only_its_shard_unreadable() {
             EditOutcome::Applied,
             "{case}"
         );
-        let mended = store.table(&scope()).await.unwrap().leases[&shard(0)].clone();
-        assert_eq!((mended.unreadable, mended.checkpoint), (None, Some(after(3))), "{case}");
-        assert!(mended.epoch > lease.epoch, "{case}: expected an epoch that fences the last owner");
+        let corrected = store.table(&scope()).await.unwrap().leases[&shard(0)].clone();
+        assert_eq!((corrected.unreadable, corrected.checkpoint), (None, Some(after(3))), "{case}");
+        assert!(
+            corrected.epoch > lease.epoch,
+            "{case}: expected an epoch that fences the last owner"
+        );
         let parents = (name == "checkpoints").then(|| vec![shard(9)]);
-        assert_eq!(mended.parents, parents, "{case}");
-        let (_, table) = ask(&store, "b", vec![add(0), assign(0, "b")]).await;
-        let mended = &table.leases[&shard(0)];
+        assert_eq!(corrected.parents, parents, "{case}");
+        let (_, table) = exchange(&store, "b", vec![add(0), assign(0, "b")]).await;
+        let corrected = &table.leases[&shard(0)];
         assert_eq!(
-            mended.parents,
+            corrected.parents,
             Some(vec![shard(9)]),
             "{case}: expected the parents of the listing"
         );
-        assert_eq!(mended.owner.as_deref(), Some("b"), "{case}");
-        assert_eq!(mended.checkpoint, Some(after(3)), "{case}");
+        assert_eq!(corrected.owner.as_deref(), Some("b"), "{case}");
+        assert_eq!(corrected.checkpoint, Some(after(3)), "{case}");
     }
 }
 
@@ -176,7 +183,7 @@ async fn damaged_worker_entry_keeps_its_leases_for_one_lease_duration() {
             let epoch = two_leases(&store).await.leases[&shard(0)].epoch;
             raw.hset::<_, _, _, ()>(key("workers"), "a", damaged).await.unwrap();
             let lease_duration = Duration::from_millis(200);
-            let (_, table) = ask_for(&store, "b", lease_duration, vec![assign(0, "b")]).await;
+            let (_, table) = exchange_with(&store, "b", lease_duration, vec![assign(0, "b")]).await;
             assert_eq!(
                 table.leases[&shard(0)].owner.as_deref(),
                 Some("a"),
@@ -184,13 +191,13 @@ async fn damaged_worker_entry_keeps_its_leases_for_one_lease_duration() {
             );
             assert_eq!(table.workers["a"].capacity, 0, "expected no capacity for other shards");
             if is_alive {
-                let (membership, table) = ask(&store, "a", Vec::new()).await;
+                let (membership, table) = exchange(&store, "a", Vec::new()).await;
                 assert_eq!(membership, Membership::Renewed);
                 assert_eq!(table.workers["a"].incarnation, 7);
                 assert_eq!(table.leases[&shard(0)].epoch, epoch, "expected an unchanged epoch");
             }
             tokio::time::sleep(2 * lease_duration).await;
-            let (_, table) = ask_for(&store, "c", lease_duration, vec![assign(0, "c")]).await;
+            let (_, table) = exchange_with(&store, "c", lease_duration, vec![assign(0, "c")]).await;
             let owner = if is_alive { "a" } else { "c" };
             assert_eq!(table.leases[&shard(0)].owner.as_deref(), Some(owner));
         }
@@ -203,7 +210,7 @@ async fn lease_of_unknown_worker_is_free_after_one_lease_duration() {
     two_leases(&store).await;
     raw.del::<_, ()>(key("workers")).await.unwrap();
     let lease_duration = Duration::from_millis(200);
-    let (_, table) = ask_for(&store, "b", lease_duration, vec![assign(0, "b")]).await;
+    let (_, table) = exchange_with(&store, "b", lease_duration, vec![assign(0, "b")]).await;
     assert_eq!(
         table.leases[&shard(0)].owner.as_deref(),
         Some("a"),
@@ -211,7 +218,7 @@ async fn lease_of_unknown_worker_is_free_after_one_lease_duration() {
     );
     assert!(table.workers.contains_key("a"), "expected the owner in the table");
     tokio::time::sleep(2 * lease_duration).await;
-    let (_, table) = ask_for(&store, "c", lease_duration, vec![assign(0, "c")]).await;
+    let (_, table) = exchange_with(&store, "c", lease_duration, vec![assign(0, "c")]).await;
     assert_eq!(table.leases[&shard(0)].owner.as_deref(), Some("c"));
 }
 
@@ -223,7 +230,7 @@ async fn damaged_number_starts_new_generation() {
         let before = two_leases(&store).await;
         raw.hset::<_, _, _, ()>(key("fleet"), field, damaged).await.unwrap();
         assert_eq!(store.table(&scope()).await.unwrap().leases, before.leases, "{field}");
-        let (membership, table) = ask(&store, "a", Vec::new()).await;
+        let (membership, table) = exchange(&store, "a", Vec::new()).await;
         assert_eq!(membership, Membership::Renewed, "{field}");
         assert!(
             table.generation > before.generation,
@@ -241,7 +248,7 @@ async fn field_without_shard_id_is_left_unchanged() {
     for name in ["leases", "checkpoints"] {
         let field: &[u8] = b"no shard \xff";
         raw.hset::<_, _, _, ()>(key(name), field, "1").await.unwrap();
-        let (_, table) = ask(&store, "a", Vec::new()).await;
+        let (_, table) = exchange(&store, "a", Vec::new()).await;
         assert_eq!(table.leases, before.leases);
         assert_eq!(raw.hget::<_, _, String>(key(name), field).await.unwrap(), "1");
     }

@@ -29,7 +29,7 @@ const RATE: usize = 200;
 
 /// The most records that a fault redelivers: those that one worker acknowledges in two checkpoint
 /// intervals of 100 ms and during a save, or all workers if the store returns empty.
-const MOST_REPEATED: usize = RATE / 2;
+const MAX_REPEATED: usize = RATE / 2;
 
 /// The reads of a shard in one epoch: the worker, and the time of each record.
 struct EpochReads {
@@ -39,7 +39,7 @@ struct EpochReads {
 
 /// The reads that the workers have reported.
 #[derive(Default)]
-struct Tally {
+struct FleetTally {
     /// The number of reads of each record.
     read: BTreeMap<usize, usize>,
     /// The reads in each epoch of each shard.
@@ -51,15 +51,15 @@ struct Tally {
     findings: Vec<String>,
 }
 
-impl Tally {
+impl FleetTally {
     fn record_read(&mut self, worker: &str, shard: &str, epoch: u64, at: Duration, number: usize) {
         *self.read.entry(number).or_default() += 1;
         let new = || EpochReads { worker: worker.to_owned(), read: Vec::new() };
-        let tenancy = self.epoch_reads.entry((shard.to_owned(), epoch)).or_insert_with(new);
-        tenancy.read.push(at);
-        if tenancy.worker != worker {
+        let reads = self.epoch_reads.entry((shard.to_owned(), epoch)).or_insert_with(new);
+        reads.read.push(at);
+        if reads.worker != worker {
             let finding =
-                format!("{} and {worker} both read {shard} in epoch {epoch}", tenancy.worker);
+                format!("{} and {worker} both read {shard} in epoch {epoch}", reads.worker);
             self.findings.push(finding);
         }
     }
@@ -75,16 +75,16 @@ impl Tally {
     /// worker notices this loss with its next renewal.
     fn late(&self) -> (BTreeMap<&str, usize>, usize) {
         let (mut late, mut excused) = (BTreeMap::new(), 0);
-        for ((shard, epoch), tenancy) in &self.epoch_reads {
+        for ((shard, epoch), reads) in &self.epoch_reads {
             let later = (shard.clone(), epoch + 1)..=(shard.clone(), u64::MAX);
             let later =
                 self.epoch_reads.range(later).filter_map(|(_, later)| later.read.iter().min());
             let Some(over) = later.min() else { continue };
-            for at in tenancy.read.iter().filter(|at| *at > over) {
+            for at in reads.read.iter().filter(|at| *at > over) {
                 if self.data_losses.iter().any(|(from, to)| from <= at && at <= to) {
                     excused += 1;
                 } else {
-                    *late.entry(&*tenancy.worker).or_default() += 1;
+                    *late.entry(&*reads.worker).or_default() += 1;
                 }
             }
         }
@@ -100,7 +100,7 @@ fn now() -> Duration {
 struct Fleet {
     redis: RedisServer,
     port: u16,
-    tally: Arc<Mutex<Tally>>,
+    tally: Arc<Mutex<FleetTally>>,
     workers: Vec<(String, Child)>,
     begun: usize,
     last_start: Instant,
@@ -135,9 +135,9 @@ impl Fleet {
         let (tally, worker) = (Arc::clone(&self.tally), name.clone());
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
-                if let Some((_, said)) = line.split_once("read ") {
-                    let said: Vec<&str> = said.split(' ').collect();
-                    let [shard, epoch, at, number] = said[..] else { panic!("{said:?}") };
+                if let Some((_, fields)) = line.split_once("read ") {
+                    let fields: Vec<&str> = fields.split(' ').collect();
+                    let [shard, epoch, at, number] = fields[..] else { panic!("{fields:?}") };
                     let (epoch, number) = (epoch.parse().unwrap(), number.parse().unwrap());
                     let at = Duration::from_nanos(at.parse().unwrap());
                     tally.lock().unwrap().record_read(&worker, shard, epoch, at, number);
@@ -236,15 +236,15 @@ async fn worker() {
         .unwrap();
     let mut records = consumer.records();
     let mut output = std::io::stdout();
-    let (tell, mut told) = tokio::sync::oneshot::channel::<()>();
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
     std::thread::spawn(move || {
         let _end = std::io::stdin().read(&mut [0]);
-        drop(tell);
+        drop(stop);
     });
     loop {
         let record = tokio::select! {
             biased;
-            _end = &mut told => break,
+            _end = &mut stopped => break,
             record = records.next() => record.expect("expected no end").expect("expected no error"),
         };
         let (at, number) = (now().as_nanos(), std::str::from_utf8(record.data()).unwrap());
@@ -298,7 +298,7 @@ async fn fleet_with_faults_loses_no_record() {
         let what = fleet.inject_fault(&mut rng).await;
         happened += 1;
         let before = std::mem::replace(&mut repeated, fleet.tally.lock().unwrap().repeated());
-        if repeated > before + MOST_REPEATED {
+        if repeated > before + MAX_REPEATED {
             println!("{what}: {} of {} redelivered", repeated - before, put.lock().unwrap());
         }
     }
@@ -338,7 +338,7 @@ async fn fleet_with_faults_loses_no_record() {
              FLEET_SEED={seed}"
         );
     }
-    let allowed = happened * MOST_REPEATED + fleet.allowed_rereads;
+    let allowed = happened * MAX_REPEATED + fleet.allowed_rereads;
     assert!(
         tally.repeated() <= allowed,
         "expected at most {allowed} redelivered records, got {}; FLEET_SEED={seed}",

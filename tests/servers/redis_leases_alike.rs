@@ -36,7 +36,7 @@ enum Near {
 }
 
 #[derive(Debug, Clone)]
-enum Ask {
+enum DrawnChange {
     Begin(u64),
     Add(u32, Vec<u32>, Option<u8>, Option<Checkpoint>),
     Identify(u32, Option<u8>),
@@ -69,7 +69,7 @@ struct Known {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Seen {
+enum SeenTable {
     Nothing,
     Current,
     Older,
@@ -84,9 +84,9 @@ enum Operation {
         lives: bool,
         capacity: u32,
         leaving: bool,
-        seen: Seen,
+        seen: SeenTable,
         only_if_unchanged: bool,
-        asks: Vec<Ask>,
+        changes: Vec<DrawnChange>,
     },
     SaveFenced(Vec<(u32, Near, Checkpoint)>),
     Save(u32, Checkpoint),
@@ -163,43 +163,43 @@ fn any_incarnation() -> impl Strategy<Value = u64> {
     prop_oneof![4 => Just(u64::MAX), 1 => Just(u64::MAX - 1)]
 }
 
-fn any_ask() -> impl Strategy<Value = Ask> {
+fn any_change() -> impl Strategy<Value = DrawnChange> {
     let (shard, worker) = (0..2_u32, 0..WORKERS.len());
     let checkpoint = prop::option::of(any_checkpoint());
     let parents = || prop::collection::vec(7..9_u32, 0..3);
     prop_oneof![
-        1 => (1..3_u64).prop_map(Ask::Begin),
+        1 => (1..3_u64).prop_map(DrawnChange::Begin),
         3 => (shard.clone(), parents(), any_start(), checkpoint)
-            .prop_map(|(shard, parents, start, place)| Ask::Add(shard, parents, start, place)),
-        1 => (shard.clone(), any_start()).prop_map(|(shard, start)| Ask::Identify(shard, start)),
+            .prop_map(|(shard, parents, start, place)| DrawnChange::Add(shard, parents, start, place)),
+        1 => (shard.clone(), any_start()).prop_map(|(shard, start)| DrawnChange::Identify(shard, start)),
         1 => (shard.clone(), parents(), 4..6_u8, any_checkpoint())
-            .prop_map(|(shard, parents, start, place)| Ask::Replace(shard, parents, start, place)),
-        4 => (shard.clone(), worker.clone()).prop_map(|(shard, to)| Ask::Assign(shard, to)),
-        3 => (shard.clone(), worker.clone()).prop_map(|(shard, to)| Ask::Offer(shard, to)),
-        3 => (shard.clone(), any_near()).prop_map(|(shard, near)| Ask::Release(shard, near)),
-        1 => (shard.clone(), any_near()).prop_map(|(shard, near)| Ask::Finish(shard, near)),
-        1 => shard.clone().prop_map(Ask::MarkExpired),
-        1 => shard.clone().prop_map(Ask::Forget),
+            .prop_map(|(shard, parents, start, place)| DrawnChange::Replace(shard, parents, start, place)),
+        4 => (shard.clone(), worker.clone()).prop_map(|(shard, to)| DrawnChange::Assign(shard, to)),
+        3 => (shard.clone(), worker.clone()).prop_map(|(shard, to)| DrawnChange::Offer(shard, to)),
+        3 => (shard.clone(), any_near()).prop_map(|(shard, near)| DrawnChange::Release(shard, near)),
+        1 => (shard.clone(), any_near()).prop_map(|(shard, near)| DrawnChange::Finish(shard, near)),
+        1 => shard.clone().prop_map(DrawnChange::MarkExpired),
+        1 => shard.clone().prop_map(DrawnChange::Forget),
         2 => (worker, any_incarnation(), any::<bool>(), any::<bool>())
-            .prop_map(|(worker, life, late, lives)| Ask::ReviveWorker(worker, life, late, lives)),
-        4 => (shard, any_known()).prop_map(|(shard, known)| Ask::Restore(shard, known)),
+            .prop_map(|(worker, life, late, lives)| DrawnChange::ReviveWorker(worker, life, late, lives)),
+        4 => (shard, any_known()).prop_map(|(shard, known)| DrawnChange::Restore(shard, known)),
     ]
 }
 
 fn any_operation() -> impl Strategy<Value = Operation> {
     let seen = prop_oneof![
-        Just(Seen::Nothing),
-        Just(Seen::Current),
-        Just(Seen::Current),
-        Just(Seen::Older),
-        Just(Seen::OtherGeneration),
+        Just(SeenTable::Nothing),
+        Just(SeenTable::Current),
+        Just(SeenTable::Current),
+        Just(SeenTable::Older),
+        Just(SeenTable::OtherGeneration),
     ];
     let worker = (0..WORKERS.len(), any_incarnation(), prop::bool::weighted(0.8), 4..6_u32);
-    let asks = prop::collection::vec(any_ask(), 0..4);
+    let changes = prop::collection::vec(any_change(), 0..4);
     let fenced = prop::collection::vec((0..2_u32, any_near(), any_checkpoint()), 1..4);
     prop_oneof![
-        12 => (worker, prop::bool::weighted(0.2), seen, prop::bool::weighted(0.3), asks).prop_map(
-            |((worker, incarnation, lives, capacity), leaving, seen, only_if_unchanged, asks)| {
+        12 => (worker, prop::bool::weighted(0.2), seen, prop::bool::weighted(0.3), changes).prop_map(
+            |((worker, incarnation, lives, capacity), leaving, seen, only_if_unchanged, changes)| {
                 Operation::Exchange {
                     worker,
                     incarnation,
@@ -208,7 +208,7 @@ fn any_operation() -> impl Strategy<Value = Operation> {
                     leaving,
                     seen,
                     only_if_unchanged,
-                    asks,
+                    changes,
                 }
             },
         ),
@@ -260,35 +260,35 @@ fn number(near: Near, own: u64, other: u64) -> u64 {
 }
 
 /// Returns the change for a store with this table.
-fn change(ask: &Ask, table: &LeaseTable) -> Change {
-    match ask.clone() {
-        Ask::Begin(first_poll) => Change::Begin { first_poll },
-        Ask::Add(index, parents, start, checkpoint) => Change::Add {
+fn change(drawn: &DrawnChange, table: &LeaseTable) -> Change {
+    match drawn.clone() {
+        DrawnChange::Begin(first_poll) => Change::Begin { first_poll },
+        DrawnChange::Add(index, parents, start, checkpoint) => Change::Add {
             shard: shard(index),
             parents: parents.into_iter().map(shard).collect(),
             start: start.map(start_number),
             checkpoint,
         },
-        Ask::Identify(index, start) => {
+        DrawnChange::Identify(index, start) => {
             Change::Identify { shard: shard(index), start: start.map(start_number) }
         }
-        Ask::Replace(index, parents, start, checkpoint) => Change::Replace {
+        DrawnChange::Replace(index, parents, start, checkpoint) => Change::Replace {
             shard: shard(index),
             parents: parents.into_iter().map(shard).collect(),
             start: start_number(start),
             checkpoint,
         },
-        Ask::Assign(index, to) => Change::Assign { shard: shard(index), to: worker(to) },
-        Ask::Offer(index, to) => Change::Offer { shard: shard(index), to: worker(to) },
-        Ask::Release(index, near) => {
+        DrawnChange::Assign(index, to) => Change::Assign { shard: shard(index), to: worker(to) },
+        DrawnChange::Offer(index, to) => Change::Offer { shard: shard(index), to: worker(to) },
+        DrawnChange::Release(index, near) => {
             Change::Release { shard: shard(index), epoch: epoch(near, table, &shard(index)) }
         }
-        Ask::Finish(index, near) => {
+        DrawnChange::Finish(index, near) => {
             Change::Finish { shard: shard(index), epoch: epoch(near, table, &shard(index)) }
         }
-        Ask::MarkExpired(index) => Change::MarkExpired { shard: shard(index) },
-        Ask::Forget(index) => Change::Forget { shard: shard(index) },
-        Ask::ReviveWorker(name, incarnation, late, lives) => {
+        DrawnChange::MarkExpired(index) => Change::MarkExpired { shard: shard(index) },
+        DrawnChange::Forget(index) => Change::Forget { shard: shard(index) },
+        DrawnChange::ReviveWorker(name, incarnation, late, lives) => {
             let last = table.workers.values().map(|member| member.joined).max();
             let joined = if late { last.unwrap_or(0) + 1_000_000_000_000 } else { 5 };
             let lease_duration = lease_duration(lives);
@@ -296,7 +296,7 @@ fn change(ask: &Ask, table: &LeaseTable) -> Change {
             member.capacity = 3;
             Change::ReviveWorker { worker: worker(name), member }
         }
-        Ask::Restore(index, known) => {
+        DrawnChange::Restore(index, known) => {
             let shard = shard(index);
             let own = table.leases.get(&shard).cloned().unwrap_or_default();
             let mut lease = Lease::default();
@@ -414,19 +414,19 @@ async fn carry_out<S: CheckpointStore + LeaseStore>(
             leaving,
             seen,
             only_if_unchanged,
-            asks,
+            changes,
         } => {
             let mut request =
                 HeartbeatRequest::new(worker(index), incarnation, lease_duration(lives));
             (request.capacity, request.leaving) = (capacity, leaving);
             request.known = match seen {
-                Seen::Nothing => None,
-                Seen::Current => Some((before.generation, before.version)),
-                Seen::Older => Some((before.generation, before.version.saturating_sub(1))),
-                Seen::OtherGeneration => Some((before.generation + 1, before.version)),
+                SeenTable::Nothing => None,
+                SeenTable::Current => Some((before.generation, before.version)),
+                SeenTable::Older => Some((before.generation, before.version.saturating_sub(1))),
+                SeenTable::OtherGeneration => Some((before.generation + 1, before.version)),
             };
             request.only_if_unchanged = only_if_unchanged;
-            request.changes = asks.iter().map(|ask| change(ask, &before)).collect();
+            request.changes = changes.iter().map(|drawn| change(drawn, &before)).collect();
             answer_shape(&store.exchange(scope, &request).await.unwrap(), &before)
         }
         Operation::SaveFenced(positions) => {

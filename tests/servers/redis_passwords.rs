@@ -44,8 +44,8 @@ fn assert_credentials_error(error: &Error, code: &str, secrets: &[&str]) {
 }
 
 #[tokio::test]
-async fn changed_password_is_reported_with_cure_until_restored() {
-    let told = ALL.iter().map(async |by| {
+async fn changed_password_is_reported_with_remedy_until_restored() {
+    let checks = ALL.iter().map(async |by| {
         let behind = ProxiedStore::started(*by).await;
         let open = behind.connect("").await.unwrap();
         set_password(&behind.server, "", "hunter2").await;
@@ -58,7 +58,7 @@ async fn changed_password_is_reported_with_cure_until_restored() {
         set_password(&behind.server, "hunter2", "").await;
         until_saved(&open, 4).await;
     });
-    futures::future::join_all(told).await;
+    futures::future::join_all(checks).await;
 }
 
 #[tokio::test]
@@ -71,7 +71,7 @@ async fn worker_resumes_once_its_password_is_valid_again() {
     let error =
         timeout(LEASE + DELAY, reading.error()).await.expect("expected an error for the caller");
     assert_credentials_error(&error, "WRONGPASS", &["hunter2", "hunter3"]);
-    let told = async {
+    let reported = async {
         loop {
             if let Some(Event::StoreFailed { message }) = events.next().await
                 && message.contains("WRONGPASS")
@@ -80,7 +80,7 @@ async fn worker_resumes_once_its_password_is_valid_again() {
             }
         }
     };
-    timeout(LEASE + DELAY, told).await.expect("expected an event that reports the refusal");
+    timeout(LEASE + DELAY, reported).await.expect("expected an event that reports the refusal");
     // Waits until all leases have expired.
     sleep(LEASE).await;
     set_password(&server, "hunter3", "hunter2").await;

@@ -75,7 +75,7 @@ async fn missing_replicas_are_reported_as_temporary() {
 }
 
 #[tokio::test]
-async fn protected_mode_is_reported_with_cure() {
+async fn protected_mode_is_reported_with_remedy() {
     let server = RedisServer::start(&[]);
     let proxy = Proxy::start(server.port()).await;
     proxy.connect_from([127, 0, 0, 2].into());
@@ -101,7 +101,7 @@ async fn too_many_connections_are_reported_as_temporary() {
 }
 
 #[tokio::test]
-async fn missing_script_permission_is_reported_with_cure() {
+async fn missing_script_permission_is_reported_with_remedy() {
     let server = RedisServer::start(&[]);
     let user = ["ACL", "SETUSER", "reader", "on", ">secret", "~*", "+@all", "-@scripting"];
     command(&server, &user).await;

@@ -8,7 +8,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use crate::proxy::Mode;
-use crate::redis_connection::{ALL, By, ProxiedStore, until_saved};
+use crate::redis_connection::{ALL, ConnectBy, ProxiedStore, until_saved};
 use crate::redis_store::{after, scope, shard};
 
 /// The default lease duration.
@@ -20,14 +20,14 @@ fn current_thread() -> Runtime {
 }
 
 /// Starts a store behind a proxy. Returns it with the runtime that runs the proxy.
-fn behind(by: By) -> (Runtime, ProxiedStore) {
+fn behind(by: ConnectBy) -> (Runtime, ProxiedStore) {
     let outer = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let behind = outer.block_on(ProxiedStore::started(by));
     (outer, behind)
 }
 
 /// Checks that a save on a new runtime succeeds within a lease duration.
-fn assert_saves_on_new_runtime(by: By, store: &RedisStore, number: u32) {
+fn assert_saves_on_new_runtime(by: ConnectBy, store: &RedisStore, number: u32) {
     let saved = async { timeout(LEASE, until_saved(store, number)).await };
     let saved = current_thread().block_on(saved);
     saved.unwrap_or_else(|_| panic!("{by:?}: expected a save on another runtime"));

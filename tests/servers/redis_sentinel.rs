@@ -116,12 +116,12 @@ async fn new_master_is_followed_after_failover() {
 async fn wrong_sentinel_settings_are_reported() {
     let watched = SentinelSetup::start().await;
     let sentinel = watched.sentinel.url();
-    let nobody = format!("redis://127.0.0.1:{}/", free_port());
+    let unreachable = format!("redis://127.0.0.1:{}/", free_port());
     let connect = async |sentinels: &[&str], master: &str| {
         RedisStore::connect_sentinel(sentinels.iter().copied(), master).await.unwrap_err()
     };
     let master = format!("redis://:{PASSWORD}@orders/");
-    let error = connect(&[&nobody], &master).await;
+    let error = connect(&[&unreachable], &master).await;
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error:?}");
     let error = connect(&[&sentinel], &format!("redis://:{PASSWORD}@parcels/")).await;
     assert_eq!(error.kind(), ErrorKind::Configuration, "{error:?}");
@@ -132,7 +132,7 @@ async fn wrong_sentinel_settings_are_reported() {
         assert_eq!(error.kind(), ErrorKind::Configuration, "{error:?}");
     }
     // One sentinel that responds is enough.
-    let urls = [&*nobody, &*sentinel];
+    let urls = [&*unreachable, &*sentinel];
     RedisStore::connect_sentinel(urls, &master).await.unwrap();
 }
 

@@ -35,7 +35,7 @@ async fn idle_worker_with_half_open_connection_takes_over() {
     let kinesis = Kinesis::new();
     let shard = kinesis.create_stream("orders", 1).shard(0);
     shard.put("first");
-    let (dead, first) = start(&kinesis, &redis, "first").await;
+    let (crashed, first) = start(&kinesis, &redis, "first").await;
     let mut records = first.records();
     assert_eq!(records.next().await.unwrap().unwrap().data(), b"first");
     let (half_open, second) = start(&kinesis, &redis, "second").await;
@@ -46,7 +46,7 @@ async fn idle_worker_with_half_open_connection_takes_over() {
         .expect_err("expected the first worker to own the shard");
 
     shard.put("second");
-    dead.set_mode(Mode::Swallow);
+    crashed.set_mode(Mode::Swallow);
     half_open.freeze();
     let began = Instant::now();
     let bound = LEASE + 2 * RENEWAL + DELAY;

@@ -53,8 +53,8 @@ async fn tls_connection_uses_user_password_and_database() {
         .kill_on_drop(true)
         .output();
     let output = timeout(Duration::from_secs(60), ran).await.unwrap().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
 async fn refused(url: &str) -> Error {
@@ -65,7 +65,7 @@ async fn refused(url: &str) -> Error {
 }
 
 #[tokio::test]
-async fn untrusted_certificate_is_reported_with_cure() {
+async fn untrusted_certificate_is_reported_with_remedy() {
     let (server, _authority) = start_tls();
     let address = format!("localhost:{}", server.port());
     let error = refused(&format!("rediss://billing:hunter2@{address}/")).await;
@@ -81,7 +81,7 @@ async fn untrusted_certificate_is_reported_with_cure() {
 }
 
 #[tokio::test]
-async fn tls_on_one_side_only_is_reported_with_cure() {
+async fn tls_on_one_side_only_is_reported_with_remedy() {
     let (tls, _authority) = start_tls();
     let plain = RedisServer::start(&[]);
     for (scheme, port) in [("redis", tls.port()), ("rediss", plain.port())] {

@@ -4,27 +4,27 @@
 //! A second generator draws them, so that the main scenario stays the same. The store of an act
 //! keeps leases and does not fail.
 
-mod absent;
-mod again;
-mod ended;
-mod forgetful;
+mod approaches;
+mod child_at_latest;
 mod horizon;
-mod idle;
-mod large;
-mod latest;
-mod losses;
-mod merging;
-mod named;
-mod overtaken;
-mod pinned;
+mod idle_shards;
+mod large_records;
+mod loss_checks;
+mod lost_ends;
+mod lost_stores;
+mod merged_shards;
+mod missing_shards;
+mod overtaken_reader;
+mod partial_listings;
 mod reader;
-mod recreated;
-mod refused;
-mod stalled;
-mod uneven;
-mod unlisted;
-mod vanished;
-mod waited;
+mod recreated_stream;
+mod shared_refusals;
+mod stalls;
+mod start_at_latest;
+mod start_at_timestamp;
+mod trimmed_positions;
+mod uneven_polling;
+mod waiting_children;
 
 use std::fmt;
 use std::ops::Range;
@@ -43,7 +43,7 @@ use crate::world::BEGINNING;
 const ACTS: u64 = 0x0061_6374_7321;
 
 /// Mixed with the seed for features that were added to acts later.
-const WRONGS: u64 = 0x77_726f_6e67_7321;
+const LATER_FEATURES: u64 = 0x77_726f_6e67_7321;
 
 /// The time within which everything is read after the faults: a back-off, the rest of an attempt
 /// under way, and a registration.
@@ -62,7 +62,7 @@ struct Put {
 struct Act {
     rng: Rng,
     /// Draws features that were added later, so that the acts of existing seeds stay the same.
-    wrongs: Rng,
+    later_rng: Rng,
     plan: Plan,
     truth: Truth,
     kinesis: Kinesis,
@@ -107,10 +107,10 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
         match which {
             0..=2 => act.recreate_stream().await,
             3 => act.start_at_latest().await,
-            4 | 5 => act.lack_a_shard().await,
+            4 | 5 => act.omit_shard().await,
             6 | 7 => act.stall().await,
-            8 => act.read_unevenly().await,
-            _ => act.start_at_time().await,
+            8 => act.poll_unevenly().await,
+            _ => act.start_at_timestamp().await,
         }
     }
     // One in `worlds` seeds plays the act.
@@ -120,7 +120,7 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
         is_played.then(|| Act::new(rng, seed, plan.clone(), truth.clone()))
     };
     if let Some(mut act) = begin(NAMED_STARTS, 24) {
-        act.name_latest().await;
+        act.start_child_at_latest().await;
     }
     let mut rng = Rng::with_seed(seed ^ LATER_ACTS);
     let which = rng.u8(..50);
@@ -128,12 +128,12 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
         let mut act = Act::new(rng, seed, plan.clone(), truth.clone());
         act.kinesis.set_event_records(act.rng.usize(1..4));
         match which {
-            0 => act.be_overtaken().await,
-            1 if act.rng.u8(..3) == 0 => act.lack_for_some_listings().await,
+            0 => act.overtake_reader().await,
+            1 if act.rng.u8(..3) == 0 => act.omit_from_some_listings().await,
             1 => act.lose_positions().await,
             2 => act.wait_past_retention().await,
             3 => act.merge_shards().await,
-            _ => act.forget_store().await,
+            _ => act.lose_store().await,
         }
     }
     if let Some(mut act) = begin(SHARED_CALLS, 64) {
@@ -143,13 +143,13 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
         act.read_large().await;
     }
     if let Some(mut act) = begin(IDLE_SHARDS, 100) {
-        act.stay_idle().await;
+        act.keep_idle().await;
     }
     if let Some(mut act) = begin(LOST_ENDS, 100) {
         act.lose_ends().await;
     }
     if let Some(mut act) = begin(APPROACHES, 100) {
-        act.approach_again().await;
+        act.restart_before_approach().await;
     }
 }
 
@@ -161,8 +161,8 @@ impl Act {
         let orders = kinesis.create_stream("orders", rng.usize(1..4));
         let store = MemoryStore::at(UNIX_EPOCH + BEGINNING);
         let (puts, recreated_at) = (Vec::new(), Instant::now());
-        let wrongs = Rng::with_seed(seed ^ WRONGS);
-        Self { rng, wrongs, plan, truth, kinesis, orders, store, puts, recreated_at }
+        let later_rng = Rng::with_seed(seed ^ LATER_FEATURES);
+        Self { rng, later_rng, plan, truth, kinesis, orders, store, puts, recreated_at }
     }
 
     /// Returns the time by which everything is read after the faults, new shards included.
@@ -192,7 +192,7 @@ impl Act {
     fn put_into(&mut self, shard: &Shard) {
         let number = self.puts.len();
         shard.put(number.to_string());
-        self.truth.tell(format_args!("put: {number} into shard {}", shard.index()));
+        self.truth.log(format_args!("put: {number} into shard {}", shard.index()));
         self.puts.push(Put { shard: shard.index(), at: Instant::now() });
     }
 
@@ -204,7 +204,7 @@ impl Act {
             Some(high) if self.rng.bool() => drop(open[low].merge(high)),
             _ => drop(open[low].split()),
         }
-        self.truth.tell(format_args!("reshard: shard {} is closed", open[low].index()));
+        self.truth.log(format_args!("reshard: shard {} is closed", open[low].index()));
         open[low].clone()
     }
 
@@ -213,7 +213,7 @@ impl Act {
         let mut facts = self.truth.lock();
         for call in self.kinesis.calls() {
             let shard = call.shard_id.map_or_else(String::new, |shard| format!(" of {shard}"));
-            facts.tell_at(
+            facts.log_at(
                 call.at,
                 format_args!(
                     "call: {}{shard}: {:?}, {}",

@@ -51,8 +51,8 @@ impl World {
 
     /// Adds the calls since the last time to the trace.
     pub(crate) fn trace_calls(&mut self) {
-        let calls = self.kinesis.calls_from(self.told_calls);
-        self.told_calls += calls.len();
+        let calls = self.kinesis.calls_from(self.traced_calls);
+        self.traced_calls += calls.len();
         let mut facts = self.truth.lock();
         for call in calls {
             let shard = call.shard_id.as_ref().map(index_of);
@@ -64,7 +64,7 @@ impl World {
                 facts
                     .breaks(Promise::EndsAreKept, format_args!("a read{shard}, which is finished"));
             }
-            facts.tell_at(
+            facts.log_at(
                 call.at,
                 format_args!("call: {}{shard}: {status}, {} records", call.operation, call.records),
             );

@@ -21,14 +21,14 @@ pub(crate) struct Distortions {
 
 /// The number of denials that, together with listings that lack the shard, does not yet prove that
 /// the shard is gone.
-const MOST_DENIALS: usize = 2;
+const MAX_DENIALS: usize = 2;
 
 impl Distortions {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed ^ 0x00d1_5707_7ed0_a115);
         let chance = pick(&mut rng, &[0, 0, 10, 25]);
         let members = Rng::with_seed(seed ^ 0x0000_ab5e_4700_3e3b);
-        Self { rng, members, chance, denials: MOST_DENIALS }
+        Self { rng, members, chance, denials: MAX_DENIALS }
     }
 
     /// Returns true if any response in this scenario may be wrong.
@@ -76,14 +76,14 @@ impl World {
             _ => ("ListShards", Outcome::Mislisted(WrongListing::Stale(1))),
         };
         let (operation, outcome) = if members.u8(..3) == 0 {
-            let mut lacking = vec!["MillisBehindLatest"];
+            let mut missing = vec!["MillisBehindLatest"];
             if members.bool() {
-                lacking.extend(next);
+                missing.extend(next);
             }
             if members.bool() && (self.plan.fan_out || !self.plan.large) {
-                lacking.push("Records");
+                missing.push("Records");
             }
-            (read, Outcome::without(lacking))
+            (read, Outcome::without(missing))
         } else {
             (operation, outcome)
         };
@@ -92,7 +92,7 @@ impl World {
             times = times.min(*denials);
             *denials -= times;
         }
-        self.truth.tell(format_args!("next {times} responses of {operation}: {outcome:?}"));
+        self.truth.log(format_args!("next {times} responses of {operation}: {outcome:?}"));
         let mut faults = self.faults.lock().unwrap();
         faults.extend(std::iter::repeat_n((Some(operation), outcome), times));
     }

@@ -3,7 +3,7 @@
 use kinestream::testing::{Interruption, Outcome};
 use tokio::time::sleep;
 
-use crate::store::Health;
+use crate::store::Condition;
 use crate::world::World;
 
 impl World {
@@ -37,18 +37,18 @@ impl World {
                 Outcome::failed(400, "AccessDeniedException", "no")
             }
             11 => {
-                self.truth.tell(format_args!("all iterators expire"));
+                self.truth.log(format_args!("all iterators expire"));
                 return self.kinesis.expire_iterators();
             }
             _ => {
                 let open = self.orders.open_shards();
                 let (shard, time) = (self.rng.usize(..open.len()), self.time(10_000));
-                self.truth.tell(format_args!("shard {} is occupied", open[shard].index()));
+                self.truth.log(format_args!("shard {} is occupied", open[shard].index()));
                 return open[shard].occupy(time);
             }
         };
         let times = self.rng.usize(1..5);
-        self.truth.tell(format_args!("next {times} calls of {operation:?}: {outcome:?}"));
+        self.truth.log(format_args!("next {times} calls of {operation:?}: {outcome:?}"));
         let mut faults = self.faults.lock().unwrap();
         faults.extend(std::iter::repeat_n((operation, outcome), times));
     }
@@ -64,35 +64,35 @@ impl World {
             _ => Interruption::fails("ResourceInUseException", "taken over"),
         };
         let shard = self.rng.usize(..self.orders.shards().len());
-        self.truth.tell(format_args!("subscriptions of shard {shard}: {interruption:?}"));
+        self.truth.log(format_args!("subscriptions of shard {shard}: {interruption:?}"));
         self.orders.shard(shard).interrupt(&interruption);
     }
 
     pub(crate) async fn fail_store(&mut self) {
-        let health = match self.rng.u8(..8) {
+        let condition = match self.rng.u8(..8) {
             // An outage during which the caller does not poll.
             7 => {
-                self.truth.tell(format_args!("the store is down for some time"));
-                self.store.set_health(Health::Down);
+                self.truth.log(format_args!("the store is down for some time"));
+                self.store.set_condition(Condition::Down);
                 sleep(self.time(40_000)).await;
-                self.store.set_health(Health::Well);
+                self.store.set_condition(Condition::Healthy);
                 return sleep(self.time(40_000)).await;
             }
-            0 => Health::Slow(self.time(3000)),
-            1 => Health::Down,
-            2 => Health::Forgetful,
-            3 => Health::Hangs,
-            _ => Health::Well,
+            0 => Condition::Slow(self.time(3000)),
+            1 => Condition::Down,
+            2 => Condition::Forgetful,
+            3 => Condition::Hangs,
+            _ => Condition::Healthy,
         };
-        self.truth.tell(format_args!("the store is {health:?}"));
-        self.store.set_health(health);
+        self.truth.log(format_args!("the store is {condition:?}"));
+        self.store.set_condition(condition);
     }
 
     /// Ends all faults.
     pub(crate) fn heal(&mut self) {
-        self.truth.tell(format_args!("all faults are over"));
+        self.truth.log(format_args!("all faults are over"));
         self.faults.lock().unwrap().clear();
         self.panics.disarm();
-        self.store.set_health(Health::Well);
+        self.store.set_condition(Condition::Healthy);
     }
 }

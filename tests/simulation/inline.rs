@@ -15,12 +15,12 @@ use crate::raw_waker::{WakerCall, WakerCode, raw_waker};
 
 /// The maximum number of polls in a row. A stream that has used up the task's cooperative budget is
 /// polled again later.
-const MOST_POLLS: usize = 16;
+const MAX_POLLS: usize = 16;
 
 type Next<S> = Option<<S as Stream>::Item>;
 
 /// A stream that is polled by its waker as well as by its caller.
-pub(crate) struct Inline<S: Stream>(Arc<Shared<S>>);
+pub(crate) struct Inline<S: Stream>(Arc<InlineStream<S>>);
 
 impl<S: Stream> Drop for Inline<S> {
     /// Drops the stream explicitly: the stream holds wakers, which hold the stream.
@@ -30,12 +30,12 @@ impl<S: Stream> Drop for Inline<S> {
     }
 }
 
-struct Shared<S: Stream> {
+struct InlineStream<S: Stream> {
     /// `None` after the caller has dropped the stream.
     stream: Mutex<Option<S>>,
     /// True while the caller waits for an item. An unrequested poll would finish the record that
     /// the caller holds.
-    is_asked_for: AtomicBool,
+    is_requested: AtomicBool,
     /// Set if the stream was woken while it was polled.
     again: AtomicBool,
     found: Mutex<Option<Next<S>>>,
@@ -48,9 +48,9 @@ struct Shared<S: Stream> {
 
 impl<S: Stream<Item: Send> + Unpin + Send + 'static> Inline<S> {
     pub(crate) fn new(stream: S, panics: Panics) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(InlineStream {
             stream: Mutex::new(Some(stream)),
-            is_asked_for: AtomicBool::new(false),
+            is_requested: AtomicBool::new(false),
             again: AtomicBool::new(false),
             found: Mutex::default(),
             drops_own: AtomicBool::new(false),
@@ -70,18 +70,18 @@ impl<S: Stream<Item: Send> + Unpin + Send + 'static> Inline<S> {
     /// Returns the next item. If the future is dropped early, the request for an item is withdrawn.
     #[allow(dead_code, reason = "fleets call poll_next")]
     pub(crate) async fn next(&self) -> Option<S::Item> {
-        let _asking = Asking(&self.0.is_asked_for);
+        let _request = RequestGuard(&self.0.is_requested);
         poll_fn(|context| self.poll_next(context)).await
     }
 
-    /// Requests the next item. The request stays until an item is found or [`Inline::stop_asking`]
+    /// Requests the next item. The request stays until an item is found or [`Inline::withdraw_request`]
     /// is called.
     pub(crate) fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<S::Item>> {
         self.0.caller.register(context.waker());
         // Returns an item that was already found before another one is requested.
         let mut found = self.0.found.lock().unwrap().take();
         if found.is_none() {
-            self.0.is_asked_for.store(true, Ordering::SeqCst);
+            self.0.is_requested.store(true, Ordering::SeqCst);
             self.0.poll();
             found = self.0.found.lock().unwrap().take();
         }
@@ -90,25 +90,25 @@ impl<S: Stream<Item: Send> + Unpin + Send + 'static> Inline<S> {
 
     /// Withdraws the request: no waker polls until the caller polls again.
     #[allow(dead_code, reason = "a single reader calls next, which withdraws the request")]
-    pub(crate) fn stop_asking(&self) {
-        self.0.is_asked_for.store(false, Ordering::SeqCst);
+    pub(crate) fn withdraw_request(&self) {
+        self.0.is_requested.store(false, Ordering::SeqCst);
     }
 }
 
-struct Asking<'a>(&'a AtomicBool);
+struct RequestGuard<'a>(&'a AtomicBool);
 
-impl Drop for Asking<'_> {
+impl Drop for RequestGuard<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::SeqCst);
     }
 }
 
-impl<S: Stream<Item: Send> + Unpin + Send + 'static> Shared<S> {
+impl<S: Stream<Item: Send> + Unpin + Send + 'static> InlineStream<S> {
     /// Polls until an item is found or the stream is pending.
     fn poll(self: &Arc<Self>) {
         self.again.store(true, Ordering::SeqCst);
         let mut polls = 0;
-        while self.again.load(Ordering::SeqCst) && self.is_asked_for.load(Ordering::SeqCst) {
+        while self.again.load(Ordering::SeqCst) && self.is_requested.load(Ordering::SeqCst) {
             let mut stream = match self.stream.try_lock() {
                 Ok(stream) => stream,
                 // The thread that holds the lock polls again.
@@ -116,13 +116,13 @@ impl<S: Stream<Item: Send> + Unpin + Send + 'static> Shared<S> {
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             };
             polls += 1;
-            if polls > MOST_POLLS {
+            if polls > MAX_POLLS {
                 return self.caller.wake();
             }
             self.again.store(false, Ordering::SeqCst);
             let Some(stream) = &mut *stream else { return };
             if let Poll::Ready(next) = self.poll_once(stream) {
-                self.is_asked_for.store(false, Ordering::SeqCst);
+                self.is_requested.store(false, Ordering::SeqCst);
                 *self.found.lock().unwrap() = Some(next);
                 self.caller.wake();
             }
@@ -148,7 +148,7 @@ impl<S: Stream<Item: Send> + Unpin + Send + 'static> Shared<S> {
 }
 
 /// The behaviour of the waker.
-struct Code<S: Stream>(Arc<Shared<S>>);
+struct Code<S: Stream>(Arc<InlineStream<S>>);
 
 impl<S: Stream<Item: Send> + Unpin + Send + 'static> WakerCode for Code<S> {
     fn call(&self, call: WakerCall) {

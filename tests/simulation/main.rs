@@ -43,7 +43,7 @@ use std::ops::Range;
 
 use fastrand::Rng;
 use panics::Panics;
-use seeds::{Simulation, Story};
+use seeds::{SeedResult, Simulation};
 use world::World;
 
 /// The seeds of the regular test run.
@@ -55,7 +55,7 @@ const PANICS: u64 = 0x70_61_6e_69_63;
 
 const SIMULATION: Simulation = Simulation { test: "simulation", simulate };
 
-fn simulate(seed: u64) -> Story {
+fn simulate(seed: u64) -> SeedResult {
     let mut rng = Rng::with_seed(seed ^ PANICS);
     let panics = Panics::new(&mut rng);
     panics.around(|| {
@@ -65,7 +65,7 @@ fn simulate(seed: u64) -> Story {
             if !world.truth.is_broken() {
                 acts::play(seed, world.plan.clone(), world.truth.clone()).await;
             }
-            world.story()
+            world.seed_result()
         })
     })
 }

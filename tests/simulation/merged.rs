@@ -15,20 +15,20 @@ pub(crate) struct Merged {
 }
 
 enum Open {
-    Records { records: Box<Records>, in_hand: Option<Place> },
+    Records { records: Box<Records>, in_flight: Option<Place> },
     Shards { shards: Option<Shards>, open: Vec<OpenShard>, turn: usize },
 }
 
 struct OpenShard {
     stream: ShardStream,
-    in_hand: Option<Place>,
+    in_flight: Option<Place>,
 }
 
 impl Merged {
     pub(crate) fn new(consumer: &Consumer, truth: Truth, plan: &Plan) -> Self {
-        let open = match plan.door {
+        let open = match plan.read_method {
             ReadMethod::Records => {
-                Open::Records { records: Box::new(consumer.records()), in_hand: None }
+                Open::Records { records: Box::new(consumer.records()), in_flight: None }
             }
             ReadMethod::Shards => {
                 Open::Shards { shards: Some(consumer.shards()), open: Vec::new(), turn: 0 }
@@ -41,8 +41,8 @@ impl Merged {
     /// stream that delivered it finishes it.
     pub(crate) fn hold(&mut self, place: Place) {
         match &mut self.open {
-            Open::Records { in_hand, .. } => *in_hand = Some(place),
-            Open::Shards { open, turn, .. } => open[*turn].in_hand = Some(place),
+            Open::Records { in_flight, .. } => *in_flight = Some(place),
+            Open::Shards { open, turn, .. } => open[*turn].in_flight = Some(place),
         }
     }
 
@@ -62,21 +62,21 @@ impl Stream for Merged {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Self { truth, open } = self.get_mut();
-        let finish = |in_hand: &mut Option<Place>| {
-            if let Some(place) = in_hand.take() {
+        let finish = |in_flight: &mut Option<Place>| {
+            if let Some(place) = in_flight.take() {
                 truth.lock().finish(place);
             }
         };
         match open {
-            Open::Records { records, in_hand } => {
-                finish(in_hand);
+            Open::Records { records, in_flight } => {
+                finish(in_flight);
                 records.poll_next_unpin(context)
             }
             Open::Shards { shards, open, turn } => {
                 while let Some(more) = shards {
                     match more.poll_next_unpin(context) {
                         Poll::Ready(Some(Ok(stream))) => {
-                            open.push(OpenShard { stream, in_hand: None });
+                            open.push(OpenShard { stream, in_flight: None });
                         }
                         Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
                         Poll::Ready(None) => *shards = None,
@@ -88,7 +88,7 @@ impl Stream for Merged {
                     left -= 1;
                     *turn = (*turn + 1) % open.len();
                     let shard = &mut open[*turn];
-                    finish(&mut shard.in_hand);
+                    finish(&mut shard.in_flight);
                     match shard.stream.poll_next_unpin(context) {
                         Poll::Ready(Some(next)) => return Poll::Ready(Some(next)),
                         Poll::Ready(None) => {

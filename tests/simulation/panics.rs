@@ -152,17 +152,17 @@ impl Panics {
     }
 
     /// Runs a scenario with a metrics recorder and a tracing layer that may panic.
-    pub(crate) fn around<T>(&self, story: impl FnOnce() -> T) -> T {
+    pub(crate) fn around<T>(&self, scenario: impl FnOnce() -> T) -> T {
         if !self.are_planned() {
-            return story();
+            return scenario();
         }
-        tracing::subscriber::with_default(Layer(self.clone()), || recorded(self, story))
+        tracing::subscriber::with_default(Layer(self.clone()), || recorded(self, scenario))
     }
 }
 
 /// Returns true for a deliberate panic.
 pub(crate) fn is_deliberate(panic: &(dyn Any + Send)) -> bool {
-    panic.downcast_ref::<String>().is_some_and(|said| said.starts_with(DELIBERATE))
+    panic.downcast_ref::<String>().is_some_and(|message| message.starts_with(DELIBERATE))
 }
 
 /// Suppresses the messages of deliberate panics.
@@ -170,11 +170,11 @@ fn silence_deliberate() {
     static ONCE: Once = Once::new();
     keep_events_on();
     ONCE.call_once(|| {
-        let tell = panic::take_hook();
+        let default_hook = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            let said = info.payload_as_str().unwrap_or_default();
-            if !said.starts_with(DELIBERATE) {
-                tell(info);
+            let message = info.payload_as_str().unwrap_or_default();
+            if !message.starts_with(DELIBERATE) {
+                default_hook(info);
             }
         }));
     });
@@ -258,13 +258,13 @@ impl fmt::Debug for Layer {
 }
 
 #[cfg(not(feature = "metrics"))]
-fn recorded<T>(_panics: &Panics, story: impl FnOnce() -> T) -> T {
-    story()
+fn recorded<T>(_panics: &Panics, scenario: impl FnOnce() -> T) -> T {
+    scenario()
 }
 
 #[cfg(feature = "metrics")]
-fn recorded<T>(panics: &Panics, story: impl FnOnce() -> T) -> T {
-    metrics::with_local_recorder(&recorder::Recorder(panics.clone()), story)
+fn recorded<T>(panics: &Panics, scenario: impl FnOnce() -> T) -> T {
+    metrics::with_local_recorder(&recorder::Recorder(panics.clone()), scenario)
 }
 
 #[cfg(feature = "metrics")]

@@ -16,13 +16,13 @@ pub(crate) enum ReadMethod {
 
 /// The maximum jitter. The crate leaves a margin of 50 ms over six consecutive calls, part of which
 /// the scheduler needs.
-const MOST_JITTER: Duration = Duration::from_millis(45);
+const MAX_JITTER: Duration = Duration::from_millis(45);
 
 #[derive(Debug, Clone)]
 #[allow(clippy::struct_excessive_bools, reason = "each is drawn independently")]
 pub(crate) struct Plan {
     pub(crate) shards: usize,
-    pub(crate) door: ReadMethod,
+    pub(crate) read_method: ReadMethod,
     pub(crate) mode: CheckpointOn,
     pub(crate) start: StartingPosition,
     pub(crate) ordering: ShardOrdering,
@@ -75,10 +75,10 @@ impl Plan {
     pub(crate) fn new(rng: &mut Rng) -> Self {
         let milliseconds = Duration::from_millis;
         let large = rng.u8(..10) == 0;
-        let door = if rng.u8(..4) == 0 { ReadMethod::Shards } else { ReadMethod::Records };
+        let read_method = if rng.u8(..4) == 0 { ReadMethod::Shards } else { ReadMethod::Records };
         Self {
             shards: if large { rng.usize(3..7) } else { rng.usize(1..4) },
-            door,
+            read_method,
             mode: if rng.bool() { CheckpointOn::Pull } else { CheckpointOn::Ack },
             start: match rng.u8(..3) {
                 0 => StartingPosition::Latest,
@@ -124,7 +124,7 @@ impl Plan {
         }
         self.chunked = rng.u8(..4) == 0;
         if rng.u8(..6) == 0 {
-            self.jitter = MOST_JITTER;
+            self.jitter = MAX_JITTER;
         }
         if self.large && self.fan_out && rng.bool() {
             (self.event_records, self.prefetch, self.max_buffered_bytes) = (Some(2), 3, 1);

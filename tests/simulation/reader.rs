@@ -45,7 +45,7 @@ pub(crate) struct Reader {
     /// The number of panics before the reader started, the number of panics that it has reported
     /// since, and a flag for missed events.
     panicked: usize,
-    told_panics: usize,
+    reported_panics: usize,
     missed_events: bool,
     truth: Truth,
     plan: Plan,
@@ -66,7 +66,7 @@ pub(crate) struct Reader {
     pub(crate) ended: bool,
     /// True after the consumer was closed.
     pub(crate) is_closed: bool,
-    told: Vec<ErrorKind>,
+    yielded: Vec<ErrorKind>,
     /// The number of `Denied` errors of each shard.
     denied: BTreeMap<String, usize>,
     kinesis: Kinesis,
@@ -102,11 +102,11 @@ impl Reader {
             None => store.positions().await,
         };
         truth.lock().begin_reader(&positions);
-        truth.tell(format_args!("a reader starts"));
+        truth.log(format_args!("a reader starts"));
         Self {
             events: consumer.events(),
             panicked: panics.fired(&REPORTED),
-            told_panics: 0,
+            reported_panics: 0,
             missed_events: false,
             panics,
             consumer,
@@ -123,7 +123,7 @@ impl Reader {
             first_call: kinesis.call_count(),
             ended: false,
             is_closed: false,
-            told: Vec::new(),
+            yielded: Vec::new(),
             denied: BTreeMap::new(),
             kinesis: kinesis.clone(),
             neighbour,
@@ -156,7 +156,7 @@ impl Reader {
             } else {
                 self.truth.lock().finish_late(place);
             }
-            self.truth.tell(format_args!("ack of shard {} record {}", place.0, place.1));
+            self.truth.log(format_args!("ack of shard {} record {}", place.0, place.1));
             record.ack();
         }
     }
@@ -171,7 +171,7 @@ impl Reader {
     pub(crate) fn forget(&mut self, rng: &mut Rng) {
         if !self.held.is_empty() {
             let (record, place) = self.held.swap_remove(rng.usize(..self.held.len()));
-            self.truth.tell(format_args!(
+            self.truth.log(format_args!(
                 "shard {} record {} is dropped without an ack",
                 place.0, place.1
             ));
@@ -200,7 +200,7 @@ impl Reader {
     fn take(&mut self, next: Option<kinestream::Result<Record>>) -> bool {
         match next {
             None => {
-                self.truth.tell(format_args!("the stream ends"));
+                self.truth.log(format_args!("the stream ends"));
                 if !self.is_closed {
                     self.truth.breaks(
                         Promise::Progress,
@@ -211,20 +211,20 @@ impl Reader {
                 false
             }
             Some(Err(error)) => {
-                self.hear(&error);
+                self.check_error(&error);
                 false
             }
             Some(Ok(record)) => {
-                let place = self.judge(&record);
+                let place = self.check_record(&record);
                 self.truth.lock().delivered(place, record.checkpoint());
                 self.epochs.insert(place.0, record.epoch());
-                self.judge_saved(place);
+                self.check_previous_saved(place);
                 if self.plan.mode == CheckpointOn::Pull {
                     self.stream.with(|stream| stream.hold(place));
                 } else {
                     let epoch = record.epoch();
                     self.held.push((record, place));
-                    self.judge_in_flight(place.0, epoch);
+                    self.check_in_flight(place.0, epoch);
                 }
                 true
             }
@@ -237,13 +237,13 @@ impl Reader {
             match event {
                 Event::TaskRestarted { task, .. } => {
                     let is_reported = !matches!(task, Task::Metrics | Task::Tracing);
-                    self.told_panics += usize::from(is_reported);
+                    self.reported_panics += usize::from(is_reported);
                 }
                 Event::Lagged { .. } => {
                     self.missed_events = true;
                     self.truth.lock().miss_events();
                 }
-                gap @ Event::Gap { .. } => self.truth.lock().hear_gap(&gap),
+                gap @ Event::Gap { .. } => self.truth.lock().note_gap(&gap),
                 // An error has ended the stream of the shard. A new one starts at the checkpoint.
                 Event::ShardFailed { shard_id, .. } => {
                     self.restarted.insert(index_of(&shard_id));
@@ -256,17 +256,17 @@ impl Reader {
     /// Checks that each panic so far was reported.
     pub(crate) fn check_panics(&mut self) {
         let panicked = self.panics.fired(&REPORTED) - self.panicked;
-        if self.told_panics < panicked && !self.missed_events {
+        if self.reported_panics < panicked && !self.missed_events {
             self.truth.breaks(
                 Promise::PanicsAreReported,
-                format_args!("{panicked} panics, of which {} were reported", self.told_panics),
+                format_args!("{panicked} panics, of which {} were reported", self.reported_panics),
             );
         }
     }
 
     /// Checks, with a checkpoint interval of zero, that the previous record is stored, unless the
     /// store fails.
-    fn judge_saved(&self, (shard, place): Place) {
+    fn check_previous_saved(&self, (shard, place): Place) {
         let is_due = self.plan.mode == CheckpointOn::Pull
             && self.plan.checkpoint_interval.is_zero()
             && self.store.answers_for() > STORE_RECOVERY;
@@ -290,7 +290,7 @@ impl Reader {
 
     /// Checks the in-flight limits for the records that were delivered in one epoch. A shard that
     /// is read again from its checkpoint has nothing in flight.
-    fn judge_in_flight(&self, shard: usize, epoch: u64) {
+    fn check_in_flight(&self, shard: usize, epoch: u64) {
         let of_epoch = |place: &Place, of: u64| place.0 == shard && of == epoch;
         let held = self.held.iter().filter(|(record, place)| of_epoch(place, record.epoch()));
         let held: Vec<usize> = held.map(|(record, _)| size(record)).collect();
@@ -337,37 +337,38 @@ impl Reader {
     }
 
     /// Checks that an error is one that no retry can resolve, yielded once for each cause.
-    fn hear(&mut self, error: &Error) {
-        self.truth.tell(format_args!("error: {error}"));
+    fn check_error(&mut self, error: &Error) {
+        self.truth.log(format_args!("error: {error}"));
         let kind = error.kind();
         let cause = match kind {
             // An outage that is over is not reported, unless it delayed the start. The start loads
             // the positions, stores the starts of shards, and loads the result.
             ErrorKind::StoreUnavailable => {
-                let told = self.told.iter().filter(|told| **told == kind).count();
-                self.store.well_for() < Duration::from_secs(20) || self.next.is_empty() && told < 3
+                let yielded = self.yielded.iter().filter(|yielded| **yielded == kind).count();
+                self.store.healthy_for() < Duration::from_secs(20)
+                    || self.next.is_empty() && yielded < 3
             }
             // Even the first listing failed for seconds.
             ErrorKind::Unavailable => {
-                self.plan.distorted || self.next.is_empty() && !self.told.contains(&kind)
+                self.plan.distorted || self.next.is_empty() && !self.yielded.contains(&kind)
             }
             // Yielded once until the shard is read successfully. A caller that does not poll gets
             // the errors later, one for each outage.
             ErrorKind::Denied => error.shard_id().is_some_and(|shard| {
-                let told = self.denied.entry(shard.as_str().to_owned()).or_default();
-                *told += 1;
-                *told <= self.outages(shard.as_str())
+                let yielded = self.denied.entry(shard.as_str().to_owned()).or_default();
+                *yielded += 1;
+                *yielded <= self.outages(shard.as_str())
             }),
             // At most one error for three panics, and none for panics of wakers. A start that was
             // already delayed by another fault may yield one earlier.
             ErrorKind::Panicked => {
-                let told = self.told.iter().filter(|told| **told == kind).count();
+                let yielded = self.yielded.iter().filter(|yielded| **yielded == kind).count();
                 let wakers = self.panics.fired(&[Part::Waker]);
                 let ends_shard = error.to_string().contains("the task that fetches the shard");
                 let shard = error.shard_id().filter(|_| ends_shard);
                 self.restarted.extend(shard.map(index_of));
                 let others = self.panics.all_fired() - wakers;
-                told < others / 3 || self.next.is_empty()
+                yielded < others / 3 || self.next.is_empty()
             }
             // Wrong responses for a minute, yielded once for each such period.
             ErrorKind::Rejected => self.plan.distorted,
@@ -381,15 +382,15 @@ impl Reader {
         if !cause {
             self.truth.breaks(Promise::FewErrors, format_args!("{error}"));
         }
-        self.told.push(kind);
+        self.yielded.push(kind);
     }
 
     /// Checks a delivered record against the promises.
-    fn judge(&mut self, record: &Record) -> Place {
+    fn check_record(&mut self, record: &Record) -> Place {
         self.process_events();
         let mut facts = self.truth.lock();
         let (shard, place) = facts.place(record.sequence_number(), record.sub_sequence_number());
-        facts.tell(format_args!("record: shard {shard} record {place}"));
+        facts.log(format_args!("record: shard {shard} record {place}"));
         let before = self.next.insert(shard, place + 1);
         let checkpoint = facts.shards[shard].base.or(facts.shards[shard].start).unwrap_or(0);
         let begins_again = self.restarted.remove(&shard) && place >= checkpoint;
@@ -430,7 +431,7 @@ impl Reader {
                 ),
             ),
             Some(_) => {}
-            None => Self::judge_first(&mut facts, shard, place),
+            None => Self::check_first(&mut facts, shard, place),
         }
         if self.plan.ordering == ShardOrdering::ParentFirst {
             let mut parents = facts.shards[shard].parents.clone();
@@ -446,7 +447,7 @@ impl Reader {
     }
 
     /// Checks the first record of a shard that is ever delivered.
-    fn judge_first(facts: &mut Facts, shard: usize, place: usize) {
+    fn check_first(facts: &mut Facts, shard: usize, place: usize) {
         if let Some(skipped) =
             facts.shards[shard].records[..place].iter().position(|fact| fact.required)
         {

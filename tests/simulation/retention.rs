@@ -65,7 +65,7 @@ impl World {
                     self.trim(&shard, place.unwrap_or(0));
                 }
                 Checkpoint::CaughtUp { after: Some(number), .. } => {
-                    self.truth.tell(format_args!("shard {} is trimmed to {number}", shard.index()));
+                    self.truth.log(format_args!("shard {} is trimmed to {number}", shard.index()));
                     // A caller that names the record before the stored position gets an error if
                     // that record is trimmed.
                     let kept = self.named(&shard).unwrap_or(usize::MAX);
@@ -109,7 +109,7 @@ impl World {
         if !oldest || shard.is_open() {
             return;
         }
-        self.truth.tell(format_args!("shard {} expires", shard.index()));
+        self.truth.log(format_args!("shard {} expires", shard.index()));
         self.truth.lock().shards[shard.index()].expired = true;
         shard.expire();
     }
@@ -131,7 +131,7 @@ impl World {
             let to = self.losses.rng.usize(from + 1..=numbers.len());
             self.trim(&shard, to);
             let mut facts = self.truth.lock();
-            facts.tell(format_args!("shard {} loses {:?}", shard.index(), &numbers[from..to]));
+            facts.log(format_args!("shard {} loses {:?}", shard.index(), &numbers[from..to]));
             facts.lose(shard.index(), &numbers[to - 1]);
             let in_database = facts.database().remove(&id);
             let lost = &mut facts.shards[shard.index()].lost;
@@ -155,10 +155,10 @@ fn behind(shard: &Shard, number: &SequenceNumber) -> usize {
 
 impl Facts {
     /// Checks a loss that a reader reports.
-    pub(crate) fn hear_gap(&mut self, event: &Event) {
+    pub(crate) fn note_gap(&mut self, event: &Event) {
         let Event::Gap { shard_id, after, .. } = event else { return };
         let shard = index_of(shard_id);
-        self.tell(format_args!("gap: shard {shard} after {after:?}"));
+        self.log(format_args!("gap: shard {shard} after {after:?}"));
         let lost = &mut self.shards[shard].lost;
         if after.as_ref().is_some_and(|after| lost.after.contains(after)) {
             (lost.is_due, lost.is_reported) = (false, true);

@@ -16,12 +16,12 @@ use crate::truth::{Promise, Truth};
 
 /// The maximum number of consecutive panics that a writer tolerates while it ends: it retries its
 /// last save for 10 s.
-const MOST_PANICS: usize = 5;
+const MAX_PANICS: usize = 5;
 
 /// The condition of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Health {
-    Well,
+pub(crate) enum Condition {
+    Healthy,
     /// Every call takes this long, half of the time before it is carried out.
     Slow(Duration),
     /// Every call fails.
@@ -35,7 +35,7 @@ pub(crate) enum Health {
 /// The store as one reader sees it.
 #[derive(Debug, Clone)]
 pub(crate) struct SimulatedStore {
-    shared: Arc<Mutex<Shared>>,
+    state: Arc<Mutex<StoreState>>,
     stored: MemoryStore,
     truth: Truth,
     panics: Panics,
@@ -48,10 +48,10 @@ pub(crate) struct SimulatedStore {
 }
 
 #[derive(Debug)]
-struct Shared {
-    health: Health,
-    /// The last time at which the store was not well.
-    unwell: Option<Instant>,
+struct StoreState {
+    condition: Condition,
+    /// The last time at which the store was not healthy.
+    unhealthy: Option<Instant>,
     /// The last time at which the store failed or did not respond.
     failed: Option<Instant>,
 }
@@ -59,9 +59,9 @@ struct Shared {
 impl SimulatedStore {
     pub(crate) fn new(truth: Truth, panics: Panics) -> Self {
         Self {
-            shared: Arc::new(Mutex::new(Shared {
-                health: Health::Well,
-                unwell: None,
+            state: Arc::new(Mutex::new(StoreState {
+                condition: Condition::Healthy,
+                unhealthy: None,
                 failed: None,
             })),
             stored: MemoryStore::new(),
@@ -84,40 +84,40 @@ impl SimulatedStore {
         Self { stored: MemoryStore::new(), ..self.for_another() }
     }
 
-    pub(crate) fn set_health(&self, health: Health) {
-        let mut shared = self.shared.lock().unwrap();
-        if shared.health != Health::Well {
-            shared.unwell = Some(Instant::now());
+    pub(crate) fn set_condition(&self, condition: Condition) {
+        let mut state = self.state.lock().unwrap();
+        if state.condition != Condition::Healthy {
+            state.unhealthy = Some(Instant::now());
         }
-        if !matches!(shared.health, Health::Well | Health::Slow(_)) {
-            shared.failed = Some(Instant::now());
+        if !matches!(state.condition, Condition::Healthy | Condition::Slow(_)) {
+            state.failed = Some(Instant::now());
         }
-        shared.health = health;
+        state.condition = condition;
     }
 
-    pub(crate) fn health(&self) -> Health {
-        self.shared.lock().unwrap().health
+    pub(crate) fn condition(&self) -> Condition {
+        self.state.lock().unwrap().condition
     }
 
-    /// Returns how long the store has been well.
-    pub(crate) fn well_for(&self) -> Duration {
-        if self.panics.left(Part::Store) + self.panics.left(Part::StoreAfter) > MOST_PANICS {
+    /// Returns how long the store has been healthy.
+    pub(crate) fn healthy_for(&self) -> Duration {
+        if self.panics.left(Part::Store) + self.panics.left(Part::StoreAfter) > MAX_PANICS {
             return Duration::ZERO;
         }
-        let shared = self.shared.lock().unwrap();
-        match (shared.health, shared.unwell) {
-            (Health::Well, Some(unwell)) => unwell.elapsed(),
-            (Health::Well, None) => Duration::MAX,
+        let state = self.state.lock().unwrap();
+        match (state.condition, state.unhealthy) {
+            (Condition::Healthy, Some(unhealthy)) => unhealthy.elapsed(),
+            (Condition::Healthy, None) => Duration::MAX,
             _ => Duration::ZERO,
         }
     }
 
     /// Returns how long every call has been answered, however slowly.
     pub(crate) fn answers_for(&self) -> Duration {
-        let shared = self.shared.lock().unwrap();
-        match (shared.health, shared.failed) {
-            (Health::Well | Health::Slow(_), None) => Duration::MAX,
-            (Health::Well | Health::Slow(_), Some(failed)) => failed.elapsed(),
+        let state = self.state.lock().unwrap();
+        match (state.condition, state.failed) {
+            (Condition::Healthy | Condition::Slow(_), None) => Duration::MAX,
+            (Condition::Healthy | Condition::Slow(_), Some(failed)) => failed.elapsed(),
             _ => Duration::ZERO,
         }
     }
@@ -127,8 +127,8 @@ impl SimulatedStore {
         if self.panics.is_armed(part) && !self.is_cut_off() {
             let now = Some(Instant::now());
             {
-                let mut shared = self.shared.lock().unwrap();
-                (shared.unwell, shared.failed) = (now, now);
+                let mut state = self.state.lock().unwrap();
+                (state.unhealthy, state.failed) = (now, now);
             }
             self.panics.maybe(part);
         }
@@ -158,26 +158,26 @@ impl SimulatedStore {
     }
 
     /// Delays a call before it is carried out. Returns an error if it is not carried out.
-    async fn before(&self) -> Result<Health> {
+    async fn before(&self) -> Result<Condition> {
         self.maybe_panic(Part::Store);
-        let health = if self.is_cut_off() { Health::Hangs } else { self.health() };
-        match health {
-            Health::Well | Health::Forgetful => {}
-            Health::Slow(time) => sleep(time / 2).await,
-            Health::Down => return Err(unavailable("no connection")),
-            Health::Hangs => std::future::pending().await,
+        let condition = if self.is_cut_off() { Condition::Hangs } else { self.condition() };
+        match condition {
+            Condition::Healthy | Condition::Forgetful => {}
+            Condition::Slow(time) => sleep(time / 2).await,
+            Condition::Down => return Err(unavailable("no connection")),
+            Condition::Hangs => std::future::pending().await,
         }
         if self.is_cut_off() {
             std::future::pending::<()>().await;
         }
-        Ok(health)
+        Ok(condition)
     }
 
-    async fn after(&self, health: Health) -> Result<()> {
+    async fn after(&self, condition: Condition) -> Result<()> {
         self.maybe_panic(Part::StoreAfter);
-        match health {
-            Health::Slow(time) => sleep(time / 2).await,
-            Health::Forgetful => return Err(unavailable("the connection was lost")),
+        match condition {
+            Condition::Slow(time) => sleep(time / 2).await,
+            Condition::Forgetful => return Err(unavailable("the connection was lost")),
             _ => {}
         }
         Ok(())
@@ -216,10 +216,10 @@ fn unavailable(why: &str) -> Error {
 impl CheckpointStore for SimulatedStore {
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
         async move {
-            let health = self.before().await?;
+            let condition = self.before().await?;
             let loaded = self.stored.load(scope).await?;
-            self.truth.tell(format_args!("store: loaded {} checkpoints", loaded.len()));
-            self.after(health).await?;
+            self.truth.log(format_args!("store: loaded {} checkpoints", loaded.len()));
+            self.after(condition).await?;
             self.note_known(loaded.clone());
             Ok(loaded)
         }
@@ -232,14 +232,14 @@ impl CheckpointStore for SimulatedStore {
         checkpoints: &'a [(ShardId, Checkpoint)],
     ) -> BoxFuture<'a, Result<()>> {
         async move {
-            let health = self.before().await?;
+            let condition = self.before().await?;
             for (shard, checkpoint) in checkpoints {
-                self.truth.tell(format_args!("store: save {shard} at {checkpoint}"));
+                self.truth.log(format_args!("store: save {shard} at {checkpoint}"));
             }
             self.check(checkpoints);
             self.stored.save(scope, checkpoints).await?;
             self.truth.lock().started = true;
-            self.after(health).await?;
+            self.after(condition).await?;
             self.note_known(checkpoints.iter().cloned());
             Ok(())
         }

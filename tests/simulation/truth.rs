@@ -9,7 +9,7 @@ use kinestream::{Checkpoint, SequenceNumber, ShardId};
 use tokio::time::Instant;
 
 use crate::retention::Lost;
-use crate::seeds::Story;
+use crate::seeds::SeedResult;
 use crate::trace::Trace;
 use crate::world::BEGINNING;
 
@@ -131,7 +131,7 @@ pub(crate) struct Truth(Arc<Mutex<Facts>>);
 
 #[derive(Debug)]
 pub(crate) struct Facts {
-    told: Trace,
+    trace: Trace,
     pub(crate) shards: Vec<Shard>,
     /// The place of each record, by sequence number and by its number within an aggregated record.
     places: BTreeMap<(SequenceNumber, u64), Place>,
@@ -146,7 +146,7 @@ impl Truth {
     pub(crate) fn new(shards: usize) -> Self {
         let shards = (0..shards).map(|_| Shard::default()).collect();
         Self(Arc::new(Mutex::new(Facts {
-            told: Trace::new(),
+            trace: Trace::new(),
             shards,
             places: BTreeMap::new(),
             started: false,
@@ -160,12 +160,12 @@ impl Truth {
     }
 
     /// Adds a line to the trace.
-    pub(crate) fn tell(&self, line: fmt::Arguments<'_>) {
-        self.lock().tell(line);
+    pub(crate) fn log(&self, line: fmt::Arguments<'_>) {
+        self.lock().log(line);
     }
 
     pub(crate) fn is_broken(&self) -> bool {
-        self.lock().told.is_broken()
+        self.lock().trace.is_broken()
     }
 
     pub(crate) fn breaks(&self, promise: Promise, detail: fmt::Arguments<'_>) {
@@ -174,22 +174,22 @@ impl Truth {
 }
 
 impl Facts {
-    pub(crate) fn tell(&mut self, line: fmt::Arguments<'_>) {
-        self.told.tell(line);
+    pub(crate) fn log(&mut self, line: fmt::Arguments<'_>) {
+        self.trace.log(line);
     }
 
-    pub(crate) fn tell_at(&mut self, at: Instant, line: fmt::Arguments<'_>) {
-        self.told.tell_at(at, line);
+    pub(crate) fn log_at(&mut self, at: Instant, line: fmt::Arguments<'_>) {
+        self.trace.log_at(at, line);
     }
 
     pub(crate) fn breaks(&mut self, promise: Promise, detail: fmt::Arguments<'_>) {
-        self.told.breaks(&promise, detail);
+        self.trace.breaks(&promise, detail);
     }
 
     /// Ends the run, and returns its trace and result.
-    pub(crate) fn end(&mut self, calls: usize) -> Story {
+    pub(crate) fn end(&mut self, calls: usize) -> SeedResult {
         let records = self.shards.iter().map(|shard| shard.records.len()).sum();
-        self.told.end(records, calls)
+        self.trace.end(records, calls)
     }
 
     /// Registers a record, or a user record of an aggregated one.

@@ -15,7 +15,7 @@ use crate::panics::Panics;
 use crate::plan::Plan;
 use crate::reader::Reader;
 use crate::retention::Losses;
-use crate::seeds::Story;
+use crate::seeds::SeedResult;
 use crate::store::SimulatedStore;
 use crate::truth::{Promise, Truth, index_of};
 
@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The longest duration of a save, and the longest back-off after a save that failed.
 pub(crate) const STORE_RECOVERY: Duration = Duration::from_secs(16);
 
-const MOST_SHARDS: usize = 10;
+const MAX_SHARDS: usize = 10;
 
 /// A record that takes longer than this is held back by the in-flight limits: the time exceeds that
 /// of a 10 MiB response, a back-off and a subscription.
@@ -74,7 +74,7 @@ pub(crate) struct World {
     pub(crate) store: SimulatedStore,
     pub(crate) faults: Faults,
     /// The number of calls that the trace already contains.
-    pub(crate) told_calls: usize,
+    pub(crate) traced_calls: usize,
     pub(crate) panics: Panics,
     /// Chooses when and where a panic occurs.
     panic_rng: Rng,
@@ -112,16 +112,16 @@ impl World {
             let faults = Arc::clone(&faults);
             move |call| {
                 let mut faults = faults.lock().unwrap();
-                let meant = |(operation, _): &(Option<&'static str>, Outcome)| {
+                let applies = |(operation, _): &(Option<&'static str>, Outcome)| {
                     operation.is_none_or(|operation| operation == call.operation)
                 };
-                let next = faults.iter().position(meant);
+                let next = faults.iter().position(applies);
                 next.and_then(|next| faults.remove(next))
                     .map_or(Outcome::Served, |(_, outcome)| outcome)
             }
         });
         let truth = Truth::new(plan.shards);
-        truth.tell(format_args!("{plan:?}"));
+        truth.log(format_args!("{plan:?}"));
         let store = SimulatedStore::new(truth.clone(), panics.clone());
         Self {
             plan,
@@ -132,7 +132,7 @@ impl World {
             truth,
             store,
             faults,
-            told_calls: 0,
+            traced_calls: 0,
             panics,
             panic_rng,
             distortions,
@@ -195,8 +195,7 @@ impl World {
         let is_store_empty = self.store.positions().await.is_empty();
         let database = self.databases.next(&self.truth.lock(), is_store_empty);
         if let Some(database) = &database {
-            self.truth
-                .tell(format_args!("the store is empty; the reader starts with {database:?}"));
+            self.truth.log(format_args!("the store is empty; the reader starts with {database:?}"));
             self.store = self.store.emptied();
         }
         let store = self.store.for_another();
@@ -215,7 +214,7 @@ impl World {
             return Some(End::DropAndClose);
         }
         if let Some((part, times)) = self.panics.arm(&mut self.panic_rng) {
-            self.truth.tell(format_args!("{part:?} panics {times} times"));
+            self.truth.log(format_args!("{part:?} panics {times} times"));
         }
         self.distort();
         let chance = self.rng.u8(..100);
@@ -265,7 +264,7 @@ impl World {
         Duration::from_millis(self.rng.u64(..most))
     }
 
-    pub(crate) fn story(&self) -> Story {
+    pub(crate) fn seed_result(&self) -> SeedResult {
         self.truth.lock().end(self.kinesis.call_count())
     }
 
@@ -279,7 +278,7 @@ impl World {
         let number = shard.put(vec![0; size]);
         let mut facts = self.truth.lock();
         let place = facts.shards[shard.index()].records.len();
-        facts.tell(format_args!("put: shard {} record {place} as {number}", shard.index()));
+        facts.log(format_args!("put: shard {} record {place} as {number}", shard.index()));
         facts.put(shard.index(), number, 0, size);
     }
 
@@ -289,17 +288,17 @@ impl World {
         let keys: Vec<String> = keys.collect();
         let number = shard.put(aggregate(keys.iter().map(|key| (key.clone(), "one"))));
         let mut facts = self.truth.lock();
-        facts.tell(format_args!("put: shard {}, aggregated as {number}", shard.index()));
+        facts.log(format_args!("put: shard {}, aggregated as {number}", shard.index()));
         for (part, key) in keys.iter().enumerate().filter(|(_, key)| shard.has_key(key)) {
             let place = facts.shards[shard.index()].records.len();
-            facts.tell(format_args!("     with key {key} as part {part}: record {place}"));
+            facts.log(format_args!("     with key {key} as part {part}: record {place}"));
             facts.put(shard.index(), number.clone(), part as u64, 3);
         }
     }
 
     fn reshard(&mut self) {
         let open = self.orders.open_shards();
-        if self.orders.shards().len() + 2 > MOST_SHARDS {
+        if self.orders.shards().len() + 2 > MAX_SHARDS {
             return;
         }
         let low = self.rng.usize(..open.len());
@@ -312,7 +311,7 @@ impl World {
         for shard in &self.orders.shards()[known..] {
             let parents: Vec<usize> = shard.parents().iter().map(index_of).collect();
             let mut facts = self.truth.lock();
-            facts.tell(format_args!("reshard: shard {} of {parents:?}", shard.index()));
+            facts.log(format_args!("reshard: shard {} of {parents:?}", shard.index()));
             facts.shards.push(crate::truth::Shard { parents, ..Default::default() });
         }
     }
@@ -394,7 +393,7 @@ impl World {
             _ => (1, 3),
         };
         let (index, first) = (shard.index(), self.truth.lock().shards[shard.index()].records.len());
-        self.truth.tell(format_args!(
+        self.truth.log(format_args!(
             "put: shard {index}, {records} records of {size} bytes from {first} on, with the \
              other shards blocked"
         ));
@@ -419,9 +418,9 @@ impl World {
     }
 
     async fn end(&mut self, mut reader: Reader, end: End) {
-        self.truth.tell(format_args!("{end:?}"));
+        self.truth.log(format_args!("{end:?}"));
         let interval = self.plan.checkpoint_interval + Duration::from_millis(50);
-        let well = self.store.well_for();
+        let healthy = self.store.healthy_for();
         // The time for which a record must have been finished to be saved now.
         let saved_after = match end {
             End::DropAndClose | End::CloseAndRead => {
@@ -446,8 +445,8 @@ impl World {
                 match closed {
                     Ok(()) => Some(Duration::ZERO),
                     Err(error) => {
-                        self.truth.tell(format_args!("close: {error}"));
-                        if self.store.well_for() > STORE_RECOVERY {
+                        self.truth.log(format_args!("close: {error}"));
+                        if self.store.healthy_for() > STORE_RECOVERY {
                             self.truth.breaks(Promise::FewErrors, format_args!("close: {error}"));
                         }
                         None
@@ -456,12 +455,12 @@ impl World {
             }
             End::Drop => {
                 drop(reader);
-                (well > STORE_RECOVERY).then_some(Duration::ZERO)
+                (healthy > STORE_RECOVERY).then_some(Duration::ZERO)
             }
             End::Kill => {
                 reader.store.cut_off();
                 drop(reader);
-                (well > STORE_RECOVERY + interval).then_some(interval)
+                (healthy > STORE_RECOVERY + interval).then_some(interval)
             }
         };
         let due: Option<Vec<usize>> = saved_after.map(|time| {

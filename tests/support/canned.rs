@@ -18,8 +18,8 @@ use http_body::{Body, Frame, SizeHint};
 use serde_json::{Value, json};
 
 /// The limits of one response of `GetRecords`.
-const MOST_RECORDS: usize = 10_000;
-const MOST_BYTES: usize = 10 << 20;
+const MAX_RECORDS: usize = 10_000;
+const MAX_BYTES: usize = 10 << 20;
 
 /// Values as long as those of Kinesis.
 const SEQUENCE_NUMBER: u128 = 495_903_382_714_902_566_085_596_925_383;
@@ -46,7 +46,7 @@ impl Contents {
     }
 
     pub(crate) fn records_an_answer(self) -> usize {
-        (MOST_BYTES / (self.record_bytes + key(0).len())).min(MOST_RECORDS)
+        (MAX_BYTES / (self.record_bytes + key(0).len())).min(MAX_RECORDS)
     }
 
     pub(crate) fn records(self) -> usize {
@@ -72,9 +72,9 @@ struct Stream {
 impl Canned {
     /// Returns the response to a call.
     pub(crate) fn answer(&self, operation: &str, body: &[u8]) -> Answer {
-        let asked: Value = serde_json::from_slice(body).expect("expected a JSON request");
-        let iterator = asked["ShardIterator"].as_str().map(numbered);
-        let name = asked["StreamName"].as_str().or(iterator.map(|(name, _)| name)).unwrap();
+        let request: Value = serde_json::from_slice(body).expect("expected a JSON request");
+        let iterator = request["ShardIterator"].as_str().map(numbered);
+        let name = request["StreamName"].as_str().or(iterator.map(|(name, _)| name)).unwrap();
         let mut streams = self.0.lock().unwrap();
         let stream = streams.entry(name.to_owned()).or_insert_with(|| Stream::new(name));
         stream.iterators += 1;

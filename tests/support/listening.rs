@@ -1,7 +1,7 @@
 //! Ensures that the subscriber of one thread receives every event of the crate on that thread.
 //!
 //! `tracing` caches the interest in each callsite when a thread first reaches it. While only one
-//! subscriber exists, `tracing` asks the subscriber of that thread. A thread without a subscriber
+//! subscriber exists, `tracing` queries the subscriber of that thread. A thread without a subscriber
 //! then disables the callsite for all threads.
 
 use std::sync::Once;
@@ -27,7 +27,7 @@ pub(crate) fn is_of_crate(metadata: &Metadata<'_>) -> bool {
     metadata.target().starts_with("kinestream")
 }
 
-/// Returns the interest in a callsite: asked each time, if the callsite belongs to the crate.
+/// Returns the interest in a callsite: queried each time, if the callsite belongs to the crate.
 pub(crate) fn interest_in(metadata: &Metadata<'_>) -> Interest {
     if is_of_crate(metadata) { Interest::sometimes() } else { Interest::never() }
 }

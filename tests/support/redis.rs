@@ -129,18 +129,18 @@ impl RedisServer {
         // Readiness is read from the server's own log, because a server of another process may
         // answer on the port.
         let log = BufReader::new(process.stdout.take().unwrap());
-        let (tell, told) = mpsc::channel();
+        let (notify, started) = mpsc::channel();
         let ready = self.ready;
         // Reads the log until the server exits: a full pipe would block the server.
         std::thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
                 if line.contains(ready) {
-                    let _nobody_waits = tell.send(());
+                    let _receiver_is_gone = notify.send(());
                 }
             }
         });
         self.process = Some(process);
-        let ready = told.recv_timeout(Duration::from_secs(30));
+        let ready = started.recv_timeout(Duration::from_secs(30));
         assert!(ready != Err(RecvTimeoutError::Timeout), "redis-server was not ready in 30 s");
         if ready.is_err() {
             self.kill();

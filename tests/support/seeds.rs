@@ -21,7 +21,7 @@ pub(crate) fn on_a_paused_clock<F: Future>(world: F) -> F::Output {
 }
 
 /// The result of a seed.
-pub(crate) struct Story {
+pub(crate) struct SeedResult {
     pub(crate) trace: Vec<String>,
     /// The broken promise, and the details.
     pub(crate) broken: Option<(String, String)>,
@@ -30,14 +30,14 @@ pub(crate) struct Story {
 }
 
 /// Panics if the traces of two runs of one seed differ, and shows the first difference.
-pub(crate) fn assert_same_trace(seed: u64, first: &Story, second: &Story) {
+pub(crate) fn assert_same_trace(seed: u64, first: &SeedResult, second: &SeedResult) {
     let lines = first.trace.len().max(second.trace.len());
     let differs = (0..lines).find(|&line| first.trace.get(line) != second.trace.get(line));
     if let Some(line) = differs {
-        let around = |story: &Story| {
-            let from = line.saturating_sub(5).min(story.trace.len());
-            let to = (line + 5).min(story.trace.len());
-            story.trace[from..to].join("\n")
+        let around = |seed_result: &SeedResult| {
+            let from = line.saturating_sub(5).min(seed_result.trace.len());
+            let to = (line + 5).min(seed_result.trace.len());
+            seed_result.trace[from..to].join("\n")
         };
         panic!(
             "the traces of seed {seed} differ from line {line}\nfirst:\n{}\nsecond:\n{}",
@@ -85,7 +85,7 @@ impl RunningSeeds {
 /// A simulation: the name of its test target, and the function that runs a seed.
 pub(crate) struct Simulation {
     pub(crate) test: &'static str,
-    pub(crate) simulate: fn(u64) -> Story,
+    pub(crate) simulate: fn(u64) -> SeedResult,
 }
 
 impl Simulation {
@@ -103,18 +103,18 @@ impl Simulation {
                     return None;
                 }
                 slot.store(seed + 1, Ordering::Relaxed);
-                let told = catch_unwind(|| (self.simulate)(seed));
+                let result = catch_unwind(|| (self.simulate)(seed));
                 slot.store(0, Ordering::Relaxed);
-                let report = match &told {
-                    Ok(story) => {
-                        records.fetch_add(story.records as u64, Ordering::Relaxed);
-                        calls.fetch_add(story.calls as u64, Ordering::Relaxed);
-                        self.report(seed, story)
+                let report = match &result {
+                    Ok(seed_result) => {
+                        records.fetch_add(seed_result.records as u64, Ordering::Relaxed);
+                        calls.fetch_add(seed_result.calls as u64, Ordering::Relaxed);
+                        self.report(seed, seed_result)
                     }
                     Err(panic) => Some(match panic.downcast_ref::<String>() {
                         // The panic hook has not printed this message.
-                        Some(said) if said.starts_with("deliberate: ") => format!(
-                            "seed {seed} breaks PanicsAreContained: {said}\n{}",
+                        Some(message) if message.starts_with("deliberate: ") => format!(
+                            "seed {seed} breaks PanicsAreContained: {message}\n{}",
                             self.rerun_command(seed)
                         ),
                         _ => format!(
@@ -171,17 +171,17 @@ impl Simulation {
     /// Runs the seed in `SEED` and prints its trace.
     pub(crate) fn run_seed_from_env(&self) {
         let seed = std::env::var("SEED").expect("set SEED").parse().expect("SEED must be a number");
-        let story = (self.simulate)(seed);
-        println!("{}", story.trace.join("\n"));
-        assert!(story.broken.is_none(), "{:?}", story.broken);
+        let seed_result = (self.simulate)(seed);
+        println!("{}", seed_result.trace.join("\n"));
+        assert!(seed_result.broken.is_none(), "{:?}", seed_result.broken);
     }
 
     /// Returns the broken promise, the trace, and the command that reruns the seed.
-    fn report(&self, seed: u64, story: &Story) -> Option<String> {
-        let (promise, detail) = story.broken.as_ref()?;
+    fn report(&self, seed: u64, seed_result: &SeedResult) -> Option<String> {
+        let (promise, detail) = seed_result.broken.as_ref()?;
         let mut report = String::new();
         let _ = writeln!(report, "seed {seed} breaks {promise}: {detail}");
-        for line in &story.trace {
+        for line in &seed_result.trace {
             let _ = writeln!(report, "{line}");
         }
         let again = self.rerun_command(seed);

@@ -4,7 +4,7 @@ use std::fmt;
 
 use tokio::time::Instant;
 
-use crate::seeds::Story;
+use crate::seeds::SeedResult;
 
 #[derive(Debug)]
 pub(crate) struct Trace {
@@ -18,11 +18,11 @@ impl Trace {
         Self { began: Instant::now(), lines: Vec::new(), broken: None }
     }
 
-    pub(crate) fn tell(&mut self, line: fmt::Arguments<'_>) {
-        self.tell_at(Instant::now(), line);
+    pub(crate) fn log(&mut self, line: fmt::Arguments<'_>) {
+        self.log_at(Instant::now(), line);
     }
 
-    pub(crate) fn tell_at(&mut self, at: Instant, line: fmt::Arguments<'_>) {
+    pub(crate) fn log_at(&mut self, at: Instant, line: fmt::Arguments<'_>) {
         let at = at.duration_since(self.began);
         self.lines.push(format!("{:9.3} s  {line}", at.as_secs_f64()));
     }
@@ -30,7 +30,7 @@ impl Trace {
     /// Records a broken promise. Only the first one is kept, because later ones may be consequences
     /// of it.
     pub(crate) fn breaks(&mut self, promise: &dyn fmt::Debug, detail: fmt::Arguments<'_>) {
-        self.tell(format_args!("BROKEN {promise:?}: {detail}"));
+        self.log(format_args!("BROKEN {promise:?}: {detail}"));
         self.broken.get_or_insert_with(|| (format!("{promise:?}"), detail.to_string()));
     }
 
@@ -39,7 +39,12 @@ impl Trace {
     }
 
     /// Returns the result of the simulation.
-    pub(crate) fn end(&mut self, records: usize, calls: usize) -> Story {
-        Story { trace: std::mem::take(&mut self.lines), broken: self.broken.take(), records, calls }
+    pub(crate) fn end(&mut self, records: usize, calls: usize) -> SeedResult {
+        SeedResult {
+            trace: std::mem::take(&mut self.lines),
+            broken: self.broken.take(),
+            records,
+            calls,
+        }
     }
 }

@@ -37,20 +37,20 @@ enum Way {
 /// The number of records received and finished of each shard, and the shard of the record that the
 /// caller is handling.
 #[derive(Debug, Default)]
-struct Seen {
-    came: BTreeMap<usize, usize>,
+struct Progress {
+    received: BTreeMap<usize, usize>,
     finished: BTreeMap<usize, usize>,
-    in_hand: Option<usize>,
+    in_flight: Option<usize>,
 }
 
-impl Seen {
+impl Progress {
     /// Adds a record, and asserts that it is the next one of its shard.
     fn take(&mut self, record: &Record) {
         let shard = shard_of(record);
         let place: usize = std::str::from_utf8(record.data()).unwrap().parse().unwrap();
-        let came = self.came.entry(shard).or_default();
-        assert_eq!(place, *came, "shard {shard} skips or repeats a record");
-        *came += 1;
+        let received = self.received.entry(shard).or_default();
+        assert_eq!(place, *received, "shard {shard} skips or repeats a record");
+        *received += 1;
         if [2, 3].contains(&shard) {
             assert_eq!(
                 self.finished.get(&0),
@@ -58,17 +58,17 @@ impl Seen {
                 "shard {shard} starts before its parent is finished"
             );
         }
-        self.in_hand = Some(shard);
+        self.in_flight = Some(shard);
     }
 
     fn finish(&mut self) {
-        if let Some(shard) = self.in_hand.take() {
-            self.finished.insert(shard, self.came[&shard]);
+        if let Some(shard) = self.in_flight.take() {
+            self.finished.insert(shard, self.received[&shard]);
         }
     }
 
     fn count(&self) -> usize {
-        self.came.values().sum()
+        self.received.values().sum()
     }
 }
 
@@ -76,7 +76,7 @@ struct World {
     kinesis: Kinesis,
     orders: Stream,
     store: RecordingStore,
-    seen: RefCell<Seen>,
+    seen: RefCell<Progress>,
 }
 
 impl World {
@@ -138,7 +138,7 @@ impl World {
     }
 
     /// Returns counters that change with every call, save and record.
-    fn pulse(&self) -> [usize; 5] {
+    fn progress(&self) -> [usize; 5] {
         let saves = self.store.saves().len();
         let count = self.seen.borrow().count();
         let calls = self.kinesis.call_count();
@@ -151,16 +151,16 @@ impl World {
         /// More steps than the tasks need to pass work to each other while the clock is paused.
         const QUIET: usize = 8;
         let mut reading = pin!(self.read(way));
-        let (mut pulse, mut quiet) = (self.pulse(), 0);
+        let (mut progress, mut quiet) = (self.progress(), 0);
         let mut all_read = None;
         for _ in 0..steps {
             if reading.as_mut().now_or_never().is_some() {
                 return false;
             }
             tokio::task::yield_now().await;
-            let now = self.pulse();
-            quiet = if now == pulse { quiet + 1 } else { 0 };
-            pulse = now;
+            let now = self.progress();
+            quiet = if now == progress { quiet + 1 } else { 0 };
+            progress = now;
             if self.seen.borrow().count() == ALL {
                 let since: &mut Instant = all_read.get_or_insert_with(Instant::now);
                 if since.elapsed() > Duration::from_millis(300) {
@@ -168,7 +168,7 @@ impl World {
                 }
             }
             // Nothing more happens until the clock advances.
-            while quiet >= QUIET && self.pulse() == pulse {
+            while quiet >= QUIET && self.progress() == progress {
                 if timeout(Duration::from_millis(1), reading.as_mut()).await.is_ok() {
                     return false;
                 }
@@ -214,8 +214,8 @@ async fn drop_at_any_point_loses_and_repeats_no_record() {
             // The next reader resumes after the last finished record of each shard.
             {
                 let mut seen = world.seen.borrow_mut();
-                seen.came = seen.finished.clone();
-                seen.in_hand = None;
+                seen.received = seen.finished.clone();
+                seen.in_flight = None;
             }
             if world.seen.borrow().count() < ALL {
                 let consumer = world.consumer(CheckpointOn::Pull);

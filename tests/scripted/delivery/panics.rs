@@ -111,9 +111,9 @@ async fn interceptor_panic_in_a_fetch_is_retried_and_reported_if_it_repeats() {
             assert_eq!(number(&next(&mut records).await), place, "{operation}");
         }
         assert_eq!(panics.left(), 0);
-        let told = restarted(&mut events);
-        assert_eq!(told.len(), 2, "{told:?}");
-        for (task, shard_id, message) in told {
+        let restarts = restarted(&mut events);
+        assert_eq!(restarts.len(), 2, "{restarts:?}");
+        for (task, shard_id, message) in restarts {
             assert_eq!((task, shard_id), (Task::Fetch, Some(orders.shard(0).id())));
             for part in [operation, "the interceptor is broken"] {
                 assert!(message.contains(part), "{part} in {message}");
@@ -146,9 +146,9 @@ async fn interceptor_panic_in_a_listing_is_retried_and_reported_if_it_repeats() 
     panics.next(2);
     orders.shard(0).put("0");
     assert_eq!(number(&next(&mut records).await), 0);
-    let told = restarted(&mut events);
-    assert_eq!(told.len(), 2, "{told:?}");
-    assert!(told.iter().all(|(task, shard, _)| *task == Task::Listing && shard.is_none()));
+    let restarts = restarted(&mut events);
+    assert_eq!(restarts.len(), 2, "{restarts:?}");
+    assert!(restarts.iter().all(|(task, shard, _)| *task == Task::Listing && shard.is_none()));
     consumer.close().await.unwrap();
 
     let other = intercepted(&kinesis, "ListShards", &panics).build().unwrap();
@@ -204,9 +204,9 @@ async fn store_panic_in_a_save_is_retried_and_loses_no_position() {
     store.saves.next(1);
     store.early.next(1);
     assert_silent(&mut records).await;
-    let told = restarted(&mut events);
-    assert_eq!(told.len(), 2, "{told:?}");
-    assert!(told.iter().all(|(task, ..)| *task == Task::Checkpoints));
+    let restarts = restarted(&mut events);
+    assert_eq!(restarts.len(), 2, "{restarts:?}");
+    assert!(restarts.iter().all(|(task, ..)| *task == Task::Checkpoints));
     let scope = Scope::new("default", "orders");
     let stored = store.stored.load(&scope).await.unwrap();
     assert_eq!(stored[&orders.shard(0).id()].to_string(), format!("AFTER_SEQUENCE_NUMBER:{first}"));
@@ -254,8 +254,8 @@ async fn lease_store_panic_in_an_exchange_does_not_let_leases_expire() {
     let panics = Panics::default();
     let store = Gated::new(fleet.store.clone(), {
         let panics = panics.clone();
-        move |asked| {
-            if asked == GatedCall::Exchange {
+        move |call| {
+            if call == GatedCall::Exchange {
                 panics.maybe("exchange");
             }
             std::future::ready(Ok(())).boxed()
@@ -321,7 +321,7 @@ impl tracing::Subscriber for PanickingLayer {
 
 #[test]
 fn event_first_reached_by_another_thread_is_received() {
-    let tell = || tracing::info!(target: "kinestream", "told");
+    let log_event = || tracing::info!(target: "kinestream", "an event");
     keep_events_on();
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
@@ -330,8 +330,8 @@ fn event_first_reached_by_another_thread_is_received() {
         std::io::sink()
     });
     let _counting = tracing::subscriber::set_default(subscriber.finish());
-    std::thread::scope(|scope| scope.spawn(tell).join()).unwrap();
-    tell();
+    std::thread::scope(|scope| scope.spawn(log_event).join()).unwrap();
+    log_event();
     assert_eq!(count.load(Ordering::SeqCst), 1);
 }
 
@@ -345,7 +345,7 @@ async fn tracing_layer_panic_is_reported_and_ends_no_stream() {
     orders.shard(0).put("0");
     assert_eq!(number(&next(&mut records).await), 0);
     LAYER_PANICS.set(true);
-    let mut told = Vec::new();
+    let mut errors = Vec::new();
     let mut place = 1;
     orders.shard(0).put(place.to_string());
     while place < 10 {
@@ -355,16 +355,16 @@ async fn tracing_layer_panic_is_reported_and_ends_no_stream() {
                 place += 1;
                 orders.shard(0).put(place.to_string());
             }
-            Err(error) => told.push(error),
+            Err(error) => errors.push(error),
         }
     }
     orders.shard(0).split();
     let _children = timeout(60 * SECOND, records.next()).await;
     let restarts = restarted(&mut events);
     LAYER_PANICS.set(false);
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!(told[0].kind(), ErrorKind::Panicked);
-    assert!(told[0].to_string().contains("the layer is broken"), "{}", told[0]);
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert_eq!(errors[0].kind(), ErrorKind::Panicked);
+    assert!(errors[0].to_string().contains("the layer is broken"), "{}", errors[0]);
     assert!(restarts.len() >= 3, "{restarts:?}");
     assert!(restarts.iter().all(|(task, ..)| *task == Task::Tracing), "{restarts:?}");
     consumer.close().await.unwrap();
@@ -443,7 +443,7 @@ mod recorder {
             let consumer = builder.build().unwrap();
             let (mut records, mut events) = (consumer.records(), consumer.events());
             orders.shard(0).put("0");
-            let mut told = Vec::new();
+            let mut errors = Vec::new();
             let mut place = 0;
             while place < 10 {
                 match timeout(60 * SECOND, records.next()).await.unwrap().unwrap() {
@@ -454,13 +454,13 @@ mod recorder {
                         *recorder.0.lock().unwrap() = true;
                         orders.shard(0).put(place.to_string());
                     }
-                    Err(error) => told.push(error),
+                    Err(error) => errors.push(error),
                 }
             }
             assert!(timeout(30 * SECOND, records.next()).await.is_ok());
             let restarts = restarted(&mut events);
-            assert!(told.len() <= 1, "{told:?}");
-            assert!(told.iter().all(|error| error.kind() == ErrorKind::Panicked), "{told:?}");
+            assert!(errors.len() <= 1, "{errors:?}");
+            assert!(errors.iter().all(|error| error.kind() == ErrorKind::Panicked), "{errors:?}");
             assert!(!restarts.is_empty(), "{restarts:?}");
             assert!(restarts.iter().all(|(task, ..)| *task == Task::Metrics), "{restarts:?}");
             consumer.close().await.unwrap();

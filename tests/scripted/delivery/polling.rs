@@ -21,10 +21,12 @@ fn runtime() -> Runtime {
 }
 
 /// Runs a test in its own thread, since one that deadlocks never returns. Panics after 60 s.
-pub(crate) fn without_deadlock<F: Future<Output = ()>>(story: impl FnOnce() -> F + Send + 'static) {
+pub(crate) fn without_deadlock<F: Future<Output = ()>>(
+    scenario: impl FnOnce() -> F + Send + 'static,
+) {
     let (done, ended) = mpsc::channel();
     let thread = std::thread::spawn(move || {
-        runtime().block_on(story());
+        runtime().block_on(scenario());
         done.send(()).unwrap();
     });
     match ended.recv_timeout(60 * SECOND) {

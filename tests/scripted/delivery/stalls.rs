@@ -37,11 +37,11 @@ async fn stall_at_the_in_flight_limit_is_reported_once_until_the_shard_moves() {
     assert_eq!(stalls(&mut events), []);
     // The stall is noticed without another poll.
     sleep(3 * SECOND).await;
-    let told = stalls(&mut events);
+    let reported = stalls(&mut events);
     let [Event::Stalled { shard_id, limit: InFlightLimit::Records, unacknowledged: 2, oldest }] =
-        &told[..]
+        &reported[..]
     else {
-        panic!("{told:?}")
+        panic!("{reported:?}")
     };
     assert_eq!(*shard_id, orders.shard(0).id());
     assert!(about(Some(*oldest), 30), "{oldest:?}");
@@ -88,9 +88,10 @@ async fn stall_at_the_limit_of_bytes_names_the_limit() {
     }
     let (first, second) = (next(&mut records).await, next(&mut records).await);
     assert!(timeout(32 * SECOND, records.next()).await.is_err());
-    let told = stalls(&mut events);
-    let [Event::Stalled { limit: InFlightLimit::Bytes, unacknowledged: 2, .. }] = &told[..] else {
-        panic!("{told:?}")
+    let reported = stalls(&mut events);
+    let [Event::Stalled { limit: InFlightLimit::Bytes, unacknowledged: 2, .. }] = &reported[..]
+    else {
+        panic!("{reported:?}")
     };
     let status = consumer.status().await.unwrap();
     let held_by =

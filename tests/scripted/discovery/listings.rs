@@ -333,8 +333,8 @@ async fn latest_reads_records_put_while_listings_failed() {
             let mut records = consumer.records();
             let until = Instant::now() + Duration::from_secs(60 * minutes / 2);
             let mut poll_until = async |until: Instant| {
-                while let Ok(Some(told)) = timeout(until - Instant::now(), records.next()).await {
-                    assert_eq!(told.unwrap_err().kind(), ErrorKind::Unavailable);
+                while let Ok(Some(next)) = timeout(until - Instant::now(), records.next()).await {
+                    assert_eq!(next.unwrap_err().kind(), ErrorKind::Unavailable);
                 }
             };
             poll_until(until).await;
@@ -360,8 +360,8 @@ async fn shard_that_is_briefly_missing_is_read_when_found_again() {
     first.close().await.unwrap();
     orders.shard(0).put("1");
     orders.shard(0).split();
-    let lacking = Outcome::Mislisted(WrongListing::Without(orders.shard(0).id()));
-    kinesis.next_calls("ListShards", 1, lacking);
+    let incomplete = Outcome::Mislisted(WrongListing::Without(orders.shard(0).id()));
+    kinesis.next_calls("ListShards", 1, incomplete);
     let not_found = Outcome::failed(400, "ResourceNotFoundException", "not found");
     kinesis.next_calls("GetShardIterator", 1, not_found);
     let second = consumer(&kinesis).store(store).build().unwrap();
@@ -393,12 +393,15 @@ async fn start_with_a_thousand_expired_parents_tolerates_failed_probes() {
     let mut records = consumer.records();
     let first = timeout(Duration::from_secs(60), records.next()).await;
     first.expect("a record within a minute").unwrap().unwrap();
-    let mut asked = calls(&kinesis, "GetShardIterator");
+    let mut iterator_calls = calls(&kinesis, "GetShardIterator");
     let is_parent = |call: &Call| {
         let number = call.shard_id.as_ref().and_then(|id| id.as_str()[8..].parse::<usize>().ok());
         number.is_some_and(|number| number < 1000)
     };
-    asked.retain(is_parent);
-    let asked = asked.len();
-    assert!((3000..3100).contains(&asked), "expected three calls for each parent: {asked} calls");
+    iterator_calls.retain(is_parent);
+    let iterator_calls = iterator_calls.len();
+    assert!(
+        (3000..3100).contains(&iterator_calls),
+        "expected three calls for each parent: {iterator_calls} calls"
+    );
 }

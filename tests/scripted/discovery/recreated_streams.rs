@@ -52,7 +52,7 @@ async fn recreated_stream_is_an_error_by_default() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn recreated_stream_is_read_as_on_trimmed_says() {
+async fn recreated_stream_is_read_from_the_on_trimmed_position() {
     for policy in [OnTrimmed::TrimHorizon, OnTrimmed::Latest] {
         let store = MemoryStore::new();
         let (kinesis, again) = recreate_stream(&store).await;
@@ -98,7 +98,7 @@ async fn finished_shard_of_a_recreated_stream_is_read() {
 
 /// The stream is recreated while a worker reads it.
 #[tokio::test(start_paused = true)]
-async fn stream_recreated_while_read_is_read_as_on_trimmed_says() {
+async fn stream_recreated_while_read_is_read_from_the_on_trimmed_position() {
     let (kinesis, before) = orders(1);
     before.shard(0).put("0");
     let consumer = consumer(&kinesis)

@@ -306,8 +306,8 @@ async fn child_is_not_fetched_before_its_start_is_stored() {
     let is_failing = Arc::new(AtomicBool::new(true));
     let gated = Gated::new(store.clone(), {
         let is_failing = Arc::clone(&is_failing);
-        move |asked| {
-            let fails = asked == GatedCall::Save && is_failing.load(Ordering::Relaxed);
+        move |call| {
+            let fails = call == GatedCall::Save && is_failing.load(Ordering::Relaxed);
             let refusal = || {
                 Error::new(ErrorKind::StoreUnavailable, "the store is down")
                     .with_source("injected by the test")
@@ -340,11 +340,11 @@ async fn child_taken_over_keeps_the_start_of_the_crashed_worker() {
     let (kinesis, orders) = orders(1);
     let store = MemoryStore::new();
     let child = store_unread_child(&kinesis, &orders, &store).await;
-    let is_dead = Arc::new(AtomicBool::new(false));
-    let mortal = Gated::new(store.clone(), {
-        let is_dead = Arc::clone(&is_dead);
-        move |_asked| {
-            if is_dead.load(Ordering::Relaxed) {
+    let has_crashed = Arc::new(AtomicBool::new(false));
+    let crashing = Gated::new(store.clone(), {
+        let has_crashed = Arc::clone(&has_crashed);
+        move |_call| {
+            if has_crashed.load(Ordering::Relaxed) {
                 future::pending().boxed()
             } else {
                 future::ready(Ok(())).boxed()
@@ -355,13 +355,13 @@ async fn child_taken_over_keeps_the_start_of_the_crashed_worker() {
         let builder = builder.checkpoint_on(CheckpointOn::Ack);
         builder.starting_position_for(child.id(), ShardPosition::Latest).build().unwrap()
     };
-    let first = start(consumer(&kinesis).store(mortal).worker_id("first"));
+    let first = start(consumer(&kinesis).store(crashing).worker_id("first"));
     let mut records = first.records();
     next(&mut records).await.ack();
     child.put("2");
     let held = next(&mut records).await;
     assert_eq!(number(&held), 2);
-    is_dead.store(true, Ordering::Relaxed);
+    has_crashed.store(true, Ordering::Relaxed);
     drop((held, records, first));
     child.put("3");
     sleep(EARLIER).await;

@@ -66,9 +66,9 @@ async fn child_that_waited_for_longer_than_retention_reports_the_loss() {
             let _hung = hold_parent_record(&mut records, &orders, 30 * HOUR).await;
             assert_eq!(number(&next(&mut records).await), 2);
             assert_silent(&mut records).await;
-            let mut told = gaps(&mut events);
-            told.sort();
-            assert_eq!(told, children, "pushed: {is_pushed}, leases: {has_leases}");
+            let mut reported = gaps(&mut events);
+            reported.sort();
+            assert_eq!(reported, children, "pushed: {is_pushed}, leases: {has_leases}");
             assert_eq!(kinesis.violations(), [""; 0]);
         }
     }
@@ -122,8 +122,8 @@ async fn child_of_a_fleet_that_was_down_reports_the_loss() {
     let reader = builder.build().unwrap();
     let mut records = reader.records();
     for _child in 1..3 {
-        let told = timeout(HOUR, records.next()).await.unwrap().unwrap().unwrap_err();
-        assert_eq!(told.kind(), ErrorKind::Trimmed);
+        let error = timeout(HOUR, records.next()).await.unwrap().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Trimmed);
     }
     assert_silent(&mut records).await;
     // A position that an operator sets is checked for losses from that time on.

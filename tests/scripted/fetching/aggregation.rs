@@ -276,8 +276,8 @@ async fn shards_with_unknown_hash_keys_are_released_and_reported_once() {
     }
     let (mut errors, mut released) = (Vec::new(), BTreeSet::new());
     for _ in 0..120 {
-        if let Ok(told) = timeout(Duration::from_secs(1), records.next()).await {
-            errors.push(told.unwrap().unwrap_err());
+        if let Ok(next) = timeout(Duration::from_secs(1), records.next()).await {
+            errors.push(next.unwrap().unwrap_err());
             continue;
         }
         let shards = reader.status().await.unwrap().shards.into_iter();

@@ -19,7 +19,7 @@ use kinestream::testing::{Kinesis, Outcome, Stream};
 #[tokio::test(start_paused = true)]
 async fn retryable_failure_is_retried_without_an_error() {
     let fail = |status, code, message| Outcome::failed(status, code, message);
-    let cures = [
+    let repairs = [
         fail(400, "ProvisionedThroughputExceededException", "Rate exceeded for shard"),
         fail(400, "KMSThrottlingException", "slow down"),
         fail(400, "LimitExceededException", "Rate exceeded"),
@@ -36,7 +36,7 @@ async fn retryable_failure_is_retried_without_an_error() {
         Outcome::Lost,
         Outcome::Delayed(Duration::from_secs(20)),
     ];
-    for action in cures {
+    for action in repairs {
         for operation in ["ListShards", "GetShardIterator", "GetRecords"] {
             let (kinesis, orders) = orders(1);
             for number in 0..10 {
@@ -124,18 +124,18 @@ async fn permanent_failure_is_reported_once_and_retried_slowly() {
         });
         let consumer = consumer(&kinesis).build().unwrap();
         let mut records = consumer.records();
-        let (mut told, mut read) = (Vec::new(), Vec::new());
+        let (mut errors, mut read) = (Vec::new(), Vec::new());
         let began = Instant::now();
         while read.len() < 2 {
             match timeout(Duration::from_secs(600), records.next()).await.unwrap().unwrap() {
                 Ok(record) => read.push(number(&record)),
-                Err(error) => told.push(error),
+                Err(error) => errors.push(error),
             }
         }
-        assert_eq!(told.len(), 1, "{code}");
-        assert_eq!(told[0].kind(), kind, "{code}");
+        assert_eq!(errors.len(), 1, "{code}");
+        assert_eq!(errors[0].kind(), kind, "{code}");
         assert_eq!(
-            told[0].to_string(),
+            errors[0].to_string(),
             format!(
                 "stream orders, shard shardId-000000000000: GetRecords failed: {advice} (400 {code}: no)"
             )
@@ -157,18 +157,18 @@ async fn deleted_stream_reports_each_failure_once_and_ends() {
     let mut records = consumer.records();
     assert_eq!(number(&next(&mut records).await), 0);
     kinesis.delete_stream("orders");
-    let mut told = Vec::new();
+    let mut errors = Vec::new();
     while let Some(error) = timeout(Duration::from_secs(600), records.next()).await.unwrap() {
         let error = error.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
         assert_eq!(error.stream(), Some("orders"));
-        told.push(error.shard_id().map(ToString::to_string));
+        errors.push(error.shard_id().map(ToString::to_string));
     }
-    assert!(told.contains(&None), "expected an error without a shard: {told:?}");
-    let places = told.len();
-    told.sort();
-    told.dedup();
-    assert_eq!(told.len(), places, "expected at most one error per shard and one for the stream");
+    assert!(errors.contains(&None), "expected an error without a shard: {errors:?}");
+    let places = errors.len();
+    errors.sort();
+    errors.dedup();
+    assert_eq!(errors.len(), places, "expected at most one error per shard and one for the stream");
     assert!(records.next().await.is_none(), "expected the ended stream to stay ended");
 }
 
@@ -211,15 +211,15 @@ async fn trimmed_checkpoint_follows_on_trimmed() {
     orders.shard(1).put("100");
     let reader = consumer(&kinesis).store(store).build().unwrap();
     let mut records = reader.records();
-    let (mut told, mut read) = (Vec::new(), Vec::new());
+    let (mut errors, mut read) = (Vec::new(), Vec::new());
     for _ in 0..2 {
         match records.next().await.unwrap() {
             Ok(record) => read.push(number(&record)),
-            Err(error) => told.push(error),
+            Err(error) => errors.push(error),
         }
     }
-    assert_eq!(told[0].kind(), ErrorKind::Trimmed);
-    assert_eq!(told[0].shard_id().map(ShardId::as_str), Some("shardId-000000000000"));
+    assert_eq!(errors[0].kind(), ErrorKind::Trimmed);
+    assert_eq!(errors[0].shard_id().map(ShardId::as_str), Some("shardId-000000000000"));
     assert_eq!(read, [100], "expected the other shard to be read");
     assert_silent(&mut records).await;
 
@@ -286,8 +286,8 @@ async fn malformed_responses_to_a_shared_call_are_reported_after_a_minute() {
     let consumer = consumer(&kinesis).fan_out("billing").build().unwrap();
     let mut records = consumer.records();
     let began = Instant::now();
-    let told = timeout(Duration::from_secs(1000), records.next()).await;
-    let error = told.expect("an error").unwrap().unwrap_err();
+    let item = timeout(Duration::from_secs(1000), records.next()).await;
+    let error = item.expect("an error").unwrap().unwrap_err();
     assert!(error.to_string().contains("parsed"), "{error}");
     let waited = began.elapsed().as_secs();
     assert!((60..150).contains(&waited), "after {waited} s");
@@ -310,8 +310,8 @@ async fn malformed_responses_are_reported_after_a_minute() {
         let mut records = consumer.records();
         orders.shard(0).put("0");
         let began = Instant::now();
-        let told = timeout(Duration::from_secs(600), records.next()).await;
-        let error = told.expect(operation).unwrap().unwrap_err();
+        let item = timeout(Duration::from_secs(600), records.next()).await;
+        let error = item.expect(operation).unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{operation}: {error}");
         assert!(error.to_string().contains("parsed"), "{operation}: {error}");
         let waited = began.elapsed();

@@ -256,8 +256,9 @@ async fn consumer_deregistered_while_reading_is_registered_again() {
     let client = kinesis.client();
     let arn = client.describe_stream_summary().stream_name("orders").send().await.unwrap();
     let arn = arn.stream_description_summary.unwrap().stream_arn;
-    let gone = client.deregister_stream_consumer().stream_arn(arn).consumer_name("billing");
-    gone.send().await.unwrap();
+    let deregistration =
+        client.deregister_stream_consumer().stream_arn(arn).consumer_name("billing");
+    deregistration.send().await.unwrap();
     let mut events = consumer.events();
     let reading = timeout(60 * SECOND, records.next()).await;
     assert!(reading.is_err(), "expected no error: {reading:?}");
@@ -349,10 +350,10 @@ async fn consumer_that_is_never_found_is_reported_once_and_its_shards_released()
         let mut events = consumer.events();
         let mut records = consumer.records();
         let began = Instant::now();
-        let told = timeout(1000 * SECOND, records.next()).await.expect("an error within 1000 s");
-        let told = told.unwrap().unwrap_err();
-        assert_eq!(told.kind(), ErrorKind::Unavailable);
-        assert!(told.to_string().contains("DescribeStreamConsumer"), "{told}");
+        let next = timeout(1000 * SECOND, records.next()).await.expect("an error within 1000 s");
+        let error = next.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("DescribeStreamConsumer"), "{error}");
         assert!(began.elapsed() >= 300 * SECOND, "{:?}", began.elapsed());
         let is_retried = |event: &Event| matches!(event, Event::Retried { .. });
         let retried = std::iter::from_fn(|| events.next().now_or_never().flatten());

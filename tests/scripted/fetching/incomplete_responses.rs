@@ -96,9 +96,9 @@ async fn shard_with_persistent_unproven_end_is_released_reported_once_and_retrie
         let consumer = sources(&kinesis)[source].clone().build().unwrap();
         let mut records = consumer.records();
         let began = Instant::now();
-        let told = error(&mut records).await;
-        assert_eq!(told.kind(), ErrorKind::Rejected);
-        assert_eq!(told.shard_id().map(ShardId::as_str), Some("shardId-000000000000"));
+        let failure = error(&mut records).await;
+        assert_eq!(failure.kind(), ErrorKind::Rejected);
+        assert_eq!(failure.shard_id().map(ShardId::as_str), Some("shardId-000000000000"));
         assert!(began.elapsed() >= 60 * SECOND, "{:?}", began.elapsed());
         let id = orders.shard(0).id();
         let status = async || consumer.status().await.unwrap().shards.remove(&id).unwrap();
@@ -147,8 +147,8 @@ async fn closed_shard_is_released_and_reported_while_its_listing_fails() {
             orders.shard(0).split()[0].put("0");
             let (id, mut is_released) = (orders.shard(0).id(), false);
             for _ in 0..180 {
-                if let Ok(told) = timeout(SECOND, records.next()).await {
-                    let error = told.unwrap().unwrap_err();
+                if let Ok(next) = timeout(SECOND, records.next()).await {
+                    let error = next.unwrap().unwrap_err();
                     assert!(error.to_string().contains("ListShards"), "{error}");
                 }
                 let status = consumer.status().await.unwrap().shards.remove(&id).unwrap();
@@ -175,24 +175,24 @@ async fn shard_is_read_on_while_responses_lack_the_next_position() {
     let consumer = consumer(&kinesis).limit(2).build().unwrap();
     let mut events = consumer.events();
     let mut records = consumer.records();
-    let (mut read, mut told) = (0, Vec::new());
+    let (mut read, mut kinds) = (0, Vec::new());
     while read < 300 {
         match timeout(600 * SECOND, records.next()).await.unwrap().unwrap() {
             Ok(record) => {
                 assert_eq!(number(&record), read);
                 read += 1;
             }
-            Err(error) => told.push(error.kind()),
+            Err(error) => kinds.push(error.kind()),
         }
     }
-    assert_eq!(told, [ErrorKind::Rejected], "reported once");
+    assert_eq!(kinds, [ErrorKind::Rejected], "reported once");
     while let Some(Some(event)) = events.next().now_or_never() {
         assert!(!matches!(event, Event::ShardFailed { .. }), "{event:?}");
     }
 }
 
 /// Sets of members that an incomplete response lacks.
-const LACKING: [&[&str]; 5] = [
+const MISSING_MEMBERS: [&[&str]; 5] = [
     &["NextShardIterator", "ContinuationSequenceNumber", "ChildShards"],
     &["NextShardIterator", "ContinuationSequenceNumber", "ChildShards", "MillisBehindLatest"],
     &[
@@ -212,7 +212,7 @@ const READS: [&str; 2] = ["GetRecords", "SubscribeToShard"];
 #[tokio::test(start_paused = true)]
 async fn closed_shard_with_unread_records_is_read_to_its_end() {
     for (source, operation) in READS.into_iter().enumerate() {
-        for lacking in LACKING {
+        for missing in MISSING_MEMBERS {
             for times in 0..4 {
                 let (kinesis, orders) = orders(1);
                 kinesis.set_child_shards(false);
@@ -221,7 +221,7 @@ async fn closed_shard_with_unread_records_is_read_to_its_end() {
                 }
                 let [left, _right] = orders.shard(0).split();
                 left.put("6");
-                let wrong = Outcome::without(lacking.iter().copied());
+                let wrong = Outcome::without(missing.iter().copied());
                 kinesis.next_calls(operation, times, wrong);
                 let builder = sources(&kinesis)[source].clone();
                 let consumer = builder.limit(2).discovery_interval(SECOND).build().unwrap();
@@ -236,7 +236,7 @@ async fn closed_shard_with_unread_records_is_read_to_its_end() {
 #[tokio::test(start_paused = true)]
 async fn incomplete_response_loses_no_record_of_an_open_shard() {
     for (source, operation) in READS.into_iter().enumerate() {
-        for lacking in LACKING {
+        for missing in MISSING_MEMBERS {
             for times in 1..4 {
                 let (kinesis, orders) = orders(1);
                 let store = RecordingStore::default();
@@ -254,7 +254,7 @@ async fn incomplete_response_loses_no_record_of_an_open_shard() {
                     orders.shard(0).put(number.to_string());
                 }
                 sleep(10 * SECOND).await;
-                let wrong = Outcome::without(lacking.iter().copied());
+                let wrong = Outcome::without(missing.iter().copied());
                 kinesis.next_calls(operation, times, wrong);
                 let mut records = builder.build().unwrap().records();
                 numbers(&mut records, 1..4).await;
@@ -379,8 +379,8 @@ async fn expire_while_read(
 async fn shard_that_expires_while_read_follows_on_trimmed() {
     for source in 0..2 {
         let (_kinesis, _consumer, mut records) = expire_while_read(source, OnTrimmed::Fail).await;
-        let told = error(&mut records).await;
-        assert_eq!(told.kind(), ErrorKind::Trimmed, "{told}");
+        let failure = error(&mut records).await;
+        assert_eq!(failure.kind(), ErrorKind::Trimmed, "{failure}");
         for policy in [OnTrimmed::TrimHorizon, OnTrimmed::Latest] {
             let (_kinesis, consumer, mut records) = expire_while_read(source, policy).await;
             let mut events = consumer.events();
@@ -422,8 +422,8 @@ async fn record_with_invalid_sequence_number_is_fetched_again() {
     assert_eq!(retried, 1);
     // A persistent failure is reported once.
     kinesis.next_calls("GetRecords", 10_000, answer(&[invalid]));
-    let told = error(&mut records).await;
-    assert_eq!(told.kind(), ErrorKind::Rejected);
+    let failure = error(&mut records).await;
+    assert_eq!(failure.kind(), ErrorKind::Rejected);
     kinesis.on_call(|_| Outcome::Served);
     orders.shard(0).put("2");
     numbers(&mut records, 2..3).await;

@@ -12,7 +12,7 @@ use kinestream::testing::Outcome;
 const MEBIBYTE: usize = 1 << 20;
 
 #[tokio::test(start_paused = true)]
-async fn lagging_shard_is_polled_five_times_a_second() {
+async fn lagging_shard_is_polled_at_five_calls_per_second() {
     let (kinesis, orders) = orders(1);
     for number in 0..100 {
         orders.shard(0).put(number.to_string());
@@ -221,9 +221,9 @@ async fn responses_without_length_are_prefetched_at_full_speed() {
     for _ in 0..2 {
         next(&mut records).await;
     }
-    let asked = kinesis.call_count();
+    let first_call = kinesis.call_count();
     sleep(Duration::from_secs(60)).await;
-    let ahead = kinesis.calls_from(asked).iter().map(|call| call.records).sum::<usize>();
+    let ahead = kinesis.calls_from(first_call).iter().map(|call| call.records).sum::<usize>();
     assert_eq!(ahead, 10, "expected one prefetched batch");
 }
 
@@ -246,11 +246,11 @@ async fn shards_without_memory_read_one_record_each() {
         let read: Vec<_> = calls.filter(|call| call.status.is_some()).collect();
         let bytes: usize = read.iter().map(|call| call.bytes).sum();
         assert!(bytes <= 20 * MEBIBYTE + 8 * (3 * MEBIBYTE + 3), "{bytes} bytes are buffered");
-        let asked = kinesis.call_count();
+        let first_call = kinesis.call_count();
         sleep(Duration::from_secs(600)).await;
         assert_eq!(kinesis.in_flight(), 0);
         assert!(
-            kinesis.calls_from(asked).iter().all(|call| call.bytes == 0),
+            kinesis.calls_from(first_call).iter().all(|call| call.bytes == 0),
             "expected no further bytes"
         );
     }
@@ -439,8 +439,8 @@ async fn throttled_consumer_slows_down_and_recovers() {
     next(&mut records).await;
     let refused = calls(&kinesis, "GetRecords").iter().filter(|call| call.at < until).count();
     assert!((5..20).contains(&refused), "{refused} calls in 30 throttled seconds");
-    let gone = Instant::now();
-    while gone.elapsed() < Duration::from_secs(20) {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(20) {
         next(&mut records).await;
     }
     let began = Instant::now();

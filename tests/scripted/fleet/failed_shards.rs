@@ -43,11 +43,11 @@ async fn failed_shard_is_released_reported_once_and_retried_with_back_off() {
     let consumer = consumer(&kinesis).store(store).build().unwrap();
     let failed = failures(&consumer);
     let mut records = consumer.records();
-    let (mut told, mut read) = (Vec::new(), Vec::new());
-    while told.is_empty() || read.is_empty() {
+    let (mut errors, mut read) = (Vec::new(), Vec::new());
+    while errors.is_empty() || read.is_empty() {
         match timeout(60 * SECOND, records.next()).await.unwrap().unwrap() {
             Ok(record) => read.push(number(&record)),
-            Err(error) => told.push(error.kind()),
+            Err(error) => errors.push(error.kind()),
         }
     }
     sleep(SECOND).await;
@@ -59,7 +59,7 @@ async fn failed_shard_is_released_reported_once_and_retried_with_back_off() {
     let epoch = first.epoch;
     let quiet = timeout(1800 * SECOND, records.next()).await;
     assert!(quiet.is_err(), "expected one error and an open stream: {quiet:?}");
-    assert_eq!((told, read), (vec![ErrorKind::Trimmed], vec![100]));
+    assert_eq!((errors, read), (vec![ErrorKind::Trimmed], vec![100]));
     {
         let failed = failed.lock().unwrap();
         assert!((7..40).contains(&failed.len()), "expected 7 to 39 attempts: {failed:?}");
@@ -72,8 +72,8 @@ async fn failed_shard_is_released_reported_once_and_retried_with_back_off() {
         }
     }
     // A position that an operator sets takes effect at the next attempt.
-    let cured = kinestream::Checkpoint::TrimHorizon;
-    consumer.set_position(&id(0), cured, IfLeased::Refuse).await.unwrap();
+    let retained = kinestream::Checkpoint::TrimHorizon;
+    consumer.set_position(&id(0), retained, IfLeased::Refuse).await.unwrap();
     for expected in 5..10 {
         assert_eq!(number(&next(&mut records).await), expected);
     }
@@ -137,13 +137,14 @@ impl Fleet {
             .build()
             .unwrap();
         let errors = Arc::<Mutex<Vec<_>>>::default();
-        let (mut records, fleet, told) = (consumer.records(), self.clone(), Arc::clone(&errors));
+        let (mut records, fleet, reported) =
+            (consumer.records(), self.clone(), Arc::clone(&errors));
         let name = name.to_owned();
         tokio::spawn(async move {
             while let Some(record) = records.next().await {
                 match record {
                     Ok(record) => fleet.note(&name, &record),
-                    Err(error) => told.lock().unwrap().push(error.kind()),
+                    Err(error) => reported.lock().unwrap().push(error.kind()),
                 }
             }
         });
@@ -234,8 +235,8 @@ async fn shard_that_fails_for_all_workers_moves_rarely() {
         assert!(errors.iter().all(|kind| *kind == ErrorKind::NotFound), "{errors:?}");
         assert!(errors.len() <= 1, "{errors:?}");
     }
-    let (dead, _) = &workers[2];
-    dead.close().await.unwrap();
+    let (crashed, _) = &workers[2];
+    crashed.close().await.unwrap();
     sleep(RENEWAL + SECOND).await;
     let owned = fleet.table().await.leases.values().filter(|lease| lease.owner.is_some()).count();
     assert!(owned >= 3, "expected the other workers to own the healthy shards");

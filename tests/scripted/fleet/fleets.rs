@@ -21,7 +21,7 @@ pub(crate) const RENEWAL: Duration = Duration::from_secs(3);
 pub(crate) const MOMENT: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
-pub(crate) struct Seen {
+pub(crate) struct Delivered {
     pub(crate) worker: String,
     pub(crate) shard: usize,
     pub(crate) epoch: u64,
@@ -35,7 +35,7 @@ pub(crate) struct Fleet {
     pub(crate) kinesis: Kinesis,
     pub(crate) orders: Stream,
     pub(crate) store: MemoryStore,
-    pub(crate) seen: Arc<Mutex<Vec<Seen>>>,
+    pub(crate) seen: Arc<Mutex<Vec<Delivered>>>,
 }
 
 /// A worker that reads in its own task.
@@ -68,7 +68,7 @@ impl Fleet {
     }
 
     pub(crate) fn note(&self, worker: &str, record: &Record) {
-        self.seen.lock().unwrap().push(Seen {
+        self.seen.lock().unwrap().push(Delivered {
             worker: worker.to_owned(),
             shard: shard_of(record),
             epoch: record.epoch(),

@@ -30,7 +30,7 @@ async fn handoff_waits_for_delivered_records() {
     let _b = fleet.start("b");
     sleep(Duration::from_secs(40)).await;
     fleet.assert_shares(&[("a", 2)]).await;
-    // One of the two shards is being handed over: it delivers no further record, and the handoff
+    // One of the two shards is being handed off: it delivers no further record, and the handoff
     // waits for the delivered one.
     let given = fleet
         .table()
@@ -109,11 +109,11 @@ async fn ack_after_close_counts_until_another_worker_owns_the_shard() {
 async fn sink_rejects_records_of_an_old_epoch() {
     /// The highest epoch of each shard, and the numbers of the written records.
     #[derive(Default)]
-    struct Sink {
+    struct FencedSink {
         epochs: BTreeMap<usize, u64>,
         written: Vec<usize>,
     }
-    impl Sink {
+    impl FencedSink {
         fn write(&mut self, record: &Record) -> bool {
             let highest = self.epochs.entry(shard_of(record)).or_default();
             if record.epoch() < *highest {
@@ -125,7 +125,7 @@ async fn sink_rejects_records_of_an_old_epoch() {
         }
     }
     let (fleet, _zombie, _its_records, held) = held(Duration::ZERO).await;
-    let mut sink = Sink::default();
+    let mut sink = FencedSink::default();
     let b = fleet.builder("b").build().unwrap();
     let mut records = b.records();
     for _ in 0..4 {
@@ -135,7 +135,7 @@ async fn sink_rejects_records_of_an_old_epoch() {
     assert_eq!(
         outcome.iter().filter(|written| !**written).count(),
         1,
-        "expected one rejected record, of the shard that was handed over"
+        "expected one rejected record, of the shard that was handed off"
     );
     sink.written.sort_unstable();
     sink.written.dedup();
@@ -148,7 +148,7 @@ async fn worker_that_stops_polling_releases_its_leases() {
     let puts = fleet.put_continuously(Duration::from_millis(100));
     let stopped = fleet.builder("a").poll_timeout(Some(Duration::from_secs(20))).build().unwrap();
     let mut records = stopped.records();
-    let _in_hand = next(&mut records).await;
+    let _in_flight = next(&mut records).await;
     let _b = fleet.start("b");
     sleep(Duration::from_secs(10)).await;
     fleet.assert_shares(&[("a", 2), ("b", 2)]).await;

@@ -97,25 +97,25 @@ async fn loss_check_that_fails_again_after_a_success_is_no_error() {
     let builder = consumer(&kinesis).store(RecordingStore::default());
     away_for_30_hours(&kinesis, &orders, &builder, b"0").await;
     let mut failing_since = [None; 2];
-    let mut judged: Vec<Instant> = Vec::new();
+    let mut checks: Vec<Instant> = Vec::new();
     let mut expired = 0;
     kinesis.on_call(move |call| match call.operation.as_str() {
         "DescribeStreamSummary" => {
-            let since = failing_since[judged.len().min(1)].get_or_insert_with(Instant::now);
+            let since = failing_since[checks.len().min(1)].get_or_insert_with(Instant::now);
             if since.elapsed() < FAILS_FOR {
                 return Outcome::failed(400, "LimitExceededException", "too many");
             }
-            judged.push(Instant::now());
+            checks.push(Instant::now());
             Outcome::Served
         }
         // A new placement is checked again, with a new call if the last lookup is old.
         "GetRecords"
-            if expired < judged.len() && (expired > 0 || judged[0].elapsed() > 4 * FAILS_FOR) =>
+            if expired < checks.len() && (expired > 0 || checks[0].elapsed() > 4 * FAILS_FOR) =>
         {
             expired += 1;
             Outcome::failed(400, "ExpiredIteratorException", "expired")
         }
-        "GetRecords" if judged.len() < 2 => answer(5_000_000),
+        "GetRecords" if checks.len() < 2 => answer(5_000_000),
         _ => Outcome::Served,
     });
     let reader = builder.build().unwrap();

@@ -92,8 +92,8 @@ async fn trimmed_number_is_reported_whether_rejected_or_accepted() {
             let mut events = reader.events();
             let mut records = reader.records();
             if policy == OnTrimmed::Fail {
-                let told = timeout(HOUR, records.next()).await.unwrap().unwrap().unwrap_err();
-                assert_eq!(told.kind(), ErrorKind::Trimmed, "accepted: {accepted}");
+                let error = timeout(HOUR, records.next()).await.unwrap().unwrap().unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Trimmed, "accepted: {accepted}");
                 assert_silent(&mut records).await;
             } else {
                 numbers(&mut records, 5..7).await;
@@ -117,8 +117,8 @@ async fn trimmed_number_is_reported_despite_a_wrong_start_in_one_listing() {
     let named = ShardPosition::AtSequenceNumber(numbers[1].clone());
     let reader =
         consumer(&kinesis).starting_position_for(orders.shard(0).id(), named).build().unwrap();
-    let told = timeout(HOUR, reader.records().next()).await.unwrap().unwrap().unwrap_err();
-    assert_eq!(told.kind(), ErrorKind::Trimmed);
+    let error = timeout(HOUR, reader.records().next()).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Trimmed);
 }
 
 /// The reader runs, and its caller does not poll for longer than the retention period.
@@ -575,16 +575,16 @@ async fn false_loss_delivers_no_record_twice() {
     let reader = builder.build().unwrap();
     let mut events = reader.events();
     let mut records = reader.records();
-    let mut told = Vec::new();
-    while told.is_empty() {
+    let mut reported = Vec::new();
+    while reported.is_empty() {
         let quiet = timeout(Duration::from_millis(50), records.next()).await;
         assert!(quiet.is_err(), "{quiet:?}");
-        told = gaps(&mut events);
+        reported = gaps(&mut events);
     }
     is_concluded.store(true, Ordering::Relaxed);
     numbers(&mut records, 3..5).await;
-    told.extend(gaps(&mut events));
-    assert_eq!(told.len(), 1, "expected one reported loss");
+    reported.extend(gaps(&mut events));
+    assert_eq!(reported.len(), 1, "expected one reported loss");
 }
 
 #[tokio::test(start_paused = true)]
@@ -680,9 +680,9 @@ async fn second_loss_is_reported_after_the_first() {
                     }
                     let case = format!("source {source}, accepted: {accepted}, {policy:?}");
                     // With enhanced fan-out, the position advances while the shard is quiet.
-                    let told = gaps(&mut events);
-                    assert_eq!(told.len(), 1, "{case}");
-                    assert!(told[0] >= Some(last.clone()), "{case}: {told:?}");
+                    let reported = gaps(&mut events);
+                    assert_eq!(reported.len(), 1, "{case}");
+                    assert!(reported[0] >= Some(last.clone()), "{case}: {reported:?}");
                     drop(records);
                     reader.close().await.unwrap();
                     orders.shard(0).put("7");
@@ -718,9 +718,9 @@ async fn shard_with_a_failing_loss_check_is_released_reported_once_and_retried()
     let reader = builder.build().unwrap();
     let mut records = reader.records();
     let began = tokio::time::Instant::now();
-    let told = timeout(HOUR, records.next()).await.unwrap().unwrap().unwrap_err();
-    assert_eq!(told.kind(), ErrorKind::Unavailable, "{told}");
-    assert!(told.to_string().contains("kinesis:DescribeStreamSummary"), "{told}");
+    let error = timeout(HOUR, records.next()).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("kinesis:DescribeStreamSummary"), "{error}");
     assert!(began.elapsed() >= Duration::from_secs(60));
     sleep(Duration::from_secs(1)).await;
     let status = reader.status().await.unwrap();
@@ -736,7 +736,7 @@ async fn shard_with_a_failing_loss_check_is_released_reported_once_and_retried()
 }
 
 #[tokio::test(start_paused = true)]
-async fn sought_time_out_of_retention_is_reported() {
+async fn seek_to_a_time_out_of_retention_is_reported() {
     let kinesis = Kinesis::at(std::time::SystemTime::now() - 2 * HOUR);
     kinesis.set_retention(24 * HOUR);
     let orders = kinesis.create_stream("orders", 1);

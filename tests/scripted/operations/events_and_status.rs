@@ -80,7 +80,7 @@ async fn events_follow_a_shard_from_its_lease_to_its_end() {
 async fn shard_finished_event_is_emitted_once_and_not_before_it_is_stored() {
     let finished =
         |event: &Event| matches!(event, Event::ShardFinished { shard_id } if *shard_id == id(0));
-    for is_sought in [false, true] {
+    for is_seek in [false, true] {
         let (kinesis, orders) = orders(1);
         let consumer = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).build().unwrap();
         let (mut events, mut records) = (consumer.events(), consumer.records());
@@ -92,7 +92,7 @@ async fn shard_finished_event_is_emitted_once_and_not_before_it_is_stored() {
             !drain_events(&mut events).iter().any(finished),
             "expected no event for a shard that is read and not finished"
         );
-        if is_sought {
+        if is_seek {
             consumer.seek(StartingPosition::TrimHorizon).await.unwrap();
         }
         held.ack();
@@ -100,7 +100,7 @@ async fn shard_finished_event_is_emitted_once_and_not_before_it_is_stored() {
         consumer.close().await.unwrap();
         let happened = drain_events(&mut events);
         let count = happened.iter().filter(|event| finished(event)).count();
-        assert_eq!(count, usize::from(!is_sought), "{happened:#?}");
+        assert_eq!(count, usize::from(!is_seek), "{happened:#?}");
     }
 }
 

@@ -18,10 +18,10 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// The sum of each counter and the last value of each gauge.
 #[derive(Default)]
-struct Seen(BTreeMap<(String, Vec<(String, String)>), f64>);
+struct MetricTotals(BTreeMap<(String, Vec<(String, String)>), f64>);
 
-impl Seen {
-    fn look(&mut self, snapshotter: &Snapshotter) {
+impl MetricTotals {
+    fn update(&mut self, snapshotter: &Snapshotter) {
         for (key, _, _, value) in snapshotter.snapshot().into_vec() {
             let (_, key) = key.into_parts();
             let label =
@@ -61,7 +61,7 @@ async fn recorded_metrics_are_exactly_the_documented_ones() {
     // A recorder of this thread is enough: all tasks of this test run on it.
     let _recording = ::metrics::set_default_local_recorder(&recorder);
     let shard = Some(("shard", "shardId-000000000000"));
-    let mut seen = Seen::default();
+    let mut seen = MetricTotals::default();
 
     let (kinesis, orders) = orders(2);
     let store = RecordingStore::default();
@@ -78,7 +78,7 @@ async fn recorded_metrics_are_exactly_the_documented_ones() {
     held.pop().unwrap().ack();
     kinesis.next_calls("GetRecords", 2, Outcome::throttled());
     assert!(timeout(30 * SECOND, records.next()).await.is_err());
-    seen.look(&snapshotter);
+    seen.update(&snapshotter);
     assert_eq!(seen.get("records_fetched_total", shard), 3.0);
     assert_eq!(seen.get("batches_fetched_total", shard), 1.0);
     let bytes = kinesis.calls().iter().map(|call| call.bytes).sum::<usize>();
@@ -98,7 +98,7 @@ async fn recorded_metrics_are_exactly_the_documented_ones() {
     orders.shard(1).put(vec![0; 100_000]);
     let _first = next(&mut records).await;
     sleep(20 * SECOND).await;
-    seen.look(&snapshotter);
+    seen.update(&snapshotter);
     assert!(seen.get("buffered_bytes", None) >= 100_000.0);
     assert!(seen.get("checkpoint_failures_total", None) >= 3.0);
     let age = seen.get("checkpoint_age_seconds", None);
@@ -108,7 +108,7 @@ async fn recorded_metrics_are_exactly_the_documented_ones() {
     assert!(timeout(20 * SECOND, records.next()).await.is_ok());
     // The poll for the next record releases the memory.
     assert!(timeout(20 * SECOND, records.next()).await.is_err());
-    seen.look(&snapshotter);
+    seen.update(&snapshotter);
     assert_eq!(seen.get("checkpoint_age_seconds", None), 0.0);
     // One write for the records, and one a minute later for the shard that has caught up.
     assert_eq!(seen.get("checkpoints_saved_total", None), 2.0);
@@ -120,7 +120,7 @@ async fn recorded_metrics_are_exactly_the_documented_ones() {
     assert_eq!(names, documented());
     drop((records, consumer));
     sleep(SECOND).await;
-    seen.look(&snapshotter);
+    seen.update(&snapshotter);
     assert_eq!(seen.get("unacknowledged_records", Some(("shard", "shardId-000000000001"))), 0.0);
 }
 
@@ -142,8 +142,8 @@ async fn left_out_user_records_are_counted() {
     for _ in 0..22 {
         delivered[crate::shard_of(&next(&mut records).await)] += 1.0;
     }
-    let mut seen = Seen::default();
-    seen.look(&snapshotter);
+    let mut seen = MetricTotals::default();
+    seen.update(&snapshotter);
     for (index, delivered) in delivered.into_iter().enumerate() {
         let shard = orders.shard(index).id();
         let left_out = seen.get("user_records_left_out_total", Some(("shard", shard.as_str())));

@@ -245,8 +245,8 @@ async fn seek_of_many_shards_is_one_edit_of_the_store() {
     let edits = Arc::new(AtomicUsize::new(0));
     let store = Gated::new(MemoryStore::new(), {
         let edits = Arc::clone(&edits);
-        move |asked| {
-            edits.fetch_add(usize::from(asked == GatedCall::Edit), Ordering::Relaxed);
+        move |call| {
+            edits.fetch_add(usize::from(call == GatedCall::Edit), Ordering::Relaxed);
             async { Ok(()) }.boxed()
         }
     });
@@ -286,7 +286,7 @@ async fn seek_also_moves_a_child_that_appears_during_its_listing() {
     let events = consumer.events();
     kinesis.next_calls("ListShards", 2, Outcome::throttled());
     kinesis.next_calls("ListShards", 1, Outcome::Delayed(4 * SECOND));
-    let sought = tokio::spawn({
+    let seek = tokio::spawn({
         let consumer = consumer.clone();
         async move { consumer.seek(StartingPosition::TrimHorizon).await }
     });
@@ -295,8 +295,8 @@ async fn seek_also_moves_a_child_that_appears_during_its_listing() {
     let [left, _right] = orders.shard(0).split();
     left.put("1");
     assert_eq!(number(&next(&mut records).await), 1);
-    assert!(!sought.is_finished(), "expected a record of the child before the seek ends");
-    sought.await.unwrap().unwrap();
+    assert!(!seek.is_finished(), "expected a record of the child before the seek ends");
+    seek.await.unwrap().unwrap();
     for expected in [0, 1] {
         assert_eq!(number(&next(&mut records).await), expected);
     }

@@ -29,7 +29,7 @@ pub(crate) struct FaultyStore {
     /// shard.
     pub(crate) lost_answers: Arc<AtomicUsize>,
     /// Saves return no outcome for their last position.
-    lacks_verdicts: Arc<AtomicBool>,
+    omits_outcomes: Arc<AtomicBool>,
     /// Exchanges succeed without adding the shards that they should add.
     adds_no_shards: Arc<AtomicBool>,
     exchanges: Arc<AtomicUsize>,
@@ -105,7 +105,7 @@ impl LeaseStore for FaultyStore {
     ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
         async move {
             let mut verdicts = self.stored.save_fenced(scope, positions).await?;
-            if self.lacks_verdicts.load(Ordering::SeqCst) {
+            if self.omits_outcomes.load(Ordering::SeqCst) {
                 verdicts.pop();
             }
             Ok(verdicts)
@@ -136,7 +136,7 @@ async fn save_without_an_outcome_fails_the_close() {
     orders.shard(0).put("0");
     let record = next(&mut records).await;
     assert_silent(&mut records).await;
-    store.lacks_verdicts.store(true, Ordering::SeqCst);
+    store.omits_outcomes.store(true, Ordering::SeqCst);
     orders.shard(0).put("1");
     drop(record);
     next(&mut records).await.ack();
@@ -157,8 +157,8 @@ async fn worker_stays_responsive_while_the_store_adds_no_children() {
     left.put("1");
     let before = store.exchanges.load(Ordering::SeqCst);
     assert_silent(&mut records).await;
-    let asked = store.exchanges.load(Ordering::SeqCst) - before;
-    assert!(asked < 120, "{asked} exchanges in a minute");
+    let exchanges = store.exchanges.load(Ordering::SeqCst) - before;
+    assert!(exchanges < 120, "{exchanges} exchanges in a minute");
     orders.shard(1).put("0");
     assert_eq!(number(&next(&mut records).await), 0, "expected the other shard to be read");
     store.adds_no_shards.store(false, Ordering::SeqCst);

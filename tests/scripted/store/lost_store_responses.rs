@@ -23,8 +23,8 @@ fn gaps(events: &mut Events) -> usize {
 async fn losses(records: &mut Records) -> usize {
     let mut losses = 0;
     let until = Instant::now() + 5 * MINUTE;
-    while let Ok(Some(told)) = timeout_at(until, records.next()).await {
-        losses += usize::from(told.is_err_and(|error| error.kind() == ErrorKind::Trimmed));
+    while let Ok(Some(next)) = timeout_at(until, records.next()).await {
+        losses += usize::from(next.is_err_and(|error| error.kind() == ErrorKind::Trimmed));
     }
     losses
 }

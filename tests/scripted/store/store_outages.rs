@@ -26,8 +26,8 @@ async fn failing_store_is_retried_with_back_off() {
     // Calls fail immediately while the store is down.
     let store = Gated::new(fleet.store.clone(), {
         let (is_down, exchanges) = (Arc::clone(&is_down), Arc::clone(&exchanges));
-        move |asked| {
-            exchanges.fetch_add(usize::from(asked == GatedCall::Exchange), Ordering::SeqCst);
+        move |call| {
+            exchanges.fetch_add(usize::from(call == GatedCall::Exchange), Ordering::SeqCst);
             let is_down = is_down.load(Ordering::SeqCst);
             let refusal = || {
                 Error::new(ErrorKind::StoreUnavailable, "the store is down")
@@ -58,8 +58,8 @@ async fn failing_store_is_retried_with_back_off() {
     assert!(waited >= Duration::from_secs(30) && waited < Duration::from_secs(36), "{waited:?}");
     let quiet = timeout(Duration::from_secs(60), records.next()).await;
     assert!(quiet.is_err(), "expected one error: {quiet:?}");
-    let asked = exchanges.load(Ordering::SeqCst) - before;
-    assert!((40..150).contains(&asked), "{asked} exchanges of two workers in a minute and a half");
+    let count = exchanges.load(Ordering::SeqCst) - before;
+    assert!((40..150).contains(&count), "{count} exchanges of two workers in a minute and a half");
     is_down.store(false, Ordering::SeqCst);
     for shard in fleet.orders.open_shards() {
         shard.put("1");
@@ -83,8 +83,8 @@ async fn sole_worker_without_its_store_reads_until_its_lease_expires() {
     let is_down = Arc::new(AtomicBool::new(false));
     let store = Gated::new(fleet.store.clone(), {
         let (turns, is_down) = (turns.clone(), Arc::clone(&is_down));
-        move |asked| {
-            let turn = Arc::clone(&turns[usize::from(asked == GatedCall::Save)]);
+        move |call| {
+            let turn = Arc::clone(&turns[usize::from(call == GatedCall::Save)]);
             if is_down.load(Ordering::SeqCst) {
                 return ready(Err(Error::new(ErrorKind::StoreUnavailable, "the store is down")
                     .with_source("injected by the test")))
@@ -114,8 +114,8 @@ async fn sole_worker_without_its_store_reads_until_its_lease_expires() {
         "expected no record {:?} into the outage: {waiting:?}",
         began.elapsed()
     );
-    // Another worker joins, for which worker `a` is dead. Worker `a` returns before the other one
-    // assigns the lease.
+    // Another worker joins, for which worker `a` has expired. Worker `a` returns before the other
+    // one assigns the lease.
     let scope = Scope::new("default", "orders");
     let mut request = HeartbeatRequest::new("b", 1, LEASE);
     request.capacity = 1;
@@ -171,7 +171,7 @@ async fn store_outage_at_the_start_is_reported_after_max_unflushed() {
         let is_down = Arc::new(AtomicBool::new(true));
         let store = Gated::new(fleet.store.clone(), {
             let is_down = Arc::clone(&is_down);
-            move |_asked| {
+            move |_call| {
                 let refusal = || {
                     Error::new(ErrorKind::StoreUnavailable, "the store is down")
                         .with_source("injected by the test")
@@ -259,7 +259,7 @@ async fn each_outage_of_an_idle_stream_is_reported() {
     let is_down = Arc::new(AtomicBool::new(false));
     let store = Gated::new(fleet.store.clone(), {
         let is_down = Arc::clone(&is_down);
-        move |_asked| {
+        move |_call| {
             let is_down = is_down.load(Ordering::SeqCst);
             let refusal = || {
                 Error::new(ErrorKind::StoreUnavailable, "the store is down")
@@ -273,22 +273,22 @@ async fn each_outage_of_an_idle_stream_is_reported() {
     crate::assert_silent(&mut records).await;
     for round in 0..3 {
         is_down.store(true, Ordering::SeqCst);
-        let told = timeout(Duration::from_secs(240), records.next()).await;
+        let next = timeout(Duration::from_secs(240), records.next()).await;
         is_down.store(false, Ordering::SeqCst);
-        assert!(matches!(told, Ok(Some(Err(_)))), "outage {round}: {told:?}");
+        assert!(matches!(next, Ok(Some(Err(_)))), "outage {round}: {next:?}");
         crate::assert_silent(&mut records).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn lease_is_handed_over_while_checkpoint_writes_fail() {
+async fn lease_is_handed_off_while_checkpoint_writes_fail() {
     let fleet = Fleet::new(2);
-    let store = Gated::new(fleet.store.clone(), |asked| {
+    let store = Gated::new(fleet.store.clone(), |call| {
         let refusal = || {
             Error::new(ErrorKind::StoreUnavailable, "checkpoints cannot be saved")
                 .with_source("injected by the test")
         };
-        ready(if asked == GatedCall::Save { Err(refusal()) } else { Ok(()) }).boxed()
+        ready(if call == GatedCall::Save { Err(refusal()) } else { Ok(()) }).boxed()
     });
     let first = fleet.builder("a").store(store).build().unwrap();
     let mut records = first.records();
@@ -299,7 +299,7 @@ async fn lease_is_handed_over_while_checkpoint_writes_fail() {
     let reading = tokio::spawn(async move { while records.next().await.is_some() {} });
     let second = fleet.builder("b").build().unwrap();
     let mut others = second.records();
-    let handed_over = timeout(Duration::from_secs(120), others.next()).await;
-    assert!(matches!(handed_over, Ok(Some(Ok(_)))), "{handed_over:?}");
+    let taken_over = timeout(Duration::from_secs(120), others.next()).await;
+    assert!(matches!(taken_over, Ok(Some(Ok(_)))), "{taken_over:?}");
     reading.abort();
 }

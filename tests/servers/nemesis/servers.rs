@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The way in which workers find the master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum By {
+pub(super) enum Deployment {
     /// One address, which leads to the new master after a failover.
     Address,
     /// A sentinel.
@@ -30,14 +30,14 @@ pub(super) enum By {
     Cluster,
 }
 
-impl By {
+impl Deployment {
     fn is_cluster(self) -> bool {
         self == Self::Cluster
     }
 }
 
 pub(super) struct Servers {
-    by: By,
+    by: Deployment,
     both: [RedisServer; 2],
     /// The index of the master in `both`.
     master: usize,
@@ -45,7 +45,7 @@ pub(super) struct Servers {
 }
 
 impl Servers {
-    pub(super) async fn start(by: By) -> Self {
+    pub(super) async fn start(by: Deployment) -> Self {
         let bus = Cell::new(0);
         let start = || {
             let listens = |port: u16, _folder: &Path| {
@@ -86,7 +86,7 @@ impl Servers {
     }
 
     fn watch(&mut self) {
-        if self.by == By::Sentinel {
+        if self.by == Deployment::Sentinel {
             self.sentinel = Some(RedisServer::sentinel(&format!(
                 "sentinel monitor orders 127.0.0.1 {} 1\n\
                  sentinel down-after-milliseconds orders 1000\n\
@@ -98,7 +98,7 @@ impl Servers {
 
     /// Connects a store through new proxies.
     pub(super) async fn connect(&self) -> (Vec<Proxy>, RedisStore) {
-        let is_one = self.by == By::Address;
+        let is_one = self.by == Deployment::Address;
         let servers = if is_one { std::slice::from_ref(self.master()) } else { &self.both };
         let mut proxies = Vec::new();
         for server in servers.iter().chain(&self.sentinel) {
@@ -112,11 +112,15 @@ impl Servers {
         }
         let urls: Vec<_> = proxies.iter().map(Proxy::url).collect();
         let store = match self.by {
-            By::Address => RedisStore::connect(&urls[0]).await,
+            Deployment::Address => RedisStore::connect(&urls[0]).await,
             #[cfg(feature = "redis-sentinel")]
-            By::Sentinel => RedisStore::connect_sentinel([&*urls[2]], "redis://orders/").await,
+            Deployment::Sentinel => {
+                RedisStore::connect_sentinel([&*urls[2]], "redis://orders/").await
+            }
             #[cfg(feature = "redis-cluster")]
-            By::Cluster => RedisStore::connect_cluster(urls.iter().map(String::as_str)).await,
+            Deployment::Cluster => {
+                RedisStore::connect_cluster(urls.iter().map(String::as_str)).await
+            }
             #[cfg(not(all(feature = "redis-sentinel", feature = "redis-cluster")))]
             by => unreachable!("{by:?} needs a feature that is off"),
         };
@@ -135,7 +139,7 @@ impl Servers {
 
     /// Returns the port to which proxies redirect new connections, if the master has one address.
     pub(super) fn redirected_to(&self) -> Option<u16> {
-        (self.by == By::Address).then(|| self.master().port())
+        (self.by == Deployment::Address).then(|| self.master().port())
     }
 
     pub(super) fn master(&self) -> &RedisServer {
@@ -285,7 +289,7 @@ impl Servers {
 async fn command<T: FromRedisValue>(server: &RedisServer, words: &[&str]) -> T {
     let began = Instant::now();
     loop {
-        match ask(server, words).await {
+        match query(server, words).await {
             Ok(answer) => return answer,
             Err(error) => assert!(began.elapsed() < PATIENCE, "{words:?}: {error}"),
         }
@@ -293,7 +297,7 @@ async fn command<T: FromRedisValue>(server: &RedisServer, words: &[&str]) -> T {
     }
 }
 
-async fn ask<T: FromRedisValue>(server: &RedisServer, words: &[&str]) -> RedisResult<T> {
+async fn query<T: FromRedisValue>(server: &RedisServer, words: &[&str]) -> RedisResult<T> {
     let client = redis::Client::open(server.url())?;
     let mut raw = client.get_multiplexed_async_connection().await?;
     redis::cmd(words[0]).arg(&words[1..]).query_async(&mut raw).await

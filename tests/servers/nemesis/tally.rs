@@ -7,7 +7,7 @@ use kinestream::{Error, Event, Record};
 use tokio::time::Instant;
 
 use super::SHARDS;
-use crate::seeds::Story;
+use crate::seeds::SeedResult;
 
 #[derive(Clone)]
 pub(super) struct Tally(Arc<Mutex<State>>);
@@ -44,14 +44,14 @@ impl Default for Tally {
 }
 
 impl Tally {
-    pub(super) fn tell(&self, line: &str) {
+    pub(super) fn log(&self, line: &str) {
         let mut state = self.0.lock().unwrap();
         let line = format!("{:>7.3} s  {line}", state.began.elapsed().as_secs_f64());
         state.trace.push(line);
     }
 
     pub(super) fn break_promise(&self, promise: &str, detail: String) {
-        self.tell(&format!("BROKEN {promise}: {detail}"));
+        self.log(&format!("BROKEN {promise}: {detail}"));
         self.0.lock().unwrap().broken.get_or_insert((promise.to_owned(), detail));
     }
 
@@ -82,21 +82,21 @@ impl Tally {
         }
     }
 
-    pub(super) fn hear_event(&self, worker: usize, event: &Event) {
+    pub(super) fn note_event(&self, worker: usize, event: &Event) {
         if matches!(event, Event::StoreReset) {
             self.0.lock().unwrap().noticed.insert(worker, Instant::now());
         }
         if !matches!(event, Event::CaughtUp { .. }) {
-            self.tell(&format!("worker {worker}: {event:?}"));
+            self.log(&format!("worker {worker}: {event:?}"));
         }
     }
 
     /// Breaks a promise: no fault of a run lasts long enough to be reported to the caller.
-    pub(super) fn hear_error(&self, worker: usize, error: &Error) {
+    pub(super) fn note_error(&self, worker: usize, error: &Error) {
         self.break_promise("reports_nothing", format!("worker {worker}: {error:?}"));
     }
 
-    pub(super) fn hear_end(&self, worker: usize) {
+    pub(super) fn note_end(&self, worker: usize) {
         self.break_promise("never_ends", format!("the stream of worker {worker} has ended"));
     }
 
@@ -125,9 +125,9 @@ impl Tally {
         Some(format!("{count} of {all} records are not read, from {first} in shard {shard}"))
     }
 
-    pub(super) fn story(&self) -> Story {
+    pub(super) fn seed_result(&self) -> SeedResult {
         let state = self.0.lock().unwrap();
-        Story {
+        SeedResult {
             trace: state.trace.clone(),
             broken: state.broken.clone(),
             records: state.put.len(),

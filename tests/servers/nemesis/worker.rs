@@ -43,24 +43,24 @@ impl Worker {
             .unwrap();
         let mut tasks = JoinSet::new();
         let mut events = consumer.events();
-        let heard = tally.clone();
+        let observer = tally.clone();
         tasks.spawn(async move {
             while let Some(event) = events.next().await {
-                heard.hear_event(index, &event);
+                observer.note_event(index, &event);
             }
         });
-        let (mut records, heard) = (consumer.records(), tally.clone());
+        let (mut records, observer) = (consumer.records(), tally.clone());
         tasks.spawn(async move {
             while let Some(record) = records.next().await {
                 match record {
                     Ok(record) => {
-                        heard.deliver(index, &record);
+                        observer.deliver(index, &record);
                         record.ack();
                     }
-                    Err(error) => heard.hear_error(index, &error),
+                    Err(error) => observer.note_error(index, &error),
                 }
             }
-            heard.hear_end(index);
+            observer.note_end(index);
         });
         Self { proxies, consumer, tasks }
     }

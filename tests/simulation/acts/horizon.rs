@@ -111,13 +111,13 @@ impl Horizon {
         state.tips.remove(&shard.index());
         state.places.push((shard.index(), place));
         let age = state.kinesis.now().duration_since(arrival).unwrap_or_default();
-        state.truth.tell(format_args!("put: {number} into shard {}, {age:?} old", shard.index()));
+        state.truth.log(format_args!("put: {number} into shard {}, {age:?} old", shard.index()));
         number
     }
 
     pub(super) fn lower(&self, period: Duration) {
         let mut state = self.lock();
-        state.truth.tell(format_args!("the retention period is {period:?}"));
+        state.truth.log(format_args!("the retention period is {period:?}"));
         let now = state.kinesis.now();
         state.periods.push((now, period));
         state.kinesis.set_retention(period);
@@ -125,7 +125,7 @@ impl Horizon {
 
     pub(super) fn trim(&self, shard: &Shard, records: usize) {
         let mut state = self.lock();
-        state.truth.tell(format_args!("shard {} is trimmed to {records}", shard.index()));
+        state.truth.log(format_args!("shard {} is trimmed to {records}", shard.index()));
         shard.trim(records);
         let trimmed = state.trimmed.entry(shard.index()).or_default();
         *trimmed = records.max(*trimmed);
@@ -250,7 +250,7 @@ impl State {
         let passed = after.map(|after| self.passed(shard, after));
         let skew = if passed.is_none() { CLOCK_SKEW } else { Duration::ZERO };
         let left = self.left(shard, self.kinesis.now() + skew);
-        self.truth.tell(format_args!(
+        self.truth.log(format_args!(
             "gap: shard {shard} after {passed:?} records, {left} trimmed; {position}"
         ));
         let is_excused = passed.is_none_or(|passed| self.excuses(shard, passed));

@@ -29,7 +29,7 @@ pub(super) struct ActReader {
 
 impl Act {
     pub(super) fn begin(&self, start: StartingPosition, on_trimmed: OnTrimmed) -> ActReader {
-        self.truth.tell(format_args!("a reader starts: {start:?}, {on_trimmed:?}"));
+        self.truth.log(format_args!("a reader starts: {start:?}, {on_trimmed:?}"));
         self.begin_with(|builder| builder.starting_position(start).on_trimmed(on_trimmed))
     }
 
@@ -119,7 +119,7 @@ impl Act {
 
 impl ActReader {
     pub(super) async fn seek(&self, to: StartingPosition) -> kinestream::Result<()> {
-        self.truth.tell(format_args!("seek: {to:?}"));
+        self.truth.log(format_args!("seek: {to:?}"));
         self.consumer.seek(to).await
     }
 
@@ -141,7 +141,7 @@ impl ActReader {
                     }
                 }
                 Some(Err(error)) => {
-                    self.truth.tell(format_args!("error: {error}"));
+                    self.truth.log(format_args!("error: {error}"));
                     self.errors.push(error);
                 }
                 None => {
@@ -174,15 +174,15 @@ impl ActReader {
                 Some(record)
             }
             Err(error) => {
-                self.truth.tell(format_args!("error: {error}"));
+                self.truth.log(format_args!("error: {error}"));
                 self.errors.push(error);
                 None
             }
         }
     }
 
-    pub(super) fn tell(&self, line: fmt::Arguments<'_>) {
-        self.truth.tell(line);
+    pub(super) fn log(&self, line: fmt::Arguments<'_>) {
+        self.truth.log(line);
     }
 
     pub(super) fn new_events(&mut self) -> Vec<Event> {
@@ -193,7 +193,7 @@ impl ActReader {
         let text = std::str::from_utf8(record.data()).expect("the payload is text");
         let number = text.parse().expect("the payload is a number");
         let shard = index_of(record.shard_id());
-        self.truth.tell(format_args!("record: {number} of shard {shard}"));
+        self.truth.log(format_args!("record: {number} of shard {shard}"));
         self.delivered.push(number);
     }
 

@@ -25,7 +25,7 @@ impl Act {
     pub(super) async fn refuse_shared_calls(&mut self) {
         self.kinesis.delete_stream("orders");
         self.orders = self.kinesis.create_stream("orders", self.rng.usize(4..12));
-        let child_shards = self.wrongs.bool();
+        let child_shards = self.later_rng.bool();
         self.kinesis.set_child_shards(child_shards);
         let refusal = match self.rng.u8(..3) {
             0 => Outcome::Garbled { status: 200, body: "{}".to_owned() },
@@ -57,8 +57,8 @@ impl Act {
         self.watch_releases(&mut reader, &shards).await;
         let kinds = [ErrorKind::Denied, ErrorKind::Rejected, ErrorKind::Unavailable];
         self.check_errors(&reader, &kinds);
-        self.check_told_once(&reader);
-        self.truth.tell(format_args!("no call is refused from now on"));
+        self.check_reported_once(&reader);
+        self.truth.log(format_args!("no call is refused from now on"));
         self.kinesis.on_call(|_| Outcome::Served);
         reader.read_for(pick(&mut self.rng, &[Duration::ZERO, LONGEST_PAUSE])).await;
         reader.read_for(LONGEST_PAUSE.saturating_sub(PATIENCE)).await;
@@ -70,8 +70,8 @@ impl Act {
     /// Closes some shards that hold records, and puts records into their children.
     fn close_some(&mut self, shards: &[Shard]) {
         for shard in shards {
-            if self.wrongs.u8(..3) == 0 {
-                self.truth.tell(format_args!("shard {} is closed", shard.index()));
+            if self.later_rng.u8(..3) == 0 {
+                self.truth.log(format_args!("shard {} is closed", shard.index()));
                 for child in shard.split() {
                     self.put_into(&child);
                 }
@@ -80,7 +80,7 @@ impl Act {
     }
 
     pub(super) fn refuse(&self, operation: &'static str, refusal: Outcome) {
-        self.truth.tell(format_args!("every call of {operation}: {refusal:?}"));
+        self.truth.log(format_args!("every call of {operation}: {refusal:?}"));
         self.kinesis.on_call(move |call| {
             if call.operation == operation { refusal.clone() } else { Outcome::Served }
         });
@@ -92,7 +92,7 @@ impl Act {
         let key = keys.find(|key| shard.has_key(key)).expect("some key belongs to the shard");
         let number = self.puts.len();
         shard.put(aggregate([(key, number.to_string())]));
-        self.truth.tell(format_args!("put: {number} into shard {}, aggregated", shard.index()));
+        self.truth.log(format_args!("put: {number} into shard {}, aggregated", shard.index()));
         self.puts.push(Put { shard: shard.index(), at: Instant::now() });
     }
 
@@ -130,7 +130,7 @@ impl Act {
 
     /// Checks that the worker yields at most one error for its own listings, and that one shard
     /// yields the error that all shards share.
-    fn check_told_once(&self, reader: &ActReader) {
+    fn check_reported_once(&self, reader: &ActReader) {
         let (shards, others): (Vec<_>, Vec<_>) =
             reader.errors.iter().partition(|error| error.shard_id().is_some());
         if shards.len() != 1 || others.len() > 1 {

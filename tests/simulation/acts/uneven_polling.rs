@@ -41,13 +41,13 @@ struct Lane {
 }
 
 impl Act {
-    pub(super) async fn read_unevenly(&mut self) {
-        self.plan.door = ReadMethod::Shards;
+    pub(super) async fn poll_unevenly(&mut self) {
+        self.plan.read_method = ReadMethod::Shards;
         let bytes = pick(&mut self.rng, &[DEFAULT_BUDGET, DEFAULT_BUDGET, 2 << 20, 1]);
         let (budget, is_shared) = (MemoryBudget::new(bytes), self.rng.bool());
         self.plan.max_buffered_bytes = bytes;
         self.truth
-            .tell(format_args!("some streams are not polled: {bytes} bytes, shared: {is_shared}"));
+            .log(format_args!("some streams are not polled: {bytes} bytes, shared: {is_shared}"));
         let shards = self.rng.usize(3..7);
         self.orders = self.kinesis.create_stream("lanes", shards);
         let mut streams = vec![self.orders.clone()];
@@ -125,7 +125,7 @@ impl Act {
     /// Puts enough records to fill a response, a single large record, or many small ones.
     fn fill(&mut self, lane: &mut Lane) {
         let (records, size) = pick(&mut self.rng, &[(16, LARGE), (1, LARGE), (40, SMALL)]);
-        self.truth.tell(format_args!("put: {records} records of {size} bytes into {}", lane.name));
+        self.truth.log(format_args!("put: {records} records of {size} bytes into {}", lane.name));
         if lane.put == lane.delivered {
             lane.waits_since = Instant::now();
         }
@@ -146,7 +146,7 @@ impl Act {
         lanes[one].is_polled = true;
         lanes[(one + 1) % lanes.len()].is_polled = false;
         let polled: Vec<&str> = polled(lanes).map(|lane| lane.name.as_str()).collect();
-        self.truth.tell(format_args!("streams that are polled: {polled:?}"));
+        self.truth.log(format_args!("streams that are polled: {polled:?}"));
     }
 
     /// Reads the streams that are polled for this time.
@@ -209,7 +209,7 @@ impl Act {
 
     /// Polls all streams until every record is delivered.
     async fn read_the_rest(&mut self, lanes: &mut [Lane]) {
-        self.truth.tell(format_args!("all streams are polled"));
+        self.truth.log(format_args!("all streams are polled"));
         for lane in &mut *lanes {
             (lane.is_polled, lane.waits_since) = (true, Instant::now());
         }

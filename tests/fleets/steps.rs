@@ -5,16 +5,16 @@ use std::time::Duration;
 use kinestream::testing::{Interruption, Outcome};
 use tokio::time::Instant;
 
-use crate::link::Health;
+use crate::link::Condition;
 use crate::world::World;
 
-const MOST_WORKERS: usize = 8;
+const MAX_WORKERS: usize = 8;
 
 impl World {
     pub(crate) fn step(&mut self) {
         self.keep_replica();
         if let Some((part, times)) = self.panics.arm(&mut self.panic_rng) {
-            self.truth.tell(format_args!("{part:?} panics {times} times"));
+            self.truth.log(format_args!("{part:?} panics {times} times"));
         }
         if self.rng.bool() {
             self.put();
@@ -34,7 +34,7 @@ impl World {
         match self.rng.u8(..30) {
             0..=9 => (0..self.rng.usize(1..6)).for_each(|_| self.put()),
             10..=12 => self.reshard(),
-            13..=15 if self.workers.len() < MOST_WORKERS => self.join(),
+            13..=15 if self.workers.len() < MAX_WORKERS => self.join(),
             16..=19 => self.lose_worker(),
             20 | 21 => self.occupy_caller(),
             22 | 23 => {
@@ -47,7 +47,7 @@ impl World {
                     self.workers[worker].drop_one_stream(&mut self.rng);
                 }
             }
-            25 if self.rng.bool() => self.machines_sleep(),
+            25 if self.rng.bool() => self.hosts_sleep(),
             26 => self.move_positions(),
             _ => {}
         }
@@ -71,15 +71,15 @@ impl World {
         let time = self.time(60_000);
         if let Some(index) = self.some_worker() {
             let worker = &mut self.workers[index];
-            self.truth.tell(format_args!("the caller of {} is busy for {time:?}", worker.name));
+            self.truth.log(format_args!("the caller of {} is busy for {time:?}", worker.name));
             worker.occupy(time);
         }
     }
 
     /// Moves the wall clock of all hosts forward without their timers.
-    fn machines_sleep(&mut self) {
+    fn hosts_sleep(&mut self) {
         let time = self.time(40_000);
-        self.truth.tell(format_args!("all hosts sleep for {time:?}"));
+        self.truth.log(format_args!("all hosts sleep for {time:?}"));
         for worker in &self.workers {
             worker.move_wall(time);
         }
@@ -94,18 +94,18 @@ impl World {
             let time = self.time(60_000);
             return self.workers[index].suspend(time);
         }
-        let health = self.health();
-        self.truth.lock().set_link(self.workers[index].life, health);
+        let condition = self.condition();
+        self.truth.lock().set_link(self.workers[index].worker_index, condition);
     }
 
-    fn health(&mut self) -> Health {
+    fn condition(&mut self) -> Condition {
         match self.rng.u8(..9) {
-            0 => Health::Slow(self.time(1500)),
-            1 => Health::Late(self.time(20_000)),
-            2 | 3 => Health::Down,
-            4 => Health::Forgetful,
-            5 => Health::Hangs,
-            _ => Health::Well,
+            0 => Condition::Slow(self.time(1500)),
+            1 => Condition::Late(self.time(20_000)),
+            2 | 3 => Condition::Down,
+            4 => Condition::Forgetful,
+            5 => Condition::Hangs,
+            _ => Condition::Healthy,
         }
     }
 
@@ -115,13 +115,13 @@ impl World {
             1 if self.scene.clock_jumps => {
                 let most = [100, 5000, 60_000][self.rng.usize(..3)];
                 let millis = self.rng.i64(-most..most);
-                self.truth.tell(format_args!("the store's clock moves by {millis} ms"));
+                self.truth.log(format_args!("the store's clock moves by {millis} ms"));
                 self.truth.lock().clock_moved = true;
                 self.stored.move_clock(millis);
             }
             _ => {
-                let health = self.health();
-                self.truth.lock().set_store(health);
+                let condition = self.condition();
+                self.truth.lock().set_store(condition);
             }
         }
     }
@@ -148,16 +148,16 @@ impl World {
             // A worker that knows an earlier epoch continues at its position in that epoch, or at
             // the one it was moved to.
             facts.bases.values_mut().for_each(|base| *base = 0);
-            facts.lives.iter_mut().for_each(|life| life.sought.clear());
+            facts.workers.iter_mut().for_each(|state| state.seek_epochs.clear());
         }
         if self.rng.u8(..3) == 0 {
-            self.truth.tell(format_args!("the store has lost everything"));
+            self.truth.log(format_args!("the store has lost everything"));
             let empty = kinestream::MemoryStore::new();
             return self.stored.replace_with_copy_of(&empty);
         }
         let index = self.rng.usize(..self.replicas.len());
         let (at, replica) = &self.replicas[index];
-        self.truth.tell(format_args!("the store has lost the last {:?}", at.elapsed()));
+        self.truth.log(format_args!("the store has lost the last {:?}", at.elapsed()));
         self.stored.replace_with_copy_of(replica);
     }
 
@@ -183,12 +183,12 @@ impl World {
                 Outcome::failed(400, "AccessDeniedException", "no")
             }
             _ => {
-                self.truth.tell(format_args!("all iterators expire"));
+                self.truth.log(format_args!("all iterators expire"));
                 return self.kinesis.expire_iterators();
             }
         };
         let times = self.rng.usize(1..5);
-        self.truth.tell(format_args!("next {times} calls of {operation:?}: {outcome:?}"));
+        self.truth.log(format_args!("next {times} calls of {operation:?}: {outcome:?}"));
         let mut faults = self.faults.lock().unwrap();
         faults.extend(std::iter::repeat_n((operation, outcome), times));
     }
@@ -202,22 +202,22 @@ impl World {
             _ => Interruption::fails("InternalFailureException", "ours"),
         };
         let shard = self.rng.usize(..self.orders.shards().len());
-        self.truth.tell(format_args!("subscriptions of shard {shard}: {interruption:?}"));
+        self.truth.log(format_args!("subscriptions of shard {shard}: {interruption:?}"));
         self.orders.shard(shard).interrupt(&interruption);
     }
 
     /// Ends all faults, and makes callers quick.
     pub(crate) fn heal(&mut self) {
-        self.truth.tell(format_args!("all faults are over"));
+        self.truth.log(format_args!("all faults are over"));
         self.faults.lock().unwrap().clear();
         self.repair(true);
         self.blocks.clear();
         self.panics.disarm();
-        self.is_calm = true;
+        self.faults_are_over = true;
         let mut facts = self.truth.lock();
-        facts.set_store(Health::Well);
+        facts.set_store(Condition::Healthy);
         for worker in &self.workers {
-            facts.set_link(worker.life, Health::Well);
+            facts.set_link(worker.worker_index, Condition::Healthy);
         }
         drop(facts);
         for worker in &mut self.workers {

@@ -15,7 +15,7 @@ use crate::truth::Promise;
 const EARLIER: Duration = Duration::from_secs(2);
 
 impl Act {
-    pub(super) async fn name_latest(&mut self) {
+    pub(super) async fn start_child_at_latest(&mut self) {
         self.plan.mode = CheckpointOn::Ack;
         let child = self.know_child().await;
         let first = self.puts.len();
@@ -65,7 +65,7 @@ impl Act {
     }
 
     fn begin_at_latest(&self, child: &Shard) -> ActReader {
-        self.truth.tell(format_args!("a reader starts child {} at Latest", child.index()));
+        self.truth.log(format_args!("a reader starts child {} at Latest", child.index()));
         self.begin_with(|builder| {
             builder
                 .starting_position(StartingPosition::TrimHorizon)

@@ -12,8 +12,8 @@ use crate::truth::Promise;
 use crate::world::STREAM_AGE;
 
 impl Act {
-    pub(super) async fn start_at_time(&mut self) {
-        if self.wrongs.u8(..4) != 0 {
+    pub(super) async fn start_at_timestamp(&mut self) {
+        if self.later_rng.u8(..4) != 0 {
             // A listing by time then shows the shards that were open before the start. Later shards
             // that are closed again hold records, too.
             sleep(STREAM_AGE).await;
@@ -35,12 +35,12 @@ impl Act {
         }
         sleep(Duration::from_secs(2)).await;
         for _ in 0..self.rng.usize(1..5) {
-            self.lack_shards();
+            self.omit_shards();
         }
-        if self.wrongs.bool() {
-            let shard = self.wrongs.usize(..self.orders.shards().len());
+        if self.later_rng.bool() {
+            let shard = self.later_rng.usize(..self.orders.shards().len());
             let wrong = WrongListing::OtherStart(self.orders.shard(shard).id());
-            self.truth.tell(format_args!("next listing: {wrong:?}"));
+            self.truth.log(format_args!("next listing: {wrong:?}"));
             self.kinesis.next_calls("ListShards", 1, Outcome::Mislisted(wrong));
         }
         let by_seek = !self.rng.bool();
@@ -67,31 +67,31 @@ impl Act {
 
     /// Seeks, and repeats a seek that fails because its listings lack a shard.
     async fn seek(&self, reader: &ActReader, to: StartingPosition) {
-        let mut sought = reader.seek(to).await;
+        let mut outcome = reader.seek(to).await;
         for _ in 0..3 {
-            if sought.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable) {
-                sought = reader.seek(to).await;
+            if outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable) {
+                outcome = reader.seek(to).await;
             }
         }
-        if let Err(error) = sought {
+        if let Err(error) = outcome {
             self.breaks(Promise::FewErrors, format_args!("seek: {error}"));
         }
     }
 
     /// Makes the next listings lack shards, including closed ones.
-    fn lack_shards(&mut self) {
+    fn omit_shards(&mut self) {
         let shards = self.orders.shards();
         let outcome = match self.rng.u8(..6) {
             0 => Outcome::Mislisted(WrongListing::Empty),
             1 => Outcome::Mislisted(WrongListing::Short(self.rng.usize(..shards.len()))),
             2 | 3 => {
-                let lacking = shards[self.rng.usize(..shards.len())].id();
-                Outcome::Mislisted(WrongListing::Without(lacking))
+                let missing = shards[self.rng.usize(..shards.len())].id();
+                Outcome::Mislisted(WrongListing::Without(missing))
             }
             _ => Outcome::Served,
         };
-        let times = self.wrongs.usize(1..5);
-        self.truth.tell(format_args!("next {times} listings: {outcome:?}"));
+        let times = self.later_rng.usize(1..5);
+        self.truth.log(format_args!("next {times} listings: {outcome:?}"));
         self.kinesis.next_calls("ListShards", times, outcome);
     }
 }

@@ -8,13 +8,13 @@ use tokio::time::Instant;
 
 use super::Act;
 use super::horizon::{DAY, HOUR, Horizon};
-use super::losses::Judged;
+use super::loss_checks::CheckedReader;
 use crate::seeds::pick;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 impl Act {
-    pub(super) async fn approach_again(&mut self) {
+    pub(super) async fn restart_before_approach(&mut self) {
         self.plan.fan_out = true;
         self.kinesis.delete_stream("orders");
         self.orders = self.kinesis.create_stream("orders", 1);
@@ -35,9 +35,9 @@ impl Act {
         self.put_aged(&horizon, &[50 * 60, 47 * 60, 40 * 60]);
         let horizon = self.read_and_stop(horizon, policy, approach, 2).await;
         self.refuse_placements();
-        let (mut judged, _stored) = self.begin_stored(horizon, policy).await;
-        (judged.approach, judged.is_refused) = (approach, true);
-        self.end_judged(judged).await;
+        let (mut checked, _stored) = self.begin_stored(horizon, policy).await;
+        (checked.approach, checked.is_refused) = (approach, true);
+        self.end_checked(checked).await;
     }
 
     /// An earlier decision of `OnTrimmed::Latest` has skipped records, the first of which have been
@@ -54,11 +54,11 @@ impl Act {
         let scope = Scope::new("default", "orders");
         self.store.save(&scope, &[(shard.id(), position)]).await.expect("the store does not fail");
         horizon.trim(&shard, 1);
-        let (mut judged, _stored) = self.begin_stored(horizon, policy).await;
-        judged.decided.insert(0, until);
-        judged.approach = approach;
-        self.read_judged(&mut judged, 10 * MINUTE, usize::MAX).await;
-        self.end_judged(judged).await;
+        let (mut checked, _stored) = self.begin_stored(horizon, policy).await;
+        checked.decided.insert(0, until);
+        checked.approach = approach;
+        self.read_checked(&mut checked, 10 * MINUTE, usize::MAX).await;
+        self.end_checked(checked).await;
     }
 
     /// Records are lost when the retention period is lowered. The next retained record follows
@@ -72,18 +72,18 @@ impl Act {
         let horizon = self.read_and_stop(horizon, policy, approach, 1).await;
         self.set_approach(&[0]);
         horizon.lower(DAY);
-        let (mut judged, _stored) = self.begin_stored(horizon, policy).await;
+        let (mut checked, _stored) = self.begin_stored(horizon, policy).await;
         let by = Instant::now() + 2 * MINUTE;
-        while judged.horizon.gaps(0).is_empty() && Instant::now() < by {
-            self.read_judged(&mut judged, Duration::from_millis(100), 1).await;
+        while checked.horizon.gaps(0).is_empty() && Instant::now() < by {
+            self.read_checked(&mut checked, Duration::from_millis(100), 1).await;
         }
-        judged.approach = self.set_approach(&[60, 120, 180]);
-        self.end_judged(judged).await;
+        checked.approach = self.set_approach(&[60, 120, 180]);
+        self.end_checked(checked).await;
     }
 
     fn set_approach(&mut self, seconds: &[u64]) -> Duration {
         let approach = Duration::from_secs(pick(&mut self.rng, seconds));
-        self.truth.tell(format_args!("an approach takes {approach:?}"));
+        self.truth.log(format_args!("an approach takes {approach:?}"));
         self.kinesis.set_approach(approach);
         approach
     }
@@ -106,18 +106,18 @@ impl Act {
         records: usize,
     ) -> Horizon {
         let reader = self.begin(StartingPosition::TrimHorizon, policy);
-        let mut judged = Judged::new(reader, horizon, policy);
-        judged.approach = approach;
-        self.read_judged(&mut judged, HOUR, records).await;
+        let mut checked = CheckedReader::new(reader, horizon, policy);
+        checked.approach = approach;
+        self.read_checked(&mut checked, HOUR, records).await;
         // Polling for the next record finishes the last one.
-        self.read_judged(&mut judged, Duration::from_millis(1), 1).await;
-        let Judged { reader, horizon, .. } = judged;
+        self.read_checked(&mut checked, Duration::from_millis(1), 1).await;
+        let CheckedReader { reader, horizon, .. } = checked;
         reader.close().await;
         horizon
     }
 
-    async fn end_judged(&mut self, mut judged: Judged) {
-        self.read_rest(&mut judged).await;
-        judged.reader.close().await;
+    async fn end_checked(&mut self, mut checked: CheckedReader) {
+        self.read_rest(&mut checked).await;
+        checked.reader.close().await;
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::Act;
 use super::horizon::{DAY, HOUR, Horizon};
-use super::losses::Judged;
+use super::loss_checks::CheckedReader;
 use crate::seeds::pick;
 
 /// Draws the time that subscriptions take to approach a record that follows a gap of an hour or
@@ -34,7 +34,7 @@ struct Old {
 }
 
 impl Act {
-    pub(super) async fn be_overtaken(&mut self) {
+    pub(super) async fn overtake_reader(&mut self) {
         let policies = [
             OnTrimmed::TrimHorizon,
             OnTrimmed::TrimHorizon,
@@ -52,17 +52,17 @@ impl Act {
         }
         let longer = if is_lowered { HOUR * pick(&mut self.rng, &[1, 24]) } else { Duration::ZERO };
         let horizon = Horizon::new(self, period + longer);
-        let approach = draw_approach(self.plan.fan_out, &mut self.wrongs);
+        let approach = draw_approach(self.plan.fan_out, &mut self.later_rng);
         self.kinesis.set_approach(approach);
         let old = Old { period, is_lowered, has_gaps: !approach.is_zero() };
         for shard in self.orders.open_shards() {
             self.put_old(&horizon, &shard, old);
         }
         let reader = self.begin(StartingPosition::TrimHorizon, policy);
-        let mut judged = Judged::new(reader, horizon, policy);
-        judged.is_unsure = is_denied && self.plan.fan_out;
-        judged.approach = approach;
-        self.read_judged(&mut judged, Duration::from_secs(60), 1).await;
+        let mut checked = CheckedReader::new(reader, horizon, policy);
+        checked.is_unsure = is_denied && self.plan.fan_out;
+        checked.approach = approach;
+        self.read_checked(&mut checked, Duration::from_secs(60), 1).await;
         if is_denied {
             let denied = Outcome::failed(400, "AccessDeniedException", "no");
             self.refuse("DescribeStreamSummary", denied);
@@ -70,34 +70,34 @@ impl Act {
         let (steps, lowered_at) = (self.rng.usize(3..12), self.rng.usize(..3));
         // A restart loses a decision of `OnTrimmed::Latest` that is not stored yet, and enhanced
         // fan-out takes the ARN of the stream from the denied call.
-        let is_bound = policy == OnTrimmed::Latest || judged.is_unsure;
-        let may_restart = self.wrongs.u8(..3) == 0 && !is_bound;
-        let restarted_at = if may_restart { self.wrongs.usize(..steps) } else { steps };
-        if !is_denied && self.wrongs.bool() {
+        let is_bound = policy == OnTrimmed::Latest || checked.is_unsure;
+        let may_restart = self.later_rng.u8(..3) == 0 && !is_bound;
+        let restarted_at = if may_restart { self.later_rng.usize(..steps) } else { steps };
+        if !is_denied && self.later_rng.bool() {
             let failed = Outcome::failed(500, "InternalFailureException", "");
-            self.kinesis.next_calls("DescribeStreamSummary", self.wrongs.usize(1..4), failed);
+            self.kinesis.next_calls("DescribeStreamSummary", self.later_rng.usize(1..4), failed);
         }
         for step in 0..steps {
             if step == restarted_at {
-                judged = self.start_again(judged).await;
+                checked = self.start_again(checked).await;
             }
-            self.hold_up(&mut judged).await;
+            self.hold_up(&mut checked).await;
             if is_lowered && step == lowered_at {
-                judged.horizon.lower(period);
+                checked.horizon.lower(period);
             }
             // A reader that knows the retention period relies on it, so no record may be trimmed
             // earlier.
             if !self.plan.fan_out || is_denied {
-                self.trim_old(&judged);
+                self.trim_old(&checked);
             }
             let (time, most) = (self.time(1..20_000), self.rng.usize(1..6));
-            self.read_judged(&mut judged, time, most).await;
+            self.read_checked(&mut checked, time, most).await;
             if self.truth.is_broken() {
                 return;
             }
         }
-        self.read_rest(&mut judged).await;
-        judged.reader.close().await;
+        self.read_rest(&mut checked).await;
+        checked.reader.close().await;
     }
 
     /// Puts records that are trimmed one after the other, with ages around the retention period.
@@ -117,8 +117,8 @@ impl Act {
                 2 => self.time(600_000..3_600_000),
                 _ => self.time(0..1000 * apart),
             };
-            if has_gaps && self.wrongs.u8(..4) == 0 {
-                arrival += HOUR * self.wrongs.u32(1..6);
+            if has_gaps && self.later_rng.u8(..4) == 0 {
+                arrival += HOUR * self.later_rng.u32(1..6);
             }
             if arrival + seconds(600) > now {
                 break;
@@ -127,26 +127,27 @@ impl Act {
     }
 
     /// Stops the reader, and starts another one at the stored positions.
-    async fn start_again(&mut self, judged: Judged) -> Judged {
-        let Judged { reader, horizon, policy, is_unsure, approach, held, .. } = judged;
+    async fn start_again(&mut self, checked: CheckedReader) -> CheckedReader {
+        let CheckedReader { reader, horizon, policy, is_unsure, approach, held, .. } = checked;
         held.iter().for_each(Record::ack);
         reader.close().await;
-        let is_refused = self.wrongs.bool();
+        let is_refused = self.later_rng.bool();
         if is_refused {
             self.refuse_placements();
         }
-        let (mut judged, stored) = self.begin_stored(horizon, policy).await;
-        (judged.is_unsure, judged.approach, judged.is_refused) = (is_unsure, approach, is_refused);
+        let (mut checked, stored) = self.begin_stored(horizon, policy).await;
+        (checked.is_unsure, checked.approach, checked.is_refused) =
+            (is_unsure, approach, is_refused);
         for (shard, checkpoint) in stored {
             // The position after a loss keeps the sequence number of the last record before the
             // loss.
             if let Checkpoint::CaughtUp { until, .. } = checkpoint {
-                let arrivals = judged.horizon.arrivals(shard);
-                let next = judged.next.entry(shard).or_default();
+                let arrivals = checked.horizon.arrivals(shard);
+                let next = checked.next.entry(shard).or_default();
                 *next = arrivals.partition_point(|arrival| *arrival < until).max(*next);
             }
         }
-        judged
+        checked
     }
 
     /// Refuses the next placement, and with one shard also the placement at its position after the
@@ -158,18 +159,18 @@ impl Act {
     }
 
     /// Delays the reader by a fault or an unacknowledged record, and by a pause of the caller.
-    async fn hold_up(&mut self, judged: &mut Judged) {
+    async fn hold_up(&mut self, checked: &mut CheckedReader) {
         match self.rng.u8(..8) {
             0 => {
                 let refusal = Outcome::throttled();
                 let times = self.rng.usize(1..5);
-                self.truth.tell(format_args!("{times} reads are throttled"));
+                self.truth.log(format_args!("{times} reads are throttled"));
                 self.kinesis.next_calls(self.plan.read_call(), times, refusal);
             }
             1 => {
                 let shards = self.orders.open_shards();
                 let shard = &shards[self.rng.usize(..shards.len())];
-                self.truth.tell(format_args!("shard {} is occupied", shard.index()));
+                self.truth.log(format_args!("shard {} is occupied", shard.index()));
                 shard.occupy(self.time(1..120_000));
             }
             2 => {
@@ -178,44 +179,44 @@ impl Act {
                     1 => Outcome::Lost,
                     _ => Outcome::Delayed(self.time(1..9_000)),
                 };
-                self.truth.tell(format_args!("the next read: {outcome:?}"));
+                self.truth.log(format_args!("the next read: {outcome:?}"));
                 self.kinesis.next_calls(self.plan.read_call(), self.rng.usize(1..4), outcome);
             }
             3 => {
                 let operation = self.plan.placement_call();
                 let times = self.rng.usize(1..4);
-                self.truth.tell(format_args!("{times} calls of {operation} are throttled"));
+                self.truth.log(format_args!("{times} calls of {operation} are throttled"));
                 self.kinesis.next_calls(operation, times, Outcome::throttled());
             }
             4 if self.plan.mode == CheckpointOn::Ack => {
                 // The in-flight limit may block the shard until the next call.
-                if let Some(record) = judged.reader.next(Duration::from_secs(20)).await {
-                    self.judge(judged, &record);
-                    judged.held.push(record);
+                if let Some(record) = checked.reader.next(Duration::from_secs(20)).await {
+                    self.check_record(checked, &record);
+                    checked.held.push(record);
                 }
             }
             _ => {}
         }
         if self.rng.bool() {
-            for record in judged.held.drain(..) {
+            for record in checked.held.drain(..) {
                 record.ack();
             }
         }
         let longest = pick(&mut self.rng, &[100, 5_000, 60_000, 500_000]);
         let time = self.time(1..longest);
-        self.truth.tell(format_args!("the caller does not poll for {time:?}"));
+        self.truth.log(format_args!("the caller does not poll for {time:?}"));
         sleep(time).await;
     }
 
     /// Trims some records that are older than a day.
-    fn trim_old(&mut self, judged: &Judged) {
+    fn trim_old(&mut self, checked: &CheckedReader) {
         for shard in self.orders.open_shards() {
             let now = self.kinesis.now();
-            let arrivals = judged.horizon.arrivals(shard.index());
+            let arrivals = checked.horizon.arrivals(shard.index());
             let old = arrivals.iter().take_while(|arrival| **arrival + DAY <= now).count();
-            let left = judged.horizon.left(shard.index());
+            let left = checked.horizon.left(shard.index());
             if left < old && self.rng.u8(..3) == 0 {
-                judged.horizon.trim(&shard, self.rng.usize(left + 1..=old));
+                checked.horizon.trim(&shard, self.rng.usize(left + 1..=old));
             }
         }
     }

@@ -5,7 +5,7 @@ use kinestream::{OnTrimmed, StartingPosition};
 
 use super::Act;
 use super::horizon::{DAY, Horizon};
-use super::losses::Judged;
+use super::loss_checks::CheckedReader;
 use crate::seeds::pick;
 
 /// The size of a record. A response holds up to 10 MiB of records.
@@ -26,19 +26,19 @@ impl Act {
             arrival += self.time(10_000..60_000);
         }
         let reader = self.begin(StartingPosition::TrimHorizon, policy);
-        let mut judged = Judged::new(reader, horizon, policy);
+        let mut checked = CheckedReader::new(reader, horizon, policy);
         for _ in 0..self.rng.usize(2..5) {
             let time = self.time(1..20_000);
-            self.read_judged(&mut judged, time, usize::MAX).await;
+            self.read_checked(&mut checked, time, usize::MAX).await;
             let time = self.time(11_000..120_000);
-            self.truth.tell(format_args!("shard 0 is occupied for {time:?}"));
+            self.truth.log(format_args!("shard 0 is occupied for {time:?}"));
             shard.occupy(time);
-            self.read_judged(&mut judged, time, usize::MAX).await;
+            self.read_checked(&mut checked, time, usize::MAX).await;
             if self.truth.is_broken() {
                 return;
             }
         }
-        self.read_rest(&mut judged).await;
-        judged.reader.close().await;
+        self.read_rest(&mut checked).await;
+        checked.reader.close().await;
     }
 }

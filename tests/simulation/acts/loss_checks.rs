@@ -35,7 +35,7 @@ const SHOWN_FOR: Duration = Duration::from_secs(15);
 const CHECK_COST: Duration = Duration::from_secs(6);
 
 /// A reader, and the facts that its deliveries and reports are checked against.
-pub(super) struct Judged {
+pub(super) struct CheckedReader {
     pub(super) reader: ActReader,
     pub(super) horizon: Horizon,
     pub(super) policy: OnTrimmed,
@@ -60,7 +60,7 @@ pub(super) struct Judged {
     pub(super) held: Vec<Record>,
 }
 
-impl Judged {
+impl CheckedReader {
     pub(super) fn new(reader: ActReader, horizon: Horizon, policy: OnTrimmed) -> Self {
         horizon.listen(&reader.consumer);
         Self {
@@ -131,8 +131,8 @@ impl Judged {
     /// [`PROBE_COST`] if only a record can show whether records were lost.
     fn approached_within(&self) -> Duration {
         let needs_record = self.policy == OnTrimmed::Latest || self.is_unsure;
-        let judged_by = if needs_record { PROBE_COST } else { Duration::ZERO };
-        4 * self.approach + 6 * (CHECK_COST + Duration::from_secs(5) + judged_by)
+        let probe = if needs_record { PROBE_COST } else { Duration::ZERO };
+        4 * self.approach + 6 * (CHECK_COST + Duration::from_secs(5) + probe)
     }
 
     /// Returns the records that must be delivered, by shard and place.
@@ -163,18 +163,23 @@ fn seconds(time: SystemTime) -> u64 {
 
 impl Act {
     /// Reads up to `most` records in this time, and acknowledges each of them at once.
-    pub(super) async fn read_judged(&self, judged: &mut Judged, time: Duration, most: usize) {
+    pub(super) async fn read_checked(
+        &self,
+        checked: &mut CheckedReader,
+        time: Duration,
+        most: usize,
+    ) {
         let end = Instant::now() + time;
         let mut read = 0;
         while read < most && Instant::now() < end {
-            let (asked, tips) = (Instant::now(), judged.tips());
-            let next = judged.reader.next(end - asked).await;
+            let (began, tips) = (Instant::now(), checked.tips());
+            let next = checked.reader.next(end - began).await;
             for shard in tips {
-                judged.horizon.polled_at_tip(shard, asked.elapsed());
+                checked.horizon.polled_at_tip(shard, began.elapsed());
             }
-            self.judge_errors(judged);
+            self.check_loss_errors(checked);
             if let Some(record) = next {
-                self.judge(judged, &record);
+                self.check_record(checked, &record);
                 read += 1;
                 if self.plan.mode == CheckpointOn::Ack {
                     record.ack();
@@ -184,46 +189,46 @@ impl Act {
     }
 
     /// Checks that every retained record that `on_trimmed` does not skip is delivered.
-    pub(super) async fn read_rest(&self, judged: &mut Judged) {
-        judged.held.drain(..).for_each(|record| record.ack());
+    pub(super) async fn read_rest(&self, checked: &mut CheckedReader) {
+        checked.held.drain(..).for_each(|record| record.ack());
         for shard in self.orders.open_shards() {
-            judged.horizon.put_at(&shard, self.kinesis.now());
+            checked.horizon.put_at(&shard, self.kinesis.now());
         }
-        let due = judged.due();
+        let due = checked.due();
         let checks: Duration = due.iter().map(|_| CHECK_COST).sum();
-        let approaches: Duration = due.iter().map(|at| judged.approach_cost(*at)).sum();
-        let again = if judged.is_refused { judged.approached_within() } else { Duration::ZERO };
+        let approaches: Duration = due.iter().map(|at| checked.approach_cost(*at)).sum();
+        let again = if checked.is_refused { checked.approached_within() } else { Duration::ZERO };
         let by = self.deadline() + checks + approaches + again;
-        while !judged.due().is_empty() && Instant::now() < by && !self.truth.is_broken() {
-            self.read_judged(judged, Duration::from_secs(5), usize::MAX).await;
+        while !checked.due().is_empty() && Instant::now() < by && !self.truth.is_broken() {
+            self.read_checked(checked, Duration::from_secs(5), usize::MAX).await;
         }
-        let due = judged.due();
+        let due = checked.due();
         if !due.is_empty() {
             self.breaks(Promise::NothingIsLost, format_args!("records {due:?} are not delivered"));
         }
-        self.judge_gaps(judged);
+        self.check_gaps(checked);
     }
 
-    fn judge_errors(&self, judged: &mut Judged) {
-        for error in std::mem::take(&mut judged.reader.errors) {
-            if judged.excused.contains(&error.kind()) {
+    fn check_loss_errors(&self, checked: &mut CheckedReader) {
+        for error in std::mem::take(&mut checked.reader.errors) {
+            if checked.excused.contains(&error.kind()) {
                 continue;
             }
             let shard = error.shard_id().map(index_of);
-            let may_fail = error.kind() == ErrorKind::Trimmed && judged.policy == OnTrimmed::Fail;
+            let may_fail = error.kind() == ErrorKind::Trimmed && checked.policy == OnTrimmed::Fail;
             let Some(shard) = shard.filter(|_| may_fail) else {
                 self.breaks(Promise::FewErrors, format_args!("{error}"));
                 continue;
             };
             // If nothing is read yet, the loss is that of a shard that waited.
-            let next = judged.next.get(&shard).copied();
-            let left = judged.horizon.left(shard);
+            let next = checked.next.get(&shard).copied();
+            let left = checked.horizon.left(shard);
             let is_false = next.is_some_and(|next| {
-                left < next.max(1) || left == next && !judged.horizon.excuses(shard, next)
+                left < next.max(1) || left == next && !checked.horizon.excuses(shard, next)
             });
             // A worker acquires a released shard again after a while and detects the same loss,
             // which is not reported again.
-            let is_new = judged.failed.insert(shard);
+            let is_new = checked.failed.insert(shard);
             if is_false || !is_new {
                 self.breaks(
                     Promise::LossesAreReported,
@@ -234,11 +239,12 @@ impl Act {
     }
 
     /// Checks a delivered record against the losses that were reported before it.
-    pub(super) fn judge(&self, judged: &mut Judged, record: &Record) {
+    pub(super) fn check_record(&self, checked: &mut CheckedReader, record: &Record) {
         let number = std::str::from_utf8(record.data()).expect("the payload is a number");
-        let (shard, place) = judged.horizon.place(number.parse().expect("the payload is a number"));
-        let gaps = judged.horizon.gaps(shard);
-        if judged.failed.contains(&shard) {
+        let (shard, place) =
+            checked.horizon.place(number.parse().expect("the payload is a number"));
+        let gaps = checked.horizon.gaps(shard);
+        if checked.failed.contains(&shard) {
             self.breaks(
                 Promise::Order,
                 format_args!("shard {shard} has ended with an error, but delivers record {place}"),
@@ -251,7 +257,7 @@ impl Act {
                 format_args!("record {place} of shard {shard} was reported as lost: {gap:?}"),
             );
         }
-        let before = judged.next.insert(shard, place + 1);
+        let before = checked.next.insert(shard, place + 1);
         let expected = before.unwrap_or_default();
         if place < expected {
             self.breaks(
@@ -262,33 +268,39 @@ impl Act {
         let is_reported = gaps.iter().any(|gap| gap.passed == Some(expected));
         // Records that are trimmed before anything is read need not be delivered.
         if place > expected && before.is_some() && !is_reported {
-            self.judge_silence(judged, shard, expected, place);
+            self.check_unreported(checked, shard, expected, place);
         }
-        self.judge_left_out(judged, shard, expected..place);
-        judged.delivered.insert(shard);
+        self.check_skipped(checked, shard, expected..place);
+        checked.delivered.insert(shard);
     }
 
     /// Checks records that were skipped without a report. That is allowed after an earlier
     /// decision, and between two checks of a reader of enhanced fan-out that does not know the
     /// retention period.
-    fn judge_silence(&self, judged: &Judged, shard: usize, expected: usize, place: usize) {
-        let arrivals = judged.horizon.arrivals(shard);
-        let decided = judged.decided.get(&shard);
+    fn check_unreported(
+        &self,
+        checked: &CheckedReader,
+        shard: usize,
+        expected: usize,
+        place: usize,
+    ) {
+        let arrivals = checked.horizon.arrivals(shard);
+        let decided = checked.decided.get(&shard);
         let is_decided = decided.is_some()
             && (expected..place).all(|place| !is_after(decided.copied(), arrivals[place]));
-        let is_running = judged.delivered.contains(&shard);
+        let is_running = checked.delivered.contains(&shard);
         let is_near = is_running && arrivals[place] <= arrivals[expected - 1] + CHECK_EACH;
         // A subscription shows losses behind its position only when it starts. It is replaced after
         // 10 s, and later each time, so that it reaches the next record. Without a known retention
         // period, records that are trimmed in between are not noticed.
-        let since = judged.horizon.left_at(shard, expected);
+        let since = checked.horizon.left_at(shard, expected);
         let is_late = since.is_some_and(|since| self.kinesis.now() < since + LONGEST_UNCHECKED);
         let is_approached = is_late
-            && (expected..=place).any(|place| !judged.approach_cost((shard, place)).is_zero());
+            && (expected..=place).any(|place| !checked.approach_cost((shard, place)).is_zero());
         // The oldest record has shown that nothing was lost.
         let is_shown =
-            judged.is_refused && since.is_some_and(|since| self.kinesis.now() < since + SHOWN_FOR);
-        if !(is_decided || is_shown || judged.is_unsure && (is_near || is_approached)) {
+            checked.is_refused && since.is_some_and(|since| self.kinesis.now() < since + SHOWN_FOR);
+        if !(is_decided || is_shown || checked.is_unsure && (is_near || is_approached)) {
             self.breaks(
                 Promise::LossesAreReported,
                 format_args!("shard {shard} skips records {expected} to {place} without a report"),
@@ -297,17 +309,17 @@ impl Act {
     }
 
     /// Checks that each skipped record was trimmed, or precedes a decision of `OnTrimmed::Latest`.
-    fn judge_left_out(&self, judged: &Judged, shard: usize, places: Range<usize>) {
-        let (left, arrivals) = (judged.horizon.left(shard), judged.horizon.arrivals(shard));
+    fn check_skipped(&self, checked: &CheckedReader, shard: usize, places: Range<usize>) {
+        let (left, arrivals) = (checked.horizon.left(shard), checked.horizon.arrivals(shard));
         for place in places.clone().filter(|place| *place >= left) {
-            if is_after(judged.decision(shard, place), arrivals[place]) {
+            if is_after(checked.decision(shard, place), arrivals[place]) {
                 self.breaks(
                     Promise::NothingIsLost,
                     format_args!("record {place} of shard {shard} is retained, but skipped"),
                 );
             }
         }
-        let (place, earliest) = (places.end, judged.earliest(shard, places.end));
+        let (place, earliest) = (places.end, checked.earliest(shard, places.end));
         if earliest.is_some_and(|time| seconds(arrivals[place]) < seconds(time)) {
             self.breaks(
                 Promise::NotBeforeTheStart,
@@ -318,18 +330,18 @@ impl Act {
 
     /// Checks that losses are reported only if there may be one, and once. A reader cannot know
     /// whether a trimmed record was followed by other trimmed records.
-    pub(super) fn judge_gaps(&self, judged: &Judged) {
+    pub(super) fn check_gaps(&self, checked: &CheckedReader) {
         for shard in self.orders.shards() {
-            let gaps = judged.horizon.gaps(shard.index());
+            let gaps = checked.horizon.gaps(shard.index());
             for (index, gap) in gaps.iter().enumerate() {
                 let before = gaps[..index].iter().rfind(|before| before.passed == gap.passed);
                 // If nothing is read yet, the loss is that of a shard that waited.
                 let least = before.map_or(gap.passed, |before| Some(before.left + 1));
                 // If no record behind the position is lost, the reader must have had a reason to
                 // assume a loss.
-                let is_feared = gap.passed != Some(gap.left) || gap.is_excused;
-                let is_true = least.is_none_or(|least| gap.left >= least.max(1)) && is_feared;
-                let is_of_policy = match judged.policy {
+                let is_plausible = gap.passed != Some(gap.left) || gap.is_excused;
+                let is_true = least.is_none_or(|least| gap.left >= least.max(1)) && is_plausible;
+                let is_of_policy = match checked.policy {
                     OnTrimmed::TrimHorizon => gap.position == Checkpoint::TrimHorizon,
                     OnTrimmed::Latest => matches!(gap.position, Checkpoint::AtTimestamp(_)),
                     _ => false,

@@ -27,7 +27,7 @@ const FAILED: Duration = Duration::from_secs(300 + 200);
 const REST: Duration = Duration::from_secs(120);
 
 impl World {
-    pub(crate) async fn calm_down(&mut self) {
+    pub(crate) async fn check_at_rest(&mut self) {
         self.heal();
         // A worker that has dropped a record without an acknowledgement cannot advance its shard.
         while let Some(index) =
@@ -152,7 +152,7 @@ impl World {
     }
 
     async fn rest(&mut self) {
-        // Covers the expiry of the leases of dead workers and the discovery of the last children.
+        // Covers the expiry of the leases of killed workers and the discovery of the last children.
         let before = self.settling()
             + Duration::from_secs(30)
             + self.longest(|plan| plan.poll_timeout.unwrap_or_default())
@@ -189,7 +189,7 @@ impl World {
         let table = self.table().await;
         for worker in &mut self.workers {
             worker.check_panics();
-            let (name, held) = (&worker.name, worker.hearing.lock().held());
+            let (name, held) = (&worker.name, worker.events.lock().held());
             let own = table
                 .leases
                 .iter()
@@ -197,7 +197,7 @@ impl World {
             let own: Vec<_> = own.map(|(id, lease)| (index_of(id), lease.epoch)).collect();
             if held != own {
                 self.truth.breaks(
-                    Promise::Told,
+                    Promise::EventsAreTrue,
                     format_args!("{name} holds leases {own:?}, but its events report {held:?}"),
                 );
             }
@@ -215,7 +215,7 @@ impl World {
                 && seen.millis_behind_latest == (is_own && !lease.is_finished()).then_some(0);
             if !is_true {
                 self.truth.breaks(
-                    Promise::Told,
+                    Promise::EventsAreTrue,
                     format_args!("the status of {id} is {seen:?}, expected {lease:?}"),
                 );
             }
@@ -248,8 +248,8 @@ impl World {
         self.join();
         let is_renamed = {
             let facts = self.truth.lock();
-            let name = &facts.lives.last().expect("a worker has joined").name;
-            facts.lives.iter().filter(|life| life.name == *name).count() > 1
+            let name = &facts.workers.last().expect("a worker has joined").name;
+            facts.workers.iter().filter(|state| state.name == *name).count() > 1
         };
         if is_renamed {
             // Its name is free after the leases of the earlier worker of that name have expired.

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Act;
 use super::horizon::{DAY, HOUR, Horizon};
-use super::losses::Judged;
+use super::loss_checks::CheckedReader;
 use crate::seeds::pick;
 use crate::truth::Promise;
 
@@ -34,10 +34,10 @@ impl Act {
             }
         }
         let reader = self.begin(StartingPosition::TrimHorizon, policy);
-        let mut judged = Judged::new(reader, horizon, policy);
+        let mut checked = CheckedReader::new(reader, horizon, policy);
         let (by, most) = (Instant::now() + self.time(5_000..60_000), self.rng.usize(5..60));
         for _ in 0..most {
-            self.read_judged(&mut judged, Duration::from_secs(5), 1).await;
+            self.read_checked(&mut checked, Duration::from_secs(5), 1).await;
             let time = self.time(1..1_000);
             sleep(time).await;
             if Instant::now() > by {
@@ -46,18 +46,18 @@ impl Act {
         }
         let closed: Vec<Shard> = shards.into_iter().filter(|_| self.rng.u8(..4) != 0).collect();
         for shard in &closed {
-            self.truth.tell(format_args!("shard {} is closed", shard.index()));
+            self.truth.log(format_args!("shard {} is closed", shard.index()));
             shard.split();
         }
-        judged.horizon.lower(DAY);
+        checked.horizon.lower(DAY);
         let lowered_at = Instant::now();
-        self.read_rest(&mut judged).await;
+        self.read_rest(&mut checked).await;
         for shard in closed {
             if self.is_checked(&shard, lowered_at) {
-                self.judge_end(&mut judged, &shard).await;
+                self.check_end(&mut checked, &shard).await;
             }
         }
-        judged.reader.close().await;
+        checked.reader.close().await;
     }
 
     /// Returns true if the last read of the shard before this time was more than [`UNCHECKED_FOR`]
@@ -74,20 +74,20 @@ impl Act {
 
     /// Checks that the loss of the trimmed records behind the last delivered one is reported before
     /// the end of the shard.
-    async fn judge_end(&self, judged: &mut Judged, shard: &Shard) {
-        let (index, arrived) = (shard.index(), judged.horizon.arrivals(shard.index()).len());
-        let Some(next) = judged.next.get(&index).copied().filter(|next| *next < arrived) else {
+    async fn check_end(&self, checked: &mut CheckedReader, shard: &Shard) {
+        let (index, arrived) = (shard.index(), checked.horizon.arrivals(shard.index()).len());
+        let Some(next) = checked.next.get(&index).copied().filter(|next| *next < arrived) else {
             return;
         };
-        let is_reported = |judged: &Judged| {
-            let gaps = judged.horizon.gaps(index);
+        let is_reported = |checked: &CheckedReader| {
+            let gaps = checked.horizon.gaps(index);
             gaps.iter().any(|gap| gap.passed == Some(next))
         };
         let by = self.deadline();
-        while !is_reported(judged) && Instant::now() < by {
-            self.read_judged(judged, Duration::from_secs(5), usize::MAX).await;
+        while !is_reported(checked) && Instant::now() < by {
+            self.read_checked(checked, Duration::from_secs(5), usize::MAX).await;
         }
-        if !is_reported(judged) {
+        if !is_reported(checked) {
             self.breaks(
                 Promise::LossesAreReported,
                 format_args!(

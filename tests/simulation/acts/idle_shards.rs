@@ -8,8 +8,8 @@ use kinestream::testing::{Outcome, Shard};
 use tokio::time::Instant;
 
 use super::horizon::{HOUR, Horizon, TIP_AFTER};
-use super::losses::Judged;
-use super::overtaken::draw_approach;
+use super::loss_checks::CheckedReader;
+use super::overtaken_reader::draw_approach;
 use super::{Act, POLICIES};
 use crate::seeds::pick;
 use crate::truth::Promise;
@@ -32,7 +32,7 @@ const ITERATORS_NEAR_HORIZON: u32 = 360;
 const ITERATORS_ELSEWHERE: u32 = 20;
 
 impl Act {
-    pub(super) async fn stay_idle(&mut self) {
+    pub(super) async fn keep_idle(&mut self) {
         // Long poll intervals keep the number of calls in hours of polling low.
         let intervals = [5, 15, 60].map(Duration::from_secs);
         self.plan.interval = pick(&mut self.rng, &intervals);
@@ -50,22 +50,22 @@ impl Act {
             self.put_around_horizon(&horizon, &shard, period, is_lowered);
         }
         let reader = self.begin(StartingPosition::TrimHorizon, policy);
-        let mut judged = Judged::new(reader, horizon, policy);
-        judged.approach = approach;
-        self.reach_tip(&mut judged).await;
+        let mut checked = CheckedReader::new(reader, horizon, policy);
+        checked.approach = approach;
+        self.reach_tip(&mut checked).await;
         if self.rng.u8(..3) == 0 {
             let denied = Outcome::failed(400, "AccessDeniedException", "no");
             self.refuse("DescribeStreamSummary", denied);
         }
         if is_lowered {
-            judged.horizon.lower(period);
+            checked.horizon.lower(period);
         }
         let hours = self.rng.u32(2..5);
-        self.truth.tell(format_args!("the shards are idle for {hours} hours"));
+        self.truth.log(format_args!("the shards are idle for {hours} hours"));
         let since = Instant::now();
-        self.read_judged(&mut judged, hours * HOUR, usize::MAX).await;
+        self.read_checked(&mut checked, hours * HOUR, usize::MAX).await;
         for shard in self.orders.open_shards() {
-            if let Some(gap) = judged.horizon.gaps(shard.index()).first() {
+            if let Some(gap) = checked.horizon.gaps(shard.index()).first() {
                 self.breaks(
                     Promise::LossesAreReported,
                     format_args!("a loss is reported although no record is lost: {gap:?}"),
@@ -77,9 +77,9 @@ impl Act {
             self.check_calls("GetShardIterator", &shard, since, hours * ITERATORS_ELSEWHERE);
         }
         if !self.truth.is_broken() {
-            self.read_rest(&mut judged).await;
+            self.read_rest(&mut checked).await;
         }
-        judged.reader.close().await;
+        checked.reader.close().await;
     }
 
     /// Puts records, the last of which is trimmed within an hour, or is up to an hour older than
@@ -107,17 +107,17 @@ impl Act {
     }
 
     /// Reads everything, and continues until the reader knows that it is at the tip.
-    async fn reach_tip(&mut self, judged: &mut Judged) {
+    async fn reach_tip(&mut self, checked: &mut CheckedReader) {
         let since = Instant::now();
         let by = self.deadline();
-        while !judged.due().is_empty() && Instant::now() < by {
-            self.read_judged(judged, Duration::from_secs(5), usize::MAX).await;
+        while !checked.due().is_empty() && Instant::now() < by {
+            self.read_checked(checked, Duration::from_secs(5), usize::MAX).await;
         }
-        let due = judged.due();
+        let due = checked.due();
         if !due.is_empty() {
             self.breaks(Promise::NothingIsLost, format_args!("records {due:?} are not delivered"));
         }
-        self.read_judged(judged, TIP_AFTER, usize::MAX).await;
+        self.read_checked(checked, TIP_AFTER, usize::MAX).await;
         for shard in self.orders.open_shards() {
             self.check_calls("GetShardIterator", &shard, since, ITERATORS_NEAR_HORIZON);
         }
@@ -129,7 +129,7 @@ impl Act {
             call.at >= since && call.operation == operation && call.shard_id == Some(shard.id())
         });
         let count = u32::try_from(calls.count()).expect("the count is small");
-        self.truth.tell(format_args!("shard {}: {count} calls of {operation}", shard.index()));
+        self.truth.log(format_args!("shard {}: {count} calls of {operation}", shard.index()));
         if count > most {
             let promise = Promise::Progress;
             self.breaks(

@@ -54,7 +54,7 @@ impl Act {
 
     /// Deletes the stream, and recreates it after a while with other records.
     pub(super) async fn replace_stream(&mut self) {
-        self.truth.tell(format_args!("the stream is deleted"));
+        self.truth.log(format_args!("the stream is deleted"));
         self.kinesis.delete_stream("orders");
         self.puts.clear();
         let away = self.time(1..AWAY);
@@ -62,7 +62,7 @@ impl Act {
         let shards = self.rng.usize(1..5);
         self.orders = self.kinesis.create_stream("orders", shards);
         self.recreated_at = Instant::now();
-        self.truth.tell(format_args!("the stream is recreated with {shards} shards"));
+        self.truth.log(format_args!("the stream is recreated with {shards} shards"));
         self.put_some(0..6);
     }
 

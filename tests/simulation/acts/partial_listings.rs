@@ -9,7 +9,7 @@ use kinestream::testing::{Interruption, Outcome, Shard, WrongListing};
 use tokio::time::{Instant, sleep};
 
 use super::horizon::{DAY, Horizon};
-use super::losses::Judged;
+use super::loss_checks::CheckedReader;
 use super::{Act, POLICIES};
 use crate::seeds::pick;
 
@@ -28,7 +28,7 @@ struct Counts {
     /// The number of calls that did not find the shard.
     refused: AtomicUsize,
     /// The number of listings that lacked it.
-    lacking: AtomicUsize,
+    omissions: AtomicUsize,
 }
 
 impl Hidden {
@@ -36,13 +36,13 @@ impl Hidden {
         self.0.refused.load(Ordering::Relaxed)
     }
 
-    fn lacking(&self) -> usize {
-        self.0.lacking.load(Ordering::Relaxed)
+    fn omissions(&self) -> usize {
+        self.0.omissions.load(Ordering::Relaxed)
     }
 }
 
 impl Act {
-    pub(super) async fn lack_for_some_listings(&mut self) {
+    pub(super) async fn omit_from_some_listings(&mut self) {
         let policy = pick(&mut self.rng, &POLICIES);
         self.plan.discovery_interval =
             pick(&mut self.rng, &[1, 5, 30, 30]) * Duration::from_secs(1);
@@ -54,8 +54,8 @@ impl Act {
         }
         let is_read = self.rng.bool();
         let reader = self.begin(StartingPosition::TrimHorizon, policy);
-        let mut judged = Judged::new(reader, horizon.clone(), policy);
-        self.read_judged(&mut judged, Duration::from_secs(20), 1).await;
+        let mut checked = CheckedReader::new(reader, horizon.clone(), policy);
+        self.read_checked(&mut checked, Duration::from_secs(20), 1).await;
         let parent = self.reshard();
         for shard in self.orders.open_shards() {
             horizon.put_at(&shard, self.kinesis.now());
@@ -66,25 +66,25 @@ impl Act {
             parent.interrupt(&Interruption::Resets);
             self.hide(&parent, listings, GONE_AFTER, REPORTED_AFTER)
         } else {
-            judged.reader.close().await;
+            checked.reader.close().await;
             let time = self.time(0..60_000);
             sleep(time).await;
             let hidden = self.hide(&parent, listings, Duration::ZERO, Duration::MAX);
-            (judged, _) = self.begin_stored(horizon, policy).await;
+            (checked, _) = self.begin_stored(horizon, policy).await;
             hidden
         };
         let time = GONE_AFTER + REPORTED_AFTER;
-        self.read_judged(&mut judged, time, usize::MAX).await;
+        self.read_checked(&mut checked, time, usize::MAX).await;
         // A call under way may have read the shard to its end, so that no later call requests it.
-        let (refused, lacking) = (hidden.refused(), hidden.lacking());
+        let (refused, omissions) = (hidden.refused(), hidden.omissions());
         assert!(
-            lacking > 0 || is_read && refused == 0,
+            omissions > 0 || is_read && refused == 0,
             "expected a listing without {}, which was refused {refused} times",
             parent.id()
         );
         self.kinesis.on_call(|_call| Outcome::Served);
-        self.read_rest(&mut judged).await;
-        judged.reader.close().await;
+        self.read_rest(&mut checked).await;
+        checked.reader.close().await;
     }
 
     /// Hides the shard from calls until listings are requested, some of which lack it. Listings are
@@ -93,18 +93,18 @@ impl Act {
     fn hide(&self, shard: &Shard, listings: usize, since: Duration, until: Duration) -> Hidden {
         let hidden = Hidden::default();
         let count = hidden.clone();
-        let (shard, mut first, mut lacking) = (shard.id(), None::<Instant>, 0);
+        let (shard, mut first, mut omissions) = (shard.id(), None::<Instant>, 0);
         let mut is_found = false;
         self.truth
-            .tell(format_args!("{shard} is not found, and the next {listings} listings lack it"));
+            .log(format_args!("{shard} is not found, and the next {listings} listings lack it"));
         self.kinesis.on_call(move |call| {
             let elapsed = first.map_or(Duration::ZERO, |first| first.elapsed());
             is_found |= elapsed > until;
             if call.operation == "ListShards" && elapsed >= since && !is_found {
-                lacking += 1;
-                is_found |= lacking > listings;
+                omissions += 1;
+                is_found |= omissions > listings;
                 if !is_found {
-                    count.0.lacking.fetch_add(1, Ordering::Relaxed);
+                    count.0.omissions.fetch_add(1, Ordering::Relaxed);
                     return Outcome::Mislisted(WrongListing::Without(shard.clone()));
                 }
             } else if !is_found && call.shard_id.as_ref() == Some(&shard) {

@@ -9,35 +9,35 @@ use kinestream::store::Scope;
 use kinestream::store::lease::{LeaseStore, LeaseTable};
 use kinestream::{CheckpointOn, MemoryStore, Record, Result, ShardId, ShardOrdering};
 
-use crate::hearing::Hearing;
+use crate::events::EventChecker;
 use crate::merged::Merged;
 use crate::truth::{Place, Truth};
 
 /// The events of one worker, shared by its stream and its caller.
 #[derive(Clone)]
-pub(crate) struct SharedHearing(Arc<Mutex<Hearing>>);
+pub(crate) struct SharedEventChecker(Arc<Mutex<EventChecker>>);
 
-impl SharedHearing {
-    pub(crate) fn new(hearing: Hearing) -> Self {
-        Self(Arc::new(Mutex::new(hearing)))
+impl SharedEventChecker {
+    pub(crate) fn new(events: EventChecker) -> Self {
+        Self(Arc::new(Mutex::new(events)))
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Hearing> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, EventChecker> {
         self.0.lock().expect("nothing panics under the lock")
     }
 }
 
-pub(crate) struct Judged {
+pub(crate) struct CheckedStream {
     pub(crate) merged: Merged,
-    pub(crate) hearing: SharedHearing,
+    pub(crate) events: SharedEventChecker,
     pub(crate) truth: Truth,
     pub(crate) stored: MemoryStore,
-    pub(crate) life: usize,
+    pub(crate) worker_index: usize,
     pub(crate) ordering: ShardOrdering,
     pub(crate) mode: CheckpointOn,
 }
 
-impl Judged {
+impl CheckedStream {
     pub(crate) fn drop_one(&mut self, some: usize) -> Option<ShardId> {
         self.merged.drop_one(some)
     }
@@ -49,11 +49,12 @@ impl Judged {
         table.expect("the memory store never waits").expect("the memory store never fails")
     }
 
-    fn judge(&mut self, record: &Record) -> Place {
-        self.hearing.lock().listen();
+    fn check(&mut self, record: &Record) -> Place {
+        self.events.lock().process_events();
         let table = self.stored_table();
-        let place = self.truth.lock().judge(self.life, self.ordering, record, &table);
-        self.hearing.lock().check_record(place.shard, place.epoch);
+        let place =
+            self.truth.lock().check_delivery(self.worker_index, self.ordering, record, &table);
+        self.events.lock().check_record(place.shard, place.epoch);
         if self.mode == CheckpointOn::Pull {
             self.merged.hold(place);
         }
@@ -61,16 +62,16 @@ impl Judged {
     }
 }
 
-impl Stream for Judged {
+impl Stream for CheckedStream {
     type Item = Result<(Record, Place)>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         let next = ready!(this.merged.poll_next_unpin(context));
-        let mut judge = |record| {
-            let place = this.judge(&record);
+        let mut check = |record| {
+            let place = this.check(&record);
             (record, place)
         };
-        Poll::Ready(next.map(|next| next.map(&mut judge)))
+        Poll::Ready(next.map(|next| next.map(&mut check)))
     }
 }

@@ -30,12 +30,12 @@ fn consumer(client: &Client, stream: &str, store: &MemoryStore) -> ConsumerBuild
 
 /// The way in which shards are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum By {
+pub(crate) enum Source {
     Polling,
     FanOut,
 }
 
-impl By {
+impl Source {
     fn consumer(self, client: &Client, stream: &str, store: &MemoryStore) -> ConsumerBuilder {
         let builder = consumer(client, stream, store);
         if self == Self::FanOut { builder.fan_out("billing") } else { builder }
@@ -136,8 +136,8 @@ async fn merge_first_two(client: &Client, stream: &str) {
     wait_until_active(client, stream).await.expect("expected an active stream after the merge");
 }
 
-pub(crate) async fn resharded_stream_is_read_in_order_across_restarts(client: &Client, by: By) {
-    let stream = "story-of-resharding";
+pub(crate) async fn resharded_stream_is_read_in_order_across_restarts(client: &Client, by: Source) {
+    let stream = "scenario-of-resharding";
     create_stream(client, stream, 2).await.unwrap();
     let store = MemoryStore::new();
 
@@ -163,7 +163,7 @@ pub(crate) async fn resharded_stream_is_read_in_order_across_restarts(client: &C
 }
 
 pub(crate) async fn latest_reads_only_later_records(client: &Client) {
-    let stream = "story-of-latest";
+    let stream = "scenario-of-latest";
     create_stream(client, stream, 2).await.unwrap();
     let store = MemoryStore::new();
     let latest = || {
@@ -186,7 +186,7 @@ pub(crate) async fn latest_reads_only_later_records(client: &Client) {
 }
 
 pub(crate) async fn latest_after_split_skips_parent(client: &Client) {
-    let stream = "story-of-a-late-start";
+    let stream = "scenario-of-a-late-start";
     create_stream(client, stream, 1).await.unwrap();
     put(client, stream, 0..20).await;
     split_first(client, stream).await;
@@ -203,7 +203,7 @@ pub(crate) async fn latest_after_split_skips_parent(client: &Client) {
 }
 
 pub(crate) async fn starting_position_delivers_records_from_there(client: &Client) {
-    let stream = "story-of-positions";
+    let stream = "scenario-of-positions";
     create_stream(client, stream, 1).await.unwrap();
     put(client, stream, 0..10).await;
     tokio::time::sleep(A_SECOND).await;
@@ -254,7 +254,7 @@ pub(crate) async fn unknown_stream_is_reported_and_ends(client: &Client) {
 }
 
 pub(crate) async fn task_per_shard_reads_all_records(client: &Client) {
-    let stream = "story-of-tasks";
+    let stream = "scenario-of-tasks";
     create_stream(client, stream, 3).await.unwrap();
     put(client, stream, 0..30).await;
     split_first(client, stream).await;
@@ -287,7 +287,7 @@ pub(crate) async fn task_per_shard_reads_all_records(client: &Client) {
 }
 
 /// Expects a client for a port without a listener.
-pub(crate) async fn refused_connection_is_reported_with_cure(client: &Client) {
+pub(crate) async fn refused_connection_is_reported_with_remedy(client: &Client) {
     let consumer = consumer(client, "orders", &MemoryStore::new()).build().unwrap();
     let error = timeout(PATIENCE, consumer.records().next()).await.unwrap().unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);

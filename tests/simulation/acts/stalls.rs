@@ -25,7 +25,7 @@ const LIVE_WITHIN: Duration = Duration::from_secs(300);
 const EXACT_TO: Duration = Duration::from_secs(3);
 
 /// An unacknowledged record.
-struct Held {
+struct Unacknowledged {
     shard: usize,
     at: Instant,
     /// The record and the time at which it is acknowledged; `None` if it was dropped.
@@ -36,14 +36,14 @@ struct Held {
 struct Handler {
     reader: ActReader,
     limit: usize,
-    held: Vec<Held>,
+    held: Vec<Unacknowledged>,
     /// The time since which the limit has blocked a shard, and whether that was reported.
     full: BTreeMap<usize, (Instant, bool)>,
     /// The shards that were reported although they had not stalled, with the number of records in
     /// flight.
     false_reports: Vec<(usize, usize)>,
     /// The time since which the handler has not polled after it received a record.
-    silent: Option<Instant>,
+    unpolled_since: Option<Instant>,
 }
 
 impl Act {
@@ -51,7 +51,7 @@ impl Act {
         let limit = self.rng.usize(1..4);
         (self.plan.mode, self.plan.max_in_flight) = (CheckpointOn::Ack, limit);
         self.plan.max_in_flight_bytes = 64 << 20;
-        self.truth.tell(format_args!("the in-flight limit is {limit}"));
+        self.truth.log(format_args!("the in-flight limit is {limit}"));
         // In percent of the records.
         let (dropped, kept) = (pick(&mut self.rng, &[0, 5, 30]), pick(&mut self.rng, &[0, 30, 80]));
         let reader = self.begin(StartingPosition::TrimHorizon, OnTrimmed::Fail);
@@ -71,7 +71,7 @@ impl Act {
             self.handle(&mut handler, dropped, kept).await;
             self.check_handler(&mut handler);
             if second == busy_at {
-                self.be_silent(&mut handler).await;
+                self.stop_polling(&mut handler).await;
             }
             if self.truth.is_broken() {
                 return;
@@ -115,38 +115,38 @@ impl Act {
         let (shard, at) = (index_of(record.shard_id()), Instant::now());
         let chance = self.rng.u8(..100);
         let ack = if chance < dropped {
-            self.truth.tell(format_args!("a record of shard {shard} is dropped"));
+            self.truth.log(format_args!("a record of shard {shard} is dropped"));
             None
         } else {
             let most = if chance < dropped + kept { 90_000 } else { 1 };
             Some((record, at + self.time(0..most)))
         };
-        handler.held.push(Held { shard, at, ack });
+        handler.held.push(Unacknowledged { shard, at, ack });
         if handler.held.iter().filter(|held| held.shard == shard).count() >= handler.limit {
             handler.full.entry(shard).or_insert((at, false));
         }
     }
 
     /// Stops the handler from polling for up to 400 s after it received a record.
-    async fn be_silent(&mut self, handler: &mut Handler) {
+    async fn stop_polling(&mut self, handler: &mut Handler) {
         self.put_each();
         let Some(record) = handler.reader.next(Duration::from_secs(20)).await else { return };
         self.decide(handler, record, 0, 0);
         handler.ack_due();
         let time = self.time(1000..400_000);
-        self.truth.tell(format_args!("the handler does not poll for {time:?}"));
-        handler.silent = Some(Instant::now());
+        self.truth.log(format_args!("the handler does not poll for {time:?}"));
+        handler.unpolled_since = Some(Instant::now());
         let end = Instant::now() + time;
         while Instant::now() < end && !self.truth.is_broken() {
             sleep(SECOND).await;
             handler.ack_due();
             self.check_handler(handler);
         }
-        handler.silent = None;
+        handler.unpolled_since = None;
     }
 
     fn check_handler(&self, handler: &mut Handler) {
-        handler.hear();
+        handler.process_events();
         for (shard, unacknowledged) in handler.false_reports.drain(..) {
             self.breaks(
                 Promise::StallsAreReported,
@@ -155,8 +155,8 @@ impl Act {
                 ),
             );
         }
-        for (shard, (since, is_told)) in &handler.full {
-            if !is_told && since.elapsed() > STALLED_AFTER + EXACT_TO {
+        for (shard, (since, is_reported)) in &handler.full {
+            if !is_reported && since.elapsed() > STALLED_AFTER + EXACT_TO {
                 self.breaks(
                     Promise::StallsAreReported,
                     format_args!(
@@ -167,17 +167,18 @@ impl Act {
             }
         }
         let oldest = handler.held.iter().map(|held| held.at.elapsed()).max().unwrap_or_default();
-        let silent = handler.silent.map(|since| since.elapsed()).unwrap_or_default();
+        let unpolled_since =
+            handler.unpolled_since.map(|since| since.elapsed()).unwrap_or_default();
         let health = handler.reader.consumer.health();
-        for (what, is_well, within) in
+        for (what, reported, within) in
             [("ready", health.is_ready(), READY_WITHIN), ("live", health.is_live(), LIVE_WITHIN)]
         {
-            let stalled = oldest.max(silent);
+            let stalled = oldest.max(unpolled_since);
             let is_near = stalled.abs_diff(within) <= EXACT_TO;
-            if !is_near && is_well != (stalled < within) {
+            if !is_near && reported != (stalled < within) {
                 self.breaks(
                     Promise::HealthIsTrue,
-                    format_args!("{what} is {is_well} after a stall of {stalled:?}: {health:?}"),
+                    format_args!("{what} is {reported} after a stall of {stalled:?}: {health:?}"),
                 );
             }
         }
@@ -192,37 +193,37 @@ impl Handler {
             held: Vec::new(),
             full: BTreeMap::new(),
             false_reports: Vec::new(),
-            silent: None,
+            unpolled_since: None,
         }
     }
 
     /// Registers the reported stalls. Called before each acknowledgement, because it ends a stall.
-    fn hear(&mut self) {
+    fn process_events(&mut self) {
         for event in self.reader.new_events() {
             let Event::Stalled { shard_id, unacknowledged, .. } = event else { continue };
             let shard = index_of(&shard_id);
-            self.reader.tell(format_args!("shard {shard} is reported as stalled"));
-            let due = self.full.get_mut(&shard).filter(|(since, is_told)| {
-                !is_told
+            self.reader.log(format_args!("shard {shard} is reported as stalled"));
+            let due = self.full.get_mut(&shard).filter(|(since, is_reported)| {
+                !is_reported
                     && since.elapsed() + SECOND >= STALLED_AFTER
                     && unacknowledged == self.limit
             });
             match due {
-                Some((_, is_told)) => *is_told = true,
+                Some((_, is_reported)) => *is_reported = true,
                 None => self.false_reports.push((shard, unacknowledged)),
             }
         }
     }
 
     fn ack_due(&mut self) {
-        self.hear();
+        self.process_events();
         let now = Instant::now();
         while let Some(due) =
             self.held.iter().position(|held| held.ack.as_ref().is_some_and(|(_, at)| *at <= now))
         {
             let held = self.held.swap_remove(due);
             if let Some((record, _)) = held.ack {
-                self.reader.tell(format_args!("ack of a record of shard {}", held.shard));
+                self.reader.log(format_args!("ack of a record of shard {}", held.shard));
                 record.ack();
                 self.full.remove(&held.shard);
             }

@@ -9,8 +9,8 @@ use kinestream::{Checkpoint, CheckpointOn, ErrorKind, OnTrimmed, StartingPositio
 use tokio::time::{Instant, sleep};
 
 use super::horizon::{CLOCK_SKEW, DAY, Horizon};
-use super::losses::Judged;
-use super::overtaken::refused_number;
+use super::loss_checks::CheckedReader;
+use super::overtaken_reader::refused_number;
 use super::{Act, PATIENCE};
 use crate::seeds::pick;
 use crate::truth::{Promise, index_of};
@@ -41,7 +41,7 @@ impl Act {
         self.leave_retention(&horizon, period).await;
         let stored = self.stored().await;
         let are_read = stored.iter().all(|(shard, at)| horizon.passed(*shard, at).is_some());
-        let excused = self.fail_judgement(are_read);
+        let excused = self.fail_loss_checks(are_read);
         let mut away = Away { policy, horizon, excused, decided: BTreeMap::new() };
         for _ in 0..self.rng.usize(1..3) {
             if policy == OnTrimmed::Fail || self.truth.is_broken() {
@@ -51,16 +51,16 @@ impl Act {
             let time = self.time(100..60_000);
             sleep(time).await;
         }
-        let mut judged = self.restart(&away).await;
-        self.read_rest(&mut judged).await;
-        let has_failed = !judged.failed.is_empty();
-        judged.reader.close().await;
+        let mut checked = self.restart(&away).await;
+        self.read_rest(&mut checked).await;
+        let has_failed = !checked.failed.is_empty();
+        checked.reader.close().await;
         if has_failed {
             // A reader with another `on_trimmed` continues behind the loss and reports it.
             away.policy = OnTrimmed::TrimHorizon;
-            let mut judged = self.restart(&away).await;
-            self.read_rest(&mut judged).await;
-            judged.reader.close().await;
+            let mut checked = self.restart(&away).await;
+            self.read_rest(&mut checked).await;
+            checked.reader.close().await;
         }
     }
 
@@ -72,28 +72,28 @@ impl Act {
             }
         }
         let reader = self.begin(StartingPosition::TrimHorizon, policy);
-        let mut judged = Judged::new(reader, horizon.clone(), policy);
+        let mut checked = CheckedReader::new(reader, horizon.clone(), policy);
         let by = Instant::now() + PATIENCE;
-        while judged.next.len() < self.orders.shards().len() && Instant::now() < by {
-            self.read_judged(&mut judged, Duration::from_secs(5), 1).await;
+        while checked.next.len() < self.orders.shards().len() && Instant::now() < by {
+            self.read_checked(&mut checked, Duration::from_secs(5), 1).await;
         }
         match self.rng.u8(..4) {
             0 | 1 => {
                 let (time, most) = (self.time(1..10_000), self.rng.usize(1..9));
-                self.read_judged(&mut judged, time, most).await;
+                self.read_checked(&mut checked, time, most).await;
             }
             // An idle shard is stored as caught up.
-            2 => self.read_judged(&mut judged, Duration::from_secs(90), usize::MAX).await,
+            2 => self.read_checked(&mut checked, Duration::from_secs(90), usize::MAX).await,
             _ => {}
         }
         if self.plan.mode == CheckpointOn::Ack
-            && let Some(record) = judged.reader.next(Duration::from_secs(2)).await
+            && let Some(record) = checked.reader.next(Duration::from_secs(2)).await
         {
-            self.truth.tell(format_args!("the next record is not acknowledged"));
-            self.judge(&mut judged, &record);
-            judged.held.push(record);
+            self.truth.log(format_args!("the next record is not acknowledged"));
+            self.check_record(&mut checked, &record);
+            checked.held.push(record);
         }
-        judged.reader.close().await;
+        checked.reader.close().await;
     }
 
     /// Puts and trims records while no reader runs.
@@ -110,7 +110,7 @@ impl Act {
         }
         if self.rng.bool() {
             let away = period.saturating_sub(self.time(0..7_200_000));
-            self.truth.tell(format_args!("no reader runs for {away:?}"));
+            self.truth.log(format_args!("no reader runs for {away:?}"));
             sleep(away).await;
         }
         if period > DAY && self.rng.bool() {
@@ -133,7 +133,7 @@ impl Act {
 
     /// Injects faults into the calls that determine a loss. Returns the kinds of errors that the
     /// faults may cause.
-    fn fail_judgement(&mut self, are_read: bool) -> Vec<ErrorKind> {
+    fn fail_loss_checks(&mut self, are_read: bool) -> Vec<ErrorKind> {
         let place = self.plan.placement_call();
         let read = self.plan.read_call();
         let internal = Outcome::failed(500, "InternalFailureException", "");
@@ -163,7 +163,7 @@ impl Act {
         for _ in 0..self.rng.usize(..3) {
             let (operation, outcome) = failures.swap_remove(self.rng.usize(..failures.len()));
             let times = self.rng.usize(1..4);
-            self.truth.tell(format_args!("next {times} calls of {operation}: {outcome:?}"));
+            self.truth.log(format_args!("next {times} calls of {operation}: {outcome:?}"));
             excused.push(match &outcome {
                 Outcome::Failed { code, .. } if code == "AccessDeniedException" => {
                     ErrorKind::Denied
@@ -177,11 +177,11 @@ impl Act {
         excused
     }
 
-    async fn restart(&self, away: &Away) -> Judged {
-        let (mut judged, _) = self.begin_stored(away.horizon.clone(), away.policy).await;
-        judged.excused.clone_from(&away.excused);
-        judged.decided.clone_from(&away.decided);
-        judged
+    async fn restart(&self, away: &Away) -> CheckedReader {
+        let (mut checked, _) = self.begin_stored(away.horizon.clone(), away.policy).await;
+        checked.excused.clone_from(&away.excused);
+        checked.decided.clone_from(&away.decided);
+        checked
     }
 
     /// Starts a reader at the stored positions, and returns these positions.
@@ -189,23 +189,23 @@ impl Act {
         &self,
         horizon: Horizon,
         policy: OnTrimmed,
-    ) -> (Judged, BTreeMap<usize, Checkpoint>) {
+    ) -> (CheckedReader, BTreeMap<usize, Checkpoint>) {
         let stored = self.stored().await;
-        self.truth.tell(format_args!("stored: {stored:?}"));
+        self.truth.log(format_args!("stored: {stored:?}"));
         let reader = self.begin(StartingPosition::TrimHorizon, policy);
-        let mut judged = Judged::new(reader, horizon, policy);
-        judged.next = judged.horizon.passed_by(&stored);
-        (judged, stored)
+        let mut checked = CheckedReader::new(reader, horizon, policy);
+        checked.next = checked.horizon.passed_by(&stored);
+        (checked, stored)
     }
 
     /// Checks that every loss is reported within a bound, and stops the reader as soon as its
     /// decision is stored.
     async fn decide_and_stop(&mut self, away: &mut Away) {
-        let mut judged = self.restart(away).await;
+        let mut checked = self.restart(away).await;
         let horizon = &away.horizon;
         let is_unreported = |shard: usize| {
-            let next = judged.next.get(&shard).copied().unwrap_or_default();
-            !judged.decided.contains_key(&shard)
+            let next = checked.next.get(&shard).copied().unwrap_or_default();
+            !checked.decided.contains_key(&shard)
                 && next > 0
                 && horizon.left(shard) > next
                 && horizon.gaps(shard).is_empty()
@@ -215,7 +215,7 @@ impl Act {
         let by = self.deadline();
         let is_due = || lost.iter().any(|shard| horizon.gaps(*shard).is_empty());
         while is_due() && Instant::now() < by {
-            self.read_judged(&mut judged, Duration::from_millis(200), 1).await;
+            self.read_checked(&mut checked, Duration::from_millis(200), 1).await;
         }
         if is_due() {
             self.breaks(
@@ -225,22 +225,23 @@ impl Act {
         }
         // The next save of checkpoints stores the decision.
         let time = self.plan.checkpoint_interval + self.time(100..20_000);
-        self.read_judged(&mut judged, time, usize::MAX).await;
-        self.judge_gaps(&judged);
+        self.read_checked(&mut checked, time, usize::MAX).await;
+        self.check_gaps(&checked);
         let shards = horizon.shards().into_iter();
-        away.decided =
-            shards.filter_map(|shard| Some((shard, judged.decision(shard, usize::MAX)?))).collect();
+        away.decided = shards
+            .filter_map(|shard| Some((shard, checked.decision(shard, usize::MAX)?)))
+            .collect();
         let is_closed = self.rng.bool();
-        self.truth.tell(format_args!("the reader stops; closed: {is_closed}"));
+        self.truth.log(format_args!("the reader stops; closed: {is_closed}"));
         for shard in self.orders.open_shards() {
             if self.rng.u8(..4) != 0 {
                 horizon.put_at(&shard, self.kinesis.now());
             }
         }
         if is_closed {
-            judged.reader.close().await;
+            checked.reader.close().await;
         } else {
-            drop(judged);
+            drop(checked);
         }
     }
 

@@ -60,7 +60,7 @@ struct Waited {
 }
 
 /// The expected reports for a child at its first read.
-struct Judgement {
+struct ExpectedLoss {
     /// Records have been trimmed since the child became known, and the reader can know it.
     is_loss: bool,
     /// As far as the reader can know, the child was known for longer than the retention period.
@@ -86,7 +86,7 @@ impl Act {
         let periods: &[u32] = if wait == Wait::Down { &[24, 25, 36, 72, 168] } else { &[24, 25] };
         let period = pick(&mut self.rng, periods) * HOUR;
         self.truth
-            .tell(format_args!("{wait:?}, retention {period:?}, known to readers: {is_known}"));
+            .log(format_args!("{wait:?}, retention {period:?}, known to readers: {is_known}"));
         self.kinesis.set_retention(period);
         self.allow_period(is_known);
         let mut reader = self.begin(StartingPosition::TrimHorizon, policy);
@@ -100,7 +100,7 @@ impl Act {
         let is_short = self.rng.u8(..3) == 0;
         let time = if is_short { period.saturating_sub(apart) } else { period + apart };
         if wait == Wait::Down {
-            self.truth.tell(format_args!("the reader stops after all parents are finished"));
+            self.truth.log(format_args!("the reader stops after all parents are finished"));
             join(reader.close(), async { held.iter().for_each(Record::ack) }).await;
             if waited.children.iter().any(|child| self.first_read(child).is_some()) {
                 // The children did not wait for a worker.
@@ -111,7 +111,7 @@ impl Act {
         } else {
             let read = (wait == Wait::Reading).then_some(&mut reader);
             self.let_wait(&waited, time, read).await;
-            self.truth.tell(format_args!("the parents are acknowledged"));
+            self.truth.log(format_args!("the parents are acknowledged"));
             held.iter().for_each(Record::ack);
         }
         for child in &waited.children {
@@ -211,33 +211,34 @@ impl Act {
             let promise = Promise::Progress;
             return self.breaks(promise, format_args!("{} is not read", child.id()));
         };
-        let judgement = self.judge_child(child, first, waited);
+        let expected = self.expected_loss(child, first, waited);
         let id = child.id();
         // The reader needs a few calls to detect a loss.
         reader.read_for(5 * MINUTE).await;
         let gap = reader.gaps.iter().find(|(of, _)| *of == id).map(|(_, at)| *at);
-        let is_told = reports(reader, &id) > 0;
-        self.truth.tell(format_args!("{id}: loss reported: {is_told}, lost {:?}", judgement.lost));
-        if is_told && !judgement.may_be_loss || !is_told && judgement.is_loss {
+        let is_reported = reports(reader, &id) > 0;
+        self.truth
+            .log(format_args!("{id}: loss reported: {is_reported}, lost {:?}", expected.lost));
+        if is_reported && !expected.may_be_loss || !is_reported && expected.is_loss {
             return self.breaks(
                 Promise::LossesAreReported,
-                format_args!("{id}: loss reported: {is_told}, lost {:?}", judgement.lost),
+                format_args!("{id}: loss reported: {is_reported}, lost {:?}", expected.lost),
             );
         }
-        if is_told && waited.policy == OnTrimmed::Fail {
+        if is_reported && waited.policy == OnTrimmed::Fail {
             let to = Checkpoint::TrimHorizon;
             let set = reader.consumer.set_position(&id, to, IfLeased::Force).await;
             set.expect("the store of an act does not fail");
         }
         self.put_into(child);
-        let mut due = judgement.kept.clone();
+        let mut due = expected.kept.clone();
         due.retain(|number| {
             gap.is_none_or(|at| waited.policy != OnTrimmed::Latest || self.puts[*number].at > at)
         });
         due.push(self.puts.len() - 1);
         self.read_all(reader, &due).await;
         self.check_order_but(reader, false, |of, number| *of != id || !due.contains(&number));
-        if reports(reader, &id) != usize::from(is_told) {
+        if reports(reader, &id) != usize::from(is_reported) {
             let promise = Promise::LossesAreReported;
             self.breaks(
                 promise,
@@ -255,7 +256,7 @@ impl Act {
         reads.find(|call| call.status == Some(200)).map(|call| call.at)
     }
 
-    fn judge_child(&self, child: &Shard, first: Instant, waited: &Waited) -> Judgement {
+    fn expected_loss(&self, child: &Shard, first: Instant, waited: &Waited) -> ExpectedLoss {
         let Waited { period, is_known, .. } = *waited;
         let of_child = |number: &usize| self.puts[*number].shard == child.index();
         let numbers: Vec<usize> = (0..self.puts.len()).filter(of_child).collect();
@@ -271,7 +272,7 @@ impl Act {
         let is_hidden = !is_known && is_longer;
         let is_older = first - waited.since + CLOCKS_DIFFER >= assumed;
         let (is_loss, may_be_loss) = (has_lost && !is_hidden, is_older && !is_hidden);
-        Judgement { is_loss, may_be_loss, kept, lost }
+        ExpectedLoss { is_loss, may_be_loss, kept, lost }
     }
 }
 

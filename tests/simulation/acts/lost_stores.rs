@@ -19,11 +19,11 @@ use crate::truth::Promise;
 /// knows: two renewals of its lease.
 const RESTORED_WITHIN: Duration = Duration::from_secs(8);
 
-const MOST_SHARDS: usize = 10;
+const MAX_SHARDS: usize = 10;
 
 /// The remaining data of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Left {
+enum Remaining {
     Nothing,
     Positions,
     Leases,
@@ -35,12 +35,12 @@ enum Left {
 struct Copied {
     store: MemoryStore,
     finished: BTreeSet<usize>,
-    /// The value of [`Forgetful::tenure`] at the time of the copy.
-    tenure: usize,
+    /// The value of [`StoreLossRun::acquisitions`] at the time of the copy.
+    acquisitions: usize,
 }
 
 /// The current reader, and the results of all readers.
-struct Forgetful {
+struct StoreLossRun {
     reader: ActReader,
     policy: OnTrimmed,
     /// The number of checked records of this reader.
@@ -57,17 +57,17 @@ struct Forgetful {
     copies: Vec<Copied>,
     /// The number of times that the leases were acquired: by each reader at its start, and after
     /// their loss.
-    tenure: usize,
+    acquisitions: usize,
 }
 
 impl Act {
-    pub(super) async fn forget_store(&mut self) {
+    pub(super) async fn lose_store(&mut self) {
         let policy = pick(&mut self.rng, &POLICIES);
         // With these intervals no listing shows the starts of shards between a loss and the next
         // change of the stream.
         self.plan.discovery_interval = Duration::from_secs(pick(&mut self.rng, &[30, 60, 300]));
         self.put_some(1..8);
-        let mut story = Forgetful {
+        let mut run = StoreLossRun {
             reader: self.begin(StartingPosition::TrimHorizon, policy),
             policy,
             seen: 0,
@@ -76,153 +76,153 @@ impl Act {
             lost: BTreeSet::new(),
             kept: BTreeSet::new(),
             copies: Vec::new(),
-            tenure: 0,
+            acquisitions: 0,
         };
-        self.read_story(&mut story, RESTORED_WITHIN).await;
+        self.read_and_note(&mut run, RESTORED_WITHIN).await;
         for _ in 0..self.rng.usize(3..10) {
             match self.rng.u8(..8) {
                 0 | 1 => self.put_some(1..6),
-                2 => self.reshard_story(),
-                3 => self.copy_store(&mut story).await,
+                2 => self.reshard_if_few(),
+                3 => self.copy_store(&mut run).await,
                 4 | 5 => {
-                    let left = self.choose_left(&story.copies);
-                    self.forget_while_running(&mut story, left).await;
+                    let left = self.choose_remaining(&run.copies);
+                    self.forget_while_running(&mut run, left).await;
                 }
-                6 => story = self.restart_story(story).await,
+                6 => run = self.restart_reader(run).await,
                 _ => {
                     let time = self.time(1..20_000);
-                    self.read_story(&mut story, time).await;
+                    self.read_and_note(&mut run, time).await;
                 }
             }
             if self.truth.is_broken() {
                 return;
             }
         }
-        self.read_whole_story(&mut story).await;
-        self.check_story(&story);
+        self.read_rest_of_run(&mut run).await;
+        self.check_run(&run);
         if self.rng.u8(..3) != 0 && !self.truth.is_broken() {
-            self.replace_after_loss(story).await;
+            self.replace_after_loss(run).await;
         } else {
-            story.reader.close().await;
+            run.reader.close().await;
         }
     }
 
-    fn reshard_story(&mut self) {
-        if self.orders.shards().len() + 2 <= MOST_SHARDS {
+    fn reshard_if_few(&mut self) {
+        if self.orders.shards().len() + 2 <= MAX_SHARDS {
             self.reshard();
         }
     }
 
-    fn choose_left(&mut self, copies: &[Copied]) -> Left {
+    fn choose_remaining(&mut self, copies: &[Copied]) -> Remaining {
         match self.rng.usize(..4) {
-            0 => Left::Positions,
-            1 => Left::Leases,
-            2 if !copies.is_empty() => Left::Copy(self.rng.usize(..copies.len())),
-            _ => Left::Nothing,
+            0 => Remaining::Positions,
+            1 => Remaining::Leases,
+            2 if !copies.is_empty() => Remaining::Copy(self.rng.usize(..copies.len())),
+            _ => Remaining::Nothing,
         }
     }
 
     /// Makes the store lose data while the reader runs, which must restore what it knows.
-    async fn forget_while_running(&mut self, story: &mut Forgetful, left: Left) {
-        self.forget(&story.copies, left).await;
-        if let Left::Copy(copy) = left {
-            let Copied { finished, tenure, .. } = &story.copies[copy];
-            if *tenure == story.tenure {
+    async fn forget_while_running(&mut self, run: &mut StoreLossRun, left: Remaining) {
+        self.forget(&run.copies, left).await;
+        if let Remaining::Copy(copy) = left {
+            let Copied { finished, acquisitions, .. } = &run.copies[copy];
+            if *acquisitions == run.acquisitions {
                 // The table holds the leases of the reader itself, which it does not correct.
-                story.finished.clone_from(finished);
+                run.finished.clone_from(finished);
             } else {
                 // The reader loses its leases. After it has acquired them again, it reads from the
                 // positions of the copy.
-                story.kept.clone_from(finished);
-                story.lost = self.orders.shards().iter().map(Shard::index).collect();
-                story.tenure += 1;
+                run.kept.clone_from(finished);
+                run.lost = self.orders.shards().iter().map(Shard::index).collect();
+                run.acquisitions += 1;
             }
         }
-        self.read_story(story, RESTORED_WITHIN).await;
+        self.read_and_note(run, RESTORED_WITHIN).await;
     }
 
     /// Restarts the reader, which knows only what the store holds.
-    async fn restart_story(&mut self, mut story: Forgetful) -> Forgetful {
-        self.settle(&mut story).await;
-        self.check_story(&story);
-        self.truth.tell(format_args!("the reader stops"));
-        story.reader.close().await;
+    async fn restart_reader(&mut self, mut run: StoreLossRun) -> StoreLossRun {
+        self.settle(&mut run).await;
+        self.check_run(&run);
+        self.truth.log(format_args!("the reader stops"));
+        run.reader.close().await;
         if self.rng.u8(..3) != 0 {
-            let left = self.choose_left(&story.copies);
-            self.forget(&story.copies, left).await;
+            let left = self.choose_remaining(&run.copies);
+            self.forget(&run.copies, left).await;
             match left {
-                Left::Nothing | Left::Leases => story.finished.clear(),
-                Left::Positions => {}
-                Left::Copy(copy) => story.finished.clone_from(&story.copies[copy].finished),
+                Remaining::Nothing | Remaining::Leases => run.finished.clear(),
+                Remaining::Positions => {}
+                Remaining::Copy(copy) => run.finished.clone_from(&run.copies[copy].finished),
             }
         }
         self.put_some(0..3);
-        story.tenure += 1;
-        (story.reader, story.seen) = (self.begin(StartingPosition::TrimHorizon, story.policy), 0);
-        self.read_story(&mut story, RESTORED_WITHIN).await;
-        story
+        run.acquisitions += 1;
+        (run.reader, run.seen) = (self.begin(StartingPosition::TrimHorizon, run.policy), 0);
+        self.read_and_note(&mut run, RESTORED_WITHIN).await;
+        run
     }
 
     /// Reduces the store to this data.
-    async fn forget(&self, copies: &[Copied], left: Left) {
-        self.truth.tell(format_args!("the store loses data; left: {left:?}"));
+    async fn forget(&self, copies: &[Copied], left: Remaining) {
+        self.truth.log(format_args!("the store loses data; left: {left:?}"));
         let scope = Scope::new("default", "orders");
         let emptied = MemoryStore::at(self.kinesis.now());
         match left {
-            Left::Nothing => {}
-            Left::Positions => {
+            Remaining::Nothing => {}
+            Remaining::Positions => {
                 let stored = self.store.load(&scope).await.expect("the memory store never fails");
                 let stored: Vec<_> = stored.into_iter().collect();
                 emptied.save(&scope, &stored).await.expect("the memory store never fails");
             }
-            Left::Leases => {
+            Remaining::Leases => {
                 let table = self.store.table(&scope).await.expect("the memory store never fails");
                 emptied
                     .exchange(&scope, &leases_of(&table))
                     .await
                     .expect("the memory store never fails");
             }
-            Left::Copy(copy) => return self.store.replace_with_copy_of(&copies[copy].store),
+            Remaining::Copy(copy) => return self.store.replace_with_copy_of(&copies[copy].store),
         }
         self.store.replace_with_copy_of(&emptied);
     }
 
     /// Copies the store when all delivered records are finished in it.
-    async fn copy_store(&mut self, story: &mut Forgetful) {
-        self.settle(story).await;
-        let finished = story.finished.clone();
+    async fn copy_store(&mut self, run: &mut StoreLossRun) {
+        self.settle(run).await;
+        let finished = run.finished.clone();
         self.truth
-            .tell(format_args!("the store is copied: {} records are finished", finished.len()));
-        let (copy, tenure) = (self.store.replica(), story.tenure);
-        story.copies.push(Copied { store: copy, finished, tenure });
+            .log(format_args!("the store is copied: {} records are finished", finished.len()));
+        let (copy, acquisitions) = (self.store.replica(), run.acquisitions);
+        run.copies.push(Copied { store: copy, finished, acquisitions });
     }
 
     /// Reads until no further record is delivered and all delivered ones are saved.
-    async fn settle(&self, story: &mut Forgetful) {
+    async fn settle(&self, run: &mut StoreLossRun) {
         loop {
-            let before = story.seen;
+            let before = run.seen;
             let time = self.plan.checkpoint_interval + Duration::from_secs(5);
-            self.read_story(story, time).await;
-            if story.seen == before || self.truth.is_broken() {
+            self.read_and_note(run, time).await;
+            if run.seen == before || self.truth.is_broken() {
                 break;
             }
         }
         // No shard restarts at its position in the copy later.
-        story.lost.clear();
+        run.lost.clear();
     }
 
-    async fn read_story(&self, story: &mut Forgetful, time: Duration) {
-        story.reader.read_for(time).await;
-        for number in &story.reader.delivered[story.seen..] {
-            story.delivered.insert(*number);
+    async fn read_and_note(&self, run: &mut StoreLossRun, time: Duration) {
+        run.reader.read_for(time).await;
+        for number in &run.reader.delivered[run.seen..] {
+            run.delivered.insert(*number);
             let shard = self.puts[*number].shard;
-            let is_back = story.finished.contains(number) && !story.kept.contains(number);
-            if is_back && story.lost.remove(&shard) {
+            let is_back = run.finished.contains(number) && !run.kept.contains(number);
+            if is_back && run.lost.remove(&shard) {
                 let is_of_shard = |number: &usize| self.puts[*number].shard == shard;
-                story.finished.retain(|it| !is_of_shard(it));
-                story.finished.extend(story.kept.iter().copied().filter(is_of_shard));
+                run.finished.retain(|it| !is_of_shard(it));
+                run.finished.extend(run.kept.iter().copied().filter(is_of_shard));
             }
-            if !story.finished.insert(*number) {
+            if !run.finished.insert(*number) {
                 let promise = Promise::FewRepeats;
                 self.breaks(
                     promise,
@@ -230,20 +230,20 @@ impl Act {
                 );
             }
         }
-        story.seen = story.reader.delivered.len();
+        run.seen = run.reader.delivered.len();
     }
 
     /// Reads until every record is delivered.
-    async fn read_whole_story(&self, story: &mut Forgetful) {
+    async fn read_rest_of_run(&self, run: &mut StoreLossRun) {
         let by = self.deadline();
-        while story.delivered.len() < self.puts.len()
+        while run.delivered.len() < self.puts.len()
             && Instant::now() < by
             && !self.truth.is_broken()
         {
-            self.read_story(story, Duration::from_secs(5)).await;
+            self.read_and_note(run, Duration::from_secs(5)).await;
         }
         let all = 0..self.puts.len();
-        let missing: Vec<usize> = all.filter(|it| !story.delivered.contains(it)).collect();
+        let missing: Vec<usize> = all.filter(|it| !run.delivered.contains(it)).collect();
         if !missing.is_empty() {
             self.breaks(
                 Promise::NothingIsLost,
@@ -252,10 +252,10 @@ impl Act {
         }
     }
 
-    fn check_story(&self, story: &Forgetful) {
-        self.check_order(&story.reader, true);
-        self.check_errors(&story.reader, &[]);
-        if let Some((shard, _)) = story.reader.gaps.first() {
+    fn check_run(&self, run: &StoreLossRun) {
+        self.check_order(&run.reader, true);
+        self.check_errors(&run.reader, &[]);
+        if let Some((shard, _)) = run.reader.gaps.first() {
             self.breaks(
                 Promise::LossesAreReported,
                 format_args!("a gap is reported for {shard}, which has none"),
@@ -264,15 +264,16 @@ impl Act {
     }
 
     /// Recreates the stream before a listing shows the shards of the restored leases.
-    async fn replace_after_loss(&mut self, mut story: Forgetful) {
+    async fn replace_after_loss(&mut self, mut run: StoreLossRun) {
         // In this time the store gets every shard, and the ends of the closed shards.
         let listed = self.plan.discovery_interval + Duration::from_secs(20);
-        self.read_story(&mut story, listed).await;
+        self.read_and_note(&mut run, listed).await;
         let known: BTreeSet<ShardId> = self.orders.shards().iter().map(Shard::id).collect();
-        let left = pick(&mut self.rng, &[Left::Nothing, Left::Positions, Left::Leases]);
-        self.forget_while_running(&mut story, left).await;
-        self.check_story(&story);
-        let Forgetful { mut reader, policy, .. } = story;
+        let left =
+            pick(&mut self.rng, &[Remaining::Nothing, Remaining::Positions, Remaining::Leases]);
+        self.forget_while_running(&mut run, left).await;
+        self.check_run(&run);
+        let StoreLossRun { mut reader, policy, .. } = run;
         if self.truth.is_broken() {
             return;
         }
@@ -292,22 +293,22 @@ impl Act {
 
 /// Returns a request that restores the leases of a table without their positions.
 fn leases_of(table: &LeaseTable) -> HeartbeatRequest {
-    let vouched = table.workers.iter().map(|(worker, member)| Change::ReviveWorker {
+    let revived = table.workers.iter().map(|(worker, member)| Change::ReviveWorker {
         worker: worker.clone(),
         member: member.clone(),
     });
     let leases = table.leases.iter().filter(|(_, lease)| lease.parents.is_some());
     let restored = leases.map(|(shard, lease)| {
-        let life = lease.owner.as_ref().and_then(|owner| table.workers.get(owner));
+        let member = lease.owner.as_ref().and_then(|owner| table.workers.get(owner));
         let mut lease = lease.clone();
         lease.checkpoint = None;
         Change::Restore {
             shard: shard.clone(),
-            incarnation: life.map_or(0, |member| member.incarnation),
+            incarnation: member.map_or(0, |member| member.incarnation),
             lease,
         }
     });
-    let changes = vouched.chain(restored).collect();
+    let changes = revived.chain(restored).collect();
     let mut request = HeartbeatRequest::new("the server itself", 1, Duration::from_secs(2));
     (request.capacity, request.leaving, request.changes) = (0, true, changes);
     request

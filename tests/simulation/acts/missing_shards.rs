@@ -10,7 +10,7 @@ use crate::seeds::pick;
 use crate::truth::Promise;
 
 impl Act {
-    pub(super) async fn lack_a_shard(&mut self) {
+    pub(super) async fn omit_shard(&mut self) {
         let policy = pick(&mut self.rng, &[OnTrimmed::Fail, OnTrimmed::TrimHorizon]);
         for shard in self.orders.open_shards() {
             (0..6).for_each(|_| self.put_into(&shard));
@@ -25,33 +25,32 @@ impl Act {
         if self.rng.u8(..3) == 0 {
             self.expire(&parent, policy).await;
         } else {
-            self.lack_for_a_while(&parent, policy, &read).await;
+            self.read_with_omissions(&parent, policy, &read).await;
         }
     }
 
     /// Checks that every record is delivered as if the listings had been complete.
-    async fn lack_for_a_while(&mut self, parent: &Shard, policy: OnTrimmed, read: &[usize]) {
+    async fn read_with_omissions(&mut self, parent: &Shard, policy: OnTrimmed, read: &[usize]) {
         let shards = self.orders.shards();
-        let lacking = match self.rng.u8(..3) {
+        let missing = match self.rng.u8(..3) {
             0 => shards[self.rng.usize(..shards.len())].clone(),
             _ => parent.clone(),
         };
         let listings = self.rng.u32(1..9);
-        self.truth
-            .tell(format_args!("the next {listings} listings lack shard {}", lacking.index()));
-        let wrong = Outcome::Mislisted(WrongListing::Without(lacking.id()));
+        self.truth.log(format_args!("the next {listings} listings lack shard {}", missing.index()));
+        let wrong = Outcome::Mislisted(WrongListing::Without(missing.id()));
         self.kinesis.next_calls("ListShards", listings as usize, wrong);
         if self.rng.u8(..3) == 0 {
             // Too few errors to prove that a shard is gone.
             let not_found = Outcome::failed(400, "ResourceNotFoundException", "not found");
             self.kinesis.next_calls("GetShardIterator", self.rng.usize(1..3), not_found);
         }
-        if self.wrongs.bool() {
+        if self.later_rng.bool() {
             // Fewer listings than must agree, for a shard that is known.
             let other = parent.id();
-            self.truth.tell(format_args!("listings show another start of {other}"));
+            self.truth.log(format_args!("listings show another start of {other}"));
             let wrong = Outcome::Mislisted(WrongListing::OtherStart(other));
-            self.kinesis.next_calls("ListShards", self.wrongs.usize(1..3), wrong);
+            self.kinesis.next_calls("ListShards", self.later_rng.usize(1..3), wrong);
         }
         let mut reader = self.begin(StartingPosition::TrimHorizon, policy);
         let time = (listings + 2) * self.plan.discovery_interval;
@@ -74,7 +73,7 @@ impl Act {
     /// Expires the parent. Checks that the loss of its remaining records is reported, and that
     /// `on_trimmed` decides whether its children are read.
     async fn expire(&mut self, parent: &Shard, policy: OnTrimmed) {
-        self.truth.tell(format_args!("shard {} expires", parent.index()));
+        self.truth.log(format_args!("shard {} expires", parent.index()));
         parent.expire();
         let mut reader = self.begin(StartingPosition::TrimHorizon, policy);
         let is_read = policy != OnTrimmed::Fail || self.plan.ordering == ShardOrdering::Unordered;
@@ -86,11 +85,12 @@ impl Act {
         }
         reader.read_for(4 * self.plan.discovery_interval + Duration::from_secs(60)).await;
         self.check_errors(&reader, &[ErrorKind::Trimmed]);
-        let told = if policy == OnTrimmed::Fail { reader.errors.len() } else { reader.gaps.len() };
-        if told != 1 {
+        let reports =
+            if policy == OnTrimmed::Fail { reader.errors.len() } else { reader.gaps.len() };
+        if reports != 1 {
             self.breaks(
                 Promise::LossesAreReported,
-                format_args!("one loss is reported {told} times"),
+                format_args!("one loss is reported {reports} times"),
             );
         }
         if !is_read && children.iter().any(|child| reader.delivered.contains(child)) {

@@ -17,7 +17,7 @@ use crate::truth::{Promise, index_of};
 
 /// The maximum number of wrong listings: too few for the retries to yield an error, which takes 60
 /// s.
-const MOST_LISTINGS: usize = 7;
+const MAX_LISTINGS: usize = 7;
 
 /// A parent and its child. The end of the shard names this parent as the only one.
 type Named = Arc<Mutex<Vec<(ShardId, ShardId)>>>;
@@ -122,14 +122,14 @@ impl Act {
         let child = parents[0].merge(&parents[1]);
         let [one, other] = [parents[0].index(), parents[1].index()];
         let merged = child.index();
-        self.truth.tell(format_args!("shards {one} and {other} are merged: shard {merged}"));
+        self.truth.log(format_args!("shards {one} and {other} are merged: shard {merged}"));
         (0..self.rng.usize(1..4)).for_each(|_| self.put_into(&child));
         child
     }
 
     fn list_one_parent(&mut self) {
-        let times = self.rng.usize(1..=MOST_LISTINGS);
-        self.truth.tell(format_args!("the next {times} listings name one parent of merged shards"));
+        let times = self.rng.usize(1..=MAX_LISTINGS);
+        self.truth.log(format_args!("the next {times} listings name one parent of merged shards"));
         let wrong = Outcome::Mislisted(WrongListing::OneParent);
         self.kinesis.next_calls("ListShards", times, wrong);
     }
@@ -145,7 +145,7 @@ impl Act {
         if !is_one {
             return;
         }
-        self.truth.tell(format_args!("shard ends name one parent of shard {}", child.index()));
+        self.truth.log(format_args!("shard ends name one parent of shard {}", child.index()));
         let both = Named::default();
         *both.lock().unwrap() = parents.iter().map(|parent| (parent.id(), child.id())).collect();
         self.kinesis.on_call(move |call| {
@@ -235,7 +235,7 @@ impl Act {
     }
 
     fn acknowledge(&self, shard: &Shard, handled: &mut Handled) {
-        self.truth.tell(format_args!("the records of shard {} are acknowledged", shard.index()));
+        self.truth.log(format_args!("the records of shard {} are acknowledged", shard.index()));
         let is_of = |(number, _): &mut (usize, Record)| self.puts[*number].shard == shard.index();
         for (number, record) in handled.held.extract_if(.., is_of) {
             record.ack();
@@ -258,7 +258,7 @@ impl Act {
     }
 
     async fn stop(&self, reader: ActReader, handled: &mut Handled) {
-        self.truth.tell(format_args!("the reader stops"));
+        self.truth.log(format_args!("the reader stops"));
         handled.held.clear();
         reader.close().await;
     }

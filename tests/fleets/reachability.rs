@@ -31,7 +31,7 @@ impl Plan {
 impl World {
     /// Makes Kinesis unreachable for a while, for some seeds.
     pub(crate) async fn lose_kinesis(&mut self) {
-        let mut rng = self.reach_rng.clone();
+        let mut rng = self.reachability_rng.clone();
         // An open subscription is served for five minutes, even if calls fail.
         if self.scene.fan_out || rng.u8(..3) > 0 {
             return;
@@ -113,7 +113,7 @@ impl World {
     }
 
     fn block_all(&mut self, worker: Option<&str>, outcome: Outcome) {
-        self.truth.tell(format_args!("Kinesis is unreachable for {worker:?}: {outcome:?}"));
+        self.truth.log(format_args!("Kinesis is unreachable for {worker:?}: {outcome:?}"));
         self.blocks.block_all(worker, outcome);
     }
 

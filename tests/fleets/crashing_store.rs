@@ -17,100 +17,108 @@ use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Res
 use tokio::task::JoinHandle;
 
 /// A worker and its store, which crash together.
-pub(crate) struct MortalWorker {
-    pub(crate) store: MortalStore,
+pub(crate) struct CrashingWorker {
+    pub(crate) store: CrashingStore,
     pub(crate) reading: JoinHandle<()>,
 }
 
-impl MortalWorker {
+impl CrashingWorker {
     pub(crate) fn kill(self) {
-        self.store.die();
+        self.store.crash();
         self.reading.abort();
     }
 }
 
 #[derive(Clone)]
-pub(crate) struct MortalStore {
+pub(crate) struct CrashingStore {
     stored: MemoryStore,
-    life: Arc<Mutex<Life>>,
+    schedule: Arc<Mutex<Schedule>>,
 }
 
-struct Life {
+struct Schedule {
     rng: Rng,
     /// The number of calls before the crash; `None` for no crash.
     calls: Option<u32>,
-    is_dead: bool,
-    is_well: bool,
+    has_crashed: bool,
+    is_reliable: bool,
 }
 
-/// The fate of a call.
-enum Fate {
+/// The outcome of a call.
+enum CallOutcome {
     Served,
     /// The connection is lost; true if the call was carried out before.
     Fails(bool),
     /// The call never returns; true if it was carried out before.
-    Dies(bool),
+    Crashes(bool),
 }
 
-impl MortalStore {
+impl CrashingStore {
     pub(crate) fn new(stored: MemoryStore, calls: Option<u32>, seed: u64) -> Self {
         let rng = Rng::with_seed(seed);
         Self {
             stored,
-            life: Arc::new(Mutex::new(Life { rng, calls, is_dead: false, is_well: false })),
+            schedule: Arc::new(Mutex::new(Schedule {
+                rng,
+                calls,
+                has_crashed: false,
+                is_reliable: false,
+            })),
         }
     }
 
-    pub(crate) fn die(&self) {
-        self.life.lock().unwrap().is_dead = true;
+    pub(crate) fn crash(&self) {
+        self.schedule.lock().unwrap().has_crashed = true;
     }
 
-    pub(crate) fn be_well(&self) {
-        self.life.lock().unwrap().is_well = true;
+    pub(crate) fn stop_faults(&self) {
+        self.schedule.lock().unwrap().is_reliable = true;
     }
 
-    fn fate(&self) -> Fate {
-        let mut life = self.life.lock().unwrap();
-        let is_carried_out = life.rng.bool();
-        if life.is_dead {
-            return Fate::Dies(false);
+    fn outcome(&self) -> CallOutcome {
+        let mut schedule = self.schedule.lock().unwrap();
+        let is_carried_out = schedule.rng.bool();
+        if schedule.has_crashed {
+            return CallOutcome::Crashes(false);
         }
-        if let Some(left) = life.calls {
-            life.is_dead = left == 0;
-            life.calls = Some(left.saturating_sub(1));
+        if let Some(left) = schedule.calls {
+            schedule.has_crashed = left == 0;
+            schedule.calls = Some(left.saturating_sub(1));
             if left == 0 {
-                return Fate::Dies(is_carried_out);
+                return CallOutcome::Crashes(is_carried_out);
             }
         }
-        if !life.is_well && life.rng.u8(..10) == 0 {
-            return Fate::Fails(is_carried_out);
+        if !schedule.is_reliable && schedule.rng.u8(..10) == 0 {
+            return CallOutcome::Fails(is_carried_out);
         }
-        Fate::Served
+        CallOutcome::Served
     }
 
-    async fn reach<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
-        let fate = self.fate();
-        if matches!(fate, Fate::Served | Fate::Fails(true) | Fate::Dies(true)) {
+    async fn carry_out<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+        let outcome = self.outcome();
+        if matches!(
+            outcome,
+            CallOutcome::Served | CallOutcome::Fails(true) | CallOutcome::Crashes(true)
+        ) {
             let answer = call.await;
-            if matches!(fate, Fate::Served) {
+            if matches!(outcome, CallOutcome::Served) {
                 return answer;
             }
         }
-        match fate {
-            Fate::Dies(_) => pending().await,
+        match outcome {
+            CallOutcome::Crashes(_) => pending().await,
             _ => Err(Error::new(ErrorKind::StoreUnavailable, "the store cannot be reached")
                 .with_source("the connection was lost")),
         }
     }
 }
 
-impl fmt::Debug for MortalStore {
+impl fmt::Debug for CrashingStore {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("MortalStore")
+        formatter.write_str("CrashingStore")
     }
 }
 
-impl CheckpointStore for MortalStore {
+impl CheckpointStore for CrashingStore {
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
         self.stored.load(scope)
     }
@@ -128,13 +136,13 @@ impl CheckpointStore for MortalStore {
     }
 }
 
-impl LeaseStore for MortalStore {
+impl LeaseStore for CrashingStore {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
         request: &'a HeartbeatRequest,
     ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
-        self.reach(async { self.stored.exchange(scope, request).await }).boxed()
+        self.carry_out(async { self.stored.exchange(scope, request).await }).boxed()
     }
 
     fn save_fenced<'a>(
@@ -142,11 +150,11 @@ impl LeaseStore for MortalStore {
         scope: &'a Scope,
         positions: &'a [FencedCheckpoint],
     ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
-        self.reach(async { self.stored.save_fenced(scope, positions).await }).boxed()
+        self.carry_out(async { self.stored.save_fenced(scope, positions).await }).boxed()
     }
 
     fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
-        self.reach(async { self.stored.table(scope).await }).boxed()
+        self.carry_out(async { self.stored.table(scope).await }).boxed()
     }
 
     fn edit<'a>(
@@ -155,6 +163,6 @@ impl LeaseStore for MortalStore {
         edit: &'a AdminEdit,
         if_leased: IfLeased,
     ) -> BoxFuture<'a, Result<EditOutcome>> {
-        self.reach(async move { self.stored.edit(scope, edit, if_leased).await }).boxed()
+        self.carry_out(async move { self.stored.edit(scope, edit, if_leased).await }).boxed()
     }
 }

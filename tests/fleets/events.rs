@@ -9,22 +9,22 @@ use crate::truth::{Promise, Truth, index_of};
 
 /// The state of a lease according to the events of its worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum LeaseState {
     Gained,
     /// The stream of the shard has started.
     Started,
     /// The lease is released, and no further record is delivered.
-    GivenBack,
+    Released,
     /// The end of the shard is stored.
     Finished,
 }
 
-pub(crate) struct Hearing {
+pub(crate) struct EventChecker {
     events: Events,
     name: String,
     truth: Truth,
     /// The leases that are not over according to the events, by shard and epoch.
-    leases: BTreeMap<(usize, u64), Told>,
+    leases: BTreeMap<(usize, u64), LeaseState>,
     /// For each shard, its last epoch, and whether an error has ended its stream.
     last: BTreeMap<usize, (u64, bool)>,
     /// The number of reported panics of the store and of the client.
@@ -35,20 +35,20 @@ pub(crate) struct Hearing {
 /// milliseconds.
 const SHORTEST_REST: u64 = 10_000;
 
-impl Hearing {
+impl EventChecker {
     pub(crate) fn new(events: Events, name: String, truth: Truth) -> Self {
         let (leases, last) = (BTreeMap::new(), BTreeMap::new());
         Self { events, name, truth, leases, last, panics: 0 }
     }
 
     /// Processes all events so far.
-    pub(crate) fn listen(&mut self) {
+    pub(crate) fn process_events(&mut self) {
         while let Some(Some(event)) = self.events.next().now_or_never() {
-            self.hear(&event);
+            self.process(&event);
         }
     }
 
-    fn hear(&mut self, event: &Event) {
+    fn process(&mut self, event: &Event) {
         let is_wrong = match event {
             Event::ShardFailed { shard_id, .. } => {
                 let last = self.last.get_mut(&index_of(shard_id));
@@ -56,13 +56,13 @@ impl Hearing {
             }
             Event::LeaseGained { shard_id, epoch } => {
                 self.check_rest(index_of(shard_id), *epoch);
-                self.leases.insert((index_of(shard_id), *epoch), Told::Gained).is_some()
+                self.leases.insert((index_of(shard_id), *epoch), LeaseState::Gained).is_some()
             }
             Event::LeaseReleased { shard_id, epoch } => {
                 // A worker may release a shard before it learns that the end of the shard is
                 // stored.
-                let before = self.leases.insert((index_of(shard_id), *epoch), Told::GivenBack);
-                before.is_none_or(|told| told == Told::GivenBack)
+                let before = self.leases.insert((index_of(shard_id), *epoch), LeaseState::Released);
+                before.is_none_or(|state| state == LeaseState::Released)
             }
             Event::LeaseLost { shard_id, epoch } => {
                 self.leases.remove(&(index_of(shard_id), *epoch)).is_none()
@@ -71,8 +71,8 @@ impl Hearing {
                 let shard = index_of(shard_id);
                 let mut epochs = self.leases.range_mut((shard, 0)..=(shard, u64::MAX)).rev();
                 match epochs.next() {
-                    Some((_, told)) if *told == Told::Gained => {
-                        *told = Told::Started;
+                    Some((_, state)) if *state == LeaseState::Gained => {
+                        *state = LeaseState::Started;
                         false
                     }
                     // A stream starts once in each epoch, and only while its lease is held.
@@ -82,7 +82,7 @@ impl Hearing {
             Event::ShardFinished { shard_id } => {
                 let shard = index_of(shard_id);
                 let epochs = self.leases.range_mut((shard, 0)..=(shard, u64::MAX));
-                epochs.for_each(|(_, told)| *told = Told::Finished);
+                epochs.for_each(|(_, state)| *state = LeaseState::Finished);
                 let facts = self.truth.lock();
                 facts.moves == 0 && !facts.shards[shard].is_finished()
             }
@@ -94,9 +94,9 @@ impl Hearing {
             _ => false,
         };
         let line = format!("{} reports: {event:?}", self.name);
-        self.truth.tell(format_args!("{line}"));
+        self.truth.log(format_args!("{line}"));
         if is_wrong {
-            self.truth.breaks(Promise::Told, format_args!("unexpected event: {line}"));
+            self.truth.breaks(Promise::EventsAreTrue, format_args!("unexpected event: {line}"));
         }
     }
 
@@ -122,12 +122,12 @@ impl Hearing {
 
     /// Checks that the events allow a record of this shard and epoch.
     pub(crate) fn check_record(&self, shard: usize, epoch: u64) {
-        let told = self.leases.get(&(shard, epoch));
-        if told != Some(&Told::Started) {
+        let state = self.leases.get(&(shard, epoch));
+        if state != Some(&LeaseState::Started) {
             self.truth.breaks(
-                Promise::Told,
+                Promise::EventsAreTrue,
                 format_args!(
-                    "{} reads shard {shard} in epoch {epoch}, which its events report as {told:?}",
+                    "{} reads shard {shard} in epoch {epoch}, which its events report as {state:?}",
                     self.name
                 ),
             );
@@ -136,8 +136,9 @@ impl Hearing {
 
     /// Returns the held shards and their epochs, according to the events.
     pub(crate) fn held(&self) -> Vec<(usize, u64)> {
-        let is_held = |told: &Told| matches!(told, Told::Gained | Told::Started);
-        let held = self.leases.iter().filter(|(_, told)| is_held(told));
+        let is_held =
+            |state: &LeaseState| matches!(state, LeaseState::Gained | LeaseState::Started);
+        let held = self.leases.iter().filter(|(_, state)| is_held(state));
         held.map(|(place, _)| *place).collect()
     }
 }

@@ -32,7 +32,7 @@ impl Act {
             self.put_some(0..4);
         }
         self.kinesis.on_call(|_call| Outcome::Served);
-        self.truth.tell(format_args!("listings are correct from now on"));
+        self.truth.log(format_args!("listings are correct from now on"));
         self.put_each();
         let new: Vec<usize> = (old..self.puts.len()).collect();
         self.read_all(&mut reader, &new).await;
@@ -56,7 +56,7 @@ impl Act {
             _ => Outcome::Hangs,
         };
         let times = self.rng.usize(1..4);
-        self.truth.tell(format_args!("next {times} listings: {outcome:?}"));
+        self.truth.log(format_args!("next {times} listings: {outcome:?}"));
         self.kinesis.next_calls("ListShards", times, outcome);
     }
 }
