@@ -37,6 +37,7 @@ pub(crate) use watermark::{Advance, QuietPosition, Watermark};
 /// # Ok::<(), kinestream::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[doc(alias("offset", "committed offset"))]
 #[non_exhaustive]
 pub enum Checkpoint {
     /// No record is read yet. Reading starts at the oldest record in retention.
@@ -183,7 +184,8 @@ impl FromStr for Checkpoint {
 
     /// # Errors
     ///
-    /// [`ErrorKind::StoreCorrupt`] if the text does not have one of the five forms.
+    /// [`ErrorKind::StoreCorrupt`] if the text does not have one of the five forms. The kind is that
+    /// of a store's error, so that a store can return it unchanged.
     fn from_str(text: &str) -> Result<Self, Error> {
         let parsed = match text.split_once(':') {
             None if text == "TRIM_HORIZON" => Some(Self::TrimHorizon),

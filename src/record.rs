@@ -150,7 +150,7 @@ impl Record {
 
     /// Returns the distance, in milliseconds, between the tip of the shard and the end of the
     /// response that held this record. 0 if the response reached the tip. If the response has no
-    /// lag, this is the last known one, or 0 if none is known.
+    /// lag, this is the last known one, or 0 if none is known. Negative lags are returned as 0.
     #[doc(alias("lag", "iterator age"))]
     pub fn millis_behind_latest(&self) -> i64 {
         self.origin.millis_behind_latest

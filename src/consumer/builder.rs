@@ -333,7 +333,7 @@ impl ConsumerBuilder {
     /// Sets the name of this worker, under which the store keeps its leases.
     ///
     /// Default: the host name, the process id and a random part. The name must be unique in the
-    /// application: while another worker uses it, this worker waits. 1 to 200 bytes, without
+    /// application: while another worker uses it, this worker waits. 1 to 200 characters, without
     /// spaces, braces, commas and control characters, and not `-`.
     pub fn worker_id(mut self, name: impl Into<String>) -> Self {
         self.settings.worker_config.worker_id = name.into().into();

@@ -84,8 +84,8 @@ pub(crate) struct Reservation {
 impl MemoryBudget {
     /// Creates a budget of `bytes` bytes, which counts payloads and partition keys.
     ///
-    /// Any number of bytes is accepted. With less free memory, a shard reads fewer records at a
-    /// time, and with 0 bytes each shard reads within its reserve.
+    /// With less free memory, a shard reads fewer records at a time. A budget of 0 bytes is refused
+    /// by [`build`](crate::ConsumerBuilder::build).
     pub fn new(bytes: usize) -> Self {
         Self(Arc::new(BudgetState { pool: Pool::new(bytes), released: Notify::new() }))
     }

@@ -5,10 +5,10 @@
 //! completely or not at all, by its own clock.
 //!
 //! ```text
-//!          Assign                     Offer
-//!   free ─────────► owned by a worker ─────► owned, with a next owner
-//!    ▲                 │          ▲                        │
-//!    └── Release, expiry, Finish ─┴────── Release ─────────┘
+//!              Assign                      Offer
+//!   unassigned ─────────► owned by a worker ─────► owned, with a next owner
+//!       ▲                  │            ▲                       │
+//!       └─ Release, expiry, Finish ─────┴─────── Release ───────┘
 //! ```
 //!
 //! Every change of owner gets a new [epoch](Lease::epoch), greater than all earlier ones. A
@@ -513,8 +513,8 @@ pub enum SaveOutcome {
     /// data.
     Forgotten,
     /// The position is not saved: the lease has a higher epoch, or the table was cleared since, or
-    /// there is no lease and the epoch began more than [`FINISHED_SHARD_RETENTION`] ago, so that the shard may
-    /// have been removed.
+    /// there is no lease and the epoch began more than [`FINISHED_SHARD_RETENTION`] ago, so that the
+    /// shard may have been removed.
     Lost,
     /// The position is not saved: the stored lease or position cannot be read, and stays as it is.
     Unreadable,

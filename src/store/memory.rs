@@ -117,7 +117,6 @@ impl MemoryStore {
 
     fn with<T>(&self, scope: &Scope, work: impl FnOnce(&mut Ledger, Duration) -> T) -> T {
         let now = self.clock.now();
-        // Recovering a poisoned lock is safe: no step panics with a change half made.
         let mut ledgers = self.ledgers.lock();
         work(ledgers.entry(scope.clone()).or_default(), now)
     }

@@ -77,7 +77,7 @@ fn optional<T: FromStr>(word: Option<&str>) -> Option<Option<T>> {
     }
 }
 
-/// Parses a worker's name from a [word](word_of); `None` if the word is that for a missing value.
+/// Parses a worker's name from a [word](format_name); `None` if the word is that for a missing value.
 pub(in crate::store) fn parse_name(word: &str) -> Option<Arc<str>> {
     match word {
         NONE => None,
