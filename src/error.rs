@@ -39,7 +39,7 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 /// let error = Consumer::builder(client, "orders").limit(10_001).build().unwrap_err();
 /// assert_eq!(error.kind(), ErrorKind::Configuration);
 /// assert!(!error.is_temporary());
-/// assert_eq!(error.to_string(), "stream orders: limit is 10001, but must be 1 to 10000 records a call");
+/// assert_eq!(error.to_string(), "stream orders: limit is 10001, but must be 1 to 10000 records per call");
 /// ```
 pub struct Error(Box<ErrorInner>);
 

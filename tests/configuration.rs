@@ -32,11 +32,11 @@ fn default_options_are_valid() {
 fn limit_out_of_range_is_rejected() {
     assert_eq!(
         refused(|builder| builder.limit(0)),
-        "stream orders: limit is 0, but must be 1 to 10000 records a call"
+        "stream orders: limit is 0, but must be 1 to 10000 records per call"
     );
     assert_eq!(
         refused(|builder| builder.limit(10_001)),
-        "stream orders: limit is 10001, but must be 1 to 10000 records a call"
+        "stream orders: limit is 10001, but must be 1 to 10000 records per call"
     );
 }
 
@@ -98,6 +98,11 @@ fn counts_out_of_range_are_rejected() {
         refused(|builder| builder.max_buffered_bytes(0)),
         "stream orders: max_buffered_bytes is 0, but must be at least 1 byte"
     );
+    let empty = MemoryBudget::new(0);
+    assert_eq!(
+        refused(|builder| builder.memory_budget(&empty)),
+        "stream orders: memory_budget is 0, but must be at least 1 byte"
+    );
     assert_eq!(
         refused(|builder| builder.prefetch(1001)),
         "stream orders: prefetch is 1001, but must be 0 to 1000 batches"
@@ -106,7 +111,7 @@ fn counts_out_of_range_are_rejected() {
 
 #[test]
 fn invalid_worker_id_and_times_are_rejected() {
-    for name in ["", "-", "a b", "a{b}", "a,b", "a\nb", &"a".repeat(201)] {
+    for name in ["", "-", "a b", "a{b}", "a,b", "a\nb", &"é".repeat(201)] {
         assert_eq!(
             refused(|builder| builder.worker_id(name)),
             format!(
@@ -133,14 +138,17 @@ fn invalid_worker_id_and_times_are_rejected() {
 #[test]
 fn starting_position_in_the_future_is_rejected() {
     let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
-    let message = "stream orders: starting_position is in the future; pass a time in the past";
     assert_eq!(
         refused(|builder| builder.starting_position(StartingPosition::AtTimestamp(tomorrow))),
-        message
+        "stream orders: starting_position is in the future; pass a time in the past"
     );
     let shard = "shardId-000000000000".parse().unwrap();
     let position = ShardPosition::AtTimestamp(tomorrow);
-    assert_eq!(refused(|builder| builder.starting_position_for(shard, position)), message);
+    assert_eq!(
+        refused(|builder| builder.starting_position_for(shard, position)),
+        "stream orders: starting_position_for(shardId-000000000000) is in the future; pass a time in \
+         the past"
+    );
 }
 
 #[test]
