@@ -119,7 +119,7 @@
 //! the clock of a worker.
 //!
 //! In the application's name, `:` is written `%3A` and `%` is written `%25`; in a worker's name,
-//! `%` is written `%25`. The braces are a hash tag: in Redis Cluster, all keys are on one node. The
+//! `%` is written `%25` and a space `%20`. The braces are a hash tag: in Redis Cluster, all keys are on one node. The
 //! keys never expire.
 //!
 //! ```text

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use allocation_counter::{AllocationInfo, measure};
 use aws_sdk_kinesis::Client;
-use canned::Contents;
+use canned::{Contents, MAX_RECORDS};
 use drain::drain;
 use kinestream::{CheckpointOn, Consumer, StartingPosition};
 
@@ -48,7 +48,7 @@ struct Subject {
 impl Subject {
     fn contents(self, answers: usize) -> Contents {
         let shards = if self.reader == Reader::Bare { 1 } else { 16 };
-        Contents { shards, record_bytes: self.record_bytes, answers }
+        Contents { shards, record_bytes: self.record_bytes, max_records: MAX_RECORDS, answers }
     }
 
     async fn read(self, client: Client, stream: &str, records: usize) {

@@ -2,11 +2,11 @@
 //!
 //!     cargo bench --bench consumption
 //!
-//! Options after `--`: `--rounds 5`, `--sizes 100,1000`, `--only records-64` or `--only follow`,
+//! Options after `--`: `--rounds 5`, `--sizes 100,1000`, `--only records-16` or `--only follow`,
 //! `--json FILE`.
 //!
-//! Every reader keeps the limits of Kinesis, so it pauses as it would there. CPU time counts no
-//! pauses, and tens of shards keep the whole measurement short.
+//! Every reader keeps the limits of Kinesis, so it pauses as it would there; CPU time counts no
+//! pauses. The responses are those of shards at their write limit: 1,000 records or 1 MB.
 //!
 //! A separate process serves canned responses over loopback. Each measurement is a process of its
 //! own as well, on one thread. It measures the CPU time of all its threads, from before the
@@ -50,14 +50,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use subject::{Reader, Subject, Task};
 
-/// The bytes to read, for about twelve seconds at the limit of 64 shards.
-const BYTES: usize = 1500 << 20;
-
-/// The minimum number of responses. A start may waste one response per shard: the size of the first
-/// responses is unknown, and those without room in the memory budget are dropped in transit.
-const FEWEST_ANSWERS: usize = 300;
-
-const MAX_ANSWERS: usize = 600;
+/// The number of responses to read: about ten seconds of reading from 16 shards.
+const ANSWERS: usize = 400;
 
 fn subjects() -> Vec<Subject> {
     let subject = |name: &str, reader, shards| Subject {
@@ -69,12 +63,11 @@ fn subjects() -> Vec<Subject> {
     };
     let records = |name: &str, shards| subject(name, Reader::Records, shards);
     vec![
-        subject("bare", Reader::Bare, 64),
-        records("records-64", 64),
-        records("records-256", 256),
-        Subject { ack: true, ..records("records-64-ack", 64) },
-        Subject { redis: true, ..records("records-64-redis", 64) },
-        Subject { ack: true, redis: true, ..records("records-64-redis-ack", 64) },
+        subject("bare", Reader::Bare, 16),
+        records("records-16", 16),
+        Subject { ack: true, ..records("records-16-ack", 16) },
+        Subject { redis: true, ..records("records-16-redis", 16) },
+        Subject { ack: true, redis: true, ..records("records-16-redis-ack", 16) },
     ]
 }
 
@@ -91,7 +84,7 @@ impl Options {
             let at = arguments.iter().position(|argument| argument == name)?;
             Some(arguments.get(at + 1).unwrap_or_else(|| panic!("{name} needs a value")).clone())
         };
-        let sizes = value("--sizes").unwrap_or_else(|| "100,1000,10000,1000000".to_owned());
+        let sizes = value("--sizes").unwrap_or_else(|| "100,1000,10000".to_owned());
         Self {
             rounds: value("--rounds")
                 .map_or(5, |rounds| rounds.parse().expect("--rounds needs a number")),
@@ -202,12 +195,8 @@ fn compare(options: &Options) {
             fastrand::shuffle(&mut subjects);
             for subject in subjects {
                 unique += 1;
-                let an_answer =
-                    canned::Contents { shards: 1, record_bytes, answers: 1 }.records_an_answer();
-                let answers =
-                    (BYTES / (an_answer * record_bytes)).clamp(FEWEST_ANSWERS, MAX_ANSWERS);
                 let redis = redis.url();
-                let task = Task { subject, kinesis, redis, record_bytes, answers, unique };
+                let task = Task { subject, kinesis, redis, record_bytes, unique };
                 eprintln!("{record_bytes} bytes, round {}: {}", round + 1, task.subject.name);
                 report.add(record_bytes, round, &task.subject.name, run("read", &task));
             }

@@ -7,6 +7,7 @@ use cpu_time::ProcessTime;
 use kinestream::{CheckpointOn, Consumer, RedisStore, StartingPosition};
 use serde::{Deserialize, Serialize};
 
+use crate::ANSWERS;
 use crate::bare;
 use crate::canned::Contents;
 use crate::drain::drain;
@@ -38,7 +39,6 @@ pub(crate) struct Task {
     pub(crate) kinesis: u16,
     pub(crate) redis: String,
     pub(crate) record_bytes: usize,
-    pub(crate) answers: usize,
     pub(crate) unique: u32,
 }
 
@@ -56,7 +56,8 @@ pub(crate) fn measure(task: &Task) -> Cost {
     let contents = Contents {
         shards: task.subject.shards,
         record_bytes: task.record_bytes,
-        answers: task.answers,
+        max_records: (1_000_000 / task.record_bytes).min(1000),
+        answers: ANSWERS,
     };
     let stream = contents.stream(task.unique);
     let records = contents.records();

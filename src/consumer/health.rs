@@ -102,15 +102,14 @@ impl Health {
 impl ConsumerInner {
     /// Implements [`Consumer::health`](super::Consumer::health).
     pub(super) fn health(&self) -> Health {
-        let inner = self;
-        let writer = inner.writer.lock().clone();
-        let vitals = inner.telemetry.health_state();
+        let writer = self.writer.lock().clone();
+        let vitals = self.telemetry.health_state();
         Health {
             is_running: vitals.is_running
                 && writer.as_ref().is_some_and(crate::store::Writer::is_running),
-            is_closed: inner.close_signal.is_closed(),
+            is_closed: self.close_signal.is_closed(),
             leases_held: vitals.leases,
-            lease_duration: inner.settings.worker_config.lease_duration,
+            lease_duration: self.settings.worker_config.lease_duration,
             since_start: vitals.begun,
             since_renewal: vitals.renewed,
             since_poll: vitals.polled,

@@ -125,13 +125,12 @@ pub enum ShardState {
 impl ConsumerInner {
     /// Implements [`Consumer::status`](super::Consumer::status).
     pub(super) async fn status(&self) -> Result<ApplicationStatus> {
-        let inner = self;
         let table = self.table().await?;
-        let ordering = inner.settings.worker_config.ordering;
-        let me = &inner.settings.worker_config.worker_id;
+        let ordering = self.settings.worker_config.ordering;
+        let me = &self.settings.worker_config.worker_id;
         let shards = table.leases.iter().map(|(id, lease)| {
             let is_mine = lease.owner.as_ref().is_none_or(|owner| owner == me);
-            let failure = inner.telemetry.failure(id).filter(|_| is_mine);
+            let failure = self.telemetry.failure(id).filter(|_| is_mine);
             let state = match &lease.owner {
                 _ if lease.is_finished() => ShardState::Finished,
                 _ if lease.unreadable.is_some() => ShardState::Unreadable,
@@ -145,7 +144,7 @@ impl ConsumerInner {
                 },
                 None => ShardState::Waiting,
             };
-            let in_flight = inner.telemetry.in_flight(id);
+            let in_flight = self.telemetry.in_flight(id);
             let status = ShardStatus {
                 state,
                 failure: failure.filter(|_| state == ShardState::Failed),
@@ -154,7 +153,7 @@ impl ConsumerInner {
                 epoch: lease.epoch,
                 next_owner: lease.next_owner.as_deref().map(str::to_owned),
                 parents: lease.parents.clone().unwrap_or_default(),
-                millis_behind_latest: inner.telemetry.millis_behind_latest(id),
+                millis_behind_latest: self.telemetry.millis_behind_latest(id),
                 unacknowledged: in_flight.map(|in_flight| in_flight.unacknowledged),
                 oldest_unacknowledged: in_flight.and_then(|in_flight| in_flight.oldest),
                 held_by: in_flight.and_then(|in_flight| in_flight.held_by),
@@ -162,8 +161,8 @@ impl ConsumerInner {
             (id.clone(), status)
         });
         Ok(ApplicationStatus {
-            stream: inner.scope.stream_name().to_owned(),
-            application: inner.scope.application().to_owned(),
+            stream: self.scope.stream_name().to_owned(),
+            application: self.scope.application().to_owned(),
             workers: table.workers.keys().map(ToString::to_string).collect(),
             shards: shards.collect(),
         })

@@ -162,7 +162,7 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
     fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>>;
 
     /// Applies an operator's edit. If the edit concerns a live worker, `if_leased` decides whether
-    /// it is applied.
+    /// it is applied. An unknown policy counts as [`IfLeased::Refuse`].
     fn edit<'a>(
         &'a self,
         scope: &'a Scope,
@@ -286,7 +286,7 @@ pub enum Change {
         /// The epoch.
         epoch: u64,
     },
-    /// Marks a shard as finished: all its records are finished, in this epoch of its lease.
+    /// Marks a shard as finished: all its records are acknowledged, in this epoch of its lease.
     Finish {
         /// The shard.
         shard: ShardId,
@@ -527,7 +527,7 @@ impl SaveOutcome {
     }
 }
 
-/// An edit by an operator.
+/// An edit by an operator. A store that does not know an edit returns an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AdminEdit {
@@ -559,7 +559,7 @@ pub enum AdminEdit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum IfLeased {
-    /// Changes nothing and returns an error that names the worker.
+    /// Changes nothing. [`Consumer`](crate::Consumer) returns an error that names the worker.
     #[default]
     Refuse,
     /// Changes the position. The worker starts again from there, in a new epoch, when it reads the

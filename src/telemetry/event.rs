@@ -40,7 +40,8 @@ pub enum Event {
     },
     /// The worker has begun to release the lease of the shard, and delivers no further record of
     /// it. The lease is released when all delivered records are acknowledged, or after
-    /// [`handoff_timeout`](crate::ConsumerBuilder::handoff_timeout).
+    /// [`handoff_timeout`](crate::ConsumerBuilder::handoff_timeout). The wait is zero after a stream
+    /// that was dropped or failed with `Pull`, and after a caller that stopped polling.
     ///
     /// Emitted at most once per lease: when the lease is offered to another worker, when the
     /// shard's stream is dropped or ends with an error, and after

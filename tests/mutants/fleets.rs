@@ -95,7 +95,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["OneReader"],
     },
     Mistake {
-        what: "a handoff does not wait for unfinished records",
+        what: "a handoff does not wait for unacknowledged records",
         file: "fleet/duties.rs",
         right: "timeout(patience, settled)",
         wrong: "timeout(patience / 1000, settled)",

@@ -4,21 +4,21 @@ use super::Mistake;
 
 pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
-        what: "a record is finished on delivery",
+        what: "a record is acknowledged on delivery",
         file: "shard/delivery.rs",
         right: "self.unacknowledged = Some(record.number);",
         wrong: "record.ack();",
         breaks: &["NotPastUnfinished"],
     },
     Mistake {
-        what: "an acknowledgement finishes all records before it",
+        what: "an acknowledgement acknowledges all records before it",
         file: "checkpoint/watermark/state.rs",
         right: "if number == self.prefix {",
         wrong: "if number >= self.prefix {",
         breaks: &["NotPastUnfinished"],
     },
     Mistake {
-        what: "the end of a shard does not wait for its unfinished records",
+        what: "the end of a shard does not wait for its unacknowledged records",
         file: "checkpoint/watermark/state.rs",
         right: "self.ended && self.prefix == self.numbered",
         wrong: "self.ended",
@@ -88,7 +88,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["FewErrors"],
     },
     Mistake {
-        what: "unfinished records do not count against the in-flight limit",
+        what: "unacknowledged records do not count against the in-flight limit",
         file: "checkpoint/in_flight.rs",
         right: "self.config = Some(config);",
         wrong: "self.config = Some(InFlightConfig { records: usize::MAX, ..config });",
@@ -235,7 +235,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["Progress", "FewErrors", "FewRepeats", "NothingLeftRunning", "EndsAreKept"],
     },
     Mistake {
-        what: "a finished user record finishes its whole aggregated record",
+        what: "an acknowledged user record acknowledges its whole aggregated record",
         file: "record/position_buf.rs",
         right: "record.is_inner.then_some(record.sub_sequence_number)",
         wrong: "(record.is_inner && record.sub_sequence_number > 1_000).then_some(1)",
@@ -249,7 +249,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["FewRepeats"],
     },
     Mistake {
-        what: "a finished user record also finishes the next one",
+        what: "an acknowledged user record also acknowledges the next one",
         file: "source/batch.rs",
         right: "self.skip_through(*part);",
         wrong: "self.skip_through(*part + 1);",
@@ -270,7 +270,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["LossesAreReported", "FewErrors"],
     },
     Mistake {
-        what: "an idle shard passes unfinished records",
+        what: "an idle shard passes unacknowledged records",
         file: "checkpoint/watermark/state.rs",
         right: "Some((number, passed)) if number == self.prefix => {",
         wrong: "Some((number, passed)) if number >= self.prefix => {",

@@ -13,7 +13,7 @@ use futures::future::join_all;
 use tokio::time::{Instant, interval, sleep, sleep_until};
 
 /// The limit of one shard: <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
-const BYTES_PER_SECOND: f64 = (2 << 20) as f64;
+const BYTES_PER_SECOND: u64 = 2 << 20;
 
 /// Reads and drops `records` records with one polling loop per shard, as fast as Kinesis allows.
 pub(crate) async fn read(client: &Client, stream: &str, shards: usize, records: usize) {
@@ -24,15 +24,19 @@ pub(crate) async fn read(client: &Client, stream: &str, shards: usize, records: 
 async fn read_shard(client: &Client, stream: &str, shard: usize, left: &AtomicUsize) {
     let mut iterator = iterator(client, stream, shard).await;
     let mut next = Instant::now();
-    while left.load(Ordering::Relaxed) > 0 {
+    loop {
         sleep_until(next).await;
+        if left.load(Ordering::Relaxed) == 0 {
+            return;
+        }
         next = Instant::now() + Duration::from_millis(200);
         let call = client.get_records().set_shard_iterator(iterator).limit(10_000);
         let answer = call.send().await.unwrap();
         iterator = answer.next_shard_iterator;
         left.fetch_sub(answer.records.len(), Ordering::Relaxed);
         let bytes: usize = answer.records.iter().map(|record| record.data.as_ref().len()).sum();
-        next = next.max(Instant::now() + Duration::from_secs_f64(bytes as f64 / BYTES_PER_SECOND));
+        let pause = Duration::from_millis(bytes as u64 * 1000 / BYTES_PER_SECOND);
+        next = next.max(Instant::now() + pause);
         answer.records.into_iter().for_each(drop);
     }
 }

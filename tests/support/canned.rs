@@ -1,8 +1,9 @@
 //! Prepared responses of Kinesis, so that the measured cost of a call is that of its client.
 //!
 //! The first call that names a stream creates it. The name describes the content:
-//! `canned-<shards>-<bytes per record>-<answers>-<anything>`. The shards share this number of full
-//! responses, each as large as Kinesis returns them. After them, all responses are empty.
+//! `canned-<shards>-<bytes per record>-<records>-<answers>-<anything>`. The shards share this number
+//! of full responses, each with this number of records, or as many as fit into a response of
+//! Kinesis. After them, all responses are empty.
 //!
 //! Each iterator has a number. A repeated call with the same iterator returns the same response.
 
@@ -18,7 +19,7 @@ use http_body::{Body, Frame, SizeHint};
 use serde_json::{Value, json};
 
 /// The limits of one response of `GetRecords`.
-const MAX_RECORDS: usize = 10_000;
+pub(crate) const MAX_RECORDS: usize = 10_000;
 const MAX_BYTES: usize = 10 << 20;
 
 /// Values as long as those of Kinesis.
@@ -30,23 +31,26 @@ const ITERATOR_LENGTH: usize = 224;
 pub(crate) struct Contents {
     pub(crate) shards: usize,
     pub(crate) record_bytes: usize,
+    /// The most records of a response.
+    pub(crate) max_records: usize,
     pub(crate) answers: usize,
 }
 
 impl Contents {
     pub(crate) fn stream(self, unique: u32) -> String {
-        format!("canned-{}-{}-{}-{unique}", self.shards, self.record_bytes, self.answers)
+        let Self { shards, record_bytes, max_records, answers } = self;
+        format!("canned-{shards}-{record_bytes}-{max_records}-{answers}-{unique}")
     }
 
     fn of(stream: &str) -> Self {
         let mut numbers = stream.split('-').skip(1).map(|number| number.parse().unwrap());
         let mut next =
-            || numbers.next().expect("expected a stream name of the form canned-1-100-10-0");
-        Self { shards: next(), record_bytes: next(), answers: next() }
+            || numbers.next().expect("expected a stream name of the form canned-1-100-1000-10-0");
+        Self { shards: next(), record_bytes: next(), max_records: next(), answers: next() }
     }
 
     pub(crate) fn records_an_answer(self) -> usize {
-        (MAX_BYTES / (self.record_bytes + key(0).len())).min(MAX_RECORDS)
+        (MAX_BYTES / (self.record_bytes + key(0).len())).min(self.max_records)
     }
 
     pub(crate) fn records(self) -> usize {

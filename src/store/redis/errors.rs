@@ -88,9 +88,9 @@ fn classify_server_error(refusal: &Refusal, address: &str, key: &str) -> (ErrorK
         );
         return (ErrorKind::StoreCorrupt, message);
     }
-    let (kind, problem, cure) = refusal.meaning();
-    let cure = if cure.is_empty() { String::new() } else { format!("; {cure}") };
-    (kind, format!("Redis at {address} {problem}: {refusal}{cure}"))
+    let (kind, problem, remedy) = refusal.meaning();
+    let remedy = if remedy.is_empty() { String::new() } else { format!("; {remedy}") };
+    (kind, format!("Redis at {address} {problem}: {refusal}{remedy}"))
 }
 
 /// Classifies an error of the client that is not an answer of the server.

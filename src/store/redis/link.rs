@@ -3,17 +3,17 @@
 use std::io;
 use std::time::Duration;
 
-#[cfg(feature = "redis-cluster")]
-use redis::RedisError;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, RedisResult};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, RedisError, RedisResult,
+};
 use tokio::time::timeout;
 
 use super::greeting::Greeting;
 #[cfg(feature = "redis-cluster")]
 use super::refusal::Refusal;
-use crate::error::contain;
+use crate::error::{Panic, contain};
 
 /// The time limit of the first connection, for which no worker waits.
 pub(super) const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -100,10 +100,7 @@ impl Target {
                 Self::Master(master) => master.connect(&config).await.map(Link::of_one),
             }
         };
-        // With `rediss://`, rustls panics if the program has no TLS provider, or several.
-        let connected = contain(timeout(limit, connecting)).await.map_err(|panic| {
-            (ErrorKind::InvalidClientConfig, "the client panicked", panic.to_string())
-        })?;
+        let connected = contain(timeout(limit, connecting)).await.map_err(panicked)?;
         connected.unwrap_or_else(|_elapsed| {
             let message = format!("not connected within {limit:?}");
             Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
@@ -119,6 +116,17 @@ impl Target {
             Self::Master(master) => master.database(),
         }
     }
+}
+
+/// Returns the error of a connection that panicked. With `rediss://`, rustls panics if the program
+/// has no TLS provider, or several.
+fn panicked(panic: Panic) -> RedisError {
+    let text = panic.to_string();
+    if text.contains("CryptoProvider") {
+        let lines: Vec<&str> = text.split_whitespace().collect();
+        return (ErrorKind::InvalidClientConfig, "no TLS provider", lines.join(" ")).into();
+    }
+    io::Error::other(panic).into()
 }
 
 #[cfg(feature = "redis-cluster")]
