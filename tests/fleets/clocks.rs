@@ -105,22 +105,19 @@ impl World {
     /// Disconnects one worker from the store until another has its shards, and then disconnects
     /// that one.
     async fn lose_the_store_in_turn(&mut self, index: usize) {
-        let first = self.workers[index].worker_index;
+        let first = self.workers[index].ordinal;
         self.truth.lock().set_link(first, Condition::Down);
         let time = Duration::from_secs(5) + self.clocks.time(35_000);
         self.join_and_read(time).await;
-        let others = self
-            .workers
-            .iter()
-            .map(|worker| worker.worker_index)
-            .filter(|worker_index| *worker_index != first);
-        for worker_index in others.collect::<Vec<_>>() {
-            self.truth.lock().set_link(worker_index, Condition::Down);
+        let others =
+            self.workers.iter().map(|worker| worker.ordinal).filter(|ordinal| *ordinal != first);
+        for ordinal in others.collect::<Vec<_>>() {
+            self.truth.lock().set_link(ordinal, Condition::Down);
         }
         self.join_and_read(Duration::from_secs(10)).await;
         for worker in &self.workers {
             if worker.suspended_until.is_none() {
-                self.truth.lock().set_link(worker.worker_index, Condition::Healthy);
+                self.truth.lock().set_link(worker.ordinal, Condition::Healthy);
             }
         }
     }
@@ -131,13 +128,13 @@ impl World {
         if self.workers[index].suspended_until.is_some() {
             return;
         }
-        let worker_index = self.workers[index].worker_index;
+        let ordinal = self.workers[index].ordinal;
         let time = Duration::from_secs(5) + self.clocks.time(35_000);
         self.workers[index].suspend(time);
         self.workers[index].link_at_wake = Condition::Down;
         self.join_and_read(time + Duration::from_secs(10)).await;
-        if self.workers.iter().any(|worker| worker.worker_index == worker_index) {
-            self.truth.lock().set_link(worker_index, Condition::Healthy);
+        if self.workers.iter().any(|worker| worker.ordinal == ordinal) {
+            self.truth.lock().set_link(ordinal, Condition::Healthy);
         }
     }
 

@@ -32,7 +32,7 @@ pub(crate) struct CheckedStream {
     pub(crate) events: SharedEventChecker,
     pub(crate) truth: Truth,
     pub(crate) stored: MemoryStore,
-    pub(crate) worker_index: usize,
+    pub(crate) ordinal: usize,
     pub(crate) ordering: ShardOrdering,
     pub(crate) mode: CheckpointOn,
 }
@@ -52,8 +52,7 @@ impl CheckedStream {
     fn check(&mut self, record: &Record) -> Place {
         self.events.lock().process_events();
         let table = self.stored_table();
-        let place =
-            self.truth.lock().check_delivery(self.worker_index, self.ordering, record, &table);
+        let place = self.truth.lock().check_delivery(self.ordinal, self.ordering, record, &table);
         self.events.lock().check_record(place.shard, place.epoch);
         if self.mode == CheckpointOn::Pull {
             self.merged.hold(place);

@@ -16,11 +16,11 @@ impl World {
     /// Makes an operator, in a separate process or through the consumer of a worker, move all
     /// shards or one shard, or clear all positions.
     pub(crate) fn move_positions(&mut self) {
-        let (consumer, worker_index) = match self.rng.usize(..2 * self.workers.len().max(1)) {
+        let (consumer, ordinal) = match self.rng.usize(..2 * self.workers.len().max(1)) {
             worker if worker < self.workers.len() => {
                 let worker = &mut self.workers[worker];
                 worker.move_positions();
-                (worker.consumer.clone(), worker.worker_index)
+                (worker.consumer.clone(), worker.ordinal)
             }
             _ => self.separate_operator(),
         };
@@ -38,7 +38,7 @@ impl World {
         ];
         let all = pick(&mut self.rng, &all);
         let truth = self.truth.clone();
-        let name = truth.lock().workers[worker_index].name.clone();
+        let name = truth.lock().workers[ordinal].name.clone();
         self.operators.spawn(async move {
             let operation = match &edit {
                 Some(edit) => format!("{edit:?}"),
@@ -55,7 +55,7 @@ impl World {
                 None => consumer.seek(all).await,
             };
             match done {
-                Ok(()) => truth.lock().has_moved(worker_index),
+                Ok(()) => truth.lock().has_moved(ordinal),
                 Err(error) => truth.log(format_args!("the positions are not moved: {error}")),
             }
             truth.log(format_args!("{name} has finished: {operation}"));
@@ -104,14 +104,14 @@ const TABLE_KNOWN_AFTER: Duration = Duration::from_secs(25);
 impl Facts {
     /// Registers that a consumer has moved positions: its own worker delivers nothing from before,
     /// unless it cannot know the change.
-    fn has_moved(&mut self, worker_index: usize) {
-        if self.workers[worker_index].reachable_for() < TABLE_KNOWN_AFTER
+    fn has_moved(&mut self, ordinal: usize) {
+        if self.workers[ordinal].reachable_for() < TABLE_KNOWN_AFTER
             || self.lost_data
             || self.clock_moved
         {
             return;
         }
         let seek_epochs = self.shards.iter().map(|shard| shard.since).enumerate().collect();
-        self.workers[worker_index].seek_epochs = seek_epochs;
+        self.workers[ordinal].seek_epochs = seek_epochs;
     }
 }

@@ -95,7 +95,7 @@ impl World {
             return self.workers[index].suspend(time);
         }
         let condition = self.condition();
-        self.truth.lock().set_link(self.workers[index].worker_index, condition);
+        self.truth.lock().set_link(self.workers[index].ordinal, condition);
     }
 
     fn condition(&mut self) -> Condition {
@@ -217,7 +217,7 @@ impl World {
         let mut facts = self.truth.lock();
         facts.set_store(Condition::Healthy);
         for worker in &self.workers {
-            facts.set_link(worker.worker_index, Condition::Healthy);
+            facts.set_link(worker.ordinal, Condition::Healthy);
         }
         drop(facts);
         for worker in &mut self.workers {

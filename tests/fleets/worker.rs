@@ -24,7 +24,7 @@ const REPORTED: [Part; 4] = [Part::Store, Part::StoreAfter, Part::Call, Part::Ca
 
 pub(crate) struct Worker {
     /// The index among all workers, including those that have ended.
-    pub(crate) worker_index: usize,
+    pub(crate) ordinal: usize,
     pub(crate) name: String,
     pub(crate) plan: Plan,
     pub(crate) consumer: Consumer,
@@ -62,13 +62,13 @@ impl Worker {
         plan: Plan,
     ) -> Self {
         let panics = panics.of_one();
-        let worker_index = truth.lock().add_worker(WorkerState::new(name.clone(), &plan));
+        let ordinal = truth.lock().add_worker(WorkerState::new(name.clone(), &plan));
         truth.log(format_args!("{name} starts: {plan:?}"));
-        truth.lock().workers[worker_index].wall = Wall::at(kinesis.now());
+        truth.lock().workers[ordinal].wall = Wall::at(kinesis.now());
         let store = SimulatedStore {
             stored: stored.clone(),
             truth: truth.clone(),
-            worker: worker_index,
+            worker: ordinal,
             panics: panics.clone(),
         };
         let client = panics.client(kinesis.client_with_key(&name));
@@ -83,13 +83,13 @@ impl Worker {
             events: events.clone(),
             truth: truth.clone(),
             stored: stored.clone(),
-            worker_index,
+            ordinal,
             ordering: plan.ordering,
             mode: plan.mode,
         };
         let stream = Inline::new(checked, panics.clone());
         Self {
-            worker_index,
+            ordinal,
             name,
             plan,
             consumer,
@@ -164,13 +164,13 @@ impl Worker {
     /// Moves the wall clock of the host forward without the timers, as after a sleep of the host.
     pub(crate) fn move_wall(&self, time: Duration) {
         self.wall.move_by(time);
-        self.truth.lock().workers[self.worker_index].wall.move_by(time);
+        self.truth.lock().workers[self.ordinal].wall.move_by(time);
     }
 
     /// Sets the wall clock of the host back.
     pub(crate) fn set_wall_back(&self, time: Duration) {
         self.wall.set_back(time);
-        self.truth.lock().workers[self.worker_index].wall.set_back(time);
+        self.truth.lock().workers[self.ordinal].wall.set_back(time);
     }
 
     /// Stops the caller from polling for this time.
@@ -236,7 +236,7 @@ impl Worker {
         if let Some(shard) = dropped {
             let shard = index_of(&shard);
             self.truth.log(format_args!("{} drops its stream of shard {shard}", self.name));
-            self.truth.lock().drop_stream(self.worker_index, shard);
+            self.truth.lock().drop_stream(self.ordinal, shard);
         }
     }
 
@@ -266,12 +266,12 @@ impl Worker {
             && let Some(shard) = error.shard_id().cloned()
         {
             // A shard with a fetch task that panics is released, like one with a dropped stream.
-            facts.drop_stream(self.worker_index, index_of(&shard));
+            facts.drop_stream(self.ordinal, index_of(&shard));
         }
         let is_expected = match error.kind() {
             // The call that joins the fleet may take 30 s.
             ErrorKind::StoreUnavailable => {
-                let reachable = facts.workers[self.worker_index].reachable_for();
+                let reachable = facts.workers[self.ordinal].reachable_for();
                 reachable < Duration::from_secs(50) + self.busy_in(reachable)
             }
             ErrorKind::Unavailable | ErrorKind::Denied => true,
@@ -280,7 +280,7 @@ impl Worker {
             ErrorKind::Panicked => self.panics.have_fired(),
             // An earlier worker had the same name.
             ErrorKind::Configuration => {
-                facts.workers[..self.worker_index].iter().any(|worker| worker.name == self.name)
+                facts.workers[..self.ordinal].iter().any(|worker| worker.name == self.name)
             }
             _ => false,
         };
@@ -294,7 +294,7 @@ impl Worker {
     pub(crate) fn suspend(&mut self, time: Duration) {
         self.truth.log(format_args!("{} is suspended for {time:?}", self.name));
         self.suspended_until = Some(Instant::now() + time);
-        self.truth.lock().set_link(self.worker_index, Condition::Hangs);
+        self.truth.lock().set_link(self.ordinal, Condition::Hangs);
     }
 
     /// Resumes the worker if it is time. Returns true if it has resumed.
@@ -304,7 +304,7 @@ impl Worker {
             self.suspended_until = None;
             self.truth.log(format_args!("{} resumes", self.name));
             let condition = std::mem::replace(&mut self.link_at_wake, Condition::Healthy);
-            self.truth.lock().set_link(self.worker_index, condition);
+            self.truth.lock().set_link(self.ordinal, condition);
         }
         wakes
     }
@@ -312,14 +312,14 @@ impl Worker {
     /// Kills the process of the worker.
     pub(crate) fn kill(self) {
         self.truth.log(format_args!("{} is killed", self.name));
-        self.truth.lock().kill(self.worker_index);
+        self.truth.lock().kill(self.ordinal);
     }
 
     /// Acknowledges all records that the caller holds, and closes the worker in a separate task.
     pub(crate) fn close(mut self) {
         self.truth.log(format_args!("{} closes", self.name));
         self.ack_all();
-        self.truth.lock().mark_closed(self.worker_index);
+        self.truth.lock().mark_closed(self.ordinal);
         let consumer = self.consumer.clone();
         let (truth, name) = (self.truth.clone(), self.name.clone());
         drop(self);
@@ -332,6 +332,6 @@ impl Worker {
 
     pub(crate) fn drop_all(self) {
         self.truth.log(format_args!("{} is dropped", self.name));
-        self.truth.lock().mark_closed(self.worker_index);
+        self.truth.lock().mark_closed(self.ordinal);
     }
 }

@@ -19,6 +19,7 @@ use http_body::{Body, Frame, SizeHint};
 use serde_json::{Value, json};
 
 /// The limits of one response of `GetRecords`.
+#[allow(dead_code, reason = "not every program that includes this file uses it")]
 pub(crate) const MAX_RECORDS: usize = 10_000;
 const MAX_BYTES: usize = 10 << 20;
 
