@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use futures::{FutureExt, StreamExt};
 use kinestream::{Event, Events, Task};
+use tokio::time::Instant;
 
 use crate::truth::{Promise, Truth, index_of};
 
@@ -22,7 +23,11 @@ enum LeaseState {
 pub(crate) struct EventChecker {
     events: Events,
     name: String,
+    /// The index of the worker.
+    worker: usize,
     truth: Truth,
+    /// The time up to which all events are processed.
+    processed_at: Instant,
     /// The leases that are not over according to the events, by shard and epoch.
     leases: BTreeMap<(usize, u64), LeaseState>,
     /// For each shard, its last epoch, and whether an error has ended its stream.
@@ -36,9 +41,10 @@ pub(crate) struct EventChecker {
 const SHORTEST_REST: u64 = 10_000;
 
 impl EventChecker {
-    pub(crate) fn new(events: Events, name: String, truth: Truth) -> Self {
+    pub(crate) fn new(events: Events, name: String, worker: usize, truth: Truth) -> Self {
         let (leases, last) = (BTreeMap::new(), BTreeMap::new());
-        Self { events, name, truth, leases, last, panics: 0 }
+        let processed_at = Instant::now();
+        Self { events, name, worker, truth, processed_at, leases, last, panics: 0 }
     }
 
     /// Processes all events so far.
@@ -46,13 +52,19 @@ impl EventChecker {
         while let Some(Some(event)) = self.events.next().now_or_never() {
             self.process(&event);
         }
+        self.processed_at = Instant::now();
+        self.truth.lock().check_explained(self.worker);
     }
 
     fn process(&mut self, event: &Event) {
         let is_wrong = match event {
             Event::ShardFailed { shard_id, .. } => {
-                let last = self.last.get_mut(&index_of(shard_id));
-                last.map(|(_, has_failed)| *has_failed = true).is_none()
+                let shard = index_of(shard_id);
+                let last = self.last.get_mut(&shard).map(|(epoch, has_failed)| {
+                    *has_failed = true;
+                    self.truth.lock().note_failed_shard((shard, *epoch), self.processed_at);
+                });
+                last.is_none()
             }
             Event::LeaseGained { shard_id, epoch } => {
                 self.check_rest(index_of(shard_id), *epoch);

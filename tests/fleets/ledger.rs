@@ -9,7 +9,7 @@ use kinestream::store::lease::{
 use kinestream::{Checkpoint, ShardId};
 use tokio::time::Instant;
 
-use crate::truth::{Facts, Promise, index_of};
+use crate::truth::{Facts, Promise, Unexplained, index_of};
 
 /// The time for which a worker must have reached the store to be sure to have saved the shards that
 /// it releases: a call that hung may have taken 30 s of it.
@@ -71,14 +71,54 @@ impl Facts {
             let Some(delivered) = self.deliveries.get_mut(&place) else { continue };
             delivered.released.get_or_insert_with(Instant::now);
             let is_unfinished = !delivered.is_dropped && delivered.finished.contains(&None);
-            let waited = self.offers.get(&place).map(Instant::elapsed);
-            let patience = self.workers[worker].patience;
-            if !request.leaving && is_unfinished && !self.lost_data && waited < patience {
-                self.breaks(
-                    Promise::OrderlyHandoff,
-                    format_args!("{shard} is released with unfinished records after {waited:?}"),
-                );
+            let Some(patience) = self.workers[worker].patience else { continue };
+            if request.leaving || !is_unfinished || self.lost_data {
+                continue;
             }
+            match self.handoffs.get(&place) {
+                Some(began) => self.check_patience(place, began.elapsed(), patience),
+                None => self.unexplained.push(Unexplained { worker, place, at: Instant::now() }),
+            }
+        }
+    }
+
+    fn check_patience(&mut self, place: (usize, u64), waited: Duration, patience: Duration) {
+        if waited < patience {
+            let (shard, epoch) = place;
+            self.breaks(
+                Promise::OrderlyHandoff,
+                format_args!(
+                    "shard {shard} is released with unfinished records in epoch {epoch}, {waited:?} \
+                     after its offer or failure"
+                ),
+            );
+        }
+    }
+
+    /// Registers the failure of a shard, no earlier than `since`. It starts a handoff.
+    pub(crate) fn note_failed_shard(&mut self, place: (usize, u64), since: Instant) {
+        self.handoffs.entry(place).or_insert(since);
+        let known = self.unexplained.iter().position(|release| release.place == place);
+        let Some(Unexplained { worker, at, .. }) =
+            known.map(|index| self.unexplained.swap_remove(index))
+        else {
+            return;
+        };
+        let patience = self.workers[worker].patience.unwrap_or_default();
+        self.check_patience(place, at.saturating_duration_since(since), patience);
+    }
+
+    /// Checks that an event has explained each release of the worker so far.
+    pub(crate) fn check_explained(&mut self, worker: usize) {
+        if let Some(release) = self.unexplained.iter().find(|release| release.worker == worker) {
+            let (shard, epoch) = release.place;
+            self.breaks(
+                Promise::OrderlyHandoff,
+                format_args!(
+                    "shard {shard} is released with unfinished records in epoch {epoch}, without an \
+                     offer or a failure"
+                ),
+            );
         }
     }
 
@@ -149,7 +189,7 @@ impl Facts {
                 self.check_position(id, lease.epoch, old, position);
             }
             if lease.next_owner.is_some() {
-                self.offers.entry((shard, lease.epoch)).or_insert_with(Instant::now);
+                self.handoffs.entry((shard, lease.epoch)).or_insert_with(Instant::now);
             }
             if old.is_none_or(|old| old.epoch < lease.epoch) && lease.epoch > 0 {
                 self.begin_epoch(shard, lease.epoch, position);

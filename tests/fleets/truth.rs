@@ -114,6 +114,15 @@ pub(crate) struct EpochDeliveries {
     pub(crate) is_over: bool,
 }
 
+/// A release of a shard, by its owner in this epoch.
+#[derive(Debug)]
+pub(crate) struct Unexplained {
+    pub(crate) worker: usize,
+    /// The shard and the epoch.
+    pub(crate) place: (usize, u64),
+    pub(crate) at: Instant,
+}
+
 /// The shared expected state. Clones refer to the same state.
 #[derive(Debug, Clone)]
 pub(crate) struct Truth(Arc<Mutex<Facts>>);
@@ -127,8 +136,11 @@ pub(crate) struct Facts {
     pub(crate) places: BTreeMap<SequenceNumber, (usize, usize)>,
     /// The deliveries, by shard and epoch.
     pub(crate) deliveries: BTreeMap<(usize, u64), EpochDeliveries>,
-    /// The time at which the store asked the owner of an epoch to hand off its shard.
-    pub(crate) offers: BTreeMap<(usize, u64), Instant>,
+    /// The time at which the store asked the owner of an epoch to hand off its shard, or after which
+    /// the shard failed.
+    pub(crate) handoffs: BTreeMap<(usize, u64), Instant>,
+    /// The releases with unfinished records that neither an offer nor an event explains yet.
+    pub(crate) unexplained: Vec<Unexplained>,
     /// The number of records that the stored position had passed when an epoch started.
     pub(crate) bases: BTreeMap<(usize, u64), usize>,
     /// All workers, including those that have ended.
@@ -159,7 +171,8 @@ impl Truth {
             shards: (0..shards).map(|_| Shard::default()).collect(),
             places: BTreeMap::new(),
             deliveries: BTreeMap::new(),
-            offers: BTreeMap::new(),
+            handoffs: BTreeMap::new(),
+            unexplained: Vec::new(),
             bases: BTreeMap::new(),
             workers: Vec::new(),
             store: Condition::Healthy,

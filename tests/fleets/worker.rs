@@ -76,7 +76,7 @@ impl Worker {
         let wall = WallClock::at(kinesis.now());
         let builder = plan.apply(builder).worker_id(name.clone()).wall_clock(&wall);
         let consumer = builder.build().expect("the plan's options are valid");
-        let events = EventChecker::new(consumer.events(), name.clone(), truth.clone());
+        let events = EventChecker::new(consumer.events(), name.clone(), ordinal, truth.clone());
         let events = SharedEventChecker::new(events);
         let checked = CheckedStream {
             merged: Merged::new(&consumer, truth.clone(), &plan),
