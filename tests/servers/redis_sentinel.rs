@@ -41,13 +41,13 @@ impl SentinelSetup {
     async fn wait_for_the_replica(&self) {
         let began = Instant::now();
         loop {
-            let said = information(self.sentinel.url(), "sentinel").await;
+            let known = information(self.sentinel.url(), "sentinel").await;
             let url = format!("redis://:{PASSWORD}@127.0.0.1:{}/", self.replica.port());
             let link = information(url, "replication").await;
-            if said.contains("slaves=1") && link.contains("master_link_status:up") {
+            if known.contains("slaves=1") && link.contains("master_link_status:up") {
                 return;
             }
-            assert!(began.elapsed() < Duration::from_secs(60), "{said} {link}");
+            assert!(began.elapsed() < Duration::from_secs(60), "{known} {link}");
             sleep(Duration::from_millis(50)).await;
         }
     }
@@ -77,10 +77,15 @@ fn saved(number: u32) -> Vec<(ShardId, Checkpoint)> {
     vec![(shard(0), after(number))]
 }
 
+/// Returns a section of the server's information, or an error as text: a sentinel that promotes a
+/// server closes all its connections.
 async fn information(url: String, section: &str) -> String {
     let client = redis::Client::open(url).unwrap();
-    let mut raw = client.get_multiplexed_async_connection().await.unwrap();
-    redis::cmd("INFO").arg(section).query_async(&mut raw).await.unwrap()
+    let asked = async {
+        let mut raw = client.get_multiplexed_async_connection().await?;
+        redis::cmd("INFO").arg(section).query_async(&mut raw).await
+    };
+    asked.await.unwrap_or_else(|error: redis::RedisError| error.to_string())
 }
 
 #[tokio::test]
