@@ -161,7 +161,7 @@ impl Consumer {
                  last checkpoint will be delivered again"
             );
             let error = Error::new(ErrorKind::StoreUnavailable, message).with_source(elapsed);
-            Err(error.in_stream(self.inner.kinesis.name()))
+            Err(self.inner.in_this_stream(error))
         });
         closed?;
         self.deregister().await
@@ -337,7 +337,11 @@ impl Consumer {
 
 impl ConsumerInner {
     fn in_use(&self, message: &str) -> Error {
-        Error::new(ErrorKind::InUse, message).in_stream(self.kinesis.name())
+        self.in_this_stream(Error::new(ErrorKind::InUse, message))
+    }
+
+    fn in_this_stream(&self, error: Error) -> Error {
+        error.in_stream(self.kinesis.name())
     }
 }
 

@@ -165,10 +165,6 @@ impl ConsumerInner {
             ))),
         }
     }
-
-    fn in_this_stream(&self, error: Error) -> Error {
-        error.in_stream(self.kinesis.name())
-    }
 }
 
 /// The retries of a listing, over at most [`STORE_CALL_TIMEOUT`].

@@ -194,7 +194,7 @@ impl Running {
         match ready!(self.assignments.poll_recv(context)) {
             None if !self.has_ended.swap(true, Ordering::SeqCst) => {
                 let error = Error::runtime_shutdown();
-                Poll::Ready(Some(Err(error.in_stream(self.session.consumer.inner.kinesis.name()))))
+                Poll::Ready(Some(Err(self.session.consumer.inner.in_this_stream(error))))
             }
             assigned => Poll::Ready(assigned),
         }

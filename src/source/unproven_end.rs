@@ -209,11 +209,12 @@ impl FetchState {
                         return self.left_retention(standing.children);
                     }
                 }
-                Ok(_) if self.state.absence.take().is_some() => {
-                    // The shard has returned to the listings, so calls may find it soon.
-                    self.state.not_found = FailureStreak::default();
+                Ok(_) => {
+                    if self.state.absence.take().is_some() {
+                        // The shard has returned to the listings, so calls may find it soon.
+                        self.state.not_found = FailureStreak::default();
+                    }
                 }
-                Ok(_) => {}
                 Err(failure) if failure.action == RetryAction::Gone => {
                     return Err(StreamError::last(error));
                 }

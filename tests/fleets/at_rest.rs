@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use kinestream::testing::Shard;
 use kinestream::{Checkpoint, ShardState};
-use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
+use crate::left_running::left_running;
 use crate::truth::{Promise, index_of};
 use crate::world::World;
 
@@ -269,13 +269,8 @@ impl World {
             }
         }
         sleep(Duration::from_secs(60)).await;
-        let (calls, tasks) =
-            (self.kinesis.in_flight(), Handle::current().metrics().num_alive_tasks());
-        if calls + tasks > 0 {
-            self.truth.breaks(
-                Promise::NothingLeftRunning,
-                format_args!("{calls} calls and {tasks} tasks are left"),
-            );
+        if let Some(left) = left_running(&self.kinesis) {
+            self.truth.breaks(Promise::NothingLeftRunning, format_args!("{left}"));
         }
         // Each reader observes the call limit of a shard on its own. Together, the readers may
         // exceed it.

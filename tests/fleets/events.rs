@@ -60,11 +60,14 @@ impl EventChecker {
         let is_wrong = match event {
             Event::ShardFailed { shard_id, .. } => {
                 let shard = index_of(shard_id);
-                let last = self.last.get_mut(&shard).map(|(epoch, has_failed)| {
-                    *has_failed = true;
-                    self.truth.lock().note_failed_shard((shard, *epoch), self.processed_at);
-                });
-                last.is_none()
+                match self.last.get_mut(&shard) {
+                    Some((epoch, has_failed)) => {
+                        *has_failed = true;
+                        self.truth.lock().note_failed_shard((shard, *epoch), self.processed_at);
+                        false
+                    }
+                    None => true,
+                }
             }
             Event::LeaseGained { shard_id, epoch } => {
                 self.check_rest(index_of(shard_id), *epoch);

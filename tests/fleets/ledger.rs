@@ -9,7 +9,7 @@ use kinestream::store::lease::{
 use kinestream::{Checkpoint, ShardId};
 use tokio::time::Instant;
 
-use crate::truth::{Facts, Promise, Unexplained, index_of};
+use crate::truth::{Facts, Promise, index_of};
 
 /// The time for which a worker must have reached the store to be sure to have saved the shards that
 /// it releases: a call that hung may have taken 30 s of it.
@@ -77,7 +77,9 @@ impl Facts {
             }
             match self.handoffs.get(&place) {
                 Some(began) => self.check_patience(place, began.elapsed(), patience),
-                None => self.unexplained.push(Unexplained { worker, place, at: Instant::now() }),
+                None => {
+                    self.unexplained.insert(place);
+                }
             }
         }
     }
@@ -98,20 +100,19 @@ impl Facts {
     /// Registers the failure of a shard, no earlier than `since`. It starts a handoff.
     pub(crate) fn note_failed_shard(&mut self, place: (usize, u64), since: Instant) {
         self.handoffs.entry(place).or_insert(since);
-        let known = self.unexplained.iter().position(|release| release.place == place);
-        let Some(Unexplained { worker, at, .. }) =
-            known.map(|index| self.unexplained.swap_remove(index))
-        else {
+        if !self.unexplained.remove(&place) {
             return;
-        };
-        let patience = self.workers[worker].patience.unwrap_or_default();
-        self.check_patience(place, at.saturating_duration_since(since), patience);
+        }
+        let delivered = &self.deliveries[&place];
+        let patience = self.workers[delivered.worker].patience.unwrap_or_default();
+        let waited = delivered.released.map(|released| released.saturating_duration_since(since));
+        self.check_patience(place, waited.unwrap_or_default(), patience);
     }
 
     /// Checks that an event has explained each release of the worker so far.
     pub(crate) fn check_explained(&mut self, worker: usize) {
-        if let Some(release) = self.unexplained.iter().find(|release| release.worker == worker) {
-            let (shard, epoch) = release.place;
+        let is_own = |place: &&(usize, u64)| self.deliveries[*place].worker == worker;
+        if let Some(&(shard, epoch)) = self.unexplained.iter().find(is_own) {
             self.breaks(
                 Promise::OrderlyHandoff,
                 format_args!(

@@ -32,6 +32,8 @@ mod events;
 mod inline;
 mod latest;
 mod ledger;
+#[path = "../support/left_running.rs"]
+mod left_running;
 mod link;
 #[path = "../support/listening.rs"]
 mod listening;

@@ -1,6 +1,6 @@
 //! The expected state of a simulated fleet, and the promises that are checked against it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
@@ -114,15 +114,6 @@ pub(crate) struct EpochDeliveries {
     pub(crate) is_over: bool,
 }
 
-/// A release of a shard, by its owner in this epoch.
-#[derive(Debug)]
-pub(crate) struct Unexplained {
-    pub(crate) worker: usize,
-    /// The shard and the epoch.
-    pub(crate) place: (usize, u64),
-    pub(crate) at: Instant,
-}
-
 /// The shared expected state. Clones refer to the same state.
 #[derive(Debug, Clone)]
 pub(crate) struct Truth(Arc<Mutex<Facts>>);
@@ -140,7 +131,7 @@ pub(crate) struct Facts {
     /// the shard failed.
     pub(crate) handoffs: BTreeMap<(usize, u64), Instant>,
     /// The releases with unfinished records that neither an offer nor an event explains yet.
-    pub(crate) unexplained: Vec<Unexplained>,
+    pub(crate) unexplained: BTreeSet<(usize, u64)>,
     /// The number of records that the stored position had passed when an epoch started.
     pub(crate) bases: BTreeMap<(usize, u64), usize>,
     /// All workers, including those that have ended.
@@ -172,7 +163,7 @@ impl Truth {
             places: BTreeMap::new(),
             deliveries: BTreeMap::new(),
             handoffs: BTreeMap::new(),
-            unexplained: Vec::new(),
+            unexplained: BTreeSet::new(),
             bases: BTreeMap::new(),
             workers: Vec::new(),
             store: Condition::Healthy,

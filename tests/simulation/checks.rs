@@ -1,7 +1,6 @@
 //! Checks from outside the crate, between the steps and at the end of each reader.
 
-use tokio::runtime::Handle;
-
+use crate::left_running::left_running;
 use crate::neighbour::Neighbour;
 use crate::reader::Reader;
 use crate::truth::{Promise, index_of};
@@ -36,13 +35,8 @@ impl World {
 
     /// Checks that no call and no task is left, and that no call limit was exceeded.
     pub(crate) fn check_rest(&self) {
-        let (calls, tasks) =
-            (self.kinesis.in_flight(), Handle::current().metrics().num_alive_tasks());
-        if calls + tasks > 0 {
-            self.truth.breaks(
-                Promise::NothingLeftRunning,
-                format_args!("{calls} calls and {tasks} tasks are left"),
-            );
+        if let Some(left) = left_running(&self.kinesis) {
+            self.truth.breaks(Promise::NothingLeftRunning, format_args!("{left}"));
         }
         for violation in self.kinesis.violations() {
             self.truth.breaks(Promise::CallLimits, format_args!("{violation}"));

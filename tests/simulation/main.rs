@@ -21,6 +21,8 @@ mod database;
 mod distortions;
 mod faults;
 mod inline;
+#[path = "../support/left_running.rs"]
+mod left_running;
 #[path = "../support/listening.rs"]
 mod listening;
 mod merged;

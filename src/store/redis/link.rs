@@ -123,8 +123,8 @@ impl Target {
 fn panicked(panic: Panic) -> RedisError {
     let text = panic.to_string();
     if text.contains("CryptoProvider") {
-        let lines: Vec<&str> = text.split_whitespace().collect();
-        return (ErrorKind::InvalidClientConfig, "no TLS provider", lines.join(" ")).into();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        return (ErrorKind::InvalidClientConfig, "no TLS provider", words.join(" ")).into();
     }
     io::Error::other(panic).into()
 }

@@ -2,7 +2,7 @@
 
 use super::actor::{self, Actor};
 use super::{LeaseSuite, checkpoint, shard};
-use crate::store::lease::{AdminEdit, Change, IfLeased};
+use crate::store::lease::{AdminEdit, Change, EditOutcome, IfLeased};
 
 fn begin(first_poll: u64) -> Change {
     Change::Begin { first_poll }
@@ -22,7 +22,7 @@ impl LeaseSuite<'_> {
         a.changes_nothing([begin(9)], "a table with a shard takes no first poll").await;
         assert_eq!(
             self.edit(&scope, &AdminEdit::Clear, IfLeased::Force).await,
-            None,
+            EditOutcome::Applied,
             "a forced edit is applied"
         );
         a.exchange([begin(9)]).await;

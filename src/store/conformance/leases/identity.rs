@@ -90,10 +90,7 @@ impl LeaseSuite<'_> {
 
         let positions = vec![(shard(1), checkpoint("AFTER_SEQUENCE_NUMBER:8"))];
         let set = AdminEdit::Set { positions };
-        assert!(matches!(
-            self.store.edit(&scope, &set, IfLeased::Refuse).await,
-            Ok(EditOutcome::Applied)
-        ));
+        assert_eq!(self.edit(&scope, &set, IfLeased::Refuse).await, EditOutcome::Applied);
         a.look().await;
         assert_eq!(a.lease(1).start, None, "setting a position drops the start");
         assert!(a.lease(1).added > added, "setting a position renews the time of addition");

@@ -9,18 +9,19 @@ use super::{LeaseSuite, checkpoint, shard};
 use crate::store::Scope;
 use crate::store::lease::{AdminEdit, Change, EditOutcome, IfLeased, Lease, SaveOutcome};
 
+fn refused_by(worker: &str) -> EditOutcome {
+    EditOutcome::Refused { worker: worker.into() }
+}
+
 impl LeaseSuite<'_> {
     pub(super) async fn edit(
         &self,
         scope: &Scope,
         edit: &AdminEdit,
         if_leased: IfLeased,
-    ) -> Option<String> {
-        match self.store.edit(scope, edit, if_leased).await {
-            Ok(EditOutcome::Applied) => None,
-            Ok(EditOutcome::Refused { worker }) => Some(worker.to_string()),
-            Err(error) => panic!("an edit succeeds on a healthy store: {error}"),
-        }
+    ) -> EditOutcome {
+        let outcome = self.store.edit(scope, edit, if_leased).await;
+        outcome.unwrap_or_else(|error| panic!("an edit succeeds on a healthy store: {error}"))
     }
 
     pub(super) async fn edits_respect_live_owners(&self) {
@@ -29,38 +30,47 @@ impl LeaseSuite<'_> {
         let set = |index, place: &str| AdminEdit::Set {
             positions: vec![(shard(index), checkpoint(place))],
         };
-        assert_eq!(self.edit(&scope, &set(5, "TRIM_HORIZON"), IfLeased::Refuse).await, None);
+        assert_eq!(
+            self.edit(&scope, &set(5, "TRIM_HORIZON"), IfLeased::Refuse).await,
+            EditOutcome::Applied
+        );
         a.exchange([actor::add(0), actor::add(1), assign(0, "a")]).await;
         assert!(a.lease(5).parents.is_none(), "a position may be set for an unknown shard");
         let epoch = a.lease(0).epoch;
         a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:9", SaveOutcome::Saved).await;
         let back = set(0, "AFTER_SEQUENCE_NUMBER:3");
-        let against = self.edit(&scope, &back, IfLeased::Refuse).await;
-        assert_eq!(against.as_deref(), Some("a"), "a live owner is named");
+        let outcome = self.edit(&scope, &back, IfLeased::Refuse).await;
+        assert_eq!(outcome, refused_by("a"), "a live owner is named");
         a.assert_at(0, "AFTER_SEQUENCE_NUMBER:9").await;
         assert!(a.exchange([]).await.table.is_none(), "a refused edit changes nothing");
 
         assert_eq!(
             self.edit(&scope, &back, IfLeased::Force).await,
-            None,
+            EditOutcome::Applied,
             "a forced edit is applied"
         );
         a.assert_at(0, "AFTER_SEQUENCE_NUMBER:3").await;
         a.look().await;
         assert_eq!(a.lease(0).owner.as_deref(), Some("a"), "a live owner keeps the lease");
         assert!(a.lease(0).epoch > epoch, "setting a position starts a new epoch");
-        assert_eq!(self.edit(&scope, &set(0, "SHARD_END"), IfLeased::Force).await, None);
+        assert_eq!(
+            self.edit(&scope, &set(0, "SHARD_END"), IfLeased::Force).await,
+            EditOutcome::Applied
+        );
         a.look().await;
         assert!(a.lease(0).owner.is_none(), "a finished shard has no owner");
         assert_eq!(
             self.edit(&scope, &back, IfLeased::Refuse).await,
-            None,
+            EditOutcome::Applied,
             "no worker prevents the edit of a free lease"
         );
         a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:10", SaveOutcome::Lost).await;
 
         a.exchange([Change::MarkExpired { shard: shard(1) }]).await;
-        assert_eq!(self.edit(&scope, &set(1, "TRIM_HORIZON"), IfLeased::Refuse).await, None);
+        assert_eq!(
+            self.edit(&scope, &set(1, "TRIM_HORIZON"), IfLeased::Refuse).await,
+            EditOutcome::Applied
+        );
         a.exchange([assign(1, "a")]).await;
         assert_eq!(
             a.lease(1).owner.as_deref(),
@@ -78,13 +88,13 @@ impl LeaseSuite<'_> {
         let place = "AFTER_SEQUENCE_NUMBER:4";
         let positions = [6, 1, 7].map(|index| (shard(index), checkpoint(place))).to_vec();
         let edit = AdminEdit::Set { positions };
-        let against = self.edit(scope, &edit, IfLeased::Refuse).await;
-        assert_eq!(against.as_deref(), Some("a"), "the owner of any of the shards is named");
+        let outcome = self.edit(scope, &edit, IfLeased::Refuse).await;
+        assert_eq!(outcome, refused_by("a"), "the owner of any of the shards is named");
         let table = a.table().await;
         assert_eq!(table.leases[&shard(6)].checkpoint, None, "a refused edit sets no position");
         assert_eq!(
             self.edit(scope, &edit, IfLeased::Force).await,
-            None,
+            EditOutcome::Applied,
             "a forced edit is applied"
         );
         for index in [6, 1, 7] {
@@ -105,7 +115,7 @@ impl LeaseSuite<'_> {
         let lease = a.lease(0);
         assert_eq!(
             self.edit(&scope, &AdminEdit::Clear, IfLeased::Refuse).await,
-            None,
+            EditOutcome::Applied,
             "an empty table is cleared"
         );
         let mut b = Actor::new(self.store, &scope, "a");
@@ -126,13 +136,13 @@ impl LeaseSuite<'_> {
         a.save(0, lease.epoch, "AFTER_SEQUENCE_NUMBER:9", SaveOutcome::Saved).await;
         let ahead = Lease { epoch: lease.epoch + 1_000_000, ..lease.clone() };
         a.exchange([a.restore(1, &ahead)]).await;
-        let against = self.edit(&scope, &AdminEdit::Clear, IfLeased::Refuse).await;
-        assert_eq!(against.as_deref(), Some("a"), "a live worker is named");
+        let outcome = self.edit(&scope, &AdminEdit::Clear, IfLeased::Refuse).await;
+        assert_eq!(outcome, refused_by("a"), "a live worker is named");
         assert_eq!(a.table().await.leases.len(), 2, "a refused edit changes nothing");
 
         assert_eq!(
             self.edit(&scope, &AdminEdit::Clear, IfLeased::Force).await,
-            None,
+            EditOutcome::Applied,
             "a forced edit is applied"
         );
         let table = a.table().await;
@@ -161,7 +171,7 @@ impl LeaseSuite<'_> {
         sleep(Duration::from_millis(20)).await;
         assert_eq!(
             self.edit(&scope, &AdminEdit::Clear, IfLeased::Refuse).await,
-            None,
+            EditOutcome::Applied,
             "an expired worker does not prevent an edit"
         );
         assert!(a.table().await.leases.is_empty(), "a table without live workers is cleared");

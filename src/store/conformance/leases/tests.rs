@@ -84,16 +84,8 @@ impl LeaseStore for FaultyLeaseStore {
         edit: &'a AdminEdit,
         if_leased: IfLeased,
     ) -> BoxFuture<'a, Result<EditOutcome>> {
-        async move {
-            self.stored
-                .edit(
-                    &(self.scope)(scope),
-                    edit,
-                    if self.forces { IfLeased::Force } else { if_leased },
-                )
-                .await
-        }
-        .boxed()
+        let if_leased = if self.forces { IfLeased::Force } else { if_leased };
+        async move { self.stored.edit(&(self.scope)(scope), edit, if_leased).await }.boxed()
     }
 }
 
