@@ -87,7 +87,9 @@ async fn temporary_denial_delays_no_shard_for_long() {
         }
     }
     assert_eq!(denials, 1);
-    assert!(began.elapsed() < 8 * SECOND, "{:?}", began.elapsed());
+    // The pauses of a refused shard double, and a shard may be refused several times until the shared
+    // call has succeeded. The pause after a reported error takes 15 s at least.
+    assert!(began.elapsed() < 14 * SECOND, "{:?}", began.elapsed());
 }
 
 /// Each new stream of a consumer is a new reader.
