@@ -1,5 +1,6 @@
 //! The record, its sequence number and its shard ID.
 
+mod byte_range;
 mod position_buf;
 mod sequence_number;
 
@@ -12,6 +13,7 @@ use aws_sdk_kinesis::primitives::DateTime;
 use bytes::Bytes;
 
 pub use crate::error::ShardId;
+pub(crate) use byte_range::ByteRange;
 pub(crate) use position_buf::PositionBuf;
 pub use sequence_number::SequenceNumber;
 

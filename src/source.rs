@@ -25,6 +25,7 @@ mod overtaking;
 mod polling;
 mod position;
 mod registered_consumer;
+mod response;
 mod response_memory;
 mod retention;
 mod retention_period;

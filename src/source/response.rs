@@ -1,0 +1,67 @@
+//! A response of `GetRecords`: one buffer, and an index of the records in it.
+//!
+//! ```text
+//!   buffer │ body of the response, payloads decoded in place │ tail │
+//!                 ▲        ▲      ▲                             ▲
+//!   records  [ payload, key, number, .. ]                 values that the body
+//!                                                         has only in pieces
+//! ```
+//!
+//! The body is checked once, when it arrives: after that, every range is inside the buffer and every
+//! text is UTF-8.
+
+use std::fmt;
+
+use crate::record::{ByteRange, EncryptionType};
+
+/// A decoded response.
+#[derive(Debug, Default)]
+pub(super) struct Response {
+    /// The memory of the records.
+    pub(super) buffer: Vec<u8>,
+    /// The records, or `None` if the response lacks the member.
+    pub(super) records: Option<Vec<RecordRange>>,
+    pub(super) next_shard_iterator: Option<String>,
+    pub(super) millis_behind_latest: Option<i64>,
+    pub(super) child_shards: Vec<NamedChild>,
+}
+
+/// One record in the buffer of a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RecordRange {
+    pub(super) data: ByteRange,
+    /// Absent if the producer set none.
+    pub(super) partition_key: ByteRange,
+    /// UTF-8, and not checked further.
+    pub(super) sequence_number: ByteRange,
+    /// In milliseconds since 1970.
+    pub(super) arrival_millis: Option<i64>,
+    pub(super) encryption_type: EncryptionType,
+}
+
+/// A child of the shard, as the response names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NamedChild {
+    pub(super) id: String,
+    pub(super) parents: Vec<String>,
+}
+
+/// The reason for which a body is not a response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unreadable(pub(super) &'static str);
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Unreadable {}
+
+impl RecordRange {
+    /// Returns the bytes that Kinesis counts for a record: payload and partition key.
+    #[inline]
+    pub(super) fn size(&self) -> usize {
+        self.data.len() + self.partition_key.len()
+    }
+}
