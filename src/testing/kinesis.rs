@@ -145,7 +145,7 @@ impl Kinesis {
     /// Sets the response to calls in CBOR, from the next response on. [`CborSupport::Amazon`] by
     /// default.
     pub fn set_cbor(&self, support: CborSupport) {
-        self.0.lock().cbor = support;
+        self.0.lock().set_cbor(support);
     }
 
     /// Sets whether the end of a shard names its children. On by default, as in Kinesis;

@@ -31,8 +31,8 @@ pub(super) struct Model {
     planned: Vec<Planned>,
     pub(super) child_shards: bool,
     pub(super) is_chunked: bool,
-    pub(super) cbor: CborSupport,
-    /// The number of calls in CBOR that were refused by a server without CBOR.
+    cbor: CborSupport,
+    /// The number of calls in CBOR that were refused since `cbor` was set.
     refusals: usize,
     pub(super) jitter: Duration,
     jitters: Rng,
@@ -114,6 +114,14 @@ impl Model {
             return self.latency;
         }
         self.latency + self.jitter.mul_f64(self.jitters.f64())
+    }
+
+    pub(super) fn set_cbor(&mut self, support: CborSupport) {
+        (self.cbor, self.refusals) = (support, 0);
+    }
+
+    pub(super) fn cbor(&self) -> CborSupport {
+        self.cbor
     }
 
     /// Returns the response to a call in CBOR if this server does not support CBOR.

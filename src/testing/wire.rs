@@ -214,7 +214,7 @@ impl InFlightCall {
         if !self.is_cbor {
             return answer.into_json();
         }
-        let support = self.kinesis.lock().cbor;
+        let support = self.kinesis.lock().cbor();
         let mut encoded = support.encode(answer);
         if support.cut(&mut encoded) {
             self.kinesis.lock().lose(self.index, &self.body);
