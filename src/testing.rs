@@ -47,8 +47,8 @@
 //! refused as an unknown operation. Methods of [`Kinesis`], [`Stream`] and [`Shard`] do the rest.
 //!
 //! A call in JSON is answered in JSON, and a call in CBOR in CBOR, as by Kinesis.
-//! [`set_cbor`](Kinesis::set_cbor) turns it into a server without CBOR, or with another form of it.
-//! `SubscribeToShard` is JSON only.
+//! `SubscribeToShard` is JSON only. [`set_cbor`](Kinesis::set_cbor) imitates servers without CBOR,
+//! with other forms of it, or with faults in it.
 //!
 //! - A shard serves 5 reads and 5 iterators per second. A response has at most 10,000 records and
 //!   10 MiB, and a shard serves 2 MiB per second: the next read waits until the last response is

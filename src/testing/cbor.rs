@@ -21,7 +21,9 @@ const HTML: &str = "<!doctype html>\n<html lang=en>\n<title>500 Internal Server 
 
 /// The response of a [`Kinesis`](super::Kinesis) to a call in CBOR.
 ///
-/// Calls in JSON are always served in JSON.
+/// Calls in JSON are always served in JSON. An [`Outcome::Failed`](super::Outcome::Failed) is an
+/// error in CBOR, but in JSON if the server does not support CBOR ([`None`](Self::None),
+/// [`Rejected`](Self::Rejected)).
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

@@ -215,8 +215,10 @@ impl InFlightCall {
             return answer.into_json();
         }
         let support = self.kinesis.lock().cbor();
+        // An error has no records to lose.
+        let has_records = answer.records.is_some();
         let mut encoded = support.encode(answer);
-        if support.cut(&mut encoded) {
+        if support.cut(&mut encoded) && has_records {
             self.kinesis.lock().lose(self.index, &self.body);
         }
         encoded

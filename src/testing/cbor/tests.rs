@@ -244,6 +244,20 @@ async fn read_after_a_cut_response_is_no_violation() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn read_after_a_cut_error_is_a_violation() {
+    let (kinesis, shard) = kinesis();
+    for _ in 0..5 {
+        shard.put(vec![0; 1 << 20]);
+    }
+    assert_eq!(read(&kinesis).await.status, 200);
+    kinesis.set_cbor(CborSupport::CutShort(10));
+    kinesis.next_calls("GetRecords", 1, Outcome::throttled());
+    assert_eq!(read(&kinesis).await.body.len(), 10);
+    read_json(&kinesis).await;
+    assert_eq!(kinesis.violations(), ["shard 0: more than 2 MiB read in one second"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn outcomes_apply_to_calls_in_cbor() {
     let (kinesis, shard) = kinesis();
     shard.put("abc");
