@@ -51,7 +51,6 @@ use fan_out::FanOutFetcher;
 pub(crate) use kinesis::{KnownShard, MAX_CLOCK_SKEW, StreamClient};
 pub(crate) use listing::{ListedShard, Listing, start_mismatch, unusable_listing};
 pub use memory_budget::MemoryBudget;
-pub(crate) use memory_budget::Reservation;
 use polling::PollingFetcher;
 pub use position::OnTrimmed;
 pub(crate) use position::Position;
@@ -112,8 +111,8 @@ impl SourceConfig {
 
 /// An item of a source.
 pub(crate) enum Fetched {
-    /// At least one record, and the memory that is reserved for the batch.
-    Records(Batch, Reservation),
+    /// At least one record.
+    Records(Batch),
     /// The position of a quiet shard: no further record exists up to and including `after`, and
     /// none had arrived by `until`.
     Quiet { after: Option<SequenceNumber>, until: SystemTime },

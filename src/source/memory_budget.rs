@@ -19,6 +19,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::demand::{Demand, Urgency};
@@ -214,11 +215,9 @@ impl Reservation {
         self.bytes = bytes;
     }
 
-    /// Reduces the bytes that the reservation covers, and releases the surplus. If fewer bytes were
-    /// taken than are covered, memory is released only once the covered bytes fall below them.
-    pub(crate) fn release(&mut self, bytes: usize) {
-        self.bytes = self.bytes.saturating_sub(bytes);
-        self.shrink(self.bytes);
+    /// Returns the buffer as bytes that keep the reservation until the last of them is dropped.
+    pub(super) fn hold(self, buffer: Vec<u8>) -> Bytes {
+        Bytes::from_owner(CountedBuffer { buffer, _reservation: self })
     }
 
     /// Keeps at most `bytes`, and releases the rest: shared memory first, so that other shards can
@@ -242,6 +241,18 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.shrink(0);
+    }
+}
+
+/// A buffer, and the memory that is reserved for it.
+struct CountedBuffer {
+    buffer: Vec<u8>,
+    _reservation: Reservation,
+}
+
+impl AsRef<[u8]> for CountedBuffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
     }
 }
 

@@ -19,11 +19,13 @@ use std::time::Duration;
 use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use tokio::time::Instant;
 
-use super::batch::size;
 use super::demand::Demand;
 use super::fetch_limit::FetchLimit;
-use super::fetch_state::{FetchState, FetchedResponse, StreamError, Unpacked, children};
+use super::fetch_state::{
+    FetchState, FetchedResponse, MeasuredRecords, StreamError, Unpacked, children,
+};
 use super::memory_budget::ShardBudget;
+use super::response::{FirstRecord, RecordRange, children_of_sdk, records_of_sdk};
 use super::response_memory::{MAX_RESPONSE_BYTES, ResponseMemory};
 use super::retention::Beginning;
 use super::unproven_end::{INVALID_NUMBER, OpenEnd};
@@ -121,14 +123,15 @@ impl PollingFetcher {
         response_memory: ResponseMemory,
         asked: Instant,
     ) -> Result<(), StreamError> {
-        let bytes = response.records.iter().map(size).sum();
+        let (buffer, records) = records_of_sdk(&response.records);
+        let bytes = records.iter().map(RecordRange::size).sum();
         let lag = response.millis_behind_latest;
         let behind = lag.unwrap_or(0) > 0
             // Some servers never report a lag, so a full response also counts as behind.
-            || response.records.len() >= self.fetch_limit.limit() as usize
+            || records.len() >= self.fetch_limit.limit() as usize
             || bytes > MAX_RESPONSE_BYTES / 2;
         let (length, lacks_records) = (response_memory.length(), response_memory.lacks_records());
-        let space = response_memory.keep(bytes);
+        let space = response_memory.keep(buffer.len() + size_of_val(&*records));
         self.fetch_limit.answered(length, self.memory.free());
         // The bytes count even if the response is discarded.
         self.fetch_state.pace.read(bytes);
@@ -136,12 +139,13 @@ impl PollingFetcher {
             self.fetch_state.pace.failed();
             return self.fetch_state.lacks_records();
         }
-        let children = children(self.fetch_state.shard_id(), response.child_shards());
+        let children =
+            children(self.fetch_state.shard_id(), &children_of_sdk(response.child_shards()));
         self.iterator =
             response.next_shard_iterator.filter(|text| !text.is_empty()).map(ShardIterator::new);
         let is_last = self.iterator.is_none();
-        let has_records = !response.records.is_empty();
-        let first = response.records.first();
+        let has_records = !records.is_empty();
+        let first = FirstRecord::of(&records, &buffer);
         let is_tip = lag.is_some_and(|lag| lag <= 0);
         let is_end = is_last && children.is_some();
         let beginning = self.fetch_state.judge_beginning(first, is_tip || is_end).await?;
@@ -157,8 +161,10 @@ impl PollingFetcher {
                 return Ok(());
             }
         }
-        let Unpacked { batch, has_invalid_number } =
-            self.fetch_state.unpack(response.records, bytes, lag, self.placed);
+        let Unpacked { batch, has_invalid_number } = self.fetch_state.unpack(
+            MeasuredRecords { records, buffer: space.hold(buffer), bytes, lag },
+            self.placed,
+        );
         self.placed &= behind && batch.len() == 0;
         let is_empty = batch.len() == 0;
         if !is_empty || !is_tip || self.fetch_state.state.next_quiet_save.is_none() {
@@ -179,7 +185,7 @@ impl PollingFetcher {
         }
         if has_invalid_number {
             self.iterator = None;
-            self.fetch_state.answered(FetchedResponse { batch, space, passed: None, end: None });
+            self.fetch_state.answered(FetchedResponse { batch, passed: None, end: None });
             return self.fetch_state.doubt(INVALID_NUMBER, is_empty);
         }
         let open_end = OpenEnd { is_empty, has_records, lag };
@@ -196,7 +202,7 @@ impl PollingFetcher {
                 self.fetch_state.telemetry.succeeded();
             }
         } else {
-            self.fetch_state.answered(FetchedResponse { batch, space, passed: None, end: None });
+            self.fetch_state.answered(FetchedResponse { batch, passed: None, end: None });
             return self.fetch_state.proven_end(&open_end).await.map(drop);
         }
         let passed = match beginning {
@@ -205,7 +211,7 @@ impl PollingFetcher {
             }
             _ => None,
         };
-        self.fetch_state.answered(FetchedResponse { batch, space, passed, end });
+        self.fetch_state.answered(FetchedResponse { batch, passed, end });
         Ok(())
     }
 }
