@@ -68,10 +68,10 @@ mod tests {
         let mut portion = FetchLimit::new(10_000);
         portion.did_not_fit(10 * MEBIBYTE);
         portion.reduce(2 * MEBIBYTE);
-        assert_eq!(portion.limit(), 1_000);
+        assert_eq!(portion.limit(), 1_600);
         portion.did_not_fit(MEBIBYTE + 1);
         portion.reduce(2 * MEBIBYTE);
-        assert_eq!(portion.limit(), 500);
+        assert_eq!(portion.limit(), 800);
     }
 
     #[test]
@@ -93,9 +93,9 @@ mod tests {
         let mut portion = FetchLimit::new(10);
         portion.reduce(portion.needed());
         assert_eq!(portion.limit(), 5);
-        portion.answered(MEBIBYTE, 4 * MEBIBYTE - 1);
+        portion.answered(MEBIBYTE, 5 * MEBIBYTE / 2 - 1);
         assert_eq!(portion.limit(), 5);
-        portion.answered(MEBIBYTE, 4 * MEBIBYTE);
+        portion.answered(MEBIBYTE, 5 * MEBIBYTE / 2);
         assert_eq!(portion.limit(), 10);
         portion.answered(MEBIBYTE, usize::MAX);
         assert_eq!(portion.limit(), 10, "the configured limit is never exceeded");

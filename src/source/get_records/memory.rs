@@ -49,7 +49,7 @@ pub(in super::super) fn while_read(length: usize) -> usize {
 
 /// Returns the length of the longest response that can be read in this memory.
 pub(in super::super) fn readable(bytes: usize) -> usize {
-    bytes - bytes / (INDEX_PART + 1)
+    bytes - bytes.div_ceil(INDEX_PART + 1)
 }
 
 /// The memory of one response. Clones share it.
