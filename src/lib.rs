@@ -208,7 +208,7 @@ pub use consumer::{
 };
 pub use discovery::{ShardOrdering, ShardPosition, StartingPosition};
 pub use error::{Error, ErrorKind, Result};
-pub use record::{EncryptionType, Record, SequenceNumber, ShardId};
+pub use record::{Acker, EncryptionType, Record, SequenceNumber, ShardId};
 pub use shard::{CheckpointOn, ShardStream};
 #[cfg(fuzzing)]
 #[doc(hidden)]

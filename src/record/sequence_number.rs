@@ -193,7 +193,8 @@ mod tests {
 
         #[test]
         fn long_number_parses_to_the_same_text(text in "[1-9][0-9]{55,128}") {
-            prop_assert_eq!(text.parse::<SequenceNumber>().unwrap().as_str(), text);
+            let number: SequenceNumber = text.parse().unwrap();
+            prop_assert_eq!(number.as_str(), text);
         }
 
         #[test]

@@ -85,8 +85,6 @@ pub(crate) struct Reservation {
     memory: ShardBudget,
     reserved: usize,
     shared: usize,
-    /// The bytes that the reservation covers, which may exceed the bytes taken.
-    bytes: usize,
 }
 
 impl MemoryBudget {
@@ -146,7 +144,7 @@ impl Pool {
 impl ShardBudget {
     /// Returns a reservation of zero bytes.
     pub(super) fn empty(&self) -> Reservation {
-        Reservation { memory: self.clone(), reserved: 0, shared: 0, bytes: 0 }
+        Reservation { memory: self.clone(), reserved: 0, shared: 0 }
     }
 
     /// Waits until a fetch may begin, and takes the memory that the fetch is expected to need. An
@@ -209,17 +207,14 @@ impl Reservation {
         self.reserved += reserved;
         self.shared += missing - reserved;
         self.shrink(bytes);
-        self.bytes = bytes;
         true
     }
 
-    /// Resizes the reservation to `bytes`, or as close to it as free memory allows. The reservation
-    /// covers `bytes` in both cases.
+    /// Resizes the reservation to `bytes`, or as close to it as free memory allows.
     pub(super) fn resize_up_to(&mut self, bytes: usize) {
         self.shrink(bytes);
         self.reserved += self.memory.0.reserve.take(bytes - self.taken());
         self.shared += self.memory.0.shared.pool.take(bytes - self.taken());
-        self.bytes = bytes;
     }
 
     /// Returns the buffer as bytes that keep the reservation until the last of them is dropped.
@@ -289,21 +284,23 @@ mod tests {
         assert!(space.resize(RESERVE + 8 * KIBIBYTE));
         assert_eq!(budget.taken(), 8 * KIBIBYTE, "the reserve is taken first");
         assert!(!memory.empty().resize(3 * KIBIBYTE));
-        space.release(4 * KIBIBYTE);
+        space.shrink(space.taken() - 4 * KIBIBYTE);
         assert_eq!(budget.taken(), 4 * KIBIBYTE, "shared memory is released first");
         drop(space);
         assert_eq!((budget.taken(), memory.free()), (0, RESERVE + 10 * KIBIBYTE));
     }
 
     #[test]
-    fn oversized_reservation_releases_taken_memory_last() {
-        let budget = MemoryBudget::new(2 * KIBIBYTE);
+    fn held_buffer_keeps_its_memory_until_the_last_part_is_dropped() {
+        let budget = MemoryBudget::new(10 * KIBIBYTE);
         let mut space = budget.shard().empty();
-        space.resize_up_to(RESERVE + 5 * KIBIBYTE);
-        for (released, taken) in [(3, 2), (1, 1), (1, 0)] {
-            space.release(released * KIBIBYTE);
-            assert_eq!(budget.taken(), taken * KIBIBYTE);
-        }
+        assert!(space.resize(RESERVE + KIBIBYTE));
+        let buffer = space.hold(vec![7; KIBIBYTE]);
+        let part = buffer.slice(10..20);
+        drop(buffer);
+        assert_eq!((&part[..], budget.taken()), (&[7; 10][..], KIBIBYTE));
+        drop(part);
+        assert_eq!(budget.taken(), 0);
     }
 
     #[test]
@@ -336,9 +333,9 @@ mod tests {
         let bytes = RESERVE + 5 * KIBIBYTE;
         let mut first = pin!(memory.grant(&demand, bytes));
         assert!(first.as_mut().now_or_never().is_none());
-        held.release(4 * KIBIBYTE);
+        held.shrink(held.taken() - 4 * KIBIBYTE);
         assert!(first.as_mut().now_or_never().is_none(), "too few bytes are free");
-        held.release(KIBIBYTE);
+        held.shrink(held.taken() - KIBIBYTE);
         let space = first.as_mut().now_or_never().expect("enough bytes are free");
         drop(space);
         held.resize_up_to(RESERVE + 10 * KIBIBYTE);
