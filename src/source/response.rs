@@ -14,8 +14,12 @@
 
 mod assembly;
 mod cbor;
+mod json;
+mod sdk;
 
 use std::fmt;
+
+use aws_sdk_kinesis::types;
 
 use crate::record::{ByteRange, EncryptionType};
 
@@ -75,6 +79,18 @@ impl Response {
     /// Decodes the CBOR body of a successful call.
     pub(super) fn from_cbor(body: Vec<u8>) -> Result<Self, Unreadable> {
         cbor::decode(body)
+    }
+
+    /// Decodes the JSON body of a successful call.
+    pub(super) fn from_json(body: Vec<u8>) -> Result<Self, Unreadable> {
+        json::decode(body)
+    }
+
+    /// Copies records that the SDK has decoded into one buffer. Returns it with their ranges.
+    pub(super) fn from_sdk(
+        records: &[types::Record],
+    ) -> Result<(Vec<u8>, Vec<RecordRange>), Unreadable> {
+        sdk::collect(records)
     }
 }
 
