@@ -12,6 +12,7 @@
 
 mod assembly;
 mod cbor;
+mod json;
 mod sdk;
 
 use std::fmt;
@@ -79,6 +80,11 @@ impl Response {
     /// Decodes the CBOR body of a successful call.
     pub(super) fn from_cbor(body: Vec<u8>) -> Result<Self, Unreadable> {
         cbor::decode(body)
+    }
+
+    /// Decodes the JSON body of a successful call.
+    pub(super) fn from_json(body: Vec<u8>) -> Result<Self, Unreadable> {
+        json::decode(body)
     }
 }
 

@@ -20,11 +20,13 @@ const MOST_RELATIVES: usize = 100;
 /// seconds in both.
 const FIRST_MILLIS: i64 = 100_000_000_000;
 
+const TOO_LONG: Unreadable = Unreadable("the body is too long");
+
 /// Refuses a body for which a range cannot be made.
 pub(super) fn check_length(body: &[u8]) -> Result<(), Unreadable> {
     match ByteRange::new(0, body.len()) {
         Some(_) => Ok(()),
-        None => Err(Unreadable("the body is too long")),
+        None => Err(TOO_LONG),
     }
 }
 
@@ -47,10 +49,15 @@ pub(super) fn check_relatives(count: usize) -> Result<(), Unreadable> {
 }
 
 /// Appends `value` to the tail of a body of `length` bytes, and returns its range.
-pub(super) fn append(tail: &mut Vec<u8>, length: usize, value: &[u8]) -> Option<ByteRange> {
-    let start = length.checked_add(tail.len())?;
+pub(super) fn append(
+    tail: &mut Vec<u8>,
+    length: usize,
+    value: &[u8],
+) -> Result<ByteRange, Unreadable> {
+    let start = length + tail.len();
+    let range = ByteRange::new(start, start + value.len());
     tail.extend_from_slice(value);
-    ByteRange::new(start, start.checked_add(value.len())?)
+    range.ok_or(TOO_LONG)
 }
 
 /// Decodes the base64 text of a payload in place, and shortens the range to the payload.

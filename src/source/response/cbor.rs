@@ -35,34 +35,29 @@ const MEMBERS: [&str; 15] = [
 #[derive(Default)]
 struct Index {
     records: Vec<RecordRange>,
-    encoded: Vec<u32>,
+    encoded: Vec<usize>,
 }
 
 /// Decodes the body of a successful `GetRecords` call.
 pub(super) fn decode(body: Vec<u8>) -> Result<Response, Unreadable> {
-    let mut response = Response::default();
-    let mut index = None;
-    let mut walk = Walk::new(&body)?;
-    let is_map = walk.map(|walk, name| {
-        match name {
-            b"Records" => index = records(walk, body.len())?,
-            b"NextShardIterator" => response.next_shard_iterator = walk.string()?,
-            b"MillisBehindLatest" => response.millis_behind_latest = walk.integer()?,
-            b"ChildShards" => response.child_shards = children(walk)?,
-            _ => walk.skip()?,
-        }
-        Ok(())
-    })?;
-    if !is_map {
-        return Err(walk::WRONG_TYPE);
-    }
-    let tail = walk.finish()?;
+    let length = body.len();
+    let ((mut response, index), tail) =
+        Walk::over(&body, |walk, name, (response, index): &mut (Response, Option<Index>)| {
+            match name {
+                b"Records" => *index = records(walk, length)?,
+                b"NextShardIterator" => response.next_shard_iterator = walk.string()?,
+                b"MillisBehindLatest" => response.millis_behind_latest = walk.integer()?,
+                b"ChildShards" => response.child_shards = children(walk)?,
+                _ => walk.skip()?,
+            }
+            Ok(())
+        })?;
 
     response.buffer = body;
     response.buffer.extend_from_slice(&tail);
     if let Some(Index { mut records, encoded }) = index {
         for number in encoded {
-            if let Some(record) = records.get_mut(number as usize) {
+            if let Some(record) = records.get_mut(number) {
                 assembly::decode_payload(&mut response.buffer, &mut record.data)?;
             }
         }
@@ -73,22 +68,20 @@ pub(super) fn decode(body: Vec<u8>) -> Result<Response, Unreadable> {
 
 /// Decodes the body of a failed call.
 pub(super) fn decode_error(body: &[u8]) -> Result<ErrorBody, Unreadable> {
-    let (mut kind, mut code, mut message) = (None, None, None);
-    let mut walk = Walk::new(body)?;
-    let is_map = walk.map(|walk, name| {
-        match name {
-            b"__type" => kind = walk.string()?,
-            b"code" => code = walk.string()?,
-            b"message" | b"Message" => message = walk.string()?.or(message.take()),
-            _ => walk.skip()?,
-        }
-        Ok(())
-    })?;
-    if !is_map {
-        return Err(walk::WRONG_TYPE);
-    }
-    walk.finish()?;
-    Ok(ErrorBody { code: kind.or(code).map(|code| without_namespace(&code).to_owned()), message })
+    let ((kind, error), _) =
+        Walk::over(body, |walk, name, (kind, error): &mut (Option<String>, ErrorBody)| {
+            match name {
+                b"__type" => *kind = walk.string()?,
+                b"code" => error.code = walk.string()?,
+                b"message" | b"Message" => {
+                    error.message = walk.string()?.or(error.message.take());
+                }
+                _ => walk.skip()?,
+            }
+            Ok(())
+        })?;
+    let code = kind.or(error.code);
+    Ok(ErrorBody { code: code.map(|code| without_namespace(&code).to_owned()), ..error })
 }
 
 /// Returns `X` of `namespace#X:address`. Servers write any part of that form.
@@ -107,10 +100,10 @@ fn records(walk: &mut Walk<'_>, length: usize) -> Read<Option<Index>> {
         }
         if let Some((record, is_base64)) = record(walk)? {
             if is_base64 {
-                encoded.push(u32::try_from(records.len()).map_err(|_| walk::WRONG_TYPE)?);
+                encoded.push(records.len());
             }
             records.push(record);
-            assembly::check_count(records.len(), length)?;
+            walk.check(assembly::check_count(records.len(), length))?;
         }
         Ok(())
     })?;
@@ -135,7 +128,7 @@ fn record(walk: &mut Walk<'_>) -> Read<Option<(RecordRange, bool)>> {
             }
             b"ApproximateArrivalTimestamp" => arrival_millis = walk.time()?,
             b"EncryptionType" => {
-                let text = walk.text()?;
+                let text = walk.unchecked_text()?;
                 let is_kms = walk.get(text) == b"KMS";
                 encryption_type = if is_kms { EncryptionType::Kms } else { EncryptionType::None };
             }
@@ -153,7 +146,7 @@ fn children(walk: &mut Walk<'_>) -> Read<Vec<NamedChild>> {
     let mut children = Vec::new();
     walk.list(|walk, _| {
         children.extend(child(walk)?);
-        assembly::check_relatives(children.len())
+        walk.check(assembly::check_relatives(children.len()))
     })?;
     Ok(children)
 }
@@ -167,7 +160,7 @@ fn child(walk: &mut Walk<'_>) -> Read<Option<NamedChild>> {
                 child.parents.clear();
                 walk.list(|walk, _| {
                     child.parents.extend(walk.string()?);
-                    assembly::check_relatives(child.parents.len())
+                    walk.check(assembly::check_relatives(child.parents.len()))
                 })?;
             }
             _ => walk.skip()?,

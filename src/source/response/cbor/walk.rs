@@ -7,7 +7,12 @@
 use crate::record::ByteRange;
 use crate::source::response::{Unreadable, assembly};
 
-pub(super) type Read<T> = Result<T, Unreadable>;
+pub(super) type Read<T> = Result<T, Refused>;
+
+/// States that the walk has refused the body, and holds the reason. An error without a size returns
+/// in a register, and every value of a body returns through several results.
+#[derive(Debug)]
+pub(super) struct Refused;
 
 /// The depth to which an unknown member may be nested. No member of Kinesis is nested deeper.
 const MAX_DEPTH: u8 = 32;
@@ -15,9 +20,10 @@ const MAX_DEPTH: u8 = 32;
 /// Replaces the number of elements where an [`END`] follows the last one.
 const UNTIL_END: u64 = u64::MAX;
 
-const CUT_SHORT: Unreadable = Unreadable("the body is cut short");
-const MALFORMED: Unreadable = Unreadable("the body is not CBOR");
-pub(super) const WRONG_TYPE: Unreadable = Unreadable("a member has the wrong type");
+const CUT_SHORT: &str = "the body is cut short";
+const MALFORMED: &str = "the body is not CBOR";
+const OUT_OF_RANGE: &str = "a number is out of range";
+const WRONG_TYPE: &str = "a member has the wrong type";
 
 // The major types.
 const UNSIGNED: u8 = 0;
@@ -43,6 +49,8 @@ pub(super) struct Walk<'a> {
     rest: &'a [u8],
     /// The values that the body has only in pieces. Their ranges begin where the body ends.
     tail: Vec<u8>,
+    /// The reason for which the body was refused.
+    refusal: Unreadable,
 }
 
 /// A payload as the body has it.
@@ -79,17 +87,37 @@ impl Head {
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(body: &'a [u8]) -> Read<Self> {
+    /// Walks over a whole body, which must be one map.
+    pub(super) fn over<T: Default>(
+        body: &'a [u8],
+        mut member: impl FnMut(&mut Self, &[u8], &mut T) -> Read<()>,
+    ) -> Result<(T, Vec<u8>), Unreadable> {
         assembly::check_length(body)?;
-        Ok(Self { body, rest: body, tail: Vec::new() })
+        let refusal = Unreadable(MALFORMED);
+        let (mut walk, mut value) =
+            (Self { body, rest: body, tail: Vec::new(), refusal }, T::default());
+        match walk.map(|walk, name| member(walk, name, &mut value)) {
+            Err(Refused) => Err(walk.refusal),
+            Ok(false) => Err(Unreadable(WRONG_TYPE)),
+            Ok(true) if !walk.rest.is_empty() => {
+                Err(Unreadable("bytes follow the end of the body"))
+            }
+            Ok(true) => Ok((value, walk.tail)),
+        }
     }
 
-    /// Ends the walk at the end of the body. Returns the tail.
-    pub(super) fn finish(self) -> Read<Vec<u8>> {
-        if !self.rest.is_empty() {
-            return Err(Unreadable("bytes follow the end of the body"));
-        }
-        Ok(self.tail)
+    #[cold]
+    fn refuse<T>(&mut self, reason: &'static str) -> Read<T> {
+        self.check(Err(Unreadable(reason)))
+    }
+
+    /// Refuses the body if a check has.
+    #[inline]
+    pub(super) fn check<T>(&mut self, result: Result<T, Unreadable>) -> Read<T> {
+        result.map_err(|refusal| {
+            self.refusal = refusal;
+            Refused
+        })
     }
 
     pub(super) fn left(&self) -> usize {
@@ -113,7 +141,7 @@ impl<'a> Walk<'a> {
     ) -> Read<bool> {
         let head = self.value()?;
         if head.major() != MAP {
-            return if head.is_null() { Ok(false) } else { Err(WRONG_TYPE) };
+            return if head.is_null() { Ok(false) } else { self.refuse(WRONG_TYPE) };
         }
         let mut left = self.count(head)?;
         while self.has_another(&mut left) {
@@ -132,7 +160,7 @@ impl<'a> Walk<'a> {
     ) -> Read<bool> {
         let head = self.value()?;
         if head.major() != ARRAY {
-            return if head.is_null() { Ok(false) } else { Err(WRONG_TYPE) };
+            return if head.is_null() { Ok(false) } else { self.refuse(WRONG_TYPE) };
         }
         let mut left = self.count(head)?;
         while self.has_another(&mut left) {
@@ -144,26 +172,33 @@ impl<'a> Walk<'a> {
     /// Reads a text, or null, which is absent.
     #[inline]
     pub(super) fn text(&mut self) -> Read<ByteRange> {
+        let range = self.unchecked_text()?;
+        // Nearly all texts are ASCII, and that is checked faster.
+        let text = self.get(range);
+        if !text.is_ascii() && str::from_utf8(text).is_err() {
+            return self.refuse("a text is not UTF-8");
+        }
+        Ok(range)
+    }
+
+    /// Reads a text, or null, which is absent. Does not check for UTF-8.
+    #[inline]
+    pub(super) fn unchecked_text(&mut self) -> Read<ByteRange> {
         let head = self.value()?;
         if head.major() == TEXT && head.has_length() {
-            let text = self.take(head.argument)?;
-            check_text(text)?;
-            return self.range_before(text.len());
+            let length = self.take(head.argument)?.len();
+            return self.range_before(length);
         }
         self.other_text(head)
     }
 
     #[cold]
     fn other_text(&mut self, head: Head) -> Read<ByteRange> {
-        if head.is_null() {
-            return Ok(ByteRange::ABSENT);
+        match head.major() {
+            TEXT => self.pieces(TEXT),
+            _ if head.is_null() => Ok(ByteRange::ABSENT),
+            _ => self.refuse(WRONG_TYPE),
         }
-        if head.major() != TEXT {
-            return Err(WRONG_TYPE);
-        }
-        let range = self.pieces(TEXT)?;
-        check_text(self.get(range))?;
-        Ok(range)
     }
 
     /// Reads a text, or null, into memory of its own.
@@ -172,8 +207,7 @@ impl<'a> Walk<'a> {
         if range.is_absent() {
             return Ok(None);
         }
-        let text = str::from_utf8(self.get(range)).map_err(|_| MALFORMED)?.to_owned();
-        Ok(Some(text))
+        Ok(Some(String::from_utf8_lossy(self.get(range)).into_owned()))
     }
 
     /// Reads a byte string, or a text that is its base64, or null, which is empty.
@@ -188,7 +222,7 @@ impl<'a> Walk<'a> {
         let range = match head.major() {
             BYTES | TEXT => self.pieces(head.major())?,
             _ if head.is_null() => ByteRange::EMPTY,
-            _ => return Err(WRONG_TYPE),
+            _ => return self.refuse(WRONG_TYPE),
         };
         Ok(Payload { range, is_base64 })
     }
@@ -196,20 +230,48 @@ impl<'a> Walk<'a> {
     /// Reads an integer, or null.
     pub(super) fn integer(&mut self) -> Read<Option<i64>> {
         let head = self.value()?;
-        if head.is_null() {
-            return Ok(None);
+        match head.major() {
+            UNSIGNED | NEGATIVE => self.integer_of(head).map(Some),
+            _ if head.is_null() => Ok(None),
+            _ => self.refuse(WRONG_TYPE),
         }
-        integer(head)?.ok_or(WRONG_TYPE).map(Some)
     }
 
     /// Reads a time in milliseconds, or null.
     #[inline]
     pub(super) fn time(&mut self) -> Read<Option<i64>> {
         let head = self.value()?;
-        if let Some(time) = integer(head)? {
-            return Ok(Some(assembly::millis_of_integer(time)));
+        match head.major() {
+            UNSIGNED | NEGATIVE => {
+                self.integer_of(head).map(|time| Some(assembly::millis_of_integer(time)))
+            }
+            _ => self.other_time(head),
         }
-        other_time(head)
+    }
+
+    #[inline]
+    fn integer_of(&mut self, head: Head) -> Read<i64> {
+        match i64::try_from(head.argument) {
+            Ok(number) if head.major() == UNSIGNED => Ok(number),
+            Ok(number) => Ok(-1 - number),
+            Err(_) => self.refuse(OUT_OF_RANGE),
+        }
+    }
+
+    #[cold]
+    fn other_time(&mut self, head: Head) -> Read<Option<i64>> {
+        let time = match head.first {
+            HALF => half(head.argument),
+            #[allow(clippy::cast_possible_truncation, reason = "four bytes were read")]
+            FLOAT => f64::from(f32::from_bits(head.argument as u32)),
+            DOUBLE => f64::from_bits(head.argument),
+            NULL | UNDEFINED => return Ok(None),
+            _ => return self.refuse(WRONG_TYPE),
+        };
+        match assembly::millis_of_float(time) {
+            Some(millis) => Ok(Some(millis)),
+            None => self.refuse(OUT_OF_RANGE),
+        }
     }
 
     /// Skips a value of any type.
@@ -219,7 +281,7 @@ impl<'a> Walk<'a> {
 
     fn skip_nested(&mut self, depth: u8) -> Read<()> {
         let Some(depth) = depth.checked_sub(1) else {
-            return Err(Unreadable("a member is nested too deeply"));
+            return self.refuse("a member is nested too deeply");
         };
         let head = self.value()?;
         let elements = match head.major() {
@@ -230,7 +292,7 @@ impl<'a> Walk<'a> {
             }
             MAP => 2,
             ARRAY => 1,
-            _ if head.first == END => return Err(MALFORMED),
+            _ if head.first == END => return self.refuse(MALFORMED),
             _ => return Ok(()),
         };
         let mut left = self.count(head)?;
@@ -251,7 +313,7 @@ impl<'a> Walk<'a> {
         }
         let head = self.value()?;
         if head.major() != TEXT {
-            return Err(WRONG_TYPE);
+            return self.refuse(WRONG_TYPE);
         }
         if head.has_length() { self.take(head.argument) } else { self.pieced_name() }
     }
@@ -271,7 +333,7 @@ impl<'a> Walk<'a> {
             self.tail.extend_from_slice(piece);
         }
         let before = self.body.len();
-        ByteRange::new(before + start, before + self.tail.len()).ok_or(CUT_SHORT)
+        ByteRange::new(before + start, before + self.tail.len()).ok_or(Refused)
     }
 
     /// Reads a piece of a string, or the end of it.
@@ -281,19 +343,22 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         if head.major() != major || !head.has_length() {
-            return Err(MALFORMED);
+            return self.refuse(MALFORMED);
         }
         self.take(head.argument).map(Some)
     }
 
     /// Returns the number of elements of a list, or of members of a map.
     #[inline]
-    fn count(&self, head: Head) -> Read<u64> {
+    fn count(&mut self, head: Head) -> Read<u64> {
         if !head.has_length() {
             return Ok(UNTIL_END);
         }
         // Each element takes a byte.
-        if head.argument > self.rest.len() as u64 { Err(CUT_SHORT) } else { Ok(head.argument) }
+        if head.argument > self.rest.len() as u64 {
+            return self.refuse(CUT_SHORT);
+        }
+        Ok(head.argument)
     }
 
     #[inline]
@@ -310,8 +375,8 @@ impl<'a> Walk<'a> {
 
     #[inline]
     fn take(&mut self, length: u64) -> Read<&'a [u8]> {
-        let length = usize::try_from(length).map_err(|_| CUT_SHORT)?;
-        let (taken, rest) = self.rest.split_at_checked(length).ok_or(CUT_SHORT)?;
+        let split = usize::try_from(length).ok().and_then(|at| self.rest.split_at_checked(at));
+        let Some((taken, rest)) = split else { return self.refuse(CUT_SHORT) };
         self.rest = rest;
         Ok(taken)
     }
@@ -320,7 +385,7 @@ impl<'a> Walk<'a> {
     #[inline]
     fn range_before(&self, length: usize) -> Read<ByteRange> {
         let end = self.body.len() - self.rest.len();
-        ByteRange::new(end - length, end).ok_or(CUT_SHORT)
+        ByteRange::new(end - length, end).ok_or(Refused)
     }
 
     /// Reads the head of a value after its tags.
@@ -336,7 +401,7 @@ impl<'a> Walk<'a> {
     #[allow(clippy::inline_always, reason = "measured: a call costs more than the whole head")]
     #[inline(always)]
     fn head(&mut self) -> Read<Head> {
-        let (&first, rest) = self.rest.split_first().ok_or(CUT_SHORT)?;
+        let Some((&first, rest)) = self.rest.split_first() else { return self.refuse(CUT_SHORT) };
         self.rest = rest;
         let info = first & 31;
         let argument = if info < 24 { u64::from(info) } else { self.long_argument(first)? };
@@ -351,62 +416,28 @@ impl<'a> Walk<'a> {
             26 => self.array().map(|bytes| u64::from(u32::from_be_bytes(bytes))),
             27 => self.array().map(u64::from_be_bytes),
             31 if matches!(first >> 5, BYTES | TEXT | ARRAY | MAP) || first == END => Ok(0),
-            _ => Err(MALFORMED),
+            _ => self.refuse(MALFORMED),
         }
     }
 
     #[inline]
     fn array<const N: usize>(&mut self) -> Read<[u8; N]> {
-        let (bytes, rest) = self.rest.split_first_chunk().ok_or(CUT_SHORT)?;
+        let Some((bytes, rest)) = self.rest.split_first_chunk() else {
+            return self.refuse(CUT_SHORT);
+        };
         self.rest = rest;
         Ok(*bytes)
     }
 }
 
-#[inline]
-fn check_text(text: &[u8]) -> Read<()> {
-    match str::from_utf8(text) {
-        Ok(_) => Ok(()),
-        Err(_) => Err(Unreadable("a text is not UTF-8")),
-    }
-}
-
-/// Returns `None` for a value that is not an integer.
-#[inline]
-fn integer(head: Head) -> Read<Option<i64>> {
-    if head.major() > NEGATIVE {
-        return Ok(None);
-    }
-    let number = i64::try_from(head.argument);
-    let number = number.map_err(|_| Unreadable("an integer is out of range"))?;
-    Ok(Some(if head.major() == UNSIGNED { number } else { -1 - number }))
-}
-
-#[cold]
-fn other_time(head: Head) -> Read<Option<i64>> {
-    let time = match head.first {
-        HALF => f64::from(half(head.argument)),
-        #[allow(clippy::cast_possible_truncation, reason = "four bytes were read")]
-        FLOAT => f64::from(f32::from_bits(head.argument as u32)),
-        DOUBLE => f64::from_bits(head.argument),
-        NULL | UNDEFINED => return Ok(None),
-        _ => return Err(WRONG_TYPE),
-    };
-    match assembly::millis_of_float(time) {
-        Some(millis) => Ok(Some(millis)),
-        None => Err(Unreadable("a time is out of range")),
-    }
-}
-
 /// Decodes a float of two bytes: sign (1 bit), exponent (5), significand (10).
-fn half(bits: u64) -> f32 {
-    #[allow(clippy::cast_precision_loss, reason = "10 bits")]
-    let significand = (bits & 0x3ff) as f32 / 1024.0;
-    #[allow(clippy::cast_possible_truncation, reason = "5 bits")]
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "few bits")]
+fn half(bits: u64) -> f64 {
+    let significand = (bits & 0x3ff) as f64 / 1024.0;
     let size = match (bits >> 10 & 31) as i32 {
-        0 => significand * 2f32.powi(-14),
-        31 => f32::NAN,
-        exponent => (1.0 + significand) * 2f32.powi(exponent - 15),
+        0 => significand * 2f64.powi(-14),
+        31 => f64::NAN,
+        exponent => (1.0 + significand) * 2f64.powi(exponent - 15),
     };
     if bits & 0x8000 == 0 { size } else { -size }
 }
