@@ -108,3 +108,6 @@ impl RecordRange {
         self.data.len() + self.partition_key.len()
     }
 }
+
+#[cfg(test)]
+mod tests;
