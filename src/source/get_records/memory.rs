@@ -103,13 +103,11 @@ impl ResponseMemory {
     /// Takes the memory of a body that the SDK reads, or counts its bytes while they are read if
     /// their number is unknown.
     pub(super) fn measure_parsed(&self, body: &mut SdkBody) -> Result<(), BoxError> {
-        match known_length(body) {
-            Some(length) => self.lock().fit(length, while_parsed(length)),
-            None => {
-                self.count(body);
-                Ok(())
-            }
+        if let Some(length) = known_length(body) {
+            return self.lock().fit(length, while_parsed(length));
         }
+        self.count(body);
+        Ok(())
     }
 
     /// Reads a body into one buffer.
