@@ -100,13 +100,15 @@ impl ResponseMemory {
         (response.length, response.was_rejected) = (0, false);
     }
 
-    /// Takes the memory of a body that the SDK reads, or counts its bytes while they are read if
-    /// their number is unknown.
+    /// Takes the memory of a body that the SDK reads and decodes, or counts its bytes while they are
+    /// read if their number is unknown. The body counts as if it were longer, since the SDK takes
+    /// more memory for it.
     pub(super) fn measure_parsed(&self, body: &mut SdkBody) -> Result<(), BoxError> {
+        let counted_as = |length| readable(while_parsed(length));
         if let Some(length) = known_length(body) {
-            return self.lock().fit(length, while_parsed(length));
+            return self.lock().fit(counted_as(length));
         }
-        self.count(body);
+        self.count(body, counted_as);
         Ok(())
     }
 
@@ -117,9 +119,13 @@ impl ResponseMemory {
     /// Fails if there is too little memory, and if the body has another length than it states.
     pub(super) async fn read(&self, mut body: SdkBody) -> Result<Vec<u8>, BoxError> {
         let Some(length) = known_length(&body) else {
-            self.count(&mut body);
+            self.count(&mut body, |length| length);
             let mut buffer = Vec::new();
             while let Some(data) = next_data(&mut body).await? {
+                if data.len() > buffer.capacity() - buffer.len() {
+                    // Grows within the memory that is taken for the index, which is built later.
+                    buffer.reserve_exact(data.len().max(buffer.len() / INDEX_PART));
+                }
                 buffer.extend_from_slice(&data);
             }
             buffer.shrink_to_fit();
@@ -129,7 +135,7 @@ impl ResponseMemory {
             self.lock().length = length;
             return Err(TOO_LONG.into());
         }
-        self.lock().fit(length, while_read(length))?;
+        self.lock().fit(length)?;
         let mut buffer = Vec::with_capacity(length);
         while let Some(data) = next_data(&mut body).await? {
             if data.len() > length - buffer.len() {
@@ -143,9 +149,10 @@ impl ResponseMemory {
         Ok(buffer)
     }
 
-    fn count(&self, body: &mut SdkBody) {
+    fn count(&self, body: &mut SdkBody, counted_as: fn(usize) -> usize) {
         let inner = Mutex::new(std::mem::replace(body, SdkBody::taken()));
-        *body = SdkBody::from_body_1_x(CountedBody { inner, memory: self.clone() });
+        let memory = self.clone();
+        *body = SdkBody::from_body_1_x(CountedBody { inner, memory, length: 0, counted_as });
     }
 
     fn lock(&self) -> MutexGuard<'_, ResponseSize> {
@@ -155,7 +162,8 @@ impl ResponseMemory {
 
 impl ResponseSize {
     /// Takes the memory of a response of this length. Fails if too little is free.
-    fn fit(&mut self, length: usize, bytes: usize) -> Result<(), BoxError> {
+    fn fit(&mut self, length: usize) -> Result<(), BoxError> {
+        let bytes = while_read(length);
         self.length = length;
         if bytes <= self.space.taken() || self.space.resize(bytes) {
             return Ok(());
@@ -168,15 +176,13 @@ impl ResponseSize {
         Err(TOO_LITTLE_MEMORY.into())
     }
 
-    /// Counts the next bytes of a response of unknown length. Returns true if they fit into memory.
-    fn grow(&mut self, bytes: usize) -> bool {
-        let length = self.length.saturating_add(bytes);
+    /// Counts further bytes of a response of unknown length. Returns true if they fit into memory.
+    fn grow(&mut self, length: usize) -> bool {
         if self.was_rejected {
             self.length = length;
             return false;
         }
-        // A buffer that grows takes up to twice the bytes that it holds.
-        self.fit(length, while_parsed(length)).is_ok()
+        self.fit(length).is_ok()
     }
 }
 
@@ -199,6 +205,10 @@ struct CountedBody {
     /// Never locked. The mutex only makes the type `Sync`.
     inner: Mutex<SdkBody>,
     memory: ResponseMemory,
+    /// The number of bytes read.
+    length: usize,
+    /// Returns the length as which a number of bytes counts.
+    counted_as: fn(usize) -> usize,
 }
 
 impl Body for CountedBody {
@@ -209,15 +219,16 @@ impl Body for CountedBody {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Self { inner, memory } = self.get_mut();
+        let Self { inner, memory, length, counted_as } = self.get_mut();
         let inner = inner.get_mut();
         loop {
             let frame = ready!(Pin::new(&mut *inner).poll_frame(context));
             let mut response = memory.lock();
             match &frame {
                 Some(Ok(data)) => {
-                    let fits = response.grow(data.data_ref().map_or(0, Bytes::len));
-                    if response.length > MAX_READ_BYTES {
+                    *length = length.saturating_add(data.data_ref().map_or(0, Bytes::len));
+                    let fits = response.grow(counted_as(*length));
+                    if *length > MAX_READ_BYTES {
                         return Poll::Ready(Some(Err(TOO_LONG.into())));
                     }
                     if fits {
