@@ -123,3 +123,6 @@ impl FirstRecord {
         Some(Self { number, arrival: first.arrival() })
     }
 }
+
+#[cfg(test)]
+mod tests;

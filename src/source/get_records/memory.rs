@@ -43,13 +43,8 @@ const TOO_LITTLE_MEMORY: &str = "too little free memory for the response";
 
 /// Returns the memory that a response of a known length takes: its bytes, among which the payloads
 /// are decoded, and the index of its records.
-pub(in super::super) fn while_read(length: usize) -> usize {
+pub(in super::super) const fn while_read(length: usize) -> usize {
     length.saturating_add(length / INDEX_PART)
-}
-
-/// Returns the length of the longest response that can be read in this memory.
-pub(in super::super) fn readable(bytes: usize) -> usize {
-    bytes - bytes.div_ceil(INDEX_PART + 1)
 }
 
 /// The memory of one response. Clones share it.
@@ -60,6 +55,8 @@ pub(super) struct ResponseMemory(Arc<Mutex<ResponseSize>>);
 struct ResponseSize {
     /// The length of the response, as far as it is known.
     length: usize,
+    /// The memory that it takes while it is read.
+    needed: usize,
     space: Reservation,
     was_rejected: bool,
     /// Set if one record was requested: while the caller waits, the response is read even if too
@@ -71,14 +68,19 @@ impl ResponseMemory {
     /// Creates the memory of a response from the memory that was granted. `least` is the demand of
     /// the caller, set if the call cannot request fewer records.
     pub(super) fn new(space: Reservation, least: Option<Demand>) -> Self {
-        let (length, was_rejected) = (0, false);
-        Self(Arc::new(Mutex::new(ResponseSize { length, space, was_rejected, least })))
+        let (length, needed, was_rejected) = (0, 0, false);
+        Self(Arc::new(Mutex::new(ResponseSize { length, needed, space, was_rejected, least })))
     }
 
     /// Returns the length of the response, or the bytes read so far if its length is unknown.
     /// Returns 0 before a response begins.
     pub(super) fn length(&self) -> usize {
         self.lock().length
+    }
+
+    /// Returns the memory that the response takes while it is read.
+    pub(super) fn needed(&self) -> usize {
+        self.lock().needed
     }
 
     /// Returns true if a response did not fit into free memory.
@@ -97,18 +99,16 @@ impl ResponseMemory {
     /// Forgets the response, and keeps its memory for the response to a repeated call.
     pub(super) fn reuse(&self) {
         let mut response = self.lock();
-        (response.length, response.was_rejected) = (0, false);
+        (response.length, response.needed, response.was_rejected) = (0, 0, false);
     }
 
-    /// Takes the memory of a body that the SDK reads and decodes, or counts its bytes while they are
-    /// read if their number is unknown. The body counts as if it were longer, since the SDK takes
-    /// more memory for it.
+    /// Takes the memory of a body that the SDK reads, or counts its bytes while they are read if
+    /// their number is unknown.
     pub(super) fn measure_parsed(&self, body: &mut SdkBody) -> Result<(), BoxError> {
-        let counted_as = |length| readable(while_parsed(length));
         if let Some(length) = known_length(body) {
-            return self.lock().fit(counted_as(length));
+            return self.lock().fit(length, while_parsed(length));
         }
-        self.count(body, counted_as);
+        self.count(body);
         Ok(())
     }
 
@@ -119,13 +119,9 @@ impl ResponseMemory {
     /// Fails if there is too little memory, and if the body has another length than it states.
     pub(super) async fn read(&self, mut body: SdkBody) -> Result<Vec<u8>, BoxError> {
         let Some(length) = known_length(&body) else {
-            self.count(&mut body, |length| length);
+            self.count(&mut body);
             let mut buffer = Vec::new();
             while let Some(data) = next_data(&mut body).await? {
-                if data.len() > buffer.capacity() - buffer.len() {
-                    // Grows within the memory that is taken for the index, which is built later.
-                    buffer.reserve_exact(data.len().max(buffer.len() / INDEX_PART));
-                }
                 buffer.extend_from_slice(&data);
             }
             buffer.shrink_to_fit();
@@ -135,7 +131,7 @@ impl ResponseMemory {
             self.lock().length = length;
             return Err(TOO_LONG.into());
         }
-        self.lock().fit(length)?;
+        self.lock().fit(length, while_read(length))?;
         let mut buffer = Vec::with_capacity(length);
         while let Some(data) = next_data(&mut body).await? {
             if data.len() > length - buffer.len() {
@@ -149,10 +145,9 @@ impl ResponseMemory {
         Ok(buffer)
     }
 
-    fn count(&self, body: &mut SdkBody, counted_as: fn(usize) -> usize) {
+    fn count(&self, body: &mut SdkBody) {
         let inner = Mutex::new(std::mem::replace(body, SdkBody::taken()));
-        let memory = self.clone();
-        *body = SdkBody::from_body_1_x(CountedBody { inner, memory, length: 0, counted_as });
+        *body = SdkBody::from_body_1_x(CountedBody { inner, memory: self.clone() });
     }
 
     fn lock(&self) -> MutexGuard<'_, ResponseSize> {
@@ -162,9 +157,8 @@ impl ResponseMemory {
 
 impl ResponseSize {
     /// Takes the memory of a response of this length. Fails if too little is free.
-    fn fit(&mut self, length: usize) -> Result<(), BoxError> {
-        let bytes = while_read(length);
-        self.length = length;
+    fn fit(&mut self, length: usize, bytes: usize) -> Result<(), BoxError> {
+        (self.length, self.needed) = (length, bytes);
         if bytes <= self.space.taken() || self.space.resize(bytes) {
             return Ok(());
         }
@@ -176,13 +170,16 @@ impl ResponseSize {
         Err(TOO_LITTLE_MEMORY.into())
     }
 
-    /// Counts further bytes of a response of unknown length. Returns true if they fit into memory.
-    fn grow(&mut self, length: usize) -> bool {
+    /// Counts the next bytes of a response of unknown length. Returns true if they fit into memory.
+    fn grow(&mut self, bytes: usize) -> bool {
+        let length = self.length.saturating_add(bytes);
+        // A buffer that grows takes up to twice the bytes that it holds.
+        let needed = while_parsed(length);
         if self.was_rejected {
-            self.length = length;
+            (self.length, self.needed) = (length, needed);
             return false;
         }
-        self.fit(length).is_ok()
+        self.fit(length, needed).is_ok()
     }
 }
 
@@ -205,10 +202,6 @@ struct CountedBody {
     /// Never locked. The mutex only makes the type `Sync`.
     inner: Mutex<SdkBody>,
     memory: ResponseMemory,
-    /// The number of bytes read.
-    length: usize,
-    /// Returns the length as which a number of bytes counts.
-    counted_as: fn(usize) -> usize,
 }
 
 impl Body for CountedBody {
@@ -219,16 +212,15 @@ impl Body for CountedBody {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Self { inner, memory, length, counted_as } = self.get_mut();
+        let Self { inner, memory } = self.get_mut();
         let inner = inner.get_mut();
         loop {
             let frame = ready!(Pin::new(&mut *inner).poll_frame(context));
             let mut response = memory.lock();
             match &frame {
                 Some(Ok(data)) => {
-                    *length = length.saturating_add(data.data_ref().map_or(0, Bytes::len));
-                    let fits = response.grow(counted_as(*length));
-                    if *length > MAX_READ_BYTES {
+                    let fits = response.grow(data.data_ref().map_or(0, Bytes::len));
+                    if response.length > MAX_READ_BYTES {
                         return Poll::Ready(Some(Err(TOO_LONG.into())));
                     }
                     if fits {

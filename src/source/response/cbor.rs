@@ -6,6 +6,7 @@
 //! absent member, base64 text for a payload. Unknown members are skipped, and the last of repeated
 //! members counts. A body that is cut short anywhere is refused.
 
+mod head;
 mod walk;
 
 use super::{ErrorBody, NamedChild, RecordRange, Response, Unreadable, assembly};

@@ -77,7 +77,7 @@ async fn protocol_of_the_client_is_kept() {
         let record = read.response.records.as_ref().unwrap()[0];
         assert_eq!(record.sequence_number.of(&read.response.buffer), number.as_bytes());
         assert_eq!(record.data.of(&read.response.buffer), b"hello");
-        assert_eq!(outcome.fallback, None);
+        assert_eq!((read.length, outcome.fallback), (response(number).len(), None));
     }
     let script = server.0.lock();
     assert!(script.requests.iter().all(|(content_type, ..)| content_type == CONTENT_TYPE));

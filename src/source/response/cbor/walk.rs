@@ -4,6 +4,7 @@
 //! tags. The walk is written for the form that Kinesis uses, a few instructions per value. All other
 //! forms leave that path early.
 
+use super::head::{ARRAY, BYTES, END, Head, MAP, NEGATIVE, TAG, TEXT, UNSIGNED};
 use crate::record::ByteRange;
 use crate::source::response::{Unreadable, assembly};
 
@@ -25,23 +26,6 @@ const MALFORMED: &str = "the body is not CBOR";
 const OUT_OF_RANGE: &str = "a number is out of range";
 const WRONG_TYPE: &str = "a member has the wrong type";
 
-// The major types.
-const UNSIGNED: u8 = 0;
-const NEGATIVE: u8 = 1;
-const BYTES: u8 = 2;
-const TEXT: u8 = 3;
-const ARRAY: u8 = 4;
-const MAP: u8 = 5;
-const TAG: u8 = 6;
-
-// Heads of major type 7.
-const NULL: u8 = 0xf6;
-const UNDEFINED: u8 = 0xf7;
-const HALF: u8 = 0xf9;
-const FLOAT: u8 = 0xfa;
-const DOUBLE: u8 = 0xfb;
-const END: u8 = 0xff;
-
 /// The place of the walk in the body.
 pub(super) struct Walk<'a> {
     body: &'a [u8],
@@ -59,31 +43,6 @@ pub(super) struct Payload {
     pub(super) range: ByteRange,
     /// True for a text: it is the base64 of the payload.
     pub(super) is_base64: bool,
-}
-
-/// The head of a value.
-#[derive(Clone, Copy)]
-struct Head {
-    first: u8,
-    /// The number, the length or the bits of a float. Not used if the value has no length.
-    argument: u64,
-}
-
-impl Head {
-    #[inline]
-    fn major(self) -> u8 {
-        self.first >> 5
-    }
-
-    #[inline]
-    fn has_length(self) -> bool {
-        self.first & 31 != 31
-    }
-
-    #[inline]
-    fn is_null(self) -> bool {
-        matches!(self.first, NULL | UNDEFINED)
-    }
 }
 
 impl<'a> Walk<'a> {
@@ -260,17 +219,11 @@ impl<'a> Walk<'a> {
 
     #[cold]
     fn other_time(&mut self, head: Head) -> Read<Option<i64>> {
-        let time = match head.first {
-            HALF => half(head.argument),
-            #[allow(clippy::cast_possible_truncation, reason = "four bytes were read")]
-            FLOAT => f64::from(f32::from_bits(head.argument as u32)),
-            DOUBLE => f64::from_bits(head.argument),
-            NULL | UNDEFINED => return Ok(None),
-            _ => return self.refuse(WRONG_TYPE),
-        };
-        match assembly::millis_of_float(time) {
-            Some(millis) => Ok(Some(millis)),
-            None => self.refuse(OUT_OF_RANGE),
+        match head.float().map(assembly::millis_of_float) {
+            Some(Some(millis)) => Ok(Some(millis)),
+            Some(None) => self.refuse(OUT_OF_RANGE),
+            None if head.is_null() => Ok(None),
+            None => self.refuse(WRONG_TYPE),
         }
     }
 
@@ -428,16 +381,4 @@ impl<'a> Walk<'a> {
         self.rest = rest;
         Ok(*bytes)
     }
-}
-
-/// Decodes a float of two bytes: sign (1 bit), exponent (5), significand (10).
-#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "few bits")]
-fn half(bits: u64) -> f64 {
-    let significand = (bits & 0x3ff) as f64 / 1024.0;
-    let size = match (bits >> 10 & 31) as i32 {
-        0 => significand * 2f64.powi(-14),
-        31 => f64::NAN,
-        exponent => (1.0 + significand) * 2f64.powi(exponent - 15),
-    };
-    if bits & 0x8000 == 0 { size } else { -size }
 }
