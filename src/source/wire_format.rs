@@ -31,8 +31,8 @@
 //! failure by JSON, restarts that count: in an outage that ends, or that affects a part of the
 //! calls, CBOR is kept.
 //!
-//! Until CBOR is checked, one call at a time tries it. The trial belongs to a guard: if the call is
-//! dropped, it is given back. The n-th trial in a row that brings no result is followed by 2^(n-1) -
+//! Until CBOR is checked, one call at a time tries it. The trial belongs to a guard, which returns it
+//! if the call is dropped. The n-th trial in a row that brings no result is followed by 2^(n-1) -
 //! 1 calls by JSON, so that a server that breaks the connections of CBOR calls, or a shard that has
 //! no throughput left for a repeated call, is still read.
 
@@ -215,7 +215,7 @@ impl Choice {
                 self.fail_trial(is_trial);
             }
             Missing => self.fail_trial(is_trial),
-            Records | Empty | Failed => self.give_back(is_trial),
+            Records | Empty | Failed => self.return_trial(is_trial),
             Json => return Reaction::Use(self.settle(FallbackReason::NotSpoken)),
             OtherProtocol => self.phase = Phase::Json,
         }
@@ -246,7 +246,7 @@ impl Choice {
                 if self.contradictions >= CONTRADICTIONS {
                     return self.settle(FallbackReason::NotSpoken);
                 }
-                self.give_back(is_trial);
+                self.return_trial(is_trial);
             }
             (RepeatCause::Outage, Repeated::Failed) => {
                 self.contradictions = 0;
@@ -264,14 +264,14 @@ impl Choice {
         is_first.then_some(reason)
     }
 
-    fn give_back(&mut self, is_trial: bool) {
+    fn return_trial(&mut self, is_trial: bool) {
         if is_trial && self.phase == Phase::Trial {
             self.phase = Phase::Untried;
         }
     }
 
     fn fail_trial(&mut self, is_trial: bool) {
-        self.give_back(is_trial);
+        self.return_trial(is_trial);
         if is_trial {
             self.wait = (1 << self.fruitless.min(MAX_DOUBLINGS)) - 1;
             self.fruitless = self.fruitless.saturating_add(1);
@@ -295,7 +295,7 @@ impl WireChoice {
     }
 }
 
-/// A call by CBOR. If it is dropped before its outcome is known, it gives the trial back.
+/// A call by CBOR. If it is dropped before its outcome is known, it returns the trial.
 #[derive(Debug)]
 pub(super) struct CborCall {
     choice: WireChoice,
@@ -332,7 +332,7 @@ impl CborCall {
 impl Drop for CborCall {
     fn drop(&mut self) {
         if self.is_trial {
-            self.choice.0.lock().give_back(true);
+            self.choice.0.lock().return_trial(true);
         }
     }
 }

@@ -98,7 +98,7 @@ fn ended_trial_gives_back_no_trial_of_another_call() {
     let second = wire.begin();
     assert!(second.is_some());
     drop(first);
-    assert!(wire.begin().is_none(), "the second trial goes on");
+    assert!(wire.begin().is_none(), "expected the second trial to continue");
 }
 
 #[test]
