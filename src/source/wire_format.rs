@@ -31,8 +31,8 @@
 //! failure by JSON, restarts that count: in an outage that ends, or that affects a part of the
 //! calls, CBOR is kept.
 //!
-//! Until CBOR is checked, one call at a time tries it. The trial belongs to a guard, which returns it
-//! if the call is dropped. The n-th trial in a row that brings no result is followed by 2^(n-1) -
+//! Until CBOR is checked, one call at a time tries it. The trial belongs to a guard: if the call is
+//! dropped, it is returned. The n-th trial in a row that brings no result is followed by 2^(n-1) -
 //! 1 calls by JSON, so that a server that breaks the connections of CBOR calls, or a shard that has
 //! no throughput left for a repeated call, is still read.
 
@@ -136,7 +136,7 @@ pub(super) enum Reaction {
     /// The answer, or the failure, is the result of the call. If the reason is set, the choice was
     /// settled on JSON by it.
     Use(Option<FallbackReason>),
-    /// The same call is made again by JSON, and its result is the result of the call.
+    /// The same call is repeated by JSON, and its result is the result of the call.
     Repeat(RepeatCause),
 }
 
@@ -215,7 +215,7 @@ impl Choice {
                 self.fail_trial(is_trial);
             }
             Missing => self.fail_trial(is_trial),
-            Records | Empty | Failed => self.return_trial(is_trial),
+            Records | Empty | Failed => self.give_back(is_trial),
             Json => return Reaction::Use(self.settle(FallbackReason::NotSpoken)),
             OtherProtocol => self.phase = Phase::Json,
         }
@@ -246,7 +246,7 @@ impl Choice {
                 if self.contradictions >= CONTRADICTIONS {
                     return self.settle(FallbackReason::NotSpoken);
                 }
-                self.return_trial(is_trial);
+                self.give_back(is_trial);
             }
             (RepeatCause::Outage, Repeated::Failed) => {
                 self.contradictions = 0;
@@ -264,14 +264,14 @@ impl Choice {
         is_first.then_some(reason)
     }
 
-    fn return_trial(&mut self, is_trial: bool) {
+    fn give_back(&mut self, is_trial: bool) {
         if is_trial && self.phase == Phase::Trial {
             self.phase = Phase::Untried;
         }
     }
 
     fn fail_trial(&mut self, is_trial: bool) {
-        self.return_trial(is_trial);
+        self.give_back(is_trial);
         if is_trial {
             self.wait = (1 << self.fruitless.min(MAX_DOUBLINGS)) - 1;
             self.fruitless = self.fruitless.saturating_add(1);
@@ -295,7 +295,7 @@ impl WireChoice {
     }
 }
 
-/// A call by CBOR. If it is dropped before its outcome is known, it returns the trial.
+/// A call by CBOR. If it is dropped before its outcome is known, it gives the trial back.
 #[derive(Debug)]
 pub(super) struct CborCall {
     choice: WireChoice,
@@ -332,7 +332,7 @@ impl CborCall {
 impl Drop for CborCall {
     fn drop(&mut self) {
         if self.is_trial {
-            self.choice.0.lock().return_trial(true);
+            self.choice.0.lock().give_back(true);
         }
     }
 }

@@ -129,8 +129,7 @@ fn record(walk: &mut Walk<'_>) -> Read<Option<(RecordRange, bool)>> {
             }
             b"ApproximateArrivalTimestamp" => arrival_millis = walk.time()?,
             b"EncryptionType" => {
-                let text = walk.unchecked_text()?;
-                let is_kms = walk.get(text) == b"KMS";
+                let is_kms = walk.is_text(b"KMS")?;
                 encryption_type = if is_kms { EncryptionType::Kms } else { EncryptionType::None };
             }
             _ => walk.skip()?,

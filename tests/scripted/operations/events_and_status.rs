@@ -252,8 +252,8 @@ async fn response_without_lag_is_not_caught_up() {
             _ => Outcome::Served,
         }
     });
-    let consumer =
-        consumer(&kinesis).wire_format(WireFormat::Json).limit(1).prefetch(0).build().unwrap();
+    let builder = consumer(&kinesis).wire_format(WireFormat::Json);
+    let consumer = builder.limit(1).prefetch(0).build().unwrap();
     let (mut events, mut records) = (consumer.events(), consumer.records());
     for number in 0..9 {
         let record = next(&mut records).await;

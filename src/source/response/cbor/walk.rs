@@ -131,33 +131,35 @@ impl<'a> Walk<'a> {
     /// Reads a text, or null, which is absent.
     #[inline]
     pub(super) fn text(&mut self) -> Read<ByteRange> {
-        let range = self.unchecked_text()?;
-        // Nearly all texts are ASCII, and that is checked faster.
-        let text = self.get(range);
-        if !text.is_ascii() && str::from_utf8(text).is_err() {
-            return self.refuse("a text is not UTF-8");
-        }
-        Ok(range)
+        let Some(text) = self.short_text() else { return self.other_text() };
+        self.check(assembly::check_text(text))?;
+        self.range_before(text.len())
     }
 
-    /// Reads a text, or null, which is absent. Does not check for UTF-8.
+    /// Reads a text that is `expected` or another one, or null.
     #[inline]
-    pub(super) fn unchecked_text(&mut self) -> Read<ByteRange> {
-        let head = self.value()?;
-        if head.major() == TEXT && head.has_length() {
-            let length = self.take(head.argument)?.len();
-            return self.range_before(length);
+    pub(super) fn is_text(&mut self, expected: &[u8]) -> Read<bool> {
+        if let Some(text) = self.short_text() {
+            return Ok(text == expected);
         }
-        self.other_text(head)
+        let text = self.other_text()?;
+        Ok(self.get(text) == expected)
     }
 
     #[cold]
-    fn other_text(&mut self, head: Head) -> Read<ByteRange> {
-        match head.major() {
-            TEXT => self.pieces(TEXT),
-            _ if head.is_null() => Ok(ByteRange::ABSENT),
-            _ => self.refuse(WRONG_TYPE),
-        }
+    fn other_text(&mut self) -> Read<ByteRange> {
+        let head = self.value()?;
+        let range = match head.major() {
+            TEXT if head.has_length() => {
+                let length = self.take(head.argument)?.len();
+                self.range_before(length)?
+            }
+            TEXT => self.pieces(TEXT)?,
+            _ if head.is_null() => ByteRange::ABSENT,
+            _ => return self.refuse(WRONG_TYPE),
+        };
+        self.check(assembly::check_text(self.get(range)))?;
+        Ok(range)
     }
 
     /// Reads a text, or null, into memory of its own.
@@ -257,13 +259,31 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// Reads a text of less than 256 bytes without tags, as nearly all are. Returns `None` for
+    /// another value, which is still to be read.
+    #[allow(clippy::inline_always, reason = "measured: see `head`")]
+    #[inline(always)]
+    fn short_text(&mut self) -> Option<&'a [u8]> {
+        let (text, rest) = match self.rest {
+            [first @ 0x60..=0x77, rest @ ..] => rest.split_at_checked(usize::from(first - 0x60))?,
+            [0x78, length, rest @ ..] => rest.split_at_checked(usize::from(*length))?,
+            _ => return None,
+        };
+        self.rest = rest;
+        Some(text)
+    }
+
     /// Reads the name of a member.
     #[inline]
     fn name(&mut self) -> Read<&'a [u8]> {
-        if let Some((&first @ 0x60..=0x77, rest)) = self.rest.split_first() {
-            self.rest = rest;
-            return self.take(u64::from(first - 0x60));
+        match self.short_text() {
+            Some(name) => Ok(name),
+            None => self.other_name(),
         }
+    }
+
+    #[cold]
+    fn other_name(&mut self) -> Read<&'a [u8]> {
         let head = self.value()?;
         if head.major() != TEXT {
             return self.refuse(WRONG_TYPE);
