@@ -25,7 +25,7 @@ use allocation_counter::{AllocationInfo, measure};
 use aws_sdk_kinesis::Client;
 use canned::{Contents, MAX_RECORDS};
 use drain::drain;
-use kinestream::{CheckpointOn, Consumer, StartingPosition};
+use kinestream::{CheckpointOn, Consumer, StartingPosition, WireFormat};
 
 /// The two lengths of a stream, in responses.
 const LENGTHS: [usize; 2] = [16, 48];
@@ -58,6 +58,7 @@ impl Subject {
         let acknowledged = self.reader == Reader::Ack;
         let consumer = Consumer::builder(client, stream)
             .starting_position(StartingPosition::TrimHorizon)
+            .wire_format(WireFormat::Json)
             // Under valgrind, the wall clock runs ahead of the paused clock.
             .lease_duration(Duration::from_secs(24 * 60 * 60))
             .checkpoint_on(if acknowledged { CheckpointOn::Ack } else { CheckpointOn::Pull });

@@ -38,7 +38,7 @@ pub(super) use memory::{MAX_RESPONSE_BYTES, while_read};
 
 /// The most records of a response that is compared. Each is fetched twice, and the bytes of both
 /// responses count against the throughput of the shard.
-const COMPARED_RECORDS: u32 = 100;
+const COMPARED_RECORDS: u32 = 10;
 
 /// The call for the records at an iterator.
 pub(super) struct RecordsRequest<'a> {

@@ -134,7 +134,7 @@ async fn first_records_are_compared_and_cbor_is_used_from_then_on() {
     assert_eq!(server.formats(), ["cbor", "cbor", "json", "cbor", "cbor"]);
     let script = server.0.lock();
     let limited = String::from_utf8_lossy(&script.requests[2].2);
-    assert!(limited.contains(r#""Limit":100"#), "few records are compared: {limited}");
+    assert!(limited.contains(r#""Limit":10}"#), "few records are compared: {limited}");
     assert!(script.requests[3].2.ends_with(b"\x19\x03\xe8\xff"), "the limit is 1000");
 }
 
