@@ -1,5 +1,5 @@
 //! Collects the records that the SDK has decoded: those of enhanced fan-out, and those of a client
-//! with a protocol of its own.
+//! for which the caller has set a protocol.
 
 use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types;
