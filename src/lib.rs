@@ -208,9 +208,9 @@ pub use consumer::{
 };
 pub use discovery::{ShardOrdering, ShardPosition, StartingPosition};
 pub use error::{Error, ErrorKind, Result};
-pub use record::{EncryptionType, Record, SequenceNumber, ShardId};
+pub use record::{Acker, EncryptionType, Record, SequenceNumber, ShardId};
 pub use shard::{CheckpointOn, ShardStream};
-pub use source::{MemoryBudget, OnTrimmed};
+pub use source::{MemoryBudget, OnTrimmed, WireFormat};
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub use source::{fuzz_aggregate, fuzz_cbor, fuzz_json};
@@ -221,7 +221,7 @@ pub use store::RedisStore;
 pub use store::lease::IfLeased;
 #[doc(inline)]
 pub use store::{CheckpointStore, MemoryStore};
-pub use telemetry::{Event, Events, ShardFailure, Task};
+pub use telemetry::{Event, Events, FallbackReason, ShardFailure, Task};
 
 /// Compile-tests the examples of the README.
 #[cfg(all(doctest, feature = "redis"))]

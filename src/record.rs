@@ -1,11 +1,9 @@
 //! The record, its sequence number and its shard ID.
 
 mod byte_range;
-mod position_buf;
 mod sequence_number;
 
 use std::fmt;
-use std::ops::Deref;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -14,17 +12,23 @@ use bytes::Bytes;
 
 pub use crate::error::ShardId;
 pub(crate) use byte_range::ByteRange;
-pub(crate) use position_buf::PositionBuf;
 pub use sequence_number::SequenceNumber;
+
+/// The payloads up to this length, in bytes, that are copied out of their response.
+const COPIED_LENGTH: usize = 4096;
 
 /// One record of a stream.
 ///
-/// A record is cheap to move and to keep. The payload and the partition key are the SDK's own
-/// allocations, and the records of one `GetRecords` response share their common data behind an
-/// [`Arc`].
+/// A record is cheap to move. It is a part of the response that Kinesis sent, which is one buffer
+/// for all records of the response.
 ///
-/// A user record of an [aggregated record](crate::ConsumerBuilder::deaggregate) shares its memory
-/// with the others: keeping one of them keeps the memory of all.
+/// # Memory
+///
+/// A record that is kept therefore keeps its whole response in memory: up to 10 MiB of payloads.
+/// The response counts towards [`max_buffered_bytes`](crate::ConsumerBuilder::max_buffered_bytes)
+/// until its last record is dropped. To keep a payload for long, keep the result of
+/// [`into_data`](Self::into_data), which copies a payload of up to 4 KiB, and drop the record. To
+/// keep only the right to acknowledge, use [`split`](Self::split).
 ///
 /// With [`CheckpointOn::Ack`](crate::CheckpointOn::Ack), a record that is dropped without
 /// [`ack`](Self::ack) stops the checkpoint of its shard.
@@ -42,36 +46,45 @@ pub use sequence_number::SequenceNumber;
 /// # Ok(()) }
 /// ```
 pub struct Record {
-    pub(crate) data: Bytes,
-    pub(crate) partition_key: Option<SharedText>,
+    pub(crate) data: ByteRange,
+    pub(crate) partition_key: ByteRange,
     pub(crate) sequence_number: SequenceNumber,
     pub(crate) sub_sequence_number: u64,
     /// True for a user record of an aggregated record, except for the last one.
     pub(crate) is_inner: bool,
-    /// In milliseconds, the precision of Kinesis. An integer keeps the record within 128 bytes: it
-    /// is moved often, and moves up to that size are inlined.
-    pub(crate) arrival_millis: Option<i64>,
     pub(crate) encryption_type: EncryptionType,
+    /// In milliseconds, the precision of Kinesis.
+    pub(crate) arrival_millis: Option<i64>,
     /// The number in the order of delivery in this shard, from 0.
     pub(crate) number: u64,
-    pub(crate) origin: Arc<BatchContext>,
+    pub(crate) context: Arc<ResponseContext>,
 }
 
 /// The data that the records of one response share.
-pub(crate) struct BatchContext {
+pub(crate) struct ResponseContext {
     pub(crate) stream: Arc<str>,
     pub(crate) shard_id: ShardId,
     pub(crate) millis_behind_latest: i64,
     pub(crate) epoch: u64,
     /// Receives the acknowledgements of the records.
     pub(crate) ack_sink: Arc<dyn AckSink>,
+    /// The memory of the records.
+    pub(crate) buffer: Bytes,
+}
+
+/// The position of a record in its shard.
+#[derive(Clone)]
+pub(crate) struct RecordPosition {
+    pub(crate) number: SequenceNumber,
+    /// The index of the user record, if other user records follow it in the aggregated record.
+    pub(crate) part: Option<u64>,
 }
 
 /// Receives delivery and acknowledgement of records: the only path from a record back to its shard.
 pub(crate) trait AckSink: Send + Sync {
-    /// Acknowledges record number `number` of the shard, in the order of delivery. `mark` is its
-    /// position and `bytes` its size. Repeated calls have no effect.
-    fn acknowledge(&self, number: u64, mark: &PositionBuf, bytes: usize);
+    /// Acknowledges record number `number` of the shard, in the order of delivery. `bytes` is its
+    /// size. Repeated calls have no effect.
+    fn acknowledge(&self, number: u64, position: RecordPosition, bytes: usize);
 
     /// Notes that all records before number `next` are delivered.
     fn deliver(&self, next: u64);
@@ -107,18 +120,32 @@ impl fmt::Display for EncryptionType {
 impl Record {
     /// Returns the payload.
     pub fn data(&self) -> &[u8] {
-        &self.data
+        self.data.of(&self.context.buffer)
     }
 
-    /// Returns the payload without a copy.
+    /// Returns the payload, to be kept apart from the record.
+    ///
+    /// A payload of up to 4 KiB is copied, so that it does not keep the whole response in memory. A
+    /// longer one is a part of the response, without a copy.
+    pub fn bytes(&self) -> Bytes {
+        if self.data.len() <= COPIED_LENGTH {
+            return Bytes::copy_from_slice(self.data());
+        }
+        self.context.buffer.slice(self.data.start()..self.data.end())
+    }
+
+    /// Returns the payload, as [`bytes`](Self::bytes) does.
     pub fn into_data(self) -> Bytes {
-        self.data
+        self.bytes()
     }
 
     /// Returns the key that chose the shard. `None` if the producer set none, which is possible on
     /// a stream with the `AUTO` record distribution strategy.
     pub fn partition_key(&self) -> Option<&str> {
-        self.partition_key.as_deref()
+        if self.partition_key.is_absent() {
+            return None;
+        }
+        std::str::from_utf8(self.partition_key.of(&self.context.buffer)).ok()
     }
 
     /// Returns the record's sequence number in its shard. The user records of an aggregated record
@@ -136,12 +163,12 @@ impl Record {
 
     /// Returns the shard from which the record was read.
     pub fn shard_id(&self) -> &ShardId {
-        &self.origin.shard_id
+        &self.context.shard_id
     }
 
     /// Returns the name of the stream, even if the consumer was built with an ARN.
     pub fn stream(&self) -> &str {
-        &self.origin.stream
+        &self.context.stream
     }
 
     /// Returns the time at which Kinesis received the record, to the millisecond. It is not
@@ -155,7 +182,7 @@ impl Record {
     /// lag, this is the last known one, or 0 if none is known. Negative lags are returned as 0.
     #[doc(alias("lag", "iterator age"))]
     pub fn millis_behind_latest(&self) -> i64 {
-        self.origin.millis_behind_latest
+        self.context.millis_behind_latest
     }
 
     /// Returns the epoch of the lease under which the shard is read. The epoch rises with every
@@ -163,7 +190,7 @@ impl Record {
     /// it has seen of the shard.
     #[doc(alias = "fencing token")]
     pub fn epoch(&self) -> u64 {
-        self.origin.epoch
+        self.context.epoch
     }
 
     /// Returns the encryption of the record at rest.
@@ -174,7 +201,7 @@ impl Record {
     /// Returns the bytes that count as in flight: payload and partition key.
     #[inline]
     pub(crate) fn size(&self) -> usize {
-        self.data.len() + self.partition_key().map_or(0, str::len)
+        self.data.len() + self.partition_key.len()
     }
 
     /// Acknowledges the record. Can be called from any task and in any order.
@@ -187,9 +214,75 @@ impl Record {
     #[doc(alias("commit", "acknowledge", "nack"))]
     #[doc(alias("retry", "dead letter", "negative acknowledgement"))]
     pub fn ack(&self) {
-        let mut mark = PositionBuf::default();
-        mark.set(self);
-        self.origin.ack_sink.acknowledge(self.number, &mark, self.size());
+        self.context.ack_sink.acknowledge(self.number, self.position(), self.size());
+    }
+
+    /// Separates the right to acknowledge from the record.
+    ///
+    /// Use it to send a value that was made from the record through channels and combinators, and
+    /// to acknowledge the record when the value is done. The [`Acker`] does not keep the response
+    /// in memory. The record can still be acknowledged too.
+    ///
+    /// ```no_run
+    /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
+    /// use futures::TryStreamExt;
+    ///
+    /// let lengths = consumer.records().map_ok(|record| {
+    ///     let (record, acker) = record.split();
+    ///     (record.data().len(), acker)
+    /// });
+    /// lengths
+    ///     .try_for_each_concurrent(64, |(length, acker)| async move {
+    ///         println!("{length} bytes");
+    ///         acker.ack();
+    ///         Ok(())
+    ///     })
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn split(self) -> (Self, Acker) {
+        let acker = Acker {
+            number: self.number,
+            position: self.position(),
+            bytes: self.size(),
+            ack_sink: Arc::clone(&self.context.ack_sink),
+        };
+        (self, acker)
+    }
+
+    pub(crate) fn position(&self) -> RecordPosition {
+        RecordPosition {
+            number: self.sequence_number.clone(),
+            part: self.is_inner.then_some(self.sub_sequence_number),
+        }
+    }
+}
+
+/// Acknowledges one record, which it does not contain.
+///
+/// Returned by [`Record::split`]. With [`CheckpointOn::Ack`](crate::CheckpointOn::Ack), an acker
+/// that is dropped without [`ack`](Self::ack) stops the checkpoint of its shard.
+#[must_use = "the record is not acknowledged until `ack` is called"]
+pub struct Acker {
+    number: u64,
+    position: RecordPosition,
+    bytes: usize,
+    ack_sink: Arc<dyn AckSink>,
+}
+
+impl Acker {
+    /// Acknowledges the record, as [`Record::ack`] does.
+    pub fn ack(&self) {
+        self.ack_sink.acknowledge(self.number, self.position.clone(), self.bytes);
+    }
+}
+
+impl fmt::Debug for Acker {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Acker")
+            .field("sequence_number", &self.position.number)
+            .finish_non_exhaustive()
     }
 }
 
@@ -205,31 +298,5 @@ impl fmt::Debug for Record {
             .field("partition_key", &self.partition_key())
             .field("bytes", &self.data().len())
             .finish_non_exhaustive()
-    }
-}
-
-/// A short text that belongs to one record, or is shared by several.
-#[derive(Clone)]
-pub(crate) enum SharedText {
-    Own(String),
-    Shared(Arc<str>),
-}
-
-impl Deref for SharedText {
-    type Target = str;
-
-    #[inline]
-    fn deref(&self) -> &str {
-        match self {
-            Self::Own(text) => text,
-            Self::Shared(text) => text,
-        }
-    }
-}
-
-impl From<String> for SharedText {
-    #[inline]
-    fn from(text: String) -> Self {
-        Self::Own(text)
     }
 }

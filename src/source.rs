@@ -14,6 +14,7 @@ mod fan_out;
 mod fetch_limit;
 mod fetch_state;
 mod field_scanner;
+mod get_records;
 mod hash_range;
 mod kinesis;
 mod listing;
@@ -26,11 +27,11 @@ mod polling;
 mod position;
 mod registered_consumer;
 mod response;
-mod response_memory;
 mod retention;
 mod retention_period;
 mod subscription;
 mod unproven_end;
+mod wire_format;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -51,13 +52,13 @@ use fan_out::FanOutFetcher;
 pub(crate) use kinesis::{KnownShard, MAX_CLOCK_SKEW, StreamClient};
 pub(crate) use listing::{ListedShard, Listing, start_mismatch, unusable_listing};
 pub use memory_budget::MemoryBudget;
-pub(crate) use memory_budget::Reservation;
 use polling::PollingFetcher;
 pub use position::OnTrimmed;
 pub(crate) use position::Position;
 
 use fetch_state::{FetchProgress, FetchState, StreamError};
 pub(crate) use registered_consumer::RegisteredConsumer;
+pub use wire_format::WireFormat;
 
 /// The parameters of a source.
 pub(crate) struct SourceConfig {
@@ -112,8 +113,8 @@ impl SourceConfig {
 
 /// An item of a source.
 pub(crate) enum Fetched {
-    /// At least one record, and the memory that is reserved for the batch.
-    Records(Batch, Reservation),
+    /// At least one record.
+    Records(Batch),
     /// The position of a quiet shard: no further record exists up to and including `after`, and
     /// none had arrived by `until`.
     Quiet { after: Option<SequenceNumber>, until: SystemTime },

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::Checkpoint;
 use super::in_flight::{Allowance, InFlightConfig, InFlightLimit};
 use crate::mutex::Mutex;
-use crate::record::{AckSink, PositionBuf};
+use crate::record::{AckSink, RecordPosition};
 use crate::wakers::wake_all;
 
 use state::WatermarkState;
@@ -185,14 +185,14 @@ impl Watermark {
 }
 
 impl AckSink for Watermark {
-    fn acknowledge(&self, number: u64, mark: &PositionBuf, bytes: usize) {
+    fn acknowledge(&self, number: u64, position: RecordPosition, bytes: usize) {
         let (advance, wakers) = {
             let mut state = self.lock();
             if state.is_acknowledged(number) {
                 return;
             }
             state.in_flight.remove(1, bytes);
-            let advanced = state.insert(number, mark);
+            let advanced = state.insert(number, position);
             state.reach_passed();
             let is_first = state.note_changed(advanced);
             let advance = match advanced {
@@ -252,6 +252,10 @@ mod tests {
     use super::*;
     use crate::record::SequenceNumber;
 
+    fn whole(number: &SequenceNumber) -> RecordPosition {
+        RecordPosition { number: number.clone(), part: None }
+    }
+
     /// Returns `count` records: numbers from 0, and sequence numbers from 1007 in steps of 7.
     fn records(count: usize) -> Vec<(u64, SequenceNumber)> {
         (0..count as u64)
@@ -274,10 +278,10 @@ mod tests {
         assert_eq!(watermark.unacknowledged(), (1000, Some(1000 * second)));
         // Records after the first do not change its age.
         for (number, place) in &records[1..] {
-            watermark.acknowledge(*number, &PositionBuf::from(place), 0);
+            watermark.acknowledge(*number, whole(place), 0);
         }
         assert_eq!(watermark.unacknowledged(), (1, Some(1000 * second)));
-        watermark.acknowledge(0, &PositionBuf::from(&records[0].1), 0);
+        watermark.acknowledge(0, whole(&records[0].1), 0);
         assert_eq!(watermark.unacknowledged(), (0, None));
         watermark.begin_delivery(2, 0);
         assert_eq!(watermark.unacknowledged(), (0, None), "neither record is delivered yet");
@@ -311,7 +315,7 @@ mod tests {
         assert_eq!(stalled(), Some((InFlightLimit::Records, 2, 61 * second)));
         tokio::time::advance(60 * second).await;
         assert_eq!(stalled(), None, "the stall is reported once");
-        watermark.acknowledge(1, &PositionBuf::from(&records[1].1), 0);
+        watermark.acknowledge(1, whole(&records[1].1), 0);
         assert!(watermark.held_by().is_none());
         deliver();
         tokio::time::advance(30 * second).await;
@@ -346,7 +350,7 @@ mod tests {
                     ended = true;
                 }
                 let (number, sequence_number) = pick.get(&records);
-                watermark.acknowledge(*number, &sequence_number.into(), 0);
+                watermark.acknowledge(*number, whole(sequence_number), 0);
                 flags[usize::try_from(*number).unwrap()] = true;
 
                 let prefix = flags.iter().take_while(|flag| **flag).count();
@@ -379,7 +383,7 @@ mod tests {
         watermark.set_limits(InFlightConfig { records: 2, bytes: 100 });
         watermark.begin_delivery(2, 80);
         assert!(watermark.poll_allowance(&mut context).is_pending());
-        watermark.acknowledge(1, &(&records[1].1).into(), 0);
+        watermark.acknowledge(1, whole(&records[1].1), 0);
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
         let Poll::Ready(allowance) = watermark.poll_allowance(&mut context) else {
             panic!("expected an allowance after a record was acknowledged")

@@ -2,12 +2,16 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::str::FromStr;
+use std::sync::Arc;
 
-use super::SharedText;
 use crate::error::{Error, ErrorKind};
 
 /// The maximum length by the API's pattern, `0|([1-9]\d{0,128})`.
-pub(super) const MAX_DIGITS: usize = 129;
+const MAX_DIGITS: usize = 129;
+
+/// The digits that a number holds without an allocation. Kinesis writes 56, and with 62 the number
+/// takes 64 bytes.
+const INLINE_DIGITS: usize = 62;
 
 /// The sequence number of a record in its shard: a decimal number of up to 129 digits, ordered as a
 /// number.
@@ -27,34 +31,59 @@ pub(super) const MAX_DIGITS: usize = 129;
 /// ```
 #[derive(Clone)]
 #[doc(alias = "offset")]
-pub struct SequenceNumber(pub(super) SharedText);
+pub struct SequenceNumber(Digits);
+
+#[derive(Clone)]
+enum Digits {
+    Inline { length: u8, digits: [u8; INLINE_DIGITS] },
+    Long(Arc<[u8]>),
+}
 
 impl SequenceNumber {
     /// Returns the number as Kinesis writes it.
     pub fn as_str(&self) -> &str {
-        &self.0
+        // Digits are ASCII.
+        std::str::from_utf8(self.digits()).unwrap_or_default()
     }
 
-    /// Parses a number and keeps the memory of the text.
+    /// Returns the number with these digits, which must be those of a sequence number.
     #[inline]
-    pub(crate) fn of(text: String) -> Result<Self, Error> {
-        if is_valid(text.as_bytes()) { Ok(Self(text.into())) } else { Err(invalid(&text)) }
+    pub(crate) fn of_digits(text: &[u8]) -> Self {
+        debug_assert!(is_valid(text), "expected a sequence number");
+        let mut digits = [0; INLINE_DIGITS];
+        match (digits.get_mut(..text.len()), u8::try_from(text.len())) {
+            (Some(place), Ok(length)) => {
+                place.copy_from_slice(text);
+                Self(Digits::Inline { length, digits })
+            }
+            _ => Self(Digits::Long(text.into())),
+        }
+    }
+
+    /// Parses a number; `None` if the text is not one.
+    pub(crate) fn parse_digits(text: &[u8]) -> Option<Self> {
+        is_valid(text).then(|| Self::of_digits(text))
     }
 
     /// Returns true if the text is a sequence number.
     #[inline]
-    pub(crate) fn is_one(text: &str) -> bool {
-        is_valid(text.as_bytes())
+    pub(crate) fn is_one(text: &[u8]) -> bool {
+        is_valid(text)
     }
 
-    /// Converts the number to one that many records share.
-    pub(crate) fn into_shared(self) -> Self {
-        Self(SharedText::Shared((*self.0).into()))
+    #[inline]
+    fn digits(&self) -> &[u8] {
+        match &self.0 {
+            Digits::Inline { length, digits } => {
+                digits.get(..usize::from(*length)).unwrap_or_default()
+            }
+            Digits::Long(digits) => digits,
+        }
     }
 
     /// Returns the order of numbers without leading zeros: the longer one is the greater one.
-    fn order(&self) -> (usize, &str) {
-        (self.0.len(), &self.0)
+    fn order(&self) -> (usize, &[u8]) {
+        (self.digits().len(), self.digits())
     }
 }
 
@@ -66,7 +95,7 @@ impl FromStr for SequenceNumber {
     /// [`ErrorKind::Configuration`] if the text is not a decimal number of at most 129 digits
     /// without leading zeros.
     fn from_str(text: &str) -> Result<Self, Error> {
-        Self::of(text.to_owned())
+        Self::parse_digits(text.as_bytes()).ok_or_else(|| invalid(text))
     }
 }
 
@@ -160,6 +189,12 @@ mod tests {
         fn order_is_numeric(left: u128, right: u128) {
             let parse = |number: u128| number.to_string().parse::<SequenceNumber>().unwrap();
             prop_assert_eq!(parse(left).cmp(&parse(right)), left.cmp(&right));
+        }
+
+        #[test]
+        fn long_number_parses_to_the_same_text(text in "[1-9][0-9]{55,128}") {
+            let number: SequenceNumber = text.parse().unwrap();
+            prop_assert_eq!(number.as_str(), text);
         }
 
         #[test]

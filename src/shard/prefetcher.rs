@@ -82,8 +82,8 @@ impl Prefetcher {
                     let Some(item) = source.next().await else {
                         return;
                     };
-                    if let Ok(Fetched::Records(batch, _)) = &item {
-                        buffered.fetched(batch.len(), batch.origin().millis_behind_latest);
+                    if let Ok(Fetched::Records(batch)) = &item {
+                        buffered.fetched(batch.len(), batch.context().millis_behind_latest);
                     }
                     source.demand().sent();
                     if fetched.send(FetchMessage::Fetched(item)).is_err() {

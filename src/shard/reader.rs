@@ -26,12 +26,12 @@ use std::task::{Context, Poll, ready};
 
 use futures::Stream;
 
-use super::delivery::{BatchSlot, MAX_RUN_RECORDS, NextRun, RecordRun};
+use super::delivery::{CurrentBatch, MAX_RUN_RECORDS, NextRun, RecordRun};
 use super::prefetcher::{Prefetcher, Received};
 use super::{CheckpointOn, CloseSignal, LeaseHandle};
 use crate::checkpoint::{Allowance, InFlightConfig, QuietPosition, Watermark};
 use crate::error::{Error, Result};
-use crate::record::{PositionBuf, ShardId};
+use crate::record::ShardId;
 use crate::source::{Fetched, KnownShard, Source};
 use crate::store::{ReaderGate, Writer};
 use crate::telemetry::{Event, ShardTelemetry};
@@ -96,7 +96,7 @@ enum ReaderState {
     Idle(Source),
     Reading {
         prefetcher: Prefetcher,
-        slot: BatchSlot,
+        current: Option<CurrentBatch>,
     },
     Done,
 }
@@ -169,22 +169,29 @@ impl ShardReader {
         }
         loop {
             let allowance = ready!(self.poll_allowance(context));
-            let (prefetcher, slot) =
+            let (prefetcher, current) =
                 started(&mut self.state, self.prefetch, &self.lease_handle, &self.telemetry);
-            match slot.next_run(self.longest_run, allowance, &self.lease_handle, &self.watermark) {
-                NextRun::Run(run) => {
-                    self.has_delivered = true;
-                    self.telemetry.succeeded();
-                    return Poll::Ready(Some(Ok(run)));
+            if let Some(batch) = current {
+                match batch.next_run(
+                    self.longest_run,
+                    allowance,
+                    &self.lease_handle,
+                    &self.watermark,
+                ) {
+                    NextRun::Run(run) => {
+                        self.has_delivered = true;
+                        self.telemetry.succeeded();
+                        return Poll::Ready(Some(Ok(run)));
+                    }
+                    // The lease has ended since the check above.
+                    NextRun::Over => {
+                        self.state = ReaderState::Done;
+                        return Poll::Ready(None);
+                    }
+                    NextRun::Refused => continue,
+                    // Releases the memory of the batch before the next one is fetched.
+                    NextRun::Empty => *current = None,
                 }
-                NextRun::Wrong(error) => return self.end_failed(error),
-                // The lease has ended since the check above.
-                NextRun::Over => {
-                    self.state = ReaderState::Done;
-                    return Poll::Ready(None);
-                }
-                NextRun::Refused => continue,
-                NextRun::Empty => {}
             }
             let Poll::Ready(received) = prefetcher.poll_receive(context) else {
                 prefetcher.urge();
@@ -199,12 +206,9 @@ impl ShardReader {
                 Received::Lost(error) => return self.fail(error),
             };
             match fetched {
-                Ok(Fetched::Records(batch, space)) => slot.put(batch, space),
+                Ok(Fetched::Records(batch)) => *current = Some(CurrentBatch::new(batch)),
                 Ok(Fetched::Quiet { after, until }) => {
-                    self.watermark.note_passed(QuietPosition {
-                        after: after.as_ref().map(PositionBuf::from),
-                        until,
-                    });
+                    self.watermark.note_passed(QuietPosition { after, until });
                 }
                 Ok(Fetched::End(children)) => {
                     self.state = ReaderState::Done;
@@ -267,22 +271,22 @@ fn started<'a>(
     prefetch: usize,
     lease_handle: &LeaseHandle,
     telemetry: &ShardTelemetry,
-) -> (&'a mut Prefetcher, &'a mut BatchSlot) {
+) -> (&'a mut Prefetcher, &'a mut Option<CurrentBatch>) {
     if let ReaderState::Idle(_) = state
         && let ReaderState::Idle(source) = std::mem::replace(state, ReaderState::Done)
     {
         let prefetcher = Prefetcher::start(source, lease_handle.over().clone(), telemetry.clone());
-        *state = ReaderState::Reading { prefetcher, slot: BatchSlot::default() };
+        *state = ReaderState::Reading { prefetcher, current: None };
     }
     match state {
-        ReaderState::Reading { prefetcher, slot } => {
-            // A caller that has only the first record of a batch may never request the second.
-            if slot.is_untouched() {
-                prefetcher.hold();
-            } else if !slot.is_empty() {
-                prefetcher.fetch_ahead(prefetch);
+        ReaderState::Reading { prefetcher, current } => {
+            match current {
+                // A caller that has only the first record of a batch may never request the second.
+                Some(batch) if batch.is_untouched() => prefetcher.hold(),
+                Some(_) => prefetcher.fetch_ahead(prefetch),
+                None => {}
             }
-            (prefetcher, slot)
+            (prefetcher, current)
         }
         ReaderState::Idle(_) | ReaderState::Done => {
             unreachable!("the reader is not done, and was started")

@@ -5,20 +5,18 @@
 //!   magic (4) │ message: keys, hash keys, parts │ MD5 of the message (16)
 //! ```
 //!
-//! The parts are the user records. The message is scanned once on arrival, and each part is decoded
-//! when it is delivered. Apart from the record itself, only the offsets of its keys and parts are
-//! kept, four bytes each. A message with more entries than its length allows, three bytes each, is not
-//! accepted as an aggregated record: the offsets take at most four thirds of its length.
+//! The parts are the user records. The message is checked once, on arrival. From then on, a cursor
+//! walks over it, and each part is a range of the buffer that holds the message. Only the ranges of
+//! the keys are kept, eight bytes each. A message with more entries than its length allows, three
+//! bytes each, is not accepted as an aggregated record: the ranges take at most three times its
+//! length.
 //!
 //! A record that is not valid in every part is treated as a plain record, since it may be one.
 
-use std::sync::Arc;
-
-use bytes::Bytes;
 use md5::{Digest, Md5};
-use prost::Message;
 
 use super::hash_range::HashRange;
+use crate::record::ByteRange;
 
 /// The length of the shortest table entry in bytes, since no partition key is empty. The tables of
 /// a message with shorter entries would take far more memory than the message.
@@ -27,189 +25,211 @@ const SHORTEST_ENTRY: usize = 3;
 const MAGIC: [u8; 4] = [0xF3, 0x89, 0x9A, 0xC2];
 const DIGEST: usize = 16;
 
-/// Replaces the offset of a part that is not delivered.
-const DROPPED: u32 = u32::MAX;
-
-/// A user record as encoded in the message. Fields that proto2 requires are optional here, so that
-/// a missing one is detected.
-#[derive(Clone, PartialEq, Message)]
-struct EncodedPart {
-    #[prost(uint64, optional, tag = "1")]
-    key: Option<u64>,
-    #[prost(uint64, optional, tag = "2")]
-    hash_key: Option<u64>,
-    #[prost(bytes = "bytes", optional, tag = "3")]
-    data: Option<Bytes>,
+/// An aggregated record, in the buffer of its response.
+#[derive(Debug)]
+pub(super) struct Aggregate {
+    message: ByteRange,
+    /// The partition keys.
+    keys: Vec<ByteRange>,
+    /// The explicit hash keys.
+    hash_keys: Vec<ByteRange>,
+    /// The number of parts that are kept.
+    kept: usize,
+    /// The index of the last part that is kept.
+    last: u64,
+    /// True for each part that is dropped. Empty if none is.
+    dropped: Vec<bool>,
 }
 
-/// An aggregated record.
-pub(super) struct Aggregate {
-    message: Bytes,
-    /// The offset of the length prefix of each partition key.
-    keys: Vec<u32>,
-    /// The offset of the length prefix of each explicit hash key.
-    hash_keys: Vec<u32>,
-    /// The offset of the length prefix of each part, or [`DROPPED`].
-    parts: Vec<u32>,
-    /// The index of the next part that may be delivered.
-    next: usize,
-    /// The number of parts left to deliver.
-    left: usize,
-    /// The partition key of the last delivered part, with its index. The next part may share it.
-    last_key: Option<(u64, Arc<str>)>,
+/// A position among the parts of an aggregated record.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct PartCursor {
+    /// The offset in the buffer of the next field of the message.
+    offset: usize,
+    /// The index of the next part.
+    number: u64,
 }
 
 /// A user record of an aggregated record.
+#[derive(Debug)]
 pub(super) struct Part {
     /// The index of the part in the aggregated record.
     pub(super) number: u64,
-    pub(super) key: Arc<str>,
-    /// A slice of the memory of the aggregated record.
-    pub(super) data: Bytes,
-    /// True if no other part is delivered after this one.
+    pub(super) key: ByteRange,
+    pub(super) data: ByteRange,
+    /// True if no other part is kept after this one.
     pub(super) is_last: bool,
 }
 
+/// A part as encoded in the message: the indexes of its keys, and its payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct EncodedPart {
+    key: usize,
+    hash_key: Option<usize>,
+    data: ByteRange,
+}
+
 impl Aggregate {
-    /// Returns true if `data` may be an aggregated record. Nearly all plain records are ruled out.
+    /// Parses the record that is this range of the buffer. Returns `None` for a plain record.
     #[inline]
-    pub(super) fn may_be_aggregate(data: &[u8]) -> bool {
-        data.starts_with(&MAGIC)
+    pub(super) fn of(data: ByteRange, buffer: &[u8]) -> Option<Self> {
+        // Nearly all plain records are ruled out here.
+        if data.of(buffer).starts_with(&MAGIC) { Self::parse(data, buffer) } else { None }
     }
 
-    /// Parses an aggregated record. Returns `None` for a plain record.
-    pub(super) fn of(data: &Bytes) -> Option<Self> {
-        let end = data.len().checked_sub(DIGEST)?;
-        let message = data.get(MAGIC.len()..end)?;
-        if !Self::may_be_aggregate(data) || Md5::digest(message)[..] != data[end..] {
+    #[inline(never)]
+    fn parse(data: ByteRange, buffer: &[u8]) -> Option<Self> {
+        let (start, end) = (data.start() + MAGIC.len(), data.end().checked_sub(DIGEST)?);
+        let message = ByteRange::new(start, end)?;
+        if Md5::digest(message.of(buffer))[..] != *buffer.get(end..data.end())? {
             return None;
         }
-        let message = data.slice(MAGIC.len()..end);
         let mut counts = [0_usize; 3];
-        for field in fields(&message) {
+        for field in fields(message, buffer) {
             if let Some(count) = counts.get_mut(field?.table) {
                 *count += 1;
             }
         }
-        if counts.iter().sum::<usize>() * SHORTEST_ENTRY > message.len() || counts[PARTS] == 0 {
+        let [keys, hash_keys, parts] = counts;
+        if (keys + hash_keys + parts) * SHORTEST_ENTRY > message.len() || parts == 0 {
             return None;
         }
-        let mut tables = counts.map(Vec::with_capacity);
-        for field in fields(&message) {
+        let mut aggregate = Self {
+            message,
+            keys: Vec::with_capacity(keys),
+            hash_keys: Vec::with_capacity(hash_keys),
+            kept: parts,
+            last: parts as u64 - 1,
+            dropped: Vec::new(),
+        };
+        for field in fields(message, buffer) {
             let field = field?;
-            if let Some(table) = tables.get_mut(field.table) {
-                table.push(field.start);
+            match field.table {
+                KEYS => aggregate.keys.push(field.value),
+                HASH_KEYS => aggregate.hash_keys.push(field.value),
+                _ => {}
             }
         }
-        let [keys, hash_keys, parts] = tables;
-        let left = parts.len();
-        let aggregate = Self { message, keys, hash_keys, parts, next: 0, left, last_key: None };
-        aggregate.is_valid().then_some(aggregate)
+        aggregate.is_valid(buffer).then_some(aggregate)
     }
 
-    /// Returns the number of parts left to deliver.
+    /// Returns the number of parts that are kept.
     pub(super) fn len(&self) -> usize {
-        self.left
+        self.kept
     }
 
-    /// Drops the parts with hash keys of another shard. Such parts were put again after a reshard, and
-    /// the other shard holds them as well.
-    pub(super) fn retain(&mut self, range: &HashRange) {
+    /// Returns the position of the first part.
+    pub(super) fn first(&self) -> PartCursor {
+        PartCursor { offset: self.message.start(), number: 0 }
+    }
+
+    /// Drops the parts from `from` on with hash keys of another shard, and returns their number.
+    /// Such parts were put again after a reshard, and the other shard holds them as well.
+    pub(super) fn retain(&mut self, range: &HashRange, from: PartCursor, buffer: &[u8]) -> usize {
         if *range == HashRange::WHOLE {
-            return;
+            return 0;
         }
         // Adjacent parts usually have the same key.
-        let mut last = None;
-        for number in self.next..self.parts.len() {
-            let Some(stored) = self.stored(number) else { continue };
-            let keys = (stored.key, stored.hash_key);
-            let is_inside = match last {
+        let mut known = None;
+        let (mut at, mut dropped, mut last) = (from, Vec::new(), None);
+        let mut removed = 0;
+        while let Some((part, number)) = self.encoded(&mut at, buffer) {
+            let keys = (part.key, part.hash_key);
+            let is_inside = match known {
                 Some((of, is_inside)) if of == keys => is_inside,
-                _ => self.hash(&stored).is_none_or(|hash| range.contains(hash)),
+                _ => self.hash(&part, buffer).is_none_or(|hash| range.contains(hash)),
             };
-            last = Some((keys, is_inside));
-            if !is_inside {
-                self.parts[number] = DROPPED;
-                self.left -= 1;
+            known = Some((keys, is_inside));
+            if is_inside {
+                last = Some(number);
+                continue;
             }
+            let index = usize::try_from(number).unwrap_or(usize::MAX);
+            dropped.resize(index, false);
+            dropped.push(true);
+            removed += 1;
+        }
+        if removed > 0 {
+            (self.dropped, self.kept) = (dropped, self.kept - removed);
+            self.last = last.unwrap_or(self.last);
+        }
+        removed
+    }
+
+    /// Returns the next kept part from `at` on, and the position after it.
+    #[inline]
+    pub(super) fn part(&self, mut at: PartCursor, buffer: &[u8]) -> Option<(Part, PartCursor)> {
+        loop {
+            let (part, number) = self.encoded(&mut at, buffer)?;
+            let index = usize::try_from(number).unwrap_or(usize::MAX);
+            if self.dropped.get(index).is_some_and(|is_dropped| *is_dropped) {
+                continue;
+            }
+            let key = *self.keys.get(part.key)?;
+            let is_last = number == self.last;
+            return Some((Part { number, key, data: part.data, is_last }, at));
         }
     }
 
-    /// Skips the parts up to and including `part`, which are acknowledged.
-    pub(super) fn skip_through(&mut self, part: u64) {
-        let end = usize::try_from(part).map_or(usize::MAX, |part| part.saturating_add(1));
-        let end = end.clamp(self.next, self.parts.len());
-        let passed = self.parts[self.next..end].iter();
-        self.left -= passed.filter(|start| **start != DROPPED).count();
-        self.next = end;
-    }
-
-    pub(super) fn next(&mut self) -> Option<Part> {
-        let rest = self.parts.get(self.next..)?;
-        let number = self.next + rest.iter().position(|start| *start != DROPPED)?;
-        let stored = self.stored(number)?;
-        let key = self.shared_key(stored.key?)?;
-        (self.next, self.left) = (number + 1, self.left - 1);
-        let is_last = self.left == 0;
-        Some(Part { number: number as u64, key, data: stored.data?, is_last })
-    }
-
-    /// Returns the bytes of payload and partition key for each part left to deliver.
-    pub(super) fn sizes(&self) -> impl Iterator<Item = usize> {
-        (self.next..self.parts.len()).filter_map(|number| {
-            let stored = self.stored(number)?;
-            let key = *self.keys.get(usize::try_from(stored.key?).ok()?)?;
-            Some(stored.data?.len() + self.text(key)?.len())
-        })
+    /// Returns the next part, dropped or not, with its index, and moves the position past it.
+    #[inline]
+    fn encoded(&self, at: &mut PartCursor, buffer: &[u8]) -> Option<(EncodedPart, u64)> {
+        while at.offset < self.message.end() {
+            let field = Field::read(at.offset, self.message.end(), buffer)?;
+            at.offset = field.value.end();
+            if field.table == PARTS {
+                let number = at.number;
+                at.number += 1;
+                return Some((EncodedPart::read(field.value, buffer)?, number));
+            }
+        }
+        None
     }
 
     /// Returns true if every part is complete and every key is valid.
-    fn is_valid(&self) -> bool {
-        let [keys, hash_keys] = [self.keys.len() as u64, self.hash_keys.len() as u64];
-        let is_text = |start: &u32| self.text(*start).is_some();
-        let is_hash = |start: &u32| self.text(*start).is_some_and(|text| hash_of(text).is_some());
-        let is_whole = |stored: &EncodedPart| {
-            stored.data.is_some()
-                && stored.key.is_some_and(|key| key < keys)
-                && stored.hash_key.is_none_or(|key| key < hash_keys)
+    fn is_valid(&self, buffer: &[u8]) -> bool {
+        let text = |range: &ByteRange| std::str::from_utf8(range.of(buffer)).ok();
+        let is_hash = |range: &ByteRange| text(range).is_some_and(|text| hash_of(text).is_some());
+        let is_whole = |part: EncodedPart| {
+            part.key < self.keys.len() && part.hash_key.is_none_or(|key| key < self.hash_keys.len())
         };
-        self.keys.iter().all(is_text)
+        let parts = fields(self.message, buffer).flatten().filter(|field| field.table == PARTS);
+        self.keys.iter().all(|key| text(key).is_some())
             && self.hash_keys.iter().all(is_hash)
-            && (0..self.parts.len()).all(|part| self.stored(part).as_ref().is_some_and(is_whole))
-    }
-
-    fn stored(&self, number: usize) -> Option<EncodedPart> {
-        let start = *self.parts.get(number).filter(|start| **start != DROPPED)?;
-        let (start, end) = delimited(&self.message, start as usize)?;
-        EncodedPart::decode(self.message.slice(start..end)).ok()
-    }
-
-    fn text(&self, start: u32) -> Option<&str> {
-        let (start, end) = delimited(&self.message, start as usize)?;
-        std::str::from_utf8(&self.message[start..end]).ok()
-    }
-
-    fn shared_key(&mut self, index: u64) -> Option<Arc<str>> {
-        if let Some((last, key)) = &self.last_key
-            && *last == index
-        {
-            return Some(Arc::clone(key));
-        }
-        let key: Arc<str> = self.text(*self.keys.get(usize::try_from(index).ok()?)?)?.into();
-        self.last_key = Some((index, Arc::clone(&key)));
-        Some(key)
+            && parts
+                .map(|part| EncodedPart::read(part.value, buffer))
+                .all(|part| part.is_some_and(is_whole))
     }
 
     /// Returns the hash key that selects the shard of a part.
-    fn hash(&self, stored: &EncodedPart) -> Option<u128> {
-        let text = |table: &Vec<u32>, index: u64| {
-            table.get(usize::try_from(index).ok()?).and_then(|start| self.text(*start))
-        };
-        if let Some(index) = stored.hash_key {
-            return hash_of(text(&self.hash_keys, index)?);
+    fn hash(&self, part: &EncodedPart, buffer: &[u8]) -> Option<u128> {
+        if let Some(index) = part.hash_key {
+            let text = self.hash_keys.get(index)?.of(buffer);
+            return hash_of(std::str::from_utf8(text).ok()?);
         }
-        let digest = Md5::digest(text(&self.keys, stored.key?)?);
+        let digest = Md5::digest(self.keys.get(part.key)?.of(buffer));
         Some(u128::from_be_bytes(digest.into()))
+    }
+}
+
+impl EncodedPart {
+    /// Reads a part. Returns `None` if it is malformed, or lacks its key or its payload.
+    #[inline]
+    fn read(part: ByteRange, buffer: &[u8]) -> Option<Self> {
+        let (mut key, mut hash_key, mut data) = (None, None, None);
+        let mut at = part.start();
+        while at < part.end() {
+            let field = Field::read(at, part.end(), buffer)?;
+            at = field.value.end();
+            match (field.table, field.number) {
+                (KEYS, Some(index)) => key = Some(usize::try_from(index).ok()?),
+                (HASH_KEYS, Some(index)) => hash_key = Some(usize::try_from(index).ok()?),
+                (DATA, None) if field.is_delimited => data = Some(field.value),
+                (KEYS | HASH_KEYS | DATA, _) => return None,
+                _ => {}
+            }
+        }
+        Some(Self { key: key?, hash_key, data: data? })
     }
 }
 
@@ -219,86 +239,114 @@ fn hash_of(text: &str) -> Option<u128> {
     is_number.then(|| text.parse().ok()).flatten()
 }
 
-/// The index of the table of parts. The index of a table is one less than the number of its field.
+/// The tables of a message, and the fields of a part. The index is one less than the number of the
+/// field.
+const KEYS: usize = 0;
+const HASH_KEYS: usize = 1;
 const PARTS: usize = 2;
+const DATA: usize = 2;
 
-/// A field of the message.
+/// A field of a message or of a part, in Protocol Buffers:
+/// <https://protobuf.dev/programming-guides/encoding/>.
 struct Field {
-    /// The index of the table that holds the field, or a larger number if no table does.
+    /// One less than the number of the field.
     table: usize,
-    /// The offset of its length prefix.
-    start: u32,
+    /// The bytes of the value.
+    value: ByteRange,
+    /// The value, if it is a varint.
+    number: Option<u64>,
+    is_delimited: bool,
 }
 
-/// Iterates over the top-level fields of a message without decoding their contents. Yields `None`
-/// and ends at an invalid field.
-fn fields(message: &[u8]) -> impl Iterator<Item = Option<Field>> {
-    let mut at = Some(0);
+impl Field {
+    /// Reads the field at `start`. Returns `None` if it is malformed or does not end before `end`.
+    #[inline]
+    fn read(start: usize, end: usize, buffer: &[u8]) -> Option<Self> {
+        let buffer = buffer.get(..end)?;
+        let (key, start) = varint(buffer, start)?;
+        let table = (u32::try_from(key).ok()? >> 3).checked_sub(1)? as usize;
+        let (mut number, mut is_delimited) = (None, false);
+        let (start, end) = match key & 7 {
+            0 => {
+                let (value, end) = varint(buffer, start)?;
+                number = Some(value);
+                (start, end)
+            }
+            1 => (start, start.checked_add(8)?),
+            2 => {
+                is_delimited = true;
+                let (length, start) = varint(buffer, start)?;
+                (start, start.checked_add(usize::try_from(length).ok()?)?)
+            }
+            5 => (start, start.checked_add(4)?),
+            // Groups are obsolete, and no producer writes them.
+            _ => return None,
+        };
+        if end > buffer.len() {
+            return None;
+        }
+        Some(Self { table, value: ByteRange::new(start, end)?, number, is_delimited })
+    }
+}
+
+/// Iterates over the top-level fields of a message. Yields `None` and ends at an invalid field.
+fn fields(message: ByteRange, buffer: &[u8]) -> impl Iterator<Item = Option<Field>> {
+    let mut at = Some(message.start());
     std::iter::from_fn(move || {
-        let begin = at.filter(|begin| *begin < message.len())?;
-        let field = field(message, begin);
-        at = field.as_ref().map(|(_, end)| *end);
-        Some(field.map(|(field, _)| field))
+        let start = at.filter(|start| *start < message.end())?;
+        let field = Field::read(start, message.end(), buffer);
+        let field = field.filter(|field| field.table > PARTS || field.is_delimited);
+        at = field.as_ref().map(|field| field.value.end());
+        Some(field)
     })
 }
 
-fn field(message: &[u8], begin: usize) -> Option<(Field, usize)> {
-    let (key, start) = varint(message, begin)?;
-    let (number, wire_type) = (key >> 3, key & 7);
-    let end = match wire_type {
-        0 => varint(message, start)?.1,
-        1 => start.checked_add(8)?,
-        2 => delimited(message, start)?.1,
-        5 => start.checked_add(4)?,
-        // Groups are obsolete, and no producer writes them.
-        _ => return None,
-    };
-    if number == 0 || end > message.len() {
-        return None;
-    }
-    let is_table = (1..=3).contains(&number);
-    if is_table && wire_type != 2 {
-        return None;
-    }
-    let table = if is_table { number - 1 } else { usize::MAX };
-    Some((Field { table, start: u32::try_from(start).ok()? }, end))
-}
-
-/// Returns the start and end of a value, from the offset `start` of its length prefix.
-fn delimited(message: &[u8], start: usize) -> Option<(usize, usize)> {
-    let (length, start) = varint(message, start)?;
-    let end = start.checked_add(length)?;
-    (end <= message.len()).then_some((start, end))
-}
-
 /// Decodes a number, and returns it with its end.
-fn varint(message: &[u8], start: usize) -> Option<(usize, usize)> {
-    let mut rest = message.get(start..)?;
-    let number = prost::decode_length_delimiter(&mut rest).ok()?;
-    Some((number, message.len() - rest.len()))
+#[inline]
+fn varint(buffer: &[u8], start: usize) -> Option<(u64, usize)> {
+    let first = *buffer.get(start)?;
+    if first < 0x80 { Some((first.into(), start + 1)) } else { long_varint(buffer, start) }
+}
+
+fn long_varint(buffer: &[u8], start: usize) -> Option<(u64, usize)> {
+    let mut number = 0_u64;
+    for (index, byte) in buffer.get(start..)?.iter().take(10).enumerate() {
+        let bits = u64::from(byte & 0x7F);
+        // The tenth byte holds the last bit.
+        if index == 9 && bits > 1 {
+            return None;
+        }
+        number |= bits << (7 * index);
+        if *byte < 0x80 {
+            return Some((number, start + index + 1));
+        }
+    }
+    None
 }
 
 /// Reads an arbitrary message as an aggregated record with a valid checksum.
 #[cfg(fuzzing)]
 pub(super) fn fuzz(message: &[u8]) {
-    let data = [&MAGIC, message, &Md5::digest(message)[..]].concat().into();
-    let Some(mut aggregate) = Aggregate::of(&data) else { return };
-    let Aggregate { keys, hash_keys, parts, .. } = &aggregate;
-    let entries = keys.capacity() + hash_keys.capacity() + parts.capacity();
+    let data = [&MAGIC, message, &Md5::digest(message)[..]].concat();
+    let Some(range) = ByteRange::new(0, data.len()) else { return };
+    let Some(mut aggregate) = Aggregate::of(range, &data) else { return };
+    let entries = aggregate.keys.capacity() + aggregate.hash_keys.capacity() + aggregate.len();
     assert!(
         entries * SHORTEST_ENTRY <= message.len(),
         "the message must have room for its entries"
     );
-    let (all, middle) = (aggregate.len(), message.len() as u64 % 3);
-    aggregate.skip_through(middle);
-    aggregate.retain(&HashRange { first: 0, last: u128::MAX / 2 });
-    let left = aggregate.len();
-    assert!(left <= all);
-    for last in (0..left).rev() {
-        let part = aggregate.next();
-        assert!(part.is_some_and(|part| part.number > middle && part.is_last == (last == 0)));
+    let all = aggregate.len();
+    let range = HashRange { first: 0, last: u128::MAX / 2 };
+    let dropped = aggregate.retain(&range, aggregate.first(), &data);
+    assert_eq!(aggregate.len() + dropped, all);
+    let (mut at, mut left) = (aggregate.first(), aggregate.len());
+    while let Some((part, after)) = aggregate.part(at, &data) {
+        left -= 1;
+        assert_eq!(part.is_last, left == 0);
+        assert!(part.data.end() <= data.len() && part.key.end() <= data.len());
+        at = after;
     }
-    assert!(aggregate.next().is_none() && aggregate.len() == 0);
+    assert_eq!(left, 0);
 }
 
 #[cfg(test)]

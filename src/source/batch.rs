@@ -1,304 +1,262 @@
-use std::collections::VecDeque;
+//! The records of one response, on their way to the caller.
+//!
+//! ```text
+//!   Contents  [ record, record, aggregate ─► user records, record ]   shared, never changed
+//!                         ▲
+//!   Batch      ───────────┘  the next record to deliver               moves forward
+//! ```
+//!
+//! A batch is a position in the contents, so a clone of it costs nothing. A [`Record`] is built when
+//! it is delivered.
+
 use std::sync::Arc;
-use std::vec;
-
-use aws_sdk_kinesis::primitives::DateTime;
-use aws_sdk_kinesis::types;
-
-use crate::checkpoint::ByteAllowance;
-use crate::error::{Error, ErrorKind, Result};
-use crate::record::{BatchContext, EncryptionType, Record, SequenceNumber, SharedText};
 
 use super::Position;
-use super::aggregation::Aggregate;
+use super::aggregation::{Aggregate, Part, PartCursor};
 use super::hash_range::HashRange;
+use super::response::RecordRange;
+use crate::checkpoint::ByteAllowance;
+use crate::record::{ByteRange, Record, ResponseContext, SequenceNumber};
 
-/// The records of one response.
-///
-/// Each record is built when it is delivered. Until then it stays as the SDK has decoded it, so
-/// nothing is built for records that are never delivered.
-pub(crate) struct Batch {
-    records: vec::IntoIter<types::Record>,
-    /// The aggregated records among them, in order.
-    aggregates: VecDeque<OpenAggregate>,
-    /// The number of records left when the next one is aggregated, or [`NONE`].
-    next_aggregate: usize,
-    /// The number of records left to deliver.
-    left: usize,
-    /// The bytes that were delivered since the last call of `take_bytes`.
-    bytes: usize,
-    origin: Arc<BatchContext>,
-}
-
-/// An aggregated record.
-struct OpenAggregate {
-    aggregate: Aggregate,
-    /// The number of records of the response that are left, including this one.
-    left: usize,
-    /// The metadata that its user records share, set when the first one is delivered.
-    shared: Option<AggregateFields>,
-}
-
+/// The records of one response that are not delivered yet.
 #[derive(Clone)]
-struct AggregateFields {
-    sequence_number: SequenceNumber,
-    arrival_millis: Option<i64>,
-    encryption_type: EncryptionType,
+pub(crate) struct Batch {
+    contents: Arc<Contents>,
+    next: Cursor,
 }
 
-/// The value of `next_aggregate` if no aggregated record is left.
-const NONE: usize = usize::MAX;
+struct Contents {
+    records: Vec<RecordRange>,
+    /// The aggregated records among them, in order.
+    aggregates: Vec<Aggregated>,
+    context: Arc<ResponseContext>,
+}
+
+struct Aggregated {
+    /// The index of the aggregated record.
+    record: usize,
+    aggregate: Aggregate,
+}
+
+/// The next record of a batch.
+#[derive(Clone, Copy)]
+struct Cursor {
+    /// The index of the record.
+    record: usize,
+    /// The index of the next aggregated record, among the aggregated records.
+    aggregated: usize,
+    /// The next user record, if the record is aggregated.
+    part: PartCursor,
+    /// The number of records left to deliver. Each user record counts as one.
+    left: usize,
+}
+
+/// A record or user record that a cursor has stepped over.
+struct Item<'a> {
+    record: &'a RecordRange,
+    data: ByteRange,
+    key: ByteRange,
+    /// The index of the user record.
+    part: u64,
+    /// Other user records of the same aggregated record follow.
+    is_inner: bool,
+}
 
 impl Batch {
+    /// Creates the batch of all records. Their sequence numbers must be valid.
     pub(super) fn new(
-        records: Vec<types::Record>,
+        records: Vec<RecordRange>,
         deaggregate: bool,
-        origin: BatchContext,
+        context: ResponseContext,
     ) -> Self {
-        let mut batch = Self {
-            left: records.len(),
-            aggregates: VecDeque::new(),
-            next_aggregate: NONE,
-            bytes: 0,
-            records: records.into_iter(),
-            origin: Arc::new(origin),
-        };
-        if deaggregate {
-            batch.open_aggregates();
-        }
-        batch
-    }
-
-    fn open_aggregates(&mut self) {
-        let records = self.records.as_slice();
-        for (index, record) in records.iter().enumerate() {
-            if !Aggregate::may_be_aggregate(record.data.as_ref()) {
-                continue;
-            }
-            if let Some(aggregate) = Aggregate::of(&record.data.clone().into_bytes()) {
-                self.left += aggregate.len();
-                self.left -= 1;
-                let left = records.len() - index;
-                self.aggregates.push_back(OpenAggregate { aggregate, left, shared: None });
-            }
-        }
-        self.update_next_aggregate();
-    }
-
-    fn update_next_aggregate(&mut self) {
-        self.next_aggregate = self.aggregates.front().map_or(NONE, |packed| packed.left);
+        let aggregates = if deaggregate { unpack(&records, &context.buffer) } else { Vec::new() };
+        let user_records: usize = aggregates.iter().map(|packed| packed.aggregate.len()).sum();
+        let left = records.len() - aggregates.len() + user_records;
+        let contents = Contents { records, aggregates, context: Arc::new(context) };
+        let next = Cursor { record: 0, aggregated: 0, part: contents.first_part(0), left };
+        Self { contents: Arc::new(contents), next }
     }
 
     /// Returns true if some of the records left are aggregated.
     pub(super) fn is_aggregated(&self) -> bool {
-        !self.aggregates.is_empty()
+        self.next.aggregated < self.contents.aggregates.len()
     }
 
     /// Drops the user records whose hash keys belong to another shard, and returns their number.
     pub(super) fn retain(&mut self, range: &HashRange) -> usize {
+        // No other batch has these contents before the first delivery.
+        let Some(contents) = Arc::get_mut(&mut self.contents) else { return 0 };
+        let buffer = &contents.context.buffer;
+        let mut from = Some(self.next.part);
         let mut dropped = 0;
-        for packed in &mut self.aggregates {
-            let before = packed.aggregate.len();
-            packed.aggregate.retain(range);
-            dropped += before - packed.aggregate.len();
+        for packed in contents.aggregates.iter_mut().skip(self.next.aggregated) {
+            let from = from.take().unwrap_or_else(|| packed.aggregate.first());
+            dropped += packed.aggregate.retain(range, from, buffer);
         }
-        self.left -= dropped;
+        self.next.left -= dropped;
         dropped
     }
 
     /// Skips the records before the position at which an iterator was just created. Stops at the
     /// first record that is not before it: arrival times do not always rise from record to record.
     pub(super) fn skip_past(&mut self, position: &Position) {
-        while let Some(record) = self.records.as_slice().first() {
-            let arrival =
-                record.approximate_arrival_timestamp.and_then(|time| time.try_into().ok());
-            // Every record of a batch has a valid sequence number.
-            let Ok(place) = record.sequence_number.parse() else { break };
-            let is_aggregate = self.records.len() == self.next_aggregate;
-            if !position.is_past(&place, arrival) {
-                if let (Position::AfterSequenceNumber(number, Some(part)), true) =
-                    (position, is_aggregate)
-                    && *number == place
-                {
-                    self.skip_through(*part);
-                }
-                break;
+        let Self { contents, next } = self;
+        while let Some(record) = contents.records.get(next.record) {
+            let number = contents.sequence_number(record);
+            if position.is_past(&number, record.arrival()) {
+                contents.skip_record(next);
+                continue;
             }
-            if is_aggregate {
-                self.skip_through(u64::MAX);
-                self.end_aggregate();
-            } else {
-                self.records.next();
-                self.left -= 1;
+            if let Position::AfterSequenceNumber(last, Some(part)) = position
+                && *last == number
+            {
+                contents.skip_parts(next, *part);
             }
+            return;
         }
     }
 
-    /// Skips the parts of the next record up to and including `part`.
-    fn skip_through(&mut self, part: u64) {
-        if let Some(OpenAggregate { aggregate, .. }) = self.aggregates.front_mut() {
-            let before = aggregate.len();
-            aggregate.skip_through(part);
-            self.left -= before - aggregate.len();
-        }
+    pub(crate) fn context(&self) -> &ResponseContext {
+        &self.contents.context
     }
 
-    /// Removes the next record, which has no user record left to deliver.
-    fn end_aggregate(&mut self) {
-        self.aggregates.pop_front();
-        self.update_next_aggregate();
-        if let Some(record) = self.records.next() {
-            self.bytes += size(&record);
-        }
-    }
-
-    pub(crate) fn origin(&self) -> &BatchContext {
-        &self.origin
-    }
-
+    /// Returns the number of records left to deliver.
     pub(crate) fn len(&self) -> usize {
-        self.left
-    }
-
-    /// Returns the bytes delivered since the last call. The bytes of an aggregated record count
-    /// when its last user record is delivered.
-    pub(crate) fn take_bytes(&mut self) -> usize {
-        std::mem::take(&mut self.bytes)
+        self.next.left
     }
 
     /// Returns how many of the next `most` records are allowed, with their bytes; `Err` with the
     /// bytes of the first record if that one exceeds the limit.
-    pub(crate) fn fit(
-        &self,
-        most: usize,
-        allowed: ByteAllowance,
-    ) -> std::result::Result<(usize, usize), usize> {
-        if self.aggregates.is_empty() {
-            return allowed.fit(self.records.as_slice().iter().take(most).map(size));
+    pub(crate) fn fit(&self, most: usize, allowed: ByteAllowance) -> Result<(usize, usize), usize> {
+        let mut at = self.next;
+        let sizes = std::iter::from_fn(|| {
+            let item = self.contents.step(&mut at)?;
+            Some(item.data.len() + item.key.len())
+        });
+        allowed.fit(sizes.take(most))
+    }
+
+    /// Steps over the next `records` records.
+    pub(crate) fn advance(&mut self, records: usize) {
+        let records = records.min(self.next.left);
+        if self.is_aggregated() {
+            for _ in 0..records {
+                self.contents.step(&mut self.next);
+            }
+        } else {
+            self.next.record += records;
+            self.next.left -= records;
         }
-        allowed.fit(self.sizes().take(most))
-    }
-
-    /// Returns the bytes of payload and partition key for each record left to deliver.
-    fn sizes(&self) -> impl Iterator<Item = usize> {
-        let records = self.records.as_slice();
-        let mut aggregates = self.aggregates.iter().peekable();
-        records.iter().enumerate().flat_map(move |(index, record)| {
-            let left = records.len() - index;
-            let packed = aggregates.next_if(|packed| packed.left == left);
-            let whole = if packed.is_none() { Some(size(record)) } else { None };
-            packed.map(|packed| packed.aggregate.sizes()).into_iter().flatten().chain(whole)
-        })
-    }
-
-    /// Loads the sequence numbers of the next `records` records into the CPU cache, all at once.
-    /// They are far apart in memory, and loading one after the other takes longer than the rest of
-    /// their processing.
-    pub(crate) fn prefetch_sequence_numbers(&self, records: usize) {
-        let ahead = self.records.as_slice().iter().take(records);
-        let first = ahead.filter_map(|record| record.sequence_number.as_bytes().first());
-        std::hint::black_box(first.fold(0, |all, digit| all | digit));
     }
 
     /// Returns the next record. `number` is its index in the order of delivery of the shard.
     #[inline]
-    pub(crate) fn next(&mut self, number: u64) -> Option<Result<Record>> {
-        while self.records.len() == self.next_aggregate {
-            let part = self.next_part(number);
+    pub(crate) fn next(&mut self, number: u64) -> Option<Record> {
+        let contents = &*self.contents;
+        let item = contents.step(&mut self.next)?;
+        Some(Record {
+            data: item.data,
+            partition_key: item.key,
+            sequence_number: contents.sequence_number(item.record),
+            sub_sequence_number: item.part,
+            is_inner: item.is_inner,
+            encryption_type: item.record.encryption_type,
+            arrival_millis: item.record.arrival_millis,
+            number,
+            context: Arc::clone(&contents.context),
+        })
+    }
+}
+
+impl Contents {
+    /// Returns the next record, and moves the cursor past it.
+    #[inline]
+    fn step(&self, at: &mut Cursor) -> Option<Item<'_>> {
+        while self.aggregate(at).is_some() {
+            let part = self.step_part(at);
             if part.is_some() {
                 return part;
             }
         }
-        let record = self.records.next()?;
-        self.left -= 1;
-        self.bytes += size(&record);
-        let arrival_millis = record.approximate_arrival_timestamp.and_then(millis);
-        let encryption_type = encryption_of(&record);
-        let sequence_number = match SequenceNumber::of(record.sequence_number) {
-            Ok(sequence_number) => sequence_number,
-            Err(error) => return Some(Err(self.invalid_sequence_number(error))),
-        };
-        Some(Ok(Record {
-            data: record.data.into_bytes(),
-            partition_key: record.partition_key.map(SharedText::from),
-            sequence_number,
-            sub_sequence_number: 0,
-            is_inner: false,
-            arrival_millis,
-            encryption_type,
-            number,
-            origin: Arc::clone(&self.origin),
-        }))
+        let record = self.records.get(at.record)?;
+        at.record += 1;
+        at.left -= 1;
+        let RecordRange { data, partition_key: key, .. } = *record;
+        Some(Item { record, data, key, part: 0, is_inner: false })
     }
 
-    /// Returns the next user record of the aggregated record, or `None` if none is left.
-    #[cold]
-    fn next_part(&mut self, number: u64) -> Option<Result<Record>> {
-        let packed = self.aggregates.front_mut()?;
-        if packed.shared.is_none() {
-            let record = self.records.as_slice().first()?;
-            match record.sequence_number.parse::<SequenceNumber>() {
-                Ok(place) => {
-                    packed.shared = Some(AggregateFields {
-                        sequence_number: place.into_shared(),
-                        arrival_millis: record.approximate_arrival_timestamp.and_then(millis),
-                        encryption_type: encryption_of(record),
-                    });
-                }
-                Err(error) => {
-                    let error = self.invalid_sequence_number(error);
-                    self.skip_through(u64::MAX);
-                    self.end_aggregate();
-                    return Some(Err(error));
-                }
-            }
-        }
-        let (Some(part), Some(shared)) = (packed.aggregate.next(), packed.shared.clone()) else {
-            // None of its user records belongs to this shard.
-            self.end_aggregate();
+    /// Returns the next user record. Returns `None`, and moves past the aggregated record, if none
+    /// is left.
+    #[inline(never)]
+    fn step_part(&self, at: &mut Cursor) -> Option<Item<'_>> {
+        let (aggregate, record) = (self.aggregate(at)?, self.records.get(at.record)?);
+        let Some((part, after)) = aggregate.part(at.part, &self.context.buffer) else {
+            self.end_aggregate(at);
             return None;
         };
-        self.left -= 1;
+        at.part = after;
+        at.left -= 1;
         if part.is_last {
-            self.end_aggregate();
+            self.end_aggregate(at);
         }
-        Some(Ok(Record {
-            data: part.data,
-            partition_key: Some(SharedText::Shared(part.key)),
-            sequence_number: shared.sequence_number,
-            sub_sequence_number: part.number,
-            is_inner: !part.is_last,
-            arrival_millis: shared.arrival_millis,
-            encryption_type: shared.encryption_type,
-            number,
-            origin: Arc::clone(&self.origin),
-        }))
+        let Part { number, key, data, is_last } = part;
+        Some(Item { record, data, key, part: number, is_inner: !is_last })
     }
 
-    #[cold]
-    fn invalid_sequence_number(&self, error: Error) -> Error {
-        Error::new(ErrorKind::Rejected, "Kinesis returned an invalid sequence number")
-            .with_source(error)
-            .in_stream(&self.origin.stream)
-            .in_shard(&self.origin.shard_id)
+    /// Moves the cursor past the next record with all of its user records.
+    fn skip_record(&self, at: &mut Cursor) {
+        if self.aggregate(at).is_some() {
+            self.skip_parts(at, u64::MAX);
+            self.end_aggregate(at);
+        } else {
+            at.record += 1;
+            at.left -= 1;
+        }
+    }
+
+    /// Moves the cursor past the user records of the next record up to and including `part`.
+    fn skip_parts(&self, at: &mut Cursor, part: u64) {
+        let Some(aggregate) = self.aggregate(at) else { return };
+        while let Some((next, after)) = aggregate.part(at.part, &self.context.buffer)
+            && next.number <= part
+        {
+            at.part = after;
+            at.left -= 1;
+        }
+    }
+
+    fn end_aggregate(&self, at: &mut Cursor) {
+        at.record += 1;
+        at.aggregated += 1;
+        at.part = self.first_part(at.aggregated);
+    }
+
+    /// Returns the next record as an aggregated record, if it is one.
+    #[inline]
+    fn aggregate(&self, at: &Cursor) -> Option<&Aggregate> {
+        let packed = self.aggregates.get(at.aggregated)?;
+        (packed.record == at.record).then_some(&packed.aggregate)
+    }
+
+    fn first_part(&self, aggregated: usize) -> PartCursor {
+        let packed = self.aggregates.get(aggregated);
+        packed.map_or_else(PartCursor::default, |packed| packed.aggregate.first())
+    }
+
+    #[inline]
+    fn sequence_number(&self, record: &RecordRange) -> SequenceNumber {
+        SequenceNumber::of_digits(record.sequence_number.of(&self.context.buffer))
     }
 }
 
-/// Returns the bytes that Kinesis counts for a record: payload and partition key.
-#[inline]
-pub(super) fn size(record: &types::Record) -> usize {
-    record.data.as_ref().len() + record.partition_key.as_ref().map_or(0, String::len)
+fn unpack(records: &[RecordRange], buffer: &[u8]) -> Vec<Aggregated> {
+    let records = records.iter().enumerate();
+    let packed = records.filter_map(|(record, range)| {
+        let aggregate = Aggregate::of(range.data, buffer)?;
+        Some(Aggregated { record, aggregate })
+    });
+    packed.collect()
 }
 
-#[inline]
-fn encryption_of(record: &types::Record) -> EncryptionType {
-    match record.encryption_type {
-        Some(types::EncryptionType::Kms) => EncryptionType::Kms,
-        _ => EncryptionType::None,
-    }
-}
-
-#[inline]
-fn millis(time: DateTime) -> Option<i64> {
-    time.secs().checked_mul(1000)?.checked_add(i64::from(time.subsec_nanos() / 1_000_000))
-}
+#[cfg(all(test, feature = "testing"))]
+mod tests;

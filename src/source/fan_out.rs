@@ -20,13 +20,14 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_kinesis::types::SubscribeToShardEvent;
 use tokio::time::Instant;
 
-use super::batch::size;
 use super::demand::Demand;
-use super::fetch_state::{FetchState, FetchedResponse, StreamError, Unpacked, children};
-use super::memory_budget::ShardBudget;
+use super::fetch_state::{
+    FetchState, FetchedResponse, MeasuredRecords, StreamError, Unpacked, children,
+};
+use super::memory_budget::{ShardBudget, while_parsed};
 use super::registered_consumer::RegisteredConsumer;
-use super::response_memory::while_read;
-use super::retention::{Beginning, arrival};
+use super::response::{FirstRecord, RecordRange, children_of_sdk, records_of_sdk};
+use super::retention::Beginning;
 use super::subscription::{
     EventMessage, MAX_SUBSCRIPTION_AGE, MessageMeter, Subscription, SubscriptionMessage,
 };
@@ -158,7 +159,7 @@ impl FanOutFetcher {
 
     async fn subscribe(&self) -> Result<StartedSubscription, SubscribeError> {
         let consumer = self.registered_consumer.arn().await.map_err(SubscribeError::Failed)?;
-        let spare = self.memory.grant(&self.demand, while_read(self.expected)).await;
+        let spare = self.memory.grant(&self.demand, while_parsed(self.expected)).await;
         let meter = MessageMeter::new(spare, self.demand.clone());
         let (kinesis, shard) = (&self.fetch_state.kinesis, self.fetch_state.shard_id());
         let (position, asked) = (self.fetch_state.begin(), Instant::now());
@@ -190,18 +191,20 @@ impl FanOutFetcher {
         if !named.records {
             return self.fetch_state.lacks_records();
         }
-        let bytes = event.records.iter().map(size).sum();
-        let space = message.keep(bytes);
+        let (buffer, records) = records_of_sdk(&event.records);
+        let bytes = records.iter().map(RecordRange::size).sum();
+        let space = message.keep(buffer.len() + size_of_val(&*records));
         let next: Option<SequenceNumber> = event.continuation_sequence_number.parse().ok();
-        let children = children(self.fetch_state.shard_id(), event.child_shards());
-        let has_records = !event.records.is_empty();
+        let children =
+            children(self.fetch_state.shard_id(), &children_of_sdk(event.child_shards()));
+        let has_records = !records.is_empty();
         let lag = named.lag.then_some(event.millis_behind_latest);
-        let first = event.records.first();
+        let first = FirstRecord::of(&records, &buffer);
         let is_tip = lag.is_some_and(|lag| lag <= 0) || next.is_none() && children.is_some();
         let moves = || lag.and(next.as_ref()).is_some_and(|next| self.fetch_state.is_further(next));
-        let reached = match first {
+        let reached = match &first {
             // A record without an arrival time may be the newest one.
-            Some(first) => Some(arrival(first).unwrap_or_else(|| self.fetch_state.time_behind(0))),
+            Some(first) => Some(first.arrival.unwrap_or_else(|| self.fetch_state.time_behind(0))),
             None if children.is_some() || moves() => {
                 Some(self.fetch_state.time_behind(lag.unwrap_or(0)))
             }
@@ -221,22 +224,24 @@ impl FanOutFetcher {
         if matches!(beginning, Beginning::Replaced | Beginning::Postponed) {
             return Ok(());
         }
-        if first.is_none() {
+        if !has_records {
             let is_long = self.placed_at.elapsed() >= UNDECIDED_FOR;
             if beginning == Beginning::Undecided && is_long && self.fetch_state.seek_oldest() {
                 return Ok(());
             }
             self.fetch_state.approach(lag.and(next.as_ref()));
         }
-        let Unpacked { batch, has_invalid_number } =
-            self.fetch_state.unpack(event.records, bytes, lag, self.placed);
+        let Unpacked { batch, has_invalid_number } = self.fetch_state.unpack(
+            MeasuredRecords { records, buffer: space.hold(buffer), bytes, lag },
+            self.placed,
+        );
         let may_be_behind = lag.is_none_or(|lag| lag > 0);
         self.placed &= may_be_behind && batch.len() == 0;
         let is_empty = batch.len() == 0;
         if !is_empty {
             self.patience = CHECKED_FOR;
         }
-        let mut response = FetchedResponse { batch, space, passed: None, end: None };
+        let mut response = FetchedResponse { batch, passed: None, end: None };
         // Without a valid next position, the next subscription begins where this one stopped.
         match next {
             _ if has_invalid_number => {

@@ -4,19 +4,20 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aws_sdk_kinesis::types;
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::absent_listings::AbsentListings;
 use super::batch::Batch;
 use super::failure_streak::FailureStreak;
-use super::retention::{Retention, arrival};
+use super::response::{NamedChild, RecordRange};
+use super::retention::Retention;
 use super::unproven_end::UnprovenEnds;
-use super::{Fetched, KnownShard, OnTrimmed, Position, Reservation, StreamClient};
+use super::{Fetched, KnownShard, OnTrimmed, Position, StreamClient};
 use crate::checkpoint::Checkpoint;
 use crate::error::{ClassifiedError, Error, ErrorKind, ErrorKindSet, Result, RetryAction};
 use crate::pacing::Pace;
-use crate::record::{AckSink, BatchContext, SequenceNumber, ShardId};
+use crate::record::{AckSink, ResponseContext, SequenceNumber, ShardId};
 use crate::telemetry::{Event, ShardTelemetry, log_line};
 
 /// The interval at which a quiet shard moves its checkpoint. It is far shorter than the retention
@@ -87,7 +88,6 @@ impl FetchProgress {
 /// The contents of a response.
 pub(super) struct FetchedResponse {
     pub(super) batch: Batch,
-    pub(super) space: Reservation,
     /// The position that the shard has reached, if the response holds no record.
     pub(super) passed: Option<QuietProgress>,
     /// The children of the shard, if the shard ends with this response.
@@ -99,6 +99,15 @@ pub(super) struct QuietProgress {
     pub(super) after: Option<SequenceNumber>,
     pub(super) until: SystemTime,
     pub(super) each: Duration,
+}
+
+/// The records of a response, in memory that is counted until the last of them is dropped.
+pub(super) struct MeasuredRecords {
+    pub(super) records: Vec<RecordRange>,
+    pub(super) buffer: Bytes,
+    /// The size of all records.
+    pub(super) bytes: usize,
+    pub(super) lag: Option<i64>,
 }
 
 /// The records of a response, up to the first one without a valid sequence number.
@@ -227,43 +236,41 @@ impl FetchState {
     }
 
     /// Returns the records of a response as a batch, without those before the position, and moves
-    /// the position. `bytes` is the size of all records. `placed` is true if the server has just
-    /// begun at the position.
-    pub(super) fn unpack(
-        &mut self,
-        mut records: Vec<types::Record>,
-        bytes: usize,
-        lag: Option<i64>,
-        placed: bool,
-    ) -> Unpacked {
+    /// the position. `placed` is true if the server has just begun at the position.
+    pub(super) fn unpack(&mut self, response: MeasuredRecords, placed: bool) -> Unpacked {
+        let MeasuredRecords { mut records, buffer, bytes, lag } = response;
         (self.state.reported_kinds, self.state.failed, self.state.panics) =
             (ErrorKindSet::default(), 0, 0);
         self.forget_failures();
         (self.state.not_found, self.state.absence) = (FailureStreak::default(), None);
         let millis_behind_latest = self.telemetry.answered(records.len(), bytes, lag);
+        let digits = |record: &RecordRange| record.sequence_number.of(&buffer);
         if let Some(last) = records.last() {
-            let (records, sequence_number) = (records.len(), &*last.sequence_number);
+            let (records, number) = (records.len(), String::from_utf8_lossy(digits(last)));
+            let sequence_number = &*number;
             log_line!(trace, records, bytes, sequence_number, millis_behind_latest, "fetched");
         }
-        let invalid =
-            records.iter().position(|record| !SequenceNumber::is_one(&record.sequence_number));
+        let invalid = records.iter().position(|record| !SequenceNumber::is_one(digits(record)));
         records.truncate(invalid.unwrap_or(records.len()));
-        let last = records.last().map(|record| (record.sequence_number.parse(), arrival(record)));
-        let origin = BatchContext {
+        let last = records
+            .last()
+            .map(|record| (SequenceNumber::of_digits(digits(record)), record.arrival()));
+        let context = ResponseContext {
             stream: Arc::clone(self.kinesis.name()),
             shard_id: self.shard_id().clone(),
             millis_behind_latest,
             epoch: self.epoch,
             ack_sink: Arc::clone(&self.ack_sink),
+            buffer,
         };
-        let mut batch = Batch::new(records, self.deaggregate, origin);
+        let mut batch = Batch::new(records, self.deaggregate, context);
         if placed {
             self.skip_placed(&mut batch);
-            if let (0, Some((Ok(_), arrival))) = (batch.len(), &last) {
+            if let (0, Some((_, arrival))) = (batch.len(), &last) {
                 self.skipped_to(*arrival);
             }
         }
-        if let (1.., Some((Ok(last), arrival))) = (batch.len(), last) {
+        if let (1.., Some((last, arrival))) = (batch.len(), last) {
             self.read_to(last, arrival);
         }
         Unpacked { batch, has_invalid_number: invalid.is_some() }
@@ -316,10 +323,10 @@ impl FetchState {
             self.state.response = Some(response);
             return Err(reported_kinds);
         }
-        let FetchedResponse { batch, space, passed, end } = response;
+        let FetchedResponse { batch, passed, end } = response;
         if batch.len() > 0 {
             self.state.ended = end;
-            return Ok(Some(Fetched::Records(batch, space)));
+            return Ok(Some(Fetched::Records(batch)));
         }
         if let Some(children) = end {
             return Ok(Some(Fetched::End(children)));
@@ -360,15 +367,15 @@ impl FetchState {
 ///
 /// A split has two children, and a merge has one child with two parents. If fewer are named, or one
 /// cannot be parsed, the list is empty: only a listing shows all children with all their parents.
-pub(super) fn children(shard: &ShardId, named: &[types::ChildShard]) -> Option<Vec<KnownShard>> {
-    let parse = |child: &types::ChildShard| {
-        let parents = child.parent_shards().iter().map(|id| id.parse().ok());
+pub(super) fn children(shard: &ShardId, named: &[NamedChild]) -> Option<Vec<KnownShard>> {
+    let parse = |child: &NamedChild| {
+        let parents = child.parents.iter().map(|id| id.parse().ok());
         let parents = parents.collect::<Option<_>>()?;
-        Some(KnownShard { id: child.shard_id().parse().ok()?, parents })
+        Some(KnownShard { id: child.id.parse().ok()?, parents })
     };
-    let is_child = |child: &types::ChildShard| {
-        child.shard_id().parse::<ShardId>().is_ok()
-            && child.parent_shards().iter().any(|parent| parent == shard.as_str())
+    let is_child = |child: &NamedChild| {
+        child.id.parse::<ShardId>().is_ok()
+            && child.parents.iter().any(|parent| parent == shard.as_str())
     };
     if !named.iter().any(is_child) {
         return None;

@@ -19,12 +19,20 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::demand::{Demand, Urgency};
 
-/// The bytes that each shard may hold in addition to the budget: enough to read a 32 KiB response.
+/// The bytes that each shard may hold in addition to the budget: enough to read a response of 48 KiB.
 pub(super) const RESERVE: usize = 64 * 1024;
+
+/// Returns the memory that a message takes while the SDK reads and decodes it: its text, and the
+/// records decoded from it, which hold three quarters of the text as payloads, plus their keys and
+/// sequence numbers.
+pub(super) fn while_parsed(length: usize) -> usize {
+    length.saturating_mul(2)
+}
 
 /// A limit of buffered bytes, shared by all shards of one or several consumers.
 ///
@@ -77,8 +85,6 @@ pub(crate) struct Reservation {
     memory: ShardBudget,
     reserved: usize,
     shared: usize,
-    /// The bytes that the reservation covers, which may exceed the bytes taken.
-    bytes: usize,
 }
 
 impl MemoryBudget {
@@ -138,7 +144,7 @@ impl Pool {
 impl ShardBudget {
     /// Returns a reservation of zero bytes.
     pub(super) fn empty(&self) -> Reservation {
-        Reservation { memory: self.clone(), reserved: 0, shared: 0, bytes: 0 }
+        Reservation { memory: self.clone(), reserved: 0, shared: 0 }
     }
 
     /// Waits until a fetch may begin, and takes the memory that the fetch is expected to need. An
@@ -201,24 +207,19 @@ impl Reservation {
         self.reserved += reserved;
         self.shared += missing - reserved;
         self.shrink(bytes);
-        self.bytes = bytes;
         true
     }
 
-    /// Resizes the reservation to `bytes`, or as close to it as free memory allows. The reservation
-    /// covers `bytes` in both cases.
+    /// Resizes the reservation to `bytes`, or as close to it as free memory allows.
     pub(super) fn resize_up_to(&mut self, bytes: usize) {
         self.shrink(bytes);
         self.reserved += self.memory.0.reserve.take(bytes - self.taken());
         self.shared += self.memory.0.shared.pool.take(bytes - self.taken());
-        self.bytes = bytes;
     }
 
-    /// Reduces the bytes that the reservation covers, and releases the surplus. If fewer bytes were
-    /// taken than are covered, memory is released only once the covered bytes fall below them.
-    pub(crate) fn release(&mut self, bytes: usize) {
-        self.bytes = self.bytes.saturating_sub(bytes);
-        self.shrink(self.bytes);
+    /// Returns the buffer as bytes that keep the reservation until the last of them is dropped.
+    pub(super) fn hold(self, buffer: Vec<u8>) -> Bytes {
+        Bytes::from_owner(CountedBuffer { buffer, _reservation: self })
     }
 
     /// Keeps at most `bytes`, and releases the rest: shared memory first, so that other shards can
@@ -242,6 +243,18 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.shrink(0);
+    }
+}
+
+/// A buffer, and the memory that is reserved for it.
+struct CountedBuffer {
+    buffer: Vec<u8>,
+    _reservation: Reservation,
+}
+
+impl AsRef<[u8]> for CountedBuffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
     }
 }
 
@@ -271,21 +284,23 @@ mod tests {
         assert!(space.resize(RESERVE + 8 * KIBIBYTE));
         assert_eq!(budget.taken(), 8 * KIBIBYTE, "the reserve is taken first");
         assert!(!memory.empty().resize(3 * KIBIBYTE));
-        space.release(4 * KIBIBYTE);
+        space.shrink(space.taken() - 4 * KIBIBYTE);
         assert_eq!(budget.taken(), 4 * KIBIBYTE, "shared memory is released first");
         drop(space);
         assert_eq!((budget.taken(), memory.free()), (0, RESERVE + 10 * KIBIBYTE));
     }
 
     #[test]
-    fn oversized_reservation_releases_taken_memory_last() {
-        let budget = MemoryBudget::new(2 * KIBIBYTE);
+    fn held_buffer_keeps_its_memory_until_the_last_part_is_dropped() {
+        let budget = MemoryBudget::new(10 * KIBIBYTE);
         let mut space = budget.shard().empty();
-        space.resize_up_to(RESERVE + 5 * KIBIBYTE);
-        for (released, taken) in [(3, 2), (1, 1), (1, 0)] {
-            space.release(released * KIBIBYTE);
-            assert_eq!(budget.taken(), taken * KIBIBYTE);
-        }
+        assert!(space.resize(RESERVE + KIBIBYTE));
+        let buffer = space.hold(vec![7; KIBIBYTE]);
+        let part = buffer.slice(10..20);
+        drop(buffer);
+        assert_eq!((&part[..], budget.taken()), (&[7; 10][..], KIBIBYTE));
+        drop(part);
+        assert_eq!(budget.taken(), 0);
     }
 
     #[test]
@@ -318,9 +333,9 @@ mod tests {
         let bytes = RESERVE + 5 * KIBIBYTE;
         let mut first = pin!(memory.grant(&demand, bytes));
         assert!(first.as_mut().now_or_never().is_none());
-        held.release(4 * KIBIBYTE);
+        held.shrink(held.taken() - 4 * KIBIBYTE);
         assert!(first.as_mut().now_or_never().is_none(), "too few bytes are free");
-        held.release(KIBIBYTE);
+        held.shrink(held.taken() - KIBIBYTE);
         let space = first.as_mut().now_or_never().expect("enough bytes are free");
         drop(space);
         held.resize_up_to(RESERVE + 10 * KIBIBYTE);

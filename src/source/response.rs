@@ -10,18 +10,19 @@
 //! The body is checked once, when it arrives: after that, every range is inside the buffer and every
 //! text is UTF-8.
 
-#![allow(dead_code, reason = "the sources do not decode their responses themselves yet")]
-
 mod assembly;
 mod cbor;
 mod json;
 mod sdk;
 
 use std::fmt;
+use std::time::SystemTime;
 
-use aws_sdk_kinesis::types;
+use aws_sdk_kinesis::primitives::DateTime;
 
-use crate::record::{ByteRange, EncryptionType};
+use crate::record::{ByteRange, EncryptionType, SequenceNumber};
+
+pub(super) use sdk::{children_of_sdk, records_of_sdk};
 
 /// A decoded response.
 #[derive(Debug, Default)]
@@ -85,13 +86,6 @@ impl Response {
     pub(super) fn from_json(body: Vec<u8>) -> Result<Self, Unreadable> {
         json::decode(body)
     }
-
-    /// Copies records that the SDK has decoded into one buffer. Returns it with their ranges.
-    pub(super) fn from_sdk(
-        records: &[types::Record],
-    ) -> Result<(Vec<u8>, Vec<RecordRange>), Unreadable> {
-        sdk::collect(records)
-    }
 }
 
 impl ErrorBody {
@@ -102,10 +96,31 @@ impl ErrorBody {
 }
 
 impl RecordRange {
+    pub(super) fn arrival(&self) -> Option<SystemTime> {
+        self.arrival_millis.and_then(|millis| DateTime::from_millis(millis).try_into().ok())
+    }
+
     /// Returns the bytes that Kinesis counts for a record: payload and partition key.
     #[inline]
     pub(super) fn size(&self) -> usize {
         self.data.len() + self.partition_key.len()
+    }
+}
+
+/// The part of a response's first record that shows where the response begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FirstRecord {
+    /// `None` if the record has no valid sequence number.
+    pub(super) number: Option<SequenceNumber>,
+    pub(super) arrival: Option<SystemTime>,
+}
+
+impl FirstRecord {
+    /// Returns the first of these records, which are in the buffer.
+    pub(super) fn of(records: &[RecordRange], buffer: &[u8]) -> Option<Self> {
+        let first = records.first()?;
+        let number = SequenceNumber::parse_digits(first.sequence_number.of(buffer));
+        Some(Self { number, arrival: first.arrival() })
     }
 }
 

@@ -7,7 +7,6 @@
 
 use std::time::{Duration, SystemTime};
 
-use aws_sdk_kinesis::types;
 use tokio::time::Instant;
 
 use super::batch::Batch;
@@ -16,6 +15,7 @@ use super::kinesis::{MAX_CLOCK_SKEW, server_time};
 use super::loss::FailedLossCheck;
 use super::oldest_record::{Probe, Verified};
 use super::overtaking::NEAR_HORIZON;
+use super::response::FirstRecord;
 use super::retention_period::SHORTEST_RETENTION;
 use super::{OnTrimmed, Position};
 use crate::error::ClassifiedError;
@@ -197,7 +197,7 @@ impl FetchState {
     /// `is_tip` states that the shard holds no record from there on.
     pub(super) async fn judge_beginning(
         &mut self,
-        first: Option<&types::Record>,
+        first: Option<FirstRecord>,
         is_tip: bool,
     ) -> Result<Beginning, StreamError> {
         if self.state.retention.is_sound {
@@ -213,20 +213,17 @@ impl FetchState {
 
     async fn judge_placement(
         &mut self,
-        first: Option<&types::Record>,
+        first: Option<FirstRecord>,
         is_tip: bool,
     ) -> Result<Beginning, StreamError> {
         let Some(number) = self.position.number().cloned() else {
             return self.judge_time(first).await;
         };
-        let arrived = first.and_then(arrival);
-        let first: Option<SequenceNumber> = match first {
-            Some(first) => match first.sequence_number.parse() {
-                Ok(first) => Some(first),
-                // The caller of this method reports the invalid sequence number.
-                Err(_) => return Ok(Beginning::Undecided),
-            },
-            None if is_tip => None,
+        let (first, arrived) = match first {
+            Some(FirstRecord { number: Some(number), arrival }) => (Some(number), arrival),
+            // The caller of this method reports the invalid sequence number.
+            Some(FirstRecord { number: None, .. }) => return Ok(Beginning::Undecided),
+            None if is_tip => (None, None),
             None => return self.judge_approach().await,
         };
         if self.state.retention.probe.is_some() {
@@ -286,12 +283,9 @@ impl FetchState {
 
     /// Judges a placement without a sequence number. `first` is the oldest kept record after it, if
     /// there is one.
-    async fn judge_time(
-        &mut self,
-        first: Option<&types::Record>,
-    ) -> Result<Beginning, StreamError> {
+    async fn judge_time(&mut self, first: Option<FirstRecord>) -> Result<Beginning, StreamError> {
         if let Some(until) = self.read_until() {
-            let oldest = first.and_then(arrival);
+            let oldest = first.and_then(|first| first.arrival);
             match self.is_kept_since(until, oldest).await {
                 Ok(true) => {}
                 Ok(false) => {
@@ -412,8 +406,4 @@ impl FetchState {
     pub(super) fn restart_quiet(&mut self) {
         self.state.next_quiet_save = Some(Instant::now() + QUIET_AFTER);
     }
-}
-
-pub(super) fn arrival(record: &types::Record) -> Option<SystemTime> {
-    SystemTime::try_from(*record.approximate_arrival_timestamp()?).ok()
 }

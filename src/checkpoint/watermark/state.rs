@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::times::DeliveryTimes;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::in_flight::InFlightCounter;
-use crate::record::{PositionBuf, SequenceNumber};
+use crate::record::{RecordPosition, SequenceNumber};
 
 /// The change after a record is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub(super) struct WatermarkState {
     /// The checkpoint to store before any record is acknowledged.
     pub(super) start: Option<Checkpoint>,
     /// The last record of the prefix, or a position after it that was passed.
-    pub(super) position: Option<PositionBuf>,
+    pub(super) position: Option<RecordPosition>,
     /// No record after the position had arrived by this time.
     pub(super) until: Option<SystemTime>,
     /// Acknowledged records after a gap, by the first number of each run.
@@ -66,16 +66,16 @@ pub(super) struct WatermarkState {
 
 /// The read position of a quiet shard: every record up to `after`, and every record that had
 /// arrived by `until`, is in delivery.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct QuietPosition {
-    pub(crate) after: Option<PositionBuf>,
+    pub(crate) after: Option<SequenceNumber>,
     pub(crate) until: SystemTime,
 }
 
 pub(super) struct Island {
     /// The number after the last record.
     end: u64,
-    last: PositionBuf,
+    last: RecordPosition,
 }
 
 impl WatermarkState {
@@ -108,11 +108,12 @@ impl WatermarkState {
         }
         let position = self.position.as_ref();
         if let Some(until) = self.until {
-            return Some(Checkpoint::caught_up(position.map(SequenceNumber::from), until));
+            let after = position.map(|position| position.number.clone());
+            return Some(Checkpoint::caught_up(after, until));
         }
         let after = position.map(|position| Checkpoint::AfterSequenceNumber {
-            sequence_number: position.into(),
-            sub_sequence_number: position.part(),
+            sequence_number: position.number.clone(),
+            sub_sequence_number: position.part,
         });
         after.or_else(|| self.start.clone())
     }
@@ -120,18 +121,17 @@ impl WatermarkState {
     /// Moves the position to the passed one, if all records before it are acknowledged. Returns
     /// true if the position moved.
     pub(super) fn reach_passed(&mut self) -> bool {
-        match self.passed {
-            Some((number, passed)) if number == self.prefix => {
-                self.position = passed.after.or(self.position);
-                (self.until, self.passed) = (Some(passed.until), None);
-                true
-            }
-            Some((number, _)) if number < self.prefix => {
-                self.passed = None;
-                false
-            }
-            _ => false,
+        let Some((number, _)) = &self.passed else { return false };
+        if *number > self.prefix {
+            return false;
         }
+        let passed = self.passed.take().filter(|(number, _)| *number == self.prefix);
+        let Some((_, QuietPosition { after, until })) = passed else { return false };
+        if let Some(number) = after {
+            self.position = Some(RecordPosition { number, part: None });
+        }
+        self.until = Some(until);
+        true
     }
 
     /// Returns the task that waits for all records to be acknowledged, if they are.
@@ -150,17 +150,18 @@ impl WatermarkState {
 
     /// Marks an unacknowledged number as acknowledged. Returns true if the prefix has become
     /// longer.
-    pub(super) fn insert(&mut self, number: u64, mark: &PositionBuf) -> bool {
+    #[inline]
+    pub(super) fn insert(&mut self, number: u64, position: RecordPosition) -> bool {
         // The common case, one record after another, does not access the map.
         if number == self.prefix && self.islands.is_empty() {
             self.prefix += 1;
             self.until = None;
-            self.position = Some(*mark);
+            self.position = Some(position);
             return true;
         }
         let (end, last) = match self.islands.remove(&(number + 1)) {
             Some(next) => (next.end, next.last),
-            None => (number + 1, *mark),
+            None => (number + 1, position),
         };
         if number == self.prefix {
             self.prefix = end;
@@ -185,11 +186,12 @@ mod tests {
     #[test]
     fn unacknowledged_record_costs_no_memory_for_those_after_it() {
         let mut state = WatermarkState { numbered: 1001, ..WatermarkState::default() };
+        let position = || RecordPosition { number: SequenceNumber::of_digits(b"7"), part: None };
         for number in 1..=1000 {
-            assert!(!state.insert(number, &PositionBuf::default()));
+            assert!(!state.insert(number, position()));
         }
         assert_eq!((state.islands.len(), state.prefix), (1, 0));
-        assert!(state.insert(0, &PositionBuf::default()));
+        assert!(state.insert(0, position()));
         assert_eq!((state.islands.len(), state.prefix), (0, 1001));
     }
 }

@@ -1,6 +1,18 @@
 use proptest::prelude::*;
+use prost::Message;
 
 use super::*;
+
+/// A part as producers encode it.
+#[derive(Clone, PartialEq, Message)]
+struct PackedPart {
+    #[prost(uint64, optional, tag = "1")]
+    key: Option<u64>,
+    #[prost(uint64, optional, tag = "2")]
+    hash_key: Option<u64>,
+    #[prost(bytes = "vec", optional, tag = "3")]
+    data: Option<Vec<u8>>,
+}
 
 /// A complete message, as producers encode it.
 #[derive(Clone, PartialEq, Message)]
@@ -10,30 +22,47 @@ struct PackedMessage {
     #[prost(string, repeated, tag = "2")]
     hash_keys: Vec<String>,
     #[prost(message, repeated, tag = "3")]
-    parts: Vec<EncodedPart>,
+    parts: Vec<PackedPart>,
 }
 
 /// Adds the magic number and the checksum to a message.
-fn sealed(message: &[u8]) -> Bytes {
-    [&MAGIC, message, &Md5::digest(message)[..]].concat().into()
+fn sealed(message: &[u8]) -> Vec<u8> {
+    [&MAGIC, message, &Md5::digest(message)[..]].concat()
+}
+
+/// Parses an aggregate that is in the middle of a buffer. Returns it with the buffer.
+fn parse(data: &[u8]) -> Option<(Aggregate, Vec<u8>)> {
+    let buffer = [b"before", data, b"after"].concat();
+    let range = ByteRange::new(6, 6 + data.len())?;
+    Some((Aggregate::of(range, &buffer)?, buffer))
+}
+
+/// Returns the kept parts from a position on.
+fn parts<'a>(
+    aggregate: &'a Aggregate,
+    mut at: PartCursor,
+    buffer: &'a [u8],
+) -> impl Iterator<Item = Part> + 'a {
+    std::iter::from_fn(move || {
+        let (part, after) = aggregate.part(at, buffer)?;
+        at = after;
+        Some(part)
+    })
+}
+
+fn text(range: ByteRange, buffer: &[u8]) -> String {
+    String::from_utf8(range.of(buffer).to_vec()).unwrap()
 }
 
 fn packed(keys: &[&str], hash_keys: &[&str], parts: &[(u64, Option<u64>, &str)]) -> PackedMessage {
     let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-    let part = |(key, hash_key, data): &(u64, Option<u64>, &str)| EncodedPart {
+    let part = |(key, hash_key, data): &(u64, Option<u64>, &str)| PackedPart {
         key: Some(*key),
         hash_key: *hash_key,
-        data: Some(Bytes::copy_from_slice(data.as_bytes())),
+        data: Some(data.as_bytes().to_vec()),
     };
     let parts = parts.iter().map(part).collect();
     PackedMessage { keys: owned(keys), hash_keys: owned(hash_keys), parts }
-}
-
-fn rest(aggregate: &mut Aggregate) -> Vec<(u64, String, Vec<u8>, bool)> {
-    let parts = std::iter::from_fn(|| aggregate.next());
-    parts
-        .map(|part| (part.number, part.key.to_string(), part.data.to_vec(), part.is_last))
-        .collect()
 }
 
 fn any_packed() -> impl Strategy<Value = PackedMessage> {
@@ -50,10 +79,10 @@ fn any_packed() -> impl Strategy<Value = PackedMessage> {
             hash_keys: hash_keys.clone(),
             parts: parts
                 .into_iter()
-                .map(|(key, hash_key, data)| EncodedPart {
+                .map(|(key, hash_key, data)| PackedPart {
                     key: Some(key),
                     hash_key: hash_key.filter(|_| !hash_keys.is_empty()),
-                    data: Some(data.into()),
+                    data: Some(data),
                 })
                 .collect(),
         })
@@ -61,7 +90,7 @@ fn any_packed() -> impl Strategy<Value = PackedMessage> {
 }
 
 /// Computes the hash key of a part directly from the unencoded message.
-fn hash(packed: &PackedMessage, part: &EncodedPart) -> u128 {
+fn hash(packed: &PackedMessage, part: &PackedPart) -> u128 {
     let text = |table: &Vec<String>, index: u64| table[usize::try_from(index).unwrap()].clone();
     part.hash_key.map_or_else(
         || u128::from_be_bytes(Md5::digest(text(&packed.keys, part.key.unwrap())).into()),
@@ -72,8 +101,11 @@ fn hash(packed: &PackedMessage, part: &EncodedPart) -> u128 {
 #[test]
 fn shortest_entries_are_parsed() {
     let message = packed(&["a", "a"], &["0"], &[(0, None, "")]);
-    let mut aggregate = Aggregate::of(&sealed(&message.encode_to_vec())).unwrap();
-    assert_eq!(rest(&mut aggregate), [(0, "a".to_owned(), Vec::new(), true)]);
+    let (aggregate, buffer) = parse(&sealed(&message.encode_to_vec())).unwrap();
+    let parts: Vec<Part> = parts(&aggregate, aggregate.first(), &buffer).collect();
+    let [part] = &parts[..] else { panic!("expected one part, got {parts:?}") };
+    assert_eq!((part.number, text(part.key, &buffer), part.data.len()), (0, "a".to_owned(), 0));
+    assert!(part.is_last);
 }
 
 proptest! {
@@ -89,33 +121,28 @@ proptest! {
         } else {
             HashRange { first: 0, last: border }
         };
-        let data = sealed(&packed.encode_to_vec());
-        let mut aggregate = Aggregate::of(&data).unwrap();
-        // Skipping and retaining work in either order.
-        if let Some(skipped) = skipped && above {
-            aggregate.skip_through(skipped);
+        let (mut aggregate, buffer) = parse(&sealed(&packed.encode_to_vec())).unwrap();
+        let mut at = aggregate.first();
+        while let (Some((part, after)), Some(skipped)) = (aggregate.part(at, &buffer), skipped)
+            && part.number <= skipped
+        {
+            at = after;
         }
-        aggregate.retain(&range);
-        if let Some(skipped) = skipped && !above {
-            aggregate.skip_through(skipped);
-        }
-        let inside = |(number, part): &(usize, &EncodedPart)| {
+        let dropped = aggregate.retain(&range, at, &buffer);
+        prop_assert_eq!(aggregate.len() + dropped, packed.parts.len());
+        let inside = |(number, part): &(usize, &PackedPart)| {
             range.contains(hash(&packed, part)) && skipped.is_none_or(|skipped| *number as u64 > skipped)
         };
         let expected: Vec<_> = packed.parts.iter().enumerate().filter(inside).collect();
-        prop_assert_eq!(aggregate.len(), expected.len());
-        let mut sizes = aggregate.sizes().collect::<Vec<_>>().into_iter();
+        let mut kept = parts(&aggregate, at, &buffer);
         for (left, (number, stored)) in expected.iter().enumerate() {
-            let part = aggregate.next().unwrap();
+            let part = kept.next().unwrap();
             let key = &packed.keys[usize::try_from(stored.key.unwrap()).unwrap()];
-            prop_assert_eq!((part.number, &*part.key), (*number as u64, &key[..]));
-            prop_assert_eq!(Some(&part.data), stored.data.as_ref());
+            prop_assert_eq!((part.number, &text(part.key, &buffer)), (*number as u64, key));
+            prop_assert_eq!(Some(part.data.of(&buffer)), stored.data.as_deref());
             prop_assert_eq!(part.is_last, left + 1 == expected.len());
-            prop_assert_eq!(sizes.next(), Some(part.data.len() + part.key.len()));
-            // The payload is not copied.
-            prop_assert!(part.data.is_empty() || data.as_ptr_range().contains(&part.data.as_ptr()));
         }
-        prop_assert!(aggregate.next().is_none() && sizes.next().is_none());
+        prop_assert!(kept.next().is_none());
     }
 
     /// Untrusted bytes with a valid checksum.
@@ -133,51 +160,41 @@ proptest! {
         if changes.len() > 2 {
             message.truncate(end.index(message.len()));
         }
-        if let Some(mut aggregate) = Aggregate::of(&sealed(&message)) {
-            let entries = aggregate.keys.capacity() + aggregate.hash_keys.capacity()
-                + aggregate.parts.capacity();
-            prop_assert!(entries * SHORTEST_ENTRY <= message.len());
-            let left = aggregate.len();
-            prop_assert_eq!(rest(&mut aggregate).len(), left);
+        if let Some((aggregate, buffer)) = parse(&sealed(&message)) {
+            let tables = aggregate.keys.capacity() + aggregate.hash_keys.capacity();
+            prop_assert!((tables + aggregate.len()) * SHORTEST_ENTRY <= message.len());
+            let parts = parts(&aggregate, aggregate.first(), &buffer);
+            prop_assert_eq!(parts.count(), aggregate.len());
         }
     }
 
     #[test]
     fn random_bytes_are_not_an_aggregate(data in prop::collection::vec(any::<u8>(), 0..100)) {
-        prop_assert!(Aggregate::of(&data.clone().into()).is_none());
-        let _parsed = Aggregate::of(&sealed(&data));
+        prop_assert!(parse(&data).is_none());
+        let _parsed = parse(&sealed(&data));
     }
-}
-
-#[test]
-fn adjacent_parts_share_their_key() {
-    let packed = packed(&["a", "b"], &[], &[(0, None, "x"), (0, None, "y"), (1, None, "z")]);
-    let mut aggregate = Aggregate::of(&sealed(&packed.encode_to_vec())).unwrap();
-    let parts: Vec<Part> = std::iter::from_fn(|| aggregate.next()).collect();
-    assert!(Arc::ptr_eq(&parts[0].key, &parts[1].key));
-    assert!(!Arc::ptr_eq(&parts[1].key, &parts[2].key));
 }
 
 #[test]
 fn invalid_aggregate_is_a_plain_record() {
     let good = packed(&["key"], &["7"], &[(0, Some(0), "data")]);
     let message = good.encode_to_vec();
-    assert!(Aggregate::of(&sealed(&message)).is_some());
+    assert!(parse(&sealed(&message)).is_some());
     let with = |change: fn(&mut PackedMessage)| {
         let mut packed = good.clone();
         change(&mut packed);
         sealed(&packed.encode_to_vec())
     };
-    let mut other_sum = sealed(&message).to_vec();
+    let mut other_sum = sealed(&message);
     *other_sum.last_mut().unwrap() ^= 1;
-    let mut other_magic = sealed(&message).to_vec();
+    let mut other_magic = sealed(&message);
     other_magic[3] ^= 1;
-    let cases: [(&str, Bytes); 15] = [
-        ("empty data", Bytes::new()),
-        ("only the magic number", Bytes::from_static(&MAGIC)),
+    let cases: [(&str, Vec<u8>); 15] = [
+        ("empty data", Vec::new()),
+        ("only the magic number", MAGIC.to_vec()),
         ("an empty message", sealed(&[])),
-        ("a wrong checksum", other_sum.into()),
-        ("a wrong magic number", other_magic.into()),
+        ("a wrong checksum", other_sum),
+        ("a wrong magic number", other_magic),
         ("a truncated message", sealed(&message[..message.len() - 1])),
         ("no part", with(|packed| packed.parts.clear())),
         ("a key index past the end", with(|packed| packed.parts[0].key = Some(1))),
@@ -193,7 +210,7 @@ fn invalid_aggregate_is_a_plain_record() {
         ("a partition key that is not UTF-8", sealed(&[&[0x0A, 1, 0xFF][..], &message].concat())),
     ];
     for (what, data) in cases {
-        assert!(Aggregate::of(&data).is_none(), "{what}");
+        assert!(parse(&data).is_none(), "{what}");
     }
 }
 
@@ -203,9 +220,10 @@ fn unknown_fields_are_skipped() {
     // A varint, a 64-bit value, a length-delimited value and a 32-bit value.
     let unknown = [&[0x20, 0x96, 0x01][..], &[0x29], &[0; 8], &[0x32, 2, 1, 2], &[0x3D], &[0; 4]];
     let data = sealed(&[&unknown.concat()[..], &message].concat());
-    assert_eq!(rest(&mut Aggregate::of(&data).unwrap()).len(), 1);
+    let (aggregate, buffer) = parse(&data).unwrap();
+    assert_eq!(parts(&aggregate, aggregate.first(), &buffer).count(), 1);
     // A group, which no producer writes.
-    assert!(Aggregate::of(&sealed(&[&[0x23, 0x24][..], &message].concat())).is_none());
+    assert!(parse(&sealed(&[&[0x23, 0x24][..], &message].concat())).is_none());
 }
 
 #[test]
@@ -219,9 +237,9 @@ fn hostile_messages_are_rejected() {
     prost::encode_length_delimiter(nested.len(), &mut deep).unwrap();
     deep.extend(nested);
     for message in [none, keys, deep] {
-        assert!(Aggregate::of(&sealed(&message)).is_none());
+        assert!(parse(&sealed(&message)).is_none());
     }
     // A length of 2^64 - 1.
     let endless = [&[0x1A][..], &[0xFF; 9], &[0x01]].concat();
-    assert!(Aggregate::of(&sealed(&endless)).is_none());
+    assert!(parse(&sealed(&endless)).is_none());
 }

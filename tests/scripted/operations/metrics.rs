@@ -96,7 +96,7 @@ async fn recorded_metrics_are_exactly_the_documented_ones() {
     held.drain(..).for_each(|record| record.ack());
     orders.shard(1).put(vec![0; 100_000]);
     orders.shard(1).put(vec![0; 100_000]);
-    let _first = next(&mut records).await;
+    let first = next(&mut records).await;
     sleep(20 * SECOND).await;
     seen.update(&snapshotter);
     assert!(seen.get("buffered_bytes", None) >= 100_000.0);
@@ -106,7 +106,10 @@ async fn recorded_metrics_are_exactly_the_documented_ones() {
     assert_eq!(seen.get("unacknowledged_records", shard), 0.0);
     store.set_down(false);
     assert!(timeout(20 * SECOND, records.next()).await.is_ok());
-    // The poll for the next record releases the memory.
+    assert!(timeout(20 * SECOND, records.next()).await.is_err());
+    seen.update(&snapshotter);
+    assert!(seen.get("buffered_bytes", None) >= 100_000.0, "a kept record keeps its response");
+    drop(first);
     assert!(timeout(20 * SECOND, records.next()).await.is_err());
     seen.update(&snapshotter);
     assert_eq!(seen.get("checkpoint_age_seconds", None), 0.0);
