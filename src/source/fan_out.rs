@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::demand::Demand;
 use super::fetch_state::{
-    FetchState, FetchedResponse, MeasuredRecords, StreamError, Unpacked, children,
+    FetchState, FetchedResponse, Interrupt, MeasuredRecords, Unpacked, children,
 };
 use super::memory_budget::{ShardBudget, while_parsed};
 use super::registered_consumer::RegisteredConsumer;
@@ -130,7 +130,7 @@ impl FanOutFetcher {
     async fn renew(
         &mut self,
         old: Option<Subscription>,
-    ) -> Result<Option<Subscription>, StreamError> {
+    ) -> Result<Option<Subscription>, Interrupt> {
         self.fetch_state.pace.ready().await;
         self.fetch_state.pace.note_call();
         let refused = match self.subscribe().await {
@@ -185,11 +185,11 @@ impl FanOutFetcher {
         event: SubscribeToShardEvent,
         message: EventMessage,
         subscription: Subscription,
-    ) -> Result<(), StreamError> {
+    ) -> Result<Option<FetchedResponse>, Interrupt> {
         self.expected = 0;
         let named = message.named;
         if !named.records {
-            return self.fetch_state.lacks_records();
+            return self.fetch_state.lacks_records().map(|()| None);
         }
         let (buffer, records) = records_of_sdk(&event.records);
         let bytes = records.iter().map(RecordRange::size).sum();
@@ -217,17 +217,17 @@ impl FanOutFetcher {
                 self.patience = self.patience.saturating_mul(2);
                 // A new subscription at the last record shows whether records after it have left
                 // retention.
-                return Ok(());
+                return Ok(None);
             }
         }
         let beginning = self.fetch_state.judge_beginning(first, is_tip).await?;
         if matches!(beginning, Beginning::Replaced | Beginning::Postponed) {
-            return Ok(());
+            return Ok(None);
         }
         if !has_records {
             let is_long = self.placed_at.elapsed() >= UNDECIDED_FOR;
             if beginning == Beginning::Undecided && is_long && self.fetch_state.seek_oldest() {
-                return Ok(());
+                return Ok(None);
             }
             self.fetch_state.approach(lag.and(next.as_ref()));
         }
@@ -241,12 +241,12 @@ impl FanOutFetcher {
         if !is_empty {
             self.patience = CHECKED_FOR;
         }
-        let mut response = FetchedResponse { batch, passed: None, end: None };
+        let mut response = FetchedResponse { error: None, batch, passed: None, end: None };
         // Without a valid next position, the next subscription begins where this one stopped.
         match next {
             _ if has_invalid_number => {
-                self.fetch_state.answered(response);
-                self.fetch_state.doubt(INVALID_NUMBER, is_empty)
+                let doubt = self.fetch_state.doubt(INVALID_NUMBER, is_empty);
+                FetchedResponse::doubtful(response.batch, doubt).map(Some)
             }
             // Some servers name the children as soon as the shard is closed, before its end.
             Some(next) if children.is_none() || has_records || may_be_behind => {
@@ -263,30 +263,27 @@ impl FanOutFetcher {
                         response.passed = self.fetch_state.advance(next, until, lag <= 0);
                     }
                 }
-                self.fetch_state.answered(response);
-                Ok(())
+                Ok(Some(response))
             }
             None if children.is_none() => {
                 if is_empty {
                     response.end = self.open_end(is_empty, has_records, lag).await?;
                     if response.end.is_some() {
                         if !self.fetch_state.judge_end(beginning).await? {
-                            return Ok(());
+                            return Ok(None);
                         }
                         self.fetch_state.telemetry.succeeded();
                     }
-                    self.fetch_state.answered(response);
-                    return Ok(());
+                    return Ok(Some(response));
                 }
-                self.fetch_state.answered(response);
-                self.open_end(is_empty, has_records, lag).await.map(drop)
+                let doubt = self.open_end(is_empty, has_records, lag).await.map(drop);
+                FetchedResponse::doubtful(response.batch, doubt).map(Some)
             }
             _ => {
                 self.fetch_state.note_next_position(is_empty && has_records, has_records);
                 self.fetch_state.report_recovery(is_empty);
                 response.end = children;
-                self.fetch_state.answered(response);
-                Ok(())
+                Ok(Some(response))
             }
         }
     }
@@ -309,7 +306,7 @@ impl FanOutFetcher {
         is_empty: bool,
         has_records: bool,
         lag: Option<i64>,
-    ) -> Result<Option<Vec<KnownShard>>, StreamError> {
+    ) -> Result<Option<Vec<KnownShard>>, Interrupt> {
         self.fetch_state.proven_end(&OpenEnd { is_empty, has_records, lag }).await
     }
 
@@ -327,17 +324,17 @@ impl ShardFetcher for FanOutFetcher {
         &mut self.fetch_state
     }
 
-    async fn fetch_once(&mut self) -> Result<(), StreamError> {
+    async fn fetch_once(&mut self) -> Result<Option<FetchedResponse>, Interrupt> {
         let mut subscription = match take(&self.slot) {
             Some(young) if Instant::now() < young.renew_at => young,
             old => match self.renew(old).await? {
                 Some(new) => new,
-                None => return Ok(()),
+                None => return Ok(None),
             },
         };
         match subscription.next().await {
             SubscriptionMessage::Event(event, message) => {
-                self.read(event, message, subscription).await?;
+                return self.read(event, message, subscription).await;
             }
             SubscriptionMessage::Nothing | SubscriptionMessage::Renew => {
                 put(&self.slot, subscription);
@@ -352,6 +349,6 @@ impl ShardFetcher for FanOutFetcher {
                 self.fetch_state.recover(failure).await?;
             }
         }
-        Ok(())
+        Ok(None)
     }
 }

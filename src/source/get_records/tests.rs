@@ -108,7 +108,7 @@ async fn json_option_reads_by_json() {
     assert_eq!(record.data.of(&read.response.buffer), b"hello");
     assert_eq!(record.partition_key.of(&read.response.buffer), b"key-1");
     assert_eq!(record.arrival_millis, Some(1_767_225_600_125));
-    assert_eq!((read.length, read.limit), (json([1, 2]).len(), 1000));
+    assert_eq!((read.needed, read.limit), (while_read(json([1, 2]).len()), 1000));
     assert_eq!(read.response.next_shard_iterator.as_deref(), Some("next"));
     assert_eq!(read.response.millis_behind_latest, Some(5));
     let bytes = read.response.memory();

@@ -12,6 +12,7 @@ use aws_smithy_types::endpoint::Endpoint;
 
 use super::server::{Server, answer};
 use super::{Reader, WireFormat};
+use crate::source::memory_budget::while_parsed;
 
 const CONTENT_TYPE: &str = "application/cbor";
 
@@ -77,7 +78,7 @@ async fn protocol_of_the_client_is_kept() {
         let record = read.response.records.as_ref().unwrap()[0];
         assert_eq!(record.sequence_number.of(&read.response.buffer), number.as_bytes());
         assert_eq!(record.data.of(&read.response.buffer), b"hello");
-        assert_eq!((read.length, outcome.fallback), (response(number).len(), None));
+        assert_eq!((read.needed, outcome.fallback), (while_parsed(response(number).len()), None));
     }
     let script = server.0.lock();
     assert!(script.requests.iter().all(|(content_type, ..)| content_type == CONTENT_TYPE));
