@@ -164,7 +164,6 @@ async fn different_records_are_read_by_json() {
     }
 }
 
-/// JSON has the time as a fraction, which the decoder truncates.
 #[tokio::test(start_paused = true)]
 async fn rounded_time_is_no_difference() {
     for time in ["00.124", "00.1249999", "00.126"] {
