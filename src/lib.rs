@@ -213,7 +213,7 @@ pub use shard::{CheckpointOn, ShardStream};
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub use source::fuzz_aggregate;
-pub use source::{MemoryBudget, OnTrimmed};
+pub use source::{MemoryBudget, OnTrimmed, WireFormat};
 #[cfg(feature = "redis")]
 #[doc(inline)]
 pub use store::RedisStore;
@@ -221,7 +221,7 @@ pub use store::RedisStore;
 pub use store::lease::IfLeased;
 #[doc(inline)]
 pub use store::{CheckpointStore, MemoryStore};
-pub use telemetry::{Event, Events, ShardFailure, Task};
+pub use telemetry::{Event, Events, FallbackReason, ShardFailure, Task};
 
 /// Compile-tests the examples of the README.
 #[cfg(all(doctest, feature = "redis"))]

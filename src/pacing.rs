@@ -114,6 +114,17 @@ impl Pace {
         self.earliest = self.earliest.max(Some(Instant::now() + earned));
     }
 
+    /// Waits for the turn of a call that is repeated, and notes it. The response to the first call,
+    /// of `bytes` bytes, is discarded.
+    ///
+    /// Cancel safe: a turn that was not taken remains available to the next caller.
+    pub(crate) async fn repeat(&mut self, bytes: usize) {
+        self.read(bytes);
+        self.pause(self.throttle());
+        self.ready().await;
+        self.note_call();
+    }
+
     /// Lowers the rate after Kinesis has throttled a call.
     pub(crate) fn throttled(&mut self) {
         self.rate = (self.rate * DECREASE_FACTOR).max(MIN_CALL_RATE);
@@ -256,6 +267,22 @@ mod tests {
         let failed = Instant::now();
         pace.ready().await;
         assert_near(failed.elapsed(), Duration::from_secs(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn repeated_call_waits_for_its_turn_and_for_the_bytes_of_the_first() {
+        for (bytes, pause) in [(0, 210), (4 << 20, 2000)] {
+            let mut pace = Pace::new(SHORTEST_PAUSE);
+            pace.ready().await;
+            pace.note_call();
+            let asked = Instant::now();
+            pace.repeat(bytes).await;
+            assert_near(asked.elapsed(), Duration::from_millis(pause));
+            let repeated = Instant::now();
+            pace.answered(true);
+            pace.ready().await;
+            assert_near(repeated.elapsed(), Duration::from_millis(210));
+        }
     }
 
     fn assert_rate(pause: Duration, rate: f64) {

@@ -14,6 +14,7 @@ mod fan_out;
 mod fetch_limit;
 mod fetch_state;
 mod field_scanner;
+mod get_records;
 mod hash_range;
 mod kinesis;
 mod listing;
@@ -26,11 +27,11 @@ mod polling;
 mod position;
 mod registered_consumer;
 mod response;
-mod response_memory;
 mod retention;
 mod retention_period;
 mod subscription;
 mod unproven_end;
+mod wire_format;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -57,6 +58,7 @@ pub(crate) use position::Position;
 
 use fetch_state::{FetchProgress, FetchState, StreamError};
 pub(crate) use registered_consumer::RegisteredConsumer;
+pub use wire_format::WireFormat;
 
 /// The parameters of a source.
 pub(crate) struct SourceConfig {

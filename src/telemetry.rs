@@ -8,6 +8,7 @@ mod backlog;
 mod event;
 mod events;
 mod failures;
+mod fallback_reason;
 mod health_state;
 #[cfg(feature = "metrics")]
 mod metrics;
@@ -35,6 +36,7 @@ pub use event::{Event, Task};
 pub use events::Events;
 use failures::Failures;
 pub use failures::ShardFailure;
+pub use fallback_reason::FallbackReason;
 use health_state::HealthTracker;
 use metrics::{ConsumerMetrics, ShardMetrics};
 use panic_guard::Sink;

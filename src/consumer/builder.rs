@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::mutex::Mutex;
 use crate::record::ShardId;
 use crate::shard::CheckpointOn;
-use crate::source::{MemoryBudget, OnTrimmed, RegisteredConsumer, StreamClient};
+use crate::source::{MemoryBudget, OnTrimmed, RegisteredConsumer, StreamClient, WireFormat};
 use crate::store::{CheckpointStore, GuardedStore, MemoryStore, Scope, leases_of};
 use crate::telemetry::Telemetry;
 
@@ -134,6 +134,16 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Sets the format of the `GetRecords` calls. Enhanced fan-out and all other calls are not
+    /// affected.
+    ///
+    /// Default: [`WireFormat::Auto`].
+    #[doc(alias("cbor", "json", "protocol"))]
+    pub fn wire_format(mut self, format: WireFormat) -> Self {
+        self.settings.wire_format = format;
+        self
+    }
+
     /// Sets when a record counts as acknowledged: at the next poll, or at a call of
     /// [`Record::ack`](crate::Record::ack).
     ///
@@ -211,8 +221,9 @@ impl ConsumerBuilder {
     ///
     /// In addition, each shard has a reserve of 64 KiB or one record (with
     /// [`fan_out`](Self::fan_out): one event). A shard therefore makes progress when its caller
-    /// waits for a record, regardless of the memory that other shards hold. While a response is
-    /// read, it counts twice: as its text and as its records. A response that exceeds the free
+    /// waits for a record, regardless of the memory that other shards hold. A
+    /// response counts from the time it is read until the last record that is kept of it is
+    /// dropped, with a quarter more for its index while it is read. A response that exceeds the free
     /// memory is not read. If the caller waits, the shard retries with fewer records; a prefetch
     /// waits until memory is free.
     ///
@@ -388,7 +399,8 @@ impl ConsumerBuilder {
     ///
     /// Returns [`ErrorKind::Configuration`] for the first option that is out of its range.
     pub fn build(mut self) -> Result<Consumer> {
-        let kinesis = StreamClient::new(self.client.clone(), &self.stream);
+        let wire_format = self.settings.wire_format;
+        let kinesis = StreamClient::new(self.client.clone(), &self.stream, wire_format);
         check_stream(&self.stream)
             .and_then(|()| check_application(&self.application))
             .and_then(|()| self.settings.check())

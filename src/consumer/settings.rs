@@ -9,7 +9,7 @@ use crate::discovery::{ShardOrdering, ShardPosition, Start, StartingPosition};
 use crate::fleet::WorkerConfig;
 use crate::pacing::SHORTEST_PAUSE;
 use crate::shard::CheckpointOn;
-use crate::source::{MemoryBudget, OnTrimmed};
+use crate::source::{MemoryBudget, OnTrimmed, WireFormat};
 use crate::store::{FlushConfig, parse_arn};
 
 /// The maximum number of records that one `GetRecords` call can request:
@@ -43,6 +43,7 @@ pub(super) struct Settings {
     pub(super) deaggregate: bool,
     pub(super) fan_out: Option<Arc<str>>,
     pub(super) deregister_on_close: bool,
+    pub(super) wire_format: WireFormat,
     pub(super) worker_config: WorkerConfig,
 }
 
@@ -72,6 +73,7 @@ impl Default for Settings {
             deaggregate: true,
             fan_out: None,
             deregister_on_close: false,
+            wire_format: WireFormat::default(),
             worker_config: WorkerConfig {
                 has_own_leases: false,
                 worker_id: unique_name(),

@@ -12,6 +12,9 @@ impl ByteRange {
     /// The range of a value that is absent. It is outside of every buffer.
     pub(crate) const ABSENT: Self = Self { start: u32::MAX, end: u32::MAX };
 
+    /// The range of a value that is present and empty.
+    pub(crate) const EMPTY: Self = Self { start: 0, end: 0 };
+
     /// Returns the range from `start` up to, but not including, `end`. Returns `None` if it is
     /// reversed, or outside of every buffer.
     #[inline]

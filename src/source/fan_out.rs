@@ -24,10 +24,9 @@ use super::demand::Demand;
 use super::fetch_state::{
     FetchState, FetchedResponse, MeasuredRecords, StreamError, Unpacked, children,
 };
-use super::memory_budget::ShardBudget;
+use super::memory_budget::{ShardBudget, while_parsed};
 use super::registered_consumer::RegisteredConsumer;
 use super::response::{FirstRecord, RecordRange, children_of_sdk, records_of_sdk};
-use super::response_memory::while_read;
 use super::retention::Beginning;
 use super::subscription::{
     EventMessage, MAX_SUBSCRIPTION_AGE, MessageMeter, Subscription, SubscriptionMessage,
@@ -160,7 +159,7 @@ impl FanOutFetcher {
 
     async fn subscribe(&self) -> Result<StartedSubscription, SubscribeError> {
         let consumer = self.registered_consumer.arn().await.map_err(SubscribeError::Failed)?;
-        let spare = self.memory.grant(&self.demand, while_read(self.expected)).await;
+        let spare = self.memory.grant(&self.demand, while_parsed(self.expected)).await;
         let meter = MessageMeter::new(spare, self.demand.clone());
         let (kinesis, shard) = (&self.fetch_state.kinesis, self.fetch_state.shard_id());
         let (position, asked) = (self.fetch_state.begin(), Instant::now());

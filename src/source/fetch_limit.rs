@@ -1,6 +1,6 @@
 //! Computes how many records a call requests: fewer while memory is short.
 
-use super::response_memory::while_read;
+use super::get_records::{readable, while_read};
 
 /// The minimum expected length of a response, in bytes.
 pub(super) const SMALL_RESPONSE: usize = 32 * 1024;
@@ -38,7 +38,7 @@ impl FetchLimit {
         let fitting = u64::from(self.limit) * taken as u64 / (self.needed() as u64).max(1);
         let fitting = u32::try_from(fitting).unwrap_or(u32::MAX);
         self.limit = fitting.min(self.limit / 2).max(1);
-        self.expected = (taken / while_read(1)).max(SMALL_RESPONSE);
+        self.expected = readable(taken).max(SMALL_RESPONSE);
     }
 
     /// Notes that there was not enough memory for a response of this length.
@@ -68,10 +68,10 @@ mod tests {
         let mut portion = FetchLimit::new(10_000);
         portion.did_not_fit(10 * MEBIBYTE);
         portion.reduce(2 * MEBIBYTE);
-        assert_eq!(portion.limit(), 1_000);
+        assert_eq!(portion.limit(), 1_600);
         portion.did_not_fit(MEBIBYTE + 1);
         portion.reduce(2 * MEBIBYTE);
-        assert_eq!(portion.limit(), 500);
+        assert_eq!(portion.limit(), 800);
     }
 
     #[test]
@@ -93,9 +93,9 @@ mod tests {
         let mut portion = FetchLimit::new(10);
         portion.reduce(portion.needed());
         assert_eq!(portion.limit(), 5);
-        portion.answered(MEBIBYTE, 4 * MEBIBYTE - 1);
+        portion.answered(MEBIBYTE, 5 * MEBIBYTE / 2 - 1);
         assert_eq!(portion.limit(), 5);
-        portion.answered(MEBIBYTE, 4 * MEBIBYTE);
+        portion.answered(MEBIBYTE, 5 * MEBIBYTE / 2);
         assert_eq!(portion.limit(), 10);
         portion.answered(MEBIBYTE, usize::MAX);
         assert_eq!(portion.limit(), 10, "the configured limit is never exceeded");

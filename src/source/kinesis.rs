@@ -12,7 +12,6 @@ use aws_sdk_kinesis::config::{
     Builder, ConfigBag, Intercept, RuntimeComponents, StalledStreamProtectionConfig,
 };
 use aws_sdk_kinesis::error::{BoxError, ProvideErrorMetadata, SdkError};
-use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
 use aws_sdk_kinesis::operation::register_stream_consumer::RegisterStreamConsumerError;
 use aws_sdk_kinesis::primitives::DateTime;
@@ -24,14 +23,16 @@ use tokio::time::Instant;
 
 use super::Position;
 use super::connections::ConnectionSlot;
+use super::get_records::{RecordsCaller, RecordsOutcome, RecordsRequest};
 use super::hash_range::{HashRange, HashRanges};
 use super::listing::{Listing, Pages, restart_listing, start_mismatch, unusable_listing};
 use super::listing_cache::{LISTING_INTERVAL, ListingCache, ShardPresence};
-use super::response_memory::ResponseMemory;
 use super::retention_period::{Period, RetentionPeriod};
 use super::subscription::{MessageMeter, Subscription};
+use super::wire_format::{WireChoice, WireFormat};
 use crate::error::{ClassifiedError, Error, ErrorKind, Result, RetryAction, contain, date_of};
 use crate::mutex::Mutex;
+use crate::pacing::Pace;
 use crate::record::{SequenceNumber, ShardId};
 
 /// The timeout of a call: ten times as long as a response of 10 MiB takes at 30 Mbit/s.
@@ -51,6 +52,7 @@ pub(crate) struct StreamClient {
     ranges: Arc<HashRanges>,
     listing_cache: Arc<ListingCache>,
     retention: Arc<RetentionPeriod>,
+    wire: WireChoice,
 }
 
 /// A shard as named by a listing or by the end of its parent.
@@ -61,8 +63,9 @@ pub(crate) struct KnownShard {
 }
 
 impl StreamClient {
-    /// Creates a handle for a stream. `stream` is a name or an ARN.
-    pub(crate) fn new(client: Client, stream: &str) -> Self {
+    /// Creates a handle for a stream. `stream` is a name or an ARN. The readers of all shards share
+    /// the choice of the wire format.
+    pub(crate) fn new(client: Client, stream: &str, format: WireFormat) -> Self {
         let (name, arn) = match stream.rsplit_once(":stream/") {
             Some((_, name)) if stream.starts_with("arn:") => (name, Some(stream.into())),
             _ => (stream, None),
@@ -74,17 +77,12 @@ impl StreamClient {
             ranges: Arc::default(),
             listing_cache: Arc::default(),
             retention: Arc::default(),
+            wire: WireChoice::new(format),
         }
     }
 
     pub(crate) fn name(&self) -> &Arc<str> {
         &self.name
-    }
-
-    /// Returns settings without the SDK's retries. This crate limits the rate of the calls, and
-    /// each attempt of the SDK would count as a call for the shard.
-    fn single_attempt() -> Builder {
-        Builder::new().retry_config(RetryConfig::disabled())
     }
 
     fn target(&self) -> (Option<String>, Option<String>) {
@@ -110,32 +108,20 @@ impl StreamClient {
         let call =
             call.shard_iterator_type(kind).set_starting_sequence_number(number).set_timestamp(time);
         let date = ServerDate::default();
-        let call = call
-            .customize()
-            .config_override(Self::single_attempt())
-            .interceptor(date.clone())
-            .send();
+        let call =
+            call.customize().config_override(single_attempt()).interceptor(date.clone()).send();
         Ok((response("GetShardIterator", call).await?.shard_iterator, date.read()))
     }
 
-    /// Calls `GetRecords`. The response is read once there is memory for it.
+    /// Calls `GetRecords`. The response is read once there is memory for it. `pace` gives the turn of
+    /// a call that has to be repeated.
     pub(super) async fn records(
         &self,
-        iterator: &str,
-        limit: i32,
-        room: &ResponseMemory,
-    ) -> Result<GetRecordsOutput, ClassifiedError> {
-        let call = self
-            .client
-            .get_records()
-            .shard_iterator(iterator)
-            .limit(limit)
-            .set_stream_arn(self.arn.as_deref().map(str::to_owned))
-            .customize()
-            .config_override(Self::single_attempt())
-            .interceptor(room.clone())
-            .send();
-        response("GetRecords", call).await
+        request: RecordsRequest<'_>,
+        pace: &mut Pace,
+    ) -> RecordsOutcome {
+        let (client, arn) = (&self.client, self.arn.as_deref());
+        RecordsCaller { client, arn, wire: &self.wire }.call(request, pace).await
     }
 
     /// Returns the ARN of the stream. Looks it up if the stream was given by name.
@@ -151,7 +137,7 @@ impl StreamClient {
         let (name, arn) = self.target();
         let call = self.client.describe_stream_summary();
         let call = call.set_stream_name(name).set_stream_arn(arn);
-        let call = call.customize().config_override(Self::single_attempt()).send();
+        let call = call.customize().config_override(single_attempt()).send();
         Ok(response("DescribeStreamSummary", call).await?.stream_description_summary)
     }
 
@@ -207,7 +193,7 @@ impl StreamClient {
             Some(stream) => call.stream_arn(stream).consumer_name(consumer),
             None => call.consumer_arn(consumer),
         };
-        let call = call.customize().config_override(Self::single_attempt()).send();
+        let call = call.customize().config_override(single_attempt()).send();
         let described = response("DescribeStreamConsumer", call).await?.consumer_description;
         // The SDK reads a missing description or ARN as an empty one.
         described
@@ -222,7 +208,7 @@ impl StreamClient {
     ) -> Result<(), ClassifiedError> {
         let call = self.client.register_stream_consumer();
         let call = call.stream_arn(stream_arn).consumer_name(name);
-        let call = call.customize().config_override(Self::single_attempt()).send();
+        let call = call.customize().config_override(single_attempt()).send();
         let mut is_full = false;
         let call = call.inspect_err(|error| {
             let refused = error.as_service_error();
@@ -236,7 +222,7 @@ impl StreamClient {
 
     pub(super) async fn deregister(&self, consumer_arn: &str) -> Result<(), ClassifiedError> {
         let call = self.client.deregister_stream_consumer().consumer_arn(consumer_arn);
-        let call = call.customize().config_override(Self::single_attempt()).send();
+        let call = call.customize().config_override(single_attempt()).send();
         response("DeregisterStreamConsumer", call).await.map(|_gone| ())
     }
 
@@ -256,7 +242,7 @@ impl StreamClient {
         // A subscription without events is not a stalled download. The crate detects a dead one
         // itself; the SDK would check every second.
         let (on, date) = (ConnectionSlot::take(), ServerDate::default());
-        let settings = Self::single_attempt()
+        let settings = single_attempt()
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .timeout_config(on.timeout_config(self.client.config().timeout_config()));
         let call = self
@@ -367,11 +353,8 @@ impl StreamClient {
             Page::Next(token) => call.next_token(token),
         };
         let date = ServerDate::default();
-        let call = call
-            .customize()
-            .config_override(Self::single_attempt())
-            .interceptor(date.clone())
-            .send();
+        let call =
+            call.customize().config_override(single_attempt()).interceptor(date.clone()).send();
         let listed = response("ListShards", call).await?;
         Ok((listed, date.read()))
     }
@@ -405,7 +388,13 @@ enum Page {
     Next(String),
 }
 
-async fn response<T, E>(
+/// Returns settings without the SDK's retries. This crate limits the rate of the calls, and each
+/// attempt of the SDK would count as a call for the shard.
+pub(super) fn single_attempt() -> Builder {
+    Builder::new().retry_config(RetryConfig::disabled())
+}
+
+pub(super) async fn response<T, E>(
     operation: &'static str,
     call: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
 ) -> Result<T, ClassifiedError>
@@ -466,10 +455,10 @@ mod tests {
             .build();
         let client = Client::from_conf(config);
         let arn = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
-        let kinesis = StreamClient::new(client.clone(), arn);
+        let kinesis = StreamClient::new(client.clone(), arn, WireFormat::Auto);
         assert_eq!(&**kinesis.name(), "orders");
         assert_eq!(kinesis.target(), (None, Some(arn.to_owned())));
-        let kinesis = StreamClient::new(client, "orders");
+        let kinesis = StreamClient::new(client, "orders", WireFormat::Auto);
         assert_eq!(kinesis.target(), (Some("orders".to_owned()), None));
     }
 

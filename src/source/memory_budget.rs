@@ -27,6 +27,13 @@ use super::demand::{Demand, Urgency};
 /// The bytes that each shard may hold in addition to the budget: enough to read a 32 KiB response.
 pub(super) const RESERVE: usize = 64 * 1024;
 
+/// Returns the memory that a message takes while the SDK reads and decodes it: its text, and the
+/// records decoded from it, which hold three quarters of the text as payloads, plus their keys and
+/// sequence numbers.
+pub(super) fn while_parsed(length: usize) -> usize {
+    length.saturating_mul(2)
+}
+
 /// A limit of buffered bytes, shared by all shards of one or several consumers.
 ///
 /// Pass one budget to [`ConsumerBuilder::memory_budget`](crate::ConsumerBuilder::memory_budget) of

@@ -16,7 +16,6 @@
 
 use std::time::Duration;
 
-use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use tokio::time::Instant;
 
 use super::demand::Demand;
@@ -24,14 +23,14 @@ use super::fetch_limit::FetchLimit;
 use super::fetch_state::{
     FetchState, FetchedResponse, MeasuredRecords, StreamError, Unpacked, children,
 };
+use super::get_records::{MAX_RESPONSE_BYTES, RecordsFailure, RecordsRequest, RecordsResponse};
 use super::memory_budget::ShardBudget;
-use super::response::{FirstRecord, RecordRange, children_of_sdk, records_of_sdk};
-use super::response_memory::{MAX_RESPONSE_BYTES, ResponseMemory};
+use super::response::{FirstRecord, Response};
 use super::retention::Beginning;
 use super::unproven_end::{INVALID_NUMBER, OpenEnd};
 use super::{Position, ShardFetcher, Source, batches};
 use crate::error::{ClassifiedError, ErrorKind, RetryAction};
-use crate::telemetry::log_line;
+use crate::telemetry::{Event, log_line};
 
 /// The age at which an iterator is replaced, before Kinesis rejects it: iterators expire after 5
 /// min (<https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetShardIterator.html>). A
@@ -117,21 +116,17 @@ impl PollingFetcher {
         Ok(None)
     }
 
-    async fn read(
-        &mut self,
-        response: GetRecordsOutput,
-        response_memory: ResponseMemory,
-        asked: Instant,
-    ) -> Result<(), StreamError> {
-        let (buffer, records) = records_of_sdk(&response.records);
-        let bytes = records.iter().map(RecordRange::size).sum();
+    async fn read(&mut self, read: RecordsResponse, asked: Instant) -> Result<(), StreamError> {
+        let RecordsResponse { response, space, length, limit } = read;
+        let bytes = response.bytes();
+        let Response { buffer, records, next_shard_iterator, .. } = response;
         let lag = response.millis_behind_latest;
+        let lacks_records = records.is_none();
+        let records = records.unwrap_or_default();
         let behind = lag.unwrap_or(0) > 0
             // Some servers never report a lag, so a full response also counts as behind.
-            || records.len() >= self.fetch_limit.limit() as usize
+            || records.len() >= self.fetch_limit.limit().min(limit) as usize
             || bytes > MAX_RESPONSE_BYTES / 2;
-        let (length, lacks_records) = (response_memory.length(), response_memory.lacks_records());
-        let space = response_memory.keep(buffer.len() + size_of_val(&*records));
         self.fetch_limit.answered(length, self.memory.free());
         // The bytes count even if the response is discarded.
         self.fetch_state.pace.read(bytes);
@@ -139,10 +134,8 @@ impl PollingFetcher {
             self.fetch_state.pace.failed();
             return self.fetch_state.lacks_records();
         }
-        let children =
-            children(self.fetch_state.shard_id(), &children_of_sdk(response.child_shards()));
-        self.iterator =
-            response.next_shard_iterator.filter(|text| !text.is_empty()).map(ShardIterator::new);
+        let children = children(self.fetch_state.shard_id(), &response.child_shards);
+        self.iterator = next_shard_iterator.filter(|text| !text.is_empty()).map(ShardIterator::new);
         let is_last = self.iterator.is_none();
         let has_records = !records.is_empty();
         let first = FirstRecord::of(&records, &buffer);
@@ -244,16 +237,18 @@ impl ShardFetcher for PollingFetcher {
             self.fetch_limit.reduce(space.taken());
         }
         let least = (self.fetch_limit.limit() == 1).then(|| self.demand.clone());
-        let response_memory = ResponseMemory::new(space, least);
         self.fetch_state.pace.note_call();
         let asked = Instant::now();
-        // The builder checks both bounds of the option.
-        let limit = i32::try_from(self.limit()).unwrap_or(i32::MAX);
-        let failure =
-            match self.fetch_state.kinesis.records(&token.text, limit, &response_memory).await {
-                Ok(response) => return self.read(response, response_memory, asked).await,
-                Err(failure) => failure,
-            };
+        let request = RecordsRequest { iterator: &token.text, limit: self.limit(), space, least };
+        let FetchState { kinesis, pace, .. } = &mut self.fetch_state;
+        let outcome = kinesis.records(request, pace).await;
+        if let Some(reason) = outcome.fallback {
+            self.fetch_state.telemetry.emit(Event::WireFormatFallback { reason });
+        }
+        let RecordsFailure { failure, length, was_rejected } = match outcome.result {
+            Ok(response) => return self.read(response, asked).await,
+            Err(failed) => failed,
+        };
         // After a rejected sequence number, the next iterator probes the oldest record. A shard
         // that is gone has no next iterator.
         if !matches!(
@@ -262,20 +257,18 @@ impl ShardFetcher for PollingFetcher {
         ) {
             self.iterator = Some(token);
         }
-        let was_short = response_memory.was_rejected();
-        if was_short {
-            let (shard, length) = (self.fetch_state.shard_id(), response_memory.length());
+        if was_rejected {
+            let shard = self.fetch_state.shard_id();
             log_line!(debug, %shard, length, "response exceeds free memory");
             // A retry returns a response of the same length, so the next call takes that much
             // memory first, or lowers the record limit.
             self.fetch_limit.did_not_fit(length);
         }
-        self.fetch_state.pace.read(response_memory.length().min(MAX_RESPONSE_BYTES));
-        if was_short && failure.error.kind() != ErrorKind::Panicked {
+        self.fetch_state.pace.read(length.min(MAX_RESPONSE_BYTES));
+        if was_rejected && failure.error.kind() != ErrorKind::Panicked {
             self.fetch_state.pace.answered(true);
             return Ok(());
         }
-        drop(response_memory);
         self.fetch_state.recover(failure).await
     }
 }

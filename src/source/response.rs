@@ -10,6 +10,9 @@
 //! The body is checked once, when it arrives: after that, every range is inside the buffer and every
 //! text is UTF-8.
 
+mod assembly;
+mod cbor;
+mod json;
 mod sdk;
 
 use std::fmt;
@@ -53,6 +56,14 @@ pub(super) struct NamedChild {
     pub(super) parents: Vec<String>,
 }
 
+/// The body of an error response.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct ErrorBody {
+    /// The name of the error, without a namespace: `ExpiredIteratorException`.
+    pub(super) code: Option<String>,
+    pub(super) message: Option<String>,
+}
+
 /// The reason for which a body is not a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unreadable(pub(super) &'static str);
@@ -64,6 +75,25 @@ impl fmt::Display for Unreadable {
 }
 
 impl std::error::Error for Unreadable {}
+
+impl Response {
+    /// Decodes the CBOR body of a successful call.
+    pub(super) fn from_cbor(body: Vec<u8>) -> Result<Self, Unreadable> {
+        cbor::decode(body)
+    }
+
+    /// Decodes the JSON body of a successful call.
+    pub(super) fn from_json(body: Vec<u8>) -> Result<Self, Unreadable> {
+        json::decode(body)
+    }
+}
+
+impl ErrorBody {
+    /// Decodes the CBOR body of a failed call.
+    pub(super) fn from_cbor(body: &[u8]) -> Result<Self, Unreadable> {
+        cbor::decode_error(body)
+    }
+}
 
 impl RecordRange {
     pub(super) fn arrival(&self) -> Option<SystemTime> {

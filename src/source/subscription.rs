@@ -24,8 +24,7 @@ use tokio::time::{Instant, timeout_at};
 use super::connections::ConnectionSlot;
 use super::demand::Demand;
 use super::field_scanner::{MessageFieldScanner, NamedFields};
-use super::memory_budget::Reservation;
-use super::response_memory::while_read;
+use super::memory_budget::{Reservation, while_parsed};
 use crate::error::{ClassifiedError, contain};
 use crate::mutex::Mutex;
 
@@ -215,7 +214,7 @@ impl MeterState {
     /// Takes the memory of a message. Returns false if too little is free. One event always fits
     /// while the caller waits for it.
     fn admit(&mut self, length: usize) -> bool {
-        let bytes = while_read(length);
+        let bytes = while_parsed(length);
         let empty = self.spare.empty();
         let is_event = self.has_begun || !self.messages.is_empty();
         let mut space = if is_event { std::mem::replace(&mut self.spare, empty) } else { empty };
@@ -359,12 +358,12 @@ mod tests {
                 prop_assert_eq!(meter.lock().read(&bytes[begin..end]), end - begin);
                 begin = end;
             }
-            let whole: usize = lengths.iter().map(|length| while_read(*length)).sum();
+            let whole: usize = lengths.iter().map(|length| while_parsed(*length)).sum();
             prop_assert_eq!(memory.free(), all - whole);
             for length in lengths {
                 let before = memory.free();
                 drop(meter.lock().take_message());
-                prop_assert_eq!(memory.free(), before + while_read(length));
+                prop_assert_eq!(memory.free(), before + while_parsed(length));
             }
             prop_assert_eq!(memory.free(), all);
         }

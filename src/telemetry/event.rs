@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use super::FallbackReason;
 use crate::checkpoint::{Checkpoint, InFlightLimit};
 use crate::error::{Error, ErrorKind};
 use crate::record::{SequenceNumber, ShardId};
@@ -206,6 +207,12 @@ pub enum Event {
         /// name.
         refused: usize,
     },
+    /// The consumer reads by JSON from now on instead of CBOR. Emitted at most once, and never with
+    /// [`WireFormat::Json`](crate::WireFormat::Json). No record is lost or delivered again.
+    WireFormatFallback {
+        /// The reason.
+        reason: FallbackReason,
+    },
     /// This listener was too slow and has missed events.
     Lagged {
         /// The number of missed events.
@@ -315,6 +322,7 @@ impl Event {
             | Self::StoreFailed { .. }
             | Self::StoreRecovered { .. }
             | Self::StoreReset
+            | Self::WireFormatFallback { .. }
             | Self::Lagged { .. } => None,
         }
     }
@@ -409,6 +417,12 @@ impl Event {
                 positions = positions,
                 refused = refused
             ),
+            Self::WireFormatFallback { reason: FallbackReason::Different } => {
+                log!(warn, "CBOR and JSON responses hold different records; reading by JSON");
+            }
+            Self::WireFormatFallback { reason } => {
+                log!(debug, "reading by JSON", reason = reason.as_str());
+            }
             Self::Lagged { .. } => {}
         }
     }

@@ -1,0 +1,81 @@
+//! Compares the records of two responses to one call, without keeping the first response.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::super::response::{RecordRange, Response};
+use super::super::wire_format::Comparison;
+use crate::record::SequenceNumber;
+
+/// The most milliseconds by which the times of one record differ. JSON has the time as a binary
+/// fraction of seconds, which does not hold all milliseconds exactly.
+const ROUNDING_MILLIS: u64 = 1;
+
+/// The records of a response.
+pub(super) struct Fingerprints {
+    records: Vec<Fingerprint>,
+    /// The last sequence number, if it is valid.
+    last: Option<SequenceNumber>,
+}
+
+/// The arrival time of a record, and a hash of its other fields.
+#[derive(Debug, Clone, Copy)]
+struct Fingerprint {
+    hash: u64,
+    arrival_millis: Option<i64>,
+}
+
+impl Fingerprints {
+    pub(super) fn of(response: &Response) -> Self {
+        let records = response.records.as_deref().unwrap_or_default();
+        let last = records.last().and_then(|record| number(record, &response.buffer));
+        let fingerprint = |record| Fingerprint::of(record, &response.buffer);
+        Self { records: records.iter().map(fingerprint).collect(), last }
+    }
+
+    /// Compares the records with those of a later response to the same call.
+    ///
+    /// The later response may lack the first records, which have left retention since, and either
+    /// response may have further records at its end: other records arrive, and the server chooses
+    /// the number.
+    pub(super) fn compare(&self, later: &Response) -> Comparison {
+        let records = later.records.as_deref().unwrap_or_default();
+        let mut others = records.iter().map(|record| Fingerprint::of(record, &later.buffer));
+        let Some(first) = others.next() else { return Comparison::Inconclusive };
+        let Some(start) = self.records.iter().position(|record| record.is_same(first)) else {
+            let number = records.first().and_then(|record| number(record, &later.buffer));
+            let is_trimmed = match (&self.last, number) {
+                (Some(last), Some(number)) => number > *last,
+                _ => false,
+            };
+            return if is_trimmed { Comparison::Inconclusive } else { Comparison::Different };
+        };
+        let mut rest = self.records.iter().skip(start + 1).zip(others);
+        let is_equal = rest.all(|(record, other)| record.is_same(other));
+        if is_equal { Comparison::Equal } else { Comparison::Different }
+    }
+}
+
+impl Fingerprint {
+    fn of(record: &RecordRange, buffer: &[u8]) -> Self {
+        let RecordRange { data, partition_key, sequence_number, arrival_millis, encryption_type } =
+            *record;
+        let mut hasher = DefaultHasher::new();
+        data.of(buffer).hash(&mut hasher);
+        (partition_key.is_absent(), partition_key.of(buffer)).hash(&mut hasher);
+        sequence_number.of(buffer).hash(&mut hasher);
+        encryption_type.hash(&mut hasher);
+        Self { hash: hasher.finish(), arrival_millis }
+    }
+
+    fn is_same(self, other: Self) -> bool {
+        let is_near = match (self.arrival_millis, other.arrival_millis) {
+            (Some(arrival), Some(other)) => arrival.abs_diff(other) <= ROUNDING_MILLIS,
+            (arrival, other) => arrival == other,
+        };
+        self.hash == other.hash && is_near
+    }
+}
+
+fn number(record: &RecordRange, buffer: &[u8]) -> Option<SequenceNumber> {
+    SequenceNumber::parse_digits(record.sequence_number.of(buffer))
+}

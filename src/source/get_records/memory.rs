@@ -1,0 +1,239 @@
+//! Reserves the memory of one response, once its length is known and before it is read.
+//!
+//! ```text
+//!   expected size ──length is known──► size needed ──► read
+//!        │                  └── too little is free ──► rejected
+//!        └── length is unknown ──► grows while read ──► rejected at its end if it cannot grow
+//! ```
+//!
+//! A rejected response is requested again once memory is free, or with a lower record limit. It
+//! does not wait in its connection: responses share an HTTP/2 connection, and an unread response
+//! would block the others. The rest of a response of unknown length is read and discarded, since
+//! Kinesis counts its bytes and the next call depends on its length.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::{Arc, MutexGuard};
+use std::task::{Context, Poll, ready};
+
+use aws_sdk_kinesis::error::BoxError;
+use aws_smithy_types::body::SdkBody;
+use bytes::Bytes;
+use http_body::{Body, Frame};
+
+use super::super::demand::Demand;
+use super::super::memory_budget::{Reservation, while_parsed};
+use crate::mutex::Mutex;
+
+/// The most bytes of records that one response holds:
+/// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
+pub(in super::super) const MAX_RESPONSE_BYTES: usize = 10 * 1024 * 1024;
+
+/// The most bytes that are read of a response. The records of [`MAX_RESPONSE_BYTES`] take 14 MiB in
+/// base64.
+pub(super) const MAX_READ_BYTES: usize = 2 * MAX_RESPONSE_BYTES;
+
+/// The part of the length of a response that its index takes: a quarter. The index has 48 bytes for
+/// each record, and a record of 60 bytes or more takes 192 bytes in a response, most of them for the
+/// names of its fields and its sequence number.
+const INDEX_PART: usize = 4;
+
+const TOO_LONG: &str = "the response is longer than any response of Kinesis";
+const TOO_LITTLE_MEMORY: &str = "too little free memory for the response";
+
+/// Returns the memory that a response of a known length takes: its bytes, among which the payloads
+/// are decoded, and the index of its records.
+pub(in super::super) fn while_read(length: usize) -> usize {
+    length.saturating_add(length / INDEX_PART)
+}
+
+/// Returns the length of the longest response that can be read in this memory.
+pub(in super::super) fn readable(bytes: usize) -> usize {
+    bytes - bytes.div_ceil(INDEX_PART + 1)
+}
+
+/// The memory of one response. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct ResponseMemory(Arc<Mutex<ResponseSize>>);
+
+#[derive(Debug)]
+struct ResponseSize {
+    /// The length of the response, as far as it is known.
+    length: usize,
+    space: Reservation,
+    was_rejected: bool,
+    /// Set if one record was requested: while the caller waits, the response is read even if too
+    /// little memory is free.
+    least: Option<Demand>,
+}
+
+impl ResponseMemory {
+    /// Creates the memory of a response from the memory that was granted. `least` is the demand of
+    /// the caller, set if the call cannot request fewer records.
+    pub(super) fn new(space: Reservation, least: Option<Demand>) -> Self {
+        let (length, was_rejected) = (0, false);
+        Self(Arc::new(Mutex::new(ResponseSize { length, space, was_rejected, least })))
+    }
+
+    /// Returns the length of the response, or the bytes read so far if its length is unknown.
+    /// Returns 0 before a response begins.
+    pub(super) fn length(&self) -> usize {
+        self.lock().length
+    }
+
+    /// Returns true if a response did not fit into free memory.
+    pub(super) fn was_rejected(&self) -> bool {
+        self.lock().was_rejected
+    }
+
+    /// Returns the reserved memory, resized to the `bytes` that the response holds.
+    pub(super) fn keep(self, bytes: usize) -> Reservation {
+        let mut response = self.lock();
+        response.space.resize_up_to(bytes);
+        let empty = response.space.empty();
+        std::mem::replace(&mut response.space, empty)
+    }
+
+    /// Forgets the response, and keeps its memory for the response to a repeated call.
+    pub(super) fn reuse(&self) {
+        let mut response = self.lock();
+        (response.length, response.was_rejected) = (0, false);
+    }
+
+    /// Takes the memory of a body that the SDK reads, or counts its bytes while they are read if
+    /// their number is unknown.
+    pub(super) fn measure_parsed(&self, body: &mut SdkBody) -> Result<(), BoxError> {
+        match known_length(body) {
+            Some(length) => self.lock().fit(length, while_parsed(length)),
+            None => {
+                self.count(body);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads a body into one buffer.
+    ///
+    /// # Errors
+    ///
+    /// Fails if there is too little memory, and if the body has another length than it states.
+    pub(super) async fn read(&self, mut body: SdkBody) -> Result<Vec<u8>, BoxError> {
+        let Some(length) = known_length(&body) else {
+            self.count(&mut body);
+            let mut buffer = Vec::new();
+            while let Some(data) = next_data(&mut body).await? {
+                buffer.extend_from_slice(&data);
+            }
+            buffer.shrink_to_fit();
+            return Ok(buffer);
+        };
+        if length > MAX_READ_BYTES {
+            self.lock().length = length;
+            return Err(TOO_LONG.into());
+        }
+        self.lock().fit(length, while_read(length))?;
+        let mut buffer = Vec::with_capacity(length);
+        while let Some(data) = next_data(&mut body).await? {
+            if data.len() > length - buffer.len() {
+                return Err("the response is longer than its Content-Length".into());
+            }
+            buffer.extend_from_slice(&data);
+        }
+        if buffer.len() < length {
+            return Err("the response is shorter than its Content-Length".into());
+        }
+        Ok(buffer)
+    }
+
+    fn count(&self, body: &mut SdkBody) {
+        let inner = Mutex::new(std::mem::replace(body, SdkBody::taken()));
+        *body = SdkBody::from_body_1_x(CountedBody { inner, memory: self.clone() });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ResponseSize> {
+        self.0.lock()
+    }
+}
+
+impl ResponseSize {
+    /// Takes the memory of a response of this length. Fails if too little is free.
+    fn fit(&mut self, length: usize, bytes: usize) -> Result<(), BoxError> {
+        self.length = length;
+        if bytes <= self.space.taken() || self.space.resize(bytes) {
+            return Ok(());
+        }
+        if self.least.as_ref().is_some_and(Demand::is_urgent) {
+            self.space.resize_up_to(bytes);
+            return Ok(());
+        }
+        self.was_rejected = true;
+        Err(TOO_LITTLE_MEMORY.into())
+    }
+
+    /// Counts the next bytes of a response of unknown length. Returns true if they fit into memory.
+    fn grow(&mut self, bytes: usize) -> bool {
+        let length = self.length.saturating_add(bytes);
+        if self.was_rejected {
+            self.length = length;
+            return false;
+        }
+        // A buffer that grows takes up to twice the bytes that it holds.
+        self.fit(length, while_parsed(length)).is_ok()
+    }
+}
+
+fn known_length(body: &SdkBody) -> Option<usize> {
+    body.content_length().map(|length| usize::try_from(length).unwrap_or(usize::MAX))
+}
+
+/// Returns the next bytes of a body, or `None` at its end.
+async fn next_data(body: &mut SdkBody) -> Result<Option<Bytes>, BoxError> {
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await {
+        if let Ok(data) = frame?.into_data() {
+            return Ok(Some(data));
+        }
+    }
+    Ok(None)
+}
+
+/// The body of a response of unknown length, counted as it is read.
+struct CountedBody {
+    /// Never locked. The mutex only makes the type `Sync`.
+    inner: Mutex<SdkBody>,
+    memory: ResponseMemory,
+}
+
+impl Body for CountedBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Self { inner, memory } = self.get_mut();
+        let inner = inner.get_mut();
+        loop {
+            let frame = ready!(Pin::new(&mut *inner).poll_frame(context));
+            let mut response = memory.lock();
+            match &frame {
+                Some(Ok(data)) => {
+                    let fits = response.grow(data.data_ref().map_or(0, Bytes::len));
+                    if response.length > MAX_READ_BYTES {
+                        return Poll::Ready(Some(Err(TOO_LONG.into())));
+                    }
+                    if fits {
+                        return Poll::Ready(frame);
+                    }
+                }
+                None if response.was_rejected => {
+                    return Poll::Ready(Some(Err(TOO_LITTLE_MEMORY.into())));
+                }
+                _ => return Poll::Ready(frame),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,609 @@
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use aws_sdk_kinesis::config::http::HttpRequest;
+use aws_sdk_kinesis::config::timeout::TimeoutConfig;
+use aws_sdk_kinesis::config::{BehaviorVersion, Builder, Config, Credentials, Region};
+use aws_smithy_runtime_api::client::http::{
+    HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
+};
+use bytes::Bytes;
+use futures::FutureExt;
+use http_body::{Body, Frame, SizeHint};
+
+use super::super::memory_budget::MemoryBudget;
+use super::super::wire_format::WireFormat;
+use super::exchange::{CBOR, JSON};
+use super::*;
+use crate::error::{ErrorKind, RetryAction};
+use crate::mutex::Mutex;
+
+const ARN: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
+const HTML: &str = "text/html";
+
+/// A server with these answers, in order.
+#[derive(Debug, Clone, Default)]
+struct Server(Arc<Mutex<Script>>);
+
+#[derive(Debug, Default)]
+struct Script {
+    answers: VecDeque<Answer>,
+    /// The content type, the stated length and the body of each request.
+    requests: Vec<(String, String, Vec<u8>)>,
+    signed: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    content_type: &'static str,
+    body: SdkBody,
+}
+
+impl Server {
+    fn new(answers: impl IntoIterator<Item = Answer>) -> Self {
+        let answers = answers.into_iter().collect();
+        Self(Arc::new(Mutex::new(Script { answers, ..Script::default() })))
+    }
+
+    fn config(&self) -> Builder {
+        let connector = SharedHttpConnector::new(self.clone());
+        Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("eu-west-1"))
+            .credentials_provider(Credentials::new("test", "test", None, None, "test"))
+            .http_client(http_client_fn(move |_settings, _components| connector.clone()))
+    }
+
+    fn client(&self) -> Client {
+        Client::from_conf(self.config().build())
+    }
+
+    /// Returns the formats of the requests so far.
+    fn formats(&self) -> Vec<&'static str> {
+        let name = |kind: &str| if kind == CBOR { "cbor" } else { "json" };
+        self.0.lock().requests.iter().map(|(kind, ..)| name(kind)).collect()
+    }
+}
+
+impl HttpConnector for Server {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let header = |name: &str| request.headers().get(name).unwrap_or_default().to_owned();
+        let mut script = self.0.lock();
+        let body = request.body().bytes().unwrap_or_default().to_vec();
+        script.requests.push((header("content-type"), header("content-length"), body));
+        script.signed.push(header("authorization"));
+        let answer = script.answers.pop_front();
+        drop(script);
+        let Some(answer) = answer else {
+            return HttpConnectorFuture::new(std::future::pending());
+        };
+        let mut response = HttpResponse::new(answer.status.try_into().unwrap(), answer.body);
+        response.headers_mut().insert("content-type", answer.content_type);
+        HttpConnectorFuture::ready(Ok(response))
+    }
+}
+
+/// A body in frames, with the length that it states.
+struct Frames(VecDeque<Bytes>, Option<u64>);
+
+impl Body for Frames {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(self.0.pop_front().map(|data| Ok(Frame::data(data))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.1.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// A body that never arrives.
+struct Silence;
+
+impl Body for Silence {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Pending
+    }
+}
+
+fn answer(status: u16, content_type: &'static str, body: impl Into<SdkBody>) -> Answer {
+    Answer { status, content_type, body: body.into() }
+}
+
+fn in_frames(body: &[u8], length: Option<usize>) -> SdkBody {
+    let frames = body.chunks(7).map(Bytes::copy_from_slice).collect();
+    SdkBody::from_body_1_x(Frames(frames, length.map(|length| length as u64)))
+}
+
+/// Returns a JSON response with records of these sequence numbers.
+fn json(numbers: impl IntoIterator<Item = u32>) -> String {
+    let record = |number: u32| {
+        format!(
+            r#"{{"SequenceNumber":"{number}","PartitionKey":"key-{number}","Data":"aGVsbG8=",
+            "ApproximateArrivalTimestamp":1767225600.125,"EncryptionType":"KMS"}}"#
+        )
+    };
+    let records: Vec<_> = numbers.into_iter().map(record).collect();
+    format!(
+        r#"{{"Records":[{}],"NextShardIterator":"next","MillisBehindLatest":5}}"#,
+        records.join(",")
+    )
+}
+
+fn text(body: &mut Vec<u8>, text: &str) {
+    body.extend([0x78, u8::try_from(text.len()).unwrap()]);
+    body.extend(text.as_bytes());
+}
+
+/// Returns the same response in CBOR, with this payload.
+fn cbor_with(numbers: impl IntoIterator<Item = u32>, payload: &[u8; 5]) -> Vec<u8> {
+    let mut body = vec![0xbf];
+    text(&mut body, "Records");
+    body.push(0x9f);
+    for number in numbers {
+        body.push(0xbf);
+        text(&mut body, "SequenceNumber");
+        text(&mut body, &number.to_string());
+        text(&mut body, "PartitionKey");
+        text(&mut body, &format!("key-{number}"));
+        text(&mut body, "Data");
+        body.push(0x45);
+        body.extend(payload);
+        text(&mut body, "ApproximateArrivalTimestamp");
+        body.extend([0xc1, 0x1b]);
+        body.extend(1_767_225_600_125_u64.to_be_bytes());
+        text(&mut body, "EncryptionType");
+        text(&mut body, "KMS");
+        body.push(0xff);
+    }
+    body.push(0xff);
+    text(&mut body, "NextShardIterator");
+    text(&mut body, "next");
+    text(&mut body, "MillisBehindLatest");
+    body.extend([0x05, 0xff]);
+    body
+}
+
+fn cbor(numbers: impl IntoIterator<Item = u32>) -> Vec<u8> {
+    cbor_with(numbers, b"hello")
+}
+
+fn error_body(content_type: &str, code: &str, message: &str) -> Vec<u8> {
+    if content_type != CBOR {
+        return format!(r#"{{"__type":"{code}","message":"{message}"}}"#).into_bytes();
+    }
+    let mut body = vec![0xbf];
+    for part in ["__type", code, "message", message] {
+        text(&mut body, part);
+    }
+    body.push(0xff);
+    body
+}
+
+fn failed(status: u16, content_type: &'static str, code: &str) -> Answer {
+    answer(status, content_type, error_body(content_type, code, "no"))
+}
+
+/// A consumer of one shard.
+struct Reader {
+    client: Client,
+    wire: WireChoice,
+    pace: Pace,
+    memory: MemoryBudget,
+}
+
+impl Reader {
+    fn new(client: Client, format: WireFormat) -> Self {
+        let (wire, memory) = (WireChoice::new(format), MemoryBudget::new(1 << 20));
+        Self { client, wire, pace: Pace::new(Duration::from_secs(1)), memory }
+    }
+
+    async fn read(&mut self) -> RecordsOutcome {
+        let space = self.memory.shard().empty();
+        let request = RecordsRequest { iterator: "i", limit: 1000, space, least: None };
+        let (client, wire) = (&self.client, &self.wire);
+        RecordsCaller { client, arn: None, wire }.call(request, &mut self.pace).await
+    }
+
+    /// Makes a call and expects a response.
+    async fn numbers(&mut self) -> (Vec<String>, Option<FallbackReason>) {
+        let outcome = self.read().await;
+        let read = outcome.result.unwrap_or_else(|failed| panic!("{:?}", failed.failure));
+        (numbers(&read.response), outcome.fallback)
+    }
+
+    async fn failure(&mut self) -> (ClassifiedError, Option<FallbackReason>) {
+        let outcome = self.read().await;
+        (outcome.result.err().expect("expected a failure").failure, outcome.fallback)
+    }
+}
+
+fn auto(server: &Server) -> Reader {
+    Reader::new(server.client(), WireFormat::Auto)
+}
+
+/// Returns a reader that has checked CBOR.
+async fn checked(server: &Server) -> Reader {
+    let mut reader = auto(server);
+    let mut script = server.0.lock();
+    script.answers.push_front(answer(200, JSON, json([1])));
+    script.answers.push_front(answer(200, CBOR, cbor([1])));
+    drop(script);
+    assert_eq!(reader.numbers().await, (vec!["1".to_owned()], None));
+    server.0.lock().requests.clear();
+    reader
+}
+
+fn numbers(response: &Response) -> Vec<String> {
+    let records = response.records.iter().flatten();
+    let number = |record: &RecordRange| record.sequence_number.of(&response.buffer);
+    records.map(|record| String::from_utf8_lossy(number(record)).into_owned()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_in_cbor_is_complete_and_signed() {
+    let server = Server::new([answer(400, CBOR, cbor([]))]);
+    let space = MemoryBudget::new(1 << 20).shard().empty();
+    let iterator = "a".repeat(300);
+    let request = RecordsRequest { iterator: &iterator, limit: 10_000, space, least: None };
+    let (client, wire) = (&server.client(), &WireChoice::new(WireFormat::Auto));
+    // A checked format keeps the limit.
+    let mut trial = wire.begin().unwrap();
+    trial.answered(CborAnswer::Records);
+    trial.repeated(RepeatCause::Check, Repeated::Succeeded(Comparison::Equal));
+    let caller = RecordsCaller { client, arn: Some(ARN), wire };
+    caller.call(request, &mut Pace::new(Duration::from_secs(1))).await;
+    let mut expected = b"\xbf\x6dShardIterator\x79\x01\x2c".to_vec();
+    expected.extend(iterator.as_bytes());
+    expected.extend(b"\x65Limit\x19\x27\x10\x69StreamARN\x78\x34");
+    expected.extend(ARN.as_bytes());
+    expected.push(0xff);
+    let script = server.0.lock();
+    let length = expected.len().to_string();
+    assert_eq!(script.requests, [(CBOR.to_owned(), length, expected)]);
+    assert!(script.signed[0].contains("SignedHeaders=content-length;content-type;"), "{}", script.signed[0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn json_option_reads_by_json() {
+    let server = Server::new([answer(200, JSON, json([1, 2]))]);
+    let mut reader = Reader::new(server.client(), WireFormat::Json);
+    let RecordsOutcome { result, fallback } = reader.read().await;
+    let read = result.ok().unwrap();
+    assert_eq!((numbers(&read.response), fallback), (vec!["1".to_owned(), "2".to_owned()], None));
+    let record = read.response.records.as_ref().unwrap()[0];
+    assert_eq!(record.data.of(&read.response.buffer), b"hello");
+    assert_eq!(record.partition_key.of(&read.response.buffer), b"key-1");
+    assert_eq!(record.arrival_millis, Some(1_767_225_600_125));
+    assert_eq!((read.length, read.limit), (json([1, 2]).len(), 1000));
+    assert_eq!(read.response.next_shard_iterator.as_deref(), Some("next"));
+    assert_eq!(read.response.millis_behind_latest, Some(5));
+    let bytes = read.response.memory();
+    assert_eq!(read.space.taken(), bytes, "the reservation covers the response");
+    assert_eq!(server.formats(), ["json"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_records_are_compared_and_cbor_is_used_from_then_on() {
+    let answers = [
+        answer(200, CBOR, cbor([])),
+        answer(200, CBOR, cbor([1, 2])),
+        answer(200, JSON, json([1, 2, 3])),
+        answer(200, CBOR, in_frames(&cbor([4, 5]), Some(cbor([4, 5]).len()))),
+        answer(200, CBOR, in_frames(&cbor([6]), None)),
+    ];
+    let server = Server::new(answers);
+    let mut reader = auto(&server);
+    assert_eq!(reader.numbers().await.0, Vec::<String>::new());
+    assert_eq!(reader.numbers().await, (vec!["1".into(), "2".into(), "3".into()], None));
+    assert_eq!(reader.numbers().await, (vec!["4".into(), "5".into()], None));
+    assert_eq!(reader.numbers().await, (vec!["6".into()], None));
+    assert_eq!(server.formats(), ["cbor", "cbor", "json", "cbor", "cbor"]);
+    let script = server.0.lock();
+    let limited = String::from_utf8_lossy(&script.requests[2].2);
+    assert!(limited.contains(r#""Limit":100"#), "few records are compared: {limited}");
+    assert!(script.requests[3].2.ends_with(b"\x19\x03\xe8\xff"), "the limit is 1000");
+}
+
+#[tokio::test(start_paused = true)]
+async fn different_records_are_read_by_json() {
+    let cases = [
+        (cbor_with([1, 2], b"hullo"), json([1, 2])),
+        (cbor([2]), json([1, 2])),
+        (cbor([1, 3]), json([1, 2])),
+        (cbor([1]), json([1]).replace("key-1", "key-2")),
+        (cbor([1]), json([1]).replace("00.125", "00.127")),
+        (cbor([1]), json([1]).replace("KMS", "NONE")),
+        (cbor([1]), json([1]).replace("\"PartitionKey\":\"key-1\",", "")),
+    ];
+    for (first, second) in cases {
+        let server = Server::new([
+            answer(200, CBOR, first),
+            answer(200, JSON, second.clone()),
+            answer(200, JSON, json([7])),
+        ]);
+        let mut reader = auto(&server);
+        let (records, reason) = reader.numbers().await;
+        assert_eq!(records[0], "1", "the records of the JSON response are delivered");
+        assert_eq!(reason, Some(FallbackReason::Different), "{second}");
+        assert_eq!(reader.numbers().await, (vec!["7".into()], None));
+        assert_eq!(server.formats(), ["cbor", "json", "json"]);
+    }
+}
+
+/// JSON has the time as a fraction, which the decoder truncates.
+#[tokio::test(start_paused = true)]
+async fn rounded_time_is_no_difference() {
+    for time in ["00.124", "00.1249999", "00.126"] {
+        let by_json = json([1]).replace("00.125", time);
+        let server = Server::new([answer(200, CBOR, cbor([1])), answer(200, JSON, by_json)]);
+        assert_eq!(auto(&server).numbers().await, (vec!["1".into()], None), "{time}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_that_are_trimmed_during_the_comparison_are_no_difference() {
+    let server = Server::new([
+        answer(200, CBOR, cbor([1, 2])),
+        answer(200, JSON, json([3])),
+        answer(200, CBOR, cbor([4, 5, 6])),
+        answer(200, JSON, json([])),
+        answer(200, JSON, json([4])),
+        answer(200, CBOR, cbor([5, 6])),
+        answer(200, JSON, json([6, 7])),
+        answer(200, CBOR, cbor([8])),
+    ]);
+    let mut reader = auto(&server);
+    let mut read = Vec::new();
+    for _ in 0..5 {
+        let (records, reason) = reader.numbers().await;
+        read.push(records.concat());
+        assert_eq!(reason, None);
+    }
+    assert_eq!(read, ["3", "", "4", "67", "8"]);
+    let formats = server.formats().join(" ");
+    assert_eq!(formats, "cbor json cbor json json cbor json cbor");
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_comparison_returns_its_failure_and_delivers_nothing() {
+    let server = Server::new([
+        answer(200, CBOR, cbor([1])),
+        failed(400, JSON, "ProvisionedThroughputExceededException"),
+        answer(200, CBOR, cbor([1])),
+        answer(200, JSON, json([1])),
+    ]);
+    let mut reader = auto(&server);
+    let (failure, reason) = reader.failure().await;
+    assert_eq!((failure.action, reason), (RetryAction::SlowDown, None));
+    assert_eq!(reader.numbers().await, (vec!["1".into()], None));
+    assert_eq!(server.formats(), ["cbor", "json", "cbor", "json"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn server_without_cbor_is_read_by_json() {
+    let refusals = [
+        answer(500, HTML, "<html>500</html>"),
+        answer(404, "text/plain", ""),
+        failed(400, JSON, "SerializationException"),
+        answer(200, HTML, "<html>hello</html>"),
+        answer(200, JSON, "{}"),
+        failed(400, CBOR, "UnknownOperationException"),
+        failed(400, CBOR, "com.amazon#SerializationException"),
+    ];
+    for refusal in refusals {
+        let server =
+            Server::new([refusal, answer(200, JSON, json([1])), answer(200, JSON, json([2]))]);
+        let mut reader = auto(&server);
+        let first = (vec!["1".into()], Some(FallbackReason::NotSpoken));
+        assert_eq!(reader.numbers().await, first);
+        assert_eq!(reader.numbers().await, (vec!["2".into()], None));
+        assert_eq!(server.formats(), ["cbor", "json", "json"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn repeated_call_that_fails_as_well_proves_nothing() {
+    let server = Server::new([
+        answer(503, HTML, ""),
+        failed(503, JSON, "ServiceUnavailable"),
+        answer(200, CBOR, cbor([])),
+    ]);
+    let mut reader = auto(&server);
+    let (failure, reason) = reader.failure().await;
+    assert_eq!((failure.action, reason), (RetryAction::Retry, None));
+    assert_eq!(reader.numbers().await, (Vec::new(), None));
+    assert_eq!(server.formats(), ["cbor", "json", "cbor"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn json_answer_to_a_call_in_cbor_is_read_without_another_call() {
+    let server = Server::new([answer(200, JSON, json([1])), answer(200, JSON, json([2]))]);
+    let mut reader = auto(&server);
+    let first = (vec!["1".into()], Some(FallbackReason::NotSpoken));
+    assert_eq!(reader.numbers().await, first);
+    assert_eq!(reader.numbers().await, (vec!["2".into()], None));
+    assert_eq!(server.formats(), ["cbor", "json"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn unreadable_cbor_is_read_by_json() {
+    let short = &cbor([1, 2])[..60];
+    for is_checked in [false, true] {
+        let server = Server::new([answer(200, CBOR, short), answer(200, JSON, json([1, 2]))]);
+        let mut reader = if is_checked { checked(&server).await } else { auto(&server) };
+        let read = (vec!["1".into(), "2".into()], Some(FallbackReason::Unreadable));
+        assert_eq!(reader.numbers().await, read);
+        assert_eq!(server.formats(), ["cbor", "json"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_of_the_front_end_keep_a_checked_format() {
+    let outage = || answer(503, JSON, r#"{"code":"ServiceUnavailable","message":"no"}"#);
+    let mut answers: Vec<_> = (0..3).map(|_| outage()).collect();
+    answers.push(answer(200, CBOR, cbor([2])));
+    answers.extend((0..4).map(|_| outage()));
+    answers.push(answer(200, JSON, json([3])));
+    let server = Server::new(answers);
+    let mut reader = checked(&server).await;
+    for _ in 0..3 {
+        let (failure, reason) = reader.failure().await;
+        assert_eq!((failure.action, reason), (RetryAction::Retry, None));
+    }
+    assert_eq!(reader.numbers().await, (vec!["2".into()], None));
+    for _ in 0..3 {
+        reader.failure().await;
+    }
+    assert_eq!(reader.numbers().await, (vec!["3".into()], None), "the fourth is repeated");
+    assert_eq!(server.formats().concat(), "cbor".repeat(8) + "json");
+}
+
+#[tokio::test(start_paused = true)]
+async fn error_in_cbor_is_classified_like_the_same_error_in_json() {
+    let codes = [
+        (400, "ExpiredIteratorException"),
+        (400, "ProvisionedThroughputExceededException"),
+        (400, "KMSThrottlingException"),
+        (400, "KMSDisabledException"),
+        (400, "ResourceNotFoundException"),
+        (400, "InvalidArgumentException"),
+        (400, "AccessDeniedException"),
+        (403, "ExpiredTokenException"),
+        (500, "InternalFailureException"),
+        (500, "InternalFailure"),
+        (503, "ServiceUnavailable"),
+        (400, "ValidationException"),
+        (400, "SomethingNew"),
+    ];
+    for (status, code) in codes {
+        for prefix in ["", "com.amazonaws.kinesis#"] {
+            let name = format!("{prefix}{code}");
+            let server = Server::new([failed(status, CBOR, &name), failed(status, JSON, &name)]);
+            let in_cbor = auto(&server).failure().await.0;
+            let mut by_json = Reader::new(server.client(), WireFormat::Json);
+            let in_json = by_json.failure().await.0;
+            assert_eq!(server.formats(), ["cbor", "json"], "{name}");
+            assert_eq!(in_cbor.action, in_json.action, "{name}");
+            assert_eq!(in_cbor.error.kind(), in_json.error.kind(), "{name}");
+            assert_eq!(in_cbor.error.to_string(), in_json.error.to_string());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn error_without_a_code_is_classified_like_one_in_json() {
+    let server = Server::new([answer(500, CBOR, b"\xbf\xff".as_slice()), answer(500, JSON, "{}")]);
+    let in_cbor = auto(&server).failure().await.0;
+    let in_json = Reader::new(server.client(), WireFormat::Json).failure().await.0;
+    assert_eq!(in_cbor.action, in_json.action);
+    assert_eq!(in_cbor.error.to_string(), in_json.error.to_string());
+}
+
+#[tokio::test(start_paused = true)]
+async fn body_that_cannot_be_read_is_an_unusable_response() {
+    let body = json([1]);
+    let length = body.len();
+    let bodies = [
+        in_frames(body.as_bytes(), Some(length - 1)),
+        in_frames(body.as_bytes(), Some(length + 1)),
+        in_frames(body.as_bytes(), Some(usize::MAX)),
+        SdkBody::from(&body[..length - 1]),
+        SdkBody::from("<html>"),
+        SdkBody::empty(),
+    ];
+    for body in bodies {
+        let server = Server::new([answer(200, JSON, body)]);
+        let failure = Reader::new(server.client(), WireFormat::Json).failure().await.0;
+        assert_eq!(failure.action, RetryAction::RetryThenReport);
+        assert_eq!(failure.error.kind(), ErrorKind::Unavailable);
+        assert!(failure.error.to_string().contains("cannot be parsed"), "{}", failure.error);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn body_of_a_cbor_response_that_breaks_off_is_retried_by_cbor() {
+    let body = cbor([2]);
+    let server = Server::new([
+        answer(200, CBOR, in_frames(&body, Some(body.len() + 1))),
+        answer(200, CBOR, body),
+    ]);
+    let mut reader = checked(&server).await;
+    let (failure, reason) = reader.failure().await;
+    assert_eq!((failure.action, reason), (RetryAction::RetryThenReport, None));
+    assert_eq!(reader.numbers().await, (vec!["2".into()], None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn response_without_memory_is_rejected() {
+    let server = Server::new([answer(200, CBOR, cbor(0..9)), answer(200, JSON, json(0..9))]);
+    for format in [WireFormat::Auto, WireFormat::Json] {
+        let mut reader = Reader::new(server.client(), format);
+        reader.memory = MemoryBudget::new(1);
+        let shard = reader.memory.shard();
+        let mut held = shard.empty();
+        held.resize_up_to(usize::MAX);
+        let request = RecordsRequest { iterator: "i", limit: 9, space: shard.empty(), least: None };
+        let (client, wire) = (&reader.client, &reader.wire);
+        let caller = RecordsCaller { client, arn: None, wire };
+        let outcome = caller.call(request, &mut reader.pace).await;
+        let failed = outcome.result.err().unwrap();
+        let length = if format == WireFormat::Auto { cbor(0..9).len() } else { json(0..9).len() };
+        assert_eq!((failed.was_rejected, failed.length), (true, length));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_body_times_out() {
+    let server = Server::new([]);
+    let timeouts = TimeoutConfig::builder().operation_attempt_timeout(Duration::from_secs(2));
+    let impatient = server.config().timeout_config(timeouts.build()).build();
+    for (client, seconds) in [(server.client(), 20..31), (Client::from_conf(impatient), 2..3)] {
+        let body = SdkBody::from_body_1_x(Silence);
+        server.0.lock().answers.push_back(answer(200, JSON, body));
+        let began = Instant::now();
+        let failure = Reader::new(client, WireFormat::Json).failure().await.0;
+        assert_eq!(failure.error.kind(), ErrorKind::Unavailable);
+        let time = began.elapsed().as_secs();
+        assert!(seconds.contains(&time), "{time} s: {:?}", failure.action);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_call_gives_the_trial_back() {
+    let server = Server::new([answer(200, CBOR, cbor([1]))]);
+    let mut reader = auto(&server);
+    // Dropped while it waits for the turn of the repeated call, and then for its answer.
+    assert!(reader.read().now_or_never().is_none());
+    let wait = tokio::time::timeout(Duration::from_secs(1), reader.read());
+    assert!(wait.await.is_err());
+    server.0.lock().answers.push_back(answer(200, CBOR, cbor([])));
+    assert_eq!(reader.numbers().await, (Vec::new(), None));
+    assert_eq!(server.formats(), ["cbor", "cbor", "cbor"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn repeated_call_waits_for_its_turn() {
+    let server = Server::new([answer(200, CBOR, cbor([1])), answer(200, JSON, json([1]))]);
+    let mut reader = auto(&server);
+    reader.pace.ready().await;
+    reader.pace.note_call();
+    let began = Instant::now();
+    reader.numbers().await;
+    let pause = began.elapsed();
+    assert!((210..215).contains(&pause.as_millis()), "{pause:?}");
+}

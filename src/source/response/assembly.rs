@@ -1,0 +1,89 @@
+//! The parts that both decoders share: the buffer, the payloads and the times.
+
+use aws_smithy_types::DateTime;
+use base64_simd::STANDARD;
+
+use super::Unreadable;
+use crate::record::ByteRange;
+
+/// The most records that Kinesis returns for one call.
+const MOST_RECORDS: usize = 10_000;
+
+/// The fewest bytes of a body that one more record takes, with a sequence number of one digit.
+const SHORTEST_RECORD: usize = 16;
+
+/// The most children of a shard, and parents of a child, that are read. Kinesis has two.
+const MOST_RELATIVES: usize = 100;
+
+/// Times below this are in seconds, others in milliseconds: 10^11 is the year 5138 in seconds, and
+/// 1973 in milliseconds. Kinesis writes seconds in JSON and milliseconds in CBOR. Other servers write
+/// seconds in both.
+const FIRST_MILLIS: i64 = 100_000_000_000;
+
+const TOO_LONG: Unreadable = Unreadable("the body is too long");
+
+/// Refuses a body for which a range cannot be made.
+pub(super) fn check_length(body: &[u8]) -> Result<(), Unreadable> {
+    match ByteRange::new(0, body.len()) {
+        Some(_) => Ok(()),
+        None => Err(TOO_LONG),
+    }
+}
+
+/// Refuses a body of `length` bytes whose records take far more memory in the index than in the
+/// body. Only records without a sequence number are that short.
+#[inline]
+pub(super) fn check_count(records: usize, length: usize) -> Result<(), Unreadable> {
+    if records > MOST_RECORDS && records.saturating_mul(SHORTEST_RECORD) > length {
+        return Err(Unreadable("the records are too many for the length of the body"));
+    }
+    Ok(())
+}
+
+/// Refuses a body with far more children or parents than a shard can have.
+pub(super) fn check_relatives(count: usize) -> Result<(), Unreadable> {
+    if count > MOST_RELATIVES {
+        return Err(Unreadable("a shard has too many children or parents"));
+    }
+    Ok(())
+}
+
+/// Appends `value` to the tail of a body of `length` bytes, and returns its range.
+pub(super) fn append(
+    tail: &mut Vec<u8>,
+    length: usize,
+    value: &[u8],
+) -> Result<ByteRange, Unreadable> {
+    let start = length + tail.len();
+    let range = ByteRange::new(start, start + value.len());
+    tail.extend_from_slice(value);
+    range.ok_or(TOO_LONG)
+}
+
+/// Decodes the base64 text of a payload in place, and shortens the range to the payload.
+#[inline]
+pub(super) fn decode_payload(buffer: &mut [u8], data: &mut ByteRange) -> Result<(), Unreadable> {
+    let not_base64 = Unreadable("a payload is not base64");
+    let text = buffer.get_mut(data.start()..data.end()).ok_or(not_base64.clone())?;
+    let payload = STANDARD.decode_inplace(text).map_err(|_| not_base64.clone())?;
+    *data = ByteRange::new(data.start(), data.start() + payload.len()).ok_or(not_base64)?;
+    Ok(())
+}
+
+/// Returns the time in milliseconds.
+#[inline]
+pub(super) fn millis_of_integer(time: i64) -> i64 {
+    if time.unsigned_abs() < FIRST_MILLIS.unsigned_abs() { time * 1000 } else { time }
+}
+
+/// Returns the time in milliseconds, with the SDK's rounding. Returns `None` for a time that has no
+/// milliseconds.
+#[inline]
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "in range")]
+pub(super) fn millis_of_float(time: f64) -> Option<i64> {
+    if time.abs() < FIRST_MILLIS as f64 {
+        let time = DateTime::from_secs_f64(time);
+        return Some(time.secs() * 1000 + i64::from(time.subsec_nanos() / 1_000_000));
+    }
+    (time.abs() < i64::MAX as f64).then_some(time as i64)
+}

@@ -1,0 +1,171 @@
+//! Decodes the CBOR bodies of Kinesis (`application/x-amz-cbor-1.1`): maps by the member names of
+//! the JSON protocol, payloads as byte strings, times as integers of milliseconds.
+//!
+//! Clients of Kinesis accept all forms of CBOR, and other servers write all of them, so this decoder
+//! does too: maps, lists and strings with a length or without, in pieces, any tags, null for an
+//! absent member, base64 text for a payload. Unknown members are skipped, and the last of repeated
+//! members counts. A body that is cut short anywhere is refused.
+
+mod walk;
+
+use super::{ErrorBody, NamedChild, RecordRange, Response, Unreadable, assembly};
+use crate::record::{ByteRange, EncryptionType};
+use walk::{Payload, Read, Walk};
+
+/// The names of all members that are read.
+const MEMBERS: [&str; 15] = [
+    "Records",
+    "NextShardIterator",
+    "MillisBehindLatest",
+    "ChildShards",
+    "Data",
+    "PartitionKey",
+    "SequenceNumber",
+    "ApproximateArrivalTimestamp",
+    "EncryptionType",
+    "ShardId",
+    "ParentShards",
+    "__type",
+    "code",
+    "message",
+    "Message",
+];
+
+/// The records of a body, and those among them whose payload is still base64.
+#[derive(Default)]
+struct Index {
+    records: Vec<RecordRange>,
+    encoded: Vec<usize>,
+}
+
+/// Decodes the body of a successful `GetRecords` call.
+pub(super) fn decode(body: Vec<u8>) -> Result<Response, Unreadable> {
+    let length = body.len();
+    let ((mut response, index), tail) =
+        Walk::over(&body, |walk, name, (response, index): &mut (Response, Option<Index>)| {
+            match name {
+                b"Records" => *index = records(walk, length)?,
+                b"NextShardIterator" => response.next_shard_iterator = walk.string()?,
+                b"MillisBehindLatest" => response.millis_behind_latest = walk.integer()?,
+                b"ChildShards" => response.child_shards = children(walk)?,
+                _ => walk.skip()?,
+            }
+            Ok(())
+        })?;
+
+    response.buffer = body;
+    response.buffer.extend_from_slice(&tail);
+    if let Some(Index { mut records, encoded }) = index {
+        for number in encoded {
+            if let Some(record) = records.get_mut(number) {
+                assembly::decode_payload(&mut response.buffer, &mut record.data)?;
+            }
+        }
+        response.records = Some(records);
+    }
+    Ok(response)
+}
+
+/// Decodes the body of a failed call.
+pub(super) fn decode_error(body: &[u8]) -> Result<ErrorBody, Unreadable> {
+    let ((kind, error), _) =
+        Walk::over(body, |walk, name, (kind, error): &mut (Option<String>, ErrorBody)| {
+            match name {
+                b"__type" => *kind = walk.string()?,
+                b"code" => error.code = walk.string()?,
+                b"message" | b"Message" => {
+                    error.message = walk.string()?.or(error.message.take());
+                }
+                _ => walk.skip()?,
+            }
+            Ok(())
+        })?;
+    let code = kind.or(error.code);
+    Ok(ErrorBody { code: code.map(|code| without_namespace(&code).to_owned()), ..error })
+}
+
+/// Returns `X` of `namespace#X:address`. Servers write any part of that form.
+fn without_namespace(code: &str) -> &str {
+    let code = code.rsplit_once('#').map_or(code, |(_, code)| code);
+    code.split_once(':').map_or(code, |(code, _)| code)
+}
+
+fn records(walk: &mut Walk<'_>, length: usize) -> Read<Option<Index>> {
+    let Index { mut records, mut encoded } = Index::default();
+    let is_list = walk.list(|walk, follow| {
+        if let Some(follow) = follow.filter(|_| records.capacity() == 0) {
+            // A claim of many records in a short body gets no more memory than the body has.
+            let most = walk.left() / size_of::<RecordRange>();
+            records.reserve_exact(usize::try_from(follow).unwrap_or(most).min(most) + 1);
+        }
+        if let Some((record, is_base64)) = record(walk)? {
+            if is_base64 {
+                encoded.push(records.len());
+            }
+            records.push(record);
+            walk.check(assembly::check_count(records.len(), length))?;
+        }
+        Ok(())
+    })?;
+    Ok(is_list.then_some(Index { records, encoded }))
+}
+
+/// Reads a record, and whether its payload is base64. Returns `None` for null.
+#[inline]
+fn record(walk: &mut Walk<'_>) -> Read<Option<(RecordRange, bool)>> {
+    let mut payload = Payload { range: ByteRange::EMPTY, is_base64: false };
+    let mut partition_key = ByteRange::ABSENT;
+    let mut sequence_number = ByteRange::EMPTY;
+    let mut arrival_millis = None;
+    let mut encryption_type = EncryptionType::None;
+    let is_map = walk.map(|walk, name| {
+        match name {
+            b"Data" => payload = walk.payload()?,
+            b"PartitionKey" => partition_key = walk.text()?,
+            b"SequenceNumber" => {
+                let number = walk.text()?;
+                sequence_number = if number.is_absent() { ByteRange::EMPTY } else { number };
+            }
+            b"ApproximateArrivalTimestamp" => arrival_millis = walk.time()?,
+            b"EncryptionType" => {
+                let text = walk.unchecked_text()?;
+                let is_kms = walk.get(text) == b"KMS";
+                encryption_type = if is_kms { EncryptionType::Kms } else { EncryptionType::None };
+            }
+            _ => walk.skip()?,
+        }
+        Ok(())
+    })?;
+    let data = payload.range;
+    let record =
+        RecordRange { data, partition_key, sequence_number, arrival_millis, encryption_type };
+    Ok(is_map.then_some((record, payload.is_base64)))
+}
+
+fn children(walk: &mut Walk<'_>) -> Read<Vec<NamedChild>> {
+    let mut children = Vec::new();
+    walk.list(|walk, _| {
+        children.extend(child(walk)?);
+        walk.check(assembly::check_relatives(children.len()))
+    })?;
+    Ok(children)
+}
+
+fn child(walk: &mut Walk<'_>) -> Read<Option<NamedChild>> {
+    let mut child = NamedChild { id: String::new(), parents: Vec::new() };
+    let is_map = walk.map(|walk, name| {
+        match name {
+            b"ShardId" => child.id = walk.string()?.unwrap_or_default(),
+            b"ParentShards" => {
+                child.parents.clear();
+                walk.list(|walk, _| {
+                    child.parents.extend(walk.string()?);
+                    walk.check(assembly::check_relatives(child.parents.len()))
+                })?;
+            }
+            _ => walk.skip()?,
+        }
+        Ok(())
+    })?;
+    Ok(is_map.then_some(child))
+}

@@ -1,0 +1,443 @@
+//! Walks over the values of a CBOR body (RFC 8949) in one pass.
+//!
+//! Each value is taken in whatever form it has: with or without a length, in pieces, and with any
+//! tags. The walk is written for the form that Kinesis uses, a few instructions per value. All other
+//! forms leave that path early.
+
+use crate::record::ByteRange;
+use crate::source::response::{Unreadable, assembly};
+
+pub(super) type Read<T> = Result<T, Refused>;
+
+/// States that the walk has refused the body, and holds the reason. An error without a size returns
+/// in a register, and every value of a body returns through several results.
+#[derive(Debug)]
+pub(super) struct Refused;
+
+/// The depth to which an unknown member may be nested. No member of Kinesis is nested deeper.
+const MAX_DEPTH: u8 = 32;
+
+/// Replaces the number of elements where an [`END`] follows the last one.
+const UNTIL_END: u64 = u64::MAX;
+
+const CUT_SHORT: &str = "the body is cut short";
+const MALFORMED: &str = "the body is not CBOR";
+const OUT_OF_RANGE: &str = "a number is out of range";
+const WRONG_TYPE: &str = "a member has the wrong type";
+
+// The major types.
+const UNSIGNED: u8 = 0;
+const NEGATIVE: u8 = 1;
+const BYTES: u8 = 2;
+const TEXT: u8 = 3;
+const ARRAY: u8 = 4;
+const MAP: u8 = 5;
+const TAG: u8 = 6;
+
+// Heads of major type 7.
+const NULL: u8 = 0xf6;
+const UNDEFINED: u8 = 0xf7;
+const HALF: u8 = 0xf9;
+const FLOAT: u8 = 0xfa;
+const DOUBLE: u8 = 0xfb;
+const END: u8 = 0xff;
+
+/// The place of the walk in the body.
+pub(super) struct Walk<'a> {
+    body: &'a [u8],
+    /// The body from the next value.
+    rest: &'a [u8],
+    /// The values that the body has only in pieces. Their ranges begin where the body ends.
+    tail: Vec<u8>,
+    /// The reason for which the body was refused.
+    refusal: Unreadable,
+}
+
+/// A payload as the body has it.
+#[derive(Clone, Copy)]
+pub(super) struct Payload {
+    pub(super) range: ByteRange,
+    /// True for a text: it is the base64 of the payload.
+    pub(super) is_base64: bool,
+}
+
+/// The head of a value.
+#[derive(Clone, Copy)]
+struct Head {
+    first: u8,
+    /// The number, the length or the bits of a float. Not used if the value has no length.
+    argument: u64,
+}
+
+impl Head {
+    #[inline]
+    fn major(self) -> u8 {
+        self.first >> 5
+    }
+
+    #[inline]
+    fn has_length(self) -> bool {
+        self.first & 31 != 31
+    }
+
+    #[inline]
+    fn is_null(self) -> bool {
+        matches!(self.first, NULL | UNDEFINED)
+    }
+}
+
+impl<'a> Walk<'a> {
+    /// Walks over a whole body, which must be one map.
+    pub(super) fn over<T: Default>(
+        body: &'a [u8],
+        mut member: impl FnMut(&mut Self, &[u8], &mut T) -> Read<()>,
+    ) -> Result<(T, Vec<u8>), Unreadable> {
+        assembly::check_length(body)?;
+        let refusal = Unreadable(MALFORMED);
+        let (mut walk, mut value) =
+            (Self { body, rest: body, tail: Vec::new(), refusal }, T::default());
+        match walk.map(|walk, name| member(walk, name, &mut value)) {
+            Err(Refused) => Err(walk.refusal),
+            Ok(false) => Err(Unreadable(WRONG_TYPE)),
+            Ok(true) if !walk.rest.is_empty() => {
+                Err(Unreadable("bytes follow the end of the body"))
+            }
+            Ok(true) => Ok((value, walk.tail)),
+        }
+    }
+
+    #[cold]
+    fn refuse<T>(&mut self, reason: &'static str) -> Read<T> {
+        self.check(Err(Unreadable(reason)))
+    }
+
+    /// Refuses the body if a check has.
+    #[inline]
+    pub(super) fn check<T>(&mut self, result: Result<T, Unreadable>) -> Read<T> {
+        result.map_err(|refusal| {
+            self.refusal = refusal;
+            Refused
+        })
+    }
+
+    pub(super) fn left(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// Returns the bytes of a value that was read before.
+    #[inline]
+    pub(super) fn get(&self, range: ByteRange) -> &[u8] {
+        match range.start().checked_sub(self.body.len()) {
+            None => range.of(self.body),
+            Some(start) => self.tail.get(start..start + range.len()).unwrap_or_default(),
+        }
+    }
+
+    /// Reads a map, one member after the other. Returns false for null.
+    #[inline]
+    pub(super) fn map(
+        &mut self,
+        mut member: impl FnMut(&mut Self, &[u8]) -> Read<()>,
+    ) -> Read<bool> {
+        let head = self.value()?;
+        if head.major() != MAP {
+            return if head.is_null() { Ok(false) } else { self.refuse(WRONG_TYPE) };
+        }
+        let mut left = self.count(head)?;
+        while self.has_another(&mut left) {
+            let name = self.name()?;
+            member(self, name)?;
+        }
+        Ok(true)
+    }
+
+    /// Reads a list, one element after the other. `element` gets the number of elements that
+    /// follow, if the list states it. Returns false for null.
+    #[inline]
+    pub(super) fn list(
+        &mut self,
+        mut element: impl FnMut(&mut Self, Option<u64>) -> Read<()>,
+    ) -> Read<bool> {
+        let head = self.value()?;
+        if head.major() != ARRAY {
+            return if head.is_null() { Ok(false) } else { self.refuse(WRONG_TYPE) };
+        }
+        let mut left = self.count(head)?;
+        while self.has_another(&mut left) {
+            element(self, (left != UNTIL_END).then_some(left))?;
+        }
+        Ok(true)
+    }
+
+    /// Reads a text, or null, which is absent.
+    #[inline]
+    pub(super) fn text(&mut self) -> Read<ByteRange> {
+        let range = self.unchecked_text()?;
+        // Nearly all texts are ASCII, and that is checked faster.
+        let text = self.get(range);
+        if !text.is_ascii() && str::from_utf8(text).is_err() {
+            return self.refuse("a text is not UTF-8");
+        }
+        Ok(range)
+    }
+
+    /// Reads a text, or null, which is absent. Does not check for UTF-8.
+    #[inline]
+    pub(super) fn unchecked_text(&mut self) -> Read<ByteRange> {
+        let head = self.value()?;
+        if head.major() == TEXT && head.has_length() {
+            let length = self.take(head.argument)?.len();
+            return self.range_before(length);
+        }
+        self.other_text(head)
+    }
+
+    #[cold]
+    fn other_text(&mut self, head: Head) -> Read<ByteRange> {
+        match head.major() {
+            TEXT => self.pieces(TEXT),
+            _ if head.is_null() => Ok(ByteRange::ABSENT),
+            _ => self.refuse(WRONG_TYPE),
+        }
+    }
+
+    /// Reads a text, or null, into memory of its own.
+    pub(super) fn string(&mut self) -> Read<Option<String>> {
+        let range = self.text()?;
+        if range.is_absent() {
+            return Ok(None);
+        }
+        Ok(Some(String::from_utf8_lossy(self.get(range)).into_owned()))
+    }
+
+    /// Reads a byte string, or a text that is its base64, or null, which is empty.
+    #[inline]
+    pub(super) fn payload(&mut self) -> Read<Payload> {
+        let head = self.value()?;
+        let is_base64 = head.major() == TEXT;
+        if (head.major() == BYTES || is_base64) && head.has_length() {
+            let length = self.take(head.argument)?.len();
+            return Ok(Payload { range: self.range_before(length)?, is_base64 });
+        }
+        let range = match head.major() {
+            BYTES | TEXT => self.pieces(head.major())?,
+            _ if head.is_null() => ByteRange::EMPTY,
+            _ => return self.refuse(WRONG_TYPE),
+        };
+        Ok(Payload { range, is_base64 })
+    }
+
+    /// Reads an integer, or null.
+    pub(super) fn integer(&mut self) -> Read<Option<i64>> {
+        let head = self.value()?;
+        match head.major() {
+            UNSIGNED | NEGATIVE => self.integer_of(head).map(Some),
+            _ if head.is_null() => Ok(None),
+            _ => self.refuse(WRONG_TYPE),
+        }
+    }
+
+    /// Reads a time in milliseconds, or null.
+    #[inline]
+    pub(super) fn time(&mut self) -> Read<Option<i64>> {
+        let head = self.value()?;
+        match head.major() {
+            UNSIGNED | NEGATIVE => {
+                self.integer_of(head).map(|time| Some(assembly::millis_of_integer(time)))
+            }
+            _ => self.other_time(head),
+        }
+    }
+
+    #[inline]
+    fn integer_of(&mut self, head: Head) -> Read<i64> {
+        match i64::try_from(head.argument) {
+            Ok(number) if head.major() == UNSIGNED => Ok(number),
+            Ok(number) => Ok(-1 - number),
+            Err(_) => self.refuse(OUT_OF_RANGE),
+        }
+    }
+
+    #[cold]
+    fn other_time(&mut self, head: Head) -> Read<Option<i64>> {
+        let time = match head.first {
+            HALF => half(head.argument),
+            #[allow(clippy::cast_possible_truncation, reason = "four bytes were read")]
+            FLOAT => f64::from(f32::from_bits(head.argument as u32)),
+            DOUBLE => f64::from_bits(head.argument),
+            NULL | UNDEFINED => return Ok(None),
+            _ => return self.refuse(WRONG_TYPE),
+        };
+        match assembly::millis_of_float(time) {
+            Some(millis) => Ok(Some(millis)),
+            None => self.refuse(OUT_OF_RANGE),
+        }
+    }
+
+    /// Skips a value of any type.
+    pub(super) fn skip(&mut self) -> Read<()> {
+        self.skip_nested(MAX_DEPTH)
+    }
+
+    fn skip_nested(&mut self, depth: u8) -> Read<()> {
+        let Some(depth) = depth.checked_sub(1) else {
+            return self.refuse("a member is nested too deeply");
+        };
+        let head = self.value()?;
+        let elements = match head.major() {
+            BYTES | TEXT if head.has_length() => return self.take(head.argument).map(drop),
+            BYTES | TEXT => {
+                while self.piece(head.major())?.is_some() {}
+                return Ok(());
+            }
+            MAP => 2,
+            ARRAY => 1,
+            _ if head.first == END => return self.refuse(MALFORMED),
+            _ => return Ok(()),
+        };
+        let mut left = self.count(head)?;
+        while self.has_another(&mut left) {
+            for _ in 0..elements {
+                self.skip_nested(depth)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the name of a member.
+    #[inline]
+    fn name(&mut self) -> Read<&'a [u8]> {
+        if let Some((&first @ 0x60..=0x77, rest)) = self.rest.split_first() {
+            self.rest = rest;
+            return self.take(u64::from(first - 0x60));
+        }
+        let head = self.value()?;
+        if head.major() != TEXT {
+            return self.refuse(WRONG_TYPE);
+        }
+        if head.has_length() { self.take(head.argument) } else { self.pieced_name() }
+    }
+
+    #[cold]
+    fn pieced_name(&mut self) -> Read<&'a [u8]> {
+        let range = self.pieces(TEXT)?;
+        let name = super::MEMBERS.iter().find(|name| name.as_bytes() == self.get(range));
+        Ok(name.map_or(b"", |name| name.as_bytes()))
+    }
+
+    /// Joins the pieces of a string in the tail.
+    #[cold]
+    fn pieces(&mut self, major: u8) -> Read<ByteRange> {
+        let start = self.tail.len();
+        while let Some(piece) = self.piece(major)? {
+            self.tail.extend_from_slice(piece);
+        }
+        let before = self.body.len();
+        ByteRange::new(before + start, before + self.tail.len()).ok_or(Refused)
+    }
+
+    /// Reads a piece of a string, or the end of it.
+    fn piece(&mut self, major: u8) -> Read<Option<&'a [u8]>> {
+        let head = self.head()?;
+        if head.first == END {
+            return Ok(None);
+        }
+        if head.major() != major || !head.has_length() {
+            return self.refuse(MALFORMED);
+        }
+        self.take(head.argument).map(Some)
+    }
+
+    /// Returns the number of elements of a list, or of members of a map.
+    #[inline]
+    fn count(&mut self, head: Head) -> Read<u64> {
+        if !head.has_length() {
+            return Ok(UNTIL_END);
+        }
+        // Each element takes a byte.
+        if head.argument > self.rest.len() as u64 {
+            return self.refuse(CUT_SHORT);
+        }
+        Ok(head.argument)
+    }
+
+    #[inline]
+    fn has_another(&mut self, left: &mut u64) -> bool {
+        if *left == UNTIL_END {
+            let Some((&END, rest)) = self.rest.split_first() else { return true };
+            self.rest = rest;
+            return false;
+        }
+        let has_another = *left != 0;
+        *left -= u64::from(has_another);
+        has_another
+    }
+
+    #[inline]
+    fn take(&mut self, length: u64) -> Read<&'a [u8]> {
+        let split = usize::try_from(length).ok().and_then(|at| self.rest.split_at_checked(at));
+        let Some((taken, rest)) = split else { return self.refuse(CUT_SHORT) };
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    /// Returns the range of the last bytes that were read.
+    #[inline]
+    fn range_before(&self, length: usize) -> Read<ByteRange> {
+        let end = self.body.len() - self.rest.len();
+        ByteRange::new(end - length, end).ok_or(Refused)
+    }
+
+    /// Reads the head of a value after its tags.
+    #[inline]
+    fn value(&mut self) -> Read<Head> {
+        let mut head = self.head()?;
+        while head.major() == TAG {
+            head = self.head()?;
+        }
+        Ok(head)
+    }
+
+    #[allow(clippy::inline_always, reason = "measured: a call costs more than the whole head")]
+    #[inline(always)]
+    fn head(&mut self) -> Read<Head> {
+        let Some((&first, rest)) = self.rest.split_first() else { return self.refuse(CUT_SHORT) };
+        self.rest = rest;
+        let info = first & 31;
+        let argument = if info < 24 { u64::from(info) } else { self.long_argument(first)? };
+        Ok(Head { first, argument })
+    }
+
+    #[inline(never)]
+    fn long_argument(&mut self, first: u8) -> Read<u64> {
+        match first & 31 {
+            24 => self.array().map(|[byte]| u64::from(byte)),
+            25 => self.array().map(|bytes| u64::from(u16::from_be_bytes(bytes))),
+            26 => self.array().map(|bytes| u64::from(u32::from_be_bytes(bytes))),
+            27 => self.array().map(u64::from_be_bytes),
+            31 if matches!(first >> 5, BYTES | TEXT | ARRAY | MAP) || first == END => Ok(0),
+            _ => self.refuse(MALFORMED),
+        }
+    }
+
+    #[inline]
+    fn array<const N: usize>(&mut self) -> Read<[u8; N]> {
+        let Some((bytes, rest)) = self.rest.split_first_chunk() else {
+            return self.refuse(CUT_SHORT);
+        };
+        self.rest = rest;
+        Ok(*bytes)
+    }
+}
+
+/// Decodes a float of two bytes: sign (1 bit), exponent (5), significand (10).
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "few bits")]
+fn half(bits: u64) -> f64 {
+    let significand = (bits & 0x3ff) as f64 / 1024.0;
+    let size = match (bits >> 10 & 31) as i32 {
+        0 => significand * 2f64.powi(-14),
+        31 => f64::NAN,
+        exponent => (1.0 + significand) * 2f64.powi(exponent - 15),
+    };
+    if bits & 0x8000 == 0 { size } else { -size }
+}
