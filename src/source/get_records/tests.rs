@@ -275,7 +275,11 @@ async fn request_in_cbor_is_complete_and_signed() {
     let script = server.0.lock();
     let length = expected.len().to_string();
     assert_eq!(script.requests, [(CBOR.to_owned(), length, expected)]);
-    assert!(script.signed[0].contains("SignedHeaders=content-length;content-type;"), "{}", script.signed[0]);
+    assert!(
+        script.signed[0].contains("SignedHeaders=content-length;content-type;"),
+        "{}",
+        script.signed[0]
+    );
 }
 
 #[tokio::test(start_paused = true)]
